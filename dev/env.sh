@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Makes the one Python environment for development and tests, outside the tree, keyed on what it is made of.
+# .venv in the checkout is a link to it. A second call with the same inputs does nothing.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+cache=${ESPALIER_CACHE:-$HOME/.cache/espalier}
+project=$(sed -n '/^dependencies/,/^\[project.scripts\]/p' "$root/pyproject.toml")
+key=$( (cat "$root/constraints.txt" "$root/dev/overrides.txt"; echo "$project") | sha256sum | cut -c1-12)
+venv=$cache/venv-$key
+uv=$(command -v uv || true)
+if [ -z "$uv" ]; then
+  uv=$cache/uv/bin/uv
+  [ -x "$uv" ] || { python3 -m venv "$cache/uv" && "$cache/uv/bin/pip" install -q uv; }
+fi
+if [ ! -e "$venv/.complete" ]; then
+  rm -rf "$venv"
+  "$uv" venv -q --python "$(command -v python3.11 || command -v python3)" "$venv"
+  extras=operator,trainer,rollout,runner,cli,model,test
+  UV_LINK_MODE=${UV_LINK_MODE:-hardlink} "$uv" pip install -q --python "$venv/bin/python" -c "$root/constraints.txt" \
+    --override "$root/dev/overrides.txt" -r <("$uv" pip compile -q --python "$venv/bin/python" --no-header --no-annotate -c "$root/constraints.txt" \
+    --override "$root/dev/overrides.txt" $(printf ' --extra %s' ${extras//,/ }) "$root/pyproject.toml")
+  # Older environments are of no use once a newer one is complete.
+  touch "$venv/.complete"
+  find "$cache" -maxdepth 1 -name 'venv-*' ! -path "$venv" -exec rm -rf {} +
+fi
+# The package itself is editable, so that code changes need no install and vLLM finds the plug-in's entry point.
+# The environment is shared by checkouts: the last one to call wins.
+installed="$root $(sha256sum < "$root/pyproject.toml")"
+if [ "$(cat "$venv/.root" 2>/dev/null)" != "$installed" ]; then
+  "$uv" pip install -q --python "$venv/bin/python" --no-deps -e "$root"
+  printf %s "$installed" > "$venv/.root"
+fi
+ln -sfn "$venv" "$root/.venv"
