@@ -1,0 +1,99 @@
+"""Checkpoint: one committed optimizer step, a node of the tree. Immutable, written by the operator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from espalier.api.meta import (
+    Condition,
+    Digest,
+    Metric,
+    ObjectMeta,
+    ObjectRef,
+    Type,
+    cel,
+    list_map,
+)
+
+
+class Hyperparameters(Type):
+    """What the step was taken with."""
+
+    learning_rate: str = Field(default="", description="learningRate applied.", max_length=32)
+    group_size: int = Field(default=0, ge=0, description="groupSize applied.")
+    loss: str = Field(default="", description="loss applied.", max_length=64)
+
+
+class CheckpointSpec(Type):
+    """What was committed. Immutable."""
+
+    model_ref: ObjectRef = Field(description="modelRef names the TrainableModel.")
+    run_ref: ObjectRef | None = Field(default=None, description="runRef names the TrainingRun.")
+    parent_ref: ObjectRef | None = Field(
+        default=None,
+        description="parentRef is the Checkpoint that the step started from; of another model at the "
+        "root of a fork, absent at the root of a base.",
+    )
+    step: int = Field(ge=1, description="step counts optimizer steps along the lineage.")
+    branch: str = Field(
+        description="branch is main, or b<epoch> after a rollback.",
+        pattern=r"^(main|b[0-9]+)$",
+        max_length=32,
+    )
+    epoch: int = Field(ge=1, description="epoch of the head that the step was taken under.")
+    uri: str = Field(description="uri of the bytes on the volume.", max_length=400)
+    digest: Digest = Field(description="digest of the checkpoint's manifest.")
+    size_bytes: int = Field(
+        default=0, ge=0, description="sizeBytes of the checkpoint.", json_schema_extra={"format": "int64"}
+    )
+    lora_rank: int = Field(default=0, ge=0, description="loraRank of the adapter.")
+    hyperparameters: Hyperparameters = Field(
+        default_factory=Hyperparameters, description="hyperparameters of the step."
+    )
+    deletion_policy: Literal["Retain", "Delete"] = Field(
+        default="Retain", description="deletionPolicy of the bytes."
+    )
+
+
+class CheckpointStatus(Type):
+    """Where the checkpoint is used. Only the operator writes it."""
+
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="conditions are Ready, InUse and Superseded.",
+        max_length=12,
+        json_schema_extra=list_map("type"),
+    )
+    observed_generation: int = Field(
+        default=-1, description="observedGeneration last reconciled; -1 before the first pass."
+    )
+    heads: list[str] = Field(
+        default_factory=list,
+        description="heads whose current checkpoint this is.",
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    head_mark: str | None = Field(
+        default=None, description="headMark is '> ' and the heads, for tables.", max_length=400
+    )
+    metrics: list[Metric] = Field(
+        default_factory=list,
+        description="metrics of the step.",
+        max_length=64,
+        json_schema_extra=list_map("name"),
+    )
+
+
+class Checkpoint(BaseModel):
+    """A Checkpoint as read from the API server."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    metadata: ObjectMeta
+    spec: CheckpointSpec
+    status: CheckpointStatus = Field(default_factory=CheckpointStatus)
+
+
+SPEC_RULES = cel(("self == oldSelf", "a Checkpoint's spec is immutable"))

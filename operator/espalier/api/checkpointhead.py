@@ -1,0 +1,160 @@
+"""CheckpointHead: what the slug serves and what training continues from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from espalier.api.meta import (
+    Condition,
+    DecimalString,
+    ObjectMeta,
+    ObjectRef,
+    Type,
+    cel,
+    list_map,
+)
+
+
+class Gate(Type):
+    """A metric that a checkpoint must reach before a tracking head advances over it."""
+
+    metric: str = Field(
+        description="metric is a name in Checkpoint status.metrics, for example reward/mean.",
+        min_length=1,
+        max_length=64,
+    )
+    min: DecimalString = Field(description='min is the lowest value, a quoted decimal such as "0.42".')
+
+
+class CheckpointHeadSpec(Type):
+    """The desired head. Only Git or a user writes it."""
+
+    model_ref: ObjectRef = Field(
+        description="modelRef names the TrainableModel in the same namespace. Immutable.",
+        json_schema_extra=cel(("self == oldSelf", "modelRef is immutable: create another head")),
+    )
+    # Required, so that Git always states it and a hand edit shows as drift.
+    mode: Literal["Track", "Pin"] = Field(
+        description="mode is Track to follow the newest Ready checkpoint, or Pin to hold checkpointRef."
+    )
+    checkpoint_ref: ObjectRef | None = Field(
+        default=None,
+        description="checkpointRef is the pinned checkpoint. Ignored when mode is Track.",
+    )
+    on_pin: Literal["Pause", "Branch", "Continue"] = Field(
+        default="Pause",
+        description="onPin says what the run does while the head is pinned: Pause it, Branch from the "
+        "pinned checkpoint, or Continue unaffected.",
+    )
+    gate: Gate | None = Field(
+        default=None, description="gate lets Track advance only over checkpoints that pass it."
+    )
+
+    # One-way on purpose: a two-way rule would wedge Argo CD's self-heal.
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "self.mode != 'Pin' || has(self.checkpointRef)",
+                "mode Pin needs checkpointRef: name the Checkpoint to hold",
+                ".checkpointRef",
+            )
+        )
+    )
+
+
+class CurrentCheckpoint(Type):
+    """The actuated checkpoint."""
+
+    name: str = Field(description="name of the Checkpoint; empty for the base.", max_length=63)
+    step: int = Field(default=0, ge=0, description="step of the Checkpoint; 0 for the base.")
+    digest: str = Field(default="", description="digest that was loaded.", max_length=71)
+    epoch: int = Field(default=0, ge=0, description="epoch in which it became current.")
+
+
+class HeadMove(Type):
+    """One move of the head."""
+
+    name: str = Field(description="name of the Checkpoint; empty for the base.", max_length=63)
+    step: int = Field(default=0, ge=0, description="step of the Checkpoint.")
+    epoch: int = Field(default=0, ge=0, description="epoch of the move.")
+    reason: Literal["Advanced", "Pinned", "Unpinned", "Branched"] = Field(
+        description="reason of the move."
+    )
+    time: str = Field(
+        description="time of the move.", max_length=32, json_schema_extra={"format": "date-time"}
+    )
+
+
+class PodDigest(Type):
+    """What one rollout pod serves."""
+
+    name: str = Field(description="name of the pod.", max_length=253)
+    digest: str = Field(default="", description="digest that it serves; empty for the base.", max_length=71)
+
+
+class NameOnly(Type):
+    """A checkpoint by name; empty for the base."""
+
+    name: str = Field(description="name of the Checkpoint; empty for the base.", max_length=63)
+
+
+class CheckpointHeadStatus(Type):
+    """The observed head. Only the operator writes it."""
+
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="conditions are Ready, Reconciling, Stalled and Pinned.",
+        max_length=12,
+        json_schema_extra=list_map("type"),
+    )
+    observed_generation: int = Field(
+        default=-1, description="observedGeneration last reconciled; -1 before the first pass."
+    )
+    target: NameOnly | None = Field(
+        default=None, description="target is accepted, perhaps not yet served."
+    )
+    current: CurrentCheckpoint | None = Field(
+        default=None, description="current is what the rollouts serve."
+    )
+    previous: NameOnly | None = Field(default=None, description="previous was current before.")
+    latest: NameOnly | None = Field(
+        default=None, description="latest is the newest Ready checkpoint of the live branch."
+    )
+    branch: str = Field(
+        default="main", description="branch that training extends.", max_length=32
+    )
+    branch_base: NameOnly | None = Field(
+        default=None,
+        description="branchBase is where onPin: Branch grew the live branch; Track follows its descendants.",
+    )
+    # One Branch per (generation, ref): what the live epoch was raised for.
+    epoch_cause: str = Field(
+        default="", description="epochCause is the request that raised the epoch.", max_length=128
+    )
+    epoch: int = Field(
+        default=0, ge=0, description="epoch grows on every move that is not a fast-forward."
+    )
+    history: list[HeadMove] = Field(
+        default_factory=list,
+        description="history of moves, newest first.",
+        max_length=20,
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    pods: list[PodDigest] = Field(
+        default_factory=list,
+        description="pods and what they serve.",
+        max_length=64,
+        json_schema_extra=list_map("name"),
+    )
+
+
+class CheckpointHead(BaseModel):
+    """A CheckpointHead as read from the API server."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    metadata: ObjectMeta
+    spec: CheckpointHeadSpec
+    status: CheckpointHeadStatus = Field(default_factory=CheckpointHeadStatus)

@@ -1,0 +1,113 @@
+"""What the four kinds share: identifiers, references, conditions, the base of every API type.
+
+Conventions follow the Kubernetes API conventions: decimals are strings, enums CamelCase,
+references are ``fooRef: {name}`` in the same namespace, list maps are keyed.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+GROUP = "espalier.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+DECIMAL_PATTERN = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$"
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+# Written as a string because YAML readers disagree on numbers such as 1e-4.
+DecimalString = Annotated[str, Field(pattern=DECIMAL_PATTERN, max_length=32)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=63)]
+Digest = Annotated[str, Field(pattern=r"^sha256:[a-f0-9]{64}$", max_length=71)]
+
+
+def cel(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
+    """CEL rules for a schema node: (rule, message) or (rule, message, fieldPath)."""
+    validations = []
+    for rule in rules:
+        entry = {"rule": rule[0], "message": rule[1]}
+        if len(rule) == 3:
+            entry["fieldPath"] = rule[2]
+        validations.append(entry)
+    return {"x-kubernetes-validations": validations}
+
+
+def list_map(*keys: str) -> dict[str, Any]:
+    """Marks a list as a map keyed by the given fields, so that server-side apply merges it."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
+
+
+class Type(BaseModel):
+    """Base of every API type: frozen, camelCase on the wire, unknown fields refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
+    )
+
+    def wire(self) -> dict[str, Any]:
+        """The camelCase form without unset optional fields, as sent to the API server."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class ObjectRef(Type):
+    """A reference to an object in the same namespace."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
+
+    name: Name = Field(description="name of the referenced object in the same namespace.")
+
+
+class Metric(Type):
+    """One named figure; the value is a decimal string."""
+
+    name: str = Field(description="name of the metric, for example reward/mean.", max_length=64)
+    value: str = Field(description="value as a decimal string.", max_length=32)
+
+
+class Condition(Type):
+    """A condition as in the Kubernetes API conventions; Ready, Reconciling and Stalled follow kstatus."""
+
+    type: str = Field(description="type of the condition.", max_length=64)
+    status: Literal["True", "False", "Unknown"] = Field(
+        description="status is True, False or Unknown."
+    )
+    observed_generation: int = Field(
+        default=0, ge=0, description="observedGeneration that the condition was set for."
+    )
+    last_transition_time: str = Field(
+        description="lastTransitionTime is when status last changed.",
+        json_schema_extra={"format": "date-time"},
+        max_length=32,
+    )
+    reason: str = Field(description="reason is a CamelCase word.", min_length=1, max_length=128)
+    message: str = Field(description="message for people: cause and remedy.", max_length=4096)
+
+
+class ObjectMeta(BaseModel):
+    """The part of metadata that decisions read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel)
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    resource_version: str = ""
+    creation_timestamp: str = ""
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    finalizers: tuple[str, ...] = ()
+
+
+def decimal(text: str) -> float:
+    """The float that a decimal string stands for."""
+    return float(Decimal(text))
+
+
+def decimal_string(value: float) -> str:
+    """A short decimal string for a float, for statuses and printed tables."""
+    return f"{value:.6g}"

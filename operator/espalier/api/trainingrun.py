@@ -1,0 +1,337 @@
+"""TrainingRun: a bounded number of optimizer steps on a model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from espalier.api.meta import (
+    Condition,
+    DecimalString,
+    Metric,
+    Name,
+    ObjectMeta,
+    ObjectRef,
+    Type,
+    cel,
+    list_map,
+)
+
+LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "cross_entropy"]
+
+
+class Loss(Type):
+    """The loss by its Tinker wire name; thresholds are absolute ratios, not epsilons."""
+
+    name: LossName = Field(
+        description="name of the loss: importance_sampling, ppo, cispo, dro or cross_entropy. Immutable."
+    )
+    clip_low: DecimalString | None = Field(
+        default=None,
+        description='clipLow is the lowest ratio, a quoted decimal; ppo (default "0.8") and '
+        'cispo (default "0") only.',
+    )
+    clip_high: DecimalString | None = Field(
+        default=None,
+        description='clipHigh is the highest ratio, a quoted decimal; ppo (default "1.2") and '
+        'cispo (default "4") only.',
+    )
+    beta: DecimalString | None = Field(
+        default=None, description='beta of dro, a quoted decimal (default "0.05").'
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "self.name in ['ppo', 'cispo'] || (!has(self.clipLow) && !has(self.clipHigh))",
+                "clipLow and clipHigh belong to ppo and cispo: remove them or choose such a loss",
+            ),
+            (
+                "self.name == 'dro' || !has(self.beta)",
+                "beta belongs to dro: remove it or choose dro",
+            ),
+        )
+    )
+
+    def config(self) -> dict[str, float]:
+        """The loss_fn_config of the wire: Tinker's keys for this loss, set values only."""
+        keys = {
+            "ppo": ("clip_low_threshold", "clip_high_threshold"),
+            "cispo": ("clip_low_threshold", "clip_high_threshold"),
+        }.get(self.name, ("", ""))
+        values = ((keys[0], self.clip_low), (keys[1], self.clip_high), ("beta", self.beta))
+        return {key: float(value) for key, value in values if value is not None}
+
+
+class Optimizer(Type):
+    """AdamW; every value is applied at each step."""
+
+    beta1: DecimalString = Field(default="0.9", description='beta1 of AdamW, for example "0.9".')
+    beta2: DecimalString = Field(default="0.95", description='beta2 of AdamW, for example "0.95".')
+    epsilon: DecimalString = Field(
+        default="1e-8", description='epsilon of AdamW, for example "1e-8".'
+    )
+    weight_decay: DecimalString = Field(
+        default="0", description='weightDecay, decoupled, for example "0".'
+    )
+    gradient_clip_norm: DecimalString = Field(
+        default="0", description='gradientClipNorm bounds the global norm; "0" is off.'
+    )
+
+
+class Advantage(Type):
+    """How rewards become advantages."""
+
+    source: Literal["Estimated", "Precomputed"] = Field(
+        default="Estimated",
+        description="source is Estimated (reward minus the mean of its group) or Precomputed "
+        "(the task or client gives it).",
+    )
+    scale: Literal["None", "GroupStd"] = Field(
+        default="None",
+        description="scale is None, or GroupStd to divide by the group's standard deviation.",
+    )
+
+
+class GroupFilter(Type):
+    """What happens to groups that cannot teach."""
+
+    zero_variance: Literal["Keep", "Drop"] = Field(
+        default="Drop",
+        description="zeroVariance says whether groups of equal rewards are kept or dropped; "
+        "they are counted either way.",
+    )
+
+
+class Sampling(Type):
+    """How completions are sampled."""
+
+    temperature: DecimalString = Field(
+        default="1.0", description='temperature above 0, a quoted decimal such as "1.0".'
+    )
+    max_tokens: int = Field(
+        default=256, ge=1, le=131072, description="maxTokens of one completion."
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "double(self.temperature) > 0.0",
+                "temperature must be above 0: log-probs of greedy samples teach nothing",
+                ".temperature",
+            )
+        )
+    )
+
+
+class ReasoningGym(Type):
+    """Tasks generated and scored by reasoning-gym."""
+
+    dataset: str = Field(
+        description="dataset is a reasoning-gym name, for example basic_arithmetic.",
+        pattern=r"^[a-z0-9_]+$",
+        max_length=64,
+    )
+    config: dict[str, Any] | None = Field(
+        default=None,
+        description="config holds the dataset's own keyword arguments.",
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+
+
+class ConfigMapTasks(Type):
+    """Tasks as JSON lines in a ConfigMap."""
+
+    name: Name = Field(description="name of the ConfigMap.")
+    key: str = Field(
+        default="tasks.jsonl",
+        description="key with one task a line: {id, prompt or messages, answer}.",
+        pattern=r"^[-._a-zA-Z0-9]+$",
+        max_length=253,
+    )
+
+
+class Taskset(Type):
+    """What the model is asked; exactly one source."""
+
+    seed: int = Field(ge=0, le=2**31 - 1, description="seed of generated tasks and of their order.")
+    size: int = Field(default=256, ge=1, le=1000000, description="size is the number of tasks.")
+    reasoning_gym: ReasoningGym | None = Field(
+        default=None, description="reasoningGym generates and scores the tasks."
+    )
+    config_map: ConfigMapTasks | None = Field(
+        default=None, description="configMap holds the tasks."
+    )
+    system_prompt: str | None = Field(
+        default=None, description="systemPrompt precedes every task.", max_length=8192
+    )
+    prompt_template: str | None = Field(
+        default=None,
+        description="promptTemplate wraps the question, which replaces {question}.",
+        max_length=8192,
+    )
+    answer_extraction: Literal["AnswerTag", "LastNumber", "Whole"] = Field(
+        default="AnswerTag",
+        description="answerExtraction takes the answer from the completion: the last <answer> tag, "
+        "the last number, or the whole text.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "has(self.reasoningGym) != has(self.configMap)",
+                "set exactly one of reasoningGym and configMap",
+            ),
+            (
+                "!has(self.promptTemplate) || self.promptTemplate.contains('{question}')",
+                "promptTemplate must contain {question}",
+                ".promptTemplate",
+            ),
+        )
+    )
+
+
+class TrainingRunSpec(Type):
+    """The desired run. Only Git or a user writes it."""
+
+    model_ref: ObjectRef = Field(
+        description="modelRef names the TrainableModel to train. Immutable.",
+        json_schema_extra=cel(("self == oldSelf", "modelRef is immutable: create another run")),
+    )
+    driver: Literal["Runner", "Client"] = Field(
+        default="Runner",
+        description="driver is Runner (the loop runs in the cluster) or Client (an SDK drives it). "
+        "Immutable.",
+        json_schema_extra=cel(("self == oldSelf", "driver is immutable: create another run")),
+    )
+    loss: Loss = Field(
+        description="loss that turns log-probs and advantages into gradients.",
+    )
+    group_size: int = Field(
+        default=8, ge=1, le=1024, description="groupSize is the number of completions per task."
+    )
+    groups_per_step: int = Field(
+        default=8, ge=1, le=4096, description="groupsPerStep is the number of tasks per step."
+    )
+    learning_rate: DecimalString = Field(
+        description='learningRate above 0, a quoted decimal such as "1e-4". Takes effect at the next step.'
+    )
+    steps: int = Field(
+        ge=1, le=10000000, description="steps of the optimizer that the run takes; may grow."
+    )
+    optimizer: Optimizer = Field(
+        default_factory=Optimizer, description="optimizer is AdamW with these values."
+    )
+    advantage: Advantage = Field(
+        default_factory=Advantage, description="advantage says how rewards become advantages."
+    )
+    group_filter: GroupFilter = Field(
+        default_factory=GroupFilter, description="groupFilter drops groups that cannot teach."
+    )
+    sampling: Sampling = Field(
+        default_factory=Sampling, description="sampling of completions."
+    )
+    taskset: Taskset | None = Field(
+        default=None, description="taskset of the Runner; unused by driver Client."
+    )
+    suspend: bool | None = Field(
+        default=None,
+        description="suspend frees the run's trainer and runner; omit it where Kueue manages it.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "self.driver != 'Runner' || has(self.taskset)",
+                "driver Runner needs taskset: name a source, or set driver: Client",
+                ".taskset",
+            ),
+            (
+                "self.steps >= oldSelf.steps",
+                "steps may grow but never shrink: suspend the run to stop it early",
+                ".steps",
+            ),
+            (
+                "self.loss.name == oldSelf.loss.name",
+                "loss.name is immutable: create another run",
+                ".loss.name",
+            ),
+            (
+                "double(self.learningRate) > 0.0",
+                "learningRate must be above 0",
+                ".learningRate",
+            ),
+            (
+                "self.advantage.source != 'Estimated' || self.groupSize >= 2",
+                "advantage.source Estimated needs groupSize of 2 or more, or every advantage is 0",
+                ".groupSize",
+            ),
+        )
+    )
+
+
+class Applied(Type):
+    """The hyperparameters of the latest step."""
+
+    learning_rate: str = Field(default="", description="learningRate applied.", max_length=32)
+    group_size: int = Field(default=0, ge=0, description="groupSize applied.")
+
+
+class Progress(Type):
+    """How far the run is."""
+
+    percent: int = Field(default=0, ge=0, le=100, description="percent of the steps done.")
+    estimated_remaining_seconds: int | None = Field(
+        default=None, ge=0, description="estimatedRemainingSeconds at the present pace."
+    )
+
+
+class TrainingRunStatus(Type):
+    """The observed run. Only the operator writes it."""
+
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="conditions are Ready, Reconciling, Stalled, Suspended, Succeeded, "
+        "RewardsInformative, LogprobsAligned and RolloutsHealthy.",
+        max_length=12,
+        json_schema_extra=list_map("type"),
+    )
+    observed_generation: int = Field(
+        default=-1, description="observedGeneration last reconciled; -1 before the first pass."
+    )
+    step: int = Field(default=0, ge=0, description="step counts the optimizer steps of this run.")
+    start_time: str | None = Field(
+        default=None,
+        description="startTime of training.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )
+    completion_time: str | None = Field(
+        default=None,
+        description="completionTime of the last step.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )
+    epoch: int = Field(default=0, ge=0, description="epoch of the head that the run trains under.")
+    latest_checkpoint_ref: ObjectRef | None = Field(
+        default=None, description="latestCheckpointRef is the newest Checkpoint of the run."
+    )
+    applied: Applied | None = Field(default=None, description="applied hyperparameters.")
+    metrics: list[Metric] = Field(
+        default_factory=list,
+        description="metrics of the latest step.",
+        max_length=64,
+        json_schema_extra=list_map("name"),
+    )
+    progress: Progress | None = Field(default=None, description="progress of the run.")
+
+
+class TrainingRun(BaseModel):
+    """A TrainingRun as read from the API server."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    metadata: ObjectMeta
+    spec: TrainingRunSpec
+    status: TrainingRunStatus = Field(default_factory=TrainingRunStatus)

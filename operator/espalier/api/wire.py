@@ -1,0 +1,219 @@
+"""The trainer protocol and the rollout control protocol, as JSON.
+
+The train routes speak HUD's wire format (``/v1/models/{slug}/train/*``), so that its clients work
+unmodified: their responses carry exactly HUD's fields, because those clients refuse any other.
+What we add travels in optional request fields and in headers.
+
+Headers
+    Idempotency-Key: ``<session>/<seq>``; a command is applied once per key, and a resent key gets
+        the first result. Same key with another body: 422. Without it the command gets a key of its own.
+    Espalier-Epoch: the epoch of the head that the caller trains under; another live epoch: 409.
+    Espalier-Promotion: on the gateway's answer to optim-step: Served, Pinned, Gated or Timeout.
+Errors are ``{"detail": text, "reason": CamelCase, "remedy": text}``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+EPOCH = "Espalier-Epoch"
+PROMOTION = "Espalier-Promotion"
+
+
+class Wire(BaseModel):
+    """Base of the wire types: frozen, snake_case, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Problem(Wire):
+    """An error as sent to a client."""
+
+    detail: str
+    reason: str
+    remedy: str = ""
+
+
+# --- train routes (HUD) -------------------------------------------------------------------------
+
+
+class TrajectorySample(Wire):
+    """One assistant turn: tokens in, tokens out, and the sampler's log-prob of each token out."""
+
+    prompt_token_ids: list[int] | None = None
+    prompt_chunks: list[dict[str, Any]] | None = None
+    output_token_ids: list[int]
+    output_logprobs: list[float] = Field(default_factory=list)
+
+
+class TrajectoryPayload(Wire):
+    """A rollout: its turns and one reward. ``advantage`` replaces the estimate when precomputed."""
+
+    samples: list[TrajectorySample] = Field(min_length=1)
+    reward: float
+    trace_id: str | None = None
+    advantage: float | None = None
+
+
+class ForwardRequest(Wire):
+    """Log-probs without gradients; ``group_size`` consecutive inputs make a group."""
+
+    inputs: list[str | TrajectoryPayload] = Field(min_length=1)
+    group_size: int | None = Field(default=None, ge=1)
+    reward_scale: float = 1.0
+    temperature: float = Field(default=1.0, gt=0)
+
+
+class ForwardBackwardRequest(ForwardRequest):
+    """Adds the gradient of a built-in loss to the accumulated ones."""
+
+    loss_fn: str = "importance_sampling"
+    loss_fn_config: dict[str, float] | None = None
+    num_substeps: int = Field(default=1, ge=1)
+    advantage_scale: Literal["None", "GroupStd"] = "None"
+
+
+class ForwardBackwardResult(Wire):
+    """Metrics are named ``name:reduction``; ``loss:sum`` is always there."""
+
+    metrics: dict[str, float]
+    num_datums: int
+
+
+class DatumTensors(Wire):
+    """One datum: equal-length lists over its target positions."""
+
+    reward: float
+    traj_idx: int
+    group_idx: int | None = None
+    logprobs: list[float]
+    sampling_logprobs: list[float]
+    mask: list[float]
+
+
+class ForwardResult(Wire):
+    """``forward_id`` names the datums for a later backward."""
+
+    forward_id: str
+    data: list[DatumTensors]
+
+
+class BackwardRequest(Wire):
+    """``weights[d][t] = -dC/dlogprob`` of a loss that the client computed."""
+
+    forward_id: str
+    weights: list[list[float]]
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class OptimStepRequest(Wire):
+    """One AdamW step, its checkpoint and its promotion. From ``grad_clip_norm`` on: ours, not HUD's."""
+
+    learning_rate: float = Field(gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip_norm: float = Field(default=0.0, ge=0)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    cursor: dict[str, Any] = Field(default_factory=dict)
+    rollouts: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class OptimStepResult(Wire):
+    """``checkpoint_id`` is the Checkpoint's name; paths are directories on the volume."""
+
+    step: int
+    checkpoint_id: str
+    sampler_path: str
+    state_path: str
+    model: str
+
+
+class LossList(Wire):
+    """The losses that forward-backward takes."""
+
+    losses: list[str]
+
+
+# --- trainer control (operator only) and state ---------------------------------------------------
+
+
+class Assignment(Wire):
+    """Who trains what from where: starts a trainer and re-bases a running one. Idempotent.
+
+    An epoch above the trainer's re-bases it on ``base`` (empty: a fresh adapter), dropping
+    accumulated gradients; the same epoch keeps its position; a lower epoch is refused (409).
+    """
+
+    epoch: int = Field(ge=1)
+    branch: str
+    base: str = ""
+    base_name: str = ""
+    base_step: int = Field(default=0, ge=0)
+    run: str
+
+
+class Commit(Wire):
+    """One committed optimizer step, as the operator turns it into a Checkpoint."""
+
+    index: int = Field(ge=1)
+    name: str
+    model: str
+    run: str
+    step: int = Field(ge=1)
+    run_step: int = Field(ge=1)
+    branch: str
+    epoch: int
+    parent: str
+    parent_name: str
+    digest: str
+    size_bytes: int
+    lora_rank: int
+    learning_rate: float
+    group_size: int
+    loss: str
+    metrics: dict[str, float]
+    created: str
+
+
+class CommitPage(Wire):
+    """Commits after a given index, oldest first."""
+
+    commits: list[Commit]
+    problem: Problem | None = None
+
+
+class TrainerState(Wire):
+    """Where the trainer stands: what a runner resumes from."""
+
+    model: str
+    run: str
+    epoch: int
+    branch: str
+    step: int
+    run_step: int
+    digest: str
+    checkpoint: str
+    pending: int
+    cursor: dict[str, Any]
+    problem: Problem | None = None
+
+
+# --- rollout control (operator only) --------------------------------------------------------------
+
+
+class ServeRequest(Wire):
+    """The adapters that a rollout pod must have loaded to be ready; none means the base alone."""
+
+    adapters: list[str]
+
+
+class Served(Wire):
+    """What a rollout pod has loaded and verified, by adapter name."""
+
+    adapters: list[str]
+    ready: bool

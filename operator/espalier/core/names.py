@@ -1,0 +1,61 @@
+"""Names derived from other names, so that a crash between any two calls is harmless."""
+
+from __future__ import annotations
+
+MAIN = "main"
+BASE = "base"
+DIGEST_PREFIX = "sha256:"
+# Enough to be unique on a volume, short enough to read.
+ADAPTER_DIGEST_CHARS = 12
+
+
+def checkpoint_name(model: str, branch: str, step: int) -> str:
+    """``<model>-<step>`` on main, ``<model>-b<epoch>-<step>`` elsewhere; six digits."""
+    infix = "" if branch == MAIN else f"{branch}-"
+    return f"{model}-{infix}{step:06d}"
+
+
+def branch_name(epoch: int) -> str:
+    """The branch that a rollback under this epoch grows."""
+    return f"b{epoch}"
+
+
+def adapter_name(slug: str, digest: str) -> str:
+    """The immutable name under which rollouts load a checkpoint; never reused.
+
+    vLLM's prefix cache is keyed by adapter name, so a name must mean one set of weights for ever.
+    An empty digest is the base itself.
+    """
+    if not digest:
+        return BASE
+    return f"{slug}@{digest.removeprefix(DIGEST_PREFIX)[:ADAPTER_DIGEST_CHARS]}"
+
+
+def directory_name(digest: str) -> str:
+    """The directory of a digest under ``bases/`` or ``checkpoints/``."""
+    return digest.replace(":", "-")
+
+
+def trainer_name(model: str) -> str:
+    """StatefulSet and Service of the model's trainer."""
+    return f"{model}-trainer"
+
+
+def rollout_name(model: str) -> str:
+    """Deployment of the model's rollouts."""
+    return f"{model}-rollout"
+
+
+def importer_name(model: str) -> str:
+    """Job that copies the model's base to the volume."""
+    return f"{model}-import"
+
+
+def runner_name(run: str) -> str:
+    """Job that drives a run."""
+    return f"{run}-runner"
+
+
+def audience(namespace: str, model: str) -> str:
+    """The token audience of a model's trainer and rollouts."""
+    return f"{namespace}/{model}"
