@@ -1,0 +1,233 @@
+"""A Kubernetes API server as plain processes: etcd, kube-apiserver, kube-controller-manager.
+
+Ready in a few seconds on free loopback ports, gone without a trace afterwards. There are no nodes:
+pods are created but never run. ``python dev/apiserver.py`` runs one until it is interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":  # started as a file, dev/ is on the path and its parent is not
+    sys.path.insert(0, str(ROOT))
+
+from dev.pki import Authority, kubeconfig, signing_pair  # noqa: E402
+
+BINARIES = Path(os.environ.get("ESPALIER_CACHE") or Path.home() / ".cache/espalier") / "bin"
+CRDS = ROOT / "crds"
+START_TIMEOUT_SECONDS = 60
+STOP_TIMEOUT_SECONDS = 10
+SERVICE_RANGE = "10.96.0.0/16"
+ISSUER = "https://kubernetes.default.svc.cluster.local"
+
+
+class ApiServerError(Exception):
+    """A process did not start, or kubectl failed; the message holds what it wrote."""
+
+
+def binary(name: str) -> Path:
+    path = BINARIES / name
+    if not path.exists():
+        raise ApiServerError(f"{name} is not in {BINARIES}: run dev/tools.sh apiserver")
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class ApiServer:
+    """``with ApiServer() as server``: an admin kubeconfig, a URL and kubectl."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="espalier-apiserver-"))
+        self.kubeconfig = self.directory / "admin.kubeconfig"
+        self.port = free_port()
+        self.url = f"https://127.0.0.1:{self.port}"
+        self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
+
+    def __enter__(self) -> ApiServer:
+        try:
+            self._write_pki()
+            self._start_etcd_and_apiserver()
+            self._wait("kube-apiserver to be ready", self._is_ready)
+            # Only now: the controller manager exits when RBAC is not there yet.
+            self._start_controller_manager()
+            self._wait("the default ServiceAccount", lambda: self.has_default_account("default"))
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """What kubectl prints; raises ApiServerError with its stderr."""
+        command = [str(binary("kubectl")), "--kubeconfig", str(self.kubeconfig), *arguments]
+        home = {**os.environ, "HOME": str(self.directory)}  # its discovery cache goes with us
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=60, env=home, check=False
+        )
+        if done.returncode != 0:
+            raise ApiServerError(done.stderr.strip())
+        return done.stdout
+
+    def apply_crds(self) -> None:
+        """Applies crds/ and waits until every kind is served."""
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
+        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
+
+    def create_namespace(self, name: str) -> None:
+        """Creates a namespace and waits for its default ServiceAccount."""
+        self.kubectl("create", "namespace", name)
+        self._wait(f"the ServiceAccount of {name}", lambda: self.has_default_account(name))
+
+    def has_default_account(self, namespace: str) -> bool:
+        found = self.kubectl(
+            "get", "serviceaccount", "default", "-n", namespace, "--ignore-not-found", "-o", "name"
+        )
+        return bool(found)
+
+    def stop(self) -> None:
+        """Ends the processes, the last started first, and removes their files."""
+        for _, process in reversed(self._processes):
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _write_pki(self) -> None:
+        authority = Authority("espalier-test-ca")
+        self._file("ca.crt", authority.certificate_pem)
+        certificate, key = authority.issue("kube-apiserver", server=True)
+        self._file("apiserver.crt", certificate)
+        self._file("apiserver.key", key)
+        private, public = signing_pair()
+        self._file("sa.key", private)
+        self._file("sa.pub", public)
+        admin = authority.issue("kubernetes-admin", organization="system:masters")
+        self._file("admin.crt", admin[0])
+        self._file("admin.key", admin[1])
+        manager = authority.issue("system:kube-controller-manager")
+        for name, pair in (("admin", admin), ("manager", manager)):
+            text = kubeconfig(self.url, authority.certificate_pem, *pair)
+            self._file(f"{name}.kubeconfig", text.encode())
+
+    def _start_etcd_and_apiserver(self) -> None:
+        etcd = f"http://127.0.0.1:{free_port()}"
+        at = self.directory
+        self._start(
+            "etcd",
+            f"--data-dir={at}/etcd",
+            f"--listen-client-urls={etcd}",
+            f"--advertise-client-urls={etcd}",
+            "--listen-peer-urls=http://127.0.0.1:0",
+            "--unsafe-no-fsync",
+        )
+        self._start(
+            "kube-apiserver",
+            f"--etcd-servers={etcd}",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={self.port}",
+            f"--tls-cert-file={at}/apiserver.crt",
+            f"--tls-private-key-file={at}/apiserver.key",
+            f"--client-ca-file={at}/ca.crt",
+            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            "--endpoint-reconciler-type=none",
+            "--authorization-mode=RBAC",
+            "--allow-privileged=true",
+            f"--service-account-key-file={at}/sa.pub",
+            f"--service-account-signing-key-file={at}/sa.key",
+            f"--service-account-issuer={ISSUER}",
+        )
+
+    def _start_controller_manager(self) -> None:
+        at = self.directory
+        self._start(
+            "kube-controller-manager",
+            f"--kubeconfig={at}/manager.kubeconfig",
+            "--secure-port=0",
+            "--leader-elect=false",
+            "--use-service-account-credentials=true",
+            f"--root-ca-file={at}/ca.crt",
+            f"--service-account-private-key-file={at}/sa.key",
+        )
+
+    def _start(self, name: str, *arguments: str) -> None:
+        # setpriv ends the child when we are killed; a killed test run leaves nothing behind.
+        command = ["setpriv", "--pdeathsig", "KILL", str(binary(name)), *arguments]
+        with (self.directory / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory)
+        self._processes.append((name, process))
+
+    def _is_ready(self) -> bool:
+        trust = ssl.create_default_context(cafile=str(self.directory / "ca.crt"))
+        trust.load_cert_chain(self.directory / "admin.crt", self.directory / "admin.key")
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2, context=trust) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _wait(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not condition():
+            for name, process in self._processes:
+                if process.poll() is not None:
+                    raise ApiServerError(
+                        f"{name} exited with {process.returncode}: {self._log(name)}"
+                    )
+            if time.monotonic() > deadline:
+                raise ApiServerError(f"waited {START_TIMEOUT_SECONDS} s for {what}")
+            time.sleep(0.1)
+
+    def _log(self, name: str) -> str:
+        return (self.directory / f"{name}.log").read_text(errors="replace")[-2000:]
+
+    def _file(self, name: str, content: bytes) -> None:
+        path = self.directory / name
+        path.write_bytes(content)
+        path.chmod(0o600)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    started = time.monotonic()
+    with ApiServer() as server:
+        server.apply_crds()
+        print(f"ready after {time.monotonic() - started:.1f} s", file=sys.stderr)
+        print(f"export KUBECONFIG={server.kubeconfig}", flush=True)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print("stopping", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

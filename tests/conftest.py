@@ -1,0 +1,33 @@
+"""Fixtures for tests against a real API server (etcd, kube-apiserver, controller manager)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from dev.apiserver import ApiServer
+
+
+@pytest.fixture(scope="session")
+def apiserver() -> Iterator[ApiServer]:
+    """One API server for the whole test run, with Espalier's CRDs."""
+    with ApiServer() as server:
+        server.apply_crds()
+        yield server
+
+
+@pytest.fixture
+def namespace(apiserver: ApiServer) -> str:
+    """A fresh namespace with its default ServiceAccount; it goes with the server."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    apiserver.create_namespace(name)
+    return name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses the API server carries its marker, so that ``-m "not apiserver"`` is quick."""
+    for item in items:
+        if "apiserver" in getattr(item, "fixturenames", ()):
+            item.add_marker("apiserver")
