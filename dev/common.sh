@@ -1,0 +1,40 @@
+# Shared by the scripts in dev/: where things are kept, how they speak, and how container tools are called.
+# Sourced, never run. Needs bash with `set -euo pipefail` in the caller.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${ESPALIER_CACHE:-$HOME/.cache/espalier}
+bin=$cache/bin
+mkdir -p "$bin"
+
+# shellcheck disable=SC2034  # read by the scripts that source this file
+registry=localhost:5000
+
+say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# Content hash of files (by path and content) and of literal text from stdin: what every cached thing is keyed on.
+hash_of() { { cat; [ $# -eq 0 ] || (cd "$root" && sha256sum "$@"); } | sha256sum | cut -c1-12; }
+
+need_root() {
+  [ "$(id -u)" = 0 ] || die "$1 needs root: run this command with sudo -E, or use a machine with a Docker engine."
+}
+
+# apt_ensure PACKAGE...: installs those that are missing; without root, says which.
+apt_ensure() {
+  local missing=() package
+  for package in "$@"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok' || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return 0
+  [ "$(id -u)" = 0 ] || die "packages are missing: run 'sudo apt-get install ${missing[*]}'."
+  say "installing ${missing[*]}"
+  apt-get update -q >"$cache/apt.log" 2>&1 || true # another source may be broken; the install below decides
+  DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends "${missing[@]}" >>"$cache/apt.log" 2>&1 ||
+    die "apt-get could not install ${missing[*]}: see $cache/apt.log."
+}
+
+# only_one NAME: one such command at a time on this machine; the second waits.
+only_one() {
+  exec {lock_fd}>"$cache/$1.lock"
+  flock -n "$lock_fd" || { say "another '$1' is running: waiting for it"; flock -w 3600 "$lock_fd" || die "the other '$1' has not ended within an hour."; }
+}

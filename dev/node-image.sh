@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Builds the kind node image from Debian packages and our binaries, once per content, and prints its name.
+# Kept in podman's storage as localhost/espalier-node:<hash>. Needs dev/tools.sh cluster to have run.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+. "$(dirname "$0")/podman.sh"
+
+packages=systemd,systemd-sysv,dbus,ca-certificates,kmod,iproute2,iptables,nftables,procps,util-linux,mount,hostname
+packages=$packages,conntrack,ethtool,libseccomp2,curl,jq,socat,containerd,runc,containernetworking-plugins,busybox-static,docker-registry
+
+kubernetes=$(sed -n 's/^require k8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/kubernetes/go.mod")
+base_key=$(echo "$packages" | hash_of)
+base=localhost/espalier-node-base:$base_key
+key=$(echo "$base_key" | hash_of dev/node/{archive.py,configure.sh,Dockerfile,load-images.sh,load-images.service,storage.yaml} dev/go/*/go.mod dev/go/*/go.sum dev/node-image.sh)
+image=localhost/espalier-node:$key
+parts=$cache/node-parts-$base_key
+work=$cache/node-image.tmp
+
+# The files that kube-proxy's image needs besides its binary: iptables, conntrack and their libraries.
+proxy_root() {
+  local programs="/usr/sbin/xtables-nft-multi /usr/sbin/conntrack /usr/bin/kmod" files
+  files=$(for program in $programs; do chroot "$1" ldd "$program"; done | grep -o '/[^ ]*' | sort -u)
+  mkdir -p "$2"
+  # shellcheck disable=SC2086  # lists of paths
+  (cd "$1" && cp -L --parents $(printf '.%s ' $programs $files) "$2/" && cp -r --parents ./usr/lib/x86_64-linux-gnu/xtables "$2/")
+  local name
+  for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+    ln -s xtables-nft-multi "$2/usr/sbin/$name"
+  done
+  ln -s ../bin/kmod "$2/usr/sbin/modprobe"
+}
+
+build_base() {
+  podman image exists "$base" && [ -e "$parts/proxy.tar" ] && return
+  say "installing the node's Debian packages (once, about a minute and a half)"
+  rm -rf "$work" "$parts"
+  mkdir -p "$work" "$parts"
+  debootstrap --variant=minbase --include="$packages" bookworm "$work/rootfs" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$cache/debootstrap.log" 2>&1 ||
+    die "debootstrap failed: see $cache/debootstrap.log."
+  proxy_root "$work/rootfs" "$work/proxy"
+  cp "$work/rootfs/usr/bin/busybox" "$parts/busybox"
+  rm -rf "$work/rootfs"/var/cache/apt/* "$work/rootfs"/var/lib/apt/lists/*
+  tar -C "$work/rootfs" -c . | podman import -q - "$base" >/dev/null
+  tar -C "$work/proxy" --sort=name --mtime=@0 --owner=0 --group=0 -cf "$parts/proxy.tar.new" .
+  mv "$parts/proxy.tar.new" "$parts/proxy.tar"
+}
+
+stage_context() {
+  local images kind_files
+  rm -rf "$work"
+  mkdir -p "$work/bin"
+  kind_files=$(cd "$root/dev/go/kind" && go_list_dir sigs.k8s.io/kind)/images/base/files
+  cp -r --no-preserve=mode "$kind_files" "$work/kind-base"
+  rm -rf "$work/kind-base/LICENSES" "$work/kind-base/kind/README.txt"
+  cp "$bin/kubelet" "$bin/kubeadm" "$bin/kubectl" "$work/bin/"
+  cp "$root/dev/node/"{load-images.sh,configure.sh,load-images.service,Dockerfile} "$work/"
+  chmod 0755 "$work"/*.sh
+  cp "$root/dev/node/storage.yaml" "$work/default-storage.yaml"
+  mapfile -t images < <("$bin/kubeadm" config images list --kubernetes-version "$kubernetes" 2>/dev/null)
+  printf '%s\n' "${images[@]}" | grep /pause: >"$work/pause"
+  printf %s "$kubernetes" >"$work/version"
+  echo "$key" >"$work/images.key"
+  printf '{"bin": "%s", "proxy_root": "%s", "busybox": "%s"}' "$bin" "$parts/proxy.tar" "$parts/busybox" |
+    python3 "$root/dev/node/archive.py" "$work/kubernetes.tar" "${images[@]}"
+}
+
+# Where a Go module lies; it is fetched if it is not there.
+go_list_dir() {
+  local go
+  go=$(command -v go || ls /usr/local/go/bin/go "$cache/go/bin/go" 2>/dev/null | head -n1)
+  GOTOOLCHAIN=local GOFLAGS=-mod=mod "$go" mod download "$1" && GOFLAGS=-mod=mod "$go" list -m -f '{{.Dir}}' "$1"
+}
+
+if ! podman image exists "$image"; then
+  need_root "building the node image"
+  only_one node-image
+  build_base
+  say "building the node image for Kubernetes $kubernetes"
+  stage_context
+  BUILDAH_ISOLATION=chroot nice -n 5 buildah bud --layers=false --build-arg BASE="$base" -t "$image" "$work" >"$cache/node-image.log" 2>&1 ||
+    die "cannot build the node image: see $cache/node-image.log."
+  rm -rf "$work"
+  # Older node images are of no use once a newer one is complete.
+  podman images --format '{{.Repository}}:{{.Tag}}' | grep -E '^localhost/espalier-node(-base)?:' | grep -vxF -e "$image" -e "$base" |
+    xargs -r podman rmi -f >/dev/null 2>&1 || true
+fi
+echo "$image"

