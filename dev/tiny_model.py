@@ -1,4 +1,4 @@
-"""Makes the tiny random model of the tests: a Llama of 0.1 M parameters that speaks single characters.
+"""Makes the tiny random model of the tests: a Llama of 0.1 M parameters, one character a token.
 
 Its vocabulary is digits and a few signs, so that a random model answers "which digit" questions
 rightly now and then: groups have spread, and reinforcement learning has something to learn.
