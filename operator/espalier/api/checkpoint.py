@@ -10,6 +10,7 @@ from espalier.api.meta import (
     Condition,
     Digest,
     Metric,
+    Name,
     ObjectMeta,
     ObjectRef,
     Type,
@@ -46,7 +47,10 @@ class CheckpointSpec(Type):
     uri: str = Field(description="uri of the bytes on the volume.", max_length=400)
     digest: Digest = Field(description="digest of the checkpoint's manifest.")
     size_bytes: int = Field(
-        default=0, ge=0, description="sizeBytes of the checkpoint.", json_schema_extra={"format": "int64"}
+        default=0,
+        ge=0,
+        description="sizeBytes of the checkpoint.",
+        json_schema_extra={"format": "int64"},
     )
     lora_rank: int = Field(default=0, ge=0, description="loraRank of the adapter.")
     hyperparameters: Hyperparameters = Field(
@@ -69,7 +73,7 @@ class CheckpointStatus(Type):
     observed_generation: int = Field(
         default=-1, description="observedGeneration last reconciled; -1 before the first pass."
     )
-    heads: list[str] = Field(
+    heads: list[Name] = Field(
         default_factory=list,
         description="heads whose current checkpoint this is.",
         max_length=16,

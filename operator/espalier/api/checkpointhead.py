@@ -25,7 +25,9 @@ class Gate(Type):
         min_length=1,
         max_length=64,
     )
-    min: DecimalString = Field(description='min is the lowest value, a quoted decimal such as "0.42".')
+    min: DecimalString = Field(
+        description='min is the lowest value, a quoted decimal such as "0.42".'
+    )
 
 
 class CheckpointHeadSpec(Type):
@@ -91,7 +93,9 @@ class PodDigest(Type):
     """What one rollout pod serves."""
 
     name: str = Field(description="name of the pod.", max_length=253)
-    digest: str = Field(default="", description="digest that it serves; empty for the base.", max_length=71)
+    digest: str = Field(
+        default="", description="digest that it serves; empty for the base.", max_length=71
+    )
 
 
 class NameOnly(Type):
@@ -122,9 +126,7 @@ class CheckpointHeadStatus(Type):
     latest: NameOnly | None = Field(
         default=None, description="latest is the newest Ready checkpoint of the live branch."
     )
-    branch: str = Field(
-        default="main", description="branch that training extends.", max_length=32
-    )
+    branch: str = Field(default="main", description="branch that training extends.", max_length=32)
     branch_base: NameOnly | None = Field(
         default=None,
         description="branchBase is where onPin: Branch grew the live branch; Track follows its descendants.",

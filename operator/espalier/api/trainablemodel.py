@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from espalier.api.meta import (
     Condition,
     Digest,
+    LabelValue,
     Name,
     ObjectMeta,
     ObjectRef,
+    Quantity,
     Type,
     cel,
     list_map,
@@ -59,7 +61,8 @@ class Base(Type):
         max_length=400,
     )
     persistent_volume_claim: VolumeBase | None = Field(
-        default=None, description="persistentVolumeClaim takes the base from a directory on a claim."
+        default=None,
+        description="persistentVolumeClaim takes the base from a directory on a claim.",
     )
 
     model_config = ConfigDict(
@@ -100,14 +103,16 @@ class Adapter(Type):
     alpha: int = Field(
         default=32, ge=1, le=1024, description="alpha scales the update by alpha / rank."
     )
-    target_modules: list[str] = Field(
+    target_modules: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(
         default=["all-linear"],
         description="targetModules are names of linear layers, or all-linear for every one but the head.",
         min_length=1,
         max_length=32,
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="seed of the initial LoRA weights.")
+    seed: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="seed of the initial LoRA weights."
+    )
 
 
 class Toleration(Type):
@@ -126,12 +131,12 @@ class Toleration(Type):
 class Resources(Type):
     """Compute resources as in core/v1."""
 
-    requests: dict[str, str] = Field(
+    requests: dict[str, Quantity] = Field(
         default_factory=dict,
         description="requests by resource name, as quantities.",
         max_length=16,
     )
-    limits: dict[str, str] = Field(
+    limits: dict[str, Quantity] = Field(
         default_factory=dict, description="limits by resource name, as quantities.", max_length=16
     )
 
@@ -142,7 +147,7 @@ class PodTemplate(Type):
     resources: Resources | None = Field(
         default=None, description="resources of the main container."
     )
-    node_selector: dict[str, str] | None = Field(
+    node_selector: dict[str, LabelValue] | None = Field(
         default=None, description="nodeSelector of the pod.", max_length=32
     )
     tolerations: list[Toleration] | None = Field(
@@ -209,7 +214,10 @@ class TrainableModelSpec(Type):
     source: Source = Field(
         description="source is what the model forks from. Immutable.",
         json_schema_extra=cel(
-            ("self == oldSelf", "source is immutable: create another TrainableModel for another fork")
+            (
+                "self == oldSelf",
+                "source is immutable: create another TrainableModel for another fork",
+            )
         ),
     )
     adapter: Adapter = Field(
@@ -311,5 +319,3 @@ class TrainableModel(BaseModel):
     metadata: ObjectMeta
     spec: TrainableModelSpec
     status: TrainableModelStatus = Field(default_factory=TrainableModelStatus)
-
-

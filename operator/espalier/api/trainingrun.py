@@ -229,9 +229,7 @@ class TrainingRunSpec(Type):
     group_filter: GroupFilter = Field(
         default_factory=GroupFilter, description="groupFilter drops groups that cannot teach."
     )
-    sampling: Sampling = Field(
-        default_factory=Sampling, description="sampling of completions."
-    )
+    sampling: Sampling = Field(default_factory=Sampling, description="sampling of completions.")
     taskset: Taskset | None = Field(
         default=None, description="taskset of the Runner; unused by driver Client."
     )
