@@ -1,0 +1,1 @@
+"""The edge to Kubernetes: cluster port, cache, informer, work queue, lease, events, health."""

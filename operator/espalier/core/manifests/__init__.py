@@ -1,0 +1,1 @@
+"""Manifests of the children: pure functions from API types and settings to complete intents."""

@@ -1,0 +1,25 @@
+"""Labels of the children; nothing is copied from a user's object."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "espalier"
+MODEL = "espalier.dev/model"
+RUN = "espalier.dev/run"
+ROLE = "espalier.dev/role"
+BRANCH = "espalier.dev/branch"
+TEMPLATE_HASH = "espalier.dev/template-hash"
+
+Role = Literal["trainer", "rollout", "runner", "importer"]
+
+MANAGED = {MANAGED_BY: MANAGER}
+
+
+def child_labels(role: Role, model: str, run: str = "") -> dict[str, str]:
+    """Labels of a child of a model, or of a run of that model."""
+    labels = {**MANAGED, MODEL: model, ROLE: role}
+    if run:
+        labels[RUN] = run
+    return labels

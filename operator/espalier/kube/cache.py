@@ -1,0 +1,163 @@
+"""What the API server was last seen to hold, indexed as the reconcilers and the gateway ask.
+
+Bodies are shared, not copied: treat them as immutable.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import chain
+
+from espalier.core.manifests.labels import MODEL, ROLE, RUN
+from espalier.kube.objects import Body, Key, key_of, owner_of
+
+logger = logging.getLogger(__name__)
+
+Listener = Callable[[Key, Body | None, Body | None], None]
+TOMBSTONES = 1000
+
+Indexed = tuple[str, str, Hashable]
+
+
+def _reference_or_label(body: Body, field: str, label: str) -> Iterator[Hashable]:
+    reference = body.get("spec", {}).get(field, {}).get("name")
+    if name := reference or body["metadata"].get("labels", {}).get(label):
+        yield name
+
+
+def _model(body: Body) -> Iterator[Hashable]:
+    return _reference_or_label(body, "modelRef", MODEL)
+
+
+def _run(body: Body) -> Iterator[Hashable]:
+    return _reference_or_label(body, "runRef", RUN)
+
+
+def _role(body: Body) -> Iterator[Hashable]:
+    if role := body["metadata"].get("labels", {}).get(ROLE):
+        yield role
+
+
+def _owner(body: Body) -> Iterator[Hashable]:
+    if owner := owner_of(body):
+        yield owner
+
+
+INDEXES: dict[str, Callable[[Body], Iterator[Hashable]]] = {
+    "model": _model,
+    "run": _run,
+    "role": _role,
+    "owner": _owner,
+}
+
+
+def _version(body: Body | None) -> int:
+    """The resourceVersion as a number (0 without one); the API guarantees the order (KEP-5504)."""
+    return int(body["metadata"].get("resourceVersion") or 0) if body else 0
+
+
+class Cache:
+    """Objects by key, indexed by the names ``model``, ``run``, ``role`` and the Key ``owner``."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, dict[Key, Body]] = defaultdict(dict)
+        self._index: dict[Indexed, dict[Key, None]] = defaultdict(dict)
+        self._deleted: dict[Key, int] = {}
+        self._synced: set[str] = set()
+        self._listeners: list[Listener] = []
+
+    def get(self, key: Key) -> Body | None:
+        """The object as last seen, or None."""
+        return self._objects[key.kind].get(key)
+
+    def list(self, kind: str, namespace: str | None = None, **index: Hashable) -> list[Body]:
+        """The objects of a kind for which every given index has the given value."""
+        objects = self._objects[kind]
+        keys: Iterable[Key] = objects
+        if index:
+            wanted = [self._index.get((kind, name, value), {}) for name, value in index.items()]
+            smallest = min(wanted, key=len)
+            keys = [key for key in smallest if all(key in others for others in wanted)]
+        return [objects[key] for key in keys if namespace in (None, key.namespace)]
+
+    def keys(self, kind: str, namespace: str | None = None) -> builtins.list[Key]:
+        """The keys of a kind, of one namespace or of all."""
+        return [key for key in self._objects[kind] if namespace in (None, key.namespace)]
+
+    def put(self, kind: str, body: Body) -> None:
+        """Take in an object; a version older than the one held is ignored: order is no matter."""
+        key = key_of(kind, body)
+        old = self._objects[kind].get(key)
+        known = self._deleted.get(key, 0) if old is None else _version(old)
+        if _version(body) <= known:
+            return
+        self._objects[kind][key] = body
+        self._reindex(key, old, body)
+        self._notify(key, old, body)
+
+    def forget(self, kind: str, last: Body) -> None:
+        """Take in a deletion, with the body it came with; a newer object of that name is kept."""
+        key = key_of(kind, last)
+        old = self._objects[kind].get(key)
+        if _version(old) > _version(last):
+            return
+        self._bury(key, _version(last))
+        self._remove(key)
+
+    def drop(self, key: Key) -> None:
+        """Drop what is held of an object; one that is not held is fine."""
+        self._bury(key, _version(self._objects[key.kind].get(key)))
+        self._remove(key)
+
+    def mark_synced(self, kind: str) -> None:
+        """Say that every object of the kind that exists has been taken in."""
+        self._synced.add(kind)
+
+    def synced(self, kind: str) -> bool:
+        """Whether absence from the cache means absence from the cluster (as of the last event)."""
+        return kind in self._synced
+
+    def on_change(self, callback: Listener) -> None:
+        """Call ``callback(key, old, new)`` after every change; None for old or new is absence."""
+        self._listeners.append(callback)
+
+    def _remove(self, key: Key) -> None:
+        old = self._objects[key.kind].pop(key, None)
+        if old is not None:
+            self._reindex(key, old, None)
+            self._notify(key, old, None)
+
+    def _bury(self, key: Key, version: int) -> None:
+        """Remember a deletion for a while, so that a late older body does not bring it back."""
+        self._deleted.pop(key, None)
+        self._deleted[key] = version
+        if len(self._deleted) > TOMBSTONES:
+            del self._deleted[next(iter(self._deleted))]
+
+    def _reindex(self, key: Key, old: Body | None, new: Body | None) -> None:
+        before, after = set(_entries(key.kind, old)), set(_entries(key.kind, new))
+        for entry in before - after:
+            del self._index[entry][key]
+            if not self._index[entry]:
+                del self._index[entry]
+        for entry in after - before:
+            self._index[entry][key] = None
+
+    def _notify(self, key: Key, old: Body | None, new: Body | None) -> None:
+        for listener in self._listeners:
+            try:
+                listener(key, old, new)
+            except Exception:
+                # One listener's fault must not cost the others, nor the watch, the event.
+                logger.exception("a listener failed on %s", key)
+
+
+def _entries(kind: str, body: Body | None) -> Iterator[Indexed]:
+    if body is None:
+        return iter(())
+    return chain.from_iterable(
+        ((kind, name, value) for value in values(body)) for name, values in INDEXES.items()
+    )

@@ -1,0 +1,39 @@
+"""Logs as one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+# What logging itself puts on a record; everything else came through ``extra``.
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+# kopf reports every connection it makes; what it does for us shows in metrics.
+_QUIET = ("kopf", "asyncio", "aiohttp.access")
+
+
+class JsonFormatter(logging.Formatter):
+    """time, level, logger, message, the fields given as ``extra``, and the traceback if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        entry: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Send every log of this process to stderr as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,104 @@
+"""Kinds that Espalier reads and writes, and the keys that name their objects.
+
+Bodies are plain dicts at this edge, as the API server sends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from espalier.api.meta import GROUP, VERSION
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """Names one object."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where the objects of a kind live in the API; all of ours are namespaced."""
+
+    name: str
+    group: str
+    version: str
+    plural: str
+
+    @property
+    def api_version(self) -> str:
+        """``group/version``, or the version alone for the core group."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
+        """The URL path of a collection (of all namespaces when None), object or subresource."""
+        root = f"/apis/{self.api_version}" if self.group else f"/api/{self.api_version}"
+        scope = f"/namespaces/{namespace}" if namespace else ""
+        tail = "".join(f"/{part}" for part in (name, subresource) if part)
+        return f"{root}{scope}/{self.plural}{tail}"
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("TrainableModel", GROUP, VERSION, "trainablemodels"),
+        Kind("TrainingRun", GROUP, VERSION, "trainingruns"),
+        Kind("CheckpointHead", GROUP, VERSION, "checkpointheads"),
+        Kind("Checkpoint", GROUP, VERSION, "checkpoints"),
+        Kind("Pod", "", "v1", "pods"),
+        Kind("Service", "", "v1", "services"),
+        Kind("Secret", "", "v1", "secrets"),
+        Kind("Event", "", "v1", "events"),
+        Kind("ConfigMap", "", "v1", "configmaps"),
+        Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims"),
+        Kind("Job", "batch", "v1", "jobs"),
+        Kind("StatefulSet", "apps", "v1", "statefulsets"),
+        Kind("Deployment", "apps", "v1", "deployments"),
+        Kind("Lease", "coordination.k8s.io", "v1", "leases"),
+    )
+}
+
+
+def kind_of(name: str) -> Kind:
+    """The registered kind of this name; ValueError names the known ones."""
+    try:
+        return KINDS[name]
+    except KeyError:
+        raise ValueError(f"unknown kind {name!r}: one of {', '.join(KINDS)}") from None
+
+
+def key_of(kind: str, body: Body) -> Key:
+    """The key of an object of this kind."""
+    metadata = body["metadata"]
+    return Key(kind, metadata.get("namespace", ""), metadata["name"])
+
+
+def owner_of(body: Body) -> Key | None:
+    """The key of the object's controller, in the same namespace; None without one."""
+    metadata = body["metadata"]
+    for reference in metadata.get("ownerReferences", ()):
+        if reference.get("controller"):
+            return Key(reference["kind"], metadata.get("namespace", ""), reference["name"])
+    return None
+
+
+def label_selector(labels: Mapping[str, str] | None) -> str:
+    """Labels as a selector of equalities: ``a=b,c=d``."""
+    pairs: Iterable[tuple[str, str]] = sorted((labels or {}).items())
+    return ",".join(f"{name}={value}" for name, value in pairs)
+
+
+def without_managers(body: Body) -> Body:
+    """The object without managedFields, which can be larger than all the rest and is never read."""
+    metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+    return {**body, "metadata": metadata}

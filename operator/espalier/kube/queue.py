@@ -1,0 +1,135 @@
+"""A deduplicating work queue, in the manner of client-go's.
+
+A key waits at most once, never runs twice at the same time, and runs again if it was added while it
+ran. Failures are retried with exponential backoff and jitter, per key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from espalier.kube import metrics
+from espalier.kube.objects import Key
+
+logger = logging.getLogger(__name__)
+
+Reconcile = Callable[[Key], Awaitable[float | None]]
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Seconds to wait after the n-th failure in a row: ``first * 2**(n-1)`` up to ``cap``."""
+
+    first: float = 0.2
+    cap: float = 60.0
+    jitter: float = 0.2
+
+    def delay(self, failures: int, chance: float) -> float:
+        """The delay after so many failures (1 or more); ``chance`` in [0, 1) shortens it."""
+        # The exponent is bounded only to keep the power finite: the cap is reached long before.
+        base = min(self.cap, self.first * 2.0 ** min(failures - 1, 30))
+        return base * (1 - self.jitter * chance)
+
+
+class WorkQueue:
+    """Runs ``reconcile(key)`` for added keys; it may return in how many seconds to run again."""
+
+    def __init__(
+        self, reconcile: Reconcile, *, workers: int = 4, backoff: Backoff | None = None
+    ) -> None:
+        self._reconcile = reconcile
+        self._workers = workers
+        self._backoff = backoff or Backoff()
+        self._ready: asyncio.Queue[Key | None] = asyncio.Queue()
+        self._waiting: dict[Key, float] = {}
+        self._running: set[Key] = set()
+        self._dirty: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+
+    def add(self, key: Key) -> None:
+        """Run the key as soon as a worker is free; once, however often it is added before that."""
+        if key in self._running:
+            self._dirty.add(key)
+        elif key not in self._waiting:
+            metrics.QUEUE_ADDS.labels(kind=key.kind).inc()
+            self._waiting[key] = asyncio.get_running_loop().time()
+            self._ready.put_nowait(key)
+            metrics.QUEUE_DEPTH.set(len(self._waiting))
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Run the key in so many seconds; of several wishes for a key the earliest counts."""
+        loop = asyncio.get_running_loop()
+        pending = self._timers.get(key)
+        if pending is not None:
+            if pending.when() <= loop.time() + seconds:
+                return
+            pending.cancel()
+        self._timers[key] = loop.call_later(max(0.0, seconds), self._fire, key)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits for a worker or runs; delayed keys do not count."""
+        return not self._waiting and not self._running
+
+    def oldest_wait(self) -> float:
+        """Seconds that the longest waiting key has waited; 0 when none waits."""
+        if not self._waiting:
+            return 0.0
+        return asyncio.get_running_loop().time() - next(iter(self._waiting.values()))
+
+    async def run(self, stop: asyncio.Event, *, grace_seconds: float = 10.0) -> None:
+        """Work until ``stop``; what runs then may finish within the grace, else it is cancelled."""
+        workers = [asyncio.create_task(self._work()) for _ in range(self._workers)]
+        try:
+            await stop.wait()
+            for timer in self._timers.values():
+                timer.cancel()
+            for _ in workers:
+                self._ready.put_nowait(None)
+            await asyncio.wait(workers, timeout=grace_seconds)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    def _fire(self, key: Key) -> None:
+        del self._timers[key]
+        self.add(key)
+
+    async def _work(self) -> None:
+        while (key := await self._ready.get()) is not None:
+            since = self._waiting.pop(key)
+            metrics.QUEUE_WAIT.observe(asyncio.get_running_loop().time() - since)
+            metrics.QUEUE_DEPTH.set(len(self._waiting))
+            self._running.add(key)
+            try:
+                await self._run_once(key)
+            finally:
+                self._running.discard(key)
+            if key in self._dirty:
+                self._dirty.discard(key)
+                self.add(key)
+
+    async def _run_once(self, key: Key) -> None:
+        result = "success"
+        try:
+            with metrics.RECONCILE_DURATION.labels(kind=key.kind).time():
+                again = await self._reconcile(key)
+        except Exception:
+            result = "error"
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            delay = self._backoff.delay(failures, random.random())
+            logger.exception("reconciling %s failed; again in %.1f s", key, delay)
+            metrics.QUEUE_RETRIES.labels(kind=key.kind).inc()
+            self.add_after(key, delay)
+        else:
+            self._failures.pop(key, None)
+            if again is not None:
+                result = "requeue"
+                self.add_after(key, again)
+        metrics.RECONCILES.labels(kind=key.kind, result=result).inc()
