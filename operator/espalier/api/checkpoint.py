@@ -1,4 +1,4 @@
-"""Checkpoint: one committed optimizer step, a node of the tree. Immutable, written by the operator."""
+"""Checkpoint: one committed optimizer step, a node of the tree; the operator writes it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class CheckpointSpec(Type):
     run_ref: ObjectRef | None = Field(default=None, description="runRef names the TrainingRun.")
     parent_ref: ObjectRef | None = Field(
         default=None,
-        description="parentRef is the Checkpoint that the step started from; of another model at the "
-        "root of a fork, absent at the root of a base.",
+        description="parentRef is the Checkpoint that the step started from; of another model at "
+        "the root of a fork, absent at the root of a base.",
     )
     step: int = Field(ge=1, description="step counts optimizer steps along the lineage.")
     branch: str = Field(

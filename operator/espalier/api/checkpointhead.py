@@ -39,7 +39,8 @@ class CheckpointHeadSpec(Type):
     )
     # Required, so that Git always states it and a hand edit shows as drift.
     mode: Literal["Track", "Pin"] = Field(
-        description="mode is Track to follow the newest Ready checkpoint, or Pin to hold checkpointRef."
+        description="mode is Track (follow the newest Ready checkpoint) or Pin (hold "
+        "checkpointRef)."
     )
     checkpoint_ref: ObjectRef | None = Field(
         default=None,
@@ -47,8 +48,8 @@ class CheckpointHeadSpec(Type):
     )
     on_pin: Literal["Pause", "Branch", "Continue"] = Field(
         default="Pause",
-        description="onPin says what the run does while the head is pinned: Pause it, Branch from the "
-        "pinned checkpoint, or Continue unaffected.",
+        description="onPin says what the run does while the head is pinned: Pause it, Branch from "
+        "the pinned checkpoint, or Continue unaffected.",
     )
     gate: Gate | None = Field(
         default=None, description="gate lets Track advance only over checkpoints that pass it."
@@ -129,7 +130,8 @@ class CheckpointHeadStatus(Type):
     branch: str = Field(default="main", description="branch that training extends.", max_length=32)
     branch_base: NameOnly | None = Field(
         default=None,
-        description="branchBase is where onPin: Branch grew the live branch; Track follows its descendants.",
+        description="branchBase is where onPin: Branch grew the live branch; Track follows its "
+        "descendants.",
     )
     # One Branch per (generation, ref): what the live epoch was raised for.
     epoch_cause: str = Field(

@@ -96,8 +96,8 @@ KINDS = (
     Kind(
         name="TrainableModel",
         short_name="tmodel",
-        description="TrainableModel is a fork of a base model, or of any checkpoint of another one. Its name "
-        "is the slug under which it is sampled and trained.",
+        description="TrainableModel is a fork of a base model, or of any checkpoint of another "
+        "one. Its name is the slug under which it is sampled and trained.",
         spec=TrainableModelSpec,
         status=TrainableModelStatus,
         columns=(
@@ -105,7 +105,7 @@ KINDS = (
             STATUS,
             Column("Checkpoints", ".status.tree.checkpoints", "integer"),
             AGE,
-            Column("Source", ".spec.source.*", wide=True),
+            Column("Source", ".spec.source.*.*", wide=True),
             MESSAGE,
         ),
         name_rules=name_rules(
@@ -140,8 +140,8 @@ KINDS = (
     Kind(
         name="CheckpointHead",
         short_name="ckhead",
-        description="CheckpointHead names the checkpoint that a model serves and that training continues "
-        "from. Editing it rolls back.",
+        description="CheckpointHead names the checkpoint that a model serves and that training "
+        "continues from. Editing it rolls back.",
         spec=CheckpointHeadSpec,
         status=CheckpointHeadStatus,
         columns=(
@@ -160,8 +160,8 @@ KINDS = (
     Kind(
         name="Checkpoint",
         short_name="ckpt",
-        description="Checkpoint is one committed optimizer step, a node of a model's tree. The operator "
-        "writes it; its spec never changes.",
+        description="Checkpoint is one committed optimizer step, a node of a model's tree. The "
+        "operator writes it; its spec never changes.",
         spec=CheckpointSpec,
         status=CheckpointStatus,
         columns=(
@@ -216,8 +216,8 @@ def _root(kind: Kind) -> Schema:
     spec = _described("spec", structural_schema(kind.spec))
     if kind.spec_rules:
         spec[VALIDATIONS] = [*spec.get(VALIDATIONS, []), *kind.spec_rules]
-    # Only the operator writes status, so nothing in it is defaulted but this: kstatus (Flux, kubectl)
-    # takes an object without observedGeneration for done before the operator has seen it.
+    # Only the operator writes status, so nothing in it is defaulted but this: kstatus (Flux,
+    # kubectl) takes an object without observedGeneration for done before the operator saw it.
     status = without_defaults(_described("status", structural_schema(kind.status)))
     status["default"] = {"observedGeneration": -1}
     return {

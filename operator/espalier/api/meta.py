@@ -19,9 +19,60 @@ API_VERSION = f"{GROUP}/{VERSION}"
 DECIMAL_PATTERN = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
-# Written as a string because YAML readers disagree on numbers such as 1e-4.
-DecimalString = Annotated[str, Field(pattern=DECIMAL_PATTERN, max_length=32)]
-Name = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=63)]
+
+def cel(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
+    """CEL rules for a schema node: (rule, message) or (rule, message, fieldPath)."""
+    validations = []
+    for rule in rules:
+        entry = {"rule": rule[0], "message": rule[1]}
+        if len(rule) == 3:
+            entry["fieldPath"] = rule[2]
+        validations.append(entry)
+    return {"x-kubernetes-validations": validations}
+
+
+def explained(pattern: str, message: str, condition: str = "") -> dict[str, Any]:
+    """A CEL rule in place of a pattern, whose own message would be no more than the pattern."""
+    rule = f"self.matches(r'{pattern}')"
+    return cel((f"{rule} && {condition}" if condition else rule, message))
+
+
+def _decimal(message: str, condition: str = "") -> Any:
+    return Field(
+        pattern=DECIMAL_PATTERN,
+        max_length=32,
+        json_schema_extra=explained(DECIMAL_PATTERN, message, condition),
+    )
+
+
+# Decimals are strings because YAML readers disagree on numbers such as 1e-4.
+DecimalString = Annotated[str, _decimal('must be a quoted decimal, such as "0.42"')]
+PositiveDecimal = Annotated[
+    str, _decimal('must be a quoted decimal above 0, such as "1e-4"', "double(self) > 0.0")
+]
+NonNegativeDecimal = Annotated[
+    str, _decimal('must be a quoted decimal of 0 or more, such as "0.1"', "double(self) >= 0.0")
+]
+UnitDecimal = Annotated[
+    str,
+    _decimal(
+        'must be a quoted decimal from "0" to below "1", such as "0.9"',
+        "double(self) >= 0.0 && double(self) < 1.0",
+    ),
+]
+Name = Annotated[
+    str,
+    Field(
+        pattern=NAME_PATTERN,
+        min_length=1,
+        max_length=63,
+        json_schema_extra=explained(
+            NAME_PATTERN,
+            "must be the name of an object: lower-case letters, digits and '-', beginning and "
+            "ending with a letter or digit",
+        ),
+    ),
+]
 Digest = Annotated[str, Field(pattern=r"^sha256:[a-f0-9]{64}$", max_length=71)]
 # A resource.Quantity: core/v1 takes `cpu: 2` as well as `cpu: "2"`, and so do we.
 Quantity = Annotated[
@@ -36,17 +87,6 @@ Quantity = Annotated[
 LabelValue = Annotated[
     str, Field(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)
 ]
-
-
-def cel(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
-    """CEL rules for a schema node: (rule, message) or (rule, message, fieldPath)."""
-    validations = []
-    for rule in rules:
-        entry = {"rule": rule[0], "message": rule[1]}
-        if len(rule) == 3:
-            entry["fieldPath"] = rule[2]
-        validations.append(entry)
-    return {"x-kubernetes-validations": validations}
 
 
 def list_map(*keys: str) -> dict[str, Any]:
@@ -82,7 +122,7 @@ class Metric(Type):
 
 
 class Condition(Type):
-    """A condition as in the Kubernetes API conventions; Ready, Reconciling and Stalled follow kstatus."""
+    """A condition of the Kubernetes API; Ready, Reconciling and Stalled follow kstatus."""
 
     type: str = Field(description="type of the condition.", max_length=64)
     status: Literal["True", "False", "Unknown"] = Field(

@@ -1,7 +1,7 @@
 """Structural schemas of Kubernetes (apiextensions.k8s.io/v1) from pydantic models.
 
-The cleaner is an allow-list: a keyword that a structural schema cannot hold, or whose meaning differs
-between JSON Schema 2020-12 and OpenAPI 3.0, raises SchemaError instead of passing through.
+The cleaner is an allow-list: a keyword that a structural schema cannot hold, or whose meaning
+differs between JSON Schema 2020-12 and OpenAPI 3.0, raises SchemaError instead of passing through.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class SchemaError(Exception):
 class _ObjectDefaults(GenerateJsonSchema):
     """Writes the whole default of fields whose default is a model.
 
-    The API server fills in the defaults of a nested object only where the object is given, and checks
-    CEL rules against an object's own default before it fills that in.
+    The API server fills in the defaults of a nested object only where the object is given, and
+    checks CEL rules against an object's own default before it fills that in.
     """
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
@@ -84,7 +84,7 @@ def without_defaults(schema: Schema) -> Schema:
 
 def _clean(raw: Schema, definitions: Schema, path: str) -> Schema:
     node = _resolve(raw, definitions, path)
-    clean: Schema = {}
+    clean: Schema = {"description": node["description"]} if "description" in node else {}
     for key, value in node.items():
         if key == "properties":
             clean[key] = {k: _clean(v, definitions, f"{path}.{k}") for k, v in value.items()}
@@ -127,7 +127,7 @@ def _resolve(raw: Schema, definitions: Schema, path: str) -> Schema:
 
 
 def _additional_properties(node: Schema, definitions: Schema, path: str) -> Schema:
-    """A map's values. Closed objects say nothing: the API server refuses or prunes what they lack."""
+    """A map's values. A closed object says nothing: the API server refuses or prunes the rest."""
     values = node["additionalProperties"]
     if values is False:
         return {}
@@ -138,6 +138,10 @@ def _additional_properties(node: Schema, definitions: Schema, path: str) -> Sche
     return {"additionalProperties": _clean(values, definitions, f"{path}{{}}")}
 
 
+def _has_rule(node: Schema, beginning: str) -> bool:
+    return any(entry["rule"].startswith(beginning) for entry in node.get(VALIDATIONS, []))
+
+
 def _finish(node: Schema, path: str) -> None:
     if node.get(INT_OR_STRING):
         # The one union that the API server takes.
@@ -145,6 +149,8 @@ def _finish(node: Schema, path: str) -> None:
         node["anyOf"] = [{"type": "integer"}, {"type": "string"}]
         return
     kind = node.get("type")
+    if "pattern" in node and _has_rule(node, f"self.matches(r'{node['pattern']}')"):
+        del node["pattern"]  # the rule says it with a remedy
     if kind is None:
         raise SchemaError(f"{path}: every node needs a type")
     if kind == "number":

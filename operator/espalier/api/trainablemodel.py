@@ -16,8 +16,13 @@ from espalier.api.meta import (
     Quantity,
     Type,
     cel,
+    explained,
     list_map,
 )
+
+REPOSITORY_PATTERN = r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$"
+REVISION_PATTERN = r"^[a-f0-9]{40}$"
+PATH_PATTERN = r"^([A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)?$"
 
 
 class HuggingFaceBase(Type):
@@ -25,13 +30,20 @@ class HuggingFaceBase(Type):
 
     repository: str = Field(
         description="repository as owner/name, for example Qwen/Qwen3-0.6B.",
-        pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$",
+        pattern=REPOSITORY_PATTERN,
         max_length=200,
+        json_schema_extra=explained(
+            REPOSITORY_PATTERN, "must be owner/name as on the hub, such as Qwen/Qwen3-0.6B"
+        ),
     )
     revision: str = Field(
         description="revision is a full commit hash, so that the fork is reproducible.",
-        pattern=r"^[a-f0-9]{40}$",
-        max_length=40,
+        pattern=REVISION_PATTERN,
+        max_length=64,
+        json_schema_extra=explained(
+            REVISION_PATTERN,
+            "must be a full commit hash of 40 hex digits: a branch or tag can move",
+        ),
     )
 
 
@@ -42,8 +54,11 @@ class VolumeBase(Type):
     path: str = Field(
         default="",
         description="path of the model directory inside the claim, relative, without '..'.",
-        pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)?$",
+        pattern=PATH_PATTERN,
         max_length=400,
+        json_schema_extra=explained(
+            PATH_PATTERN, "must be a relative path inside the claim without '..', such as models/a"
+        ),
     )
 
 
@@ -105,7 +120,8 @@ class Adapter(Type):
     )
     target_modules: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(
         default=["all-linear"],
-        description="targetModules are names of linear layers, or all-linear for every one but the head.",
+        description="targetModules are names of linear layers, or all-linear for every one but "
+        "the head.",
         min_length=1,
         max_length=32,
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
@@ -142,7 +158,7 @@ class Resources(Type):
 
 
 class PodTemplate(Type):
-    """The part of a pod that a user may set: where it runs and what it gets, never what it may do."""
+    """What a user may set of a pod: where it runs and what it gets, never what it may do."""
 
     resources: Resources | None = Field(
         default=None, description="resources of the main container."
@@ -216,7 +232,7 @@ class TrainableModelSpec(Type):
         json_schema_extra=cel(
             (
                 "self == oldSelf",
-                "source is immutable: create another TrainableModel for another fork",
+                "source is immutable: create another TrainableModel",
             )
         ),
     )
@@ -235,12 +251,14 @@ class TrainableModelSpec(Type):
     )
     storage: Storage = Field(
         description="storage keeps bases and checkpoints. Immutable.",
-        json_schema_extra=cel(("self == oldSelf", "storage is immutable")),
+        json_schema_extra=cel(
+            ("self == oldSelf", "storage is immutable: create another TrainableModel")
+        ),
     )
     deletion_policy: Literal["Retain", "Delete"] = Field(
         default="Retain",
-        description="deletionPolicy of checkpoint bytes when the model is deleted: Retain keeps them "
-        "(a model of the same name continues its tree), Delete removes Checkpoints and bytes.",
+        description="deletionPolicy of checkpoint bytes when the model is deleted: Retain keeps "
+        "them (a model of the same name continues its tree), Delete removes Checkpoints and bytes.",
     )
 
 

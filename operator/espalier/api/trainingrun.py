@@ -8,16 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from espalier.api.meta import (
     Condition,
-    DecimalString,
     Metric,
     Name,
+    NonNegativeDecimal,
     ObjectMeta,
     ObjectRef,
+    PositiveDecimal,
     Type,
+    UnitDecimal,
     cel,
+    explained,
     list_map,
 )
 
+DATASET_PATTERN = r"^[a-z0-9_]+$"
 LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "cross_entropy"]
 
 
@@ -25,19 +29,20 @@ class Loss(Type):
     """The loss by its Tinker wire name; thresholds are absolute ratios, not epsilons."""
 
     name: LossName = Field(
-        description="name of the loss: importance_sampling, ppo, cispo, dro or cross_entropy. Immutable."
+        description="name of the loss, as on Tinker's wire: importance_sampling, ppo, cispo, dro or "
+        "cross_entropy. Immutable."
     )
-    clip_low: DecimalString | None = Field(
+    clip_low: NonNegativeDecimal | None = Field(
         default=None,
         description='clipLow is the lowest ratio, a quoted decimal; ppo (default "0.8") and '
         'cispo (default "0") only.',
     )
-    clip_high: DecimalString | None = Field(
+    clip_high: NonNegativeDecimal | None = Field(
         default=None,
         description='clipHigh is the highest ratio, a quoted decimal; ppo (default "1.2") and '
         'cispo (default "4") only.',
     )
-    beta: DecimalString | None = Field(
+    beta: NonNegativeDecimal | None = Field(
         default=None, description='beta of dro, a quoted decimal (default "0.05").'
     )
 
@@ -50,6 +55,12 @@ class Loss(Type):
             (
                 "self.name == 'dro' || !has(self.beta)",
                 "beta belongs to dro: remove it or choose dro",
+            ),
+            (
+                "!has(self.clipLow) || !has(self.clipHigh)"
+                " || double(self.clipLow) <= double(self.clipHigh)",
+                "clipLow must not be above clipHigh",
+                ".clipLow",
             ),
         )
     )
@@ -67,15 +78,15 @@ class Loss(Type):
 class Optimizer(Type):
     """AdamW; every value is applied at each step."""
 
-    beta1: DecimalString = Field(default="0.9", description='beta1 of AdamW, for example "0.9".')
-    beta2: DecimalString = Field(default="0.95", description='beta2 of AdamW, for example "0.95".')
-    epsilon: DecimalString = Field(
+    beta1: UnitDecimal = Field(default="0.9", description='beta1 of AdamW, for example "0.9".')
+    beta2: UnitDecimal = Field(default="0.95", description='beta2 of AdamW, for example "0.95".')
+    epsilon: PositiveDecimal = Field(
         default="1e-8", description='epsilon of AdamW, for example "1e-8".'
     )
-    weight_decay: DecimalString = Field(
+    weight_decay: NonNegativeDecimal = Field(
         default="0", description='weightDecay, decoupled, for example "0".'
     )
-    gradient_clip_norm: DecimalString = Field(
+    gradient_clip_norm: NonNegativeDecimal = Field(
         default="0", description='gradientClipNorm bounds the global norm; "0" is off.'
     )
 
@@ -107,21 +118,11 @@ class GroupFilter(Type):
 class Sampling(Type):
     """How completions are sampled."""
 
-    temperature: DecimalString = Field(
+    temperature: PositiveDecimal = Field(
         default="1.0", description='temperature above 0, a quoted decimal such as "1.0".'
     )
     max_tokens: int = Field(
         default=256, ge=1, le=131072, description="maxTokens of one completion."
-    )
-
-    model_config = ConfigDict(
-        json_schema_extra=cel(
-            (
-                "double(self.temperature) > 0.0",
-                "temperature must be above 0: log-probs of greedy samples teach nothing",
-                ".temperature",
-            )
-        )
     )
 
 
@@ -130,8 +131,13 @@ class ReasoningGym(Type):
 
     dataset: str = Field(
         description="dataset is a reasoning-gym name, for example basic_arithmetic.",
-        pattern=r"^[a-z0-9_]+$",
+        pattern=DATASET_PATTERN,
         max_length=64,
+        json_schema_extra=explained(
+            DATASET_PATTERN,
+            "must be a reasoning-gym name: lower-case letters, digits and '_', such as "
+            "basic_arithmetic",
+        ),
     )
     config: dict[str, Any] | None = Field(
         default=None,
@@ -214,8 +220,8 @@ class TrainingRunSpec(Type):
     groups_per_step: int = Field(
         default=8, ge=1, le=4096, description="groupsPerStep is the number of tasks per step."
     )
-    learning_rate: DecimalString = Field(
-        description='learningRate above 0, a quoted decimal such as "1e-4". Takes effect at the next step.'
+    learning_rate: PositiveDecimal = Field(
+        description='learningRate, a quoted decimal such as "1e-4". Takes effect at the next step.'
     )
     steps: int = Field(
         ge=1, le=10000000, description="steps of the optimizer that the run takes; may grow."
@@ -254,11 +260,6 @@ class TrainingRunSpec(Type):
                 "self.loss.name == oldSelf.loss.name",
                 "loss.name is immutable: create another run",
                 ".loss.name",
-            ),
-            (
-                "double(self.learningRate) > 0.0",
-                "learningRate must be above 0",
-                ".learningRate",
             ),
             (
                 "self.advantage.source != 'Estimated' || self.groupSize >= 2",

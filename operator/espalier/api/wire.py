@@ -6,7 +6,7 @@ What we add travels in optional request fields and in headers.
 
 Headers
     Idempotency-Key: ``<session>/<seq>``; a command is applied once per key, and a resent key gets
-        the first result. Same key with another body: 422. Without it the command gets a key of its own.
+        the first result. Same key with another body: 422. Without it the command gets its own key.
     Espalier-Epoch: the epoch of the head that the caller trains under; another live epoch: 409.
     Espalier-Promotion: on the gateway's answer to optim-step: Served, Pinned, Gated or Timeout.
 Errors are ``{"detail": text, "reason": CamelCase, "remedy": text}``.
@@ -110,7 +110,7 @@ class BackwardRequest(Wire):
 
 
 class OptimStepRequest(Wire):
-    """One AdamW step, its checkpoint and its promotion. From ``grad_clip_norm`` on: ours, not HUD's."""
+    """One AdamW step, its checkpoint and promotion. From ``grad_clip_norm`` on: ours, not HUD's."""
 
     learning_rate: float = Field(gt=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
