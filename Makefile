@@ -1,0 +1,53 @@
+# The commands of the project. `make demo` and `make test` set up what they need; everything is cached in
+# $ESPALIER_CACHE (~/.cache/espalier) and made once.
+.DEFAULT_GOAL := help
+.PHONY: help env tools cluster-up cluster-down cluster-status cluster-clean images demo test lint format bench crds constraints
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+env: ## the Python environment, linked as .venv
+	@dev/env.sh
+
+tools: ## kind, kubectl, helm and the Kubernetes binaries, built once
+	@dev/tools.sh cluster
+
+cluster-up: ## a kind cluster with a registry (NODES=2 for two nodes; CLUSTER=current for the one in use)
+	@dev/cluster.sh up
+
+cluster-down: ## remove the cluster, keep the caches
+	@dev/cluster.sh down
+
+cluster-status: ## what runs
+	@dev/cluster.sh status
+
+cluster-clean: ## remove the cluster and the stored images
+	@dev/cluster.sh clean
+
+images: env ## build all images and push them to the local registry
+	@dev/image.sh all
+
+demo: env ## train a model on a local cluster, look at its tree, roll it back
+	@dev/demo.sh
+
+test: env ## every test, end-to-end included
+	@dev/test.sh
+
+bench: env ## measure speed and size
+	@bench/run.sh
+
+lint: env ## style, types and layers
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format: env ## rewrite the code in the project's style
+	@.venv/bin/ruff check --fix-only .
+	@.venv/bin/ruff format .
+
+crds: env ## generate crds/ from the resource types
+	@.venv/bin/python -m espalier.api.crds crds/
+
+constraints: ## pin the newest versions that resolve together
+	@dev/constraints.sh
