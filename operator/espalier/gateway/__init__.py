@@ -1,0 +1,1 @@
+"""The gateway: one address for sampling and training every model of the served namespaces."""

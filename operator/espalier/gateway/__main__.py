@@ -1,0 +1,142 @@
+"""``python -m espalier.gateway``: watch, serve, and on SIGTERM drain."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import signal
+import sys
+
+from aiohttp import web
+
+from espalier.core.manifests.labels import MANAGED
+from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.auth import Authenticator
+from espalier.gateway.services import Services
+from espalier.gateway.settings import Settings, SettingsError
+from espalier.gateway.tokens import TokenIssuer
+from espalier.gateway.view import WATCHED, View
+from espalier.kube import informer, log
+from espalier.kube.cache import Cache
+from espalier.kube.cluster import Cluster, ClusterError, KubernetesCluster
+from espalier.kube.health import HealthServer
+from espalier.kube.objects import Key
+
+SIGNING_KEY_SECRET = "espalier-signing-key"
+SIGNING_KEY_ENTRY = "private.pem"
+KEY_RETRY_SECONDS = 2.0
+# A Service keeps sending for a moment after a pod stops being ready.
+UNREADY_SECONDS = 3.0
+DRAIN_SECONDS = 25.0
+USER_ERROR = 64
+
+_log = logging.getLogger("espalier.gateway")
+
+
+class Readiness:
+    """Why this replica takes no requests now."""
+
+    def __init__(self, tokens: TokenIssuer, synced: asyncio.Event) -> None:
+        self._tokens = tokens
+        self._synced = synced
+        self.draining = False
+
+    def unready(self) -> str:
+        """The reason; empty when it takes requests."""
+        if self.draining:
+            return "shutting down"
+        if not self._synced.is_set():
+            return "the first list of the watched objects is not complete"
+        if not self._tokens.ready:
+            return f"Secret {SIGNING_KEY_SECRET} is not there yet: the operator creates it"
+        return ""
+
+
+async def load_signing_key(cluster: Cluster, namespace: str, tokens: TokenIssuer) -> None:
+    """Waits for the operator's Secret; ``/readyz`` names it as long as it is missing."""
+    while True:
+        try:
+            secret = await cluster.get(Key("Secret", namespace, SIGNING_KEY_SECRET))
+            if secret is not None:
+                tokens.use(base64.b64decode(secret["data"][SIGNING_KEY_ENTRY]).decode())
+                return
+        except ClusterError as error:
+            _log.warning("cannot read the signing key", extra={"error": str(error)})
+        await asyncio.sleep(KEY_RETRY_SECONDS)
+
+
+async def run(settings: Settings, cluster: KubernetesCluster) -> None:
+    """Serves until SIGTERM or SIGINT, or until the watch fails."""
+    cache = Cache()
+    tokens = TokenIssuer()
+    stop, synced = asyncio.Event(), asyncio.Event()
+    readiness = Readiness(tokens, synced)
+    kinds = {kind: MANAGED if kind == "Pod" else {} for kind in WATCHED}
+    watching = informer.InformerSettings(settings.namespaces, kinds)
+    async with upstream_session() as session:
+        services = Services(
+            View(cache, settings.namespaces), Authenticator(cluster), tokens, session
+        )
+        runner = web.AppRunner(
+            make_app(services, readiness.unready),
+            access_log=None,
+            # A client that goes away frees its slot on the rollout at once.
+            handler_cancellation=True,
+            shutdown_timeout=DRAIN_SECONDS,
+        )
+        await runner.setup()
+        await web.TCPSite(runner, port=settings.port).start()
+        tasks = [
+            asyncio.create_task(informer.run(watching, cache, stop, synced, cluster)),
+            asyncio.create_task(load_signing_key(cluster, settings.namespace, tokens)),
+        ]
+        try:
+            await _until_told(tasks[0], stop, synced)
+            readiness.draining = True
+            await asyncio.sleep(UNREADY_SECONDS)
+            await runner.cleanup()
+        finally:
+            stop.set()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until_told(
+    watch: asyncio.Task[None], stop: asyncio.Event, synced: asyncio.Event
+) -> None:
+    """Returns on a signal; raises what ended the watch."""
+    waits = [asyncio.create_task(synced.wait()), asyncio.create_task(stop.wait())]
+    await asyncio.wait([watch, *waits], return_when=asyncio.FIRST_COMPLETED)
+    if synced.is_set():
+        # The informer ends on a signal; requests in flight need it while they drain.
+        told = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, told.set)
+        waits.append(asyncio.create_task(told.wait()))
+        await asyncio.wait([watch, *waits[1:]], return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    if watch.done():
+        watch.result()
+
+
+async def main() -> None:
+    """Connects and runs."""
+    settings = Settings.from_environment(os.environ)
+    async with (
+        await KubernetesCluster.connect() as cluster,
+        HealthServer(settings.metrics_port, live={}, ready={}),
+    ):
+        await run(settings, cluster)
+
+
+if __name__ == "__main__":
+    log.configure()
+    try:
+        asyncio.run(main())
+    except SettingsError as error:
+        _log.error(str(error))
+        sys.exit(USER_ERROR)

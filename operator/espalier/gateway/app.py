@@ -1,0 +1,148 @@
+"""The gateway's HTTP application: routes, request ids, errors, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+from aiohttp import web
+
+from espalier.gateway import metrics
+from espalier.gateway.catalogue import Catalogue
+from espalier.gateway.completions import Completions
+from espalier.gateway.problems import RefusalError, respond
+from espalier.gateway.runs import Runs
+from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
+from espalier.gateway.train import COMMANDS, READS, Train
+
+MAX_COMPLETION_BYTES = 64 * 1024 * 1024
+CLIENT_GONE = 499
+# vLLM's server closes an idle connection after 5 s; ours go first, so that none is found dead.
+KEEP_ALIVE_SECONDS = 3.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_QUIET = frozenset({"/healthz", "/readyz"})
+
+
+def upstream_session() -> aiohttp.ClientSession:
+    """The pool of connections to trainers and rollouts; the caller closes it."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
+    return aiohttp.ClientSession(connector=connector, auto_decompress=False)
+
+
+def make_app(services: Services, unready: Callable[[], str]) -> web.Application:
+    """The application.
+
+    Args:
+        services: what the handlers need.
+        unready: why this replica takes no requests now; empty when it does.
+    """
+    app = web.Application(middlewares=[_observe, _refuse], client_max_size=MAX_COMPLETION_BYTES)
+    completions, train = Completions(services), Train(services)
+    app.router.add_post("/v1/completions", completions.handle)
+    app.router.add_post("/v1/chat/completions", completions.handle)
+    app.router.add_get("/v1/models", Catalogue(services).list)
+    app.router.add_get("/v1/runs/{namespace}/{name}", Runs(services).get)
+    for prefix in ("/v1/models/{slug}/train", "/v1/models/{namespace}/{slug}/train"):
+        app.router.add_post(f"{prefix}/{{command:{'|'.join(sorted(COMMANDS))}}}", train.handle)
+        app.router.add_get(f"{prefix}/{{command:{'|'.join(sorted(READS))}}}", train.handle)
+
+    async def ready(_: web.Request) -> web.Response:
+        why = unready()
+        return web.json_response({"unready": why}, status=503 if why else 200)
+
+    app.router.add_get("/healthz", _healthy)
+    app.router.add_get("/readyz", ready)
+    return app
+
+
+async def _healthy(_: web.Request) -> web.Response:
+    return web.Response(text="ok")
+
+
+@web.middleware
+async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives the request its id and records what became of it."""
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    started = time.perf_counter()
+    status = CLIENT_GONE
+    try:
+        response = await handler(request)
+        status = response.status
+        if not response.prepared:
+            response.headers["X-Request-Id"] = request[REQUEST_ID]
+        return response
+    finally:
+        if request.path not in _QUIET:
+            _record(request, status, time.perf_counter() - started)
+
+
+def _record(request: web.Request, status: int, seconds: float) -> None:
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "unknown"
+    upstream = request.get(UPSTREAM_SECONDS)
+    metrics.REQUESTS.labels(route, request.method, str(status)).inc()
+    metrics.DURATION.labels(route).observe(seconds)
+    if upstream is not None:
+        metrics.UPSTREAM.labels(route).observe(upstream)
+    _log.info(
+        "request",
+        extra={
+            "request_id": request[REQUEST_ID],
+            "method": request.method,
+            "path": request.path,
+            "status": status,
+            "milliseconds": round(seconds * 1e3, 2),
+            "upstream_milliseconds": None if upstream is None else round(upstream * 1e3, 2),
+        },
+    )
+
+
+@web.middleware
+async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns every error into the form of its route."""
+    try:
+        return await handler(request)
+    except RefusalError as refusal:
+        found = refusal
+    except web.HTTPException as error:
+        found = _of_http(request, error)
+    except (asyncio.CancelledError, ConnectionResetError):
+        raise
+    except Exception:
+        _log.exception("request failed", extra={"request_id": request[REQUEST_ID]})
+        found = RefusalError(
+            500,
+            "InternalError",
+            "the gateway failed on this request",
+            f"Its log has the cause under request id {request[REQUEST_ID]}",
+        )
+    return respond(found, openai=not _is_ours(request.path))
+
+
+def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:
+    match error.status:
+        case 404:
+            return RefusalError(404, "NoSuchRoute", f"no route {request.method} {request.path}")
+        case 405:
+            return RefusalError(
+                405, "MethodNotAllowed", f"{request.path} takes no {request.method}"
+            )
+        case 413:
+            return RefusalError(
+                413, "BodyTooLarge", f"the body is over {MAX_COMPLETION_BYTES // 2**20} MiB"
+            )
+    return RefusalError(error.status, "BadRequest", error.text or error.reason)
+
+
+def _is_ours(path: str) -> bool:
+    return "/train/" in path or path.startswith("/v1/runs/")

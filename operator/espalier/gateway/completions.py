@@ -1,0 +1,197 @@
+"""OpenAI's completion routes: find the pod, pass the request on, pass the answer back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from espalier.gateway import metrics
+from espalier.gateway.auth import User
+from espalier.gateway.pods import why_none_ready
+from espalier.gateway.problems import RefusalError, not_ready, openai_body
+from espalier.gateway.relay import StreamRewriter, error_event, rewrite_answer
+from espalier.gateway.routing import (
+    ROLLOUT,
+    NotReady,
+    Target,
+    Unknown,
+    could_be_committed,
+    resolve,
+    split,
+)
+from espalier.gateway.services import UPSTREAM_SECONDS, Services
+from espalier.gateway.snapshot import Id, Snapshot
+
+# A checkpoint's commit is acknowledged before its object reaches the cache.
+CHECKPOINT_WAIT_SECONDS = 10.0
+CONNECT_SECONDS = 3.0
+ANSWER_SECONDS = 600.0
+ATTEMPTS = 2
+
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
+
+
+@dataclass
+class _Exchange:
+    """One completion on its way. ``response`` is there once the client has a part of a stream."""
+
+    request: web.Request
+    target: Target
+    body: bytes
+    asked: str
+    response: web.StreamResponse | None = None
+
+
+class Completions:
+    """Handler of ``/v1/completions`` and ``/v1/chat/completions``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._turns: Counter[Id] = Counter()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Completes at a rollout pod that serves the named model or checkpoint."""
+        user = await self._services.caller(request)
+        body = await _read(request)
+        asked = body["model"]
+        target = await self._locate(user, asked)
+        body["model"] = target.adapter
+        exchange = _Exchange(request, target, json.dumps(body, ensure_ascii=False).encode(), asked)
+        started = time.perf_counter()
+        try:
+            return await self._send(exchange)
+        finally:
+            request[UPSTREAM_SECONDS] = time.perf_counter() - started
+
+    async def _locate(self, user: User, asked: str) -> Target:
+        slug, ref = split(asked)
+        model = await self._services.model(user, slug)
+        await self._services.auth.require(user, "get", "trainablemodels", model)
+        found = resolve(self._services.view.snapshot, model, ref)
+        if isinstance(found, Unknown):
+            found = await self._wait_for_checkpoint(model, ref) or found
+        if isinstance(found, Unknown):
+            raise await self._services.unknown(user, found)
+        if isinstance(found, NotReady):
+            raise not_ready(found.reason, found.message, found.remedy)
+        return found
+
+    async def _wait_for_checkpoint(self, model: Id, ref: str) -> Target | NotReady | Unknown | None:
+        view = self._services.view
+        if not could_be_committed(view.snapshot, model, ref):
+            return None
+
+        def known(snapshot: Snapshot) -> Target | NotReady | Unknown | None:
+            if model not in snapshot.models:
+                return Unknown(f"model {model} was deleted")
+            found = resolve(snapshot, model, ref)
+            return None if isinstance(found, Unknown) else found
+
+        return await view.wait_for(known, CHECKPOINT_WAIT_SECONDS)
+
+    async def _send(self, exchange: _Exchange) -> web.StreamResponse:
+        for attempt, address in enumerate(self._order(exchange.target)):
+            if attempt:
+                metrics.RETRIES.inc()
+            try:
+                return await self._send_to(address, exchange)
+            except aiohttp.ClientError as error:
+                if _gone(exchange.request):
+                    raise asyncio.CancelledError from error
+                if exchange.response is not None:
+                    return await _break_off(exchange.response, error)
+                if isinstance(error, aiohttp.SocketTimeoutError):
+                    raise RefusalError(
+                        504, "RolloutTimeout", f"no answer within {ANSWER_SECONDS:.0f} s"
+                    ) from error
+                lost = error
+        raise self._lost(exchange.target, lost)
+
+    def _order(self, target: Target) -> list[str]:
+        """The pods to try, each model's in turn; the same one again when it is alone."""
+        turn = self._turns[target.model]
+        self._turns[target.model] += 1
+        count = len(target.addresses)
+        return [target.addresses[(turn + attempt) % count] for attempt in range(ATTEMPTS)]
+
+    async def _send_to(self, address: str, exchange: _Exchange) -> web.StreamResponse:
+        headers = self._services.tokens.header(exchange.target.model)
+        headers["Content-Type"] = "application/json"
+        async with self._services.session.post(
+            f"http://{address}{exchange.request.path}",
+            data=exchange.body,
+            headers=headers,
+            timeout=_TIMEOUT,
+        ) as upstream:
+            if upstream.content_type == "text/event-stream":
+                return await _stream(upstream, exchange)
+            answer = await upstream.read()
+            if upstream.status == 200:
+                answer = rewrite_answer(answer, exchange.asked)
+            return web.Response(
+                body=answer, status=upstream.status, content_type=upstream.content_type
+            )
+
+    def _lost(self, target: Target, error: Exception) -> RefusalError:
+        pods = self._services.view.snapshot.pods_of(target.model, ROLLOUT)
+        waiting = why_none_ready(pods)
+        if waiting is not None:
+            return not_ready(waiting.reason, f"{error}; {waiting.message}")
+        return not_ready("RolloutUnreachable", f"a rollout of {target.model} is lost: {error}")
+
+
+async def _read(request: web.Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.read())
+    except ValueError as error:
+        raise RefusalError(400, "InvalidJson", f"the body is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise RefusalError(400, "InvalidJson", "the body is not a JSON object")
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        raise RefusalError(
+            400,
+            "ModelMissing",
+            "field model is missing or not text",
+            "Set model to a slug, slug@checkpoint or slug@base",
+        )
+    return body
+
+
+async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.StreamResponse:
+    rewriter = StreamRewriter(exchange.target.adapter, exchange.asked)
+    async for data in upstream.content.iter_any():
+        if events := rewriter.feed(data):
+            await (await _begun(exchange)).write(events)
+    response = await _begun(exchange)
+    await response.write_eof(rewriter.rest())
+    return response
+
+
+async def _begun(exchange: _Exchange) -> web.StreamResponse:
+    """The stream to the client, begun as late as possible: until then another pod may be tried."""
+    if exchange.response is None:
+        exchange.response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+        )
+        await exchange.response.prepare(exchange.request)
+    return exchange.response
+
+
+async def _break_off(response: web.StreamResponse, error: Exception) -> web.StreamResponse:
+    """Ends a stream that cannot be taken up again, so that the client sees it is incomplete."""
+    refusal = RefusalError(
+        503, "StreamBroken", f"the rollout was lost in mid-stream: {error}", "Send it again"
+    )
+    await response.write_eof(error_event(openai_body(refusal)))
+    return response
+
+
+def _gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()

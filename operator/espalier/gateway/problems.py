@@ -1,0 +1,87 @@
+"""Refusals: one type inside the gateway, two forms on the wire.
+
+Completion routes answer as OpenAI's API does, so that its SDKs raise the right class; train and
+run routes answer with ``wire.Problem``, whose ``detail`` HUD's client shows.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from espalier.api.wire import Problem
+
+RETRY_AFTER_SECONDS = 2
+
+# OpenAI's error types, by status.
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    503: "service_unavailable_error",
+}
+
+
+class RefusalError(Exception):
+    """A request that the gateway itself answers with an error.
+
+    Args:
+        status: HTTP status, 400 or above.
+        reason: CamelCase word for programs.
+        detail: what is wrong, for people.
+        remedy: what to do about it; may be empty.
+        retry_after: seconds for ``Retry-After``, None to send no such header.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        detail: str,
+        remedy: str = "",
+        *,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.status = status
+        self.reason = reason
+        self.detail = detail
+        self.remedy = remedy
+        self.retry_after = retry_after
+
+    @property
+    def message(self) -> str:
+        """Cause and remedy as one text."""
+        return f"{self.detail}. {self.remedy}" if self.remedy else self.detail
+
+
+def not_ready(reason: str, detail: str, remedy: str = "") -> RefusalError:
+    """503 with Retry-After: the request may be sent again as it is."""
+    return RefusalError(503, reason, detail, remedy, retry_after=RETRY_AFTER_SECONDS)
+
+
+def openai_body(refusal: RefusalError) -> dict[str, object]:
+    """``{"error": {"message", "type", "param", "code"}}``."""
+    return {
+        "error": {
+            "message": refusal.message,
+            "type": _TYPES.get(refusal.status, "api_error"),
+            "param": None,
+            "code": refusal.reason,
+        }
+    }
+
+
+def respond(refusal: RefusalError, *, openai: bool) -> web.Response:
+    """The refusal as a response in the form of its route."""
+    headers = {}
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(refusal.retry_after)
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if openai:
+        return web.json_response(openai_body(refusal), status=refusal.status, headers=headers)
+    problem = Problem(detail=refusal.detail, reason=refusal.reason, remedy=refusal.remedy)
+    return web.json_response(problem.model_dump(), status=refusal.status, headers=headers)

@@ -1,0 +1,164 @@
+"""From a model name in a request to an adapter and the pods that serve it. Pure.
+
+``slug``, ``slug@base`` or ``slug@<checkpoint>``; a slug is a model's name, or ``namespace/name``
+where two served namespaces have a model of that name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from espalier.api.trainablemodel import TrainableModel
+from espalier.core.names import BASE, adapter_name
+from espalier.gateway.pods import why_none_ready
+from espalier.gateway.snapshot import Id, Snapshot
+
+ROLLOUT = "rollout"
+NEAREST = 3
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a request goes: the name the rollouts know, and ready pods as ``ip:port``."""
+
+    model: Id
+    adapter: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """No such model or checkpoint. ``nearest`` are slugs (with ref) that there are, best first."""
+
+    detail: str
+    nearest: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """The name is right and nothing can answer yet: a Kubernetes reason and its message."""
+
+    reason: str
+    message: str
+    remedy: str = ""
+
+
+def split(requested: str) -> tuple[str, str]:
+    """``slug@ref`` as (slug, ref); the ref of a bare slug is empty."""
+    slug, _, ref = requested.partition("@")
+    return slug, ref
+
+
+def slug_of(snapshot: Snapshot, model: Id) -> str:
+    """The shortest slug that means this model alone."""
+    others = (Id(n, model.name) for n in snapshot.namespaces if n != model.namespace)
+    return str(model) if any(other in snapshot.models for other in others) else model.name
+
+
+def find_model(snapshot: Snapshot, slug: str) -> Id | Unknown:
+    """The model that a slug means."""
+    if "/" in slug:
+        model = Id(*slug.split("/", 1))
+        if model in snapshot.models and model.namespace in snapshot.namespaces:
+            return model
+        return Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
+    found = [Id(n, slug) for n in snapshot.namespaces if Id(n, slug) in snapshot.models]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = tuple(str(model) for model in found)
+        return Unknown(f"model {slug!r} is in more than one namespace", names)
+    return Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
+
+
+def nearest_slugs(snapshot: Snapshot, slug: str) -> tuple[str, ...]:
+    """The slugs most like a mistyped one."""
+    slugs = {slug_of(snapshot, m) for m in snapshot.models if m.namespace in snapshot.namespaces}
+    return _nearest(slug, slugs)
+
+
+def resolve(snapshot: Snapshot, model: Id, ref: str) -> Target | Unknown | NotReady:
+    """The adapter and the ready pods for a model that there is.
+
+    Args:
+        snapshot: the world.
+        model: a key of ``snapshot.models``.
+        ref: empty for the head, ``base``, or the name of a Checkpoint of the model or of the
+            checkpoint it was forked from.
+    """
+    adapter = _adapter(snapshot, model, ref)
+    if not isinstance(adapter, str):
+        return adapter
+    addresses = tuple(pod.address for pod in snapshot.pods_of(model, ROLLOUT) if pod.ready)
+    return Target(model, adapter, addresses) if addresses else _why_not_ready(snapshot, model)
+
+
+def could_be_committed(snapshot: Snapshot, model: Id, ref: str) -> bool:
+    """True for a name that a checkpoint of this model may have, though it is not seen yet."""
+    pattern = rf"{re.escape(model.name)}-(b[0-9]+-)?[0-9]{{6,}}"
+    return bool(re.fullmatch(pattern, ref)) and model.beside(ref) not in snapshot.checkpoints
+
+
+def _adapter(snapshot: Snapshot, model: Id, ref: str) -> str | Unknown | NotReady:
+    if ref == BASE:
+        return BASE
+    if ref:
+        return _adapter_of_checkpoint(snapshot, model, ref)
+    head = snapshot.head_of(model)
+    if head is None or head.status.current is None:
+        return _why_not_ready(snapshot, model)
+    return adapter_name(model.name, head.status.current.digest)
+
+
+def _adapter_of_checkpoint(snapshot: Snapshot, model: Id, ref: str) -> str | Unknown:
+    checkpoint = snapshot.checkpoints.get(model.beside(ref))
+    root = snapshot.models[model].status.root_checkpoint_ref
+    is_root = root is not None and root.name == ref
+    if checkpoint is None or not (is_root or checkpoint.spec.model_ref.name == model.name):
+        own = [
+            c.metadata.name
+            for key, c in snapshot.checkpoints.items()
+            if key.namespace == model.namespace and c.spec.model_ref.name == model.name
+        ]
+        nearest = tuple(
+            f"{slug_of(snapshot, model)}@{name}" for name in _nearest(ref, [*own, BASE])
+        )
+        return Unknown(f"model {slug_of(snapshot, model)!r} has no checkpoint {ref!r}", nearest)
+    return adapter_name(model.name, checkpoint.spec.digest)
+
+
+def _why_not_ready(snapshot: Snapshot, model: Id) -> NotReady:
+    pods = snapshot.pods_of(model, ROLLOUT)
+    waiting = why_none_ready(pods)
+    if waiting is not None:
+        return NotReady(waiting.reason, f"the rollouts of {model} are not ready: {waiting.message}")
+    if pods:
+        return NotReady("HeadNotServed", f"the rollouts of {model} do not serve its head yet")
+    return _without_pods(snapshot.models[model])
+
+
+def _without_pods(model: TrainableModel) -> NotReady:
+    if model.spec.rollout.replicas == 0:
+        return NotReady(
+            "NoReplicas",
+            f"model {model.metadata.name} has spec.rollout.replicas 0",
+            "Set spec.rollout.replicas to 1 or more to serve it",
+        )
+    conditions = {c.type: c for c in model.status.conditions}
+    for kind, bad in (
+        ("Stalled", "True"),
+        ("SourceResolved", "False"),
+        ("RolloutsReady", "False"),
+        ("Ready", "False"),
+    ):
+        condition = conditions.get(kind)
+        if condition is not None and condition.status == bad:
+            return NotReady(condition.reason, condition.message)
+    return NotReady("Pending", f"model {model.metadata.name} has no rollout pods yet")
+
+
+def _nearest(word: str, words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(difflib.get_close_matches(word, sorted(words), n=NEAREST, cutoff=0.5))

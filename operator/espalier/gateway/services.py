@@ -1,0 +1,51 @@
+"""What every handler needs, made once per process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import web
+
+from espalier.gateway.auth import Authenticator, User
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.routing import NEAREST, Unknown, find_model
+from espalier.gateway.snapshot import Id
+from espalier.gateway.tokens import TokenIssuer
+from espalier.gateway.view import View
+
+UPSTREAM_SECONDS: web.RequestKey[float] = web.RequestKey("upstream_seconds", float)
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+
+
+@dataclass(frozen=True)
+class Services:
+    """View of the cluster, authentication, tokens and the pool of connections to pods."""
+
+    view: View
+    auth: Authenticator
+    tokens: TokenIssuer
+    session: aiohttp.ClientSession
+
+    async def caller(self, request: web.Request) -> User:
+        """The authenticated caller of a request."""
+        return await self.auth.user(request.headers.get("Authorization"))
+
+    async def model(self, user: User, slug: str) -> Id:
+        """The model that a slug means; 404 with the nearest names that the caller may see."""
+        found = find_model(self.view.snapshot, slug)
+        if isinstance(found, Unknown):
+            raise await self.unknown(user, found)
+        return found
+
+    async def unknown(self, user: User, unknown: Unknown) -> RefusalError:
+        """404 ``ModelNotFound``, naming only what the caller may get."""
+        seen = [name for name in unknown.nearest[:NEAREST] if await self._may_see(user, name)]
+        remedy = f"Did you mean: {', '.join(seen)}" if seen else "GET /v1/models lists the models"
+        return RefusalError(404, "ModelNotFound", unknown.detail, remedy)
+
+    async def _may_see(self, user: User, name: str) -> bool:
+        model = find_model(self.view.snapshot, name.partition("@")[0])
+        return isinstance(model, Id) and await self.auth.allowed(
+            user, "get", "trainablemodels", model
+        )

@@ -1,0 +1,50 @@
+"""Settings from the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PORT = 8000
+METRICS_PORT = 8080
+
+
+class SettingsError(Exception):
+    """A variable is missing or wrong; the message names it and says what to set."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the gateway runs and which namespaces it serves."""
+
+    namespace: str
+    namespaces: tuple[str, ...]
+    port: int
+    metrics_port: int
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Reads POD_NAMESPACE, ESPALIER_NAMESPACES, ESPALIER_PORT and ESPALIER_METRICS_PORT.
+
+        ESPALIER_NAMESPACES is comma separated; by default the gateway serves its own namespace.
+        """
+        namespace = environment.get("POD_NAMESPACE", "")
+        if not namespace:
+            raise SettingsError("POD_NAMESPACE is not set: set it to the gateway's own namespace")
+        listed = environment.get("ESPALIER_NAMESPACES", "").split(",")
+        namespaces = tuple(dict.fromkeys(name.strip() for name in listed if name.strip()))
+        return cls(
+            namespace=namespace,
+            namespaces=namespaces or (namespace,),
+            port=_port(environment, "ESPALIER_PORT", PORT),
+            metrics_port=_port(environment, "ESPALIER_METRICS_PORT", METRICS_PORT),
+        )
+
+
+def _port(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "")
+    if not text:
+        return default
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise SettingsError(f"{name} is {text!r}: set a port from 1 to 65535")
+    return int(text)
