@@ -1,0 +1,66 @@
+"""What a Checkpoint's status says: which heads serve it and whether training went on elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from espalier.api.checkpoint import Checkpoint, CheckpointStatus
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.meta import Metric
+from espalier.core import conditions
+from espalier.core import head as heads
+from espalier.core.commits import METRICS_ANNOTATION
+from espalier.core.conditions import Finding
+from espalier.core.lineage import Lineage
+
+SHOWN_HEADS = 16
+
+
+def decide(
+    checkpoint: Checkpoint, model_heads: Sequence[CheckpointHead], lineage: Lineage, now: str
+) -> CheckpointStatus:
+    """The status of a checkpoint; ``model_heads`` are the heads that may serve it."""
+    name = checkpoint.metadata.name
+    serving = sorted(
+        head.metadata.name
+        for head in model_heads
+        if head.status.current is not None and head.status.current.name == name
+    )[:SHOWN_HEADS]
+    superseded = is_superseded(name, model_heads, lineage)
+    findings = [
+        Finding(conditions.READY, "True", "Committed", "its bytes are on the volume"),
+        Finding("InUse", "True", "Served", f"served by {', '.join(serving)}")
+        if serving
+        else Finding("InUse", "False", "NotServed", "no head serves it"),
+        Finding("Superseded", "True", "TrainingWentElsewhere", superseded)
+        if superseded
+        else Finding("Superseded", "False", "OnTheLiveLine", ""),
+    ]
+    return CheckpointStatus(
+        observed_generation=checkpoint.metadata.generation,
+        heads=serving,
+        head_mark=f"> {','.join(serving)}" if serving else None,
+        metrics=metrics(checkpoint.metadata.annotations),
+        conditions=conditions.settle(
+            checkpoint.status.conditions, findings, checkpoint.metadata.generation, now
+        ),
+    )
+
+
+def is_superseded(name: str, model_heads: Sequence[CheckpointHead], lineage: Lineage) -> str:
+    """Where training went on instead, as a sentence; empty if the checkpoint is on the live line."""
+    leader = next((head for head in model_heads if heads.leads(head)), None)
+    if leader is None or leader.status.epoch == 0 or name not in lineage.by_name:
+        return ""
+    status = leader.status
+    base = status.branch_base.name if status.branch_base else ""
+    if any(c.metadata.name == name for c in lineage.line(status.branch, base)):
+        return ""
+    return f"training goes on at branch {status.branch} from {base or 'the base'}"
+
+
+def metrics(annotations: Mapping[str, str]) -> list[Metric]:
+    """The metrics that were written with the Checkpoint."""
+    values = json.loads(annotations.get(METRICS_ANNOTATION, "{}"))
+    return [Metric(name=name, value=value) for name, value in sorted(values.items())]

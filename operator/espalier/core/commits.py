@@ -1,0 +1,159 @@
+"""Which commits of a trainer become Checkpoints, and as what.
+
+A commit joins a branch only if it extends it: its parent is the branch's tip (or base) and its
+epoch is not below the tip's. On the live branch it must also carry the live epoch, so that a trainer
+that was left behind by a rollback can never move the head.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from espalier.api.checkpoint import CheckpointSpec, Hyperparameters
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.meta import API_VERSION, ObjectRef, decimal_string
+from espalier.api.wire import Commit
+from espalier.core import head as heads
+from espalier.core.lineage import BASE_POINT, Lineage, Point, point
+from espalier.core.manifests import labels
+from espalier.core.names import MAIN, directory_name
+
+# What a Checkpoint's status is derived from: written with it, so that no crash parts the two.
+METRICS_ANNOTATION = "espalier.dev/metrics"
+RUN_STEP_ANNOTATION = "espalier.dev/run-step"
+RUN_UID_ANNOTATION = "espalier.dev/run-uid"
+RUN_SEPARATOR = "/"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The commit becomes a Checkpoint below ``parent``."""
+
+    parent: Point
+
+
+@dataclass(frozen=True)
+class Known:
+    """The commit is a Checkpoint already."""
+
+
+@dataclass(frozen=True)
+class Fenced:
+    """The commit stays out of the tree; its bytes stay on the volume."""
+
+    reason: str
+    message: str
+
+
+Verdict = Accepted | Known | Fenced
+
+
+def judge(commit: Commit, model: str, lineage: Lineage, head: CheckpointHead | None) -> Verdict:
+    """Whether a commit joins the model's tree; ``head`` is the head of the model's name."""
+    known = lineage.by_name.get(commit.name)
+    if known is not None:
+        if known.spec.digest == commit.digest:
+            return Known()
+        return Fenced("NameTaken", f"{commit.name} is another checkpoint, {known.spec.digest}")
+    if commit.model != model:
+        return Fenced("WrongModel", f"{commit.name} is a commit of model {commit.model}")
+    start, epoch = _growing_point(commit, lineage)
+    if start is None:
+        return Fenced(
+            "ParentUnknown", f"{commit.name} starts from {_parent(commit)}, not in the tree"
+        )
+    if head is not None:
+        epoch = max(epoch, heads.fence(head, commit.branch))
+    return _misfit(commit, start, epoch) or Accepted(start)
+
+
+def _misfit(commit: Commit, start: Point, epoch: int) -> Fenced | None:
+    """Why a commit does not extend its branch, which stands at ``start`` and takes ``epoch`` on."""
+    if (commit.parent, commit.step) != (start.digest, start.step + 1):
+        return Fenced(
+            "NotTheTip",
+            f"{commit.name} starts from {_parent(commit)}, but {commit.branch} stands at "
+            f"{start.name or 'its base'}",
+        )
+    if commit.epoch < epoch:
+        return Fenced(
+            "StaleEpoch",
+            f"{commit.name} was made under epoch {commit.epoch}, {commit.branch} is at {epoch}",
+        )
+    return None
+
+
+def _growing_point(commit: Commit, lineage: Lineage) -> tuple[Point | None, int]:
+    """Where the commit's branch stands and the lowest epoch that may extend it."""
+    tip = lineage.tip(commit.branch)
+    if tip is not None:
+        return point(tip), tip.spec.epoch
+    if commit.branch == MAIN:
+        return lineage.root, 1
+    own = [point(c) for c in lineage.by_name.values() if c.spec.digest == commit.parent]
+    starts = own or [p for p in (lineage.root, BASE_POINT) if p and p.digest == commit.parent]
+    return (starts[0] if starts else None), int(commit.branch.removeprefix("b"))
+
+
+def _parent(commit: Commit) -> str:
+    return commit.parent_name or "the base"
+
+
+def run_identity(name: str, uid: str) -> str:
+    """What the trainer counts steps for: a run that is deleted and made again starts at 0."""
+    return f"{name}{RUN_SEPARATOR}{uid}"
+
+
+def run_name(commit: Commit) -> str:
+    """The name of the TrainingRun that a commit belongs to."""
+    return commit.run.partition(RUN_SEPARATOR)[0]
+
+
+def run_uid(commit: Commit) -> str:
+    """The uid of the TrainingRun that a commit belongs to."""
+    return commit.run.partition(RUN_SEPARATOR)[2]
+
+
+def checkpoint_body(commit: Commit, namespace: str, parent: Point) -> dict[str, Any]:
+    """The Checkpoint object of an accepted commit; ownerless, for it outlives run and model."""
+    run = run_name(commit)
+    spec = CheckpointSpec(
+        model_ref=ObjectRef(name=commit.model),
+        run_ref=ObjectRef(name=run) if run else None,
+        parent_ref=ObjectRef(name=parent.name) if parent.name else None,
+        step=commit.step,
+        branch=commit.branch,
+        epoch=commit.epoch,
+        uri=f"volume://checkpoints/{directory_name(commit.digest)}",
+        digest=commit.digest,
+        size_bytes=commit.size_bytes,
+        lora_rank=commit.lora_rank,
+        hyperparameters=Hyperparameters(
+            learning_rate=decimal_string(commit.learning_rate),
+            group_size=commit.group_size,
+            loss=commit.loss,
+        ),
+    )
+    metrics = {name: decimal_string(value) for name, value in sorted(commit.metrics.items())}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Checkpoint",
+        "metadata": {
+            "name": commit.name,
+            "namespace": namespace,
+            "labels": {
+                **labels.MANAGED,
+                labels.MODEL: commit.model,
+                labels.BRANCH: commit.branch,
+            }
+            | ({labels.RUN: run} if run else {}),
+            "annotations": {
+                METRICS_ANNOTATION: json.dumps(metrics),
+                RUN_STEP_ANNOTATION: str(commit.run_step),
+                RUN_UID_ANNOTATION: run_uid(commit),
+            },
+        },
+        "spec": spec.wire(),
+    }

@@ -1,0 +1,91 @@
+"""Conditions in the manner of the Kubernetes API conventions and kstatus.
+
+``Reconciling`` is True only while the world differs from the spec, ``Stalled`` only for what needs
+a person or an edit (https://github.com/kubernetes-sigs/cli-utils/tree/master/pkg/kstatus).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from espalier.api.meta import Condition
+
+READY = "Ready"
+RECONCILING = "Reconciling"
+STALLED = "Stalled"
+
+TruthValue = Literal["True", "False", "Unknown"]
+MESSAGE_CHARS = 4096
+REASON_CHARS = 128
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a condition should say; generation and transition time are added by ``settle``."""
+
+    type: str
+    status: TruthValue
+    reason: str
+    message: str = ""
+
+
+def ready(reason: str, message: str) -> list[Finding]:
+    """The world matches the spec."""
+    return [
+        Finding(READY, "True", reason, message),
+        Finding(RECONCILING, "False", reason),
+        Finding(STALLED, "False", reason),
+    ]
+
+
+def reconciling(reason: str, message: str, status: TruthValue = "False") -> list[Finding]:
+    """The world does not match the spec yet; ``status`` is that of Ready (Unknown when queued)."""
+    return [
+        Finding(READY, status, reason, message),
+        Finding(RECONCILING, "True", reason, message),
+        Finding(STALLED, "False", reason),
+    ]
+
+
+def stalled(reason: str, message: str) -> list[Finding]:
+    """Nothing moves until a person edits something."""
+    return [
+        Finding(READY, "False", reason, message),
+        Finding(RECONCILING, "False", reason),
+        Finding(STALLED, "True", reason, message),
+    ]
+
+
+def settle(
+    existing: Sequence[Condition], findings: Iterable[Finding], generation: int, now: str
+) -> list[Condition]:
+    """The complete list of conditions; ``now`` (RFC 3339) is used only where a status changed."""
+    before = {condition.type: condition for condition in existing}
+    settled = []
+    for finding in findings:
+        old = before.get(finding.type)
+        unchanged = old is not None and old.status == finding.status
+        settled.append(
+            Condition(
+                type=finding.type,
+                status=finding.status,
+                observed_generation=generation,
+                last_transition_time=old.last_transition_time if old and unchanged else now,
+                reason=finding.reason[:REASON_CHARS],
+                message=finding.message[:MESSAGE_CHARS],
+            )
+        )
+    return settled
+
+
+def find(conditions: Sequence[Condition], type_: str) -> Condition | None:
+    """The condition of a type, if it is set."""
+    return next((condition for condition in conditions if condition.type == type_), None)
+
+
+def is_true(conditions: Sequence[Condition], type_: str) -> bool:
+    """Whether the condition is set and True."""
+    condition = find(conditions, type_)
+    return condition is not None and condition.status == "True"

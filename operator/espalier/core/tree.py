@@ -1,0 +1,119 @@
+"""The checkpoint tree of a model: its branches, and how it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.meta import decimal
+from espalier.api.trainablemodel import Branch, Tree
+from espalier.core.checkpoint import is_superseded
+from espalier.core.lineage import Lineage, parent_name
+from espalier.core.names import MAIN
+
+REWARD = "reward/mean"
+MAX_BRANCHES = 256
+
+
+def grown(lineage: Lineage, model_heads: Sequence[CheckpointHead], leader: str) -> Tree:
+    """The tree as the model's status shows it; ``leader`` is the name of the model's own head."""
+    current = next(
+        (
+            head.status.current.name
+            for head in model_heads
+            if head.metadata.name == leader and head.status.current is not None
+        ),
+        "",
+    )
+    branches = [
+        _branch(name, lineage, model_heads, current)
+        for name in sorted(lineage.by_branch, key=_order)[-MAX_BRANCHES:]
+    ]
+    return Tree(checkpoints=len(lineage.by_name), branches=branches)
+
+
+def _order(branch: str) -> int:
+    """Branches in the order that they grew: main, b2, b10."""
+    return 0 if branch == MAIN else int(branch.removeprefix("b"))
+
+
+def _branch(
+    name: str, lineage: Lineage, model_heads: Sequence[CheckpointHead], current: str
+) -> Branch:
+    line = lineage.by_branch[name]
+    rewards = [value for checkpoint in line if (value := reward(checkpoint)) is not None]
+    tip = line[-1].metadata.name
+    return Branch(
+        name=name,
+        base=lineage.base(name),
+        first_step=line[0].spec.step,
+        last_step=line[-1].spec.step,
+        tip=tip,
+        best_reward=max(rewards, key=decimal) if rewards else None,
+        head=True if any(c.metadata.name == current for c in line) else None,
+        superseded=True if is_superseded(tip, model_heads, lineage) else None,
+    )
+
+
+def reward(checkpoint: Checkpoint) -> str | None:
+    """The mean reward of a checkpoint's step, as a decimal string."""
+    return next((m.value for m in checkpoint.status.metrics if m.name == REWARD), None)
+
+
+def render(tree: Tree, checkpoints: Iterable[Checkpoint]) -> list[str]:
+    """The tree in the manner of ``git log --graph``, newest first, the head marked by ``>``."""
+    by_name = {checkpoint.metadata.name: checkpoint for checkpoint in checkpoints}
+    by_branch: dict[str, list[Checkpoint]] = {}
+    for checkpoint in sorted(by_name.values(), key=lambda c: c.spec.step):
+        by_branch.setdefault(checkpoint.spec.branch, []).append(checkpoint)
+    width = max((len(name) for name in by_name), default=0)
+    lines: list[str] = []
+    # What each lane of the drawing leads down to.
+    lanes: list[str] = []
+    for checkpoint in _newest_first(by_branch, tree):
+        name = checkpoint.metadata.name
+        _join(lanes, name, lines)
+        if name not in lanes:
+            lanes.append(name)
+        lane = lanes.index(name)
+        graph = " ".join("*" if i == lane else "|" for i in range(len(lanes)))
+        lines.append(f"{graph} {_label(checkpoint, width)}".rstrip())
+        lanes[lane] = parent_name(checkpoint)
+    roots = [name for name in dict.fromkeys(lanes) if name not in by_name]
+    for root in roots:
+        _join(lanes, root, lines)
+    lines += [f"o {root or 'base'}" for root in roots]
+    return lines
+
+
+def _newest_first(by_branch: dict[str, list[Checkpoint]], tree: Tree) -> list[Checkpoint]:
+    """Every checkpoint after all that grew from it; side branches just above their base."""
+    order = {branch.name: position for position, branch in enumerate(tree.branches)}
+    names = sorted(by_branch, key=lambda name: (order.get(name, len(order)), _order(name)))
+    bases = {name: parent_name(by_branch[name][0]) for name in names}
+    known = {c.metadata.name for line in by_branch.values() for c in line}
+
+    def walk(branch: str) -> Iterable[Checkpoint]:
+        for checkpoint in reversed(by_branch[branch]):
+            for child in names:
+                if child != branch and bases[child] == checkpoint.metadata.name:
+                    yield from walk(child)
+            yield checkpoint
+
+    return [c for name in names if bases[name] not in known for c in walk(name)]
+
+
+def _join(lanes: list[str], name: str, lines: list[str]) -> None:
+    """Draw the lanes that meet in a checkpoint into the leftmost of them."""
+    while lanes.count(name) > 1:
+        last = len(lanes) - 1 - lanes[::-1].index(name)
+        lines.append(" ".join("|" for _ in range(last)) + "/")
+        del lanes[last]
+
+
+def _label(checkpoint: Checkpoint, width: int) -> str:
+    value = reward(checkpoint)
+    shown = f"{decimal(value):6.3f}" if value is not None else " " * 6
+    mark = checkpoint.status.head_mark or ""
+    return f"{checkpoint.metadata.name:<{width}}  {shown}  {mark}"
