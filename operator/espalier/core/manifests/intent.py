@@ -1,0 +1,69 @@
+"""The frame of every child: a derived name, labels, an owner and a hash of what is wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from espalier.api.meta import API_VERSION, ObjectMeta
+from espalier.core.manifests.labels import TEMPLATE_HASH
+
+Manifest = dict[str, Any]
+OwnerKind = Literal["TrainableModel", "TrainingRun"]
+
+
+def child(
+    api_version: str,
+    kind: str,
+    name: str,
+    *,
+    labels: dict[str, str],
+    owner_kind: OwnerKind,
+    owner: ObjectMeta,
+    spec: Manifest,
+) -> Manifest:
+    """The complete intent of a child; deleting the owner deletes it."""
+    body: Manifest = {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": owner.namespace,
+            "labels": labels,
+            "ownerReferences": [_owner_reference(owner_kind, owner)],
+        },
+        "spec": spec,
+    }
+    body["metadata"]["annotations"] = {TEMPLATE_HASH: _digest(body)}
+    return body
+
+
+def is_current(live: Manifest | None, intent: Manifest) -> bool:
+    """Whether the live child was made from this very intent, so that it need not be applied again.
+
+    ``replicas`` is compared as well: it is what people and autoscalers change by hand.
+    """
+    if live is None:
+        return False
+    wanted = intent["metadata"]["annotations"][TEMPLATE_HASH]
+    if live["metadata"].get("annotations", {}).get(TEMPLATE_HASH) != wanted:
+        return False
+    return bool(live["spec"].get("replicas") == intent["spec"].get("replicas"))
+
+
+def _owner_reference(kind: OwnerKind, owner: ObjectMeta) -> Manifest:
+    # blockOwnerDeletion would need rights on the owner's finalizers in some clusters.
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "name": owner.name,
+        "uid": owner.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def _digest(body: Manifest) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]

@@ -1,0 +1,30 @@
+"""Jobs: retried when something failed, ended at once when only the user can repair it."""
+
+from __future__ import annotations
+
+from espalier.core.manifests.intent import Manifest
+from espalier.core.manifests.pod import USER_ERROR
+
+
+def job_spec(
+    pod: Manifest, labels: dict[str, str], *, container: str, retries: int, seconds: int | None
+) -> Manifest:
+    """The spec of a Job of one pod; ``seconds`` bounds its whole time, None leaves it unbounded."""
+    ends = {"containerName": container, "operator": "In", "values": [USER_ERROR]}
+    evicted = {"type": "DisruptionTarget", "status": "True"}
+    spec: Manifest = {
+        "backoffLimit": retries,
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onExitCodes": ends},
+                {"action": "Ignore", "onPodConditions": [evicted]},
+            ]
+        },
+        "template": {
+            "metadata": {"labels": labels},
+            "spec": {**pod, "restartPolicy": "Never"},
+        },
+    }
+    if seconds is not None:
+        spec["activeDeadlineSeconds"] = seconds
+    return spec

@@ -1,0 +1,175 @@
+"""What all pods have in common: the restricted security profile, environment, volumes, placement.
+
+Profile: https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from espalier.api.trainablemodel import PodTemplate, TrainableModel
+from espalier.core.manifests.intent import Manifest
+from espalier.core.manifests.settings import ChildSettings
+
+USER = 65532
+PORT = 8000
+PORT_NAME = "http"
+VOLUME_PATH = "/weights"
+# The exit code by which a process says that only the user can repair this.
+USER_ERROR = 64
+
+_SHARED_MEMORY = "1Gi"
+
+
+@dataclass(frozen=True)
+class Requests:
+    """CPU and memory to request when the user's template names no resources."""
+
+    cpu: str
+    memory: str
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A pod volume and where the container sees it."""
+
+    name: str
+    source: Manifest
+    path: str
+    read_only: bool = False
+    sub_path: str = ""
+
+    def volume(self) -> Manifest:
+        """The entry of the pod's volumes."""
+        return {"name": self.name, **self.source}
+
+    def mount(self) -> Manifest:
+        """The entry of the container's volumeMounts."""
+        entry: Manifest = {"name": self.name, "mountPath": self.path}
+        if self.read_only:
+            entry["readOnly"] = True
+        if self.sub_path:
+            entry["subPath"] = self.sub_path
+        return entry
+
+
+@dataclass(frozen=True)
+class Container:
+    """The container that a pod is there for."""
+
+    name: str
+    image: str
+    requests: Requests
+    env: dict[str, str]
+    mounts: tuple[Mount, ...] = ()
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    serves: bool = False
+    probes: Manifest = field(default_factory=dict)
+
+
+def claim(model: TrainableModel, *, read_only: bool = False) -> Mount:
+    """The model's volume of bases and checkpoints."""
+    name = model.spec.storage.persistent_volume_claim.claim_name
+    source = {"persistentVolumeClaim": {"claimName": name}}
+    return Mount("weights", source, VOLUME_PATH, read_only=read_only)
+
+
+def model_env(
+    model: TrainableModel, settings: ChildSettings, *, base: str, dtype: str
+) -> dict[str, str]:
+    """The environment of every pod that loads a base, given by its digest."""
+    return {
+        "ESPALIER_MODEL": model.metadata.name,
+        "ESPALIER_NAMESPACE": model.metadata.namespace,
+        "ESPALIER_VOLUME": VOLUME_PATH,
+        "ESPALIER_BASE": base,
+        "ESPALIER_PUBLIC_KEY": settings.public_key,
+        "ESPALIER_DTYPE": dtype,
+    }
+
+
+def http_probe(path: str, *, period: int, failures: int, timeout: int = 5) -> Manifest:
+    """A probe of the container's port; ``period`` and ``timeout`` in seconds."""
+    return {
+        "httpGet": {"path": path, "port": PORT_NAME},
+        "periodSeconds": period,
+        "failureThreshold": failures,
+        "timeoutSeconds": timeout,
+    }
+
+
+def pod_spec(
+    container: Container,
+    template: PodTemplate | None,
+    *,
+    grace_seconds: int,
+    init_containers: tuple[Container, ...] = (),
+    service_account: str = "",
+) -> Manifest:
+    """A pod of one container, placed as the user's template says."""
+    mounts = {m.name: m for c in (container, *init_containers) for m in _mounts(c)}
+    spec: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            # Else the kubelet walks the whole volume at every start of a pod.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(container, template)],
+        "volumes": [mount.volume() for mount in mounts.values()],
+    }
+    if init_containers:
+        spec["initContainers"] = [_container(c, None) for c in init_containers]
+    if service_account:
+        spec["serviceAccountName"] = service_account
+    if template:
+        placement = template.wire()
+        placement.pop("resources", None)
+        spec |= placement
+    return spec
+
+
+def _mounts(container: Container) -> tuple[Mount, ...]:
+    memory = {"emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}}
+    return (
+        *container.mounts,
+        Mount("tmp", {"emptyDir": {}}, "/tmp"),
+        Mount("shared-memory", memory, "/dev/shm"),
+    )
+
+
+def _container(container: Container, template: PodTemplate | None) -> Manifest:
+    # The root file system is read-only, and libraries write caches below the home directory.
+    env = {"HOME": "/tmp", **container.env}
+    requests = {"cpu": container.requests.cpu, "memory": container.requests.memory}
+    given = template.resources if template else None
+    body: Manifest = {
+        "name": container.name,
+        "image": container.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [{"name": name, "value": value} for name, value in env.items()],
+        "resources": given.wire() if given else {"requests": requests},
+        "volumeMounts": [mount.mount() for mount in _mounts(container)],
+        # The last lines of the log tell of a crash that left no message of its own.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        **container.probes,
+    }
+    if container.command:
+        body["command"] = [*container.command]
+    if container.args:
+        body["args"] = [*container.args]
+    if container.serves:
+        body["ports"] = [{"name": PORT_NAME, "containerPort": PORT}]
+    return body

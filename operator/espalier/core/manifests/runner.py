@@ -1,0 +1,71 @@
+"""The runner: a Job that drives one run through the gateway, as a user would."""
+
+from __future__ import annotations
+
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import TrainingRun
+from espalier.core.manifests.intent import Manifest, child
+from espalier.core.manifests.job import job_spec
+from espalier.core.manifests.labels import child_labels
+from espalier.core.manifests.pod import Container, Mount, Requests, pod_spec
+from espalier.core.manifests.settings import ChildSettings
+from espalier.core.names import runner_name
+
+GATEWAY_AUDIENCE = "espalier-gateway"
+TASKS_PATH = "/etc/espalier/tasks"
+
+_REQUESTS = Requests("50m", "256Mi")
+_RETRIES = 20
+_TOKEN_DIRECTORY = "/var/run/secrets/espalier"
+_TOKEN_SECONDS = 3600
+
+
+def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings) -> Manifest:
+    """The Job that drives the run; its pod template cannot change, only the Job be replaced."""
+    name = run.metadata.name
+    labels = child_labels("runner", model.metadata.name, name)
+    container = Container(
+        name="runner",
+        image=settings.images.runner,
+        requests=_REQUESTS,
+        env={
+            "ESPALIER_RUN": f"{run.metadata.namespace}/{name}",
+            "ESPALIER_MODEL": model.metadata.name,
+            "ESPALIER_NAMESPACE": run.metadata.namespace,
+            "ESPALIER_GATEWAY_URL": settings.gateway_url,
+            "ESPALIER_TOKEN_FILE": f"{_TOKEN_DIRECTORY}/token",
+            # Generated tasks must be the same after a restart.
+            "PYTHONHASHSEED": "0",
+        },
+        mounts=(_token(), *_tasks(run)),
+    )
+    pod = pod_spec(
+        container, None, grace_seconds=30, service_account=settings.runner_service_account
+    )
+    spec = job_spec(pod, labels, container="runner", retries=_RETRIES, seconds=None)
+    return child(
+        "batch/v1",
+        "Job",
+        runner_name(name),
+        labels=labels,
+        owner_kind="TrainingRun",
+        owner=run.metadata,
+        spec=spec,
+    )
+
+
+def _token() -> Mount:
+    token = {
+        "audience": GATEWAY_AUDIENCE,
+        "expirationSeconds": _TOKEN_SECONDS,
+        "path": "token",
+    }
+    source = {"projected": {"sources": [{"serviceAccountToken": token}]}}
+    return Mount("token", source, _TOKEN_DIRECTORY, read_only=True)
+
+
+def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
+    tasks = run.spec.taskset.config_map if run.spec.taskset else None
+    if tasks is None:
+        return ()
+    return (Mount("tasks", {"configMap": {"name": tasks.name}}, TASKS_PATH, read_only=True),)
