@@ -17,6 +17,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 DECIMAL_PATTERN = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$"
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
 
@@ -77,12 +78,20 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[a-f0-9]{64}$", max_length=71)]
 # A resource.Quantity: core/v1 takes `cpu: 2` as well as `cpu: "2"`, and so do we.
 Quantity = Annotated[
     str,
-    BeforeValidator(lambda given: str(given) if isinstance(given, int) else given),
     Field(
-        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
+        pattern=QUANTITY_PATTERN,
         max_length=32,
-        json_schema_extra={"x-kubernetes-int-or-string": True},
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            **cel(
+                (
+                    "type(self) == int ? self >= 0 : self.matches(r'" + QUANTITY_PATTERN + "')",
+                    'must be a quantity of 0 or more, such as 2, "500m" or "1Gi"',
+                )
+            ),
+        },
     ),
+    BeforeValidator(lambda given: str(given) if isinstance(given, int) else given),
 ]
 LabelValue = Annotated[
     str, Field(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)

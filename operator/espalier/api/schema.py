@@ -144,8 +144,10 @@ def _has_rule(node: Schema, beginning: str) -> bool:
 
 def _finish(node: Schema, path: str) -> None:
     if node.get(INT_OR_STRING):
-        # The one union that the API server takes.
-        node.pop("type")
+        # The one union that the API server takes; beside it a pattern is not enforced.
+        if not node.get(VALIDATIONS):
+            raise SchemaError(f"{path}: an int or string needs a rule that bounds it")
+        del node["type"], node["pattern"]
         node["anyOf"] = [{"type": "integer"}, {"type": "string"}]
         return
     kind = node.get("type")

@@ -29,8 +29,8 @@ class Loss(Type):
     """The loss by its Tinker wire name; thresholds are absolute ratios, not epsilons."""
 
     name: LossName = Field(
-        description="name of the loss, as on Tinker's wire: importance_sampling, ppo, cispo, dro or "
-        "cross_entropy. Immutable."
+        description="name of the loss, as on Tinker's wire: importance_sampling, ppo, cispo, dro "
+        "or cross_entropy. Immutable."
     )
     clip_low: NonNegativeDecimal | None = Field(
         default=None,
