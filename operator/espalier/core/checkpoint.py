@@ -49,7 +49,7 @@ def decide(
 
 
 def is_superseded(name: str, model_heads: Sequence[CheckpointHead], lineage: Lineage) -> str:
-    """Where training went on instead, as a sentence; empty if the checkpoint is on the live line."""
+    """Where training went on instead, as a sentence; empty for one on the live line."""
     leader = next((head for head in model_heads if heads.leads(head)), None)
     if leader is None or leader.status.epoch == 0 or name not in lineage.by_name:
         return ""

@@ -1,8 +1,8 @@
 """Which commits of a trainer become Checkpoints, and as what.
 
 A commit joins a branch only if it extends it: its parent is the branch's tip (or base) and its
-epoch is not below the tip's. On the live branch it must also carry the live epoch, so that a trainer
-that was left behind by a rollback can never move the head.
+epoch is not below the tip's. On the live branch it must also carry the live epoch, so that a
+trainer that was left behind by a rollback can never move the head.
 """
 
 from __future__ import annotations

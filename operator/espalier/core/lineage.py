@@ -57,7 +57,7 @@ class Lineage:
         return parent_name(line[0]) if line else ""
 
     def line(self, branch: str, branch_base: str = "") -> list[Checkpoint]:
-        """The branch and its ancestors, oldest first; ``branch_base`` counts for an empty branch."""
+        """The branch and its ancestors, oldest first; an empty branch starts at ``branch_base``."""
         line = list(reversed(self.by_branch.get(branch, [])))
         name = parent_name(line[-1]) if line else branch_base
         seen = {checkpoint.metadata.name for checkpoint in line}

@@ -11,9 +11,7 @@ from pydantic import ValidationError
 
 from espalier.api.wire import Problem
 from espalier.core.manifests import labels
-
-# How a process of ours ends over a user's mistake; its termination message is a Problem.
-USER_ERROR = 64
+from espalier.core.manifests.pod import USER_ERROR
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,8 @@ class Pod:
     """The facts about a pod that decisions read.
 
     ``instance`` changes with every start of the main container; ``waiting`` is why it does not run,
-    as Kubernetes words it; ``problem`` what the main container left behind when it gave up.
+    as Kubernetes words it; ``problem`` what the main container left behind when it gave up;
+    ``message`` its termination message; ``copying`` how an init container failed.
     """
 
     name: str
@@ -36,18 +35,25 @@ class Pod:
     waiting_reason: str = ""
     problem: Problem | None = None
     message: str = ""
+    copying: str = ""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The facts about a Job that decisions read."""
+    """The facts about a Job that decisions read; ``generation`` is that of the run it drives."""
 
     uid: str
     generation: int
     complete: bool
     failed: bool
     terminating: bool
+    completed: str = ""
     failure: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it will run no more pod."""
+        return self.complete or self.failed
 
 
 # Written on a runner's Job: the generation of the run that it was started for.
@@ -75,6 +81,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         waiting_reason=reason,
         problem=_problem(ended),
         message=ended.get("message", ""),
+        copying=_init_failure(status),
     )
 
 
@@ -88,6 +95,7 @@ def read_job(body: Mapping[str, Any]) -> Job:
         complete=_condition(status, "Complete").get("status") == "True",
         failed=failed.get("status") == "True",
         terminating=metadata.get("deletionTimestamp") is not None,
+        completed=status.get("completionTime", ""),
         failure=f"{failed.get('reason', '')}: {failed.get('message', '')}",
     )
 
@@ -143,6 +151,15 @@ def _terminated(main: Mapping[str, Any]) -> dict[str, Any]:
         if ended:
             return ended
     return {}
+
+
+def _init_failure(status: Mapping[str, Any]) -> str:
+    """How the first init container that failed ended."""
+    for container in status.get("initContainerStatuses", []):
+        ended = _terminated(container)
+        if ended.get("exitCode", 0) != 0:
+            return f"{ended.get('reason', 'Error')}: {ended.get('message', '')}".strip()
+    return ""
 
 
 def _problem(ended: Mapping[str, Any]) -> Problem | None:

@@ -1,0 +1,63 @@
+"""What a step's metrics and the rollouts say about the health of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from espalier.api.meta import Metric, decimal
+from espalier.api.trainablemodel import TrainableModel
+from espalier.core import conditions
+from espalier.core.conditions import Finding
+from espalier.core.model import ROLLOUTS_READY
+
+REWARDS_INFORMATIVE = "RewardsInformative"
+LOGPROBS_ALIGNED = "LogprobsAligned"
+ROLLOUTS_HEALTHY = "RolloutsHealthy"
+# Above this share of groups with equal rewards a step hardly teaches anything.
+UNINFORMATIVE_FRACTION = 0.9
+# Mean absolute difference of trainer and sampler log-probs that the dtype explains.
+ALIGNED_MEAN = {"float32": 1e-3, "bfloat16": 5e-2}
+
+
+def step_findings(metrics: Sequence[Metric], model: TrainableModel | None) -> list[Finding]:
+    """RewardsInformative and LogprobsAligned of the latest step; Unknown before the first."""
+    values = {metric.name: decimal(metric.value) for metric in metrics}
+    return [_rewards(values), _logprobs(values, model)]
+
+
+def rollouts_healthy(model: TrainableModel | None) -> Finding:
+    """RolloutsHealthy, as the model sees its rollouts."""
+    said = conditions.find(model.status.conditions, ROLLOUTS_READY) if model is not None else None
+    if said is None:
+        return Finding(ROLLOUTS_HEALTHY, "Unknown", "NotSeen", "the model has not been looked at")
+    return Finding(ROLLOUTS_HEALTHY, said.status, said.reason, said.message)
+
+
+def _rewards(values: dict[str, float]) -> Finding:
+    fraction = values.get("group/zero_variance_fraction")
+    if fraction is None:
+        return Finding(REWARDS_INFORMATIVE, "Unknown", "NotMeasured", "no step has reported it")
+    shown = f"{fraction:.0%} of the groups had equal rewards"
+    if fraction < UNINFORMATIVE_FRACTION:
+        return Finding(REWARDS_INFORMATIVE, "True", "RewardsVary", shown)
+    truncated = values.get("completion/truncated_fraction", 0.0)
+    remedy = (
+        f"{truncated:.0%} of the completions were cut off: raise sampling.maxTokens"
+        if truncated > 0.5
+        else "choose easier or harder tasks, or raise groupSize"
+    )
+    return Finding(REWARDS_INFORMATIVE, "False", "RewardsEqual", f"{shown}. {remedy}")
+
+
+def _logprobs(values: dict[str, float], model: TrainableModel | None) -> Finding:
+    difference = values.get("logprob/difference_mean")
+    if difference is None or model is None:
+        return Finding(LOGPROBS_ALIGNED, "Unknown", "NotMeasured", "no step has reported it")
+    spec = model.spec
+    mixed = spec.rollout.dtype not in (None, spec.trainer.dtype)
+    limit = max(ALIGNED_MEAN[spec.trainer.dtype], ALIGNED_MEAN["bfloat16"] if mixed else 0.0)
+    shown = f"trainer and sampler differ by {difference:.2g} on average, limit {limit:.2g}"
+    if difference <= limit:
+        return Finding(LOGPROBS_ALIGNED, "True", "Aligned", shown)
+    remedy = "compare trainer.dtype with rollout.dtype, and sampling.temperature with the client's"
+    return Finding(LOGPROBS_ALIGNED, "False", "Diverged", f"{shown}. {remedy}")

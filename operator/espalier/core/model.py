@@ -1,0 +1,168 @@
+"""A model: its source, the pods that serve and train it, its tree, and whether all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.meta import API_VERSION, ObjectRef
+from espalier.api.trainablemodel import Endpoint, TrainableModel, TrainableModelStatus
+from espalier.core import conditions, pods, tree
+from espalier.core.conditions import Finding
+from espalier.core.lineage import Lineage
+from espalier.core.pods import Pod
+from espalier.core.source import SourceDecision
+
+TRAINER_READY = "TrainerReady"
+ROLLOUTS_READY = "RolloutsReady"
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """All that a model's decision depends on; ``trains`` is whether a run wants the trainer."""
+
+    model: TrainableModel
+    source: SourceDecision
+    lineage: Lineage
+    heads: Sequence[CheckpointHead] = ()
+    trainer_pods: Sequence[Pod] = ()
+    rollout_pods: Sequence[Pod] = ()
+    trains: bool = False
+    gateway_url: str = ""
+
+
+@dataclass(frozen=True)
+class ModelDecision:
+    """The status to write and how many pods to run; None: leave what runs as it is."""
+
+    status: TrainableModelStatus
+    trainer_replicas: int | None
+    rollout_replicas: int | None
+    needs_head: bool
+
+
+@dataclass(frozen=True)
+class _Workload:
+    """What is to be said of a group of pods."""
+
+    finding: Finding
+    state: Literal["Ready", "Idle", "Waiting", "GaveUp"]
+
+
+def decide(view: ModelView, now: str) -> ModelDecision:
+    """The next status of a model and the scale of its pods; ``now`` is RFC 3339."""
+    model = view.model
+    resolved = view.source.resolved is not None
+    trainer = _workload(model, TRAINER_READY, 1 if view.trains else 0, view.trainer_pods)
+    rollouts = _workload(
+        model, ROLLOUTS_READY, model.spec.rollout.replicas, view.rollout_pods, resolved=resolved
+    )
+    triple = _overall(view.source, trainer, rollouts)
+    findings = [*triple, view.source.finding, trainer.finding, rollouts.finding]
+    name, origin = model.metadata.name, model.spec.source.checkpoint_ref
+    status = TrainableModelStatus(
+        observed_generation=model.metadata.generation,
+        resolved=view.source.resolved,
+        root_checkpoint_ref=ObjectRef(name=origin.name) if origin and resolved else None,
+        endpoint=Endpoint(slug=name, url=view.gateway_url),
+        tree=tree.grown(view.lineage, view.heads, name),
+        conditions=conditions.settle(
+            model.status.conditions, findings, model.metadata.generation, now
+        ),
+    )
+    wanted = model.spec.rollout.replicas
+    return ModelDecision(
+        status,
+        trainer_replicas=_scale(int(view.trains), trainer) if resolved else None,
+        rollout_replicas=_scale(wanted, rollouts) if resolved else None,
+        needs_head=all(head.metadata.name != name for head in view.heads),
+    )
+
+
+def default_head(model: TrainableModel) -> dict[str, object]:
+    """The head that a model without one gets: created once, never updated, deleted with it."""
+    metadata = model.metadata
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": "TrainableModel",
+        "name": metadata.name,
+        "uid": metadata.uid,
+        "controller": False,
+        "blockOwnerDeletion": False,
+    }
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "CheckpointHead",
+        "metadata": {
+            "name": metadata.name,
+            "namespace": metadata.namespace,
+            "ownerReferences": [owner],
+        },
+        "spec": {"modelRef": {"name": metadata.name}, "mode": "Track"},
+    }
+
+
+def _scale(wanted: int, workload: _Workload) -> int:
+    """No pod is started again and again over a mistake that only a person can mend."""
+    return 0 if workload.state == "GaveUp" else wanted
+
+
+def _workload(
+    model: TrainableModel,
+    type_: str,
+    wanted: int,
+    found: Sequence[Pod],
+    *,
+    resolved: bool = True,
+) -> _Workload:
+    """What the pods of a group are doing, ``wanted`` of them being asked for."""
+    if wanted == 0:
+        message = (
+            "no run trains the model" if type_ == TRAINER_READY else "spec.rollout.replicas: 0"
+        )
+        return _Workload(Finding(type_, "False", "Idle", message), "Idle")
+    if not resolved:
+        return _Workload(Finding(type_, "False", "SourceNotResolved", ""), "Waiting")
+    if gave_up := _gave_up(model, type_, found):
+        return _Workload(gave_up, "GaveUp")
+    present = pods.live(found)
+    ready = [pod for pod in present if pod.ready]
+    if len(ready) >= wanted:
+        return _Workload(Finding(type_, "True", "PodsReady", f"{wanted} of {wanted}"), "Ready")
+    reason = next((p.waiting_reason for p in present if p.waiting_reason), "Starting")
+    message = f"{len(ready)} of {wanted} ready. {pods.waiting(present)}".strip()
+    return _Workload(Finding(type_, "False", reason, message), "Waiting")
+
+
+def _gave_up(model: TrainableModel, type_: str, found: Sequence[Pod]) -> Finding | None:
+    """The problem that pods ended with; remembered when they are gone, until an edit."""
+    problem = pods.problem(pod for pod in found if not pod.ready)
+    if problem is not None:
+        return Finding(type_, "False", problem.reason, pods.explain(problem))
+    said = conditions.find(model.status.conditions, type_)
+    halted = conditions.find(model.status.conditions, conditions.STALLED)
+    if said is None or halted is None or halted.status != "True" or said.status != "False":
+        return None
+    same = said.reason == halted.reason and said.message == halted.message
+    if not same or said.observed_generation != model.metadata.generation:
+        return None
+    return Finding(type_, "False", said.reason, said.message)
+
+
+def _overall(source: SourceDecision, trainer: _Workload, rollouts: _Workload) -> list[Finding]:
+    """Ready, Reconciling and Stalled of the whole."""
+    said = source.finding
+    if source.hopeless:
+        return conditions.stalled(said.reason, said.message)
+    if source.resolved is None:
+        return conditions.reconciling(said.reason, said.message)
+    for workload in (rollouts, trainer):
+        if workload.state == "GaveUp":
+            return conditions.stalled(workload.finding.reason, workload.finding.message)
+    for workload in (rollouts, trainer):
+        if workload.state == "Waiting":
+            text = f"{workload.finding.type}: {workload.finding.message}"
+            return conditions.reconciling(workload.finding.reason, text)
+    return conditions.ready("Ready", f"trainer {trainer.state}, rollouts {rollouts.state}")

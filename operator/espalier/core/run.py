@@ -1,0 +1,299 @@
+"""A run: whose turn it is, what its trainer is told, whether it advances, and how far it is.
+
+One run trains a model at a time, the oldest of those that want to. Its optimizer steps are counted
+by the trainer over all branches and epochs, so that ``status.step`` never falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.meta import Condition, ObjectRef
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import Applied, Progress, TrainingRun, TrainingRunStatus
+from espalier.api.wire import Assignment, Problem
+from espalier.core import conditions, pods
+from espalier.core import head as heads
+from espalier.core.commits import RUN_STEP_ANNOTATION, RUN_UID_ANNOTATION, run_identity
+from espalier.core.conditions import Finding
+from espalier.core.health import rollouts_healthy, step_findings
+from espalier.core.lineage import Lineage
+from espalier.core.model import TRAINER_READY
+from espalier.core.pods import Job, Pod
+
+SUSPENDED = "Suspended"
+SUCCEEDED = "Succeeded"
+TRAINING = "Training"
+# A runner ends once the trainer has counted its last step; the commit follows within this time.
+SETTLE = timedelta(seconds=15)
+PACE_STEPS = 6
+RunnerAction = Literal["Keep", "Create", "Delete"]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """All that a run's decision depends on.
+
+    ``assigned``: the trainer acknowledged this run under the head's epoch. ``counted`` are the
+    steps of the run whose commits have been dealt with. ``problem`` is what the trainer reports.
+    """
+
+    run: TrainingRun
+    model: TrainableModel | None
+    head: CheckpointHead | None
+    siblings: Sequence[TrainingRun]
+    checkpoints: Sequence[Checkpoint] = ()
+    trainer_pods: Sequence[Pod] = ()
+    assigned: bool = False
+    problem: Problem | None = None
+    runner: Job | None = None
+    runner_pods: Sequence[Pod] = ()
+    counted: int = 0
+
+
+@dataclass(frozen=True)
+class RunDecision:
+    """The status to write, what to do with the runner's Job, and when to look again."""
+
+    status: TrainingRunStatus
+    runner: RunnerAction
+    again_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Where a run is; ``frees`` its runner, or ``drives`` with one, or leaves it alone."""
+
+    triple: list[Finding]
+    suspended: Finding
+    succeeded: Finding
+    frees: bool = False
+    drives: bool = False
+
+
+def active(runs: Sequence[TrainingRun]) -> TrainingRun | None:
+    """The run whose turn it is on a model: the oldest that wants to train."""
+    wanting = [run for run in runs if _wants_to_train(run)]
+    return min(
+        wanting, key=lambda r: (r.metadata.creation_timestamp, r.metadata.name), default=None
+    )
+
+
+def trainer_wanted(
+    runs: Sequence[TrainingRun], head: CheckpointHead | None, lineage: Lineage
+) -> bool:
+    """Whether the model's trainer has anything to do."""
+    if head is None or active(runs) is None:
+        return False
+    return heads.training_point(head, lineage) is not None
+
+
+def assignment(
+    run: TrainingRun, head: CheckpointHead | None, lineage: Lineage
+) -> Assignment | None:
+    """What the trainer is told; None while training is paused or its start is not known."""
+    start = heads.training_point(head, lineage) if head is not None else None
+    if start is None:
+        return None
+    return Assignment(
+        epoch=start.epoch,
+        branch=start.branch,
+        base=start.base.digest,
+        base_name=start.base.name,
+        base_step=start.base.step,
+        run=run_identity(run.metadata.name, run.metadata.uid),
+    )
+
+
+def decide(view: RunView, now: str) -> RunDecision:
+    """The next status of a run and what its runner needs; ``now`` is RFC 3339."""
+    run, old = view.run, view.run.status
+    mine = _own(view)
+    latest = mine[-1] if mine else None
+    step = max([old.step, view.counted, *(_run_step(checkpoint) for checkpoint in mine)])
+    done = step >= run.spec.steps
+    stage = _stage(view, step)
+    training = stage.triple[0].reason == TRAINING
+    action, again = _runner(view, stage, now)
+    metrics = latest.status.metrics if latest else old.metrics
+    findings = [
+        *stage.triple,
+        stage.suspended,
+        stage.succeeded,
+        *step_findings(metrics, view.model),
+        rollouts_healthy(view.model),
+    ]
+    status = TrainingRunStatus(
+        observed_generation=run.metadata.generation,
+        step=step,
+        start_time=old.start_time or (now if training or step else None),
+        completion_time=(old.completion_time or now) if done else None,
+        epoch=view.head.status.epoch if view.head and view.assigned else old.epoch,
+        latest_checkpoint_ref=_latest_ref(latest) or old.latest_checkpoint_ref,
+        applied=_applied(latest) or old.applied,
+        metrics=metrics,
+        progress=_progress(mine, step, run.spec.steps),
+        conditions=conditions.settle(old.conditions, findings, run.metadata.generation, now),
+    )
+    return RunDecision(status, action, again)
+
+
+def _wants_to_train(run: TrainingRun) -> bool:
+    return not (
+        run.metadata.deletion_timestamp is not None
+        or run.spec.suspend
+        or run.status.step >= run.spec.steps
+        or _failure(run) is not None
+    )
+
+
+def _failure(run: TrainingRun) -> Condition | None:
+    """Why the run as it is specified now can never succeed."""
+    said = conditions.find(run.status.conditions, SUCCEEDED)
+    if said is None or said.status != "False":
+        return None
+    return said if said.observed_generation == run.metadata.generation else None
+
+
+def _own(view: RunView) -> list[Checkpoint]:
+    """The checkpoints of this very run, in the order that they were made."""
+    uid = view.run.metadata.uid
+    mine = [c for c in view.checkpoints if c.metadata.annotations.get(RUN_UID_ANNOTATION) == uid]
+    return sorted(mine, key=_run_step)
+
+
+def _run_step(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.metadata.annotations.get(RUN_STEP_ANNOTATION, 0))
+
+
+def _stage(view: RunView, step: int) -> _Stage:
+    run = view.run
+    unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
+    if step >= run.spec.steps:
+        message = f"{step} of {run.spec.steps} steps"
+        done = Finding(SUCCEEDED, "True", "StepsCompleted", message)
+        return _Stage(conditions.ready(SUCCEEDED, message), unsuspended, done)
+    open_ = Finding(SUCCEEDED, "Unknown", "InProgress", f"{step} of {run.spec.steps} steps")
+    if run.spec.suspend:
+        said = Finding(SUSPENDED, "True", "Requested", "spec.suspend is true")
+        return _Stage(conditions.ready(SUSPENDED, said.message), said, open_, frees=True)
+    if failure := _runner_failure(view):
+        lost = Finding(SUCCEEDED, "False", failure.reason, failure.detail)
+        triple = conditions.stalled(failure.reason, failure.detail)
+        return _Stage(triple, unsuspended, lost)
+    turn = active([s for s in view.siblings if s.metadata.uid != run.metadata.uid] + [run])
+    if turn is not None and turn.metadata.uid != run.metadata.uid:
+        message = f"TrainingRun {turn.metadata.name} trains {run.spec.model_ref.name}; waits for it"
+        triple = conditions.reconciling("ModelBusy", message, "Unknown")
+        return _Stage(triple, unsuspended, open_, frees=True)
+    if view.head is not None and heads.paused(view.head):
+        message = f"CheckpointHead {view.head.metadata.name} is pinned with onPin: Pause"
+        said = Finding(SUSPENDED, "True", "HeadPinned", message)
+        return _Stage(conditions.ready("HeadPinned", message), said, open_, frees=True)
+    triple, drives = _advance(view, step)
+    return _Stage(triple, unsuspended, open_, drives=drives)
+
+
+def _runner_failure(view: RunView) -> Problem | None:
+    """Why the runner gave up on the run as it is specified now."""
+    if said := _failure(view.run):
+        return Problem(detail=said.message, reason=said.reason)
+    job = view.runner
+    if job is None or not job.failed or job.generation < view.run.metadata.generation:
+        return None
+    found = pods.problem(view.runner_pods)
+    if found is not None:
+        detail = f"{pods.explain(found)}. Edit the run to try again"
+        return Problem(detail=detail, reason=found.reason)
+    reason = job.failure.partition(":")[0] or "RunnerFailed"
+    return Problem(detail=f"{job.failure}. Edit or suspend and resume to try again", reason=reason)
+
+
+def _advance(view: RunView, step: int) -> tuple[list[Finding], bool]:
+    """What holds a run whose turn it is, or that it trains; and whether its runner may run."""
+    starting = "Restarting" if step else "Starting"
+    if unfit := _unfit_model(view):
+        return unfit, False
+    if view.problem is not None:
+        return conditions.stalled(view.problem.reason, pods.explain(view.problem)), True
+    if missing := _missing_server(view):
+        return conditions.reconciling(starting, missing), False
+    driven = view.run.spec.driver == "Runner"
+    if driven and not any(pod.ready for pod in pods.live(view.runner_pods)):
+        message = pods.waiting(pods.live(view.runner_pods)) or "no pod yet"
+        return conditions.reconciling(starting, f"runner: {message}"), True
+    return conditions.ready(TRAINING, f"step {step} of {view.run.spec.steps}"), True
+
+
+def _unfit_model(view: RunView) -> list[Finding] | None:
+    """Why the model cannot be trained until a person does something."""
+    if view.model is None:
+        name = view.run.spec.model_ref.name
+        message = f"spec.modelRef: TrainableModel {name} does not exist: create it"
+        return conditions.stalled("ModelNotFound", message)
+    said = conditions.find(view.model.status.conditions, conditions.STALLED)
+    if said is None or said.status != "True":
+        return None
+    return conditions.stalled(said.reason, f"model {view.model.metadata.name}: {said.message}")
+
+
+def _missing_server(view: RunView) -> str:
+    """What trainer or rollouts are doing before they can serve the run; empty if they do."""
+    if not view.assigned:
+        seen = view.model.status.conditions if view.model is not None else []
+        said = conditions.find(seen, TRAINER_READY)
+        return f"trainer: {said.message if said else 'not seen yet'}"
+    if view.head is None or view.head.status.current is None:
+        return "rollouts do not serve the head yet"
+    return ""
+
+
+def _runner(view: RunView, stage: _Stage, now: str) -> tuple[RunnerAction, float | None]:
+    """What to do with the Job of the runner, and in how many seconds to look again."""
+    job = view.runner
+    if view.run.spec.driver != "Runner" or (job is not None and job.terminating):
+        return "Keep", None
+    if job is None:
+        return ("Create" if stage.drives else "Keep"), None
+    if not job.finished:
+        return ("Delete" if stage.frees else "Keep"), None
+    if not stage.drives:
+        return "Keep", None
+    wait = 0.0
+    if job.completed and job.generation >= view.run.metadata.generation:
+        wait = (_time(job.completed) + SETTLE - _time(now)).total_seconds()
+    return ("Keep", wait) if wait > 0 else ("Delete", None)
+
+
+def _latest_ref(latest: Checkpoint | None) -> ObjectRef | None:
+    return ObjectRef(name=latest.metadata.name) if latest else None
+
+
+def _applied(latest: Checkpoint | None) -> Applied | None:
+    if latest is None:
+        return None
+    used = latest.spec.hyperparameters
+    return Applied(learning_rate=used.learning_rate, group_size=used.group_size)
+
+
+def _progress(mine: Sequence[Checkpoint], step: int, steps: int) -> Progress:
+    """Percent, and the time left at the pace of the last few steps."""
+    left = max(0, steps - step)
+    recent = [_time(c.metadata.creation_timestamp) for c in mine[-PACE_STEPS:]]
+    remaining = None
+    if left == 0:
+        remaining = 0
+    elif len(recent) > 1:
+        pace = (recent[-1] - recent[0]).total_seconds() / (len(recent) - 1)
+        remaining = max(0, round(pace * left))
+    percent = min(100, 100 * step // steps)
+    return Progress(percent=percent, estimated_remaining_seconds=remaining)
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

@@ -1,0 +1,155 @@
+"""What a model forks from: a base that a Job imports, or a checkpoint of another model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ValidationError
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.trainablemodel import Resolved, TrainableModel
+from espalier.core import pods
+from espalier.core.conditions import Finding
+from espalier.core.pods import Job, Pod
+
+SOURCE_RESOLVED = "SourceResolved"
+ImporterAction = Literal["Keep", "Create", "Delete"]
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """All that the source's decision depends on; ``origin_model`` is the model of ``origin``."""
+
+    model: TrainableModel
+    origin: Checkpoint | None = None
+    origin_model: TrainableModel | None = None
+    importer: Job | None = None
+    importer_pods: Sequence[Pod] = ()
+
+
+@dataclass(frozen=True)
+class SourceDecision:
+    """``hopeless``: only a person can go on from here."""
+
+    resolved: Resolved | None
+    finding: Finding
+    importer: ImporterAction = "Keep"
+    hopeless: bool = False
+
+
+def decide(view: SourceView) -> SourceDecision:
+    """Whether the source is known, and what to do about the importer; once known it stays known."""
+    if view.model.status.resolved is not None:
+        return _known(view.model.status.resolved)
+    if view.model.spec.source.checkpoint_ref is not None:
+        return _fork(view)
+    return _import(view)
+
+
+def _known(resolved: Resolved) -> SourceDecision:
+    message = f"the base is {resolved.digest}"
+    return SourceDecision(resolved, Finding(SOURCE_RESOLVED, "True", "Resolved", message))
+
+
+def _missing(reason: str, message: str, *, hopeless: bool) -> SourceDecision:
+    finding = Finding(SOURCE_RESOLVED, "False", reason, message)
+    return SourceDecision(None, finding, hopeless=hopeless)
+
+
+def _fork(view: SourceView) -> SourceDecision:
+    """A fork shares its origin's base, so everything that the bytes depend on must agree."""
+    ref = view.model.spec.source.checkpoint_ref
+    name = ref.name if ref else ""
+    if view.origin is None:
+        return _missing(
+            "CheckpointNotFound",
+            f"spec.source.checkpointRef: Checkpoint {name} does not exist in this namespace",
+            hopeless=True,
+        )
+    owner = view.origin.spec.model_ref.name
+    if view.origin_model is None:
+        return _missing(
+            "ModelNotFound",
+            f"spec.source.checkpointRef: {name} belongs to TrainableModel {owner}, which does not "
+            "exist: its base is not known. Create that model again, or fork from the base",
+            hopeless=True,
+        )
+    if mismatch := _mismatch(view.model, view.origin, view.origin_model):
+        return _missing("SourceMismatch", mismatch, hopeless=True)
+    if view.origin_model.status.resolved is None:
+        return _missing("Resolving", f"waits for the base of model {owner}", hopeless=False)
+    return _known(view.origin_model.status.resolved)
+
+
+def _mismatch(model: TrainableModel, origin: Checkpoint, parent: TrainableModel) -> str:
+    own, theirs = model.spec, parent.spec
+    pairs = (
+        (
+            "spec.storage.persistentVolumeClaim.claimName",
+            own.storage.persistent_volume_claim.claim_name,
+            theirs.storage.persistent_volume_claim.claim_name,
+        ),
+        ("spec.adapter.rank", own.adapter.rank, origin.spec.lora_rank or theirs.adapter.rank),
+        ("spec.adapter.alpha", own.adapter.alpha, theirs.adapter.alpha),
+        (
+            "spec.adapter.targetModules",
+            sorted(own.adapter.target_modules),
+            sorted(theirs.adapter.target_modules),
+        ),
+    )
+    wrong = [f"{field} is {mine}, must be {other}" for field, mine, other in pairs if mine != other]
+    if not wrong:
+        return ""
+    return (
+        f"a fork of {origin.metadata.name} takes over its storage and adapter: "
+        f"{'; '.join(wrong)}. Create another TrainableModel, these fields are immutable"
+    )
+
+
+def _import(view: SourceView) -> SourceDecision:
+    job = view.importer
+    if job is None:
+        return _importing("the importer starts", "Create")
+    if job.terminating:
+        return _importing("the importer is being replaced", "Keep")
+    if job.complete:
+        resolved = next((r for p in view.importer_pods if (r := _report(p))), None)
+        # Its pod is gone with its report: importing again is cheap and ends in the same place.
+        return _known(resolved) if resolved else _importing("the base is read again", "Delete")
+    if job.failed:
+        return _failed(view, job)
+    waiting = pods.waiting(pods.live(view.importer_pods))
+    reason = next((p.waiting_reason for p in view.importer_pods if p.waiting_reason), "")
+    if reason in ("", "Starting"):
+        return _importing("the importer copies the base to the volume", "Keep")
+    return _missing(reason, waiting, hopeless=False)
+
+
+def _importing(message: str, action: ImporterAction) -> SourceDecision:
+    finding = Finding(SOURCE_RESOLVED, "False", "Importing", message)
+    return SourceDecision(None, finding, action)
+
+
+def _failed(view: SourceView, job: Job) -> SourceDecision:
+    retry = "After a repair outside of the cluster, delete the Job to try again"
+    if found := pods.problem(view.importer_pods):
+        return _missing(found.reason, f"{pods.explain(found)}. {retry}", hopeless=True)
+    if copying := next((p.copying for p in view.importer_pods if p.copying), ""):
+        return _missing(
+            "BaseUnreadable",
+            f"spec.source.base.image: the image has no readable model under /models ({copying}). "
+            f"Name an image with the model's files there. {retry}",
+            hopeless=True,
+        )
+    return _missing("ImportFailed", f"{job.failure}. {retry}", hopeless=True)
+
+
+def _report(pod: Pod) -> Resolved | None:
+    """What the importer left in its termination message."""
+    try:
+        return Resolved.model_validate(json.loads(pod.message))
+    except (ValueError, ValidationError):
+        return None
