@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from espalier.api.checkpoint import Checkpoint, CheckpointStatus
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import Metric
-from espalier.core import conditions
-from espalier.core import head as heads
+from espalier.core import conditions, request
 from espalier.core.commits import METRICS_ANNOTATION
 from espalier.core.conditions import Finding
 from espalier.core.lineage import Lineage
@@ -50,7 +49,7 @@ def decide(
 
 def is_superseded(name: str, model_heads: Sequence[CheckpointHead], lineage: Lineage) -> str:
     """Where training went on instead, as a sentence; empty for one on the live line."""
-    leader = next((head for head in model_heads if heads.leads(head)), None)
+    leader = next((head for head in model_heads if request.leads(head)), None)
     if leader is None or leader.status.epoch == 0 or name not in lineage.by_name:
         return ""
     status = leader.status

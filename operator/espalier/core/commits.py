@@ -15,7 +15,7 @@ from espalier.api.checkpoint import CheckpointSpec, Hyperparameters
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef, decimal_string
 from espalier.api.wire import Commit
-from espalier.core import head as heads
+from espalier.core import request
 from espalier.core.lineage import BASE_POINT, Lineage, Point, point
 from espalier.core.manifests import labels
 from espalier.core.names import MAIN, directory_name
@@ -65,7 +65,7 @@ def judge(commit: Commit, model: str, lineage: Lineage, head: CheckpointHead | N
             "ParentUnknown", f"{commit.name} starts from {_parent(commit)}, not in the tree"
         )
     if head is not None:
-        epoch = max(epoch, heads.fence(head, commit.branch))
+        epoch = max(epoch, request.fence(head, commit.branch))
     return _misfit(commit, start, epoch) or Accepted(start)
 
 

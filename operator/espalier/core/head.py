@@ -16,62 +16,32 @@ from dataclasses import dataclass, replace
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import (
     CheckpointHead,
-    CheckpointHeadSpec,
     CheckpointHeadStatus,
     CurrentCheckpoint,
     HeadMove,
     NameOnly,
     PodDigest,
 )
-from espalier.api.meta import Condition, decimal
+from espalier.api.meta import Condition
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.lineage import Lineage, Point, point
-from espalier.core.names import adapter_name, branch_name
+from espalier.core.names import adapter_name
+from espalier.core.request import (
+    BRANCH,
+    CONTINUE,
+    PAUSE,
+    PIN,
+    TRACK,
+    Request,
+    leads,
+    passes,
+    ref_name,
+)
 
 HISTORY = 20
-TRACK = "Track"
-PIN = "Pin"
-PAUSE = "Pause"
-BRANCH = "Branch"
-CONTINUE = "Continue"
 PINNED = "Pinned"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a head's spec asks for; ``generation`` is the edit that asked it."""
-
-    mode: str
-    name: str = ""
-    on_pin: str = ""
-    generation: int = 0
-
-    @classmethod
-    def of(cls, spec: CheckpointHeadSpec, generation: int) -> Request:
-        """The request of a spec; fields that do not matter in its mode are left out."""
-        if spec.mode == TRACK or spec.checkpoint_ref is None:
-            return cls(TRACK, generation=generation)
-        return cls(PIN, spec.checkpoint_ref.name, spec.on_pin, generation)
-
-    @classmethod
-    def parse(cls, cause: str) -> Request | None:
-        """The request kept in ``status.epochCause``; None before the first."""
-        parts = cause.split("/")
-        if len(parts) < 2:
-            return None
-        name, on_pin = (parts[2], parts[3]) if parts[1] == PIN else ("", "")
-        return cls(parts[1], name, on_pin, int(parts[0]))
-
-    def text(self) -> str:
-        """The form kept in ``status.epochCause``."""
-        pin = f"/{self.name}/{self.on_pin}" if self.mode == PIN else ""
-        return f"{self.generation}/{self.mode}{pin}"
-
-    def asks_same(self, other: Request) -> bool:
-        """Whether both ask for the same, whichever edit it came with."""
-        return (self.mode, self.name, self.on_pin) == (other.mode, other.name, other.on_pin)
 
 
 @dataclass(frozen=True)
@@ -110,44 +80,6 @@ class HeadDecision:
     status: CheckpointHeadStatus
     adapter: str | None
     moved: HeadMove | None = None
-
-
-@dataclass(frozen=True)
-class TrainingPoint:
-    """Under which epoch, on which branch and from where the model trains."""
-
-    epoch: int
-    branch: str
-    base: Point
-
-
-def leads(head: CheckpointHead) -> bool:
-    """Whether training continues from this head: it has its model's name."""
-    return head.metadata.name == head.spec.model_ref.name
-
-
-def paused(head: CheckpointHead) -> bool:
-    """Whether a pin holds training."""
-    agreed = Request.parse(head.status.epoch_cause)
-    return agreed is not None and agreed.on_pin == PAUSE
-
-
-def fence(head: CheckpointHead, branch: str) -> int:
-    """The lowest epoch whose commits may extend the branch.
-
-    While training is paused the commit of the step that was under way still counts: nothing has
-    been started from elsewhere yet.
-    """
-    return head.status.epoch if head.status.branch == branch and not paused(head) else 0
-
-
-def training_point(head: CheckpointHead, lineage: Lineage) -> TrainingPoint | None:
-    """Where training goes on; None while it is paused or not known yet."""
-    status = head.status
-    if status.epoch == 0 or paused(head):
-        return None
-    base = lineage.newest(status.branch, _name(status.branch_base))
-    return TrainingPoint(status.epoch, status.branch, base) if base is not None else None
 
 
 def decide(view: HeadView, now: str) -> HeadDecision:
@@ -284,7 +216,7 @@ def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> P
         return view.lineage.place(agreed.name) or held
     line = [
         checkpoint
-        for checkpoint in view.lineage.line(status.branch, _name(status.branch_base))
+        for checkpoint in view.lineage.line(status.branch, ref_name(status.branch_base))
         if conditions.is_true(checkpoint.status.conditions, conditions.READY)
     ]
     origin = held.name if held is not None and status.target is not None else None
@@ -297,21 +229,12 @@ def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> P
     if on_line:
         return held
     # Off the live line with nothing that passes: where the live branch started.
-    start = view.lineage.base(status.branch) or _name(status.branch_base)
+    start = view.lineage.base(status.branch) or ref_name(status.branch_base)
     return view.lineage.place(start) if start else view.lineage.root
 
 
-def passes(spec: CheckpointHeadSpec, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint passes the head's gate; one without the metric does not."""
-    if spec.gate is None:
-        return True
-    values = {metric.name: metric.value for metric in checkpoint.status.metrics}
-    value = values.get(spec.gate.metric)
-    return value is not None and decimal(value) >= decimal(spec.gate.min)
-
-
 def _latest(view: HeadView, status: CheckpointHeadStatus) -> NameOnly | None:
-    line = view.lineage.line(status.branch, _name(status.branch_base))
+    line = view.lineage.line(status.branch, ref_name(status.branch_base))
     fit = [c for c in line if conditions.is_true(c.status.conditions, conditions.READY)]
     if fit:
         return NameOnly(name=fit[-1].metadata.name)
@@ -424,7 +347,3 @@ def _settle(
     )
     old = view.head.status.conditions
     return conditions.settle(old, [*findings, pinned], view.head.metadata.generation, now)
-
-
-def _name(ref: NameOnly | None) -> str:
-    return ref.name if ref is not None else ""

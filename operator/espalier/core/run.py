@@ -17,8 +17,7 @@ from espalier.api.meta import Condition, ObjectRef
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import Applied, Progress, TrainingRun, TrainingRunStatus
 from espalier.api.wire import Assignment, Problem
-from espalier.core import conditions, pods
-from espalier.core import head as heads
+from espalier.core import conditions, pods, request
 from espalier.core.commits import RUN_STEP_ANNOTATION, RUN_UID_ANNOTATION, run_identity
 from espalier.core.conditions import Finding
 from espalier.core.health import rollouts_healthy, step_findings
@@ -90,14 +89,14 @@ def trainer_wanted(
     """Whether the model's trainer has anything to do."""
     if head is None or active(runs) is None:
         return False
-    return heads.training_point(head, lineage) is not None
+    return request.training_point(head, lineage) is not None
 
 
 def assignment(
     run: TrainingRun, head: CheckpointHead | None, lineage: Lineage
 ) -> Assignment | None:
     """What the trainer is told; None while training is paused or its start is not known."""
-    start = heads.training_point(head, lineage) if head is not None else None
+    start = request.training_point(head, lineage) if head is not None else None
     if start is None:
         return None
     return Assignment(
@@ -191,7 +190,7 @@ def _stage(view: RunView, step: int) -> _Stage:
         message = f"TrainingRun {turn.metadata.name} trains {run.spec.model_ref.name}; waits for it"
         triple = conditions.reconciling("ModelBusy", message, "Unknown")
         return _Stage(triple, unsuspended, open_, frees=True)
-    if view.head is not None and heads.paused(view.head):
+    if view.head is not None and request.paused(view.head):
         message = f"CheckpointHead {view.head.metadata.name} is pinned with onPin: Pause"
         said = Finding(SUSPENDED, "True", "HeadPinned", message)
         return _Stage(conditions.ready("HeadPinned", message), said, open_, frees=True)

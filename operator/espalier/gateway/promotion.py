@@ -6,7 +6,7 @@ from typing import Literal
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.core.head import PIN, TRACK, Request, passes
+from espalier.core.request import PIN, TRACK, Request, passes
 from espalier.gateway.snapshot import Id, Snapshot
 
 Promotion = Literal["Served", "Pinned", "Gated"]

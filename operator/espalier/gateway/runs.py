@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from espalier.api.trainingrun import TrainingRun
-from espalier.core.head import paused
+from espalier.core.request import paused
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.services import Services
 from espalier.gateway.snapshot import Id, Snapshot
