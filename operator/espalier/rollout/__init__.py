@@ -1,0 +1,1 @@
+"""The rollout server: vLLM, launched and guarded for our pods."""

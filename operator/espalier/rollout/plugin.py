@@ -1,0 +1,29 @@
+"""Entry point ``vllm.general_plugins``: runs in every process of vLLM, more than once."""
+
+from __future__ import annotations
+
+import os
+
+
+def register() -> None:
+    """Register our adapter resolver, and mend vLLM's LoRA operations where they run on CPU.
+
+    Imports stay inside: vLLM only logs a plugin that fails to import, and goes on without it, but
+    does not survive one that raises here.
+    """
+    # The same environment may serve other vLLM programs; they are left as they are.
+    if "ESPALIER_BASE" not in os.environ:
+        return
+    from vllm.lora.resolver import LoRAResolverRegistry  # noqa: PLC0415
+    from vllm.platforms import current_platform  # noqa: PLC0415
+
+    from espalier.rollout import cpu_lora, settings  # noqa: PLC0415
+    from espalier.rollout.resolver import StoreResolver  # noqa: PLC0415
+    from espalier.rollout.store import AdapterStore  # noqa: PLC0415
+
+    if current_platform.is_cpu():
+        cpu_lora.install()
+    if "espalier" not in LoRAResolverRegistry.get_supported_resolvers():
+        told = settings.read(os.environ)
+        store = AdapterStore(told.volume, told.base, told.max_lora_rank)
+        LoRAResolverRegistry.register_resolver("espalier", StoreResolver(store))

@@ -1,0 +1,88 @@
+"""What a rollout pod is told by its environment, checked once at start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from espalier.core import names
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DTYPES = ("float32", "bfloat16")
+# The ranks that vLLM sizes its adapter slots for (vllm.config.lora.MaxLoRARanks, up to CRD's 256).
+SLOT_RANKS = (8, 16, 32, 64, 128, 256)
+
+
+class SettingsError(Exception):
+    """A variable of the pod's environment is missing or wrong; the message names it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The pod contract of docs/architecture.md. Lengths in tokens."""
+
+    model: str
+    namespace: str
+    volume: Path
+    base: str
+    public_key: str
+    dtype: str
+    max_model_tokens: int
+    max_adapters: int
+    max_lora_rank: int
+    port: int = 8000
+
+    @property
+    def audience(self) -> str:
+        """The audience of the tokens that this pod accepts."""
+        return names.audience(self.namespace, self.model)
+
+    @property
+    def base_directory(self) -> Path:
+        """Where the base's files lie on the volume."""
+        return self.volume / "bases" / names.directory_name(self.base)
+
+    @property
+    def slot_rank(self) -> int:
+        """The smallest rank that vLLM can size its slots for and that holds ``max_lora_rank``."""
+        return next(rank for rank in SLOT_RANKS if rank >= self.max_lora_rank)
+
+
+def read(environment: Mapping[str, str]) -> Settings:
+    """Settings from ``ESPALIER_*`` variables; raises SettingsError."""
+    base = _text(environment, "ESPALIER_BASE")
+    if not DIGEST.fullmatch(base):
+        raise SettingsError(f"ESPALIER_BASE must be sha256:<64 hex digits>, not {base!r}")
+    dtype = _text(environment, "ESPALIER_DTYPE")
+    if dtype not in DTYPES:
+        raise SettingsError(f"ESPALIER_DTYPE must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    return Settings(
+        model=_text(environment, "ESPALIER_MODEL"),
+        namespace=_text(environment, "ESPALIER_NAMESPACE"),
+        volume=Path(_text(environment, "ESPALIER_VOLUME")),
+        base=base,
+        public_key=_text(environment, "ESPALIER_PUBLIC_KEY"),
+        dtype=dtype,
+        max_model_tokens=_count(environment, "ESPALIER_MAX_MODEL_TOKENS", 1_000_000),
+        max_adapters=_count(environment, "ESPALIER_MAX_ADAPTERS", 1024),
+        max_lora_rank=_count(environment, "ESPALIER_MAX_LORA_RANK", SLOT_RANKS[-1]),
+        port=_count(environment, "ESPALIER_PORT", 65535)
+        if "ESPALIER_PORT" in environment
+        else 8000,
+    )
+
+
+def _text(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name, "")
+    if not value:
+        raise SettingsError(f"{name} is not set; the operator sets it on every rollout pod")
+    return value
+
+
+def _count(environment: Mapping[str, str], name: str, most: int) -> int:
+    text = _text(environment, name)
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+        raise SettingsError(f"{name} must be a whole number from 1 to {most}, not {text!r}")
+    return int(text)

@@ -1,0 +1,192 @@
+"""The read-only view of the model's volume: finds bases and adapters and verifies them.
+
+Layout and digests: docs/architecture.md, "The volume". Nothing is trusted because of where it lies:
+the manifest must hash to the directory's name, and each file that vLLM reads to its manifest entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espalier.api.wire import Problem
+from espalier.core import names
+
+ADAPTER_NAME = re.compile(
+    r"(?P<slug>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)"
+    rf"@(?P<prefix>[0-9a-f]{{{names.ADAPTER_DIGEST_CHARS}}})"
+)
+# What vLLM reads of a checkpoint; the optimizer's state is never opened here.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+MANIFEST = "manifest.json"
+
+
+class StoreError(Exception):
+    """Something on the volume is missing, altered or unfit; ``problem`` is for the caller."""
+
+    def __init__(self, reason: str, detail: str, remedy: str) -> None:
+        super().__init__(detail)
+        self.problem = Problem(reason=reason, detail=detail, remedy=remedy)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A verified adapter: its immutable name, full digest, directory and LoRA rank."""
+
+    name: str
+    digest: str
+    directory: Path
+    rank: int
+
+
+class AdapterStore:
+    """Adapters of one base on one volume, up to one LoRA rank."""
+
+    def __init__(self, volume: Path, base: str, max_rank: int) -> None:
+        self._checkpoints = volume / "checkpoints"
+        self._base = base
+        self._max_rank = max_rank
+
+    def resolve(self, name: str) -> Adapter:
+        """The verified adapter called ``<slug>@<12 hex digits>``; raises StoreError.
+
+        Reads and hashes the adapter's files, so call it from a thread.
+        """
+        match = ADAPTER_NAME.fullmatch(name)
+        if not match:
+            raise StoreError(
+                "InvalidAdapterName",
+                f"{name!r} is not an adapter name",
+                "use base, or <slug>@<first 12 hex digits of the checkpoint's digest>",
+            )
+        directory = self._directory(name, match["prefix"])
+        manifest = read_manifest(directory, "checkpoint")
+        if manifest.get("base") != self._base:
+            raise StoreError(
+                "WrongBase",
+                f"{name} was trained on {manifest.get('base')}, this server serves {self._base}",
+                "ask a rollout of the model that the checkpoint belongs to",
+            )
+        rank = self._rank(name, directory, manifest)
+        return Adapter(name, names.DIGEST_PREFIX + directory.name[7:], directory, rank)
+
+    def _directory(self, name: str, prefix: str) -> Path:
+        start = names.directory_name(names.DIGEST_PREFIX + prefix)
+        # Listing, never joining: a name can only select what a commit has put there.
+        found = (
+            [entry for entry in self._checkpoints.iterdir() if entry.name.startswith(start)]
+            if self._checkpoints.is_dir()
+            else []
+        )
+        if not found:
+            raise StoreError(
+                "AdapterNotFound",
+                f"{name} is not on the volume",
+                "check the digest; the checkpoint may have been deleted",
+            )
+        if len(found) > 1:
+            raise StoreError(
+                "AmbiguousAdapter",
+                f"{len(found)} checkpoints on the volume begin with {prefix}",
+                "delete all but one of these checkpoints",
+            )
+        return found[0]
+
+    def _rank(self, name: str, directory: Path, manifest: dict[str, Any]) -> int:
+        for file in ADAPTER_FILES:
+            verify_file(directory, file, manifest)
+        config = json.loads((directory / "adapter_config.json").read_bytes())
+        rank = config.get("r")
+        if config.get("peft_type") != "LORA" or not isinstance(rank, int):
+            raise StoreError(
+                "NotLoRA",
+                f"adapter_config.json of {name} describes no LoRA adapter",
+                "commit adapters in PEFT's LoRA layout",
+            )
+        if rank > self._max_rank:
+            raise StoreError(
+                "RankTooHigh",
+                f"{name} has rank {rank}, this server takes ranks up to {self._max_rank}",
+                "raise spec.adapter.rank of the model that serves it",
+            )
+        return rank
+
+
+def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a base or checkpoint whose digest is the directory's name."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            "NotCommitted", f"{directory.name} has no {MANIFEST}", "wait for its commit to finish"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            "Unreadable", f"{MANIFEST} of {directory.name}: {error}", "restore the file"
+        ) from error
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    digest = names.DIGEST_PREFIX + hashlib.sha256(canonical).hexdigest()
+    if not isinstance(manifest, dict) or names.directory_name(digest) != directory.name:
+        raise StoreError(
+            "DigestMismatch",
+            f"the manifest of {directory.name} has digest {digest}",
+            "the manifest was altered: restore or delete the directory",
+        )
+    if manifest.get("kind") != kind:
+        raise StoreError(
+            "WrongKind",
+            f"{directory.name} is a {manifest.get('kind')}, not a {kind}",
+            f"name a {kind}",
+        )
+    return manifest
+
+
+def verify_file(directory: Path, name: str, manifest: dict[str, Any]) -> None:
+    """Raise StoreError unless the file is the one that the manifest lists."""
+    entry = manifest.get("files", {}).get(name)
+    if entry is None:
+        raise StoreError(
+            "FileNotListed",
+            f"the manifest of {directory.name} lists no {name}",
+            "commit the adapter again with this file",
+        )
+    try:
+        with (directory / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StoreError(
+            "Unreadable",
+            f"{name} of {directory.name}: {error.strerror}",
+            "files of a commit are mode 0644, directories 0755",
+        ) from error
+    if found != entry.get("sha256"):
+        raise StoreError(
+            "FileAltered",
+            f"{name} of {directory.name} does not match its manifest",
+            "restore the file from a copy or delete the checkpoint",
+        )
+
+
+def verify_base(directory: Path) -> None:
+    """Raise StoreError unless the base is committed and complete.
+
+    Sizes only: hashing a large base at every start would take minutes, and the importer hashed it.
+    """
+    if not directory.is_dir():
+        raise StoreError(
+            "BaseNotFound",
+            f"{directory.name} is not on the volume",
+            "wait for the import of the base, or mount the volume that holds it",
+        )
+    for name, entry in read_manifest(directory, "base").get("files", {}).items():
+        file = directory / name
+        if not file.is_file() or file.stat().st_size != entry["size"]:
+            raise StoreError(
+                "BaseIncomplete",
+                f"{name} of {directory.name} is missing or not {entry['size']} bytes long",
+                "delete the directory and import the base again",
+            )

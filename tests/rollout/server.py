@@ -1,0 +1,128 @@
+"""Starts a real rollout server as its pod does; the gateway's and end-to-end tests use it too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from espalier import identity
+from espalier.core import names
+
+NAMESPACE = "default"
+
+
+@dataclass
+class Rollout:
+    """A server process: its address, and clients with tokens of the operator and the gateway."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    private_key: str
+    audience: str
+    log: Path
+    command: dict[str, str] = field(repr=False, default_factory=dict)
+
+    def token(self, subject: identity.Subject) -> str:
+        return identity.issue(self.private_key, subject, self.audience)
+
+    def headers(self, subject: identity.Subject = "gateway") -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token(subject)}"}
+
+    def get(self, path: str, subject: identity.Subject = "gateway") -> httpx.Response:
+        return httpx.get(self.url + path, headers=self.headers(subject), timeout=60)
+
+    def serve(self, *adapters: str) -> httpx.Response:
+        return httpx.post(
+            self.url + "/espalier/v1/serve",
+            json={"adapters": list(adapters)},
+            headers=self.headers("operator"),
+            timeout=90,
+        )
+
+    def complete(self, model: str, prompt: Any, **parameters: Any) -> httpx.Response:
+        return httpx.post(
+            self.url + "/v1/completions",
+            json={"model": model, "prompt": prompt, "return_token_ids": True, **parameters},
+            headers=self.headers(),
+            timeout=120,
+        )
+
+    def stop(self, patience: float = 60) -> int:
+        """SIGTERM, and the exit code; fails if the process outlives its patience."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"still running {patience} s after SIGTERM: {self.log}") from None
+
+
+def start(
+    volume: Path,
+    base: str,
+    *,
+    private_key: str = "",
+    model: str = "tiny",
+    namespace: str = NAMESPACE,
+    dtype: str = "float32",
+    max_model_tokens: int = 256,
+    max_adapters: int = 3,
+    max_lora_rank: int = 8,
+) -> Rollout:
+    """Start ``python -m espalier.rollout`` on a free port; does not wait for it."""
+    private_key = private_key or identity.generate_private_key()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    scratch = Path(tempfile.mkdtemp(prefix="rollout-"))
+    told = {
+        "ESPALIER_MODEL": model,
+        "ESPALIER_NAMESPACE": namespace,
+        "ESPALIER_VOLUME": str(volume),
+        "ESPALIER_BASE": base,
+        "ESPALIER_PUBLIC_KEY": identity.public_key(private_key),
+        "ESPALIER_DTYPE": dtype,
+        "ESPALIER_MAX_MODEL_TOKENS": str(max_model_tokens),
+        "ESPALIER_MAX_ADAPTERS": str(max_adapters),
+        "ESPALIER_MAX_LORA_RANK": str(max_lora_rank),
+        "ESPALIER_PORT": str(port),
+        "TMPDIR": str(scratch),
+        # Model information of earlier starts, as the image has it baked in.
+        "VLLM_CACHE_ROOT": os.environ.get("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "vllm")),
+    }
+    log = scratch / "rollout.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "espalier.rollout"],
+            env=os.environ | told,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    audience = names.audience(namespace, model)
+    return Rollout(process, f"http://127.0.0.1:{port}", private_key, audience, log, told)
+
+
+def wait_healthy(rollout: Rollout, seconds: float = 180) -> float:
+    """Seconds until /healthz is 200; fails with the log's end when the process ends before that."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if rollout.process.poll() is not None:
+            tail = rollout.log.read_text(errors="replace")[-6000:]
+            raise AssertionError(f"the server exited with {rollout.process.returncode}:\n{tail}")
+        try:
+            if httpx.get(rollout.url + "/healthz", timeout=5).status_code == 200:
+                return time.monotonic() - started
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise AssertionError(f"not healthy within {seconds} s: {rollout.log}")
