@@ -6,20 +6,15 @@ from aiohttp import web
 
 from espalier.api.trainingrun import TrainingRun
 from espalier.core.request import paused
+from espalier.core.run import active
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.services import Services
 from espalier.gateway.snapshot import Id, Snapshot
 
 
 def active_run(snapshot: Snapshot, model: Id) -> TrainingRun | None:
-    """The oldest run of the model that is neither suspended nor done nor being deleted."""
-    return next((run for run in snapshot.runs_of(model) if _wants_to_train(run)), None)
-
-
-def _wants_to_train(run: TrainingRun) -> bool:
-    # Steps and not the condition: a run whose steps grew goes on before its status says so.
-    done = run.status.step >= run.spec.steps
-    return not (run.spec.suspend or done or run.metadata.deletion_timestamp)
+    """The run whose turn it is on the model."""
+    return active(snapshot.runs_of(model))
 
 
 def is_paused(snapshot: Snapshot, model: Id) -> bool:

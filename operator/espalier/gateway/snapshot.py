@@ -5,7 +5,7 @@ Parsing happens when an object changes, never when a request comes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from espalier.api.checkpoint import Checkpoint
@@ -58,10 +58,9 @@ class Snapshot:
         return [pods[name] for name in sorted(pods) if pods[name].role == role]
 
     def runs_of(self, model: Id) -> list[TrainingRun]:
-        """The runs that train the model, oldest first."""
-        runs: Iterable[TrainingRun] = (
+        """The runs that name the model."""
+        return [
             run
-            for run in self.runs.values()
-            if run.spec.model_ref.name == model.name and run.metadata.namespace == model.namespace
-        )
-        return sorted(runs, key=lambda r: (r.metadata.creation_timestamp, r.metadata.name))
+            for name, run in self.runs.items()
+            if name.namespace == model.namespace and run.spec.model_ref.name == model.name
+        ]

@@ -1,0 +1,170 @@
+"""The gateway's application on a hand-fed cache, with real reviews by the API server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from dev.apiserver import ApiServer
+from tests.gateway.world import World
+
+from espalier import identity
+from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.auth import AUDIENCE, Authenticator
+from espalier.gateway.services import Services
+from espalier.gateway.tokens import TokenIssuer
+from espalier.kube.cluster import KubernetesCluster
+
+PRIVATE_KEY = identity.generate_private_key()
+PUBLIC_KEY = identity.public_key(PRIVATE_KEY)
+RIGHTS = """
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: trainer}
+rules:
+- {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [trainingruns], verbs: [get, update]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: reader}
+rules:
+- {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
+"""
+
+
+@dataclass(frozen=True)
+class Users:
+    """A namespace and tokens: of one who may train, one who may sample, one who may do nothing."""
+
+    namespace: str
+    trainer: str
+    reader: str
+    stranger: str
+
+
+@pytest.fixture(scope="session")
+def users(apiserver: ApiServer) -> Users:
+    namespace = f"gateway-{uuid.uuid4().hex[:8]}"
+    apiserver.create_namespace(namespace)
+    apiserver.kubectl("apply", "-n", namespace, "-f", "-", stdin=RIGHTS)
+    tokens = {}
+    for name in ("trainer", "reader", "stranger"):
+        apiserver.kubectl("create", "serviceaccount", name, "-n", namespace)
+        if name != "stranger":
+            apiserver.kubectl(
+                *("create", "rolebinding", name, "-n", namespace, f"--role={name}"),
+                f"--serviceaccount={namespace}:{name}",
+            )
+        tokens[name] = token(apiserver, namespace, name, AUDIENCE)
+    return Users(namespace, **tokens)
+
+
+def token(server: ApiServer, namespace: str, account: str, *audience: str) -> str:
+    flags = [f"--audience={a}" for a in audience]
+    return server.kubectl("create", "token", account, "-n", namespace, *flags).strip()
+
+
+@pytest.fixture
+async def cluster(
+    apiserver: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[KubernetesCluster]:
+    monkeypatch.setenv("KUBECONFIG", str(apiserver.kubeconfig))
+    async with await KubernetesCluster.connect() as connected:
+        yield connected
+
+
+@dataclass
+class Gateway:
+    """A running gateway and the world that it sees."""
+
+    world: World
+    services: Services
+    server: TestServer
+    session: aiohttp.ClientSession
+    users: Users
+
+    async def post(
+        self, path: str, body: object, token: str | None = None, **headers: str
+    ) -> aiohttp.ClientResponse:
+        return await self.request("POST", path, token, json=body, headers=headers)
+
+    async def get(self, path: str, token: str | None = None) -> aiohttp.ClientResponse:
+        return await self.request("GET", path, token)
+
+    async def request(
+        self, method: str, path: str, token: str | None = None, **options: Any
+    ) -> aiohttp.ClientResponse:
+        """As the trainer unless a token is given; none with an empty one."""
+        token = self.users.trainer if token is None else token
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers |= options.pop("headers", {})
+        return await self.session.request(
+            method, self.server.make_url(path), headers=headers, **options
+        )
+
+
+@pytest.fixture
+async def gateway(users: Users, cluster: KubernetesCluster) -> AsyncIterator[Gateway]:
+    world = World(users.namespace)
+    tokens = TokenIssuer()
+    tokens.use(PRIVATE_KEY)
+    async with upstream_session() as upstream, aiohttp.ClientSession() as session:
+        services = Services(world.view, Authenticator(cluster), tokens, upstream)
+        server = TestServer(make_app(services, lambda: ""))
+        await server.start_server()
+        yield Gateway(world, services, server, session, users)
+        await server.close()
+
+
+Behaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Upstream:
+    """A real server in a pod's place, for errors and lost connections; records what it gets."""
+
+    behaviour: Behaviour
+    requests: list[web.Request] = field(default_factory=list)
+    bodies: list[Any] = field(default_factory=list)
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
+    port: int = 0
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        body = await request.read()
+        self.bodies.append(json.loads(body) if body else None)
+        try:
+            return await self.behaviour(request)
+        except asyncio.CancelledError:
+            self.disconnected.set()
+            raise
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Callable[[Behaviour], Awaitable[Upstream]]]:
+    """Starts recording servers on the loopback address."""
+    servers: list[TestServer] = []
+
+    async def start(behaviour: Behaviour) -> Upstream:
+        recorder = Upstream(behaviour)
+        app = web.Application(client_max_size=2**30)
+        app.router.add_route("*", "/{path:.*}", recorder.handle)
+        server = TestServer(app)
+        await server.start_server()
+        servers.append(server)
+        assert server.port is not None
+        recorder.port = server.port
+        return recorder
+
+    yield start
+    for server in servers:
+        await server.close()

@@ -1,0 +1,81 @@
+"""What the gateway changes in a completion, and what it leaves alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from espalier.gateway.relay import StreamRewriter, error_event, rewrite_answer
+
+ADAPTER, ASKED = "arith@a1a1a1a1a1a1", "arith"
+
+
+def event(**fields: object) -> bytes:
+    return b"data: " + json.dumps(fields, separators=(",", ":")).encode() + b"\n\n"
+
+
+def chunks(stream: bytes) -> list[object]:
+    events = stream.decode().removesuffix("\n\n").split("\n\n")
+    return [json.loads(e.removeprefix("data: ")) for e in events if e != "data: [DONE]"]
+
+
+def test_an_answer_names_the_model_as_asked_and_repeats_prompt_tokens_in_each_choice() -> None:
+    answer = {"model": ADAPTER, "prompt_token_ids": [1, 2], "choices": [{"index": 0}, {"index": 1}]}
+    rewritten = json.loads(rewrite_answer(json.dumps(answer).encode(), ASKED))
+    assert rewritten == {
+        "model": ASKED,
+        "prompt_token_ids": [1, 2],
+        "choices": [
+            {"index": 0, "prompt_token_ids": [1, 2]},
+            {"index": 1, "prompt_token_ids": [1, 2]},
+        ],
+    }
+
+
+def test_prompt_tokens_that_a_choice_has_already_stay() -> None:
+    answer = {"model": ADAPTER, "choices": [{"prompt_token_ids": [3]}]}
+    rewritten = json.loads(rewrite_answer(json.dumps(answer).encode(), ASKED))
+    assert rewritten["choices"] == [{"prompt_token_ids": [3]}]
+
+
+STREAM = b"".join(
+    (
+        event(model=ADAPTER, choices=[{"index": 0}], prompt_token_ids=[1, 2]),
+        event(model=ADAPTER, choices=[{"index": 1}], prompt_token_ids=[1, 2]),
+        event(choices=[{"delta": {"content": f'"model":"{ADAPTER}"'}}], model=ADAPTER),
+        event(model=ADAPTER, choices=[{"delta": {"content": "é\n\n"}}]),
+        b"data: [DONE]\n\n",
+    )
+)
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=8))
+def test_a_stream_is_rewritten_alike_however_it_is_cut(cuts: list[int]) -> None:
+    rewriter = StreamRewriter(ADAPTER, ASKED)
+    edges = [0, *sorted(cuts), len(STREAM)]
+    parts = [STREAM[a:b] for a, b in itertools.pairwise(edges)]
+    out = b"".join(rewriter.feed(part) for part in parts) + rewriter.rest()
+    first, second, third, fourth = chunks(out)
+    assert out.endswith(b"data: [DONE]\n\n")
+    for index, chunk in enumerate((first, second)):
+        assert chunk == {
+            "model": ASKED,
+            "choices": [{"index": index, "prompt_token_ids": [1, 2]}],
+            "prompt_token_ids": [1, 2],
+        }
+    # Generated text that looks like the field is text and stays.
+    assert third == {"choices": [{"delta": {"content": f'"model":"{ADAPTER}"'}}], "model": ASKED}
+    assert fourth == {"model": ASKED, "choices": [{"delta": {"content": "é\n\n"}}]}
+
+
+def test_what_follows_the_last_event_is_kept() -> None:
+    rewriter = StreamRewriter(ADAPTER, ASKED)
+    assert rewriter.feed(b"data: x\n\ndata: cut") == b"data: x\n\n"
+    assert rewriter.rest() == b"data: cut"
+
+
+def test_an_error_event_ends_the_stream() -> None:
+    assert error_event({"error": {}}) == b'data: {"error":{}}\n\ndata: [DONE]\n\n'

@@ -1,0 +1,267 @@
+"""How a model name in a request becomes an adapter and pods, or the reason why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.gateway.world import LOADING, World, condition, digest, terminated, waiting
+
+from espalier.gateway.routing import (
+    NotReady,
+    Target,
+    Unknown,
+    could_be_committed,
+    find_model,
+    resolve,
+    slug_of,
+    split,
+)
+from espalier.gateway.snapshot import Id
+
+A, B = digest("a1"), digest("b2")
+ADAPTER_A, ADAPTER_B = "arith@a1a1a1a1a1a1", "arith@b2b2b2b2b2b2"
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def arith(world: World) -> Id:
+    """A model whose head serves checkpoint A, with one ready rollout."""
+    model = world.model("arith")
+    world.head(model, A, step=1)
+    world.checkpoint(model, "arith-000001", A)
+    world.checkpoint(model, "arith-000002", B, step=2)
+    world.pod(model, "arith-rollout-0")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("asked", "adapter"),
+    [
+        ("arith", ADAPTER_A),
+        ("arith@arith-000002", ADAPTER_B),
+        ("arith@base", "base"),
+        ("home/arith", ADAPTER_A),
+        ("home/arith@arith-000002", ADAPTER_B),
+    ],
+)
+def test_a_name_means_one_set_of_weights(world: World, arith: Id, asked: str, adapter: str) -> None:
+    slug, ref = split(asked)
+    assert find_model(world.snapshot, slug) == arith
+    assert resolve(world.snapshot, arith, ref) == Target(arith, adapter, ("10.0.0.1:8000",))
+
+
+def test_the_head_of_a_model_without_steps_is_the_base(world: World) -> None:
+    model = world.model("fresh")
+    world.head(model, "")
+    world.pod(model, "fresh-rollout-0")
+    assert resolve(world.snapshot, model, "") == Target(model, "base", ("10.0.0.1:8000",))
+
+
+def test_a_fork_serves_the_checkpoint_it_started_from_under_its_own_name(
+    world: World, arith: Id
+) -> None:
+    fork = world.model("fork", rootCheckpointRef={"name": "arith-000002"})
+    world.head(fork, B, step=2)
+    world.pod(fork, "fork-rollout-0", ip="10.0.0.2")
+    for ref in ("", "arith-000002"):
+        target = resolve(world.snapshot, fork, ref)
+        assert target == Target(fork, "fork@b2b2b2b2b2b2", ("10.0.0.2:8000",))
+
+
+def test_a_checkpoint_of_another_model_is_unknown(world: World, arith: Id) -> None:
+    other = world.model("other")
+    world.head(other, "")
+    world.pod(other, "other-rollout-0")
+    found = resolve(world.snapshot, other, "arith-000002")
+    assert isinstance(found, Unknown)
+    assert "no checkpoint 'arith-000002'" in found.detail
+
+
+def test_a_head_of_the_models_name_over_another_model_is_not_its_head(world: World) -> None:
+    model, other = world.model("arith"), world.model("other")
+    world.head(other, A)
+    world.pod(model, "arith-rollout-0")
+    assert isinstance(resolve(world.snapshot, model, ""), NotReady)
+
+
+@pytest.mark.parametrize(
+    ("slug", "nearest"),
+    [("arit", ("arith",)), ("airth", ("arith",)), ("home/arit", ()), ("zzz", ())],
+)
+def test_an_unknown_model_names_the_nearest(
+    world: World, arith: Id, slug: str, nearest: tuple[str, ...]
+) -> None:
+    found = find_model(world.snapshot, slug)
+    assert isinstance(found, Unknown)
+    assert set(nearest) <= set(found.nearest)
+
+
+def test_an_unknown_checkpoint_names_the_nearest_and_the_base(world: World, arith: Id) -> None:
+    found = resolve(world.snapshot, arith, "arith-00002")
+    assert isinstance(found, Unknown)
+    assert found.nearest[0] == "arith@arith-000002"
+    found = resolve(world.snapshot, arith, "bse")
+    assert isinstance(found, Unknown)
+    assert found.nearest == ("arith@base",)
+
+
+def test_a_name_in_two_namespaces_must_be_qualified() -> None:
+    world = World("one", "two")
+    first, second = world.model("arith", "one"), world.model("arith", "two")
+    alone = world.model("alone", "two")
+    found = find_model(world.snapshot, "arith")
+    assert found == Unknown(
+        "model 'arith' is in more than one namespace", ("one/arith", "two/arith")
+    )
+    assert find_model(world.snapshot, "two/arith") == second
+    assert [slug_of(world.snapshot, m) for m in (first, second, alone)] == [
+        "one/arith",
+        "two/arith",
+        "alone",
+    ]
+
+
+def test_a_namespace_that_is_not_served_is_unknown(world: World) -> None:
+    world.model("hidden", "elsewhere")
+    assert isinstance(find_model(world.snapshot, "hidden"), Unknown)
+    assert isinstance(find_model(world.snapshot, "elsewhere/hidden"), Unknown)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message"),
+    [
+        (
+            {"conditions": [condition("PodScheduled", "False", "Unschedulable", "0/1 nodes")]},
+            "Unschedulable",
+            "0/1 nodes",
+        ),
+        (
+            {"containerStatuses": [waiting("ImagePullBackOff", "back-off pulling image x")]},
+            "ImagePullBackOff",
+            "back-off pulling image x",
+        ),
+        (
+            {"containerStatuses": [waiting("CrashLoopBackOff", "back-off 10s restarting")]},
+            "CrashLoopBackOff",
+            "back-off 10s restarting",
+        ),
+        (
+            {
+                "initContainerStatuses": [waiting("ErrImagePull", "not found")],
+                "containerStatuses": [waiting("PodInitializing")],
+            },
+            "ErrImagePull",
+            "not found",
+        ),
+        (
+            {
+                "phase": "Failed",
+                "containerStatuses": [
+                    terminated(64, '{"detail": "no base", "reason": "BaseMissing"}')
+                ],
+            },
+            "BaseMissing",
+            "no base",
+        ),
+        ({"phase": "Failed"}, "Finished", "ended"),
+        (LOADING, "ContainersNotReady", "loading"),
+        ({"containerStatuses": [waiting("ContainerCreating")]}, "ContainersNotReady", "loading"),
+    ],
+)
+def test_an_unready_rollout_tells_its_kubernetes_reason(
+    world: World, status: dict[str, Any], reason: str, message: str
+) -> None:
+    model = world.model("arith")
+    world.head(model, A)
+    world.pod(model, "arith-rollout-0", **status)
+    found = resolve(world.snapshot, model, "")
+    assert isinstance(found, NotReady)
+    assert found.reason == reason
+    assert message in found.message
+
+
+def test_a_fault_is_told_before_mere_loading(world: World) -> None:
+    model = world.model("arith")
+    world.head(model, None)
+    world.pod(model, "arith-rollout-0", **LOADING)
+    world.pod(model, "arith-rollout-1", containerStatuses=[waiting("ImagePullBackOff", "no such")])
+    found = resolve(world.snapshot, model, "")
+    assert isinstance(found, NotReady)
+    assert found.reason == "ImagePullBackOff"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "reason"),
+    [
+        ([], "Pending"),
+        ([condition("Ready", "False", "RolloutsLoading")], "RolloutsLoading"),
+        (
+            [
+                condition("SourceResolved", "False", "BaseUnreadable"),
+                condition("Ready", "False", "NotReady"),
+            ],
+            "BaseUnreadable",
+        ),
+    ],
+)
+def test_without_pods_the_model_tells_why(
+    world: World, conditions: list[dict[str, Any]], reason: str
+) -> None:
+    model = world.model("arith", conditions=conditions)
+    found = resolve(world.snapshot, model, "base")
+    assert isinstance(found, NotReady)
+    assert found.reason == reason
+
+
+def test_zero_replicas_are_told_with_the_field_to_set(world: World) -> None:
+    model = world.model("arith", replicas=0)
+    found = resolve(world.snapshot, model, "base")
+    assert isinstance(found, NotReady)
+    assert found.reason == "NoReplicas"
+    assert "spec.rollout.replicas" in found.remedy
+
+
+def test_only_ready_rollouts_of_the_model_get_requests(world: World, arith: Id) -> None:
+    other = world.model("other")
+    world.pod(other, "other-rollout-0", ip="10.0.0.9")
+    world.pod(arith, "arith-rollout-1", ip="10.0.0.2", port=9000)
+    world.pod(arith, "arith-rollout-2", ip="10.0.0.3", **LOADING)
+    world.pod(
+        arith,
+        "arith-rollout-3",
+        ip="10.0.0.4",
+        metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"},
+        conditions=[condition("Ready", "True")],
+    )
+    world.pod(arith, "arith-trainer-0", ip="10.0.0.5", role="trainer")
+    world.pod(arith, "arith-rollout-4", ip="fd00::1")
+    found = resolve(world.snapshot, arith, "")
+    assert isinstance(found, Target)
+    assert found.addresses == ("10.0.0.1:8000", "10.0.0.2:9000", "[fd00::1]:8000")
+
+
+def test_a_pod_that_goes_is_forgotten(world: World, arith: Id) -> None:
+    world.drop("Pod", "arith-rollout-0")
+    assert isinstance(resolve(world.snapshot, arith, ""), NotReady)
+
+
+@pytest.mark.parametrize(
+    ("ref", "could"),
+    [
+        ("arith-000003", True),
+        ("arith-b2-000003", True),
+        ("arith-000002", False),
+        ("arith-3", False),
+        ("other-000003", False),
+        ("base", False),
+    ],
+)
+def test_only_the_name_of_an_unseen_checkpoint_is_worth_waiting_for(
+    world: World, arith: Id, ref: str, could: bool
+) -> None:
+    assert could_be_committed(world.snapshot, arith, ref) is could

@@ -1,0 +1,183 @@
+"""A cache fed by hand: objects as the API server would show them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from espalier.core.request import Request
+from espalier.gateway.snapshot import Id, Snapshot
+from espalier.gateway.view import View
+from espalier.kube.cache import Cache
+from espalier.kube.objects import Key
+
+Body = dict[str, Any]
+HOME = "home"
+
+
+def digest(seed: str) -> str:
+    return "sha256:" + (seed * 64)[:64]
+
+
+class World:
+    """Puts objects into a cache; ``view`` follows it."""
+
+    def __init__(self, *namespaces: str) -> None:
+        self.cache = Cache()
+        self.namespaces = namespaces or (HOME,)
+        self.view = View(self.cache, self.namespaces)
+        self._versions = itertools.count(1)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.view.snapshot
+
+    def put(self, kind: str, name: str, namespace: str = "", **fields: Any) -> None:
+        metadata = {
+            "name": name,
+            "namespace": namespace or self.namespaces[0],
+            "uid": f"uid-{name}",
+            "resourceVersion": str(next(self._versions)),
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            **fields.pop("metadata", {}),
+        }
+        self.cache.put(kind, {"metadata": metadata, **fields})
+
+    def drop(self, kind: str, name: str, namespace: str = "") -> None:
+        self.cache.drop(Key(kind, namespace or self.namespaces[0], name))
+
+    def model(self, name: str, namespace: str = "", *, replicas: int = 1, **status: Any) -> Id:
+        spec = {
+            "source": {"base": {"image": "registry.example/model:1"}},
+            "storage": {"persistentVolumeClaim": {"claimName": "weights"}},
+            "rollout": {"replicas": replicas},
+        }
+        self.put("TrainableModel", name, namespace, spec=spec, status=status)
+        return Id(namespace or self.namespaces[0], name)
+
+    def head(
+        self,
+        model: Id,
+        current: str | None = "",
+        *,
+        step: int = 0,
+        epoch: int = 1,
+        agreed: Request | None = None,
+        gate: Body | None = None,
+        checkpoint: str = "",
+    ) -> None:
+        """A head that serves a digest (None: nothing yet) and has agreed to a request."""
+        agreed = agreed or Request("Track")
+        spec: Body = {"modelRef": {"name": model.name}, "mode": agreed.mode}
+        if agreed.mode == "Pin":
+            spec |= {"checkpointRef": {"name": agreed.name}, "onPin": agreed.on_pin}
+        if gate:
+            spec["gate"] = gate
+        status: Body = {"epoch": epoch, "epochCause": agreed.text()}
+        if current is not None:
+            status["current"] = {
+                "name": checkpoint,
+                "step": step,
+                "digest": current,
+                "epoch": epoch,
+            }
+        self.put("CheckpointHead", model.name, model.namespace, spec=spec, status=status)
+
+    def checkpoint(
+        self,
+        model: Id,
+        name: str,
+        content: str,
+        *,
+        step: int = 1,
+        epoch: int = 1,
+        metrics: dict[str, str] | None = None,
+    ) -> None:
+        """A Checkpoint; its status is written only if metrics are given."""
+        spec = {
+            "modelRef": {"name": model.name},
+            "step": step,
+            "branch": "main",
+            "epoch": epoch,
+            "uri": "pvc://weights/x",
+            "digest": content,
+        }
+        fields: Body = {"spec": spec}
+        if metrics is not None:
+            listed = [{"name": key, "value": value} for key, value in metrics.items()]
+            fields["status"] = {"observedGeneration": 1, "metrics": listed}
+        self.put("Checkpoint", name, model.namespace, **fields)
+
+    def run(
+        self,
+        model: Id,
+        name: str,
+        *,
+        step: int = 0,
+        suspend: bool = False,
+        created: str = "2026-01-01T00:00:00Z",
+    ) -> None:
+        spec = {
+            "modelRef": {"name": model.name},
+            "driver": "Client",
+            "loss": {"name": "importance_sampling"},
+            "learningRate": "1e-4",
+            "steps": 20,
+            "suspend": suspend,
+        }
+        self.put(
+            "TrainingRun",
+            name,
+            model.namespace,
+            metadata={"creationTimestamp": created},
+            spec=spec,
+            status={"step": step},
+        )
+
+    def pod(
+        self,
+        model: Id,
+        name: str,
+        *,
+        role: str = "rollout",
+        ip: str = "10.0.0.1",
+        port: int = 8000,
+        **status: Any,
+    ) -> None:
+        """A pod; ready unless a status is given."""
+        labels = {"espalier.dev/model": model.name, "espalier.dev/role": role}
+        self.put(
+            "Pod",
+            name,
+            model.namespace,
+            metadata={"labels": labels, **status.pop("metadata", {})},
+            spec={"containers": [{"name": "main", "ports": [{"containerPort": port}]}]},
+            status={"podIP": ip, **(status or {"conditions": [condition("Ready", "True")]})},
+        )
+
+
+def condition(kind: str, status: str, reason: str = "", message: str = "") -> Body:
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reason or kind,
+        "message": message,
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+
+
+def waiting(reason: str, message: str = "") -> Body:
+    """The status of a container that waits."""
+    return {"name": "main", "state": {"waiting": {"reason": reason, "message": message}}}
+
+
+def terminated(exit_code: int, message: str) -> Body:
+    """The status of a container that has ended."""
+    return {"name": "main", "state": {"terminated": {"exitCode": exit_code, "message": message}}}
+
+
+LOADING = {
+    "phase": "Running",
+    "conditions": [condition("Ready", "False", "ContainersNotReady", "containers with unready")],
+    "containerStatuses": [{"name": "main", "state": {"running": {}}}],
+}
