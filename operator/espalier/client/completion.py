@@ -1,0 +1,101 @@
+"""Completions as training needs them: tokens in, tokens out, and the sampler's log-probs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from espalier.client.errors import MalformedAnswerError
+
+
+class _Token(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    logprob: float
+
+
+class _Logprobs(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    content: list[_Token] | None = None
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    index: int = 0
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class _ChatAnswer(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    choices: list[_Choice]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion.
+
+    Attributes:
+        text: what the model wrote, without special tokens.
+        prompt_token_ids: the rendered prompt, (P,).
+        token_ids: the sampled tokens, (T,); an end-of-sequence token is among them.
+        logprobs: natural-log probability of each sampled token, (T,).
+        finish_reason: stop, or length when it was cut at max_tokens.
+    """
+
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+
+    @property
+    def truncated(self) -> bool:
+        """True when the completion was cut, not ended."""
+        return self.finish_reason == "length"
+
+
+def read_completions(body: bytes, count: int) -> list[Completion]:
+    """The completions of a chat answer, by index.
+
+    Raises:
+        MalformedAnswerError: not ``count`` choices, or tokens and log-probs that do not match.
+    """
+    try:
+        answer = _ChatAnswer.model_validate_json(body)
+    except ValueError as error:
+        raise MalformedAnswerError(f"not a chat completion: {error}") from error
+    if len(answer.choices) != count:
+        raise MalformedAnswerError(f"{len(answer.choices)} completions came, {count} were asked")
+    return [_completion(choice) for choice in sorted(answer.choices, key=lambda c: c.index)]
+
+
+def _completion(choice: _Choice) -> Completion:
+    tokens = choice.token_ids
+    content = choice.logprobs.content if choice.logprobs else None
+    if tokens is None or choice.prompt_token_ids is None or content is None:
+        raise MalformedAnswerError(
+            "a choice lacks token_ids, prompt_token_ids or logprobs: is this an Espalier gateway?"
+        )
+    if len(content) != len(tokens):
+        raise MalformedAnswerError(f"{len(tokens)} tokens came with {len(content)} log-probs")
+    return Completion(
+        text=choice.message.content or "",
+        prompt_token_ids=tuple(choice.prompt_token_ids),
+        token_ids=tuple(tokens),
+        logprobs=tuple(token.logprob for token in content),
+        finish_reason=choice.finish_reason or "",
+    )

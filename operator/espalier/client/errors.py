@@ -1,0 +1,116 @@
+"""What can go wrong at the gateway, as exceptions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from espalier.api.wire import Problem
+
+
+class GatewayError(Exception):
+    """Base of everything that the client raises about the gateway."""
+
+
+class DeadlineError(GatewayError):
+    """The call was retried until its deadline. ``reason`` names what it waited for last."""
+
+    def __init__(self, call: str, seconds: float, reason: str, detail: str) -> None:
+        super().__init__(f"{call} gave up after {seconds:.0f} s, last reason {reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class MalformedAnswerError(GatewayError):
+    """The gateway answered 200 with something that is not the agreed type."""
+
+
+class RefusedError(GatewayError):
+    """The gateway or the trainer refused the call; ``problem`` says why."""
+
+    def __init__(self, status: int, problem: Problem) -> None:
+        remedy = f". {problem.remedy}" if problem.remedy else ""
+        super().__init__(f"{status} {problem.reason}: {problem.detail}{remedy}")
+        self.status = status
+        self.problem = problem
+
+
+class InvalidRequestError(RefusedError):
+    """400, 413 or 422: the request itself is wrong; sending it again cannot help."""
+
+
+class UnauthorizedError(RefusedError):
+    """401: no valid token."""
+
+
+class ForbiddenError(RefusedError):
+    """403: the token's user may not do this."""
+
+
+class NotFoundError(RefusedError):
+    """404: no such model, checkpoint or run; the remedy names the nearest."""
+
+
+class StaleEpochError(RefusedError):
+    """409: the head moved; what was sampled or accumulated under the old epoch is void."""
+
+
+class HeadPinnedError(RefusedError):
+    """409: the head is pinned and holds training."""
+
+
+class NoActiveRunError(RefusedError):
+    """409: no TrainingRun trains the model now."""
+
+
+class NoGradientsError(RefusedError):
+    """409: an optimizer step without accumulated gradients."""
+
+
+class KeyReusedError(RefusedError):
+    """422: the idempotency key was used with another body."""
+
+
+_BY_REASON: dict[str, type[RefusedError]] = {
+    "StaleEpoch": StaleEpochError,
+    "HeadPinned": HeadPinnedError,
+    "NoActiveRun": NoActiveRunError,
+    "NoGradients": NoGradientsError,
+    "KeyReused": KeyReusedError,
+}
+_BY_STATUS: dict[int, type[RefusedError]] = {
+    400: InvalidRequestError,
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    413: InvalidRequestError,
+    422: InvalidRequestError,
+}
+
+
+def refusal(status: int, body: bytes) -> RefusedError:
+    """The exception for an error answer: by its reason, else by its status."""
+    problem = read_problem(status, body)
+    kind = _BY_REASON.get(problem.reason) or _BY_STATUS.get(status, RefusedError)
+    return kind(status, problem)
+
+
+def read_problem(status: int, body: bytes) -> Problem:
+    """A ``Problem`` from its own form, from OpenAI's error form, or from the status alone."""
+    try:
+        content = json.loads(body)
+        if isinstance(content, dict) and isinstance(content.get("error"), dict):
+            return _from_openai(status, content["error"])
+        return Problem.model_validate(content)
+    except (ValueError, ValidationError):
+        text = body[:300].decode(errors="replace").strip()
+        return Problem(detail=text or "the answer has no body", reason=f"Http{status}")
+
+
+def _from_openai(status: int, error: dict[str, Any]) -> Problem:
+    code = error.get("code")
+    # vLLM repeats the status as its code; the gateway gives a reason.
+    reason = code if isinstance(code, str) and code else f"Http{status}"
+    return Problem(detail=str(error.get("message", "")), reason=reason)

@@ -1,0 +1,136 @@
+"""JSON over HTTP with retries: one call, one idempotency key, one deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from espalier.api.wire import Problem
+from espalier.client.errors import DeadlineError, MalformedAnswerError, read_problem, refusal
+
+# Each says: not now. Everything else is an answer.
+RETRIED = frozenset({429, 502, 503, 504, 507})
+
+# A token, the file that holds it (read for every request: kubelets rotate it), or a function.
+Token = str | Path | Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to try. All in seconds.
+
+    Attributes:
+        deadline: for a call with all its retries.
+        attempt: for one request; a lost one is sent again with the same key.
+        first_delay: before the first retry; doubles up to ``longest_delay``.
+    """
+
+    deadline: float = 900.0
+    attempt: float = 660.0
+    first_delay: float = 0.5
+    longest_delay: float = 10.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A successful answer; header names in any case."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport:
+    """Sends requests to one gateway. An async context manager; not for use across event loops."""
+
+    def __init__(self, base_url: str, token: Token, patience: Patience) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._token = token
+        self._patience = patience
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=self._patience.attempt, sock_connect=10),
+            connector=aiohttp.TCPConnector(limit=0),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def call(
+        self, method: str, path: str, body: str | None = None, headers: Mapping[str, str] = {}
+    ) -> Answer:
+        """One call, retried with the same body and headers while the gateway says: not now.
+
+        Raises:
+            RefusedError: the gateway answered with another error.
+            DeadlineError: it said "not now", or nothing, until the deadline.
+        """
+        started = time.monotonic()
+        delay = self._patience.first_delay
+        while True:
+            answer = await self._attempt(method, path, body, headers)
+            if isinstance(answer, Answer):
+                return answer
+            problem, asked_delay = answer
+            pause = asked_delay or delay * random.uniform(0.5, 1.0)
+            if time.monotonic() + pause - started > self._patience.deadline:
+                call = f"{method} {path}"
+                raise DeadlineError(call, self._patience.deadline, problem.reason, problem.detail)
+            await asyncio.sleep(pause)
+            delay = min(delay * 2, self._patience.longest_delay)
+
+    async def _attempt(
+        self, method: str, path: str, body: str | None, headers: Mapping[str, str]
+    ) -> Answer | tuple[Problem, float]:
+        """The answer, or why there is none yet and the delay that the gateway asked for."""
+        if self._session is None:
+            raise RuntimeError("use the client inside `async with`")
+        sent = {**headers, "Authorization": f"Bearer {self._bearer()}"}
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        try:
+            async with self._session.request(
+                method, self._base_url + path, data=body, headers=sent
+            ) as response:
+                content = await response.read()
+        except TimeoutError:
+            detail = f"no answer within {self._patience.attempt:.0f} s"
+            return Problem(detail=detail, reason="AttemptTimeout"), 0.0
+        except aiohttp.InvalidURL as error:
+            raise ValueError(f"{self._base_url!r} is not the URL of a gateway") from error
+        except aiohttp.ClientError as error:
+            return Problem(detail=str(error) or repr(error), reason="GatewayUnreachable"), 0.0
+        if response.status in RETRIED:
+            asked = _seconds(response.headers.get("Retry-After", ""))
+            return read_problem(response.status, content), asked
+        if response.status >= 400:
+            raise refusal(response.status, content)
+        if response.status >= 300:
+            raise MalformedAnswerError(f"{method} {path} was redirected ({response.status})")
+        return Answer(response.headers, content)
+
+    def _bearer(self) -> str:
+        if isinstance(self._token, Path):
+            return self._token.read_text().strip()
+        return self._token if isinstance(self._token, str) else self._token()
+
+
+def _seconds(retry_after: str) -> float:
+    """A ``Retry-After`` in seconds, at most 30; 0 for none or for a date."""
+    return min(float(retry_after), 30.0) if retry_after.isdecimal() else 0.0

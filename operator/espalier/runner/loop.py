@@ -1,0 +1,227 @@
+"""The training loop: sample groups, score them, one forward-backward, one optimizer step.
+
+The loop keeps nothing that it needs: where it stands is read from the trainer before every step,
+what it shall do from the run. So it goes on rightly after it, the trainer or the operator was
+killed, and after a rollback moved the trainer to another checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from espalier.api.meta import decimal
+from espalier.api.trainingrun import Taskset, TrainingRunSpec
+from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
+from espalier.client import (
+    ForbiddenError,
+    HeadPinnedError,
+    InvalidRequestError,
+    NoActiveRunError,
+    NoGradientsError,
+    NotFoundError,
+    StaleEpochError,
+    TrainingClient,
+    UnauthorizedError,
+)
+from espalier.core.commits import run_identity
+from espalier.runner.journal import Journal
+from espalier.runner.problem import UserError
+from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
+from espalier.runner.sampling import sample_groups
+from espalier.runner.tasks import Tasks
+from espalier.runner.waiting import Waiting
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the loop.
+
+    Attributes:
+        rounds: of sampling for one step while no group teaches.
+        hold_seconds: for a run that is suspended or paused; the operator ends the runner sooner.
+        settle_seconds: for everything that the operator brings about: grants, names, an assignment.
+    """
+
+    rounds: int = 20
+    hold_seconds: float = 1800.0
+    settle_seconds: float = 180.0
+
+
+@dataclass
+class _Attempt:
+    """What was sampled for the step that follows one position of the trainer."""
+
+    position: tuple[int, int, str]
+    rounds: int = 0
+    groups: list[Group] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Loop:
+    """Drives one run to its last step.
+
+    Args:
+        client: of the run's model.
+        run: namespace and name.
+        open_tasks: opens the tasks of a taskset; called again when the taskset is edited.
+        journal: where events go.
+        waiting: paces and bounds every wait.
+    """
+
+    def __init__(
+        self,
+        client: TrainingClient,
+        run: tuple[str, str],
+        *,
+        open_tasks: Callable[[Taskset | None], Tasks],
+        journal: Journal,
+        waiting: Waiting,
+        limits: Limits | None = None,
+    ) -> None:
+        self._client = client
+        self._run = run
+        self._open_tasks = open_tasks
+        self._journal = journal
+        self._waiting = waiting
+        self._limits = limits or Limits()
+        self._opened: tuple[Taskset | None, Tasks] | None = None
+        self._attempt = _Attempt((0, 0, ""))
+
+    async def drive(self) -> None:
+        """Returns when the run has taken all its steps.
+
+        Raises:
+            UserError: only the user can repair it.
+            WaitError: something did not come true in time.
+            GatewayError: the gateway failed for longer than the client's patience.
+        """
+        while not await self._turn():
+            pass
+
+    async def _turn(self) -> bool:
+        """One step, or one wait for what hinders it. True when there is nothing more to do."""
+        settle = self._limits.settle_seconds
+        try:
+            return await self._advance()
+        except HeadPinnedError as refused:
+            await self._waiting.on("HeadPinned", str(refused), self._limits.hold_seconds)
+        except (StaleEpochError, NoGradientsError) as refused:
+            # The head moved under the step: drop it, and take the next from where the trainer is.
+            self._journal.event("step-dropped", reason=refused.problem.reason)
+            await self._waiting.on(refused.problem.reason, str(refused), settle)
+        except (NotFoundError, ForbiddenError, UnauthorizedError) as refused:
+            await self._waiting.on(refused.problem.reason, str(refused), settle)
+        except InvalidRequestError as refused:
+            problem = refused.problem
+            raise UserError(problem.reason, problem.detail, problem.remedy) from refused
+        return False
+
+    async def _advance(self) -> bool:
+        run = await self._client.run(*self._run)
+        if run.suspended or run.paused:
+            reason = "Suspended" if run.suspended else "Paused"
+            await self._waiting.on(reason, "the run is held", self._limits.hold_seconds)
+            return False
+        try:
+            state = await self._client.state()
+        except NoActiveRunError:
+            return await self._ended()
+        if state.run != run_identity(self._run[1], run.uid):
+            detail = f"the trainer trains run {state.run!r}"
+            await self._waiting.on("NotAssigned", detail, self._limits.settle_seconds)
+            return False
+        if state.run_step >= run.spec.steps:
+            self._journal.event("finished", step=state.run_step)
+            return True
+        if state.pending:
+            # Of a runner that was killed, or of a step that was refused: their samples are gone.
+            await self._client.zero_grad(epoch=state.epoch)
+        await self._step(run.spec, state)
+        return False
+
+    async def _ended(self) -> bool:
+        """Whether a run that the gateway does not hold for active has ended, not been suspended."""
+        run = await self._client.run(*self._run)
+        if not run.suspended:
+            self._journal.event("finished", reason="NoActiveRun")
+        return not run.suspended
+
+    async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
+        position = (state.epoch, state.run_step, state.digest)
+        if self._attempt.position != position:
+            self._attempt = _Attempt(position)
+        attempt = self._attempt
+        await self._sample(spec, state, attempt)
+        self._waiting.over()
+        trained = kept(attempt.groups, spec.group_filter.zero_variance, spec.advantage.source)
+        if trained:
+            await self._train(spec, state, attempt, trained)
+        elif attempt.rounds >= self._limits.rounds:
+            detail, remedy = uninformative(attempt.groups, attempt.rounds)
+            raise UserError("RewardsUninformative", detail, remedy)
+        else:
+            seen = metrics(attempt.groups, len(attempt.groups))
+            self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
+
+    async def _sample(self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt) -> None:
+        tasks = self._tasks(spec.taskset)
+        count = spec.groups_per_step
+        # From the step alone, so that a restarted runner asks what the killed one asked.
+        first = (state.run_step + attempt.rounds) * count
+        indices = [(first + offset) % tasks.size for offset in range(count)]
+        started = time.monotonic()
+        attempt.groups += await sample_groups(self._client, tasks, indices, spec, state.checkpoint)
+        attempt.seconds += time.monotonic() - started
+        attempt.rounds += 1
+
+    async def _train(
+        self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt, trained: list[Group]
+    ) -> None:
+        started = time.monotonic()
+        await self._client.forward_backward(
+            ForwardBackwardRequest(
+                inputs=list(payloads(trained, spec.advantage.source)),
+                group_size=len(trained[0].completions),
+                temperature=decimal(spec.sampling.temperature),
+                loss_fn=spec.loss.name,
+                loss_fn_config=spec.loss.config() or None,
+                advantage_scale=spec.advantage.scale,
+            ),
+            epoch=state.epoch,
+        )
+        backward = time.monotonic()
+        seen = metrics(attempt.groups, len(attempt.groups) - len(trained))
+        step = state.run_step + 1
+        committed = await self._client.optim_step(
+            OptimStepRequest(
+                learning_rate=decimal(spec.learning_rate),
+                beta1=decimal(spec.optimizer.beta1),
+                beta2=decimal(spec.optimizer.beta2),
+                eps=decimal(spec.optimizer.epsilon),
+                weight_decay=decimal(spec.optimizer.weight_decay),
+                grad_clip_norm=decimal(spec.optimizer.gradient_clip_norm),
+                metrics=seen,
+                cursor={"run_step": step, "next_task": step * spec.groups_per_step},
+                rollouts=records(attempt.groups, trained),
+            ),
+            epoch=state.epoch,
+        )
+        self._journal.event(
+            "step",
+            step=step,
+            epoch=state.epoch,
+            checkpoint=committed.result.checkpoint_id,
+            promotion=committed.promotion,
+            metrics=seen,
+            sample_seconds=round(attempt.seconds, 3),
+            train_seconds=round(backward - started, 3),
+            commit_seconds=round(time.monotonic() - backward, 3),
+        )
+
+    def _tasks(self, spec: Taskset | None) -> Tasks:
+        if self._opened is None or self._opened[0] != spec:
+            self._opened = (spec, self._open_tasks(spec))
+            self._journal.event("tasks-opened", size=self._opened[1].size)
+        return self._opened[1]

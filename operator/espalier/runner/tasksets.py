@@ -1,0 +1,32 @@
+"""Opens the taskset that a run names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from espalier.api.trainingrun import Taskset
+from espalier.runner.jsonl import config_map_tasks
+from espalier.runner.problem import UserError
+from espalier.runner.tasks import TASKS_DIRECTORY, Tasks
+
+
+def open_tasks(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks:
+    """The tasks of a run.
+
+    Args:
+        spec: the run's taskset.
+        directory: where its ConfigMap is mounted.
+
+    Raises:
+        UserError: the taskset is missing or wrong; names the field.
+    """
+    if spec is not None and spec.config_map is not None:
+        return config_map_tasks(spec, spec.config_map, directory)
+    if spec is not None and spec.reasoning_gym is not None:
+        # Takes over a second to import, which a ConfigMap's tasks need not pay.
+        from espalier.runner.reasoning_gym import ReasoningGymTasks  # noqa: PLC0415
+
+        return ReasoningGymTasks(spec, spec.reasoning_gym)
+    raise UserError(
+        "TasksetInvalid", "taskset names no source", "Set taskset.reasoningGym or taskset.configMap"
+    )
