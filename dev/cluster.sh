@@ -46,7 +46,7 @@ YAML
     role=worker node=$name-worker
     [ "$i" = 1 ] && role=control-plane node=$name-control-plane
     [ "$i" -gt 2 ] && node=$name-worker$((i - 1))
-    mkdir -p "$volumes" "$cache/certs.d/$registry"
+    mkdir -p "$volumes" "$cache/certs.d/$local_registry"
     cat >>"$config" <<YAML
 - role: $role
   extraMounts:
@@ -58,7 +58,7 @@ YAML
     mkdir -p "$stores/$node"
     echo "  - {hostPath: \"$stores/$node\", containerPath: /var/lib/containerd}" >>"$config"
   done
-  printf 'server = "http://%s:5000"\n[host."http://%s:5000"]\n' "$registry_container" "$registry_container" >"$cache/certs.d/$registry/hosts.toml"
+  printf 'server = "http://%s:5000"\n[host."http://%s:5000"]\n' "$registry_container" "$registry_container" >"$cache/certs.d/$local_registry/hosts.toml"
 }
 
 # wait_for SECONDS WHAT COMMAND...: retries a command until it succeeds.
@@ -136,7 +136,7 @@ status() {
   . "$root/dev/engine.sh"
   [ -f "$state" ] || { echo "cluster: not there (make cluster-up)"; return 1; }
   kubectl get nodes -o wide && kubectl get pods -A || ready=1
-  running "$registry_container" && echo "registry: $registry" || { echo "registry: not running (make cluster-up)"; ready=1; }
+  if running "$registry_container"; then echo "registry: $local_registry"; else echo "registry: not running (make cluster-up)"; ready=1; fi
   echo "kubeconfig: $kubeconfig"
   return $ready
 }

@@ -7,7 +7,9 @@ bin=$cache/bin
 mkdir -p "$bin"
 
 # shellcheck disable=SC2034  # read by the scripts that source this file
-registry=localhost:5000
+local_registry=localhost:5000
+# shellcheck disable=SC2034
+registry=${ESPALIER_REGISTRY:-$local_registry}
 
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }

@@ -2,7 +2,7 @@
 # Builds images/<name>/Dockerfile and pushes it to the local registry as localhost:5000/espalier/<name>:<content hash>.
 #   dev/image.sh build NAME...   build and push what is not in the registry yet; prints the full references
 #   dev/image.sh all             all of images/, and their references in $ESPALIER_CACHE/images.env
-#   dev/image.sh prune           drop what earlier builds left in the build host's storage
+# ESPALIER_REGISTRY names another registry (log in with buildah first); the cluster must be able to pull from it.
 # A Dockerfile's `ARG BASE=<name>` is another image of ours, built first, or `debian`, made by debootstrap.
 # A context.sh beside it prints the build context (a model's directory); otherwise that is the repository root.
 set -euo pipefail
@@ -12,33 +12,50 @@ export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=overlay
 dependencies=$cache/image-dependencies
 declare -A reference
 
+# Whether a registry has REGISTRY/PATH:TAG. Where it cannot be asked plainly the answer is no, and a push skips what is there.
 in_registry() {
-  curl -fsS -o /dev/null -I "http://$registry/v2/${1#"$registry"/}" 2>/dev/null \
+  local path=${1#"$registry"/} scheme=https
+  [ "$registry" != "$local_registry" ] || scheme=http
+  curl -fsS -m 10 -o /dev/null -I "$scheme://$registry/v2/${path%:*}/manifests/${path##*:}" 2>/dev/null \
     -H 'Accept: application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json'
 }
-manifest_of() { local path=${1#"$registry"/}; echo "$registry/${path%:*}/manifests/${path##*:}"; }
 
-# The dependencies that pyproject.toml declares, without the settings of tools, and the pins: the key of a heavy layer.
-declared() { sed -n '/^\[project\]/,/^\[project.scripts\]/{/^\[project.scripts\]/!p}' "$root/pyproject.toml"; }
+# Prints the requirements of images/NAME/extras, resolved and pinned: the key of an image's heavy layer is this list and
+# nothing else. Resolved once for what it depends on.
+requirements() {
+  local extras key file
+  extras=$(cat "$root/images/$1/extras")
+  if [ "$1" = engine ]; then extras=${ENGINE_EXTRAS:-$extras}; fi
+  key=$({ echo "$extras"; sed -n '/^\[project\]/,/^\[project.scripts\]/p' "$root/pyproject.toml"; } | hash_of constraints.txt dev/overrides.txt)
+  file=$dependencies/resolved-$1-$key.txt
+  if [ ! -e "$file" ]; then
+    mkdir -p "$dependencies"
+    rm -f "$dependencies/resolved-$1-"*
+    # shellcheck disable=SC2046,SC2086  # one option per extra
+    "$(uv)" pip compile -q --python-version 3.11 --no-header --no-annotate -c "$root/constraints.txt" --override "$root/dev/overrides.txt" \
+      $(printf ' --extra %s' $extras) "$root/pyproject.toml" >"$file.new"
+    mv "$file.new" "$file"
+  fi
+  cat "$file"
+}
 
 # What /run/dependencies holds in a build. Certificates and index settings of this machine reach the build this way only.
 stage_dependencies() {
   local variable
   mkdir -p "$dependencies"
-  declared >"$dependencies/pyproject.toml"
-  cp "$root/constraints.txt" "$root/dev/overrides.txt" "$dependencies/"
+  requirements "$1" >"$dependencies/requirements.txt"
   cp "$root/images/install-dependencies.sh" "$dependencies/install"
-  ln -f "$(uv)" "$dependencies/uv" 2>/dev/null || cp "$(uv)" "$dependencies/uv"
+  cp "$(uv)" "$dependencies/uv"
   {
     echo 'export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt'
     # uv does not read pip's name of the index.
     [ -z "${PIP_INDEX_URL:-}" ] || printf 'export UV_DEFAULT_INDEX=%q\n' "${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}"
+    [ "$1" != engine ] || [ -z "${TORCH_INDEX:-}" ] || printf 'export UV_INDEX=%q\n' "$TORCH_INDEX"
     for variable in $(compgen -e | grep -E '^(UV_.*|HTTPS?_PROXY|NO_PROXY|https?_proxy|no_proxy)$'); do
       printf 'export %s=%q\n' "$variable" "${!variable}"
     done
   } >"$dependencies/environment"
 }
-dependencies_key() { declared | hash_of constraints.txt dev/overrides.txt images/install-dependencies.sh; }
 
 # Debian with Python, from packages; libnuma1 and lscpu (util-linux) are what vLLM's CPU build looks for.
 debian() {
@@ -62,54 +79,70 @@ debian() {
   echo "$image"
 }
 
-# The files that an image of the application is made of.
+# The files of the repository that an image is made of: its own, and those that its Dockerfile copies.
 sources() {
-  (cd "$root" && { find "images/$1" -type f; echo images/metadata.py; echo pyproject.toml; } &&
-    { ! grep -q '^COPY operator/' "images/$1/Dockerfile" || find operator/espalier -type f ! -path '*/__pycache__/*'; }) | sort
+  local dockerfile=images/$1/Dockerfile
+  cd "$root"
+  {
+    find "images/$1" -type f
+    sed -n 's/^COPY \(.*\) [^ ]*$/\1/p' "$dockerfile" | grep -v -- '--' | tr ' ' '\n' | xargs -I{} find {} -type f ! -path '*/__pycache__/*'
+    ! grep -q DEPENDENCIES "$dockerfile" || echo images/install-dependencies.sh
+  } | sort -u
+}
+
+base_of() {
+  local base
+  base=$(sed -n 's/^ARG BASE=//p' "$root/images/$1/Dockerfile")
+  if [ "$1" = engine ] && [ -n "${ENGINE_BASE:-}" ]; then
+    echo "$ENGINE_BASE"
+  elif [ "$base" = debian ]; then
+    debian
+  else
+    build "$base"
+    echo "${reference[$base]}"
+  fi
 }
 
 # build NAME: sets reference[NAME], building its base first and skipping what the registry has.
 build() {
-  local name=$1 base context key files
+  local name=$1 base context=$root context_key='' key dependencies_key='' files verify=true
   [ -z "${reference[$name]:-}" ] || return 0
-  [ -f "$root/images/$name/Dockerfile" ] || die "there is no images/$name/Dockerfile; images: $(cd "$root/images" && ls -d */ | tr -d '/\n' ' ')."
-  base=$(sed -n 's/^ARG BASE=//p' "$root/images/$name/Dockerfile")
-  if [ "$base" = debian ]; then
-    base=$(debian)
-  else
-    build "$base"
-    base=${reference[$base]}
+  [ -f "$root/images/$name/Dockerfile" ] || die "there is no images/$name/Dockerfile; images: $(cd "$root/images" && echo */Dockerfile | sed 's#/Dockerfile##g')."
+  base=$(base_of "$name")
+  if [ -x "$root/images/$name/context.sh" ]; then
+    context=$("$root/images/$name/context.sh")
+    context_key=${context##*/}
   fi
-  context=$root
-  [ ! -x "$root/images/$name/context.sh" ] || context=$("$root/images/$name/context.sh")
+  [ ! -e "$root/images/$name/extras" ] || dependencies_key=$(requirements "$name" | hash_of images/install-dependencies.sh)
   mapfile -t files < <(sources "$name")
-  key=$({ echo "$base ${BUILD_ARGS:-}"; [ "$context" = "$root" ] || echo "${context##*/}"; ! grep -q DEPENDENCIES "$root/images/$name/Dockerfile" || dependencies_key; } | hash_of "${files[@]}")
+  key=$(echo "$base $dependencies_key $context_key" | hash_of "${files[@]}")
   reference[$name]=$registry/espalier/$name:$key
-  if in_registry "$(manifest_of "${reference[$name]}")"; then return; fi
+  if in_registry "${reference[$name]}"; then return; fi
   say "building $name"
-  stage_dependencies
-  mkdir -p "$cache/uv-cache"
-  # shellcheck disable=SC2086  # BUILD_ARGS is a list of options, such as "--build-arg ROLLOUT=rollout-gpu"
-  buildah bud -q --layers --pull-never --build-arg BASE="$base" --build-arg DEPENDENCIES="$(dependencies_key)" ${BUILD_ARGS:-} \
+  [ -z "$dependencies_key" ] || stage_dependencies "$name"
+  [ "$registry" != "$local_registry" ] || verify=false
+  buildah bud -q --layers --tls-verify=$verify --build-arg BASE="$base" --build-arg DEPENDENCIES="$dependencies_key" \
     -v "$dependencies:/run/dependencies:ro" -v "${UV_CACHE_DIR:-$HOME/.cache/uv}:/run/uv-cache" -v /etc/ssl/certs:/etc/ssl/certs:ro \
     -f "$root/images/$name/Dockerfile" -t "${reference[$name]}" "$context" >"$cache/image-$name.log" 2>&1 ||
     die "cannot build image $name: see $cache/image-$name.log."
-  buildah push -q --tls-verify=false "${reference[$name]}" "docker://${reference[$name]}" >>"$cache/image-$name.log" 2>&1 ||
+  # zstd: the 6 GB of the engine compress and unpack several times faster than with gzip.
+  buildah push -q --compression-format zstd --tls-verify=$verify "${reference[$name]}" "docker://${reference[$name]}" >>"$cache/image-$name.log" 2>&1 ||
     die "cannot push image $name to $registry: see $cache/image-$name.log."
 }
 
-# Earlier versions of our images; the current ones are the layer cache of the next build.
+# Drops our earlier images from the build host: the current ones, of which `all` knows each, are the cache of the next build.
 prune() {
-  local name keep=()
-  for name in "${!reference[@]}"; do keep+=(-e "${reference[$name]}"); done
-  buildah images --format '{{.Name}}:{{.Tag}}' | grep "^$registry/espalier/" | grep -vxF "${keep[@]}" | xargs -r buildah rmi >/dev/null 2>&1 || true
+  local stale
+  stale=$(buildah images --format '{{.Name}}:{{.Tag}}' | grep "^$registry/espalier/" | grep -vxF "$(cut -d= -f2 "$1")" || true)
+  # shellcheck disable=SC2086  # a list of names
+  [ -z "$stale" ] || buildah rmi $stale >/dev/null 2>&1 || true
 }
 
 case ${1:-} in
 build | push | all)
   apt_ensure buildah
   only_one image
-  "$root/dev/registry.sh" up {lock_fd}>&-
+  [ "$registry" != "$local_registry" ] || "$root/dev/registry.sh" up {lock_fd}>&-
   ;;&
 build | push)
   [ $# -gt 1 ] || die "usage: dev/image.sh $1 NAME..."
@@ -121,6 +154,7 @@ all)
     echo "ESPALIER_IMAGE_$(echo "$name" | tr 'a-z-' 'A-Z_')=${reference[$name]}"
   done | tee "$cache/images.env.new"
   mv "$cache/images.env.new" "$cache/images.env"
+  prune "$cache/images.env"
   ;;
 *) die "usage: dev/image.sh build NAME... | all" ;;
 esac

@@ -80,8 +80,8 @@ if ! podman image exists "$image"; then
   BUILDAH_ISOLATION=chroot nice -n 5 buildah bud --layers=false --build-arg BASE="$base" -t "$image" "$work" >"$cache/node-image.log" 2>&1 ||
     die "cannot build the node image: see $cache/node-image.log."
   rm -rf "$work"
-  # Older node images are of no use once a newer one is complete.
+  # Older node images are of no use once a newer one is complete; those in use stay until the next time.
   podman images --format '{{.Repository}}:{{.Tag}}' | grep -E '^localhost/espalier-node(-base)?:' | grep -vxF -e "$image" -e "$base" |
-    xargs -r podman rmi -f >/dev/null 2>&1 || true
+    xargs -r podman rmi >/dev/null 2>&1 || true
 fi
 echo "$image"

@@ -7,12 +7,12 @@ set -euo pipefail
 
 store=$cache/registry
 
-answers() { curl -fsS -m 2 "http://$registry/v2/" >/dev/null 2>&1; }
+answers() { curl -fsS -m 2 "http://$local_registry/v2/" >/dev/null 2>&1; }
 
 up() {
   local image command
   running "$registry_container" && answers && return
-  if answers; then die "something else answers on $registry: stop it, the local registry needs that port."; fi
+  if answers; then die "something else answers on $local_registry: stop it, the local registry needs that port."; fi
   "$engine" rm -f "$registry_container" >/dev/null 2>&1 || true
   ensure_network
   mkdir -p "$store"
@@ -28,7 +28,7 @@ CONF
     -v "$store:/var/lib/registry" -v "$cache/registry.yml:/etc/registry.yml:ro" \
     --entrypoint "$command" "$image" serve /etc/registry.yml >/dev/null
   for _ in $(seq 50); do answers && return; sleep 0.2; done
-  die "the registry does not answer on $registry within 10 s: see '$engine logs $registry_container'."
+  die "the registry does not answer on $local_registry within 10 s: see '$engine logs $registry_container'."
 }
 
 case ${1:-} in

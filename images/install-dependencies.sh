@@ -1,13 +1,11 @@
 #!/bin/sh
-# Runs in an image build: installs the dependencies of the named extras, not the package, into /opt/venv.
-# dev/image.sh mounts its directory at /run/dependencies: uv, the pinned versions and the build host's index settings;
+# Runs in an image build: installs the image's requirements into /opt/venv.
+# dev/image.sh mounts its directory at /run/dependencies: uv, the pinned list and the build host's index settings;
 # nothing of that stays in the image.
 set -eu
 cd /run/dependencies
 . ./environment
-[ -n "${UV_INDEX:-}" ] || unset UV_INDEX
 export UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_CACHE_DIR=/run/uv-cache
-[ -e /opt/venv ] || ./uv venv -q --python /usr/bin/python3 /opt/venv
+./uv venv -q --python /usr/bin/python3 /opt/venv
 # Compiled once here: the image is read-only where it runs, and vLLM's processes each import all of it.
-./uv pip install -q --python /opt/venv/bin/python --compile-bytecode -c constraints.txt --override overrides.txt \
-  -r pyproject.toml $(printf ' --extra %s' "$@")
+./uv pip install -q --python /opt/venv/bin/python --compile-bytecode --no-deps -r requirements.txt

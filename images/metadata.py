@@ -1,4 +1,4 @@
-"""Runs in an image build: writes the package's metadata beside the code in /app, as an install would.
+"""Runs in an image build: writes the package's metadata beside the code in /app.
 
 Plug-ins are found by it: vLLM loads ours by the entry point `vllm.general_plugins`.
 """

