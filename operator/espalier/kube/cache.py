@@ -132,8 +132,7 @@ class Cache:
 
     def _bury(self, key: Key, version: int) -> None:
         """Remember a deletion for a while, so that a late older body does not bring it back."""
-        self._deleted.pop(key, None)
-        self._deleted[key] = version
+        self._deleted[key] = max(version, self._deleted.pop(key, 0))
         if len(self._deleted) > TOMBSTONES:
             del self._deleted[next(iter(self._deleted))]
 

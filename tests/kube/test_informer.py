@@ -1,0 +1,170 @@
+"""The cache follows the API server, also where the watch leaves something out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.kube.proxy import LossyProxy
+
+from espalier.kube import informer, objects
+from espalier.kube.cache import Cache
+from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.comparison import InformerError
+from espalier.kube.informer import InformerSettings
+from espalier.kube.objects import Key, Kind
+
+LIMIT_SECONDS = 20
+WATCHED = {"ConfigMap": {"team": "ours"}, "CheckpointHead": {}}
+
+
+class Through:
+    """The cluster, watched through another address; all else goes straight to it."""
+
+    def __init__(self, cluster: KubernetesCluster, server: str) -> None:
+        self._cluster = cluster
+        self.server = server
+
+    def watch_session(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(trace_configs=list(traces))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cluster, name)
+
+
+@contextlib.asynccontextmanager
+async def informed(
+    namespace: str, connection: Any, kinds: Mapping[str, Mapping[str, str]] = WATCHED
+) -> AsyncIterator[Cache]:
+    """A cache that an informer keeps, once it is ready."""
+    cache, stop, ready = Cache(), asyncio.Event(), asyncio.Event()
+    settings = InformerSettings((namespace,), kinds, ready_seconds=LIMIT_SECONDS)
+    running = asyncio.create_task(informer.run(settings, cache, stop, ready, connection))
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if not ready.is_set():
+            waiting.cancel()
+            await running
+        yield cache
+    finally:
+        stop.set()
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await running
+
+
+async def until(cache: Cache, condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, looked at after every change of the cache."""
+    changed = asyncio.Event()
+    cache.on_change(lambda *_: changed.set())
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while not condition():
+            changed.clear()
+            await changed.wait()
+
+
+def config(namespace: str, name: str, **data: str) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": namespace, "labels": {"team": "ours"}}
+    return {"metadata": metadata, "data": data}
+
+
+async def test_what_existed_before_is_there_when_ready(
+    kubernetes: KubernetesCluster, namespace: str, head: dict[str, Any]
+) -> None:
+    await kubernetes.apply("CheckpointHead", head)
+    async with informed(namespace, kubernetes) as cache:
+        assert [b["metadata"]["name"] for b in cache.list("CheckpointHead", model="arith")] == [
+            "arith"
+        ]
+        assert cache.synced("CheckpointHead")
+        assert cache.synced("ConfigMap")
+
+
+async def test_creation_change_and_deletion_are_followed(
+    kubernetes: KubernetesCluster, namespace: str
+) -> None:
+    key = Key("ConfigMap", namespace, "a")
+    async with informed(namespace, kubernetes) as cache:
+        for value in ("1", "2"):
+            await kubernetes.apply("ConfigMap", config(namespace, "a", x=value))
+            await until(cache, lambda v=value: (cache.get(key) or {}).get("data") == {"x": v})
+        await kubernetes.delete(key)
+        await until(cache, lambda: cache.get(key) is None)
+
+
+async def test_only_objects_with_the_labels_are_watched(
+    kubernetes: KubernetesCluster, namespace: str
+) -> None:
+    foreign = {"metadata": {"name": "foreign", "namespace": namespace}}
+    async with informed(namespace, kubernetes) as cache:
+        await kubernetes.apply("ConfigMap", foreign)
+        await kubernetes.apply("ConfigMap", config(namespace, "later"))
+        await until(cache, lambda: cache.get(Key("ConfigMap", namespace, "later")) is not None)
+        assert [key.name for key in cache.keys("ConfigMap")] == ["later"]
+
+
+async def test_objects_are_watched_without_a_trace_on_them(
+    kubernetes: KubernetesCluster, namespace: str, head: dict[str, Any]
+) -> None:
+    before = await kubernetes.create("CheckpointHead", head)
+    async with informed(namespace, kubernetes):
+        after = await kubernetes.get(Key("CheckpointHead", namespace, "arith"))
+    assert after == before
+
+
+async def test_a_deletion_that_no_watch_reported_is_noticed_after_a_relist(
+    kubernetes: KubernetesCluster, namespace: str
+) -> None:
+    lost, kept = Key("ConfigMap", namespace, "lost"), Key("ConfigMap", namespace, "kept")
+    async with (
+        LossyProxy(kubernetes) as proxy,
+        informed(namespace, Through(kubernetes, proxy.url)) as cache,
+    ):
+        await kubernetes.apply("ConfigMap", config(namespace, "lost"))
+        await kubernetes.apply("ConfigMap", config(namespace, "kept"))
+        await until(cache, lambda: None not in (cache.get(lost), cache.get(kept)))
+
+        proxy.blind()
+        await kubernetes.delete(lost)
+        proxy.expire()
+
+        await until(cache, lambda: cache.get(lost) is None)
+        assert cache.get(kept) is not None
+
+
+async def test_events_flow_again_after_a_relist(
+    kubernetes: KubernetesCluster, namespace: str
+) -> None:
+    key = Key("ConfigMap", namespace, "late")
+    async with (
+        LossyProxy(kubernetes) as proxy,
+        informed(namespace, Through(kubernetes, proxy.url)) as cache,
+    ):
+        proxy.expire()
+        await kubernetes.apply("ConfigMap", config(namespace, "late"))
+        await until(cache, lambda: cache.get(key) is not None)
+
+
+async def test_a_kind_that_cannot_be_watched_is_named(
+    kubernetes: KubernetesCluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = Kind("Absent", "espalier.dev", "v1alpha1", "absents")
+    monkeypatch.setattr(objects, "KINDS", {**objects.KINDS, "Absent": absent})
+    settings = InformerSettings((namespace,), {"Absent": {}}, ready_seconds=1)
+    stop, ready = asyncio.Event(), asyncio.Event()
+
+    with pytest.raises(InformerError, match=f"absents in namespace {namespace}.*CRDs"):
+        await informer.run(settings, Cache(), stop, ready, kubernetes)
+
+
+async def test_other_tasks_of_the_process_outlive_the_informer(
+    kubernetes: KubernetesCluster, namespace: str
+) -> None:
+    async with informed(namespace, kubernetes):
+        other = asyncio.create_task(asyncio.Event().wait())
+    assert not other.done()
+    other.cancel()

@@ -1,0 +1,129 @@
+"""One replica leads at a time; leadership passes on by release, expiry or loss."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.fakes.cluster import FakeCluster
+
+from espalier.kube.cluster import ClusterError, KubernetesCluster
+from espalier.kube.lease import Election, LeadershipLostError, LeaseTiming
+from espalier.kube.objects import Key
+
+LIMIT_SECONDS = 20
+QUICK = LeaseTiming(duration=1, deadline=0.5, retry=0.05)
+
+
+@pytest.fixture
+def lease(namespace: str) -> Key:
+    return Key("Lease", namespace, "espalier")
+
+
+async def holder(kubernetes: KubernetesCluster, lease: Key) -> str:
+    live = await kubernetes.get(lease)
+    assert live is not None
+    return str(live["spec"]["holderIdentity"])
+
+
+async def test_a_second_replica_leads_once_the_first_releases(
+    kubernetes: KubernetesCluster, lease: Key
+) -> None:
+    first, second = (Election(kubernetes, lease, name, QUICK) for name in ("one", "two"))
+    stop = asyncio.Event()
+    async with asyncio.timeout(LIMIT_SECONDS):
+        assert await first.acquire(stop)
+        keeping = asyncio.create_task(first.keep(stop))
+        waiting = asyncio.create_task(second.acquire(asyncio.Event()))
+        assert await holder(kubernetes, lease) == "one"
+        assert not waiting.done()
+
+        stop.set()
+        await keeping
+        await first.release()
+
+        assert await waiting
+        assert await holder(kubernetes, lease) == "two"
+
+
+async def test_the_lease_of_a_dead_replica_is_taken_over_and_counted(
+    kubernetes: KubernetesCluster, lease: Key
+) -> None:
+    dead, heir = (Election(kubernetes, lease, name, QUICK) for name in ("dead", "heir"))
+    async with asyncio.timeout(LIMIT_SECONDS):
+        assert await dead.acquire(asyncio.Event())
+        assert await heir.acquire(asyncio.Event())
+
+    live = await kubernetes.get(lease)
+    assert live is not None
+    assert live["spec"]["holderIdentity"] == "heir"
+    assert live["spec"]["leaseTransitions"] == 1
+
+
+async def test_a_renewed_lease_is_not_taken(kubernetes: KubernetesCluster, lease: Key) -> None:
+    leader, other = (Election(kubernetes, lease, name, QUICK) for name in ("leader", "other"))
+    stop = asyncio.Event()
+    assert await leader.acquire(stop)
+    keeping = asyncio.create_task(leader.keep(stop))
+    waiting = asyncio.create_task(other.acquire(stop))
+
+    await asyncio.wait({keeping, waiting}, timeout=3 * QUICK.duration)
+
+    assert not keeping.done()
+    assert not waiting.done()
+    stop.set()
+    await keeping
+    assert not await waiting
+
+
+async def test_a_replica_learns_that_another_leads(
+    kubernetes: KubernetesCluster, lease: Key
+) -> None:
+    leader = Election(kubernetes, lease, "leader", QUICK)
+    assert await leader.acquire(asyncio.Event())
+    live = await kubernetes.get(lease)
+    assert live is not None
+    await kubernetes.replace("Lease", {**live, "spec": {**live["spec"], "holderIdentity": "thief"}})
+
+    with pytest.raises(LeadershipLostError, match="held by another"):
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await leader.keep(asyncio.Event())
+
+
+async def test_a_replica_gives_up_when_it_cannot_renew() -> None:
+    class Unreachable(FakeCluster):
+        broken = False
+
+        async def get(self, key: Key) -> dict[str, object] | None:
+            if self.broken:
+                raise ClusterError(0, "ConnectionFailed", "no route")
+            return await super().get(key)
+
+    cluster = Unreachable()
+    leader = Election(cluster, Key("Lease", "espalier", "espalier"), "leader", QUICK)
+    assert await leader.acquire(asyncio.Event())
+    cluster.broken = True
+
+    with pytest.raises(LeadershipLostError, match="not renewed"):
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await leader.keep(asyncio.Event())
+
+
+async def test_one_of_many_candidates_leads() -> None:
+    cluster, stop = FakeCluster(), asyncio.Event()
+    lease = Key("Lease", "espalier", "espalier")
+    candidates = [Election(cluster, lease, f"replica-{number}", QUICK) for number in range(5)]
+    waits = [asyncio.create_task(candidate.acquire(stop)) for candidate in candidates]
+
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED, timeout=LIMIT_SECONDS)
+    stop.set()
+
+    assert sum(await asyncio.gather(*waits)) == 1
+
+
+async def test_an_error_while_acquiring_is_tried_again() -> None:
+    cluster = FakeCluster()
+    cluster.fail_after(1, ClusterError(500, "InternalError", "etcd is away"))
+    candidate = Election(cluster, Key("Lease", "espalier", "espalier"), "only", QUICK)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        assert await candidate.acquire(asyncio.Event())
