@@ -47,7 +47,7 @@ format: env ## rewrite the code in the project's style
 	@.venv/bin/ruff format .
 
 crds: env ## generate crds/ from the resource types
-	@.venv/bin/python -m espalier.api.crds crds/
+	@.venv/bin/python -m espalier.api.crds crds charts/espalier/files/crds
 
 constraints: ## pin the newest versions that resolve together
 	@dev/constraints.sh

@@ -66,10 +66,10 @@ class ApiServer:
         try:
             self._write_pki()
             self._start_etcd_and_apiserver()
-            self._wait("kube-apiserver to be ready", self._is_ready)
+            self.wait_for("kube-apiserver to be ready", self._is_ready)
             # Only now: the controller manager exits when RBAC is not there yet.
             self._start_controller_manager()
-            self._wait("the default ServiceAccount", lambda: self.has_default_account("default"))
+            self.wait_for("the default ServiceAccount", lambda: self.has_default_account("default"))
         except BaseException:
             self.stop()
             raise
@@ -102,13 +102,26 @@ class ApiServer:
     def create_namespace(self, name: str) -> None:
         """Creates a namespace and waits for its default ServiceAccount."""
         self.kubectl("create", "namespace", name)
-        self._wait(f"the ServiceAccount of {name}", lambda: self.has_default_account(name))
+        self.wait_for(f"the ServiceAccount of {name}", lambda: self.has_default_account(name))
 
     def has_default_account(self, namespace: str) -> bool:
         found = self.kubectl(
             "get", "serviceaccount", "default", "-n", namespace, "--ignore-not-found", "-o", "name"
         )
         return bool(found)
+
+    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
+        """Waits until a condition holds; raises ApiServerError that names it."""
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not condition():
+            for name, process in self._processes:
+                if process.poll() is not None:
+                    raise ApiServerError(
+                        f"{name} exited with {process.returncode}: {self._log(name)}"
+                    )
+            if time.monotonic() > deadline:
+                raise ApiServerError(f"waited {START_TIMEOUT_SECONDS} s for {what}")
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """Ends the processes, the last started first, and removes their files."""
@@ -194,18 +207,6 @@ class ApiServer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
-
-    def _wait(self, what: str, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while not condition():
-            for name, process in self._processes:
-                if process.poll() is not None:
-                    raise ApiServerError(
-                        f"{name} exited with {process.returncode}: {self._log(name)}"
-                    )
-            if time.monotonic() > deadline:
-                raise ApiServerError(f"waited {START_TIMEOUT_SECONDS} s for {what}")
-            time.sleep(0.1)
 
     def _log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")[-2000:]

@@ -12,7 +12,7 @@ import yaml
 
 from espalier.api.crds import KINDS, Kind, definition, rendered
 
-CRDS = Path(__file__).resolve().parents[2] / "crds"
+ROOT = Path(__file__).resolve().parents[2]
 # Where Kubernetes itself has a bool or a map: Job's suspend; core/v1's quantities and selectors.
 BOOLS = {"suspend", "head", "superseded"}
 MAPS = {"requests", "limits", "nodeSelector", "config"}
@@ -49,14 +49,10 @@ ALL = [node for kind in KINDS for node in nodes(root(kind), kind.name)]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 
-@every_kind
-def test_the_committed_file_is_what_the_types_say(kind: Kind) -> None:
-    committed = (CRDS / f"{kind.plural}.yaml").read_text()
-    assert committed == rendered(kind), "run: python -m espalier.api.crds crds/"
-
-
-def test_there_is_one_file_a_kind() -> None:
-    assert {p.name for p in CRDS.iterdir()} == {f"{kind.plural}.yaml" for kind in KINDS}
+@pytest.mark.parametrize("directory", ["crds", "charts/espalier/files/crds"])
+def test_the_committed_files_are_what_the_types_say(directory: str) -> None:
+    committed = {path.name: path.read_text() for path in (ROOT / directory).iterdir()}
+    assert committed == {f"{k.plural}.yaml": rendered(k) for k in KINDS}, "run: make crds"
 
 
 @every_kind

@@ -1,0 +1,83 @@
+{{- define "espalier.namespaces" -}}
+{{- .Values.namespaces | default (list .Release.Namespace) | toJson -}}
+{{- end }}
+
+{{- define "espalier.labels" -}}
+app.kubernetes.io/name: espalier
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{/* Takes a list: the root and the component. */}}
+{{- define "espalier.selector" -}}
+app.kubernetes.io/name: espalier
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* Takes a list: the root and the image's name under .Values.images. */}}
+{{- define "espalier.image" -}}
+{{- $name := index . 1 -}}
+{{- required (printf "images.%s is not set: give the full reference of the %s image" $name $name) (index (index . 0).Values.images $name) -}}
+{{- end }}
+
+{{- define "espalier.gatewayUrl" -}}
+http://espalier-gateway.{{ .Release.Namespace }}.svc
+{{- end }}
+
+{{/* What operator and gateway have in common. Takes a list: the root and the values of the process. */}}
+{{- define "espalier.podDefaults" -}}
+{{- $root := index . 0 -}}
+{{- $process := index . 1 -}}
+automountServiceAccountToken: true
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  seccompProfile: {type: RuntimeDefault}
+volumes:
+- name: tmp
+  emptyDir: {sizeLimit: 64Mi}
+{{- with $root.Values.imagePullSecrets }}
+imagePullSecrets:
+{{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with $process.nodeSelector }}
+nodeSelector:
+{{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $process.tolerations }}
+tolerations:
+{{- toYaml . | nindent 0 }}
+{{- end }}
+{{- end }}
+
+{{/* What the containers of operator and gateway have in common; the same list. */}}
+{{- define "espalier.containerDefaults" -}}
+{{- $root := index . 0 -}}
+{{- $process := index . 1 -}}
+image: {{ include "espalier.image" (list $root "operator") }}
+imagePullPolicy: {{ $root.Values.imagePullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+resources:
+{{- toYaml $process.resources | nindent 2 }}
+volumeMounts:
+- name: tmp
+  mountPath: /tmp
+{{- end }}
+
+{{- define "espalier.commonEnv" -}}
+- name: ESPALIER_NAMESPACES
+  value: {{ include "espalier.namespaces" . | fromJsonArray | join "," | quote }}
+- name: POD_NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+{{- end }}

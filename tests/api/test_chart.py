@@ -1,0 +1,226 @@
+"""The chart, as helm renders it and as a real API server takes it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dev.apiserver import ApiServer, ApiServerError, binary
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "espalier"
+SYSTEM, TEAM, FOREIGN = "chart-system", "chart-team", "chart-foreign"
+OPERATOR = f"system:serviceaccount:{SYSTEM}:espalier-operator"
+GATEWAY = f"system:serviceaccount:{SYSTEM}:espalier-gateway"
+RUNNER = f"system:serviceaccount:{TEAM}:espalier-runner"
+IMAGES = [f"images.{name}=registry.example/{name}:1" for name in ("operator", "trainer", "runner")]
+IMAGES.append("images.rollout=registry.example/rollout:1")
+
+Manifest = dict[str, Any]
+
+
+def helm(*arguments: str) -> str:
+    done = subprocess.run(
+        [str(binary("helm")), *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode != 0:
+        raise ApiServerError(done.stderr.strip())
+    return done.stdout
+
+
+def render(*values: str, files: tuple[str, ...] = ()) -> str:
+    arguments = ["template", "espalier", str(CHART), "--namespace", SYSTEM]
+    # helm built from source takes itself for an ancient Kubernetes.
+    arguments += ["--kube-version", "1.35.0"]
+    for name in files:
+        arguments += ["--values", str(CHART / name)]
+    for value in values:
+        arguments += ["--set", value]
+    return helm(*arguments)
+
+
+def objects(text: str, kind: str) -> dict[str, Manifest]:
+    found = [item for item in yaml.safe_load_all(text) if item and item["kind"] == kind]
+    return {f"{o['metadata'].get('namespace', '')}/{o['metadata']['name']}": o for o in found}
+
+
+def environment(deployment: Manifest) -> dict[str, str]:
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    return {entry["name"]: entry.get("value", "") for entry in container["env"]}
+
+
+@pytest.mark.parametrize("files", [(), ("values-kind.yaml",), ("values-gpu.yaml",)])
+def test_helm_finds_no_fault(files: tuple[str, ...]) -> None:
+    values = [argument for name in files for argument in ("--values", str(CHART / name))]
+    sets = [argument for image in IMAGES for argument in ("--set", image)]
+    helm("lint", "--strict", str(CHART), *values, *sets)
+
+
+def test_a_missing_image_is_named() -> None:
+    with pytest.raises(
+        ApiServerError, match=r"images\.rollout is not set: give the full reference"
+    ):
+        render(*IMAGES[:3])
+
+
+def test_an_unknown_value_is_refused() -> None:
+    with pytest.raises(ApiServerError, match="namespace"):
+        render(*IMAGES, "namespace=team")
+
+
+def test_it_watches_its_own_namespace_by_default() -> None:
+    deployments = objects(render(*IMAGES), "Deployment")
+    for deployment in deployments.values():
+        assert environment(deployment)["ESPALIER_NAMESPACES"] == SYSTEM
+
+
+def test_the_operator_knows_images_and_gateway() -> None:
+    deployments = objects(render(*IMAGES, "namespaces={a,b}"), "Deployment")
+    variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
+    assert variables["ESPALIER_NAMESPACES"] == "a,b"
+    assert variables["ESPALIER_IMAGE_TRAINER"] == "registry.example/trainer:1"
+    assert variables["ESPALIER_IMAGE_ROLLOUT"] == "registry.example/rollout:1"
+    assert variables["ESPALIER_IMAGE_RUNNER"] == "registry.example/runner:1"
+    assert variables["ESPALIER_GATEWAY_URL"] == f"http://espalier-gateway.{SYSTEM}.svc"
+
+
+def test_crds_are_optional_and_outlive_the_release() -> None:
+    kept = objects(render(*IMAGES), "CustomResourceDefinition")
+    assert len(kept) == 4
+    for crd in kept.values():
+        assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert not objects(render(*IMAGES, "crds.install=false"), "CustomResourceDefinition")
+
+
+def test_no_role_has_a_wildcard_or_lists_secrets() -> None:
+    text = render(*IMAGES, "namespaces={a}")
+    roles = {**objects(text, "Role"), **objects(text, "ClusterRole")}
+    rules = [rule for role in roles.values() for rule in role["rules"]]
+    assert not [r for r in rules if "*" in (*r["verbs"], *r["resources"], *r["apiGroups"])]
+    secrets = {verb for r in rules if "secrets" in r["resources"] for verb in r["verbs"]}
+    assert secrets == {"create", "get"}
+
+
+@pytest.fixture(scope="module")
+def installed(apiserver: ApiServer) -> ApiServer:
+    """The chart installed into an API server, watching one namespace of two."""
+    for namespace in (SYSTEM, TEAM, FOREIGN):
+        apiserver.create_namespace(namespace)
+        label = "pod-security.kubernetes.io/warn=restricted"
+        apiserver.kubectl("label", "namespace", namespace, label)
+    text = render(*IMAGES, f"namespaces={{{TEAM}}}", "networkPolicy.enabled=true")
+    apiserver.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
+    return apiserver
+
+
+@pytest.mark.parametrize("files", [("values-kind.yaml",), ("values-gpu.yaml",)])
+def test_the_api_server_takes_every_object(installed: ApiServer, files: tuple[str, ...]) -> None:
+    text = render(*IMAGES, f"namespaces={{{TEAM}}}", files=files)
+    options = ("--server-side", "--force-conflicts", "--dry-run=server")
+    answers = installed.kubectl("apply", *options, "-f", "-", stdin=text).splitlines()
+    assert len(answers) == len([item for item in yaml.safe_load_all(text) if item])
+
+
+@pytest.mark.parametrize("name", ["espalier-operator", "espalier-gateway"])
+def test_pods_pass_the_restricted_profile(installed: ApiServer, name: str) -> None:
+    deployment = objects(render(*IMAGES), "Deployment")[f"{SYSTEM}/{name}"]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": SYSTEM},
+        "spec": deployment["spec"]["template"]["spec"],
+    }
+    enforce = "pod-security.kubernetes.io/enforce=restricted"
+    installed.kubectl("label", "namespace", SYSTEM, enforce, "--overwrite")
+    installed.kubectl("apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(pod))
+    container = pod["spec"]["containers"][0]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["resources"]["requests"]
+    assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+ALLOWED = [
+    *((OPERATOR, TEAM, f"{verb} {kind}") for verb in ("list", "watch") for kind in (
+        "trainablemodels", "trainingruns", "checkpointheads", "checkpoints", "pods",
+        "statefulsets.apps", "deployments.apps", "jobs.batch",
+    )),
+    *((OPERATOR, TEAM, f"patch {kind} --subresource=status") for kind in (
+        "trainablemodels", "trainingruns", "checkpointheads", "checkpoints",
+    )),
+    *((OPERATOR, TEAM, f"{verb} {kind}") for verb in ("create", "patch") for kind in (
+        "checkpoints", "checkpointheads", "statefulsets.apps", "deployments.apps", "jobs.batch",
+        "services", "events",
+    )),
+    (OPERATOR, TEAM, "delete checkpoints"),
+    (OPERATOR, TEAM, "delete jobs.batch"),
+    (OPERATOR, TEAM, "get configmaps"),
+    (OPERATOR, TEAM, "get persistentvolumeclaims"),
+    (OPERATOR, SYSTEM, "update leases.coordination.k8s.io"),
+    (OPERATOR, SYSTEM, "create secrets"),
+    (OPERATOR, SYSTEM, "get secrets/espalier-signing-key"),
+    (GATEWAY, TEAM, "watch checkpointheads"),
+    (GATEWAY, TEAM, "list pods"),
+    (GATEWAY, SYSTEM, "get secrets/espalier-signing-key"),
+    (GATEWAY, TEAM, "create tokenreviews.authentication.k8s.io"),
+    (GATEWAY, TEAM, "create subjectaccessreviews.authorization.k8s.io"),
+    (RUNNER, TEAM, "get trainablemodels"),
+    (RUNNER, TEAM, "update trainingruns"),
+]  # fmt: skip
+FORBIDDEN = [
+    *((OPERATOR, TEAM, f"{verb} {kind}") for verb in ("update", "patch", "delete") for kind in (
+        "trainablemodels", "trainingruns",
+    )),
+    (OPERATOR, TEAM, "delete checkpointheads"),
+    (OPERATOR, TEAM, "create pods"),
+    (OPERATOR, TEAM, "create pods --subresource=exec"),
+    (OPERATOR, TEAM, "get secrets"),
+    (OPERATOR, SYSTEM, "list secrets"),
+    (OPERATOR, SYSTEM, "get secrets/another"),
+    (OPERATOR, FOREIGN, "list trainablemodels"),
+    (OPERATOR, FOREIGN, "create jobs.batch"),
+    (OPERATOR, TEAM, "create tokenreviews.authentication.k8s.io"),
+    (GATEWAY, TEAM, "patch checkpointheads"),
+    (GATEWAY, TEAM, "create secrets"),
+    (GATEWAY, FOREIGN, "list pods"),
+    (RUNNER, TEAM, "patch checkpointheads"),
+    (RUNNER, TEAM, "create trainingruns"),
+    (RUNNER, TEAM, "get secrets"),
+    (RUNNER, FOREIGN, "get trainablemodels"),
+]  # fmt: skip
+
+
+def may(server: ApiServer, user: str, namespace: str, request: str) -> bool:
+    arguments = ("auth", "can-i", *request.split(), "--as", user, "-n", namespace)
+    try:
+        return server.kubectl(*arguments).strip() == "yes"
+    except ApiServerError:  # kubectl says no by its exit code
+        return False
+
+
+@pytest.mark.parametrize(("user", "namespace", "request_"), ALLOWED)
+def test_may(installed: ApiServer, user: str, namespace: str, request_: str) -> None:
+    assert may(installed, user, namespace, request_)
+
+
+@pytest.mark.parametrize(("user", "namespace", "request_"), FORBIDDEN)
+def test_may_not(installed: ApiServer, user: str, namespace: str, request_: str) -> None:
+    assert not may(installed, user, namespace, request_)
+
+
+def test_users_with_the_roles_view_and_edit_see_and_edit(installed: ApiServer) -> None:
+    for role in ("view", "edit"):
+        installed.kubectl(
+            *("create", "rolebinding", f"a-{role}", "-n", TEAM),
+            *(f"--clusterrole={role}", f"--user={role}er"),
+        )
+    installed.wait_for(
+        "the controller manager to aggregate roles",
+        lambda: may(installed, "editer", TEAM, "patch checkpointheads"),
+    )
+    assert may(installed, "viewer", TEAM, "list checkpoints")
+    assert not may(installed, "viewer", TEAM, "patch checkpointheads")
+    assert not may(installed, "editer", TEAM, "create checkpoints")
+    assert not may(installed, "editer", TEAM, "patch checkpointheads --subresource=status")
