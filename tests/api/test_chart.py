@@ -151,9 +151,10 @@ ALLOWED = [
         "trainablemodels", "trainingruns", "checkpointheads", "checkpoints",
     )),
     *((OPERATOR, TEAM, f"{verb} {kind}") for verb in ("create", "patch") for kind in (
-        "checkpoints", "checkpointheads", "statefulsets.apps", "deployments.apps", "jobs.batch",
+        "checkpoints", "statefulsets.apps", "deployments.apps", "jobs.batch",
         "services", "events",
     )),
+    (OPERATOR, TEAM, "create checkpointheads"),
     (OPERATOR, TEAM, "delete checkpoints"),
     (OPERATOR, TEAM, "delete jobs.batch"),
     (OPERATOR, TEAM, "get configmaps"),
@@ -171,9 +172,8 @@ ALLOWED = [
 ]  # fmt: skip
 FORBIDDEN = [
     *((OPERATOR, TEAM, f"{verb} {kind}") for verb in ("update", "patch", "delete") for kind in (
-        "trainablemodels", "trainingruns",
+        "trainablemodels", "trainingruns", "checkpointheads",
     )),
-    (OPERATOR, TEAM, "delete checkpointheads"),
     (OPERATOR, TEAM, "create pods"),
     (OPERATOR, TEAM, "create pods --subresource=exec"),
     (OPERATOR, TEAM, "get secrets"),
