@@ -100,6 +100,10 @@ class FakeCluster:
         def effect(key: Key) -> Body:
             if key not in self.objects:
                 raise ClusterError(404, "NotFound", f"{key} not found")
+            live = self.objects[key]["metadata"]
+            for name in ("uid", "resourceVersion"):
+                if body["metadata"].get(name, live[name]) != live[name]:
+                    raise ClusterError(409, "Conflict", f"{key} has another {name}")
             return self._apply(key, intent, STATUS_MANAGER)
 
         return self._mutate("apply_status", key, effect)

@@ -17,16 +17,18 @@ SHOWN_HEADS = 16
 
 
 def decide(
-    checkpoint: Checkpoint, model_heads: Sequence[CheckpointHead], lineage: Lineage, now: str
+    checkpoint: Checkpoint, heads: Sequence[CheckpointHead], lineage: Lineage, now: str
 ) -> CheckpointStatus:
-    """The status of a checkpoint; ``model_heads`` are the heads that may serve it."""
+    """The status of a checkpoint; ``heads`` are those of its model and of models forked from it."""
     name = checkpoint.metadata.name
     serving = sorted(
         head.metadata.name
-        for head in model_heads
+        for head in heads
         if head.status.current is not None and head.status.current.name == name
     )[:SHOWN_HEADS]
-    superseded = is_superseded(name, model_heads, lineage)
+    model = checkpoint.spec.model_ref.name
+    own = [head for head in heads if head.spec.model_ref.name == model]
+    superseded = is_superseded(name, own, lineage)
     findings = [
         Finding(conditions.READY, "True", "Committed", "its bytes are on the volume"),
         Finding("InUse", "True", "Served", f"served by {', '.join(serving)}")
@@ -47,9 +49,9 @@ def decide(
     )
 
 
-def is_superseded(name: str, model_heads: Sequence[CheckpointHead], lineage: Lineage) -> str:
+def is_superseded(name: str, heads: Sequence[CheckpointHead], lineage: Lineage) -> str:
     """Where training went on instead, as a sentence; empty for one on the live line."""
-    leader = next((head for head in model_heads if request.leads(head)), None)
+    leader = next((head for head in heads if request.leads(head)), None)
     if leader is None or leader.status.epoch == 0 or name not in lineage.by_name:
         return ""
     status = leader.status

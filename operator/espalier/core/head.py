@@ -27,7 +27,7 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.lineage import Lineage, Point, point
-from espalier.core.names import adapter_name
+from espalier.core.names import adapter_name, branch_name
 from espalier.core.request import (
     BRANCH,
     CONTINUE,

@@ -30,6 +30,9 @@ CONNECT_TIMEOUT_SECONDS = 10
 CONNECTIONS = 20
 PAGE_SIZE = 500
 
+# What says which object, and which version of it, an intent is for.
+_IDENTITY = ("name", "namespace", "uid", "resourceVersion")
+
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
 
@@ -73,7 +76,11 @@ class Cluster(Protocol):
         """
 
     async def apply_status(self, kind: str, body: Body) -> Body:
-        """Server-side apply of ``status`` alone, forced; 404 if the object is gone."""
+        """Server-side apply of ``status`` alone, forced; 404 if the object is gone.
+
+        ``metadata.uid`` and ``metadata.resourceVersion``, where given, must still be the object's:
+        409 otherwise.
+        """
 
     async def create(self, kind: str, body: Body) -> Body | None:
         """Create the object; None if one of that name exists."""
@@ -213,7 +220,7 @@ class KubernetesCluster:
         """See Cluster."""
         metadata = body["metadata"]
         intent = {
-            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+            "metadata": {name: metadata[name] for name in _IDENTITY if name in metadata},
             "status": body["status"],
         }
         return await self._apply(kind, intent, STATUS_MANAGER, "status")

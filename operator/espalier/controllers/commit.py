@@ -1,0 +1,61 @@
+"""Reconciles the commits of a model's trainer: a Checkpoint of each that extends its branch."""
+
+from __future__ import annotations
+
+import logging
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.wire import Commit
+from espalier.controllers.services import Services
+from espalier.core import checkpoint as checkpoints
+from espalier.core import commits
+from espalier.kube.objects import Key, without_managers
+
+logger = logging.getLogger(__name__)
+
+
+class CommitReconciler:
+    """Makes a Checkpoint of every commit that extends its branch, and reports every other one."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Deal with every pending commit of a model, oldest first."""
+        ledger = self._services.streams.ledger(key.namespace, key.name)
+        while ledger.pending and self._services.snapshot.model(key.namespace, key.name) is not None:
+            commit = ledger.pending[0]
+            await self._enter(key.namespace, key.name, commit)
+            ledger.pending.pop(0)
+            ledger.counted[commit.run] = max(ledger.counted.get(commit.run, 0), commit.run_step)
+        for run in self._services.snapshot.runs(key.namespace, key.name):
+            self._services.enqueue(Key("TrainingRun", key.namespace, run.metadata.name))
+        return None
+
+    async def _enter(self, namespace: str, model: str, commit: Commit) -> None:
+        lineage = self._services.snapshot.lineage(namespace, model)
+        leader = self._services.snapshot.leader(namespace, model)
+        verdict = commits.judge(commit, model, lineage, leader)
+        if isinstance(verdict, commits.Accepted):
+            await self._create(namespace, commit, verdict)
+        elif isinstance(verdict, commits.Fenced):
+            logger.warning("fenced: %s: %s", verdict.reason, verdict.message)
+            body = self._services.snapshot.cache.get(Key("TrainableModel", namespace, model))
+            if body is not None:
+                message = f"{verdict.reason}: {verdict.message}. Its bytes stay on the volume"
+                await self._services.writer.record(
+                    "TrainableModel", body, "Warning", "CommitFenced", message
+                )
+
+    async def _create(self, namespace: str, commit: Commit, verdict: commits.Accepted) -> None:
+        intent = commits.checkpoint_body(commit, namespace, verdict.parent)
+        body = without_managers(await self._services.cluster.apply("Checkpoint", intent))
+        self._services.snapshot.cache.put("Checkpoint", body)
+        # Ready at once, so that the head need not wait for another turn of the queue.
+        status = checkpoints.decide(
+            Checkpoint.model_validate(body),
+            self._services.snapshot.heads(namespace, commit.model),
+            self._services.snapshot.lineage(namespace, commit.model),
+            self._services.now(),
+        )
+        await self._services.writer.write("Checkpoint", body, status)

@@ -1,0 +1,112 @@
+"""Reconciles a TrainableModel: its base, the pods that serve and train it, its head and tree."""
+
+from __future__ import annotations
+
+from espalier.api.trainablemodel import TrainableModel
+from espalier.controllers.services import Services
+from espalier.core import model as models
+from espalier.core import pods, source
+from espalier.core import run as runs
+from espalier.core.manifests.importer import importer_job
+from espalier.core.manifests.intent import Manifest, is_current
+from espalier.core.manifests.rollout import rollout_deployment, rollout_service
+from espalier.core.manifests.trainer import trainer_service, trainer_statefulset
+from espalier.core.names import importer_name, trainer_name
+from espalier.kube.objects import Key, key_of, without_managers
+
+
+class ModelReconciler:
+    """Observes a model and all that belongs to it; acts on its children and its default head."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One pass over a model; seconds until it should be looked at again."""
+        model = self._services.snapshot.model(key.namespace, key.name)
+        body = self._services.snapshot.cache.get(key)
+        if model is None or body is None or model.metadata.deletion_timestamp is not None:
+            self._services.streams.forget(key.namespace, key.name)
+            self._services.trainers.forget(key.namespace, key.name)
+            return None
+        origin = source.decide(self._source(model))
+        await self._import(model, origin.importer)
+        decision = models.decide(self._view(model, origin), self._services.now())
+        if decision.needs_head:
+            await self._services.cluster.create("CheckpointHead", models.default_head(model))
+        await self._children(model, decision)
+        self._follow(model)
+        if await self._services.writer.write("TrainableModel", body, decision.status):
+            before, after = model.status.conditions, decision.status.conditions
+            await self._services.writer.announce("TrainableModel", body, before, after)
+        return None
+
+    def _source(self, model: TrainableModel) -> source.SourceView:
+        namespace, name = model.metadata.namespace, model.metadata.name
+        origin = self._services.snapshot.origin(model)
+        parent = origin.spec.model_ref.name if origin is not None else ""
+        return source.SourceView(
+            model=model,
+            origin=origin,
+            origin_model=self._services.snapshot.model(namespace, parent),
+            importer=self._services.snapshot.job(namespace, importer_name(name)),
+            importer_pods=self._services.snapshot.pods(namespace, "importer", model=name),
+        )
+
+    def _view(self, model: TrainableModel, origin: source.SourceDecision) -> models.ModelView:
+        namespace, name = model.metadata.namespace, model.metadata.name
+        lineage = self._services.snapshot.lineage(namespace, name)
+        leader = self._services.snapshot.leader(namespace, name)
+        return models.ModelView(
+            model=model,
+            source=origin,
+            lineage=lineage,
+            heads=self._services.snapshot.heads(namespace, name),
+            trainer_pods=self._services.snapshot.pods(namespace, "trainer", model=name),
+            rollout_pods=self._services.snapshot.pods(namespace, "rollout", model=name),
+            trains=runs.trainer_wanted(
+                self._services.snapshot.runs(namespace, name), leader, lineage
+            ),
+            gateway_url=self._services.settings.gateway_url,
+        )
+
+    async def _import(self, model: TrainableModel, action: source.ImporterAction) -> None:
+        key = Key("Job", model.metadata.namespace, importer_name(model.metadata.name))
+        if action == "Create":
+            await self._services.cluster.create("Job", importer_job(model, self._services.settings))
+        elif action == "Delete":
+            found = self._services.snapshot.job(key.namespace, key.name)
+            await self._services.cluster.delete(key, uid=found.uid if found else None)
+
+    async def _children(self, model: TrainableModel, decision: models.ModelDecision) -> None:
+        """Make the children what they should be; a trainer is made when it is first wanted."""
+        base = decision.status.resolved.digest if decision.status.resolved else ""
+        if decision.rollout_replicas is not None:
+            rollout = model.spec.rollout.model_copy(update={"replicas": decision.rollout_replicas})
+            spec = model.spec.model_copy(update={"rollout": rollout})
+            scaled = model.model_copy(update={"spec": spec})
+            await self._apply(rollout_service(model))
+            await self._apply(rollout_deployment(scaled, self._services.settings, base=base))
+        namespace, name = model.metadata.namespace, trainer_name(model.metadata.name)
+        exists = self._services.snapshot.cache.get(Key("StatefulSet", namespace, name)) is not None
+        replicas = decision.trainer_replicas
+        if replicas or (replicas == 0 and exists):
+            await self._apply(trainer_service(model))
+            intent = trainer_statefulset(
+                model, self._services.settings, base=base, replicas=replicas
+            )
+            await self._apply(intent)
+
+    async def _apply(self, intent: Manifest) -> None:
+        key = key_of(intent["kind"], intent)
+        if not is_current(self._services.snapshot.cache.get(key), intent):
+            applied = await self._services.cluster.apply(key.kind, intent)
+            self._services.snapshot.cache.put(key.kind, without_managers(applied))
+
+    def _follow(self, model: TrainableModel) -> None:
+        """Follow the commits of the trainer that is ready, if one is."""
+        namespace, name = model.metadata.namespace, model.metadata.name
+        found = pods.live(self._services.snapshot.pods(namespace, "trainer", model=name))
+        self._services.streams.follow(
+            namespace, name, next((pod for pod in found if pod.ready), None)
+        )

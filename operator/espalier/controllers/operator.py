@@ -1,0 +1,102 @@
+"""The operator put together: a cache feeds a queue, the queue runs reconcilers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from espalier.controllers.checkpoint import CheckpointReconciler
+from espalier.controllers.commit import CommitReconciler
+from espalier.controllers.head import HeadReconciler
+from espalier.controllers.model import ModelReconciler
+from espalier.controllers.rollout_client import RolloutControl, Rollouts
+from espalier.controllers.run import RunReconciler
+from espalier.controllers.services import Services
+from espalier.controllers.snapshot import Snapshot
+from espalier.controllers.status import StatusWriter
+from espalier.controllers.streams import KIND as COMMITS
+from espalier.controllers.streams import CommitStreams
+from espalier.controllers.trainer_client import Trainer
+from espalier.controllers.trainers import Trainers
+from espalier.controllers.triggers import concerned
+from espalier.core.manifests.settings import ChildSettings
+from espalier.kube.cache import Cache
+from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.events import EventRecorder
+from espalier.kube.objects import Body, Key
+from espalier.kube.queue import WorkQueue
+
+WORKERS = 8
+# The object is not the one that was decided on: read it again and decide again.
+OUTDATED = (404, 409)
+OUTDATED_SECONDS = 0.02
+
+
+class Operator:
+    """Everything that happens after start-up; ``cache`` must be synced before ``run``."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        trainer: Trainer,
+        rollout: RolloutControl,
+        settings: ChildSettings,
+        *,
+        now: Callable[[], str],
+        identity: str = "",
+    ) -> None:
+        self.queue = WorkQueue(self._reconcile, workers=WORKERS)
+        self._cache = cache
+        self._cluster = cluster
+        self.services = Services(
+            cluster=cluster,
+            snapshot=Snapshot(cache),
+            writer=StatusWriter(cluster, cache, EventRecorder(cluster, identity)),
+            rollouts=Rollouts(rollout),
+            trainers=Trainers(trainer, self._wake_head),
+            streams=CommitStreams(trainer, self._wake_commits),
+            settings=settings,
+            now=now,
+            enqueue=self.queue.add,
+        )
+        self._reconcilers: dict[str, Callable[[Key], Awaitable[float | None]]] = {
+            "TrainableModel": ModelReconciler(self.services).reconcile,
+            "TrainingRun": RunReconciler(self.services).reconcile,
+            "CheckpointHead": HeadReconciler(self.services).reconcile,
+            "Checkpoint": CheckpointReconciler(self.services).reconcile,
+            COMMITS: CommitReconciler(self.services).reconcile,
+        }
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Reconcile everything once, then whatever changes, until ``stop``."""
+        for kind in ("CheckpointHead", "TrainableModel", "TrainingRun", "Checkpoint"):
+            for key in self._cache.keys(kind):
+                self.queue.add(key)
+        self._cache.on_change(self._changed)
+        try:
+            await self.queue.run(stop)
+        finally:
+            await self.services.streams.close()
+
+    async def _reconcile(self, key: Key) -> float | None:
+        try:
+            return await self._reconcilers[key.kind](key)
+        except ClusterError as error:
+            if error.status not in OUTDATED or key.kind == COMMITS:
+                raise
+            await self.services.writer.refresh(key)
+            return OUTDATED_SECONDS
+
+    def _changed(self, key: Key, old: Body | None, new: Body | None) -> None:
+        if key.kind == "Pod" and new is None:
+            self.services.rollouts.forget(key.namespace, key.name)
+        for other in concerned(self._cache, key, old, new):
+            if other.kind in self._reconcilers:
+                self.queue.add(other)
+
+    def _wake_commits(self, namespace: str, model: str) -> None:
+        self.queue.add(Key(COMMITS, namespace, model))
+
+    def _wake_head(self, namespace: str, model: str) -> None:
+        self.queue.add(Key("CheckpointHead", namespace, model))

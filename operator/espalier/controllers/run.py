@@ -1,0 +1,99 @@
+"""Reconciles a TrainingRun: its trainer's assignment, its runner's Job, its status."""
+
+from __future__ import annotations
+
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import TrainingRun
+from espalier.controllers.services import Services
+from espalier.core import pods
+from espalier.core import run as runs
+from espalier.core.commits import run_identity
+from espalier.core.manifests.runner import runner_job
+from espalier.core.names import runner_name
+from espalier.core.pods import RUN_GENERATION
+from espalier.kube.objects import Key
+
+RETRY_SECONDS = 1.0
+
+
+class RunReconciler:
+    """Observes a run, its model, head, trainer and runner; acts on trainer and runner."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One pass over a run; seconds until it should be looked at again."""
+        run = self._services.snapshot.run(key.namespace, key.name)
+        body = self._services.snapshot.cache.get(key)
+        if run is None or body is None or run.metadata.deletion_timestamp is not None:
+            return None
+        model = self._services.snapshot.model(key.namespace, run.spec.model_ref.name)
+        assigned, again = await self._assign(run)
+        view = self._view(run, model, assigned=assigned)
+        decision = runs.decide(view, self._services.now())
+        if model is not None:
+            await self._drive(run, model, decision.runner)
+        if await self._services.writer.write("TrainingRun", body, decision.status):
+            before, after = run.status.conditions, decision.status.conditions
+            await self._services.writer.announce("TrainingRun", body, before, after)
+        delays = [seconds for seconds in (again, decision.again_seconds) if seconds is not None]
+        return min(delays, default=None)
+
+    async def _assign(self, run: TrainingRun) -> tuple[bool, float | None]:
+        """Whether the trainer trains this run as its head says; and when to try again."""
+        namespace, model = run.metadata.namespace, run.spec.model_ref.name
+        turn = runs.active(self._services.snapshot.runs(namespace, model))
+        trainer = self._trainer(namespace, model)
+        if turn is None or turn.metadata.uid != run.metadata.uid or trainer is None:
+            return False, None
+        leader = self._services.snapshot.leader(namespace, model)
+        wanted = runs.assignment(run, leader, self._services.snapshot.lineage(namespace, model))
+        if wanted is None:
+            return False, None
+        trainers = self._services.trainers
+        if trainers.acknowledged(namespace, model, trainer, wanted):
+            return True, None
+        # What an earlier assignment committed is dealt with before a new one is given.
+        ledger = self._services.streams.ledger(namespace, model)
+        if ledger.drained != trainer.instance or ledger.pending:
+            return False, None
+        assigned = await trainers.assign(namespace, model, trainer, wanted)
+        return assigned, None if assigned else RETRY_SECONDS
+
+    def _trainer(self, namespace: str, model: str) -> pods.Pod | None:
+        found = pods.live(self._services.snapshot.pods(namespace, "trainer", model=model))
+        return next((pod for pod in found if pod.ready), None)
+
+    def _view(
+        self, run: TrainingRun, model: TrainableModel | None, *, assigned: bool
+    ) -> runs.RunView:
+        namespace, name = run.metadata.namespace, run.metadata.name
+        owner = run.spec.model_ref.name
+        ledger = self._services.streams.ledger(namespace, owner)
+        return runs.RunView(
+            run=run,
+            model=model,
+            head=self._services.snapshot.leader(namespace, owner),
+            siblings=self._services.snapshot.runs(namespace, owner),
+            checkpoints=self._services.snapshot.checkpoints(namespace, owner),
+            assigned=assigned,
+            problem=ledger.problem,
+            runner=self._services.snapshot.job(namespace, runner_name(name)),
+            runner_pods=self._services.snapshot.pods(namespace, "runner", run=name),
+            counted=ledger.counted.get(run_identity(name, run.metadata.uid), 0),
+        )
+
+    async def _drive(
+        self, run: TrainingRun, model: TrainableModel, action: runs.RunnerAction
+    ) -> None:
+        """Make or remove the runner's Job; a new one waits until the old one is gone."""
+        key = Key("Job", run.metadata.namespace, runner_name(run.metadata.name))
+        if action == "Create":
+            job = runner_job(run, model, self._services.settings)
+            annotations = job["metadata"].setdefault("annotations", {})
+            annotations[RUN_GENERATION] = str(run.metadata.generation)
+            await self._services.cluster.create("Job", job)
+        elif action == "Delete":
+            found = self._services.snapshot.job(key.namespace, key.name)
+            await self._services.cluster.delete(key, uid=found.uid if found else None)

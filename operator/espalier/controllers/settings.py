@@ -1,0 +1,54 @@
+"""What the operator is told by its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from espalier.core.manifests.settings import Images
+
+REQUIRED = {
+    "POD_NAMESPACE": "the operator's own namespace",
+    "POD_NAME": "the operator's own pod, its identity in the election",
+    "ESPALIER_IMAGE_TRAINER": "the trainer's image",
+    "ESPALIER_IMAGE_ROLLOUT": "the rollouts' image",
+    "ESPALIER_IMAGE_RUNNER": "the runner's image",
+    "ESPALIER_GATEWAY_URL": "the gateway's URL inside the cluster",
+}
+
+
+class SettingsError(Exception):
+    """The environment lacks something."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``namespaces`` are those that are served."""
+
+    namespace: str
+    identity: str
+    namespaces: tuple[str, ...]
+    images: Images
+    gateway_url: str
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Settings:
+        """The settings of an environment; SettingsError names every missing variable."""
+        missing = [
+            f"{name} ({what})" for name, what in REQUIRED.items() if not environment.get(name)
+        ]
+        if missing:
+            raise SettingsError(f"set {', '.join(missing)}")
+        own = environment["POD_NAMESPACE"]
+        listed = environment.get("ESPALIER_NAMESPACES", "").split(",")
+        return cls(
+            namespace=own,
+            identity=environment["POD_NAME"],
+            namespaces=tuple(sorted({name.strip() for name in listed if name.strip()})) or (own,),
+            images=Images(
+                trainer=environment["ESPALIER_IMAGE_TRAINER"],
+                rollout=environment["ESPALIER_IMAGE_ROLLOUT"],
+                runner=environment["ESPALIER_IMAGE_RUNNER"],
+            ),
+            gateway_url=environment["ESPALIER_GATEWAY_URL"],
+        )

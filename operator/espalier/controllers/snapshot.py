@@ -1,0 +1,108 @@
+"""The cache as typed objects: what reconcilers observe."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import TrainingRun
+from espalier.core.lineage import Lineage, grow, root_of
+from espalier.core.manifests.labels import Role
+from espalier.core.pods import Job, Pod, read_job, read_pod
+from espalier.kube.cache import Cache
+from espalier.kube.objects import Body, Key, key_of
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Snapshot:
+    """Typed reads of a cache; each version of an object is parsed once."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self._parsed: dict[Key, tuple[str, BaseModel]] = {}
+        cache.on_change(self._forget)
+
+    def model(self, namespace: str, name: str) -> TrainableModel | None:
+        """The TrainableModel of that name."""
+        return self._one(TrainableModel, namespace, name)
+
+    def models(self, namespace: str) -> list[TrainableModel]:
+        """Every TrainableModel of a namespace."""
+        bodies = self.cache.list("TrainableModel", namespace)
+        return [self._parse(TrainableModel, body) for body in bodies]
+
+    def run(self, namespace: str, name: str) -> TrainingRun | None:
+        """The TrainingRun of that name."""
+        return self._one(TrainingRun, namespace, name)
+
+    def runs(self, namespace: str, model: str) -> list[TrainingRun]:
+        """The runs of a model."""
+        bodies = self.cache.list("TrainingRun", namespace, model=model)
+        return [self._parse(TrainingRun, body) for body in bodies]
+
+    def head(self, namespace: str, name: str) -> CheckpointHead | None:
+        """The CheckpointHead of that name."""
+        return self._one(CheckpointHead, namespace, name)
+
+    def heads(self, namespace: str, model: str) -> list[CheckpointHead]:
+        """The heads of a model."""
+        bodies = self.cache.list("CheckpointHead", namespace, model=model)
+        return [self._parse(CheckpointHead, body) for body in bodies]
+
+    def leader(self, namespace: str, model: str) -> CheckpointHead | None:
+        """The head that training continues from: the one of the model's name."""
+        head = self.head(namespace, model)
+        return head if head is not None and head.spec.model_ref.name == model else None
+
+    def checkpoint(self, namespace: str, name: str) -> Checkpoint | None:
+        """The Checkpoint of that name."""
+        return self._one(Checkpoint, namespace, name)
+
+    def checkpoints(self, namespace: str, model: str) -> list[Checkpoint]:
+        """The checkpoints of a model."""
+        bodies = self.cache.list("Checkpoint", namespace, model=model)
+        return [self._parse(Checkpoint, body) for body in bodies]
+
+    def lineage(self, namespace: str, name: str) -> Lineage:
+        """The lines of descent of a model's checkpoints."""
+        model = self.model(namespace, name)
+        root = root_of(model, self.origin(model)) if model is not None else None
+        return grow(self.checkpoints(namespace, name), root)
+
+    def origin(self, model: TrainableModel) -> Checkpoint | None:
+        """The checkpoint that a model forks from, if it does and the checkpoint exists."""
+        ref = model.spec.source.checkpoint_ref
+        return self.checkpoint(model.metadata.namespace, ref.name) if ref is not None else None
+
+    def pods(self, namespace: str, role: Role, *, model: str = "", run: str = "") -> list[Pod]:
+        """The pods of a role, of a model or of a run."""
+        index = {"run": run} if run else {"model": model}
+        bodies = self.cache.list("Pod", namespace, role=role, **index)
+        return sorted((read_pod(body) for body in bodies), key=lambda pod: pod.name)
+
+    def job(self, namespace: str, name: str) -> Job | None:
+        """The Job of that name."""
+        body = self.cache.get(Key("Job", namespace, name))
+        return read_job(body) if body is not None else None
+
+    def _one(self, kind: type[T], namespace: str, name: str) -> T | None:
+        body = self.cache.get(Key(kind.__name__, namespace, name))
+        return self._parse(kind, body) if body is not None else None
+
+    def _parse(self, kind: type[T], body: Body) -> T:
+        key, version = key_of(kind.__name__, body), body["metadata"].get("resourceVersion", "")
+        held = self._parsed.get(key)
+        if held is not None and held[0] == version and isinstance(held[1], kind):
+            return held[1]
+        parsed = kind.model_validate(body)
+        self._parsed[key] = (version, parsed)
+        return parsed
+
+    def _forget(self, key: Key, _: Body | None, new: Body | None) -> None:
+        if new is None:
+            self._parsed.pop(key, None)

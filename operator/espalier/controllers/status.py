@@ -1,0 +1,73 @@
+"""Writes statuses: only when they differ, and with an Event when Ready took another reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from espalier.api.meta import Condition, Type
+from espalier.core import conditions
+from espalier.kube.cache import Cache
+from espalier.kube.cluster import Cluster
+from espalier.kube.events import EventRecorder
+from espalier.kube.objects import Body, Key, without_managers
+
+CONFLICT = 409
+
+
+class StatusWriter:
+    """Writes to the API server and lets the cache know at once."""
+
+    def __init__(self, cluster: Cluster, cache: Cache, events: EventRecorder) -> None:
+        self._cluster = cluster
+        self._cache = cache
+        self._events = events
+
+    async def write(self, kind: str, body: Body, status: Type) -> bool:
+        """Make the status of the object in ``body`` this one; whether that changed anything.
+
+        ClusterError 409 if the object is not the one that ``body`` shows any more.
+        """
+        wire = status.wire()
+        if _canonical(body.get("status", {})) == _canonical(wire):
+            return False
+        metadata = body["metadata"]
+        seen = {n: metadata[n] for n in ("name", "namespace", "uid", "resourceVersion")}
+        written = await self._cluster.apply_status(kind, {"metadata": seen, "status": wire})
+        self._cache.put(kind, without_managers(written))
+        return True
+
+    async def refresh(self, key: Key) -> None:
+        """Read an object that another writer changed since it was cached."""
+        live = await self._cluster.get(key)
+        if live is None:
+            self._cache.drop(key)
+        else:
+            self._cache.put(key.kind, without_managers(live))
+
+    async def announce(
+        self, kind: str, body: Body, before: Sequence[Condition], after: Sequence[Condition]
+    ) -> None:
+        """Record an Event if Ready took another status or reason."""
+        old, new = (conditions.find(c, conditions.READY) for c in (before, after))
+        if new is None or (
+            old is not None and (old.status, old.reason) == (new.status, new.reason)
+        ):
+            return
+        stalled = conditions.is_true(after, conditions.STALLED)
+        await self.record(kind, body, "Warning" if stalled else "Normal", new.reason, new.message)
+
+    async def record(
+        self, kind: str, body: Body, type_: Literal["Normal", "Warning"], reason: str, message: str
+    ) -> None:
+        """Record an Event on an object."""
+        await self._events.record({**body, "kind": kind}, type_, reason, message)
+
+
+def _canonical(value: Any) -> Any:
+    """The value with lists of named things in one order: merging keeps no particular one."""
+    if isinstance(value, dict):
+        return {name: _canonical(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return sorted((_canonical(inner) for inner in value), key=repr)
+    return value

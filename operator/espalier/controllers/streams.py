@@ -1,0 +1,112 @@
+"""Follows the commits of trainers and makes Checkpoints of them.
+
+One long-poll per ready trainer fills a store and wakes the reconciler of commits. Nothing here
+outlives the process: a new one reads every commit again and finds most of them known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from espalier.api.wire import Commit, CommitPage, Problem
+from espalier.controllers.trainer_client import Peer, Trainer, TrainerError
+from espalier.core.pods import Pod
+
+logger = logging.getLogger(__name__)
+
+KIND = "Commits"
+WAIT_SECONDS = 25
+RETRY_SECONDS = (0.2, 5.0)
+# A trainer that answers at once without a commit is not asked more often than this.
+PAUSE_SECONDS = 0.5
+
+Id = tuple[str, str]
+
+
+@dataclass
+class Ledger:
+    """What is known of one trainer's commits; ``counted`` is the highest step by run identity."""
+
+    pending: list[Commit] = field(default_factory=list)
+    counted: dict[str, int] = field(default_factory=dict)
+    problem: Problem | None = None
+    # The start of the trainer's container whose commits have all been read once.
+    drained: str = ""
+
+
+class CommitStreams:
+    """One long-poll task per model with a ready trainer."""
+
+    def __init__(self, source: Trainer, wake: Callable[[str, str], None]) -> None:
+        self._source = source
+        self._wake = wake
+        self._ledgers: dict[Id, Ledger] = {}
+        self._tasks: dict[Id, tuple[str, asyncio.Task[None]]] = {}
+
+    def ledger(self, namespace: str, model: str) -> Ledger:
+        """What is known of a model's commits."""
+        return self._ledgers.setdefault((namespace, model), Ledger())
+
+    def follow(self, namespace: str, model: str, trainer: Pod | None) -> None:
+        """Follow this trainer's commits, and only its; None: there is no ready one."""
+        held = self._tasks.get((namespace, model))
+        if held is not None:
+            if trainer is not None and held[0] == trainer.instance and not held[1].done():
+                return
+            held[1].cancel()
+            del self._tasks[namespace, model]
+        if trainer is None:
+            self.ledger(namespace, model).problem = None
+            return
+        task = asyncio.create_task(self._follow(namespace, model, trainer))
+        self._tasks[namespace, model] = (trainer.instance, task)
+
+    def forget(self, namespace: str, model: str) -> None:
+        """The model is gone."""
+        self.follow(namespace, model, None)
+        self._ledgers.pop((namespace, model), None)
+
+    async def close(self) -> None:
+        """End all tasks."""
+        tasks = [task for _, task in self._tasks.values()]
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, namespace: str, model: str, trainer: Pod) -> None:
+        peer = Peer(namespace, model, trainer.ip)
+        after, failures = 0, 0
+        clock = asyncio.get_running_loop().time
+        while True:
+            ledger = self.ledger(namespace, model)
+            started = clock()
+            wait = WAIT_SECONDS if ledger.drained == trainer.instance else 0
+            try:
+                page = await self._source.commits(peer, after, wait)
+            except TrainerError as error:
+                failures += 1
+                logger.warning("commits of %s/%s: %s", namespace, model, error)
+                first, most = RETRY_SECONDS
+                await asyncio.sleep(min(most, first * 2.0**failures) * random.uniform(0.5, 1))
+                continue
+            failures = 0
+            changed = self._take(ledger, page, trainer.instance)
+            after = max([after, *(commit.index for commit in page.commits)])
+            if changed:
+                self._wake(namespace, model)
+            elif wait and clock() - started < PAUSE_SECONDS:
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    @staticmethod
+    def _take(ledger: Ledger, page: CommitPage, instance: str) -> bool:
+        """Enter a page; whether it said anything new."""
+        drained = instance if not page.commits else ledger.drained
+        changed = bool(page.commits) or (drained, page.problem) != (ledger.drained, ledger.problem)
+        ledger.pending += page.commits
+        ledger.drained, ledger.problem = drained, page.problem
+        return changed

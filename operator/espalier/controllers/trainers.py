@@ -1,0 +1,77 @@
+"""What the trainers were told and acknowledged; forgotten with the process, told again after."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from espalier.api.wire import Assignment
+from espalier.controllers.trainer_client import Peer, Trainer, TrainerError
+from espalier.core.pods import Pod
+
+logger = logging.getLogger(__name__)
+
+STALE_EPOCH = "StaleEpoch"
+Id = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class _Told:
+    """An acknowledged assignment, and the start of the trainer that it holds for."""
+
+    instance: str
+    epoch: int
+    branch: str
+    run: str
+
+    @classmethod
+    def of(cls, pod: Pod, wanted: Assignment) -> _Told:
+        """The base is left out: under one epoch the trainer keeps its own position."""
+        return cls(pod.instance, wanted.epoch, wanted.branch, wanted.run)
+
+
+class Trainers:
+    """Tells trainers what to train, once per start of their container and per assignment."""
+
+    def __init__(self, client: Trainer, overtaken: Callable[[str, str], None]) -> None:
+        self._client = client
+        self._overtaken = overtaken
+        self._told: dict[Id, _Told] = {}
+        self._epochs: dict[Id, int] = {}
+
+    def epoch(self, namespace: str, model: str) -> int:
+        """The epoch that a trainer was found at when it refused ours as stale; 0 otherwise."""
+        return self._epochs.get((namespace, model), 0)
+
+    def acknowledged(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
+        """Whether this start of the trainer has acknowledged the assignment."""
+        return self._told.get((namespace, model)) == _Told.of(pod, wanted)
+
+    async def assign(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
+        """Tell the trainer; whether it acknowledged. False: try again."""
+        peer = Peer(namespace, model, pod.ip)
+        try:
+            await self._client.assign(peer, wanted)
+        except TrainerError as error:
+            logger.warning("assigning %s/%s: %s", namespace, model, error)
+            if error.problem.reason == STALE_EPOCH:
+                await self._overtake(peer)
+            return False
+        self._told[namespace, model] = _Told.of(pod, wanted)
+        return True
+
+    def forget(self, namespace: str, model: str) -> None:
+        """The model is gone."""
+        self._told.pop((namespace, model), None)
+        self._epochs.pop((namespace, model), None)
+
+    async def _overtake(self, peer: Peer) -> None:
+        """The trainer is ahead of the head, which was deleted and made again: raise the head."""
+        try:
+            state = await self._client.state(peer)
+        except TrainerError as error:
+            logger.warning("state of %s/%s: %s", peer.namespace, peer.model, error)
+            return
+        self._epochs[peer.namespace, peer.model] = state.epoch
+        self._overtaken(peer.namespace, peer.model)

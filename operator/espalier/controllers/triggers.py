@@ -1,0 +1,121 @@
+"""Which objects a change concerns: from a changed object to the keys to reconcile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from espalier.controllers.streams import KIND as COMMITS
+from espalier.core.manifests.labels import MODEL, RUN
+from espalier.kube.cache import Cache
+from espalier.kube.objects import Body, Key, owner_of
+
+WATCHED: dict[str, dict[str, str]] = {
+    "TrainableModel": {},
+    "TrainingRun": {},
+    "CheckpointHead": {},
+    "Checkpoint": {},
+    "Pod": {"app.kubernetes.io/managed-by": "espalier"},
+    "Job": {"app.kubernetes.io/managed-by": "espalier"},
+    "StatefulSet": {"app.kubernetes.io/managed-by": "espalier"},
+    "Deployment": {"app.kubernetes.io/managed-by": "espalier"},
+    "Service": {"app.kubernetes.io/managed-by": "espalier"},
+}
+
+
+def concerned(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
+    """Every key that a change may matter to; too many are harmless, too few are not."""
+    body = new if new is not None else old
+    if body is None:
+        return
+    if key.kind == "TrainableModel":
+        yield from _of_model(cache, key, body)
+    elif key.kind == "TrainingRun":
+        yield key
+        yield from _model_and_runs(cache, key.namespace, _model(body))
+    elif key.kind == "CheckpointHead":
+        yield from _of_head(cache, key, old, new)
+    elif key.kind == "Checkpoint":
+        yield from _of_checkpoint(cache, key, body, new)
+    elif key.kind == "Pod":
+        yield from _of_pod(cache, key, body)
+    elif owner := owner_of(body):
+        yield owner
+
+
+def _of_model(cache: Cache, key: Key, body: Body) -> Iterator[Key]:
+    yield key
+    yield Key(COMMITS, key.namespace, key.name)
+    yield from _keys(cache, "CheckpointHead", key.namespace, key.name)
+    yield from _keys(cache, "TrainingRun", key.namespace, key.name)
+    yield from _forks(cache, key.namespace, model=key.name)
+
+
+def _of_head(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
+    yield key
+    body = new or old or {}
+    name = _model(body)
+    yield from _keys(cache, "CheckpointHead", key.namespace, name)
+    yield from _model_and_runs(cache, key.namespace, name)
+    before, after = _served(old), _served(new)
+    if before[1:] != after[1:]:
+        yield from _keys(cache, "Checkpoint", key.namespace, name)
+    elif before != after:
+        served = {before[0], after[0]} - {""}
+        yield from (Key("Checkpoint", key.namespace, checkpoint) for checkpoint in served)
+
+
+def _of_checkpoint(cache: Cache, key: Key, body: Body, new: Body | None) -> Iterator[Key]:
+    if new is not None:
+        yield key
+    name = _model(body)
+    yield from _keys(cache, "CheckpointHead", key.namespace, name)
+    yield from _model_and_runs(cache, key.namespace, name)
+    yield from _forks(cache, key.namespace, checkpoint=key.name)
+
+
+def _of_pod(cache: Cache, key: Key, body: Body) -> Iterator[Key]:
+    labels = body["metadata"].get("labels", {})
+    if run := labels.get(RUN):
+        yield Key("TrainingRun", key.namespace, run)
+        return
+    if name := labels.get(MODEL):
+        yield from _model_and_runs(cache, key.namespace, name)
+        yield from _keys(cache, "CheckpointHead", key.namespace, name)
+
+
+def _model_and_runs(cache: Cache, namespace: str, name: str) -> Iterator[Key]:
+    yield Key("TrainableModel", namespace, name)
+    yield from _keys(cache, "TrainingRun", namespace, name)
+
+
+def _keys(cache: Cache, kind: str, namespace: str, model: str) -> Iterator[Key]:
+    for body in cache.list(kind, namespace, model=model):
+        yield Key(kind, namespace, body["metadata"]["name"])
+
+
+def _forks(cache: Cache, namespace: str, *, model: str = "", checkpoint: str = "") -> Iterator[Key]:
+    """Models, and their heads, that fork from a checkpoint or from any checkpoint of a model."""
+    for body in cache.list("TrainableModel", namespace):
+        origin = body["spec"]["source"].get("checkpointRef", {}).get("name", "")
+        if not origin:
+            continue
+        parent = cache.get(Key("Checkpoint", namespace, origin))
+        if origin == checkpoint or (model and parent is not None and _model(parent) == model):
+            name = body["metadata"]["name"]
+            yield Key("TrainableModel", namespace, name)
+            yield from _keys(cache, "CheckpointHead", namespace, name)
+
+
+def _model(body: Body) -> str:
+    name: str = body.get("spec", {}).get("modelRef", {}).get("name", "")
+    return name
+
+
+def _served(body: Body | None) -> tuple[str, str, str]:
+    """What checkpoints read of a head: its current checkpoint and its live line."""
+    status = (body or {}).get("status", {})
+    return (
+        status.get("current", {}).get("name", ""),
+        status.get("branch", ""),
+        status.get("branchBase", {}).get("name", ""),
+    )
