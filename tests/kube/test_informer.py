@@ -9,6 +9,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from dev.apiserver import ApiServer
+from kubernetes.aio.client.configuration import Configuration
 from tests.kube.proxy import LossyProxy
 
 from espalier.kube import informer, objects
@@ -168,3 +170,24 @@ async def test_other_tasks_of_the_process_outlive_the_informer(
         other = asyncio.create_task(asyncio.Event().wait())
     assert not other.done()
     other.cancel()
+
+
+async def test_rights_to_get_list_and_watch_in_one_namespace_suffice(
+    apiserver: ApiServer, kubernetes: KubernetesCluster, namespace: str, head: dict[str, Any]
+) -> None:
+    where = ("-n", namespace)
+    resources = "--resource=checkpointheads.espalier.dev,configmaps"
+    apiserver.kubectl("create", "role", "reader", "--verb=get,list,watch", resources, *where)
+    account = f"--serviceaccount={namespace}:default"
+    apiserver.kubectl("create", "rolebinding", "reader", "--role=reader", account, *where)
+    token = apiserver.kubectl("create", "token", "default", *where).strip()
+    configuration = Configuration(host=apiserver.url)
+    configuration.ssl_ca_cert = str(apiserver.directory / "ca.crt")
+    configuration.api_key["BearerToken"] = f"Bearer {token}"
+
+    async with (
+        KubernetesCluster(configuration) as reader,
+        informed(namespace, reader) as cache,
+    ):
+        await kubernetes.apply("CheckpointHead", head)
+        await until(cache, lambda: bool(cache.list("CheckpointHead", model="arith")))

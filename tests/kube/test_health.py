@@ -1,0 +1,65 @@
+"""Probes tell which check fails and why; metrics are Prometheus text; logs are JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import aiohttp
+import pytest
+
+from espalier.kube import metrics
+from espalier.kube.health import HealthServer
+from espalier.kube.log import JsonFormatter
+
+
+async def fetch(server: HealthServer, path: str) -> tuple[int, str]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{server.port}{path}") as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+async def test_probes_name_the_check_that_fails() -> None:
+    live, ready = {"loop": lambda: None}, {"cache": lambda: "not synced", "lease": lambda: None}
+    async with HealthServer(0, live, ready, host="127.0.0.1") as server:
+        assert await fetch(server, "/healthz") == (200, '{"loop": "ok"}')
+        status, text = await fetch(server, "/readyz")
+    assert status == 503
+    assert json.loads(text) == {"cache": "not synced", "lease": "ok"}
+
+
+async def test_metrics_are_served_under_the_names_that_dashboards_know() -> None:
+    metrics.RECONCILES.labels(kind="TrainingRun", result="success").inc()
+    async with HealthServer(0, {}, {}, host="127.0.0.1") as server:
+        status, text = await fetch(server, "/metrics")
+    assert status == 200
+    assert 'reconcile_total{kind="TrainingRun",result="success"}' in text
+    assert "workqueue_depth" in text
+
+
+@pytest.mark.parametrize("extra", [{}, {"run": "default/arith-20", "step": 3}])
+def test_a_log_line_is_one_json_object_with_the_extra_fields(extra: dict[str, object]) -> None:
+    record = logging.getLogger("espalier.test").makeRecord(
+        "espalier.test", logging.INFO, __file__, 1, "step %d\ndone", (3,), None, extra=extra
+    )
+    line = JsonFormatter().format(record)
+    entry = json.loads(line)
+    assert "\n" not in line
+    assert {name: entry[name] for name in ("level", "logger", "message", *extra)} == {
+        "level": "INFO",
+        "logger": "espalier.test",
+        "message": "step 3\ndone",
+        **extra,
+    }
+
+
+def test_a_log_line_carries_the_traceback() -> None:
+    try:
+        raise RuntimeError("a fault")
+    except RuntimeError:
+        info = sys.exc_info()
+    record = logging.getLogger("a").makeRecord("a", logging.ERROR, __file__, 1, "m", (), info)
+    assert "RuntimeError: a fault" in json.loads(JsonFormatter().format(record))["traceback"]

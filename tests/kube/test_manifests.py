@@ -1,0 +1,205 @@
+"""What the children are given."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.kube.children import (
+    BASE,
+    HUB_BASE,
+    IMAGE_BASE,
+    REVISION,
+    SETTINGS,
+    TEMPLATE,
+    VOLUME_BASE,
+    children_of,
+    environment,
+    model_of,
+    pod_of,
+    run_of,
+)
+
+from espalier.core.manifests.importer import importer_job
+from espalier.core.manifests.intent import is_current
+from espalier.core.manifests.rollout import rollout_deployment
+from espalier.core.manifests.runner import runner_job
+from espalier.core.manifests.trainer import trainer_statefulset
+
+Body = dict[str, Any]
+MODEL_ENV = {
+    "ESPALIER_MODEL": "arith",
+    "ESPALIER_NAMESPACE": "default",
+    "ESPALIER_VOLUME": "/weights",
+    "ESPALIER_BASE": BASE,
+    "ESPALIER_PUBLIC_KEY": SETTINGS.public_key,
+}
+
+
+def workloads() -> list[Body]:
+    return [c for c in children_of(model_of(), run_of()) if c["kind"] != "Service"]
+
+
+def test_names_derive_from_model_and_run() -> None:
+    children = children_of(model_of(), run_of())
+    assert [(c["kind"], c["metadata"]["name"]) for c in children] == [
+        ("Service", "arith-trainer"),
+        ("StatefulSet", "arith-trainer"),
+        ("Service", "arith-rollout"),
+        ("Deployment", "arith-rollout"),
+        ("Job", "arith-import"),
+        ("Job", "arith-20-runner"),
+    ]
+
+
+def test_children_are_owned_by_the_model_and_the_runner_by_its_run() -> None:
+    owners = [
+        (reference["kind"], reference["uid"], reference["controller"])
+        for child in children_of(model_of(), run_of())
+        for reference in child["metadata"]["ownerReferences"]
+    ]
+    assert owners == 5 * [("TrainableModel", "model-uid", True)] + [
+        ("TrainingRun", "run-uid", True)
+    ]
+
+
+def test_pods_carry_the_labels_that_they_are_found_by() -> None:
+    labels = [child["spec"]["template"]["metadata"]["labels"] for child in workloads()]
+    assert [entry["espalier.dev/role"] for entry in labels] == [
+        "trainer",
+        "rollout",
+        "importer",
+        "runner",
+    ]
+    assert {entry["espalier.dev/model"] for entry in labels} == {"arith"}
+    assert labels[-1]["espalier.dev/run"] == "arith-20"
+
+
+def test_the_trainer_is_told_its_adapter_and_precision() -> None:
+    model = model_of(trainer={"dtype": "bfloat16"}, adapter={"rank": 8})
+    env = environment(trainer_statefulset(model, SETTINGS, base=BASE, replicas=1))
+    assert env.items() >= {**MODEL_ENV, "ESPALIER_DTYPE": "bfloat16"}.items()
+    assert json.loads(env["ESPALIER_ADAPTER"]) == model.spec.adapter.wire()
+
+
+@pytest.mark.parametrize(("own", "served"), [({}, "bfloat16"), ({"dtype": "float32"}, "float32")])
+def test_rollouts_serve_the_trainers_precision_unless_told_otherwise(
+    own: Body, served: str
+) -> None:
+    model = model_of(trainer={"dtype": "bfloat16"}, rollout={"maxModelTokens": 512, **own})
+    env = environment(rollout_deployment(model, SETTINGS, base=BASE))
+    expected = {
+        **MODEL_ENV,
+        "ESPALIER_DTYPE": served,
+        "ESPALIER_MAX_MODEL_TOKENS": "512",
+        "ESPALIER_MAX_ADAPTERS": "4",
+        "ESPALIER_MAX_LORA_RANK": "16",
+    }
+    assert env.items() >= expected.items()
+
+
+def test_only_the_trainer_and_the_importer_can_write_weights() -> None:
+    writable = {
+        child["metadata"]["name"]: not mount.get("readOnly", False)
+        for child in workloads()
+        for mount in pod_of(child)["containers"][0]["volumeMounts"]
+        if mount["name"] == "weights"
+    }
+    assert writable == {"arith-trainer": True, "arith-rollout": False, "arith-import": True}
+
+
+def test_no_pod_gets_a_token_but_the_runner_one_for_the_gateway() -> None:
+    assert all(pod_of(child)["automountServiceAccountToken"] is False for child in workloads())
+    tokens = {
+        child["metadata"]["name"]: source["serviceAccountToken"]["audience"]
+        for child in workloads()
+        for volume in pod_of(child)["volumes"]
+        for source in volume.get("projected", {}).get("sources", ())
+    }
+    assert tokens == {"arith-20-runner": "espalier-gateway"}
+
+
+def test_the_runner_finds_run_gateway_token_and_tasks() -> None:
+    job = runner_job(run_of(), model_of(), SETTINGS)
+    env = environment(job)
+    assert env["ESPALIER_RUN"] == "default/arith-20"
+    assert env["ESPALIER_GATEWAY_URL"] == SETTINGS.gateway_url
+    mounts = {m["name"]: m["mountPath"] for m in pod_of(job)["containers"][0]["volumeMounts"]}
+    assert env["ESPALIER_TOKEN_FILE"] == f"{mounts['token']}/token"
+    assert mounts["tasks"] == "/etc/espalier/tasks"
+
+
+def test_a_run_with_generated_tasks_mounts_none() -> None:
+    run = run_of(taskset={"seed": 1, "reasoningGym": {"dataset": "chain_sum"}})
+    job = runner_job(run, model_of(), SETTINGS)
+    assert "tasks" not in {volume["name"] for volume in pod_of(job)["volumes"]}
+
+
+@pytest.mark.parametrize(
+    ("base", "arguments"),
+    [
+        (IMAGE_BASE, ["--directory", "/source"]),
+        (VOLUME_BASE, ["--directory", "/source"]),
+        (HUB_BASE, ["--hugging-face", f"Qwen/Qwen3-0.6B@{REVISION}"]),
+    ],
+)
+def test_the_importer_is_told_where_the_base_is(base: Body, arguments: list[str]) -> None:
+    job = importer_job(model_of(source={"base": base}), SETTINGS)
+    assert pod_of(job)["containers"][0]["args"] == arguments
+
+
+def test_a_model_image_copies_its_files_before_the_import() -> None:
+    (copy,) = pod_of(importer_job(model_of(), SETTINGS))["initContainers"]
+    assert copy["image"] == IMAGE_BASE["image"]
+    assert copy["command"] == ["cp", "-rL", "/models/.", "/source/"]
+
+
+def test_a_claim_is_imported_read_only_from_its_path() -> None:
+    pod = pod_of(importer_job(model_of(source={"base": VOLUME_BASE}), SETTINGS))
+    (source,) = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "source"]
+    assert source == {
+        "name": "source",
+        "mountPath": "/source",
+        "readOnly": True,
+        "subPath": "tiny/1",
+    }
+    assert "initContainers" not in pod
+
+
+def test_a_fork_of_a_checkpoint_has_nothing_to_import() -> None:
+    fork = model_of(source={"checkpointRef": {"name": "arith-000012"}})
+    with pytest.raises(ValueError, match=r"spec\.source\.base"):
+        importer_job(fork, SETTINGS)
+
+
+@pytest.mark.parametrize("part", ["trainer", "rollout"])
+def test_pods_are_placed_as_the_template_says(part: str) -> None:
+    model = model_of(**{part: {"template": TEMPLATE}})
+    pods = {c["kind"]: pod_of(c) for c in children_of(model, run_of()) if c["kind"] != "Service"}
+    pod = pods["StatefulSet" if part == "trainer" else "Deployment"]
+    placed = {name: pod[name] for name in TEMPLATE if name != "resources"}
+    assert {**placed, "resources": pod["containers"][0]["resources"]} == TEMPLATE
+
+
+def test_pods_without_resources_request_a_little_and_have_no_limits() -> None:
+    resources = [pod_of(child)["containers"][0]["resources"] for child in workloads()]
+    assert all({*entry} == {"requests"} for entry in resources)
+
+
+def test_jobs_end_at_once_when_only_the_user_can_help() -> None:
+    for job in (c for c in workloads() if c["kind"] == "Job"):
+        (container,) = pod_of(job)["containers"]
+        first = job["spec"]["podFailurePolicy"]["rules"][0]
+        assert first["action"] == "FailJob"
+        assert first["onExitCodes"]["values"] == [64]
+        assert first["onExitCodes"]["containerName"] == container["name"]
+
+
+def test_an_intent_is_current_until_it_or_the_replicas_change() -> None:
+    intent = trainer_statefulset(model_of(), SETTINGS, base=BASE, replicas=1)
+    scaled = trainer_statefulset(model_of(), SETTINGS, base=BASE, replicas=0)
+    assert is_current(intent, intent)
+    assert not is_current(None, intent)
+    assert not is_current(intent, scaled)
+    assert not is_current({**intent, "spec": {**intent["spec"], "replicas": 5}}, intent)
