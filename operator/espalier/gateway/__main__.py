@@ -29,7 +29,8 @@ SIGNING_KEY_ENTRY = "private.pem"
 KEY_RETRY_SECONDS = 2.0
 # A Service keeps sending for a moment after a pod stops being ready.
 UNREADY_SECONDS = 3.0
-DRAIN_SECONDS = 25.0
+# Inside the 90 s that the chart grants, and longer than optim-step waits for its promotion.
+DRAIN_SECONDS = 75.0
 USER_ERROR = 64
 
 _log = logging.getLogger("espalier.gateway")

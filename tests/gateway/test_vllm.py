@@ -1,0 +1,162 @@
+"""Completions through the gateway from a real vLLM server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.gateway.conftest import PRIVATE_KEY, Gateway, Users
+from tests.rollout.server import Rollout, start, wait_healthy
+from tests.rollout.tiny import commit_adapter, commit_base, make_model
+
+from espalier.core.names import adapter_name
+from espalier.gateway.snapshot import Id
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+PROMPT = "What is 1 + 2?"
+GREEDY = {"max_tokens": 6, "temperature": 0, "return_token_ids": True}
+CHAT = {"messages": [{"role": "user", "content": PROMPT}], **GREEDY, "logprobs": True}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A rollout server and the digests of the two adapters on its volume."""
+
+    rollout: Rollout
+    digests: tuple[str, str]
+
+    def direct(self, model: str) -> dict[str, Any]:
+        """The greedy completion as the server itself gives it."""
+        reply = self.rollout.complete(model, PROMPT, logprobs=1, max_tokens=6, temperature=0)
+        assert reply.status_code == 200, reply.text
+        choice: dict[str, Any] = reply.json()["choices"][0]
+        return choice
+
+
+@pytest.fixture(scope="module")
+def served(users: Users, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    volume: Path = tmp_path_factory.mktemp("volume")
+    model = make_model(tmp_path_factory.mktemp("model"))
+    base = commit_base(volume, model)
+    first, second = (commit_adapter(volume, model, base, seed=seed) for seed in (1, 2))
+    rollout = start(volume, base, private_key=PRIVATE_KEY, model="arith", namespace=users.namespace)
+    try:
+        wait_healthy(rollout, 400)
+        rollout.serve(adapter_name("arith", first)).raise_for_status()
+        yield Served(rollout, (first, second))
+    finally:
+        rollout.stop()
+
+
+@pytest.fixture
+def arith(gateway: Gateway, served: Served) -> Id:
+    model = gateway.world.model("arith")
+    gateway.world.head(model, served.digests[0], step=1)
+    for step, digest in enumerate(served.digests, 1):
+        gateway.world.checkpoint(model, f"arith-{step:06d}", digest, step=step)
+    port = int(served.rollout.url.rsplit(":", 1)[1])
+    gateway.world.pod(model, "arith-rollout-0", ip="127.0.0.1", port=port)
+    return model
+
+
+async def complete(gateway: Gateway, model: str, **fields: Any) -> dict[str, Any]:
+    body = {"model": model, "prompt": PROMPT, "logprobs": 1, **GREEDY, **fields}
+    reply = await gateway.post("/v1/completions", body)
+    assert reply.status == 200, await reply.text()
+    answer: dict[str, Any] = await reply.json()
+    assert answer["model"] == model
+    return answer
+
+
+async def stream(gateway: Gateway, path: str, **body: Any) -> list[dict[str, Any]]:
+    reply = await gateway.post(path, body | {"stream": True})
+    assert reply.content_type == "text/event-stream"
+    events = (await reply.text()).removesuffix("\n\n").split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+
+
+def same(ours: dict[str, Any], direct: dict[str, Any]) -> bool:
+    return (
+        ours["token_ids"] == direct["token_ids"]
+        and ours["prompt_token_ids"] == direct["prompt_token_ids"]
+        and ours["logprobs"]["token_logprobs"]
+        == pytest.approx(direct["logprobs"]["token_logprobs"], abs=1e-5)
+    )
+
+
+async def test_each_name_samples_its_own_weights_alone_and_mixed(
+    gateway: Gateway, arith: Id, served: Served
+) -> None:
+    names = {
+        "arith": adapter_name("arith", served.digests[0]),
+        "arith@arith-000002": adapter_name("arith", served.digests[1]),
+        "arith@base": "base",
+        f"{arith}@arith-000001": adapter_name("arith", served.digests[0]),
+    }
+    direct = {asked: served.direct(adapter) for asked, adapter in names.items()}
+    assert len({tuple(choice["token_ids"]) for choice in direct.values()}) == 3
+    answers = await asyncio.gather(*(complete(gateway, asked) for asked in names for _ in "12"))
+    for answer in answers:
+        assert same(answer["choices"][0], direct[answer["model"]])
+
+
+async def test_a_chat_has_prompt_tokens_tokens_and_logprobs_in_every_choice(
+    gateway: Gateway, arith: Id
+) -> None:
+    reply = await gateway.post(
+        "/v1/chat/completions", {"model": "arith", **CHAT, "temperature": 1, "n": 2}
+    )
+    answer = await reply.json()
+    assert reply.status == 200, answer
+    assert answer["model"] == "arith"
+    assert len(answer["choices"]) == 2
+    for choice in answer["choices"]:
+        assert choice["prompt_token_ids"] == answer["prompt_token_ids"] != []
+        assert len(choice["token_ids"]) == len(choice["logprobs"]["content"])
+
+
+async def test_a_streamed_completion_says_the_same_as_a_whole_one(
+    gateway: Gateway, arith: Id, served: Served
+) -> None:
+    chunks = await stream(
+        gateway, "/v1/completions", model="arith", prompt=PROMPT, logprobs=1, **GREEDY
+    )
+    assert {chunk["model"] for chunk in chunks} == {"arith"}
+    choices = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
+    direct = served.direct(adapter_name("arith", served.digests[0]))
+    assert choices[0]["prompt_token_ids"] == direct["prompt_token_ids"]
+    assert [t for c in choices for t in c["token_ids"] or ()] == direct["token_ids"]
+    assert "".join(c["text"] for c in choices) == direct["text"]
+
+
+async def test_a_streamed_chat_has_prompt_tokens_in_the_first_chunk_of_each_choice(
+    gateway: Gateway, arith: Id
+) -> None:
+    whole = await (await gateway.post("/v1/chat/completions", {"model": "arith", **CHAT})).json()
+    chunks = await stream(
+        gateway, "/v1/chat/completions", model="arith", **CHAT | {"n": 2, "temperature": 1}
+    )
+    assert {chunk["model"] for chunk in chunks} == {"arith"}
+    for index in range(2):
+        choices = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        assert choices[0]["prompt_token_ids"] == whole["prompt_token_ids"]
+        assert sum(len(c.get("token_ids") or ()) for c in choices) > 0
+
+
+async def test_vllms_own_refusals_pass_with_their_status(
+    gateway: Gateway, arith: Id, served: Served
+) -> None:
+    body = {"model": "arith", "prompt": [5] * 5000, "max_tokens": 4}
+    reply = await gateway.post("/v1/completions", body)
+    assert reply.status == 400
+    assert "maximum" in (await reply.json())["error"]["message"]
+    gateway.world.checkpoint(arith, "arith-000009", "sha256:" + "0" * 64, step=9)
+    reply = await gateway.post("/v1/completions", body | {"model": "arith@arith-000009"})
+    assert reply.status == 404
