@@ -1,9 +1,9 @@
 """Warm rollback: from the edited spec to the first answer of the old weights.
 
-Moves a head between two checkpoints N times on the cluster in use and prints, in seconds, how long the
-slug took to answer with the other weights: from the start of `kubectl patch`, and from its return.
+Moves a head between two checkpoints N times on the cluster in use and prints how many seconds
+the slug took to answer with the other weights: from the start of `kubectl patch`, and from its end.
 
-    python bench/rollback.py --namespace espalier-demo --head arith --old arith-000002 --new arith-000020
+    python bench/rollback.py --head arith --old arith-000002 --new arith-000020
 Needs ESPALIER_GATEWAY_URL, ESPALIER_TOKEN and KUBECONFIG. The head ends as it began: mode Track.
 """
 

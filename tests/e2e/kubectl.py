@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 Object = dict[str, Any]
 
 
@@ -44,7 +42,9 @@ class Kubectl:
 
     def apply(self, *objects: Object) -> None:
         """Applies objects as a user would from files."""
-        self("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+        # As JSON: PyYAML writes "1e-4" without quotes, and kubectl reads that as a number.
+        items = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        self("apply", "-f", "-", stdin=json.dumps(items))
 
     def get(self, kind: str, name: str) -> Object:
         """One object; raises KubectlError if absent."""
