@@ -1,0 +1,123 @@
+"""Starts the trainer: ``python -m espalier.trainer [--port 8000]``."""
+
+from __future__ import annotations
+
+import os
+
+# Idle OpenMP threads otherwise spin on cores that the pod shares with the sampler.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+
+from aiohttp import web
+
+from espalier.trainer.engine import Engine
+from espalier.trainer.log import CommandLog, LogBusyError
+from espalier.trainer.model import load_policy
+from espalier.trainer.problems import (
+    EXIT_USER_MISTAKE,
+    CommandError,
+    UserMistakeError,
+    leave_message,
+)
+from espalier.trainer.service import Service
+from espalier.trainer.settings import Settings, read_settings
+from espalier.trainer.store import CheckpointStore, DigestError
+
+logger = logging.getLogger("espalier.trainer")
+
+SHUTDOWN_SECONDS = 20.0
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time, level, logger, message and, if any, the traceback."""
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def make_engine(settings: Settings, publish: Callable[[Engine], None]) -> Engine:
+    """Takes the log, loads the base and restores what was acknowledged."""
+    store = CheckpointStore(settings.volume, settings.model)
+    log = CommandLog(store.model_directory(settings.model))
+    # With the log's lock held, no other trainer of this model is staging anything.
+    store.sweep()
+    try:
+        base = store.open("base", settings.base)
+    except DigestError as error:
+        raise UserMistakeError(
+            "BaseUnreadable", str(error), "delete the importer Job so that the base is copied again"
+        ) from error
+    policy = load_policy(base.path, settings.adapter, settings.dtype)
+    return Engine(
+        model=settings.model,
+        base=settings.base,
+        policy=policy,
+        store=store,
+        log=log,
+        publish=publish,
+    )
+
+
+async def serve(settings: Settings, host: str, port: int) -> None:
+    """Serves until SIGTERM or SIGINT; raises what keeps the engine from starting."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    service = Service(settings.public_key, settings.audience)
+    runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port)
+    await site.start()
+    logger.info("listening on %s, loading base %s", runner.addresses, settings.base)
+    starting = asyncio.create_task(service.start(lambda told: make_engine(settings, told)))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        await starting
+        logger.info("ready")
+        await stopping
+    service.feed.wake()
+    await runner.cleanup()
+
+
+def main() -> int:
+    """The exit code: 0 after SIGTERM, 64 for a user's mistake, 1 for anything else."""
+    parser = argparse.ArgumentParser(description="Espalier trainer")
+    parser.add_argument("--host", default="0.0.0.0")
+    parser.add_argument("--port", type=int, default=8000)
+    arguments = parser.parse_args()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    try:
+        asyncio.run(serve(read_settings(os.environ), arguments.host, arguments.port))
+    except (UserMistakeError, CommandError) as error:
+        leave_message(error.problem.model_dump())
+        return EXIT_USER_MISTAKE
+    except LogBusyError as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # A command still running is not acknowledged, so nothing is lost by not waiting for it.
+    os._exit(code)

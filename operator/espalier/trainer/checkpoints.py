@@ -1,0 +1,158 @@
+"""What is in a checkpoint: the adapter as PEFT writes it, Adam's state, and how it came about."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+
+from espalier.api.wire import Commit
+from espalier.core.names import checkpoint_name
+from espalier.trainer.log import Key
+from espalier.trainer.model import Policy, State
+from espalier.trainer.optimizer import Moments, Proposal, read_moments
+from espalier.trainer.problems import CommandError
+from espalier.trainer.store import CheckpointStore, DigestError, Stored
+
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class Position:
+    """The checkpoint that training stands on; empty names are the base itself."""
+
+    digest: str = ""
+    name: str = ""
+    step: int = 0
+
+
+class StepState(BaseModel):
+    """state.json: where the step stands in the tree and what made it. No clock, so that the same
+    step written twice has the same digest."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str
+    run: str
+    step: int
+    run_step: int
+    branch: str
+    epoch: int
+    parent: str
+    parent_name: str
+    learning_rate: float
+    group_size: int
+    loss: str
+    metrics: dict[str, float]
+    cursor: dict[str, Any]
+    optimizer_steps: int
+
+    @property
+    def name(self) -> str:
+        """The name of its Checkpoint."""
+        return checkpoint_name(self.model, self.branch, self.step)
+
+
+@dataclass(frozen=True)
+class Content:
+    """A checkpoint as read back."""
+
+    stored: Stored
+    parameters: State
+    moments: Moments
+    state: StepState
+
+
+def write(
+    store: CheckpointStore,
+    policy: Policy,
+    proposal: Proposal,
+    state: StepState,
+    *,
+    base: str,
+    key: Key,
+    rollouts: list[dict[str, Any]],
+) -> tuple[Stored, bool]:
+    """Commits a checkpoint; False if the very same one was there. Raises VolumeFull (507)."""
+    with store.staging("checkpoint") as staged:
+        save_file(_on_cpu(proposal.parameters), staged / ADAPTER_FILE, {"format": "pt"})
+        save_file(_on_cpu(proposal.moments.tensors()), staged / OPTIMIZER_FILE)
+        config = json.dumps(policy.adapter_config(), sort_keys=True, indent=1)
+        (staged / ADAPTER_CONFIG).write_text(config)
+        (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
+        row = {"step": state.step, "run_step": state.run_step, **state.metrics}
+        (staged / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        lines = [json.dumps(rollout) + "\n" for rollout in rollouts]
+        (staged / "rollouts.jsonl").write_text("".join(lines))
+        metadata = {
+            **state.model_dump(include={"model", "run", "step", "run_step", "branch", "epoch"}),
+            "base": base,
+            "parent": state.parent,
+            "parent_name": state.parent_name,
+            "session": key.session,
+            "seq": key.seq,
+            "lora_rank": policy.adapter.rank,
+            "lora_alpha": policy.adapter.alpha,
+        }
+        return store.commit("checkpoint", staged, metadata)
+
+
+def read(store: CheckpointStore, digest: str, base: str) -> Content:
+    """A verified checkpoint; 409 if it is damaged or of another base than ``base``."""
+    try:
+        stored = store.verify("checkpoint", digest)
+    except DigestError as error:
+        raise CommandError(
+            409,
+            "CheckpointUnreadable",
+            str(error),
+            "point the head at another checkpoint, or restore the volume",
+        ) from error
+    if stored.manifest["base"] != base:
+        raise CommandError(
+            409,
+            "BaseMismatch",
+            f"checkpoint {digest} was trained on base {stored.manifest['base']}, not {base}",
+            "fork the model from a checkpoint of the same base",
+        )
+    state = StepState.model_validate_json((stored.path / STATE_FILE).read_text())
+    return Content(
+        stored=stored,
+        parameters=load_file(stored.path / ADAPTER_FILE),
+        moments=read_moments(load_file(stored.path / OPTIMIZER_FILE), state.optimizer_steps),
+        state=state,
+    )
+
+
+def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Commit:
+    """The commit that the operator turns into a Checkpoint."""
+    return Commit(
+        index=index,
+        name=state.name,
+        model=state.model,
+        run=state.run,
+        step=state.step,
+        run_step=state.run_step,
+        branch=state.branch,
+        epoch=state.epoch,
+        parent=state.parent,
+        parent_name=state.parent_name,
+        digest=stored.digest,
+        size_bytes=stored.size_bytes,
+        lora_rank=int(stored.manifest["lora_rank"]),
+        learning_rate=state.learning_rate,
+        group_size=state.group_size,
+        loss=state.loss,
+        metrics=state.metrics,
+        created=created,
+    )
+
+
+def _on_cpu(tensors: State) -> State:
+    return {name: value.cpu().contiguous() for name, value in tensors.items()}

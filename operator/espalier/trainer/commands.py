@@ -1,0 +1,141 @@
+"""Commands, their answers, and what a gradient command means before it touches the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from espalier.api.wire import (
+    BackwardRequest,
+    DatumTensors,
+    ForwardBackwardRequest,
+    ForwardRequest,
+    Wire,
+)
+from espalier.trainer import gradients
+from espalier.trainer.data import Datum, datums
+from espalier.trainer.gradients import Tally
+from espalier.trainer.log import CommandLog, Key, Kind, Record
+from espalier.trainer.losses import loss_spec
+from espalier.trainer.model import Policy
+from espalier.trainer.problems import CommandError, invalid
+
+# A custom loss is computed right after its forward; more than this many wait for nobody.
+FORWARDS_KEPT = 8
+
+
+class Empty(Wire):
+    """The body of zero-grad."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A request under its key; ``epoch`` is the one that the caller trains under, if it said."""
+
+    key: Key
+    kind: Kind
+    request: Wire
+    epoch: int | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A status, a JSON body, and the digest that an optimizer step committed."""
+
+    status: int
+    body: str
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class GradientCommand:
+    """A checked forward-backward or backward: ``add`` accumulates its gradients once."""
+
+    datums: int
+    add: Callable[[], Tally]
+
+
+def gradient_command(policy: Policy, log: CommandLog, kind: str, body: bytes) -> GradientCommand:
+    """Checks a logged or new gradient command; raises 422 or 404 before anything is computed."""
+    if kind == "backward":
+        return _backward(policy, log, BackwardRequest.model_validate_json(body))
+    return _forward_backward(policy, ForwardBackwardRequest.model_validate_json(body))
+
+
+def forward_data(policy: Policy, request: ForwardRequest) -> list[Datum]:
+    """The datums of a forward: a custom loss needs the sampler's log-probs too."""
+    return datums(request, policy.limits, policies_compared=True)
+
+
+def forward_id(record: Record) -> str:
+    """Names a forward; its body is kept under the record's number."""
+    return f"forward-{record.number}"
+
+
+def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) -> DatumTensors:
+    """One datum of a forward's answer; its reward is scaled, the scale's only use there."""
+    return DatumTensors(
+        reward=datum.reward * request.reward_scale,
+        traj_idx=datum.trajectory,
+        group_idx=datum.group,
+        logprobs=logprobs,
+        sampling_logprobs=list(datum.sampling_logprobs),
+        mask=[1.0] * len(datum.output),
+    )
+
+
+def _forward_backward(policy: Policy, request: ForwardBackwardRequest) -> GradientCommand:
+    # num_substeps asks for smaller pieces; rows are sized for the device anyway, and sums of
+    # gradients do not depend on the split.
+    spec = loss_spec(request.loss_fn, request.loss_fn_config)
+    data = datums(request, policy.limits, policies_compared=spec.compares_policies)
+    return GradientCommand(
+        len(data),
+        lambda: gradients.add_loss(policy, data, spec, request.temperature, request.group_size),
+    )
+
+
+def _backward(policy: Policy, log: CommandLog, request: BackwardRequest) -> GradientCommand:
+    forward = _held_forward(log, request.forward_id)
+    data = forward_data(policy, forward)
+    _check_weights(request.weights, data)
+    return GradientCommand(
+        len(data),
+        lambda: gradients.add_weights(
+            policy,
+            data,
+            request.weights,
+            forward.temperature,
+            given=request.metrics,
+            group_size=forward.group_size,
+        ),
+    )
+
+
+def _held_forward(log: CommandLog, wanted: str) -> ForwardRequest:
+    for record in log.forwards(FORWARDS_KEPT):
+        if forward_id(record) == wanted:
+            return ForwardRequest.model_validate_json(log.body(record))
+    raise CommandError(
+        404,
+        "ForwardNotFound",
+        f"forward_id {wanted!r} is unknown, older than the latest {FORWARDS_KEPT} forwards, or "
+        "from before the last optimizer step, zero-grad or epoch",
+        "call forward again and compute the weights from its log-probs",
+    )
+
+
+def _check_weights(weights: list[list[float]], data: list[Datum]) -> None:
+    if len(weights) != len(data):
+        raise invalid(
+            "weights",
+            f"has {len(weights)} rows for {len(data)} datums",
+            "send one row per datum that forward returned",
+        )
+    for index, (row, datum) in enumerate(zip(weights, data, strict=True)):
+        if len(row) != len(datum.output):
+            raise invalid(
+                f"weights[{index}]",
+                f"has {len(row)} values for {len(datum.output)} log-probs",
+                "send one weight per log-prob that forward returned",
+            )

@@ -1,0 +1,59 @@
+"""What other threads may read while the engine works: the last published state and commits."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from espalier.api.wire import Commit, CommitPage, Problem, TrainerState
+
+PAGE = 500
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An immutable view of the engine; ``state`` is None before the first assignment."""
+
+    state: TrainerState | None
+    commits: tuple[Commit, ...]
+    problem: Problem | None
+
+
+class CommitFeed:
+    """A long-poll over the model's whole history, resumable by index."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._changed = asyncio.Event()
+        self.snapshot = Snapshot(None, (), None)
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Takes a new view, from any thread."""
+        self._loop.call_soon_threadsafe(self._replace, snapshot)
+
+    def wake(self) -> None:
+        """Lets every waiting poll answer now."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def page(self, after: int, wait_seconds: float) -> CommitPage:
+        """Commits with an index above ``after``; waits for one, or for another problem."""
+        deadline = self._loop.time() + wait_seconds
+        problem = self.snapshot.problem
+        while len(self.snapshot.commits) <= after and self.snapshot.problem == problem:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+            except TimeoutError:
+                break
+        commits = self.snapshot.commits[after : after + PAGE]
+        return CommitPage(commits=list(commits), problem=self.snapshot.problem)
+
+    def _replace(self, snapshot: Snapshot) -> None:
+        news = (snapshot.commits, snapshot.problem) != (
+            self.snapshot.commits,
+            self.snapshot.problem,
+        )
+        self.snapshot = snapshot
+        if news:
+            self.wake()

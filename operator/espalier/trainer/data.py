@@ -1,0 +1,173 @@
+"""From trajectories on the wire to datums: tokens, sampler log-probs and advantages."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from espalier.api.wire import (
+    ForwardBackwardRequest,
+    ForwardRequest,
+    TrajectoryPayload,
+    TrajectorySample,
+)
+from espalier.trainer.problems import CommandError, invalid
+
+# Below this spread a group's rewards count as equal.
+NO_SPREAD = 1e-8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the base model can take: token ids below ``vocabulary``, at most ``context`` tokens."""
+
+    vocabulary: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Datum:
+    """One assistant turn: every output token is a target, no prompt token is."""
+
+    prompt: tuple[int, ...]
+    output: tuple[int, ...]
+    sampling_logprobs: tuple[float, ...]
+    advantage: float
+    reward: float
+    trajectory: int
+    group: int | None
+
+
+def datums(request: ForwardRequest, limits: Limits, *, policies_compared: bool) -> list[Datum]:
+    """One datum per sample, in request order; raises 422 naming the field that does not fit.
+
+    ``policies_compared``: the loss needs the sampler's log-prob of every output token.
+    """
+    trajectories = _inline(request.inputs)
+    _check_groups(len(trajectories), request.group_size)
+    advantages = _advantages(trajectories, request)
+    result = []
+    for index, trajectory in enumerate(trajectories):
+        for turn, sample in enumerate(trajectory.samples):
+            field = f"inputs[{index}].samples[{turn}]"
+            prompt = _prompt(sample, field)
+            _check_sample(sample, prompt, field, limits, policies_compared=policies_compared)
+            result.append(
+                Datum(
+                    prompt=prompt,
+                    output=tuple(sample.output_token_ids),
+                    sampling_logprobs=tuple(sample.output_logprobs),
+                    advantage=advantages[index],
+                    reward=trajectory.reward,
+                    trajectory=index,
+                    group=index // request.group_size if request.group_size else None,
+                )
+            )
+    return result
+
+
+def _inline(inputs: Sequence[str | TrajectoryPayload]) -> list[TrajectoryPayload]:
+    for index, item in enumerate(inputs):
+        if isinstance(item, str):
+            raise invalid(
+                f"inputs[{index}]",
+                f"{item!r} is a trace id, and this trainer keeps no traces",
+                "send the trajectory inline: sample through the gateway with "
+                "return_token_ids and logprobs, so that the client holds tokens",
+            )
+    return [item for item in inputs if isinstance(item, TrajectoryPayload)]
+
+
+def _check_groups(count: int, group_size: int | None) -> None:
+    if group_size and count % group_size:
+        raise invalid(
+            "group_size",
+            f"{count} inputs do not divide into groups of {group_size}",
+            "send whole groups: group_size consecutive inputs each",
+        )
+
+
+def _advantages(trajectories: list[TrajectoryPayload], request: ForwardRequest) -> list[float]:
+    size = request.group_size or 1
+    scale: Literal["None", "GroupStd"] = (
+        request.advantage_scale if isinstance(request, ForwardBackwardRequest) else "None"
+    )
+    result: list[float] = []
+    for start in range(0, len(trajectories), size):
+        group = trajectories[start : start + size]
+        given = [trajectory.advantage for trajectory in group]
+        known = [advantage for advantage in given if advantage is not None]
+        if known and len(known) < len(group):
+            missing = start + given.index(None)
+            raise invalid(
+                f"inputs[{missing}].advantage",
+                "is missing while others of its group have one",
+                "give every trajectory of a group its advantage, or none",
+            )
+        rewards = [trajectory.reward for trajectory in group]
+        if known:
+            result += known
+        elif request.group_size is None:
+            result += [request.reward_scale * reward for reward in rewards]
+        else:
+            result += [request.reward_scale * value for value in _relative(rewards, scale)]
+    return result
+
+
+def _relative(rewards: list[float], scale: Literal["None", "GroupStd"]) -> list[float]:
+    """Reward minus the group's mean; GroupStd divides by the population standard deviation."""
+    mean = statistics.fmean(rewards)
+    if scale == "None":
+        return [reward - mean for reward in rewards]
+    spread = statistics.pstdev(rewards)
+    return [(reward - mean) / spread if spread > NO_SPREAD else 0.0 for reward in rewards]
+
+
+def _prompt(sample: TrajectorySample, field: str) -> tuple[int, ...]:
+    if sample.prompt_chunks is not None:
+        raise invalid(
+            f"{field}.prompt_chunks", "only text is trained", "send prompt_token_ids instead"
+        )
+    if not sample.prompt_token_ids:
+        raise invalid(
+            f"{field}.prompt_token_ids",
+            "is empty, and the first output token needs a token before it",
+            "send the prompt's tokens as the gateway returned them",
+        )
+    return tuple(sample.prompt_token_ids)
+
+
+def _check_sample(
+    sample: TrajectorySample,
+    prompt: tuple[int, ...],
+    field: str,
+    limits: Limits,
+    *,
+    policies_compared: bool,
+) -> None:
+    outputs, logprobs = len(sample.output_token_ids), len(sample.output_logprobs)
+    if outputs == 0:
+        raise invalid(f"{field}.output_token_ids", "is empty", "leave out samples without output")
+    if logprobs != outputs and (policies_compared or logprobs):
+        raise invalid(
+            f"{field}.output_logprobs",
+            f"has {logprobs} values for {outputs} output tokens",
+            "sample with logprobs and send the sampled token's log-prob for every output token",
+        )
+    worst = max(prompt + tuple(sample.output_token_ids))
+    if worst >= limits.vocabulary or min(prompt + tuple(sample.output_token_ids)) < 0:
+        raise invalid(
+            field,
+            f"has token ids outside 0..{limits.vocabulary - 1}",
+            "tokenize with the base model's own tokenizer",
+        )
+    if len(prompt) + outputs > limits.context:
+        raise CommandError(
+            422,
+            "ContextTooLong",
+            f"{field}: {len(prompt)} prompt and {outputs} output tokens exceed the base model's "
+            f"context of {limits.context}",
+            "shorten the prompt or lower sampling.maxTokens",
+        )

@@ -1,0 +1,340 @@
+"""The engine: applies commands one at a time, each once, and says where the trainer stands.
+
+All of it runs on one thread. A command is logged, applied and finished in the log before it is
+answered. Whatever fails in between leaves the state as it was: an optimizer step computes beside
+the old weights and installs the new ones once they are durable, and gradients are restored from
+the log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from espalier.api.wire import (
+    Assignment,
+    Commit,
+    ForwardBackwardResult,
+    ForwardRequest,
+    ForwardResult,
+    OptimStepRequest,
+    OptimStepResult,
+    Problem,
+    TrainerState,
+)
+from espalier.trainer import checkpoints, gradients, recovery
+from espalier.trainer.checkpoints import Position, StepState
+from espalier.trainer.commands import (
+    Answer,
+    Command,
+    datum_tensors,
+    forward_data,
+    forward_id,
+    gradient_command,
+)
+from espalier.trainer.gradients import Tally
+from espalier.trainer.log import Assigned, CommandLog, Record
+from espalier.trainer.model import Policy
+from espalier.trainer.optimizer import Proposal, fresh_moments, propose
+from espalier.trainer.problems import CommandError
+from espalier.trainer.store import CheckpointStore, Stored
+
+logger = logging.getLogger(__name__)
+
+REWARDS = "reward/"
+
+
+class Engine:
+    """One model's training state. ``publish`` is told after every change."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        base: str,
+        policy: Policy,
+        store: CheckpointStore,
+        log: CommandLog,
+        publish: Callable[[Engine], None],
+    ) -> None:
+        self.model = model
+        self.base = base
+        self.policy = policy
+        self.store = store
+        self.log = log
+        self.assigned: Assigned | None = None
+        self.position = Position()
+        self.moments = fresh_moments(policy.parameters)
+        self.tallies: list[Tally] = []
+        self.commits: list[Commit] = []
+        self.problem: Problem | None = None
+        self._publish = publish
+        recovery.restore(self)
+        self._publish(self)
+
+    def assignment(self) -> Assigned:
+        """The assignment in force; 503 before the first."""
+        if self.assigned is None:
+            raise CommandError(
+                503,
+                "AwaitingAssignment",
+                "the operator has not yet assigned a run to this trainer",
+                "send the request again in a few seconds",
+            )
+        return self.assigned
+
+    def state(self) -> TrainerState:
+        """Where the trainer stands; 503 before the first assignment."""
+        assignment = self.assignment().assignment
+        return TrainerState(
+            model=self.model,
+            run=assignment.run,
+            epoch=assignment.epoch,
+            branch=assignment.branch,
+            step=self.position.step,
+            run_step=self._run_step(),
+            digest=self.position.digest,
+            checkpoint=self.position.name,
+            pending=len(self.tallies),
+            cursor=json.loads(self.log.cursor(assignment.run)),
+            problem=self.problem,
+        )
+
+    def assign(self, wanted: Assignment) -> TrainerState:
+        """Re-bases under a higher epoch, keeps the position under the same, refuses a lower."""
+        current = self.assigned
+        if current is not None and wanted.epoch < current.assignment.epoch:
+            raise _stale(wanted.epoch, current.assignment.epoch)
+        if current is not None and wanted.epoch == current.assignment.epoch:
+            # The base stays the recorded one: it is where a restart begins to look.
+            kept = current.assignment.model_copy(
+                update={"run": wanted.run, "branch": wanted.branch}
+            )
+            self.log.assign(kept, since=current.since, rebased=False)
+            self.assigned = Assigned(kept, current.since)
+        else:
+            content = checkpoints.read(self.store, wanted.base, self.base) if wanted.base else None
+            if content is not None:
+                self.policy.check(content.parameters)
+            since = len(self.commits)
+            self.log.assign(wanted, since=since, rebased=True)
+            self.assigned = Assigned(wanted, since)
+            self.stand_on(Position(wanted.base, wanted.base_name, wanted.base_step), content)
+        self._publish(self)
+        return self.state()
+
+    def execute(self, command: Command) -> Answer:
+        """Applies a command once; a key that was answered before gets its first answer."""
+        epoch = self.assignment().assignment.epoch
+        body = command.request.model_dump_json().encode()
+        known = self.log.find(command.key)
+        if known is not None and known.status is not None:
+            if not known.is_for(command.kind, body):
+                raise CommandError(
+                    422,
+                    "KeyReused",
+                    f"key {known.key.session}/{known.key.seq} was used for another {known.kind}",
+                    "give every command a key of its own",
+                )
+            return Answer(known.status, known.answer, known.checkpoint)
+        if command.epoch is not None and command.epoch != epoch:
+            raise _stale(command.epoch, epoch)
+        try:
+            answer = self._apply(command, body)
+            if self.problem is not None and self.problem.reason == "VolumeFull":
+                self.problem = None
+            return answer
+        except CommandError as error:
+            if error.problem.reason == "VolumeFull":
+                self.problem = error.problem
+            raise
+        finally:
+            self._publish(self)
+
+    def stand_on(self, position: Position, content: checkpoints.Content | None) -> None:
+        """Takes a checkpoint's weights and Adam state (none: a fresh adapter); no gradients."""
+        if content is None:
+            self.policy.reset()
+            self.moments = fresh_moments(self.policy.parameters)
+        else:
+            self.policy.load(content.parameters)
+            self.moments = content.moments.to(self.policy.device)
+        self.position = position
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forgets what was accumulated since the last step."""
+        self.policy.drop_gradients()
+        self.tallies = []
+
+    def record_commit(self, record: Record, stored: Stored, state: StepState) -> Answer:
+        """Logs a checkpoint that is on the volume as the effect of an optimizer step."""
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        commit = checkpoints.commit_of(stored, state, len(self.commits) + 1, now)
+        result = OptimStepResult(
+            step=state.step,
+            checkpoint_id=state.name,
+            sampler_path=str(stored.path),
+            state_path=str(stored.path),
+            model=self.model,
+        )
+        self.log.commit(record, result.model_dump_json(), commit, json.dumps(state.cursor))
+        self.commits = [*self.commits, commit]
+        return Answer(200, result.model_dump_json(), stored.digest)
+
+    def _run_step(self) -> int:
+        run = self.assignment().assignment.run
+        return sum(commit.run == run for commit in self.commits)
+
+    def _apply(self, command: Command, body: bytes) -> Answer:
+        if command.kind in ("forward-backward", "backward"):
+            return self._gradients(command, body)
+        if isinstance(command.request, OptimStepRequest):
+            return self._optim_step(command, command.request, body)
+        if isinstance(command.request, ForwardRequest):
+            return self._forward(command, command.request, body)
+        return self._zero_grad(command, body)
+
+    def _gradients(self, command: Command, body: bytes) -> Answer:
+        work = gradient_command(self.policy, self.log, command.kind, body)
+        record = self.log.begin(command.key, command.kind, body)
+        try:
+            tally = work.add()
+            result = ForwardBackwardResult(metrics=tally.answer_metrics(), num_datums=work.datums)
+            self.log.finish(record, 200, result.model_dump_json(), pending=True)
+        except Exception:
+            self._undo(record)
+            raise
+        self.tallies.append(tally)
+        return Answer(200, result.model_dump_json())
+
+    def _forward(self, command: Command, request: ForwardRequest, body: bytes) -> Answer:
+        data = forward_data(self.policy, request)
+        record = self.log.begin(command.key, command.kind, body)
+        try:
+            scored = gradients.score(self.policy, data, request.temperature)
+            result = ForwardResult(
+                forward_id=forward_id(record),
+                data=[datum_tensors(d, lp, request) for d, lp in zip(data, scored, strict=True)],
+            )
+            self.log.finish(record, 200, result.model_dump_json())
+        except Exception:
+            self.log.abandon(record)
+            raise
+        return Answer(200, result.model_dump_json())
+
+    def _zero_grad(self, command: Command, body: bytes) -> Answer:
+        record = self.log.begin(command.key, command.kind, body)
+        answer = self.state().model_copy(update={"pending": 0}).model_dump_json()
+        try:
+            self.log.settle(record, 200, answer)
+        except Exception:
+            self._undo(record)
+            raise
+        self.drop_gradients()
+        return Answer(200, answer)
+
+    def _optim_step(self, command: Command, request: OptimStepRequest, body: bytes) -> Answer:
+        if not self.tallies:
+            raise CommandError(
+                409,
+                "NoGradients",
+                "no gradients were accumulated since the last optimizer step",
+                "call forward_backward first (a zero-grad or a new epoch drops gradients)",
+            )
+        record = self.log.begin(command.key, command.kind, body)
+        try:
+            proposal = propose(self.policy.parameters, self.moments, request)
+            if not proposal.finite:
+                return self._refuse_step(record, proposal)
+            state = self._next_state(request, proposal)
+            answer = self._commit_step(record, request, proposal, state)
+        except CommandError:
+            # Nothing was touched: the proposal is dropped and the gradients stay.
+            self.log.abandon(record)
+            raise
+        except Exception:
+            self._undo(record)
+            raise
+        self.policy.load(proposal.parameters)
+        self.moments = proposal.moments
+        self.position = Position(answer.digest, state.name, state.step)
+        self.drop_gradients()
+        self.problem = None
+        return answer
+
+    def _refuse_step(self, record: Record, proposal: Proposal) -> Answer:
+        problem = Problem(
+            reason="NonFiniteGradient",
+            detail=f"the step is not finite (gradient norm {proposal.gradient_norm}); nothing was "
+            "stepped and the gradients were dropped",
+            remedy="lower the learning rate, set optimizer.gradientClipNorm, or check the rewards",
+        )
+        self.log.settle(record, 409, problem.model_dump_json())
+        self.drop_gradients()
+        self.problem = problem
+        return Answer(409, problem.model_dump_json())
+
+    def _commit_step(
+        self, record: Record, request: OptimStepRequest, proposal: Proposal, state: StepState
+    ) -> Answer:
+        stored, created = checkpoints.write(
+            self.store,
+            self.policy,
+            proposal,
+            state,
+            base=self.base,
+            key=record.key,
+            rollouts=request.rollouts,
+        )
+        try:
+            return self.record_commit(record, stored, state)
+        except CommandError:
+            if created:
+                self.store.discard(stored)
+            raise
+
+    def _next_state(self, request: OptimStepRequest, proposal: Proposal) -> StepState:
+        assignment = self.assignment().assignment
+        tally = gradients.total(self.tallies)
+        measured = tally.checkpoint_metrics()
+        measured["optimizer/gradient_norm"] = proposal.gradient_norm
+        # The client also knows the rewards of what it did not send, so there its figures win.
+        rewards = {n: v for n, v in request.metrics.items() if n.startswith(REWARDS)}
+        return StepState(
+            model=self.model,
+            run=assignment.run,
+            step=self.position.step + 1,
+            run_step=self._run_step() + 1,
+            branch=assignment.branch,
+            epoch=assignment.epoch,
+            parent=self.position.digest,
+            parent_name=self.position.name,
+            learning_rate=request.learning_rate,
+            group_size=tally.group_size,
+            loss=tally.loss_name,
+            metrics=request.metrics | measured | rewards,
+            cursor=request.cursor,
+            optimizer_steps=proposal.moments.steps,
+        )
+
+    def _undo(self, record: Record) -> None:
+        """Back to what the log says after a command failed half-way."""
+        try:
+            self.log.abandon(record)
+            recovery.restore(self)
+        except Exception:
+            logger.exception("the state cannot be restored in place; starting over from the log")
+            os._exit(1)
+
+
+def _stale(given: int, current: int) -> CommandError:
+    return CommandError(
+        409,
+        "StaleEpoch",
+        f"the command is of epoch {given}, the trainer is at epoch {current}",
+        "read train/state and continue from the checkpoint named there",
+    )

@@ -1,0 +1,269 @@
+"""The command log: what was applied, in which order, with which answer. One writer.
+
+A command is written before it runs and finished after it; only a finished one was acknowledged.
+Gradients are not kept on disk: they are the sum of the finished commands marked pending, whose
+bodies are kept until an optimizer step, a zero-grad or a new assignment settles them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from espalier.api.wire import Assignment, Commit
+from espalier.trainer.store import space_needed, write_file
+
+Kind = Literal["forward-backward", "forward", "backward", "zero-grad", "optim-step"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS commands (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    session TEXT NOT NULL, seq INTEGER NOT NULL,
+    kind TEXT NOT NULL, digest TEXT NOT NULL,
+    status INTEGER, answer TEXT, checkpoint TEXT NOT NULL DEFAULT '',
+    pending INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 1,
+    UNIQUE (session, seq));
+CREATE TABLE IF NOT EXISTS commits (
+    number INTEGER PRIMARY KEY, run TEXT NOT NULL, commit_json TEXT NOT NULL,
+    cursor_json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS assignment (
+    only INTEGER PRIMARY KEY CHECK (only = 1), assignment_json TEXT NOT NULL,
+    since INTEGER NOT NULL);
+"""
+_COLUMNS = "number, session, seq, kind, digest, status, answer, checkpoint"
+
+
+class LogBusyError(Exception):
+    """Another process has the log open."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """An idempotency key: a client's session and the command's number in it."""
+
+    session: str
+    seq: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """A command as logged; ``status`` is None until it is finished."""
+
+    number: int
+    key: Key
+    kind: str
+    digest: str
+    status: int | None
+    answer: str
+    checkpoint: str
+
+    def is_for(self, kind: Kind, body: bytes) -> bool:
+        """Whether it is the same command as one of this kind and body."""
+        return (self.kind, self.digest) == (kind, hashlib.sha256(body).hexdigest())
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """The assignment in force; commits numbered above ``since`` were made under its epoch."""
+
+    assignment: Assignment
+    since: int
+
+
+class CommandLog:
+    """SQLite plus a file per body. Every method is one durable transaction."""
+
+    def __init__(self, directory: Path, lock_seconds: float = 30.0) -> None:
+        self._lock = _lock(directory / "lock", lock_seconds)
+        self._bodies = directory / "bodies"
+        self._bodies.mkdir(exist_ok=True)
+        self._db = sqlite3.connect(
+            directory / "log.sqlite", isolation_level=None, check_same_thread=False
+        )
+        # A rollback journal works on network volumes, where a write-ahead log does not.
+        self._db.execute("PRAGMA journal_mode = TRUNCATE")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Lets another process open the log."""
+        self._db.close()
+        os.close(self._lock)
+
+    def find(self, key: Key) -> Record | None:
+        """The command of a key."""
+        rows = self._records("session = ? AND seq = ?", key.session, key.seq)
+        return rows[0] if rows else None
+
+    def begin(self, key: Key, kind: Kind, body: bytes) -> Record:
+        """Logs a command that is about to run; replaces an unfinished one of the same key."""
+        digest = hashlib.sha256(body).hexdigest()
+        with space_needed():
+            with self._transaction():
+                stale = self._rows(
+                    "SELECT number FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
+                    key.session,
+                    key.seq,
+                )
+                self._db.execute(
+                    "DELETE FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
+                    (key.session, key.seq),
+                )
+                cursor = self._db.execute(
+                    "INSERT INTO commands (session, seq, kind, digest) VALUES (?, ?, ?, ?)",
+                    (key.session, key.seq, kind, digest),
+                )
+            number = int(cursor.lastrowid or 0)
+            for (old,) in stale:
+                self._body(old).unlink(missing_ok=True)
+            write_file(self._body(number), body)
+        return Record(number, key, kind, digest, None, "", "")
+
+    def abandon(self, record: Record) -> None:
+        """Forgets a command that had no effect, so that its key can be sent again.
+
+        On a full volume the row stays: the next ``begin`` of the key or the next start removes it.
+        """
+        with suppress(sqlite3.OperationalError):
+            self._db.execute("DELETE FROM commands WHERE number = ?", (record.number,))
+            self._body(record.number).unlink(missing_ok=True)
+
+    def finish(self, record: Record, status: int, answer: str, *, pending: bool = False) -> None:
+        """Logs a command's answer; ``pending`` if its gradients wait for an optimizer step."""
+        with space_needed(), self._transaction():
+            self._finish(record, status, answer, "", pending=pending)
+
+    def settle(self, record: Record, status: int, answer: str) -> None:
+        """Logs an answer together with the end of all pending gradients."""
+        with space_needed(), self._transaction():
+            self._finish(record, status, answer, "", pending=False)
+            self._end_pending()
+        self._drop_bodies()
+
+    def commit(self, record: Record, answer: str, commit: Commit, cursor: str) -> None:
+        """Logs an optimizer step: its answer, its commit, and the end of pending gradients."""
+        with space_needed(), self._transaction():
+            self._finish(record, 200, answer, commit.digest, pending=False)
+            self._end_pending()
+            self._db.execute(
+                "INSERT INTO commits (number, run, commit_json, cursor_json) VALUES (?, ?, ?, ?)",
+                (commit.index, commit.run, commit.model_dump_json(), cursor),
+            )
+        self._drop_bodies()
+
+    def assign(self, assignment: Assignment, *, since: int, rebased: bool) -> None:
+        """Logs an assignment; a re-base also ends pending gradients."""
+        with space_needed(), self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO assignment VALUES (1, ?, ?)",
+                (assignment.model_dump_json(), since),
+            )
+            if rebased:
+                self._end_pending()
+        if rebased:
+            self._drop_bodies()
+
+    def assigned(self) -> Assigned | None:
+        """The assignment in force."""
+        rows = self._rows("SELECT assignment_json, since FROM assignment")
+        if not rows:
+            return None
+        return Assigned(Assignment.model_validate_json(rows[0][0]), int(rows[0][1]))
+
+    def commits(self) -> list[Commit]:
+        """Every commit of the model, oldest first."""
+        rows = self._rows("SELECT commit_json FROM commits ORDER BY number")
+        return [Commit.model_validate_json(row[0]) for row in rows]
+
+    def cursor(self, run: str) -> str:
+        """The cursor that came with the run's last commit, as JSON."""
+        rows = self._rows(
+            "SELECT cursor_json FROM commits WHERE run = ? ORDER BY number DESC LIMIT 1", run
+        )
+        return str(rows[0][0]) if rows else "{}"
+
+    def pending(self) -> list[Record]:
+        """The commands whose gradients wait, in the order they were applied."""
+        return self._records("pending = 1")
+
+    def unfinished(self) -> list[Record]:
+        """Commands that were begun and never finished."""
+        return self._records("status IS NULL")
+
+    def forwards(self, latest: int) -> list[Record]:
+        """The latest forwards under the present weights and assignment."""
+        held = self._records("kind = 'forward' AND status = 200 AND held = 1")
+        return held[-latest:]
+
+    def body(self, record: Record) -> bytes:
+        """The request of a command that is pending or held."""
+        return self._body(record.number).read_bytes()
+
+    def _finish(
+        self, record: Record, status: int, answer: str, checkpoint: str, *, pending: bool
+    ) -> None:
+        self._db.execute(
+            "UPDATE commands SET status = ?, answer = ?, checkpoint = ?, pending = ? "
+            "WHERE number = ?",
+            (status, answer, checkpoint, int(pending), record.number),
+        )
+
+    def _end_pending(self) -> None:
+        self._db.execute("UPDATE commands SET pending = 0 WHERE pending = 1")
+        self._db.execute("UPDATE commands SET held = 0 WHERE held = 1 AND status IS NOT NULL")
+
+    def _drop_bodies(self) -> None:
+        """Removes bodies that nothing needs; a crash before it only leaves them until the next."""
+        rows = self._rows("SELECT number FROM commands WHERE status IS NULL")
+        needed = {self._body(row[0]) for row in rows}
+        for path in self._bodies.iterdir():
+            if path not in needed:
+                path.unlink(missing_ok=True)
+
+    def _records(self, condition: str, *values: Any) -> list[Record]:
+        rows = self._rows(
+            f"SELECT {_COLUMNS} FROM commands WHERE {condition} ORDER BY number", *values
+        )
+        return [Record(r[0], Key(r[1], r[2]), r[3], r[4], r[5], r[6] or "", r[7]) for r in rows]
+
+    def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._db.execute(statement, values).fetchall()
+
+    def _body(self, number: int) -> Path:
+        return self._bodies / f"{number:09d}.json"
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+
+def _lock(path: Path, seconds: float) -> int:
+    """An exclusive lock that ends with the process; waits for a predecessor to end."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise LogBusyError(
+                    f"another trainer still holds {path.parent.name}'s log"
+                ) from error
+            time.sleep(0.2)

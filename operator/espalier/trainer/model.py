@@ -1,0 +1,216 @@
+"""The policy: a frozen base model with a LoRA adapter, and the log-probs of packed rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from espalier.api.trainablemodel import Adapter
+from espalier.trainer.data import Datum, Limits
+from espalier.trainer.head import completion_logprobs
+from espalier.trainer.packing import Row, pack
+from espalier.trainer.problems import CommandError, UserMistakeError
+
+ADAPTER = "default"
+# Attention is dense within a row, so rows stay short where its cost shows.
+ROW_TOKENS = {"cpu": 512, "cuda": 8192}
+# A packed row must give the log-probs of the plain sequence: by dtype, the largest difference.
+SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+
+State = dict[str, Tensor]
+
+
+class Policy:
+    """Parameters are float32 tensors by their PEFT name; the base stays frozen."""
+
+    def __init__(self, causal_lm: nn.Module, adapter: Adapter, device: torch.device) -> None:
+        self.adapter = adapter
+        self.device = device
+        self._check_adapter(causal_lm)
+        torch.manual_seed(adapter.seed)
+        self._peft = _with_adapter(causal_lm, adapter)
+        self._causal_lm: Any = self._peft.base_model.model
+        self._trunk: Any = self._causal_lm.get_decoder()
+        self._head: Any = self._causal_lm.get_output_embeddings()
+        if isinstance(self._head, LoraLayer):
+            raise UserMistakeError(
+                "UnsupportedTargetModules",
+                "spec.adapter.targetModules covers the output head, which must stay frozen",
+                "leave the head out, or use all-linear",
+            )
+        self.target_modules = sorted(
+            {
+                name.rsplit(".", 1)[-1]
+                for name, module in self._peft.named_modules()
+                if isinstance(module, LoraLayer)
+            }
+        )
+        self._peft.to(device)
+        self._peft.train()
+        self.parameters = self._named_parameters()
+        self._initial = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.limits = Limits(
+            vocabulary=int(self._head.weight.shape[0]),
+            context=int(getattr(self._causal_lm.config, "max_position_embeddings", 1 << 20)),
+        )
+        self.row_tokens = ROW_TOKENS[device.type]
+        self._self_check()
+
+    def logprobs(self, row: Row, temperature: float) -> Tensor:
+        """Log-prob [N] of the row's targets, float32, differentiable by the adapter."""
+        hidden = self._hidden(row.tokens, row.depths, None if row.is_chain else row.visible())
+        reads = torch.from_numpy(row.reads).to(self.device)
+        targets = torch.from_numpy(row.targets).to(self.device)
+        bias = getattr(self._head, "bias", None)
+        return completion_logprobs(
+            hidden.index_select(0, reads), self._head.weight, bias, targets, temperature
+        )
+
+    def drop_gradients(self) -> None:
+        """Forgets what was accumulated."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def check(self, state: State) -> None:
+        """409 if a checkpoint's adapter has other names or shapes than this one."""
+        shapes = {name: value.shape for name, value in self.parameters.items()}
+        if {name: value.shape for name, value in state.items()} != shapes:
+            raise CommandError(
+                409,
+                "AdapterMismatch",
+                "the checkpoint's adapter has other modules or another rank than this model's",
+                "fork with the rank and targetModules of the checkpoint",
+            )
+
+    def load(self, state: State) -> None:
+        """Sets every adapter parameter."""
+        self.check(state)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[name])
+
+    def reset(self) -> None:
+        """The fresh adapter of the seed: served log-probs equal the base's."""
+        self.load(self._initial)
+
+    def adapter_config(self) -> dict[str, Any]:
+        """PEFT's configuration with an explicit list of modules, as vLLM wants it."""
+        config = json.loads(json.dumps(self._peft.peft_config[ADAPTER].to_dict(), default=_plain))
+        config.update(
+            base_model_name_or_path="base",
+            inference_mode=True,
+            target_modules=self.target_modules,
+        )
+        return dict(config)
+
+    def _hidden(self, tokens: Any, positions: Any, visible: Any) -> Tensor:
+        mask = None
+        if visible is not None:
+            mask = torch.from_numpy(visible).to(self.device)[None, None]
+        output = self._trunk(
+            input_ids=torch.from_numpy(tokens).to(self.device)[None],
+            position_ids=torch.from_numpy(positions).to(self.device)[None],
+            attention_mask=mask,
+            use_cache=False,
+        )
+        hidden = output.last_hidden_state[0]
+        assert isinstance(hidden, Tensor)
+        return hidden
+
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
+        trained = {
+            name.replace(f".{ADAPTER}.", "."): parameter
+            for name, parameter in self._peft.named_parameters()
+            if parameter.requires_grad
+        }
+        saved = set(get_peft_model_state_dict(self._peft, adapter_name=ADAPTER))
+        assert set(trained) == saved, "PEFT saves other names than it trains"
+        return trained
+
+    def _check_adapter(self, causal_lm: nn.Module) -> None:
+        wanted = self.adapter.target_modules
+        names = {
+            name.rsplit(".", 1)[-1]
+            for name, module in causal_lm.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        unknown = [] if wanted == ["all-linear"] else sorted(set(wanted) - names)
+        if unknown:
+            raise UserMistakeError(
+                "UnknownTargetModules",
+                f"spec.adapter.targetModules names {', '.join(unknown)}, which the base lacks",
+                f"use all-linear or some of {', '.join(sorted(names))}",
+            )
+
+    def _self_check(self) -> None:
+        """Refuses a base whose layers mix tokens in a way that packed rows do not preserve."""
+        generator = np.random.default_rng(0)
+        tokens = generator.integers(0, self.limits.vocabulary, 14).tolist()
+        prompt = tuple(tokens[:6])
+        data = [
+            Datum(prompt, tuple(tokens[start : start + 4]), (), 0.0, 0.0, 0, None)
+            for start in (6, 10)
+        ]
+        (row,) = pack(data, 64)
+        with torch.no_grad():
+            packed = self.logprobs(row, 1.0)
+            worst = 0.0
+            for span in row.spans:
+                datum = data[span.datum]
+                ids = torch.tensor([datum.prompt + datum.output], device=self.device)
+                logits = self._causal_lm(input_ids=ids, use_cache=False).logits[0]
+                plain = logits[len(prompt) - 1 : -1].float().log_softmax(dim=-1)
+                chosen = plain.gather(1, ids[0, len(prompt) :, None]).squeeze(1)
+                worst = max(worst, float((packed[span.start : span.stop] - chosen).abs().max()))
+        tolerance = SELF_CHECK_TOLERANCE.get(self._head.weight.dtype, 1e-3)
+        if not worst <= tolerance:
+            raise UserMistakeError(
+                "UnsupportedBase",
+                f"log-probs of packed rows differ from plain ones by {worst:.2g}",
+                "use a base whose layers are all causal attention without logit capping "
+                "(Llama, Qwen2, Qwen3, Mistral, SmolLM)",
+            )
+
+
+def load_policy(base: Path, adapter: Adapter, dtype: str) -> Policy:
+    """The base on the GPU if there is one; raises UserMistakeError when it cannot be used."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            base, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+        )
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise UserMistakeError(
+            "UnsupportedBase",
+            f"the base cannot be loaded: {error}",
+            "use a Hugging Face causal language model in safetensors with its config.json",
+        ) from error
+    return Policy(causal_lm, adapter, device)
+
+
+def _with_adapter(causal_lm: nn.Module, adapter: Adapter) -> Any:
+    all_linear = adapter.target_modules == ["all-linear"]
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules="all-linear" if all_linear else list(adapter.target_modules),
+    )
+    return get_peft_model(causal_lm, config, adapter_name=ADAPTER)
+
+
+def _plain(value: Any) -> Any:
+    """Sets and enums of PEFT's configuration as JSON."""
+    if isinstance(value, set):
+        return sorted(value)
+    return str(getattr(value, "value", value))

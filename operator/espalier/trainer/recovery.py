@@ -1,0 +1,81 @@
+"""From the log and the volume back to the state that was last acknowledged."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from espalier.trainer import checkpoints
+from espalier.trainer.checkpoints import Position
+from espalier.trainer.commands import gradient_command
+from espalier.trainer.log import Assigned, Record
+from espalier.trainer.problems import CommandError
+from espalier.trainer.store import Stored
+
+if TYPE_CHECKING:
+    from espalier.trainer.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+
+def restore(target: Engine) -> None:
+    """Loads the last commit, adopts one that was written but not logged, replays what is pending.
+
+    Commands that were begun and never finished were never acknowledged and had no effect; they
+    are forgotten, and a resent one runs anew.
+    """
+    target.commits = target.log.commits()
+    target.assigned = target.log.assigned()
+    if target.assigned is not None:
+        _adopt(target, target.assigned)
+        position = _position(target, target.assigned)
+        digest = position.digest
+        content = checkpoints.read(target.store, digest, target.base) if digest else None
+        target.stand_on(position, content)
+        _replay(target)
+    for record in target.log.unfinished():
+        target.log.abandon(record)
+
+
+def _position(target: Engine, assigned: Assigned) -> Position:
+    """The last commit under the assignment's epoch, else the assignment's base."""
+    if len(target.commits) > assigned.since:
+        last = target.commits[-1]
+        return Position(last.digest, last.name, last.step)
+    assignment = assigned.assignment
+    return Position(assignment.base, assignment.base_name, assignment.base_step)
+
+
+def _adopt(target: Engine, assigned: Assigned) -> None:
+    for record in target.log.unfinished():
+        stored = _written_by(target, assigned, record) if record.kind == "optim-step" else None
+        if stored is None:
+            continue
+        state = checkpoints.read(target.store, stored.digest, target.base).state
+        try:
+            target.record_commit(record, stored, state)
+            logger.info("adopted %s, which was written but not logged", state.name)
+        except CommandError as error:
+            # The step was never acknowledged, so undoing it is as right, and frees space.
+            target.store.discard(stored)
+            target.problem = error.problem
+
+
+def _written_by(target: Engine, assigned: Assigned, record: Record) -> Stored | None:
+    parent = _position(target, assigned).digest
+    for stored in target.store.checkpoints(target.model):
+        manifest = stored.manifest
+        key = (manifest["session"], manifest["seq"])
+        if (
+            key == (record.key.session, record.key.seq)
+            and manifest["epoch"] == assigned.assignment.epoch
+            and manifest["parent"] == parent
+        ):
+            return stored
+    return None
+
+
+def _replay(target: Engine) -> None:
+    for record in target.log.pending():
+        work = gradient_command(target.policy, target.log, record.kind, target.log.body(record))
+        target.tallies.append(work.add())

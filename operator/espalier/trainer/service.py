@@ -1,0 +1,251 @@
+"""The trainer's HTTP routes: who may call, what is well-formed, and one queue to the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import uuid
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from espalier import identity
+from espalier.api.wire import (
+    EPOCH,
+    IDEMPOTENCY_KEY,
+    Assignment,
+    BackwardRequest,
+    ForwardBackwardRequest,
+    ForwardRequest,
+    LossList,
+    OptimStepRequest,
+    Problem,
+    Wire,
+)
+from espalier.trainer.commands import Answer, Command, Empty
+from espalier.trainer.commits import CommitFeed, Snapshot
+from espalier.trainer.engine import Engine
+from espalier.trainer.log import Key, Kind
+from espalier.trainer.losses import DEFAULTS
+from espalier.trainer.problems import CommandError, invalid
+
+logger = logging.getLogger(__name__)
+
+DIGEST = "Espalier-Checkpoint-Digest"
+# A step's trajectories as JSON; tokens and log-probs take about 30 bytes each.
+MAX_BODY_BYTES = 1 << 30
+MAX_WAIT_SECONDS = 30.0
+MAX_KEY_CHARS = 200
+OPEN_ROUTES = ("/healthz", "/readyz")
+OPERATOR_ROUTES = ("/assign", "/commits")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Body = TypeVar("Body", bound=BaseModel)
+_CALLER = web.RequestKey("caller", identity.Caller)
+
+
+class Service:
+    """Routes over an engine that may still be loading. The engine works on one thread."""
+
+    def __init__(self, public_key: str, audience: str) -> None:
+        self._public_key = public_key
+        self._audience = audience
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._engine: Engine | None = None
+        self.feed = CommitFeed(asyncio.get_running_loop())
+
+    async def start(self, make: Callable[[Callable[[Engine], None]], Engine]) -> None:
+        """Makes the engine on its thread; until then train routes answer 503 Loading."""
+        loop = asyncio.get_running_loop()
+        self._engine = await loop.run_in_executor(self._worker, make, self._published)
+
+    def app(self) -> web.Application:
+        """The routes of the architecture page."""
+        app = web.Application(
+            middlewares=[self._answer_problems, self._authenticate],
+            client_max_size=MAX_BODY_BYTES,
+        )
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_post("/assign", self._assign)
+        app.router.add_get("/commits", self._commits)
+        app.router.add_get("/train/losses", self._losses)
+        app.router.add_get("/train/state", self._state)
+        kinds: dict[Kind, type[Wire]] = {
+            "forward-backward": ForwardBackwardRequest,
+            "forward": ForwardRequest,
+            "backward": BackwardRequest,
+            "zero-grad": Empty,
+            "optim-step": OptimStepRequest,
+        }
+        for kind, body in kinds.items():
+            app.router.add_post(f"/train/{kind}", self._command(kind, body))
+        return app
+
+    def _published(self, engine: Engine) -> None:
+        state = engine.state() if engine.assigned is not None else None
+        self.feed.publish(Snapshot(state, tuple(engine.commits), engine.problem))
+
+    def _ready_engine(self) -> Engine:
+        if self._engine is None:
+            raise CommandError(
+                503, "Loading", "the trainer is loading the base model", "wait for /readyz"
+            )
+        return self._engine
+
+    @web.middleware
+    async def _answer_problems(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except CommandError as error:
+            return _problem(error.status, error.problem)
+        except web.HTTPException as error:
+            return _problem(
+                error.status, Problem(reason=error.reason.replace(" ", ""), detail=request.path)
+            )
+        except Exception as error:
+            logger.exception("%s %s failed", request.method, request.path)
+            return _problem(
+                500,
+                Problem(
+                    reason="Internal",
+                    detail=f"{type(error).__name__}: {error}; nothing was applied",
+                    remedy="see the trainer's log",
+                ),
+            )
+
+    @web.middleware
+    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in OPEN_ROUTES:
+            return await handler(request)
+        try:
+            caller = identity.verify(
+                self._public_key, request.headers.get("Authorization"), self._audience
+            )
+        except identity.IdentityError as error:
+            raise CommandError(401, "Unauthenticated", str(error), "go through the gateway") from (
+                error
+            )
+        if request.path in OPERATOR_ROUTES and caller.subject != "operator":
+            raise CommandError(
+                403,
+                "Forbidden",
+                f"{request.path} is for the operator",
+                "edit the resources instead",
+            )
+        request[_CALLER] = caller
+        return await handler(request)
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        self._ready_engine()
+        return web.Response(text="ok")
+
+    async def _losses(self, _request: web.Request) -> web.Response:
+        return _json(LossList(losses=list(DEFAULTS)))
+
+    async def _state(self, _request: web.Request) -> web.Response:
+        engine = self._ready_engine()
+        state = self.feed.snapshot.state
+        if state is None:
+            engine.assignment()
+            raise CommandError(503, "Loading", "the first assignment is being applied")
+        return _json(state)
+
+    async def _assign(self, request: web.Request) -> web.Response:
+        wanted = _parse(Assignment, await request.read())
+        engine = self._ready_engine()
+        loop = asyncio.get_running_loop()
+        return _json(await loop.run_in_executor(self._worker, engine.assign, wanted))
+
+    async def _commits(self, request: web.Request) -> web.Response:
+        self._ready_engine()
+        after = _number(request, "after", 0, whole=True)
+        wait = min(_number(request, "wait", 0), MAX_WAIT_SECONDS)
+        return _json(await self.feed.page(int(after), wait))
+
+    def _command(self, kind: Kind, body: type[Wire]) -> Handler:
+        async def handle(request: web.Request) -> web.Response:
+            engine = self._ready_engine()
+            content = await request.read()
+            command = Command(
+                key=_key(request),
+                kind=kind,
+                request=await asyncio.to_thread(_parse, body, content or b"{}"),
+                epoch=_epoch(request),
+            )
+            loop = asyncio.get_running_loop()
+            return _answer(await loop.run_in_executor(self._worker, engine.execute, command))
+
+        return handle
+
+
+def _answer(answer: Answer) -> web.Response:
+    headers = {DIGEST: answer.digest} if answer.digest else {}
+    return web.Response(
+        status=answer.status, text=answer.body, content_type="application/json", headers=headers
+    )
+
+
+def _json(body: Wire) -> web.Response:
+    return web.Response(text=body.model_dump_json(), content_type="application/json")
+
+
+def _problem(status: int, problem: Problem) -> web.Response:
+    headers = {"Retry-After": "2"} if status in (503, 507) else {}
+    return web.Response(
+        status=status,
+        text=problem.model_dump_json(),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+def _parse(body: type[Body], content: bytes) -> Body:
+    try:
+        return body.model_validate_json(content)
+    except ValidationError as error:
+        # A union reports one error per member; the deepest says what is wrong.
+        worst = max(error.errors(include_url=False), key=lambda item: len(item["loc"]))
+        steps = [step for step in worst["loc"] if step not in ("str", "TrajectoryPayload")]
+        field = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in steps).lstrip(".")
+        raise invalid(field or "body", worst["msg"]) from error
+
+
+def _key(request: web.Request) -> Key:
+    """The caller's key; a command without one gets a key that nobody else can send."""
+    text = request.headers.get(IDEMPOTENCY_KEY)
+    if text is None:
+        return Key(f"unkeyed-{uuid.uuid4().hex}", 0)
+    session, _, seq = text.rpartition("/")
+    if not session or not (seq.isascii() and seq.isdigit()) or len(text) > MAX_KEY_CHARS:
+        raise invalid(IDEMPOTENCY_KEY, f"{text!r} is not <session>/<seq>", "for example 4f1c/12")
+    return Key(session, int(seq))
+
+
+def _epoch(request: web.Request) -> int | None:
+    text = request.headers.get(EPOCH)
+    if text is None:
+        return request[_CALLER].epoch or None
+    if not (text.isascii() and text.isdigit()):
+        raise invalid(EPOCH, f"{text!r} is not a number")
+    return int(text)
+
+
+def _number(request: web.Request, name: str, default: float, *, whole: bool = False) -> float:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise invalid(name, f"{text!r} is not a number") from error
+    if not math.isfinite(value) or value < 0 or (whole and not value.is_integer()):
+        raise invalid(name, f"{text!r} is not a {'whole ' if whole else ''}number of at least 0")
+    return value

@@ -1,0 +1,66 @@
+"""The trainer pod's environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from espalier.api.trainablemodel import Adapter
+from espalier.core.names import audience
+from espalier.trainer.problems import UserMistakeError
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator set; ``base`` is a digest, ``public_key`` PEM."""
+
+    model: str
+    namespace: str
+    volume: Path
+    base: str
+    public_key: str
+    dtype: str
+    adapter: Adapter
+
+    @property
+    def audience(self) -> str:
+        """The audience that tokens for this trainer carry."""
+        return audience(self.namespace, self.model)
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Raises UserMistakeError naming the variable that is missing or wrong."""
+    dtype = environment.get("ESPALIER_DTYPE", "float32")
+    if dtype not in DTYPES:
+        raise UserMistakeError(
+            "InvalidSettings",
+            f"ESPALIER_DTYPE is {dtype!r}",
+            f"set spec.trainer.dtype to one of {', '.join(DTYPES)}",
+        )
+    try:
+        adapter = Adapter.model_validate_json(environment.get("ESPALIER_ADAPTER", "{}"))
+    except ValidationError as error:
+        raise UserMistakeError(
+            "InvalidSettings", f"ESPALIER_ADAPTER: {error}", "correct spec.adapter"
+        ) from error
+    return Settings(
+        model=_need(environment, "ESPALIER_MODEL"),
+        namespace=_need(environment, "ESPALIER_NAMESPACE"),
+        volume=Path(_need(environment, "ESPALIER_VOLUME")),
+        base=_need(environment, "ESPALIER_BASE"),
+        public_key=_need(environment, "ESPALIER_PUBLIC_KEY"),
+        dtype=dtype,
+        adapter=adapter,
+    )
+
+
+def _need(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name)
+    if not value:
+        raise UserMistakeError("InvalidSettings", f"{name} is not set", "the operator sets it")
+    return value

@@ -1,0 +1,214 @@
+"""The volume: immutable, content-addressed directories for bases and checkpoints.
+
+``<root>/bases/sha256-<hex>/`` and ``<root>/checkpoints/sha256-<hex>/`` hold files and a
+``manifest.json`` written last; the digest is the SHA-256 of the manifest's canonical JSON, so it
+covers every file and the metadata. A directory without ``.tmp-`` in front is complete: it got its
+name by a rename after everything in it was on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from espalier.core.names import DIGEST_PREFIX, directory_name
+from espalier.trainer.problems import CommandError, volume_full
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["base", "checkpoint"]
+MANIFEST = "manifest.json"
+STAGING = ".tmp-"
+_FOLDERS: dict[Kind, str] = {"base": "bases", "checkpoint": "checkpoints"}
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DigestError(Exception):
+    """A directory is missing, incomplete or not what its name says."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A complete directory: its digest, where it is and its manifest."""
+
+    digest: str
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(int(entry["size"]) for entry in self.manifest["files"].values())
+
+
+class CheckpointStore:
+    """The only place that knows paths on the volume. ``owner`` marks this process's staging."""
+
+    def __init__(self, root: Path, owner: str) -> None:
+        self._root = root
+        self._owner = owner
+
+    def model_directory(self, model: str) -> Path:
+        """Where a model's command log lives; made if absent."""
+        path = self._root / "models" / model
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def staging(self, kind: Kind) -> Iterator[Path]:
+        """An empty directory to fill and ``commit``; removed when the block ends without that.
+
+        Raises VolumeFull (507) for a full disk or quota anywhere in the block.
+        """
+        folder = self._root / _FOLDERS[kind]
+        path = folder / f"{STAGING}{uuid.uuid4().hex}.{self._owner}"
+        with space_needed():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                path.mkdir(mode=0o755)
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def commit(self, kind: Kind, staged: Path, metadata: dict[str, Any]) -> tuple[Stored, bool]:
+        """Makes a staged directory durable under its digest; False if it was there already."""
+        files = {}
+        for path in sorted(p for p in staged.rglob("*") if p.is_file()):
+            path.chmod(0o644)
+            sync(path)
+            files[path.relative_to(staged).as_posix()] = {
+                "sha256": sha256_of(path),
+                "size": path.stat().st_size,
+            }
+        for directory in [p for p in staged.rglob("*") if p.is_dir()]:
+            directory.chmod(0o755)
+            sync(directory)
+        manifest = {"kind": kind, "files": files, **metadata}
+        text = canonical(manifest)
+        digest = DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest()
+        (staged / MANIFEST).write_text(text)
+        (staged / MANIFEST).chmod(0o644)
+        sync(staged / MANIFEST)
+        staged.chmod(0o755)
+        sync(staged)
+        final = self._path(kind, digest)
+        try:
+            staged.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return self.open(kind, digest), False
+        sync(final.parent)
+        return Stored(digest, final, manifest), True
+
+    def open(self, kind: Kind, digest: str) -> Stored:
+        """A directory by digest: manifest and sizes are checked; raises DigestError."""
+        path = self._path(kind, digest)
+        try:
+            text = (path / MANIFEST).read_text()
+        except OSError as error:
+            raise DigestError(f"{kind} {digest} is not on the volume ({error})") from error
+        if DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest() != digest:
+            raise DigestError(f"the manifest of {kind} {digest} does not match its digest")
+        manifest = json.loads(text)
+        for name, entry in manifest["files"].items():
+            file = path / name
+            if not file.is_file() or file.stat().st_size != entry["size"]:
+                raise DigestError(f"{name} of {kind} {digest} is missing or truncated")
+        return Stored(digest, path, manifest)
+
+    def verify(self, kind: Kind, digest: str) -> Stored:
+        """Like ``open``, and reads every byte against its SHA-256."""
+        stored = self.open(kind, digest)
+        for name, entry in stored.manifest["files"].items():
+            if sha256_of(stored.path / name) != entry["sha256"]:
+                raise DigestError(f"{name} of {kind} {digest} is corrupt")
+        return stored
+
+    def checkpoints(self, model: str) -> Iterator[Stored]:
+        """Every readable checkpoint of a model."""
+        for path in sorted((self._root / _FOLDERS["checkpoint"]).glob("sha256-*")):
+            try:
+                stored = self.open("checkpoint", path.name.replace("-", ":", 1))
+            except DigestError:
+                # Someone else's damage must not keep this model from starting.
+                logger.warning("skipping an unreadable checkpoint", exc_info=True)
+                continue
+            if stored.manifest["model"] == model:
+                yield stored
+
+    def discard(self, stored: Stored) -> None:
+        """Removes a checkpoint that nobody was told about."""
+        shutil.rmtree(stored.path, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Removes what earlier processes of this owner left in staging; no other may be alive."""
+        for folder in _FOLDERS.values():
+            for path in (self._root / folder).glob(f"{STAGING}*"):
+                if path.name.partition(".")[2].partition(".")[2] == self._owner:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _path(self, kind: Kind, digest: str) -> Path:
+        return self._root / _FOLDERS[kind] / directory_name(digest)
+
+
+@contextmanager
+def space_needed() -> Iterator[None]:
+    """Turns a full disk, as files or SQLite report it, into VolumeFull (507)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise volume_full(error) from error
+        raise
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise volume_full(error) from error
+        raise
+    except CommandError:
+        raise
+    except Exception as error:
+        # safetensors reports an I/O error as its own type, with the errno in its text.
+        if any(f"os error {code}" in str(error) for code in _NO_SPACE):
+            raise volume_full(error) from error
+        raise
+
+
+def canonical(document: dict[str, Any]) -> str:
+    """JSON with sorted keys and no spaces: what digests are taken of."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or directory is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Creates a file that is either complete on disk or absent."""
+    temporary = path.with_name(f"{STAGING}{path.name}")
+    temporary.write_bytes(data)
+    sync(temporary)
+    temporary.rename(path)
+    sync(path.parent)
