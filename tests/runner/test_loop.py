@@ -1,0 +1,362 @@
+"""The loop against a gateway over real HTTP: what it sends, and how it goes on after trouble."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestServer
+from tests.runner.standin import StandIn
+
+from espalier.api.trainingrun import Taskset
+from espalier.client import DeadlineError, Patience, RefusedError, TrainingClient
+from espalier.runner.journal import Journal
+from espalier.runner.loop import Limits, Loop
+from espalier.runner.problem import UserError, WaitError
+from espalier.runner.tasks import Tasks
+from espalier.runner.tasksets import open_tasks
+from espalier.runner.waiting import Waiting
+
+PATIENCE = Patience(deadline=5.0, attempt=5.0, first_delay=0.001, longest_delay=0.01)
+BRIEF = Limits(rounds=3, hold_seconds=0.05, settle_seconds=0.05)
+
+
+class Bench:
+    """A stand-in, the loop that drives its run, and what the loop wrote to its journal."""
+
+    def __init__(self, gateway: StandIn, url: str, tasks: Path) -> None:
+        self.gateway = gateway
+        self.opened: list[Taskset | None] = []
+        self._url = url
+        self._tasks = tasks
+        self._stream = io.StringIO()
+
+    async def drive(self, limits: Limits | None = None, patience: Patience = PATIENCE) -> None:
+        """A runner process, from its start to its end."""
+        journal = Journal("default/run", self._stream)
+        async with TrainingClient(self._url, "default/tiny", "secret", patience=patience) as client:
+            loop = Loop(
+                client,
+                ("default", "run"),
+                open_tasks=self._open,
+                journal=journal,
+                waiting=Waiting(journal, poll_seconds=0.001),
+                limits=limits,
+            )
+            await loop.drive()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The journal's lines of one kind."""
+        lines = [json.loads(line) for line in self._stream.getvalue().splitlines()]
+        return [line for line in lines if line["event"] == name]
+
+    def asked(self) -> list[str]:
+        """The prompts, in the order that they came."""
+        return [sample["messages"][-1]["content"] for sample in self.gateway.samples]
+
+    def _open(self, spec: Taskset | None) -> Tasks:
+        self.opened.append(spec)
+        return open_tasks(spec, self._tasks)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    rows = [json.dumps({"prompt": f"{digit}=", "answer": str(digit)}) for digit in range(8)]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(rows))
+    gateway = StandIn()
+    async with TestServer(gateway.app()) as running:
+        yield Bench(gateway, str(running.make_url("/")), tmp_path)
+
+
+async def test_a_run_takes_its_steps_and_ends(bench: Bench) -> None:
+    await bench.drive()
+    assert bench.gateway.kinds() == ["forward-backward", "optim-step"] * 3
+    assert [step["checkpoint"] for step in bench.events("step")] == [
+        "tiny-000001",
+        "tiny-000002",
+        "tiny-000003",
+    ]
+    assert bench.events("finished")[0]["step"] == 3
+
+
+async def test_every_step_samples_the_checkpoint_that_it_trains_from(bench: Bench) -> None:
+    await bench.drive()
+    models = [sample["model"] for sample in bench.gateway.samples]
+    assert models == [
+        *["default/tiny@base"] * 2,
+        *["default/tiny@tiny-000001"] * 2,
+        *["default/tiny@tiny-000002"] * 2,
+    ]
+
+
+async def test_a_fork_samples_the_checkpoint_of_the_other_model_that_it_starts_from(
+    bench: Bench,
+) -> None:
+    bench.gateway.checkpoint = "other-000007"
+    bench.gateway.spec["steps"] = 1
+    await bench.drive()
+    assert bench.gateway.samples[0]["model"] == "default/tiny@other-000007"
+
+
+async def test_a_sample_asks_for_a_group_with_tokens_and_no_seed(bench: Bench) -> None:
+    await bench.drive()
+    sample = bench.gateway.samples[0]
+    assert (sample["n"], sample["temperature"], sample["max_tokens"]) == (4, 1.0, 4)
+    assert sample["logprobs"] is True
+    assert sample["return_token_ids"] is True
+    assert "seed" not in sample
+
+
+async def test_the_trainer_gets_the_runs_hyperparameters(bench: Bench) -> None:
+    bench.gateway.spec |= {
+        "steps": 1,
+        "loss": {"name": "ppo", "clipLow": "0.9", "clipHigh": "1.1"},
+        "advantage": {"scale": "GroupStd"},
+        "sampling": {"temperature": "0.7", "maxTokens": 4},
+        "optimizer": {"weightDecay": "0.01", "gradientClipNorm": "1"},
+    }
+    await bench.drive()
+    (gradients,) = bench.gateway.bodies("forward-backward")
+    assert gradients["loss_fn"] == "ppo"
+    assert gradients["loss_fn_config"] == {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}
+    assert gradients["advantage_scale"] == "GroupStd"
+    assert gradients["temperature"] == 0.7
+    assert gradients["group_size"] == 4
+    assert [one["reward"] for one in gradients["inputs"]] == [1, 0, 1, 0] * 2
+    (step,) = bench.gateway.bodies("optim-step")
+    assert step["learning_rate"] == 1e-3
+    assert (step["weight_decay"], step["grad_clip_norm"]) == (0.01, 1)
+    assert (step["beta1"], step["beta2"], step["eps"]) == (0.9, 0.95, 1e-8)
+
+
+async def test_a_step_carries_metrics_cursor_and_rollouts(bench: Bench) -> None:
+    await bench.drive()
+    step = bench.gateway.bodies("optim-step")[0]
+    assert step["metrics"]["reward/mean"] == 0.5
+    assert step["metrics"]["group/dropped"] == 0
+    assert step["cursor"] == {"run_step": 1, "next_task": 2}
+    assert len(step["rollouts"]) == 8
+    assert {record["completion"] for record in step["rollouts"]} >= {"none"}
+    assert all(record["trained"] for record in step["rollouts"])
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2, 3, 5])
+async def test_a_killed_runner_is_replaced_by_one_that_asks_what_it_would_have_asked(
+    bench: Bench, answered: int
+) -> None:
+    bench.gateway.fail("chat", *[""] * answered, 500)
+    with pytest.raises(RefusedError):
+        await bench.drive()
+    await bench.drive()
+    assert bench.gateway.run_step == 3
+    asked: dict[str, set[str]] = {}
+    for sample in bench.gateway.samples:
+        asked.setdefault(sample["model"], set()).add(sample["messages"][-1]["content"])
+    # Two groups a step, whichever runner sampled them; and no task twice in six of eight.
+    assert [len(prompts) for prompts in asked.values()] == [2, 2, 2]
+    assert len(set.union(*asked.values())) == 6
+
+
+async def test_gradients_of_a_killed_runner_are_dropped_before_the_step(bench: Bench) -> None:
+    bench.gateway.pending = 1
+    bench.gateway.spec["steps"] = 1
+    await bench.drive()
+    assert bench.gateway.kinds() == ["zero-grad", "forward-backward", "optim-step"]
+
+
+async def test_lost_answers_never_take_a_step_twice(bench: Bench) -> None:
+    for command in ("forward-backward", "optim-step"):
+        bench.gateway.fail(command, "lose", 503, "drop", "lose")
+    await bench.drive()
+    assert bench.gateway.kinds() == ["forward-backward", "optim-step"] * 3
+    assert bench.gateway.run_step == 3
+
+
+async def test_groups_of_equal_rewards_are_dropped_whole_and_counted(bench: Bench) -> None:
+    bench.gateway.spec |= {"steps": 1, "groupsPerStep": 8}
+    bench.gateway.answer = lambda prompt, index: "none" if index or prompt > "2=" else prompt
+    await bench.drive()
+    (gradients,) = bench.gateway.bodies("forward-backward")
+    assert [one["reward"] for one in gradients["inputs"]] == [1, 0, 0, 0] * 3
+    (step,) = bench.gateway.bodies("optim-step")
+    assert step["metrics"]["group/dropped"] == 5
+    assert step["metrics"]["group/zero_variance_fraction"] == 5 / 8
+    assert step["metrics"]["reward/mean"] == 3 / 32
+    assert sum(record["trained"] for record in step["rollouts"]) == 12
+
+
+async def test_groups_of_equal_rewards_are_trained_on_where_the_run_keeps_them(
+    bench: Bench,
+) -> None:
+    bench.gateway.spec |= {"steps": 1, "groupFilter": {"zeroVariance": "Keep"}}
+    bench.gateway.answer = lambda prompt, index: "none"
+    await bench.drive()
+    assert len(bench.gateway.bodies("forward-backward")[0]["inputs"]) == 8
+
+
+async def test_when_no_group_teaches_the_next_tasks_are_asked(bench: Bench) -> None:
+    bench.gateway.spec["steps"] = 1
+    calls = iter(range(100))
+    bench.gateway.answer = lambda prompt, index: prompt if next(calls) >= 8 and index else "none"
+    await bench.drive()
+    asked = bench.asked()
+    assert len(asked) == 4
+    assert len(set(asked)) == 4
+    (step,) = bench.gateway.bodies("optim-step")
+    assert step["metrics"]["group/dropped"] == 2
+    assert len(step["rollouts"]) == 16
+
+
+async def test_rewards_that_never_differ_end_the_run_with_a_remedy(bench: Bench) -> None:
+    bench.gateway.answer = lambda prompt, index: "none"
+    bench.gateway.finish_reason = "length"
+    with pytest.raises(UserError) as raised:
+        await bench.drive(BRIEF)
+    assert raised.value.problem.reason == "RewardsUninformative"
+    assert "in 3 rounds" in raised.value.problem.detail
+    assert "raise sampling.maxTokens" in raised.value.problem.remedy
+    assert bench.gateway.kinds() == []
+
+
+@pytest.mark.parametrize("command", ["forward-backward", "optim-step"])
+async def test_a_rollback_in_mid_step_drops_the_step_and_goes_on_from_the_new_place(
+    bench: Bench, command: str
+) -> None:
+    def rollback() -> None:
+        bench.gateway.epoch = 2
+        bench.gateway.pending = 0
+        bench.gateway.checkpoint = "tiny-000001"
+
+    def arm() -> None:
+        bench.gateway.hooks[command] = rollback
+
+    bench.gateway.step = bench.gateway.run_step = 2
+    bench.gateway.checkpoint = "tiny-000002"
+    arm()
+    await bench.drive()
+    assert bench.events("step-dropped")[0]["reason"] == "StaleEpoch"
+    assert bench.gateway.samples[-1]["model"] == "default/tiny@tiny-000001"
+    assert [step["epoch"] for step in bench.events("step")] == [2]
+    assert bench.gateway.run_step == 3
+
+
+Hold = Callable[[StandIn, bool], None]
+
+
+def _suspend(gateway: StandIn, held: bool) -> None:
+    gateway.suspended = held
+
+
+def _pause(gateway: StandIn, held: bool) -> None:
+    gateway.paused = held
+
+
+def _reassign(gateway: StandIn, held: bool) -> None:
+    gateway.run = "another/uid" if held else "run/6f1f9c1e"
+
+
+@pytest.mark.parametrize(
+    ("hold", "reason"),
+    [(_suspend, "Suspended"), (_pause, "Paused"), (_reassign, "NotAssigned")],
+)
+async def test_a_held_run_waits_and_then_goes_on(bench: Bench, hold: Hold, reason: str) -> None:
+    hold(bench.gateway, True)
+    reads = iter(range(100))
+
+    def release() -> None:
+        if next(reads) == 3:
+            hold(bench.gateway, False)
+        else:
+            bench.gateway.hooks["run"] = release
+
+    bench.gateway.hooks["run"] = release
+    await bench.drive()
+    assert [wait["reason"] for wait in bench.events("waiting")] == [reason]
+    assert bench.gateway.run_step == 3
+
+
+@pytest.mark.parametrize(
+    ("hold", "reason"),
+    [(_suspend, "Suspended"), (_pause, "Paused"), (_reassign, "NotAssigned")],
+)
+async def test_no_wait_is_without_end(bench: Bench, hold: Hold, reason: str) -> None:
+    hold(bench.gateway, True)
+    with pytest.raises(WaitError) as raised:
+        await bench.drive(BRIEF)
+    assert raised.value.problem.reason == reason
+
+
+async def test_a_pin_in_mid_step_holds_the_run_and_its_gradients_are_dropped_later(
+    bench: Bench,
+) -> None:
+    bench.gateway.spec["steps"] = 1
+    bench.gateway.hooks["optim-step"] = lambda: _pause(bench.gateway, True)
+
+    def release() -> None:
+        bench.gateway.hooks["run"] = lambda: _pause(bench.gateway, False)
+
+    bench.gateway.hooks["run"] = release
+    await bench.drive()
+    assert bench.gateway.kinds() == [
+        "forward-backward",
+        "zero-grad",
+        "forward-backward",
+        "optim-step",
+    ]
+
+
+async def test_edits_of_the_run_take_effect_at_the_next_step(bench: Bench) -> None:
+    def edit() -> None:
+        bench.gateway.spec |= {"learningRate": "5e-4", "groupSize": 2, "steps": 4}
+
+    bench.gateway.hooks["optim-step"] = edit
+    await bench.drive()
+    steps = bench.gateway.bodies("optim-step")
+    assert [step["learning_rate"] for step in steps] == [1e-3, 5e-4, 5e-4, 5e-4]
+    gradients = bench.gateway.bodies("forward-backward")
+    assert [body["group_size"] for body in gradients] == [4, 2, 2, 2]
+
+
+async def test_the_taskset_is_opened_again_only_when_it_is_edited(bench: Bench) -> None:
+    def edit() -> None:
+        bench.gateway.spec |= {"taskset": {**bench.gateway.spec["taskset"], "seed": 2}}
+
+    bench.gateway.hooks["optim-step"] = edit
+    await bench.drive()
+    assert [spec.seed for spec in bench.opened if spec] == [1, 2]
+
+
+async def test_a_name_or_a_grant_that_is_not_there_yet_is_waited_for(bench: Bench) -> None:
+    bench.gateway.fail("chat", 404)
+    bench.gateway.fail("run", 401, 403)
+    await bench.drive()
+    assert [wait["reason"] for wait in bench.events("waiting")] == [
+        "Status401",
+        "Status403",
+        "Status404",
+    ]
+    assert bench.gateway.run_step == 3
+
+
+async def test_a_request_that_can_never_succeed_is_the_users_to_mend(bench: Bench) -> None:
+    bench.gateway.fail("forward-backward", 422)
+    with pytest.raises(UserError) as raised:
+        await bench.drive()
+    assert raised.value.problem.reason == "Status422"
+    assert raised.value.problem.remedy == "Mend it"
+
+
+async def test_a_run_that_is_over_at_the_gateway_is_over(bench: Bench) -> None:
+    bench.gateway.active = False
+    await bench.drive()
+    assert bench.gateway.kinds() == []
+
+
+async def test_a_gateway_that_stays_away_ends_the_runner_by_its_deadline(bench: Bench) -> None:
+    bench.gateway.fail("state", *[503] * 1000)
+    with pytest.raises(DeadlineError):
+        await bench.drive(patience=Patience(deadline=0.05, first_delay=0.001, longest_delay=0.01))
