@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ class Rollout:
     private_key: str
     audience: str
     log: Path
-    command: dict[str, str] = field(repr=False, default_factory=dict)
 
     def token(self, subject: identity.Subject) -> str:
         return identity.issue(self.private_key, subject, self.audience)
@@ -98,8 +97,7 @@ def start(
         "ESPALIER_MAX_LORA_RANK": str(max_lora_rank),
         "ESPALIER_PORT": str(port),
         "TMPDIR": str(scratch),
-        # Model information of earlier starts, as the image has it baked in.
-        "VLLM_CACHE_ROOT": os.environ.get("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "vllm")),
+        "VLLM_CACHE_ROOT": str(baked_model_information()),
     }
     log = scratch / "rollout.log"
     with log.open("wb") as output:
@@ -110,10 +108,23 @@ def start(
             stderr=subprocess.STDOUT,
         )
     audience = names.audience(namespace, model)
-    return Rollout(process, f"http://127.0.0.1:{port}", private_key, audience, log, told)
+    return Rollout(process, f"http://127.0.0.1:{port}", private_key, audience, log)
 
 
-def wait_healthy(rollout: Rollout, seconds: float = 180) -> float:
+def baked_model_information() -> Path:
+    """What the image has baked in, made once and kept in the cache."""
+    root = Path(os.environ.get("ESPALIER_CACHE", Path.home() / ".cache" / "espalier")) / "vllm"
+    if not (root / "modelinfos").is_dir():
+        subprocess.run(
+            [sys.executable, "-m", "espalier.rollout.bake", "LlamaForCausalLM"],
+            env=os.environ | {"VLLM_CACHE_ROOT": str(root)},
+            check=True,
+            timeout=300,
+        )
+    return root
+
+
+def wait_healthy(rollout: Rollout, seconds: float = 400) -> float:
     """Seconds until /healthz is 200; fails with the log's end when the process ends before that."""
     started = time.monotonic()
     while time.monotonic() - started < seconds:

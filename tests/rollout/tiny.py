@@ -1,4 +1,4 @@
-"""A tiny random Llama, its tokenizer and LoRA adapters, laid out on a volume as the trainer does."""
+"""A tiny random Llama, its tokenizer and LoRA adapters, laid out on a volume as the trainer's."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def commit_base(volume: Path, model_directory: Path) -> str:
 
 
 def commit_adapter(
-    volume: Path, model_directory: Path, base: str, seed: int, rank: int = 4, scale: float = 0.1
+    volume: Path, model_directory: Path, base: str, *, seed: int, rank: int = 4, scale: float = 0.1
 ) -> str:
     """Commit a random LoRA adapter over all linear layers; returns its digest."""
     torch.manual_seed(seed)

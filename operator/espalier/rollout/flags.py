@@ -76,8 +76,11 @@ def cpu_arguments(settings: Settings, cache_bytes: int) -> list[str]:
     ]
 
 
-def environment(scratch: Path, cpu: bool) -> dict[str, str]:
-    """Variables to set before vLLM is imported; all that it writes goes below ``scratch``."""
+def environment(scratch: Path, cpus: int | None) -> dict[str, str]:
+    """Variables to set before vLLM is imported; all that it writes goes below ``scratch``.
+
+    ``cpus``: cores to compute on, or None where a GPU does.
+    """
     common = {
         "HOME": str(scratch),
         "TMPDIR": str(scratch),
@@ -92,10 +95,12 @@ def environment(scratch: Path, cpu: bool) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if not cpu:
+    if cpus is None:
         return common
     return common | {
         # With uni: one process less, and no pod pins itself to the node's first core.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "TORCHDYNAMO_DISABLE": "1",
+        # Without it vLLM keeps a core free for the server, which is half of a pod with two.
+        "OMP_NUM_THREADS": str(cpus),
     }

@@ -22,7 +22,7 @@ TERMINATION_LOG = Path("/dev/termination-log")
 # Of a user's mistake: the operator reports it and does not start the pod again.
 EXIT_USER_ERROR = 64
 EXIT_TERMINATED = 128 + signal.SIGTERM
-CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -47,7 +47,7 @@ def main() -> None:
     cpu = is_cpu_build()
     scratch = Path(tempfile.gettempdir())
     _copy_model_cache(scratch / "vllm")
-    os.environ.update(flags.environment(scratch, cpu))
+    os.environ.update(flags.environment(scratch, cpu_count() if cpu else None))
     arguments = flags.common_arguments(told, secrets.randbits(31))
     if cpu:
         config = json.loads((told.base_directory / "config.json").read_bytes())
@@ -68,8 +68,20 @@ def is_cpu_build() -> bool:
 def memory_bytes() -> int:
     """What this container may use: its cgroup's limit, or the machine's memory."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = CGROUP_MEMORY.read_text().strip() if CGROUP_MEMORY.is_file() else "max"
+    limit = _cgroup("memory.max")
     return machine if limit == "max" else min(machine, int(limit))
+
+
+def cpu_count() -> int:
+    """Cores that this container may use, at least one: its affinity, within its cgroup's quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def _cgroup(name: str) -> str:
+    file = CGROUP / name
+    return file.read_text().strip() if file.is_file() else "max"
 
 
 def _copy_model_cache(target: Path) -> None:

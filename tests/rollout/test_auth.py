@@ -1,0 +1,119 @@
+"""Who may call which route of the server, for every route that vLLM registers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+from espalier import identity
+from espalier.rollout import auth
+from espalier.rollout.settings import Settings
+
+PRIVATE = identity.generate_private_key()
+SETTINGS = Settings(
+    model="arith",
+    namespace="default",
+    volume=Path("/weights"),
+    base="sha256:" + "a" * 64,
+    public_key=identity.public_key(PRIVATE),
+    dtype="float32",
+    max_model_tokens=256,
+    max_adapters=2,
+    max_lora_rank=8,
+)
+
+
+async def reached(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse("reached")(scope, receive, send)
+
+
+CLIENT = TestClient(auth.Authentication(reached, SETTINGS))
+
+
+def vllm_routes() -> list[tuple[str, str]]:
+    """Method and path of everything that vLLM serves when it generates."""
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    app: FastAPI = build_app(arguments, ("generate",))
+    found = [
+        (method, re.sub(r"\{.*?\}", "x", route.path))
+        for route in app.routes
+        if isinstance(route, Route) or hasattr(route, "methods")
+        for method in route.methods or ()
+    ]
+    assert ("POST", "/v1/completions") in found
+    return found
+
+
+def authorization(
+    subject: identity.Subject, audience: str = "default/arith", key: str = PRIVATE
+) -> dict[str, str]:
+    return {"Authorization": f"Bearer {identity.issue(key, subject, audience)}"}
+
+
+def test_every_route_of_vllm_refuses_a_caller_without_a_token() -> None:
+    routes = vllm_routes()
+    assert len(routes) > 20
+    answers = {(m, p): CLIENT.request(m, p).status_code for m, p in routes}
+    assert set(answers.values()) == {401}
+
+
+def test_a_token_opens_only_the_routes_that_we_name() -> None:
+    opened = {
+        (method, path)
+        for method, path in vllm_routes()
+        if CLIENT.request(method, path, headers=authorization("operator")).status_code == 200
+    }
+    assert opened <= set(auth.CALLERS)
+    assert ("POST", "/v1/load_lora_adapter") not in opened
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer x"},
+        {"Authorization": "Basic dXNlcjpwYXNz"},
+        authorization("operator", audience="default/other"),
+        authorization("operator", key=identity.generate_private_key()),
+    ],
+    ids=["none", "garbage", "basic", "another model", "another key"],
+)
+def test_a_token_must_be_ours_and_for_this_model(headers: dict[str, str]) -> None:
+    answer = CLIENT.post("/v1/completions", headers=headers)
+    assert (answer.status_code, answer.json()["reason"]) == (401, "Unauthenticated")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_only_the_operator_controls_what_is_served(method: str) -> None:
+    refused = CLIENT.request(method, auth.SERVE, headers=authorization("gateway"))
+    assert (refused.status_code, refused.json()["reason"]) == (403, "Forbidden")
+    taken = CLIENT.request(method, auth.SERVE, headers=authorization("operator"))
+    assert taken.text == "reached"
+
+
+@pytest.mark.parametrize("path", auth.PROBES)
+def test_probes_need_no_token(path: str) -> None:
+    assert CLIENT.get(path).text == "reached"
+    assert CLIENT.post(path).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/healthz/", "//healthz", "/healthz/../v1/completions"])
+def test_what_only_looks_like_a_probe_needs_a_token(path: str) -> None:
+    assert CLIENT.get(path).status_code == 401
+
+
+def test_websockets_are_closed() -> None:
+    with pytest.raises(WebSocketDisconnect), CLIENT.websocket_connect("/v1/realtime"):
+        pass
