@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -27,6 +28,7 @@ from espalier.core.names import adapter_name
 
 NAMESPACE = "bench"
 GOAL_MILLISECONDS = 3.0
+WARM_UP = 20
 
 
 async def timed(session: aiohttp.ClientSession, url: str, token: str, model: str) -> float:
@@ -45,25 +47,25 @@ _numbers = itertools.count(1000)
 
 
 async def measure(url: str, token: str, rollout: Rollout, adapter: str, pairs: int) -> None:
-    """Prints medians and the 95th percentile over alternating pairs."""
+    """Prints percentiles over alternating pairs."""
     through, direct = [], []
     async with aiohttp.ClientSession() as session:
-        for pair in range(pairs + 20):
+        for pair in range(pairs + WARM_UP):
             inner = rollout.token("gateway")
             pass_on = (url, token, "arith"), (rollout.url, inner, adapter)
             # Which goes first alternates, so that a drift of the machine favours neither.
             times = [0.0, 0.0]
             for side in (0, 1) if pair % 2 else (1, 0):
                 times[side] = await timed(session, *pass_on[side])
-            if pair >= 20:
+            if pair >= WARM_UP:
                 through.append(times[0])
                 direct.append(times[1])
     added = [a - b for a, b in zip(through, direct, strict=True)]
     ratios = [a / b for a, b in zip(through, direct, strict=True)]
-    print(f"{pairs} pairs of one-token requests, milliseconds (median / 95th percentile)")
+    print(f"{pairs} pairs of one-token requests, milliseconds (percentiles 10, 50, 90)")
     for name, column in (("through", through), ("direct", direct), ("added", added)):
-        tail = statistics.quantiles(column, n=20)[-1]
-        print(f"  {name:8} {statistics.median(column):7.2f} {tail:7.2f}")
+        deciles = statistics.quantiles(column, n=10)
+        print(f"  {name:8} {deciles[0]:7.2f} {deciles[4]:7.2f} {deciles[8]:7.2f}")
     print(f"  paired ratio {statistics.median(ratios):.3f}")
     kept = statistics.median(added) <= GOAL_MILLISECONDS
     print(f"  goal: at most {GOAL_MILLISECONDS} added: {'kept' if kept else 'missed'}")
@@ -91,11 +93,21 @@ async def run(server: ApiServer, rollout: Rollout, digest: str, pairs: int) -> N
         assert process.stderr is not None
         log = asyncio.create_task(process.stderr.read())
         await until(session, f"{url}/readyz", '{"unready": ""}')
+        before = processor_seconds(process.pid)
         await measure(url, token, rollout, adapter_name("arith", digest), pairs)
+        used = (processor_seconds(process.pid) - before) * 1e3 / (pairs + WARM_UP)
+        # Unlike the times above, this does not depend on what else the machine does.
+        print(f"  gateway processor time {used:.2f} ms a request")
         print(f"  gateway resident {resident(process.pid):.0f} MiB")
         process.terminate()
         await process.wait()
         await log
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> float:
