@@ -132,7 +132,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         step=step,
         start_time=old.start_time or (now if training or step else None),
         completion_time=(old.completion_time or now) if done else None,
-        epoch=view.head.status.epoch if view.head and view.assigned else old.epoch,
+        epoch=_epoch(view, latest),
         latest_checkpoint_ref=_latest_ref(latest) or old.latest_checkpoint_ref,
         applied=_applied(latest) or old.applied,
         metrics=metrics,
@@ -267,6 +267,12 @@ def _runner(view: RunView, stage: _Stage, now: str) -> tuple[RunnerAction, float
     if job.completed and job.generation >= view.run.metadata.generation:
         wait = (_time(job.completed) + SETTLE - _time(now)).total_seconds()
     return ("Keep", wait) if wait > 0 else ("Delete", None)
+
+
+def _epoch(view: RunView, latest: Checkpoint | None) -> int:
+    """The epoch that the run trains under, or last made a step under."""
+    told = view.head.status.epoch if view.head is not None and view.assigned else 0
+    return max(view.run.status.epoch, told, latest.spec.epoch if latest is not None else 0)
 
 
 def _latest_ref(latest: Checkpoint | None) -> ObjectRef | None:

@@ -1,0 +1,181 @@
+"""What Kubernetes' own controllers and a node do with the operator's children."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+from tests.fakes.cluster import FakeCluster
+from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer, digest
+
+from espalier.core.manifests.labels import MODEL, ROLE, RUN
+from espalier.kube.objects import Body, Key
+
+BASE_DIGEST = digest("base")
+RESOLVED = {"uri": "volume://bases/tiny", "revision": "1", "digest": BASE_DIGEST}
+
+
+class Kubelet:
+    """Every ``tick`` moves each pod on by one state: absent, running, ready."""
+
+    def __init__(
+        self, cluster: FakeCluster, trainer: ScriptedTrainer, rollouts: ScriptedRollouts
+    ) -> None:
+        self.cluster = cluster
+        self.trainer = trainer
+        self.rollouts = rollouts
+        self._starts = 0
+        # Roles whose pods stay in this waiting state.
+        self.waiting: dict[str, Body] = {}
+        # Roles whose pods end by themselves with this termination message.
+        self.giving_up: dict[str, Body] = {}
+
+    def bodies(self, kind: str) -> list[Body]:
+        return [body for key, body in self.cluster.objects.items() if key.kind == kind]
+
+    def pods(self, role: str) -> list[Body]:
+        return [p for p in self.bodies("Pod") if p["metadata"]["labels"][ROLE] == role]
+
+    async def tick(self) -> None:
+        for body in [*self.bodies("StatefulSet"), *self.bodies("Deployment")]:
+            await self._scale(body, body["spec"]["replicas"])
+        for body in self.bodies("Job"):
+            if not body.get("status", {}).get("conditions"):
+                await self._scale(body, 1)
+        for body in self.bodies("Pod"):
+            self._advance(body)
+        alive = {p["status"]["podIP"] for p in self.bodies("Pod") if _running(p)}
+        self.trainer.up = self.rollouts.up = alive
+
+    async def restart(self, role: str) -> None:
+        """The containers of a role start anew, in the same pods."""
+        for pod in self.pods(role):
+            ip = pod["status"]["podIP"]
+            self.rollouts.serving.pop(ip, None)
+            status = self._status(ip, False)
+            self.cluster.edit(_key(pod), partial(_put_status, status))
+
+    async def _scale(self, owner: Body, wanted: int) -> None:
+        uid = owner["metadata"]["uid"]
+        have = [
+            pod
+            for pod in self.bodies("Pod")
+            if any(r["uid"] == uid for r in pod["metadata"]["ownerReferences"])
+        ]
+        for pod in have[wanted:]:
+            await self.cluster.delete(_key(pod))
+        for number in range(len(have), wanted):
+            await self._create(owner, number)
+
+    async def _create(self, owner: Body, number: int) -> None:
+        self._starts += 1
+        ip = f"10.0.0.{self._starts}"
+        template = owner["spec"]["template"]
+        name = f"{owner['metadata']['name']}-{number}"
+        reference = {"kind": owner["kind"], "name": owner["metadata"]["name"], "controller": True}
+        metadata = {
+            "name": name,
+            "namespace": owner["metadata"]["namespace"],
+            "labels": template["metadata"]["labels"],
+            "ownerReferences": [{**reference, "uid": owner["metadata"]["uid"]}],
+        }
+        main = template["spec"]["containers"][0]["name"]
+        body = {
+            "metadata": metadata,
+            "spec": {"containers": [{"name": main}]},
+            "status": self._status(ip, False, main),
+        }
+        await self.cluster.create("Pod", body)
+
+    def _status(self, ip: str, ready: bool, name: str = "") -> Body:
+        self._starts += 1
+        container = {
+            "name": name,
+            "containerID": f"containerd://{self._starts}",
+            "started": True,
+            "state": {"running": {}},
+        }
+        return {
+            "phase": "Running",
+            "podIP": ip,
+            "conditions": [{"type": "Ready", "status": str(ready)}],
+            "containerStatuses": [container],
+        }
+
+    def _advance(self, pod: Body) -> None:
+        role = pod["metadata"]["labels"][ROLE]
+        status = pod["status"]
+        main = {**status["containerStatuses"][0], "name": pod["spec"]["containers"][0]["name"]}
+        if role in self.giving_up:
+            self._end(pod, 64, self.giving_up[role])
+            return
+        if role == "importer":
+            self._end(pod, 0, RESOLVED)
+            return
+        if role in self.waiting:
+            main |= {"started": False, "state": {"waiting": self.waiting[role]}}
+            ready = False
+        elif role == "rollout":
+            ready = status["podIP"] in self.rollouts.serving
+        else:
+            ready = True
+        if role == "runner" and self._done(pod):
+            self._end(pod, 0, {})
+            return
+        self._set(pod, "Running", ready, main)
+
+    def _done(self, pod: Body) -> bool:
+        labels = pod["metadata"]["labels"]
+        run = self.cluster.objects.get(
+            Key("TrainingRun", pod["metadata"]["namespace"], labels[RUN])
+        )
+        if run is None:
+            return False
+        steps = self.trainer.volume(labels[MODEL]).run_steps
+        identity = f"{run['metadata']['name']}/{run['metadata']['uid']}"
+        return bool(steps.get(identity, 0) >= run["spec"]["steps"])
+
+    def _end(self, pod: Body, code: int, message: Any) -> None:
+        """The main container ends: a Job with it, while a server's pod would start again."""
+        main = {
+            **pod["status"]["containerStatuses"][0],
+            "name": pod["spec"]["containers"][0]["name"],
+            "started": False,
+            "state": {"terminated": {"exitCode": code, "message": json.dumps(message)}},
+        }
+        self._set(pod, "Failed" if code else "Succeeded", False, main)
+        owner = pod["metadata"]["ownerReferences"][0]
+        key = Key(owner["kind"], pod["metadata"]["namespace"], owner["name"])
+        if owner["kind"] != "Job" or key not in self.cluster.objects:
+            return
+        condition = {
+            "type": "Failed" if code else "Complete",
+            "status": "True",
+            "reason": "PodFailurePolicy" if code else "Completed",
+            "message": "",
+        }
+        status = {"conditions": [condition]}
+        self.cluster.edit(key, lambda body: body.update(status=status))
+
+    def _set(self, pod: Body, phase: str, ready: bool, main: Body) -> None:
+        status = {
+            **pod["status"],
+            "phase": phase,
+            "conditions": [{"type": "Ready", "status": str(ready)}],
+            "containerStatuses": [main],
+        }
+        if status != pod["status"]:
+            self.cluster.edit(_key(pod), lambda body: body.update(status=status))
+
+
+def _put_status(status: Body, body: Body) -> None:
+    body["status"] = status
+
+
+def _running(pod: Body) -> bool:
+    return "running" in pod["status"]["containerStatuses"][0]["state"]
+
+
+def _key(pod: Body) -> Key:
+    return Key("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])

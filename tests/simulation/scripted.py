@@ -1,0 +1,152 @@
+"""A trainer and rollouts that keep the wire contract without computing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+
+from espalier.api.wire import (
+    Assignment,
+    Commit,
+    CommitPage,
+    Problem,
+    Served,
+    ServeRequest,
+    TrainerState,
+)
+from espalier.controllers.rollout_client import RolloutError
+from espalier.controllers.trainer_client import Peer, TrainerError
+from espalier.core.names import checkpoint_name
+
+REWARD = "reward/mean"
+
+
+def digest(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+@dataclass
+class Volume:
+    """One model's part of the volume: it outlives every trainer pod."""
+
+    assignment: Assignment | None = None
+    commits: list[Commit] = field(default_factory=list)
+    position: Commit | None = None
+    run_steps: dict[str, int] = field(default_factory=dict)
+
+
+class ScriptedTrainer:
+    """Trainers by model; ``up`` are the addresses that answer."""
+
+    def __init__(self) -> None:
+        self.volumes: dict[str, Volume] = {}
+        self.up: set[str] = set()
+        self.problem: Problem | None = None
+        self._grown = asyncio.Condition()
+
+    def volume(self, model: str) -> Volume:
+        return self.volumes.setdefault(model, Volume())
+
+    async def assign(self, peer: Peer, assignment: Assignment) -> TrainerState:
+        self._reach(peer)
+        volume = self.volume(peer.model)
+        held = volume.assignment
+        if held is not None and assignment.epoch < held.epoch:
+            problem = Problem(detail=f"the trainer is at {held.epoch}", reason="StaleEpoch")
+            raise TrainerError(409, problem)
+        if held is None or assignment.epoch > held.epoch:
+            volume.position = None
+            volume.assignment = assignment
+        else:
+            volume.assignment = held.model_copy(update={"run": assignment.run})
+        return await self.state(peer)
+
+    async def state(self, peer: Peer) -> TrainerState:
+        self._reach(peer)
+        volume = self.volume(peer.model)
+        held = volume.assignment
+        assert held is not None
+        at = volume.position
+        return TrainerState(
+            model=peer.model,
+            run=held.run,
+            epoch=held.epoch,
+            branch=held.branch,
+            step=at.step if at else held.base_step,
+            run_step=volume.run_steps.get(held.run, 0),
+            digest=at.digest if at else held.base,
+            checkpoint=at.name if at else held.base_name,
+            pending=0,
+            cursor={},
+        )
+
+    async def commits(self, peer: Peer, after: int, wait_seconds: int) -> CommitPage:
+        self._reach(peer)
+        volume = self.volume(peer.model)
+        try:
+            async with asyncio.timeout(wait_seconds or 0.001), self._grown:
+                await self._grown.wait_for(lambda: len(volume.commits) > after)
+        except TimeoutError:
+            pass
+        self._reach(peer)
+        return CommitPage(commits=volume.commits[after : after + 3], problem=self.problem)
+
+    async def step(self, model: str, reward: float = 0.5) -> Commit:
+        """One optimizer step of the assigned run."""
+        volume = self.volume(model)
+        held = volume.assignment
+        assert held is not None
+        at = volume.position
+        step = (at.step if at else held.base_step) + 1
+        name = checkpoint_name(model, held.branch, step)
+        run_step = volume.run_steps.get(held.run, 0) + 1
+        volume.run_steps[held.run] = run_step
+        commit = Commit(
+            index=len(volume.commits) + 1,
+            name=name,
+            model=model,
+            run=held.run,
+            step=step,
+            run_step=run_step,
+            branch=held.branch,
+            epoch=held.epoch,
+            parent=at.digest if at else held.base,
+            parent_name=at.name if at else held.base_name,
+            digest=digest(f"{name}/{held.epoch}/{len(volume.commits)}"),
+            size_bytes=1,
+            lora_rank=16,
+            learning_rate=1e-4,
+            group_size=8,
+            loss="importance_sampling",
+            metrics={REWARD: reward, "group/zero_variance_fraction": 0.0},
+            created="2026-01-01T00:00:00Z",
+        )
+        volume.position = commit
+        volume.commits.append(commit)
+        async with self._grown:
+            self._grown.notify_all()
+        return commit
+
+    def _reach(self, peer: Peer) -> None:
+        if peer.ip not in self.up:
+            raise TrainerError(0, Problem(detail="connection refused", reason="TrainerUnreachable"))
+
+
+class ScriptedRollouts:
+    """Rollout pods by address: what they must serve to be ready, and all they were told."""
+
+    def __init__(self) -> None:
+        self.serving: dict[str, list[str]] = {}
+        self.told: list[tuple[str, list[str]]] = []
+        self.up: set[str] = set()
+        self.broken: set[str] = set()
+
+    async def serve(self, peer: Peer, request: ServeRequest) -> Served:
+        if peer.ip not in self.up:
+            raise RolloutError(f"{peer.ip}: connection refused")
+        if broken := self.broken.intersection(request.adapters):
+            raise RolloutError(f"500: {', '.join(sorted(broken))} is damaged")
+        self.serving[peer.ip] = request.adapters
+        self.told.append((peer.ip, request.adapters))
+        return Served(adapters=request.adapters, ready=True)

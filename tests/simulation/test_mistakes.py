@@ -1,0 +1,195 @@
+"""A user's mistake ends in a condition with reason and remedy; nothing is started for ever."""
+
+from __future__ import annotations
+
+import pytest
+from tests.simulation.virtual_time import run
+from tests.simulation.world import World, head_spec, model_spec, run_spec, world
+
+from espalier.api.wire import Problem
+from espalier.core.names import adapter_name
+
+TYPO = {
+    "detail": "taskset.reasoningGym.dataset: no dataset no_such",
+    "reason": "UnknownDataset",
+    "remedy": "Choose one of reasoning-gym's",
+}
+
+
+def is_stalled(w: World, kind: str, name: str) -> bool:
+    return w.condition(kind, name, "Stalled")["status"] == "True"
+
+
+def test_a_runner_that_gives_up_stalls_the_run_until_it_is_edited() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.kubelet.giving_up["runner"] = TYPO
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.apply("TrainingRun", "typo", run_spec("tiny", 1))
+            await w.until(lambda: is_stalled(w, "TrainingRun", "typo"), "Stalled")
+            said = w.condition("TrainingRun", "typo", "Stalled")
+            assert said["reason"] == "UnknownDataset"
+            assert "taskset.reasoningGym.dataset" in said["message"]
+            assert w.condition("TrainingRun", "typo", "Succeeded")["status"] == "False"
+            job = w.get("Job", "typo-runner")["metadata"]["uid"]
+            await w.rest()
+            assert w.get("Job", "typo-runner")["metadata"]["uid"] == job
+            assert not w.kubelet.pods("trainer")
+            w.kubelet.giving_up.clear()
+            await w.apply("TrainingRun", "typo", run_spec("tiny", 1, groupSize=4))
+            await w.until(
+                lambda: w.condition("TrainingRun", "typo", "Succeeded")["status"] == "True",
+                "the edited run succeeds",
+            )
+
+    run(scenario())
+
+
+def test_a_run_that_gave_up_does_not_hold_the_model() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.kubelet.giving_up["runner"] = TYPO
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.apply("TrainingRun", "a-typo", run_spec("tiny", 1))
+            await w.until(lambda: is_stalled(w, "TrainingRun", "a-typo"), "Stalled")
+            w.kubelet.giving_up.clear()
+            await w.apply("TrainingRun", "b-good", run_spec("tiny", 1))
+            await w.until(
+                lambda: w.condition("TrainingRun", "b-good", "Succeeded")["status"] == "True",
+                "the other run succeeds",
+            )
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("role", "workload"), [("rollout", "Deployment"), ("trainer", "StatefulSet")]
+)
+def test_a_server_that_gives_up_is_not_started_again_before_an_edit(
+    role: str, workload: str
+) -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.kubelet.giving_up[role] = {"detail": "the base is damaged", "reason": "DigestWrong"}
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 1))
+            await w.until(lambda: is_stalled(w, "TrainableModel", "tiny"), "Stalled")
+            assert w.condition("TrainableModel", "tiny", "Stalled")["reason"] == "DigestWrong"
+            await w.rest()
+            assert is_stalled(w, "TrainableModel", "tiny")
+            assert w.get(workload, f"tiny-{role}")["spec"]["replicas"] == 0
+            assert w.condition("TrainingRun", "digits", "Stalled")["reason"] == "DigestWrong"
+            w.kubelet.giving_up.clear()
+            edited = {"maxModelTokens": 2048}
+            await w.apply("TrainableModel", "tiny", model_spec(rollout=edited))
+            await w.until(
+                lambda: w.condition("TrainingRun", "digits", "Succeeded")["status"] == "True",
+                "the edited model trains",
+            )
+
+    run(scenario())
+
+
+def test_an_importer_that_gives_up_stalls_the_model() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.kubelet.giving_up["importer"] = {
+                "detail": "no config.json",
+                "reason": "BaseUnreadable",
+            }
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.until(lambda: is_stalled(w, "TrainableModel", "tiny"), "Stalled")
+            said = w.condition("TrainableModel", "tiny", "SourceResolved")
+            assert (said["status"], said["reason"]) == ("False", "BaseUnreadable")
+            w.kubelet.giving_up.clear()
+            await w.delete("Job", "tiny-import")
+            await w.until(
+                lambda: w.condition("TrainableModel", "tiny", "Ready")["status"] == "True",
+                "a new Job imports it",
+            )
+
+    run(scenario())
+
+
+def test_a_full_volume_stalls_the_run_until_there_is_room() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.trains = False
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 1))
+            await w.until(
+                lambda: w.condition("TrainingRun", "digits", "Ready")["reason"] == "Training",
+                "it trains",
+            )
+            w.trainer.problem = Problem(
+                detail="no space left", reason="VolumeFull", remedy="Enlarge the claim"
+            )
+            await w.until(lambda: is_stalled(w, "TrainingRun", "digits"), "Stalled")
+            assert "Enlarge the claim" in w.condition("TrainingRun", "digits", "Ready")["message"]
+            assert w.get("StatefulSet", "tiny-trainer")["spec"]["replicas"] == 1
+            w.trainer.problem, w.trains = None, True
+            await w.until(
+                lambda: w.condition("TrainingRun", "digits", "Succeeded")["status"] == "True",
+                "training goes on",
+            )
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("role", ["trainer", "rollout"])
+def test_what_a_pod_waits_for_is_said(role: str) -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            reason = {"reason": "ImagePullBackOff", "message": "no such image"}
+            w.kubelet.waiting[role] = reason
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 1))
+            type_ = "TrainerReady" if role == "trainer" else "RolloutsReady"
+            await w.until(
+                lambda: (
+                    w.condition("TrainableModel", "tiny", type_)["reason"] == "ImagePullBackOff"
+                ),
+                "the reason shows",
+            )
+            ready = w.condition("TrainableModel", "tiny", "Ready")
+            assert (ready["status"], ready["reason"]) == ("False", "ImagePullBackOff")
+            assert "no such image" in ready["message"]
+            assert w.condition("TrainableModel", "tiny", "Reconciling")["status"] == "True"
+
+    run(scenario())
+
+
+def test_a_damaged_checkpoint_leaves_the_head_where_it_is() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 2))
+            await w.until(lambda: w.current("tiny") == "tiny-000002", "trained")
+            digest = w.get("Checkpoint", "tiny-000001")["spec"]["digest"]
+            w.rollouts.broken.add(adapter_name("tiny", digest))
+            await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Pin", "tiny-000001"))
+            await w.rest()
+            said = w.condition("CheckpointHead", "tiny", "Ready")
+            assert (said["status"], said["reason"]) == ("False", "ServeFailed")
+            assert "is damaged" in said["message"]
+            assert w.current("tiny") == "tiny-000002"
+            assert w.status("CheckpointHead", "tiny")["target"]["name"] == "tiny-000001"
+
+    run(scenario())
+
+
+def test_a_run_or_head_of_a_model_that_is_not_there_says_so_and_recovers() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 1))
+            await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track"))
+            for kind, name in (("TrainingRun", "digits"), ("CheckpointHead", "tiny")):
+                await w.until(lambda k=kind, n=name: is_stalled(w, k, n), "Stalled")
+                assert w.condition(kind, name, "Stalled")["reason"] == "ModelNotFound"
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.until(
+                lambda: w.condition("TrainingRun", "digits", "Succeeded")["status"] == "True",
+                "all is there",
+            )
+
+    run(scenario())
