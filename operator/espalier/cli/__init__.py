@@ -1,0 +1,1 @@
+"""The command line: read the tree, watch a run, ask and evaluate a model."""

@@ -1,0 +1,113 @@
+"""What the command line does through the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from espalier.api.trainingrun import Taskset
+from espalier.client import Patience, TrainingClient
+from espalier.runner.heldout import HeldOut, from_file, held_out
+from espalier.runner.problem import UserError
+
+PATIENCE = Patience(deadline=60.0)
+CONCURRENT = 32
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where the gateway is and who asks."""
+
+    url: str
+    token: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The mean reward of greedy answers to ``size`` held-out tasks. ``model`` is what was asked."""
+
+    run: str
+    model: str
+    seed: int
+    size: int
+    mean_reward: float
+
+    def wire(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+async def ask(
+    access: Access, model: str, checkpoint: str, questions: Sequence[str], max_tokens: int
+) -> list[str]:
+    """Greedy answers, in the order of the questions.
+
+    Asked one by one, so that two checkpoints are compared under the same batching.
+    """
+    async with TrainingClient(access.url, model, access.token, patience=PATIENCE) as client:
+        return [
+            (
+                await client.sample(
+                    [{"role": "user", "content": question}],
+                    checkpoint=checkpoint,
+                    temperature=0.0,
+                    max_tokens=max_tokens,
+                )
+            )[0].text
+            for question in questions
+        ]
+
+
+async def evaluate(
+    access: Access,
+    run: tuple[str, str],
+    checkpoint: str,
+    *,
+    seed: int,
+    size: int,
+    tasks_file: Path | None,
+) -> Evaluation:
+    """Asks a run's model held-out tasks of the run's kind.
+
+    Raises:
+        UserError: there are no such tasks.
+        GatewayError: the gateway refused or did not answer.
+    """
+    namespace, name = run
+    async with TrainingClient(access.url, "", access.token, patience=PATIENCE) as reader:
+        view = await reader.run(namespace, name)
+    tasks = _tasks(view.spec.taskset, seed, size, tasks_file)
+    slug = f"{namespace}/{view.model}"
+    async with TrainingClient(access.url, slug, access.token, patience=PATIENCE) as client:
+        max_tokens = view.spec.sampling.max_tokens
+        rewards = await _rewards(client, checkpoint, tasks, max_tokens)
+    asked = f"{view.model}@{checkpoint}" if checkpoint else view.model
+    return Evaluation(name, asked, seed, len(rewards), fmean(rewards))
+
+
+def _tasks(training: Taskset | None, seed: int, size: int, file: Path | None) -> HeldOut:
+    if file is None:
+        return held_out(training, seed, size)
+    if training is None:
+        raise UserError("TasksetInvalid", "the run has no taskset to score by", "Name another run")
+    return from_file(training, file, seed, size)
+
+
+async def _rewards(
+    client: TrainingClient, checkpoint: str, held: HeldOut, max_tokens: int
+) -> list[float]:
+    slots = asyncio.Semaphore(CONCURRENT)
+
+    async def reward(index: int) -> float:
+        messages = [message.wire() for message in held.tasks.task(index).messages]
+        async with slots:
+            (completion,) = await client.sample(
+                messages, checkpoint=checkpoint, temperature=0.0, max_tokens=max_tokens
+            )
+        return held.tasks.score(index, completion.text).reward
+
+    return await asyncio.gather(*(reward(index) for index in held.indices))

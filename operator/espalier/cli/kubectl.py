@@ -1,0 +1,80 @@
+"""Reads objects through kubectl, so that the user's own cluster access and plug-ins count."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import TrainingRun
+from espalier.cli.failure import CommandError
+from espalier.core.manifests.labels import MODEL
+
+TIMEOUT_SECONDS = 60
+_Object = TypeVar("_Object", bound=BaseModel)
+
+
+class Kubectl:
+    """kubectl in a namespace; without one in that of the current context."""
+
+    def __init__(self, namespace: str | None) -> None:
+        self._given = namespace
+
+    def namespace(self) -> str:
+        """The namespace that objects are read from."""
+        if self._given:
+            return self._given
+        path = "jsonpath={..namespace}"
+        return _kubectl("config", "view", "--minify", "-o", path).strip() or "default"
+
+    def model(self, name: str) -> TrainableModel:
+        """A TrainableModel."""
+        return _parse(TrainableModel, self._get("trainablemodels", name))
+
+    def run(self, name: str) -> TrainingRun:
+        """A TrainingRun."""
+        return _parse(TrainingRun, self._get("trainingruns", name))
+
+    def checkpoints(self, model: str) -> list[Checkpoint]:
+        """The Checkpoints of a model, by step."""
+        found = self._get("checkpoints", "--selector", f"{MODEL}={model}")
+        items = [_parse(Checkpoint, item) for item in found["items"]]
+        return sorted(items, key=lambda checkpoint: checkpoint.spec.step)
+
+    def _get(self, kind: str, *arguments: str) -> dict[str, Any]:
+        scope = ("--namespace", self._given) if self._given else ()
+        answer = _kubectl("get", f"{kind}.espalier.dev", *arguments, *scope, "-o", "json")
+        content: dict[str, Any] = json.loads(answer)
+        return content
+
+
+def _kubectl(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["kubectl", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise CommandError("kubectl is not on the PATH: install it") from error
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(f"kubectl did not answer within {TIMEOUT_SECONDS} s") from error
+    if done.returncode != 0:
+        raise CommandError(done.stderr.strip() or f"kubectl {' '.join(arguments)} failed")
+    return done.stdout
+
+
+def _parse(kind: type[_Object], content: dict[str, Any]) -> _Object:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise CommandError(
+            f"the cluster's {kind.__name__} is of another version of Espalier than this command: "
+            f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+        ) from error
