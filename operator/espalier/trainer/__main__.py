@@ -55,8 +55,6 @@ def make_engine(settings: Settings, publish: Callable[[Engine], None]) -> Engine
     """Takes the log, loads the base and restores what was acknowledged."""
     store = CheckpointStore(settings.volume, settings.model)
     log = CommandLog(store.model_directory(settings.model))
-    # With the log's lock held, no other trainer of this model is staging anything.
-    store.sweep()
     try:
         base = store.open("base", settings.base)
     except DigestError as error:

@@ -72,6 +72,8 @@ class Engine:
         self.commits: list[Commit] = []
         self.problem: Problem | None = None
         self._publish = publish
+        # The log's lock is held, so no other trainer of this model is staging anything.
+        store.sweep()
         recovery.restore(self)
         self._publish(self)
 

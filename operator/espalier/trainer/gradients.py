@@ -132,7 +132,7 @@ def add_weights(
     def of_row(row: Row, logprobs: Tensor) -> TokenLoss:
         flat = [weight for span in row.spans for weight in weights[span.datum]]
         tensor = torch.tensor(flat, dtype=logprobs.dtype)
-        return TokenLoss(float(-(tensor * logprobs).double().sum()), -tensor, 0)
+        return TokenLoss(float(-(tensor.double() * logprobs.double()).sum()), -tensor, 0)
 
     tally = Tally(
         loss_name="custom",

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from espalier.api.wire import Assignment, Commit
 from espalier.trainer.store import space_needed, write_file
@@ -96,7 +95,7 @@ class CommandLog:
     def close(self) -> None:
         """Lets another process open the log."""
         self._db.close()
-        os.close(self._lock)
+        self._lock.close()
 
     def find(self, key: Key) -> Record | None:
         """The command of a key."""
@@ -252,17 +251,17 @@ class CommandLog:
             raise
 
 
-def _lock(path: Path, seconds: float) -> int:
+def _lock(path: Path, seconds: float) -> IO[bytes]:
     """An exclusive lock that ends with the process; waits for a predecessor to end."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    file = path.open("ab")
     deadline = time.monotonic() + seconds
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
         except BlockingIOError as error:
             if time.monotonic() > deadline:
-                os.close(descriptor)
+                file.close()
                 raise LogBusyError(
                     f"another trainer still holds {path.parent.name}'s log"
                 ) from error

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.trainer import tiny
+from tests.trainer.tiny import Volume
+
+from espalier.trainer.engine import Engine
+from espalier.trainer.model import Policy
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Volume:
+    torch.set_num_threads(1)
+    volume = tmp_path_factory.mktemp("weights")
+    return Volume(volume, tiny.write_base(volume, tmp_path_factory.mktemp("source")))
+
+
+@pytest.fixture(scope="session")
+def shared_policy(tiny_base: Volume) -> Policy:
+    return tiny.policy(tiny_base.path, tiny_base.base)
+
+
+@pytest.fixture
+def policy(shared_policy: Policy) -> Policy:
+    """The tiny policy with a fresh adapter and no gradients."""
+    shared_policy.reset()
+    shared_policy.drop_gradients()
+    return shared_policy
+
+
+@pytest.fixture
+def volume(tiny_base: Volume, tmp_path: Path) -> Volume:
+    """A volume of its own that holds the base."""
+    (tmp_path / "bases").mkdir()
+    for base in (tiny_base.path / "bases").iterdir():
+        (tmp_path / "bases" / base.name).symlink_to(base)
+    return Volume(tmp_path, tiny_base.base)
+
+
+@pytest.fixture
+def engine(volume: Volume, policy: Policy) -> Iterator[Engine]:
+    """An engine with epoch 1 assigned."""
+    made = tiny.engine(volume.path, volume.base, policy)
+    made.assign(tiny.assignment())
+    yield made
+    made.log.close()

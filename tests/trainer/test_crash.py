@@ -1,0 +1,225 @@
+"""kill -9 anywhere: nothing that was acknowledged is lost, nothing is applied twice.
+
+The engine runs in a forked child that dies by SIGKILL before or after the n-th call of a function
+that changes the volume or the weights. The client resends what was not acknowledged, with the same
+key. Whatever happened, the digests of all commits (weights, Adam's state, metrics, cursor) must be
+those of the uninterrupted training.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.trainer import tiny
+from tests.trainer.tiny import Volume
+
+from espalier.api.wire import Wire
+from espalier.trainer.commands import Empty
+from espalier.trainer.engine import Engine
+from espalier.trainer.log import CommandLog, Kind
+from espalier.trainer.model import Policy
+from espalier.trainer.store import CheckpointStore
+
+FAILED = 99
+# A killed process loses nothing that it wrote, so memory serves as well as a disk here.
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+SCRIPT: list[tuple[Kind, Wire]] = [
+    ("forward-backward", tiny.forward_backward(0)),
+    ("forward-backward", tiny.forward_backward(1)),
+    ("optim-step", tiny.optim_step(cursor={"next": 1})),
+    ("forward-backward", tiny.forward_backward(2)),
+    ("zero-grad", Empty()),
+    ("forward-backward", tiny.forward_backward(3)),
+    ("optim-step", tiny.optim_step(cursor={"next": 2}, rollouts=[{"reward": 1.0}])),
+]
+
+
+def points() -> list[tuple[Any, str]]:
+    """The functions before and after which the process may die."""
+    return [
+        (CommandLog, "assign"),
+        (CommandLog, "begin"),
+        (CommandLog, "finish"),
+        (CommandLog, "settle"),
+        (CommandLog, "commit"),
+        (CommandLog, "_end_pending"),
+        (CommandLog, "_drop_bodies"),
+        (CheckpointStore, "commit"),
+        (Path, "rename"),
+        (Policy, "logprobs"),
+        (Engine, "drop_gradients"),
+    ]
+
+
+class Fuse:
+    """Kills this process at the n-th point that it passes (never: -1)."""
+
+    def __init__(self, kill_at: int) -> None:
+        self.passed = 0
+        self._kill_at = kill_at
+
+    def arm(self) -> None:
+        for owner, name in points():
+            setattr(owner, name, self._wrap(getattr(owner, name)))
+
+    def _pass(self) -> None:
+        if self.passed == self._kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.passed += 1
+
+    def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            self._pass()
+            result = function(*arguments, **keywords)
+            self._pass()
+            return result
+
+        return wrapped
+
+
+def acknowledged(volume: Volume) -> int:
+    """How many commands of the script the client has an answer to."""
+    path = volume.path / "acknowledged"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def live(volume: Volume, policy: Policy, kill_at: int) -> tuple[bool, int]:
+    """One life of the trainer: whether it came to the end, and the points it passed (if so)."""
+    counter = volume.path / "passed"
+    child = os.fork()
+    if child == 0:
+        code = FAILED
+        try:
+            fuse = Fuse(kill_at)
+            fuse.arm()
+            engine = tiny.engine(volume.path, volume.base, policy)
+            engine.assign(tiny.assignment())
+            for seq in range(acknowledged(volume), len(SCRIPT)):
+                kind, request = SCRIPT[seq]
+                answer = tiny.send(engine, kind, request, ("client", seq), epoch=1)
+                assert answer.status == 200
+                with (volume.path / "acknowledged").open("a") as file:
+                    file.write(".")
+            counter.write_text(str(fuse.passed))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return False, kill_at
+    assert os.WEXITSTATUS(status) == 0, "the trainer failed instead of recovering"
+    return True, int(counter.read_text())
+
+
+def outcome(volume: Volume, policy: Policy) -> tuple[list[str], dict[str, torch.Tensor], object]:
+    """What is left at the end, as a fresh process sees it."""
+    engine = tiny.engine(volume.path, volume.base, policy)
+    try:
+        digests = [commit.digest for commit in engine.commits]
+        for digest in digests:
+            engine.store.verify("checkpoint", digest)
+        weights = {n: p.detach().clone() for n, p in policy.parameters.items()}
+        return digests, weights, engine.state()
+    finally:
+        engine.log.close()
+
+
+@pytest.fixture(scope="module")
+def straight(new_volume: Callable[[], Volume], shared_policy: Policy) -> tuple[Any, int]:
+    """The uninterrupted training: its outcome and how many points it passes."""
+    volume = new_volume()
+    ended, passed = live(volume, shared_policy, -1)
+    assert ended
+    result = outcome(volume, shared_policy)
+    assert len(result[0]) == 2
+    return result, passed
+
+
+def fresh(tiny_base: Volume, path: Path) -> Volume:
+    (path / "bases").mkdir()
+    for base in (tiny_base.path / "bases").iterdir():
+        (path / "bases" / base.name).symlink_to(base)
+    return Volume(path, tiny_base.base)
+
+
+@pytest.fixture(scope="module")
+def new_volume(tiny_base: Volume) -> Iterator[Callable[[], Volume]]:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
+
+        def make() -> Volume:
+            return fresh(tiny_base, Path(tempfile.mkdtemp(dir=directory)))
+
+        yield make
+
+
+def survive(volume: Volume, policy: Policy, kills: list[int]) -> None:
+    for kill_at in kills:
+        if live(volume, policy, kill_at)[0]:
+            return
+    assert live(volume, policy, -1)[0]
+
+
+def assert_same(volume: Volume, policy: Policy, expected: Any) -> None:
+    digests, weights, state = outcome(volume, policy)
+    assert digests == expected[0]
+    assert all(torch.equal(weights[name], value) for name, value in expected[1].items())
+    assert state == expected[2]
+    names = {path.name for path in (volume.path / "checkpoints").iterdir()}
+    assert names == {digest.replace(":", "-") for digest in digests}
+
+
+def test_killed_at_every_point_it_ends_as_if_never_killed(
+    new_volume: Callable[[], Volume], shared_policy: Policy, straight: tuple[Any, int]
+) -> None:
+    expected, passed = straight
+    assert passed > 60
+    for kill_at in range(passed):
+        volume = new_volume()
+        survive(volume, shared_policy, [kill_at])
+        assert_same(volume, shared_policy, expected)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(kills=st.lists(st.integers(0, 60), min_size=2, max_size=5))
+def test_killed_again_and_again_it_ends_as_if_never_killed(
+    kills: list[int],
+    new_volume: Callable[[], Volume],
+    shared_policy: Policy,
+    straight: tuple[Any, int],
+) -> None:
+    volume = new_volume()
+    survive(volume, shared_policy, kills)
+    assert_same(volume, shared_policy, straight[0])
+
+
+def test_an_unacknowledged_command_that_is_never_resent_has_no_effect(
+    new_volume: Callable[[], Volume], shared_policy: Policy, straight: tuple[Any, int]
+) -> None:
+    """A client without keys starts its step anew; a dead command must not count as well."""
+    generator = random.Random(0)
+    for _ in range(6):
+        volume = new_volume()
+        live(volume, shared_policy, generator.randrange(straight[1]))
+        engine = tiny.engine(volume.path, volume.base, shared_policy)
+        engine.assign(tiny.assignment())
+        pending = engine.state().pending
+        done = SCRIPT[: acknowledged(volume) + 1]
+        steps = sum(kind == "optim-step" for kind, _ in done)
+        assert len(engine.commits) in (steps, max(0, steps - 1))
+        assert pending <= 2
+        assert engine.log.unfinished() == []
+        engine.log.close()

@@ -1,0 +1,85 @@
+"""Losses against golden vectors (float64, worked out by hand from the published formulas)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from espalier.trainer.losses import DEFAULTS, loss_spec, token_loss
+from espalier.trainer.problems import CommandError
+
+LP = torch.tensor([-0.5, -1.0, -2.0, -0.1, -3.0, -0.2], dtype=torch.float64)
+Q = torch.tensor([-0.6, -0.7, -2.0, -0.5, -1.0, -0.9], dtype=torch.float64)
+A = torch.tensor([0, -1, 1, -2, 0.5, 1.5], dtype=torch.float64)
+W = torch.tensor([0, 1, 1, 0.5, 1, 1], dtype=torch.float64)
+
+CLIP = ("clip_low_threshold", "clip_high_threshold")
+GOLDEN = [
+    ("cross_entropy", {}, 6.25, [0, -1, -1, -0.5, -1, -1]),
+    ("importance_sampling", {}, -0.363829, [0, 0.740818, -1, 2.983649, -0.067668, -3.020629]),
+    ("ppo", {}, 0.915982, [0, 0, -1, 2.983649, -0.067668, 0]),
+    (
+        "ppo",
+        dict(zip(CLIP, (0.9, 1.1), strict=True)),
+        1.165982,
+        [0, 0, -1, 2.983649, -0.067668, 0],
+    ),
+    ("cispo", {}, 1.767946, [0, 0.740818, -1, 2.983649, -0.067668, -3.020629]),
+    ("cispo", dict(zip(CLIP, (0.8, 1.2), strict=True)), 2.52, [0, 0.8, -1, 2.4, -0.4, -1.8]),
+    ("dro", {}, 2.71875, [0.005, 0.985, -1, 2.02, -0.6, -1.465]),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "loss", "gradient"), GOLDEN)
+def test_golden_vectors(
+    name: str, config: dict[str, float], loss: float, gradient: list[float]
+) -> None:
+    result = token_loss(loss_spec(name, config), LP, Q, A, W)
+    assert result.loss == pytest.approx(loss, abs=1e-6)
+    assert result.gradient.tolist() == pytest.approx(gradient, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "importance_sampling", "ppo", "dro"])
+def test_the_gradient_is_the_derivative_of_the_loss(name: str) -> None:
+    spec, step = loss_spec(name, None), 1e-6
+    result = token_loss(spec, LP, Q, A, W)
+    for index in range(len(LP)):
+        nudge = torch.zeros_like(LP)
+        nudge[index] = step
+        above = token_loss(spec, LP + nudge, Q, A, W).loss
+        below = token_loss(spec, LP - nudge, Q, A, W).loss
+        assert (above - below) / (2 * step) == pytest.approx(
+            float(result.gradient[index]), abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo"])
+def test_on_policy_the_policy_losses_agree(name: str) -> None:
+    result = token_loss(loss_spec(name, None), LP, LP, A, W)
+    assert result.gradient.tolist() == pytest.approx((-A).tolist())
+    assert result.clipped == 0
+
+
+def test_clipped_tokens_are_counted() -> None:
+    assert token_loss(loss_spec("ppo", None), LP, Q, A, W).clipped == 2
+    assert token_loss(loss_spec("cispo", None), LP, Q, A, W).clipped == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "reason", "remedy"),
+    [
+        ("gspo", {}, "UnknownLoss", ", ".join(DEFAULTS)),
+        ("dro", {"clip_low_threshold": 1.0}, "UnknownLossParameter", "allowed keys: beta"),
+        ("ppo", {"clip_low": 1.0}, "UnknownLossParameter", "clip_high_threshold"),
+        ("cross_entropy", {"beta": 1.0}, "UnknownLossParameter", "none"),
+        ("ppo", {"clip_low_threshold": 2.0}, "InvalidLossParameter", "clip_low_threshold"),
+        ("dro", {"beta": -1.0}, "InvalidLossParameter", "beta"),
+    ],
+)
+def test_what_a_loss_does_not_take_is_named_with_what_it_takes(
+    name: str, config: dict[str, float], reason: str, remedy: str
+) -> None:
+    with pytest.raises(CommandError) as caught:
+        loss_spec(name, config)
+    assert (caught.value.status, caught.value.problem.reason) == (422, reason)
+    assert remedy in caught.value.problem.remedy

@@ -1,0 +1,327 @@
+"""The routes: who may call, exact answers, long-poll, and a real process that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from tests.trainer import tiny
+from tests.trainer.tiny import Volume
+
+from espalier import identity
+from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY, CommitPage
+from espalier.trainer.log import CommandLog
+from espalier.trainer.model import Policy
+from espalier.trainer.service import Service
+from espalier.trainer.store import CheckpointStore
+
+PRIVATE = identity.generate_private_key()
+AUDIENCE = "default/arith"
+STARTED_SECONDS = 120.0
+
+Client = TestClient[Any, Any]
+
+
+def bearer(
+    subject: identity.Subject = "gateway", epoch: int = 0, audience: str = AUDIENCE
+) -> dict[str, str]:
+    return {"Authorization": f"Bearer {identity.issue(PRIVATE, subject, audience, epoch)}"}
+
+
+@pytest.fixture
+async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
+    service = Service(identity.public_key(PRIVATE), AUDIENCE)
+    async with TestClient(TestServer(service.app())) as made:
+        await service.start(lambda publish: _engine(volume, policy, publish))
+        yield made
+        service.feed.wake()
+        assert service._engine is not None
+        service._engine.log.close()
+
+
+def _engine(volume: Volume, policy: Policy, publish: Any) -> Any:
+    from espalier.trainer.engine import Engine
+
+    store = CheckpointStore(volume.path, tiny.MODEL)
+    log = CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0)
+    return Engine(
+        model=tiny.MODEL, base=volume.base, policy=policy, store=store, log=log, publish=publish
+    )
+
+
+async def post(
+    client: Client,
+    path: str,
+    body: Any = None,
+    subject: identity.Subject = "gateway",
+    **headers: str,
+) -> tuple[int, dict[str, Any], Any]:
+    text = body if isinstance(body, str) else body.model_dump_json() if body is not None else "{}"
+    response = await client.post(path, data=text, headers=bearer(subject) | headers)
+    return response.status, await response.json(), response.headers
+
+
+async def assign(client: Client, **changes: Any) -> dict[str, Any]:
+    status, body, _ = await post(client, "/assign", tiny.assignment(**changes), "operator")
+    assert status == 200
+    return body
+
+
+async def step(client: Client, seed: int = 0) -> dict[str, Any]:
+    status, _, _ = await post(client, "/train/forward-backward", tiny.forward_backward(seed))
+    assert status == 200
+    status, body, _ = await post(client, "/train/optim-step", tiny.optim_step())
+    assert status == 200
+    return body
+
+
+async def test_answers_carry_exactly_the_fields_that_hud_clients_take(client: Client) -> None:
+    await assign(client)
+    inputs = tiny.forward_backward()
+    _, body, _ = await post(client, "/train/forward-backward", inputs)
+    assert set(body) == {"metrics", "num_datums"}
+    assert body["num_datums"] == 6
+    assert "loss:sum" in body["metrics"]
+    assert all(re.fullmatch(r"[a-z_]+:(sum|mean|max)", name) for name in body["metrics"])
+    hud = {"inputs": inputs.model_dump(exclude_none=True)["inputs"], "group_size": 3}
+    _, forward, _ = await post(client, "/train/forward", json.dumps(hud))
+    assert set(forward) == {"forward_id", "data"}
+    assert set(forward["data"][0]) == {
+        "reward", "traj_idx", "group_idx", "logprobs", "sampling_logprobs", "mask",
+    }  # fmt: skip
+    weights = [[0.5] * len(datum["logprobs"]) for datum in forward["data"]]
+    sent = {"forward_id": forward["forward_id"], "weights": weights, "metrics": {"mine": 1.0}}
+    _, backward, _ = await post(client, "/train/backward", json.dumps(sent))
+    assert set(backward) == {"metrics", "num_datums"}
+    assert backward["metrics"]["mine"] == 1.0
+    _, body, headers = await post(client, "/train/optim-step", json.dumps({"learning_rate": 1e-3}))
+    assert set(body) == {"step", "checkpoint_id", "sampler_path", "state_path", "model"}
+    assert headers["Espalier-Checkpoint-Digest"].startswith("sha256:")
+    response = await client.get("/train/losses", headers=bearer())
+    assert await response.json() == {
+        "losses": ["importance_sampling", "ppo", "cispo", "dro", "cross_entropy"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("headers", "path", "status"),
+    [
+        ({}, "/train/state", 401),
+        ({"Authorization": "Bearer x"}, "/train/state", 401),
+        (bearer(audience="default/other"), "/train/state", 401),
+        (bearer("gateway"), "/commits", 403),
+        (bearer("gateway"), "/assign", 403),
+        (bearer("operator"), "/commits", 200),
+        (bearer("operator"), "/train/losses", 200),
+        ({}, "/healthz", 200),
+        ({}, "/readyz", 200),
+        (bearer(), "/nowhere", 404),
+    ],
+)
+async def test_who_may_call_what(
+    client: Client, headers: dict[str, str], path: str, status: int
+) -> None:
+    method = "POST" if path == "/assign" else "GET"
+    response = await client.request(method, path, headers=headers)
+    assert response.status == status
+    if status >= 400:
+        assert set(await response.json()) == {"detail", "reason", "remedy"}
+
+
+async def test_until_the_base_is_loaded_nothing_but_health_answers() -> None:
+    service = Service(identity.public_key(PRIVATE), AUDIENCE)
+    async with TestClient(TestServer(service.app())) as client:
+        assert (await client.get("/healthz")).status == 200
+        response = await client.get("/readyz")
+        assert (response.status, (await response.json())["reason"]) == (503, "Loading")
+        status, body, _ = await post(client, "/train/zero-grad")
+        assert (status, body["reason"]) == (503, "Loading")
+
+
+async def test_train_routes_wait_for_the_assignment(client: Client) -> None:
+    status, body, headers = await post(client, "/train/forward-backward", tiny.forward_backward())
+    assert (status, body["reason"]) == (503, "AwaitingAssignment")
+    assert "Retry-After" in headers
+    response = await client.get("/train/state", headers=bearer())
+    assert (response.status, (await response.json())["reason"]) == (503, "AwaitingAssignment")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("forward-backward", "{}", "inputs"),
+        ("forward-backward", "not json", "body"),
+        ("forward-backward", '{"inputs": [], "group_size": 0}', ""),
+        (
+            "forward-backward",
+            '{"inputs": [{"samples": [{"output_token_ids": ["x"]}], "reward": 1}]}',
+            "inputs[0].samples[0].output_token_ids[0]",
+        ),
+        ("optim-step", '{"learning_rate": 0}', "learning_rate"),
+        ("optim-step", '{"learning_rate": 1, "momentum": 1}', "momentum"),
+        ("backward", '{"forward_id": "f"}', "weights"),
+    ],
+)
+async def test_a_malformed_body_is_refused_by_field(
+    client: Client, path: str, body: str, field: str
+) -> None:
+    await assign(client)
+    status, problem, _ = await post(client, f"/train/{path}", body)
+    assert (status, problem["reason"]) == (422, "InvalidRequest")
+    assert problem["detail"].startswith(field)
+
+
+async def test_a_key_is_answered_once_and_for_all(client: Client) -> None:
+    await assign(client)
+    body = tiny.forward_backward()
+    key = {IDEMPOTENCY_KEY: "session/1"}
+    answers = await asyncio.gather(
+        *(post(client, "/train/forward-backward", body, **key) for _ in range(3))
+    )
+    assert len({json.dumps(answer) for _, answer, _ in answers}) == 1
+    state = await (await client.get("/train/state", headers=bearer())).json()
+    assert state["pending"] == 1
+    status, problem, _ = await post(
+        client, "/train/forward-backward", body, **{IDEMPOTENCY_KEY: "no-number"}
+    )
+    assert (status, problem["reason"]) == (422, "InvalidRequest")
+
+
+async def test_the_epoch_comes_from_the_header_or_else_from_the_token(client: Client) -> None:
+    await assign(client, epoch=2)
+    cases = [
+        (bearer(epoch=2), 200),
+        (bearer(epoch=1), 409),
+        (bearer(epoch=0), 200),
+        (bearer(epoch=1) | {EPOCH: "2"}, 200),
+        (bearer(epoch=2) | {EPOCH: "1"}, 409),
+        (bearer() | {EPOCH: "two"}, 422),
+    ]
+    for headers, expected in cases:
+        response = await client.post("/train/zero-grad", headers=headers)
+        assert response.status == expected, headers
+
+
+async def commits(client: Client, after: int, wait: float = 0) -> CommitPage:
+    query = {"after": str(after), "wait": str(wait)}
+    response = await client.get("/commits", params=query, headers=bearer("operator"))
+    assert response.status == 200
+    return CommitPage.model_validate_json(await response.text())
+
+
+async def test_commits_are_resumable_over_the_whole_history(client: Client) -> None:
+    await assign(client)
+    for seed in range(3):
+        await step(client, seed)
+    page = await commits(client, 0)
+    assert [commit.index for commit in page.commits] == [1, 2, 3]
+    assert [commit.parent for commit in page.commits[1:]] == [c.digest for c in page.commits[:2]]
+    assert [commit.index for commit in (await commits(client, 2)).commits] == [3]
+    assert (await commits(client, 3)).commits == []
+
+
+async def test_a_waiting_poll_is_answered_by_the_next_commit(client: Client) -> None:
+    await assign(client)
+    waiting = asyncio.create_task(commits(client, 0, wait=30))
+    await step(client)
+    page = await asyncio.wait_for(waiting, 10)
+    assert [commit.name for commit in page.commits] == ["arith-000001"]
+
+
+@pytest.mark.parametrize("query", ["after=x", "after=-1", "after=0.5", "wait=nan"])
+async def test_a_poll_with_a_bad_number_is_refused(client: Client, query: str) -> None:
+    response = await client.get(f"/commits?{query}", headers=bearer("operator"))
+    assert response.status == 422
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+def environment(volume: Volume, tmp_path: Path, **changes: str) -> dict[str, str]:
+    (tmp_path / "termination-log").touch()
+    return {
+        **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+        "OMP_NUM_THREADS": "1",
+        "ESPALIER_MODEL": tiny.MODEL,
+        "ESPALIER_NAMESPACE": "default",
+        "ESPALIER_VOLUME": str(volume.path),
+        "ESPALIER_BASE": volume.base,
+        "ESPALIER_PUBLIC_KEY": identity.public_key(PRIVATE),
+        "ESPALIER_DTYPE": "float32",
+        "ESPALIER_ADAPTER": tiny.ADAPTER.model_dump_json(by_alias=True),
+        "ESPALIER_TERMINATION_LOG": str(tmp_path / "termination-log"),
+    } | changes
+
+
+async def spawn(settings: dict[str, str]) -> tuple[asyncio.subprocess.Process, str]:
+    """A trainer on a port of its own, once it is ready; the second value is its URL."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "espalier.trainer", "--host", "127.0.0.1", "--port", "0",
+        env=settings, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    url = ""
+    async with asyncio.timeout(STARTED_SECONDS):
+        while line := (await process.stderr.readline()).decode():
+            if found := re.search(r"'127\.0\.0\.1', (\d+)", line):
+                url = f"http://127.0.0.1:{found[1]}"
+            if '"message": "ready"' in line:
+                return process, url
+    raise AssertionError(f"the trainer ended with {await process.wait()} before it was ready")
+
+
+async def test_a_killed_trainer_resumes_where_it_had_acknowledged(
+    volume: Volume, tmp_path: Path
+) -> None:
+    settings = environment(volume, tmp_path)
+    process, url = await spawn(settings)
+    async with aiohttp.ClientSession() as session:
+
+        async def call(path: str, body: Any, subject: identity.Subject = "gateway") -> Any:
+            data = body.model_dump_json()
+            async with session.post(url + path, data=data, headers=bearer(subject)) as response:
+                assert response.status == 200, await response.text()
+                return await response.json()
+
+        await call("/assign", tiny.assignment(), "operator")
+        await call("/train/forward-backward", tiny.forward_backward(0))
+        await call("/train/optim-step", tiny.optim_step(cursor={"next": 8}))
+        await call("/train/forward-backward", tiny.forward_backward(1))
+        process.send_signal(signal.SIGKILL)
+        assert await process.wait() == -signal.SIGKILL
+        process, url = await spawn(settings)
+        async with session.get(url + "/train/state", headers=bearer()) as response:
+            state = await response.json()
+        assert (state["step"], state["run_step"], state["pending"]) == (1, 1, 1)
+        assert state["cursor"] == {"next": 8}
+        assert (await call("/train/optim-step", tiny.optim_step()))["step"] == 2
+        waiting = asyncio.create_task(
+            session.get(url + "/commits?after=2&wait=30", headers=bearer("operator"))
+        )
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+        waiting.cancel()
+
+
+async def test_a_users_mistake_ends_the_process_with_64_and_a_problem(
+    volume: Volume, tmp_path: Path
+) -> None:
+    settings = environment(volume, tmp_path, ESPALIER_BASE="sha256:" + "0" * 64)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "espalier.trainer", "--host", "127.0.0.1", "--port", "0",
+        env=settings, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    assert await asyncio.wait_for(process.wait(), STARTED_SECONDS) == 64
+    problem = json.loads((tmp_path / "termination-log").read_text())
+    assert problem["reason"] == "BaseUnreadable"
+    assert problem["remedy"]

@@ -1,0 +1,121 @@
+"""A tiny random Llama, trajectories for it, and an engine on a volume: no mock anywhere."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from espalier.api.trainablemodel import Adapter
+from espalier.api.wire import (
+    Assignment,
+    ForwardBackwardRequest,
+    OptimStepRequest,
+    TrajectoryPayload,
+    TrajectorySample,
+    Wire,
+)
+from espalier.trainer.commands import Answer, Command
+from espalier.trainer.engine import Engine
+from espalier.trainer.importer import import_directory
+from espalier.trainer.log import CommandLog, Key, Kind
+from espalier.trainer.model import Policy, load_policy
+from espalier.trainer.store import CheckpointStore
+
+VOCABULARY = 256
+ADAPTER = Adapter(rank=4, alpha=8, seed=7)
+MODEL = "arith"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume and the digest of the base on it."""
+
+    path: Path
+    base: str
+
+
+def causal_lm(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+def write_base(volume: Path, directory: Path) -> str:
+    """Imports the tiny model and returns the digest of the base."""
+    causal_lm().save_pretrained(directory)
+    return import_directory(CheckpointStore(volume, "importer"), directory).digest
+
+
+def policy(volume: Path, base: str) -> Policy:
+    return load_policy(CheckpointStore(volume, MODEL).open("base", base).path, ADAPTER, "float32")
+
+
+def engine(volume: Path, base: str, loaded: Policy | None = None) -> Engine:
+    store = CheckpointStore(volume, MODEL)
+    log = CommandLog(store.model_directory(MODEL), lock_seconds=1.0)
+    return Engine(
+        model=MODEL,
+        base=base,
+        policy=loaded or policy(volume, base),
+        store=store,
+        log=log,
+        publish=lambda _engine: None,
+    )
+
+
+def assignment(epoch: int = 1, **changes: object) -> Assignment:
+    values = {"epoch": epoch, "branch": "main", "run": "default/run"} | changes
+    return Assignment.model_validate(values)
+
+
+def trajectory(generator: random.Random, prompt: list[int], reward: float) -> TrajectoryPayload:
+    output = [generator.randrange(VOCABULARY) for _ in range(generator.randint(1, 6))]
+    return TrajectoryPayload(
+        samples=[
+            TrajectorySample(
+                prompt_token_ids=prompt,
+                output_token_ids=output,
+                output_logprobs=[-generator.uniform(3.0, 6.0) for _ in output],
+            )
+        ],
+        reward=reward,
+    )
+
+
+def trajectories(seed: int = 0, groups: int = 2, size: int = 3) -> list[TrajectoryPayload]:
+    generator = random.Random(seed)
+    result = []
+    for _ in range(groups):
+        prompt = [generator.randrange(VOCABULARY) for _ in range(generator.randint(4, 9))]
+        result += [trajectory(generator, prompt, generator.random()) for _ in range(size)]
+    return result
+
+
+def forward_backward(seed: int = 0, **changes: object) -> ForwardBackwardRequest:
+    values = {"inputs": trajectories(seed), "group_size": 3} | changes
+    return ForwardBackwardRequest.model_validate(values)
+
+
+def optim_step(**changes: object) -> OptimStepRequest:
+    values = {"learning_rate": 1e-2, "metrics": {"reward/mean": 0.5}} | changes
+    return OptimStepRequest.model_validate(values)
+
+
+def send(
+    target: Engine, kind: Kind, request: Wire, key: tuple[str, int], epoch: int | None = None
+) -> Answer:
+    return target.execute(Command(Key(*key), kind, request, epoch))
