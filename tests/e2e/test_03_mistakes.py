@@ -30,7 +30,7 @@ def test_an_unknown_dataset_names_the_field(kubectl: Kubectl, tiny: str, gateway
     taskset = {"seed": 1, "size": 8, "reasoningGym": {"dataset": "no_such_dataset"}}
     kubectl.apply(run("typo", tiny, 1, taskset=taskset))
     problem = stalled(kubectl, "trainingrun", "typo")
-    assert problem["reason"] == "UnknownDataset"
+    assert problem["reason"] == "TasksetInvalid"
     assert "taskset.reasoningGym.dataset" in problem["message"]
     pods = kubectl.list("pods", "espalier.dev/run=typo,espalier.dev/role=runner")
     assert len(pods) <= 1
