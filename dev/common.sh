@@ -44,6 +44,7 @@ only_one() {
 # Prints the path of a uv binary that can also be mounted into an image build (a shim on the PATH cannot).
 uv() {
   local own=$cache/uv
+  [ -x "$own/bin/uv" ] || apt_ensure python3-venv
   [ -x "$own/bin/uv" ] || { rm -rf "$own" && python3 -m venv "$own" && "$own/bin/pip" install -q uv >&2; } || die "cannot install uv from PyPI into $own."
   echo "$own/bin/uv"
 }

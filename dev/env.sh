@@ -2,17 +2,14 @@
 # Makes the one Python environment for development and tests, outside the tree, keyed on what it is made of.
 # .venv in the checkout is a link to it. A second call with the same inputs does nothing.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-cache=${ESPALIER_CACHE:-$HOME/.cache/espalier}
+. "$(dirname "$0")/common.sh"
 project=$(sed -n '/^dependencies/,/^\[project.scripts\]/p' "$root/pyproject.toml")
 key=$( (cat "$root/constraints.txt" "$root/dev/overrides.txt"; echo "$project") | sha256sum | cut -c1-12)
 venv=$cache/venv-$key
-uv=$(command -v uv || true)
-if [ -z "$uv" ]; then
-  uv=$cache/uv/bin/uv
-  [ -x "$uv" ] || { python3 -m venv "$cache/uv" && "$cache/uv/bin/pip" install -q uv; }
-fi
+uv=$(uv)
 if [ ! -e "$venv/.complete" ]; then
+  # reasoning-gym needs pycosat, which PyPI has as source only.
+  command -v gcc >/dev/null || apt_ensure gcc libc6-dev python3-dev
   rm -rf "$venv"
   "$uv" venv -q --python "$(command -v python3.11 || command -v python3)" "$venv"
   extras=operator,trainer,rollout,runner,cli,model,test

@@ -140,7 +140,7 @@ prune() {
 
 case ${1:-} in
 build | push | all)
-  apt_ensure buildah
+  apt_ensure buildah curl
   only_one image
   [ "$registry" != "$local_registry" ] || "$root/dev/registry.sh" up {lock_fd}>&-
   ;;&

@@ -2,7 +2,7 @@
 # Gets the tools of the local cluster into $ESPALIER_CACHE/bin, each built once per version from dev/go/*.
 #   dev/tools.sh apiserver   what the API-server-only lane runs: etcd, kube-apiserver, kube-controller-manager, kubectl
 #   dev/tools.sh client      what a cluster in use needs: kubectl, helm
-#   dev/tools.sh cluster     all of it, and the Debian packages of the cluster
+#   dev/tools.sh cluster     what a local cluster needs: with podman all of it and Debian packages, with Docker kind and the clients
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -64,15 +64,20 @@ client)
   build helm helm=helm.sh/helm/v3/cmd/helm
   ;;
 cluster)
+  . "$root/dev/engine.sh"
   only_one tools
-  apt_ensure podman netavark aardvark-dns runc iptables buildah debootstrap openssl jq
+  if [ "$engine" = podman ]; then
+    need_root "a cluster without Docker"
+    apt_ensure podman netavark aardvark-dns runc iptables buildah debootstrap openssl jq curl
+    build etcd etcd=go.etcd.io/etcd/server/v3
+    build kubernetes kube-apiserver=$k8s/kube-apiserver kube-controller-manager=$k8s/kube-controller-manager \
+      kube-scheduler=$k8s/kube-scheduler kube-proxy=$k8s/kube-proxy kubelet=$k8s/kubelet kubeadm=$k8s/kubeadm
+    build coredns coredns=github.com/coredns/coredns
+    build local-path-provisioner local-path-provisioner=github.com/rancher/local-path-provisioner
+  fi
   build kind kind=sigs.k8s.io/kind
+  build kubernetes kubectl=$k8s/kubectl
   build helm helm=helm.sh/helm/v3/cmd/helm
-  build etcd etcd=go.etcd.io/etcd/server/v3
-  build kubernetes kube-apiserver=$k8s/kube-apiserver kube-controller-manager=$k8s/kube-controller-manager \
-    kube-scheduler=$k8s/kube-scheduler kube-proxy=$k8s/kube-proxy kubelet=$k8s/kubelet kubeadm=$k8s/kubeadm kubectl=$k8s/kubectl
-  build coredns coredns=github.com/coredns/coredns
-  build local-path-provisioner local-path-provisioner=github.com/rancher/local-path-provisioner
   ;;
 *) die "usage: dev/tools.sh apiserver|client|cluster" ;;
 esac
