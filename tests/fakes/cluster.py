@@ -44,7 +44,7 @@ class FakeCluster:
         self.tokens: dict[str, TokenReviewResult] = {}
         self.allowed: set[tuple[str, str, str, str, str]] = set()
         self._applied: dict[tuple[Key, str], set[Path]] = {}
-        self._version = 0
+        self.version = 0
         self._uids = 0
         self._fault: Fault | None = None
         self._watchers: list[Callable[[str, Body], None]] = []
@@ -218,8 +218,8 @@ class FakeCluster:
             return live
         if live is None or _desired(body) != _desired(live):
             body["metadata"]["generation"] = body["metadata"].get("generation", 0) + 1
-        self._version += 1
-        body["metadata"]["resourceVersion"] = str(self._version)
+        self.version += 1
+        body["metadata"]["resourceVersion"] = str(self.version)
         self.objects[key] = body
         self._notify("ADDED" if live is None else "MODIFIED", body)
         return body
@@ -228,9 +228,9 @@ class FakeCluster:
         body = self.objects.pop(key)
         for applied in [entry for entry in self._applied if entry[0] == key]:
             del self._applied[applied]
-        self._version += 1
+        self.version += 1
         last = copy.deepcopy(body)
-        last["metadata"]["resourceVersion"] = str(self._version)
+        last["metadata"]["resourceVersion"] = str(self.version)
         self._notify("DELETED", last)
         for child in list(self.objects) if cascade else ():
             if child in self.objects and _owned(self.objects[child], body["metadata"]["uid"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from espalier.api.wire import (
@@ -141,10 +142,13 @@ class ScriptedRollouts:
         self.told: list[tuple[str, list[str]]] = []
         self.up: set[str] = set()
         self.broken: set[str] = set()
+        # Called with what is asked for, before it is done.
+        self.on_serve: Callable[[list[str]], None] = lambda adapters: None
 
     async def serve(self, peer: Peer, request: ServeRequest) -> Served:
         if peer.ip not in self.up:
             raise RolloutError(f"{peer.ip}: connection refused")
+        self.on_serve(request.adapters)
         if broken := self.broken.intersection(request.adapters):
             raise RolloutError(f"500: {', '.join(sorted(broken))} is damaged")
         self.serving[peer.ip] = request.adapters

@@ -87,3 +87,29 @@ def test_the_outcome_has_both_branches(undisturbed: tuple[dict[str, object], int
         "tiny-b2-000003",
         "tiny-b2-000004",
     ]
+
+
+@pytest.mark.parametrize("lag", [0.3, 2.0])
+def test_caches_that_lag_behind_change_nothing_in_the_end(
+    undisturbed: tuple[dict[str, object], int], lag: float
+) -> None:
+    async def late() -> dict[str, object]:
+        async with world(lag=lag) as w:
+            await story(w)
+            return w.outcome()
+
+    assert run(late()) == undisturbed[0]
+
+
+def test_a_leader_that_has_not_noticed_its_successor_changes_nothing_in_the_end(
+    undisturbed: tuple[dict[str, object], int],
+) -> None:
+    async def both() -> dict[str, object]:
+        async with world() as w:
+            former = w.operate(Life(), lag=1.0)
+            await story(w)
+            former.cancel()
+            await w.rest()
+            return w.outcome()
+
+    assert run(both()) == undisturbed[0]

@@ -19,6 +19,7 @@ from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, Key
 
 NAMESPACE = "default"
+CHECKPOINT = "Checkpoint"
 SETTINGS = ChildSettings(
     Images(trainer="trainer:1", rollout="rollout:1", runner="runner:1"), "pem", "http://gateway"
 )
@@ -91,15 +92,21 @@ class World:
         self.kubelet = Kubelet(self.cluster, self.trainer, self.rollouts)
         self.trains = True
         self.lag = lag
+        self.violations: list[str] = []
+        self.epochs: dict[str, int] = {}
+        self.rollouts.on_serve = self._check_acknowledged
         self.life = life or Life()
         self.crashes = 0
         self._task: asyncio.Task[None] | None = None
-        self._stop = asyncio.Event()
-        self.operator: Operator
 
     def start(self) -> None:
-        cache = Cache()
         self.cluster.unwatch()
+        self.cluster.watch(self._check_epoch)
+        self._task = self.operate(self.life, self.lag)
+
+    def operate(self, life: Life, lag: float) -> asyncio.Task[None]:
+        """An operator with a cache of its own; several of them is what must not matter."""
+        cache = Cache()
         for key, body in self.cluster.objects.items():
             cache.put(key.kind, copy.deepcopy(body))
         loop = asyncio.get_running_loop()
@@ -107,20 +114,43 @@ class World:
         def deliver(event: str, body: Body) -> None:
             (cache.forget if event == "DELETED" else cache.put)(body["kind"], body)
 
-        self.cluster.watch(lambda event, body: loop.call_later(self.lag, deliver, event, body))
-        bound = self.life.bound
-        self.operator = Operator(
-            bound(self.cluster),
+        def now() -> str:
+            minutes, seconds = divmod(int(loop.time()), 60)
+            return f"2026-01-01T00:{minutes % 60:02d}:{seconds:02d}Z"
+
+        self.cluster.watch(lambda event, body: loop.call_later(lag, deliver, event, body))
+        operator = Operator(
+            life.bound(self.cluster),
             cache,
-            bound(self.trainer),
-            bound(self.rollouts),
+            life.bound(self.trainer),
+            life.bound(self.rollouts),
             SETTINGS,
-            now=lambda: (
-                f"2026-01-01T00:{int(loop.time()) // 60 % 60:02d}:{int(loop.time()) % 60:02d}Z"
-            ),
+            now=now,
         )
-        self._stop = asyncio.Event()
-        self._task = asyncio.create_task(self.operator.run(self._stop))
+        return asyncio.create_task(operator.run(asyncio.Event()))
+
+    def _check_acknowledged(self, adapters: list[str]) -> None:
+        """Whatever the rollouts are told to serve is on record as a head's target before."""
+        heads = [b for k, b in self.cluster.objects.items() if k.kind == "CheckpointHead"]
+        known = {
+            b["metadata"]["name"]: b
+            for k, b in self.cluster.objects.items()
+            if k.kind == CHECKPOINT
+        }
+        names = {head.get("status", {}).get("target", {}).get("name", "") for head in heads}
+        digests = [known[name]["spec"]["digest"] for name in names if name in known]
+        for adapter in adapters:
+            if not any(adapter.split("@")[1] in digest for digest in digests):
+                self.violations.append(f"{adapter} was served before any head's target named it")
+
+    def _check_epoch(self, event: str, body: Body) -> None:
+        """An epoch never falls while its head lives."""
+        if body["kind"] != "CheckpointHead":
+            return
+        uid, epoch = body["metadata"]["uid"], body.get("status", {}).get("epoch", 0)
+        if epoch < self.epochs.get(uid, 0):
+            self.violations.append(f"epoch fell to {epoch}")
+        self.epochs[uid] = epoch
 
     async def kill(self) -> None:
         assert self._task is not None
@@ -173,10 +203,14 @@ class World:
         """Ticks until it is reached and nothing changes any more."""
         loop = asyncio.get_running_loop()
         end = loop.time() + LIMIT_SECONDS
+        quiet = 0
         while loop.time() < end:
-            version = self.cluster._version
+            version = self.cluster.version
             await self.tick()
-            if reached() and self.cluster._version == version and not self.life.dead:
+            same = self.cluster.version == version and not self.life.dead
+            quiet = quiet + 1 if same and reached() else 0
+            # What the caches have not seen yet may still change something.
+            if quiet * TICK_SECONDS > self.lag:
                 return
         raise AssertionError(f"never: {what}\n{self.explain()}")
 
@@ -252,6 +286,7 @@ async def world(life: Life | None = None, lag: float = WATCH_LAG_SECONDS) -> Asy
     made.start()
     try:
         yield made
+        assert made.violations == []
     finally:
         await made.kill()
 

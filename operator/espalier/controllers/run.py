@@ -54,10 +54,6 @@ class RunReconciler:
         trainers = self._services.trainers
         if trainers.acknowledged(namespace, model, trainer, wanted):
             return True, None
-        # What an earlier assignment committed is dealt with before a new one is given.
-        ledger = self._services.streams.ledger(namespace, model)
-        if ledger.drained != trainer.instance or ledger.pending:
-            return False, None
         assigned = await trainers.assign(namespace, model, trainer, wanted)
         return assigned, None if assigned else RETRY_SECONDS
 

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from espalier.api.wire import Commit, CommitPage, Problem
+from espalier.api.wire import Commit, Problem
 from espalier.controllers.trainer_client import Peer, Trainer, TrainerError
 from espalier.core.pods import Pod
 
@@ -34,8 +34,6 @@ class Ledger:
     pending: list[Commit] = field(default_factory=list)
     counted: dict[str, int] = field(default_factory=dict)
     problem: Problem | None = None
-    # The start of the trainer's container whose commits have all been read once.
-    drained: str = ""
 
 
 class CommitStreams:
@@ -80,12 +78,11 @@ class CommitStreams:
 
     async def _follow(self, namespace: str, model: str, trainer: Pod) -> None:
         peer = Peer(namespace, model, trainer.ip)
-        after, failures = 0, 0
+        after, wait, failures = 0, 0, 0
         clock = asyncio.get_running_loop().time
         while True:
             ledger = self.ledger(namespace, model)
             started = clock()
-            wait = WAIT_SECONDS if ledger.drained == trainer.instance else 0
             try:
                 page = await self._source.commits(peer, after, wait)
             except TrainerError as error:
@@ -95,18 +92,13 @@ class CommitStreams:
                 await asyncio.sleep(min(most, first * 2.0**failures) * random.uniform(0.5, 1))
                 continue
             failures = 0
-            changed = self._take(ledger, page, trainer.instance)
+            changed = bool(page.commits) or page.problem != ledger.problem
+            ledger.pending += page.commits
+            ledger.problem = page.problem
             after = max([after, *(commit.index for commit in page.commits)])
             if changed:
                 self._wake(namespace, model)
             elif wait and clock() - started < PAUSE_SECONDS:
                 await asyncio.sleep(PAUSE_SECONDS)
-
-    @staticmethod
-    def _take(ledger: Ledger, page: CommitPage, instance: str) -> bool:
-        """Enter a page; whether it said anything new."""
-        drained = instance if not page.commits else ledger.drained
-        changed = bool(page.commits) or (drained, page.problem) != (ledger.drained, ledger.problem)
-        ledger.pending += page.commits
-        ledger.drained, ledger.problem = drained, page.problem
-        return changed
+            # All there was has been read; from here on wait for more.
+            wait = wait if page.commits else WAIT_SECONDS

@@ -1,0 +1,335 @@
+"""How an edit of the head moves what is served, the epoch and where training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from tests.core.objects import NOW, checkpoint, digest, head, line, model
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.core import request
+from espalier.core.conditions import find
+from espalier.core.head import HeadDecision, HeadView, Rollout, decide
+from espalier.core.lineage import BASE_POINT, Point, grow
+from espalier.core.names import adapter_name
+
+MAIN = line("m", 4, reward="0.5")
+
+
+class Server:
+    """A head whose rollouts load at once whatever a decision asks for, unless they are down."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint] = MAIN, **spec: Any) -> None:
+        self.checkpoints = list(checkpoints)
+        self.head = head(**spec)
+        self.root: Point | None = BASE_POINT
+        self.rollouts: list[Rollout] = [Rollout("pod", ready=True)]
+        self.model = model()
+        self.trainer_epoch = 0
+
+    def view(self) -> HeadView:
+        ref = self.head.spec.checkpoint_ref
+        named = {c.metadata.name: c for c in self.checkpoints}
+        own = [c for c in self.checkpoints if c.spec.model_ref.name == "m"]
+        return HeadView(
+            self.head,
+            self.model,
+            grow(own, self.root),
+            named=named.get(ref.name) if ref else None,
+            rollouts=self.rollouts,
+            trainer_epoch=self.trainer_epoch,
+        )
+
+    def once(self) -> HeadDecision:
+        """One decision, written."""
+        decision = decide(self.view(), NOW)
+        self.head = self.head.model_copy(update={"status": decision.status})
+        return decision
+
+    def settle(self) -> CheckpointHead:
+        """Decisions, and rollouts that obey, until nothing changes."""
+        for _ in range(6):
+            decision = self.once()
+            if decision.adapter:
+                loaded = frozenset({decision.adapter, "base"})
+                self.rollouts = [Rollout(r.name, True, loaded) for r in self.rollouts]
+        return self.head
+
+    def edit(self, mode: str, pin: str = "", **spec: Any) -> CheckpointHead:
+        generation = self.head.metadata.generation + 1
+        changed = head("m", mode, pin, generation=generation, **spec)
+        self.head = changed.model_copy(update={"status": self.head.status})
+        return self.settle()
+
+    def reason(self, type_: str = "Ready") -> str:
+        found = find(self.head.status.conditions, type_)
+        return f"{found.status}/{found.reason}" if found else ""
+
+
+def current(of: CheckpointHead) -> str | None:
+    return of.status.current.name if of.status.current else None
+
+
+def test_a_new_head_tracks_the_newest_checkpoint_under_the_first_epoch() -> None:
+    server = Server()
+    settled = server.settle()
+    assert (current(settled), settled.status.epoch) == ("m-000004", 1)
+    assert server.reason() == "True/Tracking"
+
+
+def test_without_a_checkpoint_the_base_is_served() -> None:
+    settled = Server([]).settle()
+    assert settled.status.current is not None
+    assert (settled.status.current.name, settled.status.current.digest) == ("", "")
+
+
+def test_the_target_is_on_record_before_anything_becomes_current() -> None:
+    server = Server()
+    server.rollouts = [Rollout("pod", True, frozenset({adapter_name("m", digest("m-000004"))}))]
+    first = server.once()
+    assert first.status.target is not None
+    assert (first.status.target.name, first.status.current) == ("m-000004", None)
+    second = server.once()
+    assert second.status.current is not None
+    assert second.status.current.name == "m-000004"
+
+
+PIN = ("Pin", "m-000002")
+# edits; then epoch, branch, what is served, where training goes on (None: paused)
+MOVES = [
+    ([], 1, "main", "m-000004", "m-000004"),
+    ([(*PIN, "Pause")], 2, "main", "m-000002", None),
+    ([(*PIN, "Branch")], 2, "b2", "m-000002", "m-000002"),
+    ([(*PIN, "Continue")], 1, "main", "m-000002", "m-000004"),
+    ([(*PIN, "Pause"), ("Track", "", "")], 3, "main", "m-000004", "m-000004"),
+    ([(*PIN, "Branch"), ("Track", "", "")], 2, "b2", "m-000002", "m-000002"),
+    ([(*PIN, "Continue"), ("Track", "", "")], 1, "main", "m-000004", "m-000004"),
+    ([(*PIN, "Pause"), ("Pin", "m-000001", "Pause")], 3, "main", "m-000001", None),
+    ([(*PIN, "Branch"), ("Pin", "m-000001", "Branch")], 3, "b3", "m-000001", "m-000001"),
+    ([(*PIN, "Pause"), (*PIN, "Branch")], 3, "b3", "m-000002", "m-000002"),
+    ([(*PIN, "Branch"), (*PIN, "Pause")], 3, "b2", "m-000002", None),
+    ([(*PIN, "Pause"), (*PIN, "Continue")], 3, "main", "m-000002", "m-000004"),
+    ([(*PIN, "Branch"), (*PIN, "Continue")], 2, "b2", "m-000002", "m-000002"),
+    ([(*PIN, "Branch"), ("Track", "", ""), (*PIN, "Branch")], 3, "b3", "m-000002", "m-000002"),
+]
+
+
+@pytest.mark.parametrize(("edits", "epoch", "branch", "served", "trains_from"), MOVES)
+def test_the_epoch_rises_once_for_each_cause(
+    edits: list[tuple[str, str, str]],
+    epoch: int,
+    branch: str,
+    served: str,
+    trains_from: str | None,
+) -> None:
+    server = Server()
+    server.settle()
+    for mode, pin, on_pin in edits:
+        server.edit(mode, pin, **({"onPin": on_pin} if on_pin else {}))
+    status = server.head.status
+    assert (status.epoch, status.branch, current(server.head)) == (epoch, branch, served)
+    start = request.training_point(server.head, grow(MAIN, BASE_POINT))
+    assert (start.base.name if start else None) == trains_from
+    assert request.paused(server.head) == (trains_from is None)
+
+
+@pytest.mark.parametrize("on_pin", ["Pause", "Branch", "Continue"])
+def test_an_edit_that_asks_the_same_raises_nothing(on_pin: str) -> None:
+    server = Server()
+    server.settle()
+    before = server.edit("Pin", "m-000002", onPin=on_pin).status
+    gate = {"metric": "reward/mean", "min": "0.1"}
+    after = server.edit("Pin", "m-000002", onPin=on_pin, gate=gate).status
+    assert (after.epoch, after.branch) == (before.epoch, before.branch)
+    assert after.history == before.history
+
+
+def test_history_says_how_the_head_moved_newest_first() -> None:
+    server = Server()
+    server.settle()
+    server.edit("Pin", "m-000002")
+    server.edit("Track")
+    server.edit("Pin", "m-000001", onPin="Branch")
+    moves = [(move.name, move.reason, move.epoch) for move in server.head.status.history]
+    assert moves == [
+        ("m-000001", "Branched", 4),
+        ("m-000004", "Unpinned", 3),
+        ("m-000002", "Pinned", 2),
+        ("m-000004", "Advanced", 1),
+    ]
+
+
+def test_track_after_a_branch_follows_its_descendants_alone() -> None:
+    server = Server()
+    server.settle()
+    server.edit("Pin", "m-000002", onPin="Branch")
+    server.edit("Track")
+    server.checkpoints.append(checkpoint(step=5, parent="m-000004"))
+    assert current(server.settle()) == "m-000002"
+    server.checkpoints.append(checkpoint(step=3, branch="b2", epoch=2, parent="m-000002"))
+    assert current(server.settle()) == "m-b2-000003"
+    assert server.head.status.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("pin", "reason", "stalled"),
+    [
+        ("m-000009", "CheckpointNotFound", "True"),
+        ("other-000001", "WrongModel", "True"),
+        ("m-000005", "CheckpointNotReady", "False"),
+    ],
+)
+def test_a_pin_that_cannot_be_met_is_explained_and_changes_nothing(
+    pin: str, reason: str, stalled: str
+) -> None:
+    unready = checkpoint(step=5, parent="m-000004", ready=False)
+    server = Server([*MAIN, unready, checkpoint("other")])
+    before = server.settle().status
+    after = server.edit("Pin", pin, onPin="Branch").status
+    assert server.reason() == f"False/{reason}"
+    assert server.reason("Stalled") == f"{stalled}/{reason}"
+    kept = ("current", "target", "epoch", "branch", "epoch_cause", "history")
+    assert [getattr(after, name) for name in kept] == [getattr(before, name) for name in kept]
+    assert current(server.edit("Track")) == "m-000004"
+    assert server.head.status.epoch == 1
+
+
+def test_a_pin_that_failed_is_agreed_to_once_its_checkpoint_appears() -> None:
+    server = Server()
+    server.settle()
+    server.edit("Pin", "m-000005")
+    server.checkpoints.append(checkpoint(step=5, parent="m-000004"))
+    assert (current(server.settle()), server.head.status.epoch) == ("m-000005", 2)
+
+
+def test_a_pinned_checkpoint_that_is_deleted_stays_served() -> None:
+    server = Server()
+    server.settle()
+    server.edit("Pin", "m-000002")
+    server.checkpoints = [c for c in MAIN if c.metadata.name != "m-000002"]
+    assert current(server.settle()) == "m-000002"
+    assert server.reason() == "False/CheckpointNotFound"
+
+
+GATE = {"metric": "reward/mean", "min": "0.6"}
+
+
+def test_a_gate_lets_only_passing_checkpoints_through() -> None:
+    better = checkpoint(step=5, parent="m-000004", reward="0.7")
+    worse = checkpoint(step=6, parent="m-000005", reward="0.2")
+    unmeasured = checkpoint(step=7, parent="m-000006")
+    server = Server([*MAIN, better, worse, unmeasured], gate=GATE)
+    settled = server.settle()
+    assert current(settled) == "m-000005"
+    assert settled.status.latest is not None
+    assert settled.status.latest.name == "m-000007"
+    found = find(settled.status.conditions, "Ready")
+    assert found is not None
+    assert "m-000007 is below reward/mean 0.6" in found.message
+
+
+def test_a_gate_that_is_raised_does_not_move_the_head_back() -> None:
+    server = Server()
+    server.settle()
+    assert current(server.edit("Track", gate=GATE)) == "m-000004"
+
+
+def test_a_head_waits_for_every_ready_rollout_and_for_one_at_least() -> None:
+    server = Server()
+    adapter = adapter_name("m", digest("m-000004"))
+    server.rollouts = []
+    server.once()
+    server.once()
+    assert server.reason() == "False/RolloutsNotReady"
+    had, has_not = frozenset({adapter}), frozenset({"base"})
+    server.rollouts = [Rollout("a", True, had), Rollout("b", True, has_not)]
+    server.once()
+    assert (current(server.head), server.reason()) == (None, "False/Moving")
+    # One that is not ready serves nobody: it must load the adapter before it becomes so.
+    server.rollouts = [Rollout("a", True, had), Rollout("b", False)]
+    server.once()
+    assert current(server.head) == "m-000004"
+    assert [pod.name for pod in server.head.status.pods] == ["a"]
+
+
+def test_a_rollout_that_cannot_load_it_is_named() -> None:
+    server = Server()
+    server.rollouts = [Rollout("a", True, None, "the digest is wrong")]
+    server.once()
+    server.once()
+    assert server.reason() == "False/ServeFailed"
+
+
+def test_without_wanted_rollouts_the_head_moves_on_its_own() -> None:
+    server = Server()
+    server.model = model(rollout={"replicas": 0})
+    server.rollouts = []
+    assert current(server.settle()) == "m-000004"
+
+
+def test_a_fork_serves_its_root_until_it_has_a_checkpoint_and_can_be_pinned_to_it() -> None:
+    server = Server([])
+    server.root = Point("origin-000005", 5, digest("origin-000005"))
+    settled = server.settle()
+    assert settled.status.current is not None
+    assert (settled.status.current.name, settled.status.current.step) == ("origin-000005", 5)
+    server.checkpoints = [checkpoint(step=6, parent="origin-000005")]
+    assert current(server.settle()) == "m-000006"
+    assert current(server.edit("Pin", "origin-000005")) == "origin-000005"
+
+
+def test_a_fork_whose_origin_is_not_known_waits() -> None:
+    server = Server([])
+    server.root = None
+    server.settle()
+    assert server.reason() == "False/SourceNotResolved"
+    assert server.head.status.current is None
+
+
+def test_a_head_that_was_deleted_and_made_again_finds_branch_and_epoch_of_its_checkpoints() -> None:
+    branch = checkpoint(step=3, branch="b2", epoch=2, parent="m-000002")
+    settled = Server([*MAIN, branch]).settle()
+    assert (current(settled), settled.status.epoch) == ("m-b2-000003", 2)
+
+
+def test_a_trainer_that_is_ahead_is_overtaken_once() -> None:
+    server = Server()
+    server.settle()
+    server.trainer_epoch = 5
+    assert server.settle().status.epoch == 6
+
+
+def test_another_head_serves_without_moving_training() -> None:
+    leader = head(status={"epoch": 3, "branch": "main", "epochCause": "1/Track"})
+    canary = Server(name="canary")
+    adapter = adapter_name("m", digest("m-000002"))
+    canary.head = head("m", "Pin", "m-000002", name="canary", onPin="Branch")
+    for _ in range(3):
+        view = canary.view()
+        rollouts = [Rollout("pod", True, frozenset({adapter}))]
+        view = HeadView(
+            view.head, view.model, view.lineage, MAIN[1], leader=leader, rollouts=rollouts
+        )
+        canary.head = canary.head.model_copy(update={"status": decide(view, NOW).status})
+    assert current(canary.head) == "m-000002"
+    assert (canary.head.status.epoch, canary.head.status.branch) == (3, "main")
+    assert not request.leads(canary.head)
+
+
+def test_history_keeps_the_last_twenty_moves() -> None:
+    server = Server()
+    server.settle()
+    for turn in range(15):
+        server.edit("Pin", f"m-00000{1 + turn % 3}")
+        server.edit("Track")
+    assert len(server.head.status.history) == 20
+
+
+def test_a_request_survives_its_written_form() -> None:
+    asked = request.Request("Pin", "m-000002", "Branch", 7)
+    assert request.Request.parse(asked.text()) == asked
+    assert request.Request.parse("8/Track") == request.Request("Track", generation=8)
+    assert request.Request.parse("") is None
