@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from espalier.api.trainingrun import Taskset
 from espalier.client import Patience, TrainingClient
-from espalier.runner.heldout import HeldOut, from_file, held_out
+from espalier.runner.heldout import HeldOut
 from espalier.runner.problem import UserError
 
 PATIENCE = Patience(deadline=60.0)
@@ -68,10 +67,16 @@ async def evaluate(
     checkpoint: str,
     *,
     seed: int,
-    size: int,
-    tasks_file: Path | None,
+    held_out: Callable[[Taskset], HeldOut],
 ) -> Evaluation:
     """Asks a run's model held-out tasks of the run's kind.
+
+    Args:
+        access: to the gateway.
+        run: namespace and name.
+        checkpoint: whose answers count; empty for what the head serves.
+        seed: of the tasks, for the record.
+        held_out: the tasks, given the run's taskset.
 
     Raises:
         UserError: there are no such tasks.
@@ -80,21 +85,15 @@ async def evaluate(
     namespace, name = run
     async with TrainingClient(access.url, "", access.token, patience=PATIENCE) as reader:
         view = await reader.run(namespace, name)
-    tasks = _tasks(view.spec.taskset, seed, size, tasks_file)
+    if view.spec.taskset is None:
+        raise UserError("TasksetInvalid", f"run {name} has no taskset", "Name a run that has one")
+    tasks = held_out(view.spec.taskset)
     slug = f"{namespace}/{view.model}"
     async with TrainingClient(access.url, slug, access.token, patience=PATIENCE) as client:
         max_tokens = view.spec.sampling.max_tokens
         rewards = await _rewards(client, checkpoint, tasks, max_tokens)
     asked = f"{view.model}@{checkpoint}" if checkpoint else view.model
     return Evaluation(name, asked, seed, len(rewards), fmean(rewards))
-
-
-def _tasks(training: Taskset | None, seed: int, size: int, file: Path | None) -> HeldOut:
-    if file is None:
-        return held_out(training, seed, size)
-    if training is None:
-        raise UserError("TasksetInvalid", "the run has no taskset to score by", "Name another run")
-    return from_file(training, file, seed, size)
 
 
 async def _rewards(

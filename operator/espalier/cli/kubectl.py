@@ -33,21 +33,28 @@ class Kubectl:
 
     def model(self, name: str) -> TrainableModel:
         """A TrainableModel."""
-        return _parse(TrainableModel, self._get("trainablemodels", name))
+        return _parse(TrainableModel, self._get("trainablemodels.espalier.dev", name))
 
     def run(self, name: str) -> TrainingRun:
         """A TrainingRun."""
-        return _parse(TrainingRun, self._get("trainingruns", name))
+        return _parse(TrainingRun, self._get("trainingruns.espalier.dev", name))
 
     def checkpoints(self, model: str) -> list[Checkpoint]:
         """The Checkpoints of a model, by step."""
-        found = self._get("checkpoints", "--selector", f"{MODEL}={model}")
+        found = self._get("checkpoints.espalier.dev", "--selector", f"{MODEL}={model}")
         items = [_parse(Checkpoint, item) for item in found["items"]]
         return sorted(items, key=lambda checkpoint: checkpoint.spec.step)
 
+    def config_map(self, name: str, key: str) -> str:
+        """The text under a key of a ConfigMap."""
+        data: dict[str, str] = self._get("configmaps", name).get("data") or {}
+        if key not in data:
+            raise CommandError(f"ConfigMap {name} has no key {key}; there are: {', '.join(data)}")
+        return data[key]
+
     def _get(self, kind: str, *arguments: str) -> dict[str, Any]:
         scope = ("--namespace", self._given) if self._given else ()
-        answer = _kubectl("get", f"{kind}.espalier.dev", *arguments, *scope, "-o", "json")
+        answer = _kubectl("get", kind, *arguments, *scope, "-o", "json")
         content: dict[str, Any] = json.loads(answer)
         return content
 

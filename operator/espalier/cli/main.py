@@ -12,13 +12,16 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from espalier.api.trainablemodel import Tree
+from espalier.api.trainingrun import Taskset
 from espalier.cli import gateway
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.failure import CommandError
+from espalier.cli.heldout import choose
 from espalier.cli.kubectl import Kubectl
 from espalier.cli.watch import follow
 from espalier.client import GatewayError
 from espalier.core.tree import REWARD, render
+from espalier.runner.heldout import HeldOut
 from espalier.runner.problem import UserError
 
 
@@ -133,17 +136,21 @@ def evaluate(
     token: Token = "",
     checkpoint: Checkpoint = "",
     tasks: Annotated[
-        Path | None, typer.Option(help="Held-out tasks as JSON lines, instead of generated ones.")
+        Path | None,
+        typer.Option(help="Held-out tasks as JSON lines, instead of the run's own kind."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     namespace: Namespace = None,
 ) -> None:
     """Ask a run's model tasks of the run's kind that it was not trained on; greedy."""
     access = _access(url, token)
-    target = (_kubectl(context, namespace).namespace(), run)
-    done = asyncio.run(
-        gateway.evaluate(access, target, checkpoint, seed=seed, size=size, tasks_file=tasks)
-    )
+    kubectl = _kubectl(context, namespace)
+
+    def held_out(taskset: Taskset) -> HeldOut:
+        return choose(taskset, kubectl, seed=seed, size=size, file=tasks)
+
+    target = (kubectl.namespace(), run)
+    done = asyncio.run(gateway.evaluate(access, target, checkpoint, seed=seed, held_out=held_out))
     if as_json:
         typer.echo(json.dumps(done.wire()))
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from espalier.runner.tasksets import open_tasks
 
 # Candidates looked at for every task that is wanted; small datasets repeat themselves.
 CANDIDATES = 100
+# The bound of taskset.size.
+MAX_LINES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -23,27 +27,52 @@ class HeldOut:
     indices: tuple[int, ...]
 
 
-def held_out(training: Taskset | None, seed: int, size: int) -> HeldOut:
-    """Tasks of the same generator with another seed, without those that the run trains on.
+def generated(training: Taskset, seed: int, size: int) -> HeldOut:
+    """Tasks of the run's generator with another seed, without those that the run trains on.
 
     Another seed alone would not do: generators draw from a small range, and reasoning-gym's seeds
     overlap (the task at ``index`` of a seed is the first task of ``seed + index``).
 
     Raises:
-        UserError: the taskset is not generated, the seed is the run's, or too few tasks are left.
+        UserError: the seed is the run's, or too few tasks are left.
     """
-    if training is None or training.reasoning_gym is None:
-        raise _invalid(
-            "the run's taskset is not generated, so that there are no others like it",
-            "Give held-out tasks as a file of JSON lines (--tasks)",
-        )
     if seed == training.seed:
         raise _invalid(f"seed {seed} is the seed that the run trains on", "Choose another seed")
-    trained = open_tasks(training)
+    wide = training.model_copy(update={"seed": seed, "size": size * CANDIDATES})
+    trained, tasks = open_tasks(training), open_tasks(wide)
+    return _distinct(trained, tasks, range(tasks.size), size)
+
+
+def beyond_size(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
+    """Lines of the run's own file that its ``taskset.size`` leaves out.
+
+    Args:
+        training: the run's taskset, of a ConfigMap.
+        path: a copy of its file.
+        seed: draws from the lines that are left.
+        size: number of tasks.
+
+    Raises:
+        UserError: too few lines are left.
+    """
+    whole = JsonlTasks(training.model_copy(update={"size": MAX_LINES}), str(path.name), path)
+    trained = JsonlTasks(training, str(path.name), path)
+    left = list(range(trained.size, whole.size))
+    random.Random(seed).shuffle(left)
+    return _distinct(trained, whole, left, size)
+
+
+def from_file(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
+    """Tasks of another file, asked and scored as the run does."""
+    spec = training.model_copy(update={"seed": seed, "size": size})
+    tasks = JsonlTasks(spec, str(path), path)
+    return HeldOut(tasks, tuple(range(tasks.size)))
+
+
+def _distinct(trained: Tasks, tasks: Tasks, candidates: Iterable[int], size: int) -> HeldOut:
     asked = {trained.task(index).messages for index in range(trained.size)}
-    tasks = open_tasks(training.model_copy(update={"seed": seed, "size": size * CANDIDATES}))
     found: dict[tuple[Message, ...], int] = {}
-    for index in range(tasks.size):
+    for index in candidates:
         messages = tasks.task(index).messages
         if messages not in asked:
             found.setdefault(messages, index)
@@ -51,14 +80,8 @@ def held_out(training: Taskset | None, seed: int, size: int) -> HeldOut:
             return HeldOut(tasks, tuple(found.values()))
     raise _invalid(
         f"only {len(found)} of {size} tasks differ from those that the run trains on",
-        "Ask for fewer (--size)",
+        "Ask for fewer (--size), or give a file of others (--tasks)",
     )
-
-
-def from_file(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
-    """Tasks of a file, asked and scored as the run does."""
-    tasks = JsonlTasks(training.model_copy(update={"seed": seed, "size": size}), str(path), path)
-    return HeldOut(tasks, tuple(range(tasks.size)))
 
 
 def _invalid(detail: str, remedy: str) -> UserError:

@@ -43,7 +43,8 @@ class JsonlTasks:
         self._spec = spec
         self._name = source
         rows = _read(spec, source, path)
-        order = random.Random(spec.seed).sample(range(len(rows)), k=min(len(rows), spec.size))
+        # Drawn whole, so that the lines beyond the size are the same whatever the size.
+        order = random.Random(spec.seed).sample(range(len(rows)), k=len(rows))[: spec.size]
         self._rows = [rows[position] for position in order]
         self._positions = order
 
