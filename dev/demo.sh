@@ -55,7 +55,7 @@ questions=("What is 3 + 4? Answer with just the number." "What is 12 + 7? Answer
   "What is 9 + 15? Answer with just the number." "What is 18 + 2? Answer with just the number." "What is 14 + 13? Answer with just the number.")
 
 title "Train it: 20 steps of reinforcement learning"
-show kubectl apply -f examples/arithmetic/run.yaml
+show kubectl apply -f examples/arithmetic/tasks.yaml -f examples/arithmetic/run.yaml
 espalier watch arith-20 --timeout 1500
 
 title "What the run left behind"

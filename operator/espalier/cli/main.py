@@ -137,7 +137,7 @@ def evaluate(
     checkpoint: Checkpoint = "",
     tasks: Annotated[
         Path | None,
-        typer.Option(help="Held-out tasks as JSON lines, instead of the run's own kind."),
+        typer.Option(help="Held-out tasks as JSON lines, not the run's own."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     namespace: Namespace = None,

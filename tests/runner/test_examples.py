@@ -1,0 +1,94 @@
+"""The examples: accepted by a real API server as they are, and right in what they ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dev.apiserver import ApiServer, ApiServerError
+
+from espalier.api.trainingrun import TrainingRun
+from espalier.runner.heldout import beyond_size
+from espalier.runner.tasks import Tasks
+from espalier.runner.tasksets import open_tasks
+
+ARITHMETIC = Path(__file__).parents[2] / "examples" / "arithmetic"
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((ARITHMETIC / name).read_text())
+
+
+@pytest.fixture
+def run() -> TrainingRun:
+    return TrainingRun.model_validate(load("run.yaml"))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """The ConfigMap as the runner sees it."""
+    for key, text in load("tasks.yaml")["data"].items():
+        (tmp_path / key).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def tasks(run: TrainingRun, directory: Path) -> Tasks:
+    return open_tasks(run.spec.taskset, directory)
+
+
+def test_the_example_is_accepted_as_a_whole_and_each_head_after_it(
+    apiserver: ApiServer, namespace: str
+) -> None:
+    apiserver.kubectl("apply", "-n", namespace, "-k", str(ARITHMETIC))
+    for head in ("rollback.yaml", "branch.yaml", "head.yaml"):
+        apiserver.kubectl("apply", "-n", namespace, "-f", str(ARITHMETIC / head))
+    kinds = "trainablemodels,trainingruns,checkpointheads,configmaps,persistentvolumeclaims"
+    found = apiserver.kubectl("get", kinds, "-n", namespace, "-o", "name").split()
+    for name in ("model.espalier.dev/arith", "run.espalier.dev/arith-20", "configmap/sums"):
+        assert any(name in one for one in found), found
+
+
+def test_the_user_of_the_example_may_sample_and_train_and_no_more(
+    apiserver: ApiServer, namespace: str
+) -> None:
+    apiserver.kubectl("apply", "-n", namespace, "-f", str(ARITHMETIC / "user.yaml"))
+    user = f"--as=system:serviceaccount:{namespace}:arith-user"
+
+    def may(verb: str, kind: str) -> bool:
+        # can-i says no by its exit code.
+        try:
+            apiserver.kubectl("auth", "can-i", verb, kind, "-n", namespace, user)
+        except ApiServerError:
+            return False
+        return True
+
+    assert may("get", "trainablemodels.espalier.dev")
+    assert may("update", "trainingruns.espalier.dev")
+    assert not may("update", "checkpointheads.espalier.dev")
+    assert not may("get", "secrets")
+
+
+def test_the_run_asks_distinct_sums_and_pays_for_the_right_number(tasks: Tasks) -> None:
+    asked = [tasks.task(index).messages[0].content for index in range(tasks.size)]
+    assert tasks.size == len(set(asked)) == 320
+    for index, question in enumerate(asked):
+        assert question.endswith("? Answer with just the number.")
+        left, right = question.removeprefix("What is ").split("?")[0].split(" + ")
+        assert tasks.score(index, f"{left} + {right} = {int(left) + int(right)}.").reward == 1
+        assert tasks.score(index, f"{int(left) + int(right) + 1}").reward == 0
+
+
+def test_64_sums_and_more_are_held_out(run: TrainingRun, directory: Path, tasks: Tasks) -> None:
+    assert run.spec.taskset is not None
+    held = beyond_size(run.spec.taskset, directory / "tasks.jsonl", seed=1001, size=64)
+    trained = {tasks.task(index).messages for index in range(tasks.size)}
+    asked = {held.tasks.task(index).messages for index in held.indices}
+    assert len(asked) == 64
+    assert not asked & trained
+
+
+def test_the_run_never_asks_a_sum_twice(run: TrainingRun, tasks: Tasks) -> None:
+    assert run.spec.steps * run.spec.groups_per_step <= tasks.size
