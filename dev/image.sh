@@ -67,7 +67,7 @@ debian() {
     say "installing Debian's Python for the base image (once, about a minute)"
     rm -rf "$work"
     mkdir -p "$work"
-    debootstrap --variant=minbase --include="$packages" bookworm "$work/rootfs" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$cache/debootstrap.log" 2>&1 ||
+    debootstrap --variant=minbase --include="$packages" bookworm "$work/rootfs" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$cache/debootstrap.log" 2>&1 ||
       die "debootstrap failed: see $cache/debootstrap.log."
     (cd "$work/rootfs" && rm -rf var/cache/apt/* var/lib/apt/lists/* usr/share/doc/* usr/share/man/* usr/share/locale/* usr/share/info/*)
     tar -C "$work/rootfs" -cf "$work/rootfs.tar" .

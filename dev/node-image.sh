@@ -35,7 +35,7 @@ build_base() {
   say "installing the node's Debian packages (once, about a minute and a half)"
   rm -rf "$work" "$parts"
   mkdir -p "$work" "$parts"
-  debootstrap --variant=minbase --include="$packages" bookworm "$work/rootfs" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$cache/debootstrap.log" 2>&1 ||
+  debootstrap --variant=minbase --include="$packages" bookworm "$work/rootfs" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$cache/debootstrap.log" 2>&1 ||
     die "debootstrap failed: see $cache/debootstrap.log."
   proxy_root "$work/rootfs" "$work/proxy"
   cp "$work/rootfs/usr/bin/busybox" "$parts/busybox"
