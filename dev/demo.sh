@@ -40,7 +40,6 @@ await() {
 }
 
 title "Declare a fork of SmolLM2-135M-Instruct and its head"
-kubectl create --dry-run=client -f examples/arithmetic/model.yaml -o yaml >/dev/null
 sed "s#localhost:5000/espalier/model:1#$ESPALIER_IMAGE_MODEL#" examples/arithmetic/model.yaml | kubectl apply -f -
 show kubectl apply -f examples/arithmetic/storage.yaml -f examples/arithmetic/user.yaml -f examples/arithmetic/head.yaml
 kubectl wait trainablemodel/arith --for=condition=Ready --timeout=400s >/dev/null ||
@@ -95,5 +94,5 @@ show kubectl get checkpoints
 show kubectl get trainablemodel arith -o 'jsonpath={.status.tree.branches}'
 echo
 title "The operator owns nothing under spec"
-kubectl get checkpointhead arith -o yaml --show-managed-fields | grep -E 'manager:|f:spec|f:status' 
+kubectl get checkpointhead arith -o yaml --show-managed-fields | grep -E 'manager:|f:spec:|f:status:'
 printf '\nDone in %d s. The reward curve is in %s. The cluster stays up; make cluster-down removes it.\n' $((SECONDS - started)) "$out/reward.png"
