@@ -131,7 +131,7 @@ def test_the_head_in_chunks_is_the_head(monkeypatch: pytest.MonkeyPatch) -> None
     hidden = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     weight, bias = torch.randn(11, 5, dtype=torch.float64), torch.randn(11, dtype=torch.float64)
     targets = torch.randint(0, 11, (7,))
-    monkeypatch.setattr("espalier.trainer.head.CHUNK_ELEMENTS", 3 * 11)
+    monkeypatch.setattr("espalier.trainer.head.CHUNK_ELEMENTS", {"cpu": 3 * 11})
     ours = completion_logprobs(hidden, weight, bias, targets, 1.3)
     plain = ((hidden @ weight.T + bias) / 1.3).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-13)

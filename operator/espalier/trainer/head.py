@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bounds the logits of a chunk: rows times vocabulary.
-CHUNK_ELEMENTS = 1 << 26
+# Bounds the logits of a chunk: rows times vocabulary, by device.
+CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
 class _CompletionLogprobs(torch.autograd.Function):
@@ -26,7 +26,7 @@ class _CompletionLogprobs(torch.autograd.Function):
         logprobs = torch.empty(len(targets), dtype=wide, device=hidden.device)
         needs_rows = ctx.needs_input_grad[0]
         rows = torch.empty_like(hidden) if needs_rows else None
-        size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        size = max(1, CHUNK_ELEMENTS[weight.device.type] // weight.shape[0])
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
             chosen = targets[part].unsqueeze(1)

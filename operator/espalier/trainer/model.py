@@ -21,7 +21,7 @@ from espalier.trainer.problems import CommandError, UserMistakeError
 
 ADAPTER = "default"
 # Attention is dense within a row, so rows stay short where its cost shows.
-ROW_TOKENS = {"cpu": 512, "cuda": 8192}
+ROW_TOKENS = {"cpu": 384, "cuda": 8192}
 # A packed row must give the log-probs of the plain sequence: by dtype, the largest difference.
 SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
