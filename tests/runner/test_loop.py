@@ -148,7 +148,7 @@ async def test_a_step_carries_metrics_cursor_and_rollouts(bench: Bench) -> None:
 async def test_a_killed_runner_is_replaced_by_one_that_asks_what_it_would_have_asked(
     bench: Bench, answered: int
 ) -> None:
-    bench.gateway.fail("chat", *[""] * answered, 500)
+    bench.gateway.fail("chat", *[""] * answered, 409)
     with pytest.raises(RefusedError):
         await bench.drive()
     await bench.drive()
@@ -340,6 +340,21 @@ async def test_a_name_or_a_grant_that_is_not_there_yet_is_waited_for(bench: Benc
         "Status404",
     ]
     assert bench.gateway.run_step == 3
+
+
+@pytest.mark.parametrize("route", ["chat", "forward-backward", "optim-step"])
+async def test_a_server_error_costs_the_step_and_not_the_run(bench: Bench, route: str) -> None:
+    bench.gateway.fail(route, 500, 500)
+    await bench.drive()
+    assert bench.events("waiting")[0]["reason"] == "Status500"
+    assert bench.gateway.run_step == 3
+
+
+async def test_a_step_that_fails_again_and_again_ends_the_runner(bench: Bench) -> None:
+    bench.gateway.fail("optim-step", *[500] * 10000)
+    with pytest.raises(WaitError, match="Status500"):
+        await bench.drive(BRIEF)
+    assert bench.gateway.run_step == 0
 
 
 async def test_a_request_that_can_never_succeed_is_the_users_to_mend(bench: Bench) -> None:

@@ -21,6 +21,7 @@ from espalier.client import (
     NoActiveRunError,
     NoGradientsError,
     NotFoundError,
+    RefusedError,
     StaleEpochError,
     TrainingClient,
     UnauthorizedError,
@@ -116,6 +117,11 @@ class Loop:
         except InvalidRequestError as refused:
             problem = refused.problem
             raise UserError(problem.reason, problem.detail, problem.remedy) from refused
+        except RefusedError as refused:
+            if refused.status < 500:
+                raise
+            # A rollout that shuts down answers so, and a trainer whose command failed.
+            await self._waiting.on(refused.problem.reason, str(refused), settle)
         return False
 
     async def _advance(self) -> bool:
@@ -154,7 +160,6 @@ class Loop:
             self._attempt = _Attempt(position)
         attempt = self._attempt
         await self._sample(spec, state, attempt)
-        self._waiting.over()
         trained = kept(attempt.groups, spec.group_filter.zero_variance, spec.advantage.source)
         if trained:
             await self._train(spec, state, attempt, trained)
@@ -164,6 +169,8 @@ class Loop:
         else:
             seen = metrics(attempt.groups, len(attempt.groups))
             self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
+        # Not before: a step that fails again and again is one wait.
+        self._waiting.over()
 
     async def _sample(self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt) -> None:
         tasks = self._tasks(spec.taskset)

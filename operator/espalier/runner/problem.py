@@ -31,6 +31,6 @@ class WaitError(Exception):
 
 
 def leave(problem: Problem, path: Path) -> None:
-    """Writes the problem where the kubelet reads a container's last words, if there is such."""
-    if path.parent.is_dir():
+    """Writes the problem as a container's last words; outside of a pod there is no such file."""
+    if path.exists():
         path.write_text(problem.model_dump_json())

@@ -1,0 +1,145 @@
+"""The runner as a process: its environment, its exit codes, its last words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestServer
+from tests.runner.standin import StandIn
+
+from espalier.api.wire import Problem
+from espalier.runner.problem import leave
+
+SUMS = {
+    "seed": 1,
+    "size": 8,
+    "reasoningGym": {"dataset": "chain_sum"},
+    "answerExtraction": "LastNumber",
+}
+
+
+class Process:
+    """Starts runners against a stand-in."""
+
+    def __init__(self, gateway: StandIn, url: str, token: Path) -> None:
+        self.gateway = gateway
+        self.environment = {
+            "ESPALIER_RUN": "default/run",
+            "ESPALIER_MODEL": "tiny",
+            "ESPALIER_GATEWAY_URL": url,
+            "ESPALIER_TOKEN_FILE": str(token),
+        }
+
+    async def start(self, **changes: str) -> asyncio.subprocess.Process:
+        inherited = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "ignore", "-m", "espalier.runner"),
+            env={**inherited, **self.environment, **changes},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    async def run(self, **changes: str) -> tuple[int, list[dict[str, Any]], str]:
+        """Exit code, journal and what it wrote to stderr."""
+        started = await self.start(**changes)
+        out, errors = await started.communicate()
+        assert started.returncode is not None
+        return started.returncode, [json.loads(line) for line in out.splitlines()], errors.decode()
+
+
+@pytest.fixture
+async def process(tmp_path: Path) -> AsyncIterator[Process]:
+    token = tmp_path / "token"
+    token.write_text("from-the-kubelet\n")
+    gateway = StandIn(taskset=SUMS)
+    gateway.answer = lambda prompt, index: "none" if index else str(_sum(prompt))
+    async with TestServer(gateway.app()) as running:
+        yield Process(gateway, str(running.make_url("/")), token)
+
+
+def _sum(prompt: str) -> int:
+    terms = prompt.rpartition(":")[2].removesuffix("=").split()
+    signs = [1, *(1 if sign == "+" else -1 for sign in terms[1::2])]
+    return sum(sign * int(term) for sign, term in zip(signs, terms[::2], strict=True))
+
+
+async def test_a_run_ends_with_0_and_a_line_a_step(process: Process) -> None:
+    code, journal, errors = await process.run()
+    assert code == 0, errors
+    steps = [line for line in journal if line["event"] == "step"]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert all(line["metrics"]["reward/mean"] == 0.25 for line in steps)
+    assert {line["run"] for line in journal} == {"default/run"}
+    assert process.gateway.tokens[0] == "Bearer from-the-kubelet"
+
+
+async def test_tasks_that_need_the_hash_seed_get_it(process: Process) -> None:
+    process.gateway.spec |= {
+        "taskset": {"seed": 1, "size": 2, "reasoningGym": {"dataset": "ransom_note"}},
+        "groupFilter": {"zeroVariance": "Keep"},
+        "steps": 1,
+    }
+    process.gateway.answer = lambda prompt, index: "none"
+    code, journal, errors = await process.run(PYTHONHASHSEED="random")
+    assert code == 0, (journal, errors)
+
+
+async def test_a_users_mistake_ends_with_64_and_says_what_to_mend(process: Process) -> None:
+    process.gateway.spec["taskset"] = {"seed": 1, "reasoningGym": {"dataset": "chain_sun"}}
+    code, journal, _ = await process.run()
+    assert code == 64
+    assert journal[-1]["event"] == "failed"
+    assert journal[-1]["reason"] == "TasksetInvalid"
+    assert journal[-1]["remedy"].startswith("Did you mean: chain_sum")
+
+
+async def test_a_fault_of_the_system_ends_with_75_to_be_tried_again(process: Process) -> None:
+    process.gateway.fail("state", 409)
+    code, journal, _ = await process.run()
+    assert code == 75
+    assert "Status409" in journal[-1]["detail"]
+
+
+async def test_a_terminated_runner_ends_at_once(process: Process) -> None:
+    process.gateway.suspended = True
+    started = await process.start()
+    assert started.stdout is not None
+    line = await asyncio.wait_for(started.stdout.readline(), 60)
+    assert json.loads(line)["reason"] == "Suspended"
+    started.send_signal(signal.SIGTERM)
+    rest, _ = await asyncio.wait_for(started.communicate(), 10)
+    assert started.returncode == 128 + signal.SIGTERM
+    assert json.loads(rest.splitlines()[-1])["event"] == "terminated"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ESPALIER_MODEL": "", "ESPALIER_TOKEN_FILE": ""}, "set ESPALIER_MODEL, ESPALIER_TOKEN"),
+        ({"ESPALIER_RUN": "run"}, "ESPALIER_RUN must be <namespace>/<name of a TrainingRun>"),
+    ],
+)
+async def test_a_wrong_environment_is_named(
+    process: Process, change: dict[str, str], message: str
+) -> None:
+    code, _, errors = await process.run(**change)
+    assert code == 1
+    assert message in errors
+
+
+def test_last_words_are_left_only_where_a_pod_reads_them(tmp_path: Path) -> None:
+    problem = Problem(detail="d", reason="R", remedy="r")
+    absent, present = tmp_path / "absent", tmp_path / "present"
+    present.touch()
+    leave(problem, absent)
+    leave(problem, present)
+    assert not absent.exists()
+    assert Problem.model_validate_json(present.read_text()) == problem

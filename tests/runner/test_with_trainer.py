@@ -1,0 +1,183 @@
+"""The loop with a real trainer: a tiny model, real gradients, real checkpoints on a volume."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import torch
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from tests.runner.standin import UID, spec
+from tests.trainer import tiny
+
+from espalier import identity
+from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY
+from espalier.client import Patience, RefusedError, TrainingClient
+from espalier.core.commits import run_identity
+from espalier.runner.journal import Journal
+from espalier.runner.loop import Loop
+from espalier.runner.tasksets import open_tasks
+from espalier.runner.waiting import Waiting
+from espalier.trainer.engine import Engine
+from espalier.trainer.log import CommandLog
+from espalier.trainer.service import Service
+from espalier.trainer.store import CheckpointStore
+
+PRIVATE = identity.generate_private_key()
+AUDIENCE = f"default/{tiny.MODEL}"
+
+
+class Passage:
+    """Passes train routes to the trainer and samples digits, each with probability 1/10."""
+
+    def __init__(self, trainer: str, session: aiohttp.ClientSession) -> None:
+        self.spec = spec()
+        self.samples: list[str] = []
+        self.refuse_next = ""
+        self._trainer = trainer
+        self._session = session
+        self._random = random.Random(0)
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=2**26)
+        app.router.add_get("/v1/runs/default/run", self._run)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_route("*", "/v1/models/default/tiny/train/{command}", self._train)
+        return app
+
+    async def _run(self, request: web.Request) -> web.Response:
+        held = {"epoch": 1, "suspended": False, "paused": False}
+        return web.json_response({"uid": UID, "model": "tiny", "spec": self.spec, **held})
+
+    async def _chat(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.samples.append(body["model"])
+        prompt = list(body["messages"][-1]["content"].encode())
+        choices = []
+        for index in range(body["n"]):
+            digit = self._random.choice("0123456789") if index else chr(prompt[0])
+            choices.append(
+                {
+                    "index": index,
+                    "message": {"content": digit},
+                    "finish_reason": "length",
+                    "logprobs": {"content": [{"logprob": -math.log(10)}]},
+                    "token_ids": [ord(digit)],
+                    "prompt_token_ids": prompt,
+                }
+            )
+        return web.json_response({"choices": choices})
+
+    async def _train(self, request: web.Request) -> web.Response:
+        command = request.match_info["command"]
+        if command == self.refuse_next:
+            self.refuse_next = ""
+            return web.json_response({}, status=409)
+        headers = {h: request.headers[h] for h in (IDEMPOTENCY_KEY, EPOCH) if h in request.headers}
+        token = identity.issue(PRIVATE, "gateway", AUDIENCE, 1)
+        async with self._session.request(
+            request.method,
+            f"{self._trainer}train/{command}",
+            data=await request.read(),
+            headers=headers | {"Authorization": f"Bearer {token}"},
+        ) as answer:
+            body = await answer.read()
+            return web.Response(body=body, status=answer.status, headers=_kept(answer))
+
+
+def _kept(answer: aiohttp.ClientResponse) -> dict[str, str]:
+    return {"Content-Type": answer.headers["Content-Type"]}
+
+
+@pytest.fixture
+async def passage(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
+    torch.set_num_threads(1)
+    (tmp_path / "tasks").mkdir()
+    rows = [json.dumps({"prompt": f"{digit}=", "answer": str(digit)}) for digit in range(8)]
+    (tmp_path / "tasks" / "tasks.jsonl").write_text("\n".join(rows))
+    volume = tmp_path / "weights"
+    volume.mkdir()
+    base = tiny.write_base(volume, tmp_path / "source")
+    service = Service(identity.public_key(PRIVATE), AUDIENCE)
+
+    def make(publish: Any) -> Engine:
+        store = CheckpointStore(volume, tiny.MODEL)
+        log = CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0)
+        policy = tiny.policy(volume, base)
+        engine = Engine(
+            model=tiny.MODEL, base=base, policy=policy, store=store, log=log, publish=publish
+        )
+        engine.assign(tiny.assignment(run=run_identity("run", UID)))
+        return engine
+
+    async with TestServer(service.app()) as trainer, aiohttp.ClientSession() as session:
+        await service.start(make)
+        made = Passage(str(trainer.make_url("/")), session)
+        async with TestServer(made.app()) as gateway:
+            yield made, str(gateway.make_url("/"))
+        service.feed.wake()
+
+
+async def drive(url: str, tasks: Path) -> None:
+    """A runner process, from its start to its end."""
+    journal = Journal("default/run", io.StringIO())
+    patience = Patience(deadline=60.0, first_delay=0.01)
+    async with TrainingClient(url, "default/tiny", "secret", patience=patience) as client:
+        loop = Loop(
+            client,
+            ("default", "run"),
+            open_tasks=lambda taskset: open_tasks(taskset, tasks),
+            journal=journal,
+            waiting=Waiting(journal, poll_seconds=0.01),
+        )
+        await loop.drive()
+
+
+def checkpoints(volume: Path) -> list[Path]:
+    """The committed checkpoints, oldest first."""
+    found = (volume / "checkpoints").glob("sha256-*")
+    return sorted(found, key=lambda path: json.loads((path / "manifest.json").read_text())["step"])
+
+
+async def test_a_run_leaves_a_checkpoint_a_step_with_metrics_and_rollouts(
+    passage: tuple[Passage, str], tmp_path: Path
+) -> None:
+    gateway, url = passage
+    await drive(url, tmp_path / "tasks")
+    committed = checkpoints(tmp_path / "weights")
+    assert len(committed) == 3
+    names = ["base", f"{tiny.MODEL}-000001", f"{tiny.MODEL}-000002"]
+    assert gateway.samples == [f"default/tiny@{name}" for name in names for _ in range(2)]
+    for path in committed:
+        lines = (path / "rollouts.jsonl").read_text().splitlines()
+        assert [json.loads(line)["tokens"] for line in lines] == [1] * 8
+        (step,) = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        assert 0 < step["reward/mean"] < 1
+
+
+async def test_a_runner_that_ended_before_its_optimizer_step_leaves_no_gradient_behind(
+    passage: tuple[Passage, str], tmp_path: Path
+) -> None:
+    gateway, url = passage
+    gateway.spec["steps"] = 1
+    gateway.refuse_next = "optim-step"
+    with pytest.raises(RefusedError):
+        await drive(url, tmp_path / "tasks")
+    async with TrainingClient(url, "default/tiny", "secret") as client:
+        assert (await client.state()).pending == 1
+        await drive(url, tmp_path / "tasks")
+        state = await client.state()
+    assert (state.run_step, state.pending) == (1, 0)
+    assert state.cursor == {"run_step": 1, "next_task": 2}
+    (path,) = checkpoints(tmp_path / "weights")
+    # One forward-backward of two groups of four single tokens, not two of them.
+    (step,) = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert step["tokens/trained"] == 8
