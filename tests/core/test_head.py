@@ -214,6 +214,15 @@ def test_a_pinned_checkpoint_that_is_deleted_stays_served() -> None:
     assert server.reason() == "False/CheckpointNotFound"
 
 
+def test_a_head_never_moves_back_because_its_checkpoint_is_not_to_be_found() -> None:
+    server = Server()
+    server.settle()
+    server.checkpoints = MAIN[:3]
+    assert current(server.settle()) == "m-000004"
+    server.checkpoints = [*MAIN[:3], checkpoint(step=5, parent="m-000004")]
+    assert current(server.settle()) == "m-000005"
+
+
 GATE = {"metric": "reward/mean", "min": "0.6"}
 
 

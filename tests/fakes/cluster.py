@@ -6,8 +6,8 @@ replaced whole. Deleting an object deletes what it owns. Every change can be fol
 
 from __future__ import annotations
 
-import copy
 import json
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,7 @@ class FakeCluster:
     def feed(self, cache: Cache) -> None:
         """Let the cache hold what the cluster holds, from now on without any delay."""
         for key, body in self.objects.items():
-            cache.put(key.kind, copy.deepcopy(body))
+            cache.put(key.kind, _copy(body))
         for kind in {key.kind for key in self.objects}:
             cache.mark_synced(kind)
 
@@ -75,14 +75,14 @@ class FakeCluster:
 
     async def get(self, key: Key) -> Body | None:
         found = self.objects.get(key)
-        return copy.deepcopy(found) if found else None
+        return _copy(found) if found else None
 
     async def list(
         self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
     ) -> list[Body]:
         wanted = (labels or {}).items()
         return [
-            copy.deepcopy(body)
+            _copy(body)
             for key, body in self.objects.items()
             if key.kind == kind
             and namespace in (None, key.namespace)
@@ -130,7 +130,7 @@ class FakeCluster:
                 raise ClusterError(409, "Conflict", f"{key} was changed")
             kept = {name: live["metadata"][name] for name in ("uid", "creationTimestamp")}
             metadata = {**body["metadata"], **kept, "generation": live["metadata"]["generation"]}
-            return self._store(key, {**copy.deepcopy(body), "metadata": metadata}, live)
+            return self._store(key, {**_copy(body), "metadata": metadata}, live)
 
         return self._mutate("replace", key, effect)
 
@@ -165,7 +165,7 @@ class FakeCluster:
     def edit(self, key: Key, change: Callable[[Body], None]) -> Body:
         """Change a live object as a user or another controller would; no fault strikes it."""
         live = self.objects[key]
-        edited = copy.deepcopy(live)
+        edited = _copy(live)
         change(edited)
         return self._store(key, edited, live)
 
@@ -179,11 +179,11 @@ class FakeCluster:
                 if fault.after_effect:
                     effect(key)
                 raise fault.error
-        return copy.deepcopy(effect(key))
+        return _copy(effect(key))
 
     def _apply(self, key: Key, intent: Body, manager: str) -> Body:
         live = self.objects.get(key)
-        body = copy.deepcopy(live) if live else self._new(key)
+        body = _copy(live) if live else self._new(key)
         paths = set(_leaves(_without_identity(intent)))
         for path in self._applied.get((key, manager), set()) - paths:
             if not self._owned_by_another(key, manager, path):
@@ -229,7 +229,7 @@ class FakeCluster:
         for applied in [entry for entry in self._applied if entry[0] == key]:
             del self._applied[applied]
         self.version += 1
-        last = copy.deepcopy(body)
+        last = _copy(body)
         last["metadata"]["resourceVersion"] = str(self.version)
         self._notify("DELETED", last)
         for child in list(self.objects) if cascade else ():
@@ -238,7 +238,12 @@ class FakeCluster:
 
     def _notify(self, event: str, body: Body) -> None:
         for watcher in self._watchers:
-            watcher(event, copy.deepcopy(body))
+            watcher(event, _copy(body))
+
+
+def _copy(body: Any) -> Any:
+    """Several times as fast as copy.deepcopy, for what can travel as JSON."""
+    return pickle.loads(pickle.dumps(body))
 
 
 def _without_identity(intent: Body) -> Body:
@@ -262,7 +267,7 @@ def _merge(live: Body, intent: Body) -> None:
         if isinstance(value, dict) and isinstance(live.get(name), dict):
             _merge(live[name], value)
         else:
-            live[name] = copy.deepcopy(value)
+            live[name] = _copy(value)
 
 
 def _remove(body: Body, path: Path) -> None:

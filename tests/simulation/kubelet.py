@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,11 +21,16 @@ class Kubelet:
     """Every ``tick`` moves each pod on by one state: absent, running, ready."""
 
     def __init__(
-        self, cluster: FakeCluster, trainer: ScriptedTrainer, rollouts: ScriptedRollouts
+        self,
+        cluster: FakeCluster,
+        trainer: ScriptedTrainer,
+        rollouts: ScriptedRollouts,
+        now: Callable[[], str],
     ) -> None:
         self.cluster = cluster
         self.trainer = trainer
         self.rollouts = rollouts
+        self.now = now
         self._starts = 0
         # Roles whose pods stay in this waiting state.
         self.waiting: dict[str, Body] = {}
@@ -106,6 +112,8 @@ class Kubelet:
     def _advance(self, pod: Body) -> None:
         role = pod["metadata"]["labels"][ROLE]
         status = pod["status"]
+        if status["phase"] in ("Succeeded", "Failed"):
+            return
         main = {**status["containerStatuses"][0], "name": pod["spec"]["containers"][0]["name"]}
         if role in self.giving_up:
             self._end(pod, 64, self.giving_up[role])
@@ -155,7 +163,9 @@ class Kubelet:
             "reason": "PodFailurePolicy" if code else "Completed",
             "message": "",
         }
-        status = {"conditions": [condition]}
+        status: Body = {"conditions": [condition]}
+        if not code:
+            status["completionTime"] = self.now()
         self.cluster.edit(key, lambda body: body.update(status=status))
 
     def _set(self, pod: Body, phase: str, ready: bool, main: Body) -> None:

@@ -30,6 +30,12 @@ VOLATILE = ("uid", "resourceVersion", "creationTimestamp", "time", "lastTransiti
 TIMES = ("startTime", "completionTime", "ownerReferences", "annotations", "pods", "progress")
 
 
+def now() -> str:
+    """The virtual time of day."""
+    minutes, seconds = divmod(int(asyncio.get_running_loop().time()), 60)
+    return f"2026-01-01T{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}Z"
+
+
 class CrashError(BaseException):
     """The operator's process is gone."""
 
@@ -89,7 +95,7 @@ class World:
         self.cluster = FakeCluster()
         self.trainer = ScriptedTrainer()
         self.rollouts = ScriptedRollouts()
-        self.kubelet = Kubelet(self.cluster, self.trainer, self.rollouts)
+        self.kubelet = Kubelet(self.cluster, self.trainer, self.rollouts, now)
         self.trains = True
         self.lag = lag
         self.violations: list[str] = []
@@ -113,10 +119,6 @@ class World:
 
         def deliver(event: str, body: Body) -> None:
             (cache.forget if event == "DELETED" else cache.put)(body["kind"], body)
-
-        def now() -> str:
-            minutes, seconds = divmod(int(loop.time()), 60)
-            return f"2026-01-01T00:{minutes % 60:02d}:{seconds:02d}Z"
 
         self.cluster.watch(lambda event, body: loop.call_later(lag, deliver, event, body))
         operator = Operator(

@@ -32,7 +32,6 @@ from espalier.kube.objects import Key
 
 logger = logging.getLogger("espalier.controllers")
 
-PORT = 8080
 LEASE = "espalier-operator"
 USER_ERROR = 64
 FAULT = 1
@@ -57,7 +56,11 @@ class Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
-        health = HealthServer(PORT, live={"queue": self._queue_fault}, ready={"cache": self._fault})
+        health = HealthServer(
+            self._settings.health_port,
+            live={"queue": self._queue_fault},
+            ready={"cache": self._fault},
+        )
         async with await KubernetesCluster.connect() as cluster, health:
             lease = Key("Lease", self._settings.namespace, LEASE)
             election = Election(cluster, lease, self._settings.identity)

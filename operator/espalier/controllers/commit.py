@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from espalier.api.checkpoint import Checkpoint
 from espalier.api.wire import Commit
 from espalier.controllers.services import Services
-from espalier.core import checkpoint as checkpoints
 from espalier.core import commits
 from espalier.kube.objects import Key, without_managers
 
@@ -48,14 +46,7 @@ class CommitReconciler:
                 )
 
     async def _create(self, namespace: str, commit: Commit, verdict: commits.Accepted) -> None:
+        """Make the Checkpoint; that it shows in the cache wakes whoever writes its status."""
         intent = commits.checkpoint_body(commit, namespace, verdict.parent)
-        body = without_managers(await self._services.cluster.apply("Checkpoint", intent))
-        self._services.snapshot.cache.put("Checkpoint", body)
-        # Ready at once, so that the head need not wait for another turn of the queue.
-        status = checkpoints.decide(
-            Checkpoint.model_validate(body),
-            self._services.snapshot.heads(namespace, commit.model),
-            self._services.snapshot.lineage(namespace, commit.model),
-            self._services.now(),
-        )
-        await self._services.writer.write("Checkpoint", body, status)
+        body = await self._services.cluster.apply("Checkpoint", intent)
+        self._services.snapshot.cache.put("Checkpoint", without_managers(body))

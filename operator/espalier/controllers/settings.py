@@ -17,6 +17,9 @@ REQUIRED = {
 }
 
 
+HEALTH_PORT = "ESPALIER_HEALTH_PORT"
+
+
 class SettingsError(Exception):
     """The environment lacks something."""
 
@@ -30,6 +33,7 @@ class Settings:
     namespaces: tuple[str, ...]
     images: Images
     gateway_url: str
+    health_port: int = 8080
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -51,4 +55,5 @@ class Settings:
                 runner=environment["ESPALIER_IMAGE_RUNNER"],
             ),
             gateway_url=environment["ESPALIER_GATEWAY_URL"],
+            health_port=int(environment.get(HEALTH_PORT, cls.health_port)),
         )

@@ -209,35 +209,46 @@ def _follow(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
 def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> Point | None:
     """The checkpoint to serve; None when there is nothing that could be."""
     agreed = Request.parse(status.epoch_cause)
-    held = view.lineage.place(status.target.name) if status.target is not None else None
+    held = _held_point(view.lineage, status)
     if agreed is None or refused:
         return held
     if agreed.mode == PIN:
         return view.lineage.place(agreed.name) or held
-    line = [
-        checkpoint
-        for checkpoint in view.lineage.line(status.branch, ref_name(status.branch_base))
-        if conditions.is_true(checkpoint.status.conditions, conditions.READY)
-    ]
-    origin = held.name if held is not None and status.target is not None else None
-    position = next((i for i, c in enumerate(line) if c.metadata.name == origin), None)
-    on_line = position is not None or (held is not None and held == view.lineage.root)
-    ahead = line if position is None else line[position + 1 :]
+    line = _ready_line(view, status)
+    names = [checkpoint.metadata.name for checkpoint in line]
+    ahead, stays = line, held
+    if held is not None and held.name in names:
+        ahead = line[names.index(held.name) + 1 :]
+    elif held is not None and view.lineage.place(held.name) is None:
+        # Deleted, or not in the cache yet: that must never move the head back.
+        ahead = [checkpoint for checkpoint in line if checkpoint.spec.step > held.step]
+    elif held != view.lineage.root:
+        # Off the live line with nothing that passes: where the live branch started.
+        start = view.lineage.base(status.branch) or ref_name(status.branch_base)
+        stays = view.lineage.place(start) if start else view.lineage.root
     passing = [checkpoint for checkpoint in ahead if passes(view.head.spec, checkpoint)]
-    if passing:
-        return point(passing[-1])
-    if on_line:
-        return held
-    # Off the live line with nothing that passes: where the live branch started.
-    start = view.lineage.base(status.branch) or ref_name(status.branch_base)
-    return view.lineage.place(start) if start else view.lineage.root
+    return point(passing[-1]) if passing else stays
+
+
+def _held_point(lineage: Lineage, status: CheckpointHeadStatus) -> Point | None:
+    """The target so far; from what is served if its Checkpoint is not to be found."""
+    if status.target is None:
+        return None
+    place, current = lineage.place(status.target.name), status.current
+    if place is None and current is not None and current.name == status.target.name:
+        return Point(current.name, current.step, current.digest)
+    return place
+
+
+def _ready_line(view: HeadView, status: CheckpointHeadStatus) -> list[Checkpoint]:
+    """The Ready checkpoints of the live branch and its ancestors, oldest first."""
+    line = view.lineage.line(status.branch, ref_name(status.branch_base))
+    return [c for c in line if conditions.is_true(c.status.conditions, conditions.READY)]
 
 
 def _latest(view: HeadView, status: CheckpointHeadStatus) -> NameOnly | None:
-    line = view.lineage.line(status.branch, ref_name(status.branch_base))
-    fit = [c for c in line if conditions.is_true(c.status.conditions, conditions.READY)]
-    if fit:
-        return NameOnly(name=fit[-1].metadata.name)
+    if line := _ready_line(view, status):
+        return NameOnly(name=line[-1].metadata.name)
     return NameOnly(name=view.lineage.root.name) if view.lineage.root else None
 
 
