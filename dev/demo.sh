@@ -40,8 +40,8 @@ await() {
 }
 
 title "Declare a fork of SmolLM2-135M-Instruct and its head"
-sed "s#localhost:5000/espalier/model:1#$ESPALIER_IMAGE_MODEL#" examples/arithmetic/model.yaml | kubectl apply -f -
 show kubectl apply -f examples/arithmetic/storage.yaml -f examples/arithmetic/user.yaml -f examples/arithmetic/head.yaml
+sed "s#localhost:5000/espalier/model:1#$ESPALIER_IMAGE_MODEL#" examples/arithmetic/model.yaml | kubectl apply -f -
 kubectl wait trainablemodel/arith --for=condition=Ready --timeout=400s >/dev/null ||
   { kubectl get trainablemodel arith -o yaml; kubectl get pods -o wide; die "the model did not become Ready"; }
 show kubectl get trainablemodels
