@@ -44,6 +44,7 @@ class ScriptedTrainer:
         self.volumes: dict[str, Volume] = {}
         self.up: set[str] = set()
         self.problem: Problem | None = None
+        self.refusal: Problem | None = None
         self._grown = asyncio.Condition()
 
     def volume(self, model: str) -> Volume:
@@ -53,6 +54,8 @@ class ScriptedTrainer:
         self._reach(peer)
         volume = self.volume(peer.model)
         held = volume.assignment
+        if self.refusal is not None:
+            raise TrainerError(422, self.refusal)
         if held is not None and assignment.epoch < held.epoch:
             problem = Problem(detail=f"the trainer is at {held.epoch}", reason="StaleEpoch")
             raise TrainerError(409, problem)

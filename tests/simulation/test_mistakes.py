@@ -136,6 +136,23 @@ def test_a_full_volume_stalls_the_run_until_there_is_room() -> None:
     run(scenario())
 
 
+def test_a_trainer_that_refuses_its_assignment_stalls_the_run_until_it_takes_it() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.trainer.refusal = Problem(detail="a shard is missing", reason="CheckpointDamaged")
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 1))
+            await w.until(lambda: is_stalled(w, "TrainingRun", "digits"), "Stalled")
+            assert w.condition("TrainingRun", "digits", "Stalled")["reason"] == "CheckpointDamaged"
+            w.trainer.refusal = None
+            await w.until(
+                lambda: w.condition("TrainingRun", "digits", "Succeeded")["status"] == "True",
+                "training begins",
+            )
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("role", ["trainer", "rollout"])
 def test_what_a_pod_waits_for_is_said(role: str) -> None:
     async def scenario() -> None:

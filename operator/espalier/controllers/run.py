@@ -74,7 +74,7 @@ class RunReconciler:
             siblings=self._services.snapshot.runs(namespace, owner),
             checkpoints=self._services.snapshot.checkpoints(namespace, owner),
             assigned=assigned,
-            problem=ledger.problem,
+            problem=ledger.problem or self._services.trainers.refusal(namespace, owner),
             runner=self._services.snapshot.job(namespace, runner_name(name)),
             runner_pods=self._services.snapshot.pods(namespace, "runner", run=name),
             counted=ledger.counted.get(run_identity(name, run.metadata.uid), 0),

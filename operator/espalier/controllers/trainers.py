@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from espalier.api.wire import Assignment
+from espalier.api.wire import Assignment, Problem
 from espalier.controllers.trainer_client import Peer, Trainer, TrainerError
 from espalier.core.pods import Pod
 
 logger = logging.getLogger(__name__)
 
 STALE_EPOCH = "StaleEpoch"
+# HTTP statuses that sending the same again does not change.
+REFUSED, FAILED = 400, 500
 Id = tuple[str, str]
 
 
@@ -39,10 +41,15 @@ class Trainers:
         self._overtaken = overtaken
         self._told: dict[Id, _Told] = {}
         self._epochs: dict[Id, int] = {}
+        self._refusals: dict[Id, Problem] = {}
 
     def epoch(self, namespace: str, model: str) -> int:
         """The epoch that a trainer was found at when it refused ours as stale; 0 otherwise."""
         return self._epochs.get((namespace, model), 0)
+
+    def refusal(self, namespace: str, model: str) -> Problem | None:
+        """Why the trainer does not take its assignment, if only a person can change that."""
+        return self._refusals.get((namespace, model))
 
     def acknowledged(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
         """Whether this start of the trainer has acknowledged the assignment."""
@@ -57,7 +64,10 @@ class Trainers:
             logger.warning("assigning %s/%s: %s", namespace, model, error)
             if error.problem.reason == STALE_EPOCH:
                 await self._overtake(peer)
+            elif REFUSED <= error.status < FAILED:
+                self._refusals[namespace, model] = error.problem
             return False
+        self._refusals.pop((namespace, model), None)
         self._told[namespace, model] = _Told.of(pod, wanted)
         return True
 
@@ -65,6 +75,7 @@ class Trainers:
         """The model is gone."""
         self._told.pop((namespace, model), None)
         self._epochs.pop((namespace, model), None)
+        self._refusals.pop((namespace, model), None)
 
     async def _overtake(self, peer: Peer) -> None:
         """The trainer is ahead of the head, which was deleted and made again: raise the head."""

@@ -1,0 +1,254 @@
+"""Whose turn it is, what a run's conditions say, and when its runner is made or removed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.core.objects import LATER, NOW, checkpoint, condition, head, line, model, run
+
+from espalier.api.wire import Problem
+from espalier.core import run as runs
+from espalier.core.conditions import find
+from espalier.core.lineage import BASE_POINT, grow
+from espalier.core.pods import Job, Pod
+from espalier.core.run import RunDecision, RunView
+
+SERVED = {"epoch": 1, "epochCause": "1/Track", "current": {"name": "m-000001", "step": 1}}
+PAUSED = {**SERVED, "epoch": 2, "epochCause": "2/Pin/m-000001/Pause"}
+RUNNER = Pod(
+    "r-runner",
+    "runner",
+    "10.0.0.1",
+    "1",
+    started=True,
+    ready=True,
+    terminating=False,
+    finished=False,
+)
+
+
+def job(**changes: Any) -> Job:
+    facts = {"uid": "j", "generation": 1, "complete": False, "failed": False, "terminating": False}
+    return Job(**{**facts, **changes})
+
+
+def view(**changes: Any) -> RunView:
+    """A run that trains, but for the changes."""
+    subject = changes.pop("run", run())
+    facts: dict[str, Any] = {
+        "run": subject,
+        "model": model(),
+        "head": head(status=SERVED),
+        "siblings": [subject],
+        "assigned": True,
+        "runner": job(),
+        "runner_pods": [RUNNER],
+    }
+    return RunView(**{**facts, **changes})
+
+
+def said(decision: RunDecision, type_: str) -> str:
+    found = find(decision.status.conditions, type_)
+    return f"{found.status}/{found.reason}" if found else ""
+
+
+DONE = run(status={"step": 10})
+FAILED = run(status={"conditions": [condition("Succeeded", "False", "UnknownDataset")]})
+STALLED_MODEL = model(status={"conditions": [condition("Stalled", "True", "BaseUnreadable")]})
+OLDER = run("older", meta={"creationTimestamp": "2025-01-01T00:00:00Z"})
+SUSPENDED = run("older", suspend=True, meta={"creationTimestamp": "2025-01-01T00:00:00Z"})
+FULL = Problem(detail="no space left", reason="VolumeFull")
+# what differs from a run that trains; Ready, Reconciling, Stalled; action on the runner
+STAGES = {
+    "training": ({}, "True/Training", "False", "False", "Keep"),
+    "done": ({"run": DONE}, "True/Succeeded", "False", "False", "Keep"),
+    "suspended": ({"run": run(suspend=True)}, "True/Suspended", "False", "False", "Delete"),
+    "busy": ({"siblings": [OLDER, run()]}, "Unknown/ModelBusy", "True", "False", "Delete"),
+    "paused": ({"head": head(status=PAUSED)}, "True/HeadPinned", "False", "False", "Delete"),
+    "no model": ({"model": None}, "False/ModelNotFound", "False", "True", "Keep"),
+    "bad model": ({"model": STALLED_MODEL}, "False/BaseUnreadable", "False", "True", "Keep"),
+    "full": ({"problem": FULL}, "False/VolumeFull", "False", "True", "Keep"),
+    "no trainer": ({"assigned": False}, "False/Starting", "True", "False", "Keep"),
+    "no rollout": ({"head": head(status={"epoch": 1})}, "False/Starting", "True", "False", "Keep"),
+    "restarting": (
+        {"run": run(status={"step": 3}), "assigned": False},
+        "False/Restarting",
+        "True",
+        "False",
+        "Keep",
+    ),
+    "no runner": ({"runner": None, "runner_pods": []}, "False/Starting", "True", "False", "Create"),
+    "runner starts": ({"runner_pods": []}, "False/Starting", "True", "False", "Keep"),
+    "failed": ({"run": FAILED}, "False/UnknownDataset", "False", "True", "Keep"),
+    "crashed": (
+        {"runner": job(failed=True, failure="BackoffLimitExceeded: 20 times")},
+        "False/BackoffLimitExceeded",
+        "False",
+        "True",
+        "Keep",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_has_its_conditions_and_its_runner(stage: str) -> None:
+    changes, ready, reconciling, stalled, action = STAGES[stage]
+    decision = runs.decide(view(**changes), NOW)
+    assert said(decision, "Ready") == ready
+    assert said(decision, "Reconciling").split("/")[0] == reconciling
+    assert said(decision, "Stalled").split("/")[0] == stalled
+    assert decision.runner == action
+
+
+@pytest.mark.parametrize(
+    ("stage", "suspended", "succeeded"),
+    [
+        ("training", "False/NotSuspended", "Unknown/InProgress"),
+        ("done", "False/NotSuspended", "True/StepsCompleted"),
+        ("suspended", "True/Requested", "Unknown/InProgress"),
+        ("paused", "True/HeadPinned", "Unknown/InProgress"),
+        ("failed", "False/NotSuspended", "False/UnknownDataset"),
+    ],
+)
+def test_suspended_and_succeeded_are_told_apart(stage: str, suspended: str, succeeded: str) -> None:
+    decision = runs.decide(view(**STAGES[stage][0]), NOW)
+    assert (said(decision, "Suspended"), said(decision, "Succeeded")) == (suspended, succeeded)
+
+
+def test_the_oldest_run_that_wants_to_train_has_the_turn() -> None:
+    newer = run("newer", meta={"creationTimestamp": LATER})
+    cases = [
+        ([newer, run(), OLDER], "older"),
+        (
+            [
+                newer,
+                run(),
+                SUSPENDED,
+            ],
+            "r",
+        ),
+        ([newer, DONE], "newer"),
+        ([newer, FAILED], "newer"),
+    ]
+    for siblings, expected in cases:
+        turn = runs.active(siblings)
+        assert turn is not None
+        assert turn.metadata.name == expected
+    assert runs.active([DONE, run(suspend=True)]) is None
+
+
+def test_a_failed_run_wants_to_train_again_once_it_is_edited() -> None:
+    edited = FAILED.model_copy(
+        update={"metadata": FAILED.metadata.model_copy(update={"generation": 2})}
+    )
+    assert runs.active([edited]) is edited
+    again = view(run=edited, runner=job(failed=True, generation=1), runner_pods=[])
+    decision = runs.decide(again, NOW)
+    assert decision.runner == "Delete"
+    assert said(decision, "Stalled").startswith("False")
+
+
+def test_more_steps_reopen_a_finished_run_with_a_new_runner() -> None:
+    grown = run(steps=12, status={"step": 10, "completionTime": NOW}, meta={"generation": 2})
+    finished = job(complete=True, completed=NOW, generation=1)
+    decision = runs.decide(view(run=grown, runner=finished, runner_pods=[]), NOW)
+    assert decision.runner == "Delete"
+    assert said(decision, "Succeeded") == "Unknown/InProgress"
+    assert decision.status.completion_time is None
+
+
+def test_a_runner_that_has_just_finished_is_given_time_for_its_last_commit() -> None:
+    finished = job(complete=True, completed=NOW)
+    decision = runs.decide(view(runner=finished, runner_pods=[]), NOW)
+    assert (decision.runner, decision.again_seconds) == ("Keep", 15)
+    assert runs.decide(view(runner=finished, runner_pods=[]), LATER).runner == "Delete"
+
+
+def test_a_run_of_a_client_has_no_runner() -> None:
+    decision = runs.decide(view(run=run(driver="Client"), runner=None, runner_pods=[]), NOW)
+    assert (said(decision, "Ready"), decision.runner) == ("True/Training", "Keep")
+
+
+def test_a_run_counts_its_own_steps_over_all_branches_and_never_back() -> None:
+    mine = [*line("m", 3), checkpoint(step=2, branch="b2", epoch=2, parent="m-000001", run_step=4)]
+    others = [checkpoint(step=9, run="another")]
+    status = runs.decide(view(checkpoints=[*mine, *others]), NOW).status
+    assert status.step == 4
+    assert status.latest_checkpoint_ref is not None
+    assert status.latest_checkpoint_ref.name == "m-b2-000002"
+    assert status.epoch == 2
+    assert status.applied is not None
+    assert status.applied.learning_rate == "1e-4"
+    assert runs.decide(view(checkpoints=mine, counted=6), NOW).status.step == 6
+    assert runs.decide(view(run=run(status={"step": 7})), NOW).status.step == 7
+
+
+def test_progress_tells_the_time_left_at_the_pace_of_late() -> None:
+    mine = [
+        checkpoint(step=n, created=f"2026-01-01T00:00:{10 * n:02d}Z", parent="") for n in (1, 2, 3)
+    ]
+    progress = runs.decide(view(checkpoints=mine), NOW).status.progress
+    assert progress is not None
+    assert (progress.percent, progress.estimated_remaining_seconds) == (30, 70)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "rewards", "logprobs"),
+    [
+        ({}, "Unknown/NotMeasured", "Unknown/NotMeasured"),
+        (
+            {"group/zero_variance_fraction": "0.2", "logprob/difference_mean": "1e-5"},
+            "True/RewardsVary",
+            "True/Aligned",
+        ),
+        (
+            {"group/zero_variance_fraction": "1", "logprob/difference_mean": "0.2"},
+            "False/RewardsEqual",
+            "False/Diverged",
+        ),
+    ],
+)
+def test_the_health_of_a_step_is_told_from_its_metrics(
+    metrics: dict[str, str], rewards: str, logprobs: str
+) -> None:
+    shown = [{"name": name, "value": value} for name, value in metrics.items()]
+    decision = runs.decide(view(run=run(status={"metrics": shown})), NOW)
+    assert said(decision, "RewardsInformative") == rewards
+    assert said(decision, "LogprobsAligned") == logprobs
+
+
+def test_truncated_completions_are_named_as_the_cause_of_equal_rewards() -> None:
+    shown = [
+        {"name": "group/zero_variance_fraction", "value": "1"},
+        {"name": "completion/truncated_fraction", "value": "0.9"},
+    ]
+    found = find(
+        runs.decide(view(run=run(status={"metrics": shown})), NOW).status.conditions,
+        "RewardsInformative",
+    )
+    assert found is not None
+    assert "sampling.maxTokens" in found.message
+
+
+def test_the_trainer_is_told_where_to_go_on_under_which_epoch() -> None:
+    branched = {
+        "epoch": 2,
+        "branch": "b2",
+        "branchBase": {"name": "m-000002"},
+        "epochCause": "2/Pin/m-000002/Branch",
+    }
+    told = runs.assignment(run(), head(status=branched), grow(line("m", 4), BASE_POINT))
+    assert told is not None
+    assert (told.epoch, told.branch, told.base_name, told.base_step) == (2, "b2", "m-000002", 2)
+    assert told.run == "r/uid-r"
+    assert runs.assignment(run(), head(status=PAUSED), grow([], BASE_POINT)) is None
+    assert runs.assignment(run(), None, grow([], BASE_POINT)) is None
+
+
+def test_the_trainer_is_wanted_while_a_run_may_train() -> None:
+    lineage = grow([], BASE_POINT)
+    assert runs.trainer_wanted([run()], head(status=SERVED), lineage)
+    assert not runs.trainer_wanted([DONE], head(status=SERVED), lineage)
+    assert not runs.trainer_wanted([run()], head(status=PAUSED), lineage)
+    assert not runs.trainer_wanted([run()], head(), lineage)

@@ -1,0 +1,154 @@
+"""How the source of a model becomes known, and why it may not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.core.objects import NOW, checkpoint, digest, head, model
+
+from espalier.api.wire import Problem
+from espalier.core import model as models
+from espalier.core import source
+from espalier.core.lineage import BASE_POINT, grow
+from espalier.core.pods import Job, Pod
+from espalier.core.source import SourceDecision, SourceView
+
+RESOLVED = {"uri": "volume://bases/b", "revision": "1", "digest": digest("base")}
+RUNNING = Job("j", 0, complete=False, failed=False, terminating=False)
+COMPLETE, FAILED = replace(RUNNING, complete=True), replace(RUNNING, failed=True, failure="X: y")
+POD = Pod("p", "importer", "", "1", started=False, ready=False, terminating=False, finished=True)
+FORK = {"source": {"checkpointRef": {"name": "m-000001"}}}
+
+
+@pytest.mark.parametrize(
+    ("importer", "pod", "reason", "action", "hopeless"),
+    [
+        (None, None, "Importing", "Create", False),
+        (RUNNING, None, "Importing", "Keep", False),
+        (
+            RUNNING,
+            replace(
+                POD,
+                finished=False,
+                waiting="ImagePullBackOff: x",
+                waiting_reason="ImagePullBackOff",
+            ),
+            "ImagePullBackOff",
+            "Keep",
+            False,
+        ),
+        (COMPLETE, replace(POD, message=json.dumps(RESOLVED)), "Resolved", "Keep", False),
+        (COMPLETE, None, "Importing", "Delete", False),
+        (
+            FAILED,
+            replace(POD, problem=Problem(detail="no config.json", reason="BaseUnreadable")),
+            "BaseUnreadable",
+            "Keep",
+            True,
+        ),
+        (FAILED, replace(POD, copying="Error: cp: /models: none"), "BaseUnreadable", "Keep", True),
+        (FAILED, None, "ImportFailed", "Keep", True),
+        (replace(FAILED, terminating=True), None, "Importing", "Keep", False),
+    ],
+)
+def test_a_base_is_known_once_its_importer_reports_it(
+    importer: Job | None, pod: Pod | None, reason: str, action: str, hopeless: bool
+) -> None:
+    view = SourceView(model(), importer=importer, importer_pods=[pod] if pod else [])
+    decision = source.decide(view)
+    assert (decision.finding.reason, decision.importer) == (reason, action)
+    assert decision.hopeless == hopeless
+    assert (decision.resolved is not None) == (reason == "Resolved")
+
+
+def test_once_known_it_stays_known_without_the_job() -> None:
+    decision = source.decide(SourceView(model(status={"resolved": RESOLVED})))
+    assert (decision.finding.status, decision.importer) == ("True", "Keep")
+
+
+PARENT = model("m", status={"resolved": RESOLVED})
+
+
+@pytest.mark.parametrize(
+    ("changes", "parent", "reason", "hopeless"),
+    [
+        ({}, PARENT, "Resolved", False),
+        ({}, model("m"), "Resolving", False),
+        ({}, None, "ModelNotFound", True),
+        ({"adapter": {"rank": 8}}, PARENT, "SourceMismatch", True),
+        ({"adapter": {"alpha": 8}}, PARENT, "SourceMismatch", True),
+        ({"adapter": {"targetModules": ["q_proj"]}}, PARENT, "SourceMismatch", True),
+        (
+            {"storage": {"persistentVolumeClaim": {"claimName": "other"}}},
+            PARENT,
+            "SourceMismatch",
+            True,
+        ),
+    ],
+)
+def test_a_fork_must_fit_its_origin(
+    changes: dict[str, Any], parent: Any, reason: str, hopeless: bool
+) -> None:
+    fork = model("fork", **FORK, **changes)
+    decision = source.decide(SourceView(fork, checkpoint(), parent))
+    assert (decision.finding.reason, decision.hopeless) == (reason, hopeless)
+    for field in changes:
+        assert f"spec.{field}" in decision.finding.message
+
+
+def test_a_fork_of_nothing_says_so() -> None:
+    decision = source.decide(SourceView(model("fork", **FORK)))
+    assert decision.finding.reason == "CheckpointNotFound"
+
+
+def ready(subject: Any, **changes: Any) -> models.ModelDecision:
+    known = source.decide(SourceView(model(status={"resolved": RESOLVED})))
+    facts: dict[str, Any] = {"source": known, "lineage": grow([], BASE_POINT), "heads": [head()]}
+    return models.decide(models.ModelView(subject, **{**facts, **changes}), NOW)
+
+
+SERVER = Pod("s", "rollout", "ip", "1", started=True, ready=True, terminating=False, finished=False)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "trains", "rollouts", "trainers", "reason"),
+    [
+        (1, False, [SERVER], [], "True/Ready"),
+        (0, False, [], [], "True/Ready"),
+        (1, False, [], [], "False/Starting"),
+        (2, False, [SERVER], [], "False/Starting"),
+        (1, True, [SERVER], [], "False/Starting"),
+        (1, True, [SERVER], [SERVER], "True/Ready"),
+        (1, False, [replace(SERVER, terminating=True)], [], "False/Starting"),
+    ],
+)
+def test_a_model_is_ready_when_what_is_wanted_is_ready(
+    replicas: int, trains: bool, rollouts: list[Pod], trainers: list[Pod], reason: str
+) -> None:
+    decision = ready(
+        model(rollout={"replicas": replicas}),
+        trains=trains,
+        rollout_pods=rollouts,
+        trainer_pods=trainers,
+    )
+    found = decision.status.conditions[0]
+    assert f"{found.status}/{found.reason}" == reason
+    assert (decision.trainer_replicas, decision.rollout_replicas) == (int(trains), replicas)
+
+
+def test_nothing_is_started_before_the_base_is_known() -> None:
+    unknown: SourceDecision = source.decide(SourceView(model()))
+    decision = ready(model(), source=unknown, trains=True)
+    assert (decision.trainer_replicas, decision.rollout_replicas) == (None, None)
+
+
+def test_a_model_without_a_head_of_its_name_gets_one() -> None:
+    assert ready(model(), heads=[head(name="canary")]).needs_head
+    assert not ready(model()).needs_head
+    made: Any = models.default_head(model())
+    assert made["metadata"]["name"] == "m"
+    assert made["spec"] == {"modelRef": {"name": "m"}, "mode": "Track"}
+    assert made["metadata"]["ownerReferences"][0]["controller"] is False
