@@ -300,7 +300,6 @@ FREE = {
     "group size": edited(RUN, "spec.groupSize", 16),
     "suspension": edited(RUN, "spec.suspend", True),
     "replicas": edited(MODEL, "spec.rollout.replicas", 0),
-    "deletion policy": edited(MODEL, "spec.deletionPolicy", "Delete"),
     "rollback": edited(
         edited(HEAD, "spec.mode", "Pin"), "spec.checkpointRef", {"name": "arith-000001"}
     ),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from espalier.api.meta import (
@@ -55,9 +53,6 @@ class CheckpointSpec(Type):
     lora_rank: int = Field(default=0, ge=0, description="loraRank of the adapter.")
     hyperparameters: Hyperparameters = Field(
         default_factory=Hyperparameters, description="hyperparameters of the step."
-    )
-    deletion_policy: Literal["Retain", "Delete"] = Field(
-        default="Retain", description="deletionPolicy of the bytes."
     )
 
 

@@ -255,11 +255,6 @@ class TrainableModelSpec(Type):
             ("self == oldSelf", "storage is immutable: create another TrainableModel")
         ),
     )
-    deletion_policy: Literal["Retain", "Delete"] = Field(
-        default="Retain",
-        description="deletionPolicy of checkpoint bytes when the model is deleted: Retain keeps "
-        "them (a model of the same name continues its tree), Delete removes Checkpoints and bytes.",
-    )
 
 
 class Resolved(Type):

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# `make bench`: prints speed and size. Rollback is measured on what `make demo` left, so run that first.
+set -euo pipefail
+. "$(dirname "$0")/../dev/common.sh"
+cd "$root"
+[ -f "$cache/images.env" ] || die "no images: run 'make images'."
+. "$cache/images.env"
+KUBECONFIG=$(dev/cluster.sh kubeconfig)
+export KUBECONFIG PATH=$bin:$PATH
+namespace=espalier-demo
+
+echo "== machine: $(nproc) cores, load $(cut -d' ' -f1-3 /proc/loadavg), $(date -u +%F)"
+
+echo "== size of the operator and gateway image, unpacked (goal: below 400 MB)"
+STORAGE_DRIVER=overlay buildah images --format '{{.Size}}' "$ESPALIER_IMAGE_OPERATOR"
+
+echo "== resident memory (goal: operator below 150 MiB)"
+for pod in $(kubectl -n espalier-system get pods -o name); do
+  kubectl -n espalier-system exec "$pod" -- sed -n 's/^VmRSS: *\(.*\) kB/\1/p' /proc/1/status |
+    awk -v pod="$pod" '{printf "%s %.0f MiB\n", pod, $1 / 1024}'
+done
+
+echo "== warm rollback, from the edited spec to the first answer of the old weights (goal: within 1 s)"
+if kubectl -n "$namespace" get checkpoint arith-000020 >/dev/null 2>&1; then
+  log=$(mktemp)
+  kubectl -n espalier-system port-forward service/espalier-gateway :80 >"$log" 2>&1 &
+  forward=$!
+  trap 'kill "$forward" 2>/dev/null; rm -f "$log"' EXIT
+  for _ in $(seq 50); do grep -q 127.0.0.1 "$log" && break; sleep 0.2; done
+  ESPALIER_GATEWAY_URL=http://$(grep -o '127.0.0.1:[0-9]*' "$log" | head -n 1)
+  ESPALIER_TOKEN=$(kubectl -n "$namespace" create token arith-user --duration=1h)
+  export ESPALIER_GATEWAY_URL ESPALIER_TOKEN
+  .venv/bin/python bench/rollback.py --namespace "$namespace"
+else
+  echo "skipped: run 'make demo' first"
+fi
+
+echo "== what the gateway adds to a one-token request (goal: at most 3 ms)"
+PYTHONPATH=operator:. .venv/bin/python bench/gateway.py --pairs 300
