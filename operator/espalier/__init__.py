@@ -1,0 +1,1 @@
+"""Espalier: a GitOps training operator for reinforcement learning of language models."""

@@ -27,7 +27,7 @@ class IdentityError(Exception):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who called: the operator (control routes) or the gateway (data routes), and under which epoch."""
+    """Who called: the operator (control routes) or the gateway (data routes); under which epoch."""
 
     subject: Subject
     epoch: int
