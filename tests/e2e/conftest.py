@@ -37,7 +37,7 @@ def images() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def kubectl() -> Kubectl:
+def kubectl() -> Iterator[Kubectl]:
     """A fresh namespace on the cluster, watched by an operator installed from the chart."""
     kubeconfig = Path(os.environ.get("KUBECONFIG", cache() / "kubeconfig"))
     assert kubeconfig.exists(), "no cluster: run make cluster-up"
@@ -46,7 +46,8 @@ def kubectl() -> Kubectl:
     user_kubectl = Kubectl(found, kubeconfig, NAMESPACE)
     user_kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=300)
     subprocess.run([ROOT / "dev" / "install.sh", NAMESPACE], check=True, timeout=600)
-    return user_kubectl
+    yield user_kubectl
+    user_kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
 @pytest.fixture(scope="session")
