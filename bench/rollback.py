@@ -29,11 +29,11 @@ def patch(options: argparse.Namespace, spec: dict[str, object]) -> None:
 
 
 def fingerprint(client: httpx.Client, model: str) -> tuple[list[int], list[float]] | None:
-    """Greedy tokens and log-probs of one completion, which tell weights apart; None on an error."""
+    """Greedy tokens and log-probs of one token, which tell weights apart; None on an error."""
     body = {
         "model": model,
         "prompt": PROMPT,
-        "max_tokens": 2,
+        "max_tokens": 1,
         "temperature": 0,
         "logprobs": 1,
         "return_token_ids": True,
