@@ -12,8 +12,6 @@ from espalier.kube.cluster import Cluster
 from espalier.kube.events import EventRecorder
 from espalier.kube.objects import Body, Key, without_managers
 
-CONFLICT = 409
-
 
 class StatusWriter:
     """Writes to the API server and lets the cache know at once."""
