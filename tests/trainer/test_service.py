@@ -20,6 +20,7 @@ from tests.trainer.tiny import Volume
 
 from espalier import identity
 from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY, CommitPage
+from espalier.trainer.commits import CommitFeed
 from espalier.trainer.log import CommandLog
 from espalier.trainer.model import Policy
 from espalier.trainer.service import Service
@@ -44,7 +45,7 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
     async with TestClient(TestServer(service.app())) as made:
         await service.start(lambda publish: _engine(volume, policy, publish))
         yield made
-        service.feed.wake()
+        service.feed.close()
         assert service._engine is not None
         service._engine.log.close()
 
@@ -239,6 +240,15 @@ async def test_a_waiting_poll_is_answered_by_the_next_commit(client: Client) -> 
     assert [commit.name for commit in page.commits] == ["arith-000001"]
 
 
+async def test_a_shutdown_answers_the_waiting_polls_and_later_ones() -> None:
+    feed = CommitFeed(asyncio.get_running_loop())
+    waiting = asyncio.create_task(feed.page(0, wait_seconds=3600))
+    await asyncio.sleep(0)
+    feed.close()
+    assert (await waiting).commits == []
+    assert (await feed.page(0, wait_seconds=3600)).commits == []
+
+
 @pytest.mark.parametrize("query", ["after=x", "after=-1", "after=0.5", "wait=nan"])
 async def test_a_poll_with_a_bad_number_is_refused(client: Client, query: str) -> None:
     response = await client.get(f"/commits?{query}", headers=bearer("operator"))
@@ -306,12 +316,8 @@ async def test_a_killed_trainer_resumes_where_it_had_acknowledged(
         assert (state["step"], state["run_step"], state["pending"]) == (1, 1, 1)
         assert state["cursor"] == {"next": 8}
         assert (await call("/train/optim-step", tiny.optim_step()))["step"] == 2
-        waiting = asyncio.create_task(
-            session.get(url + "/commits?after=2&wait=30", headers=bearer("operator"))
-        )
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 30) == 0
-        waiting.cancel()
+        assert await asyncio.wait_for(process.wait(), STARTED_SECONDS) == 0
 
 
 async def test_a_users_mistake_ends_the_process_with_64_and_a_problem(

@@ -90,7 +90,7 @@ async def serve(settings: Settings, host: str, port: int) -> None:
         await starting
         logger.info("ready")
         await stopping
-    service.feed.wake()
+    service.feed.close()
     await runner.cleanup()
 
 

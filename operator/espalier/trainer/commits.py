@@ -25,22 +25,25 @@ class CommitFeed:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._changed = asyncio.Event()
+        self._closed = False
         self.snapshot = Snapshot(None, (), None)
 
     def publish(self, snapshot: Snapshot) -> None:
         """Takes a new view, from any thread."""
         self._loop.call_soon_threadsafe(self._replace, snapshot)
 
-    def wake(self) -> None:
-        """Lets every waiting poll answer now."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def close(self) -> None:
+        """Answers every waiting poll now, and later ones at once: a shutdown waits for none."""
+        self._closed = True
+        self._wake()
 
     async def page(self, after: int, wait_seconds: float) -> CommitPage:
         """Commits with an index above ``after``; waits for one, or for another problem."""
         deadline = self._loop.time() + wait_seconds
         problem = self.snapshot.problem
-        while len(self.snapshot.commits) <= after and self.snapshot.problem == problem:
+        while not (
+            self._closed or len(self.snapshot.commits) > after or self.snapshot.problem != problem
+        ):
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._changed.wait()
@@ -56,4 +59,8 @@ class CommitFeed:
         )
         self.snapshot = snapshot
         if news:
-            self.wake()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
