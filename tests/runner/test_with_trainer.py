@@ -26,6 +26,7 @@ from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.tasksets import open_tasks
 from espalier.runner.waiting import Waiting
+from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import CommandLog
 from espalier.trainer.service import Service
@@ -111,9 +112,9 @@ async def passage(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
     def make(publish: Any) -> Engine:
         store = CheckpointStore(volume, tiny.MODEL)
         log = CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0)
-        policy = tiny.policy(volume, base)
+        compute = LocalCompute(tiny.policy(volume, base))
         engine = Engine(
-            model=tiny.MODEL, base=base, policy=policy, store=store, log=log, publish=publish
+            model=tiny.MODEL, base=base, compute=compute, store=store, log=log, publish=publish
         )
         engine.assign(tiny.assignment(run=run_identity("run", UID)))
         return engine
@@ -123,7 +124,7 @@ async def passage(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
         made = Passage(str(trainer.make_url("/")), session)
         async with TestServer(made.app()) as gateway:
             yield made, str(gateway.make_url("/"))
-        service.feed.wake()
+        service.feed.close()
 
 
 async def drive(url: str, tasks: Path) -> None:

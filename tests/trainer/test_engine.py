@@ -22,13 +22,19 @@ from espalier.api.wire import (
     TrajectorySample,
 )
 from espalier.trainer.commands import FORWARDS_KEPT, Empty
+from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.model import Policy
 from espalier.trainer.problems import CommandError, volume_full
 
 
+def policy_of(engine: Engine) -> Policy:
+    assert isinstance(engine.compute, LocalCompute)
+    return engine.compute.policy
+
+
 def adapter(engine: Engine) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in engine.policy.parameters.items()}
+    return {n: p.detach().clone() for n, p in policy_of(engine).parameters.items()}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -271,7 +277,9 @@ def overflowing() -> TrajectoryPayload:
 
 
 def gradients(engine: Engine) -> dict[str, torch.Tensor]:
-    return {n: p.grad.clone() for n, p in engine.policy.parameters.items() if p.grad is not None}
+    return {
+        n: p.grad.clone() for n, p in policy_of(engine).parameters.items() if p.grad is not None
+    }
 
 
 def test_a_loss_that_overflows_accumulates_nothing(engine: Engine) -> None:
@@ -409,7 +417,7 @@ def test_a_checkpoint_that_was_written_but_not_logged_is_adopted(
         with pytest.raises(KeyboardInterrupt):
             tiny.send(engine, "optim-step", tiny.optim_step(cursor={"next": 3}), ("t", 1))
     engine.log.close()
-    again = tiny.engine(volume.path, volume.base, engine.policy)
+    again = tiny.engine(volume.path, volume.base, policy_of(engine))
     state = again.state()
     assert (state.step, state.pending, state.cursor) == (2, 0, {"next": 3})
     last = again.commits[-1]

@@ -21,6 +21,7 @@ from tests.trainer.tiny import Volume
 from espalier import identity
 from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY, CommitPage
 from espalier.trainer.commits import CommitFeed
+from espalier.trainer.compute import LocalCompute
 from espalier.trainer.log import CommandLog
 from espalier.trainer.model import Policy
 from espalier.trainer.service import Service
@@ -56,7 +57,12 @@ def _engine(volume: Volume, policy: Policy, publish: Any) -> Any:
     store = CheckpointStore(volume.path, tiny.MODEL)
     log = CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0)
     return Engine(
-        model=tiny.MODEL, base=volume.base, policy=policy, store=store, log=log, publish=publish
+        model=tiny.MODEL,
+        base=volume.base,
+        compute=LocalCompute(policy),
+        store=store,
+        log=log,
+        publish=publish,
     )
 
 

@@ -19,6 +19,7 @@ from espalier.api.wire import (
     Wire,
 )
 from espalier.trainer.commands import Answer, Command
+from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.importer import import_directory
 from espalier.trainer.log import CommandLog, Key, Kind
@@ -70,7 +71,7 @@ def engine(volume: Path, base: str, loaded: Policy | None = None) -> Engine:
     return Engine(
         model=MODEL,
         base=base,
-        policy=loaded or policy(volume, base),
+        compute=LocalCompute(loaded or policy(volume, base)),
         store=store,
         log=log,
         publish=lambda _engine: None,

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import CommandLog, LogBusyError
 from espalier.trainer.model import load_policy
@@ -65,7 +66,7 @@ def make_engine(settings: Settings, publish: Callable[[Engine], None]) -> Engine
     return Engine(
         model=settings.model,
         base=settings.base,
-        policy=policy,
+        compute=LocalCompute(policy),
         store=store,
         log=log,
         publish=publish,

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from espalier.api.wire import Commit
 from espalier.core.names import checkpoint_name
+from espalier.trainer.compute import Compute
 from espalier.trainer.log import Key
-from espalier.trainer.model import Policy, State
+from espalier.trainer.model import State
 from espalier.trainer.optimizer import Moments, Proposal, read_moments
 from espalier.trainer.problems import CommandError
 from espalier.trainer.store import CheckpointStore, DigestError, Stored
@@ -71,7 +72,7 @@ class Content:
 
 def write(
     store: CheckpointStore,
-    policy: Policy,
+    compute: Compute,
     proposal: Proposal,
     state: StepState,
     *,
@@ -80,10 +81,11 @@ def write(
     rollouts: list[dict[str, Any]],
 ) -> tuple[Stored, bool]:
     """Commits a checkpoint; False if the very same one was there. Raises VolumeFull (507)."""
+    rank, alpha = compute.lora
     with store.staging("checkpoint") as staged:
         save_file(_on_cpu(proposal.parameters), staged / ADAPTER_FILE, {"format": "pt"})
         save_file(_on_cpu(proposal.moments.tensors()), staged / OPTIMIZER_FILE)
-        config = json.dumps(policy.adapter_config(), sort_keys=True, indent=1)
+        config = json.dumps(compute.adapter_config(), sort_keys=True, indent=1)
         (staged / ADAPTER_CONFIG).write_text(config)
         (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
         row = {"step": state.step, "run_step": state.run_step, **state.metrics}
@@ -97,8 +99,8 @@ def write(
             "parent_name": state.parent_name,
             "session": key.session,
             "seq": key.seq,
-            "lora_rank": policy.adapter.rank,
-            "lora_alpha": policy.adapter.alpha,
+            "lora_rank": rank,
+            "lora_alpha": alpha,
         }
         return store.commit("checkpoint", staged, metadata)
 

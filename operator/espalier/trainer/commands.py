@@ -12,12 +12,11 @@ from espalier.api.wire import (
     ForwardRequest,
     Wire,
 )
-from espalier.trainer import gradients
-from espalier.trainer.data import Datum, datums
+from espalier.trainer.compute import Compute
+from espalier.trainer.data import Datum, Limits, datums
 from espalier.trainer.gradients import Tally
 from espalier.trainer.log import CommandLog, Key, Kind, Record
 from espalier.trainer.losses import loss_spec
-from espalier.trainer.model import Policy
 from espalier.trainer.problems import CommandError, invalid
 
 # A custom loss is computed right after its forward; more than this many wait for nobody.
@@ -55,16 +54,16 @@ class GradientCommand:
     add: Callable[[], Tally]
 
 
-def gradient_command(policy: Policy, log: CommandLog, kind: str, body: bytes) -> GradientCommand:
+def gradient_command(compute: Compute, log: CommandLog, kind: str, body: bytes) -> GradientCommand:
     """Checks a logged or new gradient command; raises 422 or 404 before anything is computed."""
     if kind == "backward":
-        return _backward(policy, log, BackwardRequest.model_validate_json(body))
-    return _forward_backward(policy, ForwardBackwardRequest.model_validate_json(body))
+        return _backward(compute, log, BackwardRequest.model_validate_json(body))
+    return _forward_backward(compute, ForwardBackwardRequest.model_validate_json(body))
 
 
-def forward_data(policy: Policy, request: ForwardRequest) -> list[Datum]:
+def forward_data(limits: Limits, request: ForwardRequest) -> list[Datum]:
     """The datums of a forward: a custom loss needs the sampler's log-probs too."""
-    return datums(request, policy.limits, policies_compared=True)
+    return datums(request, limits, policies_compared=True)
 
 
 def forward_id(record: Record) -> str:
@@ -84,25 +83,24 @@ def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) 
     )
 
 
-def _forward_backward(policy: Policy, request: ForwardBackwardRequest) -> GradientCommand:
+def _forward_backward(compute: Compute, request: ForwardBackwardRequest) -> GradientCommand:
     # num_substeps asks for smaller pieces; rows are sized for the device anyway, and sums of
     # gradients do not depend on the split.
     spec = loss_spec(request.loss_fn, request.loss_fn_config)
-    data = datums(request, policy.limits, policies_compared=spec.compares_policies)
+    data = datums(request, compute.limits, policies_compared=spec.compares_policies)
     return GradientCommand(
         len(data),
-        lambda: gradients.add_loss(policy, data, spec, request.temperature, request.group_size),
+        lambda: compute.add_loss(data, spec, request.temperature, request.group_size),
     )
 
 
-def _backward(policy: Policy, log: CommandLog, request: BackwardRequest) -> GradientCommand:
+def _backward(compute: Compute, log: CommandLog, request: BackwardRequest) -> GradientCommand:
     forward = _held_forward(log, request.forward_id)
-    data = forward_data(policy, forward)
+    data = forward_data(compute.limits, forward)
     _check_weights(request.weights, data)
     return GradientCommand(
         len(data),
-        lambda: gradients.add_weights(
-            policy,
+        lambda: compute.add_weights(
             data,
             request.weights,
             forward.temperature,

@@ -35,10 +35,10 @@ from espalier.trainer.commands import (
     forward_id,
     gradient_command,
 )
+from espalier.trainer.compute import Compute
 from espalier.trainer.gradients import Tally
 from espalier.trainer.log import Assigned, CommandLog, Record
-from espalier.trainer.model import Policy
-from espalier.trainer.optimizer import Proposal, fresh_moments, propose
+from espalier.trainer.optimizer import Proposal
 from espalier.trainer.problems import CommandError
 from espalier.trainer.store import CheckpointStore, Stored
 
@@ -55,19 +55,19 @@ class Engine:
         *,
         model: str,
         base: str,
-        policy: Policy,
+        compute: Compute,
         store: CheckpointStore,
         log: CommandLog,
         publish: Callable[[Engine], None],
     ) -> None:
         self.model = model
         self.base = base
-        self.policy = policy
+        self.compute = compute
         self.store = store
         self.log = log
         self.assigned: Assigned | None = None
         self.position = Position()
-        self.moments = fresh_moments(policy.parameters)
+        self.moments = compute.fresh_moments()
         self.tallies: list[Tally] = []
         self.commits: list[Commit] = []
         self.problem: Problem | None = None
@@ -120,7 +120,7 @@ class Engine:
         else:
             content = checkpoints.read(self.store, wanted.base, self.base) if wanted.base else None
             if content is not None:
-                self.policy.check(content.parameters)
+                self.compute.check(content.parameters)
             since = len(self.commits)
             self.log.assign(wanted, since=since, rebased=True)
             self.assigned = Assigned(wanted, since)
@@ -159,17 +159,17 @@ class Engine:
     def stand_on(self, position: Position, content: checkpoints.Content | None) -> None:
         """Takes a checkpoint's weights and Adam state (none: a fresh adapter); no gradients."""
         if content is None:
-            self.policy.reset()
-            self.moments = fresh_moments(self.policy.parameters)
+            self.compute.reset()
+            self.moments = self.compute.fresh_moments()
         else:
-            self.policy.load(content.parameters)
-            self.moments = content.moments.to(self.policy.device)
+            self.compute.load(content.parameters)
+            self.moments = content.moments
         self.position = position
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
         """Forgets what was accumulated since the last step."""
-        self.policy.drop_gradients()
+        self.compute.drop_gradients()
         self.tallies = []
 
     def record_commit(self, record: Record, stored: Stored, state: StepState) -> Answer:
@@ -201,7 +201,7 @@ class Engine:
         return self._zero_grad(command, body)
 
     def _gradients(self, command: Command, body: bytes) -> Answer:
-        work = gradient_command(self.policy, self.log, command.kind, body)
+        work = gradient_command(self.compute, self.log, command.kind, body)
         record = self.log.begin(command.key, command.kind, body)
         try:
             tally = work.add()
@@ -214,10 +214,10 @@ class Engine:
         return Answer(200, result.model_dump_json())
 
     def _forward(self, command: Command, request: ForwardRequest, body: bytes) -> Answer:
-        data = forward_data(self.policy, request)
+        data = forward_data(self.compute.limits, request)
         record = self.log.begin(command.key, command.kind, body)
         try:
-            scored = gradients.score(self.policy, data, request.temperature)
+            scored = self.compute.score(data, request.temperature)
             result = ForwardResult(
                 forward_id=forward_id(record),
                 data=[datum_tensors(d, lp, request) for d, lp in zip(data, scored, strict=True)],
@@ -249,7 +249,7 @@ class Engine:
             )
         record = self.log.begin(command.key, command.kind, body)
         try:
-            proposal = propose(self.policy.parameters, self.moments, request)
+            proposal = self.compute.propose(self.moments, request)
             if not proposal.finite:
                 return self._refuse_step(record, proposal)
             state = self._next_state(request, proposal)
@@ -261,7 +261,7 @@ class Engine:
         except Exception:
             self._undo(record)
             raise
-        self.policy.load(proposal.parameters)
+        self.compute.load(proposal.parameters)
         self.moments = proposal.moments
         self.position = Position(answer.digest, state.name, state.step)
         self.drop_gradients()
@@ -285,7 +285,7 @@ class Engine:
     ) -> Answer:
         stored, created = checkpoints.write(
             self.store,
-            self.policy,
+            self.compute,
             proposal,
             state,
             base=self.base,

@@ -77,5 +77,5 @@ def _written_by(target: Engine, assigned: Assigned, record: Record) -> Stored | 
 
 def _replay(target: Engine) -> None:
     for record in target.log.pending():
-        work = gradient_command(target.policy, target.log, record.kind, target.log.body(record))
+        work = gradient_command(target.compute, target.log, record.kind, target.log.body(record))
         target.tallies.append(work.add())
