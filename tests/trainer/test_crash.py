@@ -57,7 +57,7 @@ def points() -> list[tuple[Any, str]]:
         (CommandLog, "_drop_bodies"),
         (CheckpointStore, "commit"),
         (Path, "rename"),
-        (Policy, "logprobs"),
+        (Policy, "evaluate"),
         (Engine, "drop_gradients"),
     ]
 

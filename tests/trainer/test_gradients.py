@@ -15,7 +15,6 @@ from transformers.models.llama import modeling_llama
 from espalier.api.wire import ForwardRequest
 from espalier.trainer import gradients
 from espalier.trainer.data import Datum, Limits, datums
-from espalier.trainer.head import completion_logprobs
 from espalier.trainer.losses import DEFAULTS, loss_spec, token_loss
 from espalier.trainer.model import Policy
 from espalier.trainer.optimizer import fresh_moments, propose
@@ -126,21 +125,6 @@ def test_gradients_and_logprobs_equal_the_padded_ones_in_float32(policy: Policy)
     )
 
 
-def test_the_head_in_chunks_is_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    hidden = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
-    weight, bias = torch.randn(11, 5, dtype=torch.float64), torch.randn(11, dtype=torch.float64)
-    targets = torch.randint(0, 11, (7,))
-    monkeypatch.setattr("espalier.trainer.head.CHUNK_ELEMENTS", {"cpu": 3 * 11})
-    ours = completion_logprobs(hidden, weight, bias, targets, 1.3)
-    plain = ((hidden @ weight.T + bias) / 1.3).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
-    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-13)
-    upstream = torch.randn(7, dtype=torch.float64)
-    (one,) = torch.autograd.grad(ours, hidden, upstream)
-    (other,) = torch.autograd.grad(plain, hidden, upstream)
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
-
-
 def test_one_call_equals_several(policy: Policy) -> None:
     perturb(policy)
     spec, whole = loss_spec("ppo", None), data()
@@ -225,3 +209,16 @@ def test_a_proposal_changes_nothing_by_itself(policy: Policy) -> None:
     assert all(torch.equal(before[n], p) for n, p in policy.parameters.items())
     assert moments.steps == 0
     assert not any(bool(value.any()) for value in moments.tensors().values())
+
+
+def test_checkpointing_changes_no_gradient(policy: Policy) -> None:
+    perturb(policy)
+    spec, batch = loss_spec("ppo", None), data()
+    gradients.add_loss(policy, batch, spec, 1.0, 3)
+    kept = taken(policy)
+    policy.checkpointing = True
+    assert policy.checkpointing
+    gradients.add_loss(policy, batch, spec, 1.0, 3)
+    policy.checkpointing = False
+    assert not policy.checkpointing
+    assert difference(taken(policy), kept) == 0.0

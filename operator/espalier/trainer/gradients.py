@@ -90,7 +90,7 @@ def score(policy: Policy, data: Sequence[Datum], temperature: float) -> list[lis
     result: list[list[float]] = [[] for _ in data]
     with torch.no_grad():
         for row in pack(data, policy.row_tokens):
-            logprobs = policy.logprobs(row, temperature).cpu()
+            logprobs = policy.evaluate(row, temperature).logprobs.cpu()
             for span in row.spans:
                 result[span.datum] = [float(x) for x in logprobs[span.start : span.stop]]
     return result
@@ -151,7 +151,7 @@ def _add(
     tally: Tally,
 ) -> Tally:
     for row in pack(data, policy.row_tokens):
-        logprobs = policy.logprobs(row, temperature)
+        logprobs = policy.evaluate(row, temperature).logprobs
         known = logprobs.detach().cpu()
         part = of_row(row, known)
         if not math.isfinite(part.loss) or not bool(part.gradient.isfinite().all()):

@@ -3,11 +3,13 @@
 The head is frozen, so a target's log-prob is a scalar function of its hidden state h. With
 z = h W' / temperature and p = softmax(z), its derivative is (onehot(y) - p) W / temperature.
 That row is computed in the forward pass, chunk by chunk, while the logits are at hand; backward is
-one multiplication. Any loss of log-probs works with it, and the head is never run twice.
+one multiplication. Any loss of log-probs works with it, and the head is never run twice. The
+distribution's entropy falls off on the way.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +19,26 @@ from torch import Tensor
 CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """Of N targets under the temperature-scaled distributions that they were drawn from.
+
+    ``logprobs`` [N] is differentiable; ``entropy`` [N], in nats, is not. Both are float32 (float64
+    for a float64 base).
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
 class _CompletionLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, tau: float
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(targets), dtype=wide, device=hidden.device)
+        entropy = torch.empty_like(logprobs)
         needs_rows = ctx.needs_input_grad[0]
         rows = torch.empty_like(hidden) if needs_rows else None
         size = max(1, CHUNK_ELEMENTS[weight.device.type] // weight.shape[0])
@@ -35,16 +50,21 @@ class _CompletionLogprobs(torch.autograd.Function):
                 logits += bias.to(wide)
             logits /= tau
             normaliser = logits.logsumexp(dim=1, keepdim=True)
-            logprobs[part] = (logits.gather(1, chosen) - normaliser).squeeze(1)
+            logits -= normaliser
+            logprobs[part] = logits.gather(1, chosen).squeeze(1)
+            chances = logits.exp()
+            # A product of vectors needs no third tensor of this size.
+            entropy[part] = -(chances.unsqueeze(1) @ logits.unsqueeze(2)).flatten()
             if rows is not None:
                 # onehot - p is formed in the wide type: for confident tokens a difference of
                 # narrow products would keep no correct digit.
-                residual = logits.sub_(normaliser).exp_().neg_()
+                residual = chances.neg_()
                 residual.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=wide))
                 rows[part] = (residual / tau).to(weight.dtype) @ weight
         if rows is not None:
             ctx.save_for_backward(rows)
-        return logprobs
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -60,15 +80,11 @@ def _logits(hidden: Tensor, weight: Tensor, wide: torch.dtype) -> Tensor:
     return hidden.to(wide) @ weight.to(wide).T
 
 
-def completion_logprobs(
+def evaluate(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
-) -> Tensor:
-    """Log-probs [N] of ``targets`` [N] given ``hidden`` [N, H] and the head's ``weight`` [V, H].
-
-    float32 (float64 for float64 input); differentiable by ``hidden`` only.
-    """
-    result = _CompletionLogprobs.apply(  # type: ignore[no-untyped-call]
+) -> Evaluated:
+    """``targets`` [N] given ``hidden`` [N, H] and the head's ``weight`` [V, H], ``bias`` [V]."""
+    logprobs, entropy = _CompletionLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, temperature
     )
-    assert isinstance(result, Tensor)
-    return result
+    return Evaluated(logprobs, entropy)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from espalier.api.trainablemodel import Adapter
 from espalier.trainer.data import Datum, Limits
-from espalier.trainer.head import completion_logprobs
+from espalier.trainer.head import Evaluated, evaluate
 from espalier.trainer.packing import Row, pack
 from espalier.trainer.problems import CommandError, UserMistakeError
 
@@ -64,13 +64,25 @@ class Policy:
         self.row_tokens = ROW_TOKENS[device.type]
         self._self_check()
 
-    def logprobs(self, row: Row, temperature: float) -> Tensor:
-        """Log-prob [N] of the row's targets, float32, differentiable by the adapter."""
+    @property
+    def checkpointing(self) -> bool:
+        """Whether decoder layers keep only their input and compute again in backward."""
+        return bool(self._causal_lm.is_gradient_checkpointing)
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        if value:
+            self._causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self._causal_lm.gradient_checkpointing_disable()
+
+    def evaluate(self, row: Row, temperature: float) -> Evaluated:
+        """Log-probs and entropies of the row's N targets; log-probs differentiable by weights."""
         hidden = self._hidden(row.tokens, row.depths, None if row.is_chain else row.visible())
         reads = torch.from_numpy(row.reads).to(self.device)
         targets = torch.from_numpy(row.targets).to(self.device)
         bias = getattr(self._head, "bias", None)
-        return completion_logprobs(
+        return evaluate(
             hidden.index_select(0, reads), self._head.weight, bias, targets, temperature
         )
 
@@ -161,7 +173,7 @@ class Policy:
         ]
         (row,) = pack(data, 64)
         with torch.no_grad():
-            packed = self.logprobs(row, 1.0)
+            packed = self.evaluate(row, 1.0).logprobs
             worst = 0.0
             for span in row.spans:
                 datum = data[span.datum]
