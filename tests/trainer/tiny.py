@@ -58,6 +58,7 @@ def causal_lm(seed: int = 0) -> LlamaForCausalLM:
 def write_base(volume: Path, directory: Path) -> str:
     """Imports the tiny model and returns the digest of the base."""
     causal_lm().save_pretrained(directory)
+    (directory / "tokenizer.json").write_text("{}")
     return import_directory(CheckpointStore(volume, "importer"), directory).digest
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -39,6 +41,10 @@ class Kubectl:
         """A TrainingRun."""
         return _parse(TrainingRun, self._get("trainingruns.espalier.dev", name))
 
+    def checkpoint(self, name: str) -> Checkpoint:
+        """A Checkpoint."""
+        return _parse(Checkpoint, self._get("checkpoints.espalier.dev", name))
+
     def checkpoints(self, model: str) -> list[Checkpoint]:
         """The Checkpoints of a model, by step."""
         found = self._get("checkpoints.espalier.dev", "--selector", f"{MODEL}={model}")
@@ -52,26 +58,52 @@ class Kubectl:
             raise CommandError(f"ConfigMap {name} has no key {key}; there are: {', '.join(data)}")
         return data[key]
 
+    def image(self, kind: str, name: str) -> str:
+        """The image of a workload's first container."""
+        containers = self._get(kind, name)["spec"]["template"]["spec"]["containers"]
+        return str(containers[0]["image"])
+
+    def call(self, *arguments: str, stdin: str = "", seconds: float = TIMEOUT_SECONDS) -> str:
+        """What kubectl prints in the namespace; CommandError with its last words if it fails."""
+        return _kubectl(*self._scope(), *arguments, stdin=stdin, seconds=seconds)
+
+    @contextmanager
+    def stream(self, *arguments: str) -> Iterator[IO[bytes]]:
+        """What kubectl writes, as it comes; CommandError if it fails in the end."""
+        command = ["kubectl", *self._scope(), *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            try:
+                yield process.stdout
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode != 0:
+            raise CommandError(f"kubectl {arguments[0]} failed with {process.returncode}")
+
+    def _scope(self) -> tuple[str, ...]:
+        return ("--namespace", self._given) if self._given else ()
+
     def _get(self, kind: str, *arguments: str) -> dict[str, Any]:
-        scope = ("--namespace", self._given) if self._given else ()
-        answer = _kubectl("get", kind, *arguments, *scope, "-o", "json")
+        answer = _kubectl("get", kind, *arguments, *self._scope(), "-o", "json")
         content: dict[str, Any] = json.loads(answer)
         return content
 
 
-def _kubectl(*arguments: str) -> str:
+def _kubectl(*arguments: str, stdin: str = "", seconds: float = TIMEOUT_SECONDS) -> str:
     try:
         done = subprocess.run(
             ["kubectl", *arguments],
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            input=stdin,
+            timeout=seconds,
             check=False,
         )
     except FileNotFoundError as error:
         raise CommandError("kubectl is not on the PATH: install it") from error
     except subprocess.TimeoutExpired as error:
-        raise CommandError(f"kubectl did not answer within {TIMEOUT_SECONDS} s") from error
+        raise CommandError(f"kubectl did not answer within {seconds:.0f} s") from error
     if done.returncode != 0:
         raise CommandError(done.stderr.strip() or f"kubectl {' '.join(arguments)} failed")
     return done.stdout

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from espalier.api.trainablemodel import Tree
 from espalier.api.trainingrun import Taskset
+from espalier.cli import checkpoint as checkpoints
 from espalier.cli import gateway
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.failure import CommandError
@@ -39,6 +40,8 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
+checkpoint_app = typer.Typer(no_args_is_help=True, help="What a checkpoint holds.")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 Namespace = Annotated[
     str | None,
@@ -156,6 +159,33 @@ def evaluate(
     else:
         mean = f"mean reward {done.mean_reward:.3f} on {done.size} held-out tasks"
         typer.echo(f"{done.model}: {mean}")
+
+
+@checkpoint_app.command()
+def export(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A Checkpoint's name; with --volume also a digest.")],
+    *,
+    output: Annotated[Path, typer.Option(help="Directory to write.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A Hugging Face model of base and adapter.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Of a merged model: base, float32, bfloat16 or float16.")
+    ] = "base",
+    force: Annotated[bool, typer.Option("--force", help="Replace the directory.")] = False,
+    volume: Annotated[
+        Path | None, typer.Option(help="The volume's directory, if it is mounted here.")
+    ] = None,
+    namespace: Namespace = None,
+) -> None:
+    """Write a checkpoint as PEFT and vLLM load it, or merged into a Hugging Face model."""
+    options = checkpoints.Options(output, merged, dtype, force)
+    if volume is not None:
+        checkpoints.export_from_directory(volume, name, options)
+    else:
+        checkpoints.export_from_cluster(_kubectl(context, namespace), name, options)
+    typer.echo(f"wrote {name} to {output}")
 
 
 def _kubectl(context: typer.Context, namespace: str | None) -> Kubectl:

@@ -136,8 +136,8 @@ class CheckpointStore:
                 raise DigestError(f"{name} of {kind} {digest} is corrupt")
         return stored
 
-    def checkpoints(self, model: str) -> Iterator[Stored]:
-        """Every readable checkpoint of a model."""
+    def checkpoints(self, model: str = "") -> Iterator[Stored]:
+        """Every readable checkpoint of a model, or of all."""
         for path in sorted((self._root / _FOLDERS["checkpoint"]).glob("sha256-*")):
             try:
                 stored = self.open("checkpoint", path.name.replace("-", ":", 1))
@@ -145,7 +145,7 @@ class CheckpointStore:
                 # Someone else's damage must not keep this model from starting.
                 logger.warning("skipping an unreadable checkpoint", exc_info=True)
                 continue
-            if stored.manifest["model"] == model:
+            if model in ("", stored.manifest["model"]):
                 yield stored
 
     def discard(self, stored: Stored) -> None:

@@ -1,0 +1,142 @@
+"""``espalier checkpoint export``: on a mounted volume, or in a pod of the cluster that has it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espalier.api.trainablemodel import TrainableModel
+from espalier.cli.failure import CommandError
+from espalier.cli.kubectl import Kubectl
+from espalier.core.manifests.pod import (
+    VOLUME_PATH,
+    Container,
+    Mount,
+    Requests,
+    claim,
+    pod_spec,
+)
+from espalier.core.names import trainer_name
+
+_EXPORT = ("-m", "espalier.trainer.export")
+_INSIDE = "/export"
+# The pod ends by itself when this command could not delete it.
+_LIMIT_SECONDS = 3600
+_START_SECONDS = 300
+_REQUESTS = Requests("250m", "1Gi")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to write where."""
+
+    output: Path
+    merged: bool
+    dtype: str
+    force: bool
+
+    def arguments(self) -> list[str]:
+        """As espalier.trainer.export takes them, without the output."""
+        return ["--dtype", self.dtype, *(["--merged"] if self.merged else [])]
+
+
+def export_from_directory(volume: Path, checkpoint: str, options: Options) -> None:
+    """Exports from a volume that is mounted here; the environment must hold torch.
+
+    Raises:
+        CommandError: with what the export said.
+    """
+    force = ["--force"] if options.force else []
+    where = ["--volume", str(volume), "--output", str(options.output)]
+    command = [sys.executable, *_EXPORT, checkpoint, *where, *options.arguments(), *force]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CommandError(_last_line(done.stderr))
+
+
+def export_from_cluster(kubectl: Kubectl, name: str, options: Options) -> None:
+    """Exports in a pod of the trainer's image beside the volume and streams the files here.
+
+    Raises:
+        CommandError: with what kubectl or the export said.
+    """
+    if options.output.exists() and not options.force:
+        raise CommandError(f"{options.output} exists: name another directory, or give --force")
+    checkpoint = kubectl.checkpoint(name)
+    model = kubectl.model(checkpoint.spec.model_ref.name)
+    image = kubectl.image("statefulsets.apps", trainer_name(model.metadata.name))
+    pod = export_pod(model, image, f"{model.metadata.name}-export-{uuid.uuid4().hex[:8]}")
+    with _running(kubectl, pod) as started:
+        where = ["--volume", VOLUME_PATH, "--output", f"{_INSIDE}/out"]
+        command = ["python", *_EXPORT, checkpoint.spec.digest, *where, *options.arguments()]
+        kubectl.call("exec", started, "--", *command, *_base_name(model), seconds=_LIMIT_SECONDS)
+        _fetch(kubectl, started, options.output)
+
+
+def export_pod(model: TrainableModel, image: str, name: str) -> dict[str, Any]:
+    """A pod that waits beside the model's volume, which it cannot write to."""
+    container = Container(
+        name="export",
+        image=image,
+        requests=_REQUESTS,
+        env={},
+        mounts=(claim(model, read_only=True), Mount("export", {"emptyDir": {}}, _INSIDE)),
+        command=("sleep", str(_LIMIT_SECONDS)),
+    )
+    # The trainer's place and resources: a merge needs the memory of the base, as training does.
+    spec = pod_spec(container, model.spec.trainer.template, grace_seconds=0)
+    spec |= {"restartPolicy": "Never", "activeDeadlineSeconds": _LIMIT_SECONDS}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+def _base_name(model: TrainableModel) -> tuple[str, ...]:
+    base = model.spec.source.base
+    if base is None or base.hugging_face is None:
+        return ()
+    return ("--base-name", base.hugging_face.repository)
+
+
+@contextmanager
+def _running(kubectl: Kubectl, pod: dict[str, Any]) -> Iterator[str]:
+    name = pod["metadata"]["name"]
+    kubectl.call("create", "-f", "-", stdin=json.dumps(pod))
+    try:
+        wait = ("wait", f"pod/{name}", "--for=condition=Ready", f"--timeout={_START_SECONDS}s")
+        kubectl.call(*wait, seconds=_START_SECONDS + 30)
+        yield name
+    finally:
+        kubectl.call("delete", "pod", name, "--wait=false")
+
+
+def _fetch(kubectl: Kubectl, pod: str, output: Path) -> None:
+    """Whole or not at all: the archive is unpacked beside the output and then takes its name."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staged = output.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        with (
+            kubectl.stream(
+                "exec", pod, "--", "tar", "-C", f"{_INSIDE}/out", "-cf", "-", "."
+            ) as raw,
+            tarfile.open(fileobj=raw, mode="r|") as archive,
+        ):
+            archive.extractall(staged, filter="data")
+        if output.exists():
+            shutil.rmtree(output)
+        staged.rename(output)
+    except tarfile.TarError as error:
+        raise CommandError(f"the files did not arrive whole: {error}; try again") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["the export failed without a word"])[-1]
