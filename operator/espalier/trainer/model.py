@@ -65,6 +65,11 @@ class Policy:
         self._self_check()
 
     @property
+    def causal_lm(self) -> Any:
+        """The Hugging Face model with its adapter, for those who measure it."""
+        return self._causal_lm
+
+    @property
     def checkpointing(self) -> bool:
         """Whether decoder layers keep only their input and compute again in backward."""
         return bool(self._causal_lm.is_gradient_checkpointing)
