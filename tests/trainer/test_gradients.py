@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,8 +15,10 @@ from transformers.models.llama import modeling_llama
 
 from espalier.api.wire import ForwardRequest
 from espalier.trainer import gradients
+from espalier.trainer.compute import LocalCompute
 from espalier.trainer.data import Datum, Limits, datums
-from espalier.trainer.losses import DEFAULTS, loss_spec, token_loss
+from espalier.trainer.losses import DEFAULTS, loss_spec
+from espalier.trainer.metrics import total
 from espalier.trainer.model import Policy
 from espalier.trainer.optimizer import fresh_moments, propose
 
@@ -72,16 +75,36 @@ def padded_logprobs(policy: Policy, batch: list[Datum], temperature: float) -> l
     return result
 
 
+def naive_loss(name: str, lp: Tensor, q: Tensor, a: Tensor, w: Tensor) -> Tensor:
+    """The published formula of one sequence, for autograd: nothing in closed form."""
+    ratio = (lp - q).exp()
+    if name == "gspo":
+        trained = w != 0
+        ratio = ((lp.detach() - q)[trained].mean() + lp - lp.detach()).exp()
+    low, high = {"cispo": (0.0, 4.0)}.get(name, (0.8, 1.2))
+    pessimistic = -torch.minimum(ratio * a, ratio.clamp(low, high) * a).sum()
+    return {
+        "cross_entropy": -(w * lp).sum(),
+        "importance_sampling": -(ratio * a).sum(),
+        "ppo": pessimistic,
+        "gspo": pessimistic,
+        "cispo": -(ratio.clamp(low, high).detach() * a * lp).sum(),
+        "dro": -(lp * a - 0.5 * 0.05 * (lp - q) ** 2).sum(),
+    }[name]
+
+
 def naive_gradient(
     policy: Policy, batch: list[Datum], loss: str, temperature: float
 ) -> dict[str, Tensor]:
     policy.drop_gradients()
-    logprobs = torch.cat(padded_logprobs(policy, batch, temperature))
-    sampling = torch.tensor([q for d in batch for q in d.sampling_logprobs], dtype=logprobs.dtype)
-    advantages = torch.tensor([d.advantage for d in batch for _ in d.output], dtype=logprobs.dtype)
-    weights = torch.ones_like(logprobs)
-    part = token_loss(loss_spec(loss, None), logprobs.detach(), sampling, advantages, weights)
-    logprobs.backward(part.gradient)
+    whole = []
+    for lp, datum in zip(padded_logprobs(policy, batch, temperature), batch, strict=True):
+        q, a, w = (
+            torch.tensor(v, dtype=lp.dtype)
+            for v in (datum.sampling_logprobs, datum.advantages, datum.weights)
+        )
+        whole.append(naive_loss(loss, lp, q, a, w))
+    torch.stack(whole).sum().backward()
     return taken(policy)
 
 
@@ -112,6 +135,93 @@ def test_gradients_equal_the_padded_ones_in_float64(
     assert difference(taken(wide), naive_gradient(wide, batch, loss, temperature)) < 1e-12
 
 
+def with_token_values(batch: list[Datum]) -> list[Datum]:
+    """Values of either sign and zeros, one per token, near enough to the policy to stay unclipped
+    in places and clipped in others."""
+    generator = np.random.default_rng(5)
+    return [
+        replace(
+            datum,
+            token_advantages=tuple(generator.normal(size=len(datum.output)).tolist()),
+            token_weights=tuple(
+                (generator.normal(size=len(datum.output)) * (index != 1)).tolist()
+                if index != 2
+                else [0.0] * (len(datum.output) - 1) + [-2.0]
+            ),
+            sampling_logprobs=tuple(
+                (np.array(datum.sampling_logprobs) * generator.uniform(0.9, 1.1)).tolist()
+            ),
+        )
+        for index, datum in enumerate(batch)
+        if index != 1
+    ]
+
+
+@pytest.mark.parametrize("loss", list(DEFAULTS))
+def test_values_per_token_of_any_sign_are_exact(wide: Policy, loss: str) -> None:
+    batch = with_token_values(data())
+    wide.row_tokens = 20
+    gradients.add_loss(wide, batch, loss_spec(loss, None), 1.0, None)
+    assert difference(taken(wide), naive_gradient(wide, batch, loss, 1.0)) < 1e-12
+
+
+def test_groups_without_gradient_share_rows_and_run_forward_only(wide: Policy) -> None:
+    batch = [replace(d, advantage=d.advantage * (d.group == 1)) for d in data()]
+    spec = loss_spec("ppo", None)
+    tally = gradients.add_loss(wide, batch, spec, 1.0, 3)
+    packed = taken(wide)
+    assert difference(packed, naive_gradient(wide, batch, "ppo", 1.0)) < 1e-12
+    assert tally.tokens == sum(len(d.output) for d in batch)
+    assert tally.still >= sum(len(d.output) for d in batch if d.group == 0)
+    still = [replace(d, advantage=0.0) for d in batch]
+    assert gradients.add_loss(wide, still, spec, 1.0, 3).tokens == tally.tokens
+    assert all(parameter.grad is None for parameter in wide.parameters.values())
+
+
+def custom(compute: LocalCompute, batch: list[Datum], between: str) -> dict[str, Tensor]:
+    compute.score(batch, 0.7, keep="forward-1")
+    if between == "load":
+        compute.load({n: p.detach().clone() for n, p in compute.policy.parameters.items()})
+    if between == "drop":
+        compute.drop_gradients()
+    if between == "forward":
+        compute.score(batch[:1], 1.0, keep="forward-2")
+    if between == "nothing":
+        compute._kept = None
+    weights = [[float(1 + i - 2 * t) for t in range(len(d.output))] for i, d in enumerate(batch)]
+    compute.add_weights(batch, weights, 0.7, given={}, group_size=3, forward="forward-1")
+    assert compute._kept is None
+    return taken(compute.policy)
+
+
+@pytest.mark.parametrize("between", ["load", "drop", "forward", "nothing"])
+def test_a_backward_is_bit_for_bit_the_same_from_its_forwards_graph(
+    policy: Policy, between: str
+) -> None:
+    perturb(policy)
+    compute, batch = LocalCompute(policy), data()
+    policy.row_tokens, before = 20, policy.row_tokens
+    try:
+        cached, again = custom(compute, batch, ""), custom(compute, batch, between)
+    finally:
+        policy.row_tokens = before
+    assert cached.keys() == again.keys()
+    assert all(torch.equal(cached[name], again[name]) for name in cached)
+
+
+def test_a_backward_right_after_its_forward_needs_no_second_forward(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, batch = LocalCompute(policy), data()
+    evaluate, rows = policy.evaluate, []
+    monkeypatch.setattr(policy, "evaluate", lambda *a: (rows.append(1), evaluate(*a))[1])
+    custom(compute, batch, "")
+    kept = len(rows)
+    monkeypatch.setattr(gradients, "KEPT_TOKENS", {"cpu": 1})
+    custom(compute, batch, "")
+    assert len(rows) == 3 * kept
+
+
 def test_gradients_and_logprobs_equal_the_padded_ones_in_float32(policy: Policy) -> None:
     perturb(policy)
     batch = data()
@@ -134,7 +244,7 @@ def test_one_call_equals_several(policy: Policy) -> None:
         gradients.add_loss(policy, whole[a:b], spec, 1.0, 3) for a, b in pairwise((0, 1, 4, 6))
     ]
     assert difference(taken(policy), once) < 1e-5
-    several = gradients.total(tallies)
+    several = total(tallies)
     assert several.loss == pytest.approx(together.loss, rel=1e-5)
     assert (several.tokens, several.compared) == (together.tokens, together.compared)
 

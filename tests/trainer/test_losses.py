@@ -27,14 +27,22 @@ GOLDEN = [
     ("cispo", {}, 1.767946, [0, 0.740818, -1, 2.983649, -0.067668, -3.020629]),
     ("cispo", dict(zip(CLIP, (0.8, 1.2), strict=True)), 2.52, [0, 0.8, -1, 2.4, -0.4, -1.8]),
     ("dro", {}, 2.71875, [0.005, 0.985, -1, 2.02, -0.6, -1.465]),
+    ("gspo", {}, 0.040116, [0, 0, -0.786628, 0, -0.393314, -1.179942]),
+    (
+        "gspo",
+        dict(zip(CLIP, (0.9, 1.1), strict=True)),
+        0.340116,
+        [0, 0, -0.786628, 0, -0.393314, -1.179942],
+    ),
 ]
+WHOLE = [(0, 6)]
 
 
 @pytest.mark.parametrize(("name", "config", "loss", "gradient"), GOLDEN)
 def test_golden_vectors(
     name: str, config: dict[str, float], loss: float, gradient: list[float]
 ) -> None:
-    result = token_loss(loss_spec(name, config), LP, Q, A, W)
+    result = token_loss(loss_spec(name, config), LP, Q, A, W, WHOLE)
     assert result.loss == pytest.approx(loss, abs=1e-6)
     assert result.gradient.tolist() == pytest.approx(gradient, abs=1e-6)
 
@@ -42,33 +50,62 @@ def test_golden_vectors(
 @pytest.mark.parametrize("name", ["cross_entropy", "importance_sampling", "ppo", "dro"])
 def test_the_gradient_is_the_derivative_of_the_loss(name: str) -> None:
     spec, step = loss_spec(name, None), 1e-6
-    result = token_loss(spec, LP, Q, A, W)
+    result = token_loss(spec, LP, Q, A, W, WHOLE)
     for index in range(len(LP)):
         nudge = torch.zeros_like(LP)
         nudge[index] = step
-        above = token_loss(spec, LP + nudge, Q, A, W).loss
-        below = token_loss(spec, LP - nudge, Q, A, W).loss
+        above = token_loss(spec, LP + nudge, Q, A, W, WHOLE).loss
+        below = token_loss(spec, LP - nudge, Q, A, W, WHOLE).loss
         assert (above - below) / (2 * step) == pytest.approx(
             float(result.gradient[index]), abs=1e-6
         )
 
 
-@pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo"])
+@pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo", "gspo"])
 def test_on_policy_the_policy_losses_agree(name: str) -> None:
-    result = token_loss(loss_spec(name, None), LP, LP, A, W)
+    result = token_loss(loss_spec(name, None), LP, LP, A, W, WHOLE)
     assert result.gradient.tolist() == pytest.approx((-A).tolist())
-    assert result.clipped == 0
+    assert (result.clipped_low, result.clipped_high) == (0, 0)
 
 
-def test_clipped_tokens_are_counted() -> None:
-    assert token_loss(loss_spec("ppo", None), LP, Q, A, W).clipped == 2
-    assert token_loss(loss_spec("cispo", None), LP, Q, A, W).clipped == 0
+@pytest.mark.parametrize(
+    ("name", "config", "low", "high"),
+    [
+        ("ppo", {}, 1, 1),
+        ("cispo", {}, 0, 0),
+        ("cispo", {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}, 2, 2),
+        ("gspo", {}, 2, 0),
+        ("dro", {}, 0, 0),
+    ],
+)
+def test_clipped_tokens_are_counted_by_side(
+    name: str, config: dict[str, float], low: int, high: int
+) -> None:
+    result = token_loss(loss_spec(name, config), LP, Q, A, W, WHOLE)
+    assert (result.clipped_low, result.clipped_high) == (low, high)
+
+
+def test_gspo_knows_each_sequence_of_a_packed_row() -> None:
+    spec = loss_spec("gspo", None)
+    packed = token_loss(spec, LP, Q, A, W, [(0, 2), (2, 6)])
+    apart = [
+        token_loss(spec, LP[s], Q[s], A[s], W[s], [(0, s.stop - s.start)])
+        for s in (slice(0, 2), slice(2, 6))
+    ]
+    assert packed.loss == pytest.approx(sum(part.loss for part in apart))
+    assert packed.gradient.tolist() == torch.cat([part.gradient for part in apart]).tolist()
+    assert packed.loss != pytest.approx(token_loss(spec, LP, Q, A, W, WHOLE).loss)
+
+
+def test_a_sequence_without_trained_tokens_has_ratio_one() -> None:
+    result = token_loss(loss_spec("gspo", None), LP, Q, A, torch.zeros_like(W), WHOLE)
+    assert result.gradient.tolist() == (-A).tolist()
 
 
 @pytest.mark.parametrize(
     ("name", "config", "reason", "remedy"),
     [
-        ("gspo", {}, "UnknownLoss", ", ".join(DEFAULTS)),
+        ("reinforce", {}, "UnknownLoss", ", ".join(DEFAULTS)),
         ("dro", {"clip_low_threshold": 1.0}, "UnknownLossParameter", "allowed keys: beta"),
         ("ppo", {"clip_low": 1.0}, "UnknownLossParameter", "clip_high_threshold"),
         ("cross_entropy", {"beta": 1.0}, "UnknownLossParameter", "none"),

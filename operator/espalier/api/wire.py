@@ -14,9 +14,9 @@ Errors are ``{"detail": text, "reason": CamelCase, "remedy": text}``.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 EPOCH = "Espalier-Epoch"
@@ -39,40 +39,52 @@ class Problem(Wire):
 
 # --- train routes (HUD) -------------------------------------------------------------------------
 
+# A boolean or a text is no number here; the first wrong element of a list ends its reading, so
+# that refusing a large body costs no more than reading it.
+Whole = Annotated[int, Strict()]
+Real = Annotated[float, Strict()]
+Wholes = Annotated[list[Whole], Field(fail_fast=True)]
+Reals = Annotated[list[Real], Field(fail_fast=True)]
+
 
 class TrajectorySample(Wire):
-    """One assistant turn: tokens in, tokens out, and the sampler's log-prob of each token out."""
+    """One assistant turn: tokens in, tokens out, and the sampler's log-prob of each token out.
 
-    prompt_token_ids: list[int] | None = None
+    ``weights`` and ``advantages`` are ours, not HUD's: one value per output token, of any sign.
+    """
+
+    prompt_token_ids: Wholes | None = None
     prompt_chunks: list[dict[str, Any]] | None = None
-    output_token_ids: list[int]
-    output_logprobs: list[float] = Field(default_factory=list)
+    output_token_ids: Wholes
+    output_logprobs: Reals = Field(default_factory=list)
+    weights: Reals | None = None
+    advantages: Reals | None = None
 
 
 class TrajectoryPayload(Wire):
     """A rollout: its turns and one reward. ``advantage`` replaces the estimate when precomputed."""
 
-    samples: list[TrajectorySample] = Field(min_length=1)
-    reward: float
+    samples: Annotated[list[TrajectorySample], Field(fail_fast=True)] = Field(min_length=1)
+    reward: Real
     trace_id: str | None = None
-    advantage: float | None = None
+    advantage: Real | None = None
 
 
 class ForwardRequest(Wire):
     """Log-probs without gradients; ``group_size`` consecutive inputs make a group."""
 
-    inputs: list[str | TrajectoryPayload] = Field(min_length=1)
-    group_size: int | None = Field(default=None, ge=1)
-    reward_scale: float = 1.0
-    temperature: float = Field(default=1.0, gt=0)
+    inputs: Annotated[list[str | TrajectoryPayload], Field(fail_fast=True)] = Field(min_length=1)
+    group_size: Whole | None = Field(default=None, ge=1)
+    reward_scale: Real = 1.0
+    temperature: Real = Field(default=1.0, gt=0)
 
 
 class ForwardBackwardRequest(ForwardRequest):
     """Adds the gradient of a built-in loss to the accumulated ones."""
 
     loss_fn: str = "importance_sampling"
-    loss_fn_config: dict[str, float] | None = None
-    num_substeps: int = Field(default=1, ge=1)
+    loss_fn_config: dict[str, Real] | None = None
+    num_substeps: Whole = Field(default=1, ge=1)
     advantage_scale: Literal["None", "GroupStd"] = "None"
 
 
@@ -105,20 +117,20 @@ class BackwardRequest(Wire):
     """``weights[d][t] = -dC/dlogprob`` of a loss that the client computed."""
 
     forward_id: str
-    weights: list[list[float]]
-    metrics: dict[str, float] = Field(default_factory=dict)
+    weights: Annotated[list[Reals], Field(fail_fast=True)]
+    metrics: dict[str, Real] = Field(default_factory=dict)
 
 
 class OptimStepRequest(Wire):
     """One AdamW step, its checkpoint and promotion. From ``grad_clip_norm`` on: ours, not HUD's."""
 
-    learning_rate: float = Field(gt=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    grad_clip_norm: float = Field(default=0.0, ge=0)
-    metrics: dict[str, float] = Field(default_factory=dict)
+    learning_rate: Real = Field(gt=0)
+    beta1: Real = Field(default=0.9, ge=0, lt=1)
+    beta2: Real = Field(default=0.95, ge=0, lt=1)
+    eps: Real = Field(default=1e-8, gt=0)
+    weight_decay: Real = Field(default=0.0, ge=0)
+    grad_clip_norm: Real = Field(default=0.0, ge=0)
+    metrics: dict[str, Real] = Field(default_factory=dict)
     cursor: dict[str, Any] = Field(default_factory=dict)
     rollouts: list[dict[str, Any]] = Field(default_factory=list)
 

@@ -14,9 +14,9 @@ from espalier.api.wire import (
 )
 from espalier.trainer.compute import Compute
 from espalier.trainer.data import Datum, Limits, datums
-from espalier.trainer.gradients import Tally
 from espalier.trainer.log import CommandLog, Key, Kind, Record
 from espalier.trainer.losses import loss_spec
+from espalier.trainer.metrics import Tally
 from espalier.trainer.problems import CommandError, invalid
 
 # A custom loss is computed right after its forward; more than this many wait for nobody.
@@ -87,7 +87,12 @@ def _forward_backward(compute: Compute, request: ForwardBackwardRequest) -> Grad
     # num_substeps asks for smaller pieces; rows are sized for the device anyway, and sums of
     # gradients do not depend on the split.
     spec = loss_spec(request.loss_fn, request.loss_fn_config)
-    data = datums(request, compute.limits, policies_compared=spec.compares_policies)
+    data = datums(
+        request,
+        compute.limits,
+        policies_compared=spec.compares_policies,
+        weighted=spec.takes_weights,
+    )
     return GradientCommand(
         len(data),
         lambda: compute.add_loss(data, spec, request.temperature, request.group_size),
@@ -106,6 +111,7 @@ def _backward(compute: Compute, log: CommandLog, request: BackwardRequest) -> Gr
             forward.temperature,
             given=request.metrics,
             group_size=forward.group_size,
+            forward=request.forward_id,
         ),
     )
 

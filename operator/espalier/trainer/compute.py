@@ -14,8 +14,9 @@ from typing_extensions import override
 from espalier.api.wire import OptimStepRequest
 from espalier.trainer import gradients
 from espalier.trainer.data import Datum, Limits
-from espalier.trainer.gradients import Tally
+from espalier.trainer.gradients import KeptForward
 from espalier.trainer.losses import LossSpec
+from espalier.trainer.metrics import Tally
 from espalier.trainer.model import Policy, State
 from espalier.trainer.optimizer import Moments, Proposal, fresh_moments, propose
 
@@ -34,8 +35,15 @@ class Compute(Protocol):
     def adapter_config(self) -> dict[str, Any]:
         """PEFT's configuration of the adapter."""
 
-    def score(self, data: Sequence[Datum], temperature: float) -> list[list[float]]:
-        """Log-probs of every datum's output tokens, without gradients."""
+    def score(
+        self, data: Sequence[Datum], temperature: float, *, keep: str = ""
+    ) -> list[list[float]]:
+        """Log-probs of every datum's output tokens; accumulates nothing.
+
+        ``keep`` names the forward for a later ``add_weights`` of the same data: a compute may then
+        hold what spares that call its forward pass, at most for the latest name, until it is used
+        or anything else is computed.
+        """
 
     def add_loss(
         self, data: Sequence[Datum], spec: LossSpec, temperature: float, group_size: int | None
@@ -50,8 +58,13 @@ class Compute(Protocol):
         *,
         given: dict[str, float],
         group_size: int | None,
+        forward: str = "",
     ) -> Tally:
-        """Accumulates the gradient of a client's loss from ``weights[d][t] = -dC/dlogprob``."""
+        """Accumulates the gradient of a client's loss from ``weights[d][t] = -dC/dlogprob``.
+
+        ``forward`` is the name under which ``score`` was asked to keep; the sums are the same
+        whether it still has it or not.
+        """
 
     def drop_gradients(self) -> None:
         """Forgets what was accumulated."""
@@ -77,6 +90,7 @@ class LocalCompute(Compute):
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self._kept: tuple[str, KeptForward] | None = None
 
     @property
     @override
@@ -93,13 +107,21 @@ class LocalCompute(Compute):
         return self.policy.adapter_config()
 
     @override
-    def score(self, data: Sequence[Datum], temperature: float) -> list[list[float]]:
-        return gradients.score(self.policy, data, temperature)
+    def score(
+        self, data: Sequence[Datum], temperature: float, *, keep: str = ""
+    ) -> list[list[float]]:
+        self._kept = None
+        if not keep or not gradients.can_keep(self.policy, data):
+            return gradients.score(self.policy, data, temperature)
+        kept = gradients.forward(self.policy, data, temperature)
+        self._kept = keep, kept
+        return kept.logprobs(len(data))
 
     @override
     def add_loss(
         self, data: Sequence[Datum], spec: LossSpec, temperature: float, group_size: int | None
     ) -> Tally:
+        self._kept = None
         return gradients.add_loss(self.policy, data, spec, temperature, group_size)
 
     @override
@@ -111,13 +133,23 @@ class LocalCompute(Compute):
         *,
         given: dict[str, float],
         group_size: int | None,
+        forward: str = "",
     ) -> Tally:
+        # The backward pass consumes the graph, so it is given up before.
+        kept, self._kept = self._kept, None
         return gradients.add_weights(
-            self.policy, data, weights, temperature, given=given, group_size=group_size
+            self.policy,
+            data,
+            weights,
+            temperature,
+            given=given,
+            group_size=group_size,
+            kept=kept[1] if kept is not None and forward and kept[0] == forward else None,
         )
 
     @override
     def drop_gradients(self) -> None:
+        self._kept = None
         self.policy.drop_gradients()
 
     @override
@@ -134,8 +166,10 @@ class LocalCompute(Compute):
 
     @override
     def load(self, state: State) -> None:
+        self._kept = None
         self.policy.load(state)
 
     @override
     def reset(self) -> None:
+        self._kept = None
         self.policy.reset()

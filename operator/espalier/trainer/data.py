@@ -29,7 +29,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Datum:
-    """One assistant turn: every output token is a target, no prompt token is."""
+    """One assistant turn: every output token is a target, no prompt token is.
+
+    ``token_advantages`` replace ``advantage`` token by token; ``token_weights`` are 1 if empty.
+    """
 
     prompt: tuple[int, ...]
     output: tuple[int, ...]
@@ -38,12 +41,27 @@ class Datum:
     reward: float
     trajectory: int
     group: int | None
+    token_advantages: tuple[float, ...] = ()
+    token_weights: tuple[float, ...] = ()
+
+    @property
+    def advantages(self) -> tuple[float, ...]:
+        """One per output token."""
+        return self.token_advantages or (self.advantage,) * len(self.output)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One per output token."""
+        return self.token_weights or (1.0,) * len(self.output)
 
 
-def datums(request: ForwardRequest, limits: Limits, *, policies_compared: bool) -> list[Datum]:
+def datums(
+    request: ForwardRequest, limits: Limits, *, policies_compared: bool, weighted: bool = False
+) -> list[Datum]:
     """One datum per sample, in request order; raises 422 naming the field that does not fit.
 
     ``policies_compared``: the loss needs the sampler's log-prob of every output token.
+    ``weighted``: the loss reads per-token weights.
     """
     trajectories = _inline(request.inputs)
     _check_groups(len(trajectories), request.group_size)
@@ -54,6 +72,9 @@ def datums(request: ForwardRequest, limits: Limits, *, policies_compared: bool) 
             field = f"inputs[{index}].samples[{turn}]"
             prompt = _prompt(sample, field)
             _check_sample(sample, prompt, field, limits, policies_compared=policies_compared)
+            _check_token_values(
+                sample, trajectory, field, policies_compared=policies_compared, weighted=weighted
+            )
             result.append(
                 Datum(
                     prompt=prompt,
@@ -63,6 +84,8 @@ def datums(request: ForwardRequest, limits: Limits, *, policies_compared: bool) 
                     reward=trajectory.reward,
                     trajectory=index,
                     group=index // request.group_size if request.group_size else None,
+                    token_advantages=tuple(sample.advantages or ()),
+                    token_weights=tuple(sample.weights or ()),
                 )
             )
     return result
@@ -156,13 +179,16 @@ def _check_sample(
             f"has {logprobs} values for {outputs} output tokens",
             "sample with logprobs and send the sampled token's log-prob for every output token",
         )
-    worst = max(prompt + tuple(sample.output_token_ids))
-    if worst >= limits.vocabulary or min(prompt + tuple(sample.output_token_ids)) < 0:
-        raise invalid(
-            field,
-            f"has token ids outside 0..{limits.vocabulary - 1}",
-            "tokenize with the base model's own tokenizer",
-        )
+    for name, tokens in (
+        ("prompt_token_ids", prompt),
+        ("output_token_ids", sample.output_token_ids),
+    ):
+        if min(tokens) < 0 or max(tokens) >= limits.vocabulary:
+            raise invalid(
+                f"{field}.{name}",
+                f"has token ids outside 0..{limits.vocabulary - 1}",
+                "tokenize with the base model's own tokenizer",
+            )
     if len(prompt) + outputs > limits.context:
         raise CommandError(
             422,
@@ -170,4 +196,35 @@ def _check_sample(
             f"{field}: {len(prompt)} prompt and {outputs} output tokens exceed the base model's "
             f"context of {limits.context}",
             "shorten the prompt or lower sampling.maxTokens",
+        )
+
+
+def _check_token_values(
+    sample: TrajectorySample,
+    trajectory: TrajectoryPayload,
+    field: str,
+    *,
+    policies_compared: bool,
+    weighted: bool,
+) -> None:
+    for name, values in (("weights", sample.weights), ("advantages", sample.advantages)):
+        if values is not None and len(values) != len(sample.output_token_ids):
+            raise invalid(
+                f"{field}.{name}",
+                f"has {len(values)} values for {len(sample.output_token_ids)} output tokens",
+                "send one value per output token, or leave the field out",
+            )
+    if sample.weights is not None and not weighted:
+        raise invalid(
+            f"{field}.weights",
+            "is not read by this loss",
+            "fold weights into advantages, or use cross_entropy, gspo or forward and backward",
+        )
+    if sample.advantages is not None and not policies_compared:
+        raise invalid(f"{field}.advantages", "is not read by cross_entropy", "send weights instead")
+    if sample.advantages is not None and trajectory.advantage is not None:
+        raise invalid(
+            f"{field}.advantages",
+            "and the trajectory's advantage are both given",
+            "give advantages per token or one per trajectory, not both",
         )

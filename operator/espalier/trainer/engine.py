@@ -25,7 +25,7 @@ from espalier.api.wire import (
     Problem,
     TrainerState,
 )
-from espalier.trainer import checkpoints, gradients, recovery
+from espalier.trainer import checkpoints, recovery
 from espalier.trainer.checkpoints import Position, StepState
 from espalier.trainer.commands import (
     Answer,
@@ -36,8 +36,8 @@ from espalier.trainer.commands import (
     gradient_command,
 )
 from espalier.trainer.compute import Compute
-from espalier.trainer.gradients import Tally
 from espalier.trainer.log import Assigned, CommandLog, Record
+from espalier.trainer.metrics import Tally, total
 from espalier.trainer.optimizer import Proposal
 from espalier.trainer.problems import CommandError
 from espalier.trainer.store import CheckpointStore, Stored
@@ -217,7 +217,7 @@ class Engine:
         data = forward_data(self.compute.limits, request)
         record = self.log.begin(command.key, command.kind, body)
         try:
-            scored = self.compute.score(data, request.temperature)
+            scored = self.compute.score(data, request.temperature, keep=forward_id(record))
             result = ForwardResult(
                 forward_id=forward_id(record),
                 data=[datum_tensors(d, lp, request) for d, lp in zip(data, scored, strict=True)],
@@ -301,7 +301,7 @@ class Engine:
 
     def _next_state(self, request: OptimStepRequest, proposal: Proposal) -> StepState:
         assignment = self.assignment().assignment
-        tally = gradients.total(self.tallies)
+        tally = total(self.tallies)
         measured = tally.checkpoint_metrics()
         measured["optimizer/gradient_norm"] = proposal.gradient_norm
         # The client also knows the rewards of what it did not send, so there its figures win.

@@ -3,86 +3,58 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from espalier.trainer.data import Datum
+from espalier.trainer.head import Evaluated
 from espalier.trainer.losses import LossSpec, TokenLoss, token_loss
+from espalier.trainer.metrics import Tally
 from espalier.trainer.model import Policy
 from espalier.trainer.packing import Row, pack
 from espalier.trainer.problems import CommandError
 
+# A forward's graph is kept for its backward up to this many tokens; above, it is made again.
+KEPT_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 15}
+# Bounds exp(d) in metrics: a sampler's log-prob may be arbitrarily far off.
+MAX_LOG_RATIO = 80.0
+
 
 @dataclass(frozen=True)
-class Tally:
-    """Sums over the tokens of one or more calls; tallies add.
+class Part:
+    """A row with the datums that its spans index."""
 
-    ``compared`` tokens had a sampler log-prob q; over them, with d = lp - q: the largest and the
-    summed |d|, and the summed k3 estimate of the sampler-to-trainer divergence exp(d) - 1 - d.
-    """
+    row: Row
+    data: Sequence[Datum]
 
-    loss_name: str = ""
-    group_size: int = 0
-    loss: float = 0.0
-    tokens: int = 0
-    clipped: int = 0
-    compared: int = 0
-    difference_max: float = 0.0
-    difference_sum: float = 0.0
-    divergence_sum: float = 0.0
-    rewards: tuple[float, ...] = ()
-    given: dict[str, float] = field(default_factory=dict)
+    @property
+    def sequences(self) -> list[tuple[int, int]]:
+        """Bounds of the datums' targets."""
+        return [(span.start, span.stop) for span in self.row.spans]
 
-    def __add__(self, other: Tally) -> Tally:
-        """Both together; name and group size are the later one's."""
-        return Tally(
-            loss_name=other.loss_name,
-            group_size=other.group_size,
-            loss=self.loss + other.loss,
-            tokens=self.tokens + other.tokens,
-            clipped=self.clipped + other.clipped,
-            compared=self.compared + other.compared,
-            difference_max=max(self.difference_max, other.difference_max),
-            difference_sum=self.difference_sum + other.difference_sum,
-            divergence_sum=self.divergence_sum + other.divergence_sum,
-            rewards=self.rewards + other.rewards,
-            given=self.given | other.given,
-        )
-
-    def answer_metrics(self) -> dict[str, float]:
-        """As a call answers: ``name:reduction``."""
-        metrics = {"loss:sum": self.loss, "tokens:sum": float(self.tokens)}
-        if self.compared:
-            metrics["logprob_difference:max"] = self.difference_max
-            metrics["logprob_difference:mean"] = self.difference_sum / self.compared
-            metrics["mismatch_kl:mean"] = self.divergence_sum / self.compared
-            metrics["clipped:mean"] = self.clipped / self.compared
-        return metrics | self.given
-
-    def checkpoint_metrics(self) -> dict[str, float]:
-        """As a checkpoint records them: ``part/name``."""
-        metrics = dict(self.given)
-        if self.rewards:
-            metrics["reward/mean"] = statistics.fmean(self.rewards)
-            metrics["reward/std"] = statistics.pstdev(self.rewards)
-        metrics["loss/sum"] = self.loss
-        metrics["tokens/trained"] = float(self.tokens)
-        if self.compared:
-            metrics["logprob/difference_max"] = self.difference_max
-            metrics["logprob/difference_mean"] = self.difference_sum / self.compared
-            metrics["policy/mismatch_kl"] = self.divergence_sum / self.compared
-            metrics["policy/clipped_fraction"] = self.clipped / self.compared
-        return metrics
+    def by_token(self, values: Callable[[Datum], Sequence[float]], like: Tensor) -> Tensor:
+        """A per-token property of the row's datums, [N]."""
+        flat = [value for span in self.row.spans for value in values(self.data[span.datum])]
+        return torch.tensor(flat, dtype=like.dtype)
 
 
-def total(tallies: Sequence[Tally]) -> Tally:
-    """Several calls as one."""
-    return reduce(lambda one, other: one + other, tallies, Tally())
+@dataclass(frozen=True)
+class KeptForward:
+    """A forward with its graph: each row's evaluation can be differentiated once."""
+
+    rows: tuple[tuple[Row, Evaluated], ...]
+
+    def logprobs(self, count: int) -> list[list[float]]:
+        """Log-probs of each of ``count`` datums' output tokens."""
+        result: list[list[float]] = [[] for _ in range(count)]
+        for row, evaluation in self.rows:
+            known = evaluation.logprobs.detach().cpu()
+            for span in row.spans:
+                result[span.datum] = known[span.start : span.stop].tolist()
+        return result
 
 
 def score(policy: Policy, data: Sequence[Datum], temperature: float) -> list[list[float]]:
@@ -92,8 +64,21 @@ def score(policy: Policy, data: Sequence[Datum], temperature: float) -> list[lis
         for row in pack(data, policy.row_tokens):
             logprobs = policy.evaluate(row, temperature).logprobs.cpu()
             for span in row.spans:
-                result[span.datum] = [float(x) for x in logprobs[span.start : span.stop]]
+                result[span.datum] = logprobs[span.start : span.stop].tolist()
     return result
+
+
+def can_keep(policy: Policy, data: Sequence[Datum]) -> bool:
+    """Whether the data is small enough for its graph to stay in memory."""
+    tokens = sum(len(datum.prompt) + len(datum.output) for datum in data)
+    return tokens <= KEPT_TOKENS[policy.device.type]
+
+
+def forward(policy: Policy, data: Sequence[Datum], temperature: float) -> KeptForward:
+    """Everything that ``add_weights`` needs of a forward pass."""
+    return KeptForward(
+        tuple((row, policy.evaluate(row, temperature)) for row in pack(data, policy.row_tokens))
+    )
 
 
 def add_loss(
@@ -105,17 +90,21 @@ def add_loss(
 ) -> Tally:
     """Adds the gradient of a built-in loss; raises 409 if the loss is not finite."""
 
-    def of_row(row: Row, logprobs: Tensor) -> TokenLoss:
-        sampling = _sampling(data, row, logprobs)
-        advantages = _by_token(row, [datum.advantage for datum in data], logprobs)
-        return token_loss(spec, logprobs, sampling, advantages, torch.ones_like(logprobs))
+    def of_part(part: Part, logprobs: Tensor) -> TokenLoss:
+        return token_loss(
+            spec,
+            logprobs,
+            part.by_token(_sampling, logprobs),
+            part.by_token(lambda datum: datum.advantages, logprobs),
+            part.by_token(lambda datum: datum.weights, logprobs),
+            part.sequences,
+        )
 
-    tally = Tally(
-        loss_name=spec.name,
-        group_size=group_size or 0,
-        rewards=tuple({datum.trajectory: datum.reward for datum in data}.values()),
+    return _add(
+        _evaluations(policy, _by_gradient(data, spec), temperature),
+        of_part,
+        _call(spec.name, group_size, data),
     )
-    return _add(policy, data, temperature, of_row, tally)
 
 
 def add_weights(
@@ -126,76 +115,117 @@ def add_weights(
     *,
     given: dict[str, float],
     group_size: int | None,
+    kept: KeptForward | None = None,
 ) -> Tally:
-    """Adds the gradient of a client's loss C from ``weights[d][t] = -dC/dlogprob``."""
+    """Adds the gradient of a client's loss C from ``weights[d][t] = -dC/dlogprob``.
 
-    def of_row(row: Row, logprobs: Tensor) -> TokenLoss:
-        flat = [weight for span in row.spans for weight in weights[span.datum]]
+    ``kept``, the kept forward of the same data, spares the forward pass and is used up. The
+    rows are the same with and without it, so the sums are too.
+    """
+
+    def of_part(part: Part, logprobs: Tensor) -> TokenLoss:
+        flat = [weight for span in part.row.spans for weight in weights[span.datum]]
         tensor = torch.tensor(flat, dtype=logprobs.dtype)
-        return TokenLoss(float(-(tensor.double() * logprobs.double()).sum()), -tensor, 0)
+        return TokenLoss(float(-(tensor.double() * logprobs.double()).sum()), -tensor)
 
-    tally = Tally(
-        loss_name="custom",
+    parts = (
+        ((Part(row, data), evaluation) for row, evaluation in kept.rows)
+        if kept is not None
+        else _evaluations(policy, [(data, True)], temperature)
+    )
+    return _add(parts, of_part, _call("custom", group_size, data, given))
+
+
+def _call(
+    name: str, group_size: int | None, data: Sequence[Datum], given: dict[str, float] | None = None
+) -> Tally:
+    return Tally(
+        loss_name=name,
         group_size=group_size or 0,
         rewards=tuple({datum.trajectory: datum.reward for datum in data}.values()),
-        given=given,
+        given=given or {},
     )
-    return _add(policy, data, temperature, of_row, tally)
+
+
+def _by_gradient(data: Sequence[Datum], spec: LossSpec) -> list[tuple[Sequence[Datum], bool]]:
+    """Datums of groups with a gradient, and those without: the latter share rows of their own.
+
+    A group stays together, because its samples share their prompt's computation.
+    """
+
+    def group(datum: Datum) -> tuple[str, int]:
+        return ("group", datum.group) if datum.group is not None else ("one", datum.trajectory)
+
+    moving = {group(d) for d in data if not spec.is_still(d.advantages, d.weights)}
+    parts = (
+        ([d for d in data if group(d) in moving], True),
+        ([d for d in data if group(d) not in moving], False),
+    )
+    return [part for part in parts if part[0]]
+
+
+def _evaluations(
+    policy: Policy, parts: Sequence[tuple[Sequence[Datum], bool]], temperature: float
+) -> Iterator[tuple[Part, Evaluated]]:
+    for data, differentiable in parts:
+        for row in pack(data, policy.row_tokens):
+            with torch.set_grad_enabled(differentiable):
+                evaluation = policy.evaluate(row, temperature)
+            yield Part(row, data), evaluation
 
 
 def _add(
-    policy: Policy,
-    data: Sequence[Datum],
-    temperature: float,
-    of_row: Callable[[Row, Tensor], TokenLoss],
-    tally: Tally,
+    evaluations: Iterable[tuple[Part, Evaluated]],
+    of_part: Callable[[Part, Tensor], TokenLoss],
+    call: Tally,
 ) -> Tally:
-    for row in pack(data, policy.row_tokens):
-        logprobs = policy.evaluate(row, temperature).logprobs
+    tally = call
+    for part, evaluation in evaluations:
+        logprobs = evaluation.logprobs
         known = logprobs.detach().cpu()
-        part = of_row(row, known)
-        if not math.isfinite(part.loss) or not bool(part.gradient.isfinite().all()):
-            trajectories = sorted({data[span.datum].trajectory for span in row.spans})
+        loss = of_part(part, known)
+        if not math.isfinite(loss.loss) or not bool(loss.gradient.isfinite().all()):
+            trajectories = sorted({part.data[span.datum].trajectory for span in part.row.spans})
             raise CommandError(
                 409,
                 "NonFiniteLoss",
                 f"the loss of inputs {trajectories} is not finite",
                 "check output_logprobs and advantages; nothing of this call was accumulated",
             )
-        if bool(part.gradient.any()):
-            logprobs.backward(part.gradient.to(logprobs.device))  # type: ignore[no-untyped-call]
-        tally = tally + _row_tally(data, row, known, part, tally)
+        if bool(loss.gradient.any()):
+            logprobs.backward(loss.gradient.to(logprobs.device))  # type: ignore[no-untyped-call]
+        entropy = float(evaluation.entropy.detach().double().sum())
+        tally = tally + _part_tally(part, known, loss, entropy, call)
     return tally
 
 
-def _row_tally(
-    data: Sequence[Datum], row: Row, logprobs: Tensor, part: TokenLoss, call: Tally
+def _part_tally(
+    part: Part, logprobs: Tensor, loss: TokenLoss, entropy: float, call: Tally
 ) -> Tally:
-    compared = all(data[span.datum].sampling_logprobs for span in row.spans)
-    difference = logprobs - _sampling(data, row, logprobs) if compared else logprobs[:0]
+    compared = all(part.data[span.datum].sampling_logprobs for span in part.row.spans)
+    difference = logprobs - part.by_token(_sampling, logprobs) if compared else logprobs[:0]
+    difference = difference.double()
+    bounded = difference.clamp(max=MAX_LOG_RATIO)
     return Tally(
         loss_name=call.loss_name,
         group_size=call.group_size,
-        loss=part.loss,
+        loss=loss.loss,
         tokens=len(logprobs),
-        clipped=part.clipped,
+        unique=len(part.row.tokens),
+        still=int((loss.gradient == 0).sum()),
+        clipped_low=loss.clipped_low,
+        clipped_high=loss.clipped_high,
         compared=len(difference),
         difference_max=float(difference.abs().max()) if len(difference) else 0.0,
-        difference_sum=float(difference.abs().double().sum()),
-        divergence_sum=float((difference.double().expm1() - difference.double()).sum()),
+        difference_sum=float(difference.abs().sum()),
+        signed_sum=float(difference.sum()),
+        ratio_sum=float(bounded.exp().sum()),
+        ratio_max=float(bounded.exp().max()) if len(difference) else 0.0,
+        divergence_sum=float((bounded.expm1() - bounded).sum()),
+        entropy_sum=entropy,
     )
 
 
-def _sampling(data: Sequence[Datum], row: Row, like: Tensor) -> Tensor:
-    """The sampler's log-probs of the row's targets; zeros for datums that came without."""
-    flat: list[float] = []
-    for span in row.spans:
-        flat += data[span.datum].sampling_logprobs or [0.0] * (span.stop - span.start)
-    return torch.tensor(flat, dtype=like.dtype)
-
-
-def _by_token(row: Row, per_datum: Sequence[float], like: Tensor) -> Tensor:
-    flat: list[float] = []
-    for span in row.spans:
-        flat += [per_datum[span.datum]] * (span.stop - span.start)
-    return torch.tensor(flat, dtype=like.dtype)
+def _sampling(datum: Datum) -> Sequence[float]:
+    """The sampler's log-probs; zeros for a datum that came without."""
+    return datum.sampling_logprobs or (0.0,) * len(datum.output)

@@ -8,6 +8,8 @@ A its advantage, w its weight and r = exp(lp - q):
     ppo                  -min(r A, clip(r, low, high) A)
     cispo                -stop_gradient(clip(r, low, high)) A lp
     dro                  -(lp A - beta/2 (lp - q)^2)
+    gspo                 -min(s A, clip(s, low, high) A), s = exp(m + lp - stop_gradient(lp)) with
+                         m the mean of stop_gradient(lp) - q over the sequence's tokens of w != 0
 
 Thresholds are absolute ratios, not epsilons. Sums make gradients of several calls add exactly,
 whatever the split into calls, rows or machines; any normalisation is the client's.
@@ -15,7 +17,7 @@ whatever the split into calls, rows or machines; any normalisation is the client
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +30,16 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "ppo": {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
     "cispo": {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0},
     "dro": {"beta": 0.05},
+    "gspo": {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
     "cross_entropy": {},
 }
+# Losses that read a token's weight, and what it means to them.
+WEIGHTED = {
+    "cross_entropy": "the factor of the token's log-prob",
+    "gspo": "0 leaves the token out of its sequence's ratio",
+}
+# Without advantage or weight these have no gradient, so a forward pass is all they need.
+_STILL_WITHOUT_ADVANTAGE = ("importance_sampling", "ppo", "cispo", "gspo")
 
 
 @dataclass(frozen=True)
@@ -44,15 +54,27 @@ class LossSpec:
         """Whether the loss needs the sampler's log-probs and advantages."""
         return self.name != "cross_entropy"
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether the loss reads per-token weights."""
+        return self.name in WEIGHTED
+
+    def is_still(self, advantages: Sequence[float], weights: Sequence[float]) -> bool:
+        """Whether a datum's gradient is exactly zero whatever the policy says."""
+        if self.name == "cross_entropy":
+            return not any(weights)
+        return self.name in _STILL_WITHOUT_ADVANTAGE and not any(advantages)
+
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """``loss`` is the sum over tokens, ``gradient`` [N] its derivative by each log-prob,
-    ``clipped`` the number of tokens whose ratio was clipped."""
+    """``loss`` is the sum over tokens, ``gradient`` [N] its derivative by each log-prob; how many
+    tokens had their ratio clipped from below and from above."""
 
     loss: float
     gradient: Tensor
-    clipped: int
+    clipped_low: int = 0
+    clipped_high: int = 0
 
 
 def loss_spec(name: str, config: Mapping[str, float] | None) -> LossSpec:
@@ -83,57 +105,96 @@ def loss_spec(name: str, config: Mapping[str, float] | None) -> LossSpec:
     return LossSpec(name, merged)
 
 
-def token_loss(
-    spec: LossSpec, logprobs: Tensor, sampling: Tensor, advantages: Tensor, weights: Tensor
+def token_loss(  # noqa: PLR0917
+    spec: LossSpec,
+    logprobs: Tensor,
+    sampling: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    sequences: Sequence[tuple[int, int]],
 ) -> TokenLoss:
-    """Loss and gradient of tokens; all tensors are [N] of one dtype. Pure."""
-    gradient_of = _GRADIENTS[spec.name]
-    losses, gradient, clipped = gradient_of(spec, logprobs, sampling, advantages, weights)
-    return TokenLoss(float(losses.double().sum()), gradient, int(clipped.sum()))
+    """Loss and gradient of tokens; all tensors are [N] of one dtype. Pure.
+
+    ``sequences`` are the bounds (start, stop) of each datum's tokens among the N.
+    """
+    tokens = _Tokens(logprobs, sampling, advantages, weights, sequences)
+    losses, gradient, low, high = _GRADIENTS[spec.name](spec, tokens)
+    return TokenLoss(float(losses.double().sum()), gradient, int(low.sum()), int(high.sum()))
 
 
-_Parts = tuple[Tensor, Tensor, Tensor]
+@dataclass(frozen=True)
+class _Tokens:
+    lp: Tensor
+    q: Tensor
+    a: Tensor
+    w: Tensor
+    sequences: Sequence[tuple[int, int]]
+
+    @property
+    def ratio(self) -> Tensor:
+        return (self.lp - self.q).exp()
 
 
-def _unclipped(logprobs: Tensor) -> Tensor:
-    return torch.zeros_like(logprobs, dtype=torch.bool)
+_Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _cross_entropy(_spec: LossSpec, lp: Tensor, _q: Tensor, _a: Tensor, w: Tensor) -> _Parts:
-    return -w * lp, -w, _unclipped(lp)
+def _unclipped(losses: Tensor, gradient: Tensor) -> _Parts:
+    none = torch.zeros_like(losses, dtype=torch.bool)
+    return losses, gradient, none, none
 
 
-def _importance_sampling(_spec: LossSpec, lp: Tensor, q: Tensor, a: Tensor, _w: Tensor) -> _Parts:
-    surrogate = -(lp - q).exp() * a
-    return surrogate, surrogate, _unclipped(lp)
+def _cross_entropy(_spec: LossSpec, t: _Tokens) -> _Parts:
+    return _unclipped(-t.w * t.lp, -t.w)
+
+
+def _importance_sampling(_spec: LossSpec, t: _Tokens) -> _Parts:
+    surrogate = -t.ratio * t.a
+    return _unclipped(surrogate, surrogate)
 
 
 def _clip(spec: LossSpec, ratio: Tensor) -> Tensor:
     return ratio.clamp(spec.config["clip_low_threshold"], spec.config["clip_high_threshold"])
 
 
-def _ppo(spec: LossSpec, lp: Tensor, q: Tensor, a: Tensor, _w: Tensor) -> _Parts:
-    ratio = (lp - q).exp()
-    free, bounded = ratio * a, _clip(spec, ratio) * a
-    clipped = bounded < free
-    return -torch.minimum(free, bounded), torch.where(clipped, torch.zeros_like(lp), -free), clipped
-
-
-def _cispo(spec: LossSpec, lp: Tensor, q: Tensor, a: Tensor, _w: Tensor) -> _Parts:
-    ratio = (lp - q).exp()
+def _pessimistic(spec: LossSpec, ratio: Tensor, a: Tensor) -> _Parts:
+    """-min(ratio A, clip(ratio) A), where ratio's derivative by the log-prob is itself."""
     bounded = _clip(spec, ratio)
-    return -bounded * a * lp, -bounded * a, bounded != ratio
+    clipped = bounded * a < ratio * a
+    gradient = torch.where(clipped, torch.zeros_like(ratio), -ratio * a)
+    losses = -torch.minimum(ratio * a, bounded * a)
+    return losses, gradient, clipped & (ratio < bounded), clipped & (ratio > bounded)
 
 
-def _dro(spec: LossSpec, lp: Tensor, q: Tensor, a: Tensor, _w: Tensor) -> _Parts:
-    beta, distance = spec.config["beta"], lp - q
-    return -(lp * a - 0.5 * beta * distance**2), -a + beta * distance, _unclipped(lp)
+def _ppo(spec: LossSpec, t: _Tokens) -> _Parts:
+    return _pessimistic(spec, t.ratio, t.a)
 
 
-_GRADIENTS: dict[str, Callable[[LossSpec, Tensor, Tensor, Tensor, Tensor], _Parts]] = {
+def _gspo(spec: LossSpec, t: _Tokens) -> _Parts:
+    ratio = torch.empty_like(t.lp)
+    for start, stop in t.sequences:
+        part = slice(start, stop)
+        trained = (t.w[part] != 0).to(t.lp.dtype)
+        # A sequence without trained tokens has ratio 1.
+        mean = ((t.lp[part] - t.q[part]) * trained).sum() / trained.sum().clamp_min(1)
+        ratio[part] = mean.exp()
+    return _pessimistic(spec, ratio, t.a)
+
+
+def _cispo(spec: LossSpec, t: _Tokens) -> _Parts:
+    bounded = _clip(spec, t.ratio)
+    return -bounded * t.a * t.lp, -bounded * t.a, t.ratio < bounded, t.ratio > bounded
+
+
+def _dro(spec: LossSpec, t: _Tokens) -> _Parts:
+    beta, distance = spec.config["beta"], t.lp - t.q
+    return _unclipped(-(t.lp * t.a - 0.5 * beta * distance**2), -t.a + beta * distance)
+
+
+_GRADIENTS: dict[str, Callable[[LossSpec, _Tokens], _Parts]] = {
     "importance_sampling": _importance_sampling,
     "ppo": _ppo,
     "cispo": _cispo,
     "dro": _dro,
+    "gspo": _gspo,
     "cross_entropy": _cross_entropy,
 }

@@ -1,0 +1,203 @@
+"""What gradient calls add up to, and the one registry of the metrics made from it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over the tokens of one or more calls; tallies add.
+
+    ``compared`` tokens had a sampler log-prob q; over them, with d = lp - q: the largest and the
+    summed |d|, the summed d, the summed and the largest ratio exp(d), and the summed k3 estimate
+    exp(d) - 1 - d. ``unique`` tokens went through the trunk: a shared prompt counts once.
+    """
+
+    loss_name: str = ""
+    group_size: int = 0
+    loss: float = 0.0
+    tokens: int = 0
+    unique: int = 0
+    still: int = 0
+    clipped_low: int = 0
+    clipped_high: int = 0
+    compared: int = 0
+    difference_max: float = 0.0
+    difference_sum: float = 0.0
+    signed_sum: float = 0.0
+    ratio_sum: float = 0.0
+    ratio_max: float = 0.0
+    divergence_sum: float = 0.0
+    entropy_sum: float = 0.0
+    rewards: tuple[float, ...] = ()
+    given: dict[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Tally) -> Tally:
+        """Both together; name and group size are the later one's."""
+        return Tally(
+            loss_name=other.loss_name,
+            group_size=other.group_size,
+            loss=self.loss + other.loss,
+            tokens=self.tokens + other.tokens,
+            unique=self.unique + other.unique,
+            still=self.still + other.still,
+            clipped_low=self.clipped_low + other.clipped_low,
+            clipped_high=self.clipped_high + other.clipped_high,
+            compared=self.compared + other.compared,
+            difference_max=max(self.difference_max, other.difference_max),
+            difference_sum=self.difference_sum + other.difference_sum,
+            signed_sum=self.signed_sum + other.signed_sum,
+            ratio_sum=self.ratio_sum + other.ratio_sum,
+            ratio_max=max(self.ratio_max, other.ratio_max),
+            divergence_sum=self.divergence_sum + other.divergence_sum,
+            entropy_sum=self.entropy_sum + other.entropy_sum,
+            rewards=self.rewards + other.rewards,
+            given=self.given | other.given,
+        )
+
+    def answer_metrics(self) -> dict[str, float]:
+        """As a call answers: ``name:reduction``."""
+        named = {m.answer: m.of(self) for m in METRICS if m.answer and m.known(self)}
+        return named | self.given
+
+    def checkpoint_metrics(self) -> dict[str, float]:
+        """As a checkpoint records them: ``part/name``."""
+        return self.given | {m.checkpoint: m.of(self) for m in METRICS if m.known(self)}
+
+
+def total(tallies: Sequence[Tally]) -> Tally:
+    """Several calls as one."""
+    return reduce(lambda one, other: one + other, tallies, Tally())
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric under its two names; ``answer`` is empty for one that only a step has."""
+
+    answer: str
+    checkpoint: str
+    meaning: str
+    of: Callable[[Tally], float]
+    known: Callable[[Tally], bool] = lambda _tally: True
+
+
+def _compared(tally: Tally) -> bool:
+    return tally.compared > 0
+
+
+def _rewarded(tally: Tally) -> bool:
+    return bool(tally.rewards)
+
+
+METRICS = (
+    Metric("loss:sum", "loss/sum", "The loss, summed over trained tokens.", lambda t: t.loss),
+    Metric(
+        "tokens:sum",
+        "tokens/trained",
+        "Output tokens that the loss ran over.",
+        lambda t: float(t.tokens),
+    ),
+    Metric(
+        "unique_tokens:sum",
+        "tokens/unique",
+        "Tokens that went through the model: a prompt that samples share counts once per row.",
+        lambda t: float(t.unique),
+    ),
+    Metric(
+        "zero_gradient:mean",
+        "tokens/zero_gradient_fraction",
+        "Share of the trained tokens whose gradient is exactly zero (no advantage, or clipped).",
+        lambda t: t.still / t.tokens,
+        lambda t: t.tokens > 0,
+    ),
+    Metric(
+        "entropy:mean",
+        "policy/entropy",
+        "Entropy of the trainer's next-token distribution at the trained tokens, in nats.",
+        lambda t: t.entropy_sum / t.tokens,
+        lambda t: t.tokens > 0,
+    ),
+    Metric(
+        "ratio:mean",
+        "policy/ratio_mean",
+        "Trainer's over sampler's probability of the sampled token.",
+        lambda t: t.ratio_sum / t.compared,
+        _compared,
+    ),
+    Metric(
+        "ratio:max",
+        "policy/ratio_max",
+        "The largest of these ratios.",
+        lambda t: t.ratio_max,
+        _compared,
+    ),
+    Metric(
+        "clipped:mean",
+        "policy/clipped_fraction",
+        "Share of tokens whose ratio the loss clipped.",
+        lambda t: (t.clipped_low + t.clipped_high) / t.compared,
+        _compared,
+    ),
+    Metric(
+        "clipped_low:mean",
+        "policy/clipped_fraction_low",
+        "Share of tokens clipped at the lower threshold.",
+        lambda t: t.clipped_low / t.compared,
+        _compared,
+    ),
+    Metric(
+        "clipped_high:mean",
+        "policy/clipped_fraction_high",
+        "Share of tokens clipped at the upper threshold.",
+        lambda t: t.clipped_high / t.compared,
+        _compared,
+    ),
+    Metric(
+        "logprob_difference:mean",
+        "logprob/difference_mean",
+        "Absolute difference of the trainer's and the sampler's log-prob of a token.",
+        lambda t: t.difference_sum / t.compared,
+        _compared,
+    ),
+    Metric(
+        "logprob_difference:max",
+        "logprob/difference_max",
+        "The largest of these differences.",
+        lambda t: t.difference_max,
+        _compared,
+    ),
+    Metric(
+        "mismatch_kl:mean",
+        "policy/mismatch_kl",
+        "KL(sampler || trainer), estimator k3: mean of exp(d) - 1 - d, d = lp - q; never negative.",
+        lambda t: t.divergence_sum / t.compared,
+        _compared,
+    ),
+    Metric(
+        "mismatch_kl_k1:mean",
+        "policy/mismatch_kl_k1",
+        "KL(sampler || trainer), estimator k1: mean of q - lp; unbiased, may be negative.",
+        lambda t: -t.signed_sum / t.compared,
+        _compared,
+    ),
+    Metric(
+        "",
+        "reward/mean",
+        "Mean reward of the trajectories trained on; a client's own figure wins.",
+        lambda t: statistics.fmean(t.rewards),
+        _rewarded,
+    ),
+    Metric(
+        "",
+        "reward/std",
+        "Population standard deviation of these rewards; a client's own figure wins.",
+        lambda t: statistics.pstdev(t.rewards),
+        _rewarded,
+    ),
+)
+# A step adds this one, which no tally knows.
+GRADIENT_NORM = ("optimizer/gradient_norm", "Global L2 norm of the gradient before clipping.")
