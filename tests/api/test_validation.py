@@ -91,6 +91,11 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(MODEL, "spec.source.checkpointRef", {"name": "x"}),
         *("spec.source", "set exactly one of base and checkpointRef"),
     ),
+    "fork that keeps half of its optimizer": (
+        edited(MODEL, "spec.source", {"checkpointRef": {"name": "a-000001"}}),
+        *("spec.source.checkpointRef.optimizerState", "Half"),
+        *("spec.source.checkpointRef.optimizerState", "Keep"),
+    ),
     "base without origin": (
         *(MODEL, "spec.source.base", {}),
         *("spec.source.base", "exactly one of huggingFace, image and persistentVolumeClaim"),
@@ -251,6 +256,11 @@ def test_refuses_with_field_and_remedy(
 CHANGES: dict[str, tuple[Manifest, str, Any, str]] = {
     "source of a model": (
         *(MODEL, "spec.source", {"checkpointRef": {"name": "x"}}),
+        "source is immutable: create another TrainableModel",
+    ),
+    "optimizer state of a fork": (
+        edited(MODEL, "spec.source", {"checkpointRef": {"name": "a-000001"}}),
+        *("spec.source.checkpointRef.optimizerState", "Reset"),
         "source is immutable: create another TrainableModel",
     ),
     "adapter of a model": (MODEL, "spec.adapter.rank", 8, "adapter is immutable"),

@@ -10,7 +10,7 @@ from tests.core.objects import LATER, NOW, checkpoint, condition, head, line, mo
 from espalier.api.wire import Problem
 from espalier.core import run as runs
 from espalier.core.conditions import find
-from espalier.core.lineage import BASE_POINT, grow
+from espalier.core.lineage import BASE_POINT, grow, point
 from espalier.core.pods import Job, Pod
 from espalier.core.run import RunDecision, RunView
 
@@ -238,12 +238,12 @@ def test_the_trainer_is_told_where_to_go_on_under_which_epoch() -> None:
         "branchBase": {"name": "m-000002"},
         "epochCause": "2/Pin/m-000002/Branch",
     }
-    told = runs.assignment(run(), head(status=branched), grow(line("m", 4), BASE_POINT))
+    told = runs.assignment(run(), model(), head(status=branched), grow(line("m", 4), BASE_POINT))
     assert told is not None
     assert (told.epoch, told.branch, told.base_name, told.base_step) == (2, "b2", "m-000002", 2)
     assert told.run == "r/uid-r"
-    assert runs.assignment(run(), head(status=PAUSED), grow([], BASE_POINT)) is None
-    assert runs.assignment(run(), None, grow([], BASE_POINT)) is None
+    assert runs.assignment(run(), model(), head(status=PAUSED), grow([], BASE_POINT)) is None
+    assert runs.assignment(run(), model(), None, grow([], BASE_POINT)) is None
 
 
 def test_the_trainer_is_wanted_while_a_run_may_train() -> None:
@@ -252,3 +252,21 @@ def test_the_trainer_is_wanted_while_a_run_may_train() -> None:
     assert not runs.trainer_wanted([DONE], head(status=SERVED), lineage)
     assert not runs.trainer_wanted([run()], head(status=PAUSED), lineage)
     assert not runs.trainer_wanted([run()], head(), lineage)
+
+
+@pytest.mark.parametrize(
+    ("asked", "own_steps", "told"),
+    [("Keep", 0, "Keep"), ("Reset", 0, "Reset"), ("Reset", 2, "Keep"), (None, 0, "Keep")],
+)
+def test_a_fork_drops_adams_state_at_its_origin_only(
+    asked: str | None, own_steps: int, told: str
+) -> None:
+    reference = {"name": "m-000003"} | ({"optimizerState": asked} if asked else {})
+    fork = model("f", source={"checkpointRef": reference})
+    origin = checkpoint("m", 3)
+    own = [checkpoint("f", 4, parent="m-000003"), checkpoint("f", 5, parent="f-000004")]
+    lineage = grow(own[:own_steps], point(origin))
+    wanted = runs.assignment(run(), fork, head(status=SERVED), lineage)
+    assert wanted is not None
+    assert wanted.optimizer_state == told
+    assert wanted.base_name == ("f-000005" if own_steps else "m-000003")

@@ -123,6 +123,10 @@ class ObjectRef(Type):
     name: Name = Field(description="name of the referenced object in the same namespace.")
 
 
+# Whether a fork takes Adam's moments over from its origin.
+OptimizerState = Literal["Keep", "Reset"]
+
+
 class Metric(Type):
     """One named figure; the value is a decimal string."""
 

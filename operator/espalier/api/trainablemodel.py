@@ -13,6 +13,7 @@ from espalier.api.meta import (
     Name,
     ObjectMeta,
     ObjectRef,
+    OptimizerState,
     Quantity,
     Type,
     cel,
@@ -91,11 +92,21 @@ class Base(Type):
     )
 
 
+class Origin(ObjectRef):
+    """The checkpoint of another model that a fork starts from."""
+
+    optimizer_state: OptimizerState = Field(
+        default="Keep",
+        description="optimizerState Keep takes Adam's moments over with the weights; Reset starts "
+        "from fresh ones, as another learning rate, loss or task may want.",
+    )
+
+
 class Source(Type):
     """What the model forks from; exactly one member."""
 
     base: Base | None = Field(default=None, description="base is a pretrained model.")
-    checkpoint_ref: ObjectRef | None = Field(
+    checkpoint_ref: Origin | None = Field(
         default=None,
         description="checkpointRef is a Checkpoint of another TrainableModel in this namespace.",
     )

@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
+from espalier.api.meta import OptimizerState
+
 IDEMPOTENCY_KEY = "Idempotency-Key"
 EPOCH = "Espalier-Epoch"
 PROMOTION = "Espalier-Promotion"
@@ -158,7 +160,8 @@ class Assignment(Wire):
     """Who trains what from where: starts a trainer and re-bases a running one. Idempotent.
 
     An epoch above the trainer's re-bases it on ``base`` (empty: a fresh adapter), dropping
-    accumulated gradients; the same epoch keeps its position; a lower epoch is refused (409).
+    accumulated gradients and, with ``optimizer_state`` Reset, Adam's moments of ``base``; the same
+    epoch keeps its position; a lower epoch is refused (409).
     """
 
     epoch: int = Field(ge=1)
@@ -166,6 +169,7 @@ class Assignment(Wire):
     base: str = ""
     base_name: str = ""
     base_step: int = Field(default=0, ge=0)
+    optimizer_state: OptimizerState = "Keep"
     run: str
 
 

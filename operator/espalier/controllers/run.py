@@ -29,7 +29,7 @@ class RunReconciler:
         if run is None or body is None or run.metadata.deletion_timestamp is not None:
             return None
         model = self._services.snapshot.model(key.namespace, run.spec.model_ref.name)
-        assigned, again = await self._assign(run)
+        assigned, again = await self._assign(run, model)
         view = self._view(run, model, assigned=assigned)
         decision = runs.decide(view, self._services.now())
         if model is not None:
@@ -40,15 +40,20 @@ class RunReconciler:
         delays = [seconds for seconds in (again, decision.again_seconds) if seconds is not None]
         return min(delays, default=None)
 
-    async def _assign(self, run: TrainingRun) -> tuple[bool, float | None]:
+    async def _assign(
+        self, run: TrainingRun, owner: TrainableModel | None
+    ) -> tuple[bool, float | None]:
         """Whether the trainer trains this run as its head says; and when to try again."""
         namespace, model = run.metadata.namespace, run.spec.model_ref.name
         turn = runs.active(self._services.snapshot.runs(namespace, model))
         trainer = self._trainer(namespace, model)
-        if turn is None or turn.metadata.uid != run.metadata.uid or trainer is None:
+        if turn is None or turn.metadata.uid != run.metadata.uid:
+            return False, None
+        if trainer is None or owner is None:
             return False, None
         leader = self._services.snapshot.leader(namespace, model)
-        wanted = runs.assignment(run, leader, self._services.snapshot.lineage(namespace, model))
+        lineage = self._services.snapshot.lineage(namespace, model)
+        wanted = runs.assignment(run, owner, leader, lineage)
         if wanted is None:
             return False, None
         trainers = self._services.trainers

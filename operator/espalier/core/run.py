@@ -13,7 +13,7 @@ from typing import Literal
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.api.meta import Condition, ObjectRef
+from espalier.api.meta import Condition, ObjectRef, OptimizerState
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import Applied, Progress, TrainingRun, TrainingRunStatus
 from espalier.api.wire import Assignment, Problem
@@ -21,7 +21,7 @@ from espalier.core import conditions, pods, request
 from espalier.core.commits import RUN_STEP_ANNOTATION, RUN_UID_ANNOTATION, run_identity
 from espalier.core.conditions import Finding
 from espalier.core.health import rollouts_healthy, step_findings
-from espalier.core.lineage import Lineage
+from espalier.core.lineage import Lineage, Point
 from espalier.core.model import TRAINER_READY
 from espalier.core.pods import Job, Pod
 
@@ -93,7 +93,7 @@ def trainer_wanted(
 
 
 def assignment(
-    run: TrainingRun, head: CheckpointHead | None, lineage: Lineage
+    run: TrainingRun, model: TrainableModel, head: CheckpointHead | None, lineage: Lineage
 ) -> Assignment | None:
     """What the trainer is told; None while training is paused or its start is not known."""
     start = request.training_point(head, lineage) if head is not None else None
@@ -105,8 +105,15 @@ def assignment(
         base=start.base.digest,
         base_name=start.base.name,
         base_step=start.base.step,
+        optimizer_state=_optimizer_state(model, start.base),
         run=run_identity(run.metadata.name, run.metadata.uid),
     )
+
+
+def _optimizer_state(model: TrainableModel, start: Point) -> OptimizerState:
+    """What the fork asks for counts at its origin; its own checkpoints always go on as they are."""
+    origin = model.spec.source.checkpoint_ref
+    return origin.optimizer_state if origin and origin.name == start.name else "Keep"
 
 
 def decide(view: RunView, now: str) -> RunDecision:

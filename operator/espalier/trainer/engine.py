@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from espalier.api.meta import OptimizerState
 from espalier.api.wire import (
     Assignment,
     Commit,
@@ -124,7 +125,8 @@ class Engine:
             since = len(self.commits)
             self.log.assign(wanted, since=since, rebased=True)
             self.assigned = Assigned(wanted, since)
-            self.stand_on(Position(wanted.base, wanted.base_name, wanted.base_step), content)
+            position = Position(wanted.base, wanted.base_name, wanted.base_step)
+            self.stand_on(position, content, wanted.optimizer_state)
         self._publish(self)
         return self.state()
 
@@ -156,14 +158,20 @@ class Engine:
         finally:
             self._publish(self)
 
-    def stand_on(self, position: Position, content: checkpoints.Content | None) -> None:
+    def stand_on(
+        self,
+        position: Position,
+        content: checkpoints.Content | None,
+        optimizer_state: OptimizerState = "Keep",
+    ) -> None:
         """Takes a checkpoint's weights and Adam state (none: a fresh adapter); no gradients."""
         if content is None:
             self.compute.reset()
             self.moments = self.compute.fresh_moments()
         else:
             self.compute.load(content.parameters)
-            self.moments = content.moments
+            fresh = optimizer_state == "Reset"
+            self.moments = self.compute.fresh_moments() if fresh else content.moments
         self.position = position
         self.drop_gradients()
 

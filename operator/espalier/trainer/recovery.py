@@ -31,7 +31,10 @@ def restore(target: Engine) -> None:
         position = _position(target, target.assigned)
         digest = position.digest
         content = checkpoints.read(target.store, digest, target.base) if digest else None
-        target.stand_on(position, content)
+        committed = len(target.commits) > target.assigned.since
+        target.stand_on(
+            position, content, "Keep" if committed else target.assigned.assignment.optimizer_state
+        )
         _replay(target)
     for record in target.log.unfinished():
         target.log.abandon(record)
