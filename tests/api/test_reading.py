@@ -126,4 +126,4 @@ def test_explain_describes_every_field(apiserver: ApiServer, kind: Kind) -> None
 
 def test_explain_shows_the_losses_to_choose_from(apiserver: ApiServer) -> None:
     text = " ".join(apiserver.kubectl("explain", "trainingrun.spec.loss").split())
-    assert "importance_sampling, ppo, cispo, dro or cross_entropy" in text
+    assert "importance_sampling, ppo, cispo, dro, gspo" in text

@@ -65,6 +65,9 @@ GOOD = {
     "run with clipping": edited(
         RUN, "spec.loss", {"name": "ppo", "clipLow": "0.8", "clipHigh": "1.2"}
     ),
+    "run of a loss by sequence": edited(
+        RUN, "spec.loss", {"name": "gspo", "clipLow": "0.9", "clipHigh": "1.1"}
+    ),
     "run with the longest name": named(RUN, "9" * 50),
     "head that tracks": HEAD,
     "head that tracks and still names a checkpoint": edited(
@@ -163,7 +166,7 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "unknown loss": (RUN, "spec.loss.name", "grpo", "spec.loss.name", '"importance_sampling"'),
     "clip of a loss without": (
         *(RUN, "spec.loss.clipHigh", "1.2"),
-        *("spec.loss", "clipLow and clipHigh belong to ppo and cispo: remove them"),
+        *("spec.loss", "clipLow and clipHigh belong to ppo, cispo and gspo: remove them"),
     ),
     "beta of a loss without": (RUN, "spec.loss.beta", "0.1", "spec.loss", "beta belongs to dro"),
     "clip range upside down": (

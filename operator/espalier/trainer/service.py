@@ -32,12 +32,11 @@ from espalier.trainer.engine import Engine
 from espalier.trainer.log import Key, Kind
 from espalier.trainer.losses import DEFAULTS
 from espalier.trainer.problems import CommandError, invalid
+from espalier.trainer.settings import MAX_BODY_BYTES
 
 logger = logging.getLogger(__name__)
 
 DIGEST = "Espalier-Checkpoint-Digest"
-# A step's trajectories as JSON; tokens and log-probs take about 30 bytes each.
-MAX_BODY_BYTES = 1 << 30
 MAX_WAIT_SECONDS = 30.0
 MAX_KEY_CHARS = 200
 OPEN_ROUTES = ("/healthz", "/readyz")
@@ -51,8 +50,11 @@ _CALLER = web.RequestKey("caller", identity.Caller)
 class Service:
     """Routes over an engine that may still be loading. The engine works on one thread."""
 
-    def __init__(self, public_key: str, audience: str) -> None:
+    def __init__(
+        self, public_key: str, audience: str, max_body_bytes: int = MAX_BODY_BYTES
+    ) -> None:
         self._public_key = public_key
+        self._max_body_bytes = max_body_bytes
         self._audience = audience
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
@@ -67,7 +69,7 @@ class Service:
         """The routes of the architecture page."""
         app = web.Application(
             middlewares=[self._answer_problems, self._authenticate],
-            client_max_size=MAX_BODY_BYTES,
+            client_max_size=self._max_body_bytes,
         )
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -103,6 +105,8 @@ class Service:
             return await handler(request)
         except CommandError as error:
             return _problem(error.status, error.problem)
+        except web.HTTPRequestEntityTooLarge:
+            return _problem(413, self._too_large(request))
         except web.HTTPException as error:
             return _problem(
                 error.status, Problem(reason=error.reason.replace(" ", ""), detail=request.path)
@@ -117,6 +121,21 @@ class Service:
                     remedy="see the trainer's log",
                 ),
             )
+
+    def _too_large(self, request: web.Request) -> Problem:
+        return Problem(
+            reason="BodyTooLarge",
+            detail=f"body: {request.content_length or 'more'} bytes exceed the limit of "
+            f"{self._max_body_bytes}; nothing was applied",
+            remedy="send the batch as several calls, whose gradients add exactly, or raise "
+            "ESPALIER_MAX_BODY_BYTES of the trainer",
+        )
+
+    async def _body(self, request: web.Request) -> bytes:
+        """The body; 413 before any of it is read where its length is announced."""
+        if (request.content_length or 0) > self._max_body_bytes:
+            raise web.HTTPRequestEntityTooLarge(self._max_body_bytes, request.content_length or 0)
+        return await request.read()
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -159,7 +178,7 @@ class Service:
         return _json(state)
 
     async def _assign(self, request: web.Request) -> web.Response:
-        wanted = _parse(Assignment, await request.read())
+        wanted = _parse(Assignment, await self._body(request))
         engine = self._ready_engine()
         loop = asyncio.get_running_loop()
         return _json(await loop.run_in_executor(self._worker, engine.assign, wanted))
@@ -173,7 +192,7 @@ class Service:
     def _command(self, kind: Kind, body: type[Wire]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
             engine = self._ready_engine()
-            content = await request.read()
+            content = await self._body(request)
             command = Command(
                 key=_key(request),
                 kind=kind,
@@ -212,7 +231,9 @@ def _parse(body: type[Body], content: bytes) -> Body:
         return body.model_validate_json(content)
     except ValidationError as error:
         # A union reports one error per member; the deepest says what is wrong.
-        worst = max(error.errors(include_url=False), key=lambda item: len(item["loc"]))
+        worst = max(
+            error.errors(include_url=False, include_input=False), key=lambda item: len(item["loc"])
+        )
         steps = [step for step in worst["loc"] if step not in ("str", "TrajectoryPayload")]
         field = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in steps).lstrip(".")
         raise invalid(field or "body", worst["msg"]) from error

@@ -13,6 +13,9 @@ from espalier.core.names import audience
 from espalier.trainer.problems import UserMistakeError
 
 DTYPES = ("float32", "bfloat16")
+# A call's trajectories as JSON: a token and its log-prob take about 30 bytes, parsed about ten
+# times that. Larger batches go in several calls, whose gradients add.
+MAX_BODY_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Settings:
     public_key: str
     dtype: str
     adapter: Adapter
+    max_body_bytes: int = MAX_BODY_BYTES
 
     @property
     def audience(self) -> str:
@@ -48,6 +52,13 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         raise UserMistakeError(
             "InvalidSettings", f"ESPALIER_ADAPTER: {error}", "correct spec.adapter"
         ) from error
+    limit = environment.get("ESPALIER_MAX_BODY_BYTES", str(MAX_BODY_BYTES))
+    if not (limit.isascii() and limit.isdigit() and int(limit) > 0):
+        raise UserMistakeError(
+            "InvalidSettings",
+            f"ESPALIER_MAX_BODY_BYTES is {limit!r}",
+            f"set it to a number of bytes above 0, for example {MAX_BODY_BYTES}",
+        )
     return Settings(
         model=_need(environment, "ESPALIER_MODEL"),
         namespace=_need(environment, "ESPALIER_NAMESPACE"),
@@ -56,6 +67,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         public_key=_need(environment, "ESPALIER_PUBLIC_KEY"),
         dtype=dtype,
         adapter=adapter,
+        max_body_bytes=int(limit),
     )
 
 

@@ -1,0 +1,193 @@
+"""What cannot be trained on is refused by name over HTTP; state and log stay as they were."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from tests.trainer import tiny
+from tests.trainer.tiny import Volume
+
+from espalier import identity
+from espalier.trainer.compute import LocalCompute
+from espalier.trainer.engine import Engine
+from espalier.trainer.log import CommandLog
+from espalier.trainer.model import Policy
+from espalier.trainer.service import Service
+from espalier.trainer.store import CheckpointStore
+
+PRIVATE = identity.generate_private_key()
+AUDIENCE = "default/arith"
+LIMIT_BYTES = 4 << 20
+
+Client = TestClient[Any, Any]
+
+
+@pytest.fixture
+async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
+    service = Service(identity.public_key(PRIVATE), AUDIENCE, max_body_bytes=LIMIT_BYTES)
+    store = CheckpointStore(volume.path, tiny.MODEL)
+
+    def make(publish: Any) -> Engine:
+        made = Engine(
+            model=tiny.MODEL,
+            base=volume.base,
+            compute=LocalCompute(policy),
+            store=store,
+            log=CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0),
+            publish=publish,
+        )
+        made.assign(tiny.assignment())
+        return made
+
+    async with TestClient(TestServer(service.app())) as made:
+        await service.start(make)
+        yield made
+        service.feed.close()
+        assert service._engine is not None
+        service._engine.log.close()
+
+
+def headers() -> dict[str, str]:
+    return {"Authorization": f"Bearer {identity.issue(PRIVATE, 'gateway', AUDIENCE, 0)}"}
+
+
+async def post(client: Client, kind: str, body: str) -> tuple[int, dict[str, Any]]:
+    response = await client.post(f"/train/{kind}", data=body, headers=headers())
+    return response.status, await response.json()
+
+
+async def standing(client: Client, volume: Volume) -> tuple[Any, list[Any]]:
+    """The state, and every command in the log."""
+    state = await (await client.get("/train/state", headers=headers())).json()
+    directory = CheckpointStore(volume.path, tiny.MODEL).model_directory(tiny.MODEL)
+    with closing(sqlite3.connect(directory / "log.sqlite")) as connection:
+        return state, connection.execute("SELECT * FROM commands").fetchall()
+
+
+def batch(text: str = "", /, first: dict[str, Any] | None = None, **changes: Any) -> str:
+    """Two good trajectories and a third whose sample is changed; ``@`` stands for ``text``."""
+    sample = {"prompt_token_ids": [1, 2], "output_token_ids": [3, 4], "output_logprobs": [-1, -2]}
+    good = {"samples": [sample], "reward": 1.0}
+    bad = {"samples": [sample | changes], "reward": 0.5} | (first or {})
+    return json.dumps({"inputs": [good, good, bad]}).replace('"@"', text)
+
+
+SAMPLE = "inputs[2].samples[0]"
+REFUSED = {
+    "no output": (batch(output_token_ids=[], output_logprobs=[]), f"{SAMPLE}.output_token_ids"),
+    "no prompt": (batch(prompt_token_ids=[]), f"{SAMPLE}.prompt_token_ids"),
+    "log-probs of another length": (batch(output_logprobs=[-1]), f"{SAMPLE}.output_logprobs"),
+    "advantages of another length": (batch(advantages=[1.0]), f"{SAMPLE}.advantages"),
+    "advantages twice": (
+        batch(first={"advantage": 1.0}, advantages=[1.0, 1.0]),
+        f"{SAMPLE}.advantages",
+    ),
+    "weights that the loss does not read": (batch(weights=[1.0, 1.0]), f"{SAMPLE}.weights"),
+    "a token above the vocabulary": (
+        batch(output_token_ids=[3, tiny.VOCABULARY]),
+        f"{SAMPLE}.output_token_ids",
+    ),
+    "a token below 0": (batch(prompt_token_ids=[-1, 2]), f"{SAMPLE}.prompt_token_ids"),
+    "a token of 40 digits": (batch("9" * 40, prompt_token_ids=["@"]), f"{SAMPLE}.prompt_token_ids"),
+    "a fraction for a token": (batch(output_token_ids=[3, 4.5]), f"{SAMPLE}.output_token_ids[1]"),
+    "a text for a token": (batch(output_token_ids=[3, "4"]), f"{SAMPLE}.output_token_ids[1]"),
+    "a boolean for a token": (batch(output_token_ids=[3, True]), f"{SAMPLE}.output_token_ids[1]"),
+    "a boolean for a log-prob": (batch(output_logprobs=[False, -1]), f"{SAMPLE}.output_logprobs"),
+    "a sequence over the context": (batch(prompt_token_ids=[1] * 127), f"{SAMPLE}: 127 prompt"),
+    "an unknown field": (batch(logprobs=[1.0]), f"{SAMPLE}.logprobs"),
+    "a boolean for a reward": (batch(first={"reward": True}), "inputs[2].reward"),
+    "a trace id": (json.dumps({"inputs": ["trace-1"]}), "inputs[0]"),
+    "no inputs": (json.dumps({"inputs": []}), "inputs"),
+    "an unknown loss": (batch()[:-1] + ', "loss_fn": "reinforce"}', "loss_fn"),
+    "a key that the loss lacks": (
+        batch()[:-1] + ', "loss_fn": "gspo", "loss_fn_config": {"beta": 1}}',
+        "loss_fn_config",
+    ),
+    "a threshold that is no number": (
+        batch()[:-1] + ', "loss_fn": "ppo", "loss_fn_config": {"clip_low_threshold": NaN}}',
+        "loss_fn_config.clip_low_threshold",
+    ),
+    "a temperature of 0": (batch()[:-1] + ', "temperature": 0}', "temperature"),
+    "half a group": (batch()[:-1] + ', "group_size": 2}', "group_size"),
+    "no JSON": ("{", "body"),
+} | {
+    f"{text} in {name}": (batch(text, first, **changes), f"inputs[2].{field}")
+    for text in ("NaN", "Infinity", "-Infinity", "1e999")
+    for name, first, changes, field in (
+        ("reward", {"reward": "@"}, {}, "reward"),
+        ("advantage", {"advantage": "@"}, {}, "advantage"),
+        ("log-prob", {}, {"output_logprobs": [-1, "@"]}, "samples[0].output_logprobs[1]"),
+        ("advantages", {}, {"advantages": ["@", 1]}, "samples[0].advantages[0]"),
+        ("weights", {}, {"weights": [1, "@"]}, "samples[0].weights[1]"),
+    )
+}
+
+
+async def test_a_refused_batch_names_its_field_and_changes_nothing(
+    client: Client, volume: Volume
+) -> None:
+    status, _ = await post(client, "forward-backward", tiny.forward_backward().model_dump_json())
+    assert status == 200
+    before = await standing(client, volume)
+    for name, (body, field) in REFUSED.items():
+        status, problem = await post(client, "forward-backward", body)
+        assert (status, field in problem["detail"]) == (422, True), (name, status, problem)
+        assert await standing(client, volume) == before, name
+
+
+async def test_a_refused_backward_names_its_row_and_changes_nothing(
+    client: Client, volume: Volume
+) -> None:
+    _, forward = await post(client, "forward", batch())
+    before = await standing(client, volume)
+    good = [[1.0, -1.0]] * 3
+    for weights, field in (
+        (json.dumps(good[:2]), "weights"),
+        (json.dumps([*good[:2], [1.0]]), "weights[2]"),
+        ("[[1, -1], [1, NaN], [1, 1]]", "weights[1][1]"),
+        ("[[1, -1], [1, 1e999], [1, 1]]", "weights[1][1]"),
+        ("[[1, -1], [1, true], [1, 1]]", "weights[1][1]"),
+    ):
+        body = f'{{"forward_id": "{forward["forward_id"]}", "weights": {weights}}}'
+        status, problem = await post(client, "backward", body)
+        assert (status, field in problem["detail"]) == (422, True), problem
+        assert await standing(client, volume) == before
+
+
+async def test_the_last_of_ten_thousand_sequences_is_named_before_anything_runs(
+    client: Client, volume: Volume
+) -> None:
+    sample = {"prompt_token_ids": [1], "output_token_ids": [2], "output_logprobs": [-1]}
+    good = {"samples": [sample], "reward": 1.0}
+    bad = {"samples": [sample | {"output_token_ids": [999]}], "reward": 1.0}
+    before = await standing(client, volume)
+    body = json.dumps({"inputs": [good] * 9_999 + [bad]})
+    assert len(body) < LIMIT_BYTES
+    status, problem = await post(client, "forward-backward", body)
+    assert status == 422
+    assert "inputs[9999].samples[0].output_token_ids" in problem["detail"]
+    assert await standing(client, volume) == before
+
+
+async def test_a_body_over_the_limit_is_refused_by_its_announced_and_by_its_real_length(
+    client: Client, volume: Volume
+) -> None:
+    before = await standing(client, volume)
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(LIMIT_BYTES // 65536 + 1):
+            yield b" " * 65536
+
+    for body in (b" " * (LIMIT_BYTES + 1), endless()):
+        response = await client.post("/train/forward-backward", data=body, headers=headers())
+        problem = await response.json()
+        assert (response.status, problem["reason"]) == (413, "BodyTooLarge")
+        assert str(LIMIT_BYTES) in problem["detail"]
+        assert "several calls" in problem["remedy"]
+    assert await standing(client, volume) == before
