@@ -17,16 +17,18 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import CommandLog, LogBusyError
-from espalier.trainer.model import load_policy
+from espalier.trainer.model import Policy, load_policy
 from espalier.trainer.problems import (
     EXIT_USER_MISTAKE,
     CommandError,
     UserMistakeError,
     leave_message,
 )
+from espalier.trainer.ranks import join
+from espalier.trainer.ranks.channel import RankLostError
+from espalier.trainer.ranks.world import World, read_world
 from espalier.trainer.service import Service
 from espalier.trainer.settings import Settings, read_settings
 from espalier.trainer.store import CheckpointStore, DigestError
@@ -52,28 +54,44 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-def make_engine(settings: Settings, publish: Callable[[Engine], None]) -> Engine:
-    """Takes the log, loads the base and restores what was acknowledged."""
-    store = CheckpointStore(settings.volume, settings.model)
-    log = CommandLog(store.model_directory(settings.model))
+def make_policy(settings: Settings, store: CheckpointStore, world: World) -> Policy:
+    """The verified base with its adapter, on this rank's device."""
+    join.choose_device(world)
     try:
         base = store.open("base", settings.base)
     except DigestError as error:
         raise UserMistakeError(
             "BaseUnreadable", str(error), "delete the importer Job so that the base is copied again"
         ) from error
-    policy = load_policy(base.path, settings.adapter, settings.dtype)
+    return load_policy(base.path, settings.adapter, settings.dtype)
+
+
+def make_engine(settings: Settings, world: World, publish: Callable[[Engine], None]) -> Engine:
+    """Takes the log, loads the base, meets the other ranks and restores what was acknowledged."""
+    store = CheckpointStore(settings.volume, settings.model)
+    log = CommandLog(store.model_directory(settings.model))
+    policy = make_policy(settings, store, world)
     return Engine(
         model=settings.model,
         base=settings.base,
-        compute=LocalCompute(policy),
+        compute=join.lead(policy, world, _ranks_host()),
         store=store,
         log=log,
         publish=publish,
     )
 
 
-async def serve(settings: Settings, host: str, port: int) -> None:
+def follow(settings: Settings, world: World) -> None:
+    """A rank above 0, which ends when rank 0 does: it keeps nothing that the log lacks."""
+    store = CheckpointStore(settings.volume, settings.model)
+    join.follow(make_policy(settings, store, world), world, _ranks_host())
+
+
+def _ranks_host() -> str:
+    return os.environ.get("MASTER_ADDR", "127.0.0.1")
+
+
+async def serve(settings: Settings, world: World, host: str, port: int) -> None:
     """Serves until SIGTERM or SIGINT; raises what keeps the engine from starting."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -84,7 +102,7 @@ async def serve(settings: Settings, host: str, port: int) -> None:
     site = web.TCPSite(runner, host, port)
     await site.start()
     logger.info("listening on %s, loading base %s", runner.addresses, settings.base)
-    starting = asyncio.create_task(service.start(lambda told: make_engine(settings, told)))
+    starting = asyncio.create_task(service.start(lambda told: make_engine(settings, world, told)))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
@@ -105,11 +123,16 @@ def main() -> int:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
-        asyncio.run(serve(read_settings(os.environ), arguments.host, arguments.port))
+        settings, world = read_settings(os.environ), read_world(os.environ)
+        logger.info("rank %d of %d is process %d", world.rank, world.size, os.getpid())
+        if world.rank > 0:
+            follow(settings, world)
+        else:
+            asyncio.run(serve(settings, world, arguments.host, arguments.port))
     except (UserMistakeError, CommandError) as error:
         leave_message(error.problem.model_dump())
         return EXIT_USER_MISTAKE
-    except LogBusyError as error:
+    except (LogBusyError, RankLostError) as error:
         logger.error("%s", error)
         return 1
     return 0

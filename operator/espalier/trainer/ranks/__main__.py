@@ -1,0 +1,93 @@
+"""Runs all ranks of a trainer on one node: ``python -m espalier.trainer.ranks --ranks 8``.
+
+Not torchrun: it answers a rank's exit code with a 1 of its own, and 64 (a user's mistake, do not
+restart) must reach the kubelet. Nothing is restarted here either; the pod is what restarts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+
+from espalier.trainer.problems import EXIT_USER_MISTAKE
+from espalier.trainer.ranks.world import SECRET
+
+# Rank 0 answers the polls that wait before it ends; the others have nothing to finish.
+GRACE_SECONDS = 30.0
+
+
+async def launch(ranks: int, arguments: list[str]) -> int:
+    """Starts the ranks and ends them all when the first ends; the exit code of the whole."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        SECRET: secrets.token_hex(32),
+    }
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "espalier.trainer", *arguments),
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        stopping.set()
+        # Rank 0 ends in order, and the others follow it.
+        _terminate(processes[0])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    waits = [asyncio.create_task(process.wait()) for process in processes]
+    done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    first = [waits.index(wait) for wait in done]
+    for process in processes:
+        _terminate(process)
+    _, late = await asyncio.wait(waits, timeout=GRACE_SECONDS)
+    for wait in late:
+        processes[waits.index(wait)].kill()
+    codes = await asyncio.gather(*waits)
+    return _outcome(codes, first, stopped=stopping.is_set())
+
+
+def _outcome(codes: list[int], first: list[int], *, stopped: bool) -> int:
+    """``first``: the ranks that ended by themselves. No rank ends before it is told to."""
+    if EXIT_USER_MISTAKE in codes:
+        return EXIT_USER_MISTAKE
+    if stopped:
+        return _status(codes[0])
+    rank = next((rank for rank in first if codes[rank]), first[0])
+    print(f"rank {rank} ended with {codes[rank]}, so all ranks were ended", file=sys.stderr)
+    return _status(codes[rank]) or 1
+
+
+def _status(code: int) -> int:
+    """As a shell reports it: 128 plus the signal."""
+    return code if code >= 0 else 128 - code
+
+
+def _terminate(process: Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+
+
+def main() -> int:
+    """Options that are not named here go to every rank."""
+    parser = argparse.ArgumentParser(description="Espalier trainer on several ranks of one node")
+    parser.add_argument("--ranks", type=int, required=True)
+    options, arguments = parser.parse_known_args()
+    return asyncio.run(launch(options.ranks, arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The two collectives, over one flat float32 buffer: gradients sum to rank 0, weights come back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from espalier.trainer.model import State
+from espalier.trainer.ranks.channel import RankLostError
+
+
+class Collective:
+    """Every rank enters each call; the buffer is made once, so no rank fails on the way in."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = dict(sorted(parameters.items()))
+        first = next(iter(self._parameters.values()))
+        count = sum(p.numel() for p in self._parameters.values())
+        self._flat = torch.zeros(count, dtype=torch.float32, device=first.device)
+
+    def sum_gradients(self) -> State:
+        """On rank 0 the sums by name, valid until the next call; on others of no use.
+
+        The accumulated gradients stay as they are.
+        """
+        for name, part in self._views().items():
+            gradient = self._parameters[name].grad
+            if gradient is None:
+                part.zero_()
+            else:
+                part.copy_(gradient)
+        self._enter("the sum of gradients", lambda: dist.reduce(self._flat, dst=0))
+        return self._views()
+
+    def install(self) -> None:
+        """All ranks take rank 0's weights."""
+        for name, part in self._views().items():
+            part.copy_(self._parameters[name].detach())
+        self._enter("the installation of weights", lambda: dist.broadcast(self._flat, src=0))
+        with torch.no_grad():
+            for name, part in self._views().items():
+                self._parameters[name].copy_(part)
+
+    def digest(self) -> str:
+        """The weights' SHA-256: equal on all ranks as long as they train the same policy."""
+        hashed = hashlib.sha256()
+        for parameter in self._parameters.values():
+            hashed.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+        return hashed.hexdigest()
+
+    def _views(self) -> State:
+        views, start = {}, 0
+        for name, parameter in self._parameters.items():
+            views[name] = self._flat[start : start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+        return views
+
+    def _enter(self, what: str, collective: Callable[[], Tensor | None]) -> None:
+        try:
+            collective()
+            if self._flat.is_cuda:
+                torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise RankLostError(f"{what} failed: {error}") from error

@@ -1,0 +1,237 @@
+"""Rank 0 of several: shares work out, adds up what comes back, and installs what it proposed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NoReturn, TypeVar
+
+from pydantic import ValidationError
+from torch import nn
+from typing_extensions import override
+
+from espalier.api.wire import OptimStepRequest
+from espalier.trainer import gradients
+from espalier.trainer.compute import LocalCompute
+from espalier.trainer.data import Datum
+from espalier.trainer.gradients import Tally
+from espalier.trainer.losses import LossSpec
+from espalier.trainer.model import Policy, State
+from espalier.trainer.optimizer import Moments, Proposal, propose
+from espalier.trainer.ranks.channel import Channel, RankLostError
+from espalier.trainer.ranks.collective import Collective
+from espalier.trainer.ranks.messages import (
+    AddLoss,
+    AddWeights,
+    Answered,
+    Asked,
+    Drop,
+    Install,
+    Reduce,
+    Request,
+    Score,
+    encode,
+    read_answered,
+)
+from espalier.trainer.ranks.plan import Share, plan
+
+logger = logging.getLogger(__name__)
+
+# Ranks prove every so many steps that they trained the same weights.
+STEPS_PER_DIGEST = 16
+
+T = TypeVar("T")
+
+
+def end_process(error: RankLostError) -> NoReturn:
+    """Ends rank 0, and with it all ranks; the restarted trainer replays the log."""
+    logger.critical("%s; ending all ranks, the log is replayed when they start again", error)
+    os._exit(1)
+
+
+class RankedCompute(LocalCompute):
+    """The policy on this process, rank 0, and on one more per channel.
+
+    Each rank holds the whole policy and the gradients of its share; sums, never means, so the
+    result does not depend on the shares. Adam's state is the engine's, on rank 0 only. A call
+    that fails on one rank has been answered by all of them when it raises.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        channels: Sequence[Channel],
+        *,
+        reply_seconds: float,
+        lost: Callable[[RankLostError], NoReturn] = end_process,
+    ) -> None:
+        super().__init__(policy)
+        self._channels = channels
+        self._collective = Collective(policy.parameters)
+        self._reply_seconds = reply_seconds
+        self._lost = lost
+        self._seq = 0
+        self._steps = 0
+
+    @override
+    def score(self, data: Sequence[Datum], temperature: float) -> list[list[float]]:
+        shares = self._shares(data)
+        own, others = self._ask(
+            [Score(data=_of(data, share), temperature=temperature) for share in shares[1:]],
+            lambda: LocalCompute.score(self, _of(data, shares[0]), temperature),
+        )
+        result: list[list[float]] = [[] for _ in data]
+        parts = [own, *(other.logprobs or [] for other in others)]
+        for share, part in zip(shares, parts, strict=True):
+            for index, logprobs in zip(share, part, strict=True):
+                result[index] = logprobs
+        return result
+
+    @override
+    def add_loss(
+        self, data: Sequence[Datum], spec: LossSpec, temperature: float, group_size: int | None
+    ) -> Tally:
+        shares = self._shares(data)
+        requests = [
+            AddLoss(
+                data=_of(data, share), spec=spec, temperature=temperature, group_size=group_size
+            )
+            for share in shares[1:]
+        ]
+        return self._add(
+            data,
+            requests,
+            lambda: LocalCompute.add_loss(
+                self, _of(data, shares[0]), spec, temperature, group_size
+            ),
+        )
+
+    @override
+    def add_weights(
+        self,
+        data: Sequence[Datum],
+        weights: Sequence[Sequence[float]],
+        temperature: float,
+        *,
+        given: dict[str, float],
+        group_size: int | None,
+    ) -> Tally:
+        shares = self._shares(data)
+        requests = [
+            AddWeights(
+                data=_of(data, share),
+                weights=tuple(tuple(row) for row in _of(weights, share)),
+                temperature=temperature,
+                given=given,
+                group_size=group_size,
+            )
+            for share in shares[1:]
+        ]
+        return self._add(
+            data,
+            requests,
+            lambda: LocalCompute.add_weights(
+                self,
+                _of(data, shares[0]),
+                _of(weights, shares[0]),
+                temperature,
+                given=given,
+                group_size=group_size,
+            ),
+        )
+
+    @override
+    def drop_gradients(self) -> None:
+        self._ask_all(Drop(), lambda: LocalCompute.drop_gradients(self))
+
+    @override
+    def propose(self, moments: Moments, values: OptimStepRequest) -> Proposal:
+        digest = self._steps % STEPS_PER_DIGEST == 0
+        sums, others = self._ask_all(Reduce(digest=digest), self._collective.sum_gradients)
+        if digest:
+            self._compare([other.digest for other in others])
+        self._steps += 1
+        summed = {}
+        for name, parameter in self.policy.parameters.items():
+            summed[name] = nn.Parameter(parameter.detach())
+            summed[name].grad = sums[name]
+        return propose(summed, moments.to(self.policy.device), values)
+
+    @override
+    def load(self, state: State) -> None:
+        super().load(state)
+        self._ask_all(Install(), self._collective.install)
+
+    @override
+    def reset(self) -> None:
+        super().reset()
+        self._ask_all(Install(), self._collective.install)
+
+    def _shares(self, data: Sequence[Datum]) -> list[Share]:
+        return plan(data, len(self._channels) + 1, self.policy.attention_cost)
+
+    def _add(
+        self, data: Sequence[Datum], requests: Sequence[Request], own: Callable[[], Tally]
+    ) -> Tally:
+        mine, others = self._ask(requests, own)
+        tallies = [mine, *(other.tally or Tally() for other in others)]
+        rewards = tuple({datum.trajectory: datum.reward for datum in data}.values())
+        return replace(gradients.total(tallies), rewards=rewards)
+
+    def _compare(self, digests: Sequence[str]) -> None:
+        own = self._collective.digest()
+        other = [c.peer for c, d in zip(self._channels, digests, strict=True) if d != own]
+        if other:
+            self._lost(RankLostError(f"ranks {other} hold other weights than rank 0"))
+
+    def _ask_all(self, request: Request, own: Callable[[], T]) -> tuple[T, list[Answered]]:
+        return self._ask([request] * len(self._channels), own)
+
+    def _ask(self, requests: Sequence[Request], own: Callable[[], T]) -> tuple[T, list[Answered]]:
+        """Sends one request to each rank and does rank 0's part; the lowest rank's error wins."""
+        try:
+            return self._exchange(requests, own)
+        except RankLostError as error:
+            gone = [channel.peer for channel in self._channels if channel.gone]
+            self._lost(RankLostError(f"{error}; ranks that are gone: {gone}"))
+
+    def _exchange(
+        self, requests: Sequence[Request], own: Callable[[], T]
+    ) -> tuple[T, list[Answered]]:
+        self._seq += 1
+        for channel, request in zip(self._channels, requests, strict=True):
+            channel.send(encode(Asked(seq=self._seq, request=request)), self._reply_seconds)
+        errors: list[Exception] = []
+        mine: list[T] = []
+        try:
+            mine.append(own())
+        except RankLostError:
+            raise
+        except Exception as error:
+            errors.append(error)
+        others = [self._answer(channel) for channel in self._channels]
+        errors += [
+            other.failure.error(channel.peer)
+            for channel, other in zip(self._channels, others, strict=True)
+            if other.failure
+        ]
+        if errors:
+            raise errors[0]
+        return mine[0], others
+
+    def _answer(self, channel: Channel) -> Answered:
+        try:
+            answered = read_answered(channel.receive(self._reply_seconds))
+        except (ValidationError, ValueError) as error:
+            raise RankLostError(f"rank {channel.peer} answered nonsense: {error}") from error
+        if answered.seq != self._seq:
+            raise RankLostError(
+                f"rank {channel.peer} answered request {answered.seq} instead of {self._seq}"
+            )
+        return answered
+
+
+def _of(items: Sequence[T], share: Share) -> tuple[T, ...]:
+    return tuple(items[index] for index in share)

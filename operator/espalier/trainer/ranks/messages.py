@@ -1,0 +1,137 @@
+"""What rank 0 asks of a rank, and what it answers: JSON, validated, never pickled."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from espalier.api.wire import Problem
+from espalier.trainer.data import Datum
+from espalier.trainer.gradients import Tally
+from espalier.trainer.losses import LossSpec
+from espalier.trainer.problems import CommandError
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Score(_Message):
+    """Log-probs of a share."""
+
+    call: Literal["score"] = "score"
+    data: tuple[Datum, ...]
+    temperature: float
+
+
+class AddLoss(_Message):
+    """The gradient of a built-in loss over a share."""
+
+    call: Literal["add_loss"] = "add_loss"
+    data: tuple[Datum, ...]
+    spec: LossSpec
+    temperature: float
+    group_size: int | None
+
+
+class AddWeights(_Message):
+    """The gradient of a client's loss over a share."""
+
+    call: Literal["add_weights"] = "add_weights"
+    data: tuple[Datum, ...]
+    weights: tuple[tuple[float, ...], ...]
+    temperature: float
+    given: dict[str, float]
+    group_size: int | None
+
+
+class Drop(_Message):
+    """Forget the accumulated gradients."""
+
+    call: Literal["drop"] = "drop"
+
+
+class Reduce(_Message):
+    """Join the sum of all ranks' gradients; answers the digest of the weights if asked."""
+
+    call: Literal["reduce"] = "reduce"
+    digest: bool
+
+
+class Install(_Message):
+    """Take rank 0's weights."""
+
+    call: Literal["install"] = "install"
+
+
+Request = Score | AddLoss | AddWeights | Drop | Reduce | Install
+
+
+class Asked(_Message):
+    """A request under its number."""
+
+    seq: int
+    request: Annotated[Request, Field(discriminator="call")]
+
+
+class Failure(_Message):
+    """Why a request failed: a command's error, or (status 500) another of class ``kind``."""
+
+    status: int
+    problem: Problem
+    kind: str
+
+    def error(self, rank: int) -> Exception:
+        """The error as rank 0 raises it."""
+        if self.kind == CommandError.__name__:
+            return CommandError(
+                self.status, self.problem.reason, self.problem.detail, self.problem.remedy
+            )
+        text = f"rank {rank}: {self.kind}: {self.problem.detail}"
+        if self.kind == torch.OutOfMemoryError.__name__:
+            return torch.OutOfMemoryError(text)
+        return RuntimeError(text)
+
+
+class Answered(_Message):
+    """A request's outcome under its number; at most one of the others is set."""
+
+    seq: int
+    logprobs: list[list[float]] | None = None
+    tally: Tally | None = None
+    digest: str = ""
+    failure: Failure | None = None
+
+
+def failure(error: Exception) -> Failure:
+    """An error as it travels."""
+    kind = type(error).__name__
+    if isinstance(error, CommandError):
+        return Failure(status=error.status, problem=error.problem, kind=kind)
+    return Failure(status=500, problem=Problem(reason="Internal", detail=str(error)), kind=kind)
+
+
+def encode(message: Asked | Answered) -> bytes:
+    """JSON with every float exact; NaN and infinities are kept."""
+    return json.dumps(message.model_dump(), default=_mapping).encode()
+
+
+def read_asked(frame: bytes) -> Asked:
+    """Raises ValidationError for anything else."""
+    return _ASKED.validate_python(json.loads(frame))
+
+
+def read_answered(frame: bytes) -> Answered:
+    """Raises ValidationError for anything else."""
+    return _ANSWERED.validate_python(json.loads(frame))
+
+
+_ASKED = TypeAdapter(Asked)
+_ANSWERED = TypeAdapter(Answered)
+
+
+def _mapping(value: Any) -> Any:
+    return dict(value)

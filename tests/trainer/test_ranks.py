@@ -1,0 +1,248 @@
+"""Two real ranks give one rank's results; whatever breaks in one is seen and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.trainer import tiny
+from tests.trainer.tiny import Volume
+
+from espalier.api.wire import OptimStepRequest
+from espalier.trainer.compute import Compute, LocalCompute
+from espalier.trainer.data import Datum, datums
+from espalier.trainer.losses import loss_spec
+from espalier.trainer.model import Policy
+from espalier.trainer.problems import CommandError
+from espalier.trainer.ranks import join
+from espalier.trainer.ranks.channel import RankLostError
+from espalier.trainer.ranks.world import SECRET, read_world
+
+STEP = OptimStepRequest(learning_rate=1e-2)
+SPEC = loss_spec("importance_sampling", None)
+READY_SECONDS = 120
+
+
+def environment(volume: Volume, **changes: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "ESPALIER_MODEL": tiny.MODEL,
+        "ESPALIER_NAMESPACE": "default",
+        "ESPALIER_VOLUME": str(volume.path),
+        "ESPALIER_BASE": volume.base,
+        "ESPALIER_PUBLIC_KEY": "unused",
+        "ESPALIER_ADAPTER": tiny.ADAPTER.model_dump_json(by_alias=True),
+        "OMP_NUM_THREADS": "1",
+        **changes,
+    }
+
+
+def lost(error: RankLostError) -> NoReturn:
+    raise error
+
+
+@dataclass
+class Pair:
+    """Rank 0 in this process, rank 1 in another."""
+
+    ranked: Compute
+    policy: Policy
+    rank_1: subprocess.Popen[bytes]
+
+
+def start(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, SECRET: "s"}
+    rank_1 = subprocess.Popen(
+        [sys.executable, "-m", "espalier.trainer"], env=environment(volume, RANK="1", **shared)
+    )
+    for name, value in {**shared, "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    policy = tiny.policy(volume.path, volume.base)
+    try:
+        ranked = join.lead(policy, read_world(os.environ), "127.0.0.1", lost)
+        yield Pair(ranked, policy, rank_1)
+    finally:
+        dist.destroy_process_group()
+        rank_1.kill()
+        rank_1.wait()
+
+
+@pytest.fixture(scope="module")
+def lasting(tiny_base: Volume) -> Iterator[Pair]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield from start(tiny_base, monkeypatch)
+
+
+@pytest.fixture
+def pair(lasting: Pair) -> Pair:
+    lasting.ranked.reset()
+    lasting.ranked.drop_gradients()
+    return lasting
+
+
+@pytest.fixture
+def local(policy: Policy) -> Compute:
+    return LocalCompute(policy)
+
+
+def data(policy: Policy, seed: int = 0) -> list[Datum]:
+    request = tiny.forward_backward(seed)
+    return datums(request, policy.limits, policies_compared=True)
+
+
+def test_log_probs_and_steps_are_those_of_one_rank(pair: Pair, local: Compute) -> None:
+    generator = random.Random(0)
+    steps = []
+    for compute in (local, pair.ranked):
+        generator.seed(0)
+        moments = compute.fresh_moments()
+        outcome: list[torch.Tensor] = []
+        for seed in range(3):
+            batch = data(pair.policy, seed)
+            scored = compute.score(batch, 0.7)
+            weights = [[generator.uniform(-1, 1) for _ in row] for row in scored]
+            outcome += [torch.tensor(row) for row in scored]
+            tally = compute.add_loss(batch, SPEC, 0.7, 3)
+            given = {"own": 1.0}
+            tally += compute.add_weights(batch, weights, 0.7, given=given, group_size=3)
+            figures = tally.checkpoint_metrics() | tally.answer_metrics()
+            outcome += [torch.tensor(value) for _, value in sorted(figures.items())]
+            proposal = compute.propose(moments, STEP)
+            moments = proposal.moments
+            compute.load(proposal.parameters)
+            compute.drop_gradients()
+            outcome.append(torch.tensor(proposal.gradient_norm))
+            # Adam's first steps are the signs of gradients, so the moments are what to compare.
+            outcome += [value for _, value in sorted(moments.tensors().items())]
+        steps.append(outcome)
+    assert len(steps[0]) == len(steps[1])
+    for one, two in zip(*steps, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_ranks_give_the_same_bits_again(pair: Pair) -> None:
+    found = []
+    for _ in range(2):
+        pair.ranked.reset()
+        pair.ranked.drop_gradients()
+        pair.ranked.add_loss(data(pair.policy), SPEC, 1.0, 3)
+        proposal = pair.ranked.propose(pair.ranked.fresh_moments(), STEP)
+        found.append({**proposal.parameters, **proposal.moments.tensors()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_proposal_changes_nothing_and_can_be_repeated(pair: Pair) -> None:
+    pair.ranked.add_loss(data(pair.policy), SPEC, 1.0, 3)
+    before = {name: value.detach().clone() for name, value in pair.policy.parameters.items()}
+    first, second = (pair.ranked.propose(pair.ranked.fresh_moments(), STEP) for _ in range(2))
+    assert all(torch.equal(before[n], value) for n, value in pair.policy.parameters.items())
+    assert all(torch.equal(first.parameters[n], second.parameters[n]) for n in first.parameters)
+
+
+def test_an_error_of_any_rank_is_the_same_command_error_and_training_goes_on(pair: Pair) -> None:
+    batch = data(pair.policy)
+    for bad in range(len(batch)):
+        broken = [
+            dataclasses.replace(datum, advantage=math.inf) if index == bad else datum
+            for index, datum in enumerate(batch)
+        ]
+        with pytest.raises(CommandError, match="NonFiniteLoss") as caught:
+            pair.ranked.add_loss(broken, SPEC, 1.0, 3)
+        assert caught.value.status == 409
+    pair.ranked.drop_gradients()
+    pair.ranked.add_loss(batch, SPEC, 1.0, 3)
+    assert pair.ranked.propose(pair.ranked.fresh_moments(), STEP).finite
+
+
+def test_no_rank_needs_to_have_work(pair: Pair, local: Compute) -> None:
+    batch = data(pair.policy)[:1]
+    assert pair.ranked.score(batch, 1.0)[0] == pytest.approx(local.score(batch, 1.0)[0], abs=1e-5)
+    assert pair.ranked.score([], 1.0) == []
+    assert pair.ranked.add_loss(batch, SPEC, 1.0, None).tokens == len(batch[0].output)
+
+
+def test_ranks_that_hold_other_weights_are_named(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.ranked.add_loss(data(pair.policy), SPEC, 1.0, 3)
+    name = next(iter(pair.policy.parameters))
+    with torch.no_grad():
+        pair.policy.parameters[name].add_(1e-6)
+    monkeypatch.setattr("espalier.trainer.ranks.compute.STEPS_PER_DIGEST", 1)
+    with pytest.raises(RankLostError, match=r"ranks \[1\] hold other weights"):
+        pair.ranked.propose(pair.ranked.fresh_moments(), STEP)
+
+
+@pytest.mark.parametrize("call", ["score", "propose"])
+def test_a_rank_that_dies_is_named(call: str, lasting: Pair) -> None:
+    """Last, since the rank is gone then."""
+    lasting.rank_1.kill()
+    lasting.rank_1.wait()
+    with pytest.raises(RankLostError, match=r"rank 1|gone: \[1\]"):
+        if call == "score":
+            lasting.ranked.score(data(lasting.policy), 1.0)
+        else:
+            lasting.ranked.propose(lasting.ranked.fresh_moments(), STEP)
+
+
+def launch(volume: Volume, **changes: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "espalier.trainer.ranks", "--ranks", "2", "--port", "0"],
+        env=environment(volume, **changes),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def read_until(launched: subprocess.Popen[str], words: tuple[str, ...]) -> list[str]:
+    """Lines until each of the words was in one; the test's timeout bounds the wait."""
+    assert launched.stderr is not None
+    lines: list[str] = []
+    while not all(any(word in line for line in lines) for word in words):
+        line = launched.stderr.readline()
+        assert line, f"ended before it said {words}: {lines}"
+        lines.append(line)
+    return lines
+
+
+def process_of(rank: int, lines: list[str]) -> int:
+    said = next(line for line in lines if f"rank {rank} of 2 is process" in line)
+    return int(said.split("is process ")[1].split('"')[0])
+
+
+def test_a_killed_rank_ends_all_and_says_which_while_sigterm_ends_in_order(volume: Volume) -> None:
+    ready = ('"ready"', "rank 1 of 2 is process")
+    for rank, number, code, said in (
+        (1, signal.SIGKILL, 137, "rank 1 ended with -9, so all ranks were ended"),
+        (None, signal.SIGTERM, 0, "rank 0 is gone"),
+    ):
+        launched = launch(volume)
+        lines = read_until(launched, ready)
+        processes = [process_of(each, lines) for each in (0, 1)]
+        os.kill(launched.pid if rank is None else processes[rank], number)
+        _, rest = launched.communicate(timeout=READY_SECONDS)
+        assert launched.returncode == code
+        assert said in rest
+        assert not any(Path(f"/proc/{process}").exists() for process in processes)
+
+
+def test_a_users_mistake_keeps_its_exit_code(volume: Volume) -> None:
+    launched = launch(volume, ESPALIER_DTYPE="float8")
+    launched.communicate(timeout=READY_SECONDS)
+    assert launched.returncode == 64

@@ -1,0 +1,61 @@
+"""How datums are shared among ranks."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from espalier.trainer.data import Datum
+from espalier.trainer.ranks.plan import plan, work
+
+ATTENTION = 1 / 384
+
+
+def datum(prompt: int, output: int, trajectory: int, group: int | None = None) -> Datum:
+    start = (group if group is not None else trajectory) * 1000
+    tokens = tuple(range(start, start + prompt))
+    return Datum(tokens, tuple(range(output)), (), 1.0, 0.0, trajectory, group)
+
+
+DATA = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.booleans()), max_size=24).map(
+    lambda sizes: [
+        datum(prompt, output, index // 2, index // 4 if grouped else None)
+        for index, (prompt, output, grouped) in enumerate(sizes)
+    ]
+)
+
+
+@given(DATA, st.integers(1, 5))
+def test_every_datum_goes_to_exactly_one_rank_and_a_trajectory_is_never_split(
+    data: list[Datum], ranks: int
+) -> None:
+    shares = plan(data, ranks, ATTENTION)
+    assert len(shares) == ranks
+    assert sorted(index for share in shares for index in share) == list(range(len(data)))
+    for kind in (None, "grouped"):
+        homes: dict[int, set[int]] = {}
+        for rank, share in enumerate(shares):
+            for index in share:
+                if (data[index].group is None) == (kind is None):
+                    homes.setdefault(data[index].trajectory, set()).add(rank)
+        assert all(len(ranks_of) == 1 for ranks_of in homes.values())
+
+
+def test_groups_stay_together_and_the_work_is_balanced() -> None:
+    data = [datum(30, 10, 4 * group + i, group) for group in range(6) for i in range(4)]
+    shares = plan(data, 2, ATTENTION)
+    groups = [{data[index].group for index in share} for share in shares]
+    assert groups[0].isdisjoint(groups[1])
+    loads = [work([data[index] for index in share], ATTENTION) for share in shares]
+    assert loads[0] == loads[1]
+
+
+def test_a_group_that_exceeds_a_fair_share_is_spread_by_trajectory() -> None:
+    data = [datum(10, 40, index, 0) for index in range(8)]
+    assert [len(share) for share in plan(data, 4, ATTENTION)] == [2, 2, 2, 2]
+
+
+def test_a_shared_prefix_counts_once_and_long_contexts_cost_more_than_their_tokens() -> None:
+    one, twin = datum(50, 11, 0, 0), datum(50, 11, 1, 0)
+    assert work([one, twin], ATTENTION) == work([one], ATTENTION)
+    assert work([datum(100, 101, 0)], 1.0) == 200 + 200 * 201 / 2
