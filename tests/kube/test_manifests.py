@@ -83,6 +83,18 @@ def test_the_trainer_is_told_its_adapter_and_precision() -> None:
     assert json.loads(env["ESPALIER_ADAPTER"]) == model.spec.adapter.wire()
 
 
+def test_a_trainer_of_several_ranks_is_run_by_the_launcher() -> None:
+    def command(**trainer: int) -> Any:
+        child = trainer_statefulset(model_of(trainer=trainer), SETTINGS, base=BASE, replicas=1)
+        return pod_of(child)["containers"][0].get("command")
+
+    assert command() is None
+    assert command(ranks=4) == [
+        *("python", "-m", "espalier.trainer.ranks"),
+        *("--ranks", "4"),
+    ]
+
+
 @pytest.mark.parametrize(("own", "served"), [({}, "bfloat16"), ({"dtype": "float32"}, "float32")])
 def test_rollouts_serve_the_trainers_precision_unless_told_otherwise(
     own: Body, served: str

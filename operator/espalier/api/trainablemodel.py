@@ -195,6 +195,13 @@ class TrainerSpec(Type):
         default="float32",
         description="dtype of the frozen base weights; adapters are always float32.",
     )
+    ranks: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="ranks are the processes of the trainer pod that share a batch, one per GPU; "
+        "the GPUs themselves are requested in template.resources.",
+    )
     template: PodTemplate | None = Field(default=None, description="template of the trainer pod.")
 
 

@@ -21,6 +21,8 @@ from espalier.core.manifests.settings import ChildSettings
 from espalier.core.names import trainer_name
 
 _REQUESTS = Requests("500m", "1Gi")
+# One rank is what the image runs by itself.
+_RANKS = ("python", "-m", "espalier.trainer.ranks", "--ranks")
 # A step may keep all cores busy; only a process that is truly stuck should be restarted.
 _PROBES = {
     "startupProbe": http_probe("/healthz", period=2, failures=300),
@@ -64,6 +66,7 @@ def trainer_statefulset(
         requests=_REQUESTS,
         env={**env, "ESPALIER_ADAPTER": json.dumps(model.spec.adapter.wire(), sort_keys=True)},
         mounts=(claim(model),),
+        command=(*_RANKS, str(trainer.ranks)) if trainer.ranks > 1 else (),
         serves=True,
         probes=_PROBES,
     )

@@ -36,14 +36,12 @@ class Collective:
         self._enter("the sum of gradients", lambda: dist.reduce(self._flat, dst=0))
         return self._views()
 
-    def install(self) -> None:
-        """All ranks take rank 0's weights."""
+    def broadcast(self) -> State:
+        """Rank 0's weights by name, valid until the next call."""
         for name, part in self._views().items():
             part.copy_(self._parameters[name].detach())
-        self._enter("the installation of weights", lambda: dist.broadcast(self._flat, src=0))
-        with torch.no_grad():
-            for name, part in self._views().items():
-                self._parameters[name].copy_(part)
+        self._enter("the broadcast of weights", lambda: dist.broadcast(self._flat, src=0))
+        return self._views()
 
     def digest(self) -> str:
         """The weights' SHA-256: equal on all ranks as long as they train the same policy."""

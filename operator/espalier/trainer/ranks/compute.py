@@ -13,11 +13,10 @@ from torch import nn
 from typing_extensions import override
 
 from espalier.api.wire import OptimStepRequest
-from espalier.trainer import gradients
 from espalier.trainer.compute import LocalCompute
 from espalier.trainer.data import Datum
-from espalier.trainer.gradients import Tally
 from espalier.trainer.losses import LossSpec
+from espalier.trainer.metrics import Tally, total
 from espalier.trainer.model import Policy, State
 from espalier.trainer.optimizer import Moments, Proposal, propose
 from espalier.trainer.ranks.channel import Channel, RankLostError
@@ -76,11 +75,17 @@ class RankedCompute(LocalCompute):
         self._steps = 0
 
     @override
-    def score(self, data: Sequence[Datum], temperature: float) -> list[list[float]]:
+    def score(
+        self, data: Sequence[Datum], temperature: float, *, keep: str = ""
+    ) -> list[list[float]]:
+        # Shares depend on the data alone, so a kept forward is where its weights will go.
         shares = self._shares(data)
+        requests = [
+            Score(data=_of(data, share), temperature=temperature, keep=keep) for share in shares[1:]
+        ]
         own, others = self._ask(
-            [Score(data=_of(data, share), temperature=temperature) for share in shares[1:]],
-            lambda: LocalCompute.score(self, _of(data, shares[0]), temperature),
+            requests,
+            lambda: LocalCompute.score(self, _of(data, shares[0]), temperature, keep=keep),
         )
         result: list[list[float]] = [[] for _ in data]
         parts = [own, *(other.logprobs or [] for other in others)]
@@ -117,6 +122,7 @@ class RankedCompute(LocalCompute):
         *,
         given: dict[str, float],
         group_size: int | None,
+        forward: str = "",
     ) -> Tally:
         shares = self._shares(data)
         requests = [
@@ -126,6 +132,7 @@ class RankedCompute(LocalCompute):
                 temperature=temperature,
                 given=given,
                 group_size=group_size,
+                forward=forward,
             )
             for share in shares[1:]
         ]
@@ -139,6 +146,7 @@ class RankedCompute(LocalCompute):
                 temperature,
                 given=given,
                 group_size=group_size,
+                forward=forward,
             ),
         )
 
@@ -162,12 +170,12 @@ class RankedCompute(LocalCompute):
     @override
     def load(self, state: State) -> None:
         super().load(state)
-        self._ask_all(Install(), self._collective.install)
+        self._ask_all(Install(), self._collective.broadcast)
 
     @override
     def reset(self) -> None:
         super().reset()
-        self._ask_all(Install(), self._collective.install)
+        self._ask_all(Install(), self._collective.broadcast)
 
     def _shares(self, data: Sequence[Datum]) -> list[Share]:
         return plan(data, len(self._channels) + 1, self.policy.attention_cost)
@@ -178,7 +186,7 @@ class RankedCompute(LocalCompute):
         mine, others = self._ask(requests, own)
         tallies = [mine, *(other.tally or Tally() for other in others)]
         rewards = tuple({datum.trajectory: datum.reward for datum in data}.values())
-        return replace(gradients.total(tallies), rewards=rewards)
+        return replace(total(tallies), rewards=rewards)
 
     def _compare(self, digests: Sequence[str]) -> None:
         own = self._collective.digest()

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from espalier.api.wire import Problem
 from espalier.trainer.data import Datum
-from espalier.trainer.gradients import Tally
 from espalier.trainer.losses import LossSpec
+from espalier.trainer.metrics import Tally
 from espalier.trainer.problems import CommandError
 
 
@@ -25,6 +25,7 @@ class Score(_Message):
     call: Literal["score"] = "score"
     data: tuple[Datum, ...]
     temperature: float
+    keep: str
 
 
 class AddLoss(_Message):
@@ -46,6 +47,7 @@ class AddWeights(_Message):
     temperature: float
     given: dict[str, float]
     group_size: int | None
+    forward: str
 
 
 class Drop(_Message):

@@ -51,13 +51,19 @@ class Worker:
         compute = self._compute
         match request:
             case Score(data=data, temperature=temperature):
-                return Answered(seq=seq, logprobs=compute.score(data, temperature))
+                scored = compute.score(data, temperature, keep=request.keep)
+                return Answered(seq=seq, logprobs=scored)
             case AddLoss(data=data, spec=spec, temperature=temperature, group_size=group_size):
                 tally = compute.add_loss(data, spec, temperature, group_size)
                 return Answered(seq=seq, tally=tally)
             case AddWeights(data=data, weights=weights, temperature=temperature):
                 tally = compute.add_weights(
-                    data, weights, temperature, given=request.given, group_size=request.group_size
+                    data,
+                    weights,
+                    temperature,
+                    given=request.given,
+                    group_size=request.group_size,
+                    forward=request.forward,
                 )
                 return Answered(seq=seq, tally=tally)
             case Reduce(digest=wanted):
@@ -67,5 +73,5 @@ class Worker:
             case Drop():
                 compute.drop_gradients()
             case Install():
-                self._collective.install()
+                compute.load(self._collective.broadcast())
         return Answered(seq=seq)
