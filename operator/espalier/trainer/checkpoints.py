@@ -9,12 +9,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
+from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Commit
-from espalier.core.names import checkpoint_name
+from espalier.core.names import MAIN, checkpoint_name
 from espalier.trainer.compute import Compute
 from espalier.trainer.log import Key
 from espalier.trainer.model import State
-from espalier.trainer.optimizer import Moments, Proposal, read_moments
+from espalier.trainer.optimizer import Moments, Proposal, fresh_moments, read_moments
 from espalier.trainer.problems import CommandError
 from espalier.trainer.store import CheckpointStore, DigestError, Stored
 
@@ -103,6 +104,60 @@ def write(
             "lora_alpha": alpha,
         }
         return store.commit("checkpoint", staged, metadata)
+
+
+def write_imported(
+    store: CheckpointStore, parameters: State, adapter: Adapter, *, model: str, base: str
+) -> Stored:
+    """Commits an adapter from outside as the model's step 0, with Adam before its first step.
+
+    The same adapter again gives the same digest. Raises VolumeFull (507).
+    """
+    state = StepState(
+        model=model,
+        run="",
+        step=0,
+        run_step=0,
+        branch=MAIN,
+        epoch=0,
+        parent="",
+        parent_name="",
+        learning_rate=0.0,
+        group_size=1,
+        loss="",
+        metrics={},
+        cursor={},
+        optimizer_steps=0,
+    )
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "base_model_name_or_path": "base",
+        "inference_mode": True,
+        "target_modules": sorted(
+            {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in parameters}
+        ),
+    }
+    with store.staging("checkpoint") as staged:
+        save_file(parameters, staged / ADAPTER_FILE, {"format": "pt"})
+        save_file(fresh_moments(parameters).tensors(), staged / OPTIMIZER_FILE)
+        (staged / ADAPTER_CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
+        (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
+        metadata = {
+            **state.model_dump(include={"model", "run", "step", "run_step", "branch", "epoch"}),
+            "base": base,
+            "parent": "",
+            "parent_name": "",
+            "session": "import",
+            "seq": 0,
+            "lora_rank": adapter.rank,
+            "lora_alpha": adapter.alpha,
+        }
+        return store.commit("checkpoint", staged, metadata)[0]
 
 
 def read(store: CheckpointStore, digest: str, base: str) -> Content:

@@ -1,6 +1,8 @@
 """Copies a base model to the volume, once: ``python -m espalier.trainer.importer``.
 
-Prints and leaves in the termination log ``{"uri", "revision", "digest"}`` or a Problem.
+With ``--adapter`` it takes over a LoRA adapter from outside instead, as a checkpoint of a base that
+is on the volume. Prints and leaves in the termination log ``{"uri", "revision", "digest"}`` or a
+Problem.
 """
 
 from __future__ import annotations
@@ -11,13 +13,14 @@ import os
 import shutil
 from pathlib import Path
 
+from espalier.api.trainablemodel import Adapter
 from espalier.trainer.problems import (
     EXIT_USER_MISTAKE,
     CommandError,
     UserMistakeError,
     leave_message,
 )
-from espalier.trainer.store import CheckpointStore, Stored
+from espalier.trainer.store import CheckpointStore, DigestError, Stored
 
 # What a base needs to be trained and served; weights in other formats are left behind.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -56,6 +59,22 @@ def import_hugging_face(store: CheckpointStore, repository: str, revision: str) 
         return store.commit("base", staged, {})[0]
 
 
+def import_adapter(
+    store: CheckpointStore, source: Path, adapter: Adapter, *, model: str, base: str
+) -> Stored:
+    """The adapter in ``source`` as a model's step 0; raises UserMistakeError if it does not fit."""
+    # Imported here so that importing a base needs no torch.
+    from espalier.trainer import adapters, checkpoints  # noqa: PLC0415
+    from espalier.trainer.model import adapter_shapes  # noqa: PLC0415
+
+    try:
+        found = store.verify("base", base)
+    except DigestError as error:
+        raise UserMistakeError("BaseUnreadable", str(error), "import the base first") from error
+    parameters = adapters.read(source, adapter, adapter_shapes(found.path, adapter))
+    return checkpoints.write_imported(store, parameters, adapter, model=model, base=base)
+
+
 def model_files(source: Path) -> list[Path]:
     """The files of a base in ``source``; raises UserMistakeError if it is none."""
     if not source.is_dir():
@@ -91,11 +110,24 @@ def main() -> int:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--directory", type=Path)
     group.add_argument("--hugging-face", metavar="OWNER/NAME@REVISION")
+    group.add_argument("--adapter", type=Path, help="a LoRA adapter of PEFT; needs --base, --model")
+    parser.add_argument("--base", default="", help="digest of the adapter's base")
+    parser.add_argument("--model", default="", help="whose step 0 the adapter becomes")
     arguments = parser.parse_args()
+    if arguments.adapter is not None and not (arguments.base and arguments.model):
+        parser.error("--adapter needs --base and --model")
     store = CheckpointStore(Path(os.environ.get("ESPALIER_VOLUME", "/weights")), "importer")
     repository, _, revision = (arguments.hugging_face or "").partition("@")
     try:
-        if arguments.directory is not None:
+        if arguments.adapter is not None:
+            stored = import_adapter(
+                store,
+                arguments.adapter,
+                Adapter.model_validate_json(os.environ.get("ESPALIER_ADAPTER", "{}")),
+                model=arguments.model,
+                base=arguments.base,
+            )
+        elif arguments.directory is not None:
             stored = import_directory(store, arguments.directory)
         elif not revision:
             raise UserMistakeError(

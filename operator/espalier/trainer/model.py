@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.api.trainablemodel import Adapter
+from espalier.trainer.adapters import Shapes, difference
 from espalier.trainer.data import Datum, Limits
 from espalier.trainer.head import Evaluated, evaluate
 from espalier.trainer.packing import Row, pack
@@ -103,12 +105,11 @@ class Policy:
 
     def check(self, state: State) -> None:
         """409 if a checkpoint's adapter has other names or shapes than this one."""
-        shapes = {name: value.shape for name, value in self.parameters.items()}
-        if {name: value.shape for name, value in state.items()} != shapes:
+        if wrong := difference(_shapes(state), _shapes(self.parameters)):
             raise CommandError(
                 409,
                 "AdapterMismatch",
-                "the checkpoint's adapter has other modules or another rank than this model's",
+                f"the checkpoint's adapter is not this model's: {wrong}",
                 "fork with the rank and targetModules of the checkpoint",
             )
 
@@ -216,6 +217,18 @@ def load_policy(base: Path, adapter: Adapter, dtype: str) -> Policy:
             "use a Hugging Face causal language model in safetensors with its config.json",
         ) from error
     return Policy(causal_lm, adapter, device)
+
+
+def adapter_shapes(base: Path, adapter: Adapter) -> Shapes:
+    """The shape of every adapter weight on a base, by PEFT's name; no weights are read."""
+    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    with torch.device("meta"):
+        adapted = _with_adapter(AutoModelForCausalLM.from_config(config), adapter)
+    return _shapes(get_peft_model_state_dict(adapted, adapter_name=ADAPTER))
+
+
+def _shapes(state: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _with_adapter(causal_lm: nn.Module, adapter: Adapter) -> Any:
