@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from espalier.trainer.commands import FORWARDS_KEPT, Empty
 from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.model import Policy
-from espalier.trainer.problems import CommandError, volume_full
+from espalier.trainer.problems import CommandError, volume_problem
 
 
 def policy_of(engine: Engine) -> Policy:
@@ -161,8 +163,9 @@ def test_a_command_of_another_epoch_is_refused(engine: Engine, epoch: int) -> No
 def test_a_step_without_gradients_is_refused(engine: Engine) -> None:
     call = lambda: tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 0))  # noqa: E731
     assert reason(call) == (409, "NoGradients")
-    tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 1))
-    tiny.send(engine, "zero-grad", Empty(), ("s", 2))
+    assert reason(call) == (409, "NoGradients")
+    tiny.send(engine, "forward-backward", tiny.forward_backward(), ("t", 1))
+    tiny.send(engine, "zero-grad", Empty(), ("t", 2))
     assert reason(call) == (409, "NoGradients")
 
 
@@ -193,7 +196,7 @@ def test_a_higher_epoch_rebases_and_drops_gradients(engine: Engine) -> None:
     train(engine, 1)
     at_one, first = adapter(engine), engine.commits[0]
     train(engine, 1, first=1)
-    tiny.send(engine, "forward-backward", tiny.forward_backward(7), ("s", 100))
+    tiny.send(engine, "forward-backward", tiny.forward_backward(7), ("other", 0))
     state = engine.assign(
         tiny.assignment(2, branch="b2", base=first.digest, base_name=first.name, base_step=1)
     )
@@ -325,7 +328,9 @@ def test_a_full_volume_loses_nothing_and_the_step_can_be_sent_again(
         raise OSError(28, "No space left on device")
 
     def no_space_for_sqlite(*_: object, **__: object) -> None:
-        raise volume_full(OSError(28, "No space left on device"))
+        problem = volume_problem(OSError(28, "No space left on device"), Path("/"))
+        assert problem is not None
+        raise problem
 
     with monkeypatch.context() as fault:
         if where == "sync":
@@ -427,3 +432,68 @@ def test_a_checkpoint_that_was_written_but_not_logged_is_adopted(
     assert (answer.status, answer.digest) == (200, last.digest)
     assert len(again.commits) == 2
     again.log.close()
+
+
+# --- Order and faults of the volume -------------------------------------------------------------
+
+
+def test_an_overtaken_command_is_refused_and_not_reordered(engine: Engine) -> None:
+    tiny.send(engine, "forward-backward", tiny.forward_backward(0), ("s", 4))
+    late = lambda: tiny.send(engine, "zero-grad", Empty(), ("s", 3))  # noqa: E731
+    assert reason(late) == (409, "OutOfOrder")
+    assert engine.state().pending == 1
+    tiny.send(engine, "forward-backward", tiny.forward_backward(1), ("other", 0))
+    tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 9))
+    assert engine.state().step == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "x"), "VolumeFull"),
+        (OSError(errno.EDQUOT, "x"), "VolumeFull"),
+        (OSError(errno.EROFS, "x"), "VolumeReadOnly"),
+        (OSError(errno.EIO, "x"), "VolumeFailing"),
+        (Exception("I/O error: Input/output error (os error 5)"), "VolumeFailing"),
+        (Exception("I/O error: Read-only file system (os error 30)"), "VolumeReadOnly"),
+    ],
+)
+def test_a_fault_of_the_volume_refuses_the_step_and_keeps_the_gradients(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
+) -> None:
+    tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
+
+    def fail(*_: object) -> None:
+        raise error
+
+    call = lambda: tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))  # noqa: E731
+    with monkeypatch.context() as fault:
+        fault.setattr("espalier.trainer.store.sync", fail)
+        assert reason(call) == (507, expected)
+    assert engine.state().pending == 1
+    assert call() is not None
+    assert engine.state().step == 1
+
+
+def test_a_body_that_cannot_be_removed_does_not_undo_the_step(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "x")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(Path, "unlink", fail)
+        first = tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
+    assert tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1)) == first
+    assert engine.state().step == 1
+
+
+def test_gradients_survive_a_later_forward_backward_that_fails(engine: Engine) -> None:
+    tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
+    before = gradients(engine)
+    bad = tiny.forward_backward(1, loss_fn="ppo", loss_fn_config={"no_such_key": 1.0})
+    assert reason(lambda: tiny.send(engine, "forward-backward", bad, ("s", 1)))[0] == 422
+    assert same(before, gradients(engine))
+    assert engine.state().pending == 1

@@ -37,10 +37,10 @@ from espalier.trainer.commands import (
     gradient_command,
 )
 from espalier.trainer.compute import Compute
-from espalier.trainer.log import Assigned, CommandLog, Record
+from espalier.trainer.log import Assigned, CommandLog, Key, Record
 from espalier.trainer.metrics import Tally, total
 from espalier.trainer.optimizer import Proposal
-from espalier.trainer.problems import CommandError
+from espalier.trainer.problems import VOLUME_REASONS, CommandError
 from espalier.trainer.store import CheckpointStore, Stored
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,11 @@ class Engine:
         return self.state()
 
     def execute(self, command: Command) -> Answer:
-        """Applies a command once; a key that was answered before gets its first answer."""
+        """Applies a command once; a key that was answered before gets its first answer.
+
+        Commands apply in the order they arrive. Within a session the numbers must rise (gaps are
+        allowed: a refused command uses its number up); one that was overtaken is refused.
+        """
         epoch = self.assignment().assignment.epoch
         body = command.request.model_dump_json().encode()
         known = self.log.find(command.key)
@@ -146,13 +150,14 @@ class Engine:
             return Answer(known.status, known.answer, known.checkpoint)
         if command.epoch is not None and command.epoch != epoch:
             raise _stale(command.epoch, epoch)
+        self._check_order(command.key)
         try:
             answer = self._apply(command, body)
-            if self.problem is not None and self.problem.reason == "VolumeFull":
+            if self.problem is not None and self.problem.reason in VOLUME_REASONS:
                 self.problem = None
             return answer
         except CommandError as error:
-            if error.problem.reason == "VolumeFull":
+            if error.problem.reason in VOLUME_REASONS:
                 self.problem = error.problem
             raise
         finally:
@@ -194,6 +199,19 @@ class Engine:
         self.log.commit(record, result.model_dump_json(), commit, json.dumps(state.cursor))
         self.commits = [*self.commits, commit]
         return Answer(200, result.model_dump_json(), stored.digest)
+
+    def _check_order(self, key: Key) -> None:
+        """Numbers of a session rise, with gaps: what was overtaken is refused, never reordered."""
+        latest = self.log.latest(key.session)
+        if latest is not None and key.seq < latest:
+            raise CommandError(
+                409,
+                "OutOfOrder",
+                f"session {key.session} already applied command {latest}, so command {key.seq} "
+                "would be applied after what was meant to follow it; it was not applied",
+                "send it under a number above all others, or call zero_grad and start the step "
+                "again; wait for each answer before the next command, or keep one connection",
+            )
 
     def _run_step(self) -> int:
         run = self.assignment().assignment.run

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from espalier.api.wire import Assignment, Commit
-from espalier.trainer.store import space_needed, write_file
+from espalier.trainer.store import make_directory, volume_written, write_file
 
 Kind = Literal["forward-backward", "forward", "backward", "zero-grad", "optim-step"]
 
@@ -83,7 +83,7 @@ class CommandLog:
     def __init__(self, directory: Path, lock_seconds: float = 30.0) -> None:
         self._lock = _lock(directory / "lock", lock_seconds)
         self._bodies = directory / "bodies"
-        self._bodies.mkdir(exist_ok=True)
+        make_directory(self._bodies)
         self._db = sqlite3.connect(
             directory / "log.sqlite", isolation_level=None, check_same_thread=False
         )
@@ -102,10 +102,17 @@ class CommandLog:
         rows = self._records("session = ? AND seq = ?", key.session, key.seq)
         return rows[0] if rows else None
 
+    def latest(self, session: str) -> int | None:
+        """The highest number that a session has an applied command under."""
+        rows = self._rows(
+            "SELECT MAX(seq) FROM commands WHERE session = ? AND status IS NOT NULL", session
+        )
+        return rows[0][0] if rows[0][0] is None else int(rows[0][0])
+
     def begin(self, key: Key, kind: Kind, body: bytes) -> Record:
         """Logs a command that is about to run; replaces an unfinished one of the same key."""
         digest = hashlib.sha256(body).hexdigest()
-        with space_needed():
+        with volume_written(self._bodies):
             with self._transaction():
                 stale = self._rows(
                     "SELECT number FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
@@ -129,27 +136,31 @@ class CommandLog:
     def abandon(self, record: Record) -> None:
         """Forgets a command that had no effect, so that its key can be sent again.
 
-        On a full volume the row stays: the next ``begin`` of the key or the next start removes it.
+        On a full or read-only volume the row stays: the next ``begin`` of the key or the next
+        start removes it. A finished command is never forgotten.
         """
-        with suppress(sqlite3.OperationalError):
-            self._db.execute("DELETE FROM commands WHERE number = ?", (record.number,))
-            self._body(record.number).unlink(missing_ok=True)
+        with suppress(sqlite3.OperationalError, OSError):
+            gone = self._db.execute(
+                "DELETE FROM commands WHERE number = ? AND status IS NULL", (record.number,)
+            )
+            if gone.rowcount:
+                self._body(record.number).unlink(missing_ok=True)
 
     def finish(self, record: Record, status: int, answer: str, *, pending: bool = False) -> None:
         """Logs a command's answer; ``pending`` if its gradients wait for an optimizer step."""
-        with space_needed(), self._transaction():
+        with volume_written(self._bodies), self._transaction():
             self._finish(record, status, answer, "", pending=pending)
 
     def settle(self, record: Record, status: int, answer: str) -> None:
         """Logs an answer together with the end of all pending gradients."""
-        with space_needed(), self._transaction():
+        with volume_written(self._bodies), self._transaction():
             self._finish(record, status, answer, "", pending=False)
             self._end_pending()
         self._drop_bodies()
 
     def commit(self, record: Record, answer: str, commit: Commit, cursor: str) -> None:
         """Logs an optimizer step: its answer, its commit, and the end of pending gradients."""
-        with space_needed(), self._transaction():
+        with volume_written(self._bodies), self._transaction():
             self._finish(record, 200, answer, commit.digest, pending=False)
             self._end_pending()
             self._db.execute(
@@ -160,7 +171,7 @@ class CommandLog:
 
     def assign(self, assignment: Assignment, *, since: int, rebased: bool) -> None:
         """Logs an assignment; a re-base also ends pending gradients."""
-        with space_needed(), self._transaction():
+        with volume_written(self._bodies), self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO assignment VALUES (1, ?, ?)",
                 (assignment.model_dump_json(), since),
@@ -220,12 +231,16 @@ class CommandLog:
         self._db.execute("UPDATE commands SET held = 0 WHERE held = 1 AND status IS NOT NULL")
 
     def _drop_bodies(self) -> None:
-        """Removes bodies that nothing needs; a crash before it only leaves them until the next."""
+        """Removes bodies that nothing needs; what fails or crashes here is left until the next.
+
+        The transaction before it is durable, so an error of the volume must not undo the command.
+        """
         rows = self._rows("SELECT number FROM commands WHERE status IS NULL")
         needed = {self._body(row[0]) for row in rows}
-        for path in self._bodies.iterdir():
-            if path not in needed:
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for path in self._bodies.iterdir():
+                if path not in needed:
+                    path.unlink(missing_ok=True)
 
     def _records(self, condition: str, *values: Any) -> list[Record]:
         rows = self._rows(

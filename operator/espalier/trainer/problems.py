@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import sqlite3
 from pathlib import Path
 
 from espalier.api.wire import Problem
 
 # The operator reads this exit code as "a user's mistake: do not restart".
 EXIT_USER_MISTAKE = 64
+_VOLUME_FAULTS = {
+    "VolumeFull": (
+        "the volume has no space left",
+        "enlarge the claim or delete checkpoints, then send the command again",
+    ),
+    "VolumeReadOnly": (
+        "the volume cannot be written",
+        "remount it writable (a file system is often remounted read-only after an I/O error), "
+        "then send the command again",
+    ),
+    "VolumeFailing": (
+        "the volume failed to read or write",
+        "check the node and the storage behind the claim, then send the command again",
+    ),
+}
+VOLUME_REASONS = frozenset(_VOLUME_FAULTS)
+_ERRNO_FAULTS = {
+    errno.ENOSPC: "VolumeFull",
+    errno.EDQUOT: "VolumeFull",
+    errno.EFBIG: "VolumeFull",
+    errno.EROFS: "VolumeReadOnly",
+    errno.EIO: "VolumeFailing",
+    errno.ESTALE: "VolumeFailing",
+}
+_SQLITE_FAULTS = {
+    sqlite3.SQLITE_FULL: "VolumeFull",
+    sqlite3.SQLITE_READONLY: "VolumeReadOnly",
+    # On a read-only volume the rollback journal cannot be opened for writing.
+    sqlite3.SQLITE_CANTOPEN: "VolumeReadOnly",
+    sqlite3.SQLITE_IOERR: "VolumeFailing",
+}
 TERMINATION_LOG = "/dev/termination-log"
 
 
@@ -35,14 +69,33 @@ def invalid(field: str, detail: str, remedy: str = "") -> CommandError:
     return CommandError(422, "InvalidRequest", f"{field}: {detail}", remedy)
 
 
-def volume_full(error: BaseException) -> CommandError:
-    """507: nothing was applied and nothing is lost."""
+def volume_problem(error: BaseException, path: Path) -> CommandError | None:
+    """507 for an error of the volume of ``path``, as files, safetensors or SQLite tell; else None.
+
+    Whatever the volume's fault, nothing was applied and nothing is lost.
+    """
+    fault = _fault(error)
+    if fault is None:
+        return None
+    # SQLite tells of a volume that turned read-only under it only as a failed write.
+    if fault == "VolumeFailing" and os.statvfs(path).f_flag & os.ST_RDONLY:
+        fault = "VolumeReadOnly"
+    what, remedy = _VOLUME_FAULTS[fault]
     return CommandError(
-        507,
-        "VolumeFull",
-        f"the volume has no space left ({error}); nothing was applied and the gradients are kept",
-        "enlarge the claim or delete checkpoints, then send the command again",
+        507, fault, f"{what} ({error}); nothing was applied and the gradients are kept", remedy
     )
+
+
+def _fault(error: BaseException) -> str | None:
+    if isinstance(error, OSError):
+        return _ERRNO_FAULTS.get(error.errno or 0)
+    if isinstance(error, sqlite3.Error):
+        # Extended codes carry the primary one in their low byte.
+        code = getattr(error, "sqlite_errorcode", None)
+        return _SQLITE_FAULTS.get(code & 0xFF) if code is not None else None
+    # safetensors reports an I/O error as its own type, with the errno in its text.
+    found = re.search(r"os error (\d+)", str(error))
+    return _ERRNO_FAULTS.get(int(found[1])) if found else None
 
 
 def leave_message(document: dict[str, object]) -> None:

@@ -14,16 +14,15 @@ import json
 import logging
 import os
 import shutil
-import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from espalier.core.names import DIGEST_PREFIX, directory_name
-from espalier.trainer.problems import CommandError, volume_full
+from espalier.trainer.problems import CommandError, volume_problem
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,6 @@ Kind = Literal["base", "checkpoint"]
 MANIFEST = "manifest.json"
 STAGING = ".tmp-"
 _FOLDERS: dict[Kind, str] = {"base": "bases", "checkpoint": "checkpoints"}
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DigestError(Exception):
@@ -62,20 +60,20 @@ class CheckpointStore:
     def model_directory(self, model: str) -> Path:
         """Where a model's command log lives; made if absent."""
         path = self._root / "models" / model
-        path.mkdir(parents=True, exist_ok=True)
+        make_directory(path)
         return path
 
     @contextmanager
     def staging(self, kind: Kind) -> Iterator[Path]:
         """An empty directory to fill and ``commit``; removed when the block ends without that.
 
-        Raises VolumeFull (507) for a full disk or quota anywhere in the block.
+        Raises VolumeFull, VolumeReadOnly or VolumeFailing (507) anywhere in the block.
         """
         folder = self._root / _FOLDERS[kind]
         path = folder / f"{STAGING}{uuid.uuid4().hex}.{self._owner}"
-        with space_needed():
+        with volume_written(self._root):
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_directory(folder)
                 path.mkdir(mode=0o755)
                 yield path
             finally:
@@ -149,8 +147,12 @@ class CheckpointStore:
                 yield stored
 
     def discard(self, stored: Stored) -> None:
-        """Removes a checkpoint that nobody was told about."""
-        shutil.rmtree(stored.path, ignore_errors=True)
+        """Removes a checkpoint that nobody was told about; a crash leaves it whole or staging."""
+        doomed = stored.path.with_name(f"{STAGING}{uuid.uuid4().hex}.{self._owner}")
+        with suppress(OSError):
+            stored.path.rename(doomed)
+            sync(doomed.parent)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def sweep(self) -> None:
         """Removes what earlier processes of this owner left in staging; no other may be alive."""
@@ -164,25 +166,17 @@ class CheckpointStore:
 
 
 @contextmanager
-def space_needed() -> Iterator[None]:
-    """Turns a full disk, as files or SQLite report it, into VolumeFull (507)."""
+def volume_written(path: Path) -> Iterator[None]:
+    """Turns a fault of the volume that ``path`` is on into a CommandError (507)."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise volume_full(error) from error
-        raise
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            raise volume_full(error) from error
-        raise
     except CommandError:
         raise
     except Exception as error:
-        # safetensors reports an I/O error as its own type, with the errno in its text.
-        if any(f"os error {code}" in str(error) for code in _NO_SPACE):
-            raise volume_full(error) from error
-        raise
+        problem = volume_problem(error, path)
+        if problem is None:
+            raise
+        raise problem from error
 
 
 def canonical(document: dict[str, Any]) -> str:
@@ -203,6 +197,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and its parents so that a power loss cannot take their names away."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
 
 
 def write_file(path: Path, data: bytes) -> None:
