@@ -1,0 +1,101 @@
+"""The variants side by side: a name, a step, and the gradients that it left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from bench.trainer.baselines import checkpointed, padded_step, plain_twin, recomputing_head
+from bench.trainer.workload import Workload
+from espalier.trainer.data import Datum
+from espalier.trainer.gradients import add_loss
+from espalier.trainer.losses import loss_spec
+from espalier.trainer.model import ADAPTER, Policy
+
+OURS = "ours"
+NAIVE = "padded, all logits (plain Hugging Face)"
+GRPO = "TRL GRPOTrainer's algorithm, no checkpointing"
+GRPO_GC = "TRL GRPOTrainer's algorithm, checkpointing (its default)"
+ASYNC = "TRL AsyncGRPO's algorithm, no checkpointing"
+ASYNC_GC = "TRL AsyncGRPO's algorithm, checkpointing (its default)"
+NAMES = {
+    "ours": OURS,
+    "naive": NAIVE,
+    "grpo": GRPO,
+    "grpo-gc": GRPO_GC,
+    "async": ASYNC,
+    "async-gc": ASYNC_GC,
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``step`` adds a batch's gradient to ``parameters``, which are by PEFT name."""
+
+    key: str
+    step: Callable[[], None]
+    parameters: dict[str, Any]
+
+    def gradients(self) -> dict[str, Tensor]:
+        """A copy of what the last steps added."""
+        return {name: value.grad.detach().clone() for name, value in self.parameters.items()}
+
+    def forget(self) -> None:
+        """Drops the gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+
+def variants(
+    keys: Sequence[str], work: Workload, policy: Policy, data: Sequence[Datum], micro_batch: int
+) -> list[Variant]:
+    """The variants named, on one set of weights; the plain model is made only if needed."""
+    twin = plain_twin(work, policy) if {"naive", "grpo", "grpo-gc"} & set(keys) else None
+    spec = loss_spec("importance_sampling", None)
+
+    def ours() -> None:
+        add_loss(policy, data, spec, 1.0, None)
+
+    def packed(on: bool) -> Callable[[], None]:
+        def step() -> None:
+            policy.checkpointing = on
+            with recomputing_head():
+                add_loss(policy, data, spec, 1.0, None)
+            policy.checkpointing = False
+
+        return step
+
+    def plain(on: bool, full_logits: bool) -> Callable[[], None]:
+        def step() -> None:
+            checkpointed(twin, on)
+            padded_step(twin, data, micro_batch, full_logits=full_logits)
+
+        return step
+
+    steps = {
+        "ours": ours,
+        "naive": plain(False, True),
+        "grpo": plain(False, False),
+        "grpo-gc": plain(True, False),
+        "async": packed(False),
+        "async-gc": packed(True),
+    }
+    of_twin = _trained(twin) if twin is not None else {}
+    return [
+        Variant(key, steps[key], policy.parameters if key in _OF_POLICY else of_twin)
+        for key in keys
+    ]
+
+
+_OF_POLICY = {"ours", "async", "async-gc"}
+
+
+def _trained(model: Any) -> dict[str, Any]:
+    return {
+        name.replace(f".{ADAPTER}.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
