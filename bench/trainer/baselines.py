@@ -128,13 +128,14 @@ def padded(datums: Sequence[Datum], device: torch.device) -> dict[str, Tensor]:
     shape = (len(datums), width)
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, IGNORED)
-    sampling, advantage = torch.zeros(shape), torch.zeros(shape)
+    sampling = torch.zeros(shape, dtype=torch.float64)
+    advantage = torch.zeros_like(sampling)
     for row, datum in enumerate(datums):
         start, stop = before - len(datum.prompt), before + len(datum.output)
         ids[row, start:stop] = torch.tensor(datum.prompt + datum.output)
         mask[row, start:stop] = 1
         labels[row, before:stop] = ids[row, before:stop]
-        sampling[row, before:stop] = torch.tensor(datum.sampling_logprobs)
+        sampling[row, before:stop] = torch.tensor(datum.sampling_logprobs, dtype=torch.float64)
         advantage[row, before:stop] = datum.advantage
     rows = {
         "ids": ids, "mask": mask, "labels": labels, "sampling": sampling, "advantage": advantage
@@ -161,6 +162,7 @@ def padded_step(twin: Any, datums: Sequence[Datum], micro_batch: int, *, full_lo
             hidden = lm.get_decoder()(**inputs).last_hidden_state[:, :-1][wanted]
             weight = lm.get_output_embeddings().weight
             logprobs = recomputed(hidden, weight, None, labels[wanted], 1.0).logprobs
-        ratio = (logprobs - rows["sampling"][:, 1:][wanted]).exp()
-        loss = -(ratio * rows["advantage"][:, 1:][wanted]).sum()
+        sampling = rows["sampling"][:, 1:][wanted].to(logprobs.dtype)
+        advantage = rows["advantage"][:, 1:][wanted].to(logprobs.dtype)
+        loss = -((logprobs - sampling).exp() * advantage).sum()
         loss.backward()
