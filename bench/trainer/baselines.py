@@ -4,7 +4,8 @@ What they follow, in TRL 1.16.0:
   padded trunk       trl/trainer/grpo_trainer.py, _get_per_token_logps_and_entropies
   recomputing head   trl/kernels/chunked_logprob.py, ChunkedLogProbFunction
   prefix packing     trl/experimental/async_grpo/packing.py
-Micro-batches are padded to their own longest member only, which favours TRL: it pads to the batch's.
+Micro-batches are padded to their own longest member only, which favours TRL: it pads to that of
+the batch.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 from unittest import mock
 
 import torch
+from bench.trainer.workload import Workload, causal_lm
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from bench.trainer.workload import Workload, causal_lm
 from espalier.trainer import model as trainer_model
 from espalier.trainer.data import Datum
 from espalier.trainer.head import CHUNK_ELEMENTS, Evaluated, _logits

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from bench.trainer.variants import NAMES, Variant, variants
 from bench.trainer.workload import WORKLOADS, Workload, batch, policy
+
 from espalier.trainer.data import Datum
 from espalier.trainer.packing import pack
 

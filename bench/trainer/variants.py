@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from bench.trainer.baselines import checkpointed, padded_step, plain_twin, recomputing_head
 from bench.trainer.workload import Workload
+from torch import Tensor
+
 from espalier.trainer.data import Datum
 from espalier.trainer.gradients import add_loss
 from espalier.trainer.losses import loss_spec
