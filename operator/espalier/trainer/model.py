@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -15,23 +14,28 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.api.trainablemodel import Adapter
+from espalier.api.wire import Problem
+from espalier.trainer import self_check
 from espalier.trainer.adapters import Shapes, difference
-from espalier.trainer.data import Datum, Limits
+from espalier.trainer.attention import TREE_ATTENTION, layout
+from espalier.trainer.data import Limits
 from espalier.trainer.head import Evaluated, evaluate
-from espalier.trainer.packing import Row, pack
+from espalier.trainer.packing import Row
+from espalier.trainer.padded import evaluate_padded
 from espalier.trainer.problems import CommandError, UserMistakeError
 
 ADAPTER = "default"
-# Attention is dense within a row, so rows stay short where its cost shows.
-ROW_TOKENS = {"cpu": 384, "cuda": 8192}
-# A packed row must give the log-probs of the plain sequence: by dtype, the largest difference.
-SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+# Bounds the activations of a row.
+ROW_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 State = dict[str, Tensor]
 
 
 class Policy:
-    """Parameters are float32 tensors by their PEFT name; the base stays frozen."""
+    """Parameters are float32 tensors by their PEFT name; the base stays frozen.
+
+    ``warning`` says why rows are computed on the padded path; None on the fast path.
+    """
 
     def __init__(self, causal_lm: nn.Module, adapter: Adapter, device: torch.device) -> None:
         self.adapter = adapter
@@ -64,7 +68,8 @@ class Policy:
             context=int(getattr(self._causal_lm.config, "max_position_embeddings", 1 << 20)),
         )
         self.row_tokens = ROW_TOKENS[device.type]
-        self._self_check()
+        self._plain_attention = _plain_attention(self._trunk.config)
+        self.warning = self._choose_path()
 
     @property
     def causal_lm(self) -> Any:
@@ -85,12 +90,35 @@ class Policy:
 
     def evaluate(self, row: Row, temperature: float) -> Evaluated:
         """Log-probs and entropies of the row's N targets; log-probs differentiable by weights."""
-        hidden = self._hidden(row.tokens, row.depths, None if row.is_chain else row.visible())
+        if self.warning is not None:
+            return self._evaluate_padded(row, temperature)
+        return self._evaluate_fast(row, temperature)
+
+    def _evaluate_padded(self, row: Row, temperature: float) -> Evaluated:
+        self._trunk.config._attn_implementation = self._plain_attention
+        return evaluate_padded(self._causal_lm, row, temperature, self.device)
+
+    def _evaluate_fast(self, row: Row, temperature: float) -> Evaluated:
+        self._trunk.config._attn_implementation = TREE_ATTENTION
+        output = self._trunk(
+            input_ids=torch.from_numpy(row.tokens).to(self.device)[None],
+            position_ids=torch.from_numpy(row.depths).to(self.device)[None],
+            layout=layout(row, self.device, self._head.weight.dtype),
+            use_cache=False,
+        )
         reads = torch.from_numpy(row.reads).to(self.device)
         targets = torch.from_numpy(row.targets).to(self.device)
+        hidden = output.last_hidden_state[0].index_select(0, reads)
         bias = getattr(self._head, "bias", None)
-        return evaluate(
-            hidden.index_select(0, reads), self._head.weight, bias, targets, temperature
+        return evaluate(hidden, self._head.weight, bias, targets, temperature)
+
+    def _choose_path(self) -> Problem | None:
+        return self_check.unknown_family(self._trunk.config) or self_check.compare(
+            self._evaluate_fast,
+            self._evaluate_padded,
+            self.parameters,
+            self.limits.vocabulary,
+            self._head.weight.dtype,
         )
 
     @property
@@ -134,20 +162,6 @@ class Policy:
         )
         return dict(config)
 
-    def _hidden(self, tokens: Any, positions: Any, visible: Any) -> Tensor:
-        mask = None
-        if visible is not None:
-            mask = torch.from_numpy(visible).to(self.device)[None, None]
-        output = self._trunk(
-            input_ids=torch.from_numpy(tokens).to(self.device)[None],
-            position_ids=torch.from_numpy(positions).to(self.device)[None],
-            attention_mask=mask,
-            use_cache=False,
-        )
-        hidden = output.last_hidden_state[0]
-        assert isinstance(hidden, Tensor)
-        return hidden
-
     def _named_parameters(self) -> dict[str, nn.Parameter]:
         trained = {
             name.replace(f".{ADAPTER}.", "."): parameter
@@ -173,42 +187,13 @@ class Policy:
                 f"use all-linear or some of {', '.join(sorted(names))}",
             )
 
-    def _self_check(self) -> None:
-        """Refuses a base whose layers mix tokens in a way that packed rows do not preserve."""
-        generator = np.random.default_rng(0)
-        tokens = generator.integers(0, self.limits.vocabulary, 14).tolist()
-        prompt = tuple(tokens[:6])
-        data = [
-            Datum(prompt, tuple(tokens[start : start + 4]), (), 0.0, 0.0, 0, None)
-            for start in (6, 10)
-        ]
-        (row,) = pack(data, 64)
-        with torch.no_grad():
-            packed = self.evaluate(row, 1.0).logprobs
-            worst = 0.0
-            for span in row.spans:
-                datum = data[span.datum]
-                ids = torch.tensor([datum.prompt + datum.output], device=self.device)
-                logits = self._causal_lm(input_ids=ids, use_cache=False).logits[0]
-                plain = logits[len(prompt) - 1 : -1].float().log_softmax(dim=-1)
-                chosen = plain.gather(1, ids[0, len(prompt) :, None]).squeeze(1)
-                worst = max(worst, float((packed[span.start : span.stop] - chosen).abs().max()))
-        tolerance = SELF_CHECK_TOLERANCE.get(self._head.weight.dtype, 1e-3)
-        if not worst <= tolerance:
-            raise UserMistakeError(
-                "UnsupportedBase",
-                f"log-probs of packed rows differ from plain ones by {worst:.2g}",
-                "use a base whose layers are all causal attention without logit capping "
-                "(Llama, Qwen2, Qwen3, Mistral, SmolLM)",
-            )
-
 
 def load_policy(base: Path, adapter: Adapter, dtype: str) -> Policy:
     """The base on the GPU if there is one; raises UserMistakeError when it cannot be used."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         causal_lm = AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+            base, dtype=getattr(torch, dtype), local_files_only=True
         )
     except (ValueError, OSError, KeyError, ImportError) as error:
         raise UserMistakeError(
@@ -229,6 +214,13 @@ def adapter_shapes(base: Path, adapter: Adapter) -> Shapes:
 
 def _shapes(state: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _plain_attention(config: Any) -> str:
+    """What the padded path attends with: sdpa leaves out the soft cap of attention weights."""
+    if getattr(config, "attn_logit_softcapping", None):
+        return "eager"
+    return str(config._attn_implementation)
 
 
 def _with_adapter(causal_lm: nn.Module, adapter: Adapter) -> Any:
