@@ -21,7 +21,6 @@ them survives is not taken for granted.
 from __future__ import annotations
 
 import argparse
-import builtins
 import collections
 import os
 import resource
@@ -270,7 +269,7 @@ def live(volume: Volume, policy: Policy, die_at: int = -1, disk: Disk = "kill") 
                 kind, request = SCRIPT[seq]
                 answer = tiny.send(engine, kind, request, ("client", seq), epoch=1)
                 assert answer.status == 200
-                with builtins.open(answered, "a") as file:
+                with answered.open("a") as file:
                     file.write(".")
             faults._inside = True
             report.write_text("\n".join(faults.points))
@@ -300,7 +299,7 @@ def outcome(volume: Volume, policy: Policy) -> Outcome:
 
 
 def survives(
-    base: Volume, policy: Policy, directory: Path, die_at: int, disk: Disk, expected: Outcome
+    base: Volume, policy: Policy, directory: Path, die_at: int, disk: Disk, *, expected: Outcome
 ) -> bool:
     """Whether a training that dies once ends as the one that did not."""
     volume = new_volume(base, directory)
@@ -316,7 +315,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fault injection for the trainer")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--offset", type=int, default=0)
-    every, offset = (lambda a: (a.every, a.offset))(parser.parse_args())
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=MEMORY) as name, tempfile.TemporaryDirectory() as source:
         root = Path(name)
@@ -329,10 +328,10 @@ def main() -> int:
         counts: collections.Counter[tuple[str, str]] = collections.Counter()
         lost: list[str] = []
         for disk in DISKS:
-            for die_at in range(offset, len(points), every):
+            for die_at in range(arguments.offset, len(points), arguments.every):
                 effect = points[die_at].split(" ", 1)[1]
                 counts[disk, effect] += 1
-                if not survives(base, policy, root, die_at, disk, expected):
+                if not survives(base, policy, root, die_at, disk, expected=expected):
                     lost.append(f"{disk} at {die_at} ({points[die_at]})")
     print(f"points of the script: {len(points)}; tried: {sum(counts.values())}; lost: {len(lost)}")
     effects = sorted({effect for _, effect in counts})

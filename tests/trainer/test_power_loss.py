@@ -32,6 +32,6 @@ def test_a_training_that_dies_once_ends_as_the_one_that_did_not(
         lost = [
             points[at]
             for at in range(DISKS.index(disk) * 5, len(points), STRIDE)
-            if not faults.survives(tiny_base, shared_policy, root, at, disk, expected)
+            if not faults.survives(tiny_base, shared_policy, root, at, disk, expected=expected)
         ]
     assert lost == []
