@@ -63,7 +63,11 @@ def make_policy(settings: Settings, store: CheckpointStore, world: World) -> Pol
         raise UserMistakeError(
             "BaseUnreadable", str(error), "delete the importer Job so that the base is copied again"
         ) from error
-    return load_policy(base.path, settings.adapter, settings.dtype)
+    policy = load_policy(base.path, settings.adapter, settings.dtype)
+    if policy.warning is not None:
+        warning = policy.warning
+        logger.warning("%s: %s; %s", warning.reason, warning.detail, warning.remedy)
+    return policy
 
 
 def make_engine(settings: Settings, world: World, publish: Callable[[Engine], None]) -> Engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from espalier.api.wire import (
@@ -50,7 +50,7 @@ class Answer:
 class GradientCommand:
     """A checked forward-backward or backward: ``add`` accumulates its gradients once."""
 
-    datums: int
+    data: Sequence[Datum]
     add: Callable[[], Tally]
 
 
@@ -94,7 +94,7 @@ def _forward_backward(compute: Compute, request: ForwardBackwardRequest) -> Grad
         weighted=spec.takes_weights,
     )
     return GradientCommand(
-        len(data),
+        data,
         lambda: compute.add_loss(data, spec, request.temperature, request.group_size),
     )
 
@@ -104,7 +104,7 @@ def _backward(compute: Compute, log: CommandLog, request: BackwardRequest) -> Gr
     data = forward_data(compute.limits, forward)
     _check_weights(request.weights, data)
     return GradientCommand(
-        len(data),
+        data,
         lambda: compute.add_weights(
             data,
             request.weights,

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 from typing_extensions import override
 
 from espalier.api.wire import OptimStepRequest
-from espalier.trainer import gradients
+from espalier.trainer import gradients, memory
 from espalier.trainer.data import Datum, Limits
 from espalier.trainer.gradients import KeptForward
 from espalier.trainer.losses import LossSpec
+from espalier.trainer.memory import Plan, TooLargeError
 from espalier.trainer.metrics import Tally
 from espalier.trainer.model import Policy, State
 from espalier.trainer.optimizer import Moments, Proposal, fresh_moments, propose
@@ -34,6 +35,9 @@ class Compute(Protocol):
 
     def adapter_config(self) -> dict[str, Any]:
         """PEFT's configuration of the adapter."""
+
+    def admit(self, data: Sequence[Datum], *, training: bool) -> None:
+        """413 if the memory cannot hold the batch however it is cut; computes nothing."""
 
     def score(
         self, data: Sequence[Datum], temperature: float, *, keep: str = ""
@@ -90,6 +94,7 @@ class LocalCompute(Compute):
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self.planner = memory.measure(policy)
         self._kept: tuple[str, KeptForward] | None = None
 
     @property
@@ -107,22 +112,39 @@ class LocalCompute(Compute):
         return self.policy.adapter_config()
 
     @override
+    def admit(self, data: Sequence[Datum], *, training: bool) -> None:
+        self._plan(data, training=training)
+
+    @override
     def score(
         self, data: Sequence[Datum], temperature: float, *, keep: str = ""
     ) -> list[list[float]]:
         self._kept = None
-        if not keep or not gradients.can_keep(self.policy, data):
-            return gradients.score(self.policy, data, temperature)
-        kept = gradients.forward(self.policy, data, temperature)
-        self._kept = keep, kept
-        return kept.logprobs(len(data))
+        if keep and gradients.can_keep(self.policy, data):
+            # The rows of the backward pass, so that the sums do not depend on what is kept.
+            plan = self._plan(data, training=True)
+            if self.planner.holds(plan):
+                kept = memory.attempt(
+                    self.policy, plan, lambda: gradients.forward(self.policy, data, temperature)
+                )
+                self._kept = keep, kept
+                return kept.logprobs(len(data))
+        return memory.attempt(
+            self.policy,
+            self._plan(data, training=False),
+            lambda: gradients.score(self.policy, data, temperature),
+        )
 
     @override
     def add_loss(
         self, data: Sequence[Datum], spec: LossSpec, temperature: float, group_size: int | None
     ) -> Tally:
         self._kept = None
-        return gradients.add_loss(self.policy, data, spec, temperature, group_size)
+        return memory.attempt(
+            self.policy,
+            self._plan(data, training=True),
+            lambda: gradients.add_loss(self.policy, data, spec, temperature, group_size),
+        )
 
     @override
     def add_weights(
@@ -136,15 +158,20 @@ class LocalCompute(Compute):
         forward: str = "",
     ) -> Tally:
         # The backward pass consumes the graph, so it is given up before.
-        kept, self._kept = self._kept, None
-        return gradients.add_weights(
+        graphs = [self._kept[1]] if self._kept and forward and self._kept[0] == forward else []
+        self._kept = None
+        return memory.attempt(
             self.policy,
-            data,
-            weights,
-            temperature,
-            given=given,
-            group_size=group_size,
-            kept=kept[1] if kept is not None and forward and kept[0] == forward else None,
+            self._plan(data, training=True),
+            lambda: gradients.add_weights(
+                self.policy,
+                data,
+                weights,
+                temperature,
+                given=given,
+                group_size=group_size,
+                kept=graphs.pop() if graphs else None,
+            ),
         )
 
     @override
@@ -173,3 +200,10 @@ class LocalCompute(Compute):
     def reset(self) -> None:
         self._kept = None
         self.policy.reset()
+
+    def _plan(self, data: Sequence[Datum], *, training: bool) -> Plan:
+        cut = self.planner.training if training else self.planner.scoring
+        try:
+            return cut(data, self.policy.row_tokens)
+        except TooLargeError as error:
+            raise memory.too_large(error, data) from error

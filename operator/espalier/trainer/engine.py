@@ -228,10 +228,13 @@ class Engine:
 
     def _gradients(self, command: Command, body: bytes) -> Answer:
         work = gradient_command(self.compute, self.log, command.kind, body)
+        self.compute.admit(work.data, training=True)
         record = self.log.begin(command.key, command.kind, body)
         try:
             tally = work.add()
-            result = ForwardBackwardResult(metrics=tally.answer_metrics(), num_datums=work.datums)
+            result = ForwardBackwardResult(
+                metrics=tally.answer_metrics(), num_datums=len(work.data)
+            )
             self.log.finish(record, 200, result.model_dump_json(), pending=True)
         except Exception:
             self._undo(record)
@@ -241,6 +244,8 @@ class Engine:
 
     def _forward(self, command: Command, request: ForwardRequest, body: bytes) -> Answer:
         data = forward_data(self.compute.limits, request)
+        # A forward is there to be differentiated.
+        self.compute.admit(data, training=True)
         record = self.log.begin(command.key, command.kind, body)
         try:
             scored = self.compute.score(data, request.temperature, keep=forward_id(record))

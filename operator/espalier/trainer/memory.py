@@ -10,13 +10,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from espalier.trainer import plan
 from espalier.trainer.data import Datum
@@ -38,9 +38,15 @@ MEMORY_VARIABLE = "ESPALIER_MEMORY_BYTES"
 USABLE = 0.85
 # A row shorter than this gains less from being cut again than checkpointing costs.
 SHORTEST_ROW = 64
-_CGROUP_LIMITS = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+# Limit, use, and what of the use is file cache that the kernel drops under pressure.
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
 _GIB = 1 << 30
 
@@ -58,11 +64,16 @@ class TooLargeError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch cut into rows; ``needed`` is the predicted peak in bytes of the largest."""
+    """How to cut a batch; ``needed`` is the predicted peak in bytes of the largest row."""
 
-    rows: tuple[Row, ...]
+    row_tokens: int
     checkpointing: bool
     needed: int
+    rows: tuple[Row, ...]
+
+    def careful(self) -> Plan:
+        """What is left to try when the prediction was too low."""
+        return replace(self, row_tokens=max(1, self.row_tokens // 2), checkpointing=True)
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,14 @@ class Planner:
                 return found
         raise self._too_large(found)
 
+    def holds(self, found: Plan) -> bool:
+        """Whether the graphs of all rows fit at once, as keeping a forward needs."""
+        kept = sum(
+            plan.saved_bytes(self.shape, plan.row_size(row), checkpointing=found.checkpointing)
+            for row in found.rows
+        )
+        return int(self.correction * kept) + found.needed <= self.available
+
     def needed(self, row: Row, *, checkpointing: bool | None) -> int:
         """The predicted peak of a row in bytes; ``None``: without gradients."""
         size, chunk = plan.row_size(row), self.chunk_elements
@@ -110,7 +129,7 @@ class Planner:
     def _cut(self, data: Sequence[Datum], budget: int, *, checkpointing: bool | None) -> Plan:
         rows = pack(data, budget)
         needed = max((self.needed(row, checkpointing=checkpointing) for row in rows), default=0)
-        return Plan(tuple(rows), bool(checkpointing), needed)
+        return Plan(budget, bool(checkpointing), needed, tuple(rows))
 
     def _too_large(self, closest: Plan) -> TooLargeError:
         checkpointing = closest.checkpointing or None
@@ -187,24 +206,33 @@ def read_available(device: torch.device, environment: Mapping[str, str], reserve
 def free_host_memory(cgroup: Path, meminfo: Path) -> int:
     """Bytes until the control group's limit (version 2 or 1) or the machine's end."""
     free = []
-    for limit, usage in _CGROUP_LIMITS:
+    for limit, usage, stat, cache in _CGROUP_FILES:
         if (cgroup / limit).exists():
             given = (cgroup / limit).read_text().strip()
             if given != "max":
-                free.append(int(given) - int((cgroup / usage).read_text()))
+                used = int((cgroup / usage).read_text()) - _counter(cgroup / stat, cache)
+                free.append(int(given) - used)
     for line in meminfo.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             free.append(1024 * int(line.split()[1]))
     return max(0, min(free))
 
 
-def too_large(error: TooLargeError, field: str) -> CommandError:
+def _counter(path: Path, name: str) -> int:
+    counters = dict(line.split() for line in path.read_text().splitlines())
+    return int(counters.get(name, 0))
+
+
+def too_large(error: TooLargeError, data: Sequence[Datum]) -> CommandError:
     """413: refused before anything was logged or computed."""
+    trajectory = data[error.datum].trajectory
+    turn = sum(datum.trajectory == trajectory for datum in data[: error.datum])
     return CommandError(
         413,
         "BatchTooLarge",
-        f"{field} of {error.tokens} tokens needs {error.needed / _GIB:.3g} GiB even alone and with "
-        f"activation checkpointing; {error.available / _GIB:.3g} GiB are available",
+        f"inputs[{trajectory}].samples[{turn}] of {error.tokens} tokens needs "
+        f"{error.needed / _GIB:.3g} GiB even alone and with activation checkpointing; "
+        f"{error.available / _GIB:.3g} GiB are available",
         "lower sampling.maxTokens, shorten the prompt, or give the trainer more memory "
         "(spec.trainer.template)",
     )
@@ -221,8 +249,47 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def accumulated_apart(parameters: Mapping[str, Any]) -> Iterator[None]:
-    """What is added to the gradients inside is added to those before only if all of it succeeds."""
+def cut_by(policy: Policy, chosen: Plan) -> Iterator[None]:
+    """The policy packs rows and checkpoints layers as the plan says."""
+    before = policy.row_tokens, policy.checkpointing
+    policy.row_tokens, policy.checkpointing = chosen.row_tokens, chosen.checkpointing
+    try:
+        yield
+    finally:
+        policy.row_tokens, policy.checkpointing = before
+
+
+def attempt(policy: Policy, chosen: Plan, work: Callable[[], T]) -> T:
+    """Runs work under the plan, once more and carefully if memory runs out, else raises 507.
+
+    Gradients that a failed attempt added are gone, those from before stay.
+    """
+    for current in (chosen, chosen.careful()):
+        try:
+            with _accumulated_apart(policy.parameters), cut_by(policy, current):
+                return work()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error).partition("\n")[0] or type(error).__name__
+            logger.warning("rows of %d tokens: out of memory: %s", current.row_tokens, said)
+        # Outside the handler, so that the traceback no longer holds the attempt's tensors.
+        if policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+    raise CommandError(
+        507,
+        "OutOfMemory",
+        f"an allocation failed ({said}), again with rows of {current.row_tokens} tokens and "
+        f"activation checkpointing; {chosen.needed / _GIB:.3g} GiB were predicted; nothing of this "
+        "call was accumulated",
+        "send smaller batches, lower sampling.maxTokens, or give the trainer more memory "
+        "(spec.trainer.template)",
+    )
+
+
+@contextmanager
+def _accumulated_apart(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Gradients added inside join those from before only if all of it succeeds."""
     before = {name: parameter.grad for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
@@ -236,28 +303,6 @@ def accumulated_apart(parameters: Mapping[str, Any]) -> Iterator[None]:
         held = before[name]
         if held is not None:
             parameter.grad = held if parameter.grad is None else held.add_(parameter.grad)
-
-
-def twice(attempt: Callable[[bool], T], available: int) -> T:
-    """``attempt(False)``; if memory runs out, ``attempt(True)`` which must need less; else 507."""
-    for careful in (False, True):
-        try:
-            return attempt(careful)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            logger.warning("out of memory (%s), careful: %s", error, careful)
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    raise CommandError(
-        507,
-        "OutOfMemory",
-        f"an allocation failed ({said}), again with rows of half the size and activation "
-        f"checkpointing; {available / _GIB:.3g} GiB were available at start; nothing of this call "
-        "was accumulated",
-        "send smaller batches, lower sampling.maxTokens, or give the trainer more memory",
-    )
 
 
 def _budgets(row_tokens: int) -> Iterator[int]:

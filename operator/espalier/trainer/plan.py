@@ -100,7 +100,7 @@ def shape_of(config: Any, *, dtype_bytes: int, rank: int, trained: int) -> Model
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        intermediate=int(config.intermediate_size),
+        intermediate=int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size),
         vocabulary=int(config.vocab_size),
         tied=bool(getattr(config, "tie_word_embeddings", False)),
         dtype_bytes=dtype_bytes,
