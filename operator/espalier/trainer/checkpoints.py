@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -84,25 +85,12 @@ def write(
     """Commits a checkpoint; False if the very same one was there. Raises VolumeFull (507)."""
     rank, alpha = compute.lora
     with store.staging("checkpoint") as staged:
-        save_file(_on_cpu(proposal.parameters), staged / ADAPTER_FILE, {"format": "pt"})
-        save_file(_on_cpu(proposal.moments.tensors()), staged / OPTIMIZER_FILE)
-        config = json.dumps(compute.adapter_config(), sort_keys=True, indent=1)
-        (staged / ADAPTER_CONFIG).write_text(config)
-        (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
+        _fill(staged, proposal.parameters, proposal.moments, compute.adapter_config(), state)
         row = {"step": state.step, "run_step": state.run_step, **state.metrics}
         (staged / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         lines = [json.dumps(rollout) + "\n" for rollout in rollouts]
         (staged / "rollouts.jsonl").write_text("".join(lines))
-        metadata = {
-            **state.model_dump(include={"model", "run", "step", "run_step", "branch", "epoch"}),
-            "base": base,
-            "parent": state.parent,
-            "parent_name": state.parent_name,
-            "session": key.session,
-            "seq": key.seq,
-            "lora_rank": rank,
-            "lora_alpha": alpha,
-        }
+        metadata = _metadata(state, key, base=base, rank=rank, alpha=alpha)
         return store.commit("checkpoint", staged, metadata)
 
 
@@ -143,20 +131,10 @@ def write_imported(
         ),
     }
     with store.staging("checkpoint") as staged:
-        save_file(parameters, staged / ADAPTER_FILE, {"format": "pt"})
-        save_file(fresh_moments(parameters).tensors(), staged / OPTIMIZER_FILE)
-        (staged / ADAPTER_CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
-        (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
-        metadata = {
-            **state.model_dump(include={"model", "run", "step", "run_step", "branch", "epoch"}),
-            "base": base,
-            "parent": "",
-            "parent_name": "",
-            "session": "import",
-            "seq": 0,
-            "lora_rank": adapter.rank,
-            "lora_alpha": adapter.alpha,
-        }
+        _fill(staged, parameters, fresh_moments(parameters), config, state)
+        metadata = _metadata(
+            state, Key("import", 0), base=base, rank=adapter.rank, alpha=adapter.alpha
+        )
         return store.commit("checkpoint", staged, metadata)[0]
 
 
@@ -209,6 +187,30 @@ def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Com
         metrics=state.metrics,
         created=created,
     )
+
+
+def _fill(
+    staged: Path, parameters: State, moments: Moments, config: dict[str, Any], state: StepState
+) -> None:
+    """The files that every checkpoint has."""
+    save_file(_on_cpu(parameters), staged / ADAPTER_FILE, {"format": "pt"})
+    save_file(_on_cpu(moments.tensors()), staged / OPTIMIZER_FILE)
+    (staged / ADAPTER_CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
+    (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
+
+
+def _metadata(state: StepState, key: Key, *, base: str, rank: int, alpha: int) -> dict[str, Any]:
+    """What the manifest says of a checkpoint besides its files."""
+    return {
+        **state.model_dump(include={"model", "run", "step", "run_step", "branch", "epoch"}),
+        "base": base,
+        "parent": state.parent,
+        "parent_name": state.parent_name,
+        "session": key.session,
+        "seq": key.seq,
+        "lora_rank": rank,
+        "lora_alpha": alpha,
+    }
 
 
 def _on_cpu(tensors: State) -> State:

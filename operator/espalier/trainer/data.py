@@ -45,6 +45,13 @@ class Datum:
     token_weights: tuple[float, ...] = ()
 
     @property
+    def family(self) -> tuple[str, int]:
+        """Names the datums that share a prompt: a group, or a trajectory without one."""
+        if self.group is None:
+            return "trajectory", self.trajectory
+        return "group", self.group
+
+    @property
     def advantages(self) -> tuple[float, ...]:
         """One per output token."""
         return self.token_advantages or (self.advantage,) * len(self.output)

@@ -59,13 +59,8 @@ class KeptForward:
 
 def score(policy: Policy, data: Sequence[Datum], temperature: float) -> list[list[float]]:
     """Log-probs of every datum's output tokens, without gradients."""
-    result: list[list[float]] = [[] for _ in data]
     with torch.no_grad():
-        for row in pack(data, policy.row_tokens):
-            logprobs = policy.evaluate(row, temperature).logprobs.cpu()
-            for span in row.spans:
-                result[span.datum] = logprobs[span.start : span.stop].tolist()
-    return result
+        return forward(policy, data, temperature).logprobs(len(data))
 
 
 def can_keep(policy: Policy, data: Sequence[Datum]) -> bool:
@@ -152,14 +147,10 @@ def _by_gradient(data: Sequence[Datum], spec: LossSpec) -> list[tuple[Sequence[D
 
     A group stays together, because its samples share their prompt's computation.
     """
-
-    def group(datum: Datum) -> tuple[str, int]:
-        return ("group", datum.group) if datum.group is not None else ("one", datum.trajectory)
-
-    moving = {group(d) for d in data if not spec.is_still(d.advantages, d.weights)}
+    moving = {d.family for d in data if not spec.is_still(d.advantages, d.weights)}
     parts = (
-        ([d for d in data if group(d) in moving], True),
-        ([d for d in data if group(d) not in moving], False),
+        ([d for d in data if d.family in moving], True),
+        ([d for d in data if d.family not in moving], False),
     )
     return [part for part in parts if part[0]]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from espalier.trainer.data import Datum
+from espalier.trainer.plan import balance
 
 Share = list[int]
 
@@ -25,21 +26,21 @@ def plan(data: Sequence[Datum], ranks: int, attention: float) -> list[Share]:
     A group shares its prompt, so it stays on one rank unless it is more than a rank's fair share
     of the work; then its trajectories are spread and the prompt is computed more than once. A
     trajectory is never split. ``attention``: the cost of attending to one token relative to a
-    token's linear layers. Greedy, longest first (Graham 1969).
+    token's linear layers.
     """
     together: dict[tuple[str, int], list[int]] = defaultdict(list)
     for index, datum in enumerate(data):
-        together[_group(datum)].append(index)
+        together[datum.family].append(index)
     units = [_unit(data, members, attention) for members in together.values()]
     fair = sum(unit.work for unit in units) / ranks
-    pieces = [p for unit in units for p in _pieces(data, unit, fair, attention)]
-    shares: list[Share] = [[] for _ in range(ranks)]
-    loads = [0.0] * ranks
-    for piece in sorted(pieces, key=lambda piece: (-piece.work, piece.members)):
-        rank = loads.index(min(loads))
-        shares[rank] += piece.members
-        loads[rank] += piece.work
-    return [sorted(share) for share in shares]
+    pieces = sorted(
+        (p for unit in units for p in _pieces(data, unit, fair, attention)),
+        key=lambda piece: piece.members,
+    )
+    return [
+        sorted(index for piece in chosen for index in pieces[piece].members)
+        for chosen in balance([piece.work for piece in pieces], ranks)
+    ]
 
 
 def work(data: Sequence[Datum], attention: float) -> float:
@@ -55,12 +56,6 @@ def work(data: Sequence[Datum], attention: float) -> float:
         total += new + attention * (shared + len(path) + 1) * new / 2
         before = path
     return total
-
-
-def _group(datum: Datum) -> tuple[str, int]:
-    if datum.group is None:
-        return "trajectory", datum.trajectory
-    return "group", datum.group
 
 
 def _unit(data: Sequence[Datum], members: Sequence[int], attention: float) -> _Unit:
