@@ -273,6 +273,12 @@ class TrainableModelSpec(Type):
             ("self == oldSelf", "storage is immutable: create another TrainableModel")
         ),
     )
+    deletion_policy: Literal["Retain", "Delete"] = Field(
+        default="Retain",
+        description="deletionPolicy of the bytes. Retain: deleting a Checkpoint or this model "
+        "leaves them on the volume, where espalier adopt finds them. Delete: the bytes of a "
+        "deleted Checkpoint are removed, and deleting this model deletes its Checkpoints.",
+    )
 
 
 class Resolved(Type):

@@ -201,6 +201,35 @@ class Taskset(Type):
     )
 
 
+class KeepBest(Type):
+    """The checkpoints with the highest values of a metric."""
+
+    metric: str = Field(
+        description="metric of a Checkpoint's status, for example reward/mean; the highest values "
+        "are the best.",
+        min_length=1,
+        max_length=64,
+    )
+    count: int = Field(ge=1, le=1000, description="count of the checkpoints to keep.")
+
+
+class CheckpointPolicy(Type):
+    """Which checkpoints of a run are kept; what no rule keeps and nothing needs is deleted."""
+
+    keep_last: int | None = Field(
+        default=None, ge=1, le=100000, description="keepLast keeps this many of the newest."
+    )
+    keep_every_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=10000000,
+        description="keepEverySteps keeps those whose step is a multiple of it.",
+    )
+    keep_best: KeepBest | None = Field(
+        default=None, description="keepBest keeps those with the highest values of a metric."
+    )
+
+
 class TrainingRunSpec(Type):
     """The desired run. Only Git or a user writes it."""
 
@@ -241,6 +270,12 @@ class TrainingRunSpec(Type):
     sampling: Sampling = Field(default_factory=Sampling, description="sampling of completions.")
     taskset: Taskset | None = Field(
         default=None, description="taskset of the Runner; unused by driver Client."
+    )
+    checkpoint: CheckpointPolicy | None = Field(
+        default=None,
+        description="checkpoint says which of the run's Checkpoints are kept: those that any of "
+        "its rules names, and always what heads, forks or resuming need. Every one if unset. "
+        "Whether their bytes go as well says the model's deletionPolicy.",
     )
     suspend: bool | None = Field(
         default=None,

@@ -10,7 +10,7 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.core.lineage import Lineage, grow, root_of
+from espalier.core.lineage import Lineage, grow, recorded_bases, root_of
 from espalier.core.manifests.labels import Role
 from espalier.core.pods import Job, Pod, read_job, read_pod
 from espalier.kube.cache import Cache
@@ -72,7 +72,7 @@ class Snapshot:
         """The lines of descent of a model's checkpoints."""
         model = self.model(namespace, name)
         root = root_of(model, self.origin(model)) if model is not None else None
-        return grow(self.checkpoints(namespace, name), root)
+        return grow(self.checkpoints(namespace, name), root, recorded_bases(model))
 
     def origin(self, model: TrainableModel) -> Checkpoint | None:
         """The checkpoint that a model forks from, if it does and the checkpoint exists."""

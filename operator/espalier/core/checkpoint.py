@@ -56,7 +56,7 @@ def is_superseded(name: str, heads: Sequence[CheckpointHead], lineage: Lineage) 
         return ""
     status = leader.status
     base = status.branch_base.name if status.branch_base else ""
-    if any(c.metadata.name == name for c in lineage.line(status.branch, base)):
+    if lineage.on_line(name, status.branch, base):
         return ""
     return f"training goes on at branch {status.branch} from {base or 'the base'}"
 

@@ -40,6 +40,11 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Passed:
+    """The branch has grown past the commit, and its Checkpoint is gone: it was deleted."""
+
+
+@dataclass(frozen=True)
 class Fenced:
     """The commit stays out of the tree; its bytes stay on the volume."""
 
@@ -47,7 +52,7 @@ class Fenced:
     message: str
 
 
-Verdict = Accepted | Known | Fenced
+Verdict = Accepted | Known | Passed | Fenced
 
 
 def judge(commit: Commit, model: str, lineage: Lineage, head: CheckpointHead | None) -> Verdict:
@@ -59,6 +64,8 @@ def judge(commit: Commit, model: str, lineage: Lineage, head: CheckpointHead | N
         return Fenced("NameTaken", f"{commit.name} is another checkpoint, {known.spec.digest}")
     if commit.model != model:
         return Fenced("WrongModel", f"{commit.name} is a commit of model {commit.model}")
+    if _passed(commit, lineage):
+        return Passed()
     start, epoch = _growing_point(commit, lineage)
     if start is None:
         return Fenced(
@@ -67,6 +74,16 @@ def judge(commit: Commit, model: str, lineage: Lineage, head: CheckpointHead | N
     if head is not None:
         epoch = max(epoch, request.fence(head, commit.branch))
     return _misfit(commit, start, epoch) or Accepted(start)
+
+
+def _passed(commit: Commit, lineage: Lineage) -> bool:
+    """Whether the commit is below the tip of its branch, and of no later epoch than what follows.
+
+    A trainer tells all of its commits to every new operator, those deleted since included.
+    """
+    line = lineage.by_branch.get(commit.branch, [])
+    after = next((c for c in line if c.spec.step > commit.step), None)
+    return after is not None and commit.epoch <= after.spec.epoch
 
 
 def _misfit(commit: Commit, start: Point, epoch: int) -> Fenced | None:

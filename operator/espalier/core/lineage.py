@@ -1,16 +1,19 @@
 """The checkpoints of one model as lines of descent.
 
 Inside a branch steps are a line, so a branch is its base and the checkpoints that carry its name.
+That holds as well when some of them are gone: retention and people delete Checkpoints, and what is
+left of a branch stays in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainablemodel import TrainableModel
-from espalier.core.names import MAIN
+from espalier.core.names import MAIN, parse_checkpoint_name
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,16 @@ def point(checkpoint: Checkpoint) -> Point:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The checkpoints of one model. ``root`` is None while a fork's source is not known."""
+    """The checkpoints of one model. ``root`` is None while a fork's source is not known.
+
+    ``bases`` are the bases of branches as recorded before: what the first checkpoint of a branch
+    says, should that one be gone.
+    """
 
     root: Point | None
     by_name: dict[str, Checkpoint]
     by_branch: dict[str, list[Checkpoint]]
+    bases: Mapping[str, str] = field(default_factory=dict)
 
     def place(self, name: str) -> Point | None:
         """The place of that name: one of the model's checkpoints, its root, or the base."""
@@ -53,24 +61,42 @@ class Lineage:
 
     def base(self, branch: str) -> str:
         """The name of the checkpoint that a branch grows from; empty for the model's base."""
+        if branch in self.bases:
+            return self.bases[branch]
         line = self.by_branch.get(branch)
         return parent_name(line[0]) if line else ""
 
     def line(self, branch: str, branch_base: str = "") -> list[Checkpoint]:
         """The branch and its ancestors, oldest first; an empty branch starts at ``branch_base``."""
-        line = list(reversed(self.by_branch.get(branch, [])))
-        name = parent_name(line[-1]) if line else branch_base
-        seen = {checkpoint.metadata.name for checkpoint in line}
-        while name in self.by_name and name not in seen:
-            seen.add(name)
-            line.append(self.by_name[name])
-            name = parent_name(line[-1])
-        return list(reversed(line))
+        stretches = list(self._stretches(branch, branch_base))
+        return [c for name, end in reversed(stretches) for c in self.by_branch[name][:end]]
+
+    def on_line(self, name: str, branch: str, branch_base: str = "") -> bool:
+        """Whether ``line`` has the checkpoint of that name."""
+        found = self.by_name.get(name)
+        if found is None:
+            return False
+        for stretch, end in self._stretches(branch, branch_base):
+            if stretch == found.spec.branch:
+                return end > 0 and found.spec.step <= self.by_branch[stretch][end - 1].spec.step
+        return False
+
+    def before(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """The nearest ancestor that is still there; None at the root."""
+        line = self.by_branch[checkpoint.spec.branch]
+        at = _upto(line, checkpoint.spec.step - 1)
+        if at:
+            return line[at - 1]
+        start = self._at(self.base(checkpoint.spec.branch))
+        found = next((s for s in self._below(start, {checkpoint.spec.branch}) if s[1]), None)
+        return self.by_branch[found[0]][found[1] - 1] if found else None
 
     def newest(self, branch: str, branch_base: str = "") -> Point | None:
         """Where training on that branch stands; None while a fork's source is not known."""
-        line = self.line(branch, branch_base)
-        return point(line[-1]) if line else self.root
+        for stretch, end in self._stretches(branch, branch_base):
+            if end:
+                return point(self.by_branch[stretch][end - 1])
+        return self.root
 
     def live_branch(self) -> str:
         """The branch that training went on with last, told from the checkpoints alone."""
@@ -80,17 +106,59 @@ class Lineage:
         return max(tips, key=lambda tip: (tip.spec.epoch, tip.spec.step)).spec.branch
 
     def last_epoch(self) -> int:
-        """The highest epoch that any checkpoint was committed under; 0 without checkpoints."""
-        return max((c.spec.epoch for c in self.by_name.values()), default=0)
+        """The highest epoch that any checkpoint was committed under; 0 without checkpoints.
+
+        Along a branch epochs never fall, so the tips tell.
+        """
+        return max((line[-1].spec.epoch for line in self.by_branch.values()), default=0)
+
+    def _stretches(self, branch: str, branch_base: str) -> Iterator[tuple[str, int]]:
+        """The branches of a line, newest first, and how many checkpoints of each lie on it."""
+        line = self.by_branch.get(branch)
+        if line:
+            yield branch, len(line)
+            branch_base = self.base(branch)
+        yield from self._below(self._at(branch_base), {branch} if line else set())
+
+    def _below(self, start: tuple[str, int] | None, seen: set[str]) -> Iterator[tuple[str, int]]:
+        """The stretches from a place down to the root; ``seen`` ends a cycle."""
+        while start is not None and start[0] not in seen:
+            branch, step = start
+            seen.add(branch)
+            yield branch, _upto(self.by_branch[branch], step)
+            start = self._at(self.base(branch))
+
+    def _at(self, name: str) -> tuple[str, int] | None:
+        """Branch and step of that name, of a checkpoint that is gone as well; None for no own."""
+        if found := self.by_name.get(name):
+            return found.spec.branch, found.spec.step
+        if not name or not self.by_name or (self.root is not None and self.root.name == name):
+            return None
+        model = next(iter(self.by_name.values())).spec.model_ref.name
+        parsed = parse_checkpoint_name(model, name)
+        return parsed if parsed is not None and parsed[0] in self.by_branch else None
 
 
-def grow(checkpoints: Iterable[Checkpoint], root: Point | None) -> Lineage:
+def _upto(line: list[Checkpoint], step: int) -> int:
+    """How many of a branch's checkpoints are of at most that step."""
+    return bisect_right(line, step, key=lambda checkpoint: checkpoint.spec.step)
+
+
+def grow(
+    checkpoints: Iterable[Checkpoint], root: Point | None, bases: Mapping[str, str] | None = None
+) -> Lineage:
     """The lineage of a model's own checkpoints."""
     by_name = {checkpoint.metadata.name: checkpoint for checkpoint in checkpoints}
     by_branch: dict[str, list[Checkpoint]] = {}
     for checkpoint in sorted(by_name.values(), key=lambda c: (c.spec.step, c.metadata.name)):
         by_branch.setdefault(checkpoint.spec.branch, []).append(checkpoint)
-    return Lineage(root, by_name, by_branch)
+    return Lineage(root, by_name, by_branch, bases or {})
+
+
+def recorded_bases(model: TrainableModel | None) -> dict[str, str]:
+    """The bases of branches as the model's status has them."""
+    tree = model.status.tree if model is not None else None
+    return {branch.name: branch.base for branch in tree.branches} if tree is not None else {}
 
 
 def parent_name(checkpoint: Checkpoint) -> str:

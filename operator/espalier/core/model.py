@@ -67,7 +67,7 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         resolved=view.source.resolved,
         root_checkpoint_ref=ObjectRef(name=origin.name) if origin and resolved else None,
         endpoint=Endpoint(slug=name, url=view.gateway_url),
-        tree=tree.grown(view.lineage, view.heads, name),
+        tree=tree.grown(view.lineage, view.heads, name, model.status.tree),
         conditions=conditions.settle(
             model.status.conditions, findings, model.metadata.generation, now
         ),

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 MAIN = "main"
 BASE = "base"
 DIGEST_PREFIX = "sha256:"
 # Enough to be unique on a volume, short enough to read.
 ADAPTER_DIGEST_CHARS = 12
+_CHECKPOINT = re.compile(r"(?:(?P<branch>b[0-9]+)-)?(?P<step>[0-9]{6,})")
 
 
 def checkpoint_name(model: str, branch: str, step: int) -> str:
     """``<model>-<step>`` on main, ``<model>-b<epoch>-<step>`` elsewhere; six digits."""
     infix = "" if branch == MAIN else f"{branch}-"
     return f"{model}-{infix}{step:06d}"
+
+
+def parse_checkpoint_name(model: str, name: str) -> tuple[str, int] | None:
+    """Branch and step of a checkpoint's name; None if it is none of the model's."""
+    found = _CHECKPOINT.fullmatch(name.removeprefix(f"{model}-"))
+    if found is None or not name.startswith(f"{model}-"):
+        return None
+    return found["branch"] or MAIN, int(found["step"])
 
 
 def branch_name(epoch: int) -> str:
@@ -49,6 +60,11 @@ def rollout_name(model: str) -> str:
 def importer_name(model: str) -> str:
     """Job that copies the model's base to the volume."""
     return f"{model}-import"
+
+
+def collector_name(model: str) -> str:
+    """Job that removes the bytes of a model's deleted checkpoints."""
+    return f"{model}-collect"
 
 
 def runner_name(run: str) -> str:

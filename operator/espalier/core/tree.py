@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import decimal
 from espalier.api.trainablemodel import Branch, Tree
 from espalier.core.checkpoint import is_superseded
-from espalier.core.lineage import Lineage, parent_name
+from espalier.core.lineage import Lineage, grow, parent_name
 from espalier.core.names import MAIN
 
 REWARD = "reward/mean"
 MAX_BRANCHES = 256
 
 
-def grown(lineage: Lineage, model_heads: Sequence[CheckpointHead], leader: str) -> Tree:
-    """The tree as the model's status shows it; ``leader`` is the name of the model's own head."""
+def grown(
+    lineage: Lineage,
+    model_heads: Sequence[CheckpointHead],
+    leader: str,
+    before: Tree | None = None,
+) -> Tree:
+    """The tree as the model's status shows it; ``leader`` is the name of the model's own head.
+
+    ``before`` is the tree as it was: what it says of a branch outlives the checkpoints that are
+    deleted.
+    """
     current = next(
         (
             head.status.current.name
@@ -26,8 +35,9 @@ def grown(lineage: Lineage, model_heads: Sequence[CheckpointHead], leader: str) 
         ),
         "",
     )
+    known = {branch.name: branch for branch in before.branches} if before is not None else {}
     branches = [
-        _branch(name, lineage, model_heads, current)
+        _branch(name, lineage, model_heads, current, known)
         for name in sorted(lineage.by_branch, key=_order)[-MAX_BRANCHES:]
     ]
     return Tree(checkpoints=len(lineage.by_name), branches=branches)
@@ -39,15 +49,21 @@ def _order(branch: str) -> int:
 
 
 def _branch(
-    name: str, lineage: Lineage, model_heads: Sequence[CheckpointHead], current: str
+    name: str,
+    lineage: Lineage,
+    model_heads: Sequence[CheckpointHead],
+    current: str,
+    known: Mapping[str, Branch],
 ) -> Branch:
-    line = lineage.by_branch[name]
+    line, before = lineage.by_branch[name], known.get(name)
     rewards = [value for checkpoint in line if (value := reward(checkpoint)) is not None]
+    if before is not None and before.best_reward is not None:
+        rewards.append(before.best_reward)
     tip = line[-1].metadata.name
     return Branch(
         name=name,
         base=lineage.base(name),
-        first_step=line[0].spec.step,
+        first_step=min([line[0].spec.step, *([before.first_step] if before else [])]),
         last_step=line[-1].spec.step,
         tip=tip,
         best_reward=max(rewards, key=decimal) if rewards else None,
@@ -64,14 +80,12 @@ def reward(checkpoint: Checkpoint) -> str | None:
 def render(tree: Tree, checkpoints: Iterable[Checkpoint]) -> list[str]:
     """The tree in the manner of ``git log --graph``, newest first, the head marked by ``>``."""
     by_name = {checkpoint.metadata.name: checkpoint for checkpoint in checkpoints}
-    by_branch: dict[str, list[Checkpoint]] = {}
-    for checkpoint in sorted(by_name.values(), key=lambda c: c.spec.step):
-        by_branch.setdefault(checkpoint.spec.branch, []).append(checkpoint)
+    lineage = grow(by_name.values(), None, {branch.name: branch.base for branch in tree.branches})
     width = max((len(name) for name in by_name), default=0)
     lines: list[str] = []
     # What each lane of the drawing leads down to.
     lanes: list[str] = []
-    for checkpoint in _newest_first(by_branch, tree):
+    for checkpoint in _newest_first(lineage, tree):
         name = checkpoint.metadata.name
         _join(lanes, name, lines)
         if name not in lanes:
@@ -79,7 +93,12 @@ def render(tree: Tree, checkpoints: Iterable[Checkpoint]) -> list[str]:
         lane = lanes.index(name)
         graph = " ".join("*" if i == lane else "|" for i in range(len(lanes)))
         lines.append(f"{graph} {_label(checkpoint, width)}".rstrip())
-        lanes[lane] = parent_name(checkpoint)
+        ancestor = lineage.before(checkpoint)
+        start, below = _below(checkpoint, ancestor, tree)
+        lanes[lane] = start
+        if (gone := checkpoint.spec.step - below - 1) > 0:
+            graph = " ".join(":" if i == lane else "|" for i in range(len(lanes)))
+            lines.append(f"{graph} {gone} deleted")
     roots = [name for name in dict.fromkeys(lanes) if name not in by_name]
     for root in roots:
         _join(lanes, root, lines)
@@ -87,12 +106,23 @@ def render(tree: Tree, checkpoints: Iterable[Checkpoint]) -> list[str]:
     return lines
 
 
-def _newest_first(by_branch: dict[str, list[Checkpoint]], tree: Tree) -> list[Checkpoint]:
+def _below(checkpoint: Checkpoint, ancestor: Checkpoint | None, tree: Tree) -> tuple[str, int]:
+    """Name and step of what lies below: an ancestor that is left, or what the line grew from."""
+    if ancestor is not None:
+        return ancestor.metadata.name, ancestor.spec.step
+    branch = next((b for b in tree.branches if b.name == checkpoint.spec.branch), None)
+    if branch is None:
+        return parent_name(checkpoint), checkpoint.spec.step - 1
+    return branch.base, branch.first_step - 1
+
+
+def _newest_first(lineage: Lineage, tree: Tree) -> list[Checkpoint]:
     """Every checkpoint after all that grew from it; side branches just above their base."""
+    by_branch = lineage.by_branch
     order = {branch.name: position for position, branch in enumerate(tree.branches)}
     names = sorted(by_branch, key=lambda name: (order.get(name, len(order)), _order(name)))
-    bases = {name: parent_name(by_branch[name][0]) for name in names}
-    known = {c.metadata.name for line in by_branch.values() for c in line}
+    below = {name: lineage.before(by_branch[name][0]) for name in names}
+    bases = {name: base.metadata.name if base else "" for name, base in below.items()}
 
     def walk(branch: str) -> Iterable[Checkpoint]:
         for checkpoint in reversed(by_branch[branch]):
@@ -101,7 +131,7 @@ def _newest_first(by_branch: dict[str, list[Checkpoint]], tree: Tree) -> list[Ch
                     yield from walk(child)
             yield checkpoint
 
-    return [c for name in names if bases[name] not in known for c in walk(name)]
+    return [c for name in names if not bases[name] for c in walk(name)]
 
 
 def _join(lanes: list[str], name: str, lines: list[str]) -> None:
