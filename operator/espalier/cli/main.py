@@ -17,8 +17,10 @@ from espalier.cli import checkpoint as checkpoints
 from espalier.cli import gateway
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.failure import CommandError
+from espalier.cli.git import WorkingTree
 from espalier.cli.heldout import choose
 from espalier.cli.kubectl import Kubectl
+from espalier.cli.promote import Wish, promote
 from espalier.cli.watch import follow
 from espalier.client import GatewayError
 from espalier.core.tree import REWARD, render
@@ -159,6 +161,37 @@ def evaluate(
     else:
         mean = f"mean reward {done.mean_reward:.3f} on {done.size} held-out tasks"
         typer.echo(f"{done.model}: {mean}")
+
+
+@app.command("promote")
+def promote_command(
+    context: typer.Context,
+    *,
+    git: Annotated[Path, typer.Option(help="Working tree of the repository.")],
+    head: Annotated[str, typer.Option(help="The head; the only one if not given.")] = "",
+    checkpoint: Annotated[
+        str, typer.Option(help="The checkpoint; the newest that passes if not given.")
+    ] = "",
+    path: Annotated[
+        Path | None, typer.Option(help="File of the head, from the repository's root.")
+    ] = None,
+    push: Annotated[bool, typer.Option("--push", help="Push the commit.")] = False,
+    namespace: Namespace = None,
+) -> None:
+    """Commit a pin of the head in Git, for a checkpoint that passed the head's gate."""
+
+    def of_namespace(declared: str) -> Kubectl:
+        return _kubectl(context, namespace or context.obj or declared or None)
+
+    wish = Wish(head=head, checkpoint=checkpoint, path=path)
+    done = promote(WorkingTree(git), of_namespace, wish, push=push)
+    said = f"{done.head} in {done.path}"
+    if done.commit:
+        typer.echo(f"pinned {said} to {done.checkpoint}: commit {done.commit}")
+    else:
+        typer.echo(f"{said} is pinned to {done.checkpoint} already")
+    if done.pushed:
+        typer.echo("pushed")
 
 
 @checkpoint_app.command()

@@ -34,9 +34,9 @@ def decide(
         Finding("InUse", "True", "Served", f"served by {', '.join(serving)}")
         if serving
         else Finding("InUse", "False", "NotServed", "no head serves it"),
-        Finding("Superseded", "True", "TrainingWentElsewhere", superseded)
+        Finding(conditions.SUPERSEDED, "True", "TrainingWentElsewhere", superseded)
         if superseded
-        else Finding("Superseded", "False", "OnTheLiveLine", ""),
+        else Finding(conditions.SUPERSEDED, "False", "OnTheLiveLine", ""),
     ]
     return CheckpointStatus(
         observed_generation=checkpoint.metadata.generation,

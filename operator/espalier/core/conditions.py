@@ -15,6 +15,7 @@ from espalier.api.meta import Condition
 READY = "Ready"
 RECONCILING = "Reconciling"
 STALLED = "Stalled"
+SUPERSEDED = "Superseded"
 
 TruthValue = Literal["True", "False", "Unknown"]
 MESSAGE_CHARS = 4096

@@ -1,0 +1,181 @@
+"""``espalier promote``: commits a pin of the head for a checkpoint that passed its gate.
+
+Each attempt reads the head from the newest commit and decides anew, so that two who promote at
+once cannot undo each other: whoever comes second is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.cli.failure import CommandError
+from espalier.cli.git import PushRejectedError, WorkingTree
+from espalier.cli.head_manifest import HeadManifest, ManifestError, heads
+from espalier.core import promotion
+
+ATTEMPTS = 5
+
+
+class Checkpoints(Protocol):
+    """Reads the Checkpoints of a namespace."""
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """The Checkpoint of this name."""
+
+    def checkpoints(self, model: str) -> Sequence[Checkpoint]:
+        """The Checkpoints of a model."""
+
+
+# Of the namespace that a manifest declares; empty when it leaves that to whoever applies it.
+Namespaces = Callable[[str], Checkpoints]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be promoted; empty: the only head, the newest checkpoint that passed."""
+
+    head: str = ""
+    checkpoint: str = ""
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The commit that pins the head; none when the last one already does."""
+
+    head: str
+    checkpoint: str
+    path: Path
+    commit: str
+    pushed: bool = False
+
+
+def promote(tree: WorkingTree, namespaces: Namespaces, wish: Wish, *, push: bool) -> Outcome:
+    """Commits the pin and pushes it.
+
+    Raises:
+        CommandError: with the reason why nothing was committed, or why it was not pushed.
+    """
+    if not push:
+        return _attempt(tree, namespaces, wish)[0]
+    upstream = tree.upstream()
+    seen: str | None = None
+    for _ in range(ATTEMPTS):
+        outcome, seen = _attempt(tree, namespaces, wish, seen)
+        try:
+            tree.push(upstream)
+        except PushRejectedError:
+            if outcome.commit:
+                tree.undo_commit()
+            tree.update(upstream)
+        else:
+            return replace(outcome, pushed=True)
+    raise CommandError(
+        f"{upstream.tracking} moved {ATTEMPTS} times meanwhile: nothing was promoted; try again"
+    )
+
+
+def _attempt(
+    tree: WorkingTree, namespaces: Namespaces, wish: Wish, seen: str | None = None
+) -> tuple[Outcome, str]:
+    """Commits the pin on the newest commit; also what the head was pinned to before.
+
+    ``seen`` is what an earlier attempt found there.
+    """
+    path, manifest = _find(tree, wish)
+    if seen is not None and manifest.pin != seen:
+        raise CommandError(
+            f"meanwhile {manifest.name} was {_held(manifest)} by someone else: nothing was "
+            "committed; promote again to replace that"
+        )
+    checkpoint = _choose(namespaces(manifest.namespace), manifest, wish.checkpoint)
+    commit = _commit(tree, path, manifest, checkpoint)
+    return Outcome(manifest.name, checkpoint.metadata.name, path, commit), manifest.pin
+
+
+def _find(tree: WorkingTree, wish: Wish) -> tuple[Path, HeadManifest]:
+    """The file of the head and what it says in the last commit."""
+    candidates = [wish.path] if wish.path is not None else tree.manifests()
+    found = []
+    for path in candidates:
+        for manifest in _read(tree, path, explicit=wish.path is not None):
+            if wish.head in ("", manifest.name):
+                found.append((path, manifest))
+    if len(found) == 1:
+        path, manifest = found[0]
+        if tree.is_edited(path):
+            raise CommandError(f"{path} has changes that are not committed: commit or stash them")
+        return path, manifest
+    what = f"CheckpointHead {wish.head}" if wish.head else "CheckpointHead"
+    if not found:
+        where = wish.path or f"the YAML files of {tree.path}"
+        raise CommandError(f"there is no {what} in {where}: name the file with --path")
+    listed = ", ".join(f"{manifest.name} in {path}" for path, manifest in found)
+    raise CommandError(f"there are several: {listed}. Choose with --head or --path")
+
+
+def _read(tree: WorkingTree, path: Path, *, explicit: bool) -> list[HeadManifest]:
+    file = tree.path / path
+    try:
+        # As bytes: Python would turn the line ends of other systems into its own.
+        return heads(file.read_bytes().decode())
+    except FileNotFoundError as error:
+        raise CommandError(f"{path} is not in {tree.path}") from error
+    except (ManifestError, UnicodeDecodeError) as error:
+        if explicit:
+            raise CommandError(f"{path}: {error}") from error
+        # Templates and other people's files are no business of ours.
+        return []
+
+
+def _choose(known: Checkpoints, manifest: HeadManifest, name: str) -> Checkpoint:
+    try:
+        if not name:
+            model = manifest.spec.model_ref.name
+            return promotion.newest(manifest.spec, known.checkpoints(model))
+        chosen = known.checkpoint(name)
+        promotion.check(manifest.spec, chosen)
+    except promotion.RefusedError as error:
+        raise CommandError(f"{manifest.name}: {error}") from error
+    return chosen
+
+
+def _commit(tree: WorkingTree, path: Path, manifest: HeadManifest, checkpoint: Checkpoint) -> str:
+    """The new commit; empty when the head is pinned there already."""
+    name = checkpoint.metadata.name
+    if manifest.pin == name:
+        return ""
+    try:
+        text = manifest.pinned(name)
+    except ManifestError as error:
+        raise CommandError(f"{path}: {error}") from error
+    file = tree.path / path
+    file.write_bytes(text.encode())
+    try:
+        return tree.commit(path, message(manifest, checkpoint))
+    except CommandError:
+        file.write_bytes(manifest.text.encode())
+        raise
+
+
+def message(manifest: HeadManifest, checkpoint: Checkpoint) -> str:
+    """What the commit says: which model, which checkpoint, and the metric that it was chosen by."""
+    gate = manifest.spec.gate
+    assert gate is not None  # or it would have been refused
+    name, value = checkpoint.metadata.name, promotion.measured(checkpoint, gate.metric)
+    return (
+        f"Pin {manifest.name} to {name}\n\n"
+        f"{gate.metric} {value} passes the gate of {gate.min}; the head was "
+        f"{_held(manifest)} before.\n\n"
+        f"Model: {checkpoint.spec.model_ref.name}\n"
+        f"Checkpoint: {name}\n"
+        f"Digest: {checkpoint.spec.digest}\n"
+    )
+
+
+def _held(manifest: HeadManifest) -> str:
+    return f"pinned to {manifest.pin}" if manifest.pin else "tracking"
