@@ -1,47 +1,37 @@
-"""The client against a gateway over real HTTP: keys, retries, deadlines, errors."""
+"""TrainingClient over real HTTP: sync and async, order, failures, calls that outlive a process."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from aiohttp import web
 from aiohttp.test_utils import TestServer
-from tests.runner.standin import StandIn, problem
+from tests.runner.standin import StandIn
 
-from espalier.api.wire import (
-    BackwardRequest,
-    ForwardBackwardRequest,
-    ForwardRequest,
-    OptimStepRequest,
+import espalier
+from espalier import (
+    CallPendingError,
+    ConfigurationError,
+    DeadlineError,
+    EarlierCallFailedError,
+    InvalidRequestError,
+    NoGradientsError,
+    Patience,
+    Rollout,
+    TrainingClient,
     TrajectoryPayload,
     TrajectorySample,
+    UntrainableError,
 )
-from espalier.client import (
-    DeadlineError,
-    ForbiddenError,
-    HeadPinnedError,
-    InvalidRequestError,
-    KeyReusedError,
-    MalformedAnswerError,
-    NoActiveRunError,
-    NoGradientsError,
-    NotFoundError,
-    Patience,
-    RefusedError,
-    StaleEpochError,
-    Token,
-    TrainingClient,
-    UnauthorizedError,
-)
+from espalier.client.training import BuiltinLoss
 
 QUICK = Patience(deadline=5.0, attempt=5.0, first_delay=0.001, longest_delay=0.01)
-SHORT = Patience(deadline=0.05, attempt=0.05, first_delay=0.001, longest_delay=0.01)
-
 SAMPLE = TrajectorySample(prompt_token_ids=[1], output_token_ids=[2], output_logprobs=[-0.5])
 INPUTS = [TrajectoryPayload(samples=[SAMPLE], reward=1.0)]
-STEP = OptimStepRequest(learning_rate=1e-3)
 
 
 @pytest.fixture
@@ -51,232 +41,213 @@ async def server() -> AsyncIterator[tuple[StandIn, str]]:
         yield gateway, str(running.make_url("/"))
 
 
-def client(url: str, token: Token = "secret", patience: Patience = QUICK) -> TrainingClient:
-    return TrainingClient(url, "default/tiny", token, patience=patience)
+def client(url: str, **options: Any) -> TrainingClient:
+    return TrainingClient(
+        "default/tiny", **{"base_url": url, "token": "t", "patience": QUICK} | options
+    )
 
 
-async def test_a_step_is_gradients_and_then_an_optimizer_step(server: tuple[StandIn, str]) -> None:
+async def test_a_script_of_hud_runs_with_its_verbs(server: tuple[StandIn, str]) -> None:
     gateway, url = server
     async with client(url) as trainer:
-        done = await trainer.forward_backward(ForwardBackwardRequest(inputs=INPUTS))
-        committed = await trainer.optim_step(STEP)
-        state = await trainer.state()
-    assert done.num_datums == 1
-    assert committed.result.checkpoint_id == "tiny-000001"
-    assert committed.promotion == "Served"
-    assert (state.run_step, state.checkpoint, state.pending) == (1, "tiny-000001", 0)
-    assert gateway.kinds() == ["forward-backward", "optim-step"]
+        assert await trainer.head() is None
+        done = await trainer.forward_backward(
+            INPUTS, loss_fn=BuiltinLoss.PPO, loss_fn_config={"clip_low_threshold": 0.8}
+        )
+        stepped = await trainer.optim_step(learning_rate=1e-5)
+        await trainer.step(INPUTS, learning_rate=1e-5)
+        head = await trainer.head()
+        await trainer.set_head("tiny-000001")
+        listed = await trainer.checkpoints()
+        losses = await trainer.available_losses()
+    assert (done.num_datums, stepped.step, stepped.promotion) == (1, 1, "Served")
+    assert head is not None and head.id == "tiny-000002"
+    assert [(c.id, c.is_active) for c in listed] == [("tiny-000001", True), ("tiny-000002", False)]
+    assert losses == ["importance_sampling", "ppo"]
+    assert gateway.bodies("forward-backward")[0]["loss_fn"] == "ppo"
 
 
-async def test_every_command_of_the_protocol_can_be_sent(server: tuple[StandIn, str]) -> None:
+async def test_the_same_client_works_without_asyncio(server: tuple[StandIn, str]) -> None:
+    _, url = server
+
+    def script() -> int:
+        with client(url) as trainer:
+            trainer.forward_backward(INPUTS).result()
+            return trainer.optim_step(learning_rate=1e-3).result().step
+
+    assert await asyncio.to_thread(script) == 1
+
+
+async def test_calls_are_sent_in_the_order_of_submission(server: tuple[StandIn, str]) -> None:
     gateway, url = server
+    gateway.fail("forward-backward", 503, "lose", 503)
     async with client(url) as trainer:
-        forward = await trainer.forward(ForwardRequest(inputs=INPUTS))
-        await trainer.backward(BackwardRequest(forward_id=forward.forward_id, weights=[[1.0]]))
-        assert (await trainer.zero_grad()).pending == 0
-        assert await trainer.losses() == ["importance_sampling", "ppo"]
-    assert gateway.kinds() == ["forward", "backward", "zero-grad"]
+        calls = [trainer.forward_backward(INPUTS), trainer.forward_backward(INPUTS)]
+        committed = trainer.optim_step(learning_rate=1e-3)
+        assert (await committed).step == 1
+        assert all(call.done() for call in calls)
+    assert gateway.kinds() == ["forward-backward", "forward-backward", "optim-step"]
 
 
-@pytest.mark.parametrize("fault", [429, 502, 503, 504, 507, "drop"])
-async def test_not_now_is_retried_with_the_same_key(
-    server: tuple[StandIn, str], fault: int | str
+async def test_what_was_submitted_before_a_failure_was_seen_is_not_sent(
+    server: tuple[StandIn, str],
 ) -> None:
     gateway, url = server
-    gateway.fail("forward-backward", fault, fault)
+    gateway.fail("forward-backward", 422)
     async with client(url) as trainer:
-        await trainer.forward_backward(ForwardBackwardRequest(inputs=INPUTS))
+        first = trainer.forward_backward(INPUTS)
+        second = trainer.forward_backward(INPUTS)
+        third = trainer.optim_step(learning_rate=1e-3)
+        for skipped in (third, second):
+            with pytest.raises(EarlierCallFailedError, match=first.key) as raised:
+                await skipped
+            assert isinstance(raised.value.__cause__, InvalidRequestError)
+        # Nobody has looked at the failure itself yet.
+        with pytest.raises(EarlierCallFailedError):
+            await trainer.forward_backward(INPUTS)
+        with pytest.raises(InvalidRequestError):
+            await first
+        await trainer.forward_backward(INPUTS)
     assert gateway.kinds() == ["forward-backward"]
 
 
-async def test_a_lost_answer_is_fetched_and_the_command_not_applied_twice(
+async def test_a_step_whose_gradients_failed_raises_that_failure(
     server: tuple[StandIn, str],
 ) -> None:
     gateway, url = server
-    gateway.fail("forward-backward", "lose")
-    gateway.fail("optim-step", "lose", "lose")
+    gateway.fail("forward-backward", 422)
     async with client(url) as trainer:
-        await trainer.forward_backward(ForwardBackwardRequest(inputs=INPUTS))
-        committed = await trainer.optim_step(STEP)
-    assert committed.result.step == 1
+        with pytest.raises(InvalidRequestError):
+            await trainer.step(INPUTS, learning_rate=1e-3)
+        assert (await trainer.step(INPUTS, learning_rate=1e-3)).step == 1
     assert gateway.kinds() == ["forward-backward", "optim-step"]
-    first, second = gateway.keys[0], gateway.keys[2]
-    assert gateway.keys == [first, first, second, second, second]
-    assert first.split("/")[0] == second.split("/")[0]
-    assert [key.split("/")[1] for key in (first, second)] == ["1", "2"]
 
 
-async def test_two_clients_never_share_a_key(server: tuple[StandIn, str]) -> None:
+async def test_who_gives_up_waiting_gives_up_nothing_else(server: tuple[StandIn, str]) -> None:
     gateway, url = server
-    for _ in range(2):
-        async with client(url) as trainer:
-            await trainer.forward_backward(ForwardBackwardRequest(inputs=INPUTS))
-    assert len(set(gateway.keys)) == 2
-
-
-async def test_the_deadline_names_what_it_waited_for_last(server: tuple[StandIn, str]) -> None:
-    gateway, url = server
-    gateway.fail("state", *[503] * 1000)
-    async with client(url, patience=SHORT) as trainer:
-        with pytest.raises(DeadlineError, match=r"state gave up after .* Status503") as raised:
-            await trainer.state()
-    assert raised.value.reason == "Status503"
-
-
-async def test_a_gateway_that_is_not_there_is_named() -> None:
-    async with client("http://127.0.0.1:1", patience=SHORT) as trainer:
-        with pytest.raises(DeadlineError) as raised:
-            await trainer.state()
-    assert raised.value.reason == "GatewayUnreachable"
-
-
-async def test_a_longer_retry_after_than_the_deadline_ends_the_call(
-    server: tuple[StandIn, str],
-) -> None:
-    gateway, url = server
-    gateway.retry_after = "20"
-    gateway.fail("state", 429)
+    gateway.fail("forward-backward", 503, 503)
+    gateway.retry_after = "1"
     async with client(url) as trainer:
-        with pytest.raises(DeadlineError, match="Status429"):
-            await trainer.state()
+        call = trainer.forward_backward(INPUTS)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(call, 0.01)
+        with pytest.raises(CallPendingError, match=call.key):
+            await asyncio.to_thread(call.result, 0.01)
+        assert (await call).num_datums == 1
+        assert call.progress.attempts == 3
+        assert call.progress.reason == "Status503"
+    assert gateway.kinds() == ["forward-backward"]
 
 
-@pytest.mark.parametrize(
-    ("status", "reason", "expected"),
-    [
-        (400, "PromptTooLong", InvalidRequestError),
-        (401, "Unauthenticated", UnauthorizedError),
-        (403, "Forbidden", ForbiddenError),
-        (404, "ModelNotFound", NotFoundError),
-        (409, "StaleEpoch", StaleEpochError),
-        (409, "HeadPinned", HeadPinnedError),
-        (409, "NoActiveRun", NoActiveRunError),
-        (409, "NoGradients", NoGradientsError),
-        (409, "SomethingElse", RefusedError),
-        (413, "BodyTooLarge", InvalidRequestError),
-        (422, "KeyReused", KeyReusedError),
-        (422, "UnknownLoss", InvalidRequestError),
-        (500, "InternalError", RefusedError),
-    ],
-)
-async def test_a_refusal_becomes_its_exception_and_is_not_retried(
-    status: int, reason: str, expected: type[RefusedError]
-) -> None:
-    seen = []
-
-    async def refuse(request: web.Request) -> web.Response:
-        seen.append(request.path)
-        return problem(status, reason)
-
-    app = web.Application()
-    app.router.add_get("/v1/models/default/tiny/train/state", refuse)
-    async with TestServer(app) as running, client(str(running.make_url("/"))) as trainer:
-        with pytest.raises(expected) as raised:
-            await trainer.state()
-    assert type(raised.value) is expected
-    assert raised.value.problem.reason == reason
-    assert str(raised.value) == f"{status} {reason}: {reason} happened. Mend it"
-    assert len(seen) == 1
-
-
-@pytest.mark.parametrize(
-    ("body", "reason", "detail"),
-    [
-        (
-            '{"error": {"message": "too long", "code": "PromptTooLong"}}',
-            "PromptTooLong",
-            "too long",
-        ),
-        ('{"error": {"message": "bad", "code": 400}}', "Http400", "bad"),
-        ("<html>bad gateway</html>", "Http400", "<html>bad gateway</html>"),
-        ("", "Http400", "the answer has no body"),
-    ],
-)
-async def test_errors_of_other_forms_keep_what_they_say(
-    body: str, reason: str, detail: str
-) -> None:
-    async def refuse(request: web.Request) -> web.Response:
-        return web.Response(status=400, text=body)
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", refuse)
-    async with TestServer(app) as running, client(str(running.make_url("/"))) as trainer:
-        with pytest.raises(InvalidRequestError) as raised:
-            await trainer.sample([{"role": "user", "content": "7="}], max_tokens=1)
-    assert (raised.value.problem.reason, raised.value.problem.detail) == (reason, detail)
-
-
-async def test_the_epoch_is_sent_and_another_one_refused(server: tuple[StandIn, str]) -> None:
-    gateway, url = server
-    gateway.epoch = 2
-    async with client(url) as trainer:
-        await trainer.forward_backward(ForwardBackwardRequest(inputs=INPUTS), epoch=2)
-        with pytest.raises(StaleEpochError):
-            await trainer.optim_step(STEP, epoch=1)
-        # Without an epoch the caller takes whatever is live.
-        await trainer.optim_step(STEP)
-
-
-async def test_a_token_file_is_read_for_every_request(
+async def test_a_call_in_the_journal_is_answered_to_the_next_process(
     server: tuple[StandIn, str], tmp_path: Path
 ) -> None:
     gateway, url = server
-    token = tmp_path / "token"
-    token.write_text("first\n")
-    async with client(url, token) as trainer:
-        await trainer.state()
-        token.write_text("second\n")
-        await trainer.state()
-    assert gateway.tokens == ["Bearer first", "Bearer second"]
+    gateway.fail("optim-step", *["lose"] * 1000)
+    short = Patience(deadline=0.05, attempt=0.05, first_delay=0.001, longest_delay=0.01)
+    async with client(url, journal=tmp_path, patience=short) as trainer:
+        await trainer.forward_backward(INPUTS)
+        with pytest.raises(DeadlineError):
+            await trainer.optim_step(learning_rate=1e-3)
+    gateway.faults.clear()
+    async with client(url, journal=tmp_path) as trainer:
+        (ticket,) = trainer.unanswered()
+        assert ticket.command == "optim-step"
+        assert (await trainer.resume(ticket)).step == 1
+        assert trainer.unanswered() == []
+    assert gateway.kinds() == ["forward-backward", "optim-step"]
 
 
-async def test_completions_come_in_order_with_tokens_and_logprobs(
-    server: tuple[StandIn, str],
+async def test_a_refused_call_is_answered_and_leaves_the_journal(
+    server: tuple[StandIn, str], tmp_path: Path
+) -> None:
+    _, url = server
+    async with client(url, journal=tmp_path) as trainer:
+        with pytest.raises(NoGradientsError):
+            await trainer.optim_step(learning_rate=1e-3)
+        assert trainer.unanswered() == []
+
+
+def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("{}")
+    with (
+        client("http://127.0.0.1:1", journal=tmp_path) as trainer,
+        pytest.raises(ConfigurationError, match=r"notes\.json is no ticket"),
+    ):
+        trainer.unanswered()
+
+
+async def test_threads_share_a_client_and_no_key(server: tuple[StandIn, str]) -> None:
+    gateway, url = server
+    with client(url) as trainer:
+        work = [
+            threading.Thread(target=lambda: trainer.forward_backward(INPUTS).result())
+            for _ in range(8)
+        ]
+        for thread in work:
+            thread.start()
+        for thread in work:
+            await asyncio.to_thread(thread.join)
+    assert len(gateway.kinds()) == 8
+    assert sorted(int(key.split("/")[1]) for key in gateway.keys) == list(range(1, 9))
+    # In the order of their numbers: the trainer refuses a number that was overtaken.
+    assert [int(key.split("/")[1]) for key in gateway.keys] == list(range(1, 9))
+
+
+async def test_a_closed_client_says_so(server: tuple[StandIn, str]) -> None:
+    _, url = server
+    trainer = client(url)
+    trainer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        trainer.state()
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    for name in ("ESPALIER_GATEWAY_URL", "ESPALIER_TOKEN", "ESPALIER_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    yield monkeypatch
+
+
+async def test_gateway_and_token_come_from_the_environment(
+    server: tuple[StandIn, str], bare: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     gateway, url = server
-    async with client(url) as trainer:
-        completions = await trainer.sample(
-            [{"role": "user", "content": "7="}], checkpoint="tiny-000004", count=2, max_tokens=4
-        )
-    assert [completion.text for completion in completions] == ["7", "none"]
-    assert completions[0].prompt_token_ids == tuple(b"7=")
-    assert completions[0].token_ids == (*b"7", 0)
-    assert completions[0].logprobs == (-0.5, -0.5)
-    assert not completions[0].truncated
-    assert gateway.samples[0]["model"] == "default/tiny@tiny-000004"
+    with pytest.raises(ConfigurationError, match="ESPALIER_GATEWAY_URL"):
+        TrainingClient("tiny")
+    bare.setenv("ESPALIER_GATEWAY_URL", url)
+    with pytest.raises(ConfigurationError, match="ESPALIER_TOKEN"):
+        TrainingClient("tiny")
+    (tmp_path / "token").write_text("from-file\n")
+    bare.setenv("ESPALIER_TOKEN_FILE", str(tmp_path / "token"))
+    async with TrainingClient("default/tiny") as trainer:
+        await trainer.state()
+    assert gateway.tokens == ["Bearer from-file"]
 
 
-async def test_without_a_checkpoint_the_head_is_sampled(server: tuple[StandIn, str]) -> None:
-    gateway, url = server
-    async with client(url) as trainer:
-        await trainer.sample([{"role": "user", "content": "7="}], max_tokens=4)
-    assert gateway.samples[0]["model"] == "default/tiny"
+def untrained(**changes: Any) -> Rollout:
+    return Rollout(task_id="t:1", rollout_idx=3, group_id="g", **changes)
 
 
 @pytest.mark.parametrize(
-    ("choice", "message"),
+    ("rollout", "why"),
     [
-        ({"message": {"content": "7"}}, "lacks token_ids"),
-        (
-            {
-                "message": {"content": "7"},
-                "token_ids": [1, 2],
-                "prompt_token_ids": [0],
-                "logprobs": {"content": [{"logprob": -1.0}]},
-            },
-            "2 tokens came with 1 log-probs",
-        ),
-        (None, "0 completions came, 1 were asked"),
+        (untrained(status="error", error="rollout timed out after 5 s during grading"), "grading"),
+        (untrained(), "no reward"),
+        (untrained(reward=float("nan")), "reward is nan"),
+        (untrained(reward=1.0), "nothing was sampled"),
     ],
 )
-async def test_a_completion_that_cannot_be_trained_on_is_refused(
-    choice: dict[str, object] | None, message: str
-) -> None:
-    async def answer(request: web.Request) -> web.Response:
-        return web.json_response({"choices": [choice] if choice else []})
+def test_a_rollout_that_taught_nothing_is_refused_by_name(rollout: Rollout, why: str) -> None:
+    with (
+        client("http://127.0.0.1:1") as trainer,
+        pytest.raises(UntrainableError, match=rf"rollout 3 of task t:1: .*{why}"),
+    ):
+        trainer.forward_backward([rollout])
 
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", answer)
-    async with TestServer(app) as running, client(str(running.make_url("/"))) as trainer:
-        with pytest.raises(MalformedAnswerError, match=message):
-            await trainer.sample([{"role": "user", "content": "7="}], max_tokens=1)
+
+def test_the_client_is_found_at_the_top_of_the_package() -> None:
+    found: Callable[..., Any] = espalier.TrainingClient
+    assert found is TrainingClient
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = espalier.nothing

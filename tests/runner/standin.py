@@ -69,6 +69,7 @@ class StandIn:
         self.keys: list[str] = []
         self.samples: list[dict[str, Any]] = []
         self.tokens: list[str] = []
+        self.head = ""
         self._results: dict[str, tuple[bytes, Any]] = {}
 
     def app(self) -> web.Application:
@@ -76,6 +77,8 @@ class StandIn:
         app = web.Application(client_max_size=2**26)
         app.router.add_get("/v1/runs/{namespace}/{name}", self._run)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v2/models/{namespace}/{slug}/checkpoints", self._checkpoints)
+        app.router.add_put("/v2/models/{namespace}/{slug}/head", self._set_head)
         prefix = "/v1/models/{namespace}/{slug}/train"
         app.router.add_get(f"{prefix}/state", self._state)
         app.router.add_get(f"{prefix}/losses", self._losses)
@@ -116,6 +119,16 @@ class StandIn:
 
     async def _losses(self, request: web.Request) -> web.Response:
         return web.json_response({"losses": ["importance_sampling", "ppo"]})
+
+    async def _checkpoints(self, request: web.Request) -> web.Response:
+        names = [f"tiny-{step:06d}" for step in range(1, self.step + 1)]
+        return web.json_response(
+            [{"id": name, "name": name, "is_active": name == self.head} for name in names]
+        )
+
+    async def _set_head(self, request: web.Request) -> web.Response:
+        self.head = (await request.json())["checkpoint_id"]
+        return web.json_response({"id": self.head})
 
     async def _chat(self, request: web.Request) -> web.Response:
         if refused := self._meet("chat", request):
@@ -185,7 +198,7 @@ class StandIn:
         self.step += 1
         self.run_step += 1
         self.cursor = body["cursor"]
-        self.checkpoint = f"tiny-{self.step:06d}"
+        self.checkpoint = self.head = f"tiny-{self.step:06d}"
         return {
             "step": self.step,
             "checkpoint_id": self.checkpoint,

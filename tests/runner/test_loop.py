@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 from tests.runner.standin import StandIn
 
 from espalier.api.trainingrun import Taskset
-from espalier.client import DeadlineError, Patience, RefusedError, TrainingClient
+from espalier.client import DeadlineError, GatewayClient, Patience, RefusedError
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop
 from espalier.runner.problem import UserError, WaitError
@@ -38,7 +38,7 @@ class Bench:
     async def drive(self, limits: Limits | None = None, patience: Patience = PATIENCE) -> None:
         """A runner process, from its start to its end."""
         journal = Journal("default/run", self._stream)
-        async with TrainingClient(self._url, "default/tiny", "secret", patience=patience) as client:
+        async with GatewayClient(self._url, "default/tiny", "secret", patience=patience) as client:
             loop = Loop(
                 client,
                 ("default", "run"),

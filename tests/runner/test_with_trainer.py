@@ -20,7 +20,7 @@ from tests.trainer import tiny
 
 from espalier import identity
 from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY
-from espalier.client import Patience, RefusedError, TrainingClient
+from espalier.client import GatewayClient, Patience, RefusedError
 from espalier.core.commits import run_identity
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
@@ -131,7 +131,7 @@ async def drive(url: str, tasks: Path) -> None:
     """A runner process, from its start to its end."""
     journal = Journal("default/run", io.StringIO())
     patience = Patience(deadline=60.0, first_delay=0.01)
-    async with TrainingClient(url, "default/tiny", "secret", patience=patience) as client:
+    async with GatewayClient(url, "default/tiny", "secret", patience=patience) as client:
         loop = Loop(
             client,
             ("default", "run"),
@@ -172,7 +172,7 @@ async def test_a_runner_that_ended_before_its_optimizer_step_leaves_no_gradient_
     gateway.refuse_next = "optim-step"
     with pytest.raises(RefusedError):
         await drive(url, tmp_path / "tasks")
-    async with TrainingClient(url, "default/tiny", "secret") as client:
+    async with GatewayClient(url, "default/tiny", "secret") as client:
         assert (await client.state()).pending == 1
         await drive(url, tmp_path / "tasks")
         state = await client.state()

@@ -64,16 +64,21 @@ class TrajectorySample(Wire):
 
 
 class TrajectoryPayload(Wire):
-    """A rollout: its turns and one reward. ``advantage`` replaces the estimate when precomputed."""
+    """A rollout: its turns and one reward. ``advantage`` replaces the estimate when precomputed.
+
+    ``group_id`` (ours, not HUD's) names the group; without it ``group_size`` inputs in a row are
+    one. Either every input of a request has one, or none.
+    """
 
     samples: Annotated[list[TrajectorySample], Field(fail_fast=True)] = Field(min_length=1)
     reward: Real
     trace_id: str | None = None
+    group_id: Annotated[str, Field(min_length=1)] | None = None
     advantage: Real | None = None
 
 
 class ForwardRequest(Wire):
-    """Log-probs without gradients; ``group_size`` consecutive inputs make a group."""
+    """Log-probs without gradients; a group is what shares an id, or ``group_size`` in a row."""
 
     inputs: Annotated[list[str | TrajectoryPayload], Field(fail_fast=True)] = Field(min_length=1)
     group_size: Whole | None = Field(default=None, ge=1)

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from espalier.api.trainingrun import Taskset
-from espalier.client import Patience, TrainingClient
+from espalier.client import GatewayClient, Patience
 from espalier.runner.heldout import HeldOut
 from espalier.runner.problem import UserError
 
@@ -47,7 +47,7 @@ async def ask(
 
     Asked one by one, so that two checkpoints are compared under the same batching.
     """
-    async with TrainingClient(access.url, model, access.token, patience=PATIENCE) as client:
+    async with GatewayClient(access.url, model, access.token, patience=PATIENCE) as client:
         return [
             (
                 await client.sample(
@@ -83,13 +83,13 @@ async def evaluate(
         GatewayError: the gateway refused or did not answer.
     """
     namespace, name = run
-    async with TrainingClient(access.url, "", access.token, patience=PATIENCE) as reader:
+    async with GatewayClient(access.url, "", access.token, patience=PATIENCE) as reader:
         view = await reader.run(namespace, name)
     if view.spec.taskset is None:
         raise UserError("TasksetInvalid", f"run {name} has no taskset", "Name a run that has one")
     tasks = held_out(view.spec.taskset)
     slug = f"{namespace}/{view.model}"
-    async with TrainingClient(access.url, slug, access.token, patience=PATIENCE) as client:
+    async with GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client:
         max_tokens = view.spec.sampling.max_tokens
         rewards = await _rewards(client, checkpoint, tasks, max_tokens)
     asked = f"{view.model}@{checkpoint}" if checkpoint else view.model
@@ -97,7 +97,7 @@ async def evaluate(
 
 
 async def _rewards(
-    client: TrainingClient, checkpoint: str, held: HeldOut, max_tokens: int
+    client: GatewayClient, checkpoint: str, held: HeldOut, max_tokens: int
 ) -> list[float]:
     slots = asyncio.Semaphore(CONCURRENT)
 

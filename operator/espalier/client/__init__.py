@@ -1,8 +1,32 @@
 """The Python client of the gateway: sample a model, train it, read a run."""
 
-from espalier.client.completion import Completion
+from espalier.api.wire import (
+    BackwardRequest,
+    DatumTensors,
+    ForwardBackwardRequest,
+    ForwardBackwardResult,
+    ForwardRequest,
+    ForwardResult,
+    OptimStepRequest,
+    OptimStepResult,
+    TrajectoryPayload,
+    TrajectorySample,
+)
+from espalier.client.advantages import (
+    AdvantageWarning,
+)
+from espalier.client.call import (
+    Call,
+    Progress,
+)
+from espalier.client.completion import (
+    Completion,
+)
 from espalier.client.errors import (
+    CallPendingError,
+    ConfigurationError,
     DeadlineError,
+    EarlierCallFailedError,
     ForbiddenError,
     GatewayError,
     HeadPinnedError,
@@ -15,28 +39,98 @@ from espalier.client.errors import (
     RefusedError,
     StaleEpochError,
     UnauthorizedError,
+    UntrainableError,
 )
-from espalier.client.training import Committed, RunView, TrainingClient
-from espalier.client.transport import Patience, Token
+from espalier.client.fit import Fit, FitConfig
+from espalier.client.gateway import (
+    CheckpointResponse,
+    CommittedStep,
+    GatewayClient,
+    RunView,
+)
+from espalier.client.job import (
+    Batch,
+    Job,
+    PromptTooLongError,
+    Session,
+    Task,
+)
+from espalier.client.rollout import (
+    Rollout,
+)
+from espalier.client.sampling import (
+    Sampling,
+)
+from espalier.client.ticket import (
+    Ticket,
+)
+from espalier.client.trackers import (
+    Console,
+    JsonLines,
+    Tracker,
+    track,
+)
+from espalier.client.training import (
+    BuiltinLoss,
+    TrainingClient,
+)
+from espalier.client.transport import (
+    Patience,
+    Token,
+)
 
 __all__ = [
-    "Committed",
+    "AdvantageWarning",
+    "BackwardRequest",
+    "Batch",
+    "BuiltinLoss",
+    "Call",
+    "CallPendingError",
+    "CheckpointResponse",
+    "CommittedStep",
     "Completion",
+    "ConfigurationError",
+    "Console",
+    "DatumTensors",
     "DeadlineError",
+    "EarlierCallFailedError",
+    "Fit",
+    "FitConfig",
     "ForbiddenError",
+    "ForwardBackwardRequest",
+    "ForwardBackwardResult",
+    "ForwardRequest",
+    "ForwardResult",
+    "GatewayClient",
     "GatewayError",
     "HeadPinnedError",
     "InvalidRequestError",
+    "Job",
+    "JsonLines",
     "KeyReusedError",
     "MalformedAnswerError",
     "NoActiveRunError",
     "NoGradientsError",
     "NotFoundError",
+    "OptimStepRequest",
+    "OptimStepResult",
     "Patience",
+    "Progress",
+    "PromptTooLongError",
     "RefusedError",
+    "Rollout",
     "RunView",
+    "Sampling",
+    "Session",
     "StaleEpochError",
+    "Task",
+    "Ticket",
     "Token",
+    "Tracker",
     "TrainingClient",
+    "TrajectoryPayload",
+    "TrajectorySample",
     "UnauthorizedError",
+    "UntrainableError",
+    "track",
 ]

@@ -27,6 +27,35 @@ class MalformedAnswerError(GatewayError):
     """The gateway answered 200 with something that is not the agreed type."""
 
 
+class ConfigurationError(GatewayError):
+    """The client was not told where the gateway is, or who asks."""
+
+
+class CallPendingError(GatewayError, TimeoutError):
+    """A call has no result yet; it goes on, and ``result`` may be asked for again."""
+
+    def __init__(self, key: str, seconds: float, reason: str) -> None:
+        waits = f", it waits for {reason}" if reason else ""
+        super().__init__(
+            f"call {key} has no result after {seconds:.0f} s{waits}: it goes on, ask for it again"
+        )
+
+
+class EarlierCallFailedError(GatewayError):
+    """The call was not sent: one submitted before it failed, which is this error's cause."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"not sent, because call {key} before it failed (the cause of this error): "
+            "mend that one, then submit this again"
+        )
+        self.key = key
+
+
+class UntrainableError(GatewayError):
+    """A rollout that cannot be trained on; the message says which and why."""
+
+
 class RefusedError(GatewayError):
     """The gateway or the trainer refused the call; ``problem`` says why."""
 

@@ -1,186 +1,295 @@
-"""TrainingClient: train and sample one model through the gateway."""
+"""TrainingClient: train and sample one model from Python, with or without asyncio.
+
+The verbs and their arguments are those of HUD's ``hud.TrainingClient``, so that a script moves over
+by changing its import. What is added: no call is ever applied twice, and every call can be waited
+for again, by this process or by the next.
+"""
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from enum import StrEnum
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import (
-    EPOCH,
-    IDEMPOTENCY_KEY,
-    PROMOTION,
     BackwardRequest,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    LossList,
     OptimStepRequest,
-    OptimStepResult,
     TrainerState,
-    Wire,
+    TrajectoryPayload,
+    TrajectorySample,
 )
-from espalier.client.completion import Completion, read_completions
-from espalier.client.errors import MalformedAnswerError
-from espalier.client.transport import Patience, Token, Transport
-
-Message = Mapping[str, str]
-_Result = TypeVar("_Result", bound=BaseModel)
-
-
-class RunView(BaseModel):
-    """A TrainingRun as the gateway shows it to who drives it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    uid: str
-    model: str
-    spec: TrainingRunSpec
-    epoch: int
-    suspended: bool
-    paused: bool
+from espalier.client import gateway
+from espalier.client.call import Call
+from espalier.client.commands import CommandClient
+from espalier.client.completion import Completion
+from espalier.client.custom_loss import CustomLoss, weights_of
+from espalier.client.gateway import CheckpointResponse, CommittedStep, Message
+from espalier.client.rollout import Rollout
 
 
-@dataclass(frozen=True)
-class Committed:
-    """A committed step. ``promotion`` is Served, Pinned, Gated or Timeout."""
+class BuiltinLoss(StrEnum):
+    """The losses that ``forward_backward`` knows; ``available_losses`` asks the trainer."""
 
-    result: OptimStepResult
-    promotion: str
+    CROSS_ENTROPY = "cross_entropy"
+    IMPORTANCE_SAMPLING = "importance_sampling"
+    PPO = "ppo"
+    CISPO = "cispo"
+    DRO = "dro"
+    GSPO = "gspo"
 
 
-class TrainingClient:
-    """Commands are sent once per key: a lost answer is asked for again, never applied twice.
+# A trace id of a rollout that was sampled through the gateway, its tokens, or a Rollout of a Job.
+Trajectory = str | TrajectoryPayload | Rollout
+
+
+class TrainingClient(CommandClient):
+    """One model: sampled and trained under one name.
+
+    Every method returns a Call at once: ``await`` it, or ask it for its ``result()``. Calls are
+    sent in the order of submission, each after the one before it was answered; a call submitted
+    before an earlier failure could be known is not sent.
 
     Args:
-        base_url: of the gateway, without ``/v1``.
-        model: slug of the model: its name, or ``namespace/name``.
-        token: a Kubernetes or gateway token, its file, or a function that gives it.
-        patience: deadline, timeout of an attempt, delays.
+        model: its slug: the model's name, or ``namespace/name``.
+        base_url: of the gateway; default: the environment's ESPALIER_GATEWAY_URL.
+        token: a Kubernetes or gateway token, the file that holds it, or a function; default: the
+            environment's ESPALIER_TOKEN, or the file that ESPALIER_TOKEN_FILE names.
+        patience: for how long to try, and how often.
+        journal: a directory that keeps every command until it is answered, so that a process
+            started after a crash can ``resume`` what this one sent.
     """
 
-    def __init__(
-        self, base_url: str, model: str, token: Token, *, patience: Patience | None = None
-    ) -> None:
-        self.model = model
-        self._transport = Transport(base_url, token, patience or Patience())
-        self._session = uuid.uuid4().hex
-        self._seq = 0
+    # --- training -------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Self:
-        await self._transport.__aenter__()
-        return self
-
-    async def __aexit__(
+    def forward_backward(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._transport.__aexit__(kind, error, trace)
+        trajectories: Sequence[Trajectory],
+        *,
+        loss_fn: str = "importance_sampling",
+        loss_fn_config: Mapping[str, float] | None = None,
+        group_size: int | None = None,
+        reward_scale: float = 1.0,
+        num_substeps: int = 1,
+        temperature: float = 1.0,
+        advantage_scale: Literal["None", "GroupStd"] = "None",
+    ) -> Call[ForwardBackwardResult]:
+        """Adds the gradient of a built-in loss to those that the next ``optim_step`` takes.
 
-    async def forward_backward(
-        self, request: ForwardBackwardRequest, *, epoch: int = 0
-    ) -> ForwardBackwardResult:
-        """Adds gradients; under another live epoch than ``epoch`` (if above 0) StaleEpochError."""
-        return await self._command("forward-backward", request, ForwardBackwardResult, epoch)
-
-    async def forward(self, request: ForwardRequest, *, epoch: int = 0) -> ForwardResult:
-        """Log-probs of the inputs, for a loss that the caller computes."""
-        return await self._command("forward", request, ForwardResult, epoch)
-
-    async def backward(self, request: BackwardRequest, *, epoch: int = 0) -> ForwardBackwardResult:
-        """Adds the gradients of the caller's loss."""
-        return await self._command("backward", request, ForwardBackwardResult, epoch)
-
-    async def zero_grad(self, *, epoch: int = 0) -> TrainerState:
-        """Drops accumulated gradients."""
-        return await self._command("zero-grad", None, TrainerState, epoch)
-
-    async def optim_step(self, request: OptimStepRequest, *, epoch: int = 0) -> Committed:
-        """One optimizer step; returns when the head serves its checkpoint, or will not."""
-        answer = await self._transport.call(
-            "POST", self._route("optim-step"), request.model_dump_json(), self._headers(epoch)
+        Args:
+            trajectories: what to learn from.
+            loss_fn: one of ``available_losses``.
+            loss_fn_config: its settings; what the loss does not know is refused.
+            group_size: consecutive trajectories that make a group, unless they carry group ids;
+                the advantage is the reward minus the group's mean.
+            reward_scale: factor of all advantages.
+            num_substeps: HUD's: in how many parts the batch is computed; gradients are the same.
+            temperature: that the trajectories were sampled at.
+            advantage_scale: GroupStd divides by the group's standard deviation.
+        """
+        request = ForwardBackwardRequest(
+            inputs=_inputs(trajectories),
+            loss_fn=loss_fn,
+            loss_fn_config=dict(loss_fn_config) if loss_fn_config else None,
+            group_size=group_size,
+            reward_scale=reward_scale,
+            num_substeps=num_substeps,
+            temperature=temperature,
+            advantage_scale=advantage_scale,
         )
-        result = _read(answer.body, OptimStepResult)
-        return Committed(result, answer.headers.get(PROMOTION, ""))
+        return self._command("forward-backward", request, gateway.FORWARD_BACKWARD)
 
-    async def state(self) -> TrainerState:
-        """Where the trainer stands."""
-        answer = await self._transport.call("GET", self._route("state"))
-        return _read(answer.body, TrainerState)
+    def optim_step(
+        self,
+        *,
+        learning_rate: float,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        grad_clip_norm: float = 0.0,
+        metrics: Mapping[str, float] | None = None,
+        cursor: Mapping[str, Any] | None = None,
+    ) -> Call[CommittedStep]:
+        """One AdamW step, its checkpoint, and the head's move to it.
 
-    async def losses(self) -> list[str]:
-        """Names of the losses that ``forward_backward`` takes."""
-        answer = await self._transport.call("GET", self._route("losses"))
-        return _read(answer.body, LossList).losses
+        ``metrics`` are kept with the checkpoint; ``cursor`` is what ``state`` gives back to a
+        process that goes on from it. The result comes when the slug serves the new weights, or
+        will not (``promotion``: Served, Pinned, Gated, Timeout).
+        """
+        request = OptimStepRequest(
+            learning_rate=learning_rate,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            grad_clip_norm=grad_clip_norm,
+            metrics=dict(metrics or {}),
+            cursor=dict(cursor or {}),
+        )
+        return self._command("optim-step", request, gateway.STEP)
 
-    async def run(self, namespace: str, name: str) -> RunView:
-        """A TrainingRun as of now."""
-        answer = await self._transport.call("GET", f"/v1/runs/{quote(namespace)}/{quote(name)}")
-        return _read(answer.body, RunView)
+    def step(
+        self,
+        trajectories: Sequence[Trajectory],
+        *,
+        learning_rate: float,
+        loss_fn: str = "importance_sampling",
+        loss_fn_config: Mapping[str, float] | None = None,
+        group_size: int | None = None,
+        reward_scale: float = 1.0,
+        num_substeps: int = 1,
+        weight_decay: float = 0.0,
+    ) -> Call[CommittedStep]:
+        """``forward_backward``, and ``optim_step`` if that succeeds."""
+        gradients = self.forward_backward(
+            trajectories,
+            loss_fn=loss_fn,
+            loss_fn_config=loss_fn_config,
+            group_size=group_size,
+            reward_scale=reward_scale,
+            num_substeps=num_substeps,
+        )
+        committed = self.optim_step(learning_rate=learning_rate, weight_decay=weight_decay)
 
-    async def sample(
+        async def both(_: Call[CommittedStep]) -> CommittedStep:
+            await gradients
+            return await committed
+
+        return self._compose(both)
+
+    def forward(
+        self,
+        trajectories: Sequence[Trajectory],
+        *,
+        group_size: int | None = None,
+        reward_scale: float = 1.0,
+        temperature: float = 1.0,
+    ) -> Call[ForwardResult]:
+        """Log-probs of the trajectories' tokens, for a loss that the caller computes."""
+        request = ForwardRequest(
+            inputs=_inputs(trajectories),
+            group_size=group_size,
+            reward_scale=reward_scale,
+            temperature=temperature,
+        )
+        return self._command("forward", request, gateway.FORWARD)
+
+    def backward(
+        self,
+        forward_id: str,
+        weights: Sequence[Sequence[float]],
+        *,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Call[ForwardBackwardResult]:
+        """Adds the gradients of a loss: ``weights[d][t] = -dLoss/dlogprob`` of a ``forward``."""
+        request = BackwardRequest(
+            forward_id=forward_id,
+            weights=[list(row) for row in weights],
+            metrics=dict(metrics or {}),
+        )
+        return self._command("backward", request, gateway.FORWARD_BACKWARD)
+
+    def forward_backward_custom(
+        self,
+        trajectories: Sequence[Trajectory],
+        loss_fn: CustomLoss,
+        *,
+        group_size: int | None = None,
+        reward_scale: float = 1.0,
+    ) -> Call[ForwardBackwardResult]:
+        """Adds the gradients of any loss of the log-probs; needs torch.
+
+        ``loss_fn(data, logprobs) -> (loss, metrics)`` gets the datums and one tensor of log-probs
+        for each, (T,), and runs on a thread of its own.
+        """
+        seen = self.forward(trajectories, group_size=group_size, reward_scale=reward_scale)
+
+        async def learn(_: Call[ForwardBackwardResult]) -> ForwardBackwardResult:
+            forward = await seen
+            weights, metrics = await weights_of(loss_fn, forward.data)
+            return await self.backward(forward.forward_id, weights, metrics=metrics)
+
+        return self._compose(learn)
+
+    def zero_grad(self) -> Call[TrainerState]:
+        """Drops the gradients that were added since the last ``optim_step``."""
+        return self._command("zero-grad", None, gateway.STATE)
+
+    # --- reading, and the head ------------------------------------------------------------------
+
+    def state(self) -> Call[TrainerState]:
+        """Where the trainer stands: epoch, step, cursor."""
+        return self._read(self._gateway.state)
+
+    def available_losses(self) -> Call[list[str]]:
+        """Names that ``forward_backward`` takes as ``loss_fn``."""
+        return self._read(self._gateway.losses)
+
+    def checkpoints(self) -> Call[list[CheckpointResponse]]:
+        """The model's checkpoints, oldest first."""
+        return self._read(self._gateway.checkpoints)
+
+    def head(self) -> Call[CheckpointResponse | None]:
+        """The checkpoint that the slug serves; None: the base."""
+
+        async def active() -> CheckpointResponse | None:
+            found = await self._gateway.checkpoints()
+            return next((checkpoint for checkpoint in found if checkpoint.is_active), None)
+
+        return self._read(active)
+
+    def set_head(self, checkpoint_id: str) -> Call[None]:
+        """Rolls back, or starts a branch: the next step's parent is this checkpoint."""
+        return self._read(lambda: self._gateway.set_head(checkpoint_id))
+
+    def sample(
         self,
         messages: Sequence[Message],
         *,
+        max_tokens: int,
         checkpoint: str = "",
         count: int = 1,
         temperature: float = 1.0,
-        max_tokens: int,
-    ) -> list[Completion]:
-        """Completions of a chat with tokens and log-probs.
-
-        Args:
-            messages: the chat, each ``{"role", "content"}``.
-            checkpoint: name of a Checkpoint, ``base``, or empty for what the head serves.
-            count: number of completions; 1 when the temperature is 0.
-            temperature: 0 is greedy.
-            max_tokens: of one completion.
-        """
-        body = {
-            "model": f"{self.model}@{checkpoint}" if checkpoint else self.model,
-            "messages": [dict(message) for message in messages],
-            "n": count,
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-            "logprobs": True,
-            "return_token_ids": True,
-        }
-        answer = await self._transport.call("POST", "/v1/chat/completions", json.dumps(body))
-        return read_completions(answer.body, count)
-
-    async def _command(
-        self, command: str, request: Wire | None, result: type[_Result], epoch: int
-    ) -> _Result:
-        body = request.model_dump_json() if request is not None else "{}"
-        answer = await self._transport.call(
-            "POST", self._route(command), body, self._headers(epoch)
+        extra: Mapping[str, Any] | None = None,
+    ) -> Call[list[Completion]]:
+        """Completions of a chat with their tokens and log-probs; ``extra``: more request fields."""
+        return self._read(
+            lambda: self._gateway.sample(
+                messages,
+                checkpoint=checkpoint,
+                count=count,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                extra=extra,
+            )
         )
-        return _read(answer.body, result)
 
-    def _headers(self, epoch: int) -> dict[str, str]:
-        self._seq += 1
-        headers = {IDEMPOTENCY_KEY: f"{self._session}/{self._seq}"}
-        if epoch:
-            headers[EPOCH] = str(epoch)
-        return headers
+    def compute_logprobs(self, sequences: Sequence[Sequence[int]]) -> Call[list[list[float]]]:
+        """The log-prob of every token but the first of each sequence, by the trainer's weights."""
+        inputs = [
+            TrajectoryPayload(
+                samples=[
+                    TrajectorySample(
+                        prompt_token_ids=[tokens[0]],
+                        output_token_ids=list(tokens[1:]),
+                        output_logprobs=[0.0] * (len(tokens) - 1),
+                    )
+                ],
+                reward=0.0,
+            )
+            for tokens in sequences
+        ]
+        seen = self.forward(inputs)
 
-    def _route(self, command: str) -> str:
-        return f"/v1/models/{quote(self.model)}/train/{command}"
+        async def logprobs(_: Call[list[list[float]]]) -> list[list[float]]:
+            return [datum.logprobs for datum in (await seen).data]
+
+        return self._compose(logprobs)
 
 
-def _read(body: bytes, kind: type[_Result]) -> _Result:
-    try:
-        content: Any = json.loads(body)
-        return kind.model_validate(content)
-    except (ValueError, ValidationError) as error:
-        raise MalformedAnswerError(f"the answer is not a {kind.__name__}: {error}") from error
+def _inputs(trajectories: Sequence[Trajectory]) -> list[str | TrajectoryPayload]:
+    return [item.payload() if isinstance(item, Rollout) else item for item in trajectories]

@@ -73,9 +73,17 @@ class Transport:
             await self._session.close()
 
     async def call(
-        self, method: str, path: str, body: str | None = None, headers: Mapping[str, str] = {}
+        self,
+        method: str,
+        path: str,
+        body: str | None = None,
+        headers: Mapping[str, str] = {},
+        *,
+        waits: Callable[[Problem], None] | None = None,
     ) -> Answer:
         """One call, retried with the same body and headers while the gateway says: not now.
+
+        ``waits`` is told of every attempt that brought no answer.
 
         Raises:
             RefusedError: the gateway answered with another error.
@@ -88,6 +96,8 @@ class Transport:
             if isinstance(answer, Answer):
                 return answer
             problem, asked_delay = answer
+            if waits is not None:
+                waits(problem)
             pause = asked_delay or delay * random.uniform(0.5, 1.0)
             if time.monotonic() + pause - started > self._patience.deadline:
                 call = f"{method} {path}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espalier.api.wire import Problem
-from espalier.client import GatewayError, TrainingClient
+from espalier.client import GatewayClient, GatewayError
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.problem import (
@@ -60,7 +60,7 @@ class Settings:
 async def drive(settings: Settings, journal: Journal) -> None:
     """Runs the loop to its end."""
     slug = f"{settings.namespace}/{settings.model}"
-    async with TrainingClient(settings.gateway_url, slug, settings.token_file) as client:
+    async with GatewayClient(settings.gateway_url, slug, settings.token_file) as client:
         run = (settings.namespace, settings.run)
         loop = Loop(client, run, open_tasks=open_tasks, journal=journal, waiting=Waiting(journal))
         await loop.drive()

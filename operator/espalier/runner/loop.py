@@ -16,6 +16,7 @@ from espalier.api.trainingrun import Taskset, TrainingRunSpec
 from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
 from espalier.client import (
     ForbiddenError,
+    GatewayClient,
     HeadPinnedError,
     InvalidRequestError,
     NoActiveRunError,
@@ -23,7 +24,6 @@ from espalier.client import (
     NotFoundError,
     RefusedError,
     StaleEpochError,
-    TrainingClient,
     UnauthorizedError,
 )
 from espalier.core.commits import run_identity
@@ -73,7 +73,7 @@ class Loop:
 
     def __init__(
         self,
-        client: TrainingClient,
+        client: GatewayClient,
         run: tuple[str, str],
         *,
         open_tasks: Callable[[Taskset | None], Tasks],
@@ -219,7 +219,7 @@ class Loop:
             "step",
             step=step,
             epoch=state.epoch,
-            checkpoint=committed.result.checkpoint_id,
+            checkpoint=committed.checkpoint_id,
             promotion=committed.promotion,
             metrics=seen,
             sample_seconds=round(attempt.seconds, 3),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from espalier.api.meta import decimal
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.client import TrainingClient
+from espalier.client import GatewayClient
 from espalier.core.names import BASE
 from espalier.runner.rewards import Group
 from espalier.runner.tasks import Tasks
@@ -17,7 +17,7 @@ CONCURRENT_GROUPS = 64
 
 
 async def sample_groups(
-    client: TrainingClient,
+    client: GatewayClient,
     tasks: Tasks,
     indices: Sequence[int],
     spec: TrainingRunSpec,

@@ -71,8 +71,9 @@ def datums(
     ``weighted``: the loss reads per-token weights.
     """
     trajectories = _inline(request.inputs)
-    _check_groups(len(trajectories), request.group_size)
-    advantages = _advantages(trajectories, request)
+    groups = _groups(trajectories, request.group_size)
+    advantages = _advantages(trajectories, groups, request)
+    group_of = {index: number for number, group in enumerate(groups or []) for index in group}
     result = []
     for index, trajectory in enumerate(trajectories):
         for turn, sample in enumerate(trajectory.samples):
@@ -90,7 +91,7 @@ def datums(
                     advantage=advantages[index],
                     reward=trajectory.reward,
                     trajectory=index,
-                    group=index // request.group_size if request.group_size else None,
+                    group=group_of.get(index),
                     token_advantages=tuple(sample.advantages or ()),
                     token_weights=tuple(sample.weights or ()),
                 )
@@ -110,39 +111,70 @@ def _inline(inputs: Sequence[str | TrajectoryPayload]) -> list[TrajectoryPayload
     return [item for item in inputs if isinstance(item, TrajectoryPayload)]
 
 
-def _check_groups(count: int, group_size: int | None) -> None:
-    if group_size and count % group_size:
+def _groups(
+    trajectories: list[TrajectoryPayload], group_size: int | None
+) -> list[list[int]] | None:
+    """The positions of each group's inputs, groups in order of their first; None: no groups."""
+    named = [trajectory.group_id is not None for trajectory in trajectories]
+    if any(named):
+        return _named_groups(trajectories, named, group_size)
+    if group_size is None:
+        return None
+    count = len(trajectories)
+    if count % group_size:
         raise invalid(
             "group_size",
             f"{count} inputs do not divide into groups of {group_size}",
             "send whole groups: group_size consecutive inputs each",
         )
+    return [list(range(start, start + group_size)) for start in range(0, count, group_size)]
 
 
-def _advantages(trajectories: list[TrajectoryPayload], request: ForwardRequest) -> list[float]:
-    size = request.group_size or 1
+def _named_groups(
+    trajectories: list[TrajectoryPayload], named: list[bool], group_size: int | None
+) -> list[list[int]]:
+    if not all(named):
+        raise invalid(
+            f"inputs[{named.index(False)}].group_id",
+            "is missing while other inputs have one",
+            "give every input its group's id, or none and group_size",
+        )
+    groups: dict[str, list[int]] = {}
+    for index, trajectory in enumerate(trajectories):
+        groups.setdefault(trajectory.group_id or "", []).append(index)
+    for name, members in groups.items():
+        if group_size is not None and len(members) != group_size:
+            raise invalid(
+                f"inputs[{members[0]}].group_id",
+                f"group {name!r} has {len(members)} inputs, and group_size is {group_size}",
+                "send whole groups, or leave group_size out",
+            )
+    return list(groups.values())
+
+
+def _advantages(
+    trajectories: list[TrajectoryPayload], groups: list[list[int]] | None, request: ForwardRequest
+) -> list[float]:
     scale: Literal["None", "GroupStd"] = (
         request.advantage_scale if isinstance(request, ForwardBackwardRequest) else "None"
     )
-    result: list[float] = []
-    for start in range(0, len(trajectories), size):
-        group = trajectories[start : start + size]
-        given = [trajectory.advantage for trajectory in group]
+    result = [0.0] * len(trajectories)
+    for group in groups or [[index] for index in range(len(trajectories))]:
+        given = [trajectories[index].advantage for index in group]
         known = [advantage for advantage in given if advantage is not None]
         if known and len(known) < len(group):
-            missing = start + given.index(None)
+            missing = group[given.index(None)]
             raise invalid(
                 f"inputs[{missing}].advantage",
                 "is missing while others of its group have one",
                 "give every trajectory of a group its advantage, or none",
             )
-        rewards = [trajectory.reward for trajectory in group]
-        if known:
-            result += known
-        elif request.group_size is None:
-            result += [request.reward_scale * reward for reward in rewards]
-        else:
-            result += [request.reward_scale * value for value in _relative(rewards, scale)]
+        rewards = [trajectories[index].reward for index in group]
+        if not known:
+            relative = _relative(rewards, scale) if groups is not None else rewards
+            known = [request.reward_scale * value for value in relative]
+        for index, advantage in zip(group, known, strict=True):
+            result[index] = advantage
     return result
 
 

@@ -1,0 +1,213 @@
+"""The loop around a TrainingClient: sample groups, train on them, validate now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from espalier.client.advantages import Source, missing_fraction
+from espalier.client.errors import ConfigurationError
+from espalier.client.job import Batch, Job, RolloutFunction, Task
+from espalier.client.sampling import Sampling
+from espalier.client.trackers import Tracker
+from espalier.client.training import TrainingClient
+
+T = TypeVar("T", bound=Task)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """All settings of a fit; the whole of it is kept with every checkpoint and told to trackers.
+
+    Attributes:
+        steps: optimizer steps to take in all, those before a resume included.
+        group: rollouts per task.
+        tasks_per_step: tasks sampled for one step.
+        use_precomputed_advantage: rollouts bring their advantages, token by token.
+        validate_every: steps between validations; 0: none.
+        val_before_train: validate before the first step; with ``val_only`` nothing else is done.
+        resume_from: id of the checkpoint to go on from; empty: from where the trainer is.
+        rounds: of sampling for one step while no group has rewards that differ.
+    """
+
+    steps: int
+    learning_rate: float
+    group: int = 8
+    tasks_per_step: int = 8
+    loss_fn: str = "importance_sampling"
+    loss_fn_config: Mapping[str, float] | None = None
+    use_precomputed_advantage: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+    validation_sampling: Sampling | None = None
+    validate_every: int = 0
+    val_before_train: bool = False
+    val_only: bool = False
+    resume_from: str = ""
+    max_concurrent: int = 64
+    max_model_length: int | None = None
+    rollout_timeout: float | None = None
+    rounds: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "group", "tasks_per_step", "rounds"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.group == 1 and not self.use_precomputed_advantage:
+            raise ConfigurationError(
+                "group is 1: a rollout alone has nothing to be compared with and its advantage is "
+                "always 0; give at least 2, or use_precomputed_advantage"
+            )
+
+
+class Fit(Generic[T]):
+    """Trains a model on tasks until it has taken ``config.steps`` steps.
+
+    It keeps nothing that it needs: where it stands is read from the trainer, so that a fit that
+    is started again after a crash goes on at the next step.
+
+    Args:
+        client: of the model.
+        tasks: taken in order, around and around.
+        rollout: plays one task and returns its reward.
+        config: everything else.
+        validation: tasks that are never trained on.
+        trackers: told of every step.
+    """
+
+    def __init__(
+        self,
+        client: TrainingClient,
+        tasks: Sequence[T],
+        rollout: RolloutFunction[T],
+        config: FitConfig,
+        *,
+        validation: Sequence[T] = (),
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        if not tasks:
+            raise ConfigurationError("tasks is empty: there is nothing to train on")
+        if (config.val_before_train or config.val_only or config.validate_every) and not validation:
+            raise ConfigurationError("validation is empty, and the configuration asks for it")
+        self._client = client
+        self._tasks = tasks
+        self._validation = validation
+        self._config = config
+        self._trackers = trackers
+        self._train = self._job(rollout, config.sampling)
+        greedy = config.sampling.but(temperature=0.0)
+        self._validate = self._job(rollout, config.validation_sampling or greedy)
+
+    def fit(self) -> dict[str, float]:
+        """``fit_async`` without asyncio; the metrics of the last step or validation."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.fit_async())
+        raise RuntimeError("fit() was called inside a running event loop: use `await fit_async()`")
+
+    async def fit_async(self) -> dict[str, float]:
+        """Trains; the metrics of the last step or validation."""
+        for tracker in self._trackers:
+            tracker.start(self.settings())
+        try:
+            return await self._run()
+        finally:
+            self.shutdown()
+
+    def shutdown(self) -> None:
+        """Ends the trackers; twice is fine. The client stays open: it is the caller's."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+    def settings(self) -> dict[str, Any]:
+        """The whole configuration, as trackers and checkpoints get it; it holds no secret."""
+        return {"model": self._client.model, **dataclasses.asdict(self._config)}
+
+    async def _run(self) -> dict[str, float]:
+        config, last = self._config, dict[str, float]()
+        if config.resume_from:
+            await self._client.set_head(config.resume_from)
+        if config.val_before_train or config.val_only:
+            last = await self._validated((await self._client.state()).run_step)
+            if config.val_only:
+                return last
+        while True:
+            state = await self._client.state()
+            if state.run_step >= config.steps:
+                return last
+            if state.pending:
+                # Of a process that was killed before its optimizer step: its samples are gone.
+                await self._client.zero_grad()
+            last = await self._step(state.run_step)
+            step = state.run_step + 1
+            if config.validate_every and step % config.validate_every == 0:
+                last |= await self._validated(step)
+
+    async def _step(self, done: int) -> dict[str, float]:
+        config = self._config
+        source: Source = "Precomputed" if config.use_precomputed_advantage else "Estimated"
+        batch = Batch([])
+        for attempt in range(config.rounds):
+            found = await self._train.run(self._chosen((done + attempt) * config.tasks_per_step))
+            batch = Batch(batch.groups + found.groups)
+            if batch.trajectories(advantages=source):
+                break
+        else:
+            raise ConfigurationError(_uninformative(batch, config.rounds))
+        seen = batch.metrics()
+        if source == "Precomputed":
+            seen["advantage/missing_fraction"] = missing_fraction(batch.whole)
+        gradients = self._client.forward_backward(
+            batch.trajectories(advantages=source),
+            loss_fn=config.loss_fn,
+            loss_fn_config=config.loss_fn_config,
+            temperature=config.sampling.temperature,
+        )
+        seen |= (await gradients).metrics
+        cursor = {"next_task": (done + 1) * config.tasks_per_step, "fit": self.settings()}
+        own = {name: value for name, value in seen.items() if ":" not in name}
+        await self._client.optim_step(
+            learning_rate=config.learning_rate, metrics=own, cursor=cursor
+        )
+        self._log(done + 1, seen)
+        return seen
+
+    async def _validated(self, step: int) -> dict[str, float]:
+        batch = await self._validate.run(self._validation, group=1)
+        seen = {f"val/{name}": value for name, value in batch.metrics().items()}
+        self._log(step, seen)
+        return seen
+
+    def _chosen(self, first: int) -> list[T]:
+        count = self._config.tasks_per_step
+        return [self._tasks[(first + offset) % len(self._tasks)] for offset in range(count)]
+
+    def _job(self, rollout: RolloutFunction[T], sampling: Sampling) -> Job[T]:
+        return Job(
+            self._client,
+            rollout,
+            group=self._config.group,
+            sampling=sampling,
+            max_concurrent=self._config.max_concurrent,
+            rollout_timeout=self._config.rollout_timeout,
+            max_model_length=self._config.max_model_length,
+        )
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+
+
+def _uninformative(batch: Batch, rounds: int) -> str:
+    seen = batch.metrics()
+    failed = next((r.error for group in batch.groups for r in group if r.error), "")
+    if failed and not batch.whole:
+        return f"in {rounds} rounds every group had a failed rollout, the first: {failed}"
+    mean = seen.get("reward/mean", 0.0)
+    return (
+        f"in {rounds} rounds every group had equal rewards (mean {mean:.3g}): "
+        "choose tasks that the model solves sometimes, or raise group"
+    )

@@ -1,0 +1,241 @@
+"""GatewayClient: one method for each route that the gateway has for a model."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from espalier.api.trainingrun import TrainingRunSpec
+from espalier.api.wire import (
+    EPOCH,
+    IDEMPOTENCY_KEY,
+    PROMOTION,
+    BackwardRequest,
+    ForwardBackwardRequest,
+    ForwardBackwardResult,
+    ForwardRequest,
+    ForwardResult,
+    LossList,
+    OptimStepRequest,
+    OptimStepResult,
+    Problem,
+    TrainerState,
+    Wire,
+)
+from espalier.client.completion import Completion, read_completions
+from espalier.client.errors import MalformedAnswerError
+from espalier.client.ticket import Ticket
+from espalier.client.transport import Answer, Patience, Token, Transport
+
+Message = Mapping[str, str]
+_Result = TypeVar("_Result")
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class RunView(BaseModel):
+    """A TrainingRun as the gateway shows it to who drives it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    uid: str
+    model: str
+    spec: TrainingRunSpec
+    epoch: int
+    suspended: bool
+    paused: bool
+
+
+class CommittedStep(OptimStepResult):
+    """A committed optimizer step. ``promotion`` is Served, Pinned, Gated or Timeout."""
+
+    promotion: str = ""
+
+
+class GatewayClient:
+    """Commands are sent once per key: a lost answer is asked for again, never applied twice.
+
+    Args:
+        base_url: of the gateway, without ``/v1``.
+        model: slug of the model: its name, or ``namespace/name``.
+        token: a Kubernetes or gateway token, its file, or a function that gives it.
+        patience: deadline, timeout of an attempt, delays.
+    """
+
+    def __init__(
+        self, base_url: str, model: str, token: Token, *, patience: Patience | None = None
+    ) -> None:
+        self.model = model
+        self._transport = Transport(base_url, token, patience or Patience())
+        self._session = uuid.uuid4().hex
+        self._seq = 0
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._transport.__aexit__(kind, error, trace)
+
+    async def forward_backward(
+        self, request: ForwardBackwardRequest, *, epoch: int = 0
+    ) -> ForwardBackwardResult:
+        """Adds gradients; under another live epoch than ``epoch`` (if above 0) StaleEpochError."""
+        return await self.send(self._ticket("forward-backward", request, epoch), FORWARD_BACKWARD)
+
+    async def forward(self, request: ForwardRequest, *, epoch: int = 0) -> ForwardResult:
+        """Log-probs of the inputs, for a loss that the caller computes."""
+        return await self.send(self._ticket("forward", request, epoch), FORWARD)
+
+    async def backward(self, request: BackwardRequest, *, epoch: int = 0) -> ForwardBackwardResult:
+        """Adds the gradients of the caller's loss."""
+        return await self.send(self._ticket("backward", request, epoch), FORWARD_BACKWARD)
+
+    async def zero_grad(self, *, epoch: int = 0) -> TrainerState:
+        """Drops accumulated gradients."""
+        return await self.send(self._ticket("zero-grad", None, epoch), STATE)
+
+    async def optim_step(self, request: OptimStepRequest, *, epoch: int = 0) -> CommittedStep:
+        """One optimizer step; returns when the head serves its checkpoint, or will not."""
+        return await self.send(self._ticket("optim-step", request, epoch), STEP)
+
+    async def send(
+        self,
+        ticket: Ticket,
+        read: Callable[[Answer], _Result],
+        *,
+        waits: Callable[[Problem], None] | None = None,
+    ) -> _Result:
+        """Sends a command until it is answered; ``waits`` is told why it is not yet."""
+        headers = {IDEMPOTENCY_KEY: ticket.key}
+        if ticket.epoch:
+            headers[EPOCH] = str(ticket.epoch)
+        path = f"/v1/models/{quote(ticket.model)}/train/{ticket.command}"
+        return read(await self._transport.call("POST", path, ticket.body, headers, waits=waits))
+
+    async def state(self) -> TrainerState:
+        """Where the trainer stands."""
+        answer = await self._transport.call("GET", self._route("state"))
+        return STATE(answer)
+
+    async def losses(self) -> list[str]:
+        """Names of the losses that ``forward_backward`` takes."""
+        answer = await self._transport.call("GET", self._route("losses"))
+        return _read(answer.body, LossList).losses
+
+    async def checkpoints(self) -> list[CheckpointResponse]:
+        """The checkpoints of the model, oldest first."""
+        answer = await self._transport.call("GET", f"/v2/models/{quote(self.model)}/checkpoints")
+        try:
+            return _CHECKPOINTS.validate_json(answer.body)
+        except ValidationError as error:
+            raise MalformedAnswerError(f"the answer lists no checkpoints: {error}") from error
+
+    async def set_head(self, checkpoint_id: str) -> None:
+        """Moves the head to a checkpoint: what is served, and where training goes on from."""
+        body = json.dumps({"checkpoint_id": checkpoint_id})
+        await self._transport.call("PUT", f"/v2/models/{quote(self.model)}/head", body)
+
+    async def run(self, namespace: str, name: str) -> RunView:
+        """A TrainingRun as of now."""
+        answer = await self._transport.call("GET", f"/v1/runs/{quote(namespace)}/{quote(name)}")
+        return _read(answer.body, RunView)
+
+    async def sample(
+        self,
+        messages: Sequence[Message],
+        *,
+        checkpoint: str = "",
+        count: int = 1,
+        temperature: float = 1.0,
+        max_tokens: int,
+        extra: Mapping[str, Any] | None = None,
+    ) -> list[Completion]:
+        """Completions of a chat with tokens and log-probs.
+
+        Args:
+            messages: the chat, each ``{"role", "content"}``.
+            checkpoint: name of a Checkpoint, ``base``, or empty for what the head serves.
+            count: number of completions; 1 when the temperature is 0.
+            temperature: 0 is greedy.
+            max_tokens: of one completion.
+            extra: further fields of the request, such as ``top_p`` or ``stop``.
+        """
+        body = {
+            **(extra or {}),
+            "model": f"{self.model}@{checkpoint}" if checkpoint else self.model,
+            "messages": [dict(message) for message in messages],
+            "n": count,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "logprobs": True,
+            "return_token_ids": True,
+        }
+        answer = await self._transport.call("POST", "/v1/chat/completions", json.dumps(body))
+        return read_completions(answer.body, count)
+
+    def _ticket(self, command: str, request: Wire | None, epoch: int) -> Ticket:
+        self._seq += 1
+        body = request.model_dump_json() if request is not None else "{}"
+        key = f"{self._session}/{self._seq}"
+        return Ticket(model=self.model, command=command, key=key, body=body, epoch=epoch)
+
+    def _route(self, command: str) -> str:
+        return f"/v1/models/{quote(self.model)}/train/{command}"
+
+
+class CheckpointResponse(BaseModel):
+    """A checkpoint in HUD's form; ``is_active`` marks the one that the head serves."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    name: str | None = None
+    checkpoint_name: str | None = None
+    prev_model_checkpoint_id: str | None = None
+    is_active: bool = False
+    created_at: str | None = None
+    num_traces: int | None = None
+    num_datums: int | None = None
+    num_tokens: int | None = None
+    mean_reward: float | None = None
+    learning_rate: float | None = None
+    loss_fn: str | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+_CHECKPOINTS = TypeAdapter(list[CheckpointResponse])
+
+
+def _read(body: bytes, kind: type[_Model]) -> _Model:
+    try:
+        content: Any = json.loads(body)
+        return kind.model_validate(content)
+    except (ValueError, ValidationError) as error:
+        raise MalformedAnswerError(f"the answer is not a {kind.__name__}: {error}") from error
+
+
+def _reader(kind: type[_Model]) -> Callable[[Answer], _Model]:
+    return lambda answer: _read(answer.body, kind)
+
+
+def _step(answer: Answer) -> CommittedStep:
+    result = _read(answer.body, OptimStepResult)
+    return CommittedStep(**result.model_dump(), promotion=answer.headers.get(PROMOTION, ""))
+
+
+# What the commands answer.
+FORWARD_BACKWARD = _reader(ForwardBackwardResult)
+FORWARD = _reader(ForwardResult)
+STATE = _reader(TrainerState)
+STEP = _step

@@ -1,0 +1,270 @@
+"""fit over real HTTP: order, resumption, validation, trackers; and over a real trainer."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from aiohttp.test_utils import TestServer
+from safetensors.torch import load_file
+from tests.runner.standin import StandIn
+from tests.runner.test_with_trainer import Passage, checkpoints, passage
+
+from espalier import (
+    ConfigurationError,
+    DatumTensors,
+    Fit,
+    FitConfig,
+    InvalidRequestError,
+    JsonLines,
+    Patience,
+    Sampling,
+    Session,
+    TrainingClient,
+    TrajectoryPayload,
+    TrajectorySample,
+    track,
+)
+
+__all__ = ["passage"]
+QUICK = Patience(deadline=30.0, attempt=30.0, first_delay=0.001, longest_delay=0.01)
+SAMPLING = Sampling(max_tokens=4)
+
+
+@dataclass(frozen=True)
+class Digit:
+    id: str
+    answer: str
+
+
+TASKS = [Digit(str(digit), str(digit)) for digit in range(4)]
+
+
+async def repeat(task: Digit, session: Session) -> float:
+    turn = await session.sample([{"role": "user", "content": f"{task.answer}="}])
+    # Every other one right, so that a group always teaches.
+    return float(turn.text == task.answer and session.rollout.rollout_idx % 2 == 0)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[tuple[StandIn, str]]:
+    gateway = StandIn()
+    async with TestServer(gateway.app()) as running:
+        yield gateway, str(running.make_url("/"))
+
+
+def client(url: str) -> TrainingClient:
+    return TrainingClient("default/tiny", base_url=url, token="t", patience=QUICK)
+
+
+def config(**changes: Any) -> FitConfig:
+    small = {"steps": 3, "learning_rate": 1e-3, "group": 2, "tasks_per_step": 2}
+    return FitConfig(**{**small, "sampling": SAMPLING, **changes})
+
+
+async def test_a_fit_takes_its_steps_and_goes_on_where_another_ended(
+    server: tuple[StandIn, str], tmp_path: Path
+) -> None:
+    gateway, url = server
+    async with client(url) as trainer:
+        await Fit(trainer, TASKS, repeat, config(steps=2)).fit_async()
+        assert gateway.kinds() == ["forward-backward", "optim-step"] * 2
+        # A process that was killed between its two commands left gradients behind.
+        gateway.pending = 1
+        tracker = JsonLines(tmp_path / "metrics.jsonl")
+        await Fit(trainer, TASKS, repeat, config(steps=3), trackers=[tracker]).fit_async()
+    assert gateway.kinds()[4:] == ["zero-grad", "forward-backward", "optim-step"]
+    first, second = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert first["config"]["model"] == "default/tiny"
+    assert first["config"]["sampling"]["max_tokens"] == 4
+    assert second["step"] == 3
+    assert second["metrics"]["reward/mean"] == 0.5
+    cursor = gateway.bodies("optim-step")[-1]["cursor"]
+    assert cursor["next_task"] == 6
+    assert cursor["fit"] == first["config"]
+
+
+async def test_fit_inside_a_running_loop_names_the_other_method(
+    server: tuple[StandIn, str],
+) -> None:
+    _, url = server
+    async with client(url) as trainer:
+        with pytest.raises(RuntimeError, match="await fit_async"):
+            Fit(trainer, TASKS, repeat, config()).fit()
+
+
+async def test_validation_alone_takes_no_step(server: tuple[StandIn, str]) -> None:
+    gateway, url = server
+    async with client(url) as trainer:
+        fit = Fit(trainer, TASKS, repeat, config(val_only=True), validation=TASKS[:2])
+        seen = await fit.fit_async()
+        fit.shutdown()
+    assert gateway.kinds() == []
+    assert seen["val/reward/mean"] == 1.0
+    assert [sample["temperature"] for sample in gateway.samples] == [0.0, 0.0]
+
+
+async def test_a_resume_moves_the_head_first(server: tuple[StandIn, str]) -> None:
+    gateway, url = server
+    async with client(url) as trainer:
+        await Fit(trainer, TASKS, repeat, config(steps=1)).fit_async()
+        gateway.head = ""
+        await Fit(trainer, TASKS, repeat, config(steps=1, resume_from="tiny-000001")).fit_async()
+    assert gateway.head == "tiny-000001"
+
+
+async def test_rewards_that_never_differ_end_the_fit_with_the_reason(
+    server: tuple[StandIn, str],
+) -> None:
+    gateway, url = server
+
+    async def constant(task: Digit, session: Session) -> float:
+        await repeat(task, session)
+        return 0.0
+
+    async def broken(task: Digit, session: Session) -> float:
+        raise KeyError("tool")
+
+    async with client(url) as trainer:
+        with pytest.raises(ConfigurationError, match="in 2 rounds every group had equal rewards"):
+            await Fit(trainer, TASKS, constant, config(rounds=2)).fit_async()
+        with pytest.raises(ConfigurationError, match="failed rollout, the first: KeyError"):
+            await Fit(trainer, TASKS, broken, config(rounds=2)).fit_async()
+    assert gateway.kinds() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"group": 1}, "group is 1"),
+        ({"val_only": True}, "validation is empty"),
+    ],
+)
+async def test_settings_that_cannot_work_are_refused_before_anything_is_sampled(
+    server: tuple[StandIn, str], changes: dict[str, Any], message: str
+) -> None:
+    gateway, url = server
+    async with client(url) as trainer:
+        with pytest.raises(ConfigurationError, match=message):
+            Fit(trainer, TASKS, repeat, config(**changes))
+    assert gateway.samples == []
+
+
+def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    assert len(track(["console", "file"], tmp_path)) == 2
+    with pytest.raises(ConfigurationError, match="wandbb; there are: console, file"):
+        track(["wandbb"], tmp_path)
+
+
+# --- over the real trainer ------------------------------------------------------------------------
+
+
+def digits(groups: int, size: int, *, ids: bool) -> list[TrajectoryPayload]:
+    rng = random.Random(5)
+    return [
+        TrajectoryPayload(
+            samples=[
+                TrajectorySample(
+                    prompt_token_ids=list(f"{group}=".encode()),
+                    output_token_ids=list(rng.randbytes(3)),
+                    output_logprobs=[-2.0, -3.0, -1.5],
+                )
+            ],
+            reward=rng.random(),
+            group_id=f"g{group}" if ids else None,
+        )
+        for group in range(groups)
+        for _ in range(size)
+    ]
+
+
+def importance_sampling(
+    data: list[DatumTensors], logprobs: list[torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    groups: dict[int | None, list[float]] = {}
+    for datum in data:
+        groups.setdefault(datum.group_idx, []).append(datum.reward)
+    loss = torch.zeros(())
+    for datum, new in zip(data, logprobs, strict=True):
+        rewards = groups[datum.group_idx]
+        advantage = datum.reward - sum(rewards) / len(rewards)
+        ratio = torch.exp(new - torch.tensor(datum.sampling_logprobs))
+        loss = loss - (ratio * advantage * torch.tensor(datum.mask)).sum()
+    return loss, {"ratio_sum": 1.0}
+
+
+def moments(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Adam's first moments, by parameter."""
+    saved = load_file(checkpoint / "optimizer.safetensors")
+    return {name: value for name, value in saved.items() if "exp_avg" in name and "sq" not in name}
+
+
+async def test_a_custom_loss_learns_what_the_built_in_one_does(
+    passage: tuple[Passage, str], tmp_path: Path
+) -> None:
+    _, url = passage
+    inputs = digits(3, 4, ids=False)
+    async with client(url) as trainer:
+        for own in (False, True):
+            if own:
+                await trainer.forward_backward_custom(inputs, importance_sampling, group_size=4)
+            else:
+                await trainer.forward_backward(inputs, group_size=4)
+            # Too small a step to change the weights: both gradients are of the same ones.
+            await trainer.optim_step(learning_rate=1e-12, beta1=0.5)
+    first, second = (moments(path) for path in checkpoints(tmp_path / "weights"))
+    # Adam's first moment is half the gradient, then half of itself and half the next gradient.
+    for name, moment in first.items():
+        torch.testing.assert_close(2 * second[name] - moment, 2 * moment, rtol=1e-5, atol=1e-7)
+    assert max(float(moment.abs().max()) for moment in first.values()) > 1e-3
+
+
+async def test_groups_by_id_learn_the_same_in_any_order(passage: tuple[Passage, str]) -> None:
+    _, url = passage
+    inputs = digits(3, 4, ids=True)
+    shuffled = random.Random(1).sample(inputs, len(inputs))
+    by_position = [payload.model_copy(update={"group_id": None}) for payload in inputs]
+    losses = []
+    async with client(url) as trainer:
+        for batch, size in ((by_position, 4), (inputs, None), (shuffled, 4)):
+            done = await trainer.forward_backward(batch, group_size=size)
+            losses.append(done.metrics["loss:sum"])
+            await trainer.zero_grad()
+        await trainer.forward_backward(shuffled)
+    assert losses[1:] == pytest.approx([losses[0]] * 2, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: [b[0].model_copy(update={"group_id": None}), *b[1:]], r"inputs\[0\].group_id"),
+        (lambda b: b[1:], "group 'g0' has 3 inputs, and group_size is 4"),
+    ],
+)
+async def test_groups_that_do_not_fit_are_refused_by_name(
+    passage: tuple[Passage, str], change: Any, message: str
+) -> None:
+    _, url = passage
+    async with client(url) as trainer:
+        with pytest.raises(InvalidRequestError, match=message):
+            await trainer.forward_backward(change(digits(3, 4, ids=True)), group_size=4)
+        assert (await trainer.state()).pending == 0
+
+
+async def test_a_loss_that_does_not_depend_on_the_logprobs_is_refused(
+    passage: tuple[Passage, str],
+) -> None:
+    _, url = passage
+    async with client(url) as trainer:
+        with pytest.raises(ValueError, match="depends on the log-probs"):
+            await trainer.forward_backward_custom(
+                digits(1, 2, ids=False), lambda data, logprobs: (torch.zeros(()), {})
+            )
+        assert (await trainer.state()).pending == 0
