@@ -15,15 +15,18 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from bench.trainer.workload import Workload, causal_lm
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from espalier.trainer import gradients
 from espalier.trainer import model as trainer_model
 from espalier.trainer.data import Datum
-from espalier.trainer.head import CHUNK_ELEMENTS, Evaluated, _logits
+from espalier.trainer.head import Evaluated, chunks
 from espalier.trainer.model import Policy
+from espalier.trainer.packing import NO_PARENT, Row, Span
 
 IGNORED = -100
 
@@ -38,12 +41,17 @@ class _RecomputedHead(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(targets), dtype=wide, device=hidden.device)
         entropy, normaliser = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        for part in _chunks(len(targets), weight):
-            logits = _scaled(hidden[part], weight, bias, wide, tau)
-            normaliser[part] = logits.logsumexp(dim=1)
-            logits -= normaliser[part].unsqueeze(1)
-            logprobs[part] = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
-            entropy[part] = -(logits.exp().unsqueeze(1) @ logits.unsqueeze(2)).flatten()
+        chances = None
+        for part, logits in chunks(hidden, weight, bias, tau):
+            chances = torch.empty_like(logits) if chances is None else chances
+            greatest = logits.amax(dim=1, keepdim=True)
+            logits.sub_(greatest)
+            exponents = torch.exp(logits, out=chances[: len(logits)])
+            total = exponents.sum(dim=1, keepdim=True)
+            mean = (exponents.unsqueeze(1) @ logits.unsqueeze(2)).flatten(1) / total
+            logprobs[part] = (logits.gather(1, targets[part].unsqueeze(1)) - total.log()).squeeze(1)
+            entropy[part] = (total.log() - mean).squeeze(1)
+            normaliser[part] = (total.log() + greatest).squeeze(1)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
         ctx.tau = tau
         ctx.mark_non_differentiable(entropy)
@@ -53,28 +61,13 @@ class _RecomputedHead(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         result = torch.empty_like(hidden)
-        for part in _chunks(len(targets), weight):
-            logits = _scaled(hidden[part], weight, bias, normaliser.dtype, ctx.tau)
-            residual = logits.sub_(normaliser[part].unsqueeze(1)).exp_().neg_()
+        for part, logits in chunks(hidden, weight, bias, ctx.tau):
+            chances = logits.sub_(normaliser[part].unsqueeze(1)).exp_()
             chosen = targets[part].unsqueeze(1)
-            residual.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=residual.dtype))
-            residual *= upstream[0][part].unsqueeze(1) / ctx.tau
-            result[part] = residual.to(weight.dtype) @ weight
+            residual = chances.scatter_add_(1, chosen, torch.full_like(chances[:, :1], -1.0))
+            slope = upstream[0][part].unsqueeze(1) / -ctx.tau
+            result[part] = (residual.to(weight.dtype) @ weight) * slope
         return result, None, None, None, None
-
-
-def _chunks(rows: int, weight: Tensor) -> Iterator[slice]:
-    size = max(1, CHUNK_ELEMENTS[weight.device.type] // weight.shape[0])
-    return (slice(start, start + size) for start in range(0, rows, size))
-
-
-def _scaled(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, tau: float
-) -> Tensor:
-    logits = _logits(hidden, weight, wide)
-    if bias is not None:
-        logits += bias.to(wide)
-    return logits.div_(tau)
 
 
 def recomputed(
@@ -86,10 +79,71 @@ def recomputed(
 
 
 @contextmanager
-def recomputing_head() -> Iterator[None]:
-    """The trainer's packed path with TRL's head: AsyncGRPO's algorithm."""
-    with mock.patch.object(trainer_model, "evaluate", recomputed):
+def async_grpo() -> Iterator[None]:
+    """The trainer's packed path with TRL's head and TRL's trie: AsyncGRPO's algorithm."""
+    with (
+        mock.patch.object(trainer_model, "evaluate", recomputed),
+        mock.patch.object(gradients, "pack", tries),
+    ):
         yield
+
+
+def tries(data: Sequence[Datum], budget: int) -> list[Row]:
+    """Rows as TRL packs them: at most ``budget`` unique tokens, and as many trained ones.
+
+    A node is keyed on its token and the next, so a trie forks one token before its samples differ,
+    and every sample's last token is forwarded although it predicts nothing.
+    """
+    rows, trie = [], _Trie()
+    for index, datum in enumerate(data):
+        if trie.spans and not trie.fits(datum, budget):
+            rows.append(trie.row())
+            trie = _Trie()
+        trie.add(index, datum)
+    return [*rows, trie.row()]
+
+
+class _Trie:
+    def __init__(self) -> None:
+        self._nodes: dict[tuple[int, int, int | None], int] = {}
+        self._places: list[tuple[int, int, int]] = []
+        self._reads: list[int] = []
+        self._targets: list[int] = []
+        self.spans: list[Span] = []
+
+    def fits(self, datum: Datum, budget: int) -> bool:
+        node, shared = NO_PARENT, 0
+        for token, following in _keys(datum):
+            if (node, token, following) not in self._nodes:
+                break
+            node, shared = self._nodes[node, token, following], shared + 1
+        new = len(datum.prompt) + len(datum.output) - shared
+        trained = len(self._targets) + len(datum.output)
+        return len(self._places) + new <= budget and trained <= budget
+
+    def add(self, index: int, datum: Datum) -> None:
+        node, path = NO_PARENT, []
+        for depth, (token, following) in enumerate(_keys(datum)):
+            key = (node, token, following)
+            if key not in self._nodes:
+                self._nodes[key] = len(self._places)
+                self._places.append((token, depth, node))
+            node = self._nodes[key]
+            path.append(node)
+        start = len(self._targets)
+        self._reads += path[len(datum.prompt) - 1 : -1]
+        self._targets += datum.output
+        self.spans.append(Span(index, start, len(self._targets)))
+
+    def row(self) -> Row:
+        tokens, depths, parents = np.array(self._places, dtype=np.int64).T
+        reads, targets = np.array([self._reads, self._targets], dtype=np.int64)
+        return Row(tokens, depths, parents, reads, targets, tuple(self.spans))
+
+
+def _keys(datum: Datum) -> Iterator[tuple[int, int | None]]:
+    tokens = datum.prompt + datum.output
+    return zip(tokens, [*tokens[1:], None], strict=True)
 
 
 def plain_twin(work: Workload, policy: Policy) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.trainer.baselines import checkpointed, padded_step, plain_twin, recomputing_head
+from bench.trainer.baselines import async_grpo, checkpointed, padded_step, plain_twin
 from bench.trainer.workload import Workload
 from torch import Tensor
 
@@ -62,7 +62,7 @@ def variants(
     def packed(on: bool) -> Callable[[], None]:
         def step() -> None:
             policy.checkpointing = on
-            with recomputing_head():
+            with async_grpo():
                 add_loss(policy, data, spec, 1.0, None)
             policy.checkpointing = False
 

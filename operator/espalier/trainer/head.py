@@ -9,6 +9,7 @@ distribution's entropy falls off on the way.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,28 +40,31 @@ class _CompletionLogprobs(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(targets), dtype=wide, device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        needs_rows = ctx.needs_input_grad[0]
-        rows = torch.empty_like(hidden) if needs_rows else None
-        size = max(1, CHUNK_ELEMENTS[weight.device.type] // weight.shape[0])
-        for start in range(0, len(targets), size):
-            part = slice(start, start + size)
+        rows = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for part, logits in chunks(hidden, weight, bias, tau):
             chosen = targets[part].unsqueeze(1)
-            logits = _logits(hidden[part], weight, wide)
-            if bias is not None:
-                logits += bias.to(wide)
-            logits /= tau
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
-            logits -= normaliser
-            logprobs[part] = logits.gather(1, chosen).squeeze(1)
-            chances = logits.exp()
-            # A product of vectors needs no third tensor of this size.
-            entropy[part] = -(chances.unsqueeze(1) @ logits.unsqueeze(2)).flatten()
-            if rows is not None:
-                # onehot - p is formed in the wide type: for confident tokens a difference of
-                # narrow products would keep no correct digit.
-                residual = chances.neg_()
-                residual.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=wide))
-                rows[part] = (residual / tau).to(weight.dtype) @ weight
+            logits.sub_(logits.amax(dim=1, keepdim=True))
+            target = logits.gather(1, chosen)
+            if rows is None or weight.dtype != wide:
+                chances, total = _softmax(logits, torch.empty_like(logits))
+                # A product of vectors needs no third tensor of this size.
+                mean = (chances.unsqueeze(1) @ logits.unsqueeze(2)).flatten(1)
+                entropy[part] = (total.log() - mean).squeeze(1)
+            else:
+                chances, total = _softmax(logits, logits)
+            logprobs[part] = (target - total.log()).squeeze(1)
+            if rows is None:
+                continue
+            # onehot - p is formed in the wide type: for confident tokens a difference of narrow
+            # products would keep no correct digit. Its sign is turned on the way out.
+            residual = chances.scatter_add_(1, chosen, torch.full_like(target, -1.0))
+            rows[part] = (residual.to(weight.dtype) @ weight).div_(-tau)
+            if weight.dtype == wide:
+                # E[z] = z(y) - d(log p(y))/dz . z, so the row gives the entropy without a pass.
+                slope = (rows[part] * hidden[part]).sum(dim=1)
+                if bias is not None:
+                    slope -= (residual @ bias.to(wide)) / tau
+                entropy[part] = slope - logprobs[part]
         if rows is not None:
             ctx.save_for_backward(rows)
         ctx.mark_non_differentiable(entropy)
@@ -72,12 +76,37 @@ class _CompletionLogprobs(torch.autograd.Function):
         return (upstream[0].unsqueeze(1) * rows).to(rows.dtype), None, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, wide: torch.dtype) -> Tensor:
-    if weight.dtype == wide:
-        return hidden @ weight.T
+def chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, tau: float
+) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows of ``hidden`` and their logits over tau, float32 at least, in one reused buffer.
+
+    A fresh buffer of this size is fresh pages, which cost a CPU as much as a fifth of the product.
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    size = max(1, CHUNK_ELEMENTS[weight.device.type] // weight.shape[0])
+    buffer = hidden.new_empty((min(size, len(hidden)), weight.shape[0]), dtype=wide)
+    for start in range(0, len(hidden), size):
+        part = slice(start, start + size)
+        logits = _logits(hidden[part], weight, buffer)
+        if bias is not None:
+            logits += bias.to(wide)
+        yield part, logits if tau == 1.0 else logits.div_(tau)
+
+
+def _logits(hidden: Tensor, weight: Tensor, buffer: Tensor) -> Tensor:
+    out = buffer[: len(hidden)]
+    if weight.dtype == out.dtype:
+        return torch.mm(hidden, weight.T, out=out)
     if hidden.is_cuda:
-        return torch.mm(hidden, weight.T, out_dtype=wide)
-    return hidden.to(wide) @ weight.to(wide).T
+        return torch.mm(hidden, weight.T, out_dtype=out.dtype, out=out)
+    return torch.mm(hidden.to(out.dtype), weight.to(out.dtype).T, out=out)
+
+
+def _softmax(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities, written to ``out``, and the sum of exponents; logits are at most 0."""
+    total = torch.exp(logits, out=out).sum(dim=1, keepdim=True)
+    return out.div_(total), total
 
 
 def evaluate(
