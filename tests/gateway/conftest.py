@@ -118,7 +118,7 @@ async def gateway(users: Users, cluster: KubernetesCluster) -> AsyncIterator[Gat
     tokens = TokenIssuer()
     tokens.use(PRIVATE_KEY)
     async with upstream_session() as upstream, aiohttp.ClientSession() as session:
-        services = Services(world.view, Authenticator(cluster), tokens, upstream)
+        services = Services(world.view, cluster, Authenticator(cluster), tokens, upstream)
         server = TestServer(make_app(services, lambda: ""))
         await server.start_server()
         yield Gateway(world, services, server, session, users)

@@ -32,6 +32,9 @@ class Kubelet:
         self.rollouts = rollouts
         self.now = now
         self._starts = 0
+        self.network = "10.0.0"
+        # What the importer finds the base to be.
+        self.resolved = RESOLVED
         # Roles whose pods stay in this waiting state.
         self.waiting: dict[str, Body] = {}
         # Roles whose pods end by themselves with this termination message.
@@ -76,7 +79,7 @@ class Kubelet:
 
     async def _create(self, owner: Body, number: int) -> None:
         self._starts += 1
-        ip = f"10.0.0.{self._starts}"
+        ip = f"{self.network}.{self._starts}"
         template = owner["spec"]["template"]
         name = f"{owner['metadata']['name']}-{number}"
         reference = {"kind": owner["kind"], "name": owner["metadata"]["name"], "controller": True}
@@ -119,7 +122,7 @@ class Kubelet:
             self._end(pod, 64, self.giving_up[role])
             return
         if role == "importer":
-            self._end(pod, 0, RESOLVED)
+            self._end(pod, 0, self.resolved)
             return
         if role in self.waiting:
             main |= {"started": False, "state": {"waiting": self.waiting[role]}}

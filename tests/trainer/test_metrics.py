@@ -71,6 +71,10 @@ def test_every_metric_is_what_it_says(policy: Policy) -> None:
         "policy/mismatch_kl_k1": (-d).mean(),
         "reward/mean": np.mean(rewards),
         "reward/std": np.std(rewards),
+        "reward/min": min(rewards),
+        "reward/max": max(rewards),
+        "trajectories/trained": len(rewards),
+        "datums/trained": len(data),
     }
     assert tally.checkpoint_metrics() == pytest.approx(expected, rel=1e-4)
     answered = {m.answer: expected[m.checkpoint] for m in METRICS if m.answer}

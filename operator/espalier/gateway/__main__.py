@@ -78,7 +78,11 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
     watching = informer.InformerSettings(settings.namespaces, kinds)
     async with upstream_session() as session:
         services = Services(
-            View(cache, settings.namespaces), Authenticator(cluster), tokens, session
+            View(cache, settings.namespaces),
+            cluster,
+            Authenticator(cluster),
+            tokens,
+            session,
         )
         runner = web.AppRunner(
             make_app(services, readiness.unready),

@@ -15,6 +15,7 @@ from aiohttp import web
 from espalier.gateway import metrics
 from espalier.gateway.catalogue import Catalogue
 from espalier.gateway.completions import Completions
+from espalier.gateway.platform import PlatformRoutes
 from espalier.gateway.problems import RefusalError, respond
 from espalier.gateway.runs import Runs
 from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
@@ -22,6 +23,7 @@ from espalier.gateway.train import COMMANDS, READS, Train
 
 MAX_COMPLETION_BYTES = 64 * 1024 * 1024
 CLIENT_GONE = 499
+PLATFORM = "/v2/"
 # vLLM's server closes an idle connection after 5 s; ours go first, so that none is found dead.
 KEEP_ALIVE_SECONDS = 3.0
 
@@ -47,10 +49,13 @@ def make_app(services: Services, unready: Callable[[], str]) -> web.Application:
     """
     app = web.Application(middlewares=[_observe, _refuse], client_max_size=MAX_COMPLETION_BYTES)
     completions, train = Completions(services), Train(services)
-    app.router.add_post("/v1/completions", completions.handle)
-    app.router.add_post("/v1/chat/completions", completions.handle)
+    # Without /v1 too, as HUD's client calls its gateway.
+    for prefix in ("/v1", ""):
+        app.router.add_post(f"{prefix}/completions", completions.handle)
+        app.router.add_post(f"{prefix}/chat/completions", completions.handle)
     app.router.add_get("/v1/models", Catalogue(services).list)
     app.router.add_get("/v1/runs/{namespace}/{name}", Runs(services).get)
+    PlatformRoutes(services).add_to(app.router)
     for prefix in ("/v1/models/{slug}/train", "/v1/models/{namespace}/{slug}/train"):
         app.router.add_post(f"{prefix}/{{command:{'|'.join(sorted(COMMANDS))}}}", train.handle)
         app.router.add_get(f"{prefix}/{{command:{'|'.join(sorted(READS))}}}", train.handle)
@@ -126,7 +131,7 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
             "the gateway failed on this request",
             f"Its log has the cause under request id {request[REQUEST_ID]}",
         )
-    return respond(found, openai=not _is_ours(request.path))
+    return respond(_for(request.path, found), openai=not _is_ours(request.path))
 
 
 def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:
@@ -144,5 +149,18 @@ def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:
     return RefusalError(error.status, "BadRequest", error.text or error.reason)
 
 
+def _for(path: str, refusal: RefusalError) -> RefusalError:
+    """HUD's command line shows ``detail`` alone, so there it carries the remedy too."""
+    if not path.startswith(PLATFORM):
+        return refusal
+    return RefusalError(
+        refusal.status,
+        refusal.reason,
+        refusal.message,
+        refusal.remedy,
+        retry_after=refusal.retry_after,
+    )
+
+
 def _is_ours(path: str) -> bool:
-    return "/train/" in path or path.startswith("/v1/runs/")
+    return "/train/" in path or path.startswith(("/v1/runs/", PLATFORM))

@@ -125,7 +125,7 @@ class Completions:
         headers = self._services.tokens.header(exchange.target.model)
         headers["Content-Type"] = "application/json"
         async with self._services.session.post(
-            f"http://{address}{exchange.request.path}",
+            f"http://{address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
             data=exchange.body,
             headers=headers,
             timeout=_TIMEOUT,

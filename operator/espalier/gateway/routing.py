@@ -1,7 +1,7 @@
 """From a model name in a request to an adapter and the pods that serve it. Pure.
 
 ``slug``, ``slug@base`` or ``slug@<checkpoint>``; a slug is a model's name, or ``namespace/name``
-where two served namespaces have a model of that name.
+where two served namespaces have a model of that name. A model's uid, HUD's model id, means it too.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ def find_model(snapshot: Snapshot, slug: str) -> Id | Unknown:
     if found:
         names = tuple(str(model) for model in found)
         return Unknown(f"model {slug!r} is in more than one namespace", names)
+    by_uid = [m for m, body in snapshot.models.items() if body.metadata.uid == slug]
+    if by_uid and by_uid[0].namespace in snapshot.namespaces:
+        return by_uid[0]
     return Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
 
 

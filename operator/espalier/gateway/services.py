@@ -13,6 +13,7 @@ from espalier.gateway.routing import NEAREST, Unknown, find_model
 from espalier.gateway.snapshot import Id
 from espalier.gateway.tokens import TokenIssuer
 from espalier.gateway.view import View
+from espalier.kube.cluster import Cluster
 
 UPSTREAM_SECONDS: web.RequestKey[float] = web.RequestKey("upstream_seconds", float)
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
@@ -20,9 +21,13 @@ REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 @dataclass(frozen=True)
 class Services:
-    """View of the cluster, authentication, tokens and the pool of connections to pods."""
+    """View of the cluster and the cluster itself, authentication, tokens, connections to pods.
+
+    ``cluster`` is written on behalf of users alone: forks, and moves of heads.
+    """
 
     view: View
+    cluster: Cluster
     auth: Authenticator
     tokens: TokenIssuer
     session: aiohttp.ClientSession

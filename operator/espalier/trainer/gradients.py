@@ -137,6 +137,7 @@ def _call(
     return Tally(
         loss_name=name,
         group_size=group_size or 0,
+        datums=len(data),
         rewards=tuple({datum.trajectory: datum.reward for datum in data}.values()),
         given=given or {},
     )

@@ -15,11 +15,13 @@ class Tally:
     ``compared`` tokens had a sampler log-prob q; over them, with d = lp - q: the largest and the
     summed |d|, the summed d, the summed and the largest ratio exp(d), and the summed k3 estimate
     exp(d) - 1 - d. ``unique`` tokens went through the trunk: a shared prompt counts once.
+    ``datums`` are samples, ``rewards`` one for each trajectory.
     """
 
     loss_name: str = ""
     group_size: int = 0
     loss: float = 0.0
+    datums: int = 0
     tokens: int = 0
     unique: int = 0
     still: int = 0
@@ -42,6 +44,7 @@ class Tally:
             loss_name=other.loss_name,
             group_size=other.group_size,
             loss=self.loss + other.loss,
+            datums=self.datums + other.datums,
             tokens=self.tokens + other.tokens,
             unique=self.unique + other.unique,
             still=self.still + other.still,
@@ -198,6 +201,28 @@ METRICS = (
         lambda t: statistics.pstdev(t.rewards),
         _rewarded,
     ),
+    Metric(
+        "",
+        "reward/min",
+        "The lowest of these rewards; a client's own figure wins.",
+        lambda t: min(t.rewards),
+        _rewarded,
+    ),
+    Metric(
+        "",
+        "reward/max",
+        "The highest of these rewards; a client's own figure wins.",
+        lambda t: max(t.rewards),
+        _rewarded,
+    ),
+    Metric(
+        "",
+        "trajectories/trained",
+        "Trajectories of the step.",
+        lambda t: len(t.rewards),
+        _rewarded,
+    ),
+    Metric("", "datums/trained", "Samples of the step.", lambda t: t.datums, _rewarded),
 )
 # A step adds this one, which no tally knows.
 GRADIENT_NORM = ("optimizer/gradient_norm", "Global L2 norm of the gradient before clipping.")

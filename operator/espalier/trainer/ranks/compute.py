@@ -186,7 +186,7 @@ class RankedCompute(LocalCompute):
         mine, others = self._ask(requests, own)
         tallies = [mine, *(other.tally or Tally() for other in others)]
         rewards = tuple({datum.trajectory: datum.reward for datum in data}.values())
-        return replace(total(tallies), rewards=rewards)
+        return replace(total(tallies), rewards=rewards, datums=len(data))
 
     def _compare(self, digests: Sequence[str]) -> None:
         own = self._collective.digest()

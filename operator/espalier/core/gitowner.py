@@ -1,0 +1,57 @@
+"""Whether Git owns an object, told from the marks that GitOps controllers leave on it.
+
+Argo CD: annotation ``argocd.argoproj.io/tracking-id`` (``app:group/kind:namespace/name``) or its
+label; Flux: labels of its kustomizations and Helm releases. Without either mark, whoever manages
+fields of the spec tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ARGO_TRACKING = "argocd.argoproj.io/tracking-id"
+ARGO_LABEL = "argocd.argoproj.io/instance"
+FLUX_LABELS = ("kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name")
+_MANAGERS = {
+    "argocd-controller": "Argo CD",
+    "argocd-application-controller": "Argo CD",
+    "kustomize-controller": "Flux",
+    "helm-controller": "Flux",
+}
+
+
+@dataclass(frozen=True)
+class GitOwner:
+    """The controller that applies Git, and its application or release; empty when unknown."""
+
+    controller: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.controller} ({self.source})" if self.source else self.controller
+
+
+def git_owner(metadata: Mapping[str, Any]) -> GitOwner | None:
+    """Who brings the object from Git; None when nobody does.
+
+    Args:
+        metadata: of the live object, ``managedFields`` included.
+    """
+    labels = metadata.get("labels") or {}
+    tracking = (metadata.get("annotations") or {}).get(ARGO_TRACKING, "")
+    application, _, tracked = tracking.partition(":")
+    # A copied annotation names the object that it was copied from.
+    if tracked.endswith(f"/{metadata['name']}"):
+        return GitOwner("Argo CD", application)
+    if ARGO_LABEL in labels:
+        return GitOwner("Argo CD", labels[ARGO_LABEL])
+    for label in FLUX_LABELS:
+        if label in labels:
+            return GitOwner("Flux", labels[label])
+    for entry in metadata.get("managedFields") or ():
+        manager = entry.get("manager", "")
+        if manager in _MANAGERS and "f:spec" in (entry.get("fieldsV1") or {}):
+            return GitOwner(_MANAGERS[manager])
+    return None

@@ -1,0 +1,136 @@
+"""Forks for HUD's client: a model, its head and a client-driven run, made on a user's behalf.
+
+The gateway has the right to create them and asks for the caller's right first. The model comes
+last: a fork is there once its model is, so that one cut short is completed by sending it again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from espalier.api.meta import NAME_PATTERN
+from espalier.gateway.auth import User
+from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.services import Services
+from espalier.gateway.snapshot import Id, Snapshot
+from espalier.kube.cluster import ClusterError
+from espalier.kube.objects import Key
+
+REQUESTED_BY = "espalier.dev/requested-by"
+# A client trains as long as it likes; the kind asks for a bound.
+STEPS = 10_000_000
+LEARNING_RATE = "1e-5"
+LOSS = "importance_sampling"
+SEEN_SECONDS = 10.0
+MAX_NAME_CHARS = 40
+
+Body = dict[str, Any]
+KINDS = {
+    "CheckpointHead": "checkpointheads",
+    "TrainingRun": "trainingruns",
+    "TrainableModel": "trainablemodels",
+}
+
+
+class Forks:
+    """Creates forks."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def make(self, user: User, source: Id, name: str) -> Id:
+        """The fork, once the gateway sees it; 409 when a model of that name is there."""
+        fork = source.beside(_checked(name))
+        for resource in KINDS.values():
+            await self._services.auth.require(user, "create", resource, fork)
+        if fork in self._services.view.snapshot.models:
+            raise _exists(fork)
+        specs = fork_specs(self._services.view.snapshot, source, fork.name)
+        for kind, spec in specs.items():
+            await self._create(user, kind, fork, spec)
+        seen = await self._services.view.wait_for(
+            lambda snapshot: snapshot.models.get(fork), SEEN_SECONDS
+        )
+        if seen is None:
+            raise not_ready("NotSeenYet", f"model {fork} is created and not seen yet")
+        return fork
+
+    async def _create(self, user: User, kind: str, fork: Id, spec: Body) -> None:
+        metadata = {
+            "name": fork.name,
+            "namespace": fork.namespace,
+            "annotations": {REQUESTED_BY: user.name},
+        }
+        try:
+            if await self._services.cluster.create(kind, {"metadata": metadata, "spec": spec}):
+                return
+            if kind == "TrainableModel":
+                raise _exists(fork)
+            # Left by a fork that was cut short, or another's: then the name is taken.
+            found = await self._services.cluster.get(Key(kind, fork.namespace, fork.name))
+        except ClusterError as error:
+            raise _refused(error, kind, fork) from error
+        owner = (found or {}).get("spec", {}).get("modelRef", {}).get("name")
+        if owner not in (None, fork.name):
+            raise RefusalError(
+                409,
+                "NameTaken",
+                f"{kind} {fork} belongs to model {owner}",
+                "Choose another name for the fork",
+            )
+
+
+def fork_specs(snapshot: Snapshot, source: Id, name: str) -> dict[str, Body]:
+    """The specs of a fork by kind, in the order of their creation.
+
+    It starts at what the source's head serves and is made like the source; the run takes loss,
+    group size and learning rate of the source's newest run.
+    """
+    model = snapshot.models[source]
+    spec = model.spec.wire()
+    head = snapshot.head_of(source)
+    if head is not None and head.status.current is not None and head.status.current.name:
+        spec["source"] = {"checkpointRef": {"name": head.status.current.name}}
+    run: Body = {
+        "modelRef": {"name": name},
+        "driver": "Client",
+        "loss": {"name": LOSS},
+        "learningRate": LEARNING_RATE,
+        "steps": STEPS,
+    }
+    runs = snapshot.runs_of(source)
+    if runs:
+        last = max(runs, key=lambda r: (r.metadata.creation_timestamp, r.metadata.name))
+        copied = last.spec.wire()
+        run |= {field: copied[field] for field in ("loss", "learningRate", "groupSize")}
+    return {
+        "CheckpointHead": {"modelRef": {"name": name}, "mode": "Track"},
+        "TrainingRun": run,
+        "TrainableModel": spec,
+    }
+
+
+def _checked(name: str) -> str:
+    if re.fullmatch(NAME_PATTERN, name) and len(name) <= MAX_NAME_CHARS:
+        return name
+    proposed = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:MAX_NAME_CHARS].strip("-")
+    raise RefusalError(
+        422,
+        "InvalidName",
+        f"name: {name!r} cannot name an object",
+        f"Take lower-case letters, digits and '-', at most {MAX_NAME_CHARS}"
+        + (f", such as {proposed}" if proposed else ""),
+    )
+
+
+def _exists(fork: Id) -> RefusalError:
+    return RefusalError(
+        409, "ModelExists", f"model {fork} exists", "Choose another name, or use it as it is"
+    )
+
+
+def _refused(error: ClusterError, kind: str, fork: Id) -> RefusalError:
+    if error.status in (400, 422):
+        return RefusalError(422, error.reason, f"{kind} {fork}: {error.message}")
+    return not_ready("NotCreated", f"{kind} {fork} was not created: {error.message}")

@@ -1,0 +1,89 @@
+"""HUD's unmodified client in its own environment, as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import subprocess
+from asyncio.subprocess import PIPE
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "out" / "compat"
+# The newest and the two before it.
+VERSIONS = ("0.6.21", "0.6.20", "0.6.19")
+NEWEST = VERSIONS[0]
+DRIVER = Path(__file__).with_name("driver.py")
+INSTALL_SECONDS = 600
+
+
+@functools.cache
+def pythons() -> dict[str, Path]:
+    """The interpreter of each version's environment, made if it is not there."""
+    done = subprocess.run(
+        [str(ROOT / "dev" / "hud.sh"), *VERSIONS],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=INSTALL_SECONDS,
+        check=True,
+    )
+    return {
+        version: Path(line) for version, line in zip(VERSIONS, done.stdout.split(), strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A process that has ended."""
+
+    code: int
+    output: str
+    errors: str
+
+
+def environment(url: str, token: str, home: Path) -> dict[str, str]:
+    """What a user of HUD sets, and nothing of this machine's own configuration."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "HUD_API_KEY": token,
+        **dict.fromkeys(("HUD_RL_URL", "HUD_API_URL", "HUD_GATEWAY_URL", "HUD_WEB_URL"), url),
+        "HUD_TELEMETRY_URL": f"{url}/v3/api",
+        "HUD_CLI_ANALYTICS_ENABLED": "false",
+        "COLUMNS": "140",
+        "NO_COLOR": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+async def run(version: str, arguments: list[str], variables: dict[str, str]) -> Finished:
+    process = await asyncio.create_subprocess_exec(
+        str(pythons()[version]),
+        *arguments,
+        env=variables,
+        cwd=variables["HOME"],
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(), 120)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return Finished(process.returncode or 0, output.decode(), errors.decode())
+
+
+async def drive(version: str, scenario: str, variables: dict[str, str], **given: Any) -> list[Any]:
+    """Runs a scenario of driver.py; what it printed, one JSON value a line."""
+    done = await run(version, [str(DRIVER), scenario, json.dumps(given)], variables)
+    assert done.code == 0, done.errors[-3000:]
+    return [json.loads(line) for line in done.output.splitlines()]
+
+
+async def hud(version: str, variables: dict[str, str], *arguments: str) -> Finished:
+    """HUD's command line."""
+    return await run(version, ["-m", "hud", *arguments], variables)

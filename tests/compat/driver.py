@@ -1,0 +1,72 @@
+"""Runs inside HUD's environment: each method of the client once; prints [method, result] lines.
+
+``python driver.py SCENARIO '{"model": ...}'``. Nothing of Espalier can be imported here.
+"""
+
+import asyncio
+import json
+import sys
+
+from hud import TrainingClient
+from hud.train import TrajectoryPayload, TrajectorySample
+
+
+def payload(reward, output=(5, 6), prompt=(1, 2, 3), turns=1):
+    samples = [
+        TrajectorySample(
+            prompt_token_ids=[*prompt, turn],
+            output_token_ids=list(output),
+            output_logprobs=[-5.0] * len(output),
+        )
+        for turn in range(turns)
+    ]
+    return TrajectoryPayload(samples=samples, reward=reward)
+
+
+async def surface(model):
+    """Every public method, in the order of a training session."""
+    client = TrainingClient(model)
+    batch = [payload(1.0), payload(0.0, output=(7,)), payload(0.5, turns=2), payload(0.0)]
+    yield "available_losses", sorted(await client.available_losses())
+    yield "head (base)", await client.head()
+    first = await client.forward_backward(batch, group_size=2, reward_scale=2.0, num_substeps=2)
+    yield "forward_backward", [first.num_datums, "loss:sum" in first.metrics]
+    step = await client.optim_step(learning_rate=1e-2)
+    yield "optim_step", [step.step, step.checkpoint_id, step.model]
+    head = await client.head()
+    yield "head", [head.id, head.loss_fn, head.learning_rate]
+    forward = await client.forward(batch, group_size=2)
+    yield "forward", [[d.traj_idx, d.group_idx, len(d.logprobs)] for d in forward.data]
+    weights = [[0.1] * len(d.logprobs) for d in forward.data]
+    back = await client.backward(forward.forward_id, weights, metrics={"mine": 2.0})
+    yield "backward", [back.num_datums, back.metrics["mine"]]
+    second = await client.step(
+        batch, learning_rate=1e-2, loss_fn="ppo", loss_fn_config={"clip_low_threshold": 0.8}
+    )
+    yield "step", [second.step, second.checkpoint_id]
+    found = await client.checkpoints()
+    yield "checkpoints", [[c.id, c.prev_model_checkpoint_id, c.is_active] for c in found]
+    yield (
+        "checkpoint fields",
+        {
+            name: getattr(found[0], name)
+            for name in ("num_traces", "num_datums", "num_tokens", "mean_reward", "loss_fn")
+        }
+        | {name: found[0].metrics[name] for name in ("reward_std", "reward_min", "reward_max")},
+    )
+    yield "set_head", await client.set_head(found[0].id)
+    await client.forward_backward(batch, group_size=2)
+    third = await client.optim_step(learning_rate=1e-2)
+    tree = {c.id: c for c in await client.checkpoints()}
+    node = tree[third.checkpoint_id]
+    yield "branch", [node.prev_model_checkpoint_id == found[0].id, node.is_active, len(tree)]
+
+
+async def main():
+    scenario = globals()[sys.argv[1]]
+    async for method, result in scenario(**json.loads(sys.argv[2])):
+        print(json.dumps([method, result]), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,320 @@
+"""A whole Espalier in one process, for clients: gateway, operator and trainers are the real ones.
+
+The cluster is the one in memory with its node; a trainer pod that runs is a real trainer service
+with the tiny model behind the pod's own loopback address. Only sampling is played: a rollout pod
+answers with random tokens, in vLLM's form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import torch
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from tests.fakes.cluster import FakeCluster
+from tests.simulation.kubelet import Kubelet
+from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
+from tests.trainer import tiny
+
+from espalier import identity
+from espalier.controllers.operator import Operator
+from espalier.controllers.trainer_client import PORT, TrainerClient
+from espalier.core.manifests.settings import ChildSettings, Images
+from espalier.core.names import audience
+from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.auth import AUDIENCE, Authenticator
+from espalier.gateway.services import Services
+from espalier.gateway.tokens import TokenIssuer
+from espalier.gateway.view import View
+from espalier.kube.cache import Cache
+from espalier.kube.cluster import TokenReviewResult
+from espalier.kube.objects import Body, Key
+from espalier.trainer.compute import LocalCompute
+from espalier.trainer.engine import Engine
+from espalier.trainer.log import CommandLog
+from espalier.trainer.service import Service
+from espalier.trainer.store import CheckpointStore
+
+NAMESPACE, OTHER = "default", "other"
+TRAINER, READER, REVOKED = "token-of-ann", "token-of-bob", "token-of-nobody"
+TICK_SECONDS = 0.02
+PATIENCE_SECONDS = 60.0
+PRIVATE_KEY = identity.generate_private_key()
+PUBLIC_KEY = identity.public_key(PRIVATE_KEY)
+ADAPTER = tiny.ADAPTER.wire()
+
+
+class Cluster(FakeCluster):
+    """Ann may do everything in the default namespace, Bob may read there; nobody may elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for token, name in ((TRAINER, "ann"), (READER, "bob")):
+            self.tokens[token] = TokenReviewResult(True, name, audiences=(AUDIENCE,))
+
+    async def review_access(  # noqa: PLR0917 the port's signature
+        self,
+        user: str,
+        groups: Sequence[str],
+        verb: str,
+        group: str,
+        resource: str,
+        namespace: str,
+        name: str,
+    ) -> bool:
+        return namespace == NAMESPACE and (user == "ann" or verb == "get")
+
+
+class Trainer:
+    """The process of one trainer pod: a service at the pod's address."""
+
+    def __init__(self, stage: Stage, model: str, ip: str) -> None:
+        self.stage = stage
+        self.model = model
+        self.ip = ip
+        self.engine: Engine | None = None
+        self._runner: web.AppRunner | None = None
+        self._service: Service | None = None
+
+    async def start(self) -> None:
+        self._service = Service(PUBLIC_KEY, audience(NAMESPACE, self.model))
+        self._runner = web.AppRunner(self._service.app())
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self.ip, PORT).start()
+        await self._service.start(self._make)
+
+    async def stop(self) -> None:
+        assert self._runner is not None
+        assert self._service is not None
+        self._service.feed.close()
+        await self._runner.cleanup()
+        if self.engine is not None:
+            self.engine.log.close()
+
+    def _make(self, publish: Any) -> Engine:
+        store = CheckpointStore(self.stage.volume, self.model)
+        self.engine = Engine(
+            model=self.model,
+            base=self.stage.base,
+            compute=LocalCompute(tiny.policy(self.stage.volume, self.stage.base)),
+            store=store,
+            log=CommandLog(store.model_directory(self.model), lock_seconds=5.0),
+            publish=publish,
+        )
+        return self.engine
+
+
+class Stage:
+    """``url`` is the gateway's; ``gateways`` counts its lives."""
+
+    def __init__(self, volume: Path, base: str, network: str) -> None:
+        self.volume = volume
+        self.base = base
+        self.cluster = Cluster()
+        self.rollouts = ScriptedRollouts()
+        self.kubelet = Kubelet(self.cluster, ScriptedTrainer(), self.rollouts, now)
+        self.kubelet.network = network
+        self.kubelet.resolved = {"uri": "volume://bases/tiny", "revision": "1", "digest": base}
+        self.trainers: dict[str, Trainer] = {}
+        self.sampled: list[Body] = []
+        self.services: Services | None = None
+        self.server: TestServer | None = None
+        self.ticked = asyncio.Event()
+        self._samplers: dict[str, web.AppRunner] = {}
+        self._random = random.Random(0)
+
+    @property
+    def url(self) -> str:
+        assert self.server is not None
+        return str(self.server.make_url("/")).rstrip("/")
+
+    def body(self, kind: str, name: str) -> Body:
+        return self.cluster.objects.get(Key(kind, NAMESPACE, name), {})
+
+    def uid(self, model: str) -> str:
+        uid: str = self.body("TrainableModel", model)["metadata"]["uid"]
+        return uid
+
+    def steps(self, model: str) -> int:
+        """Applied optimizer steps, as the model's trainer counts them."""
+        return len(self.engine(model).commits)
+
+    def pending(self, model: str) -> int:
+        """Gradient commands that wait for a step."""
+        return len(self.engine(model).tallies)
+
+    def engine(self, model: str) -> Engine:
+        found = next(t for t in self.trainers.values() if t.model == model)
+        assert found.engine is not None
+        return found.engine
+
+    async def apply(self, kind: str, name: str, spec: Body, namespace: str = NAMESPACE) -> None:
+        body = {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
+        await self.cluster.apply(kind, body, manager="kubectl")
+
+    async def model(self, name: str, namespace: str = NAMESPACE) -> None:
+        """A model with a client-driven run, as ``kubectl apply`` would make it."""
+        spec = {
+            "source": {"base": {"image": "registry.example/tiny:1"}},
+            "adapter": ADAPTER,
+            "storage": {"persistentVolumeClaim": {"claimName": "weights"}},
+        }
+        run = {
+            "modelRef": {"name": name},
+            "driver": "Client",
+            "loss": {"name": "importance_sampling"},
+            "learningRate": "1e-4",
+            "steps": 1000,
+        }
+        await self.apply("TrainableModel", name, spec, namespace)
+        await self.apply("TrainingRun", name, run, namespace)
+
+    async def until(self, reached: Any, what: str) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not reached():
+                await self.ticked.wait()
+
+    async def training(self, model: str) -> None:
+        """Waits until the model's trainer is assigned and its head served."""
+
+        def ready() -> bool:
+            head = self.body("CheckpointHead", model).get("status", {})
+            engines = [t.engine for t in self.trainers.values() if t.model == model]
+            return bool(
+                head.get("current") and engines and engines[0] and engines[0].assigned is not None
+            )
+
+        await self.until(ready, f"{model} trains")
+
+    async def restart_trainer(self, model: str) -> None:
+        """The trainer's process dies and starts again in the same pod."""
+        old = next(t for t in self.trainers.values() if t.model == model)
+        await old.stop()
+        new = Trainer(self, model, old.ip)
+        self.trainers[old.ip] = new
+        await new.start()
+
+    async def tick(self) -> None:
+        await self.kubelet.tick()
+        wanted = {p["status"]["podIP"]: p for p in self.kubelet.pods("trainer")}
+        for ip, pod in wanted.items():
+            if ip not in self.trainers:
+                self.trainers[ip] = Trainer(
+                    self, pod["metadata"]["labels"]["espalier.dev/model"], ip
+                )
+                await self.trainers[ip].start()
+        for ip in [ip for ip in self.trainers if ip not in wanted]:
+            await self.trainers.pop(ip).stop()
+        for pod in self.kubelet.pods("rollout"):
+            ip = pod["status"]["podIP"]
+            if ip not in self._samplers:
+                self._samplers[ip] = await self._sampler(ip)
+
+    async def _sampler(self, ip: str) -> web.AppRunner:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", partial(self._sample, ip))
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, ip, PORT).start()
+        return runner
+
+    async def _sample(self, ip: str, request: web.Request) -> web.Response:
+        """vLLM's form: prompt tokens at the top level, tokens in the choice."""
+        body = await request.json()
+        self.sampled.append(body)
+        if body["model"] not in ("base", *self.rollouts.serving.get(ip, ())):
+            return web.json_response({"error": {"message": "no such model"}}, status=404)
+        text = body["messages"][-1]["content"]
+        text = text if isinstance(text, str) else text[0]["text"]
+        tokens = [self._random.randrange(97, 123) for _ in range(3)]
+        entries = [{"token": chr(t), "logprob": -math.log(26), "top_logprobs": []} for t in tokens]
+        message = {"role": "assistant", "content": "".join(map(chr, tokens))}
+        choice: Body = {"index": 0, "message": message, "finish_reason": "stop"}
+        answer: Body = {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+        }
+        answer |= {"choices": [choice], "usage": None, "prompt_token_ids": None}
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": entries}
+        if body.get("return_token_ids"):
+            choice["token_ids"] = tokens
+            answer["prompt_token_ids"] = list(text.encode())
+        return web.json_response(answer)
+
+    async def close(self) -> None:
+        for trainer in self.trainers.values():
+            await trainer.stop()
+        for sampler in self._samplers.values():
+            await sampler.cleanup()
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@asynccontextmanager
+async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
+    torch.set_num_threads(1)
+    stage = Stage(volume, base, network)
+    settings = ChildSettings(
+        Images(trainer="trainer:1", rollout="rollout:1", runner="runner:1"), "pem", "http://gateway"
+    )
+    tokens = TokenIssuer()
+    tokens.use(PRIVATE_KEY)
+    async with AsyncExitStack() as stack:
+        caches = Cache(), Cache()
+        for cache in caches:
+            stage.cluster.feed(cache)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        operator = Operator(
+            stage.cluster,
+            caches[0],
+            TrainerClient(session, PRIVATE_KEY),
+            stage.rollouts,
+            settings,
+            now=now,
+        )
+        upstream = await stack.enter_async_context(upstream_session())
+        stage.services = Services(
+            View(caches[1], (NAMESPACE, OTHER)),
+            stage.cluster,
+            Authenticator(stage.cluster),
+            tokens,
+            upstream,
+        )
+        stage.server = TestServer(make_app(stage.services, lambda: ""))
+        await stage.server.start_server()
+        tasks = [
+            asyncio.create_task(operator.run(asyncio.Event())),
+            asyncio.create_task(_live(stage)),
+        ]
+        try:
+            yield stage
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await stage.server.close()
+            await stage.close()
+
+
+async def _live(stage: Stage) -> None:
+    """The node's own life, beside the test."""
+    while True:
+        await stage.tick()
+        stage.ticked.set()
+        stage.ticked = asyncio.Event()
+        await asyncio.sleep(TICK_SECONDS)
