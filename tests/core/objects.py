@@ -16,7 +16,7 @@ from espalier.core.commits import (
     RUN_UID_ANNOTATION,
     run_identity,
 )
-from espalier.core.names import checkpoint_name
+from espalier.core.names import checkpoint_name, checkpoint_uri
 
 NOW = "2026-01-01T00:00:00Z"
 LATER = "2026-01-01T00:01:00Z"
@@ -76,7 +76,7 @@ def checkpoint(
         "step": step,
         "branch": branch,
         "epoch": epoch,
-        "uri": "volume://x",
+        "uri": checkpoint_uri(digest(name)),
         "digest": digest(name),
         "loraRank": 16,
         "hyperparameters": {"learningRate": "1e-4", "groupSize": 8},

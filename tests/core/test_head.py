@@ -10,9 +10,10 @@ from tests.core.objects import NOW, checkpoint, digest, head, line, model
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.core import request
+from espalier.core import request, serving
 from espalier.core.conditions import find
-from espalier.core.head import HeadDecision, HeadView, Rollout, decide
+from espalier.core.head import HeadDecision, decide
+from espalier.core.head_view import HeadView, Rollout
 from espalier.core.lineage import BASE_POINT, Point, grow
 from espalier.core.names import adapter_name
 
@@ -52,10 +53,10 @@ class Server:
     def settle(self) -> CheckpointHead:
         """Decisions, and rollouts that obey, until nothing changes."""
         for _ in range(6):
-            decision = self.once()
-            if decision.adapter:
-                loaded = frozenset({decision.adapter, "base"})
-                self.rollouts = [Rollout(r.name, True, loaded) for r in self.rollouts]
+            self.once()
+            wishes = serving.wishes("m", [self.head], self.view().lineage)
+            loaded = frozenset({"base", *(wish.adapter for wish in wishes)})
+            self.rollouts = [Rollout(r.name, True, loaded) for r in self.rollouts]
         return self.head
 
     def edit(self, mode: str, pin: str = "", **spec: Any) -> CheckpointHead:

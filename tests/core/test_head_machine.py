@@ -12,9 +12,10 @@ from tests.core.objects import NOW, checkpoint, commit, head, model
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus
-from espalier.core import request
+from espalier.core import request, serving
 from espalier.core.commits import Accepted, judge
-from espalier.core.head import HISTORY, HeadView, Rollout, decide
+from espalier.core.head import HISTORY, decide
+from espalier.core.head_view import HeadView, Rollout
 from espalier.core.lineage import BASE_POINT, Lineage, Point, grow
 from espalier.core.names import adapter_name
 
@@ -137,7 +138,8 @@ class HeadMachine(RuleBasedStateMachine):
         decision = decide(self.view(), NOW)
         self.check_step(before, decision.status)
         self.head = self.head.model_copy(update={"status": decision.status})
-        self.adapter = decision.adapter
+        wishes = serving.wishes("m", [self.head], self.lineage)
+        self.adapter = wishes[0].adapter if wishes else None
 
     @rule(pod=st.sampled_from(["a", "b"]))
     def load(self, pod: str) -> None:

@@ -150,10 +150,11 @@ class ScriptedRollouts:
 
     async def serve(self, peer: Peer, request: ServeRequest) -> Served:
         if peer.ip not in self.up:
-            raise RolloutError(f"{peer.ip}: connection refused")
+            raise RolloutError(0, Problem(detail="connection refused", reason="Unreachable"))
         self.on_serve(request.adapters)
         if broken := self.broken.intersection(request.adapters):
-            raise RolloutError(f"500: {', '.join(sorted(broken))} is damaged")
+            detail = f"{', '.join(sorted(broken))} is damaged"
+            raise RolloutError(422, Problem(detail=detail, reason="FileAltered"))
         self.serving[peer.ip] = request.adapters
         self.told.append((peer.ip, request.adapters))
         return Served(adapters=request.adapters, ready=True)

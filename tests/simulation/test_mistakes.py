@@ -187,10 +187,16 @@ def test_a_damaged_checkpoint_leaves_the_head_where_it_is() -> None:
             await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Pin", "tiny-000001"))
             await w.rest()
             said = w.condition("CheckpointHead", "tiny", "Ready")
-            assert (said["status"], said["reason"]) == ("False", "ServeFailed")
+            assert (said["status"], said["reason"]) == ("False", "FileAltered")
             assert "is damaged" in said["message"]
+            assert is_stalled(w, "CheckpointHead", "tiny")
             assert w.current("tiny") == "tiny-000002"
             assert w.status("CheckpointHead", "tiny")["target"]["name"] == "tiny-000001"
+            assert w.condition("Checkpoint", "tiny-000001", "Ready")["reason"] == "FileAltered"
+            w.rollouts.broken.clear()
+            await w.until(lambda: w.current("tiny") == "tiny-000001", "repaired and read back")
+            assert w.condition("Checkpoint", "tiny-000001", "Ready")["status"] == "True"
+            assert w.condition("CheckpointHead", "tiny", "Ready")["reason"] == "Pinned"
 
     run(scenario())
 

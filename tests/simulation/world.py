@@ -132,18 +132,19 @@ class World:
         return asyncio.create_task(operator.run(asyncio.Event()))
 
     def _check_acknowledged(self, adapters: list[str]) -> None:
-        """Whatever the rollouts are told to serve is on record as a head's target before."""
+        """Whatever the rollouts are told to serve is on record as a head's target or current."""
         heads = [b for k, b in self.cluster.objects.items() if k.kind == "CheckpointHead"]
         known = {
             b["metadata"]["name"]: b
             for k, b in self.cluster.objects.items()
             if k.kind == CHECKPOINT
         }
-        names = {head.get("status", {}).get("target", {}).get("name", "") for head in heads}
+        statuses = [head.get("status", {}) for head in heads]
+        names = {s.get(at, {}).get("name", "") for s in statuses for at in ("target", "current")}
         digests = [known[name]["spec"]["digest"] for name in names if name in known]
         for adapter in adapters:
             if not any(adapter.split("@")[1] in digest for digest in digests):
-                self.violations.append(f"{adapter} was served before any head's target named it")
+                self.violations.append(f"{adapter} was served before any head's status named it")
 
     def _check_epoch(self, event: str, body: Body) -> None:
         """An epoch never falls while its head lives."""

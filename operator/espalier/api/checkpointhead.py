@@ -15,6 +15,7 @@ from espalier.api.meta import (
     cel,
     list_map,
 )
+from espalier.api.trainablemodel import Endpoint
 
 
 class Gate(Type):
@@ -146,9 +147,12 @@ class CheckpointHeadStatus(Type):
         max_length=20,
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
+    endpoint: Endpoint | None = Field(
+        default=None, description="endpoint is where what the head serves is sampled."
+    )
     pods: list[PodDigest] = Field(
         default_factory=list,
-        description="pods and what they serve.",
+        description="pods and what each confirmed that it serves.",
         max_length=64,
         json_schema_extra=list_map("name"),
     )

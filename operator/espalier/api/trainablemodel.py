@@ -290,7 +290,7 @@ class Resolved(Type):
 
 
 class Endpoint(Type):
-    """Where to sample and train the model."""
+    """Where to sample, and a model also to train."""
 
     slug: str = Field(description="slug is the model name at the gateway.", max_length=128)
     url: str = Field(description="url of the gateway inside the cluster.", max_length=400)

@@ -1,9 +1,11 @@
-"""Reconciles a Checkpoint: which heads serve it, whether training went on elsewhere."""
+"""Reconciles a Checkpoint: whether it is true, which heads serve it, where training went on."""
 
 from __future__ import annotations
 
+from espalier.api.checkpoint import Checkpoint
 from espalier.controllers.services import Services
 from espalier.core import checkpoint as checkpoints
+from espalier.core import conditions
 from espalier.kube.objects import Key
 
 
@@ -29,6 +31,20 @@ class CheckpointReconciler:
             h for name in {own, *forks} for h in self._services.snapshot.heads(key.namespace, name)
         ]
         lineage = self._services.snapshot.lineage(key.namespace, own)
-        status = checkpoints.decide(checkpoint, heads, lineage, self._services.now())
-        await self._services.writer.write("Checkpoint", body, status)
+        status = checkpoints.decide(
+            checkpoint, heads, lineage, self._services.now(), self._evidence(checkpoint)
+        )
+        if await self._services.writer.write("Checkpoint", body, status):
+            before, after = checkpoint.status.conditions, status.conditions
+            if conditions.is_true(after, conditions.STALLED):
+                await self._services.writer.announce("Checkpoint", body, before, after)
         return None
+
+    def _evidence(self, checkpoint: Checkpoint) -> checkpoints.Evidence:
+        namespace, digest = checkpoint.metadata.namespace, checkpoint.spec.digest
+        rollouts, trainers = self._services.rollouts, self._services.trainers
+        model = checkpoint.spec.model_ref.name
+        return checkpoints.Evidence(
+            rollouts.refusal(namespace, digest) or trainers.unreadable(namespace, model, digest),
+            rollouts.verified(namespace, digest),
+        )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus
 from espalier.controllers.services import Services
-from espalier.core import conditions, pods, request
-from espalier.core.head import HeadDecision, HeadView, decide
-from espalier.core.names import adapter_name
+from espalier.core import conditions, pods, request, serving
+from espalier.core.head import HeadDecision, decide
+from espalier.core.head_view import HeadView
+from espalier.core.pods import Pod
 from espalier.kube.objects import Key
-
-RETRY_SECONDS = 1.0
 
 
 class HeadReconciler:
@@ -27,31 +26,52 @@ class HeadReconciler:
         decision = decide(self._view(head), self._services.now())
         if _commits(decision.status) != _commits(before):
             head = await self._write(key, head, decision)
-        if decision.adapter is not None:
-            await self._serve(head, decision.adapter)
+        await self._serve(head)
         decision = decide(self._view(head), self._services.now())
         await self._write(key, head, decision)
         await self._tell(key, before, decision)
-        failed = any(rollout.problem for rollout in self._view(head).rollouts)
-        return RETRY_SECONDS if failed else None
+        self._report(head)
+        return self._services.rollouts.again(key.namespace, self._pods(head))
 
     def _view(self, head: CheckpointHead) -> HeadView:
         namespace, model = head.metadata.namespace, head.spec.model_ref.name
-        leader = self._services.snapshot.leader(namespace, model)
-        found = pods.live(self._services.snapshot.pods(namespace, "rollout", model=model))
+        snapshot, found = self._services.snapshot, self._pods(head)
         ref = head.spec.checkpoint_ref
+        leads = request.leads(head)
+        namesake = snapshot.model(namespace, head.metadata.name)
         return HeadView(
             head=head,
-            model=self._services.snapshot.model(namespace, model),
-            lineage=self._services.snapshot.lineage(namespace, model),
-            named=self._services.snapshot.checkpoint(namespace, ref.name)
-            if ref is not None
-            else None,
-            leader=None if request.leads(head) else leader,
+            model=snapshot.model(namespace, model),
+            lineage=snapshot.lineage(namespace, model),
+            named=snapshot.checkpoint(namespace, ref.name) if ref is not None else None,
+            leader=None if leads else snapshot.leader(namespace, model),
             rollouts=self._services.rollouts.seen(namespace, found),
             trainer_epoch=self._services.trainers.epoch(namespace, model),
             waiting=pods.waiting(found),
+            namesake=namesake is not None and not leads,
+            crowded_out=self._is_crowded_out(head),
+            gateway_url=self._services.settings.gateway_url,
         )
+
+    def _pods(self, head: CheckpointHead) -> list[Pod]:
+        namespace, model = head.metadata.namespace, head.spec.model_ref.name
+        return pods.live(self._services.snapshot.pods(namespace, "rollout", model=model))
+
+    def _wishes(self, head: CheckpointHead) -> tuple[tuple[serving.Wish, ...], int]:
+        """The wishes of all heads of the model, and how many adapters fit on a rollout."""
+        namespace, name = head.metadata.namespace, head.spec.model_ref.name
+        snapshot = self._services.snapshot
+        model = snapshot.model(namespace, name)
+        found = serving.wishes(
+            name, snapshot.heads(namespace, name), snapshot.lineage(namespace, name)
+        )
+        return found, model.spec.rollout.max_adapters if model is not None else 0
+
+    def _is_crowded_out(self, head: CheckpointHead) -> bool:
+        wishes, most = self._wishes(head)
+        name = head.metadata.name
+        kept = {wish.head for wish in serving.fitting(wishes, most)}
+        return any(wish.head == name for wish in wishes) and name not in kept
 
     async def _write(
         self, key: Key, head: CheckpointHead, decision: HeadDecision
@@ -65,15 +85,26 @@ class HeadReconciler:
         await self._services.writer.write("CheckpointHead", body, decision.status)
         return self._services.snapshot.head(key.namespace, key.name) or head
 
-    async def _serve(self, head: CheckpointHead, adapter: str) -> None:
+    async def _serve(self, head: CheckpointHead) -> None:
         """Rollouts serve all heads of their model side by side."""
-        namespace, model = head.metadata.namespace, head.spec.model_ref.name
-        adapters = {adapter}
-        for other in self._services.snapshot.heads(namespace, model):
-            if other.metadata.name != head.metadata.name and other.status.current is not None:
-                adapters.add(adapter_name(model, other.status.current.digest))
-        found = pods.live(self._services.snapshot.pods(namespace, "rollout", model=model))
-        await self._services.rollouts.serve(namespace, model, found, adapters)
+        wishes, most = self._wishes(head)
+        fitting = serving.fitting(wishes, most)
+        if any(wish.head == head.metadata.name for wish in fitting):
+            namespace, model = head.metadata.namespace, head.spec.model_ref.name
+            await self._services.rollouts.serve(namespace, model, self._pods(head), fitting)
+
+    def _report(self, head: CheckpointHead) -> None:
+        """Have the Checkpoint say what came to light when its bytes were loaded."""
+        key = Key("CheckpointHead", head.metadata.namespace, head.metadata.name)
+        held = self._services.snapshot.head(key.namespace, key.name)
+        if held is None or held.status.target is None:
+            return
+        target = self._services.snapshot.checkpoint(key.namespace, held.status.target.name)
+        if target is None:
+            return
+        refused = self._services.rollouts.refusal(key.namespace, target.spec.digest) is not None
+        if refused == conditions.is_true(target.status.conditions, conditions.READY):
+            self._services.enqueue(Key("Checkpoint", key.namespace, target.metadata.name))
 
     async def _tell(self, key: Key, before: CheckpointHeadStatus, decision: HeadDecision) -> None:
         """Events of moves that an edit caused, and of pins that cannot be met."""

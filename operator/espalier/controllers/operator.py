@@ -9,7 +9,8 @@ from espalier.controllers.checkpoint import CheckpointReconciler
 from espalier.controllers.commit import CommitReconciler
 from espalier.controllers.head import HeadReconciler
 from espalier.controllers.model import ModelReconciler
-from espalier.controllers.rollout_client import RolloutControl, Rollouts
+from espalier.controllers.rollout_client import RolloutControl
+from espalier.controllers.rollouts import Rollouts
 from espalier.controllers.run import RunReconciler
 from espalier.controllers.services import Services
 from espalier.controllers.snapshot import Snapshot

@@ -1,28 +1,32 @@
-"""The operator's side of the rollout control protocol: have adapters loaded, read back."""
+"""The operator's side of the rollout control protocol."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
 from pydantic import ValidationError
 
-from espalier.api.wire import Served, ServeRequest
+from espalier.api.wire import Problem, Served, ServeRequest
 from espalier.controllers.trainer_client import Peer
-from espalier.core.head import Rollout
-from espalier.core.names import BASE
-from espalier.core.pods import Pod
 
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 30.0
+UNPROCESSABLE = 422
 
 
 class RolloutError(Exception):
-    """The rollout refused or did not answer."""
+    """The rollout refused (with a Problem) or did not answer (status 0)."""
+
+    def __init__(self, status: int, problem: Problem) -> None:
+        super().__init__(f"{problem.reason} ({status}): {problem.detail}")
+        self.status = status
+        self.problem = problem
+
+    @property
+    def final(self) -> bool:
+        """Whether asking for the same again is answered the same."""
+        return self.status == UNPROCESSABLE
 
 
 class RolloutControl(Protocol):
@@ -50,84 +54,23 @@ class RolloutClient:
             ) as answer:
                 text = await answer.text()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise RolloutError(f"{url}: {error!r}") from error
+            problem = Problem(detail=f"{url}: {error!r}", reason="RolloutUnreachable")
+            raise RolloutError(0, problem) from error
         if answer.status >= 400:
-            raise RolloutError(f"{answer.status}: {text[:400]}")
+            raise RolloutError(answer.status, _problem(text))
         try:
             return Served.model_validate_json(text)
         except ValidationError as error:
-            raise RolloutError(f"the rollout's answer is not a Served: {error}") from error
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What a pod last confirmed, and the start of its container that it holds for."""
-
-    instance: str
-    asked: frozenset[str]
-    loaded: frozenset[str] | None
-    problem: str = ""
-
-
-class Rollouts:
-    """What the rollouts were told and confirmed; forgotten with the process, asked again after."""
-
-    def __init__(self, client: RolloutControl) -> None:
-        self._client = client
-        self._answers: dict[tuple[str, str], _Answer] = {}
-        self._turns: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
-
-    async def serve(
-        self, namespace: str, model: str, pods: Iterable[Pod], adapters: Iterable[str]
-    ) -> None:
-        """Have every pod that has started confirm these adapters; those that did are skipped."""
-        wanted = frozenset(adapters) - {BASE}
-        async with self._turns[namespace, model]:
-            await asyncio.gather(
-                *(
-                    self._ask(namespace, model, pod, wanted)
-                    for pod in pods
-                    if pod.started and pod.ip and not self._confirmed(namespace, pod, wanted)
-                )
+            problem = Problem(
+                detail=f"the rollout's answer is not a Served: {error}",
+                reason="RolloutAnswerUnknown",
+                remedy="run operator and rollout images of the same version",
             )
+            raise RolloutError(0, problem) from error
 
-    def seen(self, namespace: str, pods: Iterable[Pod]) -> list[Rollout]:
-        """The pods as the head's decision sees them; only those that have started."""
-        rollouts = []
-        for pod in pods:
-            answer = self._answers.get((namespace, pod.name))
-            known = answer is not None and answer.instance == pod.instance
-            if pod.started:
-                rollouts.append(
-                    Rollout(
-                        name=pod.name,
-                        ready=pod.ready,
-                        loaded=answer.loaded if answer and known else None,
-                        problem=answer.problem if answer and known else "",
-                    )
-                )
-        return rollouts
 
-    def forget(self, namespace: str, name: str) -> None:
-        """A pod is gone."""
-        self._answers.pop((namespace, name), None)
-
-    def _confirmed(self, namespace: str, pod: Pod, wanted: frozenset[str]) -> bool:
-        answer = self._answers.get((namespace, pod.name))
-        return (
-            answer is not None
-            and (answer.instance, answer.asked) == (pod.instance, wanted)
-            and answer.loaded is not None
-        )
-
-    async def _ask(self, namespace: str, model: str, pod: Pod, wanted: frozenset[str]) -> None:
-        request = ServeRequest(adapters=sorted(wanted))
-        loaded, problem = None, ""
-        try:
-            served = await self._client.serve(Peer(namespace, model, pod.ip), request)
-            loaded = frozenset(served.adapters) | {BASE}
-            if missing := wanted - loaded:
-                loaded, problem = None, f"did not load {', '.join(sorted(missing))}"
-        except RolloutError as error:
-            problem = str(error)
-        self._answers[namespace, pod.name] = _Answer(pod.instance, wanted, loaded, problem)
+def _problem(text: str) -> Problem:
+    try:
+        return Problem.model_validate_json(text)
+    except ValidationError:
+        return Problem(detail=text[:400], reason="RolloutError")

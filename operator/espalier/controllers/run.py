@@ -60,6 +60,8 @@ class RunReconciler:
         if trainers.acknowledged(namespace, model, trainer, wanted):
             return True, None
         assigned = await trainers.assign(namespace, model, trainer, wanted)
+        if trainers.unreadable(namespace, model, wanted.base) is not None:
+            self._services.enqueue(Key("Checkpoint", namespace, wanted.base_name))
         return assigned, None if assigned else RETRY_SECONDS
 
     def _trainer(self, namespace: str, model: str) -> pods.Pod | None:

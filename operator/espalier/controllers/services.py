@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from espalier.controllers.rollout_client import Rollouts
+from espalier.controllers.rollouts import Rollouts
 from espalier.controllers.snapshot import Snapshot
 from espalier.controllers.status import StatusWriter
 from espalier.controllers.streams import CommitStreams

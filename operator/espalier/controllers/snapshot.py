@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -10,7 +11,7 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.core.lineage import Lineage, grow, recorded_bases, root_of
+from espalier.core.lineage import Lineage, grow, recorded_bases, refreshed, root_of
 from espalier.core.manifests.labels import Role
 from espalier.core.pods import Job, Pod, read_job, read_pod
 from espalier.kube.cache import Cache
@@ -25,7 +26,9 @@ class Snapshot:
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self._parsed: dict[Key, tuple[str, BaseModel]] = {}
-        cache.on_change(self._forget)
+        # Without their roots, which other objects decide.
+        self._lineages: dict[tuple[str, str], Lineage] = {}
+        cache.on_change(self._follow)
 
     def model(self, namespace: str, name: str) -> TrainableModel | None:
         """The TrainableModel of that name."""
@@ -72,7 +75,11 @@ class Snapshot:
         """The lines of descent of a model's checkpoints."""
         model = self.model(namespace, name)
         root = root_of(model, self.origin(model)) if model is not None else None
-        return grow(self.checkpoints(namespace, name), root, recorded_bases(model))
+        held = self._lineages.get((namespace, name))
+        if held is None:
+            held = grow(self.checkpoints(namespace, name), None)
+            self._lineages[namespace, name] = held
+        return replace(held, root=root, bases=recorded_bases(model))
 
     def origin(self, model: TrainableModel) -> Checkpoint | None:
         """The checkpoint that a model forks from, if it does and the checkpoint exists."""
@@ -103,6 +110,21 @@ class Snapshot:
         self._parsed[key] = (version, parsed)
         return parsed
 
-    def _forget(self, key: Key, _: Body | None, new: Body | None) -> None:
+    def _follow(self, key: Key, old: Body | None, new: Body | None) -> None:
         if new is None:
             self._parsed.pop(key, None)
+        if key.kind == Checkpoint.__name__:
+            self._regrow(key, old, new)
+
+    def _regrow(self, key: Key, old: Body | None, new: Body | None) -> None:
+        """A status that changed moves nothing, so that a model of many checkpoints stays cheap."""
+        name = (new or old or {})["spec"]["modelRef"]["name"]
+        held = self._lineages.pop((key.namespace, name), None)
+        if held is None or old is None or new is None or _place(old) != _place(new):
+            return
+        self._lineages[key.namespace, name] = refreshed(held, self._parse(Checkpoint, new))
+
+
+def _place(body: Body) -> tuple[object, object]:
+    """What decides where a checkpoint stands in its tree, and whether it does."""
+    return body["spec"], body["metadata"].get("labels")

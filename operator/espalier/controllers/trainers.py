@@ -13,6 +13,8 @@ from espalier.core.pods import Pod
 logger = logging.getLogger(__name__)
 
 STALE_EPOCH = "StaleEpoch"
+# A trainer says so of the base of its assignment.
+UNREADABLE = "CheckpointUnreadable"
 # HTTP statuses that sending the same again does not change.
 REFUSED, FAILED = 400, 500
 Id = tuple[str, str]
@@ -41,7 +43,8 @@ class Trainers:
         self._overtaken = overtaken
         self._told: dict[Id, _Told] = {}
         self._epochs: dict[Id, int] = {}
-        self._refusals: dict[Id, Problem] = {}
+        # Why an assignment was refused, and the digest that it was to start from.
+        self._refusals: dict[Id, tuple[str, Problem]] = {}
 
     def epoch(self, namespace: str, model: str) -> int:
         """The epoch that a trainer was found at when it refused ours as stale; 0 otherwise."""
@@ -49,7 +52,14 @@ class Trainers:
 
     def refusal(self, namespace: str, model: str) -> Problem | None:
         """Why the trainer does not take its assignment, if only a person can change that."""
-        return self._refusals.get((namespace, model))
+        _, problem = self._refusals.get((namespace, model), ("", None))
+        return problem
+
+    def unreadable(self, namespace: str, model: str, digest: str) -> Problem | None:
+        """Why the trainer cannot start from a checkpoint: it tried, and the bytes are to blame."""
+        base, problem = self._refusals.get((namespace, model), ("", None))
+        damaged = problem is not None and problem.reason == UNREADABLE and base == digest
+        return problem if damaged else None
 
     def acknowledged(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
         """Whether this start of the trainer has acknowledged the assignment."""
@@ -65,7 +75,7 @@ class Trainers:
             if error.problem.reason == STALE_EPOCH:
                 await self._overtake(peer)
             elif REFUSED <= error.status < FAILED:
-                self._refusals[namespace, model] = error.problem
+                self._refusals[namespace, model] = (wanted.base, error.problem)
             return False
         self._refusals.pop((namespace, model), None)
         self._told[namespace, model] = _Told.of(pod, wanted)

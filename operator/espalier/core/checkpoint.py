@@ -1,23 +1,47 @@
-"""What a Checkpoint's status says: which heads serve it and whether training went on elsewhere."""
+"""What a Checkpoint's status says: whether it is true, which heads serve it, and whether training
+went on elsewhere.
+
+Ready is taken back when the object contradicts itself, or when trainer or rollouts found that the
+bytes are not those of its digest. The latter stays on record until a rollout has loaded them.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from espalier.api.checkpoint import Checkpoint, CheckpointStatus
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import Metric
-from espalier.core import conditions, request
+from espalier.api.wire import Problem
+from espalier.core import conditions, pods, request
 from espalier.core.commits import METRICS_ANNOTATION
 from espalier.core.conditions import Finding
+from espalier.core.integrity import REASONS
 from espalier.core.lineage import Lineage
 
 SHOWN_HEADS = 16
+MARK_CHARS = 400
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What loading showed: why trainer or rollouts refused the bytes, or that one verified them."""
+
+    refusal: Problem | None = None
+    verified: bool = False
+
+
+UNTOUCHED = Evidence()
 
 
 def decide(
-    checkpoint: Checkpoint, heads: Sequence[CheckpointHead], lineage: Lineage, now: str
+    checkpoint: Checkpoint,
+    heads: Sequence[CheckpointHead],
+    lineage: Lineage,
+    now: str,
+    evidence: Evidence = UNTOUCHED,
 ) -> CheckpointStatus:
     """The status of a checkpoint; ``heads`` are those of its model and of models forked from it."""
     name = checkpoint.metadata.name
@@ -30,7 +54,7 @@ def decide(
     own = [head for head in heads if head.spec.model_ref.name == model]
     superseded = is_superseded(name, own, lineage)
     findings = [
-        Finding(conditions.READY, "True", "Committed", "its bytes are on the volume"),
+        *_integrity(checkpoint, lineage, evidence),
         Finding("InUse", "True", "Served", f"served by {', '.join(serving)}")
         if serving
         else Finding("InUse", "False", "NotServed", "no head serves it"),
@@ -41,12 +65,26 @@ def decide(
     return CheckpointStatus(
         observed_generation=checkpoint.metadata.generation,
         heads=serving,
-        head_mark=f"> {','.join(serving)}" if serving else None,
+        head_mark=f"> {','.join(serving)}"[:MARK_CHARS] if serving else None,
         metrics=metrics(checkpoint.metadata.annotations),
         conditions=conditions.settle(
             checkpoint.status.conditions, findings, checkpoint.metadata.generation, now
         ),
     )
+
+
+def _integrity(checkpoint: Checkpoint, lineage: Lineage, evidence: Evidence) -> list[Finding]:
+    """Whether the Checkpoint is what it says."""
+    name = checkpoint.metadata.name
+    if lie := lineage.faults.get(name):
+        return conditions.stalled(lie.reason, lie.message)
+    if evidence.refusal is not None:
+        return conditions.stalled(evidence.refusal.reason, pods.explain(evidence.refusal))
+    said = conditions.find(checkpoint.status.conditions, conditions.STALLED)
+    refused = said is not None and said.status == "True" and said.reason not in REASONS
+    if said is not None and refused and not evidence.verified:
+        return conditions.stalled(said.reason, said.message)
+    return [Finding(conditions.READY, "True", "Committed", "its bytes are on the volume")]
 
 
 def is_superseded(name: str, heads: Sequence[CheckpointHead], lineage: Lineage) -> str:

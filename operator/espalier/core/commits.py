@@ -18,7 +18,7 @@ from espalier.api.wire import Commit
 from espalier.core import request
 from espalier.core.lineage import BASE_POINT, Lineage, Point, point
 from espalier.core.manifests import labels
-from espalier.core.names import MAIN, directory_name
+from espalier.core.names import MAIN, checkpoint_uri
 
 # What a Checkpoint's status is derived from: written with it, so that no crash parts the two.
 METRICS_ANNOTATION = "espalier.dev/metrics"
@@ -143,7 +143,7 @@ def checkpoint_body(commit: Commit, namespace: str, parent: Point) -> dict[str, 
         step=commit.step,
         branch=commit.branch,
         epoch=commit.epoch,
-        uri=f"volume://checkpoints/{directory_name(commit.digest)}",
+        uri=checkpoint_uri(commit.digest),
         digest=commit.digest,
         size_bytes=commit.size_bytes,
         lora_rank=commit.lora_rank,

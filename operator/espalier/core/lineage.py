@@ -7,12 +7,13 @@ left of a branch stays in its place.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainablemodel import TrainableModel
+from espalier.core.integrity import Fault, fault
 from espalier.core.names import MAIN, parse_checkpoint_name
 
 
@@ -38,13 +39,15 @@ class Lineage:
     """The checkpoints of one model. ``root`` is None while a fork's source is not known.
 
     ``bases`` are the bases of branches as recorded before: what the first checkpoint of a branch
-    says, should that one be gone.
+    says, should that one be gone. ``faults`` are the objects that stay out, by name: no commit can
+    have made them.
     """
 
     root: Point | None
     by_name: dict[str, Checkpoint]
     by_branch: dict[str, list[Checkpoint]]
     bases: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, Fault] = field(default_factory=dict)
 
     def place(self, name: str) -> Point | None:
         """The place of that name: one of the model's checkpoints, its root, or the base."""
@@ -148,17 +151,34 @@ def grow(
     checkpoints: Iterable[Checkpoint], root: Point | None, bases: Mapping[str, str] | None = None
 ) -> Lineage:
     """The lineage of a model's own checkpoints."""
-    by_name = {checkpoint.metadata.name: checkpoint for checkpoint in checkpoints}
+    siblings = {checkpoint.metadata.name: checkpoint for checkpoint in checkpoints}
+    faults = {name: found for name, c in siblings.items() if (found := fault(c, siblings))}
+    by_name = {name: c for name, c in siblings.items() if name not in faults}
     by_branch: dict[str, list[Checkpoint]] = {}
     for checkpoint in sorted(by_name.values(), key=lambda c: (c.spec.step, c.metadata.name)):
         by_branch.setdefault(checkpoint.spec.branch, []).append(checkpoint)
-    return Lineage(root, by_name, by_branch, bases or {})
+    return Lineage(root, by_name, by_branch, bases or {}, faults)
 
 
 def recorded_bases(model: TrainableModel | None) -> dict[str, str]:
     """The bases of branches as the model's status has them."""
     tree = model.status.tree if model is not None else None
     return {branch.name: branch.base for branch in tree.branches} if tree is not None else {}
+
+
+def refreshed(lineage: Lineage, checkpoint: Checkpoint) -> Lineage:
+    """The lineage with another version of one of its checkpoints, whose place in it is the same."""
+    name, branch = checkpoint.metadata.name, checkpoint.spec.branch
+    if name not in lineage.by_name:
+        return lineage
+    line = list(lineage.by_branch[branch])
+    at = bisect_left(line, checkpoint.spec.step, key=lambda c: c.spec.step)
+    line[at] = checkpoint
+    return replace(
+        lineage,
+        by_name={**lineage.by_name, name: checkpoint},
+        by_branch={**lineage.by_branch, branch: line},
+    )
 
 
 def parent_name(checkpoint: Checkpoint) -> str:

@@ -47,6 +47,11 @@ def directory_name(digest: str) -> str:
     return digest.replace(":", "-")
 
 
+def checkpoint_uri(digest: str) -> str:
+    """Where a checkpoint's bytes lie, as its object says."""
+    return f"volume://checkpoints/{directory_name(digest)}"
+
+
 def trainer_name(model: str) -> str:
     """StatefulSet and Service of the model's trainer."""
     return f"{model}-trainer"

@@ -1,0 +1,135 @@
+"""What a head's conditions say, in the manner of kstatus: docs/head.md lists every reason."""
+
+from __future__ import annotations
+
+from espalier.api.checkpointhead import CheckpointHeadStatus
+from espalier.api.meta import Condition
+from espalier.core import conditions, pods
+from espalier.core.conditions import Finding
+from espalier.core.head_view import HeadView, damage_on_record, is_current, is_ready
+from espalier.core.lineage import Point
+from espalier.core.names import adapter_name
+from espalier.core.request import PIN, TRACK, Request
+
+PINNED = "Pinned"
+
+
+def unfit(view: HeadView) -> list[Finding] | None:
+    """Why the head as a whole cannot be followed until a person does something."""
+    name, model = view.head.metadata.name, view.head.spec.model_ref.name
+    if view.namesake:
+        message = (
+            f"metadata.name: {name} is the name of another TrainableModel, whose slug it is; this "
+            f"head is of {model}. Delete it and create it under another name"
+        )
+        return conditions.stalled("NameTaken", message)
+    if view.model is None:
+        message = f"spec.modelRef: TrainableModel {model} does not exist: create it"
+        return conditions.stalled("ModelNotFound", message)
+    return None
+
+
+def refusal(view: HeadView, wanted: Request) -> list[Finding] | None:
+    """Why a pin cannot be met."""
+    if wanted.mode == TRACK or (view.lineage.root and view.lineage.root.name == wanted.name):
+        return None
+    model, keeps = view.head.spec.model_ref.name, "the head keeps serving what it serves"
+    if view.named is None:
+        return conditions.stalled(
+            "CheckpointNotFound",
+            f"spec.checkpointRef: Checkpoint {wanted.name} does not exist; {keeps}. Name one that "
+            f"`kubectl get checkpoints -l espalier.dev/model={model}` lists",
+        )
+    owner = view.named.spec.model_ref.name
+    if owner != model:
+        return conditions.stalled(
+            "WrongModel",
+            f"spec.checkpointRef: {wanted.name} is a checkpoint of model {owner}, not of {model}; "
+            f"{keeps}. Name one of {model}, or fork: a TrainableModel with source.checkpointRef",
+        )
+    if lie := view.lineage.faults.get(wanted.name):
+        message = f"spec.checkpointRef: {wanted.name}: {lie.message}; {keeps}"
+        return conditions.stalled(lie.reason, message)
+    # One whose bytes were refused is agreed to: that it is asked for shows when it is repaired.
+    if not is_ready(view.named) and damage_on_record(view.named) is None:
+        return conditions.reconciling(
+            "CheckpointNotReady", f"Checkpoint {wanted.name} is not Ready; {keeps}"
+        )
+    return None
+
+
+def findings(
+    view: HeadView, status: CheckpointHeadStatus, target: Point, *, served: bool
+) -> list[Finding]:
+    """Ready, Reconciling and Stalled of a head that has a target."""
+    shown = target.name or "the base"
+    if blocked := _crowded_out(view) or _damaged(view, target):
+        return blocked
+    if not served:
+        return _not_served(view, shown)
+    if not is_current(status, target):
+        return conditions.reconciling("Moving", f"rollouts serve {shown}, to be confirmed")
+    agreed = Request.parse(status.epoch_cause)
+    if agreed is not None and agreed.mode == PIN:
+        return conditions.ready(PINNED, f"pinned to {shown}, onPin {view.head.spec.on_pin}")
+    gate = view.head.spec.gate
+    if gate is not None and status.latest is not None and status.latest.name != target.name:
+        return conditions.ready(
+            "Tracking", f"serves {shown}; {status.latest.name} is below {gate.metric} {gate.min}"
+        )
+    return conditions.ready("Tracking", f"serves {shown}")
+
+
+def _crowded_out(view: HeadView) -> list[Finding] | None:
+    if not view.crowded_out or view.model is None:
+        return None
+    message = (
+        f"a rollout serves {view.model.spec.rollout.max_adapters} adapters side by side, which "
+        "heads before this one take: raise spec.rollout.maxAdapters of TrainableModel "
+        f"{view.model.metadata.name}, or delete a head"
+    )
+    return conditions.stalled("TooManyHeads", message)
+
+
+def _damaged(view: HeadView, target: Point) -> list[Finding] | None:
+    """That the target cannot be loaded as it is: from a rollout now, or from its Checkpoint."""
+    adapter = adapter_name(view.head.spec.model_ref.name, target.digest)
+    current = view.head.status.current
+    keeps = f"; {current.name or 'the base'} stays served" if current is not None else ""
+    for rollout in view.rollouts:
+        if (problem := rollout.refused.get(adapter)) is not None:
+            message = f"{target.name}: {rollout.name}: {pods.explain(problem)}{keeps}"
+            return conditions.stalled(problem.reason, message)
+    checkpoint = view.lineage.by_name.get(target.name)
+    said = damage_on_record(checkpoint) if checkpoint is not None else None
+    if said is None:
+        return None
+    return conditions.stalled(said.reason, f"{target.name}: {said.message}{keeps}")
+
+
+def _not_served(view: HeadView, shown: str) -> list[Finding]:
+    problems = [
+        f"{rollout.name}: {rollout.problem}" for rollout in view.rollouts if rollout.problem
+    ]
+    if problems:
+        return conditions.reconciling("ServeFailed", f"loading {shown}: " + "; ".join(problems))
+    if not view.rollouts:
+        waiting = view.waiting or "no rollout pod is up yet"
+        return conditions.reconciling("RolloutsNotReady", f"to serve {shown}: {waiting}")
+    return conditions.reconciling("Moving", f"rollouts are loading {shown}")
+
+
+def settle(
+    view: HeadView, status: CheckpointHeadStatus, findings: list[Finding], now: str
+) -> list[Condition]:
+    """All conditions of a head, Pinned among them."""
+    agreed = Request.parse(status.epoch_cause)
+    pin = agreed if agreed is not None and agreed.mode == PIN else None
+    pinned = Finding(
+        PINNED,
+        "True" if pin else "False",
+        pin.on_pin if pin else "Tracking",
+        f"held at {pin.name}" if pin else "",
+    )
+    old = view.head.status.conditions
+    return conditions.settle(old, [*findings, pinned], view.head.metadata.generation, now)

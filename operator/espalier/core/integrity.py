@@ -1,0 +1,74 @@
+"""Whether a Checkpoint object is one that a commit could have made.
+
+Who has the right may write a Checkpoint by hand. One that contradicts itself stays out of the tree,
+so that it neither becomes current nor stands between those that are true. What no object can show,
+whether the bytes are those of the digest, is verified by whoever loads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.core.manifests.labels import BRANCH, MODEL
+from espalier.core.names import checkpoint_name, checkpoint_uri
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a Checkpoint cannot be true: a reason for its condition, a field and a remedy."""
+
+    reason: str
+    message: str
+
+
+INVALID_URI = "InvalidURI"
+INVALID_NAME = "InvalidName"
+INVALID_LABEL = "InvalidLabel"
+INVALID_PARENT = "InvalidParent"
+REASONS = frozenset({INVALID_URI, INVALID_NAME, INVALID_LABEL, INVALID_PARENT})
+REMEDY = "Delete it: a spec is immutable"
+
+
+def fault(checkpoint: Checkpoint, siblings: Mapping[str, Checkpoint]) -> Fault | None:
+    """What a Checkpoint contradicts; ``siblings`` are the Checkpoints of its model by name."""
+    return _contradiction(checkpoint) or _wrong_parent(checkpoint, siblings)
+
+
+def _contradiction(checkpoint: Checkpoint) -> Fault | None:
+    spec, metadata = checkpoint.spec, checkpoint.metadata
+    if spec.uri != (uri := checkpoint_uri(spec.digest)):
+        return Fault(
+            INVALID_URI,
+            f"spec.uri: {spec.uri} is not where its digest lies on the model's volume, {uri}. "
+            f"{REMEDY}",
+        )
+    model = spec.model_ref.name
+    if metadata.name != (name := checkpoint_name(model, spec.branch, spec.step)):
+        return Fault(
+            INVALID_NAME,
+            f"metadata.name: step {spec.step} of {model} on branch {spec.branch} is named {name}. "
+            f"{REMEDY}",
+        )
+    for label, value in ((MODEL, model), (BRANCH, spec.branch)):
+        if metadata.labels.get(label, value) != value:
+            return Fault(
+                INVALID_LABEL,
+                f"metadata.labels: {label} is {metadata.labels[label]}, but the spec says {value}. "
+                f"Set the label to {value}, or delete the Checkpoint",
+            )
+    return None
+
+
+def _wrong_parent(checkpoint: Checkpoint, siblings: Mapping[str, Checkpoint]) -> Fault | None:
+    """A parent is one step before its child, so no chain of parents comes back to its start."""
+    ref, step = checkpoint.spec.parent_ref, checkpoint.spec.step
+    parent = siblings.get(ref.name) if ref is not None else None
+    if parent is None or parent.spec.step == step - 1:
+        return None
+    return Fault(
+        INVALID_PARENT,
+        f"spec.parentRef: {parent.metadata.name} is at step {parent.spec.step}, which step {step} "
+        f"cannot have started from. {REMEDY}",
+    )
