@@ -11,9 +11,10 @@ from bench.trainer.workload import Workload
 from torch import Tensor
 
 from espalier.trainer.data import Datum
-from espalier.trainer.gradients import add_loss
+from espalier.trainer.gradients import add_loss, still
 from espalier.trainer.losses import loss_spec
 from espalier.trainer.model import ADAPTER, Policy
+from espalier.trainer.packing import lay_out
 
 OURS = "ours"
 NAIVE = "padded, all logits (plain Hugging Face)"
@@ -57,13 +58,14 @@ def variants(
     spec = loss_spec("importance_sampling", None)
 
     def ours() -> None:
-        add_loss(policy, data, spec, 1.0, None)
+        rows = lay_out(data, policy.row_tokens, still(data, spec))
+        add_loss(policy, rows, spec, 1.0, None)
 
     def packed(on: bool) -> Callable[[], None]:
         def step() -> None:
             policy.checkpointing = on
             with async_grpo():
-                add_loss(policy, data, spec, 1.0, None)
+                ours()
             policy.checkpointing = False
 
         return step

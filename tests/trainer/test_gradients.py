@@ -131,7 +131,7 @@ def test_gradients_equal_the_padded_ones_in_float64(
 ) -> None:
     batch = data()
     wide.row_tokens = 20
-    gradients.add_loss(wide, batch, loss_spec(loss, None), temperature, 3)
+    tiny.add_loss(wide, batch, loss_spec(loss, None), temperature, 3)
     assert difference(taken(wide), naive_gradient(wide, batch, loss, temperature)) < 1e-12
 
 
@@ -161,35 +161,37 @@ def with_token_values(batch: list[Datum]) -> list[Datum]:
 def test_values_per_token_of_any_sign_are_exact(wide: Policy, loss: str) -> None:
     batch = with_token_values(data())
     wide.row_tokens = 20
-    gradients.add_loss(wide, batch, loss_spec(loss, None), 1.0, None)
+    tiny.add_loss(wide, batch, loss_spec(loss, None), 1.0, None)
     assert difference(taken(wide), naive_gradient(wide, batch, loss, 1.0)) < 1e-12
 
 
 def test_groups_without_gradient_share_rows_and_run_forward_only(wide: Policy) -> None:
     batch = [replace(d, advantage=d.advantage * (d.group == 1)) for d in data()]
     spec = loss_spec("ppo", None)
-    tally = gradients.add_loss(wide, batch, spec, 1.0, 3)
+    tally = tiny.add_loss(wide, batch, spec, 1.0, 3)
     packed = taken(wide)
     assert difference(packed, naive_gradient(wide, batch, "ppo", 1.0)) < 1e-12
     assert tally.tokens == sum(len(d.output) for d in batch)
     assert tally.still >= sum(len(d.output) for d in batch if d.group == 0)
     still = [replace(d, advantage=0.0) for d in batch]
-    assert gradients.add_loss(wide, still, spec, 1.0, 3).tokens == tally.tokens
+    assert tiny.add_loss(wide, still, spec, 1.0, 3).tokens == tally.tokens
     assert all(parameter.grad is None for parameter in wide.parameters.values())
 
 
 def custom(compute: LocalCompute, batch: list[Datum], between: str) -> dict[str, Tensor]:
-    compute.score(batch, 0.7, keep="forward-1")
+    compute.score(compute.admit(batch), 0.7, keep="forward-1")
     if between == "load":
         compute.load({n: p.detach().clone() for n, p in compute.policy.parameters.items()})
     if between == "drop":
         compute.drop_gradients()
     if between == "forward":
-        compute.score(batch[:1], 1.0, keep="forward-2")
+        compute.score(compute.admit(batch[:1]), 1.0, keep="forward-2")
     if between == "nothing":
         compute._kept = None
     weights = [[float(1 + i - 2 * t) for t in range(len(d.output))] for i, d in enumerate(batch)]
-    compute.add_weights(batch, weights, 0.7, given={}, group_size=3, forward="forward-1")
+    compute.add_weights(
+        compute.admit(batch), weights, 0.7, given={}, group_size=3, forward="forward-1"
+    )
     assert compute._kept is None
     return taken(compute.policy)
 
@@ -225,11 +227,11 @@ def test_a_backward_right_after_its_forward_needs_no_second_forward(
 def test_gradients_and_logprobs_equal_the_padded_ones_in_float32(policy: Policy) -> None:
     perturb(policy)
     batch = data()
-    scored = np.concatenate(gradients.score(policy, batch, 0.7))
+    scored = np.concatenate(tiny.score(policy, batch, 0.7))
     with torch.no_grad():
         naive = torch.cat(padded_logprobs(policy, batch, 0.7)).numpy()
     assert np.abs(scored - naive).max() < 1e-5
-    gradients.add_loss(policy, batch, loss_spec("importance_sampling", None), 0.7, 3)
+    tiny.add_loss(policy, batch, loss_spec("importance_sampling", None), 0.7, 3)
     assert (
         difference(taken(policy), naive_gradient(policy, batch, "importance_sampling", 0.7)) < 1e-5
     )
@@ -238,11 +240,9 @@ def test_gradients_and_logprobs_equal_the_padded_ones_in_float32(policy: Policy)
 def test_one_call_equals_several(policy: Policy) -> None:
     perturb(policy)
     spec, whole = loss_spec("ppo", None), data()
-    together = gradients.add_loss(policy, whole, spec, 1.0, 3)
+    together = tiny.add_loss(policy, whole, spec, 1.0, 3)
     once = taken(policy)
-    tallies = [
-        gradients.add_loss(policy, whole[a:b], spec, 1.0, 3) for a, b in pairwise((0, 1, 4, 6))
-    ]
+    tallies = [tiny.add_loss(policy, whole[a:b], spec, 1.0, 3) for a, b in pairwise((0, 1, 4, 6))]
     assert difference(taken(policy), once) < 1e-5
     several = total(tallies)
     assert several.loss == pytest.approx(together.loss, rel=1e-5)
@@ -251,13 +251,13 @@ def test_one_call_equals_several(policy: Policy) -> None:
 
 def test_a_sample_does_not_see_its_neighbours(policy: Policy) -> None:
     batch = data()
-    before = gradients.score(policy, batch, 1.0)
+    before = tiny.score(policy, batch, 1.0)
     changed = batch[0]
     other = Datum(
         changed.prompt, tuple((t + 1) % 256 for t in changed.output), changed.sampling_logprobs,
         0.0, 0.0, 0, 0,
     )  # fmt: skip
-    after = gradients.score(policy, [other, *batch[1:]], 1.0)
+    after = tiny.score(policy, [other, *batch[1:]], 1.0)
     assert np.abs(np.concatenate(after[1:]) - np.concatenate(before[1:])).max() < 1e-5
     assert after[0][1:] != before[0][1:] or len(changed.output) == 1
 
@@ -265,23 +265,23 @@ def test_a_sample_does_not_see_its_neighbours(policy: Policy) -> None:
 def test_a_custom_loss_through_its_weights_equals_the_built_in(policy: Policy) -> None:
     perturb(policy)
     batch = data()
-    gradients.add_loss(policy, batch, loss_spec("importance_sampling", None), 1.0, 3)
+    tiny.add_loss(policy, batch, loss_spec("importance_sampling", None), 1.0, 3)
     built_in = taken(policy)
     weights = []
-    for datum, logprobs in zip(batch, gradients.score(policy, batch, 1.0), strict=True):
+    for datum, logprobs in zip(batch, tiny.score(policy, batch, 1.0), strict=True):
         leaf = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
         loss = -((leaf - torch.tensor(datum.sampling_logprobs)).exp() * datum.advantage).sum()
         (gradient,) = torch.autograd.grad(loss, leaf)
         weights.append((-gradient).tolist())
-    gradients.add_weights(policy, batch, weights, 1.0, given={}, group_size=3)
+    gradients.add_weights(policy, tiny.laid(policy, batch), weights, 1.0, given={}, group_size=3)
     assert difference(taken(policy), built_in) < 1e-5
 
 
 def test_the_tally_compares_trainer_and_sampler(policy: Policy) -> None:
     request = ForwardRequest(inputs=tiny.trajectories())
     batch = datums(request, policy.limits, policies_compared=True)
-    tally = gradients.add_loss(policy, batch, loss_spec("dro", None), 1.0, None)
-    d = np.concatenate(gradients.score(policy, batch, 1.0)) - np.concatenate(
+    tally = tiny.add_loss(policy, batch, loss_spec("dro", None), 1.0, None)
+    d = np.concatenate(tiny.score(policy, batch, 1.0)) - np.concatenate(
         [datum.sampling_logprobs for datum in batch]
     )
     metrics = tally.checkpoint_metrics()
@@ -292,7 +292,7 @@ def test_the_tally_compares_trainer_and_sampler(policy: Policy) -> None:
 
 
 def test_a_step_is_adamw_with_the_values_of_the_call(policy: Policy) -> None:
-    gradients.add_loss(policy, data(), loss_spec("importance_sampling", None), 1.0, 3)
+    tiny.add_loss(policy, data(), loss_spec("importance_sampling", None), 1.0, 3)
     values = tiny.optim_step(
         learning_rate=0.03, beta1=0.8, beta2=0.9, eps=1e-5, weight_decay=0.1, grad_clip_norm=0.5
     )
@@ -312,7 +312,7 @@ def test_a_step_is_adamw_with_the_values_of_the_call(policy: Policy) -> None:
 
 
 def test_a_proposal_changes_nothing_by_itself(policy: Policy) -> None:
-    gradients.add_loss(policy, data(), loss_spec("importance_sampling", None), 1.0, 3)
+    tiny.add_loss(policy, data(), loss_spec("importance_sampling", None), 1.0, 3)
     before = {n: p.detach().clone() for n, p in policy.parameters.items()}
     moments = fresh_moments(policy.parameters)
     propose(policy.parameters, moments, tiny.optim_step())
@@ -324,11 +324,11 @@ def test_a_proposal_changes_nothing_by_itself(policy: Policy) -> None:
 def test_checkpointing_changes_no_gradient(policy: Policy) -> None:
     perturb(policy)
     spec, batch = loss_spec("ppo", None), data()
-    gradients.add_loss(policy, batch, spec, 1.0, 3)
+    tiny.add_loss(policy, batch, spec, 1.0, 3)
     kept = taken(policy)
     policy.checkpointing = True
     assert policy.checkpointing
-    gradients.add_loss(policy, batch, spec, 1.0, 3)
+    tiny.add_loss(policy, batch, spec, 1.0, 3)
     policy.checkpointing = False
     assert not policy.checkpointing
     assert difference(taken(policy), kept) == 0.0

@@ -11,7 +11,6 @@ import torch
 from tests.trainer import tiny
 
 from espalier.api.wire import ForwardRequest
-from espalier.trainer import gradients
 from espalier.trainer.data import datums
 from espalier.trainer.losses import loss_spec
 from espalier.trainer.metrics import GRADIENT_NORM, METRICS, Tally
@@ -43,11 +42,11 @@ def test_every_metric_is_what_it_says(policy: Policy) -> None:
             ForwardRequest(inputs=tiny.trajectories()), policy.limits, policies_compared=True
         )
         config = {"clip_low_threshold": 0.5, "clip_high_threshold": 2.0}
-        tally = gradients.add_loss(policy, data, loss_spec("cispo", config), 0.7, None)
+        tally = tiny.add_loss(policy, data, loss_spec("cispo", config), 0.7, None)
         rows = pack(data, policy.row_tokens)
         with torch.no_grad():
             entropy = torch.cat([policy.evaluate(row, 0.7).entropy for row in rows]).mean()
-        lp = np.concatenate(gradients.score(policy, data, 0.7))
+        lp = np.concatenate(tiny.score(policy, data, 0.7))
     finally:
         policy.row_tokens = before
         policy.drop_gradients()

@@ -12,7 +12,8 @@ from tests.trainer.tiny import Volume
 
 from espalier.api.trainablemodel import Adapter
 from espalier.trainer import importer
-from espalier.trainer.log import CommandLog, Key, LogBusyError
+from espalier.trainer.lock import LogBusyError
+from espalier.trainer.log import CommandLog, Key
 from espalier.trainer.model import Policy, load_policy
 from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.settings import read_settings
@@ -135,7 +136,7 @@ def test_a_log_has_one_writer(tmp_path: Path) -> None:
 def test_a_body_is_kept_only_while_it_is_needed(tmp_path: Path) -> None:
     log = CommandLog(tmp_path)
     pending = log.begin(Key("s", 0), "forward-backward", b"gradients")
-    log.finish(pending, 200, "{}", pending=True)
+    log.accumulate(pending, "{}", "")
     abandoned = log.begin(Key("s", 1), "forward", b"failed")
     log.abandon(abandoned)
     assert log.body(pending) == b"gradients"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,17 @@ from espalier.api.wire import (
     TrajectorySample,
     Wire,
 )
+from espalier.trainer import gradients
 from espalier.trainer.commands import Answer, Command
 from espalier.trainer.compute import LocalCompute
+from espalier.trainer.data import Datum
 from espalier.trainer.engine import Engine
 from espalier.trainer.importer import import_directory
 from espalier.trainer.log import CommandLog, Key, Kind
+from espalier.trainer.losses import LossSpec
+from espalier.trainer.metrics import Tally
 from espalier.trainer.model import Policy, load_policy
+from espalier.trainer.packing import Rows, lay_out
 from espalier.trainer.store import CheckpointStore
 
 VOCABULARY = 256
@@ -115,6 +121,26 @@ def forward_backward(seed: int = 0, **changes: object) -> ForwardBackwardRequest
 def optim_step(**changes: object) -> OptimStepRequest:
     values = {"learning_rate": 1e-2, "metrics": {"reward/mean": 0.5}} | changes
     return OptimStepRequest.model_validate(values)
+
+
+def laid(policy: Policy, data: Sequence[Datum], spec: LossSpec | None = None) -> Rows:
+    """Rows as long as the policy takes them."""
+    return lay_out(data, policy.row_tokens, gradients.still(data, spec))
+
+
+def score(policy: Policy, data: Sequence[Datum], temperature: float) -> list[list[float]]:
+    return gradients.score(policy, laid(policy, data), temperature)
+
+
+def add_loss(
+    policy: Policy,
+    data: Sequence[Datum],
+    spec: LossSpec,
+    temperature: float,
+    group_size: int | None,
+) -> Tally:
+    rows = laid(policy, data, spec)
+    return gradients.add_loss(policy, rows, spec, temperature, group_size)
 
 
 def send(

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from aiohttp import web
 
 from espalier.trainer.engine import Engine
-from espalier.trainer.log import CommandLog, LogBusyError
+from espalier.trainer.lock import LogBusyError
+from espalier.trainer.log import CommandLog
 from espalier.trainer.model import Policy, load_policy
 from espalier.trainer.problems import (
     EXIT_USER_MISTAKE,

@@ -6,7 +6,6 @@ Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from torch import Tensor
 
 from espalier.api.trainablemodel import Adapter
 from espalier.trainer.problems import UserMistakeError
+from espalier.trainer.weights import Shapes, State, difference, shapes_of, some
 
-State = dict[str, Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
-
+# PEFT's two files.
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -40,7 +38,6 @@ _REFUSED = (
 )
 # Other initialisations (PiSSA, OLoRA, LoftQ) change the base as well.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-_SHOWN = 3
 
 
 def read(source: Path, adapter: Adapter, shapes: Shapes) -> State:
@@ -60,7 +57,7 @@ def read(source: Path, adapter: Adapter, shapes: Shapes) -> State:
         state = load_file(source / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise _unreadable(f"{WEIGHTS} cannot be read: {error}") from error
-    if wrong := difference({name: tuple(value.shape) for name, value in state.items()}, shapes):
+    if wrong := difference(shapes_of(state), shapes):
         raise UserMistakeError(
             "AdapterMismatch",
             f"the adapter does not fit the base and spec.adapter: {wrong}",
@@ -71,29 +68,12 @@ def read(source: Path, adapter: Adapter, shapes: Shapes) -> State:
     return {name: value.float() for name, value in state.items()}
 
 
-def difference(given: Shapes, wanted: Shapes) -> str:
-    """How an adapter differs from the wanted one, by its first names; empty if it does not."""
-    missing, extra = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
-    shaped = [
-        f"{name} is {list(given[name])}, must be {list(wanted[name])}"
-        for name in sorted(set(given) & set(wanted))
-        if tuple(given[name]) != tuple(wanted[name])
-    ]
-    groups = (("lacks ", missing), ("has besides ", extra), ("", shaped))
-    return "; ".join(prefix + _some(names) for prefix, names in groups if names)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def _refuse_pickles(source: Path) -> None:
     found = sorted(p.name for pattern in PICKLES for p in source.rglob(pattern))
     if found:
         raise UserMistakeError(
             "PickleRefused",
-            f"the adapter holds {_some(found)}: a pickle runs code when it is read",
+            f"the adapter holds {some(found)}: a pickle runs code when it is read",
             "save the adapter again where you trust it, with PEFT's save_pretrained("
             "safe_serialization=True), and remove the other files",
         )

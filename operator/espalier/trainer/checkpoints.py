@@ -13,15 +13,14 @@ from safetensors.torch import load_file, save_file
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Commit
 from espalier.core.names import MAIN, checkpoint_name
+from espalier.trainer.adapters import CONFIG, WEIGHTS
 from espalier.trainer.compute import Compute
 from espalier.trainer.log import Key
-from espalier.trainer.model import State
 from espalier.trainer.optimizer import Moments, Proposal, fresh_moments, read_moments
 from espalier.trainer.problems import CommandError
 from espalier.trainer.store import CheckpointStore, DigestError, Stored
+from espalier.trainer.weights import State
 
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
@@ -159,7 +158,7 @@ def read(store: CheckpointStore, digest: str, base: str) -> Content:
     state = StepState.model_validate_json((stored.path / STATE_FILE).read_text())
     return Content(
         stored=stored,
-        parameters=load_file(stored.path / ADAPTER_FILE),
+        parameters=load_file(stored.path / WEIGHTS),
         moments=read_moments(load_file(stored.path / OPTIMIZER_FILE), state.optimizer_steps),
         state=state,
     )
@@ -193,9 +192,9 @@ def _fill(
     staged: Path, parameters: State, moments: Moments, config: dict[str, Any], state: StepState
 ) -> None:
     """The files that every checkpoint has."""
-    save_file(_on_cpu(parameters), staged / ADAPTER_FILE, {"format": "pt"})
+    save_file(_on_cpu(parameters), staged / WEIGHTS, {"format": "pt"})
     save_file(_on_cpu(moments.tensors()), staged / OPTIMIZER_FILE)
-    (staged / ADAPTER_CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
+    (staged / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
     (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from espalier.api.wire import (
@@ -12,11 +12,11 @@ from espalier.api.wire import (
     ForwardRequest,
     Wire,
 )
-from espalier.trainer.compute import Compute
+from espalier.trainer.compute import Added, Batch, Compute
 from espalier.trainer.data import Datum, Limits, datums
 from espalier.trainer.log import CommandLog, Key, Kind, Record
 from espalier.trainer.losses import loss_spec
-from espalier.trainer.metrics import Tally
+from espalier.trainer.planner import Cuts
 from espalier.trainer.problems import CommandError, invalid
 
 # A custom loss is computed right after its forward; more than this many wait for nobody.
@@ -48,17 +48,22 @@ class Answer:
 
 @dataclass(frozen=True)
 class GradientCommand:
-    """A checked forward-backward or backward: ``add`` accumulates its gradients once."""
+    """A checked and admitted gradient command: ``add`` accumulates its gradients once."""
 
-    data: Sequence[Datum]
-    add: Callable[[], Tally]
+    batch: Batch
+    add: Callable[[], Added]
 
 
-def gradient_command(compute: Compute, log: CommandLog, kind: str, body: bytes) -> GradientCommand:
-    """Checks a logged or new gradient command; raises 422 or 404 before anything is computed."""
+def gradient_command(
+    compute: Compute, log: CommandLog, kind: str, body: bytes, cuts: Cuts = ()
+) -> GradientCommand:
+    """A new gradient command, or with its ``cuts`` a logged one.
+
+    Raises 422, 404 or 413 before anything is computed.
+    """
     if kind == "backward":
-        return _backward(compute, log, BackwardRequest.model_validate_json(body))
-    return _forward_backward(compute, ForwardBackwardRequest.model_validate_json(body))
+        return _backward(compute, log, BackwardRequest.model_validate_json(body), cuts)
+    return _forward_backward(compute, ForwardBackwardRequest.model_validate_json(body), cuts)
 
 
 def forward_data(limits: Limits, request: ForwardRequest) -> list[Datum]:
@@ -83,7 +88,9 @@ def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) 
     )
 
 
-def _forward_backward(compute: Compute, request: ForwardBackwardRequest) -> GradientCommand:
+def _forward_backward(
+    compute: Compute, request: ForwardBackwardRequest, cuts: Cuts
+) -> GradientCommand:
     # num_substeps asks for smaller pieces; rows are sized for the device anyway, and sums of
     # gradients do not depend on the split.
     spec = loss_spec(request.loss_fn, request.loss_fn_config)
@@ -93,20 +100,23 @@ def _forward_backward(compute: Compute, request: ForwardBackwardRequest) -> Grad
         policies_compared=spec.compares_policies,
         weighted=spec.takes_weights,
     )
+    batch = compute.admit(data, spec, cuts)
     return GradientCommand(
-        data,
-        lambda: compute.add_loss(data, spec, request.temperature, request.group_size),
+        batch, lambda: compute.add_loss(batch, spec, request.temperature, request.group_size)
     )
 
 
-def _backward(compute: Compute, log: CommandLog, request: BackwardRequest) -> GradientCommand:
+def _backward(
+    compute: Compute, log: CommandLog, request: BackwardRequest, cuts: Cuts
+) -> GradientCommand:
     forward = _held_forward(log, request.forward_id)
     data = forward_data(compute.limits, forward)
     _check_weights(request.weights, data)
+    batch = compute.admit(data, cuts=cuts)
     return GradientCommand(
-        data,
+        batch,
         lambda: compute.add_weights(
-            data,
+            batch,
             request.weights,
             forward.temperature,
             given=request.metrics,

@@ -7,6 +7,7 @@ are the whole of its state, and both can be made again from the log and the last
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from typing_extensions import override
@@ -14,12 +15,38 @@ from typing_extensions import override
 from espalier.api.wire import OptimStepRequest
 from espalier.trainer import gradients, memory
 from espalier.trainer.data import Datum, Limits
+from espalier.trainer.exhaustion import attempt
 from espalier.trainer.gradients import KeptForward
 from espalier.trainer.losses import LossSpec
-from espalier.trainer.memory import Plan, TooLargeError
 from espalier.trainer.metrics import Tally
-from espalier.trainer.model import Policy, State
+from espalier.trainer.model import Policy
 from espalier.trainer.optimizer import Moments, Proposal, fresh_moments, propose
+from espalier.trainer.planner import Cut, Cuts, Plan, TooLargeError, too_large
+from espalier.trainer.weights import State
+
+Share = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A call's datums as they were admitted: by rank, the indices of its share and their rows."""
+
+    data: tuple[Datum, ...]
+    shares: tuple[Share, ...]
+    plans: tuple[Plan, ...]
+
+    def part(self, rank: int) -> Batch:
+        """A rank's share as a batch of its own."""
+        plan = self.plans[rank]
+        return Batch(plan.rows.data, (tuple(range(len(plan.rows.data))),), (plan,))
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a call added, and how every rank cut it in the end: that is what a replay repeats."""
+
+    tally: Tally
+    cuts: Cuts
 
 
 class Compute(Protocol):
@@ -36,12 +63,15 @@ class Compute(Protocol):
     def adapter_config(self) -> dict[str, Any]:
         """PEFT's configuration of the adapter."""
 
-    def admit(self, data: Sequence[Datum], *, training: bool) -> None:
-        """413 if the memory cannot hold the batch however it is cut; computes nothing."""
+    def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
+        """Decides once how a batch is cut; computes nothing, 413 if no way to cut it fits.
 
-    def score(
-        self, data: Sequence[Datum], temperature: float, *, keep: str = ""
-    ) -> list[list[float]]:
+        ``spec``: of the built-in loss that it is for. ``cuts``: of a replayed call, which are
+        taken as they are, whatever memory there is now, so that its sums are the same bit for bit;
+        not so on another number of ranks.
+        """
+
+    def score(self, batch: Batch, temperature: float, *, keep: str = "") -> list[list[float]]:
         """Log-probs of every datum's output tokens; accumulates nothing.
 
         ``keep`` names the forward for a later ``add_weights`` of the same data: a compute may then
@@ -50,20 +80,20 @@ class Compute(Protocol):
         """
 
     def add_loss(
-        self, data: Sequence[Datum], spec: LossSpec, temperature: float, group_size: int | None
-    ) -> Tally:
+        self, batch: Batch, spec: LossSpec, temperature: float, group_size: int | None
+    ) -> Added:
         """Accumulates the gradient of a built-in loss."""
 
     def add_weights(
         self,
-        data: Sequence[Datum],
+        batch: Batch,
         weights: Sequence[Sequence[float]],
         temperature: float,
         *,
         given: dict[str, float],
         group_size: int | None,
         forward: str = "",
-    ) -> Tally:
+    ) -> Added:
         """Accumulates the gradient of a client's loss from ``weights[d][t] = -dC/dlogprob``.
 
         ``forward`` is the name under which ``score`` was asked to keep; the sums are the same
@@ -95,7 +125,7 @@ class LocalCompute(Compute):
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.planner = memory.measure(policy)
-        self._kept: tuple[str, KeptForward] | None = None
+        self._kept: tuple[str, Cut, KeptForward] | None = None
 
     @property
     @override
@@ -112,60 +142,63 @@ class LocalCompute(Compute):
         return self.policy.adapter_config()
 
     @override
-    def admit(self, data: Sequence[Datum], *, training: bool) -> None:
-        self._plan(data, training=training)
+    def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
+        plan = self._plan(data, spec, cuts[0] if len(cuts) == 1 else None)
+        return Batch(tuple(data), (tuple(range(len(data))),), (plan,))
 
     @override
-    def score(
-        self, data: Sequence[Datum], temperature: float, *, keep: str = ""
-    ) -> list[list[float]]:
+    def score(self, batch: Batch, temperature: float, *, keep: str = "") -> list[list[float]]:
         self._kept = None
-        if keep and gradients.can_keep(self.policy, data):
-            # The rows of the backward pass, so that the sums do not depend on what is kept.
-            plan = self._plan(data, training=True)
-            if self.planner.holds(plan):
-                kept = memory.attempt(
-                    self.policy, plan, lambda: gradients.forward(self.policy, data, temperature)
-                )
-                self._kept = keep, kept
-                return kept.logprobs(len(data))
-        return memory.attempt(
+        (plan,) = batch.plans
+        if keep and gradients.can_keep(self.policy, batch.data) and self.planner.holds(plan):
+            kept, cut = attempt(
+                self.policy,
+                plan,
+                lambda cut: self.planner.cut(batch.data, cut),
+                lambda rows: gradients.forward(self.policy, rows, temperature),
+            )
+            self._kept = keep, cut, kept
+            return kept.logprobs(len(batch.data))
+        return attempt(
             self.policy,
-            self._plan(data, training=False),
-            lambda: gradients.score(self.policy, data, temperature),
-        )
+            plan,
+            lambda cut: self.planner.cut(batch.data, cut),
+            lambda rows: gradients.score(self.policy, rows, temperature),
+        )[0]
 
     @override
     def add_loss(
-        self, data: Sequence[Datum], spec: LossSpec, temperature: float, group_size: int | None
-    ) -> Tally:
+        self, batch: Batch, spec: LossSpec, temperature: float, group_size: int | None
+    ) -> Added:
         self._kept = None
-        return memory.attempt(
+        tally, cut = attempt(
             self.policy,
-            self._plan(data, training=True),
-            lambda: gradients.add_loss(self.policy, data, spec, temperature, group_size),
+            batch.plans[0],
+            lambda cut: self._plan(batch.data, spec, cut),
+            lambda rows: gradients.add_loss(self.policy, rows, spec, temperature, group_size),
         )
+        return Added(tally, (cut,))
 
     @override
     def add_weights(
         self,
-        data: Sequence[Datum],
+        batch: Batch,
         weights: Sequence[Sequence[float]],
         temperature: float,
         *,
         given: dict[str, float],
         group_size: int | None,
         forward: str = "",
-    ) -> Tally:
-        # The backward pass consumes the graph, so it is given up before.
-        graphs = [self._kept[1]] if self._kept and forward and self._kept[0] == forward else []
-        self._kept = None
-        return memory.attempt(
+    ) -> Added:
+        (plan,) = batch.plans
+        graphs = self._take_kept(forward, plan.cut)
+        tally, cut = attempt(
             self.policy,
-            self._plan(data, training=True),
-            lambda: gradients.add_weights(
+            plan,
+            lambda cut: self.planner.cut(batch.data, cut),
+            lambda rows: gradients.add_weights(
                 self.policy,
-                data,
+                rows,
                 weights,
                 temperature,
                 given=given,
@@ -173,6 +206,7 @@ class LocalCompute(Compute):
                 kept=graphs.pop() if graphs else None,
             ),
         )
+        return Added(tally, (cut,))
 
     @override
     def drop_gradients(self) -> None:
@@ -201,9 +235,17 @@ class LocalCompute(Compute):
         self._kept = None
         self.policy.reset()
 
-    def _plan(self, data: Sequence[Datum], *, training: bool) -> Plan:
-        cut = self.planner.training if training else self.planner.scoring
+    def _plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
+        """The rows of a share, under a given cut or under one that fits."""
+        still = gradients.still(data, spec)
+        if cut is not None:
+            return self.planner.cut(data, cut, still)
         try:
-            return cut(data, self.policy.row_tokens)
+            return self.planner.plan(data, self.policy.row_tokens, still)
         except TooLargeError as error:
-            raise memory.too_large(error, data) from error
+            raise too_large(error, data) from error
+
+    def _take_kept(self, forward: str, cut: Cut) -> list[KeptForward]:
+        """The kept forward of that name and cut; its graph serves once, so it is given up."""
+        kept, self._kept = self._kept, None
+        return [kept[2]] if kept is not None and kept[:2] == (forward, cut) else []

@@ -1,9 +1,7 @@
 """The engine: applies commands one at a time, each once, and says where the trainer stands.
 
 All of it runs on one thread. A command is logged, applied and finished in the log before it is
-answered. Whatever fails in between leaves the state as it was: an optimizer step computes beside
-the old weights and installs the new ones once they are durable, and gradients are restored from
-the log.
+answered. Whatever fails in between leaves the state as it was, gradients restored from the log.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from espalier.api.meta import OptimizerState
 from espalier.api.wire import (
@@ -22,12 +19,11 @@ from espalier.api.wire import (
     ForwardRequest,
     ForwardResult,
     OptimStepRequest,
-    OptimStepResult,
     Problem,
     TrainerState,
 )
-from espalier.trainer import checkpoints, recovery
-from espalier.trainer.checkpoints import Position, StepState
+from espalier.trainer import checkpoints, recovery, steps
+from espalier.trainer.checkpoints import Position
 from espalier.trainer.commands import (
     Answer,
     Command,
@@ -38,14 +34,12 @@ from espalier.trainer.commands import (
 )
 from espalier.trainer.compute import Compute
 from espalier.trainer.log import Assigned, CommandLog, Key, Record
-from espalier.trainer.metrics import Tally, total
-from espalier.trainer.optimizer import Proposal
+from espalier.trainer.metrics import Tally
+from espalier.trainer.planner import cuts_json
 from espalier.trainer.problems import VOLUME_REASONS, CommandError
-from espalier.trainer.store import CheckpointStore, Stored
+from espalier.trainer.store import CheckpointStore
 
 logger = logging.getLogger(__name__)
-
-REWARDS = "reward/"
 
 
 class Engine:
@@ -98,7 +92,7 @@ class Engine:
             epoch=assignment.epoch,
             branch=assignment.branch,
             step=self.position.step,
-            run_step=self._run_step(),
+            run_step=self.run_step(),
             digest=self.position.digest,
             checkpoint=self.position.name,
             pending=len(self.tallies),
@@ -185,20 +179,19 @@ class Engine:
         self.compute.drop_gradients()
         self.tallies = []
 
-    def record_commit(self, record: Record, stored: Stored, state: StepState) -> Answer:
-        """Logs a checkpoint that is on the volume as the effect of an optimizer step."""
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        commit = checkpoints.commit_of(stored, state, len(self.commits) + 1, now)
-        result = OptimStepResult(
-            step=state.step,
-            checkpoint_id=state.name,
-            sampler_path=str(stored.path),
-            state_path=str(stored.path),
-            model=self.model,
-        )
-        self.log.commit(record, result.model_dump_json(), commit, json.dumps(state.cursor))
-        self.commits = [*self.commits, commit]
-        return Answer(200, result.model_dump_json(), stored.digest)
+    def run_step(self) -> int:
+        """How many steps the assigned run has committed."""
+        run = self.assignment().assignment.run
+        return sum(commit.run == run for commit in self.commits)
+
+    def undo(self, record: Record) -> None:
+        """Back to what the log says after a command failed half-way."""
+        try:
+            self.log.abandon(record)
+            recovery.restore(self)
+        except Exception:
+            logger.exception("the state cannot be restored in place; starting over from the log")
+            os._exit(1)
 
     def _check_order(self, key: Key) -> None:
         """Numbers of a session rise, with gaps: what was overtaken is refused, never reordered."""
@@ -213,42 +206,36 @@ class Engine:
                 "again; wait for each answer before the next command, or keep one connection",
             )
 
-    def _run_step(self) -> int:
-        run = self.assignment().assignment.run
-        return sum(commit.run == run for commit in self.commits)
-
     def _apply(self, command: Command, body: bytes) -> Answer:
         if command.kind in ("forward-backward", "backward"):
             return self._gradients(command, body)
         if isinstance(command.request, OptimStepRequest):
-            return self._optim_step(command, command.request, body)
+            return steps.optim_step(self, command, command.request, body)
         if isinstance(command.request, ForwardRequest):
             return self._forward(command, command.request, body)
         return self._zero_grad(command, body)
 
     def _gradients(self, command: Command, body: bytes) -> Answer:
         work = gradient_command(self.compute, self.log, command.kind, body)
-        self.compute.admit(work.data, training=True)
         record = self.log.begin(command.key, command.kind, body)
         try:
-            tally = work.add()
-            result = ForwardBackwardResult(
-                metrics=tally.answer_metrics(), num_datums=len(work.data)
-            )
-            self.log.finish(record, 200, result.model_dump_json(), pending=True)
+            added = work.add()
+            answer = ForwardBackwardResult(
+                metrics=added.tally.answer_metrics(), num_datums=len(work.batch.data)
+            ).model_dump_json()
+            self.log.accumulate(record, answer, cuts_json(added.cuts))
         except Exception:
-            self._undo(record)
+            self.undo(record)
             raise
-        self.tallies.append(tally)
-        return Answer(200, result.model_dump_json())
+        self.tallies.append(added.tally)
+        return Answer(200, answer)
 
     def _forward(self, command: Command, request: ForwardRequest, body: bytes) -> Answer:
         data = forward_data(self.compute.limits, request)
-        # A forward is there to be differentiated.
-        self.compute.admit(data, training=True)
+        batch = self.compute.admit(data)
         record = self.log.begin(command.key, command.kind, body)
         try:
-            scored = self.compute.score(data, request.temperature, keep=forward_id(record))
+            scored = self.compute.score(batch, request.temperature, keep=forward_id(record))
             result = ForwardResult(
                 forward_id=forward_id(record),
                 data=[datum_tensors(d, lp, request) for d, lp in zip(data, scored, strict=True)],
@@ -265,103 +252,10 @@ class Engine:
         try:
             self.log.settle(record, 200, answer)
         except Exception:
-            self._undo(record)
+            self.undo(record)
             raise
         self.drop_gradients()
         return Answer(200, answer)
-
-    def _optim_step(self, command: Command, request: OptimStepRequest, body: bytes) -> Answer:
-        if not self.tallies:
-            raise CommandError(
-                409,
-                "NoGradients",
-                "no gradients were accumulated since the last optimizer step",
-                "call forward_backward first (a zero-grad or a new epoch drops gradients)",
-            )
-        record = self.log.begin(command.key, command.kind, body)
-        try:
-            proposal = self.compute.propose(self.moments, request)
-            if not proposal.finite:
-                return self._refuse_step(record, proposal)
-            state = self._next_state(request, proposal)
-            answer = self._commit_step(record, request, proposal, state)
-        except CommandError:
-            # Nothing was touched: the proposal is dropped and the gradients stay.
-            self.log.abandon(record)
-            raise
-        except Exception:
-            self._undo(record)
-            raise
-        self.compute.load(proposal.parameters)
-        self.moments = proposal.moments
-        self.position = Position(answer.digest, state.name, state.step)
-        self.drop_gradients()
-        self.problem = None
-        return answer
-
-    def _refuse_step(self, record: Record, proposal: Proposal) -> Answer:
-        problem = Problem(
-            reason="NonFiniteGradient",
-            detail=f"the step is not finite (gradient norm {proposal.gradient_norm}); nothing was "
-            "stepped and the gradients were dropped",
-            remedy="lower the learning rate, set optimizer.gradientClipNorm, or check the rewards",
-        )
-        self.log.settle(record, 409, problem.model_dump_json())
-        self.drop_gradients()
-        self.problem = problem
-        return Answer(409, problem.model_dump_json())
-
-    def _commit_step(
-        self, record: Record, request: OptimStepRequest, proposal: Proposal, state: StepState
-    ) -> Answer:
-        stored, created = checkpoints.write(
-            self.store,
-            self.compute,
-            proposal,
-            state,
-            base=self.base,
-            key=record.key,
-            rollouts=request.rollouts,
-        )
-        try:
-            return self.record_commit(record, stored, state)
-        except CommandError:
-            if created:
-                self.store.discard(stored)
-            raise
-
-    def _next_state(self, request: OptimStepRequest, proposal: Proposal) -> StepState:
-        assignment = self.assignment().assignment
-        tally = total(self.tallies)
-        measured = tally.checkpoint_metrics()
-        measured["optimizer/gradient_norm"] = proposal.gradient_norm
-        # The client also knows the rewards of what it did not send, so there its figures win.
-        rewards = {n: v for n, v in request.metrics.items() if n.startswith(REWARDS)}
-        return StepState(
-            model=self.model,
-            run=assignment.run,
-            step=self.position.step + 1,
-            run_step=self._run_step() + 1,
-            branch=assignment.branch,
-            epoch=assignment.epoch,
-            parent=self.position.digest,
-            parent_name=self.position.name,
-            learning_rate=request.learning_rate,
-            group_size=tally.group_size,
-            loss=tally.loss_name,
-            metrics=request.metrics | measured | rewards,
-            cursor=request.cursor,
-            optimizer_steps=proposal.moments.steps,
-        )
-
-    def _undo(self, record: Record) -> None:
-        """Back to what the log says after a command failed half-way."""
-        try:
-            self.log.abandon(record)
-            recovery.restore(self)
-        except Exception:
-            logger.exception("the state cannot be restored in place; starting over from the log")
-            os._exit(1)
 
 
 def _stale(given: int, current: int) -> CommandError:

@@ -18,12 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.core.names import DIGEST_PREFIX
-from espalier.trainer.checkpoints import (
-    ADAPTER_CONFIG,
-    ADAPTER_FILE,
-    STATE_FILE,
-    StepState,
-)
+from espalier.trainer.adapters import CONFIG, WEIGHTS
+from espalier.trainer.checkpoints import STATE_FILE, StepState
 from espalier.trainer.problems import EXIT_USER_MISTAKE, CommandError, UserMistakeError
 from espalier.trainer.store import STAGING, CheckpointStore, DigestError, Stored, sync
 
@@ -90,10 +86,10 @@ def replacing(output: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _write_adapter(checkpoint: Stored, staged: Path, base_name: str) -> None:
-    shutil.copyfile(checkpoint.path / ADAPTER_FILE, staged / ADAPTER_FILE)
-    config = json.loads((checkpoint.path / ADAPTER_CONFIG).read_text())
+    shutil.copyfile(checkpoint.path / WEIGHTS, staged / WEIGHTS)
+    config = json.loads((checkpoint.path / CONFIG).read_text())
     config["base_model_name_or_path"] = base_name
-    (staged / ADAPTER_CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
+    (staged / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
 
 
 def _write_merged(base: Stored, checkpoint: Stored, staged: Path, dtype: str) -> None:

@@ -14,7 +14,7 @@ from espalier.trainer.head import Evaluated
 from espalier.trainer.losses import LossSpec, TokenLoss, token_loss
 from espalier.trainer.metrics import Tally
 from espalier.trainer.model import Policy
-from espalier.trainer.packing import Row, pack
+from espalier.trainer.packing import Row, Rows
 from espalier.trainer.problems import CommandError
 
 # A forward's graph is kept for its backward up to this many tokens; above, it is made again.
@@ -57,10 +57,10 @@ class KeptForward:
         return result
 
 
-def score(policy: Policy, data: Sequence[Datum], temperature: float) -> list[list[float]]:
+def score(policy: Policy, rows: Rows, temperature: float) -> list[list[float]]:
     """Log-probs of every datum's output tokens, without gradients."""
     with torch.no_grad():
-        return forward(policy, data, temperature).logprobs(len(data))
+        return forward(policy, rows, temperature).logprobs(len(rows.data))
 
 
 def can_keep(policy: Policy, data: Sequence[Datum]) -> bool:
@@ -69,19 +69,25 @@ def can_keep(policy: Policy, data: Sequence[Datum]) -> bool:
     return tokens <= KEPT_TOKENS[policy.device.type]
 
 
-def forward(policy: Policy, data: Sequence[Datum], temperature: float) -> KeptForward:
+def forward(policy: Policy, rows: Rows, temperature: float) -> KeptForward:
     """Everything that ``add_weights`` needs of a forward pass."""
-    return KeptForward(
-        tuple((row, policy.evaluate(row, temperature)) for row in pack(data, policy.row_tokens))
-    )
+    everything = (*rows.moving, *rows.still)
+    return KeptForward(tuple((row, policy.evaluate(row, temperature)) for row in everything))
+
+
+def still(data: Sequence[Datum], spec: LossSpec | None) -> frozenset[int]:
+    """Indices of the datums of groups without any gradient; none for a client's own loss.
+
+    A group stays together, because its samples share their prompt's computation.
+    """
+    if spec is None:
+        return frozenset()
+    moving = {d.family for d in data if not spec.is_still(d.advantages, d.weights)}
+    return frozenset(index for index, d in enumerate(data) if d.family not in moving)
 
 
 def add_loss(
-    policy: Policy,
-    data: Sequence[Datum],
-    spec: LossSpec,
-    temperature: float,
-    group_size: int | None,
+    policy: Policy, rows: Rows, spec: LossSpec, temperature: float, group_size: int | None
 ) -> Tally:
     """Adds the gradient of a built-in loss; raises 409 if the loss is not finite."""
 
@@ -96,15 +102,15 @@ def add_loss(
         )
 
     return _add(
-        _evaluations(policy, _by_gradient(data, spec), temperature),
+        _evaluations(policy, rows, temperature),
         of_part,
-        _call(spec.name, group_size, data),
+        _call(spec.name, group_size, rows.data),
     )
 
 
 def add_weights(
     policy: Policy,
-    data: Sequence[Datum],
+    rows: Rows,
     weights: Sequence[Sequence[float]],
     temperature: float,
     *,
@@ -114,7 +120,7 @@ def add_weights(
 ) -> Tally:
     """Adds the gradient of a client's loss C from ``weights[d][t] = -dC/dlogprob``.
 
-    ``kept``, the kept forward of the same data, spares the forward pass and is used up. The
+    ``kept``, the kept forward of the same rows, spares the forward pass and is used up. The
     rows are the same with and without it, so the sums are too.
     """
 
@@ -124,11 +130,11 @@ def add_weights(
         return TokenLoss(float(-(tensor.double() * logprobs.double()).sum()), -tensor)
 
     parts = (
-        ((Part(row, data), evaluation) for row, evaluation in kept.rows)
+        ((Part(row, rows.data), evaluation) for row, evaluation in kept.rows)
         if kept is not None
-        else _evaluations(policy, [(data, True)], temperature)
+        else _evaluations(policy, rows, temperature)
     )
-    return _add(parts, of_part, _call("custom", group_size, data, given))
+    return _add(parts, of_part, _call("custom", group_size, rows.data, given))
 
 
 def _call(
@@ -143,27 +149,14 @@ def _call(
     )
 
 
-def _by_gradient(data: Sequence[Datum], spec: LossSpec) -> list[tuple[Sequence[Datum], bool]]:
-    """Datums of groups with a gradient, and those without: the latter share rows of their own.
-
-    A group stays together, because its samples share their prompt's computation.
-    """
-    moving = {d.family for d in data if not spec.is_still(d.advantages, d.weights)}
-    parts = (
-        ([d for d in data if d.family in moving], True),
-        ([d for d in data if d.family not in moving], False),
-    )
-    return [part for part in parts if part[0]]
-
-
 def _evaluations(
-    policy: Policy, parts: Sequence[tuple[Sequence[Datum], bool]], temperature: float
+    policy: Policy, rows: Rows, temperature: float
 ) -> Iterator[tuple[Part, Evaluated]]:
-    for data, differentiable in parts:
-        for row in pack(data, policy.row_tokens):
+    for planned, differentiable in ((rows.moving, True), (rows.still, False)):
+        for row in planned:
             with torch.set_grad_enabled(differentiable):
                 evaluation = policy.evaluate(row, temperature)
-            yield Part(row, data), evaluation
+            yield Part(row, rows.data), evaluation
 
 
 def _add(

@@ -7,17 +7,16 @@ bodies are kept until an optimizer step, a zero-grad or a new assignment settles
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from espalier.api.wire import Assignment, Commit
+from espalier.trainer.lock import only_writer
 from espalier.trainer.store import make_directory, volume_written, write_file
 
 Kind = Literal["forward-backward", "forward", "backward", "zero-grad", "optim-step"]
@@ -29,6 +28,7 @@ CREATE TABLE IF NOT EXISTS commands (
     kind TEXT NOT NULL, digest TEXT NOT NULL,
     status INTEGER, answer TEXT, checkpoint TEXT NOT NULL DEFAULT '',
     pending INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 1,
+    cuts TEXT NOT NULL DEFAULT '',
     UNIQUE (session, seq));
 CREATE TABLE IF NOT EXISTS commits (
     number INTEGER PRIMARY KEY, run TEXT NOT NULL, commit_json TEXT NOT NULL,
@@ -37,11 +37,7 @@ CREATE TABLE IF NOT EXISTS assignment (
     only INTEGER PRIMARY KEY CHECK (only = 1), assignment_json TEXT NOT NULL,
     since INTEGER NOT NULL);
 """
-_COLUMNS = "number, session, seq, kind, digest, status, answer, checkpoint"
-
-
-class LogBusyError(Exception):
-    """Another process has the log open."""
+_COLUMNS = "number, session, seq, kind, digest, status, answer, checkpoint, cuts"
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Record:
-    """A command as logged; ``status`` is None until it is finished."""
+    """A command as logged; ``status`` is None until it is finished.
+
+    ``cuts`` is how its batch was cut into rows, as JSON: a replay that cuts it alike adds up alike.
+    """
 
     number: int
     key: Key
@@ -63,6 +62,7 @@ class Record:
     status: int | None
     answer: str
     checkpoint: str
+    cuts: str
 
     def is_for(self, kind: Kind, body: bytes) -> bool:
         """Whether it is the same command as one of this kind and body."""
@@ -81,7 +81,7 @@ class CommandLog:
     """SQLite plus a file per body. Every method is one durable transaction."""
 
     def __init__(self, directory: Path, lock_seconds: float = 30.0) -> None:
-        self._lock = _lock(directory / "lock", lock_seconds)
+        self._lock = only_writer(directory / "lock", lock_seconds)
         self._bodies = directory / "bodies"
         make_directory(self._bodies)
         self._db = sqlite3.connect(
@@ -91,6 +91,7 @@ class CommandLog:
         self._db.execute("PRAGMA journal_mode = TRUNCATE")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(_SCHEMA)
+        self._add_missing_column()
 
     def close(self) -> None:
         """Lets another process open the log."""
@@ -131,7 +132,7 @@ class CommandLog:
             for (old,) in stale:
                 self._body(old).unlink(missing_ok=True)
             write_file(self._body(number), body)
-        return Record(number, key, kind, digest, None, "", "")
+        return Record(number, key, kind, digest, None, "", "", "")
 
     def abandon(self, record: Record) -> None:
         """Forgets a command that had no effect, so that its key can be sent again.
@@ -146,22 +147,30 @@ class CommandLog:
             if gone.rowcount:
                 self._body(record.number).unlink(missing_ok=True)
 
-    def finish(self, record: Record, status: int, answer: str, *, pending: bool = False) -> None:
-        """Logs a command's answer; ``pending`` if its gradients wait for an optimizer step."""
+    def finish(self, record: Record, status: int, answer: str) -> None:
+        """Logs a command's answer."""
         with volume_written(self._bodies), self._transaction():
-            self._finish(record, status, answer, "", pending=pending)
+            self._finish(record, status, answer, "")
+
+    def accumulate(self, record: Record, answer: str, cuts: str) -> None:
+        """Logs a command whose gradients wait for an optimizer step, and how it was cut."""
+        with volume_written(self._bodies), self._transaction():
+            self._finish(record, 200, answer, "")
+            self._db.execute(
+                "UPDATE commands SET pending = 1, cuts = ? WHERE number = ?", (cuts, record.number)
+            )
 
     def settle(self, record: Record, status: int, answer: str) -> None:
         """Logs an answer together with the end of all pending gradients."""
         with volume_written(self._bodies), self._transaction():
-            self._finish(record, status, answer, "", pending=False)
+            self._finish(record, status, answer, "")
             self._end_pending()
         self._drop_bodies()
 
     def commit(self, record: Record, answer: str, commit: Commit, cursor: str) -> None:
         """Logs an optimizer step: its answer, its commit, and the end of pending gradients."""
         with volume_written(self._bodies), self._transaction():
-            self._finish(record, 200, answer, commit.digest, pending=False)
+            self._finish(record, 200, answer, commit.digest)
             self._end_pending()
             self._db.execute(
                 "INSERT INTO commits (number, run, commit_json, cursor_json) VALUES (?, ?, ?, ?)",
@@ -217,14 +226,16 @@ class CommandLog:
         """The request of a command that is pending or held."""
         return self._body(record.number).read_bytes()
 
-    def _finish(
-        self, record: Record, status: int, answer: str, checkpoint: str, *, pending: bool
-    ) -> None:
+    def _finish(self, record: Record, status: int, answer: str, checkpoint: str) -> None:
         self._db.execute(
-            "UPDATE commands SET status = ?, answer = ?, checkpoint = ?, pending = ? "
-            "WHERE number = ?",
-            (status, answer, checkpoint, int(pending), record.number),
+            "UPDATE commands SET status = ?, answer = ?, checkpoint = ? WHERE number = ?",
+            (status, answer, checkpoint, record.number),
         )
+
+    def _add_missing_column(self) -> None:
+        """A log that was begun before cuts were kept goes on; its pending batches are cut anew."""
+        if "cuts" not in {row[1] for row in self._rows("PRAGMA table_info(commands)")}:
+            self._db.execute("ALTER TABLE commands ADD COLUMN cuts TEXT NOT NULL DEFAULT ''")
 
     def _end_pending(self) -> None:
         self._db.execute("UPDATE commands SET pending = 0 WHERE pending = 1")
@@ -246,7 +257,9 @@ class CommandLog:
         rows = self._rows(
             f"SELECT {_COLUMNS} FROM commands WHERE {condition} ORDER BY number", *values
         )
-        return [Record(r[0], Key(r[1], r[2]), r[3], r[4], r[5], r[6] or "", r[7]) for r in rows]
+        return [
+            Record(r[0], Key(r[1], r[2]), r[3], r[4], r[5], r[6] or "", r[7], r[8]) for r in rows
+        ]
 
     def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         return self._db.execute(statement, values).fetchall()
@@ -264,20 +277,3 @@ class CommandLog:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
-
-
-def _lock(path: Path, seconds: float) -> IO[bytes]:
-    """An exclusive lock that ends with the process; waits for a predecessor to end."""
-    file = path.open("ab")
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                file.close()
-                raise LogBusyError(
-                    f"another trainer still holds {path.parent.name}'s log"
-                ) from error
-            time.sleep(0.2)

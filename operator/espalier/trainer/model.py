@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Problem
 from espalier.trainer import self_check
-from espalier.trainer.adapters import Shapes, difference
 from espalier.trainer.attention import TREE_ATTENTION, layout
 from espalier.trainer.data import Limits
 from espalier.trainer.head import Evaluated, evaluate
 from espalier.trainer.packing import Row
 from espalier.trainer.padded import evaluate_padded
 from espalier.trainer.problems import CommandError, UserMistakeError
+from espalier.trainer.weights import Shapes, State, difference, shapes_of
 
 ADAPTER = "default"
 # Bounds the activations of a row.
 ROW_TOKENS = {"cpu": 2048, "cuda": 8192}
-
-State = dict[str, Tensor]
 
 
 class Policy:
@@ -121,11 +118,6 @@ class Policy:
             self._head.weight.dtype,
         )
 
-    @property
-    def attention_cost(self) -> float:
-        """Attending to one token relative to a token's linear layers: 4 h against 24 h^2 FLOPs."""
-        return 1.0 / (6.0 * float(self._head.weight.shape[1]))
-
     def drop_gradients(self) -> None:
         """Forgets what was accumulated."""
         for parameter in self.parameters.values():
@@ -133,7 +125,7 @@ class Policy:
 
     def check(self, state: State) -> None:
         """409 if a checkpoint's adapter has other names or shapes than this one."""
-        if wrong := difference(_shapes(state), _shapes(self.parameters)):
+        if wrong := difference(shapes_of(state), shapes_of(self.parameters)):
             raise CommandError(
                 409,
                 "AdapterMismatch",
@@ -209,11 +201,7 @@ def adapter_shapes(base: Path, adapter: Adapter) -> Shapes:
     config = AutoConfig.from_pretrained(base, local_files_only=True)
     with torch.device("meta"):
         adapted = _with_adapter(AutoModelForCausalLM.from_config(config), adapter)
-    return _shapes(get_peft_model_state_dict(adapted, adapter_name=ADAPTER))
-
-
-def _shapes(state: Mapping[str, Tensor]) -> Shapes:
-    return {name: tuple(value.shape) for name, value in state.items()}
+    return shapes_of(get_peft_model_state_dict(adapted, adapter_name=ADAPTER))
 
 
 def _plain_attention(config: Any) -> str:

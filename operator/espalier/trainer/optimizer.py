@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.api.wire import OptimStepRequest
-from espalier.trainer.model import State
+from espalier.trainer.weights import State
 
 FIRST, SECOND = "exp_avg", "exp_avg_sq"
 

@@ -9,7 +9,7 @@ predicts the first output token of each of its datums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +57,32 @@ class Row:
         return mask
 
 
-def pack(data: Sequence[Datum], budget: int) -> list[Row]:
+@dataclass(frozen=True)
+class Rows:
+    """A batch as rows; spans index ``data``. ``still`` rows have no gradient: forward is enough."""
+
+    data: tuple[Datum, ...]
+    moving: tuple[Row, ...]
+    still: tuple[Row, ...] = ()
+
+
+def lay_out(data: Sequence[Datum], budget: int, still: Collection[int] = ()) -> Rows:
+    """All datums in rows of at most ``budget`` unique tokens, those of indices ``still`` apart."""
+    return Rows(
+        tuple(data),
+        tuple(pack(data, budget, [i for i in range(len(data)) if i not in still])),
+        tuple(pack(data, budget, sorted(still))),
+    )
+
+
+def pack(data: Sequence[Datum], budget: int, members: Sequence[int] | None = None) -> list[Row]:
     """Rows of at most ``budget`` unique tokens (one datum may exceed it alone); deterministic.
 
-    Neighbours in token order share the longest prefixes, so a greedy fill in that order keeps
-    groups together.
+    Of the datums of the indices ``members``, or all. Neighbours in token order share the longest
+    prefixes, so a greedy fill in that order keeps groups together.
     """
-    order = sorted(range(len(data)), key=lambda index: data[index].prompt + data[index].output)
+    chosen = range(len(data)) if members is None else members
+    order = sorted(chosen, key=lambda index: data[index].prompt + data[index].output)
     rows, tree = [], _Tree()
     for index in order:
         # The last token predicts nothing, so it needs no hidden state.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from espalier.trainer import checkpoints
+from espalier.trainer import checkpoints, steps
 from espalier.trainer.checkpoints import Position
 from espalier.trainer.commands import gradient_command
 from espalier.trainer.log import Assigned, Record
+from espalier.trainer.planner import read_cuts
 from espalier.trainer.problems import CommandError
 from espalier.trainer.store import Stored
 
@@ -56,7 +57,7 @@ def _adopt(target: Engine, assigned: Assigned) -> None:
             continue
         state = checkpoints.read(target.store, stored.digest, target.base).state
         try:
-            target.record_commit(record, stored, state)
+            steps.record_commit(target, record, stored, state)
             logger.info("adopted %s, which was written but not logged", state.name)
         except CommandError as error:
             # The step was never acknowledged, so undoing it is as right, and frees space.
@@ -80,5 +81,6 @@ def _written_by(target: Engine, assigned: Assigned, record: Record) -> Stored | 
 
 def _replay(target: Engine) -> None:
     for record in target.log.pending():
-        work = gradient_command(target.compute, target.log, record.kind, target.log.body(record))
-        target.tallies.append(work.add())
+        body, cuts = target.log.body(record), read_cuts(record.cuts)
+        work = gradient_command(target.compute, target.log, record.kind, body, cuts)
+        target.tallies.append(work.add().tally)

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from espalier.trainer.model import State
 from espalier.trainer.ranks.channel import RankLostError
+from espalier.trainer.weights import State
 
 
 class Collective:

@@ -13,12 +13,13 @@ from torch import nn
 from typing_extensions import override
 
 from espalier.api.wire import OptimStepRequest
-from espalier.trainer.compute import LocalCompute
+from espalier.trainer.compute import Added, Batch, LocalCompute, Share
 from espalier.trainer.data import Datum
 from espalier.trainer.losses import LossSpec
 from espalier.trainer.metrics import Tally, total
-from espalier.trainer.model import Policy, State
+from espalier.trainer.model import Policy
 from espalier.trainer.optimizer import Moments, Proposal, propose
+from espalier.trainer.planner import Cut, Cuts
 from espalier.trainer.ranks.channel import Channel, RankLostError
 from espalier.trainer.ranks.collective import Collective
 from espalier.trainer.ranks.messages import (
@@ -34,7 +35,8 @@ from espalier.trainer.ranks.messages import (
     encode,
     read_answered,
 )
-from espalier.trainer.ranks.plan import Share, plan
+from espalier.trainer.ranks.plan import plan as share_out
+from espalier.trainer.weights import State
 
 logger = logging.getLogger(__name__)
 
@@ -75,74 +77,80 @@ class RankedCompute(LocalCompute):
         self._steps = 0
 
     @override
-    def score(
-        self, data: Sequence[Datum], temperature: float, *, keep: str = ""
-    ) -> list[list[float]]:
+    def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
         # Shares depend on the data alone, so a kept forward is where its weights will go.
-        shares = self._shares(data)
+        shares = share_out(data, len(self._channels) + 1, self.planner.shape)
+        known: Sequence[Cut | None] = cuts if len(cuts) == len(shares) else [None] * len(shares)
+        plans = [self._plan(_of(data, s), spec, cut) for s, cut in zip(shares, known, strict=True)]
+        return Batch(tuple(data), tuple(shares), tuple(plans))
+
+    @override
+    def score(self, batch: Batch, temperature: float, *, keep: str = "") -> list[list[float]]:
         requests = [
-            Score(data=_of(data, share), temperature=temperature, keep=keep) for share in shares[1:]
+            Score(data=plan.rows.data, cut=plan.cut, temperature=temperature, keep=keep)
+            for plan in batch.plans[1:]
         ]
         own, others = self._ask(
             requests,
-            lambda: LocalCompute.score(self, _of(data, shares[0]), temperature, keep=keep),
+            lambda: LocalCompute.score(self, batch.part(0), temperature, keep=keep),
         )
-        result: list[list[float]] = [[] for _ in data]
+        result: list[list[float]] = [[] for _ in batch.data]
         parts = [own, *(other.logprobs or [] for other in others)]
-        for share, part in zip(shares, parts, strict=True):
+        for share, part in zip(batch.shares, parts, strict=True):
             for index, logprobs in zip(share, part, strict=True):
                 result[index] = logprobs
         return result
 
     @override
     def add_loss(
-        self, data: Sequence[Datum], spec: LossSpec, temperature: float, group_size: int | None
-    ) -> Tally:
-        shares = self._shares(data)
+        self, batch: Batch, spec: LossSpec, temperature: float, group_size: int | None
+    ) -> Added:
         requests = [
             AddLoss(
-                data=_of(data, share), spec=spec, temperature=temperature, group_size=group_size
+                data=plan.rows.data,
+                cut=plan.cut,
+                spec=spec,
+                temperature=temperature,
+                group_size=group_size,
             )
-            for share in shares[1:]
+            for plan in batch.plans[1:]
         ]
         return self._add(
-            data,
+            batch,
             requests,
-            lambda: LocalCompute.add_loss(
-                self, _of(data, shares[0]), spec, temperature, group_size
-            ),
+            lambda: LocalCompute.add_loss(self, batch.part(0), spec, temperature, group_size),
         )
 
     @override
     def add_weights(
         self,
-        data: Sequence[Datum],
+        batch: Batch,
         weights: Sequence[Sequence[float]],
         temperature: float,
         *,
         given: dict[str, float],
         group_size: int | None,
         forward: str = "",
-    ) -> Tally:
-        shares = self._shares(data)
+    ) -> Added:
         requests = [
             AddWeights(
-                data=_of(data, share),
+                data=plan.rows.data,
+                cut=plan.cut,
                 weights=tuple(tuple(row) for row in _of(weights, share)),
                 temperature=temperature,
                 given=given,
                 group_size=group_size,
                 forward=forward,
             )
-            for share in shares[1:]
+            for share, plan in zip(batch.shares[1:], batch.plans[1:], strict=True)
         ]
         return self._add(
-            data,
+            batch,
             requests,
             lambda: LocalCompute.add_weights(
                 self,
-                _of(data, shares[0]),
-                _of(weights, shares[0]),
+                batch.part(0),
+                _of(weights, batch.shares[0]),
                 temperature,
                 given=given,
                 group_size=group_size,
@@ -177,16 +185,13 @@ class RankedCompute(LocalCompute):
         super().reset()
         self._ask_all(Install(), self._collective.broadcast)
 
-    def _shares(self, data: Sequence[Datum]) -> list[Share]:
-        return plan(data, len(self._channels) + 1, self.policy.attention_cost)
-
-    def _add(
-        self, data: Sequence[Datum], requests: Sequence[Request], own: Callable[[], Tally]
-    ) -> Tally:
+    def _add(self, batch: Batch, requests: Sequence[Request], own: Callable[[], Added]) -> Added:
         mine, others = self._ask(requests, own)
-        tallies = [mine, *(other.tally or Tally() for other in others)]
-        rewards = tuple({datum.trajectory: datum.reward for datum in data}.values())
-        return replace(total(tallies), rewards=rewards, datums=len(data))
+        tallies = [mine.tally, *(other.tally or Tally() for other in others)]
+        cuts = (*mine.cuts, *(other.cut for other in others if other.cut))
+        rewards = tuple({datum.trajectory: datum.reward for datum in batch.data}.values())
+        tally = replace(total(tallies), rewards=rewards, datums=len(batch.data))
+        return Added(tally, cuts)
 
     def _compare(self, digests: Sequence[str]) -> None:
         own = self._collective.digest()

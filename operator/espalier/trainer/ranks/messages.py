@@ -12,6 +12,7 @@ from espalier.api.wire import Problem
 from espalier.trainer.data import Datum
 from espalier.trainer.losses import LossSpec
 from espalier.trainer.metrics import Tally
+from espalier.trainer.planner import Cut
 from espalier.trainer.problems import CommandError
 
 
@@ -24,6 +25,7 @@ class Score(_Message):
 
     call: Literal["score"] = "score"
     data: tuple[Datum, ...]
+    cut: Cut
     temperature: float
     keep: str
 
@@ -33,6 +35,7 @@ class AddLoss(_Message):
 
     call: Literal["add_loss"] = "add_loss"
     data: tuple[Datum, ...]
+    cut: Cut
     spec: LossSpec
     temperature: float
     group_size: int | None
@@ -43,6 +46,7 @@ class AddWeights(_Message):
 
     call: Literal["add_weights"] = "add_weights"
     data: tuple[Datum, ...]
+    cut: Cut
     weights: tuple[tuple[float, ...], ...]
     temperature: float
     given: dict[str, float]
@@ -99,11 +103,12 @@ class Failure(_Message):
 
 
 class Answered(_Message):
-    """A request's outcome under its number; at most one of the others is set."""
+    """A request's outcome under its number; ``cut`` is how the tally's share was cut."""
 
     seq: int
     logprobs: list[list[float]] | None = None
     tally: Tally | None = None
+    cut: Cut | None = None
     digest: str = ""
     failure: Failure | None = None
 

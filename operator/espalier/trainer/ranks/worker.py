@@ -50,22 +50,24 @@ class Worker:
     def _answer(self, seq: int, request: Request) -> Answered:
         compute = self._compute
         match request:
-            case Score(data=data, temperature=temperature):
-                scored = compute.score(data, temperature, keep=request.keep)
+            case Score(data=data, cut=cut, temperature=temperature):
+                batch = compute.admit(data, cuts=(cut,))
+                scored = compute.score(batch, temperature, keep=request.keep)
                 return Answered(seq=seq, logprobs=scored)
-            case AddLoss(data=data, spec=spec, temperature=temperature, group_size=group_size):
-                tally = compute.add_loss(data, spec, temperature, group_size)
-                return Answered(seq=seq, tally=tally)
-            case AddWeights(data=data, weights=weights, temperature=temperature):
-                tally = compute.add_weights(
-                    data,
+            case AddLoss(data=data, cut=cut, spec=spec, temperature=temperature):
+                batch = compute.admit(data, spec, (cut,))
+                added = compute.add_loss(batch, spec, temperature, request.group_size)
+                return Answered(seq=seq, tally=added.tally, cut=added.cuts[0])
+            case AddWeights(data=data, cut=cut, weights=weights, temperature=temperature):
+                added = compute.add_weights(
+                    compute.admit(data, cuts=(cut,)),
                     weights,
                     temperature,
                     given=request.given,
                     group_size=request.group_size,
                     forward=request.forward,
                 )
-                return Answered(seq=seq, tally=tally)
+                return Answered(seq=seq, tally=added.tally, cut=added.cuts[0])
             case Reduce(digest=wanted):
                 digest = self._collective.digest() if wanted else ""
                 self._collective.sum_gradients()
