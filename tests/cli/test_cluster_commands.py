@@ -183,6 +183,6 @@ async def test_evaluate_asks_the_lines_of_a_config_map_that_the_run_leaves_out(
 @pytest.mark.parametrize("command", [("tree", "nobody"), ("watch", "nobody")])
 def test_an_object_that_is_not_there_is_one_line(espalier: Command, command: Any) -> None:
     done = espalier(*command)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert done.output.startswith("error: Error from server (NotFound)")
     assert len(done.output.splitlines()) == 1

@@ -25,7 +25,7 @@ from espalier.core.manifests.pod import (
     claim,
     pod_spec,
 )
-from espalier.core.names import trainer_name
+from espalier.core.names import directory_name, trainer_name
 
 _EXPORT = ("-m", "espalier.trainer.export")
 _INSIDE = "/export"
@@ -80,6 +80,22 @@ def export_from_cluster(kubectl: Kubectl, name: str, options: Options) -> None:
         command = ["python", *_EXPORT, checkpoint.spec.digest, *where, *options.arguments()]
         kubectl.call("exec", started, "--", *command, *_base_name(model), seconds=_LIMIT_SECONDS)
         _fetch(kubectl, started, options.output)
+
+
+def rollouts(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
+    """The records of the rollouts of a checkpoint's step, read from the model's volume.
+
+    Raises:
+        CommandError: with what kubectl said.
+    """
+    checkpoint = kubectl.checkpoint(name)
+    model = kubectl.model(checkpoint.spec.model_ref.name)
+    image = kubectl.image("statefulsets.apps", trainer_name(model.metadata.name))
+    pod = export_pod(model, image, f"{model.metadata.name}-read-{uuid.uuid4().hex[:8]}")
+    path = f"{VOLUME_PATH}/checkpoints/{directory_name(checkpoint.spec.digest)}/rollouts.jsonl"
+    with _running(kubectl, pod) as started:
+        text = kubectl.call("exec", started, "--", "cat", path)
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def export_pod(model: TrainableModel, image: str, name: str) -> dict[str, Any]:

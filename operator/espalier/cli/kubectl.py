@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -11,12 +12,21 @@ from typing import IO, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from espalier.api.checkpoint import Checkpoint
+from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CommandError, Kind
 from espalier.core.manifests.labels import MODEL
 
 TIMEOUT_SECONDS = 60
+# By what kubectl prints of the API server's reason.
+_KINDS: tuple[tuple[str, Kind], ...] = (
+    ("(NotFound)", "not_found"),
+    ("(Forbidden)", "permission_denied"),
+    ("(Conflict)", "conflict"),
+    ("(AlreadyExists)", "conflict"),
+    ("(InternalError)", "server_error"),
+)
 _Object = TypeVar("_Object", bound=BaseModel)
 
 
@@ -35,15 +45,15 @@ class Kubectl:
 
     def model(self, name: str) -> TrainableModel:
         """A TrainableModel."""
-        return _parse(TrainableModel, self._get("trainablemodels.espalier.dev", name))
+        return _parse(TrainableModel, self._named("trainablemodels.espalier.dev", name))
 
     def run(self, name: str) -> TrainingRun:
         """A TrainingRun."""
-        return _parse(TrainingRun, self._get("trainingruns.espalier.dev", name))
+        return _parse(TrainingRun, self._named("trainingruns.espalier.dev", name))
 
     def checkpoint(self, name: str) -> Checkpoint:
         """A Checkpoint."""
-        return _parse(Checkpoint, self._get("checkpoints.espalier.dev", name))
+        return _parse(Checkpoint, self._named("checkpoints.espalier.dev", name))
 
     def checkpoints(self, model: str) -> list[Checkpoint]:
         """The Checkpoints of a model, by step."""
@@ -62,6 +72,46 @@ class Kubectl:
         """The image of a workload's first container."""
         containers = self._get(kind, name)["spec"]["template"]["spec"]["containers"]
         return str(containers[0]["image"])
+
+    def models(self) -> list[TrainableModel]:
+        """All models."""
+        items = self._get("trainablemodels.espalier.dev")["items"]
+        return [_parse(TrainableModel, item) for item in items]
+
+    def head(self, name: str) -> CheckpointHead:
+        """A CheckpointHead."""
+        return _parse(CheckpointHead, self._named("checkpointheads.espalier.dev", name))
+
+    def heads(self) -> list[CheckpointHead]:
+        """All heads."""
+        items = self._get("checkpointheads.espalier.dev")["items"]
+        return [_parse(CheckpointHead, item) for item in items]
+
+    def raw(self, kind: str, name: str) -> dict[str, Any]:
+        """An object as the API server keeps it, with who manages which field."""
+        return self._named(kind, name, "--show-managed-fields")
+
+    def raw_heads(self, model: str) -> list[dict[str, Any]]:
+        """The heads of a model with who manages which field; the one of its name first."""
+        items = self._get("checkpointheads.espalier.dev", "--show-managed-fields")["items"]
+        heads = [item for item in items if item["spec"]["modelRef"]["name"] == model]
+        return sorted(
+            heads, key=lambda head: (head["metadata"]["name"] != model, head["metadata"]["name"])
+        )
+
+    def exists(self, kind: str, name: str) -> bool:
+        """Whether an object is there."""
+        return bool(_kubectl("get", kind, name, *self._scope(), "--ignore-not-found", "-o", "name"))
+
+    def create(self, manifest: dict[str, Any], *, dry_run: bool = False) -> None:
+        """Creates an object; a dry run lets the API server check it."""
+        check = ("--dry-run=server",) if dry_run else ()
+        self.call("create", "-f", "-", *check, stdin=json.dumps(manifest))
+
+    def patch(self, kind: str, name: str, change: dict[str, Any], *, dry_run: bool = False) -> None:
+        """Changes fields of an object, as whom kubectl is."""
+        check = ("--dry-run=server",) if dry_run else ()
+        self.call("patch", kind, name, "--type=merge", "--patch", json.dumps(change), *check)
 
     def call(self, *arguments: str, stdin: str = "", seconds: float = TIMEOUT_SECONDS) -> str:
         """What kubectl prints in the namespace; CommandError with its last words if it fails."""
@@ -84,6 +134,22 @@ class Kubectl:
     def _scope(self) -> tuple[str, ...]:
         return ("--namespace", self._given) if self._given else ()
 
+    def _named(self, kind: str, name: str, *arguments: str) -> dict[str, Any]:
+        try:
+            return self._get(kind, name, *arguments)
+        except CommandError as error:
+            if error.kind == "not_found":
+                error.suggestion = self._nearest(kind, name)
+            raise
+
+    def _nearest(self, kind: str, name: str) -> str:
+        listed = _kubectl("get", kind, *self._scope(), "-o", "name").split()
+        known = [line.partition("/")[2] for line in listed]
+        near = difflib.get_close_matches(name, known, n=3)
+        if near:
+            return f"Did you mean {' or '.join(near)}?"
+        return f"There are: {', '.join(known[:8])}" if known else "There are none in this namespace"
+
     def _get(self, kind: str, *arguments: str) -> dict[str, Any]:
         answer = _kubectl("get", kind, *arguments, *self._scope(), "-o", "json")
         content: dict[str, Any] = json.loads(answer)
@@ -105,7 +171,8 @@ def _kubectl(*arguments: str, stdin: str = "", seconds: float = TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"kubectl did not answer within {seconds:.0f} s") from error
     if done.returncode != 0:
-        raise CommandError(done.stderr.strip() or f"kubectl {' '.join(arguments)} failed")
+        said = done.stderr.strip() or f"kubectl {' '.join(arguments)} failed"
+        raise CommandError(said, next((kind for mark, kind in _KINDS if mark in said), "failure"))
     return done.stdout
 
 

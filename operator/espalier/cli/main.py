@@ -5,54 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
-from espalier.api.trainablemodel import Tree
 from espalier.api.trainingrun import Taskset
-from espalier.cli import checkpoint as checkpoints
-from espalier.cli import gateway
+from espalier.cli import checkpoint_commands, gateway, models, runs
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.failure import CommandError
 from espalier.cli.git import WorkingTree
 from espalier.cli.heldout import choose
 from espalier.cli.kubectl import Kubectl
+from espalier.cli.options import AsJson, Commands, Namespace, Token, Url, access, kubectl
 from espalier.cli.promote import Wish, promote
 from espalier.cli.watch import follow
-from espalier.client import GatewayError
-from espalier.core.tree import REWARD, render
+from espalier.core.tree import REWARD
 from espalier.runner.heldout import HeldOut
-from espalier.runner.problem import UserError
-
-
-class _Commands(TyperGroup):
-    """Turns failures that a user can read into one line and exit code 1."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (CommandError, GatewayError, UserError) as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from error
-
 
 app = typer.Typer(
-    cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    cls=Commands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
 )
-checkpoint_app = typer.Typer(no_args_is_help=True, help="What a checkpoint holds.")
-app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(models.app, name="models")
+app.add_typer(runs.app, name="run")
+app.add_typer(checkpoint_commands.app, name="checkpoint")
+app.add_typer(checkpoint_commands.rollouts_app, name="rollouts")
 
-Namespace = Annotated[
-    str | None,
-    typer.Option("--namespace", "-n", help="Namespace; that of the current context if not given."),
-]
-Url = Annotated[str, typer.Option(envvar="ESPALIER_GATEWAY_URL", help="URL of the gateway.")]
-Token = Annotated[
-    str, typer.Option(envvar="ESPALIER_TOKEN", help="Token: kubectl create token NAME.")
-]
 Checkpoint = Annotated[
     str, typer.Option(help="A Checkpoint's name, or base; what the head serves if not given.")
 ]
@@ -64,12 +42,7 @@ def espalier(context: typer.Context, namespace: Namespace = None) -> None:
     context.obj = namespace
 
 
-@app.command()
-def tree(context: typer.Context, model: str, namespace: Namespace = None) -> None:
-    """Draw the checkpoint tree of a model: newest first, the head marked by '>'."""
-    kubectl = _kubectl(context, namespace)
-    drawn = render(kubectl.model(model).status.tree or Tree(), kubectl.checkpoints(model))
-    typer.echo("\n".join(drawn) or f"{model} has no checkpoints: its slug serves the base")
+app.command("tree")(models.checkpoints)
 
 
 @app.command()
@@ -81,7 +54,7 @@ def curve(
     namespace: Namespace = None,
 ) -> None:
     """Draw a metric over the steps, one line a branch."""
-    checkpoints = _kubectl(context, namespace).checkpoints(model)
+    checkpoints = kubectl(context, namespace).checkpoints(model)
     found = lines(checkpoints, metric)
     if not found:
         known = sorted({m.name for c in checkpoints for m in c.status.metrics})
@@ -103,9 +76,9 @@ def watch(
     namespace: Namespace = None,
 ) -> None:
     """Follow a run until it has succeeded (exit 0), or is stalled or out of time (exit 1)."""
-    kubectl = _kubectl(context, namespace)
+    cluster = kubectl(context, namespace)
     console = Console()
-    ended = follow(run, lambda: kubectl.run(run), console, timeout)
+    ended = follow(run, lambda: cluster.run(run), console, timeout)
     typer.echo(f"{run} succeeded: {ended.line()}")
 
 
@@ -124,8 +97,8 @@ def ask(
     """Ask a model questions; greedy, so that the same weights give the same answers."""
     chosen = namespace or context.obj
     slug = f"{chosen}/{model}" if chosen else model
-    access = _access(url, token)
-    answers = asyncio.run(gateway.ask(access, slug, checkpoint, questions, max_tokens))
+    who = access(url, token)
+    answers = asyncio.run(gateway.ask(who, slug, checkpoint, questions, max_tokens))
     for question, answer in zip(questions, answers, strict=True):
         typer.echo(f"{question}\n    {' '.join(answer.split())}")
 
@@ -144,18 +117,18 @@ def evaluate(
         Path | None,
         typer.Option(help="Held-out tasks as JSON lines, not the run's own."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     namespace: Namespace = None,
 ) -> None:
     """Ask a run's model tasks of the run's kind that it was not trained on; greedy."""
-    access = _access(url, token)
-    kubectl = _kubectl(context, namespace)
+    who = access(url, token)
+    cluster = kubectl(context, namespace)
 
     def held_out(taskset: Taskset) -> HeldOut:
-        return choose(taskset, kubectl, seed=seed, size=size, file=tasks)
+        return choose(taskset, cluster, seed=seed, size=size, file=tasks)
 
-    target = (kubectl.namespace(), run)
-    done = asyncio.run(gateway.evaluate(access, target, checkpoint, seed=seed, held_out=held_out))
+    target = (cluster.namespace(), run)
+    done = asyncio.run(gateway.evaluate(who, target, checkpoint, seed=seed, held_out=held_out))
     if as_json:
         typer.echo(json.dumps(done.wire()))
     else:
@@ -181,7 +154,7 @@ def promote_command(
     """Commit a pin of the head in Git, for a checkpoint that passed the head's gate."""
 
     def of_namespace(declared: str) -> Kubectl:
-        return _kubectl(context, namespace or context.obj or declared or None)
+        return kubectl(context, namespace or context.obj or declared or None)
 
     wish = Wish(head=head, checkpoint=checkpoint, path=path)
     done = promote(WorkingTree(git), of_namespace, wish, push=push)
@@ -192,50 +165,6 @@ def promote_command(
         typer.echo(f"{said} is pinned to {done.checkpoint} already")
     if done.pushed:
         typer.echo("pushed")
-
-
-@checkpoint_app.command()
-def export(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A Checkpoint's name; with --volume also a digest.")],
-    *,
-    output: Annotated[Path, typer.Option(help="Directory to write.")],
-    merged: Annotated[
-        bool, typer.Option("--merged", help="A Hugging Face model of base and adapter.")
-    ] = False,
-    dtype: Annotated[
-        str, typer.Option(help="Of a merged model: base, float32, bfloat16 or float16.")
-    ] = "base",
-    force: Annotated[bool, typer.Option("--force", help="Replace the directory.")] = False,
-    volume: Annotated[
-        Path | None, typer.Option(help="The volume's directory, if it is mounted here.")
-    ] = None,
-    namespace: Namespace = None,
-) -> None:
-    """Write a checkpoint as PEFT and vLLM load it, or merged into a Hugging Face model."""
-    options = checkpoints.Options(output, merged, dtype, force)
-    if volume is not None:
-        checkpoints.export_from_directory(volume, name, options)
-    else:
-        checkpoints.export_from_cluster(_kubectl(context, namespace), name, options)
-    typer.echo(f"wrote {name} to {output}")
-
-
-def _kubectl(context: typer.Context, namespace: str | None) -> Kubectl:
-    return Kubectl(namespace or context.obj)
-
-
-def _access(url: str, token: str) -> gateway.Access:
-    if not url:
-        raise CommandError(
-            "where is the gateway? Set ESPALIER_GATEWAY_URL or --url, for example after "
-            "kubectl -n espalier-system port-forward service/espalier-gateway 8000:80"
-        )
-    if not token:
-        raise CommandError(
-            "who asks? Set ESPALIER_TOKEN or --token, for example to $(kubectl create token NAME)"
-        )
-    return gateway.Access(url, token)
 
 
 if __name__ == "__main__":

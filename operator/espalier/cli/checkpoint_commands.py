@@ -1,0 +1,174 @@
+"""``espalier checkpoint`` and ``espalier rollouts``: look into one checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.cli import checkpoint as files
+from espalier.cli import gateway
+from espalier.cli.failure import CommandError
+from espalier.cli.lineage import Between, between
+from espalier.cli.options import AsJson, Namespace, Token, Url, access, commands, kubectl, show
+from espalier.core import conditions
+
+app = commands("What a checkpoint holds.")
+rollouts_app = commands("What a step was trained on.")
+
+Name = Annotated[str, typer.Argument(help="A Checkpoint's name.")]
+
+
+@app.command("show")
+def show_checkpoint(
+    context: typer.Context, name: Name, *, as_json: AsJson = False, namespace: Namespace = None
+) -> None:
+    """Show where a checkpoint comes from, how it was made and what it measured."""
+    found = kubectl(context, namespace).checkpoint(name)
+    content = {
+        "name": name,
+        **found.spec.wire(),
+        "heads": found.status.heads,
+        "created": found.metadata.creation_timestamp,
+        "metrics": {metric.name: float(metric.value) for metric in found.status.metrics},
+    }
+    show(as_json, content, "\n".join(_described(found)))
+
+
+@app.command()
+def diff(
+    context: typer.Context,
+    first: Name,
+    second: Name,
+    *,
+    as_json: AsJson = False,
+    namespace: Namespace = None,
+) -> None:
+    """Show what lies between two checkpoints of a model: steps, settings, metrics."""
+    cluster = kubectl(context, namespace)
+    one, other = cluster.checkpoint(first), cluster.checkpoint(second)
+    model, another = one.spec.model_ref.name, other.spec.model_ref.name
+    if model != another:
+        raise CommandError(
+            f"{first} is of model {model} and {second} of {another}",
+            "usage",
+            "Name two checkpoints of one model",
+        )
+    found = between(one, other, cluster.checkpoints(model))
+    show(as_json, asdict(found), "\n".join(_difference(found)))
+
+
+@app.command()
+def sample(
+    context: typer.Context,
+    name: Name,
+    questions: Annotated[list[str], typer.Argument()],
+    *,
+    url: Url = "",
+    token: Token = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 32,
+    as_json: AsJson = False,
+    namespace: Namespace = None,
+) -> None:
+    """Ask a checkpoint questions, whatever the head serves; greedy."""
+    cluster = kubectl(context, namespace)
+    slug = f"{cluster.namespace()}/{cluster.checkpoint(name).spec.model_ref.name}"
+    answers = asyncio.run(gateway.ask(access(url, token), slug, name, questions, max_tokens))
+    asked = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
+    text = "\n".join(f"{row['question']}\n    {' '.join(row['answer'].split())}" for row in asked)
+    show(as_json, asked, text)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A Checkpoint's name; with --volume also a digest.")],
+    *,
+    output: Annotated[Path, typer.Option(help="Directory to write.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A Hugging Face model of base and adapter.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Of a merged model: base, float32, bfloat16 or float16.")
+    ] = "base",
+    force: Annotated[bool, typer.Option("--force", help="Replace the directory.")] = False,
+    volume: Annotated[
+        Path | None, typer.Option(help="The volume's directory, if it is mounted here.")
+    ] = None,
+    namespace: Namespace = None,
+) -> None:
+    """Write a checkpoint as PEFT and vLLM load it, or merged into a Hugging Face model."""
+    options = files.Options(output, merged, dtype, force)
+    if volume is not None:
+        files.export_from_directory(volume, name, options)
+    else:
+        files.export_from_cluster(kubectl(context, namespace), name, options)
+    typer.echo(f"wrote {name} to {output}")
+
+
+@rollouts_app.command("show")
+def show_rollouts(
+    context: typer.Context,
+    name: Name,
+    *,
+    limit: Annotated[int, typer.Option(min=1, help="Rollouts to print.")] = 20,
+    as_json: AsJson = False,
+    namespace: Namespace = None,
+) -> None:
+    """Print the rollouts that a checkpoint's step was trained on."""
+    found = files.rollouts(kubectl(context, namespace), name)
+    if not found:
+        raise CommandError(
+            f"{name} keeps no rollouts",
+            "not_found",
+            "Only a step of a runner, or of a client that sends rollouts, does",
+        )
+    show(as_json, found, "\n".join(_rollout(row) for row in found[:limit]))
+
+
+def _described(found: Checkpoint) -> list[str]:
+    spec = found.spec
+    ready = conditions.find(found.status.conditions, conditions.READY)
+    used = spec.hyperparameters
+    lines = [
+        f"{found.metadata.name}  step {spec.step} of {spec.model_ref.name}, branch {spec.branch}, "
+        f"epoch {spec.epoch}",
+        f"from    {spec.parent_ref.name if spec.parent_ref else 'base'}"
+        + (f", by run {spec.run_ref.name}" if spec.run_ref else ""),
+        f"bytes   {spec.size_bytes}  {spec.digest}",
+        f"with    learningRate {used.learning_rate}, groupSize {used.group_size}, loss {used.loss}",
+        f"heads   {', '.join(found.status.heads) or 'none'}",
+    ]
+    if ready is not None and ready.status != "True":
+        lines.append(f"Ready   {ready.status}, {ready.reason}: {ready.message}")
+    width = max((len(metric.name) for metric in found.status.metrics), default=0)
+    return lines + [f"  {m.name:<{width}}  {m.value}" for m in found.status.metrics]
+
+
+def _difference(found: Between) -> list[str]:
+    lines = [
+        f"{found.first} -> {found.ancestor}: {found.back} steps back",
+        f"{found.ancestor} -> {found.second}: {found.forward} steps on",
+    ]
+    lines += [f"  {name}: {a or '-'} -> {b or '-'}" for name, (a, b) in found.settings.items()]
+    width = max((len(name) for name in found.metrics), default=0)
+    return lines + [_metric(name, a, b, width) for name, (a, b) in found.metrics.items()]
+
+
+def _metric(name: str, first: float | None, second: float | None, width: int) -> str:
+    shown = [f"{value:.6g}" if value is not None else "-" for value in (first, second)]
+    change = f"  {second - first:+.6g}" if first is not None and second is not None else ""
+    return f"  {name:<{width}}  {shown[0]} -> {shown[1]}{change}"
+
+
+def _rollout(row: Mapping[str, Any]) -> str:
+    asked = " ".join(str(message.get("content", "")) for message in row.get("prompt") or ())
+    said = json.dumps(str(row.get("completion", "")), ensure_ascii=False)
+    mark = "" if row.get("trained", True) else "  not trained"
+    return f"{row.get('reward', 0):+.3f}  {' '.join(asked.split())[-80:]}\n        {said}{mark}"

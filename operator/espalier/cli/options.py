@@ -1,0 +1,112 @@
+"""What all commands share: options, output as text or JSON, and the question before an edit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from espalier.cli import gateway
+from espalier.cli.failure import CommandError
+from espalier.cli.kubectl import Kubectl
+from espalier.client import GatewayError
+from espalier.runner.problem import UserError
+
+_JSON = "espalier.json"
+
+
+def _remember(context: typer.Context, value: bool) -> bool:
+    # Where a failure is reported, the parameters of the command that failed are gone.
+    context.meta[_JSON] = value
+    return value
+
+
+Namespace = Annotated[
+    str | None,
+    typer.Option("--namespace", "-n", help="Namespace; that of the current context if not given."),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", callback=_remember, help="Print JSON, failures included.")
+]
+Url = Annotated[str, typer.Option(envvar="ESPALIER_GATEWAY_URL", help="URL of the gateway.")]
+Token = Annotated[
+    str, typer.Option(envvar="ESPALIER_TOKEN", help="Token: kubectl create token NAME.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Names only, one a line.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Let the API server check it, and change nothing.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+class Commands(TyperGroup):
+    """Turns failures that a user can read into one line, or JSON, and an exit code.
+
+    0: done. 1: it failed. 2: the command was wrong, or names what is not there.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was chosen."""
+        try:
+            return super().invoke(ctx)
+        except (CommandError, GatewayError, UserError) as error:
+            known = error if isinstance(error, CommandError) else CommandError(str(error))
+            if ctx.meta.get(_JSON):
+                said = {"error": known.kind, "message": str(known)}
+                if known.suggestion:
+                    said["suggestion"] = known.suggestion
+                typer.echo(json.dumps(said, indent=2))
+            else:
+                hint = f". {known.suggestion}" if known.suggestion else ""
+                typer.echo(f"error: {known}{hint}", err=True)
+            raise typer.Exit(known.exit_code) from error
+
+
+def commands(help_: str) -> typer.Typer:
+    """A group of commands."""
+    return typer.Typer(no_args_is_help=True, help=help_, cls=Commands)
+
+
+def kubectl(context: typer.Context, namespace: str | None) -> Kubectl:
+    """kubectl in the namespace that the command or ``espalier`` itself was given."""
+    return Kubectl(namespace or context.find_root().obj)
+
+
+def show(as_json: bool, content: Any, text: str) -> None:
+    """Prints the content as JSON, or the text."""
+    typer.echo(json.dumps(content, indent=2) if as_json else text)
+
+
+def confirm(question: str, *, yes: bool, dry_run: bool) -> None:
+    """Asks before an edit.
+
+    Raises:
+        CommandError: nobody is there to answer, or the answer is no.
+    """
+    if yes or dry_run:
+        return
+    if not sys.stdin.isatty():
+        raise CommandError(f"{question} needs a yes", "usage", "Give --yes, or --dry-run to look")
+    if not typer.confirm(question):
+        raise CommandError("nothing was changed")
+
+
+def access(url: str, token: str) -> gateway.Access:
+    """The gateway and who asks it.
+
+    Raises:
+        CommandError: one of them is not known.
+    """
+    if not url:
+        raise CommandError(
+            "where is the gateway? Set ESPALIER_GATEWAY_URL or --url, for example after "
+            "kubectl -n espalier-system port-forward service/espalier-gateway 8000:80"
+        )
+    if not token:
+        raise CommandError(
+            "who asks? Set ESPALIER_TOKEN or --token, for example to $(kubectl create token NAME)"
+        )
+    return gateway.Access(url, token)

@@ -1,0 +1,57 @@
+"""Why a run does not train: the one thing that it waits for, in a sentence. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from espalier.api.meta import Condition
+from espalier.api.trainingrun import TrainingRun
+from espalier.core import conditions
+from espalier.core.run import SUCCEEDED, SUSPENDED
+
+
+def why(run: TrainingRun, read: Callable[[str], TrainingRun]) -> str:
+    """A sentence about a run; follows a run that waits for another to what that one waits for.
+
+    Args:
+        run: as read.
+        read: reads another run of the namespace.
+    """
+    name, status = run.metadata.name, run.status
+    if status.observed_generation < run.metadata.generation:
+        seen = "has not been seen" if status.observed_generation < 0 else "was edited, unseen"
+        return f"{name} {seen} by the operator yet: is it running, and does it watch here?"
+    for kind, sentence in _TELLING.items():
+        said = conditions.find(status.conditions, kind)
+        if said is not None and said.status == "True":
+            return sentence(name, said)
+    ready = conditions.find(status.conditions, conditions.READY)
+    if ready is None:
+        return f"{name} has no condition Ready: was it made by another version of Espalier?"
+    if ready.reason == "ModelBusy" and (other := _other(ready.message)):
+        return f"{name} waits for {other} to end; {why(read(other), read)}"
+    return f"{name} waits, {ready.reason}: {ready.message}"
+
+
+def _held(name: str, said: Condition) -> str:
+    how = f"and goes on with `espalier run resume {name}`"
+    if said.reason == "HeadPinned":
+        how = "and goes on when the head is not pinned with onPin Pause"
+    return f"{name} is held, {how}: {said.message}"
+
+
+# In this order: the first of these conditions that is True says what a run waits for.
+_TELLING: dict[str, Callable[[str, Condition], str]] = {
+    SUCCEEDED: lambda name, said: (
+        f"{name} waits for nothing: it has taken all its steps ({said.message})."
+    ),
+    conditions.STALLED: lambda name, said: f"{name} needs you, {said.reason}: {said.message}",
+    SUSPENDED: _held,
+    conditions.READY: lambda name, said: f"{name} waits for nothing: it trains ({said.message}).",
+}
+
+
+def _other(message: str) -> str:
+    """The run that a message of reason ModelBusy names."""
+    words = message.split()
+    return words[1] if words[:1] == ["TrainingRun"] else ""
