@@ -9,6 +9,7 @@ import sys
 
 from hud import TrainingClient
 from hud.train import TrajectoryPayload, TrajectorySample
+from hud.utils.exceptions import HudNetworkError, HudRequestError
 
 
 def payload(reward, output=(5, 6), prompt=(1, 2, 3), turns=1):
@@ -60,6 +61,47 @@ async def surface(model):
     tree = {c.id: c for c in await client.checkpoints()}
     node = tree[third.checkpoint_id]
     yield "branch", [node.prev_model_checkpoint_id == found[0].id, node.is_active, len(tree)]
+
+
+async def until_answered(call):
+    """A loop of a careful user: the same call again for as long as the network or a 503 fails it.
+
+    Returns how often it was sent, and its answer.
+    """
+    for sent in range(1, 200):
+        try:
+            return sent, await call()
+        except HudNetworkError:
+            pass
+        except HudRequestError as error:
+            if error.status_code != 503:
+                raise
+        await asyncio.sleep(0.05)
+    raise TimeoutError("never answered")
+
+
+async def resends(model, rounds):
+    """Each round: a batch, the same batch again on purpose, a step. What is lost is sent again."""
+    client = TrainingClient(model)
+    batch = [payload(1.0), payload(0.0, output=(7,))]
+    for number in range(rounds):
+        sent = []
+        for _ in "12":
+            times, _result = await until_answered(
+                lambda: client.forward_backward(batch, group_size=2)
+            )
+            sent.append(times)
+        times, step = await until_answered(lambda: client.optim_step(learning_rate=1e-3))
+        sent.append(times)
+        yield number, {"sent": sent, "step": step.step, "checkpoint": step.checkpoint_id}
+
+
+async def redone(model):
+    """step() as a whole, again after its answer was lost."""
+    client = TrainingClient(model)
+    batch = [payload(1.0), payload(0.0, output=(9,))]
+    sent, step = await until_answered(lambda: client.step(batch, learning_rate=1e-3, group_size=2))
+    yield "step", {"sent": sent, "step": step.step}
 
 
 async def main():

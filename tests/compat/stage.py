@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import aiohttp
 import torch
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from tests.compat.relay import Relay
 from tests.fakes.cluster import FakeCluster
 from tests.simulation.kubelet import Kubelet
 from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
@@ -35,6 +36,7 @@ from espalier.gateway.app import make_app, upstream_session
 from espalier.gateway.auth import AUDIENCE, Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.tokens import TokenIssuer
+from espalier.gateway.train import COMMANDS
 from espalier.gateway.view import View
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import TokenReviewResult
@@ -75,6 +77,24 @@ class Cluster(FakeCluster):
         return namespace == NAMESPACE and (user == "ann" or verb == "get")
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What dies when a trainer has received a command (``before``) or has applied it."""
+
+    name: str
+    kill: Callable[[Stage, str], Coroutine[Any, Any, None]]
+    before: bool = False
+
+    async def strike(self, stage: Stage, model: str, request: web.Request) -> web.StreamResponse:
+        """Nothing of an answer leaves the trainer after this."""
+        stage.tasks.append(asyncio.create_task(self.kill(stage, model)))
+        # What dies ends this request; if it is the client alone, its answer goes nowhere.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await asyncio.Event().wait()
+        return web.Response(status=500)
+
+
 class Trainer:
     """The process of one trainer pod: a service at the pod's address."""
 
@@ -88,7 +108,9 @@ class Trainer:
 
     async def start(self) -> None:
         self._service = Service(PUBLIC_KEY, audience(NAMESPACE, self.model))
-        self._runner = web.AppRunner(self._service.app())
+        app = self._service.app()
+        app.middlewares.append(self._faulty)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.01)
         await self._runner.setup()
         await web.TCPSite(self._runner, self.ip, PORT).start()
         await self._service.start(self._make)
@@ -100,6 +122,20 @@ class Trainer:
         await self._runner.cleanup()
         if self.engine is not None:
             self.engine.log.close()
+
+    @web.middleware
+    async def _faulty(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Lets the fault strike that is due for this command: before it is applied, or after."""
+        command = request.path.removeprefix("/train/")
+        ready = self.engine is not None and self.engine.assigned is not None
+        faults = self.stage.faults
+        fault = faults.pop(0) if faults and ready and command in COMMANDS else None
+        if fault is not None and fault.before:
+            return await fault.strike(self.stage, self.model, request)
+        response = await handler(request)
+        if fault is not None:
+            await fault.strike(self.stage, self.model, request)
+        return response
 
     def _make(self, publish: Any) -> Engine:
         store = CheckpointStore(self.stage.volume, self.model)
@@ -127,16 +163,20 @@ class Stage:
         self.kubelet.resolved = {"uri": "volume://bases/tiny", "revision": "1", "digest": base}
         self.trainers: dict[str, Trainer] = {}
         self.sampled: list[Body] = []
-        self.services: Services | None = None
-        self.server: TestServer | None = None
+        # What befalls the next commands that reach a trainer; None: nothing.
+        self.faults: list[Fault | None] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.make_services: Callable[[], Services] | None = None
+        self.relay = Relay()
+        self._gateway: web.AppRunner | None = None
+        self._port = 0
         self.ticked = asyncio.Event()
         self._samplers: dict[str, web.AppRunner] = {}
         self._random = random.Random(0)
 
     @property
     def url(self) -> str:
-        assert self.server is not None
-        return str(self.server.make_url("/")).rstrip("/")
+        return f"http://127.0.0.1:{self.relay.port}"
 
     def body(self, kind: str, name: str) -> Body:
         return self.cluster.objects.get(Key(kind, NAMESPACE, name), {})
@@ -204,6 +244,20 @@ class Stage:
         self.trainers[old.ip] = new
         await new.start()
 
+    async def start_gateway(self) -> None:
+        """A gateway that remembers nothing of the one before it, at the same address."""
+        assert self.make_services is not None
+        app = make_app(self.make_services(), lambda: "")
+        self._gateway = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01)
+        await self._gateway.setup()
+        site = web.TCPSite(self._gateway, "127.0.0.1", self._port, reuse_address=True)
+        await site.start()
+        self._port = self.relay.target = self._gateway.addresses[0][1]
+
+    async def stop_gateway(self) -> None:
+        assert self._gateway is not None
+        await self._gateway.cleanup()
+
     async def tick(self) -> None:
         await self.kubelet.tick()
         wanted = {p["status"]["podIP"]: p for p in self.kubelet.pods("trainer")}
@@ -255,6 +309,7 @@ class Stage:
         return web.json_response(answer)
 
     async def close(self) -> None:
+        await asyncio.gather(*self.tasks)
         for trainer in self.trainers.values():
             await trainer.stop()
         for sampler in self._samplers.values():
@@ -288,15 +343,14 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
             now=now,
         )
         upstream = await stack.enter_async_context(upstream_session())
-        stage.services = Services(
-            View(caches[1], (NAMESPACE, OTHER)),
-            stage.cluster,
-            Authenticator(stage.cluster),
-            tokens,
-            upstream,
-        )
-        stage.server = TestServer(make_app(stage.services, lambda: ""))
-        await stage.server.start_server()
+
+        def services() -> Services:
+            view = View(caches[1], (NAMESPACE, OTHER))
+            return Services(view, stage.cluster, Authenticator(stage.cluster), tokens, upstream)
+
+        stage.make_services = services
+        await stage.relay.start()
+        await stage.start_gateway()
         tasks = [
             asyncio.create_task(operator.run(asyncio.Event())),
             asyncio.create_task(_live(stage)),
@@ -307,7 +361,8 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await stage.server.close()
+            await stage.relay.close()
+            await stage.stop_gateway()
             await stage.close()
 
 

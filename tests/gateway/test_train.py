@@ -204,7 +204,7 @@ async def test_a_command_is_never_sent_twice_by_the_gateway(
     trainer = await upstream(hang_up)
     training(gateway, free_port() if lost == "refused" else trainer.port)
     reply = await gateway.post(STEP, {})
-    assert "same Idempotency-Key" in (await reply.json())["remedy"]
+    assert "applied once" in (await reply.json())["remedy"]
     assert await refused(reply) == (503, "TrainerUnreachable")
     assert len(trainer.requests) == (0 if lost == "refused" else 1)
 

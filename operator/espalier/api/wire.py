@@ -6,7 +6,10 @@ What we add travels in optional request fields and in headers.
 
 Headers
     Idempotency-Key: ``<session>/<seq>``; a command is applied once per key, and a resent key gets
-        the first result. Same key with another body: 422. Without it the command gets its own key.
+        the first result. Same key with another body: 422. Without it a resend is recognised by
+        what was delivered: the gateway sends Espalier-Client, the trainer answers with the key that
+        it gave the command, and the gateway posts that key to ``/train/delivered`` once the client
+        has the answer.
     Espalier-Epoch: the epoch of the head that the caller trains under; another live epoch: 409.
     Espalier-Promotion: on the gateway's answer to optim-step: Served, Pinned, Gated or Timeout.
 Errors are ``{"detail": text, "reason": CamelCase, "remedy": text}``.
@@ -23,6 +26,7 @@ from espalier.api.meta import OptimizerState
 IDEMPOTENCY_KEY = "Idempotency-Key"
 EPOCH = "Espalier-Epoch"
 PROMOTION = "Espalier-Promotion"
+CLIENT = "Espalier-Client"
 
 
 class Wire(BaseModel):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 from aiohttp import web
 
-from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY, PROMOTION
+from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY, PROMOTION
+from espalier.gateway import delivery
 from espalier.gateway.auth import User
 from espalier.gateway.pods import Pod, Waiting, why_none_ready
 from espalier.gateway.problems import RefusalError, not_ready
@@ -31,8 +34,8 @@ _TIMEOUT = aiohttp.ClientTimeout(total=TRAINER_SECONDS, sock_connect=CONNECT_SEC
 _PASSED_ON = ("Content-Type", "Content-Length", IDEMPOTENCY_KEY, EPOCH)
 _PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, EPOCH)
 _SEND_AGAIN = (
-    f"Send it again with the same {IDEMPOTENCY_KEY}: a command is applied once. Without a key, "
-    "compare GET train/state first"
+    f"Send it again, with the same {IDEMPOTENCY_KEY} if it has one: a command whose answer was "
+    "lost is applied once"
 )
 
 
@@ -43,6 +46,7 @@ class _Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    key: str = ""
 
 
 class Train:
@@ -50,9 +54,13 @@ class Train:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._reports = delivery.Reports()
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Sends the command to the trainer and its answer back, unchanged but for one header."""
+        """Sends the command to the trainer and its answer back, unchanged but for one header.
+
+        A client without keys is named to the trainer, which is told when the client has its answer.
+        """
         user = await self._services.caller(request)
         model = await self._services.model(user, _slug(request))
         await self._authorize(user, model)
@@ -60,13 +68,25 @@ class Train:
         trainer = self._trainer(model)
         started = time.perf_counter()
         try:
-            answer = await self._pass_on(request, model, trainer, command)
+            answer = await self._pass_on(request, user, model, trainer, command)
         finally:
             request[UPSTREAM_SECONDS] = time.perf_counter() - started
         headers = dict(answer.headers)
         if command == "optim-step" and answer.status == 200:
             headers[PROMOTION] = await self._promoted(model, answer)
-        return web.Response(body=answer.body, status=answer.status, headers=headers)
+        response = web.Response(body=answer.body, status=answer.status, headers=headers)
+        if answer.key:
+            response.headers["X-Request-Id"] = request[REQUEST_ID]
+            if await delivery.send(request, response):
+                self._reports.start(partial(self._delivered, model, trainer, answer.key))
+        return response
+
+    async def _delivered(self, model: Id, trainer: Pod, key: str) -> None:
+        headers = self._services.tokens.header(model) | {IDEMPOTENCY_KEY: key}
+        async with self._services.session.post(
+            f"http://{trainer.address}/train/delivered", headers=headers, timeout=_TIMEOUT
+        ) as answer:
+            answer.raise_for_status()
 
     async def _authorize(self, user: User, model: Id) -> None:
         """Training is ``update`` on the active run; no run, or a head that pauses it, is a 409."""
@@ -101,10 +121,12 @@ class Train:
         return ready
 
     async def _pass_on(
-        self, request: web.Request, model: Id, trainer: Pod, command: str
+        self, request: web.Request, user: User, model: Id, trainer: Pod, command: str
     ) -> _Answer:
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         headers["X-Request-Id"] = request[REQUEST_ID]
+        if command in COMMANDS and IDEMPOTENCY_KEY not in request.headers:
+            headers[CLIENT] = _client(user)
         headers |= self._services.tokens.header(
             model, live_epoch(self._services.view.snapshot, model)
         )
@@ -120,7 +142,8 @@ class Train:
                 kept = {
                     name: answer.headers[name] for name in _PASSED_BACK if name in answer.headers
                 }
-                return _Answer(answer.status, kept, await answer.read())
+                key = answer.headers.get(IDEMPOTENCY_KEY, "")
+                return _Answer(answer.status, kept, await answer.read(), key)
         except aiohttp.ClientError as error:
             pods = self._services.view.snapshot.pods_of(model, TRAINER)
             waiting = why_none_ready(pods) or Waiting("TrainerUnreachable", "the pod is ready")
@@ -145,6 +168,11 @@ class Train:
             lambda snapshot: promotion(snapshot, model, checkpoint, digest), PROMOTION_SECONDS
         )
         return found or "Timeout"
+
+
+def _client(user: User) -> str:
+    """The session of a caller without keys; a model's trainer keeps one for each."""
+    return f"unkeyed-{hashlib.sha256(user.name.encode()).hexdigest()[:24]}"
 
 
 def _slug(request: web.Request) -> str:

@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS commits (
 CREATE TABLE IF NOT EXISTS assignment (
     only INTEGER PRIMARY KEY CHECK (only = 1), assignment_json TEXT NOT NULL,
     since INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS deliveries (session TEXT PRIMARY KEY, seq INTEGER NOT NULL);
 """
 _COLUMNS = "number, session, seq, kind, digest, status, answer, checkpoint, cuts"
 
@@ -109,6 +110,29 @@ class CommandLog:
             "SELECT MAX(seq) FROM commands WHERE session = ? AND status IS NOT NULL", session
         )
         return rows[0][0] if rows[0][0] is None else int(rows[0][0])
+
+    def since_last_step_but_one(self, session: str) -> list[Record]:
+        """The session's finished commands after its last optimizer step but one, oldest first."""
+        return self._records(
+            "session = ? AND status IS NOT NULL AND number > COALESCE((SELECT number FROM commands "
+            "WHERE session = ? AND kind = 'optim-step' AND status = 200 "
+            "ORDER BY number DESC LIMIT 1 OFFSET 1), 0)",
+            session,
+            session,
+        )
+
+    def delivered(self, session: str) -> int:
+        """The highest number whose answer is known to have reached the session; -1 if none."""
+        rows = self._rows("SELECT seq FROM deliveries WHERE session = ?", session)
+        return int(rows[0][0]) if rows else -1
+
+    def mark_delivered(self, key: Key) -> None:
+        """Logs that a command's answer has reached its session."""
+        if key.seq > self.delivered(key.session):
+            with volume_written(self._bodies), self._transaction():
+                self._db.execute(
+                    "INSERT OR REPLACE INTO deliveries VALUES (?, ?)", (key.session, key.seq)
+                )
 
     def begin(self, key: Key, kind: Kind, body: bytes) -> Record:
         """Logs a command that is about to run; replaces an unfinished one of the same key."""

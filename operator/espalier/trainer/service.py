@@ -8,6 +8,8 @@ import math
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from aiohttp import web
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from espalier import identity
 from espalier.api.wire import (
+    CLIENT,
     EPOCH,
     IDEMPOTENCY_KEY,
     Assignment,
@@ -26,8 +29,10 @@ from espalier.api.wire import (
     Problem,
     Wire,
 )
+from espalier.trainer import delivery
 from espalier.trainer.commands import Answer, Command, Empty
 from espalier.trainer.commits import CommitFeed, Snapshot
+from espalier.trainer.delivery import Unkeyed
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import Key, Kind
 from espalier.trainer.losses import DEFAULTS
@@ -38,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 DIGEST = "Espalier-Checkpoint-Digest"
 MAX_WAIT_SECONDS = 30.0
+# An answer's delivery is reported after it, and the client's next command may overtake the report.
+DELIVERY_SECONDS = 2.0
 MAX_KEY_CHARS = 200
 OPEN_ROUTES = ("/healthz", "/readyz")
 OPERATOR_ROUTES = ("/assign", "/commits")
@@ -58,6 +65,7 @@ class Service:
         self._audience = audience
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
+        self._delivered = asyncio.Event()
         self.feed = CommitFeed(asyncio.get_running_loop())
 
     async def start(self, make: Callable[[Callable[[Engine], None]], Engine]) -> None:
@@ -77,6 +85,7 @@ class Service:
         app.router.add_get("/commits", self._commits)
         app.router.add_get("/train/losses", self._losses)
         app.router.add_get("/train/state", self._state)
+        app.router.add_post("/train/delivered", self._deliver)
         kinds: dict[Kind, type[Wire]] = {
             "forward-backward": ForwardBackwardRequest,
             "forward": ForwardRequest,
@@ -193,16 +202,43 @@ class Service:
         async def handle(request: web.Request) -> web.Response:
             engine = self._ready_engine()
             content = await self._body(request)
-            command = Command(
-                key=_key(request),
-                kind=kind,
-                request=await asyncio.to_thread(_parse, body, content or b"{}"),
-                epoch=_epoch(request),
-            )
+            parsed = await asyncio.to_thread(_parse, body, content or b"{}")
+            client = request.headers.get(CLIENT)
+            if IDEMPOTENCY_KEY not in request.headers and client:
+                return await self._unkeyed(engine, Unkeyed(client, kind, parsed, _epoch(request)))
+            command = Command(_key(request), kind, parsed, _epoch(request))
             loop = asyncio.get_running_loop()
             return _answer(await loop.run_in_executor(self._worker, engine.execute, command))
 
         return handle
+
+    async def _unkeyed(self, engine: Engine, command: Unkeyed) -> web.Response:
+        """Waits for word of the last answer's delivery only where the command could be a resend."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + DELIVERY_SECONDS
+        while True:
+            word = self._delivered
+            waited = loop.time() >= deadline
+            done = await loop.run_in_executor(
+                self._worker, partial(delivery.execute, engine, command, waited=waited)
+            )
+            if done is not None:
+                key, answer = done
+                response = _answer(answer)
+                response.headers[IDEMPOTENCY_KEY] = f"{key.session}/{key.seq}"
+                return response
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await word.wait()
+
+    async def _deliver(self, request: web.Request) -> web.Response:
+        engine = self._ready_engine()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._worker, engine.log.mark_delivered, _key(request))
+        # Each word has its own event, so that who waits later waits for the next one.
+        self._delivered.set()
+        self._delivered = asyncio.Event()
+        return web.Response(status=204)
 
 
 def _answer(answer: Answer) -> web.Response:
