@@ -103,12 +103,13 @@ def _unique(data: Sequence[Datum], budget: int) -> int:
 
 def _compare(name: str, options: argparse.Namespace) -> None:
     _, data, made = _made(name, options)
-    differences = _differences(made)
     dtype = next(iter(made[0].parameters.values())).dtype
     seconds: dict[str, list[float]] = {variant.key: [] for variant in made}
-    for _ in range(0 if options.float64 else options.repeats):
+    differences = _differences(made, seconds, options.device)
+    for _ in range(0 if options.float64 else options.repeats - 1):
         for variant in made:
             seconds[variant.key].append(_seconds(variant, options.device))
+            variant.forget()
     memory = {}
     if not options.no_memory and not options.float64:
         memory = {variant.key: _memory_of(name, variant.key, options) for variant in made}
@@ -126,11 +127,16 @@ def _compare(name: str, options: argparse.Namespace) -> None:
         sys.exit(f"gradients differ by {worst:.2g}, more than {limit:g}")
 
 
-def _differences(made: Sequence[Variant]) -> dict[str, float]:
-    """Worst tensor's largest difference to the first variant's gradient, over its largest entry."""
+def _differences(
+    made: Sequence[Variant], seconds: dict[str, list[float]], device: str
+) -> dict[str, float]:
+    """Worst tensor's largest difference to the first variant's gradient, over its largest entry.
+
+    The step that it takes is the first turn in ``seconds``.
+    """
     reference, result = None, {}
     for variant in made:
-        variant.step()
+        seconds[variant.key].append(_seconds(variant, device))
         found = variant.gradients()
         variant.forget()
         reference = found if reference is None else reference
@@ -154,7 +160,6 @@ def _seconds(variant: Variant, device: str) -> float:
         variant.step()
         torch.cuda.synchronize()
         spent = time.perf_counter() - start
-    variant.forget()
     return spent
 
 
@@ -205,7 +210,7 @@ def _table(
         key, spent = variant.key, seconds[variant.key]
         cells = [NAMES[key]]
         cells += [f"{min(spent):.2f} ({max(spent):.2f})", f"{real / min(spent):.0f}",
-                  f"{min(spent) / min(seconds[ours]):.2f}"] if spent else ["", "", ""]  # fmt: skip
+                  f"{min(spent) / min(seconds[ours]):.2f}"]  # fmt: skip
         size = memory.get(ours) or size
         cells += (
             [f"{memory[key]:.0f}", f"{memory[key] / size:.2f}"] if memory and size else ["", ""]
