@@ -6,6 +6,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 dev/env.sh
 make --no-print-directory lint
+dev/tools.sh gitops
 dev/cluster.sh up
 dev/image.sh all
 exec .venv/bin/python -m pytest "$@"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Gets the tools of the local cluster into $ESPALIER_CACHE/bin, each built once per version from dev/go/*.
 #   dev/tools.sh apiserver   what the API-server-only lane runs: etcd, kube-apiserver, kube-controller-manager, kubectl
+#   dev/tools.sh gitops      what the GitOps tests run: Argo CD core and Flux's kustomize-controller, with their CRDs
 #   dev/tools.sh client      what a cluster in use needs: kubectl, helm
 #   dev/tools.sh cluster     what a local cluster needs: with podman all of it and Debian packages, with Docker kind and the clients
 set -euo pipefail
@@ -19,11 +20,11 @@ kubernetes_ldflags() {
   done
 }
 
-# build MODULE BINARY=PACKAGE...: binaries of one module under dev/go, keyed on its go.mod and go.sum.
+# build MODULE BINARY=PACKAGE...: binaries of one module under dev/go, keyed on what is there: go.mod, go.sum, any code.
 build() {
   local module=$1 ldflags="-s -w" target name key go
   shift
-  key=$(hash_of "dev/go/$module/go.mod" "dev/go/$module/go.sum" </dev/null)
+  key=$(cd "$root" && hash_of dev/go/"$module"/* </dev/null)
   [ "$module" = kubernetes ] && ldflags="$ldflags $(kubernetes_ldflags)"
   for target in "$@"; do
     name=${target%%=*}
@@ -38,12 +39,34 @@ build() {
   done
 }
 
+# take_manifests NAME MODULE[@VERSION] PATH...: copies files of a Go module, whose sum Go verifies, to $cache/gitops/NAME.
+take_manifests() {
+  local name=$1 module=$2 key directory version=${2#*@} go
+  shift 2
+  go=$(find_go)
+  [ "$version" != "$module" ] || version=$(cd "$root/dev/go/$name" && "$go" list -m -f '{{.Version}}' "$module")
+  module=${module%@*}
+  key="$module@$version $*"
+  [ "$(cat "$cache/gitops/$name/.key" 2>/dev/null)" = "$key" ] && return 0
+  directory=$("$go" mod download -json "$module@$version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+  [ -n "$directory" ] || die "cannot download the Go module $module@$version."
+  rm -rf "$cache/gitops/$name" && mkdir -p "$cache/gitops/$name"
+  (cd "$directory" && cp -r --no-preserve=mode "$@" "$cache/gitops/$name/")
+  echo "$key" >"$cache/gitops/$name/.key"
+}
+
 k8s=k8s.io/kubernetes/cmd
 case ${1:-} in
 apiserver)
   only_one tools
   build etcd etcd=go.etcd.io/etcd/server/v3
   build kubernetes kube-apiserver=$k8s/kube-apiserver kube-controller-manager=$k8s/kube-controller-manager kubectl=$k8s/kubectl
+  ;;
+gitops)
+  only_one tools
+  build argocd argocd=.
+  take_manifests argocd github.com/argoproj/argo-cd/v3 manifests/crds/application-crd.yaml \
+    manifests/crds/appproject-crd.yaml manifests/base/config
   ;;
 client)
   only_one tools
@@ -66,5 +89,5 @@ cluster)
   build kubernetes kubectl=$k8s/kubectl
   build helm helm=helm.sh/helm/v3/cmd/helm
   ;;
-*) die "usage: dev/tools.sh apiserver|client|cluster" ;;
+*) die "usage: dev/tools.sh apiserver|gitops|client|cluster" ;;
 esac

@@ -19,12 +19,15 @@ ROLLOUT_IP = "127.77.0.3"
 class Servers:
     """Routes of the wire contract; every call must carry the operator's token for the model."""
 
-    def __init__(self, namespace: str, model: str, public_key: str) -> None:
+    def __init__(
+        self, namespace: str, model: str, public_key: str, rollout_ip: str = ROLLOUT_IP
+    ) -> None:
         self.trainer = ScriptedTrainer()
         self.rollouts = ScriptedRollouts()
         self.trainer.up = {TRAINER_IP}
         self.rollouts.up = {ROLLOUT_IP}
         self._peer = Peer(namespace, model, TRAINER_IP)
+        self._rollout_ip = rollout_ip
         self._public_key = public_key
 
     def app(self) -> web.Application:
@@ -62,7 +65,7 @@ class Servers:
 
     async def _serve(self, request: web.Request) -> web.Response:
         wanted = ServeRequest.model_validate_json(await request.text())
-        peer = Peer(self._peer.namespace, self._peer.model, ROLLOUT_IP)
+        peer = Peer(self._peer.namespace, self._peer.model, self._rollout_ip)
         return web.Response(text=(await self.rollouts.serve(peer, wanted)).model_dump_json())
 
 

@@ -1,0 +1,265 @@
+"""A real Argo CD owns the sync of models, heads and runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from dev.apiserver import BINARIES
+from dev.gitops import ArgoCd
+from tests.gitops.argocd import Application
+from tests.gitops.artifacts import save_lines, save_log
+from tests.gitops.conftest import OpenTeams
+from tests.gitops.rollback import assert_rolled_back, essence
+from tests.gitops.team import MODEL, OBJECTS, RUN, Team, declared, edit_head, has
+from typer.testing import CliRunner
+
+from espalier.cli.main import app as espalier
+from espalier.kube.objects import Body
+
+ADVANCES = 100
+Own = Callable[..., Awaitable[Application]]
+
+
+@pytest.fixture
+async def own(argocd: ArgoCd, scenario: Path, tmp_path: Path) -> AsyncIterator[Own]:
+    """Lets Argo CD own a team's repository; what it did becomes an artifact."""
+    async with AsyncExitStack() as stack:
+
+        async def make(team: Team, *options: str, **annotations: str) -> Application:
+            application = Application(team, tmp_path / f"{team.namespace}.json", **annotations)
+            stack.push_async_callback(leave, application)
+            await application.create(*options)
+            await application.synced(team.repository.git("rev-parse", "HEAD"))
+            return application
+
+        async def leave(application: Application) -> None:
+            name = application.name
+            save_lines([await application.get()], scenario / f"{name}-application.json")
+            await application.stop()
+            save_lines(application.states(), scenario / f"{name}-states.jsonl")
+            for process in ("application-controller", "repo-server"):
+                save_log(argocd.log(process), scenario / f"{name}-{process}.log", name)
+
+        yield make
+
+
+async def test_the_first_sync_goes_wave_by_wave(open_teams: OpenTeams, own: Own) -> None:
+    (team,) = await open_teams(1)
+    application = await own(team)
+    created = {k: (await team.get(k, n))["metadata"]["creationTimestamp"] for k, n in OBJECTS}
+    head = await team.head()
+    ready = next(c for c in head["status"]["conditions"] if c["type"] == "Ready")
+    assert created["TrainableModel"] <= created["CheckpointHead"] <= created["TrainingRun"]
+    assert ready["lastTransitionTime"] <= created["TrainingRun"]
+    waited = [state["message"] for state in application.states()]
+    assert "waiting for healthy state of espalier.dev/TrainableModel/arith" in waited
+    resources = (await application.get())["status"]["resources"]
+    assert {r["kind"] for r in resources} == {
+        "CheckpointHead",
+        "PersistentVolumeClaim",
+        "TrainableModel",
+        "TrainingRun",
+    }
+
+
+async def test_a_hundred_advances_are_no_drift_and_no_sync(
+    open_teams: OpenTeams, own: Own, scenario: Path
+) -> None:
+    client_side, server_side = await open_teams(2)
+    applications = [
+        await own(client_side),
+        await own(server_side, "ServerSideApply=true", compare_options="ServerSideDiff=true"),
+    ]
+    before = [await declared(application.team) for application in applications]
+    names = await asyncio.gather(*(a.team.advance(ADVANCES) for a in applications))
+    assert names == [f"arith-{ADVANCES:06d}"] * 2
+    for application, declared_before in zip(applications, before, strict=True):
+        after = await application.compared()
+        assert after["status"]["sync"]["status"] == "Synced"
+        assert len(after["status"]["history"]) == 1
+        seen = since_first_sync(application)
+        assert {state["sync"] for state in seen} == {"Synced"}
+        assert {state["operation"] for state in seen} == {seen[0]["operation"]}
+        assert await declared(application.team) == declared_before
+
+
+async def test_a_hand_edit_shows_as_drift_and_is_healed(open_teams: OpenTeams, own: Own) -> None:
+    client_side, server_side = await open_teams(2)
+    applications = [
+        await own(client_side),
+        await own(server_side, "ServerSideApply=true", compare_options="ServerSideDiff=true"),
+    ]
+    await asyncio.gather(*(heal(application) for application in applications))
+
+
+async def heal(application: Application) -> None:
+    team = application.team
+    await team.advance(3)
+    # A pin by hand: Git says Track and nothing of checkpointRef.
+    await edit_head(team, mode="Pin", checkpointRef={"name": "arith-000001"})
+    await application.until(lambda _: drifted(application, 1), "the hand edit to show")
+    await team.serves("arith-000003", "Tracking")
+    pinned = team.repository.pin("arith-000002")
+    await application.synced(pinned, "Suspended")
+    await team.serves("arith-000002", "Pinned")
+    # Another reference than Git's, then another mode.
+    await edit_head(team, checkpointRef={"name": "arith-000001"})
+    await application.until(lambda _: drifted(application, 2), "the other reference to show")
+    await team.serves("arith-000002", "Pinned")
+    await edit_head(team, mode="Track")
+    await application.until(lambda _: drifted(application, 3), "the other mode to show")
+    await team.serves("arith-000002", "Pinned")
+    # Not wedged: Git still moves the head, and training goes on.
+    await application.synced(team.repository.revert())
+    await team.serves("arith-000003", "Tracking")
+    await team.advance(1)
+
+
+async def test_every_way_back_ends_in_the_same_head(open_teams: OpenTeams, own: Own) -> None:
+    reverted, committed, operated, applied = await open_teams(4)
+    ends = await asyncio.gather(
+        roll_back(reverted, by_revert, own),
+        roll_back(committed, by_commit, own),
+        roll_back(operated, by_operation, own),
+        roll_back_by_hand(applied),
+    )
+    assert_rolled_back(ends)
+
+
+async def test_pruning_waits_for_a_person_and_keeps_the_checkpoints(
+    open_teams: OpenTeams, own: Own
+) -> None:
+    (team,) = await open_teams(1)
+    application = await own(team)
+    await team.advance(2)
+    team.repository.remove("run.yaml", "head.yaml", "model.yaml")
+    await application.refresh()
+    await application.until(
+        lambda app: "pruning confirmation" in app["status"]["operationState"].get("message", ""),
+        "the question whether to prune",
+    )
+    assert "deletionTimestamp" not in (await team.get("TrainableModel", MODEL))["metadata"]
+    await team.serves("arith-000002")
+    await application.approve_pruning()
+    await team.gone("TrainableModel", MODEL)
+    await team.gone("CheckpointHead", MODEL)
+    await team.gone("TrainingRun", RUN)
+    assert await team.get("Checkpoint", "arith-000002")
+    assert await team.get("PersistentVolumeClaim", "espalier-weights")
+
+
+async def test_suspend_and_resume_are_safe_under_self_heal(open_teams: OpenTeams, own: Own) -> None:
+    (team,) = await open_teams(1)
+    application = await own(team)
+    await team.advance(1)
+    synced = (await application.get())["status"]["operationState"]
+    for action, reason in (("suspend", "Suspended"), ("resume", "Training")):
+        await team.act(action)
+        await team.until("TrainingRun", RUN, has("Ready", reason), f"the run to be {reason}")
+        after = await application.compared()
+        assert after["status"]["sync"]["status"] == "Synced"
+        assert after["status"]["operationState"] == synced
+    assert "suspend" not in (await team.get("TrainingRun", RUN))["spec"]
+    await team.advance(1)
+
+
+async def test_a_pin_that_cannot_be_met_is_degraded_until_reverted(
+    open_teams: OpenTeams, own: Own
+) -> None:
+    (team,) = await open_teams(1)
+    application = await own(team)
+    await team.advance(2)
+    team.repository.pin("arith-000999")
+    await application.refresh()
+    degraded = await application.until(
+        lambda app: app["status"]["health"]["status"] == "Degraded", "Degraded"
+    )
+    (head,) = [r for r in degraded["status"]["resources"] if r["kind"] == "CheckpointHead"]
+    assert head["status"] == "Synced"
+    assert team.served()[0].startswith("arith@")
+    assert (await team.head())["status"]["current"]["name"] == "arith-000002"
+    await application.synced(team.repository.revert())
+    await team.serves("arith-000002", "Tracking")
+    await team.advance(1)
+
+
+async def test_a_promotion_is_a_commit_that_moves_the_head(
+    open_teams: OpenTeams, own: Own, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (team,) = await open_teams(1)
+    application = await own(team)
+    await team.advance(1)
+    gate = {"metric": "reward/mean", "min": "0.8"}
+    held = team.repository.pin("arith-000001", onPin="Continue", gate=gate)
+    await application.synced(held)
+    for reward in (0.9, 0.1):
+        newest = (await team.servers.trainer.step(MODEL, reward)).name
+    await team.until("Checkpoint", newest, has("Ready", "Committed"), f"Checkpoint {newest}")
+    await team.serves("arith-000001", "Pinned")
+    for name, value in team.repository.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{BINARIES}:{os.environ['PATH']}")
+    command = ["-n", team.namespace, "promote", "--git", str(team.repository.tree), "--push"]
+    done = await asyncio.to_thread(CliRunner().invoke, espalier, command)
+    assert done.exit_code == 0, done.output
+    await application.synced(team.repository.git("rev-parse", "HEAD"))
+    # The newest that passed the gate, not the newest.
+    await team.serves("arith-000002", "Pinned")
+
+
+async def by_revert(application: Application, first: str) -> None:
+    await application.synced(application.team.repository.revert(), "Suspended")
+
+
+async def by_commit(application: Application, first: str) -> None:
+    await application.synced(application.team.repository.pin("arith-000001"), "Suspended")
+
+
+async def by_operation(application: Application, first: str) -> None:
+    await application.sync_to(first)
+
+
+async def roll_back(
+    team: Team, way: Callable[[Application, str], Awaitable[None]], own: Own
+) -> Body:
+    """Pins to step 1, to step 2 and back to step 1; the head's status in the end."""
+    application = await own(team)
+    await team.advance(3)
+    first = team.repository.pin("arith-000001")
+    await application.synced(first, "Suspended")
+    await team.serves("arith-000001")
+    await application.synced(team.repository.pin("arith-000002"), "Suspended")
+    await team.serves("arith-000002")
+    await way(application, first)
+    return essence(await team.serves("arith-000001"))
+
+
+async def roll_back_by_hand(team: Team) -> Body:
+    """The same with kubectl apply."""
+    await team.kubectl("apply", "-f", str(team.repository.tree / "model"))
+    await team.advance(3)
+    for checkpoint in ("arith-000001", "arith-000002"):
+        team.repository.pin(checkpoint)
+        await team.kubectl("apply", "-f", str(team.repository.tree / "model"))
+        await team.serves(checkpoint)
+    team.repository.revert()
+    await team.kubectl("apply", "-f", str(team.repository.tree / "model"))
+    return essence(await team.serves("arith-000001"))
+
+
+def drifted(application: Application, times: int) -> bool:
+    """Whether it was OutOfSync, and Synced again, so many times since its first sync."""
+    syncs = [state["sync"] for state in since_first_sync(application)]
+    runs = [sync for index, sync in enumerate(syncs) if index == 0 or syncs[index - 1] != sync]
+    return runs.count("OutOfSync") >= times and runs[-1] == "Synced"
+
+
+def since_first_sync(application: Application) -> list[Body]:
+    states = application.states()
+    first = next(i for i, state in enumerate(states) if state["sync"] == "Synced")
+    return states[first:]
