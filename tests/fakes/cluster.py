@@ -1,7 +1,8 @@
 """An API server in memory: the Cluster port with what reconcilers rely on, and faults.
 
 Server-side apply removes the fields that a manager applied before and now leaves out; lists are
-replaced whole. Deleting an object deletes what it owns. Every change can be followed by a Cache.
+replaced whole. Deleting an object deletes what it owns, once its finalizers are gone. Every change
+can be followed by a Cache.
 """
 
 from __future__ import annotations
@@ -38,13 +39,16 @@ class Fault:
 class FakeCluster:
     """Cluster in memory. ``calls`` lists the mutating calls as (verb, key)."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], str] = lambda: CREATED) -> None:
+        self.now = now
         self.objects: dict[Key, Body] = {}
         self.calls: list[tuple[str, Key]] = []
         self.tokens: dict[str, TokenReviewResult] = {}
         self.allowed: set[tuple[str, str, str, str, str]] = set()
         self._applied: dict[tuple[Key, str], set[Path]] = {}
         self.version = 0
+        # Namespaces in which nothing can be made any more.
+        self.terminating: set[str] = set()
         self._uids = 0
         self._fault: Fault | None = None
         self._watchers: list[Callable[[str, Body], None]] = []
@@ -91,7 +95,14 @@ class FakeCluster:
 
     async def apply(self, kind: str, body: Body, *, manager: str = MANAGER) -> Body:
         intent = {name: value for name, value in body.items() if name != "status"}
-        return self._mutate("apply", key_of(kind, body), lambda k: self._apply(k, intent, manager))
+
+        def effect(key: Key) -> Body:
+            uid = self.objects.get(key, {"metadata": {}})["metadata"].get("uid", "")
+            if body["metadata"].get("uid", uid) != uid:
+                raise ClusterError(409, "Conflict", f"{key} has another uid")
+            return self._apply(key, intent, manager)
+
+        return self._mutate("apply", key_of(kind, body), effect)
 
     async def apply_status(self, kind: str, body: Body) -> Body:
         key = key_of(kind, body)
@@ -216,15 +227,27 @@ class FakeCluster:
         body = json.loads(json.dumps(body))  # what cannot travel as JSON fails here, as it would
         if live is not None and _same(body, live):
             return live
+        if live is None and key.namespace in self.terminating:
+            text = f"{key} is forbidden: namespace {key.namespace} because it is being terminated"
+            raise ClusterError(403, "Forbidden", text)
         if live is None or _desired(body) != _desired(live):
             body["metadata"]["generation"] = body["metadata"].get("generation", 0) + 1
         self.version += 1
         body["metadata"]["resourceVersion"] = str(self.version)
         self.objects[key] = body
         self._notify("ADDED" if live is None else "MODIFIED", body)
+        if body["metadata"].get("deletionTimestamp") and not body["metadata"].get("finalizers"):
+            self._delete(key, cascade=True)
         return body
 
     def _delete(self, key: Key, *, cascade: bool) -> None:
+        live = self.objects[key]
+        if live["metadata"].get("finalizers"):
+            if "deletionTimestamp" not in live["metadata"]:
+                leaving = _copy(live)
+                leaving["metadata"]["deletionTimestamp"] = self.now()
+                self._store(key, leaving, live)
+            return
         body = self.objects.pop(key)
         for applied in [entry for entry in self._applied if entry[0] == key]:
             del self._applied[applied]

@@ -124,6 +124,9 @@ class Kubelet:
         if role == "importer":
             self._end(pod, 0, self.resolved)
             return
+        if role == "collector" and role not in self.waiting:
+            self._end(pod, 0, self._collect(pod))
+            return
         if role in self.waiting:
             main |= {"started": False, "state": {"waiting": self.waiting[role]}}
             ready = False
@@ -135,6 +138,16 @@ class Kubelet:
             self._end(pod, 0, {})
             return
         self._set(pod, "Running", ready, main)
+
+    def _collect(self, pod: Body) -> Body:
+        """What the collector does: the digests that its Job names are removed from the volume."""
+        owner = pod["metadata"]["ownerReferences"][0]
+        job = self.cluster.objects[Key("Job", pod["metadata"]["namespace"], owner["name"])]
+        arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
+        digests = {a for a in arguments if a.startswith("sha256:")}
+        volume = self.trainer.volume(pod["metadata"]["labels"][MODEL])
+        volume.removed |= digests
+        return {"removed": len(digests), "kept": {}}
 
     def _done(self, pod: Body) -> bool:
         labels = pod["metadata"]["labels"]

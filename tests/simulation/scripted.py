@@ -35,6 +35,7 @@ class Volume:
     commits: list[Commit] = field(default_factory=list)
     position: Commit | None = None
     run_steps: dict[str, int] = field(default_factory=dict)
+    removed: set[str] = field(default_factory=set)
 
 
 class ScriptedTrainer:

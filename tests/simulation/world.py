@@ -92,7 +92,7 @@ class World:
     """Advances in ticks of virtual time; a crashed operator is started again."""
 
     def __init__(self, life: Life | None = None, lag: float = WATCH_LAG_SECONDS) -> None:
-        self.cluster = FakeCluster()
+        self.cluster = FakeCluster(now)
         self.trainer = ScriptedTrainer()
         self.rollouts = ScriptedRollouts()
         self.kubelet = Kubelet(self.cluster, self.trainer, self.rollouts, now)
@@ -216,6 +216,15 @@ class World:
             if quiet * TICK_SECONDS > self.lag:
                 return
         raise AssertionError(f"never: {what}\n{self.explain()}")
+
+    async def until_at(self, reached: Callable[[], bool], what: str) -> None:
+        """Ticks until the moment that it is reached, whatever still changes."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LIMIT_SECONDS
+        while not reached():
+            if loop.time() > end:
+                raise AssertionError(f"never: {what}\n{self.explain()}")
+            await self.tick()
 
     async def rest(self, ticks: int = 30) -> None:
         """Time in which nothing should happen."""

@@ -183,7 +183,10 @@ class Assignment(Wire):
 
 
 class Commit(Wire):
-    """One committed optimizer step, as the operator turns it into a Checkpoint."""
+    """One committed optimizer step, as the operator turns it into a Checkpoint.
+
+    ``stored``: whether its bytes were on the volume when the trainer last started.
+    """
 
     index: int = Field(ge=1)
     name: str
@@ -203,6 +206,7 @@ class Commit(Wire):
     loss: str
     metrics: dict[str, float]
     created: str
+    stored: bool = True
 
 
 class CommitPage(Wire):

@@ -1,16 +1,17 @@
-"""Reconciles a Checkpoint: whether it is true, which heads serve it, where training went on."""
+"""Reconciles a Checkpoint: whether it is true, which heads serve it, what of its bytes becomes."""
 
 from __future__ import annotations
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.controllers.services import Services
 from espalier.core import checkpoint as checkpoints
-from espalier.core import conditions
-from espalier.kube.objects import Key
+from espalier.core import conditions, disposal
+from espalier.core.disposal import KIND as DISPOSAL
+from espalier.kube.objects import Body, Key, without_managers
 
 
 class CheckpointReconciler:
-    """Observes a checkpoint and the heads that may serve it; writes its status alone."""
+    """Observes a checkpoint and the heads that may serve it; writes its status and its marks."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -22,6 +23,9 @@ class CheckpointReconciler:
         if checkpoint is None or body is None:
             return None
         own = checkpoint.spec.model_ref.name
+        if checkpoint.metadata.deletion_timestamp is not None:
+            self._services.enqueue(Key(DISPOSAL, key.namespace, own))
+            return None
         forks = {
             model.metadata.name
             for model in self._services.snapshot.models(key.namespace)
@@ -30,6 +34,7 @@ class CheckpointReconciler:
         heads = [
             h for name in {own, *forks} for h in self._services.snapshot.heads(key.namespace, name)
         ]
+        body = await self._mark(key, body, own, forked=bool(forks))
         lineage = self._services.snapshot.lineage(key.namespace, own)
         status = checkpoints.decide(
             checkpoint, heads, lineage, self._services.now(), self._evidence(checkpoint)
@@ -48,3 +53,16 @@ class CheckpointReconciler:
             rollouts.refusal(namespace, digest) or trainers.unreadable(namespace, model, digest),
             rollouts.verified(namespace, digest),
         )
+
+    async def _mark(self, key: Key, body: Body, model: str, *, forked: bool) -> Body:
+        """Make finalizer, owner and claim what the model's deletionPolicy asks; the body then."""
+        owner = self._services.snapshot.model(key.namespace, model)
+        if owner is None or owner.metadata.deletion_timestamp is not None:
+            return body
+        wanted = disposal.wanted(owner, forked=forked)
+        if disposal.is_marked(body, wanted):
+            return body
+        applied = await self._services.cluster.apply("Checkpoint", disposal.marked(body, wanted))
+        body = without_managers(applied)
+        self._services.snapshot.cache.put("Checkpoint", body)
+        return body

@@ -6,7 +6,7 @@ import logging
 
 from espalier.api.wire import Commit
 from espalier.controllers.services import Services
-from espalier.core import commits
+from espalier.core import commits, disposal
 from espalier.kube.objects import Key, without_managers
 
 logger = logging.getLogger(__name__)
@@ -48,5 +48,8 @@ class CommitReconciler:
     async def _create(self, namespace: str, commit: Commit, verdict: commits.Accepted) -> None:
         """Make the Checkpoint; that it shows in the cache wakes whoever writes its status."""
         intent = commits.checkpoint_body(commit, namespace, verdict.parent)
+        model = self._services.snapshot.model(namespace, commit.model)
+        if model is not None:
+            intent = disposal.marked(intent, disposal.wanted(model, forked=False))
         body = await self._services.cluster.apply("Checkpoint", intent)
         self._services.snapshot.cache.put("Checkpoint", without_managers(body))

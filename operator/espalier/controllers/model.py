@@ -5,7 +5,7 @@ from __future__ import annotations
 from espalier.api.trainablemodel import TrainableModel
 from espalier.controllers.services import Services
 from espalier.core import model as models
-from espalier.core import pods, source
+from espalier.core import pods, retention, source
 from espalier.core import run as runs
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.intent import Manifest, is_current
@@ -13,6 +13,10 @@ from espalier.core.manifests.rollout import rollout_deployment, rollout_service
 from espalier.core.manifests.trainer import trainer_service, trainer_statefulset
 from espalier.core.names import importer_name, trainer_name
 from espalier.kube.objects import Key, key_of, without_managers
+
+# Checkpoints that retention deletes in one pass, and seconds until the next.
+RETIRED_AT_ONCE = 50
+RETIRE_SECONDS = 5.0
 
 
 class ModelReconciler:
@@ -39,7 +43,22 @@ class ModelReconciler:
         if await self._services.writer.write("TrainableModel", body, decision.status):
             before, after = model.status.conditions, decision.status.conditions
             await self._services.writer.announce("TrainableModel", body, before, after)
-        return None
+        return await self._retire(key)
+
+    async def _retire(self, key: Key) -> float | None:
+        """Delete what the rules of the model's runs no longer keep, a bounded number at a time."""
+        snapshot = self._services.snapshot
+        view = retention.RetentionView(
+            lineage=snapshot.lineage(key.namespace, key.name),
+            runs=snapshot.runs(key.namespace, key.name),
+            heads=snapshot.all_heads(key.namespace),
+            models=snapshot.models(key.namespace),
+        )
+        found = retention.expendable(view)
+        for checkpoint in found[:RETIRED_AT_ONCE]:
+            retired = Key("Checkpoint", key.namespace, checkpoint.metadata.name)
+            await self._services.cluster.delete(retired, uid=checkpoint.metadata.uid)
+        return RETIRE_SECONDS if found else None
 
     def _source(self, model: TrainableModel) -> source.SourceView:
         namespace, name = model.metadata.namespace, model.metadata.name

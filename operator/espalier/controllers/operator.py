@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from espalier.controllers.checkpoint import CheckpointReconciler
 from espalier.controllers.commit import CommitReconciler
+from espalier.controllers.disposal import DisposalReconciler
 from espalier.controllers.head import HeadReconciler
 from espalier.controllers.model import ModelReconciler
 from espalier.controllers.rollout_client import RolloutControl
@@ -20,6 +21,7 @@ from espalier.controllers.streams import CommitStreams
 from espalier.controllers.trainer_client import Trainer
 from espalier.controllers.trainers import Trainers
 from espalier.controllers.triggers import concerned
+from espalier.core.disposal import KIND as DISPOSAL
 from espalier.core.manifests.settings import ChildSettings
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError
@@ -67,6 +69,7 @@ class Operator:
             "CheckpointHead": HeadReconciler(self.services).reconcile,
             "Checkpoint": CheckpointReconciler(self.services).reconcile,
             COMMITS: CommitReconciler(self.services).reconcile,
+            DISPOSAL: DisposalReconciler(self.services).reconcile,
         }
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -74,6 +77,9 @@ class Operator:
         for kind in ("CheckpointHead", "TrainableModel", "TrainingRun", "Checkpoint"):
             for key in self._cache.keys(kind):
                 self.queue.add(key)
+        # A Job without an owner is nobody's child, and is looked at for its own sake.
+        for key in self._cache.keys("Job"):
+            self._changed(key, None, self._cache.get(key))
         self._cache.on_change(self._changed)
         try:
             await self.queue.run(stop)
@@ -84,17 +90,26 @@ class Operator:
         try:
             return await self._reconcilers[key.kind](key)
         except ClusterError as error:
-            if error.status not in OUTDATED or key.kind == COMMITS:
+            if error.status not in OUTDATED or key.kind in (COMMITS, DISPOSAL):
                 raise
             await self.services.writer.refresh(key)
             return OUTDATED_SECONDS
 
     def _changed(self, key: Key, old: Body | None, new: Body | None) -> None:
+        if key.kind == "Checkpoint" and new is None and old is not None:
+            self._lost(key, old)
         if key.kind == "Pod" and new is None:
             self.services.rollouts.forget(key.namespace, key.name)
         for other in concerned(self._cache, key, old, new):
             if other.kind in self._reconcilers:
                 self.queue.add(other)
+
+    def _lost(self, key: Key, old: Body) -> None:
+        """A tip that somebody deleted while its model lives is made again, from its commit."""
+        model, branch = old["spec"]["modelRef"]["name"], old["spec"]["branch"]
+        tip = self.services.snapshot.lineage(key.namespace, model).tip(branch)
+        if tip is None or tip.spec.step < old["spec"]["step"]:
+            self.services.streams.rewind(key.namespace, model)
 
     def _wake_commits(self, namespace: str, model: str) -> None:
         self.queue.add(Key(COMMITS, namespace, model))

@@ -57,6 +57,11 @@ class Snapshot:
         bodies = self.cache.list("CheckpointHead", namespace, model=model)
         return [self._parse(CheckpointHead, body) for body in bodies]
 
+    def all_heads(self, namespace: str) -> list[CheckpointHead]:
+        """Every CheckpointHead of a namespace."""
+        bodies = self.cache.list("CheckpointHead", namespace)
+        return [self._parse(CheckpointHead, body) for body in bodies]
+
     def leader(self, namespace: str, model: str) -> CheckpointHead | None:
         """The head that training continues from: the one of the model's name."""
         head = self.head(namespace, model)

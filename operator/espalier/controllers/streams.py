@@ -63,6 +63,12 @@ class CommitStreams:
         task = asyncio.create_task(self._follow(namespace, model, trainer))
         self._tasks[namespace, model] = (trainer.instance, task)
 
+    def rewind(self, namespace: str, model: str) -> None:
+        """Read all of a model's commits again, once ``follow`` is next called."""
+        held = self._tasks.pop((namespace, model), None)
+        if held is not None:
+            held[1].cancel()
+
     def forget(self, namespace: str, model: str) -> None:
         """The model is gone."""
         self.follow(namespace, model, None)

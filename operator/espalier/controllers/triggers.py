@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from espalier.controllers.streams import KIND as COMMITS
-from espalier.core.manifests.labels import MODEL, RUN
+from espalier.core.disposal import KIND as DISPOSAL
+from espalier.core.manifests.labels import MODEL, ROLE, RUN
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, Key, owner_of
 
@@ -28,7 +29,7 @@ def concerned(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Ite
     if body is None:
         return
     if key.kind == "TrainableModel":
-        yield from _of_model(cache, key, body)
+        yield from _of_model(cache, key, old, new)
     elif key.kind == "TrainingRun":
         yield key
         yield from _model_and_runs(cache, key.namespace, _model(body))
@@ -40,11 +41,19 @@ def concerned(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Ite
         yield from _of_pod(cache, key, body)
     elif owner := owner_of(body):
         yield owner
+    elif body["metadata"].get("labels", {}).get(ROLE) == "collector":
+        yield Key(DISPOSAL, key.namespace, body["metadata"]["labels"].get(MODEL, ""))
 
 
-def _of_model(cache: Cache, key: Key, body: Body) -> Iterator[Key]:
+def _of_model(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
     yield key
     yield Key(COMMITS, key.namespace, key.name)
+    yield Key(DISPOSAL, key.namespace, key.name)
+    if _policy(old) != _policy(new):
+        yield from _keys(cache, "Checkpoint", key.namespace, key.name)
+        origin = (new or old or {}).get("spec", {}).get("source", {}).get("checkpointRef", {})
+        if origin:
+            yield Key("Checkpoint", key.namespace, origin["name"])
     yield from _keys(cache, "CheckpointHead", key.namespace, key.name)
     yield from _keys(cache, "TrainingRun", key.namespace, key.name)
     yield from _forks(cache, key.namespace, model=key.name)
@@ -109,6 +118,11 @@ def _forks(cache: Cache, namespace: str, *, model: str = "", checkpoint: str = "
 def _model(body: Body) -> str:
     name: str = body.get("spec", {}).get("modelRef", {}).get("name", "")
     return name
+
+
+def _policy(body: Body | None) -> str | None:
+    """What a model asks for the bytes of its checkpoints; None without the model."""
+    return None if body is None else str(body["spec"].get("deletionPolicy", ""))
 
 
 def _served(body: Body | None) -> tuple[str, str, str]:

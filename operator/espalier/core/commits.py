@@ -41,7 +41,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Passed:
-    """The branch has grown past the commit, and its Checkpoint is gone: it was deleted."""
+    """The commit's Checkpoint or bytes were deleted: the branch has grown past it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def judge(commit: Commit, model: str, lineage: Lineage, head: CheckpointHead | N
         return Fenced("NameTaken", f"{commit.name} is another checkpoint, {known.spec.digest}")
     if commit.model != model:
         return Fenced("WrongModel", f"{commit.name} is a commit of model {commit.model}")
-    if _passed(commit, lineage):
+    if not commit.stored or _passed(commit, lineage):
         return Passed()
     start, epoch = _growing_point(commit, lineage)
     if start is None:

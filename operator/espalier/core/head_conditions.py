@@ -34,10 +34,13 @@ def refusal(view: HeadView, wanted: Request) -> list[Finding] | None:
     if wanted.mode == TRACK or (view.lineage.root and view.lineage.root.name == wanted.name):
         return None
     model, keeps = view.head.spec.model_ref.name, "the head keeps serving what it serves"
-    if view.named is None:
+    if view.named is None or view.named.metadata.deletion_timestamp is not None:
+        reason, state = ("CheckpointNotFound", "does not exist")
+        if view.named is not None:
+            reason, state = ("CheckpointDeleted", "is being deleted")
         return conditions.stalled(
-            "CheckpointNotFound",
-            f"spec.checkpointRef: Checkpoint {wanted.name} does not exist; {keeps}. Name one that "
+            reason,
+            f"spec.checkpointRef: Checkpoint {wanted.name} {state}; {keeps}. Name one that "
             f"`kubectl get checkpoints -l espalier.dev/model={model}` lists",
         )
     owner = view.named.spec.model_ref.name

@@ -69,6 +69,13 @@ def _fork(view: SourceView) -> SourceDecision:
             f"spec.source.checkpointRef: Checkpoint {name} does not exist in this namespace",
             hopeless=True,
         )
+    if view.origin.metadata.deletion_timestamp is not None:
+        return _missing(
+            "CheckpointDeleted",
+            f"spec.source.checkpointRef: Checkpoint {name} is being deleted: name another in a new "
+            "TrainableModel",
+            hopeless=True,
+        )
     owner = view.origin.spec.model_ref.name
     if view.origin_model is None:
         return _missing(

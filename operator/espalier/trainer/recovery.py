@@ -25,7 +25,10 @@ def restore(target: Engine) -> None:
     Commands that were begun and never finished were never acknowledged and had no effect; they
     are forgotten, and a resent one runs anew.
     """
-    target.commits = target.log.commits()
+    target.commits = [
+        c if target.store.has("checkpoint", c.digest) else c.model_copy(update={"stored": False})
+        for c in target.log.commits()
+    ]
     target.assigned = target.log.assigned()
     if target.assigned is not None:
         _adopt(target, target.assigned)

@@ -59,9 +59,13 @@ class CheckpointStore:
 
     def model_directory(self, model: str) -> Path:
         """Where a model's command log lives; made if absent."""
-        path = self._root / "models" / model
+        path = self.model_path(model)
         make_directory(path)
         return path
+
+    def model_path(self, model: str) -> Path:
+        """Where a model's command log lives, if it has one."""
+        return self._root / "models" / model
 
     @contextmanager
     def staging(self, kind: Kind) -> Iterator[Path]:
@@ -153,6 +157,10 @@ class CheckpointStore:
             stored.path.rename(doomed)
             sync(doomed.parent)
         shutil.rmtree(doomed, ignore_errors=True)
+
+    def has(self, kind: Kind, digest: str) -> bool:
+        """Whether there is a complete directory of that digest, its bytes unread."""
+        return (self._path(kind, digest) / MANIFEST).is_file()
 
     def sweep(self) -> None:
         """Removes what earlier processes of this owner left in staging; no other may be alive."""

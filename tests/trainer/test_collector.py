@@ -1,0 +1,113 @@
+"""The collector removes the bytes of deleted checkpoints, and only those."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.trainer import tiny
+from tests.trainer.test_fork import same, train, weights
+from tests.trainer.tiny import Volume
+
+from espalier.trainer import collector
+from espalier.trainer.collector import collect
+from espalier.trainer.engine import Engine
+from espalier.trainer.log import resumes_from
+from espalier.trainer.model import Policy
+from espalier.trainer.store import CheckpointStore
+
+
+def digests(engine: Engine) -> list[str]:
+    return [commit.digest for commit in engine.commits]
+
+
+def on_volume(volume: Volume) -> set[str]:
+    return {stored.digest for stored in CheckpointStore(volume.path, "reader").checkpoints()}
+
+
+def store(volume: Volume) -> CheckpointStore:
+    return CheckpointStore(volume.path, "collector-arith")
+
+
+def test_training_goes_on_and_restarts_without_the_bytes_in_between(
+    engine: Engine, volume: Volume, policy: Policy
+) -> None:
+    train(engine, range(4))
+    made = digests(engine)
+    assert collect(store(volume), "arith", made[1:3], orphaned=False) == {}
+    assert on_volume(volume) == {made[0], made[3]}
+    stands: dict[str, torch.Tensor] = weights(engine)
+    engine.log.close()
+    again = tiny.engine(volume.path, volume.base, policy)
+    assert same(weights(again), stands)
+    assert [commit.stored for commit in again.commits] == [True, False, False, True]
+    train(again, range(4, 5))
+    assert (again.commits[-1].name, again.commits[-1].stored) == ("arith-000005", True)
+    again.log.close()
+
+
+def test_where_the_trainer_resumes_from_is_refused(engine: Engine, volume: Volume) -> None:
+    train(engine, range(2))
+    first, last = digests(engine)
+    assert resumes_from(store(volume).model_path("arith")) == {last, ""}
+    kept = collect(store(volume), "arith", [first, last], orphaned=False)
+    assert kept == {last: "the trainer resumes from it"}
+    engine.assign(tiny.assignment(2, branch="b2", base=last, base_name="arith-000002", base_step=2))
+    assert collect(store(volume), "arith", [last], orphaned=False).keys() == {last}
+    assert on_volume(volume) == {last}
+
+
+def test_with_the_model_its_log_goes_but_not_while_a_trainer_has_it_open(
+    engine: Engine, volume: Volume
+) -> None:
+    train(engine, range(2))
+    log = store(volume).model_path("arith")
+    assert collect(store(volume), "arith", digests(engine)[:1], orphaned=True) == {}
+    assert log.is_dir()
+    assert collect(store(volume), "arith", digests(engine)[1:], orphaned=True) == {}
+    assert log.is_dir()
+    engine.log.close()
+    assert collect(store(volume), "arith", digests(engine), orphaned=True) == {}
+    assert not log.exists()
+    assert on_volume(volume) == set()
+    assert (volume.path / "bases").is_dir()
+
+
+def test_what_is_not_the_models_or_not_whole_is_refused(engine: Engine, volume: Volume) -> None:
+    train(engine, range(3))
+    first, second, _ = digests(engine)
+    assert collect(store(volume), "other", [first], orphaned=True) == {
+        first: "it is a checkpoint of model arith"
+    }
+    damaged = volume.path / "checkpoints" / second.replace(":", "-") / "optimizer.safetensors"
+    damaged.write_bytes(b"")
+    kept = collect(store(volume), "arith", [second, "sha256:../../bases"], orphaned=False)
+    assert "damaged" in kept[second]
+    assert kept["sha256:../../bases"] == "it is no digest"
+    assert (volume.path / "checkpoints" / second.replace(":", "-")).is_dir()
+
+
+def test_one_that_is_gone_already_is_removed(volume: Volume) -> None:
+    assert collect(store(volume), "arith", [f"sha256:{'0' * 64}"], orphaned=False) == {}
+
+
+def test_the_command_leaves_what_it_kept_and_why(
+    engine: Engine, volume: Volume, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train(engine, range(2))
+    first, last = digests(engine)
+    message = tmp_path / "termination-log"
+    message.write_text("")
+    monkeypatch.setenv("ESPALIER_TERMINATION_LOG", str(message))
+    monkeypatch.setenv("ESPALIER_VOLUME", str(volume.path))
+    assert collector.main(["--model", "arith", first, last]) == 0
+    assert json.loads(message.read_text()) == {
+        "removed": 1,
+        "kept": {last: "the trainer resumes from it"},
+    }
+    many = [f"{n:064x}" for n in range(100)]
+    assert collector.main(["--model", "arith", *many]) == 0
+    assert len(message.read_text()) < 4096
+    assert json.loads(message.read_text())["removed"] == 0
