@@ -18,7 +18,10 @@ from tests.simulation.world import (
     world,
 )
 
+from espalier.core.adoption import plan
+from espalier.core.commits import checkpoint_body
 from espalier.core.disposal import TIMEOUT
+from espalier.core.lineage import Point
 
 OURS = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
 PIECES = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint", "PersistentVolumeClaim")
@@ -279,5 +282,53 @@ def test_a_namespace_that_goes_takes_everything_with_it() -> None:
             w.trains = False
             await w.until(lambda: left(w, PIECES) == [], "nothing is left")
             assert removed(w) == set()
+
+    run(scenario())
+
+
+async def lost(w: World) -> None:
+    """Every object of the namespace is gone; the volume is not."""
+    for kind in PIECES:
+        await delete_all(w, kind)
+    await w.until(lambda: left(w, PIECES) == [], "nothing is left")
+    await w.rest()
+
+
+def test_after_the_namespace_was_lost_a_run_brings_the_tree_back_from_the_trainers_log() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await trained(w, 3)
+            await lost(w)
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.apply("TrainingRun", "more", run_spec("tiny", 2))
+            await w.until(lambda: w.current("tiny") == "tiny-000005", "training went on")
+            assert w.checkpoints("tiny") == [f"tiny-{n:06d}" for n in range(1, 6)]
+
+    run(scenario())
+
+
+def test_after_an_adoption_the_head_serves_what_it_served_and_training_goes_on_from_there() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await trained(w, 3)
+            pin = head_spec("tiny", "Pin", "tiny-000001", onPin="Branch")
+            await w.apply("CheckpointHead", "tiny", pin)
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 5))
+            await w.until(lambda: len(w.checkpoints("tiny")) == 5, "branched")
+            await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track"))
+            await w.until(lambda: w.current("tiny") == "tiny-b2-000003", "follows the branch")
+            await lost(w)
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.until(lambda: w.current("tiny") == "", "the base is served")
+            found = w.trainer.volume("tiny").commits
+            for commit in plan(found, {}).adopted:
+                parent = Point(commit.parent_name, commit.step - 1, commit.parent)
+                body = checkpoint_body(commit, NAMESPACE, parent)
+                await w.cluster.apply("Checkpoint", body, manager="espalier-adopt")
+            await w.until(lambda: w.current("tiny") == "tiny-b2-000003", "it serves what it served")
+            await w.apply("TrainingRun", "more", run_spec("tiny", 1))
+            await w.until(lambda: w.current("tiny") == "tiny-b2-000004", "training went on")
+            (_, branch) = w.status("TrainableModel", "tiny")["tree"]["branches"]
+            assert (branch["base"], branch["lastStep"]) == ("tiny-000001", 4)
 
     run(scenario())

@@ -75,7 +75,7 @@ def export_from_cluster(kubectl: Kubectl, name: str, options: Options) -> None:
     model = kubectl.model(checkpoint.spec.model_ref.name)
     image = kubectl.image("statefulsets.apps", trainer_name(model.metadata.name))
     pod = export_pod(model, image, f"{model.metadata.name}-export-{uuid.uuid4().hex[:8]}")
-    with _running(kubectl, pod) as started:
+    with running(kubectl, pod) as started:
         where = ["--volume", VOLUME_PATH, "--output", f"{_INSIDE}/out"]
         command = ["python", *_EXPORT, checkpoint.spec.digest, *where, *options.arguments()]
         kubectl.call("exec", started, "--", *command, *_base_name(model), seconds=_LIMIT_SECONDS)
@@ -93,7 +93,7 @@ def rollouts(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
     image = kubectl.image("statefulsets.apps", trainer_name(model.metadata.name))
     pod = export_pod(model, image, f"{model.metadata.name}-read-{uuid.uuid4().hex[:8]}")
     path = f"{VOLUME_PATH}/checkpoints/{directory_name(checkpoint.spec.digest)}/rollouts.jsonl"
-    with _running(kubectl, pod) as started:
+    with running(kubectl, pod) as started:
         text = kubectl.call("exec", started, "--", "cat", path)
     return [json.loads(line) for line in text.splitlines()]
 
@@ -122,7 +122,8 @@ def _base_name(model: TrainableModel) -> tuple[str, ...]:
 
 
 @contextmanager
-def _running(kubectl: Kubectl, pod: dict[str, Any]) -> Iterator[str]:
+def running(kubectl: Kubectl, pod: dict[str, Any]) -> Iterator[str]:
+    """The name of the pod while it runs; it is deleted in the end."""
     name = pod["metadata"]["name"]
     kubectl.call("create", "-f", "-", stdin=json.dumps(pod))
     try:

@@ -11,13 +11,23 @@ import typer
 from rich.console import Console
 
 from espalier.api.trainingrun import Taskset
-from espalier.cli import checkpoint_commands, gateway, models, runs
+from espalier.cli import adopt, checkpoint_commands, gateway, models, runs
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.failure import CommandError
 from espalier.cli.git import WorkingTree
 from espalier.cli.heldout import choose
 from espalier.cli.kubectl import Kubectl
-from espalier.cli.options import AsJson, Commands, Namespace, Token, Url, access, kubectl
+from espalier.cli.options import (
+    AsJson,
+    Commands,
+    DryRun,
+    Namespace,
+    Token,
+    Url,
+    access,
+    kubectl,
+    show,
+)
 from espalier.cli.promote import Wish, promote
 from espalier.cli.watch import follow
 from espalier.core.tree import REWARD
@@ -134,6 +144,29 @@ def evaluate(
     else:
         mean = f"mean reward {done.mean_reward:.3f} on {done.size} held-out tasks"
         typer.echo(f"{done.model}: {mean}")
+
+
+@app.command("adopt")
+def adopt_command(
+    context: typer.Context,
+    *,
+    model: Annotated[str, typer.Option(help="The TrainableModel, applied again on its claim.")],
+    volume: Annotated[
+        Path | None, typer.Option(help="The volume's directory, if it is mounted here.")
+    ] = None,
+    image: Annotated[
+        str, typer.Option(help="The trainer's image, where no workload tells it.")
+    ] = "",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    namespace: Namespace = None,
+) -> None:
+    """Make Checkpoints of what lies on a model's volume, after its objects were lost."""
+    found = adopt.adopt(
+        kubectl(context, namespace), model, volume=volume, image=image, dry_run=dry_run
+    )
+    lines = "\n".join(adopt.described(found, dry_run=dry_run))
+    show(as_json, adopt.content(found), lines)
 
 
 @app.command("promote")

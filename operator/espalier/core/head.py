@@ -113,7 +113,8 @@ def _agree(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
     if not leads(view.head):
         return _follow(view, wanted)
     status = old
-    if old.epoch == 0:
+    # A lineage that is ahead of its head was adopted: objects for what lay on the volume.
+    if old.epoch == 0 or old.epoch < view.lineage.last_epoch():
         epoch = max(1, view.lineage.last_epoch())
         status = old.model_copy(update={"epoch": epoch, "branch": view.lineage.live_branch()})
     agreed = Request.parse(status.epoch_cause) or Request(TRACK)

@@ -150,6 +150,19 @@ class CheckpointStore:
             if model in ("", stored.manifest["model"]):
                 yield stored
 
+    def survey(self) -> Iterator[tuple[str, Stored | DigestError]]:
+        """Whatever lies among the checkpoints, by the name of its directory."""
+        for path in sorted((self._root / _FOLDERS["checkpoint"]).glob("*")):
+            found: Stored | DigestError
+            try:
+                if path.name.startswith(STAGING):
+                    found = DigestError("it was never finished: its writer died")
+                else:
+                    found = self.open("checkpoint", path.name.replace("-", ":", 1))
+            except DigestError as error:
+                found = error
+            yield path.name, found
+
     def discard(self, stored: Stored) -> None:
         """Removes a checkpoint that nobody was told about; a crash leaves it whole or staging."""
         doomed = stored.path.with_name(f"{STAGING}{uuid.uuid4().hex}.{self._owner}")

@@ -1,0 +1,133 @@
+"""``espalier adopt``: Checkpoints again for what lies on a model's volume."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.wire import Commit
+from espalier.cli.checkpoint import export_pod, running
+from espalier.cli.failure import CommandError
+from espalier.cli.kubectl import Kubectl
+from espalier.core.adoption import Adoption, plan
+from espalier.core.commits import checkpoint_body
+from espalier.core.lineage import Point
+from espalier.core.manifests.pod import VOLUME_PATH
+from espalier.core.names import importer_name, trainer_name
+
+_SURVEY = ("-m", "espalier.trainer.adoption")
+_LIMIT_SECONDS = 3600
+_AT_ONCE = 200
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the plan is for the checkpoints of a model, and the paths that are none, with why."""
+
+    adoption: Adoption
+    strays: tuple[tuple[str, str], ...]
+
+
+def adopt(kubectl: Kubectl, name: str, *, volume: Path | None, image: str, dry_run: bool) -> Found:
+    """Creates the Checkpoints that are missing; what is there stays as it is.
+
+    Raises:
+        CommandError: there is no such model, the volume cannot be read, or kubectl refused.
+    """
+    model = kubectl.model(name)
+    base = model.status.resolved.digest if model.status.resolved is not None else ""
+    arguments = ["--model", name, *(["--base", base] if base else [])]
+    if volume is not None:
+        text = _here(volume, arguments)
+    else:
+        text = _beside(kubectl, model, image or _image(kubectl, name), arguments)
+    commits, strays = _read(text.splitlines())
+    existing = {c.metadata.name: c.spec.digest for c in kubectl.checkpoints(name)}
+    adoption = plan(commits, existing)
+    for bodies in _batches(_bodies(adoption.adopted, kubectl.namespace())):
+        kubectl.create({"apiVersion": "v1", "kind": "List", "items": bodies}, dry_run=dry_run)
+    return Found(adoption, tuple(strays))
+
+
+def described(found: Found, *, dry_run: bool) -> list[str]:
+    """The outcome, line by line."""
+    adoption = found.adoption
+    verb = "would adopt" if dry_run else "adopted"
+    lines = [f"{verb} {commit.name}  {commit.digest}" for commit in adoption.adopted]
+    lines += [f"left out {name}: {why}" for name, why in adoption.refused]
+    lines += [f"left out {path}: {why}" for path, why in found.strays]
+    counts = f"{len(adoption.adopted)} {verb}, {len(adoption.present)} were there"
+    return [*lines, f"{counts}, {len(adoption.refused) + len(found.strays)} left out"]
+
+
+def content(found: Found) -> dict[str, Any]:
+    """The outcome as JSON."""
+    adoption = found.adoption
+    refused = [*adoption.refused, *found.strays]
+    return {
+        "adopted": [commit.name for commit in adoption.adopted],
+        "present": [commit.name for commit in adoption.present],
+        "refused": [{"name": name, "reason": why} for name, why in refused],
+    }
+
+
+def _here(volume: Path, arguments: Sequence[str]) -> str:
+    """Surveys a volume that is mounted here; the environment must hold torch."""
+    command = [sys.executable, *_SURVEY, *arguments, "--volume", str(volume)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CommandError((done.stderr.strip().splitlines() or ["the survey failed"])[-1])
+    return done.stdout
+
+
+def _beside(kubectl: Kubectl, model: TrainableModel, image: str, arguments: Sequence[str]) -> str:
+    """Surveys in a pod of the trainer's image beside the volume, which it cannot write to."""
+    pod = export_pod(model, image, f"{model.metadata.name}-adopt-{uuid.uuid4().hex[:8]}")
+    with running(kubectl, pod) as started:
+        command = ["python", *_SURVEY, *arguments, "--volume", VOLUME_PATH]
+        return kubectl.call("exec", started, "--", *command, seconds=_LIMIT_SECONDS)
+
+
+def _image(kubectl: Kubectl, model: str) -> str:
+    """The trainer's image, from its workload or from the importer's, which runs in it as well."""
+    for kind, name in (
+        ("statefulsets.apps", trainer_name(model)),
+        ("jobs.batch", importer_name(model)),
+    ):
+        if kubectl.exists(kind, name):
+            return kubectl.image(kind, name)
+    raise CommandError(
+        f"{model} has neither a trainer nor an importer to tell the trainer's image",
+        "usage",
+        "Give --image, or --volume if the volume is mounted here",
+    )
+
+
+def _read(lines: Iterable[str]) -> tuple[list[Commit], list[tuple[str, str]]]:
+    commits: list[Commit] = []
+    strays: list[tuple[str, str]] = []
+    for line in lines:
+        entry: dict[str, Any] = json.loads(line)
+        if "commit" in entry:
+            commits.append(Commit.model_validate(entry["commit"]))
+        else:
+            strays.append((entry["path"], entry["refused"]))
+    return commits, strays
+
+
+def _bodies(commits: Sequence[Commit], namespace: str) -> list[Mapping[str, Any]]:
+    """The Checkpoints as the operator would have made them."""
+    return [
+        checkpoint_body(c, namespace, Point(c.parent_name, c.step - 1, c.parent)) for c in commits
+    ]
+
+
+def _batches(bodies: Sequence[Mapping[str, Any]]) -> Iterable[Sequence[Mapping[str, Any]]]:
+    return (bodies[at : at + _AT_ONCE] for at in range(0, len(bodies), _AT_ONCE))
