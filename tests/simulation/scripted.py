@@ -45,6 +45,7 @@ class ScriptedTrainer:
         self.volumes: dict[str, Volume] = {}
         self.up: set[str] = set()
         self.problem: Problem | None = None
+        self.warnings: list[Problem] = []
         self.refusal: Problem | None = None
         self._grown = asyncio.Condition()
 
@@ -95,7 +96,11 @@ class ScriptedTrainer:
         except TimeoutError:
             pass
         self._reach(peer)
-        return CommitPage(commits=volume.commits[after : after + 3], problem=self.problem)
+        return CommitPage(
+            commits=volume.commits[after : after + 3],
+            problem=self.problem,
+            warnings=self.warnings,
+        )
 
     async def step(self, model: str, reward: float = 0.5) -> Commit:
         """One optimizer step of the assigned run."""

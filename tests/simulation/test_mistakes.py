@@ -126,12 +126,63 @@ def test_a_full_volume_stalls_the_run_until_there_is_room() -> None:
             )
             await w.until(lambda: is_stalled(w, "TrainingRun", "digits"), "Stalled")
             assert "Enlarge the claim" in w.condition("TrainingRun", "digits", "Ready")["message"]
+            said = w.condition("TrainableModel", "tiny", "VolumeHealthy")
+            assert (said["status"], said["reason"]) == ("False", "VolumeFull")
+            # The trainer must stay, for a step that is sent again is what finds the room.
+            assert w.condition("TrainableModel", "tiny", "Ready")["status"] == "True"
             assert w.get("StatefulSet", "tiny-trainer")["spec"]["replicas"] == 1
             w.trainer.problem, w.trains = None, True
             await w.until(
                 lambda: w.condition("TrainingRun", "digits", "Succeeded")["status"] == "True",
                 "training goes on",
             )
+            await w.until(lambda: not w.kubelet.pods("trainer"), "the trainer is idle")
+            said = w.condition("TrainableModel", "tiny", "VolumeHealthy")
+            assert (said["status"], said["reason"]) == ("Unknown", "NoTrainer")
+            events = [e for e in w.events("TrainableModel", "tiny") if e["reason"] == "VolumeFull"]
+            assert [e["type"] for e in events] == ["Warning"]
+
+    run(scenario())
+
+
+def test_a_padded_path_is_a_condition_and_an_event_and_holds_nothing_up() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.trainer.warnings = [
+                Problem(
+                    detail="the fast path does not know the family phi",
+                    reason="UnknownFamily",
+                    remedy="use a base of Llama",
+                )
+            ]
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.until(
+                lambda: w.condition("TrainableModel", "tiny", "Ready")["status"] == "True", "Ready"
+            )
+            assert w.condition("TrainableModel", "tiny", "FastPath")["reason"] == "NotLoaded"
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 2))
+            await w.until(
+                lambda: w.condition("TrainingRun", "digits", "Succeeded")["status"] == "True",
+                "it trains all the same",
+            )
+            said = w.condition("TrainableModel", "tiny", "FastPath")
+            assert (said["status"], said["reason"]) == ("False", "UnknownFamily")
+            assert "family phi. use a base of Llama" in said["message"]
+            assert w.condition("TrainableModel", "tiny", "Ready")["status"] == "True"
+            assert w.condition("TrainableModel", "tiny", "Stalled")["status"] == "False"
+            told = [e for e in w.events("TrainableModel", "tiny") if "family phi" in e["message"]]
+            assert [(e["type"], e["reason"]) for e in told] == [("Warning", "UnknownFamily")]
+            # Another trainer, whose base the fast path knows by now.
+            w.trainer.warnings = []
+            await w.apply("TrainingRun", "again", run_spec("tiny", 1))
+            await w.until(
+                lambda: w.condition("TrainingRun", "again", "Succeeded")["status"] == "True",
+                "it trains",
+            )
+            said = w.condition("TrainableModel", "tiny", "FastPath")
+            assert (said["status"], said["reason"]) == ("True", "SelfCheckEqual")
+            told = [e for e in w.events("TrainableModel", "tiny") if "FastPath" in e["message"]]
+            assert [(e["type"], e["reason"]) for e in told] == [("Normal", "SelfCheckEqual")]
 
     run(scenario())
 

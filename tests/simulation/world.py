@@ -176,6 +176,11 @@ class World:
         status: Body = self.get(kind, name).get("status", {})
         return status
 
+    def events(self, kind: str, name: str) -> list[Body]:
+        """The Events on an object."""
+        found = [body for key, body in self.cluster.objects.items() if key.kind == "Event"]
+        return [e for e in found if _regards(e) == (kind, name)]
+
     def condition(self, kind: str, name: str, type_: str) -> Body:
         found = self.status(kind, name).get("conditions", [])
         return next((c for c in found if c["type"] == type_), {"status": "", "reason": ""})
@@ -277,6 +282,11 @@ class World:
                 {"labels": labels, "spec": body.get("spec"), "status": body.get("status")}
             )
         return kept
+
+
+def _regards(event: Body) -> tuple[str, str]:
+    regarding = event["involvedObject"]
+    return regarding["kind"], regarding["name"]
 
 
 def _stable(value: Any) -> Any:

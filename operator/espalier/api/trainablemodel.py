@@ -332,8 +332,8 @@ class TrainableModelStatus(Type):
 
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="conditions are Ready, Reconciling, Stalled, SourceResolved, TrainerReady and "
-        "RolloutsReady.",
+        description="conditions are Ready, Reconciling, Stalled, SourceResolved, TrainerReady, "
+        "RolloutsReady, FastPath and VolumeHealthy.",
         max_length=12,
         json_schema_extra=list_map("type"),
     )

@@ -210,10 +210,14 @@ class Commit(Wire):
 
 
 class CommitPage(Wire):
-    """Commits after a given index, oldest first."""
+    """Commits after a given index, oldest first.
+
+    ``problem`` holds training up; ``warnings`` say how it runs, and hold nothing up.
+    """
 
     commits: list[Commit]
     problem: Problem | None = None
+    warnings: list[Problem] = Field(default_factory=list)
 
 
 class TrainerState(Wire):
@@ -230,6 +234,7 @@ class TrainerState(Wire):
     pending: int
     cursor: dict[str, Any]
     problem: Problem | None = None
+    warnings: list[Problem] = Field(default_factory=list)
 
 
 # --- rollout control (operator only) --------------------------------------------------------------

@@ -26,6 +26,7 @@ class CommitReconciler:
             await self._enter(key.namespace, key.name, commit)
             ledger.pending.pop(0)
             ledger.counted[commit.run] = max(ledger.counted.get(commit.run, 0), commit.run_step)
+        self._services.enqueue(Key("TrainableModel", key.namespace, key.name))
         for run in self._services.snapshot.runs(key.namespace, key.name):
             self._services.enqueue(Key("TrainingRun", key.namespace, run.metadata.name))
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from espalier.api.trainablemodel import TrainableModel
 from espalier.controllers.services import Services
 from espalier.core import model as models
-from espalier.core import pods, retention, source
+from espalier.core import pods, reported, retention, source
 from espalier.core import run as runs
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.intent import Manifest, is_current
@@ -35,14 +35,17 @@ class ModelReconciler:
             return None
         origin = source.decide(self._source(model))
         await self._import(model, origin.importer)
+        # Before the view: what a trainer said holds only while it is there.
+        self._follow(model)
         decision = models.decide(self._view(model, origin), self._services.now())
         if decision.needs_head:
             await self._services.cluster.create("CheckpointHead", models.default_head(model))
         await self._children(model, decision)
-        self._follow(model)
         if await self._services.writer.write("TrainableModel", body, decision.status):
             before, after = model.status.conditions, decision.status.conditions
-            await self._services.writer.announce("TrainableModel", body, before, after)
+            await self._services.writer.announce(
+                "TrainableModel", body, before, after, faults=reported.ANNOUNCED
+            )
         return await self._retire(key)
 
     async def _retire(self, key: Key) -> float | None:
@@ -76,6 +79,7 @@ class ModelReconciler:
         namespace, name = model.metadata.namespace, model.metadata.name
         lineage = self._services.snapshot.lineage(namespace, name)
         leader = self._services.snapshot.leader(namespace, name)
+        ledger = self._services.streams.ledger(namespace, name)
         return models.ModelView(
             model=model,
             source=origin,
@@ -87,6 +91,8 @@ class ModelReconciler:
                 self._services.snapshot.runs(namespace, name), leader, lineage
             ),
             gateway_url=self._services.settings.gateway_url,
+            warnings=ledger.warnings,
+            problem=ledger.problem,
         )
 
     async def _import(self, model: TrainableModel, action: source.ImporterAction) -> None:

@@ -1,4 +1,7 @@
-"""Writes statuses: only when they differ, and with an Event when Ready took another reason."""
+"""Writes statuses: only when they differ, and with an Event when Ready took another reason.
+
+Other conditions that are worth an Event are named by their reconciler.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,22 @@ class StatusWriter:
             self._cache.put(key.kind, without_managers(live))
 
     async def announce(
-        self, kind: str, body: Body, before: Sequence[Condition], after: Sequence[Condition]
+        self,
+        kind: str,
+        body: Body,
+        before: Sequence[Condition],
+        after: Sequence[Condition],
+        *,
+        faults: Sequence[str] = (),
     ) -> None:
-        """Record an Event if Ready took another status or reason."""
+        """Record an Event if Ready took another status or reason.
+
+        And one for each condition of the types ``faults`` that turned False, or True after that.
+        """
+        for type_ in faults:
+            await self._announce_fault(
+                kind, body, conditions.find(before, type_), conditions.find(after, type_)
+            )
         old, new = (conditions.find(c, conditions.READY) for c in (before, after))
         if new is None or (
             old is not None and (old.status, old.reason) == (new.status, new.reason)
@@ -54,6 +70,17 @@ class StatusWriter:
             return
         stalled = conditions.is_true(after, conditions.STALLED)
         await self.record(kind, body, "Warning" if stalled else "Normal", new.reason, new.message)
+
+    async def _announce_fault(
+        self, kind: str, body: Body, old: Condition | None, new: Condition | None
+    ) -> None:
+        was = (old.status, old.reason) if old is not None else ("Unknown", "")
+        if new is None or was == (new.status, new.reason):
+            return
+        if new.status == "False":
+            await self.record(kind, body, "Warning", new.reason, new.message)
+        elif new.status == "True" and was[0] == "False":
+            await self.record(kind, body, "Normal", new.reason, f"{new.type}: {new.message}")
 
     async def record(
         self, kind: str, body: Body, type_: Literal["Normal", "Warning"], reason: str, message: str

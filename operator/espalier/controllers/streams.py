@@ -29,11 +29,15 @@ Id = tuple[str, str]
 
 @dataclass
 class Ledger:
-    """What is known of one trainer's commits; ``counted`` is the highest step by run identity."""
+    """What is known of one trainer: its commits, and what it says of itself.
+
+    ``counted`` is the highest step by run identity; ``warnings`` are None until it was heard.
+    """
 
     pending: list[Commit] = field(default_factory=list)
     counted: dict[str, int] = field(default_factory=dict)
     problem: Problem | None = None
+    warnings: list[Problem] | None = None
 
 
 class CommitStreams:
@@ -58,7 +62,8 @@ class CommitStreams:
             held[1].cancel()
             del self._tasks[namespace, model]
         if trainer is None:
-            self.ledger(namespace, model).problem = None
+            ledger = self.ledger(namespace, model)
+            ledger.problem = ledger.warnings = None
             return
         task = asyncio.create_task(self._follow(namespace, model, trainer))
         self._tasks[namespace, model] = (trainer.instance, task)
@@ -98,9 +103,10 @@ class CommitStreams:
                 await asyncio.sleep(min(most, first * 2.0**failures) * random.uniform(0.5, 1))
                 continue
             failures = 0
-            changed = bool(page.commits) or page.problem != ledger.problem
+            said = (page.problem, page.warnings)
+            changed = bool(page.commits) or said != (ledger.problem, ledger.warnings)
             ledger.pending += page.commits
-            ledger.problem = page.problem
+            ledger.problem, ledger.warnings = said
             after = max([after, *(commit.index for commit in page.commits)])
             if changed:
                 self._wake(namespace, model)

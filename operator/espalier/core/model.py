@@ -9,7 +9,8 @@ from typing import Literal
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef
 from espalier.api.trainablemodel import Endpoint, TrainableModel, TrainableModelStatus
-from espalier.core import conditions, pods, tree
+from espalier.api.wire import Problem
+from espalier.core import conditions, pods, reported, tree
 from espalier.core.conditions import Finding
 from espalier.core.lineage import Lineage
 from espalier.core.pods import Pod
@@ -21,7 +22,10 @@ ROLLOUTS_READY = "RolloutsReady"
 
 @dataclass(frozen=True)
 class ModelView:
-    """All that a model's decision depends on; ``trains`` is whether a run wants the trainer."""
+    """All that a model's decision depends on; ``trains`` is whether a run wants the trainer.
+
+    ``warnings`` and ``problem`` are what the trainer reports; None: nothing has been heard.
+    """
 
     model: TrainableModel
     source: SourceDecision
@@ -31,6 +35,8 @@ class ModelView:
     rollout_pods: Sequence[Pod] = ()
     trains: bool = False
     gateway_url: str = ""
+    warnings: Sequence[Problem] | None = None
+    problem: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         model, ROLLOUTS_READY, model.spec.rollout.replicas, view.rollout_pods, resolved=resolved
     )
     triple = _overall(view.source, trainer, rollouts)
-    findings = [*triple, view.source.finding, trainer.finding, rollouts.finding]
+    said = reported.findings(view.warnings, view.problem, model.status.conditions)
+    findings = [*triple, view.source.finding, trainer.finding, rollouts.finding, *said]
     name, origin = model.metadata.name, model.spec.source.checkpoint_ref
     status = TrainableModelStatus(
         observed_generation=model.metadata.generation,

@@ -17,6 +17,7 @@ class Snapshot:
     state: TrainerState | None
     commits: tuple[Commit, ...]
     problem: Problem | None
+    warnings: tuple[Problem, ...] = ()
 
 
 class CommitFeed:
@@ -50,7 +51,11 @@ class CommitFeed:
             except TimeoutError:
                 break
         commits = self.snapshot.commits[after : after + PAGE]
-        return CommitPage(commits=list(commits), problem=self.snapshot.problem)
+        return CommitPage(
+            commits=list(commits),
+            problem=self.snapshot.problem,
+            warnings=list(self.snapshot.warnings),
+        )
 
     def _replace(self, snapshot: Snapshot) -> None:
         news = (snapshot.commits, snapshot.problem) != (

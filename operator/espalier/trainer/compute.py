@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from typing_extensions import override
 
-from espalier.api.wire import OptimStepRequest
+from espalier.api.wire import OptimStepRequest, Problem
 from espalier.trainer import gradients, memory
 from espalier.trainer.data import Datum, Limits
 from espalier.trainer.exhaustion import attempt
@@ -59,6 +59,10 @@ class Compute(Protocol):
     @property
     def lora(self) -> tuple[int, int]:
         """Rank and alpha of the adapter."""
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What a user should know of how it computes; the results are right all the same."""
 
     def adapter_config(self) -> dict[str, Any]:
         """PEFT's configuration of the adapter."""
@@ -136,6 +140,11 @@ class LocalCompute(Compute):
     @override
     def lora(self) -> tuple[int, int]:
         return self.policy.adapter.rank, self.policy.adapter.alpha
+
+    @property
+    @override
+    def warnings(self) -> tuple[Problem, ...]:
+        return (self.policy.warning,) if self.policy.warning else ()
 
     @override
     def adapter_config(self) -> dict[str, Any]:

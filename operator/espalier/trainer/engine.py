@@ -22,6 +22,7 @@ from espalier.api.wire import (
     Problem,
     TrainerState,
 )
+from espalier.core.reported import VOLUME_REASONS
 from espalier.trainer import checkpoints, recovery, steps
 from espalier.trainer.checkpoints import Position
 from espalier.trainer.commands import (
@@ -36,7 +37,7 @@ from espalier.trainer.compute import Compute
 from espalier.trainer.log import Assigned, CommandLog, Key, Record
 from espalier.trainer.metrics import Tally
 from espalier.trainer.planner import cuts_json
-from espalier.trainer.problems import VOLUME_REASONS, CommandError
+from espalier.trainer.problems import CommandError
 from espalier.trainer.store import CheckpointStore
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Engine:
             pending=len(self.tallies),
             cursor=json.loads(self.log.cursor(assignment.run)),
             problem=self.problem,
+            warnings=list(self.compute.warnings),
         )
 
     def assign(self, wanted: Assignment) -> TrainerState:

@@ -28,7 +28,6 @@ _VOLUME_FAULTS = {
         "check the node and the storage behind the claim, then send the command again",
     ),
 }
-VOLUME_REASONS = frozenset(_VOLUME_FAULTS)
 _ERRNO_FAULTS = {
     errno.ENOSPC: "VolumeFull",
     errno.EDQUOT: "VolumeFull",

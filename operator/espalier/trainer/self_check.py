@@ -42,10 +42,14 @@ Evaluate = Callable[[Row, float], Evaluated]
 def unknown_family(config: Any) -> Problem | None:
     """What keeps a base of this configuration off the fast path."""
     if config.model_type not in FAST_FAMILIES:
-        return padded(f"the fast path does not know the family {config.model_type}")
+        return padded(
+            "UnknownFamily", f"the fast path does not know the family {config.model_type}"
+        )
     for setting in UNKNOWN_SETTINGS:
         if getattr(config, setting, None):
-            return padded(f"the fast path does not know {config.model_type} with {setting}")
+            return padded(
+                "UnknownSetting", f"the fast path does not know {config.model_type} with {setting}"
+            )
     return None
 
 
@@ -70,14 +74,15 @@ def compare(
     if off <= tolerance and gradient_off <= gradient_tolerance:
         return None
     return padded(
+        "SelfCheckDiffers",
         f"log-probs of the fast path differ from plain ones by {off:.2g} (tolerated: "
-        f"{tolerance:g}), gradients by {gradient_off:.2g} of their length ({gradient_tolerance:g})"
+        f"{tolerance:g}), gradients by {gradient_off:.2g} of their length ({gradient_tolerance:g})",
     )
 
 
-def padded(detail: str) -> Problem:
-    """The warning of a trainer that runs on the padded path."""
-    return Problem(detail=detail, reason="PaddedPath", remedy=REMEDY)
+def padded(reason: str, detail: str) -> Problem:
+    """The warning of a trainer that runs on the padded path, and why."""
+    return Problem(detail=detail, reason=reason, remedy=REMEDY)
 
 
 def _measured(

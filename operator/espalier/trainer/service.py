@@ -99,7 +99,8 @@ class Service:
 
     def _published(self, engine: Engine) -> None:
         state = engine.state() if engine.assigned is not None else None
-        self.feed.publish(Snapshot(state, tuple(engine.commits), engine.problem))
+        warnings = engine.compute.warnings
+        self.feed.publish(Snapshot(state, tuple(engine.commits), engine.problem, warnings))
 
     def _ready_engine(self) -> Engine:
         if self._engine is None:
@@ -173,7 +174,11 @@ class Service:
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         self._ready_engine()
-        return web.Response(text="ok")
+        snapshot = self.feed.snapshot
+        said = [snapshot.problem] if snapshot.problem else []
+        # Still ready: only a command that is sent again can show that a fault is over.
+        lines = [f"{p.reason}: {p.detail}. {p.remedy}" for p in (*said, *snapshot.warnings)]
+        return web.Response(text="\n".join(("ok", *lines)))
 
     async def _losses(self, _request: web.Request) -> web.Response:
         return _json(LossList(losses=list(DEFAULTS)))
