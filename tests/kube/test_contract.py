@@ -1,4 +1,4 @@
-"""What reconcilers rely on, of the real API server and of the fake one alike."""
+"""What reconcilers rely on, of the real API server and of those in memory alike."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import pytest
 from tests.fakes.cluster import FakeCluster
 
 from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Key
 
 Body = dict[str, Any]
 
 
-@pytest.fixture(params=["real", "fake"])
+@pytest.fixture(params=["real", "memory", "fake"])
 def cluster(request: pytest.FixtureRequest) -> Cluster:
     if request.param == "fake":
         return FakeCluster()
+    if request.param == "memory":
+        return MemoryCluster(lambda: "2026-01-01T00:00:00Z")
     found: Cluster = request.getfixturevalue("kubernetes")
     return found
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from espalier.api.trainingrun import Taskset
 from espalier.cli import adopt, checkpoint_commands, gateway, models, runs
 from espalier.cli.curve import as_png, in_terminal, lines
+from espalier.cli.dev import dev
 from espalier.cli.failure import CommandError
 from espalier.cli.git import WorkingTree
 from espalier.cli.heldout import choose
@@ -53,6 +54,7 @@ def espalier(context: typer.Context, namespace: Namespace = None) -> None:
 
 
 app.command("tree")(models.checkpoints)
+app.command("dev")(dev)
 
 
 @app.command()

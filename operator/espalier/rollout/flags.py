@@ -39,7 +39,7 @@ def kv_cache_bytes(config: Mapping[str, Any], settings: Settings, memory_bytes: 
 def common_arguments(settings: Settings, seed: int) -> list[str]:
     """Flags for every device."""
     return [
-        *("--host", "0.0.0.0", "--port", str(settings.port)),
+        *("--host", settings.host, "--port", str(settings.port)),
         *("--model", str(settings.base_directory), "--served-model-name", names.BASE),
         *("--dtype", settings.dtype, "--max-model-len", str(settings.max_model_tokens)),
         # vLLM's default seed 0 makes every pod and every restart sample the same sequences.

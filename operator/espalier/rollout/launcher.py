@@ -18,7 +18,7 @@ from espalier.api.wire import Problem
 from espalier.rollout import flags, settings, store
 
 # The kubelet reads it; elsewhere it does not exist.
-TERMINATION_LOG = Path("/dev/termination-log")
+TERMINATION_LOG = Path(os.environ.get("ESPALIER_TERMINATION_LOG", "/dev/termination-log"))
 # Of a user's mistake: the operator reports it and does not start the pod again.
 EXIT_USER_ERROR = 64
 EXIT_TERMINATED = 128 + signal.SIGTERM

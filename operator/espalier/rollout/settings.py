@@ -33,6 +33,7 @@ class Settings:
     max_adapters: int
     max_lora_rank: int
     port: int = 8000
+    host: str = "0.0.0.0"
 
     @property
     def audience(self) -> str:
@@ -71,6 +72,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         port=_count(environment, "ESPALIER_PORT", 65535)
         if "ESPALIER_PORT" in environment
         else 8000,
+        host=environment.get("ESPALIER_HOST", "0.0.0.0"),
     )
 
 

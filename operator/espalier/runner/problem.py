@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from espalier.api.wire import Problem
@@ -10,7 +11,7 @@ from espalier.api.wire import Problem
 EXIT_USER_ERROR = 64
 EXIT_TRY_AGAIN = 75
 
-TERMINATION_LOG = Path("/dev/termination-log")
+TERMINATION_LOG = Path(os.environ.get("ESPALIER_TERMINATION_LOG", "/dev/termination-log"))
 
 
 class UserError(Exception):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from espalier.api.trainingrun import Taskset
 
-TASKS_DIRECTORY = Path("/etc/espalier/tasks")
+TASKS_DIRECTORY = Path(os.environ.get("ESPALIER_TASKS_DIRECTORY", "/etc/espalier/tasks"))
 
 
 @dataclass(frozen=True)

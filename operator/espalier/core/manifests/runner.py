@@ -34,6 +34,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_NAMESPACE": run.metadata.namespace,
             "ESPALIER_GATEWAY_URL": settings.gateway_url,
             "ESPALIER_TOKEN_FILE": f"{_TOKEN_DIRECTORY}/token",
+            "ESPALIER_TASKS_DIRECTORY": TASKS_PATH,
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
         },

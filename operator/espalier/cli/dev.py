@@ -1,0 +1,57 @@
+"""``espalier dev``: everything on this machine, without Kubernetes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espalier.cli.failure import CommandError
+
+
+def dev(
+    directory: Annotated[Path, typer.Argument(help="Of manifests, as for kubectl apply.")],
+    *,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the gateway.")] = 8000,
+    state: Annotated[
+        Path | None, typer.Option(help="Where everything is kept; default: DIRECTORY/.espalier.")
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(help="IMAGE=DIRECTORY: what the image has under /models. May be repeated."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print the operator's log.")] = False,
+) -> None:
+    """Run gateway, trainer and rollouts as processes over a directory of manifests."""
+    try:
+        from espalier.local import server  # noqa: PLC0415 - needs what the servers need
+        from espalier.local.layout import Layout  # noqa: PLC0415
+        from espalier.local.manifests import ManifestError  # noqa: PLC0415
+    except ImportError as error:
+        raise CommandError(
+            f"espalier dev runs the servers themselves and lacks {error.name}",
+            "failure",
+            "Install espalier[operator,trainer,rollout,runner,cli]",
+        ) from error
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
+    layout = Layout((state or directory / ".espalier").resolve(), _images(image or ()))
+    options = server.Options(directory, layout, port, typer.echo)
+    try:
+        asyncio.run(server.run(options))
+    except ManifestError as error:
+        raise CommandError(str(error), "usage") from error
+    except OSError as error:
+        raise CommandError(
+            f"port {port} cannot be served: {error}", "failure", "Choose another --port"
+        ) from error
+
+
+def _images(given: list[str] | tuple[str, ...]) -> dict[str, Path]:
+    pairs = [entry.rpartition("=") for entry in given]
+    for reference, _, directory in pairs:
+        if not reference or not directory:
+            raise CommandError("--image takes IMAGE=DIRECTORY", "usage")
+    return {reference: Path(directory).expanduser() for reference, _, directory in pairs}

@@ -1,0 +1,220 @@
+"""What Kubernetes does with the operator's children: keeps their pods running, as processes.
+
+Pods get loopback addresses of their own (127.x.y.z), so that every server listens on port 8000 as
+it does in a cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from espalier.core.manifests.labels import ROLE
+from espalier.core.manifests.pod import PORT, USER_ERROR
+from espalier.kube.memory import MemoryCluster
+from espalier.kube.objects import Body, Key, key_of
+from espalier.local.layout import Layout, MappingError
+from espalier.local.process import Running, plan
+
+LOOK_SECONDS = 0.2
+PROBE_SECONDS = 2.0
+FIRST_BACKOFF_SECONDS = 1.0
+LONGEST_BACKOFF_SECONDS = 30.0
+OWNERS = ("StatefulSet", "Deployment", "Job")
+SERVERS = ("trainer", "rollout")
+
+
+@dataclass
+class _Pod:
+    """What is known of a pod beyond its object."""
+
+    address: str
+    running: Running | None = None
+    starts: int = 0
+    resting_until: float = 0.0
+    waiting: str = ""
+    ended: tuple[int, str] | None = None
+    started: bool = False
+    ready: bool = False
+    template: Body = field(default_factory=dict)
+
+
+class Kubelet:
+    """Looks at every StatefulSet, Deployment and Job again and again; nothing else decides."""
+
+    def __init__(
+        self,
+        cluster: MemoryCluster,
+        layout: Layout,
+        session: aiohttp.ClientSession,
+        now: Callable[[], str],
+    ) -> None:
+        self._cluster = cluster
+        self._layout = layout
+        self._session = session
+        self._now = now
+        self._pods: dict[Key, _Pod] = {}
+        network = 64 + os.getpid() % 128
+        self._addresses = (f"127.{network}.{n // 250}.{n % 250 + 1}" for n in itertools.count())
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until ``stop``; then ends every process."""
+        try:
+            while not stop.is_set():
+                await self._look()
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            started = [pod.running for pod in self._pods.values() if pod.running is not None]
+            await asyncio.gather(*(running.stop() for running in started))
+
+    async def _look(self) -> None:
+        wanted: dict[Key, Body] = {}
+        for owner in [b for key, b in self._cluster.objects.items() if key.kind in OWNERS]:
+            for number in range(_replicas(owner)):
+                name = f"{owner['metadata']['name']}-{number}"
+                wanted[Key("Pod", owner["metadata"]["namespace"], name)] = owner
+        for key in [key for key in self._pods if key not in wanted]:
+            await self._remove(key)
+        for key, owner in wanted.items():
+            pod = self._pods.get(key)
+            if pod is not None and pod.template != owner["spec"]["template"]:
+                await self._remove(key)
+                pod = None
+            if pod is None:
+                pod = await self._add(key, owner)
+            await self._advance(key, pod, owner)
+
+    async def _add(self, key: Key, owner: Body) -> _Pod:
+        template, metadata = owner["spec"]["template"], owner["metadata"]
+        pod = _Pod(address=next(self._addresses), template=template)
+        reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "controller": True}
+        reference |= {"name": metadata["name"], "uid": metadata["uid"]}
+        body = {
+            "metadata": {
+                "name": key.name,
+                "namespace": key.namespace,
+                "labels": template["metadata"]["labels"],
+                "ownerReferences": [reference],
+            },
+            "spec": {"containers": [{"name": template["spec"]["containers"][0]["name"]}]},
+        }
+        await self._cluster.create("Pod", body)
+        self._pods[key] = pod
+        return pod
+
+    async def _remove(self, key: Key) -> None:
+        pod = self._pods.pop(key)
+        if pod.running is not None:
+            await pod.running.stop()
+        await self._cluster.delete(key)
+
+    async def _advance(self, key: Key, pod: _Pod, owner: Body) -> None:
+        role = pod.template["metadata"]["labels"][ROLE]
+        if pod.running is not None and pod.running.code is not None:
+            pod.ended = (pod.running.code, pod.running.message)
+            pod.running, pod.started, pod.ready = None, False, False
+            if owner["kind"] == "Job" and self._ended_job(owner, pod):
+                self._show(key, pod)
+                return
+            pod.resting_until = _clock() + _backoff(pod.starts)
+        if pod.running is None and _clock() >= pod.resting_until and not _finished(owner):
+            await self._start(key, pod, role)
+        if pod.running is not None:
+            serves = role in SERVERS
+            # As a startup probe: before it, nobody is sent there.
+            pod.started = pod.started or not serves or await self._answers(pod, "healthz")
+            pod.ready = pod.started and (not serves or await self._answers(pod, "readyz"))
+        self._show(key, pod)
+
+    async def _start(self, key: Key, pod: _Pod, role: str) -> None:
+        config = {
+            k.name: body.get("data") or {}
+            for k, body in self._cluster.objects.items()
+            if k.kind == "ConfigMap"
+        }
+        spec = pod.template["spec"]
+        try:
+            planned = plan(
+                key.name, role, spec, address=pod.address, layout=self._layout, config=config
+            )
+        except MappingError as error:
+            pod.waiting = str(error)
+            pod.resting_until = _clock() + FIRST_BACKOFF_SECONDS
+            return
+        pod.waiting = ""
+        pod.starts += 1
+        pod.running = await Running.start(planned, self._layout.log(key.name))
+
+    def _ended_job(self, owner: Body, pod: _Pod) -> bool:
+        """Whether the Job is over with the end of its pod; its status then says how."""
+        code = pod.ended[0] if pod.ended else 0
+        if code not in (0, USER_ERROR) and pod.starts <= owner["spec"]["backoffLimit"]:
+            return False
+        reason = {0: "Completed", USER_ERROR: "PodFailurePolicy"}.get(code, "BackoffLimitExceeded")
+        condition = {"type": "Failed" if code else "Complete", "status": "True", "reason": reason}
+        condition["message"] = f"exit code {code}, see {self._layout.root}/logs"
+        status: Body = {"conditions": [condition]}
+        if not code:
+            status["completionTime"] = self._now()
+        self._cluster.set_status(key_of("Job", owner), status)
+        return True
+
+    async def _answers(self, pod: _Pod, route: str) -> bool:
+        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+        try:
+            url = f"http://{pod.address}:{PORT}/{route}"
+            async with self._session.get(url, timeout=timeout) as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    def _show(self, key: Key, pod: _Pod) -> None:
+        """The pod's status as a kubelet words it."""
+        container: Body = {
+            "name": pod.template["spec"]["containers"][0]["name"],
+            "containerID": f"process://{pod.running.pid if pod.running else ''}/{pod.starts}",
+            "started": pod.started,
+        }
+        phase = "Running"
+        if pod.running is not None:
+            container["state"] = {"running": {}}
+        elif pod.waiting:
+            phase = "Pending"
+            waiting = {"reason": "ImageNotMapped", "message": pod.waiting}
+            container["state"] = {"waiting": waiting}
+        if pod.ended is not None:
+            code, message = pod.ended
+            ended = {"terminated": {"exitCode": code, "message": message}}
+            if pod.running is None and not pod.waiting:
+                container["state"] = ended
+                phase = "Failed" if code else "Succeeded"
+            else:
+                container["lastState"] = ended
+        status = {
+            "phase": phase,
+            "podIP": pod.address,
+            "conditions": [{"type": "Ready", "status": str(pod.ready)}],
+            "containerStatuses": [container],
+        }
+        self._cluster.set_status(key, status)
+
+
+def _replicas(owner: Body) -> int:
+    return 1 if owner["kind"] == "Job" else int(owner["spec"]["replicas"])
+
+
+def _finished(owner: Body) -> bool:
+    return owner["kind"] == "Job" and bool(owner.get("status", {}).get("conditions"))
+
+
+def _backoff(starts: int) -> float:
+    return min(FIRST_BACKOFF_SECONDS * 2.0 ** (starts - 1), LONGEST_BACKOFF_SECONDS)
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,109 @@
+"""Reads a directory of manifests as ``kubectl apply`` would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from espalier.api.checkpointhead import CheckpointHeadSpec
+from espalier.api.meta import API_VERSION
+from espalier.api.trainablemodel import TrainableModelSpec
+from espalier.api.trainingrun import TrainingRunSpec
+from espalier.kube.objects import Body
+
+SPECS: dict[str, type[BaseModel]] = {
+    "TrainableModel": TrainableModelSpec,
+    "TrainingRun": TrainingRunSpec,
+    "CheckpointHead": CheckpointHeadSpec,
+}
+NAMESPACE = "default"
+KUSTOMIZATION = "kustomization.yaml"
+
+
+class ManifestError(Exception):
+    """A manifest that no API server would take; names file, object, field and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """The objects to apply, and the ones that mean nothing on one machine, by kind and name."""
+
+    objects: tuple[Body, ...]
+    ignored: tuple[str, ...]
+
+
+def read(directory: Path) -> Manifests:
+    """The manifests of a directory: those its kustomization lists, else every ``*.yaml``.
+
+    Raises:
+        ManifestError: the directory or a file of it cannot be read as manifests.
+    """
+    objects: list[Body] = []
+    ignored: list[str] = []
+    for file in _files(directory):
+        for body in _documents(file):
+            if body["kind"] in SPECS or body["kind"] == "ConfigMap":
+                objects.append(_checked(file, body))
+            else:
+                ignored.append(f"{body['kind']} {body['metadata']['name']}")
+    if not objects:
+        raise ManifestError(f"{directory} declares no {', '.join(SPECS)}")
+    return Manifests(tuple(objects), tuple(ignored))
+
+
+def newest(directory: Path) -> int:
+    """Changes whenever a manifest does: the latest modification time, in nanoseconds."""
+    return max((file.stat().st_mtime_ns for file in directory.glob("*.yaml")), default=0)
+
+
+def _files(directory: Path) -> Sequence[Path]:
+    if not directory.is_dir():
+        raise ManifestError(f"{directory} is no directory: name one with manifests")
+    kustomization = directory / KUSTOMIZATION
+    if not kustomization.is_file():
+        return sorted(directory.glob("*.yaml"))
+    listed = _parse(kustomization)[0].get("resources") or []
+    files = [directory / name for name in listed]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise ManifestError(
+            f"{kustomization}: resources: {', '.join(missing)} is no file; only files are read here"
+        )
+    return files
+
+
+def _parse(file: Path) -> list[Any]:
+    try:
+        return [document for document in yaml.safe_load_all(file.read_text()) if document]
+    except yaml.YAMLError as error:
+        raise ManifestError(f"{file} is no YAML: {error}") from error
+
+
+def _documents(file: Path) -> list[Body]:
+    documents = _parse(file)
+    for body in documents:
+        named = isinstance(body, dict) and (body.get("metadata") or {}).get("name")
+        if not named or "kind" not in body:
+            raise ManifestError(f"{file}: a document has no kind or no metadata.name")
+    return documents
+
+
+def _checked(file: Path, body: Body) -> Body:
+    what = f"{file}: {body['kind']} {body['metadata']['name']}"
+    spec = SPECS.get(body["kind"])
+    if spec is not None:
+        if body.get("apiVersion") != API_VERSION:
+            raise ManifestError(f"{what}: apiVersion must be {API_VERSION}")
+        try:
+            spec.model_validate(body.get("spec") or {})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in ("spec", *first["loc"]))
+            raise ManifestError(f"{what}: {field}: {first['msg']}") from error
+    metadata = {"namespace": NAMESPACE, **body["metadata"]}
+    return {**body, "metadata": metadata}

@@ -1,0 +1,181 @@
+"""``espalier dev``: operator, gateway, trainer and rollouts over a directory of manifests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aiohttp import web
+
+from espalier import identity
+from espalier.controllers.operator import Operator
+from espalier.controllers.rollout_client import RolloutClient
+from espalier.controllers.trainer_client import TrainerClient
+from espalier.core.manifests.settings import ChildSettings, Images
+from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.auth import Authenticator
+from espalier.gateway.services import Services
+from espalier.gateway.tokens import TokenIssuer
+from espalier.gateway.view import View
+from espalier.kube.cache import Cache
+from espalier.kube.memory import MemoryCluster
+from espalier.kube.objects import Body
+from espalier.local.kubelet import Kubelet
+from espalier.local.layout import Layout
+from espalier.local.manifests import NAMESPACE, ManifestError, Manifests, newest, read
+
+LOOK_SECONDS = 0.5
+# What outlives the process; the rest follows from it and from the volume.
+KEPT = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
+MANAGER = "kubectl"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        directory: of manifests; edits of its files are applied as they come.
+        layout: where everything is kept.
+        port: of the gateway on the loopback interface.
+        say: where news for the user goes, one line each.
+    """
+
+    directory: Path
+    layout: Layout
+    port: int
+    say: Callable[[str], None]
+
+
+async def run(options: Options) -> None:
+    """Until SIGINT or SIGTERM.
+
+    Raises:
+        ManifestError: the directory cannot be applied as it is at the start.
+    """
+    manifests = read(options.directory)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    cluster = MemoryCluster(_now, options.layout.token())
+    cluster.restore(_kept(options.layout.objects))
+    async with _gateway(options, cluster) as private_key, upstream_session() as session:
+        cache = Cache()
+        cluster.feed(cache)
+        # Names of images mean nothing here: a pod's role says what to run.
+        images = Images(trainer="trainer", rollout="rollout", runner="runner")
+        url = f"http://127.0.0.1:{options.port}"
+        children = ChildSettings(images, identity.public_key(private_key), url)
+        operator = Operator(
+            cluster,
+            cache,
+            TrainerClient(session, private_key),
+            RolloutClient(session, private_key),
+            children,
+            now=_now,
+        )
+        kubelet = Kubelet(cluster, options.layout, session, _now)
+        await _apply(cluster, manifests, options.say)
+        options.say(f"export ESPALIER_GATEWAY_URL={url} ESPALIER_TOKEN={options.layout.token()}")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(operator.run(stop))
+            group.create_task(kubelet.run(stop))
+            group.create_task(_follow(options, cluster, stop))
+            group.create_task(_report(options, cluster, stop))
+    options.say("stopped; start again to go on where it stood")
+
+
+@asynccontextmanager
+async def _gateway(options: Options, cluster: MemoryCluster) -> AsyncIterator[str]:
+    """Serves the gateway; the signing key."""
+    private_key = options.layout.private_key(identity.generate_private_key)
+    tokens = TokenIssuer()
+    tokens.use(private_key)
+    cache = Cache()
+    cluster.feed(cache)
+    async with upstream_session() as session:
+        view = View(cache, (NAMESPACE,))
+        services = Services(view, cluster, Authenticator(cluster), tokens, session)
+        runner = web.AppRunner(
+            make_app(services, lambda: ""),
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=1.0,
+        )
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", options.port).start()
+            yield private_key
+        finally:
+            await runner.cleanup()
+
+
+async def _apply(cluster: MemoryCluster, manifests: Manifests, say: Callable[[str], None]) -> None:
+    for body in manifests.objects:
+        await cluster.apply(body["kind"], body, manager=MANAGER)
+    say(f"applied {len(manifests.objects)} objects")
+    if manifests.ignored:
+        say(f"not needed on one machine: {', '.join(manifests.ignored)}")
+
+
+async def _follow(options: Options, cluster: MemoryCluster, stop: asyncio.Event) -> None:
+    """Applies the directory again whenever a manifest changes, and keeps the objects on disk."""
+    seen = newest(options.directory)
+    changed = asyncio.Event()
+    cluster.watch(lambda event, body: changed.set() if body["kind"] in KEPT else None)
+    while not stop.is_set():
+        if newest(options.directory) != seen:
+            seen = newest(options.directory)
+            try:
+                await _apply(cluster, read(options.directory), options.say)
+            except ManifestError as error:
+                # What is applied stays as it is; the next save may be right.
+                options.say(f"not applied: {error}")
+        if changed.is_set():
+            changed.clear()
+            _keep(cluster, options.layout.objects)
+        await asyncio.sleep(LOOK_SECONDS)
+    _keep(cluster, options.layout.objects)
+
+
+async def _report(options: Options, cluster: MemoryCluster, stop: asyncio.Event) -> None:
+    """Says how each object stands, whenever that changes."""
+    said: dict[str, str] = {}
+    while not stop.is_set():
+        for key, body in sorted(cluster.objects.items()):
+            if key.kind in KEPT and key.kind != "Checkpoint":
+                line = f"{key.kind} {key.name}: {_standing(body)}"
+                if said.get(str(key)) != line:
+                    said[str(key)] = line
+                    options.say(line)
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _standing(body: Body) -> str:
+    conditions = {c["type"]: c for c in body.get("status", {}).get("conditions", ())}
+    ready = conditions.get("Ready")
+    return f"{ready['reason']}: {ready['message']}" if ready else "not seen yet"
+
+
+def _kept(path: Path) -> list[Body]:
+    if not path.is_file():
+        return []
+    bodies: list[Body] = json.loads(path.read_text())
+    return bodies
+
+
+def _keep(cluster: MemoryCluster, path: Path) -> None:
+    bodies = [body for key, body in cluster.objects.items() if key.kind in KEPT]
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(bodies))
+    partial.rename(path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

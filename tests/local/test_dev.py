@@ -1,0 +1,147 @@
+"""``espalier dev`` as a user has it: real trainer, real vLLM, edits of files, a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.rollout.tiny import make_model
+
+from espalier import Fit, FitConfig, Sampling, Session, TrainingClient
+
+START_SECONDS = 240
+MANIFESTS = """
+apiVersion: espalier.dev/v1alpha1
+kind: TrainableModel
+metadata: {name: tiny}
+spec:
+  source: {base: {image: tiny}}
+  adapter: {rank: 8, alpha: 16}
+  trainer: {dtype: float32}
+  rollout: {replicas: 1, maxModelTokens: 64}
+  storage: {persistentVolumeClaim: {claimName: weights}}
+---
+apiVersion: espalier.dev/v1alpha1
+kind: TrainingRun
+metadata: {name: tiny}
+spec:
+  modelRef: {name: tiny}
+  driver: Client
+  loss: {name: importance_sampling}
+  learningRate: "1e-3"
+  steps: 100
+"""
+HEAD = """
+apiVersion: espalier.dev/v1alpha1
+kind: CheckpointHead
+metadata: {name: tiny}
+spec: {modelRef: {name: tiny}, mode: MODE}
+"""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    id: str
+
+
+async def varied(task: Prompt, session: Session) -> float:
+    await session.sample([{"role": "user", "content": task.id}])
+    return float(session.rollout.rollout_idx % 2)
+
+
+class Dev:
+    """A running ``espalier dev`` and what it says."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+
+    async def says(self, pattern: str) -> re.Match[str]:
+        """Waits for a line."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(START_SECONDS):
+            while True:
+                line = (await self.process.stdout.readline()).decode()
+                assert line, f"ended before {pattern!r}: {''.join(self.lines)}"
+                self.lines.append(line)
+                if found := re.search(pattern, line):
+                    return found
+
+
+@asynccontextmanager
+async def dev(directory: Path, model: Path, port: int) -> AsyncIterator[Dev]:
+    command = ("-m", "espalier.cli.main", "dev", str(directory), "--port", str(port))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *command, "--image", f"tiny={model}"),
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    running = Dev(process)
+    try:
+        yield running
+    finally:
+        process.send_signal(signal.SIGINT)
+        rest, _ = await process.communicate()
+        running.lines.append(rest.decode())
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+async def test_a_tree_grows_is_pinned_by_an_edit_and_goes_on_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    model, manifests = tmp_path / "model", tmp_path / "manifests"
+    make_model(model)
+    manifests.mkdir()
+    (manifests / "model.yaml").write_text(MANIFESTS)
+    (manifests / "head.yaml").write_text(HEAD.replace("MODE", "Track"))
+    port = free_port()
+    small = FitConfig(
+        steps=2, learning_rate=1e-3, group=2, tasks_per_step=1, sampling=Sampling(max_tokens=4)
+    )
+    async with dev(manifests, model, port) as running:
+        found = await running.says(r"ESPALIER_GATEWAY_URL=(\S+) ESPALIER_TOKEN=(\S+)")
+        await running.says("TrainingRun tiny: Training")
+        access = {"base_url": found[1], "token": found[2]}
+        async with TrainingClient("tiny", **access) as client:
+            await Fit(client, [Prompt("1")], varied, small).fit_async()
+            head = await client.head()
+            assert head is not None
+            assert head.name == "tiny-000002"
+            pin = "Pin, checkpointRef: {name: tiny-000001}, onPin: Branch"
+            (manifests / "head.yaml").write_text(HEAD.replace("MODE", pin))
+            await running.says("CheckpointHead tiny: Pinned: pinned to tiny-000001")
+            head = await client.head()
+            assert head is not None
+            assert head.name == "tiny-000001"
+    assert running.process.returncode == 0
+    assert "stopped; start again" in running.lines[-1]
+    (manifests / "head.yaml").write_text(HEAD.replace("MODE", "Track"))
+    async with dev(manifests, model, port) as running:
+        await running.says("TrainingRun tiny: Training")
+        async with TrainingClient("tiny", **access) as client:
+            more = FitConfig(**{**vars(small), "steps": 3})
+            await Fit(client, [Prompt("1")], varied, more).fit_async()
+            listed = await client.checkpoints()
+    parents = {c.name: c.prev_model_checkpoint_id for c in listed}
+    assert len(parents) == 3
+    # The branch that the pin began grows from the checkpoint that it named.
+    (grown,) = set(parents) - {"tiny-000001", "tiny-000002"}
+    assert parents[grown] == next(c.id for c in listed if c.name == "tiny-000001")

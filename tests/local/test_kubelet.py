@@ -1,0 +1,151 @@
+"""The local kubelet with real processes: servers that are kept up, Jobs that end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from espalier.core.pods import read_job, read_pod
+from espalier.kube.memory import MemoryCluster
+from espalier.kube.objects import Body, Key
+from espalier.local.kubelet import Kubelet
+from espalier.local.layout import Layout
+
+SERVER = """
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Ready(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+HTTPServer((os.environ["ESPALIER_HOST"], 8000), Ready).serve_forever()
+"""
+GIVES_UP = """
+import json, os, pathlib
+said = {"detail": "wrong", "reason": "Wrong", "remedy": "mend"}
+pathlib.Path(os.environ["ESPALIER_TERMINATION_LOG"]).write_text(json.dumps(said))
+raise SystemExit(64)
+"""
+
+
+def now() -> str:
+    return "2026-01-01T00:00:00Z"
+
+
+def workload(kind: str, role: str, script: str, **spec: Any) -> Body:
+    labels = {"espalier.dev/role": role}
+    container = {"name": role, "command": ["python", "-c", script], "volumeMounts": []}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"name": "w", "namespace": "default"},
+        "spec": {
+            **({"replicas": 1} if kind != "Job" else {"backoffLimit": 1}),
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+            **spec,
+        },
+    }
+
+
+class Node:
+    """A cluster, and a kubelet that works on it."""
+
+    def __init__(self, cluster: MemoryCluster) -> None:
+        self.cluster = cluster
+
+    def pod(self) -> Body:
+        return self.cluster.objects.get(Key("Pod", "default", "w-0"), {})
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        changed = asyncio.Event()
+        self.cluster.watch(lambda event, body: changed.set())
+        async with asyncio.timeout(60):
+            while not reached():
+                await changed.wait()
+                changed.clear()
+
+    def ready(self) -> bool:
+        return bool(self.pod()) and read_pod(self.pod()).ready
+
+    def pid(self) -> int:
+        state: str = self.pod()["status"]["containerStatuses"][0]["containerID"]
+        return int(state.split("/")[2])
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    cluster, stop = MemoryCluster(now), asyncio.Event()
+    async with aiohttp.ClientSession() as session:
+        kubelet = Kubelet(cluster, Layout(tmp_path, {}), session, now)
+        task = asyncio.create_task(kubelet.run(stop))
+        yield Node(cluster)
+        stop.set()
+        await task
+
+
+async def test_a_server_is_ready_once_it_answers_and_started_again_when_it_dies(node: Node) -> None:
+    # --host is the trainer's own; a rollout takes its address from the environment.
+    await node.cluster.apply("Deployment", workload("Deployment", "rollout", SERVER))
+    await node.until(node.ready)
+    first = read_pod(node.pod())
+    assert first.ip.startswith("127.")
+    assert first.started
+    os.kill(node.pid(), signal.SIGKILL)
+    await node.until(lambda: node.ready() and read_pod(node.pod()).instance != first.instance)
+
+
+async def test_a_server_that_is_scaled_down_ends(node: Node) -> None:
+    await node.cluster.apply("Deployment", workload("Deployment", "rollout", SERVER))
+    await node.until(node.ready)
+    pid = node.pid()
+    await node.cluster.apply("Deployment", workload("Deployment", "rollout", SERVER, replicas=0))
+    await node.until(lambda: not node.pod())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_job_that_did_its_work_is_complete(node: Node) -> None:
+    await node.cluster.apply("Job", workload("Job", "importer", "pass"))
+    key = Key("Job", "default", "w")
+    await node.until(lambda: read_job(node.cluster.objects[key]).finished)
+    assert read_job(node.cluster.objects[key]).complete
+
+
+async def test_a_job_that_only_the_user_can_mend_fails_at_once_with_its_problem(
+    node: Node,
+) -> None:
+    await node.cluster.apply("Job", workload("Job", "importer", GIVES_UP))
+    key = Key("Job", "default", "w")
+    await node.until(lambda: read_job(node.cluster.objects[key]).finished)
+    assert read_job(node.cluster.objects[key]).failure.startswith("PodFailurePolicy")
+    await node.until(lambda: read_pod(node.pod()).problem is not None)
+    problem = read_pod(node.pod()).problem
+    assert problem is not None
+    assert (problem.reason, problem.remedy) == ("Wrong", "mend")
+
+
+async def test_a_job_is_tried_again_as_often_as_it_says(node: Node, tmp_path: Path) -> None:
+    script = f"open({str(tmp_path / 'tries')!r}, 'a').write('x'); raise SystemExit(75)"
+    await node.cluster.apply("Job", workload("Job", "importer", script))
+    key = Key("Job", "default", "w")
+    await node.until(lambda: read_job(node.cluster.objects[key]).finished)
+    assert read_job(node.cluster.objects[key]).failure.startswith("BackoffLimitExceeded")
+    assert (tmp_path / "tries").read_text() == "xx"
+
+
+async def test_an_image_that_is_not_here_says_what_to_give(node: Node) -> None:
+    body = workload("Job", "importer", "pass")
+    copy = {"name": "copy", "image": "model:1", "command": ["cp", "/models/.", "/source/"]}
+    body["spec"]["template"]["spec"]["initContainers"] = [copy]
+    await node.cluster.apply("Job", body)
+    await node.until(lambda: bool(node.pod()) and bool(read_pod(node.pod()).waiting))
+    assert "give --image model:1=DIRECTORY" in read_pod(node.pod()).waiting

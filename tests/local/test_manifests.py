@@ -1,0 +1,122 @@
+"""A directory of manifests, as ``espalier dev`` takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from espalier.local.layout import Layout, MappingError
+from espalier.local.manifests import ManifestError, newest, read
+from espalier.local.process import plan
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+HEAD = """
+apiVersion: espalier.dev/v1alpha1
+kind: CheckpointHead
+metadata: {name: arith}
+spec: {modelRef: {name: arith}, mode: Track}
+"""
+
+
+def test_an_example_for_the_cluster_is_taken_as_it_is() -> None:
+    found = read(EXAMPLES / "arithmetic")
+    named = {f"{body['kind']} {body['metadata']['name']}" for body in found.objects}
+    assert named == {
+        "TrainableModel arith",
+        "CheckpointHead arith",
+        "ConfigMap sums",
+        "TrainingRun arith-20",
+    }
+    assert {body["metadata"]["namespace"] for body in found.objects} == {"default"}
+    assert "PersistentVolumeClaim espalier-weights" in found.ignored
+
+
+def test_without_a_kustomization_every_yaml_counts(tmp_path: Path) -> None:
+    (tmp_path / "head.yaml").write_text(HEAD)
+    (tmp_path / "notes.txt").write_text("not a manifest")
+    assert [body["kind"] for body in read(tmp_path).objects] == ["CheckpointHead"]
+
+
+def test_an_edit_shows(tmp_path: Path) -> None:
+    assert newest(tmp_path) == 0
+    (tmp_path / "head.yaml").write_text(HEAD)
+    assert newest(tmp_path) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD.replace("Track", "Follow"), r"CheckpointHead arith: spec\.mode: Input should be"),
+        (HEAD.replace("modelRef", "model"), r"spec\.modelRef: Field required"),
+        (HEAD.replace("v1alpha1", "v9"), "apiVersion must be espalier.dev/v1alpha1"),
+        ("kind: [", "is no YAML"),
+        ("spec: {}", "has no kind or no metadata.name"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: x}", "declares no TrainableModel"),
+    ],
+)
+def test_what_no_api_server_would_take_is_refused_by_file_and_field(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "all.yaml").write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        read(tmp_path)
+
+
+def test_a_kustomization_that_lists_more_than_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("resources: [../base]")
+    with pytest.raises(ManifestError, match="only files are read here"):
+        read(tmp_path)
+    with pytest.raises(ManifestError, match="is no directory"):
+        read(tmp_path / "nowhere")
+
+
+def test_paths_of_the_pod_become_paths_of_this_machine(tmp_path: Path) -> None:
+    layout = Layout(tmp_path, {"model:1": tmp_path})
+    weights = {"name": "weights", "persistentVolumeClaim": {"claimName": "disk"}}
+    tasks = {"name": "tasks", "configMap": {"name": "sums"}}
+    spec = {
+        "volumes": [weights, tasks, {"name": "source", "emptyDir": {}}],
+        "initContainers": [
+            {
+                "image": "model:1",
+                "command": ["cp", "-rL", "/models/.", "/source/"],
+                "volumeMounts": [{"name": "source", "mountPath": "/source"}],
+            }
+        ],
+        "containers": [
+            {
+                "name": "importer",
+                "command": ["python", "-m", "espalier.trainer.importer"],
+                "args": ["--directory", "/source"],
+                "env": [
+                    {"name": "ESPALIER_VOLUME", "value": "/weights"},
+                    {"name": "OTHER", "value": "/weightsandmore"},
+                ],
+                "volumeMounts": [
+                    {"name": "weights", "mountPath": "/weights"},
+                    {"name": "tasks", "mountPath": "/tasks"},
+                ],
+            }
+        ],
+    }
+    config = {"sums": {"tasks.jsonl": "{}"}}
+    planned = plan("p", "importer", spec, address="127.9.9.9", layout=layout, config=config)
+    assert planned.environment["ESPALIER_VOLUME"] == str(tmp_path / "volumes" / "disk")
+    assert planned.environment["OTHER"] == "/weightsandmore"
+    source = tmp_path / "pods" / "p" / "source"
+    assert planned.command[-2:] == ("--directory", str(source))
+    assert planned.copies == ((tmp_path, source),)
+    assert (tmp_path / "pods" / "p" / "tasks" / "tasks.jsonl").read_text() == "{}"
+
+    unknown = Layout(tmp_path, {})
+    with pytest.raises(MappingError, match="give --image model:1=DIRECTORY"):
+        plan("p", "importer", spec, address="127.9.9.9", layout=unknown, config=config)
+    with pytest.raises(MappingError, match="ConfigMap sums is in no manifest"):
+        plan("p", "importer", spec, address="127.9.9.9", layout=layout, config={})
+
+
+def test_secrets_are_made_once_and_only_for_their_owner(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state", {})
+    assert layout.token() == Layout(tmp_path / "state", {}).token()
+    assert (tmp_path / "state" / "token").stat().st_mode & 0o777 == 0o600
