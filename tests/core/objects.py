@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -24,7 +25,7 @@ Body = dict[str, Any]
 
 
 def digest(name: str) -> str:
-    return "sha256:" + name.encode().hex().ljust(64, "0")[-64:]
+    return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def metadata(name: str, **changes: Any) -> Body:
@@ -62,8 +63,15 @@ def checkpoint(
     run_step: int = 0,
     ready: bool = True,
     created: str = NOW,
+    name: str = "",
+    content: str = "",
+    uri: str = "",
+    labels: Body | None = None,
+    stalled: str = "",
 ) -> Checkpoint:
-    name = checkpoint_name(model, branch, step)
+    """``content`` is what the digest is of; ``stalled`` the reason why its bytes were refused."""
+    name = name or checkpoint_name(model, branch, step)
+    sha = digest(content or name)
     metrics = {"reward/mean": reward} if reward is not None else {}
     annotations = {
         METRICS_ANNOTATION: json.dumps(metrics),
@@ -76,18 +84,19 @@ def checkpoint(
         "step": step,
         "branch": branch,
         "epoch": epoch,
-        "uri": checkpoint_uri(digest(name)),
-        "digest": digest(name),
+        "uri": uri or checkpoint_uri(sha),
+        "digest": sha,
         "loraRank": 16,
         "hyperparameters": {"learningRate": "1e-4", "groupSize": 8},
     }
     if parent:
         spec["parentRef"] = {"name": parent}
+    refused = [condition("Stalled", "True", stalled)] if stalled else []
     status = {
-        "conditions": [condition("Ready", "True" if ready else "False")],
+        "conditions": [condition("Ready", str(ready and not stalled)), *refused],
         "metrics": [{"name": n, "value": v} for n, v in metrics.items()],
     }
-    meta = metadata(name, annotations=annotations, creationTimestamp=created)
+    meta = metadata(name, annotations=annotations, creationTimestamp=created, labels=labels or {})
     return Checkpoint.model_validate({"metadata": meta, "spec": spec, "status": status})
 
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 from tests.core.objects import checkpoint, commit, digest, head, line
 
+from espalier.api.checkpoint import Checkpoint
 from espalier.api.wire import Commit
-from espalier.core.commits import Accepted, Fenced, Known, checkpoint_body, judge, run_uid
+from espalier.core.commits import Accepted, Fenced, Held, Known, checkpoint_body, judge, run_uid
 from espalier.core.lineage import BASE_POINT, Lineage, Point, grow
 
 TREE = [*line("m", 3), checkpoint(step=2, branch="b2", epoch=2, parent="m-000001")]
@@ -52,6 +53,27 @@ def test_any_other_commit_is_fenced(
     verdict = judge(arrived, "m", lineage(), head(status=status))
     assert isinstance(verdict, Fenced)
     assert verdict.reason == reason
+
+
+@pytest.mark.parametrize(
+    "liar",
+    [
+        checkpoint(step=4, parent="m-000001"),
+        checkpoint(step=4, parent="m-000003", uri="volume://checkpoints/../../etc"),
+        checkpoint(step=4, parent="m-000003", content="x", stalled="AdapterNotFound"),
+    ],
+    ids=["a gap", "a path that leaves the volume", "bytes that nobody has"],
+)
+def test_a_commit_waits_while_an_object_that_is_no_commit_has_its_name(liar: Checkpoint) -> None:
+    arrived = commit(4, parent="m-000003")
+    spoilt = grow([*TREE, liar], BASE_POINT)
+    assert isinstance(judge(arrived, "m", spoilt, head(status={}), liar), Held)
+    assert isinstance(judge(arrived, "m", lineage(), head(status={})), Accepted)
+
+
+def test_a_commit_waits_while_another_models_checkpoint_has_its_name() -> None:
+    arrived, foreign = commit(4, parent="m-000003"), checkpoint("other", 4)
+    assert isinstance(judge(arrived, "m", lineage(), None, foreign), Held)
 
 
 def test_the_step_that_was_under_way_when_a_pin_paused_training_still_counts() -> None:

@@ -9,7 +9,8 @@ import pytest
 from tests.core.objects import NOW, checkpoint, digest, head, line, model
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.checkpointhead import CheckpointHead, NameOnly, PodDigest
+from espalier.api.wire import Problem
 from espalier.core import request, serving
 from espalier.core.conditions import find
 from espalier.core.head import HeadDecision, decide
@@ -30,6 +31,8 @@ class Server:
         self.rollouts: list[Rollout] = [Rollout("pod", ready=True)]
         self.model = model()
         self.trainer_epoch = 0
+        self.others: dict[str, Any] = {}
+        self.refused: dict[str, Problem] = {}
 
     def view(self) -> HeadView:
         ref = self.head.spec.checkpoint_ref
@@ -42,6 +45,7 @@ class Server:
             named=named.get(ref.name) if ref else None,
             rollouts=self.rollouts,
             trainer_epoch=self.trainer_epoch,
+            **self.others,
         )
 
     def once(self) -> HeadDecision:
@@ -55,8 +59,10 @@ class Server:
         for _ in range(6):
             self.once()
             wishes = serving.wishes("m", [self.head], self.view().lineage)
-            loaded = frozenset({"base", *(wish.adapter for wish in wishes)})
-            self.rollouts = [Rollout(r.name, True, loaded) for r in self.rollouts]
+            loaded = frozenset({"base", *serving.choose(wishes, self.refused)})
+            self.rollouts = [
+                Rollout(r.name, True, loaded, refused=self.refused) for r in self.rollouts
+            ]
         return self.head
 
     def edit(self, mode: str, pin: str = "", **spec: Any) -> CheckpointHead:
@@ -327,6 +333,173 @@ def test_another_head_serves_without_moving_training() -> None:
     assert current(canary.head) == "m-000002"
     assert (canary.head.status.epoch, canary.head.status.branch) == (3, "main")
     assert not request.leads(canary.head)
+
+
+def adapters(*names: str) -> frozenset[str]:
+    return frozenset({"base", *(adapter_name("m", digest(name)) for name in names)})
+
+
+def test_of_two_pins_in_quick_succession_the_second_is_served_and_each_is_a_cause() -> None:
+    server = Server()
+    server.settle()
+    for generation, pin in ((2, "m-000001"), (3, "m-000002")):
+        edited = head("m", "Pin", pin, generation=generation)
+        server.head = edited.model_copy(update={"status": server.head.status})
+        server.once()
+    settled = server.settle()
+    assert (current(settled), settled.status.epoch) == ("m-000002", 3)
+    assert [move.name for move in settled.status.history] == ["m-000002", "m-000004"]
+
+
+def test_a_pin_while_all_rollouts_are_down_holds_training_and_is_served_when_they_are_back() -> (
+    None
+):
+    server = Server()
+    server.settle()
+    server.rollouts = []
+    pinned = server.edit("Pin", "m-000002")
+    assert (current(pinned), server.reason()) == ("m-000004", "False/RolloutsNotReady")
+    assert (pinned.status.epoch, request.paused(pinned)) == (2, True)
+    server.rollouts = [Rollout("pod", ready=False)]
+    assert current(server.settle()) == "m-000002"
+
+
+def test_the_status_lists_what_each_pod_confirmed_and_no_more() -> None:
+    server = Server()
+    server.settle()
+    serving_it, behind = adapters("m-000004"), adapters("m-000003")
+    server.checkpoints.append(checkpoint(step=5, parent="m-000004"))
+    server.rollouts = [
+        Rollout("a", True, adapters("m-000004", "m-000005")),
+        Rollout("b", True, serving_it),
+        Rollout("c", True, behind),
+        Rollout("d", False),
+    ]
+    server.once()
+    shown = {pod.name: pod.digest for pod in server.head.status.pods}
+    assert shown == {"a": digest("m-000005"), "b": digest("m-000004")}
+
+
+def test_a_pod_that_lost_the_adapter_makes_the_head_move_again() -> None:
+    server = Server()
+    server.settle()
+    server.rollouts = [Rollout("pod", True, frozenset({"base"}))]
+    server.once()
+    assert (current(server.head), server.reason()) == ("m-000004", "False/Moving")
+    assert server.head.status.pods == []
+
+
+ALTERED = Problem(detail="a file is altered", reason="FileAltered", remedy="Restore it")
+
+
+def refusing(*names: str, keeps: str = "m-000004") -> list[Rollout]:
+    refused = {adapter_name("m", digest(name)): ALTERED for name in names}
+    return [Rollout("pod", True, adapters(keeps), refused=refused)]
+
+
+def test_a_pin_whose_bytes_are_refused_is_stalled_and_what_was_served_stays() -> None:
+    server = Server()
+    server.settle()
+    server.rollouts = refusing("m-000002")
+    edited = head("m", "Pin", "m-000002", generation=2)
+    server.head = edited.model_copy(update={"status": server.head.status})
+    for _ in range(3):
+        server.once()
+    assert (current(server.head), server.reason("Stalled")) == ("m-000004", "True/FileAltered")
+    found = find(server.head.status.conditions, "Ready")
+    assert found is not None
+    assert "a file is altered. Restore it; m-000004 stays served" in found.message
+
+
+def test_a_tracking_head_passes_over_a_checkpoint_whose_bytes_were_refused() -> None:
+    damaged = checkpoint(step=5, parent="m-000004", stalled="FileAltered")
+    server = Server([*MAIN, damaged])
+    assert current(server.settle()) == "m-000004"
+    server.checkpoints.append(checkpoint(step=6, parent="m-000005"))
+    assert current(server.settle()) == "m-000006"
+
+
+def test_a_head_that_aimed_at_refused_bytes_gives_them_up_and_never_moves_back() -> None:
+    server = Server()
+    server.settle()
+    server.checkpoints.append(checkpoint(step=5, parent="m-000004"))
+    server.once()
+    assert server.head.status.target == NameOnly(name="m-000005")
+    server.checkpoints[-1] = checkpoint(step=5, parent="m-000004", stalled="FileAltered")
+    settled = server.settle()
+    assert (current(settled), server.reason()) == ("m-000004", "True/Tracking")
+    # What is served stays the head's even when its own bytes are refused later.
+    server.checkpoints[3] = checkpoint(step=4, parent="m-000003", stalled="FileAltered")
+    settled = server.settle()
+    assert (current(settled), server.reason("Stalled")) == ("m-000004", "True/FileAltered")
+
+
+def test_after_a_branch_from_refused_bytes_track_serves_the_newest_before_it() -> None:
+    server = Server()
+    server.settle()
+    damaged = checkpoint(step=3, parent="m-000002", stalled="FileAltered")
+    server.checkpoints[2] = damaged
+    server.refused = {adapter_name("m", digest("m-000003")): ALTERED}
+    server.edit("Pin", "m-000003", onPin="Branch")
+    assert current(server.edit("Track")) == "m-000002"
+
+
+def test_a_target_that_is_deleted_before_it_is_served_leaves_what_is_served() -> None:
+    server = Server()
+    server.settle()
+    server.rollouts = []
+    server.edit("Pin", "m-000002")
+    server.checkpoints = [c for c in MAIN if c.metadata.name != "m-000002"]
+    server.rollouts = [Rollout("pod", ready=True)]
+    settled = server.settle()
+    assert (current(settled), server.reason()) == ("m-000004", "False/CheckpointNotFound")
+    assert settled.status.pods == [PodDigest(name="pod", digest=digest("m-000004"))]
+
+
+def test_a_pin_to_an_object_that_lies_changes_nothing() -> None:
+    liar = checkpoint(step=5, parent="m-000004", uri="volume://checkpoints/../../etc")
+    server = Server([*MAIN, liar])
+    before = server.settle().status
+    after = server.edit("Pin", "m-000005", onPin="Branch").status
+    assert server.reason("Stalled") == "True/InvalidURI"
+    assert (after.epoch, after.target, after.branch) == (before.epoch, before.target, "main")
+
+
+def test_a_head_says_under_what_slug_it_is_sampled() -> None:
+    server = Server(name="canary")
+    server.others = {"leader": head(status={"epoch": 1}), "gateway_url": "http://gateway"}
+    endpoint = server.settle().status.endpoint
+    assert endpoint is not None
+    assert (endpoint.slug, endpoint.url) == ("canary", "http://gateway")
+
+
+@pytest.mark.parametrize(
+    ("others", "reason", "remedy"),
+    [
+        ({"namesake": True}, "NameTaken", "create it under another name"),
+        ({"crowded_out": True}, "TooManyHeads", "spec.rollout.maxAdapters"),
+    ],
+)
+def test_a_second_head_that_cannot_be_served_says_what_to_do(
+    others: dict[str, Any], reason: str, remedy: str
+) -> None:
+    server = Server(name="canary")
+    server.others = {"leader": head(status={"epoch": 1}), **others}
+    settled = server.settle()
+    assert server.reason("Stalled") == f"True/{reason}"
+    found = find(settled.status.conditions, "Ready")
+    assert found is not None
+    assert remedy in found.message
+
+
+def test_two_heads_of_a_model_each_serve_what_they_ask_for() -> None:
+    leader = Server().settle()
+    canary = Server(name="canary", mode="Pin", pin="m-000002", onPin="Pause")
+    canary.others = {"leader": leader}
+    settled = canary.settle()
+    assert (current(leader), current(settled)) == ("m-000004", "m-000002")
+    assert settled.status.epoch == leader.status.epoch
+    assert not request.paused(leader)
 
 
 def test_history_keeps_the_last_twenty_moves() -> None:

@@ -9,12 +9,15 @@ from tests.gateway.world import LOADING, World, condition, digest, terminated, w
 
 from espalier.gateway.routing import (
     NotReady,
+    Slug,
     Target,
     Unknown,
     could_be_committed,
     find_model,
+    find_slug,
     resolve,
     slug_of,
+    slugs,
     split,
 )
 from espalier.gateway.snapshot import Id
@@ -87,6 +90,83 @@ def test_a_head_of_the_models_name_over_another_model_is_not_its_head(world: Wor
     world.head(other, A)
     world.pod(model, "arith-rollout-0")
     assert isinstance(resolve(world.snapshot, model, ""), NotReady)
+
+
+@pytest.fixture
+def canary(world: World, arith: Id) -> Id:
+    """A second head of arith, at another checkpoint."""
+    world.head(arith, B, step=2, name="canary")
+    return arith.beside("canary")
+
+
+@pytest.mark.parametrize(
+    ("asked", "adapter"),
+    [
+        ("arith", ADAPTER_A),
+        ("canary", ADAPTER_B),
+        ("home/canary", ADAPTER_B),
+        ("canary@base", "base"),
+        ("canary@arith-000001", ADAPTER_A),
+    ],
+)
+def test_two_heads_of_a_model_are_sampled_under_their_own_names(
+    world: World, arith: Id, canary: Id, asked: str, adapter: str
+) -> None:
+    name, ref = split(asked)
+    slug = find_slug(world.snapshot, name)
+    assert isinstance(slug, Slug)
+    assert slug.model == arith
+    target = resolve(world.snapshot, slug.model, ref, slug.head)
+    assert target == Target(arith, adapter, ("10.0.0.1:8000",))
+
+
+def test_who_trains_through_another_head_is_sent_to_the_model(world: World, canary: Id) -> None:
+    found = find_model(world.snapshot, "canary")
+    assert isinstance(found, Unknown)
+    assert found.nearest == ("arith",)
+    assert "a head of model arith" in found.detail
+
+
+def test_a_head_that_serves_nothing_yet_is_not_ready(world: World, arith: Id) -> None:
+    world.head(arith, None, name="canary")
+    found = resolve(world.snapshot, arith, "", arith.beside("canary"))
+    assert isinstance(found, NotReady)
+
+
+def test_a_models_name_is_its_own_though_another_models_head_has_it(
+    world: World, arith: Id
+) -> None:
+    other = world.model("canary")
+    world.head(arith, B, name="canary")
+    assert find_slug(world.snapshot, "canary") == Slug(other, other)
+    assert [slug.head.name for slug in slugs(world.snapshot)] == ["arith", "canary"]
+
+
+def test_the_head_of_a_model_that_is_gone_is_no_slug(world: World, arith: Id, canary: Id) -> None:
+    world.drop("TrainableModel", "arith")
+    assert isinstance(find_slug(world.snapshot, "canary"), Unknown)
+
+
+def test_a_head_of_the_name_of_another_namespaces_model_must_be_qualified() -> None:
+    world = World("one", "two")
+    first, second = world.model("arith", "one"), world.model("canary", "two")
+    world.head(first, A, name="canary")
+    assert find_slug(world.snapshot, "canary") == Unknown(
+        "model 'canary' is in more than one namespace", ("one/canary", "two/canary")
+    )
+    assert find_slug(world.snapshot, "one/canary") == Slug(first, Id("one", "canary"))
+    assert [slug_of(world.snapshot, slug.head) for slug in slugs(world.snapshot)] == [
+        "arith",
+        "two/canary",
+        "one/canary",
+    ]
+    assert find_model(world.snapshot, "two/canary") == second
+
+
+def test_a_mistyped_head_names_the_nearest(world: World, canary: Id) -> None:
+    found = find_slug(world.snapshot, "canry")
+    assert isinstance(found, Unknown)
+    assert found.nearest == ("canary",)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ class World:
         agreed: Request | None = None,
         gate: Body | None = None,
         checkpoint: str = "",
+        name: str = "",
     ) -> None:
         """A head that serves a digest (None: nothing yet) and has agreed to a request."""
         agreed = agreed or Request("Track")
@@ -81,7 +82,7 @@ class World:
                 "digest": current,
                 "epoch": epoch,
             }
-        self.put("CheckpointHead", model.name, model.namespace, spec=spec, status=status)
+        self.put("CheckpointHead", name or model.name, model.namespace, spec=spec, status=status)
 
     def checkpoint(
         self,

@@ -80,6 +80,7 @@ class ModelReconciler:
         lineage = self._services.snapshot.lineage(namespace, name)
         leader = self._services.snapshot.leader(namespace, name)
         ledger = self._services.streams.ledger(namespace, name)
+        head = self._services.snapshot.head(namespace, name)
         return models.ModelView(
             model=model,
             source=origin,
@@ -93,6 +94,7 @@ class ModelReconciler:
             gateway_url=self._services.settings.gateway_url,
             warnings=ledger.warnings,
             problem=ledger.problem,
+            namesake=head if leader is None else None,
         )
 
     async def _import(self, model: TrainableModel, action: source.ImporterAction) -> None:

@@ -54,6 +54,8 @@ def _of_model(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Ite
         origin = (new or old or {}).get("spec", {}).get("source", {}).get("checkpointRef", {})
         if origin:
             yield Key("Checkpoint", key.namespace, origin["name"])
+    # A head of that name, which may be of another model.
+    yield Key("CheckpointHead", key.namespace, key.name)
     yield from _keys(cache, "CheckpointHead", key.namespace, key.name)
     yield from _keys(cache, "TrainingRun", key.namespace, key.name)
     yield from _forks(cache, key.namespace, model=key.name)
@@ -65,6 +67,7 @@ def _of_head(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iter
     name = _model(body)
     yield from _keys(cache, "CheckpointHead", key.namespace, name)
     yield from _model_and_runs(cache, key.namespace, name)
+    yield Key("TrainableModel", key.namespace, key.name)
     before, after = _served(old), _served(new)
     if before[1:] != after[1:]:
         yield from _keys(cache, "Checkpoint", key.namespace, name)

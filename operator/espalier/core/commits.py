@@ -11,11 +11,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from espalier.api.checkpoint import CheckpointSpec, Hyperparameters
+from espalier.api.checkpoint import Checkpoint, CheckpointSpec, Hyperparameters
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef, decimal_string
 from espalier.api.wire import Commit
-from espalier.core import request
+from espalier.core import conditions, request
 from espalier.core.lineage import BASE_POINT, Lineage, Point, point
 from espalier.core.manifests import labels
 from espalier.core.names import MAIN, checkpoint_uri
@@ -52,16 +52,35 @@ class Fenced:
     message: str
 
 
-Verdict = Accepted | Known | Passed | Fenced
+@dataclass(frozen=True)
+class Held:
+    """An object that is no commit has the name: the commit waits until it is deleted."""
+
+    reason: str
+    message: str
 
 
-def judge(commit: Commit, model: str, lineage: Lineage, head: CheckpointHead | None) -> Verdict:
-    """Whether a commit joins the model's tree; ``head`` is the head of the model's name."""
-    known = lineage.by_name.get(commit.name)
-    if known is not None:
-        if known.spec.digest == commit.digest:
-            return Known()
-        return Fenced("NameTaken", f"{commit.name} is another checkpoint, {known.spec.digest}")
+Verdict = Accepted | Known | Passed | Fenced | Held
+
+
+def judge(
+    commit: Commit,
+    model: str,
+    lineage: Lineage,
+    head: CheckpointHead | None,
+    holder: Checkpoint | None = None,
+) -> Verdict:
+    """Whether a commit joins the model's tree.
+
+    Args:
+        commit: what the trainer committed.
+        model: the model whose trainer it is.
+        lineage: the model's tree.
+        head: the head of the model's name.
+        holder: the Checkpoint that has the commit's name, of whatever model.
+    """
+    if taken := _taken(commit, lineage, holder):
+        return taken
     if commit.model != model:
         return Fenced("WrongModel", f"{commit.name} is a commit of model {commit.model}")
     if not commit.stored or _passed(commit, lineage):
@@ -74,6 +93,20 @@ def judge(commit: Commit, model: str, lineage: Lineage, head: CheckpointHead | N
     if head is not None:
         epoch = max(epoch, request.fence(head, commit.branch))
     return _misfit(commit, start, epoch) or Accepted(start)
+
+
+def _taken(commit: Commit, lineage: Lineage, holder: Checkpoint | None) -> Verdict | None:
+    """What it means that there is a Checkpoint of the commit's name; None if there is none."""
+    known = lineage.by_name.get(commit.name)
+    if known is not None and known.spec.digest == commit.digest:
+        return Known()
+    refused = known is not None and conditions.is_true(known.status.conditions, conditions.STALLED)
+    if refused or (known is None and holder is not None):
+        message = f"Checkpoint {commit.name} is not the commit of that name: delete it"
+        return Held("NameTaken", message)
+    if known is not None:
+        return Fenced("NameTaken", f"{commit.name} is another checkpoint, {known.spec.digest}")
+    return None
 
 
 def _passed(commit: Commit, lineage: Lineage) -> bool:

@@ -192,8 +192,9 @@ def _anchor(
     if held == lineage.root:
         return held, line
     # Off the live line with nothing that passes: where the live branch started.
-    start = lineage.base(status.branch) or ref_name(status.branch_base)
-    return (lineage.place(start) if start else lineage.root), line
+    start = lineage.place(lineage.base(status.branch) or ref_name(status.branch_base))
+    before = [c for c in line if start is not None and c.spec.step <= start.step and is_ready(c)]
+    return (point(before[-1]) if before else lineage.root), line
 
 
 def _point_served(status: CheckpointHeadStatus) -> Point | None:

@@ -25,6 +25,7 @@ class ModelView:
     """All that a model's decision depends on; ``trains`` is whether a run wants the trainer.
 
     ``warnings`` and ``problem`` are what the trainer reports; None: nothing has been heard.
+    ``namesake`` is a head of another model that has this model's name.
     """
 
     model: TrainableModel
@@ -37,6 +38,7 @@ class ModelView:
     gateway_url: str = ""
     warnings: Sequence[Problem] | None = None
     problem: Problem | None = None
+    namesake: CheckpointHead | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def decide(view: ModelView, now: str) -> ModelDecision:
     rollouts = _workload(
         model, ROLLOUTS_READY, model.spec.rollout.replicas, view.rollout_pods, resolved=resolved
     )
-    triple = _overall(view.source, trainer, rollouts)
+    triple = _headless(view) or _overall(view.source, trainer, rollouts)
     said = reported.findings(view.warnings, view.problem, model.status.conditions)
     findings = [*triple, view.source.finding, trainer.finding, rollouts.finding, *said]
     name, origin = model.metadata.name, model.spec.source.checkpoint_ref
@@ -84,7 +86,7 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         status,
         trainer_replicas=_scale(int(view.trains), trainer) if resolved else None,
         rollout_replicas=_scale(wanted, rollouts) if resolved else None,
-        needs_head=all(head.metadata.name != name for head in view.heads),
+        needs_head=view.namesake is None and all(head.metadata.name != name for head in view.heads),
     )
 
 
@@ -156,6 +158,18 @@ def _gave_up(model: TrainableModel, type_: str, found: Sequence[Pod]) -> Finding
     if not same or said.observed_generation != model.metadata.generation:
         return None
     return Finding(type_, "False", said.reason, said.message)
+
+
+def _headless(view: ModelView) -> list[Finding] | None:
+    """Without a head of its own name nothing says what a model serves."""
+    if view.namesake is None:
+        return None
+    name, other = view.model.metadata.name, view.namesake.spec.model_ref.name
+    message = (
+        f"CheckpointHead {name} is of model {other}, so {name} has no head of its own: delete that "
+        "head and create it under another name"
+    )
+    return conditions.stalled("HeadNameTaken", message)
 
 
 def _overall(source: SourceDecision, trainer: _Workload, rollouts: _Workload) -> list[Finding]:

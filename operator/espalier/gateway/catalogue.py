@@ -1,4 +1,4 @@
-"""``GET /v1/models``: the models that the caller may sample, in OpenAI's form."""
+"""``GET /v1/models``: the models and heads that the caller may sample, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from datetime import datetime
 from aiohttp import web
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.gateway.routing import slug_of
+from espalier.gateway.routing import Slug, slug_of, slugs
 from espalier.gateway.services import Services
-from espalier.gateway.snapshot import Id
 
 
 class Catalogue:
@@ -20,24 +19,26 @@ class Catalogue:
         self._services = services
 
     async def list(self, request: web.Request) -> web.Response:
-        """Every model of the served namespaces that the caller may get."""
+        """Every model of the served namespaces that the caller may get, and its other heads."""
         user = await self._services.caller(request)
-        models = sorted(self._services.view.snapshot.models)
+        known = slugs(self._services.view.snapshot)
         allowed = await asyncio.gather(
-            *(self._services.auth.allowed(user, "get", "trainablemodels", m) for m in models)
+            *(self._services.auth.allowed(user, "get", "trainablemodels", s.model) for s in known)
         )
-        seen = [model for model, may in zip(models, allowed, strict=True) if may]
-        data = [self._entry(model) for model in seen]
+        seen = [slug for slug, may in zip(known, allowed, strict=True) if may]
+        data = [self._entry(slug) for slug in seen]
         return web.json_response({"object": "list", "data": data})
 
-    def _entry(self, model: Id) -> dict[str, object]:
+    def _entry(self, slug: Slug) -> dict[str, object]:
         snapshot = self._services.view.snapshot
-        return {
-            "id": slug_of(snapshot, model),
+        entry: dict[str, object] = {
+            "id": slug_of(snapshot, slug.head),
             "object": "model",
-            "created": _seconds(snapshot.models[model]),
-            "owned_by": model.namespace,
+            "created": _seconds(snapshot.models[slug.model]),
+            "owned_by": slug.model.namespace,
         }
+        own = slug.head == slug.model
+        return entry if own else {**entry, "parent": slug_of(snapshot, slug.model)}
 
 
 def _seconds(model: TrainableModel) -> int:

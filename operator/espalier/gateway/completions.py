@@ -71,10 +71,11 @@ class Completions:
             request[UPSTREAM_SECONDS] = time.perf_counter() - started
 
     async def _locate(self, user: User, asked: str) -> Target:
-        slug, ref = split(asked)
-        model = await self._services.model(user, slug)
+        named, ref = split(asked)
+        slug = await self._services.sampled(user, named)
+        model = slug.model
         await self._services.auth.require(user, "get", "trainablemodels", model)
-        found = resolve(self._services.view.snapshot, model, ref)
+        found = resolve(self._services.view.snapshot, model, ref, slug.head)
         if isinstance(found, Unknown):
             found = await self._wait_for_checkpoint(model, ref) or found
         if isinstance(found, Unknown):

@@ -21,6 +21,14 @@ NEAREST = 3
 
 
 @dataclass(frozen=True)
+class Slug:
+    """What a slug stands for; ``head`` equals ``model`` for the model's own."""
+
+    model: Id
+    head: Id
+
+
+@dataclass(frozen=True)
 class Target:
     """Where a request goes: the name the rollouts know, and ready pods as ``ip:port``."""
 
@@ -52,38 +60,68 @@ def split(requested: str) -> tuple[str, str]:
     return slug, ref
 
 
-def slug_of(snapshot: Snapshot, model: Id) -> str:
-    """The shortest slug that means this model alone."""
-    others = (Id(n, model.name) for n in snapshot.namespaces if n != model.namespace)
-    return str(model) if any(other in snapshot.models for other in others) else model.name
+def slug_of(snapshot: Snapshot, name: Id) -> str:
+    """The shortest slug that means this model, or this head, alone."""
+    others = (Id(n, name.name) for n in snapshot.namespaces if n != name.namespace)
+    return str(name) if any(_stands_for(snapshot, other) for other in others) else name.name
+
+
+def find_slug(snapshot: Snapshot, slug: str) -> Slug | Unknown:
+    """The model, and the head of it, that a slug means."""
+    if "/" in slug:
+        found = _stands_for(snapshot, Id(*slug.split("/", 1)))
+        return found or Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
+    several = [s for n in snapshot.namespaces if (s := _stands_for(snapshot, Id(n, slug)))]
+    if len(several) == 1:
+        return several[0]
+    if several:
+        names = tuple(str(one.head) for one in several)
+        return Unknown(f"model {slug!r} is in more than one namespace", names)
+    return Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
 
 
 def find_model(snapshot: Snapshot, slug: str) -> Id | Unknown:
-    """The model that a slug means."""
-    if "/" in slug:
-        model = Id(*slug.split("/", 1))
-        if model in snapshot.models and model.namespace in snapshot.namespaces:
-            return model
-        return Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
-    found = [Id(n, slug) for n in snapshot.namespaces if Id(n, slug) in snapshot.models]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = tuple(str(model) for model in found)
-        return Unknown(f"model {slug!r} is in more than one namespace", names)
-    by_uid = [m for m, body in snapshot.models.items() if body.metadata.uid == slug]
-    if by_uid and by_uid[0].namespace in snapshot.namespaces:
-        return by_uid[0]
-    return Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
+    """The model that a slug means to who trains it; any other head of it only serves."""
+    found = find_slug(snapshot, slug)
+    if isinstance(found, Unknown):
+        return found
+    if found.head != found.model:
+        detail = f"{slug!r} is a head of model {found.model.name}, and only sampled"
+        return Unknown(detail, (slug_of(snapshot, found.model),))
+    return found.model
+
+
+def slugs(snapshot: Snapshot) -> list[Slug]:
+    """Every slug that there is, models first."""
+    own = [Slug(model, model) for model in sorted(snapshot.models)]
+    others = [found for head in sorted(snapshot.heads) if (found := _head_slug(snapshot, head))]
+    return [slug for slug in [*own, *others] if slug.model.namespace in snapshot.namespaces]
 
 
 def nearest_slugs(snapshot: Snapshot, slug: str) -> tuple[str, ...]:
     """The slugs most like a mistyped one."""
-    slugs = {slug_of(snapshot, m) for m in snapshot.models if m.namespace in snapshot.namespaces}
-    return _nearest(slug, slugs)
+    return _nearest(slug, {slug_of(snapshot, known.head) for known in slugs(snapshot)})
 
 
-def resolve(snapshot: Snapshot, model: Id, ref: str) -> Target | Unknown | NotReady:
+def _stands_for(snapshot: Snapshot, name: Id) -> Slug | None:
+    """What a name in a served namespace is: a model's before a head's."""
+    if name.namespace not in snapshot.namespaces:
+        return None
+    return Slug(name, name) if name in snapshot.models else _head_slug(snapshot, name)
+
+
+def _head_slug(snapshot: Snapshot, name: Id) -> Slug | None:
+    """The slug of a head that is not its model's own."""
+    head = snapshot.heads.get(name)
+    if head is None or name in snapshot.models:
+        return None
+    model = name.beside(head.spec.model_ref.name)
+    return Slug(model, name) if model in snapshot.models else None
+
+
+def resolve(
+    snapshot: Snapshot, model: Id, ref: str, head: Id | None = None
+) -> Target | Unknown | NotReady:
     """The adapter and the ready pods for a model that there is.
 
     Args:
@@ -91,8 +129,9 @@ def resolve(snapshot: Snapshot, model: Id, ref: str) -> Target | Unknown | NotRe
         model: a key of ``snapshot.models``.
         ref: empty for the head, ``base``, or the name of a Checkpoint of the model or of the
             checkpoint it was forked from.
+        head: the head to serve where ``ref`` names none; None for the model's own.
     """
-    adapter = _adapter(snapshot, model, ref)
+    adapter = _adapter(snapshot, model, ref, head)
     if not isinstance(adapter, str):
         return adapter
     addresses = tuple(pod.address for pod in snapshot.pods_of(model, ROLLOUT) if pod.ready)
@@ -105,12 +144,13 @@ def could_be_committed(snapshot: Snapshot, model: Id, ref: str) -> bool:
     return bool(re.fullmatch(pattern, ref)) and model.beside(ref) not in snapshot.checkpoints
 
 
-def _adapter(snapshot: Snapshot, model: Id, ref: str) -> str | Unknown | NotReady:
+def _adapter(snapshot: Snapshot, model: Id, ref: str, name: Id | None) -> str | Unknown | NotReady:
     if ref == BASE:
         return BASE
     if ref:
         return _adapter_of_checkpoint(snapshot, model, ref)
-    head = snapshot.head_of(model)
+    own = name is None or name == model
+    head = snapshot.head_of(model) if own else snapshot.heads.get(name or model)
     if head is None or head.status.current is None:
         return _why_not_ready(snapshot, model)
     return adapter_name(model.name, head.status.current.digest)

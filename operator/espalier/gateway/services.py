@@ -9,7 +9,7 @@ from aiohttp import web
 
 from espalier.gateway.auth import Authenticator, User
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.routing import NEAREST, Unknown, find_model
+from espalier.gateway.routing import NEAREST, Slug, Unknown, find_model, find_slug
 from espalier.gateway.snapshot import Id
 from espalier.gateway.tokens import TokenIssuer
 from espalier.gateway.view import View
@@ -36,8 +36,15 @@ class Services:
         """The authenticated caller of a request."""
         return await self.auth.user(request.headers.get("Authorization"))
 
+    async def sampled(self, user: User, slug: str) -> Slug:
+        """The model and head that a slug means; 404 with the nearest that the caller may see."""
+        found = find_slug(self.view.snapshot, slug)
+        if isinstance(found, Unknown):
+            raise await self.unknown(user, found)
+        return found
+
     async def model(self, user: User, slug: str) -> Id:
-        """The model that a slug means; 404 with the nearest names that the caller may see."""
+        """The model that a slug means to who trains it; 404 as for ``sampled``."""
         found = find_model(self.view.snapshot, slug)
         if isinstance(found, Unknown):
             raise await self.unknown(user, found)
@@ -50,7 +57,7 @@ class Services:
         return RefusalError(404, "ModelNotFound", unknown.detail, remedy)
 
     async def _may_see(self, user: User, name: str) -> bool:
-        model = find_model(self.view.snapshot, name.partition("@")[0])
-        return isinstance(model, Id) and await self.auth.allowed(
-            user, "get", "trainablemodels", model
+        slug = find_slug(self.view.snapshot, name.partition("@")[0])
+        return isinstance(slug, Slug) and await self.auth.allowed(
+            user, "get", "trainablemodels", slug.model
         )
