@@ -41,6 +41,9 @@ def test_all_four_kinds_are_served_in_their_own_category(apiserver: ApiServer) -
 
 GOOD = {
     "model of an image": MODEL,
+    "model of an adapter from outside": edited(
+        MODEL, "spec.source.adapter", {"persistentVolumeClaim": {"claimName": "c", "path": "a"}}
+    ),
     "model of a fork": edited(MODEL, "spec.source", {"checkpointRef": {"name": "a-000001"}}),
     "model of a claim": edited(
         MODEL, "spec.source.base", {"persistentVolumeClaim": {"claimName": "c", "path": "m/x"}}
@@ -93,6 +96,16 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "model with two sources": (
         *(MODEL, "spec.source.checkpointRef", {"name": "x"}),
         *("spec.source", "set exactly one of base and checkpointRef"),
+    ),
+    "adapter without its base": (
+        edited(MODEL, "spec.source", {"checkpointRef": {"name": "a-000001"}}),
+        *("spec.source.adapter", {"image": "registry.example/lora:1"}),
+        *("spec.source.adapter", "name the base that the adapter was trained on"),
+    ),
+    "adapter with two origins": (
+        *(MODEL, "spec.source.adapter"),
+        {"image": "registry.example/lora:1", "persistentVolumeClaim": {"claimName": "c"}},
+        *("spec.source.adapter", "exactly one of huggingFace, image and persistentVolumeClaim"),
     ),
     "fork that keeps half of its optimizer": (
         edited(MODEL, "spec.source", {"checkpointRef": {"name": "a-000001"}}),

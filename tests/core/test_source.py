@@ -64,6 +64,57 @@ def test_a_base_is_known_once_its_importer_reports_it(
     assert (decision.resolved is not None) == (reason == "Resolved")
 
 
+ADAPTER = {"digest": digest("adapter"), "sizeBytes": 7}
+WITH_ADAPTER = {
+    "base": {"image": "registry.example/tiny:1"},
+    "adapter": {"image": "registry.example/lora:1"},
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "report", "reason"),
+    [
+        (WITH_ADAPTER, {**RESOLVED, "adapter": ADAPTER}, "Resolved"),
+        # A report of another importer's version: it is asked for again.
+        (WITH_ADAPTER, RESOLVED, "Importing"),
+    ],
+)
+def test_an_adapter_is_known_with_its_base(
+    spec: dict[str, Any], report: dict[str, Any], reason: str
+) -> None:
+    pod = replace(POD, message=json.dumps(report))
+    decision = source.decide(SourceView(model(source=spec), importer=COMPLETE, importer_pods=[pod]))
+    assert decision.finding.reason == reason
+    if decision.resolved is not None:
+        assert decision.resolved.wire()["adapter"] == ADAPTER
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "remedy"),
+    [
+        ("AdapterMismatch", "spec.adapter.rank is 16, the adapter's is 8", "rank: 8"),
+        ("PickleRefused", "the adapter holds adapter_model.bin", "safe_serialization=True"),
+    ],
+)
+def test_what_the_importer_refuses_names_field_and_remedy(
+    reason: str, detail: str, remedy: str
+) -> None:
+    refused = Problem(detail=detail, reason=reason, remedy=remedy)
+    pods_ = [replace(POD, problem=refused)]
+    view = SourceView(model(source=WITH_ADAPTER), importer=FAILED, importer_pods=pods_)
+    decision = source.decide(view)
+    assert (decision.finding.reason, decision.hopeless) == (reason, True)
+    assert detail in decision.finding.message
+    assert remedy in decision.finding.message
+
+
+def test_a_fork_does_not_start_where_its_origins_model_did() -> None:
+    parent = model("m", source=WITH_ADAPTER, status={"resolved": {**RESOLVED, "adapter": ADAPTER}})
+    decision = source.decide(SourceView(model("fork", **FORK), checkpoint(), parent))
+    assert decision.resolved is not None
+    assert decision.resolved.adapter is None
+
+
 def test_once_known_it_stays_known_without_the_job() -> None:
     decision = source.decide(SourceView(model(status={"resolved": RESOLVED})))
     assert (decision.finding.status, decision.importer) == ("True", "Keep")

@@ -179,6 +179,26 @@ def test_a_claim_is_imported_read_only_from_its_path() -> None:
     assert "initContainers" not in pod
 
 
+@pytest.mark.parametrize(
+    ("adapter", "arguments", "copied"),
+    [
+        ({"image": "registry.example/lora:1"}, ["--adapter", "/adapter"], ["copy-adapter"]),
+        (VOLUME_BASE, ["--adapter", "/adapter"], []),
+        (HUB_BASE, ["--adapter-hugging-face", f"Qwen/Qwen3-0.6B@{REVISION}"], []),
+    ],
+)
+def test_the_importer_is_told_where_the_adapter_is_and_how_it_was_trained(
+    adapter: Body, arguments: list[str], copied: list[str]
+) -> None:
+    source = {"base": HUB_BASE, "adapter": adapter}
+    pod = pod_of(importer_job(model_of(source=source, adapter={"rank": 8}), SETTINGS))
+    (container,) = pod["containers"]
+    assert container["args"][2:] == [*arguments, "--model", "arith"]
+    env = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert json.loads(env["ESPALIER_ADAPTER"])["rank"] == 8
+    assert [c["name"] for c in pod.get("initContainers", [])] == copied
+
+
 def test_a_fork_of_a_checkpoint_has_nothing_to_import() -> None:
     fork = model_of(source={"checkpointRef": {"name": "arith-000012"}})
     with pytest.raises(ValueError, match=r"spec\.source\.base"):

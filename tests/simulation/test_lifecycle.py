@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.simulation.kubelet import RESOLVED
+from tests.simulation.scripted import digest
 from tests.simulation.virtual_time import run
 from tests.simulation.world import World, head_spec, model_spec, run_spec, world
 
@@ -32,6 +34,32 @@ def test_a_run_trains_a_model_and_the_head_follows() -> None:
             assert w.status("Checkpoint", "tiny-000003")["headMark"] == "> tiny"
             tree = w.status("TrainableModel", "tiny")["tree"]
             assert tree["branches"][0]["tip"] == "tiny-000003"
+
+    run(scenario())
+
+
+def test_a_model_of_an_adapter_from_outside_serves_it_and_trains_on_from_it() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            imported = {"digest": digest("outside"), "sizeBytes": 7}
+            w.kubelet.resolved = {**RESOLVED, "adapter": imported}
+            source = {
+                "base": {"image": "registry.example/tiny:1"},
+                "adapter": {"image": "registry.example/lora:1"},
+            }
+            await w.apply("TrainableModel", "tiny", model_spec(source=source))
+            await w.until(lambda: w.current("tiny") == "tiny-000000", "the adapter is served")
+            made = w.get("Checkpoint", "tiny-000000")["spec"]
+            assert (made["step"], made["digest"]) == (0, imported["digest"])
+            assert w.status("TrainableModel", "tiny")["resolved"]["adapter"] == imported
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 2))
+            await w.until(lambda: succeeded(w, "digits", 2), "the run succeeds")
+            assert w.checkpoints("tiny") == ["tiny-000000", "tiny-000001", "tiny-000002"]
+            assert w.get("Checkpoint", "tiny-000001")["spec"]["parentRef"]["name"] == "tiny-000000"
+            tree = w.status("TrainableModel", "tiny")["tree"]
+            assert (tree["branches"][0]["firstStep"], tree["branches"][0]["lastStep"]) == (0, 2)
+            await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Pin", "tiny-000000"))
+            await w.until(lambda: w.current("tiny") == "tiny-000000", "pinned to the adapter")
 
     run(scenario())
 

@@ -111,6 +111,28 @@ def test_an_importer_that_gives_up_stalls_the_model() -> None:
     run(scenario())
 
 
+def test_an_adapter_that_does_not_fit_stalls_the_model_with_field_and_remedy() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.kubelet.giving_up["importer"] = {
+                "detail": "spec.adapter.rank is 16, the adapter's is 8",
+                "reason": "AdapterMismatch",
+                "remedy": "create the model with spec.adapter.rank: 8",
+            }
+            source = {
+                "base": {"image": "registry.example/tiny:1"},
+                "adapter": {"image": "registry.example/lora:1"},
+            }
+            await w.apply("TrainableModel", "tiny", model_spec(source=source))
+            await w.until(lambda: is_stalled(w, "TrainableModel", "tiny"), "Stalled")
+            said = w.condition("TrainableModel", "tiny", "Stalled")
+            assert said["reason"] == "AdapterMismatch"
+            assert "create the model with spec.adapter.rank: 8" in said["message"]
+            assert w.checkpoints("tiny") == []
+
+    run(scenario())
+
+
 def test_a_full_volume_stalls_the_run_until_there_is_room() -> None:
     async def scenario() -> None:
         async with world() as w:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from tests.trainer import tiny
 from tests.trainer.tiny import ADAPTER, MODEL, Volume
 
+from espalier.api.trainablemodel import Resolved
+from espalier.trainer import importer
 from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.importer import import_adapter
@@ -71,6 +73,55 @@ def test_training_starts_from_an_adapter_from_outside(
 
 def test_the_same_adapter_again_is_the_same_checkpoint(volume: Volume, outside: Path) -> None:
     assert imported(volume, outside).digest == imported(volume, outside).digest
+
+
+def test_the_importer_takes_base_and_adapter_in_one_go(
+    volume: Volume,
+    outside: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = tmp_path / "model"
+    base.mkdir()
+    for path in CheckpointStore(volume.path, "importer").open("base", volume.base).path.iterdir():
+        if path.name != "manifest.json":
+            (base / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setenv("ESPALIER_VOLUME", str(tmp_path / "fresh"))
+    monkeypatch.setenv("ESPALIER_ADAPTER", ADAPTER.model_dump_json(by_alias=True))
+    arguments = ["--directory", str(base), "--adapter", str(outside), "--model", MODEL]
+    monkeypatch.setattr("sys.argv", ["importer", *arguments])
+    assert importer.main() == 0
+    report = Resolved.model_validate_json(capsys.readouterr().out)
+    assert report.digest == volume.base
+    assert report.adapter is not None
+    store = CheckpointStore(tmp_path / "fresh", "importer")
+    stored = store.verify("checkpoint", report.adapter.digest)
+    assert stored.size_bytes == report.adapter.size_bytes
+    assert (stored.manifest["model"], stored.manifest["step"]) == (MODEL, 0)
+    # The same adapter for a base that is there already.
+    arguments = ["--base", volume.base, "--adapter", str(outside), "--model", MODEL]
+    monkeypatch.setattr("sys.argv", ["importer", *arguments])
+    assert importer.main() == 0
+    assert Resolved.model_validate_json(capsys.readouterr().out).adapter == report.adapter
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--base", "sha256:0"],
+        ["--directory", "/source", "--adapter", "/adapter"],
+        ["--directory", "/source", "--model", "m"],
+        ["--adapter", "/adapter", "--model", "m"],
+    ],
+)
+def test_an_incomplete_order_is_refused(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["importer", *arguments])
+    with pytest.raises(SystemExit):
+        importer.main()
 
 
 class Exploding:

@@ -1,4 +1,7 @@
-"""Checkpoint: one committed optimizer step, a node of the tree; the operator writes it."""
+"""Checkpoint: one committed optimizer step, a node of the tree; the operator writes it.
+
+An adapter from outside is the node of step 0.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ class CheckpointSpec(Type):
         description="parentRef is the Checkpoint that the step started from; of another model at "
         "the root of a fork, absent at the root of a base.",
     )
-    step: int = Field(ge=1, description="step counts optimizer steps along the lineage.")
+    step: int = Field(
+        ge=0,
+        description="step counts optimizer steps along the lineage; 0 is an imported adapter.",
+    )
     branch: str = Field(
         description="branch is main, or b<epoch> after a rollback.",
         pattern=r"^(main|b[0-9]+)$",

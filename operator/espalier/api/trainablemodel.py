@@ -64,21 +64,21 @@ class VolumeBase(Type):
 
 
 class Base(Type):
-    """Where a base model comes from; exactly one member."""
+    """Where a base model, or an adapter, comes from; exactly one member."""
 
     hugging_face: HuggingFaceBase | None = Field(
-        default=None, description="huggingFace takes the base from the Hugging Face hub."
+        default=None, description="huggingFace takes the files from the Hugging Face hub."
     )
     image: str | None = Field(
         default=None,
-        description="image is an OCI image with the model under /models (a modelcar). "
-        "It is copied to the volume once and its digest recorded.",
+        description="image is an OCI image with the files under /models (a modelcar). "
+        "They are copied to the volume once and their digest recorded.",
         min_length=1,
         max_length=400,
     )
     persistent_volume_claim: VolumeBase | None = Field(
         default=None,
-        description="persistentVolumeClaim takes the base from a directory on a claim.",
+        description="persistentVolumeClaim takes the files from a directory on a claim.",
     )
 
     model_config = ConfigDict(
@@ -103,9 +103,14 @@ class Origin(ObjectRef):
 
 
 class Source(Type):
-    """What the model forks from; exactly one member."""
+    """What the model forks from: a base, a base with an adapter, or a checkpoint."""
 
     base: Base | None = Field(default=None, description="base is a pretrained model.")
+    adapter: Base | None = Field(
+        default=None,
+        description="adapter is a LoRA adapter of PEFT, trained elsewhere on the same base. It "
+        "becomes the model's Checkpoint of step 0; spec.adapter must be as it was trained.",
+    )
     checkpoint_ref: Origin | None = Field(
         default=None,
         description="checkpointRef is a Checkpoint of another TrainableModel in this namespace.",
@@ -116,7 +121,12 @@ class Source(Type):
             (
                 "has(self.base) != has(self.checkpointRef)",
                 "set exactly one of base and checkpointRef",
-            )
+            ),
+            (
+                "!has(self.adapter) || has(self.base)",
+                "adapter needs base: name the base that the adapter was trained on",
+                ".adapter",
+            ),
         )
     )
 
@@ -281,12 +291,27 @@ class TrainableModelSpec(Type):
     )
 
 
+class ImportedAdapter(Type):
+    """An adapter from outside, as it lies on the volume."""
+
+    digest: Digest = Field(description="digest of the adapter's manifest.")
+    size_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="sizeBytes of the adapter.",
+        json_schema_extra={"format": "int64"},
+    )
+
+
 class Resolved(Type):
     """What the source turned out to be."""
 
     uri: str = Field(description="uri of the base on the volume.", max_length=400)
     revision: str = Field(default="", description="revision of the source.", max_length=128)
     digest: Digest = Field(description="digest of the base's manifest.")
+    adapter: ImportedAdapter | None = Field(
+        default=None, description="adapter is what source.adapter turned out to be."
+    )
 
 
 class Endpoint(Type):

@@ -38,6 +38,10 @@ class ModelReconciler:
         # Before the view: what a trainer said holds only while it is there.
         self._follow(model)
         decision = models.decide(self._view(model, origin), self._services.now())
+        if decision.root is not None:
+            made = await self._services.cluster.create("Checkpoint", decision.root)
+            if made is not None:
+                self._services.snapshot.cache.put("Checkpoint", without_managers(made))
         if decision.needs_head:
             await self._services.cluster.create("CheckpointHead", models.default_head(model))
         await self._children(model, decision)

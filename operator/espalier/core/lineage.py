@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.integrity import Fault, fault
-from espalier.core.names import MAIN, parse_checkpoint_name
+from espalier.core.names import MAIN, imported_name, parse_checkpoint_name
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,11 @@ def parent_name(checkpoint: Checkpoint) -> str:
 
 def root_of(model: TrainableModel, source: Checkpoint | None) -> Point | None:
     """Where a model's lineage starts; ``source`` is the checkpoint that ``spec.source`` names."""
-    if model.spec.source.checkpoint_ref is None:
+    if model.spec.source.checkpoint_ref is not None:
+        return point(source) if source is not None else None
+    if model.spec.source.adapter is None:
         return BASE_POINT
-    return point(source) if source is not None else None
+    resolved = model.status.resolved
+    if resolved is None or resolved.adapter is None:
+        return None
+    return Point(imported_name(model.metadata.name), 0, resolved.adapter.digest)

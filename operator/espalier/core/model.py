@@ -10,9 +10,10 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef
 from espalier.api.trainablemodel import Endpoint, TrainableModel, TrainableModelStatus
 from espalier.api.wire import Problem
-from espalier.core import conditions, pods, reported, tree
+from espalier.core import conditions, imported, pods, reported, tree
 from espalier.core.conditions import Finding
 from espalier.core.lineage import Lineage
+from espalier.core.manifests.intent import Manifest
 from espalier.core.pods import Pod
 from espalier.core.source import SourceDecision
 
@@ -43,12 +44,16 @@ class ModelView:
 
 @dataclass(frozen=True)
 class ModelDecision:
-    """The status to write and how many pods to run; None: leave what runs as it is."""
+    """The status to write and how many pods to run; None: leave what runs as it is.
+
+    ``root`` is the Checkpoint of an imported adapter, to be created.
+    """
 
     status: TrainableModelStatus
     trainer_replicas: int | None
     rollout_replicas: int | None
     needs_head: bool
+    root: Manifest | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         trainer_replicas=_scale(int(view.trains), trainer) if resolved else None,
         rollout_replicas=_scale(wanted, rollouts) if resolved else None,
         needs_head=view.namesake is None and all(head.metadata.name != name for head in view.heads),
+        root=imported.root(model, view.source.resolved, view.lineage),
     )
 
 

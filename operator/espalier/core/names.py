@@ -18,6 +18,11 @@ def checkpoint_name(model: str, branch: str, step: int) -> str:
     return f"{model}-{infix}{step:06d}"
 
 
+def imported_name(model: str) -> str:
+    """The Checkpoint of a model's ``source.adapter``, which trained steps start from."""
+    return checkpoint_name(model, MAIN, 0)
+
+
 def parse_checkpoint_name(model: str, name: str) -> tuple[str, int] | None:
     """Branch and step of a checkpoint's name; None if it is none of the model's."""
     found = _CHECKPOINT.fullmatch(name.removeprefix(f"{model}-"))

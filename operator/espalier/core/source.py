@@ -88,7 +88,8 @@ def _fork(view: SourceView) -> SourceDecision:
         return _missing("SourceMismatch", mismatch, hopeless=True)
     if view.origin_model.status.resolved is None:
         return _missing("Resolving", f"waits for the base of model {owner}", hopeless=False)
-    return _known(view.origin_model.status.resolved)
+    # The adapter is where the origin's model started from, not where the fork does.
+    return _known(view.origin_model.status.resolved.model_copy(update={"adapter": None}))
 
 
 def _mismatch(model: TrainableModel, origin: Checkpoint, parent: TrainableModel) -> str:
@@ -123,7 +124,8 @@ def _import(view: SourceView) -> SourceDecision:
     if job.terminating:
         return _importing("the importer is being replaced", "Keep")
     if job.complete:
-        resolved = next((r for p in view.importer_pods if (r := _report(p))), None)
+        wanted = view.model.spec.source.adapter is not None
+        resolved = next((r for p in view.importer_pods if (r := _report(p, adapter=wanted))), None)
         # Its pod is gone with its report: importing again is cheap and ends in the same place.
         return _known(resolved) if resolved else _importing("the base is read again", "Delete")
     if job.failed:
@@ -145,18 +147,23 @@ def _failed(view: SourceView, job: Job) -> SourceDecision:
     if found := pods.problem(view.importer_pods):
         return _missing(found.reason, f"{pods.explain(found)}. {retry}", hopeless=True)
     if copying := next((p.copying for p in view.importer_pods if p.copying), ""):
+        adapter = view.model.spec.source.adapter
+        field = "spec.source.base.image"
+        if adapter is not None and adapter.image is not None:
+            field += " or spec.source.adapter.image"
         return _missing(
             "BaseUnreadable",
-            f"spec.source.base.image: the image has no readable model under /models ({copying}). "
+            f"{field}: the image has no readable files under /models ({copying}). "
             f"Name an image with the model's files there. {retry}",
             hopeless=True,
         )
     return _missing("ImportFailed", f"{job.failure}. {retry}", hopeless=True)
 
 
-def _report(pod: Pod) -> Resolved | None:
+def _report(pod: Pod, *, adapter: bool) -> Resolved | None:
     """What the importer left in its termination message."""
     try:
-        return Resolved.model_validate(json.loads(pod.message))
+        found = Resolved.model_validate(json.loads(pod.message))
     except (ValueError, ValidationError):
         return None
+    return found if (found.adapter is not None) == adapter else None

@@ -1,6 +1,8 @@
-"""The importer: a Job that copies a model's base to the volume, once."""
+"""The importer: a Job that copies a model's base, and adapter if any, to the volume, once."""
 
 from __future__ import annotations
+
+import json
 
 from espalier.api.trainablemodel import Base, TrainableModel
 from espalier.core.manifests.intent import Manifest, child
@@ -22,6 +24,7 @@ _RETRIES = 3
 _LIMIT_SECONDS = 6 * 3600
 _COMMAND = ("python", "-m", "espalier.trainer.importer")
 _SOURCE = "/source"
+_ADAPTER = "/adapter"
 
 
 def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
@@ -30,16 +33,27 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
     if base is None:
         raise ValueError("spec.source.base: a fork of a checkpoint has no base to import")
     name, labels = model.metadata.name, child_labels("importer", model.metadata.name)
+    adapter = model.spec.source.adapter
+    env = {"ESPALIER_VOLUME": VOLUME_PATH}
+    mounts = (claim(model), *_mounts(base, "source", _SOURCE))
+    args = _arguments(base, "--directory", "--hugging-face", _SOURCE)
+    copies = _copies(base, "copy", "source", _SOURCE)
+    if adapter is not None:
+        env["ESPALIER_ADAPTER"] = json.dumps(model.spec.adapter.wire(), sort_keys=True)
+        mounts += _mounts(adapter, "adapter", _ADAPTER)
+        args += _arguments(adapter, "--adapter", "--adapter-hugging-face", _ADAPTER)
+        args += ("--model", name)
+        copies += _copies(adapter, "copy-adapter", "adapter", _ADAPTER)
     container = Container(
         name="importer",
         image=settings.images.trainer,
         requests=_REQUESTS,
-        env={"ESPALIER_VOLUME": VOLUME_PATH},
-        mounts=(claim(model), *_source(base)),
+        env=env,
+        mounts=mounts,
         command=_COMMAND,
-        args=_arguments(base),
+        args=args,
     )
-    pod = pod_spec(container, None, grace_seconds=30, init_containers=_copies(base))
+    pod = pod_spec(container, None, grace_seconds=30, init_containers=copies)
     spec = job_spec(pod, labels, container="importer", retries=_RETRIES, seconds=_LIMIT_SECONDS)
     return child(
         "batch/v1",
@@ -52,33 +66,33 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
     )
 
 
-def _arguments(base: Base) -> tuple[str, ...]:
+def _arguments(base: Base, directory: str, hub: str, path: str) -> tuple[str, ...]:
     if base.hugging_face is None:
-        return ("--directory", _SOURCE)
-    return ("--hugging-face", f"{base.hugging_face.repository}@{base.hugging_face.revision}")
+        return (directory, path)
+    return (hub, f"{base.hugging_face.repository}@{base.hugging_face.revision}")
 
 
-def _source(base: Base) -> tuple[Mount, ...]:
-    """Where the importer finds the model's files, unless it fetches them itself."""
+def _mounts(base: Base, name: str, path: str) -> tuple[Mount, ...]:
+    """Where the importer finds the files, unless it fetches them itself."""
     if base.image is not None:
-        return (Mount("source", {"emptyDir": {}}, _SOURCE),)
+        return (Mount(name, {"emptyDir": {}}, path),)
     if base.persistent_volume_claim is not None:
         given = base.persistent_volume_claim
         source = {"persistentVolumeClaim": {"claimName": given.claim_name}}
-        return (Mount("source", source, _SOURCE, read_only=True, sub_path=given.path),)
+        return (Mount(name, source, path, read_only=True, sub_path=given.path),)
     return ()
 
 
-def _copies(base: Base) -> tuple[Container, ...]:
-    """Image volumes are not everywhere yet, so the model's image copies itself."""
+def _copies(base: Base, name: str, volume: str, path: str) -> tuple[Container, ...]:
+    """Image volumes are not everywhere yet, so an image copies its own files."""
     if base.image is None:
         return ()
     copy = Container(
-        name="copy",
+        name=name,
         image=base.image,
         requests=_REQUESTS,
         env={},
-        mounts=_source(base),
-        command=("cp", "-rL", "/models/.", f"{_SOURCE}/"),
+        mounts=_mounts(base, volume, path),
+        command=("cp", "-rL", "/models/.", f"{path}/"),
     )
     return (copy,)
