@@ -121,7 +121,7 @@ class Kubelet:
         if role in self.giving_up:
             self._end(pod, 64, self.giving_up[role])
             return
-        if role == "importer":
+        if role == "importer" and role not in self.waiting:
             self._end(pod, 0, self.resolved)
             return
         if role == "collector" and role not in self.waiting:
