@@ -12,16 +12,29 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from dev.apiserver import BINARIES, ROOT, STOP_TIMEOUT_SECONDS, ApiServer, free_port
+from dev.apiserver import BINARIES, ROOT, STOP_TIMEOUT_SECONDS, free_port
 
 MANIFESTS = BINARIES.parent / "gitops"
 ARGOCD_NAMESPACE = "argocd"
 FLUX_NAMESPACE = "flux-system"
 HEALTH_CHECKS = ROOT / "gitops/argocd/argocd-cm.yaml"
+
+
+class Cluster(Protocol):
+    """The API server that they run beside: our own process, or a cluster in use."""
+
+    kubeconfig: Path
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """What kubectl prints; raises with its stderr."""
+
+    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
+        """Waits until a condition holds; raises an error that names it."""
 
 
 class GitOpsError(Exception):
@@ -31,7 +44,7 @@ class GitOpsError(Exception):
 class Controllers:
     """Processes with a log each, ended in reverse order, whose files go with them."""
 
-    def __init__(self, server: ApiServer) -> None:
+    def __init__(self, server: Cluster) -> None:
         self.server = server
         self.directory = Path(tempfile.mkdtemp(prefix="espalier-gitops-"))
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
@@ -113,7 +126,7 @@ class ArgoCd(Controllers):
     def _begin(self) -> None:
         manifests = MANIFESTS / "argocd"
         kubectl = self.server.kubectl
-        self.server.create_namespace(ARGOCD_NAMESPACE)
+        _create_namespace(kubectl, ARGOCD_NAMESPACE)
         crds = ("application-crd.yaml", "appproject-crd.yaml")
         # Server-side: the Application's schema is too large for kubectl's annotation.
         kubectl("apply", "--server-side", *(f"--filename={manifests / name}" for name in crds))
@@ -176,7 +189,7 @@ class Flux(Controllers):
 
     def _begin(self) -> None:
         kubectl = self.server.kubectl
-        self.server.create_namespace(FLUX_NAMESPACE)
+        _create_namespace(kubectl, FLUX_NAMESPACE)
         crds = [*MANIFESTS.glob("flux/*.yaml"), *MANIFESTS.glob("flux-source/*.yaml")]
         if not crds:
             raise GitOpsError(f"no CRDs of Flux in {MANIFESTS}: run dev/tools.sh gitops")
@@ -195,3 +208,8 @@ class Flux(Controllers):
             RUNTIME_NAMESPACE=FLUX_NAMESPACE,
         )
         self._wait_for_port("kustomize-controller", health)
+
+
+def _create_namespace(kubectl: Callable[..., str], name: str) -> None:
+    if not kubectl("get", "namespace", name, "--ignore-not-found", "-o", "name"):
+        kubectl("create", "namespace", name)

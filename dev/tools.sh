@@ -64,9 +64,15 @@ apiserver)
   ;;
 gitops)
   only_one tools
+  flux_source=$(sed -n 's|.*fluxcd/source-controller/api \(v[0-9.]*\).*|\1|p' "$root/dev/go/flux/go.mod")
   build argocd argocd=.
+  build flux kustomize-controller=github.com/fluxcd/kustomize-controller
   take_manifests argocd github.com/argoproj/argo-cd/v3 manifests/crds/application-crd.yaml \
     manifests/crds/appproject-crd.yaml manifests/base/config
+  take_manifests flux github.com/fluxcd/kustomize-controller config/crd/bases/kustomize.toolkit.fluxcd.io_kustomizations.yaml
+  # The controller watches all three kinds of sources, and ends where one is missing.
+  take_manifests flux-source "github.com/fluxcd/source-controller@$flux_source" \
+    config/crd/bases/source.toolkit.fluxcd.io_{gitrepositories,ocirepositories,buckets}.yaml
   ;;
 client)
   only_one tools

@@ -66,7 +66,7 @@ STAGES = {
     "suspended": ({"run": run(suspend=True)}, "True/Suspended", "False", "False", "Delete"),
     "busy": ({"siblings": [OLDER, run()]}, "Unknown/ModelBusy", "True", "False", "Delete"),
     "paused": ({"head": head(status=PAUSED)}, "True/HeadPinned", "False", "False", "Delete"),
-    "no model": ({"model": None}, "False/ModelNotFound", "False", "True", "Keep"),
+    "no model": ({"model": None}, "False/ModelNotFound", "True", "False", "Keep"),
     "bad model": ({"model": STALLED_MODEL}, "False/BaseUnreadable", "False", "True", "Keep"),
     "full": ({"problem": FULL}, "False/VolumeFull", "False", "True", "Keep"),
     "no trainer": ({"assigned": False}, "False/Starting", "True", "False", "Keep"),

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dev.apiserver import ApiServer, binary
-from dev.gitops import ARGOCD_NAMESPACE
-from tests.gitops.repository import ROOT
-from tests.gitops.team import Team
+from dev.apiserver import binary
+from dev.gitops import ARGOCD_NAMESPACE, ArgoCd
+from tests.gitops.repository import ROOT, Repository
 
 from espalier.kube.objects import Body
 
@@ -25,9 +24,17 @@ WAIT_SECONDS = 120
 class Application:
     """Its every state is recorded from the beginning, as an API watch shows it."""
 
-    def __init__(self, team: Team, record: Path, **annotations: str) -> None:
-        self.team = team
-        self.name = team.namespace
+    def __init__(
+        self,
+        argocd: ArgoCd,
+        repository: Repository,
+        namespace: str,
+        record: Path,
+        **annotations: str,
+    ) -> None:
+        self.argocd = argocd
+        self.repository = repository
+        self.name = namespace
         self.record = record
         self._annotations = {
             f"argocd.argoproj.io/{name.replace('_', '-')}": value
@@ -39,19 +46,19 @@ class Application:
         """Applies project and Application; ``options`` are sync options."""
         project, application = yaml.safe_load_all(EXAMPLE.read_text())
         project["metadata"]["name"] = self.name
-        project["spec"]["sourceRepos"] = [self.team.repository.url]
-        project["spec"]["destinations"][0]["namespace"] = self.team.namespace
+        project["spec"]["sourceRepos"] = [self.repository.url]
+        project["spec"]["destinations"][0]["namespace"] = self.name
         application["metadata"]["name"] = self.name
         application["metadata"]["annotations"] = self._annotations
         spec = application["spec"]
         spec["project"] = self.name
-        spec["source"]["repoURL"] = self.team.repository.url
-        spec["destination"]["namespace"] = self.team.namespace
+        spec["source"]["repoURL"] = self.repository.url
+        spec["destination"]["namespace"] = self.name
         if options:
             spec["syncPolicy"]["syncOptions"] = list(options)
         bundle = {"apiVersion": "v1", "kind": "List", "items": [project, application]}
         await self._kubectl("apply", "-f", "-", stdin=json.dumps(bundle))
-        self._watch = _watching(self.team.apiserver, self.name, self.record)
+        self._watch = _watching(self.argocd.server.kubeconfig, self.name, self.record)
 
     async def get(self) -> Body:
         found: Body = json.loads(await self._kubectl("get", "application", self.name, "-o=json"))
@@ -76,6 +83,7 @@ class Application:
             body = await self.get()
             if reached(body):
                 return body
+            self.argocd.check()
             await asyncio.sleep(0.2)
         shown = json.dumps(body.get("status"), indent=1)
         raise AssertionError(f"waited {WAIT_SECONDS} s for {what}: Application is {shown}")
@@ -137,7 +145,7 @@ class Application:
         return seen
 
     async def _kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        call = self.team.apiserver.kubectl
+        call = self.argocd.server.kubectl
         return await asyncio.to_thread(call, "-n", ARGOCD_NAMESPACE, *arguments, stdin=stdin)
 
 
@@ -155,8 +163,8 @@ def _state(app: Body) -> Body:
     }
 
 
-def _watching(apiserver: ApiServer, name: str, record: Path) -> subprocess.Popen[bytes]:
-    access = ("--kubeconfig", str(apiserver.kubeconfig), "-n", ARGOCD_NAMESPACE)
+def _watching(kubeconfig: Path, name: str, record: Path) -> subprocess.Popen[bytes]:
+    access = ("--kubeconfig", str(kubeconfig), "-n", ARGOCD_NAMESPACE)
     command = ["setpriv", "--pdeathsig", "KILL", str(binary("kubectl")), *access]
     with record.open("wb") as output:
         return subprocess.Popen(

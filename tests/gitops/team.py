@@ -196,6 +196,17 @@ async def declared(team: Team) -> Body:
     return found
 
 
+async def writers(team: Team) -> set[str]:
+    """Who wrote the spec, labels or annotations of what Git declares."""
+    bodies = [await team.get(kind, name) for kind, name in OBJECTS]
+    return {
+        entry["manager"]
+        for body in bodies
+        for entry in body["metadata"]["managedFields"]
+        if {"f:spec", "f:metadata"} & entry["fieldsV1"].keys()
+    }
+
+
 @asynccontextmanager
 async def teams(
     apiserver: ApiServer, namespaces: Sequence[str], home: Path

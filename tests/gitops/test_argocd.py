@@ -15,14 +15,26 @@ from tests.gitops.argocd import Application
 from tests.gitops.artifacts import save_lines, save_log
 from tests.gitops.conftest import OpenTeams
 from tests.gitops.rollback import assert_rolled_back, essence
-from tests.gitops.team import MODEL, OBJECTS, RUN, Team, declared, edit_head, has
+from tests.gitops.team import MODEL, OBJECTS, RUN, Team, declared, edit_head, has, writers
 from typer.testing import CliRunner
 
 from espalier.cli.main import app as espalier
 from espalier.kube.objects import Body
 
+pytestmark = pytest.mark.timeout(900)
+
 ADVANCES = 100
-Own = Callable[..., Awaitable[Application]]
+
+
+class Owned(Application):
+    """The Application of a team."""
+
+    def __init__(self, argocd: ArgoCd, team: Team, record: Path, **annotations: str) -> None:
+        super().__init__(argocd, team.repository, team.namespace, record, **annotations)
+        self.team = team
+
+
+Own = Callable[..., Awaitable[Owned]]
 
 
 @pytest.fixture
@@ -30,14 +42,15 @@ async def own(argocd: ArgoCd, scenario: Path, tmp_path: Path) -> AsyncIterator[O
     """Lets Argo CD own a team's repository; what it did becomes an artifact."""
     async with AsyncExitStack() as stack:
 
-        async def make(team: Team, *options: str, **annotations: str) -> Application:
-            application = Application(team, tmp_path / f"{team.namespace}.json", **annotations)
+        async def make(team: Team, *options: str, **annotations: str) -> Owned:
+            record = tmp_path / f"{team.namespace}.json"
+            application = Owned(argocd, team, record, **annotations)
             stack.push_async_callback(leave, application)
             await application.create(*options)
             await application.synced(team.repository.git("rev-parse", "HEAD"))
             return application
 
-        async def leave(application: Application) -> None:
+        async def leave(application: Owned) -> None:
             name = application.name
             save_lines([await application.get()], scenario / f"{name}-application.json")
             await application.stop()
@@ -52,12 +65,12 @@ async def test_the_first_sync_goes_wave_by_wave(open_teams: OpenTeams, own: Own)
     (team,) = await open_teams(1)
     application = await own(team)
     created = {k: (await team.get(k, n))["metadata"]["creationTimestamp"] for k, n in OBJECTS}
-    head = await team.head()
-    ready = next(c for c in head["status"]["conditions"] if c["type"] == "Ready")
-    assert created["TrainableModel"] <= created["CheckpointHead"] <= created["TrainingRun"]
-    assert ready["lastTransitionTime"] <= created["TrainingRun"]
-    waited = [state["message"] for state in application.states()]
-    assert "waiting for healthy state of espalier.dev/TrainableModel/arith" in waited
+    ready = next(c for c in (await team.head())["status"]["conditions"] if c["type"] == "Ready")
+    assert max(created.values()) == created["TrainingRun"] >= ready["lastTransitionTime"]
+    waited = " ".join(state["message"] for state in application.states())
+    assert "waiting for healthy state of espalier.dev/" in waited
+    # The head came from Git before the operator could miss it, and nobody owns it.
+    assert "ownerReferences" not in (await team.head())["metadata"]
     resources = (await application.get())["status"]["resources"]
     assert {r["kind"] for r in resources} == {
         "CheckpointHead",
@@ -86,6 +99,7 @@ async def test_a_hundred_advances_are_no_drift_and_no_sync(
         assert {state["sync"] for state in seen} == {"Synced"}
         assert {state["operation"] for state in seen} == {seen[0]["operation"]}
         assert await declared(application.team) == declared_before
+        assert await writers(application.team) == {"argocd-controller"}
 
 
 async def test_a_hand_edit_shows_as_drift_and_is_healed(open_teams: OpenTeams, own: Own) -> None:
@@ -97,7 +111,7 @@ async def test_a_hand_edit_shows_as_drift_and_is_healed(open_teams: OpenTeams, o
     await asyncio.gather(*(heal(application) for application in applications))
 
 
-async def heal(application: Application) -> None:
+async def heal(application: Owned) -> None:
     team = application.team
     await team.advance(3)
     # A pin by hand: Git says Track and nothing of checkpointRef.
@@ -212,21 +226,19 @@ async def test_a_promotion_is_a_commit_that_moves_the_head(
     await team.serves("arith-000002", "Pinned")
 
 
-async def by_revert(application: Application, first: str) -> None:
+async def by_revert(application: Owned, first: str) -> None:
     await application.synced(application.team.repository.revert(), "Suspended")
 
 
-async def by_commit(application: Application, first: str) -> None:
+async def by_commit(application: Owned, first: str) -> None:
     await application.synced(application.team.repository.pin("arith-000001"), "Suspended")
 
 
-async def by_operation(application: Application, first: str) -> None:
+async def by_operation(application: Owned, first: str) -> None:
     await application.sync_to(first)
 
 
-async def roll_back(
-    team: Team, way: Callable[[Application, str], Awaitable[None]], own: Own
-) -> Body:
+async def roll_back(team: Team, way: Callable[[Owned, str], Awaitable[None]], own: Own) -> Body:
     """Pins to step 1, to step 2 and back to step 1; the head's status in the end."""
     application = await own(team)
     await team.advance(3)
@@ -252,14 +264,14 @@ async def roll_back_by_hand(team: Team) -> Body:
     return essence(await team.serves("arith-000001"))
 
 
-def drifted(application: Application, times: int) -> bool:
+def drifted(application: Owned, times: int) -> bool:
     """Whether it was OutOfSync, and Synced again, so many times since its first sync."""
     syncs = [state["sync"] for state in since_first_sync(application)]
     runs = [sync for index, sync in enumerate(syncs) if index == 0 or syncs[index - 1] != sync]
     return runs.count("OutOfSync") >= times and runs[-1] == "Synced"
 
 
-def since_first_sync(application: Application) -> list[Body]:
+def since_first_sync(application: Owned) -> list[Body]:
     states = application.states()
     first = next(i for i, state in enumerate(states) if state["sync"] == "Synced")
     return states[first:]

@@ -16,6 +16,11 @@ TYPO = {
 }
 
 
+def waits_for_model(w: World, kind: str, name: str) -> bool:
+    said = w.condition(kind, name, "Reconciling")
+    return (said["status"], said["reason"]) == ("True", "ModelNotFound")
+
+
 def is_stalled(w: World, kind: str, name: str) -> bool:
     return w.condition(kind, name, "Stalled")["status"] == "True"
 
@@ -280,8 +285,7 @@ def test_a_run_or_head_of_a_model_that_is_not_there_says_so_and_recovers() -> No
             await w.apply("TrainingRun", "digits", run_spec("tiny", 1))
             await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track"))
             for kind, name in (("TrainingRun", "digits"), ("CheckpointHead", "tiny")):
-                await w.until(lambda k=kind, n=name: is_stalled(w, k, n), "Stalled")
-                assert w.condition(kind, name, "Stalled")["reason"] == "ModelNotFound"
+                await w.until(lambda k=kind, n=name: waits_for_model(w, k, n), "it says so")
             await w.apply("TrainableModel", "tiny", model_spec())
             await w.until(
                 lambda: w.condition("TrainingRun", "digits", "Succeeded")["status"] == "True",

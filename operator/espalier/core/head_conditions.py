@@ -24,8 +24,9 @@ def unfit(view: HeadView) -> list[Finding] | None:
         )
         return conditions.stalled("NameTaken", message)
     if view.model is None:
+        # Not Stalled: it may be next in the same apply, and Argo CD and Flux give up at Stalled.
         message = f"spec.modelRef: TrainableModel {model} does not exist: create it"
-        return conditions.stalled("ModelNotFound", message)
+        return conditions.reconciling("ModelNotFound", message)
     return None
 
 

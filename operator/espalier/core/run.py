@@ -237,11 +237,12 @@ def _advance(view: RunView, step: int) -> tuple[list[Finding], bool]:
 
 
 def _unfit_model(view: RunView) -> list[Finding] | None:
-    """Why the model cannot be trained until a person does something."""
+    """Why the model cannot be trained."""
     if view.model is None:
+        # Not Stalled: it may be next in the same apply, and Argo CD and Flux give up at Stalled.
         name = view.run.spec.model_ref.name
         message = f"spec.modelRef: TrainableModel {name} does not exist: create it"
-        return conditions.stalled("ModelNotFound", message)
+        return conditions.reconciling("ModelNotFound", message)
     said = conditions.find(view.model.status.conditions, conditions.STALLED)
     if said is None or said.status != "True":
         return None
