@@ -10,6 +10,10 @@ trainer() {
   .venv/bin/python -m bench.trainer.compare --work tiny --float64
   echo "== a training step beside TRL's algorithms (goal: GRPOTrainer 1.9x at 32k, 1.6x at 152k; AsyncGRPO 1.4x)"
   .venv/bin/python -m bench.trainer.compare --work 32k 152k
+  echo "== values and gradients of TRL's own losses"
+  PYTHONPATH=operator:. "$(bench/trainer/trl_environment.sh)" -m bench.trainer.trl_own
+  echo "== what a checkpoint's commit and the replay after a crash cost"
+  .venv/bin/python -m bench.commit_cost
 }
 if [ "${1:-all}" = trainer ]; then
   trainer

@@ -21,7 +21,6 @@ from bench.trainer.workload import Workload, causal_lm
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from espalier.trainer import gradients
 from espalier.trainer import model as trainer_model
 from espalier.trainer.data import Datum
 from espalier.trainer.head import Evaluated, chunks
@@ -79,16 +78,13 @@ def recomputed(
 
 
 @contextmanager
-def async_grpo() -> Iterator[None]:
-    """The trainer's packed path with TRL's head and TRL's trie: AsyncGRPO's algorithm."""
-    with (
-        mock.patch.object(trainer_model, "evaluate", recomputed),
-        mock.patch.object(gradients, "pack", tries),
-    ):
+def recomputing_head() -> Iterator[None]:
+    """The trainer's packed path with TRL's head."""
+    with mock.patch.object(trainer_model, "evaluate", recomputed):
         yield
 
 
-def tries(data: Sequence[Datum], budget: int) -> list[Row]:
+def token_tries(data: Sequence[Datum], budget: int) -> list[Row]:
     """Rows as TRL packs them: at most ``budget`` unique tokens, and as many trained ones.
 
     A node is keyed on its token and the next, so a trie forks one token before its samples differ,

@@ -4,37 +4,56 @@
     python -m bench.trainer.compare --work tiny --float64     # gradients to 1e-12
     python -m bench.trainer.compare --work qwen3-4b --device cuda --profile
 
-Variants take turns, and each figure is the lowest of its turns with the highest beside it. Memory
-is measured in a child process per variant: the peak of one step above the loaded model.
+Variants take turns, a process for every turn: it loads the model and takes one step, whose
+CPU-seconds, peak memory above the loaded model and gradient it hands back. Seconds are the lowest
+of the turns with the highest beside it. ``trl`` runs in an environment with TRL's own code.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench.trainer.variants import NAMES, Variant, variants
 from bench.trainer.workload import WORKLOADS, Workload, batch, policy
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from espalier.trainer.data import Datum
 from espalier.trainer.packing import pack
 
 GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 MEBIBYTE = 1 << 20
+ROOT = Path(__file__).parents[2]
+GRADIENT_FILE = "gradient.safetensors"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One step: seconds, MiB above the loaded model, and the gradient by parameter."""
+
+    seconds: float
+    mebibytes: float
+    gradient: dict[str, Tensor]
 
 
 def main() -> None:
     options = _options()
     torch.set_num_threads(1 if options.device == "cpu" else torch.get_num_threads())
-    if options.memory_child:
-        print(json.dumps(_memory(options)))
+    if options.child is not None:
+        _turn(options)
         return
     for name in options.work:
         _compare(name, options)
@@ -43,15 +62,14 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", nargs="+", choices=WORKLOADS, default=["32k", "152k"])
-    parser.add_argument("--variants", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--variants", nargs="+", choices=NAMES, default=[*NAMES][:-1])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--micro-batch", type=int, default=8, help="sequences, padded variants")
     parser.add_argument("--row-tokens", type=int, help="unique tokens of a packed row")
     parser.add_argument("--float64", action="store_true", help="gradients only, norms in float64")
     parser.add_argument("--profile", action="store_true", help="where the time of ours goes")
-    parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--memory-child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -64,7 +82,7 @@ def _made(name: str, options: argparse.Namespace) -> tuple[Workload, list[Datum]
     if options.row_tokens:
         ours.row_tokens = options.row_tokens
     made = variants(options.variants, work, ours, data, options.micro_batch)
-    if not options.memory_child:
+    if options.child is None:
         _say_tokens(name, work, data, ours.row_tokens, options)
     return work, data, made
 
@@ -102,50 +120,88 @@ def _unique(data: Sequence[Datum], budget: int) -> int:
 
 
 def _compare(name: str, options: argparse.Namespace) -> None:
-    _, data, made = _made(name, options)
-    dtype = next(iter(made[0].parameters.values())).dtype
-    seconds: dict[str, list[float]] = {variant.key: [] for variant in made}
-    differences = _differences(made, seconds, options.device)
-    for _ in range(0 if options.float64 else options.repeats - 1):
-        for variant in made:
-            seconds[variant.key].append(_seconds(variant, options.device))
-            variant.forget()
-    memory = {}
-    if not options.no_memory and not options.float64:
-        memory = {variant.key: _memory_of(name, variant.key, options) for variant in made}
+    work, data, made = _made(name, options)
+    turns: dict[str, list[Turn]] = {key: [] for key in options.variants}
+    for _ in range(1 if options.float64 else options.repeats):
+        for key, done in turns.items():
+            done.append(_isolated(name, key, options))
+    differences = _differences(turns)
     real = sum(len(datum.prompt) + len(datum.output) for datum in data)
-    _table(made, seconds, memory, differences, real)
+    _table(turns, differences, real)
     if options.device == "cuda":
+        fastest = min(turn.seconds for turn in turns[options.variants[0]])
         unique = _unique(data, options.row_tokens or 1 << 30)
-        print(f"ours: {unique / min(seconds['ours']):.0f} unique tokens/s")
+        print(f"{NAMES[options.variants[0]]}: {unique / fastest:.0f} unique tokens/s")
     if options.profile:
         _profile(made[0], options.device)
-    limit = GRADIENT_TOLERANCE[dtype]
-    exact = dtype == torch.float64 or WORKLOADS[name].dtype == "float32"
+    dtype = torch.float64 if options.float64 else getattr(torch, work.dtype)
     worst = max(differences.values())
-    if exact and worst > limit:
-        sys.exit(f"gradients differ by {worst:.2g}, more than {limit:g}")
+    if worst > GRADIENT_TOLERANCE.get(dtype, math.inf):
+        sys.exit(f"gradients differ by {worst:.2g}, more than {GRADIENT_TOLERANCE[dtype]:g}")
 
 
-def _differences(
-    made: Sequence[Variant], seconds: dict[str, list[float]], device: str
-) -> dict[str, float]:
-    """Worst tensor's largest difference to the first variant's gradient, over its largest entry.
-
-    The step that it takes is the first turn in ``seconds``.
-    """
-    reference, result = None, {}
-    for variant in made:
-        seconds[variant.key].append(_seconds(variant, device))
-        found = variant.gradients()
-        variant.forget()
-        reference = found if reference is None else reference
-        assert set(found) == set(reference)
-        result[variant.key] = max(
-            float((found[key] - value).abs().max() / value.abs().max())
-            for key, value in reference.items()
+def _differences(turns: dict[str, list[Turn]]) -> dict[str, float]:
+    """Worst tensor's largest difference to the first variant's gradient, over its largest entry."""
+    reference = next(iter(turns.values()))[0].gradient
+    result = {}
+    for key, (turn, *_) in turns.items():
+        assert set(turn.gradient) == set(reference)
+        result[key] = max(
+            float((turn.gradient[name] - value).abs().max() / value.abs().max())
+            for name, value in reference.items()
         )
     return result
+
+
+def _isolated(name: str, key: str, options: argparse.Namespace) -> Turn:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [_python(key), "-m", "bench.trainer.compare", "--child", folder, "--work", name]
+        command += ["--variants", key, "--device", options.device]
+        command += ["--micro-batch", str(options.micro_batch)]
+        command += ["--row-tokens", str(options.row_tokens)] if options.row_tokens else []
+        command += ["--float64"] if options.float64 else []
+        path = os.pathsep.join([str(ROOT / "operator"), str(ROOT)])
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        if done.returncode:
+            sys.exit(done.stderr[-3000:])
+        figures = json.loads(done.stdout.splitlines()[-1])
+        return Turn(**figures, gradient=load_file(Path(folder) / GRADIENT_FILE))
+
+
+@cache
+def _python(key: str) -> str:
+    if key != "trl":
+        return sys.executable
+    script = Path(__file__).with_name("trl_environment.sh")
+    done = subprocess.run([str(script)], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _turn(options: argparse.Namespace) -> None:
+    """Takes a step of a variant, and hands its figures and gradient to the parent process."""
+    _, _, (variant,) = _made(options.work[0], options)
+    if options.device == "cuda":
+        # Kernels are chosen and loaded in a process's first step.
+        variant.step()
+        variant.forget()
+        torch.cuda.reset_peak_memory_stats()
+        base = torch.cuda.memory_allocated()
+        seconds = _seconds(variant, options.device)
+        peak = (torch.cuda.max_memory_allocated() - base) / MEBIBYTE
+    else:
+        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        seconds = _seconds(variant, options.device)
+        peak = (_resident("VmHWM") - before) / 1024
+    save_file({n: g.contiguous() for n, g in variant.gradients().items()},
+              options.child / GRADIENT_FILE)  # fmt: skip
+    print(json.dumps({"seconds": seconds, "mebibytes": peak}))
 
 
 def _seconds(variant: Variant, device: str) -> float:
@@ -153,38 +209,12 @@ def _seconds(variant: Variant, device: str) -> float:
     if device == "cpu":
         start = time.process_time()
         variant.step()
-        spent = time.process_time() - start
-    else:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        variant.step()
-        torch.cuda.synchronize()
-        spent = time.perf_counter() - start
-    return spent
-
-
-def _memory_of(name: str, key: str, options: argparse.Namespace) -> float:
-    command = [sys.executable, "-m", "bench.trainer.compare", "--memory-child", "--work", name]
-    command += ["--variants", key, "--device", options.device]
-    command += ["--micro-batch", str(options.micro_batch)]
-    if options.row_tokens:
-        command += ["--row-tokens", str(options.row_tokens)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
-
-
-def _memory(options: argparse.Namespace) -> float:
-    """MiB that a first step needs above what the loaded model holds."""
-    _, _, (variant,) = _made(options.work[0], options)
-    if options.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        base = torch.cuda.memory_allocated()
-        variant.step()
-        return (torch.cuda.max_memory_allocated() - base) / MEBIBYTE
-    base = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
     variant.step()
-    return (_resident("VmHWM") - base) / 1024
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _resident(field: str) -> int:
@@ -195,27 +225,23 @@ def _resident(field: str) -> int:
     raise KeyError(field)
 
 
-def _table(
-    made: Sequence[Variant],
-    seconds: dict[str, list[float]],
-    memory: dict[str, float],
-    differences: dict[str, float],
-    real: int,
-) -> None:
+def _table(turns: dict[str, list[Turn]], differences: dict[str, float], real: int) -> None:
     print("| variant | s per step (highest) | real tokens/s | ours is faster by | peak MiB | "
           "of ours | gradient differs |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
-    ours, size = made[0].key, None
-    for variant in made:
-        key, spent = variant.key, seconds[variant.key]
-        cells = [NAMES[key]]
-        cells += [f"{min(spent):.2f} ({max(spent):.2f})", f"{real / min(spent):.0f}",
-                  f"{min(spent) / min(seconds[ours]):.2f}"]  # fmt: skip
-        size = memory.get(ours) or size
-        cells += (
-            [f"{memory[key]:.0f}", f"{memory[key] / size:.2f}"] if memory and size else ["", ""]
-        )
-        cells.append(f"{differences[key]:.1e}")
+    seconds = {key: [turn.seconds for turn in done] for key, done in turns.items()}
+    memory = {key: min(turn.mebibytes for turn in done) for key, done in turns.items()}
+    first = next(iter(turns))
+    for key, spent in seconds.items():
+        cells = [
+            NAMES[key],
+            f"{min(spent):.2f} ({max(spent):.2f})",
+            f"{real / min(spent):.0f}",
+            f"{min(spent) / min(seconds[first]):.2f}",
+            f"{memory[key]:.0f}",
+            f"{memory[key] / max(memory[first], 1.0):.2f}",
+            f"{differences[key]:.1e}",
+        ]
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -6,7 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.trainer.baselines import async_grpo, checkpointed, padded_step, plain_twin
+from bench.trainer.baselines import (
+    checkpointed,
+    padded_step,
+    plain_twin,
+    recomputing_head,
+    token_tries,
+)
 from bench.trainer.workload import Workload
 from torch import Tensor
 
@@ -14,21 +20,26 @@ from espalier.trainer.data import Datum
 from espalier.trainer.gradients import add_loss, still
 from espalier.trainer.losses import loss_spec
 from espalier.trainer.model import ADAPTER, Policy
-from espalier.trainer.packing import lay_out
+from espalier.trainer.packing import Rows, lay_out
 
+Step = Callable[[], None]
 OURS = "ours"
+OURS_GC = "ours, checkpointing (which it chooses only when memory is short)"
 NAIVE = "padded, all logits (plain Hugging Face)"
 GRPO = "TRL GRPOTrainer's algorithm, no checkpointing"
 GRPO_GC = "TRL GRPOTrainer's algorithm, checkpointing (its default)"
 ASYNC = "TRL AsyncGRPO's algorithm, no checkpointing"
 ASYNC_GC = "TRL AsyncGRPO's algorithm, checkpointing (its default)"
+TRL = "TRL's own GRPOTrainer._compute_loss, no checkpointing"
 NAMES = {
     "ours": OURS,
+    "ours-gc": OURS_GC,
     "naive": NAIVE,
     "grpo": GRPO,
     "grpo-gc": GRPO_GC,
     "async": ASYNC,
     "async-gc": ASYNC_GC,
+    "trl": TRL,
 }
 
 
@@ -37,7 +48,7 @@ class Variant:
     """``step`` adds a batch's gradient to ``parameters``, which are by PEFT name."""
 
     key: str
-    step: Callable[[], None]
+    step: Step
     parameters: dict[str, Any]
 
     def gradients(self) -> dict[str, Tensor]:
@@ -57,20 +68,30 @@ def variants(
     twin = plain_twin(work, policy) if {"naive", "grpo", "grpo-gc"} & set(keys) else None
     spec = loss_spec("importance_sampling", None)
 
-    def ours() -> None:
-        rows = lay_out(data, policy.row_tokens, still(data, spec))
-        add_loss(policy, rows, spec, 1.0, None)
+    if keys == ["trl"]:
+        from bench.trainer.trl_own import own_variant  # noqa: PLC0415  # needs TRL's environment
 
-    def packed(on: bool) -> Callable[[], None]:
+        trainer, step = own_variant(work, policy, data, micro_batch)
+        return [Variant("trl", step, _trained(trainer.model))]
+
+    def ours(on: bool) -> Step:
         def step() -> None:
             policy.checkpointing = on
-            with async_grpo():
-                ours()
-            policy.checkpointing = False
+            rows = lay_out(data, policy.row_tokens, still(data, spec))
+            add_loss(policy, rows, spec, 1.0, None)
 
         return step
 
-    def plain(on: bool, full_logits: bool) -> Callable[[], None]:
+    def tries(on: bool) -> Step:
+        def step() -> None:
+            policy.checkpointing = on
+            rows = Rows(tuple(data), tuple(token_tries(data, policy.row_tokens)))
+            with recomputing_head():
+                add_loss(policy, rows, spec, 1.0, None)
+
+        return step
+
+    def plain(on: bool, full_logits: bool) -> Step:
         def step() -> None:
             checkpointed(twin, on)
             padded_step(twin, data, micro_batch, full_logits=full_logits)
@@ -78,12 +99,13 @@ def variants(
         return step
 
     steps = {
-        "ours": ours,
+        "ours": ours(False),
+        "ours-gc": ours(True),
         "naive": plain(False, True),
         "grpo": plain(False, False),
         "grpo-gc": plain(True, False),
-        "async": packed(False),
-        "async-gc": packed(True),
+        "async": tries(False),
+        "async-gc": tries(True),
     }
     of_twin = _trained(twin) if twin is not None else {}
     return [
@@ -92,7 +114,7 @@ def variants(
     ]
 
 
-_OF_POLICY = {"ours", "async", "async-gc"}
+_OF_POLICY = {"ours", "ours-gc", "async", "async-gc"}
 
 
 def _trained(model: Any) -> dict[str, Any]:
