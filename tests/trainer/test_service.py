@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,15 @@ from tests.trainer.tiny import Volume
 
 from espalier import identity
 from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY, CommitPage
+from espalier.trainer.commands import Answer
 from espalier.trainer.commits import CommitFeed
 from espalier.trainer.compute import LocalCompute
+from espalier.trainer.engine import Engine
 from espalier.trainer.log import CommandLog
 from espalier.trainer.model import Policy
 from espalier.trainer.service import Service
 from espalier.trainer.store import CheckpointStore
+from espalier.trainer.watchdog import Watchdog
 
 PRIVATE = identity.generate_private_key()
 AUDIENCE = "default/arith"
@@ -52,8 +57,6 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
 
 
 def _engine(volume: Volume, policy: Policy, publish: Any) -> Any:
-    from espalier.trainer.engine import Engine
-
     store = CheckpointStore(volume.path, tiny.MODEL)
     log = CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0)
     return Engine(
@@ -154,6 +157,62 @@ async def test_until_the_base_is_loaded_nothing_but_health_answers() -> None:
         assert (response.status, (await response.json())["reason"]) == (503, "Loading")
         status, body, _ = await post(client, "/train/zero-grad")
         assert (status, body["reason"]) == (503, "Loading")
+
+
+async def test_health_names_a_command_that_is_stuck(
+    volume: Volume, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    watchdog = Watchdog(300.0, clock=lambda: now[0], cpu=lambda _thread: 1.0)
+    service = Service(identity.public_key(PRIVATE), AUDIENCE, watchdog=watchdog)
+    release, begun = threading.Event(), threading.Event()
+    async with TestClient(TestServer(service.app())) as client:
+        await service.start(lambda publish: _engine(volume, policy, publish))
+        await assign(client)
+
+        def blocked(_self: Engine, _command: object) -> Answer:
+            begun.set()
+            assert release.wait(60)
+            return Answer(200, "{}")
+
+        monkeypatch.setattr(Engine, "execute", blocked)
+        sent = asyncio.create_task(post(client, "/train/zero-grad"))
+        assert await asyncio.to_thread(begun.wait, 60)
+        assert (await client.get("/healthz")).status == 200
+        now[0] += 301.0
+        response = await client.get("/healthz")
+        assert (response.status, (await response.json())["reason"]) == (503, "EngineStuck")
+        release.set()
+        assert (await sent)[0] == 200
+        assert (await client.get("/healthz")).status == 200
+        service.feed.close()
+        assert service._engine is not None
+        service._engine.log.close()
+
+
+async def test_readiness_tells_what_a_volume_suffers_from_and_stays_ready(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await assign(client)
+    ready = await client.get("/readyz")
+    assert await ready.text() == "ok"
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("espalier.trainer.log.write_file", fails)
+        status, body, _ = await post(
+            client, "/train/forward-backward", tiny.forward_backward(), **{"Idempotency-Key": "a/1"}
+        )
+        assert (status, body["reason"]) == (507, "VolumeFull")
+    ready = await client.get("/readyz")
+    assert (ready.status, (await ready.text()).split(":")[0]) == (200, "ok\nVolumeFull")
+    status, _, _ = await post(
+        client, "/train/forward-backward", tiny.forward_backward(), **{"Idempotency-Key": "a/1"}
+    )
+    assert status == 200
+    assert await (await client.get("/readyz")).text() == "ok"
 
 
 async def test_train_routes_wait_for_the_assignment(client: Client) -> None:

@@ -33,6 +33,7 @@ from espalier.trainer.ranks.world import World, read_world
 from espalier.trainer.service import Service
 from espalier.trainer.settings import Settings, read_settings
 from espalier.trainer.store import CheckpointStore, DigestError
+from espalier.trainer.watchdog import Watchdog
 
 logger = logging.getLogger("espalier.trainer")
 
@@ -101,7 +102,11 @@ async def serve(settings: Settings, world: World, host: str, port: int) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    service = Service(settings.public_key, settings.audience, settings.max_body_bytes)
+    # Waiting for another rank uses no CPU time, and has a limit of its own.
+    patience = max(settings.stuck_seconds, world.reply_seconds if world.size > 1 else 0)
+    service = Service(
+        settings.public_key, settings.audience, settings.max_body_bytes, Watchdog(patience)
+    )
     runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     site = web.TCPSite(runner, host, port)

@@ -37,7 +37,8 @@ from espalier.trainer.engine import Engine
 from espalier.trainer.log import Key, Kind
 from espalier.trainer.losses import DEFAULTS
 from espalier.trainer.problems import CommandError, invalid
-from espalier.trainer.settings import MAX_BODY_BYTES
+from espalier.trainer.settings import MAX_BODY_BYTES, STUCK_SECONDS
+from espalier.trainer.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ OPERATOR_ROUTES = ("/assign", "/commits")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Body = TypeVar("Body", bound=BaseModel)
+T = TypeVar("T")
 _CALLER = web.RequestKey("caller", identity.Caller)
 
 
@@ -58,13 +60,18 @@ class Service:
     """Routes over an engine that may still be loading. The engine works on one thread."""
 
     def __init__(
-        self, public_key: str, audience: str, max_body_bytes: int = MAX_BODY_BYTES
+        self,
+        public_key: str,
+        audience: str,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._public_key = public_key
         self._max_body_bytes = max_body_bytes
         self._audience = audience
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
+        self._watchdog = watchdog or Watchdog(STUCK_SECONDS)
         self._delivered = asyncio.Event()
         self.feed = CommitFeed(asyncio.get_running_loop())
 
@@ -170,7 +177,9 @@ class Service:
         return await handler(request)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
-        return web.Response(text="ok")
+        """503 once a command is stuck, so that the kubelet starts the trainer anew."""
+        stuck = self._watchdog.stuck()
+        return _problem(503, stuck) if stuck else web.Response(text="ok")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         self._ready_engine()
@@ -194,8 +203,7 @@ class Service:
     async def _assign(self, request: web.Request) -> web.Response:
         wanted = _parse(Assignment, await self._body(request))
         engine = self._ready_engine()
-        loop = asyncio.get_running_loop()
-        return _json(await loop.run_in_executor(self._worker, engine.assign, wanted))
+        return _json(await self._on_engine("assign", lambda: engine.assign(wanted)))
 
     async def _commits(self, request: web.Request) -> web.Response:
         self._ready_engine()
@@ -212,10 +220,13 @@ class Service:
             if IDEMPOTENCY_KEY not in request.headers and client:
                 return await self._unkeyed(engine, Unkeyed(client, kind, parsed, _epoch(request)))
             command = Command(_key(request), kind, parsed, _epoch(request))
-            loop = asyncio.get_running_loop()
-            return _answer(await loop.run_in_executor(self._worker, engine.execute, command))
+            return _answer(await self._on_engine(kind, lambda: engine.execute(command)))
 
         return handle
+
+    async def _on_engine(self, what: str, work: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, self._watchdog.run, what, work)
 
     async def _unkeyed(self, engine: Engine, command: Unkeyed) -> web.Response:
         """Waits for word of the last answer's delivery only where the command could be a resend."""

@@ -16,6 +16,8 @@ DTYPES = ("float32", "bfloat16")
 # A call's trajectories as JSON: a token and its log-prob take about 30 bytes, parsed about ten
 # times that. Larger batches go in several calls, whose gradients add.
 MAX_BODY_BYTES = 128 << 20
+# No kernel, no sync of a healthy volume and no lock takes this long without any CPU time.
+STUCK_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Settings:
     dtype: str
     adapter: Adapter
     max_body_bytes: int = MAX_BODY_BYTES
+    stuck_seconds: int = STUCK_SECONDS
 
     @property
     def audience(self) -> str:
@@ -52,13 +55,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         raise UserMistakeError(
             "InvalidSettings", f"ESPALIER_ADAPTER: {error}", "correct spec.adapter"
         ) from error
-    limit = environment.get("ESPALIER_MAX_BODY_BYTES", str(MAX_BODY_BYTES))
-    if not (limit.isascii() and limit.isdigit() and int(limit) > 0):
-        raise UserMistakeError(
-            "InvalidSettings",
-            f"ESPALIER_MAX_BODY_BYTES is {limit!r}",
-            f"set it to a number of bytes above 0, for example {MAX_BODY_BYTES}",
-        )
     return Settings(
         model=_need(environment, "ESPALIER_MODEL"),
         namespace=_need(environment, "ESPALIER_NAMESPACE"),
@@ -67,8 +63,20 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         public_key=_need(environment, "ESPALIER_PUBLIC_KEY"),
         dtype=dtype,
         adapter=adapter,
-        max_body_bytes=int(limit),
+        max_body_bytes=_count(environment, "ESPALIER_MAX_BODY_BYTES", "bytes", MAX_BODY_BYTES),
+        stuck_seconds=_count(environment, "ESPALIER_STUCK_SECONDS", "seconds", STUCK_SECONDS),
     )
+
+
+def _count(environment: Mapping[str, str], name: str, unit: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise UserMistakeError(
+            "InvalidSettings",
+            f"{name} is {text!r}",
+            f"set it to a number of {unit} above 0, for example {default}",
+        )
+    return int(text)
 
 
 def _need(environment: Mapping[str, str], name: str) -> str:

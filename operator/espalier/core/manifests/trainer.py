@@ -23,7 +23,7 @@ from espalier.core.names import trainer_name
 _REQUESTS = Requests("500m", "1Gi")
 # One rank is what the image runs by itself.
 _RANKS = ("python", "-m", "espalier.trainer.ranks", "--ranks")
-# A step may keep all cores busy; only a process that is truly stuck should be restarted.
+# A step may keep all cores busy; /healthz tells a long step from one that is stuck.
 _PROBES = {
     "startupProbe": http_probe("/healthz", period=2, failures=300),
     "readinessProbe": http_probe("/readyz", period=2, failures=3),
