@@ -247,7 +247,11 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(HEAD, "spec.gate", {"metric": "reward/mean", "min": "high"}),
         *("spec.gate.min", "quoted decimal"),
     ),
-    "checkpoint at step 0": (CHECKPOINT, "spec.step", 0, "spec.step", "greater than or equal to 1"),
+    "checkpoint before step 0": (CHECKPOINT, "spec.step", -1, "spec.step", "equal to 0"),
+    "trained checkpoint at step 0": (
+        *(CHECKPOINT, "spec.step", 0),
+        *("spec.step", "step 0 is an adapter from outside"),
+    ),
     "checkpoint with a short digest": (
         *(CHECKPOINT, "spec.digest", "sha256:abc"),
         *("spec.digest", "should match"),

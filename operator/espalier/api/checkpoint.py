@@ -101,4 +101,11 @@ class Checkpoint(BaseModel):
     status: CheckpointStatus = Field(default_factory=CheckpointStatus)
 
 
-SPEC_RULES = cel(("self == oldSelf", "a Checkpoint's spec is immutable"))
+SPEC_RULES = cel(
+    ("self == oldSelf", "a Checkpoint's spec is immutable"),
+    (
+        "self.step > 0 || (self.branch == 'main' && !has(self.parentRef) && !has(self.runRef))",
+        "step 0 is an adapter from outside: it lies on main, without parentRef and runRef",
+        ".step",
+    ),
+)
