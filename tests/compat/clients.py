@@ -19,6 +19,8 @@ VERSIONS = ("0.6.21", "0.6.20", "0.6.19")
 NEWEST = VERSIONS[0]
 DRIVER = Path(__file__).with_name("driver.py")
 INSTALL_SECONDS = 600
+# A client imports for seconds, and this machine may be busy.
+PATIENCE_SECONDS = 500
 
 
 @functools.cache
@@ -70,7 +72,7 @@ async def run(version: str, arguments: list[str], variables: dict[str, str]) -> 
         stderr=PIPE,
     )
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), 120)
+        output, errors = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
     finally:
         if process.returncode is None:
             process.kill()

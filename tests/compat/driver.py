@@ -6,8 +6,14 @@
 import asyncio
 import json
 import sys
+import uuid
 
+import mcp.types as mcp_types
 from hud import TrainingClient
+from hud.agents import create_agent
+from hud.eval.job import Job, trace_enter, trace_exit
+from hud.eval.run import Grade, Run
+from hud.telemetry.context import set_trace_context
 from hud.train import TrajectoryPayload, TrajectorySample
 from hud.utils.exceptions import HudNetworkError, HudRequestError
 
@@ -102,6 +108,58 @@ async def redone(model):
     batch = [payload(1.0), payload(0.0, output=(9,))]
     sent, step = await until_answered(lambda: client.step(batch, learning_rate=1e-3, group_size=2))
     yield "step", {"sent": sent, "step": step.step}
+
+
+async def rolled_out(agent, job, model, group, reward, *, stop="done"):
+    """One rollout of two turns, reported as the client's own runner does it."""
+    trace = uuid.uuid4().hex
+    await trace_enter(trace, job_id=job.id, group_id=group, task_slug=f"task-{group}", model=model)
+    with set_trace_context(trace):
+        text = mcp_types.TextContent(type="text", text="1+1?")
+        prompt = mcp_types.PromptMessage(role="user", content=text)
+        state = await agent._initialize_state(prompt=[prompt])
+        first = await agent.get_response(state)
+        state.messages.append({"role": "user", "content": "and again?"})
+        second = await agent.get_response(state)
+    run = Run(None, "task", {})
+    run.trace.trace_id, run.trace.stop_reason = trace, stop
+    run.trace.status = "error" if stop == "timeout" else "completed"
+    run.trace.extra = {"seed": 7}
+    run.grade = Grade(reward=reward)
+    run.group_id = group
+    await trace_exit(run)
+    return trace, [first.sample, second.sample]
+
+
+async def traces(model):
+    """Rollouts through the gateway in a job, trained on by their ids, mixed with inline ones."""
+    client = TrainingClient(model)
+    kwargs = {"max_tokens": 8, "extra_body": {"return_token_ids": True}}
+    agent = create_agent(model, completion_kwargs=kwargs)
+    job = await Job.start("arithmetic", group=2)
+    (a1, samples), (a2, _), (b1, _), (b2, _) = [
+        await rolled_out(agent, job, model, group, reward)
+        for group, reward in (("a", 1.0), ("a", 0.0), ("b", 0.5), ("b", 0.25))
+    ]
+    late, _ = await rolled_out(agent, job, model, "c", 1.0, stop="timeout")
+    yield "sample", [len(s.output_token_ids) == len(s.output_logprobs) > 0 for s in samples]
+    kept = samples[0]
+    yield "continued", [kept.prompt_token_ids, kept.output_token_ids]
+    mixed = [a1, payload(0.5), b1, b2]
+    found = await client.forward(mixed, group_size=2)
+    yield "mixed", [[d.traj_idx, d.group_idx, d.reward, len(d.mask)] for d in found.data]
+    result = await client.forward_backward([a1, a2, b1, b2], group_size=2)
+    yield "trained", result.num_datums
+    yield "trace", a1
+    for name, inputs in (
+        ("interleaved", [a1, b1, a2, b2]),
+        ("timed out", [late, a1]),
+        ("unknown", [uuid.uuid4().hex, a1]),
+    ):
+        try:
+            await client.forward_backward(inputs, group_size=2)
+        except HudRequestError as error:
+            yield name, [error.status_code, error.message]
 
 
 async def main():

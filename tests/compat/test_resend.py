@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.compat.clients import NEWEST, OUT, drive, environment
 from tests.compat.stage import TRAINER, Fault, Stage
+
+pytestmark = pytest.mark.timeout(900)
 
 BATCH = 2
 

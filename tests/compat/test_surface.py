@@ -8,6 +8,8 @@ import pytest
 from tests.compat.clients import VERSIONS, drive, environment
 from tests.compat.stage import TRAINER, Stage
 
+pytestmark = pytest.mark.timeout(900)
+
 LOSSES = ["cispo", "cross_entropy", "dro", "gspo", "importance_sampling", "ppo"]
 EXPECTED = {
     "available_losses": LOSSES,

@@ -5,6 +5,8 @@ Answers carry HUD's fields alone. Ids are Kubernetes' own: a model's uid, a chec
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 # The agent of HUD's client that speaks OpenAI's chat completions.
@@ -73,3 +75,48 @@ class HeadRequest(Platform):
     """The checkpoint to serve and to train on from."""
 
     checkpoint_id: str
+
+
+class Report(BaseModel):
+    """Base of what HUD's client reports about rollouts: kept whole, whatever else it says."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+
+class JobReport(Report):
+    """A batch of rollouts began."""
+
+    name: str = ""
+    group: int = 1
+    taskset_id: str | None = None
+
+
+class TraceEnter(Report):
+    """A rollout began."""
+
+    job_id: str | None = None
+    group_id: str | None = None
+    task_slug: str = ""
+    model: str | None = None
+    parent_trace_id: str | None = None
+
+
+class TraceExit(Report):
+    """A rollout ended: ``status`` completed, error or cancelled."""
+
+    status: str = "completed"
+    reward: float | None = None
+    error: str | None = None
+    evaluation_result: dict[str, Any] | None = None
+    stop_reason: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class TraceRecord(Platform):
+    """All that is kept of a trace."""
+
+    id: str
+    job: dict[str, Any] | None = None
+    enter: dict[str, Any] | None = None
+    exit: dict[str, Any] | None = None
+    samples: list[dict[str, Any]] = Field(default_factory=list)

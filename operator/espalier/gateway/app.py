@@ -19,6 +19,7 @@ from espalier.gateway.platform import PlatformRoutes
 from espalier.gateway.problems import RefusalError, respond
 from espalier.gateway.runs import Runs
 from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
+from espalier.gateway.traces import Traces
 from espalier.gateway.train import COMMANDS, READS, Train
 
 MAX_COMPLETION_BYTES = 64 * 1024 * 1024
@@ -56,6 +57,7 @@ def make_app(services: Services, unready: Callable[[], str]) -> web.Application:
     app.router.add_get("/v1/models", Catalogue(services).list)
     app.router.add_get("/v1/runs/{namespace}/{name}", Runs(services).get)
     PlatformRoutes(services).add_to(app.router)
+    Traces(services).add_to(app.router)
     for prefix in ("/v1/models/{slug}/train", "/v1/models/{namespace}/{slug}/train"):
         app.router.add_post(f"{prefix}/{{command:{'|'.join(sorted(COMMANDS))}}}", train.handle)
         app.router.add_get(f"{prefix}/{{command:{'|'.join(sorted(READS))}}}", train.handle)
@@ -163,4 +165,4 @@ def _for(path: str, refusal: RefusalError) -> RefusalError:
 
 
 def _is_ours(path: str) -> bool:
-    return "/train/" in path or path.startswith(("/v1/runs/", PLATFORM))
+    return "/train/" in path or path.startswith(("/v1/runs/", "/v3/", PLATFORM))

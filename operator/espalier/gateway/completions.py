@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +27,17 @@ from espalier.gateway.routing import (
     resolve,
     split,
 )
+from espalier.gateway.sampling import check_continuation, reference
 from espalier.gateway.services import UPSTREAM_SECONDS, Services
 from espalier.gateway.snapshot import Id, Snapshot
+from espalier.gateway.traces import Keeper, Traces, trace_of
 
 # A checkpoint's commit is acknowledged before its object reaches the cache.
 CHECKPOINT_WAIT_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 600.0
 ATTEMPTS = 2
+TRACE_KEPT = "Espalier-Trace"
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
 
@@ -46,6 +50,8 @@ class _Exchange:
     target: Target
     body: bytes
     asked: str
+    trace: str = ""
+    keeper: Keeper | None = None
     response: web.StreamResponse | None = None
 
 
@@ -54,6 +60,7 @@ class Completions:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._traces = Traces(services)
         self._turns: Counter[Id] = Counter()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -61,9 +68,17 @@ class Completions:
         user = await self._services.caller(request)
         body = await _read(request)
         asked = body["model"]
-        target = await self._locate(user, asked)
+        target = await self._locate(user, reference(body))
         body["model"] = target.adapter
-        exchange = _Exchange(request, target, json.dumps(body, ensure_ascii=False).encode(), asked)
+        check_continuation(body)
+        trace = trace_of(request.headers)
+        keeper = await self._traces.keeper(user, target.model) if _recordable(trace, body) else None
+        if keeper is not None:
+            # What is trained on later needs them, whether or not this client looks at them.
+            body |= {"return_token_ids": True, "logprobs": True}
+        exchange = _Exchange(
+            *(request, target, json.dumps(body, ensure_ascii=False).encode(), asked, trace, keeper)
+        )
         started = time.perf_counter()
         try:
             return await self._send(exchange)
@@ -134,11 +149,25 @@ class Completions:
             if upstream.content_type == "text/event-stream":
                 return await _stream(upstream, exchange)
             answer = await upstream.read()
+            kept = {}
             if upstream.status == 200:
                 answer = rewrite_answer(answer, exchange.asked)
+                kept = await self._keep(exchange, answer)
             return web.Response(
-                body=answer, status=upstream.status, content_type=upstream.content_type
+                body=answer,
+                status=upstream.status,
+                content_type=upstream.content_type,
+                headers=kept,
             )
+
+    async def _keep(self, exchange: _Exchange, answer: bytes) -> dict[str, str]:
+        """Keeps a turn of a trace; the header that says whether it was."""
+        if not exchange.trace:
+            return {}
+        kept = exchange.keeper is not None and await self._traces.record(
+            exchange.keeper, exchange.trace, json.loads(answer)
+        )
+        return {TRACE_KEPT: "Kept" if kept else "NotKept"}
 
     def _lost(self, target: Target, error: Exception) -> RefusalError:
         pods = self._services.view.snapshot.pods_of(target.model, ROLLOUT)
@@ -192,6 +221,12 @@ async def _break_off(response: web.StreamResponse, error: Exception) -> web.Stre
     )
     await response.write_eof(error_event(openai_body(refusal)))
     return response
+
+
+def _recordable(trace: str, body: Mapping[str, Any]) -> bool:
+    """A turn is one answer to one chat; a stream or a choice of several is none."""
+    several = body.get("n") not in (None, 1)
+    return bool(trace) and "messages" in body and not body.get("stream") and not several
 
 
 def _gone(request: web.Request) -> bool:

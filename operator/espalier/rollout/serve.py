@@ -23,7 +23,7 @@ from vllm.lora.request import LoRARequest
 
 from espalier.api.wire import Problem, Served, ServeRequest
 from espalier.core import names
-from espalier.rollout import auth
+from espalier.rollout import auth, continuation
 from espalier.rollout.resolver import UnservableAdapterError
 
 logger = init_logger("vllm.espalier.serve")
@@ -178,6 +178,7 @@ class Control:
         """Set up at start, before the first connection is accepted; then route."""
         if scope["type"] == "lifespan":
             self._serving = Serving(scope["app"].state)
+            continuation.install(scope["app"].state.openai_serving_chat)
             await self._serving.warm_up()
         ours = scope["type"] == "http" and scope["path"] in (*auth.PROBES, auth.SERVE)
         await (self._router if ours else self._app)(scope, receive, send)

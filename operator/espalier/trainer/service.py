@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,7 +11,6 @@ from functools import partial
 from typing import TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
 
 from espalier import identity
 from espalier.api.wire import (
@@ -29,15 +26,17 @@ from espalier.api.wire import (
     Problem,
     Wire,
 )
-from espalier.trainer import delivery
+from espalier.trainer import delivery, trace_routes
+from espalier.trainer.bodies import key_of, number, parse
 from espalier.trainer.commands import Answer, Command, Empty
 from espalier.trainer.commits import CommitFeed, Snapshot
 from espalier.trainer.delivery import Unkeyed
 from espalier.trainer.engine import Engine
-from espalier.trainer.log import Key, Kind
+from espalier.trainer.log import Kind
 from espalier.trainer.losses import DEFAULTS
 from espalier.trainer.problems import CommandError, invalid
 from espalier.trainer.settings import MAX_BODY_BYTES, STUCK_SECONDS
+from espalier.trainer.traces import Traces
 from espalier.trainer.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -46,12 +45,10 @@ DIGEST = "Espalier-Checkpoint-Digest"
 MAX_WAIT_SECONDS = 30.0
 # An answer's delivery is reported after it, and the client's next command may overtake the report.
 DELIVERY_SECONDS = 2.0
-MAX_KEY_CHARS = 200
 OPEN_ROUTES = ("/healthz", "/readyz")
 OPERATOR_ROUTES = ("/assign", "/commits")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
 _CALLER = web.RequestKey("caller", identity.Caller)
 
@@ -72,13 +69,16 @@ class Service:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
         self._watchdog = watchdog or Watchdog(STUCK_SECONDS)
+        self._traces: Traces | None = None
         self._delivered = asyncio.Event()
         self.feed = CommitFeed(asyncio.get_running_loop())
 
     async def start(self, make: Callable[[Callable[[Engine], None]], Engine]) -> None:
         """Makes the engine on its thread; until then train routes answer 503 Loading."""
         loop = asyncio.get_running_loop()
-        self._engine = await loop.run_in_executor(self._worker, make, self._published)
+        engine = await loop.run_in_executor(self._worker, make, self._published)
+        self._traces = Traces(engine.store.model_directory(engine.model))
+        self._engine = engine
 
     def app(self) -> web.Application:
         """The routes of the architecture page."""
@@ -93,6 +93,7 @@ class Service:
         app.router.add_get("/train/losses", self._losses)
         app.router.add_get("/train/state", self._state)
         app.router.add_post("/train/delivered", self._deliver)
+        trace_routes.add_to(app.router, self._kept, self._body)
         kinds: dict[Kind, type[Wire]] = {
             "forward-backward": ForwardBackwardRequest,
             "forward": ForwardRequest,
@@ -201,25 +202,27 @@ class Service:
         return _json(state)
 
     async def _assign(self, request: web.Request) -> web.Response:
-        wanted = _parse(Assignment, await self._body(request))
+        wanted = parse(Assignment, await self._body(request))
         engine = self._ready_engine()
         return _json(await self._on_engine("assign", lambda: engine.assign(wanted)))
 
     async def _commits(self, request: web.Request) -> web.Response:
         self._ready_engine()
-        after = _number(request, "after", 0, whole=True)
-        wait = min(_number(request, "wait", 0), MAX_WAIT_SECONDS)
+        after = number(request, "after", 0, whole=True)
+        wait = min(number(request, "wait", 0), MAX_WAIT_SECONDS)
         return _json(await self.feed.page(int(after), wait))
 
     def _command(self, kind: Kind, body: type[Wire]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
             engine = self._ready_engine()
             content = await self._body(request)
-            parsed = await asyncio.to_thread(_parse, body, content or b"{}")
+            parsed: Wire = await asyncio.to_thread(parse, body, content or b"{}")
+            if isinstance(parsed, ForwardRequest):
+                parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = request.headers.get(CLIENT)
             if IDEMPOTENCY_KEY not in request.headers and client:
                 return await self._unkeyed(engine, Unkeyed(client, kind, parsed, _epoch(request)))
-            command = Command(_key(request), kind, parsed, _epoch(request))
+            command = Command(key_of(request), kind, parsed, _epoch(request))
             return _answer(await self._on_engine(kind, lambda: engine.execute(command)))
 
         return handle
@@ -235,8 +238,8 @@ class Service:
         while True:
             word = self._delivered
             waited = loop.time() >= deadline
-            done = await loop.run_in_executor(
-                self._worker, partial(delivery.execute, engine, command, waited=waited)
+            done = await self._on_engine(
+                command.kind, partial(delivery.execute, engine, command, waited=waited)
             )
             if done is not None:
                 key, answer = done
@@ -247,10 +250,15 @@ class Service:
                 async with asyncio.timeout_at(deadline):
                     await word.wait()
 
+    def _kept(self) -> Traces:
+        self._ready_engine()
+        assert self._traces is not None
+        return self._traces
+
     async def _deliver(self, request: web.Request) -> web.Response:
         engine = self._ready_engine()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._worker, engine.log.mark_delivered, _key(request))
+        await loop.run_in_executor(self._worker, engine.log.mark_delivered, key_of(request))
         # Each word has its own event, so that who waits later waits for the next one.
         self._delivered.set()
         self._delivered = asyncio.Event()
@@ -278,30 +286,6 @@ def _problem(status: int, problem: Problem) -> web.Response:
     )
 
 
-def _parse(body: type[Body], content: bytes) -> Body:
-    try:
-        return body.model_validate_json(content)
-    except ValidationError as error:
-        # A union reports one error per member; the deepest says what is wrong.
-        worst = max(
-            error.errors(include_url=False, include_input=False), key=lambda item: len(item["loc"])
-        )
-        steps = [step for step in worst["loc"] if step not in ("str", "TrajectoryPayload")]
-        field = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in steps).lstrip(".")
-        raise invalid(field or "body", worst["msg"]) from error
-
-
-def _key(request: web.Request) -> Key:
-    """The caller's key; a command without one gets a key that nobody else can send."""
-    text = request.headers.get(IDEMPOTENCY_KEY)
-    if text is None:
-        return Key(f"unkeyed-{uuid.uuid4().hex}", 0)
-    session, _, seq = text.rpartition("/")
-    if not session or not (seq.isascii() and seq.isdigit()) or len(text) > MAX_KEY_CHARS:
-        raise invalid(IDEMPOTENCY_KEY, f"{text!r} is not <session>/<seq>", "for example 4f1c/12")
-    return Key(session, int(seq))
-
-
 def _epoch(request: web.Request) -> int | None:
     text = request.headers.get(EPOCH)
     if text is None:
@@ -309,16 +293,3 @@ def _epoch(request: web.Request) -> int | None:
     if not (text.isascii() and text.isdigit()):
         raise invalid(EPOCH, f"{text!r} is not a number")
     return int(text)
-
-
-def _number(request: web.Request, name: str, default: float, *, whole: bool = False) -> float:
-    text = request.query.get(name)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise invalid(name, f"{text!r} is not a number") from error
-    if not math.isfinite(value) or value < 0 or (whole and not value.is_integer()):
-        raise invalid(name, f"{text!r} is not a {'whole ' if whole else ''}number of at least 0")
-    return value

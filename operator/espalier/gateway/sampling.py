@@ -1,0 +1,66 @@
+"""Fields of a completion that OpenAI's API does not know: which checkpoint, which exact tokens.
+
+``checkpoint`` samples that checkpoint instead of the head. ``prompt_token_ids`` with
+``continuation_from`` (a number of messages) continues exactly these tokens, which stand for the
+first so many messages; only the messages after them are rendered. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+from espalier.gateway.problems import RefusalError
+
+CHECKPOINT = "checkpoint"
+TOKENS = "prompt_token_ids"
+MESSAGES = "continuation_from"
+
+
+def reference(body: dict[str, Any]) -> str:
+    """The model with its checkpoint, as ``slug@checkpoint``; takes the field out of the body."""
+    model: str = body["model"]
+    checkpoint = body.pop(CHECKPOINT, None)
+    if checkpoint is None:
+        return model
+    if not isinstance(checkpoint, str) or not checkpoint:
+        raise _bad(CHECKPOINT, "is not the name of a checkpoint", "Leave it out to sample the head")
+    slug, _, named = model.partition("@")
+    if named not in ("", checkpoint):
+        raise _bad(
+            CHECKPOINT, f"is {checkpoint}, and model names {named}", "Name the checkpoint once"
+        )
+    return f"{slug}@{checkpoint.removeprefix(f'{slug}@')}"
+
+
+def check_continuation(body: dict[str, Any]) -> None:
+    """Refuses a continuation that a rollout could not take: 400 with the field."""
+    if "messages" not in body or (TOKENS not in body and MESSAGES not in body):
+        return
+    tokens, count = body.get(TOKENS), body.get(MESSAGES)
+    if not isinstance(tokens, list) or not tokens or not all(_whole(token) for token in tokens):
+        raise _bad(
+            TOKENS,
+            "is not a list of token ids",
+            "Send prompt and output tokens of the last turn, or leave out continuation_from",
+        )
+    messages = len(body["messages"]) if isinstance(body["messages"], list) else 0
+    if not _whole(count) or not 0 < count <= messages:
+        raise _bad(
+            MESSAGES,
+            f"is {count!r}, and there are {messages} messages",
+            "Send how many of the messages the tokens stand for",
+        )
+    if count == messages:
+        raise _bad(
+            MESSAGES,
+            "leaves no message to continue with",
+            "Add the messages that followed the last turn",
+        )
+
+
+def _whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _bad(field: str, detail: str, remedy: str) -> RefusalError:
+    return RefusalError(400, "InvalidRequest", f"{field} {detail}", remedy)

@@ -1,0 +1,169 @@
+"""Rollouts of HUD's client by trace id: what it reports of them, and what was sampled for them.
+
+Nothing is kept here: traces live with the trainers of the models, where training resolves their
+ids. A report that names no model goes to every trainer that its caller may train with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from espalier.gateway.auth import User
+from espalier.gateway.pods import Pod
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.routing import find_model
+from espalier.gateway.runs import active_run
+from espalier.gateway.services import Services
+from espalier.gateway.snapshot import Id
+
+TRACE = "Trace-Id"
+SECONDS = 10.0
+_ID = "{id:[0-9a-fA-F-]{32,36}}"
+_TIMEOUT = aiohttp.ClientTimeout(total=SECONDS)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """The trainer of a model, which keeps the model's traces."""
+
+    model: Id
+    pod: Pod
+
+
+class Traces:
+    """Handlers of ``/v2/trace``, and the recorder of completions."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """Registers the routes."""
+        router.add_post(f"/v2/trace/job/{_ID}/enter", self.report)
+        router.add_post(f"/v2/trace/{_ID}/enter", self.report)
+        router.add_post(f"/v2/trace/{_ID}/exit", self.report)
+        router.add_get(f"/v2/trace/{_ID}", self.get)
+        router.add_post(f"/v3/api/trace/{_ID}/telemetry-upload", self.drop_spans)
+
+    async def report(self, request: web.Request) -> web.Response:
+        """Keeps a report with every trainer that it may concern; one is enough."""
+        user = await self._services.caller(request)
+        body = await request.read()
+        keepers = await self._keepers(user, _named_model(body))
+        path = request.path.removeprefix("/v2/trace")
+        answers = await asyncio.gather(*(self._call("POST", k, path, body) for k in keepers))
+        return _best(answers)
+
+    async def get(self, request: web.Request) -> web.Response:
+        """All that is kept of a trace."""
+        user = await self._services.caller(request)
+        path = request.path.removeprefix("/v2/trace")
+        keepers = await self._keepers(user, "")
+        return _best(await asyncio.gather(*(self._call("GET", k, path) for k in keepers)))
+
+    async def drop_spans(self, request: web.Request) -> web.Response:
+        """Takes HUD's telemetry and keeps none of it: see docs/hud.md."""
+        await self._services.caller(request)
+        return web.Response(status=204)
+
+    async def keeper(self, user: User, model: Id) -> Keeper | None:
+        """The trainer that keeps what the caller samples of a model; None while nothing trains."""
+        snapshot = self._services.view.snapshot
+        run = active_run(snapshot, model)
+        pod = next((p for p in snapshot.pods_of(model, "trainer") if p.ready), None)
+        if run is None or pod is None or model.namespace not in snapshot.namespaces:
+            return None
+        name = model.beside(run.metadata.name)
+        may = await self._services.auth.allowed(user, "update", "trainingruns", name)
+        return Keeper(model, pod) if may else None
+
+    async def record(self, keeper: Keeper, trace: str, answer: Mapping[str, Any]) -> bool:
+        """Keeps the turn of an answer that has the form of vLLM's; False if that failed.
+
+        The caller gets its answer only afterwards, so that a trace it has seen to its end is whole.
+        """
+        sample = _sample(answer)
+        if sample is None:
+            return False
+        path = f"/{trace}/samples"
+        status, _ = await self._call("POST", keeper, path, json.dumps(sample).encode())
+        if status != 200:
+            _log.warning("sample not kept", extra={"trace": trace, "status": status})
+        return status == 200
+
+    async def _keepers(self, user: User, slug: str) -> list[Keeper]:
+        snapshot = self._services.view.snapshot
+        named = find_model(snapshot, slug) if slug else None
+        models = [named] if isinstance(named, Id) else sorted(snapshot.models)
+        found = await asyncio.gather(*(self.keeper(user, model) for model in models))
+        keepers = [keeper for keeper in found if keeper is not None]
+        if not keepers:
+            raise RefusalError(
+                404,
+                "NothingTrains",
+                "no model that you may train has a trainer now, so nothing keeps the report",
+                "Create or resume a TrainingRun of the model, and grant verb update on it",
+            )
+        return keepers
+
+    async def _call(
+        self, method: str, keeper: Keeper, path: str, body: bytes | None = None
+    ) -> tuple[int, bytes]:
+        """Status and body; 503 where the trainer did not answer."""
+        headers = self._services.tokens.header(keeper.model)
+        url = f"http://{keeper.pod.address}/traces{path}"
+        try:
+            async with self._services.session.request(
+                method, url, data=body, headers=headers, timeout=_TIMEOUT
+            ) as answer:
+                return answer.status, await answer.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            problem = {"detail": f"the trainer of {keeper.model}: {error!r}", "reason": "Lost"}
+            return 503, json.dumps({**problem, "remedy": "Send it again"}).encode()
+
+
+def trace_of(headers: Mapping[str, str]) -> str:
+    """The trace that a request is sampled for; empty when there is none."""
+    text = headers.get(TRACE, "")
+    return text if re.fullmatch(r"[0-9a-fA-F-]{32,36}", text) else ""
+
+
+def _named_model(body: bytes) -> str:
+    try:
+        model = json.loads(body).get("model")
+    except (ValueError, AttributeError):
+        return ""
+    return model.partition("@")[0] if isinstance(model, str) else ""
+
+
+def _sample(answer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The one choice's tokens and log-probs as a TrajectorySample; None when some are missing."""
+    choices = answer.get("choices") or []
+    if len(choices) != 1:
+        return None
+    choice = choices[0]
+    prompt, output = choice.get("prompt_token_ids"), choice.get("token_ids")
+    entries = (choice.get("logprobs") or {}).get("content") or []
+    if prompt is None or not output or len(entries) != len(output):
+        return None
+    return {
+        "prompt_token_ids": prompt,
+        "output_token_ids": output,
+        "output_logprobs": [entry["logprob"] for entry in entries],
+    }
+
+
+def _best(answers: list[tuple[int, bytes]]) -> web.Response:
+    """The first that was kept; else the first refusal that is not for want of the trace."""
+    status, body = min(answers, key=lambda answer: (answer[0] != 200, answer[0] == 404))
+    headers = {"Retry-After": "2"} if status == 503 else {}
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)

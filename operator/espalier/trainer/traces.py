@@ -1,0 +1,229 @@
+"""Trajectories by trace id: what the gateway sampled in a job, and what the client reported of it.
+
+A file beside the command log, so that traces live as long as the model's volume and every replica
+of the gateway finds them. Requests are logged with their traces resolved: replay needs none.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from espalier.api.platform import JobReport, TraceEnter, TraceExit, TraceRecord
+from espalier.api.wire import ForwardRequest, TrajectoryPayload, TrajectorySample
+from espalier.trainer.problems import CommandError, invalid
+
+# The oldest are forgotten beyond this many.
+TRACES_KEPT = 50_000
+INLINE = "leave its whole group out, or send a TrajectoryPayload with an explicit reward"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, report TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS traces (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, enter TEXT, exit TEXT);
+CREATE TABLE IF NOT EXISTS samples (
+    trace TEXT NOT NULL, turn INTEGER NOT NULL, sample TEXT NOT NULL, PRIMARY KEY (trace, turn));
+"""
+
+
+def canonical(text: str) -> str:
+    """A trace or job id in one form, with or without dashes; 422 when it is no UUID."""
+    try:
+        return uuid.UUID(text).hex
+    except ValueError as error:
+        raise invalid("trace id", f"{text!r} is not a UUID") from error
+
+
+class Traces:
+    """SQLite under a lock: sampling writes to it while the engine's thread trains."""
+
+    def __init__(self, directory: Path) -> None:
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(
+            directory / "traces.sqlite", isolation_level=None, check_same_thread=False
+        )
+        self._db.execute("PRAGMA journal_mode = TRUNCATE")
+        # A trace lost with the node's power is refused by name, so no sample waits for the disk.
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.executescript(_SCHEMA)
+
+    def enter_job(self, job: str, report: JobReport) -> None:
+        """Keeps the report of a job; the last one counts."""
+        with self._lock:
+            self._db.execute(
+                "INSERT OR REPLACE INTO jobs VALUES (?, ?)",
+                (canonical(job), report.model_dump_json(exclude_none=True)),
+            )
+
+    def enter(self, trace: str, report: TraceEnter) -> None:
+        """Keeps the report of a rollout's beginning."""
+        with self._lock:
+            self._make(canonical(trace))
+            self._db.execute(
+                "UPDATE traces SET enter = ? WHERE id = ?",
+                (report.model_dump_json(exclude_none=True), canonical(trace)),
+            )
+
+    def exit(self, trace: str, report: TraceExit) -> None:
+        """Keeps the report of a rollout's end; 404 if it is unknown, 409 if it ended otherwise."""
+        text = report.model_dump_json(exclude_none=True)
+        with self._lock:
+            rows = self._rows("SELECT exit FROM traces WHERE id = ?", canonical(trace))
+            if not rows:
+                raise CommandError(404, "TraceNotFound", f"trace {trace} is unknown here")
+            if rows[0][0] not in (None, text):
+                raise CommandError(
+                    409, "TraceEnded", f"trace {trace} has ended with another report"
+                )
+            self._db.execute("UPDATE traces SET exit = ? WHERE id = ?", (text, canonical(trace)))
+
+    def add(self, trace: str, sample: TrajectorySample) -> None:
+        """Keeps a turn; one of the same prompt as the last turn replaces it: it was sent again."""
+        name = canonical(trace)
+        with self._lock:
+            self._make(name)
+            if self._rows("SELECT 1 FROM traces WHERE id = ? AND exit IS NOT NULL", name):
+                raise CommandError(409, "TraceEnded", f"trace {trace} has ended")
+            turns = self._samples(name)
+            again = bool(turns) and turns[-1].prompt_token_ids == sample.prompt_token_ids
+            self._db.execute(
+                "INSERT OR REPLACE INTO samples VALUES (?, ?, ?)",
+                (name, len(turns) - int(again), sample.model_dump_json(exclude_none=True)),
+            )
+
+    def record(self, trace: str) -> TraceRecord | None:
+        """All that is kept of a trace; None when it is unknown."""
+        name = canonical(trace)
+        with self._lock:
+            rows = self._rows("SELECT enter, exit FROM traces WHERE id = ?", name)
+            if not rows:
+                return None
+            enter, left = (json.loads(text) if text else None for text in rows[0])
+            jobs = self._rows(
+                "SELECT report FROM jobs WHERE id = ?",
+                canonical_or_empty((enter or {}).get("job_id")),
+            )
+            return TraceRecord(
+                id=name,
+                job=json.loads(jobs[0][0]) if jobs else None,
+                enter=enter,
+                exit=left,
+                samples=[s.model_dump(exclude_none=True) for s in self._samples(name)],
+            )
+
+    def resolve(self, request: ForwardRequest) -> ForwardRequest:
+        """The request with every trace id replaced by its trajectory, in order.
+
+        Raises:
+            CommandError: 422, naming the input that is unknown, has not ended, was timed out or
+                not graded, has no tokens, or stands in another group's place.
+        """
+        held = [self._held(item) for item in request.inputs]
+        inputs = [
+            _trajectory(index, item, record) if isinstance(item, str) else item
+            for index, (item, record) in enumerate(zip(request.inputs, held, strict=True))
+        ]
+        _check_groups(held, request.group_size)
+        return request.model_copy(update={"inputs": inputs})
+
+    def _held(self, item: str | TrajectoryPayload) -> TraceRecord | None:
+        name = canonical_or_empty(item if isinstance(item, str) else item.trace_id)
+        return self.record(name) if name else None
+
+    def _make(self, trace: str) -> None:
+        """A row for the trace; forgets the oldest ones."""
+        # Numbers stay without gaps only if nothing is inserted in vain.
+        if self._rows("SELECT 1 FROM traces WHERE id = ?", trace):
+            return
+        done = self._db.execute("INSERT INTO traces (id) VALUES (?)", (trace,))
+        last = (done.lastrowid or 0) - TRACES_KEPT
+        for (gone,) in self._rows("SELECT id FROM traces WHERE number <= ?", last):
+            self._db.execute("DELETE FROM samples WHERE trace = ?", (gone,))
+            self._db.execute("DELETE FROM traces WHERE id = ?", (gone,))
+
+    def _samples(self, trace: str) -> list[TrajectorySample]:
+        rows = self._rows("SELECT sample FROM samples WHERE trace = ? ORDER BY turn", trace)
+        return [TrajectorySample.model_validate_json(row[0]) for row in rows]
+
+    def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._db.execute(statement, values).fetchall()
+
+
+def canonical_or_empty(text: str | None) -> str:
+    """An id in one form; empty when there is none, or it is no UUID."""
+    try:
+        return canonical(text or "")
+    except CommandError:
+        return ""
+
+
+def _trajectory(index: int, trace: str, record: TraceRecord | None) -> TrajectoryPayload:
+    problem = _unfit(record)
+    if problem is not None:
+        raise invalid(f"inputs[{index}]", f"trace {trace} {problem[0]}", problem[1])
+    assert record is not None
+    assert record.exit is not None
+    return TrajectoryPayload(
+        samples=[TrajectorySample.model_validate(sample) for sample in record.samples],
+        reward=record.exit["reward"],
+        trace_id=trace,
+    )
+
+
+def _unfit(record: TraceRecord | None) -> tuple[str, str] | None:
+    """What keeps a trace from being trained on, and the remedy; None when it is fit."""
+    if record is None:
+        return (
+            "is unknown to this model's trainer",
+            "sample it through the gateway with its Trace-Id header while the model trains, or "
+            "send the tokens inline",
+        )
+    problem = _ungraded(record)
+    if problem:
+        return problem, INLINE
+    if not record.samples:
+        return (
+            "has no tokens: nothing was sampled under its id through the gateway",
+            "send the tokens inline",
+        )
+    return None
+
+
+def _ungraded(record: TraceRecord) -> str:
+    left = record.exit
+    if left is None:
+        return "has not ended: no exit report came for it"
+    if left.get("stop_reason") == "timeout":
+        return "was timed out, and such runs are never trained on implicitly"
+    if left.get("status", "completed") != "completed":
+        return f"ended with status {left['status']}: {left.get('error', 'no error given')}"
+    if (left.get("evaluation_result") or {}).get("isError") or left.get("reward") is None:
+        return "has no valid grade, so its reward is no training signal"
+    return ""
+
+
+def _check_groups(held: Sequence[TraceRecord | None], group_size: int | None) -> None:
+    """A group is ``group_size`` consecutive inputs: traces of two groups must not share one."""
+    for index, record in enumerate(held):
+        if group_size is None or record is None:
+            continue
+        first = index - index % group_size
+        for other in held[first:index]:
+            ours, theirs = _group(record), _group(other)
+            if ours and theirs and ours != theirs:
+                raise invalid(
+                    f"inputs[{index}]",
+                    f"is of group {ours}, and inputs[{first}] of group {theirs}: groups are "
+                    f"{group_size} consecutive inputs",
+                    "keep the trajectories of a group together, and send whole groups",
+                )
+
+
+def _group(record: TraceRecord | None) -> str:
+    enter: Mapping[str, Any] = (record.enter if record is not None else None) or {}
+    return str(enter.get("group_id") or "")

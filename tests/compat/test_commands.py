@@ -1,0 +1,140 @@
+"""HUD's command line against a gateway of ours; its transcript is an artifact."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+from tests.compat.clients import NEWEST, OUT, VERSIONS, environment, run
+from tests.compat.stage import NAMESPACE, TRAINER, Stage
+
+from espalier.core.gitowner import ARGO_TRACKING
+from espalier.kube.objects import Key
+
+pytestmark = pytest.mark.timeout(900)
+
+COMMANDS = Path(__file__).with_name("commands.py")
+BATCH = {
+    "inputs": [
+        {
+            "samples": [
+                {"prompt_token_ids": [1], "output_token_ids": [2], "output_logprobs": [-5.0]}
+            ],
+            "reward": reward,
+        }
+        for reward in (0.0, 1.0)
+    ],
+    "group_size": 2,
+}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that has ended."""
+
+    code: int
+    output: str
+    errors: str
+
+    @property
+    def document(self) -> object:
+        return json.loads(self.output)
+
+
+async def commands(
+    stage: Stage, version: str, home: Path, *listed: str
+) -> tuple[dict[str, Ran], str]:
+    """What each command did, and all of it as a transcript."""
+    variables = environment(stage.url, TRAINER, home)
+    split = [command.split() for command in listed]
+    done = await run(version, [str(COMMANDS), json.dumps(split)], variables)
+    assert done.code == 0, done.errors[-3000:]
+    results, transcript = {}, []
+    for line in done.output.splitlines():
+        arguments, *rest = json.loads(line)
+        results[" ".join(arguments)] = Ran(*rest)
+        said = "".join(part for part in rest[1:])
+        transcript.append(f"$ hud {' '.join(arguments)}\n{said}[{rest[0]}]\n")
+    return results, "\n".join(transcript).replace(stage.url, "http://gateway")
+
+
+async def two_steps(stage: Stage) -> None:
+    headers = {"Authorization": f"Bearer {TRAINER}"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        for _ in "12":
+            for command, body in (
+                ("forward-backward", BATCH),
+                ("optim-step", {"learning_rate": 1e-3}),
+            ):
+                url = f"{stage.url}/v1/models/arith/train/{command}"
+                async with session.post(url, json=body) as reply:
+                    assert reply.status == 200, await reply.text()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_every_command_of_hud_models_works(
+    stage: Stage, table: dict[str, dict[str, str]], version: str, tmp_path: Path
+) -> None:
+    await two_steps(stage)
+    fork = "models fork arith --name arith-two"
+    ran, transcript = await commands(
+        *(stage, version, tmp_path),
+        *("models list", "models list -q", "models list --json"),
+        *(f"{fork} --dry-run --json", fork, f"{fork} --yes", f"{fork} --yes --json"),
+        *(f"{fork} --if-not-exists --yes --json", "models fork arith --name Arith_2 --yes"),
+        *("models checkpoints arith", "models checkpoints arith -q"),
+        *("models checkpoints arith --json", "models head arith", "models head arith-two --json"),
+        *("models head arith --set arith-000001 --dry-run", "models head arith --set nix --yes"),
+        *("models head arith --set arith-000001 --yes", "models head arith --json"),
+        "models head arth",
+    )
+    codes = {command: done.code for command, done in ran.items() if done.code}
+    assert codes == {
+        fork: 2,
+        f"{fork} --yes --json": 1,
+        "models fork arith --name Arith_2 --yes": 1,
+        "models head arith --set nix --yes": 1,
+        "models head arth": 2,
+    }
+    assert ran["models list -q"].output == "arith\n"
+    assert ran["models checkpoints arith -q"].output == "arith-000001\narith-000002\n"
+    assert ran[f"{fork} --yes --json"].document == {
+        "error": "conflict",
+        "input": {"name": "arith-two", "source": "arith"},
+        "message": "Request failed: model default/arith-two exists. Choose another name, or use "
+        "it as it is",
+    }
+    existed = ran[f"{fork} --if-not-exists --yes --json"].document
+    assert isinstance(existed, dict)
+    assert existed["existed"] is True
+    assert "such as arith-2" in ran["models fork arith --name Arith_2 --yes"].errors
+    assert "Did you mean: arith" in ran["models head arth"].errors
+    moved = ran["models head arith --json"].document
+    assert isinstance(moved, dict)
+    assert moved["head"]["id"] == "arith-000001"
+    # A fork stands on what its source served when it was made.
+    await stage.training("arith-two")
+    assert stage.engine("arith-two").position.name == "arith-000002"
+    table.setdefault(version, {}).update(
+        {f"hud {command}": f"exits {done.code}" for command, done in ran.items()}
+    )
+    if version == NEWEST:
+        OUT.mkdir(parents=True, exist_ok=True)
+        (OUT / "hud-models.txt").write_text(transcript)
+
+
+async def test_a_head_that_git_owns_is_left_to_git(stage: Stage, tmp_path: Path) -> None:
+    await two_steps(stage)
+    key = Key("CheckpointHead", NAMESPACE, "arith")
+    mark = {ARGO_TRACKING: "team:espalier.dev/CheckpointHead:default/arith"}
+    before = stage.cluster.edit(key, lambda body: body["metadata"].update(annotations=mark))
+    ran, _ = await commands(stage, NEWEST, tmp_path, "models head arith --set arith-000001 --yes")
+    (done,) = ran.values()
+    assert done.code == 1
+    said = " ".join(done.errors.split())
+    assert "Git owns the head of default/arith through Argo CD (team)" in said
+    assert "spec.checkpointRef.name: arith-000001" in said
+    assert stage.cluster.objects[key]["spec"] == before["spec"]
