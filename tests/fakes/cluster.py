@@ -224,7 +224,8 @@ class FakeCluster:
         }
 
     def _store(self, key: Key, body: Body, live: Body | None) -> Body:
-        body = json.loads(json.dumps(body))  # what cannot travel as JSON fails here, as it would
+        # What cannot travel as JSON fails here, as it would; fields come back in alphabetic order.
+        body = json.loads(json.dumps(body, sort_keys=True))
         if live is not None and _same(body, live):
             return live
         if live is None and key.namespace in self.terminating:

@@ -30,7 +30,8 @@ class StatusWriter:
         ClusterError 409 if the object is not the one that ``body`` shows any more.
         """
         wire = status.wire()
-        if _canonical(body.get("status", {})) == _canonical(wire):
+        held = body.get("status", {})
+        if held == wire or _canonical(held) == _canonical(wire):
             return False
         metadata = body["metadata"]
         seen = {n: metadata[n] for n in ("name", "namespace", "uid", "resourceVersion")}
@@ -90,9 +91,12 @@ class StatusWriter:
 
 
 def _canonical(value: Any) -> Any:
-    """The value with lists of named things in one order: merging keeps no particular one."""
+    """The value with lists of named things in one order: merging keeps no particular one.
+
+    The API server returns fields in an order of its own, and sorting by text depends on it.
+    """
     if isinstance(value, dict):
-        return {name: _canonical(inner) for name, inner in value.items()}
+        return {name: _canonical(inner) for name, inner in sorted(value.items())}
     if isinstance(value, list):
         return sorted((_canonical(inner) for inner in value), key=repr)
     return value

@@ -1,0 +1,113 @@
+"""An operator as a process on a real API server, and what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+TICKS = os.sysconf("SC_CLK_TCK")
+QUIET_SECONDS = 2.0
+LIMIT_SECONDS = 900.0
+_SAMPLE = re.compile(r"^(\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the process had used and done by then; ``seconds`` is the monotonic clock."""
+
+    seconds: float
+    cpu_seconds: float
+    writes: float
+    reconciles: float
+
+
+class OperatorProcess:
+    """A running operator."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, started: float) -> None:
+        self._process = process
+        self._url = f"http://127.0.0.1:{port}/metrics"
+        self.started = started
+
+    async def settled(self) -> Reading:
+        """The first reading after which nothing was done for QUIET_SECONDS."""
+        end = time.monotonic() + LIMIT_SECONDS
+        last: Reading | None = None
+        while time.monotonic() < end:
+            now = await self._read()
+            same = last is not None and now is not None
+            if same and (now.writes, now.reconciles) == (last.writes, last.reconciles):
+                if now.seconds - last.seconds > QUIET_SECONDS and now.reconciles:
+                    return last
+            else:
+                last = now
+            await asyncio.sleep(0.1)
+        raise SystemExit(f"the operator did not settle within {LIMIT_SECONDS:.0f} s")
+
+    def peak_mib(self) -> float:
+        """The largest resident size so far, in MiB."""
+        text = Path(f"/proc/{self._process.pid}/status").read_text()
+        line = next(row for row in text.splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+
+    def _cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    async def _read(self) -> Reading | None:
+        if self._process.returncode is not None:
+            raise SystemExit(f"the operator ended with {self._process.returncode}")
+        cpu = self._cpu_seconds()
+        try:
+            async with aiohttp.ClientSession() as session, session.get(self._url) as answer:
+                found = _SAMPLE.findall(await answer.text())
+        except aiohttp.ClientError:
+            return None
+        writes = _total(found, "apiserver_requests_total", 'verb="PATCH"')
+        writes += _total(found, "apiserver_requests_total", 'verb="POST"')
+        return Reading(time.monotonic(), cpu, writes, _total(found, "reconcile_total"))
+
+
+def _total(found: list[tuple[str, str, str]], name: str, label: str = "") -> float:
+    return sum(
+        float(value) for metric, labels, value in found if metric == name and label in labels
+    )
+
+
+@asynccontextmanager
+async def operator(kubeconfig: Path, namespace: str) -> AsyncIterator[OperatorProcess]:
+    """An operator for one namespace, until the block ends."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
+    environment = {
+        **os.environ,
+        "KUBECONFIG": str(kubeconfig),
+        "POD_NAMESPACE": namespace,
+        "POD_NAME": f"operator-{port}",
+        "ESPALIER_IMAGE_TRAINER": "trainer:1",
+        "ESPALIER_IMAGE_ROLLOUT": "rollout:1",
+        "ESPALIER_IMAGE_RUNNER": "runner:1",
+        "ESPALIER_GATEWAY_URL": "http://gateway",
+        "ESPALIER_HEALTH_PORT": str(port),
+    }
+    started = time.monotonic()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "espalier.controllers"), env=environment
+    )
+    try:
+        yield OperatorProcess(process, port, started)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
