@@ -26,11 +26,7 @@ class CheckpointReconciler:
         if checkpoint.metadata.deletion_timestamp is not None:
             self._services.enqueue(Key(DISPOSAL, key.namespace, own))
             return None
-        forks = {
-            model.metadata.name
-            for model in self._services.snapshot.models(key.namespace)
-            if (ref := model.spec.source.checkpoint_ref) is not None and ref.name == key.name
-        }
+        forks = self._services.snapshot.forks(key.namespace, key.name)
         heads = [
             h for name in {own, *forks} for h in self._services.snapshot.heads(key.namespace, name)
         ]

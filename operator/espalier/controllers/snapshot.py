@@ -39,6 +39,14 @@ class Snapshot:
         bodies = self.cache.list("TrainableModel", namespace)
         return [self._parse(TrainableModel, body) for body in bodies]
 
+    def forks(self, namespace: str, checkpoint: str) -> set[str]:
+        """The names of the models that fork from a checkpoint."""
+        return {
+            body["metadata"]["name"]
+            for body in self.cache.list("TrainableModel", namespace)
+            if body["spec"]["source"].get("checkpointRef", {}).get("name") == checkpoint
+        }
+
     def run(self, namespace: str, name: str) -> TrainingRun | None:
         """The TrainingRun of that name."""
         return self._one(TrainingRun, namespace, name)

@@ -326,16 +326,16 @@ class KubernetesCluster:
     ) -> Body:
         status = 0
         try:
-            _, url, headers, payload, _ = await self._client.param_serialize(
+            _, url, headers, _, _ = await self._client.param_serialize(
                 method,
                 path,
                 query_params=list((query or {}).items()),
                 header_params={"Accept": "application/json", "Content-Type": content_type},
-                body=body,
                 auth_settings=["BearerToken"],
             )
+            # A body is plain JSON already: the client would walk all of it to make it so.
             response = await self._client.call_api(
-                method, url, headers, payload, _request_timeout=self._timeout
+                method, url, headers, body, _request_timeout=self._timeout
             )
             status = response.status
             text = await response.read()
