@@ -69,9 +69,9 @@ class FakeCluster:
         """Call ``callback(ADDED | MODIFIED | DELETED, body)`` for every change from now on."""
         self._watchers.append(callback)
 
-    def unwatch(self) -> None:
-        """Forget every cache and callback, as when the operator that watched has died."""
-        self._watchers.clear()
+    def unwatch(self, callback: Callable[[str, Body], None]) -> None:
+        """Call it no more."""
+        self._watchers.remove(callback)
 
     def fail_after(self, calls: int, error: BaseException, *, after_effect: bool = False) -> None:
         """Raise ``error`` once, at the mutating call number ``calls`` (1 is the next)."""
@@ -141,7 +141,8 @@ class FakeCluster:
                 raise ClusterError(409, "Conflict", f"{key} was changed")
             kept = {name: live["metadata"][name] for name in ("uid", "creationTimestamp")}
             metadata = {**body["metadata"], **kept, "generation": live["metadata"]["generation"]}
-            return self._store(key, {**_copy(body), "metadata": metadata}, live)
+            identity = {name: live[name] for name in ("apiVersion", "kind")}
+            return self._store(key, {**_copy(body), **identity, "metadata": metadata}, live)
 
         return self._mutate("replace", key, effect)
 
@@ -261,7 +262,7 @@ class FakeCluster:
                 self._delete(child, cascade=True)
 
     def _notify(self, event: str, body: Body) -> None:
-        for watcher in self._watchers:
+        for watcher in [*self._watchers]:
             watcher(event, _copy(body))
 
 

@@ -65,6 +65,11 @@ class Kubelet:
             status = self._status(ip, False)
             self.cluster.edit(_key(pod), partial(_put_status, status))
 
+    async def evict(self, role: str) -> None:
+        """The pods of a role go; their owners make others."""
+        for pod in self.pods(role):
+            await self.cluster.delete(_key(pod))
+
     async def _scale(self, owner: Body, wanted: int) -> None:
         uid = owner["metadata"]["uid"]
         have = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.simulation.kubelet import RESOLVED
 from tests.simulation.scripted import digest
 from tests.simulation.virtual_time import run
-from tests.simulation.world import World, head_spec, model_spec, run_spec, world
+from tests.simulation.world import NAMESPACE, World, head_spec, model_spec, run_spec, world
 
 
 async def trained(w: World, steps: int = 3) -> None:
@@ -332,7 +332,7 @@ def test_everything_goes_with_its_owner_but_the_checkpoints() -> None:
             for kind, name in (("TrainableModel", "tiny"), ("TrainingRun", "digits")):
                 await w.delete(kind, name)
             await w.rest()
-            left = {k.kind for k in w.cluster.objects} - {"Event"}
+            left = {k.kind for k in w.cluster.objects if k.namespace == NAMESPACE} - {"Event"}
             assert left == {"Checkpoint"}
 
     run(scenario())

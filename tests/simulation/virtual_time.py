@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+
+from tests.simulation import life
 
 T = TypeVar("T")
 
@@ -34,6 +37,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run`` in virtual time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    """``asyncio.run`` in virtual time; the same program always runs in the same order."""
+    random.seed(0)
+    with asyncio.Runner(loop_factory=_loop) as runner:
         return runner.run(main)
+
+
+def _loop() -> VirtualLoop:
+    loop = VirtualLoop()
+    life.install(loop)
+    return loop

@@ -4,159 +4,118 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.fakes.cluster import FakeCluster
+from tests.simulation.informing import Informing
 from tests.simulation.kubelet import Kubelet
+from tests.simulation.laws import Laws
+from tests.simulation.life import CrashError, Life
+from tests.simulation.network import Network
 from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
+from tests.simulation.weather import WATCH_LAG_SECONDS, Weather
 
-from espalier.controllers.operator import Operator
-from espalier.core.manifests.settings import ChildSettings, Images
-from espalier.kube.cache import Cache
+from espalier.controllers.replica import Ports, Replica, lease_key
+from espalier.controllers.settings import Settings
+from espalier.core.manifests.settings import Images
+from espalier.kube.comparison import InformerError
+from espalier.kube.lease import Election, LeadershipLostError
 from espalier.kube.objects import Body, Key
 
 NAMESPACE = "default"
+SYSTEM = "espalier-system"
 CHECKPOINT = "Checkpoint"
-SETTINGS = ChildSettings(
-    Images(trainer="trainer:1", rollout="rollout:1", runner="runner:1"), "pem", "http://gateway"
-)
+IMAGES = Images(trainer="trainer:1", rollout="rollout:1", runner="runner:1")
 TICK_SECONDS = 0.1
 LIMIT_SECONDS = 600.0
-WATCH_LAG_SECONDS = 0.01
+START = datetime(2026, 1, 1, tzinfo=UTC)
+# After a fault a key waits this long at most, and so long it must be quiet after a storm.
+BACKOFF_SECONDS = 75.0
 VOLATILE = ("uid", "resourceVersion", "creationTimestamp", "time", "lastTransitionTime")
-TIMES = ("startTime", "completionTime", "ownerReferences", "annotations", "pods", "progress")
+TIMES = ("startTime", "completionTime", "ownerReferences", "annotations")
+# What moves without anybody's doing.
+RESTLESS = ("Lease", "Event")
+# What ends a process so that it is started again.
+RESTARTED = (LeadershipLostError, InformerError, CrashError)
+
+
+def clock(skew: float = 0.0) -> datetime:
+    """The virtual time of day."""
+    return START + timedelta(seconds=asyncio.get_running_loop().time() + skew)
 
 
 def now() -> str:
-    """The virtual time of day."""
-    minutes, seconds = divmod(int(asyncio.get_running_loop().time()), 60)
-    return f"2026-01-01T{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}Z"
-
-
-class CrashError(BaseException):
-    """The operator's process is gone."""
-
-
-class Life:
-    """One life of the operator: it ends at its n-th call, before or after the effect."""
-
-    def __init__(self, calls: int | None = None, *, after_effect: bool = False) -> None:
-        self.remaining = calls
-        self.after_effect = after_effect
-        self.dead = False
-        self.calls = 0
-
-    def bound(self, target: Any) -> Any:
-        """The target as this life sees it: once dead, nothing reaches it any more."""
-        life = self
-
-        class Bound:
-            def __getattr__(self, name: str) -> Any:
-                method = getattr(target, name)
-                if not inspect.iscoroutinefunction(method):
-                    return method
-
-                async def call(*args: Any, **kwargs: Any) -> Any:
-                    life.count()
-                    if life.dying and not life.after_effect:
-                        life.die()
-                    result = await method(*args, **kwargs)
-                    if life.dying or life.dead:
-                        life.die()
-                    return result
-
-                return call
-
-        return Bound()
-
-    def count(self) -> None:
-        if self.dead:
-            raise CrashError
-        self.calls += 1
-        if self.remaining is not None:
-            self.remaining -= 1
-
-    @property
-    def dying(self) -> bool:
-        return self.remaining is not None and self.remaining <= 0
-
-    def die(self) -> None:
-        self.dead = True
-        raise CrashError
+    """The virtual time of day as RFC 3339."""
+    return clock().strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class World:
-    """Advances in ticks of virtual time; a crashed operator is started again."""
+    """Advances in ticks of virtual time; an operator whose process ended is started again."""
 
-    def __init__(self, life: Life | None = None, lag: float = WATCH_LAG_SECONDS) -> None:
+    def __init__(self, life: Life | None = None, weather: Weather | None = None) -> None:
         self.cluster = FakeCluster(now)
+        self.laws = Laws(self.cluster)
         self.trainer = ScriptedTrainer()
         self.rollouts = ScriptedRollouts()
         self.kubelet = Kubelet(self.cluster, self.trainer, self.rollouts, now)
+        self.weather = weather or Weather()
         self.trains = True
-        self.lag = lag
-        self.violations: list[str] = []
-        self.epochs: dict[str, int] = {}
-        self.rollouts.on_serve = self._check_acknowledged
+        # What happens right after the n-th commit, before anybody can have read it.
+        self.after_step: dict[int, Callable[[], Awaitable[None]]] = {}
+        self.rollouts.on_serve = self.laws.serving
         self.life = life or Life()
+        self.landed = 0
+        self.ticks = 0
+        self.changes = 0
         self.crashes = 0
+        self.replica: Replica | None = None
         self._task: asyncio.Task[None] | None = None
+        self.cluster.watch(self._count)
+
+    @property
+    def violations(self) -> list[str]:
+        return self.laws.violations
 
     def start(self) -> None:
-        self.cluster.unwatch()
-        self.cluster.watch(self._check_epoch)
-        self._task = self.operate(self.life, self.lag)
+        self.replica, self._task = self.operate(self.life, self.weather)
 
-    def operate(self, life: Life, lag: float) -> asyncio.Task[None]:
-        """An operator with a cache of its own; several of them is what must not matter."""
-        cache = Cache()
-        for key, body in self.cluster.objects.items():
-            cache.put(key.kind, copy.deepcopy(body))
-        loop = asyncio.get_running_loop()
-
-        def deliver(event: str, body: Body) -> None:
-            (cache.forget if event == "DELETED" else cache.put)(body["kind"], body)
-
-        self.cluster.watch(lambda event, body: loop.call_later(lag, deliver, event, body))
-        operator = Operator(
-            life.bound(self.cluster),
-            cache,
-            life.bound(self.trainer),
-            life.bound(self.rollouts),
-            SETTINGS,
+    def operate(
+        self, life: Life, weather: Weather, skew: float = 0.0
+    ) -> tuple[Replica, asyncio.Task[None]]:
+        """A replica of the operator; several of them is what must not matter."""
+        network = Network(life, weather, self._effect)
+        reached = network.to("cluster", self.cluster)
+        settings = Settings(SYSTEM, life.name, (NAMESPACE,), IMAGES, "http://gateway")
+        ports = Ports(
+            reached,
+            Informing(self.cluster, reached, life, weather),
+            trainer=lambda _: network.to("trainer", self.trainer),
+            rollouts=lambda _: network.to("rollouts", self.rollouts),
             now=now,
         )
-        return asyncio.create_task(operator.run(asyncio.Event()))
+        lease = lease_key(settings)
+        election = Election(reached, lease, life.name, now=lambda: clock(skew))
+        replica = Replica(settings, ports, election, asyncio.Event())
+        return replica, life.begin(replica.run())
 
-    def _check_acknowledged(self, adapters: list[str]) -> None:
-        """Whatever the rollouts are told to serve is on record as a head's target or current."""
-        heads = [b for k, b in self.cluster.objects.items() if k.kind == "CheckpointHead"]
-        known = {
-            b["metadata"]["name"]: b
-            for k, b in self.cluster.objects.items()
-            if k.kind == CHECKPOINT
-        }
-        statuses = [head.get("status", {}) for head in heads]
-        names = {s.get(at, {}).get("name", "") for s in statuses for at in ("target", "current")}
-        digests = [known[name]["spec"]["digest"] for name in names if name in known]
-        for adapter in adapters:
-            if not any(adapter.split("@")[1] in digest for digest in digests):
-                self.violations.append(f"{adapter} was served before any head's status named it")
+    def _effect(self, verb: str, args: Any) -> None:
+        self.landed += 1
+        self.laws.by_operator(verb, args)
 
-    def _check_epoch(self, event: str, body: Body) -> None:
-        """An epoch never falls while its head lives."""
-        if body["kind"] != "CheckpointHead":
-            return
-        uid, epoch = body["metadata"]["uid"], body.get("status", {}).get("epoch", 0)
-        if epoch < self.epochs.get(uid, 0):
-            self.violations.append(f"epoch fell to {epoch}")
-        self.epochs[uid] = epoch
+    def _count(self, _: str, body: Body) -> None:
+        self.changes += body["kind"] not in RESTLESS
+
+    def moment(self) -> tuple[int, int, int]:
+        """Two steps of the operator at the same moment see and leave the same world."""
+        return (self.life.sent, self.landed, self.ticks)
 
     async def kill(self) -> None:
+        """End the process here and now, as SIGKILL does."""
         assert self._task is not None
+        self.life.die()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -164,9 +123,13 @@ class World:
         """As ``kubectl apply`` would."""
         metadata = {"name": name, "namespace": NAMESPACE}
         await self.cluster.apply(kind, {"metadata": metadata, "spec": spec}, manager="kubectl")
+        self.laws.by_user(Key(kind, NAMESPACE, name))
 
     async def delete(self, kind: str, name: str) -> None:
-        await self.cluster.delete(Key(kind, NAMESPACE, name))
+        key = Key(kind, NAMESPACE, name)
+        self.laws.deleted_by_user.add(key)
+        await self.cluster.delete(key)
+        self.laws.by_user(key)
 
     def get(self, kind: str, name: str) -> Body:
         found = self.cluster.objects.get(Key(kind, NAMESPACE, name), {})
@@ -196,16 +159,49 @@ class World:
             if key.kind == "Checkpoint" and body["spec"]["modelRef"]["name"] == model
         )
 
-    async def tick(self) -> None:
-        if self.life.dead:
-            self.crashes += 1
-            await self.kill()
-            self.life = Life()
-            self.start()
+    def succeeded(self, run: str, steps: int) -> bool:
+        done = self.condition("TrainingRun", run, "Succeeded")["status"] == "True"
+        return done and self.status("TrainingRun", run)["step"] == steps
+
+    def serves(self, head: str, name: str) -> bool:
+        ready = self.condition("CheckpointHead", head, "Ready")["status"] == "True"
+        return self.current(head) == name and ready
+
+    def steps(self, model: str) -> int:
+        """Optimizer steps that the model's trainers have ever committed."""
+        return len(self.trainer.volume(model).commits)
+
+    def assigned(self, model: str) -> int:
+        """The epoch that the model's trainer was told last; 0 before."""
+        held = self.trainer.volume(model).assignment
+        return held.epoch if held is not None else 0
+
+    async def tick(self, seconds: float = TICK_SECONDS) -> None:
+        await self._revive()
         await self.kubelet.tick()
         if self.trains:
             await self._drive()
-        await asyncio.sleep(TICK_SECONDS)
+        await asyncio.sleep(seconds)
+        self.ticks += 1
+
+    async def _revive(self) -> None:
+        assert self._task is not None
+        if not self.life.dead and not self._task.done():
+            return
+        if self._task.done() and not self.life.dead:
+            self._judge(self._task)
+        self.crashes += 1
+        await self.kill()
+        self.life = Life(self.weather.kill_at(), self.life.name)
+        self.start()
+
+    def _judge(self, task: asyncio.Task[None]) -> None:
+        """A process that ended by itself had one of the known reasons."""
+        error = task.exception()
+        if isinstance(error, BaseExceptionGroup):
+            error = error.split(RESTARTED)[1]
+        if error is not None and not isinstance(error, RESTARTED):
+            self.violations.append(f"the process ended: {error!r}")
 
     async def until(self, reached: Callable[[], bool], what: str) -> None:
         """Ticks until it is reached and nothing changes any more."""
@@ -213,12 +209,12 @@ class World:
         end = loop.time() + LIMIT_SECONDS
         quiet = 0
         while loop.time() < end:
-            version = self.cluster.version
+            changes = self.changes
             await self.tick()
-            same = self.cluster.version == version and not self.life.dead
+            same = self.changes == changes and not self.life.dead
             quiet = quiet + 1 if same and reached() else 0
             # What the caches have not seen yet may still change something.
-            if quiet * TICK_SECONDS > self.lag:
+            if quiet * TICK_SECONDS > self.weather.lag:
                 return
         raise AssertionError(f"never: {what}\n{self.explain()}")
 
@@ -231,10 +227,20 @@ class World:
                 raise AssertionError(f"never: {what}\n{self.explain()}")
             await self.tick()
 
-    async def rest(self, ticks: int = 30) -> None:
+    async def settle(self, seconds: float) -> None:
+        """Ticks until nothing has changed for so long."""
+        loop = asyncio.get_running_loop()
+        end, since, changes = loop.time() + LIMIT_SECONDS, loop.time(), self.changes
+        while loop.time() - since < seconds:
+            await self.tick(seconds / 10)
+            if self.changes != changes or self.life.dead:
+                changes, since = self.changes, loop.time()
+            assert loop.time() < end, f"it never comes to rest\n{self.explain()}"
+
+    async def rest(self, ticks: int = 30, seconds: float = TICK_SECONDS) -> None:
         """Time in which nothing should happen."""
         for _ in range(ticks):
-            await self.tick()
+            await self.tick(seconds)
 
     def explain(self) -> str:
         lines = []
@@ -261,10 +267,14 @@ class World:
                 continue
             if self.trainer.volume(model).run_steps.get(held.run, 0) < spec["steps"]:
                 await self.trainer.step(model)
+                if then := self.after_step.pop(self.steps(model), None):
+                    await then()
 
     def _promoted(self, model: str) -> bool:
         head = self.get("CheckpointHead", model)
         at = self.trainer.volume(model).position
+        if not head:
+            return False
         if at is None:
             return head.get("status", {}).get("current") is not None
         if head["spec"]["mode"] == "Pin":
@@ -272,16 +282,16 @@ class World:
         return bool(self.current(model) == at.name)
 
     def outcome(self) -> dict[str, Any]:
-        """What there is in the end, without times and identities."""
-        kept = {}
+        """What there is in the end and how often it was made, without times and identities."""
+        kept: dict[str, Any] = {}
         for key, body in self.cluster.objects.items():
-            if key.kind in ("Event", "Pod"):
+            if key.kind in ("Event", "Pod", "Lease", "Secret"):
                 continue
             labels = body["metadata"].get("labels", {})
             kept[str(key)] = _stable(
                 {"labels": labels, "spec": body.get("spec"), "status": body.get("status")}
             )
-        return kept
+        return {**kept, "births": dict(sorted(self.laws.births.items()))}
 
 
 def _regards(event: Body) -> tuple[str, str]:
@@ -295,7 +305,8 @@ def _stable(value: Any) -> Any:
         return {name: _stable(inner) for name, inner in value.items() if name not in dropped}
     if isinstance(value, list):
         return [_stable(inner) for inner in value]
-    return value
+    # The installation's own key, which differs from one to the next.
+    return "pem" if isinstance(value, str) and value.startswith("-----BEGIN") else value
 
 
 def _ready(pod: Body) -> bool:
@@ -303,12 +314,15 @@ def _ready(pod: Body) -> bool:
 
 
 @asynccontextmanager
-async def world(life: Life | None = None, lag: float = WATCH_LAG_SECONDS) -> AsyncIterator[World]:
-    made = World(life, lag)
+async def world(
+    life: Life | None = None, weather: Weather | None = None, lag: float = WATCH_LAG_SECONDS
+) -> AsyncIterator[World]:
+    made = World(life, weather or Weather(lag))
     made.start()
     try:
         yield made
-        assert made.violations == []
+        if made.violations:
+            raise AssertionError("\n".join(made.violations))
     finally:
         await made.kill()
 

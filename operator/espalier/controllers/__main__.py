@@ -1,4 +1,4 @@
-"""The operator's process: waits to lead, then keeps the cache equal and reconciles."""
+"""The operator's process: one replica, its signals, its probes and its exit code."""
 
 from __future__ import annotations
 
@@ -7,52 +7,47 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+import time
 from datetime import UTC, datetime
-from typing import Any
 
 import aiohttp
 
-from espalier import identity
-from espalier.controllers import signing_key
-from espalier.controllers.operator import Operator
+from espalier.controllers.replica import Ports, Replica, lease_key
 from espalier.controllers.rollout_client import RolloutClient
 from espalier.controllers.settings import Settings, SettingsError
 from espalier.controllers.signing_key import SigningKeyError
 from espalier.controllers.trainer_client import TrainerClient
 from espalier.controllers.triggers import WATCHED
-from espalier.core.manifests.settings import ChildSettings
 from espalier.kube import informer, log
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import KubernetesCluster
 from espalier.kube.comparison import InformerError
 from espalier.kube.health import HealthServer
 from espalier.kube.lease import Election, LeadershipLostError
-from espalier.kube.objects import Key
 
 logger = logging.getLogger("espalier.controllers")
 
-LEASE = "espalier-operator"
 USER_ERROR = 64
 FAULT = 1
 # A key that waited this long for a worker means that the queue does not move.
 STUCK_SECONDS = 120.0
+# Within terminationGracePeriodSeconds (30): then what still runs is abandoned, and then it is left.
+ORDERLY_SECONDS = 20.0
+ABANDON_SECONDS = 5.0
 # Faults that a restart or the message mends; anything else deserves its traceback.
 EXPECTED = (LeadershipLostError, SigningKeyError, InformerError)
 
 
 class Process:
-    """One replica: standby until it leads."""
+    """One replica as a process of the operating system."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
-        self._leads = False
-        self._synced = asyncio.Event()
-        self._operator: Operator | None = None
+        self._replica: Replica | None = None
 
     async def run(self) -> None:
-        """Until SIGTERM; raises LeadershipLostError when another replica took over."""
+        """Until SIGTERM; raises LeadershipLostError when another replica may have taken over."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
@@ -61,66 +56,61 @@ class Process:
             live={"queue": self._queue_fault},
             ready={"cache": self._fault},
         )
-        async with await KubernetesCluster.connect() as cluster, health:
-            lease = Key("Lease", self._settings.namespace, LEASE)
-            election = Election(cluster, lease, self._settings.identity)
-            if not await election.acquire(self._stop):
-                return
-            self._leads = True
-            try:
-                await self._lead(cluster, election)
-            finally:
-                self._stop.set()
-            await election.release()
+        async with (
+            await KubernetesCluster.connect() as cluster,
+            aiohttp.ClientSession() as session,
+            health,
+        ):
+            self._replica = self._make(cluster, session)
+            await self._until_stopped(asyncio.create_task(self._replica.run()))
 
-    async def _lead(self, cluster: KubernetesCluster, election: Election) -> None:
-        private_key = await signing_key.ensure(cluster, self._settings.namespace)
-        cache = Cache()
+    def _make(self, cluster: KubernetesCluster, session: aiohttp.ClientSession) -> Replica:
         watching = informer.InformerSettings(self._settings.namespaces, WATCHED)
-        children = ChildSettings(
-            self._settings.images, identity.public_key(private_key), self._settings.gateway_url
+
+        async def inform(cache: Cache, stop: asyncio.Event, synced: asyncio.Event) -> None:
+            await informer.run(watching, cache, stop, synced, cluster)
+
+        ports = Ports(
+            cluster,
+            inform,
+            trainer=lambda key: TrainerClient(session, key),
+            rollouts=lambda key: RolloutClient(session, key),
+            now=_now,
         )
-        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
-            operator = Operator(
-                cluster,
-                cache,
-                TrainerClient(session, private_key),
-                RolloutClient(session, private_key),
-                children,
-                now=_now,
-                identity=self._settings.identity,
-            )
-            group.create_task(self._stopping(election.keep(self._stop)))
-            group.create_task(
-                self._stopping(informer.run(watching, cache, self._stop, self._synced, cluster))
-            )
-            group.create_task(self._stopping(self._reconcile(operator)))
+        lease = lease_key(self._settings)
+        election = Election(cluster, lease, self._settings.identity, clock=_seconds_since_boot)
+        return Replica(self._settings, ports, election, self._stop)
 
-    async def _reconcile(self, operator: Operator) -> None:
+    async def _until_stopped(self, replica: asyncio.Task[None]) -> None:
+        """Wait for its end; once asked to stop it has so long, then it is abandoned."""
         stopping = asyncio.create_task(self._stop.wait())
-        synced = asyncio.create_task(self._synced.wait())
-        await asyncio.wait({stopping, synced}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({replica, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        synced.cancel()
-        if not self._stop.is_set():
-            self._operator = operator
-            logger.info("reconciling namespaces %s", ", ".join(self._settings.namespaces))
-            await operator.run(self._stop)
-
-    async def _stopping(self, part: Coroutine[Any, Any, None]) -> None:
-        """When one part ends, for whatever reason, all end."""
-        try:
-            await part
-        finally:
-            self._stop.set()
+        for seconds in (ORDERLY_SECONDS, ABANDON_SECONDS):
+            done, _ = await asyncio.wait({replica}, timeout=seconds)
+            if done:
+                replica.result()
+                return
+            logger.warning("what runs did not end within %.0f s: it is abandoned", seconds)
+            replica.cancel()
+        # Cancelled and still there: nothing of this process may outlive its grace period.
+        os._exit(FAULT)
 
     def _fault(self) -> str | None:
         """A standby is ready: it is there to take over."""
-        return "waiting for the first lists" if self._leads and not self._synced.is_set() else None
+        replica = self._replica
+        waits = replica is not None and replica.leads and not replica.synced.is_set()
+        return "waiting for the first lists" if waits else None
 
     def _queue_fault(self) -> str | None:
-        waited = self._operator.queue.oldest_wait() if self._operator else 0.0
+        operator = self._replica.operator if self._replica else None
+        waited = operator.queue.oldest_wait() if operator else 0.0
         return f"a key has waited for {waited:.0f} s" if waited > STUCK_SECONDS else None
+
+
+def _seconds_since_boot() -> float:
+    """A suspended machine's sleep counts where the system can tell: its lease ran out meanwhile."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ from espalier.core import pods, reported, retention, source
 from espalier.core import run as runs
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.intent import Manifest, is_current
+from espalier.core.manifests.labels import MODEL, ROLE
 from espalier.core.manifests.rollout import rollout_deployment, rollout_service
 from espalier.core.manifests.trainer import trainer_service, trainer_statefulset
 from espalier.core.names import importer_name, trainer_name
@@ -105,9 +106,23 @@ class ModelReconciler:
         key = Key("Job", model.metadata.namespace, importer_name(model.metadata.name))
         if action == "Create":
             await self._services.cluster.create("Job", importer_job(model, self._services.settings))
-        elif action == "Delete":
+        elif action == "Delete" and not await self._reported(model):
             found = self._services.snapshot.job(key.namespace, key.name)
             await self._services.cluster.delete(key, uid=found.uid if found else None)
+
+    async def _reported(self, model: TrainableModel) -> bool:
+        """Whether the importer's pods are further than the cache knows, which then knows it too.
+
+        Jobs and pods are watched apart: that a Job is complete may be seen before its pod's report.
+        """
+        cache, namespace = self._services.snapshot.cache, model.metadata.namespace
+        labels = {MODEL: model.metadata.name, ROLE: "importer"}
+        news = False
+        for body in await self._services.cluster.list("Pod", namespace, labels):
+            held = cache.get(key_of("Pod", body))
+            news = news or held is None or held.get("status") != body.get("status")
+            cache.put("Pod", without_managers(body))
+        return news
 
     async def _children(self, model: TrainableModel, decision: models.ModelDecision) -> None:
         """Make the children what they should be; a trainer is made when it is first wanted."""

@@ -28,6 +28,7 @@ STATUS_MANAGER = "espalier-status"
 REQUEST_TIMEOUT_SECONDS = 30
 CONNECT_TIMEOUT_SECONDS = 10
 CONNECTIONS = 20
+RETRY_AFTER_MOST_SECONDS = 60.0
 PAGE_SIZE = 500
 
 # What says which object, and which version of it, an intent is for.
@@ -37,13 +38,17 @@ Propagation = Literal["Background", "Foreground", "Orphan"]
 
 
 class ClusterError(Exception):
-    """The API server refused a call, or could not be reached (status 0)."""
+    """The API server refused a call, or could not be reached (status 0).
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    ``retry_after``: seconds for which it asks to be left alone, 0 if it does not.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(f"{reason} ({status}): {message}")
         self.status = status
         self.reason = reason
         self.message = message
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -348,15 +353,22 @@ class KubernetesCluster:
         finally:
             metrics.REQUESTS.labels(verb=method, code=status or "error").inc()
         if status >= 400:
-            raise _refusal(status, text, f"{method} {path}")
+            raise _refusal(status, text, f"{method} {path}", _retry_after(response.headers))
         parsed: Body = json.loads(text)
         return parsed
 
 
-def _refusal(status: int, text: bytes, call: str) -> ClusterError:
+def _refusal(status: int, text: bytes, call: str, retry_after: float) -> ClusterError:
     """The error that a Status object (or a proxy's plain text) stands for."""
     try:
         answer: Any = json.loads(text)
-        return ClusterError(status, answer["reason"], answer["message"])
+        return ClusterError(status, answer["reason"], answer["message"], retry_after)
     except (ValueError, KeyError, TypeError):
-        return ClusterError(status, "Unknown", f"{call}: {text[:500].decode(errors='replace')}")
+        shown = text[:500].decode(errors="replace")
+        return ClusterError(status, "Unknown", f"{call}: {shown}", retry_after)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """The header Retry-After in seconds, bounded; Kubernetes sends no dates in it."""
+    text = headers.get("Retry-After", "")
+    return min(float(text), RETRY_AFTER_MOST_SECONDS) if text.isdecimal() else 0.0

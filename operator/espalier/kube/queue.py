@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from espalier.kube import metrics
+from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Key
 
 logger = logging.getLogger(__name__)
@@ -120,10 +121,12 @@ class WorkQueue:
         try:
             with metrics.RECONCILE_DURATION.labels(kind=key.kind).time():
                 again = await self._reconcile(key)
-        except Exception:
+        except Exception as error:
             result = "error"
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             delay = self._backoff.delay(failures, random.random())
+            if isinstance(error, ClusterError):
+                delay = max(delay, error.retry_after)
             logger.exception("reconciling %s failed; again in %.1f s", key, delay)
             metrics.QUEUE_RETRIES.labels(kind=key.kind).inc()
             self.add_after(key, delay)
