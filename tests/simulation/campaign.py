@@ -81,6 +81,8 @@ async def _play(trial: Trial) -> Ending:
     finally:
         await world.kill()
     ending.faults += world.violations
+    if not SCENARIOS[trial.scenario].deletes:
+        ending.faults += [f"Checkpoint {name} was lost" for name in world.laws.lost]
     return ending
 
 

@@ -47,6 +47,7 @@ class Kubelet:
         return [p for p in self.bodies("Pod") if p["metadata"]["labels"][ROLE] == role]
 
     async def tick(self) -> None:
+        await self._collect_garbage()
         for body in [*self.bodies("StatefulSet"), *self.bodies("Deployment")]:
             await self._scale(body, body["spec"]["replicas"])
         for body in self.bodies("Job"):
@@ -56,6 +57,14 @@ class Kubelet:
             self._advance(body)
         alive = {p["status"]["podIP"] for p in self.bodies("Pod") if _running(p)}
         self.trainer.up = self.rollouts.up = alive
+
+    async def _collect_garbage(self) -> None:
+        """What was made for an owner that had gone by then goes too."""
+        living = {body["metadata"]["uid"] for body in self.cluster.objects.values()}
+        for key, body in list(self.cluster.objects.items()):
+            owners = {r["uid"] for r in body["metadata"].get("ownerReferences", ())}
+            if owners and not owners & living and key in self.cluster.objects:
+                await self.cluster.delete(key)
 
     async def restart(self, role: str) -> None:
         """The containers of a role start anew, in the same pods."""

@@ -20,11 +20,15 @@ UNREADABLE = {"detail": "no config.json", "reason": "BaseUnreadable"}
 
 @dataclass(frozen=True)
 class Scenario:
-    """``story`` is what users do and wait for; ``compared`` is what of the end must be equal."""
+    """``story`` is what users do and wait for; ``compared`` is what of the end must be equal.
+
+    ``deletes``: checkpoints may go without a user having deleted them one by one.
+    """
 
     name: str
     story: Callable[[World], Awaitable[None]]
     compared: Callable[[Outcome], Outcome] = lambda outcome: outcome
+    deletes: bool = False
 
 
 async def train(w: World) -> None:
@@ -219,6 +223,26 @@ async def fork(w: World) -> None:
     await w.until(lambda: w.succeeded("forked", 1) and w.serves("fork", "fork-000002"), "forked")
 
 
+async def delete(w: World) -> None:
+    """Under deletionPolicy Delete the checkpoints and their bytes go with the model."""
+    await w.apply("TrainableModel", "tiny", model_spec(deletionPolicy="Delete"))
+    await w.apply("TrainingRun", "digits", run_spec("tiny", 2))
+    await w.until(lambda: w.succeeded("digits", 2), "the run ends")
+    await w.delete("TrainableModel", "tiny")
+    await w.until(
+        lambda: not w.checkpoints("tiny") and not w.get("Job", "tiny-collect"), "all is gone"
+    )
+
+
+async def retain(w: World) -> None:
+    """A rule retires checkpoints while the run goes on."""
+    rules = {"keepLast": 1, "keepEverySteps": 4}
+    await w.apply("TrainableModel", "tiny", model_spec())
+    await w.apply("TrainingRun", "digits", run_spec("tiny", 5, checkpoint=rules))
+    kept = ["tiny-000001", "tiny-000004", "tiny-000005"]
+    await w.until(lambda: w.succeeded("digits", 5) and w.checkpoints("tiny") == kept, "retired")
+
+
 def _either_epoch(outcome: Outcome) -> Outcome:
     """Of two pins in a row the first may leave no trace: an epoch more or less, and its names."""
     head = outcome["CheckpointHead default/tiny"]["status"]
@@ -237,6 +261,13 @@ def _any_first_epoch(outcome: Outcome) -> Outcome:
     moves = outcome["CheckpointHead default/tiny"]["status"]["history"]
     moves[-1] = {**moves[-1], "epoch": None}
     return outcome
+
+
+def _what_is_left(outcome: Outcome) -> Outcome:
+    """How far others saw what goes, before it went, is a matter of speed."""
+    run = outcome["TrainingRun default/digits"]["status"]
+    objects = sorted(name for name in outcome if name != "births")
+    return {"objects": objects, "removed": outcome["removed"], "step": run["step"]}
 
 
 SCENARIOS = {
@@ -258,5 +289,7 @@ SCENARIOS = {
         Scenario("importer", importer),
         Scenario("gate", gate),
         Scenario("fork", fork),
+        Scenario("retain", retain, deletes=True),
+        Scenario("delete", delete, _what_is_left, deletes=True),
     )
 }

@@ -10,7 +10,6 @@ import pytest
 from tests.simulation.virtual_time import run
 from tests.simulation.world import (
     NAMESPACE,
-    Life,
     World,
     head_spec,
     model_spec,
@@ -246,27 +245,6 @@ def test_a_collector_that_cannot_start_is_given_up_with_an_event() -> None:
             assert not w.get("Job", "tiny-collect")
 
     run(scenario())
-
-
-async def pruned(life: Life) -> tuple[list[str], set[str], int, int]:
-    async with world(life) as w:
-        await trained(w, 3, deletionPolicy="Delete")
-        calls = w.life.calls
-        await w.delete("TrainableModel", "tiny")
-        await w.until(
-            lambda: not w.checkpoints("tiny") and not w.get("Job", "tiny-collect"), "all is gone"
-        )
-        names = {c.digest: c.name for c in w.trainer.volume("tiny").commits}
-        return left(w), {names[d] for d in removed(w)}, calls, w.life.calls
-
-
-def test_a_crash_at_any_call_of_a_deletion_changes_nothing_in_the_end() -> None:
-    expected, gone, first, last = run(pruned(Life()))
-    assert gone == {"tiny-000001", "tiny-000002", "tiny-000003"}
-    for call in range(first + 1, last + 1, 2):
-        for after_effect in (True, False):
-            found = run(pruned(Life(call, after_effect=after_effect)))
-            assert found[:2] == (expected, gone), f"crash at call {call}"
 
 
 def test_a_namespace_that_goes_takes_everything_with_it() -> None:

@@ -291,7 +291,11 @@ class World:
             kept[str(key)] = _stable(
                 {"labels": labels, "spec": body.get("spec"), "status": body.get("status")}
             )
-        return {**kept, "births": dict(sorted(self.laws.births.items()))}
+        removed = {
+            model: sorted(c.name for c in volume.commits if c.digest in volume.removed)
+            for model, volume in self.trainer.volumes.items()
+        }
+        return {**kept, "births": dict(sorted(self.laws.births.items())), "removed": removed}
 
 
 def _regards(event: Body) -> tuple[str, str]:
