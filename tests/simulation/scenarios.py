@@ -263,6 +263,11 @@ def _any_first_epoch(outcome: Outcome) -> Outcome:
     return outcome
 
 
+def _without_births(outcome: Outcome) -> Outcome:
+    """What was made for a model just deleted, by one who did not know yet, is collected."""
+    return {name: value for name, value in outcome.items() if name != "births"}
+
+
 def _what_is_left(outcome: Outcome) -> Outcome:
     """How far others saw what goes, before it went, is a matter of speed."""
     run = outcome["TrainingRun default/digits"]["status"]
@@ -282,7 +287,7 @@ SCENARIOS = {
         Scenario("pod-restarts", pod_restarts),
         Scenario("trainer-crash", trainer_crash),
         Scenario("suspend", suspend),
-        Scenario("model-deleted", model_deleted),
+        Scenario("model-deleted", model_deleted, _without_births),
         Scenario("head-deleted", head_deleted, _any_first_epoch),
         Scenario("two-models", two_models),
         Scenario("canary", canary),

@@ -20,7 +20,7 @@ from tests.simulation.weather import WATCH_LAG_SECONDS, Weather
 
 from espalier.controllers.replica import Ports, Replica, lease_key
 from espalier.controllers.settings import Settings
-from espalier.core.manifests.settings import Images
+from espalier.core.manifests.settings import ChildSettings, Images
 from espalier.kube.comparison import InformerError
 from espalier.kube.lease import Election, LeadershipLostError
 from espalier.kube.objects import Body, Key
@@ -29,6 +29,7 @@ NAMESPACE = "default"
 SYSTEM = "espalier-system"
 CHECKPOINT = "Checkpoint"
 IMAGES = Images(trainer="trainer:1", rollout="rollout:1", runner="runner:1")
+SETTINGS = ChildSettings(IMAGES, "pem", "http://gateway")
 TICK_SECONDS = 0.1
 LIMIT_SECONDS = 600.0
 START = datetime(2026, 1, 1, tzinfo=UTC)
