@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.kstatus.compute import CURRENT, FAILED, IN_PROGRESS, compute
-from tests.simulation.test_crashes import story
+from tests.simulation.scenarios import story
 from tests.simulation.virtual_time import run
 from tests.simulation.world import World, head_spec, model_spec, run_spec, world
 

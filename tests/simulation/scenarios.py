@@ -62,6 +62,18 @@ async def branch(w: World) -> None:
     await w.until(lambda: w.serves("tiny", "tiny-b2-000003"), "Track follows the branch")
 
 
+async def story(w: World) -> None:
+    """Train, roll back, branch, train on, return to Track, hold, go on."""
+    await branch(w)
+    await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Pin", "tiny-000002"))
+    await w.until(lambda: w.serves("tiny", "tiny-000002"), "held")
+    await w.apply("TrainingRun", "digits", run_spec("tiny", 5))
+    await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track"))
+    await w.until(
+        lambda: w.succeeded("digits", 5) and w.serves("tiny", "tiny-b2-000004"), "went on"
+    )
+
+
 async def continue_(w: World) -> None:
     await train(w)
     pin = head_spec("tiny", "Pin", "tiny-000001", onPin="Continue")
