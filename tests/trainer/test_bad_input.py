@@ -160,6 +160,31 @@ async def test_a_refused_backward_names_its_row_and_changes_nothing(
         assert await standing(client, volume) == before
 
 
+async def test_a_step_of_values_that_are_no_numbers_names_them_and_is_not_taken(
+    client: Client, volume: Volume
+) -> None:
+    status, _ = await post(client, "forward-backward", batch())
+    assert status == 200
+    before = await standing(client, volume)
+    for text in ("NaN", "Infinity", "1e999"):
+        for body, says in (
+            (f'{{"learning_rate": {text}}}', "learning_rate"),
+            (
+                f'{{"learning_rate": 1, "metrics": {{"reward/mean": {text}}}}}',
+                "metrics.reward/mean",
+            ),
+            (f'{{"learning_rate": 1, "cursor": {{"seen": [1, {text}]}}}}', "at seen: at 1: not a"),
+            (
+                f'{{"learning_rate": 1, "rollouts": [{{}}, {{"reward": {text}}}]}}',
+                "rollouts[1]: Value error, at reward: not a finite number",
+            ),
+        ):
+            status, problem = await post(client, "optim-step", body)
+            assert (status, says in problem["detail"]) == (422, True), (body, problem)
+            assert await standing(client, volume) == before
+    assert (await post(client, "optim-step", '{"learning_rate": 1e-3}'))[0] == 200
+
+
 async def test_the_last_of_ten_thousand_sequences_is_named_before_anything_runs(
     client: Client, volume: Volume
 ) -> None:

@@ -17,9 +17,11 @@ Errors are ``{"detail": text, "reason": CamelCase, "remedy": text}``.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
 from espalier.api.meta import OptimizerState
 
@@ -51,6 +53,27 @@ Whole = Annotated[int, Strict()]
 Real = Annotated[float, Strict()]
 Wholes = Annotated[list[Whole], Field(fail_fast=True)]
 Reals = Annotated[list[Real], Field(fail_fast=True)]
+
+
+def _strict_json(value: Any) -> Any:
+    """What JSON cannot say is refused here, where its place is known, and not when it is stored."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not a finite number")
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        children = value.items()
+    elif isinstance(value, list):
+        children = enumerate(value)
+    for place, child in children:
+        try:
+            _strict_json(child)
+        except ValueError as error:
+            raise ValueError(f"at {place}: {error}") from None
+    return value
+
+
+# A client's own JSON object, kept as it is.
+Document = Annotated[dict[str, Any], AfterValidator(_strict_json)]
 
 
 class TrajectorySample(Wire):
@@ -142,8 +165,8 @@ class OptimStepRequest(Wire):
     weight_decay: Real = Field(default=0.0, ge=0)
     grad_clip_norm: Real = Field(default=0.0, ge=0)
     metrics: dict[str, Real] = Field(default_factory=dict)
-    cursor: dict[str, Any] = Field(default_factory=dict)
-    rollouts: list[dict[str, Any]] = Field(default_factory=list)
+    cursor: Document = Field(default_factory=dict)
+    rollouts: list[Document] = Field(default_factory=list)
 
 
 class OptimStepResult(Wire):

@@ -159,7 +159,7 @@ class LocalCompute(Compute):
     def score(self, batch: Batch, temperature: float, *, keep: str = "") -> list[list[float]]:
         self._kept = None
         (plan,) = batch.plans
-        if keep and gradients.can_keep(self.policy, batch.data) and self.planner.holds(plan):
+        if keep and self.planner.holds(plan):
             kept, cut = attempt(
                 self.policy,
                 plan,

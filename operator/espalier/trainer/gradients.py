@@ -17,8 +17,6 @@ from espalier.trainer.model import Policy
 from espalier.trainer.packing import Row, Rows
 from espalier.trainer.problems import CommandError
 
-# A forward's graph is kept for its backward up to this many tokens; above, it is made again.
-KEPT_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 15}
 # Bounds exp(d) in metrics: a sampler's log-prob may be arbitrarily far off.
 MAX_LOG_RATIO = 80.0
 
@@ -61,12 +59,6 @@ def score(policy: Policy, rows: Rows, temperature: float) -> list[list[float]]:
     """Log-probs of every datum's output tokens, without gradients."""
     with torch.no_grad():
         return forward(policy, rows, temperature).logprobs(len(rows.data))
-
-
-def can_keep(policy: Policy, data: Sequence[Datum]) -> bool:
-    """Whether the data is small enough for its graph to stay in memory."""
-    tokens = sum(len(datum.prompt) + len(datum.output) for datum in data)
-    return tokens <= KEPT_TOKENS[policy.device.type]
 
 
 def forward(policy: Policy, rows: Rows, temperature: float) -> KeptForward:
