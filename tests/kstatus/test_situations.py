@@ -176,7 +176,7 @@ ROWS = {
         runner_gives_up, "TrainingRun", "digits", "False/UnknownDataset", FAILED
     ),
     "run, no such model": Row(
-        run_without_model, "TrainingRun", "digits", "False/ModelNotFound", FAILED
+        run_without_model, "TrainingRun", "digits", "False/ModelNotFound", IN_PROGRESS
     ),
     "run, done": Row(trained, "TrainingRun", "digits", "True/Succeeded", CURRENT, ("Succeeded",)),
     "head, tracking": Row(trained, "CheckpointHead", "tiny", "True/Tracking", CURRENT),
@@ -191,7 +191,7 @@ ROWS = {
         pinned_to_damage, "CheckpointHead", "tiny", "False/FileAltered", FAILED, ("Pinned",)
     ),
     "head, no such model": Row(
-        head_without_model, "CheckpointHead", "tiny", "False/ModelNotFound", FAILED
+        head_without_model, "CheckpointHead", "tiny", "False/ModelNotFound", IN_PROGRESS
     ),
     "checkpoint, served": Row(trained, "Checkpoint", "tiny-000002", "True/Committed", CURRENT),
     "checkpoint, damaged": Row(
