@@ -64,6 +64,7 @@ class World:
         self.kubelet = Kubelet(self.cluster, self.trainer, self.rollouts, now)
         self.weather = weather or Weather()
         self.trains = True
+        self.images = IMAGES
         # What happens right after the n-th commit, before anybody can have read it.
         self.after_step: dict[int, Callable[[], Awaitable[None]]] = {}
         self.rollouts.on_serve = self.laws.serving
@@ -89,7 +90,7 @@ class World:
         """A replica of the operator; several of them is what must not matter."""
         network = Network(life, weather, self._effect)
         reached = network.to("cluster", self.cluster)
-        settings = Settings(SYSTEM, life.name, (NAMESPACE,), IMAGES, "http://gateway")
+        settings = Settings(SYSTEM, life.name, (NAMESPACE,), self.images, "http://gateway")
         ports = Ports(
             reached,
             Informing(self.cluster, reached, life, weather),

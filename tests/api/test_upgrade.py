@@ -1,0 +1,146 @@
+"""An installation of the first version is upgraded by the chart: no object is lost, all go on.
+
+``previous/`` holds the CRDs as they were first released, and objects that they took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dev.apiserver import ApiServer, ApiServerError, binary
+from tests.api.test_chart import CHART, IMAGES, SYSTEM
+from tests.core.objects import NOW
+from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
+from tests.simulation.world import SETTINGS
+
+from espalier.controllers.operator import Operator
+from espalier.controllers.triggers import WATCHED
+from espalier.core import conditions
+from espalier.kube import informer
+from espalier.kube.cache import Cache
+from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.objects import Key
+
+PREVIOUS = Path(__file__).parent / "previous"
+TEAM = "team"
+KINDS = {
+    "TrainableModel": "arith",
+    "TrainingRun": "arith-20",
+    "CheckpointHead": "arith",
+    "Checkpoint": "arith-000001",
+}
+PLURALS = ("trainablemodels", "trainingruns", "checkpointheads", "checkpoints")
+LIMIT_SECONDS = 60
+
+
+def helm(server: ApiServer, *arguments: str) -> None:
+    environment = {**os.environ, "KUBECONFIG": str(server.kubeconfig)}
+    done = subprocess.run(
+        [str(binary("helm")), *arguments, "--namespace", SYSTEM],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
+    if done.returncode != 0:
+        raise ApiServerError(done.stderr.strip())
+
+
+def objects(server: ApiServer) -> dict[str, dict[str, Any]]:
+    found = {}
+    for plural in PLURALS:
+        listed = json.loads(server.kubectl("get", plural, "-n", TEAM, "-o", "json"))
+        found |= {item["kind"]: item for item in listed["items"]}
+    return found
+
+
+def contains(now: Any, before: Any) -> bool:
+    """Whether nothing that was set is gone or changed; new fields have come with defaults."""
+    if isinstance(before, dict):
+        return all(name in now and contains(now[name], value) for name, value in before.items())
+    return bool(now == before)
+
+
+@pytest.fixture(scope="module")
+def previous() -> Iterator[ApiServer]:
+    """An API server with the first version's CRDs, as a Helm release owns them, and objects."""
+    with ApiServer() as server:
+        server.kubectl("apply", "--server-side", "-f", str(PREVIOUS / "crds"))
+        names = [f"{plural}.espalier.dev" for plural in PLURALS]
+        server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", *names)
+        owner = ("meta.helm.sh/release-name=espalier", f"meta.helm.sh/release-namespace={SYSTEM}")
+        server.kubectl("annotate", "crd", *names, *owner)
+        server.kubectl("label", "crd", *names, "app.kubernetes.io/managed-by=Helm")
+        for namespace in (SYSTEM, TEAM):
+            server.create_namespace(namespace)
+        server.kubectl("apply", "-n", TEAM, "-f", str(PREVIOUS / "objects.yaml"))
+        yield server
+
+
+def test_the_chart_upgrades_the_crds_and_loses_no_object(previous: ApiServer) -> None:
+    before = objects(previous)
+    assert before["Checkpoint"]["spec"]["deletionPolicy"] == "Retain"
+    values = [argument for image in IMAGES for argument in ("--set", image)]
+    helm(previous, "upgrade", "--install", "espalier", str(CHART), *values)
+    explained = previous.kubectl("explain", "trainingruns.spec.checkpoint.keepLast")
+    assert "keepLast keeps this many of the newest" in explained
+    after = objects(previous)
+    assert set(after) == set(KINDS)
+    for kind, body in after.items():
+        was = before[kind]["spec"]
+        # The only field that was given up since; it never had another effect than its default.
+        was.pop("deletionPolicy", None) if kind == "Checkpoint" else None
+        assert body["metadata"]["uid"] == before[kind]["metadata"]["uid"]
+        assert body["metadata"]["generation"] == before[kind]["metadata"]["generation"]
+        assert contains(body["spec"], was)
+    # What Git holds can be applied as it is.
+    previous.kubectl("apply", "-n", TEAM, "-f", str(PREVIOUS / "objects.yaml"), "--validate=warn")
+
+
+async def test_objects_of_the_previous_version_still_reconcile(
+    previous: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(previous.kubeconfig))
+    stop, ready, cache = asyncio.Event(), asyncio.Event(), Cache()
+    async with await KubernetesCluster.connect() as cluster:
+        settings = informer.InformerSettings((TEAM,), WATCHED)
+        watch = asyncio.create_task(informer.run(settings, cache, stop, ready, cluster))
+        await asyncio.wait_for(ready.wait(), LIMIT_SECONDS)
+        trainer, rollouts = ScriptedTrainer(), ScriptedRollouts()
+        operator = Operator(cluster, cache, trainer, rollouts, SETTINGS, now=lambda: NOW)
+        work = asyncio.create_task(operator.run(stop))
+        for kind, name in KINDS.items():
+            await seen(cluster, Key(kind, TEAM, name))
+        stop.set()
+        await asyncio.gather(work, watch)
+    found = objects(previous)
+    assert found["Checkpoint"]["status"]["metrics"] == [{"name": "reward/mean", "value": "0.25"}]
+    assert found["TrainableModel"]["status"]["tree"]["branches"][0]["tip"] == "arith-000001"
+    suspended = [
+        c for c in found["TrainingRun"]["status"]["conditions"] if c["type"] == "Suspended"
+    ]
+    assert suspended[0]["status"] == "True"
+
+
+async def seen(cluster: KubernetesCluster, key: Key) -> None:
+    for _ in range(LIMIT_SECONDS * 10):
+        body = await cluster.get(key)
+        status = (body or {}).get("status", {})
+        if status.get("observedGeneration", -1) > 0 and status.get("conditions"):
+            assert any(c["type"] == conditions.READY for c in status["conditions"])
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"{key} was not reconciled")
+
+
+def test_crds_and_objects_outlive_the_release(previous: ApiServer) -> None:
+    helm(previous, "uninstall", "espalier")
+    assert set(objects(previous)) == set(KINDS)
