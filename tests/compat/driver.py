@@ -162,6 +162,49 @@ async def traces(model):
             yield name, [error.status_code, error.message]
 
 
+def broken(reward=1.0, **changes):
+    fields = {"prompt_token_ids": [1], "output_token_ids": [2], "output_logprobs": [-1.0]}
+    sample = TrajectorySample(**{**fields, **changes})
+    return TrajectoryPayload(samples=[sample], reward=reward)
+
+
+async def mistakes(model, foreign, revoked):
+    """What a wrong client sees: the class of the error, its status, and its sentence."""
+    client = TrainingClient(model)
+    late = Run(None, "task", {})
+    late.trace.stop_reason = "timeout"
+    fb = client.forward_backward
+    tried = {
+        "unknown model": lambda: TrainingClient("arth").available_losses(),
+        "another namespace's model": lambda: TrainingClient(foreign).forward_backward([broken()]),
+        "a revoked token": lambda: TrainingClient(model, api_key=revoked).optim_step(
+            learning_rate=1.0
+        ),
+        "wrong lengths": lambda: fb([broken(output_logprobs=[-1.0, -2.0])]),
+        "NaN reward": lambda: fb([broken(reward=float("nan"))]),
+        "no output tokens": lambda: fb([broken(output_token_ids=[], output_logprobs=[])]),
+        "token out of range": lambda: fb([broken(output_token_ids=[100000])]),
+        "part of a group": lambda: fb([broken()] * 3, group_size=2),
+        "a timed-out run": lambda: fb([late]),
+        "an unknown trace": lambda: fb(["0" * 32]),
+        "unknown loss": lambda: fb([broken()], loss_fn="reinforce"),
+        "unknown loss parameter": lambda: fb(
+            [broken()], loss_fn="ppo", loss_fn_config={"epsilon": 0.2}
+        ),
+        "huge body": lambda: fb([broken(prompt_token_ids=[1] * 200_000)]),
+        "unknown forward": lambda: client.backward("forward-99", [[1.0]]),
+        "step without gradients": lambda: client.optim_step(learning_rate=1.0),
+        "head at an unknown checkpoint": lambda: client.set_head("arith-000009"),
+    }
+    for name, call in tried.items():
+        try:
+            await call()
+            yield name, ["no error", None, ""]
+        except Exception as error:
+            status = getattr(error, "status_code", None)
+            yield name, [type(error).__name__, status, getattr(error, "message", str(error))]
+
+
 async def main():
     scenario = globals()[sys.argv[1]]
     async for method, result in scenario(**json.loads(sys.argv[2])):

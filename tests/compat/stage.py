@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ from espalier.trainer.store import CheckpointStore
 NAMESPACE, OTHER = "default", "other"
 TRAINER, READER, REVOKED = "token-of-ann", "token-of-bob", "token-of-nobody"
 TICK_SECONDS = 0.02
+MAX_BODY_BYTES = 2**18
 PATIENCE_SECONDS = 60.0
 PRIVATE_KEY = identity.generate_private_key()
 PUBLIC_KEY = identity.public_key(PRIVATE_KEY)
@@ -63,6 +65,12 @@ class Cluster(FakeCluster):
         super().__init__()
         for token, name in ((TRAINER, "ann"), (READER, "bob")):
             self.tokens[token] = TokenReviewResult(True, name, audiences=(AUDIENCE,))
+
+    def _new(self, key: Key) -> Body:
+        """With a uid as an API server gives it: HUD's client takes a UUID for a model's id."""
+        made = super()._new(key)
+        made["metadata"]["uid"] = str(uuid.uuid5(uuid.NAMESPACE_URL, made["metadata"]["uid"]))
+        return made
 
     async def review_access(  # noqa: PLR0917 the port's signature
         self,
@@ -107,7 +115,9 @@ class Trainer:
         self._service: Service | None = None
 
     async def start(self) -> None:
-        self._service = Service(PUBLIC_KEY, audience(NAMESPACE, self.model))
+        self._service = Service(
+            PUBLIC_KEY, audience(NAMESPACE, self.model), max_body_bytes=MAX_BODY_BYTES
+        )
         app = self._service.app()
         app.middlewares.append(self._faulty)
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
@@ -181,8 +191,8 @@ class Stage:
     def body(self, kind: str, name: str) -> Body:
         return self.cluster.objects.get(Key(kind, NAMESPACE, name), {})
 
-    def uid(self, model: str) -> str:
-        uid: str = self.body("TrainableModel", model)["metadata"]["uid"]
+    def uid(self, model: str, namespace: str = NAMESPACE) -> str:
+        uid: str = self.cluster.objects[Key("TrainableModel", namespace, model)]["metadata"]["uid"]
         return uid
 
     def steps(self, model: str) -> int:

@@ -345,3 +345,12 @@ def test_only_the_name_of_an_unseen_checkpoint_is_worth_waiting_for(
     world: World, arith: Id, ref: str, could: bool
 ) -> None:
     assert could_be_committed(world.snapshot, arith, ref) is could
+
+
+def test_a_models_uid_means_it_as_huds_client_takes_it() -> None:
+    world = World()
+    model = world.model("arith")
+    assert find_model(world.snapshot, "uid-arith") == model
+    hidden = World("here")
+    hidden.model("arith", "elsewhere")
+    assert isinstance(find_model(hidden.snapshot, "uid-arith"), Unknown)

@@ -160,3 +160,29 @@ async def test_vllms_own_refusals_pass_with_their_status(
     gateway.world.checkpoint(arith, "arith-000009", "sha256:" + "0" * 64, step=9)
     reply = await gateway.post("/v1/completions", body | {"model": "arith@arith-000009"})
     assert reply.status == 404
+
+
+async def chat(gateway: Gateway, **fields: Any) -> dict[str, Any]:
+    reply = await gateway.post("/v1/chat/completions", {"model": "arith", **CHAT, **fields})
+    answer: dict[str, Any] = await reply.json()
+    assert reply.status == 200, answer
+    choice: dict[str, Any] = answer["choices"][0]
+    return choice
+
+
+async def test_a_later_turn_continues_the_exact_tokens_of_the_one_before(
+    gateway: Gateway, arith: Id
+) -> None:
+    first = await chat(gateway)
+    # Tokens that no tokeniser would give for this text: they must come back as they are.
+    sampled = [*first["token_ids"][:-1], 7, 7]
+    exact = [*first["prompt_token_ids"], *sampled]
+    turns = [*CHAT["messages"], first["message"], {"role": "user", "content": "And 4 + 5?"}]
+    second = await chat(gateway, messages=turns, prompt_token_ids=exact, continuation_from=2)
+    rendered = await chat(gateway, messages=turns)
+    told, whole = second["prompt_token_ids"], rendered["prompt_token_ids"]
+    assert told[: len(exact)] == exact
+    assert told[-8:] == whole[-8:]
+    assert told != whole
+    only = await chat(gateway, messages=turns, checkpoint="arith-000002")
+    assert only["prompt_token_ids"] == whole

@@ -77,6 +77,9 @@ def find_slug(snapshot: Snapshot, slug: str) -> Slug | Unknown:
     if several:
         names = tuple(str(one.head) for one in several)
         return Unknown(f"model {slug!r} is in more than one namespace", names)
+    by_uid = [m for m, body in snapshot.models.items() if body.metadata.uid == slug]
+    if by_uid and by_uid[0].namespace in snapshot.namespaces:
+        return Slug(by_uid[0], by_uid[0])
     return Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
 
 
