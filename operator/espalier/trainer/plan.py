@@ -15,7 +15,7 @@ from typing import Any
 from espalier.trainer.packing import Row
 
 FLOAT32_BYTES = 4
-# Logits, the temporary of logsumexp and the residual that becomes the Jacobian rows.
+# At most: the buffer of logits and, over a narrow base, the probabilities and their narrow copy.
 HEAD_COPIES = 3
 # PEFT multiplies seven linears of a layer (q, k, v, o, gate, up, down) by default.
 _LINEARS = 7
