@@ -148,3 +148,21 @@ async def test_a_watch_session_sends_the_token_of_the_moment() -> None:
         await runner.cleanup()
 
     assert received == ["bearer first", "bearer second"]
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7.0), ("100000", 60.0), ("", 0.0), ("tomorrow", 0.0)]
+)
+async def test_a_throttled_call_says_how_long_to_wait(header: str, seconds: float) -> None:
+    async def refuse(_: aiohttp.web.BaseRequest) -> aiohttp.web.Response:
+        return aiohttp.web.Response(status=429, headers={"Retry-After": header})
+
+    runner = aiohttp.web.ServerRunner(aiohttp.web.Server(refuse))
+    await runner.setup()
+    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with KubernetesCluster(Configuration(host=url)) as cluster:
+        with pytest.raises(ClusterError) as caught:
+            await cluster.get(Key("Pod", "default", "any"))
+    await runner.cleanup()
+    assert (caught.value.status, caught.value.retry_after) == (429, seconds)

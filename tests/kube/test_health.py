@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 
 import aiohttp
@@ -12,6 +13,7 @@ import pytest
 from espalier.kube import metrics
 from espalier.kube.health import HealthServer
 from espalier.kube.log import JsonFormatter
+from espalier.kube.objects import Key
 
 
 async def fetch(server: HealthServer, path: str) -> tuple[int, str]:
@@ -63,3 +65,34 @@ def test_a_log_line_carries_the_traceback() -> None:
         info = sys.exc_info()
     record = logging.getLogger("a").makeRecord("a", logging.ERROR, __file__, 1, "m", (), info)
     assert "RuntimeError: a fault" in json.loads(JsonFormatter().format(record))["traceback"]
+
+
+def test_a_log_line_names_its_object() -> None:
+    fields = Key("CheckpointHead", "default", "tiny").fields()
+    logger = logging.getLogger("a")
+    record = logger.makeRecord("a", logging.INFO, __file__, 1, "m", (), None, extra=fields)
+    entry = json.loads(JsonFormatter().format(record))
+    assert (entry["kind"], entry["namespace"], entry["name"]) == (
+        "CheckpointHead",
+        "default",
+        "tiny",
+    )
+
+
+def test_a_process_whose_loop_stands_still_says_where_and_ends() -> None:
+    stuck = """
+import asyncio, threading
+from espalier.kube.heartbeat import beat
+async def main():
+    heart = asyncio.create_task(beat(stuck_seconds=0.2))
+    await asyncio.sleep(0)
+    stands_still()
+def stands_still():
+    threading.Event().wait(60)
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", stuck], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert "in stands_still" in done.stderr

@@ -8,6 +8,7 @@ import pytest
 from tests.fakes.cluster import FakeCluster
 
 from espalier.kube.cluster import ClusterError, KubernetesCluster
+from espalier.kube.fence import FencedCluster
 from espalier.kube.lease import Election, LeadershipLostError, LeaseTiming
 from espalier.kube.objects import Key
 
@@ -127,3 +128,63 @@ async def test_an_error_while_acquiring_is_tried_again() -> None:
     candidate = Election(cluster, Key("Lease", "espalier", "espalier"), "only", QUICK)
     async with asyncio.timeout(LIMIT_SECONDS):
         assert await candidate.acquire(asyncio.Event())
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+async def test_a_leader_may_act_until_its_deadline_and_not_after() -> None:
+    clock = Clock()
+    key = Key("Lease", "espalier", "espalier")
+    leader = Election(FakeCluster(), key, "leader", QUICK, clock=clock)
+    with pytest.raises(LeadershipLostError):
+        leader.check()
+    assert await leader.acquire(asyncio.Event())
+    clock.seconds += QUICK.deadline - 0.01
+    leader.check()
+    clock.seconds += 0.01
+    with pytest.raises(LeadershipLostError, match="not renewed"):
+        leader.check()
+
+
+async def test_the_deadline_counts_from_when_the_renewal_was_sent() -> None:
+    clock = Clock()
+
+    class Slow(FakeCluster):
+        async def create(self, kind: str, body: dict[str, object]) -> dict[str, object] | None:
+            clock.seconds += QUICK.deadline
+            return await super().create(kind, body)
+
+    leader = Election(Slow(), Key("Lease", "espalier", "espalier"), "leader", QUICK, clock=clock)
+    assert await leader.acquire(asyncio.Event())
+    with pytest.raises(LeadershipLostError):
+        leader.check()
+
+
+async def test_a_cluster_behind_a_fence_reads_and_does_not_write() -> None:
+    behind = FakeCluster()
+    written = {"metadata": {"name": "a", "namespace": "espalier"}}
+    await behind.apply("ConfigMap", written)
+
+    def lost() -> None:
+        raise LeadershipLostError("another leads")
+
+    fenced, key = FencedCluster(behind, lost), Key("ConfigMap", "espalier", "a")
+    assert await fenced.get(key) is not None
+    assert len(await fenced.list("ConfigMap", None)) == 1
+    calls = [*behind.calls]
+    for write in (
+        fenced.apply("ConfigMap", written),
+        fenced.apply_status("ConfigMap", {**written, "status": {}}),
+        fenced.create("ConfigMap", written),
+        fenced.replace("ConfigMap", written),
+        fenced.delete(key),
+    ):
+        with pytest.raises(LeadershipLostError):
+            await write
+    assert behind.calls == calls

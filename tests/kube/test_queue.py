@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Key
 from espalier.kube.queue import Backoff, WorkQueue
 
@@ -104,6 +105,49 @@ async def test_a_failure_is_retried_until_it_succeeds() -> None:
         queue.add(key())
         await done.wait()
     assert attempts == 3
+
+
+async def test_a_throttled_key_comes_back_no_sooner_than_the_server_asks() -> None:
+    delays: list[float] = []
+
+    class Watched(WorkQueue):
+        def add_after(self, key: Key, seconds: float) -> None:
+            delays.append(seconds)
+            done.set()
+
+    async def throttled(_: Key) -> None:
+        raise ClusterError(429, "TooManyRequests", "slow down", retry_after=7.0)
+
+    done = asyncio.Event()
+    queue = Watched(throttled, backoff=AT_ONCE)
+    async with working(queue):
+        queue.add(key())
+        await done.wait()
+    assert delays == [7.0]
+
+
+async def test_a_full_queue_holds_each_key_once() -> None:
+    gate = Gate()
+    queue = WorkQueue(gate, workers=1)
+    for number in range(10_000):
+        queue.add(key(str(number % 10)))
+    async with working(queue):
+        for _ in range(10):
+            gate.pass_one.release()
+            await gate.started.get()
+    assert set(gate.runs.values()) == {1}
+
+
+async def test_a_reconciliation_that_hangs_shows_its_age() -> None:
+    gate = Gate()
+    queue = WorkQueue(gate)
+    async with working(queue):
+        assert queue.longest_run() == 0.0
+        queue.add(key())
+        await gate.started.get()
+        assert queue.longest_run() > 0.0
+        assert queue.oldest_wait() == 0.0
+        gate.pass_one.release()
 
 
 async def test_a_key_that_asks_for_it_runs_again() -> None:

@@ -48,6 +48,7 @@ class Life:
     def die(self) -> None:
         if not self.dead:
             self.dead = True
+            self.thawed.set()
             for callback in self.on_death:
                 callback()
 

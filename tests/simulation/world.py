@@ -74,6 +74,8 @@ class World:
         self.changes = 0
         self.crashes = 0
         self.replica: Replica | None = None
+        # Another replica has taken its place: it is not started again.
+        self.replaced = False
         self._task: asyncio.Task[None] | None = None
         self.cluster.watch(self._count)
 
@@ -102,6 +104,12 @@ class World:
         election = Election(reached, lease, life.name, now=lambda: clock(skew))
         replica = Replica(settings, ports, election, asyncio.Event())
         return replica, life.begin(replica.run())
+
+    @property
+    def task(self) -> asyncio.Task[None]:
+        """The process of this world's own replica."""
+        assert self._task is not None
+        return self._task
 
     def _effect(self, verb: str, args: Any) -> None:
         self.landed += 1
@@ -188,7 +196,7 @@ class World:
 
     async def _revive(self) -> None:
         assert self._task is not None
-        if not self.life.dead and not self._task.done():
+        if self.replaced or (not self.life.dead and not self._task.done()):
             return
         if self._task.done() and not self.life.dead:
             self._judge(self._task)
@@ -213,7 +221,7 @@ class World:
         while loop.time() < end:
             changes = self.changes
             await self.tick()
-            same = self.changes == changes and not self.life.dead
+            same = self.changes == changes and (self.replaced or not self.life.dead)
             quiet = quiet + 1 if same and reached() else 0
             # What the caches have not seen yet may still change something.
             if quiet * TICK_SECONDS > self.weather.lag:
@@ -235,7 +243,7 @@ class World:
         end, since, changes = loop.time() + LIMIT_SECONDS, loop.time(), self.changes
         while loop.time() - since < seconds:
             await self.tick(seconds / 10)
-            if self.changes != changes or self.life.dead:
+            if self.changes != changes or (self.life.dead and not self.replaced):
                 changes, since = self.changes, loop.time()
             assert loop.time() < end, f"it never comes to rest\n{self.explain()}"
 

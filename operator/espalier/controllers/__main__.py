@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import aiohttp
@@ -18,19 +19,22 @@ from espalier.controllers.settings import Settings, SettingsError
 from espalier.controllers.signing_key import SigningKeyError
 from espalier.controllers.trainer_client import TrainerClient
 from espalier.controllers.triggers import WATCHED
-from espalier.kube import informer, log
+from espalier.kube import heartbeat, informer, log, metrics
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import KubernetesCluster
 from espalier.kube.comparison import InformerError
 from espalier.kube.health import HealthServer
 from espalier.kube.lease import Election, LeadershipLostError
+from espalier.kube.queue import WorkQueue
 
 logger = logging.getLogger("espalier.controllers")
 
 USER_ERROR = 64
 FAULT = 1
-# A key that waited this long for a worker means that the queue does not move.
+# A key that waited this long for a worker means that the queue does not move, and one that runs
+# this long that a worker hangs: every call has a timeout far below.
 STUCK_SECONDS = 120.0
+HUNG_SECONDS = 600.0
 # Within terminationGracePeriodSeconds (30): then what still runs is abandoned, and then it is left.
 ORDERLY_SECONDS = 20.0
 ABANDON_SECONDS = 5.0
@@ -53,7 +57,7 @@ class Process:
             loop.add_signal_handler(number, self._stop.set)
         health = HealthServer(
             self._settings.health_port,
-            live={"queue": self._queue_fault},
+            live={"queue": self._queue_fault, "worker": self._worker_fault},
             ready={"cache": self._fault},
         )
         async with (
@@ -62,7 +66,13 @@ class Process:
             health,
         ):
             self._replica = self._make(cluster, session)
-            await self._until_stopped(asyncio.create_task(self._replica.run()))
+            heart = asyncio.create_task(heartbeat.beat())
+            metrics.QUEUE_AGE.set_function(lambda: self._age(WorkQueue.oldest_wait))
+            metrics.WORKER_AGE.set_function(lambda: self._age(WorkQueue.longest_run))
+            try:
+                await self._until_stopped(asyncio.create_task(self._replica.run()))
+            finally:
+                heart.cancel()
 
     def _make(self, cluster: KubernetesCluster, session: aiohttp.ClientSession) -> Replica:
         watching = informer.InformerSettings(self._settings.namespaces, WATCHED)
@@ -89,7 +99,8 @@ class Process:
         for seconds in (ORDERLY_SECONDS, ABANDON_SECONDS):
             done, _ = await asyncio.wait({replica}, timeout=seconds)
             if done:
-                replica.result()
+                if not replica.cancelled():
+                    replica.result()
                 return
             logger.warning("what runs did not end within %.0f s: it is abandoned", seconds)
             replica.cancel()
@@ -103,9 +114,16 @@ class Process:
         return "waiting for the first lists" if waits else None
 
     def _queue_fault(self) -> str | None:
-        operator = self._replica.operator if self._replica else None
-        waited = operator.queue.oldest_wait() if operator else 0.0
+        waited = self._age(WorkQueue.oldest_wait)
         return f"a key has waited for {waited:.0f} s" if waited > STUCK_SECONDS else None
+
+    def _worker_fault(self) -> str | None:
+        runs = self._age(WorkQueue.longest_run)
+        return f"a reconciliation runs for {runs:.0f} s" if runs > HUNG_SECONDS else None
+
+    def _age(self, of: Callable[[WorkQueue], float]) -> float:
+        operator = self._replica.operator if self._replica else None
+        return of(operator.queue) if operator else 0.0
 
 
 def _seconds_since_boot() -> float:

@@ -10,6 +10,7 @@ from espalier.controllers.commit import CommitReconciler
 from espalier.controllers.disposal import DisposalReconciler
 from espalier.controllers.head import HeadReconciler
 from espalier.controllers.model import ModelReconciler
+from espalier.controllers.moves import Moves
 from espalier.controllers.rollout_client import RolloutControl
 from espalier.controllers.rollouts import Rollouts
 from espalier.controllers.run import RunReconciler
@@ -51,6 +52,7 @@ class Operator:
     ) -> None:
         self.queue = WorkQueue(self._reconcile, workers=WORKERS)
         self._cache = cache
+        self._moves = Moves()
         self._cluster = cluster
         self.services = Services(
             cluster=cluster,
@@ -96,6 +98,8 @@ class Operator:
             return OUTDATED_SECONDS
 
     def _changed(self, key: Key, old: Body | None, new: Body | None) -> None:
+        if key.kind == "CheckpointHead":
+            self._moves.changed(key, old, new)
         if key.kind == "Checkpoint" and new is None and old is not None:
             self._lost(key, old)
         if key.kind == "Pod" and new is None:

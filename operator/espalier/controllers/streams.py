@@ -23,6 +23,8 @@ WAIT_SECONDS = 25
 RETRY_SECONDS = (0.2, 5.0)
 # A trainer that answers at once without a commit is not asked more often than this.
 PAUSE_SECONDS = 0.5
+# Commits that may wait for their Checkpoints; more are read when these have been dealt with.
+PENDING_MOST = 256
 
 Id = tuple[str, str]
 
@@ -93,6 +95,9 @@ class CommitStreams:
         clock = asyncio.get_running_loop().time
         while True:
             ledger = self.ledger(namespace, model)
+            if len(ledger.pending) >= PENDING_MOST:
+                await asyncio.sleep(PAUSE_SECONDS)
+                continue
             started = clock()
             try:
                 page = await self._source.commits(peer, after, wait)

@@ -52,6 +52,8 @@ class Comparison:
         self._cluster = cluster
         self._listed: set[Scope] = set()
         self._due: asyncio.Queue[Scope] = asyncio.Queue()
+        # What is in the queue, so that nothing is in it twice: it holds each scope at most.
+        self._queued: set[Scope] = set()
         self._compared: set[Scope] = set()
 
     def listing(self, scope: Scope) -> None:
@@ -63,14 +65,14 @@ class Comparison:
         """A watch of the scope begins."""
         if scope in self._listed:
             self._listed.discard(scope)
-            self._due.put_nowait(scope)
+            self._put(scope)
 
     async def run(self, ready: asyncio.Event, every_seconds: float, ready_seconds: float) -> None:
         """Compare for ever; ``ready`` is set once all are compared, else InformerError."""
         try:
             async with asyncio.timeout(ready_seconds):
                 while self._compared != self.scopes:
-                    await self._try(await self._due.get())
+                    await self._next()
         except TimeoutError:
             missing = ", ".join(sorted(str(scope) for scope in self.scopes - self._compared))
             raise InformerError(
@@ -82,17 +84,28 @@ class Comparison:
             try:
                 async with asyncio.timeout(every_seconds):
                     while True:
-                        await self._try(await self._due.get())
+                        await self._next()
             except TimeoutError:
                 for scope in self.scopes:
-                    self._due.put_nowait(scope)
+                    self._put(scope)
+
+    def _put(self, scope: Scope) -> None:
+        if scope not in self._queued:
+            self._queued.add(scope)
+            self._due.put_nowait(scope)
+
+    async def _next(self) -> None:
+        scope = await self._due.get()
+        self._queued.discard(scope)
+        await self._try(scope)
 
     async def _try(self, scope: Scope) -> None:
         try:
             await self._compare(scope)
         except ClusterError as error:
-            logger.warning("comparing %s: %s; again in %.0f s", scope, error, RETRY_SECONDS)
-            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._due.put_nowait, scope)
+            seconds = max(RETRY_SECONDS, error.retry_after)
+            logger.warning("comparing %s: %s; again in %.0f s", scope, error, seconds)
+            asyncio.get_running_loop().call_later(seconds, self._put, scope)
 
     async def _compare(self, scope: Scope) -> None:
         before = {

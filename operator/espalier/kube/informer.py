@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import aiohttp
@@ -21,7 +22,7 @@ from espalier.kube import metrics
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster
 from espalier.kube.comparison import Comparison, Scope
-from espalier.kube.objects import Body, kind_of, label_selector, without_managers
+from espalier.kube.objects import Body, kind_of, label_selector, last_change, without_managers
 
 COMPARE_SECONDS = 600.0
 READY_SECONDS = 60.0
@@ -177,6 +178,9 @@ def _register(registry: Any, name: str, cache: Cache) -> None:
     )
     async def remember(event: Any, **_: Any) -> None:
         metrics.WATCH_EVENTS.labels(kind=name, type=event["type"] or "LISTED").inc()
+        if event["type"] and (happened := last_change(event["object"])) is not None:
+            age = (datetime.now(UTC) - happened).total_seconds()
+            metrics.EVENT_AGE.labels(kind=name).observe(max(0.0, age))
         body = without_managers(event["object"])
         if event["type"] == "DELETED":
             cache.forget(name, body)

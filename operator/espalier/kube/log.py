@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 
 # What logging itself puts on a record; everything else came through ``extra``.
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+# logging keeps ``name`` for itself.
+_RENAMED = {"object": "name"}
 # kopf reports every connection it makes; what it does for us shows in metrics.
 _QUIET = ("kopf", "asyncio", "aiohttp.access")
 
 
 class JsonFormatter(logging.Formatter):
-    """time, level, logger, message, the fields given as ``extra``, and the traceback if any."""
+    """time, level, logger, message, what came as ``extra`` (``object`` is name), any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
@@ -24,7 +26,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        entry |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        given = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        entry |= {_RENAMED.get(name, name): value for name, value in given.items()}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from espalier.api.meta import GROUP, VERSION
@@ -24,6 +25,10 @@ class Key:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"
+
+    def fields(self) -> dict[str, str]:
+        """The fields of a log entry about the object."""
+        return {"kind": self.kind, "namespace": self.namespace, "object": self.name}
 
 
 @dataclass(frozen=True)
@@ -102,3 +107,11 @@ def without_managers(body: Body) -> Body:
     """The object without managedFields, which can be larger than all the rest and is never read."""
     metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
     return {**body, "metadata": metadata}
+
+
+def last_change(body: Body) -> datetime | None:
+    """When the object was last written, to the second, by the API server's clock."""
+    metadata = body["metadata"]
+    times = [entry.get("time", "") for entry in metadata.get("managedFields", ())]
+    newest = max([*times, metadata.get("creationTimestamp", "")])
+    return datetime.fromisoformat(newest) if newest else None

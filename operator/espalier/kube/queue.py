@@ -47,7 +47,7 @@ class WorkQueue:
         self._backoff = backoff or Backoff()
         self._ready: asyncio.Queue[Key | None] = asyncio.Queue()
         self._waiting: dict[Key, float] = {}
-        self._running: set[Key] = set()
+        self._running: dict[Key, float] = {}
         self._dirty: set[Key] = set()
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -83,6 +83,12 @@ class WorkQueue:
             return 0.0
         return asyncio.get_running_loop().time() - next(iter(self._waiting.values()))
 
+    def longest_run(self) -> float:
+        """Seconds that the reconciliation that began first has run; 0 when none runs."""
+        if not self._running:
+            return 0.0
+        return asyncio.get_running_loop().time() - next(iter(self._running.values()))
+
     async def run(self, stop: asyncio.Event, *, grace_seconds: float = 10.0) -> None:
         """Work until ``stop``; what runs then may finish within the grace, else it is cancelled."""
         workers = [asyncio.create_task(self._work()) for _ in range(self._workers)]
@@ -107,27 +113,29 @@ class WorkQueue:
             since = self._waiting.pop(key)
             metrics.QUEUE_WAIT.observe(asyncio.get_running_loop().time() - since)
             metrics.QUEUE_DEPTH.set(len(self._waiting))
-            self._running.add(key)
+            self._running[key] = asyncio.get_running_loop().time()
             try:
                 await self._run_once(key)
             finally:
-                self._running.discard(key)
+                del self._running[key]
             if key in self._dirty:
                 self._dirty.discard(key)
                 self.add(key)
 
     async def _run_once(self, key: Key) -> None:
-        result = "success"
+        clock, result = asyncio.get_running_loop().time, "success"
+        begun = clock()
         try:
-            with metrics.RECONCILE_DURATION.labels(kind=key.kind).time():
-                again = await self._reconcile(key)
+            again = await self._reconcile(key)
         except Exception as error:
             result = "error"
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             delay = self._backoff.delay(failures, random.random())
             if isinstance(error, ClusterError):
                 delay = max(delay, error.retry_after)
-            logger.exception("reconciling %s failed; again in %.1f s", key, delay)
+            logger.exception(
+                "reconciling %s failed; again in %.1f s", key, delay, extra=key.fields()
+            )
             metrics.QUEUE_RETRIES.labels(kind=key.kind).inc()
             self.add_after(key, delay)
         else:
@@ -135,4 +143,5 @@ class WorkQueue:
             if again is not None:
                 result = "requeue"
                 self.add_after(key, again)
+        metrics.RECONCILE_DURATION.labels(kind=key.kind, result=result).observe(clock() - begun)
         metrics.RECONCILES.labels(kind=key.kind, result=result).inc()

@@ -1,0 +1,28 @@
+"""Notices an event loop that stands still, from outside of it."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+
+from espalier.kube import metrics
+
+BEAT_SECONDS = 1.0
+# A blocked loop answers no probe either; this is sooner, and says in which line it stands.
+STUCK_SECONDS = 45.0
+
+
+async def beat(stuck_seconds: float = STUCK_SECONDS) -> None:
+    """Beat for ever; when it stops, all stacks go to stderr and the process ends with code 1.
+
+    ``faulthandler`` waits in a thread of its own, which needs neither the loop nor the GIL.
+    """
+    clock = asyncio.get_running_loop().time
+    try:
+        while True:
+            faulthandler.dump_traceback_later(stuck_seconds, exit=True)
+            due = clock() + BEAT_SECONDS
+            await asyncio.sleep(BEAT_SECONDS)
+            metrics.LOOP_LAG.set(clock() - due)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
