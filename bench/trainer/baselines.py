@@ -24,6 +24,7 @@ from torch import Tensor
 from espalier.trainer import model as trainer_model
 from espalier.trainer.data import Datum
 from espalier.trainer.head import Evaluated, chunks
+from espalier.trainer.lora import Lora
 from espalier.trainer.model import Policy
 from espalier.trainer.packing import NO_PARENT, Row, Span
 
@@ -153,7 +154,8 @@ def plain_twin(work: Workload, policy: Policy) -> Any:
         target_modules="all-linear",
     )
     twin = get_peft_model(causal_lm(work, dtype, device), config)
-    ours = dict(policy._peft.named_parameters())
+    assert isinstance(policy.trained, Lora)
+    ours = dict(policy.trained.peft.named_parameters())
     theirs = dict(twin.named_parameters())
     assert set(ours) == set(theirs)
     for name, parameter in theirs.items():

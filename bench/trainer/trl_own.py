@@ -27,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from espalier.trainer.data import Datum
 from espalier.trainer.gradients import add_loss
+from espalier.trainer.lora import Lora
 from espalier.trainer.losses import loss_spec
 from espalier.trainer.model import ADAPTER, Policy
 from espalier.trainer.packing import lay_out
@@ -71,7 +72,8 @@ def trainer_of(work: Workload, policy: Policy, size: int) -> Any:
     )
     made.current_gradient_accumulation_steps = 1
     theirs = dict(made.model.named_parameters())
-    for name, parameter in policy._peft.named_parameters():
+    assert isinstance(policy.trained, Lora)
+    for name, parameter in policy.trained.peft.named_parameters():
         if parameter.requires_grad:
             theirs[name].data = parameter.data
     made.model.train()

@@ -62,6 +62,7 @@ GOOD = {
         },
     ),
     "model with the longest name": named(MODEL, "a" * 40),
+    "model of which all is trained": edited(MODEL, "spec.adapter", {"type": "Full"}),
     "run of generated tasks": RUN,
     "run of a ConfigMap": edited(RUN, "spec.taskset", {"seed": 1, "configMap": TASKS}),
     "run of a client": edited(edited(RUN, "spec.driver", "Client"), "spec.taskset", ABSENT),
@@ -143,7 +144,16 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     ),
     "model without storage": (MODEL, "spec.storage", ABSENT, "spec.storage", "Required"),
     "rank of 0": (MODEL, "spec.adapter.rank", 0, "spec.adapter.rank", "greater than or equal to 1"),
-    "unknown adapter": (MODEL, "spec.adapter.type", "Full", "spec.adapter.type", '"LoRA"'),
+    "unknown adapter": (MODEL, "spec.adapter.type", "DoRA", "spec.adapter.type", '"LoRA"'),
+    "rank without LoRA": (
+        *(MODEL, "spec.adapter", {"type": "Full", "rank": 16}),
+        *("spec.adapter", "belong to LoRA: remove them or choose it"),
+    ),
+    "all trained in half precision": (
+        edited(MODEL, "spec.adapter", {"type": "Full"}),
+        *("spec.trainer", {"dtype": "bfloat16"}),
+        *("spec.trainer.dtype", "must be float32 where adapter.type is Full"),
+    ),
     "no target modules": (
         *(MODEL, "spec.adapter.targetModules", []),
         *("spec.adapter.targetModules", "at least 1"),

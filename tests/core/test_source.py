@@ -131,6 +131,7 @@ PARENT = model("m", status={"resolved": RESOLVED})
         ({}, None, "ModelNotFound", True),
         ({"adapter": {"rank": 8}}, PARENT, "SourceMismatch", True),
         ({"adapter": {"alpha": 8}}, PARENT, "SourceMismatch", True),
+        ({"adapter": {"type": "Full"}}, PARENT, "SourceMismatch", True),
         ({"adapter": {"targetModules": ["q_proj"]}}, PARENT, "SourceMismatch", True),
         (
             {"storage": {"persistentVolumeClaim": {"claimName": "other"}}},
@@ -188,6 +189,18 @@ def test_a_model_is_ready_when_what_is_wanted_is_ready(
     found = decision.status.conditions[0]
     assert f"{found.status}/{found.reason}" == reason
     assert (decision.trainer_replicas, decision.rollout_replicas) == (int(trains), replicas)
+
+
+def test_a_fully_trained_model_is_not_served_and_says_what_to_do() -> None:
+    full = {"adapter": {"type": "Full"}}
+    decision = ready(model(**full, rollout={"replicas": 2}), trains=True, trainer_pods=[SERVER])
+    found = {item.type: item for item in decision.status.conditions}
+    assert (found["Stalled"].status, found["Ready"].status) == ("True", "False")
+    assert found["Stalled"].reason == found["RolloutsReady"].reason == "FullNotServed"
+    assert "spec.rollout.replicas: 0" in found["Stalled"].message
+    assert (decision.trainer_replicas, decision.rollout_replicas) == (1, 0)
+    alone = ready(model(**full, rollout={"replicas": 0}), trains=True, trainer_pods=[SERVER])
+    assert alone.status.conditions[0].reason == "Ready"
 
 
 def test_nothing_is_started_before_the_base_is_known() -> None:

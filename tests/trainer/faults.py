@@ -39,7 +39,7 @@ from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire import Wire
-from espalier.trainer import checkpoints
+from espalier.trainer import files
 from espalier.trainer import log as log_module
 from espalier.trainer.commands import Empty
 from espalier.trainer.compute import LocalCompute
@@ -177,7 +177,7 @@ class Faults:
             (os, "chmod"),
             (Path, "write_bytes"),
             (Path, "write_text"),
-            (checkpoints, "save_file"),
+            (files, "save_file"),
             (LocalCompute, "add_loss"),
         ]:
             setattr(owner, name, self._wrapped(name, getattr(owner, name)))

@@ -54,7 +54,7 @@ def made(family: str, changes: dict[str, Any], dtype: torch.dtype) -> Policy:
     config.pad_token_id = config.bos_token_id = config.eos_token_id = 0
     causal_lm = AutoModelForCausalLM.from_config(config).to(dtype)
     policy = Policy(causal_lm, tiny.ADAPTER, torch.device("cpu"))
-    policy._peft.to(dtype)
+    policy.causal_lm.to(dtype)
     with torch.no_grad():
         for parameter in policy.parameters.values():
             parameter.add_(0.05 * torch.randn(parameter.shape).to(dtype))

@@ -33,7 +33,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[Policy]:
     """The tiny policy in float64; its RMSNorm would otherwise compute in float32."""
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", rms_norm)
     made = Policy(tiny.causal_lm().double(), tiny.ADAPTER, torch.device("cpu"))
-    made._peft.double()
+    made.causal_lm.double()
     perturb(made)
     yield made
 
@@ -181,7 +181,7 @@ def test_groups_without_gradient_share_rows_and_run_forward_only(wide: Policy) -
 def custom(compute: LocalCompute, batch: list[Datum], between: str) -> dict[str, Tensor]:
     compute.score(compute.admit(batch), 0.7, keep="forward-1")
     if between == "load":
-        compute.load({n: p.detach().clone() for n, p in compute.policy.parameters.items()})
+        compute.take({n: p.detach().clone() for n, p in compute.policy.parameters.items()})
     if between == "drop":
         compute.drop_gradients()
     if between == "forward":

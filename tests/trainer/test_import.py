@@ -64,7 +64,7 @@ def test_training_starts_from_an_adapter_from_outside(
         given, torch.float32
     )
     assert all(torch.equal(trained[name], value.float()) for name, value in given.items())
-    assert engine.moments.steps == 0
+    assert tiny.moments(engine).steps == 0
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
     commit = engine.commits[0]

@@ -29,11 +29,13 @@ from espalier.trainer.log import CommandLog, Key, Kind
 from espalier.trainer.losses import LossSpec
 from espalier.trainer.metrics import Tally
 from espalier.trainer.model import Policy, load_policy
+from espalier.trainer.optimizer import Moments
 from espalier.trainer.packing import Rows, lay_out
 from espalier.trainer.store import CheckpointStore
 
 VOCABULARY = 256
 ADAPTER = Adapter(rank=4, alpha=8, seed=7)
+FULL = Adapter(type="Full")
 MODEL = "arith"
 
 
@@ -45,7 +47,7 @@ class Volume:
     base: str
 
 
-def causal_lm(seed: int = 0) -> LlamaForCausalLM:
+def causal_lm(seed: int = 0, *, tied: bool = True) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=64,
@@ -56,7 +58,7 @@ def causal_lm(seed: int = 0) -> LlamaForCausalLM:
         vocab_size=VOCABULARY,
         max_position_embeddings=128,
         initializer_range=0.2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )
     return LlamaForCausalLM(config)
 
@@ -68,8 +70,9 @@ def write_base(volume: Path, directory: Path) -> str:
     return import_directory(CheckpointStore(volume, "importer"), directory).digest
 
 
-def policy(volume: Path, base: str) -> Policy:
-    return load_policy(CheckpointStore(volume, MODEL).open("base", base).path, ADAPTER, "float32")
+def policy(volume: Path, base: str, adapter: Adapter = ADAPTER, ranks: int = 1) -> Policy:
+    path = CheckpointStore(volume, MODEL).open("base", base).path
+    return load_policy(path, adapter, "float32", ranks)
 
 
 def engine(volume: Path, base: str, loaded: Policy | None = None) -> Engine:
@@ -83,6 +86,12 @@ def engine(volume: Path, base: str, loaded: Policy | None = None) -> Engine:
         log=log,
         publish=lambda _engine: None,
     )
+
+
+def moments(target: Engine) -> Moments:
+    """Adam's state."""
+    assert isinstance(target.compute, LocalCompute)
+    return target.compute.moments
 
 
 def assignment(epoch: int = 1, **changes: object) -> Assignment:

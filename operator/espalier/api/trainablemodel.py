@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -131,25 +131,69 @@ class Source(Type):
     )
 
 
+def _of_lora(schema: dict[str, Any]) -> None:
+    """Leaves a default to the code, so that a rule can tell a field that was set."""
+    del schema["default"]
+
+
+def _modules_of_lora(schema: dict[str, Any]) -> None:
+    _of_lora(schema)
+    schema["x-kubernetes-list-type"] = "atomic"
+
+
 class Adapter(Type):
     """The trained part of the model."""
 
-    type: Literal["LoRA"] = Field(default="LoRA", description="type of adapter: LoRA.")
-    rank: int = Field(default=16, ge=1, le=256, description="rank of the LoRA matrices.")
+    type: Literal["LoRA", "Full"] = Field(
+        default="LoRA",
+        description="type LoRA trains small matrices beside a frozen base. Full trains every "
+        "weight of the base: it takes 32 bytes of memory and 12 bytes of storage per checkpoint "
+        "for each, needs trainer.dtype float32, and cannot be served yet (rollout.replicas: 0).",
+    )
+    rank: int = Field(
+        default=16,
+        ge=1,
+        le=256,
+        description="rank of the LoRA matrices; 16 if unset.",
+        json_schema_extra=_of_lora,
+    )
     alpha: int = Field(
-        default=32, ge=1, le=1024, description="alpha scales the update by alpha / rank."
+        default=32,
+        ge=1,
+        le=1024,
+        description="alpha scales the update of LoRA by alpha / rank; 32 if unset.",
+        json_schema_extra=_of_lora,
     )
     target_modules: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(
         default=["all-linear"],
-        description="targetModules are names of linear layers, or all-linear for every one but "
-        "the head.",
+        description="targetModules of LoRA are names of linear layers, or all-linear (if unset) "
+        "for every one but the head.",
         min_length=1,
         max_length=32,
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        json_schema_extra=_modules_of_lora,
     )
     seed: int = Field(
-        default=0, ge=0, le=2**31 - 1, description="seed of the initial LoRA weights."
+        default=0,
+        ge=0,
+        le=2**31 - 1,
+        description="seed of the initial LoRA weights; 0 if unset.",
+        json_schema_extra=_of_lora,
     )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "self.type == 'LoRA' || !(has(self.rank) || has(self.alpha)"
+                " || has(self.targetModules) || has(self.seed))",
+                "rank, alpha, targetModules and seed belong to LoRA: remove them or choose it",
+            )
+        )
+    )
+
+    @property
+    def lora_rank(self) -> int:
+        """The rank, or 0 in full fine-tuning."""
+        return self.rank if self.type == "LoRA" else 0
 
 
 class Toleration(Type):
@@ -203,7 +247,7 @@ class TrainerSpec(Type):
 
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="dtype of the frozen base weights; adapters are always float32.",
+        description="dtype of the frozen base weights; what is trained is always float32.",
     )
     ranks: int = Field(
         default=1,
@@ -267,9 +311,10 @@ class TrainableModelSpec(Type):
     adapter: Adapter = Field(
         default_factory=Adapter,
         description="adapter is the trained part. Immutable.",
-        json_schema_extra=cel(
-            ("self == oldSelf", "adapter is immutable: create another TrainableModel")
-        ),
+        json_schema_extra={
+            "default": {"type": "LoRA"},
+            **cel(("self == oldSelf", "adapter is immutable: create another TrainableModel")),
+        },
     )
     trainer: TrainerSpec = Field(
         default_factory=TrainerSpec, description="trainer says how the trainer runs."
@@ -288,6 +333,21 @@ class TrainableModelSpec(Type):
         description="deletionPolicy of the bytes. Retain: deleting a Checkpoint or this model "
         "leaves them on the volume, where espalier adopt finds them. Delete: the bytes of a "
         "deleted Checkpoint are removed, and deleting this model deletes its Checkpoints.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "self.adapter.type != 'Full' || self.trainer.dtype == 'float32'",
+                "dtype must be float32 where adapter.type is Full: the base itself is trained",
+                ".trainer.dtype",
+            ),
+            (
+                "self.adapter.type == 'LoRA' || !has(self.source.adapter)",
+                "source.adapter needs adapter.type LoRA: merge it into its base and fork from that",
+                ".source.adapter",
+            ),
+        )
     )
 
 

@@ -94,6 +94,13 @@ def _fork(view: SourceView) -> SourceDecision:
 
 def _mismatch(model: TrainableModel, origin: Checkpoint, parent: TrainableModel) -> str:
     own, theirs = model.spec, parent.spec
+    if own.adapter.type != theirs.adapter.type:
+        return (
+            f"spec.adapter.type is {own.adapter.type}, and {origin.metadata.name} was trained as "
+            f"{theirs.adapter.type}: its weights do not fit. Create another TrainableModel of type "
+            f"{theirs.adapter.type}, or one whose base is what espalier checkpoint export --merged "
+            "writes"
+        )
     pairs = (
         (
             "spec.storage.persistentVolumeClaim.claimName",

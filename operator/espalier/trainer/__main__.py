@@ -58,14 +58,13 @@ class JsonFormatter(logging.Formatter):
 
 def make_policy(settings: Settings, store: CheckpointStore, world: World) -> Policy:
     """The verified base with its adapter, on this rank's device."""
-    join.choose_device(world)
     try:
         base = store.open("base", settings.base)
     except DigestError as error:
         raise UserMistakeError(
             "BaseUnreadable", str(error), "delete the importer Job so that the base is copied again"
         ) from error
-    policy = load_policy(base.path, settings.adapter, settings.dtype)
+    policy = load_policy(base.path, settings.adapter, settings.dtype, world.size)
     if policy.warning is not None:
         warning = policy.warning
         logger.warning("%s: %s; %s", warning.reason, warning.detail, warning.remedy)
@@ -76,11 +75,13 @@ def make_engine(settings: Settings, world: World, publish: Callable[[Engine], No
     """Takes the log, loads the base, meets the other ranks and restores what was acknowledged."""
     store = CheckpointStore(settings.volume, settings.model)
     log = CommandLog(store.model_directory(settings.model))
+    join.choose_device(world)
+    met = join.meet(world)
     policy = make_policy(settings, store, world)
     return Engine(
         model=settings.model,
         base=settings.base,
-        compute=join.lead(policy, world, _ranks_host()),
+        compute=join.lead(policy, world, met, _ranks_host()),
         store=store,
         log=log,
         publish=publish,
@@ -90,7 +91,10 @@ def make_engine(settings: Settings, world: World, publish: Callable[[Engine], No
 def follow(settings: Settings, world: World) -> None:
     """A rank above 0, which ends when rank 0 does: it keeps nothing that the log lacks."""
     store = CheckpointStore(settings.volume, settings.model)
-    join.follow(make_policy(settings, store, world), world, _ranks_host())
+    join.choose_device(world)
+    met = join.meet(world)
+    assert met is not None, "a rank above 0 is not alone"
+    join.follow(make_policy(settings, store, world), world, met, _ranks_host())
 
 
 def _ranks_host() -> str:

@@ -1,28 +1,28 @@
-"""What is in a checkpoint: the adapter as PEFT writes it, Adam's state, and how it came about."""
+"""What is in a checkpoint: weights as others load them, Adam's state, and how it came about."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
 
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Commit
 from espalier.core.names import MAIN, checkpoint_name
-from espalier.trainer.adapters import CONFIG, WEIGHTS
+from espalier.trainer import files
+from espalier.trainer.adapters import CONFIG
 from espalier.trainer.compute import Compute
 from espalier.trainer.log import Key
-from espalier.trainer.optimizer import Moments, Proposal, fresh_moments, read_moments
+from espalier.trainer.optimizer import Proposal, fresh_moments
 from espalier.trainer.problems import CommandError
 from espalier.trainer.store import CheckpointStore, DigestError, Stored
-from espalier.trainer.weights import State
+from espalier.trainer.weights import State, shapes_of
 
-OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+# The manifest's word for what was trained; adapters written before there was another lack it.
+ADAPTER_TYPE = "adapter_type"
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,9 @@ class StepState(BaseModel):
 
 @dataclass(frozen=True)
 class Content:
-    """A checkpoint as read back."""
+    """A verified checkpoint."""
 
     stored: Stored
-    parameters: State
-    moments: Moments
     state: StepState
 
 
@@ -82,14 +80,14 @@ def write(
     rollouts: list[dict[str, Any]],
 ) -> tuple[Stored, bool]:
     """Commits a checkpoint; False if the very same one was there. Raises VolumeFull (507)."""
-    rank, alpha = compute.lora
     with store.staging("checkpoint") as staged:
-        _fill(staged, proposal.parameters, proposal.moments, compute.adapter_config(), state)
+        compute.write(proposal, staged)
+        (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
         row = {"step": state.step, "run_step": state.run_step, **state.metrics}
         (staged / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         lines = [json.dumps(rollout) + "\n" for rollout in rollouts]
         (staged / "rollouts.jsonl").write_text("".join(lines))
-        metadata = _metadata(state, key, base=base, rank=rank, alpha=alpha)
+        metadata = _metadata(state, key, base=base, adapter=compute.adapter)
         return store.commit("checkpoint", staged, metadata)
 
 
@@ -130,15 +128,17 @@ def write_imported(
         ),
     }
     with store.staging("checkpoint") as staged:
-        _fill(staged, parameters, fresh_moments(parameters), config, state)
-        metadata = _metadata(
-            state, Key("import", 0), base=base, rank=adapter.rank, alpha=adapter.alpha
-        )
+        held = parameters | fresh_moments(parameters).tensors()
+        layout = files.lora_files(shapes_of(parameters))
+        files.write(staged, layout, (held[name] for file in layout for name in file.tensors))
+        (staged / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
+        (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
+        metadata = _metadata(state, Key("import", 0), base=base, adapter=adapter)
         return store.commit("checkpoint", staged, metadata)[0]
 
 
-def read(store: CheckpointStore, digest: str, base: str) -> Content:
-    """A verified checkpoint; 409 if it is damaged or of another base than ``base``."""
+def read(store: CheckpointStore, digest: str, base: str, adapter: Adapter) -> Content:
+    """A verified checkpoint; 409 if it is damaged, of another base or of another adapter type."""
     try:
         stored = store.verify("checkpoint", digest)
     except DigestError as error:
@@ -155,13 +155,22 @@ def read(store: CheckpointStore, digest: str, base: str) -> Content:
             f"checkpoint {digest} was trained on base {stored.manifest['base']}, not {base}",
             "fork the model from a checkpoint of the same base",
         )
+    kind = adapter_type(stored)
+    if kind != adapter.type:
+        raise CommandError(
+            409,
+            "AdapterMismatch",
+            f"checkpoint {digest} was trained with spec.adapter.type {kind}, not {adapter.type}",
+            f"fork with a model of type {kind}, or export the checkpoint (espalier checkpoint "
+            "export --merged) and make a base of it",
+        )
     state = StepState.model_validate_json((stored.path / STATE_FILE).read_text())
-    return Content(
-        stored=stored,
-        parameters=load_file(stored.path / WEIGHTS),
-        moments=read_moments(load_file(stored.path / OPTIMIZER_FILE), state.optimizer_steps),
-        state=state,
-    )
+    return Content(stored, state)
+
+
+def adapter_type(stored: Stored) -> str:
+    """LoRA or Full."""
+    return str(stored.manifest.get(ADAPTER_TYPE, "LoRA"))
 
 
 def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Commit:
@@ -188,17 +197,7 @@ def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Com
     )
 
 
-def _fill(
-    staged: Path, parameters: State, moments: Moments, config: dict[str, Any], state: StepState
-) -> None:
-    """The files that every checkpoint has."""
-    save_file(_on_cpu(parameters), staged / WEIGHTS, {"format": "pt"})
-    save_file(_on_cpu(moments.tensors()), staged / OPTIMIZER_FILE)
-    (staged / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
-    (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
-
-
-def _metadata(state: StepState, key: Key, *, base: str, rank: int, alpha: int) -> dict[str, Any]:
+def _metadata(state: StepState, key: Key, *, base: str, adapter: Adapter) -> dict[str, Any]:
     """What the manifest says of a checkpoint besides its files."""
     return {
         **state.model_dump(include={"model", "run", "step", "run_step", "branch", "epoch"}),
@@ -207,10 +206,7 @@ def _metadata(state: StepState, key: Key, *, base: str, rank: int, alpha: int) -
         "parent_name": state.parent_name,
         "session": key.session,
         "seq": key.seq,
-        "lora_rank": rank,
-        "lora_alpha": alpha,
+        ADAPTER_TYPE: adapter.type,
+        "lora_rank": adapter.lora_rank,
+        "lora_alpha": adapter.alpha if adapter.lora_rank else 0,
     }
-
-
-def _on_cpu(tensors: State) -> State:
-    return {name: value.cpu().contiguous() for name, value in tensors.items()}

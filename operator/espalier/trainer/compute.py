@@ -1,28 +1,42 @@
 """What the engine asks of the processes that hold the policy: the seam between one rank and many.
 
-The engine decides, logs and commits; a Compute only computes. Its weights and accumulated gradients
-are the whole of its state, and both can be made again from the log and the last checkpoint.
+The engine decides, logs and commits; a Compute only computes. Its weights, Adam's moments and the
+accumulated gradients are the whole of its state, and all can be made again from the log and the
+last checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
+import torch
+from torch import Tensor
 from typing_extensions import override
 
+from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import OptimStepRequest, Problem
-from espalier.trainer import gradients, memory
+from espalier.trainer import files, gradients, memory
 from espalier.trainer.data import Datum, Limits
 from espalier.trainer.exhaustion import attempt
+from espalier.trainer.files import moment_names
 from espalier.trainer.gradients import KeptForward
 from espalier.trainer.losses import LossSpec
 from espalier.trainer.metrics import Tally
 from espalier.trainer.model import Policy
-from espalier.trainer.optimizer import Moments, Proposal, fresh_moments, propose
+from espalier.trainer.optimizer import (
+    Moments,
+    Proposal,
+    fresh_moments,
+    gradient_norm,
+    propose,
+    read_moments,
+)
 from espalier.trainer.planner import Cut, Cuts, Plan, TooLargeError, too_large
-from espalier.trainer.weights import State
+from espalier.trainer.weights import Shapes
 
 Share = tuple[int, ...]
 
@@ -57,15 +71,12 @@ class Compute(Protocol):
         """What a request may contain."""
 
     @property
-    def lora(self) -> tuple[int, int]:
-        """Rank and alpha of the adapter."""
+    def adapter(self) -> Adapter:
+        """What is trained."""
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
         """What a user should know of how it computes; the results are right all the same."""
-
-    def adapter_config(self) -> dict[str, Any]:
-        """PEFT's configuration of the adapter."""
 
     def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
         """Decides once how a batch is cut; computes nothing, 413 if no way to cut it fits.
@@ -107,20 +118,26 @@ class Compute(Protocol):
     def drop_gradients(self) -> None:
         """Forgets what was accumulated."""
 
-    def fresh_moments(self) -> Moments:
-        """Adam before its first step."""
+    def propose(self, values: OptimStepRequest) -> Proposal:
+        """What a step would make of weights and moments; changes nothing."""
 
-    def propose(self, moments: Moments, values: OptimStepRequest) -> Proposal:
-        """What a step would make of the weights; changes nothing."""
+    def write(self, proposal: Proposal, directory: Path) -> None:
+        """Fills a checkpoint's directory with all that is loaded of it: weights and moments too."""
 
-    def check(self, state: State) -> None:
+    def install(self, proposal: Proposal) -> None:
+        """Takes the latest proposal's weights and moments."""
+
+    def check(self, shapes: Shapes) -> None:
         """409 if a checkpoint has other names or shapes than the policy."""
 
-    def load(self, state: State) -> None:
-        """Sets every trained weight."""
+    def load(self, checkpoint: Path, moments: int | None) -> None:
+        """Takes a checkpoint's weights, and its moments as after so many optimizer steps.
+
+        ``None``: Adam before its first step.
+        """
 
     def reset(self) -> None:
-        """The weights before the first step."""
+        """Weights and Adam before the first step."""
 
 
 class LocalCompute(Compute):
@@ -130,6 +147,7 @@ class LocalCompute(Compute):
         self.policy = policy
         self.planner = memory.measure(policy)
         self._kept: tuple[str, Cut, KeptForward] | None = None
+        self._moments: Moments | None = None
 
     @property
     @override
@@ -138,17 +156,20 @@ class LocalCompute(Compute):
 
     @property
     @override
-    def lora(self) -> tuple[int, int]:
-        return self.policy.adapter.rank, self.policy.adapter.alpha
+    def adapter(self) -> Adapter:
+        return self.policy.adapter
 
     @property
     @override
     def warnings(self) -> tuple[Problem, ...]:
         return (self.policy.warning,) if self.policy.warning else ()
 
-    @override
-    def adapter_config(self) -> dict[str, Any]:
-        return self.policy.adapter_config()
+    @property
+    def moments(self) -> Moments:
+        """Adam's state, made when it is first needed."""
+        if self._moments is None:
+            self._moments = fresh_moments(self.policy.own())
+        return self._moments
 
     @override
     def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
@@ -159,7 +180,8 @@ class LocalCompute(Compute):
     def score(self, batch: Batch, temperature: float, *, keep: str = "") -> list[list[float]]:
         self._kept = None
         (plan,) = batch.plans
-        if keep and self.planner.holds(plan):
+        # A graph of weights that several ranks share would need them to stay together.
+        if keep and self.policy.sharding.size == 1 and self.planner.holds(plan):
             kept, cut = attempt(
                 self.policy,
                 plan,
@@ -223,26 +245,65 @@ class LocalCompute(Compute):
         self.policy.drop_gradients()
 
     @override
-    def fresh_moments(self) -> Moments:
-        return fresh_moments(self.policy.parameters)
+    def propose(self, values: OptimStepRequest) -> Proposal:
+        sharding, own = self.policy.sharding, self.policy.own()
+        square = torch.tensor(gradient_norm(own), dtype=torch.float64) ** 2
+        proposal = propose(own, self.moments, values, float(sharding.total(square).sqrt()))
+        elsewhere = int(sharding.total(torch.tensor(int(not proposal.finite))))
+        return replace(proposal, finite=elsewhere == 0)
 
     @override
-    def propose(self, moments: Moments, values: OptimStepRequest) -> Proposal:
-        return propose(self.policy.parameters, moments.to(self.policy.device), values)
+    def write(self, proposal: Proposal, directory: Path) -> None:
+        tensors = self._tensors(proposal)
+        try:
+            files.write(directory, self.policy.files, tensors)
+        finally:
+            # Ranks that have a part of each give all of them, whatever became of the files.
+            self._exhaust(tensors)
+        self.policy.trained.write_configuration(directory)
+
+    def give(self, proposal: Proposal) -> None:
+        """Takes part in a write of rank 0."""
+        self._exhaust(self._tensors(proposal))
 
     @override
-    def check(self, state: State) -> None:
-        self.policy.check(state)
+    def install(self, proposal: Proposal) -> None:
+        self.take(proposal.parameters)
+        self._moments = proposal.moments
 
-    @override
-    def load(self, state: State) -> None:
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Sets every trained weight, of which this rank may have a part."""
         self._kept = None
-        self.policy.load(state)
+        self.policy.load(weights)
+
+    @override
+    def check(self, shapes: Shapes) -> None:
+        self.policy.check(shapes)
+
+    @override
+    def load(self, checkpoint: Path, moments: int | None) -> None:
+        self.take(self.policy.part(files.weights_of(checkpoint)))
+        self._moments = None
+        if moments is not None:
+            parts = self.policy.part(files.moments_of(checkpoint))
+            self._moments = read_moments(parts, moments, self.policy.device)
 
     @override
     def reset(self) -> None:
         self._kept = None
         self.policy.reset()
+        self._moments = None
+
+    def _tensors(self, proposal: Proposal) -> Iterator[Tensor]:
+        """What a checkpoint's files hold, in their order."""
+        held, shapes = proposal.tensors(), self.policy.shapes
+        whole = {**shapes} | {m: s for name, s in shapes.items() for m in moment_names([name])}
+        names = (name for file in self.policy.files for name in file.tensors)
+        return (self.policy.sharding.gather(held[name], whole[name]) for name in names)
+
+    def _exhaust(self, tensors: Iterator[Tensor]) -> None:
+        if self.policy.sharding.size > 1:
+            deque(tensors, maxlen=0)
 
     def _plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
         """The rows of a share, under a given cut or under one that fits."""

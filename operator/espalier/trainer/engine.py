@@ -23,7 +23,7 @@ from espalier.api.wire import (
     TrainerState,
 )
 from espalier.core.reported import VOLUME_REASONS
-from espalier.trainer import checkpoints, recovery, steps
+from espalier.trainer import checkpoints, files, recovery, steps
 from espalier.trainer.checkpoints import Position
 from espalier.trainer.commands import (
     Answer,
@@ -63,7 +63,6 @@ class Engine:
         self.log = log
         self.assigned: Assigned | None = None
         self.position = Position()
-        self.moments = compute.fresh_moments()
         self.tallies: list[Tally] = []
         self.commits: list[Commit] = []
         self.problem: Problem | None = None
@@ -115,9 +114,9 @@ class Engine:
             self.log.assign(kept, since=current.since, rebased=False)
             self.assigned = Assigned(kept, current.since)
         else:
-            content = checkpoints.read(self.store, wanted.base, self.base) if wanted.base else None
+            content = self.read(wanted.base) if wanted.base else None
             if content is not None:
-                self.compute.check(content.parameters)
+                self.compute.check(files.weights_of(content.stored.path).shapes)
             since = len(self.commits)
             self.log.assign(wanted, since=since, rebased=True)
             self.assigned = Assigned(wanted, since)
@@ -165,16 +164,18 @@ class Engine:
         content: checkpoints.Content | None,
         optimizer_state: OptimizerState = "Keep",
     ) -> None:
-        """Takes a checkpoint's weights and Adam state (none: a fresh adapter); no gradients."""
+        """Takes a checkpoint's weights and Adam state (none: the base's); no gradients."""
         if content is None:
             self.compute.reset()
-            self.moments = self.compute.fresh_moments()
         else:
-            self.compute.load(content.parameters)
-            fresh = optimizer_state == "Reset"
-            self.moments = self.compute.fresh_moments() if fresh else content.moments
+            after = content.state.optimizer_steps if optimizer_state == "Keep" else None
+            self.compute.load(content.stored.path, after)
         self.position = position
         self.drop_gradients()
+
+    def read(self, digest: str) -> checkpoints.Content:
+        """A checkpoint that this trainer can go on from; 409 for any other."""
+        return checkpoints.read(self.store, digest, self.base, self.compute.adapter)
 
     def drop_gradients(self) -> None:
         """Forgets what was accumulated since the last step."""

@@ -49,7 +49,8 @@ def attempt(
             ):
                 return work(current.rows), current.cut
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            # Ranks that run rows together cannot cut them again one by one.
+            if policy.sharding.size > 1 or not is_out_of_memory(error):
                 raise
             said = str(error).partition("\n")[0] or type(error).__name__
             logger.warning("rows of %d tokens: out of memory: %s", current.cut.row_tokens, said)

@@ -1,7 +1,7 @@
 """A checkpoint as others load it: ``python -m espalier.trainer.export``.
 
 Either PEFT's adapter directory, or with ``--merged`` a Hugging Face model of base and adapter; the
-tokenizer lies beside it in both.
+tokenizer lies beside it in both. A full checkpoint is a Hugging Face model either way.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from typing import Any
 
 from espalier.core.names import DIGEST_PREFIX
 from espalier.trainer.adapters import CONFIG, WEIGHTS
-from espalier.trainer.checkpoints import STATE_FILE, StepState
+from espalier.trainer.checkpoints import STATE_FILE, StepState, adapter_type
+from espalier.trainer.files import OPTIMIZER_FOLDER
 from espalier.trainer.problems import EXIT_USER_MISTAKE, CommandError, UserMistakeError
 from espalier.trainer.store import STAGING, CheckpointStore, DigestError, Stored, sync
 
 # ``base``: as the base's config.json says.
 DTYPES = ("base", "float32", "bfloat16", "float16")
+# Of a full checkpoint's files these are no part of the model.
+_OF_THE_STEP = (STATE_FILE, "metrics.jsonl", "rollouts.jsonl")
 # Of a base's files these say what the weights are; an adapter's directory must not claim them.
 _OF_THE_WEIGHTS = ("config.json", "generation_config.json", "*.safetensors*", "manifest.json")
 
@@ -47,6 +50,9 @@ def find(store: CheckpointStore, wanted: str) -> Stored:
 def write(store: CheckpointStore, checkpoint: Stored, staged: Path, wanted: Wanted) -> None:
     """Fills ``staged``; base and checkpoint are verified. Raises UserMistakeError."""
     base = _verified(store, "base", str(checkpoint.manifest["base"]))
+    if adapter_type(checkpoint) == "Full":
+        _write_full(base, checkpoint, staged, wanted)
+        return
     if wanted.merged:
         _write_merged(base, checkpoint, staged, wanted.dtype)
     else:
@@ -83,6 +89,28 @@ def replacing(output: Path, *, force: bool) -> Iterator[Path]:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_full(base: Stored, checkpoint: Stored, staged: Path, wanted: Wanted) -> None:
+    """The model as it is, in float32; rounded once where a merged one is asked for."""
+    for name in checkpoint.manifest["files"]:
+        if name in _OF_THE_STEP or name.startswith(f"{OPTIMIZER_FOLDER}/"):
+            continue
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(checkpoint.path / name, staged / name)
+    if not wanted.merged:
+        return
+    # Imported here, so that a model is exported as it is without them.
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    dtype = _base_dtype(base) if wanted.dtype == "base" else getattr(torch, wanted.dtype)
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path, dtype=dtype, local_files_only=True
+    )
+    for path in staged.glob("*.safetensors*"):
+        path.unlink()
+    causal_lm.save_pretrained(staged)
 
 
 def _write_adapter(checkpoint: Stored, staged: Path, base_name: str) -> None:

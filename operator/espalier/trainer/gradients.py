@@ -14,7 +14,7 @@ from espalier.trainer.head import Evaluated
 from espalier.trainer.losses import LossSpec, TokenLoss, token_loss
 from espalier.trainer.metrics import Tally
 from espalier.trainer.model import Policy
-from espalier.trainer.packing import Row, Rows
+from espalier.trainer.packing import Row, Rows, pack
 from espalier.trainer.problems import CommandError
 
 # Bounds exp(d) in metrics: a sampler's log-prob may be arbitrarily far off.
@@ -64,7 +64,11 @@ def score(policy: Policy, rows: Rows, temperature: float) -> list[list[float]]:
 def forward(policy: Policy, rows: Rows, temperature: float) -> KeptForward:
     """Everything that ``add_weights`` needs of a forward pass."""
     everything = (*rows.moving, *rows.still)
-    return KeptForward(tuple((row, policy.evaluate(row, temperature)) for row in everything))
+    fillers = _fillers(policy, len(everything))
+    evaluated = tuple((row, policy.evaluate(row, temperature)) for row in everything)
+    for row in fillers:
+        policy.evaluate(row, temperature)
+    return KeptForward(evaluated)
 
 
 def still(data: Sequence[Datum], spec: LossSpec | None) -> frozenset[int]:
@@ -94,6 +98,7 @@ def add_loss(
         )
 
     return _add(
+        policy,
         _evaluations(policy, rows, temperature),
         of_part,
         _call(spec.name, group_size, rows.data),
@@ -126,7 +131,7 @@ def add_weights(
         if kept is not None
         else _evaluations(policy, rows, temperature)
     )
-    return _add(parts, of_part, _call("custom", group_size, rows.data, given))
+    return _add(policy, parts, of_part, _call("custom", group_size, rows.data, given))
 
 
 def _call(
@@ -144,14 +149,29 @@ def _call(
 def _evaluations(
     policy: Policy, rows: Rows, temperature: float
 ) -> Iterator[tuple[Part, Evaluated]]:
+    fillers = _fillers(policy, len(rows.moving) + len(rows.still))
+    together = policy.sharding.size > 1
     for planned, differentiable in ((rows.moving, True), (rows.still, False)):
         for row in planned:
-            with torch.set_grad_enabled(differentiable):
+            # Of ranks that run a row together one may need its gradient.
+            with torch.set_grad_enabled(differentiable or together):
                 evaluation = policy.evaluate(row, temperature)
             yield Part(row, rows.data), evaluation
+    for row in fillers:
+        yield Part(row, ()), policy.evaluate(row, temperature)
+
+
+def _fillers(policy: Policy, count: int) -> list[Row]:
+    """Rows of no consequence, so that this rank runs as many as any that it runs them with.
+
+    Ranks agree on the number before the first row.
+    """
+    missing = policy.sharding.longest(count) - count
+    return pack([Datum((0,), (0,), (), 0.0, 0.0, 0, None)], 1) * missing
 
 
 def _add(
+    policy: Policy,
     evaluations: Iterable[tuple[Part, Evaluated]],
     of_part: Callable[[Part, Tensor], TokenLoss],
     call: Tally,
@@ -160,20 +180,26 @@ def _add(
     for part, evaluation in evaluations:
         logprobs = evaluation.logprobs
         known = logprobs.detach().cpu()
-        loss = of_part(part, known)
-        if not math.isfinite(loss.loss) or not bool(loss.gradient.isfinite().all()):
-            trajectories = sorted({part.data[span.datum].trajectory for span in part.row.spans})
-            raise CommandError(
-                409,
-                "NonFiniteLoss",
-                f"the loss of inputs {trajectories} is not finite",
-                "check output_logprobs and advantages; nothing of this call was accumulated",
-            )
-        if bool(loss.gradient.any()):
+        loss = of_part(part, known) if part.data else TokenLoss(0.0, torch.zeros_like(known))
+        failure = _not_finite(part, loss)
+        if policy.sharding.agree(failure, moves=bool(loss.gradient.any())):
             logprobs.backward(loss.gradient.to(logprobs.device))  # type: ignore[no-untyped-call]
-        entropy = float(evaluation.entropy.detach().double().sum())
-        tally = tally + _part_tally(part, known, loss, entropy, call)
+        if part.data:
+            entropy = float(evaluation.entropy.detach().double().sum())
+            tally = tally + _part_tally(part, known, loss, entropy, call)
     return tally
+
+
+def _not_finite(part: Part, loss: TokenLoss) -> CommandError | None:
+    if math.isfinite(loss.loss) and bool(loss.gradient.isfinite().all()):
+        return None
+    trajectories = sorted({part.data[span.datum].trajectory for span in part.row.spans})
+    return CommandError(
+        409,
+        "NonFiniteLoss",
+        f"the loss of inputs {trajectories} is not finite",
+        "check output_logprobs and advantages; nothing of this call was accumulated",
+    )
 
 
 def _part_tally(

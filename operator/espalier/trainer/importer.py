@@ -71,8 +71,14 @@ def import_adapter(
     """The adapter in ``source`` as a model's step 0; raises UserMistakeError if it does not fit."""
     # Imported here so that importing a base needs no torch.
     from espalier.trainer import adapters, checkpoints  # noqa: PLC0415
-    from espalier.trainer.model import adapter_shapes  # noqa: PLC0415
+    from espalier.trainer.lora import adapter_shapes  # noqa: PLC0415
 
+    if adapter.type != "LoRA":
+        raise UserMistakeError(
+            "AdapterMismatch",
+            f"spec.adapter.type is {adapter.type}, and an adapter fits LoRA alone",
+            "import it for a model of type LoRA, or merge it into its base and fork from that",
+        )
     found = _known_base(store, base)
     parameters = adapters.read(source, adapter, adapter_shapes(found.path, adapter))
     return checkpoints.write_imported(store, parameters, adapter, model=model, base=base)

@@ -50,7 +50,8 @@ def measure(policy: Policy, environment: Mapping[str, str] = os.environ) -> Plan
     tokens = tuple(generator.integers(0, policy.limits.vocabulary, length).tolist())
     (row,) = pack([Datum(tokens, tokens, (), 0.0, 0.0, 0, None)], 2 * length)
     correction = kept_bytes(policy, row) / plan.saved_bytes(shape, plan.row_size(row))
-    available = read_available(policy.device, environment, plan.training_bytes(shape))
+    held = plan.training_bytes(shape) // policy.sharding.size + policy.sharding.gathered_bytes()
+    available = read_available(policy.device, environment, held)
     logger.info("memory for a batch: %.2f GiB, correction %.2f", available / GIB, correction)
     chunk = CHUNK_ELEMENTS[policy.device.type]
     return Planner(shape, available, chunk, correction)
@@ -62,14 +63,15 @@ def policy_shape(policy: Policy) -> ModelShape:
     return plan.shape_of(
         causal_lm.config,
         dtype_bytes=causal_lm.get_input_embeddings().weight.dtype.itemsize,
-        rank=policy.adapter.rank,
+        rank=policy.adapter.lora_rank,
         trained=sum(parameter.numel() for parameter in policy.parameters.values()),
     )
 
 
 def kept_bytes(policy: Policy, row: Row) -> int:
     """Bytes of the distinct tensors, weights aside, that autograd keeps of a row's forward."""
-    held = [*policy.causal_lm.parameters(), *policy.causal_lm.buffers()]
+    parts = [policy.sharding.own(parameter) for parameter in policy.causal_lm.parameters()]
+    held = [*parts, *policy.causal_lm.buffers()]
     weights = {tensor.untyped_storage().data_ptr() for tensor in held}
     kept: dict[int, Tensor] = {}
 

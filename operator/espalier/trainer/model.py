@@ -1,65 +1,67 @@
-"""The policy: a frozen base model with a LoRA adapter, and the log-probs of packed rows."""
+"""The policy: a base model of which an adapter or all is trained, and log-probs of packed rows."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Problem
-from espalier.trainer import self_check
+from espalier.trainer import head, self_check, trained_head
 from espalier.trainer.attention import TREE_ATTENTION, layout
 from espalier.trainer.data import Limits
-from espalier.trainer.head import Evaluated, evaluate
+from espalier.trainer.files import Parts, TensorFile, Tensors
+from espalier.trainer.full import Full
+from espalier.trainer.head import Evaluated
+from espalier.trainer.lora import Lora
 from espalier.trainer.packing import Row
 from espalier.trainer.padded import evaluate_padded
 from espalier.trainer.problems import CommandError, UserMistakeError
-from espalier.trainer.weights import Shapes, State, difference, shapes_of
+from espalier.trainer.sharding import Shards, Whole
+from espalier.trainer.trained import Trained
+from espalier.trainer.weights import Shapes, difference, shapes_of
 
-ADAPTER = "default"
 # Bounds the activations of a row.
 ROW_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 
 class Policy:
-    """Parameters are float32 tensors by their PEFT name; the base stays frozen.
+    """``parameters`` are the trained float32 tensors by their name in a checkpoint.
 
-    ``warning`` says why rows are computed on the padded path; None on the fast path.
+    ``warning`` says why rows are computed on the padded path; None on the fast path. ``base``, the
+    directory that the causal LM was loaded from, is needed to train all of it. Then also, where
+    there are several ``ranks``, each holds a part of every weight, and ranks evaluate together.
     """
 
-    def __init__(self, causal_lm: nn.Module, adapter: Adapter, device: torch.device) -> None:
+    def __init__(
+        self,
+        causal_lm: nn.Module,
+        adapter: Adapter,
+        device: torch.device,
+        base: Path | None = None,
+        ranks: int = 1,
+    ) -> None:
         self.adapter = adapter
         self.device = device
-        self._check_adapter(causal_lm)
-        torch.manual_seed(adapter.seed)
-        self._peft = _with_adapter(causal_lm, adapter)
-        self._causal_lm: Any = self._peft.base_model.model
+        self.sharding = Whole()
+        if adapter.type == "Full" and ranks > 1:
+            # Onto the device in parts: nowhere need it be whole but here.
+            self.sharding = Shards(causal_lm, device)
+        elif adapter.type == "Full":
+            causal_lm.to(device)
+        self.trained = _trained(causal_lm, adapter, device, base)
+        self._causal_lm: Any = self.trained.causal_lm
         self._trunk: Any = self._causal_lm.get_decoder()
         self._head: Any = self._causal_lm.get_output_embeddings()
-        if isinstance(self._head, LoraLayer):
-            raise UserMistakeError(
-                "UnsupportedTargetModules",
-                "spec.adapter.targetModules covers the output head, which must stay frozen",
-                "leave the head out, or use all-linear",
-            )
-        self.target_modules = sorted(
-            {
-                name.rsplit(".", 1)[-1]
-                for name, module in self._peft.named_modules()
-                if isinstance(module, LoraLayer)
-            }
-        )
-        self._peft.to(device)
-        self._peft.train()
-        self.parameters = self._named_parameters()
-        self._initial = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self._causal_lm.train()
+        self.parameters = self.trained.parameters
+        # A frozen head's derivative is cheaper than a trained one's.
+        self._evaluate_head = head.evaluate if adapter.lora_rank else trained_head.evaluate
         self.limits = Limits(
             vocabulary=int(self._head.weight.shape[0]),
             context=int(getattr(self._causal_lm.config, "max_position_embeddings", 1 << 20)),
@@ -87,9 +89,8 @@ class Policy:
 
     def evaluate(self, row: Row, temperature: float) -> Evaluated:
         """Log-probs and entropies of the row's N targets; log-probs differentiable by weights."""
-        if self.warning is not None:
-            return self._evaluate_padded(row, temperature)
-        return self._evaluate_fast(row, temperature)
+        path = self._evaluate_fast if self.warning is None else self._evaluate_padded
+        return self.sharding.run(lambda: path(row, temperature))
 
     def _evaluate_padded(self, row: Row, temperature: float) -> Evaluated:
         self._trunk.config._attn_implementation = self._plain_attention
@@ -107,15 +108,17 @@ class Policy:
         targets = torch.from_numpy(row.targets).to(self.device)
         hidden = output.last_hidden_state[0].index_select(0, reads)
         bias = getattr(self._head, "bias", None)
-        return evaluate(hidden, self._head.weight, bias, targets, temperature)
+        return self._evaluate_head(hidden, self._head.weight, bias, targets, temperature)
 
     def _choose_path(self) -> Problem | None:
+        run = self.sharding.run
         return self_check.unknown_family(self._trunk.config) or self_check.compare(
-            self._evaluate_fast,
-            self._evaluate_padded,
+            lambda row, temperature: run(lambda: self._evaluate_fast(row, temperature)),
+            lambda row, temperature: run(lambda: self._evaluate_padded(row, temperature)),
             self.parameters,
-            self.limits.vocabulary,
-            self._head.weight.dtype,
+            vocabulary=self.limits.vocabulary,
+            dtype=self._head.weight.dtype,
+            sharding=self.sharding,
         )
 
     def drop_gradients(self) -> None:
@@ -123,65 +126,58 @@ class Policy:
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def check(self, state: State) -> None:
-        """409 if a checkpoint's adapter has other names or shapes than this one."""
-        if wrong := difference(shapes_of(state), shapes_of(self.parameters)):
+    @property
+    def shapes(self) -> Shapes:
+        """Of the parameters."""
+        return shapes_of(self.parameters)
+
+    @property
+    def files(self) -> list[TensorFile]:
+        """The files of a checkpoint."""
+        return self.trained.files(self.shapes)
+
+    def check(self, shapes: Shapes) -> None:
+        """409 if a checkpoint's weights have other names or shapes than the parameters."""
+        if wrong := difference(shapes, self.shapes):
             raise CommandError(
                 409,
                 "AdapterMismatch",
                 f"the checkpoint's adapter is not this model's: {wrong}",
-                "fork with the rank and targetModules of the checkpoint",
+                "fork with the type, rank and targetModules of the checkpoint",
             )
 
-    def load(self, state: State) -> None:
-        """Sets every adapter parameter."""
-        self.check(state)
+    def own(self) -> dict[str, nn.Parameter]:
+        """This rank's part of every parameter, with its gradient, as an optimizer takes them."""
+        if self.sharding.size == 1:
+            return self.parameters
+        parts = {}
+        for name, parameter in self.parameters.items():
+            parts[name] = nn.Parameter(self.sharding.own(parameter.detach()))
+            if parameter.grad is not None:
+                parts[name].grad = self.sharding.own(parameter.grad)
+        return parts
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Sets this rank's part of every parameter; the state may hold more."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(state[name])
+                self.sharding.own(parameter).copy_(state[name])
+
+    def part(self, tensors: Tensors) -> Mapping[str, Tensor]:
+        """This rank's part of every tensor of some files."""
+        return tensors if self.sharding.size == 1 else Parts(tensors, self.sharding.rows)
 
     def reset(self) -> None:
-        """The fresh adapter of the seed: served log-probs equal the base's."""
-        self.load(self._initial)
-
-    def adapter_config(self) -> dict[str, Any]:
-        """PEFT's configuration with an explicit list of modules, as vLLM wants it."""
-        config = json.loads(json.dumps(self._peft.peft_config[ADAPTER].to_dict(), default=_plain))
-        config.update(
-            base_model_name_or_path="base",
-            inference_mode=True,
-            target_modules=self.target_modules,
-        )
-        return dict(config)
-
-    def _named_parameters(self) -> dict[str, nn.Parameter]:
-        trained = {
-            name.replace(f".{ADAPTER}.", "."): parameter
-            for name, parameter in self._peft.named_parameters()
-            if parameter.requires_grad
-        }
-        saved = set(get_peft_model_state_dict(self._peft, adapter_name=ADAPTER))
-        assert set(trained) == saved, "PEFT saves other names than it trains"
-        return trained
-
-    def _check_adapter(self, causal_lm: nn.Module) -> None:
-        wanted = self.adapter.target_modules
-        names = {
-            name.rsplit(".", 1)[-1]
-            for name, module in causal_lm.named_modules()
-            if isinstance(module, nn.Linear)
-        }
-        unknown = [] if wanted == ["all-linear"] else sorted(set(wanted) - names)
-        if unknown:
-            raise UserMistakeError(
-                "UnknownTargetModules",
-                f"spec.adapter.targetModules names {', '.join(unknown)}, which the base lacks",
-                f"use all-linear or some of {', '.join(sorted(names))}",
-            )
+        """Before the first step: served log-probs equal the base's."""
+        initial = self.trained.initial
+        self.load(self.part(initial) if isinstance(initial, Tensors) else initial)
 
 
-def load_policy(base: Path, adapter: Adapter, dtype: str) -> Policy:
-    """The base on the GPU if there is one; raises UserMistakeError when it cannot be used."""
+def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Policy:
+    """The base on the GPU if there is one; raises UserMistakeError when it cannot be used.
+
+    One that is trained in full on several ranks is on each of them before it is cut up.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         causal_lm = AutoModelForCausalLM.from_pretrained(
@@ -193,15 +189,17 @@ def load_policy(base: Path, adapter: Adapter, dtype: str) -> Policy:
             f"the base cannot be loaded: {error}",
             "use a Hugging Face causal language model in safetensors with its config.json",
         ) from error
-    return Policy(causal_lm, adapter, device)
+    return Policy(causal_lm, adapter, device, base, ranks)
 
 
-def adapter_shapes(base: Path, adapter: Adapter) -> Shapes:
-    """The shape of every adapter weight on a base, by PEFT's name; no weights are read."""
-    config = AutoConfig.from_pretrained(base, local_files_only=True)
-    with torch.device("meta"):
-        adapted = _with_adapter(AutoModelForCausalLM.from_config(config), adapter)
-    return shapes_of(get_peft_model_state_dict(adapted, adapter_name=ADAPTER))
+def _trained(
+    causal_lm: nn.Module, adapter: Adapter, device: torch.device, base: Path | None
+) -> Trained:
+    if adapter.type == "LoRA":
+        return Lora(causal_lm, adapter, device)
+    if base is None:
+        raise ValueError("a model that is trained in full goes back to the files of its base")
+    return Full(causal_lm, base)
 
 
 def _plain_attention(config: Any) -> str:
@@ -209,23 +207,3 @@ def _plain_attention(config: Any) -> str:
     if getattr(config, "attn_logit_softcapping", None):
         return "eager"
     return str(config._attn_implementation)
-
-
-def _with_adapter(causal_lm: nn.Module, adapter: Adapter) -> Any:
-    all_linear = adapter.target_modules == ["all-linear"]
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules="all-linear" if all_linear else list(adapter.target_modules),
-    )
-    return get_peft_model(causal_lm, config, adapter_name=ADAPTER)
-
-
-def _plain(value: Any) -> Any:
-    """Sets and enums of PEFT's configuration as JSON."""
-    if isinstance(value, set):
-        return sorted(value)
-    return str(getattr(value, "value", value))

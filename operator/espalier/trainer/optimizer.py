@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.api.wire import OptimStepRequest
+from espalier.trainer.files import FIRST, SECOND
 from espalier.trainer.weights import State
-
-FIRST, SECOND = "exp_avg", "exp_avg_sq"
 
 
 @dataclass(frozen=True)
@@ -24,33 +23,26 @@ class Moments:
     steps: int
 
     def tensors(self) -> State:
-        """One flat dictionary, as optimizer.safetensors holds it."""
+        """One flat dictionary, as a checkpoint holds it."""
         first = {f"{name}.{FIRST}": value for name, value in self.first.items()}
         return first | {f"{name}.{SECOND}": value for name, value in self.second.items()}
-
-    def to(self, device: torch.device) -> Moments:
-        """The same on a device."""
-        return Moments(
-            {name: value.to(device) for name, value in self.first.items()},
-            {name: value.to(device) for name, value in self.second.items()},
-            self.steps,
-        )
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a step would make of the adapter; nothing is changed until it is installed."""
+    """What a step would make of the weights; nothing is changed until it is installed.
+
+    ``finite``: whether the gradient and every new weight are.
+    """
 
     parameters: State
     moments: Moments
     gradient_norm: float
+    finite: bool
 
-    @property
-    def finite(self) -> bool:
-        """Whether the gradient and every new weight are finite."""
-        return math.isfinite(self.gradient_norm) and all(
-            bool(value.isfinite().all()) for value in self.parameters.values()
-        )
+    def tensors(self) -> State:
+        """Weights and moments, as a checkpoint holds them."""
+        return self.parameters | self.moments.tensors()
 
 
 def fresh_moments(parameters: Mapping[str, Tensor]) -> Moments:
@@ -59,12 +51,12 @@ def fresh_moments(parameters: Mapping[str, Tensor]) -> Moments:
     return Moments(zeros, {name: value.clone() for name, value in zeros.items()}, 0)
 
 
-def read_moments(tensors: State, steps: int) -> Moments:
-    """The inverse of ``Moments.tensors``."""
+def read_moments(tensors: Mapping[str, Tensor], steps: int, device: torch.device) -> Moments:
+    """The inverse of ``Moments.tensors``, on a device."""
     first, second = f".{FIRST}", f".{SECOND}"
     return Moments(
-        {n.removesuffix(first): v for n, v in tensors.items() if n.endswith(first)},
-        {n.removesuffix(second): v for n, v in tensors.items() if n.endswith(second)},
+        {n.removesuffix(first): v.to(device) for n, v in tensors.items() if n.endswith(first)},
+        {n.removesuffix(second): v.to(device) for n, v in tensors.items() if n.endswith(second)},
         steps,
     )
 
@@ -78,10 +70,17 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> float:
 
 
 def propose(
-    parameters: Mapping[str, nn.Parameter], moments: Moments, values: OptimStepRequest
+    parameters: Mapping[str, nn.Parameter],
+    moments: Moments,
+    values: OptimStepRequest,
+    norm: float | None = None,
 ) -> Proposal:
-    """One AdamW step with this call's values; ``grad_clip_norm`` 0 is off. Pure."""
-    norm = gradient_norm(parameters)
+    """One AdamW step with this call's values; ``grad_clip_norm`` 0 is off. Pure.
+
+    ``norm``: of the whole gradient, where ``parameters`` are a part of those that it has.
+    """
+    if norm is None:
+        norm = gradient_norm(parameters)
     clip = 1.0
     if values.grad_clip_norm and norm > values.grad_clip_norm:
         clip = values.grad_clip_norm / norm
@@ -102,12 +101,14 @@ def propose(
             SECOND: moments.second[name].clone(),
         }
     optimizer.step()
+    proposed = {name: copy.detach() for name, copy in copies.items()}
     return Proposal(
-        parameters={name: copy.detach() for name, copy in copies.items()},
+        parameters=proposed,
         moments=Moments(
             {name: optimizer.state[copy][FIRST] for name, copy in copies.items()},
             {name: optimizer.state[copy][SECOND] for name, copy in copies.items()},
             moments.steps + 1,
         ),
         gradient_norm=norm,
+        finite=math.isfinite(norm) and all(bool(v.isfinite().all()) for v in proposed.values()),
     )

@@ -161,7 +161,11 @@ def head_bytes(shape: ModelShape, size: RowSize, chunk_elements: int) -> int:
     """The head while it runs: chunks of logits in float32, and the rows that it reads."""
     rows = min(size.targets, max(1, chunk_elements // shape.vocabulary))
     wide = max(shape.dtype_bytes, FLOAT32_BYTES)
-    return HEAD_COPIES * rows * shape.vocabulary * wide + size.targets * shape.hidden * wide
+    # The gradients of a trained head and of the embedding, before they are accumulated.
+    trained = 0 if shape.rank else 2 * shape.vocabulary * shape.hidden * wide
+    return (
+        trained + HEAD_COPIES * rows * shape.vocabulary * wide + size.targets * shape.hidden * wide
+    )
 
 
 def row_bytes(

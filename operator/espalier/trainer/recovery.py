@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from espalier.trainer import checkpoints, steps
+from espalier.trainer import steps
 from espalier.trainer.checkpoints import Position
 from espalier.trainer.commands import gradient_command
 from espalier.trainer.log import Assigned, Record
@@ -34,7 +34,7 @@ def restore(target: Engine) -> None:
         _adopt(target, target.assigned)
         position = _position(target, target.assigned)
         digest = position.digest
-        content = checkpoints.read(target.store, digest, target.base) if digest else None
+        content = target.read(digest) if digest else None
         committed = len(target.commits) > target.assigned.since
         target.stand_on(
             position, content, "Keep" if committed else target.assigned.assignment.optimizer_state
@@ -58,7 +58,7 @@ def _adopt(target: Engine, assigned: Assigned) -> None:
         stored = _written_by(target, assigned, record) if record.kind == "optim-step" else None
         if stored is None:
             continue
-        state = checkpoints.read(target.store, stored.digest, target.base).state
+        state = target.read(stored.digest).state
         try:
             steps.record_commit(target, record, stored, state)
             logger.info("adopted %s, which was written but not logged", state.name)

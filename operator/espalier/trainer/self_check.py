@@ -17,6 +17,7 @@ from espalier.api.wire import Problem
 from espalier.trainer.data import Datum
 from espalier.trainer.head import Evaluated
 from espalier.trainer.packing import Row, pack
+from espalier.trainer.sharding import Whole
 
 # Layers of these mix tokens by attention through the registered interface, and nowhere else.
 FAST_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text"})
@@ -57,18 +58,23 @@ def compare(
     fast: Evaluate,
     slow: Evaluate,
     parameters: Mapping[str, nn.Parameter],
+    *,
     vocabulary: int,
     dtype: torch.dtype,
+    sharding: Whole,
 ) -> Problem | None:
     """Log-probs and gradients of random sequences with shared prefixes, both ways.
 
-    ``dtype`` is the base's. Leaves no gradient behind.
+    ``dtype`` is the base's. Leaves no gradient behind. Ranks that share the weights agree.
     """
     (row,) = pack(_sequences(vocabulary), 1 << 10)
-    ours, our_gradient = _measured(fast, row, parameters)
-    plain, plain_gradient = _measured(slow, row, parameters)
-    off = float((ours - plain).abs().max())
-    gradient_off = float((our_gradient - plain_gradient).norm() / plain_gradient.norm())
+    ours, our_gradient = _measured(fast, row, parameters, sharding)
+    plain, plain_gradient = _measured(slow, row, parameters, sharding)
+    squares = torch.stack([(our_gradient - plain_gradient).norm(), plain_gradient.norm()]) ** 2
+    # Every rank has the same log-probs, of which the mean is theirs too.
+    largest = (ours - plain).abs().max().to(squares) / sharding.size
+    told = sharding.total(torch.cat([squares, largest[None]]))
+    gradient_off, off = float((told[0] / told[1]).sqrt()), float(told[2])
     tolerance, gradient_tolerance = TOLERANCE.get(dtype, HALF_TOLERANCE)
     # A NaN is in no tolerance.
     if off <= tolerance and gradient_off <= gradient_tolerance:
@@ -86,7 +92,7 @@ def padded(reason: str, detail: str) -> Problem:
 
 
 def _measured(
-    evaluate: Evaluate, row: Row, parameters: Mapping[str, nn.Parameter]
+    evaluate: Evaluate, row: Row, parameters: Mapping[str, nn.Parameter], sharding: Whole
 ) -> tuple[Tensor, Tensor]:
     """Log-probs, and the gradient of a loss that weighs every one of them differently."""
     logprobs = evaluate(row, 1.0).logprobs
@@ -95,7 +101,7 @@ def _measured(
     gradients = []
     for parameter in parameters.values():
         if parameter.grad is not None:
-            gradients.append(parameter.grad.detach().flatten().clone())
+            gradients.append(sharding.own(parameter.grad.detach()).flatten().clone())
         parameter.grad = None
     return logprobs.detach(), torch.cat(gradients)
 

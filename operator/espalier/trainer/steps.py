@@ -33,7 +33,7 @@ def optim_step(engine: Engine, command: Command, request: OptimStepRequest, body
         )
     record = engine.log.begin(command.key, command.kind, body)
     try:
-        proposal = engine.compute.propose(engine.moments, request)
+        proposal = engine.compute.propose(request)
         if not proposal.finite:
             return _refuse(engine, record, proposal)
         state = _next_state(engine, request, proposal)
@@ -45,8 +45,7 @@ def optim_step(engine: Engine, command: Command, request: OptimStepRequest, body
     except Exception:
         engine.undo(record)
         raise
-    engine.compute.load(proposal.parameters)
-    engine.moments = proposal.moments
+    engine.compute.install(proposal)
     engine.position = Position(answer.digest, state.name, state.step)
     engine.drop_gradients()
     engine.problem = None

@@ -1,4 +1,7 @@
-"""Rank 0 of several: shares work out, adds up what comes back, and installs what it proposed."""
+"""Rank 0 of several: shares work out and adds up what comes back.
+
+Replicated ranks, each with the whole policy, also get from it what it proposed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -18,7 +22,7 @@ from espalier.trainer.data import Datum
 from espalier.trainer.losses import LossSpec
 from espalier.trainer.metrics import Tally, total
 from espalier.trainer.model import Policy
-from espalier.trainer.optimizer import Moments, Proposal, propose
+from espalier.trainer.optimizer import Proposal, propose
 from espalier.trainer.planner import Cut, Cuts
 from espalier.trainer.ranks.channel import Channel, RankLostError
 from espalier.trainer.ranks.collective import Collective
@@ -36,7 +40,7 @@ from espalier.trainer.ranks.messages import (
     read_answered,
 )
 from espalier.trainer.ranks.plan import plan as share_out
-from espalier.trainer.weights import State
+from espalier.trainer.sharding import OtherRankFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +59,8 @@ def end_process(error: RankLostError) -> NoReturn:
 class RankedCompute(LocalCompute):
     """The policy on this process, rank 0, and on one more per channel.
 
-    Each rank holds the whole policy and the gradients of its share; sums, never means, so the
-    result does not depend on the shares. Adam's state is the engine's, on rank 0 only. A call
-    that fails on one rank has been answered by all of them when it raises.
+    Each rank computes its share; sums, never means, so the result does not depend on the shares.
+    A call that fails on one rank has been answered by all of them when it raises.
     """
 
     def __init__(
@@ -70,11 +73,9 @@ class RankedCompute(LocalCompute):
     ) -> None:
         super().__init__(policy)
         self._channels = channels
-        self._collective = Collective(policy.parameters)
         self._reply_seconds = reply_seconds
         self._lost = lost
         self._seq = 0
-        self._steps = 0
 
     @override
     def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
@@ -162,29 +163,6 @@ class RankedCompute(LocalCompute):
     def drop_gradients(self) -> None:
         self._ask_all(Drop(), lambda: LocalCompute.drop_gradients(self))
 
-    @override
-    def propose(self, moments: Moments, values: OptimStepRequest) -> Proposal:
-        digest = self._steps % STEPS_PER_DIGEST == 0
-        sums, others = self._ask_all(Reduce(digest=digest), self._collective.sum_gradients)
-        if digest:
-            self._compare([other.digest for other in others])
-        self._steps += 1
-        summed = {}
-        for name, parameter in self.policy.parameters.items():
-            summed[name] = nn.Parameter(parameter.detach())
-            summed[name].grad = sums[name]
-        return propose(summed, moments.to(self.policy.device), values)
-
-    @override
-    def load(self, state: State) -> None:
-        super().load(state)
-        self._ask_all(Install(), self._collective.broadcast)
-
-    @override
-    def reset(self) -> None:
-        super().reset()
-        self._ask_all(Install(), self._collective.broadcast)
-
     def _add(self, batch: Batch, requests: Sequence[Request], own: Callable[[], Added]) -> Added:
         mine, others = self._ask(requests, own)
         tallies = [mine.tally, *(other.tally or Tally() for other in others)]
@@ -192,12 +170,6 @@ class RankedCompute(LocalCompute):
         rewards = tuple({datum.trajectory: datum.reward for datum in batch.data}.values())
         tally = replace(total(tallies), rewards=rewards, datums=len(batch.data))
         return Added(tally, cuts)
-
-    def _compare(self, digests: Sequence[str]) -> None:
-        own = self._collective.digest()
-        other = [c.peer for c, d in zip(self._channels, digests, strict=True) if d != own]
-        if other:
-            self._lost(RankLostError(f"ranks {other} hold other weights than rank 0"))
 
     def _ask_all(self, request: Request, own: Callable[[], T]) -> tuple[T, list[Answered]]:
         return self._ask([request] * len(self._channels), own)
@@ -231,7 +203,8 @@ class RankedCompute(LocalCompute):
             if other.failure
         ]
         if errors:
-            raise errors[0]
+            # A rank that stopped because of another's failure does not know the reason.
+            raise min(errors, key=lambda error: isinstance(error, OtherRankFailedError))
         return mine[0], others
 
     def _answer(self, channel: Channel) -> Answered:
@@ -244,6 +217,56 @@ class RankedCompute(LocalCompute):
                 f"rank {channel.peer} answered request {answered.seq} instead of {self._seq}"
             )
         return answered
+
+
+class ReplicatedCompute(RankedCompute):
+    """Each rank holds the whole policy and the gradients of its share; Adam's state is rank 0's."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        channels: Sequence[Channel],
+        *,
+        reply_seconds: float,
+        lost: Callable[[RankLostError], NoReturn] = end_process,
+    ) -> None:
+        super().__init__(policy, channels, reply_seconds=reply_seconds, lost=lost)
+        self._collective = Collective(policy.parameters)
+        self._steps = 0
+
+    @override
+    def propose(self, values: OptimStepRequest) -> Proposal:
+        digest = self._steps % STEPS_PER_DIGEST == 0
+        sums, others = self._ask_all(Reduce(digest=digest), self._collective.sum_gradients)
+        if digest:
+            self._compare([other.digest for other in others])
+        self._steps += 1
+        summed = {}
+        for name, parameter in self.policy.parameters.items():
+            summed[name] = nn.Parameter(parameter.detach())
+            summed[name].grad = sums[name]
+        return propose(summed, self.moments, values)
+
+    @override
+    def install(self, proposal: Proposal) -> None:
+        super().install(proposal)
+        self._ask_all(Install(), self._collective.broadcast)
+
+    @override
+    def load(self, checkpoint: Path, moments: int | None) -> None:
+        super().load(checkpoint, moments)
+        self._ask_all(Install(), self._collective.broadcast)
+
+    @override
+    def reset(self) -> None:
+        super().reset()
+        self._ask_all(Install(), self._collective.broadcast)
+
+    def _compare(self, digests: Sequence[str]) -> None:
+        own = self._collective.digest()
+        other = [c.peer for c, d in zip(self._channels, digests, strict=True) if d != own]
+        if other:
+            self._lost(RankLostError(f"ranks {other} hold other weights than rank 0"))
 
 
 def _of(items: Sequence[T], share: Share) -> tuple[T, ...]:

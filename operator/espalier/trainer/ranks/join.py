@@ -14,7 +14,8 @@ from torch.distributed.rendezvous import rendezvous
 from espalier.trainer.compute import Compute, LocalCompute
 from espalier.trainer.model import Policy
 from espalier.trainer.ranks.channel import RankLostError, accept, connect, listen
-from espalier.trainer.ranks.compute import RankedCompute, end_process
+from espalier.trainer.ranks.compute import ReplicatedCompute, end_process
+from espalier.trainer.ranks.sharded import ShardedCompute
 from espalier.trainer.ranks.worker import Worker
 from espalier.trainer.ranks.world import World
 
@@ -29,28 +30,33 @@ def choose_device(world: World) -> None:
         torch.cuda.set_device(world.local_rank)
 
 
+def meet(world: World) -> Store | None:
+    """Waits for all ranks, before any loads its part of the weights; None for one rank alone."""
+    return _meet(world) if world.size > 1 else None
+
+
 def lead(
     policy: Policy,
     world: World,
+    store: Store | None,
     host: str,
     lost: Callable[[RankLostError], NoReturn] = end_process,
 ) -> Compute:
-    """Rank 0's compute, once every rank has joined; ``host`` is where the others reach it.
+    """Rank 0's compute, once every rank has loaded; ``host`` is where the others reach it.
 
     ``lost`` is called when a rank is gone, hangs or disagrees.
     """
-    if world.size == 1:
+    if store is None:
         return LocalCompute(policy)
-    store = _meet(world)
     with listen(host) as listener:
         store.set(_PORT_KEY, str(listener.getsockname()[1]))
         channels = accept(listener, world.size, world.secret, START_SECONDS)
-    return RankedCompute(policy, channels, reply_seconds=world.reply_seconds, lost=lost)
+    kind = ShardedCompute if policy.sharding.size > 1 else ReplicatedCompute
+    return kind(policy, channels, reply_seconds=world.reply_seconds, lost=lost)
 
 
-def follow(policy: Policy, world: World, host: str) -> None:
+def follow(policy: Policy, world: World, store: Store, host: str) -> None:
     """A rank above 0: returns never, raises RankLostError when rank 0 is gone."""
-    store = _meet(world)
     port = int(store.get(_PORT_KEY))
     channel = connect(host, port, world.rank, world.secret)
     Worker(LocalCompute(policy), channel, world.reply_seconds).run()

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from espalier.api.wire import Problem
+from espalier.api.wire import OptimStepRequest, Problem
 from espalier.trainer.data import Datum
 from espalier.trainer.losses import LossSpec
 from espalier.trainer.metrics import Tally
 from espalier.trainer.planner import Cut
 from espalier.trainer.problems import CommandError
+from espalier.trainer.sharding import OtherRankFailedError
 
 
 class _Message(BaseModel):
@@ -73,7 +74,42 @@ class Install(_Message):
     call: Literal["install"] = "install"
 
 
-Request = Score | AddLoss | AddWeights | Drop | Reduce | Install
+class Propose(_Message):
+    """Make this rank's part of an optimizer step, and hold it."""
+
+    call: Literal["propose"] = "propose"
+    values: OptimStepRequest
+
+
+class Give(_Message):
+    """Give rank 0 this rank's part of the proposed weights and moments, tensor by tensor."""
+
+    call: Literal["give"] = "give"
+
+
+class Adopt(_Message):
+    """Take the part that was proposed."""
+
+    call: Literal["adopt"] = "adopt"
+
+
+class Load(_Message):
+    """Read this rank's part of a checkpoint, as ``Compute.load``."""
+
+    call: Literal["load"] = "load"
+    checkpoint: str
+    moments: int | None
+
+
+class Reset(_Message):
+    """Go back to the part of the base."""
+
+    call: Literal["reset"] = "reset"
+
+
+Request = (
+    Score | AddLoss | AddWeights | Drop | Reduce | Install | Propose | Give | Adopt | Load | Reset
+)
 
 
 class Asked(_Message):
@@ -97,6 +133,8 @@ class Failure(_Message):
                 self.status, self.problem.reason, self.problem.detail, self.problem.remedy
             )
         text = f"rank {rank}: {self.kind}: {self.problem.detail}"
+        if self.kind == OtherRankFailedError.__name__:
+            return OtherRankFailedError(text)
         if self.kind == torch.OutOfMemoryError.__name__:
             return torch.OutOfMemoryError(text)
         return RuntimeError(text)

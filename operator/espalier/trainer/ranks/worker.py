@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from espalier.trainer.compute import LocalCompute
+from espalier.trainer.optimizer import Proposal
 from espalier.trainer.ranks.channel import Channel, RankLostError
 from espalier.trainer.ranks.collective import Collective
 from espalier.trainer.ranks.messages import (
     AddLoss,
     AddWeights,
+    Adopt,
     Answered,
+    Asked,
     Drop,
+    Give,
     Install,
+    Load,
+    Propose,
     Reduce,
     Request,
+    Reset,
     Score,
     encode,
     failure,
     read_asked,
 )
+from espalier.trainer.ranks.sharded import in_step
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +40,9 @@ class Worker:
         self._compute = compute
         self._channel = channel
         self._reply_seconds = reply_seconds
-        self._collective = Collective(compute.policy.parameters)
+        self._sharded = compute.policy.sharding.size > 1
+        self._collective = None if self._sharded else Collective(compute.policy.parameters)
+        self._proposal: Proposal | None = None
 
     def run(self) -> None:
         """Returns never; raises RankLostError when rank 0 is gone, as at every shutdown."""
@@ -39,7 +50,7 @@ class Worker:
             # An idle trainer is no fault, so this one wait is ended only by rank 0's end.
             asked = read_asked(self._channel.receive(None))
             try:
-                answered = self._answer(asked.seq, asked.request)
+                answered = self._part(asked)
             except RankLostError:
                 raise
             except Exception as error:
@@ -47,7 +58,13 @@ class Worker:
                 answered = Answered(seq=asked.seq, failure=failure(error))
             self._channel.send(encode(answered), self._reply_seconds)
 
+    def _part(self, asked: Asked) -> Answered:
+        if self._sharded:
+            return in_step(lambda: self._answer_sharded(asked.seq, asked.request))
+        return self._answer_replicated(asked.seq, asked.request)
+
     def _answer(self, seq: int, request: Request) -> Answered:
+        """What is the same wherever the weights are."""
         compute = self._compute
         match request:
             case Score(data=data, cut=cut, temperature=temperature):
@@ -68,12 +85,37 @@ class Worker:
                     forward=request.forward,
                 )
                 return Answered(seq=seq, tally=added.tally, cut=added.cuts[0])
+            case Drop():
+                compute.drop_gradients()
+                return Answered(seq=seq)
+        raise ValueError(f"{request.call} is for ranks that hold the weights in another way")
+
+    def _answer_replicated(self, seq: int, request: Request) -> Answered:
+        assert self._collective is not None
+        match request:
             case Reduce(digest=wanted):
                 digest = self._collective.digest() if wanted else ""
                 self._collective.sum_gradients()
                 return Answered(seq=seq, digest=digest)
-            case Drop():
-                compute.drop_gradients()
             case Install():
-                compute.load(self._collective.broadcast())
+                self._compute.take(self._collective.broadcast())
+                return Answered(seq=seq)
+        return self._answer(seq, request)
+
+    def _answer_sharded(self, seq: int, request: Request) -> Answered:
+        compute = self._compute
+        match request:
+            case Propose(values=values):
+                self._proposal = compute.propose(values)
+            case Give() if self._proposal is not None:
+                compute.give(self._proposal)
+            case Adopt() if self._proposal is not None:
+                compute.install(self._proposal)
+                self._proposal = None
+            case Load(checkpoint=path, moments=moments):
+                compute.load(Path(path), moments)
+            case Reset():
+                compute.reset()
+            case _:
+                return self._answer(seq, request)
         return Answered(seq=seq)
