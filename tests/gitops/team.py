@@ -59,11 +59,11 @@ class Team:
     async def until(self, kind: str, name: str, reached: Callable[[Body], bool], what: str) -> Body:
         """Waits until an object is as it should be; the error shows how it is."""
         body: Body = {}
-        for _ in range(WAIT_SECONDS * 20):
+        for _ in range(WAIT_SECONDS * 10):
             body = await self.get(kind, name)
             if body and reached(body):
                 return body
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
         shown = json.dumps(body.get("status"), indent=1)
         raise AssertionError(f"waited {WAIT_SECONDS} s for {what}: {kind} {name} is {shown}")
 
@@ -96,10 +96,10 @@ class Team:
         return name
 
     async def gone(self, kind: str, name: str) -> None:
-        for _ in range(WAIT_SECONDS * 20):
+        for _ in range(WAIT_SECONDS * 10):
             if not await self.get(kind, name):
                 return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
         raise AssertionError(f"waited {WAIT_SECONDS} s for {kind} {name} to be gone")
 
     async def act(self, action: str) -> None:
