@@ -3,7 +3,7 @@
 Its vocabulary is digits and a few signs, so that a random model answers "which digit" questions
 rightly now and then: groups have spread, and reinforcement learning has something to learn.
 
-    python dev/tiny_model.py DIRECTORY
+    python dev/tiny_model.py DIRECTORY [SPREAD]
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def model(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
-    """Two layers of width 64, float32; heads of 32 because vLLM's CPU attention asks for it."""
+def model(vocabulary: int, seed: int = 0, spread: float | None = None) -> LlamaForCausalLM:
+    """Two layers of width 64, float32; heads of 32 because vLLM's CPU attention asks for it.
+
+    ``spread``: standard deviation of the weights. With the usual 0.02 an adapter can hardly move
+    the output; with 0.2 it learns to answer.
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -59,17 +63,18 @@ def model(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
-        tie_word_embeddings=True,
+        tie_word_embeddings=spread is None,
+        initializer_range=0.02 if spread is None else spread,
         dtype="float32",
     )
     return LlamaForCausalLM(config).to(torch.float32)
 
 
-def make(directory: Path) -> Path:
+def make(directory: Path, spread: float | None = None) -> Path:
     """Writes config, weights and tokenizer; the same bytes every time."""
     directory.mkdir(parents=True, exist_ok=True)
     words = tokenizer()
-    model(len(words)).save_pretrained(directory)
+    model(len(words), spread=spread).save_pretrained(directory)
     words.save_pretrained(directory)
     for path in directory.iterdir():
         path.chmod(0o644)
@@ -77,4 +82,4 @@ def make(directory: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(make(Path(sys.argv[1])))
+    print(make(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else None))

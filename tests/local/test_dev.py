@@ -78,10 +78,12 @@ class Dev:
 
 
 @asynccontextmanager
-async def dev(directory: Path, model: Path, port: int) -> AsyncIterator[Dev]:
+async def dev(
+    directory: Path, model: Path, port: int, *, image: str = "tiny"
+) -> AsyncIterator[Dev]:
     command = ("-m", "espalier.cli.main", "dev", str(directory), "--port", str(port))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *command, "--image", f"tiny={model}"),
+        *(sys.executable, *command, "--image", f"{image}={model}"),
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

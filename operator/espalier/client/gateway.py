@@ -184,6 +184,22 @@ class GatewayClient:
         answer = await self._transport.call("POST", "/v1/chat/completions", json.dumps(body))
         return read_completions(answer.body, count)
 
+    async def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, without any that the tokenizer would put around it."""
+        body = {
+            "model": self.model,
+            "prompt": text,
+            "max_tokens": 1,
+            "return_token_ids": True,
+            "add_special_tokens": False,
+        }
+        answer = await self._transport.call("POST", "/v1/completions", json.dumps(body))
+        try:
+            tokens: list[int] = json.loads(answer.body)["choices"][0]["prompt_token_ids"]
+        except (ValueError, LookupError) as error:
+            raise MalformedAnswerError(f"the answer holds no prompt_token_ids: {error}") from error
+        return tokens
+
     def _ticket(self, command: str, request: Wire | None, epoch: int) -> Ticket:
         self._seq += 1
         body = request.model_dump_json() if request is not None else "{}"

@@ -268,6 +268,10 @@ class TrainingClient(CommandClient):
             )
         )
 
+    def tokenize(self, text: str) -> Call[list[int]]:
+        """The tokens of a text by the model's own tokenizer."""
+        return self._read(lambda: self._gateway.tokenize(text))
+
     def compute_logprobs(self, sequences: Sequence[Sequence[int]]) -> Call[list[list[float]]]:
         """The log-prob of every token but the first of each sequence, by the trainer's weights."""
         inputs = [

@@ -1,0 +1,60 @@
+"""Every cookbook as a user runs it: its own process, a fresh model, a reward that rises."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from dev.tiny_model import make
+from tests.local.test_dev import dev, free_port
+
+COOKBOOKS = Path(__file__).parents[2] / "examples" / "cookbooks"
+IMAGE = "localhost:5000/espalier/cookbook-model:1"
+# The rest of the files are what these share.
+SCRIPTS = (
+    "arithmetic",
+    "custom_loss",
+    "play_2048",
+    "self_play",
+    "warm_up",
+    "change_of_reward",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("model"), spread=0.2)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("script", SCRIPTS)
+async def test_the_reward_of_a_cookbook_rises(script: str, model: Path, tmp_path: Path) -> None:
+    manifests = tmp_path / "manifests"
+    shutil.copytree(COOKBOOKS / "manifests", manifests)
+    async with dev(manifests, model, free_port(), image=IMAGE) as running:
+        found = await running.says(r"ESPALIER_GATEWAY_URL=(\S+) ESPALIER_TOKEN=(\S+)")
+        await running.says("TrainingRun tiny: Training")
+        access = {"ESPALIER_GATEWAY_URL": found[1], "ESPALIER_TOKEN": found[2]}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(COOKBOOKS / f"{script}.py")),
+            env={**os.environ, **access, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await process.communicate()
+    shown = said.decode()
+    kept = Path("out") / "cookbooks"
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / f"{script}.txt").write_text(shown)
+    assert process.returncode == 0, shown
+    assert "step" in shown
+
+
+def test_every_script_is_run() -> None:
+    mains = {p.stem for p in COOKBOOKS.glob("*.py") if '__name__ == "__main__"' in p.read_text()}
+    assert mains == set(SCRIPTS)
