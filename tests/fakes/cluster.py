@@ -1,29 +1,15 @@
-"""An API server in memory: the Cluster port with what reconcilers rely on, and faults.
-
-Server-side apply removes the fields that a manager applied before and now leaves out; lists are
-replaced whole. Deleting an object deletes what it owns, once its finalizers are gone. Every change
-can be followed by a Cache.
-"""
+"""The API server in memory with faults: calls that fail before or after their effect."""
 
 from __future__ import annotations
 
-import json
-import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from espalier.kube.cache import Cache
-from espalier.kube.cluster import (
-    MANAGER,
-    STATUS_MANAGER,
-    ClusterError,
-    Propagation,
-    TokenReviewResult,
-)
-from espalier.kube.objects import Body, Key, key_of, kind_of
+from espalier.kube.cluster import ClusterError, TokenReviewResult
+from espalier.kube.memory import MemoryCluster
+from espalier.kube.objects import Body, Key
 
-Path = tuple[str, ...]
 CREATED = "2026-01-01T00:00:00Z"
 
 
@@ -36,125 +22,22 @@ class Fault:
     after_effect: bool
 
 
-class FakeCluster:
+class FakeCluster(MemoryCluster):
     """Cluster in memory. ``calls`` lists the mutating calls as (verb, key)."""
 
     def __init__(self, now: Callable[[], str] = lambda: CREATED) -> None:
-        self.now = now
-        self.objects: dict[Key, Body] = {}
+        super().__init__(now)
         self.calls: list[tuple[str, Key]] = []
         self.tokens: dict[str, TokenReviewResult] = {}
         self.allowed: set[tuple[str, str, str, str, str]] = set()
-        self._applied: dict[tuple[Key, str], set[Path]] = {}
-        self.version = 0
         # Namespaces in which nothing can be made any more.
         self.terminating: set[str] = set()
         self._uids = 0
         self._fault: Fault | None = None
-        self._watchers: list[Callable[[str, Body], None]] = []
-
-    def feed(self, cache: Cache) -> None:
-        """Let the cache hold what the cluster holds, from now on without any delay."""
-        for key, body in self.objects.items():
-            cache.put(key.kind, _copy(body))
-        for kind in {key.kind for key in self.objects}:
-            cache.mark_synced(kind)
-
-        def follow(event: str, body: Body) -> None:
-            (cache.forget if event == "DELETED" else cache.put)(body["kind"], body)
-
-        self._watchers.append(follow)
-
-    def watch(self, callback: Callable[[str, Body], None]) -> None:
-        """Call ``callback(ADDED | MODIFIED | DELETED, body)`` for every change from now on."""
-        self._watchers.append(callback)
-
-    def unwatch(self, callback: Callable[[str, Body], None]) -> None:
-        """Call it no more."""
-        self._watchers.remove(callback)
 
     def fail_after(self, calls: int, error: BaseException, *, after_effect: bool = False) -> None:
         """Raise ``error`` once, at the mutating call number ``calls`` (1 is the next)."""
         self._fault = Fault(calls, error, after_effect)
-
-    async def get(self, key: Key) -> Body | None:
-        found = self.objects.get(key)
-        return _copy(found) if found else None
-
-    async def list(
-        self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
-    ) -> list[Body]:
-        wanted = (labels or {}).items()
-        return [
-            _copy(body)
-            for key, body in self.objects.items()
-            if key.kind == kind
-            and namespace in (None, key.namespace)
-            and wanted <= body["metadata"].get("labels", {}).items()
-        ]
-
-    async def apply(self, kind: str, body: Body, *, manager: str = MANAGER) -> Body:
-        intent = {name: value for name, value in body.items() if name != "status"}
-
-        def effect(key: Key) -> Body:
-            uid = self.objects.get(key, {"metadata": {}})["metadata"].get("uid", "")
-            if body["metadata"].get("uid", uid) != uid:
-                raise ClusterError(409, "Conflict", f"{key} has another uid")
-            return self._apply(key, intent, manager)
-
-        return self._mutate("apply", key_of(kind, body), effect)
-
-    async def apply_status(self, kind: str, body: Body) -> Body:
-        key = key_of(kind, body)
-        intent = {"status": body["status"]}
-
-        def effect(key: Key) -> Body:
-            if key not in self.objects:
-                raise ClusterError(404, "NotFound", f"{key} not found")
-            live = self.objects[key]["metadata"]
-            for name in ("uid", "resourceVersion"):
-                if body["metadata"].get(name, live[name]) != live[name]:
-                    raise ClusterError(409, "Conflict", f"{key} has another {name}")
-            return self._apply(key, intent, STATUS_MANAGER)
-
-        return self._mutate("apply_status", key, effect)
-
-    async def create(self, kind: str, body: Body) -> Body | None:
-        key = key_of(kind, body)
-
-        def effect(key: Key) -> Body | None:
-            if key in self.objects:
-                return None
-            return self._apply(key, body, "create")
-
-        return self._mutate("create", key, effect)
-
-    async def replace(self, kind: str, body: Body) -> Body:
-        key = key_of(kind, body)
-
-        def effect(key: Key) -> Body:
-            live = self.objects.get(key)
-            if live is None:
-                raise ClusterError(404, "NotFound", f"{key} not found")
-            version = body["metadata"].get("resourceVersion")
-            if version not in (None, live["metadata"]["resourceVersion"]):
-                raise ClusterError(409, "Conflict", f"{key} was changed")
-            kept = {name: live["metadata"][name] for name in ("uid", "creationTimestamp")}
-            metadata = {**body["metadata"], **kept, "generation": live["metadata"]["generation"]}
-            identity = {name: live[name] for name in ("apiVersion", "kind")}
-            return self._store(key, {**_copy(body), **identity, "metadata": metadata}, live)
-
-        return self._mutate("replace", key, effect)
-
-    async def delete(
-        self, key: Key, *, propagation: Propagation = "Background", uid: str | None = None
-    ) -> None:
-        def effect(key: Key) -> None:
-            live = self.objects.get(key)
-            if live is not None and uid in (None, live["metadata"]["uid"]):
-                self._delete(key, cascade=propagation != "Orphan")
-
-        self._mutate("delete", key, effect)
 
     async def review_token(self, token: str, audiences: Sequence[str]) -> TokenReviewResult:
         found = self.tokens.get(token)
@@ -174,13 +57,6 @@ class FakeCluster:
     ) -> bool:
         return (user, verb, resource, namespace, name) in self.allowed
 
-    def edit(self, key: Key, change: Callable[[Body], None]) -> Body:
-        """Change a live object as a user or another controller would; no fault strikes it."""
-        live = self.objects[key]
-        edited = _copy(live)
-        change(edited)
-        return self._store(key, edited, live)
-
     def _mutate(self, verb: str, key: Key, effect: Callable[[Key], Any]) -> Any:
         self.calls.append((verb, key))
         fault = self._fault
@@ -191,137 +67,20 @@ class FakeCluster:
                 if fault.after_effect:
                     effect(key)
                 raise fault.error
-        return _copy(effect(key))
-
-    def _apply(self, key: Key, intent: Body, manager: str) -> Body:
-        live = self.objects.get(key)
-        body = _copy(live) if live else self._new(key)
-        paths = set(_leaves(_without_identity(intent)))
-        for path in self._applied.get((key, manager), set()) - paths:
-            if not self._owned_by_another(key, manager, path):
-                _remove(body, path)
-        self._applied[key, manager] = paths
-        _merge(body, _without_identity(intent))
-        return self._store(key, body, live)
-
-    def _owned_by_another(self, key: Key, manager: str, path: Path) -> bool:
-        return any(
-            path in paths for (k, m), paths in self._applied.items() if k == key and m != manager
-        )
+        return super()._mutate(verb, key, effect)
 
     def _new(self, key: Key) -> Body:
+        body = super()._new(key)
+        # The same in every run, so that a seed gives the same story.
+        body["metadata"]["creationTimestamp"] = CREATED
+        return body
+
+    def _uid(self) -> str:
         self._uids += 1
-        metadata = {
-            "name": key.name,
-            "namespace": key.namespace,
-            "uid": f"uid-{self._uids}",
-            "generation": 0,
-            "creationTimestamp": CREATED,
-        }
-        return {
-            "apiVersion": kind_of(key.kind).api_version,
-            "kind": key.kind,
-            "metadata": metadata,
-        }
+        return f"uid-{self._uids}"
 
     def _store(self, key: Key, body: Body, live: Body | None) -> Body:
-        # What cannot travel as JSON fails here, as it would; fields come back in alphabetic order.
-        body = json.loads(json.dumps(body, sort_keys=True))
-        if live is not None and _same(body, live):
-            return live
         if live is None and key.namespace in self.terminating:
             text = f"{key} is forbidden: namespace {key.namespace} because it is being terminated"
             raise ClusterError(403, "Forbidden", text)
-        if live is None or _desired(body) != _desired(live):
-            body["metadata"]["generation"] = body["metadata"].get("generation", 0) + 1
-        self.version += 1
-        body["metadata"]["resourceVersion"] = str(self.version)
-        self.objects[key] = body
-        self._notify("ADDED" if live is None else "MODIFIED", body)
-        if body["metadata"].get("deletionTimestamp") and not body["metadata"].get("finalizers"):
-            self._delete(key, cascade=True)
-        return body
-
-    def _delete(self, key: Key, *, cascade: bool) -> None:
-        live = self.objects[key]
-        if live["metadata"].get("finalizers"):
-            if "deletionTimestamp" not in live["metadata"]:
-                leaving = _copy(live)
-                leaving["metadata"]["deletionTimestamp"] = self.now()
-                self._store(key, leaving, live)
-            return
-        body = self.objects.pop(key)
-        for applied in [entry for entry in self._applied if entry[0] == key]:
-            del self._applied[applied]
-        self.version += 1
-        last = _copy(body)
-        last["metadata"]["resourceVersion"] = str(self.version)
-        self._notify("DELETED", last)
-        for child in list(self.objects) if cascade else ():
-            if child in self.objects and _owned(self.objects[child], body["metadata"]["uid"]):
-                self._delete(child, cascade=True)
-
-    def _notify(self, event: str, body: Body) -> None:
-        for watcher in [*self._watchers]:
-            watcher(event, _copy(body))
-
-
-def _copy(body: Any) -> Any:
-    """Several times as fast as copy.deepcopy, for what can travel as JSON."""
-    return pickle.loads(pickle.dumps(body))
-
-
-def _without_identity(intent: Body) -> Body:
-    served = {"name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp"}
-    rest = {name: value for name, value in intent.items() if name not in ("apiVersion", "kind")}
-    if "metadata" in rest:
-        rest["metadata"] = {k: v for k, v in rest["metadata"].items() if k not in served}
-    return rest
-
-
-def _leaves(value: Body, at: Path = ()) -> Iterator[Path]:
-    for name, inner in value.items():
-        if isinstance(inner, dict) and inner:
-            yield from _leaves(inner, (*at, name))
-        else:
-            yield (*at, name)
-
-
-def _merge(live: Body, intent: Body) -> None:
-    for name, value in intent.items():
-        if isinstance(value, dict) and isinstance(live.get(name), dict):
-            _merge(live[name], value)
-        else:
-            live[name] = _copy(value)
-
-
-def _remove(body: Body, path: Path) -> None:
-    parents = [body]
-    for name in path[:-1]:
-        inner = parents[-1].get(name)
-        if not isinstance(inner, dict):
-            return
-        parents.append(inner)
-    parents[-1].pop(path[-1], None)
-    for parent, name in zip(reversed(parents[:-1]), reversed(path[:-1]), strict=True):
-        if parent[name]:
-            return
-        del parent[name]
-
-
-def _same(body: Body, live: Body) -> bool:
-    return {**body, "metadata": _stable(body)} == {**live, "metadata": _stable(live)}
-
-
-def _stable(body: Body) -> Body:
-    volatile = ("resourceVersion", "generation")
-    return {name: value for name, value in body["metadata"].items() if name not in volatile}
-
-
-def _desired(body: Body) -> Body:
-    return {name: value for name, value in body.items() if name not in ("metadata", "status")}
-
-
-def _owned(body: Body, uid: str) -> bool:
-    references = body["metadata"].get("ownerReferences", [])
-    return bool(references) and all(reference["uid"] == uid for reference in references)
+        return super()._store(key, body, live)

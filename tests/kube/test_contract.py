@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.fakes.cluster import FakeCluster
 
 from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.memory import MemoryCluster
@@ -14,10 +13,8 @@ from espalier.kube.objects import Key
 Body = dict[str, Any]
 
 
-@pytest.fixture(params=["real", "memory", "fake"])
+@pytest.fixture(params=["real", "memory"])
 def cluster(request: pytest.FixtureRequest) -> Cluster:
-    if request.param == "fake":
-        return FakeCluster()
     if request.param == "memory":
         return MemoryCluster(lambda: "2026-01-01T00:00:00Z")
     found: Cluster = request.getfixturevalue("kubernetes")

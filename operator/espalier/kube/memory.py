@@ -20,7 +20,7 @@ from espalier.kube.cluster import (
     Propagation,
     TokenReviewResult,
 )
-from espalier.kube.objects import Body, Key, key_of, kind_of
+from espalier.kube.objects import KINDS, Body, Key, key_of, kind_of
 
 Path = tuple[str, ...]
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class MemoryCluster:
         self._now = now
         self._token = token
         self._applied: dict[tuple[Key, str], set[Path]] = {}
-        self._version = 0
+        self.version = 0
         self._watchers: list[Watcher] = []
 
     def watch(self, watcher: Watcher) -> None:
@@ -50,19 +50,31 @@ class MemoryCluster:
 
         for key, body in self.objects.items():
             cache.put(key.kind, _copy(body))
+        for kind in KINDS:
+            cache.mark_synced(kind)
         self.watch(follow)
 
     def restore(self, bodies: Sequence[Body]) -> None:
         """Take in objects as they were, before anything watches."""
         for body in bodies:
             self.objects[key_of(body["kind"], body)] = _copy(body)
-            self._version = max(self._version, int(body["metadata"]["resourceVersion"]))
+            self.version = max(self.version, int(body["metadata"]["resourceVersion"]))
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Call it no more."""
+        self._watchers.remove(watcher)
+
+    def edit(self, key: Key, change: Callable[[Body], None]) -> Body:
+        """Change a live object as a user or another controller would."""
+        live = self.objects[key]
+        edited = _copy(live)
+        change(edited)
+        return self._store(key, edited, live)
 
     def set_status(self, key: Key, status: Body) -> None:
         """Write an object's status as the controller that owns it; one that is gone is fine."""
-        live = self.objects.get(key)
-        if live is not None:
-            self._store(key, {**_copy(live), "status": _copy(status)}, live)
+        if key in self.objects:
+            self.edit(key, lambda body: body.update(status=status))
 
     async def get(self, key: Key) -> Body | None:
         """See Cluster."""
@@ -84,43 +96,72 @@ class MemoryCluster:
 
     async def apply(self, kind: str, body: Body, *, manager: str = MANAGER) -> Body:
         """See Cluster."""
-        key = key_of(kind, body)
-        self._check_identity(key, body, ("uid",))
         intent = {name: value for name, value in body.items() if name != "status"}
-        return _copy(self._apply(key, intent, manager))
+
+        def effect(key: Key) -> Body:
+            uid = self.objects.get(key, {"metadata": {}})["metadata"].get("uid", "")
+            if body["metadata"].get("uid", uid) != uid:
+                raise ClusterError(409, "Conflict", f"{key} has another uid")
+            return self._apply(key, intent, manager)
+
+        return self._mutate("apply", key_of(kind, body), effect)
 
     async def apply_status(self, kind: str, body: Body) -> Body:
         """See Cluster."""
         key = key_of(kind, body)
-        if key not in self.objects:
-            raise ClusterError(404, "NotFound", f"{key} not found")
-        self._check_identity(key, body, ("uid", "resourceVersion"))
-        return _copy(self._apply(key, {"status": body["status"]}, STATUS_MANAGER))
+        intent = {"status": body["status"]}
+
+        def effect(key: Key) -> Body:
+            if key not in self.objects:
+                raise ClusterError(404, "NotFound", f"{key} not found")
+            live = self.objects[key]["metadata"]
+            for name in ("uid", "resourceVersion"):
+                if body["metadata"].get(name, live[name]) != live[name]:
+                    raise ClusterError(409, "Conflict", f"{key} has another {name}")
+            return self._apply(key, intent, STATUS_MANAGER)
+
+        return self._mutate("apply_status", key, effect)
 
     async def create(self, kind: str, body: Body) -> Body | None:
         """See Cluster."""
         key = key_of(kind, body)
-        return None if key in self.objects else _copy(self._apply(key, body, "create"))
+
+        def effect(key: Key) -> Body | None:
+            if key in self.objects:
+                return None
+            return self._apply(key, body, "create")
+
+        return self._mutate("create", key, effect)
 
     async def replace(self, kind: str, body: Body) -> Body:
         """See Cluster."""
         key = key_of(kind, body)
-        live = self.objects.get(key)
-        if live is None:
-            raise ClusterError(404, "NotFound", f"{key} not found")
-        self._check_identity(key, body, ("resourceVersion",))
-        kept = ("uid", "creationTimestamp", "generation")
-        metadata = {**body["metadata"], **{name: live["metadata"][name] for name in kept}}
-        identity = {name: live[name] for name in ("apiVersion", "kind")}
-        return _copy(self._store(key, {**_copy(body), **identity, "metadata": metadata}, live))
+
+        def effect(key: Key) -> Body:
+            live = self.objects.get(key)
+            if live is None:
+                raise ClusterError(404, "NotFound", f"{key} not found")
+            version = body["metadata"].get("resourceVersion")
+            if version not in (None, live["metadata"]["resourceVersion"]):
+                raise ClusterError(409, "Conflict", f"{key} was changed")
+            kept = {name: live["metadata"][name] for name in ("uid", "creationTimestamp")}
+            metadata = {**body["metadata"], **kept, "generation": live["metadata"]["generation"]}
+            identity = {name: live[name] for name in ("apiVersion", "kind")}
+            return self._store(key, {**_copy(body), **identity, "metadata": metadata}, live)
+
+        return self._mutate("replace", key, effect)
 
     async def delete(
         self, key: Key, *, propagation: Propagation = "Background", uid: str | None = None
     ) -> None:
         """See Cluster."""
-        live = self.objects.get(key)
-        if live is not None and uid in (None, live["metadata"]["uid"]):
-            self._delete(key, cascade=propagation != "Orphan")
+
+        def effect(key: Key) -> None:
+            live = self.objects.get(key)
+            if live is not None and uid in (None, live["metadata"]["uid"]):
+                self._delete(key, cascade=propagation != "Orphan")
+
+        self._mutate("delete", key, effect)
 
     async def review_token(self, token: str, audiences: Sequence[str]) -> TokenReviewResult:
         """See Cluster."""
@@ -141,11 +182,12 @@ class MemoryCluster:
         """See Cluster."""
         return True
 
-    def _check_identity(self, key: Key, body: Body, names: Sequence[str]) -> None:
-        live = self.objects.get(key, {"metadata": {}})["metadata"]
-        for name in names:
-            if live and body["metadata"].get(name) not in (None, live[name]):
-                raise ClusterError(409, "Conflict", f"{key} has another {name}")
+    def _mutate(self, verb: str, key: Key, effect: Callable[[Key], T]) -> T:
+        """Every call that changes something ends here."""
+        return _copy(effect(key))
+
+    def _uid(self) -> str:
+        return str(uuid.uuid4())
 
     def _apply(self, key: Key, intent: Body, manager: str) -> Body:
         live = self.objects.get(key)
@@ -167,7 +209,7 @@ class MemoryCluster:
         metadata = {
             "name": key.name,
             "namespace": key.namespace,
-            "uid": str(uuid.uuid4()),
+            "uid": self._uid(),
             "generation": 0,
             "creationTimestamp": self._now(),
         }
@@ -178,13 +220,14 @@ class MemoryCluster:
         }
 
     def _store(self, key: Key, body: Body, live: Body | None) -> Body:
-        body = json.loads(json.dumps(body))  # what cannot travel as JSON fails here, as it would
+        # What cannot travel as JSON fails here, as it would; fields come back in alphabetic order.
+        body = json.loads(json.dumps(body, sort_keys=True))
         if live is not None and _same(body, live):
             return live
         if live is None or _desired(body) != _desired(live):
             body["metadata"]["generation"] = body["metadata"].get("generation", 0) + 1
-        self._version += 1
-        body["metadata"]["resourceVersion"] = str(self._version)
+        self.version += 1
+        body["metadata"]["resourceVersion"] = str(self.version)
         self.objects[key] = body
         self._notify("ADDED" if live is None else "MODIFIED", body)
         if body["metadata"].get("deletionTimestamp") and not body["metadata"].get("finalizers"):
@@ -202,9 +245,9 @@ class MemoryCluster:
         body = self.objects.pop(key)
         for applied in [entry for entry in self._applied if entry[0] == key]:
             del self._applied[applied]
-        self._version += 1
+        self.version += 1
         last = _copy(body)
-        last["metadata"]["resourceVersion"] = str(self._version)
+        last["metadata"]["resourceVersion"] = str(self.version)
         self._notify("DELETED", last)
         for child in list(self.objects) if cascade else ():
             if child in self.objects and _owned(self.objects[child], body["metadata"]["uid"]):
