@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `make bench`: prints speed and size. Rollback is measured on what `make demo` left, so run that first.
 # `make bench-trainer` (`bench/run.sh trainer`): the trainer's part alone, which needs no cluster.
+# `make bench-operator` (`bench/run.sh operator`): the operator on an API server without nodes.
 set -euo pipefail
 . "$(dirname "$0")/../dev/common.sh"
 cd "$root"
@@ -15,10 +16,18 @@ trainer() {
   echo "== what a checkpoint's commit and the replay after a crash cost"
   .venv/bin/python -m bench.commit_cost
 }
-if [ "${1:-all}" = trainer ]; then
-  trainer
+operator() {
+  echo "== 10,000 Checkpoints of 20 models (goal: reconciled in 10 s, below 256 MiB, 1 ms of CPU a status write, flat per event)"
+  .venv/bin/python -u -m bench.operator.scale
+  echo "== head moves, spec edited to status.current, scripted rollouts (goal: p50 0.3 s, p99 1 s)"
+  .venv/bin/python -m bench.operator.moves
+}
+case "${1:-all}" in
+trainer | operator)
+  "$1"
   exit
-fi
+  ;;
+esac
 
 [ -f "$cache/images.env" ] || die "no images: run 'make images'."
 . "$cache/images.env"
@@ -54,3 +63,5 @@ fi
 
 echo "== what the gateway adds to a one-token request (goal: at most 3 ms)"
 PYTHONPATH=operator:. .venv/bin/python bench/gateway.py --pairs 300
+
+operator

@@ -66,7 +66,7 @@ def decide(
         observed_generation=checkpoint.metadata.generation,
         heads=serving,
         head_mark=f"> {','.join(serving)}"[:MARK_CHARS] if serving else None,
-        metrics=metrics(checkpoint.metadata.annotations),
+        metrics=metrics(checkpoint.metadata.annotations, checkpoint.status.metrics),
         conditions=conditions.settle(
             checkpoint.status.conditions, findings, checkpoint.metadata.generation, now
         ),
@@ -99,7 +99,9 @@ def is_superseded(name: str, heads: Sequence[CheckpointHead], lineage: Lineage) 
     return f"training goes on at branch {status.branch} from {base or 'the base'}"
 
 
-def metrics(annotations: Mapping[str, str]) -> list[Metric]:
-    """The metrics that were written with the Checkpoint."""
-    values = json.loads(annotations.get(METRICS_ANNOTATION, "{}"))
+def metrics(annotations: Mapping[str, str], held: list[Metric]) -> list[Metric]:
+    """The metrics that were written with the Checkpoint; ``held`` itself if it says just those."""
+    values: dict[str, str] = json.loads(annotations.get(METRICS_ANNOTATION, "{}"))
+    if len(held) == len(values) and all(values.get(m.name) == m.value for m in held):
+        return held
     return [Metric(name=name, value=value) for name, value in sorted(values.items())]
