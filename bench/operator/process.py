@@ -16,7 +16,9 @@ from pathlib import Path
 import aiohttp
 
 TICKS = os.sysconf("SC_CLK_TCK")
-QUIET_SECONDS = 2.0
+QUIET_SECONDS = 3.0
+# Each reading costs the operator some CPU itself.
+POLL_SECONDS = 1.0
 LIMIT_SECONDS = 900.0
 _SAMPLE = re.compile(r"^(\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 
@@ -51,7 +53,7 @@ class OperatorProcess:
                     return last
             else:
                 last = now
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(POLL_SECONDS)
         raise SystemExit(f"the operator did not settle within {LIMIT_SECONDS:.0f} s")
 
     def peak_mib(self) -> float:

@@ -26,7 +26,7 @@ from espalier.kube.objects import Body
 NAMESPACE = "scale"
 LISTED = "listed"
 FEW = 100
-TOUCHED = 400
+TOUCHED = 200
 CALLS_AT_ONCE = 8
 METRICS = 20
 SPEC: Body = {
