@@ -85,6 +85,38 @@ def test_what_a_pod_waits_for_is_in_kubernetes_words(
     assert text in read.waiting
 
 
+def killed(role: str, *, started: bool, limit: str = "", waiting: str = "") -> pods.Pod:
+    state = {"waiting": {"reason": waiting}} if waiting else {"running": {}}
+    over = container(
+        started=started,
+        state=state,
+        lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+    )
+    body = pod(containerStatuses=[over])
+    body["metadata"]["labels"]["espalier.dev/role"] = role
+    body["spec"]["containers"][0]["resources"] = {"limits": {"memory": limit}} if limit else {}
+    return pods.read_pod(body)
+
+
+@pytest.mark.parametrize("waiting", ["", "CrashLoopBackOff"])
+def test_a_container_that_was_killed_for_memory_says_its_limit_and_the_field(waiting: str) -> None:
+    read = killed("trainer", started=False, limit="2Gi", waiting=waiting)
+    assert read.waiting_reason == "OOMKilled"
+    assert "its limit of 2Gi" in read.waiting
+    assert "spec.trainer.template.resources" in read.waiting
+
+
+def test_what_else_it_waits_for_comes_first_and_a_started_one_remembers() -> None:
+    assert killed("trainer", started=False, waiting="ImagePullBackOff").waiting_reason == (
+        "ImagePullBackOff"
+    )
+    again = killed("rollout", started=True)
+    assert (again.waiting_reason, again.waiting) == ("", "")
+    assert "the memory of its node" in again.killed
+    assert "spec.rollout.template" in again.killed
+    assert "Give it more memory" in killed("runner", started=True).killed
+
+
 @pytest.mark.parametrize("state", ["state", "lastState"])
 def test_a_process_that_gave_up_leaves_its_problem(state: str) -> None:
     message = '{"detail": "no GPU", "reason": "NoDevice", "remedy": "Ask for one"}'

@@ -203,6 +203,14 @@ def test_a_fully_trained_model_is_not_served_and_says_what_to_do() -> None:
     assert alone.status.conditions[0].reason == "Ready"
 
 
+def test_a_trainer_that_was_killed_for_memory_says_so_even_when_it_serves_again() -> None:
+    again = replace(SERVER, killed="OOMKilled: the container used more than its limit of 1Gi")
+    decision = ready(model(), trains=True, rollout_pods=[SERVER], trainer_pods=[again])
+    said = {c.type: c for c in decision.status.conditions}["TrainerReady"]
+    assert said.status == "True"
+    assert "OOMKilled" in said.message
+
+
 def test_nothing_is_started_before_the_base_is_known() -> None:
     unknown: SourceDecision = source.decide(SourceView(model()))
     decision = ready(model(), source=unknown, trains=True)

@@ -157,7 +157,9 @@ def _workload(
     present = pods.live(found)
     ready = [pod for pod in present if pod.ready]
     if len(ready) >= wanted:
-        return _Workload(Finding(type_, "True", "PodsReady", f"{wanted} of {wanted}"), "Ready")
+        killed = next((f". Before this start: {pod.killed}" for pod in ready if pod.killed), "")
+        said = f"{wanted} of {wanted}{killed}"
+        return _Workload(Finding(type_, "True", "PodsReady", said), "Ready")
     reason = next((p.waiting_reason for p in present if p.waiting_reason), "Starting")
     message = f"{len(ready)} of {wanted} ready. {pods.waiting(present)}".strip()
     return _Workload(Finding(type_, "False", reason, message), "Waiting")

@@ -20,7 +20,8 @@ class Pod:
 
     ``instance`` changes with every start of the main container; ``waiting`` is why it does not run,
     as Kubernetes words it; ``problem`` what the main container left behind when it gave up;
-    ``message`` its termination message; ``copying`` how an init container failed.
+    ``message`` its termination message; ``copying`` how an init container failed; ``killed`` that
+    the main container last ended for want of memory, and what to do about it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Pod:
     problem: Problem | None = None
     message: str = ""
     copying: str = ""
+    killed: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class Job:
         return self.complete or self.failed
 
 
+OOM_KILLED = "OOMKilled"
+# What a container that was killed waits for until it serves again.
+RESTARTING = ("Starting", "CrashLoopBackOff")
+# Roles whose memory is set in their part of a TrainableModel.
+_WITH_TEMPLATE = ("trainer", "rollout")
+
 # Written on a runner's Job: the generation of the run that it was started for.
 RUN_GENERATION = "espalier.dev/run-generation"
 
@@ -65,8 +73,11 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
     metadata, status = body["metadata"], body.get("status", {})
     main = _main_container(body)
     running = main.get("state", {}).get("running") is not None
-    reason, waiting = _waiting(status, main)
     ended = _terminated(main)
+    killed = _killed(body, ended)
+    reason, waiting = _waiting(status, main)
+    if killed and reason in RESTARTING:
+        reason, waiting = OOM_KILLED, killed
     phase = status.get("phase", "Pending")
     return Pod(
         name=metadata["name"],
@@ -82,6 +93,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         problem=_problem(ended),
         message=ended.get("message", ""),
         copying=_init_failure(status),
+        killed=killed,
     )
 
 
@@ -151,6 +163,22 @@ def _terminated(main: Mapping[str, Any]) -> dict[str, Any]:
         if ended:
             return ended
     return {}
+
+
+def _killed(body: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
+    """That the main container was killed over its memory, with the limit and the field to raise."""
+    if ended.get("reason") != OOM_KILLED:
+        return ""
+    resources = body.get("spec", {}).get("containers", [{}])[0].get("resources", {})
+    limit = resources.get("limits", {}).get("memory")
+    over = f"its limit of {limit}" if limit else "the memory of its node, having no limit"
+    role = body["metadata"].get("labels", {}).get(labels.ROLE, "")
+    remedy = (
+        f"Raise requests and limits of memory in spec.{role}.template.resources"
+        if role in _WITH_TEMPLATE
+        else "Give it more memory"
+    )
+    return f"{OOM_KILLED}: the container used more than {over}. {remedy}"
 
 
 def _init_failure(status: Mapping[str, Any]) -> str:
