@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import aiohttp
 
+from espalier.controllers.preflight import Preflight
 from espalier.controllers.replica import Ports, Replica, lease_key
 from espalier.controllers.rollout_client import RolloutClient
 from espalier.controllers.settings import Settings, SettingsError
@@ -49,6 +50,7 @@ class Process:
         self._settings = settings
         self._stop = asyncio.Event()
         self._replica: Replica | None = None
+        self._preflight: Preflight | None = None
 
     async def run(self) -> None:
         """Until SIGTERM; raises LeadershipLostError when another replica may have taken over."""
@@ -58,7 +60,7 @@ class Process:
         health = HealthServer(
             self._settings.health_port,
             live={"queue": self._queue_fault, "worker": self._worker_fault},
-            ready={"cache": self._fault},
+            ready={"cache": self._fault, "permissions": self._forbidden},
         )
         async with (
             await KubernetesCluster.connect() as cluster,
@@ -75,10 +77,16 @@ class Process:
                 heart.cancel()
 
     def _make(self, cluster: KubernetesCluster, session: aiohttp.ClientSession) -> Replica:
-        watching = informer.InformerSettings(self._settings.namespaces, WATCHED)
+        preflight = self._preflight = Preflight(cluster, self._settings.namespaces)
 
         async def inform(cache: Cache, stop: asyncio.Event, synced: asyncio.Event) -> None:
-            await informer.run(watching, cache, stop, synced, cluster)
+            if namespaces := await preflight.begin(stop):
+                watching = informer.InformerSettings(namespaces, WATCHED)
+                recovery = asyncio.create_task(preflight.recover(stop))
+                try:
+                    await informer.run(watching, cache, stop, synced, cluster)
+                finally:
+                    recovery.cancel()
 
         ports = Ports(
             cluster,
@@ -112,6 +120,13 @@ class Process:
         replica = self._replica
         waits = replica is not None and replica.leads and not replica.synced.is_set()
         return "waiting for the first lists" if waits else None
+
+    def _forbidden(self) -> str | None:
+        """What is missing that only an administrator can give."""
+        if self._preflight is not None and self._preflight.fault is not None:
+            return self._preflight.fault
+        operator = self._replica.operator if self._replica else None
+        return operator.permissions.fault if operator else None
 
     def _queue_fault(self) -> str | None:
         waited = self._age(WorkQueue.oldest_wait)

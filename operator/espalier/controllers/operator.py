@@ -11,6 +11,7 @@ from espalier.controllers.disposal import DisposalReconciler
 from espalier.controllers.head import HeadReconciler
 from espalier.controllers.model import ModelReconciler
 from espalier.controllers.moves import Moves
+from espalier.controllers.permissions import FORBIDDEN, Permissions
 from espalier.controllers.rollout_client import RolloutControl
 from espalier.controllers.rollouts import Rollouts
 from espalier.controllers.run import RunReconciler
@@ -65,6 +66,7 @@ class Operator:
             now=now,
             enqueue=self.queue.add,
         )
+        self.permissions = Permissions(self.services)
         self._reconcilers: dict[str, Callable[[Key], Awaitable[float | None]]] = {
             "TrainableModel": ModelReconciler(self.services).reconcile,
             "TrainingRun": RunReconciler(self.services).reconcile,
@@ -90,8 +92,12 @@ class Operator:
 
     async def _reconcile(self, key: Key) -> float | None:
         try:
-            return await self._reconcilers[key.kind](key)
+            again = await self._reconcilers[key.kind](key)
+            self.permissions.granted(key)
+            return again
         except ClusterError as error:
+            if error.status == FORBIDDEN:
+                return await self.permissions.refused(key, error)
             if error.status not in OUTDATED or key.kind in (COMMITS, DISPOSAL):
                 raise
             await self.services.writer.refresh(key)

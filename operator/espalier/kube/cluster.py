@@ -303,6 +303,34 @@ class KubernetesCluster:
         status = await self._review("authorization.k8s.io", "SubjectAccessReview", spec)
         return bool(status["allowed"])
 
+    async def may(self, verb: str, kind: str, namespace: str, subresource: str = "") -> bool:
+        """SelfSubjectAccessReview: may we ourselves do this to objects of a kind?"""
+        known = kind_of(kind)
+        attributes = {
+            "verb": verb,
+            "group": known.group,
+            "resource": known.plural,
+            "subresource": subresource,
+            "namespace": namespace,
+        }
+        spec = {"resourceAttributes": attributes}
+        status = await self._review("authorization.k8s.io", "SelfSubjectAccessReview", spec)
+        return bool(status["allowed"])
+
+    async def served_schemas(self, group: str, version: str) -> dict[str, Body]:
+        """The OpenAPI schemas of a group's kinds as they are served, by kind; none without CRDs."""
+        try:
+            answer = await self._call("GET", f"/openapi/v3/apis/{group}/{version}")
+        except ClusterError as error:
+            if error.status == 404:
+                return {}
+            raise
+        kinds = {}
+        for schema in answer.get("components", {}).get("schemas", {}).values():
+            for served in schema.get("x-kubernetes-group-version-kind", ()):
+                kinds[served["kind"]] = schema
+        return kinds
+
     async def _review(self, group: str, kind: str, spec: Body) -> Body:
         body = {"apiVersion": f"{group}/v1", "kind": kind, "spec": spec}
         answer = await self._call("POST", f"/apis/{group}/v1/{kind.lower()}s", body=body)
