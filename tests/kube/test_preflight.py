@@ -70,7 +70,7 @@ def test_a_namespace_that_may_not_be_watched_is_left_out_until_it_may() -> None:
         preflight = Preflight(cluster, ("closed", "open"))
         assert await preflight.begin(stop) == ("open",)
         assert preflight.fault is not None
-        assert "may not list checkpoints in namespace closed" in preflight.fault
+        assert "in namespace closed: list checkpoints." in preflight.fault
         recovery = asyncio.create_task(preflight.recover(stop))
         await asyncio.sleep(60)
         assert not stop.is_set()
@@ -88,7 +88,7 @@ def test_what_may_not_be_written_is_named_and_stops_nothing() -> None:
         preflight = Preflight(cluster, ("open",))
         assert await preflight.begin(stop) == ("open",)
         assert preflight.fault is not None
-        assert "patch checkpointheads/status in namespace open" in preflight.fault
+        assert "in namespace open: patch checkpointheads/status." in preflight.fault
         cluster.refused.clear()
         await preflight.recover(stop)
         assert not stop.is_set()

@@ -151,11 +151,11 @@ async def test_a_permission_that_is_missing_is_named_and_hurts_only_what_needs_i
     async with operator(config, namespace, good, poor, closed) as running:
 
         def named(seen: tuple[int, str]) -> bool:
-            return f"create jobs in namespace {poor}" in seen[1]
+            return f"in namespace {poor}: create jobs" in seen[1]
 
         status, text = await until(running.readiness, named, "not ready by name")
         assert status == 503
-        assert f"list trainablemodels in namespace {closed}" in text
+        assert f"in namespace {closed}: list/watch trainablemodels" in text
         await cluster.model(poor)
         await cluster.model(good)
         said = await until(lambda: cluster.stalled(poor), lambda m: "jobs" in m, "Stalled")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from espalier.api.crds import KINDS, definition
@@ -45,6 +46,18 @@ class Ground(Protocol):
         """The schemas of a group's kinds, as served."""
 
 
+@dataclass
+class Refused:
+    """Verbs by resource that may not be used; ``blocks``: the namespace cannot be watched."""
+
+    verbs: dict[str, list[str]] = field(default_factory=dict)
+    blocks: bool = False
+
+    def text(self) -> str:
+        """For people: each resource with its verbs."""
+        return _listed([f"{'/'.join(verbs)} {resource}" for resource, verbs in self.verbs.items()])
+
+
 class Preflight:
     """Checks before the first list, and as long as something is missing."""
 
@@ -75,11 +88,11 @@ class Preflight:
         """The namespaces that can be served; notes what is missing."""
         try:
             outdated = lacking(await self._ground.served_schemas(GROUP, VERSION))
-            refused = {name: await self._refused(name) for name in self._namespaces}
+            refused = {name: await self._refused(name) for name in sorted(self._namespaces)}
         except ClusterError as error:
             self._note(f"the API server does not say what it serves: {error}")
             return ()
-        missing = [text for texts in refused.values() for text, _ in texts]
+        missing = [f"in namespace {name}: {r.text()}" for name, r in refused.items() if r.verbs]
         said = []
         if outdated:
             said.append(
@@ -87,23 +100,24 @@ class Preflight:
                 "this operator's chart"
             )
         if missing:
-            said.append(f"this service account may not {_listed(missing)}: apply the chart's roles")
+            said.append(f"permissions are missing {'; '.join(missing)}. Apply the chart's roles")
         self._note("; ".join(said) or None)
         if outdated:
             return ()
-        return tuple(n for n in self._namespaces if not any(blocks for _, blocks in refused[n]))
+        return tuple(name for name in self._namespaces if not refused[name].blocks)
 
-    async def _refused(self, namespace: str) -> list[tuple[str, bool]]:
-        """What may not be done in a namespace, and whether that keeps it from being watched."""
+    async def _refused(self, namespace: str) -> Refused:
+        """What may not be done in a namespace."""
         wanted = [(verb, kind, True) for kind in WATCHED for verb in READS]
         wanted += [(verb, kind, False) for kind, verbs in WRITES.items() for verb in verbs]
-        found = []
-        for verb, what, blocks in wanted:
+        refused = Refused()
+        for verb, what, reads in wanted:
             kind, _, subresource = what.partition("/")
             if not await self._ground.may(verb, kind, namespace, subresource):
                 resource = "/".join(filter(None, (kind_of(kind).plural, subresource)))
-                found.append((f"{verb} {resource} in namespace {namespace}", blocks))
-        return found
+                refused.verbs.setdefault(resource, []).append(verb)
+                refused.blocks |= reads
+        return refused
 
     def _note(self, fault: str | None) -> None:
         if fault != self.fault and fault is not None:
