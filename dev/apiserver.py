@@ -60,12 +60,14 @@ class ApiServer:
         self.kubeconfig = self.directory / "admin.kubeconfig"
         self.port = free_port()
         self.url = f"https://127.0.0.1:{self.port}"
+        self._etcd = f"http://127.0.0.1:{free_port()}"
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def __enter__(self) -> ApiServer:
         try:
             self._write_pki()
-            self._start_etcd_and_apiserver()
+            self._start_etcd()
+            self._start_apiserver()
             self.wait_for("kube-apiserver to be ready", self._is_ready)
             # Only now: the controller manager exits when RBAC is not there yet.
             self._start_controller_manager()
@@ -152,9 +154,18 @@ class ApiServer:
             text = kubeconfig(self.url, authority.certificate_pem, *pair)
             self._file(f"{name}.kubeconfig", text.encode())
 
-    def _start_etcd_and_apiserver(self) -> None:
-        etcd = f"http://127.0.0.1:{free_port()}"
-        at = self.directory
+    def restart(self) -> None:
+        """Ends kube-apiserver as a crash does and starts it again on the same port and data."""
+        for name, process in self._processes:
+            if name == "kube-apiserver":
+                process.kill()
+                process.wait()
+        self._processes = [entry for entry in self._processes if entry[0] != "kube-apiserver"]
+        self._start_apiserver()
+        self.wait_for("kube-apiserver to be ready again", self._is_ready)
+
+    def _start_etcd(self) -> None:
+        at, etcd = self.directory, self._etcd
         self._start(
             "etcd",
             f"--data-dir={at}/etcd",
@@ -163,9 +174,12 @@ class ApiServer:
             "--listen-peer-urls=http://127.0.0.1:0",
             "--unsafe-no-fsync",
         )
+
+    def _start_apiserver(self) -> None:
+        at = self.directory
         self._start(
             "kube-apiserver",
-            f"--etcd-servers={etcd}",
+            f"--etcd-servers={self._etcd}",
             "--bind-address=127.0.0.1",
             f"--secure-port={self.port}",
             f"--tls-cert-file={at}/apiserver.crt",
