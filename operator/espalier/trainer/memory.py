@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 MEMORY_VARIABLE = "ESPALIER_MEMORY_BYTES"
 # The rest is for the allocator's fragments and for what else the process does.
 USABLE = 0.85
+# Blocks of this size are mapped, and so returned when they are freed.
+MAPPED_BYTES = 1 << 20
+_M_MMAP_THRESHOLD = -3
 # Limit, use, and what of the use is file cache that the kernel drops under pressure.
 _CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -122,6 +127,17 @@ def free_host_memory(cgroup: Path, meminfo: Path) -> int:
         if line.startswith("MemAvailable:"):
             free.append(1024 * int(line.split()[1]))
     return max(0, min(free))
+
+
+def return_freed_memory() -> None:
+    """Lets the C allocator give large freed blocks back at once, as the planner assumes.
+
+    glibc otherwise raises its threshold to 32 MiB and keeps what is smaller in a fragmented heap:
+    a row that keeps 0.2 GB of tensors left 0.4 GB resident. Other C libraries are left alone.
+    Source: mallopt(3).
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def _counter(path: Path, name: str) -> int:
