@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from aiohttp import web
 from dev.apiserver import ApiServer, free_port
@@ -236,16 +237,29 @@ async def _operator(namespaces: Sequence[str], log: Path) -> AsyncIterator[None]
         "ESPALIER_HEALTH_PORT": str(free_port()),
     }
     with log.open("wb") as output:
+        running = asyncio.create_task(_restarted(environment, output))
+        try:
+            yield
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+
+
+async def _restarted(environment: dict[str, str], output: IO[bytes]) -> None:
+    """The operator's process, started anew whenever it ends, as its Deployment does.
+
+    It ends when it could not renew its Lease in time, which a busy machine brings about.
+    """
+    while True:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "espalier.controllers",
+            *("setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "espalier.controllers"),
             env=environment,
             stdout=output,
             stderr=output,
         )
         try:
-            yield
+            await process.wait()
         finally:
             if process.returncode is None:
                 process.kill()
