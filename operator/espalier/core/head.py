@@ -167,8 +167,10 @@ def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> P
     if agreed.mode == PIN:
         return view.lineage.place(agreed.name) or held
     start, beyond = _anchor(view, status, held)
-    passing = [c for c in beyond if is_ready(c) and passes(view.head.spec, c)]
-    return point(passing[-1]) if passing else start
+    # From the newest: a long line behind the head costs nothing.
+    fit = (c for c in reversed(beyond) if is_ready(c) and passes(view.head.spec, c))
+    newest = next(fit, None)
+    return point(newest) if newest is not None else start
 
 
 def _anchor(

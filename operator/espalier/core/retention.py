@@ -32,6 +32,8 @@ class RetentionView:
 def expendable(view: RetentionView) -> list[Checkpoint]:
     """The checkpoints that may go, oldest first; those without a run's rules all stay."""
     policies = {run.metadata.name: _policy(run) for run in view.runs}
+    if not any(policies.values()):
+        return []
     by_run: dict[str, list[Checkpoint]] = {}
     for checkpoint in view.lineage.by_name.values():
         run = checkpoint.spec.run_ref.name if checkpoint.spec.run_ref else ""

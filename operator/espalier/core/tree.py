@@ -74,7 +74,8 @@ def _branch(
 
 def reward(checkpoint: Checkpoint) -> str | None:
     """The mean reward of a checkpoint's step, as a decimal string."""
-    return next((m.value for m in checkpoint.status.metrics if m.name == REWARD), None)
+    # They are in alphabetic order, so that it is among the last.
+    return next((m.value for m in reversed(checkpoint.status.metrics) if m.name == REWARD), None)
 
 
 def render(tree: Tree, checkpoints: Iterable[Checkpoint]) -> list[str]:
