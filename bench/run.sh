@@ -21,6 +21,8 @@ operator() {
   .venv/bin/python -u -m bench.operator.scale
   echo "== head moves, spec edited to status.current, scripted rollouts (goal: p50 0.3 s, p99 1 s)"
   .venv/bin/python -m bench.operator.moves
+  echo "== the operator's own part, in memory (goal: an event costs the same at 100 and 10,000)"
+  .venv/bin/python -m bench.operator.passes
 }
 case "${1:-all}" in
 trainer | operator)
