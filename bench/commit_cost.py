@@ -37,7 +37,7 @@ from espalier.trainer.commands import Command
 from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import CommandLog, Key, Kind
-from espalier.trainer.model import adapter_shapes
+from espalier.trainer.lora import adapter_shapes
 from espalier.trainer.store import CheckpointStore
 
 MODEL, BASE = "bench", "sha256:" + "0" * 64

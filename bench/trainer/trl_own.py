@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from bench.trainer.baselines import IGNORED, padded
+from bench.trainer.baselines import ADAPTER, IGNORED, padded
 from bench.trainer.workload import WORKLOADS, Workload, batch, causal_lm
 from bench.trainer.workload import policy as policy_of
 from datasets import Dataset
@@ -29,7 +29,7 @@ from espalier.trainer.data import Datum
 from espalier.trainer.gradients import add_loss
 from espalier.trainer.lora import Lora
 from espalier.trainer.losses import loss_spec
-from espalier.trainer.model import ADAPTER, Policy
+from espalier.trainer.model import Policy
 from espalier.trainer.packing import lay_out
 
 UNCLIPPED = 1e9

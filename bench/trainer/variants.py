@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.trainer.baselines import (
+    ADAPTER,
     checkpointed,
     padded_step,
     plain_twin,
@@ -19,7 +20,7 @@ from torch import Tensor
 from espalier.trainer.data import Datum
 from espalier.trainer.gradients import add_loss, still
 from espalier.trainer.losses import loss_spec
-from espalier.trainer.model import ADAPTER, Policy
+from espalier.trainer.model import Policy
 from espalier.trainer.packing import Rows, lay_out
 
 Step = Callable[[], None]
@@ -86,7 +87,7 @@ def variants(
         def step() -> None:
             policy.checkpointing = on
             rows = Rows(tuple(data), tuple(token_tries(data, policy.row_tokens)))
-            with recomputing_head():
+            with recomputing_head(policy):
                 add_loss(policy, rows, spec, 1.0, None)
 
         return step
