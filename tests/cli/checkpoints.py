@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from espalier.core.names import checkpoint_uri
+
 TREE = (
     ("arith-000001", "main", 1, 1, "", "0.1"),
     ("arith-000002", "main", 2, 1, "arith-000001", "0.25"),
@@ -27,7 +29,7 @@ def _manifest(index: int, node: tuple[str, str, int, int, str, str]) -> dict[str
         "step": step,
         "branch": branch,
         "epoch": epoch,
-        "uri": f"pvc://weights/checkpoints/sha256-{digest}",
+        "uri": checkpoint_uri(f"sha256:{digest}"),
         "digest": f"sha256:{digest}",
     }
     if parent:
