@@ -116,6 +116,16 @@ def test_paths_of_the_pod_become_paths_of_this_machine(tmp_path: Path) -> None:
         plan("p", "importer", spec, address="127.9.9.9", layout=layout, config={})
 
 
+def test_temporary_files_are_where_a_sockets_path_is_short_enough(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 20)
+    mounted = {"name": "rollout", "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}
+    spec = {"volumes": [{"name": "tmp", "emptyDir": {}}], "containers": [mounted]}
+    place = Layout(deep, {}).mounts("pod", spec, {})["/tmp"]
+    assert len(str(place)) < 60
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert Layout(deep, {}).mounts("other", spec, {})["/tmp"] != place
+
+
 def test_secrets_are_made_once_and_only_for_their_owner(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "state", {})
     assert layout.token() == Layout(tmp_path / "state", {}).token()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,8 @@ class Layout:
             for mount in container.get("volumeMounts", ()):
                 place = self._volume(pod, sources[mount["name"]], config)
                 found[mount["mountPath"]] = place / mount.get("subPath", "")
+        if "/tmp" in found:
+            found["/tmp"] = self._temporary(pod)
         # The memory of this machine is shared already.
         found.pop("/dev/shm", None)
         return found
@@ -81,6 +85,13 @@ class Layout:
                 (place / key).write_text(text)
         if "projected" in volume:
             (place / "token").write_text(self.token())
+        return place
+
+    def _temporary(self, pod: str) -> Path:
+        """Near the root of the file system: a Unix socket's path has at most 107 characters."""
+        name = hashlib.sha256(f"{self.root}/{pod}".encode()).hexdigest()[:12]
+        place = Path(tempfile.gettempdir()) / f"espalier-{name}"
+        place.mkdir(mode=0o700, exist_ok=True)
         return place
 
     def _secret(self, name: str, make: Callable[[], str]) -> str:
