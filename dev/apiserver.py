@@ -52,6 +52,18 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def end_processes(processes: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+    """Ends processes, the last started first, by force where they do not go; empties the list."""
+    for _, process in reversed(processes):
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    processes.clear()
+
+
 class ApiServer:
     """``with ApiServer() as server``: an admin kubeconfig, a URL and kubectl."""
 
@@ -127,14 +139,7 @@ class ApiServer:
 
     def stop(self) -> None:
         """Ends the processes, the last started first, and removes their files."""
-        for _, process in reversed(self._processes):
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes.clear()
+        end_processes(self._processes)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _write_pki(self) -> None:

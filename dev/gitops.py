@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from dev.apiserver import BINARIES, ROOT, STOP_TIMEOUT_SECONDS, free_port
+from dev.apiserver import BINARIES, ROOT, end_processes, free_port
 
 MANIFESTS = BINARIES.parent / "gitops"
 ARGOCD_NAMESPACE = "argocd"
@@ -109,14 +109,7 @@ class Controllers:
                 raise GitOpsError(f"{name} ended with {process.returncode}: {text}")
 
     def _end(self) -> None:
-        for _, process in reversed(self._processes):
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes.clear()
+        end_processes(self._processes)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from espalier.cli.failure import CommandError
-from espalier.core.gitowner import git_owner
-
-_REQUESTED_BY = "espalier.dev/requested-by"
+from espalier.core.gitowner import REQUESTED_BY, git_owner
 
 
 def mover(head: Mapping[str, Any]) -> str:
@@ -22,7 +20,7 @@ def mover(head: Mapping[str, Any]) -> str:
     if not entries:
         return ""
     manager = str(max(entries, key=lambda entry: entry.get("time", "")).get("manager", ""))
-    user = (metadata.get("annotations") or {}).get(_REQUESTED_BY, "")
+    user = (metadata.get("annotations") or {}).get(REQUESTED_BY, "")
     return f"{user} through {manager}" if user and manager.startswith("espalier") else manager
 
 

@@ -131,14 +131,10 @@ class CommandClient:
         if self._journal is not None:
             self._journal.remove(ticket)
 
-    def _read(self, reading: Callable[[], Coroutine[Any, Any, T]]) -> Call[T]:
+    def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Call[T]:
+        """A call that is no command of its own: a reading, or several calls as one."""
         call: Call[T] = Call("")
-        call.start(self._portal, lambda _: reading())
-        return call
-
-    def _compose(self, work: Callable[[Call[T]], Coroutine[Any, Any, T]]) -> Call[T]:
-        call: Call[T] = Call("")
-        call.start(self._portal, work)
+        call.start(self._portal, lambda _: work())
         return call
 
 

@@ -155,11 +155,11 @@ class TrainingClient(CommandClient):
         )
         committed = self.optim_step(learning_rate=learning_rate, weight_decay=weight_decay)
 
-        async def both(_: Call[CommittedStep]) -> CommittedStep:
+        async def both() -> CommittedStep:
             await gradients
             return await committed
 
-        return self._compose(both)
+        return self._run(both)
 
     def forward(
         self,
@@ -208,12 +208,12 @@ class TrainingClient(CommandClient):
         """
         seen = self.forward(trajectories, group_size=group_size, reward_scale=reward_scale)
 
-        async def learn(_: Call[ForwardBackwardResult]) -> ForwardBackwardResult:
+        async def learn() -> ForwardBackwardResult:
             forward = await seen
             weights, metrics = await weights_of(loss_fn, forward.data)
             return await self.backward(forward.forward_id, weights, metrics=metrics)
 
-        return self._compose(learn)
+        return self._run(learn)
 
     def zero_grad(self) -> Call[TrainerState]:
         """Drops the gradients that were added since the last ``optim_step``."""
@@ -223,15 +223,15 @@ class TrainingClient(CommandClient):
 
     def state(self) -> Call[TrainerState]:
         """Where the trainer stands: epoch, step, cursor."""
-        return self._read(self._gateway.state)
+        return self._run(self._gateway.state)
 
     def available_losses(self) -> Call[list[str]]:
         """Names that ``forward_backward`` takes as ``loss_fn``."""
-        return self._read(self._gateway.losses)
+        return self._run(self._gateway.losses)
 
     def checkpoints(self) -> Call[list[CheckpointResponse]]:
         """The model's checkpoints, oldest first."""
-        return self._read(self._gateway.checkpoints)
+        return self._run(self._gateway.checkpoints)
 
     def head(self) -> Call[CheckpointResponse | None]:
         """The checkpoint that the slug serves; None: the base."""
@@ -240,11 +240,11 @@ class TrainingClient(CommandClient):
             found = await self._gateway.checkpoints()
             return next((checkpoint for checkpoint in found if checkpoint.is_active), None)
 
-        return self._read(active)
+        return self._run(active)
 
     def set_head(self, checkpoint_id: str) -> Call[None]:
         """Rolls back, or starts a branch: the next step's parent is this checkpoint."""
-        return self._read(lambda: self._gateway.set_head(checkpoint_id))
+        return self._run(lambda: self._gateway.set_head(checkpoint_id))
 
     def sample(
         self,
@@ -257,7 +257,7 @@ class TrainingClient(CommandClient):
         extra: Mapping[str, Any] | None = None,
     ) -> Call[list[Completion]]:
         """Completions of a chat with their tokens and log-probs; ``extra``: more request fields."""
-        return self._read(
+        return self._run(
             lambda: self._gateway.sample(
                 messages,
                 checkpoint=checkpoint,
@@ -270,7 +270,7 @@ class TrainingClient(CommandClient):
 
     def tokenize(self, text: str) -> Call[list[int]]:
         """The tokens of a text by the model's own tokenizer."""
-        return self._read(lambda: self._gateway.tokenize(text))
+        return self._run(lambda: self._gateway.tokenize(text))
 
     def compute_logprobs(self, sequences: Sequence[Sequence[int]]) -> Call[list[list[float]]]:
         """The log-prob of every token but the first of each sequence, by the trainer's weights."""
@@ -289,10 +289,10 @@ class TrainingClient(CommandClient):
         ]
         seen = self.forward(inputs)
 
-        async def logprobs(_: Call[list[list[float]]]) -> list[list[float]]:
+        async def logprobs() -> list[list[float]]:
             return [datum.logprobs for datum in (await seen).data]
 
-        return self._compose(logprobs)
+        return self._run(logprobs)
 
 
 def _inputs(trajectories: Sequence[Trajectory]) -> list[str | TrajectoryPayload]:

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from espalier.api.meta import NAME_PATTERN
+from espalier.core.gitowner import REQUESTED_BY
 from espalier.gateway.auth import User
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.services import Services
@@ -17,7 +18,6 @@ from espalier.gateway.snapshot import Id, Snapshot
 from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Key
 
-REQUESTED_BY = "espalier.dev/requested-by"
 # A client trains as long as it likes; the kind asks for a bound.
 STEPS = 10_000_000
 LEARNING_RATE = "1e-5"

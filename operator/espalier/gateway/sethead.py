@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.core.gitowner import GitOwner, git_owner
+from espalier.core.gitowner import REQUESTED_BY, GitOwner, git_owner
 from espalier.core.request import BRANCH, PIN, TRACK, Request, ref_name
 from espalier.gateway.auth import User
-from espalier.gateway.fork import REQUESTED_BY
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.services import Services
 from espalier.gateway.snapshot import Id, Snapshot

@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 from espalier.api.wire import TrajectoryPayload, TrajectorySample
 from espalier.client.completion import Completion
+from espalier.client.job import TOLERANCE
 from espalier.runner.tasks import Score, Task
-
-# Rewards closer than this are equal: some scorers sum floats.
-TOLERANCE = 1e-6
 
 AdvantageSource = Literal["Estimated", "Precomputed"]
 
