@@ -18,6 +18,7 @@ from tests.runner.test_with_trainer import Passage, checkpoints, passage
 
 from espalier import (
     ConfigurationError,
+    ConvergedWarning,
     DatumTensors,
     Fit,
     FitConfig,
@@ -137,6 +138,22 @@ async def test_rewards_that_never_differ_end_the_fit_with_the_reason(
         with pytest.raises(ConfigurationError, match="failed rollout, the first: KeyError"):
             await Fit(trainer, TASKS, broken, config(rounds=2)).fit_async()
     assert gateway.kinds() == []
+
+
+async def test_a_fit_ends_early_when_the_model_has_nothing_more_to_learn(
+    server: tuple[StandIn, str],
+) -> None:
+    gateway, url = server
+
+    async def learnt(task: Digit, session: Session) -> float:
+        reward = await repeat(task, session)
+        return reward if gateway.kinds().count("optim-step") < 2 else 1.0
+
+    async with client(url) as trainer:
+        with pytest.warns(ConvergedWarning, match=r"after 2 of 5 steps: in 2 rounds .*mean 1\)"):
+            last = await Fit(trainer, TASKS, learnt, config(steps=5, rounds=2)).fit_async()
+    assert last["reward/mean"] == 0.5
+    assert gateway.kinds() == ["forward-backward", "optim-step"] * 2
 
 
 @pytest.mark.parametrize(

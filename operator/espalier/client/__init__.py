@@ -41,7 +41,7 @@ from espalier.client.errors import (
     UnauthorizedError,
     UntrainableError,
 )
-from espalier.client.fit import Fit, FitConfig
+from espalier.client.fit import ConvergedWarning, Fit, FitConfig
 from espalier.client.gateway import (
     CheckpointResponse,
     CommittedStep,
@@ -91,6 +91,7 @@ __all__ = [
     "Completion",
     "ConfigurationError",
     "Console",
+    "ConvergedWarning",
     "DatumTensors",
     "DeadlineError",
     "EarlierCallFailedError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -30,7 +31,9 @@ class FitConfig:
         validate_every: steps between validations; 0: none.
         val_before_train: validate before the first step; with ``val_only`` nothing else is done.
         resume_from: id of the checkpoint to go on from; empty: from where the trainer is.
-        rounds: of sampling for one step while no group has rewards that differ.
+        rounds: of sampling for one step while no group has rewards that differ. When all are
+            used up, a model that has taken no step yet cannot learn these tasks and the fit fails;
+            a later one has nothing more to learn from them, and the fit ends early.
     """
 
     steps: int
@@ -60,6 +63,10 @@ class FitConfig:
                 "group is 1: a rollout alone has nothing to be compared with and its advantage is "
                 "always 0; give at least 2, or use_precomputed_advantage"
             )
+
+
+class ConvergedWarning(UserWarning):
+    """A fit ended before its last step: every rollout of a task now gets the same reward."""
 
 
 class Fit(Generic[T]):
@@ -96,6 +103,7 @@ class Fit(Generic[T]):
         self._validation = validation
         self._config = config
         self._trackers = trackers
+        self._source: Source = "Precomputed" if config.use_precomputed_advantage else "Estimated"
         self._train = self._job(rollout, config.sampling)
         greedy = config.sampling.but(temperature=0.0)
         self._validate = self._job(rollout, config.validation_sampling or greedy)
@@ -141,27 +149,38 @@ class Fit(Generic[T]):
             if state.pending:
                 # Of a process that was killed before its optimizer step: its samples are gone.
                 await self._client.zero_grad()
-            last = await self._step(state.run_step)
+            batch = await self._sampled(state.run_step)
+            if batch is None:
+                return last
+            last = await self._step(state.run_step, batch)
             step = state.run_step + 1
             if config.validate_every and step % config.validate_every == 0:
                 last |= await self._validated(step)
 
-    async def _step(self, done: int) -> dict[str, float]:
+    async def _sampled(self, done: int) -> Batch | None:
+        """Rollouts of which some can be learnt from; None when the model has converged."""
         config = self._config
-        source: Source = "Precomputed" if config.use_precomputed_advantage else "Estimated"
         batch = Batch([])
         for attempt in range(config.rounds):
             found = await self._train.run(self._chosen((done + attempt) * config.tasks_per_step))
             batch = Batch(batch.groups + found.groups)
-            if batch.trajectories(advantages=source):
-                break
-        else:
+            if batch.trajectories(advantages=self._source):
+                return batch
+        if done == 0 or not batch.whole:
             raise ConfigurationError(_uninformative(batch, config.rounds))
+        message = f"the fit ends after {done} of {config.steps} steps: "
+        warnings.warn(
+            message + _uninformative(batch, config.rounds), ConvergedWarning, stacklevel=2
+        )
+        return None
+
+    async def _step(self, done: int, batch: Batch) -> dict[str, float]:
+        config = self._config
         seen = batch.metrics()
-        if source == "Precomputed":
+        if self._source == "Precomputed":
             seen["advantage/missing_fraction"] = missing_fraction(batch.whole)
         gradients = self._client.forward_backward(
-            batch.trajectories(advantages=source),
+            batch.trajectories(advantages=self._source),
             loss_fn=config.loss_fn,
             loss_fn_config=config.loss_fn_config,
             temperature=config.sampling.temperature,
