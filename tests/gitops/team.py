@@ -159,7 +159,7 @@ class Team:
         """Trainer and rollouts at their addresses, and nodes that run them."""
         self.servers = Servers(self.namespace, MODEL, public_key, self.addresses["rollout"])
         self.servers.rollouts.up = {self.addresses["rollout"]}
-        runner = web.AppRunner(self.servers.app())
+        runner = web.AppRunner(self.servers.app(), handler_cancellation=True)
         await runner.setup()
         playing = asyncio.create_task(self.play())
         try:

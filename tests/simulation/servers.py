@@ -71,7 +71,7 @@ class Servers:
 
 @asynccontextmanager
 async def serving(servers: Servers) -> AsyncIterator[None]:
-    runner = web.AppRunner(servers.app())
+    runner = web.AppRunner(servers.app(), handler_cancellation=True)
     await runner.setup()
     try:
         for ip in (TRAINER_IP, ROLLOUT_IP):
