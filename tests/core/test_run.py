@@ -143,7 +143,7 @@ def test_a_failed_run_wants_to_train_again_once_it_is_edited() -> None:
         update={"metadata": FAILED.metadata.model_copy(update={"generation": 2})}
     )
     assert runs.active([edited]) is edited
-    again = view(run=edited, runner=job(failed=True, generation=1), runner_pods=[])
+    again = view(run=edited, runner=job(failed=True, generation=1), runner_pods=[], trained=3)
     decision = runs.decide(again, NOW)
     assert decision.runner == "Delete"
     assert said(decision, "Stalled").startswith("False")
@@ -152,17 +152,27 @@ def test_a_failed_run_wants_to_train_again_once_it_is_edited() -> None:
 def test_more_steps_reopen_a_finished_run_with_a_new_runner() -> None:
     grown = run(steps=12, status={"step": 10, "completionTime": NOW}, meta={"generation": 2})
     finished = job(complete=True, completed=NOW, generation=1)
-    decision = runs.decide(view(run=grown, runner=finished, runner_pods=[]), NOW)
+    decision = runs.decide(view(run=grown, runner=finished, runner_pods=[], trained=10), NOW)
     assert decision.runner == "Delete"
     assert said(decision, "Succeeded") == "Unknown/InProgress"
     assert decision.status.completion_time is None
 
 
-def test_a_runner_that_has_just_finished_is_given_time_for_its_last_commit() -> None:
+@pytest.mark.parametrize("trained", [None, 10])
+def test_a_finished_runner_is_kept_until_the_trainer_is_known_to_lack_a_step(
+    trained: int | None,
+) -> None:
     finished = job(complete=True, completed=NOW)
-    decision = runs.decide(view(runner=finished, runner_pods=[]), NOW)
+    decision = runs.decide(view(runner=finished, runner_pods=[], trained=trained), LATER)
+    assert (decision.runner, decision.again_seconds) == ("Keep", None)
+
+
+def test_a_runner_that_ended_too_early_is_replaced_after_a_pause() -> None:
+    finished = job(complete=True, completed=NOW)
+    decision = runs.decide(view(runner=finished, runner_pods=[], trained=9), NOW)
     assert (decision.runner, decision.again_seconds) == ("Keep", 15)
-    assert runs.decide(view(runner=finished, runner_pods=[]), LATER).runner == "Delete"
+    decision = runs.decide(view(runner=finished, runner_pods=[], trained=9), LATER)
+    assert decision.runner == "Delete"
 
 
 def test_a_run_of_a_client_has_no_runner() -> None:

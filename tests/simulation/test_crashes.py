@@ -45,6 +45,10 @@ def test_lost_repeated_and_late_events_and_failing_calls_change_nothing_in_the_e
         assert compare(undisturbed(name), Trial(name, seed=seed)) == []
 
 
+def test_a_runner_that_ended_while_nobody_listened_to_its_trainer_is_not_started_again() -> None:
+    assert compare(undisturbed("two-models"), Trial("two-models", seed=101)) == []
+
+
 def test_a_trial_is_played_again_by_its_seed() -> None:
     trial = Trial("branch", seed=4)
     first, second = play(trial), play(trial)

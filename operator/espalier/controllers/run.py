@@ -30,14 +30,15 @@ class RunReconciler:
             return None
         model = self._services.snapshot.model(key.namespace, run.spec.model_ref.name)
         assigned, again = await self._assign(run, model)
-        view = self._view(run, model, assigned=assigned)
+        trained, heard = await self._trained(run) if assigned else (None, None)
+        view = self._view(run, model, assigned=assigned, trained=trained)
         decision = runs.decide(view, self._services.now())
         if model is not None:
             await self._drive(run, model, decision.runner)
         if await self._services.writer.write("TrainingRun", body, decision.status):
             before, after = run.status.conditions, decision.status.conditions
             await self._services.writer.announce("TrainingRun", body, before, after)
-        delays = [seconds for seconds in (again, decision.again_seconds) if seconds is not None]
+        delays = [s for s in (again, heard, decision.again_seconds) if s is not None]
         return min(delays, default=None)
 
     async def _assign(
@@ -64,12 +65,32 @@ class RunReconciler:
             self._services.enqueue(Key("Checkpoint", namespace, wanted.base_name))
         return assigned, None if assigned else RETRY_SECONDS
 
+    async def _trained(self, run: TrainingRun) -> tuple[int | None, float | None]:
+        """Steps that the trainer has on record once the runner ended; and when to ask again.
+
+        The commits read so far do not tell: after a start of the operator there are none.
+        """
+        namespace, model = run.metadata.namespace, run.spec.model_ref.name
+        job = self._services.snapshot.job(namespace, runner_name(run.metadata.name))
+        trainer = self._trainer(namespace, model)
+        if job is None or not job.finished or trainer is None or run.status.step >= run.spec.steps:
+            return None, None
+        state = await self._services.trainers.state(namespace, model, trainer)
+        if state is None or state.run != run_identity(run.metadata.name, run.metadata.uid):
+            return None, RETRY_SECONDS
+        return state.run_step, None
+
     def _trainer(self, namespace: str, model: str) -> pods.Pod | None:
         found = pods.live(self._services.snapshot.pods(namespace, "trainer", model=model))
         return next((pod for pod in found if pod.ready), None)
 
     def _view(
-        self, run: TrainingRun, model: TrainableModel | None, *, assigned: bool
+        self,
+        run: TrainingRun,
+        model: TrainableModel | None,
+        *,
+        assigned: bool,
+        trained: int | None,
     ) -> runs.RunView:
         namespace, name = run.metadata.namespace, run.metadata.name
         owner = run.spec.model_ref.name
@@ -85,6 +106,7 @@ class RunReconciler:
             runner=self._services.snapshot.job(namespace, runner_name(name)),
             runner_pods=self._services.snapshot.pods(namespace, "runner", run=name),
             counted=ledger.counted.get(run_identity(name, run.metadata.uid), 0),
+            trained=trained,
         )
 
     async def _drive(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from espalier.api.wire import Assignment, Problem
+from espalier.api.wire import Assignment, Problem, TrainerState
 from espalier.controllers.trainer_client import Peer, Trainer, TrainerError
 from espalier.core.pods import Pod
 
@@ -67,13 +67,12 @@ class Trainers:
 
     async def assign(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
         """Tell the trainer; whether it acknowledged. False: try again."""
-        peer = Peer(namespace, model, pod.ip)
         try:
-            await self._client.assign(peer, wanted)
+            await self._client.assign(Peer(namespace, model, pod.ip), wanted)
         except TrainerError as error:
             logger.warning("assigning %s/%s: %s", namespace, model, error)
             if error.problem.reason == STALE_EPOCH:
-                await self._overtake(peer)
+                await self._overtake(namespace, model, pod)
             elif REFUSED <= error.status < FAILED:
                 self._refusals[namespace, model] = (wanted.base, error.problem)
             return False
@@ -87,12 +86,17 @@ class Trainers:
         self._epochs.pop((namespace, model), None)
         self._refusals.pop((namespace, model), None)
 
-    async def _overtake(self, peer: Peer) -> None:
-        """The trainer is ahead of the head, which was deleted and made again: raise the head."""
+    async def state(self, namespace: str, model: str, pod: Pod) -> TrainerState | None:
+        """Where the trainer stands; None if it does not answer."""
         try:
-            state = await self._client.state(peer)
+            return await self._client.state(Peer(namespace, model, pod.ip))
         except TrainerError as error:
-            logger.warning("state of %s/%s: %s", peer.namespace, peer.model, error)
-            return
-        self._epochs[peer.namespace, peer.model] = state.epoch
-        self._overtaken(peer.namespace, peer.model)
+            logger.warning("state of %s/%s: %s", namespace, model, error)
+            return None
+
+    async def _overtake(self, namespace: str, model: str, pod: Pod) -> None:
+        """The trainer is ahead of the head, which was deleted and made again: raise the head."""
+        state = await self.state(namespace, model, pod)
+        if state is not None:
+            self._epochs[namespace, model] = state.epoch
+            self._overtaken(namespace, model)

@@ -28,8 +28,8 @@ from espalier.core.pods import Job, Pod
 SUSPENDED = "Suspended"
 SUCCEEDED = "Succeeded"
 TRAINING = "Training"
-# A runner ends once the trainer has counted its last step; the commit follows within this time.
-SETTLE = timedelta(seconds=15)
+# A runner that ended before its run did is replaced, and not more often than this.
+PAUSE = timedelta(seconds=15)
 PACE_STEPS = 6
 RunnerAction = Literal["Keep", "Create", "Delete"]
 
@@ -39,7 +39,8 @@ class RunView:
     """All that a run's decision depends on.
 
     ``assigned``: the trainer acknowledged this run under the head's epoch. ``counted`` are the
-    steps of the run whose commits have been dealt with. ``problem`` is what the trainer reports.
+    steps of the run whose commits have been dealt with; ``trained`` those that the trainer has on
+    record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
     """
 
     run: TrainingRun
@@ -53,6 +54,7 @@ class RunView:
     runner: Job | None = None
     runner_pods: Sequence[Pod] = ()
     counted: int = 0
+    trained: int | None = None
 
 
 @dataclass(frozen=True)
@@ -269,11 +271,12 @@ def _runner(view: RunView, stage: _Stage, now: str) -> tuple[RunnerAction, float
         return ("Create" if stage.drives else "Keep"), None
     if not job.finished:
         return ("Delete" if stage.frees else "Keep"), None
-    if not stage.drives:
+    # A runner ends once the trainer has its last step: the commits that are not here yet follow.
+    if not stage.drives or view.trained is None or view.trained >= view.run.spec.steps:
         return "Keep", None
     wait = 0.0
     if job.completed and job.generation >= view.run.metadata.generation:
-        wait = (_time(job.completed) + SETTLE - _time(now)).total_seconds()
+        wait = (_time(job.completed) + PAUSE - _time(now)).total_seconds()
     return ("Keep", wait) if wait > 0 else ("Delete", None)
 
 
