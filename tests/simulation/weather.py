@@ -30,6 +30,8 @@ class Weather:
 
     def __init__(self, lag: float = WATCH_LAG_SECONDS) -> None:
         self.lag = lag
+        # While a wait is long: nothing is promised to come about as long as all goes wrong.
+        self.lull = False
 
     def latency(self) -> float:
         """Seconds that a request or an answer travels."""
@@ -65,7 +67,11 @@ class Storm(Weather):
         self._losses = self._random.choice([0.0, 0.05, 0.3])
         self._mean_life = self._random.choice([0, 100, 400])
         self._slow = self._random.choice([0.005, 0.05, 0.5])
-        self._over = False
+        self._ended = False
+
+    @property
+    def _over(self) -> bool:
+        return self._ended or self.lull
 
     def latency(self) -> float:
         return LATENCY_SECONDS if self._over else self._random.expovariate(1 / self._slow)
@@ -93,7 +99,7 @@ class Storm(Weather):
         return 1 + int(self._random.expovariate(1 / self._mean_life))
 
     def calm(self) -> None:
-        self._over = True
+        self._ended = True
 
 
 def _conflict(_: random.Random, verb: str) -> Fault | None:

@@ -106,23 +106,21 @@ class ModelReconciler:
         key = Key("Job", model.metadata.namespace, importer_name(model.metadata.name))
         if action == "Create":
             await self._services.cluster.create("Job", importer_job(model, self._services.settings))
-        elif action == "Delete" and not await self._reported(model):
+        elif action == "Delete":
+            await self._read_pods(model)
             found = self._services.snapshot.job(key.namespace, key.name)
-            await self._services.cluster.delete(key, uid=found.uid if found else None)
+            # Decided once more, on what is known by now, and with no wait in between.
+            if found is not None and source.decide(self._source(model)).importer == "Delete":
+                await self._services.cluster.delete(key, uid=found.uid)
 
-    async def _reported(self, model: TrainableModel) -> bool:
-        """Whether the importer's pods are further than the cache knows, which then knows it too.
+    async def _read_pods(self, model: TrainableModel) -> None:
+        """Let the cache know the importer's pods as they are.
 
         Jobs and pods are watched apart: that a Job is complete may be seen before its pod's report.
         """
-        cache, namespace = self._services.snapshot.cache, model.metadata.namespace
         labels = {MODEL: model.metadata.name, ROLE: "importer"}
-        news = False
-        for body in await self._services.cluster.list("Pod", namespace, labels):
-            held = cache.get(key_of("Pod", body))
-            news = news or held is None or held.get("status") != body.get("status")
-            cache.put("Pod", without_managers(body))
-        return news
+        for body in await self._services.cluster.list("Pod", model.metadata.namespace, labels):
+            self._services.snapshot.cache.put("Pod", without_managers(body))
 
     async def _children(self, model: TrainableModel, decision: models.ModelDecision) -> None:
         """Make the children what they should be; a trainer is made when it is first wanted."""
