@@ -12,11 +12,11 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Commit
 from espalier.core.commits import (
-    METRICS_ANNOTATION,
     RUN_STEP_ANNOTATION,
     RUN_UID_ANNOTATION,
     run_identity,
 )
+from espalier.core.manifests.labels import METRICS_ANNOTATION
 from espalier.core.names import checkpoint_name, checkpoint_uri
 
 NOW = "2026-01-01T00:00:00Z"
@@ -68,15 +68,17 @@ def checkpoint(
     uri: str = "",
     labels: Body | None = None,
     stalled: str = "",
+    annotations: Body | None = None,
 ) -> Checkpoint:
     """``content`` is what the digest is of; ``stalled`` the reason why its bytes were refused."""
     name = name or checkpoint_name(model, branch, step)
     sha = digest(content or name)
     metrics = {"reward/mean": reward} if reward is not None else {}
-    annotations = {
+    written = {
         METRICS_ANNOTATION: json.dumps(metrics),
         RUN_STEP_ANNOTATION: str(run_step or step),
         RUN_UID_ANNOTATION: f"uid-{run}",
+        **(annotations or {}),
     }
     spec = {
         "modelRef": {"name": model},
@@ -96,7 +98,7 @@ def checkpoint(
         "conditions": [condition("Ready", str(ready and not stalled)), *refused],
         "metrics": [{"name": n, "value": v} for n, v in metrics.items()],
     }
-    meta = metadata(name, annotations=annotations, creationTimestamp=created, labels=labels or {})
+    meta = metadata(name, annotations=written, creationTimestamp=created, labels=labels or {})
     return Checkpoint.model_validate({"metadata": meta, "spec": spec, "status": status})
 
 

@@ -13,9 +13,10 @@ from espalier.api.checkpointhead import CheckpointHead, NameOnly, PodDigest
 from espalier.api.wire import Problem
 from espalier.core import request, serving
 from espalier.core.conditions import find
+from espalier.core.growth import grow
 from espalier.core.head import HeadDecision, decide
 from espalier.core.head_view import HeadView, Rollout
-from espalier.core.lineage import BASE_POINT, Point, grow
+from espalier.core.lineage import BASE_POINT, Point
 from espalier.core.names import adapter_name
 
 MAIN = line("m", 4, reward="0.5")

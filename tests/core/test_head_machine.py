@@ -16,9 +16,10 @@ from espalier.api.wire import Problem
 from espalier.core import checkpoint as checkpoints
 from espalier.core import head_view, request, serving
 from espalier.core.commits import Accepted, judge
+from espalier.core.growth import grow
 from espalier.core.head import HISTORY, decide
 from espalier.core.head_view import HeadView, Rollout
-from espalier.core.lineage import BASE_POINT, Lineage, Point, grow
+from espalier.core.lineage import BASE_POINT, Lineage, Point
 from espalier.core.names import adapter_name
 from espalier.core.request import TRACK, Request
 

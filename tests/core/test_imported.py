@@ -10,7 +10,8 @@ from tests.core.objects import checkpoint, commit, digest, model
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainablemodel import Resolved
 from espalier.core import commits, imported
-from espalier.core.lineage import Point, grow, root_of
+from espalier.core.growth import grow
+from espalier.core.lineage import Point, root_of
 
 SOURCE = {"base": {"image": "registry.example/tiny:1"}, "adapter": {"image": "r.example/lora:1"}}
 KNOWN = {

@@ -10,7 +10,8 @@ from espalier.api.wire import Problem
 from espalier.core import checkpoint as checkpoints
 from espalier.core.checkpoint import Evidence
 from espalier.core.conditions import find, is_true
-from espalier.core.lineage import BASE_POINT, Lineage, grow, refreshed
+from espalier.core.growth import grow
+from espalier.core.lineage import BASE_POINT
 
 TRUE = line("m", 3)
 LIES = {
@@ -43,6 +44,16 @@ LIES = {
         checkpoint(step=4, parent="m-000004"),
         "InvalidParent",
         "spec.parentRef",
+    ),
+    "metrics that are none": (
+        checkpoint(step=4, parent="m-000003", annotations={"espalier.dev/metrics": "[1"}),
+        "InvalidMetrics",
+        "espalier.dev/metrics",
+    ),
+    "a metric that is no number": (
+        checkpoint(step=4, parent="m-000003", annotations={"espalier.dev/metrics": '{"a": "b"}'}),
+        "InvalidMetrics",
+        "espalier.dev/metrics",
     ),
     "a parent that is not one step before": (
         checkpoint(step=9, parent="m-000003"),
@@ -110,12 +121,3 @@ def test_a_mark_of_many_heads_with_long_names_is_cut_to_what_the_api_takes() -> 
     assert status.head_mark is not None
     assert len(status.head_mark) == 400
     assert len(status.heads) == 16
-
-
-def test_another_version_of_a_checkpoint_takes_its_place_in_the_lineage() -> None:
-    branch = [checkpoint(step=n, branch="b2", parent=f"m-b2-{n - 1:06d}") for n in (3, 4)]
-    before = grow([*TRUE, *branch], BASE_POINT)
-    newer = checkpoint(step=4, branch="b2", parent="m-b2-000003", reward="0.5")
-    after: Lineage = refreshed(before, newer)
-    assert after == grow([*TRUE, branch[0], newer], BASE_POINT)
-    assert refreshed(before, checkpoint("m", 9)) == before

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 from tests.core.objects import LATER, NOW, checkpoint, condition, head, line, model, run
 
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Problem
 from espalier.core import run as runs
 from espalier.core.conditions import find
-from espalier.core.lineage import BASE_POINT, grow, point
+from espalier.core.growth import grow
+from espalier.core.lineage import BASE_POINT, point
 from espalier.core.pods import Job, Pod
 from espalier.core.run import RunDecision, RunView
 
@@ -182,8 +185,7 @@ def test_a_run_of_a_client_has_no_runner() -> None:
 
 def test_a_run_counts_its_own_steps_over_all_branches_and_never_back() -> None:
     mine = [*line("m", 3), checkpoint(step=2, branch="b2", epoch=2, parent="m-000001", run_step=4)]
-    others = [checkpoint(step=9, run="another")]
-    status = runs.decide(view(checkpoints=[*mine, *others]), NOW).status
+    status = runs.decide(view(checkpoints=mine), NOW).status
     assert status.step == 4
     assert status.latest_checkpoint_ref is not None
     assert status.latest_checkpoint_ref.name == "m-b2-000002"
@@ -192,6 +194,21 @@ def test_a_run_counts_its_own_steps_over_all_branches_and_never_back() -> None:
     assert status.applied.learning_rate == "1e-4"
     assert runs.decide(view(checkpoints=mine, counted=6), NOW).status.step == 6
     assert runs.decide(view(run=run(status={"step": 7})), NOW).status.step == 7
+
+
+def test_the_latest_checkpoint_does_not_go_back_while_checkpoints_are_deleted() -> None:
+    made = line("m", 3)
+    known = run(status={"step": 3, "latestCheckpointRef": {"name": "m-000003"}, "epoch": 1})
+
+    def latest(left: list[Checkpoint], subject: TrainingRun = known) -> str:
+        found = runs.decide(view(run=subject, checkpoints=left), NOW).status.latest_checkpoint_ref
+        return found.name if found is not None else ""
+
+    assert [latest(made[:n]) for n in (3, 2, 1, 0)] == ["m-000003"] * 4
+    grown = [*made[:1], checkpoint(step=4, parent="m-000003")]
+    assert latest(grown) == "m-000004"
+    fenced = run(status={"step": 9, "latestCheckpointRef": {"name": "m-000002"}, "epoch": 1})
+    assert latest(made, fenced) == "m-000003"
 
 
 def test_progress_tells_the_time_left_at_the_pace_of_late() -> None:

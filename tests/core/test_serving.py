@@ -6,7 +6,8 @@ import pytest
 from tests.core.objects import LATER, NOW, digest, head, line
 
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.core.lineage import BASE_POINT, grow
+from espalier.core.growth import grow
+from espalier.core.lineage import BASE_POINT
 from espalier.core.names import adapter_name
 from espalier.core.serving import Wish, choose, fitting, wishes
 

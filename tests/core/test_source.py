@@ -12,7 +12,8 @@ from tests.core.objects import NOW, checkpoint, digest, head, model
 from espalier.api.wire import Problem
 from espalier.core import model as models
 from espalier.core import source
-from espalier.core.lineage import BASE_POINT, grow
+from espalier.core.growth import grow
+from espalier.core.lineage import BASE_POINT
 from espalier.core.pods import Job, Pod
 from espalier.core.source import SourceDecision, SourceView
 

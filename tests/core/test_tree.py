@@ -3,7 +3,8 @@ from __future__ import annotations
 from tests.core.objects import NOW, checkpoint, head, line
 
 from espalier.core import checkpoint as checkpoints
-from espalier.core.lineage import BASE_POINT, Point, grow
+from espalier.core.growth import grow
+from espalier.core.lineage import BASE_POINT, Point
 from espalier.core.tree import grown, render
 
 MAIN = line("m", 4, reward="0.5")

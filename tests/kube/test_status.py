@@ -11,7 +11,8 @@ from tests.fakes.cluster import FakeCluster
 
 from espalier.controllers.status import StatusWriter
 from espalier.core import checkpoint as checkpoints
-from espalier.core.lineage import BASE_POINT, grow
+from espalier.core.growth import grow
+from espalier.core.lineage import BASE_POINT
 from espalier.kube.cache import Cache
 from espalier.kube.events import EventRecorder
 from espalier.kube.objects import Body, Key

@@ -288,14 +288,12 @@ class World:
 
     def _promoted(self, model: str) -> bool:
         head = self.get("CheckpointHead", model)
-        at = self.trainer.volume(model).position
-        if not head:
+        at, held = self.trainer.volume(model).position, self.trainer.volume(model).assignment
+        if not head or held is None:
             return False
-        if at is None:
-            return head.get("status", {}).get("current") is not None
         if head["spec"]["mode"] == "Pin":
-            return at.name in self.checkpoints(model)
-        return bool(self.current(model) == at.name)
+            return at is None or at.name in self.checkpoints(model)
+        return self.current(model) == (at.name if at is not None else held.base_name)
 
     def outcome(self) -> dict[str, Any]:
         """What there is in the end and how often it was made, without times and identities."""

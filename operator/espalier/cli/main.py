@@ -31,7 +31,7 @@ from espalier.cli.options import (
 )
 from espalier.cli.promote import Wish, promote
 from espalier.cli.watch import follow
-from espalier.core.tree import REWARD
+from espalier.core.lineage import REWARD
 from espalier.runner.heldout import HeldOut
 
 app = typer.Typer(

@@ -26,7 +26,8 @@ from espalier.cli.options import (
 from espalier.cli.ownership import mover, not_owned_by_git
 from espalier.cli.table import table
 from espalier.core import conditions
-from espalier.core.tree import render, reward
+from espalier.core.lineage import reward
+from espalier.core.tree import render
 
 POLL_SECONDS = 0.5
 HEADS = "checkpointheads.espalier.dev"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from espalier.api.meta import Condition, decimal
 from espalier.api.trainingrun import TrainingRun
-from espalier.core.tree import REWARD
+from espalier.core.lineage import REWARD
 
 
 @dataclass(frozen=True)

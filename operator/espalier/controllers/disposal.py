@@ -29,11 +29,8 @@ class DisposalReconciler:
     async def reconcile(self, key: Key) -> float | None:
         """One pass over the leaving Checkpoints of a model; seconds until the next."""
         job = Key("Job", key.namespace, collector_name(key.name))
-        leaving = [
-            c
-            for c in self._services.snapshot.checkpoints(key.namespace, key.name)
-            if disposal.leaves(c)
-        ]
+        found = self._services.snapshot.leaving(key.namespace, key.name)
+        leaving = [checkpoint for checkpoint in found if disposal.leaves(checkpoint)]
         if not leaving and self._services.snapshot.cache.get(job) is None:
             return None
         lost = await self._lost(key.namespace, leaving)

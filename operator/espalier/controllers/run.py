@@ -100,7 +100,7 @@ class RunReconciler:
             model=model,
             head=self._services.snapshot.leader(namespace, owner),
             siblings=self._services.snapshot.runs(namespace, owner),
-            checkpoints=self._services.snapshot.checkpoints(namespace, owner),
+            checkpoints=self._services.snapshot.made_by(namespace, owner, run.metadata.uid),
             assigned=assigned,
             problem=ledger.problem or self._services.trainers.refusal(namespace, owner),
             runner=self._services.snapshot.job(namespace, runner_name(name)),

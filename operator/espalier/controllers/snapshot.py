@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -11,7 +11,8 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.core.lineage import Lineage, grow, recorded_bases, refreshed, root_of
+from espalier.core.growth import Growth
+from espalier.core.lineage import Lineage, recorded_bases, root_of
 from espalier.core.manifests.labels import Role
 from espalier.core.pods import Job, Pod, read_job, read_pod
 from espalier.kube.cache import Cache
@@ -26,8 +27,7 @@ class Snapshot:
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self._parsed: dict[Key, tuple[str, BaseModel]] = {}
-        # Without their roots, which other objects decide.
-        self._lineages: dict[tuple[str, str], Lineage] = {}
+        self._growths: dict[tuple[str, str], Growth] = {}
         cache.on_change(self._follow)
 
     def model(self, namespace: str, name: str) -> TrainableModel | None:
@@ -79,20 +79,19 @@ class Snapshot:
         """The Checkpoint of that name."""
         return self._one(Checkpoint, namespace, name)
 
-    def checkpoints(self, namespace: str, model: str) -> list[Checkpoint]:
-        """The checkpoints of a model."""
-        bodies = self.cache.list("Checkpoint", namespace, model=model)
-        return [self._parse(Checkpoint, body) for body in bodies]
+    def made_by(self, namespace: str, model: str, run_uid: str) -> Sequence[Checkpoint]:
+        """The checkpoints that a run made of a model, in the order that they were made."""
+        return self._growth(namespace, model).made_by(run_uid)
+
+    def leaving(self, namespace: str, model: str) -> list[Checkpoint]:
+        """The checkpoints of a model that are being deleted."""
+        return self._growth(namespace, model).leaving()
 
     def lineage(self, namespace: str, name: str) -> Lineage:
         """The lines of descent of a model's checkpoints."""
         model = self.model(namespace, name)
         root = root_of(model, self.origin(model)) if model is not None else None
-        held = self._lineages.get((namespace, name))
-        if held is None:
-            held = grow(self.checkpoints(namespace, name), None)
-            self._lineages[namespace, name] = held
-        return replace(held, root=root, bases=recorded_bases(model))
+        return self._growth(namespace, name).lineage(root, recorded_bases(model))
 
     def origin(self, model: TrainableModel) -> Checkpoint | None:
         """The checkpoint that a model forks from, if it does and the checkpoint exists."""
@@ -130,14 +129,23 @@ class Snapshot:
             self._regrow(key, old, new)
 
     def _regrow(self, key: Key, old: Body | None, new: Body | None) -> None:
-        """A status that changed moves nothing, so that a model of many checkpoints stays cheap."""
-        name = (new or old or {})["spec"]["modelRef"]["name"]
-        held = self._lineages.pop((key.namespace, name), None)
-        if held is None or old is None or new is None or _place(old) != _place(new):
-            return
-        self._lineages[key.namespace, name] = refreshed(held, self._parse(Checkpoint, new))
+        models = {body["spec"]["modelRef"]["name"] for body in (old, new) if body is not None}
+        for name in models:
+            growth = self._growths.get((key.namespace, name))
+            if growth is None:
+                continue
+            if new is not None and new["spec"]["modelRef"]["name"] == name:
+                growth.put(self._parse(Checkpoint, new))
+            else:
+                growth.remove(key.name)
+            if growth.empty:
+                del self._growths[key.namespace, name]
 
-
-def _place(body: Body) -> tuple[object, object]:
-    """What decides where a checkpoint stands in its tree, and whether it does."""
-    return body["spec"], body["metadata"].get("labels")
+    def _growth(self, namespace: str, name: str) -> Growth:
+        """Built when it is first asked for, and kept up to date from then on."""
+        held = self._growths.get((namespace, name))
+        if held is None:
+            bodies = self.cache.list(Checkpoint.__name__, namespace, model=name)
+            held = Growth(self._parse(Checkpoint, body) for body in bodies)
+            self._growths[namespace, name] = held
+        return held

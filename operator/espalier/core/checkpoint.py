@@ -7,7 +7,6 @@ bytes are not those of its digest. The latter stays on record until a rollout ha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +15,8 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import Metric
 from espalier.api.wire import Problem
 from espalier.core import conditions, pods, request
-from espalier.core.commits import METRICS_ANNOTATION
 from espalier.core.conditions import Finding
-from espalier.core.integrity import REASONS
+from espalier.core.integrity import REASONS, recorded_metrics
 from espalier.core.lineage import Lineage
 
 SHOWN_HEADS = 16
@@ -101,7 +99,7 @@ def is_superseded(name: str, heads: Sequence[CheckpointHead], lineage: Lineage) 
 
 def metrics(annotations: Mapping[str, str], held: list[Metric]) -> list[Metric]:
     """The metrics that were written with the Checkpoint; ``held`` itself if it says just those."""
-    values: dict[str, str] = json.loads(annotations.get(METRICS_ANNOTATION, "{}"))
+    values = recorded_metrics(annotations) or {}
     if len(held) == len(values) and all(values.get(m.name) == m.value for m in held):
         return held
     return [Metric(name=name, value=value) for name, value in sorted(values.items())]

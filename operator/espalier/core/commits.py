@@ -16,12 +16,10 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef, decimal_string
 from espalier.api.wire import Commit
 from espalier.core import conditions, request
-from espalier.core.lineage import BASE_POINT, Lineage, Point, point
+from espalier.core.lineage import BASE_POINT, Lineage, Point, point, upto
 from espalier.core.manifests import labels
 from espalier.core.names import MAIN, checkpoint_uri
 
-# What a Checkpoint's status is derived from: written with it, so that no crash parts the two.
-METRICS_ANNOTATION = "espalier.dev/metrics"
 RUN_STEP_ANNOTATION = "espalier.dev/run-step"
 RUN_UID_ANNOTATION = "espalier.dev/run-uid"
 RUN_SEPARATOR = "/"
@@ -115,8 +113,8 @@ def _passed(commit: Commit, lineage: Lineage) -> bool:
     A trainer tells all of its commits to every new operator, those deleted since included.
     """
     line = lineage.by_branch.get(commit.branch, [])
-    after = next((c for c in line if c.spec.step > commit.step), None)
-    return after is not None and commit.epoch <= after.spec.epoch
+    after = line[upto(line, commit.step) :][:1]
+    return bool(after) and commit.epoch <= after[0].spec.epoch
 
 
 def _misfit(commit: Commit, start: Point, epoch: int) -> Fenced | None:
@@ -154,6 +152,12 @@ def _parent(commit: Commit) -> str:
 def run_identity(name: str, uid: str) -> str:
     """What the trainer counts steps for: a run that is deleted and made again starts at 0."""
     return f"{name}{RUN_SEPARATOR}{uid}"
+
+
+def run_step(checkpoint: Checkpoint) -> int:
+    """The step of its run that made a checkpoint; 0 where that is not on it."""
+    said = checkpoint.metadata.annotations.get(RUN_STEP_ANNOTATION, "")
+    return int(said) if said.isdecimal() else 0
 
 
 def run_name(commit: Commit) -> str:
@@ -200,7 +204,7 @@ def checkpoint_body(commit: Commit, namespace: str, parent: Point) -> dict[str, 
             }
             | ({labels.RUN: run} if run else {}),
             "annotations": {
-                METRICS_ANNOTATION: json.dumps(metrics),
+                labels.METRICS_ANNOTATION: json.dumps(metrics),
                 RUN_STEP_ANNOTATION: str(commit.run_step),
                 RUN_UID_ANNOTATION: run_uid(commit),
             },

@@ -11,7 +11,9 @@ each under its own name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import (
@@ -167,36 +169,41 @@ def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> P
     if agreed.mode == PIN:
         return view.lineage.place(agreed.name) or held
     start, beyond = _anchor(view, status, held)
-    # From the newest: a long line behind the head costs nothing.
-    fit = (c for c in reversed(beyond) if is_ready(c) and passes(view.head.spec, c))
-    newest = next(fit, None)
+    newest = next((c for c in beyond if is_ready(c) and passes(view.head.spec, c)), None)
     return point(newest) if newest is not None else start
 
 
 def _anchor(
     view: HeadView, status: CheckpointHeadStatus, held: Point | None
-) -> tuple[Point | None, list[Checkpoint]]:
-    """What a tracking head stays at, and what of the live line it may advance to from there."""
-    lineage = view.lineage
-    line = lineage.line(status.branch, ref_name(status.branch_base))
-    names = [checkpoint.metadata.name for checkpoint in line]
+) -> tuple[Point | None, Iterator[Checkpoint]]:
+    """What a tracking head stays at, and what of the live line it may advance to from there.
+
+    From the newest on: a long line behind the head costs nothing.
+    """
+    lineage, branch, base = view.lineage, status.branch, ref_name(status.branch_base)
+    line = lineage.descending(branch, base)
     served = _point_served(status)
     for place in (held, served):
-        if place is None or place.name not in names:
+        if place is None or not lineage.on_line(place.name, branch, base):
             continue
-        at = names.index(place.name)
         # A target that was refused before it was served is given up; what is served is not.
-        if place == served or damage_on_record(line[at]) is None:
-            return place, line[at + 1 :]
+        if place == served or damage_on_record(lineage.by_name[place.name]) is None:
+            return place, _above(line, place)
     if held is not None and lineage.place(held.name) is None:
         # Deleted, or not in the cache yet: that must never move the head back.
-        return held, [checkpoint for checkpoint in line if checkpoint.spec.step > held.step]
+        return held, _above(line, held)
     if held == lineage.root:
         return held, line
     # Off the live line with nothing that passes: where the live branch started.
-    start = lineage.place(lineage.base(status.branch) or ref_name(status.branch_base))
-    before = [c for c in line if start is not None and c.spec.step <= start.step and is_ready(c)]
-    return (point(before[-1]) if before else lineage.root), line
+    start = lineage.place(lineage.base(branch) or base)
+    below = (c for c in line if start is not None and c.spec.step <= start.step and is_ready(c))
+    nearest = next(below, None)
+    return (point(nearest) if nearest else lineage.root), lineage.descending(branch, base)
+
+
+def _above(line: Iterator[Checkpoint], place: Point) -> Iterator[Checkpoint]:
+    """The part of a line, newest first, that is above a place: steps only rise along it."""
+    return takewhile(lambda checkpoint: checkpoint.spec.step > place.step, line)
 
 
 def _point_served(status: CheckpointHeadStatus) -> Point | None:
@@ -204,15 +211,11 @@ def _point_served(status: CheckpointHeadStatus) -> Point | None:
     return Point(current.name, current.step, current.digest) if current is not None else None
 
 
-def _ready_line(view: HeadView, status: CheckpointHeadStatus) -> list[Checkpoint]:
-    """The Ready checkpoints of the live branch and its ancestors, oldest first."""
-    line = view.lineage.line(status.branch, ref_name(status.branch_base))
-    return [checkpoint for checkpoint in line if is_ready(checkpoint)]
-
-
 def _latest(view: HeadView, status: CheckpointHeadStatus) -> NameOnly | None:
-    if line := _ready_line(view, status):
-        return NameOnly(name=line[-1].metadata.name)
+    """The newest Ready checkpoint of the live branch and its ancestors."""
+    line = view.lineage.descending(status.branch, ref_name(status.branch_base))
+    if newest := next(filter(is_ready, line), None):
+        return NameOnly(name=newest.metadata.name)
     return NameOnly(name=view.lineage.root.name) if view.lineage.root else None
 
 

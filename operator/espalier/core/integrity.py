@@ -7,11 +7,12 @@ whether the bytes are those of the digest, is verified by whoever loads them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.core.manifests.labels import BRANCH, MODEL
+from espalier.core.manifests.labels import BRANCH, METRICS_ANNOTATION, MODEL
 from espalier.core.names import checkpoint_name, checkpoint_uri
 
 
@@ -27,7 +28,10 @@ INVALID_URI = "InvalidURI"
 INVALID_NAME = "InvalidName"
 INVALID_LABEL = "InvalidLabel"
 INVALID_PARENT = "InvalidParent"
-REASONS = frozenset({INVALID_URI, INVALID_NAME, INVALID_LABEL, INVALID_PARENT})
+INVALID_METRICS = "InvalidMetrics"
+REASONS = frozenset({INVALID_URI, INVALID_NAME, INVALID_LABEL, INVALID_PARENT, INVALID_METRICS})
+# What status.metrics takes.
+METRICS_MOST, NAME_CHARS, VALUE_CHARS = 64, 64, 32
 REMEDY = "Delete it: a spec is immutable"
 
 
@@ -58,7 +62,26 @@ def _contradiction(checkpoint: Checkpoint) -> Fault | None:
                 f"metadata.labels: {label} is {metadata.labels[label]}, but the spec says {value}. "
                 f"Set the label to {value}, or delete the Checkpoint",
             )
+    if recorded_metrics(metadata.annotations) is None:
+        return Fault(
+            INVALID_METRICS,
+            f"metadata.annotations: {METRICS_ANNOTATION} is no JSON object of at most "
+            f"{METRICS_MOST} decimal strings by name. Set it right, or delete the Checkpoint",
+        )
     return None
+
+
+def recorded_metrics(annotations: Mapping[str, str]) -> dict[str, str] | None:
+    """The metrics that were written with a Checkpoint; None if they are none."""
+    try:
+        found = json.loads(annotations.get(METRICS_ANNOTATION, "{}"))
+        fits = len(found) <= METRICS_MOST and all(
+            len(name) <= NAME_CHARS and len(value) <= VALUE_CHARS and float(value) is not None
+            for name, value in found.items()
+        )
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return found if fits else None
 
 
 def _wrong_parent(checkpoint: Checkpoint, siblings: Mapping[str, Checkpoint]) -> Fault | None:

@@ -7,13 +7,15 @@ left of a branch stays in its place.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from espalier.api.checkpoint import Checkpoint
+from espalier.api.meta import decimal
 from espalier.api.trainablemodel import TrainableModel
-from espalier.core.integrity import Fault, fault
+from espalier.core.integrity import Fault
 from espalier.core.names import MAIN, imported_name, parse_checkpoint_name
 
 
@@ -27,6 +29,7 @@ class Point:
 
 
 BASE_POINT = Point()
+REWARD = "reward/mean"
 
 
 def point(checkpoint: Checkpoint) -> Point:
@@ -40,7 +43,7 @@ class Lineage:
 
     ``bases`` are the bases of branches as recorded before: what the first checkpoint of a branch
     says, should that one be gone. ``faults`` are the objects that stay out, by name: no commit can
-    have made them.
+    have made them. ``best`` is the highest reward that was seen on each branch.
     """
 
     root: Point | None
@@ -48,6 +51,7 @@ class Lineage:
     by_branch: dict[str, list[Checkpoint]]
     bases: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, Fault] = field(default_factory=dict)
+    best: Mapping[str, str] = field(default_factory=dict)
 
     def place(self, name: str) -> Point | None:
         """The place of that name: one of the model's checkpoints, its root, or the base."""
@@ -69,10 +73,15 @@ class Lineage:
         line = self.by_branch.get(branch)
         return parent_name(line[0]) if line else ""
 
+    def descending(self, branch: str, branch_base: str = "") -> Iterator[Checkpoint]:
+        """The branch and its ancestors, newest first; an empty branch starts at ``branch_base``."""
+        for name, end in self._stretches(branch, branch_base):
+            line = self.by_branch[name]
+            yield from (line[at] for at in range(end - 1, -1, -1))
+
     def line(self, branch: str, branch_base: str = "") -> list[Checkpoint]:
-        """The branch and its ancestors, oldest first; an empty branch starts at ``branch_base``."""
-        stretches = list(self._stretches(branch, branch_base))
-        return [c for name, end in reversed(stretches) for c in self.by_branch[name][:end]]
+        """The same, oldest first."""
+        return list(self.descending(branch, branch_base))[::-1]
 
     def on_line(self, name: str, branch: str, branch_base: str = "") -> bool:
         """Whether ``line`` has the checkpoint of that name."""
@@ -87,7 +96,7 @@ class Lineage:
     def before(self, checkpoint: Checkpoint) -> Checkpoint | None:
         """The nearest ancestor that is still there; None at the root."""
         line = self.by_branch[checkpoint.spec.branch]
-        at = _upto(line, checkpoint.spec.step - 1)
+        at = upto(line, checkpoint.spec.step - 1)
         if at:
             return line[at - 1]
         start = self._at(self.base(checkpoint.spec.branch))
@@ -128,7 +137,7 @@ class Lineage:
         while start is not None and start[0] not in seen:
             branch, step = start
             seen.add(branch)
-            yield branch, _upto(self.by_branch[branch], step)
+            yield branch, upto(self.by_branch[branch], step)
             start = self._at(self.base(branch))
 
     def _at(self, name: str) -> tuple[str, int] | None:
@@ -142,43 +151,25 @@ class Lineage:
         return parsed if parsed is not None and parsed[0] in self.by_branch else None
 
 
-def _upto(line: list[Checkpoint], step: int) -> int:
+def reward(checkpoint: Checkpoint) -> str | None:
+    """The mean reward of a checkpoint's step, as a decimal string."""
+    # They are in alphabetic order, so that it is among the last.
+    value = next((m.value for m in reversed(checkpoint.status.metrics) if m.name == REWARD), "")
+    try:
+        return value if value and math.isfinite(decimal(value)) else None
+    except ArithmeticError:
+        return None
+
+
+def upto(line: list[Checkpoint], step: int) -> int:
     """How many of a branch's checkpoints are of at most that step."""
     return bisect_right(line, step, key=lambda checkpoint: checkpoint.spec.step)
-
-
-def grow(
-    checkpoints: Iterable[Checkpoint], root: Point | None, bases: Mapping[str, str] | None = None
-) -> Lineage:
-    """The lineage of a model's own checkpoints."""
-    siblings = {checkpoint.metadata.name: checkpoint for checkpoint in checkpoints}
-    faults = {name: found for name, c in siblings.items() if (found := fault(c, siblings))}
-    by_name = {name: c for name, c in siblings.items() if name not in faults}
-    by_branch: dict[str, list[Checkpoint]] = {}
-    for checkpoint in sorted(by_name.values(), key=lambda c: (c.spec.step, c.metadata.name)):
-        by_branch.setdefault(checkpoint.spec.branch, []).append(checkpoint)
-    return Lineage(root, by_name, by_branch, bases or {}, faults)
 
 
 def recorded_bases(model: TrainableModel | None) -> dict[str, str]:
     """The bases of branches as the model's status has them."""
     tree = model.status.tree if model is not None else None
     return {branch.name: branch.base for branch in tree.branches} if tree is not None else {}
-
-
-def refreshed(lineage: Lineage, checkpoint: Checkpoint) -> Lineage:
-    """The lineage with another version of one of its checkpoints, whose place in it is the same."""
-    name, branch = checkpoint.metadata.name, checkpoint.spec.branch
-    if name not in lineage.by_name:
-        return lineage
-    line = list(lineage.by_branch[branch])
-    at = bisect_left(line, checkpoint.spec.step, key=lambda c: c.spec.step)
-    line[at] = checkpoint
-    return replace(
-        lineage,
-        by_name={**lineage.by_name, name: checkpoint},
-        by_branch={**lineage.by_branch, branch: line},
-    )
 
 
 def parent_name(checkpoint: Checkpoint) -> str:

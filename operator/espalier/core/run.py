@@ -18,7 +18,7 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import Applied, Progress, TrainingRun, TrainingRunStatus
 from espalier.api.wire import Assignment, Problem
 from espalier.core import conditions, pods, request
-from espalier.core.commits import RUN_STEP_ANNOTATION, RUN_UID_ANNOTATION, run_identity
+from espalier.core.commits import run_identity, run_step
 from espalier.core.conditions import Finding
 from espalier.core.health import rollouts_healthy, step_findings
 from espalier.core.lineage import Lineage, Point
@@ -38,6 +38,7 @@ RunnerAction = Literal["Keep", "Create", "Delete"]
 class RunView:
     """All that a run's decision depends on.
 
+    ``checkpoints`` are those of this very run, in the order that they were made.
     ``assigned``: the trainer acknowledged this run under the head's epoch. ``counted`` are the
     steps of the run whose commits have been dealt with; ``trained`` those that the trainer has on
     record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
@@ -121,9 +122,8 @@ def _optimizer_state(model: TrainableModel, start: Point) -> OptimizerState:
 def decide(view: RunView, now: str) -> RunDecision:
     """The next status of a run and what its runner needs; ``now`` is RFC 3339."""
     run, old = view.run, view.run.status
-    mine = _own(view)
-    latest = mine[-1] if mine else None
-    step = max([old.step, view.counted, *(_run_step(checkpoint) for checkpoint in mine)])
+    latest = _latest(view)
+    step = max(old.step, view.counted, run_step(view.checkpoints[-1]) if view.checkpoints else 0)
     done = step >= run.spec.steps
     stage = _stage(view, step)
     training = stage.triple[0].reason == TRAINING
@@ -145,7 +145,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         latest_checkpoint_ref=_latest_ref(latest) or old.latest_checkpoint_ref,
         applied=_applied(latest) or old.applied,
         metrics=metrics,
-        progress=_progress(mine, step, run.spec.steps),
+        progress=_progress(view.checkpoints, step, run.spec.steps),
         conditions=conditions.settle(old.conditions, findings, run.metadata.generation, now),
     )
     return RunDecision(status, action, again)
@@ -168,15 +168,19 @@ def _failure(run: TrainingRun) -> Condition | None:
     return said if said.observed_generation == run.metadata.generation else None
 
 
-def _own(view: RunView) -> list[Checkpoint]:
-    """The checkpoints of this very run, in the order that they were made."""
-    uid = view.run.metadata.uid
-    mine = [c for c in view.checkpoints if c.metadata.annotations.get(RUN_UID_ANNOTATION) == uid]
-    return sorted(mine, key=_run_step)
+def _latest(view: RunView) -> Checkpoint | None:
+    """The newest checkpoint of the run; None if that is not the one that its status may name.
 
-
-def _run_step(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.metadata.annotations.get(RUN_STEP_ANNOTATION, 0))
+    While checkpoints are being deleted the newest that is left was named before: the status keeps
+    what it says, and does not go back.
+    """
+    if not view.checkpoints:
+        return None
+    old, newest = view.run.status, view.checkpoints[-1]
+    if old.latest_checkpoint_ref is None or run_step(newest) >= old.step:
+        return newest
+    named = old.latest_checkpoint_ref.name
+    return newest if any(c.metadata.name == named for c in view.checkpoints) else None
 
 
 def _stage(view: RunView, step: int) -> _Stage:

@@ -9,10 +9,10 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import decimal
 from espalier.api.trainablemodel import Branch, Tree
 from espalier.core.checkpoint import is_superseded
-from espalier.core.lineage import Lineage, grow, parent_name
+from espalier.core.growth import grow
+from espalier.core.lineage import Lineage, parent_name, reward
 from espalier.core.names import MAIN
 
-REWARD = "reward/mean"
 MAX_BRANCHES = 256
 
 
@@ -56,26 +56,21 @@ def _branch(
     known: Mapping[str, Branch],
 ) -> Branch:
     line, before = lineage.by_branch[name], known.get(name)
-    rewards = [value for checkpoint in line if (value := reward(checkpoint)) is not None]
-    if before is not None and before.best_reward is not None:
-        rewards.append(before.best_reward)
+    # Of equal ones the one on record, so that it is not written anew.
+    rewards = [before.best_reward if before is not None else None, lineage.best.get(name)]
+    known_rewards = [value for value in rewards if value is not None]
     tip = line[-1].metadata.name
+    served = lineage.by_name.get(current)
     return Branch(
         name=name,
         base=lineage.base(name),
         first_step=min([line[0].spec.step, *([before.first_step] if before else [])]),
         last_step=line[-1].spec.step,
         tip=tip,
-        best_reward=max(rewards, key=decimal) if rewards else None,
-        head=True if any(c.metadata.name == current for c in line) else None,
+        best_reward=max(known_rewards, key=decimal, default=None),
+        head=True if served is not None and served.spec.branch == name else None,
         superseded=True if is_superseded(tip, model_heads, lineage) else None,
     )
-
-
-def reward(checkpoint: Checkpoint) -> str | None:
-    """The mean reward of a checkpoint's step, as a decimal string."""
-    # They are in alphabetic order, so that it is among the last.
-    return next((m.value for m in reversed(checkpoint.status.metrics) if m.name == REWARD), None)
 
 
 def render(tree: Tree, checkpoints: Iterable[Checkpoint]) -> list[str]:

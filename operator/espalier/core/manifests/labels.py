@@ -23,3 +23,7 @@ def child_labels(role: Role, model: str, run: str = "") -> dict[str, str]:
     if run:
         labels[RUN] = run
     return labels
+
+
+# What a Checkpoint's status is derived from: written with it, so that no crash parts the two.
+METRICS_ANNOTATION = "espalier.dev/metrics"
