@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `make bench`: prints speed and size. Rollback is measured on what `make demo` left, so run that first.
 # `make bench-trainer` (`bench/run.sh trainer`): the trainer's part alone, which needs no cluster.
+# `make bench-gateway` (`bench/run.sh gateway`): the gateway, on an API server without nodes.
 # `make bench-operator` (`bench/run.sh operator`): the operator on an API server without nodes.
 set -euo pipefail
 . "$(dirname "$0")/../dev/common.sh"
@@ -24,8 +25,19 @@ operator() {
   echo "== the operator's own part, in memory (goal: an event costs the same at 100 and 10,000)"
   .venv/bin/python -m bench.operator.passes
 }
+gateway() {
+  export PYTHONPATH=operator:.
+  echo "== what the gateway adds to a one-token request of vLLM (goal: at most 3 ms)"
+  .venv/bin/python -m bench.gateway.pairs --pairs 300
+  echo "== what it adds with 256 completions in flight (goal: p50 3 ms, p99 10 ms); 1,000 open streams (goal: 300 MiB)"
+  .venv/bin/python -m bench.gateway.load
+  echo "== a forward_backward of 64 trajectories of 2,000 tokens (goal: 50 ms outside the trainer)"
+  .venv/bin/python -m bench.gateway.batch
+  echo "== from a step to the first token of its weights on two replicas (goal: 1.2 adapter loads and 100 ms)"
+  .venv/bin/python -m bench.gateway.promotion
+}
 case "${1:-all}" in
-trainer | operator)
+trainer | operator | gateway)
   "$1"
   exit
   ;;
@@ -63,7 +75,5 @@ else
   echo "skipped: run 'make demo' first"
 fi
 
-echo "== what the gateway adds to a one-token request (goal: at most 3 ms)"
-PYTHONPATH=operator:. .venv/bin/python bench/gateway.py --pairs 300
-
+gateway
 operator

@@ -194,6 +194,9 @@ async def mistakes(model, foreign, revoked):
         "huge body": lambda: fb([broken(prompt_token_ids=[1] * 200_000)]),
         "unknown forward": lambda: client.backward("forward-99", [[1.0]]),
         "step without gradients": lambda: client.optim_step(learning_rate=1.0),
+        "a step on equal rewards alone": lambda: client.step(
+            [broken(), broken()], group_size=2, learning_rate=1.0
+        ),
         "head at an unknown checkpoint": lambda: client.set_head("arith-000009"),
     }
     for name, call in tried.items():

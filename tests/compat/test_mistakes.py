@@ -30,6 +30,7 @@ SEEN: dict[str, tuple[str, int | None, str]] = {
     "huge body": ("HudRequestError", 413, "exceed the limit"),
     "unknown forward": ("HudRequestError", 404, "forward_id 'forward-99' is unknown"),
     "step without gradients": ("HudRequestError", 409, "no gradients were accumulated"),
+    "a step on equal rewards alone": ("HudRequestError", 409, "accumulated tokens is zero"),
     "head at an unknown checkpoint": ("HudRequestError", 404, "has no checkpoint 'arith-000009'"),
 }
 
@@ -51,7 +52,9 @@ async def test_the_client_shows_what_is_wrong_and_nothing_is_applied(
         assert sentence in told[name][2], (name, told[name])
         rows.append(f"| {name} | {error} | {status or 'refused by the client'} | {told[name][2]} |")
     assert told.keys() == SEEN.keys()
-    assert (stage.pending("arith"), stage.steps("arith")) == (0, 0)
+    # Only the batch of equal rewards was accumulated, with a gradient of zero.
+    (flat,) = stage.engine("arith").tallies
+    assert (flat.still, flat.tokens, stage.steps("arith")) == (2, 2, 0)
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "mistakes.md").write_text("\n".join(rows) + "\n")
 

@@ -24,7 +24,7 @@ def chunks(stream: bytes) -> list[object]:
 
 def test_an_answer_names_the_model_as_asked_and_repeats_prompt_tokens_in_each_choice() -> None:
     answer = {"model": ADAPTER, "prompt_token_ids": [1, 2], "choices": [{"index": 0}, {"index": 1}]}
-    rewritten = json.loads(rewrite_answer(json.dumps(answer).encode(), ASKED))
+    rewritten = json.loads(rewrite_answer(json.dumps(answer).encode(), ADAPTER, ASKED))
     assert rewritten == {
         "model": ASKED,
         "prompt_token_ids": [1, 2],
@@ -37,8 +37,52 @@ def test_an_answer_names_the_model_as_asked_and_repeats_prompt_tokens_in_each_ch
 
 def test_prompt_tokens_that_a_choice_has_already_stay() -> None:
     answer = {"model": ADAPTER, "choices": [{"prompt_token_ids": [3]}]}
-    rewritten = json.loads(rewrite_answer(json.dumps(answer).encode(), ASKED))
+    rewritten = json.loads(rewrite_answer(json.dumps(answer).encode(), ADAPTER, ASKED))
     assert rewritten["choices"] == [{"prompt_token_ids": [3]}]
+
+
+# Texts that look like the keys, as a model may write them.
+TEXTS = st.sampled_from(
+    ("", "é", '"choices":[{', '"index":', f'"model":"{ADAPTER}"', '"prompt_token_ids":[1]', "\\")
+)
+TOKENS = st.none() | st.lists(st.integers(0, 9), max_size=3)
+
+
+@given(
+    kind=st.sampled_from(("chat.completion", "text_completion")),
+    texts=st.lists(TEXTS, max_size=3),
+    own=TOKENS,
+    prompt=TOKENS,
+    nested=st.booleans(),
+    spaced=st.booleans(),
+)
+def test_whatever_an_answer_holds_only_the_model_and_prompt_tokens_change(
+    *,
+    kind: str,
+    texts: list[str],
+    own: list[int] | None,
+    prompt: list[int] | None,
+    nested: bool,
+    spaced: bool,
+) -> None:
+    extra = {"tool_calls": [{"index": 0, "model": ADAPTER}]} if nested else {}
+    # vLLM gives a choice its prompt's tokens in completions, and the answer in chats.
+    chat = kind == "chat.completion"
+    tokens = {} if chat or own is None else {"prompt_token_ids": own}
+    choices = [
+        {"index": index, "text": text, "logprob": -0.1, **extra, **tokens}
+        for index, text in enumerate(texts)
+    ]
+    answer = {"object": kind, "model": ADAPTER, "choices": choices}
+    if chat:
+        answer["prompt_token_ids"] = prompt
+    body = json.dumps(answer, ensure_ascii=False, separators=None if spaced else (",", ":"))
+    added = {"prompt_token_ids": prompt} if chat and prompt is not None else {}
+    assert json.loads(rewrite_answer(body.encode(), ADAPTER, ASKED)) == {
+        **answer,
+        "model": ASKED,
+        "choices": [{**choice, **added} for choice in choices],
+    }
 
 
 STREAM = b"".join(

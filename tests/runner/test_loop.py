@@ -193,7 +193,10 @@ async def test_groups_of_equal_rewards_are_trained_on_where_the_run_keeps_them(
     bench: Bench,
 ) -> None:
     bench.gateway.spec |= {"steps": 1, "groupFilter": {"zeroVariance": "Keep"}}
-    bench.gateway.answer = lambda prompt, index: "none"
+    first: list[str] = []
+    bench.gateway.answer = lambda prompt, index: (
+        prompt if index and prompt in (first or first.append(prompt) or first) else "none"
+    )
     await bench.drive()
     assert len(bench.gateway.bodies("forward-backward")[0]["inputs"]) == 8
 

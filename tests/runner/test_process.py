@@ -83,11 +83,15 @@ async def test_a_run_ends_with_0_and_a_line_a_step(process: Process) -> None:
 
 async def test_tasks_that_need_the_hash_seed_get_it(process: Process) -> None:
     process.gateway.spec |= {
-        "taskset": {"seed": 1, "size": 2, "reasoningGym": {"dataset": "ransom_note"}},
-        "groupFilter": {"zeroVariance": "Keep"},
+        "taskset": {
+            "seed": 1,
+            "size": 2,
+            "reasoningGym": {"dataset": "ransom_note"},
+            "answerExtraction": "Whole",
+        },
         "steps": 1,
     }
-    process.gateway.answer = lambda prompt, index: "none"
+    process.gateway.answer = lambda prompt, index: str(bool(index))
     code, journal, errors = await process.run(PYTHONHASHSEED="random")
     assert code == 0, (journal, errors)
 

@@ -40,7 +40,9 @@ def test_a_group_teaches_when_an_advantage_is_not_zero(
 ) -> None:
     assert group(*rewards).can_teach(source) is teaches
     assert (kept([group(*rewards)], "Drop", source) != []) is teaches
-    assert len(kept([group(*rewards)], "Keep", source)) == 1
+    # Where all are kept, one that teaches takes the others along.
+    assert (kept([group(*rewards)], "Keep", source) != []) is teaches
+    assert len(kept([group(0.0, 1.0), group(*rewards)], "Keep", source)) == 2
 
 
 def test_the_trainer_gets_whole_groups_in_a_row() -> None:

@@ -16,6 +16,7 @@ from tests.trainer.tiny import Volume
 
 from espalier.api.wire import (
     BackwardRequest,
+    ForwardBackwardRequest,
     ForwardRequest,
     ForwardResult,
     OptimStepResult,
@@ -167,6 +168,28 @@ def test_a_step_without_gradients_is_refused(engine: Engine) -> None:
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("t", 1))
     tiny.send(engine, "zero-grad", Empty(), ("t", 2))
     assert reason(call) == (409, "NoGradients")
+
+
+def test_a_step_whose_gradient_is_zero_is_refused_and_nothing_moves(engine: Engine) -> None:
+    sample = TrajectorySample(prompt_token_ids=[1], output_token_ids=[3], output_logprobs=[-1.0])
+    equal = TrajectoryPayload(samples=[sample], reward=0.5)
+    flat = ForwardBackwardRequest(inputs=[equal, equal], group_size=2)
+    answer = tiny.send(engine, "forward-backward", flat, ("s", 0))
+    assert json.loads(answer.body)["metrics"]["zero_gradient:mean"] == 1.0
+    before, call = (
+        adapter(engine),
+        lambda: tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1)),
+    )
+    with pytest.raises(CommandError) as refused:
+        call()
+    assert (refused.value.status, refused.value.problem.reason) == (409, "NoGradients")
+    assert "all 2 accumulated tokens is zero" in refused.value.problem.detail
+    assert "rewards differ inside a group" in refused.value.problem.remedy
+    assert same(before, adapter(engine))
+    assert (engine.state().step, engine.state().pending) == (0, 1)
+    # A batch with a gradient makes it a step.
+    tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 2))
+    assert tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 3)).status == 200
 
 
 def test_zero_grad_makes_the_step_start_afresh(engine: Engine, volume: Volume) -> None:

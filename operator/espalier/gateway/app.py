@@ -38,7 +38,9 @@ _QUIET = frozenset({"/healthz", "/readyz"})
 def upstream_session() -> aiohttp.ClientSession:
     """The pool of connections to trainers and rollouts; the caller closes it."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
-    return aiohttp.ClientSession(connector=connector, auto_decompress=False)
+    # Pods set no cookies, and none may pass from one model's to another's.
+    jar = aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(connector=connector, cookie_jar=jar, auto_decompress=False)
 
 
 def make_app(services: Services, unready: Callable[[], str]) -> web.Application:

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from pydantic_core import from_json
 
 from espalier.gateway import metrics
 from espalier.gateway.auth import User
@@ -151,7 +152,7 @@ class Completions:
             answer = await upstream.read()
             kept = {}
             if upstream.status == 200:
-                answer = rewrite_answer(answer, exchange.asked)
+                answer = rewrite_answer(answer, exchange.target.adapter, exchange.asked)
                 kept = await self._keep(exchange, answer)
             return web.Response(
                 body=answer,
@@ -165,7 +166,7 @@ class Completions:
         if not exchange.trace:
             return {}
         kept = exchange.keeper is not None and await self._traces.record(
-            exchange.keeper, exchange.trace, json.loads(answer)
+            exchange.keeper, exchange.trace, from_json(answer)
         )
         return {TRACE_KEPT: "Kept" if kept else "NotKept"}
 
@@ -179,7 +180,7 @@ class Completions:
 
 async def _read(request: web.Request) -> dict[str, Any]:
     try:
-        body = json.loads(await request.read())
+        body = from_json(await request.read())
     except ValueError as error:
         raise RefusalError(400, "InvalidJson", f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):

@@ -45,10 +45,14 @@ class Group:
 
 
 def kept(
-    groups: Iterable[Group], zero_variance: Literal["Keep", "Drop"], source: AdvantageSource
+    groups: Sequence[Group], zero_variance: Literal["Keep", "Drop"], source: AdvantageSource
 ) -> list[Group]:
-    """The groups that are trained on; a group stays whole or goes whole."""
-    return [group for group in groups if zero_variance == "Keep" or group.can_teach(source)]
+    """The groups that are trained on; a group stays whole or goes whole.
+
+    None where none can teach: the trainer refuses a step whose gradient is zero.
+    """
+    teaching = [group for group in groups if group.can_teach(source)]
+    return list(groups) if teaching and zero_variance == "Keep" else teaching
 
 
 def payloads(groups: Iterable[Group], source: AdvantageSource) -> list[TrajectoryPayload]:

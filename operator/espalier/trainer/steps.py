@@ -31,6 +31,17 @@ def optim_step(engine: Engine, command: Command, request: OptimStepRequest, body
             "no gradients were accumulated since the last optimizer step",
             "call forward_backward first (a zero-grad or a new epoch drops gradients)",
         )
+    accumulated = total(engine.tallies)
+    if accumulated.still == accumulated.tokens:
+        raise CommandError(
+            409,
+            "NoGradients",
+            f"the gradient of all {accumulated.tokens} accumulated tokens is zero: they have no "
+            "advantage, as when all rewards of a group are equal, or the loss clipped them; "
+            "nothing was stepped",
+            "add a batch in which rewards differ inside a group, or leave this step out; zero-grad "
+            "drops what is accumulated",
+        )
     record = engine.log.begin(command.key, command.kind, body)
     try:
         proposal = engine.compute.propose(request)
