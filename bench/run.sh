@@ -75,5 +75,8 @@ else
   echo "skipped: run 'make demo' first"
 fi
 
+echo "== espalier dev with the tiny model, until its run trains (goal: 30 s)"
+PYTHONPATH=operator:. .venv/bin/python -m bench.start
+
 gateway
 operator

@@ -63,6 +63,13 @@ def greedy(rollout: server.Rollout, model: str, prompt: str) -> dict[str, Any]:
     return answer.json()["choices"][0]
 
 
+def test_the_engine_is_forked(rollout: server.Rollout) -> None:
+    """A spawned one imports all of vLLM again, 15 s of CPU time, and brings a resource tracker."""
+    tasks = Path(f"/proc/{rollout.process.pid}/task")
+    children = [pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+    assert len(children) == 1
+
+
 def test_a_mixed_batch_answers_as_solo_requests_do(
     rollout: server.Rollout, weights: Weights
 ) -> None:

@@ -66,9 +66,15 @@ def test_the_cache_holds_sixteen_full_sequences_within_a_quarter_of_the_memory()
     assert flags.kv_cache_bytes(SMOLLM2, settings, 1) == 2 * 512 * per_token
 
 
+@pytest.mark.parametrize(("hidden", "threads"), [(64, 1), (128, 1), (576, 4)])
+def test_matrices_below_the_grain_of_torch_get_one_thread(hidden: int, threads: int) -> None:
+    assert flags.cpu_threads({"hidden_size": hidden}, 4) == threads
+    assert flags.cpu_threads({"text_config": {"hidden_size": hidden}}, 4) == threads
+
+
 def test_two_pods_do_not_share_a_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr(launcher, "_serve", started.append)
+    monkeypatch.setattr(launcher, "_serve", lambda arguments, cpu: started.append(arguments))
     monkeypatch.setattr(launcher.store, "verify_base", lambda directory: None)
     monkeypatch.setattr(launcher.os, "environ", GOOD | {"ESPALIER_VOLUME": str(tmp_path)})
     base = tmp_path / "bases" / GOOD["ESPALIER_BASE"].replace(":", "-")

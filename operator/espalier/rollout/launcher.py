@@ -9,13 +9,14 @@ import secrets
 import shutil
 import signal
 import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from espalier.api.wire import Problem
-from espalier.rollout import flags, settings, store
+from espalier.rollout import flags, quick_start, settings, store
 
 # The kubelet reads it; elsewhere it does not exist.
 TERMINATION_LOG = Path(os.environ.get("ESPALIER_TERMINATION_LOG", "/dev/termination-log"))
@@ -45,15 +46,16 @@ def main() -> None:
     except store.StoreError as error:
         _fail(error.problem)
     cpu = is_cpu_build()
+    config = json.loads((told.base_directory / "config.json").read_bytes())
+    threads = flags.cpu_threads(config, cpu_count()) if cpu else None
     scratch = Path(tempfile.gettempdir())
     _copy_model_cache(scratch / "vllm")
-    os.environ.update(flags.environment(scratch, cpu_count() if cpu else None))
+    os.environ.update(flags.environment(scratch, threads))
     arguments = flags.common_arguments(told, secrets.randbits(31))
     if cpu:
-        config = json.loads((told.base_directory / "config.json").read_bytes())
         cache_bytes = flags.kv_cache_bytes(config, told, memory_bytes())
         arguments += flags.cpu_arguments(told, cache_bytes)
-    _serve(arguments)
+    _serve(arguments, cpu)
 
 
 def is_cpu_build() -> bool:
@@ -91,7 +93,19 @@ def _copy_model_cache(target: Path) -> None:
         shutil.copytree(Path(baked) / "modelinfos", target / "modelinfos", dirs_exist_ok=True)
 
 
-def _serve(arguments: list[str]) -> None:
+def _serve(arguments: list[str], cpu: bool) -> None:
+    with quick_start.uncollected():
+        if cpu:
+            quick_start.without_compiler()
+        serve = _imported(arguments)
+    if cpu:
+        quick_start.inspect_here()
+        quick_start.fork_engine()
+    serve()
+
+
+def _imported(arguments: list[str]) -> Callable[[], None]:
+    """The server, ready to run."""
     # After the environment is set: vLLM reads it on import.
     import uvloop  # noqa: PLC0415
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker  # noqa: PLC0415
@@ -117,7 +131,7 @@ def _serve(arguments: list[str]) -> None:
         address, listener = setup_server(parsed, reuse_port=False)
         await run_server_worker(address, listener, parsed)
 
-    uvloop.run(serve())
+    return lambda: uvloop.run(serve())
 
 
 def _fail(problem: Problem) -> NoReturn:
