@@ -1,6 +1,7 @@
 """2048: many turns with a tool. The model answers each board with a move, + - * or =.
 
-The boards are observations: they are in the prompts, and no gradient flows into them.
+The boards are observations: they are in the prompts, and no gradient flows into them. Each prompt
+goes on from the very tokens of the turn before it.
 """
 
 from __future__ import annotations
@@ -31,12 +32,10 @@ class Game:
 
 async def play(task: Game, session: Session) -> float:
     """Up to twelve moves; a move that is none ends the game."""
-    board, chat = Board(task.seed), list[dict[str, str]]()
+    board = Board(task.seed)
     session.stop("max_steps")
     for _ in range(MOVES):
-        chat.append({"role": "user", "content": str(board)})
-        turn = await session.sample(chat)
-        chat.append({"role": "assistant", "content": turn.text})
+        turn = await session.say(str(board))
         with session.phase("moving"):
             if not board.move(turn.text.strip()[:1]):
                 session.stop("malformed_tool_call")

@@ -35,6 +35,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.chats: list[list[tuple[str, str]]] = []
         self.finish_reason = "stop"
         self.hangs = False
 
@@ -49,6 +50,7 @@ class Echo:
         extra: Mapping[str, Any] | None = None,
     ) -> Call[list[Completion]]:
         self.asked.append({"max_tokens": max_tokens, "temperature": temperature, **(extra or {})})
+        self.chats.append([(message["role"], message["content"]) for message in messages])
         prompt = tuple(range(3 * len(messages)))
         call: Call[list[Completion]] = Call("")
         if not self.hangs:
@@ -63,6 +65,43 @@ async def one_turn(task: Question, session: Session) -> float:
 
 
 TASKS = [Question("a:b"), Question("c")]
+
+
+async def test_a_conversation_goes_on_from_the_tokens_that_were_sampled() -> None:
+    async def talk(task: Question, session: Session) -> float:
+        await session.say({"role": "system", "content": "be brief"}, "a?")
+        await session.sample([{"role": "user", "content": "an aside"}])
+        await session.say("b?", max_tokens=3)
+        await session.say({"role": "tool", "content": "4"})
+        return 1.0
+
+    sampler = Echo()
+    batch = await Job(sampler, talk).run(TASKS[:1])
+    assert batch.groups[0][0].error == ""
+    opening = [("system", "be brief"), ("user", "a?")]
+    second = [*opening, ("assistant", "x"), ("user", "b?")]
+    third = [*second, ("assistant", "x"), ("tool", "4")]
+    aside = [("user", "an aside")]
+    assert sampler.chats == [opening, aside, second, third]
+    sent = [
+        (asked.get("prompt_token_ids"), asked.get("continuation_from")) for asked in sampler.asked
+    ]
+    assert sent == [
+        (None, None),
+        (None, None),
+        ([*range(6), 7, 8], 3),
+        ([*range(12), 7, 8], 5),
+    ]
+    assert len(batch.groups[0][0].turns) == 4
+
+
+async def test_a_conversation_needs_something_to_answer() -> None:
+    async def silent(task: Question, session: Session) -> float:
+        await session.say()
+        return 1.0
+
+    batch = await Job(Echo(), silent).run(TASKS[:1])
+    assert "say needs a message" in batch.groups[0][0].error
 
 
 async def test_groups_carry_ids_and_tasks_keep_their_order() -> None:

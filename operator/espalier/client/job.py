@@ -63,6 +63,9 @@ class Session:
         self._job = job
         self.rollout = rollout
         self.doing = "starting"
+        self._chat: list[Message] = []
+        # The last turn that was said: its tokens stand for the whole chat.
+        self._said: Completion | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -75,6 +78,33 @@ class Session:
         Raises:
             PromptTooLongError: the last prompt already fills the model's length.
         """
+        return await self._turn(messages, {}, overrides)
+
+    async def say(self, *messages: Message | str, **overrides: Any) -> Completion:
+        """One turn of a conversation that the session keeps; a string is a user's message.
+
+        Earlier turns are continued by the very tokens that were sampled, which are not tokenised
+        again, so that every prompt begins with the whole turn before it.
+
+        Raises:
+            PromptTooLongError: the last prompt already fills the model's length.
+            InvalidRequestError: the chat template renders earlier turns in another way once others
+                follow (some leave out reasoning): keep the messages and use ``sample``.
+        """
+        if not messages:
+            raise ConfigurationError("say needs a message that the model answers")
+        new = [{"role": "user", "content": m} if isinstance(m, str) else m for m in messages]
+        exact: dict[str, Any] = {}
+        if self._said is not None:
+            tokens = [*self._said.prompt_token_ids, *self._said.token_ids]
+            exact = {"prompt_token_ids": tokens, "continuation_from": len(self._chat)}
+        self._said = await self._turn([*self._chat, *new], exact, overrides)
+        self._chat += [*new, {"role": "assistant", "content": self._said.text}]
+        return self._said
+
+    async def _turn(
+        self, messages: Sequence[Message], exact: dict[str, Any], overrides: dict[str, Any]
+    ) -> Completion:
         sampling = self._job.sampling.but(**overrides)
         with self.phase("sampling"):
             (turn,) = await self._job.sampler.sample(
@@ -82,7 +112,7 @@ class Session:
                 max_tokens=self._room(sampling.max_tokens),
                 checkpoint=self._job.checkpoint,
                 temperature=sampling.temperature,
-                extra=sampling.body(),
+                extra=sampling.body() | exact,
             )
         self.rollout.turns.append(turn)
         if turn.truncated:
