@@ -190,10 +190,13 @@ class Faults:
         if self._inside:
             return call()
         self._inside = True
-        self._point(f"before {name}")
-        result = call()
-        self._point(f"after {name}")
-        self._inside = False
+        try:
+            self._point(f"before {name}")
+            result = call()
+            self._point(f"after {name}")
+        finally:
+            # A call that fails, as mkdir does on what is there, is no reason to look away for good.
+            self._inside = False
         return result
 
     def _point(self, name: str) -> None:

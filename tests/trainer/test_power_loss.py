@@ -29,6 +29,10 @@ def test_a_training_that_dies_once_ends_as_the_one_that_did_not(
         assert points is not None
         expected = faults.outcome(straight, shared_policy)
         assert len(expected.digests) == 2
+        # The harness sees the whole training, its last optimizer step included.
+        computed = [kind for kind, _ in faults.SCRIPT if kind == "forward-backward"]
+        assert points.count("before add_loss") == len(computed)
+        assert points.count("before rename") > len(expected.digests)
         lost = [
             points[at]
             for at in range(DISKS.index(disk) * 5, len(points), STRIDE)
