@@ -7,15 +7,18 @@ import asyncio
 import json
 import sys
 import uuid
+from typing import Any
 
 import mcp.types as mcp_types
-from hud import TrainingClient
+from hud import Environment, TrainingClient
 from hud.agents import create_agent
 from hud.eval.job import Job, trace_enter, trace_exit
 from hud.eval.run import Grade, Run
 from hud.telemetry.context import set_trace_context
 from hud.train import TrajectoryPayload, TrajectorySample
 from hud.utils.exceptions import HudNetworkError, HudRequestError
+from hud.utils.gateway import resolve_gateway_model
+from hud.utils.platform import PlatformClient
 
 
 def payload(reward, output=(5, 6), prompt=(1, 2, 3), turns=1):
@@ -110,6 +113,15 @@ async def redone(model):
     yield "step", {"sent": sent, "step": step.step}
 
 
+async def forked(model):
+    """Forks a model and trains the fork at once, as a script does; nothing is sent again."""
+    wanted = {"source_model_id": resolve_gateway_model(model).id, "name": "arith-two"}
+    made = PlatformClient.from_settings().post("/models/fork", dict[str, Any], json=wanted)
+    batch = [payload(1.0), payload(0.0, output=(7,))]
+    step = await TrainingClient(made["id"]).step(batch, learning_rate=1e-3)
+    yield "step", [step.step, step.checkpoint_id]
+
+
 async def rolled_out(agent, job, model, group, reward, *, stop="done"):
     """One rollout of two turns, reported as the client's own runner does it."""
     trace = uuid.uuid4().hex
@@ -162,6 +174,33 @@ async def traces(model):
             yield name, [error.status_code, error.message]
 
 
+async def hung(model):
+    """A group of two in an environment that hangs while it grades one of them."""
+    env, started = Environment("slow"), []
+
+    @env.template()
+    async def slow():
+        started.append(True)
+        yield "1+1?"
+        if len(started) == 2:
+            await asyncio.Event().wait()
+        yield 1.0
+
+    agent = create_agent(model, completion_kwargs={"extra_body": {"return_token_ids": True}})
+    job = await slow().run(agent, group=2, max_concurrent=1, rollout_timeout=5.0)
+    for run in job.runs:
+        yield run.trace.trace_id, [run.trace.status, run.trace.stop_reason, run.reward]
+    client = TrainingClient(model)
+    for name, inputs in (
+        ("by run", job.runs),
+        ("by id", [run.trace.trace_id for run in job.runs]),
+    ):
+        try:
+            await client.forward_backward(inputs, group_size=2)
+        except (HudRequestError, ValueError) as error:
+            yield name, str(error)
+
+
 def broken(reward=1.0, **changes):
     fields = {"prompt_token_ids": [1], "output_token_ids": [2], "output_logprobs": [-1.0]}
     sample = TrajectorySample(**{**fields, **changes})
@@ -185,6 +224,7 @@ async def mistakes(model, foreign, revoked):
         "no output tokens": lambda: fb([broken(output_token_ids=[], output_logprobs=[])]),
         "token out of range": lambda: fb([broken(output_token_ids=[100000])]),
         "part of a group": lambda: fb([broken()] * 3, group_size=2),
+        "an image": lambda: fb([broken(prompt_chunks=[{"type": "image", "data": "aGk="}])]),
         "a timed-out run": lambda: fb([late]),
         "an unknown trace": lambda: fb(["0" * 32]),
         "unknown loss": lambda: fb([broken()], loss_fn="reinforce"),

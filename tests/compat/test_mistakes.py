@@ -23,6 +23,7 @@ SEEN: dict[str, tuple[str, int | None, str]] = {
     "no output tokens": ("HudRequestError", 422, "inputs[0].samples[0].output_token_ids"),
     "token out of range": ("HudRequestError", 422, "inputs[0].samples[0].output_token_ids"),
     "part of a group": ("ValueError", None, "do not divide evenly into groups of 2"),
+    "an image": ("HudRequestError", 422, "samples[0].prompt_chunks: only text is trained"),
     "a timed-out run": ("ValueError", None, "timed-out runs require an explicit"),
     "an unknown trace": ("HudRequestError", 422, "inputs[0]: trace"),
     "unknown loss": ("HudRequestError", 422, "loss_fn 'reinforce'"),

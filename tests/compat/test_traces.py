@@ -46,3 +46,17 @@ async def test_a_trace_id_stands_for_the_tokens_and_the_reward_of_its_rollout(
     assert (left["status"], left["reward"], left["stop_reason"]) == ("completed", 1.0, "done")
     assert left["metadata"] == {"seed": 7}
     assert len(record["samples"]) == 2
+
+
+async def test_a_rollout_that_hangs_is_ended_in_a_named_phase_and_its_group_is_not_trained_on(
+    stage: Stage, tmp_path: Path
+) -> None:
+    variables = environment(stage.url, TRAINER, tmp_path)
+    told = await drive(NEWEST, "hung", variables, model="arith")
+    (_, good), (late, bad), (_, by_run), (_, by_id) = told
+    assert good == ["completed", "done", 1.0]
+    assert bad[:2] == ["error", "timeout"]
+    assert "timed-out runs require an explicit" in by_run
+    phase = "rollout timed out after 5s during grading"
+    assert f"inputs[1]: trace {late} was timed out ({phase})" in by_id
+    assert stage.pending("arith") == 0

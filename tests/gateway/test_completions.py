@@ -267,3 +267,16 @@ async def test_other_routes(gateway: Gateway, method: str, path: str, status: in
     if status != 200:
         error: dict[str, Any] = (await reply.json())["error"]
         assert path in error["message"]
+
+
+async def test_an_image_is_refused_before_it_reaches_a_rollout(
+    gateway: Gateway, upstream: Start
+) -> None:
+    pod = await upstream(answer)
+    serve(gateway, pod.port)
+    content = [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]
+    body = {"model": "arith", "messages": [{"role": "user", "content": content}]}
+    reply = await gateway.post("/v1/chat/completions", body)
+    assert reply.status == 400
+    assert "messages[0].content[0] is of type image_url" in (await reply.json())["error"]["message"]
+    assert not pod.requests

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.sampling import check_continuation, reference
+from espalier.gateway.sampling import check_continuation, check_rendering, reference
 
 TURNS = [{"role": "user"}, {"role": "assistant"}, {"role": "user"}]
 
@@ -63,3 +63,40 @@ def test_a_continuation_has_tokens_for_some_but_not_all_messages(
     with pytest.raises(RefusalError, match=said) as refused:
         check_continuation(body)
     assert refused.value.status == 400
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, ""),
+        ({"renderer_name": None}, ""),
+        ({"renderer_name": "chat_template"}, ""),
+        ({"renderer_name": "qwen3"}, "renderer_name is 'qwen3'"),
+        ({"renderer_name": 3}, "renderer_name is 3"),
+        ({"prompt_chunks": [{"type": "text"}]}, "prompt_chunks is not taken"),
+        ({"messages": [{"content": [{"type": "text", "text": "1"}]}, {"content": None}]}, ""),
+        (
+            {"messages": [{"content": "1"}, {"content": [{"type": "text"}, IMAGE]}]},
+            r"messages\[1\].content\[1\] is of type image_url: only text",
+        ),
+        ({"messages": [{"content": [{"type": "input_audio"}]}]}, "is of type input_audio"),
+        # What has no such form is the rollout's to judge.
+        ({"messages": "no list"}, ""),
+        ({"messages": ["no object"]}, ""),
+    ],
+)
+def test_only_text_is_sampled_and_only_the_models_template_renders_it(
+    fields: dict[str, Any], said: str
+) -> None:
+    body = {"messages": TURNS} | fields
+    if not said:
+        check_rendering(body)
+        assert "renderer_name" not in body
+        return
+    with pytest.raises(RefusalError, match=said) as refused:
+        check_rendering(body)
+    assert refused.value.status == 400
+    assert refused.value.remedy

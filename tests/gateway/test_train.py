@@ -10,11 +10,11 @@ import pytest
 from aiohttp import web
 from tests.gateway.conftest import PUBLIC_KEY, Behaviour, Gateway, Upstream
 from tests.gateway.test_completions import free_port, hang, hang_up
-from tests.gateway.world import World, digest, waiting
+from tests.gateway.world import LOADING, World, digest, waiting
 
 from espalier import identity
 from espalier.core.request import Request
-from espalier.gateway import train
+from espalier.gateway import train, trainers
 from espalier.gateway.runs import active_run
 from espalier.gateway.snapshot import Id
 
@@ -194,7 +194,49 @@ async def test_a_trainer_that_is_not_ready_is_a_503_with_the_kubernetes_reason(
     assert reply.headers["Retry-After"]
     assert await refused(reply) == (503, "CrashLoopBackOff")
     gateway.world.drop("Pod", "arith-trainer-0")
-    assert await refused(await gateway.post(STEP, {})) == (503, "Pending")
+    keyed = {"Idempotency-Key": "s/1"}
+    assert await refused(await gateway.post(STEP, {}, **keyed)) == (503, "Pending")
+
+
+async def test_a_command_without_a_key_is_held_until_a_starting_trainer_takes_commands(
+    gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainers, "ASK_SECONDS", 0.01)
+    assigned = asyncio.Event()
+    asked: asyncio.Queue[str] = asyncio.Queue()
+
+    async def starting(request: web.Request) -> web.Response:
+        asked.put_nowait(request.path)
+        if not assigned.is_set():
+            problem = {"detail": "no run yet", "reason": "AwaitingAssignment", "remedy": ""}
+            return web.json_response(problem, status=503)
+        return web.json_response({"metrics": {}, "num_datums": 1})
+
+    trainer = await upstream(starting)
+    model = training(gateway, trainer.port)
+    gateway.world.pod(model, "arith-trainer-0", role="trainer", **LOADING)
+    path = "/v1/models/arith/train/forward-backward"
+    held = asyncio.create_task(gateway.post(path, {"inputs": []}))
+    keyed = {"Idempotency-Key": "s/1"}
+    assert await refused(await gateway.post(path, {}, **keyed)) == (503, "ContainersNotReady")
+    gateway.world.pod(model, "arith-trainer-0", role="trainer", ip="127.0.0.1", port=trainer.port)
+    assert await asked.get() == "/train/state"
+    assigned.set()
+    assert (await held).status == 200
+    assert trainer.bodies[-1] == {"inputs": []}
+    before = len(trainer.requests)
+    await gateway.post(path, {"inputs": []})
+    # It is asked once, not before each command.
+    assert len(trainer.requests) == before + 1
+
+
+async def test_a_held_command_ends_with_the_reason_that_held_it(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainers, "HELD_SECONDS", 0.05)
+    model = training(gateway, 1)
+    gateway.world.pod(model, "arith-trainer-0", role="trainer", **LOADING)
+    assert await refused(await gateway.post(STEP, {})) == (503, "ContainersNotReady")
 
 
 @pytest.mark.parametrize("lost", ["refused", "aborted"])
@@ -206,7 +248,8 @@ async def test_a_command_is_never_sent_twice_by_the_gateway(
     reply = await gateway.post(STEP, {})
     assert "applied once" in (await reply.json())["remedy"]
     assert await refused(reply) == (503, "TrainerUnreachable")
-    assert len(trainer.requests) == (0 if lost == "refused" else 1)
+    commands = [request for request in trainer.requests if request.method == "POST"]
+    assert len(commands) == (0 if lost == "refused" else 1)
 
 
 async def test_a_trainer_that_takes_too_long_is_a_504(

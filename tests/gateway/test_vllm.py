@@ -20,6 +20,8 @@ from espalier.gateway.snapshot import Id
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 PROMPT = "What is 1 + 2?"
+# The most tokens of prompt and answer that the server is started with.
+CONTEXT = 256
 GREEDY = {"max_tokens": 6, "temperature": 0, "return_token_ids": True}
 CHAT = {"messages": [{"role": "user", "content": PROMPT}], **GREEDY, "logprobs": True}
 
@@ -186,3 +188,43 @@ async def test_a_later_turn_continues_the_exact_tokens_of_the_one_before(
     assert told != whole
     only = await chat(gateway, messages=turns, checkpoint="arith-000002")
     assert only["prompt_token_ids"] == whole
+
+
+# Of the tiny tokenizer: the only token of its vocabulary that ends an answer.
+END = 0
+NEVER, ALWAYS = {"logit_bias": {str(END): -100}}, {"logit_bias": {str(END): 100}}
+
+
+@pytest.mark.parametrize("stop", [{}, {"stop": None}, {"stop": []}, {"stop": ["nowhere"]}])
+async def test_an_answer_ends_at_the_tokenizers_end_whatever_stop_says(
+    gateway: Gateway, arith: Id, stop: dict[str, Any]
+) -> None:
+    choice = await chat(gateway, **ALWAYS, **stop)
+    assert (choice["finish_reason"], choice["token_ids"]) == ("stop", [END])
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"max_tokens": 3}, 3),
+        # OpenAI's newer name goes before the older one.
+        ({"max_tokens": 5, "max_completion_tokens": 2}, 2),
+        ({"max_tokens": None, "max_completion_tokens": 2}, 2),
+    ],
+)
+async def test_the_requests_own_most_tokens_win(
+    gateway: Gateway, arith: Id, fields: dict[str, Any], count: int
+) -> None:
+    choice = await chat(gateway, **NEVER, **fields)
+    assert (choice["finish_reason"], len(choice["token_ids"])) == ("length", count)
+
+
+async def test_without_them_an_answer_fills_the_context_and_more_than_it_is_refused(
+    gateway: Gateway, arith: Id
+) -> None:
+    choice = await chat(gateway, **NEVER, max_tokens=None)
+    assert len(choice["prompt_token_ids"]) + len(choice["token_ids"]) == CONTEXT
+    body = {"model": "arith", **CHAT, "max_tokens": CONTEXT}
+    reply = await gateway.post("/v1/chat/completions", body)
+    assert reply.status == 400
+    assert "maximum" in (await reply.json())["error"]["message"]

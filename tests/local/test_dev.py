@@ -19,6 +19,8 @@ from tests.rollout.tiny import make_model
 from espalier import Fit, FitConfig, Sampling, Session, TrainingClient
 
 START_SECONDS = 240
+# Two float32 implementations of one model agree on a log-prob to this.
+SAME = 1e-3
 MANIFESTS = """
 apiVersion: espalier.dev/v1alpha1
 kind: TrainableModel
@@ -56,6 +58,19 @@ class Prompt:
 async def varied(task: Prompt, session: Session) -> float:
     await session.sample([{"role": "user", "content": task.id}])
     return float(session.rollout.rollout_idx % 2)
+
+
+async def probe(client: TrainingClient) -> tuple[list[int], list[float], list[float]]:
+    """A completion's tokens, its log-probs as sampled, and as the trainer's forward has them."""
+    (found,) = await client.sample([{"role": "user", "content": "1"}], max_tokens=12)
+    tokens = [*found.prompt_token_ids, *found.token_ids]
+    return tokens, list(found.logprobs), await scores(client, tokens, len(found.token_ids))
+
+
+async def scores(client: TrainingClient, tokens: list[int], last: int) -> list[float]:
+    """The trainer's log-probs of the last tokens."""
+    (found,) = await client.compute_logprobs([tokens])
+    return found[-last:]
 
 
 class Dev:
@@ -116,14 +131,21 @@ async def test_a_tree_grows_is_pinned_by_an_edit_and_goes_on_after_a_restart(
     (manifests / "head.yaml").write_text(HEAD.replace("MODE", "Track"))
     port = free_port()
     small = FitConfig(
-        steps=2, learning_rate=1e-3, group=2, tasks_per_step=1, sampling=Sampling(max_tokens=4)
+        steps=2, learning_rate=1e-2, group=2, tasks_per_step=1, sampling=Sampling(max_tokens=4)
     )
     async with dev(manifests, model, port) as running:
         found = await running.says(r"ESPALIER_GATEWAY_URL=(\S+) ESPALIER_TOKEN=(\S+)")
         await running.says("TrainingRun tiny: Training")
         access = {"base_url": found[1], "token": found[2]}
         async with TrainingClient("tiny", **access) as client:
+            tokens, sampled, trained = await probe(client)
+            assert sampled == pytest.approx(trained, abs=SAME)
             await Fit(client, [Prompt("1")], varied, small).fit_async()
+            # The very next sample is of the new weights, which the trainer has too.
+            _, later, trained = await probe(client)
+            assert later == pytest.approx(trained, abs=SAME)
+            moved = await scores(client, tokens, len(sampled))
+            assert max(abs(a - b) for a, b in zip(moved, sampled, strict=True)) > 20 * SAME
             head = await client.head()
             assert head is not None
             assert head.name == "tiny-000002"

@@ -70,10 +70,16 @@ async def standing(client: Client, volume: Volume) -> tuple[Any, list[Any]]:
         return state, connection.execute("SELECT * FROM commands").fetchall()
 
 
-def batch(text: str = "", /, first: dict[str, Any] | None = None, **changes: Any) -> str:
+def batch(
+    text: str = "",
+    /,
+    first: dict[str, Any] | None = None,
+    others: dict[str, Any] | None = None,
+    **changes: Any,
+) -> str:
     """Two good trajectories and a third whose sample is changed; ``@`` stands for ``text``."""
     sample = {"prompt_token_ids": [1, 2], "output_token_ids": [3, 4], "output_logprobs": [-1, -2]}
-    good = {"samples": [sample], "reward": 1.0}
+    good = {"samples": [sample], "reward": 1.0} | (others or {})
     bad = {"samples": [sample | changes], "reward": 0.5} | (first or {})
     return json.dumps({"inputs": [good, good, bad]}).replace('"@"', text)
 
@@ -85,7 +91,7 @@ REFUSED = {
     "log-probs of another length": (batch(output_logprobs=[-1]), f"{SAMPLE}.output_logprobs"),
     "advantages of another length": (batch(advantages=[1.0]), f"{SAMPLE}.advantages"),
     "advantages twice": (
-        batch(first={"advantage": 1.0}, advantages=[1.0, 1.0]),
+        batch(others={"advantage": 0.0}, first={"advantage": 1.0}, advantages=[1.0, 1.0]),
         f"{SAMPLE}.advantages",
     ),
     "weights that the loss does not read": (batch(weights=[1.0, 1.0]), f"{SAMPLE}.weights"),

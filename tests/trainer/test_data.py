@@ -32,8 +32,9 @@ REWARDS = [trajectory(reward) for reward in (1.0, 0.0, 5.0, 1.0)]
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, [1.0, 0.0, 5.0, 1.0]),
-        ({"reward_scale": 2.0}, [2.0, 0.0, 10.0, 2.0]),
+        # Without groups all are one, as HUD documents it.
+        ({}, [-0.75, -1.75, 3.25, -0.75]),
+        ({"reward_scale": 2.0}, [-1.5, -3.5, 6.5, -1.5]),
         ({"group_size": 2}, [0.5, -0.5, 2.0, -2.0]),
         ({"group_size": 4}, [-0.75, -1.75, 3.25, -0.75]),
         ({"group_size": 2, "reward_scale": 10.0}, [5.0, -5.0, 20.0, -20.0]),

@@ -105,7 +105,11 @@ class TrajectoryPayload(Wire):
 
 
 class ForwardRequest(Wire):
-    """Log-probs without gradients; a group is what shares an id, or ``group_size`` in a row."""
+    """Log-probs without gradients.
+
+    A group is what shares an id, or ``group_size`` in a row; without either all inputs are one
+    group, as in HUD. Advantages are relative to the group's mean reward.
+    """
 
     inputs: Annotated[list[str | TrajectoryPayload], Field(fail_fast=True)] = Field(min_length=1)
     group_size: Whole | None = Field(default=None, ge=1)

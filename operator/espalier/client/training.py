@@ -84,7 +84,8 @@ class TrainingClient(CommandClient):
             loss_fn: one of ``available_losses``.
             loss_fn_config: its settings; what the loss does not know is refused.
             group_size: consecutive trajectories that make a group, unless they carry group ids;
-                the advantage is the reward minus the group's mean.
+                without either all of them are one. The advantage is the reward minus the
+                group's mean.
             reward_scale: factor of all advantages.
             num_substeps: HUD's: in how many parts the batch is computed; gradients are the same.
             temperature: that the trajectories were sampled at.

@@ -28,7 +28,7 @@ from espalier.gateway.routing import (
     resolve,
     split,
 )
-from espalier.gateway.sampling import check_continuation, reference
+from espalier.gateway.sampling import check_continuation, check_rendering, reference
 from espalier.gateway.services import UPSTREAM_SECONDS, Services
 from espalier.gateway.snapshot import Id, Snapshot
 from espalier.gateway.traces import Keeper, Traces, trace_of
@@ -71,6 +71,7 @@ class Completions:
         asked = body["model"]
         target = await self._locate(user, reference(body))
         body["model"] = target.adapter
+        check_rendering(body)
         check_continuation(body)
         trace = trace_of(request.headers)
         keeper = await self._traces.keeper(user, target.model) if _recordable(trace, body) else None

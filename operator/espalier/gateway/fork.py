@@ -50,10 +50,18 @@ class Forks:
         for kind, spec in specs.items():
             await self._create(user, kind, fork, spec)
         seen = await self._services.view.wait_for(
-            lambda snapshot: snapshot.models.get(fork), SEEN_SECONDS
+            # All three, so that the next call finds a run to train.
+            lambda snapshot: (
+                snapshot.models.get(fork)
+                if fork in snapshot.heads and fork in snapshot.runs
+                else None
+            ),
+            SEEN_SECONDS,
         )
         if seen is None:
-            raise not_ready("NotSeenYet", f"model {fork} is created and not seen yet")
+            raise not_ready(
+                "NotSeenYet", f"model {fork} is created and its objects are not all seen yet"
+            )
         return fork
 
     async def _create(self, user: User, kind: str, fork: Id, spec: Body) -> None:

@@ -20,6 +20,11 @@ class Waiting:
     reason: str
     message: str
 
+    @property
+    def fault(self) -> bool:
+        """False for what a pod goes through on its way up or down."""
+        return self.reason not in _PASSING
+
 
 @dataclass(frozen=True)
 class Pod:
@@ -51,7 +56,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
 def why_none_ready(candidates: Iterable[Pod]) -> Waiting | None:
     """Why no pod is ready: a fault before mere loading; None without a pod that waits."""
     waiting = [pod.waiting for pod in candidates if pod.waiting is not None]
-    faults = [w for w in waiting if w.reason not in _PASSING]
+    faults = [w for w in waiting if w.fault]
     return next(iter(faults or waiting), None)
 
 

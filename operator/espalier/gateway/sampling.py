@@ -2,7 +2,8 @@
 
 ``checkpoint`` samples that checkpoint instead of the head. ``prompt_token_ids`` with
 ``continuation_from`` (a number of messages) continues exactly these tokens, which stand for the
-first so many messages; only the messages after them are rendered. Pure.
+first so many messages; only the messages after them are rendered. ``renderer_name`` says who turns
+messages into tokens, which here is the model's own chat template alone. Pure.
 """
 
 from __future__ import annotations
@@ -14,6 +15,15 @@ from espalier.gateway.problems import RefusalError
 CHECKPOINT = "checkpoint"
 TOKENS = "prompt_token_ids"
 MESSAGES = "continuation_from"
+RENDERER = "renderer_name"
+CHAT_TEMPLATE = "chat_template"
+CHUNKS = "prompt_chunks"
+# Types of content parts, in OpenAI's and vLLM's words, that are not text.
+_MEDIA = frozenset(
+    f"{prefix}{kind}"
+    for kind in ("image", "image_url", "image_embeds", "audio", "audio_url", "video", "file")
+    for prefix in ("", "input_")
+)
 
 
 def reference(body: dict[str, Any]) -> str:
@@ -30,6 +40,29 @@ def reference(body: dict[str, Any]) -> str:
             CHECKPOINT, f"is {checkpoint}, and model names {named}", "Name the checkpoint once"
         )
     return f"{slug}@{checkpoint.removeprefix(f'{slug}@')}"
+
+
+def check_rendering(body: dict[str, Any]) -> None:
+    """Refuses what the model's chat template cannot render; takes ``renderer_name`` out: 400."""
+    renderer = body.pop(RENDERER, None)
+    if renderer not in (None, CHAT_TEMPLATE):
+        raise _bad(
+            RENDERER,
+            f"is {renderer!r}, and messages are rendered by the model's own chat template",
+            f"Leave it out or set {CHAT_TEMPLATE}; tokens of another one go to /v1/completions "
+            "as prompt",
+        )
+    if body.get(CHUNKS) is not None:
+        raise _bad(CHUNKS, "is not taken: only text is sampled and trained", f"Send {TOKENS}")
+    for number, message in enumerate(_list(body.get("messages"))):
+        content = message.get("content") if isinstance(message, dict) else None
+        for place, part in enumerate(_list(content)):
+            if isinstance(part, dict) and part.get("type") in _MEDIA:
+                raise _bad(
+                    f"messages[{number}].content[{place}]",
+                    f"is of type {part['type']}: only text is sampled and trained",
+                    "Send parts of type text",
+                )
 
 
 def check_continuation(body: dict[str, Any]) -> None:
@@ -56,6 +89,10 @@ def check_continuation(body: dict[str, Any]) -> None:
             "leaves no message to continue with",
             "Add the messages that followed the last turn",
         )
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _whole(value: object) -> TypeGuard[int]:

@@ -21,8 +21,8 @@ from espalier.gateway.promotion import promotion
 from espalier.gateway.runs import active_run, is_paused, live_epoch
 from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
 from espalier.gateway.snapshot import Id
+from espalier.gateway.trainers import TRAINER, Trainers
 
-TRAINER = "trainer"
 COMMANDS = frozenset({"forward-backward", "forward", "backward", "zero-grad", "optim-step"})
 READS = frozenset({"losses", "state"})
 CHECKPOINT_DIGEST = "Espalier-Checkpoint-Digest"
@@ -54,6 +54,7 @@ class Train:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._trainers = Trainers(services)
         self._reports = delivery.Reports()
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -65,7 +66,9 @@ class Train:
         model = await self._services.model(user, _slug(request))
         await self._authorize(user, model)
         command = request.match_info["command"]
-        trainer = self._trainer(model)
+        # Who sends keys, or reads, sends again; who sends none may be a client that does not.
+        held = IDEMPOTENCY_KEY not in request.headers and command != "state"
+        trainer = await self._trainers.ready(model, held=held)
         started = time.perf_counter()
         try:
             answer = await self._pass_on(request, user, model, trainer, command)
@@ -109,16 +112,6 @@ class Train:
                 f"the head of {model} is pinned, and onPin: Pause holds training",
                 "Set the head's spec.mode to Track, or spec.onPin to Branch",
             )
-
-    def _trainer(self, model: Id) -> Pod:
-        pods = self._services.view.snapshot.pods_of(model, TRAINER)
-        ready = next((pod for pod in pods if pod.ready), None)
-        if ready is None:
-            waiting = why_none_ready(pods) or Waiting("Pending", "it has no pod yet")
-            raise not_ready(
-                waiting.reason, f"the trainer of {model} is not ready: {waiting.message}"
-            )
-        return ready
 
     async def _pass_on(
         self, request: web.Request, user: User, model: Id, trainer: Pod, command: str

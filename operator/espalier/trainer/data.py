@@ -159,7 +159,8 @@ def _advantages(
         request.advantage_scale if isinstance(request, ForwardBackwardRequest) else "None"
     )
     result = [0.0] * len(trajectories)
-    for group in groups or [[index] for index in range(len(trajectories))]:
+    # As HUD documents it: without groups all trajectories are one.
+    for group in groups or [list(range(len(trajectories)))]:
         given = [trajectories[index].advantage for index in group]
         known = [advantage for advantage in given if advantage is not None]
         if known and len(known) < len(group):
@@ -171,8 +172,7 @@ def _advantages(
             )
         rewards = [trajectories[index].reward for index in group]
         if not known:
-            relative = _relative(rewards, scale) if groups is not None else rewards
-            known = [request.reward_scale * value for value in relative]
+            known = [request.reward_scale * value for value in _relative(rewards, scale)]
         for index, advantage in zip(group, known, strict=True):
             result[index] = advantage
     return result

@@ -145,8 +145,8 @@ class Service:
             reason="BodyTooLarge",
             detail=f"body: {request.content_length or 'more'} bytes exceed the limit of "
             f"{self._max_body_bytes}; nothing was applied",
-            remedy="send the batch as several calls, whose gradients add exactly, or raise "
-            "ESPALIER_MAX_BODY_BYTES of the trainer",
+            remedy="send the batch as several calls of whole groups, whose gradients add exactly, "
+            "or raise ESPALIER_MAX_BODY_BYTES of the trainer",
         )
 
     async def _body(self, request: web.Request) -> bytes:

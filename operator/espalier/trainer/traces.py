@@ -199,7 +199,8 @@ def _ungraded(record: TraceRecord) -> str:
     if left is None:
         return "has not ended: no exit report came for it"
     if left.get("stop_reason") == "timeout":
-        return "was timed out, and such runs are never trained on implicitly"
+        said = f" ({left['error']})" if left.get("error") else ""
+        return f"was timed out{said}, and such runs are never trained on implicitly"
     if left.get("status", "completed") != "completed":
         return f"ended with status {left['status']}: {left.get('error', 'no error given')}"
     if (left.get("evaluation_result") or {}).get("isError") or left.get("reward") is None:

@@ -1,0 +1,91 @@
+"""Which trainer takes a model's commands, and the wait for one that is starting.
+
+HUD's client sends a training call once. The first after a fork comes before its trainer has a pod,
+has loaded the base and knows its run, so such a call is held until it does; clients that repeat
+their calls get the reason at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import aiohttp
+
+from espalier.gateway.pods import Pod, Waiting, why_none_ready
+from espalier.gateway.problems import not_ready
+from espalier.gateway.services import Services
+from espalier.gateway.snapshot import Id, Snapshot
+
+TRAINER = "trainer"
+# HUD's client waits 600 s in all, and the command itself needs time.
+HELD_SECONDS = 240.0
+ASK_SECONDS = 0.5
+_ASK_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+_NO_POD = Waiting("Pending", "it has no pod yet")
+# A trainer's own reasons to refuse all commands for a moment (wire.Problem).
+_STARTING = frozenset({"Loading", "AwaitingAssignment"})
+
+
+class Trainers:
+    """Finds trainers. Remembers of each model the last one that took commands."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._taking: dict[Id, Pod] = {}
+
+    async def ready(self, model: Id, *, held: bool) -> Pod:
+        """A trainer that takes commands.
+
+        Args:
+            model: whose.
+            held: wait for one that is starting, up to HELD_SECONDS.
+
+        Raises:
+            RefusalError: 503 with the reason of Kubernetes or of the trainer.
+        """
+        deadline = asyncio.get_running_loop().time() + (HELD_SECONDS if held else 0.0)
+        pod = await self._pod(model, HELD_SECONDS if held else 0.0)
+        if held:
+            await self._until_taking(model, pod, deadline)
+        return pod
+
+    async def _pod(self, model: Id, seconds: float) -> Pod:
+        def settled(snapshot: Snapshot) -> Pod | Waiting | None:
+            pods = snapshot.pods_of(model, TRAINER)
+            ready = next((pod for pod in pods if pod.ready), None)
+            waiting = why_none_ready(pods)
+            return ready or (waiting if waiting is not None and waiting.fault else None)
+
+        found: Pod | Waiting | None = await self._services.view.wait_for(settled, seconds)
+        if isinstance(found, Pod):
+            return found
+        pods = self._services.view.snapshot.pods_of(model, TRAINER)
+        waiting = found or why_none_ready(pods) or _NO_POD
+        raise not_ready(waiting.reason, f"the trainer of {model} is not ready: {waiting.message}")
+
+    async def _until_taking(self, model: Id, pod: Pod, deadline: float) -> None:
+        while self._taking.get(model) != pod:
+            waiting = await self._starting(model, pod)
+            if waiting is None:
+                self._taking[model] = pod
+            elif asyncio.get_running_loop().time() >= deadline:
+                raise not_ready(waiting.reason, f"the trainer of {model}: {waiting.message}")
+            else:
+                await asyncio.sleep(ASK_SECONDS)
+
+    async def _starting(self, model: Id, pod: Pod) -> Waiting | None:
+        """Why it refuses every command now; what else is wrong is the command's to find out."""
+        url = f"http://{pod.address}/train/state"
+        headers = self._services.tokens.header(model)
+        try:
+            async with self._services.session.get(
+                url, headers=headers, timeout=_ASK_TIMEOUT
+            ) as answer:
+                if answer.status != 503:
+                    return None
+                problem = json.loads(await answer.read())
+                waiting = Waiting(str(problem["reason"]), str(problem["detail"]))
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+            return None
+        return waiting if waiting.reason in _STARTING else None
