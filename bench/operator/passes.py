@@ -19,6 +19,7 @@ from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 from tests.simulation.world import SETTINGS
 
 from espalier.controllers.operator import Operator
+from espalier.controllers.replica import MANY
 from espalier.core.names import MAIN, checkpoint_name
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Key
@@ -44,7 +45,7 @@ class Started:
     """An operator on a cluster, with a cache of its own."""
 
     def __init__(self, cluster: FakeCluster) -> None:
-        cache = Cache()
+        cache = Cache(packed=MANY)
         cluster.feed(cache)
         self.operator = Operator(
             cluster, cache, ScriptedTrainer(), ScriptedRollouts(), SETTINGS, now=lambda: NOW

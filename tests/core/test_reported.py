@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from tests.core.objects import condition
 
 from espalier.api.meta import Condition
 from espalier.api.wire import Problem
 from espalier.core import reported
 
+CONDITION = TypeAdapter(Condition)
 PADDED = Problem(detail="unlike", reason="SelfCheckDiffers", remedy="report it")
 FULL = Problem(detail="no space left", reason="VolumeFull", remedy="enlarge the claim")
 PADDED_BEFORE = ("FastPath", "False", "UnknownFamily")
@@ -50,7 +52,7 @@ def test_a_trainers_words_become_conditions(
     fast: str,
     volume: str,
 ) -> None:
-    before = [Condition.model_validate(condition(*said)) for said in known]
+    before = [CONDITION.validate_python(condition(*said)) for said in known]
     found = reported.findings(warnings, problem, before)
     assert [f.type for f in found] == ["FastPath", "VolumeHealthy"]
     assert [f"{f.status}/{f.reason}" for f in found] == [fast, volume]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -31,8 +31,12 @@ class Through:
         self._cluster = cluster
         self.server = server
 
-    def watch_session(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(trace_configs=list(traces))
+    def watch_session(
+        self,
+        *traces: aiohttp.TraceConfig,
+        middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
+    ) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(trace_configs=list(traces), middlewares=tuple(middlewares))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cluster, name)

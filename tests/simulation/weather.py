@@ -13,6 +13,7 @@ from espalier.kube.cluster import ClusterError
 
 LATENCY_SECONDS = 0.001
 WATCH_LAG_SECONDS = 0.01
+LISTS = ("list", "each")
 GUARDED = ("apply", "apply_status", "replace")
 
 
@@ -114,7 +115,7 @@ def _throttled(rng: random.Random, _: str) -> Fault:
 
 
 def _gone(_: random.Random, verb: str) -> Fault | None:
-    return Fault(ClusterError(410, "Expired", "continue token")) if verb == "list" else None
+    return Fault(ClusterError(410, "Expired", "continue token")) if verb in LISTS else None
 
 
 def _internal(rng: random.Random, _: str) -> Fault:

@@ -6,11 +6,13 @@ references are ``fooRef: {name}`` in the same namespace, list maps are keyed.
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.dataclasses import dataclass
 
 GROUP = "espalier.dev"
 VERSION = "v1alpha1"
@@ -103,12 +105,15 @@ def list_map(*keys: str) -> dict[str, Any]:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
 
 
+_WIRE = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True)
+# Words that thousands of objects have in common.
+Shared = Annotated[str, AfterValidator(sys.intern)]
+
+
 class Type(BaseModel):
     """Base of every API type: frozen, camelCase on the wire, unknown fields refused."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
-    )
+    model_config = {**_WIRE, "frozen": True}
 
     def wire(self) -> dict[str, Any]:
         """The camelCase form without unset optional fields, as sent to the API server."""
@@ -127,17 +132,21 @@ class ObjectRef(Type):
 OptimizerState = Literal["Keep", "Reset"]
 
 
-class Metric(Type):
+# An object has dozens of metrics and conditions, and a cluster tens of thousands of objects: with
+# slots each of them takes an eighth of the memory of a Type.
+@dataclass(config=_WIRE, frozen=True, slots=True, kw_only=True)
+class Metric:
     """One named figure; the value is a decimal string."""
 
-    name: str = Field(description="name of the metric, for example reward/mean.", max_length=64)
+    name: Shared = Field(description="name of the metric, for example reward/mean.", max_length=64)
     value: str = Field(description="value as a decimal string.", max_length=32)
 
 
-class Condition(Type):
+@dataclass(config=_WIRE, frozen=True, slots=True, kw_only=True)
+class Condition:
     """A condition of the Kubernetes API; Ready, Reconciling and Stalled follow kstatus."""
 
-    type: str = Field(description="type of the condition.", max_length=64)
+    type: Shared = Field(description="type of the condition.", max_length=64)
     status: Literal["True", "False", "Unknown"] = Field(
         description="status is True, False or Unknown."
     )
@@ -149,8 +158,8 @@ class Condition(Type):
         json_schema_extra={"format": "date-time"},
         max_length=32,
     )
-    reason: str = Field(description="reason is a CamelCase word.", min_length=1, max_length=128)
-    message: str = Field(description="message for people: cause and remedy.", max_length=4096)
+    reason: Shared = Field(description="reason is a CamelCase word.", min_length=1, max_length=128)
+    message: Shared = Field(description="message for people: cause and remedy.", max_length=4096)
 
 
 class ObjectMeta(BaseModel):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
+from pydantic import TypeAdapter
+
 from espalier.api.meta import Condition
 from espalier.controllers.services import Services
 from espalier.core import conditions
@@ -13,6 +15,7 @@ from espalier.kube.objects import Body, Key
 FORBIDDEN = 403
 REASON = "Forbidden"
 RETRY_SECONDS = 30.0
+CONDITIONS = TypeAdapter(list[Condition])
 OWN = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
 
 
@@ -52,12 +55,12 @@ class Permissions:
     async def _condition(self, key: Key, body: Body, message: str) -> None:
         """The triple as it is now, on top of whatever else the status says."""
         status = body.get("status", {})
-        held = [Condition.model_validate(c) for c in status.get("conditions", [])]
+        held = CONDITIONS.validate_python(status.get("conditions", []))
         triple = conditions.stalled(REASON, message)
         generation = body["metadata"].get("generation", 0)
         settled = conditions.settle(held, triple, generation, self._services.now())
         others = [c for c in held if c.type not in {finding.type for finding in triple}]
-        wire = [condition.wire() for condition in (*settled, *others)]
+        wire = CONDITIONS.dump_python([*settled, *others], mode="json", by_alias=True)
         seen = {n: body["metadata"][n] for n in ("name", "namespace", "uid", "resourceVersion")}
         intent = {"conditions": wire, "observedGeneration": generation}
         await self._services.cluster.apply_status(

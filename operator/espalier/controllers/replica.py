@@ -31,6 +31,8 @@ from espalier.kube.queue import Backoff
 logger = logging.getLogger(__name__)
 
 LEASE = "espalier-operator"
+# The kinds of which there are thousands.
+MANY = ("Checkpoint",)
 RELEASE_SECONDS = 3.0
 
 # Keeps a cache equal to the API server until the first event; the second is set once it is.
@@ -93,7 +95,7 @@ class Replica:
         check = self.election.check
         cluster = FencedCluster(self.ports.cluster, check)
         private_key = await self._private_key(cluster)
-        cache = Cache()
+        cache = Cache(packed=MANY)
         children = ChildSettings(
             self.settings.images, identity.public_key(private_key), self.settings.gateway_url
         )

@@ -16,7 +16,7 @@ from espalier.core.lineage import Lineage, recorded_bases, root_of
 from espalier.core.manifests.labels import Role
 from espalier.core.pods import Job, Pod, read_job, read_pod
 from espalier.kube.cache import Cache
-from espalier.kube.objects import Body, Key, key_of
+from espalier.kube.objects import Body, Key
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -26,7 +26,7 @@ class Snapshot:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self._parsed: dict[Key, tuple[str, BaseModel]] = {}
+        self._parsed: dict[Key, tuple[int, BaseModel]] = {}
         self._growths: dict[tuple[str, str], Growth] = {}
         cache.on_change(self._follow)
 
@@ -36,8 +36,7 @@ class Snapshot:
 
     def models(self, namespace: str) -> list[TrainableModel]:
         """Every TrainableModel of a namespace."""
-        bodies = self.cache.list("TrainableModel", namespace)
-        return [self._parse(TrainableModel, body) for body in bodies]
+        return self._all(TrainableModel, namespace)
 
     def forks(self, namespace: str, checkpoint: str) -> set[str]:
         """The names of the models that fork from a checkpoint."""
@@ -53,8 +52,7 @@ class Snapshot:
 
     def runs(self, namespace: str, model: str) -> list[TrainingRun]:
         """The runs of a model."""
-        bodies = self.cache.list("TrainingRun", namespace, model=model)
-        return [self._parse(TrainingRun, body) for body in bodies]
+        return self._all(TrainingRun, namespace, model=model)
 
     def head(self, namespace: str, name: str) -> CheckpointHead | None:
         """The CheckpointHead of that name."""
@@ -62,13 +60,11 @@ class Snapshot:
 
     def heads(self, namespace: str, model: str) -> list[CheckpointHead]:
         """The heads of a model."""
-        bodies = self.cache.list("CheckpointHead", namespace, model=model)
-        return [self._parse(CheckpointHead, body) for body in bodies]
+        return self._all(CheckpointHead, namespace, model=model)
 
     def all_heads(self, namespace: str) -> list[CheckpointHead]:
         """Every CheckpointHead of a namespace."""
-        bodies = self.cache.list("CheckpointHead", namespace)
-        return [self._parse(CheckpointHead, body) for body in bodies]
+        return self._all(CheckpointHead, namespace)
 
     def leader(self, namespace: str, model: str) -> CheckpointHead | None:
         """The head that training continues from: the one of the model's name."""
@@ -110,15 +106,19 @@ class Snapshot:
         return read_job(body) if body is not None else None
 
     def _one(self, kind: type[T], namespace: str, name: str) -> T | None:
-        body = self.cache.get(Key(kind.__name__, namespace, name))
-        return self._parse(kind, body) if body is not None else None
+        key = Key(kind.__name__, namespace, name)
+        return self._parse(kind, key) if self.cache.version(key) else None
 
-    def _parse(self, kind: type[T], body: Body) -> T:
-        key, version = key_of(kind.__name__, body), body["metadata"].get("resourceVersion", "")
+    def _all(self, kind: type[T], namespace: str, **index: str) -> list[T]:
+        keys = self.cache.keys(kind.__name__, namespace, **index)
+        return [self._parse(kind, key) for key in keys]
+
+    def _parse(self, kind: type[T], key: Key) -> T:
+        version = self.cache.version(key)
         held = self._parsed.get(key)
         if held is not None and held[0] == version and isinstance(held[1], kind):
             return held[1]
-        parsed = kind.model_validate(body)
+        parsed = kind.model_validate(self.cache.get(key))
         self._parsed[key] = (version, parsed)
         return parsed
 
@@ -135,7 +135,7 @@ class Snapshot:
             if growth is None:
                 continue
             if new is not None and new["spec"]["modelRef"]["name"] == name:
-                growth.put(self._parse(Checkpoint, new))
+                growth.put(self._parse(Checkpoint, key))
             else:
                 growth.remove(key.name)
             if growth.empty:
@@ -145,7 +145,6 @@ class Snapshot:
         """Built when it is first asked for, and kept up to date from then on."""
         held = self._growths.get((namespace, name))
         if held is None:
-            bodies = self.cache.list(Checkpoint.__name__, namespace, model=name)
-            held = Growth(self._parse(Checkpoint, body) for body in bodies)
+            held = Growth(self._all(Checkpoint, namespace, model=name))
             self._growths[namespace, name] = held
         return held

@@ -31,7 +31,7 @@ class StatusWriter:
         """
         wire = status.wire()
         held = body.get("status", {})
-        if held == wire or _canonical(held) == _canonical(wire):
+        if _same(held, wire):
             return False
         metadata = body["metadata"]
         seen = {n: metadata[n] for n in ("name", "namespace", "uid", "resourceVersion")}
@@ -88,6 +88,16 @@ class StatusWriter:
     ) -> None:
         """Record an Event on an object."""
         await self._events.record({**body, "kind": kind}, type_, reason, message)
+
+
+def _same(held: Body, wire: Body) -> bool:
+    """Whether two statuses say the same; most of a status is equal as it stands."""
+    if held == wire:
+        return True
+    return held.keys() == wire.keys() and all(
+        value == wire[name] or _canonical(value) == _canonical(wire[name])
+        for name, value in held.items()
+    )
 
 
 def _canonical(value: Any) -> Any:

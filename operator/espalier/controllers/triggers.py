@@ -101,8 +101,7 @@ def _model_and_runs(cache: Cache, namespace: str, name: str) -> Iterator[Key]:
 
 
 def _keys(cache: Cache, kind: str, namespace: str, model: str) -> Iterator[Key]:
-    for body in cache.list(kind, namespace, model=model):
-        yield Key(kind, namespace, body["metadata"]["name"])
+    yield from cache.keys(kind, namespace, model=model)
 
 
 def _forks(cache: Cache, namespace: str, *, model: str = "", checkpoint: str = "") -> Iterator[Key]:

@@ -67,6 +67,9 @@ def settle(
     settled = []
     for finding in findings:
         old = before.get(finding.type)
+        if old is not None and _says(old, finding, generation):
+            settled.append(old)
+            continue
         unchanged = old is not None and old.status == finding.status
         settled.append(
             Condition(
@@ -79,6 +82,16 @@ def settle(
             )
         )
     return settled
+
+
+def _says(condition: Condition, finding: Finding, generation: int) -> bool:
+    """Whether a condition says all of it already: most of them do, at every pass."""
+    return (
+        condition.status == finding.status
+        and condition.observed_generation == generation
+        and condition.reason == finding.reason[:REASON_CHARS]
+        and condition.message == finding.message[:MESSAGE_CHARS]
+    )
 
 
 def find(conditions: Sequence[Condition], type_: str) -> Condition | None:

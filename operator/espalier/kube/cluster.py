@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -74,6 +74,15 @@ class Cluster(Protocol):
     ) -> list[Body]:
         """The live objects of a namespace (of all when None) that carry all these labels."""
 
+    async def each(
+        self,
+        kind: str,
+        namespace: str | None,
+        take: Callable[[Body], None],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Call ``take`` with each object of such a list, page by page: few are held at a time."""
+
     async def apply(self, kind: str, body: Body, *, manager: str = MANAGER) -> Body:
         """Server-side apply, forced: the object becomes what ``body`` says in the fields it names.
 
@@ -125,6 +134,8 @@ async def load_configuration() -> Configuration:
     else:
         load_incluster_config(client_configuration=configuration)
     configuration.connection_pool_maxsize = CONNECTIONS
+    # The configuration knows its proxy: to ask the environment costs a thread for every request.
+    configuration.client_session_kwargs = {"trust_env": False}
     return configuration
 
 
@@ -164,10 +175,14 @@ class KubernetesCluster:
         """URL of the API server."""
         return str(self._configuration.host)
 
-    def watch_session(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+    def watch_session(
+        self,
+        *traces: aiohttp.TraceConfig,
+        middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
+    ) -> aiohttp.ClientSession:
         """A session of its own for watches, each of which holds one connection for good.
 
-        Every request carries the token of that moment.
+        Every request carries the token of that moment, and passes these middlewares.
         """
 
         async def authenticate(
@@ -181,7 +196,7 @@ class KubernetesCluster:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=context),
             headers={"User-Agent": MANAGER},
-            middlewares=(authenticate,),
+            middlewares=(authenticate, *middlewares),
             proxy=self._configuration.proxy,
             trace_configs=list(traces),
             read_bufsize=2**21,
@@ -201,21 +216,33 @@ class KubernetesCluster:
         self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
     ) -> list[Body]:
         """See Cluster."""
+        found: list[Body] = []
+        await self.each(kind, namespace, found.append, labels)
+        return found
+
+    async def each(
+        self,
+        kind: str,
+        namespace: str | None,
+        take: Callable[[Body], None],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """See Cluster."""
         known = kind_of(kind)
         query: dict[str, str] = {"limit": str(PAGE_SIZE)}
         if selector := label_selector(labels):
             query["labelSelector"] = selector
-        found: list[Body] = []
         while True:
             page = await self._call("GET", known.path(namespace), query)
-            # Items of a list come without the two fields that the list itself carries.
-            found += [
-                {"apiVersion": known.api_version, "kind": kind, **item} for item in page["items"]
-            ]
+            for item in page["items"]:
+                # Items of a list come without the two fields that the list itself carries.
+                take({"apiVersion": known.api_version, "kind": kind, **item})
             more = page["metadata"].get("continue")
             if not more:
-                return found
+                return
             query["continue"] = more
+            # Before the next page is there: together they may be large.
+            del page
 
     async def apply(self, kind: str, body: Body, *, manager: str = MANAGER) -> Body:
         """See Cluster."""

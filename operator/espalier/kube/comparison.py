@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from espalier.kube import metrics
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.objects import key_of, kind_of, without_managers
+from espalier.kube.objects import Body, Key, key_of, kind_of, without_managers
 
 logger = logging.getLogger(__name__)
 
@@ -109,15 +109,18 @@ class Comparison:
 
     async def _compare(self, scope: Scope) -> None:
         before = {
-            key: self._cache.get(key) for key in self._cache.keys(scope.kind, scope.namespace)
+            key: self._cache.version(key) for key in self._cache.keys(scope.kind, scope.namespace)
         }
-        found = await self._cluster.list(scope.kind, scope.namespace, self._labels[scope.kind])
-        for body in found:
+        present: set[Key] = set()
+
+        def take(body: Body) -> None:
+            present.add(key_of(scope.kind, body))
             self._cache.put(scope.kind, without_managers(body))
-        present = {key_of(scope.kind, body) for body in found}
+
+        await self._cluster.each(scope.kind, scope.namespace, take, self._labels[scope.kind])
         for key, held in before.items():
             # One that changed meanwhile is newer than the list.
-            if key not in present and self._cache.get(key) is held:
+            if key not in present and self._cache.version(key) == held:
                 metrics.MISSED_DELETES.labels(kind=scope.kind).inc()
                 logger.info("%s was deleted unseen", key)
                 self._cache.drop(key)

@@ -29,6 +29,16 @@ class FencedCluster:
         """See Cluster."""
         return await self._cluster.list(kind, namespace, labels)
 
+    async def each(
+        self,
+        kind: str,
+        namespace: str | None,
+        take: Callable[[Body], None],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """See Cluster."""
+        await self._cluster.each(kind, namespace, take, labels)
+
     async def apply(self, kind: str, body: Body, *, manager: str = MANAGER) -> Body:
         """See Cluster."""
         self._check()

@@ -1,8 +1,8 @@
 """Keeps a Cache equal to the API server: kopf watches, a comparison heals what it misses.
 
-kopf is used for ``on.event`` alone, which writes nothing to any object. It does not report what was
-deleted before one of its lists; so whenever one of its watches begins after a list, and every ten
-minutes, the cache is compared with a list of our own.
+kopf is used for ``on.event`` alone, which writes nothing to any object. Its lists are left empty:
+whenever one of its watches begins after a list, and every ten minutes, the cache is compared with a
+list of our own, which also finds what was deleted before.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -24,6 +24,8 @@ from espalier.kube.cluster import Cluster
 from espalier.kube.comparison import Comparison, Scope
 from espalier.kube.objects import Body, kind_of, label_selector, last_change, without_managers
 
+# A name that no object can have.
+_NOTHING = "metadata.name=-"
 COMPARE_SECONDS = 600.0
 READY_SECONDS = 60.0
 
@@ -35,7 +37,11 @@ class Connection(Cluster, Protocol):
     def server(self) -> str:
         """URL of the API server."""
 
-    def watch_session(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+    def watch_session(
+        self,
+        *traces: aiohttp.TraceConfig,
+        middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
+    ) -> aiohttp.ClientSession:
         """An authenticated session of its own."""
 
 
@@ -92,7 +98,7 @@ async def _watch(
     comparison: Comparison,
 ) -> None:
     tasks = await kopf.spawn_tasks(
-        registry=_registry(settings.kinds, cache, connection, _trace(comparison)),
+        registry=_registry(settings.kinds, cache, connection, comparison),
         settings=_kopf_settings(settings.kinds),
         standalone=True,
         clusterwide=not settings.namespaces,
@@ -156,13 +162,15 @@ def _kopf_settings(kinds: Mapping[str, Mapping[str, str]]) -> Any:
 
 
 def _registry(
-    kinds: Collection[str], cache: Cache, connection: Connection, trace: aiohttp.TraceConfig
+    kinds: Collection[str], cache: Cache, connection: Connection, comparison: Comparison
 ) -> Any:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)  # type: ignore[untyped-decorator]
     async def login(**_: Any) -> Any:
-        session = connection.watch_session(trace)
+        session = connection.watch_session(
+            _trace(comparison), middlewares=(_list_nothing(comparison.scopes),)
+        )
         return kopf.AiohttpSession(server=connection.server, aiohttp_session=session)
 
     for name in kinds:
@@ -204,3 +212,21 @@ def _trace(comparison: Comparison) -> aiohttp.TraceConfig:
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(on_start)
     return trace
+
+
+def _list_nothing(scopes: Collection[Scope]) -> aiohttp.ClientMiddlewareType:
+    """Has kopf's lists return no object, only the version from which it then watches.
+
+    The comparison lists all that there is once the watch has begun. That kopf does so too would
+    double the work of a start, and of the API server, and have kopf remember every object.
+    """
+    collections = {kind_of(scope.kind).path(scope.namespace) for scope in scopes}
+
+    async def list_nothing(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if request.url.path in collections and "watch" not in request.url.query:
+            request.url = request.url.update_query(fieldSelector=_NOTHING)
+        return await handler(request)
+
+    return list_nothing

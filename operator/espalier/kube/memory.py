@@ -94,6 +94,17 @@ class MemoryCluster:
             and wanted <= body["metadata"].get("labels", {}).items()
         ]
 
+    async def each(
+        self,
+        kind: str,
+        namespace: str | None,
+        take: Callable[[Body], None],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """See Cluster."""
+        for body in await self.list(kind, namespace, labels):
+            take(body)
+
     async def apply(self, kind: str, body: Body, *, manager: str = MANAGER) -> Body:
         """See Cluster."""
         intent = {name: value for name, value in body.items() if name != "status"}
