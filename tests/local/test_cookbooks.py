@@ -6,6 +6,9 @@ import asyncio
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,16 +28,45 @@ SCRIPTS = (
 )
 
 
+RISES = "test_the_reward_of_a_cookbook_rises"
+# One start computes on one core for long: two at a time take little longer than one.
+AT_A_TIME = 2
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A script's end: its exit code, and all that it said."""
+
+    code: int | None
+    said: str
+
+
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("model"), spread=0.2)
+def ended(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Ended]]]:
+    """The scripts that this session tests, begun together."""
+    model = make(tmp_path_factory.mktemp("model"), spread=0.2)
+    chosen = [
+        item.callspec.params["script"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == RISES
+    ]
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        yield {
+            script: pool.submit(_in_its_own_loop, script, model, tmp_path_factory.mktemp(script))
+            for script in chosen
+        }
+        # Where a test failed the session may end here: what has not begun is left out.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-@pytest.mark.vllm
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("script", SCRIPTS)
-async def test_the_reward_of_a_cookbook_rises(script: str, model: Path, tmp_path: Path) -> None:
-    manifests = tmp_path / "manifests"
+def _in_its_own_loop(script: str, model: Path, work: Path) -> Ended:
+    return asyncio.run(_run(script, model, work))
+
+
+async def _run(script: str, model: Path, work: Path) -> Ended:
+    manifests = work / "manifests"
     shutil.copytree(COOKBOOKS / "manifests", manifests)
     async with dev(manifests, model, free_port(), image=IMAGE) as running:
         found = await running.says(r"ESPALIER_GATEWAY_URL=(\S+) ESPALIER_TOKEN=(\S+)")
@@ -47,12 +79,19 @@ async def test_the_reward_of_a_cookbook_rises(script: str, model: Path, tmp_path
             stderr=asyncio.subprocess.STDOUT,
         )
         said, _ = await process.communicate()
-    shown = said.decode()
     kept = Path("out") / "cookbooks"
     kept.mkdir(parents=True, exist_ok=True)
-    (kept / f"{script}.txt").write_text(shown)
-    assert process.returncode == 0, shown
-    assert "step" in shown
+    (kept / f"{script}.txt").write_text(said.decode())
+    return Ended(process.returncode, said.decode())
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_reward_of_a_cookbook_rises(script: str, ended: dict[str, Future[Ended]]) -> None:
+    end = ended[script].result()
+    assert end.code == 0, end.said
+    assert "step" in end.said
 
 
 def test_every_script_is_run() -> None:

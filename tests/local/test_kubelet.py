@@ -103,6 +103,23 @@ async def test_a_server_is_ready_once_it_answers_and_started_again_when_it_dies(
     await node.until(lambda: node.ready() and read_pod(node.pod()).instance != first.instance)
 
 
+async def test_two_kubelets_of_one_machine_give_other_addresses(tmp_path: Path) -> None:
+    clusters = MemoryCluster(now), MemoryCluster(now)
+    stop = asyncio.Event()
+    async with aiohttp.ClientSession() as session:
+        kubelets = [
+            Kubelet(c, Layout(tmp_path / str(i), {}), session, now) for i, c in enumerate(clusters)
+        ]
+        running = [asyncio.create_task(kubelet.run(stop)) for kubelet in kubelets]
+        nodes = [Node(cluster) for cluster in clusters]
+        for node in nodes:
+            await node.cluster.apply("Deployment", workload("Deployment", "rollout", SERVER))
+            await node.until(node.ready)
+        assert len({read_pod(node.pod()).ip for node in nodes}) == 2
+        stop.set()
+        await asyncio.gather(*running)
+
+
 async def test_a_server_that_is_scaled_down_ends(node: Node) -> None:
     await node.cluster.apply("Deployment", workload("Deployment", "rollout", SERVER))
     await node.until(node.ready)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -59,11 +59,15 @@ class Kubelet:
         self._session = session
         self._now = now
         self._pods: dict[Key, _Pod] = {}
-        network = 64 + os.getpid() % 128
+        network, self._claim = _claimed_network()
         self._addresses = (f"127.{network}.{n // 250}.{n % 250 + 1}" for n in itertools.count())
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``; then ends every process."""
+        with self._claim:
+            await self._run(stop)
+
+    async def _run(self, stop: asyncio.Event) -> None:
         try:
             while not stop.is_set():
                 await self._look()
@@ -202,6 +206,19 @@ class Kubelet:
             "containerStatuses": [container],
         }
         self._cluster.set_status(key, status)
+
+
+def _claimed_network() -> tuple[int, socket.socket]:
+    """Second byte of the pods' addresses, and a socket: no other kubelet here has it meanwhile."""
+    for network in range(64, 192):
+        claim = socket.socket()
+        try:
+            claim.bind((f"127.{network}.255.254", PORT))
+        except OSError:
+            claim.close()
+        else:
+            return network, claim
+    raise MappingError("128 local clusters run already: stop one")
 
 
 def _replicas(owner: Body) -> int:
