@@ -57,6 +57,11 @@ async def played(client: TrainingClient, groups: list[str], index: int) -> Match
     return match
 
 
+def differ(said: list[Rollout], group: str) -> bool:
+    """Whether a side did better in some games than in others: only then is there a gradient."""
+    return len({side.reward for side in said if side.group_id == group}) > 1
+
+
 async def train(curve: Curve) -> None:
     """Plays a batch of games, trains on all that both sides said."""
     async with TrainingClient("tiny") as client:
@@ -69,9 +74,12 @@ async def train(curve: Curve) -> None:
             mean = sum(reward or 0.0 for reward in rewards) / len(rewards)
             legal = sum(match.legal for match in matches) / len(matches)
             metrics = {"reward/mean": mean, "game/legal_fraction": legal}
+            curve.log(step + 1, metrics)
+            if not any(differ(said, group) for group in groups):
+                print("no game differs from the others: nothing is left to learn")
+                break
             await client.forward_backward(said, loss_fn="ppo")
             await client.optim_step(learning_rate=1e-2, metrics=metrics)
-            curve.log(step + 1, metrics)
 
 
 if __name__ == "__main__":
