@@ -1,7 +1,7 @@
 # The commands of the project. `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env tools cluster-up cluster-down cluster-status cluster-clean images demo test lint format bench bench-trainer bench-operator bench-gateway crds constraints
+.PHONY: help env tools cluster-up cluster-down cluster-status cluster-clean images demo test lint format bench bench-trainer bench-operator bench-gateway crds constraints krew
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -57,6 +57,9 @@ format: env ## rewrite the code in the project's style
 
 crds: env ## generate crds/ from the resource types
 	@.venv/bin/python -m espalier.api.crds crds charts/espalier/files/crds
+
+krew: env ## the plugin of kubectl as krew installs it: archives and manifest (URL=where they will be published)
+	@dev/krew.sh $(URL)
 
 constraints: ## pin the newest versions that resolve together
 	@dev/constraints.sh

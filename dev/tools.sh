@@ -3,6 +3,7 @@
 #   dev/tools.sh apiserver   what the API-server-only lane runs: etcd, kube-apiserver, kube-controller-manager, kubectl
 #   dev/tools.sh gitops      what the GitOps tests run: Argo CD core and Flux's kustomize-controller, with their CRDs
 #   dev/tools.sh client      what a cluster in use needs: kubectl, helm
+#   dev/tools.sh krew        kubectl and its plugin manager, which the tests install our plugin with
 #   dev/tools.sh cluster     what a local cluster needs: with podman all of it and Debian packages, with Docker kind and the clients
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -79,6 +80,11 @@ client)
   build kubernetes kubectl=$k8s/kubectl
   build helm helm=helm.sh/helm/v3/cmd/helm
   ;;
+krew)
+  only_one tools
+  build kubernetes kubectl=$k8s/kubectl
+  build krew kubectl-krew=sigs.k8s.io/krew/cmd/krew
+  ;;
 cluster)
   . "$root/dev/engine.sh"
   only_one tools
@@ -95,5 +101,5 @@ cluster)
   build kubernetes kubectl=$k8s/kubectl
   build helm helm=helm.sh/helm/v3/cmd/helm
   ;;
-*) die "usage: dev/tools.sh apiserver|gitops|client|cluster" ;;
+*) die "usage: dev/tools.sh apiserver|gitops|client|krew|cluster" ;;
 esac

@@ -76,7 +76,14 @@ def curve(
     title = f"{metric} of {model}"
     typer.echo(in_terminal(found, title))
     if png is not None:
-        as_png(found, title, png)
+        try:
+            as_png(found, title, png)
+        except ModuleNotFoundError as error:
+            raise CommandError(
+                f"--png draws with {error.name}, which is not installed",
+                "failure",
+                "Use pip install 'espalier[cli]': the krew plugin comes without it",
+            ) from error
         typer.echo(f"written to {png}")
 
 
