@@ -17,7 +17,6 @@ from hud.eval.run import Grade, Run
 from hud.telemetry.context import set_trace_context
 from hud.train import TrajectoryPayload, TrajectorySample
 from hud.utils.exceptions import HudNetworkError, HudRequestError
-from hud.utils.gateway import resolve_gateway_model
 from hud.utils.platform import PlatformClient
 
 
@@ -113,15 +112,6 @@ async def redone(model):
     yield "step", {"sent": sent, "step": step.step}
 
 
-async def forked(model):
-    """Forks a model and trains the fork at once, as a script does; nothing is sent again."""
-    wanted = {"source_model_id": resolve_gateway_model(model).id, "name": "arith-two"}
-    made = PlatformClient.from_settings().post("/models/fork", dict[str, Any], json=wanted)
-    batch = [payload(1.0), payload(0.0, output=(7,))]
-    step = await TrainingClient(made["id"]).step(batch, learning_rate=1e-3)
-    yield "step", [step.step, step.checkpoint_id]
-
-
 async def rolled_out(agent, job, model, group, reward, *, stop="done"):
     """One rollout of two turns, reported as the client's own runner does it."""
     trace = uuid.uuid4().hex
@@ -141,6 +131,29 @@ async def rolled_out(agent, job, model, group, reward, *, stop="done"):
     run.group_id = group
     await trace_exit(run)
     return trace, [first.sample, second.sample]
+
+
+async def forked(source, sampled):
+    """Forks a model and uses the fork at once, as a script does; nothing is sent again."""
+    wanted = {"source_model_id": source, "name": "arith-two"}
+    made = PlatformClient.from_settings().post("/models/fork", dict[str, Any], json=wanted)
+    batch = [payload(1.0), payload(0.0, output=(7,))]
+    if sampled:
+        kwargs = {"max_tokens": 8, "extra_body": {"return_token_ids": True}}
+        agent = create_agent(made["model_name"], completion_kwargs=kwargs)
+        job = await Job.start("first", group=1)
+        _, samples = await rolled_out(agent, job, made["model_name"], "a", 1.0)
+        turns = [
+            TrajectorySample(
+                prompt_token_ids=sample.prompt_token_ids,
+                output_token_ids=sample.output_token_ids,
+                output_logprobs=sample.output_logprobs,
+            )
+            for sample in samples
+        ]
+        batch[0] = TrajectoryPayload(samples=turns, reward=1.0)
+    step = await TrainingClient(made["id"]).step(batch, learning_rate=1e-3)
+    yield "step", [step.step, step.checkpoint_id, len(batch[0].samples)]
 
 
 async def traces(model):

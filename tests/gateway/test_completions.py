@@ -280,3 +280,39 @@ async def test_an_image_is_refused_before_it_reaches_a_rollout(
     assert reply.status == 400
     assert "messages[0].content[0] is of type image_url" in (await reply.json())["error"]["message"]
     assert not pod.requests
+
+
+TRACE = {"Trace-Id": "0123456789abcdef0123456789abcdef"}
+
+
+async def test_a_rollouts_completion_is_held_until_a_starting_server_answers(
+    gateway: Gateway, upstream: Start
+) -> None:
+    pod = await upstream(answer)
+    model = serve(gateway)
+    gateway.world.pod(model, "arith-rollout-0", **LOADING)
+    held = asyncio.create_task(gateway.post("/v1/completions", ASK, **TRACE))
+    # What belongs to no rollout is told at once.
+    reply = await gateway.post("/v1/completions", ASK)
+    assert (reply.status, reply.headers["Retry-After"]) == (503, "2")
+    assert not held.done()
+    gateway.world.pod(model, "arith-rollout-0", ip="127.0.0.1", port=pod.port)
+    assert (await held).status == 200
+
+
+@pytest.mark.parametrize("fault", [True, False])
+async def test_a_held_completion_ends_with_what_holds_it(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, fault: bool
+) -> None:
+    model = serve(gateway)
+    if fault:
+        # Would never end in the test's time.
+        status = {"containerStatuses": [waiting("ImagePullBackOff", "no such image")]}
+        gateway.world.pod(model, "arith-rollout-0", **status)
+    else:
+        monkeypatch.setattr(completions, "HELD_SECONDS", 0.05)
+        gateway.world.pod(model, "arith-rollout-0", **LOADING)
+    reply = await gateway.post("/v1/completions", ASK, **TRACE)
+    assert reply.status == 503
+    wanted = "ImagePullBackOff" if fault else "ContainersNotReady"
+    assert (await reply.json())["error"]["code"] == wanted

@@ -22,6 +22,7 @@ from espalier.gateway.relay import StreamRewriter, error_event, rewrite_answer
 from espalier.gateway.routing import (
     ROLLOUT,
     NotReady,
+    Slug,
     Target,
     Unknown,
     could_be_committed,
@@ -35,6 +36,9 @@ from espalier.gateway.traces import Keeper, Traces, trace_of
 
 # A checkpoint's commit is acknowledged before its object reaches the cache.
 CHECKPOINT_WAIT_SECONDS = 10.0
+# A rollout of HUD's client is sampled once, and a fork's first before its servers are up; within
+# the 600 s that the client waits in all, the answer needs time too.
+HELD_SECONDS = 240.0
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 600.0
 ATTEMPTS = 2
@@ -69,11 +73,11 @@ class Completions:
         user = await self._services.caller(request)
         body = await _read(request)
         asked = body["model"]
-        target = await self._locate(user, reference(body))
+        trace = trace_of(request.headers)
+        target = await self._locate(user, reference(body), held=bool(trace))
         body["model"] = target.adapter
         check_rendering(body)
         check_continuation(body)
-        trace = trace_of(request.headers)
         keeper = await self._traces.keeper(user, target.model) if _recordable(trace, body) else None
         if keeper is not None:
             # What is trained on later needs them, whether or not this client looks at them.
@@ -87,7 +91,7 @@ class Completions:
         finally:
             request[UPSTREAM_SECONDS] = time.perf_counter() - started
 
-    async def _locate(self, user: User, asked: str) -> Target:
+    async def _locate(self, user: User, asked: str, *, held: bool) -> Target:
         named, ref = split(asked)
         slug = await self._services.sampled(user, named)
         model = slug.model
@@ -95,6 +99,8 @@ class Completions:
         found = resolve(self._services.view.snapshot, model, ref, slug.head)
         if isinstance(found, Unknown):
             found = await self._wait_for_checkpoint(model, ref) or found
+        if isinstance(found, NotReady) and held:
+            found = await self._wait_until_served(slug, ref) or found
         if isinstance(found, Unknown):
             raise await self._services.unknown(user, found)
         if isinstance(found, NotReady):
@@ -113,6 +119,15 @@ class Completions:
             return None if isinstance(found, Unknown) else found
 
         return await view.wait_for(known, CHECKPOINT_WAIT_SECONDS)
+
+    async def _wait_until_served(self, slug: Slug, ref: str) -> Target | NotReady | Unknown | None:
+        def settled(snapshot: Snapshot) -> Target | NotReady | Unknown | None:
+            if slug.model not in snapshot.models:
+                return Unknown(f"model {slug.model} was deleted")
+            found = resolve(snapshot, slug.model, ref, slug.head)
+            return None if isinstance(found, NotReady) and found.passing else found
+
+        return await self._services.view.wait_for(settled, HELD_SECONDS)
 
     async def _send(self, exchange: _Exchange) -> web.StreamResponse:
         for attempt, address in enumerate(self._order(exchange.target)):

@@ -47,11 +47,15 @@ class Unknown:
 
 @dataclass(frozen=True)
 class NotReady:
-    """The name is right and nothing can answer yet: a Kubernetes reason and its message."""
+    """The name is right and nothing can answer yet: a Kubernetes reason and its message.
+
+    ``passing``: it comes true by itself, as far as can be seen.
+    """
 
     reason: str
     message: str
     remedy: str = ""
+    passing: bool = True
 
 
 def split(requested: str) -> tuple[str, str]:
@@ -180,7 +184,8 @@ def _why_not_ready(snapshot: Snapshot, model: Id) -> NotReady:
     pods = snapshot.pods_of(model, ROLLOUT)
     waiting = why_none_ready(pods)
     if waiting is not None:
-        return NotReady(waiting.reason, f"the rollouts of {model} are not ready: {waiting.message}")
+        message = f"the rollouts of {model} are not ready: {waiting.message}"
+        return NotReady(waiting.reason, message, passing=not waiting.fault)
     if pods:
         return NotReady("HeadNotServed", f"the rollouts of {model} do not serve its head yet")
     return _without_pods(snapshot.models[model])
@@ -192,6 +197,7 @@ def _without_pods(model: TrainableModel) -> NotReady:
             "NoReplicas",
             f"model {model.metadata.name} has spec.rollout.replicas 0",
             "Set spec.rollout.replicas to 1 or more to serve it",
+            passing=False,
         )
     conditions = {c.type: c for c in model.status.conditions}
     for kind, bad in (
@@ -202,7 +208,7 @@ def _without_pods(model: TrainableModel) -> NotReady:
     ):
         condition = conditions.get(kind)
         if condition is not None and condition.status == bad:
-            return NotReady(condition.reason, condition.message)
+            return NotReady(condition.reason, condition.message, passing=kind != "Stalled")
     return NotReady("Pending", f"model {model.metadata.name} has no rollout pods yet")
 
 
