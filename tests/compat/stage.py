@@ -30,7 +30,8 @@ from tests.trainer import tiny
 
 from espalier import identity
 from espalier.controllers.operator import Operator
-from espalier.controllers.trainer_client import PORT, TrainerClient
+from espalier.controllers.peer import PORT
+from espalier.controllers.trainer_client import TrainerClient
 from espalier.core.manifests.settings import ChildSettings, Images
 from espalier.core.names import audience
 from espalier.gateway.app import make_app, upstream_session

@@ -16,8 +16,9 @@ from espalier.api.wire import (
     ServeRequest,
     TrainerState,
 )
+from espalier.controllers.peer import Peer
 from espalier.controllers.rollout_client import RolloutError
-from espalier.controllers.trainer_client import Peer, TrainerError
+from espalier.controllers.trainer_client import TrainerError
 from espalier.core.names import checkpoint_name
 
 REWARD = "reward/mean"

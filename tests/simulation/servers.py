@@ -10,7 +10,8 @@ from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 
 from espalier import identity
 from espalier.api.wire import Assignment, ServeRequest
-from espalier.controllers.trainer_client import PORT, Peer, TrainerError
+from espalier.controllers.peer import PORT, Peer
+from espalier.controllers.trainer_client import TrainerError
 
 TRAINER_IP = "127.77.0.2"
 ROLLOUT_IP = "127.77.0.3"

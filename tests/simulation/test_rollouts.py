@@ -8,9 +8,9 @@ from tests.simulation.scripted import ScriptedRollouts
 from tests.simulation.virtual_time import run
 
 from espalier.api.wire import Problem, Served, ServeRequest
+from espalier.controllers.peer import Peer
 from espalier.controllers.rollout_client import RolloutError
 from espalier.controllers.rollouts import READ_BACK_SECONDS, Rollouts
-from espalier.controllers.trainer_client import Peer
 from espalier.core.head_view import Rollout
 from espalier.core.pods import Pod
 from espalier.core.serving import Wish

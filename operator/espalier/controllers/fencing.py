@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from espalier.api.wire import Assignment, CommitPage, Served, ServeRequest, TrainerState
+from espalier.controllers.peer import Peer
 from espalier.controllers.rollout_client import RolloutControl
-from espalier.controllers.trainer_client import Peer, Trainer
+from espalier.controllers.trainer_client import Trainer
 from espalier.kube.fence import Check
 
 

@@ -5,23 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 import aiohttp
-from pydantic import ValidationError
 
-from espalier.api.wire import Problem, Served, ServeRequest
-from espalier.controllers.trainer_client import Peer
+from espalier.api.wire import Served, ServeRequest
+from espalier.controllers.peer import Peer, PeerCalls, PeerError
 
-CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 30.0
 UNPROCESSABLE = 422
 
 
-class RolloutError(Exception):
+class RolloutError(PeerError):
     """The rollout refused (with a Problem) or did not answer (status 0)."""
-
-    def __init__(self, status: int, problem: Problem) -> None:
-        super().__init__(f"{problem.reason} ({status}): {problem.detail}")
-        self.status = status
-        self.problem = problem
 
     @property
     def final(self) -> bool:
@@ -40,37 +33,9 @@ class RolloutClient:
     """Calls rollouts at their pods' addresses."""
 
     def __init__(self, session: aiohttp.ClientSession, private_key: str) -> None:
-        self._session = session
-        self._private_key = private_key
+        self._calls = PeerCalls(session, private_key, "Rollout", RolloutError)
 
     async def serve(self, peer: Peer, request: ServeRequest) -> Served:
         """See RolloutControl."""
-        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, connect=CONNECT_SECONDS)
-        headers = peer.headers(self._private_key)
-        url = f"{peer.url}/espalier/v1/serve"
-        try:
-            async with self._session.post(
-                url, data=request.model_dump_json(), headers=headers, timeout=timeout
-            ) as answer:
-                text = await answer.text()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            problem = Problem(detail=f"{url}: {error!r}", reason="RolloutUnreachable")
-            raise RolloutError(0, problem) from error
-        if answer.status >= 400:
-            raise RolloutError(answer.status, _problem(text))
-        try:
-            return Served.model_validate_json(text)
-        except ValidationError as error:
-            problem = Problem(
-                detail=f"the rollout's answer is not a Served: {error}",
-                reason="RolloutAnswerUnknown",
-                remedy="run operator and rollout images of the same version",
-            )
-            raise RolloutError(0, problem) from error
-
-
-def _problem(text: str) -> Problem:
-    try:
-        return Problem.model_validate_json(text)
-    except ValidationError:
-        return Problem(detail=text[:400], reason="RolloutError")
+        body, path = request.model_dump_json(), "/espalier/v1/serve"
+        return await self._calls.call("POST", peer, path, Served, body=body, seconds=ANSWER_SECONDS)

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from espalier.api.wire import Problem, ServeRequest
+from espalier.controllers.peer import Peer
 from espalier.controllers.rollout_client import RolloutControl, RolloutError
-from espalier.controllers.trainer_client import Peer
 from espalier.core.head_view import Rollout
 from espalier.core.names import ADAPTER_DIGEST_CHARS, BASE, DIGEST_PREFIX
 from espalier.core.pods import Pod

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from espalier.api.wire import Assignment, Problem, TrainerState
-from espalier.controllers.trainer_client import Peer, Trainer, TrainerError
+from espalier.controllers.peer import Peer
+from espalier.controllers.trainer_client import Trainer, TrainerError
 from espalier.core.pods import Pod
 
 logger = logging.getLogger(__name__)

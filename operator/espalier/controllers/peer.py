@@ -1,0 +1,111 @@
+"""A pod that the operator talks to, and one call of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import aiohttp
+from pydantic import BaseModel, ValidationError
+
+from espalier import identity
+from espalier.api.wire import Problem
+from espalier.core.names import audience
+
+PORT = 8000
+CONNECT_SECONDS = 3.0
+
+T = TypeVar("T", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A pod of a model that the operator talks to."""
+
+    namespace: str
+    model: str
+    ip: str
+
+    @property
+    def url(self) -> str:
+        """The pod's own address: a name would be cached past a restart."""
+        host = f"[{self.ip}]" if ":" in self.ip else self.ip
+        return f"http://{host}:{PORT}"
+
+    def headers(self, private_key: str) -> dict[str, str]:
+        """Headers that prove the operator to this model's pods."""
+        token = identity.issue(private_key, "operator", audience(self.namespace, self.model))
+        return {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+
+class PeerError(Exception):
+    """The pod refused (with a Problem) or did not answer (status 0)."""
+
+    def __init__(self, status: int, problem: Problem) -> None:
+        super().__init__(f"{problem.reason} ({status}): {problem.detail}")
+        self.status = status
+        self.problem = problem
+
+
+class PeerCalls:
+    """Calls of the pods of one role.
+
+    Args:
+        session: for all of them.
+        private_key: proves the operator.
+        role: Trainer or Rollout; the reasons of failures begin with it.
+        error: what a failed call raises.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, private_key: str, role: str, error: type[PeerError]
+    ) -> None:
+        self._session = session
+        self._private_key = private_key
+        self._role = role
+        self._error = error
+
+    async def call(
+        self,
+        method: str,
+        peer: Peer,
+        path: str,
+        answer: type[T],
+        *,
+        body: str | None = None,
+        seconds: float,
+    ) -> T:
+        """The answer as its type, within ``seconds``; raises the role's error."""
+        timeout = aiohttp.ClientTimeout(total=seconds, connect=CONNECT_SECONDS)
+        headers = peer.headers(self._private_key)
+        try:
+            async with self._session.request(
+                method, f"{peer.url}{path}", data=body, headers=headers, timeout=timeout
+            ) as response:
+                status, text = response.status, await response.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            problem = Problem(
+                detail=f"{peer.url}{path}: {error!r}", reason=f"{self._role}Unreachable"
+            )
+            raise self._error(0, problem) from error
+        if status >= 400:
+            raise self._error(status, self._problem(text))
+        return self._read(answer, text)
+
+    def _read(self, kind: type[T], text: str) -> T:
+        try:
+            return kind.model_validate_json(text)
+        except ValidationError as error:
+            role = self._role.lower()
+            problem = Problem(
+                detail=f"the {role}'s answer is not a {kind.__name__}: {error}",
+                reason=f"{self._role}AnswerUnknown",
+                remedy=f"run operator and {role} images of the same version",
+            )
+            raise self._error(0, problem) from error
+
+    def _problem(self, text: str) -> Problem:
+        try:
+            return Problem.model_validate_json(text)
+        except ValidationError:
+            return Problem(detail=text[:400], reason=f"{self._role}Error")
