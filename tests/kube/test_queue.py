@@ -138,6 +138,28 @@ async def test_a_full_queue_holds_each_key_once() -> None:
     assert set(gate.runs.values()) == {1}
 
 
+async def test_others_have_their_turn_between_passes_that_wait_for_nothing() -> None:
+    seen: list[int] = []
+    done = 0
+
+    async def pass_at_once(_: Key) -> None:
+        nonlocal done
+        done += 1
+
+    async def renew() -> None:
+        while done < 100:
+            seen.append(done)
+            await asyncio.sleep(0)
+
+    queue = WorkQueue(pass_at_once, workers=1)
+    for number in range(100):
+        queue.add(key(str(number)))
+    renewing = asyncio.create_task(renew())
+    async with working(queue):
+        await renewing
+    assert len(seen) >= 100
+
+
 async def test_a_reconciliation_that_hangs_shows_its_age() -> None:
     gate = Gate()
     queue = WorkQueue(gate)

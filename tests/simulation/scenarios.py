@@ -81,6 +81,10 @@ async def continue_(w: World) -> None:
     await w.until(lambda: w.serves("tiny", "tiny-000001"), "the pin is served")
     await w.apply("TrainingRun", "digits", run_spec("tiny", 4))
     await w.until(lambda: w.succeeded("digits", 4), "training goes on")
+    # A run may have ended before its last Checkpoint is Ready to be served.
+    await w.until(
+        lambda: w.condition("Checkpoint", "tiny-000004", "Ready")["status"] == "True", "committed"
+    )
     await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track"))
     await w.until(lambda: w.serves("tiny", "tiny-000004"), "Track follows")
 

@@ -148,6 +148,8 @@ async def test_the_operator_goes_on_when_the_api_server_has_restarted(
         await seen.edit("canary", "Track")
         await seen.until("CheckpointHead", "canary", observed(1))
         apiserver.restart()
+        # A read may be sent again where an edit may not: it finds the old connections closed.
+        await seen.holder()
         await seen.edit("canary", "Pin", "absent-000001")
         going_on = asyncio.create_task(seen.until("CheckpointHead", "canary", observed(2)))
         ended = asyncio.create_task(only.process.wait())

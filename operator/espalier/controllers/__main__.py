@@ -123,10 +123,14 @@ class Process:
 
     def _forbidden(self) -> str | None:
         """What is missing that only an administrator can give."""
-        if self._preflight is not None and self._preflight.fault is not None:
-            return self._preflight.fault
-        operator = self._replica.operator if self._replica else None
-        return operator.permissions.fault if operator else None
+        replica, preflight = self._replica, self._preflight
+        operator = replica.operator if replica else None
+        faults = (
+            replica.fault if replica else None,
+            preflight.fault if preflight else None,
+            operator.permissions.fault if operator else None,
+        )
+        return next(filter(None, faults), None)
 
     def _queue_fault(self) -> str | None:
         waited = self._age(WorkQueue.oldest_wait)

@@ -22,12 +22,14 @@ class HeadReconciler:
         head = self._services.snapshot.head(key.namespace, key.name)
         if head is None or head.metadata.deletion_timestamp is not None:
             return None
-        before = head.status
-        decision = decide(self._view(head), self._services.now())
+        before, view = head.status, self._view(head)
+        decision = decide(view, self._services.now())
         if _commits(decision.status) != _commits(before):
             head = await self._write(key, head, decision)
         await self._serve(head)
-        decision = decide(self._view(head), self._services.now())
+        seen = self._services.rollouts.seen(key.namespace, self._pods(head))
+        if head is not view.head or seen != view.rollouts:
+            decision = decide(self._view(head), self._services.now())
         await self._write(key, head, decision)
         await self._tell(key, before, decision)
         self._report(head)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from espalier.api.trainablemodel import TrainableModel
+from espalier.controllers.reading import UnreadableError
 from espalier.controllers.services import Services
 from espalier.core import model as models
 from espalier.core import pods, reported, retention, source
@@ -18,6 +21,18 @@ from espalier.kube.objects import Key, key_of, without_managers
 # Checkpoints that retention deletes in one pass, and seconds until the next.
 RETIRED_AT_ONCE = 50
 RETIRE_SECONDS = 5.0
+UNREADABLE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """All that the manifests of a model's servers depend on; None for servers not to be touched."""
+
+    uid: str
+    generation: int
+    base: str
+    rollouts: int | None
+    trainers: int | None
 
 
 class ModelReconciler:
@@ -25,6 +40,8 @@ class ModelReconciler:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        # Manifests are built and hashed anew only when something in them changes.
+        self._intents: dict[Key, tuple[_Wanted, list[Manifest]]] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a model; seconds until it should be looked at again."""
@@ -33,6 +50,7 @@ class ModelReconciler:
         if model is None or body is None or model.metadata.deletion_timestamp is not None:
             self._services.streams.forget(key.namespace, key.name)
             self._services.trainers.forget(key.namespace, key.name)
+            self._intents.pop(key, None)
             return None
         origin = source.decide(self._source(model))
         await self._import(model, origin.importer)
@@ -56,12 +74,16 @@ class ModelReconciler:
     async def _retire(self, key: Key) -> float | None:
         """Delete what the rules of the model's runs no longer keep, a bounded number at a time."""
         snapshot = self._services.snapshot
-        view = retention.RetentionView(
-            lineage=snapshot.lineage(key.namespace, key.name),
-            runs=snapshot.runs(key.namespace, key.name),
-            heads=snapshot.all_heads(key.namespace),
-            models=snapshot.models(key.namespace),
-        )
+        try:
+            view = retention.RetentionView(
+                lineage=snapshot.lineage(key.namespace, key.name),
+                runs=snapshot.runs(key.namespace, key.name),
+                heads=snapshot.all_heads(key.namespace),
+                models=snapshot.models(key.namespace),
+            )
+        except UnreadableError:
+            # Whatever cannot be understood may need a checkpoint.
+            return UNREADABLE_SECONDS
         found = retention.expendable(view)
         for checkpoint in found[:RETIRED_AT_ONCE]:
             retired = Key("Checkpoint", key.namespace, checkpoint.metadata.name)
@@ -123,29 +145,42 @@ class ModelReconciler:
             self._services.snapshot.cache.put("Pod", without_managers(body))
 
     async def _children(self, model: TrainableModel, decision: models.ModelDecision) -> None:
-        """Make the children what they should be; a trainer is made when it is first wanted."""
-        base = decision.status.resolved.digest if decision.status.resolved else ""
-        if decision.rollout_replicas is not None:
-            rollout = model.spec.rollout.model_copy(update={"replicas": decision.rollout_replicas})
+        """Make the children what they should be."""
+        cache, key = self._services.snapshot.cache, _key(model)
+        trainer = Key("StatefulSet", key.namespace, trainer_name(key.name))
+        wanted = _Wanted(
+            model.metadata.uid,
+            model.metadata.generation,
+            decision.status.resolved.digest if decision.status.resolved else "",
+            decision.rollout_replicas,
+            # A trainer is made when it is first wanted.
+            decision.trainer_replicas
+            if decision.trainer_replicas or cache.get(trainer) is not None
+            else None,
+        )
+        held = self._intents.get(key)
+        if held is None or held[0] != wanted:
+            held = self._intents[key] = (wanted, self._build(model, wanted))
+        for intent in held[1]:
+            child = key_of(intent["kind"], intent)
+            if not is_current(cache.get(child), intent):
+                applied = await self._services.cluster.apply(child.kind, intent)
+                cache.put(child.kind, without_managers(applied))
+
+    def _build(self, model: TrainableModel, wanted: _Wanted) -> list[Manifest]:
+        settings, intents = self._services.settings, list[Manifest]()
+        if wanted.rollouts is not None:
+            rollout = model.spec.rollout.model_copy(update={"replicas": wanted.rollouts})
             spec = model.spec.model_copy(update={"rollout": rollout})
             scaled = model.model_copy(update={"spec": spec})
-            await self._apply(rollout_service(model))
-            await self._apply(rollout_deployment(scaled, self._services.settings, base=base))
-        namespace, name = model.metadata.namespace, trainer_name(model.metadata.name)
-        exists = self._services.snapshot.cache.get(Key("StatefulSet", namespace, name)) is not None
-        replicas = decision.trainer_replicas
-        if replicas or (replicas == 0 and exists):
-            await self._apply(trainer_service(model))
-            intent = trainer_statefulset(
-                model, self._services.settings, base=base, replicas=replicas
+            intents.append(rollout_service(model))
+            intents.append(rollout_deployment(scaled, settings, base=wanted.base))
+        if wanted.trainers is not None:
+            intents.append(trainer_service(model))
+            intents.append(
+                trainer_statefulset(model, settings, base=wanted.base, replicas=wanted.trainers)
             )
-            await self._apply(intent)
-
-    async def _apply(self, intent: Manifest) -> None:
-        key = key_of(intent["kind"], intent)
-        if not is_current(self._services.snapshot.cache.get(key), intent):
-            applied = await self._services.cluster.apply(key.kind, intent)
-            self._services.snapshot.cache.put(key.kind, without_managers(applied))
+        return intents
 
     def _follow(self, model: TrainableModel) -> None:
         """Follow the commits of the trainer that is ready, if one is."""
@@ -154,3 +189,7 @@ class ModelReconciler:
         self._services.streams.follow(
             namespace, name, next((pod for pod in found if pod.ready), None)
         )
+
+
+def _key(model: TrainableModel) -> Key:
+    return Key("TrainableModel", model.metadata.namespace, model.metadata.name)

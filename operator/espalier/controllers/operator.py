@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from espalier.controllers.checkpoint import CheckpointReconciler
@@ -11,7 +12,8 @@ from espalier.controllers.disposal import DisposalReconciler
 from espalier.controllers.head import HeadReconciler
 from espalier.controllers.model import ModelReconciler
 from espalier.controllers.moves import Moves
-from espalier.controllers.permissions import FORBIDDEN, Permissions
+from espalier.controllers.permissions import FORBIDDEN, OWN, Permissions
+from espalier.controllers.reading import UnreadableError
 from espalier.controllers.rollout_client import RolloutControl
 from espalier.controllers.rollouts import Rollouts
 from espalier.controllers.run import RunReconciler
@@ -23,6 +25,7 @@ from espalier.controllers.streams import CommitStreams
 from espalier.controllers.trainer_client import Trainer
 from espalier.controllers.trainers import Trainers
 from espalier.controllers.triggers import concerned
+from espalier.core import conditions
 from espalier.core.disposal import KIND as DISPOSAL
 from espalier.core.manifests.settings import ChildSettings
 from espalier.kube.cache import Cache
@@ -30,6 +33,8 @@ from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.events import EventRecorder
 from espalier.kube.objects import Body, Key
 from espalier.kube.queue import WorkQueue
+
+logger = logging.getLogger(__name__)
 
 WORKERS = 8
 # The object is not the one that was decided on: read it again and decide again.
@@ -102,22 +107,48 @@ class Operator:
                 raise
             await self.services.writer.refresh(key)
             return OUTDATED_SECONDS
+        except UnreadableError as error:
+            await self._unreadable(key, error)
+            return None
+
+    async def _unreadable(self, key: Key, error: UnreadableError) -> None:
+        """Say what is not understood; nothing is done until the object changes."""
+        body = self._cache.get(key)
+        # A Checkpoint is as good as its bytes, whoever else cannot be understood.
+        others = () if error.key == key else ("Checkpoint",)
+        if body is None or key.kind not in OWN or key.kind in others:
+            return
+        where = "" if error.key == key else f"{error.key.kind} {error.key.name}: "
+        message = (
+            f"{where}{error.field}: {error.problem}. This operator is of an older version than the "
+            f"CRDs: upgrade it, or remove the field"
+        )
+        now = self.services.now()
+        if await self.services.writer.stall(key.kind, body, conditions.UNKNOWN_FIELD, message, now):
+            logger.warning("%s: %s", key, message, extra=key.fields())
+            await self.services.writer.record(
+                key.kind, body, "Warning", conditions.UNKNOWN_FIELD, message
+            )
 
     def _changed(self, key: Key, old: Body | None, new: Body | None) -> None:
         if key.kind == "CheckpointHead":
             self._moves.changed(key, old, new)
-        if key.kind == "Checkpoint" and new is None and old is not None:
-            self._lost(key, old)
         if key.kind == "Pod" and new is None:
             self.services.rollouts.forget(key.namespace, key.name)
         for other in concerned(self._cache, key, old, new):
             if other.kind in self._reconcilers:
                 self.queue.add(other)
+        if key.kind == "Checkpoint" and new is None and old is not None:
+            self._lost(key, old)
 
     def _lost(self, key: Key, old: Body) -> None:
         """A tip that somebody deleted while its model lives is made again, from its commit."""
         model, branch = old["spec"]["modelRef"]["name"], old["spec"]["branch"]
-        tip = self.services.snapshot.lineage(key.namespace, model).tip(branch)
+        try:
+            tip = self.services.snapshot.lineage(key.namespace, model).tip(branch)
+        except UnreadableError:
+            # Once it is understood, all commits are read again.
+            tip = None
         if tip is None or tip.spec.step < old["spec"]["step"]:
             self.services.streams.rewind(key.namespace, model)
 

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
-from pydantic import TypeAdapter
-
-from espalier.api.meta import Condition
 from espalier.controllers.services import Services
 from espalier.core import conditions
 from espalier.kube.cluster import ClusterError
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Key
 
 FORBIDDEN = 403
-REASON = "Forbidden"
 RETRY_SECONDS = 30.0
-CONDITIONS = TypeAdapter(list[Condition])
 OWN = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
 
 
@@ -46,23 +41,10 @@ class Permissions:
         if body is None or key.kind not in OWN or not first:
             return RETRY_SECONDS
         message = f"{error.message}. Grant it: the chart's roles hold all that is needed"
-        await self._services.writer.record(key.kind, body, "Warning", REASON, message)
+        await self._services.writer.record(key.kind, body, "Warning", conditions.FORBIDDEN, message)
         # Its status may be the very thing that is forbidden; Event and /readyz have it then.
         with contextlib.suppress(ClusterError):
-            await self._condition(key, body, message)
+            await self._services.writer.stall(
+                key.kind, body, conditions.FORBIDDEN, message, self._services.now()
+            )
         return RETRY_SECONDS
-
-    async def _condition(self, key: Key, body: Body, message: str) -> None:
-        """The triple as it is now, on top of whatever else the status says."""
-        status = body.get("status", {})
-        held = CONDITIONS.validate_python(status.get("conditions", []))
-        triple = conditions.stalled(REASON, message)
-        generation = body["metadata"].get("generation", 0)
-        settled = conditions.settle(held, triple, generation, self._services.now())
-        others = [c for c in held if c.type not in {finding.type for finding in triple}]
-        wire = CONDITIONS.dump_python([*settled, *others], mode="json", by_alias=True)
-        seen = {n: body["metadata"][n] for n in ("name", "namespace", "uid", "resourceVersion")}
-        intent = {"conditions": wire, "observedGeneration": generation}
-        await self._services.cluster.apply_status(
-            key.kind, {"metadata": seen, "status": {**status, **intent}}
-        )

@@ -24,7 +24,7 @@ from espalier.core.manifests.settings import ChildSettings
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.fence import FencedCluster
-from espalier.kube.lease import Election
+from espalier.kube.lease import FORBIDDEN, Election
 from espalier.kube.objects import Key
 from espalier.kube.queue import Backoff
 
@@ -61,6 +61,15 @@ class Replica:
     leads: bool = False
     synced: asyncio.Event = field(default_factory=asyncio.Event)
     operator: Operator | None = None
+    key_fault: str | None = None
+
+    @property
+    def fault(self) -> str | None:
+        """What an administrator must grant before this replica can lead, or stand by."""
+        refused = self.election.fault or self.key_fault
+        return (
+            f"{refused}. Grant it: the chart's roles hold all that is needed" if refused else None
+        )
 
     async def run(self) -> None:
         """Until ``stop``; LeadershipLostError when another replica may have taken over."""
@@ -117,9 +126,12 @@ class Replica:
         backoff, failures = Backoff(), 0
         while True:
             try:
-                return await signing_key.ensure(cluster, self.settings.namespace)
+                key = await signing_key.ensure(cluster, self.settings.namespace)
+                self.key_fault = None
+                return key
             except ClusterError as error:
                 failures += 1
+                self.key_fault = str(error) if error.status == FORBIDDEN else None
                 seconds = max(error.retry_after, backoff.delay(failures, random.random()))
                 logger.warning("signing key: %s; again in %.1f s", error, seconds)
                 await asyncio.sleep(seconds)

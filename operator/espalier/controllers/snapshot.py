@@ -11,6 +11,7 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
+from espalier.controllers.reading import UnreadableError, read
 from espalier.core.growth import Growth
 from espalier.core.lineage import Lineage, recorded_bases, root_of
 from espalier.core.manifests.labels import Role
@@ -22,7 +23,10 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class Snapshot:
-    """Typed reads of a cache; each version of an object is parsed once."""
+    """Typed reads of a cache; each version of an object is parsed once.
+
+    Every read raises UnreadableError when an object that it needs cannot be understood.
+    """
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
@@ -118,7 +122,7 @@ class Snapshot:
         held = self._parsed.get(key)
         if held is not None and held[0] == version and isinstance(held[1], kind):
             return held[1]
-        parsed = kind.model_validate(self.cache.get(key))
+        parsed = read(kind, self.cache.get(key) or {})
         self._parsed[key] = (version, parsed)
         return parsed
 
@@ -134,10 +138,15 @@ class Snapshot:
             growth = self._growths.get((key.namespace, name))
             if growth is None:
                 continue
-            if new is not None and new["spec"]["modelRef"]["name"] == name:
-                growth.put(self._parse(Checkpoint, key))
-            else:
-                growth.remove(key.name)
+            try:
+                if new is not None and new["spec"]["modelRef"]["name"] == name:
+                    growth.put(self._parse(Checkpoint, key))
+                else:
+                    growth.remove(key.name)
+            except UnreadableError:
+                # Whoever asks for the lineage next is told.
+                del self._growths[key.namespace, name]
+                continue
             if growth.empty:
                 del self._growths[key.namespace, name]
 

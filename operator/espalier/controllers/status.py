@@ -8,12 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from espalier.api.meta import Condition, Type
 from espalier.core import conditions
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster
 from espalier.kube.events import EventRecorder
 from espalier.kube.objects import Body, Key, without_managers
+
+CONDITIONS = TypeAdapter(list[Condition])
+TRIPLE = (conditions.READY, conditions.RECONCILING, conditions.STALLED)
+KNOWN = frozenset(
+    {"type", "status", "observedGeneration", "lastTransitionTime", "reason", "message"}
+)
 
 
 class StatusWriter:
@@ -36,6 +44,30 @@ class StatusWriter:
         metadata = body["metadata"]
         seen = {n: metadata[n] for n in ("name", "namespace", "uid", "resourceVersion")}
         written = await self._cluster.apply_status(kind, {"metadata": seen, "status": wire})
+        self._cache.put(kind, without_managers(written))
+        return True
+
+    async def stall(self, kind: str, body: Body, reason: str, message: str, now: str) -> bool:
+        """Let the object say Stalled on top of whatever its status says; whether that is news.
+
+        It is written as it is: the status need not be one that this version could have written.
+        """
+        status = body.get("status", {})
+        said = [c for c in status.get("conditions", []) if c["type"] in TRIPLE]
+        held = CONDITIONS.validate_python(
+            [{name: value for name, value in c.items() if name in KNOWN} for c in said]
+        )
+        generation = body["metadata"].get("generation", 0)
+        settled = conditions.settle(held, conditions.stalled(reason, message), generation, now)
+        if settled == held:
+            return False
+        others = [c for c in status.get("conditions", []) if c["type"] not in TRIPLE]
+        triple = CONDITIONS.dump_python(settled, mode="json", by_alias=True)
+        intent = {"conditions": [*triple, *others], "observedGeneration": generation}
+        seen = {n: body["metadata"][n] for n in ("name", "namespace", "uid", "resourceVersion")}
+        written = await self._cluster.apply_status(
+            kind, {"metadata": seen, "status": {**status, **intent}}
+        )
         self._cache.put(kind, without_managers(written))
         return True
 

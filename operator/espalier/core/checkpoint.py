@@ -20,6 +20,8 @@ from espalier.core.integrity import REASONS, recorded_metrics
 from espalier.core.lineage import Lineage
 
 SHOWN_HEADS = 16
+# Reasons that the bytes have nothing to do with: they are over when their cause is.
+PASSING = REASONS | {conditions.FORBIDDEN, conditions.UNKNOWN_FIELD}
 MARK_CHARS = 400
 
 
@@ -79,7 +81,7 @@ def _integrity(checkpoint: Checkpoint, lineage: Lineage, evidence: Evidence) -> 
     if evidence.refusal is not None:
         return conditions.stalled(evidence.refusal.reason, pods.explain(evidence.refusal))
     said = conditions.find(checkpoint.status.conditions, conditions.STALLED)
-    refused = said is not None and said.status == "True" and said.reason not in REASONS
+    refused = said is not None and said.status == "True" and said.reason not in PASSING
     if said is not None and refused and not evidence.verified:
         return conditions.stalled(said.reason, said.message)
     return [Finding(conditions.READY, "True", "Committed", "its bytes are on the volume")]

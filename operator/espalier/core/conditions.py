@@ -17,6 +17,10 @@ RECONCILING = "Reconciling"
 STALLED = "Stalled"
 SUPERSEDED = "Superseded"
 
+# Reasons that an object of any kind may have.
+FORBIDDEN = "Forbidden"
+UNKNOWN_FIELD = "UnknownField"
+
 TruthValue = Literal["True", "False", "Unknown"]
 MESSAGE_CHARS = 4096
 REASON_CHARS = 128

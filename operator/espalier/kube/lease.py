@@ -22,6 +22,7 @@ from espalier.kube.objects import Body, Key
 logger = logging.getLogger(__name__)
 
 # Candidates that lost their leader together do not all come back at the same moment.
+FORBIDDEN = 403
 JITTER = 0.2
 
 
@@ -73,13 +74,17 @@ class Election:
         self._renewed: float | None = None
         # Clocks of two nodes differ: a lease's age is counted from when this replica saw it change.
         self._seen = ("", 0.0)
+        # Why the API server does not let us take part at all, in its words.
+        self.fault: str | None = None
 
     async def acquire(self, stop: asyncio.Event) -> bool:
         """Wait until this replica leads; False if ``stop`` is set first."""
         while not stop.is_set():
             pause = self._timing.retry
             try:
-                if await self._try(self._timing.deadline):
+                taken = await self._try(self._timing.deadline)
+                self.fault = None
+                if taken:
                     logger.info("%s leads by lease %s", self._identity, self._lease)
                     metrics.LEADER.set(1)
                     return True
@@ -87,6 +92,7 @@ class Election:
                 logger.warning("lease %s: no answer", self._lease)
             except ClusterError as error:
                 logger.warning("lease %s: %s", self._lease, error)
+                self.fault = str(error) if error.status == FORBIDDEN else None
                 pause = max(pause, error.retry_after)
             await _wait(stop, pause * random.uniform(1, 1 + JITTER))
         return False

@@ -1,0 +1,64 @@
+"""Reads objects as types; what a newer version of the CRDs lets through is named, field by field.
+
+Fields of a status that are not known were written by a newer operator, and are passed over. What a
+spec says and is not known cannot be done, and must not be guessed: nothing is done for the object.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from espalier.kube.objects import Body, Key, key_of
+
+T = TypeVar("T", bound=BaseModel)
+UNKNOWN = "extra_forbidden"
+STATUS = "status"
+
+
+class UnreadableError(Exception):
+    """An object says something that this version does not understand; ``field`` is its path."""
+
+    def __init__(self, key: Key, field: str, problem: str) -> None:
+        super().__init__(f"{key}: {field}: {problem}")
+        self.key = key
+        self.field = field
+        self.problem = problem
+
+
+def read(kind: type[T], body: Body) -> T:
+    """The object of that kind; raises UnreadableError."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        newer = [e["loc"] for e in error.errors() if e["type"] == UNKNOWN and e["loc"][0] == STATUS]
+        if not newer:
+            raise _unreadable(kind, body, error) from None
+    try:
+        return kind.model_validate(_without(body, newer))
+    except ValidationError as error:
+        raise _unreadable(kind, body, error) from None
+
+
+def _unreadable(kind: type[BaseModel], body: Body, error: ValidationError) -> UnreadableError:
+    first = error.errors()[0]
+    problem = "is not known to it" if first["type"] == UNKNOWN else first["msg"]
+    return UnreadableError(key_of(kind.__name__, body), _path(first["loc"]), problem)
+
+
+def _path(location: Sequence[int | str]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    return "".join(parts).removeprefix(".")
+
+
+def _without(body: Body, locations: Sequence[Sequence[int | str]]) -> Body:
+    known = {**body, STATUS: copy.deepcopy(body[STATUS])}
+    for location in locations:
+        node: Any = known
+        for part in location[:-1]:
+            node = node[part]
+        del node[location[-1]]
+    return known
