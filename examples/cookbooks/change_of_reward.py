@@ -14,7 +14,7 @@ from sums import SUMS, Sum
 
 from espalier import Fit, FitConfig, Sampling, Session, TrainingClient
 
-FIRST, SECOND, BACK_TO = 4, 13, "tiny-000001"
+FIRST, SECOND, BACK_TO = 4, 16, "tiny-000001"
 
 
 def prefers(wanted: int) -> Callable[[Sum, Session], Awaitable[float]]:
@@ -33,7 +33,7 @@ def until(steps: int) -> FitConfig:
     return FitConfig(
         steps=steps,
         learning_rate=4e-3,
-        group=8,
+        group=16,
         tasks_per_step=4,
         sampling=Sampling(max_tokens=1),
     )
