@@ -31,7 +31,11 @@ SEEN: dict[str, tuple[str, int | None, str]] = {
     "huge body": ("HudRequestError", 413, "exceed the limit"),
     "unknown forward": ("HudRequestError", 404, "forward_id 'forward-99' is unknown"),
     "step without gradients": ("HudRequestError", 409, "no gradients were accumulated"),
-    "a step on equal rewards alone": ("HudRequestError", 409, "accumulated tokens is zero"),
+    "a step on equal rewards alone": (
+        "HudRequestError",
+        409,
+        "zero-grad drops what is accumulated",
+    ),
     "head at an unknown checkpoint": ("HudRequestError", 404, "has no checkpoint 'arith-000009'"),
 }
 

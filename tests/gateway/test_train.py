@@ -97,7 +97,10 @@ async def test_errors_of_the_trainer_pass_unchanged(gateway: Gateway, upstream: 
         return web.json_response(problem, status=507, headers={"Retry-After": "9"})
 
     training(gateway, (await upstream(refuse)).port)
-    reply = await gateway.post(STEP, {})
+    # HUD's client, which sends no key, shows its users the detail alone.
+    unkeyed = await (await gateway.post(STEP, {})).json()
+    assert unkeyed == problem | {"detail": "the volume is full. grow it"}
+    reply = await gateway.post(STEP, {}, **{"Idempotency-Key": "s/1"})
     assert (reply.status, await reply.json()) == (507, problem)
     assert reply.headers["Retry-After"] == "9"
     assert "Espalier-Promotion" not in reply.headers

@@ -20,7 +20,7 @@ from espalier.gateway.problems import RefusalError, respond
 from espalier.gateway.runs import Runs
 from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
 from espalier.gateway.traces import Traces
-from espalier.gateway.train import COMMANDS, READS, Train
+from espalier.gateway.train import COMMANDS, READS, Train, unkeyed
 
 MAX_COMPLETION_BYTES = 64 * 1024 * 1024
 CLIENT_GONE = 499
@@ -135,7 +135,7 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
             "the gateway failed on this request",
             f"Its log has the cause under request id {request[REQUEST_ID]}",
         )
-    return respond(_for(request.path, found), openai=not _is_ours(request.path))
+    return respond(_for(request, found), openai=not _is_ours(request.path))
 
 
 def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:
@@ -153,9 +153,9 @@ def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:
     return RefusalError(error.status, "BadRequest", error.text or error.reason)
 
 
-def _for(path: str, refusal: RefusalError) -> RefusalError:
-    """HUD's command line shows ``detail`` alone, so there it carries the remedy too."""
-    if not path.startswith(PLATFORM):
+def _for(request: web.Request, refusal: RefusalError) -> RefusalError:
+    """HUD's client shows ``detail`` alone, so where it calls, that carries the remedy too."""
+    if not (request.path.startswith(PLATFORM) or unkeyed(request)):
         return refusal
     return RefusalError(
         refusal.status,

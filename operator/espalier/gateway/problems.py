@@ -7,6 +7,7 @@ run routes answer with ``wire.Problem``, whose ``detail`` HUD's client shows.
 from __future__ import annotations
 
 from aiohttp import web
+from pydantic import ValidationError
 
 from espalier.api.wire import Problem
 
@@ -72,6 +73,18 @@ def openai_body(refusal: RefusalError) -> dict[str, object]:
             "code": refusal.reason,
         }
     }
+
+
+def with_remedy(body: bytes) -> bytes:
+    """A ``wire.Problem`` whose detail ends in its remedy; any other body as it is."""
+    try:
+        problem = Problem.model_validate_json(body)
+    except ValidationError:
+        return body
+    if not problem.remedy:
+        return body
+    detail = f"{problem.detail}. {problem.remedy}"
+    return problem.model_copy(update={"detail": detail}).model_dump_json().encode()
 
 
 def respond(refusal: RefusalError, *, openai: bool) -> web.Response:

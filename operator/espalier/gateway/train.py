@@ -16,7 +16,7 @@ from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY, PROMOTION
 from espalier.gateway import delivery
 from espalier.gateway.auth import User
 from espalier.gateway.pods import Pod, Waiting, why_none_ready
-from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.problems import RefusalError, not_ready, with_remedy
 from espalier.gateway.promotion import promotion
 from espalier.gateway.runs import active_run, is_paused, live_epoch
 from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
@@ -74,10 +74,13 @@ class Train:
             answer = await self._pass_on(request, user, model, trainer, command)
         finally:
             request[UPSTREAM_SECONDS] = time.perf_counter() - started
+        body = answer.body
+        if answer.status >= 400 and unkeyed(request):
+            body = with_remedy(body)
         headers = dict(answer.headers)
         if command == "optim-step" and answer.status == 200:
             headers[PROMOTION] = await self._promoted(model, answer)
-        response = web.Response(body=answer.body, status=answer.status, headers=headers)
+        response = web.Response(body=body, status=answer.status, headers=headers)
         if answer.key:
             response.headers["X-Request-Id"] = request[REQUEST_ID]
             if await delivery.send(request, response):
@@ -118,7 +121,7 @@ class Train:
     ) -> _Answer:
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         headers["X-Request-Id"] = request[REQUEST_ID]
-        if command in COMMANDS and IDEMPOTENCY_KEY not in request.headers:
+        if unkeyed(request):
             headers[CLIENT] = _client(user)
         headers |= self._services.tokens.header(
             model, live_epoch(self._services.view.snapshot, model)
@@ -161,6 +164,12 @@ class Train:
             lambda snapshot: promotion(snapshot, model, checkpoint, digest), PROMOTION_SECONDS
         )
         return found or "Timeout"
+
+
+def unkeyed(request: web.Request) -> bool:
+    """Whether it is a training command of a client without keys, such as HUD's."""
+    command = request.match_info.get("command")
+    return command in COMMANDS and IDEMPOTENCY_KEY not in request.headers
 
 
 def _client(user: User) -> str:
