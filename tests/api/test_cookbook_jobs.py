@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def built(server: ApiServer, script: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(text_of(server, script)))
 
 
+@cache
 def text_of(server: ApiServer, script: str) -> str:
     return server.kubectl("kustomize", str(ROOT / "cookbook-jobs" / script))
 
