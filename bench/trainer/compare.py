@@ -31,6 +31,7 @@ from bench.trainer.workload import WORKLOADS, Workload, batch, policy
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from espalier.trainer.allocator import align_large_blocks
 from espalier.trainer.data import Datum
 from espalier.trainer.packing import pack
 
@@ -51,6 +52,7 @@ class Turn:
 
 def main() -> None:
     options = _options()
+    align_large_blocks()
     torch.set_num_threads(1 if options.device == "cpu" else torch.get_num_threads())
     if options.child is not None:
         _turn(options)

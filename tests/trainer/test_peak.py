@@ -9,11 +9,15 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("way", ["plain", "checkpointed"])
+@pytest.mark.parametrize(
+    ("family", "way"),
+    # Of Llama, Qwen3 and Gemma the last holds most when layers are computed again.
+    [("llama", "plain"), ("gemma", "checkpointed")],
+)
 def test_a_prediction_is_no_less_than_the_memory_that_is_used_and_at_most_twice_that(
-    way: str,
+    family: str, way: str
 ) -> None:
-    command = [sys.executable, "-m", "tests.trainer.peak", "llama", "tiny", way]
+    command = [sys.executable, "-m", "tests.trainer.peak", family, "tiny", way]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     found = json.loads(done.stdout)
     assert found["measured"] <= found["predicted"] <= 2 * found["measured"], found

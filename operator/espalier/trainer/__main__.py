@@ -20,7 +20,6 @@ from aiohttp import web
 from espalier.trainer.engine import Engine
 from espalier.trainer.lock import LogBusyError
 from espalier.trainer.log import CommandLog
-from espalier.trainer.memory import return_freed_memory
 from espalier.trainer.model import Policy, load_policy
 from espalier.trainer.problems import (
     EXIT_USER_MISTAKE,
@@ -137,7 +136,6 @@ def main() -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    return_freed_memory()
     try:
         settings, world = read_settings(os.environ), read_world(os.environ)
         logger.info("rank %d of %d is process %d", world.rank, world.size, os.getpid())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +17,7 @@ from espalier.trainer.data import Datum
 from espalier.trainer.head import CHUNK_ELEMENTS
 from espalier.trainer.packing import Row, pack
 from espalier.trainer.plan import ModelShape
-from espalier.trainer.planner import GIB, Planner
+from espalier.trainer.planner import GIB, Heap, Planner
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.ranks.world import read_world
 
@@ -32,9 +30,10 @@ logger = logging.getLogger(__name__)
 MEMORY_VARIABLE = "ESPALIER_MEMORY_BYTES"
 # The rest is for the allocator's fragments and for what else the process does.
 USABLE = 0.85
-# Blocks of this size are mapped, and so returned when they are freed.
-MAPPED_BYTES = 1 << 20
-_M_MMAP_THRESHOLD = -3
+# glibc with aligned large blocks (espalier.trainer.allocator) was measured at up to 1.10, and at
+# 1.7 to 2.05 where layers are computed again: tests/trainer/peak.py. Torch's allocator on a GPU
+# splits its segments exactly.
+HEAPS = {"cpu": Heap(plain=1.15, checkpointing=2.25), "cuda": Heap()}
 # Limit, use, and what of the use is file cache that the kernel drops under pressure.
 _CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -59,7 +58,7 @@ def measure(policy: Policy, environment: Mapping[str, str] = os.environ) -> Plan
     available = read_available(policy.device, environment, held)
     logger.info("memory for a batch: %.2f GiB, correction %.2f", available / GIB, correction)
     chunk = CHUNK_ELEMENTS[policy.device.type]
-    return Planner(shape, available, chunk, correction)
+    return Planner(shape, available, chunk, correction, HEAPS[policy.device.type])
 
 
 def policy_shape(policy: Policy) -> ModelShape:
@@ -127,17 +126,6 @@ def free_host_memory(cgroup: Path, meminfo: Path) -> int:
         if line.startswith("MemAvailable:"):
             free.append(1024 * int(line.split()[1]))
     return max(0, min(free))
-
-
-def return_freed_memory() -> None:
-    """Lets the C allocator give large freed blocks back at once, as the planner assumes.
-
-    glibc otherwise raises its threshold to 32 MiB and keeps what is smaller in a fragmented heap:
-    a row that keeps 0.2 GB of tensors left 0.4 GB resident. Other C libraries are left alone.
-    Source: mallopt(3).
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def _counter(path: Path, name: str) -> int:

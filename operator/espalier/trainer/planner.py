@@ -72,6 +72,18 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Heap:
+    """What an allocator holds over the bytes of the tensors at a row's peak, as factors."""
+
+    plain: float = 1.0
+    checkpointing: float = 1.0
+
+    def held(self, tensors: int, *, checkpointing: bool) -> int:
+        """The bytes that the process takes for so many of tensors."""
+        return int((self.checkpointing if checkpointing else self.plain) * tensors)
+
+
+@dataclass(frozen=True)
 class Planner:
     """Cuts batches for one model and device; ``available`` bytes may be taken by a batch."""
 
@@ -79,6 +91,7 @@ class Planner:
     available: int
     chunk_elements: int
     correction: float = 1.0
+    heap: Heap = Heap()
 
     def plan(self, data: Sequence[Datum], row_tokens: int, still: Collection[int] = ()) -> Plan:
         """Rows of at most ``row_tokens``, shorter where memory needs it; raises TooLargeError.
@@ -106,19 +119,23 @@ class Planner:
             plan.saved_bytes(self.shape, plan.row_size(row), checkpointing=found.cut.checkpointing)
             for row in found.rows.moving
         )
-        return int(self.correction * kept) + found.needed <= self.available
+        held = self.heap.held(int(self.correction * kept), checkpointing=found.cut.checkpointing)
+        return held + found.needed <= self.available
 
     def _needed(self, row: Row, cut: Cut) -> int:
-        return plan.row_bytes(
+        tensors = plan.row_bytes(
             self.shape,
             plan.row_size(row),
             chunk_elements=self.chunk_elements,
             checkpointing=cut.checkpointing,
             correction=self.correction,
         )
+        return self.heap.held(tensors, checkpointing=cut.checkpointing)
 
     def _scored(self, row: Row) -> int:
-        return plan.score_bytes(self.shape, plan.row_size(row), chunk_elements=self.chunk_elements)
+        size = plan.row_size(row)
+        tensors = plan.score_bytes(self.shape, size, chunk_elements=self.chunk_elements)
+        return self.heap.held(tensors, checkpointing=False)
 
     def _too_large(self, closest: Plan) -> TooLargeError:
         needs = [(self._needed(row, closest.cut), row) for row in closest.rows.moving]
