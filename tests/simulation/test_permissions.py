@@ -59,3 +59,21 @@ def test_what_is_forbidden_shows_on_the_object_and_hurts_no_other(
             assert w.cluster.objects[Key("TrainableModel", "default", "poor")]
 
     run(scenario())
+
+
+@pytest.mark.parametrize("kind", ["Lease", "Secret"])
+def test_a_replica_that_may_not_have_its_lease_or_its_key_says_so(kind: str) -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            refusal = Refusal(w, "create", kind, "espalier")
+            await w.rest(50)
+            assert w.replica is not None
+            assert "cannot create it. Grant it: the chart's roles" in str(w.replica.fault)
+            refusal.on = False
+            await w.apply("TrainableModel", "rich", model_spec())
+            await w.until(
+                lambda: w.condition("TrainableModel", "rich", "Ready")["status"] == "True", "leads"
+            )
+            assert w.replica.fault is None
+
+    run(scenario())
