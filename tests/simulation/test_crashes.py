@@ -49,6 +49,10 @@ def test_a_runner_that_ended_while_nobody_listened_to_its_trainer_is_not_started
     assert compare(undisturbed("two-models"), Trial("two-models", seed=101)) == []
 
 
+def test_a_head_whose_model_is_gone_does_not_look_at_its_rollouts_for_ever() -> None:
+    assert compare(undisturbed("model-deleted"), Trial("model-deleted", seed=5)) == []
+
+
 def test_a_trial_is_played_again_by_its_seed() -> None:
     trial = Trial("branch", seed=4)
     first, second = play(trial), play(trial)

@@ -26,14 +26,16 @@ class HeadReconciler:
         decision = decide(view, self._services.now())
         if _commits(decision.status) != _commits(before):
             head = await self._write(key, head, decision)
-        await self._serve(head)
+        asks = await self._serve(head)
         seen = self._services.rollouts.seen(key.namespace, self._pods(head))
         if head is not view.head or seen != view.rollouts:
             decision = decide(self._view(head), self._services.now())
         await self._write(key, head, decision)
         await self._tell(key, before, decision)
         self._report(head)
-        return self._services.rollouts.again(key.namespace, self._pods(head))
+        # Rollouts that are not asked on behalf of this head are none of its concern: one whose
+        # model is gone would look at them again at once, for ever.
+        return self._services.rollouts.again(key.namespace, self._pods(head)) if asks else None
 
     def _view(self, head: CheckpointHead) -> HeadView:
         namespace, model = head.metadata.namespace, head.spec.model_ref.name
@@ -87,13 +89,15 @@ class HeadReconciler:
         await self._services.writer.write("CheckpointHead", body, decision.status)
         return self._services.snapshot.head(key.namespace, key.name) or head
 
-    async def _serve(self, head: CheckpointHead) -> None:
-        """Rollouts serve all heads of their model side by side."""
+    async def _serve(self, head: CheckpointHead) -> bool:
+        """Rollouts serve all heads of their model side by side; whether this is one of them."""
         wishes, most = self._wishes(head)
         fitting = serving.fitting(wishes, most)
-        if any(wish.head == head.metadata.name for wish in fitting):
-            namespace, model = head.metadata.namespace, head.spec.model_ref.name
-            await self._services.rollouts.serve(namespace, model, self._pods(head), fitting)
+        if all(wish.head != head.metadata.name for wish in fitting):
+            return False
+        namespace, model = head.metadata.namespace, head.spec.model_ref.name
+        await self._services.rollouts.serve(namespace, model, self._pods(head), fitting)
+        return True
 
     def _report(self, head: CheckpointHead) -> None:
         """Have the Checkpoint say what came to light when its bytes were loaded."""

@@ -41,6 +41,10 @@ class _Answer:
     failures: int = 0
 
 
+# A timer may fire a moment early, and must not then be set for that moment again and again.
+SOONEST = 0.05
+
+
 class Rollouts:
     """Has what the heads of a model wish for loaded by all of its pods."""
 
@@ -79,7 +83,7 @@ class Rollouts:
         """In how many seconds the first of these pods should be asked again."""
         now = asyncio.get_running_loop().time()
         answers = [self._answer(namespace, pod) for pod in pods if pod.started]
-        return min((max(0.0, a.due - now) for a in answers if a is not None), default=None)
+        return min((max(SOONEST, a.due - now) for a in answers if a is not None), default=None)
 
     def refusal(self, namespace: str, digest: str) -> Problem | None:
         """Why a pod cannot load a checkpoint as it is, if one said so."""
