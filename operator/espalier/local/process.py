@@ -66,7 +66,8 @@ def plan(
     }
     return Plan(
         copies=tuple(_copy(init, layout, mounts) for init in spec.get("initContainers", ())),
-        command=tuple(_moved(part, mounts) for part in [sys.executable, *command[1:]]),
+        # The interpreter is this machine's, wherever it lies; what it is given is the pod's.
+        command=(sys.executable, *(_moved(part, mounts) for part in command[1:])),
         environment={**os.environ, **here, **own},
         message=message,
     )

@@ -1,0 +1,29 @@
+"""What a pod's command and environment become on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from espalier.local.layout import Layout
+from espalier.local.process import plan
+
+
+def test_paths_of_the_pod_are_moved_and_the_interpreter_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/tmp/clone/.venv/bin/python")
+    container = {
+        "command": ["python", "-m", "espalier.trainer", "--scratch", "/tmp/scratch"],
+        "env": [{"name": "HOME", "value": "/tmp"}, {"name": "OTHER", "value": "/tmpfile"}],
+        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}],
+    }
+    spec = {"containers": [container], "volumes": [{"name": "scratch", "emptyDir": {}}]}
+    layout = Layout(tmp_path, images={})
+    planned = plan("p-0", "rollout", spec, address="127.9.9.9", layout=layout, config={})
+    here = planned.environment["HOME"]
+    assert planned.command[0] == "/tmp/clone/.venv/bin/python"
+    assert planned.command[-1] == f"{here}/scratch"
+    assert planned.environment["OTHER"] == "/tmpfile"
