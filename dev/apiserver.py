@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":  # started as a file, dev/ is on the path and its parent is not
     sys.path.insert(0, str(ROOT))
 
+from dev.crds import wait_until_established  # noqa: E402
 from dev.pki import Authority, kubeconfig, signing_pair  # noqa: E402
 
 BINARIES = Path(os.environ.get("ESPALIER_CACHE") or Path.home() / ".cache/espalier") / "bin"
@@ -111,7 +112,7 @@ class ApiServer:
     def apply_crds(self) -> None:
         """Applies crds/ and waits until every kind is served."""
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
+        wait_until_established(self, "-f", str(CRDS))
 
     def create_namespace(self, name: str) -> None:
         """Creates a namespace and waits for its default ServiceAccount."""

@@ -15,26 +15,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from dev.apiserver import BINARIES, ROOT, end_processes, free_port
+from dev.crds import Cluster, wait_until_established
 
 MANIFESTS = BINARIES.parent / "gitops"
 ARGOCD_NAMESPACE = "argocd"
 FLUX_NAMESPACE = "flux-system"
 HEALTH_CHECKS = ROOT / "gitops/argocd/argocd-cm.yaml"
-
-
-class Cluster(Protocol):
-    """The API server that they run beside: our own process, or a cluster in use."""
-
-    kubeconfig: Path
-
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """What kubectl prints; raises with its stderr."""
-
-    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
-        """Waits until a condition holds; raises an error that names it."""
 
 
 class GitOpsError(Exception):
@@ -123,7 +112,7 @@ class ArgoCd(Controllers):
         crds = ("application-crd.yaml", "appproject-crd.yaml")
         # Server-side: the Application's schema is too large for kubectl's annotation.
         kubectl("apply", "--server-side", *(f"--filename={manifests / name}" for name in crds))
-        kubectl("wait", "--for=condition=Established", *(f"-f={manifests / n}" for n in crds))
+        wait_until_established(self.server, *(f"-f={manifests / name}" for name in crds))
         kubectl("apply", "-n", ARGOCD_NAMESPACE, "-k", str(manifests / "config"))
         patch = ("patch", "configmap", "argocd-cm", f"--patch-file={HEALTH_CHECKS}")
         kubectl("-n", ARGOCD_NAMESPACE, *patch)
@@ -187,7 +176,7 @@ class Flux(Controllers):
         if not crds:
             raise GitOpsError(f"no CRDs of Flux in {MANIFESTS}: run dev/tools.sh gitops")
         kubectl("apply", "--server-side", *(f"--filename={crd}" for crd in crds))
-        kubectl("wait", "--for=condition=Established", *(f"-f={crd}" for crd in crds))
+        wait_until_established(self.server, *(f"-f={crd}" for crd in crds))
         health = free_port()
         self._start(
             "kustomize-controller",

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from dev.apiserver import ApiServer, ApiServerError, binary
+from dev.crds import wait_until_established
 from tests.api.test_chart import CHART, IMAGES, SYSTEM
 from tests.core.objects import NOW
 from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
@@ -75,7 +76,7 @@ def previous() -> Iterator[ApiServer]:
     with ApiServer() as server:
         server.kubectl("apply", "--server-side", "-f", str(PREVIOUS / "crds"))
         names = [f"{plural}.espalier.dev" for plural in PLURALS]
-        server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", *names)
+        wait_until_established(server, "crd", *names)
         owner = ("meta.helm.sh/release-name=espalier", f"meta.helm.sh/release-namespace={SYSTEM}")
         server.kubectl("annotate", "crd", *names, *owner)
         server.kubectl("label", "crd", *names, "app.kubernetes.io/managed-by=Helm")
