@@ -11,12 +11,11 @@ from espalier.core import disposal, retention
 from espalier.core.disposal import RETAINED, DisposalDecision, DisposalView
 from espalier.core.manifests.collector import collector_job, handed
 from espalier.core.names import collector_name
-from espalier.kube.cluster import ClusterError
+from espalier.kube.cluster import FORBIDDEN, ClusterError
 from espalier.kube.objects import Key, without_managers
 
 logger = logging.getLogger(__name__)
 
-FORBIDDEN = 403
 GOING = "because it is being terminated"
 
 

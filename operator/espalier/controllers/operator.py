@@ -12,7 +12,7 @@ from espalier.controllers.disposal import DisposalReconciler
 from espalier.controllers.head import HeadReconciler
 from espalier.controllers.model import ModelReconciler
 from espalier.controllers.moves import Moves
-from espalier.controllers.permissions import FORBIDDEN, OWN, Permissions
+from espalier.controllers.permissions import OWN, Permissions
 from espalier.controllers.reading import UnreadableError
 from espalier.controllers.rollout_client import RolloutControl
 from espalier.controllers.rollouts import Rollouts
@@ -29,7 +29,7 @@ from espalier.core import conditions
 from espalier.core.disposal import KIND as DISPOSAL
 from espalier.core.manifests.settings import ChildSettings
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.cluster import FORBIDDEN, Cluster, ClusterError
 from espalier.kube.events import EventRecorder
 from espalier.kube.objects import Body, Key
 from espalier.kube.queue import WorkQueue

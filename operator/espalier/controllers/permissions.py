@@ -9,9 +9,13 @@ from espalier.core import conditions
 from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Key
 
-FORBIDDEN = 403
 RETRY_SECONDS = 30.0
 OWN = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
+
+
+def with_remedy(refused: str) -> str:
+    """What the API server refused, and who can end that."""
+    return f"{refused}. Grant it: the chart's roles hold all that is needed"
 
 
 class Permissions:
@@ -40,7 +44,7 @@ class Permissions:
         body = self._services.snapshot.cache.get(key)
         if body is None or key.kind not in OWN or not first:
             return RETRY_SECONDS
-        message = f"{error.message}. Grant it: the chart's roles hold all that is needed"
+        message = with_remedy(error.message)
         await self._services.writer.record(key.kind, body, "Warning", conditions.FORBIDDEN, message)
         # Its status may be the very thing that is forbidden; Event and /readyz have it then.
         with contextlib.suppress(ClusterError):

@@ -17,14 +17,15 @@ from espalier import identity
 from espalier.controllers import signing_key
 from espalier.controllers.fencing import FencedRollouts, FencedTrainer
 from espalier.controllers.operator import Operator
+from espalier.controllers.permissions import with_remedy
 from espalier.controllers.rollout_client import RolloutControl
 from espalier.controllers.settings import Settings
 from espalier.controllers.trainer_client import Trainer
 from espalier.core.manifests.settings import ChildSettings
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.cluster import FORBIDDEN, Cluster, ClusterError
 from espalier.kube.fence import FencedCluster
-from espalier.kube.lease import FORBIDDEN, Election
+from espalier.kube.lease import Election
 from espalier.kube.objects import Key
 from espalier.kube.queue import Backoff
 
@@ -67,9 +68,7 @@ class Replica:
     def fault(self) -> str | None:
         """What an administrator must grant before this replica can lead, or stand by."""
         refused = self.election.fault or self.key_fault
-        return (
-            f"{refused}. Grant it: the chart's roles hold all that is needed" if refused else None
-        )
+        return with_remedy(refused) if refused else None
 
     async def run(self) -> None:
         """Until ``stop``; LeadershipLostError when another replica may have taken over."""

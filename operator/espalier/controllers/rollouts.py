@@ -22,6 +22,8 @@ from espalier.core.serving import Wish, choose
 
 READ_BACK_SECONDS = 30.0
 FIRST_RETRY_SECONDS = 1.0
+# A timer may fire a moment early, and must not then be set for that moment again and again.
+SOONEST = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,6 @@ class _Answer:
     refused: Mapping[str, Problem] = field(default_factory=dict)
     problem: str = ""
     failures: int = 0
-
-
-# A timer may fire a moment early, and must not then be set for that moment again and again.
-SOONEST = 0.05
 
 
 class Rollouts:

@@ -6,9 +6,11 @@ Other conditions that are worth an Event are named by their reconciler.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
+from pydantic.alias_generators import to_camel
 
 from espalier.api.meta import Condition, Type
 from espalier.core import conditions
@@ -19,9 +21,7 @@ from espalier.kube.objects import Body, Key, without_managers
 
 CONDITIONS = TypeAdapter(list[Condition])
 TRIPLE = (conditions.READY, conditions.RECONCILING, conditions.STALLED)
-KNOWN = frozenset(
-    {"type", "status", "observedGeneration", "lastTransitionTime", "reason", "message"}
-)
+KNOWN = frozenset(to_camel(field.name) for field in fields(Condition))
 
 
 class StatusWriter:
@@ -41,10 +41,7 @@ class StatusWriter:
         held = body.get("status", {})
         if _same(held, wire):
             return False
-        metadata = body["metadata"]
-        seen = {n: metadata[n] for n in ("name", "namespace", "uid", "resourceVersion")}
-        written = await self._cluster.apply_status(kind, {"metadata": seen, "status": wire})
-        self._cache.put(kind, without_managers(written))
+        await self._put(kind, body, wire)
         return True
 
     async def stall(self, kind: str, body: Body, reason: str, message: str, now: str) -> bool:
@@ -64,12 +61,14 @@ class StatusWriter:
         others = [c for c in status.get("conditions", []) if c["type"] not in TRIPLE]
         triple = CONDITIONS.dump_python(settled, mode="json", by_alias=True)
         intent = {"conditions": [*triple, *others], "observedGeneration": generation}
-        seen = {n: body["metadata"][n] for n in ("name", "namespace", "uid", "resourceVersion")}
-        written = await self._cluster.apply_status(
-            kind, {"metadata": seen, "status": {**status, **intent}}
-        )
-        self._cache.put(kind, without_managers(written))
+        await self._put(kind, body, {**status, **intent})
         return True
+
+    async def _put(self, kind: str, body: Body, status: Body) -> None:
+        metadata = body["metadata"]
+        seen = {n: metadata[n] for n in ("name", "namespace", "uid", "resourceVersion")}
+        written = await self._cluster.apply_status(kind, {"metadata": seen, "status": status})
+        self._cache.put(kind, without_managers(written))
 
     async def refresh(self, key: Key) -> None:
         """Read an object that another writer changed since it was cached."""

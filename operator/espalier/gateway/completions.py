@@ -30,15 +30,12 @@ from espalier.gateway.routing import (
     split,
 )
 from espalier.gateway.sampling import check_continuation, check_rendering, reference
-from espalier.gateway.services import UPSTREAM_SECONDS, Services
+from espalier.gateway.services import HELD_SECONDS, UPSTREAM_SECONDS, Services
 from espalier.gateway.snapshot import Id, Snapshot
 from espalier.gateway.traces import Keeper, Traces, trace_of
 
 # A checkpoint's commit is acknowledged before its object reaches the cache.
 CHECKPOINT_WAIT_SECONDS = 10.0
-# A rollout of HUD's client is sampled once, and a fork's first before its servers are up; within
-# the 600 s that the client waits in all, the answer needs time too.
-HELD_SECONDS = 240.0
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 600.0
 ATTEMPTS = 2

@@ -16,6 +16,9 @@ from espalier.gateway.view import View
 from espalier.kube.cluster import Cluster
 
 UPSTREAM_SECONDS: web.RequestKey[float] = web.RequestKey("upstream_seconds", float)
+# HUD's client sends a call once, and a fork's first before its servers are up: it is held for so
+# long, because within the 600 s that the client waits in all, the answer needs time too.
+HELD_SECONDS = 240.0
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 

@@ -14,12 +14,10 @@ import aiohttp
 
 from espalier.gateway.pods import Pod, Waiting, why_none_ready
 from espalier.gateway.problems import not_ready
-from espalier.gateway.services import Services
+from espalier.gateway.services import HELD_SECONDS, Services
 from espalier.gateway.snapshot import Id, Snapshot
 
 TRAINER = "trainer"
-# HUD's client waits 600 s in all, and the command itself needs time.
-HELD_SECONDS = 240.0
 ASK_SECONDS = 0.5
 _ASK_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 _NO_POD = Waiting("Pending", "it has no pod yet")

@@ -36,6 +36,9 @@ _IDENTITY = ("name", "namespace", "uid", "resourceVersion")
 
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
+# The status of a ClusterError that only a grant of rights ends.
+FORBIDDEN = 403
+
 
 class ClusterError(Exception):
     """The API server refused a call, or could not be reached (status 0).

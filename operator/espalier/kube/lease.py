@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from espalier.kube import metrics
-from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.cluster import FORBIDDEN, Cluster, ClusterError
 from espalier.kube.objects import Body, Key
 
 logger = logging.getLogger(__name__)
 
 # Candidates that lost their leader together do not all come back at the same moment.
-FORBIDDEN = 403
 JITTER = 0.2
 
 
