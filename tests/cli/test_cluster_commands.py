@@ -15,7 +15,7 @@ from tests.cli.checkpoints import manifests
 from tests.runner.standin import StandIn, spec
 from typer.testing import CliRunner, Result
 
-from espalier.api.trainingrun import Taskset
+from espalier.api.taskset import Taskset
 from espalier.cli.main import app
 from espalier.runner.jsonl import JsonlTasks
 

@@ -143,7 +143,7 @@ async def test_missing_access_says_how_to_get_it(
 
 
 def _training_prompts() -> set[str]:
-    from espalier.api.trainingrun import Taskset
+    from espalier.api.taskset import Taskset
     from espalier.runner.tasksets import open_tasks
 
     tasks = open_tasks(Taskset.model_validate({"seed": 1, "size": 20, "reasoningGym": SUMS}))

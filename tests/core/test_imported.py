@@ -8,7 +8,7 @@ import pytest
 from tests.core.objects import checkpoint, commit, digest, model
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.trainablemodel import Resolved
+from espalier.api.source import Resolved
 from espalier.core import commits, imported
 from espalier.core.growth import grow
 from espalier.core.lineage import Point, root_of

@@ -12,7 +12,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 from tests.runner.standin import StandIn
 
-from espalier.api.trainingrun import Taskset
+from espalier.api.taskset import Taskset
 from espalier.client import DeadlineError, GatewayClient, Patience, RefusedError
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop

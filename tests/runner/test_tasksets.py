@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from espalier.api.trainingrun import Taskset
+from espalier.api.taskset import Taskset
 from espalier.runner.problem import UserError
 from espalier.runner.tasks import Message, Tasks
 from espalier.runner.tasksets import open_tasks
@@ -112,7 +112,7 @@ def test_a_taskset_without_a_source_is_refused() -> None:
 _SURVEY = """
 import json, sys
 from reasoning_gym.factory import DATASETS
-from espalier.api.trainingrun import Taskset
+from espalier.api.taskset import Taskset
 from espalier.runner.problem import UserError
 from espalier.runner.tasksets import open_tasks
 seen = {}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer import tiny
 from tests.trainer.tiny import ADAPTER, MODEL, Volume
 
-from espalier.api.trainablemodel import Resolved
+from espalier.api.source import Resolved
 from espalier.trainer import importer
 from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine

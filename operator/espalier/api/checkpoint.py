@@ -8,6 +8,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from espalier.api.meta import (
+    METRICS_MOST,
     Condition,
     Digest,
     Metric,
@@ -86,7 +87,7 @@ class CheckpointStatus(Type):
     metrics: list[Metric] = Field(
         default_factory=list,
         description="metrics of the step.",
-        max_length=64,
+        max_length=METRICS_MOST,
         json_schema_extra=list_map("name"),
     )
 

@@ -132,14 +132,20 @@ class ObjectRef(Type):
 OptimizerState = Literal["Keep", "Reset"]
 
 
+# What a list of metrics takes.
+METRICS_MOST, METRIC_NAME_CHARS, METRIC_VALUE_CHARS = 64, 64, 32
+
+
 # An object has dozens of metrics and conditions, and a cluster tens of thousands of objects: with
 # slots each of them takes an eighth of the memory of a Type.
 @dataclass(config=_WIRE, frozen=True, slots=True, kw_only=True)
 class Metric:
     """One named figure; the value is a decimal string."""
 
-    name: Shared = Field(description="name of the metric, for example reward/mean.", max_length=64)
-    value: str = Field(description="value as a decimal string.", max_length=32)
+    name: Shared = Field(
+        description="name of the metric, for example reward/mean.", max_length=METRIC_NAME_CHARS
+    )
+    value: str = Field(description="value as a decimal string.", max_length=METRIC_VALUE_CHARS)
 
 
 @dataclass(config=_WIRE, frozen=True, slots=True, kw_only=True)

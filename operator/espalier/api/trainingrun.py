@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from espalier.api.loss import Loss
 from espalier.api.meta import (
+    METRIC_NAME_CHARS,
+    METRICS_MOST,
     Condition,
     Metric,
-    Name,
     NonNegativeDecimal,
     ObjectMeta,
     ObjectRef,
@@ -17,65 +19,9 @@ from espalier.api.meta import (
     Type,
     UnitDecimal,
     cel,
-    explained,
     list_map,
 )
-
-DATASET_PATTERN = r"^[a-z0-9_]+$"
-LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo", "cross_entropy"]
-
-
-class Loss(Type):
-    """The loss by its Tinker wire name; thresholds are absolute ratios, not epsilons."""
-
-    name: LossName = Field(
-        description="name of the loss, as on Tinker's wire: importance_sampling, ppo, cispo, dro, "
-        "gspo (one ratio for a whole sequence) or cross_entropy. Immutable."
-    )
-    clip_low: NonNegativeDecimal | None = Field(
-        default=None,
-        description="clipLow is the lowest ratio, a quoted decimal; ppo and gspo (default "
-        '"0.8") and cispo (default "0") only.',
-    )
-    clip_high: NonNegativeDecimal | None = Field(
-        default=None,
-        description="clipHigh is the highest ratio, a quoted decimal; ppo and gspo (default "
-        '"1.2") and cispo (default "4") only.',
-    )
-    beta: NonNegativeDecimal | None = Field(
-        default=None, description='beta of dro, a quoted decimal (default "0.05").'
-    )
-
-    model_config = ConfigDict(
-        json_schema_extra=cel(
-            (
-                "self.name in ['ppo', 'cispo', 'gspo']"
-                " || (!has(self.clipLow) && !has(self.clipHigh))",
-                "clipLow and clipHigh belong to ppo, cispo and gspo: "
-                "remove them or choose such a loss",
-            ),
-            (
-                "self.name == 'dro' || !has(self.beta)",
-                "beta belongs to dro: remove it or choose dro",
-            ),
-            (
-                "!has(self.clipLow) || !has(self.clipHigh)"
-                " || double(self.clipLow) <= double(self.clipHigh)",
-                "clipLow must not be above clipHigh",
-                ".clipLow",
-            ),
-        )
-    )
-
-    def config(self) -> dict[str, float]:
-        """The loss_fn_config of the wire: Tinker's keys for this loss, set values only."""
-        keys = {
-            "ppo": ("clip_low_threshold", "clip_high_threshold"),
-            "cispo": ("clip_low_threshold", "clip_high_threshold"),
-            "gspo": ("clip_low_threshold", "clip_high_threshold"),
-        }.get(self.name, ("", ""))
-        values = ((keys[0], self.clip_low), (keys[1], self.clip_high), ("beta", self.beta))
-        return {key: float(value) for key, value in values if value is not None}
+from espalier.api.taskset import Taskset
 
 
 class Optimizer(Type):
@@ -129,78 +75,6 @@ class Sampling(Type):
     )
 
 
-class ReasoningGym(Type):
-    """Tasks generated and scored by reasoning-gym."""
-
-    dataset: str = Field(
-        description="dataset is a reasoning-gym name, for example basic_arithmetic.",
-        pattern=DATASET_PATTERN,
-        max_length=64,
-        json_schema_extra=explained(
-            DATASET_PATTERN,
-            "must be a reasoning-gym name: lower-case letters, digits and '_', such as "
-            "basic_arithmetic",
-        ),
-    )
-    config: dict[str, Any] | None = Field(
-        default=None,
-        description="config holds the dataset's own keyword arguments.",
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
-    )
-
-
-class ConfigMapTasks(Type):
-    """Tasks as JSON lines in a ConfigMap."""
-
-    name: Name = Field(description="name of the ConfigMap.")
-    key: str = Field(
-        default="tasks.jsonl",
-        description="key with one task a line: {id, prompt or messages, answer}.",
-        pattern=r"^[-._a-zA-Z0-9]+$",
-        max_length=253,
-    )
-
-
-class Taskset(Type):
-    """What the model is asked; exactly one source."""
-
-    seed: int = Field(ge=0, le=2**31 - 1, description="seed of generated tasks and of their order.")
-    size: int = Field(default=256, ge=1, le=1000000, description="size is the number of tasks.")
-    reasoning_gym: ReasoningGym | None = Field(
-        default=None, description="reasoningGym generates and scores the tasks."
-    )
-    config_map: ConfigMapTasks | None = Field(
-        default=None, description="configMap holds the tasks."
-    )
-    system_prompt: str | None = Field(
-        default=None, description="systemPrompt precedes every task.", max_length=8192
-    )
-    prompt_template: str | None = Field(
-        default=None,
-        description="promptTemplate wraps the question, which replaces {question}.",
-        max_length=8192,
-    )
-    answer_extraction: Literal["AnswerTag", "LastNumber", "Whole"] = Field(
-        default="AnswerTag",
-        description="answerExtraction takes the answer from the completion: the last <answer> tag, "
-        "the last number, or the whole text.",
-    )
-
-    model_config = ConfigDict(
-        json_schema_extra=cel(
-            (
-                "has(self.reasoningGym) != has(self.configMap)",
-                "set exactly one of reasoningGym and configMap",
-            ),
-            (
-                "!has(self.promptTemplate) || self.promptTemplate.contains('{question}')",
-                "promptTemplate must contain {question}",
-                ".promptTemplate",
-            ),
-        )
-    )
-
-
 class KeepBest(Type):
     """The checkpoints with the highest values of a metric."""
 
@@ -208,7 +82,7 @@ class KeepBest(Type):
         description="metric of a Checkpoint's status, for example reward/mean; the highest values "
         "are the best.",
         min_length=1,
-        max_length=64,
+        max_length=METRIC_NAME_CHARS,
     )
     count: int = Field(ge=1, le=1000, description="count of the checkpoints to keep.")
 
@@ -358,7 +232,7 @@ class TrainingRunStatus(Type):
     metrics: list[Metric] = Field(
         default_factory=list,
         description="metrics of the latest step.",
-        max_length=64,
+        max_length=METRICS_MOST,
         json_schema_extra=list_map("name"),
     )
     progress: Progress | None = Field(default=None, description="progress of the run.")

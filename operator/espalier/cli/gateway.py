@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from espalier.api.trainingrun import Taskset
+from espalier.api.taskset import Taskset
 from espalier.client import GatewayClient, Patience
 from espalier.runner.heldout import HeldOut
 from espalier.runner.problem import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from espalier.api.trainingrun import Taskset
+from espalier.api.taskset import Taskset
 from espalier.cli.kubectl import Kubectl
 from espalier.runner.heldout import HeldOut, beyond_size, from_file, generated
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from espalier.api.trainingrun import Taskset
+from espalier.api.taskset import Taskset
 from espalier.cli import adopt, checkpoint_commands, gateway, models, runs
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.dev import dev

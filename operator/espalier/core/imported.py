@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from espalier.api.checkpoint import CheckpointSpec
 from espalier.api.meta import API_VERSION, ObjectRef
-from espalier.api.trainablemodel import Resolved, TrainableModel
+from espalier.api.source import Resolved
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core.lineage import Lineage
 from espalier.core.manifests import labels
 from espalier.core.manifests.intent import Manifest

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from espalier.api.checkpoint import Checkpoint
+from espalier.api.meta import METRIC_NAME_CHARS, METRIC_VALUE_CHARS, METRICS_MOST
 from espalier.core.manifests.labels import BRANCH, METRICS_ANNOTATION, MODEL
 from espalier.core.names import checkpoint_name, checkpoint_uri
 
@@ -30,8 +31,6 @@ INVALID_LABEL = "InvalidLabel"
 INVALID_PARENT = "InvalidParent"
 INVALID_METRICS = "InvalidMetrics"
 REASONS = frozenset({INVALID_URI, INVALID_NAME, INVALID_LABEL, INVALID_PARENT, INVALID_METRICS})
-# What status.metrics takes.
-METRICS_MOST, NAME_CHARS, VALUE_CHARS = 64, 64, 32
 REMEDY = "Delete it: a spec is immutable"
 
 
@@ -76,7 +75,9 @@ def recorded_metrics(annotations: Mapping[str, str]) -> dict[str, str] | None:
     try:
         found = json.loads(annotations.get(METRICS_ANNOTATION, "{}"))
         fits = len(found) <= METRICS_MOST and all(
-            len(name) <= NAME_CHARS and len(value) <= VALUE_CHARS and float(value) is not None
+            len(name) <= METRIC_NAME_CHARS
+            and len(value) <= METRIC_VALUE_CHARS
+            and float(value) is not None
             for name, value in found.items()
         )
     except (ValueError, TypeError, AttributeError):

@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.trainablemodel import Resolved, TrainableModel
+from espalier.api.source import Resolved
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core import pods
 from espalier.core.conditions import Finding
 from espalier.core.pods import Job, Pod

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from espalier.api.trainingrun import Taskset
+from espalier.api.taskset import Taskset
 from espalier.runner.jsonl import JsonlTasks
 from espalier.runner.problem import UserError
 from espalier.runner.tasks import Message, Tasks

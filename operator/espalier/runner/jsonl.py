@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from espalier.api.trainingrun import ConfigMapTasks, Taskset
+from espalier.api.taskset import ConfigMapTasks, Taskset
 from espalier.runner.extraction import extract, is_number, matches
 from espalier.runner.problem import UserError
 from espalier.runner.tasks import Message, Score, Task, ask, system, within

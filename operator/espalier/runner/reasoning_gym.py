@@ -10,7 +10,7 @@ from typing import Any
 import reasoning_gym as gym
 from reasoning_gym.factory import DATASETS
 
-from espalier.api.trainingrun import ReasoningGym, Taskset
+from espalier.api.taskset import ReasoningGym, Taskset
 from espalier.runner.extraction import extract
 from espalier.runner.problem import UserError
 from espalier.runner.tasks import Score, Task, ask, within

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from espalier.api.trainingrun import Taskset
+from espalier.api.taskset import Taskset
 
 TASKS_DIRECTORY = Path(os.environ.get("ESPALIER_TASKS_DIRECTORY", "/etc/espalier/tasks"))
 

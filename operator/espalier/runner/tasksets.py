@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from espalier.api.trainingrun import Taskset
+from espalier.api.taskset import Taskset
 from espalier.runner.jsonl import config_map_tasks
 from espalier.runner.problem import UserError
 from espalier.runner.tasks import TASKS_DIRECTORY, Tasks

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from espalier.api.trainablemodel import Base, TrainableModel
+from espalier.api.source import Base
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels

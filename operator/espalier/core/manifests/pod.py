@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from espalier.api.trainablemodel import PodTemplate, TrainableModel
+from espalier.api.podtemplate import PodTemplate
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.intent import Manifest
 from espalier.core.manifests.settings import ChildSettings
 

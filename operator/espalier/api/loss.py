@@ -1,0 +1,64 @@
+"""The losses that a run can train with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from espalier.api.meta import NonNegativeDecimal, Type, cel
+
+LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo", "cross_entropy"]
+
+
+class Loss(Type):
+    """The loss by its Tinker wire name; thresholds are absolute ratios, not epsilons."""
+
+    name: LossName = Field(
+        description="name of the loss, as on Tinker's wire: importance_sampling, ppo, cispo, dro, "
+        "gspo (one ratio for a whole sequence) or cross_entropy. Immutable."
+    )
+    clip_low: NonNegativeDecimal | None = Field(
+        default=None,
+        description="clipLow is the lowest ratio, a quoted decimal; ppo and gspo (default "
+        '"0.8") and cispo (default "0") only.',
+    )
+    clip_high: NonNegativeDecimal | None = Field(
+        default=None,
+        description="clipHigh is the highest ratio, a quoted decimal; ppo and gspo (default "
+        '"1.2") and cispo (default "4") only.',
+    )
+    beta: NonNegativeDecimal | None = Field(
+        default=None, description='beta of dro, a quoted decimal (default "0.05").'
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "self.name in ['ppo', 'cispo', 'gspo']"
+                " || (!has(self.clipLow) && !has(self.clipHigh))",
+                "clipLow and clipHigh belong to ppo, cispo and gspo: "
+                "remove them or choose such a loss",
+            ),
+            (
+                "self.name == 'dro' || !has(self.beta)",
+                "beta belongs to dro: remove it or choose dro",
+            ),
+            (
+                "!has(self.clipLow) || !has(self.clipHigh)"
+                " || double(self.clipLow) <= double(self.clipHigh)",
+                "clipLow must not be above clipHigh",
+                ".clipLow",
+            ),
+        )
+    )
+
+    def config(self) -> dict[str, float]:
+        """The loss_fn_config of the wire: Tinker's keys for this loss, set values only."""
+        keys = {
+            "ppo": ("clip_low_threshold", "clip_high_threshold"),
+            "cispo": ("clip_low_threshold", "clip_high_threshold"),
+            "gspo": ("clip_low_threshold", "clip_high_threshold"),
+        }.get(self.name, ("", ""))
+        values = ((keys[0], self.clip_low), (keys[1], self.clip_high), ("beta", self.beta))
+        return {key: float(value) for key, value in values if value is not None}

@@ -1,0 +1,139 @@
+"""What a model forks from: as it is asked for, and what that turned out to be."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field
+
+from espalier.api.meta import Digest, Name, ObjectRef, OptimizerState, Type, cel, explained
+
+REPOSITORY_PATTERN = r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$"
+REVISION_PATTERN = r"^[a-f0-9]{40}$"
+PATH_PATTERN = r"^([A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)?$"
+
+
+class HuggingFaceBase(Type):
+    """A model of the Hugging Face hub."""
+
+    repository: str = Field(
+        description="repository as owner/name, for example Qwen/Qwen3-0.6B.",
+        pattern=REPOSITORY_PATTERN,
+        max_length=200,
+        json_schema_extra=explained(
+            REPOSITORY_PATTERN, "must be owner/name as on the hub, such as Qwen/Qwen3-0.6B"
+        ),
+    )
+    revision: str = Field(
+        description="revision is a full commit hash, so that the fork is reproducible.",
+        pattern=REVISION_PATTERN,
+        max_length=64,
+        json_schema_extra=explained(
+            REVISION_PATTERN,
+            "must be a full commit hash of 40 hex digits: a branch or tag can move",
+        ),
+    )
+
+
+class VolumeBase(Type):
+    """A model directory on an existing claim."""
+
+    claim_name: Name = Field(description="claimName of the claim that holds the model.")
+    path: str = Field(
+        default="",
+        description="path of the model directory inside the claim, relative, without '..'.",
+        pattern=PATH_PATTERN,
+        max_length=400,
+        json_schema_extra=explained(
+            PATH_PATTERN, "must be a relative path inside the claim without '..', such as models/a"
+        ),
+    )
+
+
+class Base(Type):
+    """Where a base model, or an adapter, comes from; exactly one member."""
+
+    hugging_face: HuggingFaceBase | None = Field(
+        default=None, description="huggingFace takes the files from the Hugging Face hub."
+    )
+    image: str | None = Field(
+        default=None,
+        description="image is an OCI image with the files under /models (a modelcar). "
+        "They are copied to the volume once and their digest recorded.",
+        min_length=1,
+        max_length=400,
+    )
+    persistent_volume_claim: VolumeBase | None = Field(
+        default=None,
+        description="persistentVolumeClaim takes the files from a directory on a claim.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "[has(self.huggingFace), has(self.image), has(self.persistentVolumeClaim)]"
+                ".filter(x, x).size() == 1",
+                "set exactly one of huggingFace, image and persistentVolumeClaim",
+            )
+        )
+    )
+
+
+class Origin(ObjectRef):
+    """The checkpoint of another model that a fork starts from."""
+
+    optimizer_state: OptimizerState = Field(
+        default="Keep",
+        description="optimizerState Keep takes Adam's moments over with the weights; Reset starts "
+        "from fresh ones, as another learning rate, loss or task may want.",
+    )
+
+
+class Source(Type):
+    """What the model forks from: a base, a base with an adapter, or a checkpoint."""
+
+    base: Base | None = Field(default=None, description="base is a pretrained model.")
+    adapter: Base | None = Field(
+        default=None,
+        description="adapter is a LoRA adapter of PEFT, trained elsewhere on the same base. It "
+        "becomes the model's Checkpoint of step 0; spec.adapter must be as it was trained.",
+    )
+    checkpoint_ref: Origin | None = Field(
+        default=None,
+        description="checkpointRef is a Checkpoint of another TrainableModel in this namespace.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "has(self.base) != has(self.checkpointRef)",
+                "set exactly one of base and checkpointRef",
+            ),
+            (
+                "!has(self.adapter) || has(self.base)",
+                "adapter needs base: name the base that the adapter was trained on",
+                ".adapter",
+            ),
+        )
+    )
+
+
+class ImportedAdapter(Type):
+    """An adapter from outside, as it lies on the volume."""
+
+    digest: Digest = Field(description="digest of the adapter's manifest.")
+    size_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="sizeBytes of the adapter.",
+        json_schema_extra={"format": "int64"},
+    )
+
+
+class Resolved(Type):
+    """What the source turned out to be."""
+
+    uri: str = Field(description="uri of the base on the volume.", max_length=400)
+    revision: str = Field(default="", description="revision of the source.", max_length=128)
+    digest: Digest = Field(description="digest of the base's manifest.")
+    adapter: ImportedAdapter | None = Field(
+        default=None, description="adapter is what source.adapter turned out to be."
+    )
