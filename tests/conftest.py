@@ -1,4 +1,7 @@
-"""Fixtures for tests against a real API server (etcd, kube-apiserver, controller manager)."""
+"""Fixtures for tests against a real API server (etcd, kube-apiserver, controller manager).
+
+What hypothesis finds must not depend on how busy the machine is.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 from dev.apiserver import ApiServer
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
