@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.e2e.kubectl import Kubectl, Object
+from tests.e2e.kubectl import Kubectl, Object, is_true
 
 STEPS = 12
 SHOW = ["trainingrun digits", "checkpointhead tiny", "pods -o wide", "events"]
@@ -21,3 +21,19 @@ def lineage(kubectl: Kubectl, model: str) -> list[Object]:
         if item["spec"]["modelRef"]["name"] == model and item["spec"]["branch"] == "main"
     ]
     return sorted(items, key=lambda item: item["spec"]["step"])
+
+
+def served(kubectl: Kubectl, name: str, checkpoint: str) -> Object:
+    """Waits until a head serves a checkpoint; its body."""
+
+    def check() -> Object | None:
+        body = kubectl.get("checkpointhead", name)
+        current = body["status"]["current"]["name"]
+        return body if current == checkpoint and is_true(body, "Ready") else None
+
+    found: Object = kubectl.wait(
+        f"head {name} to serve {checkpoint}",
+        check,
+        show=[f"checkpointhead {name}", "pods", "events"],
+    )
+    return found

@@ -7,7 +7,7 @@ import itertools
 import pytest
 from tests.e2e.gateway import Gateway
 from tests.e2e.kubectl import Kubectl, condition, is_true
-from tests.e2e.run import SHOW, STEPS, lineage
+from tests.e2e.run import SHOW, STEPS, lineage, served
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
@@ -39,12 +39,11 @@ def test_the_head_follows_the_newest_checkpoint(
     kubectl: Kubectl, trained: str, gateway: Gateway
 ) -> None:
     newest = lineage(kubectl, "tiny")[-1]
-    head = kubectl.get("checkpointhead", "tiny")
-    assert head["status"]["current"]["name"] == newest["metadata"]["name"]
+    head = served(kubectl, "tiny", newest["metadata"]["name"])
     assert head["status"]["current"]["digest"] == newest["spec"]["digest"]
     assert head["status"]["epoch"] == 1
-    assert gateway.complete("tiny") == gateway.complete(f"tiny@{newest['metadata']['name']}")
-    assert gateway.complete("tiny") != gateway.complete("tiny@base")
+    answer = gateway.serves("tiny", newest["metadata"]["name"])
+    assert answer != gateway.complete("tiny@base")
 
 
 def test_a_finished_run_frees_its_trainer_and_runner(kubectl: Kubectl, trained: str) -> None:
@@ -77,9 +76,12 @@ def test_the_operator_owns_nothing_under_any_users_spec(kubectl: Kubectl, traine
 
 
 def test_the_tables_read_as_documented(kubectl: Kubectl, trained: str) -> None:
-    header, *rows = kubectl("get", "checkpoints").splitlines()
+    def marked() -> str:
+        header, *rows = kubectl("get", "checkpoints").splitlines()
+        return header if any("tiny-000012" in row and "> tiny" in row for row in rows) else ""
+
+    header = kubectl.wait("the head's mark on tiny-000012", marked, show=["checkpoints"])
     assert header.split() == ["NAME", "STEP", "PARENT", "BRANCH", "REWARD", "HEAD", "READY", "AGE"]
-    assert any("tiny-000012" in row and "> tiny" in row for row in rows)
     for kind in ("trun", "tmodel", "ckhead"):
         assert kubectl("get", kind)
 

@@ -6,25 +6,9 @@ import pytest
 from tests.e2e.gateway import Gateway
 from tests.e2e.kubectl import Kubectl, KubectlError, Object, condition, is_true
 from tests.e2e.manifests import head, model, run
-from tests.e2e.run import lineage
+from tests.e2e.run import lineage, served
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
-
-
-def served(kubectl: Kubectl, name: str, checkpoint: str) -> Object:
-    """Waits until a head serves a checkpoint; its body."""
-
-    def check() -> Object | None:
-        body = kubectl.get("checkpointhead", name)
-        current = body["status"]["current"]["name"]
-        return body if current == checkpoint and is_true(body, "Ready") else None
-
-    found: Object = kubectl.wait(
-        f"head {name} to serve {checkpoint}",
-        check,
-        show=[f"checkpointhead {name}", "pods", "events"],
-    )
-    return found
 
 
 def two_branches(kubectl: Kubectl) -> dict[str, Object] | None:
@@ -42,10 +26,10 @@ def test_pinning_the_head_serves_the_old_weights_and_unpinning_returns(
     assert pinned["status"]["epoch"] == 2
     assert pinned["status"]["history"][0]["reason"] == "Pinned"
     assert pinned["status"]["previous"]["name"] == "tiny-000012"
-    assert gateway.complete("tiny") == gateway.complete("tiny@tiny-000004") != newest
+    assert gateway.serves("tiny", "tiny-000004") != newest
     kubectl.apply(head("tiny", "Track"))
     assert served(kubectl, "tiny", "tiny-000012")["status"]["epoch"] == 3
-    assert gateway.complete("tiny") == newest
+    assert gateway.serves("tiny", "tiny-000012") == newest
 
 
 def test_branching_grows_a_second_line_from_the_pinned_checkpoint(
@@ -74,8 +58,13 @@ def test_branching_grows_a_second_line_from_the_pinned_checkpoint(
     assert (branches[f"b{epoch}"]["firstStep"], branches[f"b{epoch}"]["lastStep"]) == (5, 6)
     kubectl.apply(head("tiny", "Track"))
     served(kubectl, "tiny", f"tiny-b{epoch}-000006")
-    superseded = condition(kubectl.get("checkpoint", "tiny-000012"), "Superseded")
-    assert superseded["status"] == "True"
+    kubectl.wait(
+        "the old line's tip to be superseded",
+        lambda: (
+            condition(kubectl.get("checkpoint", "tiny-000012"), "Superseded")["status"] == "True"
+        ),
+        show=["checkpoint tiny-000012"],
+    )
 
 
 def test_a_fork_starts_at_a_checkpoint_of_another_model_and_goes_its_own_way(
@@ -100,7 +89,8 @@ def test_a_fork_starts_at_a_checkpoint_of_another_model_and_goes_its_own_way(
     chain = lineage(kubectl, "fork")
     assert [c["metadata"]["name"] for c in chain] == ["fork-000007", "fork-000008"]
     assert chain[0]["spec"]["parentRef"]["name"] == "tiny-000006"
-    assert gateway.complete("fork") != source
+    served(kubectl, "fork", "fork-000008")
+    assert gateway.serves("fork", "fork-000008") != source
     assert gateway.complete("tiny@tiny-000006") == source
 
 

@@ -94,12 +94,11 @@ class Application:
 
         def reached(app: Body) -> bool:
             status = app.get("status", {})
-            operation = status.get("operationState", {})
             return bool(
                 status.get("sync", {}).get("status") == "Synced"
                 and status["sync"].get("revision") == revision
                 and status.get("health", {}).get("status") == health
-                and operation.get("phase") == "Succeeded"
+                and operation(app).get("phase") == "Succeeded"
             )
 
         return await self.until(reached, f"{revision[:8]} to be Synced and {health}")
@@ -110,8 +109,8 @@ class Application:
         await self.patch(operation={"sync": {"revision": revision, "prune": True}})
         return await self.until(
             lambda app: (
-                app["status"]["operationState"]["phase"] == "Succeeded"
-                and app["status"]["operationState"]["syncResult"]["revision"] == revision
+                operation(app).get("phase") == "Succeeded"
+                and operation(app)["syncResult"]["revision"] == revision
             ),
             f"the sync to {revision[:8]}",
         )
@@ -149,16 +148,22 @@ class Application:
         return await asyncio.to_thread(call, "-n", ARGOCD_NAMESPACE, *arguments, stdin=stdin)
 
 
+def operation(app: Body) -> Body:
+    """Its present or last sync; empty while Argo CD has asked for one that has not begun."""
+    found: Body = app.get("status", {}).get("operationState", {})
+    return found
+
+
 def _state(app: Body) -> Body:
     status = app.get("status", {})
-    operation = status.get("operationState", {})
+    sync = operation(app)
     return {
         "sync": status.get("sync", {}).get("status", ""),
         "health": status.get("health", {}).get("status", ""),
         "revision": status.get("sync", {}).get("revision", ""),
-        "phase": operation.get("phase", ""),
-        "operation": operation.get("startedAt", ""),
-        "message": operation.get("message", ""),
+        "phase": sync.get("phase", ""),
+        "operation": sync.get("startedAt", ""),
+        "message": sync.get("message", ""),
         "history": len(status.get("history", [])),
     }
 

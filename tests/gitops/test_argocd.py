@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from dev.apiserver import BINARIES
 from dev.gitops import ArgoCd
-from tests.gitops.argocd import Application
+from tests.gitops.argocd import Application, operation
 from tests.gitops.artifacts import save_lines, save_log
 from tests.gitops.conftest import OpenTeams
 from tests.gitops.rollback import assert_rolled_back, essence
@@ -154,7 +154,7 @@ async def test_pruning_waits_for_a_person_and_keeps_the_checkpoints(
     team.repository.remove("run.yaml", "head.yaml", "model.yaml")
     await application.refresh()
     await application.until(
-        lambda app: "pruning confirmation" in app["status"]["operationState"].get("message", ""),
+        lambda app: "pruning confirmation" in operation(app).get("message", ""),
         "the question whether to prune",
     )
     assert "deletionTimestamp" not in (await team.get("TrainableModel", MODEL))["metadata"]
@@ -171,13 +171,13 @@ async def test_suspend_and_resume_are_safe_under_self_heal(open_teams: OpenTeams
     (team,) = await open_teams(1)
     application = await own(team)
     await team.advance(1)
-    synced = (await application.get())["status"]["operationState"]
+    synced = operation(await application.get())
     for action, reason in (("suspend", "Suspended"), ("resume", "Training")):
         await team.act(action)
         await team.until("TrainingRun", RUN, has("Ready", reason), f"the run to be {reason}")
         after = await application.compared()
         assert after["status"]["sync"]["status"] == "Synced"
-        assert after["status"]["operationState"] == synced
+        assert operation(after) == synced
     assert "suspend" not in (await team.get("TrainingRun", RUN))["spec"]
     await team.advance(1)
 
