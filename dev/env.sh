@@ -12,7 +12,7 @@ if [ ! -e "$venv/.complete" ]; then
   command -v gcc >/dev/null || apt_ensure gcc libc6-dev python3-dev
   rm -rf "$venv"
   "$uv" venv -q --python "$(command -v python3.11 || command -v python3)" "$venv"
-  extras=operator,trainer,rollout,runner,cli,model,test
+  extras=operator,trainer,rollout,runner,cli,local,model,test
   UV_LINK_MODE=${UV_LINK_MODE:-hardlink} "$uv" pip install -q --python "$venv/bin/python" -c "$root/constraints.txt" \
     --override "$root/dev/overrides.txt" -r <("$uv" pip compile -q --python "$venv/bin/python" --no-header --no-annotate -c "$root/constraints.txt" \
     --override "$root/dev/overrides.txt" $(printf ' --extra %s' ${extras//,/ }) "$root/pyproject.toml")

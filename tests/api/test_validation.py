@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from dev.apiserver import ApiServer, ApiServerError
+from tests.api.cases import BAD, CHANGES, FREE, GOOD
 from tests.api.manifests import (
-    ABSENT,
     CHECKPOINT,
     HEAD,
     MODEL,
@@ -15,7 +15,6 @@ from tests.api.manifests import (
     Manifest,
     apply,
     edited,
-    named,
     read,
     try_out,
     write_status,
@@ -24,8 +23,6 @@ from tests.api.manifests import (
 from espalier.api.crds import KINDS
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-
-TASKS = {"name": "tasks"}
 
 
 def refused(server: ApiServer, namespace: str, candidate: Manifest) -> str:
@@ -39,238 +36,9 @@ def test_all_four_kinds_are_served_in_their_own_category(apiserver: ApiServer) -
     assert set(served) == {f"{kind.plural}.espalier.dev" for kind in KINDS}
 
 
-GOOD = {
-    "model of an image": MODEL,
-    "model of an adapter from outside": edited(
-        MODEL, "spec.source.adapter", {"persistentVolumeClaim": {"claimName": "c", "path": "a"}}
-    ),
-    "model of a fork": edited(MODEL, "spec.source", {"checkpointRef": {"name": "a-000001"}}),
-    "model of a claim": edited(
-        MODEL, "spec.source.base", {"persistentVolumeClaim": {"claimName": "c", "path": "m/x"}}
-    ),
-    "model of the hub": edited(
-        MODEL, "spec.source.base", {"huggingFace": {"repository": "Q/q-0.6B", "revision": "0" * 40}}
-    ),
-    "model with a placed trainer": edited(
-        MODEL,
-        "spec.trainer.template",
-        {
-            "resources": {"requests": {"cpu": 2, "memory": "1.5Gi"}, "limits": {"cpu": "2500m"}},
-            "nodeSelector": {"accelerator": "h100"},
-            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-            "priorityClassName": "low",
-        },
-    ),
-    "model with the longest name": named(MODEL, "a" * 40),
-    "model of which all is trained": edited(MODEL, "spec.adapter", {"type": "Full"}),
-    "run of generated tasks": RUN,
-    "run of a ConfigMap": edited(RUN, "spec.taskset", {"seed": 1, "configMap": TASKS}),
-    "run of a client": edited(edited(RUN, "spec.driver", "Client"), "spec.taskset", ABSENT),
-    "run with clipping": edited(
-        RUN, "spec.loss", {"name": "ppo", "clipLow": "0.8", "clipHigh": "1.2"}
-    ),
-    "run of a loss by sequence": edited(
-        RUN, "spec.loss", {"name": "gspo", "clipLow": "0.9", "clipHigh": "1.1"}
-    ),
-    "run with the longest name": named(RUN, "9" * 50),
-    "head that tracks": HEAD,
-    "head that tracks and still names a checkpoint": edited(
-        HEAD, "spec.checkpointRef", {"name": "arith-000001"}
-    ),
-    "head that pins": edited(
-        edited(HEAD, "spec.mode", "Pin"), "spec.checkpointRef", {"name": "arith-000001"}
-    ),
-    "gated head": edited(HEAD, "spec.gate", {"metric": "reward/mean", "min": "-0.5"}),
-    "checkpoint": CHECKPOINT,
-    "checkpoint of a branch": edited(CHECKPOINT, "spec.branch", "b2"),
-}
-
-
 @pytest.mark.parametrize("candidate", GOOD.values(), ids=GOOD.keys())
 def test_accepts(apiserver: ApiServer, namespace_of_tries: str, candidate: Manifest) -> None:
     try_out(apiserver, namespace_of_tries, candidate)
-
-
-# name: (good object, field to spoil, bad value, field that the message names, remedy in it)
-BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
-    "model without source": (MODEL, "spec.source", {}, "spec.source", "exactly one of base and"),
-    "model with two sources": (
-        *(MODEL, "spec.source.checkpointRef", {"name": "x"}),
-        *("spec.source", "set exactly one of base and checkpointRef"),
-    ),
-    "adapter without its base": (
-        edited(MODEL, "spec.source", {"checkpointRef": {"name": "a-000001"}}),
-        *("spec.source.adapter", {"image": "registry.example/lora:1"}),
-        *("spec.source.adapter", "name the base that the adapter was trained on"),
-    ),
-    "adapter with two origins": (
-        *(MODEL, "spec.source.adapter"),
-        {"image": "registry.example/lora:1", "persistentVolumeClaim": {"claimName": "c"}},
-        *("spec.source.adapter", "exactly one of huggingFace, image and persistentVolumeClaim"),
-    ),
-    "fork that keeps half of its optimizer": (
-        edited(MODEL, "spec.source", {"checkpointRef": {"name": "a-000001"}}),
-        *("spec.source.checkpointRef.optimizerState", "Half"),
-        *("spec.source.checkpointRef.optimizerState", "Keep"),
-    ),
-    "base without origin": (
-        *(MODEL, "spec.source.base", {}),
-        *("spec.source.base", "exactly one of huggingFace, image and persistentVolumeClaim"),
-    ),
-    "base with two origins": (
-        *(MODEL, "spec.source.base.persistentVolumeClaim", {"claimName": "c"}),
-        *("spec.source.base", "exactly one of huggingFace, image and persistentVolumeClaim"),
-    ),
-    "base of a branch": (
-        *(MODEL, "spec.source.base", {"huggingFace": {"repository": "a/b", "revision": "main"}}),
-        *("huggingFace.revision", "full commit hash of 40 hex digits"),
-    ),
-    "repository without owner": (
-        *(MODEL, "spec.source.base", {"huggingFace": {"repository": "b", "revision": "0" * 40}}),
-        *("huggingFace.repository", "owner/name"),
-    ),
-    "path that climbs": (
-        *(MODEL, "spec.source.base"),
-        {"persistentVolumeClaim": {"claimName": "c", "path": "../secrets"}},
-        *("persistentVolumeClaim.path", "relative path inside the claim"),
-    ),
-    "absolute path": (
-        *(MODEL, "spec.source.base", {"persistentVolumeClaim": {"claimName": "c", "path": "/x"}}),
-        *("persistentVolumeClaim.path", "relative path inside the claim"),
-    ),
-    "claim that is no name": (
-        *(MODEL, "spec.storage.persistentVolumeClaim.claimName", "Not_A_Name"),
-        *("claimName", "must be the name of an object"),
-    ),
-    "model without storage": (MODEL, "spec.storage", ABSENT, "spec.storage", "Required"),
-    "rank of 0": (MODEL, "spec.adapter.rank", 0, "spec.adapter.rank", "greater than or equal to 1"),
-    "unknown adapter": (MODEL, "spec.adapter.type", "DoRA", "spec.adapter.type", '"LoRA"'),
-    "rank without LoRA": (
-        *(MODEL, "spec.adapter", {"type": "Full", "rank": 16}),
-        *("spec.adapter", "belong to LoRA: remove them or choose it"),
-    ),
-    "all trained in half precision": (
-        edited(MODEL, "spec.adapter", {"type": "Full"}),
-        *("spec.trainer", {"dtype": "bfloat16"}),
-        *("spec.trainer.dtype", "must be float32 where adapter.type is Full"),
-    ),
-    "no target modules": (
-        *(MODEL, "spec.adapter.targetModules", []),
-        *("spec.adapter.targetModules", "at least 1"),
-    ),
-    "too many replicas": (
-        *(MODEL, "spec.rollout.replicas", 65),
-        *("spec.rollout.replicas", "less than or equal to 64"),
-    ),
-    "unknown dtype": (MODEL, "spec.trainer.dtype", "fp16", "spec.trainer.dtype", '"bfloat16"'),
-    "bad quantity": (
-        *(MODEL, "spec.trainer.template.resources.requests", {"memory": "1 GB"}),
-        *("requests[memory]", 'such as 2, "500m" or "1Gi"'),
-    ),
-    "negative quantity": (
-        *(MODEL, "spec.trainer.template.resources.limits", {"cpu": -1}),
-        *("limits[cpu]", "quantity of 0 or more"),
-    ),
-    "forbidden pod setting": (
-        *(MODEL, "spec.trainer.template.hostNetwork", True),
-        *("spec.trainer.template.hostNetwork", "field not declared in schema"),
-    ),
-    "model name too long": (
-        *(MODEL, "metadata.name", "a" * 41),
-        *("metadata.name", "at most 40 characters, because its pods"),
-    ),
-    "model name with a dot": (MODEL, "metadata.name", "a.b", "metadata.name", "rename it"),
-    "model name with a digit first": (
-        *(MODEL, "metadata.name", "1b"),
-        *("metadata.name", "begins with a lower-case letter"),
-    ),
-    "run name too long": (RUN, "metadata.name", "a" * 51, "metadata.name", "at most 50 characters"),
-    "run of no model": (RUN, "spec.modelRef", ABSENT, "spec.modelRef", "Required"),
-    "unknown loss": (RUN, "spec.loss.name", "grpo", "spec.loss.name", '"importance_sampling"'),
-    "clip of a loss without": (
-        *(RUN, "spec.loss.clipHigh", "1.2"),
-        *("spec.loss", "clipLow and clipHigh belong to ppo, cispo and gspo: remove them"),
-    ),
-    "beta of a loss without": (RUN, "spec.loss.beta", "0.1", "spec.loss", "beta belongs to dro"),
-    "clip range upside down": (
-        *(RUN, "spec.loss", {"name": "cispo", "clipLow": "2", "clipHigh": "1"}),
-        *("spec.loss.clipLow", "must not be above clipHigh"),
-    ),
-    "learning rate of 0": (
-        *(RUN, "spec.learningRate", "0"),
-        *("spec.learningRate", 'quoted decimal above 0, such as "1e-4"'),
-    ),
-    "learning rate in words": (
-        *(RUN, "spec.learningRate", "fast"),
-        *("spec.learningRate", 'quoted decimal above 0, such as "1e-4"'),
-    ),
-    "learning rate unquoted": (
-        *(RUN, "spec.learningRate", 0.0001),
-        *("spec.learningRate", "expected string"),
-    ),
-    "learning rate absent": (RUN, "spec.learningRate", ABSENT, "spec.learningRate", "Required"),
-    "beta1 of 1": (
-        *(RUN, "spec.optimizer.beta1", "1.0"),
-        *("spec.optimizer.beta1", 'from "0" to below "1"'),
-    ),
-    "negative weight decay": (
-        *(RUN, "spec.optimizer.weightDecay", "-0.1"),
-        *("spec.optimizer.weightDecay", "0 or more"),
-    ),
-    "greedy sampling": (
-        *(RUN, "spec.sampling.temperature", "0"),
-        *("spec.sampling.temperature", "above 0"),
-    ),
-    "no steps": (RUN, "spec.steps", 0, "spec.steps", "greater than or equal to 1"),
-    "group of one": (
-        *(RUN, "spec.groupSize", 1),
-        *("spec.groupSize", "needs groupSize of 2 or more"),
-    ),
-    "runner without tasks": (
-        *(RUN, "spec.taskset", ABSENT),
-        *("spec.taskset", "name a source, or set driver: Client"),
-    ),
-    "two tasksets": (
-        *(RUN, "spec.taskset.configMap", TASKS),
-        *("spec.taskset", "exactly one of reasoningGym and configMap"),
-    ),
-    "taskset without seed": (RUN, "spec.taskset.seed", ABSENT, "spec.taskset.seed", "Required"),
-    "dataset that is no name": (
-        *(RUN, "spec.taskset.reasoningGym.dataset", "Basic Arithmetic"),
-        *("reasoningGym.dataset", "such as basic_arithmetic"),
-    ),
-    "template without question": (
-        *(RUN, "spec.taskset.promptTemplate", "Answer!"),
-        *("spec.taskset.promptTemplate", "must contain {question}"),
-    ),
-    "misspelt field": (
-        *(RUN, "spec.group_size", 4),
-        *("spec.group_size", "field not declared in schema"),
-    ),
-    "head without mode": (HEAD, "spec.mode", ABSENT, "spec.mode", "Required"),
-    "head in an unknown mode": (HEAD, "spec.mode", "Follow", "spec.mode", '"Track"'),
-    "pin of nothing": (
-        *(HEAD, "spec.mode", "Pin"),
-        *("spec.checkpointRef", "mode Pin needs checkpointRef: name the Checkpoint to hold"),
-    ),
-    "gate without a figure": (
-        *(HEAD, "spec.gate", {"metric": "reward/mean", "min": "high"}),
-        *("spec.gate.min", "quoted decimal"),
-    ),
-    "checkpoint before step 0": (CHECKPOINT, "spec.step", -1, "spec.step", "equal to 0"),
-    "trained checkpoint at step 0": (
-        *(CHECKPOINT, "spec.step", 0),
-        *("spec.step", "step 0 is an adapter from outside"),
-    ),
-    "checkpoint with a short digest": (
-        *(CHECKPOINT, "spec.digest", "sha256:abc"),
-        *("spec.digest", "should match"),
-    ),
-    "checkpoint of an unknown branch": (
-        *(CHECKPOINT, "spec.branch", "feature"),
-        *("spec.branch", "should match"),
-    ),
-}
 
 
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
@@ -281,34 +49,6 @@ def test_refuses_with_field_and_remedy(
     message = refused(apiserver, namespace_of_tries, edited(good, path, value))
     assert field in message
     assert remedy in message
-
-
-CHANGES: dict[str, tuple[Manifest, str, Any, str]] = {
-    "source of a model": (
-        *(MODEL, "spec.source", {"checkpointRef": {"name": "x"}}),
-        "source is immutable: create another TrainableModel",
-    ),
-    "optimizer state of a fork": (
-        edited(MODEL, "spec.source", {"checkpointRef": {"name": "a-000001"}}),
-        *("spec.source.checkpointRef.optimizerState", "Reset"),
-        "source is immutable: create another TrainableModel",
-    ),
-    "adapter of a model": (MODEL, "spec.adapter.rank", 8, "adapter is immutable"),
-    "storage of a model": (
-        *(MODEL, "spec.storage.persistentVolumeClaim.claimName", "other"),
-        "storage is immutable",
-    ),
-    "model of a run": (RUN, "spec.modelRef.name", "other", "modelRef is immutable"),
-    "driver of a run": (RUN, "spec.driver", "Client", "driver is immutable"),
-    "loss of a run": (RUN, "spec.loss.name", "cispo", "loss.name is immutable"),
-    "fewer steps": (RUN, "spec.steps", 19, "never shrink: suspend the run"),
-    "model of a head": (HEAD, "spec.modelRef.name", "other", "modelRef is immutable"),
-    "step of a checkpoint": (CHECKPOINT, "spec.step", 2, "a Checkpoint's spec is immutable"),
-    "removed field of a checkpoint": (
-        *(CHECKPOINT, "spec.runRef", ABSENT),
-        "a Checkpoint's spec is immutable",
-    ),
-}
 
 
 @pytest.fixture(scope="module")
@@ -332,18 +72,6 @@ def test_identity_does_not_change(
 ) -> None:
     good, path, value, remedy = case
     assert remedy in refused(apiserver, populated, edited(good, path, value))
-
-
-FREE = {
-    "more steps": edited(RUN, "spec.steps", 40),
-    "learning rate": edited(RUN, "spec.learningRate", "3e-5"),
-    "group size": edited(RUN, "spec.groupSize", 16),
-    "suspension": edited(RUN, "spec.suspend", True),
-    "replicas": edited(MODEL, "spec.rollout.replicas", 0),
-    "rollback": edited(
-        edited(HEAD, "spec.mode", "Pin"), "spec.checkpointRef", {"name": "arith-000001"}
-    ),
-}
 
 
 @pytest.mark.parametrize("changed", FREE.values(), ids=FREE.keys())

@@ -20,7 +20,7 @@ spec: {modelRef: {name: arith}, mode: Track}
 
 
 def test_an_example_for_the_cluster_is_taken_as_it_is() -> None:
-    found = read(EXAMPLES / "arithmetic")
+    found = read(EXAMPLES / "arithmetic", {})
     named = {f"{body['kind']} {body['metadata']['name']}" for body in found.objects}
     assert named == {
         "TrainableModel arith",
@@ -35,7 +35,7 @@ def test_an_example_for_the_cluster_is_taken_as_it_is() -> None:
 def test_without_a_kustomization_every_yaml_counts(tmp_path: Path) -> None:
     (tmp_path / "head.yaml").write_text(HEAD)
     (tmp_path / "notes.txt").write_text("not a manifest")
-    assert [body["kind"] for body in read(tmp_path).objects] == ["CheckpointHead"]
+    assert [body["kind"] for body in read(tmp_path, {}).objects] == ["CheckpointHead"]
 
 
 def test_an_edit_shows(tmp_path: Path) -> None:
@@ -48,7 +48,8 @@ def test_an_edit_shows(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (HEAD.replace("Track", "Follow"), r"CheckpointHead arith: spec\.mode: Input should be"),
-        (HEAD.replace("modelRef", "model"), r"spec\.modelRef: Field required"),
+        (HEAD.replace("modelRef: {name: arith}, ", ""), r"spec\.modelRef: Field required"),
+        (HEAD.replace("modelRef", "model"), r"spec\.model: field not declared in schema"),
         (HEAD.replace("v1alpha1", "v9"), "apiVersion must be espalier.dev/v1alpha1"),
         ("kind: [", "is no YAML"),
         ("spec: {}", "has no kind or no metadata.name"),
@@ -60,15 +61,15 @@ def test_what_no_api_server_would_take_is_refused_by_file_and_field(
 ) -> None:
     (tmp_path / "all.yaml").write_text(text)
     with pytest.raises(ManifestError, match=message):
-        read(tmp_path)
+        read(tmp_path, {})
 
 
 def test_a_kustomization_that_lists_more_than_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: [../base]")
     with pytest.raises(ManifestError, match="only files are read here"):
-        read(tmp_path)
+        read(tmp_path, {})
     with pytest.raises(ManifestError, match="is no directory"):
-        read(tmp_path / "nowhere")
+        read(tmp_path / "nowhere", {})
 
 
 def test_paths_of_the_pod_become_paths_of_this_machine(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def dev(
         raise CommandError(
             f"espalier dev runs the servers themselves and lacks {error.name}",
             "failure",
-            "Install espalier[operator,trainer,rollout,runner,cli]",
+            "Install espalier[operator,trainer,rollout,runner,cli,local]",
         ) from error
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
     layout = Layout((state or directory / ".espalier").resolve(), _images(image or ()))

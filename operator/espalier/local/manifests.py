@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from espalier.api.checkpointhead import CheckpointHeadSpec
 from espalier.api.meta import API_VERSION
 from espalier.api.trainablemodel import TrainableModelSpec
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.kube.objects import Body
+from espalier.kube.objects import Body, Key
+from espalier.local.admission import refusals
 
 SPECS: dict[str, type[BaseModel]] = {
     "TrainableModel": TrainableModelSpec,
@@ -37,18 +38,23 @@ class Manifests:
     ignored: tuple[str, ...]
 
 
-def read(directory: Path) -> Manifests:
+def read(directory: Path, stored: Mapping[Key, Body]) -> Manifests:
     """The manifests of a directory: those its kustomization lists, else every ``*.yaml``.
 
+    Args:
+        directory: of files.
+        stored: the objects that they would change; some fields are immutable.
+
     Raises:
-        ManifestError: the directory or a file of it cannot be read as manifests.
+        ManifestError: the directory or a file of it cannot be read as manifests, or an API server
+            would refuse an object.
     """
     objects: list[Body] = []
     ignored: list[str] = []
     for file in _files(directory):
         for body in _documents(file):
             if body["kind"] in SPECS or body["kind"] == "ConfigMap":
-                objects.append(_checked(file, body))
+                objects.append(_checked(file, body, stored))
             else:
                 ignored.append(f"{body['kind']} {body['metadata']['name']}")
     if not objects:
@@ -93,17 +99,28 @@ def _documents(file: Path) -> list[Body]:
     return documents
 
 
-def _checked(file: Path, body: Body) -> Body:
-    what = f"{file}: {body['kind']} {body['metadata']['name']}"
-    spec = SPECS.get(body["kind"])
-    if spec is not None:
+def _checked(file: Path, body: Body, stored: Mapping[Key, Body]) -> Body:
+    kind, metadata = body["kind"], {"namespace": NAMESPACE, **body["metadata"]}
+    if kind in SPECS:
+        what = f"{file}: {kind} {metadata['name']}"
         if body.get("apiVersion") != API_VERSION:
             raise ManifestError(f"{what}: apiVersion must be {API_VERSION}")
-        try:
-            spec.model_validate(body.get("spec") or {})
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in ("spec", *first["loc"]))
-            raise ManifestError(f"{what}: {field}: {first['msg']}") from error
-    metadata = {"namespace": NAMESPACE, **body["metadata"]}
+        old = stored.get(Key(kind, metadata["namespace"], str(metadata["name"])))
+        if problem := _problem(body, old):
+            raise ManifestError(f"{what}: {problem}")
     return {**body, "metadata": metadata}
+
+
+def _problem(body: Body, old: Body | None) -> str:
+    """What an API server would refuse an object for; a rule says it with a remedy."""
+    found = list(refusals(body, old))
+    decided = [refusal for refusal in found if not refusal.undecided]
+    if decided:
+        return str(decided[0])
+    try:
+        SPECS[body["kind"]].model_validate(body.get("spec") or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in ("spec", *first["loc"]))
+        return f"{field}: {first['msg']}"
+    return str(found[0]) if found else ""

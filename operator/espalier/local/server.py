@@ -25,7 +25,7 @@ from espalier.gateway.tokens import TokenIssuer
 from espalier.gateway.view import View
 from espalier.kube.cache import Cache
 from espalier.kube.memory import MemoryCluster
-from espalier.kube.objects import Body
+from espalier.kube.objects import Body, key_of
 from espalier.local.kubelet import Kubelet
 from espalier.local.layout import Layout
 from espalier.local.manifests import NAMESPACE, ManifestError, Manifests, newest, read
@@ -59,12 +59,13 @@ async def run(options: Options) -> None:
     Raises:
         ManifestError: the directory cannot be applied as it is at the start.
     """
-    manifests = read(options.directory)
+    kept = _kept(options.layout.objects)
+    manifests = read(options.directory, {key_of(body["kind"], body): body for body in kept})
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     cluster = MemoryCluster(_now, options.layout.token())
-    cluster.restore(_kept(options.layout.objects))
+    cluster.restore(kept)
     async with _gateway(options, cluster) as private_key, upstream_session() as session:
         cache = Cache()
         cluster.feed(cache)
@@ -133,7 +134,8 @@ async def _follow(options: Options, cluster: MemoryCluster, stop: asyncio.Event)
         if newest(options.directory) != seen:
             seen = newest(options.directory)
             try:
-                await _apply(cluster, read(options.directory), options.say)
+                manifests = read(options.directory, cluster.objects)
+                await _apply(cluster, manifests, options.say)
             except ManifestError as error:
                 # What is applied stays as it is; the next save may be right.
                 options.say(f"not applied: {error}")
