@@ -78,6 +78,7 @@ def start(
     max_model_tokens: int = 256,
     max_adapters: int = 3,
     max_lora_rank: int = 8,
+    adapter_type: str = "LoRA",
 ) -> Rollout:
     """Start ``python -m espalier.rollout`` on a free port; does not wait for it."""
     private_key = private_key or identity.generate_private_key()
@@ -95,6 +96,7 @@ def start(
         "ESPALIER_MAX_MODEL_TOKENS": str(max_model_tokens),
         "ESPALIER_MAX_ADAPTERS": str(max_adapters),
         "ESPALIER_MAX_LORA_RANK": str(max_lora_rank),
+        "ESPALIER_ADAPTER_TYPE": adapter_type,
         "ESPALIER_PORT": str(port),
         "TMPDIR": str(scratch),
         "VLLM_CACHE_ROOT": str(baked_model_information()),

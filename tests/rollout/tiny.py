@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 TEXT = ["What is 1 + 2? Answer with just the number.", "the quick brown fox", "0123456789 abc xyz"]
 
 
-def make_model(directory: Path) -> Path:
+def make_model(directory: Path, *, tied: bool = True) -> Path:
     """Write a Llama of hidden size 64 with 2 layers, and a byte-level tokenizer of 400 entries."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,7 +47,7 @@ def make_model(directory: Path) -> Path:
         head_dim=32,
         max_position_embeddings=1024,
         initializer_range=0.2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         eos_token_id=fast.eos_token_id,
         bos_token_id=None,
     )
@@ -99,7 +99,23 @@ def commit_adapter(
         return commit_checkpoint(volume, source, base, rank)
 
 
-def commit_checkpoint(volume: Path, source: Path, base: str, rank: int) -> str:
+def commit_full(volume: Path, model_directory: Path, base: str, *, seed: int) -> str:
+    """Commit the model with all its weights moved at random, in two shards or more."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(model_directory, scratch, dirs_exist_ok=True)
+        (Path(scratch) / "model.safetensors").unlink()
+        model.save_pretrained(scratch, max_shard_size="200KB")
+        return commit_checkpoint(volume, Path(scratch), base, 0, adapter_type="Full")
+
+
+def commit_checkpoint(
+    volume: Path, source: Path, base: str, rank: int, *, adapter_type: str = "LoRA"
+) -> str:
     """Commit files as a checkpoint with the metadata that the trainer writes."""
     return commit(
         volume / "checkpoints",
@@ -116,6 +132,7 @@ def commit_checkpoint(volume: Path, source: Path, base: str, rank: int) -> str:
         parent_name="",
         session="s",
         seq=1,
+        adapter_type=adapter_type,
         lora_rank=rank,
         lora_alpha=2 * rank,
     )

@@ -274,7 +274,11 @@ class ServeRequest(Wire):
 
 
 class Served(Wire):
-    """What a rollout pod has loaded and verified, by adapter name."""
+    """What a rollout pod has loaded and verified, by adapter name.
+
+    ``base``: whether the base is served too. Full weights take its place.
+    """
 
     adapters: list[str]
     ready: bool
+    base: bool = True

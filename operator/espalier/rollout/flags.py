@@ -46,11 +46,7 @@ def common_arguments(settings: Settings, seed: int) -> list[str]:
         *("--dtype", settings.dtype, "--max-model-len", str(settings.max_model_tokens)),
         # vLLM's default seed 0 makes every pod and every restart sample the same sequences.
         *("--seed", str(seed)),
-        "--enable-lora",
-        *("--max-loras", str(settings.max_adapters)),
-        # Room for as many again, so that going back to the previous head reads no file.
-        *("--max-cpu-loras", str(2 * settings.max_adapters)),
-        *("--max-lora-rank", str(settings.slot_rank)),
+        *_weights_arguments(settings),
         # Raw log-probs ignore the temperature: a trainer would see another policy than was sampled.
         *("--logprobs-mode", "processed_logprobs"),
         # The model's own generation_config.json would change sampling parameters left unset.
@@ -62,6 +58,19 @@ def common_arguments(settings: Settings, seed: int) -> list[str]:
         "--disable-uvicorn-access-log",
         # One series per combination of adapters ever served would be kept for good.
         "--disable-log-stats",
+    ]
+
+
+def _weights_arguments(settings: Settings) -> list[str]:
+    """Flags for what is served: adapters beside the base, or full weights in place of it."""
+    if settings.adapter_type == "Full":
+        return ["--worker-extension-cls", "espalier.rollout.full_worker.FullWeights"]
+    return [
+        "--enable-lora",
+        *("--max-loras", str(settings.max_adapters)),
+        # Room for as many again, so that going back to the previous head reads no file.
+        *("--max-cpu-loras", str(2 * settings.max_adapters)),
+        *("--max-lora-rank", str(settings.slot_rank)),
     ]
 
 

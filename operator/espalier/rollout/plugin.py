@@ -21,9 +21,11 @@ def register() -> None:
     from espalier.rollout.resolver import StoreResolver  # noqa: PLC0415
     from espalier.rollout.store import AdapterStore  # noqa: PLC0415
 
+    told = settings.read(os.environ)
+    if told.adapter_type == "Full":
+        return
     if current_platform.is_cpu():
         cpu_lora.install()
     if "espalier" not in LoRAResolverRegistry.get_supported_resolvers():
-        told = settings.read(os.environ)
         store = AdapterStore(told.volume, told.base, told.max_lora_rank)
         LoRAResolverRegistry.register_resolver("espalier", StoreResolver(store))

@@ -11,6 +11,7 @@ from espalier.core import names
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 DTYPES = ("float32", "bfloat16")
+ADAPTER_TYPES = ("LoRA", "Full")
 # The ranks that vLLM sizes its adapter slots for (vllm.config.lora.MaxLoRARanks, up to CRD's 256).
 SLOT_RANKS = (8, 16, 32, 64, 128, 256)
 
@@ -32,6 +33,7 @@ class Settings:
     max_model_tokens: int
     max_adapters: int
     max_lora_rank: int
+    adapter_type: str = "LoRA"
     port: int = 8000
     host: str = "0.0.0.0"
 
@@ -59,6 +61,10 @@ def read(environment: Mapping[str, str]) -> Settings:
     dtype = _text(environment, "ESPALIER_DTYPE")
     if dtype not in DTYPES:
         raise SettingsError(f"ESPALIER_DTYPE must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    adapter_type = environment.get("ESPALIER_ADAPTER_TYPE", "LoRA")
+    if adapter_type not in ADAPTER_TYPES:
+        one_of = ", ".join(ADAPTER_TYPES)
+        raise SettingsError(f"ESPALIER_ADAPTER_TYPE must be one of {one_of}, not {adapter_type!r}")
     return Settings(
         model=_text(environment, "ESPALIER_MODEL"),
         namespace=_text(environment, "ESPALIER_NAMESPACE"),
@@ -69,6 +75,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         max_model_tokens=_count(environment, "ESPALIER_MAX_MODEL_TOKENS", 1_000_000),
         max_adapters=_count(environment, "ESPALIER_MAX_ADAPTERS", 1024),
         max_lora_rank=_count(environment, "ESPALIER_MAX_LORA_RANK", SLOT_RANKS[-1]),
+        adapter_type=adapter_type,
         port=_count(environment, "ESPALIER_PORT", 65535)
         if "ESPALIER_PORT" in environment
         else 8000,

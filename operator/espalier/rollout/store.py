@@ -43,18 +43,17 @@ class Adapter:
     rank: int
 
 
-class AdapterStore:
-    """Adapters of one base on one volume, up to one LoRA rank."""
+class Checkpoints:
+    """The checkpoints of one base on one volume."""
 
-    def __init__(self, volume: Path, base: str, max_rank: int) -> None:
+    def __init__(self, volume: Path, base: str) -> None:
         self._checkpoints = volume / "checkpoints"
         self._base = base
-        self._max_rank = max_rank
 
-    def resolve(self, name: str) -> Adapter:
-        """The verified adapter called ``<slug>@<12 hex digits>``; raises StoreError.
+    def open(self, name: str) -> tuple[Path, dict[str, Any]]:
+        """Directory and manifest of ``<slug>@<12 hex digits>``; raises StoreError.
 
-        Reads and hashes the adapter's files, so call it from a thread.
+        The manifest is verified, and no other file is.
         """
         match = ADAPTER_NAME.fullmatch(name)
         if not match:
@@ -71,8 +70,7 @@ class AdapterStore:
                 f"{name} was trained on {manifest.get('base')}, this server serves {self._base}",
                 "ask a rollout of the model that the checkpoint belongs to",
             )
-        rank = self._rank(name, directory, manifest)
-        return Adapter(name, names.DIGEST_PREFIX + directory.name[7:], directory, rank)
+        return directory, manifest
 
     def _directory(self, name: str, prefix: str) -> Path:
         start = names.directory_name(names.DIGEST_PREFIX + prefix)
@@ -95,6 +93,23 @@ class AdapterStore:
                 "delete all but one of these checkpoints",
             )
         return found[0]
+
+
+class AdapterStore(Checkpoints):
+    """Adapters of one base on one volume, up to one LoRA rank."""
+
+    def __init__(self, volume: Path, base: str, max_rank: int) -> None:
+        super().__init__(volume, base)
+        self._max_rank = max_rank
+
+    def resolve(self, name: str) -> Adapter:
+        """The verified adapter called ``<slug>@<12 hex digits>``; raises StoreError.
+
+        Reads and hashes the adapter's files, so call it from a thread.
+        """
+        directory, manifest = self.open(name)
+        rank = self._rank(name, directory, manifest)
+        return Adapter(name, names.DIGEST_PREFIX + directory.name[7:], directory, rank)
 
     def _rank(self, name: str, directory: Path, manifest: dict[str, Any]) -> int:
         for file in ADAPTER_FILES:
