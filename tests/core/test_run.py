@@ -19,6 +19,9 @@ from espalier.core.run import RunDecision, RunView
 
 SERVED = {"epoch": 1, "epochCause": "1/Track", "current": {"name": "m-000001", "step": 1}}
 PAUSED = {**SERVED, "epoch": 2, "epochCause": "2/Pin/m-000001/Pause"}
+BRANCHED = {**SERVED, "epoch": 2, "epochCause": "2/Pin/m-000001/Branch"}
+GATE = {"metric": "reward/mean", "min": "0.5"}
+FULLY_TRAINED = model(adapter={"type": "Full"})
 RUNNER = Pod(
     "r-runner",
     "runner",
@@ -72,6 +75,38 @@ STAGES = {
     "no model": ({"model": None}, "False/ModelNotFound", "True", "False", "Keep"),
     "bad model": ({"model": STALLED_MODEL}, "False/BaseUnreadable", "False", "True", "Keep"),
     "full": ({"problem": FULL}, "False/VolumeFull", "False", "True", "Keep"),
+    "full weights, pinned elsewhere": (
+        {"model": FULLY_TRAINED, "head": head(status=BRANCHED)},
+        "False/CheckpointNotLoaded",
+        "False",
+        "True",
+        "Delete",
+    ),
+    "full weights, gated": (
+        {"model": FULLY_TRAINED, "head": head(gate=GATE, status=SERVED)},
+        "False/CheckpointNotLoaded",
+        "False",
+        "True",
+        "Delete",
+    ),
+    "full weights, followed": (
+        {"model": FULLY_TRAINED},
+        "True/Training",
+        "False",
+        "False",
+        "Keep",
+    ),
+    "full weights, a client's": (
+        {
+            "model": FULLY_TRAINED,
+            "head": head(status=BRANCHED),
+            "run": run(driver="Client"),
+        },
+        "True/Training",
+        "False",
+        "False",
+        "Keep",
+    ),
     "no trainer": ({"assigned": False}, "False/Starting", "True", "False", "Keep"),
     "no rollout": ({"head": head(status={"epoch": 1})}, "False/Starting", "True", "False", "Keep"),
     "restarting": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.core.objects import LATER, NOW, digest, head, line
+from tests.core.objects import LATER, NOW, digest, head, line, model
 
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.core.growth import grow
@@ -52,7 +52,24 @@ WISHES = (Wish("m", "x", "x"), Wish("a", "y", "x"), Wish("b", "x", "x"), Wish("c
     ("most", "heads"), [(1, ["m", "b", "c"]), (2, ["m", "a", "b", "c"]), (9, ["m", "a", "b", "c"])]
 )
 def test_heads_that_share_an_adapter_or_the_base_need_no_room(most: int, heads: list[str]) -> None:
-    assert [wish.head for wish in fitting(WISHES, most)] == heads
+    assert [wish.head for wish in fitting(WISHES, model(rollout={"maxAdapters": most}))] == heads
+
+
+@pytest.mark.parametrize(
+    ("found", "kept"),
+    [
+        ((), []),
+        (WISHES, [("m", "x"), ("b", "x")]),
+        ((Wish("c", "base", "base"), *WISHES), [("c", "base"), ("c", "base")]),
+        ((Wish("m", "x", "w"), Wish("a", "x", "y")), [("m", "w"), ("a", "w")]),
+    ],
+)
+def test_full_weights_are_those_of_the_first_head_and_of_heads_that_agree_with_it(
+    found: tuple[Wish, ...], kept: list[tuple[str, str]]
+) -> None:
+    chosen = fitting(found, model(adapter={"type": "Full"}))
+    assert [(wish.head, wish.fallback) for wish in chosen] == kept
+    assert len(choose(chosen, {"x"})) <= 1
 
 
 @pytest.mark.parametrize(

@@ -192,18 +192,6 @@ def test_a_model_is_ready_when_what_is_wanted_is_ready(
     assert (decision.trainer_replicas, decision.rollout_replicas) == (int(trains), replicas)
 
 
-def test_a_fully_trained_model_is_not_served_and_says_what_to_do() -> None:
-    full = {"adapter": {"type": "Full"}}
-    decision = ready(model(**full, rollout={"replicas": 2}), trains=True, trainer_pods=[SERVER])
-    found = {item.type: item for item in decision.status.conditions}
-    assert (found["Stalled"].status, found["Ready"].status) == ("True", "False")
-    assert found["Stalled"].reason == found["RolloutsReady"].reason == "FullNotServed"
-    assert "spec.rollout.replicas: 0" in found["Stalled"].message
-    assert (decision.trainer_replicas, decision.rollout_replicas) == (1, 0)
-    alone = ready(model(**full, rollout={"replicas": 0}), trains=True, trainer_pods=[SERVER])
-    assert alone.status.conditions[0].reason == "Ready"
-
-
 def test_a_trainer_that_was_killed_for_memory_says_so_even_when_it_serves_again() -> None:
     again = replace(SERVER, killed="OOMKilled: the container used more than its limit of 1Gi")
     decision = ready(model(), trains=True, rollout_pods=[SERVER], trainer_pods=[again])

@@ -72,6 +72,30 @@ async def one_slot(w: World) -> None:
     await w.until(lambda: ready(w, "canary", "tiny-000003"), "the same adapter needs no room")
 
 
+async def full_weights(w: World) -> None:
+    """Rollouts hold one checkpoint: the leading head's, whatever another head asks for."""
+    w.rollouts.full.add("tiny")
+    full = {"adapter": {"type": "Full"}, "trainer": {"dtype": "float32"}}
+    await w.apply("TrainableModel", "tiny", model_spec(**full))
+    await w.apply("TrainingRun", "digits", run_spec("tiny", 2))
+    await w.until(lambda: succeeded(w, 2) and ready(w, "tiny", "tiny-000002"), "trained")
+    await w.apply(HEAD, "canary", head_spec("tiny", "Pin", "tiny-000001"))
+    await w.until(
+        lambda: w.condition(HEAD, "canary", "Stalled")["reason"] == "TooManyHeads", "crowded out"
+    )
+    await w.apply(HEAD, "tiny", head_spec("tiny", "Pin", "tiny-000001"))
+    await w.until(
+        lambda: ready(w, "tiny", "tiny-000001") and ready(w, "canary", "tiny-000001"), "both"
+    )
+    await w.kubelet.restart("rollout")
+    wanted = [_adapter(w, "tiny-000001")]
+    await w.until(lambda: list(w.rollouts.serving.values()) == [wanted], "loaded again")
+    await w.delete(HEAD, "canary")
+    await w.apply("TrainingRun", "digits", run_spec("tiny", 3))
+    await w.apply(HEAD, "tiny", head_spec("tiny", "Track"))
+    await w.until(lambda: succeeded(w, 3) and ready(w, "tiny", "tiny-000003"), "goes on")
+
+
 async def evicted(w: World) -> None:
     """The engine drops what it serves; no event tells."""
     await trained(w)
@@ -214,6 +238,7 @@ STORIES: dict[str, Callable[[World], Awaitable[None]]] = {
         stable_and_canary,
         damaged_canary,
         one_slot,
+        full_weights,
         evicted,
         pinned_without_rollouts,
         pinned_without_trainer,

@@ -152,6 +152,8 @@ class ScriptedRollouts:
         self.told: list[tuple[str, list[str]]] = []
         self.up: set[str] = set()
         self.broken: set[str] = set()
+        # Models of which all is trained: their pods hold one set of weights.
+        self.full: set[str] = set()
         # Called with what is asked for, before it is done.
         self.on_serve: Callable[[list[str]], None] = lambda adapters: None
 
@@ -162,6 +164,9 @@ class ScriptedRollouts:
         if broken := self.broken.intersection(request.adapters):
             detail = f"{', '.join(sorted(broken))} is damaged"
             raise RolloutError(422, Problem(detail=detail, reason="FileAltered"))
+        full = peer.model in self.full
+        if full and len(request.adapters) > 1:
+            raise RolloutError(422, Problem(detail="one at a time", reason="TooManyAdapters"))
         self.serving[peer.ip] = request.adapters
         self.told.append((peer.ip, request.adapters))
-        return Served(adapters=request.adapters, ready=True)
+        return Served(adapters=request.adapters, ready=True, base=not (full and request.adapters))

@@ -36,7 +36,7 @@ class Adapter(Type):
         default="LoRA",
         description="type LoRA trains small matrices beside a frozen base. Full trains every "
         "weight of the base: it takes 32 bytes of memory and 12 bytes of storage per checkpoint "
-        "for each, needs trainer.dtype float32, and cannot be served yet (rollout.replicas: 0).",
+        "for each, needs trainer.dtype float32, and is served one checkpoint at a time.",
     )
     rank: int = Field(
         default=16,
@@ -114,7 +114,11 @@ class RolloutSpec(Type):
         description="maxModelTokens bounds prompt plus completion.",
     )
     max_adapters: int = Field(
-        default=4, ge=1, le=64, description="maxAdapters are loaded side by side on a server."
+        default=4,
+        ge=1,
+        le=64,
+        description="maxAdapters are loaded side by side on a server; with adapter.type Full it "
+        "is one checkpoint's weights, whatever this says.",
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(
         default=None, description="dtype of the served base; spec.trainer.dtype if unset."

@@ -61,20 +61,21 @@ class HeadReconciler:
         namespace, model = head.metadata.namespace, head.spec.model_ref.name
         return pods.live(self._services.snapshot.pods(namespace, "rollout", model=model))
 
-    def _wishes(self, head: CheckpointHead) -> tuple[tuple[serving.Wish, ...], int]:
-        """The wishes of all heads of the model, and how many adapters fit on a rollout."""
+    def _wishes(
+        self, head: CheckpointHead
+    ) -> tuple[tuple[serving.Wish, ...], tuple[serving.Wish, ...]]:
+        """The wishes of all heads of the model, and those that fit on a rollout."""
         namespace, name = head.metadata.namespace, head.spec.model_ref.name
         snapshot = self._services.snapshot
-        model = snapshot.model(namespace, name)
         found = serving.wishes(
             name, snapshot.heads(namespace, name), snapshot.lineage(namespace, name)
         )
-        return found, model.spec.rollout.max_adapters if model is not None else 0
+        return found, serving.fitting(found, snapshot.model(namespace, name))
 
     def _is_crowded_out(self, head: CheckpointHead) -> bool:
-        wishes, most = self._wishes(head)
+        wishes, fitting = self._wishes(head)
         name = head.metadata.name
-        kept = {wish.head for wish in serving.fitting(wishes, most)}
+        kept = {wish.head for wish in fitting}
         return any(wish.head == name for wish in wishes) and name not in kept
 
     async def _write(
@@ -91,8 +92,7 @@ class HeadReconciler:
 
     async def _serve(self, head: CheckpointHead) -> bool:
         """Rollouts serve all heads of their model side by side; whether this is one of them."""
-        wishes, most = self._wishes(head)
-        fitting = serving.fitting(wishes, most)
+        _, fitting = self._wishes(head)
         if all(wish.head != head.metadata.name for wish in fitting):
             return False
         namespace, model = head.metadata.namespace, head.spec.model_ref.name

@@ -179,7 +179,7 @@ class Rollouts:
         if missing := set(adapters) - set(served.adapters):
             detail = f"did not load {', '.join(sorted(missing))}"
             raise RolloutError(0, Problem(detail=detail, reason="NotLoaded"))
-        return frozenset(served.adapters) | {BASE}
+        return frozenset(served.adapters) | ({BASE} if served.base else frozenset())
 
 
 def _is_of(adapter: str, digest: str) -> bool:

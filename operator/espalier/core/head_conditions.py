@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from espalier.api.checkpointhead import CheckpointHeadStatus
 from espalier.api.meta import Condition
-from espalier.core import conditions, pods
+from espalier.core import conditions, full_weights, pods
 from espalier.core.conditions import Finding
 from espalier.core.head_view import HeadView, damage_on_record, is_current, is_ready
 from espalier.core.lineage import Point
@@ -87,6 +87,8 @@ def findings(
 def _crowded_out(view: HeadView) -> list[Finding] | None:
     if not view.crowded_out or view.model is None:
         return None
+    if view.model.spec.adapter.type == "Full":
+        return full_weights.crowded_out(view.model)
     message = (
         f"a rollout serves {view.model.spec.rollout.max_adapters} adapters side by side, which "
         "heads before this one take: raise spec.rollout.maxAdapters of TrainableModel "

@@ -69,7 +69,7 @@ def decide(view: ModelView, now: str) -> ModelDecision:
     model = view.model
     resolved = view.source.resolved is not None
     trainer = _workload(model, TRAINER_READY, 1 if view.trains else 0, view.trainer_pods)
-    rollouts = _unservable(model) or _workload(
+    rollouts = _workload(
         model, ROLLOUTS_READY, model.spec.rollout.replicas, view.rollout_pods, resolved=resolved
     )
     triple = _headless(view) or _overall(view.source, trainer, rollouts)
@@ -122,18 +122,6 @@ def default_head(model: TrainableModel) -> dict[str, object]:
 def _scale(wanted: int, workload: _Workload) -> int:
     """No pod is started again and again over a mistake that only a person can mend."""
     return 0 if workload.state == "GaveUp" else wanted
-
-
-def _unservable(model: TrainableModel) -> _Workload | None:
-    """A rollout takes adapters beside its base, never other weights in place of it."""
-    if model.spec.adapter.type == "LoRA" or model.spec.rollout.replicas == 0:
-        return None
-    message = (
-        "spec.rollout.replicas: rollouts serve LoRA adapters, and spec.adapter.type is Full. Set "
-        "spec.rollout.replicas: 0, train with driver Client, and export checkpoints to serve them "
-        "(espalier checkpoint export)"
-    )
-    return _Workload(Finding(ROLLOUTS_READY, "False", "FullNotServed", message), "GaveUp")
 
 
 def _workload(

@@ -17,7 +17,7 @@ from espalier.api.meta import Condition, ObjectRef, OptimizerState
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import Applied, Progress, TrainingRun, TrainingRunStatus
 from espalier.api.wire import Assignment, Problem
-from espalier.core import conditions, pods, request
+from espalier.core import conditions, full_weights, pods, request
 from espalier.core.commits import run_identity, run_step
 from espalier.core.conditions import Finding
 from espalier.core.health import rollouts_healthy, step_findings
@@ -203,12 +203,25 @@ def _stage(view: RunView, step: int) -> _Stage:
         message = f"TrainingRun {turn.metadata.name} trains {run.spec.model_ref.name}; waits for it"
         triple = conditions.reconciling("ModelBusy", message, "Unknown")
         return _Stage(triple, unsuspended, open_, frees=True)
-    if view.head is not None and request.paused(view.head):
+    if held := _held_by_head(view, open_):
+        return held
+    triple, drives = _advance(view, step)
+    return _Stage(triple, unsuspended, open_, drives=drives)
+
+
+def _held_by_head(view: RunView, open_: Finding) -> _Stage | None:
+    """That training must not go on from where the head is."""
+    if view.head is None:
+        return None
+    if request.paused(view.head):
         message = f"CheckpointHead {view.head.metadata.name} is pinned with onPin: Pause"
         said = Finding(SUSPENDED, "True", "HeadPinned", message)
         return _Stage(conditions.ready("HeadPinned", message), said, open_, frees=True)
-    triple, drives = _advance(view, step)
-    return _Stage(triple, unsuspended, open_, drives=drives)
+    unsampled = full_weights.unsampled(view.run, view.model, view.head)
+    if unsampled is not None:
+        unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
+        return _Stage(unsampled, unsuspended, open_, frees=True)
+    return None
 
 
 def _runner_failure(view: RunView) -> Problem | None:

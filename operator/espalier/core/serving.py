@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core import request
 from espalier.core.lineage import Lineage, Point
 from espalier.core.names import BASE, adapter_name
@@ -40,8 +41,24 @@ def wishes(model: str, heads: Sequence[CheckpointHead], lineage: Lineage) -> tup
     return tuple(found)
 
 
-def fitting(found: Sequence[Wish], most: int) -> tuple[Wish, ...]:
-    """The wishes that ``most`` adapters side by side can meet; equal ones share an adapter."""
+def fitting(found: Sequence[Wish], model: TrainableModel | None) -> tuple[Wish, ...]:
+    """The wishes that a rollout of the model can meet; equal ones share what is loaded.
+
+    Adapters lie side by side, up to ``maxAdapters``; full weights replace each other and the base.
+    """
+    if model is None:
+        return ()
+    if model.spec.adapter.type == "Full":
+        return tuple(_like(found[0], wish) for wish in found if wish.adapter == found[0].adapter)
+    return _beside_the_base(found, model.spec.rollout.max_adapters)
+
+
+def _like(first: Wish, wish: Wish) -> Wish:
+    """One that goes where the first goes if a pod refuses what both want."""
+    return replace(wish, fallback=first.fallback)
+
+
+def _beside_the_base(found: Sequence[Wish], most: int) -> tuple[Wish, ...]:
     adapters: set[str] = {BASE}
     kept = []
     for wish in found:

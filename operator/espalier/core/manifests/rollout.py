@@ -61,6 +61,8 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
             "ESPALIER_MAX_MODEL_TOKENS": str(rollout.max_model_tokens),
             "ESPALIER_MAX_ADAPTERS": str(rollout.max_adapters),
             "ESPALIER_MAX_LORA_RANK": str(model.spec.adapter.rank),
+            # Set only where it differs, so that pods of before this variable are left running.
+            **({"ESPALIER_ADAPTER_TYPE": "Full"} if model.spec.adapter.type == "Full" else {}),
         },
         mounts=(claim(model, read_only=True),),
         serves=True,
