@@ -66,6 +66,7 @@ class World:
         gate: Body | None = None,
         checkpoint: str = "",
         name: str = "",
+        target: str | None = None,
     ) -> None:
         """A head that serves a digest (None: nothing yet) and has agreed to a request."""
         agreed = agreed or Request("Track")
@@ -82,6 +83,8 @@ class World:
                 "digest": current,
                 "epoch": epoch,
             }
+        if target is not None:
+            status["target"] = {"name": target}
         self.put("CheckpointHead", name or model.name, model.namespace, spec=spec, status=status)
 
     def checkpoint(

@@ -16,6 +16,7 @@ from pydantic_core import from_json
 
 from espalier.gateway import metrics
 from espalier.gateway.auth import User
+from espalier.gateway.moves import SENDINGS, NotLoadedError, after_the_move
 from espalier.gateway.pods import why_none_ready
 from espalier.gateway.problems import RefusalError, not_ready, openai_body
 from espalier.gateway.relay import StreamRewriter, error_event, rewrite_answer
@@ -46,11 +47,16 @@ _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_
 
 @dataclass
 class _Exchange:
-    """One completion on its way. ``response`` is there once the client has a part of a stream."""
+    """One completion on its way. ``response`` is there once the client has a part of a stream.
+
+    ``slug`` and ``ref`` are what was asked for, ``target`` what that means now.
+    """
 
     request: web.Request
+    slug: Slug
+    ref: str
     target: Target
-    body: bytes
+    body: dict[str, Any]
     asked: str
     trace: str = ""
     keeper: Keeper | None = None
@@ -71,24 +77,21 @@ class Completions:
         body = await _read(request)
         asked = body["model"]
         trace = trace_of(request.headers)
-        target = await self._locate(user, reference(body), held=bool(trace))
-        body["model"] = target.adapter
+        slug, ref, target = await self._locate(user, reference(body), held=bool(trace))
         check_rendering(body)
         check_continuation(body)
         keeper = await self._traces.keeper(user, target.model) if _recordable(trace, body) else None
         if keeper is not None:
             # What is trained on later needs them, whether or not this client looks at them.
             body |= {"return_token_ids": True, "logprobs": True}
-        exchange = _Exchange(
-            *(request, target, json.dumps(body, ensure_ascii=False).encode(), asked, trace, keeper)
-        )
+        exchange = _Exchange(request, slug, ref, target, body, asked, trace, keeper)
         started = time.perf_counter()
         try:
-            return await self._send(exchange)
+            return await self._complete(exchange)
         finally:
             request[UPSTREAM_SECONDS] = time.perf_counter() - started
 
-    async def _locate(self, user: User, asked: str, *, held: bool) -> Target:
+    async def _locate(self, user: User, asked: str, *, held: bool) -> tuple[Slug, str, Target]:
         named, ref = split(asked)
         slug = await self._services.sampled(user, named)
         model = slug.model
@@ -102,7 +105,7 @@ class Completions:
             raise await self._services.unknown(user, found)
         if isinstance(found, NotReady):
             raise not_ready(found.reason, found.message, found.remedy)
-        return found
+        return slug, ref, found
 
     async def _wait_for_checkpoint(self, model: Id, ref: str) -> Target | NotReady | Unknown | None:
         view = self._services.view
@@ -126,12 +129,29 @@ class Completions:
 
         return await self._services.view.wait_for(settled, HELD_SECONDS)
 
+    async def _complete(self, exchange: _Exchange) -> web.StreamResponse:
+        for _ in range(SENDINGS):
+            try:
+                return await self._send(exchange)
+            except NotLoadedError as error:
+                found = await after_the_move(
+                    self._services.view, exchange.slug, exchange.ref, exchange.target, error
+                )
+                exchange.target = found
+                refused = error
+        raise not_ready("HeadMoving", f"{exchange.asked} is moved again and again: {refused}")
+
     async def _send(self, exchange: _Exchange) -> web.StreamResponse:
+        body = exchange.body | {"model": exchange.target.adapter}
+        sent = json.dumps(body, ensure_ascii=False).encode()
+        lost: Exception
         for attempt, address in enumerate(self._order(exchange.target)):
             if attempt:
                 metrics.RETRIES.inc()
             try:
-                return await self._send_to(address, exchange)
+                return await self._send_to(address, exchange, sent)
+            except NotLoadedError as error:
+                lost = error
             except aiohttp.ClientError as error:
                 if _gone(exchange.request):
                     raise asyncio.CancelledError from error
@@ -142,6 +162,8 @@ class Completions:
                         504, "RolloutTimeout", f"no answer within {ANSWER_SECONDS:.0f} s"
                     ) from error
                 lost = error
+        if isinstance(lost, NotLoadedError):
+            raise lost
         raise self._lost(exchange.target, lost)
 
     def _order(self, target: Target) -> list[str]:
@@ -151,18 +173,20 @@ class Completions:
         count = len(target.addresses)
         return [target.addresses[(turn + attempt) % count] for attempt in range(ATTEMPTS)]
 
-    async def _send_to(self, address: str, exchange: _Exchange) -> web.StreamResponse:
+    async def _send_to(self, address: str, exchange: _Exchange, sent: bytes) -> web.StreamResponse:
         headers = self._services.tokens.header(exchange.target.model)
         headers["Content-Type"] = "application/json"
         async with self._services.session.post(
             f"http://{address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
-            data=exchange.body,
+            data=sent,
             headers=headers,
             timeout=_TIMEOUT,
         ) as upstream:
             if upstream.content_type == "text/event-stream":
                 return await _stream(upstream, exchange)
             answer = await upstream.read()
+            if upstream.status == web.HTTPConflict.status_code:
+                raise NotLoadedError(_said(answer))
             kept = {}
             if upstream.status == 200:
                 answer = rewrite_answer(answer, exchange.target.adapter, exchange.asked)
@@ -235,6 +259,14 @@ async def _break_off(response: web.StreamResponse, error: Exception) -> web.Stre
     )
     await response.write_eof(error_event(openai_body(refusal)))
     return response
+
+
+def _said(answer: bytes) -> str:
+    """The message of a rollout's error."""
+    try:
+        return str(from_json(answer)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return answer.decode(errors="replace")[:200]
 
 
 def _recordable(trace: str, body: Mapping[str, Any]) -> bool:
