@@ -24,6 +24,7 @@ from torch import Tensor
 from espalier.trainer.data import Datum
 from espalier.trainer.head import Evaluated, chunks
 from espalier.trainer.lora import Lora
+from espalier.trainer.lora_linear import fuse
 from espalier.trainer.model import Policy
 from espalier.trainer.packing import NO_PARENT, Row, Span
 
@@ -80,9 +81,13 @@ def recomputed(
 
 
 @contextmanager
-def recomputing_head(policy: Policy) -> Iterator[None]:
-    """The trainer's packed path with TRL's head."""
-    with mock.patch.object(policy, "_evaluate_head", recomputed):
+def without_ours(policy: Policy) -> Iterator[None]:
+    """The trainer's packed path with TRL's head and PEFT's own linear layers."""
+    fuse(policy._fusible, fused=False)
+    with (
+        mock.patch.object(policy, "_evaluate_head", recomputed),
+        mock.patch.object(policy, "_fusible", []),
+    ):
         yield
 
 

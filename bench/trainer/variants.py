@@ -11,8 +11,8 @@ from bench.trainer.baselines import (
     checkpointed,
     padded_step,
     plain_twin,
-    recomputing_head,
     token_tries,
+    without_ours,
 )
 from bench.trainer.workload import Workload
 from torch import Tensor
@@ -87,7 +87,7 @@ def variants(
         def step() -> None:
             policy.checkpointing = on
             rows = Rows(tuple(data), tuple(token_tries(data, policy.row_tokens)))
-            with recomputing_head(policy):
+            with without_ours(policy):
                 add_loss(policy, rows, spec, 1.0, None)
 
         return step

@@ -19,6 +19,7 @@ from espalier.trainer.files import Parts, TensorFile, Tensors
 from espalier.trainer.full import Full
 from espalier.trainer.head import Evaluated
 from espalier.trainer.lora import Lora
+from espalier.trainer.lora_linear import fuse, fusible
 from espalier.trainer.packing import Row
 from espalier.trainer.padded import evaluate_padded
 from espalier.trainer.problems import CommandError, UserMistakeError
@@ -67,6 +68,7 @@ class Policy:
             context=int(getattr(self._causal_lm.config, "max_position_embeddings", 1 << 20)),
         )
         self.row_tokens = ROW_TOKENS[device.type]
+        self._fusible = fusible(self._causal_lm)
         self._plain_attention = _plain_attention(self._trunk.config)
         self.warning = self._choose_path()
 
@@ -94,10 +96,12 @@ class Policy:
 
     def _evaluate_padded(self, row: Row, temperature: float) -> Evaluated:
         self._trunk.config._attn_implementation = self._plain_attention
+        fuse(self._fusible, fused=False)
         return evaluate_padded(self._causal_lm, row, temperature, self.device)
 
     def _evaluate_fast(self, row: Row, temperature: float) -> Evaluated:
         self._trunk.config._attn_implementation = TREE_ATTENTION
+        fuse(self._fusible, fused=True)
         output = self._trunk(
             input_ids=torch.from_numpy(row.tokens).to(self.device)[None],
             position_ids=torch.from_numpy(row.depths).to(self.device)[None],
