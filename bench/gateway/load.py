@@ -1,25 +1,27 @@
 """What the gateway adds to completions of which many are in flight, and what open streams take.
 
 The pods are scripted (``bench.gateway.pods``): vLLM on two cores cannot answer 128 requests a
-second. Each completion is held for 2 s give or take a half, drawn anew, and carries log-probs and
-token ids; what a request takes beyond that is overhead, measured through the gateway and without
-it, in turns. Client, pod and gateway are a process each and share the machine's cores.
+second. Each completion is held for 2 s give or take a half and carries log-probs and token ids
+(``bench.gateway.traffic``). Two baselines of the same requests sent to the pod itself:
 
-    PYTHONPATH=operator:. python -m bench.gateway.load [--concurrent 256] [--streams 1000]
+* apart: in turns with the gateway's, so that then the machine has one process less to run;
+* together: at the same moments, so that both wait for the same cores behind the same processes.
+
+The goal is held to the first. On a machine that does other work the second alone says something.
+
+    PYTHONPATH=operator:. python -m bench.gateway.load [--rate 128] [--streams 1000]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import random
-import statistics
-import time
-from dataclasses import dataclass
 
 import aiohttp
+import uvloop
 from bench.gateway.pods import pods
 from bench.gateway.process import Gateway, gateway, load_average
+from bench.gateway.traffic import Load, Route, percentiles, send
 from dev.apiserver import ApiServer
 from tests.gateway.process import until
 
@@ -33,75 +35,49 @@ PATIENCE_SECONDS = 120.0
 ROUNDS = 2
 
 
-@dataclass(frozen=True)
-class Load:
-    """How many are in flight, how many each caller sends, how long each is held, its length."""
-
-    concurrent: int
-    each: int
-    hold_seconds: float
-    tokens: int
-
-
-async def one(session: aiohttp.ClientSession, url: str, model: str, load: Load) -> float:
-    """Milliseconds that one completion takes beyond what it is held for."""
-    hold = load.hold_seconds * random.uniform(0.5, 1.5)
-    message = {"role": "user", "content": f"{random.random()} + 2?"}
-    body = {"model": model, "messages": [message], "max_tokens": load.tokens, "hold_seconds": hold}
-    body |= {"logprobs": True, "return_token_ids": True}
-    began = time.perf_counter()
-    async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
-        reply.raise_for_status()
-        await reply.read()
-    return (time.perf_counter() - began - hold) * 1e3
-
-
-async def many(session: aiohttp.ClientSession, url: str, model: str, load: Load) -> list[float]:
-    """Overheads with so many requests always in flight; the first of each caller warms up."""
-
-    async def caller() -> list[float]:
-        # Spread out: callers that all start at one moment measure each other.
-        await asyncio.sleep(load.hold_seconds * random.random())
-        return [await one(session, url, model, load) for _ in range(load.each + 1)][1:]
-
-    found = await asyncio.gather(*(caller() for _ in range(load.concurrent)))
-    return [value for values in found for value in values]
-
-
 async def concurrency(serving: Gateway, pod: str, load: Load) -> None:
     """Prints what the gateway adds at the percentiles."""
-    connector = aiohttp.TCPConnector(limit=0)
-    through: list[float] = []
-    direct: list[float] = []
-    async with aiohttp.ClientSession(connector=connector, headers=serving.headers) as session:
-        used = 0.0
-        for _ in range(ROUNDS):
-            direct += await many(session, pod, adapter_name("arith", DIGEST), load)
-            before = serving.cpu_seconds()
-            through += await many(session, serving.url, "arith", load)
-            used += serving.cpu_seconds() - before
-    requests = len(through) + ROUNDS * load.concurrent
-    rate = load.concurrent / load.hold_seconds
+
+    def routes() -> tuple[Route, Route]:
+        adapter = adapter_name("arith", DIGEST)
+        return Route(serving.url, "arith", serving.headers), Route(pod, adapter, {})
+
+    in_flight = load.rate * load.hold_seconds
     print(
-        f"{load.concurrent} completions of {load.tokens} tokens in flight, {rate:.0f} a second, "
-        f"{len(through)} measured each way"
+        f"{in_flight:.0f} completions of {load.tokens} tokens in flight, {load.rate:.0f} a second"
     )
-    for name, column in (("through", through), ("direct", direct)):
-        p50, p99 = percentiles(column)
-        print(f"  {name:8} overhead p50 {p50:6.2f} ms, p99 {p99:6.2f} ms")
-    added = [a - b for a, b in zip(percentiles(through), percentiles(direct), strict=True)]
+    through, direct = routes()
+    used = 0.0
+    for _ in range(ROUNDS):
+        await send(direct, load=load)
+        before = serving.cpu_seconds()
+        await send(through, load=load)
+        used += serving.cpu_seconds() - before
+    added = compared("apart", through, direct)
     kept = all(a <= goal for a, goal in zip(added, GOAL_MILLISECONDS, strict=True))
-    print(
-        f"  added    p50 {added[0]:6.2f} ms, p99 {added[1]:6.2f} ms; goal at most "
-        f"{GOAL_MILLISECONDS[0]:.0f} and {GOAL_MILLISECONDS[1]:.0f}: {'kept' if kept else 'missed'}"
-    )
-    print(f"  gateway processor time {used * 1e3 / requests:.2f} ms a request")
+    goals = " and ".join(f"{goal:.0f}" for goal in GOAL_MILLISECONDS)
+    print(f"  goal: at most {goals} ms added apart: {'kept' if kept else 'missed'}")
+    print(f"  gateway processor time {used * 1e3 / through.requests:.2f} ms a request")
+    through, direct = routes()
+    for _ in range(ROUNDS):
+        await send(through, direct, load=load)
+    compared("together", through, direct)
 
 
-def percentiles(column: list[float]) -> tuple[float, float]:
-    """The 50th and the 99th."""
-    cuts = statistics.quantiles(column, n=100)
-    return cuts[49], cuts[98]
+def compared(name: str, through: Route, direct: Route) -> tuple[float, float]:
+    """Prints both routes' percentiles and what the gateway adds, which it returns."""
+    print(f"  {name}: {len(through.overheads)} through, {len(direct.overheads)} direct")
+    for way, route in (("through", through), ("direct", direct)):
+        p50, p99 = percentiles(route.overheads)
+        late50, late99 = percentiles(route.late)
+        print(
+            f"    {way:8} p50 {p50:7.2f} ms, p99 {p99:7.2f} ms; "
+            f"client late by {late50:.2f} and {late99:.2f} ms"
+        )
+    columns = percentiles(through.overheads), percentiles(direct.overheads)
+    p50, p99 = (a - b for a, b in zip(*columns, strict=True))
+    print(f"    added    p50 {p50:7.2f} ms, p99 {p99:7.2f} ms")
+    return p50, p99
 
 
 async def streams(serving: Gateway, count: int) -> None:
@@ -137,21 +113,21 @@ async def run(server: ApiServer, port: int, options: argparse.Namespace) -> None
     async with aiohttp.ClientSession() as session:
         await until(session, f"{pod}/healthz", "ok")
     async with gateway(server, DIGEST, port, key) as serving:
-        load = Load(options.concurrent, options.each, options.hold, options.tokens)
+        load = Load(options.rate, options.seconds, options.hold, options.tokens)
         await concurrency(serving, pod, load)
         await streams(serving, options.streams)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--concurrent", type=int, default=256)
-    parser.add_argument("--each", type=int, default=8, help="completions of each caller and round")
+    parser.add_argument("--rate", type=float, default=128, help="arrivals a second")
+    parser.add_argument("--seconds", type=float, default=15, help="measured, of each round")
     parser.add_argument("--hold", type=float, default=2.0, help="seconds, give or take a half")
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--streams", type=int, default=1000)
     print(load_average())
     with ApiServer() as server, pods() as (port, _):
-        asyncio.run(run(server, port, parser.parse_args()))
+        uvloop.run(run(server, port, parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -9,25 +9,31 @@ is held as long as its request says (``hold_seconds``); a train command is read 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+import uvloop
 from aiohttp import web
 from dev.apiserver import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
+# The last field of an answer: for how long it was held in fact, because timers come late.
+HELD = "held_seconds"
 PROMPT = list(range(300, 556))
 DIGEST = "sha256:" + "b2" * 32
 STEP = {"step": 2, "checkpoint_id": "arith-000002", "sampler_path": "p", "state_path": "p"}
 GRADIENTS = {"metrics": {"loss:sum": 1.0}, "num_datums": 64}
 
 
+@functools.cache
 def chat(model: str, tokens: int) -> bytes:
     """A chat completion as vLLM writes it, with log-probs and token ids."""
     source = random.Random(tokens)
@@ -61,9 +67,11 @@ async def complete(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     if body.get("stream"):
         return await _stream(request, body)
-    answer = chat(body["model"], body["max_tokens"])
+    began = time.perf_counter()
     await asyncio.sleep(body["hold_seconds"])
-    return web.Response(body=answer, content_type="application/json")
+    answer = chat(body["model"], body["max_tokens"])
+    held = f',"{HELD}":{time.perf_counter() - began:.6f}}}'.encode()
+    return web.Response(body=answer.removesuffix(b"}") + held, content_type="application/json")
 
 
 async def _stream(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -112,4 +120,11 @@ def pods() -> Iterator[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    web.run_app(app(), host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)
+    web.run_app(
+        app(),
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        access_log=None,
+        print=None,
+        loop=uvloop.new_event_loop(),
+    )

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from tests.compat.clients import OUT
 from tests.compat.stage import Stage, staged
 from tests.trainer import tiny
 
 _networks = itertools.count(1)
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the gateway's process has."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from dev.apiserver import ApiServer
@@ -39,6 +40,11 @@ metadata: {name: reader}
 rules:
 - {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
 """
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the gateway's process has."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import IO, Any
 
 import aiohttp
 from dev.apiserver import ApiServer
@@ -21,11 +21,13 @@ PATIENCE_SECONDS = 60
 
 
 @asynccontextmanager
-async def started(environment: Mapping[str, str]) -> AsyncIterator[Process]:
+async def started(
+    environment: Mapping[str, str], log: int | IO[bytes] = PIPE
+) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "espalier.gateway"),
         env={**os.environ, **environment},
-        stderr=PIPE,
+        stderr=log,
         limit=2**20,
     )
     try:
@@ -46,6 +48,14 @@ async def until(session: aiohttp.ClientSession, url: str, wanted: str) -> None:
                         return
             except aiohttp.ClientConnectionError:
                 await asyncio.sleep(0.1)
+
+
+async def logged(process: Process, message: str) -> None:
+    """Reads the log until this message."""
+    assert process.stderr is not None
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while json.loads(await process.stderr.readline())["message"] != message:
+            pass
 
 
 def apply(server: ApiServer, namespace: str, *objects: dict[str, Any]) -> None:
@@ -96,6 +106,39 @@ def manifests(port: int, digest: str) -> list[dict[str, Any]]:
                 "podIPs": [{"ip": "127.0.0.1"}],
                 "conditions": [condition("Ready", "True")],
             },
+        },
+    ]
+
+
+def training(port: int) -> list[dict[str, Any]]:
+    """A client-driven run, and the pod of its trainer."""
+    spec = {
+        "modelRef": {"name": "arith"},
+        "driver": "Client",
+        "loss": {"name": "importance_sampling"},
+        "learningRate": "1e-4",
+        "steps": 1000,
+    }
+    labels = {
+        "app.kubernetes.io/managed-by": "espalier",
+        "espalier.dev/model": "arith",
+        "espalier.dev/role": "trainer",
+    }
+    container = {"name": "main", "image": "x", "ports": [{"containerPort": port}]}
+    address = {"podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
+    return [
+        {
+            "apiVersion": API_VERSION,
+            "kind": "TrainingRun",
+            "metadata": {"name": "arith"},
+            "spec": spec,
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "arith-trainer-0", "labels": labels},
+            "spec": {"containers": [container]},
+            "status": {**address, "conditions": [condition("Ready", "True")]},
         },
     ]
 

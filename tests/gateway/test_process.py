@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import aiohttp
 from aiohttp import web
@@ -14,37 +16,47 @@ from tests.gateway.conftest import PRIVATE_KEY, Behaviour, Upstream, Users
 from tests.gateway.process import (
     PATIENCE_SECONDS,
     apply,
+    logged,
     manifests,
     signing_key,
     started,
+    training,
     until,
 )
 from tests.gateway.test_completions import ASK, answer, free_port
 from tests.gateway.world import digest
 
+from espalier.gateway.__main__ import DRAIN_SECONDS, UNREADY_SECONDS, Readiness
+from espalier.gateway.tokens import TokenIssuer
+
 Start = Callable[[Behaviour], Awaitable[Upstream]]
 
 
-async def test_it_is_ready_once_it_can_serve_and_finishes_what_it_began(
+async def test_it_is_ready_once_it_can_serve_and_finishes_what_it_holds(
     apiserver: ApiServer, users: Users, upstream: Start
 ) -> None:
-    arrived, release = asyncio.Event(), asyncio.Event()
+    held, begun = asyncio.Event(), asyncio.Event()
 
-    async def slow(request: web.Request) -> web.Response:
-        arrived.set()
-        await release.wait()
-        return await answer(request)
+    async def pod(request: web.Request) -> web.Response:
+        """A rollout that answers, and a trainer that knows its run only when told so."""
+        if request.path.startswith("/v1/"):
+            return await answer(request)
+        if begun.is_set():
+            return web.json_response({"metrics": {}, "num_datums": 1})
+        held.set()
+        problem = {"detail": "no run yet", "reason": "AwaitingAssignment", "remedy": ""}
+        return web.json_response(problem, status=503)
 
-    pod = await upstream(slow)
-    apply(apiserver, users.namespace, *manifests(pod.port, digest("a1")))
-    port, metrics_port = free_port(), free_port()
+    port = (await upstream(pod)).port
+    ours, metrics_port = free_port(), free_port()
+    apply(apiserver, users.namespace, *manifests(port, digest("a1")), *training(port))
     environment = {
         "KUBECONFIG": str(apiserver.kubeconfig),
         "POD_NAMESPACE": users.namespace,
-        "ESPALIER_PORT": str(port),
+        "ESPALIER_PORT": str(ours),
         "ESPALIER_METRICS_PORT": str(metrics_port),
     }
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{ours}"
     headers = {"Authorization": f"Bearer {users.trainer}"}
     async with started(environment) as process, aiohttp.ClientSession(headers=headers) as session:
         await until(session, f"{url}/readyz", "Secret espalier-signing-key is not there yet")
@@ -52,24 +64,40 @@ async def test_it_is_ready_once_it_can_serve_and_finishes_what_it_began(
         apply(apiserver, users.namespace, signing_key(PRIVATE_KEY))
         await until(session, f"{url}/readyz", '{"unready": ""}')
 
-        assert (await session.get(f"{url}/v1/models")).status == 200
-        metrics = f"http://127.0.0.1:{metrics_port}/metrics"
-        await until(session, metrics, 'route="/v1/models",status="200"} 1.0')
-
-        pending = asyncio.create_task(session.post(f"{url}/v1/completions", json=ASK))
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await arrived.wait()
-        process.send_signal(signal.SIGTERM)
-        await until(session, f"{url}/readyz", "shutting down")
-        release.set()
-        reply = await pending
-        assert reply.status == 200
+        reply = await session.post(f"{url}/v1/completions", json=ASK)
         assert (await reply.json())["model"] == "arith"
+        metrics = f"http://127.0.0.1:{metrics_port}/metrics"
+        await until(session, metrics, 'route="/v1/completions",status="200"} 1.0')
+
+        # HUD's client sends a call once and no key, so this one waits for its trainer.
+        command = f"{url}/v1/models/arith/train/forward-backward"
+        pending = asyncio.create_task(session.post(command, json={}))
         async with asyncio.timeout(PATIENCE_SECONDS):
-            _, errors = await process.communicate()
-        assert process.returncode == 0, errors.decode()
-        logged = [json.loads(line) for line in errors.decode().splitlines()]
-        assert any(e["message"] == "request" and e["path"] == "/v1/completions" for e in logged)
+            await held.wait()
+        process.send_signal(signal.SIGTERM)
+        await logged(process, "shutting down")
+        begun.set()
+        reply = await pending
+        assert (reply.status, await reply.json()) == (200, {"metrics": {}, "num_datums": 1})
+        await logged(process, "request")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await process.wait() == 0
+
+
+def test_it_is_unready_from_the_moment_it_is_told_to_end() -> None:
+    tokens, synced = TokenIssuer(), asyncio.Event()
+    readiness = Readiness(tokens, synced)
+    tokens.use(PRIVATE_KEY)
+    synced.set()
+    assert readiness.unready() == ""
+    readiness.draining = True
+    assert readiness.unready() == "shutting down"
+
+
+def test_the_chart_grants_the_time_that_it_may_take_to_end() -> None:
+    chart = Path(__file__).parents[2] / "charts" / "espalier" / "templates" / "gateway.yaml"
+    (granted,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", chart.read_text())
+    assert int(granted) > UNREADY_SECONDS + DRAIN_SECONDS
 
 
 async def test_a_missing_setting_is_named_and_ends_it_as_a_users_mistake() -> None:

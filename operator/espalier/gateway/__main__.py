@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import gc
 import logging
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 
+import uvloop
 from aiohttp import web
 
 from espalier.core.manifests.labels import MANAGED
@@ -23,6 +25,7 @@ from espalier.kube import informer, log
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError, KubernetesCluster
 from espalier.kube.health import HealthServer
+from espalier.kube.log_stream import LogStream
 from espalier.kube.objects import Key
 
 SIGNING_KEY_SECRET = "espalier-signing-key"
@@ -30,9 +33,12 @@ SIGNING_KEY_ENTRY = "private.pem"
 KEY_RETRY_SECONDS = 2.0
 # A Service keeps sending for a moment after a pod stops being ready.
 UNREADY_SECONDS = 3.0
-# Inside the 90 s that the chart grants, and longer than optim-step waits for its promotion.
-DRAIN_SECONDS = 75.0
+# As long as HUD's client, which asks once, waits for an answer: then nobody waits any more.
+# The chart grants this and UNREADY_SECONDS (terminationGracePeriodSeconds).
+DRAIN_SECONDS = 600.0
 USER_ERROR = 64
+# Before the first generation is collected.
+YOUNG_OBJECTS = 20_000
 
 _log = logging.getLogger("espalier.gateway")
 
@@ -101,6 +107,7 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
         try:
             await _until_told(tasks[0], stop, synced)
             readiness.draining = True
+            _log.info("shutting down", extra={"at_most_seconds": DRAIN_SECONDS})
             await asyncio.sleep(UNREADY_SECONDS)
             await runner.cleanup()
         finally:
@@ -120,6 +127,8 @@ async def _until_told(
         # What there is by now stays; looking through it again would halt every request for 60 ms.
         gc.collect()
         gc.freeze()
+        # With the default of 700 every tenth request halts to look through all those in flight.
+        gc.set_threshold(YOUNG_OBJECTS)
         # The informer ends on a signal; requests in flight need it while they drain.
         told = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -143,9 +152,11 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    log.configure()
+    stream = LogStream(sys.stderr.fileno())
+    atexit.register(stream.close)
+    log.configure(stream=stream)
     try:
-        asyncio.run(main())
+        uvloop.run(main())
     except SettingsError as error:
         _log.error(str(error))
         sys.exit(USER_ERROR)

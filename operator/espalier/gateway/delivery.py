@@ -30,7 +30,7 @@ async def send(request: web.Request, response: web.Response) -> bool:
     """Sends the whole answer; True once the client's host has it."""
     transport = request.transport
     raw = transport.get_extra_info("socket") if transport is not None else None
-    if transport is None or raw is None:
+    if transport is None or raw is None or transport.is_closing():
         return False
     # A client that closes at once takes the transport's own descriptor away.
     held = socket.socket(fileno=socket.dup(raw.fileno()))

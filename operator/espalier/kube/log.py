@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Protocol
 
 # What logging itself puts on a record; everything else came through ``extra``.
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
@@ -33,9 +34,19 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
-def configure(level: int = logging.INFO) -> None:
-    """Send every log of this process to stderr as JSON."""
-    handler = logging.StreamHandler(sys.stderr)
+class Stream(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> object:
+        """Takes a text."""
+
+    def flush(self) -> object:
+        """Called after each line."""
+
+
+def configure(level: int = logging.INFO, stream: Stream | None = None) -> None:
+    """Send every log of this process to the stream, stderr by default, as JSON."""
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _QUIET:
