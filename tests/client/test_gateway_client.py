@@ -36,8 +36,9 @@ from espalier.client import (
     UnauthorizedError,
 )
 
-QUICK = Patience(deadline=5.0, attempt=5.0, first_delay=0.001, longest_delay=0.01)
-SHORT = Patience(deadline=0.05, attempt=0.05, first_delay=0.001, longest_delay=0.01)
+QUICK = Patience(deadline=60.0, attempt=60.0, first_delay=0.001, longest_delay=0.01)
+# Gives up after a refusal, never because the machine is busy.
+SHORT = Patience(deadline=0.05, attempt=60.0, first_delay=0.001, longest_delay=0.01)
 
 SAMPLE = TrajectorySample(prompt_token_ids=[1], output_token_ids=[2], output_logprobs=[-0.5])
 INPUTS = [TrajectoryPayload(samples=[SAMPLE], reward=1.0)]
@@ -136,7 +137,7 @@ async def test_a_longer_retry_after_than_the_deadline_ends_the_call(
     gateway, url = server
     gateway.retry_after = "20"
     gateway.fail("state", 429)
-    async with client(url) as trainer:
+    async with client(url, patience=SHORT) as trainer:
         with pytest.raises(DeadlineError, match="Status429"):
             await trainer.state()
 

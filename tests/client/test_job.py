@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,21 @@ from espalier.client.job import Batch
 @dataclass(frozen=True)
 class Question:
     id: str
+
+
+class Clock:
+    """The running loop's time, which a test can let pass at once."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._passed = 0.0
+        real = loop.time
+        loop.time = lambda: real() + self._passed  # type: ignore[method-assign]
+
+    async def hang(self) -> None:
+        """Takes ten minutes."""
+        self._passed += 600.0
+        await asyncio.Event().wait()
 
 
 class Echo:
@@ -119,17 +135,23 @@ async def test_groups_carry_ids_and_tasks_keep_their_order() -> None:
 
 
 async def test_a_rollout_out_of_time_names_its_phase_and_takes_its_group_along() -> None:
+    clock, others = Clock(), itertools.count(1)
+    done = asyncio.Event()
+
     async def slow(task: Question, session: Session) -> float:
         reward = await one_turn(task, session)
         if task.id == "c" and session.rollout.rollout_idx == 1:
             with session.phase("grading"):
-                await asyncio.Event().wait()
+                await done.wait()
+                await clock.hang()
+        if next(others) == 3:
+            done.set()
         return reward
 
-    batch = await Job(Echo(), slow, group=2, rollout_timeout=0.05).run(TASKS)
+    batch = await Job(Echo(), slow, group=2, rollout_timeout=60).run(TASKS)
     late = batch.groups[1][1]
     assert (late.status, late.stop_reason) == ("error", "timeout")
-    assert late.error == "rollout timed out after 0.05 s during grading"
+    assert late.error == "rollout timed out after 60 s during grading"
     assert late.reward is None
     assert {p.group_id for p in batch.trajectories()} == {batch.groups[0][0].group_id}
     seen = batch.metrics()

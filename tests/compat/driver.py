@@ -49,6 +49,8 @@ async def surface(model):
     weights = [[0.1] * len(d.logprobs) for d in forward.data]
     back = await client.backward(forward.forward_id, weights, metrics={"mine": 2.0})
     yield "backward", [back.num_datums, back.metrics["mine"]]
+    custom = await client.forward_backward_custom(batch, importance, group_size=2)
+    yield "forward_backward_custom", [custom.num_datums, custom.metrics["tokens"]]
     second = await client.step(
         batch, learning_rate=1e-2, loss_fn="ppo", loss_fn_config={"clip_low_threshold": 0.8}
     )
@@ -69,6 +71,19 @@ async def surface(model):
     tree = {c.id: c for c in await client.checkpoints()}
     node = tree[third.checkpoint_id]
     yield "branch", [node.prev_model_checkpoint_id == found[0].id, node.is_active, len(tree)]
+
+
+def importance(data, logprobs):
+    """A loss of the caller's own: rewards less their mean, weighted by the ratio of policies."""
+    import torch  # seconds; only this scenario needs it
+
+    mean = sum(datum.reward for datum in data) / len(data)
+    loss, tokens = torch.zeros(()), 0.0
+    for datum, current in zip(data, logprobs, strict=True):
+        ratio = (current - torch.tensor(datum.sampling_logprobs)).exp()
+        loss = loss - (ratio * torch.tensor(datum.mask)).sum() * (datum.reward - mean)
+        tokens += sum(datum.mask)
+    return loss, {"tokens": tokens}
 
 
 async def until_answered(call):
@@ -190,17 +205,22 @@ async def traces(model):
 async def hung(model):
     """A group of two in an environment that hangs while it grades one of them."""
     env, started = Environment("slow"), []
+    loop = asyncio.get_running_loop()
+    real, passed = loop.time, []
+    loop.time = lambda: real() + sum(passed)
 
     @env.template()
     async def slow():
         started.append(True)
         yield "1+1?"
         if len(started) == 2:
+            # At once: the first one may need long on a busy machine.
+            passed.append(600.0)
             await asyncio.Event().wait()
         yield 1.0
 
     agent = create_agent(model, completion_kwargs={"extra_body": {"return_token_ids": True}})
-    job = await slow().run(agent, group=2, max_concurrent=1, rollout_timeout=5.0)
+    job = await slow().run(agent, group=2, max_concurrent=1, rollout_timeout=300.0)
     for run in job.runs:
         yield run.trace.trace_id, [run.trace.status, run.trace.stop_reason, run.reward]
     client = TrainingClient(model)

@@ -12,7 +12,7 @@ import math
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -96,11 +96,11 @@ class Fault:
 
     async def strike(self, stage: Stage, model: str, request: web.Request) -> web.StreamResponse:
         """Nothing of an answer leaves the trainer after this."""
-        stage.tasks.append(asyncio.create_task(self.kill(stage, model)))
-        # What dies ends this request; if it is the client alone, its answer goes nowhere.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(0.5):
-                await asyncio.Event().wait()
+        death = asyncio.create_task(self.kill(stage, model))
+        stage.tasks.append(death)
+        # What dies may be this trainer, and its requests with it.
+        await asyncio.shield(death)
+        # To a gateway that is dead, or whose client is gone.
         return web.Response(status=500)
 
 

@@ -19,6 +19,7 @@ EXPECTED = {
     "head": ["arith-000001", "importance_sampling", 0.01],
     "forward": [[0, 0, 2], [1, 0, 1], [2, 1, 2], [2, 1, 2], [3, 1, 2]],
     "backward": [5, 2.0],
+    "forward_backward_custom": [5, 9.0],
     "step": [2, "arith-000002"],
     "checkpoints": [["arith-000001", None, False], ["arith-000002", "arith-000001", True]],
     "checkpoint fields": {

@@ -57,6 +57,6 @@ async def test_a_rollout_that_hangs_is_ended_in_a_named_phase_and_its_group_is_n
     assert good == ["completed", "done", 1.0]
     assert bad[:2] == ["error", "timeout"]
     assert "timed-out runs require an explicit" in by_run
-    phase = "rollout timed out after 5s during grading"
+    phase = "rollout timed out after 300s during grading"
     assert f"inputs[1]: trace {late} was timed out ({phase})" in by_id
     assert stage.pending("arith") == 0

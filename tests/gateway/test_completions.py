@@ -233,18 +233,22 @@ async def test_a_client_that_goes_away_frees_the_rollout(
 async def test_a_stream_that_breaks_ends_with_an_error_event(
     gateway: Gateway, upstream: Start
 ) -> None:
+    read = asyncio.Event()
+
     async def break_off(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b'data: {"model":"arith@a1a1a1a1a1a1","choices":[]}\n\n')
-        await asyncio.sleep(0.05)
+        await read.wait()
         return await hang_up(request)
 
     pod = await upstream(break_off)
     serve(gateway, pod.port)
     reply = await gateway.post("/v1/completions", ASK | {"stream": True})
+    event = await reply.content.readuntil(b"\n\n")
+    assert event == b'data: {"model":"arith","choices":[]}\n\n'
+    read.set()
     text = await reply.text()
-    assert text.startswith('data: {"model":"arith","choices":[]}\n\n')
     assert '"code":"StreamBroken"' in text
     assert text.endswith("data: [DONE]\n\n")
     assert len(pod.requests) == 1
