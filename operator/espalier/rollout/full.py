@@ -143,7 +143,10 @@ class FullServing(Serving):
         if not self._broken and (again := await self._load(self._loaded)):
             self._broken = f"{problem}; then the weights before, {self.name}: {again}"
         if self._broken:
+            # The engine stays paused, and no name is left to ask it for.
+            self._served_names.clear()
             raise _failed("EngineBroken", self._broken, "the kubelet restarts the pod")
+        await self._engine.resume_generation()
         raise _failed("LoadFailed", f"{problem}; {self.name} stays served", "see the rollout's log")
 
 
