@@ -39,7 +39,7 @@ def serve(world: World, *pods: Upstream, at: str = "", to: str = "arith-000002")
     """A model with two checkpoints, whose head is at one and goes to the other."""
     model = world.model("arith")
     for name, content in (("arith-000001", A), ("arith-000002", B)):
-        world.checkpoint(model, name, content)
+        world.checkpoint(model, name, content, step=int(name[-6:]))
     move(world, at or "arith-000001", to)
     for number, pod in enumerate(pods):
         world.pod(model, f"arith-rollout-{number}", ip="127.0.0.1", port=pod.port)
@@ -49,16 +49,17 @@ def serve(world: World, *pods: Upstream, at: str = "", to: str = "arith-000002")
 def move(world: World, at: str, to: str) -> None:
     content = A if at == "arith-000001" else B
     model = Id(world.namespaces[0], "arith")
-    world.head(model, content, step=1, checkpoint=at, target=to)
+    world.head(model, content, step=int(at[-6:]), checkpoint=at, target=to)
 
 
+@pytest.mark.parametrize("target", ["arith-000001", "arith-000002"])
 @pytest.mark.parametrize("asked", ["arith", "arith@arith-000002"])
 async def test_a_completion_that_comes_before_its_heads_move_is_on_record_waits_for_it(
-    gateway: Gateway, upstream: Start, asked: str
+    gateway: Gateway, upstream: Start, asked: str, target: str
 ) -> None:
     rollout = Rollout("nothing yet")
     pod = await upstream(rollout)
-    serve(gateway.world, pod)
+    serve(gateway.world, pod, to=target)
 
     def arrive() -> None:
         if len(pod.requests) == completions.ATTEMPTS:

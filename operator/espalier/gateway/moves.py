@@ -7,6 +7,7 @@ not hold it answers with 409; so does it a completion that it had to stop for a 
 from __future__ import annotations
 
 from espalier.core.names import BASE
+from espalier.core.request import TRACK
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.routing import Slug, Target, resolve
 from espalier.gateway.snapshot import Snapshot
@@ -54,10 +55,19 @@ async def after_the_move(
 
 
 def _goes_to(snapshot: Snapshot, slug: Slug, ref: str) -> bool:
-    """Whether the head is at the named checkpoint or on its way there."""
+    """Whether the head is at the named checkpoint or on its way there.
+
+    A tracking head is on its way to a newer one of its branch before its status says so.
+    """
     head = snapshot.heads.get(slug.head)
-    target = head.status.target if head is not None else None
-    return target is not None and target.name == _name(ref)
+    if head is None or head.status.target is None:
+        return False
+    if head.status.target.name == _name(ref):
+        return True
+    found, current = snapshot.checkpoints.get(slug.model.beside(ref)), head.status.current
+    if found is None or current is None or head.spec.mode != TRACK or head.spec.gate is not None:
+        return False
+    return found.spec.branch == head.status.branch and found.spec.step > current.step
 
 
 def _is_at(snapshot: Snapshot, slug: Slug, ref: str) -> bool:
