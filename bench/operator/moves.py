@@ -23,7 +23,7 @@ from tests.simulation.world import head_spec, model_spec
 
 from espalier import identity
 from espalier.controllers import signing_key
-from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
 
 NAMESPACE = "moves"
 MODEL = "tiny"

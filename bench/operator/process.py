@@ -47,12 +47,14 @@ class OperatorProcess:
         last: Reading | None = None
         while time.monotonic() < end:
             now = await self._read()
-            same = last is not None and now is not None
-            if same and (now.writes, now.reconciles) == (last.writes, last.reconciles):
-                if now.seconds - last.seconds > QUIET_SECONDS and now.reconciles:
-                    return last
-            else:
+            if (
+                last is None
+                or now is None
+                or (now.writes, now.reconciles) != (last.writes, last.reconciles)
+            ):
                 last = now
+            elif now.seconds - last.seconds > QUIET_SECONDS and now.reconciles:
+                return last
             await asyncio.sleep(POLL_SECONDS)
         raise SystemExit(f"the operator did not settle within {LIMIT_SECONDS:.0f} s")
 

@@ -20,7 +20,7 @@ from espalier.api.wire import Commit
 from espalier.core.commits import checkpoint_body
 from espalier.core.lineage import Point
 from espalier.core.names import MAIN, checkpoint_name
-from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Body
 
 NAMESPACE = "scale"

@@ -25,8 +25,8 @@ from espalier.controllers.operator import Operator
 from espalier.controllers.triggers import WATCHED
 from espalier.core import conditions
 from espalier.kube import informer
+from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import KubernetesCluster
 from espalier.kube.objects import Key
 
 PREVIOUS = Path(__file__).parent / "previous"

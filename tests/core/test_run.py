@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Problem
 from espalier.core import run as runs
+from espalier.core import turn as turns
 from espalier.core.conditions import find
 from espalier.core.growth import grow
 from espalier.core.lineage import BASE_POINT, point
@@ -170,17 +172,15 @@ def test_the_oldest_run_that_wants_to_train_has_the_turn() -> None:
         ([newer, FAILED], "newer"),
     ]
     for siblings, expected in cases:
-        turn = runs.active(siblings)
+        turn = turns.active(siblings)
         assert turn is not None
         assert turn.metadata.name == expected
-    assert runs.active([DONE, run(suspend=True)]) is None
+    assert turns.active([DONE, run(suspend=True)]) is None
 
 
 def test_a_failed_run_wants_to_train_again_once_it_is_edited() -> None:
-    edited = FAILED.model_copy(
-        update={"metadata": FAILED.metadata.model_copy(update={"generation": 2})}
-    )
-    assert runs.active([edited]) is edited
+    edited = FAILED.model_copy(update={"metadata": replace(FAILED.metadata, generation=2)})
+    assert turns.active([edited]) is edited
     again = view(run=edited, runner=job(failed=True, generation=1), runner_pods=[], trained=3)
     decision = runs.decide(again, NOW)
     assert decision.runner == "Delete"
@@ -300,20 +300,20 @@ def test_the_trainer_is_told_where_to_go_on_under_which_epoch() -> None:
         "branchBase": {"name": "m-000002"},
         "epochCause": "2/Pin/m-000002/Branch",
     }
-    told = runs.assignment(run(), model(), head(status=branched), grow(line("m", 4), BASE_POINT))
+    told = turns.assignment(run(), model(), head(status=branched), grow(line("m", 4), BASE_POINT))
     assert told is not None
     assert (told.epoch, told.branch, told.base_name, told.base_step) == (2, "b2", "m-000002", 2)
     assert told.run == "r/uid-r"
-    assert runs.assignment(run(), model(), head(status=PAUSED), grow([], BASE_POINT)) is None
-    assert runs.assignment(run(), model(), None, grow([], BASE_POINT)) is None
+    assert turns.assignment(run(), model(), head(status=PAUSED), grow([], BASE_POINT)) is None
+    assert turns.assignment(run(), model(), None, grow([], BASE_POINT)) is None
 
 
 def test_the_trainer_is_wanted_while_a_run_may_train() -> None:
     lineage = grow([], BASE_POINT)
-    assert runs.trainer_wanted([run()], head(status=SERVED), lineage)
-    assert not runs.trainer_wanted([DONE], head(status=SERVED), lineage)
-    assert not runs.trainer_wanted([run()], head(status=PAUSED), lineage)
-    assert not runs.trainer_wanted([run()], head(), lineage)
+    assert turns.trainer_wanted([run()], head(status=SERVED), lineage)
+    assert not turns.trainer_wanted([DONE], head(status=SERVED), lineage)
+    assert not turns.trainer_wanted([run()], head(status=PAUSED), lineage)
+    assert not turns.trainer_wanted([run()], head(), lineage)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_a_fork_drops_adams_state_at_its_origin_only(
     origin = checkpoint("m", 3)
     own = [checkpoint("f", 4, parent="m-000003"), checkpoint("f", 5, parent="f-000004")]
     lineage = grow(own[:own_steps], point(origin))
-    wanted = runs.assignment(run(), fork, head(status=SERVED), lineage)
+    wanted = turns.assignment(run(), fork, head(status=SERVED), lineage)
     assert wanted is not None
     assert wanted.optimizer_state == told
     assert wanted.base_name == ("f-000005" if own_steps else "m-000003")

@@ -22,7 +22,7 @@ from espalier.gateway.app import make_app, upstream_session
 from espalier.gateway.auth import AUDIENCE, Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.tokens import TokenIssuer
-from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
 
 PRIVATE_KEY = identity.generate_private_key()
 PUBLIC_KEY = identity.public_key(PRIVATE_KEY)

@@ -7,13 +7,14 @@ import itertools
 
 import pytest
 from dev.apiserver import ApiServer
+from kubernetes.aio.client.configuration import Configuration
 from tests.gateway.conftest import Gateway, Users, token
 from tests.gateway.world import World
 
 from espalier.gateway.auth import Authenticator, Remembered
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.snapshot import Id
-from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
 
 
 async def test_a_token_for_the_gateway_or_for_the_api_server_is_taken(
@@ -66,13 +67,10 @@ async def test_a_missing_right_is_named(users: Users, cluster: KubernetesCluster
     assert "verb update on trainingruns of espalier.dev" in refused.value.remedy
 
 
-async def test_an_api_server_that_does_not_answer_is_a_503(
-    cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cluster._configuration, "host", "https://127.0.0.1:1")
-    cluster._client.configuration.host = "https://127.0.0.1:1"
-    with pytest.raises(RefusalError) as refused:
-        await Authenticator(cluster).user("Bearer x")
+async def test_an_api_server_that_does_not_answer_is_a_503() -> None:
+    async with KubernetesCluster(Configuration(host="http://127.0.0.1:1")) as nowhere:
+        with pytest.raises(RefusalError) as refused:
+            await Authenticator(nowhere).user("Bearer x")
     assert (refused.value.status, refused.value.reason) == (503, "ReviewFailed")
 
 

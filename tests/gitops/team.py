@@ -22,7 +22,7 @@ from tests.simulation.servers import Servers
 from espalier import identity
 from espalier.controllers import signing_key
 from espalier.controllers.peer import PORT
-from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Body, Key
 
 MODEL = "arith"

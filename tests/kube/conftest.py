@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from dev.apiserver import ApiServer
 
-from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
 
 
 @pytest.fixture

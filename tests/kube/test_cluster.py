@@ -11,8 +11,9 @@ import pytest
 from dev.apiserver import ApiServer
 from kubernetes.aio.client.configuration import Configuration
 
-from espalier.kube import cluster as module
-from espalier.kube.cluster import ClusterError, KubernetesCluster
+from espalier.kube import apiserver, transport
+from espalier.kube.apiserver import KubernetesCluster
+from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Key
 
 AUDIENCE = "espalier-gateway"
@@ -36,7 +37,7 @@ async def test_the_status_manager_owns_the_status_and_nothing_else(
 async def test_a_list_of_several_pages_is_whole(
     kubernetes: KubernetesCluster, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PAGE_SIZE", 2)
+    monkeypatch.setattr(apiserver, "PAGE_SIZE", 2)
     names = [f"page-{number}" for number in range(5)]
     for name in names:
         body = {"metadata": {"name": name, "namespace": namespace, "labels": {"paged": "yes"}}}
@@ -66,7 +67,7 @@ async def test_an_unreachable_server_is_named() -> None:
 
 
 async def test_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REQUEST_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(transport, "REQUEST_TIMEOUT_SECONDS", 0.2)
 
     async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

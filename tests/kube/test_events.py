@@ -10,7 +10,8 @@ import pytest
 from dev.apiserver import ApiServer
 from tests.fakes.cluster import FakeCluster
 
-from espalier.kube.cluster import ClusterError, KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
+from espalier.kube.cluster import ClusterError
 from espalier.kube.events import EventRecorder
 
 Body = dict[str, Any]

@@ -14,8 +14,8 @@ from kubernetes.aio.client.configuration import Configuration
 from tests.kube.proxy import LossyProxy
 
 from espalier.kube import informer, objects
+from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import KubernetesCluster
 from espalier.kube.comparison import InformerError
 from espalier.kube.informer import InformerSettings
 from espalier.kube.objects import Key, Kind

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from tests.fakes.cluster import FakeCluster
 
-from espalier.kube.cluster import ClusterError, KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
+from espalier.kube.cluster import ClusterError
 from espalier.kube.fence import FencedCluster
 from espalier.kube.lease import Election, LeadershipLostError, LeaseTiming
 from espalier.kube.objects import Key

@@ -11,7 +11,7 @@ from dev.apiserver import ApiServer, ApiServerError
 from tests.kube.children import HUB_BASE, TEMPLATE, VOLUME_BASE, children_of, model_of, run_of
 
 from espalier.core.manifests.intent import is_current
-from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Key, key_of
 
 LIMIT_SECONDS = 30

@@ -12,7 +12,7 @@ from dev.apiserver import BINARIES, ROOT, ApiServer
 from tests.core.objects import checkpoint
 
 from espalier.core.disposal import FINALIZER
-from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Key
 
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)

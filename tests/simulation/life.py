@@ -64,7 +64,7 @@ def install(loop: asyncio.AbstractEventLoop) -> None:
 
     def make(
         loop: asyncio.AbstractEventLoop,
-        coroutine: Coroutine[Any, Any, Any],
+        coroutine: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Any]:
         life = (context or contextvars.copy_context()).get(LIFE)
@@ -84,7 +84,8 @@ async def _live(life: Life, coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 @types.coroutine
 def _stepwise(life: Life, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    value, error = None, None
+    value: Any = None
+    error: BaseException | None = None
     while True:
         while life.frozen:
             try:

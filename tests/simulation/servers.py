@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 
 from espalier import identity
@@ -40,9 +41,7 @@ class Servers:
         return app
 
     @web.middleware
-    async def _authenticated(
-        self, request: web.Request, handler: web.Handler
-    ) -> web.StreamResponse:
+    async def _authenticated(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         audience = f"{self._peer.namespace}/{self._peer.model}"
         caller = identity.verify(self._public_key, request.headers.get("Authorization"), audience)
         assert caller.subject == "operator"

@@ -20,8 +20,8 @@ from espalier.core import disposal
 from espalier.core.commits import checkpoint_body
 from espalier.core.lineage import BASE_POINT, Point
 from espalier.kube import informer
+from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import KubernetesCluster
 from espalier.kube.objects import Body, Key
 
 LIMIT_SECONDS = 60

@@ -22,7 +22,7 @@ from tests.simulation.world import head_spec, model_spec, run_spec
 
 from espalier import identity
 from espalier.controllers import signing_key
-from espalier.kube.cluster import KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Body, Key
 
 RESIDENT_MIB = 150

@@ -15,7 +15,8 @@ import pytest
 from dev.apiserver import ApiServer, free_port
 from tests.simulation.world import head_spec
 
-from espalier.kube.cluster import ClusterError, KubernetesCluster
+from espalier.kube.apiserver import KubernetesCluster
+from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Body, Key
 
 WAIT_SECONDS = 120

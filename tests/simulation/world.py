@@ -175,7 +175,7 @@ class World:
 
     def succeeded(self, run: str, steps: int) -> bool:
         done = self.condition("TrainingRun", run, "Succeeded")["status"] == "True"
-        return done and self.status("TrainingRun", run)["step"] == steps
+        return done and bool(self.status("TrainingRun", run)["step"] == steps)
 
     def serves(self, head: str, name: str) -> bool:
         ready = self.condition("CheckpointHead", head, "Ready")["status"] == "True"

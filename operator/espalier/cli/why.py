@@ -7,7 +7,8 @@ from collections.abc import Callable
 from espalier.api.meta import Condition
 from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
-from espalier.core.run import SUCCEEDED, SUSPENDED
+from espalier.core.run import SUSPENDED
+from espalier.core.turn import SUCCEEDED
 
 
 def why(run: TrainingRun, read: Callable[[str], TrainingRun]) -> str:

@@ -9,7 +9,7 @@ from espalier.controllers.reading import UnreadableError
 from espalier.controllers.services import Services
 from espalier.core import model as models
 from espalier.core import pods, reported, retention, source
-from espalier.core import run as runs
+from espalier.core import turn as turns
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.intent import Manifest, is_current
 from espalier.core.manifests.labels import MODEL, ROLE
@@ -115,7 +115,7 @@ class ModelReconciler:
             heads=self._services.snapshot.heads(namespace, name),
             trainer_pods=self._services.snapshot.pods(namespace, "trainer", model=name),
             rollout_pods=self._services.snapshot.pods(namespace, "rollout", model=name),
-            trains=runs.trainer_wanted(
+            trains=turns.trainer_wanted(
                 self._services.snapshot.runs(namespace, name), leader, lineage
             ),
             gateway_url=self._services.settings.gateway_url,

@@ -7,6 +7,7 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.services import Services
 from espalier.core import pods
 from espalier.core import run as runs
+from espalier.core import turn as turns
 from espalier.core.commits import run_identity
 from espalier.core.manifests.runner import runner_job
 from espalier.core.names import runner_name
@@ -46,7 +47,7 @@ class RunReconciler:
     ) -> tuple[bool, float | None]:
         """Whether the trainer trains this run as its head says; and when to try again."""
         namespace, model = run.metadata.namespace, run.spec.model_ref.name
-        turn = runs.active(self._services.snapshot.runs(namespace, model))
+        turn = turns.active(self._services.snapshot.runs(namespace, model))
         trainer = self._trainer(namespace, model)
         if turn is None or turn.metadata.uid != run.metadata.uid:
             return False, None
@@ -54,7 +55,7 @@ class RunReconciler:
             return False, None
         leader = self._services.snapshot.leader(namespace, model)
         lineage = self._services.snapshot.lineage(namespace, model)
-        wanted = runs.assignment(run, owner, leader, lineage)
+        wanted = turns.assignment(run, owner, leader, lineage)
         if wanted is None:
             return False, None
         trainers = self._services.trainers

@@ -1,7 +1,7 @@
-"""A run: whose turn it is, what its trainer is told, whether it advances, and how far it is.
+"""A run: whether it advances, what its runner needs, and how far it is.
 
-One run trains a model at a time, the oldest of those that want to. Its optimizer steps are counted
-by the trainer over all branches and epochs, so that ``status.step`` never falls.
+Its optimizer steps are counted by the trainer over all branches and epochs, so that
+``status.step`` never falls.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from typing import Literal
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.api.meta import Condition, ObjectRef, OptimizerState
+from espalier.api.meta import ObjectRef
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import Applied, Progress, TrainingRun, TrainingRunStatus
-from espalier.api.wire import Assignment, Problem
+from espalier.api.wire import Problem
 from espalier.core import conditions, full_weights, pods, request
-from espalier.core.commits import run_identity, run_step
+from espalier.core import turn as turns
 from espalier.core.conditions import Finding
 from espalier.core.health import rollouts_healthy, step_findings
-from espalier.core.lineage import Lineage, Point
 from espalier.core.model import TRAINER_READY
 from espalier.core.pods import Job, Pod
+from espalier.core.turn import SUCCEEDED
 
 SUSPENDED = "Suspended"
-SUCCEEDED = "Succeeded"
 TRAINING = "Training"
 # A runner that ended before its run did is replaced, and not more often than this.
 PAUSE = timedelta(seconds=15)
@@ -78,47 +77,6 @@ class _Stage:
     drives: bool = False
 
 
-def active(runs: Sequence[TrainingRun]) -> TrainingRun | None:
-    """The run whose turn it is on a model: the oldest that wants to train."""
-    wanting = [run for run in runs if _wants_to_train(run)]
-    return min(
-        wanting, key=lambda r: (r.metadata.creation_timestamp, r.metadata.name), default=None
-    )
-
-
-def trainer_wanted(
-    runs: Sequence[TrainingRun], head: CheckpointHead | None, lineage: Lineage
-) -> bool:
-    """Whether the model's trainer has anything to do."""
-    if head is None or active(runs) is None:
-        return False
-    return request.training_point(head, lineage) is not None
-
-
-def assignment(
-    run: TrainingRun, model: TrainableModel, head: CheckpointHead | None, lineage: Lineage
-) -> Assignment | None:
-    """What the trainer is told; None while training is paused or its start is not known."""
-    start = request.training_point(head, lineage) if head is not None else None
-    if start is None:
-        return None
-    return Assignment(
-        epoch=start.epoch,
-        branch=start.branch,
-        base=start.base.digest,
-        base_name=start.base.name,
-        base_step=start.base.step,
-        optimizer_state=_optimizer_state(model, start.base),
-        run=run_identity(run.metadata.name, run.metadata.uid),
-    )
-
-
-def _optimizer_state(model: TrainableModel, start: Point) -> OptimizerState:
-    """What the fork asks for counts at its origin; its own checkpoints always go on as they are."""
-    origin = model.spec.source.checkpoint_ref
-    return origin.optimizer_state if origin and origin.name == start.name else "Keep"
-
-
 def decide(view: RunView, now: str) -> RunDecision:
     """The next status of a run and what its runner needs; ``now`` is RFC 3339."""
     run, old = view.run, view.run.status
@@ -151,23 +109,6 @@ def decide(view: RunView, now: str) -> RunDecision:
     return RunDecision(status, action, again)
 
 
-def _wants_to_train(run: TrainingRun) -> bool:
-    return not (
-        run.metadata.deletion_timestamp is not None
-        or run.spec.suspend
-        or run.status.step >= run.spec.steps
-        or _failure(run) is not None
-    )
-
-
-def _failure(run: TrainingRun) -> Condition | None:
-    """Why the run as it is specified now can never succeed."""
-    said = conditions.find(run.status.conditions, SUCCEEDED)
-    if said is None or said.status != "False":
-        return None
-    return said if said.observed_generation == run.metadata.generation else None
-
-
 def _latest(view: RunView) -> Checkpoint | None:
     """The newest checkpoint of the run; None if that is not the one that its status may name.
 
@@ -198,7 +139,7 @@ def _stage(view: RunView, step: int) -> _Stage:
         lost = Finding(SUCCEEDED, "False", failure.reason, failure.detail)
         triple = conditions.stalled(failure.reason, failure.detail)
         return _Stage(triple, unsuspended, lost)
-    turn = active([s for s in view.siblings if s.metadata.uid != run.metadata.uid] + [run])
+    turn = turns.active([s for s in view.siblings if s.metadata.uid != run.metadata.uid] + [run])
     if turn is not None and turn.metadata.uid != run.metadata.uid:
         message = f"TrainingRun {turn.metadata.name} trains {run.spec.model_ref.name}; waits for it"
         triple = conditions.reconciling("ModelBusy", message, "Unknown")
@@ -226,7 +167,7 @@ def _held_by_head(view: RunView, open_: Finding) -> _Stage | None:
 
 def _runner_failure(view: RunView) -> Problem | None:
     """Why the runner gave up on the run as it is specified now."""
-    if said := _failure(view.run):
+    if said := turns.failure(view.run):
         return Problem(detail=said.message, reason=said.reason)
     job = view.runner
     if job is None or not job.failed or job.generation < view.run.metadata.generation:

@@ -22,8 +22,9 @@ from espalier.gateway.settings import Settings, SettingsError
 from espalier.gateway.tokens import TokenIssuer
 from espalier.gateway.view import WATCHED, View
 from espalier.kube import informer, log
+from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import Cluster, ClusterError, KubernetesCluster
+from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.health import HealthServer
 from espalier.kube.log_stream import LogStream
 from espalier.kube.objects import Key

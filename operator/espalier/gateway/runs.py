@@ -6,7 +6,7 @@ from aiohttp import web
 
 from espalier.api.trainingrun import TrainingRun
 from espalier.core.request import paused
-from espalier.core.run import active
+from espalier.core.turn import active
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.services import Services
 from espalier.gateway.snapshot import Id, Snapshot

@@ -7,11 +7,21 @@ replaced whole. Deleting an object deletes what it owns, once its finalizers are
 from __future__ import annotations
 
 import json
-import pickle
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from espalier.kube.applying import (
+    Path,
+    copy,
+    desired,
+    leaves,
+    merge,
+    owned,
+    remove,
+    same,
+    without_identity,
+)
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import (
     MANAGER,
@@ -22,7 +32,6 @@ from espalier.kube.cluster import (
 )
 from espalier.kube.objects import KINDS, Body, Key, key_of, kind_of
 
-Path = tuple[str, ...]
 T = TypeVar("T")
 Watcher = Callable[[str, Body], None]
 
@@ -49,7 +58,7 @@ class MemoryCluster:
             (cache.forget if event == "DELETED" else cache.put)(body["kind"], body)
 
         for key, body in self.objects.items():
-            cache.put(key.kind, _copy(body))
+            cache.put(key.kind, copy(body))
         for kind in KINDS:
             cache.mark_synced(kind)
         self.watch(follow)
@@ -57,7 +66,7 @@ class MemoryCluster:
     def restore(self, bodies: Sequence[Body]) -> None:
         """Take in objects as they were, before anything watches."""
         for body in bodies:
-            self.objects[key_of(body["kind"], body)] = _copy(body)
+            self.objects[key_of(body["kind"], body)] = copy(body)
             self.version = max(self.version, int(body["metadata"]["resourceVersion"]))
 
     def unwatch(self, watcher: Watcher) -> None:
@@ -67,7 +76,7 @@ class MemoryCluster:
     def edit(self, key: Key, change: Callable[[Body], None]) -> Body:
         """Change a live object as a user or another controller would."""
         live = self.objects[key]
-        edited = _copy(live)
+        edited = copy(live)
         change(edited)
         return self._store(key, edited, live)
 
@@ -79,7 +88,7 @@ class MemoryCluster:
     async def get(self, key: Key) -> Body | None:
         """See Cluster."""
         found = self.objects.get(key)
-        return _copy(found) if found else None
+        return copy(found) if found else None
 
     async def list(
         self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
@@ -87,7 +96,7 @@ class MemoryCluster:
         """See Cluster."""
         wanted = (labels or {}).items()
         return [
-            _copy(body)
+            copy(body)
             for key, body in self.objects.items()
             if key.kind == kind
             and namespace in (None, key.namespace)
@@ -158,7 +167,7 @@ class MemoryCluster:
             kept = {name: live["metadata"][name] for name in ("uid", "creationTimestamp")}
             metadata = {**body["metadata"], **kept, "generation": live["metadata"]["generation"]}
             identity = {name: live[name] for name in ("apiVersion", "kind")}
-            return self._store(key, {**_copy(body), **identity, "metadata": metadata}, live)
+            return self._store(key, {**copy(body), **identity, "metadata": metadata}, live)
 
         return self._mutate("replace", key, effect)
 
@@ -195,20 +204,20 @@ class MemoryCluster:
 
     def _mutate(self, verb: str, key: Key, effect: Callable[[Key], T]) -> T:
         """Every call that changes something ends here."""
-        return _copy(effect(key))
+        return copy(effect(key))
 
     def _uid(self) -> str:
         return str(uuid.uuid4())
 
     def _apply(self, key: Key, intent: Body, manager: str) -> Body:
         live = self.objects.get(key)
-        body = _copy(live) if live else self._new(key)
-        paths = set(_leaves(_without_identity(intent)))
+        body = copy(live) if live else self._new(key)
+        paths = set(leaves(without_identity(intent)))
         for path in self._applied.get((key, manager), set()) - paths:
             if not self._owned_by_another(key, manager, path):
-                _remove(body, path)
+                remove(body, path)
         self._applied[key, manager] = paths
-        _merge(body, _without_identity(intent))
+        merge(body, without_identity(intent))
         return self._store(key, body, live)
 
     def _owned_by_another(self, key: Key, manager: str, path: Path) -> bool:
@@ -233,9 +242,9 @@ class MemoryCluster:
     def _store(self, key: Key, body: Body, live: Body | None) -> Body:
         # What cannot travel as JSON fails here, as it would; fields come back in alphabetic order.
         body = json.loads(json.dumps(body, sort_keys=True))
-        if live is not None and _same(body, live):
+        if live is not None and same(body, live):
             return live
-        if live is None or _desired(body) != _desired(live):
+        if live is None or desired(body) != desired(live):
             body["metadata"]["generation"] = body["metadata"].get("generation", 0) + 1
         self.version += 1
         body["metadata"]["resourceVersion"] = str(self.version)
@@ -249,7 +258,7 @@ class MemoryCluster:
         live = self.objects[key]
         if live["metadata"].get("finalizers"):
             if "deletionTimestamp" not in live["metadata"]:
-                leaving = _copy(live)
+                leaving = copy(live)
                 leaving["metadata"]["deletionTimestamp"] = self._now()
                 self._store(key, leaving, live)
             return
@@ -257,75 +266,13 @@ class MemoryCluster:
         for applied in [entry for entry in self._applied if entry[0] == key]:
             del self._applied[applied]
         self.version += 1
-        last = _copy(body)
+        last = copy(body)
         last["metadata"]["resourceVersion"] = str(self.version)
         self._notify("DELETED", last)
         for child in list(self.objects) if cascade else ():
-            if child in self.objects and _owned(self.objects[child], body["metadata"]["uid"]):
+            if child in self.objects and owned(self.objects[child], body["metadata"]["uid"]):
                 self._delete(child, cascade=True)
 
     def _notify(self, event: str, body: Body) -> None:
         for watcher in [*self._watchers]:
-            watcher(event, _copy(body))
-
-
-def _copy(body: T) -> T:
-    """Several times as fast as copy.deepcopy, for what can travel as JSON."""
-    copied: T = pickle.loads(pickle.dumps(body))
-    return copied
-
-
-def _without_identity(intent: Body) -> Body:
-    served = {"name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp"}
-    rest = {name: value for name, value in intent.items() if name not in ("apiVersion", "kind")}
-    if "metadata" in rest:
-        rest["metadata"] = {k: v for k, v in rest["metadata"].items() if k not in served}
-    return rest
-
-
-def _leaves(value: Body, at: Path = ()) -> Iterator[Path]:
-    for name, inner in value.items():
-        if isinstance(inner, dict) and inner:
-            yield from _leaves(inner, (*at, name))
-        else:
-            yield (*at, name)
-
-
-def _merge(live: Body, intent: Body) -> None:
-    for name, value in intent.items():
-        if isinstance(value, dict) and isinstance(live.get(name), dict):
-            _merge(live[name], value)
-        else:
-            live[name] = _copy(value)
-
-
-def _remove(body: Body, path: Path) -> None:
-    parents = [body]
-    for name in path[:-1]:
-        inner = parents[-1].get(name)
-        if not isinstance(inner, dict):
-            return
-        parents.append(inner)
-    parents[-1].pop(path[-1], None)
-    for parent, name in zip(reversed(parents[:-1]), reversed(path[:-1]), strict=True):
-        if parent[name]:
-            return
-        del parent[name]
-
-
-def _same(body: Body, live: Body) -> bool:
-    return {**body, "metadata": _stable(body)} == {**live, "metadata": _stable(live)}
-
-
-def _stable(body: Body) -> Body:
-    volatile = ("resourceVersion", "generation")
-    return {name: value for name, value in body["metadata"].items() if name not in volatile}
-
-
-def _desired(body: Body) -> Body:
-    return {name: value for name, value in body.items() if name not in ("metadata", "status")}
-
-
-def _owned(body: Body, uid: str) -> bool:
-    references = body["metadata"].get("ownerReferences", [])
-    return bool(references) and all(reference["uid"] == uid for reference in references)
+            watcher(event, copy(body))

@@ -1,0 +1,249 @@
+"""The API server as a Cluster: each call of the port as one request, or one for each page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from kubernetes.aio.client.configuration import Configuration
+
+from espalier.kube.cluster import (
+    MANAGER,
+    STATUS_MANAGER,
+    ClusterError,
+    Propagation,
+    TokenReviewResult,
+)
+from espalier.kube.objects import Body, Key, kind_of, label_selector
+from espalier.kube.transport import Transport, load_configuration
+
+PAGE_SIZE = 500
+# Objects of a page that are taken in before others have their turn.
+AT_ONCE = 20
+# What says which object, and which version of it, an intent is for.
+_IDENTITY = ("name", "namespace", "uid", "resourceVersion")
+
+
+class KubernetesCluster:
+    """See Cluster."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._transport = Transport(configuration)
+        self._call = self._transport.call
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """A cluster from KUBECONFIG or, inside a pod, its service account."""
+        return cls(await load_configuration())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._transport.close()
+
+    @property
+    def server(self) -> str:
+        """URL of the API server."""
+        return self._transport.server
+
+    def watch_session(
+        self,
+        *traces: aiohttp.TraceConfig,
+        middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
+    ) -> aiohttp.ClientSession:
+        """A session of its own for watches; see Transport."""
+        return self._transport.watch_session(*traces, middlewares=middlewares)
+
+    async def get(self, key: Key) -> Body | None:
+        """See Cluster."""
+        kind = kind_of(key.kind)
+        try:
+            return await self._call("GET", kind.path(key.namespace, key.name))
+        except ClusterError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(
+        self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
+    ) -> list[Body]:
+        """See Cluster."""
+        found: list[Body] = []
+        await self.each(kind, namespace, found.append, labels)
+        return found
+
+    async def each(
+        self,
+        kind: str,
+        namespace: str | None,
+        take: Callable[[Body], None],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """See Cluster."""
+        query: dict[str, str] = {"limit": str(PAGE_SIZE)}
+        if selector := label_selector(labels):
+            query["labelSelector"] = selector
+        path = kind_of(kind).path(namespace)
+        page: Body | None = await self._call("GET", path, query)
+        while page is not None:
+            page = await self._turn(kind, page, take, path, query)
+
+    async def _turn(
+        self, kind: str, page: Body, take: Callable[[Body], None], path: str, query: dict[str, str]
+    ) -> Body | None:
+        """Take in a page while the server prepares the next one, which is returned."""
+        coming = None
+        if more := page["metadata"].get("continue"):
+            coming = asyncio.create_task(self._call("GET", path, {**query, "continue": more}))
+        try:
+            api_version = kind_of(kind).api_version
+            for number, item in enumerate(page["items"]):
+                # Items of a list come without the two fields that the list itself carries.
+                take({"apiVersion": api_version, "kind": kind, **item})
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            return await coming if coming is not None else None
+        finally:
+            if coming is not None:
+                coming.cancel()
+
+    async def apply(self, kind: str, body: Body, *, manager: str = MANAGER) -> Body:
+        """See Cluster."""
+        return await self._apply(kind, body, manager, "")
+
+    async def apply_status(self, kind: str, body: Body) -> Body:
+        """See Cluster."""
+        metadata = body["metadata"]
+        intent = {
+            "metadata": {name: metadata[name] for name in _IDENTITY if name in metadata},
+            "status": body["status"],
+        }
+        return await self._apply(kind, intent, STATUS_MANAGER, "status")
+
+    async def create(self, kind: str, body: Body) -> Body | None:
+        """See Cluster."""
+        known = kind_of(kind)
+        intent = {"apiVersion": known.api_version, "kind": kind, **body}
+        path = known.path(body["metadata"]["namespace"])
+        try:
+            return await self._call("POST", path, {"fieldManager": MANAGER}, intent)
+        except ClusterError as error:
+            if error.reason == "AlreadyExists":
+                return None
+            raise
+
+    async def replace(self, kind: str, body: Body) -> Body:
+        """See Cluster."""
+        known = kind_of(kind)
+        metadata = body["metadata"]
+        intent = {"apiVersion": known.api_version, "kind": kind, **body}
+        path = known.path(metadata["namespace"], metadata["name"])
+        return await self._call("PUT", path, {"fieldManager": MANAGER}, intent)
+
+    async def delete(
+        self, key: Key, *, propagation: Propagation = "Background", uid: str | None = None
+    ) -> None:
+        """See Cluster."""
+        options: Body = {"propagationPolicy": propagation}
+        if uid:
+            options["preconditions"] = {"uid": uid}
+        path = kind_of(key.kind).path(key.namespace, key.name)
+        try:
+            await self._call("DELETE", path, body=options)
+        except ClusterError as error:
+            # A conflict on the uid says that the object that was meant is gone already.
+            if error.status != 404 and not (uid and error.status == 409):
+                raise
+
+    async def review_token(self, token: str, audiences: Sequence[str]) -> TokenReviewResult:
+        """See Cluster."""
+        spec: Body = {"token": token}
+        if audiences:
+            spec["audiences"] = [*audiences]
+        status = await self._review("authentication.k8s.io", "TokenReview", spec)
+        user = status.get("user", {})
+        return TokenReviewResult(
+            authenticated=status.get("authenticated", False),
+            username=user.get("username", ""),
+            uid=user.get("uid", ""),
+            groups=tuple(user.get("groups", ())),
+            audiences=tuple(status.get("audiences", ())),
+            error=status.get("error", ""),
+        )
+
+    async def review_access(  # noqa: PLR0917 the attributes of a SubjectAccessReview
+        self,
+        user: str,
+        groups: Sequence[str],
+        verb: str,
+        group: str,
+        resource: str,
+        namespace: str,
+        name: str,
+    ) -> bool:
+        """See Cluster."""
+        attributes = {
+            "verb": verb,
+            "group": group,
+            "resource": resource,
+            "namespace": namespace,
+            "name": name,
+        }
+        spec = {"user": user, "groups": [*groups], "resourceAttributes": attributes}
+        status = await self._review("authorization.k8s.io", "SubjectAccessReview", spec)
+        return bool(status["allowed"])
+
+    async def may(self, verb: str, kind: str, namespace: str, subresource: str = "") -> bool:
+        """SelfSubjectAccessReview: may we ourselves do this to objects of a kind?"""
+        known = kind_of(kind)
+        attributes = {
+            "verb": verb,
+            "group": known.group,
+            "resource": known.plural,
+            "subresource": subresource,
+            "namespace": namespace,
+        }
+        spec = {"resourceAttributes": attributes}
+        status = await self._review("authorization.k8s.io", "SelfSubjectAccessReview", spec)
+        return bool(status["allowed"])
+
+    async def served_schemas(self, group: str, version: str) -> dict[str, Body]:
+        """The OpenAPI schemas of a group's kinds as they are served, by kind; none without CRDs."""
+        try:
+            answer = await self._call("GET", f"/openapi/v3/apis/{group}/{version}")
+        except ClusterError as error:
+            if error.status == 404:
+                return {}
+            raise
+        kinds = {}
+        for schema in answer.get("components", {}).get("schemas", {}).values():
+            for served in schema.get("x-kubernetes-group-version-kind", ()):
+                kinds[served["kind"]] = schema
+        return kinds
+
+    async def _review(self, group: str, kind: str, spec: Body) -> Body:
+        body = {"apiVersion": f"{group}/v1", "kind": kind, "spec": spec}
+        answer = await self._call("POST", f"/apis/{group}/v1/{kind.lower()}s", body=body)
+        status: Body = answer["status"]
+        return status
+
+    async def _apply(self, kind: str, body: Body, manager: str, subresource: str) -> Body:
+        known = kind_of(kind)
+        metadata = body["metadata"]
+        intent = {"apiVersion": known.api_version, "kind": kind, **body}
+        return await self._call(
+            "PATCH",
+            known.path(metadata["namespace"], metadata["name"], subresource),
+            {"fieldManager": manager, "force": "true"},
+            intent,
+            content_type="application/apply-patch+yaml",
+        )
