@@ -52,7 +52,7 @@ def test_an_answer_holds_for_a_while_and_is_then_read_back() -> None:
         assert (await ask(rollouts)).loaded == {"base", NEWER, OTHER}
         await ask(rollouts)
         assert engine.calls == [[NEWER, OTHER]]
-        assert rollouts.again("default", [pod()]) == READ_BACK_SECONDS
+        assert await rollouts.serve("default", "m", [pod()], HEADS) == READ_BACK_SECONDS
         # The engine drops everything: within the bound it is asked, and loads it again.
         engine.serving.clear()
         await asyncio.sleep(READ_BACK_SECONDS)
@@ -130,7 +130,7 @@ def test_a_pod_that_does_not_answer_is_asked_less_and_less_often() -> None:
         waits = []
         for _ in range(7):
             assert "connection refused" in (await ask(rollouts)).problem
-            wait = rollouts.again("default", [pod()])
+            wait = await rollouts.serve("default", "m", [pod()], HEADS)
             assert wait is not None
             waits.append(wait)
             await asyncio.sleep(wait)

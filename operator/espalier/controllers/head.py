@@ -26,16 +26,14 @@ class HeadReconciler:
         decision = decide(view, self._services.now())
         if _commits(decision.status) != _commits(before):
             head = await self._write(key, head, decision)
-        asks = await self._serve(head)
+        again = await self._serve(head)
         seen = self._services.rollouts.seen(key.namespace, self._pods(head))
         if head is not view.head or seen != view.rollouts:
             decision = decide(self._view(head), self._services.now())
         await self._write(key, head, decision)
         await self._tell(key, before, decision)
         self._report(head)
-        # Rollouts that are not asked on behalf of this head are none of its concern: one whose
-        # model is gone would look at them again at once, for ever.
-        return self._services.rollouts.again(key.namespace, self._pods(head)) if asks else None
+        return again
 
     def _view(self, head: CheckpointHead) -> HeadView:
         namespace, model = head.metadata.namespace, head.spec.model_ref.name
@@ -90,14 +88,16 @@ class HeadReconciler:
         await self._services.writer.write("CheckpointHead", body, decision.status)
         return self._services.snapshot.head(key.namespace, key.name) or head
 
-    async def _serve(self, head: CheckpointHead) -> bool:
-        """Rollouts serve all heads of their model side by side; whether this is one of them."""
+    async def _serve(self, head: CheckpointHead) -> float | None:
+        """Rollouts serve all heads of their model side by side; when they are to be asked again.
+
+        Where this head is none of them, they are none of its concern.
+        """
         _, fitting = self._wishes(head)
         if all(wish.head != head.metadata.name for wish in fitting):
-            return False
+            return None
         namespace, model = head.metadata.namespace, head.spec.model_ref.name
-        await self._services.rollouts.serve(namespace, model, self._pods(head), fitting)
-        return True
+        return await self._services.rollouts.serve(namespace, model, self._pods(head), fitting)
 
     def _report(self, head: CheckpointHead) -> None:
         """Have the Checkpoint say what came to light when its bytes were loaded."""

@@ -22,8 +22,9 @@ from espalier.core.serving import Wish, choose
 
 READ_BACK_SECONDS = 30.0
 FIRST_RETRY_SECONDS = 1.0
-# A timer may fire a moment early, and must not then be set for that moment again and again.
-SOONEST = 0.05
+# What is due this soon is asked for at once: a timer may fire a moment early, and must not then be
+# set for that moment again and again.
+EARLY_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ class Rollouts:
         self._turns: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def serve(
-        self, namespace: str, model: str, pods: Iterable[Pod], wishes: Sequence[Wish]
-    ) -> None:
-        """Have every pod that has started confirm the wishes, unless it did so a moment ago."""
+        self, namespace: str, model: str, pods: Sequence[Pod], wishes: Sequence[Wish]
+    ) -> float | None:
+        """Have every pod that has started confirm the wishes, unless it did so a moment ago.
+
+        Returns in how many seconds the first of them should be asked again; None: there is none.
+        """
         wanted = tuple(wishes)
         async with self._turns[namespace, model]:
             asked = [
@@ -63,6 +67,9 @@ class Rollouts:
                 if pod.started and pod.ip and self._is_due(namespace, pod, wanted)
             ]
             await asyncio.gather(*asked)
+            now = asyncio.get_running_loop().time()
+            answers = [self._answer(namespace, pod) for pod in pods if pod.started]
+            return min((max(0.0, a.due - now) for a in answers if a is not None), default=None)
 
     def seen(self, namespace: str, pods: Iterable[Pod]) -> list[Rollout]:
         """The pods as the head's decision sees them; only those that have started."""
@@ -76,12 +83,6 @@ class Rollouts:
                     Rollout(pod.name, pod.ready, answer.loaded, answer.problem, answer.refused)
                 )
         return rollouts
-
-    def again(self, namespace: str, pods: Iterable[Pod]) -> float | None:
-        """In how many seconds the first of these pods should be asked again."""
-        now = asyncio.get_running_loop().time()
-        answers = [self._answer(namespace, pod) for pod in pods if pod.started]
-        return min((max(SOONEST, a.due - now) for a in answers if a is not None), default=None)
 
     def refusal(self, namespace: str, digest: str) -> Problem | None:
         """Why a pod cannot load a checkpoint as it is, if one said so."""
@@ -120,7 +121,7 @@ class Rollouts:
         answer = self._answer(namespace, pod)
         if answer is None or answer.wishes != wanted:
             return True
-        return answer.due <= asyncio.get_running_loop().time()
+        return answer.due <= asyncio.get_running_loop().time() + EARLY_SECONDS
 
     async def _ask(self, peer: Peer, pod: Pod, wanted: tuple[Wish, ...]) -> None:
         before = self._answer(peer.namespace, pod)

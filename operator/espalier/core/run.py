@@ -19,6 +19,7 @@ from espalier.api.trainingrun import Applied, Progress, TrainingRun, TrainingRun
 from espalier.api.wire import Problem
 from espalier.core import conditions, full_weights, pods, request
 from espalier.core import turn as turns
+from espalier.core.commits import run_step
 from espalier.core.conditions import Finding
 from espalier.core.health import rollouts_healthy, step_findings
 from espalier.core.model import TRAINER_READY
