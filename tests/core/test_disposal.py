@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -45,8 +46,7 @@ def leaving(count: int, claim: str = "weights") -> list[Checkpoint]:
         "annotations": {CLAIM_ANNOTATION: claim},
     }
     return [
-        c.model_copy(update={"metadata": c.metadata.model_copy(update=gone)})
-        for c in line("m", count)
+        c.model_copy(update={"metadata": replace(c.metadata, **gone)}) for c in line("m", count)
     ]
 
 

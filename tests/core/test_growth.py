@@ -76,7 +76,7 @@ def test_a_run_has_its_own_checkpoints_in_the_order_that_they_were_made() -> Non
 
 def test_what_is_deleted_and_still_there_is_leaving() -> None:
     there = checkpoint(step=1)
-    metadata = there.metadata.model_copy(update={"deletion_timestamp": NOW})
+    metadata = replace(there.metadata, deletion_timestamp=NOW)
     gone = there.model_copy(update={"metadata": metadata})
     growth = Growth([there])
     assert growth.leaving() == []

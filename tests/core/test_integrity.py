@@ -114,6 +114,25 @@ def test_what_loading_found_stays_on_record_until_the_bytes_were_loaded() -> Non
     assert find(repaired.status.conditions, "Stalled") is None
 
 
+@pytest.mark.parametrize(
+    "evidence", [Evidence(), REFUSED, Evidence(verified=True)], ids=["untouched", "refused", "read"]
+)
+@pytest.mark.parametrize("found", [*TRUE, *(lie for lie, _, _ in LIES.values())])
+def test_of_its_own_status_a_checkpoint_decides_the_same(
+    found: Checkpoint, evidence: Evidence
+) -> None:
+    """So that what a pass has just written needs no other pass."""
+    lineage = grow([*TRUE, found], BASE_POINT)
+    heads = [
+        head(status={"current": {"name": "m-000003", "step": 3, "digest": digest("m-000003")}})
+    ]
+    before = checkpoints.decide(found, heads, lineage, NOW, REFUSED)
+    written = found.model_copy(update={"status": before})
+    status = checkpoints.decide(written, heads, lineage, NOW, evidence)
+    again = found.model_copy(update={"status": status})
+    assert checkpoints.decide(again, heads, lineage, LATER, evidence) == status
+
+
 def test_a_mark_of_many_heads_with_long_names_is_cut_to_what_the_api_takes() -> None:
     current = {"name": "m-000003", "step": 3, "digest": digest("m-000003")}
     heads = [head(name=f"{n:063d}", status={"current": current}) for n in range(20)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,7 +122,7 @@ def test_after_a_rollback_the_new_branch_is_the_newest() -> None:
 def test_a_checkpoint_that_is_being_deleted_is_not_counted_among_the_newest() -> None:
     made = line("m", 6)
     leaving = made[4].model_copy(
-        update={"metadata": made[4].metadata.model_copy(update={"deletion_timestamp": NOW})}
+        update={"metadata": replace(made[4].metadata, deletion_timestamp=NOW)}
     )
     assert steps(expendable(view([*made[:4], leaving, made[5]], keepLast=2))) == [2, 3]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.core.objects import LATER, NOW, digest, head, line, model
 
@@ -21,7 +23,7 @@ def adapter(name: str) -> str:
 def serving(name: str, target: str, current: str, created: str = NOW) -> CheckpointHead:
     served = {"name": current, "step": 1, "digest": digest(current)}
     found = head(name=name, status={"target": {"name": target}, "current": served})
-    stamped = found.metadata.model_copy(update={"creation_timestamp": created})
+    stamped = replace(found.metadata, creation_timestamp=created)
     return found.model_copy(update={"metadata": stamped})
 
 
@@ -36,7 +38,7 @@ def test_the_leading_head_comes_first_then_the_oldest() -> None:
 
 def test_a_head_without_a_target_or_on_its_way_out_wishes_nothing() -> None:
     fresh, leaving = head(name="fresh"), serving("leaving", "m-000001", "m-000001")
-    gone = leaving.metadata.model_copy(update={"deletion_timestamp": NOW})
+    gone = replace(leaving.metadata, deletion_timestamp=NOW)
     assert wishes("m", [fresh, leaving.model_copy(update={"metadata": gone})], TREE) == ()
 
 

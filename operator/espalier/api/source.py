@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from espalier.api.meta import Digest, Name, ObjectRef, OptimizerState, Type, cel, explained
+from espalier.api.meta import ATOMIC, Digest, Name, OptimizerState, Type, cel, explained
 
 REPOSITORY_PATTERN = r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$"
 REVISION_PATTERN = r"^[a-f0-9]{40}$"
@@ -77,9 +77,12 @@ class Base(Type):
     )
 
 
-class Origin(ObjectRef):
+class Origin(Type):
     """The checkpoint of another model that a fork starts from."""
 
+    model_config = ConfigDict(json_schema_extra=ATOMIC)
+
+    name: Name = Field(description="name of the referenced object in the same namespace.")
     optimizer_state: OptimizerState = Field(
         default="Keep",
         description="optimizerState Keep takes Adam's moments over with the weights; Reset starts "

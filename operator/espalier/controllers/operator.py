@@ -135,8 +135,11 @@ class Operator:
             self._moves.changed(key, old, new)
         if key.kind == "Pod" and new is None:
             self.services.rollouts.forget(key.namespace, key.name)
+        settled = self.services.writer.settled
         for other in concerned(self._cache, key, old, new):
-            if other.kind in self._reconcilers:
+            if other.kind in self._reconcilers and not (
+                other == settled and other.kind == "Checkpoint"
+            ):
                 self.queue.add(other)
         if key.kind == "Checkpoint" and new is None and old is not None:
             self._lost(key, old)

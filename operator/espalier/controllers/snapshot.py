@@ -44,11 +44,7 @@ class Snapshot:
 
     def forks(self, namespace: str, checkpoint: str) -> set[str]:
         """The names of the models that fork from a checkpoint."""
-        return {
-            body["metadata"]["name"]
-            for body in self.cache.list("TrainableModel", namespace)
-            if body["spec"]["source"].get("checkpointRef", {}).get("name") == checkpoint
-        }
+        return {key.name for key in self.cache.keys("TrainableModel", namespace, origin=checkpoint)}
 
     def run(self, namespace: str, name: str) -> TrainingRun | None:
         """The TrainingRun of that name."""
@@ -117,12 +113,13 @@ class Snapshot:
         keys = self.cache.keys(kind.__name__, namespace, **index)
         return [self._parse(kind, key) for key in keys]
 
-    def _parse(self, kind: type[T], key: Key) -> T:
+    def _parse(self, kind: type[T], key: Key, body: Body | None = None) -> T:
+        """The object as its type; ``body`` is what the cache holds, where it is at hand."""
         version = self.cache.version(key)
         held = self._parsed.get(key)
         if held is not None and held[0] == version and isinstance(held[1], kind):
             return held[1]
-        parsed = read(kind, self.cache.get(key) or {})
+        parsed = read(kind, body or self.cache.get(key) or {})
         self._parsed[key] = (version, parsed)
         return parsed
 
@@ -140,7 +137,7 @@ class Snapshot:
                 continue
             try:
                 if new is not None and new["spec"]["modelRef"]["name"] == name:
-                    growth.put(self._parse(Checkpoint, key))
+                    growth.put(self._parse(Checkpoint, key, new))
                 else:
                     growth.remove(key.name)
             except UnreadableError:

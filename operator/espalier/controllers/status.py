@@ -17,7 +17,7 @@ from espalier.core import conditions
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster
 from espalier.kube.events import EventRecorder
-from espalier.kube.objects import Body, Key, without_managers
+from espalier.kube.objects import Body, Key, key_of, without_managers
 
 CONDITIONS = TypeAdapter(list[Condition])
 TRIPLE = (conditions.READY, conditions.RECONCILING, conditions.STALLED)
@@ -31,6 +31,9 @@ class StatusWriter:
         self._cluster = cluster
         self._cache = cache
         self._events = events
+        # The object whose status, just written, shows in the cache as it was decided: at that
+        # moment another pass over a Checkpoint would decide the same.
+        self.settled: Key | None = None
 
     async def write(self, kind: str, body: Body, status: Type) -> bool:
         """Make the status of the object in ``body`` this one; whether that changed anything.
@@ -68,7 +71,11 @@ class StatusWriter:
         metadata = body["metadata"]
         seen = {n: metadata[n] for n in ("name", "namespace", "uid", "resourceVersion")}
         written = await self._cluster.apply_status(kind, {"metadata": seen, "status": status})
-        self._cache.put(kind, without_managers(written))
+        self.settled = key_of(kind, written) if _same(written["status"], status) else None
+        try:
+            self._cache.put(kind, without_managers(written))
+        finally:
+            self.settled = None
 
     async def refresh(self, key: Key) -> None:
         """Read an object that another writer changed since it was cached."""

@@ -58,7 +58,7 @@ def _of_model(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Ite
     yield Key("CheckpointHead", key.namespace, key.name)
     yield from _keys(cache, "CheckpointHead", key.namespace, key.name)
     yield from _keys(cache, "TrainingRun", key.namespace, key.name)
-    yield from _forks(cache, key.namespace, model=key.name)
+    yield from _forks_of_model(cache, key.namespace, key.name)
 
 
 def _of_head(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
@@ -82,7 +82,7 @@ def _of_checkpoint(cache: Cache, key: Key, body: Body, new: Body | None) -> Iter
     name = _model(body)
     yield from _keys(cache, "CheckpointHead", key.namespace, name)
     yield from _model_and_runs(cache, key.namespace, name)
-    yield from _forks(cache, key.namespace, checkpoint=key.name)
+    yield from _forks_of(cache, key.namespace, key.name)
 
 
 def _of_pod(cache: Cache, key: Key, body: Body) -> Iterator[Key]:
@@ -104,17 +104,24 @@ def _keys(cache: Cache, kind: str, namespace: str, model: str) -> Iterator[Key]:
     yield from cache.keys(kind, namespace, model=model)
 
 
-def _forks(cache: Cache, namespace: str, *, model: str = "", checkpoint: str = "") -> Iterator[Key]:
-    """Models, and their heads, that fork from a checkpoint or from any checkpoint of a model."""
+def _forks_of_model(cache: Cache, namespace: str, model: str) -> Iterator[Key]:
+    """Models, and their heads, that fork from any checkpoint of a model."""
     for body in cache.list("TrainableModel", namespace):
         origin = body["spec"]["source"].get("checkpointRef", {}).get("name", "")
-        if not origin:
-            continue
-        parent = cache.get(Key("Checkpoint", namespace, origin))
-        if origin == checkpoint or (model and parent is not None and _model(parent) == model):
-            name = body["metadata"]["name"]
-            yield Key("TrainableModel", namespace, name)
-            yield from _keys(cache, "CheckpointHead", namespace, name)
+        parent = cache.get(Key("Checkpoint", namespace, origin)) if origin else None
+        if parent is not None and _model(parent) == model:
+            yield from _fork(cache, namespace, body["metadata"]["name"])
+
+
+def _forks_of(cache: Cache, namespace: str, checkpoint: str) -> Iterator[Key]:
+    """Models, and their heads, that fork from a checkpoint."""
+    for fork in cache.keys("TrainableModel", namespace, origin=checkpoint):
+        yield from _fork(cache, namespace, fork.name)
+
+
+def _fork(cache: Cache, namespace: str, name: str) -> Iterator[Key]:
+    yield Key("TrainableModel", namespace, name)
+    yield from _keys(cache, "CheckpointHead", namespace, name)
 
 
 def _model(body: Body) -> str:

@@ -102,6 +102,6 @@ def is_superseded(name: str, heads: Sequence[CheckpointHead], lineage: Lineage) 
 def metrics(annotations: Mapping[str, str], held: list[Metric]) -> list[Metric]:
     """The metrics that were written with the Checkpoint; ``held`` itself if it says just those."""
     values = recorded_metrics(annotations) or {}
-    if len(held) == len(values) and all(values.get(m.name) == m.value for m in held):
+    if {metric.name: metric.value for metric in held} == values and len(held) == len(values):
         return held
     return [Metric(name=name, value=value) for name, value in sorted(values.items())]

@@ -5,8 +5,9 @@ What a change costs depends on the checkpoint that changed, not on how many ther
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.meta import decimal
@@ -102,7 +103,7 @@ class Growth:
     def _plant(self, checkpoint: Checkpoint) -> None:
         name, branch = checkpoint.metadata.name, checkpoint.spec.branch
         line = self._by_branch.setdefault(branch, [])
-        at = bisect_left(line, checkpoint.spec.step, key=_step)
+        at = _where(line, checkpoint, _step)
         if (planted := self._by_name.get(name)) is not None:
             line[at] = checkpoint
             self._forget_made(planted)
@@ -110,7 +111,8 @@ class Growth:
             line.insert(at, checkpoint)
         self._by_name[name] = checkpoint
         if uid := _run_uid(checkpoint):
-            insort(self._by_run.setdefault(uid, []), checkpoint, key=_made)
+            made = self._by_run.setdefault(uid, [])
+            made.insert(_where(made, checkpoint, _made), checkpoint)
         value, best = reward(checkpoint), self._best.get(branch)
         if value is not None and (best is None or decimal(value) > decimal(best)):
             self._best[branch] = value
@@ -135,6 +137,14 @@ def grow(
 ) -> Lineage:
     """The lineage of a model's own checkpoints."""
     return Growth(checkpoints).lineage(root, bases)
+
+
+def _where(line: list[Checkpoint], checkpoint: Checkpoint, key: Callable[[Checkpoint], Any]) -> int:
+    """Where a checkpoint belongs in a line; nearly always it is the newest."""
+    wanted = key(checkpoint)
+    if not line or key(line[-1]) < wanted:
+        return len(line)
+    return bisect_left(line, wanted, key=key)
 
 
 def _take(lines: dict[str, list[Checkpoint]], name: str, at: int) -> bool:

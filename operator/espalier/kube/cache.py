@@ -48,11 +48,18 @@ def _owner(body: Body) -> Iterator[Hashable]:
         yield owner
 
 
+def _origin(body: Body) -> Iterator[Hashable]:
+    """The checkpoint that a model forks from."""
+    if origin := body.get("spec", {}).get("source", {}).get("checkpointRef", {}).get("name"):
+        yield origin
+
+
 INDEXES: dict[str, Callable[[Body], Iterator[Hashable]]] = {
     "model": _model,
     "run": _run,
     "role": _role,
     "owner": _owner,
+    "origin": _origin,
 }
 
 
@@ -69,7 +76,7 @@ def _open(held: Body | bytes) -> Body:
 
 
 class Cache:
-    """Objects by key, indexed by the names ``model``, ``run``, ``role`` and the Key ``owner``."""
+    """Objects by key, indexed by the names in INDEXES."""
 
     def __init__(self, packed: Collection[str] = ()) -> None:
         self._packed = frozenset(packed)

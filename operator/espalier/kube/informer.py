@@ -17,11 +17,13 @@ from typing import Any, Protocol
 
 import aiohttp
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories
 
 from espalier.kube import metrics
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster
 from espalier.kube.comparison import Comparison, Scope
+from espalier.kube.echoes import News
 from espalier.kube.objects import Body, kind_of, label_selector, last_change, without_managers
 
 # A name that no object can have.
@@ -100,6 +102,7 @@ async def _watch(
     tasks = await kopf.spawn_tasks(
         registry=_registry(settings.kinds, cache, connection, comparison),
         settings=_kopf_settings(settings.kinds),
+        memories=_NoMemories(),
         standalone=True,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
@@ -139,9 +142,36 @@ class _NoDiffBase(kopf.DiffBaseStorage):  # type: ignore[misc]
         pass
 
 
+class _NoProgress(kopf.ProgressStorage):  # type: ignore[misc]
+    """on.event makes no progress that would have to be kept."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+    def purge(self, **_: Any) -> None:
+        pass
+
+    def touch(self, **_: Any) -> None:
+        pass
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
+
+
+class _NoMemories(ResourceMemories):  # type: ignore[misc]
+    """on.event has nothing to remember; kopf would keep some 3 KB of every object for good."""
+
+    async def recall(self, raw_body: Any, **options: Any) -> Any:
+        return await super().recall(raw_body, **(options | {"ephemeral": True}))
+
+
 def _kopf_settings(kinds: Mapping[str, Mapping[str, str]]) -> Any:
     settings = kopf.OperatorSettings()
     settings.persistence.diffbase_storage = _NoDiffBase()
+    settings.persistence.progress_storage = _NoProgress()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.queueing.idle_timeout = 0.1
@@ -169,7 +199,7 @@ def _registry(
     @kopf.on.login(registry=registry)  # type: ignore[untyped-decorator]
     async def login(**_: Any) -> Any:
         session = connection.watch_session(
-            _trace(comparison), middlewares=(_list_nothing(comparison.scopes),)
+            _trace(comparison), middlewares=(_lean(comparison.scopes, cache),)
         )
         return kopf.AiohttpSession(server=connection.server, aiohttp_session=session)
 
@@ -214,19 +244,27 @@ def _trace(comparison: Comparison) -> aiohttp.TraceConfig:
     return trace
 
 
-def _list_nothing(scopes: Collection[Scope]) -> aiohttp.ClientMiddlewareType:
-    """Has kopf's lists return no object, only the version from which it then watches.
+def _lean(scopes: Collection[Scope], cache: Cache) -> aiohttp.ClientMiddlewareType:
+    """Has kopf's lists return no object, only the version from which it then watches; and its
+    watches nothing that the cache holds already.
 
     The comparison lists all that there is once the watch has begun. That kopf does so too would
-    double the work of a start, and of the API server, and have kopf remember every object.
+    double the work of a start, and of the API server.
     """
-    collections = {kind_of(scope.kind).path(scope.namespace) for scope in scopes}
+    collections = {kind_of(s.kind).path(s.namespace): s for s in scopes}
 
-    async def list_nothing(
+    async def lean(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        if request.url.path in collections and "watch" not in request.url.query:
+        scope = collections.get(request.url.path)
+        if scope is None:
+            return await handler(request)
+        if "watch" not in request.url.query:
             request.url = request.url.update_query(fieldSelector=_NOTHING)
-        return await handler(request)
+            return await handler(request)
+        response = await handler(request)
+        if response.ok:
+            response.content = News(response.content, scope.kind, cache)  # type: ignore[assignment]
+        return response
 
-    return list_nothing
+    return lean

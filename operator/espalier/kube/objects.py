@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from espalier.api.meta import GROUP, VERSION
 
 Body = dict[str, Any]
 
 
-@dataclass(frozen=True, order=True)
-class Key:
-    """Names one object."""
+class Key(NamedTuple):
+    """Names one object. A tuple, because its hash is taken dozens of times for every event."""
 
     kind: str
     namespace: str
