@@ -33,7 +33,7 @@ from espalier.api.wire import (
     Wire,
 )
 from espalier.trainer import checkpoints
-from espalier.trainer.commands import Command
+from espalier.trainer.commands import Command, Sent
 from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import CommandLog, Key, Kind
@@ -137,7 +137,7 @@ def replay(work: Workload, directory: Path, pending: int) -> tuple[Cost, Cost, C
         )  # fmt: skip
 
     def send(target: Engine, number: int, kind: Kind, body: Wire) -> None:
-        answer = target.execute(Command(Key("bench", number), kind, body, None))
+        answer = target.execute(Command(Key("bench", number), Sent(kind, body, None)))
         assert answer.status == 200, answer.body
 
     compute = LocalCompute(loaded)

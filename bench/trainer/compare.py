@@ -6,7 +6,9 @@
 
 Variants take turns, a process for every turn: it loads the model and takes one step, whose
 CPU-seconds, peak memory above the loaded model and gradient it hands back. Seconds are the lowest
-of the turns with the highest beside it. ``trl`` runs in an environment with TRL's own code.
+of the turns with the highest beside it; "by round" is the median of the ratios within a round, the
+lowest and highest beside it: it stands still where the machine's speed drifts between rounds.
+``trl`` runs in an environment with TRL's own code.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -228,18 +231,20 @@ def _resident(field: str) -> int:
 
 
 def _table(turns: dict[str, list[Turn]], differences: dict[str, float], real: int) -> None:
-    print("| variant | s per step (highest) | real tokens/s | ours is faster by | peak MiB | "
-          "of ours | gradient differs |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|")
+    print("| variant | s per step (highest) | real tokens/s | ours is faster by | by round | "
+          "peak MiB | of ours | gradient differs |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|")
     seconds = {key: [turn.seconds for turn in done] for key, done in turns.items()}
     memory = {key: min(turn.mebibytes for turn in done) for key, done in turns.items()}
     first = next(iter(turns))
     for key, spent in seconds.items():
+        rounds = [theirs / ours for theirs, ours in zip(spent, seconds[first], strict=True)]
         cells = [
             NAMES[key],
             f"{min(spent):.2f} ({max(spent):.2f})",
             f"{real / min(spent):.0f}",
             f"{min(spent) / min(seconds[first]):.2f}",
+            f"{median(rounds):.2f} ({min(rounds):.2f} to {max(rounds):.2f})",
             f"{memory[key]:.0f}",
             f"{memory[key] / max(memory[first], 1.0):.2f}",
             f"{differences[key]:.1e}",

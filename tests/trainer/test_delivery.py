@@ -7,7 +7,7 @@ from tests.trainer import tiny
 
 from espalier.api.wire import ForwardRequest, Wire
 from espalier.trainer import delivery
-from espalier.trainer.commands import Empty
+from espalier.trainer.commands import Empty, Sent
 from espalier.trainer.delivery import Unkeyed
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import Key, Kind
@@ -25,7 +25,7 @@ def send(
     client: str = "ann",
     waited: bool = True,
 ) -> Key | None:
-    done = delivery.execute(engine, Unkeyed(client, kind, request, None), waited=waited)
+    done = delivery.execute(engine, Unkeyed(client, Sent(kind, request, None)), waited=waited)
     if done is None:
         return None
     key, answer = done

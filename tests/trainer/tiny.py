@@ -20,7 +20,7 @@ from espalier.api.wire import (
     Wire,
 )
 from espalier.trainer import gradients
-from espalier.trainer.commands import Answer, Command
+from espalier.trainer.commands import Answer, Command, Sent
 from espalier.trainer.compute import LocalCompute
 from espalier.trainer.data import Datum
 from espalier.trainer.engine import Engine
@@ -155,4 +155,4 @@ def add_loss(
 def send(
     target: Engine, kind: Kind, request: Wire, key: tuple[str, int], epoch: int | None = None
 ) -> Answer:
-    return target.execute(Command(Key(*key), kind, request, epoch))
+    return target.execute(Command(Key(*key), Sent(kind, request, epoch)))

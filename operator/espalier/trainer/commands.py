@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from espalier.api.wire import (
     BackwardRequest,
@@ -19,6 +20,7 @@ from espalier.trainer.losses import loss_spec
 from espalier.trainer.planner import Cuts
 from espalier.trainer.problems import CommandError, invalid
 
+GradientRequest = ForwardBackwardRequest | BackwardRequest
 # A custom loss is computed right after its forward; more than this many wait for nobody.
 FORWARDS_KEPT = 8
 
@@ -28,13 +30,25 @@ class Empty(Wire):
 
 
 @dataclass(frozen=True)
-class Command:
-    """A request under its key; ``epoch`` is the one that the caller trains under, if it said."""
+class Sent:
+    """What a client asks for; ``epoch`` is the one that it trains under, if it said."""
 
-    key: Key
     kind: Kind
     request: Wire
     epoch: int | None
+
+    @cached_property
+    def body(self) -> bytes:
+        """The request as it is logged and told from others; a batch's takes long, so it is kept."""
+        return self.request.model_dump_json().encode()
+
+
+@dataclass(frozen=True)
+class Command:
+    """What was sent under its key."""
+
+    key: Key
+    sent: Sent
 
 
 @dataclass(frozen=True)
@@ -55,15 +69,22 @@ class GradientCommand:
 
 
 def gradient_command(
-    compute: Compute, log: CommandLog, kind: str, body: bytes, cuts: Cuts = ()
+    compute: Compute, log: CommandLog, request: GradientRequest, cuts: Cuts = ()
 ) -> GradientCommand:
     """A new gradient command, or with its ``cuts`` a logged one.
 
     Raises 422, 404 or 413 before anything is computed.
     """
-    if kind == "backward":
-        return _backward(compute, log, BackwardRequest.model_validate_json(body), cuts)
-    return _forward_backward(compute, ForwardBackwardRequest.model_validate_json(body), cuts)
+    if isinstance(request, BackwardRequest):
+        return _backward(compute, log, request, cuts)
+    return _forward_backward(compute, request, cuts)
+
+
+def logged_request(log: CommandLog, record: Record) -> GradientRequest:
+    """What a pending gradient command asked for."""
+    if record.kind == "backward":
+        return BackwardRequest.model_validate_json(log.body(record))
+    return ForwardBackwardRequest.model_validate_json(log.body(record))
 
 
 def forward_data(limits: Limits, request: ForwardRequest) -> list[Datum]:

@@ -16,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from espalier.api.wire import Wire
-from espalier.trainer.commands import FORWARDS_KEPT, Answer, Command
+from espalier.trainer.commands import FORWARDS_KEPT, Answer, Command, Sent
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import CommandLog, Key, Kind, Record
 
@@ -29,9 +28,7 @@ class Unkeyed:
     """A command without a key, of a client by its name at the gateway."""
 
     client: str
-    kind: Kind
-    request: Wire
-    epoch: int | None
+    sent: Sent
 
 
 def resent(
@@ -73,20 +70,20 @@ def execute(engine: Engine, command: Unkeyed, *, waited: bool) -> tuple[Key, Ans
     Returns:
         The command's key and answer; None when it looks like a resend and word may yet come.
     """
-    body = command.request.model_dump_json().encode()
+    sent = command.sent
     records = engine.log.since_last_step_but_one(command.client)
     again = resent(
         records,
         engine.log.delivered(command.client),
-        command.kind,
-        body,
+        sent.kind,
+        sent.body,
         lambda record: _in_force(engine.log, record),
     )
     if again is not None and not waited:
         return None
     latest = engine.log.latest(command.client)
     key = again.key if again is not None else Key(command.client, (latest or 0) + 1)
-    answer = engine.execute(Command(key, command.kind, command.request, command.epoch))
+    answer = engine.execute(Command(key, sent))
     return key, answer
 
 

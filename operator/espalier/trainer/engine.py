@@ -28,6 +28,7 @@ from espalier.trainer.checkpoints import Position
 from espalier.trainer.commands import (
     Answer,
     Command,
+    GradientRequest,
     datum_tensors,
     forward_data,
     forward_id,
@@ -132,10 +133,10 @@ class Engine:
         allowed: a refused command uses its number up); one that was overtaken is refused.
         """
         epoch = self.assignment().assignment.epoch
-        body = command.request.model_dump_json().encode()
+        sent = command.sent
         known = self.log.find(command.key)
         if known is not None and known.status is not None:
-            if not known.is_for(command.kind, body):
+            if not known.is_for(sent.kind, sent.body):
                 raise CommandError(
                     422,
                     "KeyReused",
@@ -143,11 +144,11 @@ class Engine:
                     "give every command a key of its own",
                 )
             return Answer(known.status, known.answer, known.checkpoint)
-        if command.epoch is not None and command.epoch != epoch:
-            raise _stale(command.epoch, epoch)
+        if sent.epoch is not None and sent.epoch != epoch:
+            raise _stale(sent.epoch, epoch)
         self._check_order(command.key)
         try:
-            answer = self._apply(command, body)
+            answer = self._apply(command)
             if self.problem is not None and self.problem.reason in VOLUME_REASONS:
                 self.problem = None
             return answer
@@ -209,18 +210,23 @@ class Engine:
                 "again; wait for each answer before the next command, or keep one connection",
             )
 
-    def _apply(self, command: Command, body: bytes) -> Answer:
-        if command.kind in ("forward-backward", "backward"):
-            return self._gradients(command, body)
-        if isinstance(command.request, OptimStepRequest):
-            return steps.optim_step(self, command, command.request, body)
-        if isinstance(command.request, ForwardRequest):
-            return self._forward(command, command.request, body)
-        return self._zero_grad(command, body)
+    def _apply(self, command: Command) -> Answer:
+        request = command.sent.request
+        if isinstance(request, GradientRequest):
+            return self._gradients(command, request)
+        if isinstance(request, OptimStepRequest):
+            return steps.optim_step(self, command, request)
+        if isinstance(request, ForwardRequest):
+            return self._forward(command, request)
+        return self._zero_grad(command)
 
-    def _gradients(self, command: Command, body: bytes) -> Answer:
-        work = gradient_command(self.compute, self.log, command.kind, body)
-        record = self.log.begin(command.key, command.kind, body)
+    def begin(self, command: Command) -> Record:
+        """Logs a command that is about to run."""
+        return self.log.begin(command.key, command.sent.kind, command.sent.body)
+
+    def _gradients(self, command: Command, request: GradientRequest) -> Answer:
+        work = gradient_command(self.compute, self.log, request)
+        record = self.begin(command)
         try:
             added = work.add()
             answer = ForwardBackwardResult(
@@ -233,10 +239,10 @@ class Engine:
         self.tallies.append(added.tally)
         return Answer(200, answer)
 
-    def _forward(self, command: Command, request: ForwardRequest, body: bytes) -> Answer:
+    def _forward(self, command: Command, request: ForwardRequest) -> Answer:
         data = forward_data(self.compute.limits, request)
         batch = self.compute.admit(data)
-        record = self.log.begin(command.key, command.kind, body)
+        record = self.begin(command)
         try:
             scored = self.compute.score(batch, request.temperature, keep=forward_id(record))
             result = ForwardResult(
@@ -249,8 +255,8 @@ class Engine:
             raise
         return Answer(200, result.model_dump_json())
 
-    def _zero_grad(self, command: Command, body: bytes) -> Answer:
-        record = self.log.begin(command.key, command.kind, body)
+    def _zero_grad(self, command: Command) -> Answer:
+        record = self.begin(command)
         answer = self.state().model_copy(update={"pending": 0}).model_dump_json()
         try:
             self.log.settle(record, 200, answer)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from espalier.trainer import steps
 from espalier.trainer.checkpoints import Position
-from espalier.trainer.commands import gradient_command
+from espalier.trainer.commands import gradient_command, logged_request
 from espalier.trainer.log import Assigned, Record
 from espalier.trainer.planner import read_cuts
 from espalier.trainer.problems import CommandError
@@ -84,6 +84,6 @@ def _written_by(target: Engine, assigned: Assigned, record: Record) -> Stored | 
 
 def _replay(target: Engine) -> None:
     for record in target.log.pending():
-        body, cuts = target.log.body(record), read_cuts(record.cuts)
-        work = gradient_command(target.compute, target.log, record.kind, body, cuts)
+        request, cuts = logged_request(target.log, record), read_cuts(record.cuts)
+        work = gradient_command(target.compute, target.log, request, cuts)
         target.tallies.append(work.add().tally)

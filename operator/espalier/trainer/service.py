@@ -28,7 +28,7 @@ from espalier.api.wire import (
 )
 from espalier.trainer import delivery, trace_routes
 from espalier.trainer.bodies import key_of, number, parse
-from espalier.trainer.commands import Answer, Command, Empty
+from espalier.trainer.commands import Answer, Command, Empty, Sent
 from espalier.trainer.commits import CommitFeed, Snapshot
 from espalier.trainer.delivery import Unkeyed
 from espalier.trainer.engine import Engine
@@ -220,9 +220,10 @@ class Service:
             if isinstance(parsed, ForwardRequest):
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = request.headers.get(CLIENT)
+            sent = Sent(kind, parsed, _epoch(request))
             if IDEMPOTENCY_KEY not in request.headers and client:
-                return await self._unkeyed(engine, Unkeyed(client, kind, parsed, _epoch(request)))
-            command = Command(key_of(request), kind, parsed, _epoch(request))
+                return await self._unkeyed(engine, Unkeyed(client, sent))
+            command = Command(key_of(request), sent)
             return _answer(await self._on_engine(kind, lambda: engine.execute(command)))
 
         return handle
@@ -239,7 +240,7 @@ class Service:
             word = self._delivered
             waited = loop.time() >= deadline
             done = await self._on_engine(
-                command.kind, partial(delivery.execute, engine, command, waited=waited)
+                command.sent.kind, partial(delivery.execute, engine, command, waited=waited)
             )
             if done is not None:
                 key, answer = done

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REWARDS = "reward/"
 
 
-def optim_step(engine: Engine, command: Command, request: OptimStepRequest, body: bytes) -> Answer:
+def optim_step(engine: Engine, command: Command, request: OptimStepRequest) -> Answer:
     """Steps, commits and installs; what fails leaves weights and gradients as they were."""
     if not engine.tallies:
         raise CommandError(
@@ -42,7 +42,7 @@ def optim_step(engine: Engine, command: Command, request: OptimStepRequest, body
             "add a batch in which rewards differ inside a group, or leave this step out; zero-grad "
             "drops what is accumulated",
         )
-    record = engine.log.begin(command.key, command.kind, body)
+    record = engine.begin(command)
     try:
         proposal = engine.compute.propose(request)
         if not proposal.finite:
