@@ -47,17 +47,19 @@ async def concurrency(serving: Gateway, pod: str, load: Load) -> None:
         f"{in_flight:.0f} completions of {load.tokens} tokens in flight, {load.rate:.0f} a second"
     )
     through, direct = routes()
-    used = 0.0
+    used = waited = 0.0
     for _ in range(ROUNDS):
         await send(direct, load=load)
-        before = serving.cpu_seconds()
+        before = serving.cpu_seconds(), serving.waited_seconds()
         await send(through, load=load)
-        used += serving.cpu_seconds() - before
+        used += serving.cpu_seconds() - before[0]
+        waited += serving.waited_seconds() - before[1]
     added = compared("apart", through, direct)
     kept = all(a <= goal for a, goal in zip(added, GOAL_MILLISECONDS, strict=True))
     goals = " and ".join(f"{goal:.0f}" for goal in GOAL_MILLISECONDS)
     print(f"  goal: at most {goals} ms added apart: {'kept' if kept else 'missed'}")
-    print(f"  gateway processor time {used * 1e3 / through.requests:.2f} ms a request")
+    each = 1e3 / through.requests
+    print(f"  gateway a request: {used * each:.2f} ms on a core, {waited * each:.2f} ms waiting")
     through, direct = routes()
     for _ in range(ROUNDS):
         await send(through, direct, load=load)

@@ -33,6 +33,10 @@ class Gateway:
         """User and system time so far; unlike wall time, nobody else's load is in it."""
         return cpu_seconds(self.pid)
 
+    def waited_seconds(self) -> float:
+        """Time so far in which it could have run and had no core."""
+        return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+
     def resident_mib(self) -> float:
         return resident_mib(self.pid)
 

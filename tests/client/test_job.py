@@ -23,7 +23,7 @@ from espalier import (
     UntrainableError,
 )
 from espalier.client.advantages import missing_fraction, trajectories
-from espalier.client.job import Batch
+from espalier.client.batch import Batch
 
 
 @dataclass(frozen=True)

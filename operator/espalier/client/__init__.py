@@ -15,6 +15,7 @@ from espalier.api.wire import (
 from espalier.client.advantages import (
     AdvantageWarning,
 )
+from espalier.client.batch import Batch
 from espalier.client.call import (
     Call,
     Progress,
@@ -49,7 +50,6 @@ from espalier.client.gateway import (
     RunView,
 )
 from espalier.client.job import (
-    Batch,
     Job,
     PromptTooLongError,
     Session,

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from espalier.client.advantages import Source, missing_fraction
+from espalier.client.batch import Batch
 from espalier.client.errors import ConfigurationError
-from espalier.client.job import Batch, Job, RolloutFunction, Task
+from espalier.client.job import Job, RolloutFunction, Task
 from espalier.client.sampling import Sampling
 from espalier.client.trackers import Tracker
 from espalier.client.training import TrainingClient

@@ -24,10 +24,9 @@ from espalier.api.wire import (
 )
 from espalier.client import gateway
 from espalier.client.call import Call
-from espalier.client.commands import CommandClient
-from espalier.client.completion import Completion
 from espalier.client.custom_loss import CustomLoss, weights_of
-from espalier.client.gateway import CheckpointResponse, CommittedStep, Message
+from espalier.client.gateway import CommittedStep
+from espalier.client.reading import ReadingClient
 from espalier.client.rollout import Rollout
 
 
@@ -46,7 +45,7 @@ class BuiltinLoss(StrEnum):
 Trajectory = str | TrajectoryPayload | Rollout
 
 
-class TrainingClient(CommandClient):
+class TrainingClient(ReadingClient):
     """One model: sampled and trained under one name.
 
     Every method returns a Call at once: ``await`` it, or ask it for its ``result()``. Calls are
@@ -62,8 +61,6 @@ class TrainingClient(CommandClient):
         journal: a directory that keeps every command until it is answered, so that a process
             started after a crash can ``resume`` what this one sent.
     """
-
-    # --- training -------------------------------------------------------------------------------
 
     def forward_backward(
         self,
@@ -219,59 +216,6 @@ class TrainingClient(CommandClient):
     def zero_grad(self) -> Call[TrainerState]:
         """Drops the gradients that were added since the last ``optim_step``."""
         return self._command("zero-grad", None, gateway.STATE)
-
-    # --- reading, and the head ------------------------------------------------------------------
-
-    def state(self) -> Call[TrainerState]:
-        """Where the trainer stands: epoch, step, cursor."""
-        return self._run(self._gateway.state)
-
-    def available_losses(self) -> Call[list[str]]:
-        """Names that ``forward_backward`` takes as ``loss_fn``."""
-        return self._run(self._gateway.losses)
-
-    def checkpoints(self) -> Call[list[CheckpointResponse]]:
-        """The model's checkpoints, oldest first."""
-        return self._run(self._gateway.checkpoints)
-
-    def head(self) -> Call[CheckpointResponse | None]:
-        """The checkpoint that the slug serves; None: the base."""
-
-        async def active() -> CheckpointResponse | None:
-            found = await self._gateway.checkpoints()
-            return next((checkpoint for checkpoint in found if checkpoint.is_active), None)
-
-        return self._run(active)
-
-    def set_head(self, checkpoint_id: str) -> Call[None]:
-        """Rolls back, or starts a branch: the next step's parent is this checkpoint."""
-        return self._run(lambda: self._gateway.set_head(checkpoint_id))
-
-    def sample(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_tokens: int,
-        checkpoint: str = "",
-        count: int = 1,
-        temperature: float = 1.0,
-        extra: Mapping[str, Any] | None = None,
-    ) -> Call[list[Completion]]:
-        """Completions of a chat with their tokens and log-probs; ``extra``: more request fields."""
-        return self._run(
-            lambda: self._gateway.sample(
-                messages,
-                checkpoint=checkpoint,
-                count=count,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                extra=extra,
-            )
-        )
-
-    def tokenize(self, text: str) -> Call[list[int]]:
-        """The tokens of a text by the model's own tokenizer."""
-        return self._run(lambda: self._gateway.tokenize(text))
 
     def compute_logprobs(self, sequences: Sequence[Sequence[int]]) -> Call[list[list[float]]]:
         """The log-prob of every token but the first of each sequence, by the trainer's weights."""

@@ -37,6 +37,8 @@ UNREADY_SECONDS = 3.0
 # As long as HUD's client, which asks once, waits for an answer: then nobody waits any more.
 # The chart grants this and UNREADY_SECONDS (terminationGracePeriodSeconds).
 DRAIN_SECONDS = 600.0
+# Connections that wait to be taken. Where there is no room for one more, it waits for a second.
+BACKLOG = 4096
 USER_ERROR = 64
 # Before the first generation is collected.
 YOUNG_OBJECTS = 20_000
@@ -100,7 +102,7 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
             shutdown_timeout=DRAIN_SECONDS,
         )
         await runner.setup()
-        await web.TCPSite(runner, port=settings.port).start()
+        await web.TCPSite(runner, port=settings.port, backlog=BACKLOG).start()
         tasks = [
             asyncio.create_task(informer.run(watching, cache, stop, synced, cluster)),
             asyncio.create_task(load_signing_key(cluster, settings.namespace, tokens)),

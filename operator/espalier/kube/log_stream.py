@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import queue
 import threading
 import time
+from collections import deque
+from contextlib import suppress
 
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.1
 # Some megabytes. With so many unread, writing waits: nothing is dropped.
 LINES = 10_000
 
 
 class LogStream:
-    """Text that a thread of its own writes to a descriptor, many lines at a time.
+    """Text that a thread of its own writes to a descriptor, all that has come every 100 ms.
 
     A line written by the loop itself costs a system call, and waits for the reader where the pipe
     is full. What a killed process wrote in its last moments is lost.
@@ -21,31 +22,31 @@ class LogStream:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._lines: queue.Queue[str | None] = queue.Queue(LINES)
+        self._texts: deque[str] = deque()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def write(self, text: str) -> None:
         """Has the text written soon."""
-        self._lines.put(text)
+        while len(self._texts) >= LINES:
+            time.sleep(GATHER_SECONDS)
+        self._texts.append(text)
 
     def flush(self) -> None:
         """Nothing: the thread writes all that there is, and ``close`` waits for it."""
 
     def close(self) -> None:
         """Returns when everything is written."""
-        self._lines.put(None)
+        self._closing.set()
         self._thread.join()
 
     def _run(self) -> None:
         ended = False
         while not ended:
-            texts = [self._lines.get()]
-            if texts[0] is not None:
-                time.sleep(GATHER_SECONDS)
-            while not self._lines.empty():
-                texts.append(self._lines.get())
-            ended = None in texts
-            rest = "".join(text for text in texts if text is not None).encode()
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            ended = self._closing.wait(GATHER_SECONDS)
+            rest = "".join(self._texts.popleft() for _ in range(len(self._texts))).encode()
+            # Of a pipe that nobody reads any more nothing can be told to anybody.
+            with suppress(BrokenPipeError):
+                while rest:
+                    rest = rest[os.write(self._descriptor, rest) :]

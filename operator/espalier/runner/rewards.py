@@ -12,8 +12,8 @@ from statistics import fmean, pstdev
 from typing import Any, Literal
 
 from espalier.api.wire import TrajectoryPayload, TrajectorySample
+from espalier.client.batch import TOLERANCE
 from espalier.client.completion import Completion
-from espalier.client.job import TOLERANCE
 from espalier.runner.tasks import Score, Task
 
 AdvantageSource = Literal["Estimated", "Precomputed"]

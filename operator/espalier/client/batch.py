@@ -1,0 +1,66 @@
+"""Groups of rollouts: which can be trained on, what was left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, pstdev
+
+from espalier.api.wire import TrajectoryPayload
+from espalier.client.advantages import Source, trajectories
+from espalier.client.rollout import Rollout
+
+# Rewards closer than this are equal: some scorers sum floats.
+TOLERANCE = 1e-6
+
+
+@dataclass
+class Batch:
+    """The groups of one ``Job.run``, as many as there were tasks, in their order."""
+
+    groups: list[list[Rollout]]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def whole(self) -> list[list[Rollout]]:
+        """The groups in which every rollout can be trained on."""
+        return [group for group in self.groups if not any(r.hindrance for r in group)]
+
+    @property
+    def informative(self) -> list[list[Rollout]]:
+        """The whole groups whose rewards differ: only they have a gradient."""
+        return [group for group in self.whole if _spread(group) > TOLERANCE]
+
+    def trajectories(
+        self, *, advantages: Source = "Estimated", keep_constant: bool = False
+    ) -> list[TrajectoryPayload]:
+        """What to train on, with group ids. A group stays whole or goes whole.
+
+        ``keep_constant`` keeps groups of equal rewards; precomputed advantages always do.
+        """
+        constant = keep_constant or advantages == "Precomputed"
+        chosen = self.whole if constant else self.informative
+        return trajectories(chosen, advantages)
+
+    def metrics(self) -> dict[str, float]:
+        """Rewards of all graded rollouts, and what was left out and why."""
+        rollouts = [rollout for group in self.groups for rollout in group]
+        rewards = [r.reward for r in rollouts if not r.hindrance and r.reward is not None]
+        turns = [turn for rollout in rollouts for turn in rollout.turns]
+        seen = {
+            "rollout/failed": float(sum(r.status != "completed" for r in rollouts)),
+            "rollout/timed_out": float(sum(r.stop_reason == "timeout" for r in rollouts)),
+            "group/excluded": float(len(self.groups) - len(self.whole)),
+            "group/dropped": float(len(self.whole) - len(self.informative)),
+        }
+        if rewards:
+            seen |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)}
+        if turns:
+            seen["completion/tokens_mean"] = fmean(len(turn.token_ids) for turn in turns)
+            seen["completion/truncated_fraction"] = fmean(turn.truncated for turn in turns)
+        return seen
+
+
+def _spread(group: Sequence[Rollout]) -> float:
+    rewards = [rollout.reward for rollout in group if rollout.reward is not None]
+    return max(rewards) - min(rewards)
