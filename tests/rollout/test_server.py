@@ -122,7 +122,7 @@ def hugging_face(weights: Weights, adapter: int | None) -> Any:
 
 def test_the_served_adapters_are_read_back(rollout: server.Rollout, weights: Weights) -> None:
     wanted = [weights.name(1), weights.name(0)]
-    expected = {"adapters": wanted, "ready": True}
+    expected = {"adapters": wanted, "ready": True, "base": True}
     assert rollout.serve(*wanted).json() == expected
     assert rollout.get("/espalier/v1/serve", "operator").json() == expected
     assert rollout.get("/readyz").status_code == 200
