@@ -89,7 +89,9 @@ def adapter_shapes(base: Path, adapter: Adapter) -> Shapes:
     """The shape of every adapter weight on a base, by PEFT's name; no weights are read."""
     config = AutoConfig.from_pretrained(base, local_files_only=True)
     with torch.device("meta"):
-        adapted = _with_adapter(AutoModelForCausalLM.from_config(config), adapter)
+        causal_lm = AutoModelForCausalLM.from_config(config)
+        _check(causal_lm, adapter)
+        adapted = _with_adapter(causal_lm, adapter)
     return shapes_of(get_peft_model_state_dict(adapted, adapter_name=_ADAPTER))
 
 

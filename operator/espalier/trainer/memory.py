@@ -105,12 +105,14 @@ def read_available(device: torch.device, environment: Mapping[str, str], reserve
                 "set it to the bytes that a batch may take beyond the loaded model, or unset it",
             )
         return int(given)
+    return max(0, int(USABLE * free_memory(device, read_world(environment).size)) - reserved)
+
+
+def free_memory(device: torch.device, ranks: int) -> int:
+    """Bytes that are free to a rank: of its GPU, or its part of the pod's host memory."""
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = free_host_memory(Path("/sys/fs/cgroup"), Path("/proc/meminfo"))
-        free //= read_world(environment).size
-    return max(0, int(USABLE * free) - reserved)
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_host_memory(Path("/sys/fs/cgroup"), Path("/proc/meminfo")) // ranks
 
 
 def free_host_memory(cgroup: Path, meminfo: Path) -> int:

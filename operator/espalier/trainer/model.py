@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Problem
-from espalier.trainer import head, self_check, trained_head
+from espalier.trainer import head, memory, room, self_check, trained_head
 from espalier.trainer.attention import TREE_ATTENTION, layout
 from espalier.trainer.data import Limits
 from espalier.trainer.files import Parts, TensorFile, Tensors
@@ -184,6 +184,7 @@ def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Pol
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        room.check(room.footprint(base, adapter, dtype, ranks), memory.free_memory(device, ranks))
         causal_lm = AutoModelForCausalLM.from_pretrained(
             base, dtype=getattr(torch, dtype), local_files_only=True
         )

@@ -15,6 +15,8 @@ from typing import Any
 from espalier.trainer.packing import Row
 
 FLOAT32_BYTES = 4
+# Of a trained weight at the height of a step: itself, gradient, both moments; and proposed anew.
+TRAINED_BYTES = (4 + 4) * FLOAT32_BYTES
 # At most: the buffer of logits and, over a narrow base, the probabilities and their narrow copy.
 HEAD_COPIES = 3
 # PEFT multiplies seven linears of a layer (q, k, v, o, gate, up, down) by default.
@@ -202,7 +204,7 @@ def training_bytes(shape: ModelShape) -> int:
 
     And, while a step is proposed, its new weights and moments and a scaled gradient.
     """
-    return (4 + 4) * FLOAT32_BYTES * shape.trained
+    return TRAINED_BYTES * shape.trained
 
 
 def balance(costs: Sequence[float], ranks: int) -> list[list[int]]:
