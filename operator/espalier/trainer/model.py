@@ -184,7 +184,8 @@ def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Pol
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        room.check(room.footprint(base, adapter, dtype, ranks), memory.free_memory(device, ranks))
+        # Of what is left now: another rank of the pod may have loaded the base already.
+        room.check(room.footprint(base, adapter, dtype, ranks), memory.free_memory(device, ranks=1))
         causal_lm = AutoModelForCausalLM.from_pretrained(
             base, dtype=getattr(torch, dtype), local_files_only=True
         )
