@@ -161,7 +161,7 @@ def _collect_seldom() -> None:
     """Look for cyclic garbage among young objects only, and among all of them hardly ever.
 
     Python looks at all objects whenever they have grown by a quarter: at a start with 10,000
-    Checkpoints that was a third of the CPU, and what the cache holds is never garbage.
+    Checkpoints that was a quarter of the CPU, and what the cache holds is never garbage.
     """
     gc.set_threshold(YOUNG_OBJECTS, 10, 1000)
 
