@@ -14,7 +14,7 @@ from tests.trainer.tiny import Volume
 from espalier.trainer import collector
 from espalier.trainer.collector import collect
 from espalier.trainer.engine import Engine
-from espalier.trainer.log import resumes_from
+from espalier.trainer.log_outside import resumes_from
 from espalier.trainer.model import Policy
 from espalier.trainer.store import CheckpointStore
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from espalier.trainer.log import forget, resumes_from
+from espalier.trainer.log_outside import forget, resumes_from
 from espalier.trainer.problems import leave_message
 from espalier.trainer.store import CheckpointStore, DigestError
 
