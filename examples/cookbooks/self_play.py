@@ -17,6 +17,8 @@ from curve import Curve
 from espalier import Completion, Rollout, TrainingClient
 
 STEPS, GAMES, GOAL = 15, 32, 10
+# At first a legal move is luck: batches that are played for a step until some game differs.
+BATCHES = 8
 SIDES = ("first", "second")
 
 
@@ -62,20 +64,30 @@ def differ(said: list[Rollout], group: str) -> bool:
     return len({side.reward for side in said if side.group_id == group}) > 1
 
 
+async def batch(client: TrainingClient) -> tuple[list[Match], list[Rollout]]:
+    """A batch of games, and what there is to learn from it: nothing if all batches were alike."""
+    matches: list[Match] = []
+    for _ in range(BATCHES):
+        groups = [uuid.uuid4().hex for _ in SIDES]
+        matches = await asyncio.gather(*(played(client, groups, i) for i in range(GAMES)))
+        # A side that never got to move has said nothing to learn from.
+        said = [side for match in matches for side in match.sides if side.turns]
+        if any(differ(said, group) for group in groups):
+            return matches, said
+    return matches, []
+
+
 async def train(curve: Curve) -> None:
-    """Plays a batch of games, trains on all that both sides said."""
+    """Trains on all that both sides said."""
     async with TrainingClient("tiny") as client:
         for step in range(STEPS):
-            groups = [uuid.uuid4().hex for _ in SIDES]
-            matches = await asyncio.gather(*(played(client, groups, i) for i in range(GAMES)))
-            # A side that never got to move has said nothing to learn from.
-            said = [side for match in matches for side in match.sides if side.turns]
+            matches, said = await batch(client)
             rewards = [side.reward for match in matches for side in match.sides]
             mean = sum(reward or 0.0 for reward in rewards) / len(rewards)
             legal = sum(match.legal for match in matches) / len(matches)
             metrics = {"reward/mean": mean, "game/legal_fraction": legal}
             curve.log(step + 1, metrics)
-            if not any(differ(said, group) for group in groups):
+            if not said:
                 print("no game differs from the others: nothing is left to learn")
                 break
             await client.forward_backward(said, loss_fn="ppo")
