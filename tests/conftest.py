@@ -14,6 +14,9 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+# Argo CD, Flux and the cluster's pods run from their first test to the end of the session: these
+# folders come last, so that the others have the machine for themselves.
+LAST = ("gitops", "e2e")
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "apiserver" in getattr(item, "fixturenames", ()):
             item.add_marker("apiserver")
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    folder = item.path.parent.name
+    return LAST.index(folder) + 1 if folder in LAST else 0
