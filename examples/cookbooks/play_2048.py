@@ -13,7 +13,7 @@ from curve import Curve
 
 from espalier import Fit, FitConfig, Sampling, Session, TrainingClient
 
-STEPS, MOVES = 15, 12
+STEPS, MOVES = 10, 12
 # Exponent of the tile that is worth a reward of 1.
 TARGET = 5
 
