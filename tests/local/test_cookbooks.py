@@ -6,8 +6,6 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +26,6 @@ SCRIPTS = (
 )
 
 
-RISES = "test_the_reward_of_a_cookbook_rises"
-# One start computes on one core for long: two at a time take little longer than one.
-AT_A_TIME = 2
-
-
 @dataclass(frozen=True)
 class Ended:
     """A script's end: its exit code, and all that it said."""
@@ -42,27 +35,9 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def ended(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Ended]]]:
-    """The scripts that this session tests, begun together."""
-    model = make(tmp_path_factory.mktemp("model"), spread=0.2)
-    chosen = [
-        item.callspec.params["script"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and item.originalname == RISES
-    ]
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        yield {
-            script: pool.submit(_in_its_own_loop, script, model, tmp_path_factory.mktemp(script))
-            for script in chosen
-        }
-        # Where a test failed the session may end here: what has not begun is left out.
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _in_its_own_loop(script: str, model: Path, work: Path) -> Ended:
-    return asyncio.run(_run(script, model, work))
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base that every script trains."""
+    return make(tmp_path_factory.mktemp("model"), spread=0.2)
 
 
 async def _run(script: str, model: Path, work: Path) -> Ended:
@@ -88,8 +63,9 @@ async def _run(script: str, model: Path, work: Path) -> Ended:
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_reward_of_a_cookbook_rises(script: str, ended: dict[str, Future[Ended]]) -> None:
-    end = ended[script].result()
+async def test_the_reward_of_a_cookbook_rises(script: str, model: Path, tmp_path: Path) -> None:
+    # One at a time: two vLLM servers on two cores hinder each other more than they overlap.
+    end = await _run(script, model, tmp_path)
     assert end.code == 0, end.said
     assert "step" in end.said
 
