@@ -16,7 +16,7 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 # Argo CD, Flux and the cluster's pods run from their first test to the end of the session: these
 # folders come last, so that the others have the machine for themselves.
-LAST = ("gitops", "e2e")
+LAST = ("e2e", "gitops")
 
 
 @pytest.fixture(scope="session")
