@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -27,6 +26,7 @@ if __name__ == "__main__":  # started as a file, dev/ is on the path and its par
 
 from dev.crds import wait_until_established  # noqa: E402
 from dev.pki import Authority, kubeconfig, signing_pair  # noqa: E402
+from dev.ports import free_port  # noqa: E402
 
 BINARIES = Path(os.environ.get("ESPALIER_CACHE") or Path.home() / ".cache/espalier") / "bin"
 CRDS = ROOT / "crds"
@@ -45,12 +45,6 @@ def binary(name: str) -> Path:
     if not path.exists():
         raise ApiServerError(f"{name} is not in {BINARIES}: run dev/tools.sh apiserver")
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def end_processes(processes: list[tuple[str, subprocess.Popen[bytes]]]) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from dev.apiserver import BINARIES, ROOT, end_processes, free_port
+from dev.apiserver import BINARIES, ROOT, end_processes
 from dev.crds import Cluster, wait_until_established
+from dev.ports import free_port
 
 MANIFESTS = BINARIES.parent / "gitops"
 ARGOCD_NAMESPACE = "argocd"

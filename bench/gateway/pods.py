@@ -22,7 +22,7 @@ from typing import Any
 
 import uvloop
 from aiohttp import web
-from dev.apiserver import free_port
+from dev.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # The last field of an answer: for how long it was held in fact, because timers come late.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-from dev.apiserver import ApiServer, free_port
+from dev.apiserver import ApiServer
+from dev.ports import free_port
 from tests.gateway.process import apply, manifests, signing_key, started, training, until
 
 NAMESPACE = "bench"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import aiohttp
 from bench.gateway.process import load_average
-from dev.apiserver import free_port
+from dev.ports import free_port
 from tests.local.test_dev import HEAD, MANIFESTS, dev
 from tests.rollout.tiny import make_model
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+from dev.ports import free_port
 
 TICKS = os.sysconf("SC_CLK_TCK")
 QUIET_SECONDS = 3.0
@@ -91,9 +91,7 @@ def _total(found: list[tuple[str, str, str]], name: str, label: str = "") -> flo
 @asynccontextmanager
 async def operator(kubeconfig: Path, namespace: str) -> AsyncIterator[OperatorProcess]:
     """An operator for one namespace, until the block ends."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = int(listener.getsockname()[1])
+    port = free_port()
     environment = {
         **os.environ,
         "KUBECONFIG": str(kubeconfig),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
+from dev.ports import free_port
 from tests.gateway.conftest import PUBLIC_KEY, Behaviour, Gateway, Upstream
 from tests.gateway.world import LOADING, digest, waiting
 
@@ -43,12 +43,6 @@ def serve(gateway: Gateway, *ports: int) -> Id:
     for number, port in enumerate(ports):
         gateway.world.pod(model, f"arith-rollout-{number}", ip="127.0.0.1", port=port)
     return model
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
@@ -198,7 +192,8 @@ async def test_a_pod_that_does_not_answer_in_time_is_a_504(
     serve(gateway, pod.port)
     reply = await gateway.post("/v1/completions", ASK)
     assert reply.status == 504
-    assert len(pod.requests) == 1
+    # None if the machine was busy when it came: it is never sent again.
+    assert len(pod.requests) <= 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -225,7 +220,7 @@ async def test_a_client_that_goes_away_frees_the_rollout(
         reply.close()
     else:
         request.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await pod.disconnected.wait()
     assert len(pod.requests) == 1
 

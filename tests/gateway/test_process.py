@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 from dev.apiserver import ApiServer
+from dev.ports import free_port
 from tests.gateway.conftest import PRIVATE_KEY, Behaviour, Upstream, Users
 from tests.gateway.process import (
     PATIENCE_SECONDS,
@@ -23,7 +24,7 @@ from tests.gateway.process import (
     training,
     until,
 )
-from tests.gateway.test_completions import ASK, answer, free_port
+from tests.gateway.test_completions import ASK, answer
 from tests.gateway.world import digest
 
 from espalier.gateway.__main__ import DRAIN_SECONDS, UNREADY_SECONDS, Readiness

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import pytest
 from aiohttp import web
+from dev.ports import free_port
 from tests.gateway.conftest import PUBLIC_KEY, Behaviour, Gateway, Upstream
-from tests.gateway.test_completions import free_port, hang, hang_up
+from tests.gateway.test_completions import hang, hang_up
 from tests.gateway.world import LOADING, World, digest, waiting
 
 from espalier import identity

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import yaml
 from aiohttp import web
-from dev.apiserver import free_port
 from dev.gitops import FLUX_NAMESPACE, Flux
+from dev.ports import free_port
 from tests.gitops.repository import BRANCH, ROOT
 from tests.gitops.team import Team
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from aiohttp import web
-from dev.apiserver import ApiServer, free_port
+from dev.apiserver import ApiServer
+from dev.ports import free_port
 from tests.gitops.customizations import run_action
 from tests.gitops.repository import Repository
 from tests.simulation.kubelet import RESOLVED

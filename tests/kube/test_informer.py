@@ -20,7 +20,7 @@ from espalier.kube.comparison import InformerError
 from espalier.kube.informer import InformerSettings
 from espalier.kube.objects import Key, Kind
 
-LIMIT_SECONDS = 20
+LIMIT_SECONDS = 60
 WATCHED = {"ConfigMap": {"team": "ours"}, "CheckpointHead": {}}
 
 

@@ -14,7 +14,8 @@ from espalier.core.manifests.intent import is_current
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Key, key_of
 
-LIMIT_SECONDS = 30
+# The garbage collector looks for new kinds every 30 s.
+LIMIT_SECONDS = 120
 MANAGED = {"app.kubernetes.io/managed-by": "espalier"}
 
 

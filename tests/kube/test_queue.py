@@ -15,7 +15,7 @@ from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Key
 from espalier.kube.queue import Backoff, WorkQueue
 
-LIMIT_SECONDS = 20
+LIMIT_SECONDS = 60
 AT_ONCE = Backoff(first=0.0)
 
 

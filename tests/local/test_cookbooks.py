@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from dev.ports import free_port
 from dev.tiny_model import make
-from tests.local.test_dev import dev, free_port
+from tests.local.test_dev import dev
 
 COOKBOOKS = Path(__file__).parents[2] / "examples" / "cookbooks"
 IMAGE = "localhost:5000/espalier/cookbook-model:1"

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from dev.ports import free_port
 from tests.rollout.tiny import make_model
 
 from espalier import Fit, FitConfig, Sampling, Session, TrainingClient
@@ -110,13 +110,6 @@ async def dev(
         process.send_signal(signal.SIGINT)
         rest, _ = await process.communicate()
         running.lines.append(rest.decode())
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 @pytest.mark.vllm

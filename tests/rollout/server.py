@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from dev.ports import free_port
 
 from espalier import identity
 from espalier.core import names
@@ -82,9 +82,7 @@ def start(
 ) -> Rollout:
     """Start ``python -m espalier.rollout`` on a free port; does not wait for it."""
     private_key = private_key or identity.generate_private_key()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     scratch = Path(tempfile.mkdtemp(prefix="rollout-"))
     told = {
         "ESPALIER_MODEL": model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -65,8 +66,11 @@ def greedy(rollout: server.Rollout, model: str, prompt: str) -> dict[str, Any]:
 
 def test_the_engine_is_forked(rollout: server.Rollout) -> None:
     """A spawned one imports all of vLLM again, 15 s of CPU time, and brings a resource tracker."""
-    tasks = Path(f"/proc/{rollout.process.pid}/task")
-    children = [pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+    children: list[str] = []
+    for thread in Path(f"/proc/{rollout.process.pid}/task").iterdir():
+        # One that ends meanwhile has no children.
+        with contextlib.suppress(OSError):
+            children += (thread / "children").read_text().split()
     assert len(children) == 1
 
 
@@ -167,7 +171,10 @@ def test_an_adapter_whose_directory_is_deleted_becomes_404_and_the_engine_lives(
 
 def test_a_seeded_request_repeats_and_an_unseeded_one_does_not(rollout: server.Rollout) -> None:
     def sample(**seed: int) -> list[int]:
-        answer = rollout.complete("base", "abc", max_tokens=16, temperature=1, **seed)
+        # An answer that may end at once could well be the same twice.
+        answer = rollout.complete(
+            "base", "abc", max_tokens=16, ignore_eos=True, temperature=1, **seed
+        )
         return answer.json()["choices"][0]["token_ids"]
 
     assert sample(seed=5) == sample(seed=5)
@@ -200,8 +207,8 @@ def test_a_restarted_pod_is_ready_once_it_serves_what_it_is_told(
 def test_sigterm_ends_a_server_whose_engine_is_starting(weights: Weights) -> None:
     starting = server.start(weights.volume, weights.base)
     engine = wait_for_engine(starting)
-    assert starting.stop(patience=20) == 143
-    deadline = time.monotonic() + 20
+    assert starting.stop() == 143
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{engine}").exists():
         assert time.monotonic() < deadline, f"the engine process {engine} outlives its parent"
         time.sleep(0.1)

@@ -21,7 +21,7 @@ from espalier.runner.tasks import Tasks
 from espalier.runner.tasksets import open_tasks
 from espalier.runner.waiting import Waiting
 
-PATIENCE = Patience(deadline=5.0, attempt=5.0, first_delay=0.001, longest_delay=0.01)
+PATIENCE = Patience(deadline=60.0, attempt=60.0, first_delay=0.001, longest_delay=0.01)
 BRIEF = Limits(rounds=3, hold_seconds=0.05, settle_seconds=0.05)
 
 

@@ -119,7 +119,7 @@ async def test_a_terminated_runner_ends_at_once(process: Process) -> None:
     line = await asyncio.wait_for(started.stdout.readline(), 60)
     assert json.loads(line)["reason"] == "Suspended"
     started.send_signal(signal.SIGTERM)
-    rest, _ = await asyncio.wait_for(started.communicate(), 10)
+    rest, _ = await asyncio.wait_for(started.communicate(), 60)
     assert started.returncode == 128 + signal.SIGTERM
     assert json.loads(rest.splitlines()[-1])["event"] == "terminated"
 

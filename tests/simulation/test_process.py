@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from dev.apiserver import ApiServer
+from dev.ports import free_port
 from tests.simulation.kubelet import RESOLVED
 from tests.simulation.servers import ROLLOUT_IP, TRAINER_IP, Servers, serving
 from tests.simulation.world import head_spec, model_spec, run_spec
@@ -27,12 +27,6 @@ from espalier.kube.objects import Body, Key
 
 RESIDENT_MIB = 150
 WAIT_SECONDS = 60
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Stage:

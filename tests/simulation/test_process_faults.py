@@ -15,8 +15,8 @@ import aiohttp
 import pytest
 import yaml
 from dev.apiserver import CRDS, ApiServer, ApiServerError
+from dev.ports import free_port
 from tests.api.test_chart import CHART, IMAGES, helm
-from tests.simulation.test_process import free_port
 from tests.simulation.world import model_spec
 
 from espalier.kube.objects import Body

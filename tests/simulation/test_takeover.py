@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import aiohttp
 import pytest
-from dev.apiserver import ApiServer, free_port
+from dev.apiserver import ApiServer
+from dev.ports import free_port
 from tests.simulation.world import head_spec
 
 from espalier.kube.apiserver import KubernetesCluster

@@ -8,7 +8,6 @@ import math
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import NoReturn
 import pytest
 import torch
 import torch.distributed as dist
+from dev.ports import free_port
 from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
@@ -71,8 +71,7 @@ class Pair:
 def start(
     volume: Volume, monkeypatch: pytest.MonkeyPatch, adapter: Adapter = tiny.ADAPTER
 ) -> Iterator[Pair]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, SECRET: "s"}
     rank_1 = subprocess.Popen(
         [sys.executable, "-m", "espalier.trainer"],

@@ -12,7 +12,7 @@ from espalier.trainer.ranks.channel import Channel, RankLostError, accept, conne
 from espalier.trainer.ranks.world import SECRET, World, read_world
 
 HOST = "127.0.0.1"
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def pair() -> tuple[Channel, Channel]:

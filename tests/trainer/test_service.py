@@ -301,7 +301,7 @@ async def test_a_waiting_poll_is_answered_by_the_next_commit(client: Client) -> 
     await assign(client)
     waiting = asyncio.create_task(commits(client, 0, wait=30))
     await step(client)
-    page = await asyncio.wait_for(waiting, 10)
+    page = await asyncio.wait_for(waiting, STARTED_SECONDS)
     assert [commit.name for commit in page.commits] == ["arith-000001"]
 
 
