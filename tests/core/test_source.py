@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from tests.core.objects import NOW, checkpoint, digest, head, model
 
+from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire import Problem
 from espalier.core import model as models
 from espalier.core import source
@@ -206,9 +208,43 @@ def test_nothing_is_started_before_the_base_is_known() -> None:
     assert (decision.trainer_replicas, decision.rollout_replicas) == (None, None)
 
 
+def aged(seconds: int, **metadata: Any) -> TrainableModel:
+    """A model that was created so long ago, or is to be."""
+    created = (datetime.fromisoformat(NOW) - timedelta(seconds=seconds)).isoformat()
+    subject = model()
+    said = replace(subject.metadata, creation_timestamp=created, **metadata)
+    return subject.model_copy(update={"metadata": said})
+
+
+ARGO = {"argocd.argoproj.io/tracking-id": "models:espalier.dev/TrainableModel:default/m"}
+FLUX = {"kustomize.toolkit.fluxcd.io/name": "models"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "metadata", "wait"),
+    [
+        # kubectl and Helm declare the next object at once.
+        (0, {}, 2),
+        (1, {}, 1),
+        (2, {}, 0),
+        # A sync may take a while to come to the head.
+        (2, {"annotations": ARGO}, 58),
+        (59, {"labels": FLUX}, 1),
+        (60, {"labels": FLUX}, 0),
+        # The API server's clock is ahead, a little or too far to say anything.
+        (-1, {}, 1),
+        (-3600, {}, 0),
+    ],
+)
+def test_a_default_head_gives_way_to_one_that_is_declared_with_the_model(
+    seconds: int, metadata: dict[str, Any], wait: float
+) -> None:
+    assert ready(aged(seconds, **metadata), heads=[]).head_in == wait
+
+
 def test_a_model_without_a_head_of_its_name_gets_one() -> None:
-    assert ready(model(), heads=[head(name="canary")]).needs_head
-    assert not ready(model()).needs_head
+    assert ready(aged(60), heads=[head(name="canary")]).head_in == 0
+    assert ready(aged(60)).head_in is None
     made: Any = models.default_head(model())
     assert made["metadata"]["name"] == "m"
     assert made["spec"] == {"modelRef": {"name": "m"}, "mode": "Track"}

@@ -218,7 +218,7 @@ async def head_over_anothers_name(w: World) -> None:
         ),
         "both say so",
     )
-    assert ready(w, "other", "")
+    await w.until(lambda: ready(w, "other", ""), "the other model has a head of its own")
     await w.delete(HEAD, "tiny")
     await w.until(lambda: ready(w, "tiny", ""), "the model has a head of its own")
 

@@ -61,7 +61,7 @@ class ModelReconciler:
             made = await self._services.cluster.create("Checkpoint", decision.root)
             if made is not None:
                 self._services.snapshot.cache.put("Checkpoint", without_managers(made))
-        if decision.needs_head:
+        if decision.head_in == 0:
             await self._services.cluster.create("CheckpointHead", models.default_head(model))
         await self._children(model, decision)
         if await self._services.writer.write("TrainableModel", body, decision.status):
@@ -69,7 +69,8 @@ class ModelReconciler:
             await self._services.writer.announce(
                 "TrainableModel", body, before, after, faults=reported.ANNOUNCED
             )
-        return await self._retire(key)
+        waits = (decision.head_in or None, await self._retire(key))
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
     async def _retire(self, key: Key) -> float | None:
         """Delete what the rules of the model's runs no longer keep, a bounded number at a time."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Literal
 
 from espalier.api.checkpointhead import CheckpointHead
@@ -12,6 +13,7 @@ from espalier.api.trainablemodel import Endpoint, TrainableModel, TrainableModel
 from espalier.api.wire import Problem
 from espalier.core import conditions, imported, pods, reported, tree
 from espalier.core.conditions import Finding
+from espalier.core.gitowner import git_owner
 from espalier.core.lineage import Lineage
 from espalier.core.manifests.intent import Manifest
 from espalier.core.pods import Pod
@@ -19,6 +21,11 @@ from espalier.core.source import SourceDecision
 
 TRAINER_READY = "TrainerReady"
 ROLLOUTS_READY = "RolloutsReady"
+# Whoever declares a model may declare its head as well, a moment later. Made before that comes, the
+# default head would be in the way: kubectl fails (AlreadyExists), and a head that Git takes over
+# goes with the model that owns it. The first is for kubectl and Helm, the second for a sync.
+APPLY_SECONDS = 2.0
+SYNC_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,14 @@ class ModelView:
 class ModelDecision:
     """The status to write and how many pods to run; None: leave what runs as it is.
 
+    ``head_in`` is the seconds until the default head is to be created, None where there is no need.
     ``root`` is the Checkpoint of an imported adapter, to be created.
     """
 
     status: TrainableModelStatus
     trainer_replicas: int | None
     rollout_replicas: int | None
-    needs_head: bool
+    head_in: float | None
     root: Manifest | None = None
 
 
@@ -91,9 +99,23 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         status,
         trainer_replicas=_scale(int(view.trains), trainer) if resolved else None,
         rollout_replicas=_scale(wanted, rollouts) if resolved else None,
-        needs_head=view.namesake is None and all(head.metadata.name != name for head in view.heads),
+        head_in=None if _has_head(view) else _head_in(model, now),
         root=imported.root(model, view.source.resolved, view.lineage),
     )
+
+
+def _has_head(view: ModelView) -> bool:
+    """Whether the head of the model's name is there, be it another model's."""
+    name = view.model.metadata.name
+    return view.namesake is not None or any(head.metadata.name == name for head in view.heads)
+
+
+def _head_in(model: TrainableModel, now: str) -> float:
+    """Seconds until nobody who declared the model can be about to declare its head as well."""
+    wait = SYNC_SECONDS if git_owner(asdict(model.metadata)) is not None else APPLY_SECONDS
+    age = datetime.fromisoformat(now) - datetime.fromisoformat(model.metadata.creation_timestamp)
+    # Clocks that disagree by more must not hold the head up.
+    return max(0.0, wait - abs(age.total_seconds()))
 
 
 def default_head(model: TrainableModel) -> dict[str, object]:
