@@ -30,8 +30,9 @@ from dev.ports import free_port  # noqa: E402
 
 BINARIES = Path(os.environ.get("ESPALIER_CACHE") or Path.home() / ".cache/espalier") / "bin"
 CRDS = ROOT / "crds"
-START_TIMEOUT_SECONDS = 60
+START_TIMEOUT_SECONDS = 180
 STOP_TIMEOUT_SECONDS = 10
+KUBECTL_TIMEOUT_SECONDS = 240
 SERVICE_RANGE = "10.96.0.0/16"
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 
@@ -97,7 +98,13 @@ class ApiServer:
         command = [str(binary("kubectl")), "--kubeconfig", str(self.kubeconfig), *arguments]
         home = {**os.environ, "HOME": str(self.directory)}  # its discovery cache goes with us
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=60, env=home, check=False
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=KUBECTL_TIMEOUT_SECONDS,
+            env=home,
+            check=False,
         )
         if done.returncode != 0:
             raise ApiServerError(done.stderr.strip())

@@ -38,7 +38,7 @@ KINDS = {
     "Checkpoint": "arith-000001",
 }
 PLURALS = ("trainablemodels", "trainingruns", "checkpointheads", "checkpoints")
-LIMIT_SECONDS = 60
+LIMIT_SECONDS = 120
 
 
 def helm(server: ApiServer, *arguments: str) -> None:

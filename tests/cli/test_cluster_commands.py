@@ -130,7 +130,7 @@ def test_watch_ends_when_the_run_has_succeeded(
     apiserver: ApiServer, namespace: str, espalier: Command
 ) -> None:
     apply(apiserver, namespace, training_run(condition("Succeeded", "StepsCompleted")))
-    done = espalier("watch", "run", "--timeout", "30")
+    done = espalier("watch", "run", "--timeout", "120")
     assert done.exit_code == 0, done.output
     assert done.output.endswith("run succeeded: step 3/3  StepsCompleted\n")
 
@@ -139,7 +139,7 @@ def test_watch_of_a_stalled_run_fails_with_reason_and_message(
     apiserver: ApiServer, namespace: str, espalier: Command
 ) -> None:
     apply(apiserver, namespace, training_run(condition("Stalled", "TasksetInvalid", "no line")))
-    done = espalier("watch", "run", "--timeout", "30")
+    done = espalier("watch", "run", "--timeout", "120")
     assert done.exit_code == 1
     assert "error: run is Stalled, TasksetInvalid: no line" in done.output
 

@@ -115,10 +115,10 @@ def test_a_head_of_git_is_left_to_git(
 def test_follow_ends_when_the_head_is_served_or_stalled(
     apiserver: ApiServer, namespace: str, espalier: Command
 ) -> None:
-    assert espalier("models", "head", "arith", "--follow", "--timeout", "30").exit_code == 0
+    assert espalier("models", "head", "arith", "--follow", "--timeout", "120").exit_code == 0
     stuck = condition("Stalled", "CheckpointNotFound", "x does not exist")
     apply(apiserver, namespace, head(conditions=[stuck]))
-    done = espalier("models", "head", "arith", "--follow", "--timeout", "30")
+    done = espalier("models", "head", "arith", "--follow", "--timeout", "120")
     assert done.exit_code == 1
     assert "arith is Stalled" in done.output
 

@@ -62,13 +62,13 @@ async def test_kubectl_waits_end_and_the_operator_owns_no_field_of_a_user(
         await stage.apply("TrainingRun", "digits", run_spec("tiny", 2, driver="Client"))
         await stage.play("importer", "127.77.0.1", RESOLVED)
         await stage.play("rollout", ROLLOUT_IP)
-        await kubectl("wait", "checkpointhead/tiny", "--for=condition=Ready", "--timeout=50s")
+        await kubectl("wait", "checkpointhead/tiny", "--for=condition=Ready", "--timeout=150s")
         await stage.play("trainer", TRAINER_IP)
-        await kubectl("wait", "trainingrun/digits", "--for=condition=Ready", "--timeout=50s")
+        await kubectl("wait", "trainingrun/digits", "--for=condition=Ready", "--timeout=150s")
         for step in (1, 2):
             await servers.trainer.step("tiny")
             await stage.until("CheckpointHead", "tiny", is_current(f"tiny-{step:06d}"))
-        await kubectl("wait", "trainingrun/digits", "--for=condition=Succeeded", "--timeout=50s")
+        await kubectl("wait", "trainingrun/digits", "--for=condition=Succeeded", "--timeout=150s")
         for edit in (
             head_spec("tiny", "Pin", "tiny-000001", onPin="Pause"),
             head_spec("tiny", "Pin", "tiny-000001", onPin="Branch"),
@@ -77,10 +77,10 @@ async def test_kubectl_waits_end_and_the_operator_owns_no_field_of_a_user(
             await stage.apply("CheckpointHead", "tiny", edit)
             name = edit.get("checkpointRef", {}).get("name", "tiny-000001")
             served = f"--for=jsonpath={{.status.current.name}}={name}"
-            await kubectl("wait", "checkpointhead/tiny", served, "--timeout=50s")
+            await kubectl("wait", "checkpointhead/tiny", served, "--timeout=150s")
         await stage.apply("CheckpointHead", "canary", head_spec("tiny", "Pin", "tiny-000002"))
-        await kubectl("wait", "checkpointhead/canary", "--for=condition=Ready", "--timeout=50s")
-        await kubectl("wait", OURS, "--all", "--for=condition=Ready", "--timeout=50s")
+        await kubectl("wait", "checkpointhead/canary", "--for=condition=Ready", "--timeout=150s")
+        await kubectl("wait", OURS, "--all", "--for=condition=Ready", "--timeout=150s")
 
     objects = json.loads(await kubectl("get", OURS, "-o", "json", "--show-managed-fields"))["items"]
     assert {compute(body) for body in objects} == {CURRENT}

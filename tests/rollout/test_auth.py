@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,18 +81,21 @@ def test_a_token_opens_only_the_routes_that_we_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "headers",
+    "credentials",
+    # Made in the test: a token lives for two minutes, and this table is read at collection.
     [
-        {},
-        {"Authorization": "Bearer x"},
-        {"Authorization": "Basic dXNlcjpwYXNz"},
-        authorization("operator", audience="default/other"),
-        authorization("operator", key=identity.generate_private_key()),
+        dict,
+        lambda: {"Authorization": "Bearer x"},
+        lambda: {"Authorization": "Basic dXNlcjpwYXNz"},
+        lambda: authorization("operator", audience="default/other"),
+        lambda: authorization("operator", key=identity.generate_private_key()),
     ],
     ids=["none", "garbage", "basic", "another model", "another key"],
 )
-def test_a_token_must_be_ours_and_for_this_model(headers: dict[str, str]) -> None:
-    answer = CLIENT.post("/v1/completions", headers=headers)
+def test_a_token_must_be_ours_and_for_this_model(
+    credentials: Callable[[], dict[str, str]],
+) -> None:
+    answer = CLIENT.post("/v1/completions", headers=credentials())
     assert (answer.status_code, answer.json()["reason"]) == (401, "Unauthenticated")
 
 

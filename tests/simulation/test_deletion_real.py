@@ -24,7 +24,7 @@ from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, Key
 
-LIMIT_SECONDS = 60
+LIMIT_SECONDS = 120
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 COLLECTOR = {"espalier.dev/role": "collector"}
 NAMES = ["m-000001", "m-000002"]
@@ -154,6 +154,6 @@ async def test_a_namespace_can_be_deleted_with_all_that_is_in_it(
     stage: Stage, apiserver: ApiServer
 ) -> None:
     await grown(stage, "Delete")
-    waited = ("delete", "namespace", stage.namespace, "--timeout=50s")
+    waited = ("delete", "namespace", stage.namespace, "--timeout=150s")
     await asyncio.to_thread(apiserver.kubectl, *waited)
     assert await stage.cluster.list("Checkpoint", stage.namespace) == []

@@ -26,7 +26,7 @@ from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Body, Key
 
 RESIDENT_MIB = 150
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120
 
 
 class Stage:

@@ -21,7 +21,7 @@ from tests.simulation.world import model_spec
 
 from espalier.kube.objects import Body
 
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120
 ACCOUNT = "espalier-operator"
 
 
