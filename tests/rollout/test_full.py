@@ -141,8 +141,9 @@ def test_only_what_is_loaded_is_answered(world: World) -> None:
 def test_a_completion_that_runs_ends_on_the_weights_that_it_began_with(world: World) -> None:
     a, b = world.name(0), world.name(1)
     world.rollout.serve(a)
-    body = {"model": a, "prompt": "abc", "max_tokens": RUNNING_TOKENS, "temperature": 0, "logprobs": 1,
-            "stream": True, "return_token_ids": True, "ignore_eos": True}  # fmt: skip
+    body = {"model": a, "prompt": "abc", "max_tokens": RUNNING_TOKENS, "temperature": 0,
+            "ignore_eos": True, "logprobs": 1, "return_token_ids": True,
+            "stream": True}  # fmt: skip
     found: dict[str, Any] = {"token_ids": [], "logprobs": {"token_logprobs": []}}
     url, headers = world.rollout.url + "/v1/completions", world.rollout.headers()
     with (
