@@ -1,7 +1,8 @@
-"""The memory of a forward and backward: what the planner predicts, and what the process used.
+"""The memory of forwards and backwards: what the planner predicts, and what the process used.
 
-``python -m tests.trainer.peak FAMILY SHAPE CHECKPOINTING`` measures in a process of its own: the
-kernel's high-water mark of resident memory, reset once the model is loaded and warm.
+``python -m tests.trainer.peak [WORD...] [--times N]`` measures the cases that have all the words,
+or one of several with commas (``llama,phi tiny plain``), each in a process of its own: the kernel's
+high-water mark of resident memory, reset once the model is loaded and warm.
 """
 
 from __future__ import annotations
@@ -9,11 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+# Before torch, for which it sets how large blocks are aligned.
+import espalier.trainer  # noqa: F401
+
+# isort: split
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -29,6 +38,7 @@ from espalier.trainer.planner import Cut
 SHAPES = {
     # hidden, intermediate, layers, heads, KV heads, head size, vocabulary; tokens of a sequence.
     "tiny": ((256, 512, 4, 4, 2, 64, 4096), 1024),
+    "deep": ((256, 512, 16, 4, 2, 64, 4096), 512),
     "0.1B": ((768, 2048, 10, 12, 4, 64, 32000), 512),
 }
 NAMES = (
@@ -40,7 +50,46 @@ NAMES = (
     "head_dim",
     "vocab_size",
 )
-SEQUENCES = 4
+FAST = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text")
+PADDED: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 64},
+    "phi": {},
+    "gpt_neox": {},
+    "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+}
+WAYS = ("plain", "checkpointed")
+ROWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """``batch``: one of ``BATCHES``."""
+
+    family: str
+    shape: str
+    way: str
+    dtype: str = "float32"
+    adapter: str = "LoRA"
+    batch: str = "group"
+
+
+def cases() -> Iterator[Case]:
+    """Everything that is measured."""
+    for family, shape, way in product(FAST, ("tiny", "0.1B"), WAYS):
+        yield Case(family, shape, way)
+    for family, way in product(("llama", "gemma"), WAYS):
+        yield Case(family, "deep", way)
+        yield Case(family, "tiny", way, dtype="bfloat16")
+        yield Case(family, "tiny", way, adapter="Full")
+        for batch in list(BATCHES)[1:]:
+            yield Case(family, "tiny", way, batch=batch)
+    for family, way in product(PADDED, WAYS):
+        yield Case(family, "tiny", way)
+        yield Case(family, "tiny", way, dtype="bfloat16")
+        for batch in list(BATCHES)[1:]:
+            yield Case(family, "tiny", way, batch=batch)
+    for family, way in product(("gemma2", "phi"), WAYS):
+        yield Case(family, "0.1B", way)
 
 
 @dataclass(frozen=True)
@@ -56,27 +105,19 @@ class Peak:
         return self.predicted / self.measured
 
 
-def measure(family: str, shape: str, *, checkpointing: bool) -> Peak:
+def measure(case: Case) -> Peak:
     """In a thread as the engine has one: another than the first has an arena of its own."""
-    with ThreadPoolExecutor(max_workers=1) as engine:
-        return engine.submit(_measure, family, shape, checkpointing=checkpointing).result()
+    with ThreadPoolExecutor(max_workers=1) as engine, tempfile.TemporaryDirectory() as base:
+        return engine.submit(_measure, case, Path(base)).result()
 
 
-def _measure(family: str, shape: str, *, checkpointing: bool) -> Peak:
-    """One row of a group: a shared prompt and four outputs."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    sizes, length = SHAPES[shape]
-    config = AutoConfig.for_model(
-        family, max_position_embeddings=4096, **dict(zip(NAMES, sizes, strict=True))
-    )
-    causal_lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    policy = Policy(causal_lm, Adapter(rank=16, alpha=32), torch.device("cpu"))
+def _measure(case: Case, base: Path) -> Peak:
+    policy = _policy(case, base)
     planner = memory.measure(policy, {memory.MEMORY_VARIABLE: str(1 << 40)})
     spec = loss_spec("importance_sampling", None)
 
-    def step(data: list[Datum]) -> int:
-        plan = planner.cut(data, Cut(1 << 20, checkpointing))
+    def step(data: list[Datum], row_tokens: int = ROWS) -> int:
+        plan = planner.cut(data, Cut(row_tokens, case.way == "checkpointed"))
         recut = planner.cut
         attempt(
             policy,
@@ -84,28 +125,59 @@ def _measure(family: str, shape: str, *, checkpointing: bool) -> Peak:
             lambda cut: recut(data, cut),
             lambda rows: gradients.add_loss(policy, rows, spec, 1.0, None),
         )
+        policy.drop_gradients()
         return plan.needed
 
-    step(_group(16, sizes[-1]))
-    policy.drop_gradients()
+    vocabulary = policy.limits.vocabulary
+    step(_sequences(vocabulary, 8, 8, 2))
     held = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    predicted = step(_group(length, sizes[-1]))
+    sizes, row_tokens = BATCHES[case.batch]
+    length = SHAPES[case.shape][1]
+    predicted = max(
+        step(_sequences(vocabulary, length * prompt // 8, length * output // 8, count), row_tokens)
+        for prompt, output, count in sizes
+    )
     # The planner keeps room for gradients apart from that for a batch.
     trained = sum(parameter.numel() for parameter in policy.parameters.values())
     return Peak(predicted + FLOAT32_BYTES * trained, _status("VmHWM") - held)
 
 
-def _group(length: int, vocabulary: int) -> list[Datum]:
+def _policy(case: Case, base: Path) -> Policy:
+    torch.manual_seed(0)
+    sizes, _ = SHAPES[case.shape]
+    config = AutoConfig.for_model(
+        case.family,
+        max_position_embeddings=4096,
+        **(dict(zip(NAMES, sizes, strict=True)) | PADDED.get(case.family, {})),
+    )
+    causal_lm = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype))
+    if case.adapter == "LoRA":
+        return Policy(causal_lm, Adapter(rank=16, alpha=32), torch.device("cpu"))
+    causal_lm.save_pretrained(base)
+    return Policy(causal_lm, Adapter(type="Full"), torch.device("cpu"), base)
+
+
+# Eighths of a sequence in the prompt and in each output, and how many outputs; tokens of a row.
+BATCHES: dict[str, tuple[list[tuple[int, int, int]], int]] = {
+    "group": ([(4, 4, 4)], ROWS),
+    "chain": ([(4, 12, 1)], ROWS),
+    "rows": ([(1, 1, 24)], 1),
+    "several": ([(1, 2, 3), (4, 4, 4), (2, 1, 8), (4, 2, 4), (3, 4, 4), (4, 4, 4)], ROWS),
+}
+
+
+def _sequences(vocabulary: int, prompt: int, output: int, count: int) -> list[Datum]:
+    """A group: a shared prompt and outputs."""
     generator = random.Random(0)
 
-    def tokens(count: int) -> tuple[int, ...]:
-        return tuple(generator.randrange(vocabulary) for _ in range(count))
+    def tokens(size: int) -> tuple[int, ...]:
+        return tuple(generator.randrange(vocabulary) for _ in range(size))
 
-    prompt, size = tokens(length // 2), length // 2
+    shared = tokens(prompt)
     return [
-        Datum(prompt, tokens(size), (-1.0,) * size, 1.0, 0.0, index, 0)
-        for index in range(SEQUENCES)
+        Datum(shared, tokens(output), (-1.0,) * output, 1.0, 0.0, index, 0)
+        for index in range(count)
     ]
 
 
@@ -116,17 +188,23 @@ def _status(name: str) -> int:
     raise ValueError(f"the kernel does not tell {name}")
 
 
+def chosen(words: Sequence[str]) -> list[Case]:
+    """The cases that have all the words, or one of those between commas."""
+    wanted = [set(word.split(",")) for word in words]
+    return [case for case in cases() if all(word & set(asdict(case).values()) for word in wanted)]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Predicted and measured memory of a batch")
-    parser.add_argument("family")
-    parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("checkpointing", choices=["plain", "checkpointed"])
+    parser = argparse.ArgumentParser(description="Predicted and measured memory of batches")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--times", type=int, default=1)
     given = parser.parse_args()
-    way = given.checkpointing == "checkpointed"
-    # A process that finds the alignment set before it imports torch.
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
-        found = process.submit(measure, given.family, given.shape, checkpointing=way).result()
-    print(json.dumps({**asdict(found), "ratio": round(found.ratio, 2)}))
+    torch.set_num_threads(1)
+    found = [case for case in chosen(given.words) for _ in range(given.times)]
+    # Forked, so that what takes seconds is imported once.
+    with get_context("fork").Pool(1, maxtasksperchild=1) as processes:
+        for case, peak in zip(found, processes.imap(measure, found, chunksize=1), strict=True):
+            print(json.dumps(asdict(case) | asdict(peak) | {"ratio": peak.ratio}), flush=True)
 
 
 if __name__ == "__main__":

@@ -315,6 +315,6 @@ def test_an_export_is_the_model_without_adams_state(
 
 
 def test_the_planner_counts_every_weight(full: Policy) -> None:
-    planner = LocalCompute(full).planner
-    assert planner.shape.rank == 0
-    assert planner.shape.trained == sum(value.numel() for value in full.parameters.values())
+    shape = LocalCompute(full).planner.costs.shape
+    assert shape.rank == 0
+    assert shape.trained == sum(value.numel() for value in full.parameters.values())

@@ -14,16 +14,17 @@ from tests.trainer.tiny import Volume
 
 from espalier.trainer import exhaustion, gradients, memory, plan, planner
 from espalier.trainer.compute import LocalCompute
+from espalier.trainer.costs import PackedCosts
 from espalier.trainer.data import Datum, datums
 from espalier.trainer.engine import Engine
 from espalier.trainer.losses import loss_spec
 from espalier.trainer.model import Policy
 from espalier.trainer.packing import Rows
-from espalier.trainer.planner import Cut, Heap, Plan, Planner, TooLargeError
+from espalier.trainer.planner import Cut, Plan, Planner, TooLargeError
 from espalier.trainer.problems import CommandError, UserMistakeError
 
 GIB = 1 << 30
-CUDA_CHUNK = 1 << 28
+COSTS = PackedCosts(QWEN3_4B, chunk_elements=1 << 28)
 LOSS = loss_spec("importance_sampling", None)
 ALONE = Cut(1, checkpointing=False)
 
@@ -39,7 +40,7 @@ def test_qwen3_4b_trains_long_rows_on_a_gpu_without_checkpointing(
     gigabytes: int, tokens: int
 ) -> None:
     free = int(memory.USABLE * gigabytes * 1e9) - 2 * QWEN3_4B.base_parameters
-    planner = Planner(QWEN3_4B, free - plan.training_bytes(QWEN3_4B), CUDA_CHUNK)
+    planner = Planner(COSTS, free - plan.training_bytes(QWEN3_4B))
     group = [datum(512, 1024, seed, prompt_seed=seed) for seed in range(8)]
     found = planner.plan(group, tokens)
     assert not found.cut.checkpointing
@@ -49,7 +50,7 @@ def test_qwen3_4b_trains_long_rows_on_a_gpu_without_checkpointing(
 
 def test_rows_shrink_before_layers_are_checkpointed_and_the_boundary_is_exact() -> None:
     group = [datum(100, 100, seed, prompt_seed=seed) for seed in range(4)]
-    roomy = Planner(QWEN3_4B, 1 << 60, CUDA_CHUNK)
+    roomy = Planner(COSTS, 1 << 60)
     alone = roomy.cut(group, ALONE).needed
     kept = replace(roomy, available=alone).plan(group, 4096)
     assert (kept.cut.checkpointing, len(kept.rows.moving)) == (False, 4)
@@ -59,7 +60,7 @@ def test_rows_shrink_before_layers_are_checkpointed_and_the_boundary_is_exact() 
 
 
 def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
-    planner = Planner(QWEN3_4B, 1 << 20, CUDA_CHUNK)
+    planner = Planner(COSTS, 1 << 20)
     with pytest.raises(TooLargeError) as caught:
         planner.plan([datum(10, 10, 1), datum(200, 300, 2, prompt_seed=9)], 4096)
     assert (caught.value.datum, caught.value.tokens) == (1, 500)
@@ -147,8 +148,7 @@ def test_a_log_from_before_cuts_were_kept_goes_on(volume: Volume, policy: Policy
 def test_gradients_do_not_depend_on_the_plan(policy: Policy) -> None:
     perturb(policy)
     compute = LocalCompute(policy)
-    # Layers this small take less than the heap's pieces when they are computed again.
-    compute.planner = replace(compute.planner, available=1 << 40, heap=Heap())
+    compute.planner = replace(compute.planner, available=1 << 40)
     compute.add_loss(compute.admit(batch(policy), LOSS), LOSS, 1.0, 3)
     whole = taken(policy)
     alone = compute.planner.cut(batch(policy), ALONE).needed

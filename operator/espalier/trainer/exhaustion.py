@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
+from espalier.trainer.allocator import mapping_blocks
 from espalier.trainer.packing import Rows
 from espalier.trainer.planner import GIB, Cut, Plan
 from espalier.trainer.problems import CommandError
@@ -45,7 +46,7 @@ def attempt(
         try:
             with (
                 _accumulated_apart(policy.parameters),
-                _checkpointing(policy, on=current.cut.checkpointing),
+                checkpointing(policy, on=current.cut.checkpointing),
             ):
                 return work(current.rows), current.cut
         except (MemoryError, RuntimeError) as error:
@@ -71,10 +72,12 @@ def attempt(
 
 
 @contextmanager
-def _checkpointing(policy: Policy, *, on: bool) -> Iterator[None]:
+def checkpointing(policy: Policy, *, on: bool) -> Iterator[None]:
+    """Has decoder layers keep only their input inside, or not."""
     before, policy.checkpointing = policy.checkpointing, on
     try:
-        yield
+        with mapping_blocks() if on and policy.device.type == "cpu" else nullcontext():
+            yield
     finally:
         policy.checkpointing = before
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.trainer import plan
+from espalier.trainer import exhaustion, plan
+from espalier.trainer.costs import PackedCosts, PaddedCosts, fit, padded_size
 from espalier.trainer.data import Datum
 from espalier.trainer.head import CHUNK_ELEMENTS
 from espalier.trainer.packing import Row, pack
@@ -28,12 +29,16 @@ logger = logging.getLogger(__name__)
 
 # Bytes that a batch may take beyond what the loaded model holds; overrides what is measured.
 MEMORY_VARIABLE = "ESPALIER_MEMORY_BYTES"
+# Tokens of the prompt, and of the output, of what is measured at start.
+_SHORT = 64
 # The rest is for the allocator's fragments and for what else the process does.
 USABLE = 0.85
-# glibc with aligned large blocks (espalier.trainer.allocator) was measured at up to 1.10, and at
-# 1.7 to 2.05 where layers are computed again: tests/trainer/peak.py. Torch's allocator on a GPU
-# splits its segments exactly.
-HEAPS = {"cpu": Heap(plain=1.15, checkpointing=2.25), "cuda": Heap()}
+# What the C allocator holds over the tensors that are predicted. The fast path was measured at up
+# to 1.0 where blocks are large and 1.45 where none has 2 MiB, the padded path, whose blocks are of
+# more sizes, at up to 1.2 and 1.9: tests/trainer/peak.py. Where layers are computed again large
+# blocks are mapped (espalier.trainer.allocator). Torch's allocator on a GPU splits exactly.
+HEAPS = {"cpu": Heap(plain=1.6, checkpointing=1.15), "cuda": Heap()}
+PADDED_HEAPS = {"cpu": Heap(plain=2.0, checkpointing=1.4), "cuda": Heap()}
 # Limit, use, and what of the use is file cache that the kernel drops under pressure.
 _CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -47,18 +52,47 @@ _CGROUP_FILES = (
 
 
 def measure(policy: Policy, environment: Mapping[str, str] = os.environ) -> Planner:
-    """The planner of a loaded policy, corrected by what one short row keeps."""
-    shape = policy_shape(policy)
-    generator = np.random.default_rng(0)
-    length = min(64, policy.limits.context // 2)
-    tokens = tuple(generator.integers(0, policy.limits.vocabulary, length).tolist())
-    (row,) = pack([Datum(tokens, tokens, (), 0.0, 0.0, 0, None)], 2 * length)
-    correction = kept_bytes(policy, row) / plan.saved_bytes(shape, plan.row_size(row))
+    """The planner of a loaded policy, from what short rows keep on the path that it takes."""
+    fast = policy.warning is None
+    costs = packed_costs(policy) if fast else padded_costs(policy)
+    heap = (HEAPS if fast else PADDED_HEAPS)[policy.device.type]
+    shape = costs.shape
     held = plan.training_bytes(shape) // policy.sharding.size + policy.sharding.gathered_bytes()
     available = read_available(policy.device, environment, held)
-    logger.info("memory for a batch: %.2f GiB, correction %.2f", available / GIB, correction)
-    chunk = CHUNK_ELEMENTS[policy.device.type]
-    return Planner(shape, available, chunk, correction, HEAPS[policy.device.type])
+    logger.info("memory for a batch: %.2f GiB, %s", available / GIB, costs)
+    return Planner(costs, available, heap)
+
+
+def packed_costs(policy: Policy) -> PackedCosts:
+    """Of the fast path, corrected by what one short row keeps."""
+    length = _length(policy)
+    shape, row = policy_shape(policy), _row(policy, length, length)
+    correction = kept_bytes(policy, row) / plan.saved_bytes(shape, plan.row_size(row))
+    return PackedCosts(shape, CHUNK_ELEMENTS[policy.device.type], correction)
+
+
+def padded_costs(policy: Policy) -> PaddedCosts:
+    """Of the padded path, from what three rows keep with and without their layers."""
+    length = _length(policy)
+    rows = [_row(policy, *sizes) for sizes in ((length // 2, 1), (length, 1), (1, length))]
+    kept = []
+    for checkpointing in (False, True):
+        with exhaustion.checkpointing(policy, on=checkpointing):
+            kept.append(fit([(padded_size(row), kept_bytes(policy, row)) for row in rows]))
+    whole, outside = kept
+    return PaddedCosts(policy_shape(policy), whole, outside)
+
+
+def _length(policy: Policy) -> int:
+    return min(_SHORT, policy.limits.context // 2)
+
+
+def _row(policy: Policy, prompt: int, output: int) -> Row:
+    """One sequence of so many tokens."""
+    tokens = np.random.default_rng(0).integers(0, policy.limits.vocabulary, prompt + output)
+    parts = tuple(tokens[:prompt].tolist()), tuple(tokens[prompt:].tolist())
+    (row,) = pack([Datum(*parts, (), 0.0, 0.0, 0, None)], 2 * _SHORT)
+    return row
 
 
 def policy_shape(policy: Policy) -> ModelShape:

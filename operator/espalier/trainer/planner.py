@@ -1,6 +1,6 @@
 """How a batch is cut into rows so that it fits in memory. Pure: equal batches are cut alike.
 
-What a row needs is the memory model of ``plan``, corrected by one row that was measured.
+What a row needs is for ``costs`` to say, by the path that computes it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from espalier.trainer import plan
+from espalier.trainer.costs import RowCosts
 from espalier.trainer.data import Datum
 from espalier.trainer.packing import Row, Rows, lay_out
-from espalier.trainer.plan import ModelShape
 from espalier.trainer.problems import CommandError
 
 GIB = 1 << 30
@@ -87,10 +86,8 @@ class Heap:
 class Planner:
     """Cuts batches for one model and device; ``available`` bytes may be taken by a batch."""
 
-    shape: ModelShape
+    costs: RowCosts
     available: int
-    chunk_elements: int
-    correction: float = 1.0
     heap: Heap = Heap()
 
     def plan(self, data: Sequence[Datum], row_tokens: int, still: Collection[int] = ()) -> Plan:
@@ -115,27 +112,16 @@ class Planner:
 
     def holds(self, found: Plan) -> bool:
         """Whether the graphs of all rows fit at once, as keeping a forward needs."""
-        kept = sum(
-            plan.saved_bytes(self.shape, plan.row_size(row), checkpointing=found.cut.checkpointing)
-            for row in found.rows.moving
-        )
-        held = self.heap.held(int(self.correction * kept), checkpointing=found.cut.checkpointing)
-        return held + found.needed <= self.available
+        checkpointing = found.cut.checkpointing
+        kept = sum(self.costs.saved(row, checkpointing=checkpointing) for row in found.rows.moving)
+        return self.heap.held(kept, checkpointing=checkpointing) + found.needed <= self.available
 
     def _needed(self, row: Row, cut: Cut) -> int:
-        tensors = plan.row_bytes(
-            self.shape,
-            plan.row_size(row),
-            chunk_elements=self.chunk_elements,
-            checkpointing=cut.checkpointing,
-            correction=self.correction,
-        )
+        tensors = self.costs.peak(row, checkpointing=cut.checkpointing)
         return self.heap.held(tensors, checkpointing=cut.checkpointing)
 
     def _scored(self, row: Row) -> int:
-        size = plan.row_size(row)
-        tensors = plan.score_bytes(self.shape, size, chunk_elements=self.chunk_elements)
-        return self.heap.held(tensors, checkpointing=False)
+        return self.heap.held(self.costs.scored(row), checkpointing=False)
 
     def _too_large(self, closest: Plan) -> TooLargeError:
         needs = [(self._needed(row, closest.cut), row) for row in closest.rows.moving]

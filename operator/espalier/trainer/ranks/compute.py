@@ -80,7 +80,7 @@ class RankedCompute(LocalCompute):
     @override
     def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
         # Shares depend on the data alone, so a kept forward is where its weights will go.
-        shares = share_out(data, len(self._channels) + 1, self.planner.shape)
+        shares = share_out(data, len(self._channels) + 1, self.planner.costs.shape)
         known: Sequence[Cut | None] = cuts if len(cuts) == len(shares) else [None] * len(shares)
         plans = [self._plan(_of(data, s), spec, cut) for s, cut in zip(shares, known, strict=True)]
         return Batch(tuple(data), tuple(shares), tuple(plans))
