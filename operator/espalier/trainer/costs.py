@@ -133,8 +133,10 @@ class PaddedCosts(RowCosts):
     def peak(self, row: Row, *, checkpointing: bool) -> int:
         size = padded_size(row)
         saved = self._saved(size, checkpointing=checkpointing)
-        # The probabilities are gone when the layers' backward begins.
-        in_layers = saved - self.outside.target * size.targets
+        # Probabilities, and logits under a soft cap, are gone when the layers' backward begins.
+        logits = self.shape.vocabulary * self.shape.dtype_bytes
+        capped = logits if self.outside.token >= logits else 0
+        in_layers = saved - self.outside.target * size.targets - capped * size.tokens
         again = self._layer(size) if checkpointing else 0.0
         return int(max(saved + self._head(size), in_layers + again + self._layer_moving(size)))
 
