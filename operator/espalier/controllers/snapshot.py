@@ -31,7 +31,10 @@ class Snapshot:
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self._parsed: dict[Key, tuple[int, BaseModel]] = {}
-        self._growths: dict[tuple[str, str], Growth] = {}
+        # By model; None where one of its Checkpoints was not understood.
+        self._growths: dict[tuple[str, str], Growth | None] = {}
+        for key in cache.keys(Checkpoint.__name__):
+            self._regrow(key, None, cache.get(key))
         cache.on_change(self._follow)
 
     def model(self, namespace: str, name: str) -> TrainableModel | None:
@@ -130,9 +133,12 @@ class Snapshot:
             self._regrow(key, old, new)
 
     def _regrow(self, key: Key, old: Body | None, new: Body | None) -> None:
+        """Each Checkpoint is parsed while its body is at hand, at a start between two pages."""
         models = {body["spec"]["modelRef"]["name"] for body in (old, new) if body is not None}
         for name in models:
-            growth = self._growths.get((key.namespace, name))
+            if (key.namespace, name) not in self._growths:
+                self._growths[key.namespace, name] = Growth()
+            growth = self._growths[key.namespace, name]
             if growth is None:
                 continue
             try:
@@ -142,13 +148,13 @@ class Snapshot:
                     growth.remove(key.name)
             except UnreadableError:
                 # Whoever asks for the lineage next is told.
-                del self._growths[key.namespace, name]
+                self._growths[key.namespace, name] = None
                 continue
             if growth.empty:
                 del self._growths[key.namespace, name]
 
     def _growth(self, namespace: str, name: str) -> Growth:
-        """Built when it is first asked for, and kept up to date from then on."""
+        """Kept up to date, and built anew once what was not understood is."""
         held = self._growths.get((namespace, name))
         if held is None:
             held = Growth(self._all(Checkpoint, namespace, model=name))

@@ -10,8 +10,7 @@ import builtins
 import logging
 import pickle
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Collection, Hashable, Iterable
 
 from espalier.core.manifests.labels import MODEL, ROLE, RUN
 from espalier.kube.objects import Body, Key, key_of, owner_of
@@ -24,41 +23,38 @@ TOMBSTONES = 1000
 Indexed = tuple[str, str, Hashable]
 
 
-def _reference_or_label(body: Body, field: str, label: str) -> Iterator[Hashable]:
+def _reference_or_label(body: Body, field: str, label: str) -> Hashable:
     reference = body.get("spec", {}).get(field, {}).get("name")
-    if name := reference or body["metadata"].get("labels", {}).get(label):
-        yield name
+    value: Hashable = reference or body["metadata"].get("labels", {}).get(label)
+    return value
 
 
-def _model(body: Body) -> Iterator[Hashable]:
+def _model(body: Body) -> Hashable:
     return _reference_or_label(body, "modelRef", MODEL)
 
 
-def _run(body: Body) -> Iterator[Hashable]:
+def _run(body: Body) -> Hashable:
     return _reference_or_label(body, "runRef", RUN)
 
 
-def _role(body: Body) -> Iterator[Hashable]:
-    if role := body["metadata"].get("labels", {}).get(ROLE):
-        yield role
+def _role(body: Body) -> Hashable:
+    role: Hashable = body["metadata"].get("labels", {}).get(ROLE)
+    return role
 
 
-def _owner(body: Body) -> Iterator[Hashable]:
-    if owner := owner_of(body):
-        yield owner
-
-
-def _origin(body: Body) -> Iterator[Hashable]:
+def _origin(body: Body) -> Hashable:
     """The checkpoint that a model forks from."""
-    if origin := body.get("spec", {}).get("source", {}).get("checkpointRef", {}).get("name"):
-        yield origin
+    source = body.get("spec", {}).get("source", {})
+    name: Hashable = source.get("checkpointRef", {}).get("name")
+    return name
 
 
-INDEXES: dict[str, Callable[[Body], Iterator[Hashable]]] = {
+# Nothing, or an empty text, is no value.
+INDEXES: dict[str, Callable[[Body], Hashable]] = {
     "model": _model,
     "run": _run,
     "role": _role,
-    "owner": _owner,
+    "owner": owner_of,
     "origin": _origin,
 }
 
@@ -163,7 +159,7 @@ class Cache:
             del self._deleted[next(iter(self._deleted))]
 
     def _reindex(self, key: Key, old: Body | None, new: Body | None) -> None:
-        before, after = set(_entries(key.kind, old)), set(_entries(key.kind, new))
+        before, after = _entries(key.kind, old), _entries(key.kind, new)
         for entry in before - after:
             del self._index[entry][key]
             if not self._index[entry]:
@@ -180,9 +176,7 @@ class Cache:
                 logger.exception("a listener failed on %s", key)
 
 
-def _entries(kind: str, body: Body | None) -> Iterator[Indexed]:
+def _entries(kind: str, body: Body | None) -> set[Indexed]:
     if body is None:
-        return iter(())
-    return chain.from_iterable(
-        ((kind, name, value) for value in values(body)) for name, values in INDEXES.items()
-    )
+        return set()
+    return {(kind, name, value) for name, of in INDEXES.items() if (value := of(body))}
