@@ -72,14 +72,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Heap:
-    """What an allocator holds over the bytes of the tensors at a row's peak, as factors."""
+    """What an allocator holds over the bytes of the tensors at a row's peak: factors and bytes."""
 
     plain: float = 1.0
     checkpointing: float = 1.0
+    besides: int = 0
 
     def held(self, tensors: int, *, checkpointing: bool) -> int:
         """The bytes that the process takes for so many of tensors."""
-        return int((self.checkpointing if checkpointing else self.plain) * tensors)
+        factor = self.checkpointing if checkpointing else self.plain
+        return int(factor * tensors) + self.besides
 
 
 @dataclass(frozen=True)
