@@ -28,6 +28,7 @@ LOCAL_AND_GLOBAL = {"layer_types": ["sliding_attention", "full_attention"]}
 FAST = [
     ("llama", {}),
     ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    ("llama", {"attention_dropout": 0.5}),
     ("qwen2", {"tie_word_embeddings": False}),
     ("qwen2", {"use_sliding_window": True, **WINDOW, **LOCAL_AND_GLOBAL}),
     ("qwen3", {"head_dim": 32}),
@@ -42,6 +43,8 @@ FAST = [
 PADDED = [
     ("gemma2", {**GEMMA, **WINDOW}, "attn_logit_softcapping"),
     ("gpt_neox", {"rotary_pct": 0.25}, "gpt_neox"),
+    # Its layers cannot be computed again, so that memory can only be saved by shorter rows.
+    ("gpt_neox_japanese", {"rotary_pct": 0.25}, "gpt_neox_japanese"),
     ("phi", {"partial_rotary_factor": 0.5}, "phi"),
     ("lfm2", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16}, "lfm2"),
 ]

@@ -57,6 +57,9 @@ def test_rows_shrink_before_layers_are_checkpointed_and_the_boundary_is_exact() 
     below = replace(roomy, available=alone - 1).plan(group, 4096)
     assert below.cut.checkpointing
     assert below.needed < alone
+    with pytest.raises(TooLargeError) as caught:
+        replace(roomy, available=alone - 1, checkpoints=False).plan(group, 4096)
+    assert caught.value.needed == alone
 
 
 def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
@@ -173,7 +176,7 @@ def test_out_of_memory_is_retried_carefully_then_answered(policy: Policy, error:
     tiny.add_loss(policy, batch(policy), LOSS, 1.0, 3)
     before = {name: p.grad.clone() for name, p in policy.parameters.items() if p.grad is not None}
     (chosen,) = compute.admit(batch(policy), LOSS).plans
-    again = compute.planner.cut(batch(policy), chosen.cut.careful())
+    again = compute.planner.cut(batch(policy), chosen.cut.careful(checkpointing=True))
     tried: list[tuple[Rows, bool]] = []
 
     def fails(rows: Rows) -> None:

@@ -59,12 +59,13 @@ def attempt(
         if policy.device.type == "cuda":
             torch.cuda.empty_cache()
         if not last:
-            current = recut(chosen.cut.careful())
+            current = recut(chosen.cut.careful(checkpointing=policy.can_checkpoint))
     raise CommandError(
         507,
         "OutOfMemory",
-        f"an allocation failed ({said}), again with rows of {current.cut.row_tokens} tokens and "
-        f"activation checkpointing; {chosen.needed / GIB:.3g} GiB were predicted; nothing of this "
+        f"an allocation failed ({said}), again with rows of {current.cut.row_tokens} tokens"
+        f"{' and activation checkpointing' if current.cut.checkpointing else ''}; "
+        f"{chosen.needed / GIB:.3g} GiB were predicted; nothing of this "
         "call was accumulated",
         "send smaller batches, lower sampling.maxTokens, or give the trainer more memory "
         "(spec.trainer.template)",

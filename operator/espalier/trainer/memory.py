@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from espalier.trainer import exhaustion, plan
-from espalier.trainer.costs import PackedCosts, PaddedCosts, fit, padded_size
+from espalier.trainer.costs import Kept, PackedCosts, PaddedCosts, fit, padded_size
 from espalier.trainer.data import Datum
 from espalier.trainer.head import CHUNK_ELEMENTS
 from espalier.trainer.packing import Row, pack
@@ -62,7 +62,7 @@ def measure(policy: Policy, environment: Mapping[str, str] = os.environ) -> Plan
     held = plan.training_bytes(shape) // policy.sharding.size + policy.sharding.gathered_bytes()
     available = read_available(policy.device, environment, held)
     logger.info("memory for a batch: %.2f GiB, %s", available / GIB, costs)
-    return Planner(costs, available, heap)
+    return Planner(costs, available, heap, policy.can_checkpoint)
 
 
 def packed_costs(policy: Policy) -> PackedCosts:
@@ -77,11 +77,16 @@ def padded_costs(policy: Policy) -> PaddedCosts:
     """Of the padded path, from what three rows keep with and without their layers."""
     length = _length(policy)
     rows = [_row(policy, *sizes) for sizes in ((length // 2, 1), (length, 1), (1, length))]
-    kept = []
-    for checkpointing in (False, True):
-        with exhaustion.checkpointing(policy, on=checkpointing):
-            kept.append(fit([(padded_size(row), kept_bytes(policy, row)) for row in rows]))
-    whole, outside = kept
+
+    def kept() -> Kept:
+        return fit([(padded_size(row), kept_bytes(policy, row)) for row in rows])
+
+    whole = kept()
+    # Of a family whose layers cannot be computed again all counts as theirs.
+    outside = Kept(0.0, 0.0, 0.0)
+    if policy.can_checkpoint:
+        with exhaustion.checkpointing(policy, on=True):
+            outside = kept()
     return PaddedCosts(policy_shape(policy), whole, outside)
 
 

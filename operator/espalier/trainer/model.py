@@ -49,6 +49,7 @@ class Policy:
     ) -> None:
         self.adapter = adapter
         self.device = device
+        _stop_chance(causal_lm)
         self.sharding = Whole()
         if adapter.type == "Full" and ranks > 1:
             # Onto the device in parts: nowhere need it be whole but here.
@@ -76,6 +77,11 @@ class Policy:
     def causal_lm(self) -> Any:
         """The Hugging Face model with its adapter, for those who measure it."""
         return self._causal_lm
+
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether the family's layers can be computed again; all of the fast path's can."""
+        return bool(self._causal_lm.supports_gradient_checkpointing)
 
     @property
     def checkpointing(self) -> bool:
@@ -206,6 +212,20 @@ def _trained(
     if base is None:
         raise ValueError("a model that is trained in full goes back to the files of its base")
     return Full(causal_lm, base)
+
+
+def _stop_chance(causal_lm: nn.Module) -> None:
+    """No dropout, no jitter of a router: log-probs are of the policy that sampled, and repeat.
+
+    Training mode must stay, because layers are computed again only in it. Families keep their rates
+    in Dropout modules, or as numbers that a forward reads.
+    """
+    for module in causal_lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if ("dropout" in name or "jitter" in name) and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _plain_attention(config: Any) -> str:

@@ -30,9 +30,9 @@ class Cut:
     row_tokens: int
     checkpointing: bool
 
-    def careful(self) -> Cut:
+    def careful(self, *, checkpointing: bool) -> Cut:
         """What is left to try when the prediction was too low."""
-        return Cut(max(1, self.row_tokens // 2), checkpointing=True)
+        return Cut(max(1, self.row_tokens // 2), checkpointing)
 
 
 # How every rank cut its share, by rank.
@@ -86,11 +86,15 @@ class Heap:
 
 @dataclass(frozen=True)
 class Planner:
-    """Cuts batches for one model and device; ``available`` bytes may be taken by a batch."""
+    """Cuts batches for one model and device; ``available`` bytes may be taken by a batch.
+
+    ``checkpoints`` is whether the model's layers can be computed again.
+    """
 
     costs: RowCosts
     available: int
     heap: Heap = Heap()
+    checkpoints: bool = True
 
     def plan(self, data: Sequence[Datum], row_tokens: int, still: Collection[int] = ()) -> Plan:
         """Rows of at most ``row_tokens``, shorter where memory needs it; raises TooLargeError.
@@ -98,7 +102,7 @@ class Planner:
         The datums of the indices ``still`` have no gradient. Checkpointing costs a forward pass,
         shorter rows cost little: so rows shrink first.
         """
-        for checkpointing in (False, True):
+        for checkpointing in (False, True) if self.checkpoints else (False,):
             for budget in _budgets(row_tokens):
                 found = self.cut(data, Cut(budget, checkpointing), still)
                 if found.needed <= self.available:
