@@ -24,7 +24,7 @@ from espalier.trainer.planner import Cut, Plan, Planner, TooLargeError
 from espalier.trainer.problems import CommandError, UserMistakeError
 
 GIB = 1 << 30
-COSTS = PackedCosts(QWEN3_4B, chunk_elements=1 << 28)
+COSTS = PackedCosts(QWEN3_4B, plan.HeadChunks(1 << 28))
 LOSS = loss_spec("importance_sampling", None)
 ALONE = Cut(1, checkpointing=False)
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from espalier.trainer import plan
 from espalier.trainer.packing import Row
-from espalier.trainer.plan import FLOAT32_BYTES, ModelShape
+from espalier.trainer.plan import FLOAT32_BYTES, HeadChunks, ModelShape
 
 
 class RowCosts(ABC):
@@ -41,7 +41,7 @@ class PackedCosts(RowCosts):
     """Of the fast path; ``correction`` is measured bytes over predicted bytes."""
 
     shape: ModelShape
-    chunk_elements: int
+    chunks: HeadChunks
     correction: float = 1.0
 
     @override
@@ -55,7 +55,7 @@ class PackedCosts(RowCosts):
         return plan.row_bytes(
             self.shape,
             plan.row_size(row),
-            chunk_elements=self.chunk_elements,
+            chunks=self.chunks,
             checkpointing=checkpointing,
             correction=self.correction,
         )
@@ -63,7 +63,7 @@ class PackedCosts(RowCosts):
     @override
     def scored(self, row: Row) -> int:
         size = plan.row_size(row)
-        return plan.score_bytes(self.shape, size, chunk_elements=self.chunk_elements)
+        return plan.score_bytes(self.shape, size, self.chunks)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from espalier.trainer.costs import Kept, PackedCosts, PaddedCosts, fit, padded_s
 from espalier.trainer.data import Datum
 from espalier.trainer.head import CHUNK_ELEMENTS
 from espalier.trainer.packing import Row, pack
-from espalier.trainer.plan import ModelShape
+from espalier.trainer.plan import FLOAT32_BYTES, HeadChunks, ModelShape
 from espalier.trainer.planner import GIB, Heap, Planner
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.ranks.world import read_world
@@ -70,7 +70,9 @@ def packed_costs(policy: Policy) -> PackedCosts:
     length = _length(policy)
     shape, row = policy_shape(policy), _row(policy, length, length)
     correction = kept_bytes(policy, row) / plan.saved_bytes(shape, plan.row_size(row))
-    return PackedCosts(shape, CHUNK_ELEMENTS[policy.device.type], correction)
+    device = policy.device.type
+    widened = device == "cpu" and shape.dtype_bytes < FLOAT32_BYTES
+    return PackedCosts(shape, HeadChunks(CHUNK_ELEMENTS[device], widened), correction)
 
 
 def padded_costs(policy: Policy) -> PaddedCosts:

@@ -17,8 +17,6 @@ from espalier.trainer.packing import Row
 FLOAT32_BYTES = 4
 # Of a trained weight at the height of a step: itself, gradient, both moments; and proposed anew.
 TRAINED_BYTES = (4 + 4) * FLOAT32_BYTES
-# At most: the buffer of logits and, over a narrow base, the probabilities and their narrow copy.
-HEAD_COPIES = 3
 # PEFT multiplies seven linears of a layer (q, k, v, o, gate, up, down) by default.
 _LINEARS = 7
 
@@ -65,6 +63,17 @@ class ModelShape:
     def base_parameters(self) -> int:
         """Parameters of the layers, the embedding and, unless tied to it, the head."""
         return self.trunk_parameters + (1 if self.tied else 2) * self.vocabulary * self.hidden
+
+
+@dataclass(frozen=True)
+class HeadChunks:
+    """How the head runs: so many ``elements`` of logits at once.
+
+    ``widened`` is whether a narrow weight is copied to float32 for it, as on a CPU.
+    """
+
+    elements: int
+    widened: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,22 +168,34 @@ def saved_bytes(shape: ModelShape, size: RowSize, *, checkpointing: bool = False
     return ends + shape.layers * size.tokens * shape.hidden * shape.dtype_bytes
 
 
-def head_bytes(shape: ModelShape, size: RowSize, chunk_elements: int) -> int:
+def head_bytes(
+    shape: ModelShape, size: RowSize, chunks: HeadChunks, *, gradients: bool = True
+) -> int:
     """The head while it runs: chunks of logits in float32, and the rows that it reads."""
-    rows = min(size.targets, max(1, chunk_elements // shape.vocabulary))
+    rows = min(size.targets, max(1, chunks.elements // shape.vocabulary))
     wide = max(shape.dtype_bytes, FLOAT32_BYTES)
+    weight = shape.vocabulary * shape.hidden * wide
     # The gradients of a trained head and of the embedding, before they are accumulated.
-    trained = 0 if shape.rank else 2 * shape.vocabulary * shape.hidden * wide
-    return (
-        trained + HEAD_COPIES * rows * shape.vocabulary * wide + size.targets * shape.hidden * wide
-    )
+    held = (0 if shape.rank else 2 * weight) + (weight if chunks.widened else 0)
+    logits = _logit_copies(shape, gradients=gradients) * rows * shape.vocabulary * wide
+    return held + logits + size.targets * shape.hidden * wide
+
+
+def _logit_copies(shape: ModelShape, *, gradients: bool) -> int:
+    """The buffer of logits, the probabilities, and over a narrow base their narrow copy.
+
+    Jacobian rows of a wide, frozen head are formed in the buffer itself (``head``).
+    """
+    if shape.dtype_bytes < FLOAT32_BYTES:
+        return 3
+    return 1 if shape.rank and gradients else 2
 
 
 def row_bytes(
     shape: ModelShape,
     size: RowSize,
     *,
-    chunk_elements: int,
+    chunks: HeadChunks,
     checkpointing: bool = False,
     correction: float = 1.0,
 ) -> int:
@@ -188,14 +209,14 @@ def row_bytes(
     # Recomputing a layer holds it whole while its gradients come into being.
     backward = 2 * layer if checkpointing else layer
     kept = saved_bytes(shape, size, checkpointing=checkpointing)
-    head = head_bytes(shape, size, chunk_elements)
+    head = head_bytes(shape, size, chunks)
     return int(correction * kept + max(correction * backward, head))
 
 
-def score_bytes(shape: ModelShape, size: RowSize, *, chunk_elements: int) -> int:
+def score_bytes(shape: ModelShape, size: RowSize, chunks: HeadChunks) -> int:
     """The peak of one row's forward without gradients: one layer and the head's chunks."""
     hidden = size.tokens * shape.hidden * max(shape.dtype_bytes, FLOAT32_BYTES)
-    head = head_bytes(shape, size, chunk_elements)
+    head = head_bytes(shape, size, chunks, gradients=False)
     return 2 * hidden + max(layer_bytes(shape, size), head)
 
 
