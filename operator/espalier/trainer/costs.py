@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from espalier.trainer import plan
 from espalier.trainer.packing import Row
-from espalier.trainer.plan import FLOAT32_BYTES, HeadChunks, ModelShape
+from espalier.trainer.plan import HeadChunks, ModelShape
 
 
 class RowCosts(ABC):
@@ -143,13 +143,9 @@ class PaddedCosts(RowCosts):
     @override
     def scored(self, row: Row) -> int:
         size = padded_size(row)
-        hidden = size.tokens * self.shape.hidden * self._wide
+        hidden = size.tokens * self.shape.hidden * self.shape.wide_bytes
         head = self._head(size) + self.outside.target * size.targets
         return int(2 * hidden + max(self._layer_moving(size) + self._layer(size), head))
-
-    @property
-    def _wide(self) -> int:
-        return max(self.shape.dtype_bytes, FLOAT32_BYTES)
 
     def _saved(self, size: PaddedSize, *, checkpointing: bool) -> float:
         if not checkpointing:
@@ -172,6 +168,5 @@ class PaddedCosts(RowCosts):
         """
         vocabulary = self.shape.vocabulary
         logits = size.tokens * (vocabulary * self.shape.dtype_bytes + self.outside.token)
-        read = size.targets * vocabulary * (self.shape.dtype_bytes + 2 * self._wide)
-        trained = 0 if self.shape.rank else 2 * vocabulary * self.shape.hidden * self._wide
-        return logits + read + trained
+        read = size.targets * vocabulary * (self.shape.dtype_bytes + 2 * self.shape.wide_bytes)
+        return logits + read + self.shape.head_gradient_bytes

@@ -54,6 +54,16 @@ class ModelShape:
         return self.kv_heads * self.head_dim
 
     @property
+    def wide_bytes(self) -> int:
+        """Of a number in the type that norms, logits and log-probs are computed in."""
+        return max(self.dtype_bytes, FLOAT32_BYTES)
+
+    @property
+    def head_gradient_bytes(self) -> int:
+        """The gradients of a trained head and of the embedding, before they are accumulated."""
+        return 0 if self.rank else 2 * self.vocabulary * self.hidden * self.wide_bytes
+
+    @property
     def trunk_parameters(self) -> int:
         """Parameters of all layers that multiply tokens."""
         attention = 2 * self.hidden * (self.query + self.key)
@@ -144,7 +154,7 @@ def layer_bytes(shape: ModelShape, size: RowSize) -> int:
     narrow = shape.dtype_bytes
     # Norms square in float32; PEFT hands every adapter a float32 copy of a narrower input.
     copied = 0 if narrow >= FLOAT32_BYTES else FLOAT32_BYTES
-    wide = max(narrow, FLOAT32_BYTES)
+    wide = shape.wide_bytes
     norms = shape.norms * stream * wide + 2 * stream * narrow
     if shape.qk_norm:
         norms += size.tokens * (shape.query + shape.key) * wide
@@ -161,7 +171,7 @@ def saved_bytes(shape: ModelShape, size: RowSize, *, checkpointing: bool = False
 
     With checkpointing a layer keeps its input only, and one layer at a time is computed again.
     """
-    wide = max(shape.dtype_bytes, FLOAT32_BYTES)
+    wide = shape.wide_bytes
     ends = size.tokens * shape.hidden * wide + size.targets * shape.hidden * shape.dtype_bytes
     if not checkpointing:
         return ends + shape.layers * layer_bytes(shape, size)
@@ -173,12 +183,10 @@ def head_bytes(
 ) -> int:
     """The head while it runs: chunks of logits in float32, and the rows that it reads."""
     rows = min(size.targets, max(1, chunks.elements // shape.vocabulary))
-    wide = max(shape.dtype_bytes, FLOAT32_BYTES)
-    weight = shape.vocabulary * shape.hidden * wide
-    # The gradients of a trained head and of the embedding, before they are accumulated.
-    held = (0 if shape.rank else 2 * weight) + (weight if chunks.widened else 0)
+    wide = shape.wide_bytes
+    copy = shape.vocabulary * shape.hidden * wide if chunks.widened else 0
     logits = _logit_copies(shape, gradients=gradients) * rows * shape.vocabulary * wide
-    return held + logits + size.targets * shape.hidden * wide
+    return shape.head_gradient_bytes + copy + logits + size.targets * shape.hidden * wide
 
 
 def _logit_copies(shape: ModelShape, *, gradients: bool) -> int:
@@ -215,7 +223,7 @@ def row_bytes(
 
 def score_bytes(shape: ModelShape, size: RowSize, chunks: HeadChunks) -> int:
     """The peak of one row's forward without gradients: one layer and the head's chunks."""
-    hidden = size.tokens * shape.hidden * max(shape.dtype_bytes, FLOAT32_BYTES)
+    hidden = size.tokens * shape.hidden * shape.wide_bytes
     head = head_bytes(shape, size, chunks, gradients=False)
     return 2 * hidden + max(layer_bytes(shape, size), head)
 
