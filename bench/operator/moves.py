@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import statistics
 import time
 
-from bench.operator.process import operator
+from bench.operator.process import api_server, operator
 from bench.operator.scale import checkpoint
 from dev.apiserver import ApiServer
 from tests.simulation.kubelet import RESOLVED
@@ -67,10 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moves", type=int, default=100)
     options = parser.parse_args()
-    with ApiServer() as server:
-        server.apply_crds()
-        server.create_namespace(NAMESPACE)
-        os.environ["KUBECONFIG"] = str(server.kubeconfig)
+    with api_server(NAMESPACE) as server:
         took = sorted(asyncio.run(measure(server, options.moves)))
     p99 = took[min(len(took) - 1, round(0.99 * len(took)))]
     print(f"head moves: p50 {statistics.median(took):.3f} s, p99 {p99:.3f} s over {len(took)}")

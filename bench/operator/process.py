@@ -7,12 +7,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+from dev.apiserver import ApiServer
 from dev.ports import free_port
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -88,9 +89,46 @@ def _total(found: list[tuple[str, str, str]], name: str, label: str = "") -> flo
     )
 
 
+@dataclass(frozen=True)
+class ColdStart:
+    """From the process to the last pass; the peak in MiB."""
+
+    seconds: float
+    cpu_seconds: float
+    writes: float
+    peak_mib: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.seconds:.1f} s, {self.cpu_seconds:.1f} s of CPU, {self.writes:.0f} writes (1 "
+            f"is the Lease's or the Secret's), peak resident {self.peak_mib:.0f} MiB"
+        )
+
+
+async def cold_start(kubeconfig: Path, namespace: str, tree: Path | None = None) -> ColdStart:
+    """Starts an operator over what there is, and ends it once it has looked at all."""
+    async with operator(kubeconfig, namespace, tree) as running:
+        done = await running.settled()
+        seconds = done.seconds - running.started
+        return ColdStart(seconds, done.cpu_seconds, done.writes, running.peak_mib())
+
+
+@contextmanager
+def api_server(*namespaces: str) -> Iterator[ApiServer]:
+    """An API server with our CRDs, which this process and the operators it starts talk to."""
+    with ApiServer() as server:
+        server.apply_crds()
+        for namespace in namespaces:
+            server.create_namespace(namespace)
+        os.environ["KUBECONFIG"] = str(server.kubeconfig)
+        yield server
+
+
 @asynccontextmanager
-async def operator(kubeconfig: Path, namespace: str) -> AsyncIterator[OperatorProcess]:
-    """An operator for one namespace, until the block ends."""
+async def operator(
+    kubeconfig: Path, namespace: str, tree: Path | None = None
+) -> AsyncIterator[OperatorProcess]:
+    """An operator for one namespace, until the block ends; of another working tree if told so."""
     port = free_port()
     environment = {
         **os.environ,
@@ -103,6 +141,8 @@ async def operator(kubeconfig: Path, namespace: str) -> AsyncIterator[OperatorPr
         "ESPALIER_GATEWAY_URL": "http://gateway",
         "ESPALIER_HEALTH_PORT": str(port),
     }
+    if tree is not None:
+        environment["PYTHONPATH"] = str(tree / "operator")
     started = time.monotonic()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "espalier.controllers"), env=environment

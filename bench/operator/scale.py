@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
-from bench.operator.process import OperatorProcess, Reading, operator
+from bench.operator.process import OperatorProcess, Reading, api_server, cold_start, operator
 from dev.apiserver import ApiServer
 
 from espalier.api.wire import Commit
@@ -159,13 +158,7 @@ async def measure(server: ApiServer, models: int, checkpoints: int, listed: int)
             at_many = await scale.touch(running, many, "many")
             print(f"event of a Checkpoint at {many * models}: {at_many:.2f} ms of CPU")
             print(f"peak resident while growing: {running.peak_mib():.0f} MiB")
-        async with operator(server.kubeconfig, NAMESPACE) as running:
-            done = await running.settled()
-            print(
-                f"cold start to reconciled: {done.seconds - running.started:.1f} s, "
-                f"{done.cpu_seconds:.1f} s of CPU, {done.writes:.0f} writes (1 is the Lease's or "
-                f"the Secret's), peak resident {running.peak_mib():.0f} MiB"
-            )
+        print(f"cold start to reconciled: {await cold_start(server.kubeconfig, NAMESPACE)}")
         print(f"kubectl get checkpoints of {listed}: {await scale.listed(listed):.2f} s")
 
 
@@ -184,11 +177,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=10_000)
     parser.add_argument("--listed", type=int, default=2_000)
     options = parser.parse_args()
-    with ApiServer() as server:
-        server.apply_crds()
-        for namespace in (NAMESPACE, LISTED):
-            server.create_namespace(namespace)
-        os.environ["KUBECONFIG"] = str(server.kubeconfig)
+    with api_server(NAMESPACE, LISTED) as server:
         asyncio.run(measure(server, options.models, options.checkpoints, options.listed))
 
 

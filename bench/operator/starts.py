@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 from pathlib import Path
 from statistics import median
 
-from bench.operator.process import Reading, operator
+from bench.operator.process import api_server, cold_start
 from bench.operator.scale import NAMESPACE, Scale
 from dev.apiserver import ApiServer
 
@@ -26,26 +25,15 @@ async def measure(server: ApiServer, trees: list[Path], checkpoints: int, times:
         await scale.populate()
         await scale.grow(1, checkpoints // models)
     # The statuses of what is new are written once.
-    await _start(server, trees[0])
+    await cold_start(server.kubeconfig, NAMESPACE, trees[0])
     taken: dict[Path, list[float]] = {tree: [] for tree in trees}
     for _ in range(times):
         for tree in trees:
-            seconds, done, peak = await _start(server, tree)
-            taken[tree].append(seconds)
-            print(
-                f"{tree}: {seconds:.1f} s, {done.cpu_seconds:.1f} s of CPU, {done.writes:.0f} "
-                f"writes, peak resident {peak:.0f} MiB"
-            )
-    for tree, seconds_of in taken.items():
-        print(f"{tree}: median {median(seconds_of):.1f} s, lowest {min(seconds_of):.1f} s")
-
-
-async def _start(server: ApiServer, tree: Path) -> tuple[float, Reading, float]:
-    """Seconds from the process to the last pass, what it had done by then, and its peak in MiB."""
-    os.environ["PYTHONPATH"] = str(tree / "operator")
-    async with operator(server.kubeconfig, NAMESPACE) as running:
-        done = await running.settled()
-        return done.seconds - running.started, done, running.peak_mib()
+            start = await cold_start(server.kubeconfig, NAMESPACE, tree)
+            taken[tree].append(start.seconds)
+            print(f"{tree}: {start}")
+    for tree, seconds in taken.items():
+        print(f"{tree}: median {median(seconds):.1f} s, lowest {min(seconds):.1f} s")
 
 
 def main() -> None:
@@ -54,11 +42,8 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=10_000)
     parser.add_argument("--times", type=int, default=6)
     options = parser.parse_args()
-    with ApiServer() as server:
-        server.apply_crds()
-        server.create_namespace(NAMESPACE)
-        os.environ["KUBECONFIG"] = str(server.kubeconfig)
-        trees = [tree.resolve() for tree in options.trees]
+    trees = [tree.resolve() for tree in options.trees]
+    with api_server(NAMESPACE) as server:
         asyncio.run(measure(server, trees, options.checkpoints, options.times))
 
 
