@@ -10,7 +10,7 @@ env: ## the Python environment, linked as .venv
 	@dev/env.sh
 
 tools: ## kind, kubectl, helm and the Kubernetes binaries, built once
-	@dev/tools.sh cluster
+	@dev/cluster.sh tools
 
 cluster-up: ## a kind cluster with a registry (NODES=2 for two nodes; CLUSTER=current for the one in use)
 	@dev/cluster.sh up
@@ -27,10 +27,10 @@ cluster-clean: ## remove the cluster and the stored images
 images: env ## build all images and push them to the local registry
 	@dev/image.sh all
 
-demo: env ## train a model on a local cluster, look at its tree, roll it back
+demo: ## train a model on a local cluster, look at its tree, roll it back
 	@dev/demo.sh
 
-test: env ## every test, end-to-end included
+test: ## every test, end-to-end included
 	@dev/test.sh
 
 bench: env ## measure speed and size

@@ -23,7 +23,9 @@ esac
 # shellcheck source=dev/podman.sh
 if [ "$engine" = podman ]; then . "$root/dev/podman.sh"; fi
 
-node_image() { if [ "$engine" = docker ]; then echo "$stock_image"; else "$root/dev/node-image.sh"; fi; }
+node_image() { if [ "$engine" = docker ]; then echo "$stock_image"; else "$root/dev/node-image.sh" node; fi; }
+# An image with the registry in it: Debian's is in the base of our node image, long before that has its binaries.
+registry_image() { if [ "$engine" = docker ]; then echo registry:2; else "$root/dev/node-image.sh" base; fi; }
 
 ensure_network() { "$engine" network inspect "$network" >/dev/null 2>&1 || "$engine" network create "$network" >/dev/null; }
 running() { [ "$("$engine" inspect -f '{{.State.Running}}' "$1" 2>/dev/null)" = true ]; }

@@ -4,9 +4,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
-dev/env.sh
+dev/preflight.sh test
+dev/setup.sh gitops
 make --no-print-directory lint
-dev/tools.sh gitops
-dev/cluster.sh up
-dev/image.sh all
 exec .venv/bin/python -m pytest "$@"
