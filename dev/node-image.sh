@@ -9,7 +9,7 @@ set -euo pipefail
 packages=systemd,systemd-sysv,dbus,ca-certificates,kmod,iproute2,iptables,nftables,procps,util-linux,mount,hostname
 packages=$packages,conntrack,ethtool,libseccomp2,curl,jq,socat,containerd,runc,containernetworking-plugins,busybox-static,docker-registry
 
-kubernetes=$(sed -n 's/^require k8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/kubernetes/go.mod")
+kubernetes=$(sed -n 's/^require k8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/cluster/go.mod")
 base_key=$(echo "$packages" | hash_of)
 base=localhost/espalier-node-base:$base_key
 key=$(echo "$base_key" | hash_of dev/node/{archive.py,configure.sh,Dockerfile,load-images.sh,load-images.service,storage.yaml} dev/go/*/go.mod dev/go/*/go.sum dev/node-image.sh)
@@ -55,7 +55,7 @@ stage_context() {
   local images kind_files
   rm -rf "$work"
   mkdir -p "$work/bin"
-  kind_files=$(cd "$root/dev/go/kind" && go_list_dir sigs.k8s.io/kind)/images/base/files
+  kind_files=$(cd "$root/dev/go/cluster" && go_list_dir sigs.k8s.io/kind)/images/base/files
   cp -r --no-preserve=mode "$kind_files" "$work/kind-base"
   rm -rf "$work/kind-base/LICENSES" "$work/kind-base/kind/README.txt"
   cp "$bin/kubelet" "$bin/kubeadm" "$bin/kubectl" "$work/bin/"

@@ -15,22 +15,24 @@ export GOTOOLCHAIN=local GOFLAGS="-mod=mod -buildvcs=false" CGO_ENABLED=0
 k8s=k8s.io/kubernetes/cmd
 # TOOL=MODULE PACKAGE: the module is a directory of dev/go.
 declare -A source=(
-  [etcd]="etcd go.etcd.io/etcd/server/v3"
-  [kube-apiserver]="kubernetes $k8s/kube-apiserver"
-  [kube-controller-manager]="kubernetes $k8s/kube-controller-manager"
-  [kube-scheduler]="kubernetes $k8s/kube-scheduler"
-  [kube-proxy]="kubernetes $k8s/kube-proxy"
-  [kubelet]="kubernetes $k8s/kubelet"
-  [kubeadm]="kubernetes $k8s/kubeadm"
-  [kubectl]="kubernetes $k8s/kubectl"
-  [coredns]="coredns github.com/coredns/coredns"
-  [local-path-provisioner]="local-path-provisioner github.com/rancher/local-path-provisioner"
-  [kind]="kind sigs.k8s.io/kind"
-  [helm]="helm helm.sh/helm/v3/cmd/helm"
-  [argocd]="argocd ."
+  [kube-apiserver]="cluster $k8s/kube-apiserver"
+  [kube-controller-manager]="cluster $k8s/kube-controller-manager"
+  [kube-scheduler]="cluster $k8s/kube-scheduler"
+  [kube-proxy]="cluster $k8s/kube-proxy"
+  [kubelet]="cluster $k8s/kubelet"
+  [kubeadm]="cluster $k8s/kubeadm"
+  [kubectl]="cluster $k8s/kubectl"
+  [etcd]="cluster go.etcd.io/etcd/server/v3"
+  [coredns]="cluster github.com/coredns/coredns"
+  [local-path-provisioner]="cluster github.com/rancher/local-path-provisioner"
+  [kind]="cluster sigs.k8s.io/kind"
+  [helm]="cluster helm.sh/helm/v3/cmd/helm"
+  [kubectl-krew]="cluster sigs.k8s.io/krew/cmd/krew"
+  [argocd]="argocd espalier.dev/dev/go/argocd"
   [kustomize-controller]="flux github.com/fluxcd/kustomize-controller"
-  [kubectl-krew]="krew sigs.k8s.io/krew/cmd/krew"
 )
+# It spells the name of a module in other letters than Kubernetes does, and one `go build` refuses both.
+apart=local-path-provisioner
 declare -A group=(
   [nodes]="etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubeadm kubectl coredns local-path-provisioner"
   [clients]="kubectl helm"
@@ -42,7 +44,7 @@ declare -A group=(
 # Without these the API server calls itself v0.0.0-master and version-skew checks of clients misread it.
 kubernetes_ldflags() {
   local version minor package
-  version=$(sed -n 's/^require k8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/kubernetes/go.mod")
+  version=$(sed -n 's/^require k8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/cluster/go.mod")
   minor=$(echo "$version" | cut -d. -f2)
   for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
     printf -- '-X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s -X %s.gitTreeState=clean -X %s.gitCommit=%040d -X %s.buildDate=1970-01-01T00:00:00Z ' \
@@ -59,29 +61,34 @@ compile() {
   local module=$1 ldflags="-s -w" packages=() tool key go output=$bin/.new-$1
   shift
   key=$(cd "$root" && key_of "$module")
-  [ "$module" != kubernetes ] || ldflags="$ldflags $(kubernetes_ldflags)"
+  [ "$module" != cluster ] || ldflags="$ldflags $(kubernetes_ldflags)"
   for tool in "$@"; do packages+=("${source[$tool]#* }"); done
   go=$(find_go)
   rm -rf "$output" && mkdir "$output"
   cd "$root/dev/go/$module"
-  # Names come from the packages, as Go has it, but for a module's single tool.
-  if [ $# -gt 1 ]; then target=$output/; else target=$output/$1; fi
-  nice -n 10 "$go" build -v -trimpath -gcflags=all=-dwarf=false -ldflags "$ldflags" -o "$target" "${packages[@]}"
+  "$go" build -v -trimpath -gcflags=all=-dwarf=false -ldflags "$ldflags" -o "$output/" "${packages[@]}"
   for tool in "$@"; do
-    mv "$output/$tool" "$bin/$tool"
+    mv "$output/$(name_of "${source[$tool]#* }")" "$bin/$tool"
     echo "$key" >"$bin/.$tool.key"
   done
   rm -rf "$output"
 }
 
+# What `go build` calls the binary of a package: the last part of its path that is no version.
+name_of() { basename "$(echo "$1" | sed -E 's#/v[0-9]+$##')"; }
+
 build() {
-  local module=$1 missing=() tool key
+  local module=$1 missing=() alone='' tool key
   shift
   exec {module_fd}>"$cache/go-$module.lock"
   flock -w 3600 "$module_fd" || die "another build of dev/go/$module has not ended within an hour."
   key=$(cd "$root" && key_of "$module")
-  for tool in "$@"; do is_built "$tool" "$key" || missing+=("$tool"); done
+  for tool in "$@"; do
+    if is_built "$tool" "$key"; then continue; fi
+    if [ "$tool" = "$apart" ]; then alone=$tool; else missing+=("$tool"); fi
+  done
   [ ${#missing[@]} -eq 0 ] || step "go-$module" "building ${missing[*]} (once per version)" compile "$module" "${missing[@]}"
+  [ -z "$alone" ] || step "go-$alone" "building $alone (once per version)" compile "$module" "$alone"
   exec {module_fd}>&-
 }
 
