@@ -47,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "apiserver" in getattr(item, "fixturenames", ()):
             item.add_marker("apiserver")
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(dealing.group(item.path)))
-    items.sort(key=lambda item: dealing.turn(item.path))
+        vllm = item.get_closest_marker("vllm") is not None
+        item.add_marker(pytest.mark.xdist_group(dealing.group(item.path, vllm=vllm)))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return dealing.turn(marker.args[0])
