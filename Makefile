@@ -1,7 +1,7 @@
 # The commands of the project. `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env tools cluster-up cluster-down cluster-status cluster-clean images demo test lint format bench bench-trainer bench-operator bench-gateway crds constraints krew
+.PHONY: help env tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table lint format bench bench-trainer bench-operator bench-gateway crds constraints krew
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -30,8 +30,14 @@ images: env ## build all images and push them to the local registry
 demo: ## train a model on a local cluster, look at its tree, roll it back
 	@dev/demo.sh
 
-test: ## every test, end-to-end included
+test: ## every kind of test, end-to-end included; of exhaustive ones a sample
+	@dev/test.sh -m "not exhaustive"
+
+test-all: ## every test: also every point of death, every version of HUD's client, long simulations
 	@dev/test.sh
+
+test-table: env ## write what the last run of the tests took into docs/tests.md
+	@.venv/bin/python -m dev.test_table --write
 
 bench: env ## measure speed and size
 	@bench/run.sh
