@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 from dev.apiserver import ApiServer
 from dev.ports import free_port
-from tests.gateway.process import apply, manifests, signing_key, started, training, until
+from tests.gateway.process import apply, served, signing_key, started, trained, until
 
 NAMESPACE = "bench"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -53,7 +53,9 @@ async def gateway(
         *("create", "clusterrolebinding", "bench", "--clusterrole=cluster-admin"),
         f"--serviceaccount={NAMESPACE}:default",
     )
-    apply(server, NAMESPACE, *manifests(port, digest), *training(port), signing_key(private_key))
+    served(server, NAMESPACE, port, digest)
+    trained(server, NAMESPACE, port)
+    apply(server, NAMESPACE, signing_key(private_key))
     token = server.kubectl("create", "token", "default", "-n", NAMESPACE).strip()
     ours = free_port()
     environment = {

@@ -1,7 +1,8 @@
 """Short-lived EdDSA tokens between operator, gateway, trainer and rollouts (RFC 8037).
 
 Operator and gateway hold the private key; trainer and rollout pods hold only the public one, in
-``ESPALIER_PUBLIC_KEY`` (PEM), and accept tokens whose audience is their own ``namespace/model``.
+``ESPALIER_PUBLIC_KEY`` (PEM), and accept tokens whose audience is their own
+``namespace/model/role/uid``: a token that one pod was shown is of no use at another.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Subject = Literal["operator", "gateway"]
 
 
 class IdentityError(Exception):
-    """The token is missing, expired, forged or meant for another model."""
+    """The token is missing, expired, forged or meant for another pod."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def public_key(private_pem: str) -> str:
 
 
 def issue(private_pem: str, subject: Subject, audience: str, epoch: int = 0) -> str:
-    """A token for one model (``namespace/model``), valid for two minutes."""
+    """A token for one pod (see ``names.audience``), valid for two minutes."""
     now = int(time.time())
     claims = {
         "iss": "espalier",

@@ -18,10 +18,10 @@ from tests.gateway.process import (
     PATIENCE_SECONDS,
     apply,
     logged,
-    manifests,
+    served,
     signing_key,
     started,
-    training,
+    trained,
     until,
 )
 from tests.gateway.test_completions import ASK, answer
@@ -50,7 +50,8 @@ async def test_it_is_ready_once_it_can_serve_and_finishes_what_it_holds(
 
     port = (await upstream(pod)).port
     ours, metrics_port = free_port(), free_port()
-    apply(apiserver, users.namespace, *manifests(port, digest("a1")), *training(port))
+    served(apiserver, users.namespace, port, digest("a1"))
+    trained(apiserver, users.namespace, port)
     environment = {
         "KUBECONFIG": str(apiserver.kubeconfig),
         "POD_NAMESPACE": users.namespace,

@@ -130,6 +130,7 @@ class Team:
 
     def _running(self, pod: Body) -> Body:
         role = pod["metadata"]["labels"]["espalier.dev/role"]
+        self.servers.uids[role] = pod["metadata"]["uid"]
         ended = role == "importer"
         ip = self.addresses.get(role, "127.0.0.1")
         state: Body = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}

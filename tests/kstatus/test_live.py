@@ -61,9 +61,9 @@ async def test_kubectl_waits_end_and_the_operator_owns_no_field_of_a_user(
         await stage.apply("TrainableModel", "tiny", model_spec())
         await stage.apply("TrainingRun", "digits", run_spec("tiny", 2, driver="Client"))
         await stage.play("importer", "127.77.0.1", RESOLVED)
-        await stage.play("rollout", ROLLOUT_IP)
+        await stage.play("rollout", ROLLOUT_IP, by=servers)
         await kubectl("wait", "checkpointhead/tiny", "--for=condition=Ready", "--timeout=150s")
-        await stage.play("trainer", TRAINER_IP)
+        await stage.play("trainer", TRAINER_IP, by=servers)
         await kubectl("wait", "trainingrun/digits", "--for=condition=Ready", "--timeout=150s")
         for step in (1, 2):
             await servers.trainer.step("tiny")

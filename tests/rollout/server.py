@@ -74,6 +74,7 @@ def start(
     private_key: str = "",
     model: str = "tiny",
     namespace: str = NAMESPACE,
+    uid: str = "uid-1",
     dtype: str = "float32",
     max_model_tokens: int = 256,
     max_adapters: int = 3,
@@ -87,6 +88,7 @@ def start(
     told = {
         "ESPALIER_MODEL": model,
         "ESPALIER_NAMESPACE": namespace,
+        "ESPALIER_POD_UID": uid,
         "ESPALIER_VOLUME": str(volume),
         "ESPALIER_BASE": base,
         "ESPALIER_PUBLIC_KEY": identity.public_key(private_key),
@@ -107,7 +109,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    audience = names.audience(namespace, model)
+    audience = names.audience(namespace, model, "rollout", uid)
     return Rollout(process, f"http://127.0.0.1:{port}", private_key, audience, log)
 
 

@@ -13,6 +13,7 @@ from espalier.rollout.settings import SettingsError, read
 GOOD = {
     "ESPALIER_MODEL": "arith",
     "ESPALIER_NAMESPACE": "default",
+    "ESPALIER_POD_UID": "uid-1",
     "ESPALIER_VOLUME": "/weights",
     "ESPALIER_BASE": "sha256:" + "a" * 64,
     "ESPALIER_PUBLIC_KEY": "PEM",

@@ -53,7 +53,9 @@ class Stage:
             await asyncio.sleep(0.02)
         raise AssertionError(f"{kind} {name} stays {json.dumps(body.get('status'), indent=1)}")
 
-    async def play(self, role: str, ip: str, ended: Body | None = None) -> None:
+    async def play(
+        self, role: str, ip: str, ended: Body | None = None, *, by: Servers | None = None
+    ) -> None:
         """Be the node of the pod of a role: it runs, or has ended with this message."""
         labels = {"espalier.dev/role": role}
         for _ in range(WAIT_SECONDS * 10):
@@ -62,6 +64,8 @@ class Stage:
                 break
             await asyncio.sleep(0.1)
         pod = pods[0]
+        if by is not None:
+            by.uids[role] = pod["metadata"]["uid"]
         state: Body = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
         if ended is not None:
             state = {"terminated": {"exitCode": 0, "message": json.dumps(ended)}}
@@ -138,9 +142,9 @@ async def test_an_edit_of_the_head_goes_all_the_way_through_a_real_api_server(
         await stage.apply("TrainableModel", "tiny", model_spec())
         await stage.apply("TrainingRun", "digits", run_spec("tiny", 3, driver="Client"))
         await stage.play("importer", "127.77.0.1", RESOLVED)
-        await stage.play("rollout", ROLLOUT_IP)
+        await stage.play("rollout", ROLLOUT_IP, by=servers)
         await stage.until("CheckpointHead", "tiny", is_current(""))
-        await stage.play("trainer", TRAINER_IP)
+        await stage.play("trainer", TRAINER_IP, by=servers)
         await stage.until("TrainingRun", "digits", has_reason("Training"))
         for step in (1, 2, 3):
             await servers.trainer.step("tiny")

@@ -22,7 +22,7 @@ from espalier.trainer.service import Service
 from espalier.trainer.store import CheckpointStore
 
 PRIVATE = identity.generate_private_key()
-AUDIENCE = "default/arith"
+AUDIENCE = "default/arith/trainer/uid-1"
 LIMIT_BYTES = 4 << 20
 
 Client = TestClient[Any, Any]

@@ -44,7 +44,7 @@ from espalier.trainer.model import Policy
 from espalier.trainer.service import DIGEST, Service
 
 PRIVATE = identity.generate_private_key()
-AUDIENCE = "default/arith"
+AUDIENCE = "default/arith/trainer/uid-1"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 # Of the suite: the same few choices every time. Otherwise so many random ones.
 HISTORIES = int(os.environ.get("ESPALIER_HISTORIES", "0"))

@@ -46,6 +46,7 @@ def environment(volume: Volume, adapter: Adapter = tiny.ADAPTER, **changes: str)
         **os.environ,
         "ESPALIER_MODEL": tiny.MODEL,
         "ESPALIER_NAMESPACE": "default",
+        "ESPALIER_POD_UID": "uid-1",
         "ESPALIER_VOLUME": str(volume.path),
         "ESPALIER_BASE": volume.base,
         "ESPALIER_PUBLIC_KEY": "unused",

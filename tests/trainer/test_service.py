@@ -22,6 +22,7 @@ from tests.trainer.tiny import Volume
 
 from espalier import identity
 from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY, CommitPage
+from espalier.core.names import audience
 from espalier.trainer.commands import Answer
 from espalier.trainer.commits import CommitFeed
 from espalier.trainer.compute import LocalCompute
@@ -33,16 +34,21 @@ from espalier.trainer.store import CheckpointStore
 from espalier.trainer.watchdog import Watchdog
 
 PRIVATE = identity.generate_private_key()
-AUDIENCE = "default/arith"
+AUDIENCE = audience("default", "arith", "trainer", "uid-1")
 STARTED_SECONDS = 120.0
 
 Client = TestClient[Any, Any]
 
 
 def bearer(
-    subject: identity.Subject = "gateway", epoch: int = 0, audience: str = AUDIENCE
+    subject: identity.Subject = "gateway", epoch: int = 0, name: str = AUDIENCE
 ) -> dict[str, str]:
-    return {"Authorization": f"Bearer {identity.issue(PRIVATE, subject, audience, epoch)}"}
+    return {"Authorization": f"Bearer {identity.issue(PRIVATE, subject, name, epoch)}"}
+
+
+def meant_for(*pod: str) -> dict[str, str]:
+    """The operator's token for another pod: namespace, model, role and uid."""
+    return bearer("operator", name=audience(*pod))
 
 
 @pytest.fixture
@@ -129,7 +135,11 @@ async def test_answers_carry_exactly_the_fields_that_hud_clients_take(client: Cl
     [
         (dict, "/train/state", 401),
         (lambda: {"Authorization": "Bearer x"}, "/train/state", 401),
-        (lambda: bearer(audience="default/other"), "/train/state", 401),
+        (lambda: meant_for("default", "other", "trainer", "uid-1"), "/train/state", 401),
+        (lambda: meant_for("another", "arith", "trainer", "uid-1"), "/train/state", 401),
+        # What a rollout of the model was shown, and what the trainer's pod before this one was.
+        (lambda: meant_for("default", "arith", "rollout", "uid-1"), "/assign", 401),
+        (lambda: meant_for("default", "arith", "trainer", "uid-2"), "/assign", 401),
         (lambda: bearer("gateway"), "/commits", 403),
         (lambda: bearer("gateway"), "/assign", 403),
         (lambda: bearer("operator"), "/commits", 200),
@@ -330,6 +340,7 @@ def environment(volume: Volume, tmp_path: Path, **changes: str) -> dict[str, str
         "OMP_NUM_THREADS": "1",
         "ESPALIER_MODEL": tiny.MODEL,
         "ESPALIER_NAMESPACE": "default",
+        "ESPALIER_POD_UID": "uid-1",
         "ESPALIER_VOLUME": str(volume.path),
         "ESPALIER_BASE": volume.base,
         "ESPALIER_PUBLIC_KEY": identity.public_key(PRIVATE),

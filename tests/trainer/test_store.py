@@ -152,6 +152,7 @@ def test_a_body_is_kept_only_while_it_is_needed(tmp_path: Path) -> None:
 ENVIRONMENT = {
     "ESPALIER_MODEL": "arith",
     "ESPALIER_NAMESPACE": "default",
+    "ESPALIER_POD_UID": "uid-1",
     "ESPALIER_VOLUME": "/weights",
     "ESPALIER_BASE": "sha256:" + "0" * 64,
     "ESPALIER_PUBLIC_KEY": "PEM",
@@ -161,7 +162,7 @@ ENVIRONMENT = {
 
 def test_settings_are_read_from_the_environment() -> None:
     settings = read_settings(ENVIRONMENT)
-    assert (settings.audience, settings.dtype) == ("default/arith", "float32")
+    assert (settings.audience, settings.dtype) == ("default/arith/trainer/uid-1", "float32")
     assert (settings.adapter.rank, settings.adapter.target_modules) == (8, ["q_proj"])
 
 

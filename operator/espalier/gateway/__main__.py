@@ -20,7 +20,7 @@ from espalier.gateway.auth import Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.settings import Settings, SettingsError
 from espalier.gateway.tokens import TokenIssuer
-from espalier.gateway.view import WATCHED, View
+from espalier.gateway.view import CHILDREN, WATCHED, View
 from espalier.kube import informer, log
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
@@ -84,7 +84,7 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
     tokens = TokenIssuer()
     stop, synced = asyncio.Event(), asyncio.Event()
     readiness = Readiness(tokens, synced)
-    kinds = {kind: MANAGED if kind == "Pod" else {} for kind in WATCHED}
+    kinds = {kind: MANAGED if kind in CHILDREN else {} for kind in WATCHED}
     watching = informer.InformerSettings(settings.namespaces, kinds)
     async with upstream_session() as session:
         services = Services(

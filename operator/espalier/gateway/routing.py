@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.names import BASE, adapter_name
-from espalier.gateway.pods import why_none_ready
+from espalier.gateway.pods import Pod, why_none_ready
 from espalier.gateway.snapshot import Id, Snapshot
 
 ROLLOUT = "rollout"
@@ -30,11 +30,11 @@ class Slug:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a request goes: the name the rollouts know, and ready pods as ``ip:port``."""
+    """Where a request goes: the name the rollouts know, and ready pods."""
 
     model: Id
     adapter: str
-    addresses: tuple[str, ...]
+    pods: tuple[Pod, ...]
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def resolve(
     adapter = _adapter(snapshot, model, ref, head)
     if not isinstance(adapter, str):
         return adapter
-    addresses = tuple(pod.address for pod in snapshot.pods_of(model, ROLLOUT) if pod.ready)
-    return Target(model, adapter, addresses) if addresses else _why_not_ready(snapshot, model)
+    ready = tuple(pod for pod in snapshot.pods_of(model, ROLLOUT) if pod.ready)
+    return Target(model, adapter, ready) if ready else _why_not_ready(snapshot, model)
 
 
 def could_be_committed(snapshot: Snapshot, model: Id, ref: str) -> bool:

@@ -26,6 +26,7 @@ class Settings:
 
     model: str
     namespace: str
+    uid: str
     volume: Path
     base: str
     public_key: str
@@ -40,7 +41,7 @@ class Settings:
     @property
     def audience(self) -> str:
         """The audience of the tokens that this pod accepts."""
-        return names.audience(self.namespace, self.model)
+        return names.audience(self.namespace, self.model, "rollout", self.uid)
 
     @property
     def base_directory(self) -> Path:
@@ -68,6 +69,7 @@ def read(environment: Mapping[str, str]) -> Settings:
     return Settings(
         model=_text(environment, "ESPALIER_MODEL"),
         namespace=_text(environment, "ESPALIER_NAMESPACE"),
+        uid=_text(environment, names.POD_UID),
         volume=Path(_text(environment, "ESPALIER_VOLUME")),
         base=base,
         public_key=_text(environment, "ESPALIER_PUBLIC_KEY"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from espalier.api.trainablemodel import Adapter
-from espalier.core.names import audience
+from espalier.core.names import POD_UID, audience
 from espalier.trainer.problems import UserMistakeError
 
 DTYPES = ("float32", "bfloat16")
@@ -22,10 +22,11 @@ STUCK_SECONDS = 300
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator set; ``base`` is a digest, ``public_key`` PEM."""
+    """What the operator set; ``base`` is a digest, ``public_key`` PEM, ``uid`` the pod's own."""
 
     model: str
     namespace: str
+    uid: str
     volume: Path
     base: str
     public_key: str
@@ -37,7 +38,7 @@ class Settings:
     @property
     def audience(self) -> str:
         """The audience that tokens for this trainer carry."""
-        return audience(self.namespace, self.model)
+        return audience(self.namespace, self.model, "trainer", self.uid)
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -58,6 +59,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     return Settings(
         model=_need(environment, "ESPALIER_MODEL"),
         namespace=_need(environment, "ESPALIER_NAMESPACE"),
+        uid=_need(environment, POD_UID),
         volume=Path(_need(environment, "ESPALIER_VOLUME")),
         base=_need(environment, "ESPALIER_BASE"),
         public_key=_need(environment, "ESPALIER_PUBLIC_KEY"),
