@@ -14,7 +14,7 @@ from dev.apiserver import ApiServer
 from dev.ports import free_port
 from tests.gateway.process import apply, served, signing_key, started, trained, until
 
-NAMESPACE = "bench"
+NAMESPACE, SYSTEM = "bench", "bench-system"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -48,19 +48,21 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     """A gateway whose model ``arith`` serves a digest and trains at a port of this machine."""
     server.apply_crds()
-    server.create_namespace(NAMESPACE)
+    for namespace in (NAMESPACE, SYSTEM):
+        server.create_namespace(namespace)
     server.kubectl(
         *("create", "clusterrolebinding", "bench", "--clusterrole=cluster-admin"),
         f"--serviceaccount={NAMESPACE}:default",
     )
     served(server, NAMESPACE, port, digest)
     trained(server, NAMESPACE, port)
-    apply(server, NAMESPACE, signing_key(private_key))
+    apply(server, SYSTEM, signing_key(private_key))
     token = server.kubectl("create", "token", "default", "-n", NAMESPACE).strip()
     ours = free_port()
     environment = {
         "KUBECONFIG": str(server.kubeconfig),
-        "POD_NAMESPACE": NAMESPACE,
+        "POD_NAMESPACE": SYSTEM,
+        "ESPALIER_NAMESPACES": NAMESPACE,
         "ESPALIER_PORT": str(ours),
         "ESPALIER_METRICS_PORT": str(free_port()),
     }

@@ -218,18 +218,20 @@ async def teams(
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await KubernetesCluster.connect())
         made = [Team(apiserver, cluster, namespace, home) for namespace in namespaces]
-        private_key = await signing_key.ensure(cluster, namespaces[0])
+        system = f"{namespaces[0]}-system"
+        await asyncio.to_thread(apiserver.create_namespace, system)
+        private_key = await signing_key.ensure(cluster, system)
         for team in made:
             await stack.enter_async_context(team.pods(identity.public_key(private_key)))
-        await stack.enter_async_context(_operator(namespaces, home / "operator.log"))
+        await stack.enter_async_context(_operator(system, namespaces, home / "operator.log"))
         yield made
 
 
 @asynccontextmanager
-async def _operator(namespaces: Sequence[str], log: Path) -> AsyncIterator[None]:
+async def _operator(system: str, namespaces: Sequence[str], log: Path) -> AsyncIterator[None]:
     environment = {
         **os.environ,
-        "POD_NAMESPACE": namespaces[0],
+        "POD_NAMESPACE": system,
         "POD_NAME": "operator-0",
         "ESPALIER_NAMESPACES": ",".join(namespaces),
         "ESPALIER_IMAGE_TRAINER": "trainer:1",

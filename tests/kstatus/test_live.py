@@ -15,7 +15,6 @@ from tests.simulation.test_process import Stage, has_reason, is_current, stage
 from tests.simulation.world import head_spec, model_spec, run_spec
 
 from espalier import identity
-from espalier.controllers import signing_key
 
 __all__ = ["stage"]
 
@@ -47,8 +46,7 @@ async def test_an_object_that_nobody_has_looked_at_is_in_progress(
 async def test_kubectl_waits_end_and_the_operator_owns_no_field_of_a_user(
     apiserver: ApiServer, stage: Stage, namespace: str
 ) -> None:
-    await stage.until("Secret", signing_key.NAME, bool)
-    private_key = await signing_key.ensure(stage.cluster, namespace)
+    private_key = await stage.private_key()
     servers = Servers(namespace, "tiny", identity.public_key(private_key))
 
     async def kubectl(*arguments: str) -> str:

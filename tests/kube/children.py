@@ -78,5 +78,13 @@ def pod_of(child: Body) -> Body:
 
 
 def environment(child: Body) -> dict[str, str]:
+    """Its variables; one that stands for a field of the pod has the field's path in brackets."""
     (container,) = pod_of(child)["containers"]
-    return {entry["name"]: entry["value"] for entry in container["env"]}
+    return {entry["name"]: _value(entry) for entry in container["env"]}
+
+
+def _value(entry: Body) -> str:
+    if "valueFrom" in entry:
+        return f"<{entry['valueFrom']['fieldRef']['fieldPath']}>"
+    value: str = entry["value"]
+    return value

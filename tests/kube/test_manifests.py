@@ -31,6 +31,7 @@ Body = dict[str, Any]
 MODEL_ENV = {
     "ESPALIER_MODEL": "arith",
     "ESPALIER_NAMESPACE": "default",
+    "ESPALIER_POD_UID": "<metadata.uid>",
     "ESPALIER_VOLUME": "/weights",
     "ESPALIER_BASE": BASE,
     "ESPALIER_PUBLIC_KEY": SETTINGS.public_key,

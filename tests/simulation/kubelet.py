@@ -56,7 +56,9 @@ class Kubelet:
             if not body.get("status", {}).get("conditions"):
                 await self._scale(body, 1)
         for body in self.bodies("Pod"):
-            self._advance(body)
+            # One that somebody else made does as it likes.
+            if body["metadata"].get("ownerReferences"):
+                self._advance(body)
         alive = {p["status"]["podIP"] for p in self.bodies("Pod") if _running(p)}
         self.trainer.up = self.rollouts.up = alive
 
@@ -74,12 +76,12 @@ class Kubelet:
             ip = pod["status"]["podIP"]
             self.rollouts.serving.pop(ip, None)
             status = self._status(ip, False)
-            self.cluster.edit(_key(pod), partial(_put_status, status))
+            self.cluster.edit(key_of_pod(pod), partial(_put_status, status))
 
     async def evict(self, role: str) -> None:
         """The pods of a role go; their owners make others."""
         for pod in self.pods(role):
-            await self.cluster.delete(_key(pod))
+            await self.cluster.delete(key_of_pod(pod))
 
     async def _scale(self, owner: Body, wanted: int) -> None:
         uid = owner["metadata"]["uid"]
@@ -89,7 +91,7 @@ class Kubelet:
             if any(r["uid"] == uid for r in pod["metadata"].get("ownerReferences", ()))
         ]
         for pod in have[wanted:]:
-            await self.cluster.delete(_key(pod))
+            await self.cluster.delete(key_of_pod(pod))
         for number in range(len(have), wanted):
             await self._create(owner, number)
 
@@ -222,7 +224,7 @@ class Kubelet:
             "containerStatuses": [main],
         }
         if status != pod["status"]:
-            self.cluster.edit(_key(pod), lambda body: body.update(status=status))
+            self.cluster.edit(key_of_pod(pod), lambda body: body.update(status=status))
 
 
 def controlled_by(owner: Body) -> Body:
@@ -245,5 +247,5 @@ def _running(pod: Body) -> bool:
     return "running" in pod["status"]["containerStatuses"][0]["state"]
 
 
-def _key(pod: Body) -> Key:
+def key_of_pod(pod: Body) -> Key:
     return Key("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])

@@ -30,15 +30,32 @@ WAIT_SECONDS = 120
 
 
 class Stage:
-    """One namespace with an operator's process in it."""
+    """One namespace that an operator's process serves from another."""
 
-    def __init__(self, cluster: KubernetesCluster, namespace: str, process: Any) -> None:
+    def __init__(
+        self,
+        cluster: KubernetesCluster,
+        namespace: str,
+        system: str,
+        process: Any,
+        health_port: int = 0,
+    ) -> None:
         self.cluster = cluster
         self.namespace = namespace
+        self.system = system
         self.process = process
+        self.health_port = health_port
 
     async def get(self, kind: str, name: str) -> Body:
         return await self.cluster.get(Key(kind, self.namespace, name)) or {}
+
+    async def private_key(self) -> str:
+        """The signing key, once the operator has made it."""
+        for _ in range(WAIT_SECONDS * 10):
+            if await self.cluster.get(Key("Secret", self.system, signing_key.NAME)):
+                return await signing_key.ensure(self.cluster, self.system)
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"waited {WAIT_SECONDS} s for the signing key")
 
     async def apply(self, kind: str, name: str, spec: Body) -> None:
         body = {"metadata": {"name": name, "namespace": self.namespace}, "spec": spec}
@@ -59,7 +76,8 @@ class Stage:
         """Be the node of the pod of a role: it runs, or has ended with this message."""
         labels = {"espalier.dev/role": role}
         for _ in range(WAIT_SECONDS * 10):
-            pods = await self.cluster.list("Pod", self.namespace, labels)
+            found = await self.cluster.list("Pod", self.namespace, labels)
+            pods = [pod for pod in found if pod["metadata"].get("ownerReferences")]
             if pods:
                 break
             await asyncio.sleep(0.1)
@@ -97,21 +115,23 @@ class Stage:
 
 @pytest.fixture
 async def stage(
-    apiserver: ApiServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+    apiserver: ApiServer, namespace: str, system: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Stage]:
     monkeypatch.setenv("KUBECONFIG", str(apiserver.kubeconfig))
+    port = free_port()
     environment = {
         **os.environ,
-        "POD_NAMESPACE": namespace,
+        "POD_NAMESPACE": system,
+        "ESPALIER_NAMESPACES": namespace,
         "POD_NAME": "operator-0",
         "ESPALIER_IMAGE_TRAINER": "trainer:1",
         "ESPALIER_IMAGE_ROLLOUT": "rollout:1",
         "ESPALIER_IMAGE_RUNNER": "runner:1",
         "ESPALIER_GATEWAY_URL": "http://gateway",
-        "ESPALIER_HEALTH_PORT": str(free_port()),
+        "ESPALIER_HEALTH_PORT": str(port),
     }
     async with await KubernetesCluster.connect() as cluster, started(environment) as process:
-        yield Stage(cluster, namespace, process)
+        yield Stage(cluster, namespace, system, process, port)
 
 
 @asynccontextmanager
@@ -134,9 +154,7 @@ def is_current(name: str) -> Callable[[Body], bool]:
 async def test_an_edit_of_the_head_goes_all_the_way_through_a_real_api_server(
     stage: Stage, namespace: str
 ) -> None:
-    secret = Key("Secret", namespace, signing_key.NAME)
-    await stage.until("Secret", signing_key.NAME, bool)
-    private_key = await signing_key.ensure(stage.cluster, secret.namespace)
+    private_key = await stage.private_key()
     servers = Servers(namespace, "tiny", identity.public_key(private_key))
     async with serving(servers):
         await stage.apply("TrainableModel", "tiny", model_spec())
@@ -174,7 +192,8 @@ async def test_an_edit_of_the_head_goes_all_the_way_through_a_real_api_server(
 
         stage.process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(stage.process.wait(), 30) == 0
-        lease = await stage.get("Lease", "espalier-operator")
+        lease = await stage.cluster.get(Key("Lease", stage.system, "espalier-operator"))
+        assert lease is not None
         assert not lease["spec"].get("holderIdentity")
 
 
