@@ -76,6 +76,13 @@ async def gateway(
             await process.wait()
 
 
+def pod_uid(server: ApiServer, role: str) -> str:
+    """The uid of the one pod of a role: what stands behind its port answers to tokens for it."""
+    selector = f"--selector=espalier.dev/role={role}"
+    path = "jsonpath={.items[0].metadata.uid}"
+    return server.kubectl("get", "pods", "-n", NAMESPACE, selector, "-o", path)
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -20,7 +20,6 @@ from tests.simulation.servers import ROLLOUT_IP, Servers, serving
 from tests.simulation.test_process import Stage, is_current
 from tests.simulation.world import head_spec, model_spec
 
-from espalier import identity
 from espalier.kube.apiserver import KubernetesCluster
 
 NAMESPACE = "moves"
@@ -36,8 +35,7 @@ async def measure(server: ApiServer, moves: int) -> list[float]:
         operator(server.kubeconfig, NAMESPACE),
     ):
         stage = Stage(cluster, NAMESPACE, SYSTEM, None)
-        private_key = await stage.private_key()
-        servers = Servers(NAMESPACE, MODEL, identity.public_key(private_key))
+        servers = Servers(NAMESPACE, MODEL, await stage.keys())
         async with serving(servers):
             await stage.apply("TrainableModel", MODEL, model_spec())
             await stage.play("importer", "127.77.0.1", RESOLVED)

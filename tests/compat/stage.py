@@ -55,7 +55,7 @@ TICK_SECONDS = 0.02
 MAX_BODY_BYTES = 2**18
 PATIENCE_SECONDS = 60.0
 PRIVATE_KEY = identity.generate_private_key()
-PUBLIC_KEY = identity.public_key(PRIVATE_KEY)
+KEYS = identity.PublicKeys.of(PRIVATE_KEY, PRIVATE_KEY)
 ADAPTER = tiny.ADAPTER.wire()
 
 
@@ -118,7 +118,7 @@ class Trainer:
 
     async def start(self) -> None:
         name = audience(NAMESPACE, self.model, "trainer", self.uid)
-        self._service = Service(PUBLIC_KEY, name, max_body_bytes=MAX_BODY_BYTES)
+        self._service = Service(KEYS, name, max_body_bytes=MAX_BODY_BYTES)
         app = self._service.app()
         app.middlewares.append(self._faulty)
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)

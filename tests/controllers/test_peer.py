@@ -31,7 +31,7 @@ class Pod:
     async def answer(self, request: web.Request) -> web.Response:
         given = request.headers["Authorization"]
         name = audience("team", "arith", "rollout", "uid-1")
-        claims = identity.verify(identity.public_key(KEY), given, name)
+        claims = identity.verify(identity.PublicKeys.of(KEY, KEY), given, name)
         self.callers.append(claims.subject)
         return web.Response(status=self.status, text=self.text)
 

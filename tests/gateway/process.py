@@ -148,6 +148,6 @@ def signing_key(private_key: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": "espalier-signing-key"},
+        "metadata": {"name": "espalier-gateway-key"},
         "stringData": {"private.pem": private_key},
     }

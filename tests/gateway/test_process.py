@@ -63,7 +63,7 @@ async def test_it_is_ready_once_it_can_serve_and_finishes_what_it_holds(
     url = f"http://127.0.0.1:{ours}"
     headers = {"Authorization": f"Bearer {users.trainer}"}
     async with started(environment) as process, aiohttp.ClientSession(headers=headers) as session:
-        await until(session, f"{url}/readyz", "Secret espalier-signing-key is not there yet")
+        await until(session, f"{url}/readyz", "Secret espalier-gateway-key is not there yet")
         await until(session, f"{url}/healthz", "ok")
         apply(apiserver, system, signing_key(PRIVATE_KEY))
         await until(session, f"{url}/readyz", '{"unready": ""}')

@@ -157,9 +157,9 @@ class Team:
         return {"metadata": metadata, "status": status}
 
     @asynccontextmanager
-    async def pods(self, public_key: str) -> AsyncIterator[None]:
+    async def pods(self, keys: identity.PublicKeys) -> AsyncIterator[None]:
         """Trainer and rollouts at their addresses, and nodes that run them."""
-        self.servers = Servers(self.namespace, MODEL, public_key, self.addresses["rollout"])
+        self.servers = Servers(self.namespace, MODEL, keys, self.addresses["rollout"])
         self.servers.rollouts.up = {self.addresses["rollout"]}
         runner = web.AppRunner(self.servers.app(), handler_cancellation=True)
         await runner.setup()
@@ -220,9 +220,12 @@ async def teams(
         made = [Team(apiserver, cluster, namespace, home) for namespace in namespaces]
         system = f"{namespaces[0]}-system"
         await asyncio.to_thread(apiserver.create_namespace, system)
-        private_key = await signing_key.ensure(cluster, system)
+        private_keys = [
+            await signing_key.ensure(cluster, system, name)
+            for name in (signing_key.NAME, signing_key.GATEWAY_NAME)
+        ]
         for team in made:
-            await stack.enter_async_context(team.pods(identity.public_key(private_key)))
+            await stack.enter_async_context(team.pods(identity.PublicKeys.of(*private_keys)))
         await stack.enter_async_context(_operator(system, namespaces, home / "operator.log"))
         yield made
 

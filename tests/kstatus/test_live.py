@@ -14,8 +14,6 @@ from tests.simulation.servers import ROLLOUT_IP, TRAINER_IP, Servers, serving
 from tests.simulation.test_process import Stage, has_reason, is_current, stage
 from tests.simulation.world import head_spec, model_spec, run_spec
 
-from espalier import identity
-
 __all__ = ["stage"]
 
 OUT = Path(__file__).resolve().parents[2] / "out" / "managed-fields"
@@ -46,8 +44,7 @@ async def test_an_object_that_nobody_has_looked_at_is_in_progress(
 async def test_kubectl_waits_end_and_the_operator_owns_no_field_of_a_user(
     apiserver: ApiServer, stage: Stage, namespace: str
 ) -> None:
-    private_key = await stage.private_key()
-    servers = Servers(namespace, "tiny", identity.public_key(private_key))
+    servers = Servers(namespace, "tiny", await stage.keys())
 
     async def kubectl(*arguments: str) -> str:
         return await asyncio.to_thread(apiserver.kubectl, *arguments, "-n", namespace)

@@ -22,7 +22,7 @@ VOLUME_BASE = {"persistentVolumeClaim": {"claimName": "models", "path": "tiny/1"
 HUB_BASE = {"huggingFace": {"repository": "Qwen/Qwen3-0.6B", "revision": REVISION}}
 SETTINGS = ChildSettings(
     Images(trainer="trainer:1", rollout="rollout:1", runner="runner:1"),
-    public_key="-----BEGIN PUBLIC KEY-----",
+    public_keys="-----BEGIN PUBLIC KEY-----",
     gateway_url="http://espalier-gateway.espalier.svc:80",
 )
 # Everything that a user may set of a pod.

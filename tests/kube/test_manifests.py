@@ -34,7 +34,7 @@ MODEL_ENV = {
     "ESPALIER_POD_UID": "<metadata.uid>",
     "ESPALIER_VOLUME": "/weights",
     "ESPALIER_BASE": BASE,
-    "ESPALIER_PUBLIC_KEY": SETTINGS.public_key,
+    "ESPALIER_PUBLIC_KEYS": SETTINGS.public_keys,
 }
 
 

@@ -20,14 +20,17 @@ from espalier.core.names import audience
 from espalier.rollout import auth
 from espalier.rollout.settings import Settings
 
-PRIVATE = identity.generate_private_key()
+KEYS: dict[identity.Subject, str] = {
+    "operator": identity.generate_private_key(),
+    "gateway": identity.generate_private_key(),
+}
 SETTINGS = Settings(
     model="arith",
     namespace="default",
     uid="uid-1",
     volume=Path("/weights"),
     base="sha256:" + "a" * 64,
-    public_key=identity.public_key(PRIVATE),
+    public_keys=identity.PublicKeys.of(KEYS["operator"], KEYS["gateway"]),
     dtype="float32",
     max_model_tokens=256,
     max_adapters=2,
@@ -61,9 +64,10 @@ def vllm_routes() -> list[tuple[str, str]]:
 
 
 def authorization(
-    subject: identity.Subject, name: str = SETTINGS.audience, key: str = PRIVATE
+    subject: identity.Subject, name: str = SETTINGS.audience, key: str = ""
 ) -> dict[str, str]:
-    return {"Authorization": f"Bearer {identity.issue(key, subject, name)}"}
+    token = identity.issue(key or KEYS[subject], subject, name)
+    return {"Authorization": f"Bearer {token}"}
 
 
 def test_every_route_of_vllm_refuses_a_caller_without_a_token() -> None:
@@ -100,6 +104,9 @@ def test_a_token_opens_only_the_routes_that_we_name() -> None:
             )
         ],
         lambda: authorization("operator", key=identity.generate_private_key()),
+        # The gateway's key says that it is the operator, and the other way round.
+        lambda: authorization("operator", key=KEYS["gateway"]),
+        lambda: authorization("gateway", key=KEYS["operator"]),
     ],
     ids=[
         "none",
@@ -110,6 +117,8 @@ def test_a_token_opens_only_the_routes_that_we_name() -> None:
         "the trainer",
         "a sibling or what was here before",
         "another key",
+        "the gateway as operator",
+        "the operator as gateway",
     ],
 )
 def test_a_token_must_be_ours_and_for_this_very_pod(

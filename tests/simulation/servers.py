@@ -23,7 +23,7 @@ class Servers:
     """Routes of the wire contract; every call must carry the operator's token for the very pod."""
 
     def __init__(
-        self, namespace: str, model: str, public_key: str, rollout_ip: str = ROLLOUT_IP
+        self, namespace: str, model: str, keys: identity.PublicKeys, rollout_ip: str = ROLLOUT_IP
     ) -> None:
         self.trainer = ScriptedTrainer()
         self.rollouts = ScriptedRollouts()
@@ -33,7 +33,7 @@ class Servers:
         self.uids: dict[str, str] = {}
         self._namespace, self._model = namespace, model
         self._rollout_ip = rollout_ip
-        self._public_key = public_key
+        self._keys = keys
 
     def _peer(self, role: str) -> Peer:
         ip = TRAINER_IP if role == "trainer" else self._rollout_ip
@@ -51,7 +51,7 @@ class Servers:
     async def _authenticated(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         role = "rollout" if request.path == "/espalier/v1/serve" else "trainer"
         name = audience(self._namespace, self._model, role, self.uids[role])
-        caller = identity.verify(self._public_key, request.headers.get("Authorization"), name)
+        caller = identity.verify(self._keys, request.headers.get("Authorization"), name)
         assert caller.subject == "operator"
         return await handler(request)
 

@@ -19,7 +19,6 @@ from tests.simulation.servers import ROLLOUT_IP, TRAINER_IP, Servers, serving
 from tests.simulation.test_process import Stage, has_reason, is_current, stage
 from tests.simulation.world import model_spec, run_spec
 
-from espalier import identity
 from espalier.api.wire import Commit, CommitPage
 from espalier.controllers.peer import PORT
 from espalier.core.manifests.labels import Role, child_labels
@@ -122,7 +121,7 @@ async def test_forged_pods_are_ignored_and_counted_and_forged_commits_become_not
     apiserver: ApiServer, stage: Stage, namespace: str
 ) -> None:
     forger = Forger()
-    servers = Servers(namespace, "tiny", identity.public_key(await stage.private_key()))
+    servers = Servers(namespace, "tiny", await stage.keys())
     async with serving(servers), forger.serving():
         await forge(stage, "importer", {**RESOLVED, "digest": FORGED_DIGEST})
         await forge(stage, "rollout")

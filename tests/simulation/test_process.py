@@ -49,13 +49,16 @@ class Stage:
     async def get(self, kind: str, name: str) -> Body:
         return await self.cluster.get(Key(kind, self.namespace, name)) or {}
 
-    async def private_key(self) -> str:
-        """The signing key, once the operator has made it."""
+    async def keys(self) -> identity.PublicKeys:
+        """The keys that pods verify tokens with, once the operator has made them."""
+        names = (signing_key.NAME, signing_key.GATEWAY_NAME)
         for _ in range(WAIT_SECONDS * 10):
-            if await self.cluster.get(Key("Secret", self.system, signing_key.NAME)):
-                return await signing_key.ensure(self.cluster, self.system)
+            found = [await self.cluster.get(Key("Secret", self.system, name)) for name in names]
+            if all(found):
+                made = [await signing_key.ensure(self.cluster, self.system, n) for n in names]
+                return identity.PublicKeys.of(*made)
             await asyncio.sleep(0.1)
-        raise AssertionError(f"waited {WAIT_SECONDS} s for the signing key")
+        raise AssertionError(f"waited {WAIT_SECONDS} s for the signing keys")
 
     async def apply(self, kind: str, name: str, spec: Body) -> None:
         body = {"metadata": {"name": name, "namespace": self.namespace}, "spec": spec}
@@ -154,8 +157,7 @@ def is_current(name: str) -> Callable[[Body], bool]:
 async def test_an_edit_of_the_head_goes_all_the_way_through_a_real_api_server(
     stage: Stage, namespace: str
 ) -> None:
-    private_key = await stage.private_key()
-    servers = Servers(namespace, "tiny", identity.public_key(private_key))
+    servers = Servers(namespace, "tiny", await stage.keys())
     async with serving(servers):
         await stage.apply("TrainableModel", "tiny", model_spec())
         await stage.apply("TrainingRun", "digits", run_spec("tiny", 3, driver="Client"))

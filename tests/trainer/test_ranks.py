@@ -49,7 +49,7 @@ def environment(volume: Volume, adapter: Adapter = tiny.ADAPTER, **changes: str)
         "ESPALIER_POD_UID": "uid-1",
         "ESPALIER_VOLUME": str(volume.path),
         "ESPALIER_BASE": volume.base,
-        "ESPALIER_PUBLIC_KEY": "unused",
+        "ESPALIER_PUBLIC_KEYS": '{"operator": "unused", "gateway": "unused"}',
         "ESPALIER_ADAPTER": json.dumps(adapter.wire()),
         "OMP_NUM_THREADS": "1",
         **changes,

@@ -155,7 +155,7 @@ ENVIRONMENT = {
     "ESPALIER_POD_UID": "uid-1",
     "ESPALIER_VOLUME": "/weights",
     "ESPALIER_BASE": "sha256:" + "0" * 64,
-    "ESPALIER_PUBLIC_KEY": "PEM",
+    "ESPALIER_PUBLIC_KEYS": '{"operator": "PEM", "gateway": "PEM"}',
     "ESPALIER_ADAPTER": '{"rank": 8, "targetModules": ["q_proj"]}',
 }
 
@@ -171,6 +171,8 @@ def test_settings_are_read_from_the_environment() -> None:
     [
         {"ESPALIER_DTYPE": "float8"},
         {"ESPALIER_ADAPTER": '{"rank": 0}'},
+        {"ESPALIER_PUBLIC_KEYS": "PEM"},
+        {"ESPALIER_PUBLIC_KEYS": '{"operator": "PEM"}'},
         *[{name: ""} for name in ENVIRONMENT if name != "ESPALIER_ADAPTER"],
     ],
     ids=lambda changes: next(iter(changes)),

@@ -29,7 +29,7 @@ from espalier.kube.health import HealthServer
 from espalier.kube.log_stream import LogStream
 from espalier.kube.objects import Key
 
-SIGNING_KEY_SECRET = "espalier-signing-key"
+SIGNING_KEY_SECRET = "espalier-gateway-key"
 SIGNING_KEY_ENTRY = "private.pem"
 KEY_RETRY_SECONDS = 2.0
 # A Service keeps sending for a moment after a pod stops being ready.

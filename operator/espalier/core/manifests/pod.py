@@ -92,7 +92,7 @@ def model_env(
         "ESPALIER_NAMESPACE": model.metadata.namespace,
         "ESPALIER_VOLUME": VOLUME_PATH,
         "ESPALIER_BASE": base,
-        "ESPALIER_PUBLIC_KEY": settings.public_key,
+        "ESPALIER_PUBLIC_KEYS": settings.public_keys,
         "ESPALIER_DTYPE": dtype,
     }
 
