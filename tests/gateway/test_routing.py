@@ -360,3 +360,15 @@ def test_a_models_uid_means_it_as_huds_client_takes_it() -> None:
     hidden = World("here")
     hidden.model("arith", "elsewhere")
     assert isinstance(find_model(hidden.snapshot, "uid-arith"), Unknown)
+
+
+def test_an_object_of_another_namespace_named_after_a_uid_does_not_take_it_over() -> None:
+    world = World("here", "there")
+    model = world.model("arith")
+    other = world.model("other", "there")
+    world.head(other, A, name="uid-arith")
+    world.model("uid-arith", "there")
+    assert find_model(world.snapshot, "uid-arith") == model
+    # Its own slug says where it is.
+    assert slug_of(world.snapshot, Id("there", "uid-arith")) == "there/uid-arith"
+    assert find_model(world.snapshot, "there/uid-arith") == Id("there", "uid-arith")
