@@ -41,6 +41,14 @@ def namespace(apiserver: ApiServer) -> str:
     return name
 
 
+@pytest.fixture
+def system(apiserver: ApiServer, namespace: str) -> str:
+    """A namespace for Espalier itself, beside the one that it serves."""
+    name = f"{namespace}-system"
+    apiserver.create_namespace(name)
+    return name
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever uses the API server carries its marker, so that ``-m "not apiserver"`` is quick."""

@@ -18,6 +18,8 @@ metadata: {name: arith}
 spec: {modelRef: {name: arith}, mode: Track}
 """
 
+HERE = {"uid": "uid-1", "address": "127.9.9.9"}
+
 
 def test_an_example_for_the_cluster_is_taken_as_it_is() -> None:
     found = read(EXAMPLES / "arithmetic", {})
@@ -102,7 +104,7 @@ def test_paths_of_the_pod_become_paths_of_this_machine(tmp_path: Path) -> None:
         ],
     }
     config = {"sums": {"tasks.jsonl": "{}"}}
-    planned = plan("p", "importer", spec, address="127.9.9.9", layout=layout, config=config)
+    planned = plan("p", "importer", spec, **HERE, layout=layout, config=config)
     assert planned.environment["ESPALIER_VOLUME"] == str(tmp_path / "volumes" / "disk")
     assert planned.environment["OTHER"] == "/weightsandmore"
     source = tmp_path / "pods" / "p" / "source"
@@ -112,9 +114,9 @@ def test_paths_of_the_pod_become_paths_of_this_machine(tmp_path: Path) -> None:
 
     unknown = Layout(tmp_path, {})
     with pytest.raises(MappingError, match="give --image model:1=DIRECTORY"):
-        plan("p", "importer", spec, address="127.9.9.9", layout=unknown, config=config)
+        plan("p", "importer", spec, **HERE, layout=unknown, config=config)
     with pytest.raises(MappingError, match="ConfigMap sums is in no manifest"):
-        plan("p", "importer", spec, address="127.9.9.9", layout=layout, config={})
+        plan("p", "importer", spec, **HERE, layout=layout, config={})
 
 
 def test_temporary_files_are_where_a_sockets_path_is_short_enough(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class _Pod:
     """What is known of a pod beyond its object."""
 
     address: str
+    uid: str
     running: Running | None = None
     starts: int = 0
     resting_until: float = 0.0
@@ -94,22 +95,38 @@ class Kubelet:
             await self._advance(key, pod, owner)
 
     async def _add(self, key: Key, owner: Body) -> _Pod:
-        template, metadata = owner["spec"]["template"], owner["metadata"]
-        pod = _Pod(address=next(self._addresses), template=template)
-        reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "controller": True}
-        reference |= {"name": metadata["name"], "uid": metadata["uid"]}
+        template = owner["spec"]["template"]
+        controller = await self._replica_set(owner) if owner["kind"] == "Deployment" else owner
         body = {
             "metadata": {
                 "name": key.name,
                 "namespace": key.namespace,
                 "labels": template["metadata"]["labels"],
-                "ownerReferences": [reference],
+                "ownerReferences": [_controlled_by(controller)],
             },
             "spec": {"containers": [{"name": template["spec"]["containers"][0]["name"]}]},
         }
-        await self._cluster.create("Pod", body)
-        self._pods[key] = pod
+        made = await self._cluster.create("Pod", body)
+        assert made is not None, f"{key} is another's"
+        pod = self._pods[key] = _Pod(next(self._addresses), made["metadata"]["uid"])
+        pod.template = template
         return pod
+
+    async def _replica_set(self, deployment: Body) -> Body:
+        """What stands between a Deployment and its pods; the same one for all of its templates."""
+        metadata = deployment["metadata"]
+        key = Key("ReplicaSet", metadata["namespace"], metadata["name"])
+        body = {
+            "metadata": {
+                "name": key.name,
+                "namespace": key.namespace,
+                "labels": deployment["spec"]["template"]["metadata"]["labels"],
+                "ownerReferences": [_controlled_by(deployment)],
+            },
+            "spec": {},
+        }
+        await self._cluster.create("ReplicaSet", body)
+        return self._cluster.objects[key]
 
     async def _remove(self, key: Key) -> None:
         pod = self._pods.pop(key)
@@ -144,7 +161,13 @@ class Kubelet:
         spec = pod.template["spec"]
         try:
             planned = plan(
-                key.name, role, spec, address=pod.address, layout=self._layout, config=config
+                key.name,
+                role,
+                spec,
+                uid=pod.uid,
+                address=pod.address,
+                layout=self._layout,
+                config=config,
             )
         except MappingError as error:
             pod.waiting = str(error)
@@ -219,6 +242,17 @@ def _claimed_network() -> tuple[int, socket.socket]:
         else:
             return network, claim
     raise MappingError("128 local clusters run already: stop one")
+
+
+def _controlled_by(owner: Body) -> Body:
+    metadata = owner["metadata"]
+    return {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "controller": True,
+    }
 
 
 def _replicas(owner: Body) -> int:

@@ -21,7 +21,7 @@ class Layout:
     """The directory of a local Espalier.
 
     Attributes:
-        root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, ``key.pem`` and the
+        root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, the keys and the
             objects.
         images: by reference, the directory with what the image has under ``/models``.
     """
@@ -38,9 +38,9 @@ class Layout:
         """The token of the one user; made once."""
         return self._secret("token", lambda: secrets.token_urlsafe(24))
 
-    def private_key(self, make: Callable[[], str]) -> str:
-        """The signing key (PEM); made once."""
-        return self._secret("key.pem", make)
+    def private_key(self, of: str, make: Callable[[], str]) -> str:
+        """The signing key (PEM) of the operator or the gateway; made once."""
+        return self._secret(f"{of}-key.pem", make)
 
     def log(self, pod: str) -> Path:
         """Where a pod's processes write."""

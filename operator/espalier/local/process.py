@@ -39,11 +39,12 @@ def plan(
     role: str,
     spec: Body,
     *,
+    uid: str,
     address: str,
     layout: Layout,
     config: dict[str, dict[str, str]],
 ) -> Plan:
-    """The plan of a pod of a role at a loopback address.
+    """The plan of a pod of a role, with the uid that it is known by, at a loopback address.
 
     Raises:
         MappingError: an image or a ConfigMap is not on this machine.
@@ -53,7 +54,8 @@ def plan(
     command = [*container.get("command", DEFAULT.get(role, ())), *container.get("args", ())]
     if role == "trainer":
         command += ["--host", address]
-    given = {entry["name"]: entry["value"] for entry in container.get("env", ())}
+    fields = {"metadata.uid": uid}
+    given = {entry["name"]: _value(entry, fields) for entry in container.get("env", ())}
     here = {name: _moved(value, mounts) for name, value in given.items()}
     message = layout.root / "pods" / pod / "termination-log"
     message.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +73,14 @@ def plan(
         environment={**os.environ, **here, **own},
         message=message,
     )
+
+
+def _value(entry: Body, fields: dict[str, str]) -> str:
+    """A variable as it is written, or the field of the pod that it stands for."""
+    if "valueFrom" in entry:
+        return fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+    value: str = entry["value"]
+    return value
 
 
 def _copy(init: Body, layout: Layout, mounts: dict[str, Path]) -> tuple[Path, Path]:

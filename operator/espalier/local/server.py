@@ -66,13 +66,15 @@ async def run(options: Options) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     cluster = MemoryCluster(_now, options.layout.token())
     cluster.restore(kept)
-    async with _gateway(options, cluster) as private_key, upstream_session() as session:
+    private_key = options.layout.private_key("operator", identity.generate_private_key)
+    async with _gateway(options, cluster) as gateway_key, upstream_session() as session:
         cache = Cache()
         cluster.feed(cache)
         # Names of images mean nothing here: a pod's role says what to run.
         images = Images(trainer="trainer", rollout="rollout", runner="runner")
         url = f"http://127.0.0.1:{options.port}"
-        children = ChildSettings(images, identity.public_key(private_key), url)
+        keys = identity.PublicKeys.of(private_key, gateway_key)
+        children = ChildSettings(images, keys.text(), url)
         operator = Operator(
             cluster,
             cache,
@@ -94,8 +96,8 @@ async def run(options: Options) -> None:
 
 @asynccontextmanager
 async def _gateway(options: Options, cluster: MemoryCluster) -> AsyncIterator[str]:
-    """Serves the gateway; the signing key."""
-    private_key = options.layout.private_key(identity.generate_private_key)
+    """Serves the gateway; its signing key."""
+    private_key = options.layout.private_key("gateway", identity.generate_private_key)
     tokens = TokenIssuer()
     tokens.use(private_key)
     cache = Cache()

@@ -11,6 +11,7 @@ from espalier.api.podtemplate import PodTemplate
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.intent import Manifest
 from espalier.core.manifests.settings import ChildSettings
+from espalier.core.names import POD_UID
 
 USER = 65532
 PORT = 8000
@@ -20,6 +21,10 @@ VOLUME_PATH = "/weights"
 USER_ERROR = 64
 
 _SHARED_MEMORY = "1Gi"
+
+
+# A pod that is called takes the tokens that name it, and no other.
+OWN_IDENTITY = {POD_UID: "metadata.uid"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Container:
     image: str
     requests: Requests
     env: dict[str, str]
+    # Variables that say something of the pod itself, by the path of its field.
+    env_fields: dict[str, str] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
@@ -85,7 +92,7 @@ def model_env(
         "ESPALIER_NAMESPACE": model.metadata.namespace,
         "ESPALIER_VOLUME": VOLUME_PATH,
         "ESPALIER_BASE": base,
-        "ESPALIER_PUBLIC_KEY": settings.public_key,
+        "ESPALIER_PUBLIC_KEYS": settings.public_keys,
         "ESPALIER_DTYPE": dtype,
     }
 
@@ -155,7 +162,13 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
         "name": container.name,
         "image": container.image,
         "imagePullPolicy": "IfNotPresent",
-        "env": [{"name": name, "value": value} for name, value in env.items()],
+        "env": [
+            *({"name": name, "value": value} for name, value in env.items()),
+            *(
+                {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+                for name, path in container.env_fields.items()
+            ),
+        ],
         "resources": given.wire() if given else {"requests": requests},
         "volumeMounts": [mount.mount() for mount in _mounts(container)],
         # The last lines of the log tell of a crash that left no message of its own.

@@ -16,9 +16,12 @@ class Images:
 
 @dataclass(frozen=True)
 class ChildSettings:
-    """Images, the public key (PEM) that pods verify tokens with, and where the gateway is."""
+    """Images, the keys that pods verify tokens with, and where the gateway is.
+
+    ``public_keys`` is what ``identity.PublicKeys.text`` writes.
+    """
 
     images: Images
-    public_key: str
+    public_keys: str
     gateway_url: str
     runner_service_account: str = "espalier-runner"
