@@ -152,7 +152,8 @@ def evaluate(
         typer.echo(json.dumps(done.wire()))
     else:
         mean = f"mean reward {done.mean_reward:.3f} on {done.size} held-out tasks"
-        typer.echo(f"{done.model}: {mean}")
+        errors = f", scorer errors: {done.scorer_errors}" if done.scorer_errors else ""
+        typer.echo(f"{done.model}: {mean}{errors}")
 
 
 @app.command("adopt")

@@ -13,7 +13,7 @@ from espalier.cli import gateway
 from espalier.cli.failure import CommandError
 from espalier.cli.kubectl import Kubectl
 from espalier.client import GatewayError
-from espalier.runner.problem import UserError
+from espalier.runner.problem import UserError, WaitError
 
 _JSON = "espalier.json"
 
@@ -52,7 +52,7 @@ class Commands(TyperGroup):
         """Runs the command that was chosen."""
         try:
             return super().invoke(ctx)
-        except (CommandError, GatewayError, UserError) as error:
+        except (CommandError, GatewayError, UserError, WaitError) as error:
             known = error if isinstance(error, CommandError) else CommandError(str(error))
             if ctx.meta.get(_JSON):
                 said = {"error": known.kind, "message": str(known)}
