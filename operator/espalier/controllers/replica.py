@@ -105,7 +105,11 @@ class Replica:
         private_key = await self._private_key(cluster)
         cache = Cache(packed=MANY)
         children = ChildSettings(
-            self.settings.images, identity.public_key(private_key), self.settings.gateway_url
+            self.settings.images,
+            identity.public_key(private_key),
+            self.settings.gateway_url,
+            hub=self.settings.hub,
+            pull_secrets=self.settings.pull_secrets,
         )
         operator = Operator(
             cluster,

@@ -46,14 +46,14 @@ def plan(
     """The plan of a pod of a role at a loopback address.
 
     Raises:
-        MappingError: an image or a ConfigMap is not on this machine.
+        MappingError: an image, a Secret or a ConfigMap is not on this machine.
     """
     mounts = layout.mounts(pod, spec, config)
     container = spec["containers"][0]
     command = [*container.get("command", DEFAULT.get(role, ())), *container.get("args", ())]
     if role == "trainer":
         command += ["--host", address]
-    given = {entry["name"]: entry["value"] for entry in container.get("env", ())}
+    given = {entry["name"]: _value(entry, layout) for entry in container.get("env", ())}
     here = {name: _moved(value, mounts) for name, value in given.items()}
     message = layout.root / "pods" / pod / "termination-log"
     message.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,13 @@ def plan(
         environment={**os.environ, **here, **own},
         message=message,
     )
+
+
+def _value(entry: Body, layout: Layout) -> str:
+    """What a variable of the pod is set to."""
+    if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
+        return layout.secret(reference["name"], reference["key"])
+    return str(entry["value"])
 
 
 def _copy(init: Body, layout: Layout, mounts: dict[str, Path]) -> tuple[Path, Path]:

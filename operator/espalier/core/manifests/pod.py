@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from espalier.api.podtemplate import PodTemplate
+from espalier.api.source import SecretKey
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.intent import Manifest
 from espalier.core.manifests.settings import ChildSettings
@@ -56,12 +57,12 @@ class Mount:
 
 @dataclass(frozen=True)
 class Container:
-    """The container that a pod is there for."""
+    """The container that a pod is there for; a value of ``env`` may be a reference to a Secret."""
 
     name: str
     image: str
     requests: Requests
-    env: dict[str, str]
+    env: dict[str, str | SecretKey]
     mounts: tuple[Mount, ...] = ()
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
@@ -78,7 +79,7 @@ def claim(model: TrainableModel, *, read_only: bool = False) -> Mount:
 
 def model_env(
     model: TrainableModel, settings: ChildSettings, *, base: str, dtype: str
-) -> dict[str, str]:
+) -> dict[str, str | SecretKey]:
     """The environment of every pod that loads a base, given by its digest."""
     return {
         "ESPALIER_MODEL": model.metadata.name,
@@ -155,7 +156,7 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
         "name": container.name,
         "image": container.image,
         "imagePullPolicy": "IfNotPresent",
-        "env": [{"name": name, "value": value} for name, value in env.items()],
+        "env": [_variable(name, value) for name, value in env.items()],
         "resources": given.wire() if given else {"requests": requests},
         "volumeMounts": [mount.mount() for mount in _mounts(container)],
         # The last lines of the log tell of a crash that left no message of its own.
@@ -174,3 +175,9 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
     if container.serves:
         body["ports"] = [{"name": PORT_NAME, "containerPort": PORT}]
     return body
+
+
+def _variable(name: str, value: str | SecretKey) -> Manifest:
+    if isinstance(value, str):
+        return {"name": name, "value": value}
+    return {"name": name, "valueFrom": {"secretKeyRef": value.wire()}}
