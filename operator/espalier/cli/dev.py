@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,12 @@ def dev(
         list[str] | None,
         typer.Option(help="IMAGE=DIRECTORY: what the image has under /models. May be repeated."),
     ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME/KEY=VARIABLE: a Secret's key, from an environment variable. May be repeated."
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the operator's log.")] = False,
 ) -> None:
     """Run gateway, trainer and rollouts as processes over a directory of manifests."""
@@ -37,7 +44,8 @@ def dev(
             "Install espalier[operator,trainer,rollout,runner,cli,local]",
         ) from error
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
-    layout = Layout((state or directory / ".espalier").resolve(), _images(image or ()))
+    root = (state or directory / ".espalier").resolve()
+    layout = Layout(root, _images(image or ()), _secrets(secret or ()))
     options = server.Options(directory, layout, port, typer.echo)
     try:
         asyncio.run(server.run(options))
@@ -55,3 +63,16 @@ def _images(given: list[str] | tuple[str, ...]) -> dict[str, Path]:
         if not reference or not directory:
             raise CommandError("--image takes IMAGE=DIRECTORY", "usage")
     return {reference: Path(directory).expanduser() for reference, _, directory in pairs}
+
+
+def _secrets(given: list[str] | tuple[str, ...]) -> dict[tuple[str, str], str]:
+    found = {}
+    for entry in given:
+        place, _, variable = entry.partition("=")
+        name, _, key = place.partition("/")
+        if not (name and key and variable):
+            raise CommandError("--secret takes NAME/KEY=VARIABLE", "usage")
+        if variable not in os.environ:
+            raise CommandError(f"--secret {entry}: {variable} is not set", "usage")
+        found[name, key] = os.environ[variable]
+    return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from espalier.kube.objects import Body
@@ -24,10 +24,12 @@ class Layout:
         root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, the keys and the
             objects.
         images: by reference, the directory with what the image has under ``/models``.
+        secrets: by name and key of a Secret, what it holds.
     """
 
     root: Path
     images: dict[str, Path]
+    secrets: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def objects(self) -> Path:
@@ -47,6 +49,15 @@ class Layout:
         path = self.root / "logs" / f"{pod}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def secret(self, name: str, key: str) -> str:
+        """What a key of a Secret holds; MappingError if it was not given."""
+        if (name, key) not in self.secrets:
+            raise MappingError(
+                f"Secret {name} is not on this machine: give --secret {name}/{key}=VARIABLE with "
+                f"the environment variable that holds {key}"
+            )
+        return self.secrets[name, key]
 
     def mounts(self, pod: str, spec: Body, config: dict[str, dict[str, str]]) -> dict[str, Path]:
         """By mount path of the pod's containers, the directory that stands for it.

@@ -47,7 +47,7 @@ def plan(
     """The plan of a pod of a role, with the uid that it is known by, at a loopback address.
 
     Raises:
-        MappingError: an image or a ConfigMap is not on this machine.
+        MappingError: an image, a Secret or a ConfigMap is not on this machine.
     """
     mounts = layout.mounts(pod, spec, config)
     container = spec["containers"][0]
@@ -55,7 +55,7 @@ def plan(
     if role == "trainer":
         command += ["--host", address]
     fields = {"metadata.uid": uid}
-    given = {entry["name"]: _value(entry, fields) for entry in container.get("env", ())}
+    given = {entry["name"]: _value(entry, fields, layout) for entry in container.get("env", ())}
     here = {name: _moved(value, mounts) for name, value in given.items()}
     message = layout.root / "pods" / pod / "termination-log"
     message.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +75,14 @@ def plan(
     )
 
 
-def _value(entry: Body, fields: dict[str, str]) -> str:
-    """A variable as it is written, or the field of the pod that it stands for."""
-    if "valueFrom" in entry:
-        return fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
-    value: str = entry["value"]
-    return value
+def _value(entry: Body, fields: dict[str, str], layout: Layout) -> str:
+    """What a variable is set to: a text, a field of the pod, a key of a Secret."""
+    source = entry.get("valueFrom", {})
+    if reference := source.get("secretKeyRef"):
+        return layout.secret(reference["name"], reference["key"])
+    if reference := source.get("fieldRef"):
+        return fields[reference["fieldPath"]]
+    return str(entry["value"])
 
 
 def _copy(init: Body, layout: Layout, mounts: dict[str, Path]) -> tuple[Path, Path]:
