@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -278,3 +279,26 @@ async def test_a_process_ends_with_an_espalier_dev_that_is_killed(tmp_path: Path
         parent.kill()
         await parent.wait()
         await asyncio.to_thread(until_ended, child)
+
+
+async def test_what_a_pod_had_under_tmp_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    cluster, stop = MemoryCluster(now), asyncio.Event()
+    node = Node(cluster)
+    async with aiohttp.ClientSession() as session:
+        kubelet = Kubelet(cluster, Layout(tmp_path / "state", {}), session, now)
+        task = asyncio.create_task(kubelet.run(stop))
+        body = workload("Deployment", "rollout", SERVER)
+        spec = body["spec"]["template"]["spec"]
+        spec["volumes"] = [{"name": "tmp", "emptyDir": {}}]
+        spec["containers"][0]["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
+        await cluster.apply("Deployment", body)
+        await node.until(node.ready)
+        assert list(place.iterdir())
+        stop.set()
+        await task
+    assert list(place.iterdir()) == []

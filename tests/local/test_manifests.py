@@ -146,6 +146,13 @@ def test_temporary_files_are_where_a_sockets_path_is_short_enough(tmp_path: Path
     place = Layout(deep, {}).mounts("pod", spec, {})["/tmp"]
     assert len(str(place)) < 60
     assert place.stat().st_mode & 0o777 == 0o700
+    (place / "left").touch()
+    Layout(deep, {}).forget_temporary("pod")
+    assert not place.exists()
+    place.symlink_to(tmp_path)
+    with pytest.raises(MappingError, match=r"is another user's: remove it, or set TMPDIR"):
+        Layout(deep, {}).mounts("pod", spec, {})
+    place.unlink()
     assert Layout(deep, {}).mounts("other", spec, {})["/tmp"] != place
 
 

@@ -81,6 +81,8 @@ class Kubelet:
         finally:
             started = [pod.running for pod in self._pods.values() if pod.running is not None]
             await asyncio.gather(*(running.stop() for running in started))
+            for key in self._pods:
+                await asyncio.to_thread(self._layout.forget_temporary, key.name)
 
     async def _look(self) -> None:
         wanted: dict[Key, Body] = {}
@@ -121,6 +123,7 @@ class Kubelet:
         pod = self._pods.pop(key)
         if pod.running is not None:
             await pod.running.stop()
+        await asyncio.to_thread(self._layout.forget_temporary, key.name)
         await self._cluster.delete(key)
 
     async def _advance(self, key: Key, pod: _Pod, owner: Body) -> None:

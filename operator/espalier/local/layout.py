@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -137,12 +139,21 @@ class Layout:
             (place / "token").write_text(self.token())
         return place
 
+    def forget_temporary(self, pod: str) -> None:
+        """Removes what a pod that is gone had under ``/tmp``."""
+        shutil.rmtree(self._temporary_path(pod), ignore_errors=True)
+
     def _temporary(self, pod: str) -> Path:
+        place = self._temporary_path(pod)
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.is_symlink() or place.stat().st_uid != os.getuid():
+            raise MappingError(f"{place} is another user's: remove it, or set TMPDIR")
+        return place
+
+    def _temporary_path(self, pod: str) -> Path:
         """Near the root of the file system: a Unix socket's path has at most 107 characters."""
         name = hashlib.sha256(f"{self.root}/{pod}".encode()).hexdigest()[:12]
-        place = Path(tempfile.gettempdir()) / f"espalier-{name}"
-        place.mkdir(mode=0o700, exist_ok=True)
-        return place
+        return Path(tempfile.gettempdir()) / f"espalier-{name}"
 
     @property
     def _lock(self) -> Path:
