@@ -302,3 +302,36 @@ async def test_what_a_pod_had_under_tmp_goes_with_it(
         stop.set()
         await task
     assert list(place.iterdir()) == []
+
+
+STATUS = """
+    def status(self):
+        return 200 if self.path == "/healthz" or os.path.exists(os.environ["FILE"]) else 503
+"""
+WHILE_THERE = SERVER.replace("(200)", "(self.status())").replace(
+    "class Ready(BaseHTTPRequestHandler):", f"class Ready(BaseHTTPRequestHandler):{STATUS}"
+)
+
+
+async def test_a_server_is_unready_after_as_long_as_its_probe_says_and_not_at_one_miss(
+    node: Node, tmp_path: Path
+) -> None:
+    file = tmp_path / "serves"
+    file.touch()
+    body = workload("Deployment", "rollout", WHILE_THERE)
+    (container,) = body["spec"]["template"]["spec"]["containers"]
+    container["env"] = [{"name": "FILE", "value": str(file)}]
+    container["readinessProbe"] = {"periodSeconds": 2, "failureThreshold": 3}
+    await node.cluster.apply("Deployment", body)
+    await node.until(node.ready)
+    seen: list[bool] = []
+    node.cluster.watch(lambda event, body: seen.append(node.ready()))
+    file.unlink()
+    await asyncio.sleep(2)
+    file.touch()
+    await asyncio.sleep(1)
+    assert all(seen)
+    file.unlink()
+    missed = asyncio.get_running_loop().time()
+    await node.until(lambda: not node.ready())
+    assert asyncio.get_running_loop().time() - missed >= 4
