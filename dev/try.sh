@@ -101,18 +101,18 @@ show espalier evaluate arith-20 --seed 1001 --size 64 --checkpoint base
 show espalier evaluate arith-20 --seed 1001 --size 64
 
 title "Five questions, before (slug@base)"
-espalier ask arith --checkpoint base "${questions[@]}"
+espalier ask arith --max-tokens 16 --checkpoint base "${questions[@]}"
 title "Five questions, after (the slug)"
-espalier ask arith "${questions[@]}"
+espalier ask arith --max-tokens 16 "${questions[@]}"
 
 title "Roll back: edit the head's file"
-espalier ask arith --checkpoint arith-000002 "${questions[@]}" >"$out/old.txt"
+espalier ask arith --max-tokens 16 --checkpoint arith-000002 "${questions[@]}" >"$out/old.txt"
 show cp examples/arithmetic/rollback.yaml "$manifests/head.yaml"
 edited=$(date +%s%N)
 show sed -n '/^spec/,$p' "$manifests/head.yaml"
 await 60 'CheckpointHead arith: Pinned: pinned to arith-000002'
 printf 'served arith-000002 %d ms after the edit\n' $((($(date +%s%N) - edited) / 1000000))
-espalier ask arith "${questions[@]}" | tee "$out/rolled-back.txt"
+espalier ask arith --max-tokens 16 "${questions[@]}" | tee "$out/rolled-back.txt"
 cmp -s "$out/old.txt" "$out/rolled-back.txt" || die "the slug does not answer as arith-000002 did: compare $out/old.txt and $out/rolled-back.txt"
 echo "The slug answers exactly as arith-000002 did."
 
