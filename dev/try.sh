@@ -35,7 +35,7 @@ finish() {
   trap '' INT TERM
   stop || true
   if [ $code -ne 0 ] && [ -n "$launched" ]; then
-    [ ! -s "$log" ] || { printf '\nThe last lines of %s:\n' "$log" && tail -n 12 "$log"; } >&2
+    [ ! -s "$log" ] || { printf '\nThe last lines of %s:\n' "$log" && tail -n 12 "$log" | grep -v TOKEN || true; } >&2
     printf 'make try did not end well (%d). What it started is stopped; its files are in %s, logs in %s.\n' \
       "$code" "$out" "$state/logs" >&2
   fi
