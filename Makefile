@@ -1,13 +1,16 @@
-# The commands of the project. `make demo` and `make test` set up what they need; everything is cached in
+# The commands of the project. `make try`, `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table lint format bench bench-trainer bench-operator bench-gateway crds constraints krew
+.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table lint format bench bench-trainer bench-operator bench-gateway crds constraints krew
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 env: ## the Python environment, linked as .venv
 	@dev/env.sh
+
+try: ## train a model on this machine, without Kubernetes, look at its tree, roll it back
+	@dev/try.sh
 
 tools: ## kind, kubectl, helm and the Kubernetes binaries, built once
 	@dev/cluster.sh tools

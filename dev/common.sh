@@ -99,7 +99,7 @@ debian_root() {
 # Prints the path of a uv binary that can also be mounted into an image build (a shim on the PATH cannot).
 uv() {
   local own=$cache/uv
-  [ -x "$own/bin/uv" ] || apt_ensure python3-venv
+  [ -x "$own/bin/uv" ] || python3 -c 'import ensurepip' 2>/dev/null || apt_ensure python3-venv
   [ -x "$own/bin/uv" ] || { rm -rf "$own" && python3 -m venv "$own" && "$own/bin/pip" install -q uv >&2; } || die "cannot install uv from PyPI into $own."
   echo "$own/bin/uv"
 }

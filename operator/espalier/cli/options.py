@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +14,7 @@ from typer.core import TyperGroup
 from espalier.cli import gateway
 from espalier.cli.failure import CommandError
 from espalier.cli.kubectl import Kubectl
+from espalier.cli.local import LocalObjects
 from espalier.client import GatewayError
 from espalier.runner.problem import UserError, WaitError
 
@@ -28,6 +31,14 @@ Namespace = Annotated[
     str | None,
     typer.Option("--namespace", "-n", help="Namespace; that of the current context if not given."),
 ]
+Local = Annotated[
+    Path | None,
+    typer.Option(
+        "--local",
+        envvar="ESPALIER_LOCAL",
+        help="State directory of an espalier dev, whose objects are read instead of a cluster's.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", callback=_remember, help="Print JSON, failures included.")
 ]
@@ -40,6 +51,14 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Let the API server check it, and change nothing.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What ``espalier`` itself was given before the command: where the objects are."""
+
+    namespace: str | None
+    local: Path | None
 
 
 class Commands(TyperGroup):
@@ -71,8 +90,10 @@ def commands(help_: str) -> typer.Typer:
 
 
 def kubectl(context: typer.Context, namespace: str | None) -> Kubectl:
-    """kubectl in the namespace that the command or ``espalier`` itself was given."""
-    return Kubectl(namespace or context.find_root().obj)
+    """What reads objects, in the namespace that the command or ``espalier`` itself was given."""
+    place: Place = context.find_root().obj
+    chosen = namespace or place.namespace
+    return LocalObjects(place.local, chosen) if place.local else Kubectl(chosen)
 
 
 def show(as_json: bool, content: Any, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
 import signal
@@ -14,6 +15,9 @@ from espalier.kube.objects import Body
 from espalier.local.layout import Layout, MappingError
 
 GRACE_SECONDS = 20.0
+# prctl(2). Loaded before any fork.
+_LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 # What the images run by themselves.
 DEFAULT = {
     "trainer": ("python", "-m", "espalier.trainer"),
@@ -105,6 +109,11 @@ def _moved(text: str, mounts: dict[str, Path]) -> str:
     return text
 
 
+def _end_with_parent() -> None:
+    """In the child: SIGTERM when espalier dev dies, so that no trainer outlives it (Linux)."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Running:
     """A process that was started for a pod."""
 
@@ -127,6 +136,7 @@ class Running:
                 stderr=output,
                 # Ctrl-C in the terminal is ours to pass on, in order.
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         return cls(process, planned.message)
 
