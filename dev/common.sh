@@ -104,6 +104,9 @@ uv() {
   echo "$own/bin/uv"
 }
 
+# The version of Kubernetes that the cluster runs, such as v1.2.3.
+kubernetes_version() { sed -n 's/^\tk8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/cluster/go.mod"; }
+
 # Prints a Go that can build the tools: the machine's if it is new enough, else the toolchain of a PyPI package.
 find_go() {
   local go version

@@ -11,7 +11,8 @@ registry_container=espalier-registry
 case $engine in
 docker)
   export KIND_EXPERIMENTAL_PROVIDER=docker KIND_EXPERIMENTAL_DOCKER_NETWORK=$network
-  stock_image=kindest/node:$(sed -n 's/^require k8s.io\/kubernetes \(v.*\)\.[0-9]*$/\1/p' "$root/dev/go/cluster/go.mod").0
+  stock_image=$(kubernetes_version)
+  stock_image=kindest/node:${stock_image%.*}.0
   if ! docker image inspect "$stock_image" >/dev/null 2>&1 && ! docker pull -q "$stock_image" >/dev/null 2>&1; then
     [ "$(id -u)" = 0 ] || die "Docker runs but cannot pull $stock_image: load that image, or run this as root to build a node image for podman."
     engine=podman

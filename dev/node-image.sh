@@ -9,7 +9,7 @@ set -euo pipefail
 packages=systemd,systemd-sysv,dbus,ca-certificates,kmod,iproute2,iptables,nftables,procps,util-linux,mount,hostname
 packages=$packages,conntrack,ethtool,libseccomp2,curl,jq,socat,containerd,runc,containernetworking-plugins,busybox-static,docker-registry
 
-kubernetes=$(sed -n 's/^require k8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/cluster/go.mod")
+kubernetes=$(kubernetes_version)
 base_key=$(echo "$packages" | hash_of)
 base=localhost/espalier-node-base:$base_key
 key=$(echo "$base_key" | hash_of dev/node/{archive.py,configure.sh,Dockerfile,load-images.sh,load-images.service,storage.yaml} dev/go/*/go.mod dev/go/*/go.sum dev/node-image.sh)
@@ -62,7 +62,7 @@ stage_context() {
   cp "$root/dev/node/"{load-images.sh,configure.sh,load-images.service,Dockerfile} "$work/"
   chmod 0755 "$work"/*.sh
   cp "$root/dev/node/storage.yaml" "$work/default-storage.yaml"
-  mapfile -t images < <("$bin/kubeadm" config images list --kubernetes-version "$kubernetes" 2>/dev/null)
+  mapfile -t images < <("$bin/kubeadm" config images list --kubernetes-version "$kubernetes")
   printf '%s\n' "${images[@]}" | grep /pause: >"$work/pause"
   printf %s "$kubernetes" >"$work/version"
   echo "$key" >"$work/images.key"

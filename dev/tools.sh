@@ -44,7 +44,7 @@ declare -A group=(
 # Without these the API server calls itself v0.0.0-master and version-skew checks of clients misread it.
 kubernetes_ldflags() {
   local version minor package
-  version=$(sed -n 's/^require k8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/cluster/go.mod")
+  version=$(kubernetes_version)
   minor=$(echo "$version" | cut -d. -f2)
   for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
     printf -- '-X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s -X %s.gitTreeState=clean -X %s.gitCommit=%040d -X %s.buildDate=1970-01-01T00:00:00Z ' \
@@ -53,7 +53,7 @@ kubernetes_ldflags() {
 }
 
 # What a module's binaries are keyed on: all that is in its directory, and how they are built.
-key_of() { hash_of dev/go/"$1"/* <<<"$(declare -f compile)"; }
+key_of() { hash_of dev/go/"$1"/* <<<"$(declare -f compile kubernetes_ldflags)"; }
 is_built() { [ -x "$bin/$1" ] && [ "$(cat "$bin/.$1.key" 2>/dev/null)" = "$2" ]; }
 
 # compile MODULE TOOL...: in one `go build`, which compiles what they share once and links them side by side.
