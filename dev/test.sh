@@ -5,11 +5,9 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
-dev/env.sh
+dev/preflight.sh test
+dev/setup.sh gitops
 make --no-print-directory lint
-dev/tools.sh gitops
-dev/cluster.sh up
-dev/image.sh all
 mkdir -p out
 status=0
 # In the order of tests/dealing.py, not the groups of most tests first.

@@ -42,6 +42,14 @@ def namespace(apiserver: ApiServer) -> str:
     return name
 
 
+@pytest.fixture
+def system(apiserver: ApiServer, namespace: str) -> str:
+    """A namespace for Espalier itself, beside the one that it serves."""
+    name = f"{namespace}-system"
+    apiserver.create_namespace(name)
+    return name
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever uses the API server carries its marker, so that ``-m "not apiserver"`` is quick."""
     for item in items:

@@ -17,6 +17,7 @@ TOGETHER = {
         "local/test_cookbooks",
         "local/test_dev",
         "local/test_full",
+        "local/test_try",
         "rollout/test_full",
         "rollout/test_server",
         "rollout/test_trained",

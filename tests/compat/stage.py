@@ -55,7 +55,7 @@ TICK_SECONDS = 0.02
 MAX_BODY_BYTES = 2**18
 PATIENCE_SECONDS = 60.0
 PRIVATE_KEY = identity.generate_private_key()
-PUBLIC_KEY = identity.public_key(PRIVATE_KEY)
+KEYS = identity.PublicKeys.of(PRIVATE_KEY, PRIVATE_KEY)
 ADAPTER = tiny.ADAPTER.wire()
 
 
@@ -107,18 +107,18 @@ class Fault:
 class Trainer:
     """The process of one trainer pod: a service at the pod's address."""
 
-    def __init__(self, stage: Stage, model: str, ip: str) -> None:
+    def __init__(self, stage: Stage, model: str, ip: str, uid: str) -> None:
         self.stage = stage
         self.model = model
         self.ip = ip
+        self.uid = uid
         self.engine: Engine | None = None
         self._runner: web.AppRunner | None = None
         self._service: Service | None = None
 
     async def start(self) -> None:
-        self._service = Service(
-            PUBLIC_KEY, audience(NAMESPACE, self.model), max_body_bytes=MAX_BODY_BYTES
-        )
+        name = audience(NAMESPACE, self.model, "trainer", self.uid)
+        self._service = Service(KEYS, name, max_body_bytes=MAX_BODY_BYTES)
         app = self._service.app()
         app.middlewares.append(self._faulty)
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
@@ -251,7 +251,7 @@ class Stage:
         """The trainer's process dies and starts again in the same pod."""
         old = next(t for t in self.trainers.values() if t.model == model)
         await old.stop()
-        new = Trainer(self, model, old.ip)
+        new = Trainer(self, model, old.ip, old.uid)
         self.trainers[old.ip] = new
         await new.start()
 
@@ -274,8 +274,9 @@ class Stage:
         wanted = {p["status"]["podIP"]: p for p in self.kubelet.pods("trainer")}
         for ip, pod in wanted.items():
             if ip not in self.trainers:
+                metadata = pod["metadata"]
                 self.trainers[ip] = Trainer(
-                    self, pod["metadata"]["labels"]["espalier.dev/model"], ip
+                    self, metadata["labels"]["espalier.dev/model"], ip, metadata["uid"]
                 )
                 await self.trainers[ip].start()
         for ip in [ip for ip in self.trainers if ip not in wanted]:

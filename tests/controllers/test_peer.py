@@ -17,7 +17,7 @@ from espalier.controllers.trainer_client import TrainerClient, TrainerError
 from espalier.core.names import audience
 
 KEY = identity.generate_private_key()
-HERE = Peer("team", "arith", "127.0.0.1")
+HERE = Peer("team", "arith", "127.0.0.1", "rollout", "uid-1")
 REFUSED = '{"detail": "another base", "reason": "BaseMismatch", "remedy": "fork"}'
 
 
@@ -30,7 +30,8 @@ class Pod:
 
     async def answer(self, request: web.Request) -> web.Response:
         given = request.headers["Authorization"]
-        claims = identity.verify(identity.public_key(KEY), given, audience("team", "arith"))
+        name = audience("team", "arith", "rollout", "uid-1")
+        claims = identity.verify(identity.PublicKeys.of(KEY, KEY), given, name)
         self.callers.append(claims.subject)
         return web.Response(status=self.status, text=self.text)
 

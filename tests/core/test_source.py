@@ -22,7 +22,9 @@ from espalier.core.source import SourceDecision, SourceView
 RESOLVED = {"uri": "volume://bases/b", "revision": "1", "digest": digest("base")}
 RUNNING = Job("j", 0, complete=False, failed=False, terminating=False)
 COMPLETE, FAILED = replace(RUNNING, complete=True), replace(RUNNING, failed=True, failure="X: y")
-POD = Pod("p", "importer", "", "1", started=False, ready=False, terminating=False, finished=True)
+POD = Pod(
+    "p", "1", "importer", "", "1", started=False, ready=False, terminating=False, finished=True
+)
 FORK = {"source": {"checkpointRef": {"name": "m-000001"}}}
 
 
@@ -111,6 +113,23 @@ def test_what_the_importer_refuses_names_field_and_remedy(
     assert remedy in decision.finding.message
 
 
+BUSY = Problem(detail="the hub answers 503", reason="HubBusy", remedy="use a mirror")
+TRIED = replace(POD, message=BUSY.model_dump_json())
+
+
+def test_an_import_that_failed_for_good_says_the_last_error_and_what_to_do() -> None:
+    decision = source.decide(SourceView(model(), importer=FAILED, importer_pods=[TRIED]))
+    assert (decision.finding.reason, decision.hopeless) == ("HubBusy", True)
+    said = decision.finding.message
+    assert all(text in said for text in (BUSY.detail, BUSY.remedy, "X: y", "delete the Job"))
+
+
+def test_an_import_that_is_tried_again_says_why() -> None:
+    decision = source.decide(SourceView(model(), importer=RUNNING, importer_pods=[TRIED]))
+    assert (decision.finding.reason, decision.hopeless) == ("Importing", False)
+    assert decision.finding.message.endswith("tried again after: the hub answers 503")
+
+
 def test_a_fork_does_not_start_where_its_origins_model_did() -> None:
     parent = model("m", source=WITH_ADAPTER, status={"resolved": {**RESOLVED, "adapter": ADAPTER}})
     decision = source.decide(SourceView(model("fork", **FORK), checkpoint(), parent))
@@ -165,7 +184,9 @@ def ready(subject: Any, **changes: Any) -> models.ModelDecision:
     return models.decide(models.ModelView(subject, **{**facts, **changes}), NOW)
 
 
-SERVER = Pod("s", "rollout", "ip", "1", started=True, ready=True, terminating=False, finished=False)
+SERVER = Pod(
+    "s", "1", "rollout", "ip", "1", started=True, ready=True, terminating=False, finished=False
+)
 
 
 @pytest.mark.parametrize(

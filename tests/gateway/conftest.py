@@ -25,7 +25,7 @@ from espalier.gateway.tokens import TokenIssuer
 from espalier.kube.apiserver import KubernetesCluster
 
 PRIVATE_KEY = identity.generate_private_key()
-PUBLIC_KEY = identity.public_key(PRIVATE_KEY)
+KEYS = identity.PublicKeys.of(identity.generate_private_key(), PRIVATE_KEY)
 RIGHTS = """
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role

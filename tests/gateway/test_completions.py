@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 from dev.ports import free_port
-from tests.gateway.conftest import PUBLIC_KEY, Behaviour, Gateway, Upstream
+from tests.gateway.conftest import KEYS, Behaviour, Gateway, Upstream
 from tests.gateway.world import LOADING, digest, waiting
 
 from espalier import identity
+from espalier.core.names import audience
 from espalier.gateway import completions
 from espalier.gateway.snapshot import Id
 
@@ -56,7 +57,8 @@ async def test_a_request_reaches_the_rollout_under_the_adapters_name_with_our_to
     assert (await reply.json())["model"] == "arith"
     assert pod.requests[0].path == route
     assert pod.bodies == [ASK | {"model": "arith@a1a1a1a1a1a1"}]
-    caller = identity.verify(PUBLIC_KEY, pod.requests[0].headers["Authorization"], str(model))
+    name = audience(model.namespace, model.name, "rollout", "uid-arith-rollout-0")
+    caller = identity.verify(KEYS, pod.requests[0].headers["Authorization"], name)
     assert caller.subject == "gateway"
 
 

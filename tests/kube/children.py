@@ -22,7 +22,7 @@ VOLUME_BASE = {"persistentVolumeClaim": {"claimName": "models", "path": "tiny/1"
 HUB_BASE = {"huggingFace": {"repository": "Qwen/Qwen3-0.6B", "revision": REVISION}}
 SETTINGS = ChildSettings(
     Images(trainer="trainer:1", rollout="rollout:1", runner="runner:1"),
-    public_key="-----BEGIN PUBLIC KEY-----",
+    public_keys="-----BEGIN PUBLIC KEY-----",
     gateway_url="http://espalier-gateway.espalier.svc:80",
 )
 # Everything that a user may set of a pod.
@@ -78,5 +78,13 @@ def pod_of(child: Body) -> Body:
 
 
 def environment(child: Body) -> dict[str, str]:
+    """Its variables; one that stands for a field of the pod has the field's path in brackets."""
     (container,) = pod_of(child)["containers"]
-    return {entry["name"]: entry["value"] for entry in container["env"]}
+    return {entry["name"]: _value(entry) for entry in container["env"]}
+
+
+def _value(entry: Body) -> str:
+    if "valueFrom" in entry:
+        return f"<{entry['valueFrom']['fieldRef']['fieldPath']}>"
+    value: str = entry["value"]
+    return value

@@ -76,6 +76,8 @@ def start(
     private_key: str = "",
     model: str = "tiny",
     namespace: str = NAMESPACE,
+    uid: str = "uid-1",
+    port: int = 0,
     dtype: str = "float32",
     max_model_tokens: int = 256,
     max_adapters: int = 3,
@@ -84,14 +86,15 @@ def start(
 ) -> Rollout:
     """Start ``python -m espalier.rollout`` on a free port; does not wait for it."""
     private_key = private_key or identity.generate_private_key()
-    port = free_port()
+    port = port or free_port()
     scratch = Path(tempfile.mkdtemp(prefix="rollout-"))
     told = {
         "ESPALIER_MODEL": model,
         "ESPALIER_NAMESPACE": namespace,
+        "ESPALIER_POD_UID": uid,
         "ESPALIER_VOLUME": str(volume),
         "ESPALIER_BASE": base,
-        "ESPALIER_PUBLIC_KEY": identity.public_key(private_key),
+        "ESPALIER_PUBLIC_KEYS": identity.PublicKeys.of(private_key, private_key).text(),
         "ESPALIER_DTYPE": dtype,
         "ESPALIER_MAX_MODEL_TOKENS": str(max_model_tokens),
         "ESPALIER_MAX_ADAPTERS": str(max_adapters),
@@ -109,7 +112,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    audience = names.audience(namespace, model)
+    audience = names.audience(namespace, model, "rollout", uid)
     return Rollout(process, f"http://127.0.0.1:{port}", private_key, audience, log)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,21 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from espalier import identity
+from espalier.core.names import audience
 from espalier.rollout import auth
 from espalier.rollout.settings import Settings
 
-PRIVATE = identity.generate_private_key()
+KEYS: dict[identity.Subject, str] = {
+    "operator": identity.generate_private_key(),
+    "gateway": identity.generate_private_key(),
+}
 SETTINGS = Settings(
     model="arith",
     namespace="default",
+    uid="uid-1",
     volume=Path("/weights"),
     base="sha256:" + "a" * 64,
-    public_key=identity.public_key(PRIVATE),
+    public_keys=identity.PublicKeys.of(KEYS["operator"], KEYS["gateway"]),
     dtype="float32",
     max_model_tokens=256,
     max_adapters=2,
@@ -58,9 +64,10 @@ def vllm_routes() -> list[tuple[str, str]]:
 
 
 def authorization(
-    subject: identity.Subject, audience: str = "default/arith", key: str = PRIVATE
+    subject: identity.Subject, name: str = SETTINGS.audience, key: str = ""
 ) -> dict[str, str]:
-    return {"Authorization": f"Bearer {identity.issue(key, subject, audience)}"}
+    token = identity.issue(key or KEYS[subject], subject, name)
+    return {"Authorization": f"Bearer {token}"}
 
 
 def test_every_route_of_vllm_refuses_a_caller_without_a_token() -> None:
@@ -87,12 +94,34 @@ def test_a_token_opens_only_the_routes_that_we_name() -> None:
         dict,
         lambda: {"Authorization": "Bearer x"},
         lambda: {"Authorization": "Basic dXNlcjpwYXNz"},
-        lambda: authorization("operator", audience="default/other"),
+        *[
+            partial(authorization, "operator", audience(*given))
+            for given in (
+                ("default", "other", "rollout", "uid-1"),
+                ("another", "arith", "rollout", "uid-1"),
+                ("default", "arith", "trainer", "uid-1"),
+                ("default", "arith", "rollout", "uid-2"),
+            )
+        ],
         lambda: authorization("operator", key=identity.generate_private_key()),
+        # The gateway's key says that it is the operator, and the other way round.
+        lambda: authorization("operator", key=KEYS["gateway"]),
+        lambda: authorization("gateway", key=KEYS["operator"]),
     ],
-    ids=["none", "garbage", "basic", "another model", "another key"],
+    ids=[
+        "none",
+        "garbage",
+        "basic",
+        "another model",
+        "another namespace",
+        "the trainer",
+        "a sibling or what was here before",
+        "another key",
+        "the gateway as operator",
+        "the operator as gateway",
+    ],
 )
-def test_a_token_must_be_ours_and_for_this_model(
+def test_a_token_must_be_ours_and_for_this_very_pod(
     credentials: Callable[[], dict[str, str]],
 ) -> None:
     answer = CLIENT.post("/v1/completions", headers=credentials())

@@ -299,7 +299,7 @@ class World:
         """What there is in the end and how often it was made, without times and identities."""
         kept: dict[str, Any] = {}
         for key, body in self.cluster.objects.items():
-            if key.kind in ("Event", "Pod", "Lease", "Secret"):
+            if key.kind in ("Event", "Pod", "ReplicaSet", "Lease", "Secret"):
                 continue
             labels = body["metadata"].get("labels", {})
             kept[str(key)] = _stable(

@@ -22,7 +22,8 @@ from espalier.trainer.service import Service
 from espalier.trainer.store import CheckpointStore
 
 PRIVATE = identity.generate_private_key()
-AUDIENCE = "default/arith"
+KEYS = identity.PublicKeys.of(PRIVATE, PRIVATE)
+AUDIENCE = "default/arith/trainer/uid-1"
 LIMIT_BYTES = 4 << 20
 
 Client = TestClient[Any, Any]
@@ -30,7 +31,7 @@ Client = TestClient[Any, Any]
 
 @pytest.fixture
 async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
-    service = Service(identity.public_key(PRIVATE), AUDIENCE, max_body_bytes=LIMIT_BYTES)
+    service = Service(KEYS, AUDIENCE, max_body_bytes=LIMIT_BYTES)
     store = CheckpointStore(volume.path, tiny.MODEL)
 
     def make(publish: Any) -> Engine:

@@ -67,6 +67,18 @@ class Taskset(Type):
         description="answerExtraction takes the answer from the completion: the last <answer> tag, "
         "the last number, or the whole text.",
     )
+    score_timeout_seconds: int = Field(
+        default=5,
+        ge=1,
+        le=600,
+        description="scoreTimeoutSeconds is how long the scorer may take for one completion.",
+    )
+    on_error: Literal["DropGroup", "Zero", "Fail"] = Field(
+        default="DropGroup",
+        description="onError says what a completion is worth whose scorer raised, hung, died or "
+        "gave no number from 0 to 1: its group is dropped (DropGroup), the reward is 0 (Zero), or "
+        "the run stops (Fail). It is counted in reward/scorer_errors.",
+    )
 
     model_config = ConfigDict(
         json_schema_extra=cel(

@@ -108,7 +108,7 @@ def export(
     if volume is not None:
         files.export_from_directory(volume, name, options)
     else:
-        files.export_from_cluster(kubectl(context, namespace), name, options)
+        files.export(kubectl(context, namespace), name, options)
     typer.echo(f"wrote {name} to {output}")
 
 

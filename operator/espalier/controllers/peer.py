@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from espalier import identity
 from espalier.api.wire import Problem
 from espalier.core.names import audience
+from espalier.core.pods import Pod
 
 PORT = 8000
 CONNECT_SECONDS = 3.0
@@ -20,11 +21,18 @@ T = TypeVar("T", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Peer:
-    """A pod of a model that the operator talks to."""
+    """A pod of a model that the operator talks to; ``role`` and ``uid`` are who must be there."""
 
     namespace: str
     model: str
     ip: str
+    role: str
+    uid: str
+
+    @classmethod
+    def of(cls, namespace: str, model: str, pod: Pod) -> Peer:
+        """A pod that is Espalier's own."""
+        return cls(namespace, model, pod.ip, pod.role, pod.uid)
 
     @property
     def url(self) -> str:
@@ -33,8 +41,9 @@ class Peer:
         return f"http://{host}:{PORT}"
 
     def headers(self, private_key: str) -> dict[str, str]:
-        """Headers that prove the operator to this model's pods."""
-        token = identity.issue(private_key, "operator", audience(self.namespace, self.model))
+        """Headers that prove the operator to this pod, and to no other."""
+        name = audience(self.namespace, self.model, self.role, self.uid)
+        token = identity.issue(private_key, "operator", name)
         return {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
 

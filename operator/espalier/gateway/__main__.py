@@ -20,7 +20,7 @@ from espalier.gateway.auth import Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.settings import Settings, SettingsError
 from espalier.gateway.tokens import TokenIssuer
-from espalier.gateway.view import WATCHED, View
+from espalier.gateway.view import CHILDREN, WATCHED, View
 from espalier.kube import informer, log
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
@@ -29,7 +29,7 @@ from espalier.kube.health import HealthServer
 from espalier.kube.log_stream import LogStream
 from espalier.kube.objects import Key
 
-SIGNING_KEY_SECRET = "espalier-signing-key"
+SIGNING_KEY_SECRET = "espalier-gateway-key"
 SIGNING_KEY_ENTRY = "private.pem"
 KEY_RETRY_SECONDS = 2.0
 # A Service keeps sending for a moment after a pod stops being ready.
@@ -84,7 +84,7 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
     tokens = TokenIssuer()
     stop, synced = asyncio.Event(), asyncio.Event()
     readiness = Readiness(tokens, synced)
-    kinds = {kind: MANAGED if kind == "Pod" else {} for kind in WATCHED}
+    kinds = {kind: MANAGED if kind in CHILDREN else {} for kind in WATCHED}
     watching = informer.InformerSettings(settings.namespaces, kinds)
     async with upstream_session() as session:
         services = Services(

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 from espalier.gateway import metrics
 from espalier.gateway.auth import User
 from espalier.gateway.moves import SENDINGS, NotLoadedError, after_the_move
-from espalier.gateway.pods import why_none_ready
+from espalier.gateway.pods import Pod, why_none_ready
 from espalier.gateway.problems import RefusalError, not_ready, openai_body
 from espalier.gateway.relay import StreamRewriter, error_event, rewrite_answer
 from espalier.gateway.routing import (
@@ -145,11 +145,11 @@ class Completions:
         body = exchange.body | {"model": exchange.target.adapter}
         sent = json.dumps(body, ensure_ascii=False).encode()
         lost: Exception
-        for attempt, address in enumerate(self._order(exchange.target)):
+        for attempt, pod in enumerate(self._order(exchange.target)):
             if attempt:
                 metrics.RETRIES.inc()
             try:
-                return await self._send_to(address, exchange, sent)
+                return await self._send_to(pod, exchange, sent)
             except NotLoadedError as error:
                 lost = error
             except aiohttp.ClientError as error:
@@ -166,18 +166,18 @@ class Completions:
             raise lost
         raise self._lost(exchange.target, lost)
 
-    def _order(self, target: Target) -> list[str]:
+    def _order(self, target: Target) -> list[Pod]:
         """The pods to try, each model's in turn; the same one again when it is alone."""
         turn = self._turns[target.model]
         self._turns[target.model] += 1
-        count = len(target.addresses)
-        return [target.addresses[(turn + attempt) % count] for attempt in range(ATTEMPTS)]
+        count = len(target.pods)
+        return [target.pods[(turn + attempt) % count] for attempt in range(ATTEMPTS)]
 
-    async def _send_to(self, address: str, exchange: _Exchange, sent: bytes) -> web.StreamResponse:
-        headers = self._services.tokens.header(exchange.target.model)
+    async def _send_to(self, pod: Pod, exchange: _Exchange, sent: bytes) -> web.StreamResponse:
+        headers = self._services.tokens.header(exchange.target.model, pod)
         headers["Content-Type"] = "application/json"
         async with self._services.session.post(
-            f"http://{address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
+            f"http://{pod.address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
             data=sent,
             headers=headers,
             timeout=_TIMEOUT,

@@ -119,7 +119,7 @@ class Traces:
         self, method: str, keeper: Keeper, path: str, body: bytes | None = None
     ) -> tuple[int, bytes]:
         """Status and body; 503 where the trainer did not answer."""
-        headers = self._services.tokens.header(keeper.model)
+        headers = self._services.tokens.header(keeper.model, keeper.pod)
         url = f"http://{keeper.pod.address}/traces{path}"
         try:
             async with self._services.session.request(

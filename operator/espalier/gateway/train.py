@@ -88,7 +88,7 @@ class Train:
         return response
 
     async def _delivered(self, model: Id, trainer: Pod, key: str) -> None:
-        headers = self._services.tokens.header(model) | {IDEMPOTENCY_KEY: key}
+        headers = self._services.tokens.header(model, trainer) | {IDEMPOTENCY_KEY: key}
         async with self._services.session.post(
             f"http://{trainer.address}/train/delivered", headers=headers, timeout=_TIMEOUT
         ) as answer:
@@ -124,7 +124,7 @@ class Train:
         if unkeyed(request):
             headers[CLIENT] = _client(user)
         headers |= self._services.tokens.header(
-            model, live_epoch(self._services.view.snapshot, model)
+            model, trainer, live_epoch(self._services.view.snapshot, model)
         )
         try:
             async with self._services.session.request(

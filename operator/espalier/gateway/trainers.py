@@ -75,7 +75,7 @@ class Trainers:
     async def _starting(self, model: Id, pod: Pod) -> Waiting | None:
         """Why it refuses every command now; what else is wrong is the command's to find out."""
         url = f"http://{pod.address}/train/state"
-        headers = self._services.tokens.header(model)
+        headers = self._services.tokens.header(model, pod)
         try:
             async with self._services.session.get(
                 url, headers=headers, timeout=_ASK_TIMEOUT

@@ -55,7 +55,7 @@ class Authentication:
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         try:
-            caller = identity.verify(self._settings.public_key, header, self._settings.audience)
+            caller = identity.verify(self._settings.public_keys, header, self._settings.audience)
         except identity.IdentityError as error:
             return problem_response(
                 401,

@@ -9,9 +9,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espalier.api.taskset import ConfigMapTasks, Taskset
-from espalier.runner.extraction import extract, is_number, matches
+from espalier.runner.extraction import is_number
 from espalier.runner.problem import UserError
-from espalier.runner.tasks import Message, Score, Task, ask, system, within
+from espalier.runner.scoring.wire import Match
+from espalier.runner.tasks import Message, Task, ask, system, within
 
 
 class _RowMessage(BaseModel):
@@ -59,11 +60,14 @@ class JsonlTasks:
         name = row.id or f"{self._name}/{self._positions[index]}"
         return Task(name, _messages(self._spec, row))
 
-    def score(self, index: int, completion: str) -> Score:
+    @property
+    def scorer(self) -> Match:
         """1 for the row's answer, else 0."""
-        mode = self._spec.answer_extraction
-        expected = self._rows[within(index, self.size)].answer
-        return Score(float(matches(mode, extract(mode, completion), expected)))
+        return Match(extraction=self._spec.answer_extraction)
+
+    def reference(self, index: int) -> str:
+        """The row's answer."""
+        return self._rows[within(index, self.size)].answer
 
 
 def config_map_tasks(spec: Taskset, source: ConfigMapTasks, directory: Path) -> JsonlTasks:

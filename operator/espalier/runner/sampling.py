@@ -10,6 +10,8 @@ from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import GatewayClient
 from espalier.core.names import BASE
 from espalier.runner.rewards import Group
+from espalier.runner.scoring.policy import settled
+from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.tasks import Tasks
 
 # The rollouts batch what is in flight; more would only wait in their queues.
@@ -19,7 +21,9 @@ CONCURRENT_GROUPS = 64
 async def sample_groups(
     client: GatewayClient,
     tasks: Tasks,
+    scorer: Scorer,
     indices: Sequence[int],
+    *,
     spec: TrainingRunSpec,
     checkpoint: str,
 ) -> list[Group]:
@@ -28,10 +32,15 @@ async def sample_groups(
     Args:
         client: of the model.
         tasks: where the indices point.
+        scorer: of these tasks.
         indices: of the tasks, in the order of the result.
         spec: group size, temperature, length.
         checkpoint: name of the checkpoint to sample; empty for the base.
+
+    Raises:
+        UserError: ``ScorerFailed`` where ``taskset.onError`` says so.
     """
+    policy = spec.taskset.on_error if spec.taskset else "DropGroup"
     slots = asyncio.Semaphore(CONCURRENT_GROUPS)
 
     async def group(index: int) -> Group:
@@ -45,8 +54,8 @@ async def sample_groups(
                 temperature=decimal(spec.sampling.temperature),
                 max_tokens=spec.sampling.max_tokens,
             )
-        scores = tuple(tasks.score(index, completion.text) for completion in completions)
-        return Group(task, tuple(completions), scores)
+        scores = await asyncio.gather(*(scorer.score(index, one.text) for one in completions))
+        return Group(task, tuple(completions), settled(task, scores, policy))
 
     running = [asyncio.ensure_future(group(index)) for index in indices]
     try:

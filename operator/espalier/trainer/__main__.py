@@ -109,7 +109,7 @@ async def serve(settings: Settings, world: World, host: str, port: int) -> None:
     # Waiting for another rank uses no CPU time, and has a limit of its own.
     patience = max(settings.stuck_seconds, world.reply_seconds if world.size > 1 else 0)
     service = Service(
-        settings.public_key, settings.audience, settings.max_body_bytes, Watchdog(patience)
+        settings.public_keys, settings.audience, settings.max_body_bytes, Watchdog(patience)
     )
     runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()

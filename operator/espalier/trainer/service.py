@@ -58,12 +58,12 @@ class Service:
 
     def __init__(
         self,
-        public_key: str,
+        keys: identity.PublicKeys,
         audience: str,
         max_body_bytes: int = MAX_BODY_BYTES,
         watchdog: Watchdog | None = None,
     ) -> None:
-        self._public_key = public_key
+        self._keys = keys
         self._max_body_bytes = max_body_bytes
         self._audience = audience
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -161,7 +161,7 @@ class Service:
             return await handler(request)
         try:
             caller = identity.verify(
-                self._public_key, request.headers.get("Authorization"), self._audience
+                self._keys, request.headers.get("Authorization"), self._audience
             )
         except identity.IdentityError as error:
             raise CommandError(401, "Unauthenticated", str(error), "go through the gateway") from (
