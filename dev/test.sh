@@ -11,7 +11,7 @@ make --no-print-directory lint
 mkdir -p out
 status=0
 # In the order of tests/dealing.py, not the groups of most tests first.
-.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+.venv/bin/python -m pytest -n 2 --no-loadscope-reorder \
   --junitxml=out/junit.xml --durations=30 --durations-min=1 "$@" || status=$?
 .venv/bin/python -m dev.test_table >out/tests.md
 exit "$status"

@@ -95,22 +95,24 @@ def written(page: str, body: str) -> str:
     return f"{before}{BEGIN}\n{body}\n{END}{after}"
 
 
+def last_run() -> str:
+    """How long it took, its tests by folder, and the slowest of them."""
+    if not JUNIT.exists():
+        return f"No run is recorded: {JUNIT.relative_to(ROOT)} is missing."
+    root = ElementTree.parse(JUNIT).getroot()
+    suite, found = next(root.iter("testsuite")), list(cases(root))
+    took = f"{float(suite.attrib['time']) / 60:.1f} minutes on {suite.attrib['timestamp'][:10]}"
+    return f"{took}\n\n{by_folder(found)}\n\nThe slowest:\n\n{slowest(found)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the last run of the tests took")
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
-    write = parser.parse_args().write
-    if not JUNIT.exists():
-        raise SystemExit(f"no {JUNIT.relative_to(ROOT)}: run make test")
-    root = ElementTree.parse(JUNIT).getroot()
-    suite = next(root.iter("testsuite"))
-    found = list(cases(root))
-    took = f"{float(suite.attrib['time']) / 60:.1f} minutes on {suite.attrib['timestamp'][:10]}"
-    body = f"{took}\n\n{by_folder(found)}\n\nThe slowest:\n\n{slowest(found)}"
-    if write:
-        body += f"\n\n## Only in `make test-all`\n\n{exhaustive()}"
+    if parser.parse_args().write:
+        body = f"{last_run()}\n\n## Only in `make test-all`\n\n{exhaustive()}"
         PAGE.write_text(written(PAGE.read_text(), body))
     else:
-        print(body)
+        print(last_run())
 
 
 if __name__ == "__main__":

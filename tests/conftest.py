@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -49,18 +50,16 @@ def system(apiserver: ApiServer, namespace: str) -> str:
     return name
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever uses the API server carries its marker, so that ``-m "not apiserver"`` is quick."""
     for item in items:
         if "apiserver" in getattr(item, "fixturenames", ()):
             item.add_marker("apiserver")
-        vllm = item.get_closest_marker("vllm") is not None
-        item.add_marker(pytest.mark.xdist_group(dealing.group(item.path, vllm=vllm)))
-    items.sort(key=_turn)
+        if item.get_closest_marker("xdist_group"):
+            raise pytest.UsageError(f"{item.nodeid}: tests/dealing.py says the group, no marker")
+    items.sort(key=lambda item: dealing.turn(item.nodeid))
 
 
-def _turn(item: pytest.Item) -> int:
-    marker = item.get_closest_marker("xdist_group")
-    assert marker is not None
-    return dealing.turn(marker.args[0])
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> dealing.Dealer:
+    return dealing.Dealer(config, log)

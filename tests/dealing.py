@@ -7,16 +7,29 @@ over: what is left beside them is short, or waits most of its time.
 
 from __future__ import annotations
 
-from pathlib import Path
+from xdist.scheduler import LoadScopeScheduling
 
-TESTS = Path(__file__).parent
-# Two vLLM servers on two cores hinder each other more than they overlap: one worker starts them.
-VLLM = "vllm"
-# Folders whose files share what is started once for all of them; elsewhere a file is a group.
-TOGETHER = ("compat", "e2e", "gitops")
+# Starts of the paths of tests that are one group. Elsewhere a file is a group.
+TOGETHER = {
+    # Two vLLM servers on two cores hinder each other more than they overlap: one worker has them.
+    "vllm": (
+        "gateway/test_vllm",
+        "local/test_cookbooks",
+        "local/test_dev",
+        "local/test_full",
+        "local/test_try",
+        "rollout/test_full",
+        "rollout/test_server",
+        "rollout/test_trained",
+    ),
+    # The files of these folders share what is started once for all of them.
+    "compat": ("compat/",),
+    "e2e": ("e2e/",),
+    "gitops": ("gitops/",),
+}
 # Starts of groups' names. What none of them begins comes last.
 ORDER = (
-    VLLM,
+    "vllm",
     "trainer/test_ranks",
     "compat",
     "trainer/",
@@ -28,14 +41,20 @@ ORDER = (
 )
 
 
-def group(path: Path, *, vllm: bool) -> str:
-    """The name of the group of a test in this file. ``vllm``: whether it has that marker."""
-    if vllm:
-        return VLLM
-    file = path.relative_to(TESTS)
-    return file.parts[0] if file.parts[0] in TOGETHER else file.with_suffix("").as_posix()
+def group(nodeid: str) -> str:
+    """The name of the group of a test (``tests/core/test_head.py::test_a[b]``)."""
+    file = nodeid.split("::", 1)[0].removeprefix("tests/").removesuffix(".py")
+    return next((name for name, starts in TOGETHER.items() if file.startswith(starts)), file)
 
 
-def turn(name: str) -> int:
-    """Where a group stands in the order of beginning: the lowest first."""
+def turn(nodeid: str) -> int:
+    """Where the group of a test stands in the order of beginning: the lowest first."""
+    name = group(nodeid)
     return next((n for n, start in enumerate(ORDER) if name.startswith(start)), len(ORDER))
+
+
+class Dealer(LoadScopeScheduling):
+    """Deals out groups. ``--dist loadgroup`` does not: pytest 9 drops what it adds to test ids."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
