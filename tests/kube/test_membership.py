@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from espalier.api.meta import API_VERSION
 from espalier.kube.cache import Cache
 from espalier.kube.membership import WORKLOADS, Membership
-from espalier.kube.objects import Body
+from espalier.kube.objects import Body, key_of
 
 LABELS = {"espalier.dev/model": "m", "espalier.dev/role": "importer"}
 VERSIONS = itertools.count(1)
@@ -104,3 +104,29 @@ def test_what_a_first_list_has_not_brought_yet_is_nobodys_fault(
     membership = Membership(Cache())
     assert not membership.has(body("m-import-x", "u-1", OURS, status=REACHABLE))
     assert caplog.records == []
+
+
+def test_a_pod_that_its_deleted_owners_leave_behind_is_no_forgery(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    membership, ours = Membership(cache), body("m-import-x", "u-1", OURS, status=REACHABLE)
+    cache.put("Job", JOB)
+    assert membership.has(ours)
+    cache.drop(key_of("Job", JOB))
+    assert not membership.has(ours)
+    assert caplog.records == []
+    # Another of its name was never ours.
+    assert not membership.has(body("m-import-x", "u-2", OURS, status=REACHABLE))
+    assert "ControllerUnknown" in caplog.text
+
+
+def test_a_pod_of_ours_whose_labels_are_changed_is_a_stranger(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    membership, ours = Membership(cache), body("m-import-x", "u-1", OURS, status=REACHABLE)
+    cache.put("Job", JOB)
+    assert membership.has(ours)
+    relabelled = {**LABELS, "espalier.dev/role": "collector"}
+    changed = {**ours, "metadata": {**ours["metadata"], "labels": relabelled}}
+    assert not membership.has(changed)
+    assert "WrongController" in caplog.text

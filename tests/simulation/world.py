@@ -324,7 +324,7 @@ def _stable(value: Any) -> Any:
     if isinstance(value, list):
         return [_stable(inner) for inner in value if not _heard(inner)]
     # The installation's own key, which differs from one to the next.
-    return "pem" if isinstance(value, str) and value.startswith("-----BEGIN") else value
+    return "pem" if isinstance(value, str) and "-----BEGIN" in value else value
 
 
 def _heard(value: Any) -> bool:

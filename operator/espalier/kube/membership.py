@@ -23,7 +23,8 @@ class Membership:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        # By pod, the uid and the reason that were reported.
+        # By pod, the uid of the one that was ours, and the uid and reason that were reported.
+        self._own: dict[Key, str] = {}
         self._reported: dict[Key, tuple[str, str]] = {}
         cache.on_change(self._forget)
 
@@ -31,7 +32,9 @@ class Membership:
         """Whether a pod is Espalier's own, as far as the cache knows by now."""
         key = key_of("Pod", pod)
         found = stranger(pod, lambda kind, name: self._cache.get(Key(kind, key.namespace, name)))
-        if found is not None:
+        if found is None:
+            self._own[key] = pod["metadata"].get("uid", "")
+        else:
             self._report(key, pod, found)
         return found is None
 
@@ -44,7 +47,9 @@ class Membership:
         status, uid = pod.get("status", {}), pod["metadata"].get("uid", "")
         if not status.get("podIP") and status.get("phase") not in ENDED:
             return
-        if found.unseen and not self._cache.synced(found.unseen):
+        # One that was ours is left behind by what it was made for, and is deleted after it.
+        orphaned = self._own.get(key) == uid
+        if found.unseen and (orphaned or not self._cache.synced(found.unseen)):
             return
         if self._reported.get(key) == (uid, found.reason):
             return
@@ -62,4 +67,5 @@ class Membership:
 
     def _forget(self, key: Key, _: Body | None, new: Body | None) -> None:
         if key.kind == "Pod" and new is None:
+            self._own.pop(key, None)
             self._reported.pop(key, None)
