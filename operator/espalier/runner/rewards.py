@@ -28,6 +28,8 @@ _METRIC: dict[Cause, str] = {
     "Malformed": "malformed",
 }
 
+_SCORER = f"The scorer fails on what the model writes. {REMEDY}"
+
 AdvantageSource = Literal["Estimated", "Precomputed"]
 
 
@@ -158,6 +160,8 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
         f"in {rounds} rounds every group of completions had equal rewards or none "
         f"({shown}, {cut:.0%} of completions cut at sampling.maxTokens{errors})"
     )
+    if 2 * lacking > len(groups):
+        return detail, _SCORER
     return detail, _remedy(cut, mean, seen["reward/scorer_errors"])
 
 
@@ -167,7 +171,7 @@ def _remedy(cut: float, mean: float | None, errors: float) -> str:
     if cut > 0.5:
         return "Completions are cut before the answer: raise sampling.maxTokens"
     if errors:
-        return f"The scorer fails on what the model writes. {REMEDY}"
+        return _SCORER
     return (
         "The model solves none: choose easier tasks, say in taskset.promptTemplate how to answer, "
         "check taskset.answerExtraction, or raise groupSize"
