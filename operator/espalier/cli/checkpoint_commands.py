@@ -171,4 +171,6 @@ def _rollout(row: Mapping[str, Any]) -> str:
     asked = " ".join(str(message.get("content", "")) for message in row.get("prompt") or ())
     said = json.dumps(str(row.get("completion", "")), ensure_ascii=False)
     mark = "" if row.get("trained", True) else "  not trained"
-    return f"{row.get('reward', 0):+.3f}  {' '.join(asked.split())[-80:]}\n        {said}{mark}"
+    reward = row.get("reward")
+    paid = f"{reward:+.3f}" if reward is not None else "  none"
+    return f"{paid}  {' '.join(asked.split())[-80:]}\n        {said}{mark}"
