@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from espalier.client import DeadlineError, GatewayClient, Patience, RefusedError
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop
 from espalier.runner.problem import UserError, WaitError
+from espalier.runner.sampling import TOO_LONG
 from espalier.runner.scoring import landlock, seccomp
 from espalier.runner.scoring.process import COMMAND
 from espalier.runner.scoring.scorer import Scorer
@@ -458,3 +460,44 @@ async def test_what_confines_the_scorers_is_on_record(bench: Bench) -> None:
     assert opened["size"] == 8
     assert opened["seccomp"] is seccomp.supported()
     assert opened["landlock"] == landlock.version()
+
+
+async def test_a_prompt_beyond_the_context_is_passed_over_counted_and_named(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.gateway.spec |= {"steps": 1, "groupsPerStep": 8}
+    bench.gateway.context = 4
+    rows = [json.dumps({"prompt": f"{n}=", "answer": str(n)}) for n in range(8)]
+    rows[3] = json.dumps({"id": "long", "prompt": "much too long", "answer": "3"})
+    (tmp_path / "tasks.jsonl").write_text("\n".join(rows))
+    await bench.drive()
+    assert len(bench.gateway.bodies("forward-backward")[0]["inputs"]) == 7 * 4
+    (step,) = bench.gateway.bodies("optim-step")
+    assert step["metrics"]["group/prompt_too_long"] == 1
+    (skipped,) = bench.events("prompt-too-long")
+    assert skipped["task"] == "long"
+    assert "maximum context length is 4" in skipped["detail"]
+
+
+async def test_when_no_prompt_fits_the_run_ends_and_names_one(bench: Bench) -> None:
+    bench.gateway.context = 1
+    with pytest.raises(UserError) as raised:
+        await bench.drive(BRIEF)
+    assert raised.value.problem.reason == "PromptTooLong"
+    assert "in 3 rounds no task fitted the context" in raised.value.problem.detail
+    assert "configmap/digits/tasks.jsonl/" in raised.value.problem.detail
+
+
+async def test_another_refusal_of_a_prompt_still_ends_the_run(bench: Bench) -> None:
+    bench.gateway.fail("chat", 400)
+    with pytest.raises(UserError) as raised:
+        await bench.drive(BRIEF)
+    assert raised.value.problem.reason == "Status400"
+
+
+def test_the_words_are_those_of_the_vllm_that_is_installed() -> None:
+    found = find_spec("vllm")
+    if found is None or found.origin is None:
+        pytest.skip("vLLM is not installed")
+    text = (Path(found.origin).parent / "renderers" / "params.py").read_text()
+    assert f"This model's {TOO_LONG}" in text

@@ -106,25 +106,33 @@ def _given(score: Score) -> float:
     return score.reward
 
 
-def metrics(groups: Sequence[Group], dropped: int) -> dict[str, float]:
+def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[str, float]:
     """The runner's metrics of a step, over everything sampled, dropped groups included.
 
     ``reward/std`` is the population's; fractions are of groups and of completions. Where no
-    completion has a reward there is no mean, and only causes that occurred are named.
+    completion has a reward there is no mean, and only causes that occurred are named. ``too_long``
+    counts the tasks that could not be asked.
     """
+    asked = {"group/prompt_too_long": float(too_long)} if too_long else {}
+    if not groups:
+        return asked
     rewards = [reward for group in groups for reward in group.rewards]
     completions = [completion for group in groups for completion in group.completions]
     failed = counted(score for group in groups for score in group.scores)
     seen = {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)} if rewards else {}
     for cause, count in sorted(failed.items()):
         seen[f"reward/scorer_errors_{_METRIC[cause]}"] = float(count)
-    return seen | {
-        "reward/scorer_errors": float(failed.total()),
-        "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
-        "group/dropped": float(dropped),
-        "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
-        "completion/truncated_fraction": fmean(c.truncated for c in completions),
-    }
+    return (
+        asked
+        | seen
+        | {
+            "reward/scorer_errors": float(failed.total()),
+            "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
+            "group/dropped": float(dropped),
+            "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
+            "completion/truncated_fraction": fmean(c.truncated for c in completions),
+        }
+    )
 
 
 def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str, Any]]:
