@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from espalier.api.taskset import Taskset
+from espalier.runner.problem import UserError
 from espalier.runner.scoring import seccomp
 from espalier.runner.scoring.process import COMMAND
 from espalier.runner.scoring.scorer import Scorer
@@ -136,7 +137,7 @@ async def opened() -> AsyncIterator[Open]:
     async def make(dataset: str, command: Sequence[str] = COMMAND) -> Scorer:
         source = {"dataset": dataset}
         spec = Taskset.model_validate(
-            {"seed": 1, "size": 4, "scoreTimeoutSeconds": 3, "reasoningGym": source}
+            {"seed": 1, "size": 4, "scoreTimeoutSeconds": 6, "reasoningGym": source}
         )
         tasks = await asyncio.to_thread(open_tasks, spec)
         scorers.append(Scorer(spec, tasks, command=command))
@@ -187,6 +188,15 @@ async def test_where_no_file_can_be_opened_right_answers_are_still_known(
     assert (await scorer.ready()).landlock == 0
     answer = f"<answer>{right(dataset)}</answer>"
     assert await scorer.score(1, answer) == Score(1.0)
+
+
+async def test_without_seccomp_only_what_evaluates_nothing_is_scored(opened: Open) -> None:
+    command = (sys.executable, "-P", "-W", "ignore", "-m", "tests.runner.hostile")
+    layers = ("dataset", "landlock")
+    with pytest.raises(UserError, match=r"ScoringUnconfined: .*spiral_matrix.*seccomp"):
+        await (await opened("spiral_matrix", (*command, *layers))).score(1, "<answer>1</answer>")
+    scorer = await opened("chain_sum", (*command, *layers))
+    assert await scorer.score(1, f"<answer>{right('chain_sum')}</answer>") == Score(1.0)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "['a', 'b']"])
