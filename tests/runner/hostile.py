@@ -10,6 +10,7 @@ from typing import Any
 
 from espalier.runner.scoring import worker
 from espalier.runner.scoring.confinement import Confinement
+from espalier.runner.scoring.scorers import Scorer, open_scorer
 from espalier.runner.scoring.wire import Gym, Match
 
 # What an answer may change and a later one would see.
@@ -41,8 +42,8 @@ def main() -> None:
     }[layers]
     Confinement.offered = classmethod(lambda cls: kept)  # type: ignore[method-assign,assignment]
 
-    def opens(wanted: Match | Gym) -> Executing:
-        return Executing(evaluates=how == "alone")
+    def opens(wanted: Match | Gym) -> Scorer:
+        return open_scorer(wanted) if how == "dataset" else Executing(evaluates=how == "alone")
 
     worker.main(opens)
 

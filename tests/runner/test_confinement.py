@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from espalier.api.taskset import Taskset
+from espalier.runner.problem import WaitError
 from espalier.runner.scoring import seccomp
+from espalier.runner.scoring.process import Patience
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.scoring.wire import Match
 from espalier.runner.tasks import Score, Task
@@ -50,7 +52,7 @@ async def opened() -> AsyncIterator[Open]:
     """Opens scorers whose worker executes answers; closes them."""
     scorers: list[Scorer] = []
 
-    async def make(how: str = "alone", layers: str = "all", *, seconds: int = 2) -> Scorer:
+    async def make(how: str = "alone", layers: str = "all", *, seconds: int = 5) -> Scorer:
         spec = Taskset.model_validate({"seed": 1, "scoreTimeoutSeconds": seconds})
         command = (sys.executable, "-P", "-m", "tests.runner.hostile", how, layers)
         scorers.append(Scorer(spec, Anything(), command=command, memory_bytes=256 << 20))
@@ -204,12 +206,12 @@ ENDS = {
     "import ctypes; ctypes.string_at(0)": ("Died", "SIGSEGV"),
     # With its only file closed it cannot say why.
     "import os; os.close(3)": ("Died", "its process"),
-    "while True: pass": ("Timeout", "within 2 s"),
-    "9**9**9**9": ("Timeout", "within 2 s"),
-    "import time; time.sleep(1000)": ("Timeout", "within 2 s"),
+    "while True: pass": ("Timeout", "within 5 s"),
+    "9**9**9**9": ("Timeout", "within 5 s"),
+    "import time; time.sleep(1000)": ("Timeout", "within 5 s"),
     "import signal\nfor n in range(1, 64):\n"
     "    try: signal.signal(n, signal.SIG_IGN)\n    except OSError: pass\n"
-    "while True: pass": ("Timeout", "within 2 s"),
+    "while True: pass": ("Timeout", "within 5 s"),
     "[0] * 10**9": ("Memory", "more memory"),
     "x = []\nwhile True: x.append(bytearray(1 << 20))": ("Memory", "more memory"),
     "reward = float('nan')": ("NotFinite", "nan"),
@@ -296,6 +298,35 @@ async def test_a_worker_that_was_killed_is_started_anew(opened: Open) -> None:
     os.kill(first[0], signal.SIGKILL)
     assert await scorer.score(0, GOOD) == Score(1.0)
     assert workers() != first
+
+
+@pytest.mark.parametrize(
+    ("command", "patience", "why"),
+    [
+        (("/bin/false",), Patience(), "ended before it was ready, code 1"),
+        (("/bin/sleep", "60"), Patience(start=0.2), "was not ready within 0 s"),
+    ],
+)
+async def test_a_worker_that_does_not_start_is_a_wait_with_an_end(
+    command: tuple[str, ...], patience: Patience, why: str
+) -> None:
+    spec = Taskset.model_validate({"seed": 1})
+    async with Scorer(spec, Anything(), command=command, patience=patience) as scorer:
+        with pytest.raises(WaitError, match=f"ScorerNotReady: .*{why}"):
+            await scorer.score(0, GOOD)
+
+
+async def test_a_worker_that_falls_silent_is_ended_and_another_one_answers() -> None:
+    spec = Taskset.model_validate({"seed": 1, "scoreTimeoutSeconds": 1})
+    command = (sys.executable, "-P", "-m", "tests.runner.hostile", "alone", "all")
+    patience = Patience(silence=1.0)
+    async with Scorer(spec, Anything(), command=command, patience=patience) as scorer:
+        await scorer.ready()
+        stopped = workers()[0]
+        os.kill(stopped, signal.SIGSTOP)
+        asked = asyncio.ensure_future(scorer.score(0, GOOD))
+        assert await asked == Score(1.0)
+        assert stopped not in workers()
 
 
 async def test_closing_leaves_no_process_behind(opened: Open) -> None:

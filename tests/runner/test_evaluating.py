@@ -8,13 +8,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from espalier.api.taskset import Taskset
+from espalier.runner.problem import UserError
 from espalier.runner.scoring import seccomp
+from espalier.runner.scoring.process import COMMAND
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.scoring.scorers import EVALUATING
 from espalier.runner.scoring.strict import NotAFormulaError, screen
@@ -124,7 +126,7 @@ HOSTILE = {
 }
 SLOW = ("9**9**9**9", "factorial(10**9)", "(x+1)**(10**7)")
 
-Open = Callable[[str], Awaitable[Scorer]]
+Open = Callable[..., Awaitable[Scorer]]
 
 
 @pytest.fixture
@@ -132,12 +134,13 @@ async def opened() -> AsyncIterator[Open]:
     """Opens the scorer of a dataset with its real worker; closes it."""
     scorers: list[Scorer] = []
 
-    async def make(dataset: str) -> Scorer:
+    async def make(dataset: str, command: Sequence[str] = COMMAND) -> Scorer:
         source = {"dataset": dataset}
         spec = Taskset.model_validate(
-            {"seed": 1, "size": 4, "scoreTimeoutSeconds": 3, "reasoningGym": source}
+            {"seed": 1, "size": 4, "scoreTimeoutSeconds": 6, "reasoningGym": source}
         )
-        scorers.append(Scorer(spec, await asyncio.to_thread(open_tasks, spec)))
+        tasks = await asyncio.to_thread(open_tasks, spec)
+        scorers.append(Scorer(spec, tasks, command=command))
         return scorers[-1]
 
     yield make
@@ -172,6 +175,28 @@ async def test_hostile_answers_earn_next_to_nothing_and_the_right_one_all(
         assert one.failure is None or one.failure.cause in allowed, (answer, one)
     assert not await asyncio.to_thread(target.exists)
     assert await score(right(dataset)) == Score(1.0)
+
+
+@pytest.mark.parametrize("dataset", ["countdown", "intermediate_integration", "simple_integration"])
+@pytest.mark.skipif(not seccomp.supported(), reason="this kernel has no seccomp filters")
+async def test_where_no_file_can_be_opened_right_answers_are_still_known(
+    opened: Open, dataset: str
+) -> None:
+    # A kernel without Landlock. sympy imports much of itself at its first use.
+    command = (sys.executable, "-P", "-W", "ignore", "-m", "tests.runner.hostile")
+    scorer = await opened(dataset, (*command, "dataset", "seccomp"))
+    assert (await scorer.ready()).landlock == 0
+    answer = f"<answer>{right(dataset)}</answer>"
+    assert await scorer.score(1, answer) == Score(1.0)
+
+
+async def test_without_seccomp_only_what_evaluates_nothing_is_scored(opened: Open) -> None:
+    command = (sys.executable, "-P", "-W", "ignore", "-m", "tests.runner.hostile")
+    layers = ("dataset", "landlock")
+    with pytest.raises(UserError, match=r"ScoringUnconfined: .*spiral_matrix.*seccomp"):
+        await (await opened("spiral_matrix", (*command, *layers))).score(1, "<answer>1</answer>")
+    scorer = await opened("chain_sum", (*command, *layers))
+    assert await scorer.score(1, f"<answer>{right('chain_sum')}</answer>") == Score(1.0)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "['a', 'b']"])

@@ -195,6 +195,28 @@ def test_a_line_may_hold_a_chat_an_id_and_a_number_as_answer(tmp_path: Path) -> 
     assert reward(tasks, 0, "That is 8") == 0
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, character: str) -> None:
+    # RFC 8259 wants the last three escaped; the others may stand in a text.
+    escaped = character < " "
+    line = json.dumps({"prompt": f"a{character}b", "answer": "4"}, ensure_ascii=escaped)
+    tasks = jsonl(tmp_path, line, line + "\r")
+    assert tasks.size == 2
+    assert tasks.task(0).messages == (Message("user", f"a{character}b"),)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    assert jsonl(tmp_path, "\ufeff" + row("3=", "3")).task(0).messages[0].content == "3="
+
+
+def test_a_wrong_key_names_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "train.jsonl").write_text(row("3=", "3"))
+    spec = Taskset.model_validate({"seed": 1, "configMap": {"name": "digits"}})
+    with pytest.raises(UserError, match=r"it has no tasks\.jsonl, only train\.jsonl\. Check"):
+        open_tasks(spec, tmp_path)
+
+
 def test_size_takes_a_part_of_the_lines(tmp_path: Path) -> None:
     assert jsonl(tmp_path, *[row(f"{n}=", str(n)) for n in range(8)], size=3).size == 3
 

@@ -47,7 +47,12 @@ class Taskset(Type):
     """What the model is asked; exactly one source."""
 
     seed: int = Field(ge=0, le=2**31 - 1, description="seed of generated tasks and of their order.")
-    size: int = Field(default=256, ge=1, le=1000000, description="size is the number of tasks.")
+    size: int = Field(
+        default=256,
+        ge=1,
+        le=1000000,
+        description="size is the number of tasks, at most the lines that there are.",
+    )
     reasoning_gym: ReasoningGym | None = Field(
         default=None, description="reasoningGym generates and scores the tasks."
     )

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from espalier.api.taskset import Taskset
-from espalier.client import GatewayClient, Patience
+from espalier.client import GatewayClient, InvalidRequestError, Patience
 from espalier.runner.heldout import HeldOut
 from espalier.runner.problem import UserError
 from espalier.runner.scoring.policy import REMEDY, OnError, counted, settled
@@ -130,13 +130,18 @@ async def _scores(
 
     async def scored(index: int) -> Score:
         task = held.tasks.task(index)
-        async with slots:
-            (completion,) = await client.sample(
-                [message.wire() for message in task.messages],
-                checkpoint=checkpoint,
-                temperature=0.0,
-                max_tokens=max_tokens,
-            )
+        try:
+            async with slots:
+                (completion,) = await client.sample(
+                    [message.wire() for message in task.messages],
+                    checkpoint=checkpoint,
+                    temperature=0.0,
+                    max_tokens=max_tokens,
+                )
+        except InvalidRequestError as refused:
+            problem = refused.problem
+            detail = f"task {task.id}: {problem.detail}"
+            raise UserError(problem.reason, detail, problem.remedy) from refused
         (score,) = settled(task, [await scorer.score(index, completion.text)], policy)
         return score
 

@@ -32,7 +32,7 @@ from espalier.core.commits import run_identity
 from espalier.runner.journal import Journal
 from espalier.runner.problem import UserError
 from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
-from espalier.runner.sampling import sample_groups
+from espalier.runner.sampling import Skipped, sample_groups
 from espalier.runner.scoring.policy import told
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.tasks import Tasks
@@ -61,6 +61,7 @@ class _Attempt:
     position: tuple[int, int, str]
     rounds: int = 0
     groups: list[Group] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -174,10 +175,9 @@ class Loop:
         if trained:
             await self._train(spec, state, attempt, trained)
         elif attempt.rounds >= self._limits.rounds:
-            detail, remedy = uninformative(attempt.groups, attempt.rounds)
-            raise UserError("RewardsUninformative", detail, remedy)
+            raise _without_signal(attempt)
         else:
-            seen = metrics(attempt.groups, len(attempt.groups))
+            seen = metrics(attempt.groups, len(attempt.groups), len(attempt.skipped))
             self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
         # Not before: a step that fails again and again is one wait.
         self._waiting.over()
@@ -189,12 +189,16 @@ class Loop:
         first = (state.run_step + attempt.rounds) * count
         indices = [(first + offset) % tasks.size for offset in range(count)]
         started = time.monotonic()
-        groups = await sample_groups(
+        sampled = await sample_groups(
             self._client, tasks, scorer, indices, spec=spec, checkpoint=state.checkpoint
         )
-        for entry in (entry for group in groups for entry in told(group.task, group.scores)):
-            self._journal.event("scorer-error", **entry)
-        attempt.groups += groups
+        for group in sampled.groups:
+            for entry in told(group.task, group.scores):
+                self._journal.event("scorer-error", **entry)
+        for one in sampled.skipped:
+            self._journal.event("prompt-too-long", task=one.task.id, detail=one.detail)
+        attempt.groups += sampled.groups
+        attempt.skipped += sampled.skipped
         attempt.seconds += time.monotonic() - started
         attempt.rounds += 1
 
@@ -214,7 +218,8 @@ class Loop:
             epoch=state.epoch,
         )
         backward = time.monotonic()
-        seen = metrics(attempt.groups, len(attempt.groups) - len(trained))
+        dropped = len(attempt.groups) - len(trained)
+        seen = metrics(attempt.groups, dropped, len(attempt.skipped))
         step = state.run_step + 1
         committed = await self._client.optim_step(
             OptimStepRequest(
@@ -260,3 +265,16 @@ class Loop:
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened[2].close()
+
+
+def _without_signal(attempt: _Attempt) -> UserError:
+    if attempt.groups:
+        detail, remedy = uninformative(attempt.groups, attempt.rounds)
+        return UserError("RewardsUninformative", detail, remedy)
+    first = attempt.skipped[0]
+    return UserError(
+        "PromptTooLong",
+        f"in {attempt.rounds} rounds no task fitted the context, the first of them "
+        f"{first.task.id}: {first.detail}",
+        "Ask shorter tasks, lower sampling.maxTokens, or raise the model's rollout.maxModelTokens",
+    )

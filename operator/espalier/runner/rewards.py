@@ -28,6 +28,8 @@ _METRIC: dict[Cause, str] = {
     "Malformed": "malformed",
 }
 
+_SCORER = f"The scorer fails on what the model writes. {REMEDY}"
+
 AdvantageSource = Literal["Estimated", "Precomputed"]
 
 
@@ -104,25 +106,33 @@ def _given(score: Score) -> float:
     return score.reward
 
 
-def metrics(groups: Sequence[Group], dropped: int) -> dict[str, float]:
+def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[str, float]:
     """The runner's metrics of a step, over everything sampled, dropped groups included.
 
     ``reward/std`` is the population's; fractions are of groups and of completions. Where no
-    completion has a reward there is no mean, and only causes that occurred are named.
+    completion has a reward there is no mean, and only causes that occurred are named. ``too_long``
+    counts the tasks that could not be asked.
     """
+    asked = {"group/prompt_too_long": float(too_long)} if too_long else {}
+    if not groups:
+        return asked
     rewards = [reward for group in groups for reward in group.rewards]
     completions = [completion for group in groups for completion in group.completions]
     failed = counted(score for group in groups for score in group.scores)
     seen = {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)} if rewards else {}
     for cause, count in sorted(failed.items()):
         seen[f"reward/scorer_errors_{_METRIC[cause]}"] = float(count)
-    return seen | {
-        "reward/scorer_errors": float(failed.total()),
-        "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
-        "group/dropped": float(dropped),
-        "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
-        "completion/truncated_fraction": fmean(c.truncated for c in completions),
-    }
+    return (
+        asked
+        | seen
+        | {
+            "reward/scorer_errors": float(failed.total()),
+            "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
+            "group/dropped": float(dropped),
+            "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
+            "completion/truncated_fraction": fmean(c.truncated for c in completions),
+        }
+    )
 
 
 def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str, Any]]:
@@ -158,6 +168,8 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
         f"in {rounds} rounds every group of completions had equal rewards or none "
         f"({shown}, {cut:.0%} of completions cut at sampling.maxTokens{errors})"
     )
+    if 2 * lacking > len(groups):
+        return detail, _SCORER
     return detail, _remedy(cut, mean, seen["reward/scorer_errors"])
 
 
@@ -167,7 +179,7 @@ def _remedy(cut: float, mean: float | None, errors: float) -> str:
     if cut > 0.5:
         return "Completions are cut before the answer: raise sampling.maxTokens"
     if errors:
-        return f"The scorer fails on what the model writes. {REMEDY}"
+        return _SCORER
     return (
         "The model solves none: choose easier tasks, say in taskset.promptTemplate how to answer, "
         "check taskset.answerExtraction, or raise groupSize"

@@ -19,6 +19,8 @@ from espalier.runner.scoring.wire import Request
 # The only file that a child has beside its standard ones, which lead nowhere.
 _ANSWERS = 3
 _FIRST_CLOSED = 4
+# Some systems set no limit.
+_MOST_FILES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 
 
@@ -83,7 +85,7 @@ def _leave_behind(answers: int, nowhere: int) -> None:
     for standard in (0, 1, 2):
         os.dup2(nowhere, standard)
     os.dup2(answers, _ANSWERS)
-    os.closerange(_FIRST_CLOSED, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.closerange(_FIRST_CLOSED, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _MOST_FILES))
 
 
 def _end_with(worker: int) -> None:

@@ -69,10 +69,10 @@ class Process:
         try:
             async with asyncio.timeout(patience.start):
                 ready = await _opened(process, opening)
-        except (TimeoutError, OSError, ValueError) as error:
+        except TimeoutError as error:
             await _kill(process, patience.end)
-            why = f"was not ready within {patience.start:.0f} s: {type(error).__name__}"
-            raise WorkerLostError(f"the scoring worker {why}") from error
+            why = f"the scoring worker was not ready within {patience.start:.0f} s"
+            raise WorkerLostError(why) from error
         except BaseException:
             await _kill(process, patience.end)
             raise
@@ -154,8 +154,16 @@ async def _opened(process: asyncio.subprocess.Process, opening: Opening) -> Read
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(opening.model_dump_json().encode() + b"\n")
-    await process.stdin.drain()
-    return Ready.model_validate_json(await process.stdout.readline())
+    # One that ended already is told by the end of what it says.
+    with contextlib.suppress(ConnectionError):
+        await process.stdin.drain()
+    line = await process.stdout.readline()
+    try:
+        return Ready.model_validate_json(line)
+    except ValueError as error:
+        code = await process.wait() if not line else "none"
+        why = f"ended before it was ready, code {code}; what it wrote to stderr is in this log"
+        raise WorkerLostError(f"the scoring worker {why}") from error
 
 
 async def _kill(process: asyncio.subprocess.Process, seconds: float) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import lru_cache
+from itertools import product
 from typing import Any, Protocol
 
 from espalier.runner.extraction import Extraction, extract, matches
@@ -10,6 +12,7 @@ from espalier.runner.scoring import strict
 from espalier.runner.scoring.wire import Gym, Match
 
 _KEPT_TASKS = 128
+_WARMING_TASKS = 3
 
 # Datasets whose scorer passes the answer to ``eval`` or to sympy's ``parse_expr``, which evaluates.
 # ``strict`` stands between, and a process that has read one such answer reads no other.
@@ -81,6 +84,16 @@ class GymScorer:
             strict.install()
         self._dataset = create(wanted.source, wanted.seed, wanted.size)
         self._entry = lru_cache(_KEPT_TASKS)(self._dataset.__getitem__)
+        if self.evaluates:
+            self._warm_up(min(_WARMING_TASKS, wanted.size))
+
+    def _warm_up(self, tasks: int) -> None:
+        """Scores the dataset's own answers, so that children inherit what sympy loads and keeps."""
+        entries = [self._entry(index) for index in range(tasks)]
+        for entry, other in product(entries, entries):
+            # Whatever is wrong with a scorer is said of the answers that it scores.
+            with contextlib.suppress(Exception):
+                self._dataset.score_answer(answer=str(other["answer"]), entry=entry)
 
     def prepare(self, reference: str | int) -> None:
         """Generates the task of that index."""
