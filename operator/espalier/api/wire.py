@@ -270,7 +270,7 @@ class TrainerState(Wire):
 class ServeRequest(Wire):
     """The adapters that a rollout pod must have loaded to be ready; none means the base alone."""
 
-    adapters: list[str]
+    adapters: Annotated[list[str], Field(fail_fast=True)]
 
 
 class Served(Wire):

@@ -15,7 +15,7 @@ def read_key(text: str) -> tuple[str, int] | None:
     """Session and number of ``<session>/<seq>``; None if it is none."""
     session, _, seq = text.rpartition("/")
     number = _number(seq)
-    if not session or number is None or len(text) > MAX_KEY_CHARS:
+    if not session or number is None or len(text) > MAX_KEY_CHARS or not text.isascii():
         return None
     return session, number
 
