@@ -20,6 +20,7 @@ from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Body, Key, key_of
 from espalier.local.layout import Layout, MappingError
 from espalier.local.process import Running, plan
+from espalier.podclient import PodFaultError
 
 LOOK_SECONDS = 0.2
 PROBE_SECONDS = 2.0
@@ -174,7 +175,7 @@ class Kubelet:
             url = f"http://{pod.address}:{PORT}/{route}"
             async with self._session.get(url, timeout=timeout) as answer:
                 return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError):
+        except (aiohttp.ClientError, TimeoutError, PodFaultError):
             return False
 
     def _show(self, key: Key, pod: _Pod) -> None:
