@@ -103,7 +103,8 @@ def issue(private_pem: str, subject: Subject, audience: str, epoch: int = 0) -> 
 def verify(keys: PublicKeys, authorization: str | None, audience: str) -> Caller:
     """The caller behind an ``Authorization: Bearer`` header; raises IdentityError."""
     scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not token.isascii() or not token:
+    # Other characters cannot be encoded where the token is checked.
+    if scheme.lower() != "bearer" or not token or not token.isascii():
         raise IdentityError("send Authorization: Bearer <token>")
     try:
         # Not believed yet: it only says by which key to verify the token, this claim included.

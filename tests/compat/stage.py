@@ -34,7 +34,7 @@ from espalier.controllers.peer import PORT
 from espalier.controllers.trainer_client import TrainerClient
 from espalier.core.manifests.settings import ChildSettings, Images
 from espalier.core.names import audience
-from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.auth import AUDIENCE, Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.tokens import TokenIssuer
@@ -43,6 +43,7 @@ from espalier.gateway.view import View
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import TokenReviewResult
 from espalier.kube.objects import Body, Key
+from espalier.podclient import pod_session
 from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import CommandLog
@@ -259,7 +260,7 @@ class Stage:
         """A gateway that remembers nothing of the one before it, at the same address."""
         assert self.make_services is not None
         app = make_app(self.make_services(), lambda: "")
-        self._gateway = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01)
+        self._gateway = web.AppRunner(app, shutdown_timeout=0.01, **SERVER)
         await self._gateway.setup()
         site = web.TCPSite(self._gateway, "127.0.0.1", self._port, reuse_address=True)
         await site.start()
@@ -354,7 +355,7 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
             settings,
             now=now,
         )
-        upstream = await stack.enter_async_context(upstream_session())
+        upstream = await stack.enter_async_context(pod_session())
 
         def services() -> Services:
             view = View(caches[1], (NAMESPACE, OTHER))

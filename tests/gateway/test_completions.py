@@ -82,7 +82,7 @@ async def test_an_unknown_model_is_a_404_that_names_only_what_the_caller_may_see
     assert error["type"] == "not_found_error"
     assert "Did you mean: arith" in error["message"]
     reply = await gateway.post("/v1/completions", ASK | {"model": "arit"}, gateway.users.stranger)
-    assert reply.status == 404
+    assert reply.status == 403
     assert "arith" not in (await reply.json())["error"]["message"]
 
 
@@ -109,6 +109,7 @@ async def test_a_caller_without_the_right_is_refused(
     ],
 )
 async def test_a_bad_body_is_a_400(gateway: Gateway, body: bytes, code: str) -> None:
+    serve(gateway)
     reply = await gateway.request("POST", "/v1/completions", data=body)
     assert reply.status == 400
     assert (await reply.json())["error"]["code"] == code

@@ -150,3 +150,44 @@ def test_what_only_looks_like_a_probe_needs_a_token(path: str) -> None:
 def test_websockets_are_closed() -> None:
     with pytest.raises(WebSocketDisconnect), CLIENT.websocket_connect("/v1/realtime"):
         pass
+
+
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "reason"),
+    [
+        ({"Content-Encoding": "gzip"}, 415, "ContentEncodingNotTaken"),
+        ({"Content-Encoding": "identity, br"}, 415, "ContentEncodingNotTaken"),
+        ({"Content-Length": str(auth.MAX_BODY_BYTES + 1)}, 413, "BodyTooLarge"),
+        ({"Transfer-Encoding": "chunked"}, 411, "LengthRequired"),
+    ],
+)
+def test_a_body_is_plain_and_of_known_length(
+    headers: dict[str, str], status: int, reason: str
+) -> None:
+    body = iter([b"{}"]) if "Transfer-Encoding" in headers else b"{}"
+    answer = CLIENT.post(COMPLETIONS, headers=authorization("gateway") | headers, content=body)
+    assert (answer.status_code, answer.json()["reason"]) == (status, reason)
+    assert answer.json()["remedy"]
+
+
+def test_a_token_of_other_characters_is_a_401() -> None:
+    sent = {b"Authorization": b"Bearer \xff"}
+    answer = CLIENT.post(COMPLETIONS, headers=sent)
+    assert (answer.status_code, answer.json()["reason"]) == (401, "Unauthenticated")
+
+
+@pytest.mark.parametrize("depth", [300, 10_000])
+def test_deep_json_is_the_callers_mistake(depth: int) -> None:
+    app = FastAPI()
+
+    @app.post(COMPLETIONS)
+    async def read(body: dict[str, object]) -> dict[str, int]:
+        return {"fields": len(body)}
+
+    client = TestClient(auth.Authentication(app, SETTINGS), raise_server_exceptions=False)
+    body = b'{"prompt":' + b"[" * depth + b"]" * depth + b"}"
+    sent = authorization("gateway") | {"Content-Type": "application/json"}
+    assert client.post(COMPLETIONS, content=body, headers=sent).status_code < 500

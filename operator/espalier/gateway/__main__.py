@@ -15,7 +15,7 @@ import uvloop
 from aiohttp import web
 
 from espalier.core.manifests.labels import MANAGED
-from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.auth import Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.settings import Settings, SettingsError
@@ -28,6 +28,7 @@ from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.health import HealthServer
 from espalier.kube.log_stream import LogStream
 from espalier.kube.objects import Key
+from espalier.podclient import pod_session
 
 SIGNING_KEY_SECRET = "espalier-gateway-key"
 SIGNING_KEY_ENTRY = "private.pem"
@@ -86,7 +87,7 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
     readiness = Readiness(tokens, synced)
     kinds = {kind: MANAGED if kind in CHILDREN else {} for kind in WATCHED}
     watching = informer.InformerSettings(settings.namespaces, kinds)
-    async with upstream_session() as session:
+    async with pod_session() as session:
         services = Services(
             View(cache, settings.namespaces),
             cluster,
@@ -96,10 +97,8 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
         )
         runner = web.AppRunner(
             make_app(services, readiness.unready),
-            access_log=None,
-            # A client that goes away frees its slot on the rollout at once.
-            handler_cancellation=True,
             shutdown_timeout=DRAIN_SECONDS,
+            **SERVER,
         )
         await runner.setup()
         await web.TCPSite(runner, port=settings.port, backlog=BACKLOG).start()

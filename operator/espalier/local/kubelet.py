@@ -22,6 +22,7 @@ from espalier.kube.objects import Body, Key, key_of
 from espalier.local import memory
 from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.process import Running, plan
+from espalier.podclient import PodFaultError
 
 LOOK_SECONDS = 0.2
 PROBE_SECONDS = 2.0
@@ -227,7 +228,7 @@ class Kubelet:
             url = f"http://{pod.address}:{PORT}/{route}"
             async with self._session.get(url, timeout=timeout) as answer:
                 return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError):
+        except (aiohttp.ClientError, TimeoutError, PodFaultError):
             return False
 
     def _show(self, key: Key, pod: _Pod) -> None:

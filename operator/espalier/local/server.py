@@ -20,7 +20,7 @@ from espalier.controllers.operator import Operator
 from espalier.controllers.rollout_client import RolloutClient
 from espalier.controllers.trainer_client import TrainerClient
 from espalier.core.manifests.settings import ChildSettings, Images
-from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.auth import Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.tokens import TokenIssuer
@@ -31,6 +31,7 @@ from espalier.kube.objects import Body, key_of
 from espalier.local.kubelet import Kubelet
 from espalier.local.layout import NAMESPACE, Layout, StartError
 from espalier.local.manifests import ManifestError, Manifests, fingerprint, read
+from espalier.podclient import pod_session
 
 LOOK_SECONDS = 0.5
 # What outlives the process; the rest follows from it and from the volume.
@@ -81,7 +82,7 @@ async def _run(options: Options) -> None:
     cluster = MemoryCluster(_now, options.layout.token())
     cluster.restore(kept)
     private_key = options.layout.private_key("operator", identity.generate_private_key)
-    async with _gateway(options, cluster) as gateway_key, upstream_session() as session:
+    async with _gateway(options, cluster) as gateway_key, pod_session() as session:
         cache = Cache()
         cluster.feed(cache)
         # Names of images mean nothing here: a pod's role says what to run.
@@ -122,14 +123,13 @@ async def _gateway(options: Options, cluster: MemoryCluster) -> AsyncIterator[st
     tokens.use(private_key)
     cache = Cache()
     cluster.feed(cache)
-    async with upstream_session() as session:
+    async with pod_session() as session:
         view = View(cache, (NAMESPACE,))
         services = Services(view, cluster, Authenticator(cluster), tokens, session)
         runner = web.AppRunner(
             make_app(services, lambda: ""),
-            access_log=None,
-            handler_cancellation=True,
             shutdown_timeout=1.0,
+            **SERVER,
         )
         await runner.setup()
         try:

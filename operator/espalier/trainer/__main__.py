@@ -30,7 +30,7 @@ from espalier.trainer.problems import (
 from espalier.trainer.ranks import join
 from espalier.trainer.ranks.channel import RankLostError
 from espalier.trainer.ranks.world import World, read_world
-from espalier.trainer.service import Service
+from espalier.trainer.service import SERVER, Service
 from espalier.trainer.settings import Settings, read_settings
 from espalier.trainer.store import CheckpointStore, DigestError
 from espalier.trainer.watchdog import Watchdog
@@ -111,7 +111,9 @@ async def serve(settings: Settings, world: World, host: str, port: int) -> None:
     service = Service(
         settings.public_keys, settings.audience, settings.max_body_bytes, Watchdog(patience)
     )
-    runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    runner = web.AppRunner(
+        service.app(), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, **SERVER
+    )
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     await site.start()
