@@ -49,6 +49,8 @@ async def running(out: Path, steps: str) -> AsyncIterator[Try]:
         stderr=asyncio.subprocess.STDOUT,
         # A process group of its own is what a terminal sends Ctrl-C to.
         start_new_session=True,
+        # A shell cannot trap what was ignored when it started, as it is where tests run with `&`.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         async with asyncio.timeout(LIMIT_SECONDS):
