@@ -22,7 +22,7 @@ from aiohttp import web
 from dev.apiserver import ApiServer
 from dev.ports import free_port
 from tests.gateway.conftest import AUDIENCE, PRIVATE_KEY, RIGHTS, token
-from tests.gateway.process import PATIENCE_SECONDS, apply, manifests, signing_key, training
+from tests.gateway.process import PATIENCE_SECONDS, apply, served, signing_key, trained
 from tests.gateway.world import digest
 
 MIB = 2**20
@@ -202,12 +202,16 @@ def gateway(server: ApiServer, namespace: str, log: Path) -> Iterator[Hostile]:
         f"--serviceaccount={namespace}:trainer",
     )
     pod = Pod()
-    objects = (*manifests(pod.port, digest("a1")), *training(pod.port), signing_key(PRIVATE_KEY))
-    apply(server, namespace, *objects)
+    served(server, namespace, pod.port, digest("a1"))
+    trained(server, namespace, pod.port)
+    system = f"{namespace}-system"
+    server.create_namespace(system)
+    apply(server, system, signing_key(PRIVATE_KEY))
     port, metrics_port = free_port(), free_port()
     environment = {
         "KUBECONFIG": str(server.kubeconfig),
-        "POD_NAMESPACE": namespace,
+        "POD_NAMESPACE": system,
+        "ESPALIER_NAMESPACES": namespace,
         "ESPALIER_PORT": str(port),
         "ESPALIER_METRICS_PORT": str(metrics_port),
     }
