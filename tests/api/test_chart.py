@@ -10,6 +10,9 @@ import pytest
 import yaml
 from dev.apiserver import ApiServer, ApiServerError, binary
 
+from espalier.controllers.settings import Settings
+from espalier.core.manifests.settings import HubSettings
+
 CHART = Path(__file__).resolve().parents[2] / "charts" / "espalier"
 SYSTEM, TEAM, FOREIGN = "chart-system", "chart-team", "chart-foreign"
 OPERATOR = f"system:serviceaccount:{SYSTEM}:espalier-operator"
@@ -93,6 +96,35 @@ def test_the_operator_knows_images_and_gateway() -> None:
     assert variables["ESPALIER_IMAGE_ROLLOUT"] == "registry.example/rollout:1"
     assert variables["ESPALIER_IMAGE_RUNNER"] == "registry.example/runner:1"
     assert variables["ESPALIER_GATEWAY_URL"] == f"http://espalier-gateway.{SYSTEM}.svc"
+
+
+def test_the_way_to_the_hub_and_pull_secrets_reach_the_children() -> None:
+    values = (
+        "hub.endpoint=https://mirror.example",
+        "hub.httpProxy=http://proxy:1",
+        "hub.httpsProxy=http://proxy:2",
+        "hub.noProxy=.svc",
+        "hub.patienceSeconds=60",
+        "hub.caBundle.configMap=roots",
+        "hub.caBundle.key=all.pem",
+        "imagePullSecrets[0].name=one",
+        "imagePullSecrets[1].name=two",
+    )
+    deployments = objects(render(*IMAGES, *values), "Deployment")
+    variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
+    told = Settings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
+    assert told.pull_secrets == ("one", "two")
+    assert told.hub == HubSettings(
+        endpoint="https://mirror.example",
+        http_proxy="http://proxy:1",
+        https_proxy="http://proxy:2",
+        no_proxy=".svc",
+        ca_config_map="roots",
+        ca_key="all.pem",
+        patience_seconds=60,
+    )
+    plain = environment(objects(render(*IMAGES), "Deployment")[f"{SYSTEM}/espalier-operator"])
+    assert Settings.read({**plain, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"}).hub == HubSettings()
 
 
 def test_crds_are_optional_and_outlive_the_release() -> None:

@@ -113,6 +113,23 @@ def test_what_the_importer_refuses_names_field_and_remedy(
     assert remedy in decision.finding.message
 
 
+BUSY = Problem(detail="the hub answers 503", reason="HubBusy", remedy="use a mirror")
+TRIED = replace(POD, message=BUSY.model_dump_json())
+
+
+def test_an_import_that_failed_for_good_says_the_last_error_and_what_to_do() -> None:
+    decision = source.decide(SourceView(model(), importer=FAILED, importer_pods=[TRIED]))
+    assert (decision.finding.reason, decision.hopeless) == ("HubBusy", True)
+    said = decision.finding.message
+    assert all(text in said for text in (BUSY.detail, BUSY.remedy, "X: y", "delete the Job"))
+
+
+def test_an_import_that_is_tried_again_says_why() -> None:
+    decision = source.decide(SourceView(model(), importer=RUNNING, importer_pods=[TRIED]))
+    assert (decision.finding.reason, decision.hopeless) == ("Importing", False)
+    assert decision.finding.message.endswith("tried again after: the hub answers 503")
+
+
 def test_a_fork_does_not_start_where_its_origins_model_did() -> None:
     parent = model("m", source=WITH_ADAPTER, status={"resolved": {**RESOLVED, "adapter": ADAPTER}})
     decision = source.decide(SourceView(model("fork", **FORK), checkpoint(), parent))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -14,7 +13,7 @@ from typing import IO
 
 from aiohttp import web
 from dev.apiserver import ApiServer
-from dev.ports import free_port
+from dev.ports import free_port, own_network
 from tests.gitops.customizations import run_action
 from tests.gitops.repository import Repository
 from tests.simulation.kubelet import RESOLVED
@@ -42,8 +41,7 @@ class Team:
         self.cluster = cluster
         self.namespace = namespace
         self.repository = Repository(home / namespace)
-        # Addresses of our own: other test runs on this machine play pods as well.
-        prefix = f"127.{random.randrange(78, 250)}.{random.randrange(250)}"
+        prefix = own_network(PORT)
         self.addresses = {"trainer": f"{prefix}.2", "rollout": f"{prefix}.3"}
         self.servers: Servers
 

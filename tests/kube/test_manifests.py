@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.intent import is_current
 from espalier.core.manifests.rollout import rollout_deployment
 from espalier.core.manifests.runner import runner_job
+from espalier.core.manifests.settings import HubSettings
 from espalier.core.manifests.trainer import trainer_statefulset
 
 Body = dict[str, Any]
@@ -204,6 +206,52 @@ def test_a_fork_of_a_checkpoint_has_nothing_to_import() -> None:
     fork = model_of(source={"checkpointRef": {"name": "arith-000012"}})
     with pytest.raises(ValueError, match=r"spec\.source\.base"):
         importer_job(fork, SETTINGS)
+
+
+TOKEN = {"name": "hub", "key": "token"}
+PRIVATE = {"huggingFace": {**HUB_BASE["huggingFace"], "tokenSecretRef": TOKEN}}
+
+
+def test_a_token_reaches_the_importer_by_reference_alone() -> None:
+    source = {"base": PRIVATE, "adapter": HUB_BASE}
+    job = importer_job(model_of(source=source), SETTINGS)
+    (container,) = pod_of(job)["containers"]
+    references = {e["name"]: e["valueFrom"] for e in container["env"] if "valueFrom" in e}
+    assert references == {"ESPALIER_BASE_TOKEN": {"secretKeyRef": TOKEN}}
+
+
+def test_only_an_importer_that_downloads_is_online() -> None:
+    hub, image = (
+        environment(importer_job(model_of(source={"base": base}), SETTINGS))
+        for base in (HUB_BASE, IMAGE_BASE)
+    )
+    assert (hub["HF_HUB_OFFLINE"], hub["TRANSFORMERS_OFFLINE"]) == ("0", "0")
+    assert "HF_HUB_OFFLINE" not in image
+
+
+def test_the_importer_goes_to_the_hub_by_the_charts_way() -> None:
+    hub = HubSettings(
+        endpoint="https://mirror.example",
+        http_proxy="http://proxy:1",
+        https_proxy="http://proxy:2",
+        no_proxy=".svc",
+        ca_config_map="roots",
+        ca_key="all.pem",
+        patience_seconds=60,
+    )
+    job = importer_job(model_of(source={"base": HUB_BASE}), replace(SETTINGS, hub=hub))
+    expected = {
+        "HF_ENDPOINT": "https://mirror.example",
+        "HTTP_PROXY": "http://proxy:1",
+        "HTTPS_PROXY": "http://proxy:2",
+        "NO_PROXY": ".svc",
+        "ESPALIER_HUB_PATIENCE_SECONDS": "60",
+    }
+    env = environment(job)
+    assert env.items() >= expected.items()
+    (mount,) = [m for m in pod_of(job)["containers"][0]["volumeMounts"] if m["name"] == "hub-ca"]
+    assert env["SSL_CERT_FILE"] == f"{mount['mountPath']}/all.pem"
+    assert {"name": "hub-ca", "configMap": {"name": "roots"}} in pod_of(job)["volumes"]
 
 
 @pytest.mark.parametrize("part", ["trainer", "rollout"])

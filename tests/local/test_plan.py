@@ -12,7 +12,7 @@ from tests.kube.children import BASE, SETTINGS, model_of
 from espalier import identity
 from espalier.core.manifests.rollout import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
-from espalier.local.layout import Layout
+from espalier.local.layout import Layout, MappingError
 from espalier.local.process import plan
 from espalier.rollout.settings import read as read_rollout
 from espalier.trainer.settings import read_settings as read_trainer
@@ -65,3 +65,22 @@ def test_the_operators_manifests_make_servers_that_take_tokens_for_their_own_pod
         "trainer": "default/arith/trainer/u-trainer",
         "rollout": "default/arith/rollout/u-rollout",
     }
+
+
+SECRET = {
+    "containers": [
+        {"env": [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "t"}}}]}
+    ]
+}
+
+
+def test_a_secret_is_what_this_machines_environment_holds(tmp_path: Path) -> None:
+    layout = Layout(tmp_path, images={}, secrets={("hub", "t"): "hf_x"})
+    planned = plan("p-0", "importer", SECRET, uid="", address="127.9.9.9", layout=layout, config={})
+    assert planned.environment["TOKEN"] == "hf_x"
+
+
+def test_a_secret_that_was_not_given_is_named_with_the_option(tmp_path: Path) -> None:
+    layout = Layout(tmp_path, images={})
+    with pytest.raises(MappingError, match="--secret hub/t=VARIABLE"):
+        plan("p-0", "importer", SECRET, uid="", address="127.9.9.9", layout=layout, config={})

@@ -14,11 +14,13 @@ from typing import Any
 
 import httpx
 from dev.ports import free_port
+from filelock import FileLock
 
 from espalier import identity
 from espalier.core import names
 
 NAMESPACE = "default"
+BAKE_SECONDS = 300
 
 
 @dataclass
@@ -116,14 +118,17 @@ def start(
 
 def baked_model_information() -> Path:
     """What the image has baked in, made once and kept in the cache."""
-    root = Path(os.environ.get("ESPALIER_CACHE", Path.home() / ".cache" / "espalier")) / "vllm"
-    if not (root / "modelinfos").is_dir():
-        subprocess.run(
-            [sys.executable, "-m", "espalier.rollout.bake", "LlamaForCausalLM"],
-            env=os.environ | {"VLLM_CACHE_ROOT": str(root)},
-            check=True,
-            timeout=300,
-        )
+    cache = Path(os.environ.get("ESPALIER_CACHE", Path.home() / ".cache" / "espalier"))
+    root = cache / "vllm"
+    # Another worker may ask for it in the same moment.
+    with FileLock(cache / "vllm.lock", timeout=2 * BAKE_SECONDS):
+        if not (root / "modelinfos").is_dir():
+            subprocess.run(
+                [sys.executable, "-m", "espalier.rollout.bake", "LlamaForCausalLM"],
+                env=os.environ | {"VLLM_CACHE_ROOT": str(root)},
+                check=True,
+                timeout=BAKE_SECONDS,
+            )
     return root
 
 

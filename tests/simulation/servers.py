@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from dev.ports import own_network
 from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 
 from espalier import identity
@@ -15,8 +16,9 @@ from espalier.controllers.peer import PORT, Peer
 from espalier.controllers.trainer_client import TrainerError
 from espalier.core.names import audience
 
-TRAINER_IP = "127.77.0.2"
-ROLLOUT_IP = "127.77.0.3"
+NETWORK = own_network(PORT)
+TRAINER_IP = f"{NETWORK}.2"
+ROLLOUT_IP = f"{NETWORK}.3"
 
 
 class Servers:

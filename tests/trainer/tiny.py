@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from dev.tiny_model import tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from espalier.api.trainablemodel import Adapter
@@ -47,7 +48,9 @@ class Volume:
     base: str
 
 
-def causal_lm(seed: int = 0, *, tied: bool = True) -> LlamaForCausalLM:
+def causal_lm(
+    seed: int = 0, *, tied: bool = True, vocabulary: int = VOCABULARY
+) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=64,
@@ -55,7 +58,7 @@ def causal_lm(seed: int = 0, *, tied: bool = True) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         max_position_embeddings=128,
         initializer_range=0.2,
         tie_word_embeddings=tied,
@@ -63,10 +66,15 @@ def causal_lm(seed: int = 0, *, tied: bool = True) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def write_model(directory: Path, vocabulary: int = VOCABULARY) -> None:
+    """The tiny model with a tokenizer of fewer words than it has."""
+    causal_lm(vocabulary=vocabulary).save_pretrained(directory)
+    tokenizer().save_pretrained(directory)
+
+
 def write_base(volume: Path, directory: Path) -> str:
     """Imports the tiny model and returns the digest of the base."""
-    causal_lm().save_pretrained(directory)
-    (directory / "tokenizer.json").write_text("{}")
+    write_model(directory)
     return import_directory(CheckpointStore(volume, "importer"), directory).digest
 
 

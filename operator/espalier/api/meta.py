@@ -76,6 +76,12 @@ Name = Annotated[
         ),
     ),
 ]
+# Names of Secrets and ConfigMaps may have dots, and their keys more than that.
+ResourceName = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", min_length=1, max_length=253),
+]
+DataKey = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)]
 Digest = Annotated[str, Field(pattern=r"^sha256:[a-f0-9]{64}$", max_length=71)]
 # A resource.Quantity: core/v1 takes `cpu: 2` as well as `cpu: "2"`, and so do we.
 Quantity = Annotated[

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from espalier.api.meta import ATOMIC, Digest, Name, OptimizerState, Type, cel, explained
+from espalier.api.meta import (
+    ATOMIC,
+    DataKey,
+    Digest,
+    Name,
+    OptimizerState,
+    ResourceName,
+    Type,
+    cel,
+    explained,
+)
 
 REPOSITORY_PATTERN = r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$"
 REVISION_PATTERN = r"^[a-f0-9]{40}$"
 PATH_PATTERN = r"^([A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)?$"
+
+
+class SecretKey(Type):
+    """A key of a Secret in the same namespace."""
+
+    name: ResourceName = Field(description="name of the Secret in the same namespace.")
+    key: DataKey = Field(description="key in the Secret's data.")
 
 
 class HuggingFaceBase(Type):
@@ -30,6 +47,11 @@ class HuggingFaceBase(Type):
             REVISION_PATTERN,
             "must be a full commit hash of 40 hex digits: a branch or tag can move",
         ),
+    )
+    token_secret_ref: SecretKey | None = Field(
+        default=None,
+        description="tokenSecretRef is the hub's token for a private or gated repository. The "
+        "importer alone is given it, as a reference: it is in no manifest, log or status.",
     )
 
 

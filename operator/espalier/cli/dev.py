@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from espalier.cli.failure import CommandError
 
 
 def dev(
+    context: typer.Context,
     directory: Annotated[Path, typer.Argument(help="Of manifests, as for kubectl apply.")],
     *,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the gateway.")] = 8000,
@@ -23,12 +25,23 @@ def dev(
         list[str] | None,
         typer.Option(help="IMAGE=DIRECTORY: what the image has under /models. May be repeated."),
     ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME/KEY=VARIABLE: a Secret's key, from an environment variable. May be repeated."
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the operator's log.")] = False,
 ) -> None:
     """Run gateway, trainer and rollouts as processes over a directory of manifests."""
+    given = context.find_root().get_parameter_source("local")
+    if given is not None and given.name == "COMMANDLINE":
+        raise CommandError(
+            "--local is for commands that read", "usage", "espalier dev takes --state"
+        )
     try:
         from espalier.local import server  # noqa: PLC0415 - needs what the servers need
-        from espalier.local.layout import Layout  # noqa: PLC0415
+        from espalier.local.layout import Layout, StartError  # noqa: PLC0415
         from espalier.local.manifests import ManifestError  # noqa: PLC0415
     except ImportError as error:
         raise CommandError(
@@ -37,16 +50,15 @@ def dev(
             "Install espalier[operator,trainer,rollout,runner,cli,local]",
         ) from error
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
-    layout = Layout((state or directory / ".espalier").resolve(), _images(image or ()))
+    root = (state or directory / ".espalier").resolve()
+    layout = Layout(root, _images(image or ()), _secrets(secret or ()))
     options = server.Options(directory, layout, port, typer.echo)
     try:
         asyncio.run(server.run(options))
     except ManifestError as error:
         raise CommandError(str(error), "usage") from error
-    except OSError as error:
-        raise CommandError(
-            f"port {port} cannot be served: {error}", "failure", "Choose another --port"
-        ) from error
+    except StartError as error:
+        raise CommandError(str(error)) from error
 
 
 def _images(given: list[str] | tuple[str, ...]) -> dict[str, Path]:
@@ -55,3 +67,16 @@ def _images(given: list[str] | tuple[str, ...]) -> dict[str, Path]:
         if not reference or not directory:
             raise CommandError("--image takes IMAGE=DIRECTORY", "usage")
     return {reference: Path(directory).expanduser() for reference, _, directory in pairs}
+
+
+def _secrets(given: list[str] | tuple[str, ...]) -> dict[tuple[str, str], str]:
+    found = {}
+    for entry in given:
+        place, _, variable = entry.partition("=")
+        name, _, key = place.partition("/")
+        if not (name and key and variable):
+            raise CommandError("--secret takes NAME/KEY=VARIABLE", "usage")
+        if variable not in os.environ:
+            raise CommandError(f"--secret {entry}: {variable} is not set", "usage")
+        found[name, key] = os.environ[variable]
+    return found

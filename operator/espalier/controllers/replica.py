@@ -106,7 +106,13 @@ class Replica:
         gateway_key = await self._private_key(cluster, signing_key.GATEWAY_NAME)
         keys = identity.PublicKeys.of(private_key, gateway_key)
         cache = Cache(packed=MANY)
-        children = ChildSettings(self.settings.images, keys.text(), self.settings.gateway_url)
+        children = ChildSettings(
+            self.settings.images,
+            keys.text(),
+            self.settings.gateway_url,
+            hub=self.settings.hub,
+            pull_secrets=self.settings.pull_secrets,
+        )
         operator = Operator(
             cluster,
             cache,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from espalier.core.manifests.settings import Images
+from espalier.core.manifests.settings import HubSettings, Images
 from espalier.core.served import VARIABLE, served
 
 REQUIRED = {
@@ -36,6 +36,8 @@ class Settings:
     images: Images
     gateway_url: str
     health_port: int = 8080
+    hub: HubSettings = field(default_factory=HubSettings)
+    pull_secrets: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -61,4 +63,22 @@ class Settings:
             ),
             gateway_url=environment["ESPALIER_GATEWAY_URL"],
             health_port=int(environment.get(HEALTH_PORT, cls.health_port)),
+            hub=HubSettings(
+                endpoint=environment.get("ESPALIER_HUB_ENDPOINT", ""),
+                http_proxy=environment.get("ESPALIER_HUB_HTTP_PROXY", ""),
+                https_proxy=environment.get("ESPALIER_HUB_HTTPS_PROXY", ""),
+                no_proxy=environment.get("ESPALIER_HUB_NO_PROXY", ""),
+                ca_config_map=environment.get("ESPALIER_HUB_CA_CONFIG_MAP", ""),
+                ca_key=environment.get("ESPALIER_HUB_CA_KEY", "") or HubSettings.ca_key,
+                patience_seconds=int(
+                    environment.get("ESPALIER_HUB_PATIENCE_SECONDS", HubSettings.patience_seconds)
+                ),
+            ),
+            pull_secrets=tuple(_list(environment, "ESPALIER_IMAGE_PULL_SECRETS")),
         )
+
+
+def _list(environment: Mapping[str, str], name: str) -> list[str]:
+    """The parts of a list that commas separate."""
+    parts = (part.strip() for part in environment.get(name, "").split(","))
+    return [part for part in parts if part]

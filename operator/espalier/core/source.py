@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.source import Resolved
 from espalier.api.trainablemodel import TrainableModel
+from espalier.api.wire import Problem
 from espalier.core import pods
 from espalier.core.conditions import Finding
 from espalier.core.pods import Job, Pod
@@ -141,7 +142,9 @@ def _import(view: SourceView) -> SourceDecision:
     waiting = pods.waiting(pods.live(view.importer_pods))
     reason = next((p.waiting_reason for p in view.importer_pods if p.waiting_reason), "")
     if reason in ("", "Starting"):
-        return _importing("the importer copies the base to the volume", "Keep")
+        last = _last_words(view.importer_pods)
+        again = f"; tried again after: {last.detail}" if last else ""
+        return _importing(f"the importer copies the base to the volume{again}", "Keep")
     return _missing(reason, waiting, hopeless=False)
 
 
@@ -165,7 +168,20 @@ def _failed(view: SourceView, job: Job) -> SourceDecision:
             f"Name an image with the model's files there. {retry}",
             hopeless=True,
         )
+    if left := _last_words(view.importer_pods):
+        message = f"{pods.explain(left)}. It was tried again in vain ({job.failure}). {retry}"
+        return _missing(left.reason, message, hopeless=True)
     return _missing("ImportFailed", f"{job.failure}. {retry}", hopeless=True)
+
+
+def _last_words(found: Sequence[Pod]) -> Problem | None:
+    """What an attempt that may pass when tried again left behind."""
+    for pod in found:
+        try:
+            return Problem.model_validate(json.loads(pod.message))
+        except (ValueError, ValidationError):
+            continue
+    return None
 
 
 def _report(pod: Pod, *, adapter: bool) -> Resolved | None:

@@ -7,6 +7,7 @@ it does in a cluster.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import socket
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from espalier.core.manifests.labels import ROLE
 from espalier.core.manifests.pod import PORT, USER_ERROR
 from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Body, Key, key_of
-from espalier.local.layout import Layout, MappingError
+from espalier.local import memory
+from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.process import Running, plan
 
 LOOK_SECONDS = 0.2
@@ -39,9 +41,12 @@ class _Pod:
     starts: int = 0
     resting_until: float = 0.0
     waiting: str = ""
+    unschedulable: str = ""
     ended: tuple[int, str] | None = None
+    over: bool = False
     started: bool = False
     ready: bool = False
+    last_ready: float = 0.0
     template: Body = field(default_factory=dict)
 
 
@@ -54,11 +59,13 @@ class Kubelet:
         layout: Layout,
         session: aiohttp.ClientSession,
         now: Callable[[], str],
+        room: memory.Memory | None = None,
     ) -> None:
         self._cluster = cluster
         self._layout = layout
         self._session = session
         self._now = now
+        self._room = room or memory.of_this_machine()
         self._pods: dict[Key, _Pod] = {}
         network, self._claim = _claimed_network()
         self._addresses = (f"127.{network}.{n // 250}.{n % 250 + 1}" for n in itertools.count())
@@ -76,6 +83,8 @@ class Kubelet:
         finally:
             started = [pod.running for pod in self._pods.values() if pod.running is not None]
             await asyncio.gather(*(running.stop() for running in started))
+            for key in self._pods:
+                await asyncio.to_thread(self._layout.forget_temporary, key.name)
 
     async def _look(self) -> None:
         wanted: dict[Key, Body] = {}
@@ -132,6 +141,7 @@ class Kubelet:
         pod = self._pods.pop(key)
         if pod.running is not None:
             await pod.running.stop()
+        await asyncio.to_thread(self._layout.forget_temporary, key.name)
         await self._cluster.delete(key)
 
     async def _advance(self, key: Key, pod: _Pod, owner: Body) -> None:
@@ -140,6 +150,7 @@ class Kubelet:
             pod.ended = (pod.running.code, pod.running.message)
             pod.running, pod.started, pod.ready = None, False, False
             if owner["kind"] == "Job" and self._ended_job(owner, pod):
+                pod.over = True
                 self._show(key, pod)
                 return
             pod.resting_until = _clock() + _backoff(pod.starts)
@@ -149,10 +160,14 @@ class Kubelet:
             serves = role in SERVERS
             # As a startup probe: before it, nobody is sent there.
             pod.started = pod.started or not serves or await self._answers(pod, "healthz")
-            pod.ready = pod.started and (not serves or await self._answers(pod, "readyz"))
+            pod.ready = pod.started and (not serves or await self._serves(pod))
         self._show(key, pod)
 
     async def _start(self, key: Key, pod: _Pod, role: str) -> None:
+        pod.unschedulable = self._shortage(pod)
+        if pod.unschedulable:
+            pod.resting_until = _clock() + FIRST_BACKOFF_SECONDS
+            return
         config = {
             k.name: body.get("data") or {}
             for k, body in self._cluster.objects.items()
@@ -177,6 +192,12 @@ class Kubelet:
         pod.starts += 1
         pod.running = await Running.start(planned, self._layout.log(key.name))
 
+    def _shortage(self, pod: _Pod) -> str:
+        """Why there is no memory for a pod; a pod keeps what it asked for between two starts."""
+        others = [p for p in self._pods.values() if p is not pod and p.starts and not p.over]
+        taken = sum(memory.asked(other.template["spec"]) for other in others)
+        return self._room.shortage(memory.asked(pod.template["spec"]), taken)
+
     def _ended_job(self, owner: Body, pod: _Pod) -> bool:
         """Whether the Job is over with the end of its pod; its status then says how."""
         code = pod.ended[0] if pod.ended else 0
@@ -190,6 +211,15 @@ class Kubelet:
             status["completionTime"] = self._now()
         self._cluster.set_status(key_of("Job", owner), status)
         return True
+
+    async def _serves(self, pod: _Pod) -> bool:
+        """By its readiness probe: on a busy machine a single answer that is late means nothing."""
+        if await self._answers(pod, "readyz"):
+            pod.last_ready = _clock()
+            return True
+        probe = pod.template["spec"]["containers"][0].get("readinessProbe") or {}
+        patience = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+        return pod.ready and _clock() - pod.last_ready < float(patience)
 
     async def _answers(self, pod: _Pod, route: str) -> bool:
         timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
@@ -210,6 +240,8 @@ class Kubelet:
         phase = "Running"
         if pod.running is not None:
             container["state"] = {"running": {}}
+        elif pod.unschedulable:
+            phase = "Pending"
         elif pod.waiting:
             phase = "Pending"
             waiting = {"reason": "ImageNotMapped", "message": pod.waiting}
@@ -222,26 +254,42 @@ class Kubelet:
                 phase = "Failed" if code else "Succeeded"
             else:
                 container["lastState"] = ended
+        conditions = [{"type": "Ready", "status": str(pod.ready)}]
+        if pod.unschedulable:
+            refused = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+            conditions.append({**refused, "message": pod.unschedulable})
         status = {
             "phase": phase,
             "podIP": pod.address,
-            "conditions": [{"type": "Ready", "status": str(pod.ready)}],
+            "conditions": conditions,
             "containerStatuses": [container],
         }
         self._cluster.set_status(key, status)
 
 
 def _claimed_network() -> tuple[int, socket.socket]:
-    """Second byte of the pods' addresses, and a socket: no other kubelet here has it meanwhile."""
+    """Second byte of the pods' addresses, and a socket: no other kubelet here has it meanwhile.
+
+    Raises:
+        StartError: there is none.
+    """
     for network in range(64, 192):
         claim = socket.socket()
         try:
             claim.bind((f"127.{network}.255.254", PORT))
-        except OSError:
+        except OSError as error:
             claim.close()
+            if error.errno != errno.EADDRINUSE:
+                raise StartError(
+                    f"pods need the addresses 127.{network}.0.0/16, which Linux has without being "
+                    f"asked: {error.strerror}; use Linux, or a container of it"
+                ) from error
         else:
             return network, claim
-    raise MappingError("128 local clusters run already: stop one")
+    raise StartError(
+        f"a program listens on port {PORT} at all addresses (see `ss -ltnp sport = :{PORT}`), or "
+        f"128 times espalier dev runs: pods listen there, stop it"
+    )
 
 
 def _controlled_by(owner: Body) -> Body:

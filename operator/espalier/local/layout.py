@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import secrets
+import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from espalier.kube.objects import Body
+
+NAMESPACE = "default"
+# Who only asks whether the state is in use holds its lock for a moment, too.
+CLAIM_TRIES, CLAIM_PAUSE_SECONDS = 10, 0.1
 
 
 class MappingError(Exception):
     """Something that a pod needs is not on this machine; the message says what to give."""
+
+
+class StartError(Exception):
+    """This machine lacks what ``espalier dev`` needs before it starts anything; says what to do."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +35,58 @@ class Layout:
     """The directory of a local Espalier.
 
     Attributes:
-        root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, the keys and the
-            objects.
+        root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, the keys, ``lock``
+            and the objects.
         images: by reference, the directory with what the image has under ``/models``.
+        secrets: by name and key of a Secret, what it holds.
     """
 
     root: Path
     images: dict[str, Path]
+    secrets: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def objects(self) -> Path:
         """What an API server would keep."""
         return self.root / "objects.json"
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """While it is this process that works here.
+
+        Raises:
+            StartError: another one does, and two would write the same volumes; or the directory
+                cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = self._lock.open("w")
+        except OSError as error:
+            raise StartError(
+                f"{self.root} cannot be written: {error.strerror}; give another --state"
+            ) from error
+        with lock:
+            for attempt in range(1, CLAIM_TRIES + 1):
+                if _locked(lock, fcntl.LOCK_EX):
+                    break
+                if attempt == CLAIM_TRIES:
+                    raise StartError(
+                        f"another espalier dev works in {self.root}: stop it, or give --state"
+                    )
+                time.sleep(CLAIM_PAUSE_SECONDS)
+            yield
+
+    def in_use(self) -> bool:
+        """Whether an ``espalier dev`` works here now."""
+        try:
+            with self._lock.open() as lock:
+                return not _locked(lock, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
+
+    def volume(self, claim: str) -> Path:
+        """The directory that stands for a claim."""
+        return self.root / "volumes" / claim
 
     def token(self) -> str:
         """The token of the one user; made once."""
@@ -47,6 +101,15 @@ class Layout:
         path = self.root / "logs" / f"{pod}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def secret(self, name: str, key: str) -> str:
+        """What a key of a Secret holds; MappingError if it was not given."""
+        if (name, key) not in self.secrets:
+            raise MappingError(
+                f"Secret {name} is not on this machine: give --secret {name}/{key}=VARIABLE with "
+                f"the environment variable that holds {key}"
+            )
+        return self.secrets[name, key]
 
     def mounts(self, pod: str, spec: Body, config: dict[str, dict[str, str]]) -> dict[str, Path]:
         """By mount path of the pod's containers, the directory that stands for it.
@@ -73,7 +136,7 @@ class Layout:
 
     def _volume(self, pod: str, volume: Body, config: dict[str, dict[str, str]]) -> Path:
         if claim := volume.get("persistentVolumeClaim"):
-            place: Path = self.root / "volumes" / claim["claimName"]
+            place: Path = self.volume(claim["claimName"])
             place.mkdir(parents=True, exist_ok=True)
             return place
         place = self.root / "pods" / pod / volume["name"]
@@ -87,12 +150,25 @@ class Layout:
             (place / "token").write_text(self.token())
         return place
 
+    def forget_temporary(self, pod: str) -> None:
+        """Removes what a pod that is gone had under ``/tmp``."""
+        shutil.rmtree(self._temporary_path(pod), ignore_errors=True)
+
     def _temporary(self, pod: str) -> Path:
+        place = self._temporary_path(pod)
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.is_symlink() or place.stat().st_uid != os.getuid():
+            raise MappingError(f"{place} is another user's: remove it, or set TMPDIR")
+        return place
+
+    def _temporary_path(self, pod: str) -> Path:
         """Near the root of the file system: a Unix socket's path has at most 107 characters."""
         name = hashlib.sha256(f"{self.root}/{pod}".encode()).hexdigest()[:12]
-        place = Path(tempfile.gettempdir()) / f"espalier-{name}"
-        place.mkdir(mode=0o700, exist_ok=True)
-        return place
+        return Path(tempfile.gettempdir()) / f"espalier-{name}"
+
+    @property
+    def _lock(self) -> Path:
+        return self.root / "lock"
 
     def _secret(self, name: str, make: Callable[[], str]) -> str:
         path = self.root / name
@@ -101,3 +177,12 @@ class Layout:
             path.touch(mode=0o600)
             path.write_text(make())
         return path.read_text()
+
+
+def _locked(file: IO[str], kind: int) -> bool:
+    """Whether the lock was free. It ends with the file, or with this process."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

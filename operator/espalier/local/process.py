@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
 import signal
@@ -14,6 +15,9 @@ from espalier.kube.objects import Body
 from espalier.local.layout import Layout, MappingError
 
 GRACE_SECONDS = 20.0
+# prctl(2). Loaded before any fork.
+_LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 # What the images run by themselves.
 DEFAULT = {
     "trainer": ("python", "-m", "espalier.trainer"),
@@ -47,7 +51,7 @@ def plan(
     """The plan of a pod of a role, with the uid that it is known by, at a loopback address.
 
     Raises:
-        MappingError: an image or a ConfigMap is not on this machine.
+        MappingError: an image, a Secret or a ConfigMap is not on this machine.
     """
     mounts = layout.mounts(pod, spec, config)
     container = spec["containers"][0]
@@ -55,7 +59,7 @@ def plan(
     if role == "trainer":
         command += ["--host", address]
     fields = {"metadata.uid": uid}
-    given = {entry["name"]: _value(entry, fields) for entry in container.get("env", ())}
+    given = {entry["name"]: _value(entry, fields, layout) for entry in container.get("env", ())}
     here = {name: _moved(value, mounts) for name, value in given.items()}
     message = layout.root / "pods" / pod / "termination-log"
     message.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +79,14 @@ def plan(
     )
 
 
-def _value(entry: Body, fields: dict[str, str]) -> str:
-    """A variable as it is written, or the field of the pod that it stands for."""
-    if "valueFrom" in entry:
-        return fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
-    value: str = entry["value"]
-    return value
+def _value(entry: Body, fields: dict[str, str], layout: Layout) -> str:
+    """What a variable is set to: a text, a field of the pod, a key of a Secret."""
+    source = entry.get("valueFrom", {})
+    if reference := source.get("secretKeyRef"):
+        return layout.secret(reference["name"], reference["key"])
+    if reference := source.get("fieldRef"):
+        return fields[reference["fieldPath"]]
+    return str(entry["value"])
 
 
 def _copy(init: Body, layout: Layout, mounts: dict[str, Path]) -> tuple[Path, Path]:
@@ -101,6 +107,11 @@ def _moved(text: str, mounts: dict[str, Path]) -> str:
         if text == path or text.startswith(f"{path}/"):
             return f"{place}{text.removeprefix(path)}"
     return text
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM when espalier dev dies, so that no trainer outlives it (Linux)."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Running:
@@ -125,6 +136,7 @@ class Running:
                 stderr=output,
                 # Ctrl-C in the terminal is ours to pass on, in order.
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         return cls(process, planned.message)
 

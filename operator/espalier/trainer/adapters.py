@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from espalier.api.trainablemodel import Adapter
+from espalier.trainer.base_files import PICKLES
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.weights import Shapes, State, difference, shapes_of, some
 
 # PEFT's two files.
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Options under which the two matrices alone do not say what the adapter does.
 _REFUSED = (

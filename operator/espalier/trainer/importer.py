@@ -1,4 +1,4 @@
-"""Copies a base model to the volume, once: ``python -m espalier.trainer.importer``.
+"""Brings a base model to the volume, once: ``python -m espalier.trainer.importer``.
 
 With ``--adapter`` it also takes over a LoRA adapter from outside, as step 0 of a model on the base.
 Prints and leaves in the termination log what it found, ``{"uri", "revision", "digest"}`` of the
@@ -8,24 +8,39 @@ base and ``"adapter": {"digest", "sizeBytes"}``, or a Problem.
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
+import logging
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from espalier.api.trainablemodel import Adapter
+from espalier.api.wire import Problem
+from espalier.trainer.base_files import PATTERNS, model_files
 from espalier.trainer.problems import (
     EXIT_USER_MISTAKE,
     CommandError,
     UserMistakeError,
     leave_message,
 )
-from espalier.trainer.store import CheckpointStore, DigestError, Stored
+from espalier.trainer.store import (
+    NOTHING_PROMISED,
+    CheckpointStore,
+    DigestError,
+    Stored,
+    volume_written,
+)
 
-# What a base needs to be trained and served; weights in other formats are left behind.
-PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+EXIT_TRY_AGAIN = 1
 _HUB = "OWNER/NAME@REVISION"
+_BASE_FIELD = "spec.source.base.huggingFace"
+_ADAPTER_FIELD = "spec.source.adapter.huggingFace"
+
+
+class DamagedError(Exception):
+    """What came is not what its source has; another try may bring it whole."""
 
 
 def import_directory(store: CheckpointStore, source: Path) -> Stored:
@@ -39,30 +54,20 @@ def import_directory(store: CheckpointStore, source: Path) -> Stored:
         return store.commit("base", staged, {})[0]
 
 
-def import_hugging_face(store: CheckpointStore, repository: str, revision: str) -> Stored:
-    """A model of the Hugging Face hub at a commit."""
-    with store.staging("base") as staged:
-        _download(repository, revision, staged, "spec.source.base.huggingFace")
-        model_files(staged)
-        return store.commit("base", staged, {})[0]
+def import_download(
+    store: CheckpointStore, download: Path, promised: Mapping[str, str] = NOTHING_PROMISED
+) -> Stored:
+    """The model in ``download``, which lies on the volume and becomes the base as it is.
 
-
-def _download(repository: str, revision: str, target: Path, field: str) -> None:
-    # Imported here so that importing from a directory needs no hub client.
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
-
+    Until then nothing in it is lost, whenever the process ends.
+    """
+    wanted = set(model_files(download))
+    for path in [p for p in download.rglob("*") if p.is_file() and p not in wanted]:
+        path.unlink()
     try:
-        snapshot_download(
-            repository, revision=revision, local_dir=target, allow_patterns=list(PATTERNS)
-        )
-    except HfHubHTTPError as error:
-        raise UserMistakeError(
-            "BaseUnreadable",
-            f"{field}: {repository}@{revision} cannot be read from the hub: {error}",
-            "check the repository and the revision; gated models need an image or a claim",
-        ) from error
-    shutil.rmtree(target / ".cache", ignore_errors=True)
+        return store.commit("base", download, {}, promised)[0]
+    except DigestError as error:
+        raise DamagedError(str(error)) from error
 
 
 def import_adapter(
@@ -91,38 +96,37 @@ def _known_base(store: CheckpointStore, digest: str) -> Stored:
         raise UserMistakeError("BaseUnreadable", str(error), "import the base first") from error
 
 
-def model_files(source: Path) -> list[Path]:
-    """The files of a base in ``source``; raises UserMistakeError if it is none."""
-    if not source.is_dir():
-        raise UserMistakeError(
-            "BaseUnreadable", f"{source} is no directory", "check spec.source.base"
-        )
-    files = sorted(
-        path
-        for path in source.rglob("*")
-        if path.is_file()
-        and any(path.match(pattern) for pattern in PATTERNS)
-        and not any(part.startswith(".") for part in path.relative_to(source).parts)
-    )
-    names = {path.relative_to(source).as_posix() for path in files}
-    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-        raise UserMistakeError(
-            "BaseUnreadable",
-            f"{source} holds no config.json with *.safetensors beside it",
-            "an image needs the model under /models; weights must be in safetensors",
-        )
-    try:
-        json.loads((source / "config.json").read_text())
-    except ValueError as error:
-        raise UserMistakeError(
-            "BaseUnreadable", f"config.json is not JSON: {error}", "mend the model's files"
-        ) from error
-    return files
-
-
 def main() -> int:
     """The exit code: 0, 64 for a user's mistake, 1 for what may pass when tried again."""
-    parser = argparse.ArgumentParser(description="Copies a base model to the volume")
+    given = _arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    # Each request would be a line, with an address that may be signed.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    store = CheckpointStore(Path(os.environ.get("ESPALIER_VOLUME", "/weights")), "importer")
+    try:
+        report = _import_base(store, given)
+        if given.model:
+            report["adapter"] = _import_adapter(store, given, str(report["digest"]))
+    except (UserMistakeError, CommandError) as error:
+        leave_message(error.problem.model_dump())
+        return EXIT_USER_MISTAKE
+    except DamagedError as error:
+        damaged = Problem(reason="DownloadDamaged", detail=str(error), remedy="check the mirror")
+        leave_message(damaged.model_dump())
+        return EXIT_TRY_AGAIN
+    except Exception as error:
+        from espalier.trainer.hub_problems import HubError  # noqa: PLC0415 - needs the hub's client
+
+        if not isinstance(error, HubError):
+            raise
+        leave_message(error.problem.model_dump())
+        return EXIT_TRY_AGAIN
+    leave_message(report)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Brings a base model to the volume")
     base = parser.add_mutually_exclusive_group(required=True)
     base.add_argument("--directory", type=Path)
     base.add_argument("--hugging-face", metavar=_HUB)
@@ -135,16 +139,7 @@ def main() -> int:
     with_adapter = given.adapter is not None or given.adapter_hugging_face is not None
     if with_adapter != bool(given.model) or (given.base is not None and not with_adapter):
         parser.error("an adapter needs --model, and --base and --model need an adapter")
-    store = CheckpointStore(Path(os.environ.get("ESPALIER_VOLUME", "/weights")), "importer")
-    try:
-        report = _import_base(store, given)
-        if with_adapter:
-            report["adapter"] = _import_adapter(store, given, str(report["digest"]))
-    except (UserMistakeError, CommandError) as error:
-        leave_message(error.problem.model_dump())
-        return EXIT_USER_MISTAKE
-    leave_message(report)
-    return 0
+    return given
 
 
 def _import_base(store: CheckpointStore, given: argparse.Namespace) -> dict[str, object]:
@@ -154,8 +149,10 @@ def _import_base(store: CheckpointStore, given: argparse.Namespace) -> dict[str,
     elif given.directory is not None:
         stored = import_directory(store, given.directory)
     else:
-        repository, revision = _repository(given.hugging_face)
-        stored = import_hugging_face(store, repository, revision)
+        token = os.environ.get("ESPALIER_BASE_TOKEN", "")
+        with _downloaded(store, given.hugging_face, _BASE_FIELD, token) as (source, promised):
+            stored = import_download(store, source, promised)
+        revision = given.hugging_face.partition("@")[2]
     return {"uri": f"file://{stored.path}", "revision": revision, "digest": stored.digest}
 
 
@@ -163,20 +160,49 @@ def _import_adapter(
     store: CheckpointStore, given: argparse.Namespace, base: str
 ) -> dict[str, object]:
     wanted = Adapter.model_validate_json(os.environ.get("ESPALIER_ADAPTER", "{}"))
-    with TemporaryDirectory() as scratch:
-        source = given.adapter or Path(scratch)
-        if given.adapter is None:
-            repository, revision = _repository(given.adapter_hugging_face)
-            _download(repository, revision, source, "spec.source.adapter.huggingFace")
-        stored = import_adapter(store, source, wanted, model=given.model, base=base)
+    if given.adapter is not None:
+        stored = import_adapter(store, given.adapter, wanted, model=given.model, base=base)
+    else:
+        token = os.environ.get("ESPALIER_ADAPTER_TOKEN", "")
+        with _downloaded(store, given.adapter_hugging_face, _ADAPTER_FIELD, token) as (source, _):
+            stored = import_adapter(store, source, wanted, model=given.model, base=base)
     return {"digest": stored.digest, "sizeBytes": stored.size_bytes}
 
 
-def _repository(text: str) -> tuple[str, str]:
-    repository, _, revision = text.partition("@")
-    if not revision:
-        raise UserMistakeError("BaseUnreadable", f"{text} names no revision", f"use {_HUB}")
-    return repository, revision
+def _patience() -> float:
+    """Seconds without progress after which a download gives up."""
+    text = os.environ.get("ESPALIER_HUB_PATIENCE_SECONDS", "900")
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise UserMistakeError(
+            "InvalidSettings",
+            f"ESPALIER_HUB_PATIENCE_SECONDS is {text!r}",
+            "set hub.patienceSeconds of the chart's values to a number of seconds above 0",
+        )
+    return float(text)
+
+
+@contextmanager
+def _downloaded(
+    store: CheckpointStore, text: str, field: str, token: str
+) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """A repository's files, and their SHA-256 where the hub promises one.
+
+    They are kept only for another try at the same: a mistake of the user's ends in another model.
+    """
+    # Imported here so that importing from a directory needs no hub client.
+    from espalier.trainer.hub import Download, Repository  # noqa: PLC0415
+
+    name = hashlib.sha256(f"{field} {text}".encode()).hexdigest()[:16]
+    target = store.download(os.environ.get("ESPALIER_MODEL", ""), name)
+    repository = Repository.parse(text, field)
+    try:
+        with volume_written(target.parent):
+            promised = Download(repository, target, PATTERNS, token, _patience()).run()
+            yield target, promised
+    except (UserMistakeError, DamagedError):
+        store.discard_download(target)
+        raise
+    store.discard_download(target)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 Kind = Literal["base", "checkpoint"]
 MANIFEST = "manifest.json"
 STAGING = ".tmp-"
+NOTHING_PROMISED: Mapping[str, str] = {}
 _FOLDERS: dict[Kind, str] = {"base": "bases", "checkpoint": "checkpoints"}
 
 
@@ -67,6 +68,21 @@ class CheckpointStore:
         """Where a model's command log lives, if it has one."""
         return self._root / "models" / model
 
+    def download(self, model: str, name: str) -> Path:
+        """Where a model's download lies until it is whole; what it left of others is removed."""
+        folder = self._root / "downloads" / (model or "by-hand")
+        make_directory(folder)
+        for other in folder.iterdir():
+            if other.name != name:
+                shutil.rmtree(other, ignore_errors=True)
+        return folder / name
+
+    def discard_download(self, path: Path) -> None:
+        """Removes a download, and its model's folder if that was the last in it."""
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.parent.rmdir()
+
     @contextmanager
     def staging(self, kind: Kind) -> Iterator[Path]:
         """An empty directory to fill and ``commit``; removed when the block ends without that.
@@ -83,9 +99,18 @@ class CheckpointStore:
             finally:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def commit(self, kind: Kind, staged: Path, metadata: dict[str, Any]) -> tuple[Stored, bool]:
-        """Makes a staged directory durable under its digest; False if it was there already."""
-        files = {}
+    def commit(
+        self,
+        kind: Kind,
+        staged: Path,
+        metadata: dict[str, Any],
+        promised: Mapping[str, str] = NOTHING_PROMISED,
+    ) -> tuple[Stored, bool]:
+        """Makes a staged directory durable under its digest; False if it was there already.
+
+        ``promised`` are SHA-256 of files as their source gives them: DigestError if one differs.
+        """
+        files: dict[str, dict[str, Any]] = {}
         for path in sorted(p for p in staged.rglob("*") if p.is_file()):
             path.chmod(0o644)
             sync(path)
@@ -93,10 +118,14 @@ class CheckpointStore:
                 "sha256": sha256_of(path),
                 "size": path.stat().st_size,
             }
+        for name, digest in promised.items():
+            if name in files and files[name]["sha256"] != digest:
+                raise DigestError(f"{name} is not what its source promises: its SHA-256 differs")
         for directory in [p for p in staged.rglob("*") if p.is_dir()]:
             directory.chmod(0o755)
             sync(directory)
         manifest = {"kind": kind, "files": files, **metadata}
+        make_directory(self._root / _FOLDERS[kind])
         text = canonical(manifest)
         digest = DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest()
         (staged / MANIFEST).write_text(text)

@@ -14,18 +14,20 @@ from espalier.core.manifests.pod import (
     Container,
     Mount,
     Requests,
+    Variable,
     claim,
     pod_spec,
 )
-from espalier.core.manifests.settings import ChildSettings
+from espalier.core.manifests.settings import ChildSettings, HubSettings
 from espalier.core.names import importer_name
 
-_REQUESTS = Requests("250m", "512Mi")
+_REQUESTS = Requests("250m", "1Gi")
 _RETRIES = 3
 _LIMIT_SECONDS = 6 * 3600
 _COMMAND = ("python", "-m", "espalier.trainer.importer")
 _SOURCE = "/source"
 _ADAPTER = "/adapter"
+_CERTIFICATES = "/etc/espalier/hub-ca"
 
 
 def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
@@ -35,16 +37,25 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
         raise ValueError("spec.source.base: a fork of a checkpoint has no base to import")
     name, labels = model.metadata.name, child_labels("importer", model.metadata.name)
     adapter = model.spec.source.adapter
-    env = {"ESPALIER_VOLUME": VOLUME_PATH}
+    env: dict[str, Variable] = {
+        "ESPALIER_VOLUME": VOLUME_PATH,
+        "ESPALIER_MODEL": name,
+        "ESPALIER_ADAPTER": json.dumps(model.spec.adapter.wire(), sort_keys=True),
+    }
     mounts = (claim(model), *_mounts(base, "source", _SOURCE))
     args = _arguments(base, "--directory", "--hugging-face", _SOURCE)
     copies = _copies(base, "copy", "source", _SOURCE)
     if adapter is not None:
-        env["ESPALIER_ADAPTER"] = json.dumps(model.spec.adapter.wire(), sort_keys=True)
         mounts += _mounts(adapter, "adapter", _ADAPTER)
         args += _arguments(adapter, "--adapter", "--adapter-hugging-face", _ADAPTER)
         args += ("--model", name)
         copies += _copies(adapter, "copy-adapter", "adapter", _ADAPTER)
+    if any(b is not None and b.hugging_face is not None for b in (base, adapter)):
+        env |= _hub_env(settings.hub)
+        mounts += _certificates(settings.hub)
+    for given, variable in ((base, "ESPALIER_BASE_TOKEN"), (adapter, "ESPALIER_ADAPTER_TOKEN")):
+        if given and given.hugging_face and given.hugging_face.token_secret_ref:
+            env[variable] = given.hugging_face.token_secret_ref
     container = Container(
         name="importer",
         image=settings.images.trainer,
@@ -65,6 +76,31 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
         owner=model.metadata,
         spec=spec,
     )
+
+
+def _hub_env(hub: HubSettings) -> dict[str, str]:
+    """The hub's client is online, for the image's servers are not, and goes the chart's way."""
+    given = {
+        "HF_ENDPOINT": hub.endpoint,
+        # Programs disagree on the case.
+        "HTTP_PROXY": hub.http_proxy,
+        "http_proxy": hub.http_proxy,
+        "HTTPS_PROXY": hub.https_proxy,
+        "https_proxy": hub.https_proxy,
+        "NO_PROXY": hub.no_proxy,
+        "no_proxy": hub.no_proxy,
+        "SSL_CERT_FILE": f"{_CERTIFICATES}/{hub.ca_key}" if hub.ca_config_map else "",
+    }
+    online = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    online["ESPALIER_HUB_PATIENCE_SECONDS"] = str(hub.patience_seconds)
+    return online | {name: value for name, value in given.items() if value}
+
+
+def _certificates(hub: HubSettings) -> tuple[Mount, ...]:
+    if not hub.ca_config_map:
+        return ()
+    source = {"configMap": {"name": hub.ca_config_map}}
+    return (Mount("hub-ca", source, _CERTIFICATES, read_only=True),)
 
 
 def _arguments(base: Base, directory: str, hub: str, path: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from espalier.api.podtemplate import PodTemplate
+from espalier.api.source import SecretKey
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.intent import Manifest
 from espalier.core.manifests.settings import ChildSettings
@@ -21,10 +22,6 @@ VOLUME_PATH = "/weights"
 USER_ERROR = 64
 
 _SHARED_MEMORY = "1Gi"
-
-
-# A pod that is called takes the tokens that name it, and no other.
-OWN_IDENTITY = {POD_UID: "metadata.uid"}
 
 
 @dataclass(frozen=True)
@@ -60,15 +57,24 @@ class Mount:
 
 
 @dataclass(frozen=True)
+class PodField:
+    """What the kubelet tells a container of its own pod: a path such as ``metadata.uid``."""
+
+    path: str
+
+
+# What a variable of the environment is set to: a text, a key of a Secret, a field of the pod.
+Variable = str | SecretKey | PodField
+
+
+@dataclass(frozen=True)
 class Container:
     """The container that a pod is there for."""
 
     name: str
     image: str
     requests: Requests
-    env: dict[str, str]
-    # Variables that say something of the pod itself, by the path of its field.
-    env_fields: dict[str, str] = field(default_factory=dict)
+    env: dict[str, Variable]
     mounts: tuple[Mount, ...] = ()
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
@@ -85,13 +91,15 @@ def claim(model: TrainableModel, *, read_only: bool = False) -> Mount:
 
 def model_env(
     model: TrainableModel, settings: ChildSettings, *, base: str, dtype: str
-) -> dict[str, str]:
+) -> dict[str, Variable]:
     """The environment of every pod that loads a base, given by its digest."""
     return {
         "ESPALIER_MODEL": model.metadata.name,
         "ESPALIER_NAMESPACE": model.metadata.namespace,
         "ESPALIER_VOLUME": VOLUME_PATH,
         "ESPALIER_BASE": base,
+        # It takes the tokens that name it, and no other.
+        POD_UID: PodField("metadata.uid"),
         "ESPALIER_PUBLIC_KEYS": settings.public_keys,
         "ESPALIER_DTYPE": dtype,
     }
@@ -162,13 +170,7 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
         "name": container.name,
         "image": container.image,
         "imagePullPolicy": "IfNotPresent",
-        "env": [
-            *({"name": name, "value": value} for name, value in env.items()),
-            *(
-                {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
-                for name, path in container.env_fields.items()
-            ),
-        ],
+        "env": [_variable(name, value) for name, value in env.items()],
         "resources": given.wire() if given else {"requests": requests},
         "volumeMounts": [mount.mount() for mount in _mounts(container)],
         # The last lines of the log tell of a crash that left no message of its own.
@@ -187,3 +189,12 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
     if container.serves:
         body["ports"] = [{"name": PORT_NAME, "containerPort": PORT}]
     return body
+
+
+def _variable(name: str, value: Variable) -> Manifest:
+    if isinstance(value, str):
+        return {"name": name, "value": value}
+    if isinstance(value, PodField):
+        reference = {"apiVersion": "v1", "fieldPath": value.path}
+        return {"name": name, "valueFrom": {"fieldRef": reference}}
+    return {"name": name, "valueFrom": {"secretKeyRef": value.wire()}}

@@ -6,7 +6,6 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.labels import child_labels
 from espalier.core.manifests.pod import (
-    OWN_IDENTITY,
     PORT,
     PORT_NAME,
     Container,
@@ -65,7 +64,6 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
             # Set only where it differs, so that pods of before this variable are left running.
             **({"ESPALIER_ADAPTER_TYPE": "Full"} if model.spec.adapter.type == "Full" else {}),
         },
-        env_fields=OWN_IDENTITY,
         mounts=(claim(model, read_only=True),),
         serves=True,
         probes=_PROBES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,33 @@ class Images:
 
 
 @dataclass(frozen=True)
+class HubSettings:
+    """How importers reach the Hugging Face hub; empty: as the hub's client does by itself.
+
+    ``ca_config_map`` names a ConfigMap of the model's namespace that has all trusted CAs (PEM)
+    under ``ca_key``. An importer gives up after ``patience_seconds`` without one more byte.
+    """
+
+    endpoint: str = ""
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: str = ""
+    ca_config_map: str = ""
+    ca_key: str = "ca.crt"
+    patience_seconds: int = 900
+
+
+@dataclass(frozen=True)
 class ChildSettings:
     """Images, the keys that pods verify tokens with, and where the gateway is.
 
-    ``public_keys`` is what ``identity.PublicKeys.text`` writes.
+    ``public_keys`` is what ``identity.PublicKeys.text`` writes; ``pull_secrets`` are names of
+    Secrets, in the model's namespace, that every pod pulls with.
     """
 
     images: Images
     public_keys: str
     gateway_url: str
     runner_service_account: str = "espalier-runner"
+    hub: HubSettings = field(default_factory=HubSettings)
+    pull_secrets: tuple[str, ...] = ()

@@ -8,7 +8,6 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.labels import child_labels
 from espalier.core.manifests.pod import (
-    OWN_IDENTITY,
     PORT,
     PORT_NAME,
     Container,
@@ -66,7 +65,6 @@ def trainer_statefulset(
         image=settings.images.trainer,
         requests=_REQUESTS,
         env={**env, "ESPALIER_ADAPTER": json.dumps(model.spec.adapter.wire(), sort_keys=True)},
-        env_fields=OWN_IDENTITY,
         mounts=(claim(model),),
         command=(*_RANKS, str(trainer.ranks)) if trainer.ranks > 1 else (),
         serves=True,
