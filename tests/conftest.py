@@ -6,6 +6,7 @@ examples every time. ``pytest --hypothesis-profile=explore`` tries others.
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -40,6 +41,15 @@ def namespace(apiserver: ApiServer) -> str:
     name = f"test-{uuid.uuid4().hex[:8]}"
     apiserver.create_namespace(name)
     return name
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> None:
+    """vLLM, where a test imported it, has turned off every logger that there was by then."""
+    logging.getLogger().setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("espalier.") and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture

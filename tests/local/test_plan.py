@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.kube.children import BASE, SETTINGS, model_of
 
+from espalier import identity
+from espalier.core.manifests.rollout import rollout_deployment
+from espalier.core.manifests.trainer import trainer_statefulset
 from espalier.local.layout import Layout, MappingError
 from espalier.local.process import plan
+from espalier.rollout.settings import read as read_rollout
+from espalier.trainer.settings import read_settings as read_trainer
 
 
 def test_paths_of_the_pod_are_moved_and_the_interpreter_is_not(
@@ -32,6 +39,32 @@ def test_paths_of_the_pod_are_moved_and_the_interpreter_is_not(
     assert planned.command[-1] == f"{here}/scratch"
     assert planned.environment["OTHER"] == "/tmpfile"
     assert planned.environment["ESPALIER_POD_UID"] == "uid-1"
+
+
+def test_the_operators_manifests_make_servers_that_take_tokens_for_their_own_pod(
+    tmp_path: Path,
+) -> None:
+    keys = identity.PublicKeys("operator's PEM", "gateway's PEM")
+    settings = replace(SETTINGS, public_keys=keys.text())
+    made = {
+        "trainer": trainer_statefulset(model_of(), settings, base=BASE, replicas=1),
+        "rollout": rollout_deployment(model_of(), settings, base=BASE),
+    }
+    found = {}
+    for role, child in made.items():
+        spec = child["spec"]["template"]["spec"]
+        layout = Layout(tmp_path, images={})
+        planned = plan(
+            f"{role}-0", role, spec, uid=f"u-{role}", address="127.9.9.9", layout=layout, config={}
+        )
+        read = read_trainer if role == "trainer" else read_rollout
+        told = read(planned.environment)
+        found[role] = told.audience
+        assert told.public_keys == keys
+    assert found == {
+        "trainer": "default/arith/trainer/u-trainer",
+        "rollout": "default/arith/rollout/u-rollout",
+    }
 
 
 SECRET = {
