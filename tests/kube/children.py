@@ -25,13 +25,6 @@ SETTINGS = ChildSettings(
     public_key="-----BEGIN PUBLIC KEY-----",
     gateway_url="http://espalier-gateway.espalier.svc:80",
 )
-# Everything that a user may set of a pod.
-TEMPLATE = {
-    "resources": {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": {"nvidia.com/gpu": "1"}},
-    "nodeSelector": {"gpu": "h100"},
-    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-    "priorityClassName": "system-node-critical",
-}
 
 
 def model_of(namespace: str = "default", uid: str = "model-uid", **spec: Any) -> TrainableModel:
@@ -78,5 +71,6 @@ def pod_of(child: Body) -> Body:
 
 
 def environment(child: Body) -> dict[str, str]:
+    """Of its container, but for what is kept elsewhere."""
     (container,) = pod_of(child)["containers"]
-    return {entry["name"]: entry["value"] for entry in container["env"]}
+    return {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}

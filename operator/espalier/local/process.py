@@ -53,7 +53,7 @@ def plan(
     command = [*container.get("command", DEFAULT.get(role, ())), *container.get("args", ())]
     if role == "trainer":
         command += ["--host", address]
-    given = {entry["name"]: _value(entry, layout) for entry in container.get("env", ())}
+    given = {entry["name"]: _value(entry, layout, config) for entry in container.get("env", ())}
     here = {name: _moved(value, mounts) for name, value in given.items()}
     message = layout.root / "pods" / pod / "termination-log"
     message.parent.mkdir(parents=True, exist_ok=True)
@@ -73,8 +73,16 @@ def plan(
     )
 
 
-def _value(entry: Body, layout: Layout) -> str:
+def _value(entry: Body, layout: Layout, config: dict[str, dict[str, str]]) -> str:
     """What a variable of the pod is set to."""
+    if reference := entry.get("valueFrom", {}).get("configMapKeyRef"):
+        held = config.get(reference["name"], {})
+        if reference["key"] not in held:
+            raise MappingError(
+                f"ConfigMap {reference['name']} with key {reference['key']} is in no manifest: "
+                "add it"
+            )
+        return held[reference["key"]]
     if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
         return layout.secret(reference["name"], reference["key"])
     return str(entry["value"])

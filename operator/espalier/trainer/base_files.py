@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,24 @@ def some(names: Iterable[str]) -> str:
     found = sorted(names)
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return ", ".join(found[:_NAMED]) + more
+
+
+def check_space(directory: Path, wanted: int, field: str) -> None:
+    """Raises UserMistakeError with both figures if the volume has not ``wanted`` bytes left."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if wanted > free:
+        raise UserMistakeError(
+            "VolumeFull",
+            f"{field}: its files take {gib(wanted)} more, and the claim of spec.storage has "
+            f"{gib(free)} left",
+            "enlarge the claim, or delete checkpoints",
+        )
+
+
+def gib(count: int) -> str:
+    """Bytes, for people."""
+    return f"{count / 2**30:.1f} GiB"
 
 
 def _shards(source: Path, files: list[Path]) -> list[str]:
