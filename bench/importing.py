@@ -17,7 +17,8 @@ from dev.tiny_model import tokenizer
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from espalier.trainer.base_check import Wanted, inspect
+from espalier.trainer.base_check import inspect
+from espalier.trainer.base_files import Wanted
 from espalier.trainer.importer import import_directory
 from espalier.trainer.store import CheckpointStore, sha256_of
 

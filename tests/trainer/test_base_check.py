@@ -19,7 +19,8 @@ from tests.trainer import tiny
 from tests.trainer.tiny import ADAPTER, FULL
 
 from espalier.trainer import base_check, importer
-from espalier.trainer.base_check import Wanted, context_tokens, inspect
+from espalier.trainer.base_check import context_tokens, inspect
+from espalier.trainer.base_files import Wanted
 from espalier.trainer.model import load_policy
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.store import CheckpointStore

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -19,10 +18,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from espalier.api.trainablemodel import Adapter
-from espalier.trainer.base_files import CONFIG, config, model_files, shard_of, some, unreadable
+from espalier.trainer.base_files import (
+    CONFIG,
+    TEMPLATE,
+    Facts,
+    Wanted,
+    config,
+    model_files,
+    shard_of,
+    some,
+    unreadable,
+)
 from espalier.trainer.problems import UserMistakeError, volume_problem
 
-TEMPLATE = "chat_template.jinja"
 SERVED = Path(__file__).with_name("served_architectures.json")
 # More than any model has; what a hostile configuration asks for is laid out layer by layer.
 MOST_LAYERS = 1000
@@ -43,22 +51,6 @@ _LENGTHS = (
 _UNSTRETCHED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the model makes of its base; an empty ``chat_template`` leaves the base's own."""
-
-    adapter: Adapter = field(default_factory=Adapter)
-    chat_template: str = ""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What was found; ``context_tokens`` is None where the base sets no limit."""
-
-    context_tokens: int | None
-    chat_template: bool
 
 
 def inspect(source: Path, wanted: Wanted) -> Facts:

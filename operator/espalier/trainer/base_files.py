@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espalier.api.trainablemodel import Adapter
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.store import MANIFEST
 
+TEMPLATE = "chat_template.jinja"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # What a base needs to be trained and served; weights in other formats are left behind.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -18,6 +21,22 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 _ADAPTER = "adapter_config.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _NAMED = 5
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the model makes of its base; an empty ``chat_template`` leaves the base's own."""
+
+    adapter: Adapter = field(default_factory=Adapter)
+    chat_template: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found; ``context_tokens`` is None where the base sets no limit."""
+
+    context_tokens: int | None
+    chat_template: bool
 
 
 def model_files(source: Path) -> list[Path]:

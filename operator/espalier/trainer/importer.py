@@ -20,8 +20,14 @@ from pathlib import Path
 from espalier.api.source import Resolved
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Problem
-from espalier.trainer.base_check import TEMPLATE, Wanted, inspect
-from espalier.trainer.base_files import PATTERNS, check_space, model_files
+from espalier.trainer.base_files import (
+    PATTERNS,
+    TEMPLATE,
+    Facts,
+    Wanted,
+    check_space,
+    model_files,
+)
 from espalier.trainer.problems import (
     EXIT_USER_MISTAKE,
     CommandError,
@@ -162,6 +168,13 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
+def _inspected(source: Path, wanted: Wanted) -> Facts:
+    # Imported here so that a hub's refusal does not wait for torch.
+    from espalier.trainer.base_check import inspect  # noqa: PLC0415
+
+    return inspect(source, wanted)
+
+
 def _import_base(
     store: CheckpointStore, given: argparse.Namespace, adapter: Adapter
 ) -> dict[str, object]:
@@ -169,14 +182,14 @@ def _import_base(
     template, revision = wanted.chat_template, ""
     if given.base is not None:
         stored = _known_base(store, given.base)
-        facts = inspect(stored.path, Wanted(adapter))
+        facts = _inspected(stored.path, Wanted(adapter))
     elif given.directory is not None:
-        facts = inspect(given.directory, wanted)
+        facts = _inspected(given.directory, wanted)
         stored = import_directory(store, given.directory, template)
     else:
         token = os.environ.get("ESPALIER_BASE_TOKEN", "")
         with _downloaded(store, given.hugging_face, _BASE_FIELD, token) as (source, promised):
-            facts = inspect(source, wanted)
+            facts = _inspected(source, wanted)
             stored = import_download(store, source, template, promised)
         revision = given.hugging_face.partition("@")[2]
     report = Resolved(
