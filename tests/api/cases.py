@@ -8,6 +8,43 @@ from tests.api.manifests import ABSENT, CHECKPOINT, HEAD, MODEL, RUN, Manifest, 
 
 TASKS = {"name": "tasks"}
 
+# Everything that a user may set of a pod.
+SELECTOR = {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "Exists"}]}
+TERM = {"labelSelector": SELECTOR, "topologyKey": "kubernetes.io/hostname", "namespaces": ["x"]}
+NODES = {"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["h100"]}]}
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+PODS = {REQUIRED: [TERM], PREFERRED: [{"weight": 1, "podAffinityTerm": TERM}]}
+TEMPLATE: dict[str, Any] = {
+    "labels": {"kueue.x-k8s.io/queue-name": "gpus"},
+    "annotations": {"sidecar.istio.io/inject": "false"},
+    "resources": {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": {"nvidia.com/gpu": "1"}},
+    "env": [
+        {"name": "NCCL_DEBUG", "value": "INFO"},
+        {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+        {"name": "FROM", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+    ],
+    "imagePullSecrets": [{"name": "team"}],
+    "nodeSelector": {"gpu": "h100"},
+    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "priorityClassName": "system-node-critical",
+    "affinity": {
+        "nodeAffinity": {
+            REQUIRED: {"nodeSelectorTerms": [NODES]},
+            PREFERRED: [{"weight": 1, "preference": NODES}],
+        },
+        "podAffinity": PODS,
+        "podAntiAffinity": PODS,
+    },
+    "topologySpreadConstraints": [
+        {
+            **{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"},
+            **{"labelSelector": SELECTOR, "minDomains": 2},
+        }
+    ],
+    "runtimeClassName": "nvidia",
+}
+
 GOOD = {
     "model of an image": MODEL,
     "model of an adapter from outside": edited(
@@ -28,6 +65,24 @@ GOOD = {
             "nodeSelector": {"accelerator": "h100"},
             "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
             "priorityClassName": "low",
+        },
+    ),
+    "model with every field of a template": edited(MODEL, "spec.jobs.template", TEMPLATE),
+    "run with every field of a template": edited(RUN, "spec.runner.template", TEMPLATE),
+    "model whose requests are its limits in other words": edited(
+        MODEL,
+        "spec.trainer.template.resources",
+        {"requests": {"memory": "1024Mi", "cpu": 1}, "limits": {"memory": "1Gi", "cpu": "1000m"}},
+    ),
+    "model of a private repository with a template": edited(
+        MODEL,
+        "spec.source.base",
+        {
+            "huggingFace": {
+                **{"repository": "Q/q-0.6B", "revision": "0" * 40},
+                "tokenSecretRef": {"name": "hub.token", "key": "HF_TOKEN"},
+            },
+            "chatTemplate": "{{ messages }}",
         },
     ),
     "model with the longest name": named(MODEL, "a" * 40),
@@ -104,6 +159,50 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "claim that is no name": (
         *(MODEL, "spec.storage.persistentVolumeClaim.claimName", "Not_A_Name"),
         *("claimName", "must be the name of an object"),
+    ),
+    "adapter with a chat template": (
+        *(MODEL, "spec.source.adapter", {"image": "registry.example/l:1", "chatTemplate": "x"}),
+        *("spec.source.adapter.chatTemplate", "chatTemplate belongs to base"),
+    ),
+    "memory above its limit": (
+        *(MODEL, "spec.trainer.template.resources"),
+        {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}},
+        *("spec.trainer.template.resources.requests", "raise the limit or lower"),
+    ),
+    "cores above their limit": (
+        *(RUN, "spec.runner.template.resources"),
+        {"requests": {"cpu": 1}, "limits": {"cpu": "999m"}},
+        *("spec.runner.template.resources.requests", "raise the limit or lower"),
+    ),
+    "a variable of ours": (
+        *(MODEL, "spec.jobs.template.env", [{"name": "ESPALIER_VOLUME", "value": "/"}]),
+        *("spec.jobs.template.env[0].name", "Espalier does not set itself"),
+    ),
+    "a variable that a launcher sets": (
+        *(MODEL, "spec.rollout.template.env", [{"name": "VLLM_PLUGINS", "value": "x"}]),
+        *("spec.rollout.template.env[0].name", "Espalier does not set itself"),
+    ),
+    "a variable with two values": (
+        *(MODEL, "spec.trainer.template.env"),
+        [{"name": "A", "value": "x", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+        *("spec.trainer.template.env[0]", "exactly one of value and valueFrom"),
+    ),
+    "a label that pods are found by": (
+        *(MODEL, "spec.trainer.template.labels", {"espalier.dev/role": "rollout"}),
+        *("spec.trainer.template.labels", "Espalier's own"),
+    ),
+    "an annotation that loosens a profile": (
+        *(MODEL, "spec.trainer.template.annotations"),
+        {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"},
+        *("spec.trainer.template.annotations", "Espalier's own"),
+    ),
+    "a runner of a client": (
+        edited(edited(RUN, "spec.driver", "Client"), "spec.taskset", ABSENT),
+        *("spec.runner", {"template": {}}, "spec.runner", "runner belongs to driver Runner"),
+    ),
+    "a start of no time": (
+        *(MODEL, "spec.rollout.startupSeconds", 1),
+        *("spec.rollout.startupSeconds", "greater than or equal to 60"),
     ),
     "model without storage": (MODEL, "spec.storage", ABSENT, "spec.storage", "Required"),
     "rank of 0": (MODEL, "spec.adapter.rank", 0, "spec.adapter.rank", "greater than or equal to 1"),

@@ -114,7 +114,8 @@ def test_what_else_it_waits_for_comes_first_and_a_started_one_remembers() -> Non
     assert (again.waiting_reason, again.waiting) == ("", "")
     assert "the memory of its node" in again.killed
     assert "spec.rollout.template" in again.killed
-    assert "Give it more memory" in killed("runner", started=True).killed
+    assert "spec.jobs.template" in killed("importer", started=True).killed
+    assert "spec.runner.template" in killed("runner", started=True).killed
 
 
 @pytest.mark.parametrize("state", ["state", "lastState"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.core.objects import LATER, NOW, checkpoint, condition, head, line, model, run
+from tests.core.objects import LATER, NOW, checkpoint, condition, digest, head, line, model, run
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
@@ -217,6 +217,28 @@ def test_a_runner_that_ended_too_early_is_replaced_after_a_pause() -> None:
 def test_a_run_of_a_client_has_no_runner() -> None:
     decision = runs.decide(view(run=run(driver="Client"), runner=None, runner_pods=[]), NOW)
     assert (said(decision, "Ready"), decision.runner) == ("True/Training", "Keep")
+
+
+@pytest.mark.parametrize(
+    ("driver", "template", "stalled"),
+    [
+        ("Runner", "Missing", True),
+        ("Runner", "Present", False),
+        # Imported before it was looked for.
+        ("Runner", None, False),
+        # A client may send tokens.
+        ("Client", "Missing", False),
+    ],
+)
+def test_a_run_whose_base_has_no_chat_template_says_so_before_its_runner_starts(
+    driver: str, template: str | None, *, stalled: bool
+) -> None:
+    resolved = {"uri": "file:///b", "digest": digest("b"), "chatTemplate": template}
+    untemplated = model(status={"resolved": {k: v for k, v in resolved.items() if v}})
+    decision = runs.decide(view(run=run(driver=driver), model=untemplated), NOW)
+    assert (said(decision, "Stalled") == "True/ChatTemplateMissing") == stalled
+    if stalled:
+        assert decision.runner == "Keep"
 
 
 def test_a_run_counts_its_own_steps_over_all_branches_and_never_back() -> None:

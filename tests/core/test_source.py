@@ -270,3 +270,18 @@ def test_a_model_without_a_head_of_its_name_gets_one() -> None:
     assert made["metadata"]["name"] == "m"
     assert made["spec"] == {"modelRef": {"name": "m"}, "mode": "Track"}
     assert made["metadata"]["ownerReferences"][0]["controller"] is False
+
+
+@pytest.mark.parametrize(("asked", "stalled"), [(512, False), (513, True)])
+def test_a_context_that_the_base_does_not_take_starts_no_pod(asked: int, *, stalled: bool) -> None:
+    short = {**RESOLVED, "contextTokens": 512}
+    known = source.decide(SourceView(model(status={"resolved": short})))
+    decision = ready(model(rollout={"maxModelTokens": asked}), source=known, trains=True)
+    reasons = {c.type: c.reason for c in decision.status.conditions}
+    assert (reasons["Ready"] == "ContextTooLong") == stalled
+    assert (decision.rollout_replicas, decision.trainer_replicas) == (
+        (None, None) if stalled else (1, 1)
+    )
+    if stalled:
+        (said,) = [c for c in decision.status.conditions if c.type == "RolloutsReady"]
+        assert "spec.rollout.maxModelTokens is 513, and the base takes 512" in said.message

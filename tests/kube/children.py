@@ -25,13 +25,6 @@ SETTINGS = ChildSettings(
     public_keys="-----BEGIN PUBLIC KEY-----",
     gateway_url="http://espalier-gateway.espalier.svc:80",
 )
-# Everything that a user may set of a pod.
-TEMPLATE = {
-    "resources": {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": {"nvidia.com/gpu": "1"}},
-    "nodeSelector": {"gpu": "h100"},
-    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-    "priorityClassName": "system-node-critical",
-}
 
 
 def model_of(namespace: str = "default", uid: str = "model-uid", **spec: Any) -> TrainableModel:
@@ -78,13 +71,17 @@ def pod_of(child: Body) -> Body:
 
 
 def environment(child: Body) -> dict[str, str]:
-    """Its variables; one that stands for a field of the pod has the field's path in brackets."""
+    """Its variables; one that stands for a field of the pod has the field's path in brackets.
+
+    Without those that are kept in Secrets and ConfigMaps.
+    """
     (container,) = pod_of(child)["containers"]
-    return {entry["name"]: _value(entry) for entry in container["env"]}
+    values = {entry["name"]: _value(entry) for entry in container["env"]}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _value(entry: Body) -> str:
-    if "valueFrom" in entry:
-        return f"<{entry['valueFrom']['fieldRef']['fieldPath']}>"
-    value: str = entry["value"]
+def _value(entry: Body) -> str | None:
+    if field := entry.get("valueFrom", {}).get("fieldRef"):
+        return f"<{field['fieldPath']}>"
+    value: str | None = entry.get("value")
     return value

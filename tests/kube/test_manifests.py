@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.api.cases import TEMPLATE
+from tests.core.objects import checkpoint
 from tests.kube.children import (
     BASE,
     HUB_BASE,
     IMAGE_BASE,
     REVISION,
     SETTINGS,
-    TEMPLATE,
     VOLUME_BASE,
     children_of,
     environment,
@@ -22,12 +24,15 @@ from tests.kube.children import (
     run_of,
 )
 
+from espalier.api.podtemplate import RESERVED
+from espalier.core.manifests.collector import collector_job
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.intent import is_current
 from espalier.core.manifests.rollout import rollout_deployment
 from espalier.core.manifests.runner import runner_job
-from espalier.core.manifests.settings import HubSettings
+from espalier.core.manifests.settings import ChildSettings, HubSettings
 from espalier.core.manifests.trainer import trainer_statefulset
+from espalier.rollout import flags
 
 Body = dict[str, Any]
 MODEL_ENV = {
@@ -254,13 +259,87 @@ def test_the_importer_goes_to_the_hub_by_the_charts_way() -> None:
     assert {"name": "hub-ca", "configMap": {"name": "roots"}} in pod_of(job)["volumes"]
 
 
+def templated(settings: ChildSettings = SETTINGS) -> dict[str, Body]:
+    """Every kind of pod that the operator starts, each with every field of a template."""
+    given = {"template": TEMPLATE}
+    model = model_of(trainer=given, rollout=given, jobs=given)
+    run = run_of(runner=given)
+    bodies = {
+        "trainer": trainer_statefulset(model, settings, base=BASE, replicas=1),
+        "rollout": rollout_deployment(model, settings, base=BASE),
+        "importer": importer_job(model, settings),
+        "runner": runner_job(run, model, settings),
+        "collector": collector_job(
+            [checkpoint()], "c", settings, orphaned=False, template=model.spec.jobs.template
+        ),
+    }
+    return {name: body["spec"]["template"] for name, body in bodies.items()}
+
+
+ROLES = ("trainer", "rollout", "importer", "runner", "collector")
+# Fields of a template that go elsewhere than into the pod's spec as they are.
+ELSEWHERE = {"labels", "annotations", "resources", "env", "imagePullSecrets"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_pod_is_as_its_template_says(role: str) -> None:
+    template = templated()[role]
+    pod, metadata = template["spec"], template["metadata"]
+    (container,) = pod["containers"]
+    assert {k: pod[k] for k in TEMPLATE if k not in ELSEWHERE} == {
+        k: v for k, v in TEMPLATE.items() if k not in ELSEWHERE
+    }
+    assert container["resources"] == TEMPLATE["resources"]
+    assert [e for e in container["env"] if e in TEMPLATE["env"]] == TEMPLATE["env"]
+    assert metadata["labels"].items() >= TEMPLATE["labels"].items()
+    assert metadata["labels"]["espalier.dev/role"] == role
+    assert metadata["annotations"] == TEMPLATE["annotations"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_pod_pulls_with_the_secrets_of_the_installation_and_its_own(role: str) -> None:
+    pod = templated(replace(SETTINGS, pull_secrets=("all", "team")))[role]["spec"]
+    assert pod["imagePullSecrets"] == [{"name": "all"}, {"name": "team"}]
+
+
+def test_a_pod_without_a_template_still_pulls_with_the_secrets_of_the_installation() -> None:
+    settings = replace(SETTINGS, pull_secrets=("all",))
+    job = importer_job(model_of(), settings)
+    assert pod_of(job)["imagePullSecrets"] == [{"name": "all"}]
+
+
+def test_a_variable_of_the_template_takes_the_place_of_the_installations() -> None:
+    env = [{"name": "HF_ENDPOINT", "value": "https://near.example"}]
+    model = model_of(source={"base": HUB_BASE}, jobs={"template": {"env": env}})
+    hub = HubSettings(endpoint="https://far.example")
+    job = importer_job(model, replace(SETTINGS, hub=hub))
+    (container,) = pod_of(job)["containers"]
+    assert [e for e in container["env"] if e["name"] == "HF_ENDPOINT"] == env
+
+
+def test_no_variable_that_a_pod_sets_itself_can_be_given(tmp_path: Path) -> None:
+    own = {name for template in templated().values() for name in _names(template)}
+    own -= {entry["name"] for entry in TEMPLATE["env"]}
+    own |= {*flags.environment(tmp_path, threads=1), *flags.environment(tmp_path, threads=None)}
+    assert {name for name in own if not name.startswith("ESPALIER_")} <= RESERVED
+
+
+def _names(template: Body) -> list[str]:
+    return [entry["name"] for entry in template["spec"]["containers"][0]["env"]]
+
+
 @pytest.mark.parametrize("part", ["trainer", "rollout"])
-def test_pods_are_placed_as_the_template_says(part: str) -> None:
-    model = model_of(**{part: {"template": TEMPLATE}})
-    pods = {c["kind"]: pod_of(c) for c in children_of(model, run_of()) if c["kind"] != "Service"}
-    pod = pods["StatefulSet" if part == "trainer" else "Deployment"]
-    placed = {name: pod[name] for name in TEMPLATE if name != "resources"}
-    assert {**placed, "resources": pod["containers"][0]["resources"]} == TEMPLATE
+def test_a_pod_may_take_as_long_to_start_as_its_model_says(part: str) -> None:
+    model = model_of(**{part: {"startupSeconds": 1801}})
+    bodies = {
+        "trainer": trainer_statefulset(model, SETTINGS, base=BASE, replicas=1),
+        "rollout": rollout_deployment(model, SETTINGS, base=BASE),
+    }
+    probe = pod_of(bodies[part])["containers"][0]["startupProbe"]
+    assert 1801 <= probe["periodSeconds"] * probe["failureThreshold"] <= 1803
+    assert bodies["rollout"]["spec"]["progressDeadlineSeconds"] > (
+        1801 if part == "rollout" else 600
+    )
 
 
 def test_pods_without_resources_request_a_little_and_have_no_limits() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from dev.apiserver import ApiServer, ApiServerError
-from tests.kube.children import HUB_BASE, TEMPLATE, VOLUME_BASE, children_of, model_of, run_of
+from tests.api.cases import TEMPLATE
+from tests.kube.children import HUB_BASE, VOLUME_BASE, children_of, model_of, run_of
 
 from espalier.core.manifests.intent import is_current
 from espalier.kube.apiserver import KubernetesCluster

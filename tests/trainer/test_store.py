@@ -87,16 +87,17 @@ def test_what_is_no_model_is_refused(
 
 
 def test_the_importer_leaves_its_result_or_a_problem(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = tmp_path / "termination-log"
     message.touch()
     monkeypatch.setenv("ESPALIER_TERMINATION_LOG", str(message))
     monkeypatch.setenv("ESPALIER_VOLUME", str(tmp_path / "weights"))
-    monkeypatch.setattr("sys.argv", ["importer", "--directory", str(source)])
+    tiny.write_model(tmp_path / "model")
+    monkeypatch.setattr("sys.argv", ["importer", "--directory", str(tmp_path / "model")])
     assert importer.main() == 0
     result = json.loads(message.read_text())
-    assert set(result) == {"uri", "revision", "digest"}
+    assert set(result) == {"uri", "revision", "digest", "contextTokens", "chatTemplate"}
     assert result["uri"].endswith(result["digest"].replace(":", "-"))
     monkeypatch.setattr("sys.argv", ["importer", "--directory", str(tmp_path / "nowhere")])
     assert importer.main() == 64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import ConfigDict, Field
 
 from espalier.api.meta import (
@@ -87,6 +89,13 @@ class Base(Type):
         default=None,
         description="persistentVolumeClaim takes the files from a directory on a claim.",
     )
+    chat_template: str | None = Field(
+        default=None,
+        description="chatTemplate is the Jinja template that turns a chat into a prompt, in place "
+        "of the base's own. Runs and chat completions need one; a base may have none.",
+        min_length=1,
+        max_length=65536,
+    )
 
     model_config = ConfigDict(
         json_schema_extra=cel(
@@ -133,6 +142,11 @@ class Source(Type):
                 "set exactly one of base and checkpointRef",
             ),
             (
+                "!has(self.adapter) || !has(self.adapter.chatTemplate)",
+                "chatTemplate belongs to base: an adapter has none",
+                ".adapter.chatTemplate",
+            ),
+            (
                 "!has(self.adapter) || has(self.base)",
                 "adapter needs base: name the base that the adapter was trained on",
                 ".adapter",
@@ -159,6 +173,13 @@ class Resolved(Type):
     uri: str = Field(description="uri of the base on the volume.", max_length=400)
     revision: str = Field(default="", description="revision of the source.", max_length=128)
     digest: Digest = Field(description="digest of the base's manifest.")
+    context_tokens: int | None = Field(
+        default=None, ge=1, description="contextTokens is the longest context that the base takes."
+    )
+    chat_template: Literal["Present", "Missing"] | None = Field(
+        default=None,
+        description="chatTemplate says whether the base has one, or was given one.",
+    )
     adapter: ImportedAdapter | None = Field(
         default=None, description="adapter is what source.adapter turned out to be."
     )

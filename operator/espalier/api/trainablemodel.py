@@ -98,7 +98,24 @@ class TrainerSpec(Type):
         description="ranks are the processes of the trainer pod that share a batch, one per GPU; "
         "the GPUs themselves are requested in template.resources.",
     )
+    startup_seconds: int = Field(
+        default=600,
+        ge=60,
+        le=86400,
+        description="startupSeconds that a pod may take to load the base before it is started "
+        "anew; a large base on slow storage needs more.",
+    )
     template: PodTemplate | None = Field(default=None, description="template of the trainer pod.")
+
+
+class JobsSpec(Type):
+    """The Jobs that bring bytes to the model's volume and remove them."""
+
+    template: PodTemplate | None = Field(
+        default=None,
+        description="template of the pods of the importer and the collector. The importer's Job is "
+        "made once: delete it to have it started with another template.",
+    )
 
 
 class RolloutSpec(Type):
@@ -122,6 +139,13 @@ class RolloutSpec(Type):
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(
         default=None, description="dtype of the served base; spec.trainer.dtype if unset."
+    )
+    startup_seconds: int = Field(
+        default=600,
+        ge=60,
+        le=86400,
+        description="startupSeconds that a pod may take to load the base before it is started "
+        "anew; a large base on slow storage needs more.",
     )
     template: PodTemplate | None = Field(default=None, description="template of the rollout pods.")
 
@@ -167,6 +191,9 @@ class TrainableModelSpec(Type):
     )
     rollout: RolloutSpec = Field(
         default_factory=RolloutSpec, description="rollout says how the model is served."
+    )
+    jobs: JobsSpec = Field(
+        default_factory=JobsSpec, description="jobs are the importer and the collector."
     )
     storage: Storage = Field(
         description="storage keeps bases and checkpoints. Immutable.",

@@ -21,6 +21,7 @@ from espalier.api.meta import (
     cel,
     list_map,
 )
+from espalier.api.podtemplate import PodTemplate
 from espalier.api.taskset import Taskset
 
 
@@ -104,6 +105,12 @@ class CheckpointPolicy(Type):
     )
 
 
+class RunnerSpec(Type):
+    """How the runner's pod runs."""
+
+    template: PodTemplate | None = Field(default=None, description="template of the runner's pod.")
+
+
 class TrainingRunSpec(Type):
     """The desired run. Only Git or a user writes it."""
 
@@ -151,6 +158,9 @@ class TrainingRunSpec(Type):
         "its rules names, and always what heads, forks or resuming need. Every one if unset. "
         "Whether their bytes go as well says the model's deletionPolicy.",
     )
+    runner: RunnerSpec | None = Field(
+        default=None, description="runner says how the pod of driver Runner runs."
+    )
     suspend: bool | None = Field(
         default=None,
         description="suspend frees the run's trainer and runner; omit it where Kueue manages it.",
@@ -162,6 +172,11 @@ class TrainingRunSpec(Type):
                 "self.driver != 'Runner' || has(self.taskset)",
                 "driver Runner needs taskset: name a source, or set driver: Client",
                 ".taskset",
+            ),
+            (
+                "self.driver == 'Runner' || !has(self.runner)",
+                "runner belongs to driver Runner: a client's script is no pod of ours",
+                ".runner",
             ),
             (
                 "self.steps >= oldSelf.steps",

@@ -113,5 +113,6 @@ class DisposalReconciler:
                 disposal.claim_of(batch[0]),
                 self._services.settings,
                 orphaned=model is None or model.metadata.deletion_timestamp is not None,
+                template=model.spec.jobs.template if model is not None else None,
             )
             await self._services.cluster.create("Job", body)

@@ -80,6 +80,9 @@ def decide(view: ModelView, now: str) -> ModelDecision:
     rollouts = _workload(
         model, ROLLOUTS_READY, model.spec.rollout.replicas, view.rollout_pods, resolved=resolved
     )
+    unfit = _unfit_context(view)
+    if unfit is not None:
+        rollouts = _Workload(unfit, "GaveUp")
     triple = _headless(view) or _overall(view.source, trainer, rollouts)
     said = reported.findings(view.warnings, view.problem, model.status.conditions)
     findings = [*triple, view.source.finding, trainer.finding, rollouts.finding, *said]
@@ -97,11 +100,24 @@ def decide(view: ModelView, now: str) -> ModelDecision:
     wanted = model.spec.rollout.replicas
     return ModelDecision(
         status,
-        trainer_replicas=_scale(int(view.trains), trainer) if resolved else None,
-        rollout_replicas=_scale(wanted, rollouts) if resolved else None,
+        trainer_replicas=_scale(int(view.trains), trainer) if resolved and not unfit else None,
+        rollout_replicas=_scale(wanted, rollouts) if resolved and not unfit else None,
         head_in=None if _has_head(view) else _head_in(model, now),
         root=imported.root(model, view.source.resolved, view.lineage),
     )
+
+
+def _unfit_context(view: ModelView) -> Finding | None:
+    """That the base takes no context as long as asked for: no engine would start."""
+    resolved = view.source.resolved
+    limit = resolved.context_tokens if resolved is not None else None
+    asked = view.model.spec.rollout.max_model_tokens
+    if limit is None or asked <= limit:
+        return None
+    message = (
+        f"spec.rollout.maxModelTokens is {asked}, and the base takes {limit}: set {limit} or less"
+    )
+    return Finding(ROLLOUTS_READY, "False", "ContextTooLong", message)
 
 
 def _has_head(view: ModelView) -> bool:

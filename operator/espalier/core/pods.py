@@ -62,8 +62,14 @@ class Job:
 OOM_KILLED = "OOMKilled"
 # What a container that was killed waits for until it serves again.
 RESTARTING = ("Starting", "CrashLoopBackOff")
-# Roles whose memory is set in their part of a TrainableModel.
-_WITH_TEMPLATE = ("trainer", "rollout")
+# Where the memory of a role's pods is set.
+_TEMPLATES = {
+    "trainer": "spec.trainer.template.resources",
+    "rollout": "spec.rollout.template.resources",
+    "importer": "spec.jobs.template.resources, and delete the Job",
+    "collector": "spec.jobs.template.resources",
+    "runner": "spec.runner.template.resources of the TrainingRun",
+}
 
 # Written on a runner's Job: the generation of the run that it was started for.
 RUN_GENERATION = "espalier.dev/run-generation"
@@ -175,11 +181,8 @@ def _killed(body: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
     limit = resources.get("limits", {}).get("memory")
     over = f"its limit of {limit}" if limit else "the memory of its node, having no limit"
     role = body["metadata"].get("labels", {}).get(labels.ROLE, "")
-    remedy = (
-        f"Raise requests and limits of memory in spec.{role}.template.resources"
-        if role in _WITH_TEMPLATE
-        else "Give it more memory"
-    )
+    place = _TEMPLATES.get(role, "its template")
+    remedy = f"Raise requests and limits of memory in {place}"
     return f"{OOM_KILLED}: the container used more than {over}. {remedy}"
 
 

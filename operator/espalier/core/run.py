@@ -206,8 +206,21 @@ def _unfit_model(view: RunView) -> list[Finding] | None:
         return conditions.reconciling("ModelNotFound", message)
     said = conditions.find(view.model.status.conditions, conditions.STALLED)
     if said is None or said.status != "True":
-        return None
+        return _untemplated(view.run, view.model)
     return conditions.stalled(said.reason, f"model {view.model.metadata.name}: {said.message}")
+
+
+def _untemplated(run: TrainingRun, model: TrainableModel) -> list[Finding] | None:
+    """The runner's tasks are chats, and nothing turns them into prompts."""
+    resolved = model.status.resolved
+    missing = resolved is not None and resolved.chat_template == "Missing"
+    if not missing or run.spec.driver != "Runner":
+        return None
+    message = (
+        f"the base of model {model.metadata.name} has no chat template, and a run's tasks are "
+        "chats: create the model with spec.source.base.chatTemplate"
+    )
+    return conditions.stalled("ChatTemplateMissing", message)
 
 
 def _missing_server(view: RunView) -> str:

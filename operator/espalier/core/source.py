@@ -15,6 +15,7 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire import Problem
 from espalier.core import pods
 from espalier.core.conditions import Finding
+from espalier.core.names import importer_name
 from espalier.core.pods import Job, Pod
 
 SOURCE_RESOLVED = "SourceResolved"
@@ -144,7 +145,8 @@ def _import(view: SourceView) -> SourceDecision:
     if reason in ("", "Starting"):
         last = _last_words(view.importer_pods)
         again = f"; tried again after: {last.detail}" if last else ""
-        return _importing(f"the importer copies the base to the volume{again}", "Keep")
+        log = f"kubectl logs job/{importer_name(view.model.metadata.name)} says how far it is"
+        return _importing(f"the importer brings the base to the volume ({log}){again}", "Keep")
     return _missing(reason, waiting, hopeless=False)
 
 

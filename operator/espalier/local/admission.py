@@ -5,7 +5,7 @@ The rules are those of the kind's schema (x-kubernetes-validations, KEP-2876).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,6 +17,11 @@ from espalier.api.schema import VALIDATIONS
 from espalier.kube.objects import Body
 
 Node = dict[str, Any]
+_SUFFIXES = {
+    "m": 1e-3,
+    **{suffix: 1e3**power for power, suffix in enumerate("kMGTPE", 1)},
+    **{f"{suffix}i": 1024.0**power for power, suffix in enumerate("KMGTPE", 1)},
+}
 PRESERVED = "x-kubernetes-preserve-unknown-fields"
 
 
@@ -90,12 +95,27 @@ def _judge(rule: Node, value: Any, old: Any, path: str) -> Iterator[Refusal]:
         return
     field = f"{path}{rule.get('fieldPath', '')}".removeprefix(".")
     try:
-        holds = program.execute({"self": value, "oldSelf": old})
+        holds = program.execute(_context(value, old))
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         yield Refusal(field, f"{rule['message']} ({error})", undecided=True)
         return
     if not holds:
         yield Refusal(field, rule["message"])
+
+
+def _context(value: Any, old: Any) -> cel.Context:
+    """What a rule sees: the object, and those of Kubernetes' functions that our rules use."""
+    functions: dict[str, Callable[..., Any]] = {
+        "quantity": _quantity,
+        "isLessThan": lambda one, other: one < other,
+    }
+    return cel.Context(variables={"self": value, "oldSelf": old}, functions=functions)
+
+
+def _quantity(text: str) -> float:
+    """The number that a resource.Quantity stands for."""
+    digits = text.rstrip("".join(_SUFFIXES))
+    return float(digits) * _SUFFIXES.get(text[len(digits) :], 1.0)
 
 
 @cache

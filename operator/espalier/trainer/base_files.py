@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espalier.api.trainablemodel import Adapter
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.store import MANIFEST
 
+TEMPLATE = "chat_template.jinja"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # What a base needs to be trained and served; weights in other formats are left behind.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -17,6 +21,22 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 _ADAPTER = "adapter_config.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _NAMED = 5
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the model makes of its base; an empty ``chat_template`` leaves the base's own."""
+
+    adapter: Adapter = field(default_factory=Adapter)
+    chat_template: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found; ``context_tokens`` is None where the base sets no limit."""
+
+    context_tokens: int | None
+    chat_template: bool
 
 
 def model_files(source: Path) -> list[Path]:
@@ -70,6 +90,24 @@ def some(names: Iterable[str]) -> str:
     found = sorted(names)
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return ", ".join(found[:_NAMED]) + more
+
+
+def check_space(directory: Path, wanted: int, field: str) -> None:
+    """Raises UserMistakeError with both figures if the volume has not ``wanted`` bytes left."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if wanted > free:
+        raise UserMistakeError(
+            "VolumeFull",
+            f"{field}: its files take {gib(wanted)} more, and the claim of spec.storage has "
+            f"{gib(free)} left",
+            "enlarge the claim, or delete checkpoints",
+        )
+
+
+def gib(count: int) -> str:
+    """Bytes, for people."""
+    return f"{count / 2**30:.1f} GiB"
 
 
 def _shards(source: Path, files: list[Path]) -> list[str]:

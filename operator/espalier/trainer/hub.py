@@ -8,7 +8,7 @@ client keeps much of a large file in memory and starts it again from nothing.
 from __future__ import annotations
 
 import logging
-import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, close_session
 from huggingface_hub.utils._http import default_client_factory
 
-from espalier.trainer.base_files import INDEX, WEIGHTS
+from espalier.trainer.base_files import INDEX, WEIGHTS, check_space, gib
 from espalier.trainer.hub_problems import HubError, refusal, retry_seconds
 from espalier.trainer.problems import UserMistakeError
 
@@ -38,6 +38,7 @@ IDLE_SECONDS = 30.0
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
 AT_ONCE = 4
+REPORT_SECONDS = 15.0
 MOST_FILES = 10_000
 # What the hub gives over plain HTTP.
 LARGEST_BYTES = constants.MAX_HTTP_DOWNLOAD_SIZE
@@ -84,7 +85,7 @@ class Download:
     """How to fetch a repository into a directory that outlives this process.
 
     ``token`` is empty where there is none. It gives up when not one more byte has come for
-    ``patience`` seconds. ``started`` is told the size of all files in bytes.
+    ``patience`` seconds.
     """
 
     repository: Repository
@@ -92,7 +93,6 @@ class Download:
     patterns: Sequence[str]
     token: str
     patience: float
-    started: Callable[[int], None] = lambda _total: None
 
     def run(self) -> dict[str, str]:
         """Fetches what is missing; the SHA-256 that the hub promises, by file, where it does.
@@ -104,16 +104,15 @@ class Download:
         with _timely_client():
             files = self._persist("the list of files", self._listing)
             self._check_room(files)
-            self.started(sum(file.size for file in files))
             self.target.mkdir(parents=True, exist_ok=True)
             # Small files first: what is gated or missing shows before gigabytes are fetched.
             files.sort(key=lambda file: file.size)
-            small = [file for file in files if not file.sha256]
-            for file in small:
-                self._fetch(file)
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                for done in [pool.submit(self._fetch, file) for file in files if file.sha256]:
-                    done.result()
+            with self._reported(files):
+                for file in [file for file in files if not file.sha256]:
+                    self._fetch(file)
+                with ThreadPoolExecutor(AT_ONCE) as pool:
+                    for done in [pool.submit(self._fetch, file) for file in files if file.sha256]:
+                        done.result()
         return {file.path: file.sha256 for file in files if file.sha256}
 
     def _listing(self) -> list[Remote]:
@@ -141,17 +140,34 @@ class Download:
         if large:
             raise UserMistakeError(
                 "FileTooLarge",
-                f"{self.repository.field}: {large[0].path} has {_gib(large[0].size)}, and the hub "
-                f"gives at most {_gib(LARGEST_BYTES)} a file over HTTP",
+                f"{self.repository.field}: {large[0].path} has {gib(large[0].size)}, and the hub "
+                f"gives at most {gib(LARGEST_BYTES)} a file over HTTP",
                 "put the files into an image or on a claim",
             )
         missing = sum(max(0, file.size - self._have(file)) for file in files)
         check_space(self.target, missing, self.repository.field)
 
+    @contextmanager
+    def _reported(self, files: Sequence[Remote]) -> Iterator[None]:
+        """Meanwhile the log says, every so often, how much has come."""
+        ended, total = threading.Event(), sum(file.size for file in files)
+
+        def report() -> None:
+            while not ended.wait(REPORT_SECONDS):
+                have = sum(self._have(file) for file in files)
+                logger.info("%s: %s of %s", self.repository, gib(have), gib(total))
+
+        reporter = threading.Thread(target=report, daemon=True)
+        reporter.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            reporter.join()
+
     def _have(self, file: Remote) -> int:
         path = self.target / file.path
-        found = next((p for p in (path, _partial(path)) if p.is_file()), None)
-        return found.stat().st_size if found else 0
+        return _size(path) or _size(_partial(path))
 
     def _fetch(self, file: Remote) -> None:
         path = self.target / file.path
@@ -202,19 +218,6 @@ class Download:
                 time.sleep(wait)
 
 
-def check_space(directory: Path, wanted: int, field: str) -> None:
-    """Raises UserMistakeError with both figures if the volume has not ``wanted`` bytes left."""
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if wanted > free:
-        raise UserMistakeError(
-            "VolumeFull",
-            f"{field}: its files take {_gib(wanted)} more, and the claim of spec.storage has "
-            f"{_gib(free)} left",
-            "enlarge the claim, or delete checkpoints",
-        )
-
-
 @contextmanager
 def _timely_client() -> Iterator[None]:
     """The hub's client with a limit for every wait, and none of its own for busy answers."""
@@ -249,8 +252,8 @@ def _partial(path: Path) -> Path:
 
 
 def _size(path: Path | None) -> int:
-    return path.stat().st_size if path is not None and path.is_file() else 0
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    """In bytes; 0 where it is absent, or renamed meanwhile."""
+    try:
+        return path.stat().st_size if path is not None else 0
+    except FileNotFoundError:
+        return 0

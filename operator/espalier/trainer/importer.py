@@ -2,7 +2,8 @@
 
 With ``--adapter`` it also takes over a LoRA adapter from outside, as step 0 of a model on the base.
 Prints and leaves in the termination log what it found, ``{"uri", "revision", "digest"}`` of the
-base and ``"adapter": {"digest", "sizeBytes"}``, or a Problem.
+base, its ``contextTokens`` and whether a ``chatTemplate`` is there, and ``"adapter": {"digest",
+"sizeBytes"}``; or a Problem.
 """
 
 from __future__ import annotations
@@ -16,9 +17,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from espalier.api.source import Resolved
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Problem
-from espalier.trainer.base_files import PATTERNS, model_files
+from espalier.trainer.base_files import (
+    PATTERNS,
+    TEMPLATE,
+    Facts,
+    Wanted,
+    check_space,
+    model_files,
+)
 from espalier.trainer.problems import (
     EXIT_USER_MISTAKE,
     CommandError,
@@ -43,19 +52,28 @@ class DamagedError(Exception):
     """What came is not what its source has; another try may bring it whole."""
 
 
-def import_directory(store: CheckpointStore, source: Path) -> Stored:
-    """The model in ``source`` as a base; the same files again give the same digest."""
+def import_directory(store: CheckpointStore, source: Path, chat_template: str = "") -> Stored:
+    """The model in ``source`` as a base; the same files again give the same digest.
+
+    A ``chat_template`` that is not empty takes the place of the base's own.
+    """
     files = model_files(source)
+    size = sum(path.stat().st_size for path in files)
+    check_space(store.root, size, "spec.source.base")
     with store.staging("base") as staged:
         for path in files:
             target = staged / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+        _give_template(staged, chat_template)
         return store.commit("base", staged, {})[0]
 
 
 def import_download(
-    store: CheckpointStore, download: Path, promised: Mapping[str, str] = NOTHING_PROMISED
+    store: CheckpointStore,
+    download: Path,
+    chat_template: str = "",
+    promised: Mapping[str, str] = NOTHING_PROMISED,
 ) -> Stored:
     """The model in ``download``, which lies on the volume and becomes the base as it is.
 
@@ -64,10 +82,17 @@ def import_download(
     wanted = set(model_files(download))
     for path in [p for p in download.rglob("*") if p.is_file() and p not in wanted]:
         path.unlink()
+    _give_template(download, chat_template)
     try:
         return store.commit("base", download, {}, promised)[0]
     except DigestError as error:
         raise DamagedError(str(error)) from error
+
+
+def _give_template(base: Path, chat_template: str) -> None:
+    """Where transformers and vLLM look first."""
+    if chat_template:
+        (base / TEMPLATE).write_text(chat_template)
 
 
 def import_adapter(
@@ -104,9 +129,10 @@ def main() -> int:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     store = CheckpointStore(Path(os.environ.get("ESPALIER_VOLUME", "/weights")), "importer")
     try:
-        report = _import_base(store, given)
+        adapter = Adapter.model_validate_json(os.environ.get("ESPALIER_ADAPTER", "{}"))
+        report = _import_base(store, given, adapter)
         if given.model:
-            report["adapter"] = _import_adapter(store, given, str(report["digest"]))
+            report["adapter"] = _import_adapter(store, given, str(report["digest"]), adapter)
     except (UserMistakeError, CommandError) as error:
         leave_message(error.problem.model_dump())
         return EXIT_USER_MISTAKE
@@ -142,24 +168,43 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
-def _import_base(store: CheckpointStore, given: argparse.Namespace) -> dict[str, object]:
-    revision = ""
+def _inspected(source: Path, wanted: Wanted) -> Facts:
+    # Imported here so that a hub's refusal does not wait for torch.
+    from espalier.trainer.base_check import inspect  # noqa: PLC0415
+
+    return inspect(source, wanted)
+
+
+def _import_base(
+    store: CheckpointStore, given: argparse.Namespace, adapter: Adapter
+) -> dict[str, object]:
+    wanted = Wanted(adapter, os.environ.get("ESPALIER_CHAT_TEMPLATE", ""))
+    template, revision = wanted.chat_template, ""
     if given.base is not None:
         stored = _known_base(store, given.base)
+        facts = _inspected(stored.path, Wanted(adapter))
     elif given.directory is not None:
-        stored = import_directory(store, given.directory)
+        facts = _inspected(given.directory, wanted)
+        stored = import_directory(store, given.directory, template)
     else:
         token = os.environ.get("ESPALIER_BASE_TOKEN", "")
         with _downloaded(store, given.hugging_face, _BASE_FIELD, token) as (source, promised):
-            stored = import_download(store, source, promised)
+            facts = _inspected(source, wanted)
+            stored = import_download(store, source, template, promised)
         revision = given.hugging_face.partition("@")[2]
-    return {"uri": f"file://{stored.path}", "revision": revision, "digest": stored.digest}
+    report = Resolved(
+        uri=f"file://{stored.path}",
+        revision=revision,
+        digest=stored.digest,
+        context_tokens=facts.context_tokens,
+        chat_template="Present" if facts.chat_template else "Missing",
+    )
+    return report.wire()
 
 
 def _import_adapter(
-    store: CheckpointStore, given: argparse.Namespace, base: str
+    store: CheckpointStore, given: argparse.Namespace, base: str, wanted: Adapter
 ) -> dict[str, object]:
-    wanted = Adapter.model_validate_json(os.environ.get("ESPALIER_ADAPTER", "{}"))
     if given.adapter is not None:
         stored = import_adapter(store, given.adapter, wanted, model=given.model, base=base)
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -14,6 +15,7 @@ from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Problem
 from espalier.trainer import head, memory, room, self_check, trained_head
 from espalier.trainer.attention import TREE_ATTENTION, layout
+from espalier.trainer.base_files import some
 from espalier.trainer.data import Limits
 from espalier.trainer.files import Parts, TensorFile, Tensors
 from espalier.trainer.full import Full
@@ -192,15 +194,22 @@ def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Pol
     try:
         # Of what is left now: another rank of the pod may have loaded the base already.
         room.check(room.footprint(base, adapter, dtype, ranks), memory.free_memory(device, ranks=1))
-        causal_lm = AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, dtype), local_files_only=True
+        causal_lm, found = AutoModelForCausalLM.from_pretrained(
+            base, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
         )
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except (ValueError, OSError, KeyError, ImportError, SafetensorError) as error:
         raise UserMistakeError(
             "UnsupportedBase",
             f"the base cannot be loaded: {error}",
             "use a Hugging Face causal language model in safetensors with its config.json",
         ) from error
+    if found["missing_keys"]:
+        # transformers draws them at random, each time anew. Older imports let it pass.
+        raise UserMistakeError(
+            "UnsupportedBase",
+            f"the base lacks {some(found['missing_keys'])}",
+            "create the model again from complete weights",
+        )
     return Policy(causal_lm, adapter, device, base, ranks)
 
 

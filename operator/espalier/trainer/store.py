@@ -58,6 +58,11 @@ class CheckpointStore:
         self._root = root
         self._owner = owner
 
+    @property
+    def root(self) -> Path:
+        """Where the volume is mounted."""
+        return self._root
+
     def model_directory(self, model: str) -> Path:
         """Where a model's command log lives; made if absent."""
         path = self.model_path(model)

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from espalier.api.checkpoint import Checkpoint
+from espalier.api.podtemplate import PodTemplate
 from espalier.core.manifests.intent import Manifest
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels
-from espalier.core.manifests.pod import VOLUME_PATH, Container, Mount, Requests, pod_spec
+from espalier.core.manifests.pod import (
+    VOLUME_PATH,
+    Container,
+    Mount,
+    Requests,
+    pod_metadata,
+    pod_spec,
+)
 from espalier.core.manifests.settings import ChildSettings
 from espalier.core.names import collector_name
 
@@ -24,7 +32,12 @@ _COMMAND = ("python", "-m", "espalier.trainer.collector")
 
 
 def collector_job(
-    batch: Sequence[Checkpoint], claim: str, settings: ChildSettings, *, orphaned: bool
+    batch: Sequence[Checkpoint],
+    claim: str,
+    settings: ChildSettings,
+    *,
+    orphaned: bool,
+    template: PodTemplate | None = None,
 ) -> Manifest:
     """The Job for these checkpoints of one model; ``orphaned``: the model is gone.
 
@@ -47,8 +60,14 @@ def collector_job(
             *(checkpoint.spec.digest for checkpoint in batch),
         ),
     )
-    pod = pod_spec(container, None, grace_seconds=30)
-    spec = job_spec(pod, labels, container="collector", retries=_RETRIES, seconds=_LIMIT_SECONDS)
+    pod = pod_spec(container, template, grace_seconds=30, pull_secrets=settings.pull_secrets)
+    spec = job_spec(
+        pod,
+        pod_metadata(labels, template),
+        container="collector",
+        retries=_RETRIES,
+        seconds=_LIMIT_SECONDS,
+    )
     names = [checkpoint.metadata.name for checkpoint in batch]
     return {
         "apiVersion": "batch/v1",

@@ -16,6 +16,7 @@ from espalier.core.manifests.pod import (
     Requests,
     Variable,
     claim,
+    pod_metadata,
     pod_spec,
 )
 from espalier.core.manifests.settings import ChildSettings, HubSettings
@@ -42,6 +43,8 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
         "ESPALIER_MODEL": name,
         "ESPALIER_ADAPTER": json.dumps(model.spec.adapter.wire(), sort_keys=True),
     }
+    if base.chat_template is not None:
+        env["ESPALIER_CHAT_TEMPLATE"] = base.chat_template
     mounts = (claim(model), *_mounts(base, "source", _SOURCE))
     args = _arguments(base, "--directory", "--hugging-face", _SOURCE)
     copies = _copies(base, "copy", "source", _SOURCE)
@@ -65,8 +68,16 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
         command=_COMMAND,
         args=args,
     )
-    pod = pod_spec(container, None, grace_seconds=30, init_containers=copies)
-    spec = job_spec(pod, labels, container="importer", retries=_RETRIES, seconds=_LIMIT_SECONDS)
+    template = model.spec.jobs.template
+    pod = pod_spec(
+        container,
+        template,
+        grace_seconds=30,
+        init_containers=copies,
+        pull_secrets=settings.pull_secrets,
+    )
+    metadata = pod_metadata(labels, template)
+    spec = job_spec(pod, metadata, container="importer", retries=_RETRIES, seconds=_LIMIT_SECONDS)
     return child(
         "batch/v1",
         "Job",

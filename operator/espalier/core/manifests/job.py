@@ -7,9 +7,12 @@ from espalier.core.manifests.pod import USER_ERROR
 
 
 def job_spec(
-    pod: Manifest, labels: dict[str, str], *, container: str, retries: int, seconds: int | None
+    pod: Manifest, metadata: Manifest, *, container: str, retries: int, seconds: int | None
 ) -> Manifest:
-    """The spec of a Job of one pod; ``seconds`` bounds its whole time, None leaves it unbounded."""
+    """The spec of a Job of one pod, with the pod's metadata.
+
+    ``seconds`` bounds its whole time, None leaves it unbounded.
+    """
     ends = {"containerName": container, "operator": "In", "values": [USER_ERROR]}
     evicted = {"type": "DisruptionTarget", "status": "True"}
     spec: Manifest = {
@@ -21,7 +24,7 @@ def job_spec(
             ]
         },
         "template": {
-            "metadata": {"labels": labels},
+            "metadata": metadata,
             "spec": {**pod, "restartPolicy": "Never"},
         },
     }

@@ -1,4 +1,4 @@
-"""Labels of the children; nothing is copied from a user's object."""
+"""Labels that the children are found by."""
 
 from __future__ import annotations
 

@@ -22,6 +22,8 @@ VOLUME_PATH = "/weights"
 USER_ERROR = 64
 
 _SHARED_MEMORY = "1Gi"
+# Parts of a template that are not fields of the pod's spec.
+_NOT_PLACEMENT = ("resources", "env", "labels", "annotations")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ def model_env(
     }
 
 
+def startup_probe(seconds: int, period: int) -> Manifest:
+    """That the container serves at all, asked every ``period`` seconds for so many ``seconds``."""
+    return http_probe("/healthz", period=period, failures=-(-seconds // period))
+
+
 def http_probe(path: str, *, period: int, failures: int, timeout: int = 5) -> Manifest:
     """A probe of the container's port; ``period`` and ``timeout`` in seconds."""
     return {
@@ -122,8 +129,12 @@ def pod_spec(
     grace_seconds: int,
     init_containers: tuple[Container, ...] = (),
     service_account: str = "",
+    pull_secrets: tuple[str, ...] = (),
 ) -> Manifest:
-    """A pod of one container, placed as the user's template says."""
+    """A pod of one container, placed as the user's template says.
+
+    It pulls with ``pull_secrets`` and with those of the template.
+    """
     mounts = {m.name: m for c in (container, *init_containers) for m in _mounts(c)}
     spec: Manifest = {
         "automountServiceAccountToken": False,
@@ -145,11 +156,21 @@ def pod_spec(
         spec["initContainers"] = [_container(c, None) for c in init_containers]
     if service_account:
         spec["serviceAccountName"] = service_account
-    if template:
-        placement = template.wire()
-        placement.pop("resources", None)
-        spec |= placement
-    return spec
+    placement = template.wire() if template else {}
+    secrets = {name: {"name": name} for name in pull_secrets}
+    secrets |= {given["name"]: given for given in placement.pop("imagePullSecrets", ())}
+    if secrets:
+        spec["imagePullSecrets"] = [*secrets.values()]
+    return spec | {name: value for name, value in placement.items() if name not in _NOT_PLACEMENT}
+
+
+def pod_metadata(labels: dict[str, str], template: PodTemplate | None) -> Manifest:
+    """Labels and annotations of a pod; those that it is found by are never the user's."""
+    given = template.labels if template and template.labels else {}
+    metadata: Manifest = {"labels": {**given, **labels}}
+    if template and template.annotations:
+        metadata["annotations"] = dict(template.annotations)
+    return metadata
 
 
 def _mounts(container: Container) -> tuple[Mount, ...]:
@@ -166,11 +187,14 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
     env = {"HOME": "/tmp", **container.env}
     requests = {"cpu": container.requests.cpu, "memory": container.requests.memory}
     given = template.resources if template else None
+    variables = {name: _variable(name, value) for name, value in env.items()}
+    if template:
+        variables |= {given.name: given.wire() for given in template.env or ()}
     body: Manifest = {
         "name": container.name,
         "image": container.image,
         "imagePullPolicy": "IfNotPresent",
-        "env": [_variable(name, value) for name, value in env.items()],
+        "env": [*variables.values()],
         "resources": given.wire() if given else {"requests": requests},
         "volumeMounts": [mount.mount() for mount in _mounts(container)],
         # The last lines of the log tell of a crash that left no message of its own.

@@ -13,7 +13,9 @@ from espalier.core.manifests.pod import (
     claim,
     http_probe,
     model_env,
+    pod_metadata,
     pod_spec,
+    startup_probe,
 )
 from espalier.core.manifests.settings import ChildSettings
 from espalier.core.names import rollout_name
@@ -21,11 +23,11 @@ from espalier.core.names import rollout_name
 _REQUESTS = Requests("500m", "2Gi")
 # Readiness is looked at every second: it is how a restart or a rollback shows.
 _PROBES = {
-    "startupProbe": http_probe("/healthz", period=1, failures=600),
     "readinessProbe": http_probe("/readyz", period=1, failures=3),
     "livenessProbe": http_probe("/healthz", period=20, failures=6, timeout=10),
 }
-_PROGRESS_SECONDS = 900
+# Beyond its start, a pod may be pulled and scheduled for so long.
+_MARGIN_SECONDS = 300
 
 
 def rollout_service(model: TrainableModel) -> Manifest:
@@ -66,12 +68,12 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
         },
         mounts=(claim(model, read_only=True),),
         serves=True,
-        probes=_PROBES,
+        probes={"startupProbe": startup_probe(rollout.startup_seconds, period=1), **_PROBES},
     )
     spec = {
         "replicas": rollout.replicas,
         "revisionHistoryLimit": 1,
-        "progressDeadlineSeconds": _PROGRESS_SECONDS,
+        "progressDeadlineSeconds": rollout.startup_seconds + _MARGIN_SECONDS,
         # There is rarely a spare GPU to start a new pod beside the old one.
         "strategy": {
             "type": "RollingUpdate",
@@ -79,8 +81,10 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
         },
         "selector": {"matchLabels": labels},
         "template": {
-            "metadata": {"labels": labels},
-            "spec": pod_spec(container, rollout.template, grace_seconds=60),
+            "metadata": pod_metadata(labels, rollout.template),
+            "spec": pod_spec(
+                container, rollout.template, grace_seconds=60, pull_secrets=settings.pull_secrets
+            ),
         },
     }
     return child(

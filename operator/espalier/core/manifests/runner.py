@@ -7,7 +7,7 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels
-from espalier.core.manifests.pod import Container, Mount, Requests, pod_spec
+from espalier.core.manifests.pod import Container, Mount, Requests, pod_metadata, pod_spec
 from espalier.core.manifests.settings import ChildSettings
 from espalier.core.names import runner_name
 
@@ -41,10 +41,17 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         },
         mounts=(_token(), *_tasks(run)),
     )
+    template = run.spec.runner.template if run.spec.runner else None
     pod = pod_spec(
-        container, None, grace_seconds=30, service_account=settings.runner_service_account
+        container,
+        template,
+        grace_seconds=30,
+        service_account=settings.runner_service_account,
+        pull_secrets=settings.pull_secrets,
     )
-    spec = job_spec(pod, labels, container="runner", retries=_RETRIES, seconds=None)
+    spec = job_spec(
+        pod, pod_metadata(labels, template), container="runner", retries=_RETRIES, seconds=None
+    )
     return child(
         "batch/v1",
         "Job",

@@ -15,7 +15,9 @@ from espalier.core.manifests.pod import (
     claim,
     http_probe,
     model_env,
+    pod_metadata,
     pod_spec,
+    startup_probe,
 )
 from espalier.core.manifests.settings import ChildSettings
 from espalier.core.names import trainer_name
@@ -25,7 +27,6 @@ _REQUESTS = Requests("500m", "1Gi")
 _RANKS = ("python", "-m", "espalier.trainer.ranks", "--ranks")
 # A step may keep all cores busy; /healthz tells a long step from one that is stuck.
 _PROBES = {
-    "startupProbe": http_probe("/healthz", period=2, failures=300),
     "readinessProbe": http_probe("/readyz", period=2, failures=3),
     "livenessProbe": http_probe("/healthz", period=20, failures=6, timeout=10),
 }
@@ -68,7 +69,7 @@ def trainer_statefulset(
         mounts=(claim(model),),
         command=(*_RANKS, str(trainer.ranks)) if trainer.ranks > 1 else (),
         serves=True,
-        probes=_PROBES,
+        probes={"startupProbe": startup_probe(trainer.startup_seconds, period=2), **_PROBES},
     )
     spec = {
         "replicas": replicas,
@@ -78,8 +79,10 @@ def trainer_statefulset(
         "revisionHistoryLimit": 1,
         "selector": {"matchLabels": labels},
         "template": {
-            "metadata": {"labels": labels},
-            "spec": pod_spec(container, trainer.template, grace_seconds=60),
+            "metadata": pod_metadata(labels, trainer.template),
+            "spec": pod_spec(
+                container, trainer.template, grace_seconds=60, pull_secrets=settings.pull_secrets
+            ),
         },
     }
     return child(
