@@ -30,7 +30,12 @@ from espalier.gateway.routing import (
     resolve,
     split,
 )
-from espalier.gateway.sampling import check_continuation, check_rendering, reference
+from espalier.gateway.sampling import (
+    check_continuation,
+    check_honoured,
+    check_rendering,
+    reference,
+)
 from espalier.gateway.services import HELD_SECONDS, UPSTREAM_SECONDS, Services
 from espalier.gateway.snapshot import Id, Snapshot
 from espalier.gateway.traces import Keeper, Traces, trace_of
@@ -79,6 +84,7 @@ class Completions:
         trace = trace_of(request.headers)
         slug, ref, target = await self._locate(user, reference(body), held=bool(trace))
         check_rendering(body)
+        check_honoured(body)
         check_continuation(body)
         keeper = await self._traces.keeper(user, target.model) if _recordable(trace, body) else None
         if keeper is not None:
