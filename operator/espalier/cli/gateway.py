@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from espalier.api.taskset import Taskset
+from espalier.api.trainingrun import Sampling
 from espalier.client import GatewayClient, Patience
 from espalier.runner.heldout import HeldOut
 from espalier.runner.problem import UserError
@@ -90,14 +91,13 @@ async def evaluate(
     tasks = held_out(view.spec.taskset)
     slug = f"{namespace}/{view.model}"
     async with GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client:
-        max_tokens = view.spec.sampling.max_tokens
-        rewards = await _rewards(client, checkpoint, tasks, max_tokens)
+        rewards = await _rewards(client, checkpoint, tasks, view.spec.sampling)
     asked = f"{view.model}@{checkpoint}" if checkpoint else view.model
     return Evaluation(name, asked, seed, len(rewards), fmean(rewards))
 
 
 async def _rewards(
-    client: GatewayClient, checkpoint: str, held: HeldOut, max_tokens: int
+    client: GatewayClient, checkpoint: str, held: HeldOut, sampling: Sampling
 ) -> list[float]:
     slots = asyncio.Semaphore(CONCURRENT)
 
@@ -105,7 +105,11 @@ async def _rewards(
         messages = [message.wire() for message in held.tasks.task(index).messages]
         async with slots:
             (completion,) = await client.sample(
-                messages, checkpoint=checkpoint, temperature=0.0, max_tokens=max_tokens
+                messages,
+                checkpoint=checkpoint,
+                temperature=0.0,
+                max_tokens=sampling.max_tokens,
+                extra=sampling.request(),
             )
         return held.tasks.score(index, completion.text).reward
 

@@ -29,7 +29,7 @@ async def sample_groups(
         client: of the model.
         tasks: where the indices point.
         indices: of the tasks, in the order of the result.
-        spec: group size, temperature, length.
+        spec: group size and sampling.
         checkpoint: name of the checkpoint to sample; empty for the base.
     """
     slots = asyncio.Semaphore(CONCURRENT_GROUPS)
@@ -44,6 +44,7 @@ async def sample_groups(
                 count=spec.group_size,
                 temperature=decimal(spec.sampling.temperature),
                 max_tokens=spec.sampling.max_tokens,
+                extra=spec.sampling.request(),
             )
         scores = tuple(tasks.score(index, completion.text) for completion in completions)
         return Group(task, tuple(completions), scores)
