@@ -144,22 +144,13 @@ def test_echo_puts_the_prompt_and_its_log_probs_before_the_completion(
 def test_a_chat_tells_the_log_probs_of_its_rendered_prompt(
     rollout: server.Rollout, weights: Weights
 ) -> None:
-    answer = chat(rollout, weights.name(1), prompt_logprobs=1, max_tokens=1)
+    messages = [{"role": "user", "content": "1 + 2?"}]
+    answer = rollout.chat(weights.name(1), messages, prompt_logprobs=1, max_tokens=1)
     body = answer.json()
     tokens, entries = body["prompt_token_ids"], body["prompt_logprobs"]
     found = [e[str(t)]["logprob"] for t, e in zip(tokens[1:], entries[1:], strict=True)]
     torch.testing.assert_close(
         torch.tensor(found), expected(weights, 1, tokens), atol=EQUAL, rtol=0
-    )
-
-
-def chat(rollout: server.Rollout, model: str, **parameters: Any) -> httpx.Response:
-    body = {"model": model, "messages": [{"role": "user", "content": "1 + 2?"}], **parameters}
-    return httpx.post(
-        rollout.url + "/v1/chat/completions",
-        json={"return_token_ids": True, **body},
-        headers=rollout.headers(),
-        timeout=60,
     )
 
 

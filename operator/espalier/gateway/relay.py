@@ -1,7 +1,8 @@
-"""Rewrites completions on their way back: our model name, and prompt tokens in every choice.
+"""Rewrites completions on their way back: our model name, prompt tokens in every choice, thoughts.
 
 vLLM puts a chat's ``prompt_token_ids`` at the top level of the answer (in a stream: of the first
-chunk of each choice); HUD's agent reads them from the choice.
+chunk of each choice); HUD's agent reads them from the choice. vLLM calls thoughts ``reasoning``;
+clients of the older field read ``reasoning_content``, so both are there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _CHAT = b'"object":"chat.completion"'
 _CHOICES = b'"choices":[{'
 _INDEX = b'"index":'
 _PROMPT_TOKENS = b'"prompt_token_ids":['
+# A key and the begin of its text: null where the model did not think.
+_THOUGHTS = b'"reasoning":"'
 _TOKEN_LIST = re.compile(re.escape(_PROMPT_TOKENS) + rb"[0-9,]*\]")
 
 
@@ -39,7 +42,7 @@ def rewrite_answer(body: bytes, adapter: str, model: str) -> bytes:
 def _edited(body: bytes, adapter: str, model: str) -> bytes | None:
     """The same without reading it; None where a key is not there exactly once."""
     theirs = _named(adapter)
-    if any(body.count(key) != 1 for key in (theirs, _CHOICES, _INDEX)):
+    if any(body.count(key) != 1 for key in (theirs, _CHOICES, _INDEX)) or _THOUGHTS in body:
         return None
     renamed = body.replace(theirs, _named(model), 1)
     # The choices of other completions have their prompt's tokens.
@@ -55,6 +58,7 @@ def _rewritten(body: bytes, model: str) -> bytes:
     answer = from_json(body)
     answer["model"] = model
     _copy_prompt_tokens(answer)
+    _copy_thoughts(answer, "message")
     return to_json(answer, inf_nan_mode="constants")
 
 
@@ -65,7 +69,7 @@ def _named(model: str) -> bytes:
 
 
 class StreamRewriter:
-    """The same for server-sent events; parses only the events that carry prompt tokens.
+    """The same for server-sent events; parses only the events that carry prompt tokens or thoughts.
 
     Args:
         adapter: the name that the rollout answers with.
@@ -88,10 +92,12 @@ class StreamRewriter:
 
     def _rewrite(self, event: bytes) -> bytes:
         event = event.replace(self._theirs, self._ours, 1)
-        if _PROMPT_TOKENS not in event or not event.startswith(_DATA):
+        parts = (_PROMPT_TOKENS, _THOUGHTS)
+        if not event.startswith(_DATA) or not any(part in event for part in parts):
             return event
         chunk = json.loads(event.removeprefix(_DATA))
         _copy_prompt_tokens(chunk)
+        _copy_thoughts(chunk, "delta")
         return _DATA + _dump(chunk)
 
 
@@ -105,6 +111,13 @@ def _copy_prompt_tokens(answer: dict[str, Any]) -> None:
     if tokens is not None:
         for choice in _choices(answer):
             choice["prompt_token_ids"] = tokens
+
+
+def _copy_thoughts(answer: dict[str, Any], part: str) -> None:
+    for choice in _choices(answer):
+        said = choice.get(part) or {}
+        if said.get("reasoning") is not None:
+            said["reasoning_content"] = said["reasoning"]
 
 
 def _choices(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
