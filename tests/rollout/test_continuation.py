@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from espalier.rollout.continuation import ContinuationError, continued, continued_behind
+import pytest
+from tests.rollout import qwen3
+
+from espalier.rollout.continuation import (
+    PLACEHOLDERS,
+    ContinuationError,
+    continued,
+    continued_behind,
+)
 
 END, LINE, ASK, REPLY = 90, 91, 92, 93
 # As a template renders: a question, an answer; then another question and the prompt to answer it.
@@ -67,3 +75,42 @@ def test_a_template_whose_addition_cannot_be_told_is_refused(
 
 def test_a_template_without_end_tokens_adds_later_messages_alone() -> None:
     assert continued([1, 9], [1, 2], [1, 2, 3], {END}) == [1, 9, 3]
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+ROME = {"role": "user", "content": "Weather in Rome?"}
+CALLED = {
+    "role": "assistant",
+    "content": "Let me see.",
+    "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Rome"}}}],
+}
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS])
+@pytest.mark.parametrize(
+    ("later", "shown"),
+    [
+        ({"role": "user", "content": "And in Oslo?"}, "And in Oslo?"),
+        ({"role": "tool", "content": "21 C"}, "<tool_response>\n21 C\n</tool_response>"),
+    ],
+)
+def test_qwen3_adds_the_later_message_alone(later: Any, shown: str, tools: Any) -> None:
+    tokenizer = qwen3.make_tokenizer()
+
+    def rendered(*messages: Any) -> list[int]:
+        whole = tokenizer.apply_chat_template(
+            list(messages), tools=tools, add_generation_prompt=True, return_dict=True
+        )
+        return list(whole["input_ids"])
+
+    thought = tokenizer.encode("<think>\nhm\n</think>\n\nLet me see.<|im_end|>")
+    exact = [*rendered(ROME), *thought]
+    first, second = (
+        rendered(ROME, {"role": "assistant", "content": content}, later) for content in PLACEHOLDERS
+    )
+    ends = {tokenizer.eos_token_id}
+    found = continued_behind(exact, (first, second), rendered(ROME, CALLED, later), ends)
+    assert found[: len(exact)] == exact
+    assert tokenizer.decode(found[len(exact) :]) == (
+        f"\n<|im_start|>user\n{shown}<|im_end|>\n<|im_start|>assistant\n"
+    )
