@@ -89,6 +89,24 @@ def test_tools_without_a_parser_are_refused_naming_the_field(choice: Any) -> Non
     assert refusal(request, set(), calls_tools=True, thinks=False) is None
 
 
+@pytest.mark.parametrize(
+    ("effort", "variables", "refused"),
+    [
+        ("high", {"reasoning_effort"}, False),
+        ("high", {"enable_thinking"}, True),
+        ("none", {"enable_thinking"}, False),
+        ("none", set(), True),
+        (None, set(), False),
+    ],
+)
+def test_an_effort_that_the_template_cannot_tell_is_refused(
+    effort: str | None, variables: set[str], refused: bool
+) -> None:
+    request = asked(reasoning_effort=effort)
+    found = refusal(request, variables, calls_tools=False, thinks=True)
+    assert (found is not None) == refused
+
+
 def test_tools_that_are_not_to_be_called_need_no_parser() -> None:
     request = asked(tools=[{}], tool_choice="none")
     assert refusal(request, set(), calls_tools=False, thinks=False) is None

@@ -104,7 +104,9 @@ def test_thoughts_are_apart_from_content_and_their_tokens_are_there(
         rollout.chat("base", ASK, max_tokens=8, logit_bias=on, logprobs=True, temperature=0)
     )
     assert not choice["message"]["content"]
-    assert choice["message"]["reasoning"] == tokenizer.decode(choice["token_ids"])
+    # The last token may be a part of a character.
+    thought = tokenizer.decode(choice["token_ids"]).rstrip("\ufffd")
+    assert thought and choice["message"]["reasoning"].rstrip("\ufffd") == thought
     assert len(choice["logprobs"]["content"]) == len(choice["token_ids"]) == 8
 
 
@@ -188,7 +190,10 @@ def test_a_later_turn_begins_with_the_exact_tokens_of_the_turns_before(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"chat_template_kwargs": {"enable_thinkin": False}}, "it uses: enable_thinking"),
+        (
+            {"chat_template_kwargs": {"enable_thinkin": False}},
+            "does not use chat_template_kwargs.enable_thinkin; it uses: ",
+        ),
         ({"chat_template_kwargs": {"tools": TOOLS}}, "send it as tools"),
         ({"documents": [{"title": "a", "text": "b"}]}, "does not use documents"),
         ({"include_reasoning": False}, "hides token ids"),

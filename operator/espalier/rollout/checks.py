@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 # Fields of a request; as keyword arguments of the template they would pass by their checks.
@@ -25,21 +25,32 @@ def refusal(
             "tools need a parser of tool calls, and none is known for this base: set "
             "spec.rollout.toolCallParser of the TrainableModel, or send tool_choice none"
         )
-    for name in request.chat_template_kwargs or {}:
-        field = f"chat_template_kwargs.{name}"
-        if name in OWN_FIELDS:
-            return field, f"{field} is a field of the request: send it as {name}"
-        if name != "chat_template" and name not in variables:
-            used = ", ".join(sorted(set(variables) - OWN_FIELDS)) or "none"
-            return field, f"the chat template does not use {field}; it uses: {used}"
-    for name in ("documents", "reasoning_effort"):
-        if getattr(request, name) is not None and name not in variables:
-            return name, f"the chat template does not use {name}: leave it out"
     if thinks and not request.include_reasoning and (request.return_token_ids or request.logprobs):
         return "include_reasoning", (
             "include_reasoning false hides token ids and log-probs: leave out either"
         )
-    return None
+    return next(_unread(request, variables), None)
+
+
+def _unread(request: Any, variables: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What goes to the chat template, and is not read there."""
+    for name in request.chat_template_kwargs or {}:
+        field = f"chat_template_kwargs.{name}"
+        if name in OWN_FIELDS:
+            yield field, f"{field} is a field of the request: send it as {name}"
+        elif name != "chat_template" and name not in variables:
+            used = ", ".join(sorted(set(variables) - OWN_FIELDS)) or "none"
+            yield field, f"the chat template does not use {field}; it uses: {used}"
+    if request.documents is not None and "documents" not in variables:
+        yield "documents", "the chat template does not use documents: leave them out"
+    effort = request.reasoning_effort
+    # vLLM turns thinking off for none where a template knows that much.
+    off = effort == "none" and "enable_thinking" in variables
+    if effort is not None and "reasoning_effort" not in variables and not off:
+        yield (
+            "reasoning_effort",
+            f"the chat template does not use reasoning_effort {effort}: leave it out",
+        )
 
 
 def install(serving: Any) -> None:
