@@ -1,7 +1,7 @@
-# The commands of the project. `make demo` and `make test` set up what they need; everything is cached in
+# The commands of the project. `make try`, `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env tools cluster-up cluster-down cluster-status cluster-clean images demo test lint format bench bench-trainer bench-operator bench-gateway crds constraints krew
+.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table lint format bench bench-trainer bench-operator bench-gateway bench-scoring crds constraints krew
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -9,8 +9,11 @@ help: ## list the commands
 env: ## the Python environment, linked as .venv
 	@dev/env.sh
 
+try: ## train a model on this machine, without Kubernetes, look at its tree, roll it back
+	@dev/try.sh
+
 tools: ## kind, kubectl, helm and the Kubernetes binaries, built once
-	@dev/tools.sh cluster
+	@dev/cluster.sh tools
 
 cluster-up: ## a kind cluster with a registry (NODES=2 for two nodes; CLUSTER=current for the one in use)
 	@dev/cluster.sh up
@@ -27,11 +30,17 @@ cluster-clean: ## remove the cluster and the stored images
 images: env ## build all images and push them to the local registry
 	@dev/image.sh all
 
-demo: env ## train a model on a local cluster, look at its tree, roll it back
+demo: ## train a model on a local cluster, look at its tree, roll it back
 	@dev/demo.sh
 
-test: env ## every test, end-to-end included
+test: ## every kind of test, end-to-end included; of exhaustive ones a sample
+	@dev/test.sh -m "not exhaustive"
+
+test-all: ## every test: also every point of death, every version of HUD's client, long simulations
 	@dev/test.sh
+
+test-table: env ## write what the last run of the tests took into docs/tests.md
+	@.venv/bin/python -m dev.test_table --write
 
 bench: env ## measure speed and size
 	@bench/run.sh
@@ -44,6 +53,9 @@ bench-operator: env ## measure the operator at 10,000 Checkpoints, and head move
 
 bench-gateway: env ## measure what the gateway adds, its memory, and promotion
 	@bench/run.sh gateway
+
+bench-scoring: env ## measure how many answers a second are scored
+	@bench/run.sh scoring
 
 lint: env ## style, types and layers
 	@.venv/bin/ruff check .

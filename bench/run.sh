@@ -2,6 +2,7 @@
 # `make bench`: prints speed and size. Rollback is measured on what `make demo` left, so run that first.
 # `make bench-trainer` (`bench/run.sh trainer`): the trainer's part alone, which needs no cluster.
 # `make bench-gateway` (`bench/run.sh gateway`): the gateway, on an API server without nodes.
+# `make bench-scoring` (`bench/run.sh scoring`): what scores answers, which needs no cluster.
 # `make bench-operator` (`bench/run.sh operator`): the operator on an API server without nodes.
 set -euo pipefail
 . "$(dirname "$0")/../dev/common.sh"
@@ -36,8 +37,12 @@ gateway() {
   echo "== from a step to the first token of its weights on two replicas (goal: 1.2 adapter loads and 100 ms)"
   .venv/bin/python -m bench.gateway.promotion
 }
+scoring() {
+  echo "== answers scored on one core (goal: 500 a second for chain_sum)"
+  PYTHONPATH=operator:. .venv/bin/python -W ignore -m bench.scoring
+}
 case "${1:-all}" in
-trainer | operator | gateway)
+trainer | operator | gateway | scoring)
   "$1"
   exit
   ;;
@@ -80,3 +85,4 @@ PYTHONPATH=operator:. .venv/bin/python -m bench.start
 
 gateway
 operator
+scoring

@@ -3,6 +3,7 @@
 #   dev/cluster.sh up          make it, or repair it; NODES=2 gives two nodes
 #   dev/cluster.sh down        remove everything but caches (binaries, node image, pulled and pushed images)
 #   dev/cluster.sh clean       down, and the stored images too
+#   dev/cluster.sh tools       only the programs that it is made of and used with
 #   dev/cluster.sh status      what runs; fails when the cluster is not ready
 #   dev/cluster.sh kubeconfig  print the path of the kubeconfig to use
 # CLUSTER=current uses the kubeconfig in use and makes nothing.
@@ -78,14 +79,19 @@ share_stock_volumes() {
   kubectl -n local-path-storage rollout restart deployment/local-path-provisioner >/dev/null
 }
 
+create_nodes() {
+  # They outlive this script and must not keep its lock.
+  exec {lock_fd}>&-
+  # A kind that outlives this script would race with the next run's.
+  setpriv --pdeathsig TERM "$bin/kind" create cluster --config "$config" --image "$1" --kubeconfig "$kubeconfig"
+}
+
 create() {
   local count=$1 image=$2
   say "creating the cluster: $count node(s) on $engine"
   ensure_network
   write_kind_config "$count"
-  # A kind that outlives this script would race with the next run's.
-  setpriv --pdeathsig TERM "$bin/kind" create cluster --config "$config" --image "$image" --kubeconfig "$kubeconfig" \
-    {lock_fd}>&- >"$cache/kind.log" 2>&1 || die "kind could not create the cluster: see $cache/kind.log."
+  step kind "starting the nodes" create_nodes "$image"
   if [ "$engine" = podman ]; then "$root/dev/node/network.sh" "$kubeconfig"; else share_stock_volumes; fi
   kubectl taint nodes --all node-role.kubernetes.io/control-plane- >/dev/null 2>&1 || true
   kubectl -n kube-system scale deployment/coredns --replicas=1 >/dev/null
@@ -103,11 +109,15 @@ delete() {
   [ ! -d "$volumes" ] || find "$volumes" -mindepth 1 -delete
 }
 
+tools() {
+  . "$root/dev/engine.sh"
+  if [ "$engine" = docker ]; then "$root/dev/tools.sh" kind clients; else "$root/dev/tools.sh" nodes kind clients; fi
+}
+
 up() {
   local image count started=$SECONDS
-  "$root/dev/tools.sh" cluster
+  tools
   only_one cluster
-  . "$root/dev/engine.sh"
   [ "$engine" = docker ] || { need_root "making the cluster with podman"; mkdir -p /lib/modules; }
   image=$(node_image)
   "$root/dev/registry.sh" up {lock_fd}>&-
@@ -142,17 +152,24 @@ status() {
 }
 
 current() {
-  "$root/dev/tools.sh" client
+  "$root/dev/tools.sh" clients
   kubectl get nodes -o wide || die "the kubeconfig in use ($kubeconfig) does not answer: set KUBECONFIG, or leave CLUSTER unset for a local cluster."
 }
 
 case ${CLUSTER:-}:${1:-} in
 *:kubeconfig) echo "$kubeconfig" ;;
+current:tools) "$root/dev/tools.sh" clients ;;
 current:up | current:status) current ;;
 current:down | current:clean) say "CLUSTER=current: nothing was made, nothing is removed" ;;
+:tools) tools ;;
 :up) up ;;
 :down) down ;;
-:clean) "$0" down; rm -rf "$stores" "$cache/registry" ;;
+:clean)
+  "$0" down
+  # The storage driver leaves a mount of the directory on itself.
+  umount "$cache/containers/overlay" 2>/dev/null || true
+  rm -rf "$stores" "$cache/registry" "$cache/containers" "$cache/images.env"
+  ;;
 :status) status ;;
-*) die "usage: [NODES=n] [CLUSTER=current] dev/cluster.sh up|down|clean|status|kubeconfig" ;;
+*) die "usage: [NODES=n] [CLUSTER=current] dev/cluster.sh up|down|clean|tools|status|kubeconfig" ;;
 esac

@@ -4,7 +4,8 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${ESPALIER_CACHE:-$HOME/.cache/espalier}
 bin=$cache/bin
-mkdir -p "$bin"
+logs=$cache/logs
+mkdir -p "$bin" "$logs" "$cache/times"
 
 # shellcheck disable=SC2034  # read by the scripts that source this file
 local_registry=localhost:5000
@@ -13,6 +14,40 @@ registry=${ESPALIER_REGISTRY:-$local_registry}
 
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# step NAME WHAT COMMAND...: runs a command with its output in a log; says that it lives after 10 s and then every half
+# minute, with its newest line and the time of the last run; when it fails, prints the end of the log and exits.
+# Never in a condition (`step … || …`), where bash lets a failing function go on.
+step() {
+  local name=$1 what=$2 log=$logs/$1.log last started=$SECONDS process next=10
+  shift 2
+  last=$(cat "$cache/times/$name" 2>/dev/null || true)
+  say "$what${last:+ (last time $last s)}"
+  # A process group of its own, so that an interrupt ends all that the command has started.
+  set -m
+  (set -e; "$@") >"$log" 2>&1 </dev/null &
+  process=$!
+  set +m
+  # shellcheck disable=SC2064  # the process of this step
+  trap "kill -- -$process 2>/dev/null; exit 130" INT TERM
+  while kill -0 "$process" 2>/dev/null; do
+    sleep 0.2
+    [ $((SECONDS - started)) -ge "$next" ] || continue
+    say "  $name: $((SECONDS - started)) s${last:+ of about $last s}: $(newest_line "$log")"
+    next=$((next + 30))
+  done
+  trap - INT TERM
+  wait "$process" || fail_step "$what" "$log"
+  echo $((SECONDS - started)) >"$cache/times/$name"
+}
+
+newest_line() { tail -c 400 "$1" | tr '\r' '\n' | grep -v '^[[:space:]]*$' | tail -n 1 | cut -c1-90; }
+
+fail_step() {
+  printf '%s\n' "the last lines of $2:" >&2
+  tail -n 20 "$2" | sed 's/^/  | /' >&2
+  die "this failed: $1. Its whole log is in $2."
+}
 
 # Content hash of files (by path and content) and of literal text from stdin: what every cached thing is keyed on.
 hash_of() { { cat; [ $# -eq 0 ] || (cd "$root" && sha256sum "$@"); } | sha256sum | cut -c1-12; }
@@ -29,11 +64,24 @@ apt_ensure() {
   done
   [ ${#missing[@]} -eq 0 ] && return 0
   [ "$(id -u)" = 0 ] || die "packages are missing: run 'sudo apt-get install ${missing[*]}'."
-  say "installing ${missing[*]}"
-  apt-get update -q >"$cache/apt.log" 2>&1 || true # another source may be broken; the install below decides
-  DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends "${missing[@]}" >>"$cache/apt.log" 2>&1 ||
-    die "apt-get could not install ${missing[*]}: see $cache/apt.log."
+  step apt "installing ${missing[*]}" apt_install "${missing[@]}"
 }
+
+apt_install() {
+  # dpkg is for one at a time; two scripts may want packages at once.
+  exec {apt_fd}>"$cache/apt.lock"
+  flock -w 600 "$apt_fd"
+  apt-get update -q || true # another source may be broken; the install below decides
+  DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends "$@"
+}
+
+# Images and containers of ours are kept in the cache like all else that we make, and go with it.
+if [ "$(id -u)" = 0 ]; then
+  export CONTAINERS_STORAGE_CONF=$cache/storage.conf
+  printf '[storage]\ndriver = "overlay"\ngraphroot = "%s"\nrunroot = "%s"\n' \
+    "$cache/containers" "/run/espalier-$(echo "$cache" | sha256sum | cut -c1-8)" >"$CONTAINERS_STORAGE_CONF.$$"
+  mv "$CONTAINERS_STORAGE_CONF.$$" "$CONTAINERS_STORAGE_CONF"
+fi
 
 # only_one NAME: one such command at a time on this machine; the second waits.
 only_one() {
@@ -41,13 +89,23 @@ only_one() {
   flock -n "$lock_fd" || { say "another '$1' is running: waiting for it"; flock -w 3600 "$lock_fd" || die "the other '$1' has not ended within an hour."; }
 }
 
+# debian_root PACKAGES DIRECTORY: Debian with these packages, separated by commas; each is downloaded once.
+debian_root() {
+  mkdir -p "$cache/debs"
+  debootstrap --variant=minbase --cache-dir="$cache/debs" --include="$1" bookworm "$2" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"}
+  rm -rf "$2"/var/cache/apt/* "$2"/var/lib/apt/lists/*
+}
+
 # Prints the path of a uv binary that can also be mounted into an image build (a shim on the PATH cannot).
 uv() {
   local own=$cache/uv
-  [ -x "$own/bin/uv" ] || apt_ensure python3-venv
+  [ -x "$own/bin/uv" ] || python3 -c 'import ensurepip' 2>/dev/null || apt_ensure python3-venv
   [ -x "$own/bin/uv" ] || { rm -rf "$own" && python3 -m venv "$own" && "$own/bin/pip" install -q uv >&2; } || die "cannot install uv from PyPI into $own."
   echo "$own/bin/uv"
 }
+
+# The version of Kubernetes that the cluster runs, such as v1.2.3.
+kubernetes_version() { sed -n 's/^\tk8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/cluster/go.mod"; }
 
 # Prints a Go that can build the tools: the machine's if it is new enough, else the toolchain of a PyPI package.
 find_go() {

@@ -13,10 +13,9 @@ title() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 # show COMMAND...: prints the command as a user would type it, then runs it.
 show() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
 
+dev/preflight.sh demo
 title "Setting up (cached after the first time)"
-dev/env.sh
-dev/cluster.sh up
-dev/image.sh all
+dev/setup.sh
 . "$cache/images.env"
 KUBECONFIG=$(dev/cluster.sh kubeconfig)
 export KUBECONFIG
@@ -24,7 +23,7 @@ PATH=$bin:$root/.venv/bin:$PATH
 kubectl() { command kubectl -n "$namespace" "$@"; }
 espalier() { command espalier -n "$namespace" "$@"; }
 command kubectl delete namespace "$namespace" --ignore-not-found --timeout=180s >/dev/null
-dev/install.sh "$namespace"
+step demo-install "installing Espalier from its chart" dev/install.sh "$namespace"
 
 forward_log=$(mktemp)
 command kubectl -n espalier-system port-forward service/espalier-gateway :80 >"$forward_log" 2>&1 &
@@ -39,11 +38,15 @@ await() {
   }
 }
 
+await_model() {
+  kubectl wait trainablemodel/arith --for=condition=Ready --timeout=400s ||
+    { kubectl get pods,trainablemodel/arith -o yaml; kubectl get pods,trainablemodel/arith -o wide; die "the model did not become Ready within 400 s"; }
+}
+
 title "Declare a fork of SmolLM2-135M-Instruct and its head"
 show kubectl apply -f examples/arithmetic/storage.yaml -f examples/arithmetic/user.yaml -f examples/arithmetic/head.yaml
 sed "s#localhost:5000/espalier/model:1#$ESPALIER_IMAGE_MODEL#" examples/arithmetic/model.yaml | kubectl apply -f -
-kubectl wait trainablemodel/arith --for=condition=Ready --timeout=400s >/dev/null ||
-  { kubectl get trainablemodel arith -o yaml; kubectl get pods -o wide; die "the model did not become Ready"; }
+step demo-model "waiting until the base is imported and served" await_model
 show kubectl get trainablemodels
 
 ESPALIER_TOKEN=$(kubectl create token arith-user --duration=2h)
@@ -76,9 +79,9 @@ title "Roll back: edit the head's spec"
 show cat examples/arithmetic/rollback.yaml
 espalier ask arith --checkpoint arith-000002 "${questions[@]}" >"$out/old.txt"
 kubectl apply -f examples/arithmetic/rollback.yaml
-edited=$(date +%s.%N)
+edited=$(date +%s%N)
 await 60 checkpointhead/arith '{.status.current.name}' arith-000002
-printf 'served %s after %.2f s\n' arith-000002 "$(echo "$(date +%s.%N) - $edited" | bc)"
+printf 'served %s after %d ms\n' arith-000002 $((($(date +%s%N) - edited) / 1000000))
 espalier ask arith "${questions[@]}" | tee "$out/rolled-back.txt"
 cmp -s "$out/old.txt" "$out/rolled-back.txt" || die "the slug does not answer as arith-000002 did: compare $out/old.txt and $out/rolled-back.txt"
 echo "The slug answers exactly as arith-000002 did."

@@ -7,15 +7,23 @@ project=$(sed -n '/^dependencies/,/^\[project.scripts\]/p' "$root/pyproject.toml
 key=$( (cat "$root/constraints.txt" "$root/dev/overrides.txt"; echo "$project") | sha256sum | cut -c1-12)
 venv=$cache/venv-$key
 uv=$(uv)
+only_one env
+
+install() {
+  local extras="operator trainer rollout runner cli local model test"
+  rm -rf "$venv"
+  "$uv" venv -q --python "$(command -v python3.11 || command -v python3)" "$venv"
+  # shellcheck disable=SC2046,SC2086  # one option per extra
+  "$uv" pip compile -q --python "$venv/bin/python" --no-header --no-annotate -c "$root/constraints.txt" \
+    --override "$root/dev/overrides.txt" $(printf ' --extra %s' $extras) "$root/pyproject.toml" -o "$venv/requirements.txt"
+  UV_LINK_MODE=${UV_LINK_MODE:-hardlink} "$uv" pip install --python "$venv/bin/python" -c "$root/constraints.txt" \
+    --override "$root/dev/overrides.txt" -r "$venv/requirements.txt"
+}
+
 if [ ! -e "$venv/.complete" ]; then
   # reasoning-gym needs pycosat, which PyPI has as source only.
   command -v gcc >/dev/null || apt_ensure gcc libc6-dev python3-dev
-  rm -rf "$venv"
-  "$uv" venv -q --python "$(command -v python3.11 || command -v python3)" "$venv"
-  extras=operator,trainer,rollout,runner,cli,local,model,test
-  UV_LINK_MODE=${UV_LINK_MODE:-hardlink} "$uv" pip install -q --python "$venv/bin/python" -c "$root/constraints.txt" \
-    --override "$root/dev/overrides.txt" -r <("$uv" pip compile -q --python "$venv/bin/python" --no-header --no-annotate -c "$root/constraints.txt" \
-    --override "$root/dev/overrides.txt" $(printf ' --extra %s' ${extras//,/ }) "$root/pyproject.toml")
+  step env "installing the Python environment, 6 GB with torch and vLLM (once)" install
   # Older environments are of no use once a newer one is complete.
   touch "$venv/.complete"
   find "$cache" -maxdepth 1 -name 'venv-*' ! -path "$venv" -exec rm -rf {} +

@@ -8,8 +8,9 @@
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
-export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=overlay
+export BUILDAH_ISOLATION=chroot
 dependencies=$cache/image-dependencies
+uv_cache=${UV_CACHE_DIR:-$HOME/.cache/uv}
 declare -A reference
 
 # Whether a registry has REGISTRY/PATH:TAG. Where it cannot be asked plainly the answer is no, and a push skips what is there.
@@ -59,24 +60,27 @@ stage_dependencies() {
 
 # Debian with Python, from packages; libnuma1 and lscpu (util-linux) are what vLLM's CPU build looks for.
 debian() {
-  local packages=ca-certificates,python3,libnuma1,util-linux image work=$cache/debian.tmp
+  local packages=ca-certificates,python3,libnuma1,util-linux image
   image=localhost/espalier-debian:$(echo "$packages" | hash_of)
   if ! buildah inspect --type image "$image" >/dev/null 2>&1; then
     need_root "making the base image with debootstrap"
     apt_ensure debootstrap buildah
-    say "installing Debian's Python for the base image (once, about a minute)"
-    rm -rf "$work"
-    mkdir -p "$work"
-    debootstrap --variant=minbase --include="$packages" bookworm "$work/rootfs" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$cache/debootstrap.log" 2>&1 ||
-      die "debootstrap failed: see $cache/debootstrap.log."
-    (cd "$work/rootfs" && rm -rf var/cache/apt/* var/lib/apt/lists/* usr/share/doc/* usr/share/man/* usr/share/locale/* usr/share/info/*)
-    tar -C "$work/rootfs" -cf "$work/rootfs.tar" .
-    printf 'FROM scratch\nADD rootfs.tar /\n' >"$work/Dockerfile"
-    rm -rf "$work/rootfs"
-    buildah bud -q --layers=false -t "$image" "$work" >/dev/null
-    rm -rf "$work"
+    step debian "installing Debian's Python for the base image (once)" build_debian "$packages" "$image"
   fi
   echo "$image"
+}
+
+build_debian() {
+  local packages=$1 image=$2 work=$cache/debian.tmp
+  rm -rf "$work"
+  mkdir -p "$work"
+  debian_root "$packages" "$work/rootfs"
+  (cd "$work/rootfs" && rm -rf usr/share/doc/* usr/share/man/* usr/share/locale/* usr/share/info/*)
+  tar -C "$work/rootfs" -cf "$work/rootfs.tar" .
+  printf 'FROM scratch\nADD rootfs.tar /\n' >"$work/Dockerfile"
+  rm -rf "$work/rootfs"
+  buildah bud -q --layers=false -t "$image" "$work"
+  rm -rf "$work"
 }
 
 # The files of the repository that an image is made of: its own, and those that its Dockerfile copies.
@@ -105,7 +109,7 @@ base_of() {
 
 # build NAME: sets reference[NAME], building its base first and skipping what the registry has.
 build() {
-  local name=$1 base context=$root context_key='' key dependencies_key='' files verify=true
+  local name=$1 base context=$root context_key='' key dependencies_key='' files
   [ -z "${reference[$name]:-}" ] || return 0
   [ -f "$root/images/$name/Dockerfile" ] || die "there is no images/$name/Dockerfile; images: $(cd "$root/images" && echo */Dockerfile | sed 's#/Dockerfile##g')."
   base=$(base_of "$name")
@@ -118,16 +122,19 @@ build() {
   key=$(echo "$base $dependencies_key $context_key" | hash_of "${files[@]}")
   reference[$name]=$registry/espalier/$name:$key
   if in_registry "${reference[$name]}"; then return; fi
-  say "building $name"
+  step "image-$name" "building image $name" build_and_push "$name" "$base" "$context" "$dependencies_key"
+}
+
+build_and_push() {
+  local name=$1 base=$2 context=$3 dependencies_key=$4 image=${reference[$1]} tls=--tls-verify=true
+  mkdir -p "$dependencies" "$uv_cache"
   [ -z "$dependencies_key" ] || stage_dependencies "$name"
-  [ "$registry" != "$local_registry" ] || verify=false
-  buildah bud -q --layers --tls-verify=$verify --build-arg BASE="$base" --build-arg DEPENDENCIES="$dependencies_key" \
-    -v "$dependencies:/run/dependencies:ro" -v "${UV_CACHE_DIR:-$HOME/.cache/uv}:/run/uv-cache" -v /etc/ssl/certs:/etc/ssl/certs:ro \
-    -f "$root/images/$name/Dockerfile" -t "${reference[$name]}" "$context" >"$cache/image-$name.log" 2>&1 ||
-    die "cannot build image $name: see $cache/image-$name.log."
-  # zstd: the 6 GB of the engine compress and unpack several times faster than with gzip.
-  buildah push -q --compression-format zstd --tls-verify=$verify "${reference[$name]}" "docker://${reference[$name]}" >>"$cache/image-$name.log" 2>&1 ||
-    die "cannot push image $name to $registry: see $cache/image-$name.log."
+  [ "$registry" != "$local_registry" ] || tls=--tls-verify=false
+  buildah bud -q --layers $tls --build-arg BASE="$base" --build-arg DEPENDENCIES="$dependencies_key" \
+    -v "$dependencies:/run/dependencies:ro" -v "$uv_cache:/run/uv-cache" -v /etc/ssl/certs:/etc/ssl/certs:ro \
+    -f "$root/images/$name/Dockerfile" -t "$image" "$context"
+  # buildah compresses whatever it sends to a registry; this costs the least of what it knows (gzip: three times as much).
+  buildah push -q $tls --compression-format zstd --compression-level 1 "$image" "docker://$image"
 }
 
 # Drops our earlier images from the build host: the current ones, of which `all` knows each, are the cache of the next build.
@@ -142,7 +149,7 @@ case ${1:-} in
 build | push | all)
   apt_ensure buildah curl
   only_one image
-  [ "$registry" != "$local_registry" ] || "$root/dev/registry.sh" up {lock_fd}>&-
+  "$root/dev/registry.sh" up {lock_fd}>&-
   ;;&
 build | push)
   [ $# -gt 1 ] || die "usage: dev/image.sh $1 NAME..."

@@ -10,6 +10,9 @@ set -euo pipefail
 KUBECONFIG=$("$root/dev/cluster.sh" kubeconfig)
 export KUBECONFIG
 system=espalier-system
+for namespace in "$@"; do
+  [ "$namespace" != "$system" ] || die "$system is where Espalier itself runs and its keys lie: name another namespace."
+done
 
 for namespace in "$@"; do
   "$bin/kubectl" create namespace "$namespace" --dry-run=client -o yaml |

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the kind node image from Debian packages and our binaries, once per content, and prints its name.
-# Kept in podman's storage as localhost/espalier-node:<hash>. Needs dev/tools.sh cluster to have run.
+# Makes an image once per content and prints its name.
+#   dev/node-image.sh base   the node's Debian packages, the registry among them
+#   dev/node-image.sh node   kind's node image: the base, our binaries (dev/tools.sh nodes) and the control plane's images
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . "$(dirname "$0")/podman.sh"
@@ -8,7 +9,7 @@ set -euo pipefail
 packages=systemd,systemd-sysv,dbus,ca-certificates,kmod,iproute2,iptables,nftables,procps,util-linux,mount,hostname
 packages=$packages,conntrack,ethtool,libseccomp2,curl,jq,socat,containerd,runc,containernetworking-plugins,busybox-static,docker-registry
 
-kubernetes=$(sed -n 's/^require k8s.io\/kubernetes \(v.*\)$/\1/p' "$root/dev/go/kubernetes/go.mod")
+kubernetes=$(kubernetes_version)
 base_key=$(echo "$packages" | hash_of)
 base=localhost/espalier-node-base:$base_key
 key=$(echo "$base_key" | hash_of dev/node/{archive.py,configure.sh,Dockerfile,load-images.sh,load-images.service,storage.yaml} dev/go/*/go.mod dev/go/*/go.sum dev/node-image.sh)
@@ -31,32 +32,37 @@ proxy_root() {
 }
 
 build_base() {
-  podman image exists "$base" && [ -e "$parts/proxy.tar" ] && return
-  say "installing the node's Debian packages (once, about a minute and a half)"
+  local work=$cache/node-base.tmp
   rm -rf "$work" "$parts"
   mkdir -p "$work" "$parts"
-  debootstrap --variant=minbase --include="$packages" bookworm "$work/rootfs" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$cache/debootstrap.log" 2>&1 ||
-    die "debootstrap failed: see $cache/debootstrap.log."
+  debian_root "$packages" "$work/rootfs"
   proxy_root "$work/rootfs" "$work/proxy"
   cp "$work/rootfs/usr/bin/busybox" "$parts/busybox"
-  rm -rf "$work/rootfs"/var/cache/apt/* "$work/rootfs"/var/lib/apt/lists/*
   tar -C "$work/rootfs" -c . | podman import -q - "$base" >/dev/null
   tar -C "$work/proxy" --sort=name --mtime=@0 --owner=0 --group=0 -cf "$parts/proxy.tar.new" .
   mv "$parts/proxy.tar.new" "$parts/proxy.tar"
+  rm -rf "$work"
+}
+
+need_base() {
+  only_one node-base
+  podman image exists "$base" && [ -e "$parts/proxy.tar" ] && return
+  need_root "building the node image"
+  step node-base "installing the node's Debian packages (once)" build_base
 }
 
 stage_context() {
   local images kind_files
   rm -rf "$work"
   mkdir -p "$work/bin"
-  kind_files=$(cd "$root/dev/go/kind" && go_list_dir sigs.k8s.io/kind)/images/base/files
+  kind_files=$(cd "$root/dev/go/cluster" && go_list_dir sigs.k8s.io/kind)/images/base/files
   cp -r --no-preserve=mode "$kind_files" "$work/kind-base"
   rm -rf "$work/kind-base/LICENSES" "$work/kind-base/kind/README.txt"
   cp "$bin/kubelet" "$bin/kubeadm" "$bin/kubectl" "$work/bin/"
   cp "$root/dev/node/"{load-images.sh,configure.sh,load-images.service,Dockerfile} "$work/"
   chmod 0755 "$work"/*.sh
   cp "$root/dev/node/storage.yaml" "$work/default-storage.yaml"
-  mapfile -t images < <("$bin/kubeadm" config images list --kubernetes-version "$kubernetes" 2>/dev/null)
+  mapfile -t images < <("$bin/kubeadm" config images list --kubernetes-version "$kubernetes")
   printf '%s\n' "${images[@]}" | grep /pause: >"$work/pause"
   printf %s "$kubernetes" >"$work/version"
   echo "$key" >"$work/images.key"
@@ -71,17 +77,29 @@ go_list_dir() {
   GOTOOLCHAIN=local GOFLAGS=-mod=mod "$go" mod download "$1" && GOFLAGS=-mod=mod "$go" list -m -f '{{.Dir}}' "$1"
 }
 
-if ! podman image exists "$image"; then
-  need_root "building the node image"
-  only_one node-image
-  build_base
-  say "building the node image for Kubernetes $kubernetes"
+build_node() {
   stage_context
-  BUILDAH_ISOLATION=chroot nice -n 5 buildah bud --layers=false --build-arg BASE="$base" -t "$image" "$work" >"$cache/node-image.log" 2>&1 ||
-    die "cannot build the node image: see $cache/node-image.log."
+  BUILDAH_ISOLATION=chroot buildah bud --layers=false --build-arg BASE="$base" -t "$image" "$work"
   rm -rf "$work"
   # Older node images are of no use once a newer one is complete; those in use stay until the next time.
   podman images --format '{{.Repository}}:{{.Tag}}' | grep -E '^localhost/espalier-node(-base)?:' | grep -vxF -e "$image" -e "$base" |
     xargs -r podman rmi >/dev/null 2>&1 || true
-fi
-echo "$image"
+}
+
+need_node() {
+  need_base
+  only_one node-image
+  podman image exists "$image" || step node-image "building the node image for Kubernetes $kubernetes" build_node
+}
+
+case ${1:-} in
+base)
+  need_base
+  echo "$base"
+  ;;
+node)
+  need_node
+  echo "$image"
+  ;;
+*) die "usage: dev/node-image.sh base|node" ;;
+esac

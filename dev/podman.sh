@@ -2,7 +2,6 @@
 # netavark: with CNI the nodes cannot resolve each other. runc: crun refuses hybrid cgroups.
 
 export CONTAINERS_CONF=$cache/containers.conf KIND_EXPERIMENTAL_PROVIDER=podman KIND_EXPERIMENTAL_PODMAN_NETWORK=espalier
-export STORAGE_DRIVER=overlay
 
 # CAP_SYS_RESOURCE is bit 24: without it the limits and OOM scores that podman asks for are refused.
 has_sys_resource() { (((0x$(awk '/^CapEff/ {print $2}' /proc/self/status) >> 24) & 1)); }

@@ -3,6 +3,9 @@
 The kernel gives the ports of its ephemeral range to every connection that any process makes, so
 that one found free there may be taken before its process listens, seconds later, on it. These are
 from below that range, and none is given twice by a process.
+
+Pods listen on one port that is theirs to choose, so those that are played here have addresses: a
+loopback network of their own, which no other process has meanwhile.
 """
 
 from __future__ import annotations
@@ -14,10 +17,14 @@ from pathlib import Path
 RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LOWEST, UNKNOWN_RANGE = 10_000, 32_768
 TRIES = 1000
+# Second bytes of own_network's: above those that espalier.local.kubelet takes for its pods.
+NETWORKS = range(192, 255)
 
 # Seeded by the system: neither tests that seed the global generator nor two processes meet here.
 _random = random.SystemRandom()
 _given: set[int] = set()
+# One socket for each network that is this process's, until it ends.
+_claims: list[socket.socket] = []
 
 
 def free_port() -> int:
@@ -32,6 +39,24 @@ def free_port() -> int:
             _given.add(port)
             return port
     raise OSError(f"{TRIES} ports from {LOWEST} to {end} are all in use")
+
+
+def own_network(port: int) -> str:
+    """Three bytes of loopback addresses (``127.x.y``) for servers that listen on ``port``.
+
+    No other process here gets them before this one ends; OSError if none is found.
+    """
+    for _ in range(TRIES):
+        network = f"127.{_random.choice(NETWORKS)}.{_random.randrange(255)}"
+        claim = socket.socket()
+        try:
+            claim.bind((f"{network}.254", port))
+        except OSError:
+            claim.close()
+        else:
+            _claims.append(claim)
+            return network
+    raise OSError(f"port {port} is in use in {TRIES} networks from 127.{NETWORKS.start}.0.0")
 
 
 def _is_free(port: int) -> bool:

@@ -17,11 +17,13 @@ import time
 from pathlib import Path
 
 import aiohttp
-from bench.gateway.process import NAMESPACE, Gateway, gateway, load_average
+from bench.gateway.process import NAMESPACE, Gateway, gateway, load_average, pod_uid
 from dev.apiserver import ApiServer
+from dev.ports import free_port
 from tests.rollout.server import Rollout, start, wait_healthy
 from tests.rollout.tiny import commit_adapter, commit_base, make_model
 
+from espalier import identity
 from espalier.core.names import adapter_name
 
 GOAL_MILLISECONDS = 3.0
@@ -74,10 +76,25 @@ async def measure(serving: Gateway, rollout: Rollout, adapter: str, pairs: int) 
     print(f"  gateway resident {serving.resident_mib():.0f} MiB")
 
 
-async def run(server: ApiServer, rollout: Rollout, digest: str, pairs: int) -> None:
-    port = int(rollout.url.rsplit(":", 1)[1])
-    async with gateway(server, digest, port, rollout.private_key) as serving:
-        await measure(serving, rollout, adapter_name("arith", digest), pairs)
+async def run(server: ApiServer, volume: Path, base: str, digest: str, pairs: int) -> None:
+    key, port = identity.generate_private_key(), free_port()
+    async with gateway(server, digest, port, key) as serving:
+        rollout = start(
+            volume,
+            base,
+            private_key=key,
+            model="arith",
+            namespace=NAMESPACE,
+            uid=pod_uid(server, "rollout"),
+            port=port,
+        )
+        try:
+            await asyncio.to_thread(wait_healthy, rollout, 400)
+            adapter = adapter_name("arith", digest)
+            (await asyncio.to_thread(rollout.serve, adapter)).raise_for_status()
+            await measure(serving, rollout, adapter, pairs)
+        finally:
+            await asyncio.to_thread(rollout.stop)
 
 
 def main() -> None:
@@ -89,13 +106,7 @@ def main() -> None:
         volume, model = Path(scratch) / "volume", Path(scratch) / "model"
         base = commit_base(volume, make_model(model))
         digest = commit_adapter(volume, model, base, seed=1)
-        rollout = start(volume, base, model="arith", namespace=NAMESPACE)
-        try:
-            wait_healthy(rollout, 400)
-            rollout.serve(adapter_name("arith", digest)).raise_for_status()
-            asyncio.run(run(server, rollout, digest, options.pairs))
-        finally:
-            rollout.stop()
+        asyncio.run(run(server, volume, base, digest, options.pairs))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from pathlib import Path
 import aiohttp
 from dev.apiserver import ApiServer
 from dev.ports import free_port
-from tests.gateway.process import apply, manifests, signing_key, started, training, until
+from tests.gateway.process import apply, served, signing_key, started, trained, until
 
-NAMESPACE = "bench"
+NAMESPACE, SYSTEM = "bench", "bench-system"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -48,17 +48,21 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     """A gateway whose model ``arith`` serves a digest and trains at a port of this machine."""
     server.apply_crds()
-    server.create_namespace(NAMESPACE)
+    for namespace in (NAMESPACE, SYSTEM):
+        server.create_namespace(namespace)
     server.kubectl(
         *("create", "clusterrolebinding", "bench", "--clusterrole=cluster-admin"),
         f"--serviceaccount={NAMESPACE}:default",
     )
-    apply(server, NAMESPACE, *manifests(port, digest), *training(port), signing_key(private_key))
+    served(server, NAMESPACE, port, digest)
+    trained(server, NAMESPACE, port)
+    apply(server, SYSTEM, signing_key(private_key))
     token = server.kubectl("create", "token", "default", "-n", NAMESPACE).strip()
     ours = free_port()
     environment = {
         "KUBECONFIG": str(server.kubeconfig),
-        "POD_NAMESPACE": NAMESPACE,
+        "POD_NAMESPACE": SYSTEM,
+        "ESPALIER_NAMESPACES": NAMESPACE,
         "ESPALIER_PORT": str(ours),
         "ESPALIER_METRICS_PORT": str(free_port()),
     }
@@ -70,6 +74,13 @@ async def gateway(
             yield Gateway(url, token, process.pid)
             process.terminate()
             await process.wait()
+
+
+def pod_uid(server: ApiServer, role: str) -> str:
+    """The uid of the one pod of a role: what stands behind its port answers to tokens for it."""
+    selector = f"--selector=espalier.dev/role={role}"
+    path = "jsonpath={.items[0].metadata.uid}"
+    return server.kubectl("get", "pods", "-n", NAMESPACE, selector, "-o", path)
 
 
 def cpu_seconds(pid: int) -> float:

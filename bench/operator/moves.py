@@ -12,7 +12,7 @@ import asyncio
 import statistics
 import time
 
-from bench.operator.process import api_server, operator
+from bench.operator.process import SYSTEM, api_server, operator
 from bench.operator.scale import checkpoint
 from dev.apiserver import ApiServer
 from tests.simulation.kubelet import RESOLVED
@@ -20,8 +20,6 @@ from tests.simulation.servers import ROLLOUT_IP, Servers, serving
 from tests.simulation.test_process import Stage, is_current
 from tests.simulation.world import head_spec, model_spec
 
-from espalier import identity
-from espalier.controllers import signing_key
 from espalier.kube.apiserver import KubernetesCluster
 
 NAMESPACE = "moves"
@@ -36,14 +34,12 @@ async def measure(server: ApiServer, moves: int) -> list[float]:
         await KubernetesCluster.connect() as cluster,
         operator(server.kubeconfig, NAMESPACE),
     ):
-        stage = Stage(cluster, NAMESPACE, None)
-        await stage.until("Secret", signing_key.NAME, bool)
-        private_key = await signing_key.ensure(cluster, NAMESPACE)
-        servers = Servers(NAMESPACE, MODEL, identity.public_key(private_key))
+        stage = Stage(cluster, NAMESPACE, SYSTEM, None)
+        servers = Servers(NAMESPACE, MODEL, await stage.keys())
         async with serving(servers):
             await stage.apply("TrainableModel", MODEL, model_spec())
             await stage.play("importer", "127.77.0.1", RESOLVED)
-            await stage.play("rollout", ROLLOUT_IP)
+            await stage.play("rollout", ROLLOUT_IP, by=servers)
             for step in range(1, STEPS + 1):
                 await cluster.create("Checkpoint", checkpoint(NAMESPACE, MODEL, step))
             await stage.until("CheckpointHead", MODEL, is_current(f"{MODEL}-{STEPS:06d}"))

@@ -17,6 +17,8 @@ from dev.apiserver import ApiServer
 from dev.ports import free_port
 
 TICKS = os.sysconf("SC_CLK_TCK")
+# Where the operator itself is; what it serves is another.
+SYSTEM = "espalier-system"
 QUIET_SECONDS = 3.0
 # Each reading costs the operator some CPU itself.
 POLL_SECONDS = 1.0
@@ -118,7 +120,7 @@ def api_server(*namespaces: str) -> Iterator[ApiServer]:
     """An API server with our CRDs, which this process and the operators it starts talk to."""
     with ApiServer() as server:
         server.apply_crds()
-        for namespace in namespaces:
+        for namespace in (*namespaces, SYSTEM):
             server.create_namespace(namespace)
         os.environ["KUBECONFIG"] = str(server.kubeconfig)
         yield server
@@ -133,7 +135,8 @@ async def operator(
     environment = {
         **os.environ,
         "KUBECONFIG": str(kubeconfig),
-        "POD_NAMESPACE": namespace,
+        "POD_NAMESPACE": SYSTEM,
+        "ESPALIER_NAMESPACES": namespace,
         "POD_NAME": f"operator-{port}",
         "ESPALIER_IMAGE_TRAINER": "trainer:1",
         "ESPALIER_IMAGE_ROLLOUT": "rollout:1",

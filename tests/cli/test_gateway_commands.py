@@ -125,6 +125,36 @@ async def test_evaluate_refuses_what_would_not_be_held_out(
     assert message in done.output
 
 
+HANGING = {"seed": 1, "size": 20, "scoreTimeoutSeconds": 5, "answerExtraction": "Whole"}
+
+
+async def test_evaluate_scores_nothing_in_a_process_that_holds_the_token(
+    gateway: StandIn, espalier: Command
+) -> None:
+    gateway.spec["taskset"] = {**HANGING, "reasoningGym": {"dataset": "countdown"}}
+    asked = iter(range(100))
+    gateway.answer = lambda prompt, index: "exit()" if next(asked) else "9**9**9**9"
+    done = await espalier("evaluate", "run", "--seed", "900", "--size", "3")
+    assert done.exit_code == 0, done.output
+    assert done.output == "tiny: mean reward 0.010 on 2 held-out tasks, scorer errors: 1\n"
+
+
+async def test_evaluate_counts_what_cannot_be_scored_as_the_run_says(
+    gateway: StandIn, espalier: Command
+) -> None:
+    source = {"reasoningGym": {"dataset": "countdown"}}
+    gateway.answer = lambda prompt, index: "9**9**9**9"
+    ends = []
+    for policy in ("Zero", "Fail", "DropGroup"):
+        gateway.spec["taskset"] = {**HANGING, **source, "onError": policy}
+        ends.append(await espalier("evaluate", "run", "--seed", "900", "--size", "2"))
+    zero, fail, drop = ends
+    assert zero.output == "tiny: mean reward 0.000 on 2 held-out tasks, scorer errors: 2\n"
+    assert fail.exit_code == drop.exit_code == 1
+    assert "ScorerFailed: task reasoning-gym/countdown/" in fail.output
+    assert "ScorerFailed: no answer could be scored: Timeout (2)" in drop.output
+
+
 async def test_a_refusal_is_one_line(gateway: StandIn, espalier: Command) -> None:
     gateway.fail("chat", 404)
     done = await espalier("ask", "tiny", "2 + 2")

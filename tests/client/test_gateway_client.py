@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import gzip
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,10 @@ from espalier.client import (
     StaleEpochError,
     Token,
     UnauthorizedError,
+    transport,
 )
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 QUICK = Patience(deadline=60.0, attempt=60.0, first_delay=0.001, longest_delay=0.01)
 # Gives up after a refusal, never because the machine is busy.
@@ -281,3 +286,112 @@ async def test_a_completion_that_cannot_be_trained_on_is_refused(
     async with TestServer(app) as running, client(str(running.make_url("/"))) as trainer:
         with pytest.raises(MalformedAnswerError, match=message):
             await trainer.sample([{"role": "user", "content": "7="}], max_tokens=1)
+
+
+async def stand_in(answer: Handler) -> AsyncIterator[str]:
+    """The URL of a server that gives one answer to everything."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as running:
+        yield str(running.make_url("/"))
+
+
+BOMB = gzip.compress(b" " * (64 * 2**20))
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b" " * 2**20)
+
+
+async def bomb(request: web.Request) -> web.Response:
+    return web.Response(body=BOMB, headers={"Content-Encoding": "gzip"})
+
+
+async def deep(request: web.Request) -> web.Response:
+    return web.Response(body=b"[" * 100_000 + b"]" * 100_000)
+
+
+async def deep_refusal(request: web.Request) -> web.Response:
+    return web.Response(status=400, body=b"[" * 100_000 + b"]" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "sentence"),
+    [
+        (endless, MalformedAnswerError, "is over 1 MiB"),
+        (bomb, MalformedAnswerError, "Content-Encoding 'gzip'"),
+        (deep, MalformedAnswerError, "is not a TrainerState"),
+        (deep_refusal, InvalidRequestError, "400 Http400"),
+    ],
+)
+async def test_an_answer_that_no_gateway_gives_is_not_held(
+    answer: Handler, error: type[Exception], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 2**20)
+    async for url in stand_in(answer):
+        async with client(url) as trainer:
+            tracemalloc.start()
+            try:
+                with pytest.raises(error, match=sentence):
+                    await trainer.state()
+                assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+            finally:
+                tracemalloc.stop()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(status: int) -> None:
+    paths: list[str] = []
+
+    async def redirect(request: web.Request) -> web.Response:
+        paths.append(request.path)
+        return web.Response(status=status, headers={"Location": "/elsewhere"})
+
+    async for url in stand_in(redirect):
+        async with client(url) as trainer:
+            with pytest.raises(MalformedAnswerError, match=r"to '/elsewhere'.*URL of the gateway"):
+                await trainer.optim_step(STEP)
+    assert paths == ["/v1/models/default/tiny/train/optim-step"]
+
+
+async def test_a_proxy_of_the_environment_is_used_and_a_password_of_netrc_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def forward(request: web.Request) -> web.Response:
+        asked.append((request.headers["Host"], request.headers["Authorization"]))
+        return web.json_response({"losses": ["grpo"]})
+
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine gateway.example login ann password x")
+    monkeypatch.setenv("NETRC", str(netrc))
+    async for url in stand_in(forward):
+        monkeypatch.setenv("http_proxy", url)
+        async with client("http://gateway.example") as trainer:
+            assert await trainer.losses() == ["grpo"]
+    assert asked == [("gateway.example", "Bearer secret")]
+
+
+@pytest.mark.parametrize(
+    ("url", "excepted", "proxy"),
+    [
+        ("https://gateway.example/x", "", "http://proxy.example:3128"),
+        ("https://gateway.example/x", "other.example,.example", None),
+        ("http://gateway.example", "", None),
+        ("https://localhost:8000", "", None),
+        ("https://127.0.0.2:8000", "", None),
+        ("https://[::1]:8000", "", None),
+    ],
+)
+def test_what_is_near_or_excepted_needs_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, url: str, excepted: str, proxy: str | None
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", excepted)
+    assert transport.proxy_for(url) == proxy

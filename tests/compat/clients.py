@@ -12,11 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "out" / "compat"
 # The newest and the two before it.
 VERSIONS = ("0.6.21", "0.6.20", "0.6.19")
 NEWEST = VERSIONS[0]
+EACH_VERSION = [
+    pytest.param(version, marks=[] if version == NEWEST else pytest.mark.exhaustive)
+    for version in VERSIONS
+]
 DRIVER = Path(__file__).with_name("driver.py")
 INSTALL_SECONDS = 600
 # A client imports for seconds, and this machine may be busy.
@@ -24,18 +30,16 @@ PATIENCE_SECONDS = 500
 
 
 @functools.cache
-def pythons() -> dict[str, Path]:
-    """The interpreter of each version's environment, made if it is not there."""
+def python(version: str) -> Path:
+    """The interpreter of a version's environment, made if it is not there."""
     done = subprocess.run(
-        [str(ROOT / "dev" / "hud.sh"), *VERSIONS],
+        [str(ROOT / "dev" / "hud.sh"), version],
         stdout=subprocess.PIPE,
         text=True,
         timeout=INSTALL_SECONDS,
         check=True,
     )
-    return {
-        version: Path(line) for version, line in zip(VERSIONS, done.stdout.split(), strict=True)
-    }
+    return Path(done.stdout.strip())
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def environment(url: str, token: str, home: Path) -> dict[str, str]:
 
 async def run(version: str, arguments: list[str], variables: dict[str, str]) -> Finished:
     process = await asyncio.create_subprocess_exec(
-        str(pythons()[version]),
+        str(python(version)),
         *arguments,
         env=variables,
         cwd=variables["HOME"],

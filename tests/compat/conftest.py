@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import uvloop
+from dev.ports import own_network
 from tests.compat.clients import OUT
 from tests.compat.stage import Stage, staged
 from tests.trainer import tiny
 
-_networks = itertools.count(1)
+from espalier.controllers.peer import PORT
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -24,7 +24,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     volume = tmp_path / "weights"
     volume.mkdir()
     base = tiny.write_base(volume, tmp_path / "source")
-    async with staged(volume, base, f"127.88.{next(_networks)}") as made:
+    async with staged(volume, base, own_network(PORT)) as made:
         await made.model("arith")
         await made.training("arith")
         yield made

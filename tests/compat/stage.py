@@ -34,7 +34,7 @@ from espalier.controllers.peer import PORT
 from espalier.controllers.trainer_client import TrainerClient
 from espalier.core.manifests.settings import ChildSettings, Images
 from espalier.core.names import audience
-from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.auth import AUDIENCE, Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.tokens import TokenIssuer
@@ -43,6 +43,7 @@ from espalier.gateway.view import View
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import TokenReviewResult
 from espalier.kube.objects import Body, Key
+from espalier.podclient import pod_session
 from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import CommandLog
@@ -55,7 +56,7 @@ TICK_SECONDS = 0.02
 MAX_BODY_BYTES = 2**18
 PATIENCE_SECONDS = 60.0
 PRIVATE_KEY = identity.generate_private_key()
-PUBLIC_KEY = identity.public_key(PRIVATE_KEY)
+KEYS = identity.PublicKeys.of(PRIVATE_KEY, PRIVATE_KEY)
 ADAPTER = tiny.ADAPTER.wire()
 
 
@@ -107,18 +108,18 @@ class Fault:
 class Trainer:
     """The process of one trainer pod: a service at the pod's address."""
 
-    def __init__(self, stage: Stage, model: str, ip: str) -> None:
+    def __init__(self, stage: Stage, model: str, ip: str, uid: str) -> None:
         self.stage = stage
         self.model = model
         self.ip = ip
+        self.uid = uid
         self.engine: Engine | None = None
         self._runner: web.AppRunner | None = None
         self._service: Service | None = None
 
     async def start(self) -> None:
-        self._service = Service(
-            PUBLIC_KEY, audience(NAMESPACE, self.model), max_body_bytes=MAX_BODY_BYTES
-        )
+        name = audience(NAMESPACE, self.model, "trainer", self.uid)
+        self._service = Service(KEYS, name, max_body_bytes=MAX_BODY_BYTES)
         app = self._service.app()
         app.middlewares.append(self._faulty)
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
@@ -251,7 +252,7 @@ class Stage:
         """The trainer's process dies and starts again in the same pod."""
         old = next(t for t in self.trainers.values() if t.model == model)
         await old.stop()
-        new = Trainer(self, model, old.ip)
+        new = Trainer(self, model, old.ip, old.uid)
         self.trainers[old.ip] = new
         await new.start()
 
@@ -259,7 +260,7 @@ class Stage:
         """A gateway that remembers nothing of the one before it, at the same address."""
         assert self.make_services is not None
         app = make_app(self.make_services(), lambda: "")
-        self._gateway = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01)
+        self._gateway = web.AppRunner(app, shutdown_timeout=0.01, **SERVER)
         await self._gateway.setup()
         site = web.TCPSite(self._gateway, "127.0.0.1", self._port, reuse_address=True)
         await site.start()
@@ -274,8 +275,9 @@ class Stage:
         wanted = {p["status"]["podIP"]: p for p in self.kubelet.pods("trainer")}
         for ip, pod in wanted.items():
             if ip not in self.trainers:
+                metadata = pod["metadata"]
                 self.trainers[ip] = Trainer(
-                    self, pod["metadata"]["labels"]["espalier.dev/model"], ip
+                    self, metadata["labels"]["espalier.dev/model"], ip, metadata["uid"]
                 )
                 await self.trainers[ip].start()
         for ip in [ip for ip in self.trainers if ip not in wanted]:
@@ -353,7 +355,7 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
             settings,
             now=now,
         )
-        upstream = await stack.enter_async_context(upstream_session())
+        upstream = await stack.enter_async_context(pod_session())
 
         def services() -> Services:
             view = View(caches[1], (NAMESPACE, OTHER))

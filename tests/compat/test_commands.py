@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tests.compat.clients import NEWEST, OUT, VERSIONS, environment, run
+from tests.compat.clients import EACH_VERSION, NEWEST, OUT, environment, run
 from tests.compat.stage import NAMESPACE, TRAINER, Stage
 
 from espalier.core.gitowner import ARGO_TRACKING
@@ -74,7 +74,7 @@ async def two_steps(stage: Stage) -> None:
                     assert reply.status == 200, await reply.text()
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", EACH_VERSION)
 async def test_every_command_of_hud_models_works(
     stage: Stage, table: dict[str, dict[str, str]], version: str, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.compat.clients import VERSIONS, drive, environment
+from tests.compat.clients import EACH_VERSION, drive, environment
 from tests.compat.stage import TRAINER, Stage
 
 pytestmark = pytest.mark.timeout(900)
@@ -37,7 +37,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", EACH_VERSION)
 async def test_every_method_of_the_client_works_unmodified(
     stage: Stage, table: dict[str, dict[str, str]], version: str, tmp_path: Path
 ) -> None:

@@ -35,6 +35,18 @@ def test_a_commit_that_extends_its_branch_is_accepted(arrived: Commit, parent: s
     assert verdict.parent.name == parent
 
 
+def renamed(name: str) -> Commit:
+    """A commit that extends the tree, but for its name."""
+    return commit(4, parent="m-000003").model_copy(update={"name": name})
+
+
+def test_a_commit_under_a_siblings_name_is_fenced_though_that_name_is_taken() -> None:
+    """Held, it would wait for a person to delete what is the sibling's own."""
+    verdict = judge(renamed("other-000004"), "m", lineage(), None, checkpoint("other", 4))
+    assert isinstance(verdict, Fenced)
+    assert verdict.reason == "WrongName"
+
+
 @pytest.mark.parametrize(
     ("arrived", "status", "reason"),
     [
@@ -46,6 +58,9 @@ def test_a_commit_that_extends_its_branch_is_accepted(arrived: Commit, parent: s
         (commit(3, branch="b2", epoch=1, parent="m-b2-000002"), LIVE_B2, "StaleEpoch"),
         (commit(4, parent="m-000003"), RETURNED, "StaleEpoch"),
         (commit(4, model_name="other", parent="m-000003"), LIVE_B2, "WrongModel"),
+        # The name that a sibling's next checkpoint is going to have, and one of another step.
+        (renamed("other-000004"), LIVE_B2, "WrongName"),
+        (renamed("m-000021"), LIVE_B2, "WrongName"),
     ],
 )
 def test_any_other_commit_is_fenced(

@@ -55,7 +55,8 @@ def job(**changes: Any) -> Job:
 
 
 def pod(message: str = "", **changes: Any) -> Pod:
-    return Pod("p", "collector", "", "", False, False, False, True, message=message, **changes)
+    facts = ("p", "uid-1", "collector", "", "", False, False, False, True)
+    return Pod(*facts, message=message, **changes)
 
 
 def names(found: list[Checkpoint]) -> set[str]:

@@ -26,6 +26,7 @@ GATE = {"metric": "reward/mean", "min": "0.5"}
 FULLY_TRAINED = model(adapter={"type": "Full"})
 RUNNER = Pod(
     "r-runner",
+    "uid-1",
     "runner",
     "10.0.0.1",
     "1",

@@ -22,7 +22,9 @@ from espalier.core.source import SourceDecision, SourceView
 RESOLVED = {"uri": "volume://bases/b", "revision": "1", "digest": digest("base")}
 RUNNING = Job("j", 0, complete=False, failed=False, terminating=False)
 COMPLETE, FAILED = replace(RUNNING, complete=True), replace(RUNNING, failed=True, failure="X: y")
-POD = Pod("p", "importer", "", "1", started=False, ready=False, terminating=False, finished=True)
+POD = Pod(
+    "p", "1", "importer", "", "1", started=False, ready=False, terminating=False, finished=True
+)
 FORK = {"source": {"checkpointRef": {"name": "m-000001"}}}
 
 
@@ -182,7 +184,9 @@ def ready(subject: Any, **changes: Any) -> models.ModelDecision:
     return models.decide(models.ModelView(subject, **{**facts, **changes}), NOW)
 
 
-SERVER = Pod("s", "rollout", "ip", "1", started=True, ready=True, terminating=False, finished=False)
+SERVER = Pod(
+    "s", "1", "rollout", "ip", "1", started=True, ready=True, terminating=False, finished=False
+)
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,15 @@ from dev.apiserver import ApiServer
 from tests.gateway.world import World
 
 from espalier import identity
-from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.auth import AUDIENCE, Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.tokens import TokenIssuer
 from espalier.kube.apiserver import KubernetesCluster
+from espalier.podclient import pod_session
 
 PRIVATE_KEY = identity.generate_private_key()
-PUBLIC_KEY = identity.public_key(PRIVATE_KEY)
+KEYS = identity.PublicKeys.of(identity.generate_private_key(), PRIVATE_KEY)
 RIGHTS = """
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
@@ -123,10 +124,11 @@ async def gateway(users: Users, cluster: KubernetesCluster) -> AsyncIterator[Gat
     world = World(users.namespace)
     tokens = TokenIssuer()
     tokens.use(PRIVATE_KEY)
-    async with upstream_session() as upstream, aiohttp.ClientSession() as session:
+    async with pod_session() as upstream, aiohttp.ClientSession() as session:
         services = Services(world.view, cluster, Authenticator(cluster), tokens, upstream)
         server = TestServer(make_app(services, lambda: ""))
-        await server.start_server()
+        # TestServer sets the others alike.
+        await server.start_server(auto_decompress=SERVER["auto_decompress"])
         yield Gateway(world, services, server, session, users)
         await server.close()
 

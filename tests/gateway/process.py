@@ -69,49 +69,26 @@ def apply(server: ApiServer, namespace: str, *objects: dict[str, Any]) -> None:
             )
 
 
-def manifests(port: int, digest: str) -> list[dict[str, Any]]:
-    """A model whose head serves a checkpoint on one ready pod."""
+def served(server: ApiServer, namespace: str, port: int, digest: str) -> None:
+    """A model whose head serves a checkpoint on one ready pod, at a port of this machine."""
     spec = {
         "source": {"base": {"image": "registry.example/model:1"}},
         "storage": {"persistentVolumeClaim": {"claimName": "weights"}},
     }
-    labels = {
-        "app.kubernetes.io/managed-by": "espalier",
-        "espalier.dev/model": "arith",
-        "espalier.dev/role": "rollout",
-    }
-    container = {"name": "main", "image": "x", "ports": [{"containerPort": port}]}
     current = {"name": "arith-000001", "step": 1, "digest": digest, "epoch": 1}
-    return [
-        {
-            "apiVersion": API_VERSION,
-            "kind": "TrainableModel",
-            "metadata": {"name": "arith"},
-            "spec": spec,
-        },
-        {
-            "apiVersion": API_VERSION,
-            "kind": "CheckpointHead",
-            "metadata": {"name": "arith"},
-            "spec": {"modelRef": {"name": "arith"}, "mode": "Track"},
-            "status": {"epoch": 1, "epochCause": "1/Track", "current": current},
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "arith-rollout-0", "labels": labels},
-            "spec": {"containers": [container]},
-            "status": {
-                "podIP": "127.0.0.1",
-                "podIPs": [{"ip": "127.0.0.1"}],
-                "conditions": [condition("Ready", "True")],
-            },
-        },
-    ]
+    model = {"kind": "TrainableModel", "metadata": {"name": "arith"}, "spec": spec}
+    head = {
+        "kind": "CheckpointHead",
+        "metadata": {"name": "arith"},
+        "spec": {"modelRef": {"name": "arith"}, "mode": "Track"},
+        "status": {"epoch": 1, "epochCause": "1/Track", "current": current},
+    }
+    apply(server, namespace, *({"apiVersion": API_VERSION, **body} for body in (model, head)))
+    _workload(server, namespace, "Deployment", "rollout", port)
 
 
-def training(port: int) -> list[dict[str, Any]]:
-    """A client-driven run, and the pod of its trainer."""
+def trained(server: ApiServer, namespace: str, port: int) -> None:
+    """A client-driven run of the served model, and its trainer at a port of this machine."""
     spec = {
         "modelRef": {"name": "arith"},
         "driver": "Client",
@@ -119,34 +96,58 @@ def training(port: int) -> list[dict[str, Any]]:
         "learningRate": "1e-4",
         "steps": 1000,
     }
+    run = {"apiVersion": API_VERSION, "kind": "TrainingRun", "metadata": {"name": "arith"}}
+    apply(server, namespace, {**run, "spec": spec})
+    _workload(server, namespace, "StatefulSet", "trainer", port)
+
+
+def _workload(server: ApiServer, namespace: str, kind: str, role: str, port: int) -> None:
+    """What the operator makes for a role; Kubernetes makes its pod, and we are the node."""
     labels = {
         "app.kubernetes.io/managed-by": "espalier",
         "espalier.dev/model": "arith",
-        "espalier.dev/role": "trainer",
+        "espalier.dev/role": role,
     }
+    found = server.kubectl("get", "trainablemodel", "arith", "-n", namespace, "-o", "json")
+    owner = {"apiVersion": API_VERSION, "kind": "TrainableModel", "name": "arith"}
+    owner |= {"uid": json.loads(found)["metadata"]["uid"], "controller": True}
     container = {"name": "main", "image": "x", "ports": [{"containerPort": port}]}
-    address = {"podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
-    return [
-        {
-            "apiVersion": API_VERSION,
-            "kind": "TrainingRun",
-            "metadata": {"name": "arith"},
-            "spec": spec,
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "arith-trainer-0", "labels": labels},
-            "spec": {"containers": [container]},
-            "status": {**address, "conditions": [condition("Ready", "True")]},
-        },
-    ]
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+    body = {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"name": f"arith-{role}", "labels": labels, "ownerReferences": [owner]},
+        "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": template},
+    }
+    apply(server, namespace, body)
+    play(server, namespace, role)
+
+
+def play(server: ApiServer, namespace: str, role: str) -> str:
+    """Be the node of the one pod of a role: it is ready, on this machine; the name of the pod."""
+
+    def pods() -> list[str]:
+        selector = f"--selector=espalier.dev/role={role}"
+        return server.kubectl("get", "pods", "-n", namespace, selector, "-o", "name").split()
+
+    server.wait_for(f"the pod of the {role}", lambda: bool(pods()))
+    name = pods()[0].partition("/")[2]
+    status = {
+        "podIP": "127.0.0.1",
+        "podIPs": [{"ip": "127.0.0.1"}],
+        "conditions": [condition("Ready", "True")],
+    }
+    server.kubectl(
+        *("patch", "pod", name, "-n", namespace, "--subresource=status", "--type=merge"),
+        *("-p", json.dumps({"status": status})),
+    )
+    return name
 
 
 def signing_key(private_key: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": "espalier-signing-key"},
+        "metadata": {"name": "espalier-gateway-key"},
         "stringData": {"private.pem": private_key},
     }

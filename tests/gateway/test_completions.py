@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 from dev.ports import free_port
-from tests.gateway.conftest import PUBLIC_KEY, Behaviour, Gateway, Upstream
+from tests.gateway.conftest import KEYS, Behaviour, Gateway, Upstream
 from tests.gateway.world import LOADING, digest, waiting
 
 from espalier import identity
+from espalier.core.names import audience
 from espalier.gateway import completions
 from espalier.gateway.snapshot import Id
 
@@ -56,7 +57,8 @@ async def test_a_request_reaches_the_rollout_under_the_adapters_name_with_our_to
     assert (await reply.json())["model"] == "arith"
     assert pod.requests[0].path == route
     assert pod.bodies == [ASK | {"model": "arith@a1a1a1a1a1a1"}]
-    caller = identity.verify(PUBLIC_KEY, pod.requests[0].headers["Authorization"], str(model))
+    name = audience(model.namespace, model.name, "rollout", "uid-arith-rollout-0")
+    caller = identity.verify(KEYS, pod.requests[0].headers["Authorization"], name)
     assert caller.subject == "gateway"
 
 
@@ -80,7 +82,7 @@ async def test_an_unknown_model_is_a_404_that_names_only_what_the_caller_may_see
     assert error["type"] == "not_found_error"
     assert "Did you mean: arith" in error["message"]
     reply = await gateway.post("/v1/completions", ASK | {"model": "arit"}, gateway.users.stranger)
-    assert reply.status == 404
+    assert reply.status == 403
     assert "arith" not in (await reply.json())["error"]["message"]
 
 
@@ -107,6 +109,7 @@ async def test_a_caller_without_the_right_is_refused(
     ],
 )
 async def test_a_bad_body_is_a_400(gateway: Gateway, body: bytes, code: str) -> None:
+    serve(gateway)
     reply = await gateway.request("POST", "/v1/completions", data=body)
     assert reply.status == 400
     assert (await reply.json())["error"]["code"] == code

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
+import pytest
 from aiohttp import web
 from dev.apiserver import ApiServer
 from dev.ports import free_port
@@ -18,10 +19,10 @@ from tests.gateway.process import (
     PATIENCE_SECONDS,
     apply,
     logged,
-    manifests,
+    served,
     signing_key,
     started,
-    training,
+    trained,
     until,
 )
 from tests.gateway.test_completions import ASK, answer
@@ -34,7 +35,7 @@ Start = Callable[[Behaviour], Awaitable[Upstream]]
 
 
 async def test_it_is_ready_once_it_can_serve_and_finishes_what_it_holds(
-    apiserver: ApiServer, users: Users, upstream: Start
+    apiserver: ApiServer, users: Users, system: str, upstream: Start
 ) -> None:
     held, begun = asyncio.Event(), asyncio.Event()
 
@@ -50,19 +51,21 @@ async def test_it_is_ready_once_it_can_serve_and_finishes_what_it_holds(
 
     port = (await upstream(pod)).port
     ours, metrics_port = free_port(), free_port()
-    apply(apiserver, users.namespace, *manifests(port, digest("a1")), *training(port))
+    served(apiserver, users.namespace, port, digest("a1"))
+    trained(apiserver, users.namespace, port)
     environment = {
         "KUBECONFIG": str(apiserver.kubeconfig),
-        "POD_NAMESPACE": users.namespace,
+        "POD_NAMESPACE": system,
+        "ESPALIER_NAMESPACES": users.namespace,
         "ESPALIER_PORT": str(ours),
         "ESPALIER_METRICS_PORT": str(metrics_port),
     }
     url = f"http://127.0.0.1:{ours}"
     headers = {"Authorization": f"Bearer {users.trainer}"}
     async with started(environment) as process, aiohttp.ClientSession(headers=headers) as session:
-        await until(session, f"{url}/readyz", "Secret espalier-signing-key is not there yet")
+        await until(session, f"{url}/readyz", "Secret espalier-gateway-key is not there yet")
         await until(session, f"{url}/healthz", "ok")
-        apply(apiserver, users.namespace, signing_key(PRIVATE_KEY))
+        apply(apiserver, system, signing_key(PRIVATE_KEY))
         await until(session, f"{url}/readyz", '{"unready": ""}')
 
         reply = await session.post(f"{url}/v1/completions", json=ASK)
@@ -101,8 +104,18 @@ def test_the_chart_grants_the_time_that_it_may_take_to_end() -> None:
     assert int(granted) > UNREADY_SECONDS + DRAIN_SECONDS
 
 
-async def test_a_missing_setting_is_named_and_ends_it_as_a_users_mistake() -> None:
-    async with started({"POD_NAMESPACE": ""}) as process:
+@pytest.mark.parametrize(
+    ("own", "listed", "said"),
+    [
+        ("", "team", "POD_NAMESPACE is not set"),
+        ("system", "", "ESPALIER_NAMESPACES is not set"),
+        ("system", "team, system", "ESPALIER_NAMESPACES names system, where Espalier itself runs"),
+    ],
+)
+async def test_a_wrong_setting_is_named_and_ends_it_as_a_users_mistake(
+    own: str, listed: str, said: str
+) -> None:
+    async with started({"POD_NAMESPACE": own, "ESPALIER_NAMESPACES": listed}) as process:
         _, errors = await process.communicate()
     assert process.returncode == 64
-    assert "POD_NAMESPACE is not set" in json.loads(errors)["message"]
+    assert said in json.loads(errors)["message"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.gateway.relay import StreamRewriter, error_event, rewrite_answer
+from espalier.untrusted import MAX_NESTED, UnreadableError
 
 ADAPTER, ASKED = "arith@a1a1a1a1a1a1", "arith"
 
@@ -123,3 +125,34 @@ def test_what_follows_the_last_event_is_kept() -> None:
 
 def test_an_error_event_ends_the_stream() -> None:
     assert error_event({"error": {}}) == b'data: {"error":{}}\n\ndata: [DONE]\n\n'
+
+
+def test_an_answer_of_many_log_probs_and_choices_is_edited_without_being_read() -> None:
+    """16 answers of 16,000 tokens have more parts than are ever read."""
+    entries = b",".join([b'{"token":"x","logprob":-0.5,"bytes":[120],"top_logprobs":[]}'] * 60_000)
+    choices = b",".join(
+        b'{"index":%d,"logprobs":{"content":[%s]}}' % (index, entries) for index in (2, 0, 1)
+    )
+    head = b'{"object":"chat.completion","model":"%s","prompt_token_ids":[1,2],' % ADAPTER.encode()
+    answer = head + b'"choices":[' + choices + b"]}"
+    assert answer.count(b"{") + answer.count(b"[") > MAX_NESTED
+    rewritten = json.loads(rewrite_answer(answer, ADAPTER, ASKED))
+    assert rewritten["model"] == ASKED
+    assert [(c["index"], c["prompt_token_ids"]) for c in rewritten["choices"]] == [
+        (index, [1, 2]) for index in (2, 0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "body", [b"[1]", b"7", b"{", b"[" * 10_000, b"[" + b"[]," * MAX_NESTED + b"0]"]
+)
+def test_what_is_no_completion_is_not_passed_on(body: bytes) -> None:
+    with pytest.raises(UnreadableError):
+        rewrite_answer(body, ADAPTER, ASKED)
+
+
+def test_an_event_without_an_end_is_not_held() -> None:
+    rewriter = StreamRewriter(ADAPTER, ASKED)
+    with pytest.raises(UnreadableError, match="over 8 MiB"):
+        for _ in range(9):
+            rewriter.feed(b"x" * 2**20)

@@ -42,6 +42,12 @@ def arith(world: World) -> Id:
     return model
 
 
+def where(found: object) -> tuple[Id, str, list[str]]:
+    """Model, adapter and the addresses of the pods that a request may go to."""
+    assert isinstance(found, Target)
+    return found.model, found.adapter, [pod.address for pod in found.pods]
+
+
 @pytest.mark.parametrize(
     ("asked", "adapter"),
     [
@@ -55,14 +61,14 @@ def arith(world: World) -> Id:
 def test_a_name_means_one_set_of_weights(world: World, arith: Id, asked: str, adapter: str) -> None:
     slug, ref = split(asked)
     assert find_model(world.snapshot, slug) == arith
-    assert resolve(world.snapshot, arith, ref) == Target(arith, adapter, ("10.0.0.1:8000",))
+    assert where(resolve(world.snapshot, arith, ref)) == (arith, adapter, ["10.0.0.1:8000"])
 
 
 def test_the_head_of_a_model_without_steps_is_the_base(world: World) -> None:
     model = world.model("fresh")
     world.head(model, "")
     world.pod(model, "fresh-rollout-0")
-    assert resolve(world.snapshot, model, "") == Target(model, "base", ("10.0.0.1:8000",))
+    assert where(resolve(world.snapshot, model, "")) == (model, "base", ["10.0.0.1:8000"])
 
 
 def test_a_fork_serves_the_checkpoint_it_started_from_under_its_own_name(
@@ -73,7 +79,7 @@ def test_a_fork_serves_the_checkpoint_it_started_from_under_its_own_name(
     world.pod(fork, "fork-rollout-0", ip="10.0.0.2")
     for ref in ("", "arith-000002"):
         target = resolve(world.snapshot, fork, ref)
-        assert target == Target(fork, "fork@b2b2b2b2b2b2", ("10.0.0.2:8000",))
+        assert where(target) == (fork, "fork@b2b2b2b2b2b2", ["10.0.0.2:8000"])
 
 
 def test_a_checkpoint_of_another_model_is_unknown(world: World, arith: Id) -> None:
@@ -117,7 +123,7 @@ def test_two_heads_of_a_model_are_sampled_under_their_own_names(
     assert isinstance(slug, Slug)
     assert slug.model == arith
     target = resolve(world.snapshot, slug.model, ref, slug.head)
-    assert target == Target(arith, adapter, ("10.0.0.1:8000",))
+    assert where(target) == (arith, adapter, ["10.0.0.1:8000"])
 
 
 def test_who_trains_through_another_head_is_sent_to_the_model(world: World, canary: Id) -> None:
@@ -321,8 +327,8 @@ def test_only_ready_rollouts_of_the_model_get_requests(world: World, arith: Id) 
     world.pod(arith, "arith-trainer-0", ip="10.0.0.5", role="trainer")
     world.pod(arith, "arith-rollout-4", ip="fd00::1")
     found = resolve(world.snapshot, arith, "")
-    assert isinstance(found, Target)
-    assert found.addresses == ("10.0.0.1:8000", "10.0.0.2:9000", "[fd00::1]:8000")
+    _, _, addresses = where(found)
+    assert addresses == ["10.0.0.1:8000", "10.0.0.2:9000", "[fd00::1]:8000"]
 
 
 def test_a_pod_that_goes_is_forgotten(world: World, arith: Id) -> None:
@@ -354,3 +360,15 @@ def test_a_models_uid_means_it_as_huds_client_takes_it() -> None:
     hidden = World("here")
     hidden.model("arith", "elsewhere")
     assert isinstance(find_model(hidden.snapshot, "uid-arith"), Unknown)
+
+
+def test_an_object_of_another_namespace_named_after_a_uid_does_not_take_it_over() -> None:
+    world = World("here", "there")
+    model = world.model("arith")
+    other = world.model("other", "there")
+    world.head(other, A, name="uid-arith")
+    world.model("uid-arith", "there")
+    assert find_model(world.snapshot, "uid-arith") == model
+    # Its own slug says where it is.
+    assert slug_of(world.snapshot, Id("there", "uid-arith")) == "there/uid-arith"
+    assert find_model(world.snapshot, "there/uid-arith") == Id("there", "uid-arith")

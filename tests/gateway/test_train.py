@@ -9,11 +9,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 from dev.ports import free_port
-from tests.gateway.conftest import PUBLIC_KEY, Behaviour, Gateway, Upstream
+from tests.gateway.conftest import KEYS, Behaviour, Gateway, Upstream
 from tests.gateway.test_completions import hang, hang_up
 from tests.gateway.world import LOADING, World, digest, waiting
 
 from espalier import identity
+from espalier.core.names import audience
 from espalier.core.request import Request
 from espalier.gateway import train, trainers
 from espalier.gateway.runs import active_run
@@ -78,7 +79,8 @@ async def test_a_command_reaches_the_trainer_as_sent_under_the_heads_epoch(
     assert request.path == "/train/forward-backward"
     assert request.headers["Idempotency-Key"] == "s/1"
     assert "Espalier-Epoch" not in request.headers
-    caller = identity.verify(PUBLIC_KEY, request.headers["Authorization"], str(model))
+    name = audience(model.namespace, model.name, "trainer", "uid-arith-trainer-0")
+    caller = identity.verify(KEYS, request.headers["Authorization"], name)
     assert caller == identity.Caller("gateway", 3)
 
 

@@ -47,7 +47,14 @@ def served(users: Users, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     model = make_model(tmp_path_factory.mktemp("model"))
     base = commit_base(volume, model)
     first, second = (commit_adapter(volume, model, base, seed=seed) for seed in (1, 2))
-    rollout = start(volume, base, private_key=PRIVATE_KEY, model="arith", namespace=users.namespace)
+    rollout = start(
+        volume,
+        base,
+        private_key=PRIVATE_KEY,
+        model="arith",
+        namespace=users.namespace,
+        uid="uid-arith-rollout-0",
+    )
     try:
         wait_healthy(rollout, 400)
         rollout.serve(adapter_name("arith", first)).raise_for_status()

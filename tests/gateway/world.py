@@ -138,6 +138,18 @@ class World:
             status={"step": step},
         )
 
+    def workload(self, model: Id, role: str) -> Body:
+        """What the operator and Kubernetes make for a role; the reference that its pods carry."""
+        labels = {"espalier.dev/model": model.name, "espalier.dev/role": role}
+        above = controlled_by("espalier.dev/v1alpha1", "TrainableModel", model.name)
+        name = f"{model.name}-{role}"
+        chain = ("StatefulSet",) if role == "trainer" else ("Deployment", "ReplicaSet")
+        for kind in chain:
+            metadata = {"labels": labels, "ownerReferences": [above]}
+            self.put(kind, name, model.namespace, metadata=metadata, spec={})
+            above = controlled_by("apps/v1", kind, name)
+        return above
+
     def pod(
         self,
         model: Id,
@@ -148,16 +160,32 @@ class World:
         port: int = 8000,
         **status: Any,
     ) -> None:
-        """A pod; ready unless a status is given."""
+        """A pod of the model's workload; ready unless a status is given."""
         labels = {"espalier.dev/model": model.name, "espalier.dev/role": role}
+        controller = self.workload(model, role)
         self.put(
             "Pod",
             name,
             model.namespace,
-            metadata={"labels": labels, **status.pop("metadata", {})},
+            metadata={
+                "labels": labels,
+                "ownerReferences": [controller],
+                **status.pop("metadata", {}),
+            },
             spec={"containers": [{"name": "main", "ports": [{"containerPort": port}]}]},
             status={"podIP": ip, **(status or {"conditions": [condition("Ready", "True")]})},
         )
+
+
+def controlled_by(api_version: str, kind: str, name: str) -> Body:
+    """The reference to a controller that ``World.put`` has put."""
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "name": name,
+        "uid": f"uid-{name}",
+        "controller": True,
+    }
 
 
 def condition(kind: str, status: str, reason: str = "", message: str = "") -> Body:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -14,7 +13,7 @@ from typing import IO
 
 from aiohttp import web
 from dev.apiserver import ApiServer
-from dev.ports import free_port
+from dev.ports import free_port, own_network
 from tests.gitops.customizations import run_action
 from tests.gitops.repository import Repository
 from tests.simulation.kubelet import RESOLVED
@@ -42,8 +41,7 @@ class Team:
         self.cluster = cluster
         self.namespace = namespace
         self.repository = Repository(home / namespace)
-        # Addresses of our own: other test runs on this machine play pods as well.
-        prefix = f"127.{random.randrange(78, 250)}.{random.randrange(250)}"
+        prefix = own_network(PORT)
         self.addresses = {"trainer": f"{prefix}.2", "rollout": f"{prefix}.3"}
         self.servers: Servers
 
@@ -130,6 +128,7 @@ class Team:
 
     def _running(self, pod: Body) -> Body:
         role = pod["metadata"]["labels"]["espalier.dev/role"]
+        self.servers.uids[role] = pod["metadata"]["uid"]
         ended = role == "importer"
         ip = self.addresses.get(role, "127.0.0.1")
         state: Body = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
@@ -156,9 +155,9 @@ class Team:
         return {"metadata": metadata, "status": status}
 
     @asynccontextmanager
-    async def pods(self, public_key: str) -> AsyncIterator[None]:
+    async def pods(self, keys: identity.PublicKeys) -> AsyncIterator[None]:
         """Trainer and rollouts at their addresses, and nodes that run them."""
-        self.servers = Servers(self.namespace, MODEL, public_key, self.addresses["rollout"])
+        self.servers = Servers(self.namespace, MODEL, keys, self.addresses["rollout"])
         self.servers.rollouts.up = {self.addresses["rollout"]}
         runner = web.AppRunner(self.servers.app(), handler_cancellation=True)
         await runner.setup()
@@ -217,18 +216,23 @@ async def teams(
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await KubernetesCluster.connect())
         made = [Team(apiserver, cluster, namespace, home) for namespace in namespaces]
-        private_key = await signing_key.ensure(cluster, namespaces[0])
+        system = f"{namespaces[0]}-system"
+        await asyncio.to_thread(apiserver.create_namespace, system)
+        private_keys = [
+            await signing_key.ensure(cluster, system, name)
+            for name in (signing_key.NAME, signing_key.GATEWAY_NAME)
+        ]
         for team in made:
-            await stack.enter_async_context(team.pods(identity.public_key(private_key)))
-        await stack.enter_async_context(_operator(namespaces, home / "operator.log"))
+            await stack.enter_async_context(team.pods(identity.PublicKeys.of(*private_keys)))
+        await stack.enter_async_context(_operator(system, namespaces, home / "operator.log"))
         yield made
 
 
 @asynccontextmanager
-async def _operator(namespaces: Sequence[str], log: Path) -> AsyncIterator[None]:
+async def _operator(system: str, namespaces: Sequence[str], log: Path) -> AsyncIterator[None]:
     environment = {
         **os.environ,
-        "POD_NAMESPACE": namespaces[0],
+        "POD_NAMESPACE": system,
         "POD_NAME": "operator-0",
         "ESPALIER_NAMESPACES": ",".join(namespaces),
         "ESPALIER_IMAGE_TRAINER": "trainer:1",

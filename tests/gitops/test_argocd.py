@@ -23,7 +23,7 @@ from espalier.kube.objects import Body
 
 pytestmark = pytest.mark.timeout(900)
 
-ADVANCES = 100
+ADVANCES = [20, pytest.param(100, marks=pytest.mark.exhaustive)]
 
 
 class Owned(Application):
@@ -80,8 +80,9 @@ async def test_the_first_sync_goes_wave_by_wave(open_teams: OpenTeams, own: Own)
     }
 
 
-async def test_a_hundred_advances_are_no_drift_and_no_sync(
-    open_teams: OpenTeams, own: Own, scenario: Path
+@pytest.mark.parametrize("advances", ADVANCES)
+async def test_advances_are_no_drift_and_no_sync(
+    open_teams: OpenTeams, own: Own, scenario: Path, advances: int
 ) -> None:
     client_side, server_side = await open_teams(2)
     applications = [
@@ -89,8 +90,8 @@ async def test_a_hundred_advances_are_no_drift_and_no_sync(
         await own(server_side, "ServerSideApply=true", compare_options="ServerSideDiff=true"),
     ]
     before = [await declared(application.team) for application in applications]
-    names = await asyncio.gather(*(a.team.advance(ADVANCES) for a in applications))
-    assert names == [f"arith-{ADVANCES:06d}"] * 2
+    names = await asyncio.gather(*(a.team.advance(advances) for a in applications))
+    assert names == [f"arith-{advances:06d}"] * 2
     for application, declared_before in zip(applications, before, strict=True):
         after = await application.compared()
         assert after["status"]["sync"]["status"] == "Synced"

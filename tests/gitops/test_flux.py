@@ -20,7 +20,7 @@ from espalier.kube.objects import Body
 
 pytestmark = pytest.mark.timeout(900)
 
-ADVANCES = 100
+ADVANCES = [20, pytest.param(100, marks=pytest.mark.exhaustive)]
 Own = Callable[..., Awaitable[Kustomization]]
 
 
@@ -62,14 +62,15 @@ async def test_it_waits_for_the_model_and_the_head_but_not_for_the_run(
     assert steps < 200
 
 
-async def test_a_hundred_advances_change_nothing_that_flux_applies(
-    open_teams: OpenTeams, own: Own, flux: Flux
+@pytest.mark.parametrize("advances", ADVANCES)
+async def test_advances_change_nothing_that_flux_applies(
+    open_teams: OpenTeams, own: Own, flux: Flux, advances: int
 ) -> None:
     (team,) = await open_teams(1)
     kustomization = await own(team, interval="1s")
     before = await declared(team)
     applied = configured(flux, team)
-    assert await team.advance(ADVANCES) == f"arith-{ADVANCES:06d}"
+    assert await team.advance(advances) == f"arith-{advances:06d}"
     await kustomization.reconciled()
     await kustomization.ready(team.repository.git("rev-parse", "HEAD"))
     assert await declared(team) == before

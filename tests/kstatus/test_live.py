@@ -14,9 +14,6 @@ from tests.simulation.servers import ROLLOUT_IP, TRAINER_IP, Servers, serving
 from tests.simulation.test_process import Stage, has_reason, is_current, stage
 from tests.simulation.world import head_spec, model_spec, run_spec
 
-from espalier import identity
-from espalier.controllers import signing_key
-
 __all__ = ["stage"]
 
 OUT = Path(__file__).resolve().parents[2] / "out" / "managed-fields"
@@ -47,9 +44,7 @@ async def test_an_object_that_nobody_has_looked_at_is_in_progress(
 async def test_kubectl_waits_end_and_the_operator_owns_no_field_of_a_user(
     apiserver: ApiServer, stage: Stage, namespace: str
 ) -> None:
-    await stage.until("Secret", signing_key.NAME, bool)
-    private_key = await signing_key.ensure(stage.cluster, namespace)
-    servers = Servers(namespace, "tiny", identity.public_key(private_key))
+    servers = Servers(namespace, "tiny", await stage.keys())
 
     async def kubectl(*arguments: str) -> str:
         return await asyncio.to_thread(apiserver.kubectl, *arguments, "-n", namespace)
@@ -61,9 +56,9 @@ async def test_kubectl_waits_end_and_the_operator_owns_no_field_of_a_user(
         await stage.apply("TrainableModel", "tiny", model_spec())
         await stage.apply("TrainingRun", "digits", run_spec("tiny", 2, driver="Client"))
         await stage.play("importer", "127.77.0.1", RESOLVED)
-        await stage.play("rollout", ROLLOUT_IP)
+        await stage.play("rollout", ROLLOUT_IP, by=servers)
         await kubectl("wait", "checkpointhead/tiny", "--for=condition=Ready", "--timeout=150s")
-        await stage.play("trainer", TRAINER_IP)
+        await stage.play("trainer", TRAINER_IP, by=servers)
         await kubectl("wait", "trainingrun/digits", "--for=condition=Ready", "--timeout=150s")
         for step in (1, 2):
             await servers.trainer.step("tiny")

@@ -22,7 +22,7 @@ VOLUME_BASE = {"persistentVolumeClaim": {"claimName": "models", "path": "tiny/1"
 HUB_BASE = {"huggingFace": {"repository": "Qwen/Qwen3-0.6B", "revision": REVISION}}
 SETTINGS = ChildSettings(
     Images(trainer="trainer:1", rollout="rollout:1", runner="runner:1"),
-    public_key="-----BEGIN PUBLIC KEY-----",
+    public_keys="-----BEGIN PUBLIC KEY-----",
     gateway_url="http://espalier-gateway.espalier.svc:80",
 )
 
@@ -71,6 +71,17 @@ def pod_of(child: Body) -> Body:
 
 
 def environment(child: Body) -> dict[str, str]:
-    """Of its container, but for what is kept elsewhere."""
+    """Its variables, but for those kept elsewhere; a field of the pod is its path in brackets."""
     (container,) = pod_of(child)["containers"]
-    return {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    return {
+        entry["name"]: _value(entry)
+        for entry in container["env"]
+        if not {"secretKeyRef", "configMapKeyRef"} & entry.get("valueFrom", {}).keys()
+    }
+
+
+def _value(entry: Body) -> str:
+    if "valueFrom" in entry:
+        return f"<{entry['valueFrom']['fieldRef']['fieldPath']}>"
+    value: str = entry["value"]
+    return value

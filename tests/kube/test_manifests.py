@@ -38,9 +38,10 @@ Body = dict[str, Any]
 MODEL_ENV = {
     "ESPALIER_MODEL": "arith",
     "ESPALIER_NAMESPACE": "default",
+    "ESPALIER_POD_UID": "<metadata.uid>",
     "ESPALIER_VOLUME": "/weights",
     "ESPALIER_BASE": BASE,
-    "ESPALIER_PUBLIC_KEY": SETTINGS.public_key,
+    "ESPALIER_PUBLIC_KEYS": SETTINGS.public_keys,
 }
 
 

@@ -12,7 +12,8 @@ from tests.api.manifests import CHECKPOINT, HEAD, MODEL, RUN, Manifest, edited
 
 from espalier.kube.objects import Body, Key, key_of
 from espalier.local.admission import refusals
-from espalier.local.manifests import NAMESPACE, SPECS, ManifestError, read
+from espalier.local.layout import NAMESPACE
+from espalier.local.manifests import SPECS, ManifestError, read
 
 STORED = [{**o, "metadata": {**o["metadata"], "namespace": NAMESPACE}} for o in (MODEL, RUN, HEAD)]
 

@@ -25,6 +25,12 @@ SCRIPTS = (
     "warm_up",
     "change_of_reward",
 )
+# One with a turn, and one with an environment of many turns; `make test-all` runs the others.
+SAMPLE = ("arithmetic", "play_2048")
+EACH_SCRIPT = [
+    pytest.param(script, marks=[] if script in SAMPLE else pytest.mark.exhaustive)
+    for script in SCRIPTS
+]
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,8 @@ async def _run(script: str, model: Path, work: Path) -> Ended:
 
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EACH_SCRIPT)
 async def test_the_reward_of_a_cookbook_rises(script: str, model: Path, tmp_path: Path) -> None:
-    # One at a time: two vLLM servers on two cores hinder each other more than they overlap.
     end = await _run(script, model, tmp_path)
     assert end.code == 0, end.said
     assert "step" in end.said

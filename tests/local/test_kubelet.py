@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import sys
+import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,10 @@ import pytest
 from espalier.core.pods import read_job, read_pod
 from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Body, Key
+from espalier.local import kubelet as local_kubelet
 from espalier.local.kubelet import Kubelet
-from espalier.local.layout import Layout
+from espalier.local.layout import Layout, StartError
+from espalier.local.memory import GIB, Memory
 
 SERVER = """
 import os
@@ -166,3 +172,166 @@ async def test_an_image_that_is_not_here_says_what_to_give(node: Node) -> None:
     await node.cluster.apply("Job", body)
     await node.until(lambda: bool(node.pod()) and bool(read_pod(node.pod()).waiting))
     assert "give --image model:1=DIRECTORY" in read_pod(node.pod()).waiting
+
+
+def asking(memory: str) -> Body:
+    body = workload("Deployment", "rollout", SERVER)
+    body["spec"]["template"]["spec"]["containers"][0]["resources"] = {
+        "requests": {"memory": memory}
+    }
+    return body
+
+
+async def test_a_pod_waits_for_memory_that_another_one_asked_for_and_starts_once_it_is_gone(
+    tmp_path: Path,
+) -> None:
+    cluster, stop = MemoryCluster(now), asyncio.Event()
+    node = Node(cluster)
+    async with aiohttp.ClientSession() as session:
+        kubelet = Kubelet(cluster, Layout(tmp_path, {}), session, now, Memory(3 * GIB))
+        task = asyncio.create_task(kubelet.run(stop))
+        await cluster.apply("Deployment", asking("2Gi"))
+        await node.until(node.ready)
+        second = asking("1536Mi")
+        second["metadata"]["name"] = "second"
+        await cluster.apply("Deployment", second)
+        key = Key("Pod", "default", "second-0")
+        await node.until(lambda: key in cluster.objects and "status" in cluster.objects[key])
+        refused = read_pod(cluster.objects[key])
+        assert refused.waiting_reason == "Unschedulable"
+        assert "it asks for 1.5 GiB, and of 3.0 GiB" in refused.waiting
+        assert "other pods ask for 2.0 GiB" in refused.waiting
+        assert "template.resources.requests.memory" in refused.waiting
+        await cluster.delete(Key("Deployment", "default", "w"))
+        await node.until(lambda: read_pod(cluster.objects[key]).ready)
+        stop.set()
+        await task
+
+
+async def test_a_job_that_is_over_asks_for_no_memory(tmp_path: Path) -> None:
+    cluster, stop = MemoryCluster(now), asyncio.Event()
+    node = Node(cluster)
+    async with aiohttp.ClientSession() as session:
+        kubelet = Kubelet(cluster, Layout(tmp_path, {}), session, now, Memory(GIB))
+        task = asyncio.create_task(kubelet.run(stop))
+        job = workload("Job", "importer", "pass")
+        job["metadata"]["name"] = "job"
+        container = job["spec"]["template"]["spec"]["containers"][0]
+        container["resources"] = {"requests": {"memory": "1Gi"}}
+        await cluster.apply("Job", job)
+        await node.until(lambda: read_job(cluster.objects[Key("Job", "default", "job")]).complete)
+        await cluster.apply("Deployment", asking("1Gi"))
+        await node.until(node.ready)
+        stop.set()
+        await task
+
+
+async def test_a_program_at_the_pods_port_of_all_addresses_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as program:
+        program.bind(("", 0))
+        program.listen()
+        taken = program.getsockname()[1]
+        monkeypatch.setattr(local_kubelet, "PORT", taken)
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(StartError, match=f"listens on port {taken} at all addresses"):
+                Kubelet(MemoryCluster(now), Layout(tmp_path, {}), session, now)
+
+
+PARENT = """
+import asyncio, pathlib, sys
+from espalier.local.process import Plan, Running
+async def main():
+    root = pathlib.Path(sys.argv[1])
+    plan = Plan((), (sys.executable, "-c", "import time; time.sleep(600)"), {}, root / "message")
+    print((await Running.start(plan, root / "log")).pid, flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+
+
+def runs(pid: int) -> bool:
+    """Whether it does; an orphan that nobody reaps has ended all the same."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def until_ended(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while runs(pid):
+        assert time.monotonic() < deadline, f"{pid} outlived its parent by 30 s"
+        time.sleep(0.05)
+
+
+async def test_a_process_ends_with_an_espalier_dev_that_is_killed(tmp_path: Path) -> None:
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PARENT, str(tmp_path)),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(60):
+        child = int(await parent.stdout.readline())
+        parent.kill()
+        await parent.wait()
+        await asyncio.to_thread(until_ended, child)
+
+
+async def test_what_a_pod_had_under_tmp_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    cluster, stop = MemoryCluster(now), asyncio.Event()
+    node = Node(cluster)
+    async with aiohttp.ClientSession() as session:
+        kubelet = Kubelet(cluster, Layout(tmp_path / "state", {}), session, now)
+        task = asyncio.create_task(kubelet.run(stop))
+        body = workload("Deployment", "rollout", SERVER)
+        spec = body["spec"]["template"]["spec"]
+        spec["volumes"] = [{"name": "tmp", "emptyDir": {}}]
+        spec["containers"][0]["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
+        await cluster.apply("Deployment", body)
+        await node.until(node.ready)
+        assert list(place.iterdir())
+        stop.set()
+        await task
+    assert list(place.iterdir()) == []
+
+
+STATUS = """
+    def status(self):
+        return 200 if self.path == "/healthz" or os.path.exists(os.environ["FILE"]) else 503
+"""
+WHILE_THERE = SERVER.replace("(200)", "(self.status())").replace(
+    "class Ready(BaseHTTPRequestHandler):", f"class Ready(BaseHTTPRequestHandler):{STATUS}"
+)
+
+
+async def test_a_server_is_unready_after_as_long_as_its_probe_says_and_not_at_one_miss(
+    node: Node, tmp_path: Path
+) -> None:
+    file = tmp_path / "serves"
+    file.touch()
+    body = workload("Deployment", "rollout", WHILE_THERE)
+    (container,) = body["spec"]["template"]["spec"]["containers"]
+    container["env"] = [{"name": "FILE", "value": str(file)}]
+    container["readinessProbe"] = {"periodSeconds": 2, "failureThreshold": 3}
+    await node.cluster.apply("Deployment", body)
+    await node.until(node.ready)
+    seen: list[bool] = []
+    node.cluster.watch(lambda event, body: seen.append(node.ready()))
+    file.unlink()
+    await asyncio.sleep(2)
+    file.touch()
+    await asyncio.sleep(1)
+    assert all(seen)
+    file.unlink()
+    missed = asyncio.get_running_loop().time()
+    await node.until(lambda: not node.ready())
+    assert asyncio.get_running_loop().time() - missed >= 4

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from espalier.local.layout import Layout, MappingError
-from espalier.local.manifests import ManifestError, newest, read
+from espalier.local.layout import Layout, MappingError, StartError
+from espalier.local.manifests import ManifestError, fingerprint, read
 from espalier.local.process import plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -17,6 +18,8 @@ kind: CheckpointHead
 metadata: {name: arith}
 spec: {modelRef: {name: arith}, mode: Track}
 """
+
+HERE = {"uid": "uid-1", "address": "127.9.9.9"}
 
 
 def test_an_example_for_the_cluster_is_taken_as_it_is() -> None:
@@ -39,9 +42,30 @@ def test_without_a_kustomization_every_yaml_counts(tmp_path: Path) -> None:
 
 
 def test_an_edit_shows(tmp_path: Path) -> None:
-    assert newest(tmp_path) == 0
+    empty = fingerprint(tmp_path)
     (tmp_path / "head.yaml").write_text(HEAD)
-    assert newest(tmp_path) > 0
+    written = fingerprint(tmp_path)
+    assert written != empty
+    assert fingerprint(tmp_path) == written
+
+
+def test_an_older_file_that_takes_the_place_of_a_newer_one_is_an_edit(tmp_path: Path) -> None:
+    older = tmp_path / "kept.txt"
+    older.write_text(HEAD)
+    os.utime(older, (1, 1))
+    (tmp_path / "head.yaml").write_text(HEAD)
+    before = fingerprint(tmp_path)
+    older.replace(tmp_path / "head.yaml")
+    assert fingerprint(tmp_path) != before
+
+
+def test_a_file_that_only_the_kustomization_names_is_followed_too(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("resources: [heads/head.yml]")
+    (tmp_path / "heads").mkdir()
+    (tmp_path / "heads" / "head.yml").write_text(HEAD)
+    before = fingerprint(tmp_path)
+    (tmp_path / "heads" / "head.yml").write_text(HEAD.replace("Track", "Pin"))
+    assert fingerprint(tmp_path) != before
 
 
 @pytest.mark.parametrize(
@@ -102,7 +126,7 @@ def test_paths_of_the_pod_become_paths_of_this_machine(tmp_path: Path) -> None:
         ],
     }
     config = {"sums": {"tasks.jsonl": "{}"}}
-    planned = plan("p", "importer", spec, address="127.9.9.9", layout=layout, config=config)
+    planned = plan("p", "importer", spec, **HERE, layout=layout, config=config)
     assert planned.environment["ESPALIER_VOLUME"] == str(tmp_path / "volumes" / "disk")
     assert planned.environment["OTHER"] == "/weightsandmore"
     source = tmp_path / "pods" / "p" / "source"
@@ -112,9 +136,9 @@ def test_paths_of_the_pod_become_paths_of_this_machine(tmp_path: Path) -> None:
 
     unknown = Layout(tmp_path, {})
     with pytest.raises(MappingError, match="give --image model:1=DIRECTORY"):
-        plan("p", "importer", spec, address="127.9.9.9", layout=unknown, config=config)
+        plan("p", "importer", spec, **HERE, layout=unknown, config=config)
     with pytest.raises(MappingError, match="ConfigMap sums is in no manifest"):
-        plan("p", "importer", spec, address="127.9.9.9", layout=layout, config={})
+        plan("p", "importer", spec, **HERE, layout=layout, config={})
 
 
 def test_temporary_files_are_where_a_sockets_path_is_short_enough(tmp_path: Path) -> None:
@@ -124,6 +148,13 @@ def test_temporary_files_are_where_a_sockets_path_is_short_enough(tmp_path: Path
     place = Layout(deep, {}).mounts("pod", spec, {})["/tmp"]
     assert len(str(place)) < 60
     assert place.stat().st_mode & 0o777 == 0o700
+    (place / "left").touch()
+    Layout(deep, {}).forget_temporary("pod")
+    assert not place.exists()
+    place.symlink_to(tmp_path)
+    with pytest.raises(MappingError, match=r"is another user's: remove it, or set TMPDIR"):
+        Layout(deep, {}).mounts("pod", spec, {})
+    place.unlink()
     assert Layout(deep, {}).mounts("other", spec, {})["/tmp"] != place
 
 
@@ -131,3 +162,16 @@ def test_secrets_are_made_once_and_only_for_their_owner(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "state", {})
     assert layout.token() == Layout(tmp_path / "state", {}).token()
     assert (tmp_path / "state" / "token").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_state_has_one_espalier_dev_and_tells_whether_it_has(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state", {})
+    assert not layout.in_use()
+    with layout.claimed():
+        assert layout.in_use()
+        with (
+            pytest.raises(StartError, match=r"another espalier dev works in .*give --state"),
+            Layout(tmp_path / "state", {}).claimed(),
+        ):
+            pass
+    assert not layout.in_use()

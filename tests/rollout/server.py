@@ -14,11 +14,13 @@ from typing import Any
 
 import httpx
 from dev.ports import free_port
+from filelock import FileLock
 
 from espalier import identity
 from espalier.core import names
 
 NAMESPACE = "default"
+BAKE_SECONDS = 300
 
 
 @dataclass
@@ -74,6 +76,8 @@ def start(
     private_key: str = "",
     model: str = "tiny",
     namespace: str = NAMESPACE,
+    uid: str = "uid-1",
+    port: int = 0,
     dtype: str = "float32",
     max_model_tokens: int = 256,
     max_adapters: int = 3,
@@ -82,14 +86,15 @@ def start(
 ) -> Rollout:
     """Start ``python -m espalier.rollout`` on a free port; does not wait for it."""
     private_key = private_key or identity.generate_private_key()
-    port = free_port()
+    port = port or free_port()
     scratch = Path(tempfile.mkdtemp(prefix="rollout-"))
     told = {
         "ESPALIER_MODEL": model,
         "ESPALIER_NAMESPACE": namespace,
+        "ESPALIER_POD_UID": uid,
         "ESPALIER_VOLUME": str(volume),
         "ESPALIER_BASE": base,
-        "ESPALIER_PUBLIC_KEY": identity.public_key(private_key),
+        "ESPALIER_PUBLIC_KEYS": identity.PublicKeys.of(private_key, private_key).text(),
         "ESPALIER_DTYPE": dtype,
         "ESPALIER_MAX_MODEL_TOKENS": str(max_model_tokens),
         "ESPALIER_MAX_ADAPTERS": str(max_adapters),
@@ -107,20 +112,23 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    audience = names.audience(namespace, model)
+    audience = names.audience(namespace, model, "rollout", uid)
     return Rollout(process, f"http://127.0.0.1:{port}", private_key, audience, log)
 
 
 def baked_model_information() -> Path:
     """What the image has baked in, made once and kept in the cache."""
-    root = Path(os.environ.get("ESPALIER_CACHE", Path.home() / ".cache" / "espalier")) / "vllm"
-    if not (root / "modelinfos").is_dir():
-        subprocess.run(
-            [sys.executable, "-m", "espalier.rollout.bake", "LlamaForCausalLM"],
-            env=os.environ | {"VLLM_CACHE_ROOT": str(root)},
-            check=True,
-            timeout=300,
-        )
+    cache = Path(os.environ.get("ESPALIER_CACHE", Path.home() / ".cache" / "espalier"))
+    root = cache / "vllm"
+    # Another worker may ask for it in the same moment.
+    with FileLock(cache / "vllm.lock", timeout=2 * BAKE_SECONDS):
+        if not (root / "modelinfos").is_dir():
+            subprocess.run(
+                [sys.executable, "-m", "espalier.rollout.bake", "LlamaForCausalLM"],
+                env=os.environ | {"VLLM_CACHE_ROOT": str(root)},
+                check=True,
+                timeout=BAKE_SECONDS,
+            )
     return root
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,21 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from espalier import identity
+from espalier.core.names import audience
 from espalier.rollout import auth
 from espalier.rollout.settings import Settings
 
-PRIVATE = identity.generate_private_key()
+KEYS: dict[identity.Subject, str] = {
+    "operator": identity.generate_private_key(),
+    "gateway": identity.generate_private_key(),
+}
 SETTINGS = Settings(
     model="arith",
     namespace="default",
+    uid="uid-1",
     volume=Path("/weights"),
     base="sha256:" + "a" * 64,
-    public_key=identity.public_key(PRIVATE),
+    public_keys=identity.PublicKeys.of(KEYS["operator"], KEYS["gateway"]),
     dtype="float32",
     max_model_tokens=256,
     max_adapters=2,
@@ -58,9 +64,10 @@ def vllm_routes() -> list[tuple[str, str]]:
 
 
 def authorization(
-    subject: identity.Subject, audience: str = "default/arith", key: str = PRIVATE
+    subject: identity.Subject, name: str = SETTINGS.audience, key: str = ""
 ) -> dict[str, str]:
-    return {"Authorization": f"Bearer {identity.issue(key, subject, audience)}"}
+    token = identity.issue(key or KEYS[subject], subject, name)
+    return {"Authorization": f"Bearer {token}"}
 
 
 def test_every_route_of_vllm_refuses_a_caller_without_a_token() -> None:
@@ -87,12 +94,34 @@ def test_a_token_opens_only_the_routes_that_we_name() -> None:
         dict,
         lambda: {"Authorization": "Bearer x"},
         lambda: {"Authorization": "Basic dXNlcjpwYXNz"},
-        lambda: authorization("operator", audience="default/other"),
+        *[
+            partial(authorization, "operator", audience(*given))
+            for given in (
+                ("default", "other", "rollout", "uid-1"),
+                ("another", "arith", "rollout", "uid-1"),
+                ("default", "arith", "trainer", "uid-1"),
+                ("default", "arith", "rollout", "uid-2"),
+            )
+        ],
         lambda: authorization("operator", key=identity.generate_private_key()),
+        # The gateway's key says that it is the operator, and the other way round.
+        lambda: authorization("operator", key=KEYS["gateway"]),
+        lambda: authorization("gateway", key=KEYS["operator"]),
     ],
-    ids=["none", "garbage", "basic", "another model", "another key"],
+    ids=[
+        "none",
+        "garbage",
+        "basic",
+        "another model",
+        "another namespace",
+        "the trainer",
+        "a sibling or what was here before",
+        "another key",
+        "the gateway as operator",
+        "the operator as gateway",
+    ],
 )
-def test_a_token_must_be_ours_and_for_this_model(
+def test_a_token_must_be_ours_and_for_this_very_pod(
     credentials: Callable[[], dict[str, str]],
 ) -> None:
     answer = CLIENT.post("/v1/completions", headers=credentials())
@@ -121,3 +150,44 @@ def test_what_only_looks_like_a_probe_needs_a_token(path: str) -> None:
 def test_websockets_are_closed() -> None:
     with pytest.raises(WebSocketDisconnect), CLIENT.websocket_connect("/v1/realtime"):
         pass
+
+
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "reason"),
+    [
+        ({"Content-Encoding": "gzip"}, 415, "ContentEncodingNotTaken"),
+        ({"Content-Encoding": "identity, br"}, 415, "ContentEncodingNotTaken"),
+        ({"Content-Length": str(auth.MAX_BODY_BYTES + 1)}, 413, "BodyTooLarge"),
+        ({"Transfer-Encoding": "chunked"}, 411, "LengthRequired"),
+    ],
+)
+def test_a_body_is_plain_and_of_known_length(
+    headers: dict[str, str], status: int, reason: str
+) -> None:
+    body = iter([b"{}"]) if "Transfer-Encoding" in headers else b"{}"
+    answer = CLIENT.post(COMPLETIONS, headers=authorization("gateway") | headers, content=body)
+    assert (answer.status_code, answer.json()["reason"]) == (status, reason)
+    assert answer.json()["remedy"]
+
+
+def test_a_token_of_other_characters_is_a_401() -> None:
+    sent = {b"Authorization": b"Bearer \xff"}
+    answer = CLIENT.post(COMPLETIONS, headers=sent)
+    assert (answer.status_code, answer.json()["reason"]) == (401, "Unauthenticated")
+
+
+@pytest.mark.parametrize("depth", [300, 10_000])
+def test_deep_json_is_the_callers_mistake(depth: int) -> None:
+    app = FastAPI()
+
+    @app.post(COMPLETIONS)
+    async def read(body: dict[str, object]) -> dict[str, int]:
+        return {"fields": len(body)}
+
+    client = TestClient(auth.Authentication(app, SETTINGS), raise_server_exceptions=False)
+    body = b'{"prompt":' + b"[" * depth + b"]" * depth + b"}"
+    sent = authorization("gateway") | {"Content-Type": "application/json"}
+    assert client.post(COMPLETIONS, content=body, headers=sent).status_code < 500

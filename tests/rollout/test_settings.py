@@ -13,9 +13,10 @@ from espalier.rollout.settings import SettingsError, read
 GOOD = {
     "ESPALIER_MODEL": "arith",
     "ESPALIER_NAMESPACE": "default",
+    "ESPALIER_POD_UID": "uid-1",
     "ESPALIER_VOLUME": "/weights",
     "ESPALIER_BASE": "sha256:" + "a" * 64,
-    "ESPALIER_PUBLIC_KEY": "PEM",
+    "ESPALIER_PUBLIC_KEYS": '{"operator": "PEM", "gateway": "PEM"}',
     "ESPALIER_DTYPE": "float32",
     "ESPALIER_MAX_MODEL_TOKENS": "512",
     "ESPALIER_MAX_ADAPTERS": "4",

@@ -46,6 +46,7 @@ class StandIn:
             the connection before the command is applied, ``lose`` to close it after.
         hooks: by route, called once before the next request is handled.
         retry_after: header of refusals.
+        context: characters of a prompt, beyond which it is refused as vLLM does.
     """
 
     def __init__(self, **changes: Any) -> None:
@@ -65,6 +66,7 @@ class StandIn:
         self.faults: dict[str, deque[int | str]] = {}
         self.hooks: dict[str, Callable[[], None]] = {}
         self.retry_after = ""
+        self.context = 1_000_000
         self.commands: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str] = []
         self.samples: list[dict[str, Any]] = []
@@ -136,6 +138,9 @@ class StandIn:
         body = await request.json()
         self.samples.append(body)
         prompt = body["messages"][-1]["content"]
+        if len(prompt) > self.context:
+            detail = f"This model's maximum context length is {self.context} tokens. Too many came."
+            return web.json_response({"detail": detail, "reason": "Http400"}, status=400)
         choices = []
         for index in range(body["n"]):
             text = self.answer(prompt, index)

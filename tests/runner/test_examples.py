@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from dev.apiserver import ApiServer, ApiServerError
+from tests.runner.scoring import reward
 
 from espalier.api.trainingrun import TrainingRun
 from espalier.runner.heldout import beyond_size
@@ -77,8 +78,8 @@ def test_the_run_asks_distinct_sums_and_pays_for_the_right_number(tasks: Tasks) 
     for index, question in enumerate(asked):
         assert question.endswith("? Answer with just the number.")
         left, right = question.removeprefix("What is ").split("?")[0].split(" + ")
-        assert tasks.score(index, f"{left} + {right} = {int(left) + int(right)}.").reward == 1
-        assert tasks.score(index, f"{int(left) + int(right) + 1}").reward == 0
+        assert reward(tasks, index, f"{left} + {right} = {int(left) + int(right)}.") == 1
+        assert reward(tasks, index, f"{int(left) + int(right) + 1}") == 0
 
 
 def test_64_sums_and_more_are_held_out(run: TrainingRun, directory: Path, tasks: Tasks) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,25 @@ from espalier.runner.extraction import extract, is_number, matches
 )
 def test_answer_tag_takes_the_last_complete_element(completion: str, answer: str | None) -> None:
     assert extract("AnswerTag", completion) == answer
+
+
+@given(st.lists(st.sampled_from(["<answer>", "</answer>", "<answer", "4", " ", "\n"])))
+def test_answer_tag_takes_what_the_plain_expression_would(parts: list[str]) -> None:
+    text = "".join(parts)
+    found = re.findall("<answer>(.*?)</answer>", text, re.DOTALL)
+    assert extract("AnswerTag", text) == (found[-1].strip() if found else None)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "text",
+    [part * 500_000 for part in ("<answer>", "<answer></answer", "1,111", "1", "-", "1,11", "1.")],
+    ids=range(7),
+)
+def test_a_long_text_takes_no_longer_than_its_length_asks(text: str) -> None:
+    # Each tag alone would make an expression read the whole rest: hours.
+    for mode in ("AnswerTag", "LastNumber", "Whole"):
+        matches(mode, extract(mode, text), "7")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from espalier.client import DeadlineError, GatewayClient, Patience, RefusedError
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop
 from espalier.runner.problem import UserError, WaitError
+from espalier.runner.sampling import TOO_LONG
+from espalier.runner.scoring import landlock, seccomp
+from espalier.runner.scoring.process import COMMAND
+from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.tasks import Tasks
 from espalier.runner.tasksets import open_tasks
 from espalier.runner.waiting import Waiting
@@ -31,6 +37,7 @@ class Bench:
     def __init__(self, gateway: StandIn, url: str, tasks: Path) -> None:
         self.gateway = gateway
         self.opened: list[Taskset | None] = []
+        self.worker: Sequence[str] = COMMAND
         self._url = url
         self._tasks = tasks
         self._stream = io.StringIO()
@@ -43,6 +50,7 @@ class Bench:
                 client,
                 ("default", "run"),
                 open_tasks=self._open,
+                open_scorer=lambda spec, tasks: Scorer(spec, tasks, command=self.worker),
                 journal=journal,
                 waiting=Waiting(journal, poll_seconds=0.001),
                 limits=limits,
@@ -378,3 +386,118 @@ async def test_a_gateway_that_stays_away_ends_the_runner_by_its_deadline(bench: 
     bench.gateway.fail("state", *[503] * 1000)
     with pytest.raises(DeadlineError):
         await bench.drive(patience=Patience(deadline=0.05, first_delay=0.001, longest_delay=0.01))
+
+
+EXECUTING = (sys.executable, "-P", "-m", "tests.runner.hostile", "alone", "all")
+HANGING = "while True: pass"
+
+
+def _one_answer_hangs(prompt: str, index: int) -> str:
+    """Every task's first answer is right, but for one that never ends."""
+    if prompt == "2=" and not index:
+        return HANGING
+    return f"reward = {float(not index)}"
+
+
+def _scored(bench: Bench, policy: str, **changes: object) -> None:
+    bench.worker = EXECUTING
+    taskset = {**bench.gateway.spec["taskset"], "onError": policy, "scoreTimeoutSeconds": 5}
+    bench.gateway.spec |= {"taskset": taskset, "steps": 1, "groupsPerStep": 8, **changes}
+    bench.gateway.answer = _one_answer_hangs
+
+
+@pytest.mark.parametrize("zero_variance", ["Keep", "Drop"])
+async def test_a_group_with_an_answer_that_cannot_be_scored_is_dropped_and_named(
+    bench: Bench, zero_variance: str
+) -> None:
+    _scored(bench, "DropGroup", groupFilter={"zeroVariance": zero_variance})
+    await bench.drive()
+    (gradients,) = bench.gateway.bodies("forward-backward")
+    assert [one["reward"] for one in gradients["inputs"]] == [1, 0, 0, 0] * 7
+    (step,) = bench.gateway.bodies("optim-step")
+    assert step["metrics"]["group/dropped"] == 1
+    assert step["metrics"]["reward/scorer_errors"] == 1
+    assert step["metrics"]["reward/scorer_errors_timeout"] == 1
+    assert step["metrics"]["reward/mean"] == pytest.approx(7 / 31)
+    (error,) = bench.events("scorer-error")
+    assert error["task"] == "configmap/digits/tasks.jsonl/2"
+    assert (error["cause"], error["count"]) == ("Timeout", 1)
+
+
+async def test_on_error_zero_trains_on_it_as_on_a_wrong_answer(bench: Bench) -> None:
+    _scored(bench, "Zero", groupFilter={"zeroVariance": "Keep"})
+    await bench.drive()
+    (gradients,) = bench.gateway.bodies("forward-backward")
+    assert sorted(one["reward"] for one in gradients["inputs"]) == [0] * 25 + [1] * 7
+    (step,) = bench.gateway.bodies("optim-step")
+    assert step["metrics"]["reward/scorer_errors_timeout"] == 1
+    assert step["metrics"]["reward/mean"] == 7 / 32
+
+
+async def test_on_error_fail_ends_the_run_and_names_the_task(bench: Bench) -> None:
+    _scored(bench, "Fail")
+    with pytest.raises(UserError) as raised:
+        await bench.drive()
+    assert raised.value.problem.reason == "ScorerFailed"
+    assert "task configmap/digits/tasks.jsonl/2: Timeout" in raised.value.problem.detail
+    assert bench.gateway.kinds() == []
+
+
+async def test_when_every_group_is_dropped_the_run_ends_and_says_why(bench: Bench) -> None:
+    _scored(bench, "DropGroup")
+    bench.gateway.answer = lambda prompt, index: "exit()" if not index else "reward = 1.0"
+    with pytest.raises(UserError) as raised:
+        await bench.drive(BRIEF)
+    assert raised.value.problem.reason == "RewardsUninformative"
+    assert "24 of 24 groups dropped for scorer errors" in raised.value.problem.detail
+    assert "taskset.onError" in raised.value.problem.remedy
+    assert len(bench.events("round-without-signal")) == 2
+
+
+async def test_what_confines_the_scorers_is_on_record(bench: Bench) -> None:
+    await bench.drive()
+    (opened,) = bench.events("tasks-opened")
+    assert opened["size"] == 8
+    assert opened["seccomp"] is seccomp.supported()
+    assert opened["landlock"] == landlock.version()
+
+
+async def test_a_prompt_beyond_the_context_is_passed_over_counted_and_named(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.gateway.spec |= {"steps": 1, "groupsPerStep": 8}
+    bench.gateway.context = 4
+    rows = [json.dumps({"prompt": f"{n}=", "answer": str(n)}) for n in range(8)]
+    rows[3] = json.dumps({"id": "long", "prompt": "much too long", "answer": "3"})
+    (tmp_path / "tasks.jsonl").write_text("\n".join(rows))
+    await bench.drive()
+    assert len(bench.gateway.bodies("forward-backward")[0]["inputs"]) == 7 * 4
+    (step,) = bench.gateway.bodies("optim-step")
+    assert step["metrics"]["group/prompt_too_long"] == 1
+    (skipped,) = bench.events("prompt-too-long")
+    assert skipped["task"] == "long"
+    assert "maximum context length is 4" in skipped["detail"]
+
+
+async def test_when_no_prompt_fits_the_run_ends_and_names_one(bench: Bench) -> None:
+    bench.gateway.context = 1
+    with pytest.raises(UserError) as raised:
+        await bench.drive(BRIEF)
+    assert raised.value.problem.reason == "PromptTooLong"
+    assert "in 3 rounds no task fitted the context" in raised.value.problem.detail
+    assert "configmap/digits/tasks.jsonl/" in raised.value.problem.detail
+
+
+async def test_another_refusal_of_a_prompt_still_ends_the_run(bench: Bench) -> None:
+    bench.gateway.fail("chat", 400)
+    with pytest.raises(UserError) as raised:
+        await bench.drive(BRIEF)
+    assert raised.value.problem.reason == "Status400"
+
+
+def test_the_words_are_those_of_the_vllm_that_is_installed() -> None:
+    found = find_spec("vllm")
+    if found is None or found.origin is None:
+        pytest.skip("vLLM is not installed")
+    text = (Path(found.origin).parent / "renderers" / "params.py").read_text()
+    assert f"This model's {TOO_LONG}" in text

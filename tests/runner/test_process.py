@@ -124,6 +124,46 @@ async def test_a_terminated_runner_ends_at_once(process: Process) -> None:
     assert json.loads(rest.splitlines()[-1])["event"] == "terminated"
 
 
+async def test_a_runner_is_terminated_while_an_answer_hangs(process: Process) -> None:
+    process.gateway.spec["taskset"] = {
+        "seed": 1,
+        "size": 8,
+        "scoreTimeoutSeconds": 600,
+        "reasoningGym": {"dataset": "countdown"},
+        "answerExtraction": "Whole",
+    }
+    process.gateway.answer = lambda prompt, index: "9**9**9**9"
+    answered = asyncio.Event()
+    process.gateway.hooks["chat"] = answered.set
+    started = await process.start()
+    assert started.stdout is not None
+    line = await asyncio.wait_for(started.stdout.readline(), 120)
+    assert json.loads(line)["event"] == "tasks-opened"
+    await asyncio.wait_for(answered.wait(), 60)
+    # By now the scorer has the answers, or soon will: each takes 600 s.
+    await asyncio.sleep(1)
+    started.send_signal(signal.SIGTERM)
+    rest, _ = await asyncio.wait_for(started.communicate(), 20)
+    assert started.returncode == 128 + signal.SIGTERM
+    assert json.loads(rest.splitlines()[-1])["event"] == "terminated"
+
+
+@pytest.mark.parametrize(
+    "answer", ["exit()", "__import__('os')._exit(0)", "__import__('os').kill(1, 15)"]
+)
+async def test_an_answer_does_not_end_the_runner(process: Process, answer: str) -> None:
+    process.gateway.spec["taskset"] = {
+        "seed": 1,
+        "size": 8,
+        "reasoningGym": {"dataset": "spiral_matrix"},
+        "answerExtraction": "Whole",
+    }
+    process.gateway.answer = lambda prompt, index: answer
+    code, journal, _ = await process.run()
+    assert code == 64
+    assert journal[-1]["reason"] == "RewardsUninformative"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

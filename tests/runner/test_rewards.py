@@ -7,18 +7,23 @@ from typing import Literal
 import pytest
 
 from espalier.client import Completion
+from espalier.runner.problem import UserError
 from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
+from espalier.runner.scoring.policy import counted, settled, told
+from espalier.runner.scoring.wire import Failure
 from espalier.runner.tasks import Message, Score, Task
 
 
-def group(*rewards: float, finish: str = "stop", failed: bool = False, name: str = "t/0") -> Group:
-    """One completion per reward; the n-th has n tokens."""
+def group(*rewards: float | None, finish: str = "stop", name: str = "t/0") -> Group:
+    """One completion per reward, None for one whose scorer took too long; the n-th has n tokens."""
     completions = tuple(
         Completion(f"text {n}", (1, 2), tuple(range(n)), (-0.5,) * n, finish)
         for n, _ in enumerate(rewards, 1)
     )
+    late = Failure.of("Timeout", "no score within 5 s")
+    scores = tuple(Score(reward, late if reward is None else None) for reward in rewards)
     task = Task(name, (Message("user", "7="),))
-    return Group(task, completions, tuple(Score(reward, failed) for reward in rewards))
+    return Group(task, completions, scores)
 
 
 @pytest.mark.parametrize(
@@ -33,16 +38,20 @@ def group(*rewards: float, finish: str = "stop", failed: bool = False, name: str
         ((1.0, 1.0), "Precomputed", True),
         ((-1.0, -1.0), "Precomputed", True),
         ((0.0, 0.0), "Precomputed", False),
+        # The mean of those that were scored is no baseline of the whole.
+        ((0.0, 1.0, None), "Estimated", False),
+        ((0.0, 1.0, None), "Precomputed", False),
+        ((None, None), "Estimated", False),
     ],
 )
 def test_a_group_teaches_when_an_advantage_is_not_zero(
-    rewards: tuple[float, ...], source: Literal["Estimated", "Precomputed"], teaches: bool
+    rewards: tuple[float | None, ...], source: Literal["Estimated", "Precomputed"], teaches: bool
 ) -> None:
     assert group(*rewards).can_teach(source) is teaches
     assert (kept([group(*rewards)], "Drop", source) != []) is teaches
     # Where all are kept, one that teaches takes the others along.
     assert (kept([group(*rewards)], "Keep", source) != []) is teaches
-    assert len(kept([group(0.0, 1.0), group(*rewards)], "Keep", source)) == 2
+    assert len(kept([group(0.0, 1.0), group(*rewards)], "Keep", source)) == 2 - (None in rewards)
 
 
 def test_the_trainer_gets_whole_groups_in_a_row() -> None:
@@ -59,11 +68,13 @@ def test_a_precomputed_advantage_is_the_reward() -> None:
 
 
 def test_metrics_are_over_everything_sampled() -> None:
-    seen = metrics([group(0, 1), group(1, 1, finish="length"), group(0, 0, failed=True)], dropped=2)
+    seen = metrics([group(0, 1), group(1, 1, finish="length"), group(0, None)], dropped=2)
     assert seen == {
-        "reward/mean": 0.5,
-        "reward/std": 0.5,
-        "reward/scorer_errors": 2,
+        # Of the five that have a reward.
+        "reward/mean": pytest.approx(3 / 5),
+        "reward/std": pytest.approx((6 / 25) ** 0.5),
+        "reward/scorer_errors": 1,
+        "reward/scorer_errors_timeout": 1,
         "group/zero_variance_fraction": pytest.approx(2 / 3),
         "group/dropped": 2,
         "completion/tokens_mean": 1.5,
@@ -87,13 +98,57 @@ def test_a_record_tells_the_rollout_and_whether_it_was_trained_on() -> None:
     assert [line["trained"] for line in lines] == [False, False, True, True]
 
 
+def test_no_reward_at_all_has_no_mean() -> None:
+    seen = metrics([group(None, None)], dropped=1)
+    assert "reward/mean" not in seen
+    assert seen["reward/scorer_errors"] == 2
+    assert seen["group/zero_variance_fraction"] == 0
+
+
+def test_a_record_says_why_there_is_no_reward() -> None:
+    record = records([group(1, None)], [])[1]
+    assert record["reward"] is None
+    assert record["scorer_error"] == {"cause": "Timeout", "detail": "no score within 5 s"}
+
+
+def test_on_error_drop_group_leaves_the_scores_as_they_are() -> None:
+    one = group(1, None)
+    assert settled(one.task, one.scores, "DropGroup") == one.scores
+
+
+def test_on_error_zero_pays_nothing_and_still_counts() -> None:
+    one = group(1, None)
+    paid = settled(one.task, one.scores, "Zero")
+    assert [score.reward for score in paid] == [1, 0]
+    assert counted(paid) == {"Timeout": 1}
+
+
+def test_on_error_fail_names_task_cause_and_remedy() -> None:
+    one = group(1, None, name="reasoning-gym/countdown/7")
+    with pytest.raises(UserError) as raised:
+        settled(one.task, one.scores, "Fail")
+    problem = raised.value.problem
+    assert problem.reason == "ScorerFailed"
+    assert problem.detail == "task reasoning-gym/countdown/7: Timeout: no score within 5 s"
+    assert "taskset.onError" in problem.remedy
+    assert settled(one.task, one.scores[:1], "Fail") == one.scores[:1]
+
+
+def test_the_log_has_an_entry_for_each_cause_of_a_task() -> None:
+    one = group(1, None, None)
+    assert told(one.task, one.scores) == [
+        {"task": "t/0", "cause": "Timeout", "count": 2, "detail": "no score within 5 s"}
+    ]
+
+
 @pytest.mark.parametrize(
     ("one", "remedy"),
     [
         (group(1, 1), "choose harder ones"),
         (group(1, 1, finish="length"), "choose harder ones"),
         (group(0, 0, finish="length"), "raise sampling.maxTokens"),
-        (group(0, 0, failed=True), "The scorer raises"),
+        (group(0, None), "The scorer fails"),
+        (group(None, None), "The scorer fails"),
         (group(0, 0), "choose easier tasks"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.runner.scoring import reward
 
 from espalier.api.taskset import Taskset
 from espalier.runner.problem import UserError
@@ -39,8 +40,8 @@ def test_generated_tasks_are_scored_by_their_dataset() -> None:
     assert task.messages == (
         Message("user", "State the final answer to the following arithmetic problem: 1 + 5 ="),
     )
-    assert tasks.score(1, "<answer>6</answer>").reward == 1
-    assert tasks.score(1, "<answer>7</answer>").reward == 0
+    assert reward(tasks, 1, "<answer>6</answer>") == 1
+    assert reward(tasks, 1, "<answer>7</answer>") == 0
 
 
 def test_prompts_are_wrapped_even_when_they_hold_braces() -> None:
@@ -53,24 +54,19 @@ def test_prompts_are_wrapped_even_when_they_hold_braces() -> None:
 
 
 @pytest.mark.parametrize(
-    ("completion", "reward"),
+    ("completion", "paid"),
     [("It is 6", 0), ("", 0), ("<answer>6</answer>", 1), ("<answer>6", 0)],
 )
-def test_prose_around_the_answer_earns_nothing(completion: str, reward: float) -> None:
+def test_prose_around_the_answer_earns_nothing(completion: str, paid: float) -> None:
     # basic_arithmetic alone would give "It is 6" a part of the reward.
     fields = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1, "operators": ["+"]}
     tasks = gym("basic_arithmetic", {**fields, "allow_parentheses": False, "allow_negation": False})
     assert "1 + 5" in tasks.task(1).messages[0].content
-    assert tasks.score(1, completion).reward == reward
+    assert reward(tasks, 1, completion) == paid
 
 
 def test_no_answer_earns_nothing_where_the_dataset_would_pay_for_it() -> None:
-    assert gym("countdown", size=1).score(0, "no idea").reward == 0
-
-
-def test_a_scorer_that_raises_counts_as_a_failure_and_as_zero() -> None:
-    score = gym("prime_factorization", size=1).score(0, "<answer>two times two</answer>")
-    assert (score.reward, score.failed) == (0, True)
+    assert reward(gym("countdown", size=1), 0, "no idea") == 0
 
 
 @pytest.mark.parametrize("index", [-1, 4])
@@ -79,7 +75,7 @@ def test_an_index_outside_of_the_taskset_is_refused(index: int) -> None:
     with pytest.raises(IndexError, match=r"outside of the taskset's 4 tasks"):
         tasks.task(index)
     with pytest.raises(IndexError):
-        tasks.score(index, "<answer>1</answer>")
+        tasks.reference(index)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +110,13 @@ import json, sys
 from reasoning_gym.factory import DATASETS
 from espalier.api.taskset import Taskset
 from espalier.runner.problem import UserError
+from espalier.runner.scoring.scorers import open_scorer
 from espalier.runner.tasksets import open_tasks
+def reward(scorer, text):
+    try:
+        return scorer.score(1, text)
+    except Exception:
+        return None
 seen = {}
 for name in sys.argv[1:] or sorted(DATASETS):
     spec = Taskset.model_validate({"seed": 7, "size": 2, "reasoningGym": {"dataset": name}})
@@ -123,7 +125,8 @@ for name in sys.argv[1:] or sorted(DATASETS):
     except UserError as error:
         seen[name] = error.problem.detail
         continue
-    rewards = [tasks.score(1, text).reward for text in ("", "<answer>%</answer>", "nonsense")]
+    scorer = open_scorer(tasks.scorer)
+    rewards = [reward(scorer, text) for text in ("", "<answer>%</answer>", "nonsense")]
     seen[name] = [tasks.task(1).messages[0].content, rewards]
 print("\\n" + json.dumps(seen))
 """
@@ -155,7 +158,7 @@ def test_no_dataset_pays_for_what_holds_no_answer(everything: dict[str, Any]) ->
         if isinstance(seen, list):
             empty, wrong, untagged = seen[1]
             assert (empty, untagged) == (0, 0), name
-            assert 0 <= wrong < 0.5, name
+            assert wrong is None or 0 <= wrong < 0.5, name
 
 
 def test_tasks_are_the_same_in_another_process(everything: dict[str, Any]) -> None:
@@ -188,8 +191,30 @@ def test_a_line_may_hold_a_chat_an_id_and_a_number_as_answer(tmp_path: Path) -> 
     assert tasks.size == 1
     assert tasks.task(0).id == "sum"
     assert [message.wire() for message in tasks.task(0).messages] == messages
-    assert tasks.score(0, "That is 7.0").reward == 1
-    assert tasks.score(0, "That is 8").reward == 0
+    assert reward(tasks, 0, "That is 7.0") == 1
+    assert reward(tasks, 0, "That is 8") == 0
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, character: str) -> None:
+    # RFC 8259 wants the last three escaped; the others may stand in a text.
+    escaped = character < " "
+    line = json.dumps({"prompt": f"a{character}b", "answer": "4"}, ensure_ascii=escaped)
+    tasks = jsonl(tmp_path, line, line + "\r")
+    assert tasks.size == 2
+    assert tasks.task(0).messages == (Message("user", f"a{character}b"),)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    assert jsonl(tmp_path, "\ufeff" + row("3=", "3")).task(0).messages[0].content == "3="
+
+
+def test_a_wrong_key_names_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "train.jsonl").write_text(row("3=", "3"))
+    spec = Taskset.model_validate({"seed": 1, "configMap": {"name": "digits"}})
+    with pytest.raises(UserError, match=r"it has no tasks\.jsonl, only train\.jsonl\. Check"):
+        open_tasks(spec, tmp_path)
 
 
 def test_size_takes_a_part_of_the_lines(tmp_path: Path) -> None:

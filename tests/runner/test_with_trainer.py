@@ -33,7 +33,8 @@ from espalier.trainer.service import Service
 from espalier.trainer.store import CheckpointStore
 
 PRIVATE = identity.generate_private_key()
-AUDIENCE = f"default/{tiny.MODEL}"
+KEYS = identity.PublicKeys.of(PRIVATE, PRIVATE)
+AUDIENCE = f"default/{tiny.MODEL}/trainer/uid-1"
 
 
 class Passage:
@@ -107,7 +108,7 @@ async def passage(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
     volume = tmp_path / "weights"
     volume.mkdir()
     base = tiny.write_base(volume, tmp_path / "source")
-    service = Service(identity.public_key(PRIVATE), AUDIENCE)
+    service = Service(KEYS, AUDIENCE)
 
     def make(publish: Any) -> Engine:
         store = CheckpointStore(volume, tiny.MODEL)

@@ -48,13 +48,17 @@ class Kubelet:
 
     async def tick(self) -> None:
         await self._collect_garbage()
-        for body in [*self.bodies("StatefulSet"), *self.bodies("Deployment")]:
+        for body in self.bodies("StatefulSet"):
             await self._scale(body, body["spec"]["replicas"])
+        for body in self.bodies("Deployment"):
+            await self._scale(await self._replica_set(body), body["spec"]["replicas"])
         for body in self.bodies("Job"):
             if not body.get("status", {}).get("conditions"):
                 await self._scale(body, 1)
         for body in self.bodies("Pod"):
-            self._advance(body)
+            # One that somebody else made does as it likes.
+            if body["metadata"].get("ownerReferences"):
+                self._advance(body)
         alive = {p["status"]["podIP"] for p in self.bodies("Pod") if _running(p)}
         self.trainer.up = self.rollouts.up = alive
 
@@ -72,36 +76,50 @@ class Kubelet:
             ip = pod["status"]["podIP"]
             self.rollouts.serving.pop(ip, None)
             status = self._status(ip, False)
-            self.cluster.edit(_key(pod), partial(_put_status, status))
+            self.cluster.edit(key_of_pod(pod), partial(_put_status, status))
 
     async def evict(self, role: str) -> None:
         """The pods of a role go; their owners make others."""
         for pod in self.pods(role):
-            await self.cluster.delete(_key(pod))
+            await self.cluster.delete(key_of_pod(pod))
 
     async def _scale(self, owner: Body, wanted: int) -> None:
         uid = owner["metadata"]["uid"]
         have = [
             pod
             for pod in self.bodies("Pod")
-            if any(r["uid"] == uid for r in pod["metadata"]["ownerReferences"])
+            if any(r["uid"] == uid for r in pod["metadata"].get("ownerReferences", ()))
         ]
         for pod in have[wanted:]:
-            await self.cluster.delete(_key(pod))
+            await self.cluster.delete(key_of_pod(pod))
         for number in range(len(have), wanted):
             await self._create(owner, number)
+
+    async def _replica_set(self, deployment: Body) -> Body:
+        """What stands between a Deployment and its pods, made for its template once."""
+        metadata, template = deployment["metadata"], deployment["spec"]["template"]
+        key = Key("ReplicaSet", metadata["namespace"], metadata["name"])
+        if key not in self.cluster.objects:
+            made = {
+                "name": key.name,
+                "namespace": key.namespace,
+                "labels": template["metadata"]["labels"],
+                "ownerReferences": [controlled_by(deployment)],
+            }
+            await self.cluster.create("ReplicaSet", {"metadata": made, "spec": {}})
+        # Pods are made of what the Deployment says by now.
+        return {**self.cluster.objects[key], "spec": deployment["spec"]}
 
     async def _create(self, owner: Body, number: int) -> None:
         self._starts += 1
         ip = f"{self.network}.{self._starts}"
         template = owner["spec"]["template"]
         name = f"{owner['metadata']['name']}-{number}"
-        reference = {"kind": owner["kind"], "name": owner["metadata"]["name"], "controller": True}
         metadata = {
             "name": name,
             "namespace": owner["metadata"]["namespace"],
             "labels": template["metadata"]["labels"],
-            "ownerReferences": [{**reference, "uid": owner["metadata"]["uid"]}],
+            "ownerReferences": [controlled_by(owner)],
         }
         main = template["spec"]["containers"][0]["name"]
         body = {
@@ -206,7 +224,19 @@ class Kubelet:
             "containerStatuses": [main],
         }
         if status != pod["status"]:
-            self.cluster.edit(_key(pod), lambda body: body.update(status=status))
+            self.cluster.edit(key_of_pod(pod), lambda body: body.update(status=status))
+
+
+def controlled_by(owner: Body) -> Body:
+    """The reference by which Kubernetes' controllers mark what they made."""
+    metadata = owner["metadata"]
+    return {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "controller": True,
+    }
 
 
 def _put_status(status: Body, body: Body) -> None:
@@ -217,5 +247,5 @@ def _running(pod: Body) -> bool:
     return "running" in pod["status"]["containerStatuses"][0]["state"]
 
 
-def _key(pod: Body) -> Key:
+def key_of_pod(pod: Body) -> Key:
     return Key("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])

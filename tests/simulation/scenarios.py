@@ -56,6 +56,8 @@ async def branch(w: World) -> None:
     await train(w)
     pin = head_spec("tiny", "Pin", "tiny-000001", onPin="Branch")
     await w.apply("CheckpointHead", "tiny", pin)
+    # An operator that hears of the pin last trains on first, and does so on main.
+    await w.until(lambda: w.serves("tiny", "tiny-000001"), "the pin is served")
     await w.apply("TrainingRun", "digits", run_spec("tiny", 4))
     await w.until(lambda: w.succeeded("digits", 4) and w.serves("tiny", "tiny-000001"), "branched")
     await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track"))

@@ -45,6 +45,8 @@ class ScriptedTrainer:
     def __init__(self) -> None:
         self.volumes: dict[str, Volume] = {}
         self.up: set[str] = set()
+        # Every address that was ever asked anything.
+        self.asked: set[str] = set()
         self.problem: Problem | None = None
         self.warnings: list[Problem] = []
         self.refusal: Problem | None = None
@@ -140,6 +142,7 @@ class ScriptedTrainer:
         return commit
 
     def _reach(self, peer: Peer) -> None:
+        self.asked.add(peer.ip)
         if peer.ip not in self.up:
             raise TrainerError(0, Problem(detail="connection refused", reason="TrainerUnreachable"))
 

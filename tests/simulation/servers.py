@@ -7,30 +7,39 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from dev.ports import own_network
 from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 
 from espalier import identity
 from espalier.api.wire import Assignment, ServeRequest
 from espalier.controllers.peer import PORT, Peer
 from espalier.controllers.trainer_client import TrainerError
+from espalier.core.names import audience
 
-TRAINER_IP = "127.77.0.2"
-ROLLOUT_IP = "127.77.0.3"
+NETWORK = own_network(PORT)
+TRAINER_IP = f"{NETWORK}.2"
+ROLLOUT_IP = f"{NETWORK}.3"
 
 
 class Servers:
-    """Routes of the wire contract; every call must carry the operator's token for the model."""
+    """Routes of the wire contract; every call must carry the operator's token for the very pod."""
 
     def __init__(
-        self, namespace: str, model: str, public_key: str, rollout_ip: str = ROLLOUT_IP
+        self, namespace: str, model: str, keys: identity.PublicKeys, rollout_ip: str = ROLLOUT_IP
     ) -> None:
         self.trainer = ScriptedTrainer()
         self.rollouts = ScriptedRollouts()
         self.trainer.up = {TRAINER_IP}
         self.rollouts.up = {ROLLOUT_IP}
-        self._peer = Peer(namespace, model, TRAINER_IP)
+        # The uids of the pods that these servers are, by role: known once the pods are there.
+        self.uids: dict[str, str] = {}
+        self._namespace, self._model = namespace, model
         self._rollout_ip = rollout_ip
-        self._public_key = public_key
+        self._keys = keys
+
+    def _peer(self, role: str) -> Peer:
+        ip = TRAINER_IP if role == "trainer" else self._rollout_ip
+        return Peer(self._namespace, self._model, ip, role, self.uids[role])
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._authenticated])
@@ -42,31 +51,33 @@ class Servers:
 
     @web.middleware
     async def _authenticated(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        audience = f"{self._peer.namespace}/{self._peer.model}"
-        caller = identity.verify(self._public_key, request.headers.get("Authorization"), audience)
+        role = "rollout" if request.path == "/espalier/v1/serve" else "trainer"
+        name = audience(self._namespace, self._model, role, self.uids[role])
+        caller = identity.verify(self._keys, request.headers.get("Authorization"), name)
         assert caller.subject == "operator"
         return await handler(request)
 
     async def _assign(self, request: web.Request) -> web.Response:
         assignment = Assignment.model_validate_json(await request.text())
         try:
-            state = await self.trainer.assign(self._peer, assignment)
+            state = await self.trainer.assign(self._peer("trainer"), assignment)
         except TrainerError as error:
             return web.Response(text=error.problem.model_dump_json(), status=error.status)
         return web.Response(text=state.model_dump_json())
 
     async def _state(self, _: web.Request) -> web.Response:
-        return web.Response(text=(await self.trainer.state(self._peer)).model_dump_json())
+        state = await self.trainer.state(self._peer("trainer"))
+        return web.Response(text=state.model_dump_json())
 
     async def _commits(self, request: web.Request) -> web.Response:
         after, wait = int(request.query["after"]), int(request.query["wait"])
-        page = await self.trainer.commits(self._peer, after, wait)
+        page = await self.trainer.commits(self._peer("trainer"), after, wait)
         return web.Response(text=page.model_dump_json())
 
     async def _serve(self, request: web.Request) -> web.Response:
         wanted = ServeRequest.model_validate_json(await request.text())
-        peer = Peer(self._peer.namespace, self._peer.model, self._rollout_ip)
-        return web.Response(text=(await self.rollouts.serve(peer, wanted)).model_dump_json())
+        served = await self.rollouts.serve(self._peer("rollout"), wanted)
+        return web.Response(text=served.model_dump_json())
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 A bounded sample of what ``python -m tests.simulation.report`` plays in full: the operator dies at
 moments spread over the undisturbed run, and storms lose, repeat and reorder events and calls.
+``make test-all`` plays more of it than ``make test``.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from tests.simulation.virtual_time import run
 from tests.simulation.weather import Weather
 from tests.simulation.world import world
 
-KILLS = 3
-SEEDS = 2
+KILLS = [3, pytest.param(30, marks=pytest.mark.exhaustive)]
+SEEDS = [2, pytest.param(20, marks=pytest.mark.exhaustive)]
 
 
 @functools.cache
@@ -30,18 +31,22 @@ def test_a_story_keeps_the_laws_and_writes_nothing_once_all_is_done(name: str) -
     assert undisturbed(name).faults == []
 
 
+@pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_an_operator_that_dies_at_any_moment_changes_nothing_in_the_end(name: str) -> None:
+def test_an_operator_that_dies_at_any_moment_changes_nothing_in_the_end(
+    name: str, kills: int
+) -> None:
     moments = len(undisturbed(name).moments)
-    for trial in trials_of(name, undisturbed(name), moments // KILLS):
+    for trial in trials_of(name, undisturbed(name), max(1, moments // kills)):
         assert compare(undisturbed(name), trial) == []
 
 
+@pytest.mark.parametrize("seeds", SEEDS)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_lost_repeated_and_late_events_and_failing_calls_change_nothing_in_the_end(
-    name: str,
+    name: str, seeds: int
 ) -> None:
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         assert compare(undisturbed(name), Trial(name, seed=seed)) == []
 
 

@@ -48,7 +48,7 @@ async def stage(
             cluster, cache, ScriptedTrainer(), ScriptedRollouts(), SETTINGS, now=now
         )
         work = asyncio.create_task(operator.run(stop))
-        yield Stage(cluster, namespace, None)
+        yield Stage(cluster, namespace, "", None)
         stop.set()
         await asyncio.gather(work, watch)
 

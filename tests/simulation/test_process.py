@@ -30,15 +30,35 @@ WAIT_SECONDS = 120
 
 
 class Stage:
-    """One namespace with an operator's process in it."""
+    """One namespace that an operator's process serves from another."""
 
-    def __init__(self, cluster: KubernetesCluster, namespace: str, process: Any) -> None:
+    def __init__(
+        self,
+        cluster: KubernetesCluster,
+        namespace: str,
+        system: str,
+        process: Any,
+        health_port: int = 0,
+    ) -> None:
         self.cluster = cluster
         self.namespace = namespace
+        self.system = system
         self.process = process
+        self.health_port = health_port
 
     async def get(self, kind: str, name: str) -> Body:
         return await self.cluster.get(Key(kind, self.namespace, name)) or {}
+
+    async def keys(self) -> identity.PublicKeys:
+        """The keys that pods verify tokens with, once the operator has made them."""
+        names = (signing_key.NAME, signing_key.GATEWAY_NAME)
+        for _ in range(WAIT_SECONDS * 10):
+            found = [await self.cluster.get(Key("Secret", self.system, name)) for name in names]
+            if all(found):
+                made = [await signing_key.ensure(self.cluster, self.system, n) for n in names]
+                return identity.PublicKeys.of(*made)
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"waited {WAIT_SECONDS} s for the signing keys")
 
     async def apply(self, kind: str, name: str, spec: Body) -> None:
         body = {"metadata": {"name": name, "namespace": self.namespace}, "spec": spec}
@@ -53,15 +73,20 @@ class Stage:
             await asyncio.sleep(0.02)
         raise AssertionError(f"{kind} {name} stays {json.dumps(body.get('status'), indent=1)}")
 
-    async def play(self, role: str, ip: str, ended: Body | None = None) -> None:
+    async def play(
+        self, role: str, ip: str, ended: Body | None = None, *, by: Servers | None = None
+    ) -> None:
         """Be the node of the pod of a role: it runs, or has ended with this message."""
         labels = {"espalier.dev/role": role}
         for _ in range(WAIT_SECONDS * 10):
-            pods = await self.cluster.list("Pod", self.namespace, labels)
+            found = await self.cluster.list("Pod", self.namespace, labels)
+            pods = [pod for pod in found if pod["metadata"].get("ownerReferences")]
             if pods:
                 break
             await asyncio.sleep(0.1)
         pod = pods[0]
+        if by is not None:
+            by.uids[role] = pod["metadata"]["uid"]
         state: Body = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
         if ended is not None:
             state = {"terminated": {"exitCode": 0, "message": json.dumps(ended)}}
@@ -93,21 +118,23 @@ class Stage:
 
 @pytest.fixture
 async def stage(
-    apiserver: ApiServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+    apiserver: ApiServer, namespace: str, system: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Stage]:
     monkeypatch.setenv("KUBECONFIG", str(apiserver.kubeconfig))
+    port = free_port()
     environment = {
         **os.environ,
-        "POD_NAMESPACE": namespace,
+        "POD_NAMESPACE": system,
+        "ESPALIER_NAMESPACES": namespace,
         "POD_NAME": "operator-0",
         "ESPALIER_IMAGE_TRAINER": "trainer:1",
         "ESPALIER_IMAGE_ROLLOUT": "rollout:1",
         "ESPALIER_IMAGE_RUNNER": "runner:1",
         "ESPALIER_GATEWAY_URL": "http://gateway",
-        "ESPALIER_HEALTH_PORT": str(free_port()),
+        "ESPALIER_HEALTH_PORT": str(port),
     }
     async with await KubernetesCluster.connect() as cluster, started(environment) as process:
-        yield Stage(cluster, namespace, process)
+        yield Stage(cluster, namespace, system, process, port)
 
 
 @asynccontextmanager
@@ -130,17 +157,14 @@ def is_current(name: str) -> Callable[[Body], bool]:
 async def test_an_edit_of_the_head_goes_all_the_way_through_a_real_api_server(
     stage: Stage, namespace: str
 ) -> None:
-    secret = Key("Secret", namespace, signing_key.NAME)
-    await stage.until("Secret", signing_key.NAME, bool)
-    private_key = await signing_key.ensure(stage.cluster, secret.namespace)
-    servers = Servers(namespace, "tiny", identity.public_key(private_key))
+    servers = Servers(namespace, "tiny", await stage.keys())
     async with serving(servers):
         await stage.apply("TrainableModel", "tiny", model_spec())
         await stage.apply("TrainingRun", "digits", run_spec("tiny", 3, driver="Client"))
         await stage.play("importer", "127.77.0.1", RESOLVED)
-        await stage.play("rollout", ROLLOUT_IP)
+        await stage.play("rollout", ROLLOUT_IP, by=servers)
         await stage.until("CheckpointHead", "tiny", is_current(""))
-        await stage.play("trainer", TRAINER_IP)
+        await stage.play("trainer", TRAINER_IP, by=servers)
         await stage.until("TrainingRun", "digits", has_reason("Training"))
         for step in (1, 2, 3):
             await servers.trainer.step("tiny")
@@ -170,7 +194,8 @@ async def test_an_edit_of_the_head_goes_all_the_way_through_a_real_api_server(
 
         stage.process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(stage.process.wait(), 30) == 0
-        lease = await stage.get("Lease", "espalier-operator")
+        lease = await stage.cluster.get(Key("Lease", stage.system, "espalier-operator"))
+        assert lease is not None
         assert not lease["spec"].get("holderIdentity")
 
 

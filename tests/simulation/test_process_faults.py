@@ -172,7 +172,7 @@ async def test_a_permission_that_is_missing_is_named_and_hurts_only_what_needs_i
 
 
 async def test_crds_of_the_version_before_are_named_and_waited_for(
-    apiserver: ApiServer, namespace: str
+    apiserver: ApiServer, namespace: str, system: str
 ) -> None:
     cluster = Cluster(apiserver)
     behind = yaml.safe_load((CRDS / "checkpointheads.yaml").read_text())
@@ -180,7 +180,7 @@ async def test_crds_of_the_version_before_are_named_and_waited_for(
     del schema["properties"]["status"]["properties"]["endpoint"]
     try:
         await cluster.apply(behind)
-        async with operator(apiserver.kubeconfig, namespace) as running:
+        async with operator(apiserver.kubeconfig, system, namespace) as running:
 
             def named(seen: tuple[int, str]) -> bool:
                 return "without CheckpointHead.status.endpoint" in seen[1]

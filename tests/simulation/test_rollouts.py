@@ -21,7 +21,7 @@ HEADS = (Wish("m", NEWER, STABLE), Wish("canary", OTHER, OTHER))
 
 
 def pod(instance: str = "uid/1", ip: str = "10.0.0.1") -> Pod:
-    return Pod("pod", "rollout", ip, instance, True, True, False, False)
+    return Pod("pod", "uid-1", "rollout", ip, instance, True, True, False, False)
 
 
 class Engine(ScriptedRollouts):

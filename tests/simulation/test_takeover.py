@@ -42,12 +42,15 @@ class Replica:
 
 
 @asynccontextmanager
-async def operator(apiserver: ApiServer, namespace: str, name: str) -> AsyncIterator[Replica]:
+async def operator(
+    apiserver: ApiServer, system: str, namespace: str, name: str
+) -> AsyncIterator[Replica]:
     port = free_port()
     environment = {
         **os.environ,
         "KUBECONFIG": str(apiserver.kubeconfig),
-        "POD_NAMESPACE": namespace,
+        "POD_NAMESPACE": system,
+        "ESPALIER_NAMESPACES": namespace,
         "POD_NAME": name,
         "ESPALIER_IMAGE_TRAINER": "trainer:1",
         "ESPALIER_IMAGE_ROLLOUT": "rollout:1",
@@ -67,15 +70,17 @@ async def operator(apiserver: ApiServer, namespace: str, name: str) -> AsyncIter
 
 
 class Seen:
-    """What the API server holds of a namespace."""
+    """What the API server holds of a namespace, and the Lease in Espalier's own."""
 
-    def __init__(self, cluster: KubernetesCluster, namespace: str) -> None:
+    def __init__(self, cluster: KubernetesCluster, namespace: str, system: str) -> None:
         self._cluster = cluster
         self._namespace = namespace
+        self._system = system
 
     async def get(self, kind: str, name: str) -> Body:
+        namespace = self._system if kind == "Lease" else self._namespace
         try:
-            return await self._cluster.get(Key(kind, self._namespace, name)) or {}
+            return await self._cluster.get(Key(kind, namespace, name)) or {}
         except ClusterError:
             return {}
 
@@ -107,21 +112,21 @@ def observed(generation: int) -> Callable[[Body], bool]:
 
 @pytest.fixture
 async def seen(
-    apiserver: ApiServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+    apiserver: ApiServer, namespace: str, system: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Seen]:
     monkeypatch.setenv("KUBECONFIG", str(apiserver.kubeconfig))
     async with await KubernetesCluster.connect() as cluster:
-        yield Seen(cluster, namespace)
+        yield Seen(cluster, namespace, system)
 
 
 async def test_a_frozen_leader_is_superseded_and_writes_nothing_when_it_wakes(
-    apiserver: ApiServer, namespace: str, seen: Seen
+    apiserver: ApiServer, namespace: str, system: str, seen: Seen
 ) -> None:
-    async with operator(apiserver, namespace, "first") as first:
+    async with operator(apiserver, system, namespace, "first") as first:
         await seen.until("Lease", LEASE, held_by("first"))
         await seen.edit("canary", "Track")
         await seen.until("CheckpointHead", "canary", observed(1))
-        async with operator(apiserver, namespace, "second") as second:
+        async with operator(apiserver, system, namespace, "second") as second:
             first.process.send_signal(signal.SIGSTOP)
             await seen.edit("canary", "Pin", "absent-000001")
             await seen.until("Lease", LEASE, held_by("second"))
@@ -144,9 +149,9 @@ async def test_a_frozen_leader_is_superseded_and_writes_nothing_when_it_wakes(
 
 
 async def test_the_operator_goes_on_when_the_api_server_has_restarted(
-    apiserver: ApiServer, namespace: str, seen: Seen
+    apiserver: ApiServer, namespace: str, system: str, seen: Seen
 ) -> None:
-    async with operator(apiserver, namespace, "only") as only:
+    async with operator(apiserver, system, namespace, "only") as only:
         await seen.edit("canary", "Track")
         await seen.until("CheckpointHead", "canary", observed(1))
         apiserver.restart()
@@ -161,7 +166,7 @@ async def test_the_operator_goes_on_when_the_api_server_has_restarted(
             return
         # The server was away for longer than the lease: the process gave up, and is started again.
         assert ended.result() == 1
-        async with operator(apiserver, namespace, "only"):
+        async with operator(apiserver, system, namespace, "only"):
             await going_on
 
 
@@ -176,6 +181,7 @@ DOCUMENTED = (
     "watch_events_total",
     "watch_lists_total",
     "watch_missed_deletes_total",
+    "pods_ignored_total",
     "apiserver_requests_total",
     "event_loop_lag_seconds",
     "head_moves_total",

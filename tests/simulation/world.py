@@ -299,7 +299,7 @@ class World:
         """What there is in the end and how often it was made, without times and identities."""
         kept: dict[str, Any] = {}
         for key, body in self.cluster.objects.items():
-            if key.kind in ("Event", "Pod", "Lease", "Secret"):
+            if key.kind in ("Event", "Pod", "ReplicaSet", "Lease", "Secret"):
                 continue
             labels = body["metadata"].get("labels", {})
             kept[str(key)] = _stable(
@@ -324,7 +324,7 @@ def _stable(value: Any) -> Any:
     if isinstance(value, list):
         return [_stable(inner) for inner in value if not _heard(inner)]
     # The installation's own key, which differs from one to the next.
-    return "pem" if isinstance(value, str) and value.startswith("-----BEGIN") else value
+    return "pem" if isinstance(value, str) and "-----BEGIN" in value else value
 
 
 def _heard(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 import sqlite3
 from collections.abc import AsyncIterator
@@ -18,11 +20,12 @@ from espalier.trainer.compute import LocalCompute
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import CommandLog
 from espalier.trainer.model import Policy
-from espalier.trainer.service import Service
+from espalier.trainer.service import SERVER, Service
 from espalier.trainer.store import CheckpointStore
 
 PRIVATE = identity.generate_private_key()
-AUDIENCE = "default/arith"
+KEYS = identity.PublicKeys.of(PRIVATE, PRIVATE)
+AUDIENCE = "default/arith/trainer/uid-1"
 LIMIT_BYTES = 4 << 20
 
 Client = TestClient[Any, Any]
@@ -30,7 +33,7 @@ Client = TestClient[Any, Any]
 
 @pytest.fixture
 async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
-    service = Service(identity.public_key(PRIVATE), AUDIENCE, max_body_bytes=LIMIT_BYTES)
+    service = Service(KEYS, AUDIENCE, max_body_bytes=LIMIT_BYTES)
     store = CheckpointStore(volume.path, tiny.MODEL)
 
     def make(publish: Any) -> Engine:
@@ -45,7 +48,9 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
         made.assign(tiny.assignment())
         return made
 
-    async with TestClient(TestServer(service.app())) as made:
+    server = TestServer(service.app())
+    await server.start_server(**SERVER)
+    async with TestClient(server) as made:
         await service.start(make)
         yield made
         service.feed.close()
@@ -221,4 +226,81 @@ async def test_a_body_over_the_limit_is_refused_by_its_announced_and_by_its_real
         assert (response.status, problem["reason"]) == (413, "BodyTooLarge")
         assert str(LIMIT_BYTES) in problem["detail"]
         assert "several calls" in problem["remedy"]
+    assert await standing(client, volume) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "subject"),
+    [
+        ("/train/forward-backward", "gateway"),
+        ("/traces/job/" + "0" * 32 + "/enter", "gateway"),
+        ("/assign", "operator"),
+    ],
+)
+async def test_a_compressed_body_is_refused_and_not_inflated(
+    client: Client, volume: Volume, path: str, subject: identity.Subject
+) -> None:
+    before = await standing(client, volume)
+    token = identity.issue(PRIVATE, subject, AUDIENCE, 0)
+    body = gzip.compress(b" " * (64 << 20))
+    sent = {"Authorization": f"Bearer {token}", "Content-Encoding": "gzip"}
+    response = await client.post(path, data=body, headers=sent)
+    problem = await response.json()
+    assert (response.status, problem["reason"]) == (415, "ContentEncodingNotTaken")
+    assert "without Content-Encoding" in problem["remedy"]
+    assert await standing(client, volume) == before
+
+
+NINES = "9" * 5000
+OUT_OF_RANGE = str(2**63)
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "word"),
+    [
+        (b"Authorization: Bearer \xff", 401, "Bearer"),
+        (f"Idempotency-Key: s/{OUT_OF_RANGE}".encode(), 422, "Idempotency-Key"),
+        (f"Idempotency-Key: s/{NINES}".encode(), 422, "Idempotency-Key"),
+        (b"Idempotency-Key: \xff/1", 422, "Idempotency-Key"),
+        (f"Espalier-Epoch: {OUT_OF_RANGE}".encode(), 422, "Espalier-Epoch"),
+        (f"Espalier-Epoch: {NINES}".encode(), 422, "Espalier-Epoch"),
+        (b"Espalier-Epoch: \xff", 422, "Espalier-Epoch"),
+        (b"Espalier-Client: \xff", 422, "Espalier-Client"),
+    ],
+)
+async def test_a_malformed_header_is_named(
+    client: Client, volume: Volume, lines: bytes, status: int, word: str
+) -> None:
+    before = await standing(client, volume)
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    token = b"" if b"Authorization" in lines else _line(headers())
+    body = batch().encode()
+    head = b"POST /train/forward-backward HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n" % len(body)
+    writer.write(head + token + lines + b"\r\nConnection: close\r\n\r\n" + body)
+    answer = await reader.read()
+    writer.close()
+    assert int(answer.split()[1]) == status
+    assert word in json.loads(answer.partition(b"\r\n\r\n")[2])["detail"]
+    assert await standing(client, volume) == before
+
+
+def _line(headers: dict[str, str]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+
+
+@pytest.mark.parametrize("depth", [300, 10_000, 1_000_000])
+async def test_deep_json_is_refused(client: Client, volume: Volume, depth: int) -> None:
+    before = await standing(client, volume)
+    deep = "[" * depth + "]" * depth
+    for text in (deep, '{"inputs": ' + deep + "}"):
+        status, problem = await post(client, "forward-backward", text)
+        assert (status, problem["reason"]) in (
+            (422, "InvalidRequest"),
+            # A million of them are more bytes than the limit of this trainer.
+            (413, "BodyTooLarge"),
+        )
+    report = '{"metadata": ' + '{"a":' * depth + "1" + "}" * depth + "}"
+    path = "/traces/" + "0" * 32 + "/exit"
+    response = await client.post(path, data=report, headers=headers())
+    assert response.status in (422, 413)
     assert await standing(client, volume) == before

@@ -44,7 +44,8 @@ from espalier.trainer.model import Policy
 from espalier.trainer.service import DIGEST, Service
 
 PRIVATE = identity.generate_private_key()
-AUDIENCE = "default/arith"
+KEYS = identity.PublicKeys.of(PRIVATE, PRIVATE)
+AUDIENCE = "default/arith/trainer/uid-1"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 # Of the suite: the same few choices every time. Otherwise so many random ones.
 HISTORIES = int(os.environ.get("ESPALIER_HISTORIES", "0"))
@@ -218,7 +219,7 @@ class Clients(RuleBasedStateMachine):
         return sent
 
     async def _start(self) -> None:
-        self.service = Service(identity.public_key(PRIVATE), AUDIENCE)
+        self.service = Service(KEYS, AUDIENCE)
         self.server = TestServer(self.service.app())
         await self.server.start_server()
         self.http = aiohttp.ClientSession(timeout=SECONDS)

@@ -1,6 +1,7 @@
 """Death at an effect on the volume, under every disk that a power loss may leave.
 
-A stratified part of ``python -m tests.trainer.faults``, which tries every point.
+``make test`` tries a stratified part of the points. ``python -m tests.trainer.faults`` tries all of
+them as well, and prints a table.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from tests.trainer.tiny import Volume
 
 from espalier.trainer.model import Policy
 
-STRIDE = 29
+EVERY_POINT = pytest.param(1, marks=[pytest.mark.exhaustive, pytest.mark.timeout(1800)])
 
 
+@pytest.mark.parametrize("stride", [29, EVERY_POINT])
 @pytest.mark.parametrize("disk", DISKS)
 def test_a_training_that_dies_once_ends_as_the_one_that_did_not(
-    tiny_base: Volume, shared_policy: Policy, disk: Disk
+    tiny_base: Volume, shared_policy: Policy, disk: Disk, stride: int
 ) -> None:
     with tempfile.TemporaryDirectory(dir=faults.MEMORY) as name:
         root = Path(name)
@@ -35,7 +37,7 @@ def test_a_training_that_dies_once_ends_as_the_one_that_did_not(
         assert points.count("before rename") > len(expected.digests)
         lost = [
             points[at]
-            for at in range(DISKS.index(disk) * 5, len(points), STRIDE)
+            for at in range(DISKS.index(disk) * 5 % stride, len(points), stride)
             if not faults.survives(tiny_base, shared_policy, root, at, disk, expected=expected)
         ]
     assert lost == []

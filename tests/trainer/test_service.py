@@ -22,6 +22,7 @@ from tests.trainer.tiny import Volume
 
 from espalier import identity
 from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY, CommitPage
+from espalier.core.names import audience
 from espalier.trainer.commands import Answer
 from espalier.trainer.commits import CommitFeed
 from espalier.trainer.compute import LocalCompute
@@ -33,21 +34,34 @@ from espalier.trainer.store import CheckpointStore
 from espalier.trainer.watchdog import Watchdog
 
 PRIVATE = identity.generate_private_key()
-AUDIENCE = "default/arith"
+GATEWAY = identity.generate_private_key()
+KEYS = identity.PublicKeys.of(PRIVATE, GATEWAY)
+AUDIENCE = audience("default", "arith", "trainer", "uid-1")
 STARTED_SECONDS = 120.0
 
 Client = TestClient[Any, Any]
 
 
 def bearer(
-    subject: identity.Subject = "gateway", epoch: int = 0, audience: str = AUDIENCE
+    subject: identity.Subject = "gateway", epoch: int = 0, name: str = AUDIENCE
 ) -> dict[str, str]:
-    return {"Authorization": f"Bearer {identity.issue(PRIVATE, subject, audience, epoch)}"}
+    key = PRIVATE if subject == "operator" else GATEWAY
+    return {"Authorization": f"Bearer {identity.issue(key, subject, name, epoch)}"}
+
+
+def signed_by_the_gateway() -> dict[str, str]:
+    """What the gateway would have to show to act as the operator."""
+    return {"Authorization": f"Bearer {identity.issue(GATEWAY, 'operator', AUDIENCE)}"}
+
+
+def meant_for(*pod: str) -> dict[str, str]:
+    """The operator's token for another pod: namespace, model, role and uid."""
+    return bearer("operator", name=audience(*pod))
 
 
 @pytest.fixture
 async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
-    service = Service(identity.public_key(PRIVATE), AUDIENCE)
+    service = Service(KEYS, AUDIENCE)
     async with TestClient(TestServer(service.app())) as made:
         await service.start(lambda publish: _engine(volume, policy, publish))
         yield made
@@ -129,7 +143,13 @@ async def test_answers_carry_exactly_the_fields_that_hud_clients_take(client: Cl
     [
         (dict, "/train/state", 401),
         (lambda: {"Authorization": "Bearer x"}, "/train/state", 401),
-        (lambda: bearer(audience="default/other"), "/train/state", 401),
+        (lambda: meant_for("default", "other", "trainer", "uid-1"), "/train/state", 401),
+        (lambda: meant_for("another", "arith", "trainer", "uid-1"), "/train/state", 401),
+        # What a rollout of the model was shown, and what the trainer's pod before this one was.
+        (lambda: meant_for("default", "arith", "rollout", "uid-1"), "/assign", 401),
+        (lambda: meant_for("default", "arith", "trainer", "uid-2"), "/assign", 401),
+        (signed_by_the_gateway, "/assign", 401),
+        (lambda: {"Authorization": "Bearer \xff"}, "/train/state", 401),
         (lambda: bearer("gateway"), "/commits", 403),
         (lambda: bearer("gateway"), "/assign", 403),
         (lambda: bearer("operator"), "/commits", 200),
@@ -150,7 +170,7 @@ async def test_who_may_call_what(
 
 
 async def test_until_the_base_is_loaded_nothing_but_health_answers() -> None:
-    service = Service(identity.public_key(PRIVATE), AUDIENCE)
+    service = Service(KEYS, AUDIENCE)
     async with TestClient(TestServer(service.app())) as client:
         assert (await client.get("/healthz")).status == 200
         response = await client.get("/readyz")
@@ -164,7 +184,7 @@ async def test_health_names_a_command_that_is_stuck(
 ) -> None:
     now = [0.0]
     watchdog = Watchdog(300.0, clock=lambda: now[0], cpu=lambda _thread: 1.0)
-    service = Service(identity.public_key(PRIVATE), AUDIENCE, watchdog=watchdog)
+    service = Service(KEYS, AUDIENCE, watchdog=watchdog)
     release, begun = threading.Event(), threading.Event()
     async with TestClient(TestServer(service.app())) as client:
         await service.start(lambda publish: _engine(volume, policy, publish))
@@ -326,13 +346,14 @@ async def test_a_poll_with_a_bad_number_is_refused(client: Client, query: str) -
 def environment(volume: Volume, tmp_path: Path, **changes: str) -> dict[str, str]:
     (tmp_path / "termination-log").touch()
     return {
-        **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+        **{name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ},
         "OMP_NUM_THREADS": "1",
         "ESPALIER_MODEL": tiny.MODEL,
         "ESPALIER_NAMESPACE": "default",
+        "ESPALIER_POD_UID": "uid-1",
         "ESPALIER_VOLUME": str(volume.path),
         "ESPALIER_BASE": volume.base,
-        "ESPALIER_PUBLIC_KEY": identity.public_key(PRIVATE),
+        "ESPALIER_PUBLIC_KEYS": KEYS.text(),
         "ESPALIER_DTYPE": "float32",
         "ESPALIER_ADAPTER": tiny.ADAPTER.model_dump_json(by_alias=True),
         "ESPALIER_TERMINATION_LOG": str(tmp_path / "termination-log"),

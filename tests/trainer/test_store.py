@@ -153,16 +153,17 @@ def test_a_body_is_kept_only_while_it_is_needed(tmp_path: Path) -> None:
 ENVIRONMENT = {
     "ESPALIER_MODEL": "arith",
     "ESPALIER_NAMESPACE": "default",
+    "ESPALIER_POD_UID": "uid-1",
     "ESPALIER_VOLUME": "/weights",
     "ESPALIER_BASE": "sha256:" + "0" * 64,
-    "ESPALIER_PUBLIC_KEY": "PEM",
+    "ESPALIER_PUBLIC_KEYS": '{"operator": "PEM", "gateway": "PEM"}',
     "ESPALIER_ADAPTER": '{"rank": 8, "targetModules": ["q_proj"]}',
 }
 
 
 def test_settings_are_read_from_the_environment() -> None:
     settings = read_settings(ENVIRONMENT)
-    assert (settings.audience, settings.dtype) == ("default/arith", "float32")
+    assert (settings.audience, settings.dtype) == ("default/arith/trainer/uid-1", "float32")
     assert (settings.adapter.rank, settings.adapter.target_modules) == (8, ["q_proj"])
 
 
@@ -171,6 +172,8 @@ def test_settings_are_read_from_the_environment() -> None:
     [
         {"ESPALIER_DTYPE": "float8"},
         {"ESPALIER_ADAPTER": '{"rank": 0}'},
+        {"ESPALIER_PUBLIC_KEYS": "PEM"},
+        {"ESPALIER_PUBLIC_KEYS": '{"operator": "PEM"}'},
         *[{name: ""} for name in ENVIRONMENT if name != "ESPALIER_ADAPTER"],
     ],
     ids=lambda changes: next(iter(changes)),

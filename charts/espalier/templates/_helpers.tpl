@@ -1,5 +1,12 @@
+{{/* Whoever may read Secrets where Espalier runs holds its signing key: users are never there. */}}
 {{- define "espalier.namespaces" -}}
-{{- .Values.namespaces | default (list .Release.Namespace) | toJson -}}
+{{- if not .Values.namespaces -}}
+{{- fail "namespaces is not set: list the namespaces whose models are trained and served, for example --set 'namespaces={ml}'" -}}
+{{- end -}}
+{{- if has .Release.Namespace .Values.namespaces -}}
+{{- fail (printf "namespaces lists %s, the release's own namespace, where the signing key lies: install Espalier into a namespace of its own, for example --namespace espalier-system --create-namespace" .Release.Namespace) -}}
+{{- end -}}
+{{- .Values.namespaces | toJson -}}
 {{- end }}
 
 {{- define "espalier.labels" -}}

@@ -47,7 +47,12 @@ class Taskset(Type):
     """What the model is asked; exactly one source."""
 
     seed: int = Field(ge=0, le=2**31 - 1, description="seed of generated tasks and of their order.")
-    size: int = Field(default=256, ge=1, le=1000000, description="size is the number of tasks.")
+    size: int = Field(
+        default=256,
+        ge=1,
+        le=1000000,
+        description="size is the number of tasks, at most the lines that there are.",
+    )
     reasoning_gym: ReasoningGym | None = Field(
         default=None, description="reasoningGym generates and scores the tasks."
     )
@@ -66,6 +71,18 @@ class Taskset(Type):
         default="AnswerTag",
         description="answerExtraction takes the answer from the completion: the last <answer> tag, "
         "the last number, or the whole text.",
+    )
+    score_timeout_seconds: int = Field(
+        default=5,
+        ge=1,
+        le=600,
+        description="scoreTimeoutSeconds is how long the scorer may take for one completion.",
+    )
+    on_error: Literal["DropGroup", "Zero", "Fail"] = Field(
+        default="DropGroup",
+        description="onError says what a completion is worth whose scorer raised, hung, died or "
+        "gave no number from 0 to 1: its group is dropped (DropGroup), the reward is 0 (Zero), or "
+        "the run stops (Fail). It is counted in reward/scorer_errors.",
     )
 
     model_config = ConfigDict(

@@ -242,9 +242,9 @@ class CommitPage(Wire):
     ``problem`` holds training up; ``warnings`` say how it runs, and hold nothing up.
     """
 
-    commits: list[Commit]
+    commits: Annotated[list[Commit], Field(fail_fast=True)]
     problem: Problem | None = None
-    warnings: list[Problem] = Field(default_factory=list)
+    warnings: Annotated[list[Problem], Field(fail_fast=True)] = Field(default_factory=list)
 
 
 class TrainerState(Wire):
@@ -261,7 +261,7 @@ class TrainerState(Wire):
     pending: int
     cursor: dict[str, Any]
     problem: Problem | None = None
-    warnings: list[Problem] = Field(default_factory=list)
+    warnings: Annotated[list[Problem], Field(fail_fast=True)] = Field(default_factory=list)
 
 
 # --- rollout control (operator only) --------------------------------------------------------------
@@ -270,7 +270,7 @@ class TrainerState(Wire):
 class ServeRequest(Wire):
     """The adapters that a rollout pod must have loaded to be ready; none means the base alone."""
 
-    adapters: list[str]
+    adapters: Annotated[list[str], Field(fail_fast=True)]
 
 
 class Served(Wire):
@@ -279,6 +279,6 @@ class Served(Wire):
     ``base``: whether the base is served too. Full weights take its place.
     """
 
-    adapters: list[str]
+    adapters: Annotated[list[str], Field(fail_fast=True)]
     ready: bool
     base: bool = True

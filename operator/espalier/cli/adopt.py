@@ -44,8 +44,9 @@ def adopt(kubectl: Kubectl, name: str, *, volume: Path | None, image: str, dry_r
     model = kubectl.model(name)
     base = model.status.resolved.digest if model.status.resolved is not None else ""
     arguments = ["--model", name, *(["--base", base] if base else [])]
-    if volume is not None:
-        text = _here(volume, arguments)
+    here = volume or kubectl.volume(model)
+    if here is not None:
+        text = _here(here, arguments)
     else:
         text = _beside(kubectl, model, image or _image(kubectl, name), arguments)
     commits, strays = _read(text.splitlines())

@@ -49,7 +49,22 @@ class Options:
         return ["--dtype", self.dtype, *(["--merged"] if self.merged else [])]
 
 
-def export_from_directory(volume: Path, checkpoint: str, options: Options) -> None:
+def export(kubectl: Kubectl, name: str, options: Options) -> None:
+    """Exports from where the objects say that the files are, on this machine or in the cluster.
+
+    Raises:
+        CommandError: with what kubectl or the export said.
+    """
+    checkpoint = kubectl.checkpoint(name)
+    model = kubectl.model(checkpoint.spec.model_ref.name)
+    volume = kubectl.volume(model)
+    if volume is None:
+        _export_from_cluster(kubectl, model, checkpoint.spec.digest, options)
+    else:
+        export_from_directory(volume, checkpoint.spec.digest, options, *_base_name(model))
+
+
+def export_from_directory(volume: Path, checkpoint: str, options: Options, *base_name: str) -> None:
     """Exports from a volume that is mounted here; the environment must hold torch.
 
     Raises:
@@ -57,27 +72,31 @@ def export_from_directory(volume: Path, checkpoint: str, options: Options) -> No
     """
     force = ["--force"] if options.force else []
     where = ["--volume", str(volume), "--output", str(options.output)]
-    command = [sys.executable, *_EXPORT, checkpoint, *where, *options.arguments(), *force]
+    command = [
+        sys.executable,
+        *_EXPORT,
+        checkpoint,
+        *where,
+        *options.arguments(),
+        *base_name,
+        *force,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CommandError(_last_line(done.stderr))
 
 
-def export_from_cluster(kubectl: Kubectl, name: str, options: Options) -> None:
-    """Exports in a pod of the trainer's image beside the volume and streams the files here.
-
-    Raises:
-        CommandError: with what kubectl or the export said.
-    """
+def _export_from_cluster(
+    kubectl: Kubectl, model: TrainableModel, digest: str, options: Options
+) -> None:
+    """Exports in a pod of the trainer's image beside the volume and streams the files here."""
     if options.output.exists() and not options.force:
         raise CommandError(f"{options.output} exists: name another directory, or give --force")
-    checkpoint = kubectl.checkpoint(name)
-    model = kubectl.model(checkpoint.spec.model_ref.name)
     image = kubectl.image("statefulsets.apps", trainer_name(model.metadata.name))
     pod = export_pod(model, image, f"{model.metadata.name}-export-{uuid.uuid4().hex[:8]}")
     with running(kubectl, pod) as started:
         where = ["--volume", VOLUME_PATH, "--output", f"{_INSIDE}/out"]
-        command = ["python", *_EXPORT, checkpoint.spec.digest, *where, *options.arguments()]
+        command = ["python", *_EXPORT, digest, *where, *options.arguments()]
         kubectl.call("exec", started, "--", *command, *_base_name(model), seconds=_LIMIT_SECONDS)
         _fetch(kubectl, started, options.output)
 
@@ -90,12 +109,24 @@ def rollouts(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
     """
     checkpoint = kubectl.checkpoint(name)
     model = kubectl.model(checkpoint.spec.model_ref.name)
+    path = f"checkpoints/{directory_name(checkpoint.spec.digest)}/rollouts.jsonl"
+    volume = kubectl.volume(model)
+    text = _read_in_cluster(kubectl, model, path) if volume is None else _read_here(volume / path)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _read_here(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_in_cluster(kubectl: Kubectl, model: TrainableModel, path: str) -> str:
     image = kubectl.image("statefulsets.apps", trainer_name(model.metadata.name))
     pod = export_pod(model, image, f"{model.metadata.name}-read-{uuid.uuid4().hex[:8]}")
-    path = f"{VOLUME_PATH}/checkpoints/{directory_name(checkpoint.spec.digest)}/rollouts.jsonl"
     with running(kubectl, pod) as started:
-        text = kubectl.call("exec", started, "--", "cat", path)
-    return [json.loads(line) for line in text.splitlines()]
+        return kubectl.call("exec", started, "--", "cat", f"{VOLUME_PATH}/{path}")
 
 
 def export_pod(model: TrainableModel, image: str, name: str) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def export(
     if volume is not None:
         files.export_from_directory(volume, name, options)
     else:
-        files.export_from_cluster(kubectl(context, namespace), name, options)
+        files.export(kubectl(context, namespace), name, options)
     typer.echo(f"wrote {name} to {output}")
 
 
@@ -129,7 +129,7 @@ def show_rollouts(
             "not_found",
             "Only a step of a runner, or of a client that sends rollouts, does",
         )
-    show(as_json, found, "\n".join(_rollout(row) for row in found[:limit]))
+    show(as_json, found, "\n".join(described_rollout(row) for row in found[:limit]))
 
 
 def _described(found: Checkpoint) -> list[str]:
@@ -167,8 +167,11 @@ def _metric(name: str, first: float | None, second: float | None, width: int) ->
     return f"  {name:<{width}}  {shown[0]} -> {shown[1]}{change}"
 
 
-def _rollout(row: Mapping[str, Any]) -> str:
+def described_rollout(row: Mapping[str, Any]) -> str:
+    """Two lines: the reward and the end of the prompt, and what the model wrote."""
     asked = " ".join(str(message.get("content", "")) for message in row.get("prompt") or ())
     said = json.dumps(str(row.get("completion", "")), ensure_ascii=False)
     mark = "" if row.get("trained", True) else "  not trained"
-    return f"{row.get('reward', 0):+.3f}  {' '.join(asked.split())[-80:]}\n        {said}{mark}"
+    reward = row.get("reward")
+    paid = f"{reward:+.3f}" if reward is not None else "  none"
+    return f"{paid}  {' '.join(asked.split())[-80:]}\n        {said}{mark}"

@@ -14,6 +14,7 @@ from espalier.cli.failure import CommandError
 
 
 def dev(
+    context: typer.Context,
     directory: Annotated[Path, typer.Argument(help="Of manifests, as for kubectl apply.")],
     *,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the gateway.")] = 8000,
@@ -33,9 +34,14 @@ def dev(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the operator's log.")] = False,
 ) -> None:
     """Run gateway, trainer and rollouts as processes over a directory of manifests."""
+    given = context.find_root().get_parameter_source("local")
+    if given is not None and given.name == "COMMANDLINE":
+        raise CommandError(
+            "--local is for commands that read", "usage", "espalier dev takes --state"
+        )
     try:
         from espalier.local import server  # noqa: PLC0415 - needs what the servers need
-        from espalier.local.layout import Layout  # noqa: PLC0415
+        from espalier.local.layout import Layout, StartError  # noqa: PLC0415
         from espalier.local.manifests import ManifestError  # noqa: PLC0415
     except ImportError as error:
         raise CommandError(
@@ -51,10 +57,8 @@ def dev(
         asyncio.run(server.run(options))
     except ManifestError as error:
         raise CommandError(str(error), "usage") from error
-    except OSError as error:
-        raise CommandError(
-            f"port {port} cannot be served: {error}", "failure", "Choose another --port"
-        ) from error
+    except StartError as error:
+        raise CommandError(str(error)) from error
 
 
 def _images(given: list[str] | tuple[str, ...]) -> dict[str, Path]:

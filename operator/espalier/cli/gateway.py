@@ -9,9 +9,12 @@ from statistics import fmean
 from typing import Any
 
 from espalier.api.taskset import Taskset
-from espalier.client import GatewayClient, Patience
+from espalier.client import GatewayClient, InvalidRequestError, Patience
 from espalier.runner.heldout import HeldOut
 from espalier.runner.problem import UserError
+from espalier.runner.scoring.policy import REMEDY, OnError, counted, settled
+from espalier.runner.scoring.scorer import Scorer
+from espalier.runner.tasks import Score
 
 PATIENCE = Patience(deadline=60.0)
 CONCURRENT = 32
@@ -27,13 +30,18 @@ class Access:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The mean reward of greedy answers to ``size`` held-out tasks. ``model`` is what was asked."""
+    """The mean reward of greedy answers to held-out tasks. ``model`` is what was asked.
+
+    ``size`` counts the answers that have a reward, ``scorer_errors`` those whose scorer failed:
+    under the run's ``taskset.onError: Zero`` they count as 0, else they are left out.
+    """
 
     run: str
     model: str
     seed: int
     size: int
     mean_reward: float
+    scorer_errors: int
 
     def wire(self) -> dict[str, Any]:
         """As JSON."""
@@ -79,7 +87,8 @@ async def evaluate(
         held_out: the tasks, given the run's taskset.
 
     Raises:
-        UserError: there are no such tasks.
+        UserError: there are no such tasks, or they cannot be scored.
+        WaitError: the scorer's process did not start.
         GatewayError: the gateway refused or did not answer.
     """
     namespace, name = run
@@ -87,26 +96,58 @@ async def evaluate(
         view = await reader.run(namespace, name)
     if view.spec.taskset is None:
         raise UserError("TasksetInvalid", f"run {name} has no taskset", "Name a run that has one")
-    tasks = held_out(view.spec.taskset)
+    taskset = view.spec.taskset
+    tasks = held_out(taskset)
     slug = f"{namespace}/{view.model}"
-    async with GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client:
+    async with (
+        GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client,
+        Scorer(taskset, tasks.tasks) as scorer,
+    ):
+        await scorer.ready()
         max_tokens = view.spec.sampling.max_tokens
-        rewards = await _rewards(client, checkpoint, tasks, max_tokens)
+        scores = await _scores(
+            client, scorer, tasks, checkpoint, policy=taskset.on_error, max_tokens=max_tokens
+        )
+    rewards = [score.reward for score in scores if score.reward is not None]
+    failed = counted(scores)
+    if not rewards:
+        causes = ", ".join(f"{cause} ({count})" for cause, count in failed.items())
+        raise UserError("ScorerFailed", f"no answer could be scored: {causes}", REMEDY)
     asked = f"{view.model}@{checkpoint}" if checkpoint else view.model
-    return Evaluation(name, asked, seed, len(rewards), fmean(rewards))
+    return Evaluation(name, asked, seed, len(rewards), fmean(rewards), failed.total())
 
 
-async def _rewards(
-    client: GatewayClient, checkpoint: str, held: HeldOut, max_tokens: int
-) -> list[float]:
+async def _scores(
+    client: GatewayClient,
+    scorer: Scorer,
+    held: HeldOut,
+    checkpoint: str,
+    *,
+    policy: OnError,
+    max_tokens: int,
+) -> list[Score]:
     slots = asyncio.Semaphore(CONCURRENT)
 
-    async def reward(index: int) -> float:
-        messages = [message.wire() for message in held.tasks.task(index).messages]
-        async with slots:
-            (completion,) = await client.sample(
-                messages, checkpoint=checkpoint, temperature=0.0, max_tokens=max_tokens
-            )
-        return held.tasks.score(index, completion.text).reward
+    async def scored(index: int) -> Score:
+        task = held.tasks.task(index)
+        try:
+            async with slots:
+                (completion,) = await client.sample(
+                    [message.wire() for message in task.messages],
+                    checkpoint=checkpoint,
+                    temperature=0.0,
+                    max_tokens=max_tokens,
+                )
+        except InvalidRequestError as refused:
+            problem = refused.problem
+            detail = f"task {task.id}: {problem.detail}"
+            raise UserError(problem.reason, detail, problem.remedy) from refused
+        (score,) = settled(task, [await scorer.score(index, completion.text)], policy)
+        return score
 
-    return await asyncio.gather(*(reward(index) for index in held.indices))
+    asked = [asyncio.ensure_future(scored(index)) for index in held.indices]
+    try:
+        return await asyncio.gather(*asked)
+    finally:
+        for other in asked:
+            other.cancel()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -43,6 +44,14 @@ class Kubectl:
         path = "jsonpath={..namespace}"
         return _kubectl("config", "view", "--minify", "-o", path).strip() or "default"
 
+    def volume(self, model: TrainableModel) -> Path | None:
+        """Where the files of a model's claim lie on this machine; None: in the cluster."""
+        del model
+        return None
+
+    def require_running(self) -> None:
+        """Before a wait for a change: refuses if nothing can change any more."""
+
     def model(self, name: str) -> TrainableModel:
         """A TrainableModel."""
         return _parse(TrainableModel, self._named("trainablemodels.espalier.dev", name))
@@ -57,25 +66,25 @@ class Kubectl:
 
     def checkpoints(self, model: str) -> list[Checkpoint]:
         """The Checkpoints of a model, by step."""
-        found = self._get("checkpoints.espalier.dev", "--selector", f"{MODEL}={model}")
-        items = [_parse(Checkpoint, item) for item in found["items"]]
+        found = self._list("checkpoints.espalier.dev", {MODEL: model})
+        items = [_parse(Checkpoint, item) for item in found]
         return sorted(items, key=lambda checkpoint: checkpoint.spec.step)
 
     def config_map(self, name: str, key: str) -> str:
         """The text under a key of a ConfigMap."""
-        data: dict[str, str] = self._get("configmaps", name).get("data") or {}
+        data: dict[str, str] = self._named("configmaps", name).get("data") or {}
         if key not in data:
             raise CommandError(f"ConfigMap {name} has no key {key}; there are: {', '.join(data)}")
         return data[key]
 
     def image(self, kind: str, name: str) -> str:
         """The image of a workload's first container."""
-        containers = self._get(kind, name)["spec"]["template"]["spec"]["containers"]
+        containers = self._one(kind, name)["spec"]["template"]["spec"]["containers"]
         return str(containers[0]["image"])
 
     def models(self) -> list[TrainableModel]:
         """All models."""
-        items = self._get("trainablemodels.espalier.dev")["items"]
+        items = self._list("trainablemodels.espalier.dev")
         return [_parse(TrainableModel, item) for item in items]
 
     def head(self, name: str) -> CheckpointHead:
@@ -84,16 +93,16 @@ class Kubectl:
 
     def heads(self) -> list[CheckpointHead]:
         """All heads."""
-        items = self._get("checkpointheads.espalier.dev")["items"]
+        items = self._list("checkpointheads.espalier.dev")
         return [_parse(CheckpointHead, item) for item in items]
 
     def raw(self, kind: str, name: str) -> dict[str, Any]:
         """An object as the API server keeps it, with who manages which field."""
-        return self._named(kind, name, "--show-managed-fields")
+        return self._named(kind, name, managed=True)
 
     def raw_heads(self, model: str) -> list[dict[str, Any]]:
         """The heads of a model with who manages which field; the one of its name first."""
-        items = self._get("checkpointheads.espalier.dev", "--show-managed-fields")["items"]
+        items = self._list("checkpointheads.espalier.dev", managed=True)
         heads = [item for item in items if item["spec"]["modelRef"]["name"] == model]
         return sorted(
             heads, key=lambda head: (head["metadata"]["name"] != model, head["metadata"]["name"])
@@ -134,24 +143,39 @@ class Kubectl:
     def _scope(self) -> tuple[str, ...]:
         return ("--namespace", self._given) if self._given else ()
 
-    def _named(self, kind: str, name: str, *arguments: str) -> dict[str, Any]:
+    def _named(self, kind: str, name: str, *, managed: bool = False) -> dict[str, Any]:
         try:
-            return self._get(kind, name, *arguments)
+            return self._one(kind, name, managed=managed)
         except CommandError as error:
             if error.kind == "not_found":
                 error.suggestion = self._nearest(kind, name)
             raise
 
     def _nearest(self, kind: str, name: str) -> str:
-        listed = _kubectl("get", kind, *self._scope(), "-o", "name").split()
-        known = [line.partition("/")[2] for line in listed]
+        known = self._names(kind)
         near = difflib.get_close_matches(name, known, n=3)
         if near:
             return f"Did you mean {' or '.join(near)}?"
         return f"There are: {', '.join(known[:8])}" if known else "There are none in this namespace"
 
-    def _get(self, kind: str, *arguments: str) -> dict[str, Any]:
-        answer = _kubectl("get", kind, *arguments, *self._scope(), "-o", "json")
+    def _names(self, kind: str) -> list[str]:
+        listed = _kubectl("get", kind, *self._scope(), "-o", "name").split()
+        return [line.partition("/")[2] for line in listed]
+
+    def _one(self, kind: str, name: str, *, managed: bool = False) -> dict[str, Any]:
+        return self._get(kind, name, managed=managed)
+
+    def _list(
+        self, kind: str, labels: Mapping[str, str] | None = None, *, managed: bool = False
+    ) -> list[dict[str, Any]]:
+        chosen = ",".join(f"{label}={value}" for label, value in (labels or {}).items())
+        select = ("--selector", chosen) if chosen else ()
+        items: list[dict[str, Any]] = self._get(kind, *select, managed=managed)["items"]
+        return items
+
+    def _get(self, kind: str, *arguments: str, managed: bool) -> dict[str, Any]:
+        who = ("--show-managed-fields",) if managed else ()
+        answer = _kubectl("get", kind, *arguments, *self._scope(), *who, "-o", "json")
         content: dict[str, Any] = json.loads(answer)
         return content
 

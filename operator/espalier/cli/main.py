@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from espalier.api.taskset import Taskset
+from espalier.api.trainingrun import TrainingRun
 from espalier.cli import adopt, checkpoint_commands, gateway, models, runs
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.dev import dev
@@ -22,13 +23,16 @@ from espalier.cli.options import (
     AsJson,
     Commands,
     DryRun,
+    Local,
     Namespace,
+    Place,
     Token,
     Url,
     access,
     kubectl,
     show,
 )
+from espalier.cli.progress import standing
 from espalier.cli.promote import Wish, promote
 from espalier.cli.watch import follow
 from espalier.core.lineage import REWARD
@@ -48,9 +52,9 @@ Checkpoint = Annotated[
 
 
 @app.callback()
-def espalier(context: typer.Context, namespace: Namespace = None) -> None:
+def espalier(context: typer.Context, namespace: Namespace = None, local: Local = None) -> None:
     """Look at models, checkpoints and training runs of Espalier."""
-    context.obj = namespace
+    context.obj = Place(namespace, local)
 
 
 app.command("tree")(models.checkpoints)
@@ -97,7 +101,14 @@ def watch(
     """Follow a run until it has succeeded (exit 0), or is stalled or out of time (exit 1)."""
     cluster = kubectl(context, namespace)
     console = Console()
-    ended = follow(run, lambda: cluster.run(run), console, timeout)
+
+    def read() -> TrainingRun:
+        found = cluster.run(run)
+        if standing(found).end is None:
+            cluster.require_running()
+        return found
+
+    ended = follow(run, read, console, timeout)
     typer.echo(f"{run} succeeded: {ended.line()}")
 
 
@@ -114,7 +125,7 @@ def ask(
     namespace: Namespace = None,
 ) -> None:
     """Ask a model questions; greedy, so that the same weights give the same answers."""
-    chosen = namespace or context.obj
+    chosen = namespace or context.obj.namespace
     slug = f"{chosen}/{model}" if chosen else model
     who = access(url, token)
     answers = asyncio.run(gateway.ask(who, slug, checkpoint, questions, max_tokens))
@@ -152,7 +163,8 @@ def evaluate(
         typer.echo(json.dumps(done.wire()))
     else:
         mean = f"mean reward {done.mean_reward:.3f} on {done.size} held-out tasks"
-        typer.echo(f"{done.model}: {mean}")
+        errors = f", scorer errors: {done.scorer_errors}" if done.scorer_errors else ""
+        typer.echo(f"{done.model}: {mean}{errors}")
 
 
 @app.command("adopt")
@@ -196,7 +208,7 @@ def promote_command(
     """Commit a pin of the head in Git, for a checkpoint that passed the head's gate."""
 
     def of_namespace(declared: str) -> Kubectl:
-        return kubectl(context, namespace or context.obj or declared or None)
+        return kubectl(context, namespace or context.obj.namespace or declared or None)
 
     wish = Wish(head=head, checkpoint=checkpoint, path=path)
     done = promote(WorkingTree(git), of_namespace, wish, push=push)

@@ -273,4 +273,5 @@ def _follow(cluster: Kubectl, name: str, timeout: float) -> None:
             raise CommandError(f"{name} is Stalled, {said}")
         if time.monotonic() > ends_at:
             raise CommandError(f"{name} is not served within {timeout:.0f} s: {said}", "timeout")
+        cluster.require_running()
         time.sleep(POLL_SECONDS)

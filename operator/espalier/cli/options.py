@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,8 +14,9 @@ from typer.core import TyperGroup
 from espalier.cli import gateway
 from espalier.cli.failure import CommandError
 from espalier.cli.kubectl import Kubectl
+from espalier.cli.local import LocalObjects
 from espalier.client import GatewayError
-from espalier.runner.problem import UserError
+from espalier.runner.problem import UserError, WaitError
 
 _JSON = "espalier.json"
 
@@ -27,6 +30,14 @@ def _remember(context: typer.Context, value: bool) -> bool:
 Namespace = Annotated[
     str | None,
     typer.Option("--namespace", "-n", help="Namespace; that of the current context if not given."),
+]
+Local = Annotated[
+    Path | None,
+    typer.Option(
+        "--local",
+        envvar="ESPALIER_LOCAL",
+        help="State directory of an espalier dev, whose objects are read instead of a cluster's.",
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", callback=_remember, help="Print JSON, failures included.")
@@ -42,6 +53,14 @@ DryRun = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
+@dataclass(frozen=True)
+class Place:
+    """What ``espalier`` itself was given before the command: where the objects are."""
+
+    namespace: str | None
+    local: Path | None
+
+
 class Commands(TyperGroup):
     """Turns failures that a user can read into one line, or JSON, and an exit code.
 
@@ -52,7 +71,7 @@ class Commands(TyperGroup):
         """Runs the command that was chosen."""
         try:
             return super().invoke(ctx)
-        except (CommandError, GatewayError, UserError) as error:
+        except (CommandError, GatewayError, UserError, WaitError) as error:
             known = error if isinstance(error, CommandError) else CommandError(str(error))
             if ctx.meta.get(_JSON):
                 said = {"error": known.kind, "message": str(known)}
@@ -71,8 +90,10 @@ def commands(help_: str) -> typer.Typer:
 
 
 def kubectl(context: typer.Context, namespace: str | None) -> Kubectl:
-    """kubectl in the namespace that the command or ``espalier`` itself was given."""
-    return Kubectl(namespace or context.find_root().obj)
+    """What reads objects, in the namespace that the command or ``espalier`` itself was given."""
+    place: Place = context.find_root().obj
+    chosen = namespace or place.namespace
+    return LocalObjects(place.local, chosen) if place.local else Kubectl(chosen)
 
 
 def show(as_json: bool, content: Any, text: str) -> None:

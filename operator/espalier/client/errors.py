@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from espalier.api.wire import Problem
 
@@ -67,7 +67,7 @@ class RefusedError(GatewayError):
 
 
 class InvalidRequestError(RefusedError):
-    """400, 413 or 422: the request itself is wrong; sending it again cannot help."""
+    """400, 413, 415 or 422: the request itself is wrong; sending it again cannot help."""
 
 
 class UnauthorizedError(RefusedError):
@@ -115,6 +115,7 @@ _BY_STATUS: dict[int, type[RefusedError]] = {
     403: ForbiddenError,
     404: NotFoundError,
     413: InvalidRequestError,
+    415: InvalidRequestError,
     422: InvalidRequestError,
 }
 
@@ -129,7 +130,7 @@ def refusal(status: int, body: bytes) -> RefusedError:
 def read_problem(status: int, body: bytes) -> Problem:
     """A ``Problem`` from its own form, from OpenAI's error form, or from the status alone."""
     try:
-        content = json.loads(body)
+        content = from_json(body)
         if isinstance(content, dict) and isinstance(content.get("error"), dict):
             return _from_openai(status, content["error"])
         return Problem.model_validate(content)

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import (
@@ -195,7 +196,7 @@ class GatewayClient:
         }
         answer = await self._transport.call("POST", "/v1/completions", json.dumps(body))
         try:
-            tokens: list[int] = json.loads(answer.body)["choices"][0]["prompt_token_ids"]
+            tokens: list[int] = from_json(answer.body)["choices"][0]["prompt_token_ids"]
         except (ValueError, LookupError) as error:
             raise MalformedAnswerError(f"the answer holds no prompt_token_ids: {error}") from error
         return tokens
@@ -235,7 +236,7 @@ _CHECKPOINTS = TypeAdapter(list[CheckpointResponse])
 
 def _read(body: bytes, kind: type[_Model]) -> _Model:
     try:
-        content: Any = json.loads(body)
+        content: Any = from_json(body)
         return kind.model_validate(content)
     except (ValueError, ValidationError) as error:
         raise MalformedAnswerError(f"the answer is not a {kind.__name__}: {error}") from error

@@ -7,17 +7,24 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from aiohttp import hdrs
 
 from espalier.api.wire import Problem
 from espalier.client.errors import DeadlineError, MalformedAnswerError, read_problem, refusal
 
 # Each says: not now. Everything else is an answer.
-RETRIED = frozenset({429, 502, 503, 504, 507})
+RETRIED = frozenset({408, 429, 502, 503, 504, 507})
+
+# What the gateway reads of a trainer's or rollout's answer is less, and it passes on no more.
+MAX_ANSWER_BYTES = 128 * 2**20
 
 # A token, the file that holds it (read for every request: kubelets rotate it), or a function.
 Token = str | Path | Callable[[], str]
@@ -60,6 +67,9 @@ class Transport:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._patience.attempt, sock_connect=10),
             connector=aiohttp.TCPConnector(limit=0),
+            # A proxy on the way may compress, and a little of that can be much.
+            auto_decompress=False,
+            headers={hdrs.ACCEPT_ENCODING: "identity"},
         )
         return self
 
@@ -87,6 +97,7 @@ class Transport:
 
         Raises:
             RefusedError: the gateway answered with another error.
+            MalformedAnswerError: it redirected, compressed its answer or answered without end.
             DeadlineError: it said "not now", or nothing, until the deadline.
         """
         started = time.monotonic()
@@ -116,9 +127,16 @@ class Transport:
             sent["Content-Type"] = "application/json"
         try:
             async with self._session.request(
-                method, self._base_url + path, data=body, headers=sent
+                method,
+                self._base_url + path,
+                data=body,
+                headers=sent,
+                proxy=proxy_for(self._base_url),
+                # The token and what is trained on go to the gateway that was named, nowhere else.
+                allow_redirects=False,
             ) as response:
-                content = await response.read()
+                _check_plain(f"{method} {path}", response)
+                content = await _read(f"{method} {path}", response)
         except TimeoutError:
             detail = f"no answer within {self._patience.attempt:.0f} s"
             return Problem(detail=detail, reason="AttemptTimeout"), 0.0
@@ -131,14 +149,59 @@ class Transport:
             return read_problem(response.status, content), asked
         if response.status >= 400:
             raise refusal(response.status, content)
-        if response.status >= 300:
-            raise MalformedAnswerError(f"{method} {path} was redirected ({response.status})")
         return Answer(response.headers, content)
 
     def _bearer(self) -> str:
         if isinstance(self._token, Path):
             return self._token.read_text().strip()
         return self._token if isinstance(self._token, str) else self._token()
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for a URL; None for none.
+
+    Not aiohttp's ``trust_env``, which also takes a password for the host from ~/.netrc and then
+    refuses to send our token.
+    """
+    parts = urlsplit(url)
+    # As everywhere but in Python, what is on this machine (`espalier dev`) needs no proxy.
+    if not parts.hostname or _is_here(parts.hostname) or proxy_bypass(parts.hostname):
+        return None
+    return getproxies().get(parts.scheme)
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_plain(call: str, response: aiohttp.ClientResponse) -> None:
+    if 300 <= response.status < 400:
+        target = response.headers.get(hdrs.LOCATION, "")[:200]
+        raise MalformedAnswerError(
+            f"{call} was redirected ({response.status}) to {target!r}, and that is not followed: "
+            "give the client the URL of the gateway itself"
+        )
+    encoding = response.headers.get(hdrs.CONTENT_ENCODING, "identity")
+    if encoding.lower() != "identity":
+        raise MalformedAnswerError(
+            f"{call} was answered in Content-Encoding {encoding[:32]!r}, which was not asked for: "
+            "have what stands before the gateway not compress"
+        )
+
+
+async def _read(call: str, response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > MAX_ANSWER_BYTES:
+            raise MalformedAnswerError(
+                f"the answer to {call} is over {MAX_ANSWER_BYTES // 2**20} MiB: no gateway "
+                "answers so, look at what stands at the URL"
+            )
+    return bytes(body)
 
 
 def _seconds(retry_after: str) -> float:

@@ -28,6 +28,7 @@ from espalier.kube.comparison import InformerError
 from espalier.kube.health import HealthServer
 from espalier.kube.lease import Election, LeadershipLostError
 from espalier.kube.queue import WorkQueue
+from espalier.podclient import pod_session
 
 logger = logging.getLogger("espalier.controllers")
 
@@ -67,7 +68,7 @@ class Process:
         )
         async with (
             await KubernetesCluster.connect() as cluster,
-            aiohttp.ClientSession() as session,
+            pod_session() as session,
             health,
         ):
             self._replica = self._make(cluster, session)

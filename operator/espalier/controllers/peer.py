@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TypeVar
 
 import aiohttp
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from espalier import identity
 from espalier.api.wire import Problem
 from espalier.core.names import audience
+from espalier.core.pods import Pod
+from espalier.podclient import PodFaultError, read_answer
+from espalier.untrusted import UnreadableError, read_model
 
 PORT = 8000
 CONNECT_SECONDS = 3.0
+# A page of commits is the longest answer of all: 250 of them, each far below 8 KiB.
+MAX_ANSWER_BYTES = 2 * 1024 * 1024
+BAD_GATEWAY = 502
+# A refusal becomes reason and message of a condition.
+REASON = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
+MAX_DETAIL_CHARS = 4000
 
 T = TypeVar("T", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A pod of a model that the operator talks to."""
+    """A pod of a model that the operator talks to; ``role`` and ``uid`` are who must be there."""
 
     namespace: str
     model: str
     ip: str
+    role: str
+    uid: str
+
+    @classmethod
+    def of(cls, namespace: str, model: str, pod: Pod) -> Peer:
+        """A pod that is Espalier's own."""
+        return cls(namespace, model, pod.ip, pod.role, pod.uid)
 
     @property
     def url(self) -> str:
@@ -33,13 +50,17 @@ class Peer:
         return f"http://{host}:{PORT}"
 
     def headers(self, private_key: str) -> dict[str, str]:
-        """Headers that prove the operator to this model's pods."""
-        token = identity.issue(private_key, "operator", audience(self.namespace, self.model))
+        """Headers that prove the operator to this pod, and to no other."""
+        name = audience(self.namespace, self.model, self.role, self.uid)
+        token = identity.issue(private_key, "operator", name)
         return {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
 
 class PeerError(Exception):
-    """The pod refused (with a Problem) or did not answer (status 0)."""
+    """The pod refused (with a Problem) or did not answer (status 0).
+
+    Status 502: it redirected, compressed its answer or answered without end.
+    """
 
     def __init__(self, status: int, problem: Problem) -> None:
         super().__init__(f"{problem.reason} ({status}): {problem.detail}")
@@ -51,7 +72,7 @@ class PeerCalls:
     """Calls of the pods of one role.
 
     Args:
-        session: for all of them.
+        session: for all of them, of ``pod_session``.
         private_key: proves the operator.
         role: Trainer or Rollout; the reasons of failures begin with it.
         error: what a failed call raises.
@@ -82,20 +103,24 @@ class PeerCalls:
             async with self._session.request(
                 method, f"{peer.url}{path}", data=body, headers=headers, timeout=timeout
             ) as response:
-                status, text = response.status, await response.text()
+                status, content = response.status, await read_answer(response, MAX_ANSWER_BYTES)
+        except PodFaultError as error:
+            reason = f"{self._role}{error.reason.removeprefix('Pod')}"
+            problem = Problem(detail=f"{peer.url}{path}: the pod {error.detail}", reason=reason)
+            raise self._error(BAD_GATEWAY, problem) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             problem = Problem(
                 detail=f"{peer.url}{path}: {error!r}", reason=f"{self._role}Unreachable"
             )
             raise self._error(0, problem) from error
         if status >= 400:
-            raise self._error(status, self._problem(text))
-        return self._read(answer, text)
+            raise self._error(status, self._problem(content))
+        return self._read(answer, content)
 
-    def _read(self, kind: type[T], text: str) -> T:
+    def _read(self, kind: type[T], content: bytes) -> T:
         try:
-            return kind.model_validate_json(text)
-        except ValidationError as error:
+            return read_model(kind, content)
+        except UnreadableError as error:
             role = self._role.lower()
             problem = Problem(
                 detail=f"the {role}'s answer is not a {kind.__name__}: {error}",
@@ -104,8 +129,14 @@ class PeerCalls:
             )
             raise self._error(0, problem) from error
 
-    def _problem(self, text: str) -> Problem:
+    def _problem(self, content: bytes) -> Problem:
         try:
-            return Problem.model_validate_json(text)
-        except ValidationError:
-            return Problem(detail=text[:400], reason=f"{self._role}Error")
+            found = read_model(Problem, content)
+        except UnreadableError:
+            detail = content[:400].decode(errors="replace")
+            return Problem(detail=detail, reason=f"{self._role}Error")
+        return Problem(
+            detail=found.detail[:MAX_DETAIL_CHARS],
+            reason=found.reason if REASON.fullmatch(found.reason) else f"{self._role}Error",
+            remedy=found.remedy[:MAX_DETAIL_CHARS],
+        )

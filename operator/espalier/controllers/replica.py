@@ -102,11 +102,13 @@ class Replica:
     async def _work(self) -> None:
         check = self.election.check
         cluster = FencedCluster(self.ports.cluster, check)
-        private_key = await self._private_key(cluster)
+        private_key = await self._private_key(cluster, signing_key.NAME)
+        gateway_key = await self._private_key(cluster, signing_key.GATEWAY_NAME)
+        keys = identity.PublicKeys.of(private_key, gateway_key)
         cache = Cache(packed=MANY)
         children = ChildSettings(
             self.settings.images,
-            identity.public_key(private_key),
+            keys.text(),
             self.settings.gateway_url,
             hub=self.settings.hub,
             pull_secrets=self.settings.pull_secrets,
@@ -124,12 +126,12 @@ class Replica:
             group.create_task(self._stopping(self._inform(cache)))
             group.create_task(self._stopping(self._reconcile(operator)))
 
-    async def _private_key(self, cluster: Cluster) -> str:
-        """The signing key; an API server that is away for a moment is waited for."""
+    async def _private_key(self, cluster: Cluster, name: str) -> str:
+        """The signing key of a Secret; an API server that is away for a moment is waited for."""
         backoff, failures = Backoff(), 0
         while True:
             try:
-                key = await signing_key.ensure(cluster, self.settings.namespace)
+                key = await signing_key.ensure(cluster, self.settings.namespace, name)
                 self.key_fault = None
                 return key
             except ClusterError as error:

@@ -62,7 +62,7 @@ class Rollouts:
         wanted = tuple(wishes)
         async with self._turns[namespace, model]:
             asked = [
-                self._ask(Peer(namespace, model, pod.ip), pod, wanted)
+                self._ask(Peer.of(namespace, model, pod), pod, wanted)
                 for pod in pods
                 if pod.started and pod.ip and self._is_due(namespace, pod, wanted)
             ]

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from espalier.core.manifests.settings import HubSettings, Images
+from espalier.core.served import VARIABLE, served
 
 REQUIRED = {
     "POD_NAMESPACE": "the operator's own namespace",
+    VARIABLE: "the namespaces to serve, separated by commas",
     "POD_NAME": "the operator's own pod, its identity in the election",
     "ESPALIER_IMAGE_TRAINER": "the trainer's image",
     "ESPALIER_IMAGE_ROLLOUT": "the rollouts' image",
@@ -21,7 +23,7 @@ HEALTH_PORT = "ESPALIER_HEALTH_PORT"
 
 
 class SettingsError(Exception):
-    """The environment lacks something."""
+    """The environment lacks something, or has something wrong."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,21 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
-        """The settings of an environment; SettingsError names every missing variable."""
+        """The settings of an environment; SettingsError names what is missing or wrong."""
         missing = [
             f"{name} ({what})" for name, what in REQUIRED.items() if not environment.get(name)
         ]
         if missing:
             raise SettingsError(f"set {', '.join(missing)}")
         own = environment["POD_NAMESPACE"]
+        try:
+            namespaces = served(environment[VARIABLE], own)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
         return cls(
             namespace=own,
             identity=environment["POD_NAME"],
-            namespaces=tuple(sorted(set(_list(environment, "ESPALIER_NAMESPACES")))) or (own,),
+            namespaces=tuple(sorted(namespaces)),
             images=Images(
                 trainer=environment["ESPALIER_IMAGE_TRAINER"],
                 rollout=environment["ESPALIER_IMAGE_ROLLOUT"],

@@ -1,4 +1,4 @@
-"""The key that operator and gateway sign tokens with, kept in a Secret."""
+"""The keys that operator and gateway sign tokens with, each in a Secret that only its own reads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, Key
 
 NAME = "espalier-signing-key"
+GATEWAY_NAME = "espalier-gateway-key"
 FIELD = "private.pem"
 
 
@@ -16,29 +17,29 @@ class SigningKeyError(Exception):
     """The Secret exists but does not hold a key."""
 
 
-async def ensure(cluster: Cluster, namespace: str) -> str:
-    """The private key as PEM; made once, by whichever replica comes first."""
-    key = Key("Secret", namespace, NAME)
+async def ensure(cluster: Cluster, namespace: str, name: str = NAME) -> str:
+    """The private key of a Secret as PEM; made once, by whichever replica comes first."""
+    key = Key("Secret", namespace, name)
     found = await cluster.get(key)
     if found is None:
-        await cluster.create("Secret", _secret(namespace))
+        await cluster.create("Secret", _secret(key))
         found = await cluster.get(key)
     data = (found or {}).get("data", {}).get(FIELD)
     if not data:
         raise SigningKeyError(
-            f"Secret {namespace}/{NAME} has no {FIELD}: delete it, and a new one is made"
+            f"Secret {namespace}/{name} has no {FIELD}: delete it, and a new one is made"
         )
     return base64.b64decode(data).decode()
 
 
-def _secret(namespace: str) -> Body:
+def _secret(key: Key) -> Body:
     pem = identity.generate_private_key()
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
-            "name": NAME,
-            "namespace": namespace,
+            "name": key.name,
+            "namespace": key.namespace,
             "labels": {"app.kubernetes.io/managed-by": "espalier"},
         },
         "type": "Opaque",

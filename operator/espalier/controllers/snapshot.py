@@ -17,6 +17,7 @@ from espalier.core.lineage import Lineage, recorded_bases, root_of
 from espalier.core.manifests.labels import Role
 from espalier.core.pods import Job, Pod, read_job, read_pod
 from espalier.kube.cache import Cache
+from espalier.kube.membership import Membership
 from espalier.kube.objects import Body, Key
 
 T = TypeVar("T", bound=BaseModel)
@@ -30,6 +31,7 @@ class Snapshot:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
+        self._membership = Membership(cache)
         self._parsed: dict[Key, tuple[int, BaseModel]] = {}
         # By model; None where one of its Checkpoints was not understood.
         self._growths: dict[tuple[str, str], Growth | None] = {}
@@ -98,10 +100,11 @@ class Snapshot:
         return self.checkpoint(model.metadata.namespace, ref.name) if ref is not None else None
 
     def pods(self, namespace: str, role: Role, *, model: str = "", run: str = "") -> list[Pod]:
-        """The pods of a role, of a model or of a run."""
+        """The pods of a role, of a model or of a run; none that merely carries the labels."""
         index = {"run": run} if run else {"model": model}
         bodies = self.cache.list("Pod", namespace, role=role, **index)
-        return sorted((read_pod(body) for body in bodies), key=lambda pod: pod.name)
+        own = [read_pod(body) for body in bodies if self._membership.has(body)]
+        return sorted(own, key=lambda pod: pod.name)
 
     def job(self, namespace: str, name: str) -> Job | None:
         """The Job of that name."""

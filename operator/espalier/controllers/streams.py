@@ -91,7 +91,7 @@ class CommitStreams:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, namespace: str, model: str, trainer: Pod) -> None:
-        peer = Peer(namespace, model, trainer.ip)
+        peer = Peer.of(namespace, model, trainer)
         after, wait, failures = 0, 0, 0
         clock = asyncio.get_running_loop().time
         while True:

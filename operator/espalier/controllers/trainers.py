@@ -69,7 +69,7 @@ class Trainers:
     async def assign(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
         """Tell the trainer; whether it acknowledged. False: try again."""
         try:
-            await self._client.assign(Peer(namespace, model, pod.ip), wanted)
+            await self._client.assign(Peer.of(namespace, model, pod), wanted)
         except TrainerError as error:
             logger.warning("assigning %s/%s: %s", namespace, model, error)
             if error.problem.reason == STALE_EPOCH:
@@ -90,7 +90,7 @@ class Trainers:
     async def state(self, namespace: str, model: str, pod: Pod) -> TrainerState | None:
         """Where the trainer stands; None if it does not answer."""
         try:
-            return await self._client.state(Peer(namespace, model, pod.ip))
+            return await self._client.state(Peer.of(namespace, model, pod))
         except TrainerError as error:
             logger.warning("state of %s/%s: %s", namespace, model, error)
             return None

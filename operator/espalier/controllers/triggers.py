@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from espalier.controllers.streams import KIND as COMMITS
 from espalier.core.disposal import KIND as DISPOSAL
 from espalier.core.manifests.labels import MODEL, ROLE, RUN
+from espalier.core.membership import identity_of
 from espalier.kube.cache import Cache
+from espalier.kube.membership import WORKLOADS
 from espalier.kube.objects import Body, Key, owner_of
 
 WATCHED: dict[str, dict[str, str]] = {
@@ -19,6 +21,7 @@ WATCHED: dict[str, dict[str, str]] = {
     "Job": {"app.kubernetes.io/managed-by": "espalier"},
     "StatefulSet": {"app.kubernetes.io/managed-by": "espalier"},
     "Deployment": {"app.kubernetes.io/managed-by": "espalier"},
+    "ReplicaSet": {"app.kubernetes.io/managed-by": "espalier"},
     "Service": {"app.kubernetes.io/managed-by": "espalier"},
 }
 
@@ -39,7 +42,16 @@ def concerned(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Ite
         yield from _of_checkpoint(cache, key, body, new)
     elif key.kind == "Pod":
         yield from _of_pod(cache, key, body)
-    elif owner := owner_of(body):
+    elif key.kind in WORKLOADS and identity_of(old) != identity_of(new):
+        # Which of the pods are Espalier's own may have changed with it.
+        yield from _of_pod(cache, key, body)
+        yield from _of_owner(key, body)
+    else:
+        yield from _of_owner(key, body)
+
+
+def _of_owner(key: Key, body: Body) -> Iterator[Key]:
+    if owner := owner_of(body):
         yield owner
     elif body["metadata"].get("labels", {}).get(ROLE) == "collector":
         yield Key(DISPOSAL, key.namespace, body["metadata"]["labels"].get(MODEL, ""))

@@ -18,7 +18,7 @@ from espalier.api.wire import Commit
 from espalier.core import conditions, request
 from espalier.core.lineage import BASE_POINT, Lineage, Point, point, upto
 from espalier.core.manifests import labels
-from espalier.core.names import MAIN, checkpoint_uri
+from espalier.core.names import MAIN, checkpoint_name, checkpoint_uri
 
 RUN_STEP_ANNOTATION = "espalier.dev/run-step"
 RUN_UID_ANNOTATION = "espalier.dev/run-uid"
@@ -77,10 +77,14 @@ def judge(
         head: the head of the model's name.
         holder: the Checkpoint that has the commit's name, of whatever model.
     """
-    if taken := _taken(commit, lineage, holder):
-        return taken
     if commit.model != model:
         return Fenced("WrongModel", f"{commit.name} is a commit of model {commit.model}")
+    own = checkpoint_name(model, commit.branch, commit.step)
+    if commit.name != own:
+        # Before anything is asked of the object of that name, which may be another model's.
+        return Fenced("WrongName", f"{commit.name} is no name for a commit of {model}, {own} is")
+    if taken := _taken(commit, lineage, holder):
+        return taken
     if not commit.stored or _passed(commit, lineage):
         return Passed()
     start, epoch = _growing_point(commit, lineage)

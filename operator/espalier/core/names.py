@@ -7,6 +7,8 @@ import re
 MAIN = "main"
 BASE = "base"
 DIGEST_PREFIX = "sha256:"
+# The variable by which a pod knows its own uid.
+POD_UID = "ESPALIER_POD_UID"
 # Enough to be unique on a volume, short enough to read.
 ADAPTER_DIGEST_CHARS = 12
 _CHECKPOINT = re.compile(r"(?:(?P<branch>b[0-9]+)-)?(?P<step>[0-9]{6,})")
@@ -82,6 +84,13 @@ def runner_name(run: str) -> str:
     return f"{run}-runner"
 
 
-def audience(namespace: str, model: str) -> str:
-    """The token audience of a model's trainer and rollouts."""
-    return f"{namespace}/{model}"
+def audience(namespace: str, model: str, role: str, uid: str) -> str:
+    """The token audience of one pod: no other pod takes the token, nor this one's successor.
+
+    Args:
+        namespace: of the model.
+        model: whose trainer or rollout the pod is.
+        role: ``trainer`` or ``rollout``.
+        uid: of the pod, which Kubernetes gives to no other.
+    """
+    return f"{namespace}/{model}/{role}/{uid}"

@@ -25,6 +25,7 @@ class Pod:
     """
 
     name: str
+    uid: str
     role: str
     ip: str
     instance: str
@@ -87,6 +88,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
     phase = status.get("phase", "Pending")
     return Pod(
         name=metadata["name"],
+        uid=metadata.get("uid", ""),
         role=metadata.get("labels", {}).get(labels.ROLE, ""),
         ip=status.get("podIP", ""),
         instance=f"{metadata.get('uid', '')}/{main.get('containerID', '')}",

@@ -15,12 +15,12 @@ import uvloop
 from aiohttp import web
 
 from espalier.core.manifests.labels import MANAGED
-from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.auth import Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.settings import Settings, SettingsError
 from espalier.gateway.tokens import TokenIssuer
-from espalier.gateway.view import WATCHED, View
+from espalier.gateway.view import CHILDREN, WATCHED, View
 from espalier.kube import informer, log
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
@@ -28,8 +28,9 @@ from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.health import HealthServer
 from espalier.kube.log_stream import LogStream
 from espalier.kube.objects import Key
+from espalier.podclient import pod_session
 
-SIGNING_KEY_SECRET = "espalier-signing-key"
+SIGNING_KEY_SECRET = "espalier-gateway-key"
 SIGNING_KEY_ENTRY = "private.pem"
 KEY_RETRY_SECONDS = 2.0
 # A Service keeps sending for a moment after a pod stops being ready.
@@ -84,9 +85,9 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
     tokens = TokenIssuer()
     stop, synced = asyncio.Event(), asyncio.Event()
     readiness = Readiness(tokens, synced)
-    kinds = {kind: MANAGED if kind == "Pod" else {} for kind in WATCHED}
+    kinds = {kind: MANAGED if kind in CHILDREN else {} for kind in WATCHED}
     watching = informer.InformerSettings(settings.namespaces, kinds)
-    async with upstream_session() as session:
+    async with pod_session() as session:
         services = Services(
             View(cache, settings.namespaces),
             cluster,
@@ -96,10 +97,8 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
         )
         runner = web.AppRunner(
             make_app(services, readiness.unready),
-            access_log=None,
-            # A client that goes away frees its slot on the rollout at once.
-            handler_cancellation=True,
             shutdown_timeout=DRAIN_SECONDS,
+            **SERVER,
         )
         await runner.setup()
         await web.TCPSite(runner, port=settings.port, backlog=BACKLOG).start()

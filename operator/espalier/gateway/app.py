@@ -8,39 +8,44 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from espalier.gateway import metrics
+from espalier.gateway.admission import Admission
 from espalier.gateway.catalogue import Catalogue
 from espalier.gateway.completions import Completions
 from espalier.gateway.platform import PlatformRoutes
+from espalier.gateway.podfaults import refusal_of
 from espalier.gateway.problems import RefusalError, respond
 from espalier.gateway.runs import Runs
 from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
 from espalier.gateway.traces import Traces
 from espalier.gateway.train import COMMANDS, READS, Train, unkeyed
+from espalier.gateway.view import View
+from espalier.podclient import PodFaultError
 
-MAX_COMPLETION_BYTES = 64 * 1024 * 1024
 CLIENT_GONE = 499
 PLATFORM = "/v2/"
-# vLLM's server closes an idle connection after 5 s; ours go first, so that none is found dead.
-KEEP_ALIVE_SECONDS = 3.0
+# A connection without a whole request head for so long is closed, new or idle.
+HEAD_SECONDS = 75.0
+# What the server is to do for every gateway: nothing is inflated, and nobody only holds a socket.
+# A client that goes away frees its slot on the rollout at once.
+SERVER: dict[str, Any] = {
+    "auto_decompress": False,
+    "keepalive_timeout": HEAD_SECONDS,
+    "handler_cancellation": True,
+    "access_log": None,
+}
+
+_VIEW = web.AppKey("view", View)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET = frozenset({"/healthz", "/readyz"})
-
-
-def upstream_session() -> aiohttp.ClientSession:
-    """The pool of connections to trainers and rollouts; the caller closes it."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
-    # Pods set no cookies, and none may pass from one model's to another's.
-    jar = aiohttp.DummyCookieJar()
-    return aiohttp.ClientSession(connector=connector, cookie_jar=jar, auto_decompress=False)
 
 
 def make_app(services: Services, unready: Callable[[], str]) -> web.Application:
@@ -50,7 +55,9 @@ def make_app(services: Services, unready: Callable[[], str]) -> web.Application:
         services: what the handlers need.
         unready: why this replica takes no requests now; empty when it does.
     """
-    app = web.Application(middlewares=[_observe, _refuse], client_max_size=MAX_COMPLETION_BYTES)
+    admission = Admission(services.rooms.bodies)
+    app = web.Application(middlewares=[_observe, _refuse, admission.admit])
+    app[_VIEW] = services.view
     completions, train = Completions(services), Train(services)
     # Without /v1 too, as HUD's client calls its gateway.
     for prefix in ("/v1", ""):
@@ -125,6 +132,8 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
         found = refusal
     except web.HTTPException as error:
         found = _of_http(request, error)
+    except PodFaultError as fault:
+        found = refusal_of(request.app[_VIEW].snapshot, fault)
     except (asyncio.CancelledError, ConnectionResetError):
         raise
     except Exception:
@@ -145,10 +154,6 @@ def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:
         case 405:
             return RefusalError(
                 405, "MethodNotAllowed", f"{request.path} takes no {request.method}"
-            )
-        case 413:
-            return RefusalError(
-                413, "BodyTooLarge", f"the body is over {MAX_COMPLETION_BYTES // 2**20} MiB"
             )
     return RefusalError(error.status, "BadRequest", error.text or error.reason)
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
-from pydantic_core import from_json
 
-from espalier.gateway import metrics
+from espalier.gateway import delivery, metrics
+from espalier.gateway.answers import read_held
+from espalier.gateway.asked import Asked, read_asked
 from espalier.gateway.auth import User
+from espalier.gateway.bodies import read_object
 from espalier.gateway.moves import SENDINGS, NotLoadedError, after_the_move
-from espalier.gateway.pods import why_none_ready
+from espalier.gateway.podfaults import refusal_of
+from espalier.gateway.pods import Pod, why_none_ready
 from espalier.gateway.problems import RefusalError, not_ready, openai_body
 from espalier.gateway.relay import StreamRewriter, error_event, rewrite_answer
+from espalier.gateway.room import Hold
 from espalier.gateway.routing import (
     ROLLOUT,
     NotReady,
@@ -30,10 +31,11 @@ from espalier.gateway.routing import (
     resolve,
     split,
 )
-from espalier.gateway.sampling import check_continuation, check_rendering, reference
 from espalier.gateway.services import HELD_SECONDS, UPSTREAM_SECONDS, Services
 from espalier.gateway.snapshot import Id, Snapshot
 from espalier.gateway.traces import Keeper, Traces, trace_of
+from espalier.podclient import PodFaultError, unknown
+from espalier.untrusted import UnreadableError, read_json
 
 # A checkpoint's commit is acknowledged before its object reaches the cache.
 CHECKPOINT_WAIT_SECONDS = 10.0
@@ -41,6 +43,8 @@ CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 600.0
 ATTEMPTS = 2
 TRACE_KEPT = "Espalier-Trace"
+MAX_SAID_BYTES = 64 * 1024
+MAX_SAID_CHARS = 4000
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
 
@@ -56,11 +60,11 @@ class _Exchange:
     slug: Slug
     ref: str
     target: Target
-    body: dict[str, Any]
-    asked: str
+    asked: Asked
     trace: str = ""
     keeper: Keeper | None = None
     response: web.StreamResponse | None = None
+    started: float = field(default_factory=time.perf_counter)
 
 
 class Completions:
@@ -74,22 +78,17 @@ class Completions:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Completes at a rollout pod that serves the named model or checkpoint."""
         user = await self._services.caller(request)
-        body = await _read(request)
-        asked = body["model"]
+        await self._services.require_some_model(user)
+        asked = read_asked(await read_object(request))
         trace = trace_of(request.headers)
-        slug, ref, target = await self._locate(user, reference(body), held=bool(trace))
-        check_rendering(body)
-        check_continuation(body)
-        keeper = await self._traces.keeper(user, target.model) if _recordable(trace, body) else None
-        if keeper is not None:
-            # What is trained on later needs them, whether or not this client looks at them.
-            body |= {"return_token_ids": True, "logprobs": True}
-        exchange = _Exchange(request, slug, ref, target, body, asked, trace, keeper)
-        started = time.perf_counter()
+        slug, ref, target = await self._locate(user, asked.reference, held=bool(trace))
+        recorded = bool(trace) and asked.recordable
+        keeper = await self._traces.keeper(user, target.model) if recorded else None
+        exchange = _Exchange(request, slug, ref, target, asked, trace, keeper)
         try:
             return await self._complete(exchange)
         finally:
-            request[UPSTREAM_SECONDS] = time.perf_counter() - started
+            request.setdefault(UPSTREAM_SECONDS, time.perf_counter() - exchange.started)
 
     async def _locate(self, user: User, asked: str, *, held: bool) -> tuple[Slug, str, Target]:
         named, ref = split(asked)
@@ -139,24 +138,33 @@ class Completions:
                 )
                 exchange.target = found
                 refused = error
-        raise not_ready("HeadMoving", f"{exchange.asked} is moved again and again: {refused}")
+        raise not_ready("HeadMoving", f"{exchange.asked.model} is moved again and again: {refused}")
 
     async def _send(self, exchange: _Exchange) -> web.StreamResponse:
-        body = exchange.body | {"model": exchange.target.adapter}
-        sent = json.dumps(body, ensure_ascii=False).encode()
+        recorded = exchange.keeper is not None
+        sent = exchange.asked.text(exchange.target.adapter, recorded=recorded)
         lost: Exception
-        for attempt, address in enumerate(self._order(exchange.target)):
+        for attempt, pod in enumerate(self._order(exchange.target)):
             if attempt:
                 metrics.RETRIES.inc()
             try:
-                return await self._send_to(address, exchange, sent)
+                return await self._send_to(pod, exchange, sent)
             except NotLoadedError as error:
                 lost = error
+            except PodFaultError as fault:
+                if exchange.response is None:
+                    raise
+                refusal = refusal_of(self._services.view.snapshot, fault)
+                return await _break_off(exchange.response, refusal)
             except aiohttp.ClientError as error:
                 if _gone(exchange.request):
                     raise asyncio.CancelledError from error
                 if exchange.response is not None:
-                    return await _break_off(exchange.response, error)
+                    detail = f"the rollout was lost in mid-stream: {error}"
+                    return await _break_off(
+                        exchange.response,
+                        RefusalError(503, "StreamBroken", detail, "Send it again"),
+                    )
                 if isinstance(error, aiohttp.SocketTimeoutError):
                     raise RefusalError(
                         504, "RolloutTimeout", f"no answer within {ANSWER_SECONDS:.0f} s"
@@ -166,44 +174,53 @@ class Completions:
             raise lost
         raise self._lost(exchange.target, lost)
 
-    def _order(self, target: Target) -> list[str]:
+    def _order(self, target: Target) -> list[Pod]:
         """The pods to try, each model's in turn; the same one again when it is alone."""
         turn = self._turns[target.model]
         self._turns[target.model] += 1
-        count = len(target.addresses)
-        return [target.addresses[(turn + attempt) % count] for attempt in range(ATTEMPTS)]
+        count = len(target.pods)
+        return [target.pods[(turn + attempt) % count] for attempt in range(ATTEMPTS)]
 
-    async def _send_to(self, address: str, exchange: _Exchange, sent: bytes) -> web.StreamResponse:
-        headers = self._services.tokens.header(exchange.target.model)
+    async def _send_to(self, pod: Pod, exchange: _Exchange, sent: bytes) -> web.StreamResponse:
+        headers = self._services.tokens.header(exchange.target.model, pod)
         headers["Content-Type"] = "application/json"
         async with self._services.session.post(
-            f"http://{address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
+            f"http://{pod.address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
             data=sent,
             headers=headers,
             timeout=_TIMEOUT,
         ) as upstream:
             if upstream.content_type == "text/event-stream":
                 return await _stream(upstream, exchange)
-            answer = await upstream.read()
-            if upstream.status == web.HTTPConflict.status_code:
-                raise NotLoadedError(_said(answer))
-            kept = {}
-            if upstream.status == 200:
-                answer = rewrite_answer(answer, exchange.target.adapter, exchange.asked)
-                kept = await self._keep(exchange, answer)
-            return web.Response(
-                body=answer,
-                status=upstream.status,
-                content_type=upstream.content_type,
-                headers=kept,
-            )
+            with self._services.rooms.answers.hold() as hold:
+                return await self._pass_back(upstream, exchange, hold)
+
+    async def _pass_back(
+        self, upstream: aiohttp.ClientResponse, exchange: _Exchange, hold: Hold
+    ) -> web.Response:
+        answer = await read_held(upstream, hold)
+        if upstream.status == web.HTTPConflict.status_code:
+            raise NotLoadedError(_said(answer))
+        kept = {}
+        if upstream.status == 200:
+            try:
+                answer = rewrite_answer(answer, exchange.target.adapter, exchange.asked.model)
+            except UnreadableError as error:
+                raise unknown(upstream, f"answers with no completion: {error}") from error
+            kept = await self._keep(exchange, answer)
+        response = web.Response(
+            body=answer, status=upstream.status, content_type=upstream.content_type, headers=kept
+        )
+        exchange.request[UPSTREAM_SECONDS] = time.perf_counter() - exchange.started
+        await delivery.write(exchange.request, response)
+        return response
 
     async def _keep(self, exchange: _Exchange, answer: bytes) -> dict[str, str]:
         """Keeps a turn of a trace; the header that says whether it was."""
         if not exchange.trace:
             return {}
         kept = exchange.keeper is not None and await self._traces.record(
-            exchange.keeper, exchange.trace, from_json(answer)
+            exchange.keeper, exchange.trace, answer
         )
         return {TRACE_KEPT: "Kept" if kept else "NotKept"}
 
@@ -215,27 +232,14 @@ class Completions:
         return not_ready("RolloutUnreachable", f"a rollout of {target.model} is lost: {error}")
 
 
-async def _read(request: web.Request) -> dict[str, Any]:
-    try:
-        body = from_json(await request.read())
-    except ValueError as error:
-        raise RefusalError(400, "InvalidJson", f"the body is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise RefusalError(400, "InvalidJson", "the body is not a JSON object")
-    if not isinstance(body.get("model"), str) or not body["model"]:
-        raise RefusalError(
-            400,
-            "ModelMissing",
-            "field model is missing or not text",
-            "Set model to a slug, slug@checkpoint or slug@base",
-        )
-    return body
-
-
 async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.StreamResponse:
-    rewriter = StreamRewriter(exchange.target.adapter, exchange.asked)
+    rewriter = StreamRewriter(exchange.target.adapter, exchange.asked.model)
     async for data in upstream.content.iter_any():
-        if events := rewriter.feed(data):
+        try:
+            events = rewriter.feed(data)
+        except UnreadableError as error:
+            raise unknown(upstream, f"streams what is no event of ours: {error}") from error
+        if events:
             await (await _begun(exchange)).write(events)
     response = await _begun(exchange)
     await response.write_eof(rewriter.rest())
@@ -252,11 +256,8 @@ async def _begun(exchange: _Exchange) -> web.StreamResponse:
     return exchange.response
 
 
-async def _break_off(response: web.StreamResponse, error: Exception) -> web.StreamResponse:
+async def _break_off(response: web.StreamResponse, refusal: RefusalError) -> web.StreamResponse:
     """Ends a stream that cannot be taken up again, so that the client sees it is incomplete."""
-    refusal = RefusalError(
-        503, "StreamBroken", f"the rollout was lost in mid-stream: {error}", "Send it again"
-    )
     await response.write_eof(error_event(openai_body(refusal)))
     return response
 
@@ -264,15 +265,9 @@ async def _break_off(response: web.StreamResponse, error: Exception) -> web.Stre
 def _said(answer: bytes) -> str:
     """The message of a rollout's error."""
     try:
-        return str(from_json(answer)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+        return str(read_json(answer[:MAX_SAID_BYTES])["error"]["message"])[:MAX_SAID_CHARS]
+    except (UnreadableError, LookupError, TypeError):
         return answer.decode(errors="replace")[:200]
-
-
-def _recordable(trace: str, body: Mapping[str, Any]) -> bool:
-    """A turn is one answer to one chat; a stream or a choice of several is none."""
-    several = body.get("n") not in (None, 1)
-    return bool(trace) and "messages" in body and not body.get("stream") and not several
 
 
 def _gone(request: web.Request) -> bool:

@@ -16,7 +16,12 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 from aiohttp import web
 
+from espalier.gateway.services import REQUEST_ID
+from espalier.podclient import PodFaultError
+
 ACKNOWLEDGED_SECONDS = 5.0
+# A client that reads no more would hold its answer for good: 64 MiB in it are 220 KB/s.
+WRITE_SECONDS = 300.0
 POLL_SECONDS = 0.001
 REPORT_ATTEMPTS = 3
 REPORT_SECONDS = 2.0
@@ -35,13 +40,29 @@ async def send(request: web.Request, response: web.Response) -> bool:
     # A client that closes at once takes the transport's own descriptor away.
     held = socket.socket(fileno=socket.dup(raw.fileno()))
     try:
-        await response.prepare(request)
-        await response.write_eof()
+        await write(request, response)
         return await _acknowledged(transport, held)
     except ConnectionError:
         return False
     finally:
         held.close()
+
+
+async def write(request: web.Request, response: web.Response) -> None:
+    """Writes the whole answer while its room is held; a client that does not read it is cut off.
+
+    Raises:
+        ConnectionError: the client is gone, or was cut off.
+    """
+    response.headers["X-Request-Id"] = request[REQUEST_ID]
+    try:
+        async with asyncio.timeout(WRITE_SECONDS):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError as error:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the client did not read its answer") from error
 
 
 async def _acknowledged(transport: asyncio.Transport, held: socket.socket) -> bool:
@@ -85,5 +106,5 @@ async def _repeat(report: Report) -> None:
             async with asyncio.timeout(REPORT_SECONDS):
                 await report()
                 break
-        except (aiohttp.ClientError, TimeoutError):
+        except (aiohttp.ClientError, TimeoutError, PodFaultError):
             continue

@@ -26,3 +26,13 @@ UPSTREAM = Histogram(
 RETRIES = Counter(
     "espalier_gateway_upstream_retries", "Completions sent again after a lost connection."
 )
+REFUSED = Counter(
+    "espalier_gateway_refused_requests",
+    "Requests refused for their form or size, before anything was read of them, by reason.",
+    ["reason"],
+)
+POD_FAULTS = Counter(
+    "espalier_gateway_pod_faults",
+    "Answers of pods that were not used: redirects, compressed, too large or unknown, by reason.",
+    ["reason"],
+)

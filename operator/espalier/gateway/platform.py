@@ -26,6 +26,7 @@ from espalier.gateway.sethead import HeadMoves
 from espalier.gateway.snapshot import Id, Snapshot
 
 PAGE = 100
+MAX_DIGITS = 18
 # HUD's names of what we call otherwise.
 _HUD_METRICS = {
     "reward/std": "reward_std",
@@ -77,6 +78,7 @@ class PlatformRoutes:
     async def fork(self, request: web.Request) -> web.Response:
         """Makes a model, its head and a client-driven run; answers once the model is there."""
         user = await self._services.caller(request)
+        await self._services.require_some_model(user)
         wanted = await read_body(request, ForkRequest)
         source = await self._services.model(user, wanted.source_model_id)
         await self._services.auth.require(user, "get", "trainablemodels", source)
@@ -100,8 +102,8 @@ class PlatformRoutes:
         """Moves the head to a checkpoint; the next optimizer step extends the tree from there."""
         user = await self._services.caller(request)
         model = await self._services.model(user, _slug(request))
-        wanted = await read_body(request, HeadRequest)
         await self._services.auth.require(user, "update", "checkpointheads", model)
+        wanted = await read_body(request, HeadRequest)
         await self._moves.move(user, model, wanted.checkpoint_id)
         return web.json_response(
             {"model_id": _uid(self._services.view.snapshot, model), **dict(wanted)}
@@ -179,7 +181,7 @@ def _slug(request: web.Request) -> str:
 
 def _whole(request: web.Request, name: str, default: int) -> int:
     text = request.query.get(name, str(default))
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
         raise RefusalError(422, "InvalidRequest", f"{name}: {text!r} is not a whole number")
     return int(text)
 

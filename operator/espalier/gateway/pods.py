@@ -31,6 +31,7 @@ class Pod:
     """A trainer or rollout pod. ``address`` is ``ip:port``, empty before it has an IP."""
 
     name: str
+    uid: str
     role: str
     address: str
     waiting: Waiting | None
@@ -47,6 +48,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
     host = f"[{facts.ip}]" if ":" in facts.ip else facts.ip
     return Pod(
         name=facts.name,
+        uid=facts.uid,
         role=facts.role,
         address=f"{host}:{_port(body)}" if host else "",
         waiting=_waiting(facts),

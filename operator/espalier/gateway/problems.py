@@ -7,9 +7,9 @@ run routes answer with ``wire.Problem``, whose ``detail`` HUD's client shows.
 from __future__ import annotations
 
 from aiohttp import web
-from pydantic import ValidationError
 
 from espalier.api.wire import Problem
+from espalier.untrusted import UnreadableError, read_model
 
 RETRY_AFTER_SECONDS = 2
 
@@ -20,7 +20,9 @@ _TYPES = {
     403: "permission_error",
     404: "not_found_error",
     409: "conflict_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     503: "service_unavailable_error",
 }
 
@@ -78,8 +80,8 @@ def openai_body(refusal: RefusalError) -> dict[str, object]:
 def with_remedy(body: bytes) -> bytes:
     """A ``wire.Problem`` whose detail ends in its remedy; any other body as it is."""
     try:
-        problem = Problem.model_validate_json(body)
-    except ValidationError:
+        problem = read_model(Problem, body)
+    except UnreadableError:
         return body
     if not problem.remedy:
         return body

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
+
+from espalier.untrusted import UnreadableError, read_json
 
 _EVENT_END = b"\n\n"
 _DATA = b"data: "
@@ -19,27 +20,38 @@ _CHAT = b'"object":"chat.completion"'
 _CHOICES = b'"choices":[{'
 _INDEX = b'"index":'
 _PROMPT_TOKENS = b'"prompt_token_ids":['
+# The tokens of a prompt as long as a body may be, and more than any other event.
+MAX_EVENT_BYTES = 8 * 2**20
+# Where a choice begins, and no other object of a completion. A quote inside a string is escaped.
+_CHOICE = re.compile(rb'\{"index":([0-9]{1,6}),')
 _TOKEN_LIST = re.compile(re.escape(_PROMPT_TOKENS) + rb"[0-9,]*\]")
 
 
 def rewrite_answer(body: bytes, adapter: str, model: str) -> bytes:
     """A whole completion: ``model`` as the caller named it, prompt tokens in every choice.
 
-    An answer of one choice is edited as text. Reading and writing a thousand log-probs takes
+    An answer of vLLM's form is edited as text. Reading and writing a thousand log-probs takes
     milliseconds, in which the gateway would serve nobody else.
 
     Args:
         body: of a rollout's answer.
         adapter: the name that the rollout answers with.
         model: the name that the caller asked for.
+
+    Raises:
+        UnreadableError: it is no completion, or too large to be read in any other form.
     """
     return _edited(body, adapter, model) or _rewritten(body, model)
 
 
 def _edited(body: bytes, adapter: str, model: str) -> bytes | None:
-    """The same without reading it; None where a key is not there exactly once."""
+    """The same without reading it; None where a key is not there as often as it must be."""
     theirs = _named(adapter)
-    if any(body.count(key) != 1 for key in (theirs, _CHOICES, _INDEX)):
+    if body.count(theirs) != 1 or body.count(_CHOICES) != 1:
+        return None
+    # An index inside a choice begins at 0 again.
+    choices = sorted(int(number) for number in _CHOICE.findall(body))
+    if choices != list(range(body.count(_INDEX))):
         return None
     renamed = body.replace(theirs, _named(model), 1)
     # The choices of other completions have their prompt's tokens.
@@ -48,11 +60,13 @@ def _edited(body: bytes, adapter: str, model: str) -> bytes | None:
     found = _TOKEN_LIST.findall(renamed)
     if len(found) != 1 or renamed.count(_PROMPT_TOKENS) != 1:
         return None
-    return renamed.replace(_CHOICES, _CHOICES + found[0] + b",", 1)
+    return _CHOICE.sub(lambda begun: b"{" + found[0] + b"," + begun[0][1:], renamed)
 
 
 def _rewritten(body: bytes, model: str) -> bytes:
-    answer = from_json(body)
+    answer = read_json(body)
+    if not isinstance(answer, dict):
+        raise UnreadableError("it is no object")
     answer["model"] = model
     _copy_prompt_tokens(answer)
     return to_json(answer, inf_nan_mode="constants")
@@ -78,8 +92,14 @@ class StreamRewriter:
         self._rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """The complete events among what has come so far, rewritten."""
+        """The complete events among what has come so far, rewritten.
+
+        Raises:
+            UnreadableError: an event is too long, or one with prompt tokens is no JSON.
+        """
         *events, self._rest = (self._rest + data).split(_EVENT_END)
+        if max(map(len, (*events, self._rest))) > MAX_EVENT_BYTES:
+            raise UnreadableError(f"an event is over {MAX_EVENT_BYTES // 2**20} MiB")
         return b"".join(self._rewrite(event) + _EVENT_END for event in events)
 
     def rest(self) -> bytes:
@@ -90,8 +110,9 @@ class StreamRewriter:
         event = event.replace(self._theirs, self._ours, 1)
         if _PROMPT_TOKENS not in event or not event.startswith(_DATA):
             return event
-        chunk = json.loads(event.removeprefix(_DATA))
-        _copy_prompt_tokens(chunk)
+        chunk = read_json(event.removeprefix(_DATA))
+        if isinstance(chunk, dict):
+            _copy_prompt_tokens(chunk)
         return _DATA + _dump(chunk)
 
 
@@ -101,14 +122,12 @@ def error_event(body: dict[str, object]) -> bytes:
 
 
 def _copy_prompt_tokens(answer: dict[str, Any]) -> None:
-    tokens = answer.get("prompt_token_ids")
-    if tokens is not None:
-        for choice in _choices(answer):
+    tokens, choices = answer.get("prompt_token_ids"), answer.get("choices")
+    if tokens is None or not isinstance(choices, list):
+        return
+    for choice in choices:
+        if isinstance(choice, dict):
             choice["prompt_token_ids"] = tokens
-
-
-def _choices(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield from answer.get("choices") or ()
 
 
 def _dump(value: object) -> bytes:

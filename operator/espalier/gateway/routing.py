@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.names import BASE, adapter_name
-from espalier.gateway.pods import why_none_ready
+from espalier.gateway.pods import Pod, why_none_ready
 from espalier.gateway.snapshot import Id, Snapshot
 
 ROLLOUT = "rollout"
@@ -30,11 +30,11 @@ class Slug:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a request goes: the name the rollouts know, and ready pods as ``ip:port``."""
+    """Where a request goes: the name the rollouts know, and ready pods."""
 
     model: Id
     adapter: str
-    addresses: tuple[str, ...]
+    pods: tuple[Pod, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def split(requested: str) -> tuple[str, str]:
 def slug_of(snapshot: Snapshot, name: Id) -> str:
     """The shortest slug that means this model, or this head, alone."""
     others = (Id(n, name.name) for n in snapshot.namespaces if n != name.namespace)
-    return str(name) if any(_stands_for(snapshot, other) for other in others) else name.name
+    shared = any(_stands_for(snapshot, other) for other in others)
+    return str(name) if shared or _of_uid(snapshot, name.name) else name.name
 
 
 def find_slug(snapshot: Snapshot, slug: str) -> Slug | Unknown:
@@ -75,15 +76,16 @@ def find_slug(snapshot: Snapshot, slug: str) -> Slug | Unknown:
     if "/" in slug:
         found = _stands_for(snapshot, Id(*slug.split("/", 1)))
         return found or Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
+    # First, because it is nobody's to choose: an object named after it must not take it over.
+    by_uid = _of_uid(snapshot, slug)
+    if by_uid is not None:
+        return Slug(by_uid, by_uid)
     several = [s for n in snapshot.namespaces if (s := _stands_for(snapshot, Id(n, slug)))]
     if len(several) == 1:
         return several[0]
     if several:
         names = tuple(str(one.head) for one in several)
         return Unknown(f"model {slug!r} is in more than one namespace", names)
-    by_uid = [m for m, body in snapshot.models.items() if body.metadata.uid == slug]
-    if by_uid and by_uid[0].namespace in snapshot.namespaces:
-        return Slug(by_uid[0], by_uid[0])
     return Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
 
 
@@ -108,6 +110,12 @@ def slugs(snapshot: Snapshot) -> list[Slug]:
 def nearest_slugs(snapshot: Snapshot, slug: str) -> tuple[str, ...]:
     """The slugs most like a mistyped one."""
     return _nearest(slug, {slug_of(snapshot, known.head) for known in slugs(snapshot)})
+
+
+def _of_uid(snapshot: Snapshot, uid: str) -> Id | None:
+    """The served model of a uid, by which HUD's client names models."""
+    found = (name for name, body in snapshot.models.items() if body.metadata.uid == uid)
+    return next((name for name in found if name.namespace in snapshot.namespaces), None)
 
 
 def _stands_for(snapshot: Snapshot, name: Id) -> Slug | None:
@@ -141,8 +149,8 @@ def resolve(
     adapter = _adapter(snapshot, model, ref, head)
     if not isinstance(adapter, str):
         return adapter
-    addresses = tuple(pod.address for pod in snapshot.pods_of(model, ROLLOUT) if pod.ready)
-    return Target(model, adapter, addresses) if addresses else _why_not_ready(snapshot, model)
+    ready = tuple(pod for pod in snapshot.pods_of(model, ROLLOUT) if pod.ready)
+    return Target(model, adapter, ready) if ready else _why_not_ready(snapshot, model)
 
 
 def could_be_committed(snapshot: Snapshot, model: Id, ref: str) -> bool:

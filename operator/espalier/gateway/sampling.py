@@ -57,7 +57,7 @@ def check_rendering(body: dict[str, Any]) -> None:
     for number, message in enumerate(_list(body.get("messages"))):
         content = message.get("content") if isinstance(message, dict) else None
         for place, part in enumerate(_list(content)):
-            if isinstance(part, dict) and part.get("type") in _MEDIA:
+            if isinstance(part, dict) and str(part.get("type")) in _MEDIA:
                 raise _bad(
                     f"messages[{number}].content[{place}]",
                     f"is of type {part['type']}: only text is sampled and trained",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
 
-from espalier.gateway.auth import Authenticator, User
+from espalier.api.meta import GROUP
+from espalier.gateway.auth import Authenticator, Remembered, User
 from espalier.gateway.problems import RefusalError
+from espalier.gateway.room import Rooms
 from espalier.gateway.routing import NEAREST, Slug, Unknown, find_model, find_slug
 from espalier.gateway.snapshot import Id
 from espalier.gateway.tokens import TokenIssuer
@@ -26,7 +29,8 @@ REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 class Services:
     """View of the cluster and the cluster itself, authentication, tokens, connections to pods.
 
-    ``cluster`` is written on behalf of users alone: forks, and moves of heads.
+    ``cluster`` is written on behalf of users alone: forks, and moves of heads. ``session`` is of
+    ``pod_session``; ``rooms`` bound what all requests hold together.
     """
 
     view: View
@@ -34,10 +38,34 @@ class Services:
     auth: Authenticator
     tokens: TokenIssuer
     session: aiohttp.ClientSession
+    rooms: Rooms = field(default_factory=Rooms.of_container)
+    _sampling: Remembered[bool] = field(default_factory=Remembered)
 
     async def caller(self, request: web.Request) -> User:
         """The authenticated caller of a request."""
         return await self.auth.user(request.headers.get("Authorization"))
+
+    async def require_some_model(self, user: User) -> None:
+        """Refuses who may sample nothing: asked before a body that names the model is read."""
+        if not self._served():
+            raise RefusalError(
+                404, "ModelNotFound", "no model is served", "Create a TrainableModel"
+            )
+        if not await self._sampling.get(user, lambda: self._may_sample(user)):
+            raise RefusalError(
+                403,
+                "Forbidden",
+                f"{user.name} may get none of the served models",
+                f"Grant verb get on trainablemodels of {GROUP} by a Role and a RoleBinding",
+            )
+
+    async def _may_sample(self, user: User) -> bool:
+        asked = (self.auth.allowed(user, "get", "trainablemodels", m) for m in self._served())
+        return any(await asyncio.gather(*asked))
+
+    def _served(self) -> list[Id]:
+        snapshot = self.view.snapshot
+        return [model for model in snapshot.models if model.namespace in snapshot.namespaces]
 
     async def sampled(self, user: User, slug: str) -> Slug:
         """The model and head that a slug means; 404 with the nearest that the caller may see."""

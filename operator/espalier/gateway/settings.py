@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from espalier.core.served import VARIABLE, served
+
 PORT = 8000
 METRICS_PORT = 8080
 
@@ -26,16 +28,18 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Reads POD_NAMESPACE, ESPALIER_NAMESPACES, ESPALIER_PORT and ESPALIER_METRICS_PORT.
 
-        ESPALIER_NAMESPACES is comma separated; by default the gateway serves its own namespace.
+        ESPALIER_NAMESPACES is comma separated; the gateway's own namespace is never served.
         """
         namespace = environment.get("POD_NAMESPACE", "")
         if not namespace:
             raise SettingsError("POD_NAMESPACE is not set: set it to the gateway's own namespace")
-        listed = environment.get("ESPALIER_NAMESPACES", "").split(",")
-        namespaces = tuple(dict.fromkeys(name.strip() for name in listed if name.strip()))
+        try:
+            namespaces = served(environment.get(VARIABLE, ""), namespace)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
         return cls(
             namespace=namespace,
-            namespaces=namespaces or (namespace,),
+            namespaces=namespaces,
             port=_port(environment, "ESPALIER_PORT", PORT),
             metrics_port=_port(environment, "ESPALIER_METRICS_PORT", METRICS_PORT),
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from espalier import identity
 from espalier.core.names import audience
+from espalier.gateway.pods import Pod
 from espalier.gateway.problems import not_ready
 from espalier.gateway.snapshot import Id
 
@@ -15,7 +16,7 @@ REUSE_SECONDS = identity.LIFETIME_SECONDS / 2
 
 
 class TokenIssuer:
-    """Signs one token per model and epoch and reuses it for half its life.
+    """Signs one token per pod and epoch and reuses it for half its life.
 
     It starts without a key, because the operator creates the Secret and may come up later.
     """
@@ -23,7 +24,7 @@ class TokenIssuer:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._private_key = ""
         self._clock = clock
-        self._issued: dict[tuple[Id, int], tuple[float, str]] = {}
+        self._issued: dict[tuple[str, int], tuple[float, str]] = {}
 
     @property
     def ready(self) -> bool:
@@ -35,15 +36,15 @@ class TokenIssuer:
         self._private_key = private_key
         self._issued.clear()
 
-    def header(self, model: Id, epoch: int = 0) -> dict[str, str]:
-        """The Authorization header for a model's trainer (under an epoch) or rollouts (0)."""
+    def header(self, model: Id, pod: Pod, epoch: int = 0) -> dict[str, str]:
+        """The Authorization header for a trainer (under an epoch) or rollout (0) of a model."""
         if not self.ready:
             raise not_ready("NoSigningKey", "the operator has not created the signing key yet")
         now = self._clock()
-        expires, token = self._issued.get((model, epoch), (now, ""))
+        name = audience(model.namespace, model.name, pod.role, pod.uid)
+        expires, token = self._issued.get((name, epoch), (now, ""))
         if expires <= now:
             self._issued = {key: held for key, held in self._issued.items() if held[0] > now}
-            name = audience(model.namespace, model.name)
             token = identity.issue(self._private_key, "gateway", name, epoch)
-            self._issued[model, epoch] = (now + REUSE_SECONDS, token)
+            self._issued[name, epoch] = (now + REUSE_SECONDS, token)
         return {"Authorization": f"Bearer {token}"}

@@ -17,13 +17,19 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from espalier.gateway.answers import read_held
 from espalier.gateway.auth import User
+from espalier.gateway.bodies import read_bytes
+from espalier.gateway.podfaults import refusal_of
 from espalier.gateway.pods import Pod
 from espalier.gateway.problems import RefusalError
+from espalier.gateway.room import Hold
 from espalier.gateway.routing import find_model
 from espalier.gateway.runs import active_run
 from espalier.gateway.services import Services
 from espalier.gateway.snapshot import Id
+from espalier.podclient import PodFaultError
+from espalier.untrusted import UnreadableError, read_json
 
 TRACE = "Trace-Id"
 SECONDS = 10.0
@@ -57,18 +63,25 @@ class Traces:
     async def report(self, request: web.Request) -> web.Response:
         """Keeps a report with every trainer that it may concern; one is enough."""
         user = await self._services.caller(request)
-        body = await request.read()
+        # Refuses who may train nothing before the body is read.
+        await self._keepers(user, "")
+        body = await read_bytes(request)
         keepers = await self._keepers(user, _named_model(body))
         path = request.path.removeprefix("/v2/trace")
-        answers = await asyncio.gather(*(self._call("POST", k, path, body) for k in keepers))
-        return _best(answers)
+        with self._services.rooms.answers.hold() as hold:
+            answers = await asyncio.gather(
+                *(self._call("POST", k, path, hold, body) for k in keepers)
+            )
+            return _best(answers)
 
     async def get(self, request: web.Request) -> web.Response:
         """All that is kept of a trace."""
         user = await self._services.caller(request)
         path = request.path.removeprefix("/v2/trace")
         keepers = await self._keepers(user, "")
-        return _best(await asyncio.gather(*(self._call("GET", k, path) for k in keepers)))
+        with self._services.rooms.answers.hold() as hold:
+            answers = await asyncio.gather(*(self._call("GET", k, path, hold) for k in keepers))
+            return _best(answers)
 
     async def drop_spans(self, request: web.Request) -> web.Response:
         """Takes HUD's telemetry and keeps none of it: see docs/hud.md."""
@@ -86,7 +99,7 @@ class Traces:
         may = await self._services.auth.allowed(user, "update", "trainingruns", name)
         return Keeper(model, pod) if may else None
 
-    async def record(self, keeper: Keeper, trace: str, answer: Mapping[str, Any]) -> bool:
+    async def record(self, keeper: Keeper, trace: str, answer: bytes) -> bool:
         """Keeps the turn of an answer that has the form of vLLM's; False if that failed.
 
         The caller gets its answer only afterwards, so that a trace it has seen to its end is whole.
@@ -95,7 +108,14 @@ class Traces:
         if sample is None:
             return False
         path = f"/{trace}/samples"
-        status, _ = await self._call("POST", keeper, path, json.dumps(sample).encode())
+        with self._services.rooms.answers.hold() as hold:
+            try:
+                status, _ = await self._call(
+                    "POST", keeper, path, hold, json.dumps(sample).encode()
+                )
+            except RefusalError as error:
+                _log.warning("sample not kept", extra={"trace": trace, "error": str(error)})
+                return False
         if status != 200:
             _log.warning("sample not kept", extra={"trace": trace, "status": status})
         return status == 200
@@ -116,16 +136,20 @@ class Traces:
         return keepers
 
     async def _call(
-        self, method: str, keeper: Keeper, path: str, body: bytes | None = None
+        self, method: str, keeper: Keeper, path: str, hold: Hold, body: bytes | None = None
     ) -> tuple[int, bytes]:
-        """Status and body; 503 where the trainer did not answer."""
-        headers = self._services.tokens.header(keeper.model)
+        """Status and body; 503 where the trainer did not answer, 502 where it is none of ours."""
+        headers = self._services.tokens.header(keeper.model, keeper.pod)
         url = f"http://{keeper.pod.address}/traces{path}"
         try:
             async with self._services.session.request(
                 method, url, data=body, headers=headers, timeout=_TIMEOUT
             ) as answer:
-                return answer.status, await answer.read()
+                return answer.status, await read_held(answer, hold)
+        except PodFaultError as fault:
+            refusal = refusal_of(self._services.view.snapshot, fault)
+            problem = {"detail": refusal.detail, "reason": refusal.reason}
+            return 502, json.dumps({**problem, "remedy": refusal.remedy}).encode()
         except (aiohttp.ClientError, TimeoutError) as error:
             problem = {"detail": f"the trainer of {keeper.model}: {error!r}", "reason": "Lost"}
             return 503, json.dumps({**problem, "remedy": "Send it again"}).encode()
@@ -139,26 +163,29 @@ def trace_of(headers: Mapping[str, str]) -> str:
 
 def _named_model(body: bytes) -> str:
     try:
-        model = json.loads(body).get("model")
-    except (ValueError, AttributeError):
-        return ""
+        report = read_json(body)
+    except UnreadableError as error:
+        raise RefusalError(400, "InvalidJson", f"the body is not JSON: {error}") from error
+    if not isinstance(report, dict):
+        raise RefusalError(400, "InvalidJson", "the body is not a JSON object")
+    model = report.get("model")
     return model.partition("@")[0] if isinstance(model, str) else ""
 
 
-def _sample(answer: Mapping[str, Any]) -> dict[str, Any] | None:
+def _sample(answer: bytes) -> dict[str, Any] | None:
     """The one choice's tokens and log-probs as a TrajectorySample; None when some are missing."""
-    choices = answer.get("choices") or []
-    if len(choices) != 1:
+    try:
+        (choice,) = read_json(answer)["choices"]
+        prompt, output = choice["prompt_token_ids"], choice["token_ids"]
+        logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+    except (LookupError, TypeError, ValueError):
         return None
-    choice = choices[0]
-    prompt, output = choice.get("prompt_token_ids"), choice.get("token_ids")
-    entries = (choice.get("logprobs") or {}).get("content") or []
-    if prompt is None or not output or len(entries) != len(output):
+    if prompt is None or not output or len(logprobs) != len(output):
         return None
     return {
         "prompt_token_ids": prompt,
         "output_token_ids": output,
-        "output_logprobs": [entry["logprob"] for entry in entries],
+        "output_logprobs": logprobs,
     }
 
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import aiohttp
-from aiohttp import web
+from aiohttp import StreamReader, web
 
-from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY, PROMOTION
+from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY, PROMOTION, OptimStepResult
+from espalier.core.idempotency import read_key
 from espalier.gateway import delivery
+from espalier.gateway.answers import read_held
 from espalier.gateway.auth import User
+from espalier.gateway.bodies import late
 from espalier.gateway.pods import Pod, Waiting, why_none_ready
 from espalier.gateway.problems import RefusalError, not_ready, with_remedy
 from espalier.gateway.promotion import promotion
+from espalier.gateway.room import Hold
 from espalier.gateway.runs import active_run, is_paused, live_epoch
 from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
 from espalier.gateway.snapshot import Id
 from espalier.gateway.trainers import TRAINER, Trainers
+from espalier.podclient import PodFaultError
+from espalier.untrusted import UnreadableError, read_model
 
 COMMANDS = frozenset({"forward-backward", "forward", "backward", "zero-grad", "optim-step"})
 READS = frozenset({"losses", "state"})
@@ -29,9 +35,12 @@ CHECKPOINT_DIGEST = "Espalier-Checkpoint-Digest"
 PROMOTION_SECONDS = 60.0
 TRAINER_SECONDS = 600.0
 CONNECT_SECONDS = 5.0
+# Between two parts of a body.
+PART_SECONDS = 60.0
 
 _TIMEOUT = aiohttp.ClientTimeout(total=TRAINER_SECONDS, sock_connect=CONNECT_SECONDS)
-_PASSED_ON = ("Content-Type", "Content-Length", IDEMPOTENCY_KEY, EPOCH)
+# Not its length or encoding: the connection to the trainer frames the body anew, by what comes.
+_PASSED_ON = ("Content-Type", IDEMPOTENCY_KEY, EPOCH)
 _PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, EPOCH)
 _SEND_AGAIN = (
     f"Send it again, with the same {IDEMPOTENCY_KEY} if it has one: a command whose answer was "
@@ -47,6 +56,20 @@ class _Answer:
     headers: Mapping[str, str]
     body: bytes
     key: str = ""
+
+
+@dataclass(frozen=True)
+class _Command:
+    """One request on its way to the trainer that takes it."""
+
+    request: web.Request
+    user: User
+    model: Id
+    trainer: Pod
+
+    @property
+    def name(self) -> str:
+        return str(self.request.match_info["command"])
 
 
 class Train:
@@ -69,26 +92,32 @@ class Train:
         # Who sends keys, or reads, sends again; who sends none may be a client that does not.
         held = IDEMPOTENCY_KEY not in request.headers and command != "state"
         trainer = await self._trainers.ready(model, held=held)
-        started = time.perf_counter()
-        try:
-            answer = await self._pass_on(request, user, model, trainer, command)
-        finally:
-            request[UPSTREAM_SECONDS] = time.perf_counter() - started
+        sent = _Command(request, user, model, trainer)
+        with self._services.rooms.answers.hold() as hold:
+            started = time.perf_counter()
+            try:
+                answer = await self._pass_on(sent, hold)
+            finally:
+                request[UPSTREAM_SECONDS] = time.perf_counter() - started
+            return await self._pass_back(sent, answer)
+
+    async def _pass_back(self, command: _Command, answer: _Answer) -> web.Response:
         body = answer.body
-        if answer.status >= 400 and unkeyed(request):
+        if answer.status >= 400 and unkeyed(command.request):
             body = with_remedy(body)
         headers = dict(answer.headers)
-        if command == "optim-step" and answer.status == 200:
-            headers[PROMOTION] = await self._promoted(model, answer)
+        if command.name == "optim-step" and answer.status == 200:
+            headers[PROMOTION] = await self._promoted(command, answer)
         response = web.Response(body=body, status=answer.status, headers=headers)
-        if answer.key:
-            response.headers["X-Request-Id"] = request[REQUEST_ID]
-            if await delivery.send(request, response):
-                self._reports.start(partial(self._delivered, model, trainer, answer.key))
+        if not answer.key:
+            await delivery.write(command.request, response)
+        elif await delivery.send(command.request, response):
+            word = partial(self._delivered, command.model, command.trainer, answer.key)
+            self._reports.start(word)
         return response
 
     async def _delivered(self, model: Id, trainer: Pod, key: str) -> None:
-        headers = self._services.tokens.header(model) | {IDEMPOTENCY_KEY: key}
+        headers = self._services.tokens.header(model, trainer) | {IDEMPOTENCY_KEY: key}
         async with self._services.session.post(
             f"http://{trainer.address}/train/delivered", headers=headers, timeout=_TIMEOUT
         ) as answer:
@@ -116,31 +145,36 @@ class Train:
                 "Set the head's spec.mode to Track, or spec.onPin to Branch",
             )
 
-    async def _pass_on(
-        self, request: web.Request, user: User, model: Id, trainer: Pod, command: str
-    ) -> _Answer:
+    async def _pass_on(self, command: _Command, hold: Hold) -> _Answer:
+        request, model = command.request, command.model
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         headers["X-Request-Id"] = request[REQUEST_ID]
         if unkeyed(request):
-            headers[CLIENT] = _client(user)
+            headers[CLIENT] = _client(command.user)
         headers |= self._services.tokens.header(
-            model, live_epoch(self._services.view.snapshot, model)
+            model, command.trainer, live_epoch(self._services.view.snapshot, model)
         )
+        sent = _Parts(request.content)
         try:
             async with self._services.session.request(
                 request.method,
-                f"http://{trainer.address}/train/{command}",
+                f"http://{command.trainer.address}/train/{command.name}",
                 # Streamed: a batch of long rollouts is large, and the trainer alone reads it.
-                data=request.content if request.can_read_body else None,
+                data=aiter(sent) if request.method == "POST" else None,
                 headers=headers,
                 timeout=_TIMEOUT,
             ) as answer:
                 kept = {
-                    name: answer.headers[name] for name in _PASSED_BACK if name in answer.headers
+                    name: value
+                    for name in _PASSED_BACK
+                    if _plain(value := answer.headers.get(name, ""))
                 }
                 key = answer.headers.get(IDEMPOTENCY_KEY, "")
-                return _Answer(answer.status, kept, await answer.read(), key)
+                body = await read_held(answer, hold)
+                return _Answer(answer.status, kept, body, key if read_key(key) else "")
         except aiohttp.ClientError as error:
+            if sent.late:
+                raise late(PART_SECONDS) from error
             pods = self._services.view.snapshot.pods_of(model, TRAINER)
             waiting = why_none_ready(pods) or Waiting("TrainerUnreachable", "the pod is ready")
             raise not_ready(
@@ -156,14 +190,48 @@ class Train:
                 _SEND_AGAIN,
             ) from error
 
-    async def _promoted(self, model: Id, answer: _Answer) -> str:
+    async def _promoted(self, command: _Command, answer: _Answer) -> str:
         """Served, Pinned, Gated, or Timeout when none of these came true in time."""
-        digest = answer.headers[CHECKPOINT_DIGEST]
-        checkpoint = json.loads(answer.body)["checkpoint_id"]
+        digest, address = answer.headers.get(CHECKPOINT_DIGEST), command.trainer.address
+        try:
+            checkpoint = read_model(OptimStepResult, answer.body).checkpoint_id
+        except UnreadableError as error:
+            raise PodFaultError(
+                "PodAnswerUnknown", address, f"answers optim-step with no step: {error}"
+            ) from error
+        if digest is None:
+            raise PodFaultError(
+                "PodAnswerUnknown", address, f"answers optim-step without {CHECKPOINT_DIGEST}"
+            )
         found = await self._services.view.wait_for(
-            lambda snapshot: promotion(snapshot, model, checkpoint, digest), PROMOTION_SECONDS
+            lambda snapshot: promotion(snapshot, command.model, checkpoint, digest),
+            PROMOTION_SECONDS,
         )
         return found or "Timeout"
+
+
+class _Parts:
+    """A request's body as it comes; ``late`` once the client has stopped sending it."""
+
+    def __init__(self, content: StreamReader) -> None:
+        self._content = content
+        self.late = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                async with asyncio.timeout(PART_SECONDS):
+                    part = await self._content.readany()
+            except TimeoutError:
+                self.late = True
+                raise
+            if not part:
+                return
+            yield part
+
+
+def _plain(value: str) -> bool:
+    return bool(value) and value.isascii() and value.isprintable()
 
 
 def unkeyed(request: web.Request) -> bool:

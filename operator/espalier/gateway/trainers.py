@@ -8,17 +8,21 @@ their calls get the reason at once.
 from __future__ import annotations
 
 import asyncio
-import json
 
 import aiohttp
 
+from espalier.api.wire import Problem
 from espalier.gateway.pods import Pod, Waiting, why_none_ready
 from espalier.gateway.problems import not_ready
 from espalier.gateway.services import HELD_SECONDS, Services
 from espalier.gateway.snapshot import Id, Snapshot
+from espalier.podclient import PodFaultError, read_answer
+from espalier.untrusted import UnreadableError, read_model
 
 TRAINER = "trainer"
 ASK_SECONDS = 0.5
+MAX_PROBLEM_BYTES = 64 * 1024
+MAX_DETAIL_CHARS = 4000
 _ASK_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 _NO_POD = Waiting("Pending", "it has no pod yet")
 # A trainer's own reasons to refuse all commands for a moment (wire.Problem).
@@ -75,15 +79,16 @@ class Trainers:
     async def _starting(self, model: Id, pod: Pod) -> Waiting | None:
         """Why it refuses every command now; what else is wrong is the command's to find out."""
         url = f"http://{pod.address}/train/state"
-        headers = self._services.tokens.header(model)
+        headers = self._services.tokens.header(model, pod)
         try:
             async with self._services.session.get(
                 url, headers=headers, timeout=_ASK_TIMEOUT
             ) as answer:
                 if answer.status != 503:
                     return None
-                problem = json.loads(await answer.read())
-                waiting = Waiting(str(problem["reason"]), str(problem["detail"]))
-        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+                problem = read_model(Problem, await read_answer(answer, MAX_PROBLEM_BYTES))
+        except (aiohttp.ClientError, TimeoutError, PodFaultError, UnreadableError):
             return None
-        return waiting if waiting.reason in _STARTING else None
+        if problem.reason not in _STARTING:
+            return None
+        return Waiting(problem.reason, problem.detail[:MAX_DETAIL_CHARS])

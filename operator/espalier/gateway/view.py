@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,18 +13,25 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.core.manifests.labels import MODEL
+from espalier.core.manifests.labels import MODEL, ROLE
+from espalier.core.membership import identity_of
 from espalier.gateway.pods import read_pod
 from espalier.gateway.snapshot import Id, Snapshot
 from espalier.kube.cache import Cache
-from espalier.kube.objects import Key
+from espalier.kube.membership import Membership
+from espalier.kube.objects import Key, key_of
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Body = Mapping[str, Any]
+Body = dict[str, Any]
 
-WATCHED = ("TrainableModel", "CheckpointHead", "Checkpoint", "TrainingRun", "Pod")
+# Whose pods the gateway calls, and the objects that these pods belong to.
+ROLES = ("trainer", "rollout")
+CHAIN = ("TrainableModel", "StatefulSet", "Deployment", "ReplicaSet")
+WATCHED = ("CheckpointHead", "Checkpoint", "TrainingRun", *CHAIN, "Pod")
+# Watched only as far as they are labelled as Espalier's.
+CHILDREN = ("StatefulSet", "Deployment", "ReplicaSet", "Pod")
 
 
 class View:
@@ -32,6 +39,8 @@ class View:
 
     def __init__(self, cache: Cache, namespaces: tuple[str, ...]) -> None:
         self.snapshot = Snapshot(namespaces)
+        self._cache = cache
+        self._membership = Membership(cache)
         self._changed = asyncio.Event()
         self._tables: dict[str, tuple[type[BaseModel], dict[Id, Any]]] = {
             "TrainableModel": (TrainableModel, self.snapshot.models),
@@ -58,7 +67,9 @@ class View:
     def _update(self, key: Key, old: Body | None, new: Body | None) -> None:
         if key.kind == "Pod":
             self._update_pod(key, old, new)
-        elif key.kind in self._tables:
+        elif key.kind in CHAIN and identity_of(old) != identity_of(new):
+            self._update_pods(key, old, new)
+        if key.kind in self._tables:
             self._update_object(key, new)
         # Each change has its own event, so that a waiter that comes later waits for the next one.
         self._changed.set()
@@ -84,10 +95,24 @@ class View:
             if model is not None:
                 self.snapshot.pods.get(model, {}).pop(key.name, None)
         model = _model_of(key, new)
-        if new is not None and model is not None:
+        if new is not None and model is not None and self._is_ours(new):
             self.snapshot.pods.setdefault(model, {})[key.name] = read_pod(new)
 
+    def _update_pods(self, key: Key, old: Body | None, new: Body | None) -> None:
+        """What a model's pods belong to has come or gone: each of them is judged anew."""
+        found = {_model_of(key, body) for body in (old, new)}
+        for model in [model for model in found if model is not None]:
+            for body in self._cache.list("Pod", model.namespace, model=model.name):
+                pod = key_of("Pod", body)
+                self._update_pod(pod, body, body)
 
-def _model_of(key: Key, pod: Body | None) -> Id | None:
-    labels = (pod or {}).get("metadata", {}).get("labels") or {}
+    def _is_ours(self, pod: Body) -> bool:
+        return pod["metadata"]["labels"].get(ROLE) in ROLES and self._membership.has(pod)
+
+
+def _model_of(key: Key, body: Body | None) -> Id | None:
+    """The model that an object is, or says that it belongs to."""
+    if body is not None and key.kind == "TrainableModel":
+        return Id(key.namespace, key.name)
+    labels = (body or {}).get("metadata", {}).get("labels") or {}
     return Id(key.namespace, labels[MODEL]) if MODEL in labels else None

@@ -9,6 +9,8 @@ from typing import Self
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+# A connection without a whole request head for so long is closed, new or idle.
+HEAD_SECONDS = 75.0
 # None when all is well, else what is wrong.
 Check = Callable[[], str | None]
 
@@ -28,7 +30,9 @@ class HealthServer:
         app.router.add_get("/healthz", _route(live))
         app.router.add_get("/readyz", _route(ready))
         app.router.add_get("/metrics", _metrics)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(
+            app, access_log=None, auto_decompress=False, keepalive_timeout=HEAD_SECONDS
+        )
 
     @property
     def port(self) -> int:

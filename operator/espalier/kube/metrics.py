@@ -30,6 +30,10 @@ EVENT_AGE = Histogram(
 WATCH_LISTS = Counter("watch_lists", "Lists before a watch; more than one is a re-list.", ["kind"])
 MISSED_DELETES = Counter("watch_missed_deletes", "Deletes found by comparison only.", ["kind"])
 
+PODS_IGNORED = Counter(
+    "pods_ignored", "Pods with Espalier's labels that are not its own.", ["role", "reason"]
+)
+
 LEADER = Gauge("leader", "1 while this replica holds the lease.")
 LOOP_LAG = Gauge("event_loop_lag_seconds", "By how much the loop was late at its last heartbeat.")
 

@@ -68,6 +68,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("Job", "batch", "v1", "jobs"),
         Kind("StatefulSet", "apps", "v1", "statefulsets"),
         Kind("Deployment", "apps", "v1", "deployments"),
+        Kind("ReplicaSet", "apps", "v1", "replicasets"),
         Kind("Lease", "coordination.k8s.io", "v1", "leases"),
     )
 }

@@ -7,6 +7,7 @@ it does in a cluster.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import socket
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from espalier.core.manifests.labels import ROLE
 from espalier.core.manifests.pod import PORT, USER_ERROR
 from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Body, Key, key_of
-from espalier.local.layout import Layout, MappingError
+from espalier.local import memory
+from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.process import Running, plan
+from espalier.podclient import PodFaultError
 
 LOOK_SECONDS = 0.2
 PROBE_SECONDS = 2.0
@@ -34,13 +37,17 @@ class _Pod:
     """What is known of a pod beyond its object."""
 
     address: str
+    uid: str
     running: Running | None = None
     starts: int = 0
     resting_until: float = 0.0
     waiting: str = ""
+    unschedulable: str = ""
     ended: tuple[int, str] | None = None
+    over: bool = False
     started: bool = False
     ready: bool = False
+    last_ready: float = 0.0
     template: Body = field(default_factory=dict)
 
 
@@ -53,11 +60,13 @@ class Kubelet:
         layout: Layout,
         session: aiohttp.ClientSession,
         now: Callable[[], str],
+        room: memory.Memory | None = None,
     ) -> None:
         self._cluster = cluster
         self._layout = layout
         self._session = session
         self._now = now
+        self._room = room or memory.of_this_machine()
         self._pods: dict[Key, _Pod] = {}
         network, self._claim = _claimed_network()
         self._addresses = (f"127.{network}.{n // 250}.{n % 250 + 1}" for n in itertools.count())
@@ -75,6 +84,8 @@ class Kubelet:
         finally:
             started = [pod.running for pod in self._pods.values() if pod.running is not None]
             await asyncio.gather(*(running.stop() for running in started))
+            for key in self._pods:
+                await asyncio.to_thread(self._layout.forget_temporary, key.name)
 
     async def _look(self) -> None:
         wanted: dict[Key, Body] = {}
@@ -94,27 +105,44 @@ class Kubelet:
             await self._advance(key, pod, owner)
 
     async def _add(self, key: Key, owner: Body) -> _Pod:
-        template, metadata = owner["spec"]["template"], owner["metadata"]
-        pod = _Pod(address=next(self._addresses), template=template)
-        reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "controller": True}
-        reference |= {"name": metadata["name"], "uid": metadata["uid"]}
+        template = owner["spec"]["template"]
+        controller = await self._replica_set(owner) if owner["kind"] == "Deployment" else owner
         body = {
             "metadata": {
                 "name": key.name,
                 "namespace": key.namespace,
                 "labels": template["metadata"]["labels"],
-                "ownerReferences": [reference],
+                "ownerReferences": [_controlled_by(controller)],
             },
             "spec": {"containers": [{"name": template["spec"]["containers"][0]["name"]}]},
         }
-        await self._cluster.create("Pod", body)
-        self._pods[key] = pod
+        made = await self._cluster.create("Pod", body)
+        assert made is not None, f"{key} is another's"
+        pod = self._pods[key] = _Pod(next(self._addresses), made["metadata"]["uid"])
+        pod.template = template
         return pod
+
+    async def _replica_set(self, deployment: Body) -> Body:
+        """What stands between a Deployment and its pods; the same one for all of its templates."""
+        metadata = deployment["metadata"]
+        key = Key("ReplicaSet", metadata["namespace"], metadata["name"])
+        body = {
+            "metadata": {
+                "name": key.name,
+                "namespace": key.namespace,
+                "labels": deployment["spec"]["template"]["metadata"]["labels"],
+                "ownerReferences": [_controlled_by(deployment)],
+            },
+            "spec": {},
+        }
+        await self._cluster.create("ReplicaSet", body)
+        return self._cluster.objects[key]
 
     async def _remove(self, key: Key) -> None:
         pod = self._pods.pop(key)
         if pod.running is not None:
             await pod.running.stop()
+        await asyncio.to_thread(self._layout.forget_temporary, key.name)
         await self._cluster.delete(key)
 
     async def _advance(self, key: Key, pod: _Pod, owner: Body) -> None:
@@ -123,6 +151,7 @@ class Kubelet:
             pod.ended = (pod.running.code, pod.running.message)
             pod.running, pod.started, pod.ready = None, False, False
             if owner["kind"] == "Job" and self._ended_job(owner, pod):
+                pod.over = True
                 self._show(key, pod)
                 return
             pod.resting_until = _clock() + _backoff(pod.starts)
@@ -132,10 +161,14 @@ class Kubelet:
             serves = role in SERVERS
             # As a startup probe: before it, nobody is sent there.
             pod.started = pod.started or not serves or await self._answers(pod, "healthz")
-            pod.ready = pod.started and (not serves or await self._answers(pod, "readyz"))
+            pod.ready = pod.started and (not serves or await self._serves(pod))
         self._show(key, pod)
 
     async def _start(self, key: Key, pod: _Pod, role: str) -> None:
+        pod.unschedulable = self._shortage(pod)
+        if pod.unschedulable:
+            pod.resting_until = _clock() + FIRST_BACKOFF_SECONDS
+            return
         config = {
             k.name: body.get("data") or {}
             for k, body in self._cluster.objects.items()
@@ -144,7 +177,13 @@ class Kubelet:
         spec = pod.template["spec"]
         try:
             planned = plan(
-                key.name, role, spec, address=pod.address, layout=self._layout, config=config
+                key.name,
+                role,
+                spec,
+                uid=pod.uid,
+                address=pod.address,
+                layout=self._layout,
+                config=config,
             )
         except MappingError as error:
             pod.waiting = str(error)
@@ -153,6 +192,12 @@ class Kubelet:
         pod.waiting = ""
         pod.starts += 1
         pod.running = await Running.start(planned, self._layout.log(key.name))
+
+    def _shortage(self, pod: _Pod) -> str:
+        """Why there is no memory for a pod; a pod keeps what it asked for between two starts."""
+        others = [p for p in self._pods.values() if p is not pod and p.starts and not p.over]
+        taken = sum(memory.asked(other.template["spec"]) for other in others)
+        return self._room.shortage(memory.asked(pod.template["spec"]), taken)
 
     def _ended_job(self, owner: Body, pod: _Pod) -> bool:
         """Whether the Job is over with the end of its pod; its status then says how."""
@@ -168,13 +213,22 @@ class Kubelet:
         self._cluster.set_status(key_of("Job", owner), status)
         return True
 
+    async def _serves(self, pod: _Pod) -> bool:
+        """By its readiness probe: on a busy machine a single answer that is late means nothing."""
+        if await self._answers(pod, "readyz"):
+            pod.last_ready = _clock()
+            return True
+        probe = pod.template["spec"]["containers"][0].get("readinessProbe") or {}
+        patience = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+        return pod.ready and _clock() - pod.last_ready < float(patience)
+
     async def _answers(self, pod: _Pod, route: str) -> bool:
         timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
         try:
             url = f"http://{pod.address}:{PORT}/{route}"
             async with self._session.get(url, timeout=timeout) as answer:
                 return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError):
+        except (aiohttp.ClientError, TimeoutError, PodFaultError):
             return False
 
     def _show(self, key: Key, pod: _Pod) -> None:
@@ -187,6 +241,8 @@ class Kubelet:
         phase = "Running"
         if pod.running is not None:
             container["state"] = {"running": {}}
+        elif pod.unschedulable:
+            phase = "Pending"
         elif pod.waiting:
             phase = "Pending"
             waiting = {"reason": "ImageNotMapped", "message": pod.waiting}
@@ -199,26 +255,53 @@ class Kubelet:
                 phase = "Failed" if code else "Succeeded"
             else:
                 container["lastState"] = ended
+        conditions = [{"type": "Ready", "status": str(pod.ready)}]
+        if pod.unschedulable:
+            refused = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+            conditions.append({**refused, "message": pod.unschedulable})
         status = {
             "phase": phase,
             "podIP": pod.address,
-            "conditions": [{"type": "Ready", "status": str(pod.ready)}],
+            "conditions": conditions,
             "containerStatuses": [container],
         }
         self._cluster.set_status(key, status)
 
 
 def _claimed_network() -> tuple[int, socket.socket]:
-    """Second byte of the pods' addresses, and a socket: no other kubelet here has it meanwhile."""
+    """Second byte of the pods' addresses, and a socket: no other kubelet here has it meanwhile.
+
+    Raises:
+        StartError: there is none.
+    """
     for network in range(64, 192):
         claim = socket.socket()
         try:
             claim.bind((f"127.{network}.255.254", PORT))
-        except OSError:
+        except OSError as error:
             claim.close()
+            if error.errno != errno.EADDRINUSE:
+                raise StartError(
+                    f"pods need the addresses 127.{network}.0.0/16, which Linux has without being "
+                    f"asked: {error.strerror}; use Linux, or a container of it"
+                ) from error
         else:
             return network, claim
-    raise MappingError("128 local clusters run already: stop one")
+    raise StartError(
+        f"a program listens on port {PORT} at all addresses (see `ss -ltnp sport = :{PORT}`), or "
+        f"128 times espalier dev runs: pods listen there, stop it"
+    )
+
+
+def _controlled_by(owner: Body) -> Body:
+    metadata = owner["metadata"]
+    return {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "controller": True,
+    }
 
 
 def _replicas(owner: Body) -> int:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import secrets
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from espalier.kube.objects import Body
+
+NAMESPACE = "default"
+# Who only asks whether the state is in use holds its lock for a moment, too.
+CLAIM_TRIES, CLAIM_PAUSE_SECONDS = 10, 0.1
 
 
 class MappingError(Exception):
     """Something that a pod needs is not on this machine; the message says what to give."""
+
+
+class StartError(Exception):
+    """This machine lacks what ``espalier dev`` needs before it starts anything; says what to do."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +35,8 @@ class Layout:
     """The directory of a local Espalier.
 
     Attributes:
-        root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, ``key.pem`` and the
-            objects.
+        root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, the keys, ``lock``
+            and the objects.
         images: by reference, the directory with what the image has under ``/models``.
         secrets: by name and key of a Secret, what it holds.
     """
@@ -36,13 +50,51 @@ class Layout:
         """What an API server would keep."""
         return self.root / "objects.json"
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """While it is this process that works here.
+
+        Raises:
+            StartError: another one does, and two would write the same volumes; or the directory
+                cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = self._lock.open("w")
+        except OSError as error:
+            raise StartError(
+                f"{self.root} cannot be written: {error.strerror}; give another --state"
+            ) from error
+        with lock:
+            for attempt in range(1, CLAIM_TRIES + 1):
+                if _locked(lock, fcntl.LOCK_EX):
+                    break
+                if attempt == CLAIM_TRIES:
+                    raise StartError(
+                        f"another espalier dev works in {self.root}: stop it, or give --state"
+                    )
+                time.sleep(CLAIM_PAUSE_SECONDS)
+            yield
+
+    def in_use(self) -> bool:
+        """Whether an ``espalier dev`` works here now."""
+        try:
+            with self._lock.open() as lock:
+                return not _locked(lock, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
+
+    def volume(self, claim: str) -> Path:
+        """The directory that stands for a claim."""
+        return self.root / "volumes" / claim
+
     def token(self) -> str:
         """The token of the one user; made once."""
         return self._secret("token", lambda: secrets.token_urlsafe(24))
 
-    def private_key(self, make: Callable[[], str]) -> str:
-        """The signing key (PEM); made once."""
-        return self._secret("key.pem", make)
+    def private_key(self, of: str, make: Callable[[], str]) -> str:
+        """The signing key (PEM) of the operator or the gateway; made once."""
+        return self._secret(f"{of}-key.pem", make)
 
     def log(self, pod: str) -> Path:
         """Where a pod's processes write."""
@@ -84,7 +136,7 @@ class Layout:
 
     def _volume(self, pod: str, volume: Body, config: dict[str, dict[str, str]]) -> Path:
         if claim := volume.get("persistentVolumeClaim"):
-            place: Path = self.root / "volumes" / claim["claimName"]
+            place: Path = self.volume(claim["claimName"])
             place.mkdir(parents=True, exist_ok=True)
             return place
         place = self.root / "pods" / pod / volume["name"]
@@ -98,12 +150,25 @@ class Layout:
             (place / "token").write_text(self.token())
         return place
 
+    def forget_temporary(self, pod: str) -> None:
+        """Removes what a pod that is gone had under ``/tmp``."""
+        shutil.rmtree(self._temporary_path(pod), ignore_errors=True)
+
     def _temporary(self, pod: str) -> Path:
+        place = self._temporary_path(pod)
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.is_symlink() or place.stat().st_uid != os.getuid():
+            raise MappingError(f"{place} is another user's: remove it, or set TMPDIR")
+        return place
+
+    def _temporary_path(self, pod: str) -> Path:
         """Near the root of the file system: a Unix socket's path has at most 107 characters."""
         name = hashlib.sha256(f"{self.root}/{pod}".encode()).hexdigest()[:12]
-        place = Path(tempfile.gettempdir()) / f"espalier-{name}"
-        place.mkdir(mode=0o700, exist_ok=True)
-        return place
+        return Path(tempfile.gettempdir()) / f"espalier-{name}"
+
+    @property
+    def _lock(self) -> Path:
+        return self.root / "lock"
 
     def _secret(self, name: str, make: Callable[[], str]) -> str:
         path = self.root / name
@@ -112,3 +177,12 @@ class Layout:
             path.touch(mode=0o600)
             path.write_text(make())
         return path.read_text()
+
+
+def _locked(file: IO[str], kind: int) -> bool:
+    """Whether the lock was free. It ends with the file, or with this process."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

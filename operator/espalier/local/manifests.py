@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from espalier.api.trainablemodel import TrainableModelSpec
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.kube.objects import Body, Key
 from espalier.local.admission import refusals
+from espalier.local.layout import NAMESPACE
 
 SPECS: dict[str, type[BaseModel]] = {
     "TrainableModel": TrainableModelSpec,
     "TrainingRun": TrainingRunSpec,
     "CheckpointHead": CheckpointHeadSpec,
 }
-NAMESPACE = "default"
 KUSTOMIZATION = "kustomization.yaml"
 
 
@@ -62,9 +63,21 @@ def read(directory: Path, stored: Mapping[Key, Body]) -> Manifests:
     return Manifests(tuple(objects), tuple(ignored))
 
 
-def newest(directory: Path) -> int:
-    """Changes whenever a manifest does: the latest modification time, in nanoseconds."""
-    return max((file.stat().st_mtime_ns for file in directory.glob("*.yaml")), default=0)
+def fingerprint(directory: Path) -> frozenset[tuple[Path, int, int, int]]:
+    """Changes whenever a manifest does, also when an older file takes its place."""
+    files = set(directory.glob("*.yaml"))
+    # Nothing is listed where the files cannot be told now; the directory's own then do.
+    with suppress(ManifestError):
+        files |= set(_files(directory))
+    return frozenset(found for file in files if (found := _version(file)))
+
+
+def _version(file: Path) -> tuple[Path, int, int, int] | None:
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return file, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _files(directory: Path) -> Sequence[Path]:

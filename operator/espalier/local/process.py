@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
 import signal
@@ -14,6 +15,9 @@ from espalier.kube.objects import Body
 from espalier.local.layout import Layout, MappingError
 
 GRACE_SECONDS = 20.0
+# prctl(2). Loaded before any fork.
+_LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 # What the images run by themselves.
 DEFAULT = {
     "trainer": ("python", "-m", "espalier.trainer"),
@@ -39,11 +43,12 @@ def plan(
     role: str,
     spec: Body,
     *,
+    uid: str,
     address: str,
     layout: Layout,
     config: dict[str, dict[str, str]],
 ) -> Plan:
-    """The plan of a pod of a role at a loopback address.
+    """The plan of a pod of a role, with the uid that it is known by, at a loopback address.
 
     Raises:
         MappingError: an image, a Secret or a ConfigMap is not on this machine.
@@ -53,7 +58,10 @@ def plan(
     command = [*container.get("command", DEFAULT.get(role, ())), *container.get("args", ())]
     if role == "trainer":
         command += ["--host", address]
-    given = {entry["name"]: _value(entry, layout, config) for entry in container.get("env", ())}
+    fields = {"metadata.uid": uid}
+    given = {
+        entry["name"]: _value(entry, fields, layout, config) for entry in container.get("env", ())
+    }
     here = {name: _moved(value, mounts) for name, value in given.items()}
     message = layout.root / "pods" / pod / "termination-log"
     message.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +81,12 @@ def plan(
     )
 
 
-def _value(entry: Body, layout: Layout, config: dict[str, dict[str, str]]) -> str:
-    """What a variable of the pod is set to."""
-    if reference := entry.get("valueFrom", {}).get("configMapKeyRef"):
+def _value(
+    entry: Body, fields: dict[str, str], layout: Layout, config: dict[str, dict[str, str]]
+) -> str:
+    """What a variable is set to: a text, a field of the pod, a key of a Secret or ConfigMap."""
+    source = entry.get("valueFrom", {})
+    if reference := source.get("configMapKeyRef"):
         held = config.get(reference["name"], {})
         if reference["key"] not in held:
             raise MappingError(
@@ -83,8 +94,10 @@ def _value(entry: Body, layout: Layout, config: dict[str, dict[str, str]]) -> st
                 "add it"
             )
         return held[reference["key"]]
-    if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
+    if reference := source.get("secretKeyRef"):
         return layout.secret(reference["name"], reference["key"])
+    if reference := source.get("fieldRef"):
+        return fields[reference["fieldPath"]]
     return str(entry["value"])
 
 
@@ -106,6 +119,11 @@ def _moved(text: str, mounts: dict[str, Path]) -> str:
         if text == path or text.startswith(f"{path}/"):
             return f"{place}{text.removeprefix(path)}"
     return text
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM when espalier dev dies, so that no trainer outlives it (Linux)."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Running:
@@ -130,6 +148,7 @@ class Running:
                 stderr=output,
                 # Ctrl-C in the terminal is ours to pass on, in order.
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         return cls(process, planned.message)
 

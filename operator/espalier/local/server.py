@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shlex
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +20,7 @@ from espalier.controllers.operator import Operator
 from espalier.controllers.rollout_client import RolloutClient
 from espalier.controllers.trainer_client import TrainerClient
 from espalier.core.manifests.settings import ChildSettings, Images
-from espalier.gateway.app import make_app, upstream_session
+from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.auth import Authenticator
 from espalier.gateway.services import Services
 from espalier.gateway.tokens import TokenIssuer
@@ -27,12 +29,15 @@ from espalier.kube.cache import Cache
 from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Body, key_of
 from espalier.local.kubelet import Kubelet
-from espalier.local.layout import Layout
-from espalier.local.manifests import NAMESPACE, ManifestError, Manifests, newest, read
+from espalier.local.layout import NAMESPACE, Layout, StartError
+from espalier.local.manifests import ManifestError, Manifests, fingerprint, read
+from espalier.podclient import pod_session
 
 LOOK_SECONDS = 0.5
 # What outlives the process; the rest follows from it and from the volume.
 KEPT = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
+# What the command line reads beside them; their manifests bring them again.
+SHOWN = (*KEPT, "ConfigMap")
 MANAGER = "kubectl"
 
 
@@ -54,25 +59,37 @@ class Options:
 
 
 async def run(options: Options) -> None:
-    """Until SIGINT or SIGTERM.
+    """Until SIGINT, SIGTERM or, as when a terminal is closed, SIGHUP.
 
     Raises:
         ManifestError: the directory cannot be applied as it is at the start.
+        StartError: a port is taken, or another one works on the same state.
     """
+    # Before the state's directory is made: a wrong directory is left as it is.
+    read(options.directory, {})
+    with options.layout.claimed():
+        await _run(options)
+
+
+async def _run(options: Options) -> None:
+    # Before they are read: what is edited from now on counts as an edit.
+    seen = fingerprint(options.directory)
     kept = _kept(options.layout.objects)
     manifests = read(options.directory, {key_of(body["kind"], body): body for body in kept})
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     cluster = MemoryCluster(_now, options.layout.token())
     cluster.restore(kept)
-    async with _gateway(options, cluster) as private_key, upstream_session() as session:
+    private_key = options.layout.private_key("operator", identity.generate_private_key)
+    async with _gateway(options, cluster) as gateway_key, pod_session() as session:
         cache = Cache()
         cluster.feed(cache)
         # Names of images mean nothing here: a pod's role says what to run.
         images = Images(trainer="trainer", rollout="rollout", runner="runner")
         url = f"http://127.0.0.1:{options.port}"
-        children = ChildSettings(images, identity.public_key(private_key), url)
+        keys = identity.PublicKeys.of(private_key, gateway_key)
+        children = ChildSettings(images, keys.text(), url)
         operator = Operator(
             cluster,
             cache,
@@ -83,38 +100,52 @@ async def run(options: Options) -> None:
         )
         kubelet = Kubelet(cluster, options.layout, session, _now)
         await _apply(cluster, manifests, options.say)
-        options.say(f"export ESPALIER_GATEWAY_URL={url} ESPALIER_TOKEN={options.layout.token()}")
+        _keep(cluster, options.layout.objects)
+        access = {
+            "ESPALIER_GATEWAY_URL": url,
+            "ESPALIER_TOKEN": options.layout.token(),
+            "ESPALIER_LOCAL": shlex.quote(str(options.layout.root)),
+        }
+        options.say(f"export {' '.join(f'{name}={value}' for name, value in access.items())}")
         async with asyncio.TaskGroup() as group:
             group.create_task(operator.run(stop))
             group.create_task(kubelet.run(stop))
-            group.create_task(_follow(options, cluster, stop))
+            group.create_task(_follow(options, cluster, stop, seen))
             group.create_task(_report(options, cluster, stop))
     options.say("stopped; start again to go on where it stood")
 
 
 @asynccontextmanager
 async def _gateway(options: Options, cluster: MemoryCluster) -> AsyncIterator[str]:
-    """Serves the gateway; the signing key."""
-    private_key = options.layout.private_key(identity.generate_private_key)
+    """Serves the gateway; its signing key."""
+    private_key = options.layout.private_key("gateway", identity.generate_private_key)
     tokens = TokenIssuer()
     tokens.use(private_key)
     cache = Cache()
     cluster.feed(cache)
-    async with upstream_session() as session:
+    async with pod_session() as session:
         view = View(cache, (NAMESPACE,))
         services = Services(view, cluster, Authenticator(cluster), tokens, session)
         runner = web.AppRunner(
             make_app(services, lambda: ""),
-            access_log=None,
-            handler_cancellation=True,
             shutdown_timeout=1.0,
+            **SERVER,
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, "127.0.0.1", options.port).start()
+            await _listen(runner, options.port)
             yield private_key
         finally:
             await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, port: int) -> None:
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+    except OSError as error:
+        raise StartError(
+            f"--port {port} cannot be served: {os.strerror(error.errno or 0)}; give another --port"
+        ) from error
 
 
 async def _apply(cluster: MemoryCluster, manifests: Manifests, say: Callable[[str], None]) -> None:
@@ -125,14 +156,19 @@ async def _apply(cluster: MemoryCluster, manifests: Manifests, say: Callable[[st
         say(f"not needed on one machine: {', '.join(manifests.ignored)}")
 
 
-async def _follow(options: Options, cluster: MemoryCluster, stop: asyncio.Event) -> None:
+async def _follow(
+    options: Options,
+    cluster: MemoryCluster,
+    stop: asyncio.Event,
+    seen: frozenset[tuple[Path, int, int, int]],
+) -> None:
     """Applies the directory again whenever a manifest changes, and keeps the objects on disk."""
-    seen = newest(options.directory)
     changed = asyncio.Event()
-    cluster.watch(lambda event, body: changed.set() if body["kind"] in KEPT else None)
+    cluster.watch(lambda event, body: changed.set() if body["kind"] in SHOWN else None)
     while not stop.is_set():
-        if newest(options.directory) != seen:
-            seen = newest(options.directory)
+        now = fingerprint(options.directory)
+        if now != seen:
+            seen = now
             try:
                 manifests = read(options.directory, cluster.objects)
                 await _apply(cluster, manifests, options.say)
@@ -169,11 +205,11 @@ def _kept(path: Path) -> list[Body]:
     if not path.is_file():
         return []
     bodies: list[Body] = json.loads(path.read_text())
-    return bodies
+    return [body for body in bodies if body["kind"] in KEPT]
 
 
 def _keep(cluster: MemoryCluster, path: Path) -> None:
-    bodies = [body for key, body in cluster.objects.items() if key.kind in KEPT]
+    bodies = [body for key, body in cluster.objects.items() if key.kind in SHOWN]
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(bodies))
     partial.rename(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,6 +20,8 @@ HEALTH = "/healthz"
 READY = "/readyz"
 SERVE = "/espalier/v1/serve"
 PROBES = (HEALTH, READY)
+# More than the gateway takes of a completion (4 MiB), since it writes what it read anew.
+MAX_BODY_BYTES = 8 * 2**20
 CALLERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("GET", "/v1/models"): ("operator", "gateway"),
     ("POST", "/v1/completions"): ("operator", "gateway"),
@@ -37,7 +40,7 @@ class Authentication:
         self._settings = configuration or settings.read(os.environ)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 401, 403 or 404."""
+        """Pass the request on, or answer 401, 403, 404, 411, 413 or 415."""
         if scope["type"] == "lifespan" or (
             scope["type"] == "http" and scope["method"] == "GET" and scope["path"] in PROBES
         ):
@@ -55,7 +58,7 @@ class Authentication:
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         try:
-            caller = identity.verify(self._settings.public_key, header, self._settings.audience)
+            caller = identity.verify(self._settings.public_keys, header, self._settings.audience)
         except identity.IdentityError as error:
             return problem_response(
                 401,
@@ -84,7 +87,41 @@ class Authentication:
                     remedy="only the operator controls what a rollout serves",
                 ),
             )
-        return None
+        return _unfit(Headers(scope=scope), scope["method"])
+
+
+def _unfit(headers: Headers, method: str) -> JSONResponse | None:
+    """Refuses a body that is compressed, or not known to be short before it is read."""
+    encoding, length = headers.get("content-encoding", "identity"), headers.get("content-length")
+    if encoding.lower() != "identity":
+        return problem_response(
+            415,
+            Problem(
+                reason="ContentEncodingNotTaken",
+                detail=f"Content-Encoding {encoding[:32]!r} is not taken: no body is inflated here",
+                remedy="send the body as it is, without Content-Encoding",
+            ),
+        )
+    if method == "POST" and length is None:
+        return problem_response(
+            411,
+            Problem(
+                reason="LengthRequired",
+                detail="the body's length is not announced",
+                remedy="send Content-Length",
+            ),
+        )
+    # The server has refused a length that is no number.
+    if int(length or 0) > MAX_BODY_BYTES:
+        return problem_response(
+            413,
+            Problem(
+                reason="BodyTooLarge",
+                detail=f"the body is over {MAX_BODY_BYTES // 2**20} MiB",
+                remedy="send less at once: shorter or fewer texts",
+            ),
+        )
+    return None
 
 
 def problem_response(status: int, problem: Problem) -> JSONResponse:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espalier.core import names
+from espalier.identity import PUBLIC_KEYS, PublicKeys
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 DTYPES = ("float32", "bfloat16")
@@ -26,9 +27,10 @@ class Settings:
 
     model: str
     namespace: str
+    uid: str
     volume: Path
     base: str
-    public_key: str
+    public_keys: PublicKeys
     dtype: str
     max_model_tokens: int
     max_adapters: int
@@ -40,7 +42,7 @@ class Settings:
     @property
     def audience(self) -> str:
         """The audience of the tokens that this pod accepts."""
-        return names.audience(self.namespace, self.model)
+        return names.audience(self.namespace, self.model, "rollout", self.uid)
 
     @property
     def base_directory(self) -> Path:
@@ -65,12 +67,17 @@ def read(environment: Mapping[str, str]) -> Settings:
     if adapter_type not in ADAPTER_TYPES:
         one_of = ", ".join(ADAPTER_TYPES)
         raise SettingsError(f"ESPALIER_ADAPTER_TYPE must be one of {one_of}, not {adapter_type!r}")
+    try:
+        keys = PublicKeys.read(_text(environment, PUBLIC_KEYS))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     return Settings(
         model=_text(environment, "ESPALIER_MODEL"),
         namespace=_text(environment, "ESPALIER_NAMESPACE"),
+        uid=_text(environment, names.POD_UID),
         volume=Path(_text(environment, "ESPALIER_VOLUME")),
         base=base,
-        public_key=_text(environment, "ESPALIER_PUBLIC_KEY"),
+        public_keys=keys,
         dtype=dtype,
         max_model_tokens=_count(environment, "ESPALIER_MAX_MODEL_TOKENS", 1_000_000),
         max_adapters=_count(environment, "ESPALIER_MAX_ADAPTERS", 1024),

@@ -9,9 +9,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espalier.api.taskset import ConfigMapTasks, Taskset
-from espalier.runner.extraction import extract, is_number, matches
+from espalier.runner.extraction import is_number
 from espalier.runner.problem import UserError
-from espalier.runner.tasks import Message, Score, Task, ask, system, within
+from espalier.runner.scoring.wire import Match
+from espalier.runner.tasks import Message, Task, ask, system, within
+
+_CHECK = "Check taskset.configMap.name and key"
 
 
 class _RowMessage(BaseModel):
@@ -59,11 +62,14 @@ class JsonlTasks:
         name = row.id or f"{self._name}/{self._positions[index]}"
         return Task(name, _messages(self._spec, row))
 
-    def score(self, index: int, completion: str) -> Score:
+    @property
+    def scorer(self) -> Match:
         """1 for the row's answer, else 0."""
-        mode = self._spec.answer_extraction
-        expected = self._rows[within(index, self.size)].answer
-        return Score(float(matches(mode, extract(mode, completion), expected)))
+        return Match(extraction=self._spec.answer_extraction)
+
+    def reference(self, index: int) -> str:
+        """The row's answer."""
+        return self._rows[within(index, self.size)].answer
 
 
 def config_map_tasks(spec: Taskset, source: ConfigMapTasks, directory: Path) -> JsonlTasks:
@@ -79,17 +85,28 @@ def _messages(spec: Taskset, row: _Row) -> tuple[Message, ...]:
 
 def _read(spec: Taskset, source: str, path: Path) -> list[_Row]:
     try:
-        lines = path.read_text().splitlines()
+        # Of the characters that Python takes for the end of a line, JSON lines know one; the others
+        # may stand in a text. Windows writes a byte-order mark first.
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise _invalid(f"{source} cannot be read: {_there(path)}", _CHECK) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise _invalid(
-            f"{source} cannot be read: {error}", "Check taskset.configMap.name and key"
-        ) from error
+        raise _invalid(f"{source} cannot be read: {error}", _CHECK) from error
     rows = [
         _row(spec, source, number, line) for number, line in enumerate(lines, 1) if line.strip()
     ]
     if not rows:
         raise _invalid(f"{source} has no tasks", "Write one JSON object a line")
     return rows
+
+
+def _there(path: Path) -> str:
+    """What lies where the file is not; a kubelet's own entries begin with two dots."""
+    try:
+        names = sorted(one.name for one in path.parent.iterdir() if not one.name.startswith(".."))
+    except OSError:
+        names = []
+    return f"it has no {path.name}, only {', '.join(names)}" if names else "there are no keys"
 
 
 def _row(spec: Taskset, source: str, number: int, line: str) -> _Row:

@@ -7,6 +7,7 @@ killed, and after a rollback moved the trainer to another checkpoint.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,9 @@ from espalier.core.commits import run_identity
 from espalier.runner.journal import Journal
 from espalier.runner.problem import UserError
 from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
-from espalier.runner.sampling import sample_groups
+from espalier.runner.sampling import Skipped, sample_groups
+from espalier.runner.scoring.policy import told
+from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.tasks import Tasks
 from espalier.runner.waiting import Waiting
 
@@ -58,6 +61,7 @@ class _Attempt:
     position: tuple[int, int, str]
     rounds: int = 0
     groups: list[Group] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -68,6 +72,7 @@ class Loop:
         client: of the run's model.
         run: namespace and name.
         open_tasks: opens the tasks of a taskset; called again when the taskset is edited.
+        open_scorer: makes what scores them.
         journal: where events go.
         waiting: paces and bounds every wait.
     """
@@ -78,6 +83,7 @@ class Loop:
         run: tuple[str, str],
         *,
         open_tasks: Callable[[Taskset | None], Tasks],
+        open_scorer: Callable[[Taskset, Tasks], Scorer] = Scorer,
         journal: Journal,
         waiting: Waiting,
         limits: Limits | None = None,
@@ -85,10 +91,11 @@ class Loop:
         self._client = client
         self._run = run
         self._open_tasks = open_tasks
+        self._open_scorer = open_scorer
         self._journal = journal
         self._waiting = waiting
         self._limits = limits or Limits()
-        self._opened: tuple[Taskset | None, Tasks] | None = None
+        self._opened: tuple[Taskset, Tasks, Scorer] | None = None
         self._attempt = _Attempt((0, 0, ""))
 
     async def drive(self) -> None:
@@ -99,8 +106,11 @@ class Loop:
             WaitError: something did not come true in time.
             GatewayError: the gateway failed for longer than the client's patience.
         """
-        while not await self._turn():
-            pass
+        try:
+            while not await self._turn():
+                pass
+        finally:
+            await self._close()
 
     async def _turn(self) -> bool:
         """One step, or one wait for what hinders it. True when there is nothing more to do."""
@@ -165,22 +175,30 @@ class Loop:
         if trained:
             await self._train(spec, state, attempt, trained)
         elif attempt.rounds >= self._limits.rounds:
-            detail, remedy = uninformative(attempt.groups, attempt.rounds)
-            raise UserError("RewardsUninformative", detail, remedy)
+            raise _without_signal(attempt)
         else:
-            seen = metrics(attempt.groups, len(attempt.groups))
+            seen = metrics(attempt.groups, len(attempt.groups), len(attempt.skipped))
             self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
         # Not before: a step that fails again and again is one wait.
         self._waiting.over()
 
     async def _sample(self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt) -> None:
-        tasks = self._tasks(spec.taskset)
+        tasks, scorer = await self._tasks(spec.taskset)
         count = spec.groups_per_step
         # From the step alone, so that a restarted runner asks what the killed one asked.
         first = (state.run_step + attempt.rounds) * count
         indices = [(first + offset) % tasks.size for offset in range(count)]
         started = time.monotonic()
-        attempt.groups += await sample_groups(self._client, tasks, indices, spec, state.checkpoint)
+        sampled = await sample_groups(
+            self._client, tasks, scorer, indices, spec=spec, checkpoint=state.checkpoint
+        )
+        for group in sampled.groups:
+            for entry in told(group.task, group.scores):
+                self._journal.event("scorer-error", **entry)
+        for one in sampled.skipped:
+            self._journal.event("prompt-too-long", task=one.task.id, detail=one.detail)
+        attempt.groups += sampled.groups
+        attempt.skipped += sampled.skipped
         attempt.seconds += time.monotonic() - started
         attempt.rounds += 1
 
@@ -200,7 +218,8 @@ class Loop:
             epoch=state.epoch,
         )
         backward = time.monotonic()
-        seen = metrics(attempt.groups, len(attempt.groups) - len(trained))
+        dropped = len(attempt.groups) - len(trained)
+        seen = metrics(attempt.groups, dropped, len(attempt.skipped))
         step = state.run_step + 1
         committed = await self._client.optim_step(
             OptimStepRequest(
@@ -228,8 +247,34 @@ class Loop:
             commit_seconds=round(time.monotonic() - backward, 3),
         )
 
-    def _tasks(self, spec: Taskset | None) -> Tasks:
-        if self._opened is None or self._opened[0] != spec:
-            self._opened = (spec, self._open_tasks(spec))
-            self._journal.event("tasks-opened", size=self._opened[1].size)
-        return self._opened[1]
+    async def _tasks(self, spec: Taskset | None) -> tuple[Tasks, Scorer]:
+        if self._opened is not None and self._opened[0] == spec:
+            return self._opened[1:]
+        await self._close()
+        # Importing a dataset takes seconds, in which SIGTERM must be heard.
+        tasks = await asyncio.to_thread(self._open_tasks, spec)
+        if spec is None:
+            raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
+        scorer = self._open_scorer(spec, tasks)
+        self._opened = (spec, tasks, scorer)
+        confined = await scorer.ready()
+        self._journal.event("tasks-opened", size=tasks.size, **confined.model_dump())
+        return tasks, scorer
+
+    async def _close(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened[2].close()
+
+
+def _without_signal(attempt: _Attempt) -> UserError:
+    if attempt.groups:
+        detail, remedy = uninformative(attempt.groups, attempt.rounds)
+        return UserError("RewardsUninformative", detail, remedy)
+    first = attempt.skipped[0]
+    return UserError(
+        "PromptTooLong",
+        f"in {attempt.rounds} rounds no task fitted the context, the first of them "
+        f"{first.task.id}: {first.detail}",
+        "Ask shorter tasks, lower sampling.maxTokens, or raise the model's rollout.maxModelTokens",
+    )

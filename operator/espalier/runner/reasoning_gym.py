@@ -1,9 +1,8 @@
-"""Tasks of reasoning-gym, with its hazards fenced."""
+"""Tasks of reasoning-gym. What scores them runs elsewhere (``scoring``)."""
 
 from __future__ import annotations
 
 import difflib
-import math
 import os
 from typing import Any
 
@@ -11,9 +10,9 @@ import reasoning_gym as gym
 from reasoning_gym.factory import DATASETS
 
 from espalier.api.taskset import ReasoningGym, Taskset
-from espalier.runner.extraction import extract
 from espalier.runner.problem import UserError
-from espalier.runner.tasks import Score, Task, ask, within
+from espalier.runner.scoring.wire import Gym
+from espalier.runner.tasks import Task, ask, within
 
 DATASET_FIELD = "taskset.reasoningGym.dataset"
 CONFIG_FIELD = "taskset.reasoningGym.config"
@@ -38,8 +37,9 @@ class ReasoningGymTasks:
 
     def __init__(self, spec: Taskset, source: ReasoningGym) -> None:
         self._spec = spec
+        self._source = source
         self._name = source.dataset
-        self._dataset = _create(source, spec.seed, spec.size)
+        self._dataset = create(source, spec.seed, spec.size)
 
     @property
     def size(self) -> int:
@@ -52,21 +52,24 @@ class ReasoningGymTasks:
         messages = ask(self._spec, str(entry["question"]))
         return Task(f"reasoning-gym/{self._name}/{index}", messages)
 
-    def score(self, index: int, completion: str) -> Score:
-        """The dataset's own score of the extracted answer; 0 for none, and if the scorer raises."""
-        answer = extract(self._spec.answer_extraction, completion)
-        # Several scorers give 0.01 for None.
-        if answer is None:
-            return Score(0.0)
-        entry = self._dataset[within(index, self.size)]
-        try:
-            reward = float(self._dataset.score_answer(answer=answer, entry=entry))
-        except Exception:  # Scorers parse what the model wrote and raise whatever parsing raises.
-            return Score(0.0, failed=True)
-        return Score(reward) if math.isfinite(reward) else Score(0.0, failed=True)
+    @property
+    def scorer(self) -> Gym:
+        """The dataset's own score."""
+        spec = self._spec
+        return Gym(
+            source=self._source,
+            seed=spec.seed,
+            size=spec.size,
+            extraction=spec.answer_extraction,
+        )
+
+    def reference(self, index: int) -> int:
+        """The index: the scorer generates the same task."""
+        return within(index, self.size)
 
 
-def _create(source: ReasoningGym, seed: int, size: int) -> Any:
+def create(source: ReasoningGym, seed: int, size: int) -> Any:
+    """The dataset; UserError names the field that is wrong."""
     name, config = source.dataset, source.config or {}
     if name in _REFUSED:
         raise _invalid(

@@ -14,7 +14,21 @@ from typing import Any, Literal
 from espalier.api.wire import TrajectoryPayload, TrajectorySample
 from espalier.client.batch import TOLERANCE
 from espalier.client.completion import Completion
+from espalier.runner.scoring.policy import REMEDY, counted
+from espalier.runner.scoring.wire import Cause
 from espalier.runner.tasks import Score, Task
+
+_METRIC: dict[Cause, str] = {
+    "Raised": "raised",
+    "Timeout": "timeout",
+    "Memory": "memory",
+    "Died": "died",
+    "NotFinite": "not_finite",
+    "OutOfRange": "out_of_range",
+    "Malformed": "malformed",
+}
+
+_SCORER = f"The scorer fails on what the model writes. {REMEDY}"
 
 AdvantageSource = Literal["Estimated", "Precomputed"]
 
@@ -29,16 +43,26 @@ class Group:
 
     @property
     def rewards(self) -> tuple[float, ...]:
-        """One reward a completion."""
-        return tuple(score.reward for score in self.scores)
+        """The rewards of the completions that have one."""
+        return tuple(score.reward for score in self.scores if score.reward is not None)
+
+    @property
+    def scored(self) -> bool:
+        """Whether every completion has a reward."""
+        return len(self.rewards) == len(self.scores)
 
     @property
     def zero_variance(self) -> bool:
-        """True when all rewards are equal."""
-        return max(self.rewards) - min(self.rewards) <= TOLERANCE
+        """True when there are rewards and all are equal."""
+        return bool(self.rewards) and max(self.rewards) - min(self.rewards) <= TOLERANCE
 
     def can_teach(self, source: AdvantageSource) -> bool:
-        """Whether any advantage of the group differs from 0; a precomputed one is the reward."""
+        """Whether any advantage of the group differs from 0; a precomputed one is the reward.
+
+        Never where a reward is missing: the mean of the others is no baseline.
+        """
+        if not self.scored:
+            return False
         if source == "Precomputed":
             return any(abs(reward) > TOLERANCE for reward in self.rewards)
         return not self.zero_variance
@@ -52,7 +76,9 @@ def kept(
     None where none can teach: the trainer refuses a step whose gradient is zero.
     """
     teaching = [group for group in groups if group.can_teach(source)]
-    return list(groups) if teaching and zero_variance == "Keep" else teaching
+    if teaching and zero_variance == "Keep":
+        return [group for group in groups if group.scored]
+    return teaching
 
 
 def payloads(groups: Iterable[Group], source: AdvantageSource) -> list[TrajectoryPayload]:
@@ -66,35 +92,54 @@ def payloads(groups: Iterable[Group], source: AdvantageSource) -> list[Trajector
                     output_logprobs=list(completion.logprobs),
                 )
             ],
-            reward=score.reward,
-            advantage=score.reward if source == "Precomputed" else None,
+            reward=_given(score),
+            advantage=_given(score) if source == "Precomputed" else None,
         )
         for group in groups
         for completion, score in zip(group.completions, group.scores, strict=True)
     ]
 
 
-def metrics(groups: Sequence[Group], dropped: int) -> dict[str, float]:
+def _given(score: Score) -> float:
+    if score.reward is None:
+        raise ValueError("a completion without a reward is never trained on")
+    return score.reward
+
+
+def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[str, float]:
     """The runner's metrics of a step, over everything sampled, dropped groups included.
 
-    ``reward/std`` is the population's; fractions are of groups and of completions.
+    ``reward/std`` is the population's; fractions are of groups and of completions. Where no
+    completion has a reward there is no mean, and only causes that occurred are named. ``too_long``
+    counts the tasks that could not be asked.
     """
+    asked = {"group/prompt_too_long": float(too_long)} if too_long else {}
+    if not groups:
+        return asked
     rewards = [reward for group in groups for reward in group.rewards]
     completions = [completion for group in groups for completion in group.completions]
-    failed = sum(score.failed for group in groups for score in group.scores)
-    return {
-        "reward/mean": fmean(rewards),
-        "reward/std": pstdev(rewards),
-        "reward/scorer_errors": float(failed),
-        "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
-        "group/dropped": float(dropped),
-        "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
-        "completion/truncated_fraction": fmean(c.truncated for c in completions),
-    }
+    failed = counted(score for group in groups for score in group.scores)
+    seen = {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)} if rewards else {}
+    for cause, count in sorted(failed.items()):
+        seen[f"reward/scorer_errors_{_METRIC[cause]}"] = float(count)
+    return (
+        asked
+        | seen
+        | {
+            "reward/scorer_errors": float(failed.total()),
+            "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
+            "group/dropped": float(dropped),
+            "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
+            "completion/truncated_fraction": fmean(c.truncated for c in completions),
+        }
+    )
 
 
 def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str, Any]]:
-    """A record per completion, for people to read beside the checkpoint."""
+    """A record per completion, for people to read beside the checkpoint.
+
+    ``reward`` is null where there is none; ``scorer_error`` then says why.
+    """
     ids = {id(group) for group in trained}
     return [
         {
@@ -105,6 +150,7 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
             "tokens": len(completion.token_ids),
             "finish_reason": completion.finish_reason,
             "trained": id(group) in ids,
+            **({"scorer_error": score.failure.model_dump()} if score.failure else {}),
         }
         for group in groups
         for completion, score in zip(group.completions, group.scores, strict=True)
@@ -112,23 +158,28 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
 
 
 def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
-    """Detail and remedy for rounds of groups that all had equal rewards."""
+    """Detail and remedy for rounds in which no group could teach."""
     seen = metrics(groups, len(groups))
-    cut, mean = seen["completion/truncated_fraction"], seen["reward/mean"]
+    cut, mean = seen["completion/truncated_fraction"], seen.get("reward/mean")
+    lacking = sum(not group.scored for group in groups)
+    shown = "no reward at all" if mean is None else f"mean reward {mean:.3g}"
+    errors = f", {lacking} of {len(groups)} groups dropped for scorer errors" if lacking else ""
     detail = (
-        f"in {rounds} rounds every group of completions had equal rewards "
-        f"(mean reward {mean:.3g}, {cut:.0%} of completions cut at sampling.maxTokens)"
+        f"in {rounds} rounds every group of completions had equal rewards or none "
+        f"({shown}, {cut:.0%} of completions cut at sampling.maxTokens{errors})"
     )
+    if 2 * lacking > len(groups):
+        return detail, _SCORER
     return detail, _remedy(cut, mean, seen["reward/scorer_errors"])
 
 
-def _remedy(cut: float, mean: float, errors: float) -> str:
-    if mean > 0.99:
+def _remedy(cut: float, mean: float | None, errors: float) -> str:
+    if mean is not None and mean > 0.99:
         return "The model solves every task: choose harder ones in taskset"
     if cut > 0.5:
         return "Completions are cut before the answer: raise sampling.maxTokens"
     if errors:
-        return "The scorer raises on what the model writes: check taskset.answerExtraction"
+        return _SCORER
     return (
         "The model solves none: choose easier tasks, say in taskset.promptTemplate how to answer, "
         "check taskset.answerExtraction, or raise groupSize"

@@ -1,4 +1,4 @@
-"""What a taskset is: numbered tasks, and a score for a completion of each."""
+"""What a taskset is: numbered tasks, and what scores a completion of each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from espalier.api.taskset import Taskset
+from espalier.runner.scoring.wire import Failure, Gym, Match
 
 TASKS_DIRECTORY = Path(os.environ.get("ESPALIER_TASKS_DIRECTORY", "/etc/espalier/tasks"))
 
@@ -34,10 +35,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Score:
-    """A reward, and whether the scorer raised (which counts as 0)."""
+    """A reward, or why there is none; under ``onError: Zero`` both."""
 
-    reward: float
-    failed: bool = False
+    reward: float | None
+    failure: Failure | None = None
 
 
 class Tasks(Protocol):
@@ -52,8 +53,13 @@ class Tasks(Protocol):
         """The task; IndexError outside of the range."""
         ...
 
-    def score(self, index: int, completion: str) -> Score:
-        """The reward of a completion of that task."""
+    @property
+    def scorer(self) -> Match | Gym:
+        """What scores the answers."""
+        ...
+
+    def reference(self, index: int) -> str | int:
+        """What the scorer needs to know of a task."""
         ...
 
 

@@ -30,7 +30,7 @@ from espalier.trainer.problems import (
 from espalier.trainer.ranks import join
 from espalier.trainer.ranks.channel import RankLostError
 from espalier.trainer.ranks.world import World, read_world
-from espalier.trainer.service import Service
+from espalier.trainer.service import SERVER, Service
 from espalier.trainer.settings import Settings, read_settings
 from espalier.trainer.store import CheckpointStore, DigestError
 from espalier.trainer.watchdog import Watchdog
@@ -109,9 +109,11 @@ async def serve(settings: Settings, world: World, host: str, port: int) -> None:
     # Waiting for another rank uses no CPU time, and has a limit of its own.
     patience = max(settings.stuck_seconds, world.reply_seconds if world.size > 1 else 0)
     service = Service(
-        settings.public_key, settings.audience, settings.max_body_bytes, Watchdog(patience)
+        settings.public_keys, settings.audience, settings.max_body_bytes, Watchdog(patience)
     )
-    runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    runner = web.AppRunner(
+        service.app(), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, **SERVER
+    )
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     await site.start()

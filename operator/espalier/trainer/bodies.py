@@ -9,11 +9,10 @@ from typing import TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from espalier.api.wire import IDEMPOTENCY_KEY
+from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY
+from espalier.core.idempotency import MAX_KEY_CHARS, read_epoch, read_key
 from espalier.trainer.log import Key
 from espalier.trainer.problems import invalid
-
-MAX_KEY_CHARS = 200
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -37,10 +36,33 @@ def key_of(request: web.Request) -> Key:
     text = request.headers.get(IDEMPOTENCY_KEY)
     if text is None:
         return Key(f"unkeyed-{uuid.uuid4().hex}", 0)
-    session, _, seq = text.rpartition("/")
-    if not session or not (seq.isascii() and seq.isdigit()) or len(text) > MAX_KEY_CHARS:
-        raise invalid(IDEMPOTENCY_KEY, f"{text!r} is not <session>/<seq>", "for example 4f1c/12")
-    return Key(session, int(seq))
+    key = read_key(text)
+    if key is None:
+        raise invalid(
+            IDEMPOTENCY_KEY,
+            f"{text[:MAX_KEY_CHARS]!r} is not <session>/<seq> with a seq below 2^63",
+            "for example 4f1c/12",
+        )
+    return Key(*key)
+
+
+def client_of(request: web.Request) -> str:
+    """Who calls without keys, as the gateway names them; empty if it names nobody."""
+    text = request.headers.get(CLIENT, "")
+    if not text.isascii() or len(text) > MAX_KEY_CHARS:
+        raise invalid(CLIENT, f"is not ASCII of at most {MAX_KEY_CHARS} characters")
+    return text
+
+
+def epoch_of(request: web.Request) -> int | None:
+    """The epoch that the caller names; None if it names none."""
+    text = request.headers.get(EPOCH)
+    if text is None:
+        return None
+    epoch = read_epoch(text)
+    if epoch is None:
+        raise invalid(EPOCH, f"{text[:MAX_KEY_CHARS]!r} is not a number below 2^63")
+    return epoch
 
 
 def number(request: web.Request, name: str, default: float, *, whole: bool = False) -> float:

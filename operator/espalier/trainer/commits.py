@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from espalier.api.wire import Commit, CommitPage, Problem, TrainerState
 
-PAGE = 500
+# A page stays far below what the operator reads of an answer (2 MiB).
+PAGE = 250
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,12 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from espalier import identity
 from espalier.api.wire import (
-    CLIENT,
-    EPOCH,
     IDEMPOTENCY_KEY,
     Assignment,
     BackwardRequest,
@@ -27,14 +25,14 @@ from espalier.api.wire import (
     Wire,
 )
 from espalier.trainer import delivery, trace_routes
-from espalier.trainer.bodies import key_of, number, parse
+from espalier.trainer.bodies import client_of, epoch_of, key_of, number, parse
 from espalier.trainer.commands import Answer, Command, Empty, Sent
 from espalier.trainer.commits import CommitFeed, Snapshot
 from espalier.trainer.delivery import Unkeyed
 from espalier.trainer.engine import Engine
 from espalier.trainer.log import Kind
 from espalier.trainer.losses import DEFAULTS
-from espalier.trainer.problems import CommandError, invalid
+from espalier.trainer.problems import CommandError
 from espalier.trainer.settings import MAX_BODY_BYTES, STUCK_SECONDS
 from espalier.trainer.traces import Traces
 from espalier.trainer.watchdog import Watchdog
@@ -45,6 +43,10 @@ DIGEST = "Espalier-Checkpoint-Digest"
 MAX_WAIT_SECONDS = 30.0
 # An answer's delivery is reported after it, and the client's next command may overtake the report.
 DELIVERY_SECONDS = 2.0
+# A connection without a whole request head for so long is closed, new or idle.
+HEAD_SECONDS = 75.0
+# How the service is to be served: nothing is inflated, not even what a client only announces.
+SERVER: dict[str, Any] = {"auto_decompress": False, "keepalive_timeout": HEAD_SECONDS}
 OPEN_ROUTES = ("/healthz", "/readyz")
 OPERATOR_ROUTES = ("/assign", "/commits")
 
@@ -58,12 +60,12 @@ class Service:
 
     def __init__(
         self,
-        public_key: str,
+        keys: identity.PublicKeys,
         audience: str,
         max_body_bytes: int = MAX_BODY_BYTES,
         watchdog: Watchdog | None = None,
     ) -> None:
-        self._public_key = public_key
+        self._keys = keys
         self._max_body_bytes = max_body_bytes
         self._audience = audience
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -150,7 +152,15 @@ class Service:
         )
 
     async def _body(self, request: web.Request) -> bytes:
-        """The body; 413 before any of it is read where its length is announced."""
+        """The body as it was sent; 413 before any of it is read where its length is announced."""
+        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
+        if encoding.lower() != "identity":
+            raise CommandError(
+                415,
+                "ContentEncodingNotTaken",
+                f"Content-Encoding {encoding[:32]!r} is not taken: no body is inflated here",
+                "send the body as it is, without Content-Encoding",
+            )
         if (request.content_length or 0) > self._max_body_bytes:
             raise web.HTTPRequestEntityTooLarge(self._max_body_bytes, request.content_length or 0)
         return await request.read()
@@ -161,7 +171,7 @@ class Service:
             return await handler(request)
         try:
             caller = identity.verify(
-                self._public_key, request.headers.get("Authorization"), self._audience
+                self._keys, request.headers.get("Authorization"), self._audience
             )
         except identity.IdentityError as error:
             raise CommandError(401, "Unauthenticated", str(error), "go through the gateway") from (
@@ -219,7 +229,7 @@ class Service:
             parsed: Wire = await asyncio.to_thread(parse, body, content or b"{}")
             if isinstance(parsed, ForwardRequest):
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
-            client = request.headers.get(CLIENT)
+            client = client_of(request)
             sent = Sent(kind, parsed, _epoch(request))
             if IDEMPOTENCY_KEY not in request.headers and client:
                 return await self._unkeyed(engine, Unkeyed(client, sent))
@@ -288,9 +298,5 @@ def _problem(status: int, problem: Problem) -> web.Response:
 
 
 def _epoch(request: web.Request) -> int | None:
-    text = request.headers.get(EPOCH)
-    if text is None:
-        return request[_CALLER].epoch or None
-    if not (text.isascii() and text.isdigit()):
-        raise invalid(EPOCH, f"{text!r} is not a number")
-    return int(text)
+    named = epoch_of(request)
+    return (request[_CALLER].epoch or None) if named is None else named

@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from espalier.api.trainablemodel import Adapter
-from espalier.core.names import audience
+from espalier.core.names import POD_UID, audience
+from espalier.identity import PUBLIC_KEYS, PublicKeys
 from espalier.trainer.problems import UserMistakeError
 
 DTYPES = ("float32", "bfloat16")
@@ -22,13 +23,14 @@ STUCK_SECONDS = 300
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator set; ``base`` is a digest, ``public_key`` PEM."""
+    """What the operator set; ``base`` is a digest, ``uid`` the pod's own."""
 
     model: str
     namespace: str
+    uid: str
     volume: Path
     base: str
-    public_key: str
+    public_keys: PublicKeys
     dtype: str
     adapter: Adapter
     max_body_bytes: int = MAX_BODY_BYTES
@@ -37,7 +39,7 @@ class Settings:
     @property
     def audience(self) -> str:
         """The audience that tokens for this trainer carry."""
-        return audience(self.namespace, self.model)
+        return audience(self.namespace, self.model, "trainer", self.uid)
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -55,12 +57,17 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         raise UserMistakeError(
             "InvalidSettings", f"ESPALIER_ADAPTER: {error}", "correct spec.adapter"
         ) from error
+    try:
+        keys = PublicKeys.read(_need(environment, PUBLIC_KEYS))
+    except ValueError as error:
+        raise UserMistakeError("InvalidSettings", str(error), "the operator sets it") from error
     return Settings(
         model=_need(environment, "ESPALIER_MODEL"),
         namespace=_need(environment, "ESPALIER_NAMESPACE"),
+        uid=_need(environment, POD_UID),
         volume=Path(_need(environment, "ESPALIER_VOLUME")),
         base=_need(environment, "ESPALIER_BASE"),
-        public_key=_need(environment, "ESPALIER_PUBLIC_KEY"),
+        public_keys=keys,
         dtype=dtype,
         adapter=adapter,
         max_body_bytes=_count(environment, "ESPALIER_MAX_BODY_BYTES", "bytes", MAX_BODY_BYTES),

@@ -31,7 +31,7 @@ def add_to(
 
     def reported(kind: type[Body], keep: Callable[[Traces, str, Body], None]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
-            report = parse(kind, await read(request))
+            report = await asyncio.to_thread(parse, kind, await read(request))
             await asyncio.to_thread(keep, traces(), request.match_info["id"], report)
             return web.json_response({})
 

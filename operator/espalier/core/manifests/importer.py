@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from espalier.api.source import Base, SecretKey
+from espalier.api.source import Base
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
@@ -14,6 +14,7 @@ from espalier.core.manifests.pod import (
     Container,
     Mount,
     Requests,
+    Variable,
     claim,
     pod_metadata,
     pod_spec,
@@ -37,7 +38,7 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
         raise ValueError("spec.source.base: a fork of a checkpoint has no base to import")
     name, labels = model.metadata.name, child_labels("importer", model.metadata.name)
     adapter = model.spec.source.adapter
-    env: dict[str, str | SecretKey] = {
+    env: dict[str, Variable] = {
         "ESPALIER_VOLUME": VOLUME_PATH,
         "ESPALIER_MODEL": name,
         "ESPALIER_ADAPTER": json.dumps(model.spec.adapter.wire(), sort_keys=True),

@@ -12,6 +12,7 @@ from espalier.api.source import SecretKey
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.intent import Manifest
 from espalier.core.manifests.settings import ChildSettings
+from espalier.core.names import POD_UID
 
 USER = 65532
 PORT = 8000
@@ -58,13 +59,24 @@ class Mount:
 
 
 @dataclass(frozen=True)
+class PodField:
+    """What the kubelet tells a container of its own pod: a path such as ``metadata.uid``."""
+
+    path: str
+
+
+# What a variable of the environment is set to: a text, a key of a Secret, a field of the pod.
+Variable = str | SecretKey | PodField
+
+
+@dataclass(frozen=True)
 class Container:
-    """The container that a pod is there for; a value of ``env`` may be a reference to a Secret."""
+    """The container that a pod is there for."""
 
     name: str
     image: str
     requests: Requests
-    env: dict[str, str | SecretKey]
+    env: dict[str, Variable]
     mounts: tuple[Mount, ...] = ()
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
@@ -81,14 +93,16 @@ def claim(model: TrainableModel, *, read_only: bool = False) -> Mount:
 
 def model_env(
     model: TrainableModel, settings: ChildSettings, *, base: str, dtype: str
-) -> dict[str, str | SecretKey]:
+) -> dict[str, Variable]:
     """The environment of every pod that loads a base, given by its digest."""
     return {
         "ESPALIER_MODEL": model.metadata.name,
         "ESPALIER_NAMESPACE": model.metadata.namespace,
         "ESPALIER_VOLUME": VOLUME_PATH,
         "ESPALIER_BASE": base,
-        "ESPALIER_PUBLIC_KEY": settings.public_key,
+        # It takes the tokens that name it, and no other.
+        POD_UID: PodField("metadata.uid"),
+        "ESPALIER_PUBLIC_KEYS": settings.public_keys,
         "ESPALIER_DTYPE": dtype,
     }
 
@@ -201,7 +215,10 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
     return body
 
 
-def _variable(name: str, value: str | SecretKey) -> Manifest:
+def _variable(name: str, value: Variable) -> Manifest:
     if isinstance(value, str):
         return {"name": name, "value": value}
+    if isinstance(value, PodField):
+        reference = {"apiVersion": "v1", "fieldPath": value.path}
+        return {"name": name, "valueFrom": {"fieldRef": reference}}
     return {"name": name, "valueFrom": {"secretKeyRef": value.wire()}}

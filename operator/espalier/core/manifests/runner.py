@@ -14,7 +14,8 @@ from espalier.core.names import runner_name
 GATEWAY_AUDIENCE = "espalier-gateway"
 TASKS_PATH = "/etc/espalier/tasks"
 
-_REQUESTS = Requests("50m", "256Mi")
+# The runner and its scoring worker, each with reasoning-gym loaded, and children that score.
+_REQUESTS = Requests("50m", "512Mi")
 _RETRIES = 20
 _TOKEN_DIRECTORY = "/var/run/secrets/espalier"
 _TOKEN_SECONDS = 3600

@@ -33,13 +33,14 @@ class HubSettings:
 
 @dataclass(frozen=True)
 class ChildSettings:
-    """Images, the public key (PEM) that pods verify tokens with, and where the gateway is.
+    """Images, the keys that pods verify tokens with, and where the gateway is.
 
-    ``pull_secrets`` are names of Secrets, in the model's namespace, that every pod pulls with.
+    ``public_keys`` is what ``identity.PublicKeys.text`` writes; ``pull_secrets`` are names of
+    Secrets, in the model's namespace, that every pod pulls with.
     """
 
     images: Images
-    public_key: str
+    public_keys: str
     gateway_url: str
     runner_service_account: str = "espalier-runner"
     hub: HubSettings = field(default_factory=HubSettings)

@@ -1,0 +1,68 @@
+"""Whether this machine has the memory that a pod asks for, as a scheduler would judge."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from espalier.kube.objects import Body
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+GIB = 2**30
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|[kMGTPE]|[KMGTPE]i)?")
+_FACTORS = {"": 1.0, "m": 1e-3, "k": 1e3} | {
+    f"{letter}{suffix}": float(base**power)
+    for power, letter in enumerate("KMGTPE", 1)
+    for suffix, base in (("", 1000), ("i", 1024))
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that were free for pods before any ran."""
+
+    free: int
+
+    def shortage(self, asked: int, taken: int) -> str:
+        """Why a pod that asks for so much does not fit beside what is taken; empty if it does."""
+        if asked <= self.free - taken:
+            return ""
+        return (
+            f"Insufficient memory: it asks for {asked / GIB:.1f} GiB, and of {self.free / GIB:.1f} "
+            f"GiB that were free when espalier dev started, other pods ask for "
+            f"{taken / GIB:.1f} GiB: stop other programs and start espalier dev again, or lower "
+            "spec.trainer or spec.rollout template.resources.requests.memory of the TrainableModel"
+        )
+
+
+def of_this_machine(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Memory:
+    """What is free now: of the machine, or of the container that this process runs in."""
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    return Memory(min([free, *_left_in(cgroup)]))
+
+
+def asked(spec: Body) -> int:
+    """Bytes that a pod's main container requests; 0 if it requests none."""
+    resources = spec["containers"][0].get("resources") or {}
+    wanted = resources.get("requests", {}).get("memory") or resources.get("limits", {}).get(
+        "memory", 0
+    )
+    found = _QUANTITY.fullmatch(str(wanted))
+    if found is None:
+        raise ValueError(f"{wanted!r} is no quantity")
+    return round(float(found[1]) * _FACTORS[found[2] or ""])
+
+
+def _left_in(cgroup: Path) -> list[int]:
+    """Bytes up to the limit of the container; empty where there is none (or cgroup v1)."""
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except OSError:
+        return []
+    # The page cache counts as used, and is given back when memory is short.
+    return [] if limit == "max" else [int(limit) - used + int(stat["inactive_file"])]

@@ -1,0 +1,142 @@
+"""Scores completions of a taskset through a worker, which is started anew when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from types import TracebackType
+
+from espalier.api.taskset import Taskset
+from espalier.runner.problem import UserError, WaitError
+from espalier.runner.scoring.process import COMMAND, Patience, Process, WorkerLostError
+from espalier.runner.scoring.scorers import EVALUATING
+from espalier.runner.scoring.wire import MEMORY_BYTES, Failure, Gym, Match, Opening, Ready
+from espalier.runner.tasks import Score, Tasks
+
+# At least two, so that an answer that hangs does not stop the others.
+_FEWEST_CHILDREN, _MOST_CHILDREN = 2, 8
+_ATTEMPTS = 2
+
+
+class Scorer:
+    """The scorer of one taskset. Its worker starts when it is first needed; ``close`` ends it.
+
+    Args:
+        spec: the time of a score.
+        tasks: of that taskset.
+        command: starts the worker.
+        patience: with it.
+        memory_bytes: that a child may take on top of the worker.
+    """
+
+    def __init__(
+        self,
+        spec: Taskset,
+        tasks: Tasks,
+        *,
+        command: Sequence[str] = COMMAND,
+        patience: Patience | None = None,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        self._tasks = tasks
+        self._command = command
+        self._patience = patience or Patience()
+        self._opening = Opening(
+            scorer=tasks.scorer,
+            seconds=spec.score_timeout_seconds,
+            memory_bytes=memory_bytes,
+            children=min(max(_FEWEST_CHILDREN, os.cpu_count() or 1), _MOST_CHILDREN),
+        )
+        self._starting: asyncio.Task[Process] | None = None
+
+    async def __aenter__(self) -> Scorer:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the worker; a score that is asked for later would start another one."""
+        starting, self._starting = self._starting, None
+        if starting is None:
+            return
+        starting.cancel()
+        ended = (await asyncio.gather(starting, return_exceptions=True))[0]
+        if isinstance(ended, Process):
+            await ended.stop()
+
+    async def ready(self) -> Ready:
+        """What confines the worker; waits for it.
+
+        Raises:
+            WaitError: it did not start.
+            UserError: the dataset evaluates answers, and nothing here would confine that.
+        """
+        return (await self._process()).ready
+
+    async def score(self, index: int, completion: str) -> Score:
+        """The reward of a completion of a task, or why there is none.
+
+        Raises:
+            WaitError, UserError: as ``ready`` does.
+        """
+        reference = self._tasks.reference(index)
+        lost = ""
+        for _ in range(_ATTEMPTS):
+            process = await self._process()
+            try:
+                answer = await process.ask(reference, completion)
+            except WorkerLostError as error:
+                lost = str(error)
+                await process.stop()
+                continue
+            return Score(answer.reward, answer.failure)
+        return Score(None, Failure.of("Died", lost))
+
+    async def _process(self) -> Process:
+        while True:
+            starting = self._starting
+            if starting is None or _is_over(starting):
+                starting = self._starting = asyncio.ensure_future(self._start())
+            try:
+                # One start serves everybody who waits, whoever of them gives up.
+                process = await asyncio.shield(starting)
+            except WorkerLostError as error:
+                raise WaitError("ScorerNotReady", self._patience.start, str(error)) from error
+            if not process.lost:
+                return process
+
+    async def _start(self) -> Process:
+        process = await Process.start(self._opening, self._command, self._patience)
+        if evaluates(self._opening.scorer) and not process.ready.seccomp:
+            await process.stop()
+            raise _unconfined(self._opening.scorer)
+        return process
+
+
+def _is_over(starting: asyncio.Task[Process]) -> bool:
+    """Whether its worker can give no answer any more, or never could."""
+    if not starting.done():
+        return False
+    return starting.cancelled() or starting.exception() is not None or bool(starting.result().lost)
+
+
+def evaluates(scorer: Match | Gym) -> bool:
+    """Whether answers may run as code when they are scored."""
+    return isinstance(scorer, Gym) and scorer.source.dataset in EVALUATING
+
+
+def _unconfined(scorer: Match | Gym) -> UserError:
+    name = scorer.source.dataset if isinstance(scorer, Gym) else scorer.kind
+    return UserError(
+        "ScoringUnconfined",
+        f"taskset.reasoningGym.dataset: {name} evaluates what the model writes as Python, and this "
+        "kernel has no seccomp filters to confine that",
+        "Use Linux on x86_64 or aarch64 with seccomp, or another dataset",
+    )

@@ -1,0 +1,109 @@
+"""The scorers themselves. They run in a worker's children only."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import lru_cache
+from itertools import product
+from typing import Any, Protocol
+
+from espalier.runner.extraction import Extraction, extract, matches
+from espalier.runner.scoring import strict
+from espalier.runner.scoring.wire import Gym, Match
+
+_KEPT_TASKS = 128
+_WARMING_TASKS = 3
+
+# Datasets whose scorer passes the answer to ``eval`` or to sympy's ``parse_expr``, which evaluates.
+# ``strict`` stands between, and a process that has read one such answer reads no other.
+EVALUATING = frozenset(
+    {
+        "binary_matrix",
+        "countdown",
+        "intermediate_integration",
+        "n_queens",
+        "polynomial_multiplication",
+        "puzzle24",
+        "simple_integration",
+        "spiral_matrix",
+        "string_insertion",
+    }
+)
+
+
+class Scorer(Protocol):
+    """Scores answers; may raise or return anything.
+
+    Attributes:
+        evaluates: whether an answer may run as code: then a process scores one answer and ends.
+    """
+
+    evaluates: bool
+
+    def prepare(self, reference: str | int) -> None:
+        """Makes what the task needs, in the worker, which never sees an answer."""
+        ...
+
+    def score(self, reference: str | int, completion: str) -> float:
+        """The reward, from 0 to 1."""
+        ...
+
+
+def open_scorer(wanted: Match | Gym) -> Scorer:
+    """The scorer that a taskset names; UserError as its tasks would raise it."""
+    return MatchScorer(wanted.extraction) if isinstance(wanted, Match) else GymScorer(wanted)
+
+
+class MatchScorer:
+    """1 for the expected answer, else 0."""
+
+    evaluates = False
+
+    def __init__(self, extraction: Extraction) -> None:
+        self._extraction = extraction
+
+    def prepare(self, reference: str | int) -> None:
+        """Nothing: the reference is all there is."""
+
+    def score(self, reference: str | int, completion: str) -> float:
+        """Compares the extracted answer with ``reference``."""
+        answer = extract(self._extraction, completion)
+        return float(matches(self._extraction, answer, str(reference)))
+
+
+class GymScorer:
+    """The dataset's own score of the extracted answer; 0 where there is none."""
+
+    def __init__(self, wanted: Gym) -> None:
+        # Takes seconds to import, which a ConfigMap's tasks need not pay.
+        from espalier.runner.reasoning_gym import create  # noqa: PLC0415
+
+        self.evaluates = wanted.source.dataset in EVALUATING
+        self._extraction = wanted.extraction
+        if self.evaluates:
+            strict.install()
+        self._dataset = create(wanted.source, wanted.seed, wanted.size)
+        self._entry = lru_cache(_KEPT_TASKS)(self._dataset.__getitem__)
+        if self.evaluates:
+            self._warm_up(min(_WARMING_TASKS, wanted.size))
+
+    def _warm_up(self, tasks: int) -> None:
+        """Scores the dataset's own answers, so that children inherit what sympy loads and keeps."""
+        entries = [self._entry(index) for index in range(tasks)]
+        for entry, other in product(entries, entries):
+            # Whatever is wrong with a scorer is said of the answers that it scores.
+            with contextlib.suppress(Exception):
+                self._dataset.score_answer(answer=str(other["answer"]), entry=entry)
+
+    def prepare(self, reference: str | int) -> None:
+        """Generates the task of that index."""
+        self._entry(reference)
+
+    def score(self, reference: str | int, completion: str) -> float:
+        """Asks the dataset."""
+        answer = extract(self._extraction, completion)
+        # Several datasets give 0.01 for None.
+        if answer is None:
+            return 0.0
+        entry: Any = self._entry(reference)
+        return float(self._dataset.score_answer(answer=answer, entry=entry))

@@ -1,0 +1,133 @@
+"""Commands that read what an ``espalier dev`` keeps, where there is no cluster and no kubectl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.checkpoints import manifests
+from tests.cli.test_cluster_commands import condition, model, training_run
+from tests.cli.test_verbs import BRANCHES, head, served
+from typer.testing import CliRunner, Result
+
+from espalier.cli.main import app
+from espalier.local.layout import Layout
+
+
+class Commands:
+    """The command line over a state directory."""
+
+    def __init__(self, state: Path) -> None:
+        self.layout = Layout(state, {})
+
+    def __call__(self, *arguments: str) -> Result:
+        environment = {"ESPALIER_LOCAL": str(self.layout.root), "PATH": "/nothing"}
+        return CliRunner().invoke(app, arguments, env=environment)
+
+    def refused(self, *arguments: str) -> str:
+        """What a command says that is wrong here."""
+        done = self(*arguments)
+        assert done.exit_code == 2, done.output
+        return done.output
+
+
+def kept(body: dict[str, Any]) -> dict[str, Any]:
+    metadata = {"namespace": "default", "generation": 1, **body["metadata"]}
+    return {**body, "metadata": metadata}
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Commands:
+    """Two branches, a head and a run that has ended."""
+    tree = {"checkpoints": 5, "branches": BRANCHES}
+    objects = [
+        model(tree=tree, conditions=[condition("Ready", "Ready")]),
+        head(**served("arith-b2-000003")),
+        training_run(),
+        *manifests(),
+        {"kind": "ConfigMap", "metadata": {"name": "sums"}, "data": {"tasks.jsonl": "{}"}},
+    ]
+    layout = Layout(tmp_path / "state", {})
+    layout.root.mkdir()
+    layout.objects.write_text(json.dumps([kept(body) for body in objects]))
+    return Commands(layout.root)
+
+
+def test_the_tree_is_drawn(commands: Commands) -> None:
+    lines = commands("tree", "arith").output.splitlines()
+    assert lines[0].split() == ["*", "arith-000003", "0.500"]
+    assert "| * arith-b2-000003   0.750  > arith" in lines
+    assert lines[-1] == "> arith: arith-b2-000003 (Track, advanced 2026-01-02T00:00:00Z)"
+
+
+def test_the_curve_and_the_models_are_shown(commands: Commands) -> None:
+    assert "reward/mean of arith" in commands("curve", "arith").output
+    assert commands("models", "list", "-q").output == "arith\n"
+    assert commands("run", "why", "run").exit_code == 0
+
+
+def test_a_name_that_is_not_there_brings_the_nearest(commands: Commands) -> None:
+    said = commands.refused("checkpoint", "show", "arith-00003")
+    assert "Did you mean" in said
+    assert "arith-000003" in said
+
+
+def test_rollouts_are_read_from_the_volume_of_this_machine(commands: Commands) -> None:
+    digest = manifests()[0]["spec"]["digest"]
+    place = commands.layout.volume("weights") / "checkpoints" / digest.replace(":", "-")
+    assert "cannot read" in commands("rollouts", "show", "arith-000001").output
+    place.mkdir(parents=True)
+    row = {"reward": 1.0, "prompt": [{"content": "1 + 1?"}], "completion": "2"}
+    (place / "rollouts.jsonl").write_text(json.dumps(row))
+    assert "+1.000  1 + 1?" in commands("rollouts", "show", "arith-000001").output
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("models", "head", "arith", "--set", "arith-000001", "--yes"),
+        ("models", "fork", "arith", "--name", "other", "--yes"),
+        ("run", "suspend", "run", "--yes"),
+    ],
+    ids=lambda edit: " ".join(edit[:2]),
+)
+def test_an_edit_is_refused_and_says_where_to_make_it(
+    commands: Commands, edit: tuple[str, ...]
+) -> None:
+    before = commands.layout.objects.read_text()
+    assert "Edit a file in its directory of manifests" in commands.refused(*edit)
+    assert commands.layout.objects.read_text() == before
+
+
+def test_logs_are_refused_and_where_they_lie_is_said(commands: Commands) -> None:
+    said = commands.refused("run", "logs", "run")
+    assert str(commands.layout.root / "logs") in said.replace("\n", "")
+
+
+def test_nothing_is_waited_for_that_nobody_can_bring(commands: Commands) -> None:
+    done = commands("watch", "run")
+    assert done.exit_code == 1
+    assert "no espalier dev runs over" in done.output
+    with commands.layout.claimed():
+        assert "has not ended within 0 s" in commands("watch", "run", "--timeout", "0").output
+
+
+def test_what_has_ended_already_is_not_waited_for(commands: Commands) -> None:
+    ended = training_run(condition("Succeeded", "Succeeded"))
+    commands.layout.objects.write_text(json.dumps([kept(ended)]))
+    assert commands("watch", "run").exit_code == 0
+
+
+def test_another_namespace_and_a_directory_that_is_no_state_are_refused(
+    commands: Commands, tmp_path: Path
+) -> None:
+    assert "only default" in commands.refused("-n", "team", "tree", "arith")
+    said = Commands(tmp_path).refused("tree", "arith")
+    assert "--local takes the directory that espalier dev printed" in said
+
+
+def test_espalier_dev_itself_takes_no_local(commands: Commands, tmp_path: Path) -> None:
+    said = commands.refused("--local", str(tmp_path), "dev", str(tmp_path))
+    assert "espalier dev takes --state" in said

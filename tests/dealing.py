@@ -1,0 +1,60 @@
+"""Which tests stay together on one worker, and in which order they are begun.
+
+A worker that is free takes the group that is next, so long groups are begun first, and the two
+workers end at about the same time. The cluster's tests are begun when those that compute much are
+over: what is left beside them is short, or waits most of its time.
+"""
+
+from __future__ import annotations
+
+from xdist.scheduler import LoadScopeScheduling
+
+# Starts of the paths of tests that are one group. Elsewhere a file is a group.
+TOGETHER = {
+    # Two vLLM servers on two cores hinder each other more than they overlap: one worker has them.
+    "vllm": (
+        "gateway/test_vllm",
+        "local/test_cookbooks",
+        "local/test_dev",
+        "local/test_full",
+        "local/test_try",
+        "rollout/test_full",
+        "rollout/test_server",
+        "rollout/test_trained",
+    ),
+    # The files of these folders share what is started once for all of them.
+    "compat": ("compat/",),
+    "e2e": ("e2e/",),
+    "gitops": ("gitops/",),
+}
+# Starts of groups' names. What none of them begins comes last.
+ORDER = (
+    "vllm",
+    "trainer/test_ranks",
+    "compat",
+    "trainer/",
+    "rollout/",
+    "e2e",
+    "gitops",
+    "simulation/test_deletion_real",
+    "simulation/test_takeover",
+)
+
+
+def group(nodeid: str) -> str:
+    """The name of the group of a test (``tests/core/test_head.py::test_a[b]``)."""
+    file = nodeid.split("::", 1)[0].removeprefix("tests/").removesuffix(".py")
+    return next((name for name, starts in TOGETHER.items() if file.startswith(starts)), file)
+
+
+def turn(nodeid: str) -> int:
+    """Where the group of a test stands in the order of beginning: the lowest first."""
+    name = group(nodeid)
+    return next((n for n, start in enumerate(ORDER) if name.startswith(start)), len(ORDER))
+
+
+class Dealer(LoadScopeScheduling):
+    """Deals out groups. ``--dist loadgroup`` does not: pytest 9 drops what it adds to test ids."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)

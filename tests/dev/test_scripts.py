@@ -1,0 +1,141 @@
+"""What the scripts in dev/ tell a person: that they live, why they failed, what a machine lacks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMON = f". {ROOT}/dev/common.sh"
+
+
+def bash(script: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A strict bash script with an empty cache."""
+    return subprocess.run(
+        ["bash", "-c", f"set -euo pipefail\n{script}"],
+        env={**os.environ, "ESPALIER_CACHE": str(cache), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class TestStep:
+    def test_says_what_it_does_and_how_long_it_took_last_time(self, tmp_path: Path) -> None:
+        steps = 'step nap "taking a nap" sleep 1\nstep nap "taking a nap" true'
+        done = bash(f"{COMMON}\n{steps}", tmp_path)
+        first, second = done.stderr.splitlines()
+        assert first.endswith("taking a nap")
+        assert second.endswith(("taking a nap (last time 1 s)", "taking a nap (last time 2 s)"))
+
+    def test_that_fails_prints_the_end_of_its_log_and_ends_the_script(self, tmp_path: Path) -> None:
+        script = (
+            'work() { seq 100; echo "no space left"; false; seq 200 300; }\n'
+            'step work "working" work\necho "went on"'
+        )
+        done = bash(f"{COMMON}\n{script}", tmp_path)
+        assert done.returncode == 1
+        assert "went on" not in done.stdout
+        lines = done.stderr.splitlines()
+        assert lines[-2:] == [
+            "  | no space left",
+            f"error: this failed: working. Its whole log is in {tmp_path}/logs/work.log.",
+        ]
+        assert "  | 100" in lines
+        assert "  | 2" not in lines
+
+    def test_that_takes_long_shows_that_it_lives(self, tmp_path: Path) -> None:
+        script = 'work() { echo "compiling x"; sleep 12; }\nstep work "working" work'
+        done = bash(f"{COMMON}\n{script}", tmp_path)
+        assert any("s: compiling x" in line for line in done.stderr.splitlines())
+
+    def test_that_is_interrupted_ends_all_that_it_started(self, tmp_path: Path) -> None:
+        mark = f"sleep 3{os.getpid()}"
+        script = f'{COMMON}\nwork() {{ {mark}; }}\nstep work "working" work'
+        process = subprocess.Popen(
+            ["bash", "-c", script],
+            env={**os.environ, "ESPALIER_CACHE": str(tmp_path)},
+            stderr=subprocess.DEVNULL,
+        )
+        assert within(30, lambda: running(mark)), "the command never started"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 130
+        assert within(30, lambda: not running(mark)), "its command goes on"
+
+
+class TestPreflight:
+    def test_names_all_that_is_missing_at_once(self, tmp_path: Path) -> None:
+        here = tmp_path / "bin"
+        here.mkdir()
+        # A full disk and an old Python, as the programs that are asked would show them.
+        (here / "df").write_text(
+            "#!/bin/sh\necho header\necho /dev/x 9 9 1048576 9% /\n", encoding="utf-8"
+        )
+        (here / "df").chmod(0o755)
+        (here / "python3").write_text(
+            "#!/bin/sh\n[ $1 = --version ] && echo Python 3.9.1\n", encoding="utf-8"
+        )
+        (here / "python3").chmod(0o755)
+        path = f"{here}:{os.environ['PATH']}"
+        done = bash(f"{ROOT}/dev/preflight.sh try", tmp_path, PATH=path)
+        assert done.returncode == 1
+        assert "disk: 1 GiB are free" in done.stderr
+        assert "python: Python 3.9.1; 3.11 or newer is needed" in done.stderr
+
+    def test_refuses_a_port_that_somebody_else_holds(self, tmp_path: Path) -> None:
+        if taken := registry_port():
+            with taken:
+                done = bash(f"{ROOT}/dev/preflight.sh demo", tmp_path)
+        else:  # Our own registry runs: to an empty cache it is a stranger's.
+            done = bash(f"{ROOT}/dev/preflight.sh demo", tmp_path)
+        assert "ports: something else listens on 127.0.0.1:5000" in done.stderr
+
+    def test_can_be_left_out(self, tmp_path: Path) -> None:
+        done = bash(f"{ROOT}/dev/preflight.sh demo", tmp_path, PREFLIGHT="skip")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "dev").rglob("*.sh")), ids=lambda path: path.name)
+def test_every_script_can_be_parsed(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_an_unknown_tool_is_refused_with_the_list(tmp_path: Path) -> None:
+    done = bash(f"{ROOT}/dev/tools.sh kubctl", tmp_path)
+    assert done.returncode == 1
+    assert "there is no tool kubctl; tools:" in done.stderr
+    assert "kubectl" in done.stderr
+
+
+def registry_port() -> socket.socket | None:
+    """A listener on the local registry's port, unless something listens there already."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", 5000))
+    except OSError:
+        listener.close()
+        return None
+    listener.listen()
+    return listener
+
+
+def running(command: str) -> bool:
+    return subprocess.run(["pgrep", "-fx", command], capture_output=True, check=False).stdout != b""
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
