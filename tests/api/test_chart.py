@@ -110,7 +110,7 @@ def test_the_way_to_the_hub_and_pull_secrets_reach_the_children() -> None:
         "imagePullSecrets[0].name=one",
         "imagePullSecrets[1].name=two",
     )
-    deployments = objects(render(*IMAGES, "namespaces={a}", *values), "Deployment")
+    deployments = objects(render(*VALUES, *values), "Deployment")
     variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
     told = Settings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
     assert told.pull_secrets == ("one", "two")
@@ -123,9 +123,7 @@ def test_the_way_to_the_hub_and_pull_secrets_reach_the_children() -> None:
         ca_key="all.pem",
         patience_seconds=60,
     )
-    plain = environment(
-        objects(render(*IMAGES, "namespaces={a}"), "Deployment")[f"{SYSTEM}/espalier-operator"]
-    )
+    plain = environment(objects(render(*VALUES), "Deployment")[f"{SYSTEM}/espalier-operator"])
     assert Settings.read({**plain, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"}).hub == HubSettings()
 
 

@@ -15,7 +15,10 @@ from espalier.api.crds import KINDS, Kind, definition, rendered
 ROOT = Path(__file__).resolve().parents[2]
 # Where Kubernetes itself has a bool or a map: Job's suspend; core/v1's quantities and selectors.
 BOOLS = {"suspend", "head", "superseded"}
-MAPS = {"requests", "limits", "nodeSelector", "config", "labels", "annotations", "matchLabels"}
+MAPS = {
+    *("requests", "limits", "nodeSelector", "config", "labels", "annotations", "matchLabels"),
+    "chatTemplateKwargs",
+}
 NO_ECHO = {"apiVersion", "kind", "metadata"}
 
 

@@ -97,7 +97,8 @@ def explained(server: ApiServer) -> str:
 def test_the_chart_upgrades_the_crds_and_loses_no_object(previous: ApiServer) -> None:
     before = objects(previous)
     assert before["Checkpoint"]["spec"]["deletionPolicy"] == "Retain"
-    values = [argument for image in IMAGES for argument in ("--set", image)]
+    served = f"namespaces={{{TEAM}}}"
+    values = [argument for value in (*IMAGES, served) for argument in ("--set", value)]
     helm(previous, "upgrade", "--install", "espalier", str(CHART), *values)
     # The API server publishes a schema some moments after it takes the CRD.
     previous.wait_for(

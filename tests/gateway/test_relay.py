@@ -43,6 +43,17 @@ def test_prompt_tokens_that_a_choice_has_already_stay() -> None:
     assert rewritten["choices"] == [{"prompt_token_ids": [3]}]
 
 
+def test_thoughts_have_both_names_that_clients_know() -> None:
+    thinking = {"index": 0, "message": {"content": None, "reasoning": 'a "quoted" thought'}}
+    answer = {"object": "chat.completion", "model": ADAPTER, "choices": [thinking]}
+    body = json.dumps(answer, separators=(",", ":")).encode()
+    (choice,) = json.loads(rewrite_answer(body, ADAPTER, ASKED))["choices"]
+    assert choice["message"]["reasoning_content"] == choice["message"]["reasoning"]
+    rewriter = StreamRewriter(ADAPTER, ASKED)
+    (chunk,) = chunks(rewriter.feed(event(choices=[{"delta": {"reasoning": "hm"}}])))
+    assert chunk == {"choices": [{"delta": {"reasoning": "hm", "reasoning_content": "hm"}}]}
+
+
 # Texts that look like the keys, as a model may write them.
 TEXTS = st.sampled_from(
     ("", "é", '"choices":[{', '"index":', f'"model":"{ADAPTER}"', '"prompt_token_ids":[1]', "\\")

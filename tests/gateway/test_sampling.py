@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.sampling import check_continuation, check_rendering, reference
+from espalier.gateway.sampling import check_continuation, check_honoured, check_rendering, reference
 
 TURNS = [{"role": "user"}, {"role": "assistant"}, {"role": "user"}]
 
@@ -98,5 +98,33 @@ def test_only_text_is_sampled_and_only_the_models_template_renders_it(
         return
     with pytest.raises(RefusalError, match=said) as refused:
         check_rendering(body)
+    assert refused.value.status == 400
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, ""),
+        ({"n": 3, "best_of": 3}, ""),
+        ({"n": 2, "best_of": 3}, "best_of is not taken beside n 2"),
+        ({"priority": 0, "vllm_xargs": {}}, ""),
+        ({"priority": 5}, "priority has no effect"),
+        ({"kv_transfer_params": {"a": 1}}, "kv_transfer_params has no effect"),
+        ({"watermarking": True}, "watermarking has no effect"),
+        ({"use_beam_search": True, "prompt_logprobs": 0}, "prompt_logprobs is not computed"),
+        ({"structured_outputs": {"regex": "a"}}, ""),
+        (
+            {"structured_outputs": {"json": {}, "disable_any_whitespace": True}},
+            "structured_outputs.disable_any_whitespace has no effect",
+        ),
+    ],
+)
+def test_what_the_server_would_leave_out_is_refused(fields: dict[str, Any], said: str) -> None:
+    if not said:
+        check_honoured(fields)
+        return
+    with pytest.raises(RefusalError, match=said) as refused:
+        check_honoured(fields)
     assert refused.value.status == 400
     assert refused.value.remedy

@@ -71,17 +71,17 @@ def pod_of(child: Body) -> Body:
 
 
 def environment(child: Body) -> dict[str, str]:
-    """Its variables, but for those kept elsewhere; a field of the pod is its path in brackets."""
+    """Its variables; one that stands for a field of the pod has the field's path in brackets.
+
+    Without those that are kept in Secrets and ConfigMaps.
+    """
     (container,) = pod_of(child)["containers"]
-    return {
-        entry["name"]: _value(entry)
-        for entry in container["env"]
-        if not {"secretKeyRef", "configMapKeyRef"} & entry.get("valueFrom", {}).keys()
-    }
+    values = {entry["name"]: _value(entry) for entry in container["env"]}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _value(entry: Body) -> str:
-    if "valueFrom" in entry:
-        return f"<{entry['valueFrom']['fieldRef']['fieldPath']}>"
-    value: str = entry["value"]
+def _value(entry: Body) -> str | None:
+    if field := entry.get("valueFrom", {}).get("fieldRef"):
+        return f"<{field['fieldPath']}>"
+    value: str | None = entry.get("value")
     return value

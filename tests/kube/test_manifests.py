@@ -119,6 +119,16 @@ def test_rollouts_serve_the_trainers_precision_unless_told_otherwise(
     assert env.items() >= expected.items()
 
 
+def test_a_rollout_is_told_the_parsers_that_the_spec_chooses() -> None:
+    """Auto is left out, so that pods of before these variables are left running."""
+    chosen = {"toolCallParser": "hermes", "reasoningParser": "None"}
+    env = environment(rollout_deployment(model_of(rollout=chosen), SETTINGS, base=BASE))
+    assert env["ESPALIER_TOOL_CALL_PARSER"] == "hermes"
+    assert env["ESPALIER_REASONING_PARSER"] == "None"
+    unset = environment(rollout_deployment(model_of(), SETTINGS, base=BASE))
+    assert not {"ESPALIER_TOOL_CALL_PARSER", "ESPALIER_REASONING_PARSER"} & unset.keys()
+
+
 def test_only_the_trainer_and_the_importer_can_write_weights() -> None:
     writable = {
         child["metadata"]["name"]: not mount.get("readOnly", False)

@@ -58,6 +58,14 @@ class Rollout:
             timeout=120,
         )
 
+    def chat(self, model: str, messages: list[Any], **parameters: Any) -> httpx.Response:
+        return httpx.post(
+            self.url + "/v1/chat/completions",
+            json={"model": model, "messages": messages, "return_token_ids": True, **parameters},
+            headers=self.headers(),
+            timeout=120,
+        )
+
     def stop(self, patience: float = 60) -> int:
         """SIGTERM, and the exit code; fails if the process outlives its patience."""
         if self.process.poll() is None:
@@ -83,6 +91,8 @@ def start(
     max_adapters: int = 3,
     max_lora_rank: int = 8,
     adapter_type: str = "LoRA",
+    tool_call_parser: str = "Auto",
+    reasoning_parser: str = "Auto",
 ) -> Rollout:
     """Start ``python -m espalier.rollout`` on a free port; does not wait for it."""
     private_key = private_key or identity.generate_private_key()
@@ -100,6 +110,8 @@ def start(
         "ESPALIER_MAX_ADAPTERS": str(max_adapters),
         "ESPALIER_MAX_LORA_RANK": str(max_lora_rank),
         "ESPALIER_ADAPTER_TYPE": adapter_type,
+        "ESPALIER_TOOL_CALL_PARSER": tool_call_parser,
+        "ESPALIER_REASONING_PARSER": reasoning_parser,
         "ESPALIER_PORT": str(port),
         "TMPDIR": str(scratch),
         "VLLM_CACHE_ROOT": str(baked_model_information()),

@@ -82,12 +82,19 @@ def commit_base(volume: Path, model_directory: Path) -> str:
 
 
 def commit_adapter(
-    volume: Path, model_directory: Path, base: str, *, seed: int, rank: int = 4, scale: float = 0.1
+    volume: Path,
+    model_directory: Path,
+    base: str,
+    *,
+    seed: int,
+    rank: int = 4,
+    scale: float = 0.1,
+    targets: str | list[str] = "all-linear",
 ) -> str:
-    """Commit a random LoRA adapter over all linear layers; returns its digest."""
+    """Commit a random LoRA adapter over all linear layers but the head; returns its digest."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
     adapted = get_peft_model(model, lora)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:

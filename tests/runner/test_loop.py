@@ -119,6 +119,15 @@ async def test_a_sample_asks_for_a_group_with_tokens_and_no_seed(bench: Bench) -
     assert "seed" not in sample
 
 
+async def test_a_sample_ends_and_is_rendered_as_the_run_says(bench: Bench) -> None:
+    said = {"stop": ["\n\n"], "stopTokenIds": [7], "chatTemplateKwargs": {"enable_thinking": False}}
+    bench.gateway.spec |= {"steps": 1, "sampling": {"maxTokens": 4, **said}}
+    await bench.drive()
+    sample = bench.gateway.samples[0]
+    assert (sample["stop"], sample["stop_token_ids"]) == (["\n\n"], [7])
+    assert sample["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 async def test_the_trainer_gets_the_runs_hyperparameters(bench: Bench) -> None:
     bench.gateway.spec |= {
         "steps": 1,

@@ -15,6 +15,7 @@ from espalier.api.meta import (
     cel,
     list_map,
 )
+from espalier.api.parsers import ReasoningParser, ToolCallParser
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.source import Resolved, Source
 
@@ -146,6 +147,18 @@ class RolloutSpec(Type):
         le=86400,
         description="startupSeconds that a pod may take to load the base before it is started "
         "anew; a large base on slow storage needs more.",
+    )
+    tool_call_parser: ToolCallParser = Field(
+        default="Auto",
+        description="toolCallParser of vLLM turns the text of a tool call into tool_calls. Auto "
+        "chooses by the base's family and chat template, as docs/rollout.md lists; where it finds "
+        "none, or with None, a request with tools is refused.",
+    )
+    reasoning_parser: ReasoningParser = Field(
+        default="Auto",
+        description="reasoningParser of vLLM takes what the model thinks out of content, into "
+        "reasoning_content. Auto chooses as for toolCallParser; where it finds none, or with "
+        "None, thoughts stay in content.",
     )
     template: PodTemplate | None = Field(default=None, description="template of the rollout pods.")
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from espalier.api.taskset import Taskset
+from espalier.api.trainingrun import Sampling
 from espalier.client import GatewayClient, InvalidRequestError, Patience
 from espalier.runner.heldout import HeldOut
 from espalier.runner.problem import UserError
@@ -104,9 +105,13 @@ async def evaluate(
         Scorer(taskset, tasks.tasks) as scorer,
     ):
         await scorer.ready()
-        max_tokens = view.spec.sampling.max_tokens
         scores = await _scores(
-            client, scorer, tasks, checkpoint, policy=taskset.on_error, max_tokens=max_tokens
+            client,
+            scorer,
+            tasks,
+            checkpoint,
+            policy=taskset.on_error,
+            sampling=view.spec.sampling,
         )
     rewards = [score.reward for score in scores if score.reward is not None]
     failed = counted(scores)
@@ -124,7 +129,7 @@ async def _scores(
     checkpoint: str,
     *,
     policy: OnError,
-    max_tokens: int,
+    sampling: Sampling,
 ) -> list[Score]:
     slots = asyncio.Semaphore(CONCURRENT)
 
@@ -136,7 +141,8 @@ async def _scores(
                     [message.wire() for message in task.messages],
                     checkpoint=checkpoint,
                     temperature=0.0,
-                    max_tokens=max_tokens,
+                    max_tokens=sampling.max_tokens,
+                    extra=sampling.request(),
                 )
         except InvalidRequestError as refused:
             problem = refused.problem

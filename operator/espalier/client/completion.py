@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from espalier.client.errors import MalformedAnswerError
 
@@ -25,6 +26,8 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class _Choice(BaseModel):
@@ -49,11 +52,14 @@ class Completion:
     """One completion.
 
     Attributes:
-        text: what the model wrote, without special tokens.
+        text: what the model wrote, without special tokens, thoughts and tool calls that the
+            rollout's parsers took out (``spec.rollout.reasoningParser``, ``toolCallParser``).
         prompt_token_ids: the rendered prompt, (P,).
         token_ids: the sampled tokens, (T,); an end-of-sequence token is among them.
         logprobs: natural-log probability of each sampled token, (T,).
-        finish_reason: stop, or length when it was cut at max_tokens.
+        finish_reason: stop, tool_calls, or length when it was cut at max_tokens.
+        reasoning: what the model thought.
+        tool_calls: in OpenAI's form.
     """
 
     text: str
@@ -61,6 +67,8 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: str
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
 
     @property
     def truncated(self) -> bool:
@@ -98,4 +106,6 @@ def _completion(choice: _Choice) -> Completion:
         token_ids=tuple(tokens),
         logprobs=tuple(token.logprob for token in content),
         finish_reason=choice.finish_reason or "",
+        reasoning=choice.message.reasoning or "",
+        tool_calls=tuple(choice.message.tool_calls),
     )

@@ -83,7 +83,7 @@ class Session:
         Raises:
             PromptTooLongError: the last prompt already fills the model's length.
             InvalidRequestError: the chat template renders earlier turns in another way once others
-                follow (some leave out reasoning): keep the messages and use ``sample``.
+                follow, and does not close them: keep the messages and use ``sample``.
         """
         if not messages:
             raise ConfigurationError("say needs a message that the model answers")
@@ -93,7 +93,7 @@ class Session:
             tokens = [*self._said.prompt_token_ids, *self._said.token_ids]
             exact = {"prompt_token_ids": tokens, "continuation_from": len(self._chat)}
         self._said = await self._turn([*self._chat, *new], exact, overrides)
-        self._chat += [*new, {"role": "assistant", "content": self._said.text}]
+        self._chat += [*new, _message_of(self._said)]
         return self._said
 
     async def _turn(
@@ -141,6 +141,14 @@ class Session:
                 f"the conversation has {limit - room} tokens and max_model_length is {limit}"
             )
         return min(max_tokens, room)
+
+
+def _message_of(turn: Completion) -> Message:
+    """A turn as the model's message: its tokens are what later turns are continued from."""
+    message: dict[str, Any] = {"role": "assistant", "content": turn.text}
+    if turn.tool_calls:
+        message["tool_calls"] = list(turn.tool_calls)
+    return message
 
 
 # Plays one task and returns its reward.

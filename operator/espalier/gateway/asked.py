@@ -11,7 +11,12 @@ from typing import Any
 from pydantic_core import to_json
 
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.sampling import check_continuation, check_rendering, reference
+from espalier.gateway.sampling import (
+    check_continuation,
+    check_honoured,
+    check_rendering,
+    reference,
+)
 
 # What a turn of a trace must have, whether or not its client looks at it.
 _KEPT_WITH = {"return_token_ids": True, "logprobs": True}
@@ -51,6 +56,7 @@ def read_asked(body: dict[str, Any]) -> Asked:
         )
     named = reference(body)
     check_rendering(body)
+    check_honoured(body)
     check_continuation(body)
     model = body.pop("model")
     replaceable = {name: body.pop(name) for name in _KEPT_WITH if name in body}

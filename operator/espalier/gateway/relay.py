@@ -1,7 +1,8 @@
-"""Rewrites completions on their way back: our model name, and prompt tokens in every choice.
+"""Rewrites completions on their way back: our model name, prompt tokens in every choice, thoughts.
 
 vLLM puts a chat's ``prompt_token_ids`` at the top level of the answer (in a stream: of the first
-chunk of each choice); HUD's agent reads them from the choice.
+chunk of each choice); HUD's agent reads them from the choice. vLLM calls thoughts ``reasoning``;
+clients of the older field read ``reasoning_content``, so both are there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _CHAT = b'"object":"chat.completion"'
 _CHOICES = b'"choices":[{'
 _INDEX = b'"index":'
 _PROMPT_TOKENS = b'"prompt_token_ids":['
+# A key and the begin of its text: null where the model did not think.
+_THOUGHTS = b'"reasoning":"'
 # The tokens of a prompt as long as a body may be, and more than any other event.
 MAX_EVENT_BYTES = 8 * 2**20
 # Where a choice begins, and no other object of a completion. A quote inside a string is escaped.
@@ -47,7 +50,7 @@ def rewrite_answer(body: bytes, adapter: str, model: str) -> bytes:
 def _edited(body: bytes, adapter: str, model: str) -> bytes | None:
     """The same without reading it; None where a key is not there as often as it must be."""
     theirs = _named(adapter)
-    if body.count(theirs) != 1 or body.count(_CHOICES) != 1:
+    if body.count(theirs) != 1 or body.count(_CHOICES) != 1 or _THOUGHTS in body:
         return None
     # An index inside a choice begins at 0 again.
     choices = sorted(int(number) for number in _CHOICE.findall(body))
@@ -69,6 +72,7 @@ def _rewritten(body: bytes, model: str) -> bytes:
         raise UnreadableError("it is no object")
     answer["model"] = model
     _copy_prompt_tokens(answer)
+    _copy_thoughts(answer, "message")
     return to_json(answer, inf_nan_mode="constants")
 
 
@@ -79,7 +83,7 @@ def _named(model: str) -> bytes:
 
 
 class StreamRewriter:
-    """The same for server-sent events; parses only the events that carry prompt tokens.
+    """The same for server-sent events; parses only the events that carry prompt tokens or thoughts.
 
     Args:
         adapter: the name that the rollout answers with.
@@ -108,11 +112,13 @@ class StreamRewriter:
 
     def _rewrite(self, event: bytes) -> bytes:
         event = event.replace(self._theirs, self._ours, 1)
-        if _PROMPT_TOKENS not in event or not event.startswith(_DATA):
+        parts = (_PROMPT_TOKENS, _THOUGHTS)
+        if not event.startswith(_DATA) or not any(part in event for part in parts):
             return event
         chunk = read_json(event.removeprefix(_DATA))
         if isinstance(chunk, dict):
             _copy_prompt_tokens(chunk)
+            _copy_thoughts(chunk, "delta")
         return _DATA + _dump(chunk)
 
 
@@ -128,6 +134,14 @@ def _copy_prompt_tokens(answer: dict[str, Any]) -> None:
     for choice in choices:
         if isinstance(choice, dict):
             choice["prompt_token_ids"] = tokens
+
+
+def _copy_thoughts(answer: dict[str, Any], part: str) -> None:
+    choices = answer.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        said = choice.get(part) if isinstance(choice, dict) else None
+        if isinstance(said, dict) and said.get("reasoning") is not None:
+            said["reasoning_content"] = said["reasoning"]
 
 
 def _dump(value: object) -> bytes:

@@ -18,6 +18,22 @@ MESSAGES = "continuation_from"
 RENDERER = "renderer_name"
 CHAT_TEMPLATE = "chat_template"
 CHUNKS = "prompt_chunks"
+# Fields for other set-ups of vLLM: priorities, several servers for one request, plugins.
+_LEFT_OUT = (
+    "watermarking",
+    "priority",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "vllm_xargs",
+    "routed_experts_prompt_start",
+    "return_token_offsets",
+)
+# Set for a whole server, not for a request.
+_LEFT_OUT_OF_STRUCTURE = (
+    "disable_any_whitespace",
+    "disable_additional_properties",
+    "whitespace_pattern",
+)
 # Types of content parts, in OpenAI's and vLLM's words, that are not text.
 _MEDIA = frozenset(
     f"{prefix}{kind}"
@@ -63,6 +79,22 @@ def check_rendering(body: dict[str, Any]) -> None:
                     f"is of type {part['type']}: only text is sampled and trained",
                     "Send parts of type text",
                 )
+
+
+def check_honoured(body: dict[str, Any]) -> None:
+    """Refuses fields that vLLM takes and leaves out without a word here: 400."""
+    count = body.get("n") or 1
+    if body.get("best_of") not in (None, count):
+        raise _bad("best_of", f"is not taken beside n {count}", "Ask for n and choose yourself")
+    for name in _LEFT_OUT:
+        if body.get(name):
+            raise _bad(name, "has no effect on these servers", "Leave it out")
+    if body.get("use_beam_search") and body.get("prompt_logprobs") is not None:
+        raise _bad("prompt_logprobs", "is not computed by beam search", "Leave out either")
+    structured = body.get("structured_outputs")
+    for name in _LEFT_OUT_OF_STRUCTURE:
+        if isinstance(structured, dict) and structured.get(name):
+            raise _bad(f"structured_outputs.{name}", "has no effect on these servers", "Leave out")
 
 
 def check_continuation(body: dict[str, Any]) -> None:

@@ -58,10 +58,8 @@ def plan(
     command = [*container.get("command", DEFAULT.get(role, ())), *container.get("args", ())]
     if role == "trainer":
         command += ["--host", address]
-    fields = {"metadata.uid": uid}
-    given = {
-        entry["name"]: _value(entry, fields, layout, config) for entry in container.get("env", ())
-    }
+    sources = _Sources({"metadata.uid": uid}, layout, config)
+    given = {entry["name"]: sources.value(entry) for entry in container.get("env", ())}
     here = {name: _moved(value, mounts) for name, value in given.items()}
     message = layout.root / "pods" / pod / "termination-log"
     message.parent.mkdir(parents=True, exist_ok=True)
@@ -81,24 +79,29 @@ def plan(
     )
 
 
-def _value(
-    entry: Body, fields: dict[str, str], layout: Layout, config: dict[str, dict[str, str]]
-) -> str:
-    """What a variable is set to: a text, a field of the pod, a key of a Secret or ConfigMap."""
-    source = entry.get("valueFrom", {})
-    if reference := source.get("configMapKeyRef"):
-        held = config.get(reference["name"], {})
-        if reference["key"] not in held:
-            raise MappingError(
-                f"ConfigMap {reference['name']} with key {reference['key']} is in no manifest: "
-                "add it"
-            )
-        return held[reference["key"]]
-    if reference := source.get("secretKeyRef"):
-        return layout.secret(reference["name"], reference["key"])
-    if reference := source.get("fieldRef"):
-        return fields[reference["fieldPath"]]
-    return str(entry["value"])
+@dataclass(frozen=True)
+class _Sources:
+    """What a variable may stand for: a field of the pod, a key of a Secret or of a ConfigMap."""
+
+    fields: dict[str, str]
+    layout: Layout
+    config: dict[str, dict[str, str]]
+
+    def value(self, entry: Body) -> str:
+        source = entry.get("valueFrom", {})
+        if reference := source.get("configMapKeyRef"):
+            return self._configured(reference["name"], reference["key"])
+        if reference := source.get("secretKeyRef"):
+            return self.layout.secret(reference["name"], reference["key"])
+        if reference := source.get("fieldRef"):
+            return self.fields[reference["fieldPath"]]
+        return str(entry["value"])
+
+    def _configured(self, name: str, key: str) -> str:
+        held = self.config.get(name, {})
+        if key not in held:
+            raise MappingError(f"ConfigMap {name} with key {key} is in no manifest: add it")
+        return held[key]
 
 
 def _copy(init: Body, layout: Layout, mounts: dict[str, Path]) -> tuple[Path, Path]:

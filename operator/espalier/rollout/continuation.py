@@ -3,6 +3,10 @@
 A client of several turns sends the tokens of its last turn (``prompt_token_ids``) and how many
 messages they stand for (``continuation_from``). Rendering those messages again could give other
 tokens than the ones that were sampled; so only what the chat template adds after them is rendered.
+
+Some templates render a turn in another way once others follow: Qwen3's drops what was thought. What
+such a template adds is what two renderings have in common at their end that differ in the last
+given turn alone.
 """
 
 from __future__ import annotations
@@ -12,9 +16,12 @@ from typing import Any
 
 # A turn is closed by its end token and at most a few of white space.
 MOST_CLOSING = 8
+# Contents for the last given turn; their last tokens differ.
+PLACEHOLDERS = ("0", "1")
 ERROR = (
     "continuation_from: the chat template renders the earlier messages in another way once others "
-    "follow, so the tokens cannot be continued exactly; leave prompt_token_ids out"
+    "follow, and does not close a turn with an end token, so the tokens cannot be continued "
+    "exactly; leave prompt_token_ids out"
 )
 
 Render = Callable[[Any], Awaitable[Any]]
@@ -26,7 +33,7 @@ class ContinuationError(ValueError):
 
 def continued(
     exact: Sequence[int], earlier: Sequence[int], whole: Sequence[int], ends: Collection[int]
-) -> list[int]:
+) -> list[int] | None:
     """The tokens of a chat whose earlier turns are given exactly.
 
     Args:
@@ -36,17 +43,48 @@ def continued(
         ends: tokens that end a turn.
 
     Returns:
-        ``exact``, what the template closes a turn with, and what it adds for later messages.
-
-    Raises:
-        ContinuationError: the rendering of the earlier messages is no prefix of the whole.
+        ``exact``, what the template closes a turn with, and what it adds for later messages. None
+        where the rendering of the earlier messages is no prefix of the whole.
     """
     if list(whole[: len(earlier)]) != list(earlier):
+        return None
+    return _joined(exact, [*_closing(earlier, ends), *whole[len(earlier) :]], ends)
+
+
+def continued_behind(
+    exact: Sequence[int],
+    renderings: tuple[Sequence[int], Sequence[int]],
+    whole: Sequence[int],
+    ends: Collection[int],
+) -> list[int]:
+    """The same for a template that rewrites earlier turns.
+
+    Args:
+        exact: as in ``continued``.
+        renderings: of all messages with each of ``PLACEHOLDERS`` in place of the last given turn.
+        whole: as in ``continued``.
+        ends: as in ``continued``.
+
+    Raises:
+        ContinuationError: what they have in common does not begin by closing the turn.
+    """
+    added = _common_end(*renderings)
+    if not added or added[0] not in ends or list(whole[-len(added) :]) != added:
         raise ContinuationError(ERROR)
-    closing = _closing(earlier, ends)
-    if exact and closing and exact[-1] in ends:
-        closing = closing[1:]
-    return [*exact, *closing, *whole[len(earlier) :]]
+    return _joined(exact, added, ends)
+
+
+def _joined(exact: Sequence[int], added: Sequence[int], ends: Collection[int]) -> list[int]:
+    """Both, with one end token between them where each has its own."""
+    twice = exact and added and exact[-1] in ends and added[0] in ends
+    return [*exact, *(added[1:] if twice else added)]
+
+
+def _common_end(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    length = 0
+    while length < min(len(one), len(other)) and one[-length - 1] == other[-length - 1]:
+        length += 1
+    return list(one[len(one) - length :])
 
 
 def _closing(earlier: Sequence[int], ends: Collection[int]) -> list[int]:
@@ -63,26 +101,40 @@ def install(serving: Any) -> None:
     ends = {tokenizer.eos_token_id} if tokenizer is not None else set()
     ends |= set(_generation_ends(serving.model_config))
 
+    async def tokens_of(request: Any) -> Any:
+        """Tokens of a rendering, or vLLM's refusal."""
+        rendered = await render(request)
+        return rendered[1][0]["prompt_token_ids"] if isinstance(rendered, tuple) else rendered
+
     async def render_exactly(request: Any) -> Any:
         given = request.model_extra or {}
         exact, count = given.get("prompt_token_ids"), given.get("continuation_from")
         rendered = await render(request)
         if exact is None or count is None or not isinstance(rendered, tuple):
             return rendered
-        before = request.model_copy(
-            update={"messages": request.messages[:count], "add_generation_prompt": False}
-        )
-        earlier = await render(before)
-        if not isinstance(earlier, tuple):
-            return earlier
         conversation, (prompt,) = rendered
-        tokens = continued(
-            exact, earlier[1][0]["prompt_token_ids"], prompt["prompt_token_ids"], ends
-        )
+        whole = prompt["prompt_token_ids"]
+        before = {"messages": request.messages[:count], "add_generation_prompt": False}
+        earlier = await tokens_of(request.model_copy(update=before))
+        if not isinstance(earlier, list):
+            return earlier
+        tokens = continued(exact, earlier, whole, ends)
+        if tokens is None:
+            renderings = [await tokens_of(_replaced(request, count, p)) for p in PLACEHOLDERS]
+            for refused in (found for found in renderings if not isinstance(found, list)):
+                return refused
+            tokens = continued_behind(exact, (renderings[0], renderings[1]), whole, ends)
         kept = {name: value for name, value in prompt.items() if name != "prompt"}
         return conversation, [{**kept, "prompt_token_ids": tokens}]
 
     serving.render_chat_request = render_exactly
+
+
+def _replaced(request: Any, count: int, content: str) -> Any:
+    """The request with a plain text in place of the last given turn, its tool calls included."""
+    turn = {"role": request.messages[count - 1]["role"], "content": content}
+    messages = [*request.messages[: count - 1], turn, *request.messages[count:]]
+    return request.model_copy(update={"messages": messages})
 
 
 def _generation_ends(model_config: Any) -> list[int]:

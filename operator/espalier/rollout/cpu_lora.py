@@ -14,12 +14,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import torch
 
-# Of the modules whose functions are replaced, in the vLLM that pyproject pins.
+# Of the modules and functions that are replaced or relied on, in the vLLM that pyproject pins.
 KNOWN_SOURCES = {
+    "GPUModelRunner._get_prompt_logprobs_dict": (
+        "889fdb068dfc37ddf4827e8f3af2d99ff790fbd3c77ff4a05eec1e3d0f1f560f"
+    ),
+    "LoRAModelRunnerMixin._set_active_loras": (
+        "9fc864a554db57469d4280a21af61de7ed7bbac5ff44981f17133671a2e3c85d"
+    ),
     "vllm.lora.ops.torch_ops.lora_ops": (
         "33bc2aca729ebc379e1725c3c1ca870e70aa3b278f0ad3d2a621e6ec8ee99c20"
     ),
@@ -163,19 +169,22 @@ def _products(
         yield rows, inputs[rows] @ weight.T
 
 
-def source_digest(module: ModuleType) -> str:
-    """SHA-256 of a module's source."""
-    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+Source = ModuleType | FunctionType
 
 
-def check_source(module: ModuleType) -> None:
-    """Raise UnknownSourceError unless the module is the one that we know how to replace."""
-    found = source_digest(module)
-    known = KNOWN_SOURCES[module.__name__]
+def source_digest(source: Source) -> str:
+    """SHA-256 of the text of a module or function."""
+    return hashlib.sha256(inspect.getsource(source).encode()).hexdigest()
+
+
+def check_source(source: Source) -> None:
+    """Raise UnknownSourceError unless it is the text that we know how to replace."""
+    name = source.__name__ if isinstance(source, ModuleType) else source.__qualname__
+    found, known = source_digest(source), KNOWN_SOURCES[name]
     if found != known:
         raise UnknownSourceError(
-            f"{module.__name__} has changed (sha256 {found}, known {known}): read what vLLM does "
-            "with index -1 now, run tests/rollout, then drop or renew espalier.rollout.cpu_lora"
+            f"{name} has changed (sha256 {found}, known {known}): read what vLLM does now, run "
+            "tests/rollout, then drop or renew espalier.rollout.cpu_lora and cpu_prompt_logprobs"
         )
 
 

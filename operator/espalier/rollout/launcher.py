@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from espalier.api.wire import Problem
-from espalier.rollout import flags, quick_start, settings, store
+from espalier.rollout import flags, parsers, quick_start, settings, store
 
 # The kubelet reads it; elsewhere it does not exist.
 TERMINATION_LOG = Path(os.environ.get("ESPALIER_TERMINATION_LOG", "/dev/termination-log"))
@@ -51,7 +51,8 @@ def main() -> None:
     scratch = Path(tempfile.gettempdir())
     _copy_model_cache(scratch / "vllm")
     os.environ.update(flags.environment(scratch, threads))
-    arguments = flags.common_arguments(told, secrets.randbits(31))
+    fitting = parsers.chosen(told, config, parsers.chat_template(told.base_directory))
+    arguments = flags.common_arguments(told, secrets.randbits(31)) + fitting.arguments()
     if cpu:
         cache_bytes = flags.kv_cache_bytes(config, told, memory_bytes())
         arguments += flags.cpu_arguments(told, cache_bytes)

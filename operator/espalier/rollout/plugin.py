@@ -6,7 +6,7 @@ import os
 
 
 def register() -> None:
-    """Register our adapter resolver, and mend vLLM's LoRA operations where they run on CPU.
+    """Register our adapter resolver, and mend what vLLM does wrong on CPU.
 
     Imports stay inside: vLLM only logs a plugin that fails to import, and goes on without it, but
     does not survive one that raises here.
@@ -17,14 +17,20 @@ def register() -> None:
     from vllm.lora.resolver import LoRAResolverRegistry  # noqa: PLC0415
     from vllm.platforms import current_platform  # noqa: PLC0415
 
-    from espalier.rollout import cpu_lora, settings  # noqa: PLC0415
+    from espalier.rollout import settings  # noqa: PLC0415
     from espalier.rollout.resolver import StoreResolver  # noqa: PLC0415
     from espalier.rollout.store import AdapterStore  # noqa: PLC0415
 
     told = settings.read(os.environ)
+    if current_platform.is_cpu():
+        from espalier.rollout import cpu_prompt_logprobs  # noqa: PLC0415
+
+        cpu_prompt_logprobs.install()
     if told.adapter_type == "Full":
         return
     if current_platform.is_cpu():
+        from espalier.rollout import cpu_lora  # noqa: PLC0415
+
         cpu_lora.install()
     if "espalier" not in LoRAResolverRegistry.get_supported_resolvers():
         store = AdapterStore(told.volume, told.base, told.max_lora_rank)

@@ -20,7 +20,7 @@ from vllm.logger import init_logger
 
 from espalier.api.wire import Problem, ServeRequest
 from espalier.core import names
-from espalier.rollout import auth, continuation, settings
+from espalier.rollout import auth, checks, continuation, settings
 from espalier.rollout.adapters import AdapterServing
 from espalier.rollout.full import FullServing
 from espalier.rollout.full_store import FullStore
@@ -55,6 +55,7 @@ class Control:
         """Set up at start, before the first connection is accepted; then route."""
         if scope["type"] == "lifespan":
             self._serving = self._started(scope["app"].state)
+            checks.install(scope["app"].state.openai_serving_chat)
             continuation.install(scope["app"].state.openai_serving_chat)
             await self._serving.warm_up()
         await self._route(scope)(scope, receive, send)

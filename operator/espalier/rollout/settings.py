@@ -6,13 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from espalier.api.parsers import ReasoningParser, ToolCallParser
 from espalier.core import names
 from espalier.identity import PUBLIC_KEYS, PublicKeys
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 DTYPES = ("float32", "bfloat16")
 ADAPTER_TYPES = ("LoRA", "Full")
+TOOL_CALL_PARSERS: tuple[str, ...] = get_args(ToolCallParser)
+REASONING_PARSERS: tuple[str, ...] = get_args(ReasoningParser)
 # The ranks that vLLM sizes its adapter slots for (vllm.config.lora.MaxLoRARanks, up to CRD's 256).
 SLOT_RANKS = (8, 16, 32, 64, 128, 256)
 
@@ -36,6 +40,8 @@ class Settings:
     max_adapters: int
     max_lora_rank: int
     adapter_type: str = "LoRA"
+    tool_call_parser: str = "Auto"
+    reasoning_parser: str = "Auto"
     port: int = 8000
     host: str = "0.0.0.0"
 
@@ -83,11 +89,20 @@ def read(environment: Mapping[str, str]) -> Settings:
         max_adapters=_count(environment, "ESPALIER_MAX_ADAPTERS", 1024),
         max_lora_rank=_count(environment, "ESPALIER_MAX_LORA_RANK", SLOT_RANKS[-1]),
         adapter_type=adapter_type,
+        tool_call_parser=_parser(environment, "ESPALIER_TOOL_CALL_PARSER", TOOL_CALL_PARSERS),
+        reasoning_parser=_parser(environment, "ESPALIER_REASONING_PARSER", REASONING_PARSERS),
         port=_count(environment, "ESPALIER_PORT", 65535)
         if "ESPALIER_PORT" in environment
         else 8000,
         host=environment.get("ESPALIER_HOST", "0.0.0.0"),
     )
+
+
+def _parser(environment: Mapping[str, str], name: str, known: tuple[str, ...]) -> str:
+    value = environment.get(name, "Auto")
+    if value not in known:
+        raise SettingsError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
 
 
 def _text(environment: Mapping[str, str], name: str) -> str:

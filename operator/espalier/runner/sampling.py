@@ -54,7 +54,7 @@ async def sample_groups(
         tasks: where the indices point.
         scorer: of these tasks.
         indices: of the tasks, in the order of the result.
-        spec: group size, temperature, length.
+        spec: group size and sampling.
         checkpoint: name of the checkpoint to sample; empty for the base.
 
     Raises:
@@ -74,6 +74,7 @@ async def sample_groups(
                     count=spec.group_size,
                     temperature=decimal(spec.sampling.temperature),
                     max_tokens=spec.sampling.max_tokens,
+                    extra=spec.sampling.request(),
                 )
         except InvalidRequestError as refused:
             if TOO_LONG not in refused.problem.detail:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainablemodel import RolloutSpec, TrainableModel
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.labels import child_labels
 from espalier.core.manifests.pod import (
@@ -65,6 +65,7 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
             "ESPALIER_MAX_LORA_RANK": str(model.spec.adapter.rank),
             # Set only where it differs, so that pods of before this variable are left running.
             **({"ESPALIER_ADAPTER_TYPE": "Full"} if model.spec.adapter.type == "Full" else {}),
+            **_parsers(rollout),
         },
         mounts=(claim(model, read_only=True),),
         serves=True,
@@ -96,3 +97,12 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
         owner=model.metadata,
         spec=spec,
     )
+
+
+def _parsers(rollout: RolloutSpec) -> dict[str, str]:
+    """The parsers that the spec chooses; the rollout itself knows what Auto means for its base."""
+    chosen = {
+        "ESPALIER_TOOL_CALL_PARSER": rollout.tool_call_parser,
+        "ESPALIER_REASONING_PARSER": rollout.reasoning_parser,
+    }
+    return {name: value for name, value in chosen.items() if value != "Auto"}

@@ -1,0 +1,64 @@
+"""Refuses by name what a chat asks for and this server would leave out without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+# Fields of a request; as keyword arguments of the template they would pass by their checks.
+OWN_FIELDS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+def refusal(
+    request: Any, variables: Collection[str], *, calls_tools: bool, thinks: bool
+) -> tuple[str, str] | None:
+    """Field and message of what cannot be honoured; None if all can.
+
+    Args:
+        request: vLLM's ChatCompletionRequest.
+        variables: that the chat template reads.
+        calls_tools: whether a parser of tool calls is set.
+        thinks: whether a parser of reasoning is set.
+    """
+    if request.tools and request.tool_choice not in (None, "none") and not calls_tools:
+        return "tools", (
+            "tools need a parser of tool calls, and none is known for this base: set "
+            "spec.rollout.toolCallParser of the TrainableModel, or send tool_choice none"
+        )
+    for name in request.chat_template_kwargs or {}:
+        field = f"chat_template_kwargs.{name}"
+        if name in OWN_FIELDS:
+            return field, f"{field} is a field of the request: send it as {name}"
+        if name != "chat_template" and name not in variables:
+            used = ", ".join(sorted(set(variables) - OWN_FIELDS)) or "none"
+            return field, f"the chat template does not use {field}; it uses: {used}"
+    for name in ("documents", "reasoning_effort"):
+        if getattr(request, name) is not None and name not in variables:
+            return name, f"the chat template does not use {name}: leave it out"
+    if thinks and not request.include_reasoning and (request.return_token_ids or request.logprobs):
+        return "include_reasoning", (
+            "include_reasoning false hides token ids and log-probs: leave out either"
+        )
+    return None
+
+
+def install(serving: Any) -> None:
+    """Makes vLLM's chat route refuse; ``serving`` is its OpenAIServingChat."""
+    from vllm.renderers.hf import _cached_resolve_chat_template_kwargs  # noqa: PLC0415
+
+    render, parser = serving.render_chat_request, serving.online_renderer.parser
+    tokenizer = serving.renderer.tokenizer
+    template = getattr(tokenizer, "chat_template", None)
+    templates = template.values() if isinstance(template, dict) else [template or ""]
+    variables = frozenset[str]().union(*map(_cached_resolve_chat_template_kwargs, templates))
+    calls_tools = parser is not None and parser.tool_parser_cls is not None
+    thinks = parser is not None and parser.reasoning_parser_cls is not None
+
+    async def render_checked(request: Any) -> Any:
+        refused = refusal(request, variables, calls_tools=calls_tools, thinks=thinks)
+        if refused is not None:
+            field, message = refused
+            return serving.create_error_response(message, param=field)
+        return await render(request)
+
+    serving.render_chat_request = render_checked

@@ -1,0 +1,102 @@
+"""Which parsers a base gets, and the refusal of tools where it gets none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+from tests.rollout.qwen3 import TEMPLATE
+from tests.rollout.test_settings import GOOD
+
+from espalier.api.parsers import ReasoningParser, ToolCallParser
+from espalier.rollout import parsers
+from espalier.rollout.checks import refusal
+from espalier.rollout.parsers import Parsers, chosen
+from espalier.rollout.settings import SettingsError, read
+
+QWEN3 = TEMPLATE.read_text()
+
+
+def test_the_names_are_those_of_the_pinned_vllm() -> None:
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    assert [*get_args(ToolCallParser)[2:]] == ToolParserManager.list_registered()
+    assert [*get_args(ReasoningParser)[2:]] == ReasoningParserManager.list_registered()
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "expected"),
+    [
+        ("qwen3", QWEN3, Parsers("hermes", "qwen3")),
+        ("qwen2", "... <tool_call> ...", Parsers("hermes", None)),
+        ("qwen3_moe", "<tool_call>\n<function=f>", Parsers("qwen3_coder", None)),
+        ("qwen2", "<｜Assistant｜><think>", Parsers(None, "deepseek_r1")),
+        ("llama", "Environment: ipython", Parsers("llama3_json", None)),
+        ("llama", "<|user|>", Parsers()),
+        ("gpt2", "<tool_call>", Parsers()),
+        ("qwen3", "", Parsers()),
+    ],
+)
+def test_auto_goes_by_family_and_template(family: str, template: str, expected: Parsers) -> None:
+    assert chosen(read(GOOD), {"model_type": family}, template) == expected
+
+
+def test_what_the_spec_says_goes_before_the_family() -> None:
+    told = {"ESPALIER_TOOL_CALL_PARSER": "pythonic", "ESPALIER_REASONING_PARSER": "None"}
+    found = chosen(read(GOOD | told), {"model_type": "qwen3"}, QWEN3)
+    assert found == Parsers("pythonic", None)
+    assert found.arguments() == ["--enable-auto-tool-choice", "--tool-call-parser", "pythonic"]
+
+
+def test_an_unknown_parser_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(SettingsError, match=r"ESPALIER_TOOL_CALL_PARSER.*hermes.*not 'nope'"):
+        read(GOOD | {"ESPALIER_TOOL_CALL_PARSER": "nope"})
+
+
+@pytest.mark.parametrize("template", ["{{ a }}", [{"name": "default", "template": "{{ a }}"}]])
+def test_the_template_is_found_wherever_tokenizers_keep_it(tmp_path: Path, template: Any) -> None:
+    assert parsers.chat_template(tmp_path) == ""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert parsers.chat_template(tmp_path) == "{{ a }}"
+    (tmp_path / "chat_template.jinja").write_text("{{ b }}")
+    assert parsers.chat_template(tmp_path) == "{{ b }}"
+
+
+def asked(**fields: Any) -> Any:
+    unset = {
+        "tools": None,
+        "tool_choice": None,
+        "chat_template_kwargs": None,
+        "documents": None,
+        "reasoning_effort": None,
+        "include_reasoning": True,
+        "return_token_ids": True,
+        "logprobs": True,
+    }
+    return SimpleNamespace(**(unset | fields))
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", SimpleNamespace(function="f")])
+def test_tools_without_a_parser_are_refused_naming_the_field(choice: Any) -> None:
+    request = asked(tools=[{}], tool_choice=choice)
+    field, message = refusal(request, set(), calls_tools=False, thinks=False) or ("", "")
+    assert field == "tools"
+    assert "spec.rollout.toolCallParser" in message
+    assert refusal(request, set(), calls_tools=True, thinks=False) is None
+
+
+def test_tools_that_are_not_to_be_called_need_no_parser() -> None:
+    request = asked(tools=[{}], tool_choice="none")
+    assert refusal(request, set(), calls_tools=False, thinks=False) is None
+
+
+def test_the_documents_have_the_same_tables() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "rollout.md").read_text()
+    for beginning, text, parser in parsers.TOOL_CALL_FAMILIES:
+        assert f"| `{beginning}` | `{text}` | `{parser}` |" in table
+    for _, _, parser in parsers.REASONING_FAMILIES:
+        assert f"| `{parser}` |" in table
