@@ -132,7 +132,7 @@ class Process:
         faults = (
             replica.fault if replica else None,
             preflight.fault if preflight else None,
-            operator.permissions.fault if operator else None,
+            operator.refusals.forbidden if operator else None,
         )
         return next(filter(None, faults), None)
 

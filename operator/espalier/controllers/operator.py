@@ -12,8 +12,8 @@ from espalier.controllers.disposal import DisposalReconciler
 from espalier.controllers.head import HeadReconciler
 from espalier.controllers.model import ModelReconciler
 from espalier.controllers.moves import Moves
-from espalier.controllers.permissions import OWN, Permissions
 from espalier.controllers.reading import UnreadableError
+from espalier.controllers.refusals import OWN, REASONS, Refusals
 from espalier.controllers.rollout_client import RolloutControl
 from espalier.controllers.rollouts import Rollouts
 from espalier.controllers.run import RunReconciler
@@ -29,7 +29,7 @@ from espalier.core import conditions
 from espalier.core.disposal import KIND as DISPOSAL
 from espalier.core.manifests.settings import ChildSettings
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import FORBIDDEN, Cluster, ClusterError
+from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.events import EventRecorder
 from espalier.kube.objects import Body, Key
 from espalier.kube.queue import WorkQueue
@@ -71,7 +71,7 @@ class Operator:
             now=now,
             enqueue=self.queue.add,
         )
-        self.permissions = Permissions(self.services)
+        self.refusals = Refusals(self.services)
         self._reconcilers: dict[str, Callable[[Key], Awaitable[float | None]]] = {
             "TrainableModel": ModelReconciler(self.services).reconcile,
             "TrainingRun": RunReconciler(self.services).reconcile,
@@ -98,11 +98,11 @@ class Operator:
     async def _reconcile(self, key: Key) -> float | None:
         try:
             again = await self._reconcilers[key.kind](key)
-            self.permissions.granted(key)
+            self.refusals.ended(key)
             return again
         except ClusterError as error:
-            if error.status == FORBIDDEN:
-                return await self.permissions.refused(key, error)
+            if error.status in REASONS:
+                return await self.refusals.refused(key, error)
             if error.status not in OUTDATED or key.kind in (COMMITS, DISPOSAL):
                 raise
             await self.services.writer.refresh(key)

@@ -17,7 +17,7 @@ from espalier import identity
 from espalier.controllers import signing_key
 from espalier.controllers.fencing import FencedRollouts, FencedTrainer
 from espalier.controllers.operator import Operator
-from espalier.controllers.permissions import with_remedy
+from espalier.controllers.refusals import with_remedy
 from espalier.controllers.rollout_client import RolloutControl
 from espalier.controllers.settings import Settings
 from espalier.controllers.trainer_client import Trainer

@@ -21,7 +21,7 @@ from espalier.core.lineage import Lineage
 
 SHOWN_HEADS = 16
 # Reasons that the bytes have nothing to do with: they are over when their cause is.
-PASSING = REASONS | {conditions.FORBIDDEN, conditions.UNKNOWN_FIELD}
+PASSING = REASONS | {conditions.FORBIDDEN, conditions.INVALID, conditions.UNKNOWN_FIELD}
 MARK_CHARS = 400
 
 

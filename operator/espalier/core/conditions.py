@@ -19,6 +19,7 @@ SUPERSEDED = "Superseded"
 
 # Reasons that an object of any kind may have.
 FORBIDDEN = "Forbidden"
+INVALID = "Invalid"
 UNKNOWN_FIELD = "UnknownField"
 
 TruthValue = Literal["True", "False", "Unknown"]

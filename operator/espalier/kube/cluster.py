@@ -19,6 +19,8 @@ Propagation = Literal["Background", "Foreground", "Orphan"]
 
 # The status of a ClusterError that only a grant of rights ends.
 FORBIDDEN = 403
+# The status of a ClusterError for a body whose values the API server does not take.
+UNPROCESSABLE = 422
 
 
 class ClusterError(Exception):

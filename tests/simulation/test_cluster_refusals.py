@@ -13,9 +13,11 @@ from espalier.kube.objects import Key
 
 
 class Refusal:
-    """Refuses one verb on one kind of object whose name begins so, as RBAC would."""
+    """Refuses one verb on one kind of object whose name begins so, as RBAC would by default."""
 
-    def __init__(self, w: World, verb: str, kind: str, begins: str) -> None:
+    def __init__(
+        self, w: World, verb: str, kind: str, begins: str, error: ClusterError | None = None
+    ) -> None:
         self.on = True
         method = getattr(w.cluster, verb)
 
@@ -24,7 +26,7 @@ class Refusal:
             name = body["metadata"]["name"] if isinstance(body, dict) else target.name
             if self.on and target == kind and name.startswith(begins):
                 message = f'{kind} "{name}" is forbidden: User "operator" cannot {verb} it'
-                raise ClusterError(403, "Forbidden", message)
+                raise error or ClusterError(403, "Forbidden", message)
             return await method(target, *args, **kwargs)
 
         setattr(w.cluster, verb, guarded)
@@ -57,6 +59,36 @@ def test_what_is_forbidden_shows_on_the_object_and_hurts_no_other(
             refusal.on = False
             await w.until(lambda: serves("poor"), "granted")
             assert w.cluster.objects[Key("TrainableModel", "default", "poor")]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("verb", "kind"), [("create", "Job"), ("apply", "Deployment")])
+def test_a_child_that_the_api_server_does_not_take_stalls_its_object_in_the_servers_words(
+    verb: str, kind: str
+) -> None:
+    said = "spec.containers[0].resources.requests: Invalid value: 2Gi: must be below the limit"
+
+    async def scenario() -> None:
+        async with world() as w:
+            refusal = Refusal(w, verb, kind, "poor", ClusterError(422, "Invalid", said))
+            await w.apply("TrainableModel", "poor", model_spec())
+
+            def stalled() -> bool:
+                return bool(w.condition("TrainableModel", "poor", "Stalled")["status"] == "True")
+
+            await w.until(stalled, "it says so")
+            stall = w.condition("TrainableModel", "poor", "Stalled")
+            assert stall["reason"] == "Invalid"
+            assert said in stall["message"]
+            assert "Edit the spec" in stall["message"]
+            assert w.replica is not None
+            assert w.replica.operator is not None
+            assert w.replica.operator.refusals.forbidden is None
+            refusal.on = False
+            await w.until(
+                lambda: w.condition("TrainableModel", "poor", "Ready")["status"] == "True", "taken"
+            )
 
     run(scenario())
 
