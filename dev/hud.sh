@@ -8,7 +8,7 @@ only_one hud-clients
 # The wheel pins typer>=0.9.0 only, and its command line breaks with typer 0.27.
 pins='typer<0.27'
 uv=$(uv)
-torch=$("$root/.venv/bin/python" -c 'from importlib.metadata import distribution as d; print(d("torch").locate_file(""), d("torch").version)')
+torch=$("$root/.venv/bin/python" -c 'from importlib.metadata import distribution as d; print(d("torch").locate_file("").resolve(), d("torch").version)')
 for version in "$@"; do
   venv=$cache/hud-$version-$(echo "$pins $torch" | hash_of dev/torch_links.py)
   if [ ! -e "$venv/.complete" ]; then

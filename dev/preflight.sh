@@ -61,7 +61,7 @@ try)
   ;;
 demo | test)
   need_engine
-  need_disk 45 8
+  need_disk 40 8
   need_memory 20
   need_programs util-linux=flock util-linux=setpriv coreutils=sha256sum curl=curl jq=jq tar=tar make=make gcc=gcc
   need_port

@@ -19,7 +19,9 @@ TOGETHER = {
         "local/test_full",
         "local/test_try",
         "rollout/test_full",
+        "rollout/test_requests",
         "rollout/test_server",
+        "rollout/test_tools",
         "rollout/test_trained",
     ),
     # The files of these folders share what is started once for all of them.

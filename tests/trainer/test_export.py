@@ -63,8 +63,9 @@ def test_an_exported_adapter_in_peft_says_what_the_trainer_says(
     config = json.loads((output / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "owner/name"
     assert {p.name for p in output.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json",
-    }  # fmt: skip
+        *("adapter_config.json", "adapter_model.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    }
 
 
 @dataclass(frozen=True)
