@@ -9,7 +9,7 @@ has_sys_resource() { (((0x$(awk '/^CapEff/ {print $2}' /proc/self/status) >> 24)
 write_containers_conf() {
   local runtime=/usr/sbin/runc
   has_sys_resource || runtime=$root/dev/node/runc-without-limits.sh
-  cat >"$CONTAINERS_CONF.new" <<CONF
+  cat >"$CONTAINERS_CONF.$$" <<CONF
 [network]
 network_backend = "netavark"
 [engine]
@@ -19,6 +19,6 @@ runtime = "espalier"
 [engine.runtimes]
 espalier = ["$runtime"]
 CONF
-  mv "$CONTAINERS_CONF.new" "$CONTAINERS_CONF"
+  mv "$CONTAINERS_CONF.$$" "$CONTAINERS_CONF"
 }
 write_containers_conf
