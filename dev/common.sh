@@ -89,10 +89,18 @@ only_one() {
   flock -n "$lock_fd" || { say "another '$1' is running: waiting for it"; flock -w 3600 "$lock_fd" || die "the other '$1' has not ended within an hour."; }
 }
 
-# debian_root PACKAGES DIRECTORY: Debian with these packages, separated by commas; each is downloaded once.
+# debian_root PACKAGES DIRECTORY: Debian with these packages, separated by commas; each is downloaded once. debootstrap
+# gives up at a download that fails twice, so it is called again, and goes on with those that it lacks.
 debian_root() {
+  local try
   mkdir -p "$cache/debs"
-  debootstrap --variant=minbase --cache-dir="$cache/debs" --include="$1" bookworm "$2" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"}
+  for try in 1 2 3 last; do
+    if debootstrap --variant=minbase --cache-dir="$cache/debs" --include="$1" bookworm "$2" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"}; then break; fi
+    [ "$try" != last ] || return 1
+    echo "debootstrap failed at try $try: trying again in 5 s"
+    rm -rf "$2"
+    sleep 5
+  done
   rm -rf "$2"/var/cache/apt/* "$2"/var/lib/apt/lists/*
 }
 

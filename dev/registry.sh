@@ -10,10 +10,11 @@ store=$cache/registry
 answers() { curl -fsS -m 2 "http://$local_registry/v2/" >/dev/null 2>&1; }
 
 up() {
-  local command
+  local command image
   [ "$registry" = "$local_registry" ] || return 0
   running "$registry_container" && answers && return
   if answers; then die "something else answers on $local_registry: stop it, the local registry needs that port."; fi
+  image=$(registry_image)
   "$engine" rm -f "$registry_container" >/dev/null 2>&1 || true
   ensure_network
   mkdir -p "$store"
@@ -27,7 +28,7 @@ CONF
   # The container outlives this script and must not keep its lock.
   "$engine" run -d --name "$registry_container" --network "$network" -p "127.0.0.1:5000:5000" \
     -v "$store:/var/lib/registry" -v "$cache/registry.yml:/etc/registry.yml:ro" \
-    --entrypoint "$command" "$(registry_image)" serve /etc/registry.yml {lock_fd}>&- >"$cache/registry.container"
+    --entrypoint "$command" "$image" serve /etc/registry.yml {lock_fd}>&- >"$cache/registry.container"
   for _ in $(seq 50); do answers && return; sleep 0.2; done
   die "the registry does not answer on $local_registry within 10 s: see '$engine logs $registry_container'."
 }
