@@ -42,12 +42,19 @@ def cases(junit: ElementTree.Element) -> Iterator[Case]:
     """The tests of a junit report."""
     for case in junit.iter("testcase"):
         yield Case(
-            file="/".join(case.attrib["classname"].split(".")) + ".py",
+            file=_file(case.attrib["classname"]),
             name=case.attrib["name"],
             seconds=float(case.attrib["time"]),
             skipped=case.find("skipped") is not None,
             failed=case.find("failure") is not None or case.find("error") is not None,
         )
+
+
+def _file(classname: str) -> str:
+    """The path of a test's file: ``tests.core.test_head``, with a class behind it if it has one."""
+    parts = classname.split(".")
+    end = next((n for n, part in enumerate(parts) if part.startswith("test_")), len(parts) - 1)
+    return "/".join(parts[: end + 1]) + ".py"
 
 
 def by_folder(found: Sequence[Case]) -> str:

@@ -44,3 +44,12 @@ def test_what_is_written_by_hand_stays() -> None:
     assert table.written(page, "new") == f"# Title\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
     with pytest.raises(SystemExit, match="has no lines"):
         table.written("# Title\n", "new")
+
+
+def test_a_class_of_tests_is_no_folder() -> None:
+    junit = ElementTree.fromstring(
+        '<testsuite><testcase classname="tests.core.test_head.TestPin" name="test_a" time="1"/>'
+        "</testsuite>"
+    )
+    (case,) = table.cases(junit)
+    assert (case.file, case.folder) == ("tests/core/test_head.py", "tests/core")
