@@ -11,7 +11,7 @@ from tests.fakes.cluster import FakeCluster
 from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer, digest
 
 from espalier.core.manifests.labels import MODEL, ROLE, RUN
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, Key, controlled_by
 
 BASE_DIGEST = digest("base")
 RESOLVED = {"uri": "volume://bases/tiny", "revision": "1", "digest": BASE_DIGEST}
@@ -225,18 +225,6 @@ class Kubelet:
         }
         if status != pod["status"]:
             self.cluster.edit(key_of_pod(pod), lambda body: body.update(status=status))
-
-
-def controlled_by(owner: Body) -> Body:
-    """The reference by which Kubernetes' controllers mark what they made."""
-    metadata = owner["metadata"]
-    return {
-        "apiVersion": owner["apiVersion"],
-        "kind": owner["kind"],
-        "name": metadata["name"],
-        "uid": metadata["uid"],
-        "controller": True,
-    }
 
 
 def _put_status(status: Body, body: Body) -> None:

@@ -97,6 +97,18 @@ def owner_of(body: Body) -> Key | None:
     return None
 
 
+def controlled_by(owner: Body) -> Body:
+    """The reference by which Kubernetes' controllers mark what they made."""
+    metadata = owner["metadata"]
+    return {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "controller": True,
+    }
+
+
 def label_selector(labels: Mapping[str, str] | None) -> str:
     """Labels as a selector of equalities: ``a=b,c=d``."""
     pairs: Iterable[tuple[str, str]] = sorted((labels or {}).items())

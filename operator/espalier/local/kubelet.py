@@ -18,7 +18,7 @@ import aiohttp
 from espalier.core.manifests.labels import ROLE
 from espalier.core.manifests.pod import PORT, USER_ERROR
 from espalier.kube.memory import MemoryCluster
-from espalier.kube.objects import Body, Key, key_of
+from espalier.kube.objects import Body, Key, controlled_by, key_of
 from espalier.local import memory
 from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.process import Running, plan
@@ -112,7 +112,7 @@ class Kubelet:
                 "name": key.name,
                 "namespace": key.namespace,
                 "labels": template["metadata"]["labels"],
-                "ownerReferences": [_controlled_by(controller)],
+                "ownerReferences": [controlled_by(controller)],
             },
             "spec": {"containers": [{"name": template["spec"]["containers"][0]["name"]}]},
         }
@@ -131,7 +131,7 @@ class Kubelet:
                 "name": key.name,
                 "namespace": key.namespace,
                 "labels": deployment["spec"]["template"]["metadata"]["labels"],
-                "ownerReferences": [_controlled_by(deployment)],
+                "ownerReferences": [controlled_by(deployment)],
             },
             "spec": {},
         }
@@ -291,17 +291,6 @@ def _claimed_network() -> tuple[int, socket.socket]:
         f"a program listens on port {PORT} at all addresses (see `ss -ltnp sport = :{PORT}`), or "
         f"128 times espalier dev runs: pods listen there, stop it"
     )
-
-
-def _controlled_by(owner: Body) -> Body:
-    metadata = owner["metadata"]
-    return {
-        "apiVersion": owner["apiVersion"],
-        "kind": owner["kind"],
-        "name": metadata["name"],
-        "uid": metadata["uid"],
-        "controller": True,
-    }
 
 
 def _replicas(owner: Body) -> int:
