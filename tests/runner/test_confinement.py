@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -364,11 +365,19 @@ def test_children_end_with_a_runner_that_is_killed(tmp_path: Path) -> None:
 def workers(parent: int | None = None) -> list[int]:
     """Processes below one that are workers or their children, parents first."""
     found: list[int] = []
-    for task in Path(f"/proc/{parent or os.getpid()}/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
-            if b"tests.runner.hostile" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found += [pid, *workers(pid)]
+    # A thread or a process may end between being listed and being read: it has no children.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{parent or os.getpid()}/task").iterdir():
+            for pid in map(int, proc_file(task / "children").split()):
+                if b"tests.runner.hostile" in proc_file(Path(f"/proc/{pid}/cmdline")):
+                    found += [pid, *workers(pid)]
     return found
+
+
+def proc_file(path: Path) -> bytes:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return path.read_bytes()
+    return b""
 
 
 def wait(true: Callable[[], bool]) -> None:
