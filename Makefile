@@ -1,7 +1,7 @@
 # The commands of the project. `make try`, `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table lint format bench bench-trainer bench-operator bench-gateway bench-scoring crds constraints krew
+.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-scoring crds constraints krew
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,6 +41,9 @@ test-all: ## every test: also every point of death, every version of HUD's clien
 
 test-table: env ## write what the last run of the tests took into docs/tests.md
 	@.venv/bin/python -m dev.test_table --write
+
+gpu: ## on a machine with an NVIDIA GPU: the tests that need one, and a step of Qwen3-4B's shape with its profile
+	@dev/gpu.sh
 
 bench: env ## measure speed and size
 	@bench/run.sh

@@ -1,6 +1,9 @@
 # Shared by the scripts in dev/: where things are kept, how they speak, and how container tools are called.
 # Sourced, never run. Needs bash with `set -euo pipefail` in the caller.
 
+# Otherwise what fails inside $(...) goes on with what it does not have: an image without its dependencies was pushed so.
+shopt -s inherit_errexit
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${ESPALIER_CACHE:-$HOME/.cache/espalier}
 bin=$cache/bin

@@ -2,6 +2,7 @@
 # Builds images/<name>/Dockerfile and pushes it to the local registry as localhost:5000/espalier/<name>:<content hash>.
 #   dev/image.sh build NAME...   build and push what is not in the registry yet; prints the full references
 #   dev/image.sh all             all of images/, and their references in $ESPALIER_CACHE/images.env
+# FORM=gpu builds the engine, and what is made from it, for GPU nodes (images/engine/extras.gpu, packages.gpu); FORM=cpu is the default.
 # ESPALIER_REGISTRY names another registry (log in with buildah first); the cluster must be able to pull from it.
 # A Dockerfile's `ARG BASE=<name>` is another image of ours, built first, or `debian`, made by debootstrap.
 # A context.sh beside it prints the build context (a model's directory); otherwise that is the repository root.
@@ -11,7 +12,15 @@ set -euo pipefail
 export BUILDAH_ISOLATION=chroot
 dependencies=$cache/image-dependencies
 uv_cache=${UV_CACHE_DIR:-$HOME/.cache/uv}
+form=${FORM:-cpu}
+case $form in cpu | gpu) ;; *) die "FORM is '$form': it must be cpu or gpu." ;; esac
 declare -A reference
+
+# The file images/NAME/KIND of the form that is built: KIND.gpu where there is one.
+of_form() {
+  local file=$root/images/$1/$2
+  if [ "$form" != cpu ] && [ -e "$file.$form" ]; then echo "$file.$form"; else echo "$file"; fi
+}
 
 # Whether a registry has REGISTRY/PATH:TAG. Where it cannot be asked plainly the answer is no, and a push skips what is there.
 in_registry() {
@@ -25,8 +34,7 @@ in_registry() {
 # nothing else. Resolved once for what it depends on.
 requirements() {
   local extras key file
-  extras=$(cat "$root/images/$1/extras")
-  if [ "$1" = engine ]; then extras=${ENGINE_EXTRAS:-$extras}; fi
+  extras=$(cat "$(of_form "$1" extras)")
   key=$({ echo "$extras"; sed -n '/^\[project\]/,/^\[project.scripts\]/p' "$root/pyproject.toml"; } | hash_of constraints.txt dev/overrides.txt)
   file=$dependencies/resolved-$1-$key.txt
   if [ ! -e "$file" ]; then
@@ -109,7 +117,7 @@ base_of() {
 
 # build NAME: sets reference[NAME], building its base first and skipping what the registry has.
 build() {
-  local name=$1 base context=$root context_key='' key dependencies_key='' files
+  local name=$1 base context=$root context_key='' key dependencies_key='' packages files
   [ -z "${reference[$name]:-}" ] || return 0
   [ -f "$root/images/$name/Dockerfile" ] || die "there is no images/$name/Dockerfile; images: $(cd "$root/images" && echo */Dockerfile | sed 's#/Dockerfile##g')."
   base=$(base_of "$name")
@@ -119,18 +127,20 @@ build() {
   fi
   [ ! -e "$root/images/$name/extras" ] || dependencies_key=$(requirements "$name" | hash_of images/install-dependencies.sh)
   mapfile -t files < <(sources "$name")
-  key=$(echo "$base $dependencies_key $context_key" | hash_of "${files[@]}")
+  packages=$(cat "$(of_form "$name" packages)" 2>/dev/null || true)
+  key=$(echo "$base $dependencies_key $context_key${packages:+ $packages}" | hash_of "${files[@]}")
   reference[$name]=$registry/espalier/$name:$key
   if in_registry "${reference[$name]}"; then return; fi
-  step "image-$name" "building image $name" build_and_push "$name" "$base" "$context" "$dependencies_key"
+  step "image-$name" "building image $name" build_and_push "$name" "$base" "$context" "$dependencies_key" "$packages"
 }
 
 build_and_push() {
-  local name=$1 base=$2 context=$3 dependencies_key=$4 image=${reference[$1]} tls=--tls-verify=true
+  local name=$1 base=$2 context=$3 dependencies_key=$4 packages=$5 image=${reference[$1]} tls=--tls-verify=true
   mkdir -p "$dependencies" "$uv_cache"
   [ -z "$dependencies_key" ] || stage_dependencies "$name"
   [ "$registry" != "$local_registry" ] || tls=--tls-verify=false
   buildah bud -q --layers $tls --build-arg BASE="$base" --build-arg DEPENDENCIES="$dependencies_key" \
+    ${packages:+--build-arg PACKAGES="$packages" --build-arg TORCHDYNAMO_DISABLE=0} \
     -v "$dependencies:/run/dependencies:ro" -v "$uv_cache:/run/uv-cache" -v /etc/ssl/certs:/etc/ssl/certs:ro \
     -f "$root/images/$name/Dockerfile" -t "$image" "$context"
   # buildah compresses whatever it sends to a registry; this costs the least of what it knows (gzip: three times as much).

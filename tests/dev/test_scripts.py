@@ -6,11 +6,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 COMMON = f". {ROOT}/dev/common.sh"
@@ -139,3 +141,27 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would run")
+def test_make_gpu_says_when_there_is_no_gpu_and_runs_nothing(tmp_path: Path) -> None:
+    done = bash(f"PYTHON={sys.executable} {ROOT}/dev/gpu.sh", tmp_path)
+    assert done.returncode == 1
+    assert "no GPU could be had" in done.stderr
+    assert not done.stdout
+
+
+def test_make_gpu_names_what_its_python_lacks(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    done = bash(f"PYTHON={bare}/bin/python {ROOT}/dev/gpu.sh", tmp_path)
+    assert done.returncode == 1
+    assert "lacks torch, transformers, peft" in done.stderr
+
+
+def test_what_fails_in_a_substitution_ends_the_script(tmp_path: Path) -> None:
+    """An image was built from the empty list of a resolution that had failed."""
+    script = 'list() { false; echo empty; }\nouter() { inner=$(list | cat); echo "$inner"; }'
+    done = bash(f'{COMMON}\n{script}\nbuilt=$(outer); echo "built $built"', tmp_path)
+    assert done.returncode != 0
+    assert "built" not in done.stdout

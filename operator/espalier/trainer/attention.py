@@ -12,6 +12,7 @@ mask and every extra keyword of the model's call, which is how the layout arrive
 
 from __future__ import annotations
 
+import inspect
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ from espalier.trainer.packing import NO_PARENT, Row
 TREE_ATTENTION = "espalier_tree"
 # Segments share a bucket while the shortest has at least this part of the longest's length.
 BUCKET_RATIO = 0.75
+# Torch 2.11 takes fewer heads of keys than of queries without being told.
+_GROUPED: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
 _Ints = NDArray[np.int64]
 
 
@@ -173,7 +178,7 @@ class VarlenLayout:
             scale=scaling,
             # Bottom-right aligned, as the queries end where their keys end.
             window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=query.shape[0] != key.shape[0],
+            **(_GROUPED if query.shape[0] != key.shape[0] else {}),
         )
         assert isinstance(mixed, Tensor)
         return mixed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,8 @@ def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Pol
     One that is trained in full on several ranks is on each of them before it is cut up.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        _sum_in_one_order()
     try:
         # Of what is left now: another rank of the pod may have loaded the base already.
         room.check(room.footprint(base, adapter, dtype, ranks), memory.free_memory(device, ranks=1))
@@ -211,6 +214,18 @@ def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Pol
             "create the model again from complete weights",
         )
     return Policy(causal_lm, adapter, device, base, ranks)
+
+
+def _sum_in_one_order() -> None:
+    """A replayed call leaves the same bits on a GPU too, whose sums have no order otherwise.
+
+    Before the first product: cuBLAS reads its variable once
+    (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # A guard against reads of fresh memory, for the price of writing it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _trained(
