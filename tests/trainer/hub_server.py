@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,11 +40,14 @@ class Hub:
     claimed: dict[str, int] = field(default_factory=dict)
     seen: list[tuple[str, str, str]] = field(default_factory=list)
     served_bytes: int = 0
+    tls: ssl.SSLContext | None = None
     server: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> Hub:
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        if self.tls is not None:
+            self.server.socket = self.tls.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 
@@ -55,7 +59,8 @@ class Hub:
     @property
     def url(self) -> str:
         assert self.server is not None
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self.server.server_address[1]}"
 
     def ranges(self) -> list[str]:
         """Of the requests for weights."""

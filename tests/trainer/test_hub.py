@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dev.pki import Authority
 from tests.trainer import hub_server, tiny
 from tests.trainer.hub_server import NAME, REVISION, Hub
+from tests.trainer.proxy_server import Proxy
 
 from espalier.trainer.store import CheckpointStore
 
@@ -136,6 +139,59 @@ def test_a_hub_that_is_away_ends_the_try_with_the_networks_word(hub: Hub, tmp_pa
     outcome = run(hub, tmp_path / "volume", HF_ENDPOINT="http://127.0.0.1:9")
     assert (outcome.code, outcome.message["reason"]) == (1, "HubUnreachable")
     assert "refused" in outcome.message["detail"]
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority("a company's own")
+
+
+def served_by_tls(model: Path, authority: Authority, tmp_path: Path) -> Hub:
+    """The hub's mirror behind a certificate of the company's own authority."""
+    certificate, key = authority.issue("mirror", server=True)
+    (tmp_path / "server.pem").write_bytes(certificate + key)
+    (tmp_path / "ca.pem").write_bytes(authority.certificate_pem)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "server.pem")
+    return hub_server.of(model, tls=tls)
+
+
+def through(proxy: Proxy, excepted: str = "") -> dict[str, str]:
+    """What the chart's values make of a proxy; programs disagree on the case."""
+    given = {"HTTP_PROXY": proxy.url, "HTTPS_PROXY": proxy.url, "NO_PROXY": excepted}
+    return given | {name.lower(): value for name, value in given.items()}
+
+
+def test_a_mirror_of_ones_own_authority_is_reached_through_a_proxy(
+    model: Path, authority: Authority, tmp_path: Path
+) -> None:
+    with Proxy() as proxy, served_by_tls(model, authority, tmp_path) as hub:
+        bundle = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+        assert run(hub, tmp_path / "volume", **through(proxy), **bundle).code == 0
+        assert set(proxy.asked) == {hub.url.removeprefix("https://")}
+
+
+@pytest.mark.exhaustive
+def test_a_proxy_takes_plain_requests_too_and_not_what_is_excepted(
+    hub: Hub, tmp_path: Path
+) -> None:
+    with Proxy() as proxy:
+        assert run(hub, tmp_path / "plain", **through(proxy)).code == 0
+        assert set(proxy.asked) == {hub.url.removeprefix("http://")}
+        proxy.asked.clear()
+        assert run(hub, tmp_path / "direct", **through(proxy, excepted="127.0.0.1")).code == 0
+        assert not proxy.asked
+
+
+@pytest.mark.exhaustive
+def test_a_certificate_of_nobody_known_ends_the_try_and_names_the_bundle(
+    model: Path, authority: Authority, tmp_path: Path
+) -> None:
+    with served_by_tls(model, authority, tmp_path) as hub:
+        outcome = run(hub, tmp_path / "volume")
+    assert (outcome.code, outcome.message["reason"]) == (1, "HubUnreachable")
+    assert "CERTIFICATE_VERIFY_FAILED" in outcome.message["detail"]
+    assert "hub.* in the chart's values for a mirror, proxy or CA" in outcome.message["remedy"]
 
 
 TOKEN = {"ESPALIER_BASE_TOKEN": "hf_right"}
