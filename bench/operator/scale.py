@@ -56,7 +56,10 @@ def checkpoint(namespace: str, model: str, step: int) -> Body:
         learning_rate=1e-4,
         group_size=8,
         loss="importance_sampling",
-        metrics={"reward/mean": 0.5, **{f"policy/metric_{n}": 0.123456 for n in range(METRICS)}},
+        metrics={
+            "rollout/reward/mean": 0.5,
+            **{f"policy/metric_{n}": 0.123456 for n in range(METRICS)},
+        },
         created="2026-01-01T00:00:00Z",
     )
     return checkpoint_body(commit, namespace, Point(parent, step - 1, commit.parent))

@@ -11,7 +11,7 @@ from typing import Any
 class Curve:
     """A tracker that keeps the rewards."""
 
-    def __init__(self, name: str = "reward/mean") -> None:
+    def __init__(self, name: str = "rollout/reward/mean") -> None:
         self._name = name
         self.rewards: list[float] = []
 

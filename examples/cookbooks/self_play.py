@@ -85,7 +85,7 @@ async def train(curve: Curve) -> None:
             rewards = [side.reward for match in matches for side in match.sides]
             mean = sum(reward or 0.0 for reward in rewards) / len(rewards)
             legal = sum(match.legal for match in matches) / len(matches)
-            metrics = {"reward/mean": mean, "game/legal_fraction": legal}
+            metrics = {"rollout/reward/mean": mean, "game/legal_fraction": legal}
             curve.log(step + 1, metrics)
             if not said:
                 print("no game differs from the others: nothing is left to learn")

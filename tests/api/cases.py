@@ -105,6 +105,9 @@ GOOD = {
         edited(HEAD, "spec.mode", "Pin"), "spec.checkpointRef", {"name": "arith-000001"}
     ),
     "gated head": edited(HEAD, "spec.gate", {"metric": "reward/mean", "min": "-0.5"}),
+    "head gated by an evaluation": edited(
+        HEAD, "spec.gate", {"metric": "eval/heldout/reward", "min": "0.42"}
+    ),
     "checkpoint": CHECKPOINT,
     "checkpoint of a branch": edited(CHECKPOINT, "spec.branch", "b2"),
 }
@@ -326,6 +329,14 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "gate without a figure": (
         *(HEAD, "spec.gate", {"metric": "reward/mean", "min": "high"}),
         *("spec.gate.min", "quoted decimal"),
+    ),
+    "gate by a figure of the step": (
+        *(HEAD, "spec.gate", {"metric": "rollout/reward/mean", "min": "0.5"}),
+        *("spec.gate.metric", "must be measured of a checkpoint: reward/..., such as reward/mean"),
+    ),
+    "best by a figure of the step": (
+        *(RUN, "spec.checkpoint", {"keepBest": {"metric": "loss/sum", "count": 3}}),
+        *("spec.checkpoint.keepBest.metric", "is of the step that made it"),
     ),
     "checkpoint before step 0": (CHECKPOINT, "spec.step", -1, "spec.step", "equal to 0"),
     "trained checkpoint at step 0": (

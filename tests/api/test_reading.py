@@ -18,7 +18,11 @@ READY = {
     "message": "step 3 of 20",
     "lastTransitionTime": "2026-01-01T00:00:00Z",
 }
-REWARD = [{"name": "loss/sum", "value": "-1.5"}, {"name": "reward/mean", "value": "0.61"}]
+REWARD = [
+    {"name": "loss/sum", "value": "-1.5"},
+    {"name": "reward/mean", "value": "0.61"},
+    {"name": "rollout/reward/mean", "value": "0.58"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def test_checkpoints_read_as_a_tree(tree: ApiServer) -> None:
 def test_a_run_shows_its_progress_and_reward(tree: ApiServer) -> None:
     assert table(tree, "trun") == [
         ["NAME", "READY", "STATUS", "STEP", "STEPS", "REWARD", "AGE"],
-        ["arith", "True", "Training", "3", "20", "0.61"],
+        ["arith", "True", "Training", "3", "20", "0.58"],
     ]
 
 

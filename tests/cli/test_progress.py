@@ -16,7 +16,7 @@ def run(generation: int = 1, observed: int = 1, **conditions: tuple[str, str, st
     status: dict[str, Any] = {
         "observedGeneration": observed,
         "step": 2,
-        "metrics": [{"name": "reward/mean", "value": "0.5"}],
+        "metrics": [{"name": "rollout/reward/mean", "value": "0.5"}],
         "progress": {"percent": 66, "estimatedRemainingSeconds": 75},
         "conditions": [
             {

@@ -143,7 +143,7 @@ def test_what_else_is_edited_or_staged_stays_as_it_is(clone_of_bare: Path) -> No
 @pytest.mark.parametrize(
     ("wish", "why"),
     [
-        (Wish(checkpoint="arith-1-3"), "arith: arith-1-3 has reward/mean 0.4, the gate asks"),
+        (Wish(checkpoint="arith-1-3"), "arith: arith-1-3 has reward/mean 0.4; the gate asks"),
         (Wish(head="canary"), "no CheckpointHead canary in the YAML files of"),
         (Wish(path=Path("absent.yaml")), "absent.yaml is not in"),
     ],

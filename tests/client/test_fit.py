@@ -85,7 +85,7 @@ async def test_a_fit_takes_its_steps_and_goes_on_where_another_ended(
     assert first["config"]["model"] == "default/tiny"
     assert first["config"]["sampling"]["max_tokens"] == 4
     assert second["step"] == 3
-    assert second["metrics"]["reward/mean"] == 0.5
+    assert second["metrics"]["rollout/reward/mean"] == 0.5
     cursor = gateway.bodies("optim-step")[-1]["cursor"]
     assert cursor["next_task"] == 6
     assert cursor["fit"] == first["config"]
@@ -114,10 +114,59 @@ async def test_validation_alone_takes_no_step(server: tuple[StandIn, str]) -> No
 async def test_a_resume_moves_the_head_first(server: tuple[StandIn, str]) -> None:
     gateway, url = server
     async with client(url) as trainer:
-        await Fit(trainer, TASKS, repeat, config(steps=1)).fit_async()
-        gateway.head = ""
+        await Fit(trainer, TASKS, repeat, config(steps=2)).fit_async()
         await Fit(trainer, TASKS, repeat, config(steps=1, resume_from="tiny-000001")).fit_async()
     assert gateway.head == "tiny-000001"
+
+
+async def test_a_resume_that_crashed_goes_on_from_its_own_newer_checkpoint(
+    server: tuple[StandIn, str],
+) -> None:
+    gateway, url = server
+    async with client(url) as trainer:
+        await Fit(trainer, TASKS, repeat, config(steps=2)).fit_async()
+        resumed = config(steps=3, resume_from="tiny-000001")
+        await Fit(trainer, TASKS, repeat, resumed).fit_async()
+        assert gateway.moves == ["tiny-000001"]
+        # Started again, with more steps to take as well: its third step is not undone.
+        for steps in (3, 4):
+            again = config(steps=steps, resume_from="tiny-000001")
+            await Fit(trainer, TASKS, repeat, again).fit_async()
+        assert gateway.moves == ["tiny-000001"]
+        assert gateway.run_step == 4
+        # Another wish is another one.
+        await Fit(trainer, TASKS, repeat, config(steps=4, resume_from="tiny-000002")).fit_async()
+    assert gateway.moves == ["tiny-000001", "tiny-000002"]
+
+
+async def test_a_resume_that_crashed_before_its_first_step_moves_the_head_once(
+    server: tuple[StandIn, str],
+) -> None:
+    gateway, url = server
+    async with client(url) as trainer:
+        await Fit(trainer, TASKS, repeat, config(steps=1)).fit_async()
+        # The trainer is there already, as after a crash that followed the move.
+        await Fit(trainer, TASKS, repeat, config(steps=1, resume_from="tiny-000001")).fit_async()
+    assert gateway.moves == []
+
+
+async def test_rewards_and_validations_are_figures_of_the_checkpoint_that_was_sampled(
+    server: tuple[StandIn, str],
+) -> None:
+    gateway, url = server
+    async with client(url) as trainer:
+        settings = config(steps=3, validate_every=1, val_before_train=True)
+        await Fit(trainer, TASKS, repeat, settings, validation=TASKS[:2]).fit_async()
+    first, second, third = gateway.bodies("optim-step")
+    assert first["measured"] == {}
+    assert first["metrics"]["rollout/reward/mean"] == 0.5
+    for step, name in ((second, "tiny-000001"), (third, "tiny-000002")):
+        (found,) = step["measured"].values()
+        assert [*step["measured"]] == [name]
+        assert (found["reward/mean"], found["eval/reward/mean"]) == (0.5, 1.0)
+    # The samples for a step are the trainer's checkpoint's, whatever the head serves.
+    asked = [sample["model"].partition("@")[2] for sample in gateway.samples]
+    assert [*dict.fromkeys(asked)] == ["base", "tiny-000001", "tiny-000002", "tiny-000003"]
 
 
 async def test_rewards_that_never_differ_end_the_fit_with_the_reason(
@@ -152,7 +201,7 @@ async def test_a_fit_ends_early_when_the_model_has_nothing_more_to_learn(
     async with client(url) as trainer:
         with pytest.warns(ConvergedWarning, match=r"after 2 of 5 steps: in 2 rounds .*mean 1\)"):
             last = await Fit(trainer, TASKS, learnt, config(steps=5, rounds=2)).fit_async()
-    assert last["reward/mean"] == 0.5
+    assert last["rollout/reward/mean"] == 0.5
     assert gateway.kinds() == ["forward-backward", "optim-step"] * 2
 
 

@@ -201,7 +201,7 @@ async def test_groups_of_equal_rewards_are_dropped_and_counted() -> None:
     assert batch.trajectories() == []
     assert len(batch.trajectories(keep_constant=True)) == 4
     assert batch.metrics()["group/dropped"] == 2.0
-    assert batch.metrics()["reward/mean"] == 0.5
+    assert batch.metrics()["rollout/reward/mean"] == 0.5
 
 
 async def test_metadata_and_stop_reason_stay_with_the_rollout() -> None:

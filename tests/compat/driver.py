@@ -63,7 +63,7 @@ async def surface(model):
             name: getattr(found[0], name)
             for name in ("num_traces", "num_datums", "num_tokens", "mean_reward", "loss_fn")
         }
-        | {name: found[0].metrics[name] for name in ("reward_std", "reward_min", "reward_max")},
+        | {name: found[0].metrics[name] for name in found[0].metrics if "reward" in name},
     )
     yield "set_head", await client.set_head(found[0].id)
     await client.forward_backward(batch, group_size=2)
@@ -191,6 +191,18 @@ async def traces(model):
     result = await client.forward_backward([a1, a2, b1, b2], group_size=2)
     yield "trained", result.num_datums
     yield "trace", a1
+    await client.optim_step(learning_rate=1e-3)
+    (c1, (_, said)), (c2, _) = [
+        await rolled_out(agent, job, model, "d", reward) for reward in (1.0, 0.5)
+    ]
+    inline = TrajectorySample(
+        prompt_token_ids=said.prompt_token_ids,
+        output_token_ids=said.output_token_ids,
+        output_logprobs=said.output_logprobs,
+    )
+    run = TrajectoryPayload(samples=[inline], reward=1.0, trace_id=c1)
+    await client.step([run, c2], learning_rate=1e-3)
+    yield "rewards", [[c.id, c.mean_reward] for c in await client.checkpoints()]
     for name, inputs in (
         ("interleaved", [a1, b1, a2, b2]),
         ("timed out", [late, a1]),

@@ -11,12 +11,13 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Commit
-from espalier.core.commits import (
+from espalier.core.commits import run_identity
+from espalier.core.manifests.labels import (
+    MEASURED_ANNOTATION,
+    METRICS_ANNOTATION,
     RUN_STEP_ANNOTATION,
     RUN_UID_ANNOTATION,
-    run_identity,
 )
-from espalier.core.manifests.labels import METRICS_ANNOTATION
 from espalier.core.names import checkpoint_name, checkpoint_uri
 
 NOW = "2026-01-01T00:00:00Z"
@@ -59,6 +60,7 @@ def checkpoint(
     epoch: int = 1,
     parent: str = "",
     reward: str | None = None,
+    measured: Body | None = None,
     run: str = "r",
     run_step: int = 0,
     ready: bool = True,
@@ -70,12 +72,16 @@ def checkpoint(
     stalled: str = "",
     annotations: Body | None = None,
 ) -> Checkpoint:
-    """``content`` is what the digest is of; ``stalled`` the reason why its bytes were refused."""
+    """``content`` is what the digest is of; ``stalled`` the reason why its bytes were refused.
+
+    ``reward`` was measured of it before; ``measured`` is what its step says of others.
+    """
     name = name or checkpoint_name(model, branch, step)
     sha = digest(content or name)
     metrics = {"reward/mean": reward} if reward is not None else {}
     written = {
-        METRICS_ANNOTATION: json.dumps(metrics),
+        METRICS_ANNOTATION: "{}",
+        MEASURED_ANNOTATION: json.dumps(measured or {}),
         RUN_STEP_ANNOTATION: str(run_step or step),
         RUN_UID_ANNOTATION: f"uid-{run}",
         **(annotations or {}),
@@ -189,6 +195,6 @@ def commit(
         learning_rate=1e-4,
         group_size=8,
         loss="importance_sampling",
-        metrics={"reward/mean": 0.5},
+        metrics={"rollout/reward/mean": 0.5},
         created=NOW,
     )

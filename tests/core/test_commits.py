@@ -114,7 +114,9 @@ def test_a_checkpoint_carries_all_that_its_status_is_made_of() -> None:
     body = checkpoint_body(commit(4, parent="m-000003"), "default", Point("m-000003", 3, "d"))
     assert body["spec"]["parentRef"] == {"name": "m-000003"}
     assert body["metadata"]["labels"]["espalier.dev/branch"] == "main"
-    assert body["metadata"]["annotations"]["espalier.dev/metrics"] == '{"reward/mean": "0.5"}'
+    assert (
+        body["metadata"]["annotations"]["espalier.dev/metrics"] == '{"rollout/reward/mean": "0.5"}'
+    )
     assert body["metadata"]["annotations"]["espalier.dev/run-uid"] == "uid-r"
     assert "ownerReferences" not in body["metadata"]
 

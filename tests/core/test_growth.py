@@ -23,7 +23,14 @@ def _variants() -> list[Checkpoint]:
             parent = base if step == first else f"m-{infix}{step - 1:06d}"
             for reward, run in (("0.1", "r"), ("0.9", "r"), ("0.4", "s")):
                 found.append(
-                    checkpoint(step=step, branch=branch, parent=parent, reward=reward, run=run)
+                    checkpoint(
+                        step=step,
+                        branch=branch,
+                        parent=parent,
+                        reward=reward,
+                        run=run,
+                        measured={parent: {"reward/mean": reward}} if run == "r" else {},
+                    )
                 )
             name = f"m-{infix}{step:06d}"
             found.append(checkpoint(step=step + 3, branch=branch, parent=parent, name=name))

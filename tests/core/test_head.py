@@ -245,7 +245,28 @@ def test_a_gate_lets_only_passing_checkpoints_through() -> None:
     assert settled.status.latest.name == "m-000007"
     found = find(settled.status.conditions, "Ready")
     assert found is not None
-    assert "m-000007 is below reward/mean 0.6" in found.message
+    assert "m-000007 has no reward/mean yet: it comes with the next step" in found.message
+    assert "The newest that has it is m-000006 with 0.2" in found.message
+    server.checkpoints = [*MAIN, better, worse]
+    found = find(server.settle().status.conditions, "Ready")
+    assert found is not None
+    assert "m-000006 is below reward/mean 0.6" in found.message
+
+
+@pytest.mark.parametrize(
+    ("metric", "why"),
+    [
+        ("eval/reward/mean", "has no eval/reward/mean, only reward/mean. None of the newest 6"),
+        ("loss/sum", "has no loss/sum of its own: that is of the step that made it"),
+    ],
+)
+def test_a_gate_whose_metric_no_checkpoint_has_says_which_there_are(metric: str, why: str) -> None:
+    better = [checkpoint(step=n, parent=f"m-{n - 1:06d}", reward="0.7") for n in (5, 6)]
+    server = Server([*MAIN, *better], gate={"metric": metric, "min": "0.6"})
+    found = find(server.settle().status.conditions, "Ready")
+    assert found is not None
+    assert f"m-000006 {why}" in found.message
+    assert "they have reward/mean" in found.message
 
 
 def test_a_gate_that_is_raised_does_not_move_the_head_back() -> None:

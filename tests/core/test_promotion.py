@@ -54,8 +54,8 @@ def checkpoint(
 @pytest.mark.parametrize(
     ("refused", "why"),
     [
-        (checkpoint(1, "0.49"), "has reward/mean 0.49, the gate asks for 0.5"),
-        (checkpoint(1), "has no reward/mean, the gate asks for 0.5"),
+        (checkpoint(1, "0.49"), "has reward/mean 0.49; the gate asks for 0.5"),
+        (checkpoint(1), "has no reward/mean yet: it comes with the next step"),
         (checkpoint(1, "0.9", ready=False), "is not Ready"),
         (checkpoint(1, "0.9", model="other"), "of model other, the head serves arith"),
     ],
@@ -63,7 +63,7 @@ def checkpoint(
 def test_a_checkpoint_is_refused_with_the_reason(refused: Checkpoint, why: str) -> None:
     with pytest.raises(RefusedError, match=why):
         check(SPEC, refused)
-    with pytest.raises(RefusedError, match=r"reaches reward/mean 0\.5"):
+    with pytest.raises(RefusedError, match=r"none of the . Ready checkpoints of model arith "):
         newest(SPEC, [refused])
 
 

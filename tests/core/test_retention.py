@@ -39,7 +39,8 @@ def steps(found: list[Checkpoint]) -> list[int]:
         ({"keepLast": 100}, []),
         ({"keepEverySteps": 3}, [2, 4, 5, 7]),
         ({"keepBest": {"metric": "reward/mean", "count": 2}}, [2, 4, 5, 6, 7]),
-        ({"keepBest": {"metric": "eval/reward", "count": 2}}, [2, 3, 4, 5, 6, 7]),
+        # What nobody measures may be measured yet: nothing can be told to be worse than the rest.
+        ({"keepBest": {"metric": "eval/reward", "count": 2}}, []),
         ({"keepLast": 2, "keepEverySteps": 4}, [2, 3, 5, 6]),
     ],
 )
@@ -59,6 +60,17 @@ def test_of_equal_values_the_newest_is_the_best() -> None:
     assert steps(expendable(view(made, keepBest=policy))) == [2, 3, 4, 5]
     two = {"metric": "reward/mean", "count": 2}
     assert steps(expendable(view(made, keepBest=two))) == [2, 3, 4]
+
+
+def test_what_is_not_measured_yet_stays_beside_the_best() -> None:
+    rewards = ["0.9", None, "0.5", "0.7", None, None]
+    made = [
+        checkpoint(step=n, parent=f"m-{n - 1:06d}" if n > 1 else "", reward=reward)
+        for n, reward in enumerate(rewards, 1)
+    ]
+    # The second was passed over; the fifth and the sixth are newer than all that was measured.
+    best = {"metric": "reward/mean", "count": 1}
+    assert steps(expendable(view(made, keepBest=best))) == [2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,22 @@ async def test_a_request_reaches_the_rollout_under_the_adapters_name_with_our_to
     assert caller.subject == "gateway"
 
 
+@pytest.mark.parametrize(
+    ("asked", "sampled"),
+    [("arith", "arith-000001"), ("arith@arith-000002", "arith-000002"), ("arith@base", "base")],
+)
+async def test_an_answer_names_the_checkpoint_that_sampled_it(
+    gateway: Gateway, upstream: Start, asked: str, sampled: str
+) -> None:
+    pod = await upstream(answer)
+    model = gateway.world.model("arith")
+    gateway.world.head(model, A, step=1, checkpoint="arith-000001")
+    gateway.world.checkpoint(model, "arith-000002", B, step=2)
+    gateway.world.pod(model, "arith-rollout-0", ip="127.0.0.1", port=pod.port)
+    reply = await gateway.post("/v1/completions", ASK | {"model": asked})
+    assert (reply.status, reply.headers["Espalier-Checkpoint"]) == (200, sampled)
+
+
 async def test_requests_take_turns_over_the_ready_pods(gateway: Gateway, upstream: Start) -> None:
     pods = [await upstream(answer) for _ in range(3)]
     model = serve(gateway, *(pod.port for pod in pods[:2]))

@@ -72,6 +72,7 @@ class StandIn:
         self.samples: list[dict[str, Any]] = []
         self.tokens: list[str] = []
         self.head = ""
+        self.moves: list[str] = []
         self._results: dict[str, tuple[bytes, Any]] = {}
 
     def app(self) -> web.Application:
@@ -130,6 +131,7 @@ class StandIn:
 
     async def _set_head(self, request: web.Request) -> web.Response:
         self.head = (await request.json())["checkpoint_id"]
+        self.moves.append(self.head)
         return web.json_response({"id": self.head})
 
     async def _chat(self, request: web.Request) -> web.Response:
@@ -155,7 +157,9 @@ class StandIn:
                     "prompt_token_ids": list(prompt.encode()),
                 }
             )
-        return web.json_response({"model": body["model"], "choices": choices[::-1]})
+        slug, _, ref = body["model"].partition("@")
+        sampled = {"Espalier-Checkpoint": ref or self.head or "base"}
+        return web.json_response({"model": slug, "choices": choices[::-1]}, headers=sampled)
 
     async def _command(self, request: web.Request) -> web.Response:
         kind = request.path.rsplit("/", 1)[1]

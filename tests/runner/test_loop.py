@@ -153,12 +153,36 @@ async def test_the_trainer_gets_the_runs_hyperparameters(bench: Bench) -> None:
 async def test_a_step_carries_metrics_cursor_and_rollouts(bench: Bench) -> None:
     await bench.drive()
     step = bench.gateway.bodies("optim-step")[0]
-    assert step["metrics"]["reward/mean"] == 0.5
+    assert step["metrics"]["rollout/reward/mean"] == 0.5
     assert step["metrics"]["group/dropped"] == 0
     assert step["cursor"] == {"run_step": 1, "next_task": 2}
+    assert step["measured"] == {}
     assert len(step["rollouts"]) == 8
     assert {record["completion"] for record in step["rollouts"]} >= {"none"}
     assert all(record["trained"] for record in step["rollouts"])
+
+
+async def test_the_rewards_of_a_step_are_figures_of_the_checkpoint_that_was_sampled(
+    bench: Bench,
+) -> None:
+    await bench.drive()
+    first, second, third = bench.gateway.bodies("optim-step")
+    rewards = {"reward/mean": 0.5, "reward/std": 0.5, "reward/min": 0.0, "reward/max": 1.0}
+    # The base, which the first step sampled, is no checkpoint.
+    assert first["measured"] == {}
+    assert second["measured"] == {"tiny-000001": rewards}
+    assert third["measured"] == {"tiny-000002": rewards}
+
+
+async def test_what_is_sampled_of_another_models_checkpoint_is_no_figure_of_ours(
+    bench: Bench,
+) -> None:
+    bench.gateway.checkpoint = "origin-000007"
+    bench.gateway.spec["steps"] = 1
+    await bench.drive()
+    (step,) = bench.gateway.bodies("optim-step")
+    assert step["measured"] == {}
+    assert step["metrics"]["rollout/reward/mean"] == 0.5
 
 
 @pytest.mark.parametrize("answered", [0, 1, 2, 3, 5])
@@ -202,7 +226,7 @@ async def test_groups_of_equal_rewards_are_dropped_whole_and_counted(bench: Benc
     (step,) = bench.gateway.bodies("optim-step")
     assert step["metrics"]["group/dropped"] == 5
     assert step["metrics"]["group/zero_variance_fraction"] == 5 / 8
-    assert step["metrics"]["reward/mean"] == 3 / 32
+    assert step["metrics"]["rollout/reward/mean"] == 3 / 32
     assert sum(record["trained"] for record in step["rollouts"]) == 12
 
 
@@ -425,9 +449,9 @@ async def test_a_group_with_an_answer_that_cannot_be_scored_is_dropped_and_named
     assert [one["reward"] for one in gradients["inputs"]] == [1, 0, 0, 0] * 7
     (step,) = bench.gateway.bodies("optim-step")
     assert step["metrics"]["group/dropped"] == 1
-    assert step["metrics"]["reward/scorer_errors"] == 1
-    assert step["metrics"]["reward/scorer_errors_timeout"] == 1
-    assert step["metrics"]["reward/mean"] == pytest.approx(7 / 31)
+    assert step["metrics"]["rollout/scorer_errors"] == 1
+    assert step["metrics"]["rollout/scorer_errors_timeout"] == 1
+    assert step["metrics"]["rollout/reward/mean"] == pytest.approx(7 / 31)
     (error,) = bench.events("scorer-error")
     assert error["task"] == "configmap/digits/tasks.jsonl/2"
     assert (error["cause"], error["count"]) == ("Timeout", 1)
@@ -439,8 +463,8 @@ async def test_on_error_zero_trains_on_it_as_on_a_wrong_answer(bench: Bench) -> 
     (gradients,) = bench.gateway.bodies("forward-backward")
     assert sorted(one["reward"] for one in gradients["inputs"]) == [0] * 25 + [1] * 7
     (step,) = bench.gateway.bodies("optim-step")
-    assert step["metrics"]["reward/scorer_errors_timeout"] == 1
-    assert step["metrics"]["reward/mean"] == 7 / 32
+    assert step["metrics"]["rollout/scorer_errors_timeout"] == 1
+    assert step["metrics"]["rollout/reward/mean"] == 7 / 32
 
 
 async def test_on_error_fail_ends_the_run_and_names_the_task(bench: Bench) -> None:

@@ -76,7 +76,7 @@ async def test_a_run_ends_with_0_and_a_line_a_step(process: Process) -> None:
     assert code == 0, errors
     steps = [line for line in journal if line["event"] == "step"]
     assert [line["step"] for line in steps] == [1, 2, 3]
-    assert all(line["metrics"]["reward/mean"] == 0.25 for line in steps)
+    assert all(line["metrics"]["rollout/reward/mean"] == 0.25 for line in steps)
     assert {line["run"] for line in journal} == {"default/run"}
     assert process.gateway.tokens[0] == "Bearer from-the-kubelet"
 

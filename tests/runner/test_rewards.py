@@ -71,10 +71,12 @@ def test_metrics_are_over_everything_sampled() -> None:
     seen = metrics([group(0, 1), group(1, 1, finish="length"), group(0, None)], dropped=2)
     assert seen == {
         # Of the five that have a reward.
-        "reward/mean": pytest.approx(3 / 5),
-        "reward/std": pytest.approx((6 / 25) ** 0.5),
-        "reward/scorer_errors": 1,
-        "reward/scorer_errors_timeout": 1,
+        "rollout/reward/mean": pytest.approx(3 / 5),
+        "rollout/reward/std": pytest.approx((6 / 25) ** 0.5),
+        "rollout/reward/min": 0,
+        "rollout/reward/max": 1,
+        "rollout/scorer_errors": 1,
+        "rollout/scorer_errors_timeout": 1,
         "group/zero_variance_fraction": pytest.approx(2 / 3),
         "group/dropped": 2,
         "completion/tokens_mean": 1.5,
@@ -100,8 +102,8 @@ def test_a_record_tells_the_rollout_and_whether_it_was_trained_on() -> None:
 
 def test_no_reward_at_all_has_no_mean() -> None:
     seen = metrics([group(None, None)], dropped=1)
-    assert "reward/mean" not in seen
-    assert seen["reward/scorer_errors"] == 2
+    assert "rollout/reward/mean" not in seen
+    assert seen["rollout/scorer_errors"] == 2
     assert seen["group/zero_variance_fraction"] == 0
 
 

@@ -162,7 +162,7 @@ async def test_a_run_leaves_a_checkpoint_a_step_with_metrics_and_rollouts(
         lines = (path / "rollouts.jsonl").read_text().splitlines()
         assert [json.loads(line)["tokens"] for line in lines] == [1] * 8
         (step,) = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        assert 0 < step["reward/mean"] < 1
+        assert 0 < step["rollout/reward/mean"] < 1
 
 
 async def test_a_runner_that_ended_before_its_optimizer_step_leaves_no_gradient_behind(

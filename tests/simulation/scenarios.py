@@ -227,8 +227,9 @@ async def gate(w: World) -> None:
     high, low = ({"metric": "reward/mean", "min": bound} for bound in ("0.9", "0.1"))
     await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track", gate=high))
     await w.apply("TrainableModel", "tiny", model_spec())
-    await w.apply("TrainingRun", "digits", run_spec("tiny", 1))
-    await w.until(lambda: w.succeeded("digits", 1) and w.serves("tiny", ""), "held back")
+    # The second step's samples say how good the first one's checkpoint is.
+    await w.apply("TrainingRun", "digits", run_spec("tiny", 2))
+    await w.until(lambda: w.succeeded("digits", 2) and w.serves("tiny", ""), "held back")
     await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track", gate=low))
     await w.until(lambda: w.serves("tiny", "tiny-000001"), "let through")
 

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from espalier.api.metrics import REWARD, STEP_REWARD
 from espalier.api.wire import (
     Assignment,
     Commit,
@@ -19,9 +20,7 @@ from espalier.api.wire import (
 from espalier.controllers.peer import Peer
 from espalier.controllers.rollout_client import RolloutError
 from espalier.controllers.trainer_client import TrainerError
-from espalier.core.names import checkpoint_name
-
-REWARD = "reward/mean"
+from espalier.core.names import checkpoint_name, parse_checkpoint_name
 
 
 def digest(text: str) -> str:
@@ -106,13 +105,15 @@ class ScriptedTrainer:
         )
 
     async def step(self, model: str, reward: float = 0.5) -> Commit:
-        """One optimizer step of the assigned run."""
+        """One optimizer step of the assigned run, whose samples had that mean reward."""
         volume = self.volume(model)
         held = volume.assignment
         assert held is not None
         at = volume.position
         step = (at.step if at else held.base_step) + 1
         name = checkpoint_name(model, held.branch, step)
+        sampled = at.name if at else held.base_name
+        own = parse_checkpoint_name(model, sampled) is not None
         run_step = volume.run_steps.get(held.run, 0) + 1
         volume.run_steps[held.run] = run_step
         commit = Commit(
@@ -125,14 +126,15 @@ class ScriptedTrainer:
             branch=held.branch,
             epoch=held.epoch,
             parent=at.digest if at else held.base,
-            parent_name=at.name if at else held.base_name,
+            parent_name=sampled,
             digest=digest(f"{name}/{held.epoch}/{len(volume.commits)}"),
             size_bytes=1,
             lora_rank=16,
             learning_rate=1e-4,
             group_size=8,
             loss="importance_sampling",
-            metrics={REWARD: reward, "group/zero_variance_fraction": 0.0},
+            metrics={STEP_REWARD: reward, "group/zero_variance_fraction": 0.0},
+            measured={sampled: {REWARD: reward}} if own else {},
             created="2026-01-01T00:00:00Z",
         )
         volume.position = commit

@@ -73,7 +73,7 @@ def forged_commit() -> Commit:
         learning_rate=1e-4,
         group_size=8,
         loss="importance_sampling",
-        metrics={"reward/mean": 1.0},
+        metrics={"rollout/reward/mean": 1.0},
         created="2026-01-01T00:00:00Z",
     )
 

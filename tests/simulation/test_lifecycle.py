@@ -178,12 +178,33 @@ def test_a_gate_holds_the_head_back() -> None:
             gate = {"metric": "reward/mean", "min": "0.9"}
             await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track", gate=gate))
             await w.apply("TrainableModel", "tiny", model_spec())
-            await w.apply("TrainingRun", "digits", run_spec("tiny", 1))
-            await w.until(lambda: succeeded(w, "digits", 1), "the step is taken")
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 2))
+            await w.until(lambda: succeeded(w, "digits", 2), "the steps are taken")
             head = w.status("CheckpointHead", "tiny")
-            assert (head["current"]["name"], head["latest"]["name"]) == ("", "tiny-000001")
+            assert (head["current"]["name"], head["latest"]["name"]) == ("", "tiny-000002")
             ready = w.condition("CheckpointHead", "tiny", "Ready")
-            assert "reward/mean 0.9" in ready["message"]
+            assert "tiny-000002 has no reward/mean yet" in ready["message"]
+            assert "The newest that has it is tiny-000001 with 0.5" in ready["message"]
+
+    run(scenario())
+
+
+def test_a_gate_lets_through_what_reaches_it_itself_and_not_what_its_parent_reached() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            gate = {"metric": "reward/mean", "min": "0.7"}
+            await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track", gate=gate))
+            w.rewards = [0.2, 0.9, 0.3]
+            await trained(w)
+            # The samples for the second step were the first checkpoint's, those for the third the
+            # second's: by the numbers of their parents 2 passed and 1 did not.
+            await w.until(lambda: w.current("tiny") == "tiny-000001", "the one that was good")
+            own = {
+                name: {m["name"]: m["value"] for m in w.status("Checkpoint", name)["metrics"]}
+                for name in ("tiny-000001", "tiny-000002", "tiny-000003")
+            }
+            rewards = [(m.get("rollout/reward/mean"), m.get("reward/mean")) for m in own.values()]
+            assert rewards == [("0.2", "0.9"), ("0.9", "0.3"), ("0.3", None)]
 
     run(scenario())
 

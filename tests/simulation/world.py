@@ -69,6 +69,8 @@ class World:
         self.weather = weather or Weather()
         self.trains = True
         self.images = IMAGES
+        # Of the samples for the next steps.
+        self.rewards: list[float] = []
         # What happens right after the n-th commit, before anybody can have read it.
         self.after_step: dict[int, Callable[[], Awaitable[None]]] = {}
         self.rollouts.on_serve = self.laws.serving
@@ -268,7 +270,7 @@ class World:
         return "\n".join(lines)
 
     async def _drive(self) -> None:
-        """Every runner takes one step when the head serves the last one, or is pinned."""
+        """Every runner takes one step when the head serves the last one, or will not."""
         for pod in self.kubelet.pods("runner"):
             labels = pod["metadata"]["labels"]
             model, run = labels["espalier.dev/model"], labels["espalier.dev/run"]
@@ -282,7 +284,7 @@ class World:
             if held.epoch != self.status("CheckpointHead", model).get("epoch"):
                 continue
             if self.trainer.volume(model).run_steps.get(held.run, 0) < spec["steps"]:
-                await self.trainer.step(model)
+                await self.trainer.step(model, self.rewards.pop(0) if self.rewards else 0.5)
                 if then := self.after_step.pop(self.steps(model), None):
                     await then()
 
@@ -292,6 +294,8 @@ class World:
         if not head or held is None:
             return False
         if head["spec"]["mode"] == "Pin":
+            return at is None or at.name in self.checkpoints(model)
+        if "gate" in head["spec"]:
             return at is None or at.name in self.checkpoints(model)
         return self.current(model) == (at.name if at is not None else held.base_name)
 

@@ -181,8 +181,8 @@ async def test_a_step_of_values_that_are_no_numbers_names_them_and_is_not_taken(
         for body, says in (
             (f'{{"learning_rate": {text}}}', "learning_rate"),
             (
-                f'{{"learning_rate": 1, "metrics": {{"reward/mean": {text}}}}}',
-                "metrics.reward/mean",
+                f'{{"learning_rate": 1, "metrics": {{"rollout/reward/mean": {text}}}}}',
+                "metrics.rollout/reward/mean",
             ),
             (f'{{"learning_rate": 1, "cursor": {{"seen": [1, {text}]}}}}', "at seen: at 1: not a"),
             (
@@ -194,6 +194,38 @@ async def test_a_step_of_values_that_are_no_numbers_names_them_and_is_not_taken(
             assert (status, says in problem["detail"]) == (422, True), (body, problem)
             assert await standing(client, volume) == before
     assert (await post(client, "optim-step", '{"learning_rate": 1e-3}'))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("said", "field", "remedy"),
+    [
+        ({"metrics": {"reward/mean": 1.0}}, "metrics.reward/mean", "rollout/reward/mean"),
+        ({"metrics": {"eval/x": 1.0}}, "metrics.eval/x", "optim-step's measured"),
+        ({"measured": {"arith-000001": {"loss/sum": 1.0}}}, "measured.arith-000001.loss/sum", "in"),
+        ({"measured": {"other-000001": {"reward/mean": 1.0}}}, "measured.other-000001", "this"),
+        ({"measured": {"base": {"reward/mean": 1.0}}}, "measured.base", "the base has no figures"),
+        (
+            {"measured": {f"arith-{n:06d}": {"reward/mean": 1.0} for n in range(17)}},
+            "measured",
+            "at most 16",
+        ),
+        (
+            {"measured": {"arith-000001": {f"eval/{n}": 1.0 for n in range(33)}}},
+            "measured.arith-000001",
+            "at most 32",
+        ),
+    ],
+)
+async def test_a_figure_under_the_wrong_name_is_refused_and_the_step_is_not_taken(
+    client: Client, volume: Volume, said: dict[str, Any], field: str, remedy: str
+) -> None:
+    status, _ = await post(client, "forward-backward", batch())
+    assert status == 200
+    before = await standing(client, volume)
+    status, problem = await post(client, "optim-step", json.dumps({"learning_rate": 1e-3} | said))
+    assert (status, problem["detail"].partition(":")[0]) == (422, field)
+    assert remedy in problem["remedy"]
+    assert await standing(client, volume) == before
 
 
 async def test_the_last_of_ten_thousand_sequences_is_named_before_anything_runs(

@@ -82,19 +82,60 @@ def test_a_checkpoint_is_what_peft_and_vllm_load(engine: Engine) -> None:
 
 def test_metrics_come_from_the_trainer_and_rewards_from_the_client(engine: Engine) -> None:
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
-    given = {"reward/mean": 0.25, "loss/sum": 99.0, "group/dropped": 3.0}
+    given = {"rollout/reward/mean": 0.25, "loss/sum": 99.0, "group/dropped": 3.0}
     tiny.send(engine, "optim-step", tiny.optim_step(metrics=given), ("s", 1))
     metrics = engine.commits[0].metrics
-    assert (metrics["reward/mean"], metrics["group/dropped"]) == (0.25, 3.0)
+    assert (metrics["rollout/reward/mean"], metrics["group/dropped"]) == (0.25, 3.0)
     assert metrics["loss/sum"] != 99.0
     assert {
-        "reward/std",
+        "rollout/reward/std",
         "optimizer/gradient_norm",
         "tokens/trained",
         "logprob/difference_max",
         "logprob/difference_mean",
         "policy/mismatch_kl",
     } <= metrics.keys()
+
+
+def sampled_by(*checkpoints: str) -> list[TrajectoryPayload]:
+    """Trajectories of which the nth has reward n and two turns of the nth checkpoint."""
+    found = []
+    for reward, (name, one) in enumerate(zip(checkpoints, tiny.trajectories(), strict=False)):
+        turn = one.samples[0].model_copy(update={"checkpoint": name or None})
+        found.append(one.model_copy(update={"samples": [turn, turn], "reward": float(reward)}))
+    return found
+
+
+def test_a_step_brings_the_rewards_of_the_checkpoints_that_sampled_them(
+    engine: Engine, volume: Volume, policy: Policy
+) -> None:
+    train(engine, 1)
+    names = ["arith-000001", "arith-000001", "base", "", "origin-000003", "arith-b2-000004"]
+    request = tiny.forward_backward(inputs=sampled_by(*names))
+    tiny.send(engine, "forward-backward", request, ("m", 0))
+    # Also after a crash between the two commands.
+    engine.log.close()
+    again = tiny.engine(volume.path, volume.base, policy)
+    given = {"arith-000001": {"eval/reward/mean": 0.75}, "arith-b2-000004": {"reward/mean": 0.5}}
+    tiny.send(again, "optim-step", tiny.optim_step(measured=given), ("m", 1))
+    found = again.commits[-1].measured
+    own = {"reward/mean": 0.5, "reward/std": 0.5, "reward/min": 0.0, "reward/max": 1.0}
+    # What the client says goes before: it knows as well what it did not send.
+    assert found == {
+        "arith-000001": own | {"eval/reward/mean": 0.75},
+        "arith-b2-000004": {"reward/mean": 0.5},
+    }
+    again.log.close()
+
+
+def test_a_trajectory_of_several_checkpoints_is_of_none(engine: Engine) -> None:
+    train(engine, 1)
+    (one, *rest) = sampled_by("arith-000001", "", "", "", "", "")
+    mixed = [one.samples[0], one.samples[1].model_copy(update={"checkpoint": "arith-000002"})]
+    inputs = [one.model_copy(update={"samples": mixed}), *rest]
+    tiny.send(engine, "forward-backward", tiny.forward_backward(inputs=inputs), ("m", 0))
+    tiny.send(engine, "optim-step", tiny.optim_step(), ("m", 1))
+    assert engine.commits[-1].measured == {}
 
 
 def test_the_answer_of_a_step_is_where_its_checkpoint_is(engine: Engine) -> None:

@@ -290,7 +290,9 @@ def test_the_tally_compares_trainer_and_sampler(policy: Policy) -> None:
     assert metrics["logprob/difference_max"] == pytest.approx(np.abs(d).max(), rel=1e-4)
     assert metrics["logprob/difference_mean"] == pytest.approx(np.abs(d).mean(), rel=1e-4)
     assert metrics["policy/mismatch_kl"] == pytest.approx((np.exp(d) - 1 - d).mean(), rel=1e-3)
-    assert metrics["reward/mean"] == pytest.approx(np.mean([t.reward for t in tiny.trajectories()]))
+    assert metrics["rollout/reward/mean"] == pytest.approx(
+        np.mean([t.reward for t in tiny.trajectories()])
+    )
 
 
 def test_a_step_is_adamw_with_the_values_of_the_call(policy: Policy) -> None:

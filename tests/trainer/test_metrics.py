@@ -31,7 +31,7 @@ def test_the_trainer_page_lists_the_registry() -> None:
 
 def test_the_architecture_page_names_every_metric_of_a_checkpoint() -> None:
     text = (DOCS / "architecture.md").read_text().partition("From the trainer:")[2]
-    named = set(re.findall(r"`([a-z_0-9]+/[a-z_0-9]+)`", text.partition("\n\n")[0]))
+    named = set(re.findall(r"`([a-z_0-9]+(?:/[a-z_0-9]+)+)`", text.partition("\n\n")[0]))
     assert named == {m.checkpoint for m in METRICS} | {GRADIENT_NORM[0]}
 
 
@@ -68,10 +68,10 @@ def test_every_metric_is_what_it_says(policy: Policy) -> None:
         "logprob/difference_max": np.abs(d).max(),
         "policy/mismatch_kl": (ratio - 1 - d).mean(),
         "policy/mismatch_kl_k1": (-d).mean(),
-        "reward/mean": np.mean(rewards),
-        "reward/std": np.std(rewards),
-        "reward/min": min(rewards),
-        "reward/max": max(rewards),
+        "rollout/reward/mean": np.mean(rewards),
+        "rollout/reward/std": np.std(rewards),
+        "rollout/reward/min": min(rewards),
+        "rollout/reward/max": max(rewards),
         "trajectories/trained": len(rewards),
         "datums/trained": len(data),
     }

@@ -58,6 +58,17 @@ def test_a_turn_that_was_sampled_again_replaces_the_one_before(kept: Traces) -> 
     assert trajectory.samples == [again, longer]
 
 
+def test_a_trace_says_which_checkpoint_sampled_what_is_sent_inline(kept: Traces) -> None:
+    kept.add(TRACE, SAMPLE.model_copy(update={"checkpoint": "arith-000003"}))
+    kept.exit(TRACE, DONE)
+    inline = TrajectoryPayload(samples=[SAMPLE], reward=1.0, trace_id=TRACE)
+    own = SAMPLE.model_copy(update={"checkpoint": "arith-000002"})
+    told = inline.model_copy(update={"samples": [own]})
+    found = resolve(kept, TRACE, inline, told)
+    names = ["arith-000003", "arith-000003", "arith-000002"]
+    assert [one.samples[0].checkpoint for one in found] == names
+
+
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [

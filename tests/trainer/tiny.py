@@ -136,7 +136,7 @@ def forward_backward(seed: int = 0, **changes: object) -> ForwardBackwardRequest
 
 
 def optim_step(**changes: object) -> OptimStepRequest:
-    values = {"learning_rate": 1e-2, "metrics": {"reward/mean": 0.5}} | changes
+    values = {"learning_rate": 1e-2, "metrics": {"rollout/reward/mean": 0.5}} | changes
     return OptimStepRequest.model_validate(values)
 
 

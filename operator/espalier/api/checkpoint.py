@@ -19,6 +19,7 @@ from espalier.api.meta import (
     cel,
     list_map,
 )
+from espalier.api.metrics import MEASURED_MOST
 
 
 class Hyperparameters(Type):
@@ -86,8 +87,10 @@ class CheckpointStatus(Type):
     )
     metrics: list[Metric] = Field(
         default_factory=list,
-        description="metrics of the step.",
-        max_length=METRICS_MOST,
+        description="metrics of the step that made the checkpoint, such as rollout/reward/mean of "
+        "the samples that it was taken with; and what was measured of the checkpoint itself: "
+        "reward/..., by the samples for the next step, and eval/...",
+        max_length=METRICS_MOST + MEASURED_MOST,
         json_schema_extra=list_map("name"),
     )
 

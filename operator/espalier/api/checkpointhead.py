@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from espalier.api.meta import (
     Condition,
     DecimalString,
+    MeasuredMetric,
     ObjectMeta,
     ObjectRef,
     Type,
@@ -21,10 +22,9 @@ from espalier.api.trainablemodel import Endpoint
 class Gate(Type):
     """A metric that a checkpoint must reach before a tracking head advances over it."""
 
-    metric: str = Field(
-        description="metric is a name in Checkpoint status.metrics, for example reward/mean.",
-        min_length=1,
-        max_length=64,
+    metric: MeasuredMetric = Field(
+        description="metric that is measured of a Checkpoint itself: reward/mean, which the "
+        "samples for the next step give, another reward/..., or eval/..., which a client sends.",
     )
     min: DecimalString = Field(
         description='min is the lowest value, a quoted decimal such as "0.42".'

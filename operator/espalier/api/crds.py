@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from espalier.api import metrics
 from espalier.api.checkpoint import SPEC_RULES, CheckpointSpec, CheckpointStatus
 from espalier.api.checkpointhead import CheckpointHeadSpec, CheckpointHeadStatus
 from espalier.api.meta import DECIMAL_PATTERN, GROUP, VERSION, cel
@@ -67,7 +68,8 @@ READY = Column("Ready", condition("Ready", "status"))
 STATUS = Column("Status", condition("Ready", "reason"))
 MESSAGE = Column("Message", condition("Ready", "message"), wide=True)
 AGE = Column("Age", ".metadata.creationTimestamp", "date")
-REWARD = Column("Reward", '.status.metrics[?(@.name=="reward/mean")].value')
+REWARD = Column("Reward", f'.status.metrics[?(@.name=="{metrics.REWARD}")].value')
+STEP_REWARD = Column("Reward", f'.status.metrics[?(@.name=="{metrics.STEP_REWARD}")].value')
 MODEL = Column("Model", MODEL_FIELD, wide=True)
 EPOCH = Column("Epoch", ".status.epoch", "integer")
 
@@ -124,7 +126,7 @@ KINDS = (
             STATUS,
             Column("Step", ".status.step", "integer"),
             Column("Steps", ".spec.steps", "integer"),
-            REWARD,
+            STEP_REWARD,
             AGE,
             MODEL,
             Column("LR", ".spec.learningRate", wide=True),

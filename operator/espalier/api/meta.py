@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass
 
+from espalier.api.metrics import MEASURED_MESSAGE, MEASURED_RULE
+
 GROUP = "espalier.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -146,6 +148,14 @@ OptimizerState = Literal["Keep", "Reset"]
 
 # What a list of metrics takes.
 METRICS_MOST, METRIC_NAME_CHARS, METRIC_VALUE_CHARS = 64, 64, 32
+MeasuredMetric = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=METRIC_NAME_CHARS,
+        json_schema_extra=cel((MEASURED_RULE, MEASURED_MESSAGE)),
+    ),
+]
 
 
 @dataclass(config=_WIRE, frozen=True, slots=True, kw_only=True)

@@ -255,7 +255,9 @@ class Branch(Type):
     last_step: int = Field(default=0, ge=0, description="lastStep on the branch.")
     tip: str = Field(default="", description="tip is the newest Checkpoint.", max_length=63)
     best_reward: str | None = Field(
-        default=None, description="bestReward is the highest reward/mean on it.", max_length=32
+        default=None,
+        description="bestReward is the highest reward/mean measured on it.",
+        max_length=32,
     )
     head: bool | None = Field(default=None, description="head is true where the model's head is.")
     superseded: bool | None = Field(

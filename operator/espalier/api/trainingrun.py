@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from espalier.api.loss import Loss
 from espalier.api.meta import (
-    METRIC_NAME_CHARS,
     METRICS_MOST,
     Condition,
+    MeasuredMetric,
     Metric,
     NonNegativeDecimal,
     ObjectMeta,
@@ -21,6 +21,7 @@ from espalier.api.meta import (
     cel,
     list_map,
 )
+from espalier.api.metrics import MEASURED_MOST
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.taskset import Taskset
 
@@ -110,11 +111,9 @@ class Sampling(Type):
 class KeepBest(Type):
     """The checkpoints with the highest values of a metric."""
 
-    metric: str = Field(
-        description="metric of a Checkpoint's status, for example reward/mean; the highest values "
-        "are the best.",
-        min_length=1,
-        max_length=METRIC_NAME_CHARS,
+    metric: MeasuredMetric = Field(
+        description="metric that is measured of a Checkpoint itself, reward/... or eval/...; the "
+        "highest values are the best. Those that are not measured yet stay as well.",
     )
     count: int = Field(ge=1, le=1000, description="count of the checkpoints to keep.")
 
@@ -277,8 +276,8 @@ class TrainingRunStatus(Type):
     applied: Applied | None = Field(default=None, description="applied hyperparameters.")
     metrics: list[Metric] = Field(
         default_factory=list,
-        description="metrics of the latest step.",
-        max_length=METRICS_MOST,
+        description="metrics of the latest step, such as rollout/reward/mean.",
+        max_length=METRICS_MOST + MEASURED_MOST,
         json_schema_extra=list_map("name"),
     )
     progress: Progress | None = Field(default=None, description="progress of the run.")

@@ -11,6 +11,8 @@ Headers
         it gave the command, and the gateway posts that key to ``/train/delivered`` once the client
         has the answer.
     Espalier-Epoch: the epoch of the head that the caller trains under; another live epoch: 409.
+    Espalier-Checkpoint: on the gateway's answer to a completion: the name of the Checkpoint that
+        sampled it, or base.
     Espalier-Promotion: on the gateway's answer to optim-step: Served, Pinned, Gated or Timeout.
 Errors are ``{"detail": text, "reason": CamelCase, "remedy": text}``.
 """
@@ -29,6 +31,7 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 EPOCH = "Espalier-Epoch"
 PROMOTION = "Espalier-Promotion"
 CLIENT = "Espalier-Client"
+CHECKPOINT = "Espalier-Checkpoint"
 
 
 class Wire(BaseModel):
@@ -80,6 +83,7 @@ class TrajectorySample(Wire):
     """One assistant turn: tokens in, tokens out, and the sampler's log-prob of each token out.
 
     ``weights`` and ``advantages`` are ours, not HUD's: one value per output token, of any sign.
+    So is ``checkpoint``, the name of the Checkpoint that sampled it, where that is known.
     """
 
     prompt_token_ids: Wholes | None = None
@@ -88,6 +92,7 @@ class TrajectorySample(Wire):
     output_logprobs: Reals = Field(default_factory=list)
     weights: Reals | None = None
     advantages: Reals | None = None
+    checkpoint: Annotated[str, Field(max_length=63)] | None = None
 
 
 class TrajectoryPayload(Wire):
@@ -160,7 +165,11 @@ class BackwardRequest(Wire):
 
 
 class OptimStepRequest(Wire):
-    """One AdamW step, its checkpoint and promotion. From ``grad_clip_norm`` on: ours, not HUD's."""
+    """One AdamW step, its checkpoint and promotion. From ``grad_clip_norm`` on: ours, not HUD's.
+
+    ``metrics`` are of the step; ``measured`` are of checkpoints of the model, by name: those that
+    were sampled for the step, or evaluated before it.
+    """
 
     learning_rate: Real = Field(gt=0)
     beta1: Real = Field(default=0.9, ge=0, lt=1)
@@ -169,6 +178,7 @@ class OptimStepRequest(Wire):
     weight_decay: Real = Field(default=0.0, ge=0)
     grad_clip_norm: Real = Field(default=0.0, ge=0)
     metrics: dict[str, Real] = Field(default_factory=dict)
+    measured: dict[str, dict[str, Real]] = Field(default_factory=dict)
     cursor: Document = Field(default_factory=dict)
     rollouts: list[Document] = Field(default_factory=list)
 
@@ -212,7 +222,8 @@ class Assignment(Wire):
 class Commit(Wire):
     """One committed optimizer step, as the operator turns it into a Checkpoint.
 
-    ``stored``: whether its bytes were on the volume when the trainer last started.
+    ``stored``: whether its bytes were on the volume when the trainer last started. ``measured``:
+    figures of checkpoints that are there already, by name, which came with the step.
     """
 
     index: int = Field(ge=1)
@@ -232,6 +243,7 @@ class Commit(Wire):
     group_size: int
     loss: str
     metrics: dict[str, float]
+    measured: dict[str, dict[str, float]] = Field(default_factory=dict)
     created: str
     stored: bool = True
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from espalier.api.metrics import REWARD
 from espalier.api.taskset import Taskset
 from espalier.api.trainingrun import TrainingRun
 from espalier.cli import adopt, checkpoint_commands, gateway, models, runs
@@ -35,7 +36,6 @@ from espalier.cli.options import (
 from espalier.cli.progress import standing
 from espalier.cli.promote import Wish, promote
 from espalier.cli.watch import follow
-from espalier.core.lineage import REWARD
 from espalier.runner.heldout import HeldOut
 
 app = typer.Typer(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from espalier.api.meta import Condition, decimal
+from espalier.api.metrics import STEP_REWARD
 from espalier.api.trainingrun import TrainingRun
-from espalier.core.lineage import REWARD
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Standing:
 
     Attributes:
         step: done, of ``steps``.
-        reward: mean of the latest step; None before the first.
+        reward: mean of the samples for the latest step; None before the first.
         remaining: estimated seconds; None when unknown.
         end: Succeeded or Stalled once the run has ended so; None while it goes on.
         reason: of the condition that says most; ``message`` is its message.
@@ -55,7 +55,7 @@ def standing(run: TrainingRun) -> Standing:
     return Standing(
         step=status.step,
         steps=run.spec.steps,
-        reward=next((decimal(m.value) for m in status.metrics if m.name == REWARD), None),
+        reward=next((decimal(m.value) for m in status.metrics if m.name == STEP_REWARD), None),
         remaining=status.progress.estimated_remaining_seconds if status.progress else None,
         end=end,
         reason=shown.reason if shown else "Pending",

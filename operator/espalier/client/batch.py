@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 
+from espalier.api.metrics import REWARD, of_step
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.advantages import Source, trajectories
 from espalier.client.rollout import Rollout
+from espalier.core.names import BASE
 
 # Rewards closer than this are equal: some scorers sum floats.
 TOLERANCE = 1e-6
@@ -43,7 +45,8 @@ class Batch:
         return trajectories(chosen, advantages)
 
     def metrics(self) -> dict[str, float]:
-        """Rewards of all graded rollouts, and what was left out and why."""
+        """Metrics of a step that is taken with the batch: rewards of all graded rollouts, and what
+        was left out and why."""
         rollouts = [rollout for group in self.groups for rollout in group]
         rewards = [r.reward for r in rollouts if not r.hindrance and r.reward is not None]
         turns = [turn for rollout in rollouts for turn in rollout.turns]
@@ -54,11 +57,28 @@ class Batch:
             "group/dropped": float(len(self.whole) - len(self.informative)),
         }
         if rewards:
-            seen |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)}
+            seen |= {of_step(name): value for name, value in _figures(rewards).items()}
         if turns:
             seen["completion/tokens_mean"] = fmean(len(turn.token_ids) for turn in turns)
             seen["completion/truncated_fraction"] = fmean(turn.truncated for turn in turns)
         return seen
+
+    def measured(self) -> dict[str, dict[str, float]]:
+        """What the rewards of all graded rollouts say of each checkpoint that sampled them."""
+        rewards: dict[str, list[float]] = {}
+        for rollout in (rollout for group in self.groups for rollout in group):
+            if rollout.checkpoint not in ("", BASE) and not rollout.hindrance:
+                rewards.setdefault(rollout.checkpoint, []).append(rollout.reward or 0.0)
+        return {name: _figures(seen) for name, seen in rewards.items()}
+
+
+def _figures(rewards: Sequence[float]) -> dict[str, float]:
+    return {
+        REWARD: fmean(rewards),
+        "reward/std": pstdev(rewards),
+        "reward/min": min(rewards),
+        "reward/max": max(rewards),
+    }
 
 
 def _spread(group: Sequence[Rollout]) -> float:

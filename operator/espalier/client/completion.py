@@ -60,6 +60,7 @@ class Completion:
         finish_reason: stop, tool_calls, or length when it was cut at max_tokens.
         reasoning: what the model thought.
         tool_calls: in OpenAI's form.
+        checkpoint: name of the Checkpoint that sampled it, or ``base``; empty if that is not known.
     """
 
     text: str
@@ -69,6 +70,7 @@ class Completion:
     finish_reason: str
     reasoning: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
+    checkpoint: str = ""
 
     @property
     def truncated(self) -> bool:
@@ -76,8 +78,8 @@ class Completion:
         return self.finish_reason == "length"
 
 
-def read_completions(body: bytes, count: int) -> list[Completion]:
-    """The completions of a chat answer, by index.
+def read_completions(body: bytes, count: int, checkpoint: str = "") -> list[Completion]:
+    """The completions of a chat answer, by index; ``checkpoint`` is what sampled them.
 
     Raises:
         MalformedAnswerError: not ``count`` choices, or tokens and log-probs that do not match.
@@ -88,10 +90,11 @@ def read_completions(body: bytes, count: int) -> list[Completion]:
         raise MalformedAnswerError(f"not a chat completion: {error}") from error
     if len(answer.choices) != count:
         raise MalformedAnswerError(f"{len(answer.choices)} completions came, {count} were asked")
-    return [_completion(choice) for choice in sorted(answer.choices, key=lambda c: c.index)]
+    ordered = sorted(answer.choices, key=lambda choice: choice.index)
+    return [_completion(choice, checkpoint) for choice in ordered]
 
 
-def _completion(choice: _Choice) -> Completion:
+def _completion(choice: _Choice, checkpoint: str) -> Completion:
     tokens = choice.token_ids
     content = choice.logprobs.content if choice.logprobs else None
     if tokens is None or choice.prompt_token_ids is None or content is None:
@@ -108,4 +111,5 @@ def _completion(choice: _Choice) -> Completion:
         finish_reason=choice.finish_reason or "",
         reasoning=choice.message.reasoning or "",
         tool_calls=tuple(choice.message.tool_calls),
+        checkpoint=checkpoint,
     )

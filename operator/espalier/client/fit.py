@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from espalier.api.metrics import REWARD, STEP_REWARD, of_step
+from espalier.api.wire import TrainerState
 from espalier.client.advantages import Source, missing_fraction
 from espalier.client.batch import Batch
 from espalier.client.errors import ConfigurationError
@@ -16,6 +18,7 @@ from espalier.client.job import Job, RolloutFunction, Task
 from espalier.client.sampling import Sampling
 from espalier.client.trackers import Tracker
 from espalier.client.training import TrainingClient
+from espalier.core.names import BASE, parse_checkpoint_name
 
 T = TypeVar("T", bound=Task)
 
@@ -31,7 +34,9 @@ class FitConfig:
         use_precomputed_advantage: rollouts bring their advantages, token by token.
         validate_every: steps between validations; 0: none.
         val_before_train: validate before the first step; with ``val_only`` nothing else is done.
-        resume_from: id of the checkpoint to go on from; empty: from where the trainer is.
+        resume_from: id of the checkpoint to go on from; empty: from where the trainer is. Once the
+            fit has taken a step from there it prefers its own newer checkpoints: started again, it
+            goes on where the trainer is.
         rounds: of sampling for one step while no group has rewards that differ. When all are
             used up, a model that has taken no step yet cannot learn these tasks and the fit fails;
             a later one has nothing more to learn from them, and the fit ends early.
@@ -74,7 +79,8 @@ class Fit(Generic[T]):
     """Trains a model on tasks until it has taken ``config.steps`` steps.
 
     It keeps nothing that it needs: where it stands is read from the trainer, so that a fit that
-    is started again after a crash goes on at the next step.
+    is started again after a crash goes on at the next step. It samples the checkpoint that the
+    trainer stands on, whatever the head serves, so that rewards are of known weights.
 
     Args:
         client: of the model.
@@ -108,6 +114,8 @@ class Fit(Generic[T]):
         self._train = self._job(rollout, config.sampling)
         greedy = config.sampling.but(temperature=0.0)
         self._validate = self._job(rollout, config.validation_sampling or greedy)
+        # Of a validation, until the next step takes it along.
+        self._evaluated: dict[str, dict[str, float]] = {}
 
     def fit(self) -> dict[str, float]:
         """``fit_async`` without asyncio; the metrics of the last step or validation."""
@@ -137,10 +145,9 @@ class Fit(Generic[T]):
 
     async def _run(self) -> dict[str, float]:
         config, last = self._config, dict[str, float]()
-        if config.resume_from:
-            await self._client.set_head(config.resume_from)
+        await self._resume()
         if config.val_before_train or config.val_only:
-            last = await self._validated((await self._client.state()).run_step)
+            last = await self._validated(await self._client.state())
             if config.val_only:
                 return last
         while True:
@@ -150,17 +157,28 @@ class Fit(Generic[T]):
             if state.pending:
                 # Of a process that was killed before its optimizer step: its samples are gone.
                 await self._client.zero_grad()
-            batch = await self._sampled(state.run_step)
+            batch = await self._sampled(state)
             if batch is None:
                 return last
-            last = await self._step(state.run_step, batch)
-            step = state.run_step + 1
-            if config.validate_every and step % config.validate_every == 0:
-                last |= await self._validated(step)
+            last = await self._step(state, batch)
+            if config.validate_every and (state.run_step + 1) % config.validate_every == 0:
+                last |= await self._validated(await self._client.state())
 
-    async def _sampled(self, done: int) -> Batch | None:
+    async def _resume(self) -> None:
+        """Moves the head to ``resume_from``, unless the run's last step was taken after that."""
+        wanted = self._config.resume_from
+        if not wanted:
+            return
+        state = await self._client.state()
+        last = state.cursor.get("fit")
+        gone_on = isinstance(last, dict) and last.get("resume_from") == wanted
+        if not gone_on and state.checkpoint != wanted:
+            await self._client.set_head(wanted)
+
+    async def _sampled(self, state: TrainerState) -> Batch | None:
         """Rollouts of which some can be learnt from; None when the model has converged."""
-        config = self._config
+        config, done = self._config, state.run_step
+        self._train.checkpoint = state.checkpoint or BASE
         batch = Batch([])
         for attempt in range(config.rounds):
             found = await self._train.run(self._chosen((done + attempt) * config.tasks_per_step))
@@ -175,8 +193,8 @@ class Fit(Generic[T]):
         )
         return None
 
-    async def _step(self, done: int, batch: Batch) -> dict[str, float]:
-        config = self._config
+    async def _step(self, state: TrainerState, batch: Batch) -> dict[str, float]:
+        config, done = self._config, state.run_step
         seen = batch.metrics()
         if self._source == "Precomputed":
             seen["advantage/missing_fraction"] = missing_fraction(batch.whole)
@@ -189,16 +207,26 @@ class Fit(Generic[T]):
         seen |= (await gradients).metrics
         cursor = {"next_task": (done + 1) * config.tasks_per_step, "fit": self.settings()}
         own = {name: value for name, value in seen.items() if ":" not in name}
+        measured = self._evaluated.get(state.checkpoint, {}) | _own(batch, state)
         await self._client.optim_step(
-            learning_rate=config.learning_rate, metrics=own, cursor=cursor
+            learning_rate=config.learning_rate,
+            metrics=own,
+            measured={state.checkpoint: measured} if measured else None,
+            cursor=cursor,
         )
+        self._evaluated = {}
         self._log(done + 1, seen)
         return seen
 
-    async def _validated(self, step: int) -> dict[str, float]:
+    async def _validated(self, state: TrainerState) -> dict[str, float]:
+        """Trackers call it ``val/…``; on the checkpoint it is ``eval/…``, from the next step on."""
+        self._validate.checkpoint = state.checkpoint or BASE
         batch = await self._validate.run(self._validation, group=1)
-        seen = {f"val/{name}": value for name, value in batch.metrics().items()}
-        self._log(step, seen)
+        found = {f"eval/{name}": value for name, value in _own(batch, state).items()}
+        self._evaluated = {state.checkpoint: found} if found else {}
+        rewards = {of_step(name): name for name in (REWARD, "reward/std")}
+        seen = {f"val/{rewards.get(n, n)}": value for n, value in batch.metrics().items()}
+        self._log(state.run_step, seen)
         return seen
 
     def _chosen(self, first: int) -> list[T]:
@@ -221,12 +249,19 @@ class Fit(Generic[T]):
             tracker.log(step, metrics)
 
 
+def _own(batch: Batch, state: TrainerState) -> dict[str, float]:
+    """What the batch says of the checkpoint that was sampled, if that is the model's own."""
+    if parse_checkpoint_name(state.model, state.checkpoint) is None:
+        return {}
+    return batch.measured().get(state.checkpoint, {})
+
+
 def _uninformative(batch: Batch, rounds: int) -> str:
     seen = batch.metrics()
     failed = next((r.error for group in batch.groups for r in group if r.error), "")
     if failed and not batch.whole:
         return f"in {rounds} rounds every group had a failed rollout, the first: {failed}"
-    mean = seen.get("reward/mean", 0.0)
+    mean = seen.get(STEP_REWARD, 0.0)
     return (
         f"in {rounds} rounds every group had equal rewards (mean {mean:.3g}): "
         "choose tasks that the model solves sometimes, or raise group"

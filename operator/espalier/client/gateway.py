@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import (
+    CHECKPOINT,
     EPOCH,
     IDEMPOTENCY_KEY,
     PROMOTION,
@@ -183,7 +184,7 @@ class GatewayClient:
             "return_token_ids": True,
         }
         answer = await self._transport.call("POST", "/v1/chat/completions", json.dumps(body))
-        return read_completions(answer.body, count)
+        return read_completions(answer.body, count, answer.headers.get(CHECKPOINT, ""))
 
     async def tokenize(self, text: str) -> list[int]:
         """The tokens of a text, without any that the tokenizer would put around it."""

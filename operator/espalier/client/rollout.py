@@ -52,6 +52,12 @@ class Rollout:
         return f"rollout {self.rollout_idx} of task {self.task_id}"
 
     @property
+    def checkpoint(self) -> str:
+        """The one checkpoint that sampled it; empty if there were several, or it is not known."""
+        names = {turn.checkpoint for turn in self.turns}
+        return names.pop() if len(names) == 1 else ""
+
+    @property
     def is_truncated(self) -> bool:
         """Whether it ended for another reason than being done."""
         return self.stop_reason not in ("", "done")
@@ -87,6 +93,7 @@ class Rollout:
                 output_token_ids=list(turn.token_ids),
                 output_logprobs=list(turn.logprobs),
                 advantages=list(advantages[index]) if advantages is not None else None,
+                checkpoint=turn.checkpoint or None,
             )
             for index, turn in enumerate(self.turns)
             if turn.token_ids

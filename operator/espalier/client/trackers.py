@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from espalier.api.metrics import STEP_REWARD
 from espalier.client.errors import ConfigurationError
 
 
@@ -64,7 +65,7 @@ class Console:
         """Says nothing."""
 
 
-_SHOWN = ("reward/mean", "loss:sum", "val/reward/mean", "group/excluded", "group/dropped")
+_SHOWN = (STEP_REWARD, "loss:sum", "val/reward/mean", "group/excluded", "group/dropped")
 
 
 def track(names: Sequence[str], directory: Path) -> list[Tracker]:

@@ -110,13 +110,17 @@ class TrainingClient(ReadingClient):
         weight_decay: float = 0.0,
         grad_clip_norm: float = 0.0,
         metrics: Mapping[str, float] | None = None,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
         cursor: Mapping[str, Any] | None = None,
     ) -> Call[CommittedStep]:
         """One AdamW step, its checkpoint, and the head's move to it.
 
-        ``metrics`` are kept with the checkpoint; ``cursor`` is what ``state`` gives back to a
-        process that goes on from it. The result comes when the slug serves the new weights, or
-        will not (``promotion``: Served, Pinned, Gated, Timeout).
+        ``metrics`` are of the step and kept with its checkpoint. ``measured`` are figures of
+        checkpoints that are there already, by name, such as ``eval/reward/mean``: gates of heads
+        and ``keepBest`` go by them. The rewards of trajectories that the gateway sampled are
+        figures of the checkpoint that sampled them by themselves. ``cursor`` is what ``state``
+        gives back to a process that goes on from it. The result comes when the slug serves the new
+        weights, or will not (``promotion``: Served, Pinned, Gated, Timeout).
         """
         request = OptimStepRequest(
             learning_rate=learning_rate,
@@ -126,6 +130,7 @@ class TrainingClient(ReadingClient):
             weight_decay=weight_decay,
             grad_clip_norm=grad_clip_norm,
             metrics=dict(metrics or {}),
+            measured={name: dict(found) for name, found in (measured or {}).items()},
             cursor=dict(cursor or {}),
         )
         return self._command("optim-step", request, gateway.STEP)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from espalier.controllers.streams import KIND as COMMITS
 from espalier.core.disposal import KIND as DISPOSAL
-from espalier.core.manifests.labels import MODEL, ROLE, RUN
+from espalier.core.manifests.labels import MEASURED_ANNOTATION, MODEL, ROLE, RUN
+from espalier.core.measured import named
 from espalier.core.membership import identity_of
 from espalier.kube.cache import Cache
 from espalier.kube.membership import WORKLOADS
@@ -39,7 +40,7 @@ def concerned(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Ite
     elif key.kind == "CheckpointHead":
         yield from _of_head(cache, key, old, new)
     elif key.kind == "Checkpoint":
-        yield from _of_checkpoint(cache, key, body, new)
+        yield from _of_checkpoint(cache, key, old, new)
     elif key.kind == "Pod":
         yield from _of_pod(cache, key, body)
     elif key.kind in WORKLOADS and identity_of(old) != identity_of(new):
@@ -88,9 +89,14 @@ def _of_head(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iter
         yield from (Key("Checkpoint", key.namespace, checkpoint) for checkpoint in served)
 
 
-def _of_checkpoint(cache: Cache, key: Key, body: Body, new: Body | None) -> Iterator[Key]:
+def _of_checkpoint(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
+    body = new or old or {}
     if new is not None:
         yield key
+    if old is None:
+        # What its step says of others becomes theirs.
+        told = body["metadata"].get("annotations", {}).get(MEASURED_ANNOTATION, "")
+        yield from (Key("Checkpoint", key.namespace, other) for other in named(told))
     name = _model(body)
     yield from _keys(cache, "CheckpointHead", key.namespace, name)
     yield from _model_and_runs(cache, key.namespace, name)

@@ -7,16 +7,15 @@ bytes are not those of its digest. The latter stays on record until a rollout ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from espalier.api.checkpoint import Checkpoint, CheckpointStatus
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.api.meta import Metric
 from espalier.api.wire import Problem
-from espalier.core import conditions, pods, request
+from espalier.core import conditions, measured, pods, request
 from espalier.core.conditions import Finding
-from espalier.core.integrity import REASONS, recorded_metrics
+from espalier.core.integrity import REASONS
 from espalier.core.lineage import Lineage
 
 SHOWN_HEADS = 16
@@ -66,7 +65,7 @@ def decide(
         observed_generation=checkpoint.metadata.generation,
         heads=serving,
         head_mark=f"> {','.join(serving)}"[:MARK_CHARS] if serving else None,
-        metrics=metrics(checkpoint.metadata.annotations, checkpoint.status.metrics),
+        metrics=measured.metrics(checkpoint, lineage.tellers(name)),
         conditions=conditions.settle(
             checkpoint.status.conditions, findings, checkpoint.metadata.generation, now
         ),
@@ -97,11 +96,3 @@ def is_superseded(name: str, heads: Sequence[CheckpointHead], lineage: Lineage) 
     if lineage.on_line(name, status.branch, base):
         return ""
     return f"training goes on at branch {status.branch} from {base or 'the base'}"
-
-
-def metrics(annotations: Mapping[str, str], held: list[Metric]) -> list[Metric]:
-    """The metrics that were written with the Checkpoint; ``held`` itself if it says just those."""
-    values = recorded_metrics(annotations) or {}
-    if {metric.name: metric.value for metric in held} == values and len(held) == len(values):
-        return held
-    return [Metric(name=name, value=value) for name, value in sorted(values.items())]

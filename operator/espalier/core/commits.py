@@ -15,13 +15,11 @@ from espalier.api.checkpoint import Checkpoint, CheckpointSpec, Hyperparameters
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef, decimal_string
 from espalier.api.wire import Commit
-from espalier.core import conditions, request
+from espalier.core import conditions, measured, request
 from espalier.core.lineage import BASE_POINT, Lineage, Point, point, upto
 from espalier.core.manifests import labels
 from espalier.core.names import MAIN, checkpoint_name, checkpoint_uri
 
-RUN_STEP_ANNOTATION = "espalier.dev/run-step"
-RUN_UID_ANNOTATION = "espalier.dev/run-uid"
 RUN_SEPARATOR = "/"
 
 
@@ -160,7 +158,7 @@ def run_identity(name: str, uid: str) -> str:
 
 def run_step(checkpoint: Checkpoint) -> int:
     """The step of its run that made a checkpoint; 0 where that is not on it."""
-    said = checkpoint.metadata.annotations.get(RUN_STEP_ANNOTATION, "")
+    said = checkpoint.metadata.annotations.get(labels.RUN_STEP_ANNOTATION, "")
     return int(said) if said.isdecimal() else 0
 
 
@@ -209,8 +207,9 @@ def checkpoint_body(commit: Commit, namespace: str, parent: Point) -> dict[str, 
             | ({labels.RUN: run} if run else {}),
             "annotations": {
                 labels.METRICS_ANNOTATION: json.dumps(metrics),
-                RUN_STEP_ANNOTATION: str(commit.run_step),
-                RUN_UID_ANNOTATION: run_uid(commit),
+                labels.MEASURED_ANNOTATION: measured.annotation(commit.measured),
+                labels.RUN_STEP_ANNOTATION: str(commit.run_step),
+                labels.RUN_UID_ANNOTATION: run_uid(commit),
             },
         },
         "spec": spec.wire(),

@@ -11,9 +11,11 @@ from typing import Any
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.meta import decimal
-from espalier.core.commits import RUN_UID_ANNOTATION, run_step
+from espalier.core import measured
+from espalier.core.commits import run_step
 from espalier.core.integrity import Fault, fault
 from espalier.core.lineage import Lineage, Point, parent_name, reward
+from espalier.core.manifests.labels import RUN_UID_ANNOTATION
 
 
 class Growth:
@@ -28,6 +30,8 @@ class Growth:
         self._faults: dict[str, Fault] = {}
         self._by_run: dict[str, list[Checkpoint]] = {}
         self._leaving: dict[str, Checkpoint] = {}
+        # Who says something of a checkpoint, by its name.
+        self._told: dict[str, set[str]] = {}
         for checkpoint in checkpoints:
             self.put(checkpoint)
 
@@ -38,7 +42,15 @@ class Growth:
 
     def lineage(self, root: Point | None, bases: Mapping[str, str] | None = None) -> Lineage:
         """The checkpoints as lines of descent: a view, which later changes show in."""
-        return Lineage(root, self._by_name, self._by_branch, bases or {}, self._faults, self._best)
+        return Lineage(
+            root,
+            self._by_name,
+            self._by_branch,
+            bases or {},
+            self._faults,
+            self._best,
+            self._told,
+        )
 
     def made_by(self, run_uid: str) -> Sequence[Checkpoint]:
         """The checkpoints of a run, in the order that they were made: a view as well."""
@@ -109,6 +121,8 @@ class Growth:
             self._forget_made(planted)
         else:
             line.insert(at, checkpoint)
+        if planted is None or planted.metadata.annotations != checkpoint.metadata.annotations:
+            self._retell(planted, checkpoint)
         self._by_name[name] = checkpoint
         if uid := _run_uid(checkpoint):
             made = self._by_run.setdefault(uid, [])
@@ -122,10 +136,23 @@ class Growth:
         if planted is None:
             return
         self._forget_made(planted)
+        self._retell(planted, None)
         branch = planted.spec.branch
         line = self._by_branch[branch]
         if _take(self._by_branch, branch, bisect_left(line, planted.spec.step, key=_step)):
             self._best.pop(branch, None)
+
+    def _retell(self, before: Checkpoint | None, after: Checkpoint | None) -> None:
+        """Note of whom a checkpoint that came, went or changed says something."""
+        if before is not None:
+            for name in measured.told(before):
+                left = self._told[name]
+                left.discard(before.metadata.name)
+                if not left:
+                    del self._told[name]
+        if after is not None:
+            for name in measured.told(after):
+                self._told.setdefault(name, set()).add(after.metadata.name)
 
     def _forget_made(self, checkpoint: Checkpoint) -> None:
         if uid := _run_uid(checkpoint):

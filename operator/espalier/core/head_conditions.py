@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from espalier.api.checkpointhead import CheckpointHeadStatus
 from espalier.api.meta import Condition
-from espalier.core import conditions, full_weights, pods
+from espalier.core import conditions, full_weights, measured, pods
 from espalier.core.conditions import Finding
 from espalier.core.head_view import HeadView, damage_on_record, is_current, is_ready
 from espalier.core.lineage import Point
 from espalier.core.names import adapter_name
-from espalier.core.request import PIN, TRACK, Request
+from espalier.core.request import PIN, TRACK, Request, ref_name
 
 PINNED = "Pinned"
+# How far back a head looks for the metric of its gate.
+RECENT = 20
 
 
 def unfit(view: HeadView) -> list[Finding] | None:
@@ -76,12 +80,27 @@ def findings(
     agreed = Request.parse(status.epoch_cause)
     if agreed is not None and agreed.mode == PIN:
         return conditions.ready(PINNED, f"pinned to {shown}, onPin {view.head.spec.on_pin}")
-    gate = view.head.spec.gate
-    if gate is not None and status.latest is not None and status.latest.name != target.name:
-        return conditions.ready(
-            "Tracking", f"serves {shown}; {status.latest.name} is below {gate.metric} {gate.min}"
-        )
-    return conditions.ready("Tracking", f"serves {shown}")
+    held = _held_by_gate(view, status, target)
+    return conditions.ready("Tracking", f"serves {shown}{held and f'; {held}'}")
+
+
+def _held_by_gate(view: HeadView, status: CheckpointHeadStatus, target: Point) -> str:
+    """Why the gate lets the newest checkpoint not pass, and what it waits for; empty if it does."""
+    gate, latest = view.head.spec.gate, status.latest
+    if gate is None or latest is None or latest.name == target.name:
+        return ""
+    newest = view.lineage.by_name.get(latest.name)
+    if newest is None or measured.value(newest, gate.metric):
+        return f"{latest.name} is below {gate.metric} {gate.min}"
+    waits = f"{latest.name} {measured.missing(newest, gate.metric)}"
+    line = view.lineage.descending(status.branch, ref_name(status.branch_base))
+    recent = [*islice(line, RECENT)]
+    before = next((c for c in recent if measured.value(c, gate.metric)), None)
+    if before is not None:
+        value = measured.value(before, gate.metric)
+        return f"{waits}. The newest that has it is {before.metadata.name} with {value}"
+    known = ", ".join(measured.known(recent)) or "no figure of their own"
+    return f"{waits}. None of the newest {len(recent)} has it; they have {known}"
 
 
 def _crowded_out(view: HeadView) -> list[Finding] | None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.meta import decimal
+from espalier.api.metrics import REWARD
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.integrity import Fault
 from espalier.core.names import MAIN, imported_name, parse_checkpoint_name
@@ -29,7 +30,6 @@ class Point:
 
 
 BASE_POINT = Point()
-REWARD = "reward/mean"
 
 
 def point(checkpoint: Checkpoint) -> Point:
@@ -43,7 +43,8 @@ class Lineage:
 
     ``bases`` are the bases of branches as recorded before: what the first checkpoint of a branch
     says, should that one be gone. ``faults`` are the objects that stay out, by name: no commit can
-    have made them. ``best`` is the highest reward that was seen on each branch.
+    have made them. ``best`` is the highest reward that was seen on each branch. ``told`` are those
+    that say something of a checkpoint, by its name.
     """
 
     root: Point | None
@@ -52,6 +53,11 @@ class Lineage:
     bases: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, Fault] = field(default_factory=dict)
     best: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def tellers(self, name: str) -> list[Checkpoint]:
+        """The checkpoints of the tree that say something of the one of that name."""
+        return [self.by_name[teller] for teller in self.told.get(name, ())]
 
     def place(self, name: str) -> Point | None:
         """The place of that name: one of the model's checkpoints, its root, or the base."""
@@ -152,7 +158,7 @@ class Lineage:
 
 
 def reward(checkpoint: Checkpoint) -> str | None:
-    """The mean reward of a checkpoint's step, as a decimal string."""
+    """The mean reward that was measured of a checkpoint, as a decimal string."""
     # They are in alphabetic order, so that it is among the last.
     value = next((m.value for m in reversed(checkpoint.status.metrics) if m.name == REWARD), "")
     try:

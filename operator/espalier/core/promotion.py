@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHeadSpec, Gate
-from espalier.core import conditions
+from espalier.api.metrics import MEASURED_MESSAGE, is_measured
+from espalier.core import conditions, measured
 from espalier.core.request import passes
 
 
@@ -29,6 +30,12 @@ def newest(spec: CheckpointHeadSpec, checkpoints: Sequence[Checkpoint]) -> Check
         and not conditions.is_true(checkpoint.status.conditions, conditions.SUPERSEDED)
     ]
     passed = [checkpoint for checkpoint in live if passes(spec, checkpoint)]
+    if live and not any(measured.value(checkpoint, gate.metric) for checkpoint in live):
+        others = ", ".join(measured.known(live)) or "no figure of their own yet"
+        raise RefusedError(
+            f"none of the {len(live)} Ready checkpoints of model {spec.model_ref.name} has "
+            f"{gate.metric}; they have {others}: train on, or name one of these in spec.gate.metric"
+        )
     if not passed:
         raise RefusedError(
             f"none of the {len(live)} Ready checkpoints of model {spec.model_ref.name} reaches "
@@ -46,17 +53,14 @@ def check(spec: CheckpointHeadSpec, checkpoint: Checkpoint) -> None:
     if not conditions.is_true(checkpoint.status.conditions, conditions.READY):
         raise RefusedError(f"{name} is not Ready: kubectl describe checkpoint {name} says why")
     if not passes(spec, checkpoint):
-        value = measured(checkpoint, gate.metric)
-        has = f"has {gate.metric} {value}" if value else f"has no {gate.metric}"
-        raise RefusedError(f"{name} {has}, the gate asks for {gate.min}: promote another one")
-
-
-def measured(checkpoint: Checkpoint, metric: str) -> str:
-    """The value of a checkpoint's metric; empty if it was not measured."""
-    return next((m.value for m in checkpoint.status.metrics if m.name == metric), "")
+        value = measured.value(checkpoint, gate.metric)
+        has = f"has {gate.metric} {value}" if value else measured.missing(checkpoint, gate.metric)
+        raise RefusedError(f"{name} {has}; the gate asks for {gate.min}: promote another one")
 
 
 def _gate(spec: CheckpointHeadSpec) -> Gate:
     if spec.gate is None:
         raise RefusedError("the head has no gate to pass: add spec.gate with metric and min")
+    if not is_measured(spec.gate.metric):
+        raise RefusedError(f"spec.gate.metric: {spec.gate.metric} {MEASURED_MESSAGE}")
     return spec.gate

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadSpec, NameOnly
 from espalier.api.meta import decimal
+from espalier.core import measured
 from espalier.core.lineage import Lineage, Point
 
 TRACK = "Track"
@@ -90,12 +91,11 @@ def training_point(head: CheckpointHead, lineage: Lineage) -> TrainingPoint | No
 
 
 def passes(spec: CheckpointHeadSpec, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint passes the head's gate; one without the metric does not."""
+    """Whether a checkpoint passes the head's gate; one of which it was not measured does not."""
     if spec.gate is None:
         return True
-    values = {metric.name: metric.value for metric in checkpoint.status.metrics}
-    value = values.get(spec.gate.metric)
-    return value is not None and decimal(value) >= decimal(spec.gate.min)
+    value = measured.value(checkpoint, spec.gate.metric)
+    return bool(value) and decimal(value) >= decimal(spec.gate.min)
 
 
 def ref_name(ref: NameOnly | None) -> str:

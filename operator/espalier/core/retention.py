@@ -16,6 +16,7 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import decimal
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import CheckpointPolicy, KeepBest, TrainingRun
+from espalier.core import measured
 from espalier.core.lineage import Lineage
 
 
@@ -92,15 +93,21 @@ def _kept(made: Sequence[Checkpoint], policy: CheckpointPolicy) -> set[str]:
 
 
 def _best(made: Sequence[Checkpoint], rule: KeepBest) -> list[Checkpoint]:
-    """The highest values; of equal ones the newest. A checkpoint without the metric is none."""
+    """The highest values, of equal ones the newest; and what may be measured yet.
+
+    A checkpoint is measured when the next step was taken from its samples. One that was passed over
+    in between has no value and is none of the best.
+    """
     scored = [(value, c) for c in made if (value := _value(c, rule.metric)) is not None]
     ranked = sorted(scored, key=lambda entry: (entry[0], _age(entry[1])), reverse=True)
-    return [checkpoint for _, checkpoint in ranked[: rule.count]]
+    last = max((_age(c) for _, c in scored), default=None)
+    open_ = [c for c in made if last is None or _age(c) > last]
+    return [checkpoint for _, checkpoint in ranked[: rule.count]] + open_
 
 
 def _value(checkpoint: Checkpoint, metric: str) -> float | None:
-    found = (m.value for m in checkpoint.status.metrics if m.name == metric)
-    return next((decimal(value) for value in found), None)
+    found = measured.value(checkpoint, metric)
+    return decimal(found) if found else None
 
 
 def _age(checkpoint: Checkpoint) -> tuple[int, int, str]:

@@ -14,6 +14,7 @@ from typing import Literal
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import ObjectRef
+from espalier.api.metrics import is_measured
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import Applied, Progress, TrainingRun, TrainingRunStatus
 from espalier.api.wire import Problem
@@ -87,7 +88,9 @@ def decide(view: RunView, now: str) -> RunDecision:
     stage = _stage(view, step)
     training = stage.triple[0].reason == TRAINING
     action, again = _runner(view, stage, now)
-    metrics = latest.status.metrics if latest else old.metrics
+    metrics = old.metrics
+    if latest is not None:
+        metrics = [m for m in latest.status.metrics if not is_measured(m.name)]
     findings = [
         *stage.triple,
         stage.suspended,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
+from espalier.api.wire import CHECKPOINT
+from espalier.core.names import BASE
 from espalier.gateway import delivery, metrics
 from espalier.gateway.answers import read_held
 from espalier.gateway.asked import Asked, read_asked
@@ -201,13 +203,14 @@ class Completions:
         answer = await read_held(upstream, hold)
         if upstream.status == web.HTTPConflict.status_code:
             raise NotLoadedError(_said(answer))
-        kept = {}
+        kept: dict[str, str] = {}
         if upstream.status == 200:
             try:
                 answer = rewrite_answer(answer, exchange.target.adapter, exchange.asked.model)
             except UnreadableError as error:
                 raise unknown(upstream, f"answers with no completion: {error}") from error
-            kept = await self._keep(exchange, answer)
+            kept = {CHECKPOINT: exchange.target.checkpoint or BASE}
+            kept |= await self._keep(exchange, answer)
         response = web.Response(
             body=answer, status=upstream.status, content_type=upstream.content_type, headers=kept
         )
@@ -220,7 +223,7 @@ class Completions:
         if not exchange.trace:
             return {}
         kept = exchange.keeper is not None and await self._traces.record(
-            exchange.keeper, exchange.trace, answer
+            exchange.keeper, exchange.trace, answer, exchange.target.checkpoint
         )
         return {TRACE_KEPT: "Kept" if kept else "NotKept"}
 
@@ -250,7 +253,11 @@ async def _begun(exchange: _Exchange) -> web.StreamResponse:
     """The stream to the client, begun as late as possible: until then another pod may be tried."""
     if exchange.response is None:
         exchange.response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+            headers={
+                "Content-Type": "text/event-stream",
+                "Cache-Control": "no-cache",
+                CHECKPOINT: exchange.target.checkpoint or BASE,
+            }
         )
         await exchange.response.prepare(exchange.request)
     return exchange.response

@@ -30,10 +30,14 @@ class Slug:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a request goes: the name the rollouts know, and ready pods."""
+    """Where a request goes: the name the rollouts know, its checkpoint's, and ready pods.
+
+    ``checkpoint`` is empty for the base.
+    """
 
     model: Id
     adapter: str
+    checkpoint: str
     pods: tuple[Pod, ...]
 
 
@@ -146,11 +150,11 @@ def resolve(
             checkpoint it was forked from.
         head: the head to serve where ``ref`` names none; None for the model's own.
     """
-    adapter = _adapter(snapshot, model, ref, head)
-    if not isinstance(adapter, str):
-        return adapter
+    found = _adapter(snapshot, model, ref, head)
+    if not isinstance(found, tuple):
+        return found
     ready = tuple(pod for pod in snapshot.pods_of(model, ROLLOUT) if pod.ready)
-    return Target(model, adapter, ready) if ready else _why_not_ready(snapshot, model)
+    return Target(model, *found, ready) if ready else _why_not_ready(snapshot, model)
 
 
 def could_be_committed(snapshot: Snapshot, model: Id, ref: str) -> bool:
@@ -159,19 +163,22 @@ def could_be_committed(snapshot: Snapshot, model: Id, ref: str) -> bool:
     return bool(re.fullmatch(pattern, ref)) and model.beside(ref) not in snapshot.checkpoints
 
 
-def _adapter(snapshot: Snapshot, model: Id, ref: str, name: Id | None) -> str | Unknown | NotReady:
+def _adapter(
+    snapshot: Snapshot, model: Id, ref: str, name: Id | None
+) -> tuple[str, str] | Unknown | NotReady:
+    """The name that the rollouts know, and the checkpoint's."""
     if ref == BASE:
-        return BASE
+        return BASE, ""
     if ref:
         return _adapter_of_checkpoint(snapshot, model, ref)
     own = name is None or name == model
     head = snapshot.head_of(model) if own else snapshot.heads.get(name or model)
     if head is None or head.status.current is None:
         return _why_not_ready(snapshot, model)
-    return adapter_name(model.name, head.status.current.digest)
+    return adapter_name(model.name, head.status.current.digest), head.status.current.name
 
 
-def _adapter_of_checkpoint(snapshot: Snapshot, model: Id, ref: str) -> str | Unknown:
+def _adapter_of_checkpoint(snapshot: Snapshot, model: Id, ref: str) -> tuple[str, str] | Unknown:
     checkpoint = snapshot.checkpoints.get(model.beside(ref))
     root = snapshot.models[model].status.root_checkpoint_ref
     is_root = root is not None and root.name == ref
@@ -185,7 +192,7 @@ def _adapter_of_checkpoint(snapshot: Snapshot, model: Id, ref: str) -> str | Unk
             f"{slug_of(snapshot, model)}@{name}" for name in _nearest(ref, [*own, BASE])
         )
         return Unknown(f"model {slug_of(snapshot, model)!r} has no checkpoint {ref!r}", nearest)
-    return adapter_name(model.name, checkpoint.spec.digest)
+    return adapter_name(model.name, checkpoint.spec.digest), ref
 
 
 def _why_not_ready(snapshot: Snapshot, model: Id) -> NotReady:

@@ -99,14 +99,16 @@ class Traces:
         may = await self._services.auth.allowed(user, "update", "trainingruns", name)
         return Keeper(model, pod) if may else None
 
-    async def record(self, keeper: Keeper, trace: str, answer: bytes) -> bool:
-        """Keeps the turn of an answer that has the form of vLLM's; False if that failed.
+    async def record(self, keeper: Keeper, trace: str, answer: bytes, checkpoint: str) -> bool:
+        """Keeps the turn that a checkpoint sampled, in vLLM's form; False if that failed.
 
         The caller gets its answer only afterwards, so that a trace it has seen to its end is whole.
         """
         sample = _sample(answer)
         if sample is None:
             return False
+        if checkpoint:
+            sample["checkpoint"] = checkpoint
         path = f"/{trace}/samples"
         with self._services.rooms.answers.hold() as hold:
             try:

@@ -29,9 +29,10 @@ from espalier.client import (
     UnauthorizedError,
 )
 from espalier.core.commits import run_identity
+from espalier.core.names import parse_checkpoint_name
 from espalier.runner.journal import Journal
 from espalier.runner.problem import UserError
-from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
+from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records, uninformative
 from espalier.runner.sampling import Skipped, sample_groups
 from espalier.runner.scoring.policy import told
 from espalier.runner.scoring.scorer import Scorer
@@ -230,6 +231,7 @@ class Loop:
                 weight_decay=decimal(spec.optimizer.weight_decay),
                 grad_clip_norm=decimal(spec.optimizer.gradient_clip_norm),
                 metrics=seen,
+                measured=_of_sampled(state, attempt),
                 cursor={"run_step": step, "next_task": step * spec.groups_per_step},
                 rollouts=records(attempt.groups, trained),
             ),
@@ -265,6 +267,14 @@ class Loop:
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened[2].close()
+
+
+def _of_sampled(state: TrainerState, attempt: _Attempt) -> dict[str, dict[str, float]]:
+    """What the samples say of the checkpoint that they are of; the base, or another model's, has
+    no place in the model's tree."""
+    found = measured(attempt.groups)
+    own = parse_checkpoint_name(state.model, state.checkpoint) is not None
+    return {state.checkpoint: found} if own and found else {}
 
 
 def _without_signal(attempt: _Attempt) -> UserError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
+from espalier.api.metrics import REWARD, STEP_REWARD, of_step
 from espalier.api.wire import TrajectoryPayload, TrajectorySample
 from espalier.client.batch import TOLERANCE
 from espalier.client.completion import Completion
@@ -28,6 +29,7 @@ _METRIC: dict[Cause, str] = {
     "Malformed": "malformed",
 }
 
+ERRORS = "rollout/scorer_errors"
 _SCORER = f"The scorer fails on what the model writes. {REMEDY}"
 
 AdvantageSource = Literal["Estimated", "Precomputed"]
@@ -109,30 +111,42 @@ def _given(score: Score) -> float:
 def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[str, float]:
     """The runner's metrics of a step, over everything sampled, dropped groups included.
 
-    ``reward/std`` is the population's; fractions are of groups and of completions. Where no
+    Standard deviations are the population's; fractions are of groups and of completions. Where no
     completion has a reward there is no mean, and only causes that occurred are named. ``too_long``
     counts the tasks that could not be asked.
     """
     asked = {"group/prompt_too_long": float(too_long)} if too_long else {}
     if not groups:
         return asked
-    rewards = [reward for group in groups for reward in group.rewards]
+    rewards = {of_step(name): value for name, value in measured(groups).items()}
     completions = [completion for group in groups for completion in group.completions]
     failed = counted(score for group in groups for score in group.scores)
-    seen = {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)} if rewards else {}
-    for cause, count in sorted(failed.items()):
-        seen[f"reward/scorer_errors_{_METRIC[cause]}"] = float(count)
+    causes = {f"{ERRORS}_{_METRIC[cause]}": float(n) for cause, n in sorted(failed.items())}
     return (
         asked
-        | seen
+        | rewards
+        | causes
         | {
-            "reward/scorer_errors": float(failed.total()),
+            ERRORS: float(failed.total()),
             "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
             "group/dropped": float(dropped),
             "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
             "completion/truncated_fraction": fmean(c.truncated for c in completions),
         }
     )
+
+
+def measured(groups: Sequence[Group]) -> dict[str, float]:
+    """The rewards of what was sampled, as figures of the checkpoint that sampled it."""
+    rewards = [reward for group in groups for reward in group.rewards]
+    if not rewards:
+        return {}
+    return {
+        REWARD: fmean(rewards),
+        "reward/std": pstdev(rewards),
+        "reward/min": min(rewards),
+        "reward/max": max(rewards),
+    }
 
 
 def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str, Any]]:
@@ -160,7 +174,7 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
 def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
     """Detail and remedy for rounds in which no group could teach."""
     seen = metrics(groups, len(groups))
-    cut, mean = seen["completion/truncated_fraction"], seen.get("reward/mean")
+    cut, mean = seen["completion/truncated_fraction"], seen.get(STEP_REWARD)
     lacking = sum(not group.scored for group in groups)
     shown = "no reward at all" if mean is None else f"mean reward {mean:.3g}"
     errors = f", {lacking} of {len(groups)} groups dropped for scorer errors" if lacking else ""
@@ -170,7 +184,7 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
     )
     if 2 * lacking > len(groups):
         return detail, _SCORER
-    return detail, _remedy(cut, mean, seen["reward/scorer_errors"])
+    return detail, _remedy(cut, mean, seen[ERRORS])
 
 
 def _remedy(cut: float, mean: float | None, errors: float) -> str:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Commit
@@ -52,6 +52,7 @@ class StepState(BaseModel):
     group_size: int
     loss: str
     metrics: dict[str, float]
+    measured: dict[str, dict[str, float]] = Field(default_factory=dict)
     cursor: dict[str, Any]
     optimizer_steps: int
 
@@ -193,6 +194,7 @@ def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Com
         group_size=state.group_size,
         loss=state.loss,
         metrics=state.metrics,
+        measured=state.measured,
         created=created,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from espalier.api.wire import (
@@ -17,6 +17,7 @@ from espalier.trainer.compute import Added, Batch, Compute
 from espalier.trainer.data import Datum, Limits, datums
 from espalier.trainer.log import CommandLog, Key, Kind, Record
 from espalier.trainer.losses import loss_spec
+from espalier.trainer.measured import sampled
 from espalier.trainer.planner import Cuts
 from espalier.trainer.problems import CommandError, invalid
 
@@ -62,10 +63,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class GradientCommand:
-    """A checked and admitted gradient command: ``add`` accumulates its gradients once."""
+    """A checked and admitted gradient command: ``apply`` accumulates its gradients once."""
 
     batch: Batch
     add: Callable[[], Added]
+    sampled: tuple[tuple[str, float], ...] = ()
+
+    def apply(self) -> Added:
+        """Adds the gradients; the tally says as well which checkpoints sampled the rewards."""
+        added = self.add()
+        return replace(added, tally=replace(added.tally, sampled=self.sampled))
 
 
 def gradient_command(
@@ -123,7 +130,9 @@ def _forward_backward(
     )
     batch = compute.admit(data, spec, cuts)
     return GradientCommand(
-        batch, lambda: compute.add_loss(batch, spec, request.temperature, request.group_size)
+        batch,
+        lambda: compute.add_loss(batch, spec, request.temperature, request.group_size),
+        sampled(request.inputs),
     )
 
 
@@ -144,6 +153,7 @@ def _backward(
             group_size=forward.group_size,
             forward=request.forward_id,
         ),
+        sampled(forward.inputs),
     )
 
 

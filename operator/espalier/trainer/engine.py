@@ -228,7 +228,7 @@ class Engine:
         work = gradient_command(self.compute, self.log, request)
         record = self.begin(command)
         try:
-            added = work.add()
+            added = work.apply()
             answer = ForwardBackwardResult(
                 metrics=added.tally.answer_metrics(), num_datums=len(work.batch.data)
             ).model_dump_json()

@@ -15,7 +15,8 @@ class Tally:
     ``compared`` tokens had a sampler log-prob q; over them, with d = lp - q: the largest and the
     summed |d|, the summed d, the summed and the largest ratio exp(d), and the summed k3 estimate
     exp(d) - 1 - d. ``unique`` tokens went through the trunk: a shared prompt counts once.
-    ``datums`` are samples, ``rewards`` one for each trajectory.
+    ``datums`` are samples, ``rewards`` one for each trajectory; ``sampled`` has the rewards of
+    those whose sampler is known, with the name of its Checkpoint.
     """
 
     loss_name: str = ""
@@ -36,6 +37,7 @@ class Tally:
     divergence_sum: float = 0.0
     entropy_sum: float = 0.0
     rewards: tuple[float, ...] = ()
+    sampled: tuple[tuple[str, float], ...] = ()
     given: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
@@ -59,6 +61,7 @@ class Tally:
             divergence_sum=self.divergence_sum + other.divergence_sum,
             entropy_sum=self.entropy_sum + other.entropy_sum,
             rewards=self.rewards + other.rewards,
+            sampled=self.sampled + other.sampled,
             given=self.given | other.given,
         )
 
@@ -189,28 +192,28 @@ METRICS = (
     ),
     Metric(
         "",
-        "reward/mean",
+        "rollout/reward/mean",
         "Mean reward of the trajectories trained on; a client's own figure wins.",
         lambda t: statistics.fmean(t.rewards),
         _rewarded,
     ),
     Metric(
         "",
-        "reward/std",
+        "rollout/reward/std",
         "Population standard deviation of these rewards; a client's own figure wins.",
         lambda t: statistics.pstdev(t.rewards),
         _rewarded,
     ),
     Metric(
         "",
-        "reward/min",
+        "rollout/reward/min",
         "The lowest of these rewards; a client's own figure wins.",
         lambda t: min(t.rewards),
         _rewarded,
     ),
     Metric(
         "",
-        "reward/max",
+        "rollout/reward/max",
         "The highest of these rewards; a client's own figure wins.",
         lambda t: max(t.rewards),
         _rewarded,

@@ -86,4 +86,4 @@ def _replay(target: Engine) -> None:
     for record in target.log.pending():
         request, cuts = logged_request(target.log, record), read_cuts(record.cuts)
         work = gradient_command(target.compute, target.log, request, cuts)
-        target.tallies.append(work.add().tally)
+        target.tallies.append(work.apply().tally)

@@ -24,7 +24,7 @@ from espalier.api.wire import (
     Problem,
     Wire,
 )
-from espalier.trainer import delivery, trace_routes
+from espalier.trainer import delivery, measured, trace_routes
 from espalier.trainer.bodies import client_of, epoch_of, key_of, number, parse
 from espalier.trainer.commands import Answer, Command, Empty, Sent
 from espalier.trainer.commits import CommitFeed, Snapshot
@@ -227,6 +227,7 @@ class Service:
             engine = self._ready_engine()
             content = await self._body(request)
             parsed: Wire = await asyncio.to_thread(parse, body, content or b"{}")
+            measured.check(parsed, engine.model)
             if isinstance(parsed, ForwardRequest):
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = client_of(request)

@@ -6,11 +6,13 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from espalier.api.metrics import of_step
 from espalier.api.wire import OptimStepRequest, OptimStepResult, Problem
 from espalier.trainer import checkpoints
 from espalier.trainer.checkpoints import Position, StepState
 from espalier.trainer.commands import Answer, Command
 from espalier.trainer.log import Record
+from espalier.trainer.measured import figures
 from espalier.trainer.metrics import total
 from espalier.trainer.optimizer import Proposal
 from espalier.trainer.problems import CommandError
@@ -19,7 +21,7 @@ from espalier.trainer.store import Stored
 if TYPE_CHECKING:
     from espalier.trainer.engine import Engine
 
-REWARDS = "reward/"
+REWARDS = of_step("reward/")
 
 
 def optim_step(engine: Engine, command: Command, request: OptimStepRequest) -> Answer:
@@ -136,6 +138,7 @@ def _next_state(engine: Engine, request: OptimStepRequest, proposal: Proposal) -
         group_size=tally.group_size,
         loss=tally.loss_name,
         metrics=request.metrics | measured | rewards,
+        measured=figures(tally, request.measured, engine.model),
         cursor=request.cursor,
         optimizer_steps=proposal.moments.steps,
     )

@@ -125,7 +125,7 @@ class Traces:
         """
         held = [self._held(item) for item in request.inputs]
         inputs = [
-            _trajectory(index, item, record) if isinstance(item, str) else item
+            _trajectory(index, item, record) if isinstance(item, str) else _sampled(item, record)
             for index, (item, record) in enumerate(zip(request.inputs, held, strict=True))
         ]
         _check_groups(held, request.group_size)
@@ -173,6 +173,16 @@ def _trajectory(index: int, trace: str, record: TraceRecord | None) -> Trajector
         reward=record.exit["reward"],
         trace_id=trace,
     )
+
+
+def _sampled(item: TrajectoryPayload, record: TraceRecord | None) -> TrajectoryPayload:
+    """An inline trajectory with the checkpoint that sampled its trace, where one did alone."""
+    known = {sample.get("checkpoint") for sample in record.samples} if record is not None else set()
+    if len(known) != 1 or any(sample.checkpoint is not None for sample in item.samples):
+        return item
+    (name,) = known
+    samples = [sample.model_copy(update={"checkpoint": name}) for sample in item.samples]
+    return item.model_copy(update={"samples": samples})
 
 
 def _unfit(record: TraceRecord | None) -> tuple[str, str] | None:

@@ -27,3 +27,7 @@ def child_labels(role: Role, model: str, run: str = "") -> dict[str, str]:
 
 # What a Checkpoint's status is derived from: written with it, so that no crash parts the two.
 METRICS_ANNOTATION = "espalier.dev/metrics"
+# What its step says of other Checkpoints: theirs are derived from it.
+MEASURED_ANNOTATION = "espalier.dev/measured"
+RUN_STEP_ANNOTATION = "espalier.dev/run-step"
+RUN_UID_ANNOTATION = "espalier.dev/run-uid"

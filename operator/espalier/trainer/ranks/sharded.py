@@ -35,7 +35,9 @@ class ShardedCompute(RankedCompute):
     @override
     def propose(self, values: OptimStepRequest) -> Proposal:
         # Ranks need the optimizer's values alone.
-        bare = values.model_copy(update={"rollouts": [], "metrics": {}, "cursor": {}})
+        bare = values.model_copy(
+            update={"rollouts": [], "metrics": {}, "measured": {}, "cursor": {}}
+        )
         return self._ask_all(Propose(values=bare), lambda: LocalCompute.propose(self, values))[0]
 
     @override
