@@ -50,6 +50,8 @@ class ScriptedTrainer:
         self.problem: Problem | None = None
         self.warnings: list[Problem] = []
         self.refusal: Problem | None = None
+        # The rank of what it writes; 0 are full weights.
+        self.rank = 16
         self._grown = asyncio.Condition()
 
     def volume(self, model: str) -> Volume:
@@ -128,7 +130,7 @@ class ScriptedTrainer:
             parent_name=at.name if at else held.base_name,
             digest=digest(f"{name}/{held.epoch}/{len(volume.commits)}"),
             size_bytes=1,
-            lora_rank=16,
+            lora_rank=self.rank,
             learning_rate=1e-4,
             group_size=8,
             loss="importance_sampling",
