@@ -199,6 +199,7 @@ ALLOWED = [
     (OPERATOR, TEAM, "delete checkpoints"),
     (OPERATOR, TEAM, "delete jobs.batch"),
     (OPERATOR, TEAM, "get configmaps"),
+    (OPERATOR, TEAM, "list events"),
     (OPERATOR, TEAM, "get persistentvolumeclaims"),
     (OPERATOR, SYSTEM, "update leases.coordination.k8s.io"),
     (OPERATOR, SYSTEM, "create secrets"),

@@ -70,6 +70,11 @@ BUSY = ("Ready", "Unknown", "ModelBusy", "TrainingRun first trains arith; waits 
             "run waits for nothing: it trains (step 1 of 3).",
         ),
         (
+            [("Ready", "True", "AwaitingClient", "step 0 of 3: no script has taken a step yet")],
+            2,
+            "run waits for your script to train it (step 0 of 3",
+        ),
+        (
             [("Ready", "False", "Starting", "trainer: 0/3 nodes are available")],
             2,
             "run waits, Starting: trainer: 0/3 nodes are available",

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from espalier.core import pods
+from espalier.core.hindrance import Hindrance
 
 
 def pod(**status: Any) -> dict[str, Any]:
@@ -96,6 +97,86 @@ def killed(role: str, *, started: bool, limit: str = "", waiting: str = "") -> p
     body["metadata"]["labels"]["espalier.dev/role"] = role
     body["spec"]["containers"][0]["resources"] = {"limits": {"memory": limit}} if limit else {}
     return pods.read_pod(body)
+
+
+VLLM = """INFO starting
+1 validation error for ModelConfig
+  Value error, max_model_len (1024) is greater than the derived 512\x1b[0m
+    For further information visit https://errors.example
+"""
+BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s restarting"}}
+
+
+def ended(message: str, code: int = 1, **facts: Any) -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "message": message, **facts}}
+
+
+@pytest.mark.parametrize("state", [BACK_OFF, {"running": {}}])
+def test_a_container_that_dies_again_and_again_shows_its_last_lines_and_does_not_flap(
+    state: dict[str, Any],
+) -> None:
+    read = pods.read_pod(
+        pod(containerStatuses=[container(started=False, state=state, lastState=ended(VLLM))])
+    )
+    assert read.waiting_reason == "CrashLoopBackOff"
+    assert read.waiting == (
+        "CrashLoopBackOff: the container ended with exit code 1: 1 validation error for "
+        "ModelConfig | Value error, max_model_len (1024) is greater than the derived 512 [0m | "
+        "For further information visit https://errors.example"
+    )
+
+
+def test_one_that_left_no_message_says_so_and_a_long_one_is_bounded() -> None:
+    def waiting(message: str) -> str:
+        status = container(started=False, state=BACK_OFF, lastState=ended(message, 137))
+        return pods.read_pod(pod(containerStatuses=[status])).waiting
+
+    assert waiting("").endswith("ended with exit code 137 and left no message")
+    assert len(waiting("\n".join(["x" * 4000] * 9))) < 1024
+
+
+@pytest.mark.parametrize(("took", "told"), [("10:10", True), ("09:00", False), ("15:00", False)])
+def test_a_container_that_its_startup_probe_ended_names_the_field(took: str, *, told: bool) -> None:
+    times = {"startedAt": "2026-01-01T00:00:00Z", "finishedAt": f"2026-01-01T00:{took}Z"}
+    body = pod(containerStatuses=[container(started=False, state=BACK_OFF)])
+    body["status"]["containerStatuses"][0]["lastState"] = ended("", 0, **times)
+    probe = {"periodSeconds": 1, "failureThreshold": 600}
+    body["spec"]["containers"][0]["startupProbe"] = probe
+    assert ("raise spec.rollout.startupSeconds" in pods.read_pod(body).waiting) == told
+
+
+def test_an_error_of_the_scheduler_passes_by_itself() -> None:
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "SchedulerError"}
+    read = pods.read_pod(pod(conditions=[scheduled], phase="Pending"))
+    assert read.waiting_reason == "Starting"
+
+
+def test_a_silent_pod_says_what_events_say_until_its_volumes_are_there() -> None:
+    told = {"u": Hindrance("FailedMount", 'configmap "t-nope" not found')}
+    silent = pods.read_pod(pod(phase="Pending"))
+    (read,) = pods.hindered([silent], told)
+    assert read.waiting_reason == "FailedMount"
+    assert read.waiting == 'FailedMount: configmap "t-nope" not found'
+    mounted = {"type": "PodReadyToStartContainers", "status": "True"}
+    for later in (
+        pod(phase="Pending", conditions=[mounted]),
+        pod(containerStatuses=[container(started=False, state={"running": {}})]),
+    ):
+        (read,) = pods.hindered([pods.read_pod(later)], told)
+        assert read.waiting_reason == "Starting"
+
+
+def test_a_job_whose_sidecar_runs_on_is_told_from_one_that_works() -> None:
+    sidecar = {"name": "proxy", "state": {"running": {}}}
+    body = pod(containerStatuses=[container(state=ended("done", 0)), sidecar])
+    body["spec"]["restartPolicy"] = "Never"
+    read = pods.read_pod(body)
+    assert read.outlived == ("proxy",)
+    assert "proxy runs on" in pods.keepers(read)
+    assert "sidecar.istio.io/inject" in pods.keepers(read)
+    working = pod(containerStatuses=[RUNNING, sidecar])
+    working["spec"]["restartPolicy"] = "Never"
+    assert not pods.read_pod(working).outlived
 
 
 @pytest.mark.parametrize("waiting", ["", "CrashLoopBackOff"])

@@ -15,9 +15,11 @@ from espalier.core import run as runs
 from espalier.core import turn as turns
 from espalier.core.conditions import find
 from espalier.core.growth import grow
+from espalier.core.hindrance import Hindrance
 from espalier.core.lineage import BASE_POINT, point
 from espalier.core.pods import Job, Pod
-from espalier.core.run import RunDecision, RunView
+from espalier.core.run import RunDecision
+from espalier.core.run_view import RunView
 
 SERVED = {"epoch": 1, "epochCause": "1/Track", "current": {"name": "m-000001", "step": 1}}
 PAUSED = {**SERVED, "epoch": 2, "epochCause": "2/Pin/m-000001/Pause"}
@@ -65,7 +67,11 @@ def said(decision: RunDecision, type_: str) -> str:
 DONE = run(status={"step": 10})
 FAILED = run(status={"conditions": [condition("Succeeded", "False", "UnknownDataset")]})
 STALLED_MODEL = model(status={"conditions": [condition("Stalled", "True", "BaseUnreadable")]})
-OLDER = run("older", meta={"creationTimestamp": "2025-01-01T00:00:00Z"})
+OUT_OF_MEMORY = model(
+    status={"conditions": [condition("RolloutsReady", "False", "OOMKilled", message="its limit")]}
+)
+OLDER_META = {"creationTimestamp": "2025-01-01T00:00:00Z"}
+OLDER = run("older", meta=OLDER_META)
 SUSPENDED = run("older", suspend=True, meta={"creationTimestamp": "2025-01-01T00:00:00Z"})
 FULL = Problem(detail="no space left", reason="VolumeFull")
 # what differs from a run that trains; Ready, Reconciling, Stalled; action on the runner
@@ -105,7 +111,7 @@ STAGES = {
             "head": head(status=BRANCHED),
             "run": run(driver="Client"),
         },
-        "True/Training",
+        "True/AwaitingClient",
         "False",
         "False",
         "Keep",
@@ -122,6 +128,49 @@ STAGES = {
     "no runner": ({"runner": None, "runner_pods": []}, "False/Starting", "True", "False", "Create"),
     "runner starts": ({"runner_pods": []}, "False/Starting", "True", "False", "Keep"),
     "failed": ({"run": FAILED}, "False/UnknownDataset", "False", "True", "Keep"),
+    "no rollouts": (
+        {"model": model(rollout={"replicas": 0})},
+        "False/RolloutsIdle",
+        "True",
+        "False",
+        "Keep",
+    ),
+    "a client's without rollouts": (
+        {"model": model(rollout={"replicas": 0}), "run": run(driver="Client", status={"step": 1})},
+        "True/Training",
+        "False",
+        "False",
+        "Keep",
+    ),
+    "rollouts gone": (
+        {"model": OUT_OF_MEMORY, "rollouts": 0, "run": run(status={"step": 3})},
+        "False/OOMKilled",
+        "True",
+        "False",
+        "Keep",
+    ),
+    "no config map": (
+        {"tasks": "ConfigMap tasks does not exist", "runner": None, "runner_pods": []},
+        "False/TasksetInvalid",
+        "True",
+        "False",
+        "Keep",
+    ),
+    "runner suspended": (
+        {"runner": job(suspended=True), "runner_pods": []},
+        "False/JobSuspended",
+        "True",
+        "False",
+        "Keep",
+    ),
+    "runner refused": (
+        {"hindrance": Hindrance("FailedCreate", "exceeded quota"), "runner_pods": []},
+        "False/FailedCreate",
+        "True",
+        "False",
+        "Keep",
+    ),
+    "runner outdated": ({"runner": job(pod="other")}, "True/Training", "False", "False", "Delete"),
     "crashed": (
         {"runner": job(failed=True, failure="BackoffLimitExceeded: 20 times")},
         "False/BackoffLimitExceeded",
@@ -216,7 +265,7 @@ def test_a_runner_that_ended_too_early_is_replaced_after_a_pause() -> None:
 
 def test_a_run_of_a_client_has_no_runner() -> None:
     decision = runs.decide(view(run=run(driver="Client"), runner=None, runner_pods=[]), NOW)
-    assert (said(decision, "Ready"), decision.runner) == ("True/Training", "Keep")
+    assert (said(decision, "Ready"), decision.runner) == ("True/AwaitingClient", "Keep")
 
 
 @pytest.mark.parametrize(
@@ -301,6 +350,64 @@ def test_the_health_of_a_step_is_told_from_its_metrics(
     decision = runs.decide(view(run=run(status={"metrics": shown})), NOW)
     assert said(decision, "RewardsInformative") == rewards
     assert said(decision, "LogprobsAligned") == logprobs
+
+
+def test_the_health_of_the_step_before_holds_until_the_next_one_is_measured() -> None:
+    shown = [{"name": "group/zero_variance_fraction", "value": "0.88"}]
+    unread = checkpoint(step=2, reward=None)
+    before = run(status={"step": 1, "metrics": shown})
+    decision = runs.decide(view(run=before, checkpoints=[unread]), NOW)
+    assert decision.status.step == 2
+    assert said(decision, "RewardsInformative") == "True/RewardsVary"
+    found = find(decision.status.conditions, "RewardsInformative")
+    assert found is not None
+    assert found.message == "88% of the groups had equal rewards, limit 90%"
+
+
+def test_rollouts_that_swap_full_weights_are_healthy_and_missing_ones_are_not() -> None:
+    swapping = model(
+        status={"conditions": [condition("RolloutsReady", "False", "Starting", message="0 of 1")]}
+    )
+    assert said(runs.decide(view(model=swapping), NOW), "RolloutsHealthy") == "True/PodsStarted"
+    gone = runs.decide(view(model=swapping, rollouts=0), NOW)
+    assert said(gone, "RolloutsHealthy") == "False/Starting"
+    assert said(gone, "Ready") == "False/Starting"
+
+
+def test_a_runner_that_failed_for_good_leaves_its_last_lines_in_the_condition() -> None:
+    dead = replace(
+        RUNNER, ready=False, finished=True, died="the container ended with exit code 1: no route"
+    )
+    over = job(failed=True, failure="BackoffLimitExceeded: 20 times")
+    decision = runs.decide(view(runner=over, runner_pods=[dead]), NOW)
+    found = find(decision.status.conditions, "Stalled")
+    assert found is not None
+    assert "exit code 1: no route" in found.message
+    assert "suspend and resume it" in found.message
+    retried = runs.decide(view(runner_pods=[dead]), NOW)
+    found = find(retried.status.conditions, "Ready")
+    assert found is not None
+    assert found.message == (
+        "runner: no pod yet; the try before: the container ended with exit code 1: no route"
+    )
+
+
+def test_a_runner_beside_a_sidecar_is_replaced_after_a_while_and_removed_in_the_end() -> None:
+    kept = replace(RUNNER, ready=False, started=False, outlived=("proxy",), died="x", ended=NOW)
+    early = runs.decide(view(runner_pods=[kept], trained=3), NOW)
+    assert (early.runner, early.again_seconds) == ("Keep", 60)
+    assert said(early, "Ready") == "False/SidecarRunning"
+    assert runs.decide(view(runner_pods=[kept], trained=3), LATER).runner == "Delete"
+    assert runs.decide(view(runner_pods=[kept], trained=10), LATER).runner == "Keep"
+    assert runs.decide(view(runner_pods=[kept], run=DONE), NOW).runner == "Delete"
+
+
+def test_a_run_without_its_tasks_leaves_its_turn_until_it_is_edited() -> None:
+    lacks = [condition("TasksReady", "False", "TasksetInvalid")]
+    waits = run("older", meta=OLDER_META, status={"conditions": lacks})
+    assert turns.active([waits, run()]) == run()
+    edited = waits.model_copy(update={"metadata": replace(waits.metadata, generation=2)})
+    assert turns.active([edited, run()]) is edited
 
 
 def test_truncated_completions_are_named_as_the_cause_of_equal_rewards() -> None:

@@ -15,6 +15,7 @@ from espalier.api.wire import Problem
 from espalier.core import model as models
 from espalier.core import source
 from espalier.core.growth import grow
+from espalier.core.hindrance import Hindrance
 from espalier.core.lineage import BASE_POINT
 from espalier.core.pods import Job, Pod
 from espalier.core.source import SourceDecision, SourceView
@@ -128,6 +129,45 @@ def test_an_import_that_is_tried_again_says_why() -> None:
     decision = source.decide(SourceView(model(), importer=RUNNING, importer_pods=[TRIED]))
     assert (decision.finding.reason, decision.hopeless) == ("Importing", False)
     assert decision.finding.message.endswith("tried again after: the hub answers 503")
+
+
+DIED = replace(POD, died="the container ended with exit code 137: Killed")
+KEPT = replace(POD, finished=False, outlived=("proxy",))
+
+
+def test_an_import_that_died_without_a_message_leaves_its_last_lines() -> None:
+    decision = source.decide(SourceView(model(), importer=FAILED, importer_pods=[DIED]))
+    assert decision.finding.reason == "ImportFailed"
+    assert "exit code 137: Killed" in decision.finding.message
+
+
+@pytest.mark.parametrize(
+    ("job", "pods_", "hindrance", "reason", "text"),
+    [
+        (RUNNING, [], Hindrance("FailedCreate", "exceeded quota"), "FailedCreate", "quota"),
+        # It was refused once, and has had a pod since.
+        (RUNNING, [POD], Hindrance("FailedCreate", "exceeded quota"), "Importing", "brings"),
+        (replace(RUNNING, suspended=True), [], None, "JobSuspended", "spec.suspend"),
+        (RUNNING, [replace(KEPT, died="exit code 1")], None, "SidecarRunning", "proxy runs on"),
+    ],
+)
+def test_what_keeps_an_import_from_starting_or_ending_is_named(
+    job: Job, pods_: list[Pod], hindrance: Hindrance | None, reason: str, text: str
+) -> None:
+    decision = source.decide(
+        SourceView(model(), importer=job, importer_pods=pods_, hindrance=hindrance)
+    )
+    assert decision.finding.reason == reason
+    assert text in decision.finding.message
+
+
+def test_a_sidecar_holds_no_import_up_and_its_job_is_removed_once_the_report_is_on_record() -> None:
+    kept = [replace(KEPT, message=json.dumps(RESOLVED))]
+    decision = source.decide(SourceView(model(), importer=RUNNING, importer_pods=kept))
+    assert (decision.finding.reason, decision.importer) == ("Resolved", "Keep")
+    known = model(status={"resolved": RESOLVED})
+    decision = source.decide(SourceView(known, importer=RUNNING, importer_pods=kept))
+    assert decision.importer == "Delete"
 
 
 def test_a_fork_does_not_start_where_its_origins_model_did() -> None:
@@ -285,3 +325,28 @@ def test_a_context_that_the_base_does_not_take_starts_no_pod(asked: int, *, stal
     if stalled:
         (said,) = [c for c in decision.status.conditions if c.type == "RolloutsReady"]
         assert "spec.rollout.maxModelTokens is 513, and the base takes 512" in said.message
+
+
+@pytest.mark.parametrize(
+    ("adapter", "rank", "stalled"),
+    [
+        ({"rank": 16}, 16, False),
+        ({"rank": 4}, 16, True),
+        ({"type": "Full"}, 16, True),
+        ({"type": "Full"}, 0, False),
+        ({"rank": 16}, 0, True),
+    ],
+)
+def test_checkpoints_that_an_earlier_model_of_the_name_left_must_fit(
+    adapter: dict[str, Any], rank: int, *, stalled: bool
+) -> None:
+    left = checkpoint("m", 1)
+    left = left.model_copy(update={"spec": left.spec.model_copy(update={"lora_rank": rank})})
+    decision = ready(model(adapter=adapter), lineage=grow([left], BASE_POINT), trains=True)
+    said = {c.type: c for c in decision.status.conditions}
+    assert (said["Stalled"].status == "True") == stalled
+    assert (decision.rollout_replicas is None) == stalled
+    if stalled:
+        assert said["Ready"].reason == "AdapterMismatch"
+        theirs = f"spec.adapter.rank {rank}" if rank else "spec.adapter.type Full"
+        assert f"create it with {theirs} or under another name" in said["Ready"].message

@@ -163,9 +163,11 @@ ROWS = {
         name_taken, "TrainableModel", "tiny", "False/HeadNameTaken", FAILED
     ),
     "run, queued": Row(queued, "TrainingRun", "second", "Unknown/ModelBusy", IN_PROGRESS),
-    "run, starting": Row(starting, "TrainingRun", "digits", "False/Starting", IN_PROGRESS),
+    "run, starting": Row(starting, "TrainingRun", "digits", "False/ImagePullBackOff", IN_PROGRESS),
     "run, training": Row(training, "TrainingRun", "digits", "True/Training", CURRENT),
-    "run, restarting": Row(restarting, "TrainingRun", "digits", "False/Restarting", IN_PROGRESS),
+    "run, restarting": Row(
+        restarting, "TrainingRun", "digits", "False/ImagePullBackOff", IN_PROGRESS
+    ),
     "run, suspended": Row(
         suspended, "TrainingRun", "digits", "True/Suspended", CURRENT, ("Suspended",)
     ),

@@ -75,6 +75,7 @@ async def one_slot(w: World) -> None:
 async def full_weights(w: World) -> None:
     """Rollouts hold one checkpoint: the leading head's, whatever another head asks for."""
     w.rollouts.full.add("tiny")
+    w.trainer.rank = 0
     full = {"adapter": {"type": "Full"}, "trainer": {"dtype": "float32"}}
     await w.apply("TrainableModel", "tiny", model_spec(**full))
     await w.apply("TrainingRun", "digits", run_spec("tiny", 2))

@@ -39,6 +39,12 @@ class Kubelet:
         self.waiting: dict[str, Body] = {}
         # Roles whose pods end by themselves with this termination message.
         self.giving_up: dict[str, Body] = {}
+        # Roles no pod of which can be made, and the API server's words.
+        self.refused: dict[str, str] = {}
+        # Roles whose pods do not get beyond their volumes, and the node's words.
+        self.unmounted: dict[str, str] = {}
+        # Roles into whose pods a mesh puts a container that runs for ever.
+        self.sidecars: set[str] = set()
 
     def bodies(self, kind: str) -> list[Body]:
         return [body for key, body in self.cluster.objects.items() if key.kind == kind]
@@ -92,8 +98,44 @@ class Kubelet:
         ]
         for pod in have[wanted:]:
             await self.cluster.delete(key_of_pod(pod))
+        role = owner["spec"]["template"]["metadata"]["labels"][ROLE]
+        if role in self.refused and len(have) < wanted:
+            await self._refuse(owner, self.refused[role])
+            return
         for number in range(len(have), wanted):
             await self._create(owner, number)
+        if role in self.unmounted:
+            for pod in have:
+                await self._warn(pod, "FailedMount", self.unmounted[role])
+
+    async def _refuse(self, owner: Body, why: str) -> None:
+        """A Deployment says it in a condition, after its ReplicaSet; others in Events alone."""
+        self._starts += 1
+        name = f"{owner['metadata']['name']}-{self._starts}"
+        message = f'Error creating: pods "{name}" is forbidden: {why}'
+        if owner["kind"] != "ReplicaSet":
+            await self._warn(owner, "FailedCreate", message)
+            return
+        failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}
+        of = owner["metadata"]["ownerReferences"][0]["name"]
+        self.cluster.set_status(
+            Key("Deployment", owner["metadata"]["namespace"], of),
+            {"conditions": [{**failure, "message": message}]},
+        )
+
+    async def _warn(self, about: Body, reason: str, message: str) -> None:
+        metadata = about["metadata"]
+        regarding = {name: metadata[name] for name in ("name", "namespace", "uid")}
+        name = f"{metadata['name']}.{reason.lower()}"
+        event = {
+            "metadata": {"name": name, "namespace": metadata["namespace"]},
+            "involvedObject": {**regarding, "kind": about["kind"]},
+            "type": "Warning",
+            "reason": reason,
+            "message": message,
+            "lastTimestamp": self.now(),
+        }
+        await self.cluster.apply("Event", event, manager="kubelet")
 
     async def _replica_set(self, deployment: Body) -> Body:
         """What stands between a Deployment and its pods, made for its template once."""
@@ -122,9 +164,10 @@ class Kubelet:
             "ownerReferences": [controlled_by(owner)],
         }
         main = template["spec"]["containers"][0]["name"]
+        restarts = template["spec"].get("restartPolicy", "Always")
         body = {
             "metadata": metadata,
-            "spec": {"containers": [{"name": main}]},
+            "spec": {"containers": [{"name": main}], "restartPolicy": restarts},
             "status": self._status(ip, False, main),
         }
         await self.cluster.create("Pod", body)
@@ -147,19 +190,25 @@ class Kubelet:
     def _advance(self, pod: Body) -> None:
         role = pod["metadata"]["labels"][ROLE]
         status = pod["status"]
-        if status["phase"] in ("Succeeded", "Failed"):
+        over = len(status["containerStatuses"]) > 1
+        if over or status["phase"] in ("Succeeded", "Failed"):
             return
         main = {**status["containerStatuses"][0], "name": pod["spec"]["containers"][0]["name"]}
         if role in self.giving_up:
             self._end(pod, 64, self.giving_up[role])
             return
-        if role == "importer" and role not in self.waiting:
+        if role == "importer" and role not in (*self.waiting, *self.unmounted):
             self._end(pod, 0, self.resolved)
             return
         if role == "collector" and role not in self.waiting:
             self._end(pod, 0, self._collect(pod))
             return
-        if role in self.waiting:
+        if role not in self.waiting and "waiting" in main["state"]:
+            main |= {"started": True, "state": {"running": {}}}
+        if role in self.unmounted:
+            main |= {"started": False, "state": {"waiting": {"reason": "ContainerCreating"}}}
+            ready = False
+        elif role in self.waiting:
             main |= {"started": False, "state": {"waiting": self.waiting[role]}}
             ready = False
         elif role == "rollout":
@@ -200,6 +249,9 @@ class Kubelet:
             "started": False,
             "state": {"terminated": {"exitCode": code, "message": json.dumps(message)}},
         }
+        if pod["metadata"]["labels"][ROLE] in self.sidecars:
+            self._set(pod, "Running", False, main, {"name": "proxy", "state": {"running": {}}})
+            return
         self._set(pod, "Failed" if code else "Succeeded", False, main)
         owner = pod["metadata"]["ownerReferences"][0]
         key = Key(owner["kind"], pod["metadata"]["namespace"], owner["name"])
@@ -216,12 +268,12 @@ class Kubelet:
             status["completionTime"] = self.now()
         self.cluster.edit(key, lambda body: body.update(status=status))
 
-    def _set(self, pod: Body, phase: str, ready: bool, main: Body) -> None:
+    def _set(self, pod: Body, phase: str, ready: bool, main: Body, *others: Body) -> None:
         status = {
             **pod["status"],
             "phase": phase,
             "conditions": [{"type": "Ready", "status": str(ready)}],
-            "containerStatuses": [main],
+            "containerStatuses": [main, *others],
         }
         if status != pod["status"]:
             self.cluster.edit(key_of_pod(pod), lambda body: body.update(status=status))

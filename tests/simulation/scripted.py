@@ -49,6 +49,8 @@ class ScriptedTrainer:
         self.problem: Problem | None = None
         self.warnings: list[Problem] = []
         self.refusal: Problem | None = None
+        # The rank of what it writes; 0 are full weights.
+        self.rank = 16
         self._grown = asyncio.Condition()
 
     def volume(self, model: str) -> Volume:
@@ -129,7 +131,7 @@ class ScriptedTrainer:
             parent_name=sampled,
             digest=digest(f"{name}/{held.epoch}/{len(volume.commits)}"),
             size_bytes=1,
-            lora_rank=16,
+            lora_rank=self.rank,
             learning_rate=1e-4,
             group_size=8,
             loss="importance_sampling",

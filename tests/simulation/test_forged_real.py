@@ -132,7 +132,7 @@ async def test_forged_pods_are_ignored_and_counted_and_forged_commits_become_not
         await stage.play("rollout", ROLLOUT_IP, by=servers)
         await stage.until("CheckpointHead", "tiny", is_current(""))
         await stage.play("trainer", TRAINER_IP, by=servers)
-        await stage.until("TrainingRun", "digits", has_reason("Training"))
+        await stage.until("TrainingRun", "digits", has_reason("AwaitingClient"))
         honest = await servers.trainer.step("tiny")
         await stage.until("CheckpointHead", "tiny", is_current("tiny-000001"))
         model = await stage.get("TrainableModel", "tiny")

@@ -354,7 +354,7 @@ def test_everything_goes_with_its_owner_but_the_checkpoints() -> None:
                 await w.delete(kind, name)
             await w.rest()
             left = {k.kind for k in w.cluster.objects if k.namespace == NAMESPACE} - {"Event"}
-            assert left == {"Checkpoint"}
+            assert left == {"Checkpoint", "ConfigMap"}
 
     run(scenario())
 

@@ -165,7 +165,7 @@ async def test_an_edit_of_the_head_goes_all_the_way_through_a_real_api_server(
         await stage.play("rollout", ROLLOUT_IP, by=servers)
         await stage.until("CheckpointHead", "tiny", is_current(""))
         await stage.play("trainer", TRAINER_IP, by=servers)
-        await stage.until("TrainingRun", "digits", has_reason("Training"))
+        await stage.until("TrainingRun", "digits", has_reason("AwaitingClient"))
         for step in (1, 2, 3):
             await servers.trainer.step("tiny")
             await stage.until("CheckpointHead", "tiny", is_current(f"tiny-{step:06d}"))

@@ -30,6 +30,13 @@ SYSTEM = "espalier-system"
 CHECKPOINT = "Checkpoint"
 IMAGES = Images(trainer="trainer:1", rollout="rollout:1", runner="runner:1")
 SETTINGS = ChildSettings(IMAGES, "pem", "http://gateway")
+# The ConfigMap that run_spec's tasks lie in.
+TASKS = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "tasks", "namespace": NAMESPACE, "uid": "tasks", "resourceVersion": "1"},
+    "data": {"tasks.jsonl": ""},
+}
 TICK_SECONDS = 0.1
 LIMIT_SECONDS = 600.0
 # A storm lets up when users have waited so long for one thing, until they get it.
@@ -62,6 +69,7 @@ class World:
 
     def __init__(self, life: Life | None = None, weather: Weather | None = None) -> None:
         self.cluster = FakeCluster(now)
+        self.cluster.restore([TASKS])
         self.laws = Laws(self.cluster)
         self.trainer = ScriptedTrainer()
         self.rollouts = ScriptedRollouts()

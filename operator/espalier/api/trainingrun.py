@@ -248,8 +248,8 @@ class TrainingRunStatus(Type):
 
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="conditions are Ready, Reconciling, Stalled, Suspended, Succeeded, "
-        "RewardsInformative, LogprobsAligned and RolloutsHealthy.",
+        description="conditions are Ready, Reconciling, Stalled, Suspended, Succeeded, TasksReady "
+        "(for tasks in a ConfigMap), RewardsInformative, LogprobsAligned and RolloutsHealthy.",
         max_length=12,
         json_schema_extra=list_map("type"),
     )

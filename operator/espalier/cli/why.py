@@ -8,6 +8,7 @@ from espalier.api.meta import Condition
 from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
 from espalier.core.run import SUSPENDED
+from espalier.core.run_waits import AWAITING_CLIENT
 from espalier.core.turn import SUCCEEDED
 
 
@@ -41,6 +42,12 @@ def _held(name: str, said: Condition) -> str:
     return f"{name} is held, {how}: {said.message}"
 
 
+def _trains(name: str, said: Condition) -> str:
+    if said.reason == AWAITING_CLIENT:
+        return f"{name} waits for your script to train it ({said.message})."
+    return f"{name} waits for nothing: it trains ({said.message})."
+
+
 # In this order: the first of these conditions that is True says what a run waits for.
 _TELLING: dict[str, Callable[[str, Condition], str]] = {
     SUCCEEDED: lambda name, said: (
@@ -48,7 +55,7 @@ _TELLING: dict[str, Callable[[str, Condition], str]] = {
     ),
     conditions.STALLED: lambda name, said: f"{name} needs you, {said.reason}: {said.message}",
     SUSPENDED: _held,
-    conditions.READY: lambda name, said: f"{name} waits for nothing: it trains ({said.message}).",
+    conditions.READY: _trains,
 }
 
 

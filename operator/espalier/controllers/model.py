@@ -10,18 +10,21 @@ from espalier.controllers.services import Services
 from espalier.core import model as models
 from espalier.core import pods, reported, retention, source
 from espalier.core import turn as turns
+from espalier.core.hindrance import Hindrance, uncreated
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.intent import Manifest, is_current
-from espalier.core.manifests.labels import MODEL, ROLE
+from espalier.core.manifests.labels import MODEL, ROLE, Role
 from espalier.core.manifests.rollout import rollout_deployment, rollout_service
 from espalier.core.manifests.trainer import trainer_service, trainer_statefulset
-from espalier.core.names import importer_name, trainer_name
+from espalier.core.names import importer_name, rollout_name, trainer_name
+from espalier.core.pods import Pod
 from espalier.kube.objects import Key, key_of, without_managers
 
 # Checkpoints that retention deletes in one pass, and seconds until the next.
 RETIRED_AT_ONCE = 50
 RETIRE_SECONDS = 5.0
 UNREADABLE_SECONDS = 60.0
+OWN_ROLES: tuple[Role, ...] = ("importer", "trainer", "rollout")
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,10 @@ class ModelReconciler:
         if model is None or body is None or model.metadata.deletion_timestamp is not None:
             self._services.streams.forget(key.namespace, key.name)
             self._services.trainers.forget(key.namespace, key.name)
+            self._services.hindrances.forget(key)
             self._intents.pop(key, None)
             return None
+        asked = await self._ask(key)
         origin = source.decide(self._source(model))
         await self._import(model, origin.importer)
         # Before the view: what a trainer said holds only while it is there.
@@ -69,7 +74,7 @@ class ModelReconciler:
             await self._services.writer.announce(
                 "TrainableModel", body, before, after, faults=reported.ANNOUNCED
             )
-        waits = (decision.head_in or None, await self._retire(key))
+        waits = (decision.head_in or None, await self._retire(key), asked)
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     async def _retire(self, key: Key) -> float | None:
@@ -95,13 +100,48 @@ class ModelReconciler:
         namespace, name = model.metadata.namespace, model.metadata.name
         origin = self._services.snapshot.origin(model)
         parent = origin.spec.model_ref.name if origin is not None else ""
+        job = self._services.snapshot.job(namespace, importer_name(name))
+        told = self._services.hindrances.of(namespace, "Job")
         return source.SourceView(
             model=model,
             origin=origin,
             origin_model=self._services.snapshot.model(namespace, parent),
-            importer=self._services.snapshot.job(namespace, importer_name(name)),
-            importer_pods=self._services.snapshot.pods(namespace, "importer", model=name),
+            importer=job,
+            importer_pods=self._pods(model, "importer"),
+            hindrance=told.get(job.uid) if job is not None else None,
         )
+
+    def _pods(self, model: TrainableModel, role: Role) -> list[Pod]:
+        """The pods of a role; those that do not say why they do not start, with what Events say."""
+        namespace, name = model.metadata.namespace, model.metadata.name
+        found = self._services.snapshot.pods(namespace, role, model=name)
+        return pods.hindered(found, self._services.hindrances.of(namespace, "Pod"))
+
+    async def _ask(self, key: Key) -> float | None:
+        """Learn why children do not get on where neither they nor their pods say it."""
+        snapshot = self._services.snapshot
+        found = {r: snapshot.pods(key.namespace, r, model=key.name) for r in OWN_ROLES}
+        every = [pod for of_role in found.values() for pod in pods.live(of_role)]
+        silent = {"Pod": [pod.uid for pod in every if pods.is_silent(pod)]}
+        job = snapshot.job(key.namespace, importer_name(key.name))
+        if job is not None and not found["importer"] and not (job.finished or job.suspended):
+            silent["Job"] = [job.uid]
+        trainer = snapshot.cache.get(_trainer(key))
+        if trainer is not None and trainer["spec"]["replicas"] and not found["trainer"]:
+            silent["StatefulSet"] = [trainer["metadata"]["uid"]]
+        return await self._services.hindrances.ask(key, silent)
+
+    def _hindrances(self, key: Key) -> dict[str, Hindrance]:
+        """Why pods cannot be made, by the condition of their group."""
+        cache = self._services.snapshot.cache
+        trainer = cache.get(_trainer(key)) or {"metadata": {}}
+        told = self._services.hindrances.of(key.namespace, "StatefulSet")
+        rollouts = Key("Deployment", key.namespace, rollout_name(key.name))
+        found = {
+            models.TRAINER_READY: told.get(trainer["metadata"].get("uid", "")),
+            models.ROLLOUTS_READY: uncreated(cache.get(rollouts)),
+        }
+        return {type_: hindrance for type_, hindrance in found.items() if hindrance is not None}
 
     def _view(self, model: TrainableModel, origin: source.SourceDecision) -> models.ModelView:
         namespace, name = model.metadata.namespace, model.metadata.name
@@ -114,8 +154,9 @@ class ModelReconciler:
             source=origin,
             lineage=lineage,
             heads=self._services.snapshot.heads(namespace, name),
-            trainer_pods=self._services.snapshot.pods(namespace, "trainer", model=name),
-            rollout_pods=self._services.snapshot.pods(namespace, "rollout", model=name),
+            trainer_pods=self._pods(model, "trainer"),
+            rollout_pods=self._pods(model, "rollout"),
+            hindrances=self._hindrances(_key(model)),
             trains=turns.trainer_wanted(
                 self._services.snapshot.runs(namespace, name), leader, lineage
             ),
@@ -148,7 +189,7 @@ class ModelReconciler:
     async def _children(self, model: TrainableModel, decision: models.ModelDecision) -> None:
         """Make the children what they should be."""
         cache, key = self._services.snapshot.cache, _key(model)
-        trainer = Key("StatefulSet", key.namespace, trainer_name(key.name))
+        trainer = _trainer(key)
         wanted = _Wanted(
             model.metadata.uid,
             model.metadata.generation,
@@ -190,6 +231,10 @@ class ModelReconciler:
         self._services.streams.follow(
             namespace, name, next((pod for pod in found if pod.ready), None)
         )
+
+
+def _trainer(model: Key) -> Key:
+    return Key("StatefulSet", model.namespace, trainer_name(model.name))
 
 
 def _key(model: TrainableModel) -> Key:

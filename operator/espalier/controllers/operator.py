@@ -10,6 +10,7 @@ from espalier.controllers.checkpoint import CheckpointReconciler
 from espalier.controllers.commit import CommitReconciler
 from espalier.controllers.disposal import DisposalReconciler
 from espalier.controllers.head import HeadReconciler
+from espalier.controllers.hindrances import Hindrances
 from espalier.controllers.model import ModelReconciler
 from espalier.controllers.moves import Moves
 from espalier.controllers.reading import UnreadableError
@@ -67,6 +68,7 @@ class Operator:
             rollouts=Rollouts(rollout),
             trainers=Trainers(trainer, self._wake_head),
             streams=CommitStreams(trainer, self._wake_commits),
+            hindrances=Hindrances(cluster),
             settings=settings,
             now=now,
             enqueue=self.queue.add,

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
 SHOWN = 8
 READS = ("list", "watch")
+# Beyond what is watched: Events are listed and ConfigMaps read where something does not get on.
+ASKS: Mapping[str, tuple[str, ...]] = {"Event": ("list",), "ConfigMap": ("get",)}
 WRITES: Mapping[str, tuple[str, ...]] = {
     **{f"{kind.name}/status": ("patch",) for kind in KINDS},
     "CheckpointHead": ("create",),
@@ -109,7 +111,8 @@ class Preflight:
     async def _refused(self, namespace: str) -> Refused:
         """What may not be done in a namespace."""
         wanted = [(verb, kind, True) for kind in WATCHED for verb in READS]
-        wanted += [(verb, kind, False) for kind, verbs in WRITES.items() for verb in verbs]
+        others = [*WRITES.items(), *ASKS.items()]
+        wanted += [(verb, kind, False) for kind, verbs in others for verb in verbs]
         refused = Refused()
         for verb, what, reads in wanted:
             kind, _, subresource = what.partition("/")

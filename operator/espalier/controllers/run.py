@@ -5,13 +5,15 @@ from __future__ import annotations
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.services import Services
+from espalier.controllers.tasksets import Tasksets
 from espalier.core import pods
 from espalier.core import run as runs
 from espalier.core import turn as turns
 from espalier.core.commits import run_identity
-from espalier.core.manifests.runner import runner_job
+from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.names import runner_name
-from espalier.core.pods import RUN_GENERATION
+from espalier.core.pods import RUN_GENERATION, RUN_POD
+from espalier.core.run_view import RunView
 from espalier.kube.objects import Key
 
 RETRY_SECONDS = 1.0
@@ -22,24 +24,30 @@ class RunReconciler:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._tasksets = Tasksets(services.cluster)
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a run; seconds until it should be looked at again."""
         run = self._services.snapshot.run(key.namespace, key.name)
         body = self._services.snapshot.cache.get(key)
         if run is None or body is None or run.metadata.deletion_timestamp is not None:
+            self._tasksets.forget(key)
+            self._services.hindrances.forget(key)
             return None
         model = self._services.snapshot.model(key.namespace, run.spec.model_ref.name)
         assigned, again = await self._assign(run, model)
         trained, heard = await self._trained(run) if assigned else (None, None)
-        view = self._view(run, model, assigned=assigned, trained=trained)
+        tasks, looked = await self._tasksets.look(run, self._runner(run))
+        asked = await self._ask(key, run)
+        view = self._view(run, model, assigned=assigned, trained=trained, tasks=tasks)
         decision = runs.decide(view, self._services.now())
         if model is not None:
             await self._drive(run, model, decision.runner)
         if await self._services.writer.write("TrainingRun", body, decision.status):
             before, after = run.status.conditions, decision.status.conditions
             await self._services.writer.announce("TrainingRun", body, before, after)
-        delays = [s for s in (again, heard, decision.again_seconds) if s is not None]
+        waits = (again, heard, looked, asked, decision.again_seconds)
+        delays = [seconds for seconds in waits if seconds is not None]
         return min(delays, default=None)
 
     async def _assign(
@@ -72,14 +80,30 @@ class RunReconciler:
         The commits read so far do not tell: after a start of the operator there are none.
         """
         namespace, model = run.metadata.namespace, run.spec.model_ref.name
-        job = self._services.snapshot.job(namespace, runner_name(run.metadata.name))
-        trainer = self._trainer(namespace, model)
-        if job is None or not job.finished or trainer is None or run.status.step >= run.spec.steps:
+        job, trainer = self._runner(run), self._trainer(namespace, model)
+        over = job is not None and (job.finished or pods.outlived(self._runner_pods(run)))
+        if not over or trainer is None or run.status.step >= run.spec.steps:
             return None, None
         state = await self._services.trainers.state(namespace, model, trainer)
         if state is None or state.run != run_identity(run.metadata.name, run.metadata.uid):
             return None, RETRY_SECONDS
         return state.run_step, None
+
+    async def _ask(self, key: Key, run: TrainingRun) -> float | None:
+        """Learn why the runner does not start where neither Job nor pod says it."""
+        job, found = self._runner(run), self._runner_pods(run)
+        silent = {"Pod": [pod.uid for pod in pods.live(found) if pods.is_silent(pod)]}
+        if job is not None and not found and not (job.finished or job.suspended):
+            silent["Job"] = [job.uid]
+        return await self._services.hindrances.ask(key, silent)
+
+    def _runner(self, run: TrainingRun) -> pods.Job | None:
+        name = runner_name(run.metadata.name)
+        return self._services.snapshot.job(run.metadata.namespace, name)
+
+    def _runner_pods(self, run: TrainingRun) -> list[pods.Pod]:
+        namespace, name = run.metadata.namespace, run.metadata.name
+        return self._services.snapshot.pods(namespace, "runner", run=name)
 
     def _trainer(self, namespace: str, model: str) -> pods.Pod | None:
         found = pods.live(self._services.snapshot.pods(namespace, "trainer", model=model))
@@ -92,11 +116,14 @@ class RunReconciler:
         *,
         assigned: bool,
         trained: int | None,
-    ) -> runs.RunView:
+        tasks: str,
+    ) -> RunView:
         namespace, name = run.metadata.namespace, run.metadata.name
         owner = run.spec.model_ref.name
         ledger = self._services.streams.ledger(namespace, owner)
-        return runs.RunView(
+        rollouts = pods.live(self._services.snapshot.pods(namespace, "rollout", model=owner))
+        hindrances, job = self._services.hindrances, self._runner(run)
+        return RunView(
             run=run,
             model=model,
             head=self._services.snapshot.leader(namespace, owner),
@@ -104,10 +131,14 @@ class RunReconciler:
             checkpoints=self._services.snapshot.made_by(namespace, owner, run.metadata.uid),
             assigned=assigned,
             problem=ledger.problem or self._services.trainers.refusal(namespace, owner),
-            runner=self._services.snapshot.job(namespace, runner_name(name)),
-            runner_pods=self._services.snapshot.pods(namespace, "runner", run=name),
+            runner=job,
+            runner_pods=pods.hindered(self._runner_pods(run), hindrances.of(namespace, "Pod")),
             counted=ledger.counted.get(run_identity(name, run.metadata.uid), 0),
             trained=trained,
+            rollouts=sum(pod.started for pod in rollouts),
+            pod=pod_fingerprint(run),
+            tasks=tasks,
+            hindrance=hindrances.of(namespace, "Job").get(job.uid) if job is not None else None,
         )
 
     async def _drive(
@@ -119,6 +150,7 @@ class RunReconciler:
             job = runner_job(run, model, self._services.settings)
             annotations = job["metadata"].setdefault("annotations", {})
             annotations[RUN_GENERATION] = str(run.metadata.generation)
+            annotations[RUN_POD] = pod_fingerprint(run)
             await self._services.cluster.create("Job", job)
         elif action == "Delete":
             found = self._services.snapshot.job(key.namespace, key.name)

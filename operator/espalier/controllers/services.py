@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from espalier.controllers.hindrances import Hindrances
 from espalier.controllers.rollouts import Rollouts
 from espalier.controllers.snapshot import Snapshot
 from espalier.controllers.status import StatusWriter
@@ -25,6 +26,7 @@ class Services:
     rollouts: Rollouts
     trainers: Trainers
     streams: CommitStreams
+    hindrances: Hindrances
     settings: ChildSettings
     now: Callable[[], str]
     enqueue: Callable[[Key], None]

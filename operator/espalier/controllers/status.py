@@ -107,8 +107,8 @@ class StatusWriter:
             old is not None and (old.status, old.reason) == (new.status, new.reason)
         ):
             return
-        stalled = conditions.is_true(after, conditions.STALLED)
-        await self.record(kind, body, "Warning" if stalled else "Normal", new.reason, new.message)
+        warns = new.status != "True" and conditions.is_trouble(new.reason)
+        await self.record(kind, body, "Warning" if warns else "Normal", new.reason, new.message)
 
     async def _announce_fault(
         self, kind: str, body: Body, old: Condition | None, new: Condition | None

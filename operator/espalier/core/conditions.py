@@ -22,6 +22,22 @@ FORBIDDEN = "Forbidden"
 INVALID = "Invalid"
 UNKNOWN_FIELD = "UnknownField"
 
+# Reasons of what is under way; any other, while Ready is not True, is worth a person's look. Most
+# of those are Kubernetes' own words.
+UNDER_WAY = frozenset(
+    {
+        "CheckpointNotReady",
+        "Importing",
+        "ModelBusy",
+        "Moving",
+        "Resolving",
+        "Restarting",
+        "RolloutsNotReady",
+        "SourceNotResolved",
+        "Starting",
+    }
+)
+
 TruthValue = Literal["True", "False", "Unknown"]
 MESSAGE_CHARS = 4096
 REASON_CHARS = 128
@@ -97,6 +113,11 @@ def _says(condition: Condition, finding: Finding, generation: int) -> bool:
         and condition.reason == finding.reason[:REASON_CHARS]
         and condition.message == finding.message[:MESSAGE_CHARS]
     )
+
+
+def is_trouble(reason: str) -> bool:
+    """Whether the reason of a Ready that is not True says more than that something is under way."""
+    return reason not in UNDER_WAY
 
 
 def find(conditions: Sequence[Condition], type_: str) -> Condition | None:

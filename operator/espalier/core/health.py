@@ -25,8 +25,14 @@ def step_findings(metrics: Sequence[Metric], model: TrainableModel | None) -> li
     return [_rewards(values), _logprobs(values, model)]
 
 
-def rollouts_healthy(model: TrainableModel | None) -> Finding:
-    """RolloutsHealthy, as the model sees its rollouts."""
+def rollouts_healthy(model: TrainableModel | None, started: int) -> Finding:
+    """RolloutsHealthy: that all have started, or else as the model sees its rollouts.
+
+    One that serves the full weights of each step in turn is not ready for a moment at every step.
+    """
+    wanted = model.spec.rollout.replicas if model is not None else 0
+    if 0 < wanted <= started:
+        return Finding(ROLLOUTS_HEALTHY, "True", "PodsStarted", f"{wanted} of {wanted}")
     said = conditions.find(model.status.conditions, ROLLOUTS_READY) if model is not None else None
     if said is None:
         return Finding(ROLLOUTS_HEALTHY, "Unknown", "NotSeen", "the model has not been looked at")
@@ -37,7 +43,7 @@ def _rewards(values: dict[str, float]) -> Finding:
     fraction = values.get("group/zero_variance_fraction")
     if fraction is None:
         return Finding(REWARDS_INFORMATIVE, "Unknown", "NotMeasured", "no step has reported it")
-    shown = f"{fraction:.0%} of the groups had equal rewards"
+    shown = f"{fraction:.0%} of the groups had equal rewards, limit {UNINFORMATIVE_FRACTION:.0%}"
     if fraction < UNINFORMATIVE_FRACTION:
         return Finding(REWARDS_INFORMATIVE, "True", "RewardsVary", shown)
     truncated = values.get("completion/truncated_fraction", 0.0)

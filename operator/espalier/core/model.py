@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -14,6 +14,7 @@ from espalier.api.wire import Problem
 from espalier.core import conditions, imported, pods, reported, tree
 from espalier.core.conditions import Finding
 from espalier.core.gitowner import git_owner
+from espalier.core.hindrance import Hindrance
 from espalier.core.lineage import Lineage
 from espalier.core.manifests.intent import Manifest
 from espalier.core.pods import Pod
@@ -33,7 +34,8 @@ class ModelView:
     """All that a model's decision depends on; ``trains`` is whether a run wants the trainer.
 
     ``warnings`` and ``problem`` are what the trainer reports; None: nothing has been heard.
-    ``namesake`` is a head of another model that has this model's name.
+    ``namesake`` is a head of another model that has this model's name. ``hindrances`` are why pods
+    cannot be made, by condition.
     """
 
     model: TrainableModel
@@ -47,6 +49,7 @@ class ModelView:
     warnings: Sequence[Problem] | None = None
     problem: Problem | None = None
     namesake: CheckpointHead | None = None
+    hindrances: Mapping[str, Hindrance] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,11 @@ def decide(view: ModelView, now: str) -> ModelDecision:
     """The next status of a model and the scale of its pods; ``now`` is RFC 3339."""
     model = view.model
     resolved = view.source.resolved is not None
-    trainer = _workload(model, TRAINER_READY, 1 if view.trains else 0, view.trainer_pods)
+    trainer = _workload(view, TRAINER_READY, 1 if view.trains else 0, view.trainer_pods)
     rollouts = _workload(
-        model, ROLLOUTS_READY, model.spec.rollout.replicas, view.rollout_pods, resolved=resolved
+        view, ROLLOUTS_READY, model.spec.rollout.replicas, view.rollout_pods, resolved=resolved
     )
-    unfit = _unfit_context(view)
+    unfit = _unfit_context(view) or _unfit_tree(view)
     if unfit is not None:
         rollouts = _Workload(unfit, "GaveUp")
     triple = _headless(view) or _overall(view.source, trainer, rollouts)
@@ -118,6 +121,25 @@ def _unfit_context(view: ModelView) -> Finding | None:
         f"spec.rollout.maxModelTokens is {asked}, and the base takes {limit}: set {limit} or less"
     )
     return Finding(ROLLOUTS_READY, "False", "ContextTooLong", message)
+
+
+def _unfit_tree(view: ModelView) -> Finding | None:
+    """That an earlier model of the name left checkpoints that this one cannot go on from."""
+    model = view.model.metadata.name
+    own = view.model.spec.adapter
+    tips = [line[-1] for line in view.lineage.by_branch.values()]
+    strange = next((tip for tip in tips if tip.spec.lora_rank != own.lora_rank), None)
+    if strange is None:
+        return None
+    rank = strange.spec.lora_rank
+    theirs = f"spec.adapter.rank {rank}" if rank else "spec.adapter.type Full"
+    mine = f"spec.adapter.rank {own.rank}" if own.lora_rank else "spec.adapter.type Full"
+    message = (
+        f"Checkpoint {strange.metadata.name} and others are of an earlier model {model} with "
+        f"{theirs}, and this one has {mine}: create it with {theirs} or under another name, or "
+        f"delete those Checkpoints (kubectl delete checkpoints -l espalier.dev/model={model})"
+    )
+    return Finding(ROLLOUTS_READY, "False", "AdapterMismatch", message)
 
 
 def _has_head(view: ModelView) -> bool:
@@ -163,7 +185,7 @@ def _scale(wanted: int, workload: _Workload) -> int:
 
 
 def _workload(
-    model: TrainableModel,
+    view: ModelView,
     type_: str,
     wanted: int,
     found: Sequence[Pod],
@@ -178,7 +200,7 @@ def _workload(
         return _Workload(Finding(type_, "False", "Idle", message), "Idle")
     if not resolved:
         return _Workload(Finding(type_, "False", "SourceNotResolved", ""), "Waiting")
-    if gave_up := _gave_up(model, type_, found):
+    if gave_up := _gave_up(view.model, type_, found):
         return _Workload(gave_up, "GaveUp")
     present = pods.live(found)
     ready = [pod for pod in present if pod.ready]
@@ -187,7 +209,12 @@ def _workload(
         said = f"{wanted} of {wanted}{killed}"
         return _Workload(Finding(type_, "True", "PodsReady", said), "Ready")
     reason = next((p.waiting_reason for p in present if p.waiting_reason), "Starting")
-    message = f"{len(ready)} of {wanted} ready. {pods.waiting(present)}".strip()
+    why = pods.waiting(present)
+    hindrance = view.hindrances.get(type_) if len(present) < wanted else None
+    if hindrance is not None:
+        reason = hindrance.reason
+        why = "; ".join(filter(None, (str(hindrance), why)))
+    message = f"{len(ready)} of {wanted} ready. {why}".strip()
     return _Workload(Finding(type_, "False", reason, message), "Waiting")
 
 

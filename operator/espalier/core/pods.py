@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from espalier.api.wire import Problem
+from espalier.core import endings
+from espalier.core.endings import OOM_KILLED
+from espalier.core.hindrance import Hindrance
 from espalier.core.manifests import labels
-from espalier.core.manifests.pod import USER_ERROR
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,9 @@ class Pod:
     ``instance`` changes with every start of the main container; ``waiting`` is why it does not run,
     as Kubernetes words it; ``problem`` what the main container left behind when it gave up;
     ``message`` its termination message; ``copying`` how an init container failed; ``killed`` that
-    the main container last ended for want of memory, and what to do about it.
+    the main container last ended for want of memory, and what to do about it; ``died`` how it last
+    ended, ``ended`` when. ``mounted``: its volumes are there. ``outlived`` are the containers that
+    run on although the main one, of a Job, is over for good.
     """
 
     name: str
@@ -39,11 +40,24 @@ class Pod:
     message: str = ""
     copying: str = ""
     killed: str = ""
+    died: str = ""
+    ended: str = ""
+    mounted: bool = True
+    outlived: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> Problem | None:
+        """The Problem that it left, whether or not it may pass when tried again."""
+        return endings.told(self.message)
 
 
 @dataclass(frozen=True)
 class Job:
-    """The facts about a Job that decisions read; ``generation`` is that of the run it drives."""
+    """The facts about a Job that decisions read.
+
+    ``generation`` is that of the run it drives, and ``pod`` what of it the pods are made of.
+    ``suspended``: it makes no pods until somebody lets it.
+    """
 
     uid: str
     generation: int
@@ -52,6 +66,8 @@ class Job:
     terminating: bool
     completed: str = ""
     failure: str = ""
+    suspended: bool = False
+    pod: str = ""
 
     @property
     def finished(self) -> bool:
@@ -59,20 +75,17 @@ class Job:
         return self.complete or self.failed
 
 
-OOM_KILLED = "OOMKilled"
-# What a container that was killed waits for until it serves again.
-RESTARTING = ("Starting", "CrashLoopBackOff")
-# Where the memory of a role's pods is set.
-_TEMPLATES = {
-    "trainer": "spec.trainer.template.resources",
-    "rollout": "spec.rollout.template.resources",
-    "importer": "spec.jobs.template.resources, and delete the Job",
-    "collector": "spec.jobs.template.resources",
-    "runner": "spec.runner.template.resources of the TrainingRun",
-}
+CRASH_LOOP = "CrashLoopBackOff"
+# What a container that ended waits for until it serves again.
+RESTARTING = ("Starting", CRASH_LOOP)
+# Reasons that say no more than that a pod is on its way; a scheduler's errors pass by themselves.
+ON_ITS_WAY = (None, "PodInitializing", "ContainerCreating")
+PASSING = ("SchedulerError",)
 
 # Written on a runner's Job: the generation of the run that it was started for.
 RUN_GENERATION = "espalier.dev/run-generation"
+# And what its pods are made of: a pod template cannot be changed, only the Job be replaced.
+RUN_POD = "espalier.dev/run-pod"
 
 
 def read_pod(body: Mapping[str, Any]) -> Pod:
@@ -80,12 +93,16 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
     metadata, status = body["metadata"], body.get("status", {})
     main = _main_container(body)
     running = main.get("state", {}).get("running") is not None
-    ended = _terminated(main)
-    killed = _killed(body, ended)
-    reason, waiting = _waiting(status, main)
+    ended = endings.last_end(main)
+    killed, died = endings.killed(body, ended), endings.died(body, ended)
+    outlived = _outlived(body, main)
+    finished = status.get("phase", "Pending") in ("Succeeded", "Failed")
+    reason, waiting = _waiting(status, main) if not finished and not outlived else ("", "")
     if killed and reason in RESTARTING:
         reason, waiting = OOM_KILLED, killed
-    phase = status.get("phase", "Pending")
+    elif died and reason in RESTARTING:
+        # The same between two starts as while it is started again.
+        reason, waiting = CRASH_LOOP, f"{CRASH_LOOP}: {died}"
     return Pod(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -95,13 +112,18 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         started=running and bool(main.get("started")),
         ready=_condition(status, "Ready").get("status") == "True",
         terminating=metadata.get("deletionTimestamp") is not None,
-        finished=phase in ("Succeeded", "Failed"),
+        finished=finished,
         waiting=waiting,
         waiting_reason=reason,
-        problem=_problem(ended),
+        problem=endings.problem(ended),
         message=ended.get("message", ""),
-        copying=_init_failure(status),
+        copying=endings.init_failure(status),
         killed=killed,
+        died=died,
+        ended=ended.get("finishedAt") or "",
+        mounted=_condition(status, "PodReadyToStartContainers").get("status") == "True"
+        or bool(main.get("state", {}).keys() & {"running", "terminated"}),
+        outlived=outlived,
     )
 
 
@@ -117,12 +139,53 @@ def read_job(body: Mapping[str, Any]) -> Job:
         terminating=metadata.get("deletionTimestamp") is not None,
         completed=status.get("completionTime", ""),
         failure=f"{failed.get('reason', '')}: {failed.get('message', '')}",
+        suspended=bool(body.get("spec", {}).get("suspend")),
+        pod=metadata.get("annotations", {}).get(RUN_POD, ""),
     )
 
 
 def live(pods: Iterable[Pod]) -> list[Pod]:
     """The pods that are not on their way out."""
     return [pod for pod in pods if not pod.terminating and not pod.finished]
+
+
+def hindered(pods: Iterable[Pod], hindrances: Mapping[str, Hindrance]) -> list[Pod]:
+    """The pods, those of which no more is known than that they start with their hindrance."""
+    return [
+        replace(pod, waiting_reason=found.reason, waiting=str(found))
+        if (found := hindrances.get(pod.uid)) is not None and is_silent(pod)
+        else pod
+        for pod in pods
+    ]
+
+
+def is_silent(pod: Pod) -> bool:
+    """Whether a pod does not start and does not say why."""
+    return pod.waiting_reason == "Starting" and not pod.mounted
+
+
+def outlived(pods: Iterable[Pod]) -> Pod | None:
+    """A pod of a Job whose work is over, kept alive by other containers."""
+    return next((pod for pod in pods if pod.outlived), None)
+
+
+def keepers(pod: Pod) -> str:
+    """Who keeps such a pod alive, and what to do about it."""
+    names = ", ".join(pod.outlived)
+    return (
+        f"{pod.name}: {pod.died}; container {names} runs on, so its Job cannot end: keep sidecars "
+        'out of the pod (for Istio by the annotation sidecar.istio.io/inject: "false" in its '
+        "template), or have them injected as native ones"
+    )
+
+
+def last_words(pods: Iterable[Pod]) -> str:
+    """How the last of these pods that died ended."""
+    dead = [pod for pod in pods if pod.killed or pod.died or pod.told]
+    if not dead:
+        return ""
+    last = max(dead, key=lambda pod: pod.ended)
+    return last.killed or (last.told.detail if last.told else last.died)
 
 
 def waiting(pods: Iterable[Pod]) -> str:
@@ -152,60 +215,24 @@ def _main_container(body: Mapping[str, Any]) -> dict[str, Any]:
 def _waiting(status: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[str, str]:
     """Reason and text of what the pod waits for."""
     scheduled = _condition(status, "PodScheduled")
-    if scheduled.get("status") == "False":
+    if scheduled.get("status") == "False" and scheduled.get("reason") not in PASSING:
         reason = scheduled.get("reason", "Unscheduled")
         return reason, f"{reason}: {scheduled.get('message', '')}"
     for container in [*status.get("initContainerStatuses", []), main]:
         state = container.get("state", {}).get("waiting")
-        if state and state.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+        if state and state.get("reason") not in ON_ITS_WAY:
             return state["reason"], f"{state['reason']}: {state.get('message', '')}"
     if not main.get("started"):
         return "Starting", "Starting"
     return "", ""
 
 
-def _terminated(main: Mapping[str, Any]) -> dict[str, Any]:
-    """How the main container last ended; empty if it never did."""
-    for state in ("state", "lastState"):
-        ended: dict[str, Any] | None = main.get(state, {}).get("terminated")
-        if ended:
-            return ended
-    return {}
-
-
-def _killed(body: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
-    """That the main container was killed over its memory, with the limit and the field to raise."""
-    if ended.get("reason") != OOM_KILLED:
-        return ""
-    resources = body.get("spec", {}).get("containers", [{}])[0].get("resources", {})
-    limit = resources.get("limits", {}).get("memory")
-    over = f"its limit of {limit}" if limit else "the memory of its node, having no limit"
-    role = body["metadata"].get("labels", {}).get(labels.ROLE, "")
-    place = _TEMPLATES.get(role, "its template")
-    remedy = f"Raise requests and limits of memory in {place}"
-    return f"{OOM_KILLED}: the container used more than {over}. {remedy}"
-
-
-def _init_failure(status: Mapping[str, Any]) -> str:
-    """How the first init container that failed ended."""
-    for container in status.get("initContainerStatuses", []):
-        ended = _terminated(container)
-        if ended.get("exitCode", 0) != 0:
-            return f"{ended.get('reason', 'Error')}: {ended.get('message', '')}".strip()
-    return ""
-
-
-def _problem(ended: Mapping[str, Any]) -> Problem | None:
-    if ended.get("exitCode") != USER_ERROR:
-        return None
-    try:
-        return Problem.model_validate(json.loads(ended.get("message", "")))
-    except (ValueError, ValidationError):
-        return Problem(
-            detail=ended.get("message") or "it left no message",
-            reason="ProcessGaveUp",
-            remedy="see the log of the pod",
-        )
+def _outlived(body: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[str, ...]:
+    over = main.get("state", {}).get("terminated") is not None
+    if not over or body.get("spec", {}).get("restartPolicy") != "Never":
+        return ()
+    others = body.get("status", {}).get("containerStatuses", [])
+    return tuple(c["name"] for c in others if c.get("state", {}).get("running") is not None)
 
 
 def _condition(status: Mapping[str, Any], type_: str) -> dict[str, Any]:

@@ -12,51 +12,26 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import ObjectRef
 from espalier.api.metrics import is_measured
-from espalier.api.trainablemodel import TrainableModel
-from espalier.api.trainingrun import Applied, Progress, TrainingRun, TrainingRunStatus
-from espalier.api.wire import Problem
+from espalier.api.trainingrun import Applied, Progress, TrainingRunStatus
 from espalier.core import conditions, full_weights, pods, request
 from espalier.core import turn as turns
 from espalier.core.commits import run_step
 from espalier.core.conditions import Finding
 from espalier.core.health import rollouts_healthy, step_findings
-from espalier.core.model import TRAINER_READY
-from espalier.core.pods import Job, Pod
-from espalier.core.turn import SUCCEEDED
+from espalier.core.run_view import RunView
+from espalier.core.run_waits import AWAITING_CLIENT, TRAINING, advance, runner_failure
+from espalier.core.turn import SUCCEEDED, TASKS_READY
 
 SUSPENDED = "Suspended"
-TRAINING = "Training"
 # A runner that ended before its run did is replaced, and not more often than this.
 PAUSE = timedelta(seconds=15)
+# One whose Job cannot count its failures, for sidecars keep it, is replaced without an end to it.
+KEPT_PAUSE = timedelta(seconds=60)
 PACE_STEPS = 6
+TASKSET_INVALID = "TasksetInvalid"
 RunnerAction = Literal["Keep", "Create", "Delete"]
-
-
-@dataclass(frozen=True)
-class RunView:
-    """All that a run's decision depends on.
-
-    ``checkpoints`` are those of this very run, in the order that they were made.
-    ``assigned``: the trainer acknowledged this run under the head's epoch. ``counted`` are the
-    steps of the run whose commits have been dealt with; ``trained`` those that the trainer has on
-    record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
-    """
-
-    run: TrainingRun
-    model: TrainableModel | None
-    head: CheckpointHead | None
-    siblings: Sequence[TrainingRun]
-    checkpoints: Sequence[Checkpoint] = ()
-    trainer_pods: Sequence[Pod] = ()
-    assigned: bool = False
-    problem: Problem | None = None
-    runner: Job | None = None
-    runner_pods: Sequence[Pod] = ()
-    counted: int = 0
-    trained: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,17 +61,18 @@ def decide(view: RunView, now: str) -> RunDecision:
     step = max(old.step, view.counted, run_step(view.checkpoints[-1]) if view.checkpoints else 0)
     done = step >= run.spec.steps
     stage = _stage(view, step)
-    training = stage.triple[0].reason == TRAINING
+    training = stage.triple[0].reason in (TRAINING, AWAITING_CLIENT)
     action, again = _runner(view, stage, now)
-    metrics = old.metrics
-    if latest is not None:
-        metrics = [m for m in latest.status.metrics if not is_measured(m.name)]
+    # Its own status may be a moment behind: until then what the step before said holds.
+    of_step = [m for m in latest.status.metrics if not is_measured(m.name)] if latest else []
+    metrics = of_step or old.metrics
     findings = [
         *stage.triple,
         stage.suspended,
         stage.succeeded,
+        *_tasks_ready(view),
         *step_findings(metrics, view.model),
-        rollouts_healthy(view.model),
+        rollouts_healthy(view.model, view.rollouts),
     ]
     status = TrainingRunStatus(
         observed_generation=run.metadata.generation,
@@ -111,6 +87,16 @@ def decide(view: RunView, now: str) -> RunDecision:
         conditions=conditions.settle(old.conditions, findings, run.metadata.generation, now),
     )
     return RunDecision(status, action, again)
+
+
+def _tasks_ready(view: RunView) -> list[Finding]:
+    """Whether the ConfigMap of the tasks is there: a run without it leaves its turn to others."""
+    taskset = view.run.spec.taskset
+    if not view.driven or taskset is None or taskset.config_map is None:
+        return []
+    if view.tasks:
+        return [Finding(TASKS_READY, "False", TASKSET_INVALID, view.tasks)]
+    return [Finding(TASKS_READY, "True", "Found", f"in ConfigMap {taskset.config_map.name}")]
 
 
 def _latest(view: RunView) -> Checkpoint | None:
@@ -139,19 +125,28 @@ def _stage(view: RunView, step: int) -> _Stage:
     if run.spec.suspend:
         said = Finding(SUSPENDED, "True", "Requested", "spec.suspend is true")
         return _Stage(conditions.ready(SUSPENDED, said.message), said, open_, frees=True)
-    if failure := _runner_failure(view):
+    if failure := runner_failure(view):
         lost = Finding(SUCCEEDED, "False", failure.reason, failure.detail)
         triple = conditions.stalled(failure.reason, failure.detail)
         return _Stage(triple, unsuspended, lost)
-    turn = turns.active([s for s in view.siblings if s.metadata.uid != run.metadata.uid] + [run])
-    if turn is not None and turn.metadata.uid != run.metadata.uid:
-        message = f"TrainingRun {turn.metadata.name} trains {run.spec.model_ref.name}; waits for it"
-        triple = conditions.reconciling("ModelBusy", message, "Unknown")
-        return _Stage(triple, unsuspended, open_, frees=True)
-    if held := _held_by_head(view, open_):
+    if held := _without_turn(view, open_) or _held_by_head(view, open_):
         return held
-    triple, drives = _advance(view, step)
+    triple, drives = advance(view, step)
     return _Stage(triple, unsuspended, open_, drives=drives)
+
+
+def _without_turn(view: RunView, open_: Finding) -> _Stage | None:
+    """That the run is not in the queue of its model, or not at its head."""
+    run, unsuspended = view.run, Finding(SUSPENDED, "False", "NotSuspended")
+    if view.tasks:
+        # Not Stalled: it may be next in the same apply.
+        return _Stage(conditions.reconciling(TASKSET_INVALID, view.tasks), unsuspended, open_)
+    turn = turns.active([s for s in view.siblings if s.metadata.uid != run.metadata.uid] + [run])
+    if turn is None or turn.metadata.uid == run.metadata.uid:
+        return None
+    message = f"TrainingRun {turn.metadata.name} trains {run.spec.model_ref.name}; waits for it"
+    triple = conditions.reconciling("ModelBusy", message, "Unknown")
+    return _Stage(triple, unsuspended, open_, frees=True)
 
 
 def _held_by_head(view: RunView, open_: Finding) -> _Stage | None:
@@ -169,89 +164,30 @@ def _held_by_head(view: RunView, open_: Finding) -> _Stage | None:
     return None
 
 
-def _runner_failure(view: RunView) -> Problem | None:
-    """Why the runner gave up on the run as it is specified now."""
-    if said := turns.failure(view.run):
-        return Problem(detail=said.message, reason=said.reason)
-    job = view.runner
-    if job is None or not job.failed or job.generation < view.run.metadata.generation:
-        return None
-    found = pods.problem(view.runner_pods)
-    if found is not None:
-        detail = f"{pods.explain(found)}. Edit the run to try again"
-        return Problem(detail=detail, reason=found.reason)
-    reason = job.failure.partition(":")[0] or "RunnerFailed"
-    return Problem(detail=f"{job.failure}. Edit or suspend and resume to try again", reason=reason)
-
-
-def _advance(view: RunView, step: int) -> tuple[list[Finding], bool]:
-    """What holds a run whose turn it is, or that it trains; and whether its runner may run."""
-    starting = "Restarting" if step else "Starting"
-    if unfit := _unfit_model(view):
-        return unfit, False
-    if view.problem is not None:
-        return conditions.stalled(view.problem.reason, pods.explain(view.problem)), True
-    if missing := _missing_server(view):
-        return conditions.reconciling(starting, missing), False
-    driven = view.run.spec.driver == "Runner"
-    if driven and not any(pod.ready for pod in pods.live(view.runner_pods)):
-        message = pods.waiting(pods.live(view.runner_pods)) or "no pod yet"
-        return conditions.reconciling(starting, f"runner: {message}"), True
-    return conditions.ready(TRAINING, f"step {step} of {view.run.spec.steps}"), True
-
-
-def _unfit_model(view: RunView) -> list[Finding] | None:
-    """Why the model cannot be trained."""
-    if view.model is None:
-        # Not Stalled: it may be next in the same apply, and Argo CD and Flux give up at Stalled.
-        name = view.run.spec.model_ref.name
-        message = f"spec.modelRef: TrainableModel {name} does not exist: create it"
-        return conditions.reconciling("ModelNotFound", message)
-    said = conditions.find(view.model.status.conditions, conditions.STALLED)
-    if said is None or said.status != "True":
-        return _untemplated(view.run, view.model)
-    return conditions.stalled(said.reason, f"model {view.model.metadata.name}: {said.message}")
-
-
-def _untemplated(run: TrainingRun, model: TrainableModel) -> list[Finding] | None:
-    """The runner's tasks are chats, and nothing turns them into prompts."""
-    resolved = model.status.resolved
-    missing = resolved is not None and resolved.chat_template == "Missing"
-    if not missing or run.spec.driver != "Runner":
-        return None
-    message = (
-        f"the base of model {model.metadata.name} has no chat template, and a run's tasks are "
-        "chats: create the model with spec.source.base.chatTemplate"
-    )
-    return conditions.stalled("ChatTemplateMissing", message)
-
-
-def _missing_server(view: RunView) -> str:
-    """What trainer or rollouts are doing before they can serve the run; empty if they do."""
-    if not view.assigned:
-        seen = view.model.status.conditions if view.model is not None else []
-        said = conditions.find(seen, TRAINER_READY)
-        return f"trainer: {said.message if said else 'not seen yet'}"
-    if view.head is None or view.head.status.current is None:
-        return "rollouts do not serve the head yet"
-    return ""
-
-
 def _runner(view: RunView, stage: _Stage, now: str) -> tuple[RunnerAction, float | None]:
     """What to do with the Job of the runner, and in how many seconds to look again."""
     job = view.runner
-    if view.run.spec.driver != "Runner" or (job is not None and job.terminating):
+    if not view.driven or (job is not None and job.terminating):
         return "Keep", None
     if job is None:
         return ("Create" if stage.drives else "Keep"), None
+    kept = pods.outlived(view.runner_pods)
     if not job.finished:
-        return ("Delete" if stage.frees else "Keep"), None
+        outdated = bool(job.pod) and job.pod != view.pod
+        # Nothing but its sidecars runs on.
+        over = kept is not None and stage.succeeded.status == "True"
+        if stage.frees or outdated or over:
+            return "Delete", None
+        if kept is None:
+            return "Keep", None
     # A runner ends once the trainer has its last step: the commits that are not here yet follow.
     if not stage.drives or view.trained is None or view.trained >= view.run.spec.steps:
         return "Keep", None
     wait = 0.0
-    if job.completed and job.generation >= view.run.metadata.generation:
-        wait = (_time(job.completed) + PAUSE - _time(now)).total_seconds()
+    ended = job.completed or (kept.ended if kept is not None else "")
+    if ended and job.generation >= view.run.metadata.generation:
+        pause = PAUSE if job.finished else KEPT_PAUSE
+        wait = (_time(ended) + pause - _time(now)).total_seconds()
     return ("Keep", wait) if wait > 0 else ("Delete", None)
 
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.source import Resolved
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.wire import Problem
 from espalier.core import pods
 from espalier.core.conditions import Finding
+from espalier.core.hindrance import Hindrance
 from espalier.core.names import importer_name
 from espalier.core.pods import Job, Pod
 
@@ -24,13 +24,17 @@ ImporterAction = Literal["Keep", "Create", "Delete"]
 
 @dataclass(frozen=True)
 class SourceView:
-    """All that the source's decision depends on; ``origin_model`` is the model of ``origin``."""
+    """All that the source's decision depends on; ``origin_model`` is the model of ``origin``.
+
+    ``hindrance`` is why the importer's Job gets no pod, where only Events tell.
+    """
 
     model: TrainableModel
     origin: Checkpoint | None = None
     origin_model: TrainableModel | None = None
     importer: Job | None = None
     importer_pods: Sequence[Pod] = ()
+    hindrance: Hindrance | None = None
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,23 @@ class SourceDecision:
 def decide(view: SourceView) -> SourceDecision:
     """Whether the source is known, and what to do about the importer; once known it stays known."""
     if view.model.status.resolved is not None:
-        return _known(view.model.status.resolved)
+        return _known(view.model.status.resolved, _clearing(view))
     if view.model.spec.source.checkpoint_ref is not None:
         return _fork(view)
     return _import(view)
 
 
-def _known(resolved: Resolved) -> SourceDecision:
+def _known(resolved: Resolved, importer: ImporterAction = "Keep") -> SourceDecision:
     message = f"the base is {resolved.digest}"
-    return SourceDecision(resolved, Finding(SOURCE_RESOLVED, "True", "Resolved", message))
+    return SourceDecision(resolved, Finding(SOURCE_RESOLVED, "True", "Resolved", message), importer)
+
+
+def _clearing(view: SourceView) -> ImporterAction:
+    """A Job that sidecars keep alive after its report is on record would stay for ever."""
+    job = view.importer
+    if job is None or job.finished or job.terminating:
+        return "Keep"
+    return "Delete" if pods.outlived(view.importer_pods) else "Keep"
 
 
 def _missing(reason: str, message: str, *, hopeless: bool) -> SourceDecision:
@@ -133,21 +145,47 @@ def _import(view: SourceView) -> SourceDecision:
         return _importing("the importer starts", "Create")
     if job.terminating:
         return _importing("the importer is being replaced", "Keep")
+    wanted = view.model.spec.source.adapter is not None
+    resolved = next((r for p in view.importer_pods if (r := _report(p, adapter=wanted))), None)
     if job.complete:
-        wanted = view.model.spec.source.adapter is not None
-        resolved = next((r for p in view.importer_pods if (r := _report(p, adapter=wanted))), None)
         # Its pod is gone with its report: importing again is cheap and ends in the same place.
         return _known(resolved) if resolved else _importing("the base is read again", "Delete")
     if job.failed:
         return _failed(view, job)
-    waiting = pods.waiting(pods.live(view.importer_pods))
-    reason = next((p.waiting_reason for p in view.importer_pods if p.waiting_reason), "")
+    if kept := pods.outlived(view.importer_pods):
+        return _known(resolved) if resolved else _outlived(view, kept)
+    return _unfinished(view, job)
+
+
+def _unfinished(view: SourceView, job: Job) -> SourceDecision:
+    """What an import waits for, or how far it is."""
+    name = importer_name(view.model.metadata.name)
+    if job.suspended:
+        message = (
+            f"Job {name} is suspended, by hand or by a queue such as Kueue: it starts when "
+            "spec.suspend of the Job is false"
+        )
+        return _missing("JobSuspended", message, hopeless=False)
+    present = pods.live(view.importer_pods)
+    if view.hindrance is not None and not view.importer_pods:
+        message = f"Job {name} gets no pod: {view.hindrance.message}"
+        return _missing(view.hindrance.reason, message, hopeless=False)
+    reason = next((p.waiting_reason for p in present if p.waiting_reason), "")
     if reason in ("", "Starting"):
-        last = _last_words(view.importer_pods)
-        again = f"; tried again after: {last.detail}" if last else ""
-        log = f"kubectl logs job/{importer_name(view.model.metadata.name)} says how far it is"
+        words = pods.last_words(view.importer_pods)
+        again = f"; tried again after: {words}" if words else ""
+        log = f"kubectl logs job/{name} says how far it is"
         return _importing(f"the importer brings the base to the volume ({log}){again}", "Keep")
-    return _missing(reason, waiting, hopeless=False)
+    return _missing(reason, pods.waiting(present), hopeless=False)
+
+
+def _outlived(view: SourceView, kept: Pod) -> SourceDecision:
+    """The importer is over without a report, and its Job can neither end nor try again."""
+    retry = "Then delete the Job to try again"
+    if kept.problem is not None:
+        message = f"{pods.explain(kept.problem)}. {retry}: {pods.keepers(kept)}"
+        return _missing(kept.problem.reason, message, hopeless=True)
+    return _missing("SidecarRunning", f"{pods.keepers(kept)}. {retry}", hopeless=True)
 
 
 def _importing(message: str, action: ImporterAction) -> SourceDecision:
@@ -170,20 +208,12 @@ def _failed(view: SourceView, job: Job) -> SourceDecision:
             f"Name an image with the model's files there. {retry}",
             hopeless=True,
         )
-    if left := _last_words(view.importer_pods):
+    words = pods.last_words(view.importer_pods)
+    if left := next((p.told for p in view.importer_pods if p.told), None):
         message = f"{pods.explain(left)}. It was tried again in vain ({job.failure}). {retry}"
         return _missing(left.reason, message, hopeless=True)
-    return _missing("ImportFailed", f"{job.failure}. {retry}", hopeless=True)
-
-
-def _last_words(found: Sequence[Pod]) -> Problem | None:
-    """What an attempt that may pass when tried again left behind."""
-    for pod in found:
-        try:
-            return Problem.model_validate(json.loads(pod.message))
-        except (ValueError, ValidationError):
-            continue
-    return None
+    last = f" The last try: {words}." if words else ""
+    return _missing("ImportFailed", f"{job.failure}.{last} {retry}", hopeless=True)
 
 
 def _report(pod: Pod, *, adapter: bool) -> Resolved | None:

@@ -17,6 +17,7 @@ from espalier.core.commits import run_identity
 from espalier.core.lineage import Lineage, Point
 
 SUCCEEDED = "Succeeded"
+TASKS_READY = "TasksReady"
 
 
 def active(runs: Sequence[TrainingRun]) -> TrainingRun | None:
@@ -66,6 +67,7 @@ def _wants_to_train(run: TrainingRun) -> bool:
         or run.spec.suspend
         or run.status.step >= run.spec.steps
         or failure(run) is not None
+        or _lacks_tasks(run)
     )
 
 
@@ -75,3 +77,11 @@ def failure(run: TrainingRun) -> Condition | None:
     if said is None or said.status != "False":
         return None
     return said if said.observed_generation == run.metadata.generation else None
+
+
+def _lacks_tasks(run: TrainingRun) -> bool:
+    """Whether the tasks of the run as it is specified now were not there when last looked for."""
+    said = conditions.find(run.status.conditions, TASKS_READY)
+    if said is None or said.status != "False":
+        return False
+    return said.observed_generation == run.metadata.generation

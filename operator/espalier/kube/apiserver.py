@@ -74,11 +74,16 @@ class KubernetesCluster:
             raise
 
     async def list(
-        self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        namespace: str | None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        fields: Mapping[str, str] | None = None,
     ) -> list[Body]:
         """See Cluster."""
         found: list[Body] = []
-        await self.each(kind, namespace, found.append, labels)
+        await self._each(kind, namespace, found.append, labels, fields)
         return found
 
     async def each(
@@ -89,9 +94,21 @@ class KubernetesCluster:
         labels: Mapping[str, str] | None = None,
     ) -> None:
         """See Cluster."""
+        await self._each(kind, namespace, take, labels, None)
+
+    async def _each(
+        self,
+        kind: str,
+        namespace: str | None,
+        take: Callable[[Body], None],
+        labels: Mapping[str, str] | None,
+        fields: Mapping[str, str] | None,
+    ) -> None:
         query: dict[str, str] = {"limit": str(PAGE_SIZE)}
         if selector := label_selector(labels):
             query["labelSelector"] = selector
+        if fields:
+            query["fieldSelector"] = label_selector(fields)
         path = kind_of(kind).path(namespace)
         page: Body | None = await self._call("GET", path, query)
         while page is not None:

@@ -56,9 +56,17 @@ class Cluster(Protocol):
         """The live object, or None if it does not exist."""
 
     async def list(
-        self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        namespace: str | None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        fields: Mapping[str, str] | None = None,
     ) -> list[Body]:
-        """The live objects of a namespace (of all when None) that carry all these labels."""
+        """The live objects of a namespace (of all when None) that carry all these labels.
+
+        And ``fields``: paths of selectable fields, such as ``involvedObject.kind`` of Events.
+        """
 
     async def each(
         self,

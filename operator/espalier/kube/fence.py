@@ -24,10 +24,15 @@ class FencedCluster:
         return await self._cluster.get(key)
 
     async def list(
-        self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        namespace: str | None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        fields: Mapping[str, str] | None = None,
     ) -> builtins.list[Body]:
         """See Cluster."""
-        return await self._cluster.list(kind, namespace, labels)
+        return await self._cluster.list(kind, namespace, labels, fields=fields)
 
     async def each(
         self,

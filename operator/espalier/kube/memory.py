@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from espalier.kube.applying import (
     Path,
@@ -91,7 +91,12 @@ class MemoryCluster:
         return copy(found) if found else None
 
     async def list(
-        self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        namespace: str | None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        fields: Mapping[str, str] | None = None,
     ) -> list[Body]:
         """See Cluster."""
         wanted = (labels or {}).items()
@@ -101,6 +106,7 @@ class MemoryCluster:
             if key.kind == kind
             and namespace in (None, key.namespace)
             and wanted <= body["metadata"].get("labels", {}).items()
+            and all(_field(body, path) == value for path, value in (fields or {}).items())
         ]
 
     async def each(
@@ -276,3 +282,11 @@ class MemoryCluster:
     def _notify(self, event: str, body: Body) -> None:
         for watcher in [*self._watchers]:
             watcher(event, copy(body))
+
+
+def _field(body: Body, path: str) -> str:
+    """What a field selector compares; empty for a field that is not there."""
+    value: Any = body
+    for part in path.split("."):
+        value = value.get(part, {}) if isinstance(value, dict) else {}
+    return str(value or "")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.core.manifests.intent import Manifest, child
@@ -61,6 +64,17 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         owner=run.metadata,
         spec=spec,
     )
+
+
+def pod_fingerprint(run: TrainingRun) -> str:
+    """What of a run its runner's pod is made of: when that is edited, the Job must be replaced.
+
+    Everything else of the run the runner reads again at every step.
+    """
+    taskset, runner = run.spec.taskset, run.spec.runner
+    tasks = taskset.config_map.name if taskset and taskset.config_map else ""
+    made_of = {"configMap": tasks, "runner": runner.wire() if runner else {}}
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _token() -> Mount:
