@@ -5,7 +5,7 @@ from __future__ import annotations
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.services import Services
-from espalier.core import pods
+from espalier.core import idle, pods
 from espalier.core import run as runs
 from espalier.core import turn as turns
 from espalier.core.commits import run_identity
@@ -32,14 +32,15 @@ class RunReconciler:
         model = self._services.snapshot.model(key.namespace, run.spec.model_ref.name)
         assigned, again = await self._assign(run, model)
         trained, heard = await self._trained(run) if assigned else (None, None)
-        view = self._view(run, model, assigned=assigned, trained=trained)
+        quiet, later = await self._quiet(run, model) if assigned else (None, None)
+        view = self._view(run, model, assigned=assigned, trained=trained, quiet=quiet)
         decision = runs.decide(view, self._services.now())
         if model is not None:
             await self._drive(run, model, decision.runner)
         if await self._services.writer.write("TrainingRun", body, decision.status):
             before, after = run.status.conditions, decision.status.conditions
             await self._services.writer.announce("TrainingRun", body, before, after)
-        delays = [s for s in (again, heard, decision.again_seconds) if s is not None]
+        delays = [s for s in (again, heard, later, decision.again_seconds) if s is not None]
         return min(delays, default=None)
 
     async def _assign(
@@ -81,6 +82,17 @@ class RunReconciler:
             return None, RETRY_SECONDS
         return state.run_step, None
 
+    async def _quiet(
+        self, run: TrainingRun, model: TrainableModel | None
+    ) -> tuple[float | None, float | None]:
+        """For how long nobody has called the run's trainer, if that matters; when to ask again."""
+        limit = idle.limit(run, model)
+        namespace, name = run.metadata.namespace, run.spec.model_ref.name
+        trainer = self._trainer(namespace, name)
+        if not limit or trainer is None:
+            return None, None
+        return await self._services.trainers.quiet(namespace, name, trainer, limit)
+
     def _trainer(self, namespace: str, model: str) -> pods.Pod | None:
         found = pods.live(self._services.snapshot.pods(namespace, "trainer", model=model))
         return next((pod for pod in found if pod.ready), None)
@@ -92,6 +104,7 @@ class RunReconciler:
         *,
         assigned: bool,
         trained: int | None,
+        quiet: float | None,
     ) -> runs.RunView:
         namespace, name = run.metadata.namespace, run.metadata.name
         owner = run.spec.model_ref.name
@@ -108,6 +121,7 @@ class RunReconciler:
             runner_pods=self._services.snapshot.pods(namespace, "runner", run=name),
             counted=ledger.counted.get(run_identity(name, run.metadata.uid), 0),
             trained=trained,
+            quiet=quiet,
         )
 
     async def _drive(

@@ -33,7 +33,8 @@ class ModelView:
     """All that a model's decision depends on; ``trains`` is whether a run wants the trainer.
 
     ``warnings`` and ``problem`` are what the trainer reports; None: nothing has been heard.
-    ``namesake`` is a head of another model that has this model's name.
+    ``namesake`` is a head of another model that has this model's name; ``idle_run`` the run whose
+    trainer was freed for want of calls.
     """
 
     model: TrainableModel
@@ -47,6 +48,7 @@ class ModelView:
     warnings: Sequence[Problem] | None = None
     problem: Problem | None = None
     namesake: CheckpointHead | None = None
+    idle_run: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,20 @@ def decide(view: ModelView, now: str) -> ModelDecision:
     """The next status of a model and the scale of its pods; ``now`` is RFC 3339."""
     model = view.model
     resolved = view.source.resolved is not None
-    trainer = _workload(model, TRAINER_READY, 1 if view.trains else 0, view.trainer_pods)
+    trainer = _workload(
+        model,
+        TRAINER_READY,
+        1 if view.trains else 0,
+        view.trainer_pods,
+        unwanted=_untrained(view.idle_run),
+    )
     rollouts = _workload(
-        model, ROLLOUTS_READY, model.spec.rollout.replicas, view.rollout_pods, resolved=resolved
+        model,
+        ROLLOUTS_READY,
+        model.spec.rollout.replicas,
+        view.rollout_pods,
+        unwanted="spec.rollout.replicas: 0",
+        resolved=resolved,
     )
     unfit = _unfit_context(view)
     if unfit is not None:
@@ -168,14 +181,12 @@ def _workload(
     wanted: int,
     found: Sequence[Pod],
     *,
+    unwanted: str,
     resolved: bool = True,
 ) -> _Workload:
-    """What the pods of a group are doing, ``wanted`` of them being asked for."""
+    """What the pods of a group are doing, ``wanted`` of them being asked for; why, if none is."""
     if wanted == 0:
-        message = (
-            "no run trains the model" if type_ == TRAINER_READY else "spec.rollout.replicas: 0"
-        )
-        return _Workload(Finding(type_, "False", "Idle", message), "Idle")
+        return _Workload(Finding(type_, "False", "Idle", unwanted), "Idle")
     if not resolved:
         return _Workload(Finding(type_, "False", "SourceNotResolved", ""), "Waiting")
     if gave_up := _gave_up(model, type_, found):
@@ -189,6 +200,10 @@ def _workload(
     reason = next((p.waiting_reason for p in present if p.waiting_reason), "Starting")
     message = f"{len(ready)} of {wanted} ready. {pods.waiting(present)}".strip()
     return _Workload(Finding(type_, "False", reason, message), "Waiting")
+
+
+def _untrained(idle_run: str) -> str:
+    return f"TrainingRun {idle_run} waits for a call" if idle_run else "no run trains the model"
 
 
 def _gave_up(model: TrainableModel, type_: str, found: Sequence[Pod]) -> Finding | None:

@@ -17,7 +17,7 @@ from espalier.api.meta import ObjectRef
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import Applied, Progress, TrainingRun, TrainingRunStatus
 from espalier.api.wire import Problem
-from espalier.core import conditions, full_weights, pods, request
+from espalier.core import conditions, full_weights, idle, pods, request
 from espalier.core import turn as turns
 from espalier.core.commits import run_step
 from espalier.core.conditions import Finding
@@ -42,6 +42,7 @@ class RunView:
     ``assigned``: the trainer acknowledged this run under the head's epoch. ``counted`` are the
     steps of the run whose commits have been dealt with; ``trained`` those that the trainer has on
     record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
+    ``quiet`` are the seconds since its last call, None: not asked.
     """
 
     run: TrainingRun
@@ -56,6 +57,7 @@ class RunView:
     runner_pods: Sequence[Pod] = ()
     counted: int = 0
     trained: int | None = None
+    quiet: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,17 @@ class RunDecision:
 
 @dataclass(frozen=True)
 class _Stage:
-    """Where a run is; ``frees`` its runner, or ``drives`` with one, or leaves it alone."""
+    """Where a run is; ``frees`` its runner, or ``drives`` with one, or leaves it alone.
+
+    ``idle`` is since when its trainer has not been needed.
+    """
 
     triple: list[Finding]
     suspended: Finding
     succeeded: Finding
     frees: bool = False
     drives: bool = False
+    idle: str | None = None
 
 
 def decide(view: RunView, now: str) -> RunDecision:
@@ -84,7 +90,7 @@ def decide(view: RunView, now: str) -> RunDecision:
     latest = _latest(view)
     step = max(old.step, view.counted, run_step(view.checkpoints[-1]) if view.checkpoints else 0)
     done = step >= run.spec.steps
-    stage = _stage(view, step)
+    stage = _stage(view, step, now)
     training = stage.triple[0].reason == TRAINING
     action, again = _runner(view, stage, now)
     metrics = latest.status.metrics if latest else old.metrics
@@ -105,6 +111,8 @@ def decide(view: RunView, now: str) -> RunDecision:
         applied=_applied(latest) or old.applied,
         metrics=metrics,
         progress=_progress(view.checkpoints, step, run.spec.steps),
+        idle_since=stage.idle,
+        woken_for=old.woken_for,
         conditions=conditions.settle(old.conditions, findings, run.metadata.generation, now),
     )
     return RunDecision(status, action, again)
@@ -125,7 +133,7 @@ def _latest(view: RunView) -> Checkpoint | None:
     return newest if any(c.metadata.name == named for c in view.checkpoints) else None
 
 
-def _stage(view: RunView, step: int) -> _Stage:
+def _stage(view: RunView, step: int, now: str) -> _Stage:
     run = view.run
     unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
     if step >= run.spec.steps:
@@ -145,10 +153,23 @@ def _stage(view: RunView, step: int) -> _Stage:
         message = f"TrainingRun {turn.metadata.name} trains {run.spec.model_ref.name}; waits for it"
         triple = conditions.reconciling("ModelBusy", message, "Unknown")
         return _Stage(triple, unsuspended, open_, frees=True)
-    if held := _held_by_head(view, open_):
-        return held
+    return _held_by_head(view, open_) or _in_turn(view, step, now, open_)
+
+
+def _in_turn(view: RunView, step: int, now: str, open_: Finding) -> _Stage:
+    """The stage of a run that may train."""
+    unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
+    since = idle.since(view.run, view.model, view.quiet, now)
+    if since is not None and _unfit_model(view) is None:
+        return _Stage(_idle(view), unsuspended, open_, idle=since)
     triple, drives = _advance(view, step)
     return _Stage(triple, unsuspended, open_, drives=drives)
+
+
+def _idle(view: RunView) -> list[Finding]:
+    seconds = idle.limit(view.run, view.model)
+    message = f"no call for {seconds} s (spec.trainer.idleSeconds): the next takes the trainer back"
+    return conditions.ready(idle.IDLE, message)
 
 
 def _held_by_head(view: RunView, open_: Finding) -> _Stage | None:
