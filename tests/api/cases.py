@@ -67,6 +67,12 @@ GOOD = {
             "priorityClassName": "low",
         },
     ),
+    **{
+        f"a quantity of {text!r}": edited(
+            MODEL, "spec.trainer.template.resources", {"limits": {"cpu": text}}
+        )
+        for text in ("0.5", ".5", "5.", "1e3", "1E3", "5e-1", "100n", "100u", "1k", "1Ei", "1E", 2)
+    },
     "model with every field of a template": edited(MODEL, "spec.jobs.template", TEMPLATE),
     "run with every field of a template": edited(RUN, "spec.runner.template", TEMPLATE),
     "model whose requests are its limits in other words": edited(
@@ -230,11 +236,15 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "unknown dtype": (MODEL, "spec.trainer.dtype", "fp16", "spec.trainer.dtype", '"bfloat16"'),
     "bad quantity": (
         *(MODEL, "spec.trainer.template.resources.requests", {"memory": "1 GB"}),
-        *("requests[memory]", 'such as 2, "500m" or "1Gi"'),
+        *("requests[memory]", 'such as 2, "0.5", "500m" or "1Gi"'),
     ),
     "negative quantity": (
         *(MODEL, "spec.trainer.template.resources.limits", {"cpu": -1}),
         *("limits[cpu]", "quantity of 0 or more"),
+    ),
+    "half a core unquoted": (
+        *(MODEL, "spec.trainer.template.resources.limits", {"cpu": 0.5}),
+        *("resources.limits.cpu", "must be of type integer,string"),
     ),
     "forbidden pod setting": (
         *(MODEL, "spec.trainer.template.hostNetwork", True),

@@ -216,6 +216,7 @@ ALLOWED = [
     (GATEWAY, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, TEAM, "create subjectaccessreviews.authorization.k8s.io"),
     (RUNNER, TEAM, "get trainablemodels"),
+    (GATEWAY, TEAM, "patch trainingruns --subresource=status"),
     (RUNNER, TEAM, "update trainingruns"),
 ]  # fmt: skip
 FORBIDDEN = [
@@ -233,6 +234,8 @@ FORBIDDEN = [
     (OPERATOR, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, SYSTEM, "get secrets/espalier-signing-key"),
     (GATEWAY, TEAM, "patch checkpointheads"),
+    (GATEWAY, TEAM, "patch trainingruns"),
+    (GATEWAY, TEAM, "patch checkpointheads --subresource=status"),
     (GATEWAY, TEAM, "create deployments.apps"),
     (GATEWAY, TEAM, "update trainablemodels"),
     (GATEWAY, TEAM, "delete checkpointheads"),

@@ -77,6 +77,34 @@ async def test_applying_the_status_of_an_absent_object_is_not_found(
     assert (caught.value.status, caught.value.reason) == (404, "NotFound")
 
 
+async def test_two_writers_of_a_status_keep_each_others_fields(
+    cluster: Cluster, namespace: str
+) -> None:
+    spec = {
+        "modelRef": {"name": "arith"},
+        "driver": "Client",
+        "loss": {"name": "importance_sampling"},
+        "learningRate": "1e-4",
+        "steps": 2,
+    }
+    run = {"metadata": {"name": "mine", "namespace": namespace}, "spec": spec}
+    await cluster.apply("TrainingRun", run)
+    first, second = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+    await cluster.apply_status("TrainingRun", {**run, "status": {"step": 1, "idleSince": first}})
+    woken = {**run, "status": {"wokenFor": first}}
+    after = await cluster.apply_status("TrainingRun", woken, manager="espalier-gateway")
+    assert (after["status"]["step"], after["status"]["wokenFor"]) == (1, first)
+
+    # The operator writes back what it read, and leaves out what has ended.
+    kept = {**run, "status": {"step": 2, "wokenFor": first}}
+    after = await cluster.apply_status("TrainingRun", kept)
+    assert (after["status"]["wokenFor"], "idleSince" in after["status"]) == (first, False)
+
+    again = {**run, "status": {"wokenFor": second}}
+    after = await cluster.apply_status("TrainingRun", again, manager="espalier-gateway")
+    assert (after["status"]["step"], after["status"]["wokenFor"]) == (2, second)
+
+
 async def test_a_status_field_left_out_is_removed(cluster: Cluster, head: Body, key: Key) -> None:
     await cluster.apply("CheckpointHead", head)
     before = {"epoch": 1, "target": {"name": "arith-000001"}}

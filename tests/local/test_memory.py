@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from espalier.local.memory import GIB, Memory, asked, of_this_machine
+from espalier.local.quantity import number
 
 
 def meminfo(directory: Path, available_kb: int) -> Path:
@@ -53,3 +54,21 @@ def test_exactly_what_is_left_is_enough() -> None:
     room = Memory(3 * GIB)
     assert room.shortage(GIB, 2 * GIB) == ""
     assert "it asks for 1.0 GiB" in room.shortage(GIB + 1, 2 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("0.5", 0.5), (".5", 0.5), ("5.", 5.0), ("500m", 0.5), ("100u", 1e-4), ("100n", 1e-7)),
+        *(("1e3", 1000.0), ("1E3", 1000.0), ("5e-1", 0.5), ("1k", 1e3), ("1E", 1e18)),
+        *(("1Ei", 2.0**60), ("1.5Gi", 1.5 * GIB)),
+    ],
+)
+def test_a_quantity_is_what_kubernetes_takes_it_for(text: str, value: float) -> None:
+    assert number(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", ".", "-1", "1 GB", "1mi", "1e", "e3"])
+def test_what_is_no_quantity_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no quantity"):
+        number(text)

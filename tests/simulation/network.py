@@ -16,7 +16,7 @@ from tests.simulation.weather import Weather
 
 from espalier.kube.objects import Body, Key
 
-READS = ("get", "list", "each", "state", "commits")
+READS = ("get", "list", "each", "state", "commits", "usage")
 # What the server ends when the caller has gone.
 WAITS = ("commits",)
 

@@ -16,6 +16,7 @@ from espalier.api.wire import (
     Served,
     ServeRequest,
     TrainerState,
+    Usage,
 )
 from espalier.controllers.peer import Peer
 from espalier.controllers.rollout_client import RolloutError
@@ -51,6 +52,8 @@ class ScriptedTrainer:
         self.refusal: Problem | None = None
         # The rank of what it writes; 0 are full weights.
         self.rank = 16
+        # When clients last called, on the loop's clock.
+        self.called = 0.0
         self._grown = asyncio.Condition()
 
     def volume(self, model: str) -> Volume:
@@ -105,6 +108,10 @@ class ScriptedTrainer:
             problem=self.problem,
             warnings=self.warnings,
         )
+
+    async def usage(self, peer: Peer) -> Usage:
+        self._reach(peer)
+        return Usage(quiet_seconds=asyncio.get_running_loop().time() - self.called)
 
     async def step(self, model: str, reward: float = 0.5) -> Commit:
         """One optimizer step of the assigned run, whose samples had that mean reward."""

@@ -46,6 +46,7 @@ class Servers:
         app.router.add_post("/assign", self._assign)
         app.router.add_get("/train/state", self._state)
         app.router.add_get("/commits", self._commits)
+        app.router.add_get("/usage", self._usage)
         app.router.add_post("/espalier/v1/serve", self._serve)
         return app
 
@@ -73,6 +74,10 @@ class Servers:
         after, wait = int(request.query["after"]), int(request.query["wait"])
         page = await self.trainer.commits(self._peer("trainer"), after, wait)
         return web.Response(text=page.model_dump_json())
+
+    async def _usage(self, _: web.Request) -> web.Response:
+        usage = await self.trainer.usage(self._peer("trainer"))
+        return web.Response(text=usage.model_dump_json())
 
     async def _serve(self, request: web.Request) -> web.Response:
         wanted = ServeRequest.model_validate_json(await request.text())

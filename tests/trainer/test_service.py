@@ -152,6 +152,7 @@ async def test_answers_carry_exactly_the_fields_that_hud_clients_take(client: Cl
         (lambda: {"Authorization": "Bearer \xff"}, "/train/state", 401),
         (lambda: bearer("gateway"), "/commits", 403),
         (lambda: bearer("gateway"), "/assign", 403),
+        (lambda: bearer("gateway"), "/usage", 403),
         (lambda: bearer("operator"), "/commits", 200),
         (lambda: bearer("operator"), "/train/losses", 200),
         (dict, "/healthz", 200),
@@ -266,6 +267,20 @@ async def test_a_malformed_body_is_refused_by_field(
     status, problem, _ = await post(client, f"/train/{path}", body)
     assert (status, problem["reason"]) == (422, "InvalidRequest")
     assert problem["detail"].startswith(field)
+
+
+async def test_it_tells_the_operator_for_how_long_no_client_has_called(client: Client) -> None:
+    async def quiet() -> float:
+        answer = await client.get("/usage", headers=bearer("operator"))
+        return float((await answer.json())["quiet_seconds"])
+
+    await assign(client)
+    await asyncio.sleep(0.2)
+    first = await quiet()
+    # The operator's own questions are no calls.
+    assert await quiet() >= first >= 0.2
+    assert (await client.get("/train/state", headers=bearer())).status == 200
+    assert await quiet() < 0.2
 
 
 async def test_a_key_is_answered_once_and_for_all(client: Client) -> None:

@@ -21,7 +21,8 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 DECIMAL_PATTERN = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$"
-QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+# Whatever core/v1 takes for a resource.Quantity, but for a sign.
+QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]{1,2})?$"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
 
@@ -96,7 +97,7 @@ Quantity = Annotated[
             **cel(
                 (
                     "type(self) == int ? self >= 0 : self.matches(r'" + QUANTITY_PATTERN + "')",
-                    'must be a quantity of 0 or more, such as 2, "500m" or "1Gi"',
+                    'must be a quantity of 0 or more, such as 2, "0.5", "500m" or "1Gi"',
                 )
             ),
         },

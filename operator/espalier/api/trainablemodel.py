@@ -106,6 +106,14 @@ class TrainerSpec(Type):
         description="startupSeconds that a pod may take to load the base before it is started "
         "anew; a large base on slow storage needs more.",
     )
+    idle_seconds: int = Field(
+        default=1800,
+        ge=0,
+        le=2592000,
+        description="idleSeconds without a call after which the trainer of a run of driver Client "
+        "is freed. Nothing is lost: the next call takes it back, and waits for its start. 0 keeps "
+        "it for as long as the run lasts.",
+    )
     template: PodTemplate | None = Field(default=None, description="template of the trainer pod.")
 
 

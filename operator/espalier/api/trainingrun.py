@@ -281,6 +281,19 @@ class TrainingRunStatus(Type):
         json_schema_extra=list_map("name"),
     )
     progress: Progress | None = Field(default=None, description="progress of the run.")
+    idle_since: str | None = Field(
+        default=None,
+        description="idleSince is when the trainer was freed for want of calls "
+        "(spec.trainer.idleSeconds of the model); unset once one takes it back.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )
+    woken_for: str | None = Field(
+        default=None,
+        description="wokenFor is the idleSince that a call has ended. The gateway writes it.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )
 
 
 class TrainingRun(BaseModel):

@@ -276,6 +276,12 @@ class TrainerState(Wire):
     warnings: Annotated[list[Problem], Field(fail_fast=True)] = Field(default_factory=list)
 
 
+class Usage(Wire):
+    """Seconds since the trainer's last call ended; 0 while one is under way."""
+
+    quiet_seconds: float = Field(ge=0)
+
+
 # --- rollout control (operator only) --------------------------------------------------------------
 
 

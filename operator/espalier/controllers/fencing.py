@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from espalier.api.wire import Assignment, CommitPage, Served, ServeRequest, TrainerState
+from espalier.api.wire import (
+    Assignment,
+    CommitPage,
+    Served,
+    ServeRequest,
+    TrainerState,
+    Usage,
+)
 from espalier.controllers.peer import Peer
 from espalier.controllers.rollout_client import RolloutControl
 from espalier.controllers.trainer_client import Trainer
@@ -28,6 +35,10 @@ class FencedTrainer:
     async def commits(self, peer: Peer, after: int, wait_seconds: int) -> CommitPage:
         """See Trainer."""
         return await self._trainer.commits(peer, after, wait_seconds)
+
+    async def usage(self, peer: Peer) -> Usage:
+        """See Trainer."""
+        return await self._trainer.usage(peer)
 
 
 class FencedRollouts:

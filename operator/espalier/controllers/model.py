@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from espalier.api.trainablemodel import TrainableModel
 from espalier.controllers.reading import UnreadableError
 from espalier.controllers.services import Services
+from espalier.core import idle, pods, reported, retention, source
 from espalier.core import model as models
-from espalier.core import pods, reported, retention, source
 from espalier.core import turn as turns
 from espalier.core.hindrance import Hindrance, uncreated
 from espalier.core.manifests.importer import importer_job
@@ -61,7 +61,10 @@ class ModelReconciler:
         await self._import(model, origin.importer)
         # Before the view: what a trainer said holds only while it is there.
         self._follow(model)
-        decision = models.decide(self._view(model, origin), self._services.now())
+        now = self._services.now()
+        runs = self._services.snapshot.runs(key.namespace, key.name)
+        freed_in = idle.freed_in(runs, now)
+        decision = models.decide(self._view(model, origin, freed=freed_in == 0), now)
         if decision.root is not None:
             made = await self._services.cluster.create("Checkpoint", decision.root)
             if made is not None:
@@ -74,7 +77,7 @@ class ModelReconciler:
             await self._services.writer.announce(
                 "TrainableModel", body, before, after, faults=reported.ANNOUNCED
             )
-        waits = (decision.head_in or None, await self._retire(key), asked)
+        waits = (decision.head_in or None, freed_in or None, await self._retire(key), asked)
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     async def _retire(self, key: Key) -> float | None:
@@ -143,12 +146,17 @@ class ModelReconciler:
         }
         return {type_: hindrance for type_, hindrance in found.items() if hindrance is not None}
 
-    def _view(self, model: TrainableModel, origin: source.SourceDecision) -> models.ModelView:
+    def _view(
+        self, model: TrainableModel, origin: source.SourceDecision, *, freed: bool
+    ) -> models.ModelView:
+        """What is known of the model; ``freed``: the trainer is for want of calls."""
         namespace, name = model.metadata.namespace, model.metadata.name
         lineage = self._services.snapshot.lineage(namespace, name)
         leader = self._services.snapshot.leader(namespace, name)
         ledger = self._services.streams.ledger(namespace, name)
         head = self._services.snapshot.head(namespace, name)
+        runs = self._services.snapshot.runs(namespace, name)
+        resting = turns.active(runs) if freed else None
         return models.ModelView(
             model=model,
             source=origin,
@@ -157,9 +165,8 @@ class ModelReconciler:
             trainer_pods=self._pods(model, "trainer"),
             rollout_pods=self._pods(model, "rollout"),
             hindrances=self._hindrances(_key(model)),
-            trains=turns.trainer_wanted(
-                self._services.snapshot.runs(namespace, name), leader, lineage
-            ),
+            trains=resting is None and turns.trainer_wanted(runs, leader, lineage),
+            idle_run=resting.metadata.name if resting is not None else "",
             gateway_url=self._services.settings.gateway_url,
             warnings=ledger.warnings,
             problem=ledger.problem,

@@ -6,7 +6,7 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.services import Services
 from espalier.controllers.tasksets import Tasksets
-from espalier.core import pods
+from espalier.core import idle, pods
 from espalier.core import run as runs
 from espalier.core import turn as turns
 from espalier.core.commits import run_identity
@@ -39,14 +39,15 @@ class RunReconciler:
         trained, heard = await self._trained(run) if assigned else (None, None)
         tasks, looked = await self._tasksets.look(run, self._runner(run))
         asked = await self._ask(key, run)
-        view = self._view(run, model, assigned=assigned, trained=trained, tasks=tasks)
+        quiet, later = await self._quiet(run, model) if assigned else (None, None)
+        view = self._view(run, model, assigned=assigned, trained=trained, tasks=tasks, quiet=quiet)
         decision = runs.decide(view, self._services.now())
         if model is not None:
             await self._drive(run, model, decision.runner)
         if await self._services.writer.write("TrainingRun", body, decision.status):
             before, after = run.status.conditions, decision.status.conditions
             await self._services.writer.announce("TrainingRun", body, before, after)
-        waits = (again, heard, looked, asked, decision.again_seconds)
+        waits = (again, heard, looked, asked, later, decision.again_seconds)
         delays = [seconds for seconds in waits if seconds is not None]
         return min(delays, default=None)
 
@@ -105,6 +106,17 @@ class RunReconciler:
         namespace, name = run.metadata.namespace, run.metadata.name
         return self._services.snapshot.pods(namespace, "runner", run=name)
 
+    async def _quiet(
+        self, run: TrainingRun, model: TrainableModel | None
+    ) -> tuple[float | None, float | None]:
+        """For how long nobody has called the run's trainer, if that matters; when to ask again."""
+        limit = idle.limit(run, model)
+        namespace, name = run.metadata.namespace, run.spec.model_ref.name
+        trainer = self._trainer(namespace, name)
+        if not limit or trainer is None:
+            return None, None
+        return await self._services.trainers.quiet(namespace, name, trainer, limit)
+
     def _trainer(self, namespace: str, model: str) -> pods.Pod | None:
         found = pods.live(self._services.snapshot.pods(namespace, "trainer", model=model))
         return next((pod for pod in found if pod.ready), None)
@@ -117,6 +129,7 @@ class RunReconciler:
         assigned: bool,
         trained: int | None,
         tasks: str,
+        quiet: float | None,
     ) -> RunView:
         namespace, name = run.metadata.namespace, run.metadata.name
         owner = run.spec.model_ref.name
@@ -139,6 +152,7 @@ class RunReconciler:
             pod=pod_fingerprint(run),
             tasks=tasks,
             hindrance=hindrances.of(namespace, "Job").get(job.uid) if job is not None else None,
+            quiet=quiet,
         )
 
     async def _drive(

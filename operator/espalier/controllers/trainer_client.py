@@ -6,7 +6,7 @@ from typing import Protocol
 
 import aiohttp
 
-from espalier.api.wire import Assignment, CommitPage, TrainerState
+from espalier.api.wire import Assignment, CommitPage, TrainerState, Usage
 from espalier.controllers.peer import Peer, PeerCalls, PeerError
 
 ANSWER_SECONDS = 60.0
@@ -27,6 +27,9 @@ class Trainer(Protocol):
 
     async def commits(self, peer: Peer, after: int, wait_seconds: int) -> CommitPage:
         """The commits after an index; waits for one if there is none."""
+
+    async def usage(self, peer: Peer) -> Usage:
+        """For how long nobody has called the trainer."""
 
 
 class TrainerClient:
@@ -52,3 +55,7 @@ class TrainerClient:
         """See Trainer."""
         path = f"/commits?after={after}&wait={wait_seconds}"
         return await self._calls.call("GET", peer, path, CommitPage, seconds=wait_seconds + 10.0)
+
+    async def usage(self, peer: Peer) -> Usage:
+        """See Trainer."""
+        return await self._calls.call("GET", peer, "/usage", Usage, seconds=ANSWER_SECONDS)

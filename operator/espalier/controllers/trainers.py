@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ STALE_EPOCH = "StaleEpoch"
 UNREADABLE = "CheckpointUnreadable"
 # HTTP statuses that sending the same again does not change.
 REFUSED, FAILED = 400, 500
+# Between two questions whether a trainer that is idle, or does not answer, is called after all.
+ASK_SECONDS = 1.0
 Id = tuple[str, str]
 
 
@@ -46,6 +49,8 @@ class Trainers:
         self._epochs: dict[Id, int] = {}
         # Why an assignment was refused, and the digest that it was to start from.
         self._refusals: dict[Id, tuple[str, Problem]] = {}
+        # The start of a trainer, and when it was last known to be called (the loop's clock).
+        self._called: dict[Id, tuple[str, float]] = {}
 
     def epoch(self, namespace: str, model: str) -> int:
         """The epoch that a trainer was found at when it refused ours as stale; 0 otherwise."""
@@ -86,6 +91,26 @@ class Trainers:
         self._told.pop((namespace, model), None)
         self._epochs.pop((namespace, model), None)
         self._refusals.pop((namespace, model), None)
+        self._called.pop((namespace, model), None)
+
+    async def quiet(
+        self, namespace: str, model: str, pod: Pod, limit: float
+    ) -> tuple[float | None, float]:
+        """Seconds since the trainer's last call, and when to ask again.
+
+        None while it cannot have been quiet for ``limit`` seconds yet, or where it does not say.
+        """
+        now = asyncio.get_running_loop().time()
+        instance, called = self._called.get((namespace, model), ("", 0.0))
+        if instance == pod.instance and now < called + limit:
+            return None, called + limit - now
+        try:
+            usage = await self._client.usage(Peer.of(namespace, model, pod))
+        except TrainerError as error:
+            logger.warning("usage of %s/%s: %s", namespace, model, error)
+            return None, limit
+        self._called[namespace, model] = (pod.instance, now - usage.quiet_seconds)
+        return usage.quiet_seconds, max(ASK_SECONDS, limit - usage.quiet_seconds)
 
     async def state(self, namespace: str, model: str, pod: Pod) -> TrainerState | None:
         """Where the trainer stands; None if it does not answer."""

@@ -35,7 +35,7 @@ class ModelView:
 
     ``warnings`` and ``problem`` are what the trainer reports; None: nothing has been heard.
     ``namesake`` is a head of another model that has this model's name. ``hindrances`` are why pods
-    cannot be made, by condition.
+    cannot be made, by condition. ``idle_run`` is the run whose trainer was freed for want of calls.
     """
 
     model: TrainableModel
@@ -50,6 +50,7 @@ class ModelView:
     problem: Problem | None = None
     namesake: CheckpointHead | None = None
     hindrances: Mapping[str, Hindrance] = field(default_factory=dict)
+    idle_run: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,20 @@ def decide(view: ModelView, now: str) -> ModelDecision:
     """The next status of a model and the scale of its pods; ``now`` is RFC 3339."""
     model = view.model
     resolved = view.source.resolved is not None
-    trainer = _workload(view, TRAINER_READY, 1 if view.trains else 0, view.trainer_pods)
+    trainer = _workload(
+        view,
+        TRAINER_READY,
+        1 if view.trains else 0,
+        view.trainer_pods,
+        unwanted=_untrained(view.idle_run),
+    )
     rollouts = _workload(
-        view, ROLLOUTS_READY, model.spec.rollout.replicas, view.rollout_pods, resolved=resolved
+        view,
+        ROLLOUTS_READY,
+        model.spec.rollout.replicas,
+        view.rollout_pods,
+        unwanted="spec.rollout.replicas: 0",
+        resolved=resolved,
     )
     unfit = _unfit_context(view) or _unfit_tree(view)
     if unfit is not None:
@@ -190,14 +202,12 @@ def _workload(
     wanted: int,
     found: Sequence[Pod],
     *,
+    unwanted: str,
     resolved: bool = True,
 ) -> _Workload:
-    """What the pods of a group are doing, ``wanted`` of them being asked for."""
+    """What the pods of a group are doing, ``wanted`` of them being asked for; why, if none is."""
     if wanted == 0:
-        message = (
-            "no run trains the model" if type_ == TRAINER_READY else "spec.rollout.replicas: 0"
-        )
-        return _Workload(Finding(type_, "False", "Idle", message), "Idle")
+        return _Workload(Finding(type_, "False", "Idle", unwanted), "Idle")
     if not resolved:
         return _Workload(Finding(type_, "False", "SourceNotResolved", ""), "Waiting")
     if gave_up := _gave_up(view.model, type_, found):
@@ -216,6 +226,10 @@ def _workload(
         why = "; ".join(filter(None, (str(hindrance), why)))
     message = f"{len(ready)} of {wanted} ready. {why}".strip()
     return _Workload(Finding(type_, "False", reason, message), "Waiting")
+
+
+def _untrained(idle_run: str) -> str:
+    return f"TrainingRun {idle_run} waits for a call" if idle_run else "no run trains the model"
 
 
 def _gave_up(model: TrainableModel, type_: str, found: Sequence[Pod]) -> Finding | None:

@@ -15,13 +15,19 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.meta import ObjectRef
 from espalier.api.metrics import is_measured
 from espalier.api.trainingrun import Applied, Progress, TrainingRunStatus
-from espalier.core import conditions, full_weights, pods, request
+from espalier.core import conditions, full_weights, idle, pods, request
 from espalier.core import turn as turns
 from espalier.core.commits import run_step
 from espalier.core.conditions import Finding
 from espalier.core.health import rollouts_healthy, step_findings
 from espalier.core.run_view import RunView
-from espalier.core.run_waits import AWAITING_CLIENT, TRAINING, advance, runner_failure
+from espalier.core.run_waits import (
+    AWAITING_CLIENT,
+    TRAINING,
+    advance,
+    runner_failure,
+    unfit_model,
+)
 from espalier.core.turn import SUCCEEDED, TASKS_READY
 
 SUSPENDED = "Suspended"
@@ -45,13 +51,17 @@ class RunDecision:
 
 @dataclass(frozen=True)
 class _Stage:
-    """Where a run is; ``frees`` its runner, or ``drives`` with one, or leaves it alone."""
+    """Where a run is; ``frees`` its runner, or ``drives`` with one, or leaves it alone.
+
+    ``idle`` is since when its trainer has not been needed.
+    """
 
     triple: list[Finding]
     suspended: Finding
     succeeded: Finding
     frees: bool = False
     drives: bool = False
+    idle: str | None = None
 
 
 def decide(view: RunView, now: str) -> RunDecision:
@@ -60,7 +70,7 @@ def decide(view: RunView, now: str) -> RunDecision:
     latest = _latest(view)
     step = max(old.step, view.counted, run_step(view.checkpoints[-1]) if view.checkpoints else 0)
     done = step >= run.spec.steps
-    stage = _stage(view, step)
+    stage = _stage(view, step, now)
     training = stage.triple[0].reason in (TRAINING, AWAITING_CLIENT)
     action, again = _runner(view, stage, now)
     # Its own status may be a moment behind: until then what the step before said holds.
@@ -84,6 +94,8 @@ def decide(view: RunView, now: str) -> RunDecision:
         applied=_applied(latest) or old.applied,
         metrics=metrics,
         progress=_progress(view.checkpoints, step, run.spec.steps),
+        idle_since=stage.idle,
+        woken_for=old.woken_for,
         conditions=conditions.settle(old.conditions, findings, run.metadata.generation, now),
     )
     return RunDecision(status, action, again)
@@ -114,7 +126,7 @@ def _latest(view: RunView) -> Checkpoint | None:
     return newest if any(c.metadata.name == named for c in view.checkpoints) else None
 
 
-def _stage(view: RunView, step: int) -> _Stage:
+def _stage(view: RunView, step: int, now: str) -> _Stage:
     run = view.run
     unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
     if step >= run.spec.steps:
@@ -131,8 +143,7 @@ def _stage(view: RunView, step: int) -> _Stage:
         return _Stage(triple, unsuspended, lost)
     if held := _without_turn(view, open_) or _held_by_head(view, open_):
         return held
-    triple, drives = advance(view, step)
-    return _Stage(triple, unsuspended, open_, drives=drives)
+    return _in_turn(view, step, now, open_)
 
 
 def _without_turn(view: RunView, open_: Finding) -> _Stage | None:
@@ -147,6 +158,22 @@ def _without_turn(view: RunView, open_: Finding) -> _Stage | None:
     message = f"TrainingRun {turn.metadata.name} trains {run.spec.model_ref.name}; waits for it"
     triple = conditions.reconciling("ModelBusy", message, "Unknown")
     return _Stage(triple, unsuspended, open_, frees=True)
+
+
+def _in_turn(view: RunView, step: int, now: str, open_: Finding) -> _Stage:
+    """The stage of a run that may train."""
+    unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
+    since = idle.since(view.run, view.model, view.quiet, now)
+    if since is not None and unfit_model(view) is None:
+        return _Stage(_idle(view), unsuspended, open_, idle=since)
+    triple, drives = advance(view, step)
+    return _Stage(triple, unsuspended, open_, drives=drives)
+
+
+def _idle(view: RunView) -> list[Finding]:
+    seconds = idle.limit(view.run, view.model)
+    message = f"no call for {seconds} s (spec.trainer.idleSeconds): the next takes the trainer back"
+    return conditions.ready(idle.IDLE, message)
 
 
 def _held_by_head(view: RunView, open_: Finding) -> _Stage | None:

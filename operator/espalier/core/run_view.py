@@ -24,7 +24,7 @@ class RunView:
     record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
     ``rollouts`` are the rollout pods that have started. ``pod`` is what of the run a runner's pod
     would be made of, ``tasks`` what is wrong with its ConfigMap, ``hindrance`` why the runner's Job
-    gets no pod.
+    gets no pod. ``quiet`` are the seconds since the trainer's last call, None: not asked.
     """
 
     run: TrainingRun
@@ -43,6 +43,7 @@ class RunView:
     pod: str = ""
     tasks: str = ""
     hindrance: Hindrance | None = None
+    quiet: float | None = None
 
     @property
     def driven(self) -> bool:

@@ -37,7 +37,7 @@ def runner_failure(view: RunView) -> Problem | None:
 def advance(view: RunView, step: int) -> tuple[list[Finding], bool]:
     """What holds a run whose turn it is, or that it trains; and whether its runner may run."""
     starting = "Restarting" if step else "Starting"
-    if unfit := _unfit_model(view):
+    if unfit := unfit_model(view):
         return unfit, False
     if view.problem is not None:
         return conditions.stalled(view.problem.reason, pods.explain(view.problem)), True
@@ -53,7 +53,7 @@ def advance(view: RunView, step: int) -> tuple[list[Finding], bool]:
     return conditions.ready(TRAINING, shown), True
 
 
-def _unfit_model(view: RunView) -> list[Finding] | None:
+def unfit_model(view: RunView) -> list[Finding] | None:
     """Why the model cannot be trained."""
     if view.model is None:
         # Not Stalled: it may be next in the same apply, and Argo CD and Flux give up at Stalled.

@@ -29,7 +29,8 @@ REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 class Services:
     """View of the cluster and the cluster itself, authentication, tokens, connections to pods.
 
-    ``cluster`` is written on behalf of users alone: forks, and moves of heads. ``session`` is of
+    ``cluster`` is written on behalf of users alone: forks, moves of heads, and which freed trainer
+    a call waits for. ``session`` is of
     ``pod_session``; ``rooms`` bound what all requests hold together.
     """
 

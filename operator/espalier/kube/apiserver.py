@@ -137,14 +137,14 @@ class KubernetesCluster:
         """See Cluster."""
         return await self._apply(kind, body, manager, "")
 
-    async def apply_status(self, kind: str, body: Body) -> Body:
+    async def apply_status(self, kind: str, body: Body, *, manager: str = STATUS_MANAGER) -> Body:
         """See Cluster."""
         metadata = body["metadata"]
         intent = {
             "metadata": {name: metadata[name] for name in _IDENTITY if name in metadata},
             "status": body["status"],
         }
-        return await self._apply(kind, intent, STATUS_MANAGER, "status")
+        return await self._apply(kind, intent, manager, "status")
 
     async def create(self, kind: str, body: Body) -> Body | None:
         """See Cluster."""

@@ -83,7 +83,7 @@ class Cluster(Protocol):
         Fields that this manager applied before and ``body`` leaves out are removed.
         """
 
-    async def apply_status(self, kind: str, body: Body) -> Body:
+    async def apply_status(self, kind: str, body: Body, *, manager: str = STATUS_MANAGER) -> Body:
         """Server-side apply of ``status`` alone, forced; 404 if the object is gone.
 
         ``metadata.uid`` and ``metadata.resourceVersion``, where given, must still be the object's:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Mapping, Sequence
 
-from espalier.kube.cluster import MANAGER, Cluster, Propagation, TokenReviewResult
+from espalier.kube.cluster import (
+    MANAGER,
+    STATUS_MANAGER,
+    Cluster,
+    Propagation,
+    TokenReviewResult,
+)
 from espalier.kube.objects import Body, Key
 
 # Raises LeadershipLostError when this replica may not act any more.
@@ -49,10 +55,10 @@ class FencedCluster:
         self._check()
         return await self._cluster.apply(kind, body, manager=manager)
 
-    async def apply_status(self, kind: str, body: Body) -> Body:
+    async def apply_status(self, kind: str, body: Body, *, manager: str = STATUS_MANAGER) -> Body:
         """See Cluster."""
         self._check()
-        return await self._cluster.apply_status(kind, body)
+        return await self._cluster.apply_status(kind, body, manager=manager)
 
     async def create(self, kind: str, body: Body) -> Body | None:
         """See Cluster."""

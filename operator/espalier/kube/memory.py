@@ -132,7 +132,7 @@ class MemoryCluster:
 
         return self._mutate("apply", key_of(kind, body), effect)
 
-    async def apply_status(self, kind: str, body: Body) -> Body:
+    async def apply_status(self, kind: str, body: Body, *, manager: str = STATUS_MANAGER) -> Body:
         """See Cluster."""
         key = key_of(kind, body)
         intent = {"status": body["status"]}
@@ -144,7 +144,7 @@ class MemoryCluster:
             for name in ("uid", "resourceVersion"):
                 if body["metadata"].get(name, live[name]) != live[name]:
                     raise ClusterError(409, "Conflict", f"{key} has another {name}")
-            return self._apply(key, intent, STATUS_MANAGER)
+            return self._apply(key, intent, manager)
 
         return self._mutate("apply_status", key, effect)
 

@@ -15,13 +15,9 @@ import cel
 from espalier.api.crds import KINDS, definition
 from espalier.api.schema import VALIDATIONS
 from espalier.kube.objects import Body
+from espalier.local import quantity
 
 Node = dict[str, Any]
-_SUFFIXES = {
-    "m": 1e-3,
-    **{suffix: 1e3**power for power, suffix in enumerate("kMGTPE", 1)},
-    **{f"{suffix}i": 1024.0**power for power, suffix in enumerate("KMGTPE", 1)},
-}
 PRESERVED = "x-kubernetes-preserve-unknown-fields"
 
 
@@ -106,16 +102,10 @@ def _judge(rule: Node, value: Any, old: Any, path: str) -> Iterator[Refusal]:
 def _context(value: Any, old: Any) -> cel.Context:
     """What a rule sees: the object, and those of Kubernetes' functions that our rules use."""
     functions: dict[str, Callable[..., Any]] = {
-        "quantity": _quantity,
+        "quantity": quantity.number,
         "isLessThan": lambda one, other: one < other,
     }
     return cel.Context(variables={"self": value, "oldSelf": old}, functions=functions)
-
-
-def _quantity(text: str) -> float:
-    """The number that a resource.Quantity stands for."""
-    digits = text.rstrip("".join(_SUFFIXES))
-    return float(digits) * _SUFFIXES.get(text[len(digits) :], 1.0)
 
 
 @cache

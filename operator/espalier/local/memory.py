@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from espalier.kube.objects import Body
+from espalier.local import quantity
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 GIB = 2**30
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|[kMGTPE]|[KMGTPE]i)?")
-_FACTORS = {"": 1.0, "m": 1e-3, "k": 1e3} | {
-    f"{letter}{suffix}": float(base**power)
-    for power, letter in enumerate("KMGTPE", 1)
-    for suffix, base in (("", 1000), ("i", 1024))
-}
 
 
 @dataclass(frozen=True)
@@ -50,10 +44,7 @@ def asked(spec: Body) -> int:
     wanted = resources.get("requests", {}).get("memory") or resources.get("limits", {}).get(
         "memory", 0
     )
-    found = _QUANTITY.fullmatch(str(wanted))
-    if found is None:
-        raise ValueError(f"{wanted!r} is no quantity")
-    return round(float(found[1]) * _FACTORS[found[2] or ""])
+    return round(quantity.number(str(wanted)))
 
 
 def _left_in(cgroup: Path) -> list[int]:

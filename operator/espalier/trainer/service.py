@@ -22,6 +22,7 @@ from espalier.api.wire import (
     LossList,
     OptimStepRequest,
     Problem,
+    Usage,
     Wire,
 )
 from espalier.trainer import delivery, measured, trace_routes
@@ -35,6 +36,7 @@ from espalier.trainer.losses import DEFAULTS
 from espalier.trainer.problems import CommandError
 from espalier.trainer.settings import MAX_BODY_BYTES, STUCK_SECONDS
 from espalier.trainer.traces import Traces
+from espalier.trainer.usage import Calls
 from espalier.trainer.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ HEAD_SECONDS = 75.0
 # How the service is to be served: nothing is inflated, not even what a client only announces.
 SERVER: dict[str, Any] = {"auto_decompress": False, "keepalive_timeout": HEAD_SECONDS}
 OPEN_ROUTES = ("/healthz", "/readyz")
-OPERATOR_ROUTES = ("/assign", "/commits")
+OPERATOR_ROUTES = ("/assign", "/commits", "/usage")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -73,6 +75,7 @@ class Service:
         self._watchdog = watchdog or Watchdog(STUCK_SECONDS)
         self._traces: Traces | None = None
         self._delivered = asyncio.Event()
+        self._calls = Calls()
         self.feed = CommitFeed(asyncio.get_running_loop())
 
     async def start(self, make: Callable[[Callable[[Engine], None]], Engine]) -> None:
@@ -81,6 +84,8 @@ class Service:
         engine = await loop.run_in_executor(self._worker, make, self._published)
         self._traces = Traces(engine.store.model_directory(engine.model))
         self._engine = engine
+        # Nobody could call it while it was loading.
+        self._calls.touch()
 
     def app(self) -> web.Application:
         """The routes of the architecture page."""
@@ -92,6 +97,7 @@ class Service:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_post("/assign", self._assign)
         app.router.add_get("/commits", self._commits)
+        app.router.add_get("/usage", self._usage)
         app.router.add_get("/train/losses", self._losses)
         app.router.add_get("/train/state", self._state)
         app.router.add_post("/train/delivered", self._deliver)
@@ -185,7 +191,10 @@ class Service:
                 "edit the resources instead",
             )
         request[_CALLER] = caller
-        return await handler(request)
+        if caller.subject == "operator":
+            return await handler(request)
+        with self._calls.one():
+            return await handler(request)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         """503 once a command is stuck, so that the kubelet starts the trainer anew."""
@@ -221,6 +230,9 @@ class Service:
         after = number(request, "after", 0, whole=True)
         wait = min(number(request, "wait", 0), MAX_WAIT_SECONDS)
         return _json(await self.feed.page(int(after), wait))
+
+    async def _usage(self, _request: web.Request) -> web.Response:
+        return _json(Usage(quiet_seconds=self._calls.quiet_seconds))
 
     def _command(self, kind: Kind, body: type[Wire]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
