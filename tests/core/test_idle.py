@@ -31,13 +31,13 @@ def decided(status: Any = None, **changes: Any) -> RunDecision:
 
 # what the status said, how long the trainer was quiet; idle since, reason of Ready
 CASES: dict[str, tuple[Any, float | None, str | None, str]] = {
-    "called a moment ago": (None, 59.9, None, "Training"),
+    "called a moment ago": (None, 59.9, None, "AwaitingClient"),
     "not called for long": (None, 60.0, LATER, "Idle"),
-    "not asked": (None, None, None, "Training"),
+    "not asked": (None, None, None, "AwaitingClient"),
     "still not called": (RESTING, 90.0, NOW, "Idle"),
-    "called while its pod was on its way out": (RESTING, 3.0, None, "Training"),
+    "called while its pod was on its way out": (RESTING, 3.0, None, "AwaitingClient"),
     "freed, so that nobody can be asked": (RESTING, None, NOW, "Idle"),
-    "freed, and a call waits": (WOKEN, None, None, "Training"),
+    "freed, and a call waits": (WOKEN, None, None, "AwaitingClient"),
     "idle again after a call": ({"wokenFor": NOW}, 60.0, LATER, "Idle"),
 }
 
