@@ -122,9 +122,7 @@ def _forward_backward(
         weighted=spec.takes_weights,
     )
     batch = compute.admit(data, spec, cuts)
-    return GradientCommand(
-        batch, lambda: compute.add_loss(batch, spec, request.temperature, request.group_size)
-    )
+    return GradientCommand(batch, lambda: compute.add_loss(batch, spec, request.group_size))
 
 
 def _backward(
@@ -139,7 +137,6 @@ def _backward(
         lambda: compute.add_weights(
             batch,
             request.weights,
-            forward.temperature,
             given=request.metrics,
             group_size=forward.group_size,
             forward=request.forward_id,
