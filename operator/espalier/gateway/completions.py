@@ -204,7 +204,9 @@ class Completions:
         kept = {}
         if upstream.status == 200:
             try:
-                answer = rewrite_answer(answer, exchange.target.adapter, exchange.asked.model)
+                answer = rewrite_answer(
+                    *(answer, exchange.target.adapter, exchange.asked.model), exchange.asked.sampled
+                )
             except UnreadableError as error:
                 raise unknown(upstream, f"answers with no completion: {error}") from error
             kept = await self._keep(exchange, answer)
@@ -220,7 +222,7 @@ class Completions:
         if not exchange.trace:
             return {}
         kept = exchange.keeper is not None and await self._traces.record(
-            exchange.keeper, exchange.trace, answer
+            exchange.keeper, exchange.trace, answer, exchange.asked.sampled
         )
         return {TRACE_KEPT: "Kept" if kept else "NotKept"}
 
@@ -233,7 +235,8 @@ class Completions:
 
 
 async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.StreamResponse:
-    rewriter = StreamRewriter(exchange.target.adapter, exchange.asked.model)
+    asked = exchange.asked
+    rewriter = StreamRewriter(exchange.target.adapter, asked.model, asked.sampled)
     async for data in upstream.content.iter_any():
         try:
             events = rewriter.feed(data)
