@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from espalier.api.sampled import Sampled
+from espalier.api.wire import TrajectorySample
 from espalier.client.errors import MalformedAnswerError
 
 
@@ -60,6 +63,8 @@ class Completion:
         finish_reason: stop, tool_calls, or length when it was cut at max_tokens.
         reasoning: what the model thought.
         tool_calls: in OpenAI's form.
+        sampled: at which temperature, and what else changed the distribution; None where nobody
+            said, which the trainer takes for temperature 1 unless it is told another.
     """
 
     text: str
@@ -69,6 +74,7 @@ class Completion:
     finish_reason: str
     reasoning: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
+    sampled: Sampled | None = None
 
     @property
     def truncated(self) -> bool:
@@ -76,8 +82,8 @@ class Completion:
         return self.finish_reason == "length"
 
 
-def read_completions(body: bytes, count: int) -> list[Completion]:
-    """The completions of a chat answer, by index.
+def read_completions(body: bytes, count: int, drawn: Sampled | None = None) -> list[Completion]:
+    """The completions of a chat answer, by index; ``drawn`` is how they were asked for.
 
     Raises:
         MalformedAnswerError: not ``count`` choices, or tokens and log-probs that do not match.
@@ -88,10 +94,10 @@ def read_completions(body: bytes, count: int) -> list[Completion]:
         raise MalformedAnswerError(f"not a chat completion: {error}") from error
     if len(answer.choices) != count:
         raise MalformedAnswerError(f"{len(answer.choices)} completions came, {count} were asked")
-    return [_completion(choice) for choice in sorted(answer.choices, key=lambda c: c.index)]
+    return [_completion(choice, drawn) for choice in sorted(answer.choices, key=lambda c: c.index)]
 
 
-def _completion(choice: _Choice) -> Completion:
+def _completion(choice: _Choice, drawn: Sampled | None) -> Completion:
     tokens = choice.token_ids
     content = choice.logprobs.content if choice.logprobs else None
     if tokens is None or choice.prompt_token_ids is None or content is None:
@@ -108,4 +114,18 @@ def _completion(choice: _Choice) -> Completion:
         finish_reason=choice.finish_reason or "",
         reasoning=choice.message.reasoning or "",
         tool_calls=tuple(choice.message.tool_calls),
+        sampled=drawn,
+    )
+
+
+def sample_of(turn: Completion, advantages: Sequence[float] | None = None) -> TrajectorySample:
+    """The completion as the trainer takes it, with how it was sampled."""
+    drawn = turn.sampled
+    return TrajectorySample(
+        prompt_token_ids=list(turn.prompt_token_ids),
+        output_token_ids=list(turn.token_ids),
+        output_logprobs=list(turn.logprobs),
+        advantages=list(advantages) if advantages is not None else None,
+        temperature=drawn.temperature if drawn is not None else None,
+        shifted_by=list(drawn.shifted_by) if drawn is not None else [],
     )
