@@ -149,9 +149,8 @@ def main() -> None:
         }
         name, config, scaled = _ours(loss, data, work.longest)
         policy.drop_gradients()
-        tally = add_loss(
-            policy, lay_out(scaled, policy.row_tokens), loss_spec(name, config), 1.0, None
-        )
+        rows = lay_out(scaled, policy.row_tokens)
+        tally = add_loss(policy, rows, loss_spec(name, config), None)
         worst = max(
             float((parameter.grad - theirs[key]).abs().max() / theirs[key].abs().max())
             for key, parameter in policy.parameters.items()

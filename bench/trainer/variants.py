@@ -79,7 +79,7 @@ def variants(
         def step() -> None:
             policy.checkpointing = on
             rows = lay_out(data, policy.row_tokens, still(data, spec))
-            add_loss(policy, rows, spec, 1.0, None)
+            add_loss(policy, rows, spec, None)
 
         return step
 
@@ -88,7 +88,7 @@ def variants(
             policy.checkpointing = on
             rows = Rows(tuple(data), tuple(token_tries(data, policy.row_tokens)))
             with without_ours(policy):
-                add_loss(policy, rows, spec, 1.0, None)
+                add_loss(policy, rows, spec, None)
 
         return step
 

@@ -301,6 +301,10 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(RUN, "spec.groupSize", 1),
         *("spec.groupSize", "needs groupSize of 2 or more"),
     ),
+    "advantages that no taskset gives": (
+        *(RUN, "spec.advantage.source", "Precomputed"),
+        *("spec.advantage", "needs driver Client"),
+    ),
     "runner without tasks": (
         *(RUN, "spec.taskset", ABSENT),
         *("spec.taskset", "name a source, or set driver: Client"),

@@ -334,3 +334,23 @@ async def test_a_loss_that_does_not_depend_on_the_logprobs_is_refused(
                 digits(1, 2, ids=False), lambda data, logprobs: (torch.zeros(()), {})
             )
         assert (await trainer.state()).pending == 0
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        (Sampling(top_p=0.8), "sampling has top_p 0.8"),
+        (Sampling(top_k=5, temperature=0.7), "sampling has top_k 5"),
+        (Sampling(temperature=0.0), "sampling has temperature 0"),
+    ],
+)
+def test_samples_that_no_policy_would_draw_are_not_trained_on(
+    sampling: Sampling, said: str
+) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        config(sampling=sampling)
+    assert str(refused.value).startswith(f"{said}: ")
+    assert "train with cross_entropy" in str(refused.value)
+    # Neither validation nor a loss without log-probs compares policies.
+    assert config(sampling=Sampling(top_p=1.0, top_k=-1), validation_sampling=sampling)
+    assert config(sampling=sampling, loss_fn="cross_entropy")

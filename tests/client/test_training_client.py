@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from aiohttp.test_utils import TestServer
 from tests.runner.standin import StandIn
 
@@ -254,3 +255,35 @@ def test_the_client_is_found_at_the_top_of_the_package() -> None:
     assert found is TrainingClient
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = espalier.nothing
+
+
+async def test_a_temperature_goes_with_every_verb_that_takes_log_probs(
+    server: tuple[StandIn, str],
+) -> None:
+    gateway, url = server
+
+    def loss(data: Any, logprobs: Any) -> Any:
+        return torch.zeros((), requires_grad=True) * 1.0, {}
+
+    async with client(url) as trainer:
+        await trainer.forward_backward(INPUTS, temperature=0.7)
+        await trainer.step(INPUTS, learning_rate=1e-5, temperature=0.7, advantage_scale="GroupStd")
+        await trainer.forward_backward_custom(INPUTS, loss, temperature=0.7)
+    sent = [*gateway.bodies("forward-backward"), *gateway.bodies("forward")]
+    assert [body["temperature"] for body in sent] == [0.7] * 3
+    assert sent[1]["advantage_scale"] == "GroupStd"
+
+
+async def test_what_is_sampled_carries_how_it_was_to_the_trainer(
+    server: tuple[StandIn, str],
+) -> None:
+    _, url = server
+    chat = [{"role": "user", "content": "3="}]
+    async with client(url) as trainer:
+        hot, cut = [
+            (await trainer.sample(chat, max_tokens=4, temperature=temperature, extra=extra))[0]
+            for temperature, extra in ((1.3, {}), (0.7, {"top_p": 0.8}))
+        ]
+    rollout = Rollout("3", 0, "g", turns=[hot, cut], reward=1.0)
+    drawn = [(sample.temperature, sample.shifted_by) for sample in rollout.payload().samples]
+    assert drawn == [(1.3, []), (0.7, ["top_p 0.8"])]

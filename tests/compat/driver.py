@@ -52,7 +52,7 @@ async def surface(model):
     custom = await client.forward_backward_custom(batch, importance, group_size=2)
     yield "forward_backward_custom", [custom.num_datums, custom.metrics["tokens"]]
     second = await client.step(
-        batch, learning_rate=1e-2, loss_fn="ppo", loss_fn_config={"clip_low_threshold": 0.8}
+        batch, learning_rate=1e-2, loss_fn="ppo", loss_fn_config={"epsilon": 0.2}
     )
     yield "step", [second.step, second.checkpoint_id]
     found = await client.checkpoints()
@@ -214,6 +214,47 @@ async def traces(model):
             yield name, [error.status_code, error.message]
 
 
+def reward_of(letter):
+    """Of what the played sampler writes: the tests' own clients give the same."""
+    return (ord(letter) - 97) / 25
+
+
+async def played(agent, job, model):
+    """One rollout of one turn, as the client's own runner records it."""
+    trace = uuid.uuid4().hex
+    await trace_enter(trace, job_id=job.id, group_id="a", task_slug="task-a", model=model)
+    run = Run(None, "task", {})
+    run.trace.trace_id, run.trace.status, run.trace.stop_reason = trace, "completed", "done"
+    with set_trace_context(trace):
+        text = mcp_types.TextContent(type="text", text="1+1?")
+        prompt = mcp_types.PromptMessage(role="user", content=text)
+        run.record(await agent.get_response(await agent._initialize_state(prompt=[prompt])))
+    run.grade = Grade(reward=reward_of(run.trace.steps[-1].content[0]))
+    run.group_id = "a"
+    await trace_exit(run)
+    return run
+
+
+async def tempered(model, sampling, rate):
+    """A group sampled at a temperature, and each way to train on it: a step for each."""
+    client = TrainingClient(model)
+    kwargs = {"max_tokens": 8, "extra_body": {"return_token_ids": True}, **sampling}
+    agent = create_agent(model, completion_kwargs=kwargs)
+    job = await Job.start("tempered", group=4)
+    for name in ("runs", "ids", "custom"):
+        runs = [await played(agent, job, model) for _ in range(4)]
+        try:
+            if name == "custom":
+                await client.forward_backward_custom(runs, importance, group_size=4)
+            else:
+                inputs = runs if name == "runs" else [run.trace.trace_id for run in runs]
+                await client.forward_backward(inputs, group_size=4)
+            step = await client.optim_step(learning_rate=rate)
+            yield name, step.step
+        except HudRequestError as error:
+            yield name, [error.status_code, error.message]
+
+
 async def hung(model):
     """A group of two in an environment that hangs while it grades one of them."""
     env, started = Environment("slow"), []
@@ -274,7 +315,7 @@ async def mistakes(model, foreign, revoked):
         "an unknown trace": lambda: fb(["0" * 32]),
         "unknown loss": lambda: fb([broken()], loss_fn="reinforce"),
         "unknown loss parameter": lambda: fb(
-            [broken()], loss_fn="ppo", loss_fn_config={"epsilon": 0.2}
+            [broken()], loss_fn="ppo", loss_fn_config={"epsilom": 0.2}
         ),
         "huge body": lambda: fb([broken(prompt_token_ids=[1] * 200_000)]),
         "unknown forward": lambda: client.backward("forward-99", [[1.0]]),

@@ -11,6 +11,7 @@ import asyncio
 import math
 import random
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -184,7 +185,9 @@ class Stage:
         self._port = 0
         self.ticked = asyncio.Event()
         self._samplers: dict[str, web.AppRunner] = {}
-        self._random = random.Random(0)
+        # Rollouts of a chat after which it is answered as at first; 0: never.
+        self.repeat = 0
+        self._asked: Counter[str] = Counter()
 
     @property
     def url(self) -> str:
@@ -303,23 +306,32 @@ class Stage:
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         text = body["messages"][-1]["content"]
         text = text if isinstance(text, str) else text[0]["text"]
-        tokens = [self._random.randrange(97, 123) for _ in range(3)]
-        entries = [{"token": chr(t), "logprob": -math.log(26), "top_logprobs": []} for t in tokens]
-        message = {"role": "assistant", "content": "".join(map(chr, tokens))}
-        choice: Body = {"index": 0, "message": message, "finish_reason": "stop"}
         answer: Body = {
             "id": "1",
             "object": "chat.completion",
             "created": 0,
             "model": body["model"],
         }
-        answer |= {"choices": [choice], "usage": None, "prompt_token_ids": None}
+        choices = [self._choice(body, text, index) for index in range(body.get("n") or 1)]
+        answer |= {"choices": choices, "usage": None, "prompt_token_ids": None}
+        if body.get("return_token_ids"):
+            answer["prompt_token_ids"] = list(text.encode())
+        return web.json_response(answer)
+
+    def _choice(self, body: Body, text: str, index: int) -> Body:
+        """Three letters, drawn by what is asked and how often it was."""
+        number = self._asked[text] % self.repeat if self.repeat else self._asked[text]
+        self._asked[text] += 1
+        letters = random.Random(f"{text}/{number}")
+        tokens = [letters.randrange(97, 123) for _ in range(3)]
+        entries = [{"token": chr(t), "logprob": -math.log(26), "top_logprobs": []} for t in tokens]
+        message = {"role": "assistant", "content": "".join(map(chr, tokens))}
+        choice: Body = {"index": index, "message": message, "finish_reason": "stop"}
         if body.get("logprobs"):
             choice["logprobs"] = {"content": entries}
         if body.get("return_token_ids"):
             choice["token_ids"] = tokens
-            answer["prompt_token_ids"] = list(text.encode())
-        return web.json_response(answer)
+        return choice
 
     async def close(self) -> None:
         await asyncio.gather(*self.tasks)

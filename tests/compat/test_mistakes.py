@@ -27,7 +27,7 @@ SEEN: dict[str, tuple[str, int | None, str]] = {
     "a timed-out run": ("ValueError", None, "timed-out runs require an explicit"),
     "an unknown trace": ("HudRequestError", 422, "inputs[0]: trace"),
     "unknown loss": ("HudRequestError", 422, "loss_fn 'reinforce'"),
-    "unknown loss parameter": ("HudRequestError", 422, "epsilon"),
+    "unknown loss parameter": ("HudRequestError", 422, "epsilom"),
     "huge body": ("HudRequestError", 413, "exceed the limit"),
     "unknown forward": ("HudRequestError", 404, "forward_id 'forward-99' is unknown"),
     "step without gradients": ("HudRequestError", 409, "no gradients were accumulated"),

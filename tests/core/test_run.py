@@ -410,6 +410,39 @@ def test_a_run_without_its_tasks_leaves_its_turn_until_it_is_edited() -> None:
     assert turns.active([edited, run()]) is edited
 
 
+@pytest.mark.parametrize(
+    ("driver", "metrics", "reason", "said"),
+    [
+        ("Runner", {}, "Diverged", "report it"),
+        ("Client", {}, "OtherPolicy", "of another checkpoint than the one trained"),
+        (
+            "Client",
+            {"logprob/temperature_assumed_fraction": "0.25", "policy/ratio_max": "3"},
+            "TemperatureUnknown",
+            "25% of the tokens came without a temperature",
+        ),
+        # What a cut leaves is likelier, token by token.
+        (
+            "Client",
+            {"logprob/temperature_assumed_fraction": "1", "policy/ratio_max": "0.99"},
+            "DistributionShifted",
+            "as with top_p",
+        ),
+    ],
+)
+def test_log_probs_that_differ_are_laid_to_what_is_known_of_their_cause(
+    driver: str, metrics: dict[str, str], reason: str, said: str
+) -> None:
+    measured = {"logprob/difference_mean": "0.2", **metrics}
+    shown = [{"name": name, "value": value} for name, value in measured.items()]
+    driven = run(driver=driver, status={"metrics": shown})
+    found = find(runs.decide(view(run=driven), NOW).status.conditions, "LogprobsAligned")
+    assert found is not None
+    assert (found.status, found.reason) == ("False", reason)
+    assert said in found.message
+    assert "differ by 0.2 on average, limit 0.001: " in found.message
+
+
 def test_truncated_completions_are_named_as_the_cause_of_equal_rewards() -> None:
     shown = [
         {"name": "group/zero_variance_fraction", "value": "1"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from urllib.parse import quote, unquote
 
 import pytest
 from dev.apiserver import ApiServer
@@ -148,3 +149,26 @@ async def test_models_are_listed_to_those_who_may_get_them(gateway: Gateway) -> 
     answer = await gateway.get("/v1/models", "")
     assert answer.status == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_one_model_is_told_as_openais_client_asks_for_it(gateway: Gateway) -> None:
+    model = gateway.world.model("arith")
+    gateway.world.head(model, "sha256:" + "a1" * 32, step=1)
+    whole = f"{model.namespace}/arith"
+    for asked in ("arith", "arith@base", whole, quote(whole, safe="")):
+        answer = await gateway.get(f"/v1/models/{asked}", gateway.users.reader)
+        assert answer.status == 200, await answer.text()
+        told = await answer.json()
+        assert (told["id"], told["object"]) == (unquote(asked), "model")
+        assert told["owned_by"] == model.namespace
+    for asked, status, said in (
+        ("arth", 404, "Did you mean: arith"),
+        ("arith@arith-000009", 404, "arith-000009"),
+    ):
+        answer = await gateway.get(f"/v1/models/{asked}", gateway.users.reader)
+        assert answer.status == status
+        error = (await answer.json())["error"]
+        assert error["code"] == "ModelNotFound"
+        assert said in error["message"]
+    answer = await gateway.get("/v1/models/arith", gateway.users.stranger)
+    assert answer.status == 403

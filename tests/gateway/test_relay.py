@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from espalier.api.sampled import Sampled
 from espalier.gateway.relay import StreamRewriter, error_event, rewrite_answer
 from espalier.untrusted import MAX_NESTED, UnreadableError
 
@@ -19,7 +21,7 @@ def event(**fields: object) -> bytes:
     return b"data: " + json.dumps(fields, separators=(",", ":")).encode() + b"\n\n"
 
 
-def chunks(stream: bytes) -> list[object]:
+def chunks(stream: bytes) -> list[Any]:
     events = stream.decode().removesuffix("\n\n").split("\n\n")
     return [json.loads(e.removeprefix("data: ")) for e in events if e != "data: [DONE]"]
 
@@ -68,6 +70,7 @@ TOKENS = st.none() | st.lists(st.integers(0, 9), max_size=3)
     prompt=TOKENS,
     nested=st.booleans(),
     spaced=st.booleans(),
+    drawn=st.sampled_from((Sampled(), Sampled(0.7), Sampled(1.0, ("top_p 0.8",)))),
 )
 def test_whatever_an_answer_holds_only_the_model_and_prompt_tokens_change(
     *,
@@ -77,6 +80,7 @@ def test_whatever_an_answer_holds_only_the_model_and_prompt_tokens_change(
     prompt: list[int] | None,
     nested: bool,
     spaced: bool,
+    drawn: Sampled,
 ) -> None:
     extra = {"tool_calls": [{"index": 0, "model": ADAPTER}]} if nested else {}
     # vLLM gives a choice its prompt's tokens in completions, and the answer in chats.
@@ -90,8 +94,12 @@ def test_whatever_an_answer_holds_only_the_model_and_prompt_tokens_change(
     if chat:
         answer["prompt_token_ids"] = prompt
     body = json.dumps(answer, ensure_ascii=False, separators=None if spaced else (",", ":"))
-    added = {"prompt_token_ids": prompt} if chat and prompt is not None else {}
-    assert json.loads(rewrite_answer(body.encode(), ADAPTER, ASKED)) == {
+    added: dict[str, object] = {"prompt_token_ids": prompt} if chat and prompt is not None else {}
+    # Tokens that were not sampled plainly carry how, wherever they go.
+    if not drawn.plain and (added or tokens):
+        said = {"temperature": drawn.temperature, "shifted_by": [*drawn.shifted_by]}
+        added["prompt_chunks"] = [{"type": "sampling", **said}]
+    assert json.loads(rewrite_answer(body.encode(), ADAPTER, ASKED, drawn)) == {
         **answer,
         "model": ASKED,
         "choices": [{**choice, **added} for choice in choices],
@@ -126,6 +134,14 @@ def test_a_stream_is_rewritten_alike_however_it_is_cut(cuts: list[int]) -> None:
     # Generated text that looks like the field is text and stays.
     assert third == {"choices": [{"delta": {"content": f'"model":"{ADAPTER}"'}}], "model": ASKED}
     assert fourth == {"model": ASKED, "choices": [{"delta": {"content": "é\n\n"}}]}
+
+
+def test_a_stream_says_beside_the_prompts_tokens_how_it_was_sampled() -> None:
+    rewriter = StreamRewriter(ADAPTER, ASKED, Sampled(0.7))
+    first, second, third, _ = chunks(rewriter.feed(STREAM))
+    said = [{"type": "sampling", "temperature": 0.7, "shifted_by": []}]
+    assert [c["choices"][0]["prompt_chunks"] for c in (first, second)] == [said, said]
+    assert "prompt_chunks" not in third["choices"][0]
 
 
 def test_what_follows_the_last_event_is_kept() -> None:

@@ -252,6 +252,26 @@ HONOURED: dict[str, tuple[dict[str, Any], Callable[[Choices], bool]]] = {
         lambda choices: all(choice["logprobs"] for choice in choices),
     ),
     "seed": ({"seed": -5, "n": 2, "prompt": [7] * 200}, count(2)),
+    "more tokens than the context": (
+        {"prompt": [5] * (CONTEXT - 9), "max_tokens": 4 * CONTEXT, "ignore_eos": True},
+        lambda choices: len(choices[0]["token_ids"]) == 9,
+    ),
+    "unknown fields that ask for nothing": (
+        {"store": False, "service_tier": "auto", "metadata": None},
+        count(1),
+    ),
+    "a schema of a tree": (
+        {
+            "structured_outputs": {
+                "json": {
+                    "type": "object",
+                    "properties": {"below": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+                }
+            }
+        },
+        count(1),
+    ),
+    "top k beyond the vocabulary": ({"top_k": 2**33}, count(1)),
     "top k": ({"top_k": 1, "n": 4}, lambda c: len({tuple(x["token_ids"]) for x in c}) == 1),
     "penalties": (
         {"repetition_penalty": 1.2, "presence_penalty": 1, "frequency_penalty": 1},
@@ -268,6 +288,31 @@ HONOURED: dict[str, tuple[dict[str, Any], Callable[[Choices], bool]]] = {
 # What is refused: the message must name the cause.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "suffix": ({"suffix": "x"}, "suffix"),
+    "an unknown field": ({"guided_regex": "a"}, "guided_regex is unknown here"),
+    "a number beyond 64 bits": ({"top_k": 2**70}, "top_k is a number beyond 64 bits"),
+    "tokens beyond 64 bits": ({"stop_token_ids": [5, 2**70]}, "stop_token_ids is a number"),
+    "a schema of nothing but itself": (
+        {"structured_outputs": {"json": {"$ref": "#"}}},
+        "refers to itself without end",
+    ),
+    "a schema that turns back": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "x",
+                    "schema": {
+                        "$ref": "#/$defs/a",
+                        "$defs": {
+                            "a": {"anyOf": [{"$ref": "#/$defs/b"}]},
+                            "b": {"$ref": "#/$defs/a"},
+                        },
+                    },
+                },
+            }
+        },
+        "refers to itself without end",
+    ),
     "no samples": ({"n": 0}, "n must be at least 1"),
     "too many samples": ({"n": 10**6}, "n must be at most"),
     "empty prompt": ({"prompt": ""}, "prompt"),

@@ -197,6 +197,9 @@ def test_a_later_turn_begins_with_the_exact_tokens_of_the_turns_before(
         ({"chat_template_kwargs": {"tools": TOOLS}}, "send it as tools"),
         ({"documents": [{"title": "a", "text": "b"}]}, "does not use documents"),
         ({"include_reasoning": False}, "hides token ids"),
+        ({"web_search_options": {}}, "web_search_options is unknown here"),
+        ({"tools": []}, "`tools` must not be an empty array"),
+        ({"top_k": 2**70}, "top_k is a number beyond 64 bits"),
     ],
 )
 def test_what_the_template_would_leave_out_is_refused(
@@ -205,3 +208,16 @@ def test_what_the_template_would_leave_out_is_refused(
     answer = rollout.chat("base", ASK, max_tokens=1, **asked)
     assert answer.status_code == 400, answer.text
     assert said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_chat_that_asks_for_more_than_the_context_may_fill_it(
+    rollout: server.Rollout, name: str
+) -> None:
+    """HUD's cookbooks ask for 1,024 tokens, whatever the model holds."""
+    exact = {"prompt_token_ids": [5] * 1018, "continuation_from": 1}
+    chat = [*ASK, {"role": "user", "content": ""}]
+    answer = rollout.chat("base", chat, **exact, **{name: 10_000}, ignore_eos=True)
+    choice = choice_of(answer)
+    prompt = answer.json()["prompt_token_ids"]
+    assert (len(prompt) + len(choice["token_ids"]), choice["finish_reason"]) == (1024, "length")

@@ -141,7 +141,8 @@ async def test_the_trainer_gets_the_runs_hyperparameters(bench: Bench) -> None:
     assert gradients["loss_fn"] == "ppo"
     assert gradients["loss_fn_config"] == {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}
     assert gradients["advantage_scale"] == "GroupStd"
-    assert gradients["temperature"] == 0.7
+    drawn = [sample for one in gradients["inputs"] for sample in one["samples"]]
+    assert {sample["temperature"] for sample in drawn} == {0.7}
     assert gradients["group_size"] == 4
     assert [one["reward"] for one in gradients["inputs"]] == [1, 0, 1, 0] * 2
     (step,) = bench.gateway.bodies("optim-step")
@@ -534,3 +535,14 @@ def test_the_words_are_those_of_the_vllm_that_is_installed() -> None:
         pytest.skip("vLLM is not installed")
     text = (Path(found.origin).parent / "renderers" / "params.py").read_text()
     assert f"This model's {TOO_LONG}" in text
+
+
+async def test_advantages_that_no_taskset_gives_are_refused_before_anything_is_sampled(
+    bench: Bench,
+) -> None:
+    """A run of an older version may say so; the API server admits none today."""
+    bench.gateway.spec |= {"advantage": {"source": "Precomputed"}}
+    with pytest.raises(UserError, match="no taskset gives advantages") as raised:
+        await bench.drive()
+    assert raised.value.problem.reason == "AdvantageSourceInvalid"
+    assert not bench.gateway.samples

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
 
 from espalier.client import Completion
@@ -27,44 +25,35 @@ def group(*rewards: float | None, finish: str = "stop", name: str = "t/0") -> Gr
 
 
 @pytest.mark.parametrize(
-    ("rewards", "source", "teaches"),
+    ("rewards", "teaches"),
     [
-        ((0.0, 1.0), "Estimated", True),
-        ((0.0, 0.0), "Estimated", False),
-        ((1.0, 1.0), "Estimated", False),
-        ((0.01, 0.01), "Estimated", False),
-        ((0.3, 0.1 + 0.2), "Estimated", False),
-        # A precomputed advantage is the reward itself: equal ones teach unless they are 0.
-        ((1.0, 1.0), "Precomputed", True),
-        ((-1.0, -1.0), "Precomputed", True),
-        ((0.0, 0.0), "Precomputed", False),
+        ((0.0, 1.0), True),
+        ((0.0, 0.0), False),
+        ((1.0, 1.0), False),
+        ((0.01, 0.01), False),
+        ((0.3, 0.1 + 0.2), False),
         # The mean of those that were scored is no baseline of the whole.
-        ((0.0, 1.0, None), "Estimated", False),
-        ((0.0, 1.0, None), "Precomputed", False),
-        ((None, None), "Estimated", False),
+        ((0.0, 1.0, None), False),
+        ((None, None), False),
     ],
 )
 def test_a_group_teaches_when_an_advantage_is_not_zero(
-    rewards: tuple[float | None, ...], source: Literal["Estimated", "Precomputed"], teaches: bool
+    rewards: tuple[float | None, ...], teaches: bool
 ) -> None:
-    assert group(*rewards).can_teach(source) is teaches
-    assert (kept([group(*rewards)], "Drop", source) != []) is teaches
+    assert group(*rewards).can_teach is teaches
+    assert (kept([group(*rewards)], "Drop") != []) is teaches
     # Where all are kept, one that teaches takes the others along.
-    assert (kept([group(*rewards)], "Keep", source) != []) is teaches
-    assert len(kept([group(0.0, 1.0), group(*rewards)], "Keep", source)) == 2 - (None in rewards)
+    assert (kept([group(*rewards)], "Keep") != []) is teaches
+    assert len(kept([group(0.0, 1.0), group(*rewards)], "Keep")) == 2 - (None in rewards)
 
 
 def test_the_trainer_gets_whole_groups_in_a_row() -> None:
-    inputs = payloads([group(0, 1), group(1, 0)], "Estimated")
+    inputs = payloads([group(0, 1), group(1, 0)])
     assert [one.reward for one in inputs] == [0, 1, 1, 0]
     assert [one.samples[0].output_token_ids for one in inputs] == [[0], [0, 1]] * 2
     assert inputs[1].samples[0].output_logprobs == [-0.5, -0.5]
     assert inputs[1].samples[0].prompt_token_ids == [1, 2]
     assert all(one.advantage is None for one in inputs)
-
-
-def test_a_precomputed_advantage_is_the_reward() -> None:
-    assert [one.advantage for one in payloads([group(0.25, 1)], "Precomputed")] == [0.25, 1]
 
 
 def test_metrics_are_over_everything_sampled() -> None:

@@ -123,7 +123,7 @@ def _measure(case: Case, base: Path) -> Peak:
             policy,
             plan,
             lambda cut: recut(data, cut),
-            lambda rows: gradients.add_loss(policy, rows, spec, 1.0, None),
+            lambda rows: gradients.add_loss(policy, rows, spec, None),
         )
         policy.drop_gradients()
         return plan.needed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from espalier.api.wire import ForwardBackwardRequest
 from espalier.trainer.data import Limits, datums
@@ -107,3 +108,75 @@ def test_what_does_not_fit_is_named_with_a_remedy(
 def test_cross_entropy_needs_no_sampler() -> None:
     (datum,) = datums(request(sample(output_logprobs=[])), LIMITS, policies_compared=False)
     assert datum.output == (3,)
+
+
+def temperatures(*inputs: Any, compared: bool = True, **changes: Any) -> list[tuple[float, bool]]:
+    data = datums(request(*inputs, **changes), LIMITS, policies_compared=compared)
+    return [(datum.temperature, datum.assumed) for datum in data]
+
+
+def chunk(**changes: Any) -> dict[str, Any]:
+    """How HUD's client sends back what the gateway's answer said."""
+    return {"prompt_chunks": [{"type": "sampling", "temperature": 0.7, "shifted_by": []} | changes]}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "changes", "expected"),
+    [
+        ([sample(temperature=0.7), sample(temperature=1.3)], {}, [(0.7, False), (1.3, False)]),
+        ([sample(temperature=0.7), sample()], {"temperature": 0.7}, [(0.7, False)] * 2),
+        ([sample(), sample()], {"temperature": 0.5}, [(0.5, False)] * 2),
+        ([sample(**chunk())], {}, [(0.7, False)]),
+        # HUD's wire says nothing, and means 1.
+        ([sample()], {}, [(1.0, True)]),
+    ],
+)
+def test_each_sample_is_trained_at_the_temperature_that_it_was_drawn_at(
+    inputs: list[Any], changes: dict[str, Any], expected: list[tuple[float, bool]]
+) -> None:
+    assert temperatures(*inputs, **changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("inputs", "changes", "reason", "said"),
+    [
+        (
+            [sample(temperature=0.7)],
+            {"temperature": 1.0},
+            "TemperatureContradicted",
+            "inputs[0].samples[0].temperature is 0.7, and the request's temperature is 1",
+        ),
+        ([sample(temperature=0)], {}, "SampledGreedily", "inputs[0].samples[0].temperature is 0"),
+        (
+            [sample(), sample(temperature=0.7, shifted_by=["top_p 0.8", "min_p 0.1"])],
+            {},
+            "DistributionShifted",
+            "inputs[1].samples[0]: it was sampled with top_p 0.8, min_p 0.1",
+        ),
+        ([sample(**chunk(shifted_by=["top_k 5"]))], {}, "DistributionShifted", "top_k 5"),
+    ],
+)
+def test_log_probs_of_another_distribution_are_refused_with_the_reason(
+    inputs: list[Any], changes: dict[str, Any], reason: str, said: str
+) -> None:
+    with pytest.raises(CommandError) as caught:
+        datums(request(*inputs, **changes), LIMITS, policies_compared=True)
+    assert (caught.value.status, caught.value.problem.reason) == (422, reason)
+    assert said in caught.value.problem.detail
+    assert caught.value.problem.remedy
+
+
+def test_a_loss_that_reads_no_log_probs_trains_on_samples_however_drawn() -> None:
+    shifted = sample(temperature=0.7, shifted_by=["top_p 0.8"])
+    assert temperatures(shifted, compared=False) == [(0.7, False)]
+    # The policy has no distribution at 0: the request's temperature, or 1.
+    greedy = sample(temperature=0)
+    assert temperatures(greedy, compared=False) == [(1.0, True)]
+    assert temperatures(greedy, compared=False, temperature=0.5) == [(0.5, False)]
+
+
+def test_what_the_gateway_said_and_the_sample_says_must_agree() -> None:
+    with pytest.raises(ValidationError, match=r"temperature is 1.0, and prompt_chunks\[0\] says"):
+        request(sample(temperature=1.0, **chunk()))
+    with pytest.raises(ValidationError, match=r"prompt_chunks\[0\].top_p is unknown"):
+        request(sample(**chunk(top_p=0.8)))

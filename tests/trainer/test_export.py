@@ -34,7 +34,7 @@ def trained(engine: Engine) -> Engine:
 def trainers_logprobs(engine: Engine) -> torch.Tensor:
     assert isinstance(engine.compute, LocalCompute)
     datum = Datum(PROMPT, OUTPUT, (), 0.0, 0.0, 0, None)
-    return torch.tensor(engine.compute.score(engine.compute.admit([datum]), 1.0)[0])
+    return torch.tensor(engine.compute.score(engine.compute.admit([datum]))[0])
 
 
 def logprobs(model: Any) -> torch.Tensor:

@@ -116,8 +116,8 @@ def errors(policy: Policy, budget: int, attention: str) -> tuple[float, float]:
     torch.cat(plain).backward(torch.cat(weights))
     expected = gradients(policy)
     off = 0.0
-    for row in pack(data, budget):
-        scored = policy.evaluate(row, 0.7).logprobs
+    for row in pack(tiny.at(0.7, data), budget):
+        scored = policy.evaluate(row).logprobs
         order = [span.datum for span in row.spans]
         difference = scored.detach() - torch.cat([plain[i] for i in order]).detach()
         off = max(off, float(difference.abs().max()))
@@ -190,7 +190,7 @@ def test_a_datum_does_not_feel_another_of_equal_shape() -> None:
     def scored(last: Datum) -> Tensor:
         (row,) = pack([*data[:-1], last], 1000)
         with torch.no_grad():
-            logprobs = policy.evaluate(row, 1.0).logprobs
+            logprobs = policy.evaluate(row).logprobs
         return torch.cat([logprobs[s.start : s.stop] for s in row.spans if s.datum != 5])
 
     assert torch.equal(scored(data[-1]), scored(changed))

@@ -109,7 +109,7 @@ def test_all_losses_step_all_weights(full: Policy, loss: str) -> None:
     compute = LocalCompute(full)
     before = {name: value.detach().clone() for name, value in full.parameters.items()}
     spec = loss_spec(loss, None)
-    compute.add_loss(compute.admit(batch(full), spec), spec, 1.0, 3)
+    compute.add_loss(compute.admit(batch(full), spec), spec, 3)
     proposal = compute.propose(tiny.optim_step())
     assert proposal.finite
     compute.install(proposal)
@@ -164,7 +164,7 @@ def test_a_checkpoint_is_a_hugging_face_model_that_says_what_the_trainer_says(
         logits = causal_lm(torch.tensor([datum.prompt + datum.output])).logits[0]
     expected = logits.log_softmax(-1)[len(datum.prompt) - 1 : -1]
     chosen = expected.gather(1, torch.tensor(datum.output)[:, None]).squeeze(1)
-    scored = torch.tensor(engine.compute.score(engine.compute.admit([datum]), 1.0)[0])
+    scored = torch.tensor(engine.compute.score(engine.compute.admit([datum]))[0])
     torch.testing.assert_close(scored, chosen, rtol=0, atol=1e-5)
 
 

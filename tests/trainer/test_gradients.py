@@ -178,20 +178,33 @@ def test_groups_without_gradient_share_rows_and_run_forward_only(wide: Policy) -
     assert all(parameter.grad is None for parameter in wide.parameters.values())
 
 
+def test_samples_of_two_temperatures_in_one_call_have_each_their_own_gradient(
+    wide: Policy,
+) -> None:
+    batch, spec = data(), loss_spec("ppo", None)
+    halves = tiny.at(0.7, batch[::2]), tiny.at(1.3, batch[1::2])
+    mixed = [datum for pair in zip(*halves, strict=True) for datum in pair]
+    rows = tiny.laid(wide, mixed, spec)
+    gradients.add_loss(wide, rows, spec, 3)
+    together = taken(wide)
+    for half, temperature in zip(halves, (0.7, 1.3), strict=True):
+        tiny.add_loss(wide, half, spec, temperature, 3)
+    assert difference(together, taken(wide)) < 1e-12
+
+
 def custom(compute: LocalCompute, batch: list[Datum], between: str) -> dict[str, Tensor]:
-    compute.score(compute.admit(batch), 0.7, keep="forward-1")
+    batch = tiny.at(0.7, batch)
+    compute.score(compute.admit(batch), keep="forward-1")
     if between == "load":
         compute.take({n: p.detach().clone() for n, p in compute.policy.parameters.items()})
     if between == "drop":
         compute.drop_gradients()
     if between == "forward":
-        compute.score(compute.admit(batch[:1]), 1.0, keep="forward-2")
+        compute.score(compute.admit(batch[:1]), keep="forward-2")
     if between == "nothing":
         compute._kept = None
     weights = [[float(1 + i - 2 * t) for t in range(len(d.output))] for i, d in enumerate(batch)]
-    compute.add_weights(
-        compute.admit(batch), weights, 0.7, given={}, group_size=3, forward="forward-1"
-    )
+    compute.add_weights(compute.admit(batch), weights, given={}, group_size=3, forward="forward-1")
     assert compute._kept is None
     return taken(compute.policy)
 
@@ -275,7 +288,7 @@ def test_a_custom_loss_through_its_weights_equals_the_built_in(policy: Policy) -
         loss = -((leaf - torch.tensor(datum.sampling_logprobs)).exp() * datum.advantage).sum()
         (gradient,) = torch.autograd.grad(loss, leaf)
         weights.append((-gradient).tolist())
-    gradients.add_weights(policy, tiny.laid(policy, batch), weights, 1.0, given={}, group_size=3)
+    gradients.add_weights(policy, tiny.laid(policy, batch), weights, given={}, group_size=3)
     assert difference(taken(policy), built_in) < 1e-5
 
 

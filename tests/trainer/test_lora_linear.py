@@ -81,10 +81,10 @@ def test_the_fast_path_is_fused_and_the_padded_one_that_it_is_checked_against_is
     policy = Policy(tiny.causal_lm(), tiny.ADAPTER, torch.device("cpu"))
     assert policy.warning is None
     (row,) = pack([Datum((1, 2), (3,), (), 0.0, 0.0, 0, None)], 64)
-    policy.evaluate(row, 1.0)
+    policy.evaluate(row)
     assert count(policy.causal_lm) == 2 * 7
     policy.warning = self_check.padded("SelfCheckDiffers", "")
-    policy.evaluate(row, 1.0)
+    policy.evaluate(row)
     assert count(policy.causal_lm) == 0
 
 

@@ -102,12 +102,23 @@ def test_a_sequence_without_trained_tokens_has_ratio_one() -> None:
     assert result.gradient.tolist() == (-A).tolist()
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.2, 1.0])
+def test_huds_epsilon_of_ppo_clips_as_far_on_either_side(epsilon: float) -> None:
+    told = loss_spec("ppo", {"epsilon": epsilon})
+    thresholds = {"clip_low_threshold": 1 - epsilon, "clip_high_threshold": 1 + epsilon}
+    assert told == loss_spec("ppo", thresholds)
+    assert told.config == thresholds
+
+
 @pytest.mark.parametrize(
     ("name", "config", "reason", "remedy"),
     [
         ("reinforce", {}, "UnknownLoss", ", ".join(DEFAULTS)),
         ("dro", {"clip_low_threshold": 1.0}, "UnknownLossParameter", "allowed keys: beta"),
         ("ppo", {"clip_low": 1.0}, "UnknownLossParameter", "clip_high_threshold"),
+        ("ppo", {"epsilon": 1.5}, "InvalidLossParameter", "0 <= epsilon <= 1"),
+        ("ppo", {"epsilon": 0.1, "clip_low_threshold": 0.8}, "InvalidLossParameter", "alone"),
+        ("gspo", {"epsilon": 0.2}, "UnknownLossParameter", "clip_high_threshold"),
         ("cross_entropy", {"beta": 1.0}, "UnknownLossParameter", "none"),
         ("ppo", {"clip_low_threshold": 2.0}, "InvalidLossParameter", "clip_low_threshold"),
         ("dro", {"beta": -1.0}, "InvalidLossParameter", "beta"),

@@ -130,7 +130,7 @@ def test_a_replay_with_other_memory_gives_the_same_gradients_bit_for_bit(
     monkeypatch.setenv(memory.MEMORY_VARIABLE, str(1 << 40))
     policy.drop_gradients()
     roomy = LocalCompute(policy)
-    add_loss(policy, roomy.admit(batch(policy), LOSS).plans[0].rows, LOSS, 1.0, 3)
+    add_loss(policy, roomy.admit(batch(policy), LOSS).plans[0].rows, LOSS, 3)
     other = taken(policy)
     assert not all(torch.equal(other[name], value) for name, value in expected.items())
 
@@ -152,13 +152,13 @@ def test_gradients_do_not_depend_on_the_plan(policy: Policy) -> None:
     perturb(policy)
     compute = LocalCompute(policy)
     compute.planner = replace(compute.planner, available=1 << 40)
-    compute.add_loss(compute.admit(batch(policy), LOSS), LOSS, 1.0, 3)
+    compute.add_loss(compute.admit(batch(policy), LOSS), LOSS, 3)
     whole = taken(policy)
     alone = compute.planner.cut(batch(policy), ALONE).needed
     compute.planner = replace(compute.planner, available=alone - 1)
     admitted = compute.admit(batch(policy), LOSS)
     assert admitted.plans[0].cut.checkpointing
-    compute.add_loss(admitted, LOSS, 1.0, 3)
+    compute.add_loss(admitted, LOSS, 3)
     assert difference(taken(policy), whole) < 1e-5
     assert not policy.checkpointing
 
@@ -180,7 +180,7 @@ def test_out_of_memory_is_retried_carefully_then_answered(policy: Policy, error:
     tried: list[tuple[Rows, bool]] = []
 
     def fails(rows: Rows) -> None:
-        gradients.add_loss(policy, rows, LOSS, 1.0, 3)
+        gradients.add_loss(policy, rows, LOSS, 3)
         tried.append((rows, policy.checkpointing))
         raise error
 

@@ -43,9 +43,9 @@ def test_every_metric_is_what_it_says(policy: Policy) -> None:
         )
         config = {"clip_low_threshold": 0.5, "clip_high_threshold": 2.0}
         tally = tiny.add_loss(policy, data, loss_spec("cispo", config), 0.7, None)
-        rows = pack(data, policy.row_tokens)
+        rows = pack(tiny.at(0.7, data), policy.row_tokens)
         with torch.no_grad():
-            entropy = torch.cat([policy.evaluate(row, 0.7).entropy for row in rows]).mean()
+            entropy = torch.cat([policy.evaluate(row).entropy for row in rows]).mean()
         lp = np.concatenate(tiny.score(policy, data, 0.7))
     finally:
         policy.row_tokens = before
@@ -66,6 +66,7 @@ def test_every_metric_is_what_it_says(policy: Policy) -> None:
         "policy/clipped_fraction_high": (ratio > 2).mean(),
         "logprob/difference_mean": np.abs(d).mean(),
         "logprob/difference_max": np.abs(d).max(),
+        "logprob/temperature_assumed_fraction": 1.0,
         "policy/mismatch_kl": (ratio - 1 - d).mean(),
         "policy/mismatch_kl_k1": (-d).mean(),
         "rollout/reward/mean": np.mean(rewards),

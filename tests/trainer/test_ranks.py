@@ -122,20 +122,19 @@ def test_log_probs_and_steps_are_those_of_one_rank(pair: Pair, local: Compute) -
         generator.seed(0)
         outcome: list[torch.Tensor] = []
         for seed in range(3):
-            batch = data(pair.policy, seed)
-            scored = compute.score(compute.admit(batch), 0.7, keep=f"forward-{seed}")
+            batch = tiny.at(0.7, data(pair.policy, seed))
+            scored = compute.score(compute.admit(batch), keep=f"forward-{seed}")
             weights = [[generator.uniform(-1, 1) for _ in row] for row in scored]
             outcome += [torch.tensor(row) for row in scored]
             added = compute.add_weights(
                 compute.admit(batch),
                 weights,
-                0.7,
                 given={"own": 1.0},
                 group_size=3,
                 forward=f"forward-{seed}",
             )
             tally = added.tally
-            tally += compute.add_loss(compute.admit(batch, SPEC), SPEC, 0.7, 3).tally
+            tally += compute.add_loss(compute.admit(batch, SPEC), SPEC, 3).tally
             # A prompt that two ranks share is computed twice, so this one figure may differ.
             tally = dataclasses.replace(tally, unique=0)
             figures = tally.checkpoint_metrics() | tally.answer_metrics()
@@ -156,14 +155,14 @@ def test_the_same_ranks_give_the_same_bits_again(pair: Pair) -> None:
     for _ in range(2):
         pair.ranked.reset()
         pair.ranked.drop_gradients()
-        pair.ranked.add_loss(pair.ranked.admit(data(pair.policy), SPEC), SPEC, 1.0, 3)
+        pair.ranked.add_loss(pair.ranked.admit(data(pair.policy), SPEC), SPEC, 3)
         proposal = pair.ranked.propose(STEP)
         found.append({**proposal.parameters, **proposal.moments.tensors()})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_a_proposal_changes_nothing_and_can_be_repeated(pair: Pair) -> None:
-    pair.ranked.add_loss(pair.ranked.admit(data(pair.policy), SPEC), SPEC, 1.0, 3)
+    pair.ranked.add_loss(pair.ranked.admit(data(pair.policy), SPEC), SPEC, 3)
     before = {name: value.detach().clone() for name, value in pair.policy.parameters.items()}
     first, second = (pair.ranked.propose(STEP) for _ in range(2))
     assert all(torch.equal(before[n], value) for n, value in pair.policy.parameters.items())
@@ -178,19 +177,19 @@ def test_an_error_of_any_rank_is_the_same_command_error_and_training_goes_on(pai
             for index, datum in enumerate(batch)
         ]
         with pytest.raises(CommandError, match="NonFiniteLoss") as caught:
-            pair.ranked.add_loss(pair.ranked.admit(broken, SPEC), SPEC, 1.0, 3)
+            pair.ranked.add_loss(pair.ranked.admit(broken, SPEC), SPEC, 3)
         assert caught.value.status == 409
     pair.ranked.drop_gradients()
-    pair.ranked.add_loss(pair.ranked.admit(batch, SPEC), SPEC, 1.0, 3)
+    pair.ranked.add_loss(pair.ranked.admit(batch, SPEC), SPEC, 3)
     assert pair.ranked.propose(STEP).finite
 
 
 def test_no_rank_needs_to_have_work(pair: Pair, local: Compute) -> None:
     batch = data(pair.policy)[:1]
-    ranked, alone = (c.score(c.admit(batch), 1.0) for c in (pair.ranked, local))
+    ranked, alone = (c.score(c.admit(batch)) for c in (pair.ranked, local))
     assert ranked[0] == pytest.approx(alone[0], abs=1e-5)
-    assert pair.ranked.score(pair.ranked.admit([]), 1.0) == []
-    added = pair.ranked.add_loss(pair.ranked.admit(batch, SPEC), SPEC, 1.0, None)
+    assert pair.ranked.score(pair.ranked.admit([])) == []
+    added = pair.ranked.add_loss(pair.ranked.admit(batch, SPEC), SPEC, None)
     assert added.tally.tokens == len(batch[0].output)
 
 
@@ -200,17 +199,17 @@ def test_ranks_cut_their_shares_as_they_are_told(pair: Pair) -> None:
     whole = pair.ranked.admit(batch, SPEC)
     told = pair.ranked.admit(batch, SPEC, cuts)
     assert [plan.cut for plan in told.plans] == list(cuts)
-    added = pair.ranked.add_loss(told, SPEC, 1.0, 3)
+    added = pair.ranked.add_loss(told, SPEC, 3)
     assert added.cuts == cuts
     assert added.tally.loss == pytest.approx(
-        pair.ranked.add_loss(whole, SPEC, 1.0, 3).tally.loss, rel=1e-5
+        pair.ranked.add_loss(whole, SPEC, 3).tally.loss, rel=1e-5
     )
 
 
 def test_ranks_that_hold_other_weights_are_named(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair.ranked.add_loss(pair.ranked.admit(data(pair.policy), SPEC), SPEC, 1.0, 3)
+    pair.ranked.add_loss(pair.ranked.admit(data(pair.policy), SPEC), SPEC, 3)
     name = next(iter(pair.policy.parameters))
     with torch.no_grad():
         pair.policy.parameters[name].add_(1e-6)
@@ -226,7 +225,7 @@ def test_a_rank_that_dies_is_named(call: str, lasting: Pair) -> None:
     lasting.rank_1.wait()
     with pytest.raises(RankLostError, match=r"rank 1|gone: \[1\]"):
         if call == "score":
-            lasting.ranked.score(lasting.ranked.admit(data(lasting.policy)), 1.0)
+            lasting.ranked.score(lasting.ranked.admit(data(lasting.policy)))
         else:
             lasting.ranked.propose(STEP)
 

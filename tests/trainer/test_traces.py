@@ -103,6 +103,20 @@ def test_an_unfit_trace_is_refused_by_name(
     assert refused.value.problem.remedy
 
 
+def test_inline_tokens_of_a_trace_are_trained_as_the_gateway_sampled_them(kept: Traces) -> None:
+    drawn = {"temperature": 0.7, "shifted_by": ["top_p 0.8"]}
+    kept.add(TRACE, SAMPLE.model_copy(update=drawn))
+    other = SAMPLE.model_copy(update={"output_token_ids": [9]})
+    inline = TrajectoryPayload(samples=[SAMPLE, other], reward=1.0, trace_id=TRACE)
+    (found,) = resolve(kept, inline)
+    told = [(sample.temperature, sample.shifted_by) for sample in found.samples]
+    assert told == [(0.7, ["top_p 0.8"]), (None, [])]
+    wrong = SAMPLE.model_copy(update={"temperature": 1.0})
+    with pytest.raises(CommandError, match="TemperatureContradicted") as refused:
+        resolve(kept, TrajectoryPayload(samples=[wrong], reward=1.0, trace_id=TRACE))
+    assert "inputs[0].samples[0].temperature is 1" in refused.value.problem.detail
+
+
 def test_traces_of_two_groups_do_not_share_a_place(kept: Traces) -> None:
     names = [str(uuid.UUID(int=number)) for number in range(10, 14)]
     for name, group in zip(names, "aabb", strict=True):

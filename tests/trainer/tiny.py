@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,8 +146,12 @@ def laid(policy: Policy, data: Sequence[Datum], spec: LossSpec | None = None) ->
     return lay_out(data, policy.row_tokens, gradients.still(data, spec))
 
 
+def at(temperature: float, data: Sequence[Datum]) -> list[Datum]:
+    return [dataclasses.replace(datum, temperature=temperature) for datum in data]
+
+
 def score(policy: Policy, data: Sequence[Datum], temperature: float) -> list[list[float]]:
-    return gradients.score(policy, laid(policy, data), temperature)
+    return gradients.score(policy, laid(policy, at(temperature, data)))
 
 
 def add_loss(
@@ -156,8 +161,8 @@ def add_loss(
     temperature: float,
     group_size: int | None,
 ) -> Tally:
-    rows = laid(policy, data, spec)
-    return gradients.add_loss(policy, rows, spec, temperature, group_size)
+    rows = laid(policy, at(temperature, data), spec)
+    return gradients.add_loss(policy, rows, spec, group_size)
 
 
 def send(

@@ -47,8 +47,8 @@ class Advantage(Type):
 
     source: Literal["Estimated", "Precomputed"] = Field(
         default="Estimated",
-        description="source is Estimated (reward minus the mean of its group) or Precomputed "
-        "(the task or client gives it).",
+        description="source is Estimated (reward minus the mean of its group) or, with driver "
+        "Client alone, Precomputed (its script gives one for each token).",
     )
     scale: Literal["None", "GroupStd"] = Field(
         default="None",
@@ -222,6 +222,12 @@ class TrainingRunSpec(Type):
                 "self.advantage.source != 'Estimated' || self.groupSize >= 2",
                 "advantage.source Estimated needs groupSize of 2 or more, or every advantage is 0",
                 ".groupSize",
+            ),
+            (
+                "self.driver != 'Runner' || self.advantage.source == 'Estimated'",
+                "advantage.source Precomputed needs driver Client: no taskset gives advantages, "
+                "so leave it Estimated or let a script train",
+                ".advantage",
             ),
         )
     )

@@ -23,9 +23,10 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 from espalier.api.meta import OptimizerState
+from espalier.api.sampled import CHUNK
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 EPOCH = "Espalier-Epoch"
@@ -82,8 +83,11 @@ Document = Annotated[dict[str, Any], AfterValidator(_strict_json)]
 class TrajectorySample(Wire):
     """One assistant turn: tokens in, tokens out, and the sampler's log-prob of each token out.
 
-    ``weights`` and ``advantages`` are ours, not HUD's: one value per output token, of any sign.
-    So is ``checkpoint``, the name of the Checkpoint that sampled it, where that is known.
+    From ``weights`` on: ours, not HUD's. Weights and advantages are one value per output token, of
+    any sign. ``temperature`` (0: greedy) and ``shifted_by`` say how the sample was drawn, as
+    ``sampled.Sampled``; HUD's client sends the same back as the one entry of ``prompt_chunks`` that
+    the gateway gave it. ``checkpoint`` is the name of the Checkpoint that sampled it, where that is
+    known.
     """
 
     prompt_token_ids: Wholes | None = None
@@ -93,6 +97,26 @@ class TrajectorySample(Wire):
     weights: Reals | None = None
     advantages: Reals | None = None
     checkpoint: Annotated[str, Field(max_length=63)] | None = None
+    temperature: Real | None = Field(default=None, ge=0)
+    shifted_by: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_chunk(cls, given: Any) -> Any:
+        """Takes the gateway's entry out of ``prompt_chunks``, into the fields that it fills."""
+        chunks = given.get("prompt_chunks") if isinstance(given, dict) else None
+        if not isinstance(chunks, list) or len(chunks) != 1 or not isinstance(chunks[0], dict):
+            return given
+        if chunks[0].get("type") != CHUNK:
+            return given
+        said = {name: value for name, value in chunks[0].items() if name != "type"}
+        unknown = sorted(set(said) - {"temperature", "shifted_by"})
+        if unknown:
+            raise ValueError(f"prompt_chunks[0].{unknown[0]} is unknown")
+        for name, value in said.items():
+            if given.get(name, value) != value:
+                raise ValueError(f"{name} is {given[name]}, and prompt_chunks[0] says {value}")
+        return {**given, **said, "prompt_chunks": None}
 
 
 class TrajectoryPayload(Wire):
@@ -113,13 +137,14 @@ class ForwardRequest(Wire):
     """Log-probs without gradients.
 
     A group is what shares an id, or ``group_size`` in a row; without either all inputs are one
-    group, as in HUD. Advantages are relative to the group's mean reward.
+    group, as in HUD. Advantages are relative to the group's mean reward. ``temperature`` is that of
+    the samples that name none; without it 1, HUD's.
     """
 
     inputs: Annotated[list[str | TrajectoryPayload], Field(fail_fast=True)] = Field(min_length=1)
     group_size: Whole | None = Field(default=None, ge=1)
     reward_scale: Real = 1.0
-    temperature: Real = Field(default=1.0, gt=0)
+    temperature: Real | None = Field(default=None, gt=0)
 
 
 class ForwardBackwardRequest(ForwardRequest):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from espalier.api.sampled import Sampled
+from espalier.api.wire import TrajectorySample
 from espalier.client.errors import MalformedAnswerError
 
 
@@ -61,6 +64,8 @@ class Completion:
         reasoning: what the model thought.
         tool_calls: in OpenAI's form.
         checkpoint: name of the Checkpoint that sampled it, or ``base``; empty if that is not known.
+        sampled: at which temperature, and what else changed the distribution; None where nobody
+            said, which the trainer takes for temperature 1 unless it is told another.
     """
 
     text: str
@@ -71,6 +76,7 @@ class Completion:
     reasoning: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
     checkpoint: str = ""
+    sampled: Sampled | None = None
 
     @property
     def truncated(self) -> bool:
@@ -78,8 +84,12 @@ class Completion:
         return self.finish_reason == "length"
 
 
-def read_completions(body: bytes, count: int, checkpoint: str = "") -> list[Completion]:
-    """The completions of a chat answer, by index; ``checkpoint`` is what sampled them.
+def read_completions(
+    body: bytes, count: int, drawn: Sampled | None = None, checkpoint: str = ""
+) -> list[Completion]:
+    """The completions of a chat answer, by index.
+
+    ``drawn`` is how they were asked for, ``checkpoint`` what sampled them.
 
     Raises:
         MalformedAnswerError: not ``count`` choices, or tokens and log-probs that do not match.
@@ -91,10 +101,10 @@ def read_completions(body: bytes, count: int, checkpoint: str = "") -> list[Comp
     if len(answer.choices) != count:
         raise MalformedAnswerError(f"{len(answer.choices)} completions came, {count} were asked")
     ordered = sorted(answer.choices, key=lambda choice: choice.index)
-    return [_completion(choice, checkpoint) for choice in ordered]
+    return [_completion(choice, drawn, checkpoint) for choice in ordered]
 
 
-def _completion(choice: _Choice, checkpoint: str) -> Completion:
+def _completion(choice: _Choice, drawn: Sampled | None, checkpoint: str) -> Completion:
     tokens = choice.token_ids
     content = choice.logprobs.content if choice.logprobs else None
     if tokens is None or choice.prompt_token_ids is None or content is None:
@@ -112,4 +122,19 @@ def _completion(choice: _Choice, checkpoint: str) -> Completion:
         reasoning=choice.message.reasoning or "",
         tool_calls=tuple(choice.message.tool_calls),
         checkpoint=checkpoint,
+        sampled=drawn,
+    )
+
+
+def sample_of(turn: Completion, advantages: Sequence[float] | None = None) -> TrajectorySample:
+    """The completion as the trainer takes it, with how it was sampled."""
+    drawn = turn.sampled
+    return TrajectorySample(
+        prompt_token_ids=list(turn.prompt_token_ids),
+        output_token_ids=list(turn.token_ids),
+        output_logprobs=list(turn.logprobs),
+        advantages=list(advantages) if advantages is not None else None,
+        temperature=drawn.temperature if drawn is not None else None,
+        shifted_by=list(drawn.shifted_by) if drawn is not None else [],
+        checkpoint=turn.checkpoint or None,
     )

@@ -32,6 +32,8 @@ class FitConfig:
         group: rollouts per task.
         tasks_per_step: tasks sampled for one step.
         use_precomputed_advantage: rollouts bring their advantages, token by token.
+        sampling: of training; with a loss that compares policies its only choice is a temperature
+            above 0, at which the trainer computes too.
         validate_every: steps between validations; 0: none.
         val_before_train: validate before the first step; with ``val_only`` nothing else is done.
         resume_from: id of the checkpoint to go on from; empty: from where the trainer is. Once the
@@ -68,6 +70,15 @@ class FitConfig:
             raise ConfigurationError(
                 "group is 1: a rollout alone has nothing to be compared with and its advantage is "
                 "always 0; give at least 2, or use_precomputed_advantage"
+            )
+        drawn = self.sampling.drawn()
+        shifted = [*drawn.shifted_by, *([] if drawn.temperature else ["temperature 0"])]
+        if shifted and self.loss_fn != "cross_entropy":
+            raise ConfigurationError(
+                f"sampling has {', '.join(shifted)}: its log-probs are of another distribution "
+                "than the policy's, and every ratio would be wrong; sample for training with a "
+                "temperature above 0 alone (validation_sampling may have them), or train with "
+                "cross_entropy"
             )
 
 
@@ -202,7 +213,6 @@ class Fit(Generic[T]):
             batch.trajectories(advantages=self._source),
             loss_fn=config.loss_fn,
             loss_fn_config=config.loss_fn_config,
-            temperature=config.sampling.temperature,
         )
         seen |= (await gradients).metrics
         cursor = {"next_task": (done + 1) * config.tasks_per_step, "fit": self.settings()}

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from espalier.api.sampled import sampled
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import (
     CHECKPOINT,
@@ -184,7 +185,8 @@ class GatewayClient:
             "return_token_ids": True,
         }
         answer = await self._transport.call("POST", "/v1/chat/completions", json.dumps(body))
-        return read_completions(answer.body, count, answer.headers.get(CHECKPOINT, ""))
+        sampled_by = answer.headers.get(CHECKPOINT, "")
+        return read_completions(answer.body, count, sampled(body), sampled_by)
 
     async def tokenize(self, text: str) -> list[int]:
         """The tokens of a text, without any that the tokenizer would put around it."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from espalier.api.wire import TrajectoryPayload, TrajectorySample
-from espalier.client.completion import Completion
+from espalier.api.wire import TrajectoryPayload
+from espalier.client.completion import Completion, sample_of
 from espalier.client.errors import UntrainableError
 
 Status = Literal["completed", "error", "cancelled"]
@@ -88,13 +88,7 @@ class Rollout:
                 f"{self.name}: {self.hindrance}; leave out its whole group, or give it a reward"
             )
         samples = [
-            TrajectorySample(
-                prompt_token_ids=list(turn.prompt_token_ids),
-                output_token_ids=list(turn.token_ids),
-                output_logprobs=list(turn.logprobs),
-                advantages=list(advantages[index]) if advantages is not None else None,
-                checkpoint=turn.checkpoint or None,
-            )
+            sample_of(turn, advantages[index] if advantages is not None else None)
             for index, turn in enumerate(self.turns)
             if turn.token_ids
         ]

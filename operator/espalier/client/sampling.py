@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+from espalier.api.sampled import Sampled, sampled
 from espalier.client.errors import ConfigurationError
 
 
@@ -42,6 +43,10 @@ class Sampling:
                 )
         given = {name: value for name, value in overrides.items() if value is not None}
         return replace(self, **given)
+
+    def drawn(self) -> Sampled:
+        """What a sample's log-probs depend on."""
+        return sampled({"temperature": self.temperature, **self.body()})
 
     def body(self) -> dict[str, Any]:
         """The fields of a chat completion's request, but for ``max_tokens`` and temperature."""

@@ -71,7 +71,7 @@ class TrainingClient(ReadingClient):
         group_size: int | None = None,
         reward_scale: float = 1.0,
         num_substeps: int = 1,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         advantage_scale: Literal["None", "GroupStd"] = "None",
     ) -> Call[ForwardBackwardResult]:
         """Adds the gradient of a built-in loss to those that the next ``optim_step`` takes.
@@ -79,13 +79,14 @@ class TrainingClient(ReadingClient):
         Args:
             trajectories: what to learn from.
             loss_fn: one of ``available_losses``.
-            loss_fn_config: its settings; what the loss does not know is refused.
+            loss_fn_config: its settings; what the loss does not know is refused. ``epsilon`` of ppo
+                clips the ratio to 1 - epsilon and 1 + epsilon.
             group_size: consecutive trajectories that make a group, unless they carry group ids;
                 without either all of them are one. The advantage is the reward minus the
                 group's mean.
             reward_scale: factor of all advantages.
             num_substeps: HUD's: in how many parts the batch is computed; gradients are the same.
-            temperature: that the trajectories were sampled at.
+            temperature: of the samples that say none themselves, as a Rollout's do; 1 if None.
             advantage_scale: GroupStd divides by the group's standard deviation.
         """
         request = ForwardBackwardRequest(
@@ -146,6 +147,8 @@ class TrainingClient(ReadingClient):
         reward_scale: float = 1.0,
         num_substeps: int = 1,
         weight_decay: float = 0.0,
+        temperature: float | None = None,
+        advantage_scale: Literal["None", "GroupStd"] = "None",
     ) -> Call[CommittedStep]:
         """``forward_backward``, and ``optim_step`` if that succeeds."""
         gradients = self.forward_backward(
@@ -155,6 +158,8 @@ class TrainingClient(ReadingClient):
             group_size=group_size,
             reward_scale=reward_scale,
             num_substeps=num_substeps,
+            temperature=temperature,
+            advantage_scale=advantage_scale,
         )
         committed = self.optim_step(learning_rate=learning_rate, weight_decay=weight_decay)
 
@@ -170,9 +175,12 @@ class TrainingClient(ReadingClient):
         *,
         group_size: int | None = None,
         reward_scale: float = 1.0,
-        temperature: float = 1.0,
+        temperature: float | None = None,
     ) -> Call[ForwardResult]:
-        """Log-probs of the trajectories' tokens, for a loss that the caller computes."""
+        """Log-probs of the trajectories' tokens, for a loss that the caller computes.
+
+        ``temperature`` as for ``forward_backward``.
+        """
         request = ForwardRequest(
             inputs=_inputs(trajectories),
             group_size=group_size,
@@ -203,13 +211,20 @@ class TrainingClient(ReadingClient):
         *,
         group_size: int | None = None,
         reward_scale: float = 1.0,
+        temperature: float | None = None,
     ) -> Call[ForwardBackwardResult]:
         """Adds the gradients of any loss of the log-probs; needs torch.
 
         ``loss_fn(data, logprobs) -> (loss, metrics)`` gets the datums and one tensor of log-probs
-        for each, (T,), and runs on a thread of its own.
+        for each, (T,), and runs on a thread of its own. ``temperature`` as for
+        ``forward_backward``.
         """
-        seen = self.forward(trajectories, group_size=group_size, reward_scale=reward_scale)
+        seen = self.forward(
+            trajectories,
+            group_size=group_size,
+            reward_scale=reward_scale,
+            temperature=temperature,
+        )
 
         async def learn() -> ForwardBackwardResult:
             forward = await seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from espalier.api.meta import Metric, decimal
 from espalier.api.trainablemodel import TrainableModel
@@ -15,14 +16,19 @@ LOGPROBS_ALIGNED = "LogprobsAligned"
 ROLLOUTS_HEALTHY = "RolloutsHealthy"
 # Above this share of groups with equal rewards a step hardly teaches anything.
 UNINFORMATIVE_FRACTION = 0.9
+# No ratio reaches it where the sampler's distribution was cut: what is left became likelier.
+MOST_RATIO = 1.001
+Driver = Literal["Runner", "Client"]
 # Mean absolute difference of trainer and sampler log-probs that the dtype explains.
 ALIGNED_MEAN = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
-def step_findings(metrics: Sequence[Metric], model: TrainableModel | None) -> list[Finding]:
+def step_findings(
+    metrics: Sequence[Metric], model: TrainableModel | None, driver: Driver
+) -> list[Finding]:
     """RewardsInformative and LogprobsAligned of the latest step; Unknown before the first."""
     values = {metric.name: decimal(metric.value) for metric in metrics}
-    return [_rewards(values), _logprobs(values, model)]
+    return [_rewards(values), _logprobs(values, model, driver)]
 
 
 def rollouts_healthy(model: TrainableModel | None, started: int) -> Finding:
@@ -55,7 +61,7 @@ def _rewards(values: dict[str, float]) -> Finding:
     return Finding(REWARDS_INFORMATIVE, "False", "RewardsEqual", f"{shown}. {remedy}")
 
 
-def _logprobs(values: dict[str, float], model: TrainableModel | None) -> Finding:
+def _logprobs(values: dict[str, float], model: TrainableModel | None, driver: Driver) -> Finding:
     difference = values.get("logprob/difference_mean")
     if difference is None or model is None:
         return Finding(LOGPROBS_ALIGNED, "Unknown", "NotMeasured", "no step has reported it")
@@ -65,5 +71,33 @@ def _logprobs(values: dict[str, float], model: TrainableModel | None) -> Finding
     shown = f"trainer and sampler differ by {difference:.2g} on average, limit {limit:.2g}"
     if difference <= limit:
         return Finding(LOGPROBS_ALIGNED, "True", "Aligned", shown)
-    remedy = "compare trainer.dtype with rollout.dtype, and sampling.temperature with the client's"
-    return Finding(LOGPROBS_ALIGNED, "False", "Diverged", f"{shown}. {remedy}")
+    reason, cause = _cause(values, driver)
+    return Finding(LOGPROBS_ALIGNED, "False", reason, f"{shown}: {cause}")
+
+
+def _cause(values: dict[str, float], driver: Driver) -> tuple[str, str]:
+    """Reason and cause of log-probs that differ by more than dtypes do, as far as it is known.
+
+    Samples that say how they were drawn are trained as drawn, or were refused.
+    """
+    assumed = values.get("logprob/temperature_assumed_fraction", 0.0)
+    if assumed and values.get("policy/ratio_max", MOST_RATIO) < MOST_RATIO:
+        return "DistributionShifted", (
+            "every token was likelier to its sampler, as with top_p, top_k or a grammar. Sample "
+            "for training with temperature alone"
+        )
+    if assumed:
+        return "TemperatureUnknown", (
+            f"{assumed:.0%} of the tokens came without a temperature and were taken for 1. Send "
+            "with each sample the one that it was drawn at; if it was 1, the samples are of "
+            "another checkpoint than the one trained"
+        )
+    if driver == "Client":
+        return "OtherPolicy", (
+            "the client's samples are of another checkpoint than the one trained. Sample anew "
+            "after each step, or choose a loss for data this old"
+        )
+    return "Diverged", (
+        "trainer and rollouts compute differently from the same weights. Set trainer.dtype and "
+        "rollout.dtype alike, and report it if they are"
+    )

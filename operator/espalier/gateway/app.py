@@ -63,7 +63,10 @@ def make_app(services: Services, unready: Callable[[], str]) -> web.Application:
     for prefix in ("/v1", ""):
         app.router.add_post(f"{prefix}/completions", completions.handle)
         app.router.add_post(f"{prefix}/chat/completions", completions.handle)
-    app.router.add_get("/v1/models", Catalogue(services).list)
+    catalogue = Catalogue(services)
+    app.router.add_get("/v1/models", catalogue.list)
+    for model in ("/v1/models/{slug}", "/v1/models/{namespace}/{slug}"):
+        app.router.add_get(model, catalogue.get)
     app.router.add_get("/v1/runs/{namespace}/{name}", Runs(services).get)
     PlatformRoutes(services).add_to(app.router)
     Traces(services).add_to(app.router)

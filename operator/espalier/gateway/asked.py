@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from espalier.api.sampled import Sampled, sampled
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.sampling import (
     check_continuation,
@@ -30,11 +31,13 @@ class Asked:
         model: the name as the caller wrote it; answers carry it.
         reference: ``slug@checkpoint``.
         recordable: whether its answer can be a turn of a trace.
+        sampled: how the rollout will sample.
     """
 
     model: str
     reference: str
     recordable: bool
+    sampled: Sampled
     _rest: bytes
     _replaceable: bytes
 
@@ -64,6 +67,7 @@ def read_asked(body: dict[str, Any]) -> Asked:
         model=model,
         reference=named,
         recordable=_recordable(body),
+        sampled=sampled(body),
         _rest=to_json(body, inf_nan_mode="constants"),
         _replaceable=to_json(replaceable, inf_nan_mode="constants"),
     )

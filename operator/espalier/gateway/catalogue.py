@@ -1,4 +1,4 @@
-"""``GET /v1/models``: the models and heads that the caller may sample, in OpenAI's form."""
+"""``GET /v1/models``, all or one: what the caller may sample, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from datetime import datetime
 from aiohttp import web
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.gateway.routing import Slug, slug_of, slugs
+from espalier.gateway.routing import Slug, Unknown, resolve, slug_of, slugs, split
 from espalier.gateway.services import Services
 
 
 class Catalogue:
-    """Handler of ``/v1/models``."""
+    """Handlers of ``/v1/models``."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -28,6 +28,19 @@ class Catalogue:
         seen = [slug for slug, may in zip(known, allowed, strict=True) if may]
         data = [self._entry(slug) for slug in seen]
         return web.json_response({"object": "list", "data": data})
+
+    async def get(self, request: web.Request) -> web.Response:
+        """One model or head under the name that the caller uses, ``slug@checkpoint`` too."""
+        user = await self._services.caller(request)
+        parts = request.match_info
+        named = "/".join(parts[part] for part in ("namespace", "slug") if part in parts)
+        slug, ref = split(named)
+        found = await self._services.sampled(user, slug)
+        await self._services.auth.require(user, "get", "trainablemodels", found.model)
+        meant = resolve(self._services.view.snapshot, found.model, ref, found.head)
+        if ref and isinstance(meant, Unknown):
+            raise await self._services.unknown(user, meant)
+        return web.json_response({**self._entry(found), "id": named})
 
     def _entry(self, slug: Slug) -> dict[str, object]:
         snapshot = self._services.view.snapshot

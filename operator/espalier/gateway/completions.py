@@ -206,7 +206,9 @@ class Completions:
         kept: dict[str, str] = {}
         if upstream.status == 200:
             try:
-                answer = rewrite_answer(answer, exchange.target.adapter, exchange.asked.model)
+                answer = rewrite_answer(
+                    *(answer, exchange.target.adapter, exchange.asked.model), exchange.asked.sampled
+                )
             except UnreadableError as error:
                 raise unknown(upstream, f"answers with no completion: {error}") from error
             kept = {CHECKPOINT: exchange.target.checkpoint or BASE}
@@ -223,7 +225,9 @@ class Completions:
         if not exchange.trace:
             return {}
         kept = exchange.keeper is not None and await self._traces.record(
-            exchange.keeper, exchange.trace, answer, exchange.target.checkpoint
+            *(exchange.keeper, exchange.trace, answer),
+            drawn=exchange.asked.sampled,
+            checkpoint=exchange.target.checkpoint,
         )
         return {TRACE_KEPT: "Kept" if kept else "NotKept"}
 
@@ -236,7 +240,8 @@ class Completions:
 
 
 async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.StreamResponse:
-    rewriter = StreamRewriter(exchange.target.adapter, exchange.asked.model)
+    asked = exchange.asked
+    rewriter = StreamRewriter(exchange.target.adapter, asked.model, asked.sampled)
     async for data in upstream.content.iter_any():
         try:
             events = rewriter.feed(data)

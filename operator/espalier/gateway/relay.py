@@ -1,8 +1,10 @@
-"""Rewrites completions on their way back: our model name, prompt tokens in every choice, thoughts.
+"""Rewrites completions on their way back: our model name, thoughts, and in every choice the
+prompt's tokens and how it was sampled.
 
 vLLM puts a chat's ``prompt_token_ids`` at the top level of the answer (in a stream: of the first
 chunk of each choice); HUD's agent reads them from the choice. vLLM calls thoughts ``reasoning``;
-clients of the older field read ``reasoning_content``, so both are there.
+clients of the older field read ``reasoning_content``, so both are there. A choice that was not
+sampled plainly says so in ``prompt_chunks``, which HUD's client sends on to the trainer.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from espalier.api.sampled import Sampled
 from espalier.untrusted import UnreadableError, read_json
 
+PLAIN = Sampled()
+CHUNKS = "prompt_chunks"
 _EVENT_END = b"\n\n"
 _DATA = b"data: "
 _CHAT = b'"object":"chat.completion"'
@@ -30,7 +35,7 @@ _CHOICE = re.compile(rb'\{"index":([0-9]{1,6}),')
 _TOKEN_LIST = re.compile(re.escape(_PROMPT_TOKENS) + rb"[0-9,]*\]")
 
 
-def rewrite_answer(body: bytes, adapter: str, model: str) -> bytes:
+def rewrite_answer(body: bytes, adapter: str, model: str, drawn: Sampled = PLAIN) -> bytes:
     """A whole completion: ``model`` as the caller named it, prompt tokens in every choice.
 
     An answer of vLLM's form is edited as text. Reading and writing a thousand log-probs takes
@@ -40,14 +45,15 @@ def rewrite_answer(body: bytes, adapter: str, model: str) -> bytes:
         body: of a rollout's answer.
         adapter: the name that the rollout answers with.
         model: the name that the caller asked for.
+        drawn: how it was sampled.
 
     Raises:
         UnreadableError: it is no completion, or too large to be read in any other form.
     """
-    return _edited(body, adapter, model) or _rewritten(body, model)
+    return _edited(body, adapter, model, drawn) or _rewritten(body, model, drawn)
 
 
-def _edited(body: bytes, adapter: str, model: str) -> bytes | None:
+def _edited(body: bytes, adapter: str, model: str, drawn: Sampled) -> bytes | None:
     """The same without reading it; None where a key is not there as often as it must be."""
     theirs = _named(adapter)
     if body.count(theirs) != 1 or body.count(_CHOICES) != 1 or _THOUGHTS in body:
@@ -57,21 +63,24 @@ def _edited(body: bytes, adapter: str, model: str) -> bytes | None:
     if choices != list(range(body.count(_INDEX))):
         return None
     renamed = body.replace(theirs, _named(model), 1)
-    # The choices of other completions have their prompt's tokens.
-    if _CHAT not in renamed or _PROMPT_TOKENS not in renamed:
+    if _PROMPT_TOKENS not in renamed:
         return renamed
-    found = _TOKEN_LIST.findall(renamed)
-    if len(found) != 1 or renamed.count(_PROMPT_TOKENS) != 1:
-        return None
-    return _CHOICE.sub(lambda begun: b"{" + found[0] + b"," + begun[0][1:], renamed)
+    added = b"" if drawn.plain else to_json({CHUNKS: [drawn.chunk()]})[1:-1] + b","
+    # The choices of other completions have their prompt's tokens.
+    if _CHAT in renamed:
+        found = _TOKEN_LIST.findall(renamed)
+        if len(found) != 1 or renamed.count(_PROMPT_TOKENS) != 1:
+            return None
+        added += found[0] + b","
+    return _CHOICE.sub(lambda begun: b"{" + added + begun[0][1:], renamed) if added else renamed
 
 
-def _rewritten(body: bytes, model: str) -> bytes:
+def _rewritten(body: bytes, model: str, drawn: Sampled) -> bytes:
     answer = read_json(body)
     if not isinstance(answer, dict):
         raise UnreadableError("it is no object")
     answer["model"] = model
-    _copy_prompt_tokens(answer)
+    _complete_choices(answer, drawn)
     _copy_thoughts(answer, "message")
     return to_json(answer, inf_nan_mode="constants")
 
@@ -88,9 +97,11 @@ class StreamRewriter:
     Args:
         adapter: the name that the rollout answers with.
         model: the name that the caller asked for.
+        drawn: how it was sampled.
     """
 
-    def __init__(self, adapter: str, model: str) -> None:
+    def __init__(self, adapter: str, model: str, drawn: Sampled = PLAIN) -> None:
+        self._drawn = drawn
         self._theirs = _named(adapter)
         self._ours = _named(model)
         self._rest = b""
@@ -117,7 +128,7 @@ class StreamRewriter:
             return event
         chunk = read_json(event.removeprefix(_DATA))
         if isinstance(chunk, dict):
-            _copy_prompt_tokens(chunk)
+            _complete_choices(chunk, self._drawn)
             _copy_thoughts(chunk, "delta")
         return _DATA + _dump(chunk)
 
@@ -127,13 +138,16 @@ def error_event(body: dict[str, object]) -> bytes:
     return b"".join(_DATA + part + _EVENT_END for part in (_dump(body), b"[DONE]"))
 
 
-def _copy_prompt_tokens(answer: dict[str, Any]) -> None:
+def _complete_choices(answer: dict[str, Any], drawn: Sampled) -> None:
+    """Puts the prompt's tokens into every choice, and beside them how it was sampled."""
     tokens, choices = answer.get("prompt_token_ids"), answer.get("choices")
-    if tokens is None or not isinstance(choices, list):
-        return
-    for choice in choices:
-        if isinstance(choice, dict):
+    for choice in choices if isinstance(choices, list) else ():
+        if not isinstance(choice, dict):
+            continue
+        if tokens is not None:
             choice["prompt_token_ids"] = tokens
+        if choice.get("prompt_token_ids") is not None and not drawn.plain:
+            choice[CHUNKS] = [drawn.chunk()]
 
 
 def _copy_thoughts(answer: dict[str, Any], part: str) -> None:

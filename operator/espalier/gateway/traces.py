@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from espalier.api.sampled import Sampled
 from espalier.gateway.answers import read_held
 from espalier.gateway.auth import User
 from espalier.gateway.bodies import read_bytes
@@ -99,12 +100,14 @@ class Traces:
         may = await self._services.auth.allowed(user, "update", "trainingruns", name)
         return Keeper(model, pod) if may else None
 
-    async def record(self, keeper: Keeper, trace: str, answer: bytes, checkpoint: str) -> bool:
+    async def record(
+        self, keeper: Keeper, trace: str, answer: bytes, *, drawn: Sampled, checkpoint: str
+    ) -> bool:
         """Keeps the turn that a checkpoint sampled, in vLLM's form; False if that failed.
 
         The caller gets its answer only afterwards, so that a trace it has seen to its end is whole.
         """
-        sample = _sample(answer)
+        sample = _sample(answer, drawn)
         if sample is None:
             return False
         if checkpoint:
@@ -174,7 +177,7 @@ def _named_model(body: bytes) -> str:
     return model.partition("@")[0] if isinstance(model, str) else ""
 
 
-def _sample(answer: bytes) -> dict[str, Any] | None:
+def _sample(answer: bytes, drawn: Sampled) -> dict[str, Any] | None:
     """The one choice's tokens and log-probs as a TrajectorySample; None when some are missing."""
     try:
         (choice,) = read_json(answer)["choices"]
@@ -188,6 +191,8 @@ def _sample(answer: bytes) -> dict[str, Any] | None:
         "prompt_token_ids": prompt,
         "output_token_ids": output,
         "output_logprobs": logprobs,
+        "temperature": drawn.temperature,
+        "shifted_by": drawn.shifted_by,
     }
 
 

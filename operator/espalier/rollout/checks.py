@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from espalier.rollout import bodies
+
 # Fields of a request; as keyword arguments of the template they would pass by their checks.
 OWN_FIELDS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
@@ -53,8 +55,11 @@ def _unread(request: Any, variables: Collection[str]) -> Iterator[tuple[str, str
         )
 
 
-def install(serving: Any) -> None:
-    """Makes vLLM's chat route refuse; ``serving`` is its OpenAIServingChat."""
+def install(serving: Any, taken: Collection[str]) -> None:
+    """Makes vLLM's chat route refuse; ``serving`` is its OpenAIServingChat.
+
+    ``taken`` are the fields that others than vLLM read.
+    """
     from vllm.renderers.hf import _cached_resolve_chat_template_kwargs  # noqa: PLC0415
 
     render, parser = serving.render_chat_request, serving.online_renderer.parser
@@ -64,12 +69,33 @@ def install(serving: Any) -> None:
     variables = frozenset[str]().union(*map(_cached_resolve_chat_template_kwargs, templates))
     calls_tools = parser is not None and parser.tool_parser_cls is not None
     thinks = parser is not None and parser.reasoning_parser_cls is not None
+    if calls_tools:
+        # Some parsers bind every call to a grammar; a model that is free to call samples freely.
+        parser.tool_parser_cls.default_tool_strict_level = None
 
     async def render_checked(request: Any) -> Any:
-        refused = refusal(request, variables, calls_tools=calls_tools, thinks=thinks)
+        refused = bodies.refusal(request, taken) or refusal(
+            request, variables, calls_tools=calls_tools, thinks=thinks
+        )
         if refused is not None:
             field, message = refused
             return serving.create_error_response(message, param=field)
+        bodies.fit(request, serving.model_config.max_model_len)
         return await render(request)
 
     serving.render_chat_request = render_checked
+
+
+def install_plain(serving: Any) -> None:
+    """The same for completions of a prompt; ``serving`` is vLLM's OpenAIServingCompletion."""
+    render = serving.render_completion_request
+
+    async def render_checked(request: Any) -> Any:
+        refused = bodies.refusal(request)
+        if refused is not None:
+            field, message = refused
+            return serving.create_error_response(message, param=field)
+        bodies.fit(request, serving.model_config.max_model_len)
+        return await render(request)
+
+    serving.render_completion_request = render_checked

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
+# Of the request, beside vLLM's own.
+FIELDS = ("prompt_token_ids", "continuation_from")
 # A turn is closed by its end token and at most a few of white space.
 MOST_CLOSING = 8
 # Contents for the last given turn; their last tokens differ.
@@ -108,7 +110,7 @@ def install(serving: Any) -> None:
 
     async def render_exactly(request: Any) -> Any:
         given = request.model_extra or {}
-        exact, count = given.get("prompt_token_ids"), given.get("continuation_from")
+        exact, count = (given.get(name) for name in FIELDS)
         rendered = await render(request)
         if exact is None or count is None or not isinstance(rendered, tuple):
             return rendered

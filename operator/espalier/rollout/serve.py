@@ -55,7 +55,8 @@ class Control:
         """Set up at start, before the first connection is accepted; then route."""
         if scope["type"] == "lifespan":
             self._serving = self._started(scope["app"].state)
-            checks.install(scope["app"].state.openai_serving_chat)
+            checks.install(scope["app"].state.openai_serving_chat, continuation.FIELDS)
+            checks.install_plain(scope["app"].state.openai_serving_completion)
             continuation.install(scope["app"].state.openai_serving_chat)
             await self._serving.warm_up()
         await self._route(scope)(scope, receive, send)

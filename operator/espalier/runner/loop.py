@@ -167,12 +167,13 @@ class Loop:
         return not run.suspended
 
     async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
+        _check(spec)
         position = (state.epoch, state.run_step, state.digest)
         if self._attempt.position != position:
             self._attempt = _Attempt(position)
         attempt = self._attempt
         await self._sample(spec, state, attempt)
-        trained = kept(attempt.groups, spec.group_filter.zero_variance, spec.advantage.source)
+        trained = kept(attempt.groups, spec.group_filter.zero_variance)
         if trained:
             await self._train(spec, state, attempt, trained)
         elif attempt.rounds >= self._limits.rounds:
@@ -209,9 +210,8 @@ class Loop:
         started = time.monotonic()
         await self._client.forward_backward(
             ForwardBackwardRequest(
-                inputs=list(payloads(trained, spec.advantage.source)),
+                inputs=list(payloads(trained)),
                 group_size=len(trained[0].completions),
-                temperature=decimal(spec.sampling.temperature),
                 loss_fn=spec.loss.name,
                 loss_fn_config=spec.loss.config() or None,
                 advantage_scale=spec.advantage.scale,
@@ -275,6 +275,16 @@ def _of_sampled(state: TrainerState, attempt: _Attempt) -> dict[str, dict[str, f
     found = measured(attempt.groups)
     own = parse_checkpoint_name(state.model, state.checkpoint) is not None
     return {state.checkpoint: found} if own and found else {}
+
+
+def _check(spec: TrainingRunSpec) -> None:
+    """Refuses what a run of an older version may hold, and the API server admits no more."""
+    if spec.advantage.source != "Estimated":
+        raise UserError(
+            "AdvantageSourceInvalid",
+            f"advantage.source is {spec.advantage.source}, and no taskset gives advantages",
+            "Set spec.advantage.source to Estimated, or train with driver: Client",
+        )
 
 
 def _without_signal(attempt: _Attempt) -> UserError:

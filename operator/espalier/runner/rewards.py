@@ -12,9 +12,9 @@ from statistics import fmean, pstdev
 from typing import Any, Literal
 
 from espalier.api.metrics import REWARD, STEP_REWARD, of_step
-from espalier.api.wire import TrajectoryPayload, TrajectorySample
+from espalier.api.wire import TrajectoryPayload
 from espalier.client.batch import TOLERANCE
-from espalier.client.completion import Completion
+from espalier.client.completion import Completion, sample_of
 from espalier.runner.scoring.policy import REMEDY, counted
 from espalier.runner.scoring.wire import Cause
 from espalier.runner.tasks import Score, Task
@@ -31,8 +31,6 @@ _METRIC: dict[Cause, str] = {
 
 ERRORS = "rollout/scorer_errors"
 _SCORER = f"The scorer fails on what the model writes. {REMEDY}"
-
-AdvantageSource = Literal["Estimated", "Precomputed"]
 
 
 @dataclass(frozen=True)
@@ -58,44 +56,32 @@ class Group:
         """True when there are rewards and all are equal."""
         return bool(self.rewards) and max(self.rewards) - min(self.rewards) <= TOLERANCE
 
-    def can_teach(self, source: AdvantageSource) -> bool:
-        """Whether any advantage of the group differs from 0; a precomputed one is the reward.
+    @property
+    def can_teach(self) -> bool:
+        """Whether any advantage of the group differs from 0.
 
         Never where a reward is missing: the mean of the others is no baseline.
         """
-        if not self.scored:
-            return False
-        if source == "Precomputed":
-            return any(abs(reward) > TOLERANCE for reward in self.rewards)
-        return not self.zero_variance
+        return self.scored and not self.zero_variance
 
 
-def kept(
-    groups: Sequence[Group], zero_variance: Literal["Keep", "Drop"], source: AdvantageSource
-) -> list[Group]:
+def kept(groups: Sequence[Group], zero_variance: Literal["Keep", "Drop"]) -> list[Group]:
     """The groups that are trained on; a group stays whole or goes whole.
 
     None where none can teach: the trainer refuses a step whose gradient is zero.
     """
-    teaching = [group for group in groups if group.can_teach(source)]
+    teaching = [group for group in groups if group.can_teach]
     if teaching and zero_variance == "Keep":
         return [group for group in groups if group.scored]
     return teaching
 
 
-def payloads(groups: Iterable[Group], source: AdvantageSource) -> list[TrajectoryPayload]:
+def payloads(groups: Iterable[Group]) -> list[TrajectoryPayload]:
     """One input a completion, groups in a row."""
     return [
         TrajectoryPayload(
-            samples=[
-                TrajectorySample(
-                    prompt_token_ids=list(completion.prompt_token_ids),
-                    output_token_ids=list(completion.token_ids),
-                    output_logprobs=list(completion.logprobs),
-                )
-            ],
+            samples=[sample_of(completion)],
             reward=_given(score),
-            advantage=_given(score) if source == "Precomputed" else None,
         )
         for group in groups
         for completion, score in zip(group.completions, group.scores, strict=True)

@@ -131,7 +131,7 @@ def _forward_backward(
     batch = compute.admit(data, spec, cuts)
     return GradientCommand(
         batch,
-        lambda: compute.add_loss(batch, spec, request.temperature, request.group_size),
+        lambda: compute.add_loss(batch, spec, request.group_size),
         sampled(request.inputs),
     )
 
@@ -148,7 +148,6 @@ def _backward(
         lambda: compute.add_weights(
             batch,
             request.weights,
-            forward.temperature,
             given=request.metrics,
             group_size=forward.group_size,
             forward=request.forward_id,

@@ -86,7 +86,7 @@ class Compute(Protocol):
         not so on another number of ranks.
         """
 
-    def score(self, batch: Batch, temperature: float, *, keep: str = "") -> list[list[float]]:
+    def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
         """Log-probs of every datum's output tokens; accumulates nothing.
 
         ``keep`` names the forward for a later ``add_weights`` of the same data: a compute may then
@@ -94,16 +94,13 @@ class Compute(Protocol):
         or anything else is computed.
         """
 
-    def add_loss(
-        self, batch: Batch, spec: LossSpec, temperature: float, group_size: int | None
-    ) -> Added:
+    def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
         """Accumulates the gradient of a built-in loss."""
 
     def add_weights(
         self,
         batch: Batch,
         weights: Sequence[Sequence[float]],
-        temperature: float,
         *,
         given: dict[str, float],
         group_size: int | None,
@@ -177,7 +174,7 @@ class LocalCompute(Compute):
         return Batch(tuple(data), (tuple(range(len(data))),), (plan,))
 
     @override
-    def score(self, batch: Batch, temperature: float, *, keep: str = "") -> list[list[float]]:
+    def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
         self._kept = None
         (plan,) = batch.plans
         # A graph of weights that several ranks share would need them to stay together.
@@ -186,7 +183,7 @@ class LocalCompute(Compute):
                 self.policy,
                 plan,
                 lambda cut: self.planner.cut(batch.data, cut),
-                lambda rows: gradients.forward(self.policy, rows, temperature),
+                lambda rows: gradients.forward(self.policy, rows),
             )
             self._kept = keep, cut, kept
             return kept.logprobs(len(batch.data))
@@ -194,19 +191,17 @@ class LocalCompute(Compute):
             self.policy,
             plan,
             lambda cut: self.planner.cut(batch.data, cut),
-            lambda rows: gradients.score(self.policy, rows, temperature),
+            lambda rows: gradients.score(self.policy, rows),
         )[0]
 
     @override
-    def add_loss(
-        self, batch: Batch, spec: LossSpec, temperature: float, group_size: int | None
-    ) -> Added:
+    def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
         self._kept = None
         tally, cut = attempt(
             self.policy,
             batch.plans[0],
             lambda cut: self._plan(batch.data, spec, cut),
-            lambda rows: gradients.add_loss(self.policy, rows, spec, temperature, group_size),
+            lambda rows: gradients.add_loss(self.policy, rows, spec, group_size),
         )
         return Added(tally, (cut,))
 
@@ -215,7 +210,6 @@ class LocalCompute(Compute):
         self,
         batch: Batch,
         weights: Sequence[Sequence[float]],
-        temperature: float,
         *,
         given: dict[str, float],
         group_size: int | None,
@@ -231,7 +225,6 @@ class LocalCompute(Compute):
                 self.policy,
                 rows,
                 weights,
-                temperature,
                 given=given,
                 group_size=group_size,
                 kept=graphs.pop() if graphs else None,

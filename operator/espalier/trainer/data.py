@@ -31,6 +31,7 @@ class Limits:
 class Datum:
     """One assistant turn: every output token is a target, no prompt token is.
 
+    Log-probs are of the policy at ``temperature``, which is ``assumed`` where nobody named it.
     ``token_advantages`` replace ``advantage`` token by token; ``token_weights`` are 1 if empty.
     """
 
@@ -43,6 +44,8 @@ class Datum:
     group: int | None
     token_advantages: tuple[float, ...] = ()
     token_weights: tuple[float, ...] = ()
+    temperature: float = 1.0
+    assumed: bool = False
 
     @property
     def family(self) -> tuple[str, int]:
@@ -83,6 +86,9 @@ def datums(
             _check_token_values(
                 sample, trajectory, field, policies_compared=policies_compared, weighted=weighted
             )
+            temperature = _temperature(
+                sample, request.temperature, field, policies_compared=policies_compared
+            )
             result.append(
                 Datum(
                     prompt=prompt,
@@ -94,6 +100,8 @@ def datums(
                     group=group_of.get(index),
                     token_advantages=tuple(sample.advantages or ()),
                     token_weights=tuple(sample.weights or ()),
+                    temperature=1.0 if temperature is None else temperature,
+                    assumed=temperature is None,
                 )
             )
     return result
@@ -236,6 +244,38 @@ def _check_sample(
             f"context of {limits.context}",
             "shorten the prompt or lower sampling.maxTokens",
         )
+
+
+def _temperature(
+    sample: TrajectorySample, asked: float | None, field: str, *, policies_compared: bool
+) -> float | None:
+    """That of the policy that the sample was drawn from; None where neither it nor the request
+    names one."""
+    own = sample.temperature
+    if policies_compared and sample.shifted_by:
+        raise CommandError(
+            422,
+            "DistributionShifted",
+            f"{field}: it was sampled with {', '.join(sample.shifted_by)}, so its log-probs are of "
+            "another distribution than the policy's",
+            "sample for training with temperature alone, or train with cross_entropy, which reads "
+            "no log-probs of the sampler",
+        )
+    if own == 0 and policies_compared:
+        raise CommandError(
+            422,
+            "SampledGreedily",
+            f"{field}.temperature is 0: a greedy sample was not drawn from the policy",
+            "sample for training at a temperature above 0, or train with cross_entropy",
+        )
+    if own and asked is not None and own != asked:
+        raise CommandError(
+            422,
+            "TemperatureContradicted",
+            f"{field}.temperature is {own:g}, and the request's temperature is {asked:g}",
+            "leave temperature out of the request: each sample is trained at its own",
+        )
+    return own or asked
 
 
 def _check_token_values(

@@ -244,7 +244,7 @@ class Engine:
         batch = self.compute.admit(data)
         record = self.begin(command)
         try:
-            scored = self.compute.score(batch, request.temperature, keep=forward_id(record))
+            scored = self.compute.score(batch, keep=forward_id(record))
             result = ForwardResult(
                 forward_id=forward_id(record),
                 data=[datum_tensors(d, lp, request) for d, lp in zip(data, scored, strict=True)],

@@ -55,19 +55,19 @@ class KeptForward:
         return result
 
 
-def score(policy: Policy, rows: Rows, temperature: float) -> list[list[float]]:
+def score(policy: Policy, rows: Rows) -> list[list[float]]:
     """Log-probs of every datum's output tokens, without gradients."""
     with torch.no_grad():
-        return forward(policy, rows, temperature).logprobs(len(rows.data))
+        return forward(policy, rows).logprobs(len(rows.data))
 
 
-def forward(policy: Policy, rows: Rows, temperature: float) -> KeptForward:
+def forward(policy: Policy, rows: Rows) -> KeptForward:
     """Everything that ``add_weights`` needs of a forward pass."""
     everything = (*rows.moving, *rows.still)
     fillers = _fillers(policy, len(everything))
-    evaluated = tuple((row, policy.evaluate(row, temperature)) for row in everything)
+    evaluated = tuple((row, policy.evaluate(row)) for row in everything)
     for row in fillers:
-        policy.evaluate(row, temperature)
+        policy.evaluate(row)
     return KeptForward(evaluated)
 
 
@@ -82,9 +82,7 @@ def still(data: Sequence[Datum], spec: LossSpec | None) -> frozenset[int]:
     return frozenset(index for index, d in enumerate(data) if d.family not in moving)
 
 
-def add_loss(
-    policy: Policy, rows: Rows, spec: LossSpec, temperature: float, group_size: int | None
-) -> Tally:
+def add_loss(policy: Policy, rows: Rows, spec: LossSpec, group_size: int | None) -> Tally:
     """Adds the gradient of a built-in loss; raises 409 if the loss is not finite."""
 
     def of_part(part: Part, logprobs: Tensor) -> TokenLoss:
@@ -99,7 +97,7 @@ def add_loss(
 
     return _add(
         policy,
-        _evaluations(policy, rows, temperature),
+        _evaluations(policy, rows),
         of_part,
         _call(spec.name, group_size, rows.data),
     )
@@ -109,7 +107,6 @@ def add_weights(
     policy: Policy,
     rows: Rows,
     weights: Sequence[Sequence[float]],
-    temperature: float,
     *,
     given: dict[str, float],
     group_size: int | None,
@@ -129,7 +126,7 @@ def add_weights(
     parts = (
         ((Part(row, rows.data), evaluation) for row, evaluation in kept.rows)
         if kept is not None
-        else _evaluations(policy, rows, temperature)
+        else _evaluations(policy, rows)
     )
     return _add(policy, parts, of_part, _call("custom", group_size, rows.data, given))
 
@@ -146,19 +143,17 @@ def _call(
     )
 
 
-def _evaluations(
-    policy: Policy, rows: Rows, temperature: float
-) -> Iterator[tuple[Part, Evaluated]]:
+def _evaluations(policy: Policy, rows: Rows) -> Iterator[tuple[Part, Evaluated]]:
     fillers = _fillers(policy, len(rows.moving) + len(rows.still))
     together = policy.sharding.size > 1
     for planned, differentiable in ((rows.moving, True), (rows.still, False)):
         for row in planned:
             # Of ranks that run a row together one may need its gradient.
             with torch.set_grad_enabled(differentiable or together):
-                evaluation = policy.evaluate(row, temperature)
+                evaluation = policy.evaluate(row)
             yield Part(row, rows.data), evaluation
     for row in fillers:
-        yield Part(row, ()), policy.evaluate(row, temperature)
+        yield Part(row, ()), policy.evaluate(row)
 
 
 def _fillers(policy: Policy, count: int) -> list[Row]:
@@ -219,6 +214,7 @@ def _part_tally(
         clipped_low=loss.clipped_low,
         clipped_high=loss.clipped_high,
         compared=len(difference),
+        assumed=_assumed(part) if compared else 0,
         difference_max=float(difference.abs().max()) if len(difference) else 0.0,
         difference_sum=float(difference.abs().sum()),
         signed_sum=float(difference.sum()),
@@ -227,6 +223,10 @@ def _part_tally(
         divergence_sum=float((bounded.expm1() - bounded).sum()),
         entropy_sum=entropy,
     )
+
+
+def _assumed(part: Part) -> int:
+    return sum(s.stop - s.start for s in part.row.spans if part.data[s.datum].assumed)
 
 
 def _sampling(datum: Datum) -> Sequence[float]:

@@ -11,7 +11,8 @@ A its advantage, w its weight and r = exp(lp - q):
     gspo                 -min(s A, clip(s, low, high) A), s = exp(m + lp - stop_gradient(lp)) with
                          m the mean of stop_gradient(lp) - q over the sequence's tokens of w != 0
 
-Thresholds are absolute ratios, not epsilons. Sums make gradients of several calls add exactly,
+Thresholds are absolute ratios, not epsilons; ppo takes HUD's epsilon e for 1 - e and 1 + e.
+Sums make gradients of several calls add exactly,
 whatever the split into calls, rows or machines; any normalisation is the client's.
 """
 
@@ -33,6 +34,8 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "gspo": {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
     "cross_entropy": {},
 }
+# HUD's documented parameter of ppo, beside Tinker's thresholds.
+EPSILON = "epsilon"
 # Losses that read a token's weight, and what it means to them.
 WEIGHTED = {
     "cross_entropy": "the factor of the token's log-prob",
@@ -84,9 +87,12 @@ def loss_spec(name: str, config: Mapping[str, float] | None) -> LossSpec:
             422, "UnknownLoss", f"loss_fn {name!r} is unknown", f"use one of {', '.join(DEFAULTS)}"
         )
     defaults, given = DEFAULTS[name], dict(config or {})
+    if name == "ppo" and EPSILON in given:
+        given = _thresholds(given)
     unknown = sorted(set(given) - set(defaults))
     if unknown:
-        allowed = ", ".join(sorted(defaults)) or "none: send no loss_fn_config"
+        known = sorted([*defaults, EPSILON] if name == "ppo" else defaults)
+        allowed = ", ".join(known) or "none: send no loss_fn_config"
         raise CommandError(
             422,
             "UnknownLossParameter",
@@ -103,6 +109,23 @@ def loss_spec(name: str, config: Mapping[str, float] | None) -> LossSpec:
             "0 <= clip_low_threshold <= clip_high_threshold (ratios, not epsilons); beta >= 0",
         )
     return LossSpec(name, merged)
+
+
+def _thresholds(given: dict[str, float]) -> dict[str, float]:
+    """The configuration with its epsilon as the thresholds that it stands for."""
+    epsilon = given[EPSILON]
+    others = [name for name in given if name.endswith("_threshold")]
+    if others or not 0 <= epsilon <= 1:
+        raise CommandError(
+            422,
+            "InvalidLossParameter",
+            f"loss_fn_config of ppo: epsilon {epsilon:g} "
+            + (f"stands beside {', '.join(others)}" if others else "is out of range"),
+            "0 <= epsilon <= 1 clips the ratio to 1 - epsilon and 1 + epsilon; send it alone or "
+            "send clip_low_threshold and clip_high_threshold",
+        )
+    rest = {name: value for name, value in given.items() if name != EPSILON}
+    return rest | {"clip_low_threshold": 1 - epsilon, "clip_high_threshold": 1 + epsilon}
 
 
 def token_loss(  # noqa: PLR0917

@@ -127,7 +127,7 @@ def kept_bytes(policy: Policy, row: Row) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        policy.evaluate(row, 1.0)
+        policy.evaluate(row)
     return sum(
         tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in weights
     )

@@ -14,9 +14,10 @@ class Tally:
 
     ``compared`` tokens had a sampler log-prob q; over them, with d = lp - q: the largest and the
     summed |d|, the summed d, the summed and the largest ratio exp(d), and the summed k3 estimate
-    exp(d) - 1 - d. ``unique`` tokens went through the trunk: a shared prompt counts once.
-    ``datums`` are samples, ``rewards`` one for each trajectory; ``sampled`` has the rewards of
-    those whose sampler is known, with the name of its Checkpoint.
+    exp(d) - 1 - d. Of ``assumed`` ones among them nobody named the temperature. ``unique`` tokens
+    went through the trunk: a shared prompt counts once. ``datums`` are samples, ``rewards`` one for
+    each trajectory; ``sampled`` has the rewards of those whose sampler is known, with the name of
+    its Checkpoint.
     """
 
     loss_name: str = ""
@@ -29,6 +30,7 @@ class Tally:
     clipped_low: int = 0
     clipped_high: int = 0
     compared: int = 0
+    assumed: int = 0
     difference_max: float = 0.0
     difference_sum: float = 0.0
     signed_sum: float = 0.0
@@ -53,6 +55,7 @@ class Tally:
             clipped_low=self.clipped_low + other.clipped_low,
             clipped_high=self.clipped_high + other.clipped_high,
             compared=self.compared + other.compared,
+            assumed=self.assumed + other.assumed,
             difference_max=max(self.difference_max, other.difference_max),
             difference_sum=self.difference_sum + other.difference_sum,
             signed_sum=self.signed_sum + other.signed_sum,
@@ -174,6 +177,13 @@ METRICS = (
         "logprob/difference_max",
         "The largest of these differences.",
         lambda t: t.difference_max,
+        _compared,
+    ),
+    Metric(
+        "temperature_assumed:mean",
+        "logprob/temperature_assumed_fraction",
+        "Share of these tokens whose samples named no temperature and were taken for 1.",
+        lambda t: t.assumed / t.compared,
         _compared,
     ),
     Metric(

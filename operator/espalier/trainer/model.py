@@ -98,17 +98,17 @@ class Policy:
         else:
             self._causal_lm.gradient_checkpointing_disable()
 
-    def evaluate(self, row: Row, temperature: float) -> Evaluated:
+    def evaluate(self, row: Row) -> Evaluated:
         """Log-probs and entropies of the row's N targets; log-probs differentiable by weights."""
         path = self._evaluate_fast if self.warning is None else self._evaluate_padded
-        return self.sharding.run(lambda: path(row, temperature))
+        return self.sharding.run(lambda: path(row))
 
-    def _evaluate_padded(self, row: Row, temperature: float) -> Evaluated:
+    def _evaluate_padded(self, row: Row) -> Evaluated:
         self._trunk.config._attn_implementation = self._plain_attention
         fuse(self._fusible, fused=False)
-        return evaluate_padded(self._causal_lm, row, temperature, self.device)
+        return evaluate_padded(self._causal_lm, row, self.device)
 
-    def _evaluate_fast(self, row: Row, temperature: float) -> Evaluated:
+    def _evaluate_fast(self, row: Row) -> Evaluated:
         self._trunk.config._attn_implementation = TREE_ATTENTION
         fuse(self._fusible, fused=True)
         output = self._trunk(
@@ -121,13 +121,13 @@ class Policy:
         targets = torch.from_numpy(row.targets).to(self.device)
         hidden = output.last_hidden_state[0].index_select(0, reads)
         bias = getattr(self._head, "bias", None)
-        return self._evaluate_head(hidden, self._head.weight, bias, targets, temperature)
+        return self._evaluate_head(hidden, self._head.weight, bias, targets, row.temperature)
 
     def _choose_path(self) -> Problem | None:
         run = self.sharding.run
         return self_check.unknown_family(self._trunk.config) or self_check.compare(
-            lambda row, temperature: run(lambda: self._evaluate_fast(row, temperature)),
-            lambda row, temperature: run(lambda: self._evaluate_padded(row, temperature)),
+            lambda row: run(lambda: self._evaluate_fast(row)),
+            lambda row: run(lambda: self._evaluate_padded(row)),
             self.parameters,
             vocabulary=self.limits.vocabulary,
             dtype=self._head.weight.dtype,

@@ -32,7 +32,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """T unique tokens and N targets: target i is read from the hidden state at ``reads[i]``."""
+    """T unique tokens and N targets: target i is read from the hidden state at ``reads[i]``.
+
+    All of its datums have its ``temperature``.
+    """
 
     tokens: _Ints
     depths: _Ints
@@ -40,6 +43,7 @@ class Row:
     reads: _Ints
     targets: _Ints
     spans: tuple[Span, ...]
+    temperature: float = 1.0
 
     @property
     def is_chain(self) -> bool:
@@ -79,17 +83,27 @@ def pack(data: Sequence[Datum], budget: int, members: Sequence[int] | None = Non
     """Rows of at most ``budget`` unique tokens (one datum may exceed it alone); deterministic.
 
     Of the datums of the indices ``members``, or all. Neighbours in token order share the longest
-    prefixes, so a greedy fill in that order keeps groups together.
+    prefixes, so a greedy fill in that order keeps groups together. A row has one temperature.
     """
     chosen = range(len(data)) if members is None else members
-    order = sorted(chosen, key=lambda index: data[index].prompt + data[index].output)
-    rows, tree = [], _Tree()
+    rows: list[Row] = []
+    for temperature in sorted({data[index].temperature for index in chosen}):
+        alike = [index for index in chosen if data[index].temperature == temperature]
+        rows += _filled(data, budget, alike, temperature)
+    return rows
+
+
+def _filled(
+    data: Sequence[Datum], budget: int, members: Sequence[int], temperature: float
+) -> list[Row]:
+    order = sorted(members, key=lambda index: data[index].prompt + data[index].output)
+    rows, tree = [], _Tree(temperature)
     for index in order:
         # The last token predicts nothing, so it needs no hidden state.
         path = (data[index].prompt + data[index].output)[:-1]
         if tree.size and tree.size + tree.new_tokens(path) > budget:
             rows.append(tree.row())
-            tree = _Tree()
+            tree = _Tree(temperature)
         tree.add(index, path, data[index])
     if tree.size:
         rows.append(tree.row())
@@ -99,7 +113,8 @@ def pack(data: Sequence[Datum], budget: int, members: Sequence[int] | None = Non
 class _Tree:
     """A row in the making."""
 
-    def __init__(self) -> None:
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
         self._children: dict[tuple[int, int], int] = {}
         self._tokens: list[int] = []
         self._depths: list[int] = []
@@ -146,4 +161,5 @@ class _Tree:
             reads=np.array(self._reads, dtype=np.int64),
             targets=np.array(self._targets, dtype=np.int64),
             spans=tuple(self._spans),
+            temperature=self._temperature,
         )

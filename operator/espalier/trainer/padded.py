@@ -17,9 +17,7 @@ from espalier.trainer.head import Evaluated
 from espalier.trainer.packing import NO_PARENT, Row
 
 
-def evaluate_padded(
-    causal_lm: Any, row: Row, temperature: float, device: torch.device
-) -> Evaluated:
+def evaluate_padded(causal_lm: Any, row: Row, device: torch.device) -> Evaluated:
     """As ``Policy.evaluate``, differentiable in every parameter that the logits depend on."""
     paths = [_path(row, int(row.reads[span.stop - 1])) for span in row.spans]
     ids = np.zeros((len(paths), max(len(path) for path in paths)), dtype=np.int64)
@@ -29,7 +27,7 @@ def evaluate_padded(
     samples = np.repeat(np.arange(len(paths)), [span.stop - span.start for span in row.spans])
     read = logits[torch.from_numpy(samples), torch.from_numpy(row.depths[row.reads])]
     wide = torch.promote_types(read.dtype, torch.float32)
-    everything = (read.to(wide) / temperature).log_softmax(dim=-1)
+    everything = (read.to(wide) / row.temperature).log_softmax(dim=-1)
     targets = torch.from_numpy(row.targets).to(device)
     entropy = -(everything.detach().exp() * everything.detach()).sum(dim=-1)
     return Evaluated(everything.gather(1, targets[:, None]).squeeze(1), entropy)

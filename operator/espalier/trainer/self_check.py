@@ -37,7 +37,7 @@ REMEDY = (
     "Llama, Qwen2, Qwen3, Mistral, Gemma or Gemma 3"
 )
 
-Evaluate = Callable[[Row, float], Evaluated]
+Evaluate = Callable[[Row], Evaluated]
 
 
 def unknown_family(config: Any) -> Problem | None:
@@ -95,7 +95,7 @@ def _measured(
     evaluate: Evaluate, row: Row, parameters: Mapping[str, nn.Parameter], sharding: Whole
 ) -> tuple[Tensor, Tensor]:
     """Log-probs, and the gradient of a loss that weighs every one of them differently."""
-    logprobs = evaluate(row, 1.0).logprobs
+    logprobs = evaluate(row).logprobs
     weights = torch.linspace(-1.0, 1.0, len(logprobs)).to(logprobs)
     logprobs.backward(weights)  # type: ignore[no-untyped-call]
     gradients = []

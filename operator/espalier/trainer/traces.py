@@ -119,13 +119,18 @@ class Traces:
     def resolve(self, request: ForwardRequest) -> ForwardRequest:
         """The request with every trace id replaced by its trajectory, in order.
 
+        Inline samples of a known trace are told how the gateway sampled them.
+
         Raises:
             CommandError: 422, naming the input that is unknown, has not ended, was timed out or
-                not graded, has no tokens, or stands in another group's place.
+                not graded, has no tokens, stands in another group's place, or was sampled
+                otherwise than it says.
         """
         held = [self._held(item) for item in request.inputs]
         inputs = [
-            _trajectory(index, item, record) if isinstance(item, str) else _sampled(item, record)
+            _trajectory(index, item, record)
+            if isinstance(item, str)
+            else _with_checkpoint(_as_sampled(index, item, record), record)
             for index, (item, record) in enumerate(zip(request.inputs, held, strict=True))
         ]
         _check_groups(held, request.group_size)
@@ -175,7 +180,7 @@ def _trajectory(index: int, trace: str, record: TraceRecord | None) -> Trajector
     )
 
 
-def _sampled(item: TrajectoryPayload, record: TraceRecord | None) -> TrajectoryPayload:
+def _with_checkpoint(item: TrajectoryPayload, record: TraceRecord | None) -> TrajectoryPayload:
     """An inline trajectory with the checkpoint that sampled its trace, where one did alone."""
     known = {sample.get("checkpoint") for sample in record.samples} if record is not None else set()
     if len(known) != 1 or any(sample.checkpoint is not None for sample in item.samples):
@@ -183,6 +188,35 @@ def _sampled(item: TrajectoryPayload, record: TraceRecord | None) -> TrajectoryP
     (name,) = known
     samples = [sample.model_copy(update={"checkpoint": name}) for sample in item.samples]
     return item.model_copy(update={"samples": samples})
+
+
+def _as_sampled(
+    index: int, inline: TrajectoryPayload, record: TraceRecord | None
+) -> TrajectoryPayload:
+    """The trajectory with what is kept of how its samples were drawn."""
+    kept_samples = record.samples if record is not None else []
+    known = [TrajectorySample.model_validate(sample) for sample in kept_samples]
+    by_tokens = {_tokens(sample): sample for sample in known}
+    samples = list(inline.samples)
+    for turn, sample in enumerate(samples):
+        kept = by_tokens.get(_tokens(sample))
+        if kept is None or kept.temperature is None:
+            continue
+        if sample.temperature not in (None, kept.temperature):
+            raise CommandError(
+                422,
+                "TemperatureContradicted",
+                f"inputs[{index}].samples[{turn}].temperature is {sample.temperature:g}, and the "
+                f"gateway sampled these tokens at {kept.temperature:g}",
+                "send the temperature that was sampled at, or leave it out",
+            )
+        drawn = {"temperature": kept.temperature, "shifted_by": kept.shifted_by}
+        samples[turn] = sample.model_copy(update=drawn)
+    return inline.model_copy(update={"samples": samples}) if known else inline
+
+
+def _tokens(sample: TrajectorySample) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(sample.prompt_token_ids or ()), tuple(sample.output_token_ids)
 
 
 def _unfit(record: TraceRecord | None) -> tuple[str, str] | None:

@@ -86,14 +86,11 @@ class RankedCompute(LocalCompute):
         return Batch(tuple(data), tuple(shares), tuple(plans))
 
     @override
-    def score(self, batch: Batch, temperature: float, *, keep: str = "") -> list[list[float]]:
-        requests = [
-            Score(data=plan.rows.data, cut=plan.cut, temperature=temperature, keep=keep)
-            for plan in batch.plans[1:]
-        ]
+    def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
+        requests = [Score(data=plan.rows.data, cut=plan.cut, keep=keep) for plan in batch.plans[1:]]
         own, others = self._ask(
             requests,
-            lambda: LocalCompute.score(self, batch.part(0), temperature, keep=keep),
+            lambda: LocalCompute.score(self, batch.part(0), keep=keep),
         )
         result: list[list[float]] = [[] for _ in batch.data]
         parts = [own, *(other.logprobs or [] for other in others)]
@@ -103,15 +100,12 @@ class RankedCompute(LocalCompute):
         return result
 
     @override
-    def add_loss(
-        self, batch: Batch, spec: LossSpec, temperature: float, group_size: int | None
-    ) -> Added:
+    def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
         requests = [
             AddLoss(
                 data=plan.rows.data,
                 cut=plan.cut,
                 spec=spec,
-                temperature=temperature,
                 group_size=group_size,
             )
             for plan in batch.plans[1:]
@@ -119,7 +113,7 @@ class RankedCompute(LocalCompute):
         return self._add(
             batch,
             requests,
-            lambda: LocalCompute.add_loss(self, batch.part(0), spec, temperature, group_size),
+            lambda: LocalCompute.add_loss(self, batch.part(0), spec, group_size),
         )
 
     @override
@@ -127,7 +121,6 @@ class RankedCompute(LocalCompute):
         self,
         batch: Batch,
         weights: Sequence[Sequence[float]],
-        temperature: float,
         *,
         given: dict[str, float],
         group_size: int | None,
@@ -138,7 +131,6 @@ class RankedCompute(LocalCompute):
                 data=plan.rows.data,
                 cut=plan.cut,
                 weights=tuple(tuple(row) for row in _of(weights, share)),
-                temperature=temperature,
                 given=given,
                 group_size=group_size,
                 forward=forward,
@@ -152,7 +144,6 @@ class RankedCompute(LocalCompute):
                 self,
                 batch.part(0),
                 _of(weights, batch.shares[0]),
-                temperature,
                 given=given,
                 group_size=group_size,
                 forward=forward,

@@ -27,7 +27,6 @@ class Score(_Message):
     call: Literal["score"] = "score"
     data: tuple[Datum, ...]
     cut: Cut
-    temperature: float
     keep: str
 
 
@@ -38,7 +37,6 @@ class AddLoss(_Message):
     data: tuple[Datum, ...]
     cut: Cut
     spec: LossSpec
-    temperature: float
     group_size: int | None
 
 
@@ -49,7 +47,6 @@ class AddWeights(_Message):
     data: tuple[Datum, ...]
     cut: Cut
     weights: tuple[tuple[float, ...], ...]
-    temperature: float
     given: dict[str, float]
     group_size: int | None
     forward: str

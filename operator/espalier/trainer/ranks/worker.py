@@ -67,19 +67,18 @@ class Worker:
         """What is the same wherever the weights are."""
         compute = self._compute
         match request:
-            case Score(data=data, cut=cut, temperature=temperature):
+            case Score(data=data, cut=cut):
                 batch = compute.admit(data, cuts=(cut,))
-                scored = compute.score(batch, temperature, keep=request.keep)
+                scored = compute.score(batch, keep=request.keep)
                 return Answered(seq=seq, logprobs=scored)
-            case AddLoss(data=data, cut=cut, spec=spec, temperature=temperature):
+            case AddLoss(data=data, cut=cut, spec=spec):
                 batch = compute.admit(data, spec, (cut,))
-                added = compute.add_loss(batch, spec, temperature, request.group_size)
+                added = compute.add_loss(batch, spec, request.group_size)
                 return Answered(seq=seq, tally=added.tally, cut=added.cuts[0])
-            case AddWeights(data=data, cut=cut, weights=weights, temperature=temperature):
+            case AddWeights(data=data, cut=cut, weights=weights):
                 added = compute.add_weights(
                     compute.admit(data, cuts=(cut,)),
                     weights,
-                    temperature,
                     given=request.given,
                     group_size=request.group_size,
                     forward=request.forward,

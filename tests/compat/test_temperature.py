@@ -1,0 +1,201 @@
+"""The same samples at another temperature than 1, trained every way that there is."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.compat.clients import NEWEST, drive, environment
+from tests.compat.stage import NAMESPACE, TRAINER, Stage
+
+from espalier.api.taskset import Taskset
+from espalier.api.wire import DatumTensors, TrajectoryPayload
+from espalier.client import GatewayClient, Job, RefusedError, Sampling, Session, TrainingClient
+from espalier.runner.journal import Journal
+from espalier.runner.loop import Loop
+from espalier.runner.scoring.wire import Match, Ready
+from espalier.runner.tasks import Message, Score, Task
+from espalier.runner.waiting import Waiting
+
+pytestmark = pytest.mark.timeout(900)
+
+QUESTION = "1+1?"
+GROUP = 4
+# So small that the weights stay: every way starts from the same policy.
+RATE = 1e-30
+EQUAL = 1e-5
+
+Gradient = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Asked:
+    id: str = "task-a"
+
+
+class Question:
+    """The one task of a declared run."""
+
+    size = 1
+    scorer = Match(extraction="Whole")
+
+    def task(self, index: int) -> Task:
+        return Task(f"test/{index}", (Message("user", QUESTION),))
+
+    def reference(self, index: int) -> str:
+        return ""
+
+
+class Letters:
+    """Scores as the scenario of HUD's client does."""
+
+    async def ready(self) -> Ready:
+        return Ready(landlock=0, seccomp=False)
+
+    async def score(self, index: int, text: str) -> Score:
+        return Score(reward_of(text))
+
+    async def close(self) -> None:
+        pass
+
+
+def reward_of(text: str) -> float:
+    return (ord(text[0]) - 97) / 25
+
+
+def importance(
+    data: list[DatumTensors], logprobs: list[torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """importance_sampling, as a caller writes it."""
+    mean = sum(datum.reward for datum in data) / len(data)
+    losses = [
+        -((current - torch.tensor(datum.sampling_logprobs)).exp() * (datum.reward - mean)).sum()
+        for datum, current in zip(data, logprobs, strict=True)
+    ]
+    return torch.stack(losses).sum(), {}
+
+
+async def play(task: Asked, session: Session) -> float:
+    turn = await session.sample([{"role": "user", "content": QUESTION}])
+    return reward_of(turn.text)
+
+
+@pytest.fixture
+def taken(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[Gradient]:
+    """The gradients of every optimizer step, as it finds them."""
+    stage.repeat = GROUP
+    compute: Any = stage.engine("arith").compute
+    found: list[Gradient] = []
+    propose = compute.propose
+
+    def proposed(values: Any) -> Any:
+        parameters = compute.policy.parameters.items()
+        found.append({n: p.grad.clone() for n, p in parameters if p.grad is not None})
+        return propose(values)
+
+    monkeypatch.setattr(compute, "propose", proposed)
+    return found
+
+
+def difference(one: Gradient, other: Gradient) -> float:
+    assert one.keys() == other.keys()
+    largest = max(float(value.abs().max()) for value in other.values())
+    return max(float((one[name] - other[name]).abs().max()) for name in other) / largest
+
+
+async def by_huds_client(stage: Stage, home: Path, **sampling: Any) -> dict[str, Any]:
+    variables = environment(stage.url, TRAINER, home)
+    return dict(
+        await drive(NEWEST, "tempered", variables, model="arith", sampling=sampling, rate=RATE)
+    )
+
+
+async def by_our_client(stage: Stage, way: str) -> None:
+    async with TrainingClient("arith", base_url=stage.url, token=TRAINER) as client:
+        sampling = Sampling(max_tokens=8, temperature=0.7)
+        job = Job(client, play, group=GROUP, sampling=sampling, max_concurrent=1)
+        batch = (await job.run([Asked()])).trajectories()
+        if way == "forgetful":
+            batch = [forgotten(one) for one in batch]
+        if way == "custom":
+            await client.forward_backward_custom(batch, importance)
+            await client.optim_step(learning_rate=RATE)
+        else:
+            await client.step(batch, learning_rate=RATE)
+
+
+def forgotten(trajectory: TrajectoryPayload) -> TrajectoryPayload:
+    """As a script hands it on that knows of tokens and log-probs alone."""
+    bare = [sample.model_copy(update={"temperature": None}) for sample in trajectory.samples]
+    return trajectory.model_copy(update={"samples": bare, "trace_id": None})
+
+
+async def by_a_declared_run(stage: Stage) -> None:
+    run = {
+        "modelRef": {"name": "arith"},
+        "driver": "Client",
+        "loss": {"name": "importance_sampling"},
+        "learningRate": f"{RATE}",
+        "steps": stage.steps("arith") + 1,
+        "groupSize": GROUP,
+        "groupsPerStep": 1,
+        "sampling": {"temperature": "0.7", "maxTokens": 8},
+        "taskset": {"seed": 1, "configMap": {"name": "tasks"}},
+    }
+    await stage.apply("TrainingRun", "arith", run)
+
+    def scorer(spec: Taskset, tasks: Any) -> Any:
+        return Letters()
+
+    journal = Journal("default/arith", io.StringIO())
+    async with GatewayClient(stage.url, "arith", TRAINER) as client:
+        await Loop(
+            client,
+            (NAMESPACE, "arith"),
+            open_tasks=lambda spec: Question(),
+            open_scorer=scorer,
+            journal=journal,
+            waiting=Waiting(journal, 0.1),
+        ).drive()
+
+
+async def test_every_way_to_train_on_the_same_samples_takes_the_same_gradient(
+    stage: Stage, taken: list[Gradient], tmp_path: Path
+) -> None:
+    assert await by_huds_client(stage, tmp_path, temperature=0.7) == {
+        "runs": 1,
+        "ids": 2,
+        "custom": 3,
+    }
+    await by_our_client(stage, "step")
+    await by_our_client(stage, "custom")
+    await by_our_client(stage, "forgetful")
+    await by_a_declared_run(stage)
+    assert {body.get("temperature") for body in stage.sampled} == {0.7}
+    first, *others = taken
+    forgetful = others.pop(4)
+    assert len(others) == 5
+    assert max(difference(first, other) for other in others) < EQUAL
+    # The same tokens, taken for samples at 1 because nobody said how they were drawn.
+    assert difference(first, forgetful) > 0.05
+
+
+async def test_samples_of_another_distribution_are_refused_every_way(
+    stage: Stage, taken: list[Gradient], tmp_path: Path
+) -> None:
+    told = await by_huds_client(stage, tmp_path, top_p=0.8)
+    assert told.keys() == {"runs", "ids", "custom"}
+    for status, said in told.values():
+        assert status == 422
+        assert "inputs[0].samples[0]: it was sampled with top_p 0.8" in said
+        assert "sample for training with temperature alone" in said
+    async with TrainingClient("arith", base_url=stage.url, token=TRAINER) as client:
+        job = Job(client, play, group=GROUP, sampling=Sampling(top_p=0.8))
+        batch = (await job.run([Asked()])).trajectories()
+        with pytest.raises(RefusedError, match="it was sampled with top_p"):
+            await client.step(batch, learning_rate=RATE)
+    assert not taken
