@@ -235,20 +235,31 @@ async def played(agent, job, model):
     return run
 
 
+def bare(run):
+    """A payload by hand, of tokens and log-probs alone."""
+    sample = run.trace.steps[-1].sample
+    turn = TrajectorySample(
+        prompt_token_ids=sample.prompt_token_ids,
+        output_token_ids=sample.output_token_ids,
+        output_logprobs=sample.output_logprobs,
+    )
+    return TrajectoryPayload(samples=[turn], reward=run.reward)
+
+
 async def tempered(model, sampling, rate):
     """A group sampled at a temperature, and each way to train on it: a step for each."""
     client = TrainingClient(model)
     kwargs = {"max_tokens": 8, "extra_body": {"return_token_ids": True}, **sampling}
     agent = create_agent(model, completion_kwargs=kwargs)
     job = await Job.start("tempered", group=4)
-    for name in ("runs", "ids", "custom"):
+    for name in ("runs", "ids", "bare", "custom"):
         runs = [await played(agent, job, model) for _ in range(4)]
+        ways = {"ids": [run.trace.trace_id for run in runs], "bare": [bare(run) for run in runs]}
         try:
             if name == "custom":
                 await client.forward_backward_custom(runs, importance, group_size=4)
             else:
-                inputs = runs if name == "runs" else [run.trace.trace_id for run in runs]
-                await client.forward_backward(inputs, group_size=4)
+                await client.forward_backward(ways.get(name, runs), group_size=4)
             step = await client.optim_step(learning_rate=rate)
             yield name, step.step
         except HudRequestError as error:

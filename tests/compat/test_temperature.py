@@ -129,8 +129,16 @@ async def by_our_client(stage: Stage, way: str) -> None:
 
 
 def forgotten(trajectory: TrajectoryPayload) -> TrajectoryPayload:
-    """As a script hands it on that knows of tokens and log-probs alone."""
-    bare = [sample.model_copy(update={"temperature": None}) for sample in trajectory.samples]
+    """Tokens and log-probs alone, and these not quite as the gateway gave them."""
+    bare = [
+        sample.model_copy(
+            update={
+                "temperature": None,
+                "output_logprobs": [round(logprob, 6) for logprob in sample.output_logprobs],
+            }
+        )
+        for sample in trajectory.samples
+    ]
     return trajectory.model_copy(update={"samples": bare, "trace_id": None})
 
 
@@ -169,7 +177,8 @@ async def test_every_way_to_train_on_the_same_samples_takes_the_same_gradient(
     assert await by_huds_client(stage, tmp_path, temperature=0.7) == {
         "runs": 1,
         "ids": 2,
-        "custom": 3,
+        "bare": 3,
+        "custom": 4,
     }
     await by_our_client(stage, "step")
     await by_our_client(stage, "custom")
@@ -177,8 +186,8 @@ async def test_every_way_to_train_on_the_same_samples_takes_the_same_gradient(
     await by_a_declared_run(stage)
     assert {body.get("temperature") for body in stage.sampled} == {0.7}
     first, *others = taken
-    forgetful = others.pop(4)
-    assert len(others) == 5
+    forgetful = others.pop(5)
+    assert len(others) == 6
     assert max(difference(first, other) for other in others) < EQUAL
     # The same tokens, taken for samples at 1 because nobody said how they were drawn.
     assert difference(first, forgetful) > 0.05
@@ -188,7 +197,7 @@ async def test_samples_of_another_distribution_are_refused_every_way(
     stage: Stage, taken: list[Gradient], tmp_path: Path
 ) -> None:
     told = await by_huds_client(stage, tmp_path, top_p=0.8)
-    assert told.keys() == {"runs", "ids", "custom"}
+    assert told.keys() == {"runs", "ids", "bare", "custom"}
     for status, said in told.values():
         assert status == 422
         assert "inputs[0].samples[0]: it was sampled with top_p 0.8" in said

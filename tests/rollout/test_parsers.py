@@ -13,7 +13,7 @@ from tests.rollout.test_settings import GOOD
 
 from espalier.api.parsers import ReasoningParser, ToolCallParser
 from espalier.rollout import parsers
-from espalier.rollout.checks import refusal
+from espalier.rollout.checks import leave_free, refusal
 from espalier.rollout.parsers import Parsers, chosen
 from espalier.rollout.settings import SettingsError, read
 
@@ -118,3 +118,26 @@ def test_the_documents_have_the_same_tables() -> None:
         assert f"| `{beginning}` | `{text}` | `{parser}` |" in table
     for _, _, parser in parsers.REASONING_FAMILIES:
         assert f"| `{parser}` |" in table
+
+
+def test_a_model_that_may_call_tools_is_bound_to_no_grammar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.parser.abstract_parser import DelegatingParser
+    from vllm.tool_parsers import ToolParserManager
+
+    parser = ToolParserManager.get_tool_parser("glm47")
+    # Restored afterwards.
+    monkeypatch.setattr(parser, "default_tool_strict_level", parser.default_tool_strict_level)
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+    def grammar() -> Any:
+        request = ChatCompletionRequest(messages=[], tools=[tool], tool_choice="auto")
+        part = SimpleNamespace(_tool_parser=parser.__new__(parser), tool_strict_level=0)
+        tagged = DelegatingParser._apply_structural_tag(part, request)  # type: ignore[arg-type]
+        return tagged.structured_outputs
+
+    assert grammar() is not None
+    leave_free(parser)
+    assert grammar() is None

@@ -215,7 +215,7 @@ def test_a_chat_that_asks_for_more_than_the_context_may_fill_it(
     rollout: server.Rollout, name: str
 ) -> None:
     """HUD's cookbooks ask for 1,024 tokens, whatever the model holds."""
-    exact = {"prompt_token_ids": [5] * 1018, "continuation_from": 1}
+    exact = {"prompt_token_ids": [5] * 990, "continuation_from": 1}
     chat = [*ASK, {"role": "user", "content": ""}]
     answer = rollout.chat("base", chat, **exact, **{name: 10_000}, ignore_eos=True)
     choice = choice_of(answer)

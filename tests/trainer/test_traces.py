@@ -103,18 +103,20 @@ def test_an_unfit_trace_is_refused_by_name(
     assert refused.value.problem.remedy
 
 
-def test_inline_tokens_of_a_trace_are_trained_as_the_gateway_sampled_them(kept: Traces) -> None:
+def test_inline_tokens_are_trained_as_the_gateway_drew_them_for_whatever_trace(
+    kept: Traces,
+) -> None:
+    """A script that hands on tokens and log-probs alone, as by hand from HUD's samples."""
+    cold = SAMPLE.model_copy(update={"output_logprobs": [-0.25]})
+    kept.add(TRACE, SAMPLE.model_copy(update={"temperature": 1.0}))
     drawn = {"temperature": 0.7, "shifted_by": ["top_p 0.8"]}
-    kept.add(TRACE, SAMPLE.model_copy(update=drawn))
-    other = SAMPLE.model_copy(update={"output_token_ids": [9]})
-    inline = TrajectoryPayload(samples=[SAMPLE, other], reward=1.0, trace_id=TRACE)
+    kept.add(str(uuid.UUID(int=3)), cold.model_copy(update=drawn))
+    elsewhere = SAMPLE.model_copy(update={"output_token_ids": [9]})
+    said = cold.model_copy(update={"temperature": 0.5})
+    inline = TrajectoryPayload(samples=[SAMPLE, cold, elsewhere, said], reward=1.0)
     (found,) = resolve(kept, inline)
     told = [(sample.temperature, sample.shifted_by) for sample in found.samples]
-    assert told == [(0.7, ["top_p 0.8"]), (None, [])]
-    wrong = SAMPLE.model_copy(update={"temperature": 1.0})
-    with pytest.raises(CommandError, match="TemperatureContradicted") as refused:
-        resolve(kept, TrajectoryPayload(samples=[wrong], reward=1.0, trace_id=TRACE))
-    assert "inputs[0].samples[0].temperature is 1" in refused.value.problem.detail
+    assert told == [(1.0, []), (0.7, ["top_p 0.8"]), (None, []), (0.5, [])]
 
 
 def test_traces_of_two_groups_do_not_share_a_place(kept: Traces) -> None:
@@ -150,6 +152,15 @@ def test_a_trace_ends_once(kept: Traces) -> None:
 def test_the_oldest_are_forgotten(kept: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traces, "TRACES_KEPT", 3)
     names = [str(uuid.UUID(int=number)) for number in range(1, 6)]
-    for name in names:
-        rolled_out(kept, name)
+    samples = [
+        SAMPLE.model_copy(update={"output_token_ids": [number], "temperature": 0.7})
+        for number in range(5)
+    ]
+    for name, sample in zip(names, samples, strict=True):
+        kept.add(name, sample)
+        kept.exit(name, DONE)
     assert [kept.record(name) is not None for name in names] == [False, False, True, True, True]
+    # How their samples were drawn goes with them.
+    unsaid = [sample.model_copy(update={"temperature": None}) for sample in samples]
+    (found,) = resolve(kept, TrajectoryPayload(samples=unsaid, reward=1.0))
+    assert [sample.temperature for sample in found.samples] == [None, None, 0.7, 0.7, 0.7]

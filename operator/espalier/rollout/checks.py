@@ -55,6 +55,14 @@ def _unread(request: Any, variables: Collection[str]) -> Iterator[tuple[str, str
         )
 
 
+def leave_free(tool_parser: Any) -> None:
+    """With tool_choice auto a model samples freely, so that it can be trained on what it wrote.
+
+    Some of vLLM's parsers bind the form of every call to a grammar, unless a tool asks for it.
+    """
+    tool_parser.default_tool_strict_level = None
+
+
 def install(serving: Any, taken: Collection[str]) -> None:
     """Makes vLLM's chat route refuse; ``serving`` is its OpenAIServingChat.
 
@@ -70,8 +78,7 @@ def install(serving: Any, taken: Collection[str]) -> None:
     calls_tools = parser is not None and parser.tool_parser_cls is not None
     thinks = parser is not None and parser.reasoning_parser_cls is not None
     if calls_tools:
-        # Some parsers bind every call to a grammar; a model that is free to call samples freely.
-        parser.tool_parser_cls.default_tool_strict_level = None
+        leave_free(parser.tool_parser_cls)
 
     async def render_checked(request: Any) -> Any:
         refused = bodies.refusal(request, taken) or refusal(

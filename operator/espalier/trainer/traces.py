@@ -6,6 +6,7 @@ of the gateway finds them. Requests are logged with their traces resolved: repla
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import threading
@@ -28,6 +29,9 @@ CREATE TABLE IF NOT EXISTS traces (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, enter TEXT, exit TEXT);
 CREATE TABLE IF NOT EXISTS samples (
     trace TEXT NOT NULL, turn INTEGER NOT NULL, sample TEXT NOT NULL, PRIMARY KEY (trace, turn));
+CREATE TABLE IF NOT EXISTS drawn (
+    digest BLOB PRIMARY KEY, trace TEXT NOT NULL, temperature REAL NOT NULL, shifted TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS drawn_of_trace ON drawn (trace);
 """
 
 
@@ -95,6 +99,12 @@ class Traces:
                 "INSERT OR REPLACE INTO samples VALUES (?, ?, ?)",
                 (name, len(turns) - int(again), sample.model_dump_json(exclude_none=True)),
             )
+            if sample.temperature is not None:
+                told = (sample.temperature, json.dumps(sample.shifted_by))
+                self._db.execute(
+                    "INSERT OR REPLACE INTO drawn VALUES (?, ?, ?, ?)",
+                    (_digest(sample), name, *told),
+                )
 
     def record(self, trace: str) -> TraceRecord | None:
         """All that is kept of a trace; None when it is unknown."""
@@ -119,18 +129,18 @@ class Traces:
     def resolve(self, request: ForwardRequest) -> ForwardRequest:
         """The request with every trace id replaced by its trajectory, in order.
 
-        Inline samples of a known trace are told how the gateway sampled them.
+        Inline samples that do not say how they were drawn are told, where the gateway drew them for
+        any trace.
 
         Raises:
             CommandError: 422, naming the input that is unknown, has not ended, was timed out or
-                not graded, has no tokens, stands in another group's place, or was sampled
-                otherwise than it says.
+                not graded, has no tokens, or stands in another group's place.
         """
         held = [self._held(item) for item in request.inputs]
         inputs = [
             _trajectory(index, item, record)
             if isinstance(item, str)
-            else _with_checkpoint(_as_sampled(index, item, record), record)
+            else _with_checkpoint(self._as_drawn(item), record)
             for index, (item, record) in enumerate(zip(request.inputs, held, strict=True))
         ]
         _check_groups(held, request.group_size)
@@ -139,6 +149,25 @@ class Traces:
     def _held(self, item: str | TrajectoryPayload) -> TraceRecord | None:
         name = canonical_or_empty(item if isinstance(item, str) else item.trace_id)
         return self.record(name) if name else None
+
+    def _as_drawn(self, inline: TrajectoryPayload) -> TrajectoryPayload:
+        samples = [self._told(sample) for sample in inline.samples]
+        return (
+            inline if samples == inline.samples else inline.model_copy(update={"samples": samples})
+        )
+
+    def _told(self, sample: TrajectorySample) -> TrajectorySample:
+        if sample.temperature is not None or sample.shifted_by:
+            return sample
+        with self._lock:
+            rows = self._rows(
+                "SELECT temperature, shifted FROM drawn WHERE digest = ?", _digest(sample)
+            )
+        if not rows:
+            return sample
+        temperature, shifted = rows[0]
+        drawn = {"temperature": temperature, "shifted_by": json.loads(shifted)}
+        return sample.model_copy(update=drawn)
 
     def _make(self, trace: str) -> None:
         """A row for the trace; forgets the oldest ones."""
@@ -149,6 +178,7 @@ class Traces:
         last = (done.lastrowid or 0) - TRACES_KEPT
         for (gone,) in self._rows("SELECT id FROM traces WHERE number <= ?", last):
             self._db.execute("DELETE FROM samples WHERE trace = ?", (gone,))
+            self._db.execute("DELETE FROM drawn WHERE trace = ?", (gone,))
             self._db.execute("DELETE FROM traces WHERE id = ?", (gone,))
 
     def _samples(self, trace: str) -> list[TrajectorySample]:
@@ -190,33 +220,10 @@ def _with_checkpoint(item: TrajectoryPayload, record: TraceRecord | None) -> Tra
     return item.model_copy(update={"samples": samples})
 
 
-def _as_sampled(
-    index: int, inline: TrajectoryPayload, record: TraceRecord | None
-) -> TrajectoryPayload:
-    """The trajectory with what is kept of how its samples were drawn."""
-    kept_samples = record.samples if record is not None else []
-    known = [TrajectorySample.model_validate(sample) for sample in kept_samples]
-    by_tokens = {_tokens(sample): sample for sample in known}
-    samples = list(inline.samples)
-    for turn, sample in enumerate(samples):
-        kept = by_tokens.get(_tokens(sample))
-        if kept is None or kept.temperature is None:
-            continue
-        if sample.temperature not in (None, kept.temperature):
-            raise CommandError(
-                422,
-                "TemperatureContradicted",
-                f"inputs[{index}].samples[{turn}].temperature is {sample.temperature:g}, and the "
-                f"gateway sampled these tokens at {kept.temperature:g}",
-                "send the temperature that was sampled at, or leave it out",
-            )
-        drawn = {"temperature": kept.temperature, "shifted_by": kept.shifted_by}
-        samples[turn] = sample.model_copy(update=drawn)
-    return inline.model_copy(update={"samples": samples}) if known else inline
-
-
-def _tokens(sample: TrajectorySample) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(sample.prompt_token_ids or ()), tuple(sample.output_token_ids)
+def _digest(sample: TrajectorySample) -> bytes:
+    """Names what was sampled: the same tokens at another temperature have other log-probs."""
+    drawn = [sample.prompt_token_ids, sample.output_token_ids, sample.output_logprobs]
+    return hashlib.sha256(json.dumps(drawn).encode()).digest()
 
 
 def _unfit(record: TraceRecord | None) -> tuple[str, str] | None:
