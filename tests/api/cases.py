@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.api.manifests import ABSENT, CHECKPOINT, HEAD, MODEL, RUN, Manifest, edited, named
+from tests.api.manifests import (
+    ABSENT,
+    CHECKPOINT,
+    CLIENT_RUN,
+    HEAD,
+    MODEL,
+    RUN,
+    Manifest,
+    edited,
+    named,
+)
 
 TASKS = {"name": "tasks"}
 
@@ -96,6 +106,10 @@ GOOD = {
     "run of generated tasks": RUN,
     "run of a ConfigMap": edited(RUN, "spec.taskset", {"seed": 1, "configMap": TASKS}),
     "run of a client": edited(edited(RUN, "spec.driver", "Client"), "spec.taskset", ABSENT),
+    "run that leaves all to its client": CLIENT_RUN,
+    "run that binds its client": edited(
+        edited(CLIENT_RUN, "spec.optimizer", {"weightDecay": "0.1"}), "spec.groupSize", 1
+    ),
     "run with clipping": edited(
         RUN, "spec.loss", {"name": "ppo", "clipLow": "0.8", "clipHigh": "1.2"}
     ),
@@ -209,6 +223,21 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         edited(edited(RUN, "spec.driver", "Client"), "spec.taskset", ABSENT),
         *("spec.runner", {"template": {}}, "spec.runner", "runner belongs to driver Runner"),
     ),
+    "run of the runner without a loss": (
+        *(RUN, "spec.loss", ABSENT, "spec.loss", "driver Runner needs loss"),
+    ),
+    "groups of a client's step": (
+        *(CLIENT_RUN, "spec.groupsPerStep", 4),
+        *("spec.groupsPerStep", "groupsPerStep belongs to driver Runner"),
+    ),
+    "filter of a client's groups": (
+        *(CLIENT_RUN, "spec.groupFilter", {"zeroVariance": "Keep"}),
+        *("spec.groupFilter", "groupFilter belongs to driver Runner"),
+    ),
+    "stops of a client's answers": (
+        *(CLIENT_RUN, "spec.sampling", {"stop": ["x"]}),
+        *("spec.sampling", "belong to driver Runner"),
+    ),
     "a start of no time": (
         *(MODEL, "spec.rollout.startupSeconds", 1),
         *("spec.rollout.startupSeconds", "greater than or equal to 60"),
@@ -283,7 +312,10 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(RUN, "spec.learningRate", 0.0001),
         *("spec.learningRate", "expected string"),
     ),
-    "learning rate absent": (RUN, "spec.learningRate", ABSENT, "spec.learningRate", "Required"),
+    "learning rate absent": (
+        *(RUN, "spec.learningRate", ABSENT),
+        *("spec.learningRate", "driver Runner needs learningRate: give a quoted decimal"),
+    ),
     "beta1 of 1": (
         *(RUN, "spec.optimizer.beta1", "1.0"),
         *("spec.optimizer.beta1", 'from "0" to below "1"'),

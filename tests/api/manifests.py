@@ -41,6 +41,9 @@ RUN = manifest(
         },
     },
 )
+CLIENT_RUN = manifest(
+    "TrainingRun", "arith", {"modelRef": {"name": "arith"}, "driver": "Client", "steps": 20}
+)
 HEAD = manifest("CheckpointHead", "arith", {"modelRef": {"name": "arith"}, "mode": "Track"})
 CHECKPOINT = manifest(
     "Checkpoint",

@@ -169,6 +169,44 @@ def test_a_run_is_created_suspended_and_resumed(
 
 
 @pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize(
+    ("given", "spec"),
+    [
+        ((), {}),
+        (("--learning-rate", "1e-4"), {"learningRate": "1e-4"}),
+        (
+            ("--loss", "ppo", "--group-size", "4", "--max-tokens", "64"),
+            {"loss": {"name": "ppo"}, "groupSize": 4, "sampling": {"maxTokens": 64}},
+        ),
+    ],
+)
+def test_a_script_is_bound_by_what_is_given_and_by_nothing_else(
+    espalier: Command, given: tuple[str, ...], spec: dict[str, Any]
+) -> None:
+    order = ("run", "create", "mine", "--model", "arith", "--steps", "3", "--dry-run", "--json")
+    made = json.loads(espalier(*order, *given).output)["spec"]
+    own = {"modelRef": {"name": "arith"}, "driver": "Client", "steps": 3}
+    assert made == own | spec
+
+
+@pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--groups-per-step", "4", "--seed", "2"), "--groups-per-step, --seed: a run without a"),
+        (("--dataset", "chain_sum"), "the runner needs --learning-rate"),
+    ],
+)
+def test_a_contradiction_is_told_before_anything_is_written(
+    espalier: Command, given: tuple[str, ...], said: str
+) -> None:
+    order = ("run", "create", "mine", "--model", "arith", "--steps", "3")
+    done = espalier(*order, *given)
+    assert (done.exit_code, said in done.output) == (2, True)
+    assert espalier("run", "why", "mine").exit_code == 2
+
+
+@pytest.mark.usefixtures("tree")
 def test_what_the_api_server_refuses_is_said_in_its_words(espalier: Command) -> None:
     order = ("run", "create", "mine", "--model", "arith", "--steps", "3")
     done = espalier(*order, "--learning-rate", "fast")

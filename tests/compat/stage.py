@@ -227,8 +227,6 @@ class Stage:
         run = {
             "modelRef": {"name": name},
             "driver": "Client",
-            "loss": {"name": "importance_sampling"},
-            "learningRate": "1e-4",
             "steps": 1000,
         }
         await self.apply("TrainableModel", name, spec, namespace)

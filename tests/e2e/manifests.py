@@ -92,6 +92,12 @@ def tasks(name: str = "digits", size: int = 64, seed: int = 1) -> Object:
     }
 
 
+def client_run(name: str, model_name: str, steps: int, **spec: Any) -> Object:
+    """A run that a script drives, which decides what the run leaves out."""
+    spec = {"modelRef": {"name": model_name}, "driver": "Client", "steps": steps, **spec}
+    return {"apiVersion": API, "kind": "TrainingRun", "metadata": {"name": name}, "spec": spec}
+
+
 def run(name: str, model_name: str, steps: int, **spec: Any) -> Object:
     """A run of the runner on the digit tasks."""
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.e2e.gateway import Gateway
 from tests.e2e.kubectl import Kubectl, Object, condition
-from tests.e2e.manifests import model, run
+from tests.e2e.manifests import client_run, model, run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -49,7 +49,7 @@ def test_an_image_without_a_model_is_explained(
 
 def test_a_second_run_on_a_model_waits_for_the_first(kubectl: Kubectl, tiny: str) -> None:
     suspended = {"suspend": True}
-    kubectl.apply(run("first", tiny, 1, driver="Client", **suspended))
+    kubectl.apply(client_run("first", tiny, 1, **suspended))
     kubectl("patch", "trun", "first", "--type=merge", "-p", '{"spec": {"suspend": false}}')
     kubectl.wait(
         "run first to hold the model",
@@ -59,7 +59,7 @@ def test_a_second_run_on_a_model_waits_for_the_first(kubectl: Kubectl, tiny: str
         ),
         show=["trun first"],
     )
-    kubectl.apply(run("second", tiny, 1, driver="Client"))
+    kubectl.apply(client_run("second", tiny, 1))
     kubectl.wait(
         "run second to wait with ModelBusy",
         lambda: condition(kubectl.get("trun", "second"), "Ready")["reason"] == "ModelBusy",

@@ -92,8 +92,6 @@ def trained(server: ApiServer, namespace: str, port: int) -> None:
     spec = {
         "modelRef": {"name": "arith"},
         "driver": "Client",
-        "loss": {"name": "importance_sampling"},
-        "learningRate": "1e-4",
         "steps": 1000,
     }
     run = {"apiVersion": API_VERSION, "kind": "TrainingRun", "metadata": {"name": "arith"}}

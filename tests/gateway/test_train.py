@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 
 import aiohttp
@@ -82,6 +83,26 @@ async def test_a_command_reaches_the_trainer_as_sent_under_the_heads_epoch(
     name = audience(model.namespace, model.name, "trainer", "uid-arith-trainer-0")
     caller = identity.verify(KEYS, request.headers["Authorization"], name)
     assert caller == identity.Caller("gateway", 3)
+
+
+async def test_what_the_run_in_git_gives_binds_the_command_and_is_nobody_elses_to_say(
+    gateway: Gateway, upstream: Start
+) -> None:
+    trainer = await upstream(commit)
+    model = training(gateway, trainer.port)
+    said = {"Espalier-Terms": '{"run": "mine"}', "Idempotency-Key": "s/1"}
+    assert (await gateway.post(STEP, {}, **said)).status == 200
+    gateway.world.run(model, "first", learningRate="1e-5", sampling={"temperature": "0.7"})
+    assert (await gateway.post(STEP, {}, **said)).status == 200
+    first, second = (request.headers.get("Espalier-Terms") for request in trainer.requests)
+    assert first is None
+    assert json.loads(second or "") == {
+        "run": "first",
+        "loss_fn_config": {},
+        "learning_rate": 1e-5,
+        "temperature": 0.7,
+        "max_tokens": 256,
+    }
 
 
 async def test_the_callers_own_epoch_is_passed_on(gateway: Gateway, upstream: Start) -> None:
@@ -270,6 +291,7 @@ async def test_a_trainer_that_takes_too_long_is_a_504(
 
 async def test_a_runner_reads_its_run_as_it_is_now(gateway: Gateway) -> None:
     model = training(gateway, 1)
+    gateway.world.run(model, "first", learningRate="1e-4")
     path = f"/v1/runs/{gateway.users.namespace}/first"
     run = await (await gateway.get(path)).json()
     assert (run["uid"], run["model"], run["epoch"]) == ("uid-first", "arith", 3)

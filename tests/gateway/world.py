@@ -120,14 +120,15 @@ class World:
         step: int = 0,
         suspend: bool = False,
         created: str = "2026-01-01T00:00:00Z",
+        **given: Any,
     ) -> None:
+        """A client-driven run; ``given`` is what it binds its client to."""
         spec = {
             "modelRef": {"name": model.name},
             "driver": "Client",
-            "loss": {"name": "importance_sampling"},
-            "learningRate": "1e-4",
             "steps": 20,
             "suspend": suspend,
+            **given,
         }
         self.put(
             "TrainingRun",

@@ -38,8 +38,6 @@ metadata: {name: tiny}
 spec:
   modelRef: {name: tiny}
   driver: Client
-  loss: {name: importance_sampling}
-  learningRate: "1e-3"
   steps: 100
 """
 HEAD = """

@@ -20,6 +20,7 @@ GROUP = "espalier.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
+UNSET = "x-espalier-unset"
 DECIMAL_PATTERN = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$"
 # Whatever core/v1 takes for a resource.Quantity, but for a sign.
 QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]{1,2})?$"
@@ -35,6 +36,29 @@ def cel(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
             entry["fieldPath"] = rule[2]
         validations.append(entry)
     return {"x-kubernetes-validations": validations}
+
+
+def newly(rule: str, message: str, field_path: str, unless: str) -> dict[str, Any]:
+    """A CEL rule of schema nodes that came after objects did: ``unless`` they break it already.
+
+    Args:
+        rule: over ``self``.
+        message: for people.
+        field_path: that the message is of.
+        unless: over ``before``, the object as it was.
+    """
+    excused = unless.replace("before", "oldSelf.value()")
+    return {
+        "rule": f"{rule} || (oldSelf.hasValue() && {excused})",
+        "message": message,
+        "fieldPath": field_path,
+        "optionalOldSelf": True,
+    }
+
+
+def without_default(schema: dict[str, Any]) -> None:
+    """For json_schema_extra: the API server leaves the field out, so that one can tell it is."""
+    schema[UNSET] = True
 
 
 def explained(pattern: str, message: str, condition: str = "") -> dict[str, Any]:

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from espalier.api.meta import UNSET
+
 Schema = dict[str, Any]
 
 VALIDATIONS = "x-kubernetes-validations"
@@ -84,6 +86,8 @@ def without_defaults(schema: Schema) -> Schema:
 
 def _clean(raw: Schema, definitions: Schema, path: str) -> Schema:
     node = _resolve(raw, definitions, path)
+    if node.get(UNSET):
+        node.pop("default", None)
     clean: Schema = {"description": node["description"]} if "description" in node else {}
     for key, value in node.items():
         if key == "properties":
@@ -99,7 +103,7 @@ def _clean(raw: Schema, definitions: Schema, path: str) -> Schema:
             clean[key] = True
         elif key in KEPT:
             clean[key] = value
-        elif key not in DROPPED:
+        elif key not in DROPPED | {UNSET}:
             raise SchemaError(f"{path}: a structural schema has no {key!r}")
     _finish(clean, path)
     return clean

@@ -20,6 +20,8 @@ from espalier.api.meta import (
     UnitDecimal,
     cel,
     list_map,
+    newly,
+    without_default,
 )
 from espalier.api.metrics import MEASURED_MOST
 from espalier.api.podtemplate import PodTemplate
@@ -141,6 +143,33 @@ class RunnerSpec(Type):
     template: PodTemplate | None = Field(default=None, description="template of the runner's pod.")
 
 
+def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
+    """The rules of a run, those for what a client's commands do not show among them."""
+    client = "self.driver == 'Runner'"
+    unseen = ("stop", "stopTokenIds", "chatTemplateKwargs")
+    held = " && ".join(f"!has(self.sampling.{field})" for field in unseen)
+    found = cel(*rules)
+    found["x-kubernetes-validations"] += [
+        newly(
+            f"{client} || !has(self.{field})",
+            f"{field} belongs to driver Runner: a client's script chooses its batches",
+            f".{field}",
+            unless=f"has(before.{field})",
+        )
+        for field in ("groupsPerStep", "groupFilter")
+    ]
+    found["x-kubernetes-validations"].append(
+        newly(
+            f"{client} || !has(self.sampling) || ({held})",
+            f"{', '.join(unseen)} belong to driver Runner: a client's script says them when it "
+            "samples",
+            ".sampling",
+            unless="has(before.sampling) && before.sampling == self.sampling",
+        )
+    )
+    return found
+
+
 class TrainingRunSpec(Type):
     """The desired run. Only Git or a user writes it."""
 
@@ -151,36 +180,62 @@ class TrainingRunSpec(Type):
     driver: Literal["Runner", "Client"] = Field(
         default="Runner",
         description="driver is Runner (the loop runs in the cluster) or Client (an SDK drives it). "
-        "Immutable.",
+        "A client decides what the run leaves out; what the run gives binds it, and a command that "
+        "says something else is refused with 409. Immutable.",
         json_schema_extra=cel(("self == oldSelf", "driver is immutable: create another run")),
     )
-    loss: Loss = Field(
-        description="loss that turns log-probs and advantages into gradients.",
+    loss: Loss | None = Field(
+        default=None,
+        description="loss that turns log-probs and advantages into gradients. Needed by driver "
+        "Runner.",
     )
     group_size: int = Field(
-        default=8, ge=1, le=1024, description="groupSize is the number of completions per task."
+        default=8,
+        ge=1,
+        le=1024,
+        description="groupSize is the number of completions per task; 8 for driver Runner.",
+        json_schema_extra=without_default,
     )
     groups_per_step: int = Field(
-        default=8, ge=1, le=4096, description="groupsPerStep is the number of tasks per step."
+        default=8,
+        ge=1,
+        le=4096,
+        description="groupsPerStep is the number of tasks per step of driver Runner; 8 if unset.",
+        json_schema_extra=without_default,
     )
-    learning_rate: PositiveDecimal = Field(
-        description='learningRate, a quoted decimal such as "1e-4". Takes effect at the next step.'
+    learning_rate: PositiveDecimal | None = Field(
+        default=None,
+        description='learningRate, a quoted decimal such as "1e-4". Takes effect at the next step. '
+        "Needed by driver Runner.",
     )
     steps: int = Field(
         ge=1, le=10000000, description="steps of the optimizer that the run takes; may grow."
     )
     optimizer: Optimizer = Field(
-        default_factory=Optimizer, description="optimizer is AdamW with these values."
+        default_factory=Optimizer,
+        description="optimizer is AdamW with these values; given, its defaults bind as well.",
+        json_schema_extra=without_default,
     )
     advantage: Advantage = Field(
-        default_factory=Advantage, description="advantage says how rewards become advantages."
+        default_factory=Advantage,
+        description="advantage says how rewards become advantages; given, its defaults bind as "
+        "well.",
+        json_schema_extra=without_default,
     )
     group_filter: GroupFilter = Field(
-        default_factory=GroupFilter, description="groupFilter drops groups that cannot teach."
+        default_factory=GroupFilter,
+        description="groupFilter of driver Runner drops groups that cannot teach.",
+        json_schema_extra=without_default,
     )
-    sampling: Sampling = Field(default_factory=Sampling, description="sampling of completions.")
+    sampling: Sampling = Field(
+        default_factory=Sampling,
+        description="sampling of completions; given, its defaults bind as well: a client trains on "
+        "what was sampled at this temperature, of at most maxTokens.",
+        json_schema_extra=without_default,
+    )
     taskset: Taskset | None = Field(
-        default=None, description="taskset of the Runner; unused by driver Client."
+        default=None,
+        description="taskset of the Runner; of driver Client what `espalier evaluate` asks.",
     )
     checkpoint: CheckpointPolicy | None = Field(
         default=None,
@@ -196,8 +251,25 @@ class TrainingRunSpec(Type):
         description="suspend frees the run's trainer and runner; omit it where Kueue manages it.",
     )
 
+    @property
+    def recipe(self) -> tuple[Loss, str]:
+        """Loss and learning rate of a Runner's run; ValueError for one that leaves them open."""
+        if self.loss is None or self.learning_rate is None:
+            raise ValueError("a run with driver Runner has loss and learningRate")
+        return self.loss, self.learning_rate
+
     model_config = ConfigDict(
-        json_schema_extra=cel(
+        json_schema_extra=_rules(
+            (
+                "self.driver != 'Runner' || has(self.loss)",
+                "driver Runner needs loss: name one, such as importance_sampling",
+                ".loss",
+            ),
+            (
+                "self.driver != 'Runner' || has(self.learningRate)",
+                'driver Runner needs learningRate: give a quoted decimal, such as "1e-5"',
+                ".learningRate",
+            ),
             (
                 "self.driver != 'Runner' || has(self.taskset)",
                 "driver Runner needs taskset: name a source, or set driver: Client",
@@ -214,17 +286,19 @@ class TrainingRunSpec(Type):
                 ".steps",
             ),
             (
-                "self.loss.name == oldSelf.loss.name",
+                "!has(self.loss) || !has(oldSelf.loss) || self.loss.name == oldSelf.loss.name",
                 "loss.name is immutable: create another run",
                 ".loss.name",
             ),
             (
-                "self.advantage.source != 'Estimated' || self.groupSize >= 2",
+                "!has(self.groupSize) || self.groupSize >= 2 || (has(self.advantage)"
+                " ? self.advantage.source != 'Estimated' : self.driver == 'Client')",
                 "advantage.source Estimated needs groupSize of 2 or more, or every advantage is 0",
                 ".groupSize",
             ),
             (
-                "self.driver != 'Runner' || self.advantage.source == 'Estimated'",
+                "self.driver != 'Runner' || !has(self.advantage)"
+                " || self.advantage.source == 'Estimated'",
                 "advantage.source Precomputed needs driver Client: no taskset gives advantages, "
                 "so leave it Estimated or let a script train",
                 ".advantage",

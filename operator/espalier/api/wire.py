@@ -13,6 +13,7 @@ Headers
     Espalier-Epoch: the epoch of the head that the caller trains under; another live epoch: 409.
     Espalier-Checkpoint: on the gateway's answer to a completion: the name of the Checkpoint that
         sampled it, or base.
+    Espalier-Terms: from the gateway, what the run in Git binds the command to, as JSON (Terms).
     Espalier-Promotion: on the gateway's answer to optim-step: Served, Pinned, Gated or Timeout.
 Errors are ``{"detail": text, "reason": CamelCase, "remedy": text}``.
 """
@@ -33,6 +34,7 @@ EPOCH = "Espalier-Epoch"
 PROMOTION = "Espalier-Promotion"
 CLIENT = "Espalier-Client"
 CHECKPOINT = "Espalier-Checkpoint"
+TERMS = "Espalier-Terms"
 
 
 class Wire(BaseModel):
@@ -222,6 +224,31 @@ class LossList(Wire):
     """The losses that forward-backward takes."""
 
     losses: list[str]
+
+
+class OptimizerTerms(Wire):
+    """All settings of AdamW."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    grad_clip_norm: float
+
+
+class Terms(Wire):
+    """What the commands of a run's client must say; what is None, the client decides."""
+
+    run: str
+    loss_fn: str | None = None
+    loss_fn_config: dict[str, float] = Field(default_factory=dict)
+    learning_rate: float | None = None
+    optimizer: OptimizerTerms | None = None
+    advantage_source: Literal["Estimated", "Precomputed"] | None = None
+    advantage_scale: Literal["None", "GroupStd"] | None = None
+    group_size: int | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
 
 
 # --- trainer control (operator only) and state ---------------------------------------------------

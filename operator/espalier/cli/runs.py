@@ -34,36 +34,63 @@ def create(
     *,
     model: Annotated[str, typer.Option(help="To train.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")],
-    learning_rate: Annotated[str, typer.Option(help='Such as "1e-5".')],
-    loss: Annotated[str, typer.Option(help="By its wire name.")] = "importance_sampling",
-    group_size: Annotated[int, typer.Option(min=1, help="Rollouts of one task.")] = 8,
-    groups_per_step: Annotated[int, typer.Option(min=1, help="Tasks of one step.")] = 8,
+    learning_rate: Annotated[str, typer.Option(help='Such as "1e-5".')] = "",
+    loss: Annotated[
+        str, typer.Option(help="By its wire name; importance_sampling with a taskset.")
+    ] = "",
+    group_size: Annotated[
+        int | None, typer.Option(min=1, help="Rollouts of one task; 8 with a taskset.")
+    ] = None,
+    groups_per_step: Annotated[
+        int | None, typer.Option(min=1, help="Tasks of one step; 8. With a taskset only.")
+    ] = None,
     config_map: Annotated[str, typer.Option(help="ConfigMap with tasks.jsonl.")] = "",
     dataset: Annotated[str, typer.Option(help="A dataset of reasoning-gym.")] = "",
-    size: Annotated[int, typer.Option(min=1, help="Tasks in the taskset.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of the taskset.")] = 1,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of one completion.")] = 256,
+    size: Annotated[int | None, typer.Option(min=1, help="Tasks in the taskset; 256.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the taskset; 1.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of one completion; 256 with a taskset.")
+    ] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
     namespace: Namespace = None,
 ) -> None:
-    """Create a run; without --config-map and --dataset one that your own script drives."""
+    """Create a run; without --config-map and --dataset one that your own script drives, which then
+    decides what is not given here and is bound by what is."""
     if config_map and dataset:
         raise CommandError("--config-map and --dataset name two tasksets", "usage", "Give one")
-    spec: dict[str, Any] = {
-        "modelRef": {"name": model},
-        "driver": "Runner" if config_map or dataset else "Client",
-        "loss": {"name": loss},
-        "learningRate": learning_rate,
-        "steps": steps,
+    source = {"configMap": {"name": config_map}} if config_map else {}
+    source = {"reasoningGym": {"dataset": dataset}} if dataset else source
+    asked = {"--groups-per-step": groups_per_step, "--size": size, "--seed": seed}
+    unused = [option for option, value in asked.items() if value is not None]
+    if not source and unused:
+        raise CommandError(
+            f"{', '.join(unused)}: a run without a taskset has no tasks to count",
+            "usage",
+            "Name one with --config-map or --dataset, or leave these out: your script chooses",
+        )
+    if source and not learning_rate:
+        raise CommandError("the runner needs --learning-rate", "usage", 'Give one, such as "1e-5"')
+    given = {
+        "loss": {"name": loss or "importance_sampling"} if loss or source else None,
+        "learningRate": learning_rate or None,
         "groupSize": group_size,
         "groupsPerStep": groups_per_step,
-        "sampling": {"maxTokens": max_tokens},
+        "sampling": {"maxTokens": max_tokens} if max_tokens is not None else None,
+        "taskset": {
+            "seed": 1 if seed is None else seed,
+            "size": 256 if size is None else size,
+            **source,
+        }
+        if source
+        else None,
     }
-    if config_map:
-        spec["taskset"] = {"seed": seed, "size": size, "configMap": {"name": config_map}}
-    if dataset:
-        spec["taskset"] = {"seed": seed, "size": size, "reasoningGym": {"dataset": dataset}}
+    spec: dict[str, Any] = {
+        "modelRef": {"name": model},
+        "driver": "Runner" if source else "Client",
+        "steps": steps,
+        **{field: value for field, value in given.items() if value is not None},
+    }
     manifest = {
         "apiVersion": "espalier.dev/v1alpha1",
         "kind": "TrainingRun",

@@ -20,8 +20,6 @@ from espalier.kube.objects import Key
 
 # A client trains as long as it likes; the kind asks for a bound.
 STEPS = 10_000_000
-LEARNING_RATE = "1e-5"
-LOSS = "importance_sampling"
 SEEN_SECONDS = 10.0
 MAX_NAME_CHARS = 40
 
@@ -92,8 +90,8 @@ class Forks:
 def fork_specs(snapshot: Snapshot, source: Id, name: str) -> dict[str, Body]:
     """The specs of a fork by kind, in the order of their creation.
 
-    It starts at what the source's head serves and is made like the source; the run takes loss,
-    group size and learning rate of the source's newest run.
+    It starts at what the source's head serves and is made like the source. The run leaves loss,
+    learning rate and the rest to the client.
     """
     model = snapshot.models[source]
     spec = model.spec.wire()
@@ -103,15 +101,8 @@ def fork_specs(snapshot: Snapshot, source: Id, name: str) -> dict[str, Body]:
     run: Body = {
         "modelRef": {"name": name},
         "driver": "Client",
-        "loss": {"name": LOSS},
-        "learningRate": LEARNING_RATE,
         "steps": STEPS,
     }
-    runs = snapshot.runs_of(source)
-    if runs:
-        last = max(runs, key=lambda r: (r.metadata.creation_timestamp, r.metadata.name))
-        copied = last.spec.wire()
-        run |= {field: copied[field] for field in ("loss", "learningRate", "groupSize")}
     return {
         "CheckpointHead": {"modelRef": {"name": name}, "mode": "Track"},
         "TrainingRun": run,

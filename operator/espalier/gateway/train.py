@@ -12,8 +12,9 @@ from functools import partial
 import aiohttp
 from aiohttp import StreamReader, web
 
-from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY, PROMOTION, OptimStepResult
+from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY, PROMOTION, TERMS, OptimStepResult
 from espalier.core.idempotency import read_key
+from espalier.core.terms import terms
 from espalier.gateway import delivery
 from espalier.gateway.answers import read_held
 from espalier.gateway.auth import User
@@ -24,7 +25,7 @@ from espalier.gateway.promotion import promotion
 from espalier.gateway.room import Hold
 from espalier.gateway.runs import active_run, is_paused, live_epoch
 from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
-from espalier.gateway.snapshot import Id
+from espalier.gateway.snapshot import Id, Snapshot
 from espalier.gateway.trainers import TRAINER, Trainers
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
@@ -151,6 +152,7 @@ class Train:
         headers["X-Request-Id"] = request[REQUEST_ID]
         if unkeyed(request):
             headers[CLIENT] = _client(command.user)
+        headers |= _terms(self._services.view.snapshot, model)
         headers |= self._services.tokens.header(
             model, command.trainer, live_epoch(self._services.view.snapshot, model)
         )
@@ -228,6 +230,13 @@ class _Parts:
             if not part:
                 return
             yield part
+
+
+def _terms(snapshot: Snapshot, model: Id) -> dict[str, str]:
+    """What the active run binds a command to."""
+    run = active_run(snapshot, model)
+    bound = terms(run) if run is not None else None
+    return {TERMS: bound.model_dump_json(exclude_none=True)} if bound is not None else {}
 
 
 def _plain(value: str) -> bool:

@@ -87,7 +87,7 @@ def _walk(schema: Node, value: Any, old: Any, path: str) -> Iterator[Refusal]:
 
 def _judge(rule: Node, value: Any, old: Any, path: str) -> Iterator[Refusal]:
     program = _compiled(rule["rule"])
-    if old is None and "oldSelf" in program.variables():
+    if old is None and "oldSelf" in program.variables() and not rule.get("optionalOldSelf"):
         return
     field = f"{path}{rule.get('fieldPath', '')}".removeprefix(".")
     try:
@@ -104,6 +104,8 @@ def _context(value: Any, old: Any) -> cel.Context:
     functions: dict[str, Callable[..., Any]] = {
         "quantity": quantity.number,
         "isLessThan": lambda one, other: one < other,
+        "hasValue": lambda optional: optional is not None,
+        "value": lambda optional: optional,
     }
     return cel.Context(variables={"self": value, "oldSelf": old}, functions=functions)
 

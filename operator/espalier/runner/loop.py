@@ -208,12 +208,13 @@ class Loop:
         self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt, trained: list[Group]
     ) -> None:
         started = time.monotonic()
+        loss, learning_rate = spec.recipe
         await self._client.forward_backward(
             ForwardBackwardRequest(
                 inputs=list(payloads(trained)),
                 group_size=len(trained[0].completions),
-                loss_fn=spec.loss.name,
-                loss_fn_config=spec.loss.config() or None,
+                loss_fn=loss.name,
+                loss_fn_config=loss.config() or None,
                 advantage_scale=spec.advantage.scale,
             ),
             epoch=state.epoch,
@@ -224,7 +225,7 @@ class Loop:
         step = state.run_step + 1
         committed = await self._client.optim_step(
             OptimStepRequest(
-                learning_rate=decimal(spec.learning_rate),
+                learning_rate=decimal(learning_rate),
                 beta1=decimal(spec.optimizer.beta1),
                 beta2=decimal(spec.optimizer.beta2),
                 eps=decimal(spec.optimizer.epsilon),

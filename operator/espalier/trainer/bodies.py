@@ -9,7 +9,7 @@ from typing import TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY
+from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY, TERMS, Terms
 from espalier.core.idempotency import MAX_KEY_CHARS, read_epoch, read_key
 from espalier.trainer.log import Key
 from espalier.trainer.problems import invalid
@@ -63,6 +63,17 @@ def epoch_of(request: web.Request) -> int | None:
     if epoch is None:
         raise invalid(EPOCH, f"{text[:MAX_KEY_CHARS]!r} is not a number below 2^63")
     return epoch
+
+
+def terms_of(request: web.Request) -> Terms | None:
+    """What the gateway says that the caller's run binds it to."""
+    text = request.headers.get(TERMS)
+    if text is None:
+        return None
+    try:
+        return Terms.model_validate_json(text)
+    except ValidationError as error:
+        raise invalid(TERMS, "is not what a gateway of this version sends") from error
 
 
 def number(request: web.Request, name: str, default: float, *, whole: bool = False) -> float:

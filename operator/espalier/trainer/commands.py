@@ -11,6 +11,7 @@ from espalier.api.wire import (
     DatumTensors,
     ForwardBackwardRequest,
     ForwardRequest,
+    Terms,
     Wire,
 )
 from espalier.trainer.compute import Added, Batch, Compute
@@ -32,11 +33,15 @@ class Empty(Wire):
 
 @dataclass(frozen=True)
 class Sent:
-    """What a client asks for; ``epoch`` is the one that it trains under, if it said."""
+    """What a client asks for.
+
+    ``epoch`` is the one that it trains under, if it said; ``terms`` what its run binds it to.
+    """
 
     kind: Kind
     request: Wire
     epoch: int | None
+    terms: Terms | None = None
 
     @cached_property
     def body(self) -> bytes:

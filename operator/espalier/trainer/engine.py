@@ -23,7 +23,7 @@ from espalier.api.wire import (
     TrainerState,
 )
 from espalier.core.reported import VOLUME_REASONS
-from espalier.trainer import checkpoints, files, recovery, steps
+from espalier.trainer import checkpoints, files, recovery, steps, terms
 from espalier.trainer.checkpoints import Position
 from espalier.trainer.commands import (
     Answer,
@@ -146,6 +146,9 @@ class Engine:
             return Answer(known.status, known.answer, known.checkpoint)
         if sent.epoch is not None and sent.epoch != epoch:
             raise _stale(sent.epoch, epoch)
+        if sent.terms is not None:
+            # Not before: what was applied before the spec was edited is answered again.
+            terms.check(sent.terms, sent.request)
         self._check_order(command.key)
         try:
             answer = self._apply(command)

@@ -26,7 +26,7 @@ from espalier.api.wire import (
     Wire,
 )
 from espalier.trainer import delivery, measured, trace_routes
-from espalier.trainer.bodies import client_of, epoch_of, key_of, number, parse
+from espalier.trainer.bodies import client_of, epoch_of, key_of, number, parse, terms_of
 from espalier.trainer.commands import Answer, Command, Empty, Sent
 from espalier.trainer.commits import CommitFeed, Snapshot
 from espalier.trainer.delivery import Unkeyed
@@ -243,7 +243,7 @@ class Service:
             if isinstance(parsed, ForwardRequest):
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = client_of(request)
-            sent = Sent(kind, parsed, _epoch(request))
+            sent = Sent(kind, parsed, _epoch(request), terms_of(request))
             if IDEMPOTENCY_KEY not in request.headers and client:
                 return await self._unkeyed(engine, Unkeyed(client, sent))
             command = Command(key_of(request), sent)

@@ -1,0 +1,42 @@
+"""What a client-driven run in Git binds its client to: what its spec gives, and nothing else."""
+
+from __future__ import annotations
+
+from espalier.api.meta import decimal
+from espalier.api.trainingrun import TrainingRun
+from espalier.api.wire import OptimizerTerms, Terms
+
+
+def terms(run: TrainingRun) -> Terms | None:
+    """What the commands of a run's client must say; None where it may say anything.
+
+    A runner reads the spec itself at every step, and may be a step behind an edit.
+    """
+    spec = run.spec
+    given = spec.model_fields_set
+    if spec.driver != "Client":
+        return None
+    found = Terms(
+        run=run.metadata.name,
+        loss_fn=spec.loss.name if spec.loss is not None else None,
+        loss_fn_config=spec.loss.config() if spec.loss is not None else {},
+        learning_rate=decimal(spec.learning_rate) if spec.learning_rate is not None else None,
+        optimizer=_optimizer(run) if "optimizer" in given else None,
+        advantage_source=spec.advantage.source if "advantage" in given else None,
+        advantage_scale=spec.advantage.scale if "advantage" in given else None,
+        group_size=spec.group_size if "group_size" in given else None,
+        temperature=decimal(spec.sampling.temperature) if "sampling" in given else None,
+        max_tokens=spec.sampling.max_tokens if "sampling" in given else None,
+    )
+    return found if found != Terms(run=run.metadata.name) else None
+
+
+def _optimizer(run: TrainingRun) -> OptimizerTerms:
+    said = run.spec.optimizer
+    return OptimizerTerms(
+        beta1=decimal(said.beta1),
+        beta2=decimal(said.beta2),
+        eps=decimal(said.epsilon),
+        weight_decay=decimal(said.weight_decay),
+        grad_clip_norm=decimal(said.gradient_clip_norm),
+    )
