@@ -15,7 +15,7 @@ import time
 
 from bench.operator.scale import NAMESPACE, RESOLVED, SPEC, checkpoint
 from tests.fakes.cluster import FakeCluster
-from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
+from tests.simulation.scripted import ScriptedImporter, ScriptedRollouts, ScriptedTrainer
 from tests.simulation.world import SETTINGS
 
 from espalier.controllers.operator import Operator
@@ -48,7 +48,13 @@ class Started:
         cache = Cache(packed=MANY)
         cluster.feed(cache)
         self.operator = Operator(
-            cluster, cache, ScriptedTrainer(), ScriptedRollouts(), SETTINGS, now=lambda: NOW
+            cluster,
+            cache,
+            ScriptedTrainer(),
+            ScriptedRollouts(),
+            SETTINGS,
+            importer=ScriptedImporter(),
+            now=lambda: NOW,
         )
         self._stop = asyncio.Event()
         self._task = asyncio.create_task(self.operator.run(self._stop))

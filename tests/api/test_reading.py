@@ -42,7 +42,9 @@ def tree(apiserver: ApiServer) -> ApiServer:
     current = {"name": "arith-b2-000002", "step": 2, "epoch": 2}
     head = {"conditions": [READY], "current": current, "latest": {"name": "arith-b2-000002"}}
     write_status(apiserver, NAMESPACE, "ckhead", "arith", {**head, "epoch": 2})
-    model = {"conditions": [READY], "tree": {"checkpoints": 2}}
+    progress = {"doneBytes": 1, "totalBytes": 4, "bytesPerSecond": 1, "percent": 25}
+    model = {"conditions": [READY], "tree": {"checkpoints": 2}, "importProgress": progress}
+    model["source"] = "registry.example/model:1"
     write_status(apiserver, NAMESPACE, "tmodel", "arith", model)
     return apiserver
 
@@ -90,8 +92,8 @@ def test_wide_tables_add_the_details(tree: ApiServer) -> None:
     run, model = table(tree, "trun", "-o", "wide"), table(tree, "tmodel", "-o", "wide")
     assert run[0][7:] == ["MODEL", "LR", "LOSS", "EPOCH", "MESSAGE"]
     assert run[1][6:] == ["arith", "1e-4", "importance_sampling", "2", "step 3 of 20"]
-    assert model[0][5:] == ["SOURCE", "MESSAGE"]
-    assert model[1][4:] == ["registry.example/model:1", "step 3 of 20"]
+    assert model[0][5:] == ["SOURCE", "IMPORT%", "MESSAGE"]
+    assert model[1][4:] == ["registry.example/model:1", "25", "step 3 of 20"]
     assert table(tree, "ckpt", "-o", "wide")[0][8:] == ["MODEL", "RUN", "EPOCH", "DIGEST"]
 
 

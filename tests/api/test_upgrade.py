@@ -18,7 +18,7 @@ from dev.apiserver import ApiServer, ApiServerError, binary
 from dev.crds import wait_until_established
 from tests.api.test_chart import CHART, IMAGES, SYSTEM
 from tests.core.objects import NOW
-from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
+from tests.simulation.scripted import ScriptedImporter, ScriptedRollouts, ScriptedTrainer
 from tests.simulation.world import SETTINGS
 
 from espalier.controllers.operator import Operator
@@ -132,7 +132,15 @@ async def test_objects_of_the_previous_version_still_reconcile(
         watch = asyncio.create_task(informer.run(settings, cache, stop, ready, cluster))
         await asyncio.wait_for(ready.wait(), LIMIT_SECONDS)
         trainer, rollouts = ScriptedTrainer(), ScriptedRollouts()
-        operator = Operator(cluster, cache, trainer, rollouts, SETTINGS, now=lambda: NOW)
+        operator = Operator(
+            cluster,
+            cache,
+            trainer,
+            rollouts,
+            SETTINGS,
+            importer=ScriptedImporter(),
+            now=lambda: NOW,
+        )
         work = asyncio.create_task(operator.run(stop))
         for kind, name in KINDS.items():
             await seen(cluster, Key(kind, TEAM, name))

@@ -30,6 +30,7 @@ from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 from tests.trainer import tiny
 
 from espalier import identity
+from espalier.controllers.importer_client import ImporterClient
 from espalier.controllers.operator import Operator
 from espalier.controllers.peer import PORT
 from espalier.controllers.trainer_client import TrainerClient
@@ -363,6 +364,7 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
             TrainerClient(session, PRIVATE_KEY),
             stage.rollouts,
             settings,
+            importer=ImporterClient(session, PRIVATE_KEY),
             now=now,
         )
         upstream = await stack.enter_async_context(pod_session())

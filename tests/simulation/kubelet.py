@@ -39,6 +39,8 @@ class Kubelet:
         self.waiting: dict[str, Body] = {}
         # Roles whose pods end by themselves with this termination message.
         self.giving_up: dict[str, Body] = {}
+        # Roles whose pods work on and on.
+        self.slow: set[str] = set()
         # Roles no pod of which can be made, and the API server's words.
         self.refused: dict[str, str] = {}
         # Roles whose pods do not get beyond their volumes, and the node's words.
@@ -197,7 +199,7 @@ class Kubelet:
         if role in self.giving_up:
             self._end(pod, 64, self.giving_up[role])
             return
-        if role == "importer" and role not in (*self.waiting, *self.unmounted):
+        if role == "importer" and role not in (*self.waiting, *self.unmounted, *self.slow):
             self._end(pod, 0, self.resolved)
             return
         if role == "collector" and role not in self.waiting:

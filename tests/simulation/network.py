@@ -16,7 +16,7 @@ from tests.simulation.weather import Weather
 
 from espalier.kube.objects import Body, Key
 
-READS = ("get", "list", "each", "state", "commits", "usage")
+READS = ("get", "list", "each", "state", "commits", "usage", "progress")
 # What the server ends when the caller has gone.
 WAITS = ("commits",)
 
@@ -32,7 +32,7 @@ class Network:
         life.on_death.append(self._hang_up)
 
     def to(self, name: str, target: Any) -> Any:
-        """``target`` as this life reaches it; ``name`` is cluster, trainer or rollouts."""
+        """``target`` as this life reaches it; ``name`` is cluster, or the role of a pod."""
         network = self
 
         class Reached:

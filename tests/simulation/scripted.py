@@ -12,12 +12,14 @@ from espalier.api.wire import (
     Assignment,
     Commit,
     CommitPage,
+    ImportState,
     Problem,
     Served,
     ServeRequest,
     TrainerState,
     Usage,
 )
+from espalier.controllers.importer_client import ImporterError
 from espalier.controllers.peer import Peer
 from espalier.controllers.rollout_client import RolloutError
 from espalier.controllers.trainer_client import TrainerError
@@ -156,6 +158,20 @@ class ScriptedTrainer:
         self.asked.add(peer.ip)
         if peer.ip not in self.up:
             raise TrainerError(0, Problem(detail="connection refused", reason="TrainerUnreachable"))
+
+
+class ScriptedImporter:
+    """Importers that say how far they are; before they are told to, they say nothing."""
+
+    def __init__(self) -> None:
+        self.told: ImportState | None = None
+        self.asked = 0
+
+    async def progress(self, peer: Peer) -> ImportState:
+        self.asked += 1
+        if self.told is None:
+            raise ImporterError(0, Problem(detail="refused", reason="ImporterUnreachable"))
+        return self.told
 
 
 class ScriptedRollouts:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dev.apiserver import ApiServer
 from tests.core.objects import commit
-from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
+from tests.simulation.scripted import ScriptedImporter, ScriptedRollouts, ScriptedTrainer
 from tests.simulation.test_process import Stage
 from tests.simulation.world import SETTINGS, model_spec
 
@@ -45,7 +45,13 @@ async def stage(
         watch = asyncio.create_task(informer.run(watching, cache, stop, ready, cluster))
         await asyncio.wait_for(ready.wait(), LIMIT_SECONDS)
         operator = Operator(
-            cluster, cache, ScriptedTrainer(), ScriptedRollouts(), SETTINGS, now=now
+            cluster,
+            cache,
+            ScriptedTrainer(),
+            ScriptedRollouts(),
+            SETTINGS,
+            importer=ScriptedImporter(),
+            now=now,
         )
         work = asyncio.create_task(operator.run(stop))
         yield Stage(cluster, namespace, "", None)

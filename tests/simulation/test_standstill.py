@@ -10,6 +10,7 @@ from tests.simulation.virtual_time import run
 from tests.simulation.world import TASKS, World, model_spec, run_spec, world
 
 from espalier.api.trainingrun import TrainingRun
+from espalier.api.wire import ImportState
 from espalier.cli.why import why
 from espalier.kube.objects import Body, Key
 
@@ -302,5 +303,65 @@ def test_checkpoints_of_an_earlier_model_of_the_name_are_met_with_a_sentence() -
             await w.apply(MODEL, "tiny", model_spec())
             await w.apply(RUN, "digits", run_spec("tiny", 1))
             await w.until(lambda: w.succeeded("digits", 1), "with the rank that they have")
+
+    run(scenario())
+
+
+def test_an_import_says_how_far_it_is_at_one_write_in_fifteen_seconds() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.kubelet.slow.add("importer")
+            told = ImportState(
+                done_bytes=3 * 2**30, total_bytes=4 * 2**30, bytes_per_second=100 * 2**20
+            )
+            w.importer.told = told
+            await w.apply(MODEL, "tiny", model_spec())
+            said = await named(w, MODEL, "tiny", "3.0 GiB of 4.0 GiB, 75%, 100.0 MiB/s")
+            assert (said["status"], said["reason"]) == ("False", "Importing")
+            assert w.status(MODEL, "tiny")["importProgress"] == {
+                "doneBytes": 3 * 2**30,
+                "totalBytes": 4 * 2**30,
+                "bytesPerSecond": 100 * 2**20,
+                "percent": 75,
+            }
+            write = ("apply_status", Key(MODEL, "default", "tiny"))
+            before, writes = w.importer.asked, w.laws.writes.count(write)
+            for done in range(60):
+                grown = told.done_bytes + done * 2**23
+                w.importer.told = told.model_copy(update={"done_bytes": grown})
+                await w.tick(1.0)
+            assert 3 <= w.importer.asked - before <= 5
+            assert w.laws.writes.count(write) - writes <= 5
+            w.importer.told = None
+            await w.rest(20, seconds=1.0)
+            assert "importProgress" not in w.status(MODEL, "tiny")
+            assert "kubectl logs job/tiny-import" in w.condition(MODEL, "tiny", "Ready")["message"]
+            w.kubelet.slow.clear()
+            await w.until(
+                lambda: w.condition(MODEL, "tiny", "Ready")["status"] == "True", "imported"
+            )
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ({"base": {"image": "registry.example/tiny:1"}}, "registry.example/tiny:1"),
+        (
+            {"base": {"huggingFace": {"repository": "acme/tiny", "revision": "0123456789" * 4}}},
+            "acme/tiny@0123456",
+        ),
+        (
+            {"base": {"persistentVolumeClaim": {"claimName": "bases", "path": "tiny"}}},
+            "bases/tiny",
+        ),
+    ],
+)
+def test_the_source_of_a_model_is_listed_in_a_word(source: Body, shown: str) -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await w.apply(MODEL, "tiny", model_spec(source=source))
+            await w.until(lambda: w.status(MODEL, "tiny").get("source") == shown, shown)
 
     run(scenario())

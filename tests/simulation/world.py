@@ -15,7 +15,7 @@ from tests.simulation.kubelet import Kubelet
 from tests.simulation.laws import Laws
 from tests.simulation.life import CrashError, Life
 from tests.simulation.network import Network
-from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
+from tests.simulation.scripted import ScriptedImporter, ScriptedRollouts, ScriptedTrainer
 from tests.simulation.weather import WATCH_LAG_SECONDS, Weather
 
 from espalier.controllers.replica import Ports, Replica, lease_key
@@ -73,6 +73,7 @@ class World:
         self.laws = Laws(self.cluster)
         self.trainer = ScriptedTrainer()
         self.rollouts = ScriptedRollouts()
+        self.importer = ScriptedImporter()
         self.kubelet = Kubelet(self.cluster, self.trainer, self.rollouts, now)
         self.weather = weather or Weather()
         self.trains = True
@@ -112,6 +113,7 @@ class World:
             Informing(self.cluster, reached, life, weather),
             trainer=lambda _: network.to("trainer", self.trainer),
             rollouts=lambda _: network.to("rollouts", self.rollouts),
+            importer=lambda _: network.to("importer", self.importer),
             now=now,
         )
         lease = lease_key(settings)

@@ -105,7 +105,8 @@ KINDS = (
             STATUS,
             Column("Checkpoints", ".status.tree.checkpoints", "integer"),
             AGE,
-            Column("Source", ".spec.source.*.*", wide=True),
+            Column("Source", ".status.source", wide=True),
+            Column("Import%", ".status.importProgress.percent", "integer", wide=True),
             MESSAGE,
         ),
         name_rules=name_rules(

@@ -183,3 +183,20 @@ class Resolved(Type):
     adapter: ImportedAdapter | None = Field(
         default=None, description="adapter is what source.adapter turned out to be."
     )
+
+
+class ImportProgress(Type):
+    """How far the importer is, as it says every 15 seconds."""
+
+    done_bytes: int = Field(
+        ge=0, description="doneBytes are on the volume.", json_schema_extra={"format": "int64"}
+    )
+    total_bytes: int = Field(
+        ge=0, description="totalBytes of the source.", json_schema_extra={"format": "int64"}
+    )
+    bytes_per_second: int = Field(
+        ge=0,
+        description="bytesPerSecond of late.",
+        json_schema_extra={"format": "int64"},
+    )
+    percent: int = Field(ge=0, le=100, description="percent done.")

@@ -17,7 +17,7 @@ from espalier.api.meta import (
 )
 from espalier.api.parsers import ReasoningParser, ToolCallParser
 from espalier.api.podtemplate import PodTemplate
-from espalier.api.source import Resolved, Source
+from espalier.api.source import ImportProgress, Resolved, Source
 
 
 def _of_lora(schema: dict[str, Any]) -> None:
@@ -299,6 +299,12 @@ class TrainableModelStatus(Type):
         default=-1, description="observedGeneration last reconciled; -1 before the first pass."
     )
     resolved: Resolved | None = Field(default=None, description="resolved source.")
+    source: str | None = Field(
+        default=None, description="source in a word, as it is listed.", max_length=400
+    )
+    import_progress: ImportProgress | None = Field(
+        default=None, description="importProgress while the base is brought to the volume."
+    )
     root_checkpoint_ref: ObjectRef | None = Field(
         default=None, description="rootCheckpointRef is the checkpoint the fork started from."
     )

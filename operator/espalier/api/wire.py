@@ -352,3 +352,17 @@ class Served(Wire):
     adapters: Annotated[list[str], Field(fail_fast=True)]
     ready: bool
     base: bool = True
+
+
+# --- importers ----------------------------------------------------------------------------------
+
+IMPORT_PROGRESS = "/progress"
+Bytes = Annotated[int, Strict(), Field(ge=0, le=2**62)]
+
+
+class ImportState(Wire):
+    """How far an import is."""
+
+    done_bytes: Bytes
+    total_bytes: Bytes
+    bytes_per_second: Bytes

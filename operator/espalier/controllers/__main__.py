@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 import aiohttp
 
+from espalier.controllers.importer_client import ImporterClient
 from espalier.controllers.preflight import Preflight
 from espalier.controllers.replica import Ports, Replica, lease_key
 from espalier.controllers.rollout_client import RolloutClient
@@ -97,6 +98,7 @@ class Process:
             inform,
             trainer=lambda key: TrainerClient(session, key),
             rollouts=lambda key: RolloutClient(session, key),
+            importer=lambda key: ImporterClient(session, key),
             now=_now,
         )
         lease = lease_key(self._settings)

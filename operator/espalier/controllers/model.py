@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from espalier.api.trainablemodel import TrainableModel
+from espalier.api.wire import ImportState
 from espalier.controllers.reading import UnreadableError
 from espalier.controllers.services import Services
 from espalier.core import idle, pods, reported, retention, source
@@ -57,7 +58,8 @@ class ModelReconciler:
             self._intents.pop(key, None)
             return None
         asked = await self._ask(key)
-        origin = source.decide(self._source(model))
+        told, far = await self._progress(model)
+        origin = source.decide(self._source(model, told))
         await self._import(model, origin.importer)
         # Before the view: what a trainer said holds only while it is there.
         self._follow(model)
@@ -77,7 +79,7 @@ class ModelReconciler:
             await self._services.writer.announce(
                 "TrainableModel", body, before, after, faults=reported.ANNOUNCED
             )
-        waits = (decision.head_in or None, freed_in or None, await self._retire(key), asked)
+        waits = (decision.head_in or None, freed_in or None, await self._retire(key), asked, far)
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     async def _retire(self, key: Key) -> float | None:
@@ -99,19 +101,29 @@ class ModelReconciler:
             await self._services.cluster.delete(retired, uid=checkpoint.metadata.uid)
         return RETIRE_SECONDS if found else None
 
-    def _source(self, model: TrainableModel) -> source.SourceView:
+    async def _progress(self, model: TrainableModel) -> tuple[ImportState | None, float | None]:
+        """How far the importer is, while there is one that runs."""
+        namespace, name = model.metadata.namespace, model.metadata.name
+        found = self._services.snapshot.pods(namespace, "importer", model=name)
+        running = (pod for pod in pods.live(found) if pod.started and pod.ip and not pod.outlived)
+        known = model.status.resolved is not None
+        pod = None if known else next(running, None)
+        return await self._services.imports.look(namespace, name, pod)
+
+    def _source(self, model: TrainableModel, told: ImportState | None = None) -> source.SourceView:
         namespace, name = model.metadata.namespace, model.metadata.name
         origin = self._services.snapshot.origin(model)
         parent = origin.spec.model_ref.name if origin is not None else ""
         job = self._services.snapshot.job(namespace, importer_name(name))
-        told = self._services.hindrances.of(namespace, "Job")
+        hindrances = self._services.hindrances.of(namespace, "Job")
         return source.SourceView(
             model=model,
             origin=origin,
             origin_model=self._services.snapshot.model(namespace, parent),
             importer=job,
             importer_pods=self._pods(model, "importer"),
-            hindrance=told.get(job.uid) if job is not None else None,
+            hindrance=hindrances.get(job.uid) if job is not None else None,
+            told=told,
         )
 
     def _pods(self, model: TrainableModel, role: Role) -> list[Pod]:

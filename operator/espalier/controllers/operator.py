@@ -11,6 +11,7 @@ from espalier.controllers.commit import CommitReconciler
 from espalier.controllers.disposal import DisposalReconciler
 from espalier.controllers.head import HeadReconciler
 from espalier.controllers.hindrances import Hindrances
+from espalier.controllers.importer_client import Importer, Imports
 from espalier.controllers.model import ModelReconciler
 from espalier.controllers.moves import Moves
 from espalier.controllers.reading import UnreadableError
@@ -54,6 +55,7 @@ class Operator:
         rollout: RolloutControl,
         settings: ChildSettings,
         *,
+        importer: Importer,
         now: Callable[[], str],
         identity: str = "",
     ) -> None:
@@ -69,6 +71,7 @@ class Operator:
             trainers=Trainers(trainer, self._wake_head),
             streams=CommitStreams(trainer, self._wake_commits),
             hindrances=Hindrances(cluster),
+            imports=Imports(importer),
             settings=settings,
             now=now,
             enqueue=self.queue.add,

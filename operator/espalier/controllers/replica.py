@@ -16,6 +16,7 @@ from typing import Any
 from espalier import identity
 from espalier.controllers import signing_key
 from espalier.controllers.fencing import FencedRollouts, FencedTrainer
+from espalier.controllers.importer_client import Importer
 from espalier.controllers.operator import Operator
 from espalier.controllers.refusals import with_remedy
 from espalier.controllers.rollout_client import RolloutControl
@@ -48,6 +49,7 @@ class Ports:
     inform: Inform
     trainer: Callable[[str], Trainer]
     rollouts: Callable[[str], RolloutControl]
+    importer: Callable[[str], Importer]
     now: Callable[[], str]
 
 
@@ -119,6 +121,7 @@ class Replica:
             FencedTrainer(self.ports.trainer(private_key), check),
             FencedRollouts(self.ports.rollouts(private_key), check),
             children,
+            importer=self.ports.importer(private_key),
             now=self.ports.now,
             identity=self.settings.identity,
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from espalier.controllers.hindrances import Hindrances
+from espalier.controllers.importer_client import Imports
 from espalier.controllers.rollouts import Rollouts
 from espalier.controllers.snapshot import Snapshot
 from espalier.controllers.status import StatusWriter
@@ -27,6 +28,7 @@ class Services:
     trainers: Trainers
     streams: CommitStreams
     hindrances: Hindrances
+    imports: Imports
     settings: ChildSettings
     now: Callable[[], str]
     enqueue: Callable[[Key], None]

@@ -11,7 +11,7 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef
 from espalier.api.trainablemodel import Endpoint, TrainableModel, TrainableModelStatus
 from espalier.api.wire import Problem
-from espalier.core import conditions, imported, pods, reported, tree
+from espalier.core import conditions, imported, pods, reported, source, tree
 from espalier.core.conditions import Finding
 from espalier.core.gitowner import git_owner
 from espalier.core.hindrance import Hindrance
@@ -105,6 +105,8 @@ def decide(view: ModelView, now: str) -> ModelDecision:
     status = TrainableModelStatus(
         observed_generation=model.metadata.generation,
         resolved=view.source.resolved,
+        source=source.shown(model),
+        import_progress=view.source.progress,
         root_checkpoint_ref=ObjectRef(name=origin.name) if origin and resolved else None,
         endpoint=Endpoint(slug=name, url=view.gateway_url),
         tree=tree.grown(view.lineage, view.heads, name, model.status.tree),
@@ -259,12 +261,12 @@ def _headless(view: ModelView) -> list[Finding] | None:
     return conditions.stalled("HeadNameTaken", message)
 
 
-def _overall(source: SourceDecision, trainer: _Workload, rollouts: _Workload) -> list[Finding]:
+def _overall(origin: SourceDecision, trainer: _Workload, rollouts: _Workload) -> list[Finding]:
     """Ready, Reconciling and Stalled of the whole."""
-    said = source.finding
-    if source.hopeless:
+    said = origin.finding
+    if origin.hopeless:
         return conditions.stalled(said.reason, said.message)
-    if source.resolved is None:
+    if origin.resolved is None:
         return conditions.reconciling(said.reason, said.message)
     for workload in (rollouts, trainer):
         if workload.state == "GaveUp":

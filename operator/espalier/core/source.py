@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import ValidationError
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.source import Resolved
+from espalier.api.source import Base, ImportProgress, Resolved
 from espalier.api.trainablemodel import TrainableModel
+from espalier.api.wire import ImportState
 from espalier.core import pods
 from espalier.core.conditions import Finding
 from espalier.core.hindrance import Hindrance
@@ -19,6 +20,8 @@ from espalier.core.names import importer_name
 from espalier.core.pods import Job, Pod
 
 SOURCE_RESOLVED = "SourceResolved"
+# Enough of a commit to tell it from others.
+REVISION_CHARS = 7
 ImporterAction = Literal["Keep", "Create", "Delete"]
 
 
@@ -26,7 +29,8 @@ ImporterAction = Literal["Keep", "Create", "Delete"]
 class SourceView:
     """All that the source's decision depends on; ``origin_model`` is the model of ``origin``.
 
-    ``hindrance`` is why the importer's Job gets no pod, where only Events tell.
+    ``hindrance`` is why the importer's Job gets no pod, where only Events tell; ``told`` how far
+    its pod says that it is.
     """
 
     model: TrainableModel
@@ -35,6 +39,7 @@ class SourceView:
     importer: Job | None = None
     importer_pods: Sequence[Pod] = ()
     hindrance: Hindrance | None = None
+    told: ImportState | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class SourceDecision:
     finding: Finding
     importer: ImporterAction = "Keep"
     hopeless: bool = False
+    progress: ImportProgress | None = None
 
 
 def decide(view: SourceView) -> SourceDecision:
@@ -174,9 +180,58 @@ def _unfinished(view: SourceView, job: Job) -> SourceDecision:
     if reason in ("", "Starting"):
         words = pods.last_words(view.importer_pods)
         again = f"; tried again after: {words}" if words else ""
-        log = f"kubectl logs job/{name} says how far it is"
-        return _importing(f"the importer brings the base to the volume ({log}){again}", "Keep")
+        progress = _progress(view.told)
+        far = _shown(progress) if progress else f"kubectl logs job/{name} says how far it is"
+        message = f"the importer brings the base to the volume ({far}){again}"
+        return replace(_importing(message, "Keep"), progress=progress)
     return _missing(reason, pods.waiting(present), hopeless=False)
+
+
+def _progress(told: ImportState | None) -> ImportProgress | None:
+    """What the pod says, within its own bounds; None before it knows what there is to do."""
+    if told is None or not told.total_bytes:
+        return None
+    done = min(told.done_bytes, told.total_bytes)
+    return ImportProgress(
+        done_bytes=done,
+        total_bytes=told.total_bytes,
+        bytes_per_second=told.bytes_per_second,
+        percent=100 * done // told.total_bytes,
+    )
+
+
+def _shown(progress: ImportProgress) -> str:
+    if progress.done_bytes == progress.total_bytes:
+        return f"all {_size(progress.total_bytes)} are there, and are checked"
+    done, total = _size(progress.done_bytes), _size(progress.total_bytes)
+    rate = _size(progress.bytes_per_second)
+    return f"{done} of {total}, {progress.percent}%, {rate}/s"
+
+
+def _size(count: int) -> str:
+    """Bytes, for people."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.0f} KiB"
+
+
+def shown(model: TrainableModel) -> str:
+    """A model's source in a word."""
+    source = model.spec.source
+    if source.checkpoint_ref is not None:
+        return source.checkpoint_ref.name
+    found = [_base_shown(base) for base in (source.base, source.adapter) if base is not None]
+    return " + ".join(found)
+
+
+def _base_shown(base: Base) -> str:
+    if base.hugging_face is not None:
+        return f"{base.hugging_face.repository}@{base.hugging_face.revision[:REVISION_CHARS]}"
+    if base.persistent_volume_claim is not None:
+        claim = base.persistent_volume_claim
+        return "/".join(filter(None, (claim.claim_name, claim.path)))
+    return base.image or ""
 
 
 def _outlived(view: SourceView, kept: Pod) -> SourceDecision:

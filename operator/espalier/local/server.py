@@ -16,6 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from espalier import identity
+from espalier.controllers.importer_client import ImporterClient
 from espalier.controllers.operator import Operator
 from espalier.controllers.rollout_client import RolloutClient
 from espalier.controllers.trainer_client import TrainerClient
@@ -96,6 +97,7 @@ async def _run(options: Options) -> None:
             TrainerClient(session, private_key),
             RolloutClient(session, private_key),
             children,
+            importer=ImporterClient(session, private_key),
             now=_now,
         )
         kubelet = Kubelet(cluster, options.layout, session, _now)

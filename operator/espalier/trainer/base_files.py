@@ -110,6 +110,14 @@ def gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
+def size_of(path: Path | None) -> int:
+    """In bytes; 0 where it is absent, or renamed meanwhile."""
+    try:
+        return path.stat().st_size if path is not None else 0
+    except FileNotFoundError:
+        return 0
+
+
 def _shards(source: Path, files: list[Path]) -> list[str]:
     """The files of the weights, by name, all of which are there."""
     names = {path.relative_to(source).as_posix() for path in files}

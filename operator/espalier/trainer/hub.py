@@ -27,9 +27,10 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, close_session
 from huggingface_hub.utils._http import default_client_factory
 
-from espalier.trainer.base_files import INDEX, WEIGHTS, check_space, gib
+from espalier.trainer.base_files import INDEX, WEIGHTS, check_space, gib, size_of
 from espalier.trainer.hub_problems import HubError, refusal, retry_seconds
 from espalier.trainer.problems import UserMistakeError
+from espalier.trainer.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Download:
     """How to fetch a repository into a directory that outlives this process.
 
     ``token`` is empty where there is none. It gives up when not one more byte has come for
-    ``patience`` seconds.
+    ``patience`` seconds. ``progress`` is told how much has come.
     """
 
     repository: Repository
@@ -93,6 +94,7 @@ class Download:
     patterns: Sequence[str]
     token: str
     patience: float
+    progress: Progress | None = None
 
     def run(self) -> dict[str, str]:
         """Fetches what is missing; the SHA-256 that the hub promises, by file, where it does.
@@ -151,6 +153,8 @@ class Download:
     def _reported(self, files: Sequence[Remote]) -> Iterator[None]:
         """Meanwhile the log says, every so often, how much has come."""
         ended, total = threading.Event(), sum(file.size for file in files)
+        if self.progress is not None:
+            self.progress.begin(total, lambda: sum(self._have(file) for file in files))
 
         def report() -> None:
             while not ended.wait(REPORT_SECONDS):
@@ -167,7 +171,7 @@ class Download:
 
     def _have(self, file: Remote) -> int:
         path = self.target / file.path
-        return _size(path) or _size(_partial(path))
+        return size_of(path) or size_of(_partial(path))
 
     def _fetch(self, file: Remote) -> None:
         path = self.target / file.path
@@ -195,7 +199,7 @@ class Download:
 
     def _persist(self, what: str, act: Callable[[], T], growing: Path | None = None) -> T:
         """Does it until it is done; whatever ``growing`` gains renews the patience."""
-        heard, attempt, size = time.monotonic(), 0, _size(growing)
+        heard, attempt, size = time.monotonic(), 0, size_of(growing)
         while True:
             try:
                 return act()
@@ -207,7 +211,7 @@ class Download:
                 asked = retry_seconds(error)
                 if asked is None:
                     raise
-                if (grown := _size(growing)) > size:
+                if (grown := size_of(growing)) > size:
                     heard, attempt, size = time.monotonic(), 0, grown
                 backoff = min(FIRST_WAIT_SECONDS * 2.0**attempt, LONGEST_WAIT_SECONDS)
                 attempt += 1
@@ -249,11 +253,3 @@ def _timely_client() -> Iterator[None]:
 
 def _partial(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL)
-
-
-def _size(path: Path | None) -> int:
-    """In bytes; 0 where it is absent, or renamed meanwhile."""
-    try:
-        return path.stat().st_size if path is not None else 0
-    except FileNotFoundError:
-        return 0

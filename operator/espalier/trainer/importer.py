@@ -27,6 +27,7 @@ from espalier.trainer.base_files import (
     Wanted,
     check_space,
     model_files,
+    size_of,
 )
 from espalier.trainer.problems import (
     EXIT_USER_MISTAKE,
@@ -34,6 +35,7 @@ from espalier.trainer.problems import (
     UserMistakeError,
     leave_message,
 )
+from espalier.trainer.progress import Progress, served
 from espalier.trainer.store import (
     NOTHING_PROMISED,
     CheckpointStore,
@@ -52,7 +54,9 @@ class DamagedError(Exception):
     """What came is not what its source has; another try may bring it whole."""
 
 
-def import_directory(store: CheckpointStore, source: Path, chat_template: str = "") -> Stored:
+def import_directory(
+    store: CheckpointStore, source: Path, chat_template: str = "", progress: Progress | None = None
+) -> Stored:
     """The model in ``source`` as a base; the same files again give the same digest.
 
     A ``chat_template`` that is not empty takes the place of the base's own.
@@ -61,6 +65,9 @@ def import_directory(store: CheckpointStore, source: Path, chat_template: str = 
     size = sum(path.stat().st_size for path in files)
     check_space(store.root, size, "spec.source.base")
     with store.staging("base") as staged:
+        if progress is not None:
+            targets = [staged / path.relative_to(source) for path in files]
+            progress.begin(size, lambda: sum(size_of(target) for target in targets))
         for path in files:
             target = staged / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,9 +137,10 @@ def main() -> int:
     store = CheckpointStore(Path(os.environ.get("ESPALIER_VOLUME", "/weights")), "importer")
     try:
         adapter = Adapter.model_validate_json(os.environ.get("ESPALIER_ADAPTER", "{}"))
-        report = _import_base(store, given, adapter)
-        if given.model:
-            report["adapter"] = _import_adapter(store, given, str(report["digest"]), adapter)
+        with served(progress := Progress()):
+            report = _import_base(store, given, adapter, progress)
+            if given.model:
+                report["adapter"] = _import_adapter(store, given, str(report["digest"]), adapter)
     except (UserMistakeError, CommandError) as error:
         leave_message(error.problem.model_dump())
         return EXIT_USER_MISTAKE
@@ -176,7 +184,7 @@ def _inspected(source: Path, wanted: Wanted) -> Facts:
 
 
 def _import_base(
-    store: CheckpointStore, given: argparse.Namespace, adapter: Adapter
+    store: CheckpointStore, given: argparse.Namespace, adapter: Adapter, progress: Progress
 ) -> dict[str, object]:
     wanted = Wanted(adapter, os.environ.get("ESPALIER_CHAT_TEMPLATE", ""))
     template, revision = wanted.chat_template, ""
@@ -185,10 +193,11 @@ def _import_base(
         facts = _inspected(stored.path, Wanted(adapter))
     elif given.directory is not None:
         facts = _inspected(given.directory, wanted)
-        stored = import_directory(store, given.directory, template)
+        stored = import_directory(store, given.directory, template, progress)
     else:
         token = os.environ.get("ESPALIER_BASE_TOKEN", "")
-        with _downloaded(store, given.hugging_face, _BASE_FIELD, token) as (source, promised):
+        asked = given.hugging_face, _BASE_FIELD, token
+        with _downloaded(store, *asked, progress) as (source, promised):
             facts = _inspected(source, wanted)
             stored = import_download(store, source, template, promised)
         revision = given.hugging_face.partition("@")[2]
@@ -228,7 +237,7 @@ def _patience() -> float:
 
 @contextmanager
 def _downloaded(
-    store: CheckpointStore, text: str, field: str, token: str
+    store: CheckpointStore, text: str, field: str, token: str, progress: Progress | None = None
 ) -> Iterator[tuple[Path, Mapping[str, str]]]:
     """A repository's files, and their SHA-256 where the hub promises one.
 
@@ -242,7 +251,8 @@ def _downloaded(
     repository = Repository.parse(text, field)
     try:
         with volume_written(target.parent):
-            promised = Download(repository, target, PATTERNS, token, _patience()).run()
+            download = Download(repository, target, PATTERNS, token, _patience(), progress)
+            promised = download.run()
             yield target, promised
     except (UserMistakeError, DamagedError):
         store.discard_download(target)
