@@ -182,7 +182,9 @@ class GatewayClient:
             "logprobs": True,
             "return_token_ids": True,
         }
-        answer = await self._transport.call("POST", "/v1/chat/completions", json.dumps(body))
+        answer = await self._transport.call(
+            "POST", "/v1/chat/completions", json.dumps(body), computed_anew=True
+        )
         return read_completions(answer.body, count)
 
     async def tokenize(self, text: str) -> list[int]:
