@@ -112,7 +112,8 @@ def rollouts(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
     path = f"checkpoints/{directory_name(checkpoint.spec.digest)}/rollouts.jsonl"
     volume = kubectl.volume(model)
     text = _read_in_cluster(kubectl, model, path) if volume is None else _read_here(volume / path)
-    return [json.loads(line) for line in text.splitlines()]
+    # Not splitlines: a text may hold what Python takes for the end of a line.
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _read_here(path: Path) -> str:

@@ -26,6 +26,7 @@ from espalier.client import gateway
 from espalier.client.call import Call
 from espalier.client.custom_loss import CustomLoss, weights_of
 from espalier.client.gateway import CommittedStep
+from espalier.client.kept import Given
 from espalier.client.reading import ReadingClient
 from espalier.client.rollout import Rollout
 
@@ -98,7 +99,9 @@ class TrainingClient(ReadingClient):
             temperature=temperature,
             advantage_scale=advantage_scale,
         )
-        return self._command("forward-backward", request, gateway.FORWARD_BACKWARD)
+        call = self._command("forward-backward", request, gateway.FORWARD_BACKWARD)
+        self._kept.learn(call, trajectories)
+        return call
 
     def optim_step(
         self,
@@ -111,12 +114,17 @@ class TrainingClient(ReadingClient):
         grad_clip_norm: float = 0.0,
         metrics: Mapping[str, float] | None = None,
         cursor: Mapping[str, Any] | None = None,
+        rollouts: Given | None = None,
     ) -> Call[CommittedStep]:
         """One AdamW step, its checkpoint, and the head's move to it.
 
         ``metrics`` are kept with the checkpoint; ``cursor`` is what ``state`` gives back to a
         process that goes on from it. The result comes when the slug serves the new weights, or
         will not (``promotion``: Served, Pinned, Gated, Timeout).
+
+        ``rollouts`` are kept beside the checkpoint, where ``espalier rollouts show`` finds them: a
+        Batch, rollouts, or records of your own. Unless given they are those of the batches that
+        the gradients came from, failed ones included.
         """
         request = OptimStepRequest(
             learning_rate=learning_rate,
@@ -127,8 +135,11 @@ class TrainingClient(ReadingClient):
             grad_clip_norm=grad_clip_norm,
             metrics=dict(metrics or {}),
             cursor=dict(cursor or {}),
+            rollouts=self._kept.records(rollouts),
         )
-        return self._command("optim-step", request, gateway.STEP)
+        call = self._command("optim-step", request, gateway.STEP)
+        self._kept.step(call)
+        return call
 
     def step(
         self,
@@ -141,6 +152,7 @@ class TrainingClient(ReadingClient):
         reward_scale: float = 1.0,
         num_substeps: int = 1,
         weight_decay: float = 0.0,
+        rollouts: Given | None = None,
     ) -> Call[CommittedStep]:
         """``forward_backward``, and ``optim_step`` if that succeeds."""
         gradients = self.forward_backward(
@@ -151,7 +163,9 @@ class TrainingClient(ReadingClient):
             reward_scale=reward_scale,
             num_substeps=num_substeps,
         )
-        committed = self.optim_step(learning_rate=learning_rate, weight_decay=weight_decay)
+        committed = self.optim_step(
+            learning_rate=learning_rate, weight_decay=weight_decay, rollouts=rollouts
+        )
 
         async def both() -> CommittedStep:
             await gradients
@@ -211,10 +225,13 @@ class TrainingClient(ReadingClient):
             weights, metrics = await weights_of(loss_fn, forward.data)
             return await self.backward(forward.forward_id, weights, metrics=metrics)
 
-        return self._run(learn)
+        call = self._run(learn)
+        self._kept.learn(call, trajectories)
+        return call
 
     def zero_grad(self) -> Call[TrainerState]:
         """Drops the gradients that were added since the last ``optim_step``."""
+        self._kept.drop()
         return self._command("zero-grad", None, gateway.STATE)
 
     def compute_logprobs(self, sequences: Sequence[Sequence[int]]) -> Call[list[list[float]]]:
