@@ -98,6 +98,21 @@ def test_the_operator_knows_images_and_gateway() -> None:
     assert variables["ESPALIER_GATEWAY_URL"] == f"http://espalier-gateway.{SYSTEM}.svc"
 
 
+def test_ids_are_fixed_or_left_to_the_platform_in_every_pod() -> None:
+    for values, assigned in (((), False), (("podIds=Assigned",), True)):
+        deployments = objects(render(*VALUES, *values), "Deployment")
+        for deployment in deployments.values():
+            context = deployment["spec"]["template"]["spec"]["securityContext"]
+            ids = [context.get(name) for name in ("runAsUser", "runAsGroup", "fsGroup")]
+            assert ids == ([None] * 3 if assigned else [65532] * 3)
+            assert context["runAsNonRoot"] is True
+        variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
+        told = Settings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
+        assert told.assigned_ids is assigned
+    with pytest.raises(ApiServerError, match="podIds"):
+        render(*VALUES, "podIds=None")
+
+
 def test_the_way_to_the_hub_and_pull_secrets_reach_the_children() -> None:
     values = (
         "hub.endpoint=https://mirror.example",

@@ -318,6 +318,16 @@ def test_a_pod_without_a_template_still_pulls_with_the_secrets_of_the_installati
     assert pod_of(job)["imagePullSecrets"] == [{"name": "all"}]
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_users_and_groups_are_ours_or_the_platforms(role: str) -> None:
+    ours = templated()[role]["spec"]["securityContext"]
+    assert {ours.pop(name) for name in ("runAsUser", "runAsGroup", "fsGroup")} == {65532}
+    theirs = templated(replace(SETTINGS, assigned_ids=True))[role]["spec"]
+    assert theirs["securityContext"] == ours
+    assert ours["runAsNonRoot"] is True
+    assert {"name": "USER", "value": "espalier"} in theirs["containers"][0]["env"]
+
+
 def test_a_variable_of_the_template_takes_the_place_of_the_installations() -> None:
     env = [{"name": "HF_ENDPOINT", "value": "https://near.example"}]
     model = model_of(source={"base": HUB_BASE}, jobs={"template": {"env": env}})

@@ -48,6 +48,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         grace_seconds=30,
         service_account=settings.runner_service_account,
         pull_secrets=settings.pull_secrets,
+        assigned_ids=settings.assigned_ids,
     )
     spec = job_spec(
         pod, pod_metadata(labels, template), container="runner", retries=_RETRIES, seconds=None
