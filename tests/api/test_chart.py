@@ -294,6 +294,8 @@ def test_users_with_the_roles_view_and_edit_see_and_edit(installed: ApiServer) -
         lambda: may(installed, "editer", TEAM, "patch checkpointheads"),
     )
     assert may(installed, "viewer", TEAM, "list checkpoints")
+    assert may(installed, "editer", TEAM, "update trainablemodels --subresource=scale")
+    assert not may(installed, "viewer", TEAM, "update trainablemodels --subresource=scale")
     assert not may(installed, "viewer", TEAM, "patch checkpointheads")
     assert not may(installed, "editer", TEAM, "create checkpoints")
     assert not may(installed, "editer", TEAM, "patch checkpointheads --subresource=status")
