@@ -105,6 +105,16 @@ GOOD = {
     "model of which all is trained": edited(MODEL, "spec.adapter", {"type": "Full"}),
     "run of generated tasks": RUN,
     "run of a ConfigMap": edited(RUN, "spec.taskset", {"seed": 1, "configMap": TASKS}),
+    "run of a claim": edited(
+        RUN,
+        "spec.taskset",
+        {"seed": 1, "persistentVolumeClaim": {"claimName": "data", "path": "gsm8k/train.jsonl"}},
+    ),
+    "run of an image": edited(
+        RUN,
+        "spec.taskset",
+        {"seed": 1, "image": {"reference": "registry.example/tasks:1", "path": "train.jsonl"}},
+    ),
     "run of a client": edited(edited(RUN, "spec.driver", "Client"), "spec.taskset", ABSENT),
     "run that leaves all to its client": CLIENT_RUN,
     "run that binds its client": edited(
@@ -290,6 +300,11 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     ),
     "run name too long": (RUN, "metadata.name", "a" * 51, "metadata.name", "at most 50 characters"),
     "run of no model": (RUN, "spec.modelRef", ABSENT, "spec.modelRef", "Required"),
+    "tasks of another directory": (
+        *(RUN, "spec.taskset"),
+        {"seed": 1, "persistentVolumeClaim": {"claimName": "data", "path": "../secret"}},
+        *("spec.taskset.persistentVolumeClaim.path", "relative path without '..'"),
+    ),
     "unknown loss": (RUN, "spec.loss.name", "grpo", "spec.loss.name", '"importance_sampling"'),
     "clip of a loss without": (
         *(RUN, "spec.loss.clipHigh", "1.2"),
@@ -343,7 +358,10 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     ),
     "two tasksets": (
         *(RUN, "spec.taskset.configMap", TASKS),
-        *("spec.taskset", "exactly one of reasoningGym and configMap"),
+        *(
+            "spec.taskset",
+            "one of reasoningGym, configMap, persistentVolumeClaim and image",
+        ),
     ),
     "unknown policy of scorer errors": (
         *(RUN, "spec.taskset.onError", "Ignore"),

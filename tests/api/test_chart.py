@@ -98,6 +98,21 @@ def test_the_operator_knows_images_and_gateway() -> None:
     assert variables["ESPALIER_GATEWAY_URL"] == f"http://espalier-gateway.{SYSTEM}.svc"
 
 
+def test_ids_are_fixed_or_left_to_the_platform_in_every_pod() -> None:
+    for values, assigned in (((), False), (("podIds=Assigned",), True)):
+        deployments = objects(render(*VALUES, *values), "Deployment")
+        for deployment in deployments.values():
+            context = deployment["spec"]["template"]["spec"]["securityContext"]
+            ids = [context.get(name) for name in ("runAsUser", "runAsGroup", "fsGroup")]
+            assert ids == ([None] * 3 if assigned else [65532] * 3)
+            assert context["runAsNonRoot"] is True
+        variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
+        told = Settings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
+        assert told.assigned_ids is assigned
+    with pytest.raises(ApiServerError, match="podIds"):
+        render(*VALUES, "podIds=None")
+
+
 def test_the_way_to_the_hub_and_pull_secrets_reach_the_children() -> None:
     values = (
         "hub.endpoint=https://mirror.example",
@@ -280,6 +295,8 @@ def test_users_with_the_roles_view_and_edit_see_and_edit(installed: ApiServer) -
         lambda: may(installed, "editer", TEAM, "patch checkpointheads"),
     )
     assert may(installed, "viewer", TEAM, "list checkpoints")
+    assert may(installed, "editer", TEAM, "update trainablemodels --subresource=scale")
+    assert not may(installed, "viewer", TEAM, "update trainablemodels --subresource=scale")
     assert not may(installed, "viewer", TEAM, "patch checkpointheads")
     assert not may(installed, "editer", TEAM, "create checkpoints")
     assert not may(installed, "editer", TEAM, "patch checkpointheads --subresource=status")

@@ -68,7 +68,9 @@ def test_decimals_stay_strings_for_every_yaml_reader(kind: Kind) -> None:
 @every_kind
 def test_spec_is_required_and_status_is_a_subresource(kind: Kind) -> None:
     assert root(kind)["required"] == ["spec"]
-    assert definition(kind)["spec"]["versions"][0]["subresources"] == {"status": {}}
+    subresources = definition(kind)["spec"]["versions"][0]["subresources"]
+    assert subresources["status"] == {}
+    assert ("scale" in subresources) == (kind.name == "TrainableModel")
 
 
 @every_kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -72,6 +73,22 @@ def test_identity_does_not_change(
 ) -> None:
     good, path, value, remedy = case
     assert remedy in refused(apiserver, populated, edited(good, path, value))
+
+
+def test_a_model_is_scaled_by_its_rollouts(apiserver: ApiServer) -> None:
+    apiserver.create_namespace("test-scale")
+    where = ("-n", "test-scale")
+    apply(apiserver, "test-scale", MODEL)
+    there = {"rollout": {"replicas": 3, "selector": "espalier.dev/role=rollout"}}
+    write_status(apiserver, "test-scale", "tmodel", "arith", there)
+    apiserver.kubectl("scale", "tmodel/arith", "--replicas=2", *where)
+    assert read(apiserver, "test-scale", "tmodel", "arith")["spec"]["rollout"]["replicas"] == 2
+    path = "/apis/espalier.dev/v1alpha1/namespaces/test-scale/trainablemodels/arith/scale"
+    scale = json.loads(apiserver.kubectl("get", "--raw", path))
+    assert scale["status"] == {"replicas": 3, "selector": "espalier.dev/role=rollout"}
+    # What the kind does not take, no autoscaler can ask for.
+    with pytest.raises(ApiServerError, match="less than or equal to 64"):
+        apiserver.kubectl("scale", "tmodel/arith", "--replicas=65", *where)
 
 
 @pytest.mark.parametrize("changed", FREE.values(), ids=FREE.keys())

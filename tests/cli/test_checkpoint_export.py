@@ -125,7 +125,16 @@ def test_an_export_from_a_directory_says_what_is_wrong(tmp_path: Path) -> None:
 def test_the_export_pod_is_accepted_by_a_restricted_namespace(
     apiserver: ApiServer, namespace: str
 ) -> None:
-    body = export_pod(model(), "registry.example/trainer:1", "m-export-1")
+    trainer = {
+        "containers": [{"image": "registry.example/trainer:1"}],
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "imagePullSecrets": [{"name": "team"}],
+    }
+    body = export_pod(model(), trainer, "m-export-1")
+    # User, groups and secrets are those of the installation's own pods.
+    assert body["spec"]["securityContext"] == trainer["securityContext"]
+    assert body["spec"]["imagePullSecrets"] == [{"name": "team"}]
+    assert body["spec"]["containers"][0]["image"] == "registry.example/trainer:1"
     mounts = {m["name"]: m for m in body["spec"]["containers"][0]["volumeMounts"]}
     assert mounts["weights"]["readOnly"] is True
     apiserver.kubectl(

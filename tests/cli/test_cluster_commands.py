@@ -16,6 +16,9 @@ from tests.runner.standin import StandIn, spec
 from typer.testing import CliRunner, Result
 
 from espalier.api.taskset import Taskset
+from espalier.cli.failure import CommandError
+from espalier.cli.heldout import choose
+from espalier.cli.kubectl import Kubectl
 from espalier.cli.main import app
 from espalier.runner.jsonl import JsonlTasks
 
@@ -151,6 +154,17 @@ def test_watch_gives_up_at_its_timeout_and_says_where_the_run_stands(
     done = espalier("watch", "run", "--timeout", "0")
     assert done.exit_code == 1
     assert "run has not ended within 0 s: step 3/3  ModelBusy: another run" in done.output
+
+
+def test_tasks_of_a_claim_are_evaluated_from_a_file_alone(tmp_path: Path) -> None:
+    claim = {"claimName": "data", "path": "train.jsonl"}
+    taskset = Taskset.model_validate({"seed": 1, "persistentVolumeClaim": claim})
+    file = tmp_path / "others.jsonl"
+    file.write_text('{"prompt": "1", "answer": "1"}')
+    cluster = Kubectl(namespace="ml")
+    assert len(choose(taskset, cluster, seed=2, size=1, file=file).indices) == 1
+    with pytest.raises(CommandError, match=r"claim/data/train\.jsonl, which this command does not"):
+        choose(taskset, cluster, seed=2, size=1, file=None)
 
 
 async def test_evaluate_asks_the_lines_of_a_config_map_that_the_run_leaves_out(

@@ -32,6 +32,7 @@ from espalier import (
     TrajectorySample,
     track,
 )
+from espalier.client.trackers import TrackerWarning
 
 __all__ = ["passage"]
 QUICK = Patience(deadline=30.0, attempt=30.0, first_delay=0.001, longest_delay=0.01)
@@ -221,6 +222,51 @@ async def test_settings_that_cannot_work_are_refused_before_anything_is_sampled(
         with pytest.raises(ConfigurationError, match=message):
             Fit(trainer, TASKS, repeat, config(**changes))
     assert gateway.samples == []
+
+
+class Broken:
+    """A tracker whose service is down."""
+
+    def start(self, config: Any) -> None:
+        raise ConnectionError("no route to the tracker")
+
+    def log(self, step: int, metrics: Any) -> None:
+        raise ConnectionError("no route to the tracker")
+
+    def finish(self) -> None:
+        raise ConnectionError("no route to the tracker")
+
+
+async def test_a_tracker_that_fails_warns_and_stops_nothing(
+    server: tuple[StandIn, str], tmp_path: Path
+) -> None:
+    gateway, url = server
+    file = JsonLines(tmp_path / "metrics.jsonl")
+    async with client(url) as trainer:
+        fit = Fit(trainer, TASKS, repeat, config(), trackers=[Broken(), file])
+        with pytest.warns(TrackerWarning, match=r"Broken.log failed: ConnectionError: no route"):
+            await fit.fit_async()
+    assert gateway.kinds().count("optim-step") == 3
+    steps = [
+        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().split("\n") if line
+    ]
+    assert [row.get("step") for row in steps] == [None, 1, 2, 3]
+
+
+async def test_a_fit_may_be_run_again_with_the_same_file(
+    server: tuple[StandIn, str], tmp_path: Path
+) -> None:
+    _, url = server
+    file = JsonLines(tmp_path / "metrics.jsonl")
+    async with client(url) as trainer:
+        for steps in (1, 2):
+            await Fit(trainer, TASKS, repeat, config(steps=steps), trackers=[file]).fit_async()
+    assert steps_in(tmp_path / "metrics.jsonl") == [None, 1, None, 2]
+
+
+def steps_in(file: Path) -> list[int | None]:
+    """The step of each line; None for a configuration."""
+    return [json.loads(line).get("step") for line in file.read_text().split("\n") if line]
 
 
 def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from espalier.api.wire import (
     TrajectorySample,
 )
 from espalier.client import (
+    CutOffError,
     DeadlineError,
     ForbiddenError,
     GatewayClient,
@@ -145,6 +146,53 @@ async def test_a_longer_retry_after_than_the_deadline_ends_the_call(
     async with client(url, patience=SHORT) as trainer:
         with pytest.raises(DeadlineError, match="Status429"):
             await trainer.state()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "spoke"),
+    [
+        (504, {"Server": "nginx"}, "<html>504 Gateway Time-out</html>", "the gateway (nginx)"),
+        (524, {"Server": "cloudflare"}, "<html>a timeout occurred</html>", "(cloudflare)"),
+        (504, {}, '{"error": {"message": "x", "code": "RolloutTimeout"}}', "(RolloutTimeout)"),
+    ],
+)
+async def test_a_completion_that_is_cut_off_again_and_again_is_given_up_with_who_did_it(
+    status: int, headers: dict[str, str], body: str, spoke: str
+) -> None:
+    seen = []
+
+    async def cut(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.Response(status=status, text=body, headers=headers)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", cut)
+    async with TestServer(app) as running, client(str(running.make_url("/"))) as trainer:
+        with pytest.raises(CutOffError) as raised:
+            await trainer.sample([{"role": "user", "content": "1"}], max_tokens=4)
+    assert len(seen) == 3
+    said = str(raised.value)
+    assert "POST /v1/chat/completions was sent 3 times and computed each time" in said
+    assert spoke in said
+    assert "proxy-read-timeout" in said
+
+
+async def test_a_completion_that_was_cut_off_once_is_sent_again(
+    server: tuple[StandIn, str],
+) -> None:
+    gateway, url = server
+    gateway.fail("chat", 504, 503, 503, 504)
+    async with client(url) as trainer:
+        assert await trainer.sample([{"role": "user", "content": "1="}], max_tokens=4)
+
+
+async def test_a_training_command_is_sent_until_its_answer_comes_because_it_is_applied_once(
+    server: tuple[StandIn, str],
+) -> None:
+    gateway, url = server
+    gateway.fail("state", *[504] * 8)
+    async with client(url) as trainer:
+        assert (await trainer.state()).run_step == 0
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,29 @@ def test_the_runner_finds_run_gateway_token_and_tasks() -> None:
     assert mounts["tasks"] == "/etc/espalier/tasks"
 
 
+def test_tasks_of_a_claim_are_read_from_their_own_directory_alone() -> None:
+    source = {"claimName": "data", "path": "gsm8k/main/train.jsonl"}
+    run = run_of(taskset={"seed": 1, "persistentVolumeClaim": source})
+    job = runner_job(run, model_of(), SETTINGS)
+    (mount,) = [m for m in pod_of(job)["containers"][0]["volumeMounts"] if m["name"] == "tasks"]
+    assert mount["subPath"] == "gsm8k/main"
+    assert mount["readOnly"] is True
+    assert environment(job)["ESPALIER_TASKS_MOUNTED"] == "claim/data/gsm8k/main"
+    volume = {"name": "tasks", "persistentVolumeClaim": {"claimName": "data"}}
+    assert volume in pod_of(job)["volumes"]
+
+
+def test_an_image_copies_its_tasks_to_where_the_runner_reads_them() -> None:
+    source = {"reference": "registry.example/tasks:1", "path": "train.jsonl"}
+    job = runner_job(run_of(taskset={"seed": 1, "image": source}), model_of(), SETTINGS)
+    (copy,) = pod_of(job)["initContainers"]
+    assert copy["image"] == "registry.example/tasks:1"
+    assert copy["command"] == ["cp", "-rL", "/tasks/.", "/etc/espalier/tasks/"]
+    mounts = {m["name"]: m["mountPath"] for m in pod_of(job)["containers"][0]["volumeMounts"]}
+    assert mounts["tasks"] == "/etc/espalier/tasks"
+    assert {"name": "tasks", "emptyDir": {}} in pod_of(job)["volumes"]
+
+
 def test_a_run_with_generated_tasks_mounts_none() -> None:
     run = run_of(taskset={"seed": 1, "reasoningGym": {"dataset": "chain_sum"}})
     job = runner_job(run, model_of(), SETTINGS)
@@ -316,6 +339,16 @@ def test_a_pod_without_a_template_still_pulls_with_the_secrets_of_the_installati
     settings = replace(SETTINGS, pull_secrets=("all",))
     job = importer_job(model_of(), settings)
     assert pod_of(job)["imagePullSecrets"] == [{"name": "all"}]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_users_and_groups_are_ours_or_the_platforms(role: str) -> None:
+    ours = templated()[role]["spec"]["securityContext"]
+    assert {ours.pop(name) for name in ("runAsUser", "runAsGroup", "fsGroup")} == {65532}
+    theirs = templated(replace(SETTINGS, assigned_ids=True))[role]["spec"]
+    assert theirs["securityContext"] == ours
+    assert ours["runAsNonRoot"] is True
+    assert {"name": "USER", "value": "espalier"} in theirs["containers"][0]["env"]
 
 
 def test_a_variable_of_the_template_takes_the_place_of_the_installations() -> None:

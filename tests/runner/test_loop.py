@@ -38,6 +38,8 @@ class Bench:
         self.gateway = gateway
         self.opened: list[Taskset | None] = []
         self.worker: Sequence[str] = COMMAND
+        # What of a taskset's files this process finds.
+        self.mounted: str | None = None
         self._url = url
         self._tasks = tasks
         self._stream = io.StringIO()
@@ -53,6 +55,7 @@ class Bench:
                 open_scorer=lambda spec, tasks: Scorer(spec, tasks, command=self.worker),
                 journal=journal,
                 waiting=Waiting(journal, poll_seconds=0.001),
+                mounted=self.mounted,
                 limits=limits,
             )
             await loop.drive()
@@ -546,3 +549,19 @@ async def test_advantages_that_no_taskset_gives_are_refused_before_anything_is_s
         await bench.drive()
     assert raised.value.problem.reason == "AdvantageSourceInvalid"
     assert not bench.gateway.samples
+
+
+async def test_tasks_that_moved_elsewhere_end_the_process_so_that_another_mounts_them(
+    bench: Bench,
+) -> None:
+    bench.mounted = "configmap/digits"
+
+    def move() -> None:
+        taskset = {**bench.gateway.spec["taskset"], "configMap": {"name": "others"}}
+        bench.gateway.spec["taskset"] = taskset
+
+    bench.gateway.hooks["optim-step"] = move
+    await bench.drive()
+    assert bench.gateway.kinds().count("optim-step") == 1
+    assert bench.events("tasks-moved")[0]["to"] == "configmap/others/tasks.jsonl"
+    assert not bench.events("finished")

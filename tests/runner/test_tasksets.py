@@ -101,7 +101,8 @@ def test_a_wrong_dataset_or_argument_is_one_error_that_names_the_field(
 
 
 def test_a_taskset_without_a_source_is_refused() -> None:
-    with pytest.raises(UserError, match=r"reasoningGym or taskset\.configMap"):
+    sources = r"reasoningGym, taskset\.configMap, taskset\.persistentVolumeClaim, taskset\.image"
+    with pytest.raises(UserError, match=sources):
         open_tasks(None)
 
 
@@ -264,3 +265,37 @@ def test_a_source_without_tasks_or_without_a_file_is_refused(tmp_path: Path) -> 
     spec = Taskset.model_validate({"seed": 1, "configMap": {"name": "digits"}})
     with pytest.raises(UserError, match=r"cannot be read.*taskset\.configMap\.name"):
         open_tasks(spec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "name"),
+    [
+        (
+            {"persistentVolumeClaim": {"claimName": "data", "path": "gsm8k/train.jsonl"}},
+            *("train.jsonl", "claim/data/gsm8k/train.jsonl"),
+        ),
+        (
+            {"persistentVolumeClaim": {"claimName": "data", "path": "train.jsonl"}},
+            *("train.jsonl", "claim/data/train.jsonl"),
+        ),
+        (
+            {"image": {"reference": "registry.example/tasks:1", "path": "a/train.jsonl"}},
+            *("a/train.jsonl", "image/registry.example/tasks:1/a/train.jsonl"),
+        ),
+    ],
+)
+def test_tasks_of_a_claim_or_an_image_are_read_where_they_are_mounted(
+    tmp_path: Path, source: dict[str, Any], file: str, name: str
+) -> None:
+    spec = Taskset.model_validate({"seed": 1, **source})
+    with pytest.raises(UserError, match=f"{name} cannot be read") as missing:
+        open_tasks(spec, tmp_path)
+    (field,) = source
+    assert missing.value.problem.remedy.startswith(f"Check taskset.{field}.")
+    # More than any ConfigMap holds.
+    rows = [row(f"{number} " + "x" * 200, str(number)) for number in range(10_000)]
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("\n".join(rows))
+    tasks = open_tasks(spec.model_copy(update={"size": 20_000}), tmp_path)
+    assert tasks.size == 10_000
+    assert tasks.task(0).id.startswith(f"{name}/")

@@ -372,3 +372,16 @@ def test_a_model_of_the_same_name_continues_its_tree() -> None:
             assert w.current("tiny") == "tiny-000003"
 
     run(scenario())
+
+
+def test_a_model_tells_autoscalers_which_and_how_many_rollouts_it_has() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await w.apply("TrainableModel", "tiny", model_spec())
+            await w.until(lambda: w.current("tiny") == "", "the base is served")
+            told = w.status("TrainableModel", "tiny")["rollout"]
+            labels = w.get("Deployment", "tiny-rollout")["spec"]["selector"]["matchLabels"]
+            assert told["replicas"] == 1
+            assert dict(pair.split("=") for pair in told["selector"].split(",")) == labels
+
+    run(scenario())

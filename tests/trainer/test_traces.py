@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,31 @@ def test_an_id_stands_for_its_trajectory_in_its_place(kept: Traces) -> None:
 def test_traces_outlive_the_process(kept: Traces, tmp_path: Path) -> None:
     rolled_out(kept)
     assert len(resolve(Traces(tmp_path), TRACE)) == 1
+
+
+@pytest.mark.parametrize("content", [b"no database" * 1000, b"SQLite format 3\x00" + b"x" * 8000])
+def test_a_damaged_file_is_set_aside(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "traces.sqlite").write_bytes(content)
+    kept = Traces(tmp_path)
+    rolled_out(kept)
+    assert len(resolve(kept, TRACE)) == 1
+    assert (tmp_path / "traces.sqlite.damaged").read_bytes() == content
+
+
+def test_a_file_of_an_older_trainer_goes_on(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "traces.sqlite")
+    old.executescript(
+        "CREATE TABLE jobs (id TEXT PRIMARY KEY, report TEXT NOT NULL);"
+        "CREATE TABLE traces (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,"
+        " enter TEXT, exit TEXT);"
+        "CREATE TABLE samples (trace TEXT NOT NULL, turn INTEGER NOT NULL, sample TEXT NOT NULL,"
+        " PRIMARY KEY (trace, turn));"
+    )
+    old.close()
+    kept = Traces(tmp_path)
+    name = uuid.UUID(rolled_out(kept)).hex
+    kept.mark_told([name])
+    assert [trace.id for trace in kept.told({name})] == [name]
 
 
 def test_a_turn_that_was_sampled_again_replaces_the_one_before(kept: Traces) -> None:

@@ -42,9 +42,11 @@ automountServiceAccountToken: true
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
+  {{- if eq $root.Values.podIds "Fixed" }}
   runAsUser: 65532
   runAsGroup: 65532
   fsGroup: 65532
+  {{- end }}
   seccompProfile: {type: RuntimeDefault}
 volumes:
 - name: tmp

@@ -52,6 +52,8 @@ class Kind:
     name_rules: tuple[tuple[str, str], ...]
     spec_rules: tuple[dict[str, str], ...] = ()
     selectable: tuple[str, ...] = ()
+    # Paths of the scale subresource: replicas wanted, replicas there, and the selector of the pods.
+    scale: tuple[str, str, str] | None = None
 
     @property
     def plural(self) -> str:
@@ -100,6 +102,7 @@ KINDS = (
         "one. Its name is the slug under which it is sampled and trained.",
         spec=TrainableModelSpec,
         status=TrainableModelStatus,
+        scale=(".spec.rollout.replicas", ".status.rollout.replicas", ".status.rollout.selector"),
         columns=(
             READY,
             STATUS,
@@ -194,6 +197,13 @@ def definition(kind: Kind) -> dict[str, Any]:
         "subresources": {"status": {}},
         "additionalPrinterColumns": [column.wire() for column in kind.columns],
     }
+    if kind.scale:
+        wanted, there, selector = kind.scale
+        version["subresources"]["scale"] = {
+            "specReplicasPath": wanted,
+            "statusReplicasPath": there,
+            "labelSelectorPath": selector,
+        }
     if kind.selectable:
         version["selectableFields"] = [{"jsonPath": path} for path in kind.selectable]
     version["schema"] = {"openAPIV3Schema": _root(kind)}

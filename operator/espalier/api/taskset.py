@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -9,6 +10,32 @@ from pydantic import ConfigDict, Field
 from espalier.api.meta import Name, Type, cel, explained
 
 DATASET_PATTERN = r"^[a-z0-9_]+$"
+FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
+SOURCES = ("reasoningGym", "configMap", "persistentVolumeClaim", "image")
+
+
+def _path(where: str) -> Any:
+    return Field(
+        description=f"path of the file {where}, with one task a line as in a ConfigMap.",
+        pattern=FILE_PATTERN,
+        max_length=400,
+        json_schema_extra=explained(
+            FILE_PATTERN, "must be a relative path without '..', such as gsm8k/train.jsonl"
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """The file of a taskset: its name for people, what a pod mounts for it, and where it is there.
+
+    ``field`` is what of the spec names it.
+    """
+
+    name: str
+    mounted: str
+    path: str
+    field: str
 
 
 class ReasoningGym(Type):
@@ -43,6 +70,29 @@ class ConfigMapTasks(Type):
     )
 
 
+class ClaimTasks(Type):
+    """Tasks as JSON lines on a claim."""
+
+    claim_name: Name = Field(description="claimName of the claim that holds the file.")
+    path: str = _path("inside the claim")
+
+    @property
+    def directory(self) -> str:
+        """Where the file is; empty for the root of the claim."""
+        return self.path.rpartition("/")[0]
+
+
+class ImageTasks(Type):
+    """Tasks as JSON lines in an OCI image, which needs ``cp``."""
+
+    reference: str = Field(
+        description="reference of the image, whose files under /tasks are copied.",
+        min_length=1,
+        max_length=400,
+    )
+    path: str = _path("below /tasks")
+
+
 class Taskset(Type):
     """What the model is asked; exactly one source."""
 
@@ -57,7 +107,13 @@ class Taskset(Type):
         default=None, description="reasoningGym generates and scores the tasks."
     )
     config_map: ConfigMapTasks | None = Field(
-        default=None, description="configMap holds the tasks."
+        default=None, description="configMap holds the tasks: at most 1 MiB of them."
+    )
+    persistent_volume_claim: ClaimTasks | None = Field(
+        default=None, description="persistentVolumeClaim holds the tasks: as many as there are."
+    )
+    image: ImageTasks | None = Field(
+        default=None, description="image holds the tasks: as many as there are."
     )
     system_prompt: str | None = Field(
         default=None, description="systemPrompt precedes every task.", max_length=8192
@@ -88,8 +144,8 @@ class Taskset(Type):
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
-                "has(self.reasoningGym) != has(self.configMap)",
-                "set exactly one of reasoningGym and configMap",
+                f"[{', '.join(f'has(self.{name})' for name in SOURCES)}].filter(x, x).size() == 1",
+                f"set exactly one of {', '.join(SOURCES[:-1])} and {SOURCES[-1]}",
             ),
             (
                 "!has(self.promptTemplate) || self.promptTemplate.contains('{question}')",
@@ -98,3 +154,18 @@ class Taskset(Type):
             ),
         )
     )
+
+    @property
+    def file(self) -> TaskFile | None:
+        """The file that holds the tasks; None where they are generated."""
+        if (given := self.config_map) is not None:
+            name = f"configmap/{given.name}"
+            return TaskFile(f"{name}/{given.key}", name, given.key, "configMap.name and key")
+        if (claim := self.persistent_volume_claim) is not None:
+            name, _, file = f"claim/{claim.claim_name}/{claim.path}".rpartition("/")
+            field = "persistentVolumeClaim.claimName and path"
+            return TaskFile(f"{name}/{file}", name, file, field)
+        if (image := self.image) is not None:
+            name = f"image/{image.reference}"
+            return TaskFile(f"{name}/{image.path}", name, image.path, "image.reference and path")
+        return None

@@ -131,7 +131,11 @@ class RolloutSpec(Type):
     """How the model is served."""
 
     replicas: int = Field(
-        default=1, ge=0, le=64, description="replicas of the vLLM server; 0 frees them."
+        default=1,
+        ge=0,
+        le=64,
+        description="replicas of the vLLM server; 0 frees them. The scale subresource writes it: "
+        "leave it out of Git where an autoscaler does.",
     )
     max_model_tokens: int = Field(
         default=1024,
@@ -285,6 +289,15 @@ class Tree(Type):
     )
 
 
+class RolloutStatus(Type):
+    """The rollout pods, for autoscalers: the scale subresource reads them here."""
+
+    replicas: int = Field(default=0, ge=0, description="replicas that there are, ready or not.")
+    selector: str = Field(
+        default="", description="selector of the pods, by their labels.", max_length=512
+    )
+
+
 class TrainableModelStatus(Type):
     """The observed fork. Only the operator writes it."""
 
@@ -310,6 +323,7 @@ class TrainableModelStatus(Type):
     )
     endpoint: Endpoint | None = Field(default=None, description="endpoint to sample and train.")
     tree: Tree | None = Field(default=None, description="tree of checkpoints.")
+    rollout: RolloutStatus | None = Field(default=None, description="rollout pods that there are.")
 
 
 class TrainableModel(BaseModel):

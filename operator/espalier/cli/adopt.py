@@ -48,7 +48,8 @@ def adopt(kubectl: Kubectl, name: str, *, volume: Path | None, image: str, dry_r
     if here is not None:
         text = _here(here, arguments)
     else:
-        text = _beside(kubectl, model, image or _image(kubectl, name), arguments)
+        like = {"containers": [{"image": image}]} if image else _pod_spec(kubectl, name)
+        text = _beside(kubectl, model, like, arguments)
     commits, strays = _read(text.splitlines())
     existing = {c.metadata.name: c.spec.digest for c in kubectl.checkpoints(name)}
     adoption = plan(commits, existing)
@@ -88,22 +89,24 @@ def _here(volume: Path, arguments: Sequence[str]) -> str:
     return done.stdout
 
 
-def _beside(kubectl: Kubectl, model: TrainableModel, image: str, arguments: Sequence[str]) -> str:
+def _beside(
+    kubectl: Kubectl, model: TrainableModel, like: Mapping[str, Any], arguments: Sequence[str]
+) -> str:
     """Surveys in a pod of the trainer's image beside the volume, which it cannot write to."""
-    pod = export_pod(model, image, f"{model.metadata.name}-adopt-{uuid.uuid4().hex[:8]}")
+    pod = export_pod(model, like, f"{model.metadata.name}-adopt-{uuid.uuid4().hex[:8]}")
     with running(kubectl, pod) as started:
         command = ["python", *_SURVEY, *arguments, "--volume", VOLUME_PATH]
         return kubectl.call("exec", started, "--", *command, seconds=_LIMIT_SECONDS)
 
 
-def _image(kubectl: Kubectl, model: str) -> str:
-    """The trainer's image, from its workload or from the importer's, which runs in it as well."""
+def _pod_spec(kubectl: Kubectl, model: str) -> dict[str, Any]:
+    """The pod of the trainer's workload, or of the importer's, which has the same image."""
     for kind, name in (
         ("statefulsets.apps", trainer_name(model)),
         ("jobs.batch", importer_name(model)),
     ):
         if kubectl.exists(kind, name):
-            return kubectl.image(kind, name)
+            return kubectl.pod_spec(kind, name)
     raise CommandError(
         f"{model} has neither a trainer nor an importer to tell the trainer's image",
         "usage",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ _INSIDE = "/export"
 _LIMIT_SECONDS = 3600
 _START_SECONDS = 300
 _REQUESTS = Requests("250m", "1Gi")
+# What differs from one installation to another.
+_INSTALLED = ("securityContext", "imagePullSecrets")
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def _export_from_cluster(
     """Exports in a pod of the trainer's image beside the volume and streams the files here."""
     if options.output.exists() and not options.force:
         raise CommandError(f"{options.output} exists: name another directory, or give --force")
-    image = kubectl.image("statefulsets.apps", trainer_name(model.metadata.name))
-    pod = export_pod(model, image, f"{model.metadata.name}-export-{uuid.uuid4().hex[:8]}")
+    trainer = kubectl.pod_spec("statefulsets.apps", trainer_name(model.metadata.name))
+    pod = export_pod(model, trainer, f"{model.metadata.name}-export-{uuid.uuid4().hex[:8]}")
     with running(kubectl, pod) as started:
         where = ["--volume", VOLUME_PATH, "--output", f"{_INSIDE}/out"]
         command = ["python", *_EXPORT, digest, *where, *options.arguments()]
@@ -112,7 +114,8 @@ def rollouts(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
     path = f"checkpoints/{directory_name(checkpoint.spec.digest)}/rollouts.jsonl"
     volume = kubectl.volume(model)
     text = _read_in_cluster(kubectl, model, path) if volume is None else _read_here(volume / path)
-    return [json.loads(line) for line in text.splitlines()]
+    # Not splitlines: a text may hold what Python takes for the end of a line.
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _read_here(path: Path) -> str:
@@ -123,17 +126,20 @@ def _read_here(path: Path) -> str:
 
 
 def _read_in_cluster(kubectl: Kubectl, model: TrainableModel, path: str) -> str:
-    image = kubectl.image("statefulsets.apps", trainer_name(model.metadata.name))
-    pod = export_pod(model, image, f"{model.metadata.name}-read-{uuid.uuid4().hex[:8]}")
+    trainer = kubectl.pod_spec("statefulsets.apps", trainer_name(model.metadata.name))
+    pod = export_pod(model, trainer, f"{model.metadata.name}-read-{uuid.uuid4().hex[:8]}")
     with running(kubectl, pod) as started:
         return kubectl.call("exec", started, "--", "cat", f"{VOLUME_PATH}/{path}")
 
 
-def export_pod(model: TrainableModel, image: str, name: str) -> dict[str, Any]:
-    """A pod that waits beside the model's volume, which it cannot write to."""
+def export_pod(model: TrainableModel, like: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A pod that waits beside the model's volume, which it cannot write to.
+
+    It has image, user, groups and pull secrets of another of Espalier's pods, ``like``.
+    """
     container = Container(
         name="export",
-        image=image,
+        image=like["containers"][0]["image"],
         requests=_REQUESTS,
         env={},
         mounts=(claim(model, read_only=True), Mount("export", {"emptyDir": {}}, _INSIDE)),
@@ -141,6 +147,7 @@ def export_pod(model: TrainableModel, image: str, name: str) -> dict[str, Any]:
     )
     # The trainer's place and resources: a merge needs the memory of the base, as training does.
     spec = pod_spec(container, model.spec.trainer.template, grace_seconds=0)
+    spec |= {name: like[name] for name in _INSTALLED if name in like}
     spec |= {"restartPolicy": "Never", "activeDeadlineSeconds": _LIMIT_SECONDS}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 

@@ -127,7 +127,7 @@ def show_rollouts(
         raise CommandError(
             f"{name} keeps no rollouts",
             "not_found",
-            "Only a step of a runner, or of a client that sends rollouts, does",
+            "It was imported, or made by a trainer that kept none yet",
         )
     show(as_json, found, "\n".join(described_rollout(row) for row in found[:limit]))
 
@@ -168,10 +168,27 @@ def _metric(name: str, first: float | None, second: float | None, width: int) ->
 
 
 def described_rollout(row: Mapping[str, Any]) -> str:
-    """Two lines: the reward and the end of the prompt, and what the model wrote."""
-    asked = " ".join(str(message.get("content", "")) for message in row.get("prompt") or ())
+    """The reward and the end of the prompt, what the model wrote, and how else it ended."""
+    prompt = row.get("prompt") or ""
+    chat = [] if isinstance(prompt, str) else prompt
+    asked = " ".join(str(message.get("content", "")) for message in chat) or str(prompt)
     said = json.dumps(str(row.get("completion", "")), ensure_ascii=False)
     mark = "" if row.get("trained", True) else "  not trained"
     reward = row.get("reward")
     paid = f"{reward:+.3f}" if reward is not None else "  none"
-    return f"{paid}  {' '.join(asked.split())[-80:]}\n        {said}{mark}"
+    lines = [f"{paid}  {' '.join(asked.split())[-80:]}", f"        {said}{mark}"]
+    return "\n".join(lines + [f"        {line}" for line in _ended(row)])
+
+
+def _ended(row: Mapping[str, Any]) -> list[str]:
+    """How a rollout ended, if not by being done, and what its client noted."""
+    lines = []
+    stopped = row.get("stop_reason")
+    if stopped not in (None, "done"):
+        lines.append(f"stopped: {stopped}")
+    if row.get("error"):
+        lines.append(f"error: {row['error']}")
+    if row.get("metadata"):
+        noted = json.dumps(row["metadata"], ensure_ascii=False)
+        lines.append(f"metadata: {noted[:200]}")
+    return lines

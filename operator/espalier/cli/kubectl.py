@@ -77,10 +77,10 @@ class Kubectl:
             raise CommandError(f"ConfigMap {name} has no key {key}; there are: {', '.join(data)}")
         return data[key]
 
-    def image(self, kind: str, name: str) -> str:
-        """The image of a workload's first container."""
-        containers = self._one(kind, name)["spec"]["template"]["spec"]["containers"]
-        return str(containers[0]["image"])
+    def pod_spec(self, kind: str, name: str) -> dict[str, Any]:
+        """What a workload's pods are made from."""
+        spec: dict[str, Any] = self._one(kind, name)["spec"]["template"]["spec"]
+        return spec
 
     def models(self) -> list[TrainableModel]:
         """All models."""

@@ -26,6 +26,7 @@ from espalier.client.completion import (
 from espalier.client.errors import (
     CallPendingError,
     ConfigurationError,
+    CutOffError,
     DeadlineError,
     EarlierCallFailedError,
     ForbiddenError,
@@ -92,6 +93,7 @@ __all__ = [
     "ConfigurationError",
     "Console",
     "ConvergedWarning",
+    "CutOffError",
     "DatumTensors",
     "DeadlineError",
     "EarlierCallFailedError",

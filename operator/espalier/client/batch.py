@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 
@@ -16,12 +16,28 @@ from espalier.core.names import BASE
 TOLERANCE = 1e-6
 
 
+class Trajectories(list[TrajectoryPayload]):
+    """What to train on, with the rollouts of the whole batch, those left out included.
+
+    A step that learns from it keeps them all beside its checkpoint.
+    """
+
+    def __init__(self, payloads: Iterable[TrajectoryPayload], rollouts: Sequence[Rollout]) -> None:
+        super().__init__(payloads)
+        self.rollouts = rollouts
+
+
 @dataclass
 class Batch:
     """The groups of one ``Job.run``, as many as there were tasks, in their order."""
 
     groups: list[list[Rollout]]
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All rollouts, group after group."""
+        return [rollout for group in self.groups for rollout in group]
 
     @property
     def whole(self) -> list[list[Rollout]]:
@@ -35,19 +51,19 @@ class Batch:
 
     def trajectories(
         self, *, advantages: Source = "Estimated", keep_constant: bool = False
-    ) -> list[TrajectoryPayload]:
+    ) -> Trajectories:
         """What to train on, with group ids. A group stays whole or goes whole.
 
         ``keep_constant`` keeps groups of equal rewards; precomputed advantages always do.
         """
         constant = keep_constant or advantages == "Precomputed"
         chosen = self.whole if constant else self.informative
-        return trajectories(chosen, advantages)
+        return Trajectories(trajectories(chosen, advantages), self.rollouts)
 
     def metrics(self) -> dict[str, float]:
         """Metrics of a step that is taken with the batch: rewards of all graded rollouts, and what
         was left out and why."""
-        rollouts = [rollout for group in self.groups for rollout in group]
+        rollouts = self.rollouts
         rewards = [r.reward for r in rollouts if not r.hindrance and r.reward is not None]
         turns = [turn for rollout in rollouts for turn in rollout.turns]
         seen = {

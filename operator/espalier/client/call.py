@@ -112,6 +112,10 @@ class Call(Generic[T]):
         """Whether there is a result or an error."""
         return self._future.done()
 
+    def failed(self) -> bool:
+        """Whether it is over and brought an error."""
+        return self._future.done() and self._future.exception() is not None
+
     def start(self, portal: Portal, work: Callable[[Call[T]], Coroutine[Any, Any, T]]) -> None:
         """Runs ``work`` once the calls before it have succeeded."""
         portal.submit(self._run(work)).add_done_callback(self._abandoned)

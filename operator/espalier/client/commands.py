@@ -16,6 +16,7 @@ from espalier.client import gateway
 from espalier.client.call import Call, Portal
 from espalier.client.errors import ConfigurationError, DeadlineError
 from espalier.client.gateway import GatewayClient
+from espalier.client.kept import Kept
 from espalier.client.ticket import Journal, Ticket
 from espalier.client.transport import Answer, Patience, Token
 
@@ -50,6 +51,7 @@ class CommandClient:
         self._gateway = GatewayClient(url, model, bearer, patience=patience)
         self._journal = Journal(journal) if journal is not None else None
         self._session = uuid.uuid4().hex
+        self._kept = Kept()
         self._submitting = threading.Lock()
         self._seq = 0
         self._last: Call[Any] | None = None

@@ -102,6 +102,10 @@ class KeyReusedError(RefusedError):
     """422: the idempotency key was used with another body."""
 
 
+class CutOffError(RefusedError):
+    """504: the answer of a completion was cut off several times while it was being computed."""
+
+
 _BY_REASON: dict[str, type[RefusedError]] = {
     "StaleEpoch": StaleEpochError,
     "HeadPinned": HeadPinnedError,

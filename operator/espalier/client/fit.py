@@ -16,7 +16,7 @@ from espalier.client.batch import Batch
 from espalier.client.errors import ConfigurationError
 from espalier.client.job import Job, RolloutFunction, Task
 from espalier.client.sampling import Sampling
-from espalier.client.trackers import Tracker
+from espalier.client.trackers import Tracker, Trackers
 from espalier.client.training import TrainingClient
 from espalier.core.names import BASE, parse_checkpoint_name
 
@@ -120,7 +120,7 @@ class Fit(Generic[T]):
         self._tasks = tasks
         self._validation = validation
         self._config = config
-        self._trackers = trackers
+        self._trackers = Trackers(trackers)
         self._source: Source = "Precomputed" if config.use_precomputed_advantage else "Estimated"
         self._train = self._job(rollout, config.sampling)
         greedy = config.sampling.but(temperature=0.0)
@@ -138,8 +138,7 @@ class Fit(Generic[T]):
 
     async def fit_async(self) -> dict[str, float]:
         """Trains; the metrics of the last step or validation."""
-        for tracker in self._trackers:
-            tracker.start(self.settings())
+        self._trackers.start(self.settings())
         try:
             return await self._run()
         finally:
@@ -147,8 +146,7 @@ class Fit(Generic[T]):
 
     def shutdown(self) -> None:
         """Ends the trackers; twice is fine. The client stays open: it is the caller's."""
-        for tracker in self._trackers:
-            tracker.finish()
+        self._trackers.finish()
 
     def settings(self) -> dict[str, Any]:
         """The whole configuration, as trackers and checkpoints get it; it holds no secret."""
@@ -255,8 +253,7 @@ class Fit(Generic[T]):
         )
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for tracker in self._trackers:
-            tracker.log(step, metrics)
+        self._trackers.log(step, metrics)
 
 
 def _own(batch: Batch, state: TrainerState) -> dict[str, float]:

@@ -184,7 +184,9 @@ class GatewayClient:
             "logprobs": True,
             "return_token_ids": True,
         }
-        answer = await self._transport.call("POST", "/v1/chat/completions", json.dumps(body))
+        answer = await self._transport.call(
+            "POST", "/v1/chat/completions", json.dumps(body), computed_anew=True
+        )
         sampled_by = answer.headers.get(CHECKPOINT, "")
         return read_completions(answer.body, count, sampled(body), sampled_by)
 

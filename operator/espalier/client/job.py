@@ -100,6 +100,7 @@ class Session:
         self, messages: Sequence[Message], exact: dict[str, Any], overrides: dict[str, Any]
     ) -> Completion:
         sampling = self._job.sampling.but(**overrides)
+        self.rollout.prompt = [dict(message) for message in messages]
         with self.phase("sampling"):
             (turn,) = await self._job.sampler.sample(
                 messages,

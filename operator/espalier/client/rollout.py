@@ -24,6 +24,7 @@ class Rollout:
         rollout_idx: which attempt of the group.
         group_id: of the attempts at this task in this call; travels on the wire, so that the order
             of rollouts in a batch means nothing.
+        prompt: the messages that the latest turn answers; for people.
         turns: the completions, in order; tokens of tools and users are in the next one's prompt and
             so are never trained on.
         reward: of the whole; None until graded.
@@ -37,6 +38,7 @@ class Rollout:
     task_id: str
     rollout_idx: int
     group_id: str
+    prompt: list[dict[str, Any]] = field(default_factory=list)
     turns: list[Completion] = field(default_factory=list)
     reward: float | None = None
     status: Status = "completed"
@@ -75,6 +77,32 @@ class Rollout:
             return "nothing was sampled"
         return ""
 
+    def record(self, *, trained: bool) -> dict[str, Any]:
+        """What is kept of it beside the checkpoint; ``trained``: a step learnt from it.
+
+        What of the metadata JSON cannot say is written as Python shows it.
+        """
+        last = self.turns[-1] if self.turns else None
+        paid = self.reward is not None and math.isfinite(self.reward)
+        written = {
+            "task": self.task_id,
+            "group": self.group_id,
+            "attempt": self.rollout_idx,
+            "trace": self.trace_id,
+            "prompt": self.prompt,
+            "completion": last.text if last is not None else None,
+            "turns": len(self.turns),
+            "tokens": sum(len(turn.token_ids) for turn in self.turns),
+            "reward": self.reward if paid else None,
+            "status": self.status,
+            "stop_reason": self.stop_reason or None,
+            "finish_reason": last.finish_reason if last is not None else None,
+            "error": (self.hindrance or None) if not trained else None,
+            "metadata": self.metadata or None,
+            "trained": trained,
+        }
+        return {name: _plain(value) for name, value in written.items() if value is not None}
+
     def payload(
         self, advantages: Sequence[Sequence[float]] | None = None, *, grouped: bool = True
     ) -> TrajectoryPayload:
@@ -98,3 +126,14 @@ class Rollout:
             trace_id=self.trace_id,
             group_id=self.group_id if grouped else None,
         )
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can say it."""
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)

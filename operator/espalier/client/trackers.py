@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +13,10 @@ from espalier.client.errors import ConfigurationError
 
 
 class Tracker(Protocol):
-    """Where a fit reports to."""
+    """Where a fit reports to. What it raises is a warning and stops no training."""
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """The whole configuration, once."""
+        """The whole configuration, at the start of each fit."""
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -28,13 +29,17 @@ class Tracker(Protocol):
 
 
 class JsonLines:
-    """Writes the configuration and each step's metrics as lines of JSON."""
+    """Writes the configuration and each step's metrics as lines of JSON; several fits go on."""
 
     def __init__(self, path: Path) -> None:
+        # Opened here, so that a wrong path is known before anything is trained.
         self._file = path.open("a")
+        self._path = path
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """First line: ``{"config": …}``."""
+        """First line of a fit: ``{"config": …}``."""
+        if self._file.closed:
+            self._file = self._path.open("a")
         self._write({"config": config})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -48,6 +53,38 @@ class JsonLines:
     def _write(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+
+
+class TrackerWarning(UserWarning):
+    """A tracker failed; the fit goes on without what it was told."""
+
+
+class Trackers:
+    """Several trackers as one, of which none can stop a fit."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """See Tracker."""
+        self._each("start", lambda tracker: tracker.start(config))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """See Tracker."""
+        self._each("log", lambda tracker: tracker.log(step, metrics))
+
+    def finish(self) -> None:
+        """See Tracker."""
+        self._each("finish", lambda tracker: tracker.finish())
+
+    def _each(self, what: str, tell: Callable[[Tracker], None]) -> None:
+        for tracker in self._trackers:
+            try:
+                tell(tracker)
+            except Exception as error:
+                name = type(tracker).__name__
+                message = f"{name}.{what} failed: {type(error).__name__}: {error}"
+                warnings.warn(message, TrackerWarning, stacklevel=4)
 
 
 class Console:

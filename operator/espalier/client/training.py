@@ -26,6 +26,7 @@ from espalier.client import gateway
 from espalier.client.call import Call
 from espalier.client.custom_loss import CustomLoss, weights_of
 from espalier.client.gateway import CommittedStep
+from espalier.client.kept import Given
 from espalier.client.reading import ReadingClient
 from espalier.client.rollout import Rollout
 
@@ -99,7 +100,9 @@ class TrainingClient(ReadingClient):
             temperature=temperature,
             advantage_scale=advantage_scale,
         )
-        return self._command("forward-backward", request, gateway.FORWARD_BACKWARD)
+        call = self._command("forward-backward", request, gateway.FORWARD_BACKWARD)
+        self._kept.learn(call, trajectories)
+        return call
 
     def optim_step(
         self,
@@ -113,6 +116,7 @@ class TrainingClient(ReadingClient):
         metrics: Mapping[str, float] | None = None,
         measured: Mapping[str, Mapping[str, float]] | None = None,
         cursor: Mapping[str, Any] | None = None,
+        rollouts: Given | None = None,
     ) -> Call[CommittedStep]:
         """One AdamW step, its checkpoint, and the head's move to it.
 
@@ -122,6 +126,10 @@ class TrainingClient(ReadingClient):
         figures of the checkpoint that sampled them by themselves. ``cursor`` is what ``state``
         gives back to a process that goes on from it. The result comes when the slug serves the new
         weights, or will not (``promotion``: Served, Pinned, Gated, Timeout).
+
+        ``rollouts`` are kept beside the checkpoint, where ``espalier rollouts show`` finds them: a
+        Batch, rollouts, or records of your own. Unless given they are those of the batches that
+        the gradients came from, failed ones included.
         """
         request = OptimStepRequest(
             learning_rate=learning_rate,
@@ -133,8 +141,11 @@ class TrainingClient(ReadingClient):
             metrics=dict(metrics or {}),
             measured={name: dict(found) for name, found in (measured or {}).items()},
             cursor=dict(cursor or {}),
+            rollouts=self._kept.records(rollouts),
         )
-        return self._command("optim-step", request, gateway.STEP)
+        call = self._command("optim-step", request, gateway.STEP)
+        self._kept.step(call)
+        return call
 
     def step(
         self,
@@ -149,6 +160,7 @@ class TrainingClient(ReadingClient):
         weight_decay: float = 0.0,
         temperature: float | None = None,
         advantage_scale: Literal["None", "GroupStd"] = "None",
+        rollouts: Given | None = None,
     ) -> Call[CommittedStep]:
         """``forward_backward``, and ``optim_step`` if that succeeds."""
         gradients = self.forward_backward(
@@ -161,7 +173,9 @@ class TrainingClient(ReadingClient):
             temperature=temperature,
             advantage_scale=advantage_scale,
         )
-        committed = self.optim_step(learning_rate=learning_rate, weight_decay=weight_decay)
+        committed = self.optim_step(
+            learning_rate=learning_rate, weight_decay=weight_decay, rollouts=rollouts
+        )
 
         async def both() -> CommittedStep:
             await gradients
@@ -231,10 +245,13 @@ class TrainingClient(ReadingClient):
             weights, metrics = await weights_of(loss_fn, forward.data)
             return await self.backward(forward.forward_id, weights, metrics=metrics)
 
-        return self._run(learn)
+        call = self._run(learn)
+        self._kept.learn(call, trajectories)
+        return call
 
     def zero_grad(self) -> Call[TrainerState]:
         """Drops the gradients that were added since the last ``optim_step``."""
+        self._kept.drop()
         return self._command("zero-grad", None, gateway.STATE)
 
     def compute_logprobs(self, sequences: Sequence[Sequence[int]]) -> Call[list[list[float]]]:

@@ -18,10 +18,22 @@ import aiohttp
 from aiohttp import hdrs
 
 from espalier.api.wire import Problem
-from espalier.client.errors import DeadlineError, MalformedAnswerError, read_problem, refusal
+from espalier.client.errors import (
+    CutOffError,
+    DeadlineError,
+    MalformedAnswerError,
+    read_problem,
+    refusal,
+)
 
 # Each says: not now. Everything else is an answer.
-RETRIED = frozenset({408, 429, 502, 503, 504, 507})
+RETRIED = frozenset({408, 429, 502, 503, 504, 507, 524})
+# Proxies say so when they stop waiting, and Cloudflare has a number of its own.
+CUT_OFF = frozenset({504, 524})
+# A completion whose answer was lost is computed anew. After so many it is given up.
+CUT_OFF_MOST = 3
+# A connection that broke later than this was waiting for the answer.
+WAITED_SECONDS = 10.0
 
 # What the gateway reads of a trainer's or rollout's answer is less, and it passes on no more.
 MAX_ANSWER_BYTES = 128 * 2**20
@@ -52,6 +64,18 @@ class Answer:
 
     headers: Mapping[str, str]
     body: bytes
+
+
+@dataclass(frozen=True)
+class _NotNow:
+    """Why an attempt brought no answer, the delay that was asked for, and who may have cut it off.
+
+    ``cut_off`` is what spoke, or why there was nothing; empty where nothing was being computed.
+    """
+
+    problem: Problem
+    delay: float = 0.0
+    cut_off: str = ""
 
 
 class Transport:
@@ -90,26 +114,34 @@ class Transport:
         headers: Mapping[str, str] = {},
         *,
         waits: Callable[[Problem], None] | None = None,
+        computed_anew: bool = False,
     ) -> Answer:
         """One call, retried with the same body and headers while the gateway says: not now.
 
-        ``waits`` is told of every attempt that brought no answer.
+        ``waits`` is told of every attempt that brought no answer; ``computed_anew``: each attempt
+        costs what the first one did, so that only a few may be lost.
 
         Raises:
+            CutOffError: the answer was lost again and again while it was being computed.
             RefusedError: the gateway answered with another error.
             MalformedAnswerError: it redirected, compressed its answer or answered without end.
             DeadlineError: it said "not now", or nothing, until the deadline.
         """
         started = time.monotonic()
+        cut_off = 0
         delay = self._patience.first_delay
         while True:
+            sent = time.monotonic()
             answer = await self._attempt(method, path, body, headers)
             if isinstance(answer, Answer):
                 return answer
-            problem, asked_delay = answer
+            problem = answer.problem
             if waits is not None:
                 waits(problem)
-            pause = asked_delay or delay * random.uniform(0.5, 1.0)
+            cut_off += bool(answer.cut_off)
+            if computed_anew and cut_off >= CUT_OFF_MOST:
+                raise _cut_off(f"{method} {path}", answer, time.monotonic() - sent)
+            pause = answer.delay or delay * random.uniform(0.5, 1.0)
             if time.monotonic() + pause - started > self._patience.deadline:
                 call = f"{method} {path}"
                 raise DeadlineError(call, self._patience.deadline, problem.reason, problem.detail)
@@ -118,13 +150,14 @@ class Transport:
 
     async def _attempt(
         self, method: str, path: str, body: str | None, headers: Mapping[str, str]
-    ) -> Answer | tuple[Problem, float]:
-        """The answer, or why there is none yet and the delay that the gateway asked for."""
+    ) -> Answer | _NotNow:
+        """The answer, or why there is none yet."""
         if self._session is None:
             raise RuntimeError("use the client inside `async with`")
         sent = {**headers, "Authorization": f"Bearer {self._bearer()}"}
         if body is not None:
             sent["Content-Type"] = "application/json"
+        started = time.monotonic()
         try:
             async with self._session.request(
                 method,
@@ -139,14 +172,18 @@ class Transport:
                 content = await _read(f"{method} {path}", response)
         except TimeoutError:
             detail = f"no answer within {self._patience.attempt:.0f} s"
-            return Problem(detail=detail, reason="AttemptTimeout"), 0.0
+            return _NotNow(Problem(detail=detail, reason="AttemptTimeout"), cut_off="nothing")
         except aiohttp.InvalidURL as error:
             raise ValueError(f"{self._base_url!r} is not the URL of a gateway") from error
         except aiohttp.ClientError as error:
-            return Problem(detail=str(error) or repr(error), reason="GatewayUnreachable"), 0.0
+            waited = time.monotonic() - started >= WAITED_SECONDS
+            problem = Problem(detail=str(error) or repr(error), reason="GatewayUnreachable")
+            return _NotNow(problem, cut_off="a broken connection" if waited else "")
         if response.status in RETRIED:
             asked = _seconds(response.headers.get("Retry-After", ""))
-            return read_problem(response.status, content), asked
+            problem = read_problem(response.status, content)
+            spoke = _speaker(problem, response) if response.status in CUT_OFF else ""
+            return _NotNow(problem, asked, spoke)
         if response.status >= 400:
             raise refusal(response.status, content)
         return Answer(response.headers, content)
@@ -155,6 +192,26 @@ class Transport:
         if isinstance(self._token, Path):
             return self._token.read_text().strip()
         return self._token if isinstance(self._token, str) else self._token()
+
+
+def _speaker(problem: Problem, response: aiohttp.ClientResponse) -> str:
+    """Who said that the answer takes too long."""
+    if not problem.reason.startswith("Http"):
+        return f"the gateway ({problem.reason})"
+    server = response.headers.get(hdrs.SERVER, "")[:64]
+    return f"what stands before the gateway ({server or 'it does not say what it is'})"
+
+
+def _cut_off(call: str, last: _NotNow, seconds: float) -> CutOffError:
+    problem = Problem(
+        reason="AnswerCutOff",
+        detail=f"{call} was sent {CUT_OFF_MOST} times and computed each time, and its answer was "
+        f"cut off, the last time after {seconds:.0f} s by {last.cut_off}: {last.problem.detail}",
+        remedy="Let proxies, ingresses and load balancers before the gateway wait for as long as a "
+        "completion takes (ingress-nginx: nginx.ingress.kubernetes.io/proxy-read-timeout), "
+        "or lower max_tokens",
+    )
+    return CutOffError(504, problem)
 
 
 def proxy_for(url: str) -> str | None:

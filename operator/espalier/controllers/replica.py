@@ -114,6 +114,7 @@ class Replica:
             self.settings.gateway_url,
             hub=self.settings.hub,
             pull_secrets=self.settings.pull_secrets,
+            assigned_ids=self.settings.assigned_ids,
         )
         operator = Operator(
             cluster,

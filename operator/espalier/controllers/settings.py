@@ -38,6 +38,7 @@ class Settings:
     health_port: int = 8080
     hub: HubSettings = field(default_factory=HubSettings)
     pull_secrets: tuple[str, ...] = ()
+    assigned_ids: bool = False
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -75,7 +76,15 @@ class Settings:
                 ),
             ),
             pull_secrets=tuple(_list(environment, "ESPALIER_IMAGE_PULL_SECRETS")),
+            assigned_ids=_pod_ids(environment.get("ESPALIER_POD_IDS", "")),
         )
+
+
+def _pod_ids(value: str) -> bool:
+    """Whether the platform assigns users and groups."""
+    if value not in ("", "Fixed", "Assigned"):
+        raise SettingsError(f"ESPALIER_POD_IDS is {value!r}: set Fixed or Assigned")
+    return value == "Assigned"
 
 
 def _list(environment: Mapping[str, str], name: str) -> list[str]:

@@ -9,7 +9,12 @@ from typing import Literal
 
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef
-from espalier.api.trainablemodel import Endpoint, TrainableModel, TrainableModelStatus
+from espalier.api.trainablemodel import (
+    Endpoint,
+    RolloutStatus,
+    TrainableModel,
+    TrainableModelStatus,
+)
 from espalier.api.wire import Problem
 from espalier.core import conditions, imported, pods, reported, source, tree
 from espalier.core.conditions import Finding
@@ -17,6 +22,7 @@ from espalier.core.gitowner import git_owner
 from espalier.core.hindrance import Hindrance
 from espalier.core.lineage import Lineage
 from espalier.core.manifests.intent import Manifest
+from espalier.core.manifests.labels import child_labels
 from espalier.core.pods import Pod
 from espalier.core.source import SourceDecision
 
@@ -110,6 +116,7 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         root_checkpoint_ref=ObjectRef(name=origin.name) if origin and resolved else None,
         endpoint=Endpoint(slug=name, url=view.gateway_url),
         tree=tree.grown(view.lineage, view.heads, name, model.status.tree),
+        rollout=_rollout_status(name, view.rollout_pods),
         conditions=conditions.settle(
             model.status.conditions, findings, model.metadata.generation, now
         ),
@@ -122,6 +129,12 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         head_in=None if _has_head(view) else _head_in(model, now),
         root=imported.root(model, view.source.resolved, view.lineage),
     )
+
+
+def _rollout_status(name: str, found: Sequence[Pod]) -> RolloutStatus:
+    labels = child_labels("rollout", name)
+    selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+    return RolloutStatus(replicas=len(pods.live(found)), selector=selector)
 
 
 def _unfit_context(view: ModelView) -> Finding | None:

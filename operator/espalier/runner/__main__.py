@@ -37,6 +37,7 @@ class Settings:
     model: str
     gateway_url: str
     token_file: Path
+    mounted: str | None
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -54,6 +55,7 @@ class Settings:
             environment["ESPALIER_MODEL"],
             environment["ESPALIER_GATEWAY_URL"],
             Path(environment["ESPALIER_TOKEN_FILE"]),
+            environment.get("ESPALIER_TASKS_MOUNTED"),
         )
 
 
@@ -62,7 +64,14 @@ async def drive(settings: Settings, journal: Journal) -> None:
     slug = f"{settings.namespace}/{settings.model}"
     async with GatewayClient(settings.gateway_url, slug, settings.token_file) as client:
         run = (settings.namespace, settings.run)
-        loop = Loop(client, run, open_tasks=open_tasks, journal=journal, waiting=Waiting(journal))
+        loop = Loop(
+            client,
+            run,
+            open_tasks=open_tasks,
+            journal=journal,
+            waiting=Waiting(journal),
+            mounted=settings.mounted,
+        )
         await loop.drive()
 
 

@@ -1,4 +1,4 @@
-"""Tasks as JSON lines: a key of a ConfigMap, or a file."""
+"""Tasks as JSON lines: of a ConfigMap, a claim or an image, or any file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from espalier.api.taskset import ConfigMapTasks, Taskset
+from espalier.api.taskset import TaskFile, Taskset
 from espalier.runner.extraction import is_number
 from espalier.runner.problem import UserError
 from espalier.runner.scoring.wire import Match
 from espalier.runner.tasks import Message, Task, ask, system, within
-
-_CHECK = "Check taskset.configMap.name and key"
 
 
 class _RowMessage(BaseModel):
@@ -42,10 +40,12 @@ class JsonlTasks:
         UserError: ``TasksetInvalid``, naming source, line and field.
     """
 
-    def __init__(self, spec: Taskset, source: str, path: Path) -> None:
+    def __init__(
+        self, spec: Taskset, source: str, path: Path, check: str = "Check the file"
+    ) -> None:
         self._spec = spec
         self._name = source
-        rows = _read(spec, source, path)
+        rows = _read(spec, source, path, check)
         # Drawn whole, so that the lines beyond the size are the same whatever the size.
         order = random.Random(spec.seed).sample(range(len(rows)), k=len(rows))[: spec.size]
         self._rows = [rows[position] for position in order]
@@ -72,9 +72,9 @@ class JsonlTasks:
         return self._rows[within(index, self.size)].answer
 
 
-def config_map_tasks(spec: Taskset, source: ConfigMapTasks, directory: Path) -> JsonlTasks:
-    """The tasks of the key of a ConfigMap that is mounted at ``directory``."""
-    return JsonlTasks(spec, f"configmap/{source.name}/{source.key}", directory / source.key)
+def file_tasks(spec: Taskset, file: TaskFile, directory: Path) -> JsonlTasks:
+    """The tasks of a file whose source is mounted at ``directory``."""
+    return JsonlTasks(spec, file.name, directory / file.path, f"Check taskset.{file.field}")
 
 
 def _messages(spec: Taskset, row: _Row) -> tuple[Message, ...]:
@@ -83,15 +83,15 @@ def _messages(spec: Taskset, row: _Row) -> tuple[Message, ...]:
     return (*system(spec), *(Message(m.role, m.content) for m in row.messages or ()))
 
 
-def _read(spec: Taskset, source: str, path: Path) -> list[_Row]:
+def _read(spec: Taskset, source: str, path: Path, check: str) -> list[_Row]:
     try:
         # Of the characters that Python takes for the end of a line, JSON lines know one; the others
         # may stand in a text. Windows writes a byte-order mark first.
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except FileNotFoundError as error:
-        raise _invalid(f"{source} cannot be read: {_there(path)}", _CHECK) from error
+        raise _invalid(f"{source} cannot be read: {_there(path)}", check) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise _invalid(f"{source} cannot be read: {error}", _CHECK) from error
+        raise _invalid(f"{source} cannot be read: {error}", check) from error
     rows = [
         _row(spec, source, number, line) for number, line in enumerate(lines, 1) if line.strip()
     ]

@@ -55,6 +55,10 @@ class Limits:
     settle_seconds: float = 180.0
 
 
+class _TasksMovedError(Exception):
+    """The run's tasks are now somewhere that this pod has not mounted."""
+
+
 @dataclass
 class _Attempt:
     """What was sampled for the step that follows one position of the trainer."""
@@ -76,6 +80,7 @@ class Loop:
         open_scorer: makes what scores them.
         journal: where events go.
         waiting: paces and bounds every wait.
+        mounted: what of a taskset's files this process finds (``TaskFile.mounted``); None: all.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Loop:
         open_scorer: Callable[[Taskset, Tasks], Scorer] = Scorer,
         journal: Journal,
         waiting: Waiting,
+        mounted: str | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._client = client
@@ -95,12 +101,13 @@ class Loop:
         self._open_scorer = open_scorer
         self._journal = journal
         self._waiting = waiting
+        self._mounted = mounted
         self._limits = limits or Limits()
         self._opened: tuple[Taskset, Tasks, Scorer] | None = None
         self._attempt = _Attempt((0, 0, ""))
 
     async def drive(self) -> None:
-        """Returns when the run has taken all its steps.
+        """Returns when the run has taken all its steps, or needs a runner with other tasks.
 
         Raises:
             UserError: only the user can repair it.
@@ -118,6 +125,10 @@ class Loop:
         settle = self._limits.settle_seconds
         try:
             return await self._advance()
+        except _TasksMovedError as moved:
+            # A pod's mounts do not change: the operator starts another one.
+            self._journal.event("tasks-moved", to=str(moved))
+            return True
         except HeadPinnedError as refused:
             await self._waiting.on("HeadPinned", str(refused), self._limits.hold_seconds)
         except (StaleEpochError, NoGradientsError) as refused:
@@ -253,6 +264,9 @@ class Loop:
     async def _tasks(self, spec: Taskset | None) -> tuple[Tasks, Scorer]:
         if self._opened is not None and self._opened[0] == spec:
             return self._opened[1:]
+        file = spec.file if spec is not None else None
+        if file is not None and self._mounted not in (None, file.mounted):
+            raise _TasksMovedError(file.name)
         await self._close()
         # Importing a dataset takes seconds, in which SIGTERM must be heard.
         tasks = await asyncio.to_thread(self._open_tasks, spec)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from espalier.api.taskset import Taskset
-from espalier.runner.jsonl import config_map_tasks
+from espalier.api.taskset import SOURCES, Taskset
+from espalier.runner.jsonl import file_tasks
 from espalier.runner.problem import UserError
 from espalier.runner.tasks import TASKS_DIRECTORY, Tasks
 
@@ -15,18 +15,17 @@ def open_tasks(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks
 
     Args:
         spec: the run's taskset.
-        directory: where its ConfigMap is mounted.
+        directory: where its ConfigMap, claim or image is mounted.
 
     Raises:
         UserError: the taskset is missing or wrong; names the field.
     """
-    if spec is not None and spec.config_map is not None:
-        return config_map_tasks(spec, spec.config_map, directory)
+    if spec is not None and (file := spec.file) is not None:
+        return file_tasks(spec, file, directory)
     if spec is not None and spec.reasoning_gym is not None:
         # Takes over a second to import, which a ConfigMap's tasks need not pay.
         from espalier.runner.reasoning_gym import ReasoningGymTasks  # noqa: PLC0415
 
         return ReasoningGymTasks(spec, spec.reasoning_gym)
-    raise UserError(
-        "TasksetInvalid", "taskset names no source", "Set taskset.reasoningGym or taskset.configMap"
-    )
+    sources = ", ".join(f"taskset.{source}" for source in SOURCES)
+    raise UserError("TasksetInvalid", "taskset names no source", f"Set one of {sources}")

@@ -144,7 +144,7 @@ def _forward_backward(
 def _backward(
     compute: Compute, log: CommandLog, request: BackwardRequest, cuts: Cuts
 ) -> GradientCommand:
-    forward = _held_forward(log, request.forward_id)
+    forward = held_forward(log, request.forward_id)
     data = forward_data(compute.limits, forward)
     _check_weights(request.weights, data)
     batch = compute.admit(data, cuts=cuts)
@@ -161,7 +161,8 @@ def _backward(
     )
 
 
-def _held_forward(log: CommandLog, wanted: str) -> ForwardRequest:
+def held_forward(log: CommandLog, wanted: str) -> ForwardRequest:
+    """The forward that a backward builds on; 404 when it is not held any more."""
     for record in log.forwards(FORWARDS_KEPT):
         if forward_id(record) == wanted:
             return ForwardRequest.model_validate_json(log.body(record))

@@ -35,11 +35,13 @@ from espalier.trainer.commands import (
     gradient_command,
 )
 from espalier.trainer.compute import Compute
+from espalier.trainer.learnt import Reader
 from espalier.trainer.log import Assigned, CommandLog, Key, Record
 from espalier.trainer.metrics import Tally
 from espalier.trainer.planner import cuts_json
 from espalier.trainer.problems import CommandError
 from espalier.trainer.store import CheckpointStore
+from espalier.trainer.traces import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class Engine:
         self.compute = compute
         self.store = store
         self.log = log
+        self.traces = Traces(store.model_directory(model))
+        self.reader = Reader(store, base)
         self.assigned: Assigned | None = None
         self.position = Position()
         self.tallies: list[Tally] = []

@@ -82,7 +82,7 @@ class Service:
         """Makes the engine on its thread; until then train routes answer 503 Loading."""
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._worker, make, self._published)
-        self._traces = Traces(engine.store.model_directory(engine.model))
+        self._traces = engine.traces
         self._engine = engine
         # Nobody could call it while it was loading.
         self._calls.touch()

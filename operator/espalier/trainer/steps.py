@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from espalier.api.metrics import of_step
 from espalier.api.wire import OptimStepRequest, OptimStepResult, Problem
-from espalier.trainer import checkpoints
+from espalier.trainer import checkpoints, learnt
 from espalier.trainer.checkpoints import Position, StepState
 from espalier.trainer.commands import Answer, Command
 from espalier.trainer.log import Record
@@ -101,6 +101,7 @@ def _commit(
     proposal: Proposal,
     state: StepState,
 ) -> Answer:
+    rollouts = request.rollouts or learnt.records(engine)
     stored, created = checkpoints.write(
         engine.store,
         engine.compute,
@@ -108,14 +109,16 @@ def _commit(
         state,
         base=engine.base,
         key=record.key,
-        rollouts=request.rollouts,
+        rollouts=rollouts,
     )
     try:
-        return record_commit(engine, record, stored, state)
+        answer = record_commit(engine, record, stored, state)
     except CommandError:
         if created:
             engine.store.discard(stored)
         raise
+    learnt.mark(engine, rollouts)
+    return answer
 
 
 def _next_state(engine: Engine, request: OptimStepRequest, proposal: Proposal) -> StepState:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from espalier.api.platform import JobReport, TraceEnter, TraceExit, TraceRecord
 from espalier.api.wire import ForwardRequest, TrajectoryPayload, TrajectorySample
 from espalier.trainer.problems import CommandError, invalid
 
+logger = logging.getLogger(__name__)
+
+TRACES_FILE = "traces.sqlite"
 # The oldest are forgotten beyond this many.
 TRACES_KEPT = 50_000
 INLINE = "leave its whole group out, or send a TrajectoryPayload with an explicit reward"
@@ -27,12 +31,43 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, report TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS traces (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, enter TEXT, exit TEXT);
+CREATE INDEX IF NOT EXISTS traces_of_jobs ON traces (json_extract(enter, '$.job_id'));
 CREATE TABLE IF NOT EXISTS samples (
     trace TEXT NOT NULL, turn INTEGER NOT NULL, sample TEXT NOT NULL, PRIMARY KEY (trace, turn));
 CREATE TABLE IF NOT EXISTS drawn (
     digest BLOB PRIMARY KEY, trace TEXT NOT NULL, temperature REAL NOT NULL, shifted TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS drawn_of_trace ON drawn (trace);
 """
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    """The file's connection; a damaged file is set aside, because training needs none of it."""
+    try:
+        return _connected(file)
+    except sqlite3.DatabaseError as error:
+        # Its subclasses are of the moment: a full volume, a lock.
+        if type(error) is not sqlite3.DatabaseError:
+            raise
+        logger.error("%s is damaged and set aside, its traces are lost: %s", file, error)
+        file.replace(file.with_name(f"{TRACES_FILE}.damaged"))
+        file.with_name(f"{TRACES_FILE}-journal").unlink(missing_ok=True)
+        return _connected(file)
+
+
+def _connected(file: Path) -> sqlite3.Connection:
+    made = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    try:
+        made.execute("PRAGMA journal_mode = TRUNCATE")
+        # A trace lost with the node's power is refused by name, so no sample waits for the disk.
+        made.execute("PRAGMA synchronous = NORMAL")
+        made.executescript(_SCHEMA)
+        # A file that was begun before steps told of traces goes on.
+        if "told" not in {row[1] for row in made.execute("PRAGMA table_info(traces)")}:
+            made.execute("ALTER TABLE traces ADD COLUMN told INTEGER NOT NULL DEFAULT 0")
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def canonical(text: str) -> str:
@@ -48,13 +83,7 @@ class Traces:
 
     def __init__(self, directory: Path) -> None:
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(
-            directory / "traces.sqlite", isolation_level=None, check_same_thread=False
-        )
-        self._db.execute("PRAGMA journal_mode = TRUNCATE")
-        # A trace lost with the node's power is refused by name, so no sample waits for the disk.
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.executescript(_SCHEMA)
+        self._db = _opened(directory / TRACES_FILE)
 
     def enter_job(self, job: str, report: JobReport) -> None:
         """Keeps the report of a job; the last one counts."""
@@ -124,6 +153,31 @@ class Traces:
                 enter=enter,
                 exit=left,
                 samples=[s.model_dump(exclude_none=True) for s in self._samples(name)],
+            )
+
+    def told(self, ids: Collection[str]) -> list[TraceRecord]:
+        """These traces, then those of their jobs that have ended and that no step has told of."""
+        known = [record for name in sorted(ids) if (record := self.record(name)) is not None]
+        jobs = {job for record in known if (job := (record.enter or {}).get("job_id"))}
+        with self._lock:
+            others = [
+                name
+                for job in sorted(jobs)
+                for (name,) in self._rows(
+                    "SELECT id FROM traces WHERE json_extract(enter, '$.job_id') = ? "
+                    "AND exit IS NOT NULL AND told = 0 ORDER BY number",
+                    job,
+                )
+            ]
+        left_out = (self.record(name) for name in others if name not in ids)
+        return known + [record for record in left_out if record is not None]
+
+    def mark_told(self, ids: Iterable[str]) -> None:
+        """A step has told of these traces."""
+        with self._lock:
+            self._db.executemany(
+                "UPDATE traces SET told = 1 WHERE id = ?",
+                [(name,) for text in ids if (name := canonical_or_empty(text))],
             )
 
     def resolve(self, request: ForwardRequest) -> ForwardRequest:

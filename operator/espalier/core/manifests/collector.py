@@ -60,7 +60,13 @@ def collector_job(
             *(checkpoint.spec.digest for checkpoint in batch),
         ),
     )
-    pod = pod_spec(container, template, grace_seconds=30, pull_secrets=settings.pull_secrets)
+    pod = pod_spec(
+        container,
+        template,
+        grace_seconds=30,
+        pull_secrets=settings.pull_secrets,
+        assigned_ids=settings.assigned_ids,
+    )
     spec = job_spec(
         pod,
         pod_metadata(labels, template),

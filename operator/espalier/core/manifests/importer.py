@@ -75,6 +75,7 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
         grace_seconds=30,
         init_containers=copies,
         pull_secrets=settings.pull_secrets,
+        assigned_ids=settings.assigned_ids,
     )
     metadata = pod_metadata(labels, template)
     spec = job_spec(pod, metadata, container="importer", retries=_RETRIES, seconds=_LIMIT_SECONDS)

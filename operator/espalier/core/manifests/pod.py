@@ -22,6 +22,7 @@ VOLUME_PATH = "/weights"
 USER_ERROR = 64
 
 _SHARED_MEMORY = "1Gi"
+_IDS = {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}
 # Parts of a template that are not fields of the pod's spec.
 _NOT_PLACEMENT = ("resources", "env", "labels", "annotations")
 
@@ -130,10 +131,12 @@ def pod_spec(
     init_containers: tuple[Container, ...] = (),
     service_account: str = "",
     pull_secrets: tuple[str, ...] = (),
+    assigned_ids: bool = False,
 ) -> Manifest:
     """A pod of one container, placed as the user's template says.
 
-    It pulls with ``pull_secrets`` and with those of the template.
+    It pulls with ``pull_secrets`` and with those of the template; with ``assigned_ids`` it leaves
+    user and groups to the platform.
     """
     mounts = {m.name: m for c in (container, *init_containers) for m in _mounts(c)}
     spec: Manifest = {
@@ -142,9 +145,7 @@ def pod_spec(
         "terminationGracePeriodSeconds": grace_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
+            **({} if assigned_ids else _IDS),
             # Else the kubelet walks the whole volume at every start of a pod.
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
@@ -184,7 +185,8 @@ def _mounts(container: Container) -> tuple[Mount, ...]:
 
 def _container(container: Container, template: PodTemplate | None) -> Manifest:
     # The root file system is read-only, and libraries write caches below the home directory.
-    env = {"HOME": "/tmp", **container.env}
+    # An assigned user is in no list of users, and libraries ask for its name.
+    env = {"HOME": "/tmp", "USER": "espalier", **container.env}
     requests = {"cpu": container.requests.cpu, "memory": container.requests.memory}
     given = template.resources if template else None
     variables = {name: _variable(name, value) for name, value in env.items()}

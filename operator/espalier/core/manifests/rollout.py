@@ -84,7 +84,11 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
         "template": {
             "metadata": pod_metadata(labels, rollout.template),
             "spec": pod_spec(
-                container, rollout.template, grace_seconds=60, pull_secrets=settings.pull_secrets
+                container,
+                rollout.template,
+                grace_seconds=60,
+                pull_secrets=settings.pull_secrets,
+                assigned_ids=settings.assigned_ids,
             ),
         },
     }

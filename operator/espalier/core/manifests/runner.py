@@ -28,6 +28,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     """The Job that drives the run; its pod template cannot change, only the Job be replaced."""
     name = run.metadata.name
     labels = child_labels("runner", model.metadata.name, name)
+    file = run.spec.taskset.file if run.spec.taskset else None
     container = Container(
         name="runner",
         image=settings.images.runner,
@@ -39,6 +40,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_GATEWAY_URL": settings.gateway_url,
             "ESPALIER_TOKEN_FILE": f"{_TOKEN_DIRECTORY}/token",
             "ESPALIER_TASKS_DIRECTORY": TASKS_PATH,
+            "ESPALIER_TASKS_MOUNTED": file.mounted if file is not None else "",
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
         },
@@ -49,8 +51,10 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         container,
         template,
         grace_seconds=30,
+        init_containers=_copies(run),
         service_account=settings.runner_service_account,
         pull_secrets=settings.pull_secrets,
+        assigned_ids=settings.assigned_ids,
     )
     spec = job_spec(
         pod, pod_metadata(labels, template), container="runner", retries=_RETRIES, seconds=None
@@ -88,7 +92,30 @@ def _token() -> Mount:
 
 
 def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
-    tasks = run.spec.taskset.config_map if run.spec.taskset else None
+    """Where the runner finds the file of its tasks, if they are in one."""
+    tasks = run.spec.taskset
     if tasks is None:
         return ()
-    return (Mount("tasks", {"configMap": {"name": tasks.name}}, TASKS_PATH, read_only=True),)
+    if tasks.config_map is not None:
+        source: Manifest = {"configMap": {"name": tasks.config_map.name}}
+        return (Mount("tasks", source, TASKS_PATH, read_only=True),)
+    if (claim := tasks.persistent_volume_claim) is not None:
+        source = {"persistentVolumeClaim": {"claimName": claim.claim_name}}
+        # Of the claim the file's own directory, and no more.
+        return (Mount("tasks", source, TASKS_PATH, read_only=True, sub_path=claim.directory),)
+    return (Mount("tasks", {"emptyDir": {}}, TASKS_PATH),) if tasks.image is not None else ()
+
+
+def _copies(run: TrainingRun) -> tuple[Container, ...]:
+    """Image volumes are not everywhere yet, so an image copies its own files."""
+    if run.spec.taskset is None or run.spec.taskset.image is None:
+        return ()
+    copy = Container(
+        name="copy-tasks",
+        image=run.spec.taskset.image.reference,
+        requests=_REQUESTS,
+        env={},
+        mounts=_tasks(run),
+        command=("cp", "-rL", "/tasks/.", f"{TASKS_PATH}/"),
+    )
+    return (copy,)

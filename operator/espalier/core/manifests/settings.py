@@ -36,7 +36,8 @@ class ChildSettings:
     """Images, the keys that pods verify tokens with, and where the gateway is.
 
     ``public_keys`` is what ``identity.PublicKeys.text`` writes; ``pull_secrets`` are names of
-    Secrets, in the model's namespace, that every pod pulls with.
+    Secrets, in the model's namespace, that every pod pulls with. ``assigned_ids``: the platform
+    gives each pod its user and groups, as OpenShift does, and refuses pods that name their own.
     """
 
     images: Images
@@ -45,3 +46,4 @@ class ChildSettings:
     runner_service_account: str = "espalier-runner"
     hub: HubSettings = field(default_factory=HubSettings)
     pull_secrets: tuple[str, ...] = ()
+    assigned_ids: bool = False

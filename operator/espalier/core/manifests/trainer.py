@@ -81,7 +81,11 @@ def trainer_statefulset(
         "template": {
             "metadata": pod_metadata(labels, trainer.template),
             "spec": pod_spec(
-                container, trainer.template, grace_seconds=60, pull_secrets=settings.pull_secrets
+                container,
+                trainer.template,
+                grace_seconds=60,
+                pull_secrets=settings.pull_secrets,
+                assigned_ids=settings.assigned_ids,
             ),
         },
     }
