@@ -138,7 +138,7 @@ class Taskset(Type):
         default="DropGroup",
         description="onError says what a completion is worth whose scorer raised, hung, died or "
         "gave no number from 0 to 1: its group is dropped (DropGroup), the reward is 0 (Zero), or "
-        "the run stops (Fail). It is counted in reward/scorer_errors.",
+        "the run stops (Fail). It is counted in rollout/scorer_errors.",
     )
 
     model_config = ConfigDict(
