@@ -47,7 +47,8 @@ def test_the_temperature_is_the_one_that_vllm_samples_at(given: Any, temperature
     ("request_", "said"),
     [
         ({"top_p": 0.8}, "top_p 0.8"),
-        ({"top_p": "0.8"}, "top_p"),
+        ({"top_p": "0.8"}, "top_p 0.8"),
+        ({"temperature": float("nan")}, "temperature"),
         ({"top_k": 5}, "top_k 5"),
         ({"min_p": 0.1}, "min_p 0.1"),
         ({"repetition_penalty": 1.1}, "repetition_penalty 1.1"),
@@ -57,6 +58,8 @@ def test_the_temperature_is_the_one_that_vllm_samples_at(given: Any, temperature
         ({"bad_words": ["a"]}, "bad_words"),
         ({"allowed_token_ids": [5]}, "allowed_token_ids"),
         ({"min_tokens": 3}, "min_tokens 3"),
+        # Refused by the rollout; no matter what, the gateway must not fail on it.
+        ({"top_k": 10**400}, "top_k"),
         ({"thinking_token_budget": 9}, "thinking_token_budget 9"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.compat.clients import NEWEST, drive, environment
+from tests.compat.clients import EACH_VERSION, NEWEST, drive, environment
 from tests.compat.stage import NAMESPACE, TRAINER, Stage
 
 from espalier.api.taskset import Taskset
@@ -107,10 +107,10 @@ def difference(one: Gradient, other: Gradient) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in other) / largest
 
 
-async def by_huds_client(stage: Stage, home: Path, **sampling: Any) -> dict[str, Any]:
+async def by_huds_client(version: str, stage: Stage, home: Path, **sampling: Any) -> dict[str, Any]:
     variables = environment(stage.url, TRAINER, home)
     return dict(
-        await drive(NEWEST, "tempered", variables, model="arith", sampling=sampling, rate=RATE)
+        await drive(version, "tempered", variables, model="arith", sampling=sampling, rate=RATE)
     )
 
 
@@ -171,10 +171,11 @@ async def by_a_declared_run(stage: Stage) -> None:
         ).drive()
 
 
+@pytest.mark.parametrize("version", EACH_VERSION)
 async def test_every_way_to_train_on_the_same_samples_takes_the_same_gradient(
-    stage: Stage, taken: list[Gradient], tmp_path: Path
+    stage: Stage, taken: list[Gradient], tmp_path: Path, version: str
 ) -> None:
-    assert await by_huds_client(stage, tmp_path, temperature=0.7) == {
+    assert await by_huds_client(version, stage, tmp_path, temperature=0.7) == {
         "runs": 1,
         "ids": 2,
         "bare": 3,
@@ -196,7 +197,7 @@ async def test_every_way_to_train_on_the_same_samples_takes_the_same_gradient(
 async def test_samples_of_another_distribution_are_refused_every_way(
     stage: Stage, taken: list[Gradient], tmp_path: Path
 ) -> None:
-    told = await by_huds_client(stage, tmp_path, top_p=0.8)
+    told = await by_huds_client(NEWEST, stage, tmp_path, top_p=0.8)
     assert told.keys() == {"runs", "ids", "bare", "custom"}
     for status, said in told.values():
         assert status == 422

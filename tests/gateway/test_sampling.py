@@ -112,6 +112,7 @@ def test_only_text_is_sampled_and_only_the_models_template_renders_it(
         ({"priority": 5}, "priority has no effect"),
         ({"kv_transfer_params": {"a": 1}}, "kv_transfer_params has no effect"),
         ({"watermarking": True}, "watermarking has no effect"),
+        ({"user": "u-7"}, "user has no effect"),
         ({"use_beam_search": True, "prompt_logprobs": 0}, "prompt_logprobs is not computed"),
         ({"structured_outputs": {"regex": "a"}}, ""),
         (

@@ -142,7 +142,7 @@ def test_inline_tokens_are_trained_as_the_gateway_drew_them_for_whatever_trace(
     inline = TrajectoryPayload(samples=[SAMPLE, cold, elsewhere, said], reward=1.0)
     (found,) = resolve(kept, inline)
     told = [(sample.temperature, sample.shifted_by) for sample in found.samples]
-    assert told == [(1.0, []), (0.7, ["top_p 0.8"]), (None, []), (0.5, [])]
+    assert told == [(None, []), (0.7, ["top_p 0.8"]), (None, []), (0.5, [])]
 
 
 def test_traces_of_two_groups_do_not_share_a_place(kept: Traces) -> None:

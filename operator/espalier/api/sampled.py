@@ -68,6 +68,7 @@ def _any(_value: Any) -> bool:
 
 # Fields that change the distribution, and whether a value of them does.
 _SHIFTING: dict[str, Callable[[Any], bool]] = {
+    "temperature": lambda value: _number(value) is None,
     "top_p": _other_than(1),
     "top_k": _other_than(0, -1),
     "min_p": _other_than(0),
@@ -90,8 +91,8 @@ def _shifting(request: Mapping[str, Any]) -> list[str]:
     for name, shifts in _SHIFTING.items():
         value = request.get(name)
         if value is not None and shifts(value):
-            shown = isinstance(value, int | float) and not isinstance(value, bool)
-            found.append(f"{name} {value:.6g}" if shown else name)
+            number = None if isinstance(value, bool) else _number(value)
+            found.append(name if number is None else f"{name} {number:.6g}")
     forced = _forced(request)
     return [*found, forced] if forced else found
 

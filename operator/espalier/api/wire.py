@@ -116,7 +116,7 @@ class TrajectorySample(Wire):
         if unknown:
             raise ValueError(f"prompt_chunks[0].{unknown[0]} is unknown")
         for name, value in said.items():
-            if given.get(name, value) != value:
+            if given.get(name) not in (None, value):
                 raise ValueError(f"{name} is {given[name]}, and prompt_chunks[0] says {value}")
         return {**given, **said, "prompt_chunks": None}
 

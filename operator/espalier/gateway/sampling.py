@@ -18,8 +18,10 @@ MESSAGES = "continuation_from"
 RENDERER = "renderer_name"
 CHAT_TEMPLATE = "chat_template"
 CHUNKS = "prompt_chunks"
-# Fields for other set-ups of vLLM: priorities, several servers for one request, plugins.
+# Fields for other set-ups of vLLM: priorities, several servers for one request, plugins. And a
+# caller's name for its user, which OpenAI's service looks at and nothing here does.
 _LEFT_OUT = (
+    "user",
     "watermarking",
     "priority",
     "kv_transfer_params",

@@ -35,7 +35,7 @@ CREATE INDEX IF NOT EXISTS traces_of_jobs ON traces (json_extract(enter, '$.job_
 CREATE TABLE IF NOT EXISTS samples (
     trace TEXT NOT NULL, turn INTEGER NOT NULL, sample TEXT NOT NULL, PRIMARY KEY (trace, turn));
 CREATE TABLE IF NOT EXISTS drawn (
-    digest BLOB PRIMARY KEY, trace TEXT NOT NULL, temperature REAL NOT NULL, shifted TEXT NOT NULL);
+    digest BLOB PRIMARY KEY, trace TEXT NOT NULL, temperature REAL, shifted TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS drawn_of_trace ON drawn (trace);
 """
 
@@ -128,7 +128,8 @@ class Traces:
                 "INSERT OR REPLACE INTO samples VALUES (?, ?, ?)",
                 (name, len(turns) - int(again), sample.model_dump_json(exclude_none=True)),
             )
-            if sample.temperature is not None:
+            # What says nothing is taken for a plain sample anyway.
+            if sample.shifted_by or sample.temperature not in (None, 1.0):
                 told = (sample.temperature, json.dumps(sample.shifted_by))
                 self._db.execute(
                     "INSERT OR REPLACE INTO drawn VALUES (?, ?, ?, ?)",
@@ -184,7 +185,7 @@ class Traces:
         """The request with every trace id replaced by its trajectory, in order.
 
         Inline samples that do not say how they were drawn are told, where the gateway drew them for
-        any trace.
+        any trace and not plainly.
 
         Raises:
             CommandError: 422, naming the input that is unknown, has not ended, was timed out or
@@ -206,9 +207,8 @@ class Traces:
 
     def _as_drawn(self, inline: TrajectoryPayload) -> TrajectoryPayload:
         samples = [self._told(sample) for sample in inline.samples]
-        return (
-            inline if samples == inline.samples else inline.model_copy(update={"samples": samples})
-        )
+        told = any(one is not other for one, other in zip(samples, inline.samples, strict=True))
+        return inline.model_copy(update={"samples": samples}) if told else inline
 
     def _told(self, sample: TrajectorySample) -> TrajectorySample:
         if sample.temperature is not None or sample.shifted_by:
