@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from espalier.api.meta import Metric, decimal
 from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.model import ROLLOUTS_READY
@@ -15,14 +16,18 @@ LOGPROBS_ALIGNED = "LogprobsAligned"
 ROLLOUTS_HEALTHY = "RolloutsHealthy"
 # Above this share of groups with equal rewards a step hardly teaches anything.
 UNINFORMATIVE_FRACTION = 0.9
+# Above this share of completions that were cut off, that is what is wrong.
+MANY_CUT = 0.5
 # Mean absolute difference of trainer and sampler log-probs that the dtype explains.
 ALIGNED_MEAN = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
-def step_findings(metrics: Sequence[Metric], model: TrainableModel | None) -> list[Finding]:
+def step_findings(
+    metrics: Sequence[Metric], run: TrainingRun, model: TrainableModel | None
+) -> list[Finding]:
     """RewardsInformative and LogprobsAligned of the latest step; Unknown before the first."""
     values = {metric.name: decimal(metric.value) for metric in metrics}
-    return [_rewards(values), _logprobs(values, model)]
+    return [_rewards(values, run, model), _logprobs(values, model)]
 
 
 def rollouts_healthy(model: TrainableModel | None) -> Finding:
@@ -33,20 +38,36 @@ def rollouts_healthy(model: TrainableModel | None) -> Finding:
     return Finding(ROLLOUTS_HEALTHY, said.status, said.reason, said.message)
 
 
-def _rewards(values: dict[str, float]) -> Finding:
+def _rewards(values: dict[str, float], run: TrainingRun, model: TrainableModel | None) -> Finding:
     fraction = values.get("group/zero_variance_fraction")
     if fraction is None:
         return Finding(REWARDS_INFORMATIVE, "Unknown", "NotMeasured", "no step has reported it")
     shown = f"{fraction:.0%} of the groups had equal rewards"
-    if fraction < UNINFORMATIVE_FRACTION:
-        return Finding(REWARDS_INFORMATIVE, "True", "RewardsVary", shown)
     truncated = values.get("completion/truncated_fraction", 0.0)
+    cut, endless = f"{truncated:.0%} of the completions were cut off", _endless(run, model)
+    if fraction < UNINFORMATIVE_FRACTION:
+        message = f"{shown}. {cut}: {endless}" if truncated > MANY_CUT and endless else shown
+        return Finding(REWARDS_INFORMATIVE, "True", "RewardsVary", message)
     remedy = (
-        f"{truncated:.0%} of the completions were cut off: raise sampling.maxTokens"
-        if truncated > 0.5
+        f"{cut}: {endless or 'raise sampling.maxTokens'}"
+        if truncated > MANY_CUT
         else "choose easier or harder tasks, or raise groupSize"
     )
     return Finding(REWARDS_INFORMATIVE, "False", "RewardsEqual", f"{shown}. {remedy}")
+
+
+def _endless(run: TrainingRun, model: TrainableModel | None) -> str:
+    """Why no completion can end before maxTokens, with the remedy; empty if it can."""
+    resolved = model.status.resolved if model is not None else None
+    end = resolved.unstopped_turn_end if resolved is not None else None
+    sampling = run.spec.sampling
+    if end is None:
+        return ""
+    if run.spec.driver == "Client":
+        return f"{end.shown}: sample with stop_token_ids [{end.token_id}]"
+    if end.token_id in (sampling.stop_token_ids or ()) or end.token in (sampling.stop or ()):
+        return ""
+    return f"{end.shown}: set sampling.stopTokenIds: [{end.token_id}]"
 
 
 def _logprobs(values: dict[str, float], model: TrainableModel | None) -> Finding:

@@ -92,7 +92,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         *stage.triple,
         stage.suspended,
         stage.succeeded,
-        *step_findings(metrics, view.model),
+        *step_findings(metrics, run, view.model),
         rollouts_healthy(view.model),
     ]
     status = TrainingRunStatus(
