@@ -14,6 +14,7 @@ TOGETHER = {
     # Two vLLM servers on two cores hinder each other more than they overlap: one worker has them.
     "vllm": (
         "gateway/test_vllm",
+        "local/test_agents",
         "local/test_cookbooks",
         "local/test_dev",
         "local/test_full",

@@ -83,9 +83,11 @@ async def run(version: str, arguments: list[str], variables: dict[str, str]) -> 
     return Finished(process.returncode or 0, output.decode(), errors.decode())
 
 
-async def drive(version: str, scenario: str, variables: dict[str, str], **given: Any) -> list[Any]:
-    """Runs a scenario of driver.py; what it printed, one JSON value a line."""
-    done = await run(version, [str(DRIVER), scenario, json.dumps(given)], variables)
+async def drive(
+    version: str, scenario: str, variables: dict[str, str], *, script: Path = DRIVER, **given: Any
+) -> list[Any]:
+    """Runs a scenario of driver.py or a script like it; what it printed, one JSON value a line."""
+    done = await run(version, [str(script), scenario, json.dumps(given)], variables)
     assert done.code == 0, done.errors[-3000:]
     return [json.loads(line) for line in done.output.splitlines()]
 

@@ -456,6 +456,35 @@ def test_truncated_completions_are_named_as_the_cause_of_equal_rewards() -> None
     assert "sampling.maxTokens" in found.message
 
 
+@pytest.mark.parametrize(
+    ("spec", "equal", "told"),
+    [
+        ({}, "1", "set sampling.stopTokenIds: [7]"),
+        # Answers that are read before they are cut may be rewarded all the same.
+        ({}, "0.2", "set sampling.stopTokenIds: [7]"),
+        ({"sampling": {"stopTokenIds": [7]}}, "1", "raise sampling.maxTokens"),
+        ({"sampling": {"stop": ["<|im_end|>"]}}, "1", "raise sampling.maxTokens"),
+        # Its sampling is the client's own.
+        ({"driver": "Client"}, "1", "sample with stop_token_ids [7]"),
+    ],
+)
+def test_a_turns_end_that_stops_nothing_is_named_as_the_cause_of_cut_completions(
+    spec: dict[str, Any], equal: str, told: str
+) -> None:
+    shown = [
+        {"name": "group/zero_variance_fraction", "value": equal},
+        {"name": "completion/truncated_fraction", "value": "0.9"},
+    ]
+    end = {"token": "<|im_end|>", "tokenId": 7}
+    resolved = {"uri": "file:///b", "digest": digest("b"), "unstoppedTurnEnd": end}
+    subject = run(status={"metrics": shown}, **spec)
+    decision = runs.decide(view(run=subject, model=model(status={"resolved": resolved})), NOW)
+    found = find(decision.status.conditions, "RewardsInformative")
+    assert found is not None
+    assert told in found.message
+    assert ("closes turns with '<|im_end|>'" in found.message) == ("[7]" in told)
+
+
 def test_the_trainer_is_told_where_to_go_on_under_which_epoch() -> None:
     branched = {
         "epoch": 2,

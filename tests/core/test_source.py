@@ -182,6 +182,16 @@ def test_once_known_it_stays_known_without_the_job() -> None:
     assert (decision.finding.status, decision.importer) == ("True", "Keep")
 
 
+def test_what_a_sampler_must_stop_at_itself_is_said_with_the_base() -> None:
+    end = {"token": "<|im_end|>", "tokenId": 7}
+    resolved = {**RESOLVED, "unstoppedTurnEnd": end}
+    decision = source.decide(SourceView(model(status={"resolved": resolved})))
+    assert decision.finding.message.endswith(
+        "the chat template closes turns with '<|im_end|>', which ends no completion: sample with "
+        "stopTokenIds: [7]"
+    )
+
+
 PARENT = model("m", status={"resolved": RESOLVED})
 
 

@@ -137,7 +137,7 @@ def test_the_log_has_an_entry_for_each_cause_of_a_task() -> None:
     [
         (group(1, 1), "choose harder ones"),
         (group(1, 1, finish="length"), "choose harder ones"),
-        (group(0, 0, finish="length"), "raise sampling.maxTokens"),
+        (group(0, 0, finish="length"), "raise sampling.maxTokens, or set sampling.stopTokenIds"),
         (group(0, None), "The scorer fails"),
         (group(None, None), "The scorer fails"),
         (group(0, 0), "choose easier tasks"),

@@ -261,6 +261,54 @@ def test_a_base_without_a_chat_template_is_taken_and_known_as_such(base: Path) -
     assert not inspect(base, WANTED).chat_template
 
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}"
+)
+
+
+def closes_turns(base: Path, template: str, *ends: int) -> int:
+    """Gives a base a template and the end tokens of its generation_config; the id of im_end."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(base)
+    end: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    listed = [end if chosen < 0 else chosen for chosen in ends]
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
+    return end
+
+
+def test_a_template_that_closes_turns_with_a_token_that_ends_nothing_is_known_for_it(
+    base: Path,
+) -> None:
+    end = closes_turns(base, CHATML, 2)
+    found = inspect(base, WANTED).unstopped
+    assert found is not None
+    assert (found.token, found.token_id) == ("<|im_end|>", end)
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        # Instruct models list it beside the tokenizer's own.
+        (CHATML, [2, -1]),
+        (CHATML.replace("<|im_end|>", "{{ eos_token }}"), [2]),
+        # Nothing says where a turn ends.
+        (CHATML.replace("<|im_end|>", ""), [2]),
+        # It takes no chat that ends with the assistant.
+        (
+            CHATML + "{% if messages[-1]['role'] == 'assistant' %}"
+            "{{ raise_exception('no') }}{% endif %}",
+            [2],
+        ),
+    ],
+)
+def test_no_other_template_is(base: Path, template: str, ends: list[int]) -> None:
+    closes_turns(base, template, *ends)
+    assert inspect(base, WANTED).unstopped is None
+
+
 def test_a_given_chat_template_is_part_of_the_base(base: Path, tmp_path: Path) -> None:
     untemplated(base)
     assert inspect(base, Wanted(ADAPTER, TEMPLATE)).chat_template

@@ -167,6 +167,18 @@ class ImportedAdapter(Type):
     )
 
 
+class TurnEnd(Type):
+    """A token that the chat template closes a turn with."""
+
+    token: str = Field(description="token as text.", max_length=64)
+    token_id: int = Field(ge=0, description="tokenId is its number.")
+
+    @property
+    def shown(self) -> str:
+        """What a message says of one that ends no completion."""
+        return f"the chat template closes turns with {self.token!r}, which ends no completion"
+
+
 class Resolved(Type):
     """What the source turned out to be."""
 
@@ -179,6 +191,12 @@ class Resolved(Type):
     chat_template: Literal["Present", "Missing"] | None = Field(
         default=None,
         description="chatTemplate says whether the base has one, or was given one.",
+    )
+    unstopped_turn_end: TurnEnd | None = Field(
+        default=None,
+        description="unstoppedTurnEnd is the token that the chat template closes a turn with, "
+        "where neither tokenizer nor generation_config.json ends a completion at it. Sample with "
+        "it among stopTokenIds.",
     )
     adapter: ImportedAdapter | None = Field(
         default=None, description="adapter is what source.adapter turned out to be."

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from espalier.api.meta import Metric, decimal
 from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.model import ROLLOUTS_READY
@@ -16,19 +16,20 @@ LOGPROBS_ALIGNED = "LogprobsAligned"
 ROLLOUTS_HEALTHY = "RolloutsHealthy"
 # Above this share of groups with equal rewards a step hardly teaches anything.
 UNINFORMATIVE_FRACTION = 0.9
+# Above this share of completions that were cut off, that is what is wrong.
+MANY_CUT = 0.5
 # No ratio reaches it where the sampler's distribution was cut: what is left became likelier.
 MOST_RATIO = 1.001
-Driver = Literal["Runner", "Client"]
 # Mean absolute difference of trainer and sampler log-probs that the dtype explains.
 ALIGNED_MEAN = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 def step_findings(
-    metrics: Sequence[Metric], model: TrainableModel | None, driver: Driver
+    metrics: Sequence[Metric], run: TrainingRun, model: TrainableModel | None
 ) -> list[Finding]:
     """RewardsInformative and LogprobsAligned of the latest step; Unknown before the first."""
     values = {metric.name: decimal(metric.value) for metric in metrics}
-    return [_rewards(values), _logprobs(values, model, driver)]
+    return [_rewards(values, run, model), _logprobs(values, run, model)]
 
 
 def rollouts_healthy(model: TrainableModel | None, started: int) -> Finding:
@@ -45,23 +46,39 @@ def rollouts_healthy(model: TrainableModel | None, started: int) -> Finding:
     return Finding(ROLLOUTS_HEALTHY, said.status, said.reason, said.message)
 
 
-def _rewards(values: dict[str, float]) -> Finding:
+def _rewards(values: dict[str, float], run: TrainingRun, model: TrainableModel | None) -> Finding:
     fraction = values.get("group/zero_variance_fraction")
     if fraction is None:
         return Finding(REWARDS_INFORMATIVE, "Unknown", "NotMeasured", "no step has reported it")
     shown = f"{fraction:.0%} of the groups had equal rewards, limit {UNINFORMATIVE_FRACTION:.0%}"
-    if fraction < UNINFORMATIVE_FRACTION:
-        return Finding(REWARDS_INFORMATIVE, "True", "RewardsVary", shown)
     truncated = values.get("completion/truncated_fraction", 0.0)
+    cut, endless = f"{truncated:.0%} of the completions were cut off", _endless(run, model)
+    if fraction < UNINFORMATIVE_FRACTION:
+        message = f"{shown}. {cut}: {endless}" if truncated > MANY_CUT and endless else shown
+        return Finding(REWARDS_INFORMATIVE, "True", "RewardsVary", message)
     remedy = (
-        f"{truncated:.0%} of the completions were cut off: raise sampling.maxTokens"
-        if truncated > 0.5
+        f"{cut}: {endless or 'raise sampling.maxTokens'}"
+        if truncated > MANY_CUT
         else "choose easier or harder tasks, or raise groupSize"
     )
     return Finding(REWARDS_INFORMATIVE, "False", "RewardsEqual", f"{shown}. {remedy}")
 
 
-def _logprobs(values: dict[str, float], model: TrainableModel | None, driver: Driver) -> Finding:
+def _endless(run: TrainingRun, model: TrainableModel | None) -> str:
+    """Why no completion can end before maxTokens, with the remedy; empty if it can."""
+    resolved = model.status.resolved if model is not None else None
+    end = resolved.unstopped_turn_end if resolved is not None else None
+    sampling = run.spec.sampling
+    if end is None:
+        return ""
+    if run.spec.driver == "Client":
+        return f"{end.shown}: sample with stop_token_ids [{end.token_id}]"
+    if end.token_id in (sampling.stop_token_ids or ()) or end.token in (sampling.stop or ()):
+        return ""
+    return f"{end.shown}: set sampling.stopTokenIds: [{end.token_id}]"
+
+
+def _logprobs(values: dict[str, float], run: TrainingRun, model: TrainableModel | None) -> Finding:
     difference = values.get("logprob/difference_mean")
     if difference is None or model is None:
         return Finding(LOGPROBS_ALIGNED, "Unknown", "NotMeasured", "no step has reported it")
@@ -71,11 +88,11 @@ def _logprobs(values: dict[str, float], model: TrainableModel | None, driver: Dr
     shown = f"trainer and sampler differ by {difference:.2g} on average, limit {limit:.2g}"
     if difference <= limit:
         return Finding(LOGPROBS_ALIGNED, "True", "Aligned", shown)
-    reason, cause = _cause(values, driver)
+    reason, cause = _cause(values, run.spec.driver)
     return Finding(LOGPROBS_ALIGNED, "False", reason, f"{shown}: {cause}")
 
 
-def _cause(values: dict[str, float], driver: Driver) -> tuple[str, str]:
+def _cause(values: dict[str, float], driver: str) -> tuple[str, str]:
     """Reason and cause of log-probs that differ by more than dtypes do, as far as it is known.
 
     Samples that say how they were drawn are trained as drawn, or were refused.

@@ -81,7 +81,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         stage.suspended,
         stage.succeeded,
         *_tasks_ready(view),
-        *step_findings(metrics, view.model, view.run.spec.driver),
+        *step_findings(metrics, run, view.model),
         rollouts_healthy(view.model, view.rollouts),
     ]
     status = TrainingRunStatus(

@@ -64,6 +64,8 @@ def decide(view: SourceView) -> SourceDecision:
 
 def _known(resolved: Resolved, importer: ImporterAction = "Keep") -> SourceDecision:
     message = f"the base is {resolved.digest}"
+    if (end := resolved.unstopped_turn_end) is not None:
+        message += f"; {end.shown}: sample with stopTokenIds: [{end.token_id}]"
     return SourceDecision(resolved, Finding(SOURCE_RESOLVED, "True", "Resolved", message), importer)
 
 

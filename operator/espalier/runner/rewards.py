@@ -177,7 +177,10 @@ def _remedy(cut: float, mean: float | None, errors: float) -> str:
     if mean is not None and mean > 0.99:
         return "The model solves every task: choose harder ones in taskset"
     if cut > 0.5:
-        return "Completions are cut before the answer: raise sampling.maxTokens"
+        return (
+            "Completions are cut before the answer: raise sampling.maxTokens, or set "
+            "sampling.stopTokenIds where the model's condition SourceResolved says so"
+        )
     if errors:
         return _SCORER
     return (

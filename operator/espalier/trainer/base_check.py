@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from espalier.api.source import TurnEnd
 from espalier.api.trainablemodel import Adapter
 from espalier.trainer.base_files import (
     CONFIG,
@@ -74,8 +76,9 @@ def inspect(source: Path, wanted: Wanted) -> Facts:
         known = _opened(source, CONFIG, lambda: _configuration(view))
         _check_kind(known, architecture)
         _check_tensors(source, view, architecture)
-        templated = _check_tokenizer(source, view, wanted.chat_template)
-    return Facts(context_tokens(known), templated)
+        tokenizer = _check_tokenizer(source, view, wanted.chat_template)
+        unstopped = _unstopped_turn_end(tokenizer, _ends(view, tokenizer))
+    return Facts(context_tokens(known), bool(tokenizer.chat_template), unstopped)
 
 
 def context_tokens(known: Any) -> int | None:
@@ -209,8 +212,8 @@ def _check_tensors(source: Path, view: Path, architecture: str) -> None:
         )
 
 
-def _check_tokenizer(source: Path, view: Path, given: str) -> bool:
-    """Whether there is a chat template, the base's or a given one; it renders a message."""
+def _check_tokenizer(source: Path, view: Path, given: str) -> Any:
+    """The tokenizer; where it has a chat template, its own or a given one, that renders a chat."""
     if not any((view / name).is_file() for name in _TOKENIZERS):
         raise unreadable(
             f"there is no tokenizer: none of {', '.join(_TOKENIZERS)}",
@@ -222,7 +225,7 @@ def _check_tokenizer(source: Path, view: Path, given: str) -> bool:
         lambda: AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False),
     )
     if not tokenizer.chat_template:
-        return False
+        return tokenizer
     try:
         tokenizer.apply_chat_template(
             [{"role": "user", "content": "1"}], add_generation_prompt=True, tokenize=True
@@ -234,7 +237,45 @@ def _check_tokenizer(source: Path, view: Path, given: str) -> bool:
             f"{where} cannot render a user's message: {error}",
             "correct it, or give another in spec.source.base.chatTemplate",
         ) from error
-    return True
+    return tokenizer
+
+
+def _ends(view: Path, tokenizer: Any) -> set[int]:
+    """The tokens at which vLLM ends a completion of this base by itself."""
+    listed = view / "generation_config.json"
+    try:
+        found = json.loads(listed.read_bytes()).get("eos_token_id") if listed.is_file() else None
+    except (ValueError, AttributeError):
+        # vLLM reads none of it then, either.
+        found = None
+    more = found if isinstance(found, list) else [found]
+    return {end for end in (tokenizer.eos_token_id, *more) if isinstance(end, int)}
+
+
+def _unstopped_turn_end(tokenizer: Any, ends: Collection[int]) -> TurnEnd | None:
+    """The special token that the chat template closes an assistant's turn with, if no end.
+
+    It is where two chats that differ in the assistant's words begin to be the same again.
+    """
+    if not tokenizer.chat_template:
+        return None
+    try:
+        one, other = (_rendered(tokenizer, words) for words in ("0", "1"))
+    except Exception:
+        # Only some templates take a chat that ends with the assistant; nothing depends on it.
+        return None
+    backwards = zip(reversed(one), reversed(other), strict=False)
+    tail = [token for token, twin in takewhile(lambda pair: pair[0] == pair[1], backwards)]
+    if not tail or tail[-1] in ends or tail[-1] not in tokenizer.added_tokens_decoder:
+        return None
+    return TurnEnd(token=str(tokenizer.convert_ids_to_tokens(tail[-1]))[:64], token_id=tail[-1])
+
+
+def _rendered(tokenizer: Any, words: str) -> list[int]:
+    """The tokens of a chat in which the assistant says these words."""
+    chat = [{"role": "user", "content": "1"}, {"role": "assistant", "content": words}]
+    tokens: list[int] = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+    return tokens
 
 
 def _opened(source: Path, what: str, open_: Callable[[], T]) -> T:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espalier.api.source import TurnEnd
 from espalier.api.trainablemodel import Adapter
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.store import MANIFEST
@@ -33,10 +34,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found; ``context_tokens`` is None where the base sets no limit."""
+    """What was found.
+
+    ``context_tokens`` is None where the base sets no limit; ``unstopped`` is what the chat template
+    closes a turn with, where that token ends no completion.
+    """
 
     context_tokens: int | None
     chat_template: bool
+    unstopped: TurnEnd | None = None
 
 
 def model_files(source: Path) -> list[Path]:

@@ -207,6 +207,7 @@ def _import_base(
         digest=stored.digest,
         context_tokens=facts.context_tokens,
         chat_template="Present" if facts.chat_template else "Missing",
+        unstopped_turn_end=facts.unstopped,
     )
     return report.wire()
 

@@ -68,13 +68,21 @@ def _compared(terms: Terms, request: Wire) -> Iterator[_Value]:
 
 
 def _batch(terms: Terms, request: ForwardRequest) -> Iterator[_Value]:
-    yield _Value("sampling.temperature", terms.temperature, request.temperature)
     inputs = [item for item in request.inputs if isinstance(item, TrajectoryPayload)]
+    for temperature in sorted(_temperatures(request, inputs)):
+        yield _Value("sampling.temperature", terms.temperature, temperature)
     for size in sorted(_group_sizes(request, inputs)):
         yield _Value("groupSize", terms.group_size, size)
     longest = max((len(s.output_token_ids) for i in inputs for s in i.samples), default=0)
     if terms.max_tokens is not None and longest > terms.max_tokens:
         yield _Value("sampling.maxTokens", terms.max_tokens, f"an answer of {longest} tokens")
+
+
+def _temperatures(request: ForwardRequest, inputs: list[TrajectoryPayload]) -> set[float]:
+    """At which the samples are trained: their own, the request's, or 1 where nobody names one."""
+    asked = 1.0 if request.temperature is None else request.temperature
+    own = [sample.temperature for item in inputs for sample in item.samples]
+    return {asked if temperature is None else temperature for temperature in own}
 
 
 def _group_sizes(request: ForwardRequest, inputs: list[TrajectoryPayload]) -> set[int]:

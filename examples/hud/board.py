@@ -1,0 +1,1 @@
+../cookbooks/board.py
