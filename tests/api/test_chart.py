@@ -12,6 +12,7 @@ from dev.apiserver import ApiServer, ApiServerError, binary
 
 from espalier.controllers.settings import Settings
 from espalier.core.manifests.settings import HubSettings
+from espalier.gateway.settings import Settings as GatewaySettings
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "espalier"
 SYSTEM, TEAM, FOREIGN = "chart-system", "chart-team", "chart-foreign"
@@ -177,6 +178,26 @@ def test_the_api_server_takes_every_object(installed: ApiServer, files: tuple[st
     options = ("--server-side", "--force-conflicts", "--dry-run=server")
     answers = installed.kubectl("apply", *options, "-f", "-", stdin=text).splitlines()
     assert len(answers) == len([item for item in yaml.safe_load_all(text) if item])
+
+
+def test_the_gateway_knows_the_bases_that_may_be_forked_by_name(tmp_path: Path) -> None:
+    model = """
+  - name: Qwen/Qwen3-4B
+    namespace: ml
+    spec:
+      source: {base: {huggingFace: {repository: Qwen/Qwen3-4B, revision: %s}}}
+      storage: {persistentVolumeClaim: {claimName: espalier-weights}}
+""" % ("a" * 40)
+    (tmp_path / "bases.yaml").write_text(f"gateway:\n  bases:{model}")
+    text = render(*IMAGES, "namespaces={ml}", files=(str(tmp_path / "bases.yaml"),))
+    variables = environment(objects(text, "Deployment")[f"{SYSTEM}/espalier-gateway"])
+    read = GatewaySettings.from_environment(variables | {"POD_NAMESPACE": SYSTEM})
+    (offer,) = read.offers.offers
+    assert (offer.name, offer.namespace) == ("Qwen/Qwen3-4B", "ml")
+    nothing = environment(objects(render(*VALUES), "Deployment")[f"{SYSTEM}/espalier-gateway"])
+    assert nothing["ESPALIER_BASES"] == "[]"
+    with pytest.raises(ApiServerError, match="missing property 'spec'"):
+        render(*VALUES, "gateway.bases[0].name=x", "gateway.bases[0].namespace=ml")
 
 
 @pytest.mark.parametrize("name", ["espalier-operator", "espalier-gateway"])

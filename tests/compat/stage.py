@@ -38,6 +38,7 @@ from espalier.core.manifests.settings import ChildSettings, Images
 from espalier.core.names import audience
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.auth import AUDIENCE, Authenticator
+from espalier.gateway.offers import Offers
 from espalier.gateway.services import Services
 from espalier.gateway.tokens import TokenIssuer
 from espalier.gateway.train import COMMANDS
@@ -171,6 +172,8 @@ class Stage:
         self.volume = volume
         self.base = base
         self.cluster = Cluster()
+        # Bases on offer, from the gateway's next start on.
+        self.offers = Offers()
         self.rollouts = ScriptedRollouts()
         self.kubelet = Kubelet(self.cluster, ScriptedTrainer(), self.rollouts, now)
         self.kubelet.network = network
@@ -371,7 +374,8 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
 
         def services() -> Services:
             view = View(caches[1], (NAMESPACE, OTHER))
-            return Services(view, stage.cluster, Authenticator(stage.cluster), tokens, upstream)
+            auth = Authenticator(stage.cluster)
+            return Services(view, stage.cluster, auth, tokens, upstream, stage.offers)
 
         stage.make_services = services
         await stage.relay.start()

@@ -12,6 +12,7 @@ from tests.compat.clients import EACH_VERSION, NEWEST, OUT, environment, run
 from tests.compat.stage import NAMESPACE, TRAINER, Stage
 
 from espalier.core.gitowner import ARGO_TRACKING
+from espalier.gateway.offers import Offers
 from espalier.kube.objects import Key
 
 pytestmark = pytest.mark.timeout(900)
@@ -127,6 +128,42 @@ async def test_every_command_of_hud_models_works(
     if version == NEWEST:
         OUT.mkdir(parents=True, exist_ok=True)
         (OUT / "hud-models.txt").write_text(transcript)
+
+
+async def test_a_base_of_the_catalogue_is_forked_by_its_name_and_trained(
+    stage: Stage, tmp_path: Path
+) -> None:
+    spec = stage.body("TrainableModel", "arith")["spec"]
+    offer = {"name": "Qwen/Qwen3-4B", "namespace": NAMESPACE, "spec": spec}
+    stage.offers = Offers.read(json.dumps([offer]), (NAMESPACE,))
+    await stage.stop_gateway()
+    await stage.start_gateway()
+    ran, _ = await commands(
+        *(stage, NEWEST, tmp_path, "models list --json"),
+        *("models fork Qwen/Qwen3-4B --name mine --yes --json", "models list -q"),
+    )
+    listed, forked, after = ran.values()
+    assert isinstance(listed.document, list)
+    shown = {model["model_name"]: model["is_trainable"] for model in listed.document}
+    assert shown == {"Qwen/Qwen3-4B": True, "arith": True}
+    made = stage.body("TrainableModel", "mine")["spec"]
+    assert forked.code == 0
+    assert all(made[field] == spec[field] for field in ("source", "adapter", "storage"))
+    assert stage.body("TrainingRun", "mine")["spec"] == {
+        "modelRef": {"name": "mine"},
+        "driver": "Client",
+        "steps": 10_000_000,
+    }
+    assert after.output == "arith\nmine\nQwen/Qwen3-4B\n"
+    await stage.training("mine")
+    # The base itself is no model: who samples or trains it is told to fork it.
+    headers = {"Authorization": f"Bearer {TRAINER}"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        url = f"{stage.url}/v1/models/Qwen/Qwen3-4B/train/losses"
+        async with session.get(url) as reply:
+            told = await reply.json()
+    assert reply.status == 404
+    assert "hud models fork Qwen/Qwen3-4B --name NAME" in told["remedy"]
 
 
 async def test_a_head_that_git_owns_is_left_to_git(stage: Stage, tmp_path: Path) -> None:

@@ -26,13 +26,16 @@ class Provider(Platform):
 
 
 class ModelEntry(Platform):
-    """A model of the catalogue; ``model_name`` is what completions and TrainingClient take."""
+    """A model of the catalogue; ``model_name`` is what completions and TrainingClient take.
+
+    ``is_trainable``: whether the caller can train it as it is, or fork it.
+    """
 
     id: str
     name: str
     model_name: str
     sdk_agent_type: str = AGENT
-    is_trainable: bool = True
+    is_trainable: bool
     provider: Provider = Field(default_factory=Provider)
     created_at: str | None = None
     released_at: str | None = None

@@ -94,6 +94,7 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
             Authenticator(cluster),
             tokens,
             session,
+            settings.offers,
         )
         runner = web.AppRunner(
             make_app(services, readiness.unready),

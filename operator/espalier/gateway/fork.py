@@ -12,6 +12,7 @@ from typing import Any
 from espalier.api.meta import NAME_PATTERN
 from espalier.core.gitowner import REQUESTED_BY
 from espalier.gateway.auth import User
+from espalier.gateway.offers import Offer
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.services import Services
 from espalier.gateway.snapshot import Id, Snapshot
@@ -37,15 +38,23 @@ class Forks:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def make(self, user: User, source: Id, name: str) -> Id:
+    async def of_model(self, user: User, source: Id, name: str) -> Id:
+        """A fork of a model that there is."""
+        return await self._make(
+            user, source.beside(_checked(name)), model_spec(self._services.view.snapshot, source)
+        )
+
+    async def of_base(self, user: User, offer: Offer, name: str) -> Id:
+        """A fork of a base that is on offer."""
+        return await self._make(user, Id(offer.namespace, _checked(name)), offer.spec.wire())
+
+    async def _make(self, user: User, fork: Id, model: Body) -> Id:
         """The fork, once the gateway sees it; 409 when a model of that name is there."""
-        fork = source.beside(_checked(name))
         for resource in KINDS.values():
             await self._services.auth.require(user, "create", resource, fork)
         if fork in self._services.view.snapshot.models:
             raise _exists(fork)
-        specs = fork_specs(self._services.view.snapshot, source, fork.name)
-        for kind, spec in specs.items():
+        for kind, spec in fork_specs(model, fork.name).items():
             await self._create(user, kind, fork, spec)
         seen = await self._services.view.wait_for(
             # All three, so that the next call finds a run to train.
@@ -87,17 +96,20 @@ class Forks:
             )
 
 
-def fork_specs(snapshot: Snapshot, source: Id, name: str) -> dict[str, Body]:
-    """The specs of a fork by kind, in the order of their creation.
-
-    It starts at what the source's head serves and is made like the source. The run leaves loss,
-    learning rate and the rest to the client.
-    """
-    model = snapshot.models[source]
-    spec = model.spec.wire()
+def model_spec(snapshot: Snapshot, source: Id) -> Body:
+    """The spec of a fork's model: made like its source, from what that one's head serves."""
+    spec = snapshot.models[source].spec.wire()
     head = snapshot.head_of(source)
     if head is not None and head.status.current is not None and head.status.current.name:
         spec["source"] = {"checkpointRef": {"name": head.status.current.name}}
+    return spec
+
+
+def fork_specs(model: Body, name: str) -> dict[str, Body]:
+    """The specs of a fork by kind, in the order of their creation.
+
+    The run leaves loss, learning rate and the rest to the client.
+    """
     run: Body = {
         "modelRef": {"name": name},
         "driver": "Client",
@@ -106,7 +118,7 @@ def fork_specs(snapshot: Snapshot, source: Id, name: str) -> dict[str, Body]:
     return {
         "CheckpointHead": {"modelRef": {"name": name}, "mode": "Track"},
         "TrainingRun": run,
-        "TrainableModel": spec,
+        "TrainableModel": model,
     }
 
 

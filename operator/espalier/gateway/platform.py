@@ -17,8 +17,10 @@ from espalier.api.platform import (
     Platform,
 )
 from espalier.core.lineage import parent_name
+from espalier.gateway.auth import User
 from espalier.gateway.bodies import read_body
 from espalier.gateway.fork import Forks
+from espalier.gateway.offers import Offer, trainable
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routing import slug_of
 from espalier.gateway.services import Services
@@ -54,36 +56,48 @@ class PlatformRoutes:
         router.add_get("/v2/models/{slug}", self.get)
 
     async def list(self, request: web.Request) -> web.Response:
-        """The models that the caller may get, by name, in pages."""
+        """The bases that the caller may fork and the models that it may get, by name, in pages."""
         user = await self._services.caller(request)
         offset, limit = _whole(request, "offset", 0), _whole(request, "limit", PAGE)
         models = sorted(self._services.view.snapshot.models)
         allowed = await asyncio.gather(
             *(self._services.auth.allowed(user, "get", "trainablemodels", m) for m in models)
         )
+        offers = await self._services.offers.of(self._services.auth, user)
         seen = [model for model, may in zip(models, allowed, strict=True) if may]
-        snapshot = self._services.view.snapshot
-        items = [
-            entry(snapshot, model)
-            for model in seen[offset : offset + limit]
-            if model in snapshot.models
+        known: list[ModelEntry | Id] = [offered(offer) for offer in offers]
+        known += seen
+        shown = known[offset : offset + limit]
+        found = [
+            one if isinstance(one, ModelEntry) else await self._entry(user, one) for one in shown
         ]
-        return _json(ModelPage(items=items, total=len(seen)))
+        items = [item for item in found if item is not None]
+        return _json(ModelPage(items=items, total=len(offers) + len(seen)))
 
     async def get(self, request: web.Request) -> web.Response:
-        """One model."""
-        model = await self._readable(request)
-        return _json(entry(self._services.view.snapshot, model))
+        """One model, or a base by its id."""
+        user = await self._services.caller(request)
+        offer = self._services.offers.find(_slug(request))
+        if offer in await self._services.offers.of(self._services.auth, user) and offer:
+            return _json(offered(offer))
+        found = await self._entry(user, await self._readable(request))
+        return _json(_there(found))
 
     async def fork(self, request: web.Request) -> web.Response:
         """Makes a model, its head and a client-driven run; answers once the model is there."""
         user = await self._services.caller(request)
-        await self._services.require_some_model(user)
+        offers = await self._services.offers.of(self._services.auth, user)
+        if not offers:
+            await self._services.require_some_model(user)
         wanted = await read_body(request, ForkRequest)
-        source = await self._services.model(user, wanted.source_model_id)
-        await self._services.auth.require(user, "get", "trainablemodels", source)
-        made = await self._forks.make(user, source, wanted.name)
-        return _json(entry(self._services.view.snapshot, made))
+        offer = self._services.offers.find(wanted.source_model_id)
+        if offer is not None and offer in offers:
+            made = await self._forks.of_base(user, offer, wanted.name)
+        else:
+            source = await self._services.model(user, wanted.source_model_id)
+            await self._services.auth.require(user, "get", "trainablemodels", source)
+            made = await self._forks.of_model(user, source, wanted.name)
+        return _json(_there(await self._entry(user, made)))
 
     async def checkpoints(self, request: web.Request) -> web.Response:
         """The model's checkpoints and the one it was forked from, oldest first."""
@@ -109,6 +123,14 @@ class PlatformRoutes:
             {"model_id": _uid(self._services.view.snapshot, model), **dict(wanted)}
         )
 
+    async def _entry(self, user: User, model: Id) -> ModelEntry | None:
+        """A model as the catalogue lists it to a caller; None once it is gone."""
+        snapshot = self._services.view.snapshot
+        if model not in snapshot.models:
+            return None
+        able = await trainable(self._services.auth, user, snapshot, model)
+        return entry(snapshot, model, is_trainable=able)
+
     async def _readable(self, request: web.Request) -> Id:
         user = await self._services.caller(request)
         model = await self._services.model(user, _slug(request))
@@ -116,13 +138,19 @@ class PlatformRoutes:
         return model
 
 
-def entry(snapshot: Snapshot, model: Id) -> ModelEntry:
+def offered(offer: Offer) -> ModelEntry:
+    """A base as the catalogue lists it to who may fork it."""
+    return ModelEntry(id=offer.id, name=offer.name, model_name=offer.name, is_trainable=True)
+
+
+def entry(snapshot: Snapshot, model: Id, *, is_trainable: bool) -> ModelEntry:
     """A model as the catalogue lists it."""
     slug = slug_of(snapshot, model)
     return ModelEntry(
         id=_uid(snapshot, model),
         name=slug,
         model_name=slug,
+        is_trainable=is_trainable,
         created_at=snapshot.models[model].metadata.creation_timestamp or None,
     )
 
@@ -164,6 +192,12 @@ def _entry(slug: str, checkpoint: Checkpoint, *, active: bool) -> CheckpointEntr
         metrics=metrics
         | {hud: metrics[ours] for ours, hud in _HUD_METRICS.items() if ours in metrics},
     )
+
+
+def _there(found: ModelEntry | None) -> ModelEntry:
+    if found is None:
+        raise RefusalError(404, "ModelNotFound", "the model was deleted just now")
+    return found
 
 
 def _count(metrics: dict[str, float], name: str) -> int | None:

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from espalier.api.meta import GROUP
 from espalier.gateway.auth import Authenticator, Remembered, User
+from espalier.gateway.offers import Offers
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.room import Rooms
 from espalier.gateway.routing import NEAREST, Slug, Unknown, find_model, find_slug
@@ -30,8 +31,8 @@ class Services:
     """View of the cluster and the cluster itself, authentication, tokens, connections to pods.
 
     ``cluster`` is written on behalf of users alone: forks, moves of heads, and which freed trainer
-    a call waits for. ``session`` is of
-    ``pod_session``; ``rooms`` bound what all requests hold together.
+    a call waits for. ``session`` is of ``pod_session``; ``rooms`` bound what all requests hold
+    together; ``offers`` has the bases that may be forked.
     """
 
     view: View
@@ -39,6 +40,7 @@ class Services:
     auth: Authenticator
     tokens: TokenIssuer
     session: aiohttp.ClientSession
+    offers: Offers = field(default_factory=Offers)
     rooms: Rooms = field(default_factory=Rooms.of_container)
     _sampling: Remembered[bool] = field(default_factory=Remembered)
 
@@ -72,15 +74,27 @@ class Services:
         """The model and head that a slug means; 404 with the nearest that the caller may see."""
         found = find_slug(self.view.snapshot, slug)
         if isinstance(found, Unknown):
-            raise await self.unknown(user, found)
+            raise await self._unforked(user, slug) or await self.unknown(user, found)
         return found
 
     async def model(self, user: User, slug: str) -> Id:
         """The model that a slug means to who trains it; 404 as for ``sampled``."""
         found = find_model(self.view.snapshot, slug)
         if isinstance(found, Unknown):
-            raise await self.unknown(user, found)
+            raise await self._unforked(user, slug) or await self.unknown(user, found)
         return found
+
+    async def _unforked(self, user: User, slug: str) -> RefusalError | None:
+        """404 for a base that the caller could fork."""
+        offer = self.offers.find(slug)
+        if offer is None or offer not in await self.offers.of(self.auth, user):
+            return None
+        return RefusalError(
+            404,
+            "ModelNotFound",
+            f"{offer.name} is a base, and only its forks are sampled and trained",
+            f"Fork it, and use the fork: hud models fork {offer.name} --name NAME",
+        )
 
     async def unknown(self, user: User, unknown: Unknown) -> RefusalError:
         """404 ``ModelNotFound``, naming only what the caller may get."""

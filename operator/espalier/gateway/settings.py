@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from espalier.core.served import VARIABLE, served
+from espalier.gateway.offers import VARIABLE as BASES
+from espalier.gateway.offers import Offers
 
 PORT = 8000
 METRICS_PORT = 8080
@@ -23,12 +25,14 @@ class Settings:
     namespaces: tuple[str, ...]
     port: int
     metrics_port: int
+    offers: Offers = field(default_factory=Offers)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Reads POD_NAMESPACE, ESPALIER_NAMESPACES, ESPALIER_PORT and ESPALIER_METRICS_PORT.
+        """Reads POD_NAMESPACE, ESPALIER_NAMESPACES, ESPALIER_BASES and the ports.
 
         ESPALIER_NAMESPACES is comma separated; the gateway's own namespace is never served.
+        ESPALIER_BASES is the chart's ``gateway.bases`` as JSON.
         """
         namespace = environment.get("POD_NAMESPACE", "")
         if not namespace:
@@ -37,11 +41,16 @@ class Settings:
             namespaces = served(environment.get(VARIABLE, ""), namespace)
         except ValueError as error:
             raise SettingsError(str(error)) from error
+        try:
+            offers = Offers.read(environment.get(BASES, ""), namespaces)
+        except ValueError as error:
+            raise SettingsError(f"{BASES} (gateway.bases of the chart): {error}") from error
         return cls(
             namespace=namespace,
             namespaces=namespaces,
             port=_port(environment, "ESPALIER_PORT", PORT),
             metrics_port=_port(environment, "ESPALIER_METRICS_PORT", METRICS_PORT),
+            offers=offers,
         )
 
 
