@@ -148,6 +148,20 @@ def test_a_job_that_failed_keeps_the_bytes_and_lets_the_objects_go() -> None:
     assert released == {"m-000001": "the collector failed: BackoffLimitExceeded: "}
 
 
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [
+        (json.dumps({"removed": 1, "kept": {}}), ""),
+        ("no report", "the collector failed: the container ended with exit code 1"),
+    ],
+)
+def test_a_sidecar_that_keeps_the_job_alive_holds_nothing_up(message: str, kept: str) -> None:
+    over = pod(message, outlived=("proxy",), died="the container ended with exit code 1")
+    view = DisposalView(leaving(1), {}, job=job(), job_pods=[over], handed={"m-000001"})
+    decision = decide(view, after(GATHER))
+    assert (decision.job, decision.released) == ("Delete", {"m-000001": kept})
+
+
 def test_while_the_job_works_nothing_is_done_twice() -> None:
     view = DisposalView(leaving(2), {}, job=job(), handed={"m-000001"})
     decision = decide(view, after(GATHER))

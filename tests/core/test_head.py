@@ -306,6 +306,14 @@ def test_without_wanted_rollouts_the_head_moves_on_its_own() -> None:
     server.model = model(rollout={"replicas": 0})
     server.rollouts = []
     assert current(server.settle()) == "m-000004"
+    # Its base is not even known.
+    assert server.reason() == "False/SourceNotResolved"
+    resolved = {"uri": "volume://b", "digest": digest("b")}
+    server.model = model(rollout={"replicas": 0}, status={"resolved": resolved})
+    server.settle()
+    assert server.reason() == "True/Idle"
+    server.edit("Pin", "m-000002")
+    assert server.reason() == "True/Pinned"
 
 
 def test_a_fork_serves_its_root_until_it_has_a_checkpoint_and_can_be_pinned_to_it() -> None:

@@ -101,6 +101,14 @@ def seen(evidence: Evidence, of: Checkpoint) -> Checkpoint:
     return of.model_copy(update={"status": status})
 
 
+@pytest.mark.parametrize("reason", ["RankTooHigh", "WrongBase"])
+def test_what_only_a_server_for_another_model_said_goes_with_that_server(reason: str) -> None:
+    unfit = Evidence(Problem(detail="rank 8, this server takes 4", reason=reason))
+    refused = seen(unfit, TRUE[2])
+    assert is_true(refused.status.conditions, "Stalled")
+    assert is_true(seen(Evidence(), refused).status.conditions, "Ready")
+
+
 def test_what_loading_found_stays_on_record_until_the_bytes_were_loaded() -> None:
     refused = seen(REFUSED, TRUE[2])
     forgotten = seen(Evidence(), refused)

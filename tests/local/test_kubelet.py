@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from espalier.core.pods import read_job, read_pod
+from espalier.core.pods import live, read_job, read_pod
 from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Body, Key
 from espalier.local import kubelet as local_kubelet
@@ -107,6 +107,20 @@ async def test_a_server_is_ready_once_it_answers_and_started_again_when_it_dies(
     assert first.started
     os.kill(node.pid(), signal.SIGKILL)
     await node.until(lambda: node.ready() and read_pod(node.pod()).instance != first.instance)
+
+
+async def test_a_server_that_dies_again_and_again_shows_the_last_lines_of_its_log(
+    node: Node,
+) -> None:
+    dies = "import sys; print('loading'); sys.exit('ValueError: no such file')"
+    await node.cluster.apply("Deployment", workload("Deployment", "rollout", dies))
+    await node.until(lambda: bool(node.pod()) and "no such" in read_pod(node.pod()).waiting)
+    read = read_pod(node.pod())
+    assert read.waiting_reason == "CrashLoopBackOff"
+    assert read.waiting == (
+        "CrashLoopBackOff: the container ended with exit code 1: loading | ValueError: no such file"
+    )
+    assert live([read])
 
 
 async def test_two_kubelets_of_one_machine_give_other_addresses(tmp_path: Path) -> None:

@@ -233,3 +233,22 @@ def test_an_assignment_to_a_checkpoint_of_another_rank_names_the_difference(
     assert (caught.value.status, caught.value.problem.reason) == (409, "AdapterMismatch")
     assert f"{FIRST} is [2, 128], must be [4, 128]" in caught.value.problem.detail
     assert engine.state().epoch == 1
+
+
+@pytest.mark.parametrize(("key", "field"), [("lora_rank", "rank"), ("lora_alpha", "alpha")])
+def test_a_checkpoint_of_an_earlier_model_of_the_name_says_what_differs(
+    engine: Engine, volume: Volume, outside: Path, key: str, field: str
+) -> None:
+    stored = imported(volume, outside)
+    with engine.store.staging("checkpoint") as staged:
+        for path in stored.path.iterdir():
+            (staged / path.name).write_bytes(path.read_bytes())
+        (staged / "manifest.json").unlink()
+        metadata = {k: v for k, v in stored.manifest.items() if k not in {"kind", "files"}}
+        other, _ = engine.store.commit("checkpoint", staged, {**metadata, key: 99})
+    with pytest.raises(CommandError) as caught:
+        stand_on(engine, other)
+    problem = caught.value.problem
+    assert (caught.value.status, problem.reason) == (409, "AdapterMismatch")
+    assert f"spec.adapter.{field} 99" in problem.detail
+    assert f"create the model with spec.adapter.{field} 99 or under another name" in problem.remedy

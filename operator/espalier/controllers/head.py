@@ -7,6 +7,8 @@ from espalier.controllers.services import Services
 from espalier.core import conditions, pods, request, serving
 from espalier.core.head import HeadDecision, decide
 from espalier.core.head_view import HeadView
+from espalier.core.hindrance import uncreated
+from espalier.core.names import rollout_name
 from espalier.core.pods import Pod
 from espalier.kube.objects import Key
 
@@ -49,11 +51,19 @@ class HeadReconciler:
             leader=None if leads else snapshot.leader(namespace, model),
             rollouts=self._services.rollouts.seen(namespace, found),
             trainer_epoch=self._services.trainers.epoch(namespace, model),
-            waiting=pods.waiting(found),
+            waiting=self._waiting(head, found),
             namesake=namesake is not None and not leads,
             crowded_out=self._is_crowded_out(head),
             gateway_url=self._services.settings.gateway_url,
         )
+
+    def _waiting(self, head: CheckpointHead, found: list[Pod]) -> str:
+        """Why no rollout is up: of its pods, or why there is none."""
+        namespace = head.metadata.namespace
+        named = pods.hindered(found, self._services.hindrances.of(namespace, "Pod"))
+        deployment = Key("Deployment", namespace, rollout_name(head.spec.model_ref.name))
+        refused = uncreated(self._services.snapshot.cache.get(deployment))
+        return pods.waiting(named) or (str(refused) if refused is not None and not found else "")
 
     def _pods(self, head: CheckpointHead) -> list[Pod]:
         namespace, model = head.metadata.namespace, head.spec.model_ref.name

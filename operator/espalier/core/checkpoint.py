@@ -19,8 +19,15 @@ from espalier.core.integrity import REASONS
 from espalier.core.lineage import Lineage
 
 SHOWN_HEADS = 16
-# Reasons that the bytes have nothing to do with: they are over when their cause is.
-PASSING = REASONS | {conditions.FORBIDDEN, conditions.INVALID, conditions.UNKNOWN_FIELD}
+# Reasons that the bytes have nothing to do with: they are over when their cause is. The last two
+# are of a server that was set up for another adapter or base.
+PASSING = REASONS | {
+    conditions.FORBIDDEN,
+    conditions.INVALID,
+    conditions.UNKNOWN_FIELD,
+    "RankTooHigh",
+    "WrongBase",
+}
 MARK_CHARS = 400
 
 

@@ -176,14 +176,16 @@ def _released(view: DisposalView, now: str) -> dict[str, str]:
 
 def _answer(view: DisposalView) -> Callable[[str], str] | None:
     """Why the bytes of a digest were kept (empty: they were not), once the Job has ended."""
-    if view.job is None or not view.job.finished:
+    alone = pods.outlived(view.job_pods)
+    if view.job is None or not (view.job.finished or alone is not None):
         return None
-    if view.job.failed:
+    reports = (_kept(pod) for pod in view.job_pods)
+    kept = next((report for report in reports if report is not None), None)
+    if view.job.failed or (alone is not None and kept is None):
         found = pods.problem(view.job_pods)
-        failure = f"the collector failed: {pods.explain(found) if found else view.job.failure}"
-        return lambda _: failure
-    kept = next((k for pod in view.job_pods if (k := _kept(pod)) is not None), {})
-    return lambda digest: kept.get(digest, "")
+        why = pods.explain(found) if found else pods.last_words(view.job_pods) or view.job.failure
+        return lambda _: f"the collector failed: {why}"
+    return lambda digest: (kept or {}).get(digest, "")
 
 
 def _kept(pod: Pod) -> dict[str, str] | None:

@@ -12,6 +12,7 @@ from espalier.core.head_view import HeadView, damage_on_record, is_current, is_r
 from espalier.core.lineage import Point
 from espalier.core.names import adapter_name
 from espalier.core.request import PIN, TRACK, Request, ref_name
+from espalier.core.source import SOURCE_RESOLVED
 
 PINNED = "Pinned"
 # How far back a head looks for the metric of its gate.
@@ -77,9 +78,20 @@ def findings(
         return _not_served(view, shown)
     if not is_current(status, target):
         return conditions.reconciling("Moving", f"rollouts serve {shown}, to be confirmed")
+    pinned = _pinned(view, status, shown)
+    return _idle(view, shown, pinned) or pinned or _tracking(view, status, target, shown)
+
+
+def _pinned(view: HeadView, status: CheckpointHeadStatus, shown: str) -> list[Finding] | None:
     agreed = Request.parse(status.epoch_cause)
-    if agreed is not None and agreed.mode == PIN:
-        return conditions.ready(PINNED, f"pinned to {shown}, onPin {view.head.spec.on_pin}")
+    if agreed is None or agreed.mode != PIN:
+        return None
+    return conditions.ready(PINNED, f"pinned to {shown}, onPin {view.head.spec.on_pin}")
+
+
+def _tracking(
+    view: HeadView, status: CheckpointHeadStatus, target: Point, shown: str
+) -> list[Finding]:
     held = _held_by_gate(view, status, target)
     return conditions.ready("Tracking", f"serves {shown}{held and f'; {held}'}")
 
@@ -101,6 +113,21 @@ def _held_by_gate(view: HeadView, status: CheckpointHeadStatus, target: Point) -
         return f"{waits}. The newest that has it is {before.metadata.name} with {value}"
     known = ", ".join(measured.known(recent)) or "no figure of their own"
     return f"{waits}. None of the newest {len(recent)} has it; they have {known}"
+
+
+def _idle(view: HeadView, shown: str, pinned: list[Finding] | None) -> list[Finding] | None:
+    """That nothing serves, as the model asks; or that it could not even if it were asked to."""
+    model = view.model
+    if model is None or model.spec.rollout.replicas:
+        return None
+    if model.status.resolved is None:
+        said = conditions.find(model.status.conditions, SOURCE_RESOLVED)
+        message = said.message if said is not None else "the model has not been looked at"
+        return conditions.reconciling("SourceNotResolved", message)
+    stands = pinned[0].message if pinned else f"stands at {shown}"
+    name = model.metadata.name
+    message = f"{stands}; no rollout serves it: spec.rollout.replicas of TrainableModel {name} is 0"
+    return conditions.ready(PINNED if pinned else "Idle", message)
 
 
 def _crowded_out(view: HeadView) -> list[Finding] | None:

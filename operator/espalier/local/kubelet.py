@@ -43,12 +43,18 @@ class _Pod:
     resting_until: float = 0.0
     waiting: str = ""
     unschedulable: str = ""
-    ended: tuple[int, str] | None = None
+    ended: tuple[int, str, str] | None = None
     over: bool = False
     started: bool = False
     ready: bool = False
     last_ready: float = 0.0
     template: Body = field(default_factory=dict)
+
+    @property
+    def role(self) -> str:
+        """What it is there for."""
+        role: str = self.template["metadata"]["labels"][ROLE]
+        return role
 
 
 class Kubelet:
@@ -146,9 +152,9 @@ class Kubelet:
         await self._cluster.delete(key)
 
     async def _advance(self, key: Key, pod: _Pod, owner: Body) -> None:
-        role = pod.template["metadata"]["labels"][ROLE]
+        role = pod.role
         if pod.running is not None and pod.running.code is not None:
-            pod.ended = (pod.running.code, pod.running.message)
+            pod.ended = (pod.running.code, pod.running.message, self._now())
             pod.running, pod.started, pod.ready = None, False, False
             if owner["kind"] == "Job" and self._ended_job(owner, pod):
                 pod.over = True
@@ -248,13 +254,17 @@ class Kubelet:
             waiting = {"reason": "ImageNotMapped", "message": pod.waiting}
             container["state"] = {"waiting": waiting}
         if pod.ended is not None:
-            code, message = pod.ended
-            ended = {"terminated": {"exitCode": code, "message": message}}
-            if pod.running is None and not pod.waiting:
+            code, message, finished = pod.ended
+            ended = {"terminated": {"exitCode": code, "message": message, "finishedAt": finished}}
+            if pod.running is not None or pod.waiting:
+                container["lastState"] = ended
+            elif pod.role in SERVERS:
+                # It is started again, be it in a while.
+                container["state"] = {"waiting": {"reason": "CrashLoopBackOff"}}
+                container["lastState"] = ended
+            else:
                 container["state"] = ended
                 phase = "Failed" if code else "Succeeded"
-            else:
-                container["lastState"] = ended
         conditions = [{"type": "Ready", "status": str(pod.ready)}]
         if pod.unschedulable:
             refused = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}

@@ -15,6 +15,8 @@ from espalier.kube.objects import Body
 from espalier.local.layout import Layout, MappingError
 
 GRACE_SECONDS = 20.0
+# What a kubelet takes of a log at most.
+LOG_BYTES = 2048
 # prctl(2). Loaded before any fork.
 _LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
@@ -132,9 +134,14 @@ def _end_with_parent() -> None:
 class Running:
     """A process that was started for a pod."""
 
-    def __init__(self, process: asyncio.subprocess.Process, message: Path) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, message: Path, log: Path, begins: int
+    ) -> None:
         self._process = process
         self._message = message
+        # Its own lines begin here: the log is that of every start of the pod.
+        self._log = log
+        self._begins = begins
 
     @classmethod
     async def start(cls, planned: Plan, log: Path) -> Running:
@@ -143,6 +150,7 @@ class Running:
             await asyncio.to_thread(shutil.copytree, source, target, dirs_exist_ok=True)
         planned.message.write_text("")
         with log.open("ab") as output:
+            begins = output.tell()
             process = await asyncio.create_subprocess_exec(
                 *planned.command,
                 env=planned.environment,
@@ -153,7 +161,7 @@ class Running:
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
-        return cls(process, planned.message)
+        return cls(process, planned.message, log, begins)
 
     @property
     def pid(self) -> int:
@@ -168,8 +176,17 @@ class Running:
 
     @property
     def message(self) -> str:
-        """Its last words."""
-        return self._message.read_text()
+        """Its last words; if it failed without any, the end of its log, as a kubelet does.
+
+        That is terminationMessagePolicy FallbackToLogsOnError, which every pod of ours has.
+        """
+        said = self._message.read_text()
+        if said or not self.code:
+            return said
+        size = self._log.stat().st_size
+        with self._log.open("rb") as lines:
+            lines.seek(max(self._begins, size - LOG_BYTES))
+            return lines.read(LOG_BYTES).decode(errors="replace")
 
     async def stop(self) -> None:
         """Ends it in order, or by force after the grace period."""

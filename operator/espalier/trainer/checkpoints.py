@@ -139,7 +139,7 @@ def write_imported(
 
 
 def read(store: CheckpointStore, digest: str, base: str, adapter: Adapter) -> Content:
-    """A verified checkpoint; 409 if it is damaged, of another base or of another adapter type."""
+    """A verified checkpoint; 409 if it is damaged, of another base or of another adapter."""
     try:
         stored = store.verify("checkpoint", digest)
     except DigestError as error:
@@ -165,8 +165,30 @@ def read(store: CheckpointStore, digest: str, base: str, adapter: Adapter) -> Co
             f"fork with a model of type {kind}, or export the checkpoint (espalier checkpoint "
             "export --merged) and make a base of it",
         )
+    _same_scale(stored, adapter)
     state = StepState.model_validate_json((stored.path / STATE_FILE).read_text())
     return Content(stored, state)
+
+
+def _same_scale(stored: Stored, adapter: Adapter) -> None:
+    """409 for a LoRA of another rank or alpha: an earlier model of the same name may have had them.
+
+    The weights of another rank do not fit; under another alpha they would mean something else.
+    """
+    for field, key, mine in (
+        ("rank", "lora_rank", adapter.lora_rank),
+        ("alpha", "lora_alpha", adapter.alpha if adapter.lora_rank else 0),
+    ):
+        theirs = stored.manifest.get(key, mine)
+        if theirs != mine:
+            raise CommandError(
+                409,
+                "AdapterMismatch",
+                f"checkpoint {stored.digest} was trained with spec.adapter.{field} {theirs}, and "
+                f"this model has {mine}",
+                f"create the model with spec.adapter.{field} {theirs} or under another name, or "
+                "delete the checkpoints of the earlier model of its name",
+            )
 
 
 def adapter_type(stored: Stored) -> str:
