@@ -10,6 +10,7 @@ from aiohttp import web
 
 from espalier.api.meta import GROUP
 from espalier.gateway.auth import Authenticator, Remembered, User
+from espalier.gateway.outbox import Outbox
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.room import Rooms
 from espalier.gateway.routing import NEAREST, Slug, Unknown, find_model, find_slug
@@ -31,7 +32,8 @@ class Services:
 
     ``cluster`` is written on behalf of users alone: forks, moves of heads, and which freed trainer
     a call waits for. ``session`` is of
-    ``pod_session``; ``rooms`` bound what all requests hold together.
+    ``pod_session``; ``rooms`` bound what all requests hold together; ``outbox`` has
+    the traces that no trainer keeps yet.
     """
 
     view: View
@@ -40,6 +42,7 @@ class Services:
     tokens: TokenIssuer
     session: aiohttp.ClientSession
     rooms: Rooms = field(default_factory=Rooms.of_container)
+    outbox: Outbox = field(default_factory=Outbox)
     _sampling: Remembered[bool] = field(default_factory=Remembered)
 
     async def caller(self, request: web.Request) -> User:
