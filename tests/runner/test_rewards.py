@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 
+from espalier.api.trainingrun import GroupFilter
 from espalier.client import Completion
 from espalier.runner.problem import UserError
 from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
@@ -48,10 +49,23 @@ def test_a_group_teaches_when_an_advantage_is_not_zero(
     rewards: tuple[float | None, ...], source: Literal["Estimated", "Precomputed"], teaches: bool
 ) -> None:
     assert group(*rewards).can_teach(source) is teaches
-    assert (kept([group(*rewards)], "Drop", source) != []) is teaches
+    drop, keep = GroupFilter(zero_variance="Drop"), GroupFilter(zero_variance="Keep")
+    assert (kept([group(*rewards)], drop, source) != []) is teaches
     # Where all are kept, one that teaches takes the others along.
-    assert (kept([group(*rewards)], "Keep", source) != []) is teaches
-    assert len(kept([group(0.0, 1.0), group(*rewards)], "Keep", source)) == 2 - (None in rewards)
+    assert (kept([group(*rewards)], keep, source) != []) is teaches
+    assert len(kept([group(0.0, 1.0), group(*rewards)], keep, source)) == 2 - (None in rewards)
+
+
+@pytest.mark.parametrize("zero_variance", ["Keep", "Drop"])
+def test_groups_with_a_cut_completion_go_whole_where_the_run_says_so(
+    zero_variance: Literal["Keep", "Drop"],
+) -> None:
+    cut, whole = group(0, 1, finish="length"), group(0, 1, name="t/1")
+    rules = GroupFilter(zero_variance=zero_variance, truncated="Drop")
+    assert kept([cut, whole], rules, "Estimated") == [whole]
+    assert kept([cut], rules, "Estimated") == []
+    rules = GroupFilter(zero_variance=zero_variance)
+    assert kept([cut, whole], rules, "Estimated") == [cut, whole]
 
 
 def test_the_trainer_gets_whole_groups_in_a_row() -> None:

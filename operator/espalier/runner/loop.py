@@ -182,11 +182,11 @@ class Loop:
             self._attempt = _Attempt(position)
         attempt = self._attempt
         await self._sample(spec, state, attempt)
-        trained = kept(attempt.groups, spec.group_filter.zero_variance, spec.advantage.source)
+        trained = kept(attempt.groups, spec.group_filter, spec.advantage.source)
         if trained:
             await self._train(spec, state, attempt, trained)
         elif attempt.rounds >= self._limits.rounds:
-            raise _without_signal(attempt)
+            raise _without_signal(attempt, spec)
         else:
             seen = metrics(attempt.groups, len(attempt.groups), len(attempt.skipped))
             self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
@@ -281,9 +281,9 @@ class Loop:
             await opened[2].close()
 
 
-def _without_signal(attempt: _Attempt) -> UserError:
+def _without_signal(attempt: _Attempt, spec: TrainingRunSpec) -> UserError:
     if attempt.groups:
-        detail, remedy = uninformative(attempt.groups, attempt.rounds)
+        detail, remedy = uninformative(attempt.groups, attempt.rounds, spec.advantage.source)
         return UserError("RewardsUninformative", detail, remedy)
     first = attempt.skipped[0]
     return UserError(

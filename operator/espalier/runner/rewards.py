@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
+from espalier.api.trainingrun import GroupFilter
 from espalier.api.wire import TrajectoryPayload, TrajectorySample
 from espalier.client.batch import TOLERANCE
 from espalier.client.completion import Completion
@@ -56,6 +57,11 @@ class Group:
         """True when there are rewards and all are equal."""
         return bool(self.rewards) and max(self.rewards) - min(self.rewards) <= TOLERANCE
 
+    @property
+    def truncated(self) -> bool:
+        """Whether any completion was cut before its end."""
+        return any(completion.truncated for completion in self.completions)
+
     def can_teach(self, source: AdvantageSource) -> bool:
         """Whether any advantage of the group differs from 0; a precomputed one is the reward.
 
@@ -68,16 +74,15 @@ class Group:
         return not self.zero_variance
 
 
-def kept(
-    groups: Sequence[Group], zero_variance: Literal["Keep", "Drop"], source: AdvantageSource
-) -> list[Group]:
+def kept(groups: Sequence[Group], rules: GroupFilter, source: AdvantageSource) -> list[Group]:
     """The groups that are trained on; a group stays whole or goes whole.
 
     None where none can teach: the trainer refuses a step whose gradient is zero.
     """
-    teaching = [group for group in groups if group.can_teach(source)]
-    if teaching and zero_variance == "Keep":
-        return [group for group in groups if group.scored]
+    whole = [group for group in groups if rules.truncated == "Keep" or not group.truncated]
+    teaching = [group for group in whole if group.can_teach(source)]
+    if teaching and rules.zero_variance == "Keep":
+        return [group for group in whole if group.scored]
     return teaching
 
 
@@ -157,8 +162,16 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
     ]
 
 
-def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
-    """Detail and remedy for rounds in which no group could teach."""
+def uninformative(
+    groups: Sequence[Group], rounds: int, source: AdvantageSource = "Estimated"
+) -> tuple[str, str]:
+    """Detail and remedy for rounds in which no group was trained on."""
+    if able := sum(group.can_teach(source) for group in groups):
+        return (
+            f"in {rounds} rounds every group that could teach, {able} of {len(groups)}, had a "
+            "completion cut at sampling.maxTokens, and groupFilter.truncated is Drop",
+            "Raise sampling.maxTokens, or set groupFilter.truncated: Keep",
+        )
     seen = metrics(groups, len(groups))
     cut, mean = seen["completion/truncated_fraction"], seen.get("reward/mean")
     lacking = sum(not group.scored for group in groups)
