@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from dev.apiserver import ApiServer, ApiServerError
+from tests.api.manifests import RUN, edited, named
 from tests.api.test_chart import CHART, IMAGES, helm
 from tests.kube.children import BASE, SETTINGS, model_of
 
@@ -23,6 +24,7 @@ from espalier.core.manifests.trainer import trainer_statefulset
 
 SYSTEM, TEAM, ELSEWHERE = "policy-system", "policy-team", "policy-elsewhere"
 BOB, OPERATOR = "bob", f"system:serviceaccount:{SYSTEM}:espalier-operator"
+GATEWAY = f"system:serviceaccount:{SYSTEM}:espalier-gateway"
 LABELS = child_labels("rollout", "arith")
 POLICIES = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 
@@ -58,7 +60,7 @@ def policed(apiserver: ApiServer) -> ApiServer:
     sets += ["--set", f"namespaces={{{TEAM}}}", "--kube-version", "1.35.0"]
     text = helm("template", "espalier", str(CHART), "--namespace", SYSTEM, *sets)
     found = [item for item in yaml.safe_load_all(text) if item and item["kind"] in POLICIES]
-    assert len(found) == 4
+    assert len(found) == 6
     apiserver.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(found))
     apiserver.wait_for("the policies to be in force", lambda: refused(_probe(apiserver)))
     return apiserver
@@ -212,3 +214,25 @@ def test_what_people_and_autoscalers_do_goes_on(bob: As, made: dict[str, str]) -
 
 def test_a_namespace_that_is_not_served_is_left_alone(bob: As) -> None:
     bob.create(pod("theirs", LABELS), namespace=ELSEWHERE)
+
+
+def test_the_gateway_calls_a_trainer_back_and_writes_nothing_else_of_a_run(
+    policed: ApiServer,
+) -> None:
+    role = ("create", "role", "waker", "--verb=get,patch", "--resource=trainingruns.espalier.dev")
+    policed.kubectl(*role, "--resource=trainingruns.espalier.dev/status", "-n", TEAM)
+    binding = ("create", "rolebinding", "waker", "--role=waker", f"--user={GATEWAY}", "-n", TEAM)
+    policed.kubectl(*binding)
+    run = json.dumps(named(edited(RUN, "spec.driver", "Client"), "mine"))
+    policed.kubectl("create", "-f", "-", "-n", TEAM, stdin=run)
+    since = "2026-01-01T00:00:00Z"
+    status = ("patch", "trun/mine", "--subresource=status", "--type=merge", "-p")
+    said = {"step": 3, "idleSince": since, "observedGeneration": 1}
+    policed.kubectl(*status, json.dumps({"status": said}), "-n", TEAM)
+    gateway = As(policed, GATEWAY)
+    gateway(*status, json.dumps({"status": {"wokenFor": since}}))
+    for lie in ({"step": 9}, {"idleSince": None}, {"epoch": 7}):
+        said = refused(lambda change=lie: gateway(*status, json.dumps({"status": change})))
+        assert "writes status.wokenFor of a run, and nothing else" in said
+    kept = json.loads(policed.kubectl("get", "trun/mine", "-n", TEAM, "-o", "json"))["status"]
+    assert (kept["step"], kept["idleSince"], kept["wokenFor"]) == (3, since, since)

@@ -565,3 +565,14 @@ async def test_tasks_that_moved_elsewhere_end_the_process_so_that_another_mounts
     assert bench.gateway.kinds().count("optim-step") == 1
     assert bench.events("tasks-moved")[0]["to"] == "configmap/others/tasks.jsonl"
     assert not bench.events("finished")
+
+
+async def test_a_run_that_drops_cut_completions_says_so_when_no_other_group_teaches(
+    bench: Bench,
+) -> None:
+    bench.gateway.finish_reason = "length"
+    bench.gateway.spec |= {"steps": 1, "groupFilter": {"truncated": "Drop"}}
+    with pytest.raises(UserError, match=r"groupFilter\.truncated is Drop") as raised:
+        await bench.drive(BRIEF)
+    assert raised.value.problem.remedy.startswith("Raise sampling.maxTokens")
+    assert bench.gateway.kinds() == []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
+from espalier.api.trainingrun import GroupFilter
 from espalier.client import Completion
 from espalier.runner.problem import UserError
 from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
@@ -41,10 +44,23 @@ def test_a_group_teaches_when_an_advantage_is_not_zero(
     rewards: tuple[float | None, ...], teaches: bool
 ) -> None:
     assert group(*rewards).can_teach is teaches
-    assert (kept([group(*rewards)], "Drop") != []) is teaches
+    drop, keep = GroupFilter(zero_variance="Drop"), GroupFilter(zero_variance="Keep")
+    assert (kept([group(*rewards)], drop) != []) is teaches
     # Where all are kept, one that teaches takes the others along.
-    assert (kept([group(*rewards)], "Keep") != []) is teaches
-    assert len(kept([group(0.0, 1.0), group(*rewards)], "Keep")) == 2 - (None in rewards)
+    assert (kept([group(*rewards)], keep) != []) is teaches
+    assert len(kept([group(0.0, 1.0), group(*rewards)], keep)) == 2 - (None in rewards)
+
+
+@pytest.mark.parametrize("zero_variance", ["Keep", "Drop"])
+def test_groups_with_a_cut_completion_go_whole_where_the_run_says_so(
+    zero_variance: Literal["Keep", "Drop"],
+) -> None:
+    cut, whole = group(0, 1, finish="length"), group(0, 1, name="t/1")
+    rules = GroupFilter(zero_variance=zero_variance, truncated="Drop")
+    assert kept([cut, whole], rules) == [whole]
+    assert kept([cut], rules) == []
+    rules = GroupFilter(zero_variance=zero_variance)
+    assert kept([cut, whole], rules) == [cut, whole]
 
 
 def test_the_trainer_gets_whole_groups_in_a_row() -> None:

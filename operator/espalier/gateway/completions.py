@@ -35,7 +35,7 @@ from espalier.gateway.routing import (
 )
 from espalier.gateway.services import HELD_SECONDS, UPSTREAM_SECONDS, Services
 from espalier.gateway.snapshot import Id, Snapshot
-from espalier.gateway.traces import Keeper, Traces, trace_of
+from espalier.gateway.traces import NOT_KEPT, TRACE_KEPT, Keeper, Traces, trace_of
 from espalier.podclient import PodFaultError, unknown
 from espalier.untrusted import UnreadableError, read_json
 
@@ -44,7 +44,6 @@ CHECKPOINT_WAIT_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 600.0
 ATTEMPTS = 2
-TRACE_KEPT = "Espalier-Trace"
 MAX_SAID_BYTES = 64 * 1024
 MAX_SAID_CHARS = 4000
 
@@ -224,12 +223,14 @@ class Completions:
         """Keeps a turn of a trace; the header that says whether it was."""
         if not exchange.trace:
             return {}
-        kept = exchange.keeper is not None and await self._traces.record(
+        if exchange.keeper is None:
+            return {TRACE_KEPT: NOT_KEPT}
+        kept = await self._traces.record(
             *(exchange.keeper, exchange.trace, answer),
             drawn=exchange.asked.sampled,
             checkpoint=exchange.target.checkpoint,
         )
-        return {TRACE_KEPT: "Kept" if kept else "NotKept"}
+        return {TRACE_KEPT: kept}
 
     def _lost(self, target: Target, error: Exception) -> RefusalError:
         pods = self._services.view.snapshot.pods_of(target.model, ROLLOUT)

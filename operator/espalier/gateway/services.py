@@ -11,6 +11,7 @@ from aiohttp import web
 from espalier.api.meta import GROUP
 from espalier.gateway.auth import Authenticator, Remembered, User
 from espalier.gateway.offers import Offers
+from espalier.gateway.outbox import Outbox
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.room import Rooms
 from espalier.gateway.routing import NEAREST, Slug, Unknown, find_model, find_slug
@@ -32,7 +33,8 @@ class Services:
 
     ``cluster`` is written on behalf of users alone: forks, moves of heads, and which freed trainer
     a call waits for. ``session`` is of ``pod_session``; ``rooms`` bound what all requests hold
-    together; ``offers`` has the bases that may be forked.
+    together; ``offers`` has the bases that may be forked, ``outbox`` the traces that no trainer
+    keeps yet.
     """
 
     view: View
@@ -42,6 +44,7 @@ class Services:
     session: aiohttp.ClientSession
     offers: Offers = field(default_factory=Offers)
     rooms: Rooms = field(default_factory=Rooms.of_container)
+    outbox: Outbox = field(default_factory=Outbox)
     _sampling: Remembered[bool] = field(default_factory=Remembered)
 
     async def caller(self, request: web.Request) -> User:

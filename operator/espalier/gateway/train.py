@@ -26,6 +26,7 @@ from espalier.gateway.room import Hold
 from espalier.gateway.runs import active_run, is_paused, live_epoch
 from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
 from espalier.gateway.snapshot import Id, Snapshot
+from espalier.gateway.traces import Traces
 from espalier.gateway.trainers import TRAINER, Trainers
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
@@ -79,6 +80,7 @@ class Train:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._trainers = Trainers(services)
+        self._traces = Traces(services)
         self._reports = delivery.Reports()
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -93,6 +95,8 @@ class Train:
         # Who sends keys, or reads, sends again; who sends none may be a client that does not.
         held = IDEMPOTENCY_KEY not in request.headers and command != "state"
         trainer = await self._trainers.ready(model, held=held)
+        if command in COMMANDS:
+            await self._traces.hand_over(model)
         sent = _Command(request, user, model, trainer)
         with self._services.rooms.answers.hold() as hold:
             started = time.perf_counter()

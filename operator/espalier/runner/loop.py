@@ -184,7 +184,7 @@ class Loop:
             self._attempt = _Attempt(position)
         attempt = self._attempt
         await self._sample(spec, state, attempt)
-        trained = kept(attempt.groups, spec.group_filter.zero_variance)
+        trained = kept(attempt.groups, spec.group_filter)
         if trained:
             await self._train(spec, state, attempt, trained)
         elif attempt.rounds >= self._limits.rounds:

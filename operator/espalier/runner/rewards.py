@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import Any, Literal
+from typing import Any
 
 from espalier.api.metrics import REWARD, STEP_REWARD, of_step
+from espalier.api.trainingrun import GroupFilter
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.batch import TOLERANCE
 from espalier.client.completion import Completion, sample_of
@@ -57,6 +58,11 @@ class Group:
         return bool(self.rewards) and max(self.rewards) - min(self.rewards) <= TOLERANCE
 
     @property
+    def truncated(self) -> bool:
+        """Whether any completion was cut before its end."""
+        return any(completion.truncated for completion in self.completions)
+
+    @property
     def can_teach(self) -> bool:
         """Whether any advantage of the group differs from 0.
 
@@ -65,14 +71,15 @@ class Group:
         return self.scored and not self.zero_variance
 
 
-def kept(groups: Sequence[Group], zero_variance: Literal["Keep", "Drop"]) -> list[Group]:
+def kept(groups: Sequence[Group], rules: GroupFilter) -> list[Group]:
     """The groups that are trained on; a group stays whole or goes whole.
 
     None where none can teach: the trainer refuses a step whose gradient is zero.
     """
-    teaching = [group for group in groups if group.can_teach]
-    if teaching and zero_variance == "Keep":
-        return [group for group in groups if group.scored]
+    whole = [group for group in groups if rules.truncated == "Keep" or not group.truncated]
+    teaching = [group for group in whole if group.can_teach]
+    if teaching and rules.zero_variance == "Keep":
+        return [group for group in whole if group.scored]
     return teaching
 
 
@@ -158,7 +165,13 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
 
 
 def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
-    """Detail and remedy for rounds in which no group could teach."""
+    """Detail and remedy for rounds in which no group was trained on."""
+    if able := sum(group.can_teach for group in groups):
+        return (
+            f"in {rounds} rounds every group that could teach, {able} of {len(groups)}, had a "
+            "completion cut at sampling.maxTokens, and groupFilter.truncated is Drop",
+            "Raise sampling.maxTokens, or set groupFilter.truncated: Keep",
+        )
     seen = metrics(groups, len(groups))
     cut, mean = seen["completion/truncated_fraction"], seen.get(STEP_REWARD)
     lacking = sum(not group.scored for group in groups)

@@ -285,7 +285,8 @@ def _unfit(record: TraceRecord | None) -> tuple[str, str] | None:
     if record is None:
         return (
             "is unknown to this model's trainer",
-            "sample it through the gateway with its Trace-Id header while the model trains, or "
+            "sample it through the gateway with its Trace-Id header (what a gateway holds for a "
+            "trainer that is not there goes when the gateway restarts), or "
             "send the tokens inline",
         )
     problem = _ungraded(record)

@@ -1,0 +1,209 @@
+"""Traces of models whose trainer is not there: held, and handed over in their order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+
+import pytest
+from aiohttp import web
+from tests.gateway.conftest import Behaviour, Gateway, Upstream
+from tests.gateway.world import LOADING, digest
+
+from espalier.gateway import traces
+from espalier.gateway.auth import User
+from espalier.gateway.outbox import HELD_SECONDS, Outbox
+from espalier.gateway.snapshot import Id
+
+Start = Callable[[Behaviour], Awaitable[Upstream]]
+A = digest("a1")
+TRACE, JOB = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
+TURN = {
+    "id": "c",
+    "object": "chat.completion",
+    "model": "x",
+    "prompt_token_ids": [1, 2],
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "7"},
+            "token_ids": [3],
+            "logprobs": {"content": [{"logprob": -0.5}]},
+        }
+    ],
+}
+
+
+async def complete(_: web.Request) -> web.Response:
+    return web.json_response(TURN)
+
+
+async def take(_: web.Request) -> web.Response:
+    return web.json_response({"metrics": {"loss:sum": 1.0}, "num_datums": 1})
+
+
+async def served(gateway: Gateway, upstream: Start) -> Id:
+    """A model that is sampled, and that nothing trains."""
+    model = gateway.world.model("arith")
+    gateway.world.head(model, A, step=1, epoch=3)
+    port = (await upstream(complete)).port
+    gateway.world.pod(model, "arith-rollout-0", ip="127.0.0.1", port=port)
+    return model
+
+
+async def sample(gateway: Gateway, question: str = "3 + 4") -> str:
+    body = {"model": "arith", "messages": [{"role": "user", "content": question}]}
+    reply = await gateway.post("/v1/chat/completions", body, **{"Trace-Id": TRACE})
+    assert reply.status == 200
+    return reply.headers[traces.TRACE_KEPT]
+
+
+async def rolled_out(gateway: Gateway) -> list[str]:
+    """As HUD's client does it: who has the job, the beginning, two turns, the end."""
+    said = []
+    for path, report in (
+        (f"/v2/trace/job/{JOB}/enter", {"name": "night", "group": 1}),
+        (f"/v2/trace/{TRACE}/enter", {"job_id": JOB, "model": "arith"}),
+    ):
+        reply = await gateway.post(path, report)
+        assert reply.status == 200, await reply.text()
+        said.append(reply.headers.get(traces.TRACE_KEPT, ""))
+    said += [await sample(gateway), await sample(gateway, "5 + 6")]
+    reply = await gateway.post(f"/v2/trace/{TRACE}/exit", {"reward": 1.0})
+    assert reply.status == 200, await reply.text()
+    return [*said, reply.headers.get(traces.TRACE_KEPT, "")]
+
+
+def train(gateway: Gateway, model: Id, port: int) -> None:
+    gateway.world.run(model, "first")
+    gateway.world.pod(model, "arith-trainer-0", role="trainer", ip="127.0.0.1", port=port)
+
+
+def got(trainer: Upstream) -> list[str]:
+    return [request.path for request in trainer.requests if request.method == "POST"]
+
+
+async def test_what_is_sampled_before_a_run_is_trained_on_after(
+    gateway: Gateway, upstream: Start
+) -> None:
+    model = await served(gateway, upstream)
+    assert await rolled_out(gateway) == ["Held"] * 5
+    trainer = await upstream(take)
+    train(gateway, model, trainer.port)
+    reply = await gateway.post("/v1/models/arith/train/forward-backward", {"inputs": [TRACE]})
+    assert reply.status == 200
+    assert got(trainer) == [
+        f"/traces/job/{JOB}/enter",
+        f"/traces/{TRACE}/enter",
+        *[f"/traces/{TRACE}/samples"] * 2,
+        f"/traces/{TRACE}/exit",
+        "/train/forward-backward",
+    ]
+    sampled = [
+        b for r, b in zip(trainer.requests, trainer.bodies, strict=True) if "samples" in r.path
+    ]
+    turn = {"prompt_token_ids": [1, 2], "output_token_ids": [3], "output_logprobs": [-0.5]}
+    assert sampled == [turn | {"temperature": 1.0, "shifted_by": []}] * 2
+    # Once.
+    await gateway.post("/v1/models/arith/train/forward-backward", {"inputs": [TRACE]})
+    assert len(got(trainer)) == 7
+
+
+async def test_they_are_handed_over_without_a_training_call_too(
+    gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traces, "LOOK_SECONDS", 0.01)
+    model = await served(gateway, upstream)
+    await rolled_out(gateway)
+    trainer = await upstream(take)
+    train(gateway, model, trainer.port)
+    task = gateway.services.outbox.task
+    assert task is not None
+    while len(got(trainer)) < 5:
+        await trainer_asked()
+    assert not gateway.services.outbox.waiting(model)
+
+
+async def trainer_asked() -> None:
+    await asyncio.sleep(0.01)
+
+
+async def test_turns_that_follow_held_ones_do_not_overtake_them(
+    gateway: Gateway, upstream: Start
+) -> None:
+    loading = True
+
+    async def load(request: web.Request) -> web.Response:
+        if loading:
+            problem = {"reason": "Loading", "detail": "the base", "remedy": ""}
+            return web.json_response(problem, status=503)
+        return await take(request)
+
+    model = await served(gateway, upstream)
+    assert await sample(gateway) == "Held"
+    trainer = await upstream(load)
+    train(gateway, model, trainer.port)
+    # Its pod is ready, and it takes nothing yet.
+    assert await sample(gateway, "5 + 6") == "Held"
+    reply = await gateway.post(f"/v2/trace/{TRACE}/enter", {"model": "arith"})
+    assert reply.headers[traces.TRACE_KEPT] == "Held"
+    loading = False
+    reply = await gateway.post(f"/v2/trace/{TRACE}/exit", {"reward": 1.0})
+    assert (reply.status, traces.TRACE_KEPT in reply.headers) == (200, False)
+    assert got(trainer)[-4:] == [
+        *[f"/traces/{TRACE}/samples"] * 2,
+        f"/traces/{TRACE}/enter",
+        f"/traces/{TRACE}/exit",
+    ]
+
+
+async def test_a_trainer_that_starts_misses_nothing(gateway: Gateway, upstream: Start) -> None:
+    model = await served(gateway, upstream)
+    gateway.world.run(model, "first")
+    gateway.world.pod(model, "arith-trainer-0", role="trainer", ip="127.0.0.1", port=1, **LOADING)
+    assert await rolled_out(gateway) == ["Held"] * 5
+
+
+async def test_nothing_is_held_for_who_may_not_train(gateway: Gateway, upstream: Start) -> None:
+    await served(gateway, upstream)
+    reader = gateway.users.reader
+    body = {"model": "arith", "messages": [{"role": "user", "content": "1"}]}
+    reply = await gateway.post("/v1/chat/completions", body, reader, **{"Trace-Id": TRACE})
+    assert (reply.status, reply.headers[traces.TRACE_KEPT]) == (200, "NotKept")
+    reply = await gateway.post(f"/v2/trace/{TRACE}/enter", {"model": "arith"}, reader)
+    assert (reply.status, (await reply.json())["reason"]) == (404, "NothingTrains")
+    assert len(gateway.services.outbox) == 0
+
+
+async def test_a_full_outbox_says_so(gateway: Gateway, upstream: Start) -> None:
+    await served(gateway, upstream)
+    gateway.services.outbox._most = 40
+    assert await sample(gateway) == "NotKept"
+    reply = await gateway.post(
+        f"/v2/trace/{TRACE}/enter", {"model": "arith", "task_slug": "x" * 40}
+    )
+    assert (reply.status, (await reply.json())["reason"]) == (503, "TracesFull")
+
+
+def test_what_is_held_has_an_end() -> None:
+    now = 0.0
+    box, user, model = Outbox(lambda: now), User("u", ()), Id("home", "arith")
+    assert box.put(user, "t", "/t/samples", b"x", model)
+    # A later report of the trace is of the same model.
+    assert box.put(user, "t", "/t/exit", b"x", None)
+    assert [item.model for item in box.waiting(model)] == [model, model]
+    now = HELD_SECONDS
+    assert box.waiting(model) == []
+    assert len(box) == 0
+
+
+def test_what_is_for_every_trainer_is_given_to_each_once() -> None:
+    box, user = Outbox(), User("u", ())
+    first, second = Id("home", "a"), Id("home", "b")
+    assert box.put(user, "j", "/job/j/enter", json.dumps({}).encode(), None)
+    (item,) = box.waiting(first)
+    box.give(item, first)
+    assert box.waiting(first) == []
+    assert box.waiting(second) == [item]
