@@ -23,7 +23,7 @@ from dev.tiny_model import make
 
 MANIFESTS = Path(__file__).parents[1] / "examples" / "cookbooks" / "manifests"
 IMAGE = "localhost:5000/espalier/cookbook-model:1"
-READY = "TrainingRun tiny: Training"
+READY = "TrainingRun tiny: AwaitingClient"
 LIMIT_SECONDS = 240.0
 
 

@@ -180,6 +180,10 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(MODEL, "spec.source.base", {"huggingFace": {"repository": "b", "revision": "0" * 40}}),
         *("huggingFace.repository", "owner/name"),
     ),
+    "image with a space": (
+        *(MODEL, "spec.source.base", {"image": "a b"}),
+        *("spec.source.base.image", "without white space"),
+    ),
     "path that climbs": (
         *(MODEL, "spec.source.base"),
         {"persistentVolumeClaim": {"claimName": "c", "path": "../secrets"}},

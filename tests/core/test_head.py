@@ -227,6 +227,9 @@ def test_a_head_never_moves_back_because_its_checkpoint_is_not_to_be_found() -> 
     server.settle()
     server.checkpoints = MAIN[:3]
     assert current(server.settle()) == "m-000004"
+    said = find(server.head.status.conditions, "Ready")
+    assert said is not None
+    assert said.message == "serves m-000004, whose Checkpoint was deleted"
     server.checkpoints = [*MAIN[:3], checkpoint(step=5, parent="m-000004")]
     assert current(server.settle()) == "m-000005"
 

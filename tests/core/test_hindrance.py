@@ -32,6 +32,11 @@ def test_the_newest_warning_counts_and_says_the_same_at_every_try() -> None:
     )
 
 
+def test_what_no_terminal_should_be_sent_is_left_out() -> None:
+    said = hindrance.told("Job", [event("FailedCreate", "a\x1b[2Jb\nc", "2026-01-01T00:00:00Z")])
+    assert said["j"].message == "a [2Jb c"
+
+
 def test_events_of_the_new_api_tell_their_time_by_their_series() -> None:
     early = event("FailedCreate", "early", "", lastTimestamp=None, eventTime="2026-01-01T00:03:00Z")
     late = event(

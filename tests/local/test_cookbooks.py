@@ -52,7 +52,7 @@ async def _run(script: str, model: Path, work: Path) -> Ended:
     shutil.copytree(COOKBOOKS / "manifests", manifests)
     async with dev(manifests, model, free_port(), image=IMAGE) as running:
         found = await running.says(r"ESPALIER_GATEWAY_URL=(\S+) ESPALIER_TOKEN=(\S+)")
-        await running.says("TrainingRun tiny: Training")
+        await running.says("TrainingRun tiny: AwaitingClient")
         access = {"ESPALIER_GATEWAY_URL": found[1], "ESPALIER_TOKEN": found[2]}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, str(COOKBOOKS / f"{script}.py")),

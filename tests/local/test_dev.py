@@ -126,7 +126,7 @@ async def test_a_tree_grows_is_pinned_by_an_edit_and_goes_on_after_a_restart(
     )
     async with dev(manifests, model, port) as running:
         found = await running.says(r"ESPALIER_GATEWAY_URL=(\S+) ESPALIER_TOKEN=(\S+)")
-        await running.says("TrainingRun tiny: Training")
+        await running.says("TrainingRun tiny: AwaitingClient")
         access = {"base_url": found[1], "token": found[2]}
         async with TrainingClient("tiny", **access) as client:
             tokens, sampled, trained = await probe(client)

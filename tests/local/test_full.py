@@ -42,7 +42,7 @@ async def test_new_weights_are_sampled_after_each_step_and_old_ones_after_a_pin(
     (manifests / "head.yaml").write_text(HEAD.replace("MODE", "Track"))
     async with dev(manifests, model, free_port()) as running:
         found = await running.says(r"ESPALIER_GATEWAY_URL=(\S+) ESPALIER_TOKEN=(\S+)")
-        await running.says("TrainingRun tiny: Training")
+        await running.says("TrainingRun tiny: AwaitingClient")
         async with TrainingClient("tiny", base_url=found[1], token=found[2]) as client:
             answers = []
             for done in range(3):

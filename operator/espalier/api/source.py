@@ -21,6 +21,7 @@ from espalier.api.meta import (
 REPOSITORY_PATTERN = r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$"
 REVISION_PATTERN = r"^[a-f0-9]{40}$"
 PATH_PATTERN = r"^([A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)?$"
+IMAGE_PATTERN = r"^[^\s]+$"
 
 
 class SecretKey(Type):
@@ -84,6 +85,11 @@ class Base(Type):
         "They are copied to the volume once and their digest recorded.",
         min_length=1,
         max_length=400,
+        pattern=IMAGE_PATTERN,
+        json_schema_extra=explained(
+            IMAGE_PATTERN,
+            "must be an image reference without white space, such as registry.example/model:1",
+        ),
     )
     persistent_volume_claim: VolumeBase | None = Field(
         default=None,

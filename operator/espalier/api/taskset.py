@@ -64,7 +64,8 @@ class ConfigMapTasks(Type):
     name: Name = Field(description="name of the ConfigMap.")
     key: str = Field(
         default="tasks.jsonl",
-        description="key with one task a line: {id, prompt or messages, answer}.",
+        description="key with one task a line: {id, prompt or messages, answer}. An id names the "
+        "task in logs and rollouts, and need not be the only one of its name.",
         pattern=r"^[-._a-zA-Z0-9]+$",
         max_length=253,
     )

@@ -67,10 +67,14 @@ def last_lines(text: str) -> str:
     """
     if left := told(text):
         text = f"{left.detail}. {left.remedy}" if left.remedy else left.detail
-    plain = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-    lines = [" ".join(line.split()) for line in plain.split("\n")]
+    lines = [plain(line) for line in text.split("\n")]
     kept = [line[:SHOWN_CHARS] for line in lines if line][-SHOWN_LINES:]
     return " | ".join(kept)
+
+
+def plain(line: str) -> str:
+    """A line of somebody else's text as it may stand in a condition: printable, evenly spaced."""
+    return " ".join("".join(c if c.isprintable() else " " for c in line).split())
 
 
 def init_failure(status: Mapping[str, Any]) -> str:

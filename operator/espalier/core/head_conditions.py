@@ -72,6 +72,8 @@ def findings(
 ) -> list[Finding]:
     """Ready, Reconciling and Stalled of a head that has a target."""
     shown = target.name or "the base"
+    if view.lineage.place(target.name) is None:
+        shown += ", whose Checkpoint was deleted"
     if blocked := _crowded_out(view) or _damaged(view, target):
         return blocked
     if not served:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from espalier.core.endings import plain
+
 # Of all Warnings about a kind, those that say why something does not come to be.
 TELLING: Mapping[str, frozenset[str]] = {
     "Pod": frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"}),
@@ -57,7 +59,7 @@ def told(kind: str, events: Iterable[Mapping[str, Any]]) -> dict[str, Hindrance]
 
 
 def _steady(message: str) -> str:
-    return _REFUSED_POD.sub("the pod is forbidden", message)
+    return _REFUSED_POD.sub("the pod is forbidden", plain(message))
 
 
 def _time(event: Mapping[str, Any]) -> str:

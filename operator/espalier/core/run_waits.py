@@ -103,7 +103,10 @@ def _said(view: RunView, type_: str, who: str, starting: str) -> list[Finding]:
     reason = starting
     if said is not None and said.status == "False" and conditions.is_trouble(said.reason):
         reason = said.reason
-    return conditions.reconciling(reason, f"{who}: {said.message if said else 'not seen yet'}")
+    message = said.message if said is not None else "not seen yet"
+    if said is not None and said.status == "True":
+        message = "ready, and not heard of yet by the run"
+    return conditions.reconciling(reason, f"{who}: {message}")
 
 
 def _missing_runner(view: RunView, starting: str) -> list[Finding] | None:
