@@ -345,6 +345,23 @@ async def mistakes(model, foreign, revoked):
             yield name, [type(error).__name__, status, getattr(error, "message", str(error))]
 
 
+async def bound(model):
+    """A script that says otherwise than its run in Git, and then the same."""
+    client = TrainingClient(model)
+    batch = [payload(1.0), payload(0.0, output=(7,))]
+    try:
+        await client.forward_backward(batch, group_size=2)
+    except HudRequestError as error:
+        yield "loss", [error.status_code, error.message]
+    await client.forward_backward(batch, group_size=2, loss_fn="ppo")
+    try:
+        await client.optim_step(learning_rate=1e-2)
+    except HudRequestError as error:
+        yield "learning rate", [error.status_code, error.message]
+    step = await client.optim_step(learning_rate=1e-5)
+    yield "as in Git", [step.step, step.checkpoint_id]
+
+
 async def main():
     scenario = globals()[sys.argv[1]]
     async for method, result in scenario(**json.loads(sys.argv[2])):

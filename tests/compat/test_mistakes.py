@@ -140,3 +140,21 @@ async def test_every_mistake_on_the_wire_is_named_and_nothing_is_applied(stage: 
                 assert sentence in problem["detail"], (name, problem)
     assert (stage.pending("arith"), stage.steps("arith")) == (0, 0)
     assert "a" not in {key.name for key in stage.cluster.objects}
+
+
+async def test_a_client_that_differs_from_its_run_in_git_is_told_both_values(
+    stage: Stage, tmp_path: Path
+) -> None:
+    run = stage.body("TrainingRun", "arith")["spec"]
+    bound = {"loss": {"name": "ppo"}, "learningRate": "1e-5"}
+    await stage.apply("TrainingRun", "arith", {**run, **bound})
+    variables = environment(stage.url, TRAINER, tmp_path)
+    told = dict(await drive(NEWEST, "bound", variables, model="arith"))
+    loss, rate = told["loss"], told["learning rate"]
+    assert (loss[0], rate[0]) == (409, 409)
+    assert "spec.loss of TrainingRun arith is ppo" in loss[1]
+    assert "and the command says importance_sampling; nothing was applied" in loss[1]
+    assert "spec.learningRate of TrainingRun arith is 1e-05, and the command says 0.01" in rate[1]
+    # HUD's client shows the detail alone, so the remedy is in it.
+    assert "send 1e-05, edit spec.learningRate, or take it out of the spec" in rate[1]
+    assert told["as in Git"] == [1, "arith-000001"]

@@ -50,6 +50,11 @@ LIES = {
         "InvalidMetrics",
         "espalier.dev/metrics",
     ),
+    "metrics that are too deep": (
+        checkpoint(step=4, parent="m-000003", annotations={"espalier.dev/metrics": "[" * 100_000}),
+        "InvalidMetrics",
+        "espalier.dev/metrics",
+    ),
     "a metric that is no number": (
         checkpoint(step=4, parent="m-000003", annotations={"espalier.dev/metrics": '{"a": "b"}'}),
         "InvalidMetrics",

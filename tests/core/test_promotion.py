@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.checkpointhead import CheckpointHeadSpec
+from espalier.api.checkpointhead import CheckpointHeadSpec, Gate
 from espalier.core.promotion import RefusedError, check, newest
 
 GATE = {"metric": "reward/mean", "min": "0.5"}
@@ -91,4 +91,24 @@ def test_a_head_without_a_gate_promotes_nothing() -> None:
     with pytest.raises(RefusedError, match=r"add spec\.gate"):
         newest(spec, [checkpoint(1, "0.9")])
     with pytest.raises(RefusedError, match=r"add spec\.gate"):
+        check(spec, checkpoint(1, "0.9"))
+
+
+def test_a_gate_by_a_metric_of_the_step_promotes_nothing() -> None:
+    spec = SPEC.model_copy(
+        update={"gate": Gate.model_validate({"metric": "rollout/reward/mean", "min": "0"})}
+    )
+    with pytest.raises(RefusedError, match=r"spec\.gate\.metric: rollout/reward/mean must be meas"):
+        newest(spec, [checkpoint(1, "0.9")])
+    with pytest.raises(RefusedError, match="is of the step that made it"):
+        check(spec, checkpoint(1, "0.9"))
+
+
+def test_a_gate_by_what_nobody_measures_says_what_there_is() -> None:
+    spec = SPEC.model_copy(
+        update={"gate": Gate.model_validate({"metric": "eval/heldout/reward", "min": "0"})}
+    )
+    with pytest.raises(RefusedError, match="has eval/heldout/reward; they have reward/mean: train"):
+        newest(spec, [checkpoint(1, "0.9"), checkpoint(2)])
+    with pytest.raises(RefusedError, match="has no eval/heldout/reward, only reward/mean"):
         check(spec, checkpoint(1, "0.9"))

@@ -212,7 +212,8 @@ async def test_a_promotion_is_a_commit_that_moves_the_head(
     gate = {"metric": "reward/mean", "min": "0.8"}
     held = team.repository.pin("arith-000001", onPin="Continue", gate=gate)
     await application.synced(held)
-    for reward in (0.9, 0.1):
+    # What each step sampled is its parent's: 0.2 of the first, 0.9 of the second, 0.1 of the third.
+    for reward in (0.2, 0.9, 0.1):
         newest = (await team.servers.trainer.step(MODEL, reward)).name
     await team.until("Checkpoint", newest, has("Ready", "Committed"), f"Checkpoint {newest}")
     await team.serves("arith-000001", "Pinned")

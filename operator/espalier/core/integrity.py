@@ -81,7 +81,7 @@ def recorded_metrics(annotations: Mapping[str, str]) -> dict[str, str] | None:
             and max(map(len, found), default=0) <= METRIC_NAME_CHARS
             and max(map(len, found.values()), default=0) <= METRIC_VALUE_CHARS
         )
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
     return found if fits else None
 

@@ -8,6 +8,7 @@ tasks are others. The first word counts, and what a status says stays when who s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from espalier.api.checkpoint import Checkpoint
@@ -47,7 +48,7 @@ def told(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
     try:
         found = json.loads(recorded)
         return {name: _figures(said) for name, said in found.items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -55,7 +56,7 @@ def named(recorded: str) -> list[str]:
     """The names of the Checkpoints that an annotation speaks of."""
     try:
         found = json.loads(recorded or NOTHING)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [*found] if isinstance(found, dict) else []
 
@@ -126,10 +127,9 @@ def _figures(said: Mapping[str, str]) -> dict[str, str]:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _age(checkpoint: Checkpoint) -> tuple[int, int, str]:

@@ -78,7 +78,7 @@ class PlatformRoutes:
         """One model, or a base by its id."""
         user = await self._services.caller(request)
         offer = self._services.offers.find(_slug(request))
-        if offer in await self._services.offers.of(self._services.auth, user) and offer:
+        if offer is not None and offer in await self._services.offers.of(self._services.auth, user):
             return _json(offered(offer))
         found = await self._entry(user, await self._readable(request))
         return _json(_there(found))
