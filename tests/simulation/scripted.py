@@ -54,8 +54,8 @@ class ScriptedTrainer:
         self.refusal: Problem | None = None
         # The rank of what it writes; 0 are full weights.
         self.rank = 16
-        # When clients last called, on the loop's clock.
-        self.called = 0.0
+        # When clients last called, on the loop's clock; None: one always does.
+        self.called: float | None = None
         self._grown = asyncio.Condition()
 
     def volume(self, model: str) -> Volume:
@@ -113,6 +113,8 @@ class ScriptedTrainer:
 
     async def usage(self, peer: Peer) -> Usage:
         self._reach(peer)
+        if self.called is None:
+            return Usage(quiet_seconds=0)
         return Usage(quiet_seconds=asyncio.get_running_loop().time() - self.called)
 
     async def step(self, model: str, reward: float = 0.5) -> Commit:
