@@ -4,6 +4,7 @@
 # `make bench-gateway` (`bench/run.sh gateway`): the gateway, on an API server without nodes.
 # `make bench-scoring` (`bench/run.sh scoring`): what scores answers, which needs no cluster.
 # `make bench-operator` (`bench/run.sh operator`): the operator on an API server without nodes.
+# `bench/run.sh tools`: what the parsers of tool calls and thoughts take.
 set -euo pipefail
 . "$(dirname "$0")/../dev/common.sh"
 cd "$root"
@@ -41,8 +42,12 @@ scoring() {
   echo "== answers scored on one core (goal: 500 a second for chain_sum)"
   PYTHONPATH=operator:. .venv/bin/python -W ignore -m bench.scoring
 }
+tools() {
+  echo "== CPU of the parsers of tool calls and thoughts, an answer"
+  PYTHONPATH=operator:. .venv/bin/python -m bench.tool_parsers
+}
 case "${1:-all}" in
-trainer | operator | gateway | scoring)
+trainer | operator | gateway | scoring | tools)
   "$1"
   exit
   ;;

@@ -15,6 +15,7 @@ from board import MOVES, Board
 from fastmcp import FastMCP
 from hud import Environment, Run, TrainingClient
 from hud.agents import create_agent
+from hud.agents.types import ToolStep
 from hud.eval import Job, LocalRuntime, Taskset
 from hud.graders import EvaluationResult
 from lessons import COMPLETION, samples
@@ -63,12 +64,25 @@ async def games(model: str, job: Job, seeds: range, moves: int) -> list[Run]:
     return job.runs[before:]
 
 
+def told(run: Run) -> str:
+    """Each call of a game, and the board that it came to."""
+    steps = run.trace.collect(lambda step: step if isinstance(step, ToolStep) else None)
+    calls = [f"{step.call.name}({step.call.arguments})" for step in steps]
+    boards = ["".join(part.text for part in step.result.content) for step in steps]
+    return "\n".join(
+        f"  {call:32} {board.replace(chr(10), ' ')}"
+        for call, board in zip(calls, boards, strict=True)
+    )
+
+
 async def main(model: str, steps: int, group: int, moves: int, learning_rate: float) -> None:
-    """Plays, trains on what was played, and prints a line for each step."""
+    """Plays, trains on what was played, and prints a game, and a line for each step."""
     trainer = TrainingClient(model)
     job = await Job.start("2048", group=group)
     for number in range(steps):
         runs = await games(model, job, range(2 * number, 2 * number + 2), moves)
+        if not number:
+            print(f"the first game:\n{told(runs[0])}")
         step = await trainer.step(runs, group_size=group, learning_rate=learning_rate)
         turns = [len(samples(run)) for run in runs]
         calls = sum(len(run.grade.info["moved"]) for run in runs)

@@ -84,12 +84,18 @@ async def run(version: str, arguments: list[str], variables: dict[str, str]) -> 
 
 
 async def drive(
-    version: str, scenario: str, variables: dict[str, str], *, script: Path = DRIVER, **given: Any
+    version: str, scenario: str, variables: dict[str, str], *, path: Path = DRIVER, **given: Any
 ) -> list[Any]:
     """Runs a scenario of driver.py or a script like it; what it printed, one JSON value a line."""
-    done = await run(version, [str(script), scenario, json.dumps(given)], variables)
+    said = await script(version, path, variables, scenario, json.dumps(given))
+    return [json.loads(line) for line in said.splitlines()]
+
+
+async def script(version: str, path: Path, variables: dict[str, str], *arguments: str) -> str:
+    """What a script of HUD's users printed."""
+    done = await run(version, [str(path), *arguments], variables)
     assert done.code == 0, done.errors[-3000:]
-    return [json.loads(line) for line in done.output.splitlines()]
+    return done.output
 
 
 async def hud(version: str, variables: dict[str, str], *arguments: str) -> Finished:

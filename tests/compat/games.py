@@ -22,7 +22,7 @@ from openai import AsyncOpenAI
 
 DIRECTIONS = ("up", "down", "left", "right")
 # Prompts of a game in a lesson.
-LESSONS = 6
+LESSONS = 5
 # Of steps on rewards; lessons have a larger one.
 RATE = 1e-3
 
@@ -41,14 +41,18 @@ async def drops(model):
 
 
 async def prompts(model, seeds, turns):
-    """Of every turn of some games of both kinds, as HUD's agent had them; the latest first."""
+    """Of some turns of both kinds of games, as HUD's agent had them, from the first to the last."""
     alone = await Job.start("lessons", group=1)
     slid = await game_2048.games(model, alone, seeds, turns)
     dropped = await fours.games(model, alone, seeds, turns)
     slides = [sample.prompt_token_ids for run in slid for sample in samples(run)]
     columns = [sample.prompt_token_ids for run in dropped for sample in samples(run)]
     columns += [turn["prompt_token_ids"] for run in dropped for turn in run.grade.info["other"]]
-    return [sorted(found, key=len, reverse=True) for found in (slides, columns)]
+    spread = [number / (LESSONS - 1) for number in range(LESSONS)]
+    return [
+        [sorted(found, key=len)[round(place * (len(found) - 1))] for place in spread]
+        for found in (slides, columns)
+    ]
 
 
 async def taught(model, rounds):
@@ -58,10 +62,10 @@ async def taught(model, rounds):
     """
     trainer = TrainingClient(model)
     ways, columns = await moves(model), await drops(model)
-    for turns, steps in rounds:
-        slid, dropped = await prompts(model, range(2), turns)
-        lessons = [(prompt, ways) for prompt in slid[:LESSONS]]
-        for number, prompt in enumerate(dropped[:LESSONS]):
+    for first, (turns, steps) in enumerate(rounds):
+        slid, dropped = await prompts(model, range(2 * first, 2 * first + 2), turns)
+        lessons = [(prompt, ways) for prompt in slid]
+        for number, prompt in enumerate(dropped):
             shown = [columns[(3 * number + other) % len(columns)] for other in range(len(ways))]
             lessons.append((prompt, shown))
         yield "losses", await teach(trainer, lessons, steps)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from dev.ports import free_port
-from tests.compat.clients import EACH_VERSION, NEWEST, drive, environment
+from tests.compat.clients import EACH_VERSION, NEWEST, OUT, ROOT, drive, environment, script
 from tests.local.test_dev import SAME, dev
 from tests.rollout import qwen3
 
@@ -80,9 +80,7 @@ class Player:
     taught: str = ""
 
     async def drive(self, version: str, scenario: str, **given: Any) -> list[Any]:
-        return await drive(
-            version, scenario, self.variables, script=SCRIPT, model="player", **given
-        )
+        return await drive(version, scenario, self.variables, path=SCRIPT, model="player", **given)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -181,3 +179,22 @@ async def test_chunks_of_sixteen_runs_before_a_step_are_one_batch(
     assert several["id"] != once["id"]
     assert moved(after_several, after_one) < SAME
     assert not aligned(after_several)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("game_2048", ["--steps=2", "--group=4", "--moves=6"]),
+        ("connect_four", ["--steps=1", "--games-a-step=4"]),
+    ],
+)
+async def test_the_scripts_of_the_example_train(
+    player: Player, name: str, options: list[str]
+) -> None:
+    path = ROOT / "examples" / "hud" / f"{name}.py"
+    rate = "--learning-rate=1e-3"
+    said = await script(NEWEST, path, player.variables, "player", *options, rate)
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / f"hud-{name}.txt").write_text(said)
+    steps = [line for line in said.splitlines() if line.startswith("player-")]
+    assert len(steps) == int(options[0].rpartition("=")[2])

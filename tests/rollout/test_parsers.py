@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from tests.rollout.qwen3 import TEMPLATE
+from tests.rollout.qwen3 import TEMPLATE, make_model
 from tests.rollout.test_settings import GOOD
 
 from espalier.api.parsers import ReasoningParser, ToolCallParser
@@ -55,6 +55,27 @@ def test_what_the_spec_says_goes_before_the_family() -> None:
 def test_an_unknown_parser_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(SettingsError, match=r"ESPALIER_TOOL_CALL_PARSER.*hermes.*not 'nope'"):
         read(GOOD | {"ESPALIER_TOOL_CALL_PARSER": "nope"})
+
+
+@pytest.mark.parametrize(
+    ("tools", "thoughts", "field"),
+    [
+        ("hermes", "qwen3", None),
+        ("Auto", "None", None),
+        ("deepseek_v3", "qwen3", "spec.rollout.toolCallParser"),
+        ("hermes", "mistral", "spec.rollout.reasoningParser"),
+        # It needs a package that is not there.
+        ("cohere_command4", "None", "spec.rollout.toolCallParser"),
+    ],
+)
+def test_a_parser_that_cannot_work_on_the_tokenizer_is_named(
+    tmp_path: Path, tools: str, thoughts: str, field: str | None
+) -> None:
+    told = {"ESPALIER_TOOL_CALL_PARSER": tools, "ESPALIER_REASONING_PARSER": thoughts}
+    settings = read(GOOD | told | {"ESPALIER_VOLUME": str(tmp_path)})
+    make_model(settings.base_directory)
+    found = parsers.misfit(settings)
+    assert (found and found[0]) == field
 
 
 @pytest.mark.parametrize("template", ["{{ a }}", [{"name": "default", "template": "{{ a }}"}]])

@@ -16,6 +16,8 @@ import pytest
 from tests.rollout import qwen3, server, tiny
 from transformers import AutoTokenizer
 
+from espalier.rollout import launcher
+
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 ARGUMENTS = '{"city": "Rome"}'
@@ -60,6 +62,21 @@ def rollout(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         yield process
     finally:
         process.stop()
+
+
+def test_a_parser_of_another_family_ends_the_pod_before_it_serves(
+    model: Path, tmp_path: Path
+) -> None:
+    """vLLM would start with it, and fail every chat."""
+    base = tiny.commit_base(tmp_path, model)
+    process = server.start(tmp_path, base, tool_call_parser="llama3_json")
+    try:
+        assert process.process.wait(200) == launcher.EXIT_USER_ERROR
+    finally:
+        process.stop()
+    problem = json.loads(process.log.read_text().splitlines()[-1])
+    assert problem["reason"] == "ParserMisfit"
+    assert problem["detail"].startswith("spec.rollout.toolCallParser is llama3_json: ")
 
 
 def choice_of(answer: httpx.Response) -> dict[str, Any]:

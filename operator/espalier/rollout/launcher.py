@@ -56,7 +56,7 @@ def main() -> None:
     if cpu:
         cache_bytes = flags.kv_cache_bytes(config, told, memory_bytes())
         arguments += flags.cpu_arguments(told, cache_bytes)
-    _serve(arguments, cpu)
+    _serve(arguments, told, cpu=cpu)
 
 
 def is_cpu_build() -> bool:
@@ -94,11 +94,12 @@ def _copy_model_cache(target: Path) -> None:
         shutil.copytree(Path(baked) / "modelinfos", target / "modelinfos", dirs_exist_ok=True)
 
 
-def _serve(arguments: list[str], cpu: bool) -> None:
+def _serve(arguments: list[str], told: settings.Settings, *, cpu: bool) -> None:
     with quick_start.uncollected():
         if cpu:
             quick_start.without_compiler()
         serve = _imported(arguments)
+        _check_parsers(told)
     if cpu:
         quick_start.inspect_here()
         quick_start.fork_engine()
@@ -133,6 +134,14 @@ def _imported(arguments: list[str]) -> Callable[[], None]:
         await run_server_worker(address, listener, parsed)
 
     return lambda: uvloop.run(serve())
+
+
+def _check_parsers(told: settings.Settings) -> None:
+    found = parsers.misfit(told)
+    if found is not None:
+        field, detail = found
+        remedy = f"set {field} to the one of the base's family, Auto or None"
+        _fail(Problem(reason="ParserMisfit", detail=detail, remedy=remedy))
 
 
 def _fail(problem: Problem) -> NoReturn:

@@ -61,6 +61,31 @@ def chosen(settings: Settings, config: Mapping[str, Any], template: str) -> Pars
     )
 
 
+def misfit(settings: Settings) -> tuple[str, str] | None:
+    """The field that names a parser which cannot work on this base, and vLLM's words; None if none.
+
+    vLLM makes the parsers anew for every chat, and each would fail: most look for tokens that their
+    family's tokenizer has, a few for a package. Those that are chosen by family are not tried.
+    """
+    # Imported here because they take seconds, which the choice by family does without.
+    from vllm.parser import ParserManager  # noqa: PLC0415
+    from vllm.tokenizers import get_tokenizer  # noqa: PLC0415
+
+    named = [
+        ("spec.rollout.toolCallParser", "tool_parser_name", settings.tool_call_parser),
+        ("spec.rollout.reasoningParser", "reasoning_parser_name", settings.reasoning_parser),
+    ]
+    for field, argument, parser in named:
+        if parser in ("Auto", "None"):
+            continue
+        try:
+            made: Any = ParserManager.get_parser(**{argument: parser}, enable_auto_tools=True)
+            made(get_tokenizer(str(settings.base_directory)), None, chat_template_kwargs={})
+        except Exception as error:
+            return field, f"{field} is {parser}: {error}"
+    return None
+
+
 def _named(
     wanted: str, families: tuple[tuple[str, str, str], ...], family: str, template: str
 ) -> str | None:
