@@ -381,7 +381,7 @@ def test_a_pod_may_take_as_long_to_start_as_its_model_says(part: str) -> None:
     probe = pod_of(bodies[part])["containers"][0]["startupProbe"]
     assert 1801 <= probe["periodSeconds"] * probe["failureThreshold"] <= 1803
     assert bodies["rollout"]["spec"]["progressDeadlineSeconds"] > (
-        1801 if part == "rollout" else 600
+        1801 if part == "rollout" else 1800
     )
 
 

@@ -100,11 +100,11 @@ class TrainerSpec(Type):
         "the GPUs themselves are requested in template.resources.",
     )
     startup_seconds: int = Field(
-        default=600,
+        default=1800,
         ge=60,
         le=86400,
         description="startupSeconds that a pod may take to load the base before it is started "
-        "anew; a large base on slow storage needs more.",
+        "anew: 140 GB at 200 MB/s take 700 s.",
     )
     idle_seconds: int = Field(
         default=1800,
@@ -154,11 +154,11 @@ class RolloutSpec(Type):
         default=None, description="dtype of the served base; spec.trainer.dtype if unset."
     )
     startup_seconds: int = Field(
-        default=600,
+        default=1800,
         ge=60,
         le=86400,
         description="startupSeconds that a pod may take to load the base before it is started "
-        "anew; a large base on slow storage needs more.",
+        "anew: 140 GB at 200 MB/s take 700 s.",
     )
     tool_call_parser: ToolCallParser = Field(
         default="Auto",
