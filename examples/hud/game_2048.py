@@ -82,7 +82,7 @@ async def main(model: str, steps: int, group: int, moves: int, learning_rate: fl
     for number in range(steps):
         runs = await games(model, job, range(2 * number, 2 * number + 2), moves)
         if not number:
-            print(f"the first game:\n{told(runs[0])}")
+            print(f"the longest game:\n{told(max(runs, key=lambda run: len(samples(run))))}")
         step = await trainer.step(runs, group_size=group, learning_rate=learning_rate)
         turns = [len(samples(run)) for run in runs]
         calls = sum(len(run.grade.info["moved"]) for run in runs)

@@ -185,7 +185,11 @@ async def test_chunks_of_sixteen_runs_before_a_step_are_one_batch(
     ("name", "options"),
     [
         ("game_2048", ["--steps=2", "--group=4", "--moves=6"]),
-        ("connect_four", ["--steps=1", "--games-a-step=4"]),
+        pytest.param(
+            "connect_four",
+            ["--steps=1", "--games-a-step=4"],
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 async def test_the_scripts_of_the_example_train(

@@ -288,6 +288,15 @@ def test_a_template_that_closes_turns_with_a_token_that_ends_nothing_is_known_fo
     assert (found.token, found.token_id) == ("<|im_end|>", end)
 
 
+def test_without_a_generation_config_the_models_own_ends_count(base: Path) -> None:
+    end = closes_turns(base, CHATML)
+    (base / "generation_config.json").unlink()
+    configure(base, eos_token_id=[2, end])
+    assert inspect(base, WANTED).unstopped is None
+    configure(base, eos_token_id=2)
+    assert inspect(base, WANTED).unstopped is not None
+
+
 @pytest.mark.parametrize(
     ("template", "ends"),
     [

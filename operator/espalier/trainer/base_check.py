@@ -77,7 +77,7 @@ def inspect(source: Path, wanted: Wanted) -> Facts:
         _check_kind(known, architecture)
         _check_tensors(source, view, architecture)
         tokenizer = _check_tokenizer(source, view, wanted.chat_template)
-        unstopped = _unstopped_turn_end(tokenizer, _ends(view, tokenizer))
+        unstopped = _unstopped_turn_end(tokenizer, _ends(view, known, tokenizer))
     return Facts(context_tokens(known), bool(tokenizer.chat_template), unstopped)
 
 
@@ -240,14 +240,16 @@ def _check_tokenizer(source: Path, view: Path, given: str) -> Any:
     return tokenizer
 
 
-def _ends(view: Path, tokenizer: Any) -> set[int]:
-    """The tokens at which vLLM ends a completion of this base by itself."""
-    listed = view / "generation_config.json"
+def _ends(view: Path, known: Any, tokenizer: Any) -> set[int]:
+    """The tokens at which vLLM ends a completion of this base by itself.
+
+    The tokenizer's own, and those of generation_config.json, or of config.json where there is none
+    that can be read.
+    """
     try:
-        found = json.loads(listed.read_bytes()).get("eos_token_id") if listed.is_file() else None
-    except (ValueError, AttributeError):
-        # vLLM reads none of it then, either.
-        found = None
+        found = json.loads((view / "generation_config.json").read_bytes()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        found = getattr(known, "eos_token_id", None)
     more = found if isinstance(found, list) else [found]
     return {end for end in (tokenizer.eos_token_id, *more) if isinstance(end, int)}
 
