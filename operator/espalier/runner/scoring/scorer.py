@@ -49,6 +49,7 @@ class Scorer:
             children=min(max(_FEWEST_CHILDREN, os.cpu_count() or 1), _MOST_CHILDREN),
         )
         self._starting: asyncio.Task[Process] | None = None
+        self._closed = False
 
     async def __aenter__(self) -> Scorer:
         return self
@@ -62,7 +63,8 @@ class Scorer:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the worker; a score that is asked for later would start another one."""
+        """Ends the worker for good; a score that still waits for it starts no other one."""
+        self._closed = True
         starting, self._starting = self._starting, None
         if starting is None:
             return
@@ -101,6 +103,8 @@ class Scorer:
 
     async def _process(self) -> Process:
         while True:
+            if self._closed:
+                raise RuntimeError("the scorer is closed")
             starting = self._starting
             if starting is None or _is_over(starting):
                 starting = self._starting = asyncio.ensure_future(self._start())
