@@ -91,7 +91,7 @@ async def player(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Play
     (manifests / "player.yaml").write_text(MANIFESTS)
     async with dev(manifests, model, free_port(), image="player") as running:
         found = await running.says(r"ESPALIER_GATEWAY_URL=(\S+) ESPALIER_TOKEN=(\S+)")
-        await running.says("TrainingRun player: Training")
+        await running.says("TrainingRun player: AwaitingClient")
         variables = environment(found[1], found[2], tmp_path_factory.mktemp("home"))
         *losses, (_, checkpoint) = await Player(variables).drive(NEWEST, "taught", rounds=LESSONS)
         # In nats a call: the choice of one of the four that were shown is 1.39 of them.

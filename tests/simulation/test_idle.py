@@ -51,7 +51,7 @@ def ready(w: World) -> str:
 
 
 def trains(w: World) -> bool:
-    return ready(w) == "Training"
+    return ready(w) in ("Training", "AwaitingClient")
 
 
 class Gateway:

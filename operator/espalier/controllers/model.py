@@ -97,6 +97,8 @@ class ModelReconciler:
             return UNREADABLE_SECONDS
         found = retention.expendable(view)
         for checkpoint in found[:RETIRED_AT_ONCE]:
+            if not retention.has_told(checkpoint, view.lineage):
+                continue
             retired = Key("Checkpoint", key.namespace, checkpoint.metadata.name)
             await self._services.cluster.delete(retired, uid=checkpoint.metadata.uid)
         return RETIRE_SECONDS if found else None

@@ -52,6 +52,16 @@ def expendable(view: RetentionView) -> list[Checkpoint]:
     return sorted(found, key=_age)
 
 
+def has_told(checkpoint: Checkpoint, lineage: Lineage) -> bool:
+    """Whether what a checkpoint says of others stands in their status, or they are gone."""
+    named = (lineage.by_name.get(name) for name in measured.told(checkpoint))
+    return all(
+        measured.metrics(other, lineage.tellers(other.metadata.name)) == other.status.metrics
+        for other in named
+        if other is not None and other.metadata.deletion_timestamp is None
+    )
+
+
 def needed(view: RetentionView) -> dict[str, str]:
     """The checkpoints that must stay, by name, and what needs each."""
     reasons: dict[str, str] = {}
