@@ -49,8 +49,6 @@ metadata: {name: player}
 spec:
   modelRef: {name: player}
   driver: Client
-  loss: {name: importance_sampling}
-  learningRate: "1e-3"
   steps: 1000
 """
 SCRIPT = Path(__file__).parents[1] / "compat" / "games.py"
