@@ -104,7 +104,8 @@ async def head(trainer):
     """What the head serves, and what its step was made of."""
     found = await trainer.head()
     names = ("id", "prev_model_checkpoint_id", "loss_fn", "num_traces", "num_datums", "num_tokens")
-    return {name: getattr(found, name) for name in names} | {"reward": found.mean_reward}
+    rewards = {"reward": found.mean_reward, "sampled": found.metrics.get("rollout/reward/mean")}
+    return {name: getattr(found, name) for name in names} | rewards
 
 
 async def moves_trained(model, start, group, turns):
