@@ -7,6 +7,9 @@ checkpoint that it made, and ``reward/mean`` on the checkpoint that was sampled,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
 # Figures of the checkpoint that bears them: heads, rules and rankings read no others.
 REWARD = "reward/mean"
 MEASURED = ("reward/", "eval/")
@@ -32,3 +35,13 @@ def is_measured(name: str) -> bool:
 def of_step(name: str) -> str:
     """The name of a metric as one of a step."""
     return f"{SAMPLED}{name}" if is_measured(name) else name
+
+
+def of_rewards(rewards: Sequence[float]) -> dict[str, float]:
+    """What one or more rewards say of the checkpoint that their samples were drawn from."""
+    return {
+        REWARD: fmean(rewards),
+        "reward/std": pstdev(rewards),
+        "reward/min": min(rewards),
+        "reward/max": max(rewards),
+    }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, pstdev
+from statistics import fmean
 
-from espalier.api.metrics import REWARD, of_step
+from espalier.api.metrics import of_rewards, of_step
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.advantages import Source, trajectories
 from espalier.client.rollout import Rollout
@@ -73,7 +73,7 @@ class Batch:
             "group/dropped": float(len(self.whole) - len(self.informative)),
         }
         if rewards:
-            seen |= {of_step(name): value for name, value in _figures(rewards).items()}
+            seen |= {of_step(name): value for name, value in of_rewards(rewards).items()}
         if turns:
             seen["completion/tokens_mean"] = fmean(len(turn.token_ids) for turn in turns)
             seen["completion/truncated_fraction"] = fmean(turn.truncated for turn in turns)
@@ -82,19 +82,10 @@ class Batch:
     def measured(self) -> dict[str, dict[str, float]]:
         """What the rewards of all graded rollouts say of each checkpoint that sampled them."""
         rewards: dict[str, list[float]] = {}
-        for rollout in (rollout for group in self.groups for rollout in group):
+        for rollout in self.rollouts:
             if rollout.checkpoint not in ("", BASE) and not rollout.hindrance:
                 rewards.setdefault(rollout.checkpoint, []).append(rollout.reward or 0.0)
-        return {name: _figures(seen) for name, seen in rewards.items()}
-
-
-def _figures(rewards: Sequence[float]) -> dict[str, float]:
-    return {
-        REWARD: fmean(rewards),
-        "reward/std": pstdev(rewards),
-        "reward/min": min(rewards),
-        "reward/max": max(rewards),
-    }
+        return {name: of_rewards(seen) for name, seen in rewards.items()}
 
 
 def _spread(group: Sequence[Rollout]) -> float:

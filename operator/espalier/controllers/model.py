@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire import ImportState
@@ -96,9 +97,8 @@ class ModelReconciler:
             # Whatever cannot be understood may need a checkpoint.
             return UNREADABLE_SECONDS
         found = retention.expendable(view)
-        for checkpoint in found[:RETIRED_AT_ONCE]:
-            if not retention.has_told(checkpoint, view.lineage):
-                continue
+        ready = (c for c in found if retention.has_told(c, view.lineage))
+        for checkpoint in islice(ready, RETIRED_AT_ONCE):
             retired = Key("Checkpoint", key.namespace, checkpoint.metadata.name)
             await self._services.cluster.delete(retired, uid=checkpoint.metadata.uid)
         return RETIRE_SECONDS if found else None

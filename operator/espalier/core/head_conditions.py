@@ -99,7 +99,7 @@ def _tracking(
 
 
 def _held_by_gate(view: HeadView, status: CheckpointHeadStatus, target: Point) -> str:
-    """Why the gate lets the newest checkpoint not pass, and what it waits for; empty if it does."""
+    """Why the gate holds the newest checkpoint back, and what it waits for; empty if it passes."""
     gate, latest = view.head.spec.gate, status.latest
     if gate is None or latest is None or latest.name == target.name:
         return ""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any
 
-from espalier.api.metrics import REWARD, STEP_REWARD, of_step
+from espalier.api.metrics import STEP_REWARD, of_rewards, of_step
 from espalier.api.trainingrun import GroupFilter
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.batch import TOLERANCE
@@ -132,14 +132,7 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
 def measured(groups: Sequence[Group]) -> dict[str, float]:
     """The rewards of what was sampled, as figures of the checkpoint that sampled it."""
     rewards = [reward for group in groups for reward in group.rewards]
-    if not rewards:
-        return {}
-    return {
-        REWARD: fmean(rewards),
-        "reward/std": pstdev(rewards),
-        "reward/min": min(rewards),
-        "reward/max": max(rewards),
-    }
+    return of_rewards(rewards) if rewards else {}
 
 
 def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from espalier.api.metrics import (
@@ -10,6 +9,7 @@ from espalier.api.metrics import (
     MEASURED_MOST,
     REWARD,
     is_measured,
+    of_rewards,
     of_step,
 )
 from espalier.api.wire import BackwardRequest, OptimStepRequest, TrajectoryPayload, Wire
@@ -57,12 +57,7 @@ def figures(tally: Tally, given: Figures, model: str) -> Figures:
             rewards.setdefault(name, []).append(reward)
     # The client knows the rewards of what it did not send as well: its figures are whole.
     drawn = {
-        name: {
-            REWARD: statistics.fmean(seen),
-            "reward/std": statistics.pstdev(seen),
-            "reward/min": min(seen),
-            "reward/max": max(seen),
-        }
+        name: of_rewards(seen)
         for name, seen in sorted(rewards.items())[-MEASURED_CHECKPOINTS:]
         if REWARD not in given.get(name, {})
     }
