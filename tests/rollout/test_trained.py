@@ -55,7 +55,7 @@ def largest_difference(engine: Engine, choices: list[Any]) -> float:
         Datum(tuple(c["prompt_token_ids"]), tuple(c["token_ids"]), (), 0.0, 0.0, number, None)
         for number, c in enumerate(choices)
     ]
-    scored = engine.compute.score(engine.compute.admit(data), 1.0)
+    scored = engine.compute.score(engine.compute.admit(data))
     return max(
         float((torch.tensor(c["logprobs"]["token_logprobs"]) - torch.tensor(own)).abs().max())
         for c, own in zip(choices, scored, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from tests.simulation.kubelet import RESOLVED
 from tests.simulation.test_deletion_real import stage
@@ -40,10 +42,18 @@ async def test_pods_that_admission_refuses_are_named_on_model_and_run(
     await stage.apply("TrainingRun", "r", run_spec("m", 1, taskset=tasks))
     await stage.until("TrainableModel", "m", lambda body: says("TrainerReady", body))
     await stage.until("TrainingRun", "r", lambda body: says("Ready", body))
-    warned = [
+    # The Event follows the write of the status that it tells of.
+    async with asyncio.timeout(10):
+        while not {"TrainableModel", "TrainingRun"} <= await warned(stage):
+            await asyncio.sleep(0.05)
+
+
+async def warned(stage: Stage) -> set[str]:
+    """The kinds of objects that our own Events of this reason are about."""
+    events = await stage.cluster.list("Event", stage.namespace, fields={"type": "Warning"})
+    return {
         event["involvedObject"]["kind"]
-        for event in await stage.cluster.list("Event", stage.namespace, fields={"type": "Warning"})
+        for event in events
         if event["reason"] == "FailedCreate"
         and event.get("source", {}).get("component") == "espalier"
-    ]
-    assert {"TrainableModel", "TrainingRun"} <= {*warned}
+    }
