@@ -32,13 +32,13 @@ from espalier.api.wire import (
     TrajectorySample,
     Wire,
 )
-from espalier.trainer import checkpoints
-from espalier.trainer.commands import Command, Sent
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.engine import Engine
-from espalier.trainer.log import CommandLog, Key, Kind
-from espalier.trainer.lora import adapter_shapes
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine import checkpoint_files
+from espalier.trainer.engine.commands import Command, Sent
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.policy.lora import adapter_shapes
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
+from espalier.trainer.volume.command_log import CommandLog, Key, Kind
 
 MODEL, BASE = "bench", "sha256:" + "0" * 64
 MEBIBYTE = 1 << 20
@@ -100,7 +100,9 @@ def commit(config: PretrainedConfig, rank: int, directory: Path, repeats: int) -
         weights = {name: torch.randn(shape) for name, shape in shapes.items()}
         store = CheckpointStore(directory, MODEL)
         with measured() as cost:
-            stored = checkpoints.write_imported(store, weights, adapter, model=MODEL, base=BASE)
+            stored = checkpoint_files.write_imported(
+                store, weights, adapter, model=MODEL, base=BASE
+            )
         size = stored.size_bytes
         costs.append(cost)
         store.discard(stored)

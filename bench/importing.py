@@ -17,10 +17,10 @@ from dev.tiny_model import tokenizer
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from espalier.trainer.base_check import inspect
-from espalier.trainer.base_files import Wanted
-from espalier.trainer.importer import import_directory
-from espalier.trainer.store import CheckpointStore, sha256_of
+from espalier.trainer.jobs.base_check import inspect
+from espalier.trainer.jobs.importer import import_directory
+from espalier.trainer.volume.base_files import Wanted
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, sha256_of
 
 MB = 1e6
 

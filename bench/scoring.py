@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 
 from espalier.api.taskset import Taskset
+from espalier.runner.open_taskset import open_tasks
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.scoring.scorers import EVALUATING
-from espalier.runner.tasksets import open_tasks
 
 GOALS = {"chain_sum": 500.0, "countdown": 0.0, "simple_integration": 0.0, "spiral_matrix": 0.0}
 GROUP = 8

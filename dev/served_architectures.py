@@ -2,7 +2,7 @@
 
 Importing every model of vLLM takes minutes and a platform; the importer must know before that.
 
-    python dev/served_architectures.py    writes operator/espalier/trainer/served_architectures.json
+    python dev/served_architectures.py    writes operator/espalier/trainer/jobs/served_architectures.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 
-TARGET = Path(__file__).parents[1] / "operator/espalier/trainer/served_architectures.json"
+TARGET = Path(__file__).parents[1] / "operator/espalier/trainer/jobs/served_architectures.json"
 # Those that generate text from text alone.
 TABLES = ("_TEXT_GENERATION_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")
 ADAPTERS = "SupportsLoRA"

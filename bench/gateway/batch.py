@@ -22,8 +22,8 @@ from tests.gateway.process import until
 
 from espalier import identity
 from espalier.api.wire import ForwardBackwardRequest, TrajectoryPayload, TrajectorySample
-from espalier.trainer.bodies import parse
-from espalier.trainer.data import Limits, datums
+from espalier.trainer.batch.data import Limits, datums
+from espalier.trainer.http.requests import parse
 
 GOAL_MILLISECONDS = 50.0
 TRAJECTORIES, PROMPT, OUTPUT, GROUP = 64, 256, 1744, 8

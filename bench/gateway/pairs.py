@@ -20,8 +20,8 @@ import aiohttp
 from bench.gateway.process import NAMESPACE, Gateway, gateway, load_average, pod_uid
 from dev.apiserver import ApiServer
 from dev.ports import free_port
-from tests.rollout.server import Rollout, start, wait_healthy
-from tests.rollout.tiny import commit_adapter, commit_base, make_model
+from tests.sampler.server import Rollout, start, wait_healthy
+from tests.sampler.tiny import commit_adapter, commit_base, make_model
 
 from espalier import identity
 from espalier.core.names import adapter_name

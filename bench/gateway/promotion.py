@@ -22,7 +22,7 @@ import aiohttp
 from bench.gateway.process import load_average
 from dev.ports import free_port
 from tests.local.test_dev import HEAD, MANIFESTS, dev
-from tests.rollout.tiny import make_model
+from tests.sampler.tiny import make_model
 
 REPLICAS = 2
 # An engine holds so many (spec.rollout.maxAdapters); older ones are loaded again.

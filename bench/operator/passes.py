@@ -18,8 +18,8 @@ from tests.fakes.cluster import FakeCluster
 from tests.simulation.scripted import ScriptedImporter, ScriptedRollouts, ScriptedTrainer
 from tests.simulation.world import SETTINGS
 
-from espalier.controllers.operator import Operator
-from espalier.controllers.replica import MANY
+from espalier.controllers.process.operator import Operator
+from espalier.controllers.process.replica import MANY
 from espalier.core.names import MAIN, checkpoint_name
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Key

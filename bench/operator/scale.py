@@ -16,8 +16,8 @@ from bench.operator.process import OperatorProcess, Reading, api_server, cold_st
 from dev.apiserver import ApiServer
 
 from espalier.api.wire import Commit
-from espalier.core.commits import checkpoint_body
-from espalier.core.lineage import Point
+from espalier.core.checkpoints.commits import checkpoint_body
+from espalier.core.lineage.lineage import Point
 from espalier.core.names import MAIN, checkpoint_name
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Body

@@ -21,12 +21,12 @@ from bench.trainer.workload import Workload, causal_lm
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from espalier.trainer.data import Datum
-from espalier.trainer.head import Evaluated, chunks
-from espalier.trainer.lora import Lora
-from espalier.trainer.lora_linear import fuse
-from espalier.trainer.model import Policy
-from espalier.trainer.packing import NO_PARENT, Row, Span
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.packing import NO_PARENT, Row, Span
+from espalier.trainer.policy.frozen_lm_head import Evaluated, chunks
+from espalier.trainer.policy.lora import Lora
+from espalier.trainer.policy.lora_linear import fuse
+from espalier.trainer.policy.policy import Policy
 
 IGNORED = -100
 # What PEFT calls an adapter that nobody named, in the names of its weights.
@@ -75,7 +75,7 @@ class _RecomputedHead(torch.autograd.Function):
 def recomputed(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
 ) -> Evaluated:
-    """As espalier.trainer.head.evaluate, with a third multiplication instead of kept rows."""
+    """As policy.frozen_lm_head.evaluate, with a third multiplication instead of kept rows."""
     logprobs, entropy = _RecomputedHead.apply(hidden, weight, bias, targets, temperature)
     return Evaluated(logprobs, entropy)
 

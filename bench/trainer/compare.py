@@ -34,9 +34,9 @@ from bench.trainer.workload import WORKLOADS, Workload, batch, policy
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from espalier.trainer.allocator import align_large_blocks
-from espalier.trainer.data import Datum
-from espalier.trainer.packing import pack
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.packing import pack
+from espalier.trainer.memory.allocator import align_large_blocks
 
 GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 MEBIBYTE = 1 << 20

@@ -25,12 +25,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from espalier.trainer.data import Datum
-from espalier.trainer.gradients import add_loss
-from espalier.trainer.lora import Lora
-from espalier.trainer.losses import loss_spec
-from espalier.trainer.model import Policy
-from espalier.trainer.packing import lay_out
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.losses import loss_spec
+from espalier.trainer.batch.packing import lay_out
+from espalier.trainer.compute.gradients import add_loss
+from espalier.trainer.policy.lora import Lora
+from espalier.trainer.policy.policy import Policy
 
 UNCLIPPED = 1e9
 CLIPS = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}

@@ -17,11 +17,11 @@ from bench.trainer.baselines import (
 from bench.trainer.workload import Workload
 from torch import Tensor
 
-from espalier.trainer.data import Datum
-from espalier.trainer.gradients import add_loss, still
-from espalier.trainer.losses import loss_spec
-from espalier.trainer.model import Policy
-from espalier.trainer.packing import Rows, lay_out
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.losses import loss_spec
+from espalier.trainer.batch.packing import Rows, lay_out
+from espalier.trainer.compute.gradients import add_loss, still
+from espalier.trainer.policy.policy import Policy
 
 Step = Callable[[], None]
 OURS = "ours"

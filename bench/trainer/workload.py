@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from espalier.api.trainablemodel import Adapter
-from espalier.trainer.data import Datum
-from espalier.trainer.model import Policy
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.policy.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,7 @@ import asyncio
 from curve import Curve
 from sums import SUMS, Sum, answer
 
-from espalier import (
-    Fit,
-    FitConfig,
-    Sampling,
-    TrainingClient,
-    TrajectoryPayload,
-    TrajectorySample,
-)
+from espalier import Fit, FitConfig, Sampling, TrainingClient, TrajectoryPayload, TrajectorySample
 
 SUPERVISED, STEPS = 6, 20
 

@@ -19,7 +19,7 @@ from tests.kube.children import BASE, SETTINGS, model_of
 
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.labels import child_labels
-from espalier.core.manifests.rollout import rollout_deployment
+from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
 
 SYSTEM, TEAM, ELSEWHERE = "policy-system", "policy-team", "policy-elsewhere"

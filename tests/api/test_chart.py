@@ -10,8 +10,8 @@ import pytest
 import yaml
 from dev.apiserver import ApiServer, ApiServerError, binary
 
-from espalier.controllers.settings import Settings
-from espalier.core.manifests.settings import HubSettings
+from espalier.controllers.process.settings import Settings
+from espalier.core.manifests.installation import HubSettings
 from espalier.gateway.settings import Settings as GatewaySettings
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "espalier"

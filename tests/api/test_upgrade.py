@@ -22,8 +22,8 @@ from tests.simulation.scripted import ScriptedImporter, ScriptedRollouts, Script
 from tests.simulation.world import SETTINGS
 
 from espalier.api.meta import API_VERSION
-from espalier.controllers.operator import Operator
-from espalier.controllers.triggers import WATCHED
+from espalier.controllers.process.operator import Operator
+from espalier.controllers.process.triggers import WATCHED
 from espalier.core import conditions
 from espalier.kube import informer
 from espalier.kube.apiserver import KubernetesCluster

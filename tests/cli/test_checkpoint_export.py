@@ -14,7 +14,7 @@ from tests.cli.checkpoints import manifests
 from tests.core.objects import model
 from typer.testing import CliRunner
 
-from espalier.cli.checkpoint import export_pod
+from espalier.cli.checkpoint_export import export_pod
 from espalier.cli.main import app
 
 # Runs what `exec` is given here, with the pod's paths moved below $POD; all else it only records.

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from espalier.api.taskset import Taskset
 from espalier.cli.failure import CommandError
-from espalier.cli.heldout import choose
+from espalier.cli.heldout_tasks import choose
 from espalier.cli.kubectl import Kubectl
 from espalier.cli.main import app
 from espalier.runner.jsonl import JsonlTasks

@@ -174,7 +174,7 @@ async def test_missing_access_says_how_to_get_it(
 
 def _training_prompts() -> set[str]:
     from espalier.api.taskset import Taskset
-    from espalier.runner.tasksets import open_tasks
+    from espalier.runner.open_taskset import open_tasks
 
     tasks = open_tasks(Taskset.model_validate({"seed": 1, "size": 20, "reasoningGym": SUMS}))
     return {tasks.task(index).messages[-1].content for index in range(20)}

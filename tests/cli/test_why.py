@@ -10,7 +10,7 @@ from tests.runner.standin import spec
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
-from espalier.cli.lineage import between
+from espalier.cli.compare_checkpoints import between
 from espalier.cli.ownership import mover
 from espalier.cli.why import why
 

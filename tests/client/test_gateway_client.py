@@ -37,7 +37,7 @@ from espalier.client import (
     StaleEpochError,
     Token,
     UnauthorizedError,
-    transport,
+    json_http,
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -378,7 +378,7 @@ async def deep_refusal(request: web.Request) -> web.Response:
 async def test_an_answer_that_no_gateway_gives_is_not_held(
     answer: Handler, error: type[Exception], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 2**20)
+    monkeypatch.setattr(json_http, "MAX_ANSWER_BYTES", 2**20)
     async for url in stand_in(answer):
         async with client(url) as trainer:
             tracemalloc.start()
@@ -442,4 +442,4 @@ def test_what_is_near_or_excepted_needs_no_proxy(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", excepted)
-    assert transport.proxy_for(url) == proxy
+    assert json_http.proxy_for(url) == proxy

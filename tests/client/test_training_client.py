@@ -28,7 +28,7 @@ from espalier import (
     TrajectorySample,
     UntrainableError,
 )
-from espalier.client.training import BuiltinLoss
+from espalier.client.training_client import BuiltinLoss
 
 QUICK = Patience(deadline=60.0, attempt=60.0, first_delay=0.001, longest_delay=0.01)
 SAMPLE = TrajectorySample(prompt_token_ids=[1], output_token_ids=[2], output_logprobs=[-0.5])

@@ -11,7 +11,7 @@ from tests.compat.clients import OUT
 from tests.compat.stage import Stage, staged
 from tests.trainer import tiny
 
-from espalier.controllers.peer import PORT
+from espalier.controllers.peers.peer import PORT
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

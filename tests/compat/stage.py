@@ -30,28 +30,28 @@ from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 from tests.trainer import tiny
 
 from espalier import identity
-from espalier.controllers.importer_client import ImporterClient
-from espalier.controllers.operator import Operator
-from espalier.controllers.peer import PORT
-from espalier.controllers.trainer_client import TrainerClient
-from espalier.core.manifests.settings import ChildSettings, Images
+from espalier.controllers.peers.importer_client import ImporterClient
+from espalier.controllers.peers.peer import PORT
+from espalier.controllers.peers.trainer_client import TrainerClient
+from espalier.controllers.process.operator import Operator
+from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.core.names import audience
+from espalier.gateway.access.auth import AUDIENCE, Authenticator
+from espalier.gateway.access.offers import Offers
+from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.auth import AUDIENCE, Authenticator
-from espalier.gateway.offers import Offers
-from espalier.gateway.services import Services
-from espalier.gateway.tokens import TokenIssuer
-from espalier.gateway.train import COMMANDS
-from espalier.gateway.view import View
+from espalier.gateway.context import Services
+from espalier.gateway.routes.training import COMMANDS
+from espalier.gateway.world.watch import View
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import TokenReviewResult
 from espalier.kube.objects import Body, Key
 from espalier.podclient import pod_session
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.engine import Engine
-from espalier.trainer.log import CommandLog
-from espalier.trainer.service import Service
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.http.service import Service
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
+from espalier.trainer.volume.command_log import CommandLog
 
 NAMESPACE, OTHER = "default", "other"
 TRAINER, READER, REVOKED = "token-of-ann", "token-of-bob", "token-of-nobody"

@@ -12,7 +12,7 @@ from tests.compat.clients import EACH_VERSION, NEWEST, OUT, environment, run
 from tests.compat.stage import NAMESPACE, TRAINER, Stage
 
 from espalier.core.gitowner import ARGO_TRACKING
-from espalier.gateway.offers import Offers
+from espalier.gateway.access.offers import Offers
 from espalier.kube.objects import Key
 
 pytestmark = pytest.mark.timeout(900)

@@ -17,8 +17,9 @@ from espalier.api.wire import DatumTensors, TrajectoryPayload
 from espalier.client import GatewayClient, Job, RefusedError, Sampling, Session, TrainingClient
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
-from espalier.runner.scoring.wire import Match, Ready
-from espalier.runner.tasks import Message, Score, Task
+from espalier.runner.scorer_spec import Match
+from espalier.runner.scoring.protocol import Ready
+from espalier.runner.task_protocol import Message, Score, Task
 from espalier.runner.waiting import Waiting
 
 pytestmark = pytest.mark.timeout(900)

@@ -12,10 +12,10 @@ from aiohttp import web
 
 from espalier import identity
 from espalier.api.wire import CommitPage, Served, ServeRequest
-from espalier.controllers import peer
-from espalier.controllers.peer import Peer, PeerError
-from espalier.controllers.rollout_client import RolloutClient, RolloutError
-from espalier.controllers.trainer_client import TrainerClient, TrainerError
+from espalier.controllers.peers import peer
+from espalier.controllers.peers.peer import Peer, PeerError
+from espalier.controllers.peers.sampler_client import RolloutClient, RolloutError
+from espalier.controllers.peers.trainer_client import TrainerClient, TrainerError
 from espalier.core.names import audience
 from espalier.podclient import pod_session
 from espalier.untrusted import UnreadableError, read_model

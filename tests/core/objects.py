@@ -11,7 +11,7 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Commit
-from espalier.core.commits import run_identity
+from espalier.core.checkpoints.commits import run_identity
 from espalier.core.manifests.labels import (
     MEASURED_ANNOTATION,
     METRICS_ANNOTATION,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from tests.core.objects import NOW, commit, head, model
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.core.adoption import plan
-from espalier.core.commits import checkpoint_body
-from espalier.core.growth import grow
-from espalier.core.head import HeadView, decide
-from espalier.core.lineage import BASE_POINT, Point
+from espalier.core.checkpoints.adoption import plan
+from espalier.core.checkpoints.commits import checkpoint_body
+from espalier.core.head.head import HeadView, decide
+from espalier.core.lineage.lineage import BASE_POINT, Point
+from espalier.core.lineage.lineage_index import grow
 
 MAIN = [commit(1), commit(2, parent="m-000001"), commit(3, parent="m-000002")]
 B2 = [commit(2, branch="b2", epoch=2, parent="m-000001")]

@@ -5,9 +5,17 @@ from tests.core.objects import checkpoint, commit, digest, head, line
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.wire import Commit
-from espalier.core.commits import Accepted, Fenced, Held, Known, checkpoint_body, judge, run_uid
-from espalier.core.growth import grow
-from espalier.core.lineage import BASE_POINT, Lineage, Point
+from espalier.core.checkpoints.commits import (
+    Accepted,
+    Fenced,
+    Held,
+    Known,
+    checkpoint_body,
+    judge,
+    run_uid,
+)
+from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point
+from espalier.core.lineage.lineage_index import grow
 
 TREE = [*line("m", 3), checkpoint(step=2, branch="b2", epoch=2, parent="m-000001")]
 LIVE_B2 = {"epoch": 2, "branch": "b2", "branchBase": {"name": "m-000001"}, "epochCause": "2/Track"}

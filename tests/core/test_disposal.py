@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.core.objects import NOW, commit, line, model
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.core import disposal
-from espalier.core.commits import checkpoint_body
-from espalier.core.disposal import (
+from espalier.core.checkpoints import disposal
+from espalier.core.checkpoints.commits import checkpoint_body
+from espalier.core.checkpoints.disposal import (
     BATCH,
     CLAIM_ANNOTATION,
     FINALIZER,
@@ -28,8 +28,8 @@ from espalier.core.disposal import (
     marked,
     wanted,
 )
-from espalier.core.lineage import BASE_POINT
-from espalier.core.pods import Job, Pod
+from espalier.core.lineage.lineage import BASE_POINT
+from espalier.core.pods.pods import Job, Pod
 
 DELETE = model(deletionPolicy="Delete")
 NEW = checkpoint_body(commit(1), "default", BASE_POINT)

@@ -11,12 +11,12 @@ from tests.core.objects import NOW, checkpoint, digest, head, line, model
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead, NameOnly, PodDigest
 from espalier.api.wire import Problem
-from espalier.core import request, serving
 from espalier.core.conditions import find
-from espalier.core.growth import grow
-from espalier.core.head import HeadDecision, decide
-from espalier.core.head_view import HeadView, Rollout
-from espalier.core.lineage import BASE_POINT, Point
+from espalier.core.head import head_request, served_adapters
+from espalier.core.head.head import HeadDecision, decide
+from espalier.core.head.head_view import HeadView, Rollout
+from espalier.core.lineage.lineage import BASE_POINT, Point
+from espalier.core.lineage.lineage_index import grow
 from espalier.core.names import adapter_name
 
 MAIN = line("m", 4, reward="0.5")
@@ -59,8 +59,8 @@ class Server:
         """Decisions, and rollouts that obey, until nothing changes."""
         for _ in range(6):
             self.once()
-            wishes = serving.wishes("m", [self.head], self.view().lineage)
-            loaded = frozenset({"base", *serving.choose(wishes, self.refused)})
+            wishes = served_adapters.wishes("m", [self.head], self.view().lineage)
+            loaded = frozenset({"base", *served_adapters.choose(wishes, self.refused)})
             self.rollouts = [
                 Rollout(r.name, True, loaded, refused=self.refused) for r in self.rollouts
             ]
@@ -139,9 +139,9 @@ def test_the_epoch_rises_once_for_each_cause(
         server.edit(mode, pin, **({"onPin": on_pin} if on_pin else {}))
     status = server.head.status
     assert (status.epoch, status.branch, current(server.head)) == (epoch, branch, served)
-    start = request.training_point(server.head, grow(MAIN, BASE_POINT))
+    start = head_request.training_point(server.head, grow(MAIN, BASE_POINT))
     assert (start.base.name if start else None) == trains_from
-    assert request.paused(server.head) == (trains_from is None)
+    assert head_request.paused(server.head) == (trains_from is None)
 
 
 @pytest.mark.parametrize("on_pin", ["Pause", "Branch", "Continue"])
@@ -365,7 +365,7 @@ def test_another_head_serves_without_moving_training() -> None:
         canary.head = canary.head.model_copy(update={"status": decide(view, NOW).status})
     assert current(canary.head) == "m-000002"
     assert (canary.head.status.epoch, canary.head.status.branch) == (3, "main")
-    assert not request.leads(canary.head)
+    assert not head_request.leads(canary.head)
 
 
 def adapters(*names: str) -> frozenset[str]:
@@ -392,7 +392,7 @@ def test_a_pin_while_all_rollouts_are_down_holds_training_and_is_served_when_the
     server.rollouts = []
     pinned = server.edit("Pin", "m-000002")
     assert (current(pinned), server.reason()) == ("m-000004", "False/RolloutsNotReady")
-    assert (pinned.status.epoch, request.paused(pinned)) == (2, True)
+    assert (pinned.status.epoch, head_request.paused(pinned)) == (2, True)
     server.rollouts = [Rollout("pod", ready=False)]
     assert current(server.settle()) == "m-000002"
 
@@ -532,7 +532,7 @@ def test_two_heads_of_a_model_each_serve_what_they_ask_for() -> None:
     settled = canary.settle()
     assert (current(leader), current(settled)) == ("m-000004", "m-000002")
     assert settled.status.epoch == leader.status.epoch
-    assert not request.paused(leader)
+    assert not head_request.paused(leader)
 
 
 def test_history_keeps_the_last_twenty_moves() -> None:
@@ -545,7 +545,7 @@ def test_history_keeps_the_last_twenty_moves() -> None:
 
 
 def test_a_request_survives_its_written_form() -> None:
-    asked = request.Request("Pin", "m-000002", "Branch", 7)
-    assert request.Request.parse(asked.text()) == asked
-    assert request.Request.parse("8/Track") == request.Request("Track", generation=8)
-    assert request.Request.parse("") is None
+    asked = head_request.Request("Pin", "m-000002", "Branch", 7)
+    assert head_request.Request.parse(asked.text()) == asked
+    assert head_request.Request.parse("8/Track") == head_request.Request("Track", generation=8)
+    assert head_request.Request.parse("") is None

@@ -13,15 +13,15 @@ from tests.core.objects import NOW, checkpoint, commit, head, model
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus
 from espalier.api.wire import Problem
-from espalier.core import checkpoint as checkpoints
-from espalier.core import head_view, request, serving
-from espalier.core.commits import Accepted, judge
-from espalier.core.growth import grow
-from espalier.core.head import HISTORY, decide
-from espalier.core.head_view import HeadView, Rollout
-from espalier.core.lineage import BASE_POINT, Lineage, Point
+from espalier.core.checkpoints import checkpoint as checkpoints
+from espalier.core.checkpoints.commits import Accepted, judge
+from espalier.core.head import head_request, head_view, served_adapters
+from espalier.core.head.head import HISTORY, decide
+from espalier.core.head.head_request import TRACK, Request
+from espalier.core.head.head_view import HeadView, Rollout
+from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point
+from espalier.core.lineage.lineage_index import grow
 from espalier.core.names import adapter_name
-from espalier.core.request import TRACK, Request
 
 FOREIGN = checkpoint("other", 3)
 ON_PIN = ["Pause", "Branch", "Continue"]
@@ -63,8 +63,8 @@ class HeadMachine(RuleBasedStateMachine):
         return grow(self.checkpoints.values(), BASE_POINT)
 
     @property
-    def wishes(self) -> tuple[serving.Wish, ...]:
-        return serving.wishes("m", list(self.heads.values()), self.lineage)
+    def wishes(self) -> tuple[served_adapters.Wish, ...]:
+        return served_adapters.wishes("m", list(self.heads.values()), self.lineage)
 
     def adapter(self, name: str) -> str:
         return adapter_name("m", self.checkpoints[name].spec.digest)
@@ -107,7 +107,7 @@ class HeadMachine(RuleBasedStateMachine):
     @rule()
     def assign(self) -> None:
         """The operator tells the trainer; under the same epoch it keeps its place."""
-        start = request.training_point(self.leader, self.lineage)
+        start = head_request.training_point(self.leader, self.lineage)
         if start is not None and start.epoch not in self.trainers:
             self.trainers[start.epoch] = (start.branch, start.base)
 
@@ -157,7 +157,7 @@ class HeadMachine(RuleBasedStateMachine):
         self.trainers[epoch] = (branch, Point(made.name, made.step, made.digest))
         if not isinstance(judge(made, "m", self.lineage, self.leader), Accepted):
             return
-        live = branch == self.leader.status.branch and not request.paused(self.leader)
+        live = branch == self.leader.status.branch and not head_request.paused(self.leader)
         assert not live or epoch >= self.leader.status.epoch
         self.checkpoints[made.name] = checkpoint(
             "m",
@@ -206,10 +206,10 @@ class HeadMachine(RuleBasedStateMachine):
         """A pod is asked for what the heads wish, and says what it refuses."""
         broken = {self.adapter(name) for name in self.broken}
         refused: set[str] = set()
-        while newly := broken.intersection(serving.choose(self.wishes, refused)):
+        while newly := broken.intersection(served_adapters.choose(self.wishes, refused)):
             refused |= newly
         self.refused[pod] = frozenset(refused)
-        self.loaded[pod] = frozenset({"base", *serving.choose(self.wishes, refused)})
+        self.loaded[pod] = frozenset({"base", *served_adapters.choose(self.wishes, refused)})
         self.report()
 
     def report(self) -> None:
@@ -287,7 +287,7 @@ class HeadMachine(RuleBasedStateMachine):
         agreed = Request.parse(after.epoch_cause)
         assert before.current is not None
         assert after.current is not None
-        base = request.ref_name(after.branch_base)
+        base = head_request.ref_name(after.branch_base)
         same = (before.epoch_cause, before.branch) == (after.epoch_cause, after.branch)
         on_line = self.lineage.on_line(before.current.name, after.branch, base)
         if agreed is not None and agreed.mode == TRACK and same and on_line and self.tracked:
@@ -343,7 +343,7 @@ class HeadMachine(RuleBasedStateMachine):
     @invariant()
     def only_a_pause_of_the_leading_head_holds_training(self) -> None:
         agreed = Request.parse(self.leader.status.epoch_cause)
-        held = request.training_point(self.leader, self.lineage) is None
+        held = head_request.training_point(self.leader, self.lineage) is None
         if self.leader.status.epoch:
             assert held == (agreed is not None and agreed.on_pin == "Pause")
 

@@ -8,9 +8,9 @@ import pytest
 from tests.core.objects import LATER, NOW, head, model, run
 from tests.core.test_run import SERVED, said
 
-from espalier.core import idle
-from espalier.core import run as runs
-from espalier.core.run import RunDecision, RunView
+from espalier.core.run import idle
+from espalier.core.run import run as runs
+from espalier.core.run.run import RunDecision, RunView
 
 MODEL = model(trainer={"idleSeconds": 60})
 RESTING = {"idleSince": NOW}

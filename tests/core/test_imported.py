@@ -9,9 +9,9 @@ from tests.core.objects import checkpoint, commit, digest, model
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.source import Resolved
-from espalier.core import commits, imported
-from espalier.core.growth import grow
-from espalier.core.lineage import Point, root_of
+from espalier.core.checkpoints import commits, imported
+from espalier.core.lineage.lineage import Point, root_of
+from espalier.core.lineage.lineage_index import grow
 
 SOURCE = {"base": {"image": "registry.example/tiny:1"}, "adapter": {"image": "r.example/lora:1"}}
 KNOWN = {

@@ -7,11 +7,11 @@ from tests.core.objects import LATER, NOW, checkpoint, digest, head, line
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.wire import Problem
-from espalier.core import checkpoint as checkpoints
-from espalier.core.checkpoint import Evidence
+from espalier.core.checkpoints import checkpoint as checkpoints
+from espalier.core.checkpoints.checkpoint import Evidence
 from espalier.core.conditions import find, is_true
-from espalier.core.growth import grow
-from espalier.core.lineage import BASE_POINT
+from espalier.core.lineage.lineage import BASE_POINT
+from espalier.core.lineage.lineage_index import grow
 
 TRUE = line("m", 3)
 LIES = {

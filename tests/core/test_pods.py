@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from espalier.core import pods
-from espalier.core.hindrance import Hindrance
+from espalier.core.pods import pods
+from espalier.core.pods.blockers import Hindrance
 
 
 def pod(**status: Any) -> dict[str, Any]:

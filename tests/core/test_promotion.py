@@ -6,7 +6,7 @@ import pytest
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHeadSpec, Gate
-from espalier.core.promotion import RefusedError, check, newest
+from espalier.core.head.promotion import RefusedError, check, newest
 
 GATE = {"metric": "reward/mean", "min": "0.5"}
 SPEC = CheckpointHeadSpec.model_validate(

@@ -10,7 +10,7 @@ from tests.core.objects import condition
 
 from espalier.api.meta import Condition
 from espalier.api.wire import Problem
-from espalier.core import reported
+from espalier.core.model import reported
 
 CONDITION = TypeAdapter(Condition)
 PADDED = Problem(detail="unlike", reason="SelfCheckDiffers", remedy="report it")

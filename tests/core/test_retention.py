@@ -12,14 +12,14 @@ from tests.core.objects import NOW, checkpoint, commit, digest, head, line, mode
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.core.commits import Accepted, Passed, judge
-from espalier.core.growth import grow
-from espalier.core.head import decide
-from espalier.core.head_view import HeadView, Rollout
-from espalier.core.lineage import BASE_POINT, Lineage, recorded_bases
+from espalier.core.checkpoints.commits import Accepted, Passed, judge
+from espalier.core.checkpoints.retention import RetentionView, expendable, needed, needed_elsewhere
+from espalier.core.head.head import decide
+from espalier.core.head.head_view import HeadView, Rollout
+from espalier.core.lineage.lineage import BASE_POINT, Lineage, recorded_bases
+from espalier.core.lineage.lineage_index import grow
+from espalier.core.model.drawn_tree import grown, render
 from espalier.core.names import adapter_name, checkpoint_name, parse_checkpoint_name
-from espalier.core.retention import RetentionView, expendable, needed, needed_elsewhere
-from espalier.core.tree import grown, render
 
 
 def view(checkpoints: list[Checkpoint], *heads: CheckpointHead, **policy: Any) -> RetentionView:

@@ -11,15 +11,15 @@ from tests.core.objects import LATER, NOW, checkpoint, condition, digest, head, 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Problem
-from espalier.core import run as runs
-from espalier.core import turn as turns
 from espalier.core.conditions import find
-from espalier.core.growth import grow
-from espalier.core.hindrance import Hindrance
-from espalier.core.lineage import BASE_POINT, point
-from espalier.core.pods import Job, Pod
-from espalier.core.run import RunDecision
-from espalier.core.run_view import RunView
+from espalier.core.lineage.lineage import BASE_POINT, point
+from espalier.core.lineage.lineage_index import grow
+from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.pods import Job, Pod
+from espalier.core.run import run as runs
+from espalier.core.run import turn as turns
+from espalier.core.run.run import RunDecision
+from espalier.core.run.run_view import RunView
 
 SERVED = {"epoch": 1, "epochCause": "1/Track", "current": {"name": "m-000001", "step": 1}}
 PAUSED = {**SERVED, "epoch": 2, "epochCause": "2/Pin/m-000001/Pause"}

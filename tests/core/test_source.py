@@ -12,13 +12,13 @@ from tests.core.objects import NOW, checkpoint, digest, head, model
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire import Problem
-from espalier.core import model as models
-from espalier.core import source
-from espalier.core.growth import grow
-from espalier.core.hindrance import Hindrance
-from espalier.core.lineage import BASE_POINT
-from espalier.core.pods import Job, Pod
-from espalier.core.source import SourceDecision, SourceView
+from espalier.core.lineage.lineage import BASE_POINT
+from espalier.core.lineage.lineage_index import grow
+from espalier.core.model import model as models
+from espalier.core.model import source
+from espalier.core.model.source import SourceDecision, SourceView
+from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.pods import Job, Pod
 
 RESOLVED = {"uri": "volume://bases/b", "revision": "1", "digest": digest("base")}
 RUNNING = Job("j", 0, complete=False, failed=False, terminating=False)

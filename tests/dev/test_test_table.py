@@ -10,7 +10,7 @@ from dev import test_table as table
 REPORT = """
 <testsuites><testsuite name="pytest" time="70" timestamp="2026-01-01T00:00:00">
  <testcase classname="tests.core.test_head" name="test_a[x.y]" time="0.25"/>
- <testcase classname="tests.core.test_tree" name="test_b" time="1.25">
+ <testcase classname="tests.core.test_drawn_tree" name="test_b" time="1.25">
   <failure message="no"/></testcase>
  <testcase classname="tests.e2e.test_01_train" name="test_c" time="60">
   <skipped message=""/></testcase>

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from espalier.kube.cluster import ClusterError, TokenReviewResult
-from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Body, Key
+from espalier.local.memory_apiserver import MemoryCluster
 
 CREATED = "2026-01-01T00:00:00Z"
 

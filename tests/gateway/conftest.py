@@ -18,10 +18,11 @@ from dev.apiserver import ApiServer
 from tests.gateway.world import World
 
 from espalier import identity
+from espalier.gateway.access.auth import AUDIENCE, Authenticator
+from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.auth import AUDIENCE, Authenticator
-from espalier.gateway.services import Services
-from espalier.gateway.tokens import TokenIssuer
+from espalier.gateway.context import Services
+from espalier.gateway.hud.trace_outbox import Outbox
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.podclient import pod_session
 
@@ -98,6 +99,7 @@ class Gateway:
     server: TestServer
     session: aiohttp.ClientSession
     users: Users
+    outbox: Outbox = field(default_factory=Outbox)
 
     async def post(
         self, path: str, body: object, token: str | None = None, **headers: str
@@ -126,10 +128,11 @@ async def gateway(users: Users, cluster: KubernetesCluster) -> AsyncIterator[Gat
     tokens.use(PRIVATE_KEY)
     async with pod_session() as upstream, aiohttp.ClientSession() as session:
         services = Services(world.view, cluster, Authenticator(cluster), tokens, upstream)
-        server = TestServer(make_app(services, lambda: ""))
+        outbox = Outbox()
+        server = TestServer(make_app(services, lambda: "", outbox))
         # TestServer sets the others alike.
         await server.start_server(auto_decompress=SERVER["auto_decompress"])
-        yield Gateway(world, services, server, session, users)
+        yield Gateway(world, services, server, session, users, outbox)
         await server.close()
 
 

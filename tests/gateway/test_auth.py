@@ -12,9 +12,9 @@ from kubernetes.aio.client.configuration import Configuration
 from tests.gateway.conftest import Gateway, Users, token
 from tests.gateway.world import World
 
-from espalier.gateway.auth import Authenticator, Remembered
+from espalier.gateway.access.auth import Authenticator, Remembered
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.snapshot import Id
+from espalier.gateway.world.world import Id
 from espalier.kube.apiserver import KubernetesCluster
 
 

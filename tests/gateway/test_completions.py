@@ -14,8 +14,8 @@ from tests.gateway.world import LOADING, digest, waiting
 
 from espalier import identity
 from espalier.core.names import audience
-from espalier.gateway import completions
-from espalier.gateway.snapshot import Id
+from espalier.gateway.routes import completions
+from espalier.gateway.world.world import Id
 
 A, B = digest("a1"), digest("b2")
 Start = Callable[[Behaviour], Awaitable[Upstream]]

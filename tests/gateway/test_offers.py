@@ -10,8 +10,8 @@ import pytest
 from tests.fakes.cluster import FakeCluster
 from tests.gateway.world import World
 
-from espalier.gateway.auth import Authenticator, User
-from espalier.gateway.offers import Offers, trainable
+from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.offers import Offers, trainable
 from espalier.gateway.settings import Settings, SettingsError
 
 NAMESPACE = World().model("arith").namespace

@@ -29,7 +29,7 @@ from tests.gateway.test_completions import ASK, answer
 from tests.gateway.world import digest
 
 from espalier.gateway.__main__ import DRAIN_SECONDS, UNREADY_SECONDS, Readiness
-from espalier.gateway.tokens import TokenIssuer
+from espalier.gateway.access.pod_tokens import TokenIssuer
 
 Start = Callable[[Behaviour], Awaitable[Upstream]]
 

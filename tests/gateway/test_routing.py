@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.gateway.world import LOADING, World, condition, digest, terminated, waiting
 
-from espalier.gateway.routing import (
+from espalier.gateway.world.routing import (
     NotReady,
     Slug,
     Target,
@@ -20,7 +20,7 @@ from espalier.gateway.routing import (
     slugs,
     split,
 )
-from espalier.gateway.snapshot import Id
+from espalier.gateway.world.world import Id
 
 A, B = digest("a1"), digest("b2")
 ADAPTER_A, ADAPTER_B = "arith@a1a1a1a1a1a1", "arith@b2b2b2b2b2b2"

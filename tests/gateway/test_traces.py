@@ -12,10 +12,10 @@ from aiohttp import web
 from tests.gateway.conftest import Behaviour, Gateway, Upstream
 from tests.gateway.world import LOADING, digest
 
-from espalier.gateway import traces
-from espalier.gateway.auth import User
-from espalier.gateway.outbox import HELD_SECONDS, Outbox
-from espalier.gateway.snapshot import Id
+from espalier.gateway.access.auth import User
+from espalier.gateway.hud import traces
+from espalier.gateway.hud.trace_outbox import HELD_SECONDS, Outbox
+from espalier.gateway.world.world import Id
 
 Start = Callable[[Behaviour], Awaitable[Upstream]]
 A = digest("a1")
@@ -119,11 +119,11 @@ async def test_they_are_handed_over_without_a_training_call_too(
     await rolled_out(gateway)
     trainer = await upstream(take)
     train(gateway, model, trainer.port)
-    task = gateway.services.outbox.task
+    task = gateway.outbox.task
     assert task is not None
     while len(got(trainer)) < 5:
         await trainer_asked()
-    assert not gateway.services.outbox.waiting(model)
+    assert not gateway.outbox.waiting(model)
 
 
 async def trainer_asked() -> None:
@@ -174,12 +174,12 @@ async def test_nothing_is_held_for_who_may_not_train(gateway: Gateway, upstream:
     assert (reply.status, reply.headers[traces.TRACE_KEPT]) == (200, "NotKept")
     reply = await gateway.post(f"/v2/trace/{TRACE}/enter", {"model": "arith"}, reader)
     assert (reply.status, (await reply.json())["reason"]) == (404, "NothingTrains")
-    assert len(gateway.services.outbox) == 0
+    assert len(gateway.outbox) == 0
 
 
 async def test_a_full_outbox_says_so(gateway: Gateway, upstream: Start) -> None:
     await served(gateway, upstream)
-    gateway.services.outbox._most = 40
+    gateway.outbox._most = 40
     assert await sample(gateway) == "NotKept"
     reply = await gateway.post(
         f"/v2/trace/{TRACE}/enter", {"model": "arith", "task_slug": "x" * 40}

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from tests.gateway.conftest import PRIVATE_KEY, Gateway, Users
-from tests.rollout.server import Rollout, start, wait_healthy
-from tests.rollout.tiny import commit_adapter, commit_base, make_model
+from tests.sampler.server import Rollout, start, wait_healthy
+from tests.sampler.tiny import commit_adapter, commit_base, make_model
 
 from espalier.core.names import adapter_name
-from espalier.gateway.snapshot import Id
+from espalier.gateway.world.world import Id
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

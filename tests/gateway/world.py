@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from espalier.core.request import Request
-from espalier.gateway.snapshot import Id, Snapshot
-from espalier.gateway.view import View
+from espalier.core.head.head_request import Request
+from espalier.gateway.world.watch import View
+from espalier.gateway.world.world import Id, Snapshot
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Key
 

@@ -20,8 +20,8 @@ from tests.simulation.kubelet import RESOLVED
 from tests.simulation.servers import Servers
 
 from espalier import identity
-from espalier.controllers import signing_key
-from espalier.controllers.peer import PORT
+from espalier.controllers.peers.peer import PORT
+from espalier.controllers.process import signing_key
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Body, Key
 

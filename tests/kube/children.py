@@ -8,9 +8,9 @@ from espalier.api.meta import ObjectMeta
 from espalier.api.trainablemodel import TrainableModel, TrainableModelSpec
 from espalier.api.trainingrun import TrainingRun, TrainingRunSpec
 from espalier.core.manifests.importer import importer_job
-from espalier.core.manifests.rollout import rollout_deployment, rollout_service
+from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.core.manifests.runner import runner_job
-from espalier.core.manifests.settings import ChildSettings, Images
+from espalier.core.manifests.sampler import rollout_deployment, rollout_service
 from espalier.core.manifests.trainer import trainer_service, trainer_statefulset
 
 Body = dict[str, Any]

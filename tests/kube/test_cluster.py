@@ -11,7 +11,7 @@ import pytest
 from dev.apiserver import ApiServer
 from kubernetes.aio.client.configuration import Configuration
 
-from espalier.kube import apiserver, transport
+from espalier.kube import apiserver, connections
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Key
@@ -67,7 +67,7 @@ async def test_an_unreachable_server_is_named() -> None:
 
 
 async def test_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "REQUEST_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "REQUEST_TIMEOUT_SECONDS", 0.2)
 
     async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

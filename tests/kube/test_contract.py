@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Key
+from espalier.local.memory_apiserver import MemoryCluster
 
 Body = dict[str, Any]
 

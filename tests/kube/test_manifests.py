@@ -27,12 +27,12 @@ from tests.kube.children import (
 from espalier.api.podtemplate import RESERVED
 from espalier.core.manifests.collector import collector_job
 from espalier.core.manifests.importer import importer_job
+from espalier.core.manifests.installation import ChildSettings, HubSettings
 from espalier.core.manifests.intent import is_current
-from espalier.core.manifests.rollout import rollout_deployment
 from espalier.core.manifests.runner import runner_job
-from espalier.core.manifests.settings import ChildSettings, HubSettings
+from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
-from espalier.rollout import flags
+from espalier.sampler import flags
 
 Body = dict[str, Any]
 MODEL_ENV = {

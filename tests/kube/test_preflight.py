@@ -9,7 +9,7 @@ from typing import Any
 from tests.simulation.virtual_time import run
 
 from espalier.api.crds import KINDS, definition
-from espalier.controllers.preflight import Preflight, lacking
+from espalier.controllers.process.preflight import Preflight, lacking
 from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Body
 

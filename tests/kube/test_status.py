@@ -9,10 +9,10 @@ import pytest
 from tests.core.objects import NOW, checkpoint, head
 from tests.fakes.cluster import FakeCluster
 
-from espalier.controllers.status import StatusWriter
-from espalier.core import checkpoint as checkpoints
-from espalier.core.growth import grow
-from espalier.core.lineage import BASE_POINT
+from espalier.controllers.observed.status_writer import StatusWriter
+from espalier.core.checkpoints import checkpoint as checkpoints
+from espalier.core.lineage.lineage import BASE_POINT
+from espalier.core.lineage.lineage_index import grow
 from espalier.kube.cache import Cache
 from espalier.kube.events import EventRecorder
 from espalier.kube.objects import Body, Key

@@ -11,7 +11,7 @@ from pathlib import Path
 from dev.apiserver import BINARIES, ROOT, ApiServer
 from tests.core.objects import checkpoint
 
-from espalier.core.disposal import FINALIZER
+from espalier.core.checkpoints.disposal import FINALIZER
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Key
 

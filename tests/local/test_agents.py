@@ -19,7 +19,7 @@ import pytest_asyncio
 from dev.ports import free_port
 from tests.compat.clients import EACH_VERSION, NEWEST, OUT, ROOT, drive, environment, script
 from tests.local.test_dev import SAME, dev
-from tests.rollout import qwen3
+from tests.sampler import qwen3
 
 pytestmark = [
     pytest.mark.vllm,

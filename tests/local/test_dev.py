@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from dev.ports import free_port
-from tests.rollout.tiny import make_model
+from tests.sampler.tiny import make_model
 
 from espalier import Fit, FitConfig, Sampling, Session, TrainingClient
 

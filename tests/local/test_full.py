@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dev.ports import free_port
 from tests.local.test_dev import HEAD, MANIFESTS, SAME, Prompt, dev, probe, varied
-from tests.rollout.tiny import make_model
+from tests.sampler.tiny import make_model
 
 from espalier import Fit, FitConfig, Sampling, TrainingClient
 

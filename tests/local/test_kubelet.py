@@ -16,13 +16,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from espalier.core.pods import live, read_job, read_pod
-from espalier.kube.memory import MemoryCluster
+from espalier.core.pods.pods import live, read_job, read_pod
 from espalier.kube.objects import Body, Key
 from espalier.local import kubelet as local_kubelet
+from espalier.local.free_memory import GIB, Memory
 from espalier.local.kubelet import Kubelet
 from espalier.local.layout import Layout, StartError
-from espalier.local.memory import GIB, Memory
+from espalier.local.memory_apiserver import MemoryCluster
 
 SERVER = """
 import os

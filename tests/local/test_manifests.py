@@ -9,7 +9,7 @@ import pytest
 
 from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.manifests import ManifestError, fingerprint, read
-from espalier.local.process import plan
+from espalier.local.pod_process import plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HEAD = """
@@ -112,7 +112,7 @@ def test_paths_of_the_pod_become_paths_of_this_machine(tmp_path: Path) -> None:
         "containers": [
             {
                 "name": "importer",
-                "command": ["python", "-m", "espalier.trainer.importer"],
+                "command": ["python", "-m", "espalier.trainer.jobs.importer"],
                 "args": ["--directory", "/source"],
                 "env": [
                     {"name": "ESPALIER_VOLUME", "value": "/weights"},

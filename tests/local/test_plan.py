@@ -10,11 +10,11 @@ import pytest
 from tests.kube.children import BASE, SETTINGS, model_of
 
 from espalier import identity
-from espalier.core.manifests.rollout import rollout_deployment
+from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
 from espalier.local.layout import Layout, MappingError
-from espalier.local.process import plan
-from espalier.rollout.settings import read as read_rollout
+from espalier.local.pod_process import plan
+from espalier.sampler.settings import read as read_rollout
 from espalier.trainer.settings import read_settings as read_trainer
 
 

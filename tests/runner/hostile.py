@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from espalier.runner.scorer_spec import Gym, Match
 from espalier.runner.scoring import worker
 from espalier.runner.scoring.confinement import Confinement
 from espalier.runner.scoring.scorers import Scorer, open_scorer
-from espalier.runner.scoring.wire import Gym, Match
 
 # What an answer may change and a later one would see.
 state = {"poisoned": False}

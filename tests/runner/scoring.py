@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from espalier.runner.scoring.scorers import open_scorer
-from espalier.runner.tasks import Tasks
+from espalier.runner.task_protocol import Tasks
 
 
 def reward(tasks: Tasks, index: int, completion: str) -> float:

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from espalier.api.taskset import Taskset
-from espalier.runner.problem import WaitError
+from espalier.runner.run_end import WaitError
+from espalier.runner.scorer_spec import Match
 from espalier.runner.scoring import seccomp
 from espalier.runner.scoring.process import Patience
 from espalier.runner.scoring.scorer import Scorer
-from espalier.runner.scoring.wire import Match
-from espalier.runner.tasks import Score, Task
+from espalier.runner.task_protocol import Score, Task
 
 GOOD = "reward = 1.0"
 SECRET = "token-of-the-runner"

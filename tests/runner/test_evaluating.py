@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from espalier.api.taskset import Taskset
-from espalier.runner.problem import UserError
+from espalier.runner.open_taskset import open_tasks
+from espalier.runner.run_end import UserError
 from espalier.runner.scoring import seccomp
 from espalier.runner.scoring.process import COMMAND
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.scoring.scorers import EVALUATING
 from espalier.runner.scoring.strict import NotAFormulaError, screen
-from espalier.runner.tasks import Score
-from espalier.runner.tasksets import open_tasks
+from espalier.runner.task_protocol import Score
 
 # Modules that evaluate text, but none that a model wrote: their own tasks and right answers.
 OWN_TEXT = {

@@ -12,8 +12,8 @@ from tests.runner.scoring import reward
 
 from espalier.api.trainingrun import TrainingRun
 from espalier.runner.heldout import beyond_size
-from espalier.runner.tasks import Tasks
-from espalier.runner.tasksets import open_tasks
+from espalier.runner.open_taskset import open_tasks
+from espalier.runner.task_protocol import Tasks
 
 ARITHMETIC = Path(__file__).parents[2] / "examples" / "arithmetic"
 

@@ -16,15 +16,15 @@ from tests.runner.standin import StandIn
 
 from espalier.api.taskset import Taskset
 from espalier.client import DeadlineError, GatewayClient, Patience, RefusedError
+from espalier.runner.group_sampling import TOO_LONG
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop
-from espalier.runner.problem import UserError, WaitError
-from espalier.runner.sampling import TOO_LONG
+from espalier.runner.open_taskset import open_tasks
+from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.scoring import landlock, seccomp
 from espalier.runner.scoring.process import COMMAND
 from espalier.runner.scoring.scorer import Scorer
-from espalier.runner.tasks import Tasks
-from espalier.runner.tasksets import open_tasks
+from espalier.runner.task_protocol import Tasks
 from espalier.runner.waiting import Waiting
 
 PATIENCE = Patience(deadline=60.0, attempt=60.0, first_delay=0.001, longest_delay=0.01)

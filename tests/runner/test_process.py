@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 from tests.runner.standin import StandIn
 
 from espalier.api.wire import Problem
-from espalier.runner.problem import leave
+from espalier.runner.run_end import leave
 
 SUMS = {
     "seed": 1,

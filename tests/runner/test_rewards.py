@@ -8,11 +8,11 @@ import pytest
 
 from espalier.api.trainingrun import GroupFilter
 from espalier.client import Completion
-from espalier.runner.problem import UserError
 from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
-from espalier.runner.scoring.policy import counted, settled, told
-from espalier.runner.scoring.wire import Failure
-from espalier.runner.tasks import Message, Score, Task
+from espalier.runner.run_end import UserError
+from espalier.runner.scorer_spec import Failure
+from espalier.runner.scoring.on_error import counted, settled, told
+from espalier.runner.task_protocol import Message, Score, Task
 
 
 def group(*rewards: float | None, finish: str = "stop", name: str = "t/0") -> Group:

@@ -21,16 +21,16 @@ from tests.trainer import tiny
 from espalier import identity
 from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY
 from espalier.client import GatewayClient, Patience, RefusedError
-from espalier.core.commits import run_identity
+from espalier.core.checkpoints.commits import run_identity
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
-from espalier.runner.tasksets import open_tasks
+from espalier.runner.open_taskset import open_tasks
 from espalier.runner.waiting import Waiting
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.engine import Engine
-from espalier.trainer.log import CommandLog
-from espalier.trainer.service import Service
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.http.service import Service
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
+from espalier.trainer.volume.command_log import CommandLog
 
 PRIVATE = identity.generate_private_key()
 KEYS = identity.PublicKeys.of(PRIVATE, PRIVATE)

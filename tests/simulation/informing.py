@@ -10,7 +10,7 @@ from tests.fakes.cluster import FakeCluster
 from tests.simulation.life import Life
 from tests.simulation.weather import Weather
 
-from espalier.controllers.triggers import WATCHED
+from espalier.controllers.process.triggers import WATCHED
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import ClusterError
 from espalier.kube.comparison import Comparison, Scope

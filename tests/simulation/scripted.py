@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from espalier.api.metrics import REWARD, STEP_REWARD
+from espalier.api.metric_names import REWARD, STEP_REWARD
 from espalier.api.wire import (
     Assignment,
     Commit,
@@ -19,10 +19,10 @@ from espalier.api.wire import (
     TrainerState,
     Usage,
 )
-from espalier.controllers.importer_client import ImporterError
-from espalier.controllers.peer import Peer
-from espalier.controllers.rollout_client import RolloutError
-from espalier.controllers.trainer_client import TrainerError
+from espalier.controllers.peers.importer_client import ImporterError
+from espalier.controllers.peers.peer import Peer
+from espalier.controllers.peers.sampler_client import RolloutError
+from espalier.controllers.peers.trainer_client import TrainerError
 from espalier.core.names import checkpoint_name, parse_checkpoint_name
 
 

@@ -12,8 +12,8 @@ from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 
 from espalier import identity
 from espalier.api.wire import Assignment, ServeRequest
-from espalier.controllers.peer import PORT, Peer
-from espalier.controllers.trainer_client import TrainerError
+from espalier.controllers.peers.peer import PORT, Peer
+from espalier.controllers.peers.trainer_client import TrainerError
 from espalier.core.names import audience
 
 NETWORK = own_network(PORT)

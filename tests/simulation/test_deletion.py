@@ -17,10 +17,10 @@ from tests.simulation.world import (
     world,
 )
 
-from espalier.core.adoption import plan
-from espalier.core.commits import checkpoint_body
-from espalier.core.disposal import TIMEOUT
-from espalier.core.lineage import Point
+from espalier.core.checkpoints.adoption import plan
+from espalier.core.checkpoints.commits import checkpoint_body
+from espalier.core.checkpoints.disposal import TIMEOUT
+from espalier.core.lineage.lineage import Point
 
 OURS = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
 PIECES = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint", "PersistentVolumeClaim")

@@ -14,11 +14,11 @@ from tests.simulation.scripted import ScriptedImporter, ScriptedRollouts, Script
 from tests.simulation.test_process import Stage
 from tests.simulation.world import SETTINGS, model_spec
 
-from espalier.controllers.operator import Operator
-from espalier.controllers.triggers import WATCHED
-from espalier.core import disposal
-from espalier.core.commits import checkpoint_body
-from espalier.core.lineage import BASE_POINT, Point
+from espalier.controllers.process.operator import Operator
+from espalier.controllers.process.triggers import WATCHED
+from espalier.core.checkpoints import disposal
+from espalier.core.checkpoints.commits import checkpoint_body
+from espalier.core.lineage.lineage import BASE_POINT, Point
 from espalier.kube import informer
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache

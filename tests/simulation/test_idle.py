@@ -9,13 +9,13 @@ from tests.gateway.conftest import PRIVATE_KEY
 from tests.simulation.virtual_time import run
 from tests.simulation.world import NAMESPACE, World, model_spec, run_spec, world
 
-from espalier.gateway.auth import Authenticator
+from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.pod_tokens import TokenIssuer
+from espalier.gateway.context import Services
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.services import Services
-from espalier.gateway.snapshot import Id
-from espalier.gateway.tokens import TokenIssuer
-from espalier.gateway.trainers import Trainers
-from espalier.gateway.view import View
+from espalier.gateway.routes.trainer_lookup import Trainers
+from espalier.gateway.world.watch import View
+from espalier.gateway.world.world import Id
 from espalier.kube.cache import Cache
 from espalier.podclient import pod_session
 

@@ -21,7 +21,7 @@ from tests.simulation.servers import ROLLOUT_IP, TRAINER_IP, Servers, serving
 from tests.simulation.world import head_spec, model_spec, run_spec
 
 from espalier import identity
-from espalier.controllers import signing_key
+from espalier.controllers.process import signing_key
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import Body, Key
 

@@ -14,7 +14,7 @@ from tests.simulation.virtual_time import run
 from tests.simulation.weather import Weather
 from tests.simulation.world import World, head_spec, model_spec, run_spec, world
 
-from espalier.controllers.replica import Replica
+from espalier.controllers.process.replica import Replica
 from espalier.kube.lease import LeadershipLostError
 
 TAKEN_OVER_SECONDS = 20.0

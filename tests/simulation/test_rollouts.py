@@ -8,12 +8,12 @@ from tests.simulation.scripted import ScriptedRollouts
 from tests.simulation.virtual_time import run
 
 from espalier.api.wire import Problem, Served, ServeRequest
-from espalier.controllers.peer import Peer
-from espalier.controllers.rollout_client import RolloutError
-from espalier.controllers.rollouts import READ_BACK_SECONDS, Rollouts
-from espalier.core.head_view import Rollout
-from espalier.core.pods import Pod
-from espalier.core.serving import Wish
+from espalier.controllers.peers.peer import Peer
+from espalier.controllers.peers.sampler_client import RolloutError
+from espalier.controllers.peers.samplers import READ_BACK_SECONDS, Rollouts
+from espalier.core.head.head_view import Rollout
+from espalier.core.head.served_adapters import Wish
+from espalier.core.pods.pods import Pod
 
 DIGEST = "sha256:" + "1" * 64
 STABLE, NEWER, OTHER = f"m@{'1' * 12}", f"m@{'2' * 12}", f"m@{'3' * 12}"

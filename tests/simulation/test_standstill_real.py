@@ -10,7 +10,7 @@ from tests.simulation.test_deletion_real import stage
 from tests.simulation.test_process import Stage
 from tests.simulation.world import model_spec, run_spec
 
-from espalier.controllers import hindrances
+from espalier.controllers.observed import blockers
 from espalier.kube.objects import Body
 
 __all__ = ["stage"]
@@ -31,8 +31,8 @@ async def test_pods_that_admission_refuses_are_named_on_model_and_run(
     stage: Stage,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hindrances, "PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr(hindrances, "LIST_SECONDS", 2.0)
+    monkeypatch.setattr(blockers, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(blockers, "LIST_SECONDS", 2.0)
     await stage.apply("TrainableModel", "importing", model_spec(jobs=NOBODYS))
     await stage.until("TrainableModel", "importing", lambda body: says("Ready", body))
     await stage.apply("TrainableModel", "m", model_spec(trainer=NOBODYS, rollout=NOBODYS))
@@ -43,9 +43,13 @@ async def test_pods_that_admission_refuses_are_named_on_model_and_run(
     await stage.until("TrainableModel", "m", lambda body: says("TrainerReady", body))
     await stage.until("TrainingRun", "r", lambda body: says("Ready", body))
     # The Event follows the write of the status that it tells of.
-    async with asyncio.timeout(10):
-        while not {"TrainableModel", "TrainingRun"} <= await warned(stage):
-            await asyncio.sleep(0.05)
+    kinds: set[str] = set()
+    for _ in range(200):
+        kinds = await warned(stage)
+        if {"TrainableModel", "TrainingRun"} <= kinds:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"Events about {kinds} alone")
 
 
 async def warned(stage: Stage) -> set[str]:

@@ -7,7 +7,7 @@ from tests.simulation.life import Life
 from tests.simulation.virtual_time import run
 from tests.simulation.world import IMAGES, World, model_spec, run_spec, world
 
-from espalier.core.manifests.settings import Images
+from espalier.core.manifests.installation import Images
 
 STEPS = 6
 NEWER = Images(trainer="trainer:2", rollout="rollout:2", runner="runner:2")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from espalier.api.wire import Problem
-from espalier.controllers.rollout_client import RolloutError
-from espalier.controllers.trainer_client import TrainerError
+from espalier.controllers.peers.sampler_client import RolloutError
+from espalier.controllers.peers.trainer_client import TrainerError
 from espalier.kube.cluster import ClusterError
 
 LATENCY_SECONDS = 0.001

@@ -18,9 +18,9 @@ from tests.simulation.network import Network
 from tests.simulation.scripted import ScriptedImporter, ScriptedRollouts, ScriptedTrainer
 from tests.simulation.weather import WATCH_LAG_SECONDS, Weather
 
-from espalier.controllers.replica import Ports, Replica, lease_key
-from espalier.controllers.settings import Settings
-from espalier.core.manifests.settings import ChildSettings, Images
+from espalier.controllers.process.replica import Ports, Replica, lease_key
+from espalier.controllers.process.settings import Settings
+from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.kube.comparison import InformerError
 from espalier.kube.lease import Election, LeadershipLostError
 from espalier.kube.objects import Body, Key

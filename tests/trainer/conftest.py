@@ -8,8 +8,8 @@ import torch
 from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
-from espalier.trainer.engine import Engine
-from espalier.trainer.model import Policy
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.policy.policy import Policy
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import transformers as hf
 from transformers import AutoModelForCausalLM
 
 from espalier.api.trainablemodel import Adapter
-from espalier.trainer.model import Policy
+from espalier.trainer.policy.policy import Policy
 
 SIZES = {
     "hidden_size": 128,

@@ -39,12 +39,12 @@ from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire import Wire
-from espalier.trainer import files
-from espalier.trainer import log as log_module
-from espalier.trainer.commands import Empty
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.log import Kind
-from espalier.trainer.model import Policy
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.commands import Empty
+from espalier.trainer.policy.policy import Policy
+from espalier.trainer.volume import command_log as log_module
+from espalier.trainer.volume import tensor_files
+from espalier.trainer.volume.command_log import Kind
 
 Disk = Literal["kill", "empty", "torn", "undone"]
 DISKS: tuple[Disk, ...] = get_args(Disk)
@@ -177,7 +177,7 @@ class Faults:
             (os, "chmod"),
             (Path, "write_bytes"),
             (Path, "write_text"),
-            (files, "save_file"),
+            (tensor_files, "save_file"),
             (LocalCompute, "add_loss"),
         ]:
             setattr(owner, name, self._wrapped(name, getattr(owner, name)))

@@ -27,13 +27,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.api.trainablemodel import Adapter
-from espalier.trainer import gradients, memory
-from espalier.trainer.data import Datum
-from espalier.trainer.exhaustion import attempt
-from espalier.trainer.losses import loss_spec
-from espalier.trainer.model import Policy
-from espalier.trainer.plan import FLOAT32_BYTES
-from espalier.trainer.planner import Cut
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.losses import loss_spec
+from espalier.trainer.compute import gradients
+from espalier.trainer.compute import measure as memory
+from espalier.trainer.compute.retry import attempt
+from espalier.trainer.memory import host
+from espalier.trainer.memory.cost_model import FLOAT32_BYTES
+from espalier.trainer.memory.planner import Cut
+from espalier.trainer.policy.policy import Policy
 
 SHAPES = {
     # hidden, intermediate, layers, heads, KV heads, head size, vocabulary; tokens of a sequence.
@@ -113,7 +115,7 @@ def measure(case: Case) -> Peak:
 
 def _measure(case: Case, base: Path) -> Peak:
     policy = _policy(case, base)
-    planner = memory.measure(policy, {memory.MEMORY_VARIABLE: str(1 << 40)})
+    planner = memory.measure(policy, {host.MEMORY_VARIABLE: str(1 << 40)})
     spec = loss_spec("importance_sampling", None)
 
     def step(data: list[Datum], row_tokens: int = ROWS) -> int:

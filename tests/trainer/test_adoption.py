@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from espalier.api.wire import Commit
 from espalier.cli.main import app
-from espalier.trainer.adoption import survey
-from espalier.trainer.collector import collect
-from espalier.trainer.engine import Engine
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.jobs.adoption import survey
+from espalier.trainer.jobs.collector import collect
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
 
 # Answers `get` from files below $CLUSTER and keeps what it is told to create.
 KUBECTL = """#!{python}

@@ -16,12 +16,12 @@ from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
 from espalier import identity
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.engine import Engine
-from espalier.trainer.log import CommandLog
-from espalier.trainer.model import Policy
-from espalier.trainer.service import SERVER, Service
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.http.service import SERVER, Service
+from espalier.trainer.policy.policy import Policy
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
+from espalier.trainer.volume.command_log import CommandLog
 
 PRIVATE = identity.generate_private_key()
 KEYS = identity.PublicKeys.of(PRIVATE, PRIVATE)

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from tests.trainer import tiny
 from tests.trainer.tiny import ADAPTER, FULL
 
-from espalier.trainer import base_check, importer
-from espalier.trainer.base_check import context_tokens, inspect
-from espalier.trainer.base_files import Wanted
-from espalier.trainer.model import load_policy
+from espalier.trainer.jobs import base_check, importer
+from espalier.trainer.jobs.base_check import context_tokens, inspect
+from espalier.trainer.policy.policy import load_policy
 from espalier.trainer.problems import UserMistakeError
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.volume.base_files import Wanted
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WANTED = Wanted(ADAPTER)

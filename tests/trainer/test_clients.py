@@ -37,11 +37,11 @@ from tests.trainer.tiny import Volume
 
 from espalier import identity
 from espalier.api.wire import IDEMPOTENCY_KEY, Wire
-from espalier.trainer.commands import Empty
-from espalier.trainer.engine import Engine
-from espalier.trainer.log import CommandLog, Key, Kind, Record
-from espalier.trainer.model import Policy
-from espalier.trainer.service import DIGEST, Service
+from espalier.trainer.engine.commands import Empty
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.http.service import DIGEST, Service
+from espalier.trainer.policy.policy import Policy
+from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
 PRIVATE = identity.generate_private_key()
 KEYS = identity.PublicKeys.of(PRIVATE, PRIVATE)

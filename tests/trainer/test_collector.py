@@ -11,12 +11,12 @@ from tests.trainer import tiny
 from tests.trainer.test_fork import same, train, weights
 from tests.trainer.tiny import Volume
 
-from espalier.trainer import collector
-from espalier.trainer.collector import collect
-from espalier.trainer.engine import Engine
-from espalier.trainer.log_outside import resumes_from
-from espalier.trainer.model import Policy
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.jobs import collector
+from espalier.trainer.jobs.collector import collect
+from espalier.trainer.policy.policy import Policy
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
+from espalier.trainer.volume.log_admin import resumes_from
 
 
 def digests(engine: Engine) -> list[str]:

@@ -25,11 +25,11 @@ from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire import Wire
-from espalier.trainer.commands import Empty
-from espalier.trainer.engine import Engine
-from espalier.trainer.log import CommandLog, Kind
-from espalier.trainer.model import Policy
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.engine.commands import Empty
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.policy.policy import Policy
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
+from espalier.trainer.volume.command_log import CommandLog, Kind
 
 FAILED = 99
 # A killed process loses nothing that it wrote, so memory serves as well as a disk here.

@@ -24,10 +24,10 @@ from espalier.api.wire import (
     TrajectoryPayload,
     TrajectorySample,
 )
-from espalier.trainer.commands import FORWARDS_KEPT, Empty
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.engine import Engine
-from espalier.trainer.model import Policy
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.commands import FORWARDS_KEPT, Empty
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError, volume_problem
 
 
@@ -398,7 +398,7 @@ def test_a_full_volume_loses_nothing_and_the_step_can_be_sent_again(
 
     with monkeypatch.context() as fault:
         if where == "sync":
-            fault.setattr("espalier.trainer.store.sync", no_space)
+            fault.setattr("espalier.trainer.volume.checkpoint_store.sync", no_space)
         else:
             fault.setattr(engine.log, "commit", no_space_for_sqlite)
         call = lambda: tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))  # noqa: E731
@@ -532,7 +532,7 @@ def test_a_fault_of_the_volume_refuses_the_step_and_keeps_the_gradients(
 
     call = lambda: tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))  # noqa: E731
     with monkeypatch.context() as fault:
-        fault.setattr("espalier.trainer.store.sync", fail)
+        fault.setattr("espalier.trainer.volume.checkpoint_store.sync", fail)
         assert reason(call) == (507, expected)
     assert engine.state().pending == 1
     assert call() is not None

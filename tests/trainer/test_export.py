@@ -14,10 +14,10 @@ from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 from transformers import AutoModelForCausalLM
 
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.data import Datum
-from espalier.trainer.engine import Engine
-from espalier.trainer.export import Wanted, export
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.jobs.export import Wanted, export
 from espalier.trainer.problems import UserMistakeError
 
 PROMPT, OUTPUT = (5, 9, 200, 31), (7, 77, 177, 3, 250)

@@ -11,11 +11,11 @@ from tests.trainer import tiny
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from espalier.core.reported import PADDED_REASONS
-from espalier.trainer import self_check
-from espalier.trainer.data import Datum
-from espalier.trainer.model import Policy
-from espalier.trainer.packing import pack
+from espalier.core.model.reported import PADDED_REASONS
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.packing import pack
+from espalier.trainer.policy import self_check
+from espalier.trainer.policy.policy import Policy
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -6,9 +6,9 @@ import torch
 from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.engine import Engine
-from espalier.trainer.model import Policy
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.policy.policy import Policy
 
 
 def train(engine: Engine, steps: range) -> None:

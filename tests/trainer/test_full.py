@@ -14,18 +14,20 @@ from tests.trainer.tiny import MODEL, Volume
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from espalier.trainer import checkpoints, files, trained_head
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.data import Datum, datums
-from espalier.trainer.engine import Engine
-from espalier.trainer.export import Wanted, export
-from espalier.trainer.full import Full
-from espalier.trainer.head import CHUNK_ELEMENTS
-from espalier.trainer.importer import import_adapter, import_directory
-from espalier.trainer.losses import DEFAULTS, loss_spec
-from espalier.trainer.model import Policy, load_policy
+from espalier.trainer.batch.data import Datum, datums
+from espalier.trainer.batch.losses import DEFAULTS, loss_spec
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine import checkpoint_files
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.jobs.export import Wanted, export
+from espalier.trainer.jobs.importer import import_adapter, import_directory
+from espalier.trainer.policy import trained_lm_head
+from espalier.trainer.policy.frozen_lm_head import CHUNK_ELEMENTS
+from espalier.trainer.policy.full import Full
+from espalier.trainer.policy.policy import Policy, load_policy
 from espalier.trainer.problems import CommandError, UserMistakeError
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.volume import tensor_files
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
 
 State = dict[str, Tensor]
 
@@ -131,7 +133,7 @@ def test_a_trained_head_equals_the_softmax_of_all_logits(
     targets = torch.randint(0, 40, (10,), generator=generator)
     given = torch.randn(10, generator=generator).double()
 
-    made = trained_head.evaluate(ours["hidden"], ours["weight"], ours.get("bias"), targets, 0.7)
+    made = trained_lm_head.evaluate(ours["hidden"], ours["weight"], ours.get("bias"), targets, 0.7)
     logits = torch.nn.functional.linear(plain["hidden"], plain["weight"], plain.get("bias")) / 0.7
     expected = torch.distributions.Categorical(logits=logits)
     made.logprobs.backward(given)
@@ -171,19 +173,19 @@ def test_a_checkpoint_is_a_hugging_face_model_that_says_what_the_trainer_says(
 def test_large_models_are_written_in_shards_that_read_back(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files.full_files, "__defaults__", (40_000,))
+    monkeypatch.setattr(tensor_files.full_files, "__defaults__", (40_000,))
     train(engine, range(1))
     stored = engine.store.verify("checkpoint", engine.commits[0].digest)
     names = {name for name in stored.manifest["files"] if name.startswith("model-")}
     assert len(names) > 2
-    index = json.loads((stored.path / files.INDEX_FILE).read_text())
+    index = json.loads((stored.path / tensor_files.INDEX_FILE).read_text())
     assert set(index["weight_map"].values()) == names
     held = weights(engine)
-    assert same(dict(files.weights_of(stored.path)), held)
+    assert same(dict(tensor_files.weights_of(stored.path)), held)
     loaded = AutoModelForCausalLM.from_pretrained(stored.path)
     assert same({n: p.detach() for n, p in loaded.named_parameters()}, held)
     moments = tiny.moments(engine).tensors()
-    assert same(dict(files.moments_of(stored.path)), moments)
+    assert same(dict(tensor_files.moments_of(stored.path)), moments)
     engine.assign(tiny.assignment(2, base=stored.digest, base_name="arith-000001", base_step=1))
     assert same(weights(engine), held)
     assert same(tiny.moments(engine).tensors(), moments)
@@ -248,9 +250,9 @@ def test_a_checkpoint_of_the_other_type_is_refused_with_the_way_out(
 ) -> None:
     train(engine, range(1))
     with pytest.raises(CommandError, match="Full, not LoRA"):
-        checkpoints.read(engine.store, engine.commits[0].digest, engine.base, tiny.ADAPTER)
+        checkpoint_files.read(engine.store, engine.commits[0].digest, engine.base, tiny.ADAPTER)
     adapter = {name: value.detach() for name, value in policy.parameters.items()}
-    stored = checkpoints.write_imported(
+    stored = checkpoint_files.write_imported(
         engine.store, adapter, tiny.ADAPTER, model=MODEL, base=engine.base
     )
     before, state = weights(engine), engine.state()

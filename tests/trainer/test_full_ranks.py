@@ -18,11 +18,11 @@ from tests.trainer.test_ranks import GENTLE, SPEC, STEP, Pair, data, start
 from tests.trainer.tiny import Volume
 from torch import Tensor
 
-from espalier.trainer import files
-from espalier.trainer.compute import Compute, LocalCompute
-from espalier.trainer.files import moments_of, weights_of
-from espalier.trainer.planner import Cut
+from espalier.trainer.compute.compute import Compute, LocalCompute
+from espalier.trainer.memory.planner import Cut
 from espalier.trainer.problems import CommandError
+from espalier.trainer.volume import tensor_files
+from espalier.trainer.volume.tensor_files import moments_of, weights_of
 
 CLIPPED = GENTLE.model_copy(update={"grad_clip_norm": 0.5, "weight_decay": 0.1})
 
@@ -188,7 +188,7 @@ def test_a_full_volume_refuses_the_step_and_the_ranks_go_on(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as fault:
-        fault.setattr(files, "save_file", no_space)
+        fault.setattr(tensor_files, "save_file", no_space)
         with pytest.raises((OSError, SafetensorError)):
             pair.ranked.write(proposal, tmp_path)
     again = pair.ranked.propose(STEP)

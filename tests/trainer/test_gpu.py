@@ -21,14 +21,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.api.trainablemodel import Adapter
-from espalier.trainer.attention import BucketLayout, VarlenLayout
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.data import Datum
-from espalier.trainer.losses import loss_spec
-from espalier.trainer.model import Policy
-from espalier.trainer.packing import pack
-from espalier.trainer.planner import Cut
-from espalier.trainer.self_check import padded as padded_path
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.losses import loss_spec
+from espalier.trainer.batch.packing import pack
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.memory.planner import Cut
+from espalier.trainer.policy.policy import Policy
+from espalier.trainer.policy.self_check import padded as padded_path
+from espalier.trainer.policy.tree_attention import BucketLayout, VarlenLayout
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers.models.llama import modeling_llama
 
 from espalier.api.wire import ForwardRequest
-from espalier.trainer import gradients
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.data import Datum, Limits, datums
-from espalier.trainer.losses import DEFAULTS, loss_spec
-from espalier.trainer.metrics import total
-from espalier.trainer.model import Policy
-from espalier.trainer.optimizer import fresh_moments, propose
+from espalier.trainer.batch.data import Datum, Limits, datums
+from espalier.trainer.batch.losses import DEFAULTS, loss_spec
+from espalier.trainer.batch.step_metrics import total
+from espalier.trainer.compute import gradients
+from espalier.trainer.compute.adamw import fresh_moments, propose
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.policy.policy import Policy
 
 
 def rms_norm(self: modeling_llama.LlamaRMSNorm, hidden: Tensor) -> Tensor:

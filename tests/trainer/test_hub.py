@@ -22,7 +22,7 @@ from tests.trainer import hub_server, tiny
 from tests.trainer.hub_server import NAME, REVISION, Hub
 from tests.trainer.proxy_server import Proxy
 
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
 
 MIB = 1 << 20
 
@@ -71,7 +71,13 @@ def run(
     }
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "espalier.trainer.importer", "--hugging-face", f"{name}@{revision}"],
+        [
+            sys.executable,
+            "-m",
+            "espalier.trainer.jobs.importer",
+            "--hugging-face",
+            f"{name}@{revision}",
+        ],
         env=environment,
         capture_output=True,
         text=True,

@@ -16,12 +16,12 @@ from tests.trainer import tiny
 from tests.trainer.tiny import ADAPTER, MODEL, Volume
 
 from espalier.api.source import Resolved
-from espalier.trainer import importer
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.engine import Engine
-from espalier.trainer.importer import import_adapter
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.jobs import importer
+from espalier.trainer.jobs.importer import import_adapter
 from espalier.trainer.problems import CommandError, UserMistakeError
-from espalier.trainer.store import CheckpointStore, Stored
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
 
 WEIGHTS = "adapter_model.safetensors"
 

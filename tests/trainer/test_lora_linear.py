@@ -12,11 +12,11 @@ from tests.trainer import tiny
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from espalier.trainer import self_check
-from espalier.trainer.data import Datum
-from espalier.trainer.lora_linear import FusedLinear, fuse, fusible
-from espalier.trainer.model import Policy
-from espalier.trainer.packing import pack
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.packing import pack
+from espalier.trainer.policy import self_check
+from espalier.trainer.policy.lora_linear import FusedLinear, fuse, fusible
+from espalier.trainer.policy.policy import Policy
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from espalier.trainer.losses import DEFAULTS, loss_spec, token_loss
+from espalier.trainer.batch.losses import DEFAULTS, loss_spec, token_loss
 from espalier.trainer.problems import CommandError
 
 LP = torch.tensor([-0.5, -1.0, -2.0, -0.1, -3.0, -0.2], dtype=torch.float64)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.trainer.data import Datum
-from espalier.trainer.packing import Row, pack
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.packing import Row, pack
 
 TOKENS = st.integers(0, 3)
 DATUMS = st.builds(

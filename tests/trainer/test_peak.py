@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from espalier.trainer import memory
+from espalier.trainer.compute import measure
 
 # A fast and two padded families, one of them with eager attention; the rest by hand.
 FAMILIES = ["llama", pytest.param("gemma2,phi", marks=pytest.mark.exhaustive)]
@@ -25,6 +25,6 @@ def test_a_prediction_is_no_less_than_the_memory_that_is_used_and_at_most_twice_
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == WAYS * len(families.split(","))
     # Room for many short rows is flat, whatever the row.
-    flat = memory.HEAPS["cpu"].besides
+    flat = measure.HEAPS["cpu"].besides
     for one in found:
         assert one["measured"] <= one["predicted"] <= 2 * one["measured"] + flat, one

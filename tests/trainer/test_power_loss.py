@@ -14,7 +14,7 @@ from tests.trainer import faults
 from tests.trainer.faults import DISKS, Disk
 from tests.trainer.tiny import Volume
 
-from espalier.trainer.model import Policy
+from espalier.trainer.policy.policy import Policy
 
 EVERY_POINT = pytest.param(1, marks=[pytest.mark.exhaustive, pytest.mark.timeout(1800)])
 

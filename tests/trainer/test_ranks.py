@@ -24,15 +24,15 @@ from tests.trainer.tiny import Volume
 
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import OptimStepRequest
-from espalier.trainer.compute import Compute, LocalCompute
-from espalier.trainer.data import Datum, datums
-from espalier.trainer.losses import loss_spec
-from espalier.trainer.model import Policy
-from espalier.trainer.planner import Cut
+from espalier.trainer.batch.data import Datum, datums
+from espalier.trainer.batch.losses import loss_spec
+from espalier.trainer.compute.compute import Compute, LocalCompute
+from espalier.trainer.memory.planner import Cut
+from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
 from espalier.trainer.ranks import join
 from espalier.trainer.ranks.channel import RankLostError
-from espalier.trainer.ranks.world import SECRET, read_world
+from espalier.trainer.ranks.this_rank import SECRET, read_world
 
 STEP = OptimStepRequest(learning_rate=1e-2)
 # With a tiny eps Adam's first steps are the signs of gradients, be they but rounding errors.
@@ -213,7 +213,7 @@ def test_ranks_that_hold_other_weights_are_named(
     name = next(iter(pair.policy.parameters))
     with torch.no_grad():
         pair.policy.parameters[name].add_(1e-6)
-    monkeypatch.setattr("espalier.trainer.ranks.compute.STEPS_PER_DIGEST", 1)
+    monkeypatch.setattr("espalier.trainer.ranks.rank0.STEPS_PER_DIGEST", 1)
     with pytest.raises(RankLostError, match=r"ranks \[1\] hold other weights"):
         pair.ranked.propose(STEP)
 

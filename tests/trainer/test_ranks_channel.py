@@ -9,7 +9,7 @@ import pytest
 
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.ranks.channel import Channel, RankLostError, accept, connect, listen
-from espalier.trainer.ranks.world import SECRET, World, read_world
+from espalier.trainer.ranks.this_rank import SECRET, World, read_world
 
 HOST = "127.0.0.1"
 SECONDS = 60.0

@@ -13,8 +13,8 @@ import pytest
 from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
-from espalier.trainer.engine import Engine
-from espalier.trainer.model import Policy
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
 
 MAY_MOUNT = subprocess.run(["unshare", "-m", "true"], check=False).returncode == 0

@@ -23,15 +23,15 @@ from tests.trainer.tiny import Volume
 from espalier import identity
 from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY, CommitPage
 from espalier.core.names import audience
-from espalier.trainer.commands import Answer
-from espalier.trainer.commits import CommitFeed
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.engine import Engine
-from espalier.trainer.log import CommandLog
-from espalier.trainer.model import Policy
-from espalier.trainer.service import Service
-from espalier.trainer.store import CheckpointStore
-from espalier.trainer.watchdog import Watchdog
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.commands import Answer
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.http.feed import CommitFeed
+from espalier.trainer.http.service import Service
+from espalier.trainer.http.watchdog import Watchdog
+from espalier.trainer.policy.policy import Policy
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
+from espalier.trainer.volume.command_log import CommandLog
 
 PRIVATE = identity.generate_private_key()
 GATEWAY = identity.generate_private_key()
@@ -222,7 +222,7 @@ async def test_readiness_tells_what_a_volume_suffers_from_and_stays_ready(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr("espalier.trainer.log.write_file", fails)
+        full.setattr("espalier.trainer.volume.command_log.write_file", fails)
         status, body, _ = await post(
             client, "/train/forward-backward", tiny.forward_backward(), **{"Idempotency-Key": "a/1"}
         )

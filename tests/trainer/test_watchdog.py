@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from espalier.trainer.watchdog import Watchdog
+from espalier.trainer.http.watchdog import Watchdog
 
 LIMIT, WAIT = 300.0, 60.0
 

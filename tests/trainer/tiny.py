@@ -21,19 +21,19 @@ from espalier.api.wire import (
     TrajectorySample,
     Wire,
 )
-from espalier.trainer import gradients
-from espalier.trainer.commands import Answer, Command, Sent
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.data import Datum
-from espalier.trainer.engine import Engine
-from espalier.trainer.importer import import_directory
-from espalier.trainer.log import CommandLog, Key, Kind
-from espalier.trainer.losses import LossSpec
-from espalier.trainer.metrics import Tally
-from espalier.trainer.model import Policy, load_policy
-from espalier.trainer.optimizer import Moments
-from espalier.trainer.packing import Rows, lay_out
-from espalier.trainer.store import CheckpointStore
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.losses import LossSpec
+from espalier.trainer.batch.packing import Rows, lay_out
+from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.compute import gradients
+from espalier.trainer.compute.adamw import Moments
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.commands import Answer, Command, Sent
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.jobs.importer import import_directory
+from espalier.trainer.policy.policy import Policy, load_policy
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
+from espalier.trainer.volume.command_log import CommandLog, Key, Kind
 
 VOCABULARY = 256
 ADAPTER = Adapter(rank=4, alpha=8, seed=7)

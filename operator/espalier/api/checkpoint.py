@@ -19,7 +19,7 @@ from espalier.api.meta import (
     cel,
     list_map,
 )
-from espalier.api.metrics import MEASURED_MOST
+from espalier.api.metric_names import MEASURED_MOST
 
 
 class Hyperparameters(Type):

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from espalier.api import metrics
+from espalier.api import metric_names
 from espalier.api.checkpoint import SPEC_RULES, CheckpointSpec, CheckpointStatus
 from espalier.api.checkpointhead import CheckpointHeadSpec, CheckpointHeadStatus
 from espalier.api.meta import DECIMAL_PATTERN, GROUP, VERSION, cel
@@ -70,8 +70,8 @@ READY = Column("Ready", condition("Ready", "status"))
 STATUS = Column("Status", condition("Ready", "reason"))
 MESSAGE = Column("Message", condition("Ready", "message"), wide=True)
 AGE = Column("Age", ".metadata.creationTimestamp", "date")
-REWARD = Column("Reward", f'.status.metrics[?(@.name=="{metrics.REWARD}")].value')
-STEP_REWARD = Column("Reward", f'.status.metrics[?(@.name=="{metrics.STEP_REWARD}")].value')
+REWARD = Column("Reward", f'.status.metrics[?(@.name=="{metric_names.REWARD}")].value')
+STEP_REWARD = Column("Reward", f'.status.metrics[?(@.name=="{metric_names.STEP_REWARD}")].value')
 MODEL = Column("Model", MODEL_FIELD, wide=True)
 EPOCH = Column("Epoch", ".status.epoch", "integer")
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass
 
-from espalier.api.metrics import MEASURED_MESSAGE, MEASURED_RULE
+from espalier.api.metric_names import MEASURED_MESSAGE, MEASURED_RULE
 
 GROUP = "espalier.dev"
 VERSION = "v1alpha1"

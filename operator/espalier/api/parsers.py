@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-# Of vLLM 0.32; tests/rollout/test_parsers.py compares them with what is installed.
+# Of vLLM 0.32; tests/sampler/test_tool_parsers.py compares them with what is installed.
 ToolCallParser = Literal[
     "Auto",
     "None",

@@ -7,16 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from espalier.api.affinity import Affinity, TopologySpread
-from espalier.api.meta import (
-    DataKey,
-    LabelValue,
-    Name,
-    Quantity,
-    ResourceName,
-    Type,
-    cel,
-    list_map,
-)
+from espalier.api.meta import DataKey, LabelValue, Name, Quantity, ResourceName, Type, cel, list_map
 from espalier.api.source import SecretKey
 
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"

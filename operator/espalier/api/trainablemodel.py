@@ -6,15 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from espalier.api.meta import (
-    Condition,
-    Name,
-    ObjectMeta,
-    ObjectRef,
-    Type,
-    cel,
-    list_map,
-)
+from espalier.api.meta import Condition, Name, ObjectMeta, ObjectRef, Type, cel, list_map
 from espalier.api.parsers import ReasoningParser, ToolCallParser
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.source import ImportProgress, Resolved, Source

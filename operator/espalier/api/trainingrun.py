@@ -23,7 +23,7 @@ from espalier.api.meta import (
     newly,
     without_default,
 )
-from espalier.api.metrics import MEASURED_MOST
+from espalier.api.metric_names import MEASURED_MOST
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.taskset import Taskset
 

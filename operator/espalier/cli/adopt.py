@@ -13,16 +13,16 @@ from typing import Any
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire import Commit
-from espalier.cli.checkpoint import export_pod, running
+from espalier.cli.checkpoint_export import export_pod, running
 from espalier.cli.failure import CommandError
 from espalier.cli.kubectl import Kubectl
-from espalier.core.adoption import Adoption, plan
-from espalier.core.commits import checkpoint_body
-from espalier.core.lineage import Point
+from espalier.core.checkpoints.adoption import Adoption, plan
+from espalier.core.checkpoints.commits import checkpoint_body
+from espalier.core.lineage.lineage import Point
 from espalier.core.manifests.pod import VOLUME_PATH
 from espalier.core.names import importer_name, trainer_name
 
-_SURVEY = ("-m", "espalier.trainer.adoption")
+_SURVEY = ("-m", "espalier.trainer.jobs.adoption")
 _LIMIT_SECONDS = 3600
 _AT_ONCE = 200
 

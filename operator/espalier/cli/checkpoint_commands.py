@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.cli import checkpoint as files
-from espalier.cli import gateway
+from espalier.cli import checkpoint_export as files
+from espalier.cli import gateway_commands
+from espalier.cli.compare_checkpoints import Between, between
 from espalier.cli.failure import CommandError
-from espalier.cli.lineage import Between, between
 from espalier.cli.options import AsJson, Namespace, Token, Url, access, commands, kubectl, show
 from espalier.core import conditions
 
@@ -79,7 +79,9 @@ def sample(
     """Ask a checkpoint questions, whatever the head serves; greedy."""
     cluster = kubectl(context, namespace)
     slug = f"{cluster.namespace()}/{cluster.checkpoint(name).spec.model_ref.name}"
-    answers = asyncio.run(gateway.ask(access(url, token), slug, name, questions, max_tokens))
+    answers = asyncio.run(
+        gateway_commands.ask(access(url, token), slug, name, questions, max_tokens)
+    )
     asked = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
     text = "\n".join(f"{row['question']}\n    {' '.join(row['answer'].split())}" for row in asked)
     show(as_json, asked, text)

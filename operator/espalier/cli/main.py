@@ -10,15 +10,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from espalier.api.metrics import REWARD
+from espalier.api.metric_names import REWARD
 from espalier.api.taskset import Taskset
 from espalier.api.trainingrun import TrainingRun
-from espalier.cli import adopt, checkpoint_commands, gateway, models, runs
+from espalier.cli import adopt, checkpoint_commands, gateway_commands, model_commands, run_commands
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.dev import dev
 from espalier.cli.failure import CommandError
+from espalier.cli.follow_run import follow
 from espalier.cli.git import WorkingTree
-from espalier.cli.heldout import choose
+from espalier.cli.heldout_tasks import choose
 from espalier.cli.kubectl import Kubectl
 from espalier.cli.options import (
     AsJson,
@@ -33,16 +34,15 @@ from espalier.cli.options import (
     kubectl,
     show,
 )
-from espalier.cli.progress import standing
 from espalier.cli.promote import Wish, promote
-from espalier.cli.watch import follow
+from espalier.cli.run_progress import standing
 from espalier.runner.heldout import HeldOut
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
 )
-app.add_typer(models.app, name="models")
-app.add_typer(runs.app, name="run")
+app.add_typer(model_commands.app, name="models")
+app.add_typer(run_commands.app, name="run")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.add_typer(checkpoint_commands.rollouts_app, name="rollouts")
 
@@ -57,7 +57,7 @@ def espalier(context: typer.Context, namespace: Namespace = None, local: Local =
     context.obj = Place(namespace, local)
 
 
-app.command("tree")(models.checkpoints)
+app.command("tree")(model_commands.checkpoints)
 app.command("dev")(dev)
 
 
@@ -128,7 +128,7 @@ def ask(
     chosen = namespace or context.obj.namespace
     slug = f"{chosen}/{model}" if chosen else model
     who = access(url, token)
-    answers = asyncio.run(gateway.ask(who, slug, checkpoint, questions, max_tokens))
+    answers = asyncio.run(gateway_commands.ask(who, slug, checkpoint, questions, max_tokens))
     for question, answer in zip(questions, answers, strict=True):
         typer.echo(f"{question}\n    {' '.join(answer.split())}")
 
@@ -158,7 +158,9 @@ def evaluate(
         return choose(taskset, cluster, seed=seed, size=size, file=tasks)
 
     target = (cluster.namespace(), run)
-    done = asyncio.run(gateway.evaluate(who, target, checkpoint, seed=seed, held_out=held_out))
+    done = asyncio.run(
+        gateway_commands.evaluate(who, target, checkpoint, seed=seed, held_out=held_out)
+    )
     if as_json:
         typer.echo(json.dumps(done.wire()))
     else:

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from espalier.cli import gateway
+from espalier.cli import gateway_commands
+from espalier.cli.dev_state import LocalObjects
 from espalier.cli.failure import CommandError
 from espalier.cli.kubectl import Kubectl
-from espalier.cli.local import LocalObjects
 from espalier.client import GatewayError
-from espalier.runner.problem import UserError, WaitError
+from espalier.runner.run_end import UserError, WaitError
 
 _JSON = "espalier.json"
 
@@ -115,7 +115,7 @@ def confirm(question: str, *, yes: bool, dry_run: bool) -> None:
         raise CommandError("nothing was changed")
 
 
-def access(url: str, token: str) -> gateway.Access:
+def access(url: str, token: str) -> gateway_commands.Access:
     """The gateway and who asks it.
 
     Raises:
@@ -130,4 +130,4 @@ def access(url: str, token: str) -> gateway.Access:
         raise CommandError(
             "who asks? Set ESPALIER_TOKEN or --token, for example to $(kubectl create token NAME)"
         )
-    return gateway.Access(url, token)
+    return gateway_commands.Access(url, token)

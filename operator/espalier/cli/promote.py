@@ -15,7 +15,8 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.cli.failure import CommandError
 from espalier.cli.git import PushRejectedError, WorkingTree
 from espalier.cli.head_manifest import HeadManifest, ManifestError, heads
-from espalier.core import measured, promotion
+from espalier.core.head import promotion
+from espalier.core.lineage import measurements
 
 ATTEMPTS = 5
 
@@ -166,7 +167,7 @@ def message(manifest: HeadManifest, checkpoint: Checkpoint) -> str:
     """What the commit says: which model, which checkpoint, and the metric that it was chosen by."""
     gate = manifest.spec.gate
     assert gate is not None  # or it would have been refused
-    name, value = checkpoint.metadata.name, measured.value(checkpoint, gate.metric)
+    name, value = checkpoint.metadata.name, measurements.value(checkpoint, gate.metric)
     return (
         f"Pin {manifest.name} to {name}\n\n"
         f"{gate.metric} {value} passes the gate of {gate.min}; the head was "

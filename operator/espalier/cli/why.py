@@ -7,9 +7,9 @@ from collections.abc import Callable
 from espalier.api.meta import Condition
 from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
-from espalier.core.run import SUSPENDED
-from espalier.core.run_waits import AWAITING_CLIENT
-from espalier.core.turn import SUCCEEDED
+from espalier.core.run.run import SUSPENDED
+from espalier.core.run.run_waits import AWAITING_CLIENT
+from espalier.core.run.turn import SUCCEEDED
 
 
 def why(run: TrainingRun, read: Callable[[str], TrainingRun]) -> str:

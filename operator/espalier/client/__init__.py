@@ -12,17 +12,10 @@ from espalier.api.wire import (
     TrajectoryPayload,
     TrajectorySample,
 )
-from espalier.client.advantages import (
-    AdvantageWarning,
-)
+from espalier.client.advantages import AdvantageWarning
 from espalier.client.batch import Batch
-from espalier.client.call import (
-    Call,
-    Progress,
-)
-from espalier.client.completion import (
-    Completion,
-)
+from espalier.client.call import Call, Progress
+from espalier.client.completion import Completion
 from espalier.client.errors import (
     CallPendingError,
     ConfigurationError,
@@ -44,41 +37,14 @@ from espalier.client.errors import (
     UntrainableError,
 )
 from espalier.client.fit import ConvergedWarning, Fit, FitConfig
-from espalier.client.gateway import (
-    CheckpointResponse,
-    CommittedStep,
-    GatewayClient,
-    RunView,
-)
-from espalier.client.job import (
-    Job,
-    PromptTooLongError,
-    Session,
-    Task,
-)
-from espalier.client.rollout import (
-    Rollout,
-)
-from espalier.client.sampling import (
-    Sampling,
-)
-from espalier.client.ticket import (
-    Ticket,
-)
-from espalier.client.trackers import (
-    Console,
-    JsonLines,
-    Tracker,
-    track,
-)
-from espalier.client.training import (
-    BuiltinLoss,
-    TrainingClient,
-)
-from espalier.client.transport import (
-    Patience,
-    Token,
-)
+from espalier.client.gateway import CheckpointResponse, CommittedStep, GatewayClient, RunView
+from espalier.client.json_http import Patience, Token
+from espalier.client.rollout import Rollout
+from espalier.client.rollout_groups import Job, PromptTooLongError, Session, Task
+from espalier.client.sampling import Sampling
+from espalier.client.ticket import Ticket
+from espalier.client.trackers import Console, JsonLines, Tracker, track
+from espalier.client.training_client import BuiltinLoss, TrainingClient
 
 __all__ = [
     "AdvantageWarning",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from espalier.api.metrics import of_rewards, of_step
+from espalier.api.metric_names import of_rewards, of_step
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.advantages import Source, trajectories
 from espalier.client.rollout import Rollout

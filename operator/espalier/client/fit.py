@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from espalier.api.metrics import REWARD, STEP_REWARD, of_step
+from espalier.api.metric_names import REWARD, STEP_REWARD, of_step
 from espalier.api.wire import TrainerState
 from espalier.client.advantages import Source, missing_fraction
 from espalier.client.batch import Batch
 from espalier.client.errors import ConfigurationError
-from espalier.client.job import Job, RolloutFunction, Task
+from espalier.client.rollout_groups import Job, RolloutFunction, Task
 from espalier.client.sampling import Sampling
 from espalier.client.trackers import Tracker, Trackers
-from espalier.client.training import TrainingClient
+from espalier.client.training_client import TrainingClient
 from espalier.core.names import BASE, parse_checkpoint_name
 
 T = TypeVar("T", bound=Task)

@@ -33,8 +33,8 @@ from espalier.api.wire import (
 )
 from espalier.client.completion import Completion, read_completions
 from espalier.client.errors import MalformedAnswerError
+from espalier.client.json_http import Answer, Patience, Token, Transport
 from espalier.client.ticket import Ticket
-from espalier.client.transport import Answer, Patience, Token, Transport
 
 Message = Mapping[str, str]
 _Result = TypeVar("_Result")

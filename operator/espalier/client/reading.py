@@ -7,7 +7,7 @@ from typing import Any
 
 from espalier.api.wire import TrainerState
 from espalier.client.call import Call
-from espalier.client.commands import CommandClient
+from espalier.client.command_queue import CommandClient
 from espalier.client.completion import Completion
 from espalier.client.gateway import CheckpointResponse, Message
 

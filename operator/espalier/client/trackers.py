@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from espalier.api.metrics import STEP_REWARD
+from espalier.api.metric_names import STEP_REWARD
 from espalier.client.errors import ConfigurationError
 
 

@@ -14,20 +14,20 @@ from datetime import UTC, datetime
 
 import aiohttp
 
-from espalier.controllers.importer_client import ImporterClient
-from espalier.controllers.preflight import Preflight
-from espalier.controllers.replica import Ports, Replica, lease_key
-from espalier.controllers.rollout_client import RolloutClient
-from espalier.controllers.settings import Settings, SettingsError
-from espalier.controllers.signing_key import SigningKeyError
-from espalier.controllers.trainer_client import TrainerClient
-from espalier.controllers.triggers import WATCHED
-from espalier.kube import heartbeat, informer, log, metrics
+from espalier.controllers.peers.importer_client import ImporterClient
+from espalier.controllers.peers.sampler_client import RolloutClient
+from espalier.controllers.peers.trainer_client import TrainerClient
+from espalier.controllers.process.preflight import Preflight
+from espalier.controllers.process.replica import Ports, Replica, lease_key
+from espalier.controllers.process.settings import Settings, SettingsError
+from espalier.controllers.process.signing_key import SigningKeyError
+from espalier.controllers.process.triggers import WATCHED
+from espalier.kube import heartbeat, informer, log, queue_metrics
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
 from espalier.kube.comparison import InformerError
-from espalier.kube.health import HealthServer
 from espalier.kube.lease import Election, LeadershipLostError
+from espalier.kube.probes import HealthServer
 from espalier.kube.queue import WorkQueue
 from espalier.podclient import pod_session
 
@@ -74,8 +74,8 @@ class Process:
         ):
             self._replica = self._make(cluster, session)
             heart = asyncio.create_task(heartbeat.beat())
-            metrics.QUEUE_AGE.set_function(lambda: self._age(WorkQueue.oldest_wait))
-            metrics.WORKER_AGE.set_function(lambda: self._age(WorkQueue.longest_run))
+            queue_metrics.QUEUE_AGE.set_function(lambda: self._age(WorkQueue.oldest_wait))
+            queue_metrics.WORKER_AGE.set_function(lambda: self._age(WorkQueue.longest_run))
             try:
                 await self._until_stopped(asyncio.create_task(self._replica.run()))
             finally:

@@ -16,6 +16,10 @@ READY = "Ready"
 RECONCILING = "Reconciling"
 STALLED = "Stalled"
 SUPERSEDED = "Superseded"
+# Of a TrainableModel.
+SOURCE_RESOLVED = "SourceResolved"
+TRAINER_READY = "TrainerReady"
+ROLLOUTS_READY = "RolloutsReady"
 
 # Reasons that an object of any kind may have.
 FORBIDDEN = "Forbidden"

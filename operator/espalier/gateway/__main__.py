@@ -15,19 +15,19 @@ import uvloop
 from aiohttp import web
 
 from espalier.core.manifests.labels import MANAGED
+from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.auth import Authenticator
-from espalier.gateway.services import Services
+from espalier.gateway.context import Services
 from espalier.gateway.settings import Settings, SettingsError
-from espalier.gateway.tokens import TokenIssuer
-from espalier.gateway.view import CHILDREN, WATCHED, View
+from espalier.gateway.world.watch import CHILDREN, WATCHED, View
 from espalier.kube import informer, log
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.health import HealthServer
 from espalier.kube.log_stream import LogStream
 from espalier.kube.objects import Key
+from espalier.kube.probes import HealthServer
 from espalier.podclient import pod_session
 
 SIGNING_KEY_SECRET = "espalier-gateway-key"

@@ -12,18 +12,19 @@ from typing import Any
 
 from aiohttp import web
 
-from espalier.gateway import metrics
-from espalier.gateway.admission import Admission
-from espalier.gateway.catalogue import Catalogue
-from espalier.gateway.completions import Completions
-from espalier.gateway.platform import PlatformRoutes
-from espalier.gateway.podfaults import refusal_of
+from espalier.gateway import prometheus
+from espalier.gateway.access.pod_faults import refusal_of
+from espalier.gateway.access.request_limits import Admission
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Services
+from espalier.gateway.hud.models import PlatformRoutes
+from espalier.gateway.hud.trace_outbox import Outbox
+from espalier.gateway.hud.traces import Traces
 from espalier.gateway.problems import RefusalError, respond
-from espalier.gateway.runs import Runs
-from espalier.gateway.services import REQUEST_ID, UPSTREAM_SECONDS, Services
-from espalier.gateway.traces import Traces
-from espalier.gateway.train import COMMANDS, READS, Train, unkeyed
-from espalier.gateway.view import View
+from espalier.gateway.routes.completions import Completions
+from espalier.gateway.routes.openai_models import Catalogue
+from espalier.gateway.routes.runs import Runs
+from espalier.gateway.routes.training import COMMANDS, READS, Train, unkeyed
+from espalier.gateway.world.watch import View
 from espalier.podclient import PodFaultError
 
 CLIENT_GONE = 499
@@ -48,17 +49,21 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET = frozenset({"/healthz", "/readyz"})
 
 
-def make_app(services: Services, unready: Callable[[], str]) -> web.Application:
+def make_app(
+    services: Services, unready: Callable[[], str], outbox: Outbox | None = None
+) -> web.Application:
     """The application.
 
     Args:
         services: what the handlers need.
         unready: why this replica takes no requests now; empty when it does.
+        outbox: of traces that no trainer keeps yet; one of its own if none is given.
     """
     admission = Admission(services.rooms.bodies)
     app = web.Application(middlewares=[_observe, _refuse, admission.admit])
     app[_VIEW] = services.view
-    completions, train = Completions(services), Train(services)
+    traces = Traces(services, outbox or Outbox())
+    completions, train = Completions(services, traces), Train(services, traces)
     # Without /v1 too, as HUD's client calls its gateway.
     for prefix in ("/v1", ""):
         app.router.add_post(f"{prefix}/completions", completions.handle)
@@ -69,7 +74,7 @@ def make_app(services: Services, unready: Callable[[], str]) -> web.Application:
         app.router.add_get(model, catalogue.get)
     app.router.add_get("/v1/runs/{namespace}/{name}", Runs(services).get)
     PlatformRoutes(services).add_to(app.router)
-    Traces(services).add_to(app.router)
+    traces.add_to(app.router)
     for prefix in ("/v1/models/{slug}/train", "/v1/models/{namespace}/{slug}/train"):
         app.router.add_post(f"{prefix}/{{command:{'|'.join(sorted(COMMANDS))}}}", train.handle)
         app.router.add_get(f"{prefix}/{{command:{'|'.join(sorted(READS))}}}", train.handle)
@@ -109,10 +114,10 @@ def _record(request: web.Request, status: int, seconds: float) -> None:
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "unknown"
     upstream = request.get(UPSTREAM_SECONDS)
-    metrics.REQUESTS.labels(route, request.method, str(status)).inc()
-    metrics.DURATION.labels(route).observe(seconds)
+    prometheus.REQUESTS.labels(route, request.method, str(status)).inc()
+    prometheus.DURATION.labels(route).observe(seconds)
     if upstream is not None:
-        metrics.UPSTREAM.labels(route).observe(upstream)
+        prometheus.UPSTREAM.labels(route).observe(upstream)
     _log.info(
         "request",
         extra={

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from espalier.core.served import VARIABLE, served
-from espalier.gateway.offers import VARIABLE as BASES
-from espalier.gateway.offers import Offers
+from espalier.core.served_namespaces import VARIABLE, served
+from espalier.gateway.access.offers import VARIABLE as BASES
+from espalier.gateway.access.offers import Offers
 
 PORT = 8000
 METRICS_PORT = 8080

@@ -17,8 +17,8 @@ from espalier.kube.cluster import (
     Propagation,
     TokenReviewResult,
 )
+from espalier.kube.connections import Transport, load_configuration
 from espalier.kube.objects import Body, Key, kind_of, label_selector
-from espalier.kube.transport import Transport, load_configuration
 
 PAGE_SIZE = 500
 # Objects of a page that are taken in before others have their turn.

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from espalier.kube import metrics
+from espalier.kube import queue_metrics
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.objects import Body, Key, key_of, kind_of, without_managers
@@ -58,7 +58,7 @@ class Comparison:
 
     def listing(self, scope: Scope) -> None:
         """A list of the scope begins."""
-        metrics.WATCH_LISTS.labels(kind=scope.kind).inc()
+        queue_metrics.WATCH_LISTS.labels(kind=scope.kind).inc()
         self._listed.add(scope)
 
     def watching(self, scope: Scope) -> None:
@@ -121,7 +121,7 @@ class Comparison:
         for key, held in before.items():
             # One that changed meanwhile is newer than the list.
             if key not in present and self._cache.version(key) == held:
-                metrics.MISSED_DELETES.labels(kind=scope.kind).inc()
+                queue_metrics.MISSED_DELETES.labels(kind=scope.kind).inc()
                 logger.info("%s was deleted unseen", key)
                 self._cache.drop(key)
         self._compared.add(scope)

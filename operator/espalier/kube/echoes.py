@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pydantic_core import from_json
 
-from espalier.kube import metrics
+from espalier.kube import queue_metrics
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, key_of
 
@@ -62,5 +62,5 @@ class News:
             return False
         if held < version:
             return False
-        metrics.WATCH_EVENTS.labels(kind=self._kind, type=ECHO).inc()
+        queue_metrics.WATCH_EVENTS.labels(kind=self._kind, type=ECHO).inc()
         return True

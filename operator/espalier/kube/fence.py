@@ -5,13 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Mapping, Sequence
 
-from espalier.kube.cluster import (
-    MANAGER,
-    STATUS_MANAGER,
-    Cluster,
-    Propagation,
-    TokenReviewResult,
-)
+from espalier.kube.cluster import MANAGER, STATUS_MANAGER, Cluster, Propagation, TokenReviewResult
 from espalier.kube.objects import Body, Key
 
 # Raises LeadershipLostError when this replica may not act any more.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 
-from espalier.kube import metrics
+from espalier.kube import queue_metrics
 
 BEAT_SECONDS = 1.0
 # A blocked loop answers no probe either; this is sooner, and says in which line it stands.
@@ -23,6 +23,6 @@ async def beat(stuck_seconds: float = STUCK_SECONDS) -> None:
             faulthandler.dump_traceback_later(stuck_seconds, exit=True)
             due = clock() + BEAT_SECONDS
             await asyncio.sleep(BEAT_SECONDS)
-            metrics.LOOP_LAG.set(clock() - due)
+            queue_metrics.LOOP_LAG.set(clock() - due)
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -19,7 +19,7 @@ import aiohttp
 import kopf
 from kopf._core.reactor.inventory import ResourceMemories
 
-from espalier.kube import metrics
+from espalier.kube import queue_metrics
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster
 from espalier.kube.comparison import Comparison, Scope
@@ -215,10 +215,10 @@ def _register(registry: Any, name: str, cache: Cache) -> None:
         group=kind.group, version=kind.version, plural=kind.plural, id=name, registry=registry
     )
     async def remember(event: Any, **_: Any) -> None:
-        metrics.WATCH_EVENTS.labels(kind=name, type=event["type"] or "LISTED").inc()
+        queue_metrics.WATCH_EVENTS.labels(kind=name, type=event["type"] or "LISTED").inc()
         if event["type"] and (happened := last_change(event["object"])) is not None:
             age = (datetime.now(UTC) - happened).total_seconds()
-            metrics.EVENT_AGE.labels(kind=name).observe(max(0.0, age))
+            queue_metrics.EVENT_AGE.labels(kind=name).observe(max(0.0, age))
         body = without_managers(event["object"])
         if event["type"] == "DELETED":
             cache.forget(name, body)

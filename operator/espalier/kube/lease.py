@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from espalier.kube import metrics
+from espalier.kube import queue_metrics
 from espalier.kube.cluster import FORBIDDEN, Cluster, ClusterError
 from espalier.kube.objects import Body, Key
 
@@ -85,7 +85,7 @@ class Election:
                 self.fault = None
                 if taken:
                     logger.info("%s leads by lease %s", self._identity, self._lease)
-                    metrics.LEADER.set(1)
+                    queue_metrics.LEADER.set(1)
                     return True
             except TimeoutError:
                 logger.warning("lease %s: no answer", self._lease)
@@ -104,7 +104,7 @@ class Election:
                 self.check()
                 await self._renew()
         finally:
-            metrics.LEADER.set(0)
+            queue_metrics.LEADER.set(0)
 
     def check(self) -> None:
         """LeadershipLostError unless the lease was renewed so lately that nobody can have it."""

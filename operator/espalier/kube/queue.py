@@ -12,7 +12,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from espalier.kube import metrics
+from espalier.kube import queue_metrics
 from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Key
 
@@ -57,10 +57,10 @@ class WorkQueue:
         if key in self._running:
             self._dirty.add(key)
         elif key not in self._waiting:
-            metrics.QUEUE_ADDS.labels(kind=key.kind).inc()
+            queue_metrics.QUEUE_ADDS.labels(kind=key.kind).inc()
             self._waiting[key] = asyncio.get_running_loop().time()
             self._ready.put_nowait(key)
-            metrics.QUEUE_DEPTH.set(len(self._waiting))
+            queue_metrics.QUEUE_DEPTH.set(len(self._waiting))
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Run the key in so many seconds; of several wishes for a key the earliest counts."""
@@ -111,8 +111,8 @@ class WorkQueue:
     async def _work(self) -> None:
         while (key := await self._ready.get()) is not None:
             since = self._waiting.pop(key)
-            metrics.QUEUE_WAIT.observe(asyncio.get_running_loop().time() - since)
-            metrics.QUEUE_DEPTH.set(len(self._waiting))
+            queue_metrics.QUEUE_WAIT.observe(asyncio.get_running_loop().time() - since)
+            queue_metrics.QUEUE_DEPTH.set(len(self._waiting))
             self._running[key] = asyncio.get_running_loop().time()
             try:
                 await self._run_once(key)
@@ -139,12 +139,14 @@ class WorkQueue:
             logger.exception(
                 "reconciling %s failed; again in %.1f s", key, delay, extra=key.fields()
             )
-            metrics.QUEUE_RETRIES.labels(kind=key.kind).inc()
+            queue_metrics.QUEUE_RETRIES.labels(kind=key.kind).inc()
             self.add_after(key, delay)
         else:
             self._failures.pop(key, None)
             if again is not None:
                 result = "requeue"
                 self.add_after(key, again)
-        metrics.RECONCILE_DURATION.labels(kind=key.kind, result=result).observe(clock() - begun)
-        metrics.RECONCILES.labels(kind=key.kind, result=result).inc()
+        queue_metrics.RECONCILE_DURATION.labels(kind=key.kind, result=result).observe(
+            clock() - begun
+        )
+        queue_metrics.RECONCILES.labels(kind=key.kind, result=result).inc()

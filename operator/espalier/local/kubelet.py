@@ -17,11 +17,11 @@ import aiohttp
 
 from espalier.core.manifests.labels import ROLE
 from espalier.core.manifests.pod import PORT, USER_ERROR
-from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Body, Key, controlled_by, key_of
-from espalier.local import memory
+from espalier.local import free_memory
 from espalier.local.layout import Layout, MappingError, StartError
-from espalier.local.process import Running, plan
+from espalier.local.memory_apiserver import MemoryCluster
+from espalier.local.pod_process import Running, plan
 from espalier.podclient import PodFaultError
 
 LOOK_SECONDS = 0.2
@@ -66,13 +66,13 @@ class Kubelet:
         layout: Layout,
         session: aiohttp.ClientSession,
         now: Callable[[], str],
-        room: memory.Memory | None = None,
+        room: free_memory.Memory | None = None,
     ) -> None:
         self._cluster = cluster
         self._layout = layout
         self._session = session
         self._now = now
-        self._room = room or memory.of_this_machine()
+        self._room = room or free_memory.of_this_machine()
         self._pods: dict[Key, _Pod] = {}
         network, self._claim = _claimed_network()
         self._addresses = (f"127.{network}.{n // 250}.{n % 250 + 1}" for n in itertools.count())
@@ -202,8 +202,8 @@ class Kubelet:
     def _shortage(self, pod: _Pod) -> str:
         """Why there is no memory for a pod; a pod keeps what it asked for between two starts."""
         others = [p for p in self._pods.values() if p is not pod and p.starts and not p.over]
-        taken = sum(memory.asked(other.template["spec"]) for other in others)
-        return self._room.shortage(memory.asked(pod.template["spec"]), taken)
+        taken = sum(free_memory.asked(other.template["spec"]) for other in others)
+        return self._room.shortage(free_memory.asked(pod.template["spec"]), taken)
 
     def _ended_job(self, owner: Body, pod: _Pod) -> bool:
         """Whether the Job is over with the end of its pod; its status then says how."""

@@ -16,22 +16,22 @@ from pathlib import Path
 from aiohttp import web
 
 from espalier import identity
-from espalier.controllers.importer_client import ImporterClient
-from espalier.controllers.operator import Operator
-from espalier.controllers.rollout_client import RolloutClient
-from espalier.controllers.trainer_client import TrainerClient
-from espalier.core.manifests.settings import ChildSettings, Images
+from espalier.controllers.peers.importer_client import ImporterClient
+from espalier.controllers.peers.sampler_client import RolloutClient
+from espalier.controllers.peers.trainer_client import TrainerClient
+from espalier.controllers.process.operator import Operator
+from espalier.core.manifests.installation import ChildSettings, Images
+from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.auth import Authenticator
-from espalier.gateway.services import Services
-from espalier.gateway.tokens import TokenIssuer
-from espalier.gateway.view import View
+from espalier.gateway.context import Services
+from espalier.gateway.world.watch import View
 from espalier.kube.cache import Cache
-from espalier.kube.memory import MemoryCluster
 from espalier.kube.objects import Body, key_of
 from espalier.local.kubelet import Kubelet
 from espalier.local.layout import NAMESPACE, Layout, StartError
 from espalier.local.manifests import ManifestError, Manifests, fingerprint, read
+from espalier.local.memory_apiserver import MemoryCluster
 from espalier.podclient import pod_session
 
 LOOK_SECONDS = 0.5

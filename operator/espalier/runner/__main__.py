@@ -14,7 +14,8 @@ from espalier.api.wire import Problem
 from espalier.client import GatewayClient, GatewayError
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
-from espalier.runner.problem import (
+from espalier.runner.open_taskset import open_tasks
+from espalier.runner.run_end import (
     EXIT_TRY_AGAIN,
     EXIT_USER_ERROR,
     TERMINATION_LOG,
@@ -22,7 +23,6 @@ from espalier.runner.problem import (
     WaitError,
     leave,
 )
-from espalier.runner.tasksets import open_tasks
 from espalier.runner.waiting import Waiting
 
 HASH_SEED = "PYTHONHASHSEED"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from espalier.api.taskset import Taskset
 from espalier.runner.jsonl import JsonlTasks
-from espalier.runner.problem import UserError
-from espalier.runner.tasks import Message, Tasks
-from espalier.runner.tasksets import open_tasks
+from espalier.runner.open_taskset import open_tasks
+from espalier.runner.run_end import UserError
+from espalier.runner.task_protocol import Message, Tasks
 
 # Candidates looked at for every task that is wanted; small datasets repeat themselves.
 CANDIDATES = 100

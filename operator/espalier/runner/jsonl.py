@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espalier.api.taskset import TaskFile, Taskset
 from espalier.runner.extraction import is_number
-from espalier.runner.problem import UserError
-from espalier.runner.scoring.wire import Match
-from espalier.runner.tasks import Message, Task, ask, system, within
+from espalier.runner.run_end import UserError
+from espalier.runner.scorer_spec import Match
+from espalier.runner.task_protocol import Message, Task, ask, system, within
 
 
 class _RowMessage(BaseModel):

@@ -28,15 +28,15 @@ from espalier.client import (
     StaleEpochError,
     UnauthorizedError,
 )
-from espalier.core.commits import run_identity
+from espalier.core.checkpoints.commits import run_identity
 from espalier.core.names import parse_checkpoint_name
+from espalier.runner.group_sampling import Skipped, sample_groups
 from espalier.runner.journal import Journal
-from espalier.runner.problem import UserError
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records, uninformative
-from espalier.runner.sampling import Skipped, sample_groups
-from espalier.runner.scoring.policy import told
+from espalier.runner.run_end import UserError
+from espalier.runner.scoring.on_error import told
 from espalier.runner.scoring.scorer import Scorer
-from espalier.runner.tasks import Tasks
+from espalier.runner.task_protocol import Tasks
 from espalier.runner.waiting import Waiting
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from espalier.api.metrics import STEP_REWARD, of_rewards, of_step
+from espalier.api.metric_names import STEP_REWARD, of_rewards, of_step
 from espalier.api.trainingrun import GroupFilter
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.batch import TOLERANCE
 from espalier.client.completion import Completion, sample_of
-from espalier.runner.scoring.policy import REMEDY, counted
-from espalier.runner.scoring.wire import Cause
-from espalier.runner.tasks import Score, Task
+from espalier.runner.scorer_spec import Cause
+from espalier.runner.scoring.on_error import REMEDY, counted
+from espalier.runner.task_protocol import Score, Task
 
 _METRIC: dict[Cause, str] = {
     "Raised": "raised",

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from espalier.runner.journal import Journal
-from espalier.runner.problem import WaitError
+from espalier.runner.run_end import WaitError
 
 
 class Waiting:

@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from espalier.trainer.engine import Engine
-from espalier.trainer.lock import LogBusyError
-from espalier.trainer.log import CommandLog
-from espalier.trainer.model import Policy, load_policy
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.http.service import SERVER, Service
+from espalier.trainer.http.watchdog import Watchdog
+from espalier.trainer.policy.policy import Policy, load_policy
 from espalier.trainer.problems import (
     EXIT_USER_MISTAKE,
     CommandError,
@@ -29,11 +29,11 @@ from espalier.trainer.problems import (
 )
 from espalier.trainer.ranks import join
 from espalier.trainer.ranks.channel import RankLostError
-from espalier.trainer.ranks.world import World, read_world
-from espalier.trainer.service import SERVER, Service
+from espalier.trainer.ranks.this_rank import World, read_world
 from espalier.trainer.settings import Settings, read_settings
-from espalier.trainer.store import CheckpointStore, DigestError
-from espalier.trainer.watchdog import Watchdog
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
+from espalier.trainer.volume.command_log import CommandLog
+from espalier.trainer.volume.lock import LogBusyError
 
 logger = logging.getLogger("espalier.trainer")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.podtemplate import PodTemplate
+from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels
@@ -19,7 +20,6 @@ from espalier.core.manifests.pod import (
     pod_metadata,
     pod_spec,
 )
-from espalier.core.manifests.settings import ChildSettings
 from espalier.core.names import collector_name
 
 _HANDED = "espalier.dev/checkpoints"
@@ -28,7 +28,7 @@ _RETRIES = 2
 _LIMIT_SECONDS = 600
 # Long enough to be read, and no longer where no operator is left to remove it.
 _KEPT_SECONDS = 3600
-_COMMAND = ("python", "-m", "espalier.trainer.collector")
+_COMMAND = ("python", "-m", "espalier.trainer.jobs.collector")
 
 
 def collector_job(

@@ -6,6 +6,7 @@ import json
 
 from espalier.api.source import Base
 from espalier.api.trainablemodel import TrainableModel
+from espalier.core.manifests.installation import ChildSettings, HubSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels
@@ -19,13 +20,12 @@ from espalier.core.manifests.pod import (
     pod_metadata,
     pod_spec,
 )
-from espalier.core.manifests.settings import ChildSettings, HubSettings
 from espalier.core.names import importer_name
 
 _REQUESTS = Requests("250m", "1Gi")
 _RETRIES = 3
 _LIMIT_SECONDS = 6 * 3600
-_COMMAND = ("python", "-m", "espalier.trainer.importer")
+_COMMAND = ("python", "-m", "espalier.trainer.jobs.importer")
 _SOURCE = "/source"
 _ADAPTER = "/adapter"
 _CERTIFICATES = "/etc/espalier/hub-ca"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.source import SecretKey
 from espalier.api.trainablemodel import TrainableModel
+from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest
-from espalier.core.manifests.settings import ChildSettings
 from espalier.core.names import POD_UID
 
 USER = 65532

@@ -7,11 +7,11 @@ import json
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
+from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels
 from espalier.core.manifests.pod import Container, Mount, Requests, pod_metadata, pod_spec
-from espalier.core.manifests.settings import ChildSettings
 from espalier.core.names import runner_name
 
 GATEWAY_AUDIENCE = "espalier-gateway"

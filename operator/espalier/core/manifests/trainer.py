@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from espalier.api.trainablemodel import TrainableModel
+from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.labels import child_labels
 from espalier.core.manifests.pod import (
@@ -19,7 +20,6 @@ from espalier.core.manifests.pod import (
     pod_spec,
     startup_probe,
 )
-from espalier.core.manifests.settings import ChildSettings
 from espalier.core.names import trainer_name
 
 _REQUESTS = Requests("500m", "1Gi")

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from espalier.runner.scoring.confinement import Confinement
+from espalier.runner.scoring.protocol import Request
 from espalier.runner.scoring.scorers import Scorer
-from espalier.runner.scoring.wire import Request
 
 # The only file that a child has beside its standard ones, which lead nowhere.
 _ANSWERS = 3

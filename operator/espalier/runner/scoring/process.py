@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from espalier.runner.scoring.wire import Answer, Opening, Ready, Request
+from espalier.runner.scoring.protocol import Answer, Opening, Ready, Request
 
 COMMAND = (sys.executable, "-P", "-W", "ignore", "-m", "espalier.runner.scoring.worker")
 _LINE_BYTES = 1 << 20

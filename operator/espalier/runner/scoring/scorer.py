@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from espalier.api.taskset import Taskset
-from espalier.runner.problem import UserError, WaitError
+from espalier.runner.run_end import UserError, WaitError
+from espalier.runner.scorer_spec import Failure, Gym, Match
 from espalier.runner.scoring.process import COMMAND, Patience, Process, WorkerLostError
+from espalier.runner.scoring.protocol import MEMORY_BYTES, Opening, Ready
 from espalier.runner.scoring.scorers import EVALUATING
-from espalier.runner.scoring.wire import MEMORY_BYTES, Failure, Gym, Match, Opening, Ready
-from espalier.runner.tasks import Score, Tasks
+from espalier.runner.task_protocol import Score, Tasks
 
 # At least two, so that an answer that hangs does not stop the others.
 _FEWEST_CHILDREN, _MOST_CHILDREN = 2, 8

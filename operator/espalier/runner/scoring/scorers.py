@@ -8,8 +8,8 @@ from itertools import product
 from typing import Any, Protocol
 
 from espalier.runner.extraction import Extraction, extract, matches
+from espalier.runner.scorer_spec import Gym, Match
 from espalier.runner.scoring import strict
-from espalier.runner.scoring.wire import Gym, Match
 
 _KEPT_TASKS = 128
 _WARMING_TASKS = 3
@@ -76,7 +76,7 @@ class GymScorer:
 
     def __init__(self, wanted: Gym) -> None:
         # Takes seconds to import, which a ConfigMap's tasks need not pay.
-        from espalier.runner.reasoning_gym import create  # noqa: PLC0415
+        from espalier.runner.gym_tasks import create  # noqa: PLC0415
 
         self.evaluates = wanted.source.dataset in EVALUATING
         self._extraction = wanted.extraction

@@ -21,19 +21,11 @@ from pathlib import Path
 
 from pydantic_core import from_json
 
+from espalier.runner.scorer_spec import Failure, Gym, Match
 from espalier.runner.scoring import child
 from espalier.runner.scoring.confinement import Confinement, address_bytes
+from espalier.runner.scoring.protocol import Answer, Opening, Ready, Request, judged
 from espalier.runner.scoring.scorers import Scorer, open_scorer
-from espalier.runner.scoring.wire import (
-    Answer,
-    Failure,
-    Gym,
-    Match,
-    Opening,
-    Ready,
-    Request,
-    judged,
-)
 
 # Answers that one child takes where none of them is evaluated: a fork costs as much as many scores.
 _BATCH = 64

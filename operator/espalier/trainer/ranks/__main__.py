@@ -16,7 +16,7 @@ import sys
 from asyncio.subprocess import Process
 
 from espalier.trainer.problems import EXIT_USER_MISTAKE
-from espalier.trainer.ranks.world import SECRET
+from espalier.trainer.ranks.this_rank import SECRET
 
 # Rank 0 answers the polls that wait before it ends; the others have nothing to finish.
 GRACE_SECONDS = 30.0

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from espalier.trainer.ranks.channel import RankLostError
-from espalier.trainer.weights import State
+from espalier.trainer.volume.shapes import State
 
 
 class Collective:

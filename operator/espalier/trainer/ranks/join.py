@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from espalier.trainer.compute import Compute, LocalCompute
-from espalier.trainer.model import Policy
+from espalier.trainer.compute.compute import Compute, LocalCompute
+from espalier.trainer.policy.policy import Policy
 from espalier.trainer.ranks.channel import RankLostError, accept, connect, listen
-from espalier.trainer.ranks.compute import ReplicatedCompute, end_process
+from espalier.trainer.ranks.other_rank import Worker
+from espalier.trainer.ranks.rank0 import ReplicatedCompute, end_process
 from espalier.trainer.ranks.sharded import ShardedCompute
-from espalier.trainer.ranks.worker import Worker
-from espalier.trainer.ranks.world import World
+from espalier.trainer.ranks.this_rank import World
 
 # Ranks load the same base from the same volume, so none is much later than another.
 START_SECONDS = 900.0

@@ -9,12 +9,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from espalier.api.wire import OptimStepRequest, Problem
-from espalier.trainer.data import Datum
-from espalier.trainer.losses import LossSpec
-from espalier.trainer.metrics import Tally
-from espalier.trainer.planner import Cut
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.losses import LossSpec
+from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.memory.planner import Cut
+from espalier.trainer.policy.sharding import OtherRankFailedError
 from espalier.trainer.problems import CommandError
-from espalier.trainer.sharding import OtherRankFailedError
 
 
 class _Message(BaseModel):

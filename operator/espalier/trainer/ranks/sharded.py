@@ -8,21 +8,13 @@ from pathlib import Path
 from typing_extensions import override
 
 from espalier.api.wire import OptimStepRequest
-from espalier.trainer.compute import LocalCompute
-from espalier.trainer.optimizer import Proposal
+from espalier.trainer.compute.adamw import Proposal
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.policy.sharding import OtherRankFailedError
 from espalier.trainer.problems import CommandError
 from espalier.trainer.ranks.channel import RankLostError
-from espalier.trainer.ranks.compute import RankedCompute, T
-from espalier.trainer.ranks.messages import (
-    Adopt,
-    Answered,
-    Give,
-    Load,
-    Propose,
-    Request,
-    Reset,
-)
-from espalier.trainer.sharding import OtherRankFailedError
+from espalier.trainer.ranks.messages import Adopt, Answered, Give, Load, Propose, Request, Reset
+from espalier.trainer.ranks.rank0 import RankedCompute, T
 
 
 class ShardedCompute(RankedCompute):

@@ -1,0 +1,190 @@
+"""``espalier checkpoint export``: on a mounted volume, or in a pod of the cluster that has it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espalier.api.trainablemodel import TrainableModel
+from espalier.cli.failure import CommandError
+from espalier.cli.kubectl import Kubectl
+from espalier.core.manifests.pod import VOLUME_PATH, Container, Mount, Requests, claim, pod_spec
+from espalier.core.names import directory_name, trainer_name
+
+_EXPORT = ("-m", "espalier.trainer.jobs.export")
+_INSIDE = "/export"
+# The pod ends by itself when this command could not delete it.
+_LIMIT_SECONDS = 3600
+_START_SECONDS = 300
+_REQUESTS = Requests("250m", "1Gi")
+# What differs from one installation to another.
+_INSTALLED = ("securityContext", "imagePullSecrets")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to write where."""
+
+    output: Path
+    merged: bool
+    dtype: str
+    force: bool
+
+    def arguments(self) -> list[str]:
+        """As espalier.trainer.jobs.export takes them, without the output."""
+        return ["--dtype", self.dtype, *(["--merged"] if self.merged else [])]
+
+
+def export(kubectl: Kubectl, name: str, options: Options) -> None:
+    """Exports from where the objects say that the files are, on this machine or in the cluster.
+
+    Raises:
+        CommandError: with what kubectl or the export said.
+    """
+    checkpoint = kubectl.checkpoint(name)
+    model = kubectl.model(checkpoint.spec.model_ref.name)
+    volume = kubectl.volume(model)
+    if volume is None:
+        _export_from_cluster(kubectl, model, checkpoint.spec.digest, options)
+    else:
+        export_from_directory(volume, checkpoint.spec.digest, options, *_base_name(model))
+
+
+def export_from_directory(volume: Path, checkpoint: str, options: Options, *base_name: str) -> None:
+    """Exports from a volume that is mounted here; the environment must hold torch.
+
+    Raises:
+        CommandError: with what the export said.
+    """
+    force = ["--force"] if options.force else []
+    where = ["--volume", str(volume), "--output", str(options.output)]
+    command = [
+        sys.executable,
+        *_EXPORT,
+        checkpoint,
+        *where,
+        *options.arguments(),
+        *base_name,
+        *force,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CommandError(_last_line(done.stderr))
+
+
+def _export_from_cluster(
+    kubectl: Kubectl, model: TrainableModel, digest: str, options: Options
+) -> None:
+    """Exports in a pod of the trainer's image beside the volume and streams the files here."""
+    if options.output.exists() and not options.force:
+        raise CommandError(f"{options.output} exists: name another directory, or give --force")
+    trainer = kubectl.pod_spec("statefulsets.apps", trainer_name(model.metadata.name))
+    pod = export_pod(model, trainer, f"{model.metadata.name}-export-{uuid.uuid4().hex[:8]}")
+    with running(kubectl, pod) as started:
+        where = ["--volume", VOLUME_PATH, "--output", f"{_INSIDE}/out"]
+        command = ["python", *_EXPORT, digest, *where, *options.arguments()]
+        kubectl.call("exec", started, "--", *command, *_base_name(model), seconds=_LIMIT_SECONDS)
+        _fetch(kubectl, started, options.output)
+
+
+def rollouts(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
+    """The records of the rollouts of a checkpoint's step, read from the model's volume.
+
+    Raises:
+        CommandError: with what kubectl said.
+    """
+    checkpoint = kubectl.checkpoint(name)
+    model = kubectl.model(checkpoint.spec.model_ref.name)
+    path = f"checkpoints/{directory_name(checkpoint.spec.digest)}/rollouts.jsonl"
+    volume = kubectl.volume(model)
+    text = _read_in_cluster(kubectl, model, path) if volume is None else _read_here(volume / path)
+    # Not splitlines: a text may hold what Python takes for the end of a line.
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def _read_here(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_in_cluster(kubectl: Kubectl, model: TrainableModel, path: str) -> str:
+    trainer = kubectl.pod_spec("statefulsets.apps", trainer_name(model.metadata.name))
+    pod = export_pod(model, trainer, f"{model.metadata.name}-read-{uuid.uuid4().hex[:8]}")
+    with running(kubectl, pod) as started:
+        return kubectl.call("exec", started, "--", "cat", f"{VOLUME_PATH}/{path}")
+
+
+def export_pod(model: TrainableModel, like: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A pod that waits beside the model's volume, which it cannot write to.
+
+    It has image, user, groups and pull secrets of another of Espalier's pods, ``like``.
+    """
+    container = Container(
+        name="export",
+        image=like["containers"][0]["image"],
+        requests=_REQUESTS,
+        env={},
+        mounts=(claim(model, read_only=True), Mount("export", {"emptyDir": {}}, _INSIDE)),
+        command=("sleep", str(_LIMIT_SECONDS)),
+    )
+    # The trainer's place and resources: a merge needs the memory of the base, as training does.
+    spec = pod_spec(container, model.spec.trainer.template, grace_seconds=0)
+    spec |= {name: like[name] for name in _INSTALLED if name in like}
+    spec |= {"restartPolicy": "Never", "activeDeadlineSeconds": _LIMIT_SECONDS}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+def _base_name(model: TrainableModel) -> tuple[str, ...]:
+    base = model.spec.source.base
+    if base is None or base.hugging_face is None:
+        return ()
+    return ("--base-name", base.hugging_face.repository)
+
+
+@contextmanager
+def running(kubectl: Kubectl, pod: dict[str, Any]) -> Iterator[str]:
+    """The name of the pod while it runs; it is deleted in the end."""
+    name = pod["metadata"]["name"]
+    kubectl.call("create", "-f", "-", stdin=json.dumps(pod))
+    try:
+        wait = ("wait", f"pod/{name}", "--for=condition=Ready", f"--timeout={_START_SECONDS}s")
+        kubectl.call(*wait, seconds=_START_SECONDS + 30)
+        yield name
+    finally:
+        kubectl.call("delete", "pod", name, "--wait=false")
+
+
+def _fetch(kubectl: Kubectl, pod: str, output: Path) -> None:
+    """Whole or not at all: the archive is unpacked beside the output and then takes its name."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staged = output.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        with (
+            kubectl.stream(
+                "exec", pod, "--", "tar", "-C", f"{_INSIDE}/out", "-cf", "-", "."
+            ) as raw,
+            tarfile.open(fileobj=raw, mode="r|") as archive,
+        ):
+            archive.extractall(staged, filter="data")
+        if output.exists():
+            shutil.rmtree(output)
+        staged.rename(output)
+    except tarfile.TarError as error:
+        raise CommandError(f"the files did not arrive whole: {error}; try again") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["the export failed without a word"])[-1]

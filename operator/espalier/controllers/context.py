@@ -1,0 +1,34 @@
+"""What every reconciler works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from espalier.controllers.observed.blockers import Hindrances
+from espalier.controllers.observed.lister import Snapshot
+from espalier.controllers.observed.status_writer import StatusWriter
+from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.commit_streams import CommitStreams
+from espalier.controllers.peers.importer_client import Imports
+from espalier.controllers.peers.samplers import Rollouts
+from espalier.core.manifests.installation import ChildSettings
+from espalier.kube.cluster import Cluster
+from espalier.kube.objects import Key
+
+
+@dataclass(frozen=True)
+class Services:
+    """``now`` tells the time as RFC 3339, ``enqueue`` asks for another pass over an object."""
+
+    cluster: Cluster
+    snapshot: Snapshot
+    writer: StatusWriter
+    rollouts: Rollouts
+    trainers: Trainers
+    streams: CommitStreams
+    hindrances: Hindrances
+    imports: Imports
+    settings: ChildSettings
+    now: Callable[[], str]
+    enqueue: Callable[[Key], None]

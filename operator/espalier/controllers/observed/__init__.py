@@ -1,0 +1,1 @@
+"""What reconcilers observe, and the status that they write."""

@@ -1,0 +1,78 @@
+"""What Events say of children that do not get on: asked of the API server, and only then.
+
+Events are not watched: there are far too many. While something stands still, the Warnings about
+its kind are listed, at most once every so often for a namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+
+from espalier.controllers.peers.samplers import EARLY_SECONDS
+from espalier.core.pods.blockers import Hindrance, told
+from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.objects import Key
+
+logger = logging.getLogger(__name__)
+
+# What has stood still for less than this is just starting.
+PATIENCE_SECONDS = 5.0
+LIST_SECONDS = 15.0
+
+
+class Hindrances:
+    """By uid, why an object does not get on, as the last list of Warnings had it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        # By the object that asks, since when each of its children has stood still.
+        self._since: dict[Key, dict[str, float]] = {}
+        self._listed: dict[tuple[str, str], float] = {}
+        self._found: dict[tuple[str, str], Mapping[str, Hindrance]] = {}
+
+    async def ask(self, owner: Key, silent: Mapping[str, Collection[str]]) -> float | None:
+        """Learn about children, by kind their uids, that do not get on and do not say why.
+
+        ``silent`` replaces what the owner asked before. Returns the seconds until it should ask
+        again, None if nothing is silent.
+        """
+        now = asyncio.get_running_loop().time()
+        before = self._since.pop(owner, {})
+        since = {uid: before.get(uid, now) for uids in silent.values() for uid in uids}
+        if not since:
+            return None
+        self._since[owner] = since
+        due = [
+            kind
+            for kind, uids in silent.items()
+            if any(now - since[uid] >= PATIENCE_SECONDS - EARLY_SECONDS for uid in uids)
+        ]
+        for kind in due:
+            await self._list(owner.namespace, kind, now)
+        return LIST_SECONDS if due else PATIENCE_SECONDS
+
+    def of(self, namespace: str, kind: str) -> Mapping[str, Hindrance]:
+        """What a list of just now said of objects of a kind, by uid; nothing that is over."""
+        age = asyncio.get_running_loop().time() - self._listed.get((namespace, kind), 0.0)
+        return self._found.get((namespace, kind), {}) if age < 2 * LIST_SECONDS else {}
+
+    def forget(self, owner: Key) -> None:
+        """The object is gone."""
+        self._since.pop(owner, None)
+
+    async def _list(self, namespace: str, kind: str, now: float) -> None:
+        asked = self._listed.get((namespace, kind))
+        if asked is not None and now - asked < LIST_SECONDS / 2:
+            return
+        # Before the call: others who ask meanwhile get its answer with their next pass.
+        self._listed[namespace, kind] = now
+        fields = {"involvedObject.kind": kind, "type": "Warning"}
+        try:
+            events = await self._cluster.list("Event", namespace, fields=fields)
+        except ClusterError as error:
+            # What stands still must not fail for want of an explanation; the preflight has it.
+            logger.warning("events about %s in %s not listed: %s", kind, namespace, error)
+            return
+        self._found[namespace, kind] = told(kind, events)

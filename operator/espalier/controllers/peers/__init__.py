@@ -1,0 +1,1 @@
+"""The pods that the operator talks to, and what it told them."""

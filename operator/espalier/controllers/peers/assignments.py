@@ -1,0 +1,128 @@
+"""What the trainers were told and acknowledged; forgotten with the process, told again after."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from espalier.api.wire import Assignment, Problem, TrainerState
+from espalier.controllers.peers.peer import Peer
+from espalier.controllers.peers.trainer_client import Trainer, TrainerError
+from espalier.core.pods.pods import Pod
+
+logger = logging.getLogger(__name__)
+
+STALE_EPOCH = "StaleEpoch"
+# A trainer says so of the base of its assignment.
+UNREADABLE = "CheckpointUnreadable"
+# HTTP statuses that sending the same again does not change.
+REFUSED, FAILED = 400, 500
+# Between two questions whether a trainer that is idle, or does not answer, is called after all.
+ASK_SECONDS = 1.0
+Id = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class _Told:
+    """An acknowledged assignment, and the start of the trainer that it holds for."""
+
+    instance: str
+    epoch: int
+    branch: str
+    run: str
+
+    @classmethod
+    def of(cls, pod: Pod, wanted: Assignment) -> _Told:
+        """The base is left out: under one epoch the trainer keeps its own position."""
+        return cls(pod.instance, wanted.epoch, wanted.branch, wanted.run)
+
+
+class Trainers:
+    """Tells trainers what to train, once per start of their container and per assignment."""
+
+    def __init__(self, client: Trainer, overtaken: Callable[[str, str], None]) -> None:
+        self._client = client
+        self._overtaken = overtaken
+        self._told: dict[Id, _Told] = {}
+        self._epochs: dict[Id, int] = {}
+        # Why an assignment was refused, and the digest that it was to start from.
+        self._refusals: dict[Id, tuple[str, Problem]] = {}
+        # The start of a trainer, and when it was last known to be called (the loop's clock).
+        self._called: dict[Id, tuple[str, float]] = {}
+
+    def epoch(self, namespace: str, model: str) -> int:
+        """The epoch that a trainer was found at when it refused ours as stale; 0 otherwise."""
+        return self._epochs.get((namespace, model), 0)
+
+    def refusal(self, namespace: str, model: str) -> Problem | None:
+        """Why the trainer does not take its assignment, if only a person can change that."""
+        _, problem = self._refusals.get((namespace, model), ("", None))
+        return problem
+
+    def unreadable(self, namespace: str, model: str, digest: str) -> Problem | None:
+        """Why the trainer cannot start from a checkpoint: it tried, and the bytes are to blame."""
+        base, problem = self._refusals.get((namespace, model), ("", None))
+        damaged = problem is not None and problem.reason == UNREADABLE and base == digest
+        return problem if damaged else None
+
+    def acknowledged(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
+        """Whether this start of the trainer has acknowledged the assignment."""
+        return self._told.get((namespace, model)) == _Told.of(pod, wanted)
+
+    async def assign(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
+        """Tell the trainer; whether it acknowledged. False: try again."""
+        try:
+            await self._client.assign(Peer.of(namespace, model, pod), wanted)
+        except TrainerError as error:
+            logger.warning("assigning %s/%s: %s", namespace, model, error)
+            if error.problem.reason == STALE_EPOCH:
+                await self._overtake(namespace, model, pod)
+            elif REFUSED <= error.status < FAILED:
+                self._refusals[namespace, model] = (wanted.base, error.problem)
+            return False
+        self._refusals.pop((namespace, model), None)
+        self._told[namespace, model] = _Told.of(pod, wanted)
+        return True
+
+    def forget(self, namespace: str, model: str) -> None:
+        """The model is gone."""
+        self._told.pop((namespace, model), None)
+        self._epochs.pop((namespace, model), None)
+        self._refusals.pop((namespace, model), None)
+        self._called.pop((namespace, model), None)
+
+    async def quiet(
+        self, namespace: str, model: str, pod: Pod, limit: float
+    ) -> tuple[float | None, float]:
+        """Seconds since the trainer's last call, and when to ask again.
+
+        None while it cannot have been quiet for ``limit`` seconds yet, or where it does not say.
+        """
+        now = asyncio.get_running_loop().time()
+        instance, called = self._called.get((namespace, model), ("", 0.0))
+        if instance == pod.instance and now < called + limit:
+            return None, called + limit - now
+        try:
+            usage = await self._client.usage(Peer.of(namespace, model, pod))
+        except TrainerError as error:
+            logger.warning("usage of %s/%s: %s", namespace, model, error)
+            return None, limit
+        self._called[namespace, model] = (pod.instance, now - usage.quiet_seconds)
+        return usage.quiet_seconds, max(ASK_SECONDS, limit - usage.quiet_seconds)
+
+    async def state(self, namespace: str, model: str, pod: Pod) -> TrainerState | None:
+        """Where the trainer stands; None if it does not answer."""
+        try:
+            return await self._client.state(Peer.of(namespace, model, pod))
+        except TrainerError as error:
+            logger.warning("state of %s/%s: %s", namespace, model, error)
+            return None
+
+    async def _overtake(self, namespace: str, model: str, pod: Pod) -> None:
+        """The trainer is ahead of the head, which was deleted and made again: raise the head."""
+        state = await self.state(namespace, model, pod)
+        if state is not None:
+            self._epochs[namespace, model] = state.epoch
+            self._overtaken(namespace, model)

@@ -1,0 +1,122 @@
+"""Follows the commits of trainers and makes Checkpoints of them.
+
+One long-poll per ready trainer fills a store and wakes the reconciler of commits. Nothing here
+outlives the process: a new one reads every commit again and finds most of them known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from espalier.api.wire import Commit, Problem
+from espalier.controllers.peers.peer import Peer
+from espalier.controllers.peers.trainer_client import Trainer, TrainerError
+from espalier.core.pods.pods import Pod
+
+logger = logging.getLogger(__name__)
+
+KIND = "Commits"
+WAIT_SECONDS = 25
+RETRY_SECONDS = (0.2, 5.0)
+# A trainer that answers at once without a commit is not asked more often than this.
+PAUSE_SECONDS = 0.5
+# Commits that may wait for their Checkpoints; more are read when these have been dealt with.
+PENDING_MOST = 256
+
+Id = tuple[str, str]
+
+
+@dataclass
+class Ledger:
+    """What is known of one trainer: its commits, and what it says of itself.
+
+    ``counted`` is the highest step by run identity; ``warnings`` are None until it was heard.
+    """
+
+    pending: list[Commit] = field(default_factory=list)
+    counted: dict[str, int] = field(default_factory=dict)
+    problem: Problem | None = None
+    warnings: list[Problem] | None = None
+
+
+class CommitStreams:
+    """One long-poll task per model with a ready trainer."""
+
+    def __init__(self, source: Trainer, wake: Callable[[str, str], None]) -> None:
+        self._source = source
+        self._wake = wake
+        self._ledgers: dict[Id, Ledger] = {}
+        self._tasks: dict[Id, tuple[str, asyncio.Task[None]]] = {}
+
+    def ledger(self, namespace: str, model: str) -> Ledger:
+        """What is known of a model's commits."""
+        return self._ledgers.setdefault((namespace, model), Ledger())
+
+    def follow(self, namespace: str, model: str, trainer: Pod | None) -> None:
+        """Follow this trainer's commits, and only its; None: there is no ready one."""
+        held = self._tasks.get((namespace, model))
+        if held is not None:
+            if trainer is not None and held[0] == trainer.instance and not held[1].done():
+                return
+            held[1].cancel()
+            del self._tasks[namespace, model]
+        if trainer is None:
+            ledger = self.ledger(namespace, model)
+            ledger.problem = ledger.warnings = None
+            return
+        task = asyncio.create_task(self._follow(namespace, model, trainer))
+        self._tasks[namespace, model] = (trainer.instance, task)
+
+    def rewind(self, namespace: str, model: str) -> None:
+        """Read all of a model's commits again, once ``follow`` is next called."""
+        held = self._tasks.pop((namespace, model), None)
+        if held is not None:
+            held[1].cancel()
+
+    def forget(self, namespace: str, model: str) -> None:
+        """The model is gone."""
+        self.follow(namespace, model, None)
+        self._ledgers.pop((namespace, model), None)
+
+    async def close(self) -> None:
+        """End all tasks."""
+        tasks = [task for _, task in self._tasks.values()]
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, namespace: str, model: str, trainer: Pod) -> None:
+        peer = Peer.of(namespace, model, trainer)
+        after, wait, failures = 0, 0, 0
+        clock = asyncio.get_running_loop().time
+        while True:
+            ledger = self.ledger(namespace, model)
+            if len(ledger.pending) >= PENDING_MOST:
+                await asyncio.sleep(PAUSE_SECONDS)
+                continue
+            started = clock()
+            try:
+                page = await self._source.commits(peer, after, wait)
+            except TrainerError as error:
+                failures += 1
+                logger.warning("commits of %s/%s: %s", namespace, model, error)
+                first, most = RETRY_SECONDS
+                await asyncio.sleep(min(most, first * 2.0**failures) * random.uniform(0.5, 1))
+                continue
+            failures = 0
+            said = (page.problem, page.warnings)
+            changed = bool(page.commits) or said != (ledger.problem, ledger.warnings)
+            ledger.pending += page.commits
+            ledger.problem, ledger.warnings = said
+            after = max([after, *(commit.index for commit in page.commits)])
+            if changed:
+                self._wake(namespace, model)
+            elif wait and clock() - started < PAUSE_SECONDS:
+                await asyncio.sleep(PAUSE_SECONDS)
+            # All there was has been read; from here on wait for more.
+            wait = wait if page.commits else WAIT_SECONDS

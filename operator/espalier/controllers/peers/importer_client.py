@@ -1,0 +1,74 @@
+"""The operator's side of an importer: how far it is, asked now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+import aiohttp
+
+from espalier.api.wire import IMPORT_PROGRESS, ImportState
+from espalier.controllers.peers.peer import Peer, PeerCalls, PeerError
+from espalier.core.pods.pods import Pod
+
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 5.0
+# Each answer is a write of the model's status.
+ASK_SECONDS = 15.0
+
+
+class ImporterError(PeerError):
+    """The importer did not answer, or not as ours do."""
+
+
+class Importer(Protocol):
+    """The importer's only route."""
+
+    async def progress(self, peer: Peer) -> ImportState:
+        """How far it is; ImporterError if it does not say."""
+
+
+class ImporterClient:
+    """Importer over HTTP."""
+
+    def __init__(self, session: aiohttp.ClientSession, private_key: str) -> None:
+        self._calls = PeerCalls(session, private_key, "Importer", ImporterError)
+
+    async def progress(self, peer: Peer) -> ImportState:
+        """See Importer."""
+        return await self._calls.call(
+            "GET", peer, IMPORT_PROGRESS, ImportState, seconds=ANSWER_SECONDS
+        )
+
+
+class Imports:
+    """What importers last said, by model."""
+
+    def __init__(self, client: Importer) -> None:
+        self._client = client
+        # When it was asked, the pod, and its answer.
+        self._said: dict[tuple[str, str], tuple[float, str, ImportState | None]] = {}
+
+    async def look(
+        self, namespace: str, model: str, pod: Pod | None
+    ) -> tuple[ImportState | None, float | None]:
+        """How far the importer in this pod is; and in how many seconds to ask again.
+
+        None where it does not say: that never holds an import up.
+        """
+        if pod is None:
+            self._said.pop((namespace, model), None)
+            return None, None
+        now = asyncio.get_running_loop().time()
+        held = self._said.get((namespace, model))
+        if held is not None and held[1] == pod.uid and (left := ASK_SECONDS - (now - held[0])) > 0:
+            return held[2], left
+        state = None
+        try:
+            state = await self._client.progress(Peer.of(namespace, model, pod))
+        except ImporterError as error:
+            logger.info("progress of %s/%s: %s", namespace, model, error)
+        self._said[namespace, model] = (now, pod.uid, state)
+        return state, ASK_SECONDS

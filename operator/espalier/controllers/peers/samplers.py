@@ -1,0 +1,188 @@
+"""What the rollouts were told and confirmed: asked on a change, and read back now and then.
+
+Forgotten with the process and asked again after. An engine may drop an adapter, and its server may
+start anew, without any event; so every answer is asked for again after a while, and asking for what
+is not loaded loads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from espalier.api.wire import Problem, ServeRequest
+from espalier.controllers.peers.peer import Peer
+from espalier.controllers.peers.sampler_client import RolloutControl, RolloutError
+from espalier.core.head.head_view import Rollout
+from espalier.core.head.served_adapters import Wish, choose
+from espalier.core.names import ADAPTER_DIGEST_CHARS, BASE, DIGEST_PREFIX
+from espalier.core.pods.pods import Pod
+
+READ_BACK_SECONDS = 30.0
+FIRST_RETRY_SECONDS = 1.0
+# What is due this soon is asked for at once: a timer may fire a moment early, and must not then be
+# set for that moment again and again.
+EARLY_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a pod last said, and the start of its container that it holds for.
+
+    ``refused`` are the adapters that it cannot load as they are; ``failures`` counts the calls in a
+    row that ended otherwise; ``due`` is when to ask again, in the event loop's time.
+    """
+
+    instance: str
+    wishes: tuple[Wish, ...]
+    due: float
+    loaded: frozenset[str] | None = None
+    refused: Mapping[str, Problem] = field(default_factory=dict)
+    problem: str = ""
+    failures: int = 0
+
+
+class Rollouts:
+    """Has what the heads of a model wish for loaded by all of its pods."""
+
+    def __init__(self, client: RolloutControl) -> None:
+        self._client = client
+        self._answers: dict[tuple[str, str], _Answer] = {}
+        self._turns: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def serve(
+        self, namespace: str, model: str, pods: Sequence[Pod], wishes: Sequence[Wish]
+    ) -> float | None:
+        """Have every pod that has started confirm the wishes, unless it did so a moment ago.
+
+        Returns in how many seconds the first of them should be asked again; None: there is none.
+        """
+        wanted = tuple(wishes)
+        async with self._turns[namespace, model]:
+            asked = [
+                self._ask(Peer.of(namespace, model, pod), pod, wanted)
+                for pod in pods
+                if pod.started and pod.ip and self._is_due(namespace, pod, wanted)
+            ]
+            await asyncio.gather(*asked)
+            now = asyncio.get_running_loop().time()
+            answers = [self._answer(namespace, pod) for pod in pods if pod.started]
+            return min((max(0.0, a.due - now) for a in answers if a is not None), default=None)
+
+    def seen(self, namespace: str, pods: Iterable[Pod]) -> list[Rollout]:
+        """The pods as the head's decision sees them; only those that have started."""
+        rollouts = []
+        for pod in pods:
+            answer = self._answer(namespace, pod)
+            if pod.started and answer is None:
+                rollouts.append(Rollout(pod.name, pod.ready))
+            elif pod.started and answer is not None:
+                rollouts.append(
+                    Rollout(pod.name, pod.ready, answer.loaded, answer.problem, answer.refused)
+                )
+        return rollouts
+
+    def refusal(self, namespace: str, digest: str) -> Problem | None:
+        """Why a pod cannot load a checkpoint as it is, if one said so."""
+        for adapter, problem in self._refused(namespace):
+            if _is_of(adapter, digest):
+                return problem
+        return None
+
+    def verified(self, namespace: str, digest: str) -> bool:
+        """Whether a pod has a checkpoint loaded, which it verified before."""
+        return any(
+            _is_of(adapter, digest)
+            for (home, _), answer in self._answers.items()
+            for adapter in answer.loaded or ()
+            if home == namespace
+        )
+
+    def forget(self, namespace: str, name: str) -> None:
+        """A pod is gone."""
+        self._answers.pop((namespace, name), None)
+
+    def _refused(self, namespace: str) -> list[tuple[str, Problem]]:
+        return [
+            item
+            for (home, _), answer in self._answers.items()
+            if home == namespace
+            for item in answer.refused.items()
+        ]
+
+    def _answer(self, namespace: str, pod: Pod) -> _Answer | None:
+        """What this start of the pod's container last said."""
+        answer = self._answers.get((namespace, pod.name))
+        return answer if answer is not None and answer.instance == pod.instance else None
+
+    def _is_due(self, namespace: str, pod: Pod, wanted: tuple[Wish, ...]) -> bool:
+        answer = self._answer(namespace, pod)
+        if answer is None or answer.wishes != wanted:
+            return True
+        return answer.due <= asyncio.get_running_loop().time() + EARLY_SECONDS
+
+    async def _ask(self, peer: Peer, pod: Pod, wanted: tuple[Wish, ...]) -> None:
+        before = self._answer(peer.namespace, pod)
+        refused: dict[str, Problem] = {}
+        loaded, problem, failures, wait = None, "", 0, READ_BACK_SECONDS
+        try:
+            loaded = await self._load(peer, wanted, refused)
+        except RolloutError as error:
+            problem = str(error)
+            failures = before.failures + 1 if before is not None else 1
+            wait = min(READ_BACK_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** (failures - 1))
+        due = asyncio.get_running_loop().time() + wait
+        self._answers[peer.namespace, pod.name] = _Answer(
+            pod.instance, wanted, due, loaded, refused, problem, failures
+        )
+
+    async def _load(
+        self, peer: Peer, wanted: tuple[Wish, ...], refused: dict[str, Problem]
+    ) -> frozenset[str]:
+        """Load what the pod takes of the wishes: one that it refuses must not hold up the others.
+
+        Fills ``refused``; RolloutError if the pod does not answer or fails otherwise.
+        """
+        while True:
+            adapters = choose(wanted, refused)
+            if refused and not adapters:
+                # To be told nothing would make it ready without what it is there for.
+                return frozenset({BASE})
+            try:
+                return await self._serve(peer, adapters)
+            except RolloutError as error:
+                if not error.final:
+                    raise
+                await self._single_out(peer, adapters, error, refused)
+
+    async def _single_out(
+        self, peer: Peer, adapters: list[str], error: RolloutError, refused: dict[str, Problem]
+    ) -> None:
+        """Find which of these the pod refuses; ``error`` again if it takes each of them alone."""
+        if len(adapters) == 1:
+            refused[adapters[0]] = error.problem
+            return
+        known = len(refused)
+        for adapter in adapters:
+            try:
+                await self._serve(peer, [adapter])
+            except RolloutError as alone:
+                if not alone.final:
+                    raise
+                refused[adapter] = alone.problem
+        if len(refused) == known:
+            raise error
+
+    async def _serve(self, peer: Peer, adapters: list[str]) -> frozenset[str]:
+        served = await self._client.serve(peer, ServeRequest(adapters=adapters))
+        if missing := set(adapters) - set(served.adapters):
+            detail = f"did not load {', '.join(sorted(missing))}"
+            raise RolloutError(0, Problem(detail=detail, reason="NotLoaded"))
+        return frozenset(served.adapters) | ({BASE} if served.base else frozenset())
+
+
+def _is_of(adapter: str, digest: str) -> bool:
+    """Whether an adapter is a checkpoint of that digest, of whatever model."""
+    return adapter.endswith(f"@{digest.removeprefix(DIGEST_PREFIX)[:ADAPTER_DIGEST_CHARS]}")

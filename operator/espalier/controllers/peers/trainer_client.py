@@ -1,0 +1,61 @@
+"""The operator's side of the trainer protocol."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import aiohttp
+
+from espalier.api.wire import Assignment, CommitPage, TrainerState, Usage
+from espalier.controllers.peers.peer import Peer, PeerCalls, PeerError
+
+ANSWER_SECONDS = 60.0
+
+
+class TrainerError(PeerError):
+    """The trainer refused (with a Problem) or did not answer."""
+
+
+class Trainer(Protocol):
+    """The trainer's control routes."""
+
+    async def assign(self, peer: Peer, assignment: Assignment) -> TrainerState:
+        """Tell the trainer who trains what from where; TrainerError 409 under a lower epoch."""
+
+    async def state(self, peer: Peer) -> TrainerState:
+        """Where the trainer stands."""
+
+    async def commits(self, peer: Peer, after: int, wait_seconds: int) -> CommitPage:
+        """The commits after an index; waits for one if there is none."""
+
+    async def usage(self, peer: Peer) -> Usage:
+        """For how long nobody has called the trainer."""
+
+
+class TrainerClient:
+    """Trainer over HTTP."""
+
+    def __init__(self, session: aiohttp.ClientSession, private_key: str) -> None:
+        self._calls = PeerCalls(session, private_key, "Trainer", TrainerError)
+
+    async def assign(self, peer: Peer, assignment: Assignment) -> TrainerState:
+        """See Trainer."""
+        body = assignment.model_dump_json()
+        return await self._calls.call(
+            "POST", peer, "/assign", TrainerState, body=body, seconds=ANSWER_SECONDS
+        )
+
+    async def state(self, peer: Peer) -> TrainerState:
+        """See Trainer."""
+        return await self._calls.call(
+            "GET", peer, "/train/state", TrainerState, seconds=ANSWER_SECONDS
+        )
+
+    async def commits(self, peer: Peer, after: int, wait_seconds: int) -> CommitPage:
+        """See Trainer."""
+        path = f"/commits?after={after}&wait={wait_seconds}"
+        return await self._calls.call("GET", peer, path, CommitPage, seconds=wait_seconds + 10.0)
+
+    async def usage(self, peer: Peer) -> Usage:
+        """See Trainer."""
+        return await self._calls.call("GET", peer, "/usage", Usage, seconds=ANSWER_SECONDS)

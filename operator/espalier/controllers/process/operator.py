@@ -1,0 +1,167 @@
+"""The operator put together: a cache feeds a queue, the queue runs reconcilers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from espalier.controllers.context import Services
+from espalier.controllers.observed.blockers import Hindrances
+from espalier.controllers.observed.head_metrics import Moves
+from espalier.controllers.observed.lister import Snapshot
+from espalier.controllers.observed.parsing import UnreadableError
+from espalier.controllers.observed.status_writer import StatusWriter
+from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.commit_streams import KIND as COMMITS
+from espalier.controllers.peers.commit_streams import CommitStreams
+from espalier.controllers.peers.importer_client import Importer, Imports
+from espalier.controllers.peers.sampler_client import RolloutControl
+from espalier.controllers.peers.samplers import Rollouts
+from espalier.controllers.peers.trainer_client import Trainer
+from espalier.controllers.process.refusals import OWN, REASONS, Refusals
+from espalier.controllers.process.triggers import concerned
+from espalier.controllers.reconcilers.checkpoint import CheckpointReconciler
+from espalier.controllers.reconcilers.commit import CommitReconciler
+from espalier.controllers.reconcilers.disposal import DisposalReconciler
+from espalier.controllers.reconcilers.head import HeadReconciler
+from espalier.controllers.reconcilers.model import ModelReconciler
+from espalier.controllers.reconcilers.run import RunReconciler
+from espalier.core import conditions
+from espalier.core.checkpoints.disposal import KIND as DISPOSAL
+from espalier.core.manifests.installation import ChildSettings
+from espalier.kube.cache import Cache
+from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.events import EventRecorder
+from espalier.kube.objects import Body, Key
+from espalier.kube.queue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+WORKERS = 8
+# The object is not the one that was decided on: read it again and decide again.
+OUTDATED = (404, 409)
+OUTDATED_SECONDS = 0.02
+
+
+class Operator:
+    """Everything that happens after start-up; ``cache`` must be synced before ``run``."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        trainer: Trainer,
+        rollout: RolloutControl,
+        settings: ChildSettings,
+        *,
+        importer: Importer,
+        now: Callable[[], str],
+        identity: str = "",
+    ) -> None:
+        self.queue = WorkQueue(self._reconcile, workers=WORKERS)
+        self._cache = cache
+        self._moves = Moves()
+        self._cluster = cluster
+        self.services = Services(
+            cluster=cluster,
+            snapshot=Snapshot(cache),
+            writer=StatusWriter(cluster, cache, EventRecorder(cluster, identity)),
+            rollouts=Rollouts(rollout),
+            trainers=Trainers(trainer, self._wake_head),
+            streams=CommitStreams(trainer, self._wake_commits),
+            hindrances=Hindrances(cluster),
+            imports=Imports(importer),
+            settings=settings,
+            now=now,
+            enqueue=self.queue.add,
+        )
+        self.refusals = Refusals(self.services)
+        self._reconcilers: dict[str, Callable[[Key], Awaitable[float | None]]] = {
+            "TrainableModel": ModelReconciler(self.services).reconcile,
+            "TrainingRun": RunReconciler(self.services).reconcile,
+            "CheckpointHead": HeadReconciler(self.services).reconcile,
+            "Checkpoint": CheckpointReconciler(self.services).reconcile,
+            COMMITS: CommitReconciler(self.services).reconcile,
+            DISPOSAL: DisposalReconciler(self.services).reconcile,
+        }
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Reconcile everything once, then whatever changes, until ``stop``."""
+        for kind in ("CheckpointHead", "TrainableModel", "TrainingRun", "Checkpoint"):
+            for key in self._cache.keys(kind):
+                self.queue.add(key)
+        # A Job without an owner is nobody's child, and is looked at for its own sake.
+        for key in self._cache.keys("Job"):
+            self._changed(key, None, self._cache.get(key))
+        self._cache.on_change(self._changed)
+        try:
+            await self.queue.run(stop)
+        finally:
+            await self.services.streams.close()
+
+    async def _reconcile(self, key: Key) -> float | None:
+        try:
+            again = await self._reconcilers[key.kind](key)
+            self.refusals.ended(key)
+            return again
+        except ClusterError as error:
+            if error.status in REASONS:
+                return await self.refusals.refused(key, error)
+            if error.status not in OUTDATED or key.kind in (COMMITS, DISPOSAL):
+                raise
+            await self.services.writer.refresh(key)
+            return OUTDATED_SECONDS
+        except UnreadableError as error:
+            await self._unreadable(key, error)
+            return None
+
+    async def _unreadable(self, key: Key, error: UnreadableError) -> None:
+        """Say what is not understood; nothing is done until the object changes."""
+        body = self._cache.get(key)
+        # A Checkpoint is as good as its bytes, whoever else cannot be understood.
+        others = () if error.key == key else ("Checkpoint",)
+        if body is None or key.kind not in OWN or key.kind in others:
+            return
+        where = "" if error.key == key else f"{error.key.kind} {error.key.name}: "
+        message = (
+            f"{where}{error.field}: {error.problem}. This operator is of an older version than the "
+            f"CRDs: upgrade it, or remove the field"
+        )
+        now = self.services.now()
+        if await self.services.writer.stall(key.kind, body, conditions.UNKNOWN_FIELD, message, now):
+            logger.warning("%s: %s", key, message, extra=key.fields())
+            await self.services.writer.record(
+                key.kind, body, "Warning", conditions.UNKNOWN_FIELD, message
+            )
+
+    def _changed(self, key: Key, old: Body | None, new: Body | None) -> None:
+        if key.kind == "CheckpointHead":
+            self._moves.changed(key, old, new)
+        if key.kind == "Pod" and new is None:
+            self.services.rollouts.forget(key.namespace, key.name)
+        settled = self.services.writer.settled
+        for other in concerned(self._cache, key, old, new):
+            if other.kind in self._reconcilers and not (
+                other == settled and other.kind == "Checkpoint"
+            ):
+                self.queue.add(other)
+        if key.kind == "Checkpoint" and new is None and old is not None:
+            self._lost(key, old)
+
+    def _lost(self, key: Key, old: Body) -> None:
+        """A tip that somebody deleted while its model lives is made again, from its commit."""
+        model, branch = old["spec"]["modelRef"]["name"], old["spec"]["branch"]
+        try:
+            tip = self.services.snapshot.lineage(key.namespace, model).tip(branch)
+        except UnreadableError:
+            # Once it is understood, all commits are read again.
+            tip = None
+        if tip is None or tip.spec.step < old["spec"]["step"]:
+            self.services.streams.rewind(key.namespace, model)
+
+    def _wake_commits(self, namespace: str, model: str) -> None:
+        self.queue.add(Key(COMMITS, namespace, model))
+
+    def _wake_head(self, namespace: str, model: str) -> None:
+        self.queue.add(Key("CheckpointHead", namespace, model))

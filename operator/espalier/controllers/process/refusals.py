@@ -1,0 +1,64 @@
+"""What becomes of an object for which the API server refuses the operator an action.
+
+It says so in the API server's words, and is tried again when it changes, or after a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from espalier.controllers.context import Services
+from espalier.core import conditions
+from espalier.kube.cluster import FORBIDDEN, UNPROCESSABLE, ClusterError
+from espalier.kube.objects import Key
+
+RETRY_SECONDS = 30.0
+OWN = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
+# The reason of the condition by the status of the answer.
+REASONS = {FORBIDDEN: conditions.FORBIDDEN, UNPROCESSABLE: conditions.INVALID}
+
+
+def with_remedy(forbidden: str) -> str:
+    """What the API server forbids, and who can end that."""
+    return f"{forbidden}. Grant it: the chart's roles hold all that is needed"
+
+
+class Refusals:
+    """Keeps what was refused, tells it to the objects concerned and, if forbidden, to /readyz."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._refused: dict[Key, ClusterError] = {}
+
+    @property
+    def forbidden(self) -> str | None:
+        """The first thing that is forbidden, in the API server's words."""
+        for key, error in self._refused.items():
+            if error.status == FORBIDDEN:
+                return f"{key}: {error.message}"
+        return None
+
+    def ended(self, key: Key) -> None:
+        """A pass over the object went through."""
+        self._refused.pop(key, None)
+
+    async def refused(self, key: Key, error: ClusterError) -> float:
+        """Say on the object what is refused; seconds until it should be tried again."""
+        before = self._refused.get(key)
+        self._refused[key] = error
+        body = self._services.snapshot.cache.get(key)
+        said = before is not None and before.message == error.message
+        if body is None or key.kind not in OWN or said:
+            return RETRY_SECONDS
+        reason, message = REASONS[error.status], _message(error)
+        await self._services.writer.record(key.kind, body, "Warning", reason, message)
+        # Its status may be the very thing that is refused; Event and /readyz have it then.
+        with contextlib.suppress(ClusterError):
+            await self._services.writer.stall(key.kind, body, reason, message, self._services.now())
+        return RETRY_SECONDS
+
+
+def _message(error: ClusterError) -> str:
+    if error.status == FORBIDDEN:
+        return with_remedy(error.message)
+    return f"the API server does not take what this asks for: {error.message}. Edit the spec"

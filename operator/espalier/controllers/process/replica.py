@@ -1,0 +1,174 @@
+"""One replica of the operator: a standby until it leads, then it watches and reconciles.
+
+The order of an end is: no new reconciliation, those that run finish or are abandoned, the watches
+end, and only then the lease is released, which is kept until all that has happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from espalier import identity
+from espalier.controllers.peers.fencing import FencedRollouts, FencedTrainer
+from espalier.controllers.peers.importer_client import Importer
+from espalier.controllers.peers.sampler_client import RolloutControl
+from espalier.controllers.peers.trainer_client import Trainer
+from espalier.controllers.process import signing_key
+from espalier.controllers.process.operator import Operator
+from espalier.controllers.process.refusals import with_remedy
+from espalier.controllers.process.settings import Settings
+from espalier.core.manifests.installation import ChildSettings
+from espalier.kube.cache import Cache
+from espalier.kube.cluster import FORBIDDEN, Cluster, ClusterError
+from espalier.kube.fence import FencedCluster
+from espalier.kube.lease import Election
+from espalier.kube.objects import Key
+from espalier.kube.queue import Backoff
+
+logger = logging.getLogger(__name__)
+
+LEASE = "espalier-operator"
+# The kinds of which there are thousands.
+MANY = ("Checkpoint",)
+RELEASE_SECONDS = 3.0
+
+# Keeps a cache equal to the API server until the first event; the second is set once it is.
+Inform = Callable[[Cache, asyncio.Event, asyncio.Event], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What a replica works with; trainers and rollouts are reached with the private key."""
+
+    cluster: Cluster
+    inform: Inform
+    trainer: Callable[[str], Trainer]
+    rollouts: Callable[[str], RolloutControl]
+    importer: Callable[[str], Importer]
+    now: Callable[[], str]
+
+
+@dataclass
+class Replica:
+    """``stop`` ends it in order; ``leads``, ``synced`` and ``operator`` show how far it is."""
+
+    settings: Settings
+    ports: Ports
+    election: Election
+    stop: asyncio.Event
+    leads: bool = False
+    synced: asyncio.Event = field(default_factory=asyncio.Event)
+    operator: Operator | None = None
+    key_fault: str | None = None
+
+    @property
+    def fault(self) -> str | None:
+        """What an administrator must grant before this replica can lead, or stand by."""
+        refused = self.election.fault or self.key_fault
+        return with_remedy(refused) if refused else None
+
+    async def run(self) -> None:
+        """Until ``stop``; LeadershipLostError when another replica may have taken over."""
+        if not await self.election.acquire(self.stop):
+            return
+        self.leads = True
+        ended = asyncio.Event()
+        keeping = asyncio.create_task(self.election.keep(ended))
+        working = asyncio.create_task(self._work())
+        try:
+            await asyncio.wait({keeping, working}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.stop.set()
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            ended.set()
+            await asyncio.gather(keeping, return_exceptions=True)
+            self.leads = False
+        keeping.result()
+        await self._release()
+        working.result()
+
+    async def _release(self) -> None:
+        try:
+            async with asyncio.timeout(RELEASE_SECONDS):
+                await self.election.release()
+        except (ClusterError, TimeoutError) as error:
+            # It runs out by itself, only later.
+            logger.warning("lease not released: %r", error)
+
+    async def _work(self) -> None:
+        check = self.election.check
+        cluster = FencedCluster(self.ports.cluster, check)
+        private_key = await self._private_key(cluster, signing_key.NAME)
+        gateway_key = await self._private_key(cluster, signing_key.GATEWAY_NAME)
+        keys = identity.PublicKeys.of(private_key, gateway_key)
+        cache = Cache(packed=MANY)
+        children = ChildSettings(
+            self.settings.images,
+            keys.text(),
+            self.settings.gateway_url,
+            hub=self.settings.hub,
+            pull_secrets=self.settings.pull_secrets,
+            assigned_ids=self.settings.assigned_ids,
+        )
+        operator = Operator(
+            cluster,
+            cache,
+            FencedTrainer(self.ports.trainer(private_key), check),
+            FencedRollouts(self.ports.rollouts(private_key), check),
+            children,
+            importer=self.ports.importer(private_key),
+            now=self.ports.now,
+            identity=self.settings.identity,
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._stopping(self._inform(cache)))
+            group.create_task(self._stopping(self._reconcile(operator)))
+
+    async def _private_key(self, cluster: Cluster, name: str) -> str:
+        """The signing key of a Secret; an API server that is away for a moment is waited for."""
+        backoff, failures = Backoff(), 0
+        while True:
+            try:
+                key = await signing_key.ensure(cluster, self.settings.namespace, name)
+                self.key_fault = None
+                return key
+            except ClusterError as error:
+                failures += 1
+                self.key_fault = str(error) if error.status == FORBIDDEN else None
+                seconds = max(error.retry_after, backoff.delay(failures, random.random()))
+                logger.warning("signing key: %s; again in %.1f s", error, seconds)
+                await asyncio.sleep(seconds)
+
+    async def _inform(self, cache: Cache) -> None:
+        await self.ports.inform(cache, self.stop, self.synced)
+
+    async def _reconcile(self, operator: Operator) -> None:
+        stopping = asyncio.create_task(self.stop.wait())
+        synced = asyncio.create_task(self.synced.wait())
+        try:
+            await asyncio.wait({stopping, synced}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            synced.cancel()
+        if not self.stop.is_set():
+            self.operator = operator
+            logger.info("reconciling namespaces %s", ", ".join(self.settings.namespaces))
+            await operator.run(self.stop)
+
+    async def _stopping(self, part: Coroutine[Any, Any, None]) -> None:
+        """When one part ends, for whatever reason, all end."""
+        try:
+            await part
+        finally:
+            self.stop.set()
+
+
+def lease_key(settings: Settings) -> Key:
+    """The lease that the replicas of an installation share."""
+    return Key("Lease", settings.namespace, LEASE)

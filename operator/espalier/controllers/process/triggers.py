@@ -1,0 +1,162 @@
+"""Which objects a change concerns: from a changed object to the keys to reconcile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from espalier.controllers.peers.commit_streams import KIND as COMMITS
+from espalier.core.checkpoints.disposal import KIND as DISPOSAL
+from espalier.core.lineage.measurements import named
+from espalier.core.manifests.labels import MEASURED_ANNOTATION, MODEL, ROLE, RUN
+from espalier.core.pods.pod_membership import identity_of
+from espalier.kube.cache import Cache
+from espalier.kube.objects import Body, Key, owner_of
+from espalier.kube.own_pods import WORKLOADS
+
+WATCHED: dict[str, dict[str, str]] = {
+    "TrainableModel": {},
+    "TrainingRun": {},
+    "CheckpointHead": {},
+    "Checkpoint": {},
+    "Pod": {"app.kubernetes.io/managed-by": "espalier"},
+    "Job": {"app.kubernetes.io/managed-by": "espalier"},
+    "StatefulSet": {"app.kubernetes.io/managed-by": "espalier"},
+    "Deployment": {"app.kubernetes.io/managed-by": "espalier"},
+    "ReplicaSet": {"app.kubernetes.io/managed-by": "espalier"},
+    "Service": {"app.kubernetes.io/managed-by": "espalier"},
+}
+
+
+def concerned(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
+    """Every key that a change may matter to; too many are harmless, too few are not."""
+    body = new if new is not None else old
+    if body is None:
+        return
+    if key.kind == "TrainableModel":
+        yield from _of_model(cache, key, old, new)
+    elif key.kind == "TrainingRun":
+        yield key
+        yield from _model_and_runs(cache, key.namespace, _model(body))
+    elif key.kind == "CheckpointHead":
+        yield from _of_head(cache, key, old, new)
+    elif key.kind == "Checkpoint":
+        yield from _of_checkpoint(cache, key, old, new)
+    elif key.kind == "Pod":
+        yield from _of_pod(cache, key, body)
+    elif key.kind in WORKLOADS and identity_of(old) != identity_of(new):
+        # Which of the pods are Espalier's own may have changed with it.
+        yield from _of_pod(cache, key, body)
+        yield from _of_owner(key, body)
+    else:
+        yield from _of_owner(key, body)
+
+
+def _of_owner(key: Key, body: Body) -> Iterator[Key]:
+    if owner := owner_of(body):
+        yield owner
+    elif body["metadata"].get("labels", {}).get(ROLE) == "collector":
+        yield Key(DISPOSAL, key.namespace, body["metadata"]["labels"].get(MODEL, ""))
+
+
+def _of_model(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
+    yield key
+    yield Key(COMMITS, key.namespace, key.name)
+    yield Key(DISPOSAL, key.namespace, key.name)
+    if _policy(old) != _policy(new):
+        yield from _keys(cache, "Checkpoint", key.namespace, key.name)
+        origin = (new or old or {}).get("spec", {}).get("source", {}).get("checkpointRef", {})
+        if origin:
+            yield Key("Checkpoint", key.namespace, origin["name"])
+    # A head of that name, which may be of another model.
+    yield Key("CheckpointHead", key.namespace, key.name)
+    yield from _keys(cache, "CheckpointHead", key.namespace, key.name)
+    yield from _keys(cache, "TrainingRun", key.namespace, key.name)
+    yield from _forks_of_model(cache, key.namespace, key.name)
+
+
+def _of_head(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
+    yield key
+    body = new or old or {}
+    name = _model(body)
+    yield from _keys(cache, "CheckpointHead", key.namespace, name)
+    yield from _model_and_runs(cache, key.namespace, name)
+    yield Key("TrainableModel", key.namespace, key.name)
+    before, after = _served(old), _served(new)
+    if before[1:] != after[1:]:
+        yield from _keys(cache, "Checkpoint", key.namespace, name)
+    elif before != after:
+        served = {before[0], after[0]} - {""}
+        yield from (Key("Checkpoint", key.namespace, checkpoint) for checkpoint in served)
+
+
+def _of_checkpoint(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
+    body = new or old or {}
+    if new is not None:
+        yield key
+    if old is None:
+        # What its step says of others becomes theirs.
+        told = body["metadata"].get("annotations", {}).get(MEASURED_ANNOTATION, "")
+        yield from (Key("Checkpoint", key.namespace, other) for other in named(told))
+    name = _model(body)
+    yield from _keys(cache, "CheckpointHead", key.namespace, name)
+    yield from _model_and_runs(cache, key.namespace, name)
+    yield from _forks_of(cache, key.namespace, key.name)
+
+
+def _of_pod(cache: Cache, key: Key, body: Body) -> Iterator[Key]:
+    labels = body["metadata"].get("labels", {})
+    if run := labels.get(RUN):
+        yield Key("TrainingRun", key.namespace, run)
+        return
+    if name := labels.get(MODEL):
+        yield from _model_and_runs(cache, key.namespace, name)
+        yield from _keys(cache, "CheckpointHead", key.namespace, name)
+
+
+def _model_and_runs(cache: Cache, namespace: str, name: str) -> Iterator[Key]:
+    yield Key("TrainableModel", namespace, name)
+    yield from _keys(cache, "TrainingRun", namespace, name)
+
+
+def _keys(cache: Cache, kind: str, namespace: str, model: str) -> Iterator[Key]:
+    yield from cache.keys(kind, namespace, model=model)
+
+
+def _forks_of_model(cache: Cache, namespace: str, model: str) -> Iterator[Key]:
+    """Models, and their heads, that fork from any checkpoint of a model."""
+    for body in cache.list("TrainableModel", namespace):
+        origin = body["spec"]["source"].get("checkpointRef", {}).get("name", "")
+        parent = cache.get(Key("Checkpoint", namespace, origin)) if origin else None
+        if parent is not None and _model(parent) == model:
+            yield from _fork(cache, namespace, body["metadata"]["name"])
+
+
+def _forks_of(cache: Cache, namespace: str, checkpoint: str) -> Iterator[Key]:
+    """Models, and their heads, that fork from a checkpoint."""
+    for fork in cache.keys("TrainableModel", namespace, origin=checkpoint):
+        yield from _fork(cache, namespace, fork.name)
+
+
+def _fork(cache: Cache, namespace: str, name: str) -> Iterator[Key]:
+    yield Key("TrainableModel", namespace, name)
+    yield from _keys(cache, "CheckpointHead", namespace, name)
+
+
+def _model(body: Body) -> str:
+    name: str = body.get("spec", {}).get("modelRef", {}).get("name", "")
+    return name
+
+
+def _policy(body: Body | None) -> str | None:
+    """What a model asks for the bytes of its checkpoints; None without the model."""
+    return None if body is None else str(body["spec"].get("deletionPolicy", ""))
+
+
+def _served(body: Body | None) -> tuple[str, str, str]:
+    """What checkpoints read of a head: its current checkpoint and its live line."""
+    status = (body or {}).get("status", {})
+    return (
+        status.get("current", {}).get("name", ""),
+        status.get("branch", ""),
+        status.get("branchBase", {}).get("name", ""),
+    )

@@ -1,0 +1,1 @@
+"""One reconciler per kind: observe, decide by core, act, write status."""

@@ -1,0 +1,1 @@
+"""Decisions about Checkpoints: which are made, kept, and deleted."""

@@ -1,0 +1,191 @@
+"""What a head's conditions say, in the manner of kstatus: docs/head.md lists every reason."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from espalier.api.checkpointhead import CheckpointHeadStatus
+from espalier.api.meta import Condition
+from espalier.core import conditions
+from espalier.core.conditions import Finding
+from espalier.core.head import full_weights
+from espalier.core.head.head_request import PIN, TRACK, Request, ref_name
+from espalier.core.head.head_view import HeadView, damage_on_record, is_current, is_ready
+from espalier.core.lineage import measurements
+from espalier.core.lineage.lineage import Point
+from espalier.core.names import adapter_name
+from espalier.core.pods import pods
+
+PINNED = "Pinned"
+# How far back a head looks for the metric of its gate.
+RECENT = 20
+
+
+def unfit(view: HeadView) -> list[Finding] | None:
+    """Why the head as a whole cannot be followed until a person does something."""
+    name, model = view.head.metadata.name, view.head.spec.model_ref.name
+    if view.namesake:
+        message = (
+            f"metadata.name: {name} is the name of another TrainableModel, whose slug it is; this "
+            f"head is of {model}. Delete it and create it under another name"
+        )
+        return conditions.stalled("NameTaken", message)
+    if view.model is None:
+        # Not Stalled: it may be next in the same apply, and Argo CD and Flux give up at Stalled.
+        message = f"spec.modelRef: TrainableModel {model} does not exist: create it"
+        return conditions.reconciling("ModelNotFound", message)
+    return None
+
+
+def refusal(view: HeadView, wanted: Request) -> list[Finding] | None:
+    """Why a pin cannot be met."""
+    if wanted.mode == TRACK or (view.lineage.root and view.lineage.root.name == wanted.name):
+        return None
+    model, keeps = view.head.spec.model_ref.name, "the head keeps serving what it serves"
+    if view.named is None or view.named.metadata.deletion_timestamp is not None:
+        reason, state = ("CheckpointNotFound", "does not exist")
+        if view.named is not None:
+            reason, state = ("CheckpointDeleted", "is being deleted")
+        return conditions.stalled(
+            reason,
+            f"spec.checkpointRef: Checkpoint {wanted.name} {state}; {keeps}. Name one that "
+            f"`kubectl get checkpoints -l espalier.dev/model={model}` lists",
+        )
+    owner = view.named.spec.model_ref.name
+    if owner != model:
+        return conditions.stalled(
+            "WrongModel",
+            f"spec.checkpointRef: {wanted.name} is a checkpoint of model {owner}, not of {model}; "
+            f"{keeps}. Name one of {model}, or fork: a TrainableModel with source.checkpointRef",
+        )
+    if lie := view.lineage.faults.get(wanted.name):
+        message = f"spec.checkpointRef: {wanted.name}: {lie.message}; {keeps}"
+        return conditions.stalled(lie.reason, message)
+    # One whose bytes were refused is agreed to: that it is asked for shows when it is repaired.
+    if not is_ready(view.named) and damage_on_record(view.named) is None:
+        return conditions.reconciling(
+            "CheckpointNotReady", f"Checkpoint {wanted.name} is not Ready; {keeps}"
+        )
+    return None
+
+
+def findings(
+    view: HeadView, status: CheckpointHeadStatus, target: Point, *, served: bool
+) -> list[Finding]:
+    """Ready, Reconciling and Stalled of a head that has a target."""
+    shown = target.name or "the base"
+    if view.lineage.place(target.name) is None:
+        shown += ", whose Checkpoint was deleted"
+    if blocked := _crowded_out(view) or _damaged(view, target):
+        return blocked
+    if not served:
+        return _not_served(view, shown)
+    if not is_current(status, target):
+        return conditions.reconciling("Moving", f"rollouts serve {shown}, to be confirmed")
+    pinned = _pinned(view, status, shown)
+    return _idle(view, shown, pinned) or pinned or _tracking(view, status, target, shown)
+
+
+def _pinned(view: HeadView, status: CheckpointHeadStatus, shown: str) -> list[Finding] | None:
+    agreed = Request.parse(status.epoch_cause)
+    if agreed is None or agreed.mode != PIN:
+        return None
+    return conditions.ready(PINNED, f"pinned to {shown}, onPin {view.head.spec.on_pin}")
+
+
+def _tracking(
+    view: HeadView, status: CheckpointHeadStatus, target: Point, shown: str
+) -> list[Finding]:
+    held = _held_by_gate(view, status, target)
+    return conditions.ready("Tracking", f"serves {shown}{held and f'; {held}'}")
+
+
+def _held_by_gate(view: HeadView, status: CheckpointHeadStatus, target: Point) -> str:
+    """Why the gate holds the newest checkpoint back, and what it waits for; empty if it passes."""
+    gate, latest = view.head.spec.gate, status.latest
+    if gate is None or latest is None or latest.name == target.name:
+        return ""
+    newest = view.lineage.by_name.get(latest.name)
+    if newest is None or measurements.value(newest, gate.metric):
+        return f"{latest.name} is below {gate.metric} {gate.min}"
+    waits = f"{latest.name} {measurements.missing(newest, gate.metric)}"
+    line = view.lineage.descending(status.branch, ref_name(status.branch_base))
+    recent = [*islice(line, RECENT)]
+    before = next((c for c in recent if measurements.value(c, gate.metric)), None)
+    if before is not None:
+        value = measurements.value(before, gate.metric)
+        return f"{waits}. The newest that has it is {before.metadata.name} with {value}"
+    known = ", ".join(measurements.known(recent)) or "no figure of their own"
+    return f"{waits}. None of the newest {len(recent)} has it; they have {known}"
+
+
+def _idle(view: HeadView, shown: str, pinned: list[Finding] | None) -> list[Finding] | None:
+    """That nothing serves, as the model asks; or that it could not even if it were asked to."""
+    model = view.model
+    if model is None or model.spec.rollout.replicas:
+        return None
+    if model.status.resolved is None:
+        said = conditions.find(model.status.conditions, conditions.SOURCE_RESOLVED)
+        message = said.message if said is not None else "the model has not been looked at"
+        return conditions.reconciling("SourceNotResolved", message)
+    stands = pinned[0].message if pinned else f"stands at {shown}"
+    name = model.metadata.name
+    message = f"{stands}; no rollout serves it: spec.rollout.replicas of TrainableModel {name} is 0"
+    return conditions.ready(PINNED if pinned else "Idle", message)
+
+
+def _crowded_out(view: HeadView) -> list[Finding] | None:
+    if not view.crowded_out or view.model is None:
+        return None
+    if view.model.spec.adapter.type == "Full":
+        return full_weights.crowded_out(view.model)
+    message = (
+        f"a rollout serves {view.model.spec.rollout.max_adapters} adapters side by side, which "
+        "heads before this one take: raise spec.rollout.maxAdapters of TrainableModel "
+        f"{view.model.metadata.name}, or delete a head"
+    )
+    return conditions.stalled("TooManyHeads", message)
+
+
+def _damaged(view: HeadView, target: Point) -> list[Finding] | None:
+    """That the target cannot be loaded as it is: from a rollout now, or from its Checkpoint."""
+    adapter = adapter_name(view.head.spec.model_ref.name, target.digest)
+    current = view.head.status.current
+    keeps = f"; {current.name or 'the base'} stays served" if current is not None else ""
+    for rollout in view.rollouts:
+        if (problem := rollout.refused.get(adapter)) is not None:
+            message = f"{target.name}: {rollout.name}: {pods.explain(problem)}{keeps}"
+            return conditions.stalled(problem.reason, message)
+    checkpoint = view.lineage.by_name.get(target.name)
+    said = damage_on_record(checkpoint) if checkpoint is not None else None
+    if said is None:
+        return None
+    return conditions.stalled(said.reason, f"{target.name}: {said.message}{keeps}")
+
+
+def _not_served(view: HeadView, shown: str) -> list[Finding]:
+    problems = [
+        f"{rollout.name}: {rollout.problem}" for rollout in view.rollouts if rollout.problem
+    ]
+    if problems:
+        return conditions.reconciling("ServeFailed", f"loading {shown}: " + "; ".join(problems))
+    if not view.rollouts:
+        waiting = view.waiting or "no rollout pod is up yet"
+        return conditions.reconciling("RolloutsNotReady", f"to serve {shown}: {waiting}")
+    return conditions.reconciling("Moving", f"rollouts are loading {shown}")
+
+
+def settle(
+    view: HeadView, status: CheckpointHeadStatus, findings: list[Finding], now: str
+) -> list[Condition]:
+    """All conditions of a head, Pinned among them."""
+    agreed = Request.parse(status.epoch_cause)
+    pin = agreed if agreed is not None and agreed.mode == PIN else None
+    pinned = Finding(
+        PINNED,
+        "True" if pin else "False",
+        pin.on_pin if pin else "Tracking",
+        f"held at {pin.name}" if pin else "",
+    )
+    old = view.head.status.conditions
+    return conditions.settle(old, [*findings, pinned], view.head.metadata.generation, now)

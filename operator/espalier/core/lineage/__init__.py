@@ -1,0 +1,1 @@
+"""The lineage of a model's checkpoints, and what was measured of each."""

@@ -1,0 +1,194 @@
+"""The lineage of one model's checkpoints, kept up to date one checkpoint at a time.
+
+What a change costs depends on the checkpoint that changed, not on how many there are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.meta import decimal
+from espalier.core.lineage import measurements
+from espalier.core.lineage.integrity import Fault, fault
+from espalier.core.lineage.lineage import Lineage, Point, parent_name, reward, run_step
+from espalier.core.manifests.labels import RUN_UID_ANNOTATION
+
+
+class Growth:
+    """Takes in and drops checkpoints of a model; ``lineage`` is what they make up."""
+
+    def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
+        self._all: dict[str, Checkpoint] = {}
+        self._children: dict[str, set[str]] = {}
+        self._by_name: dict[str, Checkpoint] = {}
+        self._by_branch: dict[str, list[Checkpoint]] = {}
+        self._best: dict[str, str] = {}
+        self._faults: dict[str, Fault] = {}
+        self._by_run: dict[str, list[Checkpoint]] = {}
+        self._leaving: dict[str, Checkpoint] = {}
+        # Who says something of a checkpoint, by its name.
+        self._told: dict[str, set[str]] = {}
+        for checkpoint in checkpoints:
+            self.put(checkpoint)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no checkpoint."""
+        return not self._all
+
+    def lineage(self, root: Point | None, bases: Mapping[str, str] | None = None) -> Lineage:
+        """The checkpoints as lines of descent: a view, which later changes show in."""
+        return Lineage(
+            root,
+            self._by_name,
+            self._by_branch,
+            bases or {},
+            self._faults,
+            self._best,
+            self._told,
+        )
+
+    def made_by(self, run_uid: str) -> Sequence[Checkpoint]:
+        """The checkpoints of a run, in the order that they were made: a view as well."""
+        return self._by_run.get(run_uid, ())
+
+    def leaving(self) -> list[Checkpoint]:
+        """The checkpoints that somebody has deleted and that are still there."""
+        return list(self._leaving.values())
+
+    def put(self, checkpoint: Checkpoint) -> None:
+        """Take in a checkpoint, or another version of one."""
+        name = checkpoint.metadata.name
+        before = self._all.get(name)
+        if before is not None:
+            self._unlink(before)
+        self._all[name] = checkpoint
+        self._link(checkpoint)
+        self._judge(name)
+        if before is None or before.spec != checkpoint.spec:
+            self._judge_children(name)
+
+    def remove(self, name: str) -> None:
+        """Drop a checkpoint; one that is not there is fine."""
+        checkpoint = self._all.pop(name, None)
+        if checkpoint is None:
+            return
+        self._unlink(checkpoint)
+        self._faults.pop(name, None)
+        self._uproot(name)
+        self._judge_children(name)
+
+    def _link(self, checkpoint: Checkpoint) -> None:
+        name = checkpoint.metadata.name
+        self._children.setdefault(parent_name(checkpoint), set()).add(name)
+        if checkpoint.metadata.deletion_timestamp is not None:
+            self._leaving[name] = checkpoint
+
+    def _unlink(self, checkpoint: Checkpoint) -> None:
+        name = checkpoint.metadata.name
+        self._leaving.pop(name, None)
+        children = self._children[parent_name(checkpoint)]
+        children.discard(name)
+        if not children:
+            del self._children[parent_name(checkpoint)]
+
+    def _judge_children(self, name: str) -> None:
+        """A parent that came, went or changed may make its children contradict it, or no more."""
+        for child in [*self._children.get(name, ())]:
+            if child != name:
+                self._judge(child)
+
+    def _judge(self, name: str) -> None:
+        """Have a checkpoint in the tree, or out of it."""
+        checkpoint = self._all[name]
+        if found := fault(checkpoint, self._all):
+            self._faults[name] = found
+            self._uproot(name)
+        else:
+            self._faults.pop(name, None)
+            self._plant(checkpoint)
+
+    def _plant(self, checkpoint: Checkpoint) -> None:
+        name, branch = checkpoint.metadata.name, checkpoint.spec.branch
+        line = self._by_branch.setdefault(branch, [])
+        at = _where(line, checkpoint, _step)
+        if (planted := self._by_name.get(name)) is not None:
+            line[at] = checkpoint
+            self._forget_made(planted)
+        else:
+            line.insert(at, checkpoint)
+        if planted is None or planted.metadata.annotations != checkpoint.metadata.annotations:
+            self._retell(planted, checkpoint)
+        self._by_name[name] = checkpoint
+        if uid := _run_uid(checkpoint):
+            made = self._by_run.setdefault(uid, [])
+            made.insert(_where(made, checkpoint, _made), checkpoint)
+        value, best = reward(checkpoint), self._best.get(branch)
+        if value is not None and (best is None or decimal(value) > decimal(best)):
+            self._best[branch] = value
+
+    def _uproot(self, name: str) -> None:
+        planted = self._by_name.pop(name, None)
+        if planted is None:
+            return
+        self._forget_made(planted)
+        self._retell(planted, None)
+        branch = planted.spec.branch
+        line = self._by_branch[branch]
+        if _take(self._by_branch, branch, bisect_left(line, planted.spec.step, key=_step)):
+            self._best.pop(branch, None)
+
+    def _retell(self, before: Checkpoint | None, after: Checkpoint | None) -> None:
+        """Note of whom a checkpoint that came, went or changed says something."""
+        if before is not None:
+            for name in measurements.told(before):
+                left = self._told[name]
+                left.discard(before.metadata.name)
+                if not left:
+                    del self._told[name]
+        if after is not None:
+            for name in measurements.told(after):
+                self._told.setdefault(name, set()).add(after.metadata.name)
+
+    def _forget_made(self, checkpoint: Checkpoint) -> None:
+        if uid := _run_uid(checkpoint):
+            _take(self._by_run, uid, bisect_left(self._by_run[uid], _made(checkpoint), key=_made))
+
+
+def grow(
+    checkpoints: Iterable[Checkpoint], root: Point | None, bases: Mapping[str, str] | None = None
+) -> Lineage:
+    """The lineage of a model's own checkpoints."""
+    return Growth(checkpoints).lineage(root, bases)
+
+
+def _where(line: list[Checkpoint], checkpoint: Checkpoint, key: Callable[[Checkpoint], Any]) -> int:
+    """Where a checkpoint belongs in a line; nearly always it is the newest."""
+    wanted = key(checkpoint)
+    if not line or key(line[-1]) < wanted:
+        return len(line)
+    return bisect_left(line, wanted, key=key)
+
+
+def _take(lines: dict[str, list[Checkpoint]], name: str, at: int) -> bool:
+    """Take one out of a line; whether that was the last, and the line is gone."""
+    del lines[name][at]
+    if lines[name]:
+        return False
+    del lines[name]
+    return True
+
+
+def _step(checkpoint: Checkpoint) -> int:
+    return checkpoint.spec.step
+
+
+def _run_uid(checkpoint: Checkpoint) -> str:
+    return checkpoint.metadata.annotations.get(RUN_UID_ANNOTATION, "")
+
+
+def _made(checkpoint: Checkpoint) -> tuple[int, str]:
+    return run_step(checkpoint), checkpoint.metadata.name

@@ -1,0 +1,292 @@
+"""A model: its source, the pods that serve and train it, its tree, and whether all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.meta import API_VERSION, ObjectRef
+from espalier.api.trainablemodel import (
+    Endpoint,
+    RolloutStatus,
+    TrainableModel,
+    TrainableModelStatus,
+)
+from espalier.api.wire import Problem
+from espalier.core import conditions
+from espalier.core.checkpoints import imported
+from espalier.core.conditions import Finding
+from espalier.core.gitowner import git_owner
+from espalier.core.lineage.lineage import Lineage
+from espalier.core.manifests.intent import Manifest
+from espalier.core.manifests.labels import child_labels
+from espalier.core.model import drawn_tree, reported, source
+from espalier.core.model.source import SourceDecision
+from espalier.core.pods import pods
+from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.pods import Pod
+
+# Whoever declares a model may declare its head as well, a moment later. Made before that comes, the
+# default head would be in the way: kubectl fails (AlreadyExists), and a head that Git takes over
+# goes with the model that owns it. The first is for kubectl and Helm, the second for a sync.
+APPLY_SECONDS = 2.0
+SYNC_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """All that a model's decision depends on; ``trains`` is whether a run wants the trainer.
+
+    ``warnings`` and ``problem`` are what the trainer reports; None: nothing has been heard.
+    ``namesake`` is a head of another model that has this model's name. ``hindrances`` are why pods
+    cannot be made, by condition. ``idle_run`` is the run whose trainer was freed for want of calls.
+    """
+
+    model: TrainableModel
+    source: SourceDecision
+    lineage: Lineage
+    heads: Sequence[CheckpointHead] = ()
+    trainer_pods: Sequence[Pod] = ()
+    rollout_pods: Sequence[Pod] = ()
+    trains: bool = False
+    gateway_url: str = ""
+    warnings: Sequence[Problem] | None = None
+    problem: Problem | None = None
+    namesake: CheckpointHead | None = None
+    hindrances: Mapping[str, Hindrance] = field(default_factory=dict)
+    idle_run: str = ""
+
+
+@dataclass(frozen=True)
+class ModelDecision:
+    """The status to write and how many pods to run; None: leave what runs as it is.
+
+    ``head_in`` is the seconds until the default head is to be created, None where there is no need.
+    ``root`` is the Checkpoint of an imported adapter, to be created.
+    """
+
+    status: TrainableModelStatus
+    trainer_replicas: int | None
+    rollout_replicas: int | None
+    head_in: float | None
+    root: Manifest | None = None
+
+
+@dataclass(frozen=True)
+class _Workload:
+    """What is to be said of a group of pods."""
+
+    finding: Finding
+    state: Literal["Ready", "Idle", "Waiting", "GaveUp"]
+
+
+def decide(view: ModelView, now: str) -> ModelDecision:
+    """The next status of a model and the scale of its pods; ``now`` is RFC 3339."""
+    model = view.model
+    resolved = view.source.resolved is not None
+    trainer = _workload(
+        view,
+        conditions.TRAINER_READY,
+        1 if view.trains else 0,
+        view.trainer_pods,
+        unwanted=_untrained(view.idle_run),
+    )
+    rollouts = _workload(
+        view,
+        conditions.ROLLOUTS_READY,
+        model.spec.rollout.replicas,
+        view.rollout_pods,
+        unwanted="spec.rollout.replicas: 0",
+        resolved=resolved,
+    )
+    unfit = _unfit_context(view) or _unfit_tree(view)
+    if unfit is not None:
+        rollouts = _Workload(unfit, "GaveUp")
+    triple = _headless(view) or _overall(view.source, trainer, rollouts)
+    said = reported.findings(view.warnings, view.problem, model.status.conditions)
+    findings = [*triple, view.source.finding, trainer.finding, rollouts.finding, *said]
+    name, origin = model.metadata.name, model.spec.source.checkpoint_ref
+    status = TrainableModelStatus(
+        observed_generation=model.metadata.generation,
+        resolved=view.source.resolved,
+        source=source.shown(model),
+        import_progress=view.source.progress,
+        root_checkpoint_ref=ObjectRef(name=origin.name) if origin and resolved else None,
+        endpoint=Endpoint(slug=name, url=view.gateway_url),
+        tree=drawn_tree.grown(view.lineage, view.heads, name, model.status.tree),
+        rollout=_rollout_status(name, view.rollout_pods),
+        conditions=conditions.settle(
+            model.status.conditions, findings, model.metadata.generation, now
+        ),
+    )
+    wanted = model.spec.rollout.replicas
+    return ModelDecision(
+        status,
+        trainer_replicas=_scale(int(view.trains), trainer) if resolved and not unfit else None,
+        rollout_replicas=_scale(wanted, rollouts) if resolved and not unfit else None,
+        head_in=None if _has_head(view) else _head_in(model, now),
+        root=imported.root(model, view.source.resolved, view.lineage),
+    )
+
+
+def _rollout_status(name: str, found: Sequence[Pod]) -> RolloutStatus:
+    labels = child_labels("rollout", name)
+    selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+    return RolloutStatus(replicas=len(pods.live(found)), selector=selector)
+
+
+def _unfit_context(view: ModelView) -> Finding | None:
+    """That the base takes no context as long as asked for: no engine would start."""
+    resolved = view.source.resolved
+    limit = resolved.context_tokens if resolved is not None else None
+    asked = view.model.spec.rollout.max_model_tokens
+    if limit is None or asked <= limit:
+        return None
+    message = (
+        f"spec.rollout.maxModelTokens is {asked}, and the base takes {limit}: set {limit} or less"
+    )
+    return Finding(conditions.ROLLOUTS_READY, "False", "ContextTooLong", message)
+
+
+def _unfit_tree(view: ModelView) -> Finding | None:
+    """That an earlier model of the name left checkpoints that this one cannot go on from."""
+    model = view.model.metadata.name
+    own = view.model.spec.adapter
+    tips = [line[-1] for line in view.lineage.by_branch.values()]
+    strange = next((tip for tip in tips if tip.spec.lora_rank != own.lora_rank), None)
+    if strange is None:
+        return None
+    rank = strange.spec.lora_rank
+    theirs = f"spec.adapter.rank {rank}" if rank else "spec.adapter.type Full"
+    mine = f"spec.adapter.rank {own.rank}" if own.lora_rank else "spec.adapter.type Full"
+    message = (
+        f"Checkpoint {strange.metadata.name} and others are of an earlier model {model} with "
+        f"{theirs}, and this one has {mine}: create it with {theirs} or under another name, or "
+        f"delete those Checkpoints (kubectl delete checkpoints -l espalier.dev/model={model})"
+    )
+    return Finding(conditions.ROLLOUTS_READY, "False", "AdapterMismatch", message)
+
+
+def _has_head(view: ModelView) -> bool:
+    """Whether the head of the model's name is there, be it another model's."""
+    name = view.model.metadata.name
+    return view.namesake is not None or any(head.metadata.name == name for head in view.heads)
+
+
+def _head_in(model: TrainableModel, now: str) -> float:
+    """Seconds until nobody who declared the model can be about to declare its head as well."""
+    wait = SYNC_SECONDS if git_owner(asdict(model.metadata)) is not None else APPLY_SECONDS
+    age = datetime.fromisoformat(now) - datetime.fromisoformat(model.metadata.creation_timestamp)
+    # Clocks that disagree by more must not hold the head up.
+    return max(0.0, wait - abs(age.total_seconds()))
+
+
+def default_head(model: TrainableModel) -> dict[str, object]:
+    """The head that a model without one gets: created once, never updated, deleted with it."""
+    metadata = model.metadata
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": "TrainableModel",
+        "name": metadata.name,
+        "uid": metadata.uid,
+        "controller": False,
+        "blockOwnerDeletion": False,
+    }
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "CheckpointHead",
+        "metadata": {
+            "name": metadata.name,
+            "namespace": metadata.namespace,
+            "ownerReferences": [owner],
+        },
+        "spec": {"modelRef": {"name": metadata.name}, "mode": "Track"},
+    }
+
+
+def _scale(wanted: int, workload: _Workload) -> int:
+    """No pod is started again and again over a mistake that only a person can mend."""
+    return 0 if workload.state == "GaveUp" else wanted
+
+
+def _workload(
+    view: ModelView,
+    type_: str,
+    wanted: int,
+    found: Sequence[Pod],
+    *,
+    unwanted: str,
+    resolved: bool = True,
+) -> _Workload:
+    """What the pods of a group are doing, ``wanted`` of them being asked for; why, if none is."""
+    if wanted == 0:
+        return _Workload(Finding(type_, "False", "Idle", unwanted), "Idle")
+    if not resolved:
+        return _Workload(Finding(type_, "False", "SourceNotResolved", ""), "Waiting")
+    if gave_up := _gave_up(view.model, type_, found):
+        return _Workload(gave_up, "GaveUp")
+    present = pods.live(found)
+    ready = [pod for pod in present if pod.ready]
+    if len(ready) >= wanted:
+        killed = next((f". Before this start: {pod.killed}" for pod in ready if pod.killed), "")
+        said = f"{wanted} of {wanted}{killed}"
+        return _Workload(Finding(type_, "True", "PodsReady", said), "Ready")
+    reason = next((p.waiting_reason for p in present if p.waiting_reason), "Starting")
+    why = pods.waiting(present)
+    hindrance = view.hindrances.get(type_) if len(present) < wanted else None
+    if hindrance is not None:
+        reason = hindrance.reason
+        why = "; ".join(filter(None, (str(hindrance), why)))
+    message = f"{len(ready)} of {wanted} ready. {why}".strip()
+    return _Workload(Finding(type_, "False", reason, message), "Waiting")
+
+
+def _untrained(idle_run: str) -> str:
+    return f"TrainingRun {idle_run} waits for a call" if idle_run else "no run trains the model"
+
+
+def _gave_up(model: TrainableModel, type_: str, found: Sequence[Pod]) -> Finding | None:
+    """The problem that pods ended with; remembered when they are gone, until an edit."""
+    problem = pods.problem(pod for pod in found if not pod.ready)
+    if problem is not None:
+        return Finding(type_, "False", problem.reason, pods.explain(problem))
+    said = conditions.find(model.status.conditions, type_)
+    halted = conditions.find(model.status.conditions, conditions.STALLED)
+    if said is None or halted is None or halted.status != "True" or said.status != "False":
+        return None
+    same = said.reason == halted.reason and said.message == halted.message
+    if not same or said.observed_generation != model.metadata.generation:
+        return None
+    return Finding(type_, "False", said.reason, said.message)
+
+
+def _headless(view: ModelView) -> list[Finding] | None:
+    """Without a head of its own name nothing says what a model serves."""
+    if view.namesake is None:
+        return None
+    name, other = view.model.metadata.name, view.namesake.spec.model_ref.name
+    message = (
+        f"CheckpointHead {name} is of model {other}, so {name} has no head of its own: delete that "
+        "head and create it under another name"
+    )
+    return conditions.stalled("HeadNameTaken", message)
+
+
+def _overall(origin: SourceDecision, trainer: _Workload, rollouts: _Workload) -> list[Finding]:
+    """Ready, Reconciling and Stalled of the whole."""
+    said = origin.finding
+    if origin.hopeless:
+        return conditions.stalled(said.reason, said.message)
+    if origin.resolved is None:
+        return conditions.reconciling(said.reason, said.message)
+    for workload in (rollouts, trainer):
+        if workload.state == "GaveUp":
+            return conditions.stalled(workload.finding.reason, workload.finding.message)
+    for workload in (rollouts, trainer):
+        if workload.state == "Waiting":
+            text = f"{workload.finding.type}: {workload.finding.message}"
+            return conditions.reconciling(workload.finding.reason, text)
+    return conditions.ready("Ready", f"trainer {trainer.state}, rollouts {rollouts.state}")

@@ -1,0 +1,284 @@
+"""What a model forks from: a base that a Job imports, or a checkpoint of another model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import ValidationError
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.source import Base, ImportProgress, Resolved
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.wire import ImportState
+from espalier.core import conditions
+from espalier.core.conditions import Finding
+from espalier.core.names import importer_name
+from espalier.core.pods import pods
+from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.pods import Job, Pod
+
+# Enough of a commit to tell it from others.
+REVISION_CHARS = 7
+ImporterAction = Literal["Keep", "Create", "Delete"]
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """All that the source's decision depends on; ``origin_model`` is the model of ``origin``.
+
+    ``hindrance`` is why the importer's Job gets no pod, where only Events tell; ``told`` how far
+    its pod says that it is.
+    """
+
+    model: TrainableModel
+    origin: Checkpoint | None = None
+    origin_model: TrainableModel | None = None
+    importer: Job | None = None
+    importer_pods: Sequence[Pod] = ()
+    hindrance: Hindrance | None = None
+    told: ImportState | None = None
+
+
+@dataclass(frozen=True)
+class SourceDecision:
+    """``hopeless``: only a person can go on from here."""
+
+    resolved: Resolved | None
+    finding: Finding
+    importer: ImporterAction = "Keep"
+    hopeless: bool = False
+    progress: ImportProgress | None = None
+
+
+def decide(view: SourceView) -> SourceDecision:
+    """Whether the source is known, and what to do about the importer; once known it stays known."""
+    if view.model.status.resolved is not None:
+        return _known(view.model.status.resolved, _clearing(view))
+    if view.model.spec.source.checkpoint_ref is not None:
+        return _fork(view)
+    return _import(view)
+
+
+def _known(resolved: Resolved, importer: ImporterAction = "Keep") -> SourceDecision:
+    message = f"the base is {resolved.digest}"
+    if (end := resolved.unstopped_turn_end) is not None:
+        message += f"; {end.shown}: sample with stopTokenIds: [{end.token_id}]"
+    return SourceDecision(
+        resolved, Finding(conditions.SOURCE_RESOLVED, "True", "Resolved", message), importer
+    )
+
+
+def _clearing(view: SourceView) -> ImporterAction:
+    """A Job that sidecars keep alive after its report is on record would stay for ever."""
+    job = view.importer
+    if job is None or job.finished or job.terminating:
+        return "Keep"
+    return "Delete" if pods.outlived(view.importer_pods) else "Keep"
+
+
+def _missing(reason: str, message: str, *, hopeless: bool) -> SourceDecision:
+    finding = Finding(conditions.SOURCE_RESOLVED, "False", reason, message)
+    return SourceDecision(None, finding, hopeless=hopeless)
+
+
+def _fork(view: SourceView) -> SourceDecision:
+    """A fork shares its origin's base, so everything that the bytes depend on must agree."""
+    ref = view.model.spec.source.checkpoint_ref
+    name = ref.name if ref else ""
+    if view.origin is None:
+        return _missing(
+            "CheckpointNotFound",
+            f"spec.source.checkpointRef: Checkpoint {name} does not exist in this namespace",
+            hopeless=True,
+        )
+    if view.origin.metadata.deletion_timestamp is not None:
+        return _missing(
+            "CheckpointDeleted",
+            f"spec.source.checkpointRef: Checkpoint {name} is being deleted: name another in a new "
+            "TrainableModel",
+            hopeless=True,
+        )
+    owner = view.origin.spec.model_ref.name
+    if view.origin_model is None:
+        return _missing(
+            "ModelNotFound",
+            f"spec.source.checkpointRef: {name} belongs to TrainableModel {owner}, which does not "
+            "exist: its base is not known. Create that model again, or fork from the base",
+            hopeless=True,
+        )
+    if mismatch := _mismatch(view.model, view.origin, view.origin_model):
+        return _missing("SourceMismatch", mismatch, hopeless=True)
+    if view.origin_model.status.resolved is None:
+        return _missing("Resolving", f"waits for the base of model {owner}", hopeless=False)
+    # The adapter is where the origin's model started from, not where the fork does.
+    return _known(view.origin_model.status.resolved.model_copy(update={"adapter": None}))
+
+
+def _mismatch(model: TrainableModel, origin: Checkpoint, parent: TrainableModel) -> str:
+    own, theirs = model.spec, parent.spec
+    if own.adapter.type != theirs.adapter.type:
+        return (
+            f"spec.adapter.type is {own.adapter.type}, and {origin.metadata.name} was trained as "
+            f"{theirs.adapter.type}: its weights do not fit. Create another TrainableModel of type "
+            f"{theirs.adapter.type}, or one whose base is what espalier checkpoint export --merged "
+            "writes"
+        )
+    pairs = (
+        (
+            "spec.storage.persistentVolumeClaim.claimName",
+            own.storage.persistent_volume_claim.claim_name,
+            theirs.storage.persistent_volume_claim.claim_name,
+        ),
+        ("spec.adapter.rank", own.adapter.rank, origin.spec.lora_rank or theirs.adapter.rank),
+        ("spec.adapter.alpha", own.adapter.alpha, theirs.adapter.alpha),
+        (
+            "spec.adapter.targetModules",
+            sorted(own.adapter.target_modules),
+            sorted(theirs.adapter.target_modules),
+        ),
+    )
+    wrong = [f"{field} is {mine}, must be {other}" for field, mine, other in pairs if mine != other]
+    if not wrong:
+        return ""
+    return (
+        f"a fork of {origin.metadata.name} takes over its storage and adapter: "
+        f"{'; '.join(wrong)}. Create another TrainableModel, these fields are immutable"
+    )
+
+
+def _import(view: SourceView) -> SourceDecision:
+    job = view.importer
+    if job is None:
+        return _importing("the importer starts", "Create")
+    if job.terminating:
+        return _importing("the importer is being replaced", "Keep")
+    wanted = view.model.spec.source.adapter is not None
+    resolved = next((r for p in view.importer_pods if (r := _report(p, adapter=wanted))), None)
+    if job.complete:
+        # Its pod is gone with its report: importing again is cheap and ends in the same place.
+        return _known(resolved) if resolved else _importing("the base is read again", "Delete")
+    if job.failed:
+        return _failed(view, job)
+    if kept := pods.outlived(view.importer_pods):
+        return _known(resolved) if resolved else _outlived(view, kept)
+    return _unfinished(view, job)
+
+
+def _unfinished(view: SourceView, job: Job) -> SourceDecision:
+    """What an import waits for, or how far it is."""
+    name = importer_name(view.model.metadata.name)
+    if job.suspended:
+        message = (
+            f"Job {name} is suspended, by hand or by a queue such as Kueue: it starts when "
+            "spec.suspend of the Job is false"
+        )
+        return _missing("JobSuspended", message, hopeless=False)
+    present = pods.live(view.importer_pods)
+    if view.hindrance is not None and not view.importer_pods:
+        message = f"Job {name} gets no pod: {view.hindrance.message}"
+        return _missing(view.hindrance.reason, message, hopeless=False)
+    reason = next((p.waiting_reason for p in present if p.waiting_reason), "")
+    if reason in ("", "Starting"):
+        words = pods.last_words(view.importer_pods)
+        again = f"; tried again after: {words}" if words else ""
+        progress = _progress(view.told)
+        far = _shown(progress) if progress else f"kubectl logs job/{name} says how far it is"
+        message = f"the importer brings the base to the volume ({far}){again}"
+        return replace(_importing(message, "Keep"), progress=progress)
+    return _missing(reason, pods.waiting(present), hopeless=False)
+
+
+def _progress(told: ImportState | None) -> ImportProgress | None:
+    """What the pod says, within its own bounds; None before it knows what there is to do."""
+    if told is None or not told.total_bytes:
+        return None
+    done = min(told.done_bytes, told.total_bytes)
+    return ImportProgress(
+        done_bytes=done,
+        total_bytes=told.total_bytes,
+        bytes_per_second=told.bytes_per_second,
+        percent=100 * done // told.total_bytes,
+    )
+
+
+def _shown(progress: ImportProgress) -> str:
+    if progress.done_bytes == progress.total_bytes:
+        return f"all {_size(progress.total_bytes)} are there, and are checked"
+    done, total = _size(progress.done_bytes), _size(progress.total_bytes)
+    rate = _size(progress.bytes_per_second)
+    return f"{done} of {total}, {progress.percent}%, {rate}/s"
+
+
+def _size(count: int) -> str:
+    """Bytes, for people."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.0f} KiB"
+
+
+def shown(model: TrainableModel) -> str:
+    """A model's source in a word."""
+    source = model.spec.source
+    if source.checkpoint_ref is not None:
+        return source.checkpoint_ref.name
+    found = [_base_shown(base) for base in (source.base, source.adapter) if base is not None]
+    return " + ".join(found)
+
+
+def _base_shown(base: Base) -> str:
+    if base.hugging_face is not None:
+        return f"{base.hugging_face.repository}@{base.hugging_face.revision[:REVISION_CHARS]}"
+    if base.persistent_volume_claim is not None:
+        claim = base.persistent_volume_claim
+        return "/".join(filter(None, (claim.claim_name, claim.path)))
+    return base.image or ""
+
+
+def _outlived(view: SourceView, kept: Pod) -> SourceDecision:
+    """The importer is over without a report, and its Job can neither end nor try again."""
+    retry = "Then delete the Job to try again"
+    if kept.problem is not None:
+        message = f"{pods.explain(kept.problem)}. {retry}: {pods.keepers(kept)}"
+        return _missing(kept.problem.reason, message, hopeless=True)
+    return _missing("SidecarRunning", f"{pods.keepers(kept)}. {retry}", hopeless=True)
+
+
+def _importing(message: str, action: ImporterAction) -> SourceDecision:
+    finding = Finding(conditions.SOURCE_RESOLVED, "False", "Importing", message)
+    return SourceDecision(None, finding, action)
+
+
+def _failed(view: SourceView, job: Job) -> SourceDecision:
+    retry = "After a repair outside of the cluster, delete the Job to try again"
+    if found := pods.problem(view.importer_pods):
+        return _missing(found.reason, f"{pods.explain(found)}. {retry}", hopeless=True)
+    if copying := next((p.copying for p in view.importer_pods if p.copying), ""):
+        adapter = view.model.spec.source.adapter
+        field = "spec.source.base.image"
+        if adapter is not None and adapter.image is not None:
+            field += " or spec.source.adapter.image"
+        return _missing(
+            "BaseUnreadable",
+            f"{field}: the image has no readable files under /models ({copying}). "
+            f"Name an image with the model's files there. {retry}",
+            hopeless=True,
+        )
+    words = pods.last_words(view.importer_pods)
+    if left := next((p.told for p in view.importer_pods if p.told), None):
+        message = f"{pods.explain(left)}. It was tried again in vain ({job.failure}). {retry}"
+        return _missing(left.reason, message, hopeless=True)
+    last = f" The last try: {words}." if words else ""
+    return _missing("ImportFailed", f"{job.failure}.{last} {retry}", hopeless=True)
+
+
+def _report(pod: Pod, *, adapter: bool) -> Resolved | None:
+    """What the importer left in its termination message."""
+    try:
+        found = Resolved.model_validate(json.loads(pod.message))
+    except (ValueError, ValidationError):
+        return None
+    return found if (found.adapter is not None) == adapter else None

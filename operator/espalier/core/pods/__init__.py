@@ -1,0 +1,1 @@
+"""What Kubernetes says of the pods and Jobs that do the work."""

@@ -1,0 +1,256 @@
+"""A run: whether it advances, what its runner needs, and how far it is.
+
+Its optimizer steps are counted by the trainer over all branches and epochs, so that
+``status.step`` never falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.meta import ObjectRef
+from espalier.api.metric_names import is_measured
+from espalier.api.trainingrun import Applied, Progress, TrainingRunStatus
+from espalier.core import conditions
+from espalier.core.conditions import Finding
+from espalier.core.head import full_weights, head_request
+from espalier.core.lineage.lineage import run_step
+from espalier.core.pods import pods
+from espalier.core.run import idle
+from espalier.core.run import turn as turns
+from espalier.core.run.run_health import rollouts_healthy, step_findings
+from espalier.core.run.run_view import RunView
+from espalier.core.run.run_waits import (
+    AWAITING_CLIENT,
+    TRAINING,
+    advance,
+    runner_failure,
+    unfit_model,
+)
+from espalier.core.run.turn import SUCCEEDED, TASKS_READY
+
+SUSPENDED = "Suspended"
+# A runner that ended before its run did is replaced, and not more often than this.
+PAUSE = timedelta(seconds=15)
+# One whose Job cannot count its failures, for sidecars keep it, is replaced without an end to it.
+KEPT_PAUSE = timedelta(seconds=60)
+PACE_STEPS = 6
+TASKSET_INVALID = "TasksetInvalid"
+RunnerAction = Literal["Keep", "Create", "Delete"]
+
+
+@dataclass(frozen=True)
+class RunDecision:
+    """The status to write, what to do with the runner's Job, and when to look again."""
+
+    status: TrainingRunStatus
+    runner: RunnerAction
+    again_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Where a run is; ``frees`` its runner, or ``drives`` with one, or leaves it alone.
+
+    ``idle`` is since when its trainer has not been needed.
+    """
+
+    triple: list[Finding]
+    suspended: Finding
+    succeeded: Finding
+    frees: bool = False
+    drives: bool = False
+    idle: str | None = None
+
+
+def decide(view: RunView, now: str) -> RunDecision:
+    """The next status of a run and what its runner needs; ``now`` is RFC 3339."""
+    run, old = view.run, view.run.status
+    latest = _latest(view)
+    step = max(old.step, view.counted, run_step(view.checkpoints[-1]) if view.checkpoints else 0)
+    done = step >= run.spec.steps
+    stage = _stage(view, step, now)
+    training = stage.triple[0].reason in (TRAINING, AWAITING_CLIENT)
+    action, again = _runner(view, stage, now)
+    # Its own status may be a moment behind: until then what the step before said holds.
+    of_step = [m for m in latest.status.metrics if not is_measured(m.name)] if latest else []
+    metrics = of_step or old.metrics
+    findings = [
+        *stage.triple,
+        stage.suspended,
+        stage.succeeded,
+        *_tasks_ready(view),
+        *step_findings(metrics, run, view.model),
+        rollouts_healthy(view.model, view.rollouts),
+    ]
+    status = TrainingRunStatus(
+        observed_generation=run.metadata.generation,
+        step=step,
+        start_time=old.start_time or (now if training or step else None),
+        completion_time=(old.completion_time or now) if done else None,
+        epoch=_epoch(view, latest),
+        latest_checkpoint_ref=_latest_ref(latest) or old.latest_checkpoint_ref,
+        applied=_applied(latest) or old.applied,
+        metrics=metrics,
+        progress=_progress(view.checkpoints, step, run.spec.steps),
+        idle_since=stage.idle,
+        woken_for=old.woken_for,
+        conditions=conditions.settle(old.conditions, findings, run.metadata.generation, now),
+    )
+    return RunDecision(status, action, again)
+
+
+def _tasks_ready(view: RunView) -> list[Finding]:
+    """Whether the ConfigMap of the tasks is there: a run without it leaves its turn to others."""
+    taskset = view.run.spec.taskset
+    if not view.driven or taskset is None or taskset.config_map is None:
+        return []
+    if view.tasks:
+        return [Finding(TASKS_READY, "False", TASKSET_INVALID, view.tasks)]
+    return [Finding(TASKS_READY, "True", "Found", f"in ConfigMap {taskset.config_map.name}")]
+
+
+def _latest(view: RunView) -> Checkpoint | None:
+    """The newest checkpoint of the run; None if that is not the one that its status may name.
+
+    While checkpoints are being deleted the newest that is left was named before: the status keeps
+    what it says, and does not go back.
+    """
+    if not view.checkpoints:
+        return None
+    old, newest = view.run.status, view.checkpoints[-1]
+    if old.latest_checkpoint_ref is None or run_step(newest) >= old.step:
+        return newest
+    named = old.latest_checkpoint_ref.name
+    return newest if any(c.metadata.name == named for c in view.checkpoints) else None
+
+
+def _stage(view: RunView, step: int, now: str) -> _Stage:
+    run = view.run
+    unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
+    if step >= run.spec.steps:
+        message = f"{step} of {run.spec.steps} steps"
+        done = Finding(SUCCEEDED, "True", "StepsCompleted", message)
+        return _Stage(conditions.ready(SUCCEEDED, message), unsuspended, done)
+    open_ = Finding(SUCCEEDED, "Unknown", "InProgress", f"{step} of {run.spec.steps} steps")
+    if run.spec.suspend:
+        said = Finding(SUSPENDED, "True", "Requested", "spec.suspend is true")
+        return _Stage(conditions.ready(SUSPENDED, said.message), said, open_, frees=True)
+    if failure := runner_failure(view):
+        lost = Finding(SUCCEEDED, "False", failure.reason, failure.detail)
+        triple = conditions.stalled(failure.reason, failure.detail)
+        return _Stage(triple, unsuspended, lost)
+    if held := _without_turn(view, open_) or _held_by_head(view, open_):
+        return held
+    return _in_turn(view, step, now, open_)
+
+
+def _without_turn(view: RunView, open_: Finding) -> _Stage | None:
+    """That the run is not in the queue of its model, or not at its head."""
+    run, unsuspended = view.run, Finding(SUSPENDED, "False", "NotSuspended")
+    if view.tasks:
+        # Not Stalled: it may be next in the same apply.
+        return _Stage(conditions.reconciling(TASKSET_INVALID, view.tasks), unsuspended, open_)
+    turn = turns.active([s for s in view.siblings if s.metadata.uid != run.metadata.uid] + [run])
+    if turn is None or turn.metadata.uid == run.metadata.uid:
+        return None
+    message = f"TrainingRun {turn.metadata.name} trains {run.spec.model_ref.name}; waits for it"
+    triple = conditions.reconciling("ModelBusy", message, "Unknown")
+    return _Stage(triple, unsuspended, open_, frees=True)
+
+
+def _in_turn(view: RunView, step: int, now: str, open_: Finding) -> _Stage:
+    """The stage of a run that may train."""
+    unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
+    since = idle.since(view.run, view.model, view.quiet, now)
+    if since is not None and unfit_model(view) is None:
+        return _Stage(_idle(view), unsuspended, open_, idle=since)
+    triple, drives = advance(view, step)
+    return _Stage(triple, unsuspended, open_, drives=drives)
+
+
+def _idle(view: RunView) -> list[Finding]:
+    seconds = idle.limit(view.run, view.model)
+    message = f"no call for {seconds} s (spec.trainer.idleSeconds): the next takes the trainer back"
+    return conditions.ready(idle.IDLE, message)
+
+
+def _held_by_head(view: RunView, open_: Finding) -> _Stage | None:
+    """That training must not go on from where the head is."""
+    if view.head is None:
+        return None
+    if head_request.paused(view.head):
+        message = f"CheckpointHead {view.head.metadata.name} is pinned with onPin: Pause"
+        said = Finding(SUSPENDED, "True", "HeadPinned", message)
+        return _Stage(conditions.ready("HeadPinned", message), said, open_, frees=True)
+    unsampled = full_weights.unsampled(view.run, view.model, view.head)
+    if unsampled is not None:
+        unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
+        return _Stage(unsampled, unsuspended, open_, frees=True)
+    return None
+
+
+def _runner(view: RunView, stage: _Stage, now: str) -> tuple[RunnerAction, float | None]:
+    """What to do with the Job of the runner, and in how many seconds to look again."""
+    job = view.runner
+    if not view.driven or (job is not None and job.terminating):
+        return "Keep", None
+    if job is None:
+        return ("Create" if stage.drives else "Keep"), None
+    kept = pods.outlived(view.runner_pods)
+    if not job.finished:
+        outdated = bool(job.pod) and job.pod != view.pod
+        # Nothing but its sidecars runs on.
+        over = kept is not None and stage.succeeded.status == "True"
+        if stage.frees or outdated or over:
+            return "Delete", None
+        if kept is None:
+            return "Keep", None
+    # A runner ends once the trainer has its last step: the commits that are not here yet follow.
+    if not stage.drives or view.trained is None or view.trained >= view.run.spec.steps:
+        return "Keep", None
+    wait = 0.0
+    ended = job.completed or (kept.ended if kept is not None else "")
+    if ended and job.generation >= view.run.metadata.generation:
+        pause = PAUSE if job.finished else KEPT_PAUSE
+        wait = (_time(ended) + pause - _time(now)).total_seconds()
+    return ("Keep", wait) if wait > 0 else ("Delete", None)
+
+
+def _epoch(view: RunView, latest: Checkpoint | None) -> int:
+    """The epoch that the run trains under, or last made a step under."""
+    told = view.head.status.epoch if view.head is not None and view.assigned else 0
+    return max(view.run.status.epoch, told, latest.spec.epoch if latest is not None else 0)
+
+
+def _latest_ref(latest: Checkpoint | None) -> ObjectRef | None:
+    return ObjectRef(name=latest.metadata.name) if latest else None
+
+
+def _applied(latest: Checkpoint | None) -> Applied | None:
+    if latest is None:
+        return None
+    used = latest.spec.hyperparameters
+    return Applied(learning_rate=used.learning_rate, group_size=used.group_size)
+
+
+def _progress(mine: Sequence[Checkpoint], step: int, steps: int) -> Progress:
+    """Percent, and the time left at the pace of the last few steps."""
+    left = max(0, steps - step)
+    recent = [_time(c.metadata.creation_timestamp) for c in mine[-PACE_STEPS:]]
+    remaining = None
+    if left == 0:
+        remaining = 0
+    elif len(recent) > 1:
+        pace = (recent[-1] - recent[0]).total_seconds() / (len(recent) - 1)
+        remaining = max(0, round(pace * left))
+    percent = min(100, 100 * step // steps)
+    return Progress(percent=percent, estimated_remaining_seconds=remaining)
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

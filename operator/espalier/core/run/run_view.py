@@ -1,0 +1,56 @@
+"""What a run's decision depends on: its objects, its servers, its runner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import TrainingRun
+from espalier.api.wire import Problem
+from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.pods import Job, Pod
+
+
+@dataclass(frozen=True)
+class RunView:
+    """All that a run's decision depends on.
+
+    ``checkpoints`` are those of this very run, in the order that they were made.
+    ``assigned``: the trainer acknowledged this run under the head's epoch. ``counted`` are the
+    steps of the run whose commits have been dealt with; ``trained`` those that the trainer has on
+    record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
+    ``rollouts`` are the rollout pods that have started. ``pod`` is what of the run a runner's pod
+    would be made of, ``tasks`` what is wrong with its ConfigMap, ``hindrance`` why the runner's Job
+    gets no pod. ``quiet`` are the seconds since the trainer's last call, None: not asked.
+    """
+
+    run: TrainingRun
+    model: TrainableModel | None
+    head: CheckpointHead | None
+    siblings: Sequence[TrainingRun]
+    checkpoints: Sequence[Checkpoint] = ()
+    trainer_pods: Sequence[Pod] = ()
+    assigned: bool = False
+    problem: Problem | None = None
+    runner: Job | None = None
+    runner_pods: Sequence[Pod] = ()
+    counted: int = 0
+    trained: int | None = None
+    rollouts: int = 1
+    pod: str = ""
+    tasks: str = ""
+    hindrance: Hindrance | None = None
+    quiet: float | None = None
+
+    @property
+    def driven(self) -> bool:
+        """Whether a runner of ours drives the run, not somebody's script."""
+        return self.run.spec.driver == "Runner"
+
+    @property
+    def rollouts_wanted(self) -> int:
+        """How many rollouts the model asks for."""
+        return self.model.spec.rollout.replicas if self.model is not None else 0

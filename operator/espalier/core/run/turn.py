@@ -1,0 +1,88 @@
+"""Whose turn it is on a model, and what its trainer is told.
+
+One run trains a model at a time, the oldest of those that want to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.meta import Condition, OptimizerState
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import TrainingRun
+from espalier.api.wire import Assignment
+from espalier.core import conditions
+from espalier.core.checkpoints.commits import run_identity
+from espalier.core.head import head_request
+from espalier.core.lineage.lineage import Lineage, Point
+
+SUCCEEDED = "Succeeded"
+TASKS_READY = "TasksReady"
+
+
+def active(runs: Sequence[TrainingRun]) -> TrainingRun | None:
+    """The run whose turn it is on a model: the oldest that wants to train."""
+    wanting = [run for run in runs if _wants_to_train(run)]
+    return min(
+        wanting, key=lambda r: (r.metadata.creation_timestamp, r.metadata.name), default=None
+    )
+
+
+def trainer_wanted(
+    runs: Sequence[TrainingRun], head: CheckpointHead | None, lineage: Lineage
+) -> bool:
+    """Whether the model's trainer has anything to do."""
+    if head is None or active(runs) is None:
+        return False
+    return head_request.training_point(head, lineage) is not None
+
+
+def assignment(
+    run: TrainingRun, model: TrainableModel, head: CheckpointHead | None, lineage: Lineage
+) -> Assignment | None:
+    """What the trainer is told; None while training is paused or its start is not known."""
+    start = head_request.training_point(head, lineage) if head is not None else None
+    if start is None:
+        return None
+    return Assignment(
+        epoch=start.epoch,
+        branch=start.branch,
+        base=start.base.digest,
+        base_name=start.base.name,
+        base_step=start.base.step,
+        optimizer_state=_optimizer_state(model, start.base),
+        run=run_identity(run.metadata.name, run.metadata.uid),
+    )
+
+
+def _optimizer_state(model: TrainableModel, start: Point) -> OptimizerState:
+    """What the fork asks for counts at its origin; its own checkpoints always go on as they are."""
+    origin = model.spec.source.checkpoint_ref
+    return origin.optimizer_state if origin and origin.name == start.name else "Keep"
+
+
+def _wants_to_train(run: TrainingRun) -> bool:
+    return not (
+        run.metadata.deletion_timestamp is not None
+        or run.spec.suspend
+        or run.status.step >= run.spec.steps
+        or failure(run) is not None
+        or _lacks_tasks(run)
+    )
+
+
+def failure(run: TrainingRun) -> Condition | None:
+    """Why the run as it is specified now can never succeed, as its status says."""
+    said = conditions.find(run.status.conditions, SUCCEEDED)
+    if said is None or said.status != "False":
+        return None
+    return said if said.observed_generation == run.metadata.generation else None
+
+
+def _lacks_tasks(run: TrainingRun) -> bool:
+    """Whether the tasks of the run as it is specified now were not there when last looked for."""
+    said = conditions.find(run.status.conditions, TASKS_READY)
+    if said is None or said.status != "False":
+        return False
+    return said.observed_generation == run.metadata.generation

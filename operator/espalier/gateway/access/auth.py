@@ -1,0 +1,149 @@
+"""Who calls and what they may do, as the API server says: TokenReview and SubjectAccessReview.
+
+Both answers are remembered for a short time, so that a request seldom waits for the API server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from espalier.api.meta import GROUP
+from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.world.world import Id
+from espalier.kube.cluster import Cluster, ClusterError
+
+AUDIENCE = "espalier-gateway"
+GRANTED_SECONDS = 60.0
+REFUSED_SECONDS = 5.0
+CAPACITY = 4096
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class User:
+    """An authenticated caller."""
+
+    name: str
+    groups: tuple[str, ...]
+
+
+class Authenticator:
+    """Reviews tokens and access; raises RefusalError with 401, 403 or 503."""
+
+    def __init__(self, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cluster = cluster
+        self._users: Remembered[User | None] = Remembered(clock)
+        self._access: Remembered[bool] = Remembered(clock)
+
+    async def user(self, authorization: str | None) -> User:
+        """The caller behind an ``Authorization`` header."""
+        scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise RefusalError(
+                401,
+                "NoToken",
+                "the request carries no bearer token",
+                "Send Authorization: Bearer <Kubernetes token>, for example of "
+                f"kubectl create token <service account> --audience {AUDIENCE}",
+            )
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        user = await self._users.get(digest, lambda: self._review_token(token))
+        if user is None:
+            raise RefusalError(
+                401,
+                "TokenRefused",
+                "the API server does not accept the token: it is expired, forged or for another "
+                "audience",
+                f"Take a new one with audience {AUDIENCE} or the API server's own",
+            )
+        return user
+
+    async def allowed(self, user: User, verb: str, resource: str, target: Id) -> bool:
+        """True when the caller may do this to the named object of our API group."""
+        key = (user, verb, resource, target)
+        return await self._access.get(
+            key, lambda: self._review_access(user, verb, resource, target)
+        )
+
+    async def require(self, user: User, verb: str, resource: str, target: Id) -> None:
+        """Refuses a caller who may not do this, naming the missing right."""
+        if not await self.allowed(user, verb, resource, target):
+            raise RefusalError(
+                403,
+                "Forbidden",
+                f"{user.name} may not {verb} {resource} {target}",
+                f"Grant verb {verb} on {resource} of {GROUP} in namespace {target.namespace} by a "
+                "Role and a RoleBinding",
+            )
+
+    async def _review_token(self, token: str) -> User | None:
+        # One review cannot ask for both audiences: an empty list stands for the server's own.
+        for audiences in ((AUDIENCE,), ()):
+            result = await _reviewed(self._cluster.review_token(token, audiences))
+            if result.authenticated:
+                return User(result.username, tuple(result.groups))
+        return None
+
+    async def _review_access(self, user: User, verb: str, resource: str, target: Id) -> bool:
+        return await _reviewed(
+            self._cluster.review_access(
+                user.name, user.groups, verb, GROUP, resource, target.namespace, target.name
+            )
+        )
+
+
+async def _reviewed(review: Awaitable[V]) -> V:
+    try:
+        return await review
+    except ClusterError as error:
+        raise not_ready(
+            "ReviewFailed", f"the API server did not review the request: {error.message}"
+        ) from error
+
+
+class Remembered(Generic[V]):
+    """Answers by key for a while: a falsy one for 5 s, any other for 60 s.
+
+    Callers who ask for the same key at the same time share one question.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._answers: OrderedDict[Hashable, tuple[float, V]] = OrderedDict()
+        self._questions: dict[Hashable, asyncio.Future[V]] = {}
+
+    async def get(self, key: Hashable, ask: Callable[[], Awaitable[V]]) -> V:
+        """The remembered answer, or a new one."""
+        known = self._answers.get(key)
+        if known is not None and known[0] > self._clock():
+            return known[1]
+        question = self._questions.get(key)
+        if question is None:
+            question = asyncio.ensure_future(self._ask(key, ask))
+            self._questions[key] = question
+            question.add_done_callback(lambda done: self._close(key, done))
+        # Shielded, because others may wait for it when this caller disconnects.
+        return await asyncio.shield(question)
+
+    def _close(self, key: Hashable, question: asyncio.Future[V]) -> None:
+        del self._questions[key]
+        if not question.cancelled():
+            # Read here too, because every caller may have gone.
+            question.exception()
+
+    async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[V]]) -> V:
+        answer = await ask()
+        seconds = GRANTED_SECONDS if answer else REFUSED_SECONDS
+        self._answers[key] = (self._clock() + seconds, answer)
+        self._answers.move_to_end(key)
+        while len(self._answers) > CAPACITY:
+            self._answers.popitem(last=False)
+        return answer

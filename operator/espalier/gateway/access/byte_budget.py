@@ -1,0 +1,110 @@
+"""How many bytes of bodies and answers the gateway holds at once, so that no load ends it.
+
+A share of the container's memory: requests beyond it are told to come again. Bodies and answers
+have rooms of their own, or bodies that wait for answers could keep those out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from espalier.gateway import prometheus
+from espalier.gateway.problems import not_ready
+
+BODIES_SHARE = 8
+ANSWERS_SHARE = 4
+# Of a container without a limit.
+UNLIMITED_BYTES = 4 * 2**30
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+class Room:
+    """So many bytes; ``what`` names them to people."""
+
+    def __init__(self, what: str, capacity: int) -> None:
+        self.capacity = capacity
+        self._what = what
+        self._free = capacity
+        self._freed = asyncio.Event()
+
+    def hold(self) -> Hold:
+        """Nothing yet, to be released in the end."""
+        return Hold(self)
+
+    async def _take(self, count: int, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while count > self._free:
+                    if not seconds:
+                        raise TimeoutError
+                    await self._freed.wait()
+        except TimeoutError:
+            prometheus.REFUSED.labels("GatewayBusy").inc()
+            raise not_ready(
+                "GatewayBusy",
+                f"the gateway holds as many bytes of {self._what} as it has memory for",
+                "Send it again, or give the gateway more memory or replicas",
+            ) from None
+        self._free -= count
+
+    def _give(self, count: int) -> None:
+        self._free += count
+        # Each change has its own event, so that who waits later waits for the next one.
+        self._freed.set()
+        self._freed = asyncio.Event()
+
+
+class Hold:
+    """What one request holds of a room; as a context manager it gives all back at the end."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._held = 0
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of the whole room."""
+        return self._room.capacity
+
+    async def take(self, count: int, seconds: float = 0.0) -> None:
+        """Holds so many bytes more; waits so long for them, then RefusalError 503."""
+        await self._room._take(count, seconds)
+        self._held += count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Gives all back."""
+        self._room._give(self._held)
+        self._held = 0
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """The rooms of a gateway."""
+
+    bodies: Room
+    answers: Room
+
+    @classmethod
+    def of_container(cls) -> Rooms:
+        """Shares of the memory that the container may use."""
+        memory = memory_bytes()
+        return cls(
+            Room("requests", memory // BODIES_SHARE), Room("answers", memory // ANSWERS_SHARE)
+        )
+
+
+def memory_bytes(limit: Path = _LIMIT) -> int:
+    """The control group's limit, at most the machine's memory; without one UNLIMITED_BYTES."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(machine, UNLIMITED_BYTES if text == "max" else int(text))

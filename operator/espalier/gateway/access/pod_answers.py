@@ -1,0 +1,39 @@
+"""Reads pods' answers within the gateway's memory."""
+
+from __future__ import annotations
+
+import aiohttp
+
+from espalier.gateway.access.byte_budget import Hold
+from espalier.podclient import read_answer, too_large
+
+# 16 answers of 16,000 tokens with their log-probs are 30 MB.
+MAX_ANSWER_BYTES = 64 * 2**20
+# An answer is there twice while it is edited.
+COPIES = 2
+# An answer that is ready waits so long for room, rather than be sampled again.
+ROOM_SECONDS = 60.0
+
+
+async def read_held(response: aiohttp.ClientResponse, hold: Hold) -> bytes:
+    """The whole answer, which the hold has room for.
+
+    Raises:
+        PodFaultError: it is larger than an answer may be.
+        RefusalError: 503, other answers take the room.
+    """
+    limit = min(MAX_ANSWER_BYTES, hold.capacity // COPIES)
+    announced = response.content_length
+    if announced is not None:
+        if announced > limit:
+            raise too_large(response, limit)
+        await hold.take(announced * COPIES, ROOM_SECONDS)
+        return await read_answer(response, announced)
+    body = bytearray()
+    async for part in response.content.iter_any():
+        if len(body) + len(part) > limit:
+            raise too_large(response, limit)
+        # Without waiting: who holds a part and waits for more can wait for another who does too.
+        await hold.take(len(part) * COPIES)
+        body += part
+    return bytes(body)

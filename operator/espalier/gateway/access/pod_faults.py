@@ -1,0 +1,34 @@
+"""A pod that answers as none of ours does: what its caller is told, and what the operators of the
+cluster see of it."""
+
+from __future__ import annotations
+
+import logging
+
+from espalier.gateway import prometheus
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.world.world import Snapshot
+from espalier.podclient import PodFaultError
+
+_log = logging.getLogger(__name__)
+
+
+def refusal_of(snapshot: Snapshot, fault: PodFaultError) -> RefusalError:
+    """502 that names the pod; also logs and counts the fault."""
+    prometheus.POD_FAULTS.labels(fault.reason).inc()
+    pod = _name(snapshot, fault.address)
+    _log.error("pod fault", extra={"pod": pod, "reason": fault.reason, "detail": fault.detail})
+    return RefusalError(
+        502,
+        fault.reason,
+        f"pod {pod} {fault.detail}, and nothing of it is passed on",
+        "Look at the pod and its image: no pod of Espalier answers so",
+    )
+
+
+def _name(snapshot: Snapshot, address: str) -> str:
+    for model, pods in snapshot.pods.items():
+        for name, pod in pods.items():
+            if pod.address == address:
+                return f"{model.namespace}/{name}"
+    return f"at {address}"

@@ -1,0 +1,50 @@
+"""Tokens that the gateway shows to trainers and rollouts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from espalier import identity
+from espalier.core.names import audience
+from espalier.gateway.problems import not_ready
+from espalier.gateway.world.pod_addresses import Pod
+from espalier.gateway.world.world import Id
+
+# Well inside a token's life, because a request may wait before the other side reads it.
+REUSE_SECONDS = identity.LIFETIME_SECONDS / 2
+
+
+class TokenIssuer:
+    """Signs one token per pod and epoch and reuses it for half its life.
+
+    It starts without a key, because the operator creates the Secret and may come up later.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._private_key = ""
+        self._clock = clock
+        self._issued: dict[tuple[str, int], tuple[float, str]] = {}
+
+    @property
+    def ready(self) -> bool:
+        """True once there is a key."""
+        return bool(self._private_key)
+
+    def use(self, private_key: str) -> None:
+        """Signs with this Ed25519 key (PEM) from now on."""
+        self._private_key = private_key
+        self._issued.clear()
+
+    def header(self, model: Id, pod: Pod, epoch: int = 0) -> dict[str, str]:
+        """The Authorization header for a trainer (under an epoch) or rollout (0) of a model."""
+        if not self.ready:
+            raise not_ready("NoSigningKey", "the operator has not created the signing key yet")
+        now = self._clock()
+        name = audience(model.namespace, model.name, pod.role, pod.uid)
+        expires, token = self._issued.get((name, epoch), (now, ""))
+        if expires <= now:
+            self._issued = {key: held for key, held in self._issued.items() if held[0] > now}
+            token = identity.issue(self._private_key, "gateway", name, epoch)
+            self._issued[name, epoch] = (now + REUSE_SECONDS, token)
+        return {"Authorization": f"Bearer {token}"}

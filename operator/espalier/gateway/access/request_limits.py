@@ -1,0 +1,124 @@
+"""What every request must be before anything of it is parsed: plain headers and a bounded body.
+
+Pods and users are hostile. 61 KB of gzip were a gigabyte once inflated, so nothing is inflated; a
+body has the limit of its route, announced or not; and a header is text that can be passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import hdrs, web
+
+from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY
+from espalier.core.idempotency import read_epoch, read_key
+from espalier.gateway import prometheus
+from espalier.gateway.access.byte_budget import Hold, Room
+from espalier.gateway.problems import RefusalError
+
+MAX_COMPLETION_BYTES = 4 * 2**20
+MAX_REPORT_BYTES = 2**20
+MAX_SMALL_BYTES = 64 * 2**10
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# Headers that are read or passed on; one of these that comes twice has no meaning.
+_READ = (
+    hdrs.AUTHORIZATION,
+    hdrs.CONTENT_TYPE,
+    hdrs.CONTENT_ENCODING,
+    IDEMPOTENCY_KEY,
+    EPOCH,
+    "Trace-Id",
+    "X-Request-Id",
+)
+# Passed on as they come or dropped unread, so that their length costs no memory here. A trainer has
+# a limit of its own (ESPALIER_MAX_BODY_BYTES).
+_UNREAD = ("/train/", "/v3/")
+
+BODY_LIMIT: web.RequestKey[int] = web.RequestKey("body_limit", int)
+HELD: web.RequestKey[Hold] = web.RequestKey("held", Hold)
+
+
+class Admission:
+    """The middleware. ``bodies`` is the room for what is read of requests."""
+
+    def __init__(self, bodies: Room) -> None:
+        self._bodies = bodies
+
+    @web.middleware
+    async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuses what cannot be taken, and gives back the room that the request took."""
+        try:
+            _check_headers(request)
+            _check_length(request)
+        except RefusalError as refusal:
+            prometheus.REFUSED.labels(refusal.reason).inc()
+            raise
+        hold = request[HELD] = self._bodies.hold()
+        try:
+            return await handler(request)
+        finally:
+            hold.release()
+
+
+def too_large(limit: int) -> RefusalError:
+    """413 with the limit."""
+    size = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit // 2**10} KiB"
+    return RefusalError(
+        413, "BodyTooLarge", f"the body is over {size}", "Send less at once: shorter or fewer texts"
+    )
+
+
+def _check_headers(request: web.Request) -> None:
+    for name in _READ:
+        values = request.headers.getall(name, ())
+        if len(values) > 1:
+            raise _malformed(name, "comes more than once", "Send it once")
+        if values and not (values[0].isascii() and values[0].isprintable()):
+            if name == hdrs.AUTHORIZATION:
+                raise RefusalError(
+                    401,
+                    "TokenMalformed",
+                    "Authorization holds characters that no token has",
+                    "Send Authorization: Bearer <token>",
+                )
+            raise _malformed(name, "is not printable ASCII", "Send it without these characters")
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
+    if encoding.strip().lower() != "identity":
+        raise RefusalError(
+            415,
+            "ContentEncodingNotTaken",
+            f"Content-Encoding {encoding[:32]} is not taken: no body is inflated here",
+            "Send the body as it is, without Content-Encoding",
+        )
+    key, epoch = request.headers.get(IDEMPOTENCY_KEY), request.headers.get(EPOCH)
+    if key is not None and read_key(key) is None:
+        raise _malformed(
+            IDEMPOTENCY_KEY,
+            "is not <session>/<seq> with a seq below 2^63",
+            "Send one such as 4f1c/12",
+        )
+    if epoch is not None and read_epoch(epoch) is None:
+        raise _malformed(EPOCH, "is not a number below 2^63", "Send the epoch of the head")
+
+
+def _check_length(request: web.Request) -> None:
+    resource = request.match_info.route.resource
+    limit = _limit(resource.canonical if resource is not None else "")
+    request[BODY_LIMIT] = limit
+    if limit and (request.content_length or 0) > limit:
+        raise too_large(limit)
+
+
+def _limit(route: str) -> int:
+    """Bytes that may be read of a body on a route; 0 where none is read."""
+    if any(part in route for part in _UNREAD):
+        return 0
+    if route.endswith("/completions"):
+        return MAX_COMPLETION_BYTES
+    return MAX_REPORT_BYTES if route.startswith("/v2/trace/") else MAX_SMALL_BYTES
+
+
+def _malformed(header: str, problem: str, remedy: str) -> RefusalError:
+    return RefusalError(400, "HeaderMalformed", f"{header} {problem}", remedy)

@@ -1,0 +1,1 @@
+"""What only HUD's client asks: its catalogue, forks, heads, traces and resends."""

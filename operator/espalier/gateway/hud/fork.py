@@ -1,0 +1,147 @@
+"""Forks for HUD's client: a model, its head and a client-driven run, made on a user's behalf.
+
+The gateway has the right to create them and asks for the caller's right first. The model comes
+last: a fork is there once its model is, so that one cut short is completed by sending it again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from espalier.api.meta import NAME_PATTERN
+from espalier.core.gitowner import REQUESTED_BY
+from espalier.gateway.access.auth import User
+from espalier.gateway.access.offers import Offer
+from espalier.gateway.context import Services
+from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.world.world import Id, Snapshot
+from espalier.kube.cluster import ClusterError
+from espalier.kube.objects import Key
+
+# A client trains as long as it likes; the kind asks for a bound.
+STEPS = 10_000_000
+SEEN_SECONDS = 10.0
+MAX_NAME_CHARS = 40
+
+Body = dict[str, Any]
+KINDS = {
+    "CheckpointHead": "checkpointheads",
+    "TrainingRun": "trainingruns",
+    "TrainableModel": "trainablemodels",
+}
+
+
+class Forks:
+    """Creates forks."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def of_model(self, user: User, source: Id, name: str) -> Id:
+        """A fork of a model that there is."""
+        return await self._make(
+            user, source.beside(_checked(name)), model_spec(self._services.view.snapshot, source)
+        )
+
+    async def of_base(self, user: User, offer: Offer, name: str) -> Id:
+        """A fork of a base that is on offer."""
+        return await self._make(user, Id(offer.namespace, _checked(name)), offer.spec.wire())
+
+    async def _make(self, user: User, fork: Id, model: Body) -> Id:
+        """The fork, once the gateway sees it; 409 when a model of that name is there."""
+        for resource in KINDS.values():
+            await self._services.auth.require(user, "create", resource, fork)
+        if fork in self._services.view.snapshot.models:
+            raise _exists(fork)
+        for kind, spec in fork_specs(model, fork.name).items():
+            await self._create(user, kind, fork, spec)
+        seen = await self._services.view.wait_for(
+            # All three, so that the next call finds a run to train.
+            lambda snapshot: (
+                snapshot.models.get(fork)
+                if fork in snapshot.heads and fork in snapshot.runs
+                else None
+            ),
+            SEEN_SECONDS,
+        )
+        if seen is None:
+            raise not_ready(
+                "NotSeenYet", f"model {fork} is created and its objects are not all seen yet"
+            )
+        return fork
+
+    async def _create(self, user: User, kind: str, fork: Id, spec: Body) -> None:
+        metadata = {
+            "name": fork.name,
+            "namespace": fork.namespace,
+            "annotations": {REQUESTED_BY: user.name},
+        }
+        try:
+            if await self._services.cluster.create(kind, {"metadata": metadata, "spec": spec}):
+                return
+            if kind == "TrainableModel":
+                raise _exists(fork)
+            # Left by a fork that was cut short, or another's: then the name is taken.
+            found = await self._services.cluster.get(Key(kind, fork.namespace, fork.name))
+        except ClusterError as error:
+            raise _refused(error, kind, fork) from error
+        owner = (found or {}).get("spec", {}).get("modelRef", {}).get("name")
+        if owner not in (None, fork.name):
+            raise RefusalError(
+                409,
+                "NameTaken",
+                f"{kind} {fork} belongs to model {owner}",
+                "Choose another name for the fork",
+            )
+
+
+def model_spec(snapshot: Snapshot, source: Id) -> Body:
+    """The spec of a fork's model: made like its source, from what that one's head serves."""
+    spec = snapshot.models[source].spec.wire()
+    head = snapshot.head_of(source)
+    if head is not None and head.status.current is not None and head.status.current.name:
+        spec["source"] = {"checkpointRef": {"name": head.status.current.name}}
+    return spec
+
+
+def fork_specs(model: Body, name: str) -> dict[str, Body]:
+    """The specs of a fork by kind, in the order of their creation.
+
+    The run leaves loss, learning rate and the rest to the client.
+    """
+    run: Body = {
+        "modelRef": {"name": name},
+        "driver": "Client",
+        "steps": STEPS,
+    }
+    return {
+        "CheckpointHead": {"modelRef": {"name": name}, "mode": "Track"},
+        "TrainingRun": run,
+        "TrainableModel": model,
+    }
+
+
+def _checked(name: str) -> str:
+    if re.fullmatch(NAME_PATTERN, name) and len(name) <= MAX_NAME_CHARS:
+        return name
+    proposed = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:MAX_NAME_CHARS].strip("-")
+    raise RefusalError(
+        422,
+        "InvalidName",
+        f"name: {name!r} cannot name an object",
+        f"Take lower-case letters, digits and '-', at most {MAX_NAME_CHARS}"
+        + (f", such as {proposed}" if proposed else ""),
+    )
+
+
+def _exists(fork: Id) -> RefusalError:
+    return RefusalError(
+        409, "ModelExists", f"model {fork} exists", "Choose another name, or use it as it is"
+    )
+
+
+def _refused(error: ClusterError, kind: str, fork: Id) -> RefusalError:
+    if error.status in (400, 422):
+        return RefusalError(422, error.reason, f"{kind} {fork}: {error.message}")
+    return not_ready("NotCreated", f"{kind} {fork} was not created: {error.message}")

@@ -1,0 +1,147 @@
+"""Moves a head for HUD's client: training and serving go on from the checkpoint that it names.
+
+Two edits of the head's spec: Pin with onPin Branch, and, once the operator serves the checkpoint
+and has a branch for it, Track, so that the branch's own steps are promoted as they come. A move
+that was cut short is completed by sending it again; a head that Git owns is left to Git.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from espalier.core.gitowner import REQUESTED_BY, GitOwner, git_owner
+from espalier.core.head.head_request import BRANCH, PIN, TRACK, Request, ref_name
+from espalier.gateway.access.auth import User
+from espalier.gateway.context import Services
+from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.world.world import Id, Snapshot
+from espalier.kube.cluster import ClusterError
+from espalier.kube.objects import Key
+
+SERVED_SECONDS = 60.0
+# The operator writes the status in between, so a replace may find a newer version.
+ATTEMPTS = 5
+
+Body = dict[str, Any]
+
+
+class HeadMoves:
+    """Edits heads on users' behalf."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def move(self, user: User, model: Id, checkpoint: str) -> None:
+        """Returns once the head serves the checkpoint and training goes on from it."""
+        snapshot = self._services.view.snapshot
+        _check(snapshot, model, checkpoint)
+        if stands_on(snapshot, model, checkpoint):
+            return
+        pin = {"mode": PIN, "checkpointRef": {"name": checkpoint}, "onPin": BRANCH}
+        await self._edit(user, model, pin, checkpoint)
+        served = await self._services.view.wait_for(
+            lambda now: True if _branched(now, model, checkpoint) else None, SERVED_SECONDS
+        )
+        if served is None:
+            raise not_ready(
+                "HeadNotServed",
+                f"the head of {model} is pinned to {checkpoint}, and its rollouts did not serve it "
+                f"within {SERVED_SECONDS:.0f} s: {_why(self._services.view.snapshot, model)}",
+                "Send it again to complete the move",
+            )
+        await self._edit(user, model, {"mode": TRACK}, checkpoint)
+        await self._services.view.wait_for(
+            lambda now: True if _tracks(now, model) else None, SERVED_SECONDS
+        )
+
+    async def _edit(self, user: User, model: Id, change: Body, checkpoint: str) -> None:
+        key = Key("CheckpointHead", model.namespace, model.name)
+        for attempt in range(ATTEMPTS):
+            try:
+                head = await self._services.cluster.get(key)
+                if head is None:
+                    raise RefusalError(404, "HeadNotFound", f"model {model} has no head")
+                owner = git_owner(head["metadata"])
+                if owner is not None:
+                    raise owned_by_git(owner, model, checkpoint)
+                await self._services.cluster.replace("CheckpointHead", edited(head, change, user))
+                return
+            except ClusterError as error:
+                if error.status != 409 or attempt == ATTEMPTS - 1:
+                    raise not_ready(
+                        "HeadNotEdited", f"the head of {model} was not edited: {error.message}"
+                    ) from error
+
+
+def edited(head: Mapping[str, Any], change: Body, user: User) -> Body:
+    """The head with another request in its spec, and the name of who asked for it."""
+    spec = {k: v for k, v in head["spec"].items() if k not in ("mode", "checkpointRef", "onPin")}
+    # Read back as it was, it would claim to know better than the API server.
+    metadata = {k: v for k, v in head["metadata"].items() if k != "managedFields"}
+    annotations = {**(metadata.get("annotations") or {}), REQUESTED_BY: user.name}
+    rest = {k: v for k, v in head.items() if k not in ("metadata", "spec")}
+    return {
+        **rest,
+        "metadata": {**metadata, "annotations": annotations},
+        "spec": {**spec, **change},
+    }
+
+
+def owned_by_git(owner: GitOwner, model: Id, checkpoint: str) -> RefusalError:
+    """409 with the commit to make: an edit of what Git owns would be undone."""
+    return RefusalError(
+        409,
+        "HeadOwnedByGit",
+        f"Git owns the head of {model} through {owner}, which would undo this edit",
+        f"Commit it instead: in CheckpointHead {model.name} of namespace {model.namespace} set "
+        f"spec.mode: Pin, spec.checkpointRef.name: {checkpoint} and spec.onPin: Branch",
+    )
+
+
+def stands_on(snapshot: Snapshot, model: Id, checkpoint: str) -> bool:
+    """Whether the head follows a branch on which the checkpoint is the newest."""
+    head = snapshot.head_of(model)
+    if head is None or head.status.current is None or not _tracks(snapshot, model):
+        return False
+    latest = ref_name(head.status.latest)
+    return head.status.current.name == checkpoint and latest in ("", checkpoint)
+
+
+def _tracks(snapshot: Snapshot, model: Id) -> bool:
+    head = snapshot.head_of(model)
+    agreed = Request.parse(head.status.epoch_cause) if head is not None else None
+    return (
+        agreed is not None and agreed.mode == TRACK and head is not None and head.spec.mode == TRACK
+    )
+
+
+def _branched(snapshot: Snapshot, model: Id, checkpoint: str) -> bool:
+    head = snapshot.head_of(model)
+    agreed = Request.parse(head.status.epoch_cause) if head is not None else None
+    if head is None or agreed is None or head.status.current is None:
+        return False
+    return (agreed.name, agreed.on_pin) == (
+        checkpoint,
+        BRANCH,
+    ) and head.status.current.name == checkpoint
+
+
+def _check(snapshot: Snapshot, model: Id, checkpoint: str) -> None:
+    found = snapshot.checkpoints.get(model.beside(checkpoint))
+    root = snapshot.models[model].status.root_checkpoint_ref
+    own = found is not None and found.spec.model_ref.name == model.name
+    if not own and (root is None or root.name != checkpoint):
+        raise RefusalError(
+            404,
+            "CheckpointNotFound",
+            f"model {model} has no checkpoint {checkpoint!r}",
+            f"GET /v2/models/{model}/checkpoints lists them",
+        )
+
+
+def _why(snapshot: Snapshot, model: Id) -> str:
+    head = snapshot.head_of(model)
+    conditions = head.status.conditions if head is not None else []
+    unready = (c.message for c in conditions if c.type == "Ready" and c.status != "True")
+    return next(unready, "the operator has not reconciled it yet")

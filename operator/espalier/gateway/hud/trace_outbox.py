@@ -1,0 +1,83 @@
+"""Traces of models whose trainer is not there: held until it is.
+
+A rollout may be sampled and reported before any run trains its model, while its trainer starts, or
+after it was freed. What is held is handed over in its order once a trainer is there and its caller
+may train with it. It is held in this process's memory: a gateway that ends takes it along, and
+training by the id of such a trace is then refused by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from espalier.gateway.access.auth import User
+from espalier.gateway.world.world import Id
+
+# Of all bodies together; a turn of 2,000 tokens takes 50 KB.
+MOST_BYTES = 64 * 2**20
+HELD_SECONDS = 24 * 3600.0
+
+
+@dataclass(eq=False)
+class Held:
+    """A request for a trainer's ``/traces`` routes, on behalf of a user.
+
+    ``model`` is whose trainer it is for; None: every one's that the user may train with, of which
+    ``given`` have it.
+    """
+
+    user: User
+    trace: str
+    path: str
+    body: bytes
+    model: Id | None
+    until: float
+    given: set[Id] = field(default_factory=set)
+
+
+class Outbox:
+    """What is held, in the order that it came. ``clock`` is monotonic."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, most_bytes: int = MOST_BYTES
+    ) -> None:
+        self._clock = clock
+        self._most = most_bytes
+        self._items: list[Held] = []
+        # One handing over at a time: turns must not overtake each other, nor arrive twice.
+        self.handing_over = asyncio.Lock()
+        self.task: asyncio.Task[None] | None = None
+
+    def put(self, user: User, trace: str, path: str, body: bytes, model: Id | None) -> bool:
+        """Holds a request; False where there is no room."""
+        self._expire()
+        if sum(len(item.body) for item in self._items) + len(body) > self._most:
+            return False
+        until = self._clock() + HELD_SECONDS
+        self._items.append(Held(user, trace, path, body, model or self.model_of(trace), until))
+        return True
+
+    def model_of(self, trace: str) -> Id | None:
+        """The model that a held trace was sampled of, if that is known."""
+        return next((i.model for i in self._items if i.trace == trace and i.model), None)
+
+    def waiting(self, model: Id) -> list[Held]:
+        """What a model's trainer has not got."""
+        self._expire()
+        return [i for i in self._items if i.model in (model, None) and model not in i.given]
+
+    def give(self, item: Held, model: Id) -> None:
+        """The model's trainer has it now. What is for no model in particular stays for others."""
+        item.given.add(model)
+        if item.model is not None:
+            self._items.remove(item)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def _expire(self) -> None:
+        now = self._clock()
+        self._items = [item for item in self._items if item.until > now]

@@ -1,0 +1,315 @@
+"""Rollouts of HUD's client by trace id: what it reports of them, and what was sampled for them.
+
+Traces live with the trainers of the models, where training resolves their ids; for a model whose
+trainer is not there they are held here until it is (``outbox``). A report that names no model goes
+to every trainer that its caller may train with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from espalier.api.sampled import Sampled
+from espalier.gateway.access.auth import User
+from espalier.gateway.access.byte_budget import Hold
+from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.pod_faults import refusal_of
+from espalier.gateway.access.request_body import read_bytes
+from espalier.gateway.context import Services
+from espalier.gateway.hud.trace_outbox import Held, Outbox
+from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.world.pod_addresses import Pod
+from espalier.gateway.world.routing import find_model
+from espalier.gateway.world.turn import active_run
+from espalier.gateway.world.world import Id
+from espalier.podclient import PodFaultError
+from espalier.untrusted import UnreadableError, read_json
+
+TRACE = "Trace-Id"
+# Of an answer: whether its turn or report is Kept with a trainer, Held until there is one, NotKept.
+TRACE_KEPT = "Espalier-Trace"
+KEPT, HELD, NOT_KEPT = "Kept", "Held", "NotKept"
+SECONDS = 10.0
+# Between two looks for the trainers of what is held.
+LOOK_SECONDS = 2.0
+_ID = "{id:[0-9a-fA-F-]{32,36}}"
+_TIMEOUT = aiohttp.ClientTimeout(total=SECONDS)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Who keeps what a user samples of a model: its trainer, or without one the outbox."""
+
+    model: Id
+    user: User
+    pod: Pod | None
+
+
+class Traces:
+    """Handlers of ``/v2/trace``, and the recorder of completions."""
+
+    def __init__(self, services: Services, outbox: Outbox) -> None:
+        self._services = services
+        self._outbox = outbox
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """Registers the routes."""
+        router.add_post(f"/v2/trace/job/{_ID}/enter", self.report)
+        router.add_post(f"/v2/trace/{_ID}/enter", self.report)
+        router.add_post(f"/v2/trace/{_ID}/exit", self.report)
+        router.add_get(f"/v2/trace/{_ID}", self.get)
+        router.add_post(f"/v3/api/trace/{_ID}/telemetry-upload", self.drop_spans)
+
+    async def report(self, request: web.Request) -> web.Response:
+        """Keeps a report with every trainer that it may concern; one is enough.
+
+        Where one of these is not there, it is held for it.
+        """
+        user = await self._services.caller(request)
+        # Refuses who may train nothing before the body is read.
+        await self._keepers(user, "")
+        body = await read_bytes(request)
+        trace, path = request.match_info["id"], request.path.removeprefix("/v2/trace")
+        model = self._reported(_named_model(body), trace)
+        may = model is not None and await self.keeper(user, model) is not None
+        if model is not None and may and not await self._catch_up(user, model, trace):
+            return _held(self._hold(user, trace, path, body, model))
+        keepers = await self._keepers(user, str(model) if model is not None else "")
+        there = [keeper for keeper in keepers if keeper.pod is not None]
+        with self._services.rooms.answers.hold() as hold:
+            calls = (self._call("POST", keeper, path, hold, body) for keeper in there)
+            answers = await asyncio.gather(*calls)
+            kept = any(status == web.HTTPOk.status_code for status, _ in answers)
+            # An end is of one trace, which who has it has kept; a beginning may be for others too.
+            ended = kept and path.endswith("/exit")
+            if len(there) < len(keepers) and not ended:
+                held = self._hold(user, trace, path, body, model)
+                if not kept:
+                    return _held(held)
+            return _best(answers)
+
+    def _reported(self, slug: str, trace: str) -> Id | None:
+        """The model that a report is about: named, or known of the trace's held turns."""
+        found = find_model(self._services.view.snapshot, slug) if slug else None
+        known = self._outbox.model_of(_canonical(trace))
+        return found if isinstance(found, Id) else known
+
+    async def _catch_up(self, user: User, model: Id, trace: str) -> bool:
+        """Whether nothing of the trace is held any more, so that what follows may pass."""
+        outbox = self._outbox
+        if outbox.model_of(_canonical(trace)) != model:
+            return True
+        keeper = await self.keeper(user, model)
+        if keeper is not None and keeper.pod is not None:
+            await self.hand_over(model)
+        return outbox.model_of(_canonical(trace)) != model
+
+    async def get(self, request: web.Request) -> web.Response:
+        """All that is kept of a trace."""
+        user = await self._services.caller(request)
+        path = request.path.removeprefix("/v2/trace")
+        keepers = [k for k in await self._keepers(user, "") if k.pod is not None]
+        if not keepers:
+            raise RefusalError(
+                404, "TraceNotFound", "no trainer that keeps traces is there to be asked"
+            )
+        with self._services.rooms.answers.hold() as hold:
+            answers = await asyncio.gather(*(self._call("GET", k, path, hold) for k in keepers))
+            return _best(answers)
+
+    async def drop_spans(self, request: web.Request) -> web.Response:
+        """Takes HUD's telemetry and keeps none of it: see docs/hud.md."""
+        await self._services.caller(request)
+        return web.Response(status=204)
+
+    async def keeper(self, user: User, model: Id) -> Keeper | None:
+        """Who keeps what the caller samples of a model; None if the caller may not train it."""
+        snapshot = self._services.view.snapshot
+        if model.namespace not in snapshot.namespaces:
+            return None
+        run = active_run(snapshot, model)
+        pod = next((p for p in snapshot.pods_of(model, "trainer") if p.ready), None)
+        auth = self._services.auth
+        if run is not None:
+            name = model.beside(run.metadata.name)
+            may = await auth.allowed(user, "update", "trainingruns", name)
+            return Keeper(model, user, pod) if may else None
+        # Who may train any run, or make one, may come to train on what is sampled before it.
+        every = model.beside("")
+        may = await auth.allowed(user, "update", "trainingruns", every) or await auth.allowed(
+            user, "create", "trainingruns", every
+        )
+        return Keeper(model, user, None) if may else None
+
+    async def record(
+        self, keeper: Keeper, trace: str, answer: bytes, *, drawn: Sampled, checkpoint: str
+    ) -> str:
+        """Keeps the turn that a checkpoint sampled, in vLLM's form: Kept, Held, or NotKept.
+
+        The caller gets its answer only afterwards, so that a trace it has seen to its end is whole.
+        """
+        sample = _sample(answer, drawn)
+        if sample is None:
+            return NOT_KEPT
+        if checkpoint:
+            sample["checkpoint"] = checkpoint
+        path = f"/{trace}/samples"
+        caught_up = await self._catch_up(keeper.user, keeper.model, trace)
+        if keeper.pod is None or not caught_up:
+            body = json.dumps(sample).encode()
+            return self._hold(keeper.user, trace, path, body, keeper.model)
+        with self._services.rooms.answers.hold() as hold:
+            try:
+                status, _ = await self._call(
+                    "POST", keeper, path, hold, json.dumps(sample).encode()
+                )
+            except RefusalError as error:
+                _log.warning("sample not kept", extra={"trace": trace, "error": str(error)})
+                return NOT_KEPT
+        if status != 200:
+            _log.warning("sample not kept", extra={"trace": trace, "status": status})
+        return KEPT if status == 200 else NOT_KEPT
+
+    async def hand_over(self, model: Id) -> None:
+        """Gives a model's trainer what was held for it."""
+        outbox = self._outbox
+        async with outbox.handing_over:
+            for item in outbox.waiting(model):
+                keeper = await self.keeper(item.user, model)
+                if keeper is None or keeper.pod is None:
+                    continue
+                if not await self._give(item, keeper):
+                    return
+
+    async def _give(self, item: Held, keeper: Keeper) -> bool:
+        """Whether the trainer has answered: what it refuses it would refuse again."""
+        with self._services.rooms.answers.hold() as hold:
+            status, answer = await self._call("POST", keeper, item.path, hold, item.body)
+        if status in (502, 503):
+            return False
+        # A report for all trainers is of no trace of this one.
+        if status != 200 and not (status == 404 and item.model is None):
+            said = {"path": item.path, "status": status, "answer": answer[:200].decode()}
+            _log.warning("held trace not kept", extra=said)
+        self._outbox.give(item, keeper.model)
+        return True
+
+    def _hold(self, user: User, trace: str, path: str, body: bytes, model: Id | None) -> str:
+        outbox = self._outbox
+        if not outbox.put(user, _canonical(trace), path, body, model):
+            _log.warning("no more traces are held", extra={"trace": trace})
+            return NOT_KEPT
+        if outbox.task is None or outbox.task.done():
+            outbox.task = asyncio.create_task(self._look())
+        return HELD
+
+    async def _look(self) -> None:
+        """Looks for the trainers of what is held, until nothing is."""
+        while len(self._outbox):
+            await asyncio.sleep(LOOK_SECONDS)
+            snapshot = self._services.view.snapshot
+            for model in sorted(snapshot.models):
+                if any(pod.ready for pod in snapshot.pods_of(model, "trainer")):
+                    try:
+                        await self.hand_over(model)
+                    except RefusalError as error:
+                        _log.warning("traces not handed over", extra={"error": str(error)})
+
+    async def _keepers(self, user: User, slug: str) -> list[Keeper]:
+        snapshot = self._services.view.snapshot
+        named = find_model(snapshot, slug) if slug else None
+        models = [named] if isinstance(named, Id) else sorted(snapshot.models)
+        found = await asyncio.gather(*(self.keeper(user, model) for model in models))
+        keepers = [keeper for keeper in found if keeper is not None]
+        if not keepers:
+            raise RefusalError(
+                404,
+                "NothingTrains",
+                "there is no model that you may train, so nothing keeps the report",
+                "Grant verb create or update on trainingruns of the model's namespace",
+            )
+        return keepers
+
+    async def _call(
+        self, method: str, keeper: Keeper, path: str, hold: Hold, body: bytes | None = None
+    ) -> tuple[int, bytes]:
+        """Status and body; 503 where the trainer did not answer, 502 where it is none of ours."""
+        assert keeper.pod is not None, "what no trainer keeps is held"
+        headers = self._services.tokens.header(keeper.model, keeper.pod)
+        url = f"http://{keeper.pod.address}/traces{path}"
+        try:
+            async with self._services.session.request(
+                method, url, data=body, headers=headers, timeout=_TIMEOUT
+            ) as answer:
+                return answer.status, await read_held(answer, hold)
+        except PodFaultError as fault:
+            refusal = refusal_of(self._services.view.snapshot, fault)
+            problem = {"detail": refusal.detail, "reason": refusal.reason}
+            return 502, json.dumps({**problem, "remedy": refusal.remedy}).encode()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            problem = {"detail": f"the trainer of {keeper.model}: {error!r}", "reason": "Lost"}
+            return 503, json.dumps({**problem, "remedy": "Send it again"}).encode()
+
+
+def trace_of(headers: Mapping[str, str]) -> str:
+    """The trace that a request is sampled for; empty when there is none."""
+    text = headers.get(TRACE, "")
+    return text if re.fullmatch(r"[0-9a-fA-F-]{32,36}", text) else ""
+
+
+def _held(kept: str) -> web.Response:
+    """The answer to a report that no trainer has yet."""
+    if kept != HELD:
+        raise not_ready("TracesFull", "no trainer is there, and no more traces are held")
+    return web.json_response({}, headers={TRACE_KEPT: HELD})
+
+
+def _canonical(trace: str) -> str:
+    return trace.replace("-", "").lower()
+
+
+def _named_model(body: bytes) -> str:
+    try:
+        report = read_json(body)
+    except UnreadableError as error:
+        raise RefusalError(400, "InvalidJson", f"the body is not JSON: {error}") from error
+    if not isinstance(report, dict):
+        raise RefusalError(400, "InvalidJson", "the body is not a JSON object")
+    model = report.get("model")
+    return model.partition("@")[0] if isinstance(model, str) else ""
+
+
+def _sample(answer: bytes, drawn: Sampled) -> dict[str, Any] | None:
+    """The one choice's tokens and log-probs as a TrajectorySample; None when some are missing."""
+    try:
+        (choice,) = read_json(answer)["choices"]
+        prompt, output = choice["prompt_token_ids"], choice["token_ids"]
+        logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+    except (LookupError, TypeError, ValueError):
+        return None
+    if prompt is None or not output or len(logprobs) != len(output):
+        return None
+    return {
+        "prompt_token_ids": prompt,
+        "output_token_ids": output,
+        "output_logprobs": logprobs,
+        "temperature": drawn.temperature,
+        "shifted_by": drawn.shifted_by,
+    }
+
+
+def _best(answers: list[tuple[int, bytes]]) -> web.Response:
+    """The first that was kept; else the first refusal that is not for want of the trace."""
+    status, body = min(answers, key=lambda answer: (answer[0] != 200, answer[0] == 404))
+    headers = {"Retry-After": "2"} if status == 503 else {}
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)

@@ -1,0 +1,1 @@
+"""The routes of every client: completions, training, runs, OpenAI's list of models."""

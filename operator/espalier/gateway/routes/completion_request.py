@@ -1,0 +1,79 @@
+"""A completion as it was asked for: read once, checked, and kept as text.
+
+Parsed JSON takes many times its text, and a rollout's answer takes minutes. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import to_json
+
+from espalier.api.sampled import Sampled, sampled
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.routes.completion_fields import (
+    check_continuation,
+    check_honoured,
+    check_rendering,
+    reference,
+)
+
+# What a turn of a trace must have, whether or not its client looks at it.
+_KEPT_WITH = {"return_token_ids": True, "logprobs": True}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one request asks for.
+
+    Attributes:
+        model: the name as the caller wrote it; answers carry it.
+        reference: ``slug@checkpoint``.
+        recordable: whether its answer can be a turn of a trace.
+        sampled: how the rollout will sample.
+    """
+
+    model: str
+    reference: str
+    recordable: bool
+    sampled: Sampled
+    _rest: bytes
+    _replaceable: bytes
+
+    def text(self, adapter: str, *, recorded: bool) -> bytes:
+        """The body for a rollout: under the name that it knows, with what a trace keeps."""
+        own = to_json(_KEPT_WITH) if recorded else self._replaceable
+        fields = [part[1:-1] for part in (to_json({"model": adapter}), own, self._rest)]
+        return b"{" + b",".join(filter(None, fields)) + b"}"
+
+
+def read_asked(body: dict[str, Any]) -> Asked:
+    """Takes the body apart; RefusalError 400 for what no rollout could take."""
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        raise RefusalError(
+            400,
+            "ModelMissing",
+            "field model is missing or not text",
+            "Set model to a slug, slug@checkpoint or slug@base",
+        )
+    named = reference(body)
+    check_rendering(body)
+    check_honoured(body)
+    check_continuation(body)
+    model = body.pop("model")
+    replaceable = {name: body.pop(name) for name in _KEPT_WITH if name in body}
+    return Asked(
+        model=model,
+        reference=named,
+        recordable=_recordable(body),
+        sampled=sampled(body),
+        _rest=to_json(body, inf_nan_mode="constants"),
+        _replaceable=to_json(replaceable, inf_nan_mode="constants"),
+    )
+
+
+def _recordable(body: dict[str, Any]) -> bool:
+    """A turn is one answer to one chat; a stream or a choice of several is none."""
+    several = body.get("n") not in (None, 1)
+    return "messages" in body and not body.get("stream") and not several

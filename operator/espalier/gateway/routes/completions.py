@@ -1,0 +1,288 @@
+"""OpenAI's completion routes: find the pod, pass the request on, pass the answer back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import web
+
+from espalier.api.wire import CHECKPOINT
+from espalier.core.names import BASE
+from espalier.gateway import prometheus
+from espalier.gateway.access.auth import User
+from espalier.gateway.access.byte_budget import Hold
+from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.pod_faults import refusal_of
+from espalier.gateway.access.request_body import read_object
+from espalier.gateway.context import HELD_SECONDS, UPSTREAM_SECONDS, Services
+from espalier.gateway.hud import delivery
+from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, Keeper, Traces, trace_of
+from espalier.gateway.problems import RefusalError, not_ready, openai_body
+from espalier.gateway.routes.completion_request import Asked, read_asked
+from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
+from espalier.gateway.routes.rewrite import StreamRewriter, error_event, rewrite_answer
+from espalier.gateway.world.pod_addresses import Pod, why_none_ready
+from espalier.gateway.world.routing import (
+    ROLLOUT,
+    NotReady,
+    Slug,
+    Target,
+    Unknown,
+    could_be_committed,
+    resolve,
+    split,
+)
+from espalier.gateway.world.world import Id, Snapshot
+from espalier.podclient import PodFaultError, unknown
+from espalier.untrusted import UnreadableError, read_json
+
+# A checkpoint's commit is acknowledged before its object reaches the cache.
+CHECKPOINT_WAIT_SECONDS = 10.0
+CONNECT_SECONDS = 3.0
+ANSWER_SECONDS = 600.0
+ATTEMPTS = 2
+MAX_SAID_BYTES = 64 * 1024
+MAX_SAID_CHARS = 4000
+
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
+
+
+@dataclass
+class _Exchange:
+    """One completion on its way. ``response`` is there once the client has a part of a stream.
+
+    ``slug`` and ``ref`` are what was asked for, ``target`` what that means now.
+    """
+
+    request: web.Request
+    slug: Slug
+    ref: str
+    target: Target
+    asked: Asked
+    trace: str = ""
+    keeper: Keeper | None = None
+    response: web.StreamResponse | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Completions:
+    """Handler of ``/v1/completions`` and ``/v1/chat/completions``."""
+
+    def __init__(self, services: Services, traces: Traces) -> None:
+        self._services = services
+        self._traces = traces
+        self._turns: Counter[Id] = Counter()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Completes at a rollout pod that serves the named model or checkpoint."""
+        user = await self._services.caller(request)
+        await self._services.require_some_model(user)
+        asked = read_asked(await read_object(request))
+        trace = trace_of(request.headers)
+        slug, ref, target = await self._locate(user, asked.reference, held=bool(trace))
+        recorded = bool(trace) and asked.recordable
+        keeper = await self._traces.keeper(user, target.model) if recorded else None
+        exchange = _Exchange(request, slug, ref, target, asked, trace, keeper)
+        try:
+            return await self._complete(exchange)
+        finally:
+            request.setdefault(UPSTREAM_SECONDS, time.perf_counter() - exchange.started)
+
+    async def _locate(self, user: User, asked: str, *, held: bool) -> tuple[Slug, str, Target]:
+        named, ref = split(asked)
+        slug = await self._services.sampled(user, named)
+        model = slug.model
+        await self._services.auth.require(user, "get", "trainablemodels", model)
+        found = resolve(self._services.view.snapshot, model, ref, slug.head)
+        if isinstance(found, Unknown):
+            found = await self._wait_for_checkpoint(model, ref) or found
+        if isinstance(found, NotReady) and held:
+            found = await self._wait_until_served(slug, ref) or found
+        if isinstance(found, Unknown):
+            raise await self._services.unknown(user, found)
+        if isinstance(found, NotReady):
+            raise not_ready(found.reason, found.message, found.remedy)
+        return slug, ref, found
+
+    async def _wait_for_checkpoint(self, model: Id, ref: str) -> Target | NotReady | Unknown | None:
+        view = self._services.view
+        if not could_be_committed(view.snapshot, model, ref):
+            return None
+
+        def known(snapshot: Snapshot) -> Target | NotReady | Unknown | None:
+            if model not in snapshot.models:
+                return Unknown(f"model {model} was deleted")
+            found = resolve(snapshot, model, ref)
+            return None if isinstance(found, Unknown) else found
+
+        return await view.wait_for(known, CHECKPOINT_WAIT_SECONDS)
+
+    async def _wait_until_served(self, slug: Slug, ref: str) -> Target | NotReady | Unknown | None:
+        def settled(snapshot: Snapshot) -> Target | NotReady | Unknown | None:
+            if slug.model not in snapshot.models:
+                return Unknown(f"model {slug.model} was deleted")
+            found = resolve(snapshot, slug.model, ref, slug.head)
+            return None if isinstance(found, NotReady) and found.passing else found
+
+        return await self._services.view.wait_for(settled, HELD_SECONDS)
+
+    async def _complete(self, exchange: _Exchange) -> web.StreamResponse:
+        for _ in range(SENDINGS):
+            try:
+                return await self._send(exchange)
+            except NotLoadedError as error:
+                found = await after_the_move(
+                    self._services.view, exchange.slug, exchange.ref, exchange.target, error
+                )
+                exchange.target = found
+                refused = error
+        raise not_ready("HeadMoving", f"{exchange.asked.model} is moved again and again: {refused}")
+
+    async def _send(self, exchange: _Exchange) -> web.StreamResponse:
+        recorded = exchange.keeper is not None
+        sent = exchange.asked.text(exchange.target.adapter, recorded=recorded)
+        lost: Exception
+        for attempt, pod in enumerate(self._order(exchange.target)):
+            if attempt:
+                prometheus.RETRIES.inc()
+            try:
+                return await self._send_to(pod, exchange, sent)
+            except NotLoadedError as error:
+                lost = error
+            except PodFaultError as fault:
+                if exchange.response is None:
+                    raise
+                refusal = refusal_of(self._services.view.snapshot, fault)
+                return await _break_off(exchange.response, refusal)
+            except aiohttp.ClientError as error:
+                if _gone(exchange.request):
+                    raise asyncio.CancelledError from error
+                if exchange.response is not None:
+                    detail = f"the rollout was lost in mid-stream: {error}"
+                    return await _break_off(
+                        exchange.response,
+                        RefusalError(503, "StreamBroken", detail, "Send it again"),
+                    )
+                if isinstance(error, aiohttp.SocketTimeoutError):
+                    raise RefusalError(
+                        504, "RolloutTimeout", f"no answer within {ANSWER_SECONDS:.0f} s"
+                    ) from error
+                lost = error
+        if isinstance(lost, NotLoadedError):
+            raise lost
+        raise self._lost(exchange.target, lost)
+
+    def _order(self, target: Target) -> list[Pod]:
+        """The pods to try, each model's in turn; the same one again when it is alone."""
+        turn = self._turns[target.model]
+        self._turns[target.model] += 1
+        count = len(target.pods)
+        return [target.pods[(turn + attempt) % count] for attempt in range(ATTEMPTS)]
+
+    async def _send_to(self, pod: Pod, exchange: _Exchange, sent: bytes) -> web.StreamResponse:
+        headers = self._services.tokens.header(exchange.target.model, pod)
+        headers["Content-Type"] = "application/json"
+        async with self._services.session.post(
+            f"http://{pod.address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
+            data=sent,
+            headers=headers,
+            timeout=_TIMEOUT,
+        ) as upstream:
+            if upstream.content_type == "text/event-stream":
+                return await _stream(upstream, exchange)
+            with self._services.rooms.answers.hold() as hold:
+                return await self._pass_back(upstream, exchange, hold)
+
+    async def _pass_back(
+        self, upstream: aiohttp.ClientResponse, exchange: _Exchange, hold: Hold
+    ) -> web.Response:
+        answer = await read_held(upstream, hold)
+        if upstream.status == web.HTTPConflict.status_code:
+            raise NotLoadedError(_said(answer))
+        kept: dict[str, str] = {}
+        if upstream.status == 200:
+            try:
+                answer = rewrite_answer(
+                    *(answer, exchange.target.adapter, exchange.asked.model), exchange.asked.sampled
+                )
+            except UnreadableError as error:
+                raise unknown(upstream, f"answers with no completion: {error}") from error
+            kept = {CHECKPOINT: exchange.target.checkpoint or BASE}
+            kept |= await self._keep(exchange, answer)
+        response = web.Response(
+            body=answer, status=upstream.status, content_type=upstream.content_type, headers=kept
+        )
+        exchange.request[UPSTREAM_SECONDS] = time.perf_counter() - exchange.started
+        await delivery.write(exchange.request, response)
+        return response
+
+    async def _keep(self, exchange: _Exchange, answer: bytes) -> dict[str, str]:
+        """Keeps a turn of a trace; the header that says whether it was."""
+        if not exchange.trace:
+            return {}
+        if exchange.keeper is None:
+            return {TRACE_KEPT: NOT_KEPT}
+        kept = await self._traces.record(
+            *(exchange.keeper, exchange.trace, answer),
+            drawn=exchange.asked.sampled,
+            checkpoint=exchange.target.checkpoint,
+        )
+        return {TRACE_KEPT: kept}
+
+    def _lost(self, target: Target, error: Exception) -> RefusalError:
+        pods = self._services.view.snapshot.pods_of(target.model, ROLLOUT)
+        waiting = why_none_ready(pods)
+        if waiting is not None:
+            return not_ready(waiting.reason, f"{error}; {waiting.message}")
+        return not_ready("RolloutUnreachable", f"a rollout of {target.model} is lost: {error}")
+
+
+async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.StreamResponse:
+    asked = exchange.asked
+    rewriter = StreamRewriter(exchange.target.adapter, asked.model, asked.sampled)
+    async for data in upstream.content.iter_any():
+        try:
+            events = rewriter.feed(data)
+        except UnreadableError as error:
+            raise unknown(upstream, f"streams what is no event of ours: {error}") from error
+        if events:
+            await (await _begun(exchange)).write(events)
+    response = await _begun(exchange)
+    await response.write_eof(rewriter.rest())
+    return response
+
+
+async def _begun(exchange: _Exchange) -> web.StreamResponse:
+    """The stream to the client, begun as late as possible: until then another pod may be tried."""
+    if exchange.response is None:
+        exchange.response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream",
+                "Cache-Control": "no-cache",
+                CHECKPOINT: exchange.target.checkpoint or BASE,
+            }
+        )
+        await exchange.response.prepare(exchange.request)
+    return exchange.response
+
+
+async def _break_off(response: web.StreamResponse, refusal: RefusalError) -> web.StreamResponse:
+    """Ends a stream that cannot be taken up again, so that the client sees it is incomplete."""
+    await response.write_eof(error_event(openai_body(refusal)))
+    return response
+
+
+def _said(answer: bytes) -> str:
+    """The message of a rollout's error."""
+    try:
+        return str(read_json(answer[:MAX_SAID_BYTES])["error"]["message"])[:MAX_SAID_CHARS]
+    except (UnreadableError, LookupError, TypeError):
+        return answer.decode(errors="replace")[:200]
+
+
+def _gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()

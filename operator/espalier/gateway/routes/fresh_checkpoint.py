@@ -1,0 +1,58 @@
+"""Whether the head serves a fresh checkpoint, or why it will not. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.core.head.head_request import PIN, TRACK, Request, passes
+from espalier.gateway.world.world import Id, Snapshot
+
+Promotion = Literal["Served", "Pinned", "Gated"]
+
+
+def promotion(snapshot: Snapshot, model: Id, checkpoint: str, digest: str) -> Promotion | None:
+    """Where the head of a model stands towards a checkpoint that was just committed.
+
+    Args:
+        snapshot: the world.
+        model: the trained model.
+        checkpoint: name of the Checkpoint, which need not be there yet.
+        digest: its digest.
+
+    Returns:
+        Served once the head serves it or one of its descendants; Pinned or Gated when the head will
+        not move to it; None while that is open.
+    """
+    head = snapshot.head_of(model)
+    if head is None:
+        return None
+    found = snapshot.checkpoints.get(model.beside(checkpoint))
+    agreed = Request.parse(head.status.epoch_cause)
+    if _serves(head, agreed, found, digest):
+        return "Served"
+    if agreed is not None and agreed.mode == PIN:
+        return "Pinned"
+    # Until its status is written a Checkpoint has no metrics to judge.
+    if found is not None and found.status.observed_generation >= 0 and not passes(head.spec, found):
+        return "Gated"
+    return None
+
+
+def _serves(
+    head: CheckpointHead, agreed: Request | None, found: Checkpoint | None, digest: str
+) -> bool:
+    current = head.status.current
+    if current is None:
+        return False
+    if current.digest == digest:
+        return True
+    # Inside one epoch steps are a line, so a later one was promoted over this one.
+    return (
+        found is not None
+        and agreed is not None
+        and agreed.mode == TRACK
+        and current.epoch == found.spec.epoch
+        and current.step > found.spec.step
+    )

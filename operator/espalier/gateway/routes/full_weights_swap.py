@@ -1,0 +1,81 @@
+"""Completions that meet a rollout of full weights (adapter.type Full) while its head moves.
+
+Such a rollout holds one checkpoint, and the next one before the head's status says so. What it does
+not hold it answers with 409; so does it a completion that it had to stop for a move.
+"""
+
+from __future__ import annotations
+
+from espalier.core.head.head_request import TRACK
+from espalier.core.names import BASE
+from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.world.routing import Slug, Target, resolve
+from espalier.gateway.world.watch import View
+from espalier.gateway.world.world import Snapshot
+
+MOVE_SECONDS = 60.0
+# Sent once, and again after each move that it met.
+SENDINGS = 3
+
+
+class NotLoadedError(Exception):
+    """No rollout that was asked holds what the request needs; ``str`` is what the last one said."""
+
+
+async def after_the_move(
+    view: View, slug: Slug, ref: str, tried: Target, error: NotLoadedError
+) -> Target:
+    """Where to send a completion that was refused, once its head has moved.
+
+    Raises:
+        RefusalError: 409, the head does not go where the request wants to; 503, it takes too long.
+    """
+    if ref and not _goes_to(view.snapshot, slug, ref):
+        raise RefusalError(
+            409,
+            "CheckpointNotLoaded",
+            str(error),
+            f"Rollouts of {slug.model.name} (adapter.type Full) serve one checkpoint at a time: "
+            f"sample {slug.head.name} for the head's, or have the head point at {ref}",
+        )
+
+    def moved(snapshot: Snapshot) -> Target | None:
+        if slug.model not in snapshot.models:
+            return None
+        found = resolve(snapshot, slug.model, ref, slug.head)
+        if not isinstance(found, Target):
+            return None
+        arrived = _is_at(snapshot, slug, ref) if ref else found.adapter != tried.adapter
+        return found if arrived else None
+
+    target = await view.wait_for(moved, MOVE_SECONDS)
+    if target is None:
+        raise not_ready("HeadMoving", f"{slug.head.name} is being moved: {error}")
+    return target
+
+
+def _goes_to(snapshot: Snapshot, slug: Slug, ref: str) -> bool:
+    """Whether the head is at the named checkpoint or on its way there.
+
+    A tracking head is on its way to a newer one of its branch before its status says so.
+    """
+    head = snapshot.heads.get(slug.head)
+    if head is None or head.status.target is None:
+        return False
+    if head.status.target.name == _name(ref):
+        return True
+    found, current = snapshot.checkpoints.get(slug.model.beside(ref)), head.status.current
+    if found is None or current is None or head.spec.mode != TRACK or head.spec.gate is not None:
+        return False
+    return found.spec.branch == head.status.branch and found.spec.step > current.step
+
+
+def _is_at(snapshot: Snapshot, slug: Slug, ref: str) -> bool:
+    head = snapshot.heads.get(slug.head)
+    current = head.status.current if head is not None else None
+    return current is not None and current.name == _name(ref)
+
+
+def _name(ref: str) -> str:
+    """As a head's status has it: the base has no name."""
+    return "" if ref == BASE else ref

@@ -1,0 +1,263 @@
+"""Train routes: pass commands to the trainer; hold optim-step until the head serves its result."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import aiohttp
+from aiohttp import StreamReader, web
+
+from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY, PROMOTION, TERMS, OptimStepResult
+from espalier.core.idempotency import read_key
+from espalier.core.run.declared import terms
+from espalier.gateway.access.auth import User
+from espalier.gateway.access.byte_budget import Hold
+from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.request_body import late
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Services
+from espalier.gateway.hud import delivery
+from espalier.gateway.hud.traces import Traces
+from espalier.gateway.problems import RefusalError, not_ready, with_remedy
+from espalier.gateway.routes.fresh_checkpoint import promotion
+from espalier.gateway.routes.trainer_lookup import TRAINER, Trainers
+from espalier.gateway.world.pod_addresses import Pod, Waiting, why_none_ready
+from espalier.gateway.world.turn import active_run, is_paused, live_epoch
+from espalier.gateway.world.world import Id, Snapshot
+from espalier.podclient import PodFaultError
+from espalier.untrusted import UnreadableError, read_model
+
+COMMANDS = frozenset({"forward-backward", "forward", "backward", "zero-grad", "optim-step"})
+READS = frozenset({"losses", "state"})
+CHECKPOINT_DIGEST = "Espalier-Checkpoint-Digest"
+PROMOTION_SECONDS = 60.0
+TRAINER_SECONDS = 600.0
+CONNECT_SECONDS = 5.0
+# Between two parts of a body.
+PART_SECONDS = 60.0
+
+_TIMEOUT = aiohttp.ClientTimeout(total=TRAINER_SECONDS, sock_connect=CONNECT_SECONDS)
+# Not its length or encoding: the connection to the trainer frames the body anew, by what comes.
+_PASSED_ON = ("Content-Type", IDEMPOTENCY_KEY, EPOCH)
+_PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, EPOCH)
+_SEND_AGAIN = (
+    f"Send it again, with the same {IDEMPOTENCY_KEY} if it has one: a command whose answer was "
+    "lost is applied once"
+)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the trainer answered, with the headers that go back."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class _Command:
+    """One request on its way to the trainer that takes it."""
+
+    request: web.Request
+    user: User
+    model: Id
+    trainer: Pod
+
+    @property
+    def name(self) -> str:
+        return str(self.request.match_info["command"])
+
+
+class Train:
+    """Handler of ``/v1/models/{slug}/train/{command}``."""
+
+    def __init__(self, services: Services, traces: Traces) -> None:
+        self._services = services
+        self._trainers = Trainers(services)
+        self._traces = traces
+        self._reports = delivery.Reports()
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Sends the command to the trainer and its answer back, unchanged but for one header.
+
+        A client without keys is named to the trainer, which is told when the client has its answer.
+        """
+        user = await self._services.caller(request)
+        model = await self._services.model(user, _slug(request))
+        await self._authorize(user, model)
+        command = request.match_info["command"]
+        # Who sends keys, or reads, sends again; who sends none may be a client that does not.
+        held = IDEMPOTENCY_KEY not in request.headers and command != "state"
+        trainer = await self._trainers.ready(model, held=held)
+        if command in COMMANDS:
+            await self._traces.hand_over(model)
+        sent = _Command(request, user, model, trainer)
+        with self._services.rooms.answers.hold() as hold:
+            started = time.perf_counter()
+            try:
+                answer = await self._pass_on(sent, hold)
+            finally:
+                request[UPSTREAM_SECONDS] = time.perf_counter() - started
+            return await self._pass_back(sent, answer)
+
+    async def _pass_back(self, command: _Command, answer: _Answer) -> web.Response:
+        body = answer.body
+        if answer.status >= 400 and unkeyed(command.request):
+            body = with_remedy(body)
+        headers = dict(answer.headers)
+        if command.name == "optim-step" and answer.status == 200:
+            headers[PROMOTION] = await self._promoted(command, answer)
+        response = web.Response(body=body, status=answer.status, headers=headers)
+        if not answer.key:
+            await delivery.write(command.request, response)
+        elif await delivery.send(command.request, response):
+            word = partial(self._delivered, command.model, command.trainer, answer.key)
+            self._reports.start(word)
+        return response
+
+    async def _delivered(self, model: Id, trainer: Pod, key: str) -> None:
+        headers = self._services.tokens.header(model, trainer) | {IDEMPOTENCY_KEY: key}
+        async with self._services.session.post(
+            f"http://{trainer.address}/train/delivered", headers=headers, timeout=_TIMEOUT
+        ) as answer:
+            answer.raise_for_status()
+
+    async def _authorize(self, user: User, model: Id) -> None:
+        """Training is ``update`` on the active run; no run, or a head that pauses it, is a 409."""
+        run = active_run(self._services.view.snapshot, model)
+        if run is None:
+            await self._services.auth.require(user, "get", "trainablemodels", model)
+            raise RefusalError(
+                409,
+                "NoActiveRun",
+                f"no TrainingRun trains model {model} now",
+                "Create one with spec.modelRef.name "
+                f"{model.name} (driver: Client to drive it yourself), or resume or extend one",
+            )
+        name = model.beside(run.metadata.name)
+        await self._services.auth.require(user, "update", "trainingruns", name)
+        if is_paused(self._services.view.snapshot, model):
+            raise RefusalError(
+                409,
+                "HeadPinned",
+                f"the head of {model} is pinned, and onPin: Pause holds training",
+                "Set the head's spec.mode to Track, or spec.onPin to Branch",
+            )
+
+    async def _pass_on(self, command: _Command, hold: Hold) -> _Answer:
+        request, model = command.request, command.model
+        headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        headers["X-Request-Id"] = request[REQUEST_ID]
+        if unkeyed(request):
+            headers[CLIENT] = _client(command.user)
+        headers |= _terms(self._services.view.snapshot, model)
+        headers |= self._services.tokens.header(
+            model, command.trainer, live_epoch(self._services.view.snapshot, model)
+        )
+        sent = _Parts(request.content)
+        try:
+            async with self._services.session.request(
+                request.method,
+                f"http://{command.trainer.address}/train/{command.name}",
+                # Streamed: a batch of long rollouts is large, and the trainer alone reads it.
+                data=aiter(sent) if request.method == "POST" else None,
+                headers=headers,
+                timeout=_TIMEOUT,
+            ) as answer:
+                kept = {
+                    name: value
+                    for name in _PASSED_BACK
+                    if _plain(value := answer.headers.get(name, ""))
+                }
+                key = answer.headers.get(IDEMPOTENCY_KEY, "")
+                body = await read_held(answer, hold)
+                return _Answer(answer.status, kept, body, key if read_key(key) else "")
+        except aiohttp.ClientError as error:
+            if sent.late:
+                raise late(PART_SECONDS) from error
+            pods = self._services.view.snapshot.pods_of(model, TRAINER)
+            waiting = why_none_ready(pods) or Waiting("TrainerUnreachable", "the pod is ready")
+            raise not_ready(
+                waiting.reason,
+                f"the connection to the trainer of {model} is lost: {error}; {waiting.message}",
+                _SEND_AGAIN,
+            ) from error
+        except TimeoutError as error:
+            raise RefusalError(
+                504,
+                "TrainerTimeout",
+                f"the trainer of {model} did not answer within {TRAINER_SECONDS:.0f} s",
+                _SEND_AGAIN,
+            ) from error
+
+    async def _promoted(self, command: _Command, answer: _Answer) -> str:
+        """Served, Pinned, Gated, or Timeout when none of these came true in time."""
+        digest, address = answer.headers.get(CHECKPOINT_DIGEST), command.trainer.address
+        try:
+            checkpoint = read_model(OptimStepResult, answer.body).checkpoint_id
+        except UnreadableError as error:
+            raise PodFaultError(
+                "PodAnswerUnknown", address, f"answers optim-step with no step: {error}"
+            ) from error
+        if digest is None:
+            raise PodFaultError(
+                "PodAnswerUnknown", address, f"answers optim-step without {CHECKPOINT_DIGEST}"
+            )
+        found = await self._services.view.wait_for(
+            lambda snapshot: promotion(snapshot, command.model, checkpoint, digest),
+            PROMOTION_SECONDS,
+        )
+        return found or "Timeout"
+
+
+class _Parts:
+    """A request's body as it comes; ``late`` once the client has stopped sending it."""
+
+    def __init__(self, content: StreamReader) -> None:
+        self._content = content
+        self.late = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                async with asyncio.timeout(PART_SECONDS):
+                    part = await self._content.readany()
+            except TimeoutError:
+                self.late = True
+                raise
+            if not part:
+                return
+            yield part
+
+
+def _terms(snapshot: Snapshot, model: Id) -> dict[str, str]:
+    """What the active run binds a command to."""
+    run = active_run(snapshot, model)
+    bound = terms(run) if run is not None else None
+    return {TERMS: bound.model_dump_json(exclude_none=True)} if bound is not None else {}
+
+
+def _plain(value: str) -> bool:
+    return bool(value) and value.isascii() and value.isprintable()
+
+
+def unkeyed(request: web.Request) -> bool:
+    """Whether it is a training command of a client without keys, such as HUD's."""
+    command = request.match_info.get("command")
+    return command in COMMANDS and IDEMPOTENCY_KEY not in request.headers
+
+
+def _client(user: User) -> str:
+    """The session of a caller without keys; a model's trainer keeps one for each."""
+    return f"unkeyed-{hashlib.sha256(user.name.encode()).hexdigest()[:24]}"
+
+
+def _slug(request: web.Request) -> str:
+    match = request.match_info
+    return f"{match['namespace']}/{match['slug']}" if "namespace" in match else match["slug"]

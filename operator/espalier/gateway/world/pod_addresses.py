@@ -1,0 +1,82 @@
+"""Whether a pod takes requests, where, and if not, why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from espalier.core.pods import pods
+
+DEFAULT_PORT = 8000
+# What a pod goes through on its way up or down; any other reason tells a fault.
+_PASSING = frozenset({"ContainersNotReady", "Terminating"})
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a pod is not ready: the Kubernetes reason and message."""
+
+    reason: str
+    message: str
+
+    @property
+    def fault(self) -> bool:
+        """False for what a pod goes through on its way up or down."""
+        return self.reason not in _PASSING
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A trainer or rollout pod. ``address`` is ``ip:port``, empty before it has an IP."""
+
+    name: str
+    uid: str
+    role: str
+    address: str
+    waiting: Waiting | None
+
+    @property
+    def ready(self) -> bool:
+        """True when the pod takes requests."""
+        return self.waiting is None and bool(self.address)
+
+
+def read_pod(body: Mapping[str, Any]) -> Pod:
+    """The pod as the gateway sees it, from its core/v1 body."""
+    facts = pods.read_pod(body)
+    host = f"[{facts.ip}]" if ":" in facts.ip else facts.ip
+    return Pod(
+        name=facts.name,
+        uid=facts.uid,
+        role=facts.role,
+        address=f"{host}:{_port(body)}" if host else "",
+        waiting=_waiting(facts),
+    )
+
+
+def why_none_ready(candidates: Iterable[Pod]) -> Waiting | None:
+    """Why no pod is ready: a fault before mere loading; None without a pod that waits."""
+    waiting = [pod.waiting for pod in candidates if pod.waiting is not None]
+    faults = [w for w in waiting if w.fault]
+    return next(iter(faults or waiting), None)
+
+
+def _port(body: Mapping[str, Any]) -> int:
+    containers = body.get("spec", {}).get("containers") or [{}]
+    ports = containers[0].get("ports") or []
+    return int(ports[0]["containerPort"]) if ports else DEFAULT_PORT
+
+
+def _waiting(facts: pods.Pod) -> Waiting | None:
+    if facts.terminating:
+        return Waiting("Terminating", "the pod is shutting down")
+    if facts.ready and not facts.finished:
+        return None
+    if facts.problem is not None:
+        return Waiting(facts.problem.reason, pods.explain(facts.problem))
+    if facts.finished:
+        return Waiting("Finished", facts.message or "the pod has ended")
+    if facts.waiting_reason not in ("", "Starting"):
+        return Waiting(facts.waiting_reason, facts.waiting)
+    return Waiting("ContainersNotReady", "loading: the container is not ready yet")

@@ -1,0 +1,231 @@
+"""From a model name in a request to an adapter and the pods that serve it. Pure.
+
+``slug``, ``slug@base`` or ``slug@<checkpoint>``; a slug is a model's name, or ``namespace/name``
+where two served namespaces have a model of that name. A model's uid, HUD's model id, means it too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from espalier.api.trainablemodel import TrainableModel
+from espalier.core.names import BASE, adapter_name
+from espalier.gateway.world.pod_addresses import Pod, why_none_ready
+from espalier.gateway.world.world import Id, Snapshot
+
+ROLLOUT = "rollout"
+NEAREST = 3
+
+
+@dataclass(frozen=True)
+class Slug:
+    """What a slug stands for; ``head`` equals ``model`` for the model's own."""
+
+    model: Id
+    head: Id
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a request goes: the name the rollouts know, its checkpoint's, and ready pods.
+
+    ``checkpoint`` is empty for the base.
+    """
+
+    model: Id
+    adapter: str
+    checkpoint: str
+    pods: tuple[Pod, ...]
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """No such model or checkpoint. ``nearest`` are slugs (with ref) that there are, best first."""
+
+    detail: str
+    nearest: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """The name is right and nothing can answer yet: a Kubernetes reason and its message.
+
+    ``passing``: it comes true by itself, as far as can be seen.
+    """
+
+    reason: str
+    message: str
+    remedy: str = ""
+    passing: bool = True
+
+
+def split(requested: str) -> tuple[str, str]:
+    """``slug@ref`` as (slug, ref); the ref of a bare slug is empty."""
+    slug, _, ref = requested.partition("@")
+    return slug, ref
+
+
+def slug_of(snapshot: Snapshot, name: Id) -> str:
+    """The shortest slug that means this model, or this head, alone."""
+    others = (Id(n, name.name) for n in snapshot.namespaces if n != name.namespace)
+    shared = any(_stands_for(snapshot, other) for other in others)
+    return str(name) if shared or _of_uid(snapshot, name.name) else name.name
+
+
+def find_slug(snapshot: Snapshot, slug: str) -> Slug | Unknown:
+    """The model, and the head of it, that a slug means."""
+    if "/" in slug:
+        found = _stands_for(snapshot, Id(*slug.split("/", 1)))
+        return found or Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
+    # First, because it is nobody's to choose: an object named after it must not take it over.
+    by_uid = _of_uid(snapshot, slug)
+    if by_uid is not None:
+        return Slug(by_uid, by_uid)
+    several = [s for n in snapshot.namespaces if (s := _stands_for(snapshot, Id(n, slug)))]
+    if len(several) == 1:
+        return several[0]
+    if several:
+        names = tuple(str(one.head) for one in several)
+        return Unknown(f"model {slug!r} is in more than one namespace", names)
+    return Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
+
+
+def find_model(snapshot: Snapshot, slug: str) -> Id | Unknown:
+    """The model that a slug means to who trains it; any other head of it only serves."""
+    found = find_slug(snapshot, slug)
+    if isinstance(found, Unknown):
+        return found
+    if found.head != found.model:
+        detail = f"{slug!r} is a head of model {found.model.name}, and only sampled"
+        return Unknown(detail, (slug_of(snapshot, found.model),))
+    return found.model
+
+
+def slugs(snapshot: Snapshot) -> list[Slug]:
+    """Every slug that there is, models first."""
+    own = [Slug(model, model) for model in sorted(snapshot.models)]
+    others = [found for head in sorted(snapshot.heads) if (found := _head_slug(snapshot, head))]
+    return [slug for slug in [*own, *others] if slug.model.namespace in snapshot.namespaces]
+
+
+def nearest_slugs(snapshot: Snapshot, slug: str) -> tuple[str, ...]:
+    """The slugs most like a mistyped one."""
+    return _nearest(slug, {slug_of(snapshot, known.head) for known in slugs(snapshot)})
+
+
+def _of_uid(snapshot: Snapshot, uid: str) -> Id | None:
+    """The served model of a uid, by which HUD's client names models."""
+    found = (name for name, body in snapshot.models.items() if body.metadata.uid == uid)
+    return next((name for name in found if name.namespace in snapshot.namespaces), None)
+
+
+def _stands_for(snapshot: Snapshot, name: Id) -> Slug | None:
+    """What a name in a served namespace is: a model's before a head's."""
+    if name.namespace not in snapshot.namespaces:
+        return None
+    return Slug(name, name) if name in snapshot.models else _head_slug(snapshot, name)
+
+
+def _head_slug(snapshot: Snapshot, name: Id) -> Slug | None:
+    """The slug of a head that is not its model's own."""
+    head = snapshot.heads.get(name)
+    if head is None or name in snapshot.models:
+        return None
+    model = name.beside(head.spec.model_ref.name)
+    return Slug(model, name) if model in snapshot.models else None
+
+
+def resolve(
+    snapshot: Snapshot, model: Id, ref: str, head: Id | None = None
+) -> Target | Unknown | NotReady:
+    """The adapter and the ready pods for a model that there is.
+
+    Args:
+        snapshot: the world.
+        model: a key of ``snapshot.models``.
+        ref: empty for the head, ``base``, or the name of a Checkpoint of the model or of the
+            checkpoint it was forked from.
+        head: the head to serve where ``ref`` names none; None for the model's own.
+    """
+    found = _adapter(snapshot, model, ref, head)
+    if not isinstance(found, tuple):
+        return found
+    ready = tuple(pod for pod in snapshot.pods_of(model, ROLLOUT) if pod.ready)
+    return Target(model, *found, ready) if ready else _why_not_ready(snapshot, model)
+
+
+def could_be_committed(snapshot: Snapshot, model: Id, ref: str) -> bool:
+    """True for a name that a checkpoint of this model may have, though it is not seen yet."""
+    pattern = rf"{re.escape(model.name)}-(b[0-9]+-)?[0-9]{{6,}}"
+    return bool(re.fullmatch(pattern, ref)) and model.beside(ref) not in snapshot.checkpoints
+
+
+def _adapter(
+    snapshot: Snapshot, model: Id, ref: str, name: Id | None
+) -> tuple[str, str] | Unknown | NotReady:
+    """The name that the rollouts know, and the checkpoint's."""
+    if ref == BASE:
+        return BASE, ""
+    if ref:
+        return _adapter_of_checkpoint(snapshot, model, ref)
+    own = name is None or name == model
+    head = snapshot.head_of(model) if own else snapshot.heads.get(name or model)
+    if head is None or head.status.current is None:
+        return _why_not_ready(snapshot, model)
+    return adapter_name(model.name, head.status.current.digest), head.status.current.name
+
+
+def _adapter_of_checkpoint(snapshot: Snapshot, model: Id, ref: str) -> tuple[str, str] | Unknown:
+    checkpoint = snapshot.checkpoints.get(model.beside(ref))
+    root = snapshot.models[model].status.root_checkpoint_ref
+    is_root = root is not None and root.name == ref
+    if checkpoint is None or not (is_root or checkpoint.spec.model_ref.name == model.name):
+        own = [
+            c.metadata.name
+            for key, c in snapshot.checkpoints.items()
+            if key.namespace == model.namespace and c.spec.model_ref.name == model.name
+        ]
+        nearest = tuple(
+            f"{slug_of(snapshot, model)}@{name}" for name in _nearest(ref, [*own, BASE])
+        )
+        return Unknown(f"model {slug_of(snapshot, model)!r} has no checkpoint {ref!r}", nearest)
+    return adapter_name(model.name, checkpoint.spec.digest), ref
+
+
+def _why_not_ready(snapshot: Snapshot, model: Id) -> NotReady:
+    pods = snapshot.pods_of(model, ROLLOUT)
+    waiting = why_none_ready(pods)
+    if waiting is not None:
+        message = f"the rollouts of {model} are not ready: {waiting.message}"
+        return NotReady(waiting.reason, message, passing=not waiting.fault)
+    if pods:
+        return NotReady("HeadNotServed", f"the rollouts of {model} do not serve its head yet")
+    return _without_pods(snapshot.models[model])
+
+
+def _without_pods(model: TrainableModel) -> NotReady:
+    if model.spec.rollout.replicas == 0:
+        return NotReady(
+            "NoReplicas",
+            f"model {model.metadata.name} has spec.rollout.replicas 0",
+            "Set spec.rollout.replicas to 1 or more to serve it",
+            passing=False,
+        )
+    conditions = {c.type: c for c in model.status.conditions}
+    for kind, bad in (
+        ("Stalled", "True"),
+        ("SourceResolved", "False"),
+        ("RolloutsReady", "False"),
+        ("Ready", "False"),
+    ):
+        condition = conditions.get(kind)
+        if condition is not None and condition.status == bad:
+            return NotReady(condition.reason, condition.message, passing=kind != "Stalled")
+    return NotReady("Pending", f"model {model.metadata.name} has no rollout pods yet")
+
+
+def _nearest(word: str, words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(difflib.get_close_matches(word, sorted(words), n=NEAREST, cutoff=0.5))

@@ -1,0 +1,25 @@
+"""Which run trains a model now. Pure."""
+
+from __future__ import annotations
+
+from espalier.api.trainingrun import TrainingRun
+from espalier.core.head.head_request import paused
+from espalier.core.run.turn import active
+from espalier.gateway.world.world import Id, Snapshot
+
+
+def active_run(snapshot: Snapshot, model: Id) -> TrainingRun | None:
+    """The run whose turn it is on the model."""
+    return active(snapshot.runs_of(model))
+
+
+def is_paused(snapshot: Snapshot, model: Id) -> bool:
+    """True while a pin of the model's head, once the operator has agreed to it, holds training."""
+    head = snapshot.head_of(model)
+    return head is not None and paused(head)
+
+
+def live_epoch(snapshot: Snapshot, model: Id) -> int:
+    """The epoch that the model trains under; 0 before its head has one."""
+    head = snapshot.head_of(model)
+    return head.status.epoch if head is not None else 0

@@ -1,0 +1,66 @@
+"""The world as routing sees it: parsed objects by namespace and name, updated in place on a change.
+
+Parsing happens when an object changes, never when a request comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import TrainingRun
+from espalier.gateway.world.pod_addresses import Pod
+
+
+@dataclass(frozen=True, order=True)
+class Id:
+    """Namespace and name of an object."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    def beside(self, name: str) -> Id:
+        """Another object of the same namespace."""
+        return Id(self.namespace, name)
+
+
+@dataclass
+class Snapshot:
+    """Every object that routing reads. ``pods`` are by model, then by pod name.
+
+    Attributes:
+        namespaces: served namespaces, in the order of preference.
+    """
+
+    namespaces: tuple[str, ...]
+    models: dict[Id, TrainableModel] = field(default_factory=dict)
+    heads: dict[Id, CheckpointHead] = field(default_factory=dict)
+    checkpoints: dict[Id, Checkpoint] = field(default_factory=dict)
+    runs: dict[Id, TrainingRun] = field(default_factory=dict)
+    pods: dict[Id, dict[str, Pod]] = field(default_factory=dict)
+
+    def head_of(self, model: Id) -> CheckpointHead | None:
+        """The head that the model's slug serves: the one of the model's name."""
+        head = self.heads.get(model)
+        if head is None or head.spec.model_ref.name != model.name:
+            return None
+        return head
+
+    def pods_of(self, model: Id, role: str) -> list[Pod]:
+        """The model's pods of a role, in the order of their names."""
+        pods: Mapping[str, Pod] = self.pods.get(model, {})
+        return [pods[name] for name in sorted(pods) if pods[name].role == role]
+
+    def runs_of(self, model: Id) -> list[TrainingRun]:
+        """The runs that name the model."""
+        return [
+            run
+            for name, run in self.runs.items()
+            if name.namespace == model.namespace and run.spec.model_ref.name == model.name
+        ]

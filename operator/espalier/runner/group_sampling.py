@@ -1,0 +1,95 @@
+"""Samples groups of completions through the gateway, many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from espalier.api.meta import decimal
+from espalier.api.trainingrun import TrainingRunSpec
+from espalier.client import GatewayClient, InvalidRequestError
+from espalier.core.names import BASE
+from espalier.runner.rewards import Group
+from espalier.runner.scoring.on_error import settled
+from espalier.runner.scoring.scorer import Scorer
+from espalier.runner.task_protocol import Task, Tasks
+
+# vLLM's words, and all that its answer says of the cause.
+TOO_LONG = "maximum context length"
+
+# The rollouts batch what is in flight; more would only wait in their queues.
+CONCURRENT_GROUPS = 64
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A task that cannot be asked: with the completion, its prompt exceeds the context."""
+
+    task: Task
+    detail: str
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What came of the tasks of a step, each in the order that was asked for."""
+
+    groups: list[Group]
+    skipped: list[Skipped]
+
+
+async def sample_groups(
+    client: GatewayClient,
+    tasks: Tasks,
+    scorer: Scorer,
+    indices: Sequence[int],
+    *,
+    spec: TrainingRunSpec,
+    checkpoint: str,
+) -> Sampled:
+    """A scored group of ``spec.group_size`` completions for each task.
+
+    Args:
+        client: of the model.
+        tasks: where the indices point.
+        scorer: of these tasks.
+        indices: of the tasks, in the order of the result.
+        spec: group size and sampling.
+        checkpoint: name of the checkpoint to sample; empty for the base.
+
+    Raises:
+        UserError: ``ScorerFailed`` where ``taskset.onError`` says so.
+    """
+    policy = spec.taskset.on_error if spec.taskset else "DropGroup"
+    slots = asyncio.Semaphore(CONCURRENT_GROUPS)
+
+    async def group(index: int) -> Group | Skipped:
+        task = tasks.task(index)
+        # No seed in the request: with chunked prefill a seeded one ends vLLM's engine on CPU.
+        try:
+            async with slots:
+                completions = await client.sample(
+                    [message.wire() for message in task.messages],
+                    checkpoint=checkpoint or BASE,
+                    count=spec.group_size,
+                    temperature=decimal(spec.sampling.temperature),
+                    max_tokens=spec.sampling.max_tokens,
+                    extra=spec.sampling.request(),
+                )
+        except InvalidRequestError as refused:
+            if TOO_LONG not in refused.problem.detail:
+                raise
+            return Skipped(task, refused.problem.detail)
+        scores = await asyncio.gather(*(scorer.score(index, one.text) for one in completions))
+        return Group(task, tuple(completions), settled(task, scores, policy))
+
+    running = [asyncio.ensure_future(group(index)) for index in indices]
+    try:
+        done = await asyncio.gather(*running)
+    finally:
+        for other in running:
+            other.cancel()
+    return Sampled(
+        [one for one in done if isinstance(one, Group)],
+        [one for one in done if isinstance(one, Skipped)],
+    )

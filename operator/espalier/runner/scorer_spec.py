@@ -1,0 +1,55 @@
+"""What scores a completion, as a taskset asks for it, and why a score could not be had."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from espalier.api.taskset import ReasoningGym
+from espalier.runner.extraction import Extraction
+
+# Raised: the scorer did. Timeout: it took longer than taskset.scoreTimeoutSeconds. Memory: it
+# wanted more than its limit. Died: its process ended. NotFinite, OutOfRange: it gave no number from
+# 0 to 1. Malformed: its process answered something else.
+Cause = Literal["Raised", "Timeout", "Memory", "Died", "NotFinite", "OutOfRange", "Malformed"]
+
+_DETAIL_CHARACTERS = 200
+
+
+class Line(BaseModel):
+    """What travels as one line of JSON; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Match(Line):
+    """Compares the extracted answer with the reference, which is the expected one."""
+
+    kind: Literal["Match"] = "Match"
+    extraction: Extraction
+
+
+class Gym(Line):
+    """Asks a dataset of reasoning-gym; the reference is the task's index."""
+
+    kind: Literal["ReasoningGym"] = "ReasoningGym"
+    source: ReasoningGym
+    seed: int
+    size: int
+    extraction: Extraction
+
+
+class Failure(Line):
+    """No score, and why. ``detail`` may be the words of what was scored: bounded, printable."""
+
+    cause: Cause
+    detail: str
+
+    @classmethod
+    def of(cls, cause: Cause, detail: str) -> Failure:
+        """With a detail that is fit for a log."""
+        shown = "".join(c if c.isprintable() else " " for c in detail[: _DETAIL_CHARACTERS + 1])
+        if len(shown) > _DETAIL_CHARACTERS:
+            shown = shown[: _DETAIL_CHARACTERS - 1] + "…"
+        return cls(cause=cause, detail=shown.strip())

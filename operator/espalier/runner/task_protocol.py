@@ -1,0 +1,83 @@
+"""What a taskset is: numbered tasks, and what scores a completion of each."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from espalier.api.taskset import Taskset
+from espalier.runner.scorer_spec import Failure, Gym, Match
+
+TASKS_DIRECTORY = Path(os.environ.get("ESPALIER_TASKS_DIRECTORY", "/etc/espalier/tasks"))
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a chat; ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
+
+    def wire(self) -> dict[str, str]:
+        """As the chat route takes it."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. ``id`` is ``<source>/<name>/<index>``, the same after a restart."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A reward, or why there is none; under ``onError: Zero`` both."""
+
+    reward: float | None
+    failure: Failure | None = None
+
+
+class Tasks(Protocol):
+    """Tasks of one source. The index runs from 0 to size - 1."""
+
+    @property
+    def size(self) -> int:
+        """Number of tasks."""
+        ...
+
+    def task(self, index: int) -> Task:
+        """The task; IndexError outside of the range."""
+        ...
+
+    @property
+    def scorer(self) -> Match | Gym:
+        """What scores the answers."""
+        ...
+
+    def reference(self, index: int) -> str | int:
+        """What the scorer needs to know of a task."""
+        ...
+
+
+def ask(spec: Taskset, question: str) -> tuple[Message, ...]:
+    """The chat for a question: system prompt, then the question in its template."""
+    template = spec.prompt_template
+    # Not str.format: questions and templates hold braces of their own.
+    content = template.replace("{question}", question) if template else question
+    return (*system(spec), Message("user", content))
+
+
+def system(spec: Taskset) -> tuple[Message, ...]:
+    """The system prompt as messages: one or none."""
+    return (Message("system", spec.system_prompt),) if spec.system_prompt else ()
+
+
+def within(index: int, size: int) -> int:
+    """The index; sources such as reasoning-gym would take any."""
+    if not 0 <= index < size:
+        raise IndexError(f"task {index} is outside of the taskset's {size} tasks")
+    return index

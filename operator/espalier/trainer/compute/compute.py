@@ -1,0 +1,315 @@
+"""What the engine asks of the processes that hold the policy: the seam between one rank and many.
+
+The engine decides, logs and commits; a Compute only computes. Its weights, Adam's moments and the
+accumulated gradients are the whole of its state, and all can be made again from the log and the
+last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from espalier.api.trainablemodel import Adapter
+from espalier.api.wire import OptimStepRequest, Problem
+from espalier.trainer.batch.data import Datum, Limits
+from espalier.trainer.batch.losses import LossSpec
+from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.compute import gradients, measure
+from espalier.trainer.compute.adamw import (
+    Moments,
+    Proposal,
+    fresh_moments,
+    gradient_norm,
+    propose,
+    read_moments,
+)
+from espalier.trainer.compute.gradients import KeptForward
+from espalier.trainer.compute.retry import attempt
+from espalier.trainer.memory.planner import Cut, Cuts, Plan, TooLargeError, too_large
+from espalier.trainer.policy.policy import Policy
+from espalier.trainer.volume import tensor_files
+from espalier.trainer.volume.shapes import Shapes
+from espalier.trainer.volume.tensor_files import moment_names
+
+Share = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A call's datums as they were admitted: by rank, the indices of its share and their rows."""
+
+    data: tuple[Datum, ...]
+    shares: tuple[Share, ...]
+    plans: tuple[Plan, ...]
+
+    def part(self, rank: int) -> Batch:
+        """A rank's share as a batch of its own."""
+        plan = self.plans[rank]
+        return Batch(plan.rows.data, (tuple(range(len(plan.rows.data))),), (plan,))
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a call added, and how every rank cut it in the end: that is what a replay repeats."""
+
+    tally: Tally
+    cuts: Cuts
+
+
+class Compute(Protocol):
+    """One policy on one or more ranks. Every call is complete when it returns."""
+
+    @property
+    def limits(self) -> Limits:
+        """What a request may contain."""
+
+    @property
+    def adapter(self) -> Adapter:
+        """What is trained."""
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What a user should know of how it computes; the results are right all the same."""
+
+    def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
+        """Decides once how a batch is cut; computes nothing, 413 if no way to cut it fits.
+
+        ``spec``: of the built-in loss that it is for. ``cuts``: of a replayed call, which are
+        taken as they are, whatever memory there is now, so that its sums are the same bit for bit;
+        not so on another number of ranks.
+        """
+
+    def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
+        """Log-probs of every datum's output tokens; accumulates nothing.
+
+        ``keep`` names the forward for a later ``add_weights`` of the same data: a compute may then
+        hold what spares that call its forward pass, at most for the latest name, until it is used
+        or anything else is computed.
+        """
+
+    def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
+        """Accumulates the gradient of a built-in loss."""
+
+    def add_weights(
+        self,
+        batch: Batch,
+        weights: Sequence[Sequence[float]],
+        *,
+        given: dict[str, float],
+        group_size: int | None,
+        forward: str = "",
+    ) -> Added:
+        """Accumulates the gradient of a client's loss from ``weights[d][t] = -dC/dlogprob``.
+
+        ``forward`` is the name under which ``score`` was asked to keep; the sums are the same
+        whether it still has it or not.
+        """
+
+    def drop_gradients(self) -> None:
+        """Forgets what was accumulated."""
+
+    def propose(self, values: OptimStepRequest) -> Proposal:
+        """What a step would make of weights and moments; changes nothing."""
+
+    def write(self, proposal: Proposal, directory: Path) -> None:
+        """Fills a checkpoint's directory with all that is loaded of it: weights and moments too."""
+
+    def install(self, proposal: Proposal) -> None:
+        """Takes the latest proposal's weights and moments."""
+
+    def check(self, shapes: Shapes) -> None:
+        """409 if a checkpoint has other names or shapes than the policy."""
+
+    def load(self, checkpoint: Path, moments: int | None) -> None:
+        """Takes a checkpoint's weights, and its moments as after so many optimizer steps.
+
+        ``None``: Adam before its first step.
+        """
+
+    def reset(self) -> None:
+        """Weights and Adam before the first step."""
+
+
+class LocalCompute(Compute):
+    """The policy in this process."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.planner = measure.measure(policy)
+        self._kept: tuple[str, Cut, KeptForward] | None = None
+        self._moments: Moments | None = None
+
+    @property
+    @override
+    def limits(self) -> Limits:
+        return self.policy.limits
+
+    @property
+    @override
+    def adapter(self) -> Adapter:
+        return self.policy.adapter
+
+    @property
+    @override
+    def warnings(self) -> tuple[Problem, ...]:
+        return (self.policy.warning,) if self.policy.warning else ()
+
+    @property
+    def moments(self) -> Moments:
+        """Adam's state, made when it is first needed."""
+        if self._moments is None:
+            self._moments = fresh_moments(self.policy.own())
+        return self._moments
+
+    @override
+    def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
+        plan = self._plan(data, spec, cuts[0] if len(cuts) == 1 else None)
+        return Batch(tuple(data), (tuple(range(len(data))),), (plan,))
+
+    @override
+    def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
+        self._kept = None
+        (plan,) = batch.plans
+        # A graph of weights that several ranks share would need them to stay together.
+        if keep and self.policy.sharding.size == 1 and self.planner.holds(plan):
+            kept, cut = attempt(
+                self.policy,
+                plan,
+                lambda cut: self.planner.cut(batch.data, cut),
+                lambda rows: gradients.forward(self.policy, rows),
+            )
+            self._kept = keep, cut, kept
+            return kept.logprobs(len(batch.data))
+        return attempt(
+            self.policy,
+            plan,
+            lambda cut: self.planner.cut(batch.data, cut),
+            lambda rows: gradients.score(self.policy, rows),
+        )[0]
+
+    @override
+    def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
+        self._kept = None
+        tally, cut = attempt(
+            self.policy,
+            batch.plans[0],
+            lambda cut: self._plan(batch.data, spec, cut),
+            lambda rows: gradients.add_loss(self.policy, rows, spec, group_size),
+        )
+        return Added(tally, (cut,))
+
+    @override
+    def add_weights(
+        self,
+        batch: Batch,
+        weights: Sequence[Sequence[float]],
+        *,
+        given: dict[str, float],
+        group_size: int | None,
+        forward: str = "",
+    ) -> Added:
+        (plan,) = batch.plans
+        graphs = self._take_kept(forward, plan.cut)
+        tally, cut = attempt(
+            self.policy,
+            plan,
+            lambda cut: self.planner.cut(batch.data, cut),
+            lambda rows: gradients.add_weights(
+                self.policy,
+                rows,
+                weights,
+                given=given,
+                group_size=group_size,
+                kept=graphs.pop() if graphs else None,
+            ),
+        )
+        return Added(tally, (cut,))
+
+    @override
+    def drop_gradients(self) -> None:
+        self._kept = None
+        self.policy.drop_gradients()
+
+    @override
+    def propose(self, values: OptimStepRequest) -> Proposal:
+        sharding, own = self.policy.sharding, self.policy.own()
+        square = torch.tensor(gradient_norm(own), dtype=torch.float64) ** 2
+        proposal = propose(own, self.moments, values, float(sharding.total(square).sqrt()))
+        elsewhere = int(sharding.total(torch.tensor(int(not proposal.finite))))
+        return replace(proposal, finite=elsewhere == 0)
+
+    @override
+    def write(self, proposal: Proposal, directory: Path) -> None:
+        tensors = self._tensors(proposal)
+        try:
+            tensor_files.write(directory, self.policy.files, tensors)
+        finally:
+            # Ranks that have a part of each give all of them, whatever became of the files.
+            self._exhaust(tensors)
+        self.policy.trained.write_configuration(directory)
+
+    def give(self, proposal: Proposal) -> None:
+        """Takes part in a write of rank 0."""
+        self._exhaust(self._tensors(proposal))
+
+    @override
+    def install(self, proposal: Proposal) -> None:
+        self.take(proposal.parameters)
+        self._moments = proposal.moments
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Sets every trained weight, of which this rank may have a part."""
+        self._kept = None
+        self.policy.load(weights)
+
+    @override
+    def check(self, shapes: Shapes) -> None:
+        self.policy.check(shapes)
+
+    @override
+    def load(self, checkpoint: Path, moments: int | None) -> None:
+        self.take(self.policy.part(tensor_files.weights_of(checkpoint)))
+        self._moments = None
+        if moments is not None:
+            parts = self.policy.part(tensor_files.moments_of(checkpoint))
+            self._moments = read_moments(parts, moments, self.policy.device)
+
+    @override
+    def reset(self) -> None:
+        self._kept = None
+        self.policy.reset()
+        self._moments = None
+
+    def _tensors(self, proposal: Proposal) -> Iterator[Tensor]:
+        """What a checkpoint's files hold, in their order."""
+        held, shapes = proposal.tensors(), self.policy.shapes
+        whole = {**shapes} | {m: s for name, s in shapes.items() for m in moment_names([name])}
+        names = (name for file in self.policy.files for name in file.tensors)
+        return (self.policy.sharding.gather(held[name], whole[name]) for name in names)
+
+    def _exhaust(self, tensors: Iterator[Tensor]) -> None:
+        if self.policy.sharding.size > 1:
+            deque(tensors, maxlen=0)
+
+    def _plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
+        """The rows of a share, under a given cut or under one that fits."""
+        still = gradients.still(data, spec)
+        if cut is not None:
+            return self.planner.cut(data, cut, still)
+        try:
+            return self.planner.plan(data, self.policy.row_tokens, still)
+        except TooLargeError as error:
+            raise too_large(error, data) from error
+
+    def _take_kept(self, forward: str, cut: Cut) -> list[KeptForward]:
+        """The kept forward of that name and cut; its graph serves once, so it is given up."""
+        kept, self._kept = self._kept, None
+        return [kept[2]] if kept is not None and kept[:2] == (forward, cut) else []

@@ -1,0 +1,234 @@
+"""Datums through the policy: log-probs, and gradients added to those already accumulated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.losses import LossSpec, TokenLoss, token_loss
+from espalier.trainer.batch.packing import Row, Rows, pack
+from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.policy.frozen_lm_head import Evaluated
+from espalier.trainer.policy.policy import Policy
+from espalier.trainer.problems import CommandError
+
+# Bounds exp(d) in metrics: a sampler's log-prob may be arbitrarily far off.
+MAX_LOG_RATIO = 80.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row with the datums that its spans index."""
+
+    row: Row
+    data: Sequence[Datum]
+
+    @property
+    def sequences(self) -> list[tuple[int, int]]:
+        """Bounds of the datums' targets."""
+        return [(span.start, span.stop) for span in self.row.spans]
+
+    def by_token(self, values: Callable[[Datum], Sequence[float]], like: Tensor) -> Tensor:
+        """A per-token property of the row's datums, [N]."""
+        flat = [value for span in self.row.spans for value in values(self.data[span.datum])]
+        return torch.tensor(flat, dtype=like.dtype)
+
+
+@dataclass(frozen=True)
+class KeptForward:
+    """A forward with its graph: each row's evaluation can be differentiated once."""
+
+    rows: tuple[tuple[Row, Evaluated], ...]
+
+    def logprobs(self, count: int) -> list[list[float]]:
+        """Log-probs of each of ``count`` datums' output tokens."""
+        result: list[list[float]] = [[] for _ in range(count)]
+        for row, evaluation in self.rows:
+            known = evaluation.logprobs.detach().cpu()
+            for span in row.spans:
+                result[span.datum] = known[span.start : span.stop].tolist()
+        return result
+
+
+def score(policy: Policy, rows: Rows) -> list[list[float]]:
+    """Log-probs of every datum's output tokens, without gradients."""
+    with torch.no_grad():
+        return forward(policy, rows).logprobs(len(rows.data))
+
+
+def forward(policy: Policy, rows: Rows) -> KeptForward:
+    """Everything that ``add_weights`` needs of a forward pass."""
+    everything = (*rows.moving, *rows.still)
+    fillers = _fillers(policy, len(everything))
+    evaluated = tuple((row, policy.evaluate(row)) for row in everything)
+    for row in fillers:
+        policy.evaluate(row)
+    return KeptForward(evaluated)
+
+
+def still(data: Sequence[Datum], spec: LossSpec | None) -> frozenset[int]:
+    """Indices of the datums of groups without any gradient; none for a client's own loss.
+
+    A group stays together, because its samples share their prompt's computation.
+    """
+    if spec is None:
+        return frozenset()
+    moving = {d.family for d in data if not spec.is_still(d.advantages, d.weights)}
+    return frozenset(index for index, d in enumerate(data) if d.family not in moving)
+
+
+def add_loss(policy: Policy, rows: Rows, spec: LossSpec, group_size: int | None) -> Tally:
+    """Adds the gradient of a built-in loss; raises 409 if the loss is not finite."""
+
+    def of_part(part: Part, logprobs: Tensor) -> TokenLoss:
+        return token_loss(
+            spec,
+            logprobs,
+            part.by_token(_sampling, logprobs),
+            part.by_token(lambda datum: datum.advantages, logprobs),
+            part.by_token(lambda datum: datum.weights, logprobs),
+            part.sequences,
+        )
+
+    return _add(
+        policy,
+        _evaluations(policy, rows),
+        of_part,
+        _call(spec.name, group_size, rows.data),
+    )
+
+
+def add_weights(
+    policy: Policy,
+    rows: Rows,
+    weights: Sequence[Sequence[float]],
+    *,
+    given: dict[str, float],
+    group_size: int | None,
+    kept: KeptForward | None = None,
+) -> Tally:
+    """Adds the gradient of a client's loss C from ``weights[d][t] = -dC/dlogprob``.
+
+    ``kept``, the kept forward of the same rows, spares the forward pass and is used up. The
+    rows are the same with and without it, so the sums are too.
+    """
+
+    def of_part(part: Part, logprobs: Tensor) -> TokenLoss:
+        flat = [weight for span in part.row.spans for weight in weights[span.datum]]
+        tensor = torch.tensor(flat, dtype=logprobs.dtype)
+        return TokenLoss(float(-(tensor.double() * logprobs.double()).sum()), -tensor)
+
+    parts = (
+        ((Part(row, rows.data), evaluation) for row, evaluation in kept.rows)
+        if kept is not None
+        else _evaluations(policy, rows)
+    )
+    return _add(policy, parts, of_part, _call("custom", group_size, rows.data, given))
+
+
+def _call(
+    name: str, group_size: int | None, data: Sequence[Datum], given: dict[str, float] | None = None
+) -> Tally:
+    return Tally(
+        loss_name=name,
+        group_size=group_size or 0,
+        datums=len(data),
+        rewards=tuple({datum.trajectory: datum.reward for datum in data}.values()),
+        given=given or {},
+    )
+
+
+def _evaluations(policy: Policy, rows: Rows) -> Iterator[tuple[Part, Evaluated]]:
+    fillers = _fillers(policy, len(rows.moving) + len(rows.still))
+    together = policy.sharding.size > 1
+    for planned, differentiable in ((rows.moving, True), (rows.still, False)):
+        for row in planned:
+            # Of ranks that run a row together one may need its gradient.
+            with torch.set_grad_enabled(differentiable or together):
+                evaluation = policy.evaluate(row)
+            yield Part(row, rows.data), evaluation
+    for row in fillers:
+        yield Part(row, ()), policy.evaluate(row)
+
+
+def _fillers(policy: Policy, count: int) -> list[Row]:
+    """Rows of no consequence, so that this rank runs as many as any that it runs them with.
+
+    Ranks agree on the number before the first row.
+    """
+    missing = policy.sharding.longest(count) - count
+    return pack([Datum((0,), (0,), (), 0.0, 0.0, 0, None)], 1) * missing
+
+
+def _add(
+    policy: Policy,
+    evaluations: Iterable[tuple[Part, Evaluated]],
+    of_part: Callable[[Part, Tensor], TokenLoss],
+    call: Tally,
+) -> Tally:
+    tally = call
+    for part, evaluation in evaluations:
+        logprobs = evaluation.logprobs
+        known = logprobs.detach().cpu()
+        loss = of_part(part, known) if part.data else TokenLoss(0.0, torch.zeros_like(known))
+        failure = _not_finite(part, loss)
+        if policy.sharding.agree(failure, moves=bool(loss.gradient.any())):
+            logprobs.backward(loss.gradient.to(logprobs.device))  # type: ignore[no-untyped-call]
+        if part.data:
+            entropy = float(evaluation.entropy.detach().double().sum())
+            tally = tally + _part_tally(part, known, loss, entropy, call)
+    return tally
+
+
+def _not_finite(part: Part, loss: TokenLoss) -> CommandError | None:
+    if math.isfinite(loss.loss) and bool(loss.gradient.isfinite().all()):
+        return None
+    trajectories = sorted({part.data[span.datum].trajectory for span in part.row.spans})
+    return CommandError(
+        409,
+        "NonFiniteLoss",
+        f"the loss of inputs {trajectories} is not finite",
+        "check output_logprobs and advantages; nothing of this call was accumulated",
+    )
+
+
+def _part_tally(
+    part: Part, logprobs: Tensor, loss: TokenLoss, entropy: float, call: Tally
+) -> Tally:
+    compared = all(part.data[span.datum].sampling_logprobs for span in part.row.spans)
+    difference = logprobs - part.by_token(_sampling, logprobs) if compared else logprobs[:0]
+    difference = difference.double()
+    bounded = difference.clamp(max=MAX_LOG_RATIO)
+    return Tally(
+        loss_name=call.loss_name,
+        group_size=call.group_size,
+        loss=loss.loss,
+        tokens=len(logprobs),
+        unique=len(part.row.tokens),
+        still=int((loss.gradient == 0).sum()),
+        clipped_low=loss.clipped_low,
+        clipped_high=loss.clipped_high,
+        compared=len(difference),
+        assumed=_assumed(part) if compared else 0,
+        difference_max=float(difference.abs().max()) if len(difference) else 0.0,
+        difference_sum=float(difference.abs().sum()),
+        signed_sum=float(difference.sum()),
+        ratio_sum=float(bounded.exp().sum()),
+        ratio_max=float(bounded.exp().max()) if len(difference) else 0.0,
+        divergence_sum=float((bounded.expm1() - bounded).sum()),
+        entropy_sum=entropy,
+    )
+
+
+def _assumed(part: Part) -> int:
+    return sum(s.stop - s.start for s in part.row.spans if part.data[s.datum].assumed)
+
+
+def _sampling(datum: Datum) -> Sequence[float]:
+    """The sampler's log-probs; zeros for a datum that came without."""
+    return datum.sampling_logprobs or (0.0,) * len(datum.output)

@@ -1,0 +1,1 @@
+"""The engine: every command is applied exactly once, also after a crash."""

@@ -1,0 +1,236 @@
+"""What is in a checkpoint: weights as others load them, Adam's state, and how it came about."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from espalier.api.trainablemodel import Adapter
+from espalier.api.wire import Commit
+from espalier.core.names import MAIN, checkpoint_name
+from espalier.trainer.compute.adamw import Proposal, fresh_moments
+from espalier.trainer.compute.compute import Compute
+from espalier.trainer.problems import CommandError
+from espalier.trainer.volume import tensor_files
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored
+from espalier.trainer.volume.command_log import Key
+from espalier.trainer.volume.peft_adapter import CONFIG
+from espalier.trainer.volume.shapes import State, shapes_of
+
+STATE_FILE = "state.json"
+# The manifest's word for what was trained; adapters written before there was another lack it.
+ADAPTER_TYPE = "adapter_type"
+
+
+@dataclass(frozen=True)
+class Position:
+    """The checkpoint that training stands on; empty names are the base itself."""
+
+    digest: str = ""
+    name: str = ""
+    step: int = 0
+
+
+class StepState(BaseModel):
+    """state.json: where the step stands in the tree and what made it. No clock, so that the same
+    step written twice has the same digest."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str
+    run: str
+    step: int
+    run_step: int
+    branch: str
+    epoch: int
+    parent: str
+    parent_name: str
+    learning_rate: float
+    group_size: int
+    loss: str
+    metrics: dict[str, float]
+    measured: dict[str, dict[str, float]] = Field(default_factory=dict)
+    cursor: dict[str, Any]
+    optimizer_steps: int
+
+    @property
+    def name(self) -> str:
+        """The name of its Checkpoint."""
+        return checkpoint_name(self.model, self.branch, self.step)
+
+
+@dataclass(frozen=True)
+class Content:
+    """A verified checkpoint."""
+
+    stored: Stored
+    state: StepState
+
+
+def write(
+    store: CheckpointStore,
+    compute: Compute,
+    proposal: Proposal,
+    state: StepState,
+    *,
+    base: str,
+    key: Key,
+    rollouts: list[dict[str, Any]],
+) -> tuple[Stored, bool]:
+    """Commits a checkpoint; False if the very same one was there. Raises VolumeFull (507)."""
+    with store.staging("checkpoint") as staged:
+        compute.write(proposal, staged)
+        (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
+        row = {"step": state.step, "run_step": state.run_step, **state.metrics}
+        (staged / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        lines = [json.dumps(rollout) + "\n" for rollout in rollouts]
+        (staged / "rollouts.jsonl").write_text("".join(lines))
+        metadata = _metadata(state, key, base=base, adapter=compute.adapter)
+        return store.commit("checkpoint", staged, metadata)
+
+
+def write_imported(
+    store: CheckpointStore, parameters: State, adapter: Adapter, *, model: str, base: str
+) -> Stored:
+    """Commits an adapter from outside as the model's step 0, with Adam before its first step.
+
+    The same adapter again gives the same digest. Raises VolumeFull (507).
+    """
+    state = StepState(
+        model=model,
+        run="",
+        step=0,
+        run_step=0,
+        branch=MAIN,
+        epoch=0,
+        parent="",
+        parent_name="",
+        learning_rate=0.0,
+        group_size=1,
+        loss="",
+        metrics={},
+        cursor={},
+        optimizer_steps=0,
+    )
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "base_model_name_or_path": "base",
+        "inference_mode": True,
+        "target_modules": sorted(
+            {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in parameters}
+        ),
+    }
+    with store.staging("checkpoint") as staged:
+        held = parameters | fresh_moments(parameters).tensors()
+        layout = tensor_files.lora_files(shapes_of(parameters))
+        tensor_files.write(staged, layout, (held[name] for file in layout for name in file.tensors))
+        (staged / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
+        (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
+        metadata = _metadata(state, Key("import", 0), base=base, adapter=adapter)
+        return store.commit("checkpoint", staged, metadata)[0]
+
+
+def read(store: CheckpointStore, digest: str, base: str, adapter: Adapter) -> Content:
+    """A verified checkpoint; 409 if it is damaged, of another base or of another adapter."""
+    try:
+        stored = store.verify("checkpoint", digest)
+    except DigestError as error:
+        raise CommandError(
+            409,
+            "CheckpointUnreadable",
+            str(error),
+            "point the head at another checkpoint, or restore the volume",
+        ) from error
+    if stored.manifest["base"] != base:
+        raise CommandError(
+            409,
+            "BaseMismatch",
+            f"checkpoint {digest} was trained on base {stored.manifest['base']}, not {base}",
+            "fork the model from a checkpoint of the same base",
+        )
+    kind = adapter_type(stored)
+    if kind != adapter.type:
+        raise CommandError(
+            409,
+            "AdapterMismatch",
+            f"checkpoint {digest} was trained with spec.adapter.type {kind}, not {adapter.type}",
+            f"fork with a model of type {kind}, or export the checkpoint (espalier checkpoint "
+            "export --merged) and make a base of it",
+        )
+    _same_scale(stored, adapter)
+    state = StepState.model_validate_json((stored.path / STATE_FILE).read_text())
+    return Content(stored, state)
+
+
+def _same_scale(stored: Stored, adapter: Adapter) -> None:
+    """409 for a LoRA of another rank or alpha: an earlier model of the same name may have had them.
+
+    The weights of another rank do not fit; under another alpha they would mean something else.
+    """
+    for field, key, mine in (
+        ("rank", "lora_rank", adapter.lora_rank),
+        ("alpha", "lora_alpha", adapter.alpha if adapter.lora_rank else 0),
+    ):
+        theirs = stored.manifest.get(key, mine)
+        if theirs != mine:
+            raise CommandError(
+                409,
+                "AdapterMismatch",
+                f"checkpoint {stored.digest} was trained with spec.adapter.{field} {theirs}, and "
+                f"this model has {mine}",
+                f"create the model with spec.adapter.{field} {theirs} or under another name, or "
+                "delete the checkpoints of the earlier model of its name",
+            )
+
+
+def adapter_type(stored: Stored) -> str:
+    """LoRA or Full."""
+    return str(stored.manifest.get(ADAPTER_TYPE, "LoRA"))
+
+
+def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Commit:
+    """The commit that the operator turns into a Checkpoint."""
+    return Commit(
+        index=index,
+        name=state.name,
+        model=state.model,
+        run=state.run,
+        step=state.step,
+        run_step=state.run_step,
+        branch=state.branch,
+        epoch=state.epoch,
+        parent=state.parent,
+        parent_name=state.parent_name,
+        digest=stored.digest,
+        size_bytes=stored.size_bytes,
+        lora_rank=int(stored.manifest["lora_rank"]),
+        learning_rate=state.learning_rate,
+        group_size=state.group_size,
+        loss=state.loss,
+        metrics=state.metrics,
+        measured=state.measured,
+        created=created,
+    )
+
+
+def _metadata(state: StepState, key: Key, *, base: str, adapter: Adapter) -> dict[str, Any]:
+    """What the manifest says of a checkpoint besides its files."""
+    return {
+        **state.model_dump(include={"model", "run", "step", "run_step", "branch", "epoch"}),
+        "base": base,
+        "parent": state.parent,
+        "parent_name": state.parent_name,
+        "session": key.session,
+        "seq": key.seq,
+        ADAPTER_TYPE: adapter.type,
+        "lora_rank": adapter.lora_rank,
+        "lora_alpha": adapter.alpha if adapter.lora_rank else 0,
+    }

@@ -1,0 +1,104 @@
+"""Whether a client's command says what its run in Git gives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from espalier.api.wire import (
+    BackwardRequest,
+    ForwardBackwardRequest,
+    ForwardRequest,
+    OptimStepRequest,
+    Terms,
+    TrajectoryPayload,
+    Wire,
+)
+from espalier.trainer.batch.losses import LossSpec, loss_spec
+from espalier.trainer.problems import CommandError
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A field of the run's spec: what it gives, and what the command says instead."""
+
+    field: str
+    given: object
+    said: object
+
+
+def check(terms: Terms, request: Wire) -> None:
+    """Raises 409 with both values for the first thing that differs from the run's spec."""
+    for value in _compared(terms, request):
+        if value.given is not None and value.given != value.said:
+            raise CommandError(
+                409,
+                "RunSaysOtherwise",
+                f"spec.{value.field} of TrainingRun {terms.run} is {value.given}, and the command "
+                f"says {value.said}; nothing was applied",
+                f"send {value.given}, edit spec.{value.field}, or take it out of the spec: what a "
+                "run with driver Client leaves out its client decides",
+            )
+
+
+def _compared(terms: Terms, request: Wire) -> Iterator[_Value]:
+    if isinstance(request, ForwardRequest):
+        yield from _batch(terms, request)
+    if isinstance(request, ForwardBackwardRequest):
+        if terms.loss_fn is not None:
+            wanted = loss_spec(terms.loss_fn, terms.loss_fn_config)
+            said = loss_spec(request.loss_fn, request.loss_fn_config)
+            yield _Value("loss", _shown(wanted), _shown(said))
+        yield _Value("advantage.scale", terms.advantage_scale, request.advantage_scale)
+        if terms.advantage_source is not None:
+            yield from _advantages(terms, request)
+    if isinstance(request, BackwardRequest):
+        yield _Value("loss", terms.loss_fn, "a loss of its own")
+        yield _Value("advantage.source", terms.advantage_source, "a loss of its own")
+    if isinstance(request, OptimStepRequest):
+        yield _Value("learningRate", terms.learning_rate, request.learning_rate)
+        if (optimizer := terms.optimizer) is not None:
+            yield _Value("optimizer.beta1", optimizer.beta1, request.beta1)
+            yield _Value("optimizer.beta2", optimizer.beta2, request.beta2)
+            yield _Value("optimizer.epsilon", optimizer.eps, request.eps)
+            yield _Value("optimizer.weightDecay", optimizer.weight_decay, request.weight_decay)
+            clip = "optimizer.gradientClipNorm"
+            yield _Value(clip, optimizer.grad_clip_norm, request.grad_clip_norm)
+
+
+def _batch(terms: Terms, request: ForwardRequest) -> Iterator[_Value]:
+    inputs = [item for item in request.inputs if isinstance(item, TrajectoryPayload)]
+    for temperature in sorted(_temperatures(request, inputs)):
+        yield _Value("sampling.temperature", terms.temperature, temperature)
+    for size in sorted(_group_sizes(request, inputs)):
+        yield _Value("groupSize", terms.group_size, size)
+    longest = max((len(s.output_token_ids) for i in inputs for s in i.samples), default=0)
+    if terms.max_tokens is not None and longest > terms.max_tokens:
+        yield _Value("sampling.maxTokens", terms.max_tokens, f"an answer of {longest} tokens")
+
+
+def _temperatures(request: ForwardRequest, inputs: list[TrajectoryPayload]) -> set[float]:
+    """At which the samples are trained: their own, the request's, or 1 where nobody names one."""
+    asked = 1.0 if request.temperature is None else request.temperature
+    own = [sample.temperature for item in inputs for sample in item.samples]
+    return {asked if temperature is None else temperature for temperature in own}
+
+
+def _group_sizes(request: ForwardRequest, inputs: list[TrajectoryPayload]) -> set[int]:
+    named = Counter(item.group_id for item in inputs if item.group_id is not None)
+    return set(named.values()) or {request.group_size or len(inputs)}
+
+
+def _advantages(terms: Terms, request: ForwardBackwardRequest) -> Iterator[_Value]:
+    for item in request.inputs:
+        if isinstance(item, TrajectoryPayload):
+            own = item.advantage is not None or any(s.advantages is not None for s in item.samples)
+            said = "Precomputed" if own else "Estimated"
+            yield _Value("advantage.source", terms.advantage_source, said)
+
+
+def _shown(spec: LossSpec) -> str:
+    """A loss with its settings, defaults filled in."""
+    settings = ", ".join(f"{name} {value:g}" for name, value in sorted(spec.config.items()))
+    return f"{spec.name} ({settings})" if settings else spec.name

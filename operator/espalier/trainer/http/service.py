@@ -1,0 +1,316 @@
+"""The trainer's HTTP routes: who may call, what is well-formed, and one queue to the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from aiohttp import hdrs, web
+
+from espalier import identity
+from espalier.api.wire import (
+    IDEMPOTENCY_KEY,
+    Assignment,
+    BackwardRequest,
+    ForwardBackwardRequest,
+    ForwardRequest,
+    LossList,
+    OptimStepRequest,
+    Problem,
+    Usage,
+    Wire,
+)
+from espalier.trainer.batch.losses import DEFAULTS
+from espalier.trainer.engine import measurements, unkeyed
+from espalier.trainer.engine.commands import Answer, Command, Empty, Sent
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.unkeyed import Unkeyed
+from espalier.trainer.http import trace_routes
+from espalier.trainer.http.feed import CommitFeed, Snapshot
+from espalier.trainer.http.idle_time import Calls
+from espalier.trainer.http.requests import client_of, epoch_of, key_of, number, parse, terms_of
+from espalier.trainer.http.watchdog import Watchdog
+from espalier.trainer.problems import CommandError
+from espalier.trainer.settings import MAX_BODY_BYTES, STUCK_SECONDS
+from espalier.trainer.volume.command_log import Kind
+from espalier.trainer.volume.trace_store import Traces
+
+logger = logging.getLogger(__name__)
+
+DIGEST = "Espalier-Checkpoint-Digest"
+MAX_WAIT_SECONDS = 30.0
+# An answer's delivery is reported after it, and the client's next command may overtake the report.
+DELIVERY_SECONDS = 2.0
+# A connection without a whole request head for so long is closed, new or idle.
+HEAD_SECONDS = 75.0
+# How the service is to be served: nothing is inflated, not even what a client only announces.
+SERVER: dict[str, Any] = {"auto_decompress": False, "keepalive_timeout": HEAD_SECONDS}
+OPEN_ROUTES = ("/healthz", "/readyz")
+OPERATOR_ROUTES = ("/assign", "/commits", "/usage")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
+_CALLER = web.RequestKey("caller", identity.Caller)
+
+
+class Service:
+    """Routes over an engine that may still be loading. The engine works on one thread."""
+
+    def __init__(
+        self,
+        keys: identity.PublicKeys,
+        audience: str,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        self._keys = keys
+        self._max_body_bytes = max_body_bytes
+        self._audience = audience
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._engine: Engine | None = None
+        self._watchdog = watchdog or Watchdog(STUCK_SECONDS)
+        self._traces: Traces | None = None
+        self._delivered = asyncio.Event()
+        self._calls = Calls()
+        self.feed = CommitFeed(asyncio.get_running_loop())
+
+    async def start(self, make: Callable[[Callable[[Engine], None]], Engine]) -> None:
+        """Makes the engine on its thread; until then train routes answer 503 Loading."""
+        loop = asyncio.get_running_loop()
+        engine = await loop.run_in_executor(self._worker, make, self._published)
+        self._traces = engine.traces
+        self._engine = engine
+        # Nobody could call it while it was loading.
+        self._calls.touch()
+
+    def app(self) -> web.Application:
+        """The routes of the architecture page."""
+        app = web.Application(
+            middlewares=[self._answer_problems, self._authenticate],
+            client_max_size=self._max_body_bytes,
+        )
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_post("/assign", self._assign)
+        app.router.add_get("/commits", self._commits)
+        app.router.add_get("/usage", self._usage)
+        app.router.add_get("/train/losses", self._losses)
+        app.router.add_get("/train/state", self._state)
+        app.router.add_post("/train/delivered", self._deliver)
+        trace_routes.add_to(app.router, self._kept, self._body)
+        kinds: dict[Kind, type[Wire]] = {
+            "forward-backward": ForwardBackwardRequest,
+            "forward": ForwardRequest,
+            "backward": BackwardRequest,
+            "zero-grad": Empty,
+            "optim-step": OptimStepRequest,
+        }
+        for kind, body in kinds.items():
+            app.router.add_post(f"/train/{kind}", self._command(kind, body))
+        return app
+
+    def _published(self, engine: Engine) -> None:
+        state = engine.state() if engine.assigned is not None else None
+        warnings = engine.compute.warnings
+        self.feed.publish(Snapshot(state, tuple(engine.commits), engine.problem, warnings))
+
+    def _ready_engine(self) -> Engine:
+        if self._engine is None:
+            raise CommandError(
+                503, "Loading", "the trainer is loading the base model", "wait for /readyz"
+            )
+        return self._engine
+
+    @web.middleware
+    async def _answer_problems(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except CommandError as error:
+            return _problem(error.status, error.problem)
+        except web.HTTPRequestEntityTooLarge:
+            return _problem(413, self._too_large(request))
+        except web.HTTPException as error:
+            return _problem(
+                error.status, Problem(reason=error.reason.replace(" ", ""), detail=request.path)
+            )
+        except Exception as error:
+            logger.exception("%s %s failed", request.method, request.path)
+            return _problem(
+                500,
+                Problem(
+                    reason="Internal",
+                    detail=f"{type(error).__name__}: {error}; nothing was applied",
+                    remedy="see the trainer's log",
+                ),
+            )
+
+    def _too_large(self, request: web.Request) -> Problem:
+        return Problem(
+            reason="BodyTooLarge",
+            detail=f"body: {request.content_length or 'more'} bytes exceed the limit of "
+            f"{self._max_body_bytes}; nothing was applied",
+            remedy="send the batch as several calls of whole groups, whose gradients add exactly, "
+            "or raise ESPALIER_MAX_BODY_BYTES of the trainer",
+        )
+
+    async def _body(self, request: web.Request) -> bytes:
+        """The body as it was sent; 413 before any of it is read where its length is announced."""
+        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
+        if encoding.lower() != "identity":
+            raise CommandError(
+                415,
+                "ContentEncodingNotTaken",
+                f"Content-Encoding {encoding[:32]!r} is not taken: no body is inflated here",
+                "send the body as it is, without Content-Encoding",
+            )
+        if (request.content_length or 0) > self._max_body_bytes:
+            raise web.HTTPRequestEntityTooLarge(self._max_body_bytes, request.content_length or 0)
+        return await request.read()
+
+    @web.middleware
+    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in OPEN_ROUTES:
+            return await handler(request)
+        try:
+            caller = identity.verify(
+                self._keys, request.headers.get("Authorization"), self._audience
+            )
+        except identity.IdentityError as error:
+            raise CommandError(401, "Unauthenticated", str(error), "go through the gateway") from (
+                error
+            )
+        if request.path in OPERATOR_ROUTES and caller.subject != "operator":
+            raise CommandError(
+                403,
+                "Forbidden",
+                f"{request.path} is for the operator",
+                "edit the resources instead",
+            )
+        request[_CALLER] = caller
+        if caller.subject == "operator":
+            return await handler(request)
+        with self._calls.one():
+            return await handler(request)
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        """503 once a command is stuck, so that the kubelet starts the trainer anew."""
+        stuck = self._watchdog.stuck()
+        return _problem(503, stuck) if stuck else web.Response(text="ok")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        self._ready_engine()
+        snapshot = self.feed.snapshot
+        said = [snapshot.problem] if snapshot.problem else []
+        # Still ready: only a command that is sent again can show that a fault is over.
+        lines = [f"{p.reason}: {p.detail}. {p.remedy}" for p in (*said, *snapshot.warnings)]
+        return web.Response(text="\n".join(("ok", *lines)))
+
+    async def _losses(self, _request: web.Request) -> web.Response:
+        return _json(LossList(losses=list(DEFAULTS)))
+
+    async def _state(self, _request: web.Request) -> web.Response:
+        engine = self._ready_engine()
+        state = self.feed.snapshot.state
+        if state is None:
+            engine.assignment()
+            raise CommandError(503, "Loading", "the first assignment is being applied")
+        return _json(state)
+
+    async def _assign(self, request: web.Request) -> web.Response:
+        wanted = parse(Assignment, await self._body(request))
+        engine = self._ready_engine()
+        return _json(await self._on_engine("assign", lambda: engine.assign(wanted)))
+
+    async def _commits(self, request: web.Request) -> web.Response:
+        self._ready_engine()
+        after = number(request, "after", 0, whole=True)
+        wait = min(number(request, "wait", 0), MAX_WAIT_SECONDS)
+        return _json(await self.feed.page(int(after), wait))
+
+    async def _usage(self, _request: web.Request) -> web.Response:
+        return _json(Usage(quiet_seconds=self._calls.quiet_seconds))
+
+    def _command(self, kind: Kind, body: type[Wire]) -> Handler:
+        async def handle(request: web.Request) -> web.Response:
+            engine = self._ready_engine()
+            content = await self._body(request)
+            parsed: Wire = await asyncio.to_thread(parse, body, content or b"{}")
+            measurements.check(parsed, engine.model)
+            if isinstance(parsed, ForwardRequest):
+                parsed = await asyncio.to_thread(self._kept().resolve, parsed)
+            client = client_of(request)
+            sent = Sent(kind, parsed, _epoch(request), terms_of(request))
+            if IDEMPOTENCY_KEY not in request.headers and client:
+                return await self._unkeyed(engine, Unkeyed(client, sent))
+            command = Command(key_of(request), sent)
+            return _answer(await self._on_engine(kind, lambda: engine.execute(command)))
+
+        return handle
+
+    async def _on_engine(self, what: str, work: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, self._watchdog.run, what, work)
+
+    async def _unkeyed(self, engine: Engine, command: Unkeyed) -> web.Response:
+        """Waits for word of the last answer's delivery only where the command could be a resend."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + DELIVERY_SECONDS
+        while True:
+            word = self._delivered
+            waited = loop.time() >= deadline
+            done = await self._on_engine(
+                command.sent.kind, partial(unkeyed.execute, engine, command, waited=waited)
+            )
+            if done is not None:
+                key, answer = done
+                response = _answer(answer)
+                response.headers[IDEMPOTENCY_KEY] = f"{key.session}/{key.seq}"
+                return response
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await word.wait()
+
+    def _kept(self) -> Traces:
+        self._ready_engine()
+        assert self._traces is not None
+        return self._traces
+
+    async def _deliver(self, request: web.Request) -> web.Response:
+        engine = self._ready_engine()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._worker, engine.log.mark_delivered, key_of(request))
+        # Each word has its own event, so that who waits later waits for the next one.
+        self._delivered.set()
+        self._delivered = asyncio.Event()
+        return web.Response(status=204)
+
+
+def _answer(answer: Answer) -> web.Response:
+    headers = {DIGEST: answer.digest} if answer.digest else {}
+    return web.Response(
+        status=answer.status, text=answer.body, content_type="application/json", headers=headers
+    )
+
+
+def _json(body: Wire) -> web.Response:
+    return web.Response(text=body.model_dump_json(), content_type="application/json")
+
+
+def _problem(status: int, problem: Problem) -> web.Response:
+    headers = {"Retry-After": "2"} if status in (503, 507) else {}
+    return web.Response(
+        status=status,
+        text=problem.model_dump_json(),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+def _epoch(request: web.Request) -> int | None:
+    named = epoch_of(request)
+    return (request[_CALLER].epoch or None) if named is None else named

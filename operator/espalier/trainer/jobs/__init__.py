@@ -1,0 +1,1 @@
+"""Entry points of Jobs beside the trainer: import, export, collection, adoption."""

@@ -1,0 +1,33 @@
+"""What of a causal LM is trained: the seam between an adapter and the whole model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from espalier.trainer.volume.shapes import Shapes
+from espalier.trainer.volume.tensor_files import TensorFile
+
+
+class Trained(ABC):
+    """``causal_lm`` is what runs, ``parameters`` what is trained, by name in a checkpoint."""
+
+    causal_lm: Any
+    parameters: dict[str, nn.Parameter]
+
+    @property
+    @abstractmethod
+    def initial(self) -> Mapping[str, Tensor]:
+        """The parameters before the first step."""
+
+    @abstractmethod
+    def files(self, shapes: Shapes) -> list[TensorFile]:
+        """The files of a checkpoint of parameters with these shapes, and of their moments."""
+
+    @abstractmethod
+    def write_configuration(self, directory: Path) -> None:
+        """What others need beside the weights in order to load a checkpoint."""

@@ -1,0 +1,1 @@
+"""Files on the model's volume: bases, checkpoints, the command log, traces."""

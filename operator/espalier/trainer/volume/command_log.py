@@ -1,0 +1,304 @@
+"""The command log: what was applied, in which order, with which answer. One writer.
+
+A command is written before it runs and finished after it; only a finished one was acknowledged.
+Gradients are not kept on disk: they are the sum of the finished commands marked pending, whose
+bodies are kept until an optimizer step, a zero-grad or a new assignment settles them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from espalier.api.wire import Assignment, Commit
+from espalier.trainer.volume.checkpoint_store import make_directory, volume_written, write_file
+from espalier.trainer.volume.lock import only_writer
+
+Kind = Literal["forward-backward", "forward", "backward", "zero-grad", "optim-step"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS commands (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    session TEXT NOT NULL, seq INTEGER NOT NULL,
+    kind TEXT NOT NULL, digest TEXT NOT NULL,
+    status INTEGER, answer TEXT, checkpoint TEXT NOT NULL DEFAULT '',
+    pending INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 1,
+    cuts TEXT NOT NULL DEFAULT '',
+    UNIQUE (session, seq));
+CREATE TABLE IF NOT EXISTS commits (
+    number INTEGER PRIMARY KEY, run TEXT NOT NULL, commit_json TEXT NOT NULL,
+    cursor_json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS assignment (
+    only INTEGER PRIMARY KEY CHECK (only = 1), assignment_json TEXT NOT NULL,
+    since INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS deliveries (session TEXT PRIMARY KEY, seq INTEGER NOT NULL);
+"""
+LOG_FILE = "log.sqlite"
+_COLUMNS = "number, session, seq, kind, digest, status, answer, checkpoint, cuts"
+
+
+@dataclass(frozen=True)
+class Key:
+    """An idempotency key: a client's session and the command's number in it."""
+
+    session: str
+    seq: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """A command as logged; ``status`` is None until it is finished.
+
+    ``cuts`` is how its batch was cut into rows, as JSON: a replay that cuts it alike adds up alike.
+    """
+
+    number: int
+    key: Key
+    kind: str
+    digest: str
+    status: int | None
+    answer: str
+    checkpoint: str
+    cuts: str
+
+    def is_for(self, kind: Kind, body: bytes) -> bool:
+        """Whether it is the same command as one of this kind and body."""
+        return (self.kind, self.digest) == (kind, hashlib.sha256(body).hexdigest())
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """The assignment in force; commits numbered above ``since`` were made under its epoch."""
+
+    assignment: Assignment
+    since: int
+
+
+class CommandLog:
+    """SQLite plus a file per body. Every method is one durable transaction."""
+
+    def __init__(self, directory: Path, lock_seconds: float = 30.0) -> None:
+        self._lock = only_writer(directory / "lock", lock_seconds)
+        self._bodies = directory / "bodies"
+        make_directory(self._bodies)
+        self._db = sqlite3.connect(
+            directory / LOG_FILE, isolation_level=None, check_same_thread=False
+        )
+        # A rollback journal works on network volumes, where a write-ahead log does not.
+        self._db.execute("PRAGMA journal_mode = TRUNCATE")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+        self._add_missing_column()
+
+    def close(self) -> None:
+        """Lets another process open the log."""
+        self._db.close()
+        self._lock.close()
+
+    def find(self, key: Key) -> Record | None:
+        """The command of a key."""
+        rows = self._records("session = ? AND seq = ?", key.session, key.seq)
+        return rows[0] if rows else None
+
+    def latest(self, session: str) -> int | None:
+        """The highest number that a session has an applied command under."""
+        rows = self._rows(
+            "SELECT MAX(seq) FROM commands WHERE session = ? AND status IS NOT NULL", session
+        )
+        return rows[0][0] if rows[0][0] is None else int(rows[0][0])
+
+    def since_last_step_but_one(self, session: str) -> list[Record]:
+        """The session's finished commands after its last optimizer step but one, oldest first."""
+        return self._records(
+            "session = ? AND status IS NOT NULL AND number > COALESCE((SELECT number FROM commands "
+            "WHERE session = ? AND kind = 'optim-step' AND status = 200 "
+            "ORDER BY number DESC LIMIT 1 OFFSET 1), 0)",
+            session,
+            session,
+        )
+
+    def delivered(self, session: str) -> int:
+        """The highest number whose answer is known to have reached the session; -1 if none."""
+        rows = self._rows("SELECT seq FROM deliveries WHERE session = ?", session)
+        return int(rows[0][0]) if rows else -1
+
+    def mark_delivered(self, key: Key) -> None:
+        """Logs that a command's answer has reached its session."""
+        if key.seq > self.delivered(key.session):
+            with volume_written(self._bodies), self._transaction():
+                self._db.execute(
+                    "INSERT OR REPLACE INTO deliveries VALUES (?, ?)", (key.session, key.seq)
+                )
+
+    def begin(self, key: Key, kind: Kind, body: bytes) -> Record:
+        """Logs a command that is about to run; replaces an unfinished one of the same key."""
+        digest = hashlib.sha256(body).hexdigest()
+        with volume_written(self._bodies):
+            with self._transaction():
+                stale = self._rows(
+                    "SELECT number FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
+                    key.session,
+                    key.seq,
+                )
+                self._db.execute(
+                    "DELETE FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
+                    (key.session, key.seq),
+                )
+                cursor = self._db.execute(
+                    "INSERT INTO commands (session, seq, kind, digest) VALUES (?, ?, ?, ?)",
+                    (key.session, key.seq, kind, digest),
+                )
+            number = int(cursor.lastrowid or 0)
+            for (old,) in stale:
+                self._body(old).unlink(missing_ok=True)
+            write_file(self._body(number), body)
+        return Record(number, key, kind, digest, None, "", "", "")
+
+    def abandon(self, record: Record) -> None:
+        """Forgets a command that had no effect, so that its key can be sent again.
+
+        On a full or read-only volume the row stays: the next ``begin`` of the key or the next
+        start removes it. A finished command is never forgotten.
+        """
+        with suppress(sqlite3.OperationalError, OSError):
+            gone = self._db.execute(
+                "DELETE FROM commands WHERE number = ? AND status IS NULL", (record.number,)
+            )
+            if gone.rowcount:
+                self._body(record.number).unlink(missing_ok=True)
+
+    def finish(self, record: Record, status: int, answer: str) -> None:
+        """Logs a command's answer."""
+        with volume_written(self._bodies), self._transaction():
+            self._finish(record, status, answer, "")
+
+    def accumulate(self, record: Record, answer: str, cuts: str) -> None:
+        """Logs a command whose gradients wait for an optimizer step, and how it was cut."""
+        with volume_written(self._bodies), self._transaction():
+            self._finish(record, 200, answer, "")
+            self._db.execute(
+                "UPDATE commands SET pending = 1, cuts = ? WHERE number = ?", (cuts, record.number)
+            )
+
+    def settle(self, record: Record, status: int, answer: str) -> None:
+        """Logs an answer together with the end of all pending gradients."""
+        with volume_written(self._bodies), self._transaction():
+            self._finish(record, status, answer, "")
+            self._end_pending()
+        self._drop_bodies()
+
+    def commit(self, record: Record, answer: str, commit: Commit, cursor: str) -> None:
+        """Logs an optimizer step: its answer, its commit, and the end of pending gradients."""
+        with volume_written(self._bodies), self._transaction():
+            self._finish(record, 200, answer, commit.digest)
+            self._end_pending()
+            self._db.execute(
+                "INSERT INTO commits (number, run, commit_json, cursor_json) VALUES (?, ?, ?, ?)",
+                (commit.index, commit.run, commit.model_dump_json(), cursor),
+            )
+        self._drop_bodies()
+
+    def assign(self, assignment: Assignment, *, since: int, rebased: bool) -> None:
+        """Logs an assignment; a re-base also ends pending gradients."""
+        with volume_written(self._bodies), self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO assignment VALUES (1, ?, ?)",
+                (assignment.model_dump_json(), since),
+            )
+            if rebased:
+                self._end_pending()
+        if rebased:
+            self._drop_bodies()
+
+    def assigned(self) -> Assigned | None:
+        """The assignment in force."""
+        rows = self._rows("SELECT assignment_json, since FROM assignment")
+        if not rows:
+            return None
+        return Assigned(Assignment.model_validate_json(rows[0][0]), int(rows[0][1]))
+
+    def commits(self) -> list[Commit]:
+        """Every commit of the model, oldest first."""
+        rows = self._rows("SELECT commit_json FROM commits ORDER BY number")
+        return [Commit.model_validate_json(row[0]) for row in rows]
+
+    def cursor(self, run: str) -> str:
+        """The cursor that came with the run's last commit, as JSON."""
+        rows = self._rows(
+            "SELECT cursor_json FROM commits WHERE run = ? ORDER BY number DESC LIMIT 1", run
+        )
+        return str(rows[0][0]) if rows else "{}"
+
+    def pending(self) -> list[Record]:
+        """The commands whose gradients wait, in the order they were applied."""
+        return self._records("pending = 1")
+
+    def unfinished(self) -> list[Record]:
+        """Commands that were begun and never finished."""
+        return self._records("status IS NULL")
+
+    def forwards(self, latest: int) -> list[Record]:
+        """The latest forwards under the present weights and assignment."""
+        held = self._records("kind = 'forward' AND status = 200 AND held = 1")
+        return held[-latest:]
+
+    def body(self, record: Record) -> bytes:
+        """The request of a command that is pending or held."""
+        return self._body(record.number).read_bytes()
+
+    def _finish(self, record: Record, status: int, answer: str, checkpoint: str) -> None:
+        self._db.execute(
+            "UPDATE commands SET status = ?, answer = ?, checkpoint = ? WHERE number = ?",
+            (status, answer, checkpoint, record.number),
+        )
+
+    def _add_missing_column(self) -> None:
+        """A log that was begun before cuts were kept goes on; its pending batches are cut anew."""
+        if "cuts" not in {row[1] for row in self._rows("PRAGMA table_info(commands)")}:
+            self._db.execute("ALTER TABLE commands ADD COLUMN cuts TEXT NOT NULL DEFAULT ''")
+
+    def _end_pending(self) -> None:
+        self._db.execute("UPDATE commands SET pending = 0 WHERE pending = 1")
+        self._db.execute("UPDATE commands SET held = 0 WHERE held = 1 AND status IS NOT NULL")
+
+    def _drop_bodies(self) -> None:
+        """Removes bodies that nothing needs; what fails or crashes here is left until the next.
+
+        The transaction before it is durable, so an error of the volume must not undo the command.
+        """
+        rows = self._rows("SELECT number FROM commands WHERE status IS NULL")
+        needed = {self._body(row[0]) for row in rows}
+        with suppress(OSError):
+            for path in self._bodies.iterdir():
+                if path not in needed:
+                    path.unlink(missing_ok=True)
+
+    def _records(self, condition: str, *values: Any) -> list[Record]:
+        rows = self._rows(
+            f"SELECT {_COLUMNS} FROM commands WHERE {condition} ORDER BY number", *values
+        )
+        return [
+            Record(r[0], Key(r[1], r[2]), r[3], r[4], r[5], r[6] or "", r[7], r[8]) for r in rows
+        ]
+
+    def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._db.execute(statement, values).fetchall()
+
+    def _body(self, number: int) -> Path:
+        return self._bodies / f"{number:09d}.json"
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise

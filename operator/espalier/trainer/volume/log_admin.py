@@ -1,0 +1,42 @@
+"""What others than its trainer do with a model's command log: read where it stands, remove it."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from espalier.api.wire import Assignment, Commit
+from espalier.trainer.volume.command_log import LOG_FILE
+from espalier.trainer.volume.lock import LogBusyError, only_writer
+
+
+def resumes_from(directory: Path) -> frozenset[str]:
+    """The digests that a trainer looks for when it starts: where it was put, and how far it got.
+
+    Reads beside a trainer that may have the log open.
+    """
+    path = directory / LOG_FILE
+    if not path.is_file():
+        return frozenset()
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        assigned = connection.execute("SELECT assignment_json FROM assignment").fetchall()
+        last = connection.execute(
+            "SELECT commit_json FROM commits ORDER BY number DESC LIMIT 1"
+        ).fetchall()
+    found = {Assignment.model_validate_json(row[0]).base for row in assigned}
+    return frozenset(found | {Commit.model_validate_json(row[0]).digest for row in last})
+
+
+def forget(directory: Path) -> bool:
+    """Removes a model's log with its bodies; False while a trainer has it open."""
+    if not directory.is_dir():
+        return True
+    try:
+        held = only_writer(directory / "lock", 0.0)
+    except LogBusyError:
+        return False
+    with held:
+        shutil.rmtree(directory, ignore_errors=True)
+    return True

@@ -1,0 +1,81 @@
+"""What reconcilers observe of a model's Checkpoints, in whatever order they came to be known."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from bench.operator.scale import SPEC, checkpoint
+
+from espalier.controllers.observed.lister import Snapshot
+from espalier.controllers.observed.parsing import UnreadableError
+from espalier.kube.cache import Cache
+from espalier.kube.objects import Body, Key
+
+NAMESPACE, MODEL, STEPS = "team", "tiny", 4
+NAMES = [f"{MODEL}-{step:06d}" for step in range(1, STEPS + 1)]
+
+
+def bodies() -> list[Body]:
+    """A model and its Checkpoints, as the API server returns them."""
+    model = {"metadata": {"name": MODEL, "namespace": NAMESPACE}, "spec": SPEC}
+    found = [model, *(checkpoint(NAMESPACE, MODEL, step) for step in range(1, STEPS + 1))]
+    return [versioned(body, number) for number, body in enumerate(found, 1)]
+
+
+def versioned(body: Body, version: int) -> Body:
+    return {**body, "metadata": {**body["metadata"], "resourceVersion": str(version)}}
+
+
+def put(cache: Cache, body: Body) -> None:
+    cache.put("Checkpoint" if "digest" in body["spec"] else "TrainableModel", body)
+
+
+def known(snapshot: Snapshot) -> list[str]:
+    return [found.metadata.name for found in snapshot.lineage(NAMESPACE, MODEL).line("main")]
+
+
+@pytest.mark.parametrize("before", range(STEPS + 2))
+def test_a_lineage_is_the_same_whenever_its_checkpoints_were_taken_in(before: int) -> None:
+    cache = Cache(packed=["Checkpoint"])
+    for body in bodies()[:before]:
+        put(cache, body)
+    snapshot = Snapshot(cache)
+    for body in reversed(bodies()[before:]):
+        put(cache, body)
+    assert known(snapshot) == NAMES
+
+
+def not_understood() -> Body:
+    body = copy.deepcopy(bodies()[2])
+    body["spec"]["ofTomorrow"] = True
+    return body
+
+
+def with_one_not_understood() -> tuple[Cache, Snapshot]:
+    cache = Cache(packed=["Checkpoint"])
+    snapshot = Snapshot(cache)
+    for number, body in enumerate(bodies()):
+        put(cache, not_understood() if number == 2 else body)
+    return cache, snapshot
+
+
+def test_a_checkpoint_that_is_not_understood_is_told_to_whoever_asks_for_the_lineage() -> None:
+    _, snapshot = with_one_not_understood()
+    for _ in range(2):
+        with pytest.raises(UnreadableError, match="ofTomorrow"):
+            snapshot.lineage(NAMESPACE, MODEL)
+
+
+def test_once_it_is_understood_the_lineage_has_all_of_them() -> None:
+    cache, snapshot = with_one_not_understood()
+    put(cache, versioned(bodies()[2], 20))
+    assert known(snapshot) == NAMES
+
+
+def test_once_it_is_gone_the_lineage_has_the_others() -> None:
+    cache, snapshot = with_one_not_understood()
+    cache.drop(Key("Checkpoint", NAMESPACE, NAMES[1]))
+    assert known(snapshot) == [NAMES[0], *NAMES[2:]]
+    put(cache, versioned(checkpoint(NAMESPACE, MODEL, STEPS + 1), 21))
+    assert known(snapshot) == [NAMES[0], *NAMES[2:], f"{MODEL}-{STEPS + 1:06d}"]

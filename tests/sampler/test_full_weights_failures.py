@@ -1,0 +1,103 @@
+"""Loads that fail inside the engine: the weights before them are put back, or the pod is given up.
+
+What is asked for was verified before, so no real file makes vLLM fail here: the engine is scripted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+from tests.sampler import tiny
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.exceptions import GracefulHTTPError
+
+from espalier.sampler.full_weights.gate import Gate
+from espalier.sampler.full_weights.serving import FullServing
+from espalier.sampler.full_weights.store import FullStore
+from espalier.sampler.served import ServeError
+
+pytestmark = pytest.mark.vllm
+
+
+class Engine:
+    """Loads what it is told, but for the calls, counted from 1, that fail."""
+
+    def __init__(self, *failing: int) -> None:
+        self._failing = failing
+        self._calls = 0
+        self.paused = False
+        self.loaded: Sequence[str] = ()
+
+    async def pause_generation(self, **_: object) -> None:
+        self.paused = True
+
+    async def resume_generation(self) -> None:
+        self.paused = False
+
+    async def collective_rpc(self, method: str, args: tuple[list[str]]) -> list[str]:
+        assert (method, self.paused) == ("load_full_weights", True)
+        self._calls += 1
+        self.loaded = () if self._calls in self._failing else args[0]
+        return [""] if self.loaded else ["RuntimeError: no memory"]
+
+    async def check_health(self) -> None:
+        return
+
+
+async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Callable[[Engine], tuple[FullServing, Any, list[str]]]:
+    """Makes the serving of an engine, with the models that vLLM knows and two checkpoints."""
+    model = tiny.make_model(tmp_path / "model")
+    base = tiny.commit_base(tmp_path, model)
+    digests = [tiny.commit_full(tmp_path, model, base, seed=seed) for seed in (1, 2)]
+
+    def make(engine: Engine) -> tuple[FullServing, Any, list[str]]:
+        models = SimpleNamespace(base_model_paths=[BaseModelPath("base", "")], lora_resolvers=[])
+        state = SimpleNamespace(engine_client=engine, openai_serving_models=models)
+        subject = FullServing(state, FullStore(tmp_path, base, tied=True), Gate(nothing))
+        return subject, models, [f"tiny@{digest[7:19]}" for digest in digests]
+
+    return make
+
+
+async def test_after_a_load_that_failed_the_weights_before_are_loaded_and_served(
+    serving: Callable[[Engine], tuple[FullServing, Any, list[str]]],
+) -> None:
+    engine = Engine(2)
+    subject, models, (a, b) = serving(engine)
+    await subject.serve([a])
+    before = engine.loaded
+    with pytest.raises(ServeError, match=f"no memory; {a} stays served") as caught:
+        await subject.serve([b])
+    assert (caught.value.status, caught.value.problem.reason) == (500, "LoadFailed")
+    assert (engine.loaded, engine.paused) == (before, False)
+    assert [path.name for path in models.base_model_paths] == [a]
+    assert (await subject.served()).model_dump() == {"adapters": [a], "base": False, "ready": True}
+    await subject.check_health()
+    assert (await subject.serve([b])).adapters == [b]
+
+
+async def test_an_engine_that_cannot_go_back_answers_nothing_more_and_is_called_dead(
+    serving: Callable[[Engine], tuple[FullServing, Any, list[str]]],
+) -> None:
+    engine = Engine(1, 2)
+    subject, models, (a, b) = serving(engine)
+    for name in (a, b):
+        with pytest.raises(ServeError) as caught:
+            await subject.serve([name])
+        assert (caught.value.status, caught.value.problem.reason) == (500, "EngineBroken")
+    assert (engine.paused, models.base_model_paths) == (True, [])
+    with pytest.raises(RuntimeError, match="no memory"):
+        await subject.check_health()
+    with pytest.raises(GracefulHTTPError) as refused:
+        await models.lora_resolvers[0].resolve_lora("", "base")
+    assert refused.value.http_status == 503
