@@ -144,7 +144,7 @@ def replay(work: Workload, directory: Path, pending: int) -> tuple[Cost, Cost, C
 
     compute = LocalCompute(loaded)
     first = engine(compute)
-    first.assign(Assignment(epoch=1, branch="main", run="default/bench"))
+    first.assign(Assignment(term=1, branch="main", run="default/bench"))
     body = request(work)
     with measured() as original:
         for number in range(pending):

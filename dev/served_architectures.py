@@ -2,7 +2,7 @@
 
 Importing every model of vLLM takes minutes and a platform; the importer must know before that.
 
-    python dev/served_architectures.py    writes operator/espalier/trainer/jobs/served_architectures.json
+    python dev/served_architectures.py    writes served_architectures.json of espalier.trainer.jobs
 """
 
 from __future__ import annotations

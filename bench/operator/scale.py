@@ -47,7 +47,7 @@ def checkpoint(namespace: str, model: str, step: int) -> Body:
         step=step,
         run_step=step,
         branch=MAIN,
-        epoch=1,
+        term=1,
         parent=_digest(parent) if parent else "",
         parent_name=parent,
         digest=_digest(checkpoint_name(model, MAIN, step)),

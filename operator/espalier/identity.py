@@ -57,10 +57,10 @@ class PublicKeys:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who called: the operator (control routes) or the gateway (data routes); under which epoch."""
+    """Who called: the operator (control routes) or the gateway (data routes); under which term."""
 
     subject: Subject
-    epoch: int
+    term: int
 
 
 def generate_private_key() -> str:
@@ -86,14 +86,14 @@ def public_key(private_pem: str) -> str:
     )
 
 
-def issue(private_pem: str, subject: Subject, audience: str, epoch: int = 0) -> str:
+def issue(private_pem: str, subject: Subject, audience: str, term: int = 0) -> str:
     """A token for one pod (see ``names.audience``), valid for two minutes."""
     now = int(time.time())
     claims = {
         "iss": "espalier",
         "sub": subject,
         "aud": audience,
-        "epoch": epoch,
+        "term": term,
         "iat": now,
         "exp": now + LIFETIME_SECONDS,
     }
@@ -122,4 +122,4 @@ def verify(keys: PublicKeys, authorization: str | None, audience: str) -> Caller
         )
     except jwt.PyJWTError as error:
         raise IdentityError(str(error)) from error
-    return Caller(subject=claims["sub"], epoch=int(claims.get("epoch", 0)))
+    return Caller(subject=claims["sub"], term=int(claims.get("term", 0)))

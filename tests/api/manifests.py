@@ -53,7 +53,7 @@ CHECKPOINT = manifest(
         "runRef": {"name": "arith"},
         "step": 1,
         "branch": "main",
-        "epoch": 1,
+        "term": 1,
         "uri": "pvc://weights/checkpoints/sha256-aaaa",
         "digest": DIGEST,
     },

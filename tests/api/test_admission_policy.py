@@ -231,7 +231,7 @@ def test_the_gateway_calls_a_trainer_back_and_writes_nothing_else_of_a_run(
     policed.kubectl(*status, json.dumps({"status": said}), "-n", TEAM)
     gateway = As(policed, GATEWAY)
     gateway(*status, json.dumps({"status": {"wokenFor": since}}))
-    for lie in ({"step": 9}, {"idleSince": None}, {"epoch": 7}):
+    for lie in ({"step": 9}, {"idleSince": None}, {"term": 7}):
         said = refused(lambda change=lie: gateway(*status, json.dumps({"status": change})))
         assert "writes status.wokenFor of a run, and nothing else" in said
     kept = json.loads(policed.kubectl("get", "trun/mine", "-n", TEAM, "-o", "json"))["status"]

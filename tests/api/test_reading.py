@@ -36,12 +36,12 @@ def tree(apiserver: ApiServer) -> ApiServer:
     other = edited(named(CHECKPOINT, "other-000001"), "spec.modelRef.name", "other")
     apply(apiserver, NAMESPACE, MODEL, RUN, HEAD, CHECKPOINT, second, other)
     status = {"observedGeneration": 1, "conditions": [READY], "metrics": REWARD}
-    write_status(apiserver, NAMESPACE, "trun", "arith", {**status, "step": 3, "epoch": 2})
+    write_status(apiserver, NAMESPACE, "trun", "arith", {**status, "step": 3, "term": 2})
     marked = {**status, "heads": ["arith"], "headMark": "> arith"}
     write_status(apiserver, NAMESPACE, "ckpt", "arith-b2-000002", marked)
-    current = {"name": "arith-b2-000002", "step": 2, "epoch": 2}
+    current = {"name": "arith-b2-000002", "step": 2, "term": 2}
     head = {"conditions": [READY], "current": current, "latest": {"name": "arith-b2-000002"}}
-    write_status(apiserver, NAMESPACE, "ckhead", "arith", {**head, "epoch": 2})
+    write_status(apiserver, NAMESPACE, "ckhead", "arith", {**head, "term": 2})
     progress = {"doneBytes": 1, "totalBytes": 4, "bytesPerSecond": 1, "percent": 25}
     model = {"conditions": [READY], "tree": {"checkpoints": 2}, "importProgress": progress}
     model["source"] = "registry.example/model:1"
@@ -76,7 +76,7 @@ def test_a_run_shows_its_progress_and_reward(tree: ApiServer) -> None:
 
 def test_a_head_shows_what_it_serves(tree: ApiServer) -> None:
     assert table(tree, "ckhead") == [
-        ["NAME", "READY", "STATUS", "MODE", "CURRENT", "LATEST", "EPOCH", "AGE"],
+        ["NAME", "READY", "STATUS", "MODE", "CURRENT", "LATEST", "TERM", "AGE"],
         ["arith", "True", "Training", "Track", "arith-b2-000002", "arith-b2-000002", "2"],
     ]
 
@@ -90,11 +90,11 @@ def test_a_model_shows_its_checkpoints(tree: ApiServer) -> None:
 
 def test_wide_tables_add_the_details(tree: ApiServer) -> None:
     run, model = table(tree, "trun", "-o", "wide"), table(tree, "tmodel", "-o", "wide")
-    assert run[0][7:] == ["MODEL", "LR", "LOSS", "EPOCH", "MESSAGE"]
+    assert run[0][7:] == ["MODEL", "LR", "LOSS", "TERM", "MESSAGE"]
     assert run[1][6:] == ["arith", "1e-4", "importance_sampling", "2", "step 3 of 20"]
     assert model[0][5:] == ["SOURCE", "IMPORT%", "MESSAGE"]
     assert model[1][4:] == ["registry.example/model:1", "25", "step 3 of 20"]
-    assert table(tree, "ckpt", "-o", "wide")[0][8:] == ["MODEL", "RUN", "EPOCH", "DIGEST"]
+    assert table(tree, "ckpt", "-o", "wide")[0][8:] == ["MODEL", "RUN", "TERM", "DIGEST"]
 
 
 @pytest.mark.parametrize(

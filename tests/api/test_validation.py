@@ -112,11 +112,11 @@ def test_defaults_are_those_of_the_types(apiserver: ApiServer, populated: str) -
 
 def test_spec_and_status_have_different_writers(apiserver: ApiServer, namespace: str) -> None:
     apply(apiserver, namespace, HEAD)
-    write_status(apiserver, namespace, "ckhead", "arith", {"observedGeneration": 1, "epoch": 1})
+    write_status(apiserver, namespace, "ckhead", "arith", {"observedGeneration": 1, "term": 1})
     # A status that a user applies is dropped.
-    apply(apiserver, namespace, edited(HEAD, "status.epoch", 9))
+    apply(apiserver, namespace, edited(HEAD, "status.term", 9))
     head = read(apiserver, namespace, "ckhead", "arith")
-    assert head["status"] == {"observedGeneration": 1, "epoch": 1}
+    assert head["status"] == {"observedGeneration": 1, "term": 1}
     assert head["metadata"]["generation"] == 1
 
 

@@ -22,13 +22,13 @@ def manifests() -> list[dict[str, Any]]:
 
 
 def _manifest(index: int, node: tuple[str, str, int, int, str, str]) -> dict[str, Any]:
-    name, branch, step, epoch, parent, reward = node
+    name, branch, step, term, parent, reward = node
     digest = f"{index:064x}"
     spec: dict[str, Any] = {
         "modelRef": {"name": "arith"},
         "step": step,
         "branch": branch,
-        "epoch": epoch,
+        "term": term,
         "uri": checkpoint_uri(f"sha256:{digest}"),
         "digest": f"sha256:{digest}",
     }

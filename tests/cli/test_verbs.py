@@ -24,16 +24,16 @@ def head(**status: Any) -> dict[str, Any]:
         "kind": "CheckpointHead",
         "metadata": {"name": "arith"},
         "spec": {"modelRef": {"name": "arith"}, "mode": "Track"},
-        "status": {"observedGeneration": 1, "epoch": 2, **status},
+        "status": {"observedGeneration": 1, "term": 2, **status},
     }
 
 
 def served(name: str) -> dict[str, Any]:
     """What a head's status says once it serves a checkpoint."""
     digest = "sha256:" + "5" * 64
-    move = {"name": name, "step": 3, "epoch": 2, "reason": "Advanced"}
+    move = {"name": name, "step": 3, "term": 2, "reason": "Advanced"}
     return {
-        "current": {"name": name, "step": 3, "digest": digest, "epoch": 2},
+        "current": {"name": name, "step": 3, "digest": digest, "term": 2},
         "history": [{**move, "time": "2026-01-02T00:00:00Z"}],
         "conditions": [condition("Ready", "Tracking", f"serves {name}")],
     }

@@ -123,7 +123,7 @@ def test_checkpoints_without_a_common_ancestor_meet_at_the_base() -> None:
     found = between(lonely[0], lonely[1], lonely)
     assert found.ancestor == "base"
     assert found.metrics == {"reward/mean": (0.5, 0.75)}
-    assert found.settings == {"epoch": ("1", "2")}
+    assert found.settings == {"term": ("1", "2")}
 
 
 def entry(manager: str, time: str, *fields: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from espalier.client import (
     NotFoundError,
     Patience,
     RefusedError,
-    StaleEpochError,
+    StaleTermError,
     Token,
     UnauthorizedError,
     json_http,
@@ -202,7 +202,7 @@ async def test_a_training_command_is_sent_until_its_answer_comes_because_it_is_a
         (401, "Unauthenticated", UnauthorizedError),
         (403, "Forbidden", ForbiddenError),
         (404, "ModelNotFound", NotFoundError),
-        (409, "StaleEpoch", StaleEpochError),
+        (409, "StaleTerm", StaleTermError),
         (409, "HeadPinned", HeadPinnedError),
         (409, "NoActiveRun", NoActiveRunError),
         (409, "NoGradients", NoGradientsError),
@@ -260,14 +260,14 @@ async def test_errors_of_other_forms_keep_what_they_say(
     assert (raised.value.problem.reason, raised.value.problem.detail) == (reason, detail)
 
 
-async def test_the_epoch_is_sent_and_another_one_refused(server: tuple[StandIn, str]) -> None:
+async def test_the_term_is_sent_and_another_one_refused(server: tuple[StandIn, str]) -> None:
     gateway, url = server
-    gateway.epoch = 2
+    gateway.term = 2
     async with client(url) as trainer:
-        await trainer.forward_backward(ForwardBackwardRequest(inputs=INPUTS), epoch=2)
-        with pytest.raises(StaleEpochError):
-            await trainer.optim_step(STEP, epoch=1)
-        # Without an epoch the caller takes whatever is live.
+        await trainer.forward_backward(ForwardBackwardRequest(inputs=INPUTS), term=2)
+        with pytest.raises(StaleTermError):
+            await trainer.optim_step(STEP, term=1)
+        # Without a term the caller takes whatever is live.
         await trainer.optim_step(STEP)
 
 

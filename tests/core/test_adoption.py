@@ -12,7 +12,7 @@ from espalier.core.lineage.lineage import BASE_POINT, Point
 from espalier.core.lineage.lineage_index import grow
 
 MAIN = [commit(1), commit(2, parent="m-000001"), commit(3, parent="m-000002")]
-B2 = [commit(2, branch="b2", epoch=2, parent="m-000001")]
+B2 = [commit(2, branch="b2", term=2, parent="m-000001")]
 
 
 def test_all_of_the_tree_is_adopted_parents_first_whatever_the_order_on_the_volume() -> None:
@@ -35,7 +35,7 @@ def test_what_is_there_already_stays_as_it_is() -> None:
 
 
 def test_of_two_at_one_place_the_one_that_training_went_on_from_is_taken() -> None:
-    fenced = commit(2, parent="m-000001", epoch=3, variant="fenced")
+    fenced = commit(2, parent="m-000001", term=3, variant="fenced")
     adoption = plan([*MAIN, fenced], {})
     assert fenced not in adoption.adopted
     ((name, why),) = adoption.refused
@@ -43,9 +43,9 @@ def test_of_two_at_one_place_the_one_that_training_went_on_from_is_taken() -> No
     assert f"{fenced.digest} was fenced" in why
 
 
-def test_of_two_tips_the_one_of_the_later_epoch_is_taken() -> None:
+def test_of_two_tips_the_one_of_the_later_term_is_taken() -> None:
     zombie = commit(4, parent="m-000003", variant="zombie")
-    taken = commit(4, parent="m-000003", epoch=2)
+    taken = commit(4, parent="m-000003", term=2)
     adoption = plan([*MAIN, zombie, taken], {})
     assert adoption.adopted[-1] == taken
 
@@ -72,8 +72,8 @@ def test_retention_has_left_gaps_and_the_rest_is_adopted() -> None:
     assert [c.name for c in plan([MAIN[0], MAIN[2]], {}).adopted] == ["m-000001", "m-000003"]
 
 
-def test_a_head_that_began_before_the_adoption_takes_up_branch_and_epoch() -> None:
-    status = {"epoch": 1, "branch": "main", "epochCause": "1/Track", "target": {"name": ""}}
+def test_a_head_that_began_before_the_adoption_takes_up_branch_and_term() -> None:
+    status = {"term": 1, "branch": "main", "termCause": "1/Track", "target": {"name": ""}}
     fresh = head(status=status)
     adopted = []
     for found in [*MAIN, *B2]:
@@ -82,4 +82,4 @@ def test_a_head_that_began_before_the_adoption_takes_up_branch_and_epoch() -> No
         adopted.append(Checkpoint.model_validate({**body, "status": status}))
     view = HeadView(fresh, model(), grow(adopted, BASE_POINT))
     moved = decide(view, NOW).status
-    assert (moved.epoch, moved.branch) == (2, "b2")
+    assert (moved.term, moved.branch) == (2, "b2")

@@ -17,10 +17,10 @@ from espalier.core.checkpoints.commits import (
 from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point
 from espalier.core.lineage.lineage_index import grow
 
-TREE = [*line("m", 3), checkpoint(step=2, branch="b2", epoch=2, parent="m-000001")]
-LIVE_B2 = {"epoch": 2, "branch": "b2", "branchBase": {"name": "m-000001"}, "epochCause": "2/Track"}
-RETURNED = {"epoch": 3, "branch": "main", "epochCause": "3/Track"}
-PAUSED = {"epoch": 2, "branch": "main", "epochCause": "2/Pin/m-000001/Pause"}
+TREE = [*line("m", 3), checkpoint(step=2, branch="b2", term=2, parent="m-000001")]
+LIVE_B2 = {"term": 2, "branch": "b2", "branchBase": {"name": "m-000001"}, "termCause": "2/Track"}
+RETURNED = {"term": 3, "branch": "main", "termCause": "3/Track"}
+PAUSED = {"term": 2, "branch": "main", "termCause": "2/Pin/m-000001/Pause"}
 
 
 def lineage() -> Lineage:
@@ -31,9 +31,9 @@ def lineage() -> Lineage:
     ("arrived", "parent"),
     [
         (commit(4, parent="m-000003"), "m-000003"),
-        (commit(3, branch="b2", epoch=2, parent="m-b2-000002"), "m-b2-000002"),
-        (commit(2, branch="b3", epoch=3, parent="m-000001"), "m-000001"),
-        (commit(1, branch="b3", epoch=3), ""),
+        (commit(3, branch="b2", term=2, parent="m-b2-000002"), "m-b2-000002"),
+        (commit(2, branch="b3", term=3, parent="m-000001"), "m-000001"),
+        (commit(1, branch="b3", term=3), ""),
     ],
     ids=["main", "branch", "new branch", "new branch from the base"],
 )
@@ -61,10 +61,10 @@ def test_a_commit_under_a_siblings_name_is_fenced_though_that_name_is_taken() ->
         (commit(3, parent="m-000002", variant="again"), LIVE_B2, "NameTaken"),
         (commit(4, parent="m-000002"), LIVE_B2, "NotTheTip"),
         (commit(5, parent="m-000003"), LIVE_B2, "NotTheTip"),
-        (commit(2, branch="b3", epoch=3, parent="m-000009"), LIVE_B2, "ParentUnknown"),
-        (commit(2, branch="b3", epoch=2, parent="m-000001"), LIVE_B2, "StaleEpoch"),
-        (commit(3, branch="b2", epoch=1, parent="m-b2-000002"), LIVE_B2, "StaleEpoch"),
-        (commit(4, parent="m-000003"), RETURNED, "StaleEpoch"),
+        (commit(2, branch="b3", term=3, parent="m-000009"), LIVE_B2, "ParentUnknown"),
+        (commit(2, branch="b3", term=2, parent="m-000001"), LIVE_B2, "StaleTerm"),
+        (commit(3, branch="b2", term=1, parent="m-b2-000002"), LIVE_B2, "StaleTerm"),
+        (commit(4, parent="m-000003"), RETURNED, "StaleTerm"),
         (commit(4, model_name="other", parent="m-000003"), LIVE_B2, "WrongModel"),
         # The name that a sibling's next checkpoint is going to have, and one of another step.
         (renamed("other-000004"), LIVE_B2, "WrongName"),

@@ -9,15 +9,15 @@ from espalier.core.model.drawn_tree import grown, render
 
 MAIN = line("m", 4, reward="0.5")
 B2 = [
-    checkpoint(step=3, branch="b2", epoch=2, parent="m-000002", reward="0.7"),
-    checkpoint(step=4, branch="b2", epoch=2, parent="m-b2-000003", reward="0.6"),
+    checkpoint(step=3, branch="b2", term=2, parent="m-000002", reward="0.7"),
+    checkpoint(step=4, branch="b2", term=2, parent="m-b2-000003", reward="0.6"),
 ]
 HEAD = head(
     status={
-        "epoch": 2,
+        "term": 2,
         "branch": "b2",
         "branchBase": {"name": "m-000002"},
-        "epochCause": "2/Track",
+        "termCause": "2/Track",
         "current": {"name": "m-b2-000004", "step": 4},
     }
 )
@@ -71,7 +71,7 @@ def test_a_checkpoint_names_the_heads_that_serve_it() -> None:
 
 def test_branches_are_listed_in_the_order_that_they_grew() -> None:
     grown_later = [
-        checkpoint(step=2, branch=f"b{n}", epoch=n, parent="m-000001") for n in (10, 2, 9)
+        checkpoint(step=2, branch=f"b{n}", term=n, parent="m-000001") for n in (10, 2, 9)
     ]
     tree = grown(grow([*MAIN, *grown_later], BASE_POINT), [], "m")
     assert [branch.name for branch in tree.branches] == ["main", "b2", "b9", "b10"]
@@ -99,8 +99,8 @@ def test_the_tree_is_drawn_like_git_log_with_the_head_marked() -> None:
 
 def test_a_branch_of_a_branch_and_two_at_one_place_are_drawn() -> None:
     deep = [
-        checkpoint(step=4, branch="b3", epoch=3, parent="m-b2-000003"),
-        checkpoint(step=3, branch="b4", epoch=4, parent="m-000002"),
+        checkpoint(step=4, branch="b3", term=3, parent="m-b2-000003"),
+        checkpoint(step=3, branch="b4", term=4, parent="m-000002"),
     ]
     lineage = grow([*MAIN, *B2, *deep], BASE_POINT)
     assert [

@@ -1,4 +1,4 @@
-"""How an edit of the head moves what is served, the epoch and where training goes on."""
+"""How an edit of the head moves what is served, the term and where training goes on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Server:
         self.root: Point | None = BASE_POINT
         self.rollouts: list[Rollout] = [Rollout("pod", ready=True)]
         self.model = model()
-        self.trainer_epoch = 0
+        self.trainer_term = 0
         self.others: dict[str, Any] = {}
         self.refused: dict[str, Problem] = {}
 
@@ -45,7 +45,7 @@ class Server:
             grow(own, self.root),
             named=named.get(ref.name) if ref else None,
             rollouts=self.rollouts,
-            trainer_epoch=self.trainer_epoch,
+            trainer_term=self.trainer_term,
             **self.others,
         )
 
@@ -81,10 +81,10 @@ def current(of: CheckpointHead) -> str | None:
     return of.status.current.name if of.status.current else None
 
 
-def test_a_new_head_tracks_the_newest_checkpoint_under_the_first_epoch() -> None:
+def test_a_new_head_tracks_the_newest_checkpoint_under_the_first_term() -> None:
     server = Server()
     settled = server.settle()
-    assert (current(settled), settled.status.epoch) == ("m-000004", 1)
+    assert (current(settled), settled.status.term) == ("m-000004", 1)
     assert server.reason() == "True/Tracking"
 
 
@@ -106,7 +106,7 @@ def test_the_target_is_on_record_before_anything_becomes_current() -> None:
 
 
 PIN = ("Pin", "m-000002")
-# edits; then epoch, branch, what is served, where training goes on (None: paused)
+# edits; then term, branch, what is served, where training goes on (None: paused)
 MOVES = [
     ([], 1, "main", "m-000004", "m-000004"),
     ([(*PIN, "Pause")], 2, "main", "m-000002", None),
@@ -125,10 +125,10 @@ MOVES = [
 ]
 
 
-@pytest.mark.parametrize(("edits", "epoch", "branch", "served", "trains_from"), MOVES)
-def test_the_epoch_rises_once_for_each_cause(
+@pytest.mark.parametrize(("edits", "term", "branch", "served", "trains_from"), MOVES)
+def test_the_term_rises_once_for_each_cause(
     edits: list[tuple[str, str, str]],
-    epoch: int,
+    term: int,
     branch: str,
     served: str,
     trains_from: str | None,
@@ -138,7 +138,7 @@ def test_the_epoch_rises_once_for_each_cause(
     for mode, pin, on_pin in edits:
         server.edit(mode, pin, **({"onPin": on_pin} if on_pin else {}))
     status = server.head.status
-    assert (status.epoch, status.branch, current(server.head)) == (epoch, branch, served)
+    assert (status.term, status.branch, current(server.head)) == (term, branch, served)
     start = head_request.training_point(server.head, grow(MAIN, BASE_POINT))
     assert (start.base.name if start else None) == trains_from
     assert head_request.paused(server.head) == (trains_from is None)
@@ -151,7 +151,7 @@ def test_an_edit_that_asks_the_same_raises_nothing(on_pin: str) -> None:
     before = server.edit("Pin", "m-000002", onPin=on_pin).status
     gate = {"metric": "reward/mean", "min": "0.1"}
     after = server.edit("Pin", "m-000002", onPin=on_pin, gate=gate).status
-    assert (after.epoch, after.branch) == (before.epoch, before.branch)
+    assert (after.term, after.branch) == (before.term, before.branch)
     assert after.history == before.history
 
 
@@ -161,7 +161,7 @@ def test_history_says_how_the_head_moved_newest_first() -> None:
     server.edit("Pin", "m-000002")
     server.edit("Track")
     server.edit("Pin", "m-000001", onPin="Branch")
-    moves = [(move.name, move.reason, move.epoch) for move in server.head.status.history]
+    moves = [(move.name, move.reason, move.term) for move in server.head.status.history]
     assert moves == [
         ("m-000001", "Branched", 4),
         ("m-000004", "Unpinned", 3),
@@ -177,9 +177,9 @@ def test_track_after_a_branch_follows_its_descendants_alone() -> None:
     server.edit("Track")
     server.checkpoints.append(checkpoint(step=5, parent="m-000004"))
     assert current(server.settle()) == "m-000002"
-    server.checkpoints.append(checkpoint(step=3, branch="b2", epoch=2, parent="m-000002"))
+    server.checkpoints.append(checkpoint(step=3, branch="b2", term=2, parent="m-000002"))
     assert current(server.settle()) == "m-b2-000003"
-    assert server.head.status.epoch == 2
+    assert server.head.status.term == 2
 
 
 @pytest.mark.parametrize(
@@ -199,10 +199,10 @@ def test_a_pin_that_cannot_be_met_is_explained_and_changes_nothing(
     after = server.edit("Pin", pin, onPin="Branch").status
     assert server.reason() == f"False/{reason}"
     assert server.reason("Stalled") == f"{stalled}/{reason}"
-    kept = ("current", "target", "epoch", "branch", "epoch_cause", "history")
+    kept = ("current", "target", "term", "branch", "term_cause", "history")
     assert [getattr(after, name) for name in kept] == [getattr(before, name) for name in kept]
     assert current(server.edit("Track")) == "m-000004"
-    assert server.head.status.epoch == 1
+    assert server.head.status.term == 1
 
 
 def test_a_pin_that_failed_is_agreed_to_once_its_checkpoint_appears() -> None:
@@ -210,7 +210,7 @@ def test_a_pin_that_failed_is_agreed_to_once_its_checkpoint_appears() -> None:
     server.settle()
     server.edit("Pin", "m-000005")
     server.checkpoints.append(checkpoint(step=5, parent="m-000004"))
-    assert (current(server.settle()), server.head.status.epoch) == ("m-000005", 2)
+    assert (current(server.settle()), server.head.status.term) == ("m-000005", 2)
 
 
 def test_a_pinned_checkpoint_that_is_deleted_stays_served() -> None:
@@ -338,21 +338,21 @@ def test_a_fork_whose_origin_is_not_known_waits() -> None:
     assert server.head.status.current is None
 
 
-def test_a_head_that_was_deleted_and_made_again_finds_branch_and_epoch_of_its_checkpoints() -> None:
-    branch = checkpoint(step=3, branch="b2", epoch=2, parent="m-000002")
+def test_a_head_that_was_deleted_and_made_again_finds_branch_and_term_of_its_checkpoints() -> None:
+    branch = checkpoint(step=3, branch="b2", term=2, parent="m-000002")
     settled = Server([*MAIN, branch]).settle()
-    assert (current(settled), settled.status.epoch) == ("m-b2-000003", 2)
+    assert (current(settled), settled.status.term) == ("m-b2-000003", 2)
 
 
 def test_a_trainer_that_is_ahead_is_overtaken_once() -> None:
     server = Server()
     server.settle()
-    server.trainer_epoch = 5
-    assert server.settle().status.epoch == 6
+    server.trainer_term = 5
+    assert server.settle().status.term == 6
 
 
 def test_another_head_serves_without_moving_training() -> None:
-    leader = head(status={"epoch": 3, "branch": "main", "epochCause": "1/Track"})
+    leader = head(status={"term": 3, "branch": "main", "termCause": "1/Track"})
     canary = Server(name="canary")
     adapter = adapter_name("m", digest("m-000002"))
     canary.head = head("m", "Pin", "m-000002", name="canary", onPin="Branch")
@@ -364,7 +364,7 @@ def test_another_head_serves_without_moving_training() -> None:
         )
         canary.head = canary.head.model_copy(update={"status": decide(view, NOW).status})
     assert current(canary.head) == "m-000002"
-    assert (canary.head.status.epoch, canary.head.status.branch) == (3, "main")
+    assert (canary.head.status.term, canary.head.status.branch) == (3, "main")
     assert not head_request.leads(canary.head)
 
 
@@ -380,7 +380,7 @@ def test_of_two_pins_in_quick_succession_the_second_is_served_and_each_is_a_caus
         server.head = edited.model_copy(update={"status": server.head.status})
         server.once()
     settled = server.settle()
-    assert (current(settled), settled.status.epoch) == ("m-000002", 3)
+    assert (current(settled), settled.status.term) == ("m-000002", 3)
     assert [move.name for move in settled.status.history] == ["m-000002", "m-000004"]
 
 
@@ -392,7 +392,7 @@ def test_a_pin_while_all_rollouts_are_down_holds_training_and_is_served_when_the
     server.rollouts = []
     pinned = server.edit("Pin", "m-000002")
     assert (current(pinned), server.reason()) == ("m-000004", "False/RolloutsNotReady")
-    assert (pinned.status.epoch, head_request.paused(pinned)) == (2, True)
+    assert (pinned.status.term, head_request.paused(pinned)) == (2, True)
     server.rollouts = [Rollout("pod", ready=False)]
     assert current(server.settle()) == "m-000002"
 
@@ -495,12 +495,12 @@ def test_a_pin_to_an_object_that_lies_changes_nothing() -> None:
     before = server.settle().status
     after = server.edit("Pin", "m-000005", onPin="Branch").status
     assert server.reason("Stalled") == "True/InvalidURI"
-    assert (after.epoch, after.target, after.branch) == (before.epoch, before.target, "main")
+    assert (after.term, after.target, after.branch) == (before.term, before.target, "main")
 
 
 def test_a_head_says_under_what_slug_it_is_sampled() -> None:
     server = Server(name="canary")
-    server.others = {"leader": head(status={"epoch": 1}), "gateway_url": "http://gateway"}
+    server.others = {"leader": head(status={"term": 1}), "gateway_url": "http://gateway"}
     endpoint = server.settle().status.endpoint
     assert endpoint is not None
     assert (endpoint.slug, endpoint.url) == ("canary", "http://gateway")
@@ -517,7 +517,7 @@ def test_a_second_head_that_cannot_be_served_says_what_to_do(
     others: dict[str, Any], reason: str, remedy: str
 ) -> None:
     server = Server(name="canary")
-    server.others = {"leader": head(status={"epoch": 1}), **others}
+    server.others = {"leader": head(status={"term": 1}), **others}
     settled = server.settle()
     assert server.reason("Stalled") == f"True/{reason}"
     found = find(settled.status.conditions, "Ready")
@@ -531,7 +531,7 @@ def test_two_heads_of_a_model_each_serve_what_they_ask_for() -> None:
     canary.others = {"leader": leader}
     settled = canary.settle()
     assert (current(leader), current(settled)) == ("m-000004", "m-000002")
-    assert settled.status.epoch == leader.status.epoch
+    assert settled.status.term == leader.status.term
     assert not head_request.paused(leader)
 
 

@@ -32,7 +32,7 @@ ALTERED = Problem(detail="a file is altered", reason="FileAltered")
 
 
 class HeadMachine(RuleBasedStateMachine):
-    """Two heads, their tree, two rollout pods, and trainers of every epoch ever assigned."""
+    """Two heads, their tree, two rollout pods, and trainers of every term ever assigned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class HeadMachine(RuleBasedStateMachine):
         self.broken: set[str] = set()
         self.loaded: dict[str, frozenset[str] | None] = dict.fromkeys(PODS)
         self.refused: dict[str, frozenset[str]] = dict.fromkeys(PODS, frozenset())
-        # Where the trainer of each epoch stands: one that was left behind may still commit.
+        # Where the trainer of each term stands: one that was left behind may still commit.
         self.trainers: dict[int, tuple[str, Point]] = {}
         self.index = 0
         self.heads: dict[str, CheckpointHead] = {n: head(name=n) for n in (STABLE, CANARY)}
@@ -106,10 +106,10 @@ class HeadMachine(RuleBasedStateMachine):
 
     @rule()
     def assign(self) -> None:
-        """The operator tells the trainer; under the same epoch it keeps its place."""
+        """The operator tells the trainer; under the same term it keeps its place."""
         start = head_request.training_point(self.leader, self.lineage)
-        if start is not None and start.epoch not in self.trainers:
-            self.trainers[start.epoch] = (start.branch, start.base)
+        if start is not None and start.term not in self.trainers:
+            self.trainers[start.term] = (start.branch, start.base)
 
     @precondition(lambda self: self.trainers)
     @rule(reward=st.sampled_from(["0.1", "0.5", "0.95"]))
@@ -143,30 +143,30 @@ class HeadMachine(RuleBasedStateMachine):
         self.edit(name, "Track")
         self.settle()
 
-    def commit(self, epoch: int, reward: str) -> None:
-        branch, at = self.trainers[epoch]
+    def commit(self, term: int, reward: str) -> None:
+        branch, at = self.trainers[term]
         self.index += 1
         made = commit(
             at.step + 1,
             branch=branch,
-            epoch=epoch,
+            term=term,
             parent=at.name,
             index=self.index,
-            variant=f"/{epoch}",
+            variant=f"/{term}",
         ).model_copy(update={"parent": at.digest})
-        self.trainers[epoch] = (branch, Point(made.name, made.step, made.digest))
+        self.trainers[term] = (branch, Point(made.name, made.step, made.digest))
         if not isinstance(judge(made, "m", self.lineage, self.leader), Accepted):
             return
         live = branch == self.leader.status.branch and not head_request.paused(self.leader)
-        assert not live or epoch >= self.leader.status.epoch
+        assert not live or term >= self.leader.status.term
         self.checkpoints[made.name] = checkpoint(
             "m",
             made.step,
             branch=branch,
-            epoch=epoch,
+            term=term,
             parent=at.name,
             reward=reward,
-            content=f"{made.name}/{epoch}",
+            content=f"{made.name}/{term}",
         )
         assert self.checkpoints[made.name].spec.digest == made.digest
         self.ever.setdefault(made.name, set()).add(made.digest)
@@ -259,7 +259,7 @@ class HeadMachine(RuleBasedStateMachine):
         if after.current is None:
             assert after.target.name in self.broken
             return
-        agreed = Request.parse(after.epoch_cause)
+        agreed = Request.parse(after.term_cause)
         if after.current.name != after.target.name:
             # Only a pin insists on bytes that nobody can load.
             assert after.target.name in self.broken
@@ -267,10 +267,10 @@ class HeadMachine(RuleBasedStateMachine):
             assert agreed.mode == "Pin"
 
     def check_step(self, before: CheckpointHeadStatus, after: CheckpointHeadStatus) -> None:
-        assert after.epoch >= before.epoch
-        if after.branch != before.branch and before.epoch:
-            assert after.epoch > before.epoch
-            assert after.branch in (f"b{after.epoch}", self.leader.status.branch)
+        assert after.term >= before.term
+        if after.branch != before.branch and before.term:
+            assert after.term > before.term
+            assert after.branch in (f"b{after.term}", self.leader.status.branch)
         if after.current != before.current:
             assert before.target is not None
             assert after.current is not None
@@ -284,11 +284,11 @@ class HeadMachine(RuleBasedStateMachine):
 
     def check_direction(self, before: CheckpointHeadStatus, after: CheckpointHeadStatus) -> None:
         """Unless it is asked to, a head never moves back along the line that it follows."""
-        agreed = Request.parse(after.epoch_cause)
+        agreed = Request.parse(after.term_cause)
         assert before.current is not None
         assert after.current is not None
         base = head_request.ref_name(after.branch_base)
-        same = (before.epoch_cause, before.branch) == (after.epoch_cause, after.branch)
+        same = (before.term_cause, before.branch) == (after.term_cause, after.branch)
         on_line = self.lineage.on_line(before.current.name, after.branch, base)
         if agreed is not None and agreed.mode == TRACK and same and on_line and self.tracked:
             assert after.current.step > before.current.step
@@ -319,7 +319,7 @@ class HeadMachine(RuleBasedStateMachine):
     @invariant()
     def only_pins_that_can_be_met_are_agreed_to(self) -> None:
         for found in self.heads.values():
-            agreed = Request.parse(found.status.epoch_cause)
+            agreed = Request.parse(found.status.term_cause)
             assert agreed is None or not agreed.name or agreed.name in self.ever
 
     @invariant()
@@ -333,8 +333,8 @@ class HeadMachine(RuleBasedStateMachine):
         for line in self.lineage.by_branch.values():
             steps = [c.spec.step for c in line]
             assert steps == sorted(set(steps))
-            epochs = [c.spec.epoch for c in line]
-            assert epochs == sorted(epochs)
+            terms = [c.spec.term for c in line]
+            assert terms == sorted(terms)
             for parent, child in itertools.pairwise(line):
                 assert child.spec.parent_ref is not None
                 if child.spec.step == parent.spec.step + 1:
@@ -342,9 +342,9 @@ class HeadMachine(RuleBasedStateMachine):
 
     @invariant()
     def only_a_pause_of_the_leading_head_holds_training(self) -> None:
-        agreed = Request.parse(self.leader.status.epoch_cause)
+        agreed = Request.parse(self.leader.status.term_cause)
         held = head_request.training_point(self.leader, self.lineage) is None
-        if self.leader.status.epoch:
+        if self.leader.status.term:
             assert held == (agreed is not None and agreed.on_pin == "Pause")
 
 

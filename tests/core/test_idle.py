@@ -61,7 +61,7 @@ def test_a_run_is_idle_while_nobody_calls(
         {"model": model(trainer={"idleSeconds": 0})},
         {"run": run(driver="Client", suspend=True, status=RESTING)},
         {"run": run(driver="Client", status={**RESTING, "step": 10})},
-        {"head": head(status={**SERVED, "epochCause": "2/Pin/m-000001/Pause"})},
+        {"head": head(status={**SERVED, "termCause": "2/Pin/m-000001/Pause"})},
     ],
     ids=["a runner's", "kept for ever", "suspended", "done", "paused by its head"],
 )

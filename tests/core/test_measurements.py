@@ -16,15 +16,13 @@ from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point
 from espalier.core.lineage.lineage_index import Growth, grow
 
 
-def child(
-    step: int, says: float | None, of: str = "", epoch: int = 1, **changes: Any
-) -> Checkpoint:
+def child(step: int, says: float | None, of: str = "", term: int = 1, **changes: Any) -> Checkpoint:
     """A step whose samples, of its parent unless told otherwise, had that mean reward."""
     branch = changes.get("branch", "main")
     parent = changes.pop("parent", f"m-{step - 1:06d}" if step > 1 else "")
     said = {} if says is None else {of or parent: {"reward/mean": str(says)}}
     return checkpoint(
-        step=step, epoch=epoch, parent=parent, measured=said, **changes | {"branch": branch}
+        step=step, term=term, parent=parent, measured=said, **changes | {"branch": branch}
     )
 
 
@@ -78,7 +76,7 @@ def test_a_status_that_says_it_already_is_not_written_anew() -> None:
 
 def test_the_first_word_counts_and_a_later_branch_does_not_change_it() -> None:
     first, second = child(1, None), child(2, 0.25)
-    again = child(2, 0.9, branch="b2", parent="m-000001", epoch=2)
+    again = child(2, 0.9, branch="b2", parent="m-000001", term=2)
     assert own(settled([first, again, second]))[1] == "0.25"
 
 

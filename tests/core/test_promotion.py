@@ -21,7 +21,7 @@ def checkpoint(
     model: str = "arith",
     ready: bool = True,
     superseded: bool = False,
-    epoch: int = 1,
+    term: int = 1,
 ) -> Checkpoint:
     said = {"Ready": ready, "Superseded": superseded}
     conditions = [
@@ -37,12 +37,12 @@ def checkpoint(
     metrics = [{"name": "reward/mean", "value": reward}] if reward else []
     return Checkpoint.model_validate(
         {
-            "metadata": {"name": f"{model}-{epoch}-{step}"},
+            "metadata": {"name": f"{model}-{term}-{step}"},
             "spec": {
                 "modelRef": {"name": model},
                 "step": step,
                 "branch": "main",
-                "epoch": epoch,
+                "term": term,
                 "uri": "pvc://weights/x",
                 "digest": f"sha256:{step:064x}",
             },
@@ -81,9 +81,9 @@ def test_the_newest_that_passes_is_chosen_among_those_that_training_has_not_left
     assert newest(SPEC, found).spec.step == 2
 
 
-def test_a_later_epoch_is_newer_than_a_higher_step() -> None:
-    found = [checkpoint(9, "0.9"), checkpoint(3, "0.9", epoch=2)]
-    assert newest(SPEC, found).spec.epoch == 2
+def test_a_later_term_is_newer_than_a_higher_step() -> None:
+    found = [checkpoint(9, "0.9"), checkpoint(3, "0.9", term=2)]
+    assert newest(SPEC, found).spec.term == 2
 
 
 def test_a_head_without_a_gate_promotes_nothing() -> None:

@@ -108,7 +108,7 @@ def test_what_a_fork_started_from_stays_and_a_head_of_the_fork_counts() -> None:
 
 
 def test_what_a_branch_grows_from_stays_when_its_first_checkpoint_is_gone() -> None:
-    b3 = [checkpoint(step=5, branch="b3", epoch=3, parent="m-b3-000004")]
+    b3 = [checkpoint(step=5, branch="b3", term=3, parent="m-b3-000004")]
     lineage = grow([*line("m", 6), *b3], BASE_POINT, {"main": "", "b3": "m-000003"})
     found = RetentionView(lineage, [run(checkpoint={"keepLast": 1})])
     assert steps(expendable(found)) == [2, 4, 5]
@@ -122,9 +122,9 @@ def test_the_checkpoints_of_another_run_and_of_a_deleted_one_stay() -> None:
 
 
 def test_after_a_rollback_the_new_branch_is_the_newest() -> None:
-    b2 = [checkpoint(step=2, branch="b2", epoch=2, parent="m-000001")]
-    b2.append(checkpoint(step=3, branch="b2", epoch=2, parent="m-b2-000002"))
-    b2.append(checkpoint(step=4, branch="b2", epoch=2, parent="m-b2-000003"))
+    b2 = [checkpoint(step=2, branch="b2", term=2, parent="m-000001")]
+    b2.append(checkpoint(step=3, branch="b2", term=2, parent="m-b2-000002"))
+    b2.append(checkpoint(step=4, branch="b2", term=2, parent="m-b2-000003"))
     found = expendable(view([*line("m", 9), *b2], keepLast=2))
     assert [c.metadata.name for c in found] == [
         *(f"m-{n:06d}" for n in range(2, 9)),
@@ -163,7 +163,7 @@ def test_another_name_tells_no_place(name: str) -> None:
 
 
 def test_the_gaps_are_drawn_and_the_branches_stay_where_they_grew() -> None:
-    b2 = [checkpoint(step=3, branch="b2", epoch=2, parent="m-000002")]
+    b2 = [checkpoint(step=3, branch="b2", term=2, parent="m-000002")]
     whole = grow([*line("m", 6), *b2], BASE_POINT)
     tree = grown(whole, [], "m")
     left = [whole.by_name[name] for name in ("m-000001", "m-000006", "m-b2-000003")]
@@ -184,16 +184,14 @@ def test_the_gaps_are_drawn_and_the_branches_stay_where_they_grew() -> None:
 
 @st.composite
 def trees(draw: st.DrawFn) -> list[Checkpoint]:
-    """A main branch and branches off any checkpoint that was there, epochs rising."""
+    """A main branch and branches off any checkpoint that was there, terms rising."""
     made = line("m", draw(st.integers(1, 12)), reward="0.5")
-    for epoch in range(2, 2 + draw(st.integers(0, 3))):
+    for term in range(2, 2 + draw(st.integers(0, 3))):
         base = draw(st.sampled_from(made))
         parent = base.metadata.name
         for step in range(base.spec.step + 1, base.spec.step + 1 + draw(st.integers(1, 6))):
             reward = draw(st.sampled_from(["0.1", "0.7", None]))
-            grew = checkpoint(
-                step=step, branch=f"b{epoch}", epoch=epoch, parent=parent, reward=reward
-            )
+            grew = checkpoint(step=step, branch=f"b{term}", term=term, parent=parent, reward=reward)
             made.append(grew)
             parent = grew.metadata.name
     return made
@@ -257,7 +255,7 @@ def test_neither_tree_nor_head_nor_training_notices(
     for branch in before.lineage.by_branch:
         assert lineage.newest(branch) == before.lineage.newest(branch)
         tip = before.lineage.by_branch[branch][-1]
-        following = commit(tip.spec.step + 1, branch=branch, epoch=9, parent=tip.metadata.name)
+        following = commit(tip.spec.step + 1, branch=branch, term=9, parent=tip.metadata.name)
         assert judge(following, "m", lineage, followed) == judge(
             following, "m", before.lineage, followed
         )
@@ -266,7 +264,7 @@ def test_neither_tree_nor_head_nor_training_notices(
         assert [c.metadata.name for c in lineage.line(branch)] == expected
         assert all(lineage.on_line(name, branch) for name in expected)
     for found in left:
-        again = commit(found.spec.step, branch=found.spec.branch, epoch=found.spec.epoch)
+        again = commit(found.spec.step, branch=found.spec.branch, term=found.spec.term)
         assert judge(again, "m", lineage, followed).__class__.__name__ == "Known"
 
 

@@ -21,9 +21,9 @@ from espalier.core.run import turn as turns
 from espalier.core.run.run import RunDecision
 from espalier.core.run.run_view import RunView
 
-SERVED = {"epoch": 1, "epochCause": "1/Track", "current": {"name": "m-000001", "step": 1}}
-PAUSED = {**SERVED, "epoch": 2, "epochCause": "2/Pin/m-000001/Pause"}
-BRANCHED = {**SERVED, "epoch": 2, "epochCause": "2/Pin/m-000001/Branch"}
+SERVED = {"term": 1, "termCause": "1/Track", "current": {"name": "m-000001", "step": 1}}
+PAUSED = {**SERVED, "term": 2, "termCause": "2/Pin/m-000001/Pause"}
+BRANCHED = {**SERVED, "term": 2, "termCause": "2/Pin/m-000001/Branch"}
 GATE = {"metric": "reward/mean", "min": "0.5"}
 FULLY_TRAINED = model(adapter={"type": "Full"})
 RUNNER = Pod(
@@ -117,7 +117,7 @@ STAGES = {
         "Keep",
     ),
     "no trainer": ({"assigned": False}, "False/Starting", "True", "False", "Keep"),
-    "no rollout": ({"head": head(status={"epoch": 1})}, "False/Starting", "True", "False", "Keep"),
+    "no rollout": ({"head": head(status={"term": 1})}, "False/Starting", "True", "False", "Keep"),
     "restarting": (
         {"run": run(status={"step": 3}), "assigned": False},
         "False/Restarting",
@@ -291,12 +291,12 @@ def test_a_run_whose_base_has_no_chat_template_says_so_before_its_runner_starts(
 
 
 def test_a_run_counts_its_own_steps_over_all_branches_and_never_back() -> None:
-    mine = [*line("m", 3), checkpoint(step=2, branch="b2", epoch=2, parent="m-000001", run_step=4)]
+    mine = [*line("m", 3), checkpoint(step=2, branch="b2", term=2, parent="m-000001", run_step=4)]
     status = runs.decide(view(checkpoints=mine), NOW).status
     assert status.step == 4
     assert status.latest_checkpoint_ref is not None
     assert status.latest_checkpoint_ref.name == "m-b2-000002"
-    assert status.epoch == 2
+    assert status.term == 2
     assert status.applied is not None
     assert status.applied.learning_rate == "1e-4"
     assert runs.decide(view(checkpoints=mine, counted=6), NOW).status.step == 6
@@ -305,7 +305,7 @@ def test_a_run_counts_its_own_steps_over_all_branches_and_never_back() -> None:
 
 def test_the_latest_checkpoint_does_not_go_back_while_checkpoints_are_deleted() -> None:
     made = line("m", 3)
-    known = run(status={"step": 3, "latestCheckpointRef": {"name": "m-000003"}, "epoch": 1})
+    known = run(status={"step": 3, "latestCheckpointRef": {"name": "m-000003"}, "term": 1})
 
     def latest(left: list[Checkpoint], subject: TrainingRun = known) -> str:
         found = runs.decide(view(run=subject, checkpoints=left), NOW).status.latest_checkpoint_ref
@@ -314,7 +314,7 @@ def test_the_latest_checkpoint_does_not_go_back_while_checkpoints_are_deleted() 
     assert [latest(made[:n]) for n in (3, 2, 1, 0)] == ["m-000003"] * 4
     grown = [*made[:1], checkpoint(step=4, parent="m-000003")]
     assert latest(grown) == "m-000004"
-    fenced = run(status={"step": 9, "latestCheckpointRef": {"name": "m-000002"}, "epoch": 1})
+    fenced = run(status={"step": 9, "latestCheckpointRef": {"name": "m-000002"}, "term": 1})
     assert latest(made, fenced) == "m-000003"
 
 
@@ -485,16 +485,16 @@ def test_a_turns_end_that_stops_nothing_is_named_as_the_cause_of_cut_completions
     assert ("closes turns with '<|im_end|>'" in found.message) == ("[7]" in told)
 
 
-def test_the_trainer_is_told_where_to_go_on_under_which_epoch() -> None:
+def test_the_trainer_is_told_where_to_go_on_under_which_term() -> None:
     branched = {
-        "epoch": 2,
+        "term": 2,
         "branch": "b2",
         "branchBase": {"name": "m-000002"},
-        "epochCause": "2/Pin/m-000002/Branch",
+        "termCause": "2/Pin/m-000002/Branch",
     }
     told = turns.assignment(run(), model(), head(status=branched), grow(line("m", 4), BASE_POINT))
     assert told is not None
-    assert (told.epoch, told.branch, told.base_name, told.base_step) == (2, "b2", "m-000002", 2)
+    assert (told.term, told.branch, told.base_name, told.base_step) == (2, "b2", "m-000002", 2)
     assert told.run == "r/uid-r"
     assert turns.assignment(run(), model(), head(status=PAUSED), grow([], BASE_POINT)) is None
     assert turns.assignment(run(), model(), None, grow([], BASE_POINT)) is None

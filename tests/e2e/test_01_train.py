@@ -41,7 +41,7 @@ def test_the_head_follows_the_newest_checkpoint(
     newest = lineage(kubectl, "tiny")[-1]
     head = served(kubectl, "tiny", newest["metadata"]["name"])
     assert head["status"]["current"]["digest"] == newest["spec"]["digest"]
-    assert head["status"]["epoch"] == 1
+    assert head["status"]["term"] == 1
     answer = gateway.serves("tiny", newest["metadata"]["name"])
     assert answer != gateway.complete("tiny@base")
 

@@ -23,12 +23,12 @@ def test_pinning_the_head_serves_the_old_weights_and_unpinning_returns(
     newest = gateway.complete("tiny")
     kubectl.apply(head("tiny", "Pin", "tiny-000004"))
     pinned = served(kubectl, "tiny", "tiny-000004")
-    assert pinned["status"]["epoch"] == 2
+    assert pinned["status"]["term"] == 2
     assert pinned["status"]["history"][0]["reason"] == "Pinned"
     assert pinned["status"]["previous"]["name"] == "tiny-000012"
     assert gateway.serves("tiny", "tiny-000004") != newest
     kubectl.apply(head("tiny", "Track"))
-    assert served(kubectl, "tiny", "tiny-000012")["status"]["epoch"] == 3
+    assert served(kubectl, "tiny", "tiny-000012")["status"]["term"] == 3
     assert gateway.serves("tiny", "tiny-000012") == newest
 
 
@@ -36,7 +36,7 @@ def test_branching_grows_a_second_line_from_the_pinned_checkpoint(
     kubectl: Kubectl, trained: str, gateway: Gateway
 ) -> None:
     kubectl.apply(head("tiny", "Pin", "tiny-000004", onPin="Branch"))
-    epoch = served(kubectl, "tiny", "tiny-000004")["status"]["epoch"]
+    term = served(kubectl, "tiny", "tiny-000004")["status"]["term"]
     kubectl("patch", "trainingrun", trained, "--type=merge", "-p", '{"spec": {"steps": 14}}')
     kubectl.wait(
         "two more steps",
@@ -47,17 +47,17 @@ def test_branching_grows_a_second_line_from_the_pinned_checkpoint(
         timeout=300,
         show=["trainingrun digits", "checkpointhead tiny", "pods", "events"],
     )
-    grown = kubectl.get("checkpoint", f"tiny-b{epoch}-000006")
-    assert grown["spec"]["parentRef"]["name"] == f"tiny-b{epoch}-000005"
-    first = kubectl.get("checkpoint", f"tiny-b{epoch}-000005")
+    grown = kubectl.get("checkpoint", f"tiny-b{term}-000006")
+    assert grown["spec"]["parentRef"]["name"] == f"tiny-b{term}-000005"
+    first = kubectl.get("checkpoint", f"tiny-b{term}-000005")
     assert first["spec"]["parentRef"]["name"] == "tiny-000004"
     branches = kubectl.wait("the tree to show both branches", lambda: two_branches(kubectl))
     assert branches["main"]["lastStep"] == 12
     assert branches["main"]["superseded"] is True
-    assert branches[f"b{epoch}"]["base"] == "tiny-000004"
-    assert (branches[f"b{epoch}"]["firstStep"], branches[f"b{epoch}"]["lastStep"]) == (5, 6)
+    assert branches[f"b{term}"]["base"] == "tiny-000004"
+    assert (branches[f"b{term}"]["firstStep"], branches[f"b{term}"]["lastStep"]) == (5, 6)
     kubectl.apply(head("tiny", "Track"))
-    served(kubectl, "tiny", f"tiny-b{epoch}-000006")
+    served(kubectl, "tiny", f"tiny-b{term}-000006")
     kubectl.wait(
         "the old line's tip to be superseded",
         lambda: (

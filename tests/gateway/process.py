@@ -75,13 +75,13 @@ def served(server: ApiServer, namespace: str, port: int, digest: str) -> None:
         "source": {"base": {"image": "registry.example/model:1"}},
         "storage": {"persistentVolumeClaim": {"claimName": "weights"}},
     }
-    current = {"name": "arith-000001", "step": 1, "digest": digest, "epoch": 1}
+    current = {"name": "arith-000001", "step": 1, "digest": digest, "term": 1}
     model = {"kind": "TrainableModel", "metadata": {"name": "arith"}, "spec": spec}
     head = {
         "kind": "CheckpointHead",
         "metadata": {"name": "arith"},
         "spec": {"modelRef": {"name": "arith"}, "mode": "Track"},
-        "status": {"epoch": 1, "epochCause": "1/Track", "current": current},
+        "status": {"term": 1, "termCause": "1/Track", "current": current},
     }
     apply(server, namespace, *({"apiVersion": API_VERSION, **body} for body in (model, head)))
     _workload(server, namespace, "Deployment", "rollout", port)

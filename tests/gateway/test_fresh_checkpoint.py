@@ -41,15 +41,15 @@ def test_served_once_the_head_serves_its_digest(world: World, model: Id) -> None
     assert ask(world, model) == "Served"
 
 
-def test_served_when_the_head_went_past_it_in_the_same_epoch(world: World, model: Id) -> None:
+def test_served_when_the_head_went_past_it_in_the_same_term(world: World, model: Id) -> None:
     world.checkpoint(model, "arith-000003", NEW, step=3)
     world.head(model, LATER, step=4)
     assert ask(world, model) == "Served"
 
 
-def test_not_served_by_a_later_step_of_another_epoch(world: World, model: Id) -> None:
+def test_not_served_by_a_later_step_of_another_term(world: World, model: Id) -> None:
     world.checkpoint(model, "arith-000003", NEW, step=3)
-    world.head(model, LATER, step=4, epoch=2)
+    world.head(model, LATER, step=4, term=2)
     assert ask(world, model) is None
 
 

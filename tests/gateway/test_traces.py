@@ -47,7 +47,7 @@ async def take(_: web.Request) -> web.Response:
 async def served(gateway: Gateway, upstream: Start) -> Id:
     """A model that is sampled, and that nothing trains."""
     model = gateway.world.model("arith")
-    gateway.world.head(model, A, step=1, epoch=3)
+    gateway.world.head(model, A, step=1, term=3)
     port = (await upstream(complete)).port
     gateway.world.pod(model, "arith-rollout-0", ip="127.0.0.1", port=port)
     return model

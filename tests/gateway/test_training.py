@@ -39,9 +39,9 @@ async def commit(request: web.Request) -> web.Response:
 
 
 def training(gateway: Gateway, port: int) -> Id:
-    """A model at epoch 3 whose active run trains on a loopback trainer."""
+    """A model at term 3 whose active run trains on a loopback trainer."""
     model = gateway.world.model("arith")
-    gateway.world.head(model, A, step=1, epoch=3)
+    gateway.world.head(model, A, step=1, term=3)
     gateway.world.run(model, "first")
     gateway.world.pod(model, "arith-trainer-0", role="trainer", ip="127.0.0.1", port=port)
     return model
@@ -61,7 +61,7 @@ def test_the_active_run_is_the_oldest_that_still_wants_to_train() -> None:
     assert found.metadata.name == "older"
 
 
-async def test_a_command_reaches_the_trainer_as_sent_under_the_heads_epoch(
+async def test_a_command_reaches_the_trainer_as_sent_under_the_heads_term(
     gateway: Gateway, upstream: Start
 ) -> None:
     async def take(request: web.Request) -> web.Response:
@@ -80,7 +80,7 @@ async def test_a_command_reaches_the_trainer_as_sent_under_the_heads_epoch(
     request = trainer.requests[0]
     assert request.path == "/train/forward-backward"
     assert request.headers["Idempotency-Key"] == "s/1"
-    assert "Espalier-Epoch" not in request.headers
+    assert "Espalier-Term" not in request.headers
     name = audience(model.namespace, model.name, "trainer", "uid-arith-trainer-0")
     caller = identity.verify(KEYS, request.headers["Authorization"], name)
     assert caller == identity.Caller("gateway", 3)
@@ -91,11 +91,11 @@ async def test_what_the_run_in_git_gives_binds_the_command_and_is_nobody_elses_t
 ) -> None:
     trainer = await upstream(commit)
     model = training(gateway, trainer.port)
-    said = {"Espalier-Terms": '{"run": "mine"}', "Idempotency-Key": "s/1"}
+    said = {"Espalier-Declared": '{"run": "mine"}', "Idempotency-Key": "s/1"}
     assert (await gateway.post(STEP, {}, **said)).status == 200
     gateway.world.run(model, "first", learningRate="1e-5", sampling={"temperature": "0.7"})
     assert (await gateway.post(STEP, {}, **said)).status == 200
-    first, second = (request.headers.get("Espalier-Terms") for request in trainer.requests)
+    first, second = (request.headers.get("Espalier-Declared") for request in trainer.requests)
     assert first is None
     assert json.loads(second or "") == {
         "run": "first",
@@ -106,13 +106,13 @@ async def test_what_the_run_in_git_gives_binds_the_command_and_is_nobody_elses_t
     }
 
 
-async def test_the_callers_own_epoch_is_passed_on(gateway: Gateway, upstream: Start) -> None:
+async def test_the_callers_own_term_is_passed_on(gateway: Gateway, upstream: Start) -> None:
     trainer = await upstream(commit)
     training(gateway, trainer.port)
     reply = await gateway.get("/v1/models/arith/train/state")
     assert reply.status == 200
-    await gateway.request("GET", "/v1/models/arith/train/state", headers={"Espalier-Epoch": "2"})
-    assert [r.headers.get("Espalier-Epoch") for r in trainer.requests] == [None, "2"]
+    await gateway.request("GET", "/v1/models/arith/train/state", headers={"Espalier-Term": "2"})
+    assert [r.headers.get("Espalier-Term") for r in trainer.requests] == [None, "2"]
 
 
 async def test_errors_of_the_trainer_pass_unchanged(gateway: Gateway, upstream: Start) -> None:
@@ -143,10 +143,10 @@ async def test_optim_step_returns_once_the_head_serves_its_checkpoint(
     model = training(gateway, (await upstream(step)).port)
     pending = asyncio.create_task(gateway.post(STEP, {}))
     await committed.wait()
-    gateway.world.checkpoint(model, "arith-000002", B, step=2, epoch=3)
+    gateway.world.checkpoint(model, "arith-000002", B, step=2, term=3)
     await gateway.get("/v1/models")
     assert not pending.done()
-    gateway.world.head(model, B, step=2, epoch=3)
+    gateway.world.head(model, B, step=2, term=3)
     reply = await pending
     assert reply.headers["Espalier-Promotion"] == "Served"
     assert reply.headers["Espalier-Checkpoint-Digest"] == B
@@ -157,7 +157,7 @@ async def test_optim_step_of_a_pinned_branch_returns_at_once(
     gateway: Gateway, upstream: Start
 ) -> None:
     model = training(gateway, (await upstream(commit)).port)
-    gateway.world.head(model, A, epoch=4, agreed=Request("Pin", "arith-000001", "Branch", 2))
+    gateway.world.head(model, A, term=4, agreed=Request("Pin", "arith-000001", "Branch", 2))
     reply = await gateway.post(STEP, {})
     assert reply.headers["Espalier-Promotion"] == "Pinned"
 
@@ -188,7 +188,7 @@ async def test_no_active_run_is_a_409_with_the_remedy(gateway: Gateway) -> None:
 async def test_a_head_that_pauses_is_a_409(gateway: Gateway, upstream: Start) -> None:
     trainer = await upstream(commit)
     model = training(gateway, trainer.port)
-    gateway.world.head(model, A, epoch=4, agreed=Request("Pin", "arith-000001", "Pause", 2))
+    gateway.world.head(model, A, term=4, agreed=Request("Pin", "arith-000001", "Pause", 2))
     assert await refused(await gateway.post(STEP, {})) == (409, "HeadPinned")
     assert not trainer.requests
 
@@ -295,14 +295,14 @@ async def test_a_runner_reads_its_run_as_it_is_now(gateway: Gateway) -> None:
     gateway.world.run(model, "first", learningRate="1e-4")
     path = f"/v1/runs/{gateway.users.namespace}/first"
     run = await (await gateway.get(path)).json()
-    assert (run["uid"], run["model"], run["epoch"]) == ("uid-first", "arith", 3)
+    assert (run["uid"], run["model"], run["term"]) == ("uid-first", "arith", 3)
     assert (run["suspended"], run["paused"]) == (False, False)
     assert run["spec"]["learningRate"] == "1e-4"
     assert run["spec"]["optimizer"]["beta2"] == "0.95"
     gateway.world.run(model, "first", suspend=True)
-    gateway.world.head(model, A, epoch=4, agreed=Request("Pin", "arith-000001", "Pause", 2))
+    gateway.world.head(model, A, term=4, agreed=Request("Pin", "arith-000001", "Pause", 2))
     run = await (await gateway.get(path)).json()
-    assert (run["epoch"], run["suspended"], run["paused"]) == (4, True, True)
+    assert (run["term"], run["suspended"], run["paused"]) == (4, True, True)
 
 
 async def test_a_run_is_read_by_those_who_may_get_it(gateway: Gateway) -> None:

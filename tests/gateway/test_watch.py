@@ -14,11 +14,11 @@ from espalier.gateway.world.world import Id, Snapshot
 async def test_objects_come_change_and_go() -> None:
     world = World()
     model = world.model("arith")
-    world.head(model, digest("a1"), epoch=3)
+    world.head(model, digest("a1"), term=3)
     assert world.snapshot.models[model].metadata.name == "arith"
-    assert world.snapshot.heads[model].status.epoch == 3
-    world.head(model, digest("a1"), epoch=4)
-    assert world.snapshot.heads[model].status.epoch == 4
+    assert world.snapshot.heads[model].status.term == 3
+    world.head(model, digest("a1"), term=4)
+    assert world.snapshot.heads[model].status.term == 4
     world.drop("TrainableModel", "arith")
     assert model not in world.snapshot.models
 
@@ -37,15 +37,15 @@ async def test_a_waiter_gets_what_a_later_change_brings() -> None:
     world = World()
     model = world.model("arith")
 
-    def epoch(snapshot: Snapshot) -> int | None:
+    def term(snapshot: Snapshot) -> int | None:
         head = snapshot.head_of(model)
-        return head.status.epoch if head and head.status.epoch > 1 else None
+        return head.status.term if head and head.status.term > 1 else None
 
-    waiting = asyncio.create_task(world.view.wait_for(epoch, 10))
+    waiting = asyncio.create_task(world.view.wait_for(term, 10))
     await asyncio.sleep(0)
-    world.head(model, digest("a1"), epoch=1)
+    world.head(model, digest("a1"), term=1)
     await asyncio.sleep(0)
-    world.head(model, digest("a1"), epoch=2)
+    world.head(model, digest("a1"), term=2)
     assert await waiting == 2
 
 

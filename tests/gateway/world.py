@@ -61,7 +61,7 @@ class World:
         current: str | None = "",
         *,
         step: int = 0,
-        epoch: int = 1,
+        term: int = 1,
         agreed: Request | None = None,
         gate: Body | None = None,
         checkpoint: str = "",
@@ -75,13 +75,13 @@ class World:
             spec |= {"checkpointRef": {"name": agreed.name}, "onPin": agreed.on_pin}
         if gate:
             spec["gate"] = gate
-        status: Body = {"epoch": epoch, "epochCause": agreed.text()}
+        status: Body = {"term": term, "termCause": agreed.text()}
         if current is not None:
             status["current"] = {
                 "name": checkpoint,
                 "step": step,
                 "digest": current,
-                "epoch": epoch,
+                "term": term,
             }
         if target is not None:
             status["target"] = {"name": target}
@@ -94,7 +94,7 @@ class World:
         content: str,
         *,
         step: int = 1,
-        epoch: int = 1,
+        term: int = 1,
         metrics: dict[str, str] | None = None,
     ) -> None:
         """A Checkpoint; its status is written only if metrics are given."""
@@ -102,7 +102,7 @@ class World:
             "modelRef": {"name": model.name},
             "step": step,
             "branch": "main",
-            "epoch": epoch,
+            "term": term,
             "uri": "pvc://weights/x",
             "digest": content,
         }

@@ -7,10 +7,10 @@ from typing import Any
 from espalier.kube.objects import Body
 
 # What two heads that went the same way may still differ in: when, on which edit, on which pods.
-INCIDENTAL = ("time", "lastTransitionTime", "observedGeneration", "epochCause")
+INCIDENTAL = ("time", "lastTransitionTime", "observedGeneration", "termCause")
 
 # Steps 1 to 3 were taken; then pins to step 1, to step 2 and back to step 1.
-CURRENT = {"name": "arith-000001", "step": 1, "epoch": 4}
+CURRENT = {"name": "arith-000001", "step": 1, "term": 4}
 HISTORY = [
     ("arith-000001", 4, "Pinned"),
     ("arith-000002", 3, "Pinned"),
@@ -36,7 +36,7 @@ def assert_rolled_back(ends: list[Body]) -> None:
         assert end == ends[0]
         current = end["current"]
         assert {name: current[name] for name in CURRENT} == CURRENT
-        assert [(m["name"], m["epoch"], m["reason"]) for m in end["history"]] == HISTORY
+        assert [(m["name"], m["term"], m["reason"]) for m in end["history"]] == HISTORY
         assert end["target"] == {"name": "arith-000001"}
         assert end["previous"] == {"name": "arith-000002"}
         assert end["latest"] == {"name": "arith-000003"}

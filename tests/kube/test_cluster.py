@@ -23,7 +23,7 @@ async def test_the_status_manager_owns_the_status_and_nothing_else(
     kubernetes: KubernetesCluster, head: dict[str, Any]
 ) -> None:
     await kubernetes.create("CheckpointHead", head)
-    after = await kubernetes.apply_status("CheckpointHead", {**head, "status": {"epoch": 1}})
+    after = await kubernetes.apply_status("CheckpointHead", {**head, "status": {"term": 1}})
 
     owned = {
         entry["manager"]: (entry.get("subresource"), {*entry["fieldsV1"]})

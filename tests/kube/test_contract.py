@@ -49,20 +49,20 @@ async def test_a_spec_change_raises_the_generation_and_a_status_change_does_not(
     cluster: Cluster, head: Body
 ) -> None:
     await cluster.apply("CheckpointHead", head)
-    with_status = await cluster.apply_status("CheckpointHead", {**head, "status": {"epoch": 1}})
+    with_status = await cluster.apply_status("CheckpointHead", {**head, "status": {"term": 1}})
     assert with_status["metadata"]["generation"] == 1
-    assert with_status["status"]["epoch"] == 1
+    assert with_status["status"]["term"] == 1
 
     changed = await cluster.apply(
         "CheckpointHead", {**head, "spec": {**head["spec"], "onPin": "Branch"}}
     )
     assert changed["metadata"]["generation"] == 2
-    assert changed["status"]["epoch"] == 1
+    assert changed["status"]["term"] == 1
 
 
 async def test_applying_a_status_leaves_the_spec_alone(cluster: Cluster, head: Body) -> None:
     await cluster.apply("CheckpointHead", head)
-    edited = {**head, "spec": {**head["spec"], "onPin": "Continue"}, "status": {"epoch": 3}}
+    edited = {**head, "spec": {**head["spec"], "onPin": "Continue"}, "status": {"term": 3}}
 
     after = await cluster.apply_status("CheckpointHead", edited)
 
@@ -73,7 +73,7 @@ async def test_applying_the_status_of_an_absent_object_is_not_found(
     cluster: Cluster, head: Body
 ) -> None:
     with pytest.raises(ClusterError) as caught:
-        await cluster.apply_status("CheckpointHead", {**head, "status": {"epoch": 1}})
+        await cluster.apply_status("CheckpointHead", {**head, "status": {"term": 1}})
     assert (caught.value.status, caught.value.reason) == (404, "NotFound")
 
 
@@ -107,14 +107,14 @@ async def test_two_writers_of_a_status_keep_each_others_fields(
 
 async def test_a_status_field_left_out_is_removed(cluster: Cluster, head: Body, key: Key) -> None:
     await cluster.apply("CheckpointHead", head)
-    before = {"epoch": 1, "target": {"name": "arith-000001"}}
+    before = {"term": 1, "target": {"name": "arith-000001"}}
     await cluster.apply_status("CheckpointHead", {**head, "status": before})
-    await cluster.apply_status("CheckpointHead", {**head, "status": {"epoch": 2}})
+    await cluster.apply_status("CheckpointHead", {**head, "status": {"term": 2}})
 
     live = await cluster.get(key)
 
     assert live is not None
-    assert live["status"]["epoch"] == 2
+    assert live["status"]["term"] == 2
     assert "target" not in live["status"]
 
 

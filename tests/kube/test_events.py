@@ -50,7 +50,7 @@ async def test_other_reasons_and_messages_are_other_events(
     recorder = EventRecorder(kubernetes)
     await recorder.record(regarding, "Normal", "Advanced", "serves arith-000002")
     await recorder.record(regarding, "Normal", "Advanced", "serves arith-000003")
-    await recorder.record(regarding, "Warning", "Fenced", "a commit of an older epoch")
+    await recorder.record(regarding, "Warning", "Fenced", "a commit of an older term")
 
     events = await kubernetes.list("Event", namespace)
 

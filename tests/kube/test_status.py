@@ -38,7 +38,7 @@ def alphabetic(body: Body) -> Body:
 async def test_what_did_not_change_is_not_written(order: Any) -> None:
     made = checkpoint(reward="0.5")
     lineage = grow([made], BASE_POINT)
-    serving = head(status={"epoch": 1, "current": {"name": "m-000001", "step": 1}})
+    serving = head(status={"term": 1, "current": {"name": "m-000001", "step": 1}})
     status = checkpoints.decide(made, [serving], lineage, NOW)
     cluster, cache = FakeCluster(), Cache()
     writer = StatusWriter(cluster, cache, EventRecorder(cluster))

@@ -55,7 +55,7 @@ class StandIn:
         self.paused = False
         self.active = True
         self.run = f"run/{UID}"
-        self.epoch = 1
+        self.term = 1
         self.step = 0
         self.run_step = 0
         self.pending = 0
@@ -109,7 +109,7 @@ class StandIn:
                 "uid": UID,
                 "model": "tiny",
                 "spec": self.spec,
-                "epoch": self.epoch,
+                "term": self.term,
                 "suspended": self.suspended,
                 "paused": self.paused,
             }
@@ -170,7 +170,7 @@ class StandIn:
             return refused
         key, content = request.headers["Idempotency-Key"], await request.read()
         self.keys.append(key)
-        result = self._once(kind, key, content, request.headers.get("Espalier-Epoch"))
+        result = self._once(kind, key, content, request.headers.get("Espalier-Term"))
         if isinstance(result, web.Response):
             return result
         if fault == "lose":
@@ -179,13 +179,13 @@ class StandIn:
         return web.json_response(result, headers=headers)
 
     def _once(
-        self, kind: str, key: str, content: bytes, epoch: str | None
+        self, kind: str, key: str, content: bytes, term: str | None
     ) -> dict[str, Any] | web.Response:
         if key in self._results:
             known, result = self._results[key]
             return result if known == content else problem(422, "KeyReused")
-        if epoch is not None and int(epoch) != self.epoch:
-            return problem(409, "StaleEpoch")
+        if term is not None and int(term) != self.term:
+            return problem(409, "StaleTerm")
         if kind == "optim-step" and not self.pending:
             return problem(409, "NoGradients")
         body = json.loads(content)
@@ -220,7 +220,7 @@ class StandIn:
         return {
             "model": "tiny",
             "run": self.run,
-            "epoch": self.epoch,
+            "term": self.term,
             "branch": "main",
             "step": self.step,
             "run_step": self.run_step,

@@ -275,7 +275,7 @@ async def test_a_rollback_in_mid_step_drops_the_step_and_goes_on_from_the_new_pl
     bench: Bench, command: str
 ) -> None:
     def rollback() -> None:
-        bench.gateway.epoch = 2
+        bench.gateway.term = 2
         bench.gateway.pending = 0
         bench.gateway.checkpoint = "tiny-000001"
 
@@ -286,9 +286,9 @@ async def test_a_rollback_in_mid_step_drops_the_step_and_goes_on_from_the_new_pl
     bench.gateway.checkpoint = "tiny-000002"
     arm()
     await bench.drive()
-    assert bench.events("step-dropped")[0]["reason"] == "StaleEpoch"
+    assert bench.events("step-dropped")[0]["reason"] == "StaleTerm"
     assert bench.gateway.samples[-1]["model"] == "default/tiny@tiny-000001"
-    assert [step["epoch"] for step in bench.events("step")] == [2]
+    assert [step["term"] for step in bench.events("step")] == [2]
     assert bench.gateway.run_step == 3
 
 

@@ -19,7 +19,7 @@ from tests.runner.standin import UID, spec
 from tests.trainer import tiny
 
 from espalier import identity
-from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY
+from espalier.api.wire import IDEMPOTENCY_KEY, TERM
 from espalier.client import GatewayClient, Patience, RefusedError
 from espalier.core.checkpoints.commits import run_identity
 from espalier.runner.journal import Journal
@@ -56,7 +56,7 @@ class Passage:
         return app
 
     async def _run(self, request: web.Request) -> web.Response:
-        held = {"epoch": 1, "suspended": False, "paused": False}
+        held = {"term": 1, "suspended": False, "paused": False}
         return web.json_response({"uid": UID, "model": "tiny", "spec": self.spec, **held})
 
     async def _chat(self, request: web.Request) -> web.Response:
@@ -83,7 +83,7 @@ class Passage:
         if command == self.refuse_next:
             self.refuse_next = ""
             return web.json_response({}, status=409)
-        headers = {h: request.headers[h] for h in (IDEMPOTENCY_KEY, EPOCH) if h in request.headers}
+        headers = {h: request.headers[h] for h in (IDEMPOTENCY_KEY, TERM) if h in request.headers}
         token = identity.issue(PRIVATE, "gateway", AUDIENCE, 1)
         async with self._session.request(
             request.method,

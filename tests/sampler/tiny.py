@@ -134,7 +134,7 @@ def commit_checkpoint(
         step=1,
         run_step=1,
         branch="main",
-        epoch=1,
+        term=1,
         parent="",
         parent_name="",
         session="s",

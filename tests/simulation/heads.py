@@ -44,7 +44,7 @@ async def stable_and_canary(w: World) -> None:
     # What the canary asks for has no effect on training.
     await w.apply(HEAD, "canary", head_spec("tiny", "Pin", "tiny-000002", onPin="Branch"))
     await w.until(lambda: ready(w, "canary", "tiny-000002"), "the canary is pinned")
-    assert w.status(HEAD, "tiny")["epoch"] == w.status(HEAD, "canary")["epoch"] == 1
+    assert w.status(HEAD, "tiny")["term"] == w.status(HEAD, "canary")["term"] == 1
 
 
 async def damaged_canary(w: World) -> None:
@@ -112,7 +112,7 @@ async def pinned_without_rollouts(w: World) -> None:
     w.kubelet.waiting["rollout"] = IMAGE
     await w.kubelet.restart("rollout")
     await w.apply(HEAD, "tiny", head_spec("tiny", "Pin", "tiny-000001"))
-    await w.until(lambda: w.status(HEAD, "tiny")["epoch"] == 2, "agreed to")
+    await w.until(lambda: w.status(HEAD, "tiny")["term"] == 2, "agreed to")
     assert w.current("tiny") == "tiny-000003"
     w.kubelet.waiting.clear()
     await w.kubelet.restart("rollout")

@@ -26,7 +26,7 @@ class Laws:
         # Checkpoints that no user deleted: their model or a rule may have, in some stories.
         self.lost: list[str] = []
         self.deleted_by_user: set[Key] = set()
-        self._epochs: dict[str, int] = {}
+        self._terms: dict[str, int] = {}
         self._named: set[str] = set()
         self._branches: dict[tuple[str, str], str] = {}
         self._authored: dict[Key, tuple[Any, ...]] = {}
@@ -80,13 +80,13 @@ class Laws:
             self.lost.append(name)
 
     def _head(self, body: Body) -> None:
-        """An epoch never falls, and a branch starts at one place, while the head lives."""
+        """A term never falls, and a branch starts at one place, while the head lives."""
         uid, status = body["metadata"]["uid"], body.get("status", {})
-        epoch = status.get("epoch", 0)
+        term = status.get("term", 0)
         self._named |= {status.get(field, {}).get("name", "") for field in ("target", "current")}
-        if epoch < self._epochs.get(uid, 0):
-            self.violations.append(f"epoch fell to {epoch}")
-        self._epochs[uid] = epoch
+        if term < self._terms.get(uid, 0):
+            self.violations.append(f"term fell to {term}")
+        self._terms[uid] = term
         branch, base = status.get("branch", ""), status.get("branchBase", {}).get("name", "")
         if base and self._branches.setdefault((uid, branch), base) != base:
             self.violations.append(f"{branch} started twice, at {base} too")

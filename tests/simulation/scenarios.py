@@ -262,8 +262,8 @@ async def retain(w: World) -> None:
     await w.until(lambda: w.succeeded("digits", 5) and w.checkpoints("tiny") == kept, "retired")
 
 
-def _either_epoch(outcome: Outcome) -> Outcome:
-    """Of two pins in a row the first may leave no trace: an epoch more or less, and its names."""
+def _either_term(outcome: Outcome) -> Outcome:
+    """Of two pins in a row the first may leave no trace: a term more or less, and its names."""
     head = outcome["CheckpointHead default/tiny"]["status"]
     kept = {
         "current": {"step": head["current"]["step"], "digest": head["current"]["digest"]},
@@ -275,10 +275,10 @@ def _either_epoch(outcome: Outcome) -> Outcome:
     return {"head": kept, "checkpoints": names, "steps": run["step"]}
 
 
-def _any_first_epoch(outcome: Outcome) -> Outcome:
+def _any_first_term(outcome: Outcome) -> Outcome:
     """A head made anew may learn before or after its first move that the trainer is ahead."""
     moves = outcome["CheckpointHead default/tiny"]["status"]["history"]
-    moves[-1] = {**moves[-1], "epoch": None}
+    moves[-1] = {**moves[-1], "term": None}
     return outcome
 
 
@@ -301,13 +301,13 @@ SCENARIOS = {
         Scenario("pause", pause),
         Scenario("branch", branch),
         Scenario("continue", continue_),
-        Scenario("two-pins", two_pins, _either_epoch),
+        Scenario("two-pins", two_pins, _either_term),
         Scenario("pin-in-mid-step", pin_in_mid_step),
         Scenario("pod-restarts", pod_restarts),
         Scenario("trainer-crash", trainer_crash),
         Scenario("suspend", suspend),
         Scenario("model-deleted", model_deleted, _without_births),
-        Scenario("head-deleted", head_deleted, _any_first_epoch),
+        Scenario("head-deleted", head_deleted, _any_first_term),
         Scenario("two-models", two_models),
         Scenario("canary", canary),
         Scenario("importer", importer),

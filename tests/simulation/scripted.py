@@ -67,10 +67,10 @@ class ScriptedTrainer:
         held = volume.assignment
         if self.refusal is not None:
             raise TrainerError(422, self.refusal)
-        if held is not None and assignment.epoch < held.epoch:
-            problem = Problem(detail=f"the trainer is at {held.epoch}", reason="StaleEpoch")
+        if held is not None and assignment.term < held.term:
+            problem = Problem(detail=f"the trainer is at {held.term}", reason="StaleTerm")
             raise TrainerError(409, problem)
-        if held is None or assignment.epoch > held.epoch:
+        if held is None or assignment.term > held.term:
             volume.position = None
             volume.assignment = assignment
         else:
@@ -86,7 +86,7 @@ class ScriptedTrainer:
         return TrainerState(
             model=peer.model,
             run=held.run,
-            epoch=held.epoch,
+            term=held.term,
             branch=held.branch,
             step=at.step if at else held.base_step,
             run_step=volume.run_steps.get(held.run, 0),
@@ -137,10 +137,10 @@ class ScriptedTrainer:
             step=step,
             run_step=run_step,
             branch=held.branch,
-            epoch=held.epoch,
+            term=held.term,
             parent=at.digest if at else held.base,
             parent_name=sampled,
-            digest=digest(f"{name}/{held.epoch}/{len(volume.commits)}"),
+            digest=digest(f"{name}/{held.term}/{len(volume.commits)}"),
             size_bytes=1,
             lora_rank=self.rank,
             learning_rate=1e-4,

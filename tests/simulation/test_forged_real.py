@@ -64,7 +64,7 @@ def forged_commit() -> Commit:
         step=1,
         run_step=1,
         branch="main",
-        epoch=1,
+        term=1,
         parent="",
         parent_name="",
         digest=FORGED_DIGEST,

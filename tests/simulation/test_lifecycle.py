@@ -26,7 +26,7 @@ def test_a_run_trains_a_model_and_the_head_follows() -> None:
             assert w.checkpoints("tiny") == ["tiny-000001", "tiny-000002", "tiny-000003"]
             head = w.status("CheckpointHead", "tiny")
             assert head["current"]["name"] == "tiny-000003"
-            assert head["epoch"] == 1
+            assert head["term"] == 1
             assert w.condition("CheckpointHead", "tiny", "Ready")["reason"] == "Tracking"
             assert w.condition("TrainingRun", "digits", "Succeeded")["reason"] == "StepsCompleted"
             assert w.condition("TrainableModel", "tiny", "Ready")["status"] == "True"
@@ -71,13 +71,13 @@ def test_a_pin_rolls_back_and_a_return_to_track_restores_everything() -> None:
             await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Pin", "tiny-000001"))
             await w.until(lambda: w.current("tiny") == "tiny-000001", "the pin is served")
             pinned = w.status("CheckpointHead", "tiny")
-            assert pinned["epoch"] == 2
+            assert pinned["term"] == 2
             assert pinned["previous"]["name"] == "tiny-000003"
             assert pinned["history"][0]["reason"] == "Pinned"
             await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track"))
             await w.until(lambda: w.current("tiny") == "tiny-000003", "the newest is back")
             back = w.status("CheckpointHead", "tiny")
-            assert back["epoch"] == 3
+            assert back["term"] == 3
             assert back["history"][0]["reason"] == "Unpinned"
 
     run(scenario())
@@ -95,7 +95,7 @@ def test_a_branch_grows_from_the_pinned_checkpoint_and_track_follows_it() -> Non
             assert w.current("tiny") == "tiny-000001"
             await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track"))
             await w.until(lambda: w.current("tiny") == "tiny-b2-000003", "Track follows the branch")
-            assert w.status("CheckpointHead", "tiny")["epoch"] == 2
+            assert w.status("CheckpointHead", "tiny")["term"] == 2
             branches = {
                 b["name"]: b for b in w.status("TrainableModel", "tiny")["tree"]["branches"]
             }
@@ -138,7 +138,7 @@ def test_continue_holds_what_is_served_and_lets_training_go_on() -> None:
             await w.apply("TrainingRun", "digits", run_spec("tiny", 5))
             await w.until(lambda: succeeded(w, "digits", 5), "training goes on")
             head = w.status("CheckpointHead", "tiny")
-            assert (head["current"]["name"], head["epoch"]) == ("tiny-000001", 1)
+            assert (head["current"]["name"], head["term"]) == ("tiny-000001", 1)
             assert head["latest"]["name"] == "tiny-000005"
 
     run(scenario())
@@ -163,7 +163,7 @@ def test_a_pin_that_cannot_be_met_leaves_everything_as_it_is() -> None:
 
                 await w.until(stalled, reason)
                 assert w.status("CheckpointHead", "tiny")["current"] == before
-                assert w.status("CheckpointHead", "tiny")["epoch"] == 1
+                assert w.status("CheckpointHead", "tiny")["term"] == 1
             await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track"))
             await w.until(
                 lambda: w.condition("CheckpointHead", "tiny", "Ready")["status"] == "True", "Ready"
@@ -294,7 +294,7 @@ def test_restarted_pods_are_told_again_what_to_serve_and_train() -> None:
     run(scenario())
 
 
-def test_an_epoch_of_a_deleted_head_is_overtaken() -> None:
+def test_an_term_of_a_deleted_head_is_overtaken() -> None:
     async def scenario() -> None:
         async with world() as w:
             await trained(w)
@@ -303,12 +303,12 @@ def test_an_epoch_of_a_deleted_head_is_overtaken() -> None:
             w.trains = False
             await w.apply("TrainingRun", "digits", run_spec("tiny", 4))
             await w.until(
-                lambda: w.trainer.volume("tiny").assignment.epoch == 2, "the trainer is told"
+                lambda: w.trainer.volume("tiny").assignment.term == 2, "the trainer is told"
             )
             await w.delete("CheckpointHead", "tiny")
             w.trains = True
             await w.until(lambda: succeeded(w, "digits", 4), "training goes on")
-            assert w.status("CheckpointHead", "tiny")["epoch"] == 3
+            assert w.status("CheckpointHead", "tiny")["term"] == 3
             assert w.current("tiny") == "tiny-000004"
 
     run(scenario())
@@ -341,7 +341,7 @@ def test_a_commit_of_a_trainer_left_behind_never_moves_the_head() -> None:
             events = [b for k, b in w.cluster.objects.items() if k.kind == "Event"]
             fenced = [e for e in events if e["reason"] == "CommitFenced"]
             assert len(fenced) == 1
-            assert "StaleEpoch" in fenced[0]["message"]
+            assert "StaleTerm" in fenced[0]["message"]
 
     run(scenario())
 

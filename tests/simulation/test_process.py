@@ -176,7 +176,7 @@ async def test_an_edit_of_the_head_goes_all_the_way_through_a_real_api_server(
         await stage.apply("CheckpointHead", "tiny", head_spec("tiny", "Pin", "tiny-000001"))
         head = await stage.until("CheckpointHead", "tiny", is_current("tiny-000001"))
         print(f"\nedited spec to status.current: {1000 * (time.monotonic() - begun):.0f} ms")
-        assert head["status"]["epoch"] == 2
+        assert head["status"]["term"] == 2
         assert stage.resident_mib() < RESIDENT_MIB
         print(f"operator resident: {stage.resident_mib():.0f} MiB")
 

@@ -198,9 +198,9 @@ class World:
         return len(self.trainer.volume(model).commits)
 
     def assigned(self, model: str) -> int:
-        """The epoch that the model's trainer was told last; 0 before."""
+        """The term that the model's trainer was told last; 0 before."""
         held = self.trainer.volume(model).assignment
-        return held.epoch if held is not None else 0
+        return held.term if held is not None else 0
 
     async def tick(self, seconds: float = TICK_SECONDS) -> None:
         await self._revive()
@@ -291,7 +291,7 @@ class World:
                 continue
             if held.run.partition("/")[0] != run or not self._promoted(model):
                 continue
-            if held.epoch != self.status("CheckpointHead", model).get("epoch"):
+            if held.term != self.status("CheckpointHead", model).get("term"):
                 continue
             if self.trainer.volume(model).run_steps.get(held.run, 0) < spec["steps"]:
                 await self.trainer.step(model, self.rewards.pop(0) if self.rewards else 0.5)

@@ -43,7 +43,7 @@ def volume(tiny_base: Volume, tmp_path: Path) -> Volume:
 
 @pytest.fixture
 def engine(volume: Volume, policy: Policy) -> Iterator[Engine]:
-    """An engine with epoch 1 assigned."""
+    """An engine with term 1 assigned."""
     made = tiny.engine(volume.path, volume.base, policy)
     made.assign(tiny.assignment())
     yield made

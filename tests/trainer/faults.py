@@ -270,7 +270,7 @@ def live(volume: Volume, policy: Policy, die_at: int = -1, disk: Disk = "kill") 
             engine.assign(tiny.assignment())
             for seq in range(done, len(SCRIPT)):
                 kind, request = SCRIPT[seq]
-                answer = tiny.send(engine, kind, request, ("client", seq), epoch=1)
+                answer = tiny.send(engine, kind, request, ("client", seq), term=1)
                 assert answer.status == 200
                 with answered.open("a") as file:
                     file.write(".")

@@ -294,9 +294,9 @@ OUT_OF_RANGE = str(2**63)
         (f"Idempotency-Key: s/{OUT_OF_RANGE}".encode(), 422, "Idempotency-Key"),
         (f"Idempotency-Key: s/{NINES}".encode(), 422, "Idempotency-Key"),
         (b"Idempotency-Key: \xff/1", 422, "Idempotency-Key"),
-        (f"Espalier-Epoch: {OUT_OF_RANGE}".encode(), 422, "Espalier-Epoch"),
-        (f"Espalier-Epoch: {NINES}".encode(), 422, "Espalier-Epoch"),
-        (b"Espalier-Epoch: \xff", 422, "Espalier-Epoch"),
+        (f"Espalier-Term: {OUT_OF_RANGE}".encode(), 422, "Espalier-Term"),
+        (f"Espalier-Term: {NINES}".encode(), 422, "Espalier-Term"),
+        (b"Espalier-Term: \xff", 422, "Espalier-Term"),
         (b"Espalier-Client: \xff", 422, "Espalier-Client"),
     ],
 )

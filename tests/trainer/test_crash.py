@@ -107,7 +107,7 @@ def live(volume: Volume, policy: Policy, kill_at: int) -> tuple[bool, int]:
             engine.assign(tiny.assignment())
             for seq in range(acknowledged(volume), len(SCRIPT)):
                 kind, request = SCRIPT[seq]
-                answer = tiny.send(engine, kind, request, ("client", seq), epoch=1)
+                answer = tiny.send(engine, kind, request, ("client", seq), term=1)
                 assert answer.status == 200
                 with (volume.path / "acknowledged").open("a") as file:
                     file.write(".")

@@ -9,7 +9,7 @@ from tests.core.objects import run as run_of
 from tests.trainer import tiny
 
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import BackwardRequest, Terms, TrajectoryPayload, Wire
+from espalier.api.wire import BackwardRequest, Declared, TrajectoryPayload, Wire
 from espalier.core.run.declared import terms
 from espalier.trainer.engine.commands import Command, Sent
 from espalier.trainer.engine.declared import check
@@ -25,7 +25,7 @@ def client_run(**given: Any) -> TrainingRun:
     return TrainingRun.model_validate({**whole, "spec": spec})
 
 
-def bound(**given: Any) -> Terms:
+def bound(**given: Any) -> Declared:
     found = terms(client_run(**given))
     assert found is not None
     return found
@@ -150,7 +150,7 @@ def test_what_a_run_leaves_out_binds_nobody_and_a_runner_is_not_bound() -> None:
 def test_a_refused_command_changes_nothing_and_an_answered_one_is_answered_again(
     engine: Engine,
 ) -> None:
-    def send(seq: int, kind: Kind, request: Wire, said: Terms | None) -> int:
+    def send(seq: int, kind: Kind, request: Wire, said: Declared | None) -> int:
         command = Command(Key("s", seq), Sent(kind, request, None, said))
         return engine.execute(command).status
 

@@ -185,20 +185,20 @@ def test_a_resent_key(engine: Engine, case: Resend) -> None:
     assert engine.state() == state
 
 
-def test_a_resent_step_is_answered_even_after_the_epoch_moved_on(engine: Engine) -> None:
+def test_a_resent_step_is_answered_even_after_the_term_moved_on(engine: Engine) -> None:
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
-    first = tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1), epoch=1)
+    first = tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1), term=1)
     engine.assign(tiny.assignment(2))
-    assert tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1), epoch=1) == first
+    assert tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1), term=1) == first
     assert engine.state().step == 0
 
 
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_a_command_of_another_epoch_is_refused(engine: Engine, epoch: int) -> None:
+@pytest.mark.parametrize("term", [0, 2])
+def test_a_command_of_another_term_is_refused(engine: Engine, term: int) -> None:
     call = lambda: tiny.send(  # noqa: E731
-        engine, "forward-backward", tiny.forward_backward(), ("s", 0), epoch
+        engine, "forward-backward", tiny.forward_backward(), ("s", 0), term
     )
-    assert reason(call) == (409, "StaleEpoch")
+    assert reason(call) == (409, "StaleTerm")
     assert engine.state().pending == 0
 
 
@@ -256,7 +256,7 @@ def test_before_the_first_assignment_everything_waits(volume: Volume, policy: Po
 # --- assignments --------------------------------------------------------------------------------
 
 
-def test_a_higher_epoch_rebases_and_drops_gradients(engine: Engine) -> None:
+def test_a_higher_term_rebases_and_drops_gradients(engine: Engine) -> None:
     train(engine, 1)
     at_one, first = adapter(engine), engine.commits[0]
     train(engine, 1, first=1)
@@ -265,7 +265,7 @@ def test_a_higher_epoch_rebases_and_drops_gradients(engine: Engine) -> None:
         tiny.assignment(2, branch="b2", base=first.digest, base_name=first.name, base_step=1)
     )
     assert same(at_one, adapter(engine))
-    assert (state.epoch, state.step, state.run_step, state.pending) == (2, 1, 2, 0)
+    assert (state.term, state.step, state.run_step, state.pending) == (2, 1, 2, 0)
     train(engine, 1, first=2)
     last = engine.commits[-1]
     assert (last.name, last.parent, last.parent_name) == (
@@ -273,7 +273,7 @@ def test_a_higher_epoch_rebases_and_drops_gradients(engine: Engine) -> None:
         first.digest,
         first.name,
     )
-    assert (last.step, last.run_step, last.index, last.branch, last.epoch) == (2, 3, 3, "b2", 2)
+    assert (last.step, last.run_step, last.index, last.branch, last.term) == (2, 3, 3, "b2", 2)
 
 
 def test_training_on_from_a_checkpoint_equals_never_having_left_it(engine: Engine) -> None:
@@ -292,14 +292,14 @@ def test_an_empty_base_is_the_fresh_adapter(engine: Engine) -> None:
     assert (state.step, state.digest, state.checkpoint) == (0, "", "")
 
 
-def test_the_same_epoch_keeps_position_and_gradients(engine: Engine) -> None:
+def test_the_same_term_keeps_position_and_gradients(engine: Engine) -> None:
     train(engine, 1)
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 50))
     before = engine.state()
     assert engine.assign(tiny.assignment(1, base="sha256:" + "0" * 64)) == before
 
 
-def test_another_run_at_the_same_epoch_counts_its_own_steps(engine: Engine) -> None:
+def test_another_run_at_the_same_term_counts_its_own_steps(engine: Engine) -> None:
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     tiny.send(engine, "optim-step", tiny.optim_step(cursor={"next": 8}), ("s", 1))
     assert engine.state().cursor == {"next": 8}
@@ -308,9 +308,9 @@ def test_another_run_at_the_same_epoch_counts_its_own_steps(engine: Engine) -> N
     assert engine.assign(tiny.assignment(1)).cursor == {"next": 8}
 
 
-def test_a_lower_epoch_is_refused(engine: Engine) -> None:
+def test_a_lower_term_is_refused(engine: Engine) -> None:
     engine.assign(tiny.assignment(3))
-    assert reason(lambda: engine.assign(tiny.assignment(2))) == (409, "StaleEpoch")
+    assert reason(lambda: engine.assign(tiny.assignment(2))) == (409, "StaleTerm")
 
 
 def test_an_assignment_to_a_missing_checkpoint_changes_nothing(engine: Engine) -> None:

@@ -31,13 +31,13 @@ def restarted(engine: Engine, volume: Volume, policy: Policy) -> Engine:
     return tiny.engine(volume.path, volume.base, policy)
 
 
-def rebase(engine: Engine, optimizer_state: str, epoch: int) -> None:
+def rebase(engine: Engine, optimizer_state: str, term: int) -> None:
     """Stands on the first checkpoint again, as a fork of it does."""
     origin = engine.commits[0]
     engine.assign(
         tiny.assignment(
-            epoch,
-            branch=f"b{epoch}",
+            term,
+            branch=f"b{term}",
             base=origin.digest,
             base_name=origin.name,
             base_step=origin.step,

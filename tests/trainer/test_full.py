@@ -221,11 +221,11 @@ def test_three_steps_a_restart_in_the_middle_of_a_step_and_three_more_are_six_st
 def test_a_fork_starts_from_a_full_checkpoint_with_or_without_adams_state(engine: Engine) -> None:
     train(engine, range(2))
     origin, after = engine.commits[0], weights(engine)
-    for epoch, state in ((2, "Keep"), (3, "Reset")):
+    for term, state in ((2, "Keep"), (3, "Reset")):
         engine.assign(
             tiny.assignment(
-                epoch,
-                branch=f"b{epoch}",
+                term,
+                branch=f"b{term}",
                 base=origin.digest,
                 base_name=origin.name,
                 base_step=1,
@@ -233,7 +233,7 @@ def test_a_fork_starts_from_a_full_checkpoint_with_or_without_adams_state(engine
             )
         )
         assert tiny.moments(engine).steps == (1 if state == "Keep" else 0)
-        train(engine, range(1, 2), f"fork-{epoch}")
+        train(engine, range(1, 2), f"fork-{term}")
         assert same(weights(engine), after) == (state == "Keep")
 
 

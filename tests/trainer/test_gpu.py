@@ -203,7 +203,7 @@ def live(path: Path, base: str, kill_at: int) -> None:
     done = len(acknowledged.read_text()) if acknowledged.exists() else 0
     for seq in range(done, len(SCRIPT)):
         kind, request = SCRIPT[seq]
-        assert tiny.send(engine, kind, request, ("client", seq), epoch=1).status == 200
+        assert tiny.send(engine, kind, request, ("client", seq), term=1).status == 200
         with acknowledged.open("a") as file:
             file.write(".")
     engine.log.close()

@@ -232,7 +232,7 @@ def test_an_assignment_to_a_checkpoint_of_another_rank_names_the_difference(
         stand_on(engine, other)
     assert (caught.value.status, caught.value.problem.reason) == (409, "AdapterMismatch")
     assert f"{FIRST} is [2, 128], must be [4, 128]" in caught.value.problem.detail
-    assert engine.state().epoch == 1
+    assert engine.state().term == 1
 
 
 @pytest.mark.parametrize(("key", "field"), [("lora_rank", "rank"), ("lora_alpha", "alpha")])

@@ -21,7 +21,7 @@ from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
 from espalier import identity
-from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY, CommitPage
+from espalier.api.wire import IDEMPOTENCY_KEY, TERM, CommitPage
 from espalier.core.names import audience
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.commands import Answer
@@ -43,10 +43,10 @@ Client = TestClient[Any, Any]
 
 
 def bearer(
-    subject: identity.Subject = "gateway", epoch: int = 0, name: str = AUDIENCE
+    subject: identity.Subject = "gateway", term: int = 0, name: str = AUDIENCE
 ) -> dict[str, str]:
     key = PRIVATE if subject == "operator" else GATEWAY
-    return {"Authorization": f"Bearer {identity.issue(key, subject, name, epoch)}"}
+    return {"Authorization": f"Bearer {identity.issue(key, subject, name, term)}"}
 
 
 def signed_by_the_gateway() -> dict[str, str]:
@@ -299,15 +299,15 @@ async def test_a_key_is_answered_once_and_for_all(client: Client) -> None:
     assert (status, problem["reason"]) == (422, "InvalidRequest")
 
 
-async def test_the_epoch_comes_from_the_header_or_else_from_the_token(client: Client) -> None:
-    await assign(client, epoch=2)
+async def test_the_term_comes_from_the_header_or_else_from_the_token(client: Client) -> None:
+    await assign(client, term=2)
     cases = [
-        (bearer(epoch=2), 200),
-        (bearer(epoch=1), 409),
-        (bearer(epoch=0), 200),
-        (bearer(epoch=1) | {EPOCH: "2"}, 200),
-        (bearer(epoch=2) | {EPOCH: "1"}, 409),
-        (bearer() | {EPOCH: "two"}, 422),
+        (bearer(term=2), 200),
+        (bearer(term=1), 409),
+        (bearer(term=0), 200),
+        (bearer(term=1) | {TERM: "2"}, 200),
+        (bearer(term=2) | {TERM: "1"}, 409),
+        (bearer() | {TERM: "two"}, 422),
     ]
     for headers, expected in cases:
         response = await client.post("/train/zero-grad", headers=headers)

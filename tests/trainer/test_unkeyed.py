@@ -81,7 +81,7 @@ def test_a_step_whose_answer_was_lost_is_not_taken_again_from_its_batches_on(
     assert commit.metrics["trajectories/trained"] == 12
 
 
-def test_after_a_delivered_step_the_same_batch_is_a_second_epoch(engine: Engine) -> None:
+def test_after_a_delivered_step_the_same_batch_is_a_second_term(engine: Engine) -> None:
     for _ in range(2):
         send(engine, "forward-backward", BATCH, delivered=True)
         send(engine, "optim-step", STEP, delivered=True)
@@ -96,7 +96,7 @@ def test_what_a_rollback_dropped_is_applied_again(engine: Engine, kind: Kind) ->
         else ForwardRequest(inputs=tiny.trajectories(), group_size=3)
     )
     first = send(engine, kind, request)
-    engine.assign(tiny.assignment(epoch=2, branch="b2"))
+    engine.assign(tiny.assignment(term=2, branch="b2"))
     assert send(engine, kind, request) != first
 
 

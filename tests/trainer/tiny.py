@@ -103,8 +103,8 @@ def moments(target: Engine) -> Moments:
     return target.compute.moments
 
 
-def assignment(epoch: int = 1, **changes: object) -> Assignment:
-    values = {"epoch": epoch, "branch": "main", "run": "default/run"} | changes
+def assignment(term: int = 1, **changes: object) -> Assignment:
+    values = {"term": term, "branch": "main", "run": "default/run"} | changes
     return Assignment.model_validate(values)
 
 
@@ -166,6 +166,6 @@ def add_loss(
 
 
 def send(
-    target: Engine, kind: Kind, request: Wire, key: tuple[str, int], epoch: int | None = None
+    target: Engine, kind: Kind, request: Wire, key: tuple[str, int], term: int | None = None
 ) -> Answer:
-    return target.execute(Command(Key(*key), Sent(kind, request, epoch)))
+    return target.execute(Command(Key(*key), Sent(kind, request, term)))

@@ -45,11 +45,11 @@ class CheckpointSpec(Type):
         description="step counts optimizer steps along the lineage; 0 is an imported adapter.",
     )
     branch: str = Field(
-        description="branch is main, or b<epoch> after a rollback.",
+        description="branch is main, or b<term> after a rollback.",
         pattern=r"^(main|b[0-9]+)$",
         max_length=32,
     )
-    epoch: int = Field(ge=1, description="epoch of the head that the step was taken under.")
+    term: int = Field(ge=1, description="term of the head that the step was taken under.")
     uri: str = Field(description="uri of the bytes on the volume.", max_length=400)
     digest: Digest = Field(description="digest of the checkpoint's manifest.")
     size_bytes: int = Field(

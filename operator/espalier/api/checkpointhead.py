@@ -74,7 +74,7 @@ class CurrentCheckpoint(Type):
     name: str = Field(description="name of the Checkpoint; empty for the base.", max_length=63)
     step: int = Field(default=0, ge=0, description="step of the Checkpoint; 0 for the base.")
     digest: str = Field(default="", description="digest that was loaded.", max_length=71)
-    epoch: int = Field(default=0, ge=0, description="epoch in which it became current.")
+    term: int = Field(default=0, ge=0, description="term in which it became current.")
 
 
 class HeadMove(Type):
@@ -82,7 +82,7 @@ class HeadMove(Type):
 
     name: str = Field(description="name of the Checkpoint; empty for the base.", max_length=63)
     step: int = Field(default=0, ge=0, description="step of the Checkpoint.")
-    epoch: int = Field(default=0, ge=0, description="epoch of the move.")
+    term: int = Field(default=0, ge=0, description="term of the move.")
     reason: Literal["Advanced", "Pinned", "Unpinned", "Branched"] = Field(
         description="reason of the move."
     )
@@ -134,12 +134,12 @@ class CheckpointHeadStatus(Type):
         description="branchBase is where onPin: Branch grew the live branch; Track follows its "
         "descendants.",
     )
-    # One Branch per (generation, ref): what the live epoch was raised for.
-    epoch_cause: str = Field(
-        default="", description="epochCause is the request that raised the epoch.", max_length=128
+    # One Branch per (generation, ref): what the live term was raised for.
+    term_cause: str = Field(
+        default="", description="termCause is the request that raised the term.", max_length=128
     )
-    epoch: int = Field(
-        default=0, ge=0, description="epoch grows on every move that is not a fast-forward."
+    term: int = Field(
+        default=0, ge=0, description="term grows on every move that is not a fast-forward."
     )
     history: list[HeadMove] = Field(
         default_factory=list,

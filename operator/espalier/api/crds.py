@@ -73,7 +73,7 @@ AGE = Column("Age", ".metadata.creationTimestamp", "date")
 REWARD = Column("Reward", f'.status.metrics[?(@.name=="{metric_names.REWARD}")].value')
 STEP_REWARD = Column("Reward", f'.status.metrics[?(@.name=="{metric_names.STEP_REWARD}")].value')
 MODEL = Column("Model", MODEL_FIELD, wide=True)
-EPOCH = Column("Epoch", ".status.epoch", "integer")
+TERM = Column("Term", ".status.term", "integer")
 
 
 def name_rules(
@@ -135,7 +135,7 @@ KINDS = (
             MODEL,
             Column("LR", ".spec.learningRate", wide=True),
             Column("Loss", ".spec.loss.name", wide=True),
-            Column("Epoch", ".status.epoch", "integer", wide=True),
+            Column("Term", ".status.term", "integer", wide=True),
             MESSAGE,
         ),
         name_rules=name_rules("TrainingRun", 50, why=", because its pod is named after it"),
@@ -154,7 +154,7 @@ KINDS = (
             Column("Mode", ".spec.mode"),
             Column("Current", ".status.current.name"),
             Column("Latest", ".status.latest.name"),
-            EPOCH,
+            TERM,
             AGE,
             MESSAGE,
         ),
@@ -178,7 +178,7 @@ KINDS = (
             AGE,
             MODEL,
             Column("Run", ".spec.runRef.name", wide=True),
-            Column("Epoch", ".spec.epoch", "integer", wide=True),
+            Column("Term", ".spec.term", "integer", wide=True),
             Column("Digest", ".spec.digest", wide=True),
         ),
         name_rules=name_rules("Checkpoint", 63),

@@ -251,7 +251,7 @@ class Endpoint(Type):
 class Branch(Type):
     """One branch of the checkpoint tree: inside it steps are a line."""
 
-    name: str = Field(description="name of the branch: main, or b<epoch>.", max_length=32)
+    name: str = Field(description="name of the branch: main, or b<term>.", max_length=32)
     base: str = Field(
         default="", description="base is the Checkpoint that the branch grows from.", max_length=63
     )

@@ -355,7 +355,7 @@ class TrainingRunStatus(Type):
         max_length=32,
         json_schema_extra={"format": "date-time"},
     )
-    epoch: int = Field(default=0, ge=0, description="epoch of the head that the run trains under.")
+    term: int = Field(default=0, ge=0, description="term of the head that the run trains under.")
     latest_checkpoint_ref: ObjectRef | None = Field(
         default=None, description="latestCheckpointRef is the newest Checkpoint of the run."
     )

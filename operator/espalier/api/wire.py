@@ -10,10 +10,10 @@ Headers
         what was delivered: the gateway sends Espalier-Client, the trainer answers with the key that
         it gave the command, and the gateway posts that key to ``/train/delivered`` once the client
         has the answer.
-    Espalier-Epoch: the epoch of the head that the caller trains under; another live epoch: 409.
+    Espalier-Term: the term of the head that the caller trains under; another live term: 409.
     Espalier-Checkpoint: on the gateway's answer to a completion: the name of the Checkpoint that
         sampled it, or base.
-    Espalier-Terms: from the gateway, what the run in Git binds the command to, as JSON (Terms).
+    Espalier-Declared: from the gateway, what the run in Git binds the command to (Declared).
     Espalier-Promotion: on the gateway's answer to optim-step: Served, Pinned, Gated or Timeout.
 Errors are ``{"detail": text, "reason": CamelCase, "remedy": text}``.
 """
@@ -30,11 +30,11 @@ from espalier.api.meta import OptimizerState
 from espalier.api.sampled import CHUNK
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
-EPOCH = "Espalier-Epoch"
+TERM = "Espalier-Term"
 PROMOTION = "Espalier-Promotion"
 CLIENT = "Espalier-Client"
 CHECKPOINT = "Espalier-Checkpoint"
-TERMS = "Espalier-Terms"
+DECLARED = "Espalier-Declared"
 
 
 class Wire(BaseModel):
@@ -226,7 +226,7 @@ class LossList(Wire):
     losses: list[str]
 
 
-class OptimizerTerms(Wire):
+class DeclaredOptimizer(Wire):
     """All settings of AdamW."""
 
     beta1: float
@@ -236,14 +236,14 @@ class OptimizerTerms(Wire):
     grad_clip_norm: float
 
 
-class Terms(Wire):
+class Declared(Wire):
     """What the commands of a run's client must say; what is None, the client decides."""
 
     run: str
     loss_fn: str | None = None
     loss_fn_config: dict[str, float] = Field(default_factory=dict)
     learning_rate: float | None = None
-    optimizer: OptimizerTerms | None = None
+    optimizer: DeclaredOptimizer | None = None
     advantage_source: Literal["Estimated", "Precomputed"] | None = None
     advantage_scale: Literal["None", "GroupStd"] | None = None
     group_size: int | None = None
@@ -257,12 +257,12 @@ class Terms(Wire):
 class Assignment(Wire):
     """Who trains what from where: starts a trainer and re-bases a running one. Idempotent.
 
-    An epoch above the trainer's re-bases it on ``base`` (empty: a fresh adapter), dropping
+    A term above the trainer's re-bases it on ``base`` (empty: a fresh adapter), dropping
     accumulated gradients and, with ``optimizer_state`` Reset, Adam's moments of ``base``; the same
-    epoch keeps its position; a lower epoch is refused (409).
+    term keeps its position; a lower term is refused (409).
     """
 
-    epoch: int = Field(ge=1)
+    term: int = Field(ge=1)
     branch: str
     base: str = ""
     base_name: str = ""
@@ -285,7 +285,7 @@ class Commit(Wire):
     step: int = Field(ge=1)
     run_step: int = Field(ge=1)
     branch: str
-    epoch: int
+    term: int
     parent: str
     parent_name: str
     digest: str
@@ -316,7 +316,7 @@ class TrainerState(Wire):
 
     model: str
     run: str
-    epoch: int
+    term: int
     branch: str
     step: int
     run_step: int

@@ -140,7 +140,7 @@ def _described(found: Checkpoint) -> list[str]:
     used = spec.hyperparameters
     lines = [
         f"{found.metadata.name}  step {spec.step} of {spec.model_ref.name}, branch {spec.branch}, "
-        f"epoch {spec.epoch}",
+        f"term {spec.term}",
         f"from    {spec.parent_ref.name if spec.parent_ref else 'base'}"
         + (f", by run {spec.run_ref.name}" if spec.run_ref else ""),
         f"bytes   {spec.size_bytes}  {spec.digest}",

@@ -41,7 +41,7 @@ def between(first: Checkpoint, second: Checkpoint, known: Sequence[Checkpoint]) 
         for checkpoint in (first, second)
     ]
     settings = [
-        {**checkpoint.spec.hyperparameters.wire(), "epoch": checkpoint.spec.epoch}
+        {**checkpoint.spec.hyperparameters.wire(), "term": checkpoint.spec.term}
         for checkpoint in (first, second)
     ]
     return Between(

@@ -30,7 +30,7 @@ def lines(checkpoints: Sequence[Checkpoint], metric: str) -> list[Line]:
         if (value := _value(checkpoint, metric)) is not None
     }
     branches: dict[str, list[tuple[int, float]]] = {}
-    for checkpoint in sorted(checkpoints, key=lambda c: (c.spec.epoch, c.spec.step)):
+    for checkpoint in sorted(checkpoints, key=lambda c: (c.spec.term, c.spec.step)):
         name, parent = checkpoint.metadata.name, checkpoint.spec.parent_ref
         if name not in points:
             continue

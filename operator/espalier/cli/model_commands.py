@@ -205,7 +205,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "parent": parent.name if parent is not None else None,
         "branch": checkpoint.spec.branch,
         "step": checkpoint.spec.step,
-        "epoch": checkpoint.spec.epoch,
+        "term": checkpoint.spec.term,
         "reward": float(value) if value is not None else None,
         "heads": checkpoint.status.heads,
         "digest": checkpoint.spec.digest,
@@ -236,7 +236,7 @@ def _head_text(raw: dict[str, Any]) -> str:
     if ready := said.get("Ready"):
         lines.append(f"Ready {ready['status']}, {ready['reason']}: {ready['message']}")
     lines += [
-        f"  {move['time']}  {move['reason']:<9} {move['name'] or 'base'}  epoch {move['epoch']}"
+        f"  {move['time']}  {move['reason']:<9} {move['name'] or 'base'}  term {move['term']}"
         for move in status.get("history") or ()
     ]
     return "\n".join(lines)

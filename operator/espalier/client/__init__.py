@@ -32,7 +32,7 @@ from espalier.client.errors import (
     NoGradientsError,
     NotFoundError,
     RefusedError,
-    StaleEpochError,
+    StaleTermError,
     UnauthorizedError,
     UntrainableError,
 )
@@ -91,7 +91,7 @@ __all__ = [
     "RunView",
     "Sampling",
     "Session",
-    "StaleEpochError",
+    "StaleTermError",
     "Task",
     "Ticket",
     "Token",

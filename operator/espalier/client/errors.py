@@ -82,8 +82,8 @@ class NotFoundError(RefusedError):
     """404: no such model, checkpoint or run; the remedy names the nearest."""
 
 
-class StaleEpochError(RefusedError):
-    """409: the head moved; what was sampled or accumulated under the old epoch is void."""
+class StaleTermError(RefusedError):
+    """409: the head moved; what was sampled or accumulated under the old term is void."""
 
 
 class HeadPinnedError(RefusedError):
@@ -107,7 +107,7 @@ class CutOffError(RefusedError):
 
 
 _BY_REASON: dict[str, type[RefusedError]] = {
-    "StaleEpoch": StaleEpochError,
+    "StaleTerm": StaleTermError,
     "HeadPinned": HeadPinnedError,
     "NoActiveRun": NoActiveRunError,
     "NoGradients": NoGradientsError,

@@ -16,9 +16,9 @@ from espalier.api.sampled import sampled
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import (
     CHECKPOINT,
-    EPOCH,
     IDEMPOTENCY_KEY,
     PROMOTION,
+    TERM,
     BackwardRequest,
     ForwardBackwardRequest,
     ForwardBackwardResult,
@@ -49,7 +49,7 @@ class RunView(BaseModel):
     uid: str
     model: str
     spec: TrainingRunSpec
-    epoch: int
+    term: int
     suspended: bool
     paused: bool
 
@@ -91,26 +91,26 @@ class GatewayClient:
         await self._transport.__aexit__(kind, error, trace)
 
     async def forward_backward(
-        self, request: ForwardBackwardRequest, *, epoch: int = 0
+        self, request: ForwardBackwardRequest, *, term: int = 0
     ) -> ForwardBackwardResult:
-        """Adds gradients; under another live epoch than ``epoch`` (if above 0) StaleEpochError."""
-        return await self.send(self._ticket("forward-backward", request, epoch), FORWARD_BACKWARD)
+        """Adds gradients; under another live term than ``term`` (if above 0) StaleTermError."""
+        return await self.send(self._ticket("forward-backward", request, term), FORWARD_BACKWARD)
 
-    async def forward(self, request: ForwardRequest, *, epoch: int = 0) -> ForwardResult:
+    async def forward(self, request: ForwardRequest, *, term: int = 0) -> ForwardResult:
         """Log-probs of the inputs, for a loss that the caller computes."""
-        return await self.send(self._ticket("forward", request, epoch), FORWARD)
+        return await self.send(self._ticket("forward", request, term), FORWARD)
 
-    async def backward(self, request: BackwardRequest, *, epoch: int = 0) -> ForwardBackwardResult:
+    async def backward(self, request: BackwardRequest, *, term: int = 0) -> ForwardBackwardResult:
         """Adds the gradients of the caller's loss."""
-        return await self.send(self._ticket("backward", request, epoch), FORWARD_BACKWARD)
+        return await self.send(self._ticket("backward", request, term), FORWARD_BACKWARD)
 
-    async def zero_grad(self, *, epoch: int = 0) -> TrainerState:
+    async def zero_grad(self, *, term: int = 0) -> TrainerState:
         """Drops accumulated gradients."""
-        return await self.send(self._ticket("zero-grad", None, epoch), STATE)
+        return await self.send(self._ticket("zero-grad", None, term), STATE)
 
-    async def optim_step(self, request: OptimStepRequest, *, epoch: int = 0) -> CommittedStep:
+    async def optim_step(self, request: OptimStepRequest, *, term: int = 0) -> CommittedStep:
         """One optimizer step; returns when the head serves its checkpoint, or will not."""
-        return await self.send(self._ticket("optim-step", request, epoch), STEP)
+        return await self.send(self._ticket("optim-step", request, term), STEP)
 
     async def send(
         self,
@@ -121,8 +121,8 @@ class GatewayClient:
     ) -> _Result:
         """Sends a command until it is answered; ``waits`` is told why it is not yet."""
         headers = {IDEMPOTENCY_KEY: ticket.key}
-        if ticket.epoch:
-            headers[EPOCH] = str(ticket.epoch)
+        if ticket.term:
+            headers[TERM] = str(ticket.term)
         path = f"/v1/models/{quote(ticket.model)}/train/{ticket.command}"
         return read(await self._transport.call("POST", path, ticket.body, headers, waits=waits))
 
@@ -206,11 +206,11 @@ class GatewayClient:
             raise MalformedAnswerError(f"the answer holds no prompt_token_ids: {error}") from error
         return tokens
 
-    def _ticket(self, command: str, request: Wire | None, epoch: int) -> Ticket:
+    def _ticket(self, command: str, request: Wire | None, term: int) -> Ticket:
         self._seq += 1
         body = request.model_dump_json() if request is not None else "{}"
         key = f"{self._session}/{self._seq}"
-        return Ticket(model=self.model, command=command, key=key, body=body, epoch=epoch)
+        return Ticket(model=self.model, command=command, key=key, body=body, term=term)
 
     def _route(self, command: str) -> str:
         return f"/v1/models/{quote(self.model)}/train/{command}"

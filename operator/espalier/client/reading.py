@@ -16,7 +16,7 @@ class ReadingClient(CommandClient):
     """The calls that add no gradient. See ``TrainingClient``."""
 
     def state(self) -> Call[TrainerState]:
-        """Where the trainer stands: epoch, step, cursor."""
+        """Where the trainer stands: term, step, cursor."""
         return self._run(self._gateway.state)
 
     def available_losses(self) -> Call[list[str]]:

@@ -18,7 +18,7 @@ class Ticket(BaseModel):
         command: last part of its route, such as ``optim-step``.
         key: idempotency key, ``<session>/<seq>``.
         body: JSON.
-        epoch: of the head that the caller trains under; 0 for whatever is live.
+        term: of the head that the caller trains under; 0 for whatever is live.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,7 +27,7 @@ class Ticket(BaseModel):
     command: str
     key: str
     body: str
-    epoch: int = 0
+    term: int = 0
 
 
 class Journal:

@@ -1,4 +1,4 @@
-"""What an idempotency key and an epoch may be, as headers: bounded, so that the log can hold them.
+"""What an idempotency key and a term may be, as headers: bounded, so that the log can hold them.
 
 Pure.
 """
@@ -20,8 +20,8 @@ def read_key(text: str) -> tuple[str, int] | None:
     return session, number
 
 
-def read_epoch(text: str) -> int | None:
-    """The epoch; None if it is none."""
+def read_term(text: str) -> int | None:
+    """The term; None if it is none."""
     return _number(text)
 
 

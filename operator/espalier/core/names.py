@@ -15,7 +15,7 @@ _CHECKPOINT = re.compile(r"(?:(?P<branch>b[0-9]+)-)?(?P<step>[0-9]{6,})")
 
 
 def checkpoint_name(model: str, branch: str, step: int) -> str:
-    """``<model>-<step>`` on main, ``<model>-b<epoch>-<step>`` elsewhere; six digits."""
+    """``<model>-<step>`` on main, ``<model>-b<term>-<step>`` elsewhere; six digits."""
     infix = "" if branch == MAIN else f"{branch}-"
     return f"{model}-{infix}{step:06d}"
 
@@ -33,9 +33,9 @@ def parse_checkpoint_name(model: str, name: str) -> tuple[str, int] | None:
     return found["branch"] or MAIN, int(found["step"])
 
 
-def branch_name(epoch: int) -> str:
-    """The branch that a rollback under this epoch grows."""
-    return f"b{epoch}"
+def branch_name(term: int) -> str:
+    """The branch that a rollback under this term grows."""
+    return f"b{term}"
 
 
 def adapter_name(slug: str, digest: str) -> str:

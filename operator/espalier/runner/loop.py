@@ -25,7 +25,7 @@ from espalier.client import (
     NoGradientsError,
     NotFoundError,
     RefusedError,
-    StaleEpochError,
+    StaleTermError,
     UnauthorizedError,
 )
 from espalier.core.checkpoints.commits import run_identity
@@ -131,7 +131,7 @@ class Loop:
             return True
         except HeadPinnedError as refused:
             await self._waiting.on("HeadPinned", str(refused), self._limits.hold_seconds)
-        except (StaleEpochError, NoGradientsError) as refused:
+        except (StaleTermError, NoGradientsError) as refused:
             # The head moved under the step: drop it, and take the next from where the trainer is.
             self._journal.event("step-dropped", reason=refused.problem.reason)
             await self._waiting.on(refused.problem.reason, str(refused), settle)
@@ -166,7 +166,7 @@ class Loop:
             return True
         if state.pending:
             # Of a runner that was killed, or of a step that was refused: their samples are gone.
-            await self._client.zero_grad(epoch=state.epoch)
+            await self._client.zero_grad(term=state.term)
         await self._step(run.spec, state)
         return False
 
@@ -179,7 +179,7 @@ class Loop:
 
     async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
         _check(spec)
-        position = (state.epoch, state.run_step, state.digest)
+        position = (state.term, state.run_step, state.digest)
         if self._attempt.position != position:
             self._attempt = _Attempt(position)
         attempt = self._attempt
@@ -228,7 +228,7 @@ class Loop:
                 loss_fn_config=loss.config() or None,
                 advantage_scale=spec.advantage.scale,
             ),
-            epoch=state.epoch,
+            term=state.term,
         )
         backward = time.monotonic()
         dropped = len(attempt.groups) - len(trained)
@@ -247,12 +247,12 @@ class Loop:
                 cursor={"run_step": step, "next_task": step * spec.groups_per_step},
                 rollouts=records(attempt.groups, trained),
             ),
-            epoch=state.epoch,
+            term=state.term,
         )
         self._journal.event(
             "step",
             step=step,
-            epoch=state.epoch,
+            term=state.term,
             checkpoint=committed.checkpoint_id,
             promotion=committed.promotion,
             metrics=seen,

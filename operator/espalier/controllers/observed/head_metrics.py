@@ -42,7 +42,7 @@ class Moves:
         fields: dict[str, Any] = {
             **key.fields(),
             "generation": head["metadata"].get("generation"),
-            "epoch": status.get("epoch"),
+            "term": status.get("term"),
             "reason": reason,
         }
         logger.info("serves %s", status["current"].get("name") or "the base", extra=fields)

@@ -14,7 +14,7 @@ from espalier.core.pods.pods import Pod
 
 logger = logging.getLogger(__name__)
 
-STALE_EPOCH = "StaleEpoch"
+STALE_TERM = "StaleTerm"
 # A trainer says so of the base of its assignment.
 UNREADABLE = "CheckpointUnreadable"
 # HTTP statuses that sending the same again does not change.
@@ -29,14 +29,14 @@ class _Told:
     """An acknowledged assignment, and the start of the trainer that it holds for."""
 
     instance: str
-    epoch: int
+    term: int
     branch: str
     run: str
 
     @classmethod
     def of(cls, pod: Pod, wanted: Assignment) -> _Told:
-        """The base is left out: under one epoch the trainer keeps its own position."""
-        return cls(pod.instance, wanted.epoch, wanted.branch, wanted.run)
+        """The base is left out: under one term the trainer keeps its own position."""
+        return cls(pod.instance, wanted.term, wanted.branch, wanted.run)
 
 
 class Trainers:
@@ -46,15 +46,15 @@ class Trainers:
         self._client = client
         self._overtaken = overtaken
         self._told: dict[Id, _Told] = {}
-        self._epochs: dict[Id, int] = {}
+        self._terms: dict[Id, int] = {}
         # Why an assignment was refused, and the digest that it was to start from.
         self._refusals: dict[Id, tuple[str, Problem]] = {}
         # The start of a trainer, and when it was last known to be called (the loop's clock).
         self._called: dict[Id, tuple[str, float]] = {}
 
-    def epoch(self, namespace: str, model: str) -> int:
-        """The epoch that a trainer was found at when it refused ours as stale; 0 otherwise."""
-        return self._epochs.get((namespace, model), 0)
+    def term(self, namespace: str, model: str) -> int:
+        """The term that a trainer was found at when it refused ours as stale; 0 otherwise."""
+        return self._terms.get((namespace, model), 0)
 
     def refusal(self, namespace: str, model: str) -> Problem | None:
         """Why the trainer does not take its assignment, if only a person can change that."""
@@ -77,7 +77,7 @@ class Trainers:
             await self._client.assign(Peer.of(namespace, model, pod), wanted)
         except TrainerError as error:
             logger.warning("assigning %s/%s: %s", namespace, model, error)
-            if error.problem.reason == STALE_EPOCH:
+            if error.problem.reason == STALE_TERM:
                 await self._overtake(namespace, model, pod)
             elif REFUSED <= error.status < FAILED:
                 self._refusals[namespace, model] = (wanted.base, error.problem)
@@ -89,7 +89,7 @@ class Trainers:
     def forget(self, namespace: str, model: str) -> None:
         """The model is gone."""
         self._told.pop((namespace, model), None)
-        self._epochs.pop((namespace, model), None)
+        self._terms.pop((namespace, model), None)
         self._refusals.pop((namespace, model), None)
         self._called.pop((namespace, model), None)
 
@@ -124,5 +124,5 @@ class Trainers:
         """The trainer is ahead of the head, which was deleted and made again: raise the head."""
         state = await self.state(namespace, model, pod)
         if state is not None:
-            self._epochs[namespace, model] = state.epoch
+            self._terms[namespace, model] = state.term
             self._overtaken(namespace, model)

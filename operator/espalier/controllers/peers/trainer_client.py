@@ -20,7 +20,7 @@ class Trainer(Protocol):
     """The trainer's control routes."""
 
     async def assign(self, peer: Peer, assignment: Assignment) -> TrainerState:
-        """Tell the trainer who trains what from where; TrainerError 409 under a lower epoch."""
+        """Tell the trainer who trains what from where; TrainerError 409 under a lower term."""
 
     async def state(self, peer: Peer) -> TrainerState:
         """Where the trainer stands."""

@@ -52,7 +52,7 @@ class HeadReconciler:
             named=snapshot.checkpoint(namespace, ref.name) if ref is not None else None,
             leader=None if leads else snapshot.leader(namespace, model),
             rollouts=self._services.rollouts.seen(namespace, found),
-            trainer_epoch=self._services.trainers.epoch(namespace, model),
+            trainer_term=self._services.trainers.term(namespace, model),
             waiting=self._waiting(head, found),
             namesake=namesake is not None and not leads,
             crowded_out=self._is_crowded_out(head),
@@ -131,7 +131,7 @@ class HeadReconciler:
             return
         moved, status = decision.moved, decision.status
         if moved is not None and moved.reason != "Advanced":
-            text = f"serves {moved.name or 'the base'} since epoch {moved.epoch}"
+            text = f"serves {moved.name or 'the base'} since term {moved.term}"
             await self._services.writer.record("CheckpointHead", body, "Normal", moved.reason, text)
         if conditions.is_true(status.conditions, conditions.STALLED):
             await self._services.writer.announce(
@@ -141,4 +141,4 @@ class HeadReconciler:
 
 def _commits(status: CheckpointHeadStatus) -> tuple[object, ...]:
     """What must be on record before anything is done about it."""
-    return (status.target, status.epoch, status.branch, status.branch_base, status.epoch_cause)
+    return (status.target, status.term, status.branch, status.branch_base, status.term_cause)

@@ -1,7 +1,7 @@
 """Which checkpoints that lie on a volume become Checkpoints again, after their objects were lost.
 
 The volume also holds what never joined the tree: commits that were fenced. Of two that claim one
-place the one is taken that training went on from, else the one of the later epoch; and with a
+place the one is taken that training went on from, else the one of the later term; and with a
 commit goes whatever grew from it.
 """
 
@@ -26,7 +26,7 @@ def plan(found: Sequence[Commit], existing: Mapping[str, str]) -> Adoption:
     """What to do about the verified checkpoints of a model; ``existing`` are digests by name."""
     grown_from = {commit.parent for commit in found}
     places: dict[str, list[Commit]] = {}
-    for commit in sorted(found, key=lambda c: (c.step, c.epoch, c.digest)):
+    for commit in sorted(found, key=lambda c: (c.step, c.term, c.digest)):
         places.setdefault(commit.name, []).append(commit)
     outside: set[str] = set()
     adopted: list[Commit] = []
@@ -35,7 +35,7 @@ def plan(found: Sequence[Commit], existing: Mapping[str, str]) -> Adoption:
     for name, claims in places.items():
         held = existing.get(name)
         fit = [c for c in claims if c.parent not in outside and held in (None, c.digest)]
-        taken = max(fit, key=lambda c: (c.digest in grown_from, c.epoch, c.digest), default=None)
+        taken = max(fit, key=lambda c: (c.digest in grown_from, c.term, c.digest), default=None)
         for commit in claims:
             if commit is taken:
                 (present if held else adopted).append(commit)

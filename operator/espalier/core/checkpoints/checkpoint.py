@@ -99,7 +99,7 @@ def _integrity(checkpoint: Checkpoint, lineage: Lineage, evidence: Evidence) -> 
 def is_superseded(name: str, heads: Sequence[CheckpointHead], lineage: Lineage) -> str:
     """Where training went on instead, as a sentence; empty for one on the live line."""
     leader = next((head for head in heads if head_request.leads(head)), None)
-    if leader is None or leader.status.epoch == 0 or name not in lineage.by_name:
+    if leader is None or leader.status.term == 0 or name not in lineage.by_name:
         return ""
     status = leader.status
     base = status.branch_base.name if status.branch_base else ""

@@ -1,7 +1,7 @@
 """Which commits of a trainer become Checkpoints, and as what.
 
 A commit joins a branch only if it extends it: its parent is the branch's tip (or base) and its
-epoch is not below the tip's. On the live branch it must also carry the live epoch, so that a
+term is not below the tip's. On the live branch it must also carry the live term, so that a
 trainer that was left behind by a rollback can never move the head.
 """
 
@@ -87,14 +87,14 @@ def judge(
         return taken
     if not commit.stored or _passed(commit, lineage):
         return Passed()
-    start, epoch = _growing_point(commit, lineage)
+    start, term = _growing_point(commit, lineage)
     if start is None:
         return Fenced(
             "ParentUnknown", f"{commit.name} starts from {_parent(commit)}, not in the tree"
         )
     if head is not None:
-        epoch = max(epoch, head_request.fence(head, commit.branch))
-    return _misfit(commit, start, epoch) or Accepted(start)
+        term = max(term, head_request.fence(head, commit.branch))
+    return _misfit(commit, start, term) or Accepted(start)
 
 
 def _taken(commit: Commit, lineage: Lineage, holder: Checkpoint | None) -> Verdict | None:
@@ -112,36 +112,36 @@ def _taken(commit: Commit, lineage: Lineage, holder: Checkpoint | None) -> Verdi
 
 
 def _passed(commit: Commit, lineage: Lineage) -> bool:
-    """Whether the commit is below the tip of its branch, and of no later epoch than what follows.
+    """Whether the commit is below the tip of its branch, and of no later term than what follows.
 
     A trainer tells all of its commits to every new operator, those deleted since included.
     """
     line = lineage.by_branch.get(commit.branch, [])
     after = line[upto(line, commit.step) :][:1]
-    return bool(after) and commit.epoch <= after[0].spec.epoch
+    return bool(after) and commit.term <= after[0].spec.term
 
 
-def _misfit(commit: Commit, start: Point, epoch: int) -> Fenced | None:
-    """Why a commit does not extend its branch, which stands at ``start`` and takes ``epoch`` on."""
+def _misfit(commit: Commit, start: Point, term: int) -> Fenced | None:
+    """Why a commit does not extend its branch, which stands at ``start`` and takes ``term`` on."""
     if (commit.parent, commit.step) != (start.digest, start.step + 1):
         return Fenced(
             "NotTheTip",
             f"{commit.name} starts from {_parent(commit)}, but {commit.branch} stands at "
             f"{start.name or 'its base'}",
         )
-    if commit.epoch < epoch:
+    if commit.term < term:
         return Fenced(
-            "StaleEpoch",
-            f"{commit.name} was made under epoch {commit.epoch}, {commit.branch} is at {epoch}",
+            "StaleTerm",
+            f"{commit.name} was made under term {commit.term}, {commit.branch} is at {term}",
         )
     return None
 
 
 def _growing_point(commit: Commit, lineage: Lineage) -> tuple[Point | None, int]:
-    """Where the commit's branch stands and the lowest epoch that may extend it."""
+    """Where the commit's branch stands and the lowest term that may extend it."""
     tip = lineage.tip(commit.branch)
     if tip is not None:
-        return point(tip), tip.spec.epoch
+        return point(tip), tip.spec.term
     if commit.branch == MAIN:
         return lineage.root, 1
     own = [point(c) for c in lineage.by_name.values() if c.spec.digest == commit.parent]
@@ -177,7 +177,7 @@ def checkpoint_body(commit: Commit, namespace: str, parent: Point) -> dict[str, 
         parent_ref=ObjectRef(name=parent.name) if parent.name else None,
         step=commit.step,
         branch=commit.branch,
-        epoch=commit.epoch,
+        term=commit.term,
         uri=checkpoint_uri(commit.digest),
         digest=commit.digest,
         size_bytes=commit.size_bytes,

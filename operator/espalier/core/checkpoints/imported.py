@@ -11,7 +11,7 @@ from espalier.core.manifests import labels
 from espalier.core.manifests.intent import Manifest
 from espalier.core.names import MAIN, checkpoint_uri, imported_name
 
-FIRST_EPOCH = 1
+FIRST_TERM = 1
 
 
 def root(model: TrainableModel, resolved: Resolved | None, lineage: Lineage) -> Manifest | None:
@@ -28,7 +28,7 @@ def root(model: TrainableModel, resolved: Resolved | None, lineage: Lineage) -> 
         model_ref=ObjectRef(name=name),
         step=0,
         branch=MAIN,
-        epoch=FIRST_EPOCH,
+        term=FIRST_TERM,
         uri=checkpoint_uri(adapter.digest),
         digest=adapter.digest,
         size_bytes=adapter.size_bytes,

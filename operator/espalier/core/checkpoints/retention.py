@@ -121,8 +121,8 @@ def _value(checkpoint: Checkpoint, metric: str) -> float | None:
 
 
 def _age(checkpoint: Checkpoint) -> tuple[int, int, str]:
-    """The order that a model's checkpoints were made in: epochs only rise, steps within one too."""
-    return checkpoint.spec.epoch, checkpoint.spec.step, checkpoint.metadata.name
+    """The order that a model's checkpoints were made in: terms only rise, steps within one too."""
+    return checkpoint.spec.term, checkpoint.spec.step, checkpoint.metadata.name
 
 
 def _by_tree(lineage: Lineage) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,7 @@ def unsampled(
     """Why a runner could not sample what it trains: rollouts hold another set of weights."""
     if run.spec.driver != "Runner" or model is None or model.spec.adapter.type != "Full":
         return None
-    agreed = Request.parse(head.status.epoch_cause)
+    agreed = Request.parse(head.status.term_cause)
     pinned = agreed is not None and agreed.mode == PIN
     if model.spec.rollout.replicas == 0 or not (pinned or head.spec.gate):
         return None

@@ -2,7 +2,7 @@
 
 Every pass derives the state from spec and status; no phase is stored. Order of effects: acknowledge
 in ``status.target``, have the rollouts load it, read back, then write ``status.current``; a crash
-between any two is harmless. What the operator last agreed to is ``status.epochCause``: the epoch
+between any two is harmless. What the operator last agreed to is ``status.termCause``: the term
 rises once when that request changes, and a request that cannot be met leaves everything as it is.
 
 The leading head has its model's name and decides where training goes on; other heads only serve,
@@ -77,7 +77,7 @@ def decide(view: HeadView, now: str) -> HeadDecision:
         )
         return _held(view, findings, now)
     adapter = adapter_name(view.head.spec.model_ref.name, target.digest)
-    acknowledged = old.target == NameOnly(name=target.name) and old.epoch == status.epoch
+    acknowledged = old.target == NameOnly(name=target.name) and old.term == status.term
     served = is_served(view, adapter)
     status = status.model_copy(
         update={
@@ -111,50 +111,50 @@ def _held(view: HeadView, findings: list[Finding], now: str) -> HeadDecision:
 
 
 def _agree(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
-    """The status after the request, if any, is agreed to: epoch, branch, branchBase, epochCause."""
+    """The status after the request, if any, is agreed to: term, branch, branchBase, termCause."""
     old = view.head.status
     if not leads(view.head):
         return _follow(view, wanted)
     status = old
     # A lineage that is ahead of its head was adopted: objects for what lay on the volume.
-    if old.epoch == 0 or old.epoch < view.lineage.last_epoch():
-        epoch = max(1, view.lineage.last_epoch())
-        status = old.model_copy(update={"epoch": epoch, "branch": view.lineage.live_branch()})
-    agreed = Request.parse(status.epoch_cause) or Request(TRACK)
-    if wanted is not None and not (status.epoch_cause and wanted.asks_same(agreed)):
+    if old.term == 0 or old.term < view.lineage.last_term():
+        term = max(1, view.lineage.last_term())
+        status = old.model_copy(update={"term": term, "branch": view.lineage.live_branch()})
+    agreed = Request.parse(status.term_cause) or Request(TRACK)
+    if wanted is not None and not (status.term_cause and wanted.asks_same(agreed)):
         status = _transition(status, agreed, wanted)
-    if view.trainer_epoch > status.epoch:
+    if view.trainer_term > status.term:
         # The head was deleted and made again while a trainer went on: overtake it.
-        status = status.model_copy(update={"epoch": view.trainer_epoch + 1})
+        status = status.model_copy(update={"term": view.trainer_term + 1})
     return status
 
 
 def _transition(
     status: CheckpointHeadStatus, agreed: Request, wanted: Request
 ) -> CheckpointHeadStatus:
-    """The one place where an edit raises the epoch."""
-    changes: dict[str, object] = {"epoch_cause": wanted.text()}
+    """The one place where an edit raises the term."""
+    changes: dict[str, object] = {"term_cause": wanted.text()}
     resumes = agreed.on_pin == PAUSE and wanted.on_pin != PAUSE
     # Continue leaves training alone, and after Branch the branch just goes on.
     if not wanted.asks_same(agreed) and (wanted.on_pin in (PAUSE, BRANCH) or resumes):
-        changes["epoch"] = status.epoch + 1
+        changes["term"] = status.term + 1
     if wanted.on_pin == BRANCH:
-        changes["branch"] = branch_name(status.epoch + 1)
+        changes["branch"] = branch_name(status.term + 1)
         changes["branch_base"] = NameOnly(name=wanted.name)
     return status.model_copy(update=changes)
 
 
 def _follow(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
-    """A head that only serves takes branch and epoch from the leading one."""
+    """A head that only serves takes branch and term from the leading one."""
     changes: dict[str, object] = {}
     if wanted is not None:
-        changes["epoch_cause"] = replace(
+        changes["term_cause"] = replace(
             wanted, on_pin=CONTINUE if wanted.mode == PIN else ""
         ).text()
     if view.leader is not None:
         leader = view.leader.status
         changes |= {
-            "epoch": max(leader.epoch, view.head.status.epoch),
+            "term": max(leader.term, view.head.status.term),
             "branch": leader.branch,
             "branch_base": leader.branch_base,
         }
@@ -163,7 +163,7 @@ def _follow(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
 
 def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> Point | None:
     """The checkpoint to serve; None when there is nothing that could be."""
-    agreed = Request.parse(status.epoch_cause)
+    agreed = Request.parse(status.term_cause)
     held = held_point(view.lineage, view.head)
     if agreed is None or refused:
         return held
@@ -237,7 +237,7 @@ def _move(
     status: CheckpointHeadStatus, target: Point, now: str
 ) -> tuple[CheckpointHeadStatus, HeadMove]:
     """The status once the rollouts serve the target."""
-    agreed = Request.parse(status.epoch_cause) or Request(TRACK)
+    agreed = Request.parse(status.term_cause) or Request(TRACK)
     if agreed.mode == PIN:
         reason = "Branched" if agreed.on_pin == BRANCH else "Pinned"
     else:
@@ -247,13 +247,13 @@ def _move(
         {
             "name": target.name,
             "step": target.step,
-            "epoch": status.epoch,
+            "term": status.term,
             "reason": reason,
             "time": now,
         }
     )
     current = CurrentCheckpoint(
-        name=target.name, step=target.step, digest=target.digest, epoch=status.epoch
+        name=target.name, step=target.step, digest=target.digest, term=status.term
     )
     previous = NameOnly(name=status.current.name) if status.current else status.previous
     changes = {

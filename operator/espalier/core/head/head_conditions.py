@@ -87,7 +87,7 @@ def findings(
 
 
 def _pinned(view: HeadView, status: CheckpointHeadStatus, shown: str) -> list[Finding] | None:
-    agreed = Request.parse(status.epoch_cause)
+    agreed = Request.parse(status.term_cause)
     if agreed is None or agreed.mode != PIN:
         return None
     return conditions.ready(PINNED, f"pinned to {shown}, onPin {view.head.spec.on_pin}")
@@ -179,7 +179,7 @@ def settle(
     view: HeadView, status: CheckpointHeadStatus, findings: list[Finding], now: str
 ) -> list[Condition]:
     """All conditions of a head, Pinned among them."""
-    agreed = Request.parse(status.epoch_cause)
+    agreed = Request.parse(status.term_cause)
     pin = agreed if agreed is not None and agreed.mode == PIN else None
     pinned = Finding(
         PINNED,

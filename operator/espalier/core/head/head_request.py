@@ -35,7 +35,7 @@ class Request:
 
     @classmethod
     def parse(cls, cause: str) -> Request | None:
-        """The request kept in ``status.epochCause``; None before the first."""
+        """The request kept in ``status.termCause``; None before the first."""
         parts = cause.split("/")
         if len(parts) < 2:
             return None
@@ -43,7 +43,7 @@ class Request:
         return cls(parts[1], name, on_pin, int(parts[0]))
 
     def text(self) -> str:
-        """The form kept in ``status.epochCause``."""
+        """The form kept in ``status.termCause``."""
         pin = f"/{self.name}/{self.on_pin}" if self.mode == PIN else ""
         return f"{self.generation}/{self.mode}{pin}"
 
@@ -54,9 +54,9 @@ class Request:
 
 @dataclass(frozen=True)
 class TrainingPoint:
-    """Under which epoch, on which branch and from where the model trains."""
+    """Under which term, on which branch and from where the model trains."""
 
-    epoch: int
+    term: int
     branch: str
     base: Point
 
@@ -68,26 +68,26 @@ def leads(head: CheckpointHead) -> bool:
 
 def paused(head: CheckpointHead) -> bool:
     """Whether a pin holds training."""
-    agreed = Request.parse(head.status.epoch_cause)
+    agreed = Request.parse(head.status.term_cause)
     return agreed is not None and agreed.on_pin == PAUSE
 
 
 def fence(head: CheckpointHead, branch: str) -> int:
-    """The lowest epoch whose commits may extend the branch.
+    """The lowest term whose commits may extend the branch.
 
     While training is paused the commit of the step that was under way still counts: nothing has
     been started from elsewhere yet.
     """
-    return head.status.epoch if head.status.branch == branch and not paused(head) else 0
+    return head.status.term if head.status.branch == branch and not paused(head) else 0
 
 
 def training_point(head: CheckpointHead, lineage: Lineage) -> TrainingPoint | None:
     """Where training goes on; None while it is paused or not known yet."""
     status = head.status
-    if status.epoch == 0 or paused(head):
+    if status.term == 0 or paused(head):
         return None
     base = lineage.newest(status.branch, ref_name(status.branch_base))
-    return TrainingPoint(status.epoch, status.branch, base) if base is not None else None
+    return TrainingPoint(status.term, status.branch, base) if base is not None else None
 
 
 def passes(spec: CheckpointHeadSpec, checkpoint: Checkpoint) -> bool:

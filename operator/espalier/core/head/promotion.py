@@ -42,7 +42,7 @@ def newest(spec: CheckpointHeadSpec, checkpoints: Sequence[Checkpoint]) -> Check
             f"none of the {len(live)} Ready checkpoints of model {spec.model_ref.name} reaches "
             f"{gate.metric} {gate.min}: train on, or lower spec.gate.min"
         )
-    return max(passed, key=lambda checkpoint: (checkpoint.spec.epoch, checkpoint.spec.step))
+    return max(passed, key=lambda checkpoint: (checkpoint.spec.term, checkpoint.spec.step))
 
 
 def check(spec: CheckpointHeadSpec, checkpoint: Checkpoint) -> None:

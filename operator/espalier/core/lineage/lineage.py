@@ -122,14 +122,14 @@ class Lineage:
         tips = [line[-1] for line in self.by_branch.values()]
         if not tips:
             return MAIN
-        return max(tips, key=lambda tip: (tip.spec.epoch, tip.spec.step)).spec.branch
+        return max(tips, key=lambda tip: (tip.spec.term, tip.spec.step)).spec.branch
 
-    def last_epoch(self) -> int:
-        """The highest epoch that any checkpoint was committed under; 0 without checkpoints.
+    def last_term(self) -> int:
+        """The highest term that any checkpoint was committed under; 0 without checkpoints.
 
-        Along a branch epochs never fall, so the tips tell.
+        Along a branch terms never fall, so the tips tell.
         """
-        return max((line[-1].spec.epoch for line in self.by_branch.values()), default=0)
+        return max((line[-1].spec.term for line in self.by_branch.values()), default=0)
 
     def _stretches(self, branch: str, branch_base: str) -> Iterator[tuple[str, int]]:
         """The branches of a line, newest first, and how many checkpoints of each lie on it."""

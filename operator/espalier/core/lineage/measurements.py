@@ -133,4 +133,4 @@ def _is_number(text: str) -> bool:
 
 
 def _age(checkpoint: Checkpoint) -> tuple[int, int, str]:
-    return checkpoint.spec.epoch, checkpoint.spec.step, checkpoint.metadata.name
+    return checkpoint.spec.term, checkpoint.spec.step, checkpoint.metadata.name

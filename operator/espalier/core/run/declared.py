@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from espalier.api.meta import decimal
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import OptimizerTerms, Terms
+from espalier.api.wire import Declared, DeclaredOptimizer
 
 
-def terms(run: TrainingRun) -> Terms | None:
+def declared(run: TrainingRun) -> Declared | None:
     """What the commands of a run's client must say; None where it may say anything.
 
     A runner reads the spec itself at every step, and may be a step behind an edit.
@@ -16,7 +16,7 @@ def terms(run: TrainingRun) -> Terms | None:
     given = spec.model_fields_set
     if spec.driver != "Client":
         return None
-    found = Terms(
+    found = Declared(
         run=run.metadata.name,
         loss_fn=spec.loss.name if spec.loss is not None else None,
         loss_fn_config=spec.loss.config() if spec.loss is not None else {},
@@ -28,12 +28,12 @@ def terms(run: TrainingRun) -> Terms | None:
         temperature=decimal(spec.sampling.temperature) if "sampling" in given else None,
         max_tokens=spec.sampling.max_tokens if "sampling" in given else None,
     )
-    return found if found != Terms(run=run.metadata.name) else None
+    return found if found != Declared(run=run.metadata.name) else None
 
 
-def _optimizer(run: TrainingRun) -> OptimizerTerms:
+def _optimizer(run: TrainingRun) -> DeclaredOptimizer:
     said = run.spec.optimizer
-    return OptimizerTerms(
+    return DeclaredOptimizer(
         beta1=decimal(said.beta1),
         beta2=decimal(said.beta2),
         eps=decimal(said.epsilon),

@@ -1,6 +1,6 @@
 """A run: whether it advances, what its runner needs, and how far it is.
 
-Its optimizer steps are counted by the trainer over all branches and epochs, so that
+Its optimizer steps are counted by the trainer over all branches and terms, so that
 ``status.step`` never falls.
 """
 
@@ -92,7 +92,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         step=step,
         start_time=old.start_time or (now if training or step else None),
         completion_time=(old.completion_time or now) if done else None,
-        epoch=_epoch(view, latest),
+        term=_term(view, latest),
         latest_checkpoint_ref=_latest_ref(latest) or old.latest_checkpoint_ref,
         applied=_applied(latest) or old.applied,
         metrics=metrics,
@@ -221,10 +221,10 @@ def _runner(view: RunView, stage: _Stage, now: str) -> tuple[RunnerAction, float
     return ("Keep", wait) if wait > 0 else ("Delete", None)
 
 
-def _epoch(view: RunView, latest: Checkpoint | None) -> int:
-    """The epoch that the run trains under, or last made a step under."""
-    told = view.head.status.epoch if view.head is not None and view.assigned else 0
-    return max(view.run.status.epoch, told, latest.spec.epoch if latest is not None else 0)
+def _term(view: RunView, latest: Checkpoint | None) -> int:
+    """The term that the run trains under, or last made a step under."""
+    told = view.head.status.term if view.head is not None and view.assigned else 0
+    return max(view.run.status.term, told, latest.spec.term if latest is not None else 0)
 
 
 def _latest_ref(latest: Checkpoint | None) -> ObjectRef | None:

@@ -19,7 +19,7 @@ class RunView:
     """All that a run's decision depends on.
 
     ``checkpoints`` are those of this very run, in the order that they were made.
-    ``assigned``: the trainer acknowledged this run under the head's epoch. ``counted`` are the
+    ``assigned``: the trainer acknowledged this run under the head's term. ``counted`` are the
     steps of the run whose commits have been dealt with; ``trained`` those that the trainer has on
     record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
     ``rollouts`` are the rollout pods that have started. ``pod`` is what of the run a runner's pod

@@ -46,7 +46,7 @@ def assignment(
     if start is None:
         return None
     return Assignment(
-        epoch=start.epoch,
+        term=start.term,
         branch=start.branch,
         base=start.base.digest,
         base_name=start.base.name,

@@ -16,7 +16,7 @@ REUSE_SECONDS = identity.LIFETIME_SECONDS / 2
 
 
 class TokenIssuer:
-    """Signs one token per pod and epoch and reuses it for half its life.
+    """Signs one token per pod and term and reuses it for half its life.
 
     It starts without a key, because the operator creates the Secret and may come up later.
     """
@@ -36,15 +36,15 @@ class TokenIssuer:
         self._private_key = private_key
         self._issued.clear()
 
-    def header(self, model: Id, pod: Pod, epoch: int = 0) -> dict[str, str]:
-        """The Authorization header for a trainer (under an epoch) or rollout (0) of a model."""
+    def header(self, model: Id, pod: Pod, term: int = 0) -> dict[str, str]:
+        """The Authorization header for a trainer (under a term) or rollout (0) of a model."""
         if not self.ready:
             raise not_ready("NoSigningKey", "the operator has not created the signing key yet")
         now = self._clock()
         name = audience(model.namespace, model.name, pod.role, pod.uid)
-        expires, token = self._issued.get((name, epoch), (now, ""))
+        expires, token = self._issued.get((name, term), (now, ""))
         if expires <= now:
             self._issued = {key: held for key, held in self._issued.items() if held[0] > now}
-            token = identity.issue(self._private_key, "gateway", name, epoch)
-            self._issued[name, epoch] = (now + REUSE_SECONDS, token)
+            token = identity.issue(self._private_key, "gateway", name, term)
+            self._issued[name, term] = (now + REUSE_SECONDS, token)
         return {"Authorization": f"Bearer {token}"}

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
 
-from espalier.api.wire import EPOCH, IDEMPOTENCY_KEY
-from espalier.core.idempotency import read_epoch, read_key
+from espalier.api.wire import IDEMPOTENCY_KEY, TERM
+from espalier.core.idempotency import read_key, read_term
 from espalier.gateway import prometheus
 from espalier.gateway.access.byte_budget import Hold, Room
 from espalier.gateway.problems import RefusalError
@@ -28,7 +28,7 @@ _READ = (
     hdrs.CONTENT_TYPE,
     hdrs.CONTENT_ENCODING,
     IDEMPOTENCY_KEY,
-    EPOCH,
+    TERM,
     "Trace-Id",
     "X-Request-Id",
 )
@@ -92,15 +92,15 @@ def _check_headers(request: web.Request) -> None:
             f"Content-Encoding {encoding[:32]} is not taken: no body is inflated here",
             "Send the body as it is, without Content-Encoding",
         )
-    key, epoch = request.headers.get(IDEMPOTENCY_KEY), request.headers.get(EPOCH)
+    key, term = request.headers.get(IDEMPOTENCY_KEY), request.headers.get(TERM)
     if key is not None and read_key(key) is None:
         raise _malformed(
             IDEMPOTENCY_KEY,
             "is not <session>/<seq> with a seq below 2^63",
             "Send one such as 4f1c/12",
         )
-    if epoch is not None and read_epoch(epoch) is None:
-        raise _malformed(EPOCH, "is not a number below 2^63", "Send the epoch of the head")
+    if term is not None and read_term(term) is None:
+        raise _malformed(TERM, "is not a number below 2^63", "Send the term of the head")
 
 
 def _check_length(request: web.Request) -> None:

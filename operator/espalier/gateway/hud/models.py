@@ -162,7 +162,7 @@ def entries(snapshot: Snapshot, model: Id) -> list[CheckpointEntry]:
         for name, checkpoint in snapshot.checkpoints.items()
         if name.namespace == model.namespace and checkpoint.spec.model_ref.name == model.name
     ]
-    own.sort(key=lambda c: (c.metadata.creation_timestamp, c.spec.epoch, c.spec.step))
+    own.sort(key=lambda c: (c.metadata.creation_timestamp, c.spec.term, c.spec.step))
     root = snapshot.models[model].status.root_checkpoint_ref
     first = snapshot.checkpoints.get(model.beside(root.name)) if root is not None else None
     head = snapshot.head_of(model)

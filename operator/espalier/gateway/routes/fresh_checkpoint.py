@@ -29,7 +29,7 @@ def promotion(snapshot: Snapshot, model: Id, checkpoint: str, digest: str) -> Pr
     if head is None:
         return None
     found = snapshot.checkpoints.get(model.beside(checkpoint))
-    agreed = Request.parse(head.status.epoch_cause)
+    agreed = Request.parse(head.status.term_cause)
     if _serves(head, agreed, found, digest):
         return "Served"
     if agreed is not None and agreed.mode == PIN:
@@ -48,11 +48,11 @@ def _serves(
         return False
     if current.digest == digest:
         return True
-    # Inside one epoch steps are a line, so a later one was promoted over this one.
+    # Inside one term steps are a line, so a later one was promoted over this one.
     return (
         found is not None
         and agreed is not None
         and agreed.mode == TRACK
-        and current.epoch == found.spec.epoch
+        and current.term == found.spec.term
         and current.step > found.spec.step
     )

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from espalier.gateway.context import Services
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.world.turn import is_paused, live_epoch
+from espalier.gateway.world.turn import is_paused, live_term
 from espalier.gateway.world.world import Id
 
 
@@ -17,7 +17,7 @@ class Runs:
         self._services = services
 
     async def get(self, request: web.Request) -> web.Response:
-        """What a runner reads at every step: its spec as of now, epoch, suspended, paused."""
+        """What a runner reads at every step: its spec as of now, term, suspended, paused."""
         user = await self._services.caller(request)
         name = Id(request.match_info["namespace"], request.match_info["name"])
         await self._services.auth.require(user, "get", "trainingruns", name)
@@ -36,7 +36,7 @@ class Runs:
                 "uid": run.metadata.uid,
                 "model": model.name,
                 "spec": run.spec.wire(),
-                "epoch": live_epoch(snapshot, model),
+                "term": live_term(snapshot, model),
                 "suspended": bool(run.spec.suspend),
                 "paused": is_paused(snapshot, model),
             }

@@ -12,9 +12,9 @@ from functools import partial
 import aiohttp
 from aiohttp import StreamReader, web
 
-from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY, PROMOTION, TERMS, OptimStepResult
+from espalier.api.wire import CLIENT, DECLARED, IDEMPOTENCY_KEY, PROMOTION, TERM, OptimStepResult
 from espalier.core.idempotency import read_key
-from espalier.core.run.declared import terms
+from espalier.core.run.declared import declared
 from espalier.gateway.access.auth import User
 from espalier.gateway.access.byte_budget import Hold
 from espalier.gateway.access.pod_answers import read_held
@@ -26,7 +26,7 @@ from espalier.gateway.problems import RefusalError, not_ready, with_remedy
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TRAINER, Trainers
 from espalier.gateway.world.pod_addresses import Pod, Waiting, why_none_ready
-from espalier.gateway.world.turn import active_run, is_paused, live_epoch
+from espalier.gateway.world.turn import active_run, is_paused, live_term
 from espalier.gateway.world.world import Id, Snapshot
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
@@ -42,8 +42,8 @@ PART_SECONDS = 60.0
 
 _TIMEOUT = aiohttp.ClientTimeout(total=TRAINER_SECONDS, sock_connect=CONNECT_SECONDS)
 # Not its length or encoding: the connection to the trainer frames the body anew, by what comes.
-_PASSED_ON = ("Content-Type", IDEMPOTENCY_KEY, EPOCH)
-_PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, EPOCH)
+_PASSED_ON = ("Content-Type", IDEMPOTENCY_KEY, TERM)
+_PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, TERM)
 _SEND_AGAIN = (
     f"Send it again, with the same {IDEMPOTENCY_KEY} if it has one: a command whose answer was "
     "lost is applied once"
@@ -156,9 +156,9 @@ class Train:
         headers["X-Request-Id"] = request[REQUEST_ID]
         if unkeyed(request):
             headers[CLIENT] = _client(command.user)
-        headers |= _terms(self._services.view.snapshot, model)
+        headers |= _declared(self._services.view.snapshot, model)
         headers |= self._services.tokens.header(
-            model, command.trainer, live_epoch(self._services.view.snapshot, model)
+            model, command.trainer, live_term(self._services.view.snapshot, model)
         )
         sent = _Parts(request.content)
         try:
@@ -236,11 +236,11 @@ class _Parts:
             yield part
 
 
-def _terms(snapshot: Snapshot, model: Id) -> dict[str, str]:
+def _declared(snapshot: Snapshot, model: Id) -> dict[str, str]:
     """What the active run binds a command to."""
     run = active_run(snapshot, model)
-    bound = terms(run) if run is not None else None
-    return {TERMS: bound.model_dump_json(exclude_none=True)} if bound is not None else {}
+    bound = declared(run) if run is not None else None
+    return {DECLARED: bound.model_dump_json(exclude_none=True)} if bound is not None else {}
 
 
 def _plain(value: str) -> bool:

@@ -19,7 +19,7 @@ def is_paused(snapshot: Snapshot, model: Id) -> bool:
     return head is not None and paused(head)
 
 
-def live_epoch(snapshot: Snapshot, model: Id) -> int:
-    """The epoch that the model trains under; 0 before its head has one."""
+def live_term(snapshot: Snapshot, model: Id) -> int:
+    """The term that the model trains under; 0 before its head has one."""
     head = snapshot.head_of(model)
-    return head.status.epoch if head is not None else 0
+    return head.status.term if head is not None else 0

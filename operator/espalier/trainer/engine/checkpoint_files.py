@@ -45,7 +45,7 @@ class StepState(BaseModel):
     step: int
     run_step: int
     branch: str
-    epoch: int
+    term: int
     parent: str
     parent_name: str
     learning_rate: float
@@ -105,7 +105,7 @@ def write_imported(
         step=0,
         run_step=0,
         branch=MAIN,
-        epoch=0,
+        term=0,
         parent="",
         parent_name="",
         learning_rate=0.0,
@@ -206,7 +206,7 @@ def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Com
         step=state.step,
         run_step=state.run_step,
         branch=state.branch,
-        epoch=state.epoch,
+        term=state.term,
         parent=state.parent,
         parent_name=state.parent_name,
         digest=stored.digest,
@@ -224,7 +224,7 @@ def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Com
 def _metadata(state: StepState, key: Key, *, base: str, adapter: Adapter) -> dict[str, Any]:
     """What the manifest says of a checkpoint besides its files."""
     return {
-        **state.model_dump(include={"model", "run", "step", "run_step", "branch", "epoch"}),
+        **state.model_dump(include={"model", "run", "step", "run_step", "branch", "term"}),
         "base": base,
         "parent": state.parent,
         "parent_name": state.parent_name,

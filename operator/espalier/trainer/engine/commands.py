@@ -9,9 +9,9 @@ from functools import cached_property
 from espalier.api.wire import (
     BackwardRequest,
     DatumTensors,
+    Declared,
     ForwardBackwardRequest,
     ForwardRequest,
-    Terms,
     Wire,
 )
 from espalier.trainer.batch.data import Datum, Limits, datums
@@ -35,13 +35,13 @@ class Empty(Wire):
 class Sent:
     """What a client asks for.
 
-    ``epoch`` is the one that it trains under, if it said; ``terms`` what its run binds it to.
+    ``term`` is the one that it trains under, if it said; ``declared`` what its run binds it to.
     """
 
     kind: Kind
     request: Wire
-    epoch: int | None
-    terms: Terms | None = None
+    term: int | None
+    declared: Declared | None = None
 
     @cached_property
     def body(self) -> bytes:
@@ -170,7 +170,7 @@ def held_forward(log: CommandLog, wanted: str) -> ForwardRequest:
         404,
         "ForwardNotFound",
         f"forward_id {wanted!r} is unknown, older than the latest {FORWARDS_KEPT} forwards, or "
-        "from before the last optimizer step, zero-grad or epoch",
+        "from before the last optimizer step, zero-grad or term",
         "call forward again and compute the weights from its log-probs",
     )
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from espalier.api.wire import (
     BackwardRequest,
+    Declared,
     ForwardBackwardRequest,
     ForwardRequest,
     OptimStepRequest,
-    Terms,
     TrajectoryPayload,
     Wire,
 )
@@ -28,37 +28,37 @@ class _Value:
     said: object
 
 
-def check(terms: Terms, request: Wire) -> None:
+def check(given: Declared, request: Wire) -> None:
     """Raises 409 with both values for the first thing that differs from the run's spec."""
-    for value in _compared(terms, request):
+    for value in _compared(given, request):
         if value.given is not None and value.given != value.said:
             raise CommandError(
                 409,
                 "RunSaysOtherwise",
-                f"spec.{value.field} of TrainingRun {terms.run} is {value.given}, and the command "
+                f"spec.{value.field} of TrainingRun {given.run} is {value.given}, and the command "
                 f"says {value.said}; nothing was applied",
                 f"send {value.given}, edit spec.{value.field}, or take it out of the spec: what a "
                 "run with driver Client leaves out its client decides",
             )
 
 
-def _compared(terms: Terms, request: Wire) -> Iterator[_Value]:
+def _compared(given: Declared, request: Wire) -> Iterator[_Value]:
     if isinstance(request, ForwardRequest):
-        yield from _batch(terms, request)
+        yield from _batch(given, request)
     if isinstance(request, ForwardBackwardRequest):
-        if terms.loss_fn is not None:
-            wanted = loss_spec(terms.loss_fn, terms.loss_fn_config)
+        if given.loss_fn is not None:
+            wanted = loss_spec(given.loss_fn, given.loss_fn_config)
             said = loss_spec(request.loss_fn, request.loss_fn_config)
             yield _Value("loss", _shown(wanted), _shown(said))
-        yield _Value("advantage.scale", terms.advantage_scale, request.advantage_scale)
-        if terms.advantage_source is not None:
-            yield from _advantages(terms, request)
+        yield _Value("advantage.scale", given.advantage_scale, request.advantage_scale)
+        if given.advantage_source is not None:
+            yield from _advantages(given, request)
     if isinstance(request, BackwardRequest):
-        yield _Value("loss", terms.loss_fn, "a loss of its own")
-        yield _Value("advantage.source", terms.advantage_source, "a loss of its own")
+        yield _Value("loss", given.loss_fn, "a loss of its own")
+        yield _Value("advantage.source", given.advantage_source, "a loss of its own")
     if isinstance(request, OptimStepRequest):
-        yield _Value("learningRate", terms.learning_rate, request.learning_rate)
-        if (optimizer := terms.optimizer) is not None:
+        yield _Value("learningRate", given.learning_rate, request.learning_rate)
+        if (optimizer := given.optimizer) is not None:
             yield _Value("optimizer.beta1", optimizer.beta1, request.beta1)
             yield _Value("optimizer.beta2", optimizer.beta2, request.beta2)
             yield _Value("optimizer.epsilon", optimizer.eps, request.eps)
@@ -67,15 +67,15 @@ def _compared(terms: Terms, request: Wire) -> Iterator[_Value]:
             yield _Value(clip, optimizer.grad_clip_norm, request.grad_clip_norm)
 
 
-def _batch(terms: Terms, request: ForwardRequest) -> Iterator[_Value]:
+def _batch(given: Declared, request: ForwardRequest) -> Iterator[_Value]:
     inputs = [item for item in request.inputs if isinstance(item, TrajectoryPayload)]
     for temperature in sorted(_temperatures(request, inputs)):
-        yield _Value("sampling.temperature", terms.temperature, temperature)
+        yield _Value("sampling.temperature", given.temperature, temperature)
     for size in sorted(_group_sizes(request, inputs)):
-        yield _Value("groupSize", terms.group_size, size)
+        yield _Value("groupSize", given.group_size, size)
     longest = max((len(s.output_token_ids) for i in inputs for s in i.samples), default=0)
-    if terms.max_tokens is not None and longest > terms.max_tokens:
-        yield _Value("sampling.maxTokens", terms.max_tokens, f"an answer of {longest} tokens")
+    if given.max_tokens is not None and longest > given.max_tokens:
+        yield _Value("sampling.maxTokens", given.max_tokens, f"an answer of {longest} tokens")
 
 
 def _temperatures(request: ForwardRequest, inputs: list[TrajectoryPayload]) -> set[float]:
@@ -90,12 +90,12 @@ def _group_sizes(request: ForwardRequest, inputs: list[TrajectoryPayload]) -> se
     return set(named.values()) or {request.group_size or len(inputs)}
 
 
-def _advantages(terms: Terms, request: ForwardBackwardRequest) -> Iterator[_Value]:
+def _advantages(given: Declared, request: ForwardBackwardRequest) -> Iterator[_Value]:
     for item in request.inputs:
         if isinstance(item, TrajectoryPayload):
             own = item.advantage is not None or any(s.advantages is not None for s in item.samples)
             said = "Precomputed" if own else "Estimated"
-            yield _Value("advantage.source", terms.advantage_source, said)
+            yield _Value("advantage.source", given.advantage_source, said)
 
 
 def _shown(spec: LossSpec) -> str:

@@ -95,7 +95,7 @@ class Engine:
         return TrainerState(
             model=self.model,
             run=assignment.run,
-            epoch=assignment.epoch,
+            term=assignment.term,
             branch=assignment.branch,
             step=self.position.step,
             run_step=self.run_step(),
@@ -108,11 +108,11 @@ class Engine:
         )
 
     def assign(self, wanted: Assignment) -> TrainerState:
-        """Re-bases under a higher epoch, keeps the position under the same, refuses a lower."""
+        """Re-bases under a higher term, keeps the position under the same, refuses a lower."""
         current = self.assigned
-        if current is not None and wanted.epoch < current.assignment.epoch:
-            raise _stale(wanted.epoch, current.assignment.epoch)
-        if current is not None and wanted.epoch == current.assignment.epoch:
+        if current is not None and wanted.term < current.assignment.term:
+            raise _stale(wanted.term, current.assignment.term)
+        if current is not None and wanted.term == current.assignment.term:
             # The base stays the recorded one: it is where a restart begins to look.
             kept = current.assignment.model_copy(
                 update={"run": wanted.run, "branch": wanted.branch}
@@ -137,7 +137,7 @@ class Engine:
         Commands apply in the order they arrive. Within a session the numbers must rise (gaps are
         allowed: a refused command uses its number up); one that was overtaken is refused.
         """
-        epoch = self.assignment().assignment.epoch
+        term = self.assignment().assignment.term
         sent = command.sent
         known = self.log.find(command.key)
         if known is not None and known.status is not None:
@@ -149,11 +149,11 @@ class Engine:
                     "give every command a key of its own",
                 )
             return Answer(known.status, known.answer, known.checkpoint)
-        if sent.epoch is not None and sent.epoch != epoch:
-            raise _stale(sent.epoch, epoch)
-        if sent.terms is not None:
+        if sent.term is not None and sent.term != term:
+            raise _stale(sent.term, term)
+        if sent.declared is not None:
             # Not before: what was applied before the spec was edited is answered again.
-            declared.check(sent.terms, sent.request)
+            declared.check(sent.declared, sent.request)
         self._check_order(command.key)
         try:
             answer = self._apply(command)
@@ -278,7 +278,7 @@ class Engine:
 def _stale(given: int, current: int) -> CommandError:
     return CommandError(
         409,
-        "StaleEpoch",
-        f"the command is of epoch {given}, the trainer is at epoch {current}",
+        "StaleTerm",
+        f"the command is of term {given}, the trainer is at term {current}",
         "read train/state and continue from the checkpoint named there",
     )

@@ -45,7 +45,7 @@ def restore(target: Engine) -> None:
 
 
 def _position(target: Engine, assigned: Assigned) -> Position:
-    """The last commit under the assignment's epoch, else the assignment's base."""
+    """The last commit under the assignment's term, else the assignment's base."""
     if len(target.commits) > assigned.since:
         last = target.commits[-1]
         return Position(last.digest, last.name, last.step)
@@ -75,7 +75,7 @@ def _written_by(target: Engine, assigned: Assigned, record: Record) -> Stored | 
         key = (manifest["session"], manifest["seq"])
         if (
             key == (record.key.session, record.key.seq)
-            and manifest["epoch"] == assigned.assignment.epoch
+            and manifest["term"] == assigned.assignment.term
             and manifest["parent"] == parent
         ):
             return stored

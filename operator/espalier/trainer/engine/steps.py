@@ -31,7 +31,7 @@ def optim_step(engine: Engine, command: Command, request: OptimStepRequest) -> A
             409,
             "NoGradients",
             "no gradients were accumulated since the last optimizer step",
-            "call forward_backward first (a zero-grad or a new epoch drops gradients)",
+            "call forward_backward first (a zero-grad or a new term drops gradients)",
         )
     accumulated = total(engine.tallies)
     if accumulated.still == accumulated.tokens:
@@ -134,7 +134,7 @@ def _next_state(engine: Engine, request: OptimStepRequest, proposal: Proposal) -
         step=engine.position.step + 1,
         run_step=engine.run_step() + 1,
         branch=assignment.branch,
-        epoch=assignment.epoch,
+        term=assignment.term,
         parent=engine.position.digest,
         parent_name=engine.position.name,
         learning_rate=request.learning_rate,

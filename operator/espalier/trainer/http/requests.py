@@ -9,8 +9,8 @@ from typing import TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from espalier.api.wire import CLIENT, EPOCH, IDEMPOTENCY_KEY, TERMS, Terms
-from espalier.core.idempotency import MAX_KEY_CHARS, read_epoch, read_key
+from espalier.api.wire import CLIENT, DECLARED, IDEMPOTENCY_KEY, TERM, Declared
+from espalier.core.idempotency import MAX_KEY_CHARS, read_key, read_term
 from espalier.trainer.problems import invalid
 from espalier.trainer.volume.command_log import Key
 
@@ -54,26 +54,26 @@ def client_of(request: web.Request) -> str:
     return text
 
 
-def epoch_of(request: web.Request) -> int | None:
-    """The epoch that the caller names; None if it names none."""
-    text = request.headers.get(EPOCH)
+def term_of(request: web.Request) -> int | None:
+    """The term that the caller names; None if it names none."""
+    text = request.headers.get(TERM)
     if text is None:
         return None
-    epoch = read_epoch(text)
-    if epoch is None:
-        raise invalid(EPOCH, f"{text[:MAX_KEY_CHARS]!r} is not a number below 2^63")
-    return epoch
+    term = read_term(text)
+    if term is None:
+        raise invalid(TERM, f"{text[:MAX_KEY_CHARS]!r} is not a number below 2^63")
+    return term
 
 
-def terms_of(request: web.Request) -> Terms | None:
+def declared_of(request: web.Request) -> Declared | None:
     """What the gateway says that the caller's run binds it to."""
-    text = request.headers.get(TERMS)
+    text = request.headers.get(DECLARED)
     if text is None:
         return None
     try:
-        return Terms.model_validate_json(text)
+        return Declared.model_validate_json(text)
     except ValidationError as error:
-        raise invalid(TERMS, "is not what a gateway of this version sends") from error
+        raise invalid(DECLARED, "is not what a gateway of this version sends") from error
 
 
 def number(request: web.Request, name: str, default: float, *, whole: bool = False) -> float:

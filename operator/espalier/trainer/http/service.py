@@ -33,7 +33,7 @@ from espalier.trainer.engine.unkeyed import Unkeyed
 from espalier.trainer.http import trace_routes
 from espalier.trainer.http.feed import CommitFeed, Snapshot
 from espalier.trainer.http.idle_time import Calls
-from espalier.trainer.http.requests import client_of, epoch_of, key_of, number, parse, terms_of
+from espalier.trainer.http.requests import client_of, declared_of, key_of, number, parse, term_of
 from espalier.trainer.http.watchdog import Watchdog
 from espalier.trainer.problems import CommandError
 from espalier.trainer.settings import MAX_BODY_BYTES, STUCK_SECONDS
@@ -244,7 +244,7 @@ class Service:
             if isinstance(parsed, ForwardRequest):
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = client_of(request)
-            sent = Sent(kind, parsed, _epoch(request), terms_of(request))
+            sent = Sent(kind, parsed, _term(request), declared_of(request))
             if IDEMPOTENCY_KEY not in request.headers and client:
                 return await self._unkeyed(engine, Unkeyed(client, sent))
             command = Command(key_of(request), sent)
@@ -311,6 +311,6 @@ def _problem(status: int, problem: Problem) -> web.Response:
     )
 
 
-def _epoch(request: web.Request) -> int | None:
-    named = epoch_of(request)
-    return (request[_CALLER].epoch or None) if named is None else named
+def _term(request: web.Request) -> int | None:
+    named = term_of(request)
+    return (request[_CALLER].term or None) if named is None else named

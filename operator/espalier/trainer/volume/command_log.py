@@ -73,7 +73,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Assigned:
-    """The assignment in force; commits numbered above ``since`` were made under its epoch."""
+    """The assignment in force; commits numbered above ``since`` were made under its term."""
 
     assignment: Assignment
     since: int
