@@ -41,7 +41,7 @@ from espalier.gateway.access.offers import Offers
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.context import Services
-from espalier.gateway.routes.training import COMMANDS
+from espalier.gateway.hud.delivery import COMMANDS
 from espalier.gateway.world.watch import View
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import TokenReviewResult
