@@ -37,10 +37,10 @@ def rewritten(page: Path, text: str) -> str:
     own = place(page)
     if own is None:
         raise ValueError(f"{page} is not a page of the site")
-    return LINK.sub(_link(page, os.path.dirname(own)), text)
+    return LINK.sub(_link(page, Path(own).parent), text)
 
 
-def _link(page: Path, folder: str) -> Callable[[re.Match[str]], str]:
+def _link(page: Path, folder: Path) -> Callable[[re.Match[str]], str]:
     def link(match: re.Match[str]) -> str:
         text, target, anchor = match[1], match[2], match[3] or ""
         if "://" in target:
@@ -49,7 +49,7 @@ def _link(page: Path, folder: str) -> Callable[[re.Match[str]], str]:
         there = place(path)
         if there is None:
             return f"{text} (`{path.relative_to(ROOT)}`)"
-        return f"[{text}]({os.path.relpath(there, folder or '.')}{anchor})"
+        return f"[{text}]({os.path.relpath(there, folder)}{anchor})"
 
     return link
 
