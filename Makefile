@@ -39,7 +39,7 @@ test: ## every kind of test, end-to-end included; of exhaustive ones a sample
 test-all: ## every test: also every point of death, every version of HUD's client, long simulations
 	@dev/test.sh
 
-test-table: env ## write what the last run of the tests took into docs/tests.md
+test-table: env ## write what the last run of the tests took into docs/developing/test-times.md
 	@.venv/bin/python -m dev.test_table --write
 
 gpu: ## on a machine with an NVIDIA GPU: the tests that need one, and a step of Qwen3-4B's shape with its profile

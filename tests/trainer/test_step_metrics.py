@@ -21,7 +21,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_trainer_page_lists_the_registry() -> None:
-    text = (DOCS / "trainer.md").read_text()
+    text = (DOCS / "developing" / "trainer.md").read_text()
     listed = set(re.findall(r"^\| (.*) \| `(\S+)` \| (.*) \|$", text, flags=re.MULTILINE))
     registry = {(f"`{m.answer}`" if m.answer else "", m.checkpoint, m.meaning) for m in METRICS} | {
         ("", *GRADIENT_NORM)
@@ -30,7 +30,7 @@ def test_the_trainer_page_lists_the_registry() -> None:
 
 
 def test_the_architecture_page_names_every_metric_of_a_checkpoint() -> None:
-    text = (DOCS / "architecture.md").read_text().partition("From the trainer:")[2]
+    text = (DOCS / "developing" / "architecture.md").read_text().partition("From the trainer:")[2]
     named = set(re.findall(r"`([a-z_0-9]+(?:/[a-z_0-9]+)+)`", text.partition("\n\n")[0]))
     assert named == {m.checkpoint for m in METRICS} | {GRADIENT_NORM[0]}
 

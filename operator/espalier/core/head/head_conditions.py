@@ -1,4 +1,4 @@
-"""What a head's conditions say, in the manner of kstatus: docs/head.md lists every reason."""
+"""What a head's conditions say, in the manner of kstatus: docs/guides/head.md has every reason."""
 
 from __future__ import annotations
 
