@@ -130,12 +130,12 @@ class Engine:
         return self._zero_grad(command)
 
     def _gradients(self, command: Command, request: GradientRequest) -> Answer:
-        work = gradient_command(self.state.compute, self.state.log, request)
+        gradients = gradient_command(self.state.compute, self.state.log, request)
         record = self.state.begin(command)
         try:
-            added = work.apply()
+            added = gradients.run(self.state.compute)
             answer = ForwardBackwardResult(
-                metrics=added.tally.answer_metrics(), num_datums=len(work.batch.data)
+                metrics=added.tally.answer_metrics(), num_datums=len(gradients.batch.data)
             ).model_dump_json()
             self.state.log.accumulate(record, answer, cuts_json(added.cuts))
         except Exception:

@@ -91,4 +91,4 @@ def _replay(state: TrainingState) -> None:
     for record in state.log.pending():
         request, cuts = logged_request(state.log, record), read_cuts(record.cuts)
         command = gradient_command(state.compute, state.log, request, cuts)
-        state.add_tally(command.apply().tally)
+        state.add_tally(command.run(state.compute).tally)
