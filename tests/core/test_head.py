@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tests.core.objects import NOW, checkpoint, digest, head, line, model
+from tests.core.objects import NOW, checkpoint, digest, head, line, model, tracks
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.checkpointhead import CheckpointHead, NameOnly, PodDigest
+from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus, NameOnly, PodDigest
 from espalier.api.wire import Problem
 from espalier.core.conditions import find
 from espalier.core.head import head_request, served_adapters
@@ -199,7 +199,7 @@ def test_a_pin_that_cannot_be_met_is_explained_and_changes_nothing(
     after = server.edit("Pin", pin, onPin="Branch").status
     assert server.reason() == f"False/{reason}"
     assert server.reason("Stalled") == f"{stalled}/{reason}"
-    kept = ("current", "target", "term", "branch", "term_cause", "history")
+    kept = ("current", "target", "term", "branch", "agreed", "history")
     assert [getattr(after, name) for name in kept] == [getattr(before, name) for name in kept]
     assert current(server.edit("Track")) == "m-000004"
     assert server.head.status.term == 1
@@ -352,7 +352,7 @@ def test_a_trainer_that_is_ahead_is_overtaken_once() -> None:
 
 
 def test_another_head_serves_without_moving_training() -> None:
-    leader = head(status={"term": 3, "branch": "main", "termCause": "1/Track"})
+    leader = head(status={"term": 3, "branch": "main", "agreed": tracks(1)})
     canary = Server(name="canary")
     adapter = adapter_name("m", digest("m-000002"))
     canary.head = head("m", "Pin", "m-000002", name="canary", onPin="Branch")
@@ -544,8 +544,8 @@ def test_history_keeps_the_last_twenty_moves() -> None:
     assert len(server.head.status.history) == 20
 
 
-def test_a_request_survives_its_written_form() -> None:
-    asked = head_request.Request("Pin", "m-000002", "Branch", 7)
-    assert head_request.Request.parse(asked.text()) == asked
-    assert head_request.Request.parse("8/Track") == head_request.Request("Track", generation=8)
-    assert head_request.Request.parse("") is None
+def test_what_was_agreed_survives_its_written_form() -> None:
+    for agreed in (head_request.pin("m-000002", "Branch", 7), head_request.track(8)):
+        written = CheckpointHeadStatus(agreed=agreed).wire()
+        assert CheckpointHeadStatus.model_validate(written).agreed == agreed
+    assert head_request.track(8).wire() == {"generation": 8, "mode": "Track"}

@@ -21,7 +21,7 @@ from tests.simulation.weather import WATCH_LAG_SECONDS, Weather
 from espalier.controllers.process.replica import Ports, Replica, lease_key
 from espalier.controllers.process.settings import Settings
 from espalier.core.manifests.installation import ChildSettings, Images
-from espalier.kube.comparison import InformerError
+from espalier.kube.informer import InformerError
 from espalier.kube.lease import Election, LeadershipLostError
 from espalier.kube.objects import Body, Key
 

@@ -39,14 +39,14 @@ elif "create" in given:
 def grown(engine: Engine) -> list[Commit]:
     """Three steps, and two on a branch of the first."""
     train(engine, range(3))
-    first = engine.commits[0]
+    first = engine.state.commits[0]
     engine.assign(
         tiny.assignment(
             2, branch="b2", base=first.digest, base_name=first.name, base_step=first.step
         )
     )
     train(engine, range(3, 5))
-    return engine.commits
+    return engine.state.commits
 
 
 def surveyed(volume: Volume, of: str = "arith", base: str = "") -> tuple[list[Commit], list[str]]:

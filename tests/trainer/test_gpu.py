@@ -206,7 +206,7 @@ def live(path: Path, base: str, kill_at: int) -> None:
         assert tiny.send(engine, kind, request, ("client", seq), term=1).status == 200
         with acknowledged.open("a") as file:
             file.write(".")
-    engine.log.close()
+    engine.state.log.close()
     digests, weights, _ = outcome(volume, policy)
     sums = {name: value.double().sum().item() for name, value in sorted(weights.items())}
     (path / "outcome").write_text(json.dumps({"digests": digests, "sums": sums}))

@@ -72,7 +72,7 @@ def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
 
 
 def test_a_refused_batch_is_neither_logged_nor_computed(engine: Engine) -> None:
-    compute = engine.compute
+    compute = engine.state.compute
     assert isinstance(compute, LocalCompute)
     compute.planner = replace(compute.planner, available=1000)
     with pytest.raises(CommandError) as caught:
@@ -80,7 +80,7 @@ def test_a_refused_batch_is_neither_logged_nor_computed(engine: Engine) -> None:
     assert caught.value.status == 413
     assert caught.value.problem.reason == "BatchTooLarge"
     assert caught.value.problem.detail.startswith("inputs[")
-    assert not engine.log.pending()
+    assert not engine.state.log.pending()
     assert all(p.grad is None for p in compute.policy.parameters.values())
     compute.planner = replace(compute.planner, available=1 << 40)
     assert tiny.send(engine, "forward-backward", tiny.forward_backward(), ("a", 1)).status == 200
@@ -116,15 +116,15 @@ def test_a_replay_with_other_memory_gives_the_same_gradients_bit_for_bit(
 
     monkeypatch.setattr(gradients, "add_loss", fails)
     tiny.send(first, "forward-backward", tiny.forward_backward(), ("a", 1))
-    (record,) = first.log.pending()
+    (record,) = first.state.log.pending()
     expected = taken(policy)
-    first.log.close()
+    first.state.log.close()
     for available in (1 << 40, 1000):
         monkeypatch.setenv(host.MEMORY_VARIABLE, str(available))
         policy.drop_gradients()
         again = tiny.engine(volume.path, volume.base, policy)
-        assert again.log.pending() == [record]
-        again.log.close()
+        assert again.state.log.pending() == [record]
+        again.state.log.close()
         found = taken(policy)
         assert all(torch.equal(found[name], value) for name, value in expected.items())
     # Without what was recorded the same batch would be one row, and the sums another.
@@ -140,13 +140,13 @@ def test_a_log_from_before_cuts_were_kept_goes_on(volume: Volume, policy: Policy
     first = tiny.engine(volume.path, volume.base, policy)
     first.assign(tiny.assignment())
     tiny.send(first, "forward-backward", tiny.forward_backward(), ("a", 1))
-    first.log._db.execute("ALTER TABLE commands DROP COLUMN cuts")
-    first.log.close()
+    first.state.log._db.execute("ALTER TABLE commands DROP COLUMN cuts")
+    first.state.log.close()
     again = tiny.engine(volume.path, volume.base, policy)
-    assert [record.cuts for record in again.log.pending()] == [""]
-    assert len(again.tallies) == 1
+    assert [record.cuts for record in again.state.log.pending()] == [""]
+    assert len(again.state.tallies) == 1
     assert tiny.send(again, "optim-step", tiny.optim_step(), ("a", 2)).status == 200
-    again.log.close()
+    again.state.log.close()
 
 
 def test_gradients_do_not_depend_on_the_plan(policy: Policy) -> None:

@@ -26,6 +26,7 @@ from espalier.core.names import audience
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.commands import Answer
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.feed import CommitFeed
 from espalier.trainer.http.service import Service
 from espalier.trainer.http.watchdog import Watchdog
@@ -67,19 +68,17 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
         yield made
         service.feed.close()
         assert service._engine is not None
-        service._engine.log.close()
+        service._engine.state.log.close()
 
 
 def _engine(volume: Volume, policy: Policy, publish: Any) -> Any:
     store = CheckpointStore(volume.path, tiny.MODEL)
     log = CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0)
     return Engine(
-        model=tiny.MODEL,
-        base=volume.base,
-        compute=LocalCompute(policy),
-        store=store,
-        log=log,
-        publish=publish,
+        TrainingState(
+            model=tiny.MODEL, base=volume.base, compute=LocalCompute(policy), store=store, log=log
+        ),
+        publish,
     )
 
 
@@ -208,7 +207,7 @@ async def test_health_names_a_command_that_is_stuck(
         assert (await client.get("/healthz")).status == 200
         service.feed.close()
         assert service._engine is not None
-        service._engine.log.close()
+        service._engine.state.log.close()
 
 
 async def test_readiness_tells_what_a_volume_suffers_from_and_stays_ready(

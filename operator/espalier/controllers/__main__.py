@@ -25,7 +25,7 @@ from espalier.controllers.process.triggers import WATCHED
 from espalier.kube import heartbeat, informer, log, queue_metrics
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
-from espalier.kube.comparison import InformerError
+from espalier.kube.informer import InformerError
 from espalier.kube.lease import Election, LeadershipLostError
 from espalier.kube.probes import HealthServer
 from espalier.kube.queue import WorkQueue

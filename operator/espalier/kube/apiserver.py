@@ -55,13 +55,9 @@ class KubernetesCluster:
         """URL of the API server."""
         return self._transport.server
 
-    def watch_session(
-        self,
-        *traces: aiohttp.TraceConfig,
-        middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
-    ) -> aiohttp.ClientSession:
+    def watch_session(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
         """A session of its own for watches; see Transport."""
-        return self._transport.watch_session(*traces, middlewares=middlewares)
+        return self._transport.watch_session(*traces)
 
     async def get(self, key: Key) -> Body | None:
         """See Cluster."""

@@ -12,8 +12,14 @@ from typing import Protocol
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 # logging keeps ``name`` for itself.
 _RENAMED = {"object": "name"}
-# kopf reports every connection it makes; what it does for us shows in metrics.
-_QUIET = ("kopf", "asyncio", "aiohttp.access")
+_LEVELS = {
+    # kopf reports every connection it makes; what it does for us shows in metrics.
+    "kopf": logging.WARNING,
+    # It warns that it takes no signals outside the main thread, where we take them.
+    "kopf._core.reactor.running": logging.ERROR,
+    "asyncio": logging.WARNING,
+    "aiohttp.access": logging.WARNING,
+}
 
 
 class JsonFormatter(logging.Formatter):
@@ -49,5 +55,5 @@ def configure(level: int = logging.INFO, stream: Stream | None = None) -> None:
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, least in _LEVELS.items():
+        logging.getLogger(name).setLevel(least)

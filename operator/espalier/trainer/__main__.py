@@ -18,6 +18,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.service import SERVER, Service
 from espalier.trainer.http.watchdog import Watchdog
 from espalier.trainer.policy.policy import Policy, load_policy
@@ -71,21 +72,23 @@ def make_policy(settings: Settings, store: CheckpointStore, world: World) -> Pol
     return policy
 
 
-def make_engine(settings: Settings, world: World, publish: Callable[[Engine], None]) -> Engine:
+def make_engine(
+    settings: Settings, world: World, publish: Callable[[TrainingState], None]
+) -> Engine:
     """Takes the log, loads the base, meets the other ranks and restores what was acknowledged."""
     store = CheckpointStore(settings.volume, settings.model)
     log = CommandLog(store.model_directory(settings.model))
     join.choose_device(world)
     met = join.meet(world)
     policy = make_policy(settings, store, world)
-    return Engine(
+    state = TrainingState(
         model=settings.model,
         base=settings.base,
         compute=join.lead(policy, world, met, _ranks_host()),
         store=store,
         log=log,
-        publish=publish,
     )
+    return Engine(state, publish)
 
 
 def follow(settings: Settings, world: World) -> None:

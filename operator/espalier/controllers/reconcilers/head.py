@@ -141,4 +141,4 @@ class HeadReconciler:
 
 def _commits(status: CheckpointHeadStatus) -> tuple[object, ...]:
     """What must be on record before anything is done about it."""
-    return (status.target, status.term, status.branch, status.branch_base, status.term_cause)
+    return (status.target, status.term, status.branch, status.branch_base, status.agreed)

@@ -7,7 +7,7 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
 from espalier.core.conditions import Finding
-from espalier.core.head.head_request import PIN, Request
+from espalier.core.head.head_request import PIN
 
 
 def crowded_out(model: TrainableModel) -> list[Finding]:
@@ -26,7 +26,7 @@ def unsampled(
     """Why a runner could not sample what it trains: rollouts hold another set of weights."""
     if run.spec.driver != "Runner" or model is None or model.spec.adapter.type != "Full":
         return None
-    agreed = Request.parse(head.status.term_cause)
+    agreed = head.status.agreed
     pinned = agreed is not None and agreed.mode == PIN
     if model.spec.rollout.replicas == 0 or not (pinned or head.spec.gate):
         return None

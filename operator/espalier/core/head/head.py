@@ -2,7 +2,7 @@
 
 Every pass derives the state from spec and status; no phase is stored. Order of effects: acknowledge
 in ``status.target``, have the rollouts load it, read back, then write ``status.current``; a crash
-between any two is harmless. What the operator last agreed to is ``status.termCause``: the term
+between any two is harmless. What the operator last agreed to is ``status.agreed``: the term
 rises once when that request changes, and a request that cannot be met leaves everything as it is.
 
 The leading head has its model's name and decides where training goes on; other heads only serve,
@@ -12,11 +12,12 @@ each under its own name.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import (
+    Agreed,
     CheckpointHeadStatus,
     CurrentCheckpoint,
     HeadMove,
@@ -32,11 +33,11 @@ from espalier.core.head.head_request import (
     CONTINUE,
     PAUSE,
     PIN,
-    TRACK,
-    Request,
     leads,
     passes,
     ref_name,
+    requested,
+    track,
 )
 from espalier.core.head.head_view import (
     HeadView,
@@ -67,7 +68,7 @@ def decide(view: HeadView, now: str) -> HeadDecision:
     old = view.head.status
     if unfit := head_conditions.unfit(view):
         return _held(view, unfit, now)
-    wanted = Request.of(view.head.spec, view.head.metadata.generation)
+    wanted = requested(view.head.spec, view.head.metadata.generation)
     refusal = head_conditions.refusal(view, wanted)
     status = _agree(view, None if refusal else wanted)
     target = _target(view, status, refused=refusal is not None)
@@ -110,8 +111,8 @@ def _held(view: HeadView, findings: list[Finding], now: str) -> HeadDecision:
     return HeadDecision(status)
 
 
-def _agree(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
-    """The status after the request, if any, is agreed to: term, branch, branchBase, termCause."""
+def _agree(view: HeadView, wanted: Agreed | None) -> CheckpointHeadStatus:
+    """The status after the request, if any, is agreed to: term, branch, branchBase, agreed."""
     old = view.head.status
     if not leads(view.head):
         return _follow(view, wanted)
@@ -120,9 +121,8 @@ def _agree(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
     if old.term == 0 or old.term < view.lineage.last_term():
         term = max(1, view.lineage.last_term())
         status = old.model_copy(update={"term": term, "branch": view.lineage.live_branch()})
-    agreed = Request.parse(status.term_cause) or Request(TRACK)
-    if wanted is not None and not (status.term_cause and wanted.asks_same(agreed)):
-        status = _transition(status, agreed, wanted)
+    if wanted is not None and not (status.agreed and wanted.asks_same(status.agreed)):
+        status = _transition(status, status.agreed or track(), wanted)
     if view.trainer_term > status.term:
         # The head was deleted and made again while a trainer went on: overtake it.
         status = status.model_copy(update={"term": view.trainer_term + 1})
@@ -130,10 +130,10 @@ def _agree(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
 
 
 def _transition(
-    status: CheckpointHeadStatus, agreed: Request, wanted: Request
+    status: CheckpointHeadStatus, agreed: Agreed, wanted: Agreed
 ) -> CheckpointHeadStatus:
     """The one place where an edit raises the term."""
-    changes: dict[str, object] = {"term_cause": wanted.text()}
+    changes: dict[str, object] = {"agreed": wanted}
     resumes = agreed.on_pin == PAUSE and wanted.on_pin != PAUSE
     # Continue leaves training alone, and after Branch the branch just goes on.
     if not wanted.asks_same(agreed) and (wanted.on_pin in (PAUSE, BRANCH) or resumes):
@@ -144,13 +144,12 @@ def _transition(
     return status.model_copy(update=changes)
 
 
-def _follow(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
+def _follow(view: HeadView, wanted: Agreed | None) -> CheckpointHeadStatus:
     """A head that only serves takes branch and term from the leading one."""
     changes: dict[str, object] = {}
     if wanted is not None:
-        changes["term_cause"] = replace(
-            wanted, on_pin=CONTINUE if wanted.mode == PIN else ""
-        ).text()
+        on_pin = CONTINUE if wanted.mode == PIN else None
+        changes["agreed"] = wanted.model_copy(update={"on_pin": on_pin})
     if view.leader is not None:
         leader = view.leader.status
         changes |= {
@@ -163,7 +162,7 @@ def _follow(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
 
 def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> Point | None:
     """The checkpoint to serve; None when there is nothing that could be."""
-    agreed = Request.parse(status.term_cause)
+    agreed = status.agreed
     held = held_point(view.lineage, view.head)
     if agreed is None or refused:
         return held
@@ -237,7 +236,7 @@ def _move(
     status: CheckpointHeadStatus, target: Point, now: str
 ) -> tuple[CheckpointHeadStatus, HeadMove]:
     """The status once the rollouts serve the target."""
-    agreed = Request.parse(status.term_cause) or Request(TRACK)
+    agreed = status.agreed or track()
     if agreed.mode == PIN:
         reason = "Branched" if agreed.on_pin == BRANCH else "Pinned"
     else:

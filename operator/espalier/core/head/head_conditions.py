@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import islice
 
-from espalier.api.checkpointhead import CheckpointHeadStatus
+from espalier.api.checkpointhead import Agreed, CheckpointHeadStatus
 from espalier.api.meta import Condition
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.head import full_weights
-from espalier.core.head.head_request import PIN, TRACK, Request, ref_name
+from espalier.core.head.head_request import PIN, TRACK, ref_name
 from espalier.core.head.head_view import HeadView, damage_on_record, is_current, is_ready
 from espalier.core.lineage import measurements
 from espalier.core.lineage.lineage import Point
@@ -37,7 +37,7 @@ def unfit(view: HeadView) -> list[Finding] | None:
     return None
 
 
-def refusal(view: HeadView, wanted: Request) -> list[Finding] | None:
+def refusal(view: HeadView, wanted: Agreed) -> list[Finding] | None:
     """Why a pin cannot be met."""
     if wanted.mode == TRACK or (view.lineage.root and view.lineage.root.name == wanted.name):
         return None
@@ -87,7 +87,7 @@ def findings(
 
 
 def _pinned(view: HeadView, status: CheckpointHeadStatus, shown: str) -> list[Finding] | None:
-    agreed = Request.parse(status.term_cause)
+    agreed = status.agreed
     if agreed is None or agreed.mode != PIN:
         return None
     return conditions.ready(PINNED, f"pinned to {shown}, onPin {view.head.spec.on_pin}")
@@ -179,12 +179,12 @@ def settle(
     view: HeadView, status: CheckpointHeadStatus, findings: list[Finding], now: str
 ) -> list[Condition]:
     """All conditions of a head, Pinned among them."""
-    agreed = Request.parse(status.term_cause)
+    agreed = status.agreed
     pin = agreed if agreed is not None and agreed.mode == PIN else None
     pinned = Finding(
         PINNED,
         "True" if pin else "False",
-        pin.on_pin if pin else "Tracking",
+        (pin.on_pin or "") if pin else "Tracking",
         f"held at {pin.name}" if pin else "",
     )
     old = view.head.status.conditions

@@ -71,17 +71,17 @@ def execute(engine: Engine, command: Unkeyed, *, waited: bool) -> tuple[Key, Ans
         The command's key and answer; None when it looks like a resend and word may yet come.
     """
     sent = command.sent
-    records = engine.log.since_last_step_but_one(command.client)
+    records = engine.state.log.since_last_step_but_one(command.client)
     again = resent(
         records,
-        engine.log.delivered(command.client),
+        engine.state.log.delivered(command.client),
         sent.kind,
         sent.body,
-        lambda record: _in_force(engine.log, record),
+        lambda record: _in_force(engine.state.log, record),
     )
     if again is not None and not waited:
         return None
-    latest = engine.log.latest(command.client)
+    latest = engine.state.log.latest(command.client)
     key = again.key if again is not None else Key(command.client, (latest or 0) + 1)
     answer = engine.execute(Command(key, sent))
     return key, answer

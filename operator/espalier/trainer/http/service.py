@@ -29,6 +29,7 @@ from espalier.trainer.batch.losses import DEFAULTS
 from espalier.trainer.engine import measurements, unkeyed
 from espalier.trainer.engine.commands import Answer, Command, Empty, Sent
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.engine.unkeyed import Unkeyed
 from espalier.trainer.http import trace_routes
 from espalier.trainer.http.feed import CommitFeed, Snapshot
@@ -79,11 +80,11 @@ class Service:
         self._calls = Calls()
         self.feed = CommitFeed(asyncio.get_running_loop())
 
-    async def start(self, make: Callable[[Callable[[Engine], None]], Engine]) -> None:
+    async def start(self, make: Callable[[Callable[[TrainingState], None]], Engine]) -> None:
         """Makes the engine on its thread; until then train routes answer 503 Loading."""
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._worker, make, self._published)
-        self._traces = engine.traces
+        self._traces = engine.state.traces
         self._engine = engine
         # Nobody could call it while it was loading.
         self._calls.touch()
@@ -114,10 +115,10 @@ class Service:
             app.router.add_post(f"/train/{kind}", self._command(kind, body))
         return app
 
-    def _published(self, engine: Engine) -> None:
-        state = engine.state() if engine.assigned is not None else None
-        warnings = engine.compute.warnings
-        self.feed.publish(Snapshot(state, tuple(engine.commits), engine.problem, warnings))
+    def _published(self, state: TrainingState) -> None:
+        report = state.report() if state.assigned is not None else None
+        warnings = state.compute.warnings
+        self.feed.publish(Snapshot(report, tuple(state.commits), state.problem, warnings))
 
     def _ready_engine(self) -> Engine:
         if self._engine is None:
@@ -217,7 +218,7 @@ class Service:
         engine = self._ready_engine()
         state = self.feed.snapshot.state
         if state is None:
-            engine.assignment()
+            engine.state.assignment()
             raise CommandError(503, "Loading", "the first assignment is being applied")
         return _json(state)
 
@@ -240,7 +241,7 @@ class Service:
             engine = self._ready_engine()
             content = await self._body(request)
             parsed: Wire = await asyncio.to_thread(parse, body, content or b"{}")
-            measurements.check(parsed, engine.model)
+            measurements.check(parsed, engine.state.model)
             if isinstance(parsed, ForwardRequest):
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = client_of(request)
@@ -283,7 +284,7 @@ class Service:
     async def _deliver(self, request: web.Request) -> web.Response:
         engine = self._ready_engine()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._worker, engine.log.mark_delivered, key_of(request))
+        await loop.run_in_executor(self._worker, engine.state.log.mark_delivered, key_of(request))
         # Each word has its own event, so that who waits later waits for the next one.
         self._delivered.set()
         self._delivered = asyncio.Event()
