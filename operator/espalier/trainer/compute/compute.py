@@ -171,7 +171,7 @@ class LocalCompute(Compute):
 
     @override
     def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
-        plan = self._plan(data, spec, cuts[0] if len(cuts) == 1 else None)
+        plan = self.plan(data, spec, cuts[0] if len(cuts) == 1 else None)
         return Batch(tuple(data), (tuple(range(len(data))),), (plan,))
 
     @override
@@ -201,7 +201,7 @@ class LocalCompute(Compute):
         tally, cut = attempt(
             self.policy,
             batch.plans[0],
-            lambda cut: self._plan(batch.data, spec, cut),
+            lambda cut: self.plan(batch.data, spec, cut),
             lambda rows: gradients.add_loss(self.policy, rows, spec, group_size),
         )
         return Added(tally, (cut,))
@@ -299,7 +299,7 @@ class LocalCompute(Compute):
         if self.policy.sharding.size > 1:
             deque(tensors, maxlen=0)
 
-    def _plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
+    def plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
         """The rows of a share, under a given cut or under one that fits."""
         still = gradients.still(data, spec)
         if cut is not None:
