@@ -98,7 +98,7 @@ class CommandLog:
     def close(self) -> None:
         """Lets another process open the log."""
         self._db.close()
-        self._lock.close()
+        self._lock.release()
 
     def find(self, key: Key) -> Record | None:
         """The command of a key."""

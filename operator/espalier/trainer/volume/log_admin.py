@@ -34,9 +34,11 @@ def forget(directory: Path) -> bool:
     if not directory.is_dir():
         return True
     try:
-        held = only_writer(directory / "lock", 0.0)
+        lock = only_writer(directory / "lock", 0.0)
     except LogBusyError:
         return False
-    with held:
+    try:
         shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        lock.release()
     return True
