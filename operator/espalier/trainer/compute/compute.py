@@ -290,10 +290,10 @@ class LocalCompute(Compute):
 
     def _tensors(self, proposal: Proposal) -> Iterator[Tensor]:
         """What a checkpoint's files hold, in their order."""
-        held, shapes = proposal.tensors(), self.policy.shapes
+        tensors_by_name, shapes = proposal.tensors(), self.policy.shapes
         whole = {**shapes} | {m: s for name, s in shapes.items() for m in moment_names([name])}
         names = (name for file in self.policy.files for name in file.tensors)
-        return (self.policy.sharding.gather(held[name], whole[name]) for name in names)
+        return (self.policy.sharding.gather(tensors_by_name[name], whole[name]) for name in names)
 
     def _exhaust(self, tensors: Iterator[Tensor]) -> None:
         if self.policy.sharding.size > 1:
@@ -301,11 +301,11 @@ class LocalCompute(Compute):
 
     def plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
         """The rows of a share, under a given cut or under one that fits."""
-        still = gradients.still(data, spec)
+        no_grad = gradients.without_gradient(data, spec)
         if cut is not None:
-            return self.planner.cut(data, cut, still)
+            return self.planner.cut(data, cut, no_grad)
         try:
-            return self.planner.plan(data, self.policy.row_tokens, still)
+            return self.planner.plan(data, self.policy.row_tokens, no_grad)
         except TooLargeError as error:
             raise too_large(error, data) from error
 

@@ -64,7 +64,7 @@ class Control:
 
     def gone(self) -> list[int]:
         """The ranks that have ended, found by sending to each; the group is of no use after."""
-        found = []
+        gone = []
         for rank in range(self.size):
             if rank == self.rank:
                 continue
@@ -72,8 +72,8 @@ class Control:
                 # Kept, for the operation may outlive this call.
                 self._probes.append(dist.isend(torch.zeros(1), dst=rank, group=self._group))
             except RuntimeError:
-                found.append(rank)
-        return found
+                gone.append(rank)
+        return gone
 
     def _lost(self, rank: int, what: str, error: RuntimeError) -> RankLostError:
         return RankLostError(

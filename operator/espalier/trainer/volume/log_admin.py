@@ -25,8 +25,8 @@ def resumes_from(directory: Path) -> frozenset[str]:
         last = connection.execute(
             "SELECT commit_json FROM commits ORDER BY number DESC LIMIT 1"
         ).fetchall()
-    found = {Assignment.model_validate_json(row[0]).base for row in assigned}
-    return frozenset(found | {Commit.model_validate_json(row[0]).digest for row in last})
+    bases = {Assignment.model_validate_json(row[0]).base for row in assigned}
+    return frozenset(bases | {Commit.model_validate_json(row[0]).digest for row in last})
 
 
 def forget(directory: Path) -> bool:
