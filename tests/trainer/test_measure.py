@@ -54,7 +54,7 @@ def test_rows_shrink_before_layers_are_checkpointed_and_the_boundary_is_exact() 
     roomy = Planner(COSTS, 1 << 60)
     alone = roomy.cut(group, ALONE).needed
     kept = replace(roomy, available=alone).plan(group, 4096)
-    assert (kept.cut.checkpointing, len(kept.rows.moving)) == (False, 4)
+    assert (kept.cut.checkpointing, len(kept.rows.with_grad)) == (False, 4)
     below = replace(roomy, available=alone - 1).plan(group, 4096)
     assert below.cut.checkpointing
     assert below.needed < alone
@@ -191,9 +191,9 @@ def test_out_of_memory_is_retried_carefully_then_answered(policy: Policy, error:
     with pytest.raises(CommandError) as caught:
         retry.attempt(policy, chosen, recut, fails)
     assert (caught.value.status, caught.value.problem.reason) == (507, "OutOfMemory")
-    assert [(len(rows.moving), on) for rows, on in tried] == [
-        (len(chosen.rows.moving), False),
-        (len(again.rows.moving), True),
+    assert [(len(rows.with_grad), on) for rows, on in tried] == [
+        (len(chosen.rows.with_grad), False),
+        (len(again.rows.with_grad), True),
     ]
     assert before
     for name, gradient in before.items():

@@ -30,8 +30,8 @@ from espalier.trainer.compute.compute import Compute, LocalCompute
 from espalier.trainer.memory.planner import Cut
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
-from espalier.trainer.ranks import join
-from espalier.trainer.ranks.channel import RankLostError
+from espalier.trainer.ranks import meeting
+from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.ranks.this_rank import SECRET, read_world
 
 STEP = OptimStepRequest(learning_rate=1e-2)
@@ -73,7 +73,7 @@ def start(
     volume: Volume, monkeypatch: pytest.MonkeyPatch, adapter: Adapter = tiny.ADAPTER
 ) -> Iterator[Pair]:
     port = str(free_port())
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, SECRET: "s"}
+    shared = {"WORLD_SIZE": "2", "MASTER_PORT": port, SECRET: "s"}
     rank_1 = subprocess.Popen(
         [sys.executable, "-m", "espalier.trainer"],
         env=environment(volume, adapter, RANK="1", **shared),
@@ -81,10 +81,10 @@ def start(
     for name, value in {**shared, "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     world = read_world(os.environ)
-    met = join.meet(world)
+    control = meeting.meet(world)
     policy = tiny.policy(volume.path, volume.base, adapter, world.size)
     try:
-        ranked = join.lead(policy, world, met, "127.0.0.1", lost)
+        ranked = meeting.lead(policy, control, lost)
         yield Pair(ranked, policy, rank_1)
     finally:
         dist.destroy_process_group()

@@ -70,8 +70,8 @@ def test_a_file_of_an_older_trainer_goes_on(tmp_path: Path) -> None:
     old.close()
     kept = Traces(tmp_path)
     name = uuid.UUID(rolled_out(kept)).hex
-    kept.mark_told([name])
-    assert [trace.id for trace in kept.told({name})] == [name]
+    kept.mark_reported([name])
+    assert [trace.id for trace in kept.unreported({name})] == [name]
 
 
 def test_a_turn_that_was_sampled_again_replaces_the_one_before(kept: Traces) -> None:

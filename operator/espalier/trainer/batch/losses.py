@@ -62,7 +62,7 @@ class LossSpec:
         """Whether the loss reads per-token weights."""
         return self.name in WEIGHTED
 
-    def is_still(self, advantages: Sequence[float], weights: Sequence[float]) -> bool:
+    def has_no_gradient(self, advantages: Sequence[float], weights: Sequence[float]) -> bool:
         """Whether a datum's gradient is exactly zero whatever the policy says."""
         if self.name == "cross_entropy":
             return not any(weights)

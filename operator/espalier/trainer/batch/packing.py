@@ -63,19 +63,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch as rows; spans index ``data``. ``still`` rows have no gradient: forward is enough."""
+    """A batch as rows; spans index ``data``. ``no_grad`` rows need a forward pass only."""
 
     data: tuple[Datum, ...]
-    moving: tuple[Row, ...]
-    still: tuple[Row, ...] = ()
+    with_grad: tuple[Row, ...]
+    no_grad: tuple[Row, ...] = ()
 
 
-def lay_out(data: Sequence[Datum], budget: int, still: Collection[int] = ()) -> Rows:
-    """All datums in rows of at most ``budget`` unique tokens, those of indices ``still`` apart."""
+def lay_out(data: Sequence[Datum], budget: int, no_grad: Collection[int] = ()) -> Rows:
+    """All datums in rows of at most ``budget`` unique tokens; the indices ``no_grad`` apart."""
     return Rows(
         tuple(data),
-        tuple(pack(data, budget, [i for i in range(len(data)) if i not in still])),
-        tuple(pack(data, budget, sorted(still))),
+        tuple(pack(data, budget, [i for i in range(len(data)) if i not in no_grad])),
+        tuple(pack(data, budget, sorted(no_grad))),
     )
 
 

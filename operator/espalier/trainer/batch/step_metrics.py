@@ -26,7 +26,7 @@ class Tally:
     datums: int = 0
     tokens: int = 0
     unique: int = 0
-    still: int = 0
+    zero_gradient: int = 0
     clipped_low: int = 0
     clipped_high: int = 0
     compared: int = 0
@@ -51,7 +51,7 @@ class Tally:
             datums=self.datums + other.datums,
             tokens=self.tokens + other.tokens,
             unique=self.unique + other.unique,
-            still=self.still + other.still,
+            zero_gradient=self.zero_gradient + other.zero_gradient,
             clipped_low=self.clipped_low + other.clipped_low,
             clipped_high=self.clipped_high + other.clipped_high,
             compared=self.compared + other.compared,
@@ -120,7 +120,7 @@ METRICS = (
         "zero_gradient:mean",
         "tokens/zero_gradient_fraction",
         "Share of the trained tokens whose gradient is exactly zero (no advantage, or clipped).",
-        lambda t: t.still / t.tokens,
+        lambda t: t.zero_gradient / t.tokens,
         lambda t: t.tokens > 0,
     ),
     Metric(

@@ -171,7 +171,7 @@ class LocalCompute(Compute):
 
     @override
     def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
-        plan = self._plan(data, spec, cuts[0] if len(cuts) == 1 else None)
+        plan = self.plan(data, spec, cuts[0] if len(cuts) == 1 else None)
         return Batch(tuple(data), (tuple(range(len(data))),), (plan,))
 
     @override
@@ -201,7 +201,7 @@ class LocalCompute(Compute):
         tally, cut = attempt(
             self.policy,
             batch.plans[0],
-            lambda cut: self._plan(batch.data, spec, cut),
+            lambda cut: self.plan(batch.data, spec, cut),
             lambda rows: gradients.add_loss(self.policy, rows, spec, group_size),
         )
         return Added(tally, (cut,))
@@ -290,22 +290,22 @@ class LocalCompute(Compute):
 
     def _tensors(self, proposal: Proposal) -> Iterator[Tensor]:
         """What a checkpoint's files hold, in their order."""
-        held, shapes = proposal.tensors(), self.policy.shapes
+        tensors_by_name, shapes = proposal.tensors(), self.policy.shapes
         whole = {**shapes} | {m: s for name, s in shapes.items() for m in moment_names([name])}
         names = (name for file in self.policy.files for name in file.tensors)
-        return (self.policy.sharding.gather(held[name], whole[name]) for name in names)
+        return (self.policy.sharding.gather(tensors_by_name[name], whole[name]) for name in names)
 
     def _exhaust(self, tensors: Iterator[Tensor]) -> None:
         if self.policy.sharding.size > 1:
             deque(tensors, maxlen=0)
 
-    def _plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
+    def plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
         """The rows of a share, under a given cut or under one that fits."""
-        still = gradients.still(data, spec)
+        no_grad = gradients.without_gradient(data, spec)
         if cut is not None:
-            return self.planner.cut(data, cut, still)
+            return self.planner.cut(data, cut, no_grad)
         try:
-            return self.planner.plan(data, self.policy.row_tokens, still)
+            return self.planner.plan(data, self.policy.row_tokens, no_grad)
         except TooLargeError as error:
             raise too_large(error, data) from error
 

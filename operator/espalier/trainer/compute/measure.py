@@ -42,11 +42,11 @@ def measure(policy: Policy, environment: Mapping[str, str] = os.environ) -> Plan
     costs = packed_costs(policy) if fast else padded_costs(policy)
     heap = (HEAPS if fast else PADDED_HEAPS)[policy.device.type]
     shape = costs.shape
-    held = (
+    reserved = (
         cost_model.training_bytes(shape) // policy.sharding.size + policy.sharding.gathered_bytes()
     )
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    available = read_available(policy.device, environment, ranks=ranks, reserved=held)
+    available = read_available(policy.device, environment, ranks=ranks, reserved=reserved)
     logger.info("memory for a batch: %.2f GiB, %s", available / GIB, costs)
     return Planner(costs, available, heap, policy.can_checkpoint)
 
@@ -104,8 +104,8 @@ def policy_shape(policy: Policy) -> ModelShape:
 def kept_bytes(policy: Policy, row: Row) -> int:
     """Bytes of the distinct tensors, weights aside, that autograd keeps of a row's forward."""
     parts = [policy.sharding.own(parameter) for parameter in policy.causal_lm.parameters()]
-    held = [*parts, *policy.causal_lm.buffers()]
-    weights = {tensor.untyped_storage().data_ptr() for tensor in held}
+    constant = [*parts, *policy.causal_lm.buffers()]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in constant}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ def attempt(
             # Ranks that run rows together cannot cut them again one by one.
             if policy.sharding.size > 1 or not is_out_of_memory(error):
                 raise
-            said = str(error).partition("\n")[0] or type(error).__name__
-            logger.warning("rows of %d tokens: out of memory: %s", current.cut.row_tokens, said)
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            logger.warning("rows of %d tokens: out of memory: %s", current.cut.row_tokens, reason)
         # Outside the handler, so that the traceback no longer holds the attempt's tensors.
         if policy.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -63,7 +63,7 @@ def attempt(
     raise CommandError(
         507,
         "OutOfMemory",
-        f"an allocation failed ({said}), again with rows of {current.cut.row_tokens} tokens"
+        f"an allocation failed ({reason}), again with rows of {current.cut.row_tokens} tokens"
         f"{' and activation checkpointing' if current.cut.checkpointing else ''}; "
         f"{chosen.needed / GIB:.3g} GiB were predicted; nothing of this "
         "call was accumulated",
@@ -96,6 +96,6 @@ def _accumulated_apart(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]
             parameter.grad = before[name]
         raise
     for name, parameter in parameters.items():
-        held = before[name]
-        if held is not None:
-            parameter.grad = held if parameter.grad is None else held.add_(parameter.grad)
+        earlier = before[name]
+        if earlier is not None:
+            parameter.grad = earlier if parameter.grad is None else earlier.add_(parameter.grad)

@@ -129,9 +129,11 @@ def write_imported(
         ),
     }
     with store.staging("checkpoint") as staged:
-        held = parameters | fresh_moments(parameters).tensors()
+        tensors = parameters | fresh_moments(parameters).tensors()
         layout = tensor_files.lora_files(shapes_of(parameters))
-        tensor_files.write(staged, layout, (held[name] for file in layout for name in file.tensors))
+        tensor_files.write(
+            staged, layout, (tensors[name] for file in layout for name in file.tensors)
+        )
         (staged / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
         (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
         metadata = _metadata(state, Key("import", 0), base=base, adapter=adapter)

@@ -25,18 +25,18 @@ class _Value:
 
     field: str
     given: object
-    said: object
+    sent: object
 
 
 def check(given: Declared, request: Wire) -> None:
     """Raises 409 with both values for the first thing that differs from the run's spec."""
     for value in _compared(given, request):
-        if value.given is not None and value.given != value.said:
+        if value.given is not None and value.given != value.sent:
             raise CommandError(
                 409,
                 "RunSaysOtherwise",
                 f"spec.{value.field} of TrainingRun {given.run} is {value.given}, and the command "
-                f"says {value.said}; nothing was applied",
+                f"says {value.sent}; nothing was applied",
                 f"send {value.given}, edit spec.{value.field}, or take it out of the spec: what a "
                 "run with driver Client leaves out its client decides",
             )
@@ -48,8 +48,8 @@ def _compared(given: Declared, request: Wire) -> Iterator[_Value]:
     if isinstance(request, ForwardBackwardRequest):
         if given.loss_fn is not None:
             wanted = loss_spec(given.loss_fn, given.loss_fn_config)
-            said = loss_spec(request.loss_fn, request.loss_fn_config)
-            yield _Value("loss", _shown(wanted), _shown(said))
+            sent = loss_spec(request.loss_fn, request.loss_fn_config)
+            yield _Value("loss", _shown(wanted), _shown(sent))
         yield _Value("advantage.scale", given.advantage_scale, request.advantage_scale)
         if given.advantage_source is not None:
             yield from _advantages(given, request)
@@ -94,8 +94,8 @@ def _advantages(given: Declared, request: ForwardBackwardRequest) -> Iterator[_V
     for item in request.inputs:
         if isinstance(item, TrajectoryPayload):
             own = item.advantage is not None or any(s.advantages is not None for s in item.samples)
-            said = "Precomputed" if own else "Estimated"
-            yield _Value("advantage.source", given.advantage_source, said)
+            source = "Precomputed" if own else "Estimated"
+            yield _Value("advantage.source", given.advantage_source, source)
 
 
 def _shown(spec: LossSpec) -> str:

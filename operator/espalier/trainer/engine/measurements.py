@@ -36,14 +36,14 @@ def check(request: Wire, model: str) -> None:
 
 def sampled(inputs: Sequence[str | TrajectoryPayload]) -> tuple[tuple[str, float], ...]:
     """Checkpoint and reward of every trajectory that one known checkpoint sampled alone."""
-    found = []
+    rewards = []
     for item in inputs:
         if isinstance(item, TrajectoryPayload):
             names = {sample.checkpoint for sample in item.samples}
             name = names.pop() if len(names) == 1 else None
             if name:
-                found.append((name, item.reward))
-    return tuple(found)
+                rewards.append((name, item.reward))
+    return tuple(rewards)
 
 
 def figures(tally: Tally, given: Figures, model: str) -> Figures:
@@ -71,20 +71,20 @@ def _check_measured(measured: Figures, model: str) -> None:
             f"is of {len(measured)} checkpoints",
             f"send at most {MEASURED_CHECKPOINTS} with one step",
         )
-    for checkpoint, found in measured.items():
+    for checkpoint, given in measured.items():
         if parse_checkpoint_name(model, checkpoint) is None:
             raise invalid(
                 f"measured.{checkpoint}",
                 f"is no checkpoint of model {model}",
                 "send what was measured of this model's checkpoints alone; the base has no figures",
             )
-        if len(found) > MEASURED_MOST:
+        if len(given) > MEASURED_MOST:
             raise invalid(
                 f"measured.{checkpoint}",
-                f"has {len(found)} metrics",
+                f"has {len(given)} metrics",
                 f"send at most {MEASURED_MOST} of a checkpoint",
             )
-        for name in found:
+        for name in given:
             if not is_measured(name):
                 raise invalid(
                     f"measured.{checkpoint}.{name}",

@@ -27,7 +27,7 @@ def optim_step(state: TrainingState, command: Command, request: OptimStepRequest
             "call forward_backward first (a zero-grad or a new term drops gradients)",
         )
     accumulated = total(state.tallies)
-    if accumulated.still == accumulated.tokens:
+    if accumulated.zero_gradient == accumulated.tokens:
         raise CommandError(
             409,
             "NoGradients",

@@ -92,5 +92,5 @@ def _in_force(log: CommandLog, record: Record) -> bool:
     if record.kind in ("forward-backward", "backward"):
         return any(record.number == pending.number for pending in log.pending())
     if record.kind == "forward":
-        return any(record.number == held.number for held in log.forwards(FORWARDS_KEPT))
+        return any(record.number == forward.number for forward in log.forwards(FORWARDS_KEPT))
     return True

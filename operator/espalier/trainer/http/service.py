@@ -206,9 +206,9 @@ class Service:
     async def _readyz(self, _request: web.Request) -> web.Response:
         self._ready_engine()
         snapshot = self.feed.snapshot
-        said = [snapshot.problem] if snapshot.problem else []
+        problems = [snapshot.problem] if snapshot.problem else []
         # Still ready: only a command that is sent again can show that a fault is over.
-        lines = [f"{p.reason}: {p.detail}. {p.remedy}" for p in (*said, *snapshot.warnings)]
+        lines = [f"{p.reason}: {p.detail}. {p.remedy}" for p in (*problems, *snapshot.warnings)]
         return web.Response(text="\n".join(("ok", *lines)))
 
     async def _losses(self, _request: web.Request) -> web.Response:
@@ -262,7 +262,7 @@ class Service:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DELIVERY_SECONDS
         while True:
-            word = self._delivered
+            delivered = self._delivered
             waited = loop.time() >= deadline
             done = await self._on_engine(
                 command.sent.kind, partial(unkeyed.execute, engine, command, waited=waited)
@@ -274,7 +274,7 @@ class Service:
                 return response
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
-                    await word.wait()
+                    await delivered.wait()
 
     def _kept(self) -> Traces:
         self._ready_engine()

@@ -100,8 +100,8 @@ def context_tokens(known: Any) -> int | None:
 def served(*, adapters: bool) -> Collection[str]:
     """The architectures that the pinned vLLM serves, with ``adapters`` or at all."""
     listed = json.loads(SERVED.read_text())
-    found: list[str] = listed["adapters"] + ([] if adapters else listed["withoutAdapters"])
-    return found
+    architectures: list[str] = listed["adapters"] + ([] if adapters else listed["withoutAdapters"])
+    return architectures
 
 
 def _configuration(view: Path) -> Any:
@@ -122,12 +122,12 @@ def _check_headers(view: Path) -> None:
         name = path.relative_to(view).as_posix()
         try:
             with safe_open(path, framework="pt") as shard:
-                held = set(shard.keys())
+                present = set(shard.keys())
         except SafetensorError as error:
             raise unreadable(
                 f"{name} is damaged: {error}", "download it again: it may be cut short"
             ) from error
-        lost = {tensor for tensor, place in index.items() if place == name} - held
+        lost = {tensor for tensor, place in index.items() if place == name} - present
         if lost:
             raise unreadable(
                 f"the index says that {some(lost)} is in {name}, which lacks it",
@@ -181,7 +181,7 @@ def _check_tensors(source: Path, view: Path, architecture: str) -> None:
 
     transformers only warns of what is missing and draws it at random, each time anew.
     """
-    _, found = _opened(
+    _, loading = _opened(
         source,
         "the base",
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -195,13 +195,13 @@ def _check_tensors(source: Path, view: Path, architecture: str) -> None:
         ),
     )
     wrong = []
-    if found["missing_keys"]:
-        wrong.append(f"they lack {some(found['missing_keys'])}")
-    if found["unexpected_keys"]:
-        wrong.append(f"they have besides {some(found['unexpected_keys'])}")
+    if loading["missing_keys"]:
+        wrong.append(f"they lack {some(loading['missing_keys'])}")
+    if loading["unexpected_keys"]:
+        wrong.append(f"they have besides {some(loading['unexpected_keys'])}")
     shapes = [
         f"{name} is {list(has)}, must be {list(must)}"
-        for name, has, must in found["mismatched_keys"]
+        for name, has, must in loading["mismatched_keys"]
     ]
     if shapes:
         wrong.append(some(shapes))
@@ -247,10 +247,10 @@ def _ends(view: Path, known: Any, tokenizer: Any) -> set[int]:
     that can be read.
     """
     try:
-        found = json.loads((view / "generation_config.json").read_bytes()).get("eos_token_id")
+        given = json.loads((view / "generation_config.json").read_bytes()).get("eos_token_id")
     except (OSError, ValueError, AttributeError, RecursionError):
-        found = getattr(known, "eos_token_id", None)
-    more = found if isinstance(found, list) else [found]
+        given = getattr(known, "eos_token_id", None)
+    more = given if isinstance(given, list) else [given]
     return {end for end in (tokenizer.eos_token_id, *more) if isinstance(end, int)}
 
 

@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = Path(os.environ.get("ESPALIER_VOLUME", "/weights"))
     store = CheckpointStore(root, f"collector-{given.model}")
     kept = collect(store, given.model, given.digests, orphaned=given.orphaned)
-    told = {digest: why[:_REASON_CHARS] for digest, why in [*kept.items()][:_TOLD]}
-    leave_message({"removed": len(given.digests) - len(kept), "kept": told})
+    shown = {digest: why[:_REASON_CHARS] for digest, why in [*kept.items()][:_TOLD]}
+    leave_message({"removed": len(given.digests) - len(kept), "kept": shown})
     return 0
 
 

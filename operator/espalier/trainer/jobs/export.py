@@ -151,17 +151,17 @@ def _base_dtype(base: Stored) -> Any:
 
 def _digest_of(store: CheckpointStore, name: str) -> str:
     """A fenced commit leaves its bytes under a name that another checkpoint took."""
-    found = [
+    digests = [
         stored.digest
         for stored in store.checkpoints()
         if StepState.model_validate_json((stored.path / STATE_FILE).read_text()).name == name
     ]
-    if len(found) == 1:
-        return found[0]
+    if len(digests) == 1:
+        return digests[0]
     raise UserMistakeError(
-        "CheckpointAmbiguous" if found else "CheckpointNotFound",
-        f"the volume holds {len(found)} checkpoints of the name {name}: {', '.join(found)}"
-        if found
+        "CheckpointAmbiguous" if digests else "CheckpointNotFound",
+        f"the volume holds {len(digests)} checkpoints of the name {name}: {', '.join(digests)}"
+        if digests
         else f"the volume holds no checkpoint of the name {name}",
         "name the checkpoint by its digest: spec.digest of the Checkpoint",
     )
@@ -179,10 +179,10 @@ def _verified(store: CheckpointStore, kind: Any, digest: str) -> Stored:
 def export(volume: Path, checkpoint: str, output: Path, wanted: Wanted, *, force: bool) -> Stored:
     """Writes a checkpoint, given by name or digest, to ``output``; raises UserMistakeError."""
     store = CheckpointStore(volume, "export")
-    found = find(store, checkpoint)
+    source = find(store, checkpoint)
     with replacing(output, force=force) as staged:
-        write(store, found, staged, wanted)
-    return found
+        write(store, source, staged, wanted)
+    return source
 
 
 def main() -> int:
@@ -198,12 +198,12 @@ def main() -> int:
     given = parser.parse_args()
     wanted = Wanted(given.merged, given.dtype, given.base_name)
     try:
-        found = export(given.volume, given.checkpoint, given.output, wanted, force=given.force)
+        exported = export(given.volume, given.checkpoint, given.output, wanted, force=given.force)
     except (UserMistakeError, CommandError) as error:
         problem = error.problem
         print(f"{problem.reason}: {problem.detail}: {problem.remedy}", file=sys.stderr)
         return EXIT_USER_MISTAKE
-    print(f"wrote {found.digest} to {given.output}")
+    print(f"wrote {exported.digest} to {given.output}")
     return 0
 
 

@@ -101,8 +101,8 @@ class Download:
         entries = api.list_repo_tree(
             self.repository.name, recursive=True, revision=self.repository.revision
         )
-        found = [entry for entry in islice(entries, MOST_FILES) if isinstance(entry, RepoFile)]
-        wanted = [e for e in found if any(fnmatch(e.path, pattern) for pattern in self.patterns)]
+        files = [entry for entry in islice(entries, MOST_FILES) if isinstance(entry, RepoFile)]
+        wanted = [e for e in files if any(fnmatch(e.path, pattern) for pattern in self.patterns)]
         if any(entry.path in (INDEX, WEIGHTS) for entry in wanted):
             # The same weights once more, in the form of another program.
             wanted = [entry for entry in wanted if not fnmatch(entry.path, "consolidated*")]

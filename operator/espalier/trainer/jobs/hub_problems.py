@@ -149,11 +149,11 @@ def _other(repository: Repository, error: HfHubHTTPError) -> UserMistakeError | 
     if status == 401:
         return _token_refused(repository)
     if status == 403:
-        said = error.response.headers.get("X-Error-Message", "no reason given")
+        reason = error.response.headers.get("X-Error-Message", "no reason given")
         return UserMistakeError(
             "TokenForbidden",
             f"{repository.field}: {constants.ENDPOINT} forbids reading {repository.name} (403): "
-            f"{said}",
+            f"{reason}",
             "give a token with the right to read it; a fine-grained one must name the repository",
         )
     return UserMistakeError(

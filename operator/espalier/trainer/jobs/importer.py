@@ -117,8 +117,8 @@ def import_adapter(
             f"spec.adapter.type is {adapter.type}, and an adapter fits LoRA alone",
             "import it for a model of type LoRA, or merge it into its base and fork from that",
         )
-    found = _known_base(store, base)
-    parameters = peft_adapter.read(source, adapter, adapter_shapes(found.path, adapter))
+    stored = _known_base(store, base)
+    parameters = peft_adapter.read(source, adapter, adapter_shapes(stored.path, adapter))
     return checkpoint_files.write_imported(store, parameters, adapter, model=model, base=base)
 
 

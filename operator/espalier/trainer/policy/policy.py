@@ -200,7 +200,7 @@ def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Pol
     try:
         # Of what is left now: another rank of the pod may have loaded the base already.
         fits.check(fits.footprint(base, adapter, dtype, ranks), host.free_memory(device, ranks=1))
-        causal_lm, found = AutoModelForCausalLM.from_pretrained(
+        causal_lm, loading = AutoModelForCausalLM.from_pretrained(
             base, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
         )
     except (ValueError, OSError, KeyError, ImportError, SafetensorError) as error:
@@ -209,11 +209,11 @@ def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Pol
             f"the base cannot be loaded: {error}",
             "use a Hugging Face causal language model in safetensors with its config.json",
         ) from error
-    if found["missing_keys"]:
+    if loading["missing_keys"]:
         # transformers draws them at random, each time anew. Older imports let it pass.
         raise UserMistakeError(
             "UnsupportedBase",
-            f"the base lacks {some(found['missing_keys'])}",
+            f"the base lacks {some(loading['missing_keys'])}",
             "create the model again from complete weights",
         )
     return Policy(causal_lm, adapter, device, base, ranks)

@@ -73,8 +73,8 @@ def compare(
     squares = torch.stack([(our_gradient - plain_gradient).norm(), plain_gradient.norm()]) ** 2
     # Every rank has the same log-probs, of which the mean is theirs too.
     largest = (ours - plain).abs().max().to(squares) / sharding.size
-    told = sharding.total(torch.cat([squares, largest[None]]))
-    gradient_off, off = float((told[0] / told[1]).sqrt()), float(told[2])
+    sums = sharding.total(torch.cat([squares, largest[None]]))
+    gradient_off, off = float((sums[0] / sums[1]).sqrt()), float(sums[2])
     tolerance, gradient_tolerance = TOLERANCE.get(dtype, HALF_TOLERANCE)
     # A NaN is in no tolerance.
     if off <= tolerance and gradient_off <= gradient_tolerance:

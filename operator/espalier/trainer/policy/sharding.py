@@ -22,7 +22,7 @@ from typing_extensions import override
 from espalier.trainer.policy.frozen_lm_head import Evaluated
 from espalier.trainer.problems import CommandError
 
-_QUIET, _MOVES, _FAILED = range(3)
+_NO_GRAD, _WITH_GRAD, _FAILED = range(3)
 
 
 class OtherRankFailedError(Exception):
@@ -42,11 +42,11 @@ class Whole:
         """The largest count of any rank."""
         return count
 
-    def agree(self, failure: CommandError | None, *, moves: bool) -> bool:
-        """Whether any rank ``moves``; raises this rank's failure or OtherRankFailedError."""
+    def agree(self, failure: CommandError | None, *, with_grad: bool) -> bool:
+        """Whether any rank has a gradient; raises this rank's failure or OtherRankFailedError."""
         if failure is not None:
             raise failure
-        return moves
+        return with_grad
 
     def total(self, values: Tensor) -> Tensor:
         """Sums over ranks, the same on each."""
@@ -101,14 +101,14 @@ class Shards(Whole):
         return int(self._reduced(torch.tensor(count), dist.ReduceOp.MAX))
 
     @override
-    def agree(self, failure: CommandError | None, *, moves: bool) -> bool:
-        said = _FAILED if failure is not None else _MOVES if moves else _QUIET
-        heard = int(self._reduced(torch.tensor(said), dist.ReduceOp.MAX))
+    def agree(self, failure: CommandError | None, *, with_grad: bool) -> bool:
+        own = _FAILED if failure is not None else _WITH_GRAD if with_grad else _NO_GRAD
+        worst = int(self._reduced(torch.tensor(own), dist.ReduceOp.MAX))
         if failure is not None:
             raise failure
-        if heard == _FAILED:
+        if worst == _FAILED:
             raise OtherRankFailedError("another rank failed")
-        return heard == _MOVES
+        return worst == _WITH_GRAD
 
     @override
     def total(self, values: Tensor) -> Tensor:
@@ -136,9 +136,9 @@ class Shards(Whole):
         return self._gathered
 
     def _reduced(self, value: Tensor, operation: Any) -> Tensor:
-        held = value.to(self._device)
-        dist.all_reduce(held, operation)
-        return held.cpu()
+        here = value.to(self._device)
+        dist.all_reduce(here, operation)
+        return here.cpu()
 
 
 class _Root(nn.Module):

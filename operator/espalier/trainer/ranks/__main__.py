@@ -16,7 +16,7 @@ import sys
 from asyncio.subprocess import Process
 
 from espalier.trainer.problems import EXIT_USER_MISTAKE
-from espalier.trainer.ranks.this_rank import SECRET
+from espalier.trainer.ranks.this_rank import LOOPBACK, SECRET
 
 # Rank 0 answers the polls that wait before it ends; the others have nothing to finish.
 GRACE_SECONDS = 30.0
@@ -24,11 +24,10 @@ GRACE_SECONDS = 30.0
 
 async def launch(ranks: int, arguments: list[str]) -> int:
     """Starts the ranks and ends them all when the first ends; the exit code of the whole."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+    with socket.create_server((LOOPBACK, 0)) as probe:
         port = probe.getsockname()[1]
     shared = {
         "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         SECRET: secrets.token_hex(32),
     }

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from espalier.trainer.ranks.channel import RankLostError
+from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.volume.shapes import State
 
 

@@ -93,9 +93,9 @@ def unreadable(detail: str, remedy: str) -> UserMistakeError:
 
 def some(names: Iterable[str]) -> str:
     """The first few of some names, and how many more there are."""
-    found = sorted(names)
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return ", ".join(found[:_NAMED]) + more
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _NAMED} more" if len(ordered) > _NAMED else ""
+    return ", ".join(ordered[:_NAMED]) + more
 
 
 def check_space(directory: Path, wanted: int, field: str) -> None:

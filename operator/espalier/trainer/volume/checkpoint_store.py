@@ -187,15 +187,15 @@ class CheckpointStore:
     def survey(self) -> Iterator[tuple[str, Stored | DigestError]]:
         """Whatever lies among the checkpoints, by the name of its directory."""
         for path in sorted((self._root / _FOLDERS["checkpoint"]).glob("*")):
-            found: Stored | DigestError
+            entry: Stored | DigestError
             try:
                 if path.name.startswith(STAGING):
-                    found = DigestError("it was never finished: its writer died")
+                    entry = DigestError("it was never finished: its writer died")
                 else:
-                    found = self.open("checkpoint", path.name.replace("-", ":", 1))
+                    entry = self.open("checkpoint", path.name.replace("-", ":", 1))
             except DigestError as error:
-                found = error
-            yield path.name, found
+                entry = error
+            yield path.name, entry
 
     def discard(self, stored: Stored) -> None:
         """Removes a checkpoint that nobody was told about; a crash leaves it whole or staging."""

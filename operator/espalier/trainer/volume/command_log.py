@@ -98,7 +98,7 @@ class CommandLog:
     def close(self) -> None:
         """Lets another process open the log."""
         self._db.close()
-        self._lock.close()
+        self._lock.release()
 
     def find(self, key: Key) -> Record | None:
         """The command of a key."""
@@ -244,8 +244,8 @@ class CommandLog:
 
     def forwards(self, latest: int) -> list[Record]:
         """The latest forwards under the present weights and assignment."""
-        held = self._records("kind = 'forward' AND status = 200 AND held = 1")
-        return held[-latest:]
+        forwards = self._records("kind = 'forward' AND status = 200 AND held = 1")
+        return forwards[-latest:]
 
     def body(self, record: Record) -> bytes:
         """The request of a command that is pending or held."""

@@ -25,8 +25,8 @@ def resumes_from(directory: Path) -> frozenset[str]:
         last = connection.execute(
             "SELECT commit_json FROM commits ORDER BY number DESC LIMIT 1"
         ).fetchall()
-    found = {Assignment.model_validate_json(row[0]).base for row in assigned}
-    return frozenset(found | {Commit.model_validate_json(row[0]).digest for row in last})
+    bases = {Assignment.model_validate_json(row[0]).base for row in assigned}
+    return frozenset(bases | {Commit.model_validate_json(row[0]).digest for row in last})
 
 
 def forget(directory: Path) -> bool:
@@ -34,9 +34,11 @@ def forget(directory: Path) -> bool:
     if not directory.is_dir():
         return True
     try:
-        held = only_writer(directory / "lock", 0.0)
+        lock = only_writer(directory / "lock", 0.0)
     except LogBusyError:
         return False
-    with held:
+    try:
         shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        lock.release()
     return True

@@ -69,11 +69,11 @@ def read(source: Path, adapter: Adapter, shapes: Shapes) -> State:
 
 
 def _refuse_pickles(source: Path) -> None:
-    found = sorted(p.name for pattern in PICKLES for p in source.rglob(pattern))
-    if found:
+    pickles = sorted(p.name for pattern in PICKLES for p in source.rglob(pattern))
+    if pickles:
         raise UserMistakeError(
             "PickleRefused",
-            f"the adapter holds {some(found)}: a pickle runs code when it is read",
+            f"the adapter holds {some(pickles)}: a pickle runs code when it is read",
             "save the adapter again where you trust it, with PEFT's save_pretrained("
             "safe_serialization=True), and remove the other files",
         )

@@ -112,14 +112,14 @@ def lora_files(shapes: Shapes) -> list[TensorFile]:
 def full_files(shapes: Shapes, shard_bytes: int = SHARD_BYTES) -> list[TensorFile]:
     """The files of a whole model and of its moments, in shards of at most a size."""
     shards: list[list[str]] = [[]]
-    held = 0
+    size_so_far = 0
     for name, shape in shapes.items():
         size = _bytes(shape)
-        if shards[-1] and held + size > shard_bytes:
+        if shards[-1] and size_so_far + size > shard_bytes:
             shards.append([])
-            held = 0
+            size_so_far = 0
         shards[-1].append(name)
-        held += size
+        size_so_far += size
     result = []
     for number, names in enumerate(shards, start=1):
         part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
@@ -135,8 +135,8 @@ def write(directory: Path, files: Iterable[TensorFile], tensors: Iterator[Tensor
     for file in files:
         path = directory / file.path
         path.parent.mkdir(exist_ok=True)
-        held = {name: next(tensors).cpu().contiguous() for name in file.tensors}
-        save_file(held, path, file.metadata or None)
+        content = {name: next(tensors).cpu().contiguous() for name in file.tensors}
+        save_file(content, path, file.metadata or None)
 
 
 def write_index(directory: Path, files: Iterable[TensorFile], shapes: Shapes) -> None:

@@ -130,10 +130,10 @@ class Traces:
             )
             # What says nothing is taken for a plain sample anyway.
             if sample.shifted_by or sample.temperature not in (None, 1.0):
-                told = (sample.temperature, json.dumps(sample.shifted_by))
+                drawn = (sample.temperature, json.dumps(sample.shifted_by))
                 self._db.execute(
                     "INSERT OR REPLACE INTO drawn VALUES (?, ?, ?, ?)",
-                    (_digest(sample), name, *told),
+                    (_digest(sample), name, *drawn),
                 )
 
     def record(self, trace: str) -> TraceRecord | None:
@@ -156,7 +156,7 @@ class Traces:
                 samples=[s.model_dump(exclude_none=True) for s in self._samples(name)],
             )
 
-    def told(self, ids: Collection[str]) -> list[TraceRecord]:
+    def unreported(self, ids: Collection[str]) -> list[TraceRecord]:
         """These traces, then those of their jobs that have ended and that no step has told of."""
         known = [record for name in sorted(ids) if (record := self.record(name)) is not None]
         jobs = {job for record in known if (job := (record.enter or {}).get("job_id"))}
@@ -173,7 +173,7 @@ class Traces:
         left_out = (self.record(name) for name in others if name not in ids)
         return known + [record for record in left_out if record is not None]
 
-    def mark_told(self, ids: Iterable[str]) -> None:
+    def mark_reported(self, ids: Iterable[str]) -> None:
         """A step has told of these traces."""
         with self._lock:
             self._db.executemany(
@@ -191,14 +191,14 @@ class Traces:
             CommandError: 422, naming the input that is unknown, has not ended, was timed out or
                 not graded, has no tokens, or stands in another group's place.
         """
-        held = [self._held(item) for item in request.inputs]
+        records = [self._held(item) for item in request.inputs]
         inputs = [
             _trajectory(index, item, record)
             if isinstance(item, str)
             else _with_checkpoint(self._as_drawn(item), record)
-            for index, (item, record) in enumerate(zip(request.inputs, held, strict=True))
+            for index, (item, record) in enumerate(zip(request.inputs, records, strict=True))
         ]
-        _check_groups(held, request.group_size)
+        _check_groups(records, request.group_size)
         return request.model_copy(update={"inputs": inputs})
 
     def _held(self, item: str | TrajectoryPayload) -> TraceRecord | None:
@@ -207,8 +207,8 @@ class Traces:
 
     def _as_drawn(self, inline: TrajectoryPayload) -> TrajectoryPayload:
         samples = [self._told(sample) for sample in inline.samples]
-        told = any(one is not other for one, other in zip(samples, inline.samples, strict=True))
-        return inline.model_copy(update={"samples": samples}) if told else inline
+        changed = any(one is not other for one, other in zip(samples, inline.samples, strict=True))
+        return inline.model_copy(update={"samples": samples}) if changed else inline
 
     def _told(self, sample: TrajectorySample) -> TrajectorySample:
         if sample.temperature is not None or sample.shifted_by:
@@ -305,8 +305,8 @@ def _ungraded(record: TraceRecord) -> str:
     if left is None:
         return "has not ended: no exit report came for it"
     if left.get("stop_reason") == "timeout":
-        said = f" ({left['error']})" if left.get("error") else ""
-        return f"was timed out{said}, and such runs are never trained on implicitly"
+        error = f" ({left['error']})" if left.get("error") else ""
+        return f"was timed out{error}, and such runs are never trained on implicitly"
     if left.get("status", "completed") != "completed":
         return f"ended with status {left['status']}: {left.get('error', 'no error given')}"
     if (left.get("evaluation_result") or {}).get("isError") or left.get("reward") is None:
@@ -314,13 +314,13 @@ def _ungraded(record: TraceRecord) -> str:
     return ""
 
 
-def _check_groups(held: Sequence[TraceRecord | None], group_size: int | None) -> None:
+def _check_groups(records: Sequence[TraceRecord | None], group_size: int | None) -> None:
     """A group is ``group_size`` consecutive inputs: traces of two groups must not share one."""
-    for index, record in enumerate(held):
+    for index, record in enumerate(records):
         if group_size is None or record is None:
             continue
         first = index - index % group_size
-        for other in held[first:index]:
+        for other in records[first:index]:
             ours, theirs = _group(record), _group(other)
             if ours and theirs and ours != theirs:
                 raise invalid(
