@@ -114,7 +114,11 @@ async def _watch(
     by_path = {root + kind_of(s.kind).path(s.namespace): c for s, c in comparisons.items()}
 
     def on_event(kind: str, type_: str | None, body: Body) -> None:
-        loop.call_soon_threadsafe(_take, cache, kind, type_, body)
+        _count(kind, type_, body)
+        # The comparison takes in what is listed, from a younger list.
+        if type_ is not None:
+            take = cache.forget if type_ == "DELETED" else cache.put
+            loop.call_soon_threadsafe(take, kind, without_managers(body))
 
     async def on_answer(_: object, __: object, request: aiohttp.TraceRequestEndParams) -> None:
         """The first page of a list has the version that kopf will watch from."""
@@ -145,12 +149,8 @@ async def _watch(
         await asyncio.wait({thread})
 
 
-def _take(cache: Cache, kind: str, type_: str | None, body: Body) -> None:
+def _count(kind: str, type_: str | None, body: Body) -> None:
     queue_metrics.WATCH_EVENTS.labels(kind=kind, type=type_ or "LISTED").inc()
     if type_ and (happened := last_change(body)) is not None:
         age = (datetime.now(UTC) - happened).total_seconds()
         queue_metrics.EVENT_AGE.labels(kind=kind).observe(max(0.0, age))
-    if type_ == "DELETED":
-        cache.forget(kind, without_managers(body))
-    else:
-        cache.put(kind, without_managers(body))

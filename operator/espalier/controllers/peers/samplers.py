@@ -16,7 +16,7 @@ from espalier.api.wire import Problem, ServeRequest
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutControl, RolloutError
 from espalier.core.head.head_view import Rollout
-from espalier.core.head.served_adapters import Wish, choose
+from espalier.core.head.served_adapters import DesiredAdapters, choose
 from espalier.core.names import ADAPTER_DIGEST_CHARS, BASE, DIGEST_PREFIX
 from espalier.core.pods.pods import Pod
 
@@ -36,7 +36,7 @@ class _Answer:
     """
 
     instance: str
-    wishes: tuple[Wish, ...]
+    desired: tuple[DesiredAdapters, ...]
     due: float
     loaded: frozenset[str] | None = None
     refused: Mapping[str, Problem] = field(default_factory=dict)
@@ -53,13 +53,13 @@ class Rollouts:
         self._turns: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def serve(
-        self, namespace: str, model: str, pods: Sequence[Pod], wishes: Sequence[Wish]
+        self, namespace: str, model: str, pods: Sequence[Pod], desired: Sequence[DesiredAdapters]
     ) -> float | None:
-        """Have every pod that has started confirm the wishes, unless it did so a moment ago.
+        """Have every pod that has started confirm the desired, unless it did so a moment ago.
 
         Returns in how many seconds the first of them should be asked again; None: there is none.
         """
-        wanted = tuple(wishes)
+        wanted = tuple(desired)
         async with self._turns[namespace, model]:
             asked = [
                 self._ask(Peer.of(namespace, model, pod), pod, wanted)
@@ -117,13 +117,13 @@ class Rollouts:
         answer = self._answers.get((namespace, pod.name))
         return answer if answer is not None and answer.instance == pod.instance else None
 
-    def _is_due(self, namespace: str, pod: Pod, wanted: tuple[Wish, ...]) -> bool:
+    def _is_due(self, namespace: str, pod: Pod, wanted: tuple[DesiredAdapters, ...]) -> bool:
         answer = self._answer(namespace, pod)
-        if answer is None or answer.wishes != wanted:
+        if answer is None or answer.desired != wanted:
             return True
         return answer.due <= asyncio.get_running_loop().time() + EARLY_SECONDS
 
-    async def _ask(self, peer: Peer, pod: Pod, wanted: tuple[Wish, ...]) -> None:
+    async def _ask(self, peer: Peer, pod: Pod, wanted: tuple[DesiredAdapters, ...]) -> None:
         before = self._answer(peer.namespace, pod)
         refused: dict[str, Problem] = {}
         loaded, problem, failures, wait = None, "", 0, READ_BACK_SECONDS
@@ -139,9 +139,9 @@ class Rollouts:
         )
 
     async def _load(
-        self, peer: Peer, wanted: tuple[Wish, ...], refused: dict[str, Problem]
+        self, peer: Peer, wanted: tuple[DesiredAdapters, ...], refused: dict[str, Problem]
     ) -> frozenset[str]:
-        """Load what the pod takes of the wishes: one that it refuses must not hold up the others.
+        """Load what the pod takes of the desired: one that it refuses must not hold up the others.
 
         Fills ``refused``; RolloutError if the pod does not answer or fails otherwise.
         """

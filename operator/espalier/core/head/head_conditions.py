@@ -6,6 +6,7 @@ from itertools import islice
 
 from espalier.api.checkpointhead import Agreed, CheckpointHeadStatus
 from espalier.api.meta import Condition
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.head import full_weights
@@ -70,13 +71,23 @@ def refusal(view: HeadView, wanted: Agreed) -> list[Finding] | None:
 
 
 def findings(
-    view: HeadView, status: CheckpointHeadStatus, target: Point, *, served: bool
+    view: HeadView,
+    status: CheckpointHeadStatus,
+    target: Point,
+    *,
+    served: bool,
+    crowded_out: bool,
 ) -> list[Finding]:
-    """Ready, Reconciling and Stalled of a head that has a target."""
+    """Ready, Reconciling and Stalled of a head that has a target.
+
+    ``crowded_out``: the heads before it take all the adapters that a rollout serves side by side.
+    """
     shown = target.name or "the base"
     if view.lineage.place(target.name) is None:
         shown += ", whose Checkpoint was deleted"
-    if blocked := _crowded_out(view) or _damaged(view, target):
+    if crowded_out and view.model is not None:
+        return _crowded_out(view.model)
+    if blocked := _damaged(view, target):
         return blocked
     if not served:
         return _not_served(view, shown)
@@ -134,15 +145,13 @@ def _idle(view: HeadView, shown: str, pinned: list[Finding] | None) -> list[Find
     return conditions.ready(PINNED if pinned else "Idle", message)
 
 
-def _crowded_out(view: HeadView) -> list[Finding] | None:
-    if not view.crowded_out or view.model is None:
-        return None
-    if view.model.spec.adapter.type == "Full":
-        return full_weights.crowded_out(view.model)
+def _crowded_out(model: TrainableModel) -> list[Finding]:
+    if model.spec.adapter.type == "Full":
+        return full_weights.crowded_out(model)
     message = (
-        f"a rollout serves {view.model.spec.rollout.max_adapters} adapters side by side, which "
+        f"a rollout serves {model.spec.rollout.max_adapters} adapters side by side, which "
         "heads before this one take: raise spec.rollout.maxAdapters of TrainableModel "
-        f"{view.model.metadata.name}, or delete a head"
+        f"{model.metadata.name}, or delete a head"
     )
     return conditions.stalled("TooManyHeads", message)
 

@@ -32,23 +32,23 @@ class Rollout:
 class HeadView:
     """All that a head's decision depends on.
 
-    ``named`` is the Checkpoint that spec.checkpointRef names, of whatever model; ``leader`` the
-    head of the model's name when that is another one; ``trainer_term`` the term that the trainer
-    was found at, 0 if unknown; ``waiting`` why there is no rollout, from Kubernetes; ``namesake``
-    that a model other than the head's has the head's name; ``crowded_out`` that heads before it
-    take all the adapters that a rollout serves side by side.
+    ``heads`` are all of the model, this one among them; ``named`` the Checkpoint that
+    spec.checkpointRef names, of whatever model; ``leader`` the head of the model's name when that
+    is another one; ``trainer_term`` the term that the trainer was found at, 0 if unknown;
+    ``waiting`` why there is no rollout, from Kubernetes; ``namesake`` that a model other than the
+    head's has the head's name.
     """
 
     head: CheckpointHead
     model: TrainableModel | None
     lineage: Lineage
+    heads: Sequence[CheckpointHead] = ()
     named: Checkpoint | None = None
     leader: CheckpointHead | None = None
     rollouts: Sequence[Rollout] = ()
     trainer_term: int = 0
     waiting: str = ""
     namesake: bool = False
-    crowded_out: bool = False
     gateway_url: str = ""
 
 
