@@ -63,13 +63,13 @@ class Control:
         return message[0]
 
     def gone(self) -> list[int]:
-        """The ranks that have ended, found by sending to each; the group is of no use after."""
+        """The ranks that have ended, found by sending to each; the group is unusable afterwards."""
         gone = []
         for rank in range(self.size):
             if rank == self.rank:
                 continue
             try:
-                # Kept, for the operation may outlive this call.
+                # Kept, because the operation may outlive this call.
                 self._probes.append(dist.isend(torch.zeros(1), dst=rank, group=self._group))
             except RuntimeError:
                 gone.append(rank)
