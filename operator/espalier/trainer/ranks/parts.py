@@ -101,7 +101,7 @@ class ShardedPart(Part):
 def serve(part: Part, control: Control) -> NoReturn:
     """Runs rank 0's calls; raises RankLostError when rank 0 is gone, as at every shutdown."""
     while True:
-        call = control.receive(0)
+        call = control.next_call()
         answer: Any = part.run(call)
         if isinstance(answer, Exception):
             logger.error("%s failed", _name(call), exc_info=answer)

@@ -145,7 +145,7 @@ class RankedCompute(Compute, Generic[P]):
         """Sends a call to each other rank and does rank 0's; the lowest rank's error wins."""
         try:
             for rank, call in enumerate(others, 1):
-                self._control.send(call, rank)
+                self._control.call(call, rank)
             outcomes: list[Any] = [self._own(own)]
             outcomes += [self._control.receive(rank) for rank in range(1, self._control.size)]
         except RankLostError as error:
