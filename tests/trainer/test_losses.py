@@ -124,7 +124,7 @@ def test_huds_epsilon_of_ppo_clips_as_far_on_either_side(epsilon: float) -> None
         ("dro", {"beta": -1.0}, "InvalidLossParameter", "beta"),
     ],
 )
-def test_what_a_loss_does_not_take_is_named_with_what_it_takes(
+def test_an_unknown_loss_parameter_is_named_with_the_known_ones(
     name: str, config: dict[str, float], reason: str, remedy: str
 ) -> None:
     with pytest.raises(CommandError) as caught:

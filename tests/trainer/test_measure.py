@@ -63,7 +63,7 @@ def test_rows_shrink_before_layers_are_checkpointed_and_the_boundary_is_exact() 
     assert caught.value.needed == alone
 
 
-def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
+def test_a_batch_that_cannot_fit_is_refused_with_its_numbers() -> None:
     planner = Planner(COSTS, 1 << 20)
     with pytest.raises(TooLargeError) as caught:
         planner.plan([datum(10, 10, 1), datum(200, 300, 2, prompt_seed=9)], 4096)
@@ -205,7 +205,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "0", "-1", "2Gi"])
-def test_an_override_that_is_no_number_of_bytes_is_refused(given: str) -> None:
+def test_an_override_that_is_not_a_number_of_bytes_is_refused(given: str) -> None:
     with pytest.raises(UserMistakeError, match=host.MEMORY_VARIABLE):
         host.read_available(torch.device("cpu"), {host.MEMORY_VARIABLE: given})
 

@@ -193,7 +193,7 @@ def test_no_rank_needs_to_have_work(pair: Pair, local: Compute) -> None:
     assert added.tally.tokens == len(batch[0].output)
 
 
-def test_ranks_cut_their_shares_as_they_are_told(pair: Pair) -> None:
+def test_ranks_use_the_cuts_of_a_logged_call(pair: Pair) -> None:
     batch = data(pair.policy)
     cuts = (Cut(1, checkpointing=False), Cut(30, checkpointing=True))
     whole = pair.ranked.admit(batch, SPEC)

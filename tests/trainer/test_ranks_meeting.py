@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -36,8 +37,9 @@ def echo(world: World) -> None:
     """A rank that answers every message with the same."""
     control = meeting.meet(world)
     assert control is not None
+    control.wait_for_all(SECONDS)
     while True:
-        control.send(control.receive(0), 0)
+        control.send(control.next_call(), 0)
 
 
 def failure_of(world: World) -> str:
@@ -62,6 +64,7 @@ def ranks(size: int = 2, seconds: float = SECONDS) -> Iterator[tuple[Control, li
             other.start()
         control = meeting.meet(world(0, port, size=size, seconds=seconds))
         assert control is not None
+        control.wait_for_all(SECONDS)
         yield control, others
     finally:
         for other in others:
@@ -74,7 +77,7 @@ def ranks(size: int = 2, seconds: float = SECONDS) -> Iterator[tuple[Control, li
 def test_messages_of_any_size_arrive_whole_and_in_order() -> None:
     with ranks() as (control, _):
         for message in (b"", b"x", bytes(3_000_000), ("end", 0.1, float("inf"))):
-            control.send(message, 1)
+            control.call(message, 1)
             assert control.receive(1) == message
 
 
@@ -104,8 +107,11 @@ def listening_addresses(process: int | None) -> list[str]:
     return found
 
 
-def test_a_silent_rank_is_named_with_the_time_that_it_was_given() -> None:
+def test_a_silent_rank_is_named_with_its_time_limit_which_an_idle_one_does_not_have() -> None:
     with ranks(seconds=5) as (control, (other,)):
+        time.sleep(6)
+        control.call("after a pause", 1)
+        assert control.receive(1) == "after a pause"
         os.kill(other.pid or 0, signal.SIGSTOP)
         with pytest.raises(RankLostError, match=r"rank 1 is gone, or did not answer within 5 s"):
             control.receive(1)
@@ -116,7 +122,7 @@ def test_a_rank_that_ends_is_named_while_the_others_go_on() -> None:
         others[1].kill()
         with pytest.raises(RankLostError, match="rank 2 is gone"):
             control.receive(2)
-        control.send("still here", 1)
+        control.call("still here", 1)
         assert control.receive(1) == "still here"
         assert control.gone() == [2]
 
@@ -130,9 +136,10 @@ def test_strangers_are_turned_away_and_the_rank_is_still_admitted() -> None:
             rank_1.start()
             control = meeting.meet(world(0, port))
             assert control is not None
+            control.wait_for_all(SECONDS)
             socket.create_connection(("127.0.0.1", port)).close()
             assert "ranks [0] did not connect in 1 s" in stranger.result()
-            control.send("hello", 1)
+            control.call("hello", 1)
             assert control.receive(1) == "hello"
         finally:
             rank_1.kill()

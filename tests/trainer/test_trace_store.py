@@ -155,7 +155,7 @@ def test_traces_of_two_groups_do_not_share_a_place(kept: Traces) -> None:
         resolve(kept, a, c, b, d, group_size=2)
 
 
-def test_what_was_reported_is_kept(kept: Traces) -> None:
+def test_reports_are_kept(kept: Traces) -> None:
     kept.enter_job(JOB, JobReport(name="night", group=4))
     kept.enter(TRACE, TraceEnter(job_id=str(uuid.UUID(JOB)), task_slug="sum"))
     kept.exit(TRACE, TraceExit(reward=1.0, metadata={"seed": 7}))

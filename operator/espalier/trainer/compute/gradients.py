@@ -1,4 +1,4 @@
-"""Datums through the policy: log-probs, and gradients added to those already accumulated."""
+"""Runs datums through the policy for log-probs, and accumulates gradients."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def score(policy: Policy, rows: Rows) -> list[list[float]]:
 
 
 def forward(policy: Policy, rows: Rows) -> KeptForward:
-    """Everything that ``add_weights`` needs of a forward pass."""
+    """A forward pass with all that ``add_weights`` needs."""
     everything = (*rows.with_grad, *rows.no_grad)
     fillers = _fillers(policy, len(everything))
     evaluated = tuple((row, policy.evaluate(row)) for row in everything)
@@ -148,7 +148,7 @@ def _evaluations(policy: Policy, rows: Rows) -> Iterator[tuple[Part, Evaluated]]
     together = policy.sharding.size > 1
     for planned, differentiable in ((rows.with_grad, True), (rows.no_grad, False)):
         for row in planned:
-            # Of ranks that run a row together one may need its gradient.
+            # When ranks run a row together, another rank may need its gradient.
             with torch.set_grad_enabled(differentiable or together):
                 evaluation = policy.evaluate(row)
             yield Part(row, rows.data), evaluation
@@ -157,7 +157,7 @@ def _evaluations(policy: Policy, rows: Rows) -> Iterator[tuple[Part, Evaluated]]
 
 
 def _fillers(policy: Policy, count: int) -> list[Row]:
-    """Rows of no consequence, so that this rank runs as many as any that it runs them with.
+    """Rows without effect: all ranks that share the weights must run the same number of rows.
 
     Ranks agree on the number before the first row.
     """
@@ -230,5 +230,5 @@ def _assumed(part: Part) -> int:
 
 
 def _sampling(datum: Datum) -> Sequence[float]:
-    """The sampler's log-probs; zeros for a datum that came without."""
+    """The sampler's log-probs; zeros for a datum without them."""
     return datum.sampling_logprobs or (0.0,) * len(datum.output)

@@ -1,4 +1,4 @@
-"""Surviving a failed allocation: what a call added is dropped, and it is tried once more."""
+"""Retries a call after a failed allocation, without the gradients that it had added."""
 
 from __future__ import annotations
 
@@ -36,10 +36,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def attempt(
     policy: Policy, chosen: Plan, recut: Callable[[Cut], Plan], work: Callable[[Rows], T]
 ) -> tuple[T, Cut]:
-    """Runs work on the planned rows, once more and carefully if memory runs out, else raises 507.
+    """Runs work on the planned rows; retries with smaller rows if memory runs out, then raises 507.
 
-    Returns the cut that it succeeded under. Gradients that a failed attempt added are gone, those
-    from before stay.
+    Returns the cut that succeeded. Gradients of a failed attempt are dropped; earlier ones stay.
     """
     current = chosen
     for last in (False, True):
@@ -50,7 +49,7 @@ def attempt(
             ):
                 return work(current.rows), current.cut
         except (MemoryError, RuntimeError) as error:
-            # Ranks that run rows together cannot cut them again one by one.
+            # Ranks that run rows together cannot recut them alone.
             if policy.sharding.size > 1 or not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0] or type(error).__name__
@@ -74,7 +73,7 @@ def attempt(
 
 @contextmanager
 def checkpointing(policy: Policy, *, on: bool) -> Iterator[None]:
-    """Has decoder layers keep only their input inside, or not."""
+    """Inside, decoder layers keep only their input, if ``on``."""
     before, policy.checkpointing = policy.checkpointing, on
     try:
         with mapping_blocks() if on and policy.device.type == "cpu" else nullcontext():

@@ -1,4 +1,4 @@
-"""Whether a client's command says what its run in Git gives."""
+"""Compares a client's command with the spec of its run in Git."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from espalier.trainer.problems import CommandError
 
 @dataclass(frozen=True)
 class _Value:
-    """A field of the run's spec: what it gives, and what the command says instead."""
+    """A field of the run's spec: the value there, and the value in the command."""
 
     field: str
     given: object
@@ -79,7 +79,7 @@ def _batch(given: Declared, request: ForwardRequest) -> Iterator[_Value]:
 
 
 def _temperatures(request: ForwardRequest, inputs: list[TrajectoryPayload]) -> set[float]:
-    """At which the samples are trained: their own, the request's, or 1 where nobody names one."""
+    """The samples' training temperatures: their own, else the request's, else 1."""
     asked = 1.0 if request.temperature is None else request.temperature
     own = [sample.temperature for item in inputs for sample in item.samples]
     return {asked if temperature is None else temperature for temperature in own}

@@ -1,7 +1,7 @@
-"""What a step was trained on, as people read it, where the client does not say it itself.
+"""Readable rollouts of a step, made by the trainer when the client sends none.
 
 HUD's client sends no rollouts with a step. Their tokens are in the commands whose gradients the
-step takes, and what came of them in the reports of their traces.
+step takes; their outcomes are in the reports of their traces.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from espalier.trainer.volume.trace_store import canonical_or_empty
 
 logger = logging.getLogger(__name__)
 
-# Of a prompt the end is kept: it is what the completion answers.
+# Keep the end of a prompt: the completion answers it.
 PROMPT_CHARS = 8000
 
 
 def records(state: TrainingState) -> list[dict[str, Any]]:
-    """A record for every trajectory that the next step takes, then for the others of their jobs."""
+    """A record for every trajectory of the next step, then for the other traces of their jobs."""
     payloads = [payload for payload in _pending(state) if isinstance(payload, TrajectoryPayload)]
     ids = [canonical_or_empty(payload.trace_id) for payload in payloads]
     try:
@@ -44,7 +44,7 @@ def records(state: TrainingState) -> list[dict[str, Any]]:
 
 
 def mark(state: TrainingState, rows: Sequence[Mapping[str, Any]]) -> None:
-    """No later step tells of these again."""
+    """Marks the traces of ``rows``: later steps leave them out."""
     try:
         state.traces.mark_reported([row["trace"] for row in rows if "trace" in row])
     except sqlite3.Error as error:
@@ -97,7 +97,7 @@ def _sampled(detokenizer: Detokenizer, samples: Sequence[TrajectorySample]) -> d
 
 
 def _reported(trace: TraceRecord) -> dict[str, Any]:
-    """What its client reported of a rollout."""
+    """The client's report of a rollout."""
     enter, left = trace.enter or {}, trace.exit or {}
     reported = {
         "task": enter.get("task_slug"),

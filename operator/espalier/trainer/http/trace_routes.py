@@ -1,4 +1,4 @@
-"""Routes of traces: reports and samples come from the gateway, on its caller's behalf."""
+"""Routes of traces; the gateway sends reports and samples on its caller's behalf."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def add_to(
     """Registers the routes.
 
     Args:
-        router: of the trainer's application.
-        traces: where they are kept; raises 503 while the trainer loads.
+        router: the trainer's router.
+        traces: returns the store; raises 503 while the trainer loads.
         read: reads a body within the trainer's limit.
     """
 

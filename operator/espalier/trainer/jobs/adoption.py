@@ -1,7 +1,7 @@
 """Lists the checkpoints of a model on a volume: ``python -m espalier.trainer.jobs.adoption``.
 
-Reads every byte against its digest and writes nothing. Prints one JSON object a line: a checkpoint
-as ``{"commit": …}``, whatever cannot be one of this model as ``{"path": …, "refused": why}``.
+Checks every byte against its digest and writes nothing. Prints one JSON object a line: a checkpoint
+as ``{"commit": …}``, a directory that is not one as ``{"path": …, "refused": why}``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestErro
 
 
 def survey(store: CheckpointStore, model: str, base: str = "") -> Iterator[dict[str, Any]]:
-    """What lies among the checkpoints; ``base``: the digest that they must have grown on."""
+    """The directories among the checkpoints; ``base`` is the digest of the base they must have."""
     for name, stored in store.survey():
         if isinstance(stored, DigestError):
             yield {"path": name, "refused": str(stored)}
@@ -46,7 +46,7 @@ def survey(store: CheckpointStore, model: str, base: str = "") -> Iterator[dict[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: always 0, for what is wrong is said line by line."""
+    """The exit code: always 0, because each line reports its own fault."""
     parser = argparse.ArgumentParser(description="Lists the checkpoints of a model on a volume")
     parser.add_argument("--model", required=True)
     parser.add_argument("--base", default="", help="digest of the base that they must be of")

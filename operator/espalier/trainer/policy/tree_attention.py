@@ -31,7 +31,7 @@ from espalier.trainer.batch.packing import NO_PARENT, Row
 TREE_ATTENTION = "espalier_tree"
 # Segments share a bucket while the shortest has at least this part of the longest's length.
 BUCKET_RATIO = 0.75
-# Torch 2.11 takes fewer heads of keys than of queries without being told.
+# Torch 2.11 accepts fewer heads of keys than of queries without a flag.
 _GROUPED: dict[str, Any] = (
     {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 )
@@ -51,7 +51,7 @@ class Segment:
 
     @property
     def above(self) -> int:
-        """How many ancestors the first token has."""
+        """The number of the first token's ancestors."""
         return len(self.path) - (self.stop - self.start)
 
 
@@ -105,7 +105,7 @@ class BucketLayout:
         parts = segments(row.parents)
         groups = _alike(parts)
         self.buckets = [_bucket([parts[i] for i in group], device) for group in groups]
-        # Where each token of the row lies among the buckets' padded queries, one after another.
+        # The place of each token of the row among the buckets' concatenated padded queries.
         self._places = torch.from_numpy(_places(parts, groups)).to(device)
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
 
@@ -141,7 +141,7 @@ class BucketLayout:
 
 @dataclass(frozen=True)
 class VarlenLayout:
-    """A row for ``varlen_attn``: queries as they lie, keys and values gathered by ``keys``."""
+    """A row for ``varlen_attn``: queries in row order, keys and values gathered by ``keys``."""
 
     keys: Tensor
     query_bounds: Tensor
@@ -188,7 +188,7 @@ Layout = BucketLayout | VarlenLayout
 
 
 def layout(row: Row, device: torch.device, dtype: torch.dtype) -> Layout:
-    """Varlen where its kernels are: CUDA in half precision."""
+    """Varlen if its kernels exist: on CUDA in half precision."""
     if device.type == "cuda" and dtype in {torch.bfloat16, torch.float16}:
         return VarlenLayout.of(row, device)
     return BucketLayout(row, device)
@@ -221,7 +221,7 @@ AttentionInterface.register(TREE_ATTENTION, _attend)
 
 
 def _alike(parts: Sequence[Segment]) -> list[list[int]]:
-    """Groups of segments, by number, that waste little when padded to their longest."""
+    """Groups of segments, by index, that waste little when padded to their longest."""
     order = sorted(
         range(len(parts)),
         key=lambda i: (parts[i].above > 0, -(parts[i].stop - parts[i].start), -len(parts[i].path)),

@@ -27,13 +27,15 @@ class RankLostError(Exception):
 
 
 class Control:
-    """Sends and receives whole objects; every wait of rank 0 has the timeout of ``world``."""
+    """Sends and receives whole objects; every wait but that for a call ends by ``world``'s timeout.
+
+    Rank 0 announces a call with one number, which is all that an idle rank waits for.
+    """
 
     def __init__(self, world: World) -> None:
         self.rank, self.size = world.rank, world.size
         self._seconds = world.reply_seconds
-        # The timeout is each process's own: rank 0 waits for answers, the others for calls.
-        timeout = IDLE if world.rank else timedelta(seconds=world.reply_seconds)
+        timeout = timedelta(seconds=world.reply_seconds)
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._probes: list[Any] = []
 
@@ -46,12 +48,30 @@ class Control:
         except RuntimeError as error:
             raise RankLostError(f"not all ranks have loaded in {seconds:g} s: {error}") from error
 
+    def call(self, message: Any, rank: int) -> None:
+        """Announces a call to a rank and sends it; RankLostError if the rank does not take it."""
+        try:
+            dist.send(torch.zeros(1), dst=rank, group=self._group)
+        except RuntimeError as error:
+            raise self._lost(rank, "take a call", error) from error
+        self.send(message, rank)
+
+    def next_call(self) -> Any:
+        """Waits for rank 0's next call, however long; RankLostError if rank 0 is gone."""
+        try:
+            work = dist.irecv(torch.zeros(1), src=0, group=self._group)
+            assert work is not None
+            work.wait(IDLE)
+        except RuntimeError as error:
+            raise RankLostError(f"rank 0 is gone: {error}") from error
+        return self.receive(0)
+
     def send(self, message: Any, rank: int) -> None:
         """Returns once the rank takes the message; RankLostError if it does not."""
         try:
             dist.send_object_list([message], dst=rank, group=self._group)
         except RuntimeError as error:
-            raise self._lost(rank, "take a call", error) from error
+            raise self._lost(rank, "take a message", error) from error
 
     def receive(self, rank: int) -> Any:
         """The rank's next message; RankLostError if there is none."""
@@ -63,13 +83,13 @@ class Control:
         return message[0]
 
     def gone(self) -> list[int]:
-        """The ranks that have ended, found by sending to each; the group is of no use after."""
+        """The ranks that have ended, found by sending to each; the group is unusable afterwards."""
         gone = []
         for rank in range(self.size):
             if rank == self.rank:
                 continue
             try:
-                # Kept, for the operation may outlive this call.
+                # Kept, because the operation may outlive this call.
                 self._probes.append(dist.isend(torch.zeros(1), dst=rank, group=self._group))
             except RuntimeError:
                 gone.append(rank)

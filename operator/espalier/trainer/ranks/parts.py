@@ -1,4 +1,4 @@
-"""What each rank holds and does of a call: rank 0 too. The others do what rank 0 sends them."""
+"""Each rank's part of the policy and of a call; ranks above 0 run the calls of rank 0."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 
 class Part(LocalCompute):
-    """One rank's part; a call is a function of it that pickles, such as a partial of a method."""
+    """One rank's part. A call is a picklable function of it, such as a partial of a method."""
 
     def run(self, call: Callable[[Self], T]) -> T | Exception:
-        """What a call returns or raises; RankLostError ends the process."""
+        """The result of a call, or its error; RankLostError is raised and ends the process."""
         try:
             return call(self)
         except RankLostError:
@@ -99,9 +99,9 @@ class ShardedPart(Part):
 
 
 def serve(part: Part, control: Control) -> NoReturn:
-    """Does what rank 0 sends, until RankLostError: rank 0 is gone, as at every shutdown."""
+    """Runs rank 0's calls; raises RankLostError when rank 0 is gone, as at every shutdown."""
     while True:
-        call = control.receive(0)
+        call = control.next_call()
         answer: Any = part.run(call)
         if isinstance(answer, Exception):
             logger.error("%s failed", _name(call), exc_info=answer)
@@ -110,7 +110,7 @@ def serve(part: Part, control: Control) -> NoReturn:
 
 
 def _portable(error: Exception, rank: int) -> Exception:
-    """The error as rank 0 raises it: of its own type where that decides what happens next."""
+    """The error as rank 0 raises it; keeps a type that decides what happens next."""
     if isinstance(error, CommandError):
         return error
     kinds = (OtherRankFailedError, torch.OutOfMemoryError)

@@ -1,4 +1,4 @@
-"""Rank 0 of several: shares work out and adds up what comes back."""
+"""Rank 0's compute: shares work out over the ranks and adds up their results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from espalier.trainer.volume.shapes import Shapes
 
 logger = logging.getLogger(__name__)
 
-# Ranks prove every so many steps that they trained the same weights.
+# Steps between two comparisons of the ranks' weights.
 STEPS_PER_DIGEST = 16
 
 P = TypeVar("P", bound=Part)
@@ -79,7 +79,7 @@ class RankedCompute(Compute, Generic[P]):
 
     @override
     def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
-        # Shares depend on the data alone, so a kept forward is where its weights will go.
+        # Shares depend on the data alone, so a backward reaches the rank that kept its forward.
         shares = share_out(data, self._control.size, self._part.planner.costs.shape)
         known: Sequence[Cut | None] = cuts if len(cuts) == len(shares) else [None] * len(shares)
         plans = [
@@ -145,7 +145,7 @@ class RankedCompute(Compute, Generic[P]):
         """Sends a call to each other rank and does rank 0's; the lowest rank's error wins."""
         try:
             for rank, call in enumerate(others, 1):
-                self._control.send(call, rank)
+                self._control.call(call, rank)
             outcomes: list[Any] = [self._own(own)]
             outcomes += [self._control.receive(rank) for rank in range(1, self._control.size)]
         except RankLostError as error:

@@ -1,4 +1,4 @@
-"""Which rank this process is, from the environment that a launcher sets."""
+"""This process's rank, from the environment that a launcher sets."""
 
 from __future__ import annotations
 

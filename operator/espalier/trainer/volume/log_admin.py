@@ -1,4 +1,4 @@
-"""What others than its trainer do with a model's command log: read where it stands, remove it."""
+"""Access to a command log from outside its trainer: read the position, delete the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from espalier.trainer.volume.lock import LogBusyError, only_writer
 
 
 def resumes_from(directory: Path) -> frozenset[str]:
-    """The digests that a trainer looks for when it starts: where it was put, and how far it got.
+    """The digests that a starting trainer needs: of its assignment and of its last commit.
 
     Reads beside a trainer that may have the log open.
     """
