@@ -94,10 +94,10 @@ class Process:
                     recovery.cancel()
 
         ports = Ports(
-            cluster,
+            cluster.fenced,
             inform,
-            trainer=lambda key: TrainerClient(session, key),
-            rollouts=lambda key: RolloutClient(session, key),
+            trainer=lambda key, check: TrainerClient(session, key, check),
+            rollouts=lambda key, check: RolloutClient(session, key, check),
             importer=lambda key: ImporterClient(session, key),
             now=_now,
         )

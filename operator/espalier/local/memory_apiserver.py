@@ -89,10 +89,6 @@ class MemoryCluster:
             self.objects[key] = body
             self.version = max(self.version, int(body["metadata"]["resourceVersion"]))
 
-    def unwatch(self, watcher: Watcher) -> None:
-        """Call it no more."""
-        self._watchers.remove(watcher)
-
     def edit(self, key: Key, change: Callable[[Body], None]) -> Body:
         """Change a live object as a user or another controller would."""
         live = self.objects[key]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from espalier.controllers.peers.commit_streams import KIND as COMMITS
 from espalier.core.checkpoints.disposal import KIND as DISPOSAL
 from espalier.core.lineage.measurements import named
-from espalier.core.manifests.labels import MEASURED_ANNOTATION, MODEL, ROLE, RUN
+from espalier.core.manifests.labels import MANAGED, MEASURED_ANNOTATION, MODEL, ROLE, RUN
 from espalier.core.pods.pod_membership import identity_of
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, Key, owner_of
@@ -18,12 +18,12 @@ WATCHED: dict[str, dict[str, str]] = {
     "TrainingRun": {},
     "CheckpointHead": {},
     "Checkpoint": {},
-    "Pod": {"app.kubernetes.io/managed-by": "espalier"},
-    "Job": {"app.kubernetes.io/managed-by": "espalier"},
-    "StatefulSet": {"app.kubernetes.io/managed-by": "espalier"},
-    "Deployment": {"app.kubernetes.io/managed-by": "espalier"},
-    "ReplicaSet": {"app.kubernetes.io/managed-by": "espalier"},
-    "Service": {"app.kubernetes.io/managed-by": "espalier"},
+    "Pod": MANAGED,
+    "Job": MANAGED,
+    "StatefulSet": MANAGED,
+    "Deployment": MANAGED,
+    "ReplicaSet": MANAGED,
+    "Service": MANAGED,
 }
 
 

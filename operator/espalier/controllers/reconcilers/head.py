@@ -43,13 +43,18 @@ class HeadReconciler:
         found = self._pods(head)
         view = self._view(head, found)
         decision = decide(view, self.now())
-        # What is asked of the rollouts must be on record before they are asked.
-        body = await self.writer.write("CheckpointHead", body, decision.status) or body
-        await self._announce(body, head.status, decision)
+        # What the rollouts are asked for must be on record before they are asked.
+        acknowledges = _commitments(decision.status) != _commitments(head.status)
+        if acknowledges:
+            await self._write(body, head, decision)
         again = await self._load(head, found, decision)
         self._report(key.namespace, decision.status)
-        answered = self.rollouts.seen(key.namespace, found) != view.rollouts
-        return 0.0 if answered else again
+        if self.rollouts.seen(key.namespace, found) != view.rollouts:
+            # The next pass decides on what they answered.
+            return 0.0
+        if not acknowledges:
+            await self._write(body, head, decision)
+        return again
 
     def _view(self, head: CheckpointHead, found: list[Pod]) -> HeadView:
         namespace, model = head.metadata.namespace, head.spec.model_ref.name
@@ -102,13 +107,20 @@ class HeadReconciler:
         if refused == conditions.is_true(target.status.conditions, conditions.READY):
             self.enqueue(Key("Checkpoint", namespace, target.metadata.name))
 
-    async def _announce(
-        self, body: Body, before: CheckpointHeadStatus, decision: HeadDecision
-    ) -> None:
-        """Record Events of moves that an edit caused, and of pins that cannot be met."""
-        moved, status = decision.moved, decision.status
+    async def _write(self, body: Body, head: CheckpointHead, decision: HeadDecision) -> None:
+        """Write the status, with Events of moves that an edit caused and pins that cannot be met.
+
+        ``body`` is the version that was decided on: ClusterError 409 if there is a newer one.
+        """
+        moved, status, before = decision.moved, decision.status, head.status
+        body = await self.writer.write("CheckpointHead", body, status) or body
         if moved is not None and moved.reason != "Advanced":
             text = f"serves {moved.name or 'the base'} since term {moved.term}"
             await self.writer.record("CheckpointHead", body, "Normal", moved.reason, text)
         if conditions.is_true(status.conditions, conditions.STALLED):
             await self.writer.announce("CheckpointHead", body, before.conditions, status.conditions)
+
+
+def _commitments(status: CheckpointHeadStatus) -> tuple[object, ...]:
+    """The part of a status that must be on record before anything is done about it."""
+    return (status.target, status.term, status.branch, status.branch_base, status.agreed)

@@ -85,14 +85,13 @@ def decide(
 def _integrity(checkpoint: Checkpoint, lineage: Lineage, evidence: Evidence) -> list[Finding]:
     """Whether the Checkpoint is what it says."""
     name = checkpoint.metadata.name
-    if lie := lineage.faults.get(name):
-        return conditions.stalled(lie.reason, lie.message)
+    if fault := lineage.faults.get(name):
+        return conditions.stalled(fault.reason, fault.message)
     if evidence.refusal is not None:
         return conditions.stalled(evidence.refusal.reason, pods.explain(evidence.refusal))
-    said = conditions.find(checkpoint.status.conditions, conditions.STALLED)
-    refused = said is not None and said.status == "True" and said.reason not in PASSING
-    if said is not None and refused and not evidence.verified:
-        return conditions.stalled(said.reason, said.message)
+    damage = conditions.true(checkpoint.status.conditions, conditions.STALLED)
+    if damage is not None and damage.reason not in PASSING and not evidence.verified:
+        return conditions.stalled(damage.reason, damage.message)
     return [Finding(conditions.READY, "True", "Committed", "its bytes are on the volume")]
 
 

@@ -12,11 +12,12 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.meta import API_VERSION, ObjectMeta
 from espalier.api.trainablemodel import TrainableModel
+from espalier.core.manifests.intent import owner_reference
 from espalier.core.manifests.labels import MANAGED_BY
 from espalier.core.pods import pods
 from espalier.core.pods.pods import Job, Pod
@@ -26,7 +27,7 @@ KIND = "Disposal"
 FINALIZER = "espalier.dev/bytes"
 CLAIM_ANNOTATION = "espalier.dev/claim"
 OWN_PREFIX = "espalier.dev/"
-_OWNER = "TrainableModel"
+_OWNER: Final = "TrainableModel"
 # Deletions are gathered for this long, so that one Job serves many of them.
 GATHER = timedelta(seconds=30)
 TIMEOUT = timedelta(minutes=15)
@@ -81,16 +82,8 @@ def marked(body: Mapping[str, Any], disposal: Disposal) -> Body:
         annotations[CLAIM_ANNOTATION] = disposal.claim
         intent["finalizers"] = [FINALIZER]
     if disposal.owner is not None:
-        intent["ownerReferences"] = [
-            {
-                "apiVersion": API_VERSION,
-                "kind": _OWNER,
-                "name": disposal.owner.name,
-                "uid": disposal.owner.uid,
-                "controller": False,
-                "blockOwnerDeletion": False,
-            }
-        ]
+        reference = owner_reference(_OWNER, disposal.owner, controller=False)
+        intent["ownerReferences"] = [reference]
     return {
         "apiVersion": API_VERSION,
         "kind": "Checkpoint",

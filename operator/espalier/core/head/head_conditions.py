@@ -59,10 +59,10 @@ def refusal(view: HeadView, wanted: Agreed) -> list[Finding] | None:
             f"spec.checkpointRef: {wanted.name} is a checkpoint of model {owner}, not of {model}; "
             f"{keeps}. Name one of {model}, or fork: a TrainableModel with source.checkpointRef",
         )
-    if lie := view.lineage.faults.get(wanted.name):
-        message = f"spec.checkpointRef: {wanted.name}: {lie.message}; {keeps}"
-        return conditions.stalled(lie.reason, message)
-    # One whose bytes were refused is agreed to: that it is asked for shows when it is repaired.
+    if fault := view.lineage.faults.get(wanted.name):
+        message = f"spec.checkpointRef: {wanted.name}: {fault.message}; {keeps}"
+        return conditions.stalled(fault.reason, message)
+    # Accept a pin to a damaged checkpoint: only retrying the load shows that it was repaired.
     if not is_ready(view.named) and damage_on_record(view.named) is None:
         return conditions.reconciling(
             "CheckpointNotReady", f"Checkpoint {wanted.name} is not Ready; {keeps}"
@@ -136,8 +136,8 @@ def _idle(view: HeadView, shown: str, pinned: list[Finding] | None) -> list[Find
     if model is None or model.spec.rollout.replicas:
         return None
     if model.status.resolved is None:
-        said = conditions.find(model.status.conditions, conditions.SOURCE_RESOLVED)
-        message = said.message if said is not None else "the model has not been looked at"
+        resolved = conditions.find(model.status.conditions, conditions.SOURCE_RESOLVED)
+        message = resolved.message if resolved is not None else "the model has not been looked at"
         return conditions.reconciling("SourceNotResolved", message)
     stands = pinned[0].message if pinned else f"stands at {shown}"
     name = model.metadata.name
@@ -166,10 +166,10 @@ def _damaged(view: HeadView, target: Point) -> list[Finding] | None:
             message = f"{target.name}: {rollout.name}: {pods.explain(problem)}{keeps}"
             return conditions.stalled(problem.reason, message)
     checkpoint = view.lineage.by_name.get(target.name)
-    said = damage_on_record(checkpoint) if checkpoint is not None else None
-    if said is None:
+    damage = damage_on_record(checkpoint) if checkpoint is not None else None
+    if damage is None:
         return None
-    return conditions.stalled(said.reason, f"{target.name}: {said.message}{keeps}")
+    return conditions.stalled(damage.reason, f"{target.name}: {damage.message}{keeps}")
 
 
 def _not_served(view: HeadView, shown: str) -> list[Finding]:

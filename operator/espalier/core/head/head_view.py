@@ -79,6 +79,5 @@ def is_ready(checkpoint: Checkpoint) -> bool:
 
 
 def damage_on_record(checkpoint: Checkpoint) -> Condition | None:
-    """Why trainer or rollouts refused a checkpoint."""
-    said = conditions.find(checkpoint.status.conditions, conditions.STALLED)
-    return said if said is not None and said.status == "True" else None
+    """The condition that says why trainer or rollouts refused a checkpoint."""
+    return conditions.true(checkpoint.status.conditions, conditions.STALLED)

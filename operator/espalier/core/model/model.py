@@ -21,7 +21,7 @@ from espalier.core.checkpoints import imported
 from espalier.core.conditions import Finding
 from espalier.core.gitowner import git_owner
 from espalier.core.lineage.lineage import Lineage
-from espalier.core.manifests.intent import Manifest
+from espalier.core.manifests.intent import Manifest, owner_reference
 from espalier.core.manifests.labels import child_labels
 from espalier.core.model import drawn_tree, reported, source
 from espalier.core.model.source import SourceDecision
@@ -187,21 +187,13 @@ def _head_in(model: TrainableModel, now: str) -> float:
 def default_head(model: TrainableModel) -> dict[str, object]:
     """The head that a model without one gets: created once, never updated, deleted with it."""
     metadata = model.metadata
-    owner = {
-        "apiVersion": API_VERSION,
-        "kind": "TrainableModel",
-        "name": metadata.name,
-        "uid": metadata.uid,
-        "controller": False,
-        "blockOwnerDeletion": False,
-    }
     return {
         "apiVersion": API_VERSION,
         "kind": "CheckpointHead",
         "metadata": {
             "name": metadata.name,
             "namespace": metadata.namespace,
-            "ownerReferences": [owner],
+            "ownerReferences": [owner_reference("TrainableModel", metadata, controller=False)],
         },
         "spec": {"modelRef": {"name": metadata.name}, "mode": "Track"},
     }
@@ -254,8 +246,8 @@ def _gave_up(model: TrainableModel, type_: str, found: Sequence[Pod]) -> Finding
     if problem is not None:
         return Finding(type_, "False", problem.reason, pods.explain(problem))
     said = conditions.find(model.status.conditions, type_)
-    halted = conditions.find(model.status.conditions, conditions.STALLED)
-    if said is None or halted is None or halted.status != "True" or said.status != "False":
+    halted = conditions.true(model.status.conditions, conditions.STALLED)
+    if said is None or halted is None or said.status != "False":
         return None
     same = said.reason == halted.reason and said.message == halted.message
     if not same or said.observed_generation != model.metadata.generation:

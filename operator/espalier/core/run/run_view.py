@@ -32,7 +32,6 @@ class RunView:
     head: CheckpointHead | None
     siblings: Sequence[TrainingRun]
     checkpoints: Sequence[Checkpoint] = ()
-    trainer_pods: Sequence[Pod] = ()
     assigned: bool = False
     problem: Problem | None = None
     runner: Job | None = None

@@ -60,10 +60,12 @@ def unfit_model(view: RunView) -> list[Finding] | None:
         name = view.run.spec.model_ref.name
         message = f"spec.modelRef: TrainableModel {name} does not exist: create it"
         return conditions.reconciling("ModelNotFound", message)
-    said = conditions.find(view.model.status.conditions, conditions.STALLED)
-    if said is None or said.status != "True":
+    stalled = conditions.true(view.model.status.conditions, conditions.STALLED)
+    if stalled is None:
         return _untemplated(view.run, view.model)
-    return conditions.stalled(said.reason, f"model {view.model.metadata.name}: {said.message}")
+    return conditions.stalled(
+        stalled.reason, f"model {view.model.metadata.name}: {stalled.message}"
+    )
 
 
 def _untemplated(run: TrainingRun, model: TrainableModel) -> list[Finding] | None:
