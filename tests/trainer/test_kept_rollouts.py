@@ -82,7 +82,7 @@ def test_a_step_keeps_failed_traces_of_the_same_job_once(engine: Engine) -> None
     assert (failed["status"], failed["error"]) == ("error", "the board is gone")
     assert failed["completion"] == _written(engine)
 
-    # What ends later is told by the next step that learns from the job.
+    # A trace that ends later is kept by the next step that learns from the job.
     engine.state.traces.exit(LATE, TraceExit(reward=0.0, stop_reason="timeout"))
     learn(engine, 3, GOOD)
     rows = step(engine, 4)

@@ -104,10 +104,10 @@ def test_a_sequence_without_trained_tokens_has_ratio_one() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.2, 1.0])
 def test_huds_epsilon_of_ppo_clips_as_far_on_either_side(epsilon: float) -> None:
-    told = loss_spec("ppo", {"epsilon": epsilon})
+    clipped = loss_spec("ppo", {"epsilon": epsilon})
     thresholds = {"clip_low_threshold": 1 - epsilon, "clip_high_threshold": 1 + epsilon}
-    assert told == loss_spec("ppo", thresholds)
-    assert told.config == thresholds
+    assert clipped == loss_spec("ppo", thresholds)
+    assert clipped.config == thresholds
 
 
 @pytest.mark.parametrize(

@@ -197,9 +197,9 @@ def test_ranks_use_the_cuts_of_a_logged_call(pair: Pair) -> None:
     batch = data(pair.policy)
     cuts = (Cut(1, checkpointing=False), Cut(30, checkpointing=True))
     whole = pair.ranked.admit(batch, SPEC)
-    told = pair.ranked.admit(batch, SPEC, cuts)
-    assert [plan.cut for plan in told.plans] == list(cuts)
-    added = pair.ranked.add_loss(told, SPEC, 3)
+    replayed = pair.ranked.admit(batch, SPEC, cuts)
+    assert [plan.cut for plan in replayed.plans] == list(cuts)
+    added = pair.ranked.add_loss(replayed, SPEC, 3)
     assert added.cuts == cuts
     assert added.tally.loss == pytest.approx(
         pair.ranked.add_loss(whole, SPEC, 3).tally.loss, rel=1e-5

@@ -58,7 +58,7 @@ def _origin(body: Body) -> Hashable:
     return name
 
 
-# Nothing, or an empty text, is no value.
+# None and empty text are not indexed.
 INDEXES: dict[str, Callable[[Body], Hashable]] = {
     "model": _model,
     "run": _run,
@@ -162,7 +162,7 @@ class Cache:
             self._notify(key, old, None, Source.SEEN)
 
     def _bury(self, key: Key, version: int) -> None:
-        """Remember a deletion for a while, so that a late older body does not bring it back."""
+        """Remember a deletion for a while: a late older body must not bring it back."""
         self._deleted[key] = max(version, self._deleted.pop(key, 0))
         if len(self._deleted) > TOMBSTONES:
             del self._deleted[next(iter(self._deleted))]

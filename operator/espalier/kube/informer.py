@@ -7,6 +7,7 @@ cancels every task of its loop, and in the main thread it takes the signals.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,11 @@ from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster
 from espalier.kube.comparison import Comparison, Scope
 from espalier.kube.objects import Body, kind_of, last_change, without_managers
+
+logger = logging.getLogger(__name__)
+
+# kopf gives its handlers 2 s, and its other tasks 5 s.
+END_SECONDS = 10.0
 
 
 class InformerError(Exception):
@@ -108,7 +114,7 @@ async def _watch(
     connection: Connection,
     comparisons: Mapping[Scope, Comparison],
 ) -> None:
-    """Run kopf in its thread until it fails or this is cancelled; it has ended when this ends."""
+    """Run kopf in its thread until it fails or this is cancelled; it has then ended."""
     loop = asyncio.get_running_loop()
     root = URL(connection.server).path.rstrip("/")
     by_path = {root + kind_of(s.kind).path(s.namespace): c for s, c in comparisons.items()}
@@ -146,7 +152,9 @@ async def _watch(
         await asyncio.shield(thread)
     finally:
         stop.set()
-        await asyncio.wait({thread})
+        _, running = await asyncio.wait({thread}, timeout=END_SECONDS)
+        if running:
+            logger.warning("kopf did not end within %.0f s", END_SECONDS)
 
 
 def _count(kind: str, type_: str | None, body: Body) -> None:

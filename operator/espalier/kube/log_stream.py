@@ -1,4 +1,4 @@
-"""A stream for logs that never makes an event loop wait for whoever reads them."""
+"""A stream for logs that never makes an event loop wait for a slow reader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import suppress
 
 GATHER_SECONDS = 0.1
-# Some megabytes. With so many unread, writing waits: nothing is dropped.
+# A few megabytes. Once that much is unread, writing waits: nothing is dropped.
 LINES = 10_000
 
 
@@ -46,7 +46,7 @@ class LogStream:
         while not ended:
             ended = self._closing.wait(GATHER_SECONDS)
             rest = "".join(self._texts.popleft() for _ in range(len(self._texts))).encode()
-            # Of a pipe that nobody reads any more nothing can be told to anybody.
+            # Nobody reads the pipe any more: there is nowhere to report that.
             with suppress(BrokenPipeError):
                 while rest:
                     rest = rest[os.write(self._descriptor, rest) :]

@@ -1,4 +1,4 @@
-"""Tells Espalier's own pods from others that carry its labels, and says of those what they are."""
+"""Distinguishes Espalier's own pods from strangers that carry its labels, and reports those."""
 
 from __future__ import annotations
 

@@ -160,14 +160,14 @@ class Lister:
                 else:
                     index.remove(key.name)
             except UnreadableError:
-                # Whoever asks for the lineage next is told.
+                # The next read of the lineage raises.
                 self._indexes[key.namespace, name] = None
                 continue
             if index.empty:
                 del self._indexes[key.namespace, name]
 
     def _index(self, namespace: str, name: str) -> LineageIndex:
-        """Kept up to date, and built anew once what was not understood is."""
+        """Kept up to date, and rebuilt once all of its Checkpoints can be read."""
         held = self._indexes.get((namespace, name))
         if held is None:
             held = LineageIndex(self._all(Checkpoint, namespace, model=name))

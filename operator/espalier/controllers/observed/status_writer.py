@@ -42,14 +42,14 @@ class StatusWriter:
         return None if _same(held, wire) else await self._put(kind, body, wire)
 
     async def stall(self, kind: str, body: Body, reason: str, message: str, now: str) -> bool:
-        """Let the object say Stalled on top of whatever its status says; whether that is news.
+        """Add Stalled to the status of the object; whether that changed anything.
 
         It is written as it is: the status need not be one that this version could have written.
         """
         status = body.get("status", {})
-        said = [c for c in status.get("conditions", []) if c["type"] in TRIPLE]
+        triple_before = [c for c in status.get("conditions", []) if c["type"] in TRIPLE]
         held = CONDITIONS.validate_python(
-            [{name: value for name, value in c.items() if name in KNOWN} for c in said]
+            [{name: value for name, value in c.items() if name in KNOWN} for c in triple_before]
         )
         generation = body["metadata"].get("generation", 0)
         settled = conditions.settle(held, conditions.stalled(reason, message), generation, now)

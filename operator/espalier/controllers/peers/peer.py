@@ -1,4 +1,4 @@
-"""A pod that the operator talks to, and one call of it."""
+"""A pod the operator talks to, and a single HTTP call to it."""
 
 from __future__ import annotations
 

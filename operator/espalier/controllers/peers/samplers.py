@@ -1,8 +1,7 @@
-"""What the rollouts were told and confirmed: asked on a change, and read back now and then.
+"""Has rollouts load adapters, and remembers what they confirmed until the process ends.
 
-Forgotten with the process and asked again after. An engine may drop an adapter, and its server may
-start anew, without any event; so every answer is asked for again after a while, and asking for what
-is not loaded loads it.
+An engine may drop an adapter, and its server may restart, without any event. Every answer is
+therefore asked for again after a while, and asking for a missing adapter loads it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ EARLY_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a pod last said, and the start of its container that it holds for.
+    """The last answer of a pod, and the start of its container that it holds for.
 
     ``refused`` are the adapters that it cannot load as they are; ``failures`` counts the calls in a
     row that ended otherwise; ``due`` is when to ask again, in the event loop's time.
@@ -45,7 +44,7 @@ class _Answer:
 
 
 class Rollouts:
-    """Has what the heads of a model wish for loaded by all of its pods."""
+    """Has all pods of a model load the adapters that its heads want."""
 
     def __init__(self, client: RolloutControl) -> None:
         self._client = client
@@ -57,7 +56,7 @@ class Rollouts:
     ) -> float | None:
         """Have every pod that has started confirm the desired, unless it did so a moment ago.
 
-        Returns in how many seconds the first of them should be asked again; None: there is none.
+        Returns the seconds until the first of them should be asked again; None without pods.
         """
         wanted = tuple(desired)
         async with self._turns[namespace, model]:
@@ -85,7 +84,7 @@ class Rollouts:
         return rollouts
 
     def refusal(self, namespace: str, digest: str) -> Problem | None:
-        """Why a pod cannot load a checkpoint as it is, if one said so."""
+        """Why a pod refused to load a checkpoint as it is; None if none did."""
         for adapter, problem in self._refused(namespace):
             if _is_of(adapter, digest):
                 return problem
@@ -113,7 +112,7 @@ class Rollouts:
         ]
 
     def _answer(self, namespace: str, pod: Pod) -> _Answer | None:
-        """What this start of the pod's container last said."""
+        """The last answer of this start of the pod's container."""
         answer = self._answers.get((namespace, pod.name))
         return answer if answer is not None and answer.instance == pod.instance else None
 
@@ -148,7 +147,7 @@ class Rollouts:
         while True:
             adapters = choose(wanted, refused)
             if refused and not adapters:
-                # To be told nothing would make it ready without what it is there for.
+                # An empty request would make the pod ready without anything to serve.
                 return frozenset({BASE})
             try:
                 return await self._serve(peer, adapters)
@@ -184,5 +183,5 @@ class Rollouts:
 
 
 def _is_of(adapter: str, digest: str) -> bool:
-    """Whether an adapter is a checkpoint of that digest, of whatever model."""
+    """Whether an adapter is a checkpoint of that digest, of any model."""
     return adapter.endswith(f"@{digest.removeprefix(DIGEST_PREFIX)[:ADAPTER_DIGEST_CHARS]}")

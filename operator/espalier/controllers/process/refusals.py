@@ -1,6 +1,6 @@
-"""What becomes of an object for which the API server refuses the operator an action.
+"""Handles actions that the API server refuses the operator.
 
-It says so in the API server's words, and is tried again when it changes, or after a while.
+The object concerned quotes the API server, and is tried again when it changes or after a while.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Refusals:
         before = self._refused.get(key)
         self._refused[key] = error
         body = self._lister.body(key)
-        said = before is not None and before.message == error.message
-        if body is None or key.kind not in OWN or said:
+        known = before is not None and before.message == error.message
+        if body is None or key.kind not in OWN or known:
             return RETRY_SECONDS
         reason, message = REASONS[error.status], _message(error)
         await self._writer.record(key.kind, body, "Warning", reason, message)

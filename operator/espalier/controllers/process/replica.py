@@ -31,7 +31,7 @@ from espalier.kube.queue import Backoff
 logger = logging.getLogger(__name__)
 
 LEASE = "espalier-operator"
-# The kinds of which there are thousands.
+# Kinds with thousands of objects.
 MANY = ("Checkpoint",)
 RELEASE_SECONDS = 3.0
 
@@ -163,7 +163,7 @@ class Replica:
             await operator.run(self.stop)
 
     async def _stopping(self, part: Coroutine[Any, Any, None]) -> None:
-        """When one part ends, for whatever reason, all end."""
+        """End all parts when one ends, for any reason."""
         try:
             await part
         finally:

@@ -28,7 +28,7 @@ WATCHED: dict[str, dict[str, str]] = {
 
 
 def concerned(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
-    """Every key that a change may matter to; too many are harmless, too few are not."""
+    """Every key that a change may matter to; a key too many is harmless."""
     body = new if new is not None else old
     if body is None:
         return
@@ -94,9 +94,9 @@ def _of_checkpoint(cache: Cache, key: Key, old: Body | None, new: Body | None) -
     if new is not None:
         yield key
     if old is None:
-        # What its step says of others becomes theirs.
-        told = body["metadata"].get("annotations", {}).get(MEASURED_ANNOTATION, "")
-        yield from (Key("Checkpoint", key.namespace, other) for other in named(told))
+        # Its step measured other checkpoints, whose statuses show those figures.
+        measured = body["metadata"].get("annotations", {}).get(MEASURED_ANNOTATION, "")
+        yield from (Key("Checkpoint", key.namespace, other) for other in named(measured))
     name = _model(body)
     yield from _keys(cache, "CheckpointHead", key.namespace, name)
     yield from _model_and_runs(cache, key.namespace, name)

@@ -1,4 +1,6 @@
-"""Reconciles a Checkpoint: whether it is true, which heads serve it, what of its bytes becomes."""
+"""Reconciles a Checkpoint: whether it is valid, which heads serve it, and
+what happens to its bytes.
+"""
 
 from __future__ import annotations
 

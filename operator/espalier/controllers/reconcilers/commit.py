@@ -29,7 +29,7 @@ class CommitReconciler:
     streams: CommitStreams
     enqueue: Callable[[Key], None]
     # What an Event was recorded for: one commit waits per model, so these are few.
-    _held: set[tuple[str, str, str]] = field(default_factory=set, init=False)
+    _reported: set[tuple[str, str, str]] = field(default_factory=set, init=False)
 
     async def reconcile(self, key: Key) -> float | None:
         """Deal with every pending commit of a model, oldest first."""
@@ -51,15 +51,15 @@ class CommitReconciler:
         lineage, leader = lister.lineage(namespace, model), lister.leader(namespace, model)
         holder = lister.checkpoint(namespace, commit.name)
         verdict = commits.judge(commit, model, lineage, leader, holder)
-        said = (namespace, commit.name, commit.digest)
+        reported = (namespace, commit.name, commit.digest)
         if isinstance(verdict, commits.Accepted):
             await self._create(namespace, commit, verdict)
         elif isinstance(verdict, commits.Fenced):
             logger.warning("fenced: %s: %s", verdict.reason, verdict.message)
             message = f"{verdict.reason}: {verdict.message}. Its bytes stay on the volume"
             await self._warn(namespace, model, "CommitFenced", message)
-        elif isinstance(verdict, commits.Held) and said not in self._held:
-            self._held.add(said)
+        elif isinstance(verdict, commits.Held) and reported not in self._reported:
+            self._reported.add(reported)
             logger.warning("held: %s: %s", verdict.reason, verdict.message)
             message = f"{verdict.reason}: {verdict.message}"
             await self._warn(namespace, model, "CommitHeld", message)
@@ -71,7 +71,7 @@ class CommitReconciler:
             await self.writer.record("TrainableModel", body, "Warning", reason, message)
 
     async def _create(self, namespace: str, commit: Commit, verdict: commits.Accepted) -> None:
-        """Make the Checkpoint; that it shows in the cache wakes whoever writes its status."""
+        """Make the Checkpoint; its arrival in the cache wakes the reconciler of its status."""
         intent = commits.checkpoint_body(commit, namespace, verdict.parent)
         model = self.lister.model(namespace, commit.model)
         if model is not None:

@@ -79,10 +79,10 @@ class ModelReconciler:
             self._intents.pop(key, None)
             return None
         asked = await self._ask(key)
-        told, far = await self._progress(model)
-        origin = source.decide(self._source(model, told))
+        import_state, far = await self._progress(model)
+        origin = source.decide(self._source(model, import_state))
         await self._import(model, origin.importer)
-        # Before the view: what a trainer said holds only while it is there.
+        # Before the view: what a trainer reported is forgotten once it is gone.
         self._follow(model)
         now = self.now()
         runs = self.lister.runs(key.namespace, key.name)
@@ -114,7 +114,7 @@ class ModelReconciler:
                 models=lister.models(key.namespace),
             )
         except UnreadableError:
-            # Whatever cannot be understood may need a checkpoint.
+            # An object that cannot be read may need any of the checkpoints.
             return UNREADABLE_SECONDS
         found = retention.expendable(view)
         ready = (c for c in found if retention.has_told(c, view.lineage))
@@ -132,7 +132,9 @@ class ModelReconciler:
         pod = None if known else next(running, None)
         return await self.imports.look(namespace, name, pod)
 
-    def _source(self, model: TrainableModel, told: ImportState | None = None) -> source.SourceView:
+    def _source(
+        self, model: TrainableModel, import_state: ImportState | None = None
+    ) -> source.SourceView:
         namespace, name = model.metadata.namespace, model.metadata.name
         origin = self.lister.origin(model)
         parent = origin.spec.model_ref.name if origin is not None else ""
@@ -145,7 +147,7 @@ class ModelReconciler:
             importer=job,
             importer_pods=self._pods(model, "importer"),
             hindrance=hindrances.get(job.uid) if job is not None else None,
-            told=told,
+            import_state=import_state,
         )
 
     def _pods(self, model: TrainableModel, role: Role) -> list[Pod]:
@@ -171,10 +173,10 @@ class ModelReconciler:
     def _hindrances(self, key: Key) -> dict[str, Hindrance]:
         """Why pods cannot be made, by the condition of their group."""
         trainer = self.lister.body(_trainer(key)) or {"metadata": {}}
-        told = self.hindrances.of(key.namespace, "StatefulSet")
+        blocked = self.hindrances.of(key.namespace, "StatefulSet")
         rollouts = Key("Deployment", key.namespace, rollout_name(key.name))
         found = {
-            conditions.TRAINER_READY: told.get(trainer["metadata"].get("uid", "")),
+            conditions.TRAINER_READY: blocked.get(trainer["metadata"].get("uid", "")),
             conditions.ROLLOUTS_READY: uncreated(self.lister.body(rollouts)),
         }
         return {type_: hindrance for type_, hindrance in found.items() if hindrance is not None}

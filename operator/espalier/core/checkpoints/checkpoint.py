@@ -22,7 +22,7 @@ from espalier.core.lineage.lineage import Lineage
 from espalier.core.pods import pods
 
 SHOWN_HEADS = 16
-# Reasons that the bytes have nothing to do with: they are over when their cause is. The last two
+# Reasons unrelated to the bytes; they clear when their cause clears. The last two
 # are of a server that was set up for another adapter or base.
 PASSING = REASONS | {
     conditions.FORBIDDEN,
@@ -83,7 +83,7 @@ def decide(
 
 
 def _integrity(checkpoint: Checkpoint, lineage: Lineage, evidence: Evidence) -> list[Finding]:
-    """Whether the Checkpoint is what it says."""
+    """Whether the object is intact and its bytes can be loaded."""
     name = checkpoint.metadata.name
     if fault := lineage.faults.get(name):
         return conditions.stalled(fault.reason, fault.message)

@@ -201,7 +201,7 @@ def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> P
 def _anchor(
     view: HeadView, status: CheckpointHeadStatus, held: Point | None
 ) -> tuple[Point | None, Iterator[Checkpoint]]:
-    """What a tracking head stays at, and what of the live line it may advance to from there.
+    """Where a tracking head stays, and the part of the live line that it may advance to.
 
     From the newest on: a long line behind the head costs nothing.
     """
@@ -215,7 +215,7 @@ def _anchor(
         if place == served or damage_on_record(lineage.by_name[place.name]) is None:
             return place, _above(line, place)
     if held is not None and lineage.place(held.name) is None:
-        # Deleted, or not in the cache yet: that must never move the head back.
+        # Deleted, or not in the cache yet: neither may move the head back.
         return held, _above(line, held)
     if held == lineage.root:
         return held, line

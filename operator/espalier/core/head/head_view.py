@@ -1,4 +1,4 @@
-"""What a head's decision depends on: its objects, and the rollouts as they answered."""
+"""The input of a head's decision: its objects, and what the rollouts answered."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HeadView:
     """All that a head's decision depends on.
 
     ``heads`` are all of the model, this one among them; ``named`` the Checkpoint that
-    spec.checkpointRef names, of whatever model; ``leader`` the head of the model's name when that
+    spec.checkpointRef names, of any model; ``leader`` the head of the model's name when that
     is another one; ``trainer_term`` the term that the trainer was found at, 0 if unknown;
     ``waiting`` why there is no rollout, from Kubernetes; ``namesake`` that a model other than the
     head's has the head's name.

@@ -1,4 +1,4 @@
-"""What a run's decision depends on: its objects, its servers, its runner."""
+"""The input of a run's decision: its objects, its servers, its runner."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ AGAIN = "Edit the run, or suspend and resume it, to try again"
 
 def runner_failure(view: RunView) -> Problem | None:
     """Why the runner gave up on the run as it is specified now."""
-    if said := turns.failure(view.run):
-        return Problem(detail=said.message, reason=said.reason)
+    if condition := turns.failure(view.run):
+        return Problem(detail=condition.message, reason=condition.reason)
     job, kept = view.runner, pods.outlived(view.runner_pods)
     if job is None or job.generation < view.run.metadata.generation:
         return None
@@ -101,12 +101,16 @@ def _missing_server(view: RunView, starting: str) -> list[Finding] | None:
 def _said(view: RunView, type_: str, who: str, starting: str) -> list[Finding]:
     """What the model says of its servers; with its reason where that is more than a start."""
     seen = view.model.status.conditions if view.model is not None else []
-    said = conditions.find(seen, type_)
+    condition = conditions.find(seen, type_)
     reason = starting
-    if said is not None and said.status == "False" and conditions.is_trouble(said.reason):
-        reason = said.reason
-    message = said.message if said is not None else "not seen yet"
-    if said is not None and said.status == "True":
+    if (
+        condition is not None
+        and condition.status == "False"
+        and conditions.is_trouble(condition.reason)
+    ):
+        reason = condition.reason
+    message = condition.message if condition is not None else "not seen yet"
+    if condition is not None and condition.status == "True":
         message = "ready, and not heard of yet by the run"
     return conditions.reconciling(reason, f"{who}: {message}")
 

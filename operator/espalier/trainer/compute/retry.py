@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,10 +13,8 @@ from torch import nn
 from espalier.trainer.batch.packing import Rows
 from espalier.trainer.memory.allocator import mapping_blocks
 from espalier.trainer.memory.planner import GIB, Cut, Plan
+from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
-
-if TYPE_CHECKING:
-    from espalier.trainer.policy.policy import Policy
 
 T = TypeVar("T")
 

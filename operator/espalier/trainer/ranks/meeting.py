@@ -1,8 +1,9 @@
 """How the ranks of one node meet: torch's store, then its process groups.
 
-Everything listens on the loopback interface. The ranks of a trainer are processes of one pod, so
-no other pod reaches their ports. Keys of the store are below the launcher's secret, so a process
-of another launch, which may be given the same port, is never taken for a rank of this one.
+Store and gloo listen on the loopback interface. The ranks of a trainer are processes of one pod, so
+no other pod reaches these ports. (NCCL chooses its own interface, and carries tensors only.) Keys
+of the store are below the launcher's secret, so a process of another launch, which may be given the
+same port, is never taken for a rank of this one.
 """
 
 from __future__ import annotations
