@@ -251,7 +251,10 @@ class Stage:
             head = self.body("CheckpointHead", model).get("status", {})
             engines = [t.engine for t in self.trainers.values() if t.model == model]
             return bool(
-                head.get("current") and engines and engines[0] and engines[0].assigned is not None
+                head.get("current")
+                and engines
+                and engines[0]
+                and engines[0].state.assigned is not None
             )
 
         await self.until(ready, f"{model} trains")
