@@ -23,7 +23,7 @@ LIST_SECONDS = 15.0
 
 
 class Hindrances:
-    """By uid, why an object does not get on, as the last list of Warnings had it."""
+    """By uid, what blocks an object, from the last list of Warnings."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -33,7 +33,7 @@ class Hindrances:
         self._found: dict[tuple[str, str], Mapping[str, Hindrance]] = {}
 
     async def ask(self, owner: Key, silent: Mapping[str, Collection[str]]) -> float | None:
-        """Learn about children, by kind their uids, that do not get on and do not say why.
+        """Learn what blocks children (their uids, by kind) that are stuck without a reason.
 
         ``silent`` replaces what the owner asked before. Returns the seconds until it should ask
         again, None if nothing is silent.

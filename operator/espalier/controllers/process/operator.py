@@ -13,8 +13,7 @@ from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.parsing import UnreadableError
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Trainers
-from espalier.controllers.peers.commit_streams import KIND as COMMITS
-from espalier.controllers.peers.commit_streams import CommitStreams
+from espalier.controllers.peers.commit_streams import COMMITS, CommitStreams
 from espalier.controllers.peers.importer_client import Importer, Imports
 from espalier.controllers.peers.sampler_client import RolloutControl
 from espalier.controllers.peers.samplers import Rollouts
@@ -23,7 +22,7 @@ from espalier.controllers.process import wiring
 from espalier.controllers.process.refusals import OWN, REASONS, Refusals
 from espalier.controllers.process.triggers import concerned
 from espalier.core import conditions
-from espalier.core.checkpoints.disposal import KIND as DISPOSAL
+from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.core.manifests.installation import ChildSettings
 from espalier.kube.cache import Cache, Source
 from espalier.kube.cluster import Cluster, ClusterError
@@ -79,7 +78,7 @@ class Operator:
         for kind in ("CheckpointHead", "TrainableModel", "TrainingRun", "Checkpoint"):
             for key in self._cache.keys(kind):
                 self.queue.add(key)
-        # A Job without an owner is nobody's child, and is looked at for its own sake.
+        # A Job without an owner belongs to no object above: look at it by itself.
         for key in self._cache.keys("Job"):
             self._changed(key, None, self._cache.get(key), Source.SEEN)
         self._cache.on_change(self._changed)

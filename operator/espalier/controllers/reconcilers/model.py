@@ -157,7 +157,7 @@ class ModelReconciler:
         return pods.hindered(found, self.hindrances.of(namespace, "Pod"))
 
     async def _ask(self, key: Key) -> float | None:
-        """Learn why children do not get on where neither they nor their pods say it."""
+        """Learn why children are stuck, if neither they nor their pods give a reason."""
         lister = self.lister
         found = {r: lister.pods(key.namespace, r, model=key.name) for r in OWN_ROLES}
         every = [pod for of_role in found.values() for pod in pods.live(of_role)]

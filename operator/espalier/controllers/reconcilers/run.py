@@ -127,7 +127,7 @@ class RunReconciler:
     async def _quiet(
         self, run: TrainingRun, model: TrainableModel | None
     ) -> tuple[float | None, float | None]:
-        """For how long nobody has called the run's trainer, if that matters; when to ask again."""
+        """Seconds since the last call of the run's trainer, if that matters; when to ask again."""
         limit = idle.limit(run, model)
         namespace, name = run.metadata.namespace, run.spec.model_ref.name
         trainer = self._trainer(namespace, name)

@@ -177,7 +177,7 @@ def _has_head(view: ModelView) -> bool:
 
 
 def _head_in(model: TrainableModel, now: str) -> float:
-    """Seconds until nobody who declared the model can be about to declare its head as well."""
+    """Seconds until the head is overdue: whoever declared the model had time to declare it."""
     wait = SYNC_SECONDS if git_owner(asdict(model.metadata)) is not None else APPLY_SECONDS
     age = datetime.fromisoformat(now) - datetime.fromisoformat(model.metadata.creation_timestamp)
     # Clocks that disagree by more must not hold the head up.
