@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from espalier.controllers.context import Context
-from espalier.controllers.observed.blockers import Hindrances
+from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.head_metrics import Moves
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.parsing import UnreadableError
@@ -64,7 +64,7 @@ class Operator:
             rollouts=Rollouts(rollout),
             trainers=Trainers(trainer, self._wake_head),
             streams=CommitStreams(trainer, self._wake_commits),
-            hindrances=Hindrances(cluster),
+            blockers=Blockers(cluster),
             imports=Imports(importer),
             settings=settings,
             now=now,
