@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from espalier.controllers.context import Context
 from espalier.controllers.observed.blockers import Blockers
-from espalier.controllers.observed.head_metrics import Moves
+from espalier.controllers.observed.head_metrics import HeadMetrics
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.parsing import UnreadableError
 from espalier.controllers.observed.status_writer import StatusWriter
@@ -55,8 +55,7 @@ class Operator:
     ) -> None:
         self.queue = WorkQueue(self._reconcile, workers=WORKERS)
         self._cache = cache
-        self._moves = Moves()
-        self._cluster = cluster
+        self._head_metrics = HeadMetrics()
         self.context = Context(
             cluster=cluster,
             lister=Lister(cache),
@@ -124,7 +123,7 @@ class Operator:
 
     def _changed(self, key: Key, old: Body | None, new: Body | None, source: Source) -> None:
         if key.kind == "CheckpointHead":
-            self._moves.changed(key, old, new)
+            self._head_metrics.changed(key, old, new)
         if key.kind == "Pod" and new is None:
             self.context.rollouts.forget(key.namespace, key.name)
         # Another pass over a Checkpoint would decide the status that was just written.
