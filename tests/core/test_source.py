@@ -17,7 +17,7 @@ from espalier.core.lineage.lineage_index import grow
 from espalier.core.model import model as models
 from espalier.core.model import source
 from espalier.core.model.source import SourceDecision, SourceView
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import Job, Pod
 
 RESOLVED = {"uri": "volume://bases/b", "revision": "1", "digest": digest("base")}
@@ -142,20 +142,20 @@ def test_an_import_that_died_without_a_message_leaves_its_last_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "pods_", "hindrance", "reason", "text"),
+    ("job", "pods_", "blocker", "reason", "text"),
     [
-        (RUNNING, [], Hindrance("FailedCreate", "exceeded quota"), "FailedCreate", "quota"),
+        (RUNNING, [], Blocker("FailedCreate", "exceeded quota"), "FailedCreate", "quota"),
         # It was refused once, and has had a pod since.
-        (RUNNING, [POD], Hindrance("FailedCreate", "exceeded quota"), "Importing", "brings"),
+        (RUNNING, [POD], Blocker("FailedCreate", "exceeded quota"), "Importing", "brings"),
         (replace(RUNNING, suspended=True), [], None, "JobSuspended", "spec.suspend"),
         (RUNNING, [replace(KEPT, died="exit code 1")], None, "SidecarRunning", "proxy runs on"),
     ],
 )
 def test_what_keeps_an_import_from_starting_or_ending_is_named(
-    job: Job, pods_: list[Pod], hindrance: Hindrance | None, reason: str, text: str
+    job: Job, pods_: list[Pod], blocker: Blocker | None, reason: str, text: str
 ) -> None:
     decision = source.decide(
-        SourceView(model(), importer=job, importer_pods=pods_, hindrance=hindrance)
+        SourceView(model(), importer=job, importer_pods=pods_, blocker=blocker)
     )
     assert decision.finding.reason == reason
     assert text in decision.finding.message

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from espalier.controllers.observed.blockers import Hindrances
+from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Trainers
@@ -27,7 +27,7 @@ class Context:
     rollouts: Rollouts
     trainers: Trainers
     streams: CommitStreams
-    hindrances: Hindrances
+    blockers: Blockers
     imports: Imports
     settings: ChildSettings
     now: Callable[[], str]

@@ -1,4 +1,4 @@
-"""What the API server was last seen to hold, indexed as the reconcilers and the gateway ask.
+"""The last seen objects of the API server, indexed as the reconcilers and the gateway ask.
 
 Bodies are shared, not copied: treat them as immutable. Those of kinds with very many objects can be
 kept packed, in a fifth of the memory, and are unpacked (in about 20 µs) whenever they are read.
@@ -98,7 +98,7 @@ class Cache:
         return _open(held) if held is not None else None
 
     def version(self, key: Key) -> int:
-        """The version of the object that is held; 0 without one."""
+        """The version of the object in the cache; 0 without one."""
         return self._versions.get(key, 0)
 
     def list(self, kind: str, namespace: str | None = None, **index: Hashable) -> list[Body]:
@@ -137,7 +137,7 @@ class Cache:
         self._remove(key)
 
     def drop(self, key: Key) -> None:
-        """Drop what is held of an object; one that is not held is fine."""
+        """Drop an object from the cache, if it is there."""
         self._bury(key, self.version(key))
         self._remove(key)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from espalier.kube import queue_metrics
-from espalier.kube.cluster import FORBIDDEN, Cluster, ClusterError
+from espalier.kube.cluster import HTTP_FORBIDDEN, Cluster, ClusterError
 from espalier.kube.objects import Body, Key
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Election:
                 logger.warning("lease %s: no answer", self._lease)
             except ClusterError as error:
                 logger.warning("lease %s: %s", self._lease, error)
-                self.fault = str(error) if error.status == FORBIDDEN else None
+                self.fault = str(error) if error.status == HTTP_FORBIDDEN else None
                 pause = max(pause, error.retry_after)
             await _wait(stop, pause * random.uniform(1, 1 + JITTER))
         return False
@@ -107,7 +107,7 @@ class Election:
             queue_metrics.LEADER.set(0)
 
     def check(self) -> None:
-        """LeadershipLostError unless the lease was renewed so lately that nobody can have it."""
+        """LeadershipLostError unless it was renewed too recently for another replica to have it."""
         if self._left() <= 0:
             raise LeadershipLostError(
                 f"{self._lease} not renewed for {self._timing.deadline:.0f} s"

@@ -47,7 +47,7 @@ class Membership:
         status, uid = pod.get("status", {}), pod["metadata"].get("uid", "")
         if not status.get("podIP") and status.get("phase") not in ENDED:
             return
-        # One that was ours is left behind by what it was made for, and is deleted after it.
+        # A pod of ours whose owner is gone will be deleted after it.
         orphaned = self._own.get(key) == uid
         if found.unseen and (orphaned or not self._cache.synced(found.unseen)):
             return

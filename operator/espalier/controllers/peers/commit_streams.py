@@ -18,7 +18,8 @@ from espalier.core.pods.pods import Pod
 
 logger = logging.getLogger(__name__)
 
-KIND = "Commits"
+# Not a kind of the API: the pending commits of one model.
+COMMITS = "Commits"
 WAIT_SECONDS = 25
 RETRY_SECONDS = (0.2, 5.0)
 # A trainer that answers at once without a commit is not asked more often than this.

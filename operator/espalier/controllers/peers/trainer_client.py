@@ -30,7 +30,7 @@ class Trainer(Protocol):
         """The commits after an index; waits for one if there is none."""
 
     async def usage(self, peer: Peer) -> Usage:
-        """For how long nobody has called the trainer."""
+        """The time since the last call of the trainer."""
 
 
 class TrainerClient:

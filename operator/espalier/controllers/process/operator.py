@@ -7,14 +7,13 @@ import logging
 from collections.abc import Callable
 
 from espalier.controllers.context import Context
-from espalier.controllers.observed.blockers import Hindrances
-from espalier.controllers.observed.head_metrics import Moves
+from espalier.controllers.observed.blockers import Blockers
+from espalier.controllers.observed.head_metrics import HeadMetrics
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.parsing import UnreadableError
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Trainers
-from espalier.controllers.peers.commit_streams import KIND as COMMITS
-from espalier.controllers.peers.commit_streams import CommitStreams
+from espalier.controllers.peers.commit_streams import COMMITS, CommitStreams
 from espalier.controllers.peers.importer_client import Importer, Imports
 from espalier.controllers.peers.sampler_client import RolloutControl
 from espalier.controllers.peers.samplers import Rollouts
@@ -23,7 +22,7 @@ from espalier.controllers.process import wiring
 from espalier.controllers.process.refusals import OWN, REASONS, Refusals
 from espalier.controllers.process.triggers import concerned
 from espalier.core import conditions
-from espalier.core.checkpoints.disposal import KIND as DISPOSAL
+from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.core.manifests.installation import ChildSettings
 from espalier.kube.cache import Cache, Source
 from espalier.kube.cluster import Cluster, ClusterError
@@ -56,8 +55,7 @@ class Operator:
     ) -> None:
         self.queue = WorkQueue(self._reconcile, workers=WORKERS)
         self._cache = cache
-        self._moves = Moves()
-        self._cluster = cluster
+        self._head_metrics = HeadMetrics()
         self.context = Context(
             cluster=cluster,
             lister=Lister(cache),
@@ -65,7 +63,7 @@ class Operator:
             rollouts=Rollouts(rollout),
             trainers=Trainers(trainer, self._wake_head),
             streams=CommitStreams(trainer, self._wake_commits),
-            hindrances=Hindrances(cluster),
+            blockers=Blockers(cluster),
             imports=Imports(importer),
             settings=settings,
             now=now,
@@ -79,7 +77,7 @@ class Operator:
         for kind in ("CheckpointHead", "TrainableModel", "TrainingRun", "Checkpoint"):
             for key in self._cache.keys(kind):
                 self.queue.add(key)
-        # A Job without an owner is nobody's child, and is looked at for its own sake.
+        # A Job without an owner belongs to no object above: look at it by itself.
         for key in self._cache.keys("Job"):
             self._changed(key, None, self._cache.get(key), Source.SEEN)
         self._cache.on_change(self._changed)
@@ -125,7 +123,7 @@ class Operator:
 
     def _changed(self, key: Key, old: Body | None, new: Body | None, source: Source) -> None:
         if key.kind == "CheckpointHead":
-            self._moves.changed(key, old, new)
+            self._head_metrics.changed(key, old, new)
         if key.kind == "Pod" and new is None:
             self.context.rollouts.forget(key.namespace, key.name)
         # Another pass over a Checkpoint would decide the status that was just written.

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
 SHOWN = 8
 READS = ("list", "watch")
-# Beyond what is watched: Events are listed and ConfigMaps read where something does not get on.
+# Beyond what is watched: Events are listed and ConfigMaps read where something is stuck.
 ASKS: Mapping[str, tuple[str, ...]] = {"Event": ("list",), "ConfigMap": ("get",)}
 WRITES: Mapping[str, tuple[str, ...]] = {
     **{f"{kind.name}/status": ("patch",) for kind in KINDS},

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.core import conditions
-from espalier.kube.cluster import FORBIDDEN, UNPROCESSABLE, ClusterError
+from espalier.kube.cluster import HTTP_FORBIDDEN, HTTP_UNPROCESSABLE, ClusterError
 from espalier.kube.objects import Key
 
 RETRY_SECONDS = 30.0
 OWN = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
 # The reason of the condition by the status of the answer.
-REASONS = {FORBIDDEN: conditions.FORBIDDEN, UNPROCESSABLE: conditions.INVALID}
+REASONS = {HTTP_FORBIDDEN: conditions.FORBIDDEN, HTTP_UNPROCESSABLE: conditions.INVALID}
 
 
 def with_remedy(forbidden: str) -> str:
@@ -38,7 +38,7 @@ class Refusals:
     def forbidden(self) -> str | None:
         """The first thing that is forbidden, in the API server's words."""
         for key, error in self._refused.items():
-            if error.status == FORBIDDEN:
+            if error.status == HTTP_FORBIDDEN:
                 return f"{key}: {error.message}"
         return None
 
@@ -63,6 +63,6 @@ class Refusals:
 
 
 def _message(error: ClusterError) -> str:
-    if error.status == FORBIDDEN:
+    if error.status == HTTP_FORBIDDEN:
         return with_remedy(error.message)
     return f"the API server does not take what this asks for: {error.message}. Edit the spec"

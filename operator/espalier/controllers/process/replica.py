@@ -23,7 +23,7 @@ from espalier.controllers.process.refusals import with_remedy
 from espalier.controllers.process.settings import Settings
 from espalier.core.manifests.installation import ChildSettings
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import FORBIDDEN, BeforeWrite, Cluster, ClusterError
+from espalier.kube.cluster import HTTP_FORBIDDEN, BeforeWrite, Cluster, ClusterError
 from espalier.kube.lease import Election
 from espalier.kube.objects import Key
 from espalier.kube.queue import Backoff
@@ -141,7 +141,7 @@ class Replica:
                 return key
             except ClusterError as error:
                 failures += 1
-                self.key_fault = str(error) if error.status == FORBIDDEN else None
+                self.key_fault = str(error) if error.status == HTTP_FORBIDDEN else None
                 seconds = max(error.retry_after, backoff.delay(failures, random.random()))
                 logger.warning("signing key: %s; again in %.1f s", error, seconds)
                 await asyncio.sleep(seconds)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from espalier.controllers.peers.commit_streams import KIND as COMMITS
-from espalier.core.checkpoints.disposal import KIND as DISPOSAL
+from espalier.controllers.peers.commit_streams import COMMITS
+from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.core.lineage.measurements import named
 from espalier.core.manifests.labels import MANAGED, MEASURED_ANNOTATION, MODEL, ROLE, RUN
 from espalier.core.pods.pod_membership import identity_of

@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable
 
 from espalier.controllers.context import Context
 from espalier.controllers.observed.taskset_maps import Tasksets
-from espalier.controllers.peers.commit_streams import KIND as COMMITS
+from espalier.controllers.peers.commit_streams import COMMITS
 from espalier.controllers.reconcilers.checkpoint import CheckpointReconciler
 from espalier.controllers.reconcilers.commit import CommitReconciler
 from espalier.controllers.reconcilers.disposal import DisposalReconciler
 from espalier.controllers.reconcilers.head import HeadReconciler
 from espalier.controllers.reconcilers.model import ModelReconciler
 from espalier.controllers.reconcilers.run import RunReconciler
-from espalier.core.checkpoints.disposal import KIND as DISPOSAL
+from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.kube.objects import Key
 
 Reconcile = Callable[[Key], Awaitable[float | None]]
@@ -38,7 +38,7 @@ def _model(context: Context) -> ModelReconciler:
         writer=context.writer,
         trainers=context.trainers,
         streams=context.streams,
-        hindrances=context.hindrances,
+        blockers=context.blockers,
         imports=context.imports,
         settings=context.settings,
         now=context.now,
@@ -53,7 +53,7 @@ def _run(context: Context) -> RunReconciler:
         writer=context.writer,
         trainers=context.trainers,
         streams=context.streams,
-        hindrances=context.hindrances,
+        blockers=context.blockers,
         settings=context.settings,
         now=context.now,
         enqueue=context.enqueue,
@@ -66,7 +66,7 @@ def _head(context: Context) -> HeadReconciler:
         writer=context.writer,
         rollouts=context.rollouts,
         trainers=context.trainers,
-        hindrances=context.hindrances,
+        blockers=context.blockers,
         gateway_url=context.settings.gateway_url,
         now=context.now,
         enqueue=context.enqueue,

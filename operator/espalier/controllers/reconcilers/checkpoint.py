@@ -15,7 +15,7 @@ from espalier.controllers.peers.samplers import Rollouts
 from espalier.core import conditions
 from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.checkpoints import disposal
-from espalier.core.checkpoints.disposal import KIND as DISPOSAL
+from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, Key, without_managers
 

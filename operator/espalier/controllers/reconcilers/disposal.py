@@ -14,7 +14,7 @@ from espalier.core.checkpoints.disposal import RETAINED, DisposalDecision, Dispo
 from espalier.core.manifests.collector import collector_job, handed
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.names import collector_name
-from espalier.kube.cluster import FORBIDDEN, Cluster, ClusterError
+from espalier.kube.cluster import HTTP_FORBIDDEN, Cluster, ClusterError
 from espalier.kube.objects import Key
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class DisposalReconciler:
         try:
             await self._drive(job, decision)
         except ClusterError as error:
-            if error.status != FORBIDDEN or GOING not in str(error):
+            if error.status != HTTP_FORBIDDEN or GOING not in str(error):
                 raise
             left = {c.metadata.name: "the namespace is being deleted" for c in decision.batch}
             await self._release(key.namespace, left)

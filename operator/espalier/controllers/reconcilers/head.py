@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus
-from espalier.controllers.observed.blockers import Hindrances
+from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Trainers
@@ -30,7 +30,7 @@ class HeadReconciler:
     writer: StatusWriter
     rollouts: Rollouts
     trainers: Trainers
-    hindrances: Hindrances
+    blockers: Blockers
     gateway_url: str
     now: Callable[[], str]
     enqueue: Callable[[Key], None]
@@ -77,7 +77,7 @@ class HeadReconciler:
     def _waiting(self, head: CheckpointHead, found: list[Pod]) -> str:
         """Why no rollout is up: the reason its pods give, or why there are no pods."""
         namespace = head.metadata.namespace
-        named = pods.hindered(found, self.hindrances.of(namespace, "Pod"))
+        named = pods.with_blockers(found, self.blockers.of(namespace, "Pod"))
         deployment = Key("Deployment", namespace, rollout_name(head.spec.model_ref.name))
         refused = uncreated(self.lister.body(deployment))
         return pods.waiting(named) or (str(refused) if refused is not None and not found else "")

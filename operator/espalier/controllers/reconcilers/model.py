@@ -8,7 +8,7 @@ from itertools import islice
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire import ImportState
-from espalier.controllers.observed.blockers import Hindrances
+from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.parsing import UnreadableError
 from espalier.controllers.observed.status_writer import StatusWriter
@@ -27,7 +27,7 @@ from espalier.core.model import model as models
 from espalier.core.model import reported, source
 from espalier.core.names import importer_name, rollout_name, trainer_name
 from espalier.core.pods import pods
-from espalier.core.pods.blockers import Hindrance, uncreated
+from espalier.core.pods.blockers import Blocker, uncreated
 from espalier.core.pods.pods import Pod
 from espalier.core.run import idle
 from espalier.core.run import turn as turns
@@ -61,7 +61,7 @@ class ModelReconciler:
     writer: StatusWriter
     trainers: Trainers
     streams: CommitStreams
-    hindrances: Hindrances
+    blockers: Blockers
     imports: Imports
     settings: ChildSettings
     now: Callable[[], str]
@@ -75,7 +75,7 @@ class ModelReconciler:
         if model is None or body is None or model.metadata.deletion_timestamp is not None:
             self.streams.forget(key.namespace, key.name)
             self.trainers.forget(key.namespace, key.name)
-            self.hindrances.forget(key)
+            self.blockers.forget(key)
             self._intents.pop(key, None)
             return None
         asked = await self._ask(key)
@@ -139,14 +139,14 @@ class ModelReconciler:
         origin = self.lister.origin(model)
         parent = origin.spec.model_ref.name if origin is not None else ""
         job = self.lister.job(namespace, importer_name(name))
-        hindrances = self.hindrances.of(namespace, "Job")
+        blockers = self.blockers.of(namespace, "Job")
         return source.SourceView(
             model=model,
             origin=origin,
             origin_model=self.lister.model(namespace, parent),
             importer=job,
             importer_pods=self._pods(model, "importer"),
-            hindrance=hindrances.get(job.uid) if job is not None else None,
+            blocker=blockers.get(job.uid) if job is not None else None,
             import_state=import_state,
         )
 
@@ -154,10 +154,10 @@ class ModelReconciler:
         """The pods of a role; those that do not say why they do not start, with what Events say."""
         namespace, name = model.metadata.namespace, model.metadata.name
         found = self.lister.pods(namespace, role, model=name)
-        return pods.hindered(found, self.hindrances.of(namespace, "Pod"))
+        return pods.with_blockers(found, self.blockers.of(namespace, "Pod"))
 
     async def _ask(self, key: Key) -> float | None:
-        """Learn why children do not get on where neither they nor their pods say it."""
+        """Learn why children are stuck, if neither they nor their pods give a reason."""
         lister = self.lister
         found = {r: lister.pods(key.namespace, r, model=key.name) for r in OWN_ROLES}
         every = [pod for of_role in found.values() for pod in pods.live(of_role)]
@@ -168,18 +168,18 @@ class ModelReconciler:
         trainer = lister.body(_trainer(key))
         if trainer is not None and trainer["spec"]["replicas"] and not found["trainer"]:
             silent["StatefulSet"] = [trainer["metadata"]["uid"]]
-        return await self.hindrances.ask(key, silent)
+        return await self.blockers.ask(key, silent)
 
-    def _hindrances(self, key: Key) -> dict[str, Hindrance]:
+    def _blockers(self, key: Key) -> dict[str, Blocker]:
         """Why pods cannot be made, by the condition of their group."""
         trainer = self.lister.body(_trainer(key)) or {"metadata": {}}
-        blocked = self.hindrances.of(key.namespace, "StatefulSet")
+        blocked = self.blockers.of(key.namespace, "StatefulSet")
         rollouts = Key("Deployment", key.namespace, rollout_name(key.name))
         found = {
             conditions.TRAINER_READY: blocked.get(trainer["metadata"].get("uid", "")),
             conditions.ROLLOUTS_READY: uncreated(self.lister.body(rollouts)),
         }
-        return {type_: hindrance for type_, hindrance in found.items() if hindrance is not None}
+        return {type_: blocker for type_, blocker in found.items() if blocker is not None}
 
     def _view(
         self, model: TrainableModel, origin: source.SourceDecision, *, freed: bool
@@ -199,7 +199,7 @@ class ModelReconciler:
             heads=self.lister.heads(namespace, name),
             trainer_pods=self._pods(model, "trainer"),
             rollout_pods=self._pods(model, "rollout"),
-            hindrances=self._hindrances(_key(model)),
+            blockers=self._blockers(_key(model)),
             trains=resting is None and turns.trainer_wanted(runs, leader, lineage),
             idle_run=resting.metadata.name if resting is not None else "",
             gateway_url=self.settings.gateway_url,

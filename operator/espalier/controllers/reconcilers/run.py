@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.controllers.observed.blockers import Hindrances
+from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.observed.taskset_maps import Tasksets
@@ -39,7 +39,7 @@ class RunReconciler:
     writer: StatusWriter
     trainers: Trainers
     streams: CommitStreams
-    hindrances: Hindrances
+    blockers: Blockers
     settings: ChildSettings
     now: Callable[[], str]
     enqueue: Callable[[Key], None]
@@ -50,7 +50,7 @@ class RunReconciler:
         body = self.lister.body(key)
         if run is None or body is None or run.metadata.deletion_timestamp is not None:
             self.tasksets.forget(key)
-            self.hindrances.forget(key)
+            self.blockers.forget(key)
             return None
         model = self.lister.model(key.namespace, run.spec.model_ref.name)
         assigned, again = await self._assign(run, model)
@@ -114,7 +114,7 @@ class RunReconciler:
         silent = {"Pod": [pod.uid for pod in pods.live(found) if pods.is_silent(pod)]}
         if job is not None and not found and not (job.finished or job.suspended):
             silent["Job"] = [job.uid]
-        return await self.hindrances.ask(key, silent)
+        return await self.blockers.ask(key, silent)
 
     def _runner(self, run: TrainingRun) -> pods.Job | None:
         name = runner_name(run.metadata.name)
@@ -127,7 +127,7 @@ class RunReconciler:
     async def _quiet(
         self, run: TrainingRun, model: TrainableModel | None
     ) -> tuple[float | None, float | None]:
-        """For how long nobody has called the run's trainer, if that matters; when to ask again."""
+        """Seconds since the last call of the run's trainer, if that matters; when to ask again."""
         limit = idle.limit(run, model)
         namespace, name = run.metadata.namespace, run.spec.model_ref.name
         trainer = self._trainer(namespace, name)
@@ -153,7 +153,7 @@ class RunReconciler:
         owner = run.spec.model_ref.name
         ledger = self.streams.ledger(namespace, owner)
         rollouts = pods.live(self.lister.pods(namespace, "rollout", model=owner))
-        hindrances, job = self.hindrances, self._runner(run)
+        blockers, job = self.blockers, self._runner(run)
         return RunView(
             run=run,
             model=model,
@@ -163,13 +163,13 @@ class RunReconciler:
             assigned=assigned,
             problem=ledger.problem or self.trainers.refusal(namespace, owner),
             runner=job,
-            runner_pods=pods.hindered(self._runner_pods(run), hindrances.of(namespace, "Pod")),
+            runner_pods=pods.with_blockers(self._runner_pods(run), blockers.of(namespace, "Pod")),
             counted=ledger.counted.get(run_identity(name, run.metadata.uid), 0),
             trained=trained,
             rollouts=sum(pod.started for pod in rollouts),
             pod=pod_fingerprint(run),
             tasks=tasks,
-            hindrance=hindrances.of(namespace, "Job").get(job.uid) if job is not None else None,
+            blocker=blockers.of(namespace, "Job").get(job.uid) if job is not None else None,
             quiet=quiet,
         )
 

@@ -23,7 +23,7 @@ from espalier.core.pods import pods
 from espalier.core.pods.pods import Job, Pod
 
 # Not a kind of the API: the work of one model that this module decides on.
-KIND = "Disposal"
+DISPOSAL = "Disposal"
 FINALIZER = "espalier.dev/bytes"
 CLAIM_ANNOTATION = "espalier.dev/claim"
 OWN_PREFIX = "espalier.dev/"

@@ -79,7 +79,7 @@ def choose(desired: Sequence[DesiredAdapters], refused: Collection[str]) -> list
 
 
 def held_point(lineage: Lineage, head: CheckpointHead) -> Point | None:
-    """The target on record; what is served, if the target's Checkpoint is not to be found."""
+    """The target on record, or the served checkpoint if the target's object is missing."""
     target, current = head.status.target, head.status.current
     place = lineage.place(target.name) if target is not None else None
     if place is None and current is not None:

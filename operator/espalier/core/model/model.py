@@ -26,7 +26,7 @@ from espalier.core.manifests.labels import child_labels
 from espalier.core.model import drawn_tree, reported, source
 from espalier.core.model.source import SourceDecision
 from espalier.core.pods import pods
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import Pod
 
 # Whoever declares a model may declare its head as well, a moment later. Made before that comes, the
@@ -41,7 +41,7 @@ class ModelView:
     """All that a model's decision depends on; ``trains`` is whether a run wants the trainer.
 
     ``warnings`` and ``problem`` are what the trainer reports; None: nothing has been heard.
-    ``namesake`` is a head of another model that has this model's name. ``hindrances`` are why pods
+    ``namesake`` is a head of another model that has this model's name. ``blockers`` are why pods
     cannot be made, by condition. ``idle_run`` is the run whose trainer was freed for want of calls.
     """
 
@@ -56,7 +56,7 @@ class ModelView:
     warnings: Sequence[Problem] | None = None
     problem: Problem | None = None
     namesake: CheckpointHead | None = None
-    hindrances: Mapping[str, Hindrance] = field(default_factory=dict)
+    blockers: Mapping[str, Blocker] = field(default_factory=dict)
     idle_run: str = ""
 
 
@@ -177,7 +177,7 @@ def _has_head(view: ModelView) -> bool:
 
 
 def _head_in(model: TrainableModel, now: str) -> float:
-    """Seconds until nobody who declared the model can be about to declare its head as well."""
+    """Seconds until the head is overdue: whoever declared the model had time to declare it."""
     wait = SYNC_SECONDS if git_owner(asdict(model.metadata)) is not None else APPLY_SECONDS
     age = datetime.fromisoformat(now) - datetime.fromisoformat(model.metadata.creation_timestamp)
     # Clocks that disagree by more must not hold the head up.
@@ -228,10 +228,10 @@ def _workload(
         return _Workload(Finding(type_, "True", "PodsReady", message), "Ready")
     reason = next((p.waiting_reason for p in present if p.waiting_reason), "Starting")
     why = pods.waiting(present)
-    hindrance = view.hindrances.get(type_) if len(present) < wanted else None
-    if hindrance is not None:
-        reason = hindrance.reason
-        why = "; ".join(filter(None, (str(hindrance), why)))
+    blocker = view.blockers.get(type_) if len(present) < wanted else None
+    if blocker is not None:
+        reason = blocker.reason
+        why = "; ".join(filter(None, (str(blocker), why)))
     message = f"{len(ready)} of {wanted} ready. {why}".strip()
     return _Workload(Finding(type_, "False", reason, message), "Waiting")
 

@@ -17,7 +17,7 @@ from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.names import importer_name
 from espalier.core.pods import pods
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import Job, Pod
 
 # Enough of a commit to tell it from others.
@@ -29,7 +29,7 @@ ImporterAction = Literal["Keep", "Create", "Delete"]
 class SourceView:
     """All that the source's decision depends on; ``origin_model`` is the model of ``origin``.
 
-    ``hindrance`` is why the importer's Job gets no pod, where only Events tell; ``import_state``
+    ``blocker`` is why the importer's Job gets no pod, where only Events tell; ``import_state``
     the progress that its pod reports.
     """
 
@@ -38,7 +38,7 @@ class SourceView:
     origin_model: TrainableModel | None = None
     importer: Job | None = None
     importer_pods: Sequence[Pod] = ()
-    hindrance: Hindrance | None = None
+    blocker: Blocker | None = None
     import_state: ImportState | None = None
 
 
@@ -177,9 +177,9 @@ def _unfinished(view: SourceView, job: Job) -> SourceDecision:
         )
         return _missing("JobSuspended", message, permanent=False)
     present = pods.live(view.importer_pods)
-    if view.hindrance is not None and not view.importer_pods:
-        message = f"Job {name} gets no pod: {view.hindrance.message}"
-        return _missing(view.hindrance.reason, message, permanent=False)
+    if view.blocker is not None and not view.importer_pods:
+        message = f"Job {name} gets no pod: {view.blocker.message}"
+        return _missing(view.blocker.reason, message, permanent=False)
     reason = next((p.waiting_reason for p in present if p.waiting_reason), "")
     if reason in ("", "Starting"):
         words = pods.last_words(view.importer_pods)

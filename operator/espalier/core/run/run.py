@@ -35,9 +35,9 @@ from espalier.core.run.turn import SUCCEEDED, TASKS_READY
 
 SUSPENDED = "Suspended"
 # A runner that ended before its run did is replaced, and not more often than this.
-PAUSE = timedelta(seconds=15)
-# One whose Job cannot count its failures, for sidecars keep it, is replaced without an end to it.
-KEPT_PAUSE = timedelta(seconds=60)
+RESTART_INTERVAL = timedelta(seconds=15)
+# A runner whose sidecars keep its Job from counting failures is replaced without a limit.
+KEPT_RESTART_INTERVAL = timedelta(seconds=60)
 PACE_STEPS = 6
 TASKSET_INVALID = "TasksetInvalid"
 RunnerAction = Literal["Keep", "Create", "Delete"]
@@ -216,7 +216,7 @@ def _runner(view: RunView, stage: _Stage, now: str) -> tuple[RunnerAction, float
     wait = 0.0
     ended = job.completed or (kept.ended if kept is not None else "")
     if ended and job.generation >= view.run.metadata.generation:
-        pause = PAUSE if job.finished else KEPT_PAUSE
+        pause = RESTART_INTERVAL if job.finished else KEPT_RESTART_INTERVAL
         wait = (_time(ended) + pause - _time(now)).total_seconds()
     return ("Keep", wait) if wait > 0 else ("Delete", None)
 

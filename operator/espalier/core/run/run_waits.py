@@ -128,8 +128,8 @@ def _missing_runner(view: RunView, starting: str) -> list[Finding] | None:
         return conditions.reconciling("JobSuspended", message)
     if kept := pods.outlived(present):
         return conditions.reconciling("SidecarRunning", f"runner: {pods.keepers(kept)}")
-    if view.hindrance is not None and not view.runner_pods:
-        return conditions.reconciling(view.hindrance.reason, f"runner: {view.hindrance.message}")
+    if view.blocker is not None and not view.runner_pods:
+        return conditions.reconciling(view.blocker.reason, f"runner: {view.blocker.message}")
     reason = next((p.waiting_reason for p in present if p.waiting_reason), starting)
     words = pods.last_words(p for p in view.runner_pods if p.finished)
     again = f"; the try before: {words}" if words else ""
