@@ -37,8 +37,12 @@ _RENAMED = {
     # logging keeps ``name`` for itself.
     "object": "name",
 }
-# At INFO they repeat what metrics show, or print addresses that may be signed.
-_QUIET = ("kopf", "asyncio", "aiohttp.access", "httpx", "httpx2")
+_LEVELS = {
+    # At INFO they repeat what metrics show, or print addresses that may be signed.
+    **dict.fromkeys(("kopf", "asyncio", "aiohttp.access", "httpx", "httpx2"), logging.WARNING),
+    # It warns that it takes no signals outside the main thread, where we take them.
+    "kopf._core.reactor.running": logging.ERROR,
+}
 
 
 class JsonFormatter(LibraryFormatter):
@@ -144,8 +148,8 @@ def configure_logs(level: int = logging.INFO, descriptor: int | None = None) -> 
     handler = _LineHandler(sys.stderr.fileno() if descriptor is None else descriptor)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, least in _LEVELS.items():
+        logging.getLogger(name).setLevel(least)
 
 
 def end(code: int) -> NoReturn:

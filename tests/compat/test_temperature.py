@@ -88,7 +88,7 @@ async def play(task: Asked, session: Session) -> float:
 def taken(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[Gradient]:
     """The gradients of every optimizer step, as it finds them."""
     stage.repeat = GROUP
-    compute: Any = stage.engine("arith").compute
+    compute: Any = stage.engine("arith").state.compute
     found: list[Gradient] = []
     propose = compute.propose
 

@@ -152,6 +152,17 @@ def head(
     )
 
 
+def tracks(generation: int) -> Body:
+    """``status.agreed`` of a head that tracks."""
+    return {"generation": generation, "mode": "Track"}
+
+
+def pins(generation: int, name: str, on_pin: str) -> Body:
+    """``status.agreed`` of a head that holds a checkpoint."""
+    ref = {"name": name}
+    return {"generation": generation, "mode": "Pin", "checkpointRef": ref, "onPin": on_pin}
+
+
 def run(
     name: str = "r", *, status: Body | None = None, meta: Body | None = None, **spec: Any
 ) -> TrainingRun:

@@ -27,6 +27,7 @@ from espalier.runner.open_taskset import open_tasks
 from espalier.runner.waiting import Waiting
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.service import Service
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 from espalier.trainer.volume.command_log import CommandLog
@@ -114,7 +115,8 @@ async def passage(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
         log = CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0)
         compute = LocalCompute(tiny.policy(volume, base))
         engine = Engine(
-            model=tiny.MODEL, base=base, compute=compute, store=store, log=log, publish=publish
+            TrainingState(model=tiny.MODEL, base=base, compute=compute, store=store, log=log),
+            publish,
         )
         engine.assign(tiny.assignment(run=run_identity("run", UID)))
         return engine

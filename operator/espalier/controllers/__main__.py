@@ -27,7 +27,7 @@ from espalier.controllers.process.triggers import WATCHED
 from espalier.kube import heartbeat, informer, queue_metrics
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
-from espalier.kube.comparison import InformerError
+from espalier.kube.informer import InformerError
 from espalier.kube.lease import Election, LeadershipLostError
 from espalier.kube.probes import HealthServer
 from espalier.kube.queue import WorkQueue
@@ -94,10 +94,10 @@ class Process:
                     recovery.cancel()
 
         ports = Ports(
-            cluster,
+            cluster.fenced,
             inform,
-            trainer=lambda key: TrainerClient(session, key),
-            rollouts=lambda key: RolloutClient(session, key),
+            trainer=lambda key, check: TrainerClient(session, key, check),
+            rollouts=lambda key, check: RolloutClient(session, key, check),
             importer=lambda key: ImporterClient(session, key),
             now=_now,
         )

@@ -107,7 +107,7 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
             asyncio.create_task(load_signing_key(cluster, settings.namespace, tokens)),
         ]
         try:
-            await _until_told(tasks[0], stop, synced)
+            await _until_signal(tasks[0], synced)
             readiness.draining = True
             _log.info("shutting down", extra={"at_most_seconds": DRAIN_SECONDS})
             await asyncio.sleep(UNREADY_SECONDS)
@@ -119,11 +119,12 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _until_told(
-    watch: asyncio.Task[None], stop: asyncio.Event, synced: asyncio.Event
-) -> None:
+async def _until_signal(watch: asyncio.Task[None], synced: asyncio.Event) -> None:
     """Returns on a signal; raises what ended the watch."""
-    waits = [asyncio.create_task(synced.wait()), asyncio.create_task(stop.wait())]
+    signalled = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    waits = [asyncio.create_task(synced.wait()), asyncio.create_task(signalled.wait())]
     await asyncio.wait([watch, *waits], return_when=asyncio.FIRST_COMPLETED)
     if synced.is_set():
         # What there is by now stays; looking through it again would halt every request for 60 ms.
@@ -131,11 +132,6 @@ async def _until_told(
         gc.freeze()
         # With the default of 700 every tenth request halts to look through all those in flight.
         gc.set_threshold(YOUNG_OBJECTS)
-        # The informer ends on a signal; requests in flight need it while they drain.
-        told = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, told.set)
-        waits.append(asyncio.create_task(told.wait()))
         await asyncio.wait([watch, *waits[1:]], return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()

@@ -62,7 +62,7 @@ def make_app(
     admission = Admission(services.rooms.bodies)
     app = web.Application(middlewares=[_observe, _refuse, admission.admit])
     app[_VIEW] = services.view
-    traces = Traces(services, outbox or Outbox())
+    traces = Traces(services, Outbox() if outbox is None else outbox)
     completions, train = Completions(services, traces), Train(services, traces)
     # Without /v1 too, as HUD's client calls its gateway.
     for prefix in ("/v1", ""):

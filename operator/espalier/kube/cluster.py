@@ -23,6 +23,14 @@ FORBIDDEN = 403
 UNPROCESSABLE = 422
 
 
+# Called before each write, in the same step of the event loop; raises if writing is not allowed.
+BeforeWrite = Callable[[], None]
+
+
+def always() -> None:
+    """Allows every write."""
+
+
 class ClusterError(Exception):
     """The API server refused a call, or could not be reached (status 0).
 

@@ -1,8 +1,8 @@
 """Leader election by a Lease of coordination.k8s.io, with client-go's timing.
 
-A replica that loses the lease must end its process: what it was doing cannot be un-led. One that
+A replica that loses the lease must end its process: its work cannot be undone. One that
 was frozen may not know yet that it lost: before each effect it asks ``check``, which goes by the
-time since the lease was last renewed and needs nobody's answer.
+time since the lease was last renewed and needs no answer.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Election:
             self.check()
 
     async def _try(self, seconds: float) -> bool:
-        """Take or renew the lease within so many seconds; False if another holds it."""
+        """Take or renew the lease within these seconds; False if another holds it."""
         started = self._clock()
         async with asyncio.timeout(seconds):
             taken = await self._take()
@@ -187,7 +187,7 @@ class Election:
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    """Wait for ``stop``, no longer than so many seconds."""
+    """Wait for ``stop``, for this many seconds at most."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await stop.wait()

@@ -26,7 +26,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """The pod contract of docs/architecture.md. Lengths in tokens."""
+    """The pod contract of docs/developing/architecture.md. Lengths in tokens."""
 
     model: str
     namespace: str

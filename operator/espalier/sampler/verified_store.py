@@ -1,7 +1,8 @@
 """The read-only view of the model's volume: finds bases and adapters and verifies them.
 
-Layout and digests: docs/architecture.md, "The volume". Nothing is trusted because of where it lies:
-the manifest must hash to the directory's name, and each file that vLLM reads to its manifest entry.
+Layout and digests: docs/developing/architecture.md, "The volume". Nothing is trusted because of
+where it lies: the manifest must hash to the directory's name, and each file that vLLM reads to its
+manifest entry.
 """
 
 from __future__ import annotations

@@ -18,12 +18,13 @@ from aiohttp import web
 from espalier import process
 from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.service import SERVER, Service
 from espalier.trainer.http.watchdog import Watchdog
 from espalier.trainer.policy.policy import Policy, load_policy
 from espalier.trainer.problems import CommandError, UserMistakeError
-from espalier.trainer.ranks import join
-from espalier.trainer.ranks.channel import RankLostError
+from espalier.trainer.ranks import meeting
+from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.ranks.this_rank import World, read_world
 from espalier.trainer.settings import Settings, read_settings
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
@@ -50,34 +51,32 @@ def make_policy(settings: Settings, store: CheckpointStore, world: World) -> Pol
     return policy
 
 
-def make_engine(settings: Settings, world: World, publish: Callable[[Engine], None]) -> Engine:
+def make_engine(
+    settings: Settings, world: World, publish: Callable[[TrainingState], None]
+) -> Engine:
     """Takes the log, loads the base, meets the other ranks and restores what was acknowledged."""
     store = CheckpointStore(settings.volume, settings.model)
     log = CommandLog(store.model_directory(settings.model))
-    join.choose_device(world)
-    met = join.meet(world)
+    meeting.choose_device(world)
+    control = meeting.meet(world)
     policy = make_policy(settings, store, world)
-    return Engine(
+    state = TrainingState(
         model=settings.model,
         base=settings.base,
-        compute=join.lead(policy, world, met, _ranks_host()),
+        compute=meeting.lead(policy, control),
         store=store,
         log=log,
-        publish=publish,
     )
+    return Engine(state, publish)
 
 
 def follow(settings: Settings, world: World) -> None:
     """A rank above 0, which ends when rank 0 does: it keeps nothing that the log lacks."""
     store = CheckpointStore(settings.volume, settings.model)
-    join.choose_device(world)
-    met = join.meet(world)
-    assert met is not None, "a rank above 0 is not alone"
-    join.follow(make_policy(settings, store, world), world, met, _ranks_host())
-
-
-def _ranks_host() -> str:
-    return os.environ.get("MASTER_ADDR", "127.0.0.1")
+    meeting.choose_device(world)
+    control = meeting.meet(world)
+    assert control is not None, "a rank above 0 is not alone"
+    meeting.follow(make_policy(settings, store, world), control)
 
 
 async def serve(settings: Settings, world: World, host: str, port: int) -> None:

@@ -50,6 +50,11 @@ class CommandError(Exception):
         self.status = status
         self.problem = Problem(detail=detail, reason=reason, remedy=remedy)
 
+    def __reduce__(self) -> tuple[type[CommandError], tuple[int, str, str, str]]:
+        """As a rank sends it to another."""
+        problem = self.problem
+        return CommandError, (self.status, problem.reason, problem.detail, problem.remedy)
+
 
 class UserMistakeError(Exception):
     """Something only the user can mend, found before the trainer could serve."""

@@ -1,4 +1,4 @@
-"""What Events say of children that do not get on: asked of the API server, and only then.
+"""Why children are stuck, from Events that are listed only while something is stuck.
 
 Events are not watched: there are far too many. While something stands still, the Warnings about
 its kind are listed, at most once every so often for a namespace.
@@ -54,7 +54,7 @@ class Hindrances:
         return LIST_SECONDS if due else PATIENCE_SECONDS
 
     def of(self, namespace: str, kind: str) -> Mapping[str, Hindrance]:
-        """What a list of just now said of objects of a kind, by uid; nothing that is over."""
+        """The blockers of a kind's objects from a recent list of Events, by uid."""
         age = asyncio.get_running_loop().time() - self._listed.get((namespace, kind), 0.0)
         return self._found.get((namespace, kind), {}) if age < 2 * LIST_SECONDS else {}
 

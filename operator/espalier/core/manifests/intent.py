@@ -30,7 +30,7 @@ def child(
             "name": name,
             "namespace": owner.namespace,
             "labels": labels,
-            "ownerReferences": [_owner_reference(owner_kind, owner)],
+            "ownerReferences": [owner_reference(owner_kind, owner, controller=True)],
         },
         "spec": spec,
     }
@@ -51,14 +51,15 @@ def is_current(live: Manifest | None, intent: Manifest) -> bool:
     return bool(live["spec"].get("replicas") == intent["spec"].get("replicas"))
 
 
-def _owner_reference(kind: OwnerKind, owner: ObjectMeta) -> Manifest:
+def owner_reference(kind: OwnerKind, owner: ObjectMeta, *, controller: bool) -> Manifest:
+    """The reference by which an object is deleted with its owner."""
     # blockOwnerDeletion would need rights on the owner's finalizers in some clusters.
     return {
         "apiVersion": API_VERSION,
         "kind": kind,
         "name": owner.name,
         "uid": owner.uid,
-        "controller": True,
+        "controller": controller,
         "blockOwnerDeletion": False,
     }
 

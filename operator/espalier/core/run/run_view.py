@@ -1,4 +1,4 @@
-"""What a run's decision depends on: its objects, its servers, its runner."""
+"""The input of a run's decision: its objects, its servers, its runner."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ class RunView:
     head: CheckpointHead | None
     siblings: Sequence[TrainingRun]
     checkpoints: Sequence[Checkpoint] = ()
-    trainer_pods: Sequence[Pod] = ()
     assigned: bool = False
     problem: Problem | None = None
     runner: Job | None = None

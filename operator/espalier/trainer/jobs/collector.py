@@ -1,7 +1,7 @@
 """Removes the bytes of deleted checkpoints: ``python -m espalier.trainer.jobs.collector``.
 
-It refuses what is not of the model it was called for and what that model's trainer would look for
-when it starts. Leaves ``{"removed": count, "kept": {digest: why}}`` in the termination log.
+It refuses checkpoints of other models, and those that the model's trainer needs when it starts.
+Leaves ``{"removed": count, "kept": {digest: why}}`` in the termination log.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REASON_CHARS = 60
 def collect(
     store: CheckpointStore, model: str, digests: Sequence[str], *, orphaned: bool
 ) -> dict[str, str]:
-    """Removes what it may; why the rest was kept, by digest. One that is not there is removed.
+    """Removes checkpoints; returns by digest why others were kept. An absent one counts as removed.
 
     With ``orphaned`` the model is gone: nothing resumes, and its log goes with its last checkpoint.
     """
@@ -60,7 +60,7 @@ def _refusal(store: CheckpointStore, model: str, digest: str, needed: frozenset[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 once every digest has been dealt with; 1 for what may pass."""
+    """The exit code: 0 once every digest is handled, 1 for a fault that may pass."""
     parser = argparse.ArgumentParser(description="Removes the bytes of deleted checkpoints")
     parser.add_argument("--model", required=True)
     parser.add_argument("--orphaned", action="store_true", help="the model itself is gone")
@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = Path(os.environ.get("ESPALIER_VOLUME", "/weights"))
     store = CheckpointStore(root, f"collector-{given.model}")
     kept = collect(store, given.model, given.digests, orphaned=given.orphaned)
-    told = {digest: why[:_REASON_CHARS] for digest, why in [*kept.items()][:_TOLD]}
-    leave_message({"removed": len(given.digests) - len(kept), "kept": told})
+    shown = {digest: why[:_REASON_CHARS] for digest, why in [*kept.items()][:_TOLD]}
+    leave_message({"removed": len(given.digests) - len(kept), "kept": shown})
     return 0
 
 

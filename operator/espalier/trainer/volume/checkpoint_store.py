@@ -42,12 +42,12 @@ class Stored:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its files."""
+        """The bytes of its files."""
         return sum(int(entry["size"]) for entry in self.manifest["files"].values())
 
 
 class CheckpointStore:
-    """Writes the volume. ``owner`` marks the staging directories of this process."""
+    """Bases and checkpoints on a volume. ``owner`` marks this process's staging."""
 
     def __init__(self, root: Path, owner: str) -> None:
         self._root = root
@@ -55,21 +55,21 @@ class CheckpointStore:
 
     @property
     def root(self) -> Path:
-        """Where the volume is mounted."""
+        """The directory where the volume is mounted."""
         return self._root
 
     def model_directory(self, model: str) -> Path:
-        """Where a model's command log lives; made if absent."""
+        """The directory of a model's command log; made if absent."""
         path = self.model_path(model)
         make_directory(path)
         return path
 
     def model_path(self, model: str) -> Path:
-        """Where a model's command log lives, if it has one."""
+        """The directory of a model's command log, which may be absent."""
         return self._root / "models" / model
 
     def download(self, model: str, name: str) -> Path:
-        """Where a model's download lies until it is whole; what it left of others is removed."""
+        """The directory of an unfinished download; removes the model's other downloads."""
         folder = self._root / "downloads" / (model or "by-hand")
         make_directory(folder)
         for other in folder.iterdir():
@@ -85,7 +85,7 @@ class CheckpointStore:
 
     @contextmanager
     def staging(self, kind: Kind) -> Iterator[Path]:
-        """An empty directory to fill and ``commit``; removed when the block ends without that.
+        """An empty directory to fill and ``commit``; removed if the block ends without a commit.
 
         Raises VolumeFull, VolumeReadOnly or VolumeFailing (507) anywhere in the block.
         """
@@ -108,7 +108,7 @@ class CheckpointStore:
     ) -> tuple[Stored, bool]:
         """Makes a staged directory durable under its digest; False if it was there already.
 
-        ``promised`` are SHA-256 of files as their source gives them: DigestError if one differs.
+        ``promised`` are the SHA-256 of files that their source gives; DigestError if one differs.
         """
         files: dict[str, dict[str, Any]] = {}
         for path in sorted(p for p in staged.rglob("*") if p.is_file()):
@@ -144,7 +144,7 @@ class CheckpointStore:
         return Stored(digest, final, manifest), True
 
     def open(self, kind: Kind, digest: str) -> Stored:
-        """A directory by digest: manifest and sizes are checked; raises DigestError."""
+        """The directory of a digest, its manifest and sizes checked; raises DigestError."""
         path = self._path(kind, digest)
         try:
             text = (path / MANIFEST).read_text()
@@ -160,7 +160,7 @@ class CheckpointStore:
         return Stored(digest, path, manifest)
 
     def verify(self, kind: Kind, digest: str) -> Stored:
-        """Like ``open``, and reads every byte against its SHA-256."""
+        """Like ``open``, and checks every byte against its SHA-256."""
         stored = self.open(kind, digest)
         for name, entry in stored.manifest["files"].items():
             if sha256_of(stored.path / name) != entry["sha256"]:
@@ -168,32 +168,32 @@ class CheckpointStore:
         return stored
 
     def checkpoints(self, model: str = "") -> Iterator[Stored]:
-        """Every readable checkpoint of a model, or of all."""
+        """Every readable checkpoint of a model, or of all models."""
         for path in sorted((self._root / FOLDERS["checkpoint"]).glob("sha256-*")):
             try:
                 stored = self.open("checkpoint", digest_named(path.name))
             except DigestError:
-                # Someone else's damage must not keep this model from starting.
+                # Damage to another model's checkpoint must not keep this model from starting.
                 logger.warning("skipping an unreadable checkpoint", exc_info=True)
                 continue
             if model in ("", stored.manifest["model"]):
                 yield stored
 
     def survey(self) -> Iterator[tuple[str, Stored | DigestError]]:
-        """Whatever lies among the checkpoints, by the name of its directory."""
+        """Every directory among the checkpoints by name, with its checkpoint or error."""
         for path in sorted((self._root / FOLDERS["checkpoint"]).glob("*")):
-            found: Stored | DigestError
+            entry: Stored | DigestError
             try:
                 if path.name.startswith(STAGING):
-                    found = DigestError("it was never finished: its writer died")
+                    entry = DigestError("it was never finished: its writer died")
                 else:
-                    found = self.open("checkpoint", digest_named(path.name))
+                    entry = self.open("checkpoint", digest_named(path.name))
             except DigestError as error:
-                found = error
-            yield path.name, found
+                entry = error
+            yield path.name, entry
 
     def discard(self, stored: Stored) -> None:
-        """Removes a checkpoint that nobody was told about; a crash leaves it whole or staging."""
+        """Removes a checkpoint that was never published; a crash leaves it whole or as staging."""
         doomed = stored.path.with_name(f"{STAGING}{uuid.uuid4().hex}.{self._owner}")
         with suppress(OSError):
             stored.path.rename(doomed)
@@ -201,11 +201,11 @@ class CheckpointStore:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def has(self, kind: Kind, digest: str) -> bool:
-        """Whether there is a complete directory of that digest, its bytes unread."""
+        """Whether a complete directory of that digest exists; reads none of its bytes."""
         return (self._path(kind, digest) / MANIFEST).is_file()
 
     def sweep(self) -> None:
-        """Removes what earlier processes of this owner left in staging; no other may be alive."""
+        """Removes staging left by earlier processes of this owner, none of which may be alive."""
         for folder in FOLDERS.values():
             for path in (self._root / folder).glob(f"{STAGING}*"):
                 if path.name.partition(".")[2].partition(".")[2] == self._owner:
@@ -217,7 +217,7 @@ class CheckpointStore:
 
 @contextmanager
 def volume_written(path: Path) -> Iterator[None]:
-    """Turns a fault of the volume that ``path`` is on into a CommandError (507)."""
+    """Turns a fault of the volume under ``path`` into a CommandError (507)."""
     try:
         yield
     except CommandError:
