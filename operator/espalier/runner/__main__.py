@@ -36,14 +36,22 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
-        """From the environment; SystemExit names a variable that is missing or wrong."""
+        """From the environment; UserError names a variable that is missing or wrong."""
         names = ("ESPALIER_RUN", "ESPALIER_MODEL", "ESPALIER_GATEWAY_URL", "ESPALIER_TOKEN_FILE")
         missing = [name for name in names if not environment.get(name)]
         if missing:
-            raise SystemExit(f"set {', '.join(missing)}: the operator does so in the runner's Job")
+            raise UserError(
+                "InvalidSettings",
+                f"{', '.join(missing)} are not set",
+                "Set them as the operator does in the runner's Job",
+            )
         namespace, separator, run = environment["ESPALIER_RUN"].partition("/")
         if not (namespace and separator and run):
-            raise SystemExit("ESPALIER_RUN must be <namespace>/<name of a TrainingRun>")
+            raise UserError(
+                "InvalidSettings",
+                f"ESPALIER_RUN is {environment['ESPALIER_RUN']!r}",
+                "Set it to <namespace>/<name of a TrainingRun>",
+            )
         return cls(
             namespace,
             run,
@@ -80,9 +88,9 @@ async def _until_terminated(settings: Settings, journal: Journal) -> None:
 def main() -> int:
     """The exit code: 0 done, 64 the user's mistake, 75 to be started again."""
     configure_logs()
-    settings = Settings.read(os.environ)
-    journal = Journal(f"{settings.namespace}/{settings.run}")
+    journal = Journal(os.environ.get("ESPALIER_RUN", ""))
     try:
+        settings = Settings.read(os.environ)
         asyncio.run(_until_terminated(settings, journal))
     except UserError as error:
         return _end(journal, error.problem, USER_MISTAKE)
