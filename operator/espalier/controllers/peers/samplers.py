@@ -16,8 +16,9 @@ from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutControl, RolloutError
 from espalier.core.head.head_view import Rollout
 from espalier.core.head.served_adapters import DesiredAdapters, choose
-from espalier.core.names import ADAPTER_DIGEST_CHARS, BASE, DIGEST_PREFIX
+from espalier.core.names import ADAPTER_DIGEST_CHARS, BASE
 from espalier.core.pods.pods import Pod
+from espalier.core.volume import DIGEST_PREFIX
 
 READ_BACK_SECONDS = 30.0
 FIRST_RETRY_SECONDS = 1.0

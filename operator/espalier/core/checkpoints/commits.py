@@ -20,7 +20,8 @@ from espalier.core.head import head_request
 from espalier.core.lineage import measurements
 from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point, point, upto
 from espalier.core.manifests import labels
-from espalier.core.names import MAIN, checkpoint_name, checkpoint_uri
+from espalier.core.names import MAIN, checkpoint_name
+from espalier.core.volume import checkpoint_uri
 
 RUN_SEPARATOR = "/"
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any, Literal
 
 from espalier.api.meta import API_VERSION, ObjectMeta
 from espalier.core.manifests.labels import TEMPLATE_HASH
+from espalier.core.volume import DIGEST_PREFIX, canonical_json, digest_of
 
 Manifest = dict[str, Any]
 OwnerKind = Literal["TrainableModel", "TrainingRun"]
@@ -66,5 +65,4 @@ def owner_reference(kind: OwnerKind, owner: ObjectMeta, *, controller: bool) -> 
 
 
 def _digest(body: Manifest) -> str:
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return digest_of(canonical_json(body)).removeprefix(DIGEST_PREFIX)[:32]

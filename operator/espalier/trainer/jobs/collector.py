@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from espalier.trainer.problems import leave_message
+from espalier.core.volume import is_digest
+from espalier.process import configure_logs, leave_message
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 from espalier.trainer.volume.log_admin import forget, resumes_from
 
-_DIGEST = re.compile(r"sha256:[a-f0-9]{64}")
 # The termination log holds 4096 bytes.
 _TOLD = 24
 _REASON_CHARS = 60
@@ -44,7 +43,7 @@ def collect(
 
 def _refusal(store: CheckpointStore, model: str, digest: str, needed: frozenset[str]) -> str:
     """Why a checkpoint stays; empty once it is gone."""
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         return "it is no digest"
     if digest in needed:
         return "the trainer resumes from it"
@@ -76,4 +75,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    configure_logs()
     raise SystemExit(main())

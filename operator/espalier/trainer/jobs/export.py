@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.core.names import DIGEST_PREFIX
+from espalier.api.exit_codes import USER_MISTAKE
+from espalier.core.volume import DIGEST_PREFIX
 from espalier.trainer.engine.checkpoint_files import STATE_FILE, StepState, adapter_type
-from espalier.trainer.problems import EXIT_USER_MISTAKE, CommandError, UserMistakeError
+from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.checkpoint_store import (
     STAGING,
     CheckpointStore,
@@ -202,7 +203,7 @@ def main() -> int:
     except (UserMistakeError, CommandError) as error:
         problem = error.problem
         print(f"{problem.reason}: {problem.detail}: {problem.remedy}", file=sys.stderr)
-        return EXIT_USER_MISTAKE
+        return USER_MISTAKE
     print(f"wrote {exported.digest} to {given.output}")
     return 0
 

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from espalier import process
+from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.api.source import Resolved
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Problem
 from espalier.trainer.jobs.import_progress import Progress, served
-from espalier.trainer.problems import (
-    EXIT_USER_MISTAKE,
-    CommandError,
-    UserMistakeError,
-    leave_message,
-)
+from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.base_files import (
     PATTERNS,
     TEMPLATE,
@@ -44,7 +40,6 @@ from espalier.trainer.volume.checkpoint_store import (
     volume_written,
 )
 
-EXIT_TRY_AGAIN = 1
 _HUB = "OWNER/NAME@REVISION"
 _BASE_FIELD = "spec.source.base.huggingFace"
 _ADAPTER_FIELD = "spec.source.adapter.huggingFace"
@@ -132,9 +127,6 @@ def _known_base(store: CheckpointStore, digest: str) -> Stored:
 def main() -> int:
     """The exit code: 0, 64 for a user's mistake, 1 if a retry may succeed."""
     given = _arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    # It would log each request, with an address that may be signed.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     store = CheckpointStore(Path(os.environ.get("ESPALIER_VOLUME", "/weights")), "importer")
     try:
         adapter = Adapter.model_validate_json(os.environ.get("ESPALIER_ADAPTER", "{}"))
@@ -143,20 +135,20 @@ def main() -> int:
             if given.model:
                 report["adapter"] = _import_adapter(store, given, str(report["digest"]), adapter)
     except (UserMistakeError, CommandError) as error:
-        leave_message(error.problem.model_dump())
-        return EXIT_USER_MISTAKE
+        process.leave_problem(error.problem)
+        return USER_MISTAKE
     except DamagedError as error:
         damaged = Problem(reason="DownloadDamaged", detail=str(error), remedy="check the mirror")
-        leave_message(damaged.model_dump())
-        return EXIT_TRY_AGAIN
+        process.leave_problem(damaged)
+        return FAULT
     except Exception as error:
         from espalier.trainer.jobs.hub_problems import HubError  # noqa: PLC0415 - needs the hub's client
 
         if not isinstance(error, HubError):
             raise
-        leave_message(error.problem.model_dump())
-        return EXIT_TRY_AGAIN
-    leave_message(report)
+        process.leave_problem(error.problem)
+        return FAULT
+    process.leave_message(report)
     return 0
 
 
@@ -264,4 +256,5 @@ def _downloaded(
 
 
 if __name__ == "__main__":
+    process.configure_logs()
     raise SystemExit(main())

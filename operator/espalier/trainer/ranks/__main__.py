@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import secrets
 import signal
@@ -15,8 +16,11 @@ import socket
 import sys
 from asyncio.subprocess import Process
 
-from espalier.trainer.problems import EXIT_USER_MISTAKE
+from espalier.api.exit_codes import FAULT, USER_MISTAKE
+from espalier.process import configure_logs
 from espalier.trainer.ranks.this_rank import LOOPBACK, SECRET
+
+logger = logging.getLogger("espalier.trainer.ranks")
 
 # Rank 0 answers waiting polls before it ends; the others have nothing to finish.
 GRACE_SECONDS = 30.0
@@ -61,13 +65,13 @@ async def launch(ranks: int, arguments: list[str]) -> int:
 
 def _outcome(codes: list[int], first: list[int], *, stopped: bool) -> int:
     """The exit code; ``first`` are the ranks that ended by themselves, which is a fault."""
-    if EXIT_USER_MISTAKE in codes:
-        return EXIT_USER_MISTAKE
+    if USER_MISTAKE in codes:
+        return USER_MISTAKE
     if stopped:
         return _status(codes[0])
     rank = next((rank for rank in first if codes[rank]), first[0])
-    print(f"rank {rank} ended with {codes[rank]}, so all ranks were ended", file=sys.stderr)
-    return _status(codes[rank]) or 1
+    logger.error("rank %d ended with %d, so all ranks were ended", rank, codes[rank])
+    return _status(codes[rank]) or FAULT
 
 
 def _status(code: int) -> int:
@@ -85,6 +89,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Espalier trainer on several ranks of one node")
     parser.add_argument("--ranks", type=int, required=True)
     options, arguments = parser.parse_known_args()
+    configure_logs()
     return asyncio.run(launch(options.ranks, arguments))
 
 

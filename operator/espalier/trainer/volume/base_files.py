@@ -11,8 +11,8 @@ from typing import Any
 
 from espalier.api.source import TurnEnd
 from espalier.api.trainablemodel import Adapter
+from espalier.core.volume import MANIFEST
 from espalier.trainer.problems import UserMistakeError
-from espalier.trainer.volume.checkpoint_store import MANIFEST
 
 TEMPLATE = "chat_template.jinja"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

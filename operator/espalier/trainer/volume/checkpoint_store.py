@@ -1,15 +1,12 @@
-"""The volume: immutable, content-addressed directories for bases and checkpoints.
+"""Writes and reads the immutable, content-addressed directories of the volume (``core.volume``).
 
-``<root>/bases/sha256-<hex>/`` and ``<root>/checkpoints/sha256-<hex>/`` hold files and a
-``manifest.json`` written last; the digest is the SHA-256 of the manifest's canonical JSON, so it
-covers every file and the metadata. A directory without ``.tmp-`` in front is complete: it got its
-name by a rename after everything in it was on disk.
+A directory without ``.tmp-`` in front is complete: it was renamed after all its files, the manifest
+last, were on disk.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -19,18 +16,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from espalier.core.names import DIGEST_PREFIX, directory_name
+from espalier.core import volume
+from espalier.core.volume import FOLDERS, MANIFEST, Kind, canonical_json, digest_named, digest_of
 from espalier.trainer.problems import CommandError, volume_problem
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["base", "checkpoint"]
-MANIFEST = "manifest.json"
 STAGING = ".tmp-"
 NOTHING_PROMISED: Mapping[str, str] = {}
-_FOLDERS: dict[Kind, str] = {"base": "bases", "checkpoint": "checkpoints"}
 
 
 class DigestError(Exception):
@@ -94,7 +89,7 @@ class CheckpointStore:
 
         Raises VolumeFull, VolumeReadOnly or VolumeFailing (507) anywhere in the block.
         """
-        folder = self._root / _FOLDERS[kind]
+        folder = self._root / FOLDERS[kind]
         path = folder / f"{STAGING}{uuid.uuid4().hex}.{self._owner}"
         with volume_written(self._root):
             try:
@@ -130,9 +125,9 @@ class CheckpointStore:
             directory.chmod(0o755)
             sync(directory)
         manifest = {"kind": kind, "files": files, **metadata}
-        make_directory(self._root / _FOLDERS[kind])
-        text = canonical(manifest)
-        digest = DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest()
+        make_directory(self._root / FOLDERS[kind])
+        text = canonical_json(manifest)
+        digest = digest_of(text)
         (staged / MANIFEST).write_text(text)
         (staged / MANIFEST).chmod(0o644)
         sync(staged / MANIFEST)
@@ -155,7 +150,7 @@ class CheckpointStore:
             text = (path / MANIFEST).read_text()
         except OSError as error:
             raise DigestError(f"{kind} {digest} is not on the volume ({error})") from error
-        if DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest() != digest:
+        if digest_of(text) != digest:
             raise DigestError(f"the manifest of {kind} {digest} does not match its digest")
         manifest = json.loads(text)
         for name, entry in manifest["files"].items():
@@ -174,9 +169,9 @@ class CheckpointStore:
 
     def checkpoints(self, model: str = "") -> Iterator[Stored]:
         """Every readable checkpoint of a model, or of all models."""
-        for path in sorted((self._root / _FOLDERS["checkpoint"]).glob("sha256-*")):
+        for path in sorted((self._root / FOLDERS["checkpoint"]).glob("sha256-*")):
             try:
-                stored = self.open("checkpoint", path.name.replace("-", ":", 1))
+                stored = self.open("checkpoint", digest_named(path.name))
             except DigestError:
                 # Damage to another model's checkpoint must not keep this model from starting.
                 logger.warning("skipping an unreadable checkpoint", exc_info=True)
@@ -186,13 +181,13 @@ class CheckpointStore:
 
     def survey(self) -> Iterator[tuple[str, Stored | DigestError]]:
         """Every directory among the checkpoints by name, with its checkpoint or error."""
-        for path in sorted((self._root / _FOLDERS["checkpoint"]).glob("*")):
+        for path in sorted((self._root / FOLDERS["checkpoint"]).glob("*")):
             entry: Stored | DigestError
             try:
                 if path.name.startswith(STAGING):
                     entry = DigestError("it was never finished: its writer died")
                 else:
-                    entry = self.open("checkpoint", path.name.replace("-", ":", 1))
+                    entry = self.open("checkpoint", digest_named(path.name))
             except DigestError as error:
                 entry = error
             yield path.name, entry
@@ -211,13 +206,13 @@ class CheckpointStore:
 
     def sweep(self) -> None:
         """Removes staging left by earlier processes of this owner, none of which may be alive."""
-        for folder in _FOLDERS.values():
+        for folder in FOLDERS.values():
             for path in (self._root / folder).glob(f"{STAGING}*"):
                 if path.name.partition(".")[2].partition(".")[2] == self._owner:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, kind: Kind, digest: str) -> Path:
-        return self._root / _FOLDERS[kind] / directory_name(digest)
+        return volume.directory(self._root, kind, digest)
 
 
 @contextmanager
@@ -234,15 +229,10 @@ def volume_written(path: Path) -> Iterator[None]:
         raise problem from error
 
 
-def canonical(document: dict[str, Any]) -> str:
-    """JSON with sorted keys and no spaces, the form that is hashed."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"))
-
-
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return volume.sha256_of(file)
 
 
 def sync(path: Path) -> None:
