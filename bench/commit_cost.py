@@ -36,6 +36,7 @@ from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine import checkpoint_files
 from espalier.trainer.engine.commands import Command, Sent
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.policy.lora import adapter_shapes
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind
@@ -134,9 +135,8 @@ def replay(work: Workload, directory: Path, pending: int) -> tuple[Cost, Cost, C
 
     def engine(compute: LocalCompute) -> Engine:
         log = CommandLog(store.model_directory(MODEL))
-        return Engine(
-            model=MODEL, base=BASE, compute=compute, store=store, log=log, publish=lambda _: None
-        )  # fmt: skip
+        state = TrainingState(model=MODEL, base=BASE, compute=compute, store=store, log=log)
+        return Engine(state)
 
     def send(target: Engine, number: int, kind: Kind, body: Wire) -> None:
         answer = target.execute(Command(Key("bench", number), Sent(kind, body, None)))
@@ -150,13 +150,13 @@ def replay(work: Workload, directory: Path, pending: int) -> tuple[Cost, Cost, C
         for number in range(pending):
             send(first, number, "forward-backward", body)
     # As the kernel does when the process dies; nothing is flushed or settled.
-    first.log.close()
+    first.state.log.close()
     with measured() as replayed:
         second = engine(compute)
-    assert len(second.tallies) == pending
+    assert len(second.state.tallies) == pending
     with measured() as stepped:
         send(second, pending, "optim-step", OptimStepRequest(learning_rate=1e-4))
-    second.log.close()
+    second.state.log.close()
     return _each(original, pending), _each(replayed, pending), stepped
 
 

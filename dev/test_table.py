@@ -1,7 +1,7 @@
-"""What the last run of the tests took, by folder, as a table for docs/tests.md.
+"""What the last run of the tests took, by folder: the table in docs/developing/test-times.md.
 
 ``python -m dev.test_table`` reads out/junit.xml and prints Markdown; ``--write`` puts it into
-docs/tests.md, with the tests that carry the marker ``exhaustive``, which pytest collects for it.
+that page, with the tests that carry the marker ``exhaustive``, which pytest collects for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 JUNIT = ROOT / "out" / "junit.xml"
-PAGE = ROOT / "docs" / "tests.md"
+PAGE = ROOT / "docs" / "developing" / "test-times.md"
 BEGIN, END = "<!-- begin: python -m dev.test_table --write -->", "<!-- end -->"
 SLOWEST = 15
 COLLECT_SECONDS = 300

@@ -125,8 +125,8 @@ Done in $((SECONDS - started)) s. Everything lies in $out:
   reward.png   the reward curve
 
 Read next:
-  docs/local.md               what espalier dev does, and the command line against it
+  docs/guides/local.md        what espalier dev does, and the command line against it
   examples/cookbooks          six scripts of your own: losses, tools, self-play
-  docs/head.md                the head: pin, branch, gate
+  docs/guides/head.md         the head: pin, branch, gate
   make demo                   the same on a real Kubernetes cluster
 END

@@ -49,6 +49,7 @@ from espalier.kube.objects import Body, Key
 from espalier.podclient import pod_session
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.service import Service
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 from espalier.trainer.volume.command_log import CommandLog
@@ -136,13 +137,13 @@ class Trainer:
         self._service.feed.close()
         await self._runner.cleanup()
         if self.engine is not None:
-            self.engine.log.close()
+            self.engine.state.log.close()
 
     @web.middleware
     async def _faulty(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """Lets the fault strike that is due for this command: before it is applied, or after."""
         command = request.path.removeprefix("/train/")
-        ready = self.engine is not None and self.engine.assigned is not None
+        ready = self.engine is not None and self.engine.state.assigned is not None
         faults = self.stage.faults
         fault = faults.pop(0) if faults and ready and command in COMMANDS else None
         if fault is not None and fault.before:
@@ -155,12 +156,14 @@ class Trainer:
     def _make(self, publish: Any) -> Engine:
         store = CheckpointStore(self.stage.volume, self.model)
         self.engine = Engine(
-            model=self.model,
-            base=self.stage.base,
-            compute=LocalCompute(tiny.policy(self.stage.volume, self.stage.base)),
-            store=store,
-            log=CommandLog(store.model_directory(self.model), lock_seconds=5.0),
-            publish=publish,
+            TrainingState(
+                model=self.model,
+                base=self.stage.base,
+                compute=LocalCompute(tiny.policy(self.stage.volume, self.stage.base)),
+                store=store,
+                log=CommandLog(store.model_directory(self.model), lock_seconds=5.0),
+            ),
+            publish,
         )
         return self.engine
 
@@ -206,11 +209,11 @@ class Stage:
 
     def steps(self, model: str) -> int:
         """Applied optimizer steps, as the model's trainer counts them."""
-        return len(self.engine(model).commits)
+        return len(self.engine(model).state.commits)
 
     def pending(self, model: str) -> int:
         """Gradient commands that wait for a step."""
-        return len(self.engine(model).tallies)
+        return len(self.engine(model).state.tallies)
 
     def engine(self, model: str) -> Engine:
         found = next(t for t in self.trainers.values() if t.model == model)
@@ -248,7 +251,10 @@ class Stage:
             head = self.body("CheckpointHead", model).get("status", {})
             engines = [t.engine for t in self.trainers.values() if t.model == model]
             return bool(
-                head.get("current") and engines and engines[0] and engines[0].assigned is not None
+                head.get("current")
+                and engines
+                and engines[0]
+                and engines[0].state.assigned is not None
             )
 
         await self.until(ready, f"{model} trains")

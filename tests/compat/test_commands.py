@@ -121,7 +121,7 @@ async def test_every_command_of_hud_models_works(
     assert moved["head"]["id"] == "arith-000001"
     # A fork stands on what its source served when it was made.
     await stage.training("arith-two")
-    assert stage.engine("arith-two").position.name == "arith-000002"
+    assert stage.engine("arith-two").state.position.name == "arith-000002"
     table.setdefault(version, {}).update(
         {f"hud {command}": f"exits {done.code}" for command, done in ran.items()}
     )

@@ -49,7 +49,7 @@ async def test_a_lost_call_that_comes_again_is_applied_once_and_a_deliberate_one
     variables = environment(stage.url, TRAINER, tmp_path)
     rounds = await drive(NEWEST, "resends", variables, model="arith", rounds=len(FAULTS))
     assert not stage.faults
-    commits = stage.engine("arith").commits
+    commits = stage.engine("arith").state.commits
     rows = [
         "| fault, at a batch and at a step | sent | batches applied | steps applied |",
         "|---|---|---|---|",
@@ -73,6 +73,6 @@ async def test_a_whole_step_that_is_called_again_is_applied_once(
     variables = environment(stage.url, TRAINER, tmp_path)
     ((_, told),) = await drive(NEWEST, "redone", variables, model="arith")
     assert told == {"sent": 2, "step": 1}
-    (commit,) = stage.engine("arith").commits
+    (commit,) = stage.engine("arith").state.commits
     assert commit.metrics["trajectories/trained"] == BATCH
     assert stage.pending("arith") == 0

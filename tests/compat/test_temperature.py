@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ async def play(task: Asked, session: Session) -> float:
 def taken(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[Gradient]:
     """The gradients of every optimizer step, as it finds them."""
     stage.repeat = GROUP
-    compute: Any = stage.engine("arith").compute
+    compute: Any = stage.engine("arith").state.compute
     found: list[Gradient] = []
     propose = compute.propose
 
@@ -160,7 +159,7 @@ async def by_a_declared_run(stage: Stage) -> None:
     def scorer(spec: Taskset, tasks: Any) -> Any:
         return Letters()
 
-    journal = Journal("default/arith", io.StringIO())
+    journal = Journal("default/arith")
     async with GatewayClient(stage.url, "arith", TRAINER) as client:
         await Loop(
             client,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.core.objects import NOW, commit, head, model
+from tests.core.objects import NOW, commit, head, model, tracks
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.core.checkpoints.adoption import plan
@@ -73,7 +73,12 @@ def test_retention_has_left_gaps_and_the_rest_is_adopted() -> None:
 
 
 def test_a_head_that_began_before_the_adoption_takes_up_branch_and_term() -> None:
-    status = {"term": 1, "branch": "main", "termCause": "1/Track", "target": {"name": ""}}
+    status = {
+        "term": 1,
+        "branch": "main",
+        "agreed": tracks(1),
+        "target": {"name": ""},
+    }
     fresh = head(status=status)
     adopted = []
     for found in [*MAIN, *B2]:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.core.objects import checkpoint, commit, digest, head, line
+from tests.core.objects import checkpoint, commit, digest, head, line, pins, tracks
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.wire import Commit
@@ -18,9 +18,18 @@ from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point
 from espalier.core.lineage.lineage_index import grow
 
 TREE = [*line("m", 3), checkpoint(step=2, branch="b2", term=2, parent="m-000001")]
-LIVE_B2 = {"term": 2, "branch": "b2", "branchBase": {"name": "m-000001"}, "termCause": "2/Track"}
-RETURNED = {"term": 3, "branch": "main", "termCause": "3/Track"}
-PAUSED = {"term": 2, "branch": "main", "termCause": "2/Pin/m-000001/Pause"}
+LIVE_B2 = {
+    "term": 2,
+    "branch": "b2",
+    "branchBase": {"name": "m-000001"},
+    "agreed": tracks(2),
+}
+RETURNED = {"term": 3, "branch": "main", "agreed": tracks(3)}
+PAUSED = {
+    "term": 2,
+    "branch": "main",
+    "agreed": pins(2, "m-000001", "Pause"),
+}
 
 
 def lineage() -> Lineage:

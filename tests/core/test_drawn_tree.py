@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tests.core.objects import NOW, checkpoint, head, line
+from tests.core.objects import NOW, checkpoint, head, line, tracks
 
 from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.lineage.lineage import BASE_POINT, Point
@@ -17,7 +17,7 @@ HEAD = head(
         "term": 2,
         "branch": "b2",
         "branchBase": {"name": "m-000002"},
-        "termCause": "2/Track",
+        "agreed": tracks(2),
         "current": {"name": "m-b2-000004", "step": 4},
     }
 )

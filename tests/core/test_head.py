@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.core.objects import NOW, checkpoint, digest, head, line, model
+from tests.core.objects import NOW, checkpoint, digest, head, line, model, tracks
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.checkpointhead import CheckpointHead, NameOnly, PodDigest
+from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus, NameOnly, PodDigest
 from espalier.api.wire import Problem
 from espalier.core.conditions import find
 from espalier.core.head import head_request, served_adapters
@@ -58,9 +59,8 @@ class Server:
     def settle(self) -> CheckpointHead:
         """Decisions, and rollouts that obey, until nothing changes."""
         for _ in range(6):
-            self.once()
-            wishes = served_adapters.wishes("m", [self.head], self.view().lineage)
-            loaded = frozenset({"base", *served_adapters.choose(wishes, self.refused)})
+            load = self.once().load
+            loaded = frozenset({"base", *served_adapters.choose(load, self.refused)})
             self.rollouts = [
                 Rollout(r.name, True, loaded, refused=self.refused) for r in self.rollouts
             ]
@@ -199,7 +199,7 @@ def test_a_pin_that_cannot_be_met_is_explained_and_changes_nothing(
     after = server.edit("Pin", pin, onPin="Branch").status
     assert server.reason() == f"False/{reason}"
     assert server.reason("Stalled") == f"{stalled}/{reason}"
-    kept = ("current", "target", "term", "branch", "term_cause", "history")
+    kept = ("current", "target", "term", "branch", "agreed", "history")
     assert [getattr(after, name) for name in kept] == [getattr(before, name) for name in kept]
     assert current(server.edit("Track")) == "m-000004"
     assert server.head.status.term == 1
@@ -352,16 +352,14 @@ def test_a_trainer_that_is_ahead_is_overtaken_once() -> None:
 
 
 def test_another_head_serves_without_moving_training() -> None:
-    leader = head(status={"term": 3, "branch": "main", "termCause": "1/Track"})
+    leader = head(status={"term": 3, "branch": "main", "agreed": tracks(1)})
     canary = Server(name="canary")
     adapter = adapter_name("m", digest("m-000002"))
     canary.head = head("m", "Pin", "m-000002", name="canary", onPin="Branch")
     for _ in range(3):
         view = canary.view()
         rollouts = [Rollout("pod", True, frozenset({adapter}))]
-        view = HeadView(
-            view.head, view.model, view.lineage, MAIN[1], leader=leader, rollouts=rollouts
-        )
+        view = replace(view, named=MAIN[1], leader=leader, rollouts=rollouts)
         canary.head = canary.head.model_copy(update={"status": decide(view, NOW).status})
     assert current(canary.head) == "m-000002"
     assert (canary.head.status.term, canary.head.status.branch) == (3, "main")
@@ -506,18 +504,22 @@ def test_a_head_says_under_what_slug_it_is_sampled() -> None:
     assert (endpoint.slug, endpoint.url) == ("canary", "http://gateway")
 
 
+BEFORE = head(status={"term": 1, "target": {"name": "m-000003"}})
+
+
 @pytest.mark.parametrize(
     ("others", "reason", "remedy"),
     [
         ({"namesake": True}, "NameTaken", "create it under another name"),
-        ({"crowded_out": True}, "TooManyHeads", "spec.rollout.maxAdapters"),
+        ({"heads": [BEFORE]}, "TooManyHeads", "spec.rollout.maxAdapters"),
     ],
 )
 def test_a_second_head_that_cannot_be_served_says_what_to_do(
     others: dict[str, Any], reason: str, remedy: str
 ) -> None:
     server = Server(name="canary")
-    server.others = {"leader": head(status={"term": 1}), **others}
+    server.model = model(rollout={"maxAdapters": 1})
+    server.others = {"leader": BEFORE, **others}
     settled = server.settle()
     assert server.reason("Stalled") == f"True/{reason}"
     found = find(settled.status.conditions, "Ready")
@@ -544,8 +546,8 @@ def test_history_keeps_the_last_twenty_moves() -> None:
     assert len(server.head.status.history) == 20
 
 
-def test_a_request_survives_its_written_form() -> None:
-    asked = head_request.Request("Pin", "m-000002", "Branch", 7)
-    assert head_request.Request.parse(asked.text()) == asked
-    assert head_request.Request.parse("8/Track") == head_request.Request("Track", generation=8)
-    assert head_request.Request.parse("") is None
+def test_what_was_agreed_survives_its_written_form() -> None:
+    for agreed in (head_request.pin("m-000002", "Branch", 7), head_request.track(8)):
+        written = CheckpointHeadStatus(agreed=agreed).wire()
+        assert CheckpointHeadStatus.model_validate(written).agreed == agreed
+    assert head_request.track(8).wire() == {"generation": 8, "mode": "Track"}

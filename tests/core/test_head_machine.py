@@ -17,7 +17,7 @@ from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.checkpoints.commits import Accepted, judge
 from espalier.core.head import head_request, head_view, served_adapters
 from espalier.core.head.head import HISTORY, decide
-from espalier.core.head.head_request import TRACK, Request
+from espalier.core.head.head_request import TRACK
 from espalier.core.head.head_view import HeadView, Rollout
 from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point
 from espalier.core.lineage.lineage_index import grow
@@ -63,8 +63,8 @@ class HeadMachine(RuleBasedStateMachine):
         return grow(self.checkpoints.values(), BASE_POINT)
 
     @property
-    def wishes(self) -> tuple[served_adapters.Wish, ...]:
-        return served_adapters.wishes("m", list(self.heads.values()), self.lineage)
+    def desired(self) -> tuple[served_adapters.DesiredAdapters, ...]:
+        return served_adapters.desired_adapters("m", list(self.heads.values()), self.lineage)
 
     def adapter(self, name: str) -> str:
         return adapter_name("m", self.checkpoints[name].spec.digest)
@@ -203,13 +203,13 @@ class HeadMachine(RuleBasedStateMachine):
 
     @rule(pod=st.sampled_from(PODS))
     def load(self, pod: str) -> None:
-        """A pod is asked for what the heads wish, and says what it refuses."""
+        """A pod is asked for what the heads want, and says what it refuses."""
         broken = {self.adapter(name) for name in self.broken}
         refused: set[str] = set()
-        while newly := broken.intersection(served_adapters.choose(self.wishes, refused)):
+        while newly := broken.intersection(served_adapters.choose(self.desired, refused)):
             refused |= newly
         self.refused[pod] = frozenset(refused)
-        self.loaded[pod] = frozenset({"base", *served_adapters.choose(self.wishes, refused)})
+        self.loaded[pod] = frozenset({"base", *served_adapters.choose(self.desired, refused)})
         self.report()
 
     def report(self) -> None:
@@ -259,7 +259,7 @@ class HeadMachine(RuleBasedStateMachine):
         if after.current is None:
             assert after.target.name in self.broken
             return
-        agreed = Request.parse(after.term_cause)
+        agreed = after.agreed
         if after.current.name != after.target.name:
             # Only a pin insists on bytes that nobody can load.
             assert after.target.name in self.broken
@@ -284,11 +284,11 @@ class HeadMachine(RuleBasedStateMachine):
 
     def check_direction(self, before: CheckpointHeadStatus, after: CheckpointHeadStatus) -> None:
         """Unless it is asked to, a head never moves back along the line that it follows."""
-        agreed = Request.parse(after.term_cause)
+        agreed = after.agreed
         assert before.current is not None
         assert after.current is not None
         base = head_request.ref_name(after.branch_base)
-        same = (before.term_cause, before.branch) == (after.term_cause, after.branch)
+        same = (before.agreed, before.branch) == (after.agreed, after.branch)
         on_line = self.lineage.on_line(before.current.name, after.branch, base)
         if agreed is not None and agreed.mode == TRACK and same and on_line and self.tracked:
             assert after.current.step > before.current.step
@@ -319,7 +319,7 @@ class HeadMachine(RuleBasedStateMachine):
     @invariant()
     def only_pins_that_can_be_met_are_agreed_to(self) -> None:
         for found in self.heads.values():
-            agreed = Request.parse(found.status.term_cause)
+            agreed = found.status.agreed
             assert agreed is None or not agreed.name or agreed.name in self.ever
 
     @invariant()
@@ -342,7 +342,7 @@ class HeadMachine(RuleBasedStateMachine):
 
     @invariant()
     def only_a_pause_of_the_leading_head_holds_training(self) -> None:
-        agreed = Request.parse(self.leader.status.term_cause)
+        agreed = self.leader.status.agreed
         held = head_request.training_point(self.leader, self.lineage) is None
         if self.leader.status.term:
             assert held == (agreed is not None and agreed.on_pin == "Pause")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.core.objects import LATER, NOW, head, model, run
+from tests.core.objects import LATER, NOW, head, model, pins, run
 from tests.core.test_run import SERVED, said
 
 from espalier.core.run import idle
@@ -61,7 +61,14 @@ def test_a_run_is_idle_while_nobody_calls(
         {"model": model(trainer={"idleSeconds": 0})},
         {"run": run(driver="Client", suspend=True, status=RESTING)},
         {"run": run(driver="Client", status={**RESTING, "step": 10})},
-        {"head": head(status={**SERVED, "termCause": "2/Pin/m-000001/Pause"})},
+        {
+            "head": head(
+                status={
+                    **SERVED,
+                    "agreed": pins(2, "m-000001", "Pause"),
+                }
+            )
+        },
     ],
     ids=["a runner's", "kept for ever", "suspended", "done", "paused by its head"],
 )

@@ -6,7 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.core.objects import LATER, NOW, checkpoint, condition, digest, head, line, model, run
+from tests.core.objects import (
+    LATER,
+    NOW,
+    checkpoint,
+    condition,
+    digest,
+    head,
+    line,
+    model,
+    pins,
+    run,
+    tracks,
+)
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
@@ -14,16 +26,28 @@ from espalier.api.wire import Problem
 from espalier.core.conditions import find
 from espalier.core.lineage.lineage import BASE_POINT, point
 from espalier.core.lineage.lineage_index import grow
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import Job, Pod
 from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.run import RunDecision
 from espalier.core.run.run_view import RunView
 
-SERVED = {"term": 1, "termCause": "1/Track", "current": {"name": "m-000001", "step": 1}}
-PAUSED = {**SERVED, "term": 2, "termCause": "2/Pin/m-000001/Pause"}
-BRANCHED = {**SERVED, "term": 2, "termCause": "2/Pin/m-000001/Branch"}
+SERVED = {
+    "term": 1,
+    "agreed": tracks(1),
+    "current": {"name": "m-000001", "step": 1},
+}
+PAUSED = {
+    **SERVED,
+    "term": 2,
+    "agreed": pins(2, "m-000001", "Pause"),
+}
+BRANCHED = {
+    **SERVED,
+    "term": 2,
+    "agreed": pins(2, "m-000001", "Branch"),
+}
 GATE = {"metric": "reward/mean", "min": "0.5"}
 FULLY_TRAINED = model(adapter={"type": "Full"})
 RUNNER = Pod(
@@ -164,7 +188,7 @@ STAGES = {
         "Keep",
     ),
     "runner refused": (
-        {"hindrance": Hindrance("FailedCreate", "exceeded quota"), "runner_pods": []},
+        {"blocker": Blocker("FailedCreate", "exceeded quota"), "runner_pods": []},
         "False/FailedCreate",
         "True",
         "False",
@@ -490,7 +514,7 @@ def test_the_trainer_is_told_where_to_go_on_under_which_term() -> None:
         "term": 2,
         "branch": "b2",
         "branchBase": {"name": "m-000002"},
-        "termCause": "2/Pin/m-000002/Branch",
+        "agreed": pins(2, "m-000002", "Branch"),
     }
     told = turns.assignment(run(), model(), head(status=branched), grow(line("m", 4), BASE_POINT))
     assert told is not None

@@ -61,7 +61,8 @@ def test_the_tests_of_a_group_follow_one_another(request: pytest.FixtureRequest)
 
 
 def test_two_workers_share_the_groups_and_none_of_them_is_torn() -> None:
-    files = [f"tests/core/test_{name}.py" for name in ("conditions", "growth", "reported", "tree")]
+    names = ("conditions", "lineage_index", "reported", "drawn_tree")
+    files = [f"tests/core/test_{name}.py" for name in names]
     command = [sys.executable, "-m", "pytest", "-n", "2", "-v", "-p", "no:cacheprovider", *files]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True

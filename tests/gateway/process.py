@@ -81,7 +81,7 @@ def served(server: ApiServer, namespace: str, port: int, digest: str) -> None:
         "kind": "CheckpointHead",
         "metadata": {"name": "arith"},
         "spec": {"modelRef": {"name": "arith"}, "mode": "Track"},
-        "status": {"term": 1, "termCause": "1/Track", "current": current},
+        "status": {"term": 1, "agreed": {"generation": 1, "mode": "Track"}, "current": current},
     }
     apply(server, namespace, *({"apiVersion": API_VERSION, **body} for body in (model, head)))
     _workload(server, namespace, "Deployment", "rollout", port)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.gateway.world import World, digest
 
-from espalier.core.head.head_request import Request
+from espalier.core.head.head_request import pin
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.world.world import Id
 
@@ -55,12 +55,12 @@ def test_not_served_by_a_later_step_of_another_term(world: World, model: Id) -> 
 
 @pytest.mark.parametrize("on_pin", ["Pause", "Branch", "Continue"])
 def test_pinned_while_the_head_holds_another(world: World, model: Id, on_pin: str) -> None:
-    world.head(model, OLD, agreed=Request("Pin", "arith-000001", on_pin, 2))
+    world.head(model, OLD, agreed=pin("arith-000001", on_pin, 2))
     assert ask(world, model) == "Pinned"
 
 
 def test_served_when_the_pinned_one_is_this_one(world: World, model: Id) -> None:
-    world.head(model, NEW, agreed=Request("Pin", "arith-000003", "Branch", 2))
+    world.head(model, NEW, agreed=pin("arith-000003", "Branch", 2))
     assert ask(world, model) == "Served"
 
 

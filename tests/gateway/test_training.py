@@ -15,7 +15,7 @@ from tests.gateway.test_completions import hang, hang_up
 from tests.gateway.world import LOADING, World, digest, waiting
 
 from espalier import identity
-from espalier.core.head.head_request import Request
+from espalier.core.head.head_request import pin
 from espalier.core.names import audience
 from espalier.gateway.routes import trainer_lookup
 from espalier.gateway.routes import training as train
@@ -157,7 +157,7 @@ async def test_optim_step_of_a_pinned_branch_returns_at_once(
     gateway: Gateway, upstream: Start
 ) -> None:
     model = training(gateway, (await upstream(commit)).port)
-    gateway.world.head(model, A, term=4, agreed=Request("Pin", "arith-000001", "Branch", 2))
+    gateway.world.head(model, A, term=4, agreed=pin("arith-000001", "Branch", 2))
     reply = await gateway.post(STEP, {})
     assert reply.headers["Espalier-Promotion"] == "Pinned"
 
@@ -188,7 +188,7 @@ async def test_no_active_run_is_a_409_with_the_remedy(gateway: Gateway) -> None:
 async def test_a_head_that_pauses_is_a_409(gateway: Gateway, upstream: Start) -> None:
     trainer = await upstream(commit)
     model = training(gateway, trainer.port)
-    gateway.world.head(model, A, term=4, agreed=Request("Pin", "arith-000001", "Pause", 2))
+    gateway.world.head(model, A, term=4, agreed=pin("arith-000001", "Pause", 2))
     assert await refused(await gateway.post(STEP, {})) == (409, "HeadPinned")
     assert not trainer.requests
 
@@ -300,7 +300,7 @@ async def test_a_runner_reads_its_run_as_it_is_now(gateway: Gateway) -> None:
     assert run["spec"]["learningRate"] == "1e-4"
     assert run["spec"]["optimizer"]["beta2"] == "0.95"
     gateway.world.run(model, "first", suspend=True)
-    gateway.world.head(model, A, term=4, agreed=Request("Pin", "arith-000001", "Pause", 2))
+    gateway.world.head(model, A, term=4, agreed=pin("arith-000001", "Pause", 2))
     run = await (await gateway.get(path)).json()
     assert (run["term"], run["suspended"], run["paused"]) == (4, True, True)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from espalier.core.head.head_request import Request
+from espalier.api.checkpointhead import Agreed
+from espalier.core.head.head_request import track
 from espalier.gateway.world.watch import View
 from espalier.gateway.world.world import Id, Snapshot
 from espalier.kube.cache import Cache
@@ -62,20 +63,20 @@ class World:
         *,
         step: int = 0,
         term: int = 1,
-        agreed: Request | None = None,
+        agreed: Agreed | None = None,
         gate: Body | None = None,
         checkpoint: str = "",
         name: str = "",
         target: str | None = None,
     ) -> None:
         """A head that serves a digest (None: nothing yet) and has agreed to a request."""
-        agreed = agreed or Request("Track")
+        agreed = agreed or track()
         spec: Body = {"modelRef": {"name": model.name}, "mode": agreed.mode}
         if agreed.mode == "Pin":
             spec |= {"checkpointRef": {"name": agreed.name}, "onPin": agreed.on_pin}
         if gate:
             spec["gate"] = gate
-        status: Body = {"term": term, "termCause": agreed.text()}
+        status: Body = {"term": term, "agreed": agreed.wire()}
         if current is not None:
             status["current"] = {
                 "name": checkpoint,

@@ -97,6 +97,7 @@ async def test_a_hand_edit_is_taken_back_whole(open_teams: OpenTeams, own: Own) 
     await team.advance(1)
 
 
+@pytest.mark.exhaustive
 async def test_every_way_back_ends_in_the_same_head(open_teams: OpenTeams, own: Own) -> None:
     reverted, committed, republished = await open_teams(3)
     ends = await asyncio.gather(

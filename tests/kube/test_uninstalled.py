@@ -1,4 +1,4 @@
-"""What docs/operations.md says to do with finalizers once the operator is gone."""
+"""What docs/operations/uninstalling.md says to do with finalizers once the operator is gone."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 
 
 def commands() -> str:
-    """The last commands of the section."""
-    text = (ROOT / "docs/operations.md").read_text()
-    section = text.partition("## Uninstalling")[2].partition("## ")[0]
-    return BLOCK.findall(section)[-1]
+    """The last commands of the page."""
+    return BLOCK.findall((ROOT / "docs/operations/uninstalling.md").read_text())[-1]
 
 
 async def test_the_documented_commands_let_go_what_hangs_in_deletion(

@@ -255,7 +255,7 @@ async def test_a_program_at_the_pods_port_of_all_addresses_is_named(
 
 PARENT = """
 import asyncio, pathlib, sys
-from espalier.local.process import Plan, Running
+from espalier.local.pod_process import Plan, Running
 async def main():
     root = pathlib.Path(sys.argv[1])
     plan = Plan((), (sys.executable, "-c", "import time; time.sleep(600)"), {}, root / "message")

@@ -110,9 +110,9 @@ _SURVEY = """
 import json, sys
 from reasoning_gym.factory import DATASETS
 from espalier.api.taskset import Taskset
-from espalier.runner.problem import UserError
+from espalier.runner.run_end import UserError
 from espalier.runner.scoring.scorers import open_scorer
-from espalier.runner.tasksets import open_tasks
+from espalier.runner.open_taskset import open_tasks
 def reward(scorer, text):
     try:
         return scorer.score(1, text)

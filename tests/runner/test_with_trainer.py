@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import random
@@ -28,6 +27,7 @@ from espalier.runner.open_taskset import open_tasks
 from espalier.runner.waiting import Waiting
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.service import Service
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 from espalier.trainer.volume.command_log import CommandLog
@@ -115,7 +115,8 @@ async def passage(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
         log = CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0)
         compute = LocalCompute(tiny.policy(volume, base))
         engine = Engine(
-            model=tiny.MODEL, base=base, compute=compute, store=store, log=log, publish=publish
+            TrainingState(model=tiny.MODEL, base=base, compute=compute, store=store, log=log),
+            publish,
         )
         engine.assign(tiny.assignment(run=run_identity("run", UID)))
         return engine
@@ -130,7 +131,7 @@ async def passage(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
 
 async def drive(url: str, tasks: Path) -> None:
     """A runner process, from its start to its end."""
-    journal = Journal("default/run", io.StringIO())
+    journal = Journal("default/run")
     patience = Patience(deadline=60.0, first_delay=0.01)
     async with GatewayClient(url, "default/tiny", "secret", patience=patience) as client:
         loop = Loop(

@@ -134,7 +134,7 @@ def test_tools_that_are_not_to_be_called_need_no_parser() -> None:
 
 
 def test_the_documents_have_the_same_tables() -> None:
-    table = (Path(__file__).parents[2] / "docs" / "rollout.md").read_text()
+    table = (Path(__file__).parents[2] / "docs" / "guides" / "parsers.md").read_text()
     for beginning, text, parser in tool_parsers.TOOL_CALL_FAMILIES:
         assert f"| `{beginning}` | `{text}` | `{parser}` |" in table
     for _, _, parser in tool_parsers.REASONING_FAMILIES:

@@ -36,11 +36,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         tiny.send(engine, "forward-backward", tiny.forward_backward(step), ("s", 2 * step))
         tiny.send(engine, "optim-step", tiny.optim_step(learning_rate=0.05), ("s", 2 * step + 1))
     yield engine
-    engine.log.close()
+    engine.state.log.close()
 
 
 def volume_of(engine: Engine) -> Path:
-    return engine.store.open("checkpoint", engine.commits[-1].digest).path.parents[1]
+    return engine.state.store.open("checkpoint", engine.state.commits[-1].digest).path.parents[1]
 
 
 def sampled(rollout: server.Rollout, model: str) -> list[Any]:
@@ -55,7 +55,7 @@ def largest_difference(engine: Engine, choices: list[Any]) -> float:
         Datum(tuple(c["prompt_token_ids"]), tuple(c["token_ids"]), (), 0.0, 0.0, number, None)
         for number, c in enumerate(choices)
     ]
-    scored = engine.compute.score(engine.compute.admit(data))
+    scored = engine.state.compute.score(engine.state.compute.admit(data))
     return max(
         float((torch.tensor(c["logprobs"]["token_logprobs"]) - torch.tensor(own)).abs().max())
         for c, own in zip(choices, scored, strict=True)
@@ -65,7 +65,7 @@ def largest_difference(engine: Engine, choices: list[Any]) -> float:
 def test_vllm_samples_a_checkpoint_and_its_export_with_the_trainers_log_probs(
     trained: Engine, tmp_path: Path
 ) -> None:
-    volume, digest = volume_of(trained), trained.commits[-1].digest
+    volume, digest = volume_of(trained), trained.state.commits[-1].digest
     export(volume, digest, tmp_path / "adapter", Wanted(), force=False)
     (tmp_path / "adapter" / "tokenizer.json").unlink()
     exported = served.commit_checkpoint(volume, tmp_path / "adapter", trained.base, rank=4)
@@ -85,9 +85,12 @@ def test_vllm_samples_a_merged_model_with_the_trainers_log_probs(
     trained: Engine, tmp_path: Path
 ) -> None:
     export(
-        volume_of(trained), trained.commits[-1].digest, tmp_path / "merged", Wanted(merged=True),
+        volume_of(trained),
+        trained.state.commits[-1].digest,
+        tmp_path / "merged",
+        Wanted(merged=True),
         force=False,
-    )  # fmt: skip
+    )
     (tmp_path / "volume").mkdir()
     importing = CheckpointStore(tmp_path / "volume", "importer")
     merged = import_directory(importing, tmp_path / "merged").digest

@@ -11,6 +11,7 @@ from tests.simulation.life import Life
 from tests.simulation.weather import Weather
 
 from espalier.controllers.process.triggers import WATCHED
+from espalier.kube import informer
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import ClusterError
 from espalier.kube.comparison import Comparison, Scope
@@ -31,11 +32,17 @@ class Informing:
         self._weather = weather
 
     async def __call__(self, cache: Cache, stop: asyncio.Event, synced: asyncio.Event) -> None:
-        scopes = frozenset(Scope(kind, None) for kind in WATCHED)
-        comparison = Comparison(scopes, WATCHED, cache, self._reached)
-        streams = [self._follow(scope, cache, comparison) for scope in sorted(scopes, key=str)]
-        healing = comparison.run(synced, COMPARE_SECONDS, READY_SECONDS)
-        tasks = [asyncio.create_task(part) for part in (stop.wait(), healing, *streams)]
+        comparisons = {
+            Scope(kind, None): Comparison(Scope(kind, None), WATCHED[kind], cache, self._reached)
+            for kind in sorted(WATCHED)
+        }
+        parts = [
+            stop.wait(),
+            informer.synced(comparisons, cache, synced, READY_SECONDS),
+            *(comparison.run(COMPARE_SECONDS) for comparison in comparisons.values()),
+            *(self._follow(*watched, cache) for watched in comparisons.items()),
+        ]
+        tasks = [asyncio.create_task(part) for part in parts]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -45,15 +52,14 @@ class Informing:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, scope: Scope, cache: Cache, comparison: Comparison) -> None:
+    async def _follow(self, scope: Scope, comparison: Comparison, cache: Cache) -> None:
         while True:
             stream = _Stream(scope, cache, self._life, self._weather)
             self._source.watch(stream.offer)
             try:
-                comparison.listing(scope)
                 for body in await self._reached.list(scope.kind, None, WATCHED[scope.kind]):
                     cache.put(scope.kind, body)
-                comparison.watching(scope)
+                comparison.listed()
                 await stream.expired.wait()
             except ClusterError:
                 await asyncio.sleep(RECONNECT_SECONDS)

@@ -21,7 +21,7 @@ from tests.simulation.weather import WATCH_LAG_SECONDS, Weather
 from espalier.controllers.process.replica import Ports, Replica, lease_key
 from espalier.controllers.process.settings import Settings
 from espalier.core.manifests.installation import ChildSettings, Images
-from espalier.kube.comparison import InformerError
+from espalier.kube.informer import InformerError
 from espalier.kube.lease import Election, LeadershipLostError
 from espalier.kube.objects import Body, Key
 
@@ -109,10 +109,10 @@ class World:
         reached = network.to("cluster", self.cluster)
         settings = Settings(SYSTEM, life.name, (NAMESPACE,), self.images, "http://gateway")
         ports = Ports(
-            reached,
+            lambda check: network.to("cluster", self.cluster, check),
             Informing(self.cluster, reached, life, weather),
-            trainer=lambda _: network.to("trainer", self.trainer),
-            rollouts=lambda _: network.to("rollouts", self.rollouts),
+            trainer=lambda _, check: network.to("trainer", self.trainer, check),
+            rollouts=lambda _, check: network.to("rollouts", self.rollouts, check),
             importer=lambda _: network.to("importer", self.importer),
             now=now,
         )

@@ -47,4 +47,4 @@ def engine(volume: Volume, policy: Policy) -> Iterator[Engine]:
     made = tiny.engine(volume.path, volume.base, policy)
     made.assign(tiny.assignment())
     yield made
-    made.log.close()
+    made.state.log.close()

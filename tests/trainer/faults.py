@@ -292,13 +292,13 @@ def outcome(volume: Volume, policy: Policy) -> Outcome:
     """Reads the volume as the next process would, and verifies every checkpoint."""
     engine = tiny.engine(volume.path, volume.base, policy)
     try:
-        digests = tuple(commit.digest for commit in engine.commits)
+        digests = tuple(commit.digest for commit in engine.state.commits)
         for digest in digests:
-            engine.store.verify("checkpoint", digest)
+            engine.state.store.verify("checkpoint", digest)
         weights = {n: p.detach().clone() for n, p in policy.parameters.items()}
-        return Outcome(digests, weights, engine.state())
+        return Outcome(digests, weights, engine.state.report())
     finally:
-        engine.log.close()
+        engine.state.log.close()
 
 
 def survives(

@@ -39,14 +39,14 @@ elif "create" in given:
 def grown(engine: Engine) -> list[Commit]:
     """Three steps, and two on a branch of the first."""
     train(engine, range(3))
-    first = engine.commits[0]
+    first = engine.state.commits[0]
     engine.assign(
         tiny.assignment(
             2, branch="b2", base=first.digest, base_name=first.name, base_step=first.step
         )
     )
     train(engine, range(3, 5))
-    return engine.commits
+    return engine.state.commits
 
 
 def surveyed(volume: Volume, of: str = "arith", base: str = "") -> tuple[list[Commit], list[str]]:
@@ -64,7 +64,9 @@ def directory(volume: Volume, commit: Commit) -> Path:
     return volume.path / "checkpoints" / commit.digest.replace(":", "-")
 
 
-def test_the_volume_tells_all_that_the_trainers_log_knew(engine: Engine, volume: Volume) -> None:
+def test_the_volume_holds_everything_that_the_trainers_log_had(
+    engine: Engine, volume: Volume
+) -> None:
     made = grown(engine)
     shutil.rmtree(volume.path / "models")
     found, strays = surveyed(volume, base=volume.base)
@@ -74,7 +76,7 @@ def test_the_volume_tells_all_that_the_trainers_log_knew(engine: Engine, volume:
     assert surveyed(volume, "other") == ([], [])
 
 
-def test_torn_damaged_and_foreign_directories_are_told_and_left_out(
+def test_torn_damaged_and_foreign_directories_are_reported_and_left_out(
     engine: Engine, volume: Volume
 ) -> None:
     made = grown(engine)

@@ -18,6 +18,7 @@ from tests.trainer.tiny import Volume
 from espalier import identity
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.service import SERVER, Service
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
@@ -38,12 +39,14 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
 
     def make(publish: Any) -> Engine:
         made = Engine(
-            model=tiny.MODEL,
-            base=volume.base,
-            compute=LocalCompute(policy),
-            store=store,
-            log=CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0),
-            publish=publish,
+            TrainingState(
+                model=tiny.MODEL,
+                base=volume.base,
+                compute=LocalCompute(policy),
+                store=store,
+                log=CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0),
+            ),
+            publish,
         )
         made.assign(tiny.assignment())
         return made
@@ -55,7 +58,7 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
         yield made
         service.feed.close()
         assert service._engine is not None
-        service._engine.log.close()
+        service._engine.state.log.close()
 
 
 def headers() -> dict[str, str]:
@@ -171,7 +174,7 @@ async def test_a_refused_backward_names_its_row_and_changes_nothing(
         assert await standing(client, volume) == before
 
 
-async def test_a_step_of_values_that_are_no_numbers_names_them_and_is_not_taken(
+async def test_a_step_with_values_that_are_not_numbers_names_them_and_is_not_taken(
     client: Client, volume: Volume
 ) -> None:
     status, _ = await post(client, "forward-backward", batch())

@@ -191,7 +191,7 @@ class Clients(RuleBasedStateMachine):
             assert sent is not None
             key = (sent.key.session, sent.key.seq)
             assert tiny.send(engine, sent.kind, sent.request, key).status == 200
-        engine.log.close()
+        engine.state.log.close()
         return self._state(volume, engine)
 
     def _state(
@@ -199,10 +199,10 @@ class Clients(RuleBasedStateMachine):
     ) -> tuple[object, list[torch.Tensor]]:
         """Checkpoints and position; weights and gradients. Without an engine: after a restart."""
         opened = engine or tiny.engine(volume.path, volume.base, self.policy)
-        digests = [commit.digest for commit in opened.commits]
-        position = (opened.position, len(opened.tallies))
+        digests = [commit.digest for commit in opened.state.commits]
+        position = (opened.state.position, len(opened.state.tallies))
         if engine is None:
-            opened.log.close()
+            opened.state.log.close()
         tensors = [p.detach().clone() for p in self.policy.parameters.values()]
         gradients = [p.grad for p in self.policy.parameters.values() if p.grad is not None]
         return (digests, position), [*tensors, *(g.clone() for g in gradients)]
@@ -242,7 +242,7 @@ class Clients(RuleBasedStateMachine):
         await self.server.close()
         assert self.service._engine is not None
         # The kernel closes a dead process's files, and so releases its lock.
-        self.service._engine.log.close()
+        self.service._engine.state.log.close()
 
     async def _post(self, sent: Sent) -> None:
         headers = bearer("gateway") | {IDEMPOTENCY_KEY: f"{sent.key.session}/{sent.key.seq}"}

@@ -20,7 +20,7 @@ from espalier.trainer.volume.log_admin import resumes_from
 
 
 def digests(engine: Engine) -> list[str]:
-    return [commit.digest for commit in engine.commits]
+    return [commit.digest for commit in engine.state.commits]
 
 
 def on_volume(volume: Volume) -> set[str]:
@@ -39,16 +39,18 @@ def test_training_goes_on_and_restarts_without_the_bytes_in_between(
     assert collect(store(volume), "arith", made[1:3], orphaned=False) == {}
     assert on_volume(volume) == {made[0], made[3]}
     stands: dict[str, torch.Tensor] = weights(engine)
-    engine.log.close()
+    engine.state.log.close()
     again = tiny.engine(volume.path, volume.base, policy)
     assert same(weights(again), stands)
-    assert [commit.stored for commit in again.commits] == [True, False, False, True]
+    assert [commit.stored for commit in again.state.commits] == [True, False, False, True]
     train(again, range(4, 5))
-    assert (again.commits[-1].name, again.commits[-1].stored) == ("arith-000005", True)
-    again.log.close()
+    assert (again.state.commits[-1].name, again.state.commits[-1].stored) == ("arith-000005", True)
+    again.state.log.close()
 
 
-def test_where_the_trainer_resumes_from_is_refused(engine: Engine, volume: Volume) -> None:
+def test_a_checkpoint_that_the_trainer_resumes_from_is_refused(
+    engine: Engine, volume: Volume
+) -> None:
     train(engine, range(2))
     first, last = digests(engine)
     assert resumes_from(store(volume).model_path("arith")) == {last, ""}
@@ -68,14 +70,16 @@ def test_with_the_model_its_log_goes_but_not_while_a_trainer_has_it_open(
     assert log.is_dir()
     assert collect(store(volume), "arith", digests(engine)[1:], orphaned=True) == {}
     assert log.is_dir()
-    engine.log.close()
+    engine.state.log.close()
     assert collect(store(volume), "arith", digests(engine), orphaned=True) == {}
     assert not log.exists()
     assert on_volume(volume) == set()
     assert (volume.path / "bases").is_dir()
 
 
-def test_what_is_not_the_models_or_not_whole_is_refused(engine: Engine, volume: Volume) -> None:
+def test_checkpoints_of_other_models_and_damaged_ones_are_refused(
+    engine: Engine, volume: Volume
+) -> None:
     train(engine, range(3))
     first, second, _ = digests(engine)
     assert collect(store(volume), "other", [first], orphaned=True) == {
@@ -89,7 +93,7 @@ def test_what_is_not_the_models_or_not_whole_is_refused(engine: Engine, volume: 
     assert (volume.path / "checkpoints" / second.replace(":", "-")).is_dir()
 
 
-def test_one_that_is_gone_already_is_removed(volume: Volume) -> None:
+def test_a_checkpoint_that_is_gone_counts_as_removed(volume: Volume) -> None:
     assert collect(store(volume), "arith", [f"sha256:{'0' * 64}"], orphaned=False) == {}
 
 

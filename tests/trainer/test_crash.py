@@ -26,7 +26,7 @@ from tests.trainer.tiny import Volume
 
 from espalier.api.wire import Wire
 from espalier.trainer.engine.commands import Empty
-from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 from espalier.trainer.volume.command_log import CommandLog, Kind
@@ -58,7 +58,7 @@ def points() -> list[tuple[Any, str]]:
         (CheckpointStore, "commit"),
         (Path, "rename"),
         (Policy, "evaluate"),
-        (Engine, "drop_gradients"),
+        (TrainingState, "drop_gradients"),
     ]
 
 
@@ -129,13 +129,13 @@ def outcome(volume: Volume, policy: Policy) -> tuple[list[str], dict[str, torch.
     """What is left at the end, as a fresh process sees it."""
     engine = tiny.engine(volume.path, volume.base, policy)
     try:
-        digests = [commit.digest for commit in engine.commits]
+        digests = [commit.digest for commit in engine.state.commits]
         for digest in digests:
-            engine.store.verify("checkpoint", digest)
+            engine.state.store.verify("checkpoint", digest)
         weights = {n: p.detach().clone() for n, p in policy.parameters.items()}
-        return digests, weights, engine.state()
+        return digests, weights, engine.state.report()
     finally:
-        engine.log.close()
+        engine.state.log.close()
 
 
 @pytest.fixture(scope="module")
@@ -217,10 +217,10 @@ def test_an_unacknowledged_command_that_is_never_resent_has_no_effect(
         live(volume, shared_policy, generator.randrange(straight[1]))
         engine = tiny.engine(volume.path, volume.base, shared_policy)
         engine.assign(tiny.assignment())
-        pending = engine.state().pending
+        pending = engine.state.report().pending
         done = SCRIPT[: acknowledged(volume) + 1]
         steps = sum(kind == "optim-step" for kind, _ in done)
-        assert len(engine.commits) in (steps, max(0, steps - 1))
+        assert len(engine.state.commits) in (steps, max(0, steps - 1))
         assert pending <= 2
-        assert engine.log.unfinished() == []
-        engine.log.close()
+        assert engine.state.log.unfinished() == []
+        engine.state.log.close()

@@ -10,7 +10,7 @@ from tests.trainer import tiny
 
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import BackwardRequest, Declared, TrajectoryPayload, Wire
-from espalier.core.run.declared import terms
+from espalier.core.run.declared import declared
 from espalier.trainer.engine.commands import Command, Sent
 from espalier.trainer.engine.declared import check
 from espalier.trainer.engine.engine import Engine
@@ -26,7 +26,7 @@ def client_run(**given: Any) -> TrainingRun:
 
 
 def bound(**given: Any) -> Declared:
-    found = terms(client_run(**given))
+    found = declared(client_run(**given))
     assert found is not None
     return found
 
@@ -112,7 +112,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], Wire, str, str, str]] = {
 @pytest.mark.parametrize(
     ("given", "request_", "field", "wanted", "said"), DIFFERENT.values(), ids=DIFFERENT
 )
-def test_a_command_that_differs_is_told_both_values(
+def test_a_command_that_differs_is_refused_with_both_values(
     given: dict[str, Any], request_: Wire, field: str, wanted: str, said: str
 ) -> None:
     with pytest.raises(CommandError) as refused:
@@ -142,9 +142,9 @@ def test_a_command_that_says_the_same_is_taken(given: dict[str, Any], request_: 
 
 
 def test_what_a_run_leaves_out_binds_nobody_and_a_runner_is_not_bound() -> None:
-    assert terms(client_run()) is None
-    assert terms(client_run(checkpoint={"keepLast": 3}, suspend=False)) is None
-    assert terms(run_of()) is None
+    assert declared(client_run()) is None
+    assert declared(client_run(checkpoint={"keepLast": 3}, suspend=False)) is None
+    assert declared(run_of()) is None
 
 
 def test_a_refused_command_changes_nothing_and_an_answered_one_is_answered_again(
@@ -157,8 +157,8 @@ def test_a_refused_command_changes_nothing_and_an_answered_one_is_answered_again
     assert send(0, "forward-backward", FB(), bound(loss={"name": "importance_sampling"})) == 200
     with pytest.raises(CommandError, match=r"spec\.learningRate of TrainingRun r is 1e-05"):
         send(1, "optim-step", STEP(), bound(learningRate="1e-5"))
-    assert (engine.state().pending, engine.commits) == (1, [])
+    assert (engine.state.report().pending, engine.state.commits) == (1, [])
     assert send(1, "optim-step", STEP(), bound(learningRate="1e-2")) == 200
     # Its answer was lost, and Git was edited meanwhile: what was applied stays applied.
     assert send(1, "optim-step", STEP(), bound(learningRate="1e-5")) == 200
-    assert len(engine.commits) == 1
+    assert len(engine.state.commits) == 1

@@ -32,8 +32,8 @@ from espalier.trainer.problems import CommandError, volume_problem
 
 
 def policy_of(engine: Engine) -> Policy:
-    assert isinstance(engine.compute, LocalCompute)
-    return engine.compute.policy
+    assert isinstance(engine.state.compute, LocalCompute)
+    return engine.state.compute.policy
 
 
 def adapter(engine: Engine) -> dict[str, torch.Tensor]:
@@ -56,11 +56,11 @@ def reason(call: Callable[[], object]) -> tuple[int, str]:
     return caught.value.status, caught.value.problem.reason
 
 
-def test_a_step_commits_a_checkpoint_that_holds_what_is_now_trained(engine: Engine) -> None:
+def test_a_step_commits_a_checkpoint_of_the_new_weights(engine: Engine) -> None:
     before = adapter(engine)
     train(engine, 1)
-    (commit,) = engine.commits
-    stored = engine.store.verify("checkpoint", commit.digest)
+    (commit,) = engine.state.commits
+    stored = engine.state.store.verify("checkpoint", commit.digest)
     assert (commit.name, commit.step, commit.run_step, commit.parent) == ("arith-000001", 1, 1, "")
     assert same(load_file(stored.path / "adapter_model.safetensors"), adapter(engine))
     assert not same(before, adapter(engine))
@@ -69,9 +69,9 @@ def test_a_step_commits_a_checkpoint_that_holds_what_is_now_trained(engine: Engi
     assert stored.path.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_checkpoint_is_what_peft_and_vllm_load(engine: Engine) -> None:
+def test_a_checkpoint_loads_in_peft_and_vllm(engine: Engine) -> None:
     train(engine, 1)
-    stored = engine.store.open("checkpoint", engine.commits[0].digest)
+    stored = engine.state.store.open("checkpoint", engine.state.commits[0].digest)
     config = json.loads((stored.path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "base"
     assert config["target_modules"] == [
@@ -84,7 +84,7 @@ def test_metrics_come_from_the_trainer_and_rewards_from_the_client(engine: Engin
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     given = {"rollout/reward/mean": 0.25, "loss/sum": 99.0, "group/dropped": 3.0}
     tiny.send(engine, "optim-step", tiny.optim_step(metrics=given), ("s", 1))
-    metrics = engine.commits[0].metrics
+    metrics = engine.state.commits[0].metrics
     assert (metrics["rollout/reward/mean"], metrics["group/dropped"]) == (0.25, 3.0)
     assert metrics["loss/sum"] != 99.0
     assert {
@@ -114,35 +114,35 @@ def test_a_step_brings_the_rewards_of_the_checkpoints_that_sampled_them(
     request = tiny.forward_backward(inputs=sampled_by(*names))
     tiny.send(engine, "forward-backward", request, ("m", 0))
     # Also after a crash between the two commands.
-    engine.log.close()
+    engine.state.log.close()
     again = tiny.engine(volume.path, volume.base, policy)
     given = {"arith-000001": {"eval/reward/mean": 0.75}, "arith-b2-000004": {"reward/mean": 0.5}}
     tiny.send(again, "optim-step", tiny.optim_step(measured=given), ("m", 1))
-    found = again.commits[-1].measured
+    found = again.state.commits[-1].measured
     own = {"reward/mean": 0.5, "reward/std": 0.5, "reward/min": 0.0, "reward/max": 1.0}
     # What the client says goes before: it knows as well what it did not send.
     assert found == {
         "arith-000001": own | {"eval/reward/mean": 0.75},
         "arith-b2-000004": {"reward/mean": 0.5},
     }
-    again.log.close()
+    again.state.log.close()
 
 
-def test_a_trajectory_of_several_checkpoints_is_of_none(engine: Engine) -> None:
+def test_a_trajectory_of_several_checkpoints_counts_for_none(engine: Engine) -> None:
     train(engine, 1)
     (one, *rest) = sampled_by("arith-000001", "", "", "", "", "")
     mixed = [one.samples[0], one.samples[1].model_copy(update={"checkpoint": "arith-000002"})]
     inputs = [one.model_copy(update={"samples": mixed}), *rest]
     tiny.send(engine, "forward-backward", tiny.forward_backward(inputs=inputs), ("m", 0))
     tiny.send(engine, "optim-step", tiny.optim_step(), ("m", 1))
-    assert engine.commits[-1].measured == {}
+    assert engine.state.commits[-1].measured == {}
 
 
-def test_the_answer_of_a_step_is_where_its_checkpoint_is(engine: Engine) -> None:
+def test_the_answer_of_a_step_has_the_path_of_its_checkpoint(engine: Engine) -> None:
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     answer = tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
     result = OptimStepResult.model_validate_json(answer.body)
-    assert answer.digest == engine.commits[0].digest
+    assert answer.digest == engine.state.commits[0].digest
     assert (result.step, result.checkpoint_id, result.model) == (1, "arith-000001", "arith")
     assert result.sampler_path.endswith(answer.digest.replace(":", "-"))
 
@@ -173,7 +173,7 @@ def test_a_resent_key(engine: Engine, case: Resend) -> None:
     }[case.kind]
     tiny.send(engine, "forward-backward", tiny.forward_backward(5), ("other", 0))
     first = tiny.send(engine, case.kind, requests[0], ("s", 1))  # type: ignore[arg-type]
-    state = engine.state()
+    state = engine.state.report()
 
     def again() -> object:
         return tiny.send(engine, case.kind, requests[case.changed], ("s", 1))  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def test_a_resent_key(engine: Engine, case: Resend) -> None:
         assert again() == first
     else:
         assert reason(again) == (422, case.expected)
-    assert engine.state() == state
+    assert engine.state.report() == state
 
 
 def test_a_resent_step_is_answered_even_after_the_term_moved_on(engine: Engine) -> None:
@@ -190,7 +190,7 @@ def test_a_resent_step_is_answered_even_after_the_term_moved_on(engine: Engine) 
     first = tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1), term=1)
     engine.assign(tiny.assignment(2))
     assert tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1), term=1) == first
-    assert engine.state().step == 0
+    assert engine.state.report().step == 0
 
 
 @pytest.mark.parametrize("term", [0, 2])
@@ -199,7 +199,7 @@ def test_a_command_of_another_term_is_refused(engine: Engine, term: int) -> None
         engine, "forward-backward", tiny.forward_backward(), ("s", 0), term
     )
     assert reason(call) == (409, "StaleTerm")
-    assert engine.state().pending == 0
+    assert engine.state.report().pending == 0
 
 
 def test_a_step_without_gradients_is_refused(engine: Engine) -> None:
@@ -227,7 +227,7 @@ def test_a_step_whose_gradient_is_zero_is_refused_and_nothing_moves(engine: Engi
     assert "all 2 accumulated tokens is zero" in refused.value.problem.detail
     assert "rewards differ inside a group" in refused.value.problem.remedy
     assert same(before, adapter(engine))
-    assert (engine.state().step, engine.state().pending) == (0, 1)
+    assert (engine.state.report().step, engine.state.report().pending) == (0, 1)
     # A batch with a gradient makes it a step.
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 2))
     assert tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 3)).status == 200
@@ -235,7 +235,7 @@ def test_a_step_whose_gradient_is_zero_is_refused_and_nothing_moves(engine: Engi
 
 def test_zero_grad_makes_the_step_start_afresh(engine: Engine, volume: Volume) -> None:
     tiny.send(engine, "forward-backward", tiny.forward_backward(9), ("s", 0))
-    assert engine.state().pending == 1
+    assert engine.state.report().pending == 1
     answer = tiny.send(engine, "zero-grad", Empty(), ("s", 1))
     assert json.loads(answer.body)["pending"] == 0
     train(engine, 1, "t")
@@ -249,8 +249,8 @@ def test_before_the_first_assignment_everything_waits(volume: Volume, policy: Po
     made = tiny.engine(volume.path, volume.base, policy)
     call = lambda: tiny.send(made, "zero-grad", Empty(), ("s", 0))  # noqa: E731
     assert reason(call) == (503, "AwaitingAssignment")
-    assert reason(made.state) == (503, "AwaitingAssignment")
-    made.log.close()
+    assert reason(made.state.report) == (503, "AwaitingAssignment")
+    made.state.log.close()
 
 
 # --- assignments --------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_before_the_first_assignment_everything_waits(volume: Volume, policy: Po
 
 def test_a_higher_term_rebases_and_drops_gradients(engine: Engine) -> None:
     train(engine, 1)
-    at_one, first = adapter(engine), engine.commits[0]
+    at_one, first = adapter(engine), engine.state.commits[0]
     train(engine, 1, first=1)
     tiny.send(engine, "forward-backward", tiny.forward_backward(7), ("other", 0))
     state = engine.assign(
@@ -267,7 +267,7 @@ def test_a_higher_term_rebases_and_drops_gradients(engine: Engine) -> None:
     assert same(at_one, adapter(engine))
     assert (state.term, state.step, state.run_step, state.pending) == (2, 1, 2, 0)
     train(engine, 1, first=2)
-    last = engine.commits[-1]
+    last = engine.state.commits[-1]
     assert (last.name, last.parent, last.parent_name) == (
         "arith-b2-000002",
         first.digest,
@@ -276,9 +276,9 @@ def test_a_higher_term_rebases_and_drops_gradients(engine: Engine) -> None:
     assert (last.step, last.run_step, last.index, last.branch, last.term) == (2, 3, 3, "b2", 2)
 
 
-def test_training_on_from_a_checkpoint_equals_never_having_left_it(engine: Engine) -> None:
+def test_training_from_an_earlier_checkpoint_equals_uninterrupted_training(engine: Engine) -> None:
     train(engine, 2)
-    straight, first = adapter(engine), engine.commits[0]
+    straight, first = adapter(engine), engine.state.commits[0]
     engine.assign(tiny.assignment(2, base=first.digest, base_name=first.name, base_step=1))
     train(engine, 1, "again", first=1)
     assert same(straight, adapter(engine))
@@ -295,14 +295,14 @@ def test_an_empty_base_is_the_fresh_adapter(engine: Engine) -> None:
 def test_the_same_term_keeps_position_and_gradients(engine: Engine) -> None:
     train(engine, 1)
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 50))
-    before = engine.state()
+    before = engine.state.report()
     assert engine.assign(tiny.assignment(1, base="sha256:" + "0" * 64)) == before
 
 
 def test_another_run_at_the_same_term_counts_its_own_steps(engine: Engine) -> None:
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     tiny.send(engine, "optim-step", tiny.optim_step(cursor={"next": 8}), ("s", 1))
-    assert engine.state().cursor == {"next": 8}
+    assert engine.state.report().cursor == {"next": 8}
     state = engine.assign(tiny.assignment(1, run="default/second"))
     assert (state.step, state.run_step, state.cursor) == (1, 0, {})
     assert engine.assign(tiny.assignment(1)).cursor == {"next": 8}
@@ -315,17 +315,17 @@ def test_a_lower_term_is_refused(engine: Engine) -> None:
 
 def test_an_assignment_to_a_missing_checkpoint_changes_nothing(engine: Engine) -> None:
     train(engine, 1)
-    before, weights = engine.state(), adapter(engine)
+    before, weights = engine.state.report(), adapter(engine)
     missing = tiny.assignment(2, base="sha256:" + "0" * 64, base_name="x", base_step=1)
     assert reason(lambda: engine.assign(missing)) == (409, "CheckpointUnreadable")
-    assert engine.state() == before
+    assert engine.state.report() == before
     assert same(weights, adapter(engine))
 
 
 def test_a_corrupt_checkpoint_is_not_trained_from(engine: Engine) -> None:
     train(engine, 1)
-    commit = engine.commits[0]
-    path = engine.store.open("checkpoint", commit.digest).path / "adapter_model.safetensors"
+    commit = engine.state.commits[0]
+    path = engine.state.store.open("checkpoint", commit.digest).path / "adapter_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -356,7 +356,7 @@ def test_a_loss_that_overflows_accumulates_nothing(engine: Engine) -> None:
     request = tiny.forward_backward(inputs=inputs, group_size=None)
     call = lambda: tiny.send(engine, "forward-backward", request, ("s", 1))  # noqa: E731
     assert reason(call) == (409, "NonFiniteLoss")
-    assert engine.state().pending == 1
+    assert engine.state.report().pending == 1
     assert same(before, gradients(engine))
 
 
@@ -373,12 +373,12 @@ def test_a_gradient_that_overflows_is_dropped_and_nothing_is_stepped(engine: Eng
     answer = tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 3))
     problem = Problem.model_validate_json(answer.body)
     assert (answer.status, problem.reason) == (409, "NonFiniteGradient")
-    assert engine.problem == problem
+    assert engine.state.problem == problem
     assert same(before, adapter(engine))
-    assert (engine.state().pending, engine.commits) == (0, [])
+    assert (engine.state.report().pending, engine.state.commits) == (0, [])
     assert tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 3)) == answer
     train(engine, 1, "t")
-    assert engine.problem is None
+    assert engine.state.problem is None
 
 
 @pytest.mark.parametrize("where", ["sync", "commit"])
@@ -400,24 +400,24 @@ def test_a_full_volume_loses_nothing_and_the_step_can_be_sent_again(
         if where == "sync":
             fault.setattr("espalier.trainer.volume.checkpoint_store.sync", no_space)
         else:
-            fault.setattr(engine.log, "commit", no_space_for_sqlite)
+            fault.setattr(engine.state.log, "commit", no_space_for_sqlite)
         call = lambda: tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))  # noqa: E731
         assert reason(call) == (507, "VolumeFull")
     assert same(before, adapter(engine))
-    assert engine.problem is not None
-    assert engine.problem.reason == "VolumeFull"
-    assert engine.state().pending == 1
-    checkpoints = engine.store.model_directory("arith").parents[1] / "checkpoints"
+    assert engine.state.problem is not None
+    assert engine.state.problem.reason == "VolumeFull"
+    assert engine.state.report().pending == 1
+    checkpoints = engine.state.store.model_directory("arith").parents[1] / "checkpoints"
     assert [p.name for p in checkpoints.glob("*")] == []
     tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
-    assert engine.problem is None
-    assert engine.state().step == 1
+    assert engine.state.problem is None
+    assert engine.state.report().step == 1
 
 
 def test_a_log_that_cannot_grow_refuses_a_command_and_keeps_the_gradients(engine: Engine) -> None:
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     before = gradients(engine)
-    database = engine.log._db
+    database = engine.state.log._db
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     database.execute(f"PRAGMA max_page_count = {pages}")
     answered, seq = [], 1
@@ -433,7 +433,7 @@ def test_a_log_that_cannot_grow_refuses_a_command_and_keeps_the_gradients(engine
     database.execute("PRAGMA max_page_count = 1073741823")
     assert same(before, gradients(engine))
     tiny.send(engine, "optim-step", tiny.optim_step(), ("t", 0))
-    assert engine.state().step == 1
+    assert engine.state.report().step == 1
 
 
 # --- forward and backward -----------------------------------------------------------------------
@@ -457,7 +457,7 @@ def test_forwards_are_kept_for_the_latest_few_and_until_the_next_step(engine: En
     assert reason(lambda: backward(ids[0], 0)) == (404, "ForwardNotFound")
     backward(ids[1], 1)
     tiny.send(engine, "optim-step", tiny.optim_step(), ("b", 2))
-    assert engine.commits[0].loss == "custom"
+    assert engine.state.commits[0].loss == "custom"
     assert reason(lambda: backward(ids[-1], 3)) == (404, "ForwardNotFound")
 
 
@@ -482,20 +482,20 @@ def test_a_checkpoint_that_was_written_but_not_logged_is_adopted(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as fault:
-        fault.setattr(engine.log, "commit", die)
+        fault.setattr(engine.state.log, "commit", die)
         with pytest.raises(KeyboardInterrupt):
             tiny.send(engine, "optim-step", tiny.optim_step(cursor={"next": 3}), ("t", 1))
-    engine.log.close()
+    engine.state.log.close()
     again = tiny.engine(volume.path, volume.base, policy_of(engine))
-    state = again.state()
+    state = again.state.report()
     assert (state.step, state.pending, state.cursor) == (2, 0, {"next": 3})
-    last = again.commits[-1]
-    stored = again.store.verify("checkpoint", last.digest)
+    last = again.state.commits[-1]
+    stored = again.state.store.verify("checkpoint", last.digest)
     assert same(load_file(stored.path / "adapter_model.safetensors"), adapter(again))
     answer = tiny.send(again, "optim-step", tiny.optim_step(cursor={"next": 3}), ("t", 1))
     assert (answer.status, answer.digest) == (200, last.digest)
-    assert len(again.commits) == 2
-    again.log.close()
+    assert len(again.state.commits) == 2
+    again.state.log.close()
 
 
 # --- Order and faults of the volume -------------------------------------------------------------
@@ -505,10 +505,10 @@ def test_an_overtaken_command_is_refused_and_not_reordered(engine: Engine) -> No
     tiny.send(engine, "forward-backward", tiny.forward_backward(0), ("s", 4))
     late = lambda: tiny.send(engine, "zero-grad", Empty(), ("s", 3))  # noqa: E731
     assert reason(late) == (409, "OutOfOrder")
-    assert engine.state().pending == 1
+    assert engine.state.report().pending == 1
     tiny.send(engine, "forward-backward", tiny.forward_backward(1), ("other", 0))
     tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 9))
-    assert engine.state().step == 1
+    assert engine.state.report().step == 1
 
 
 @pytest.mark.parametrize(
@@ -534,9 +534,9 @@ def test_a_fault_of_the_volume_refuses_the_step_and_keeps_the_gradients(
     with monkeypatch.context() as fault:
         fault.setattr("espalier.trainer.volume.checkpoint_store.sync", fail)
         assert reason(call) == (507, expected)
-    assert engine.state().pending == 1
+    assert engine.state.report().pending == 1
     assert call() is not None
-    assert engine.state().step == 1
+    assert engine.state.report().step == 1
 
 
 def test_a_body_that_cannot_be_removed_does_not_undo_the_step(
@@ -551,7 +551,7 @@ def test_a_body_that_cannot_be_removed_does_not_undo_the_step(
         fault.setattr(Path, "unlink", fail)
         first = tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
     assert tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1)) == first
-    assert engine.state().step == 1
+    assert engine.state.report().step == 1
 
 
 def test_gradients_survive_a_later_forward_backward_that_fails(engine: Engine) -> None:
@@ -560,4 +560,4 @@ def test_gradients_survive_a_later_forward_backward_that_fails(engine: Engine) -
     bad = tiny.forward_backward(1, loss_fn="ppo", loss_fn_config={"no_such_key": 1.0})
     assert reason(lambda: tiny.send(engine, "forward-backward", bad, ("s", 1)))[0] == 422
     assert same(before, gradients(engine))
-    assert engine.state().pending == 1
+    assert engine.state.report().pending == 1

@@ -32,9 +32,9 @@ def trained(engine: Engine) -> Engine:
 
 
 def trainers_logprobs(engine: Engine) -> torch.Tensor:
-    assert isinstance(engine.compute, LocalCompute)
+    assert isinstance(engine.state.compute, LocalCompute)
     datum = Datum(PROMPT, OUTPUT, (), 0.0, 0.0, 0, None)
-    return torch.tensor(engine.compute.score(engine.compute.admit([datum]))[0])
+    return torch.tensor(engine.state.compute.score(engine.state.compute.admit([datum]))[0])
 
 
 def logprobs(model: Any) -> torch.Tensor:
@@ -53,7 +53,7 @@ def base_of(volume: Volume) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def test_an_exported_adapter_in_peft_says_what_the_trainer_says(
+def test_an_exported_adapter_gives_the_trainers_log_probs_in_peft(
     trained: Engine, volume: Volume, tmp_path: Path
 ) -> None:
     output = tmp_path / "out" / "adapter"
@@ -87,10 +87,10 @@ class Rounded:
     ],
     ids=lambda case: case.asked,
 )
-def test_a_merged_model_says_what_the_trainer_says(
+def test_a_merged_model_gives_the_trainers_log_probs(
     trained: Engine, volume: Volume, tmp_path: Path, case: Rounded
 ) -> None:
-    digest = trained.commits[0].digest
+    digest = trained.state.commits[0].digest
     output = tmp_path / "merged"
     export(volume.path, digest, output, Wanted(merged=True, dtype=case.asked), force=False)
     merged = AutoModelForCausalLM.from_pretrained(output)
@@ -117,7 +117,7 @@ def test_an_output_that_exists_is_replaced_only_by_force(
 def test_a_damaged_checkpoint_is_not_exported(
     trained: Engine, volume: Volume, tmp_path: Path
 ) -> None:
-    stored = trained.store.open("checkpoint", trained.commits[0].digest)
+    stored = trained.state.store.open("checkpoint", trained.state.commits[0].digest)
     weights = stored.path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     with pytest.raises(UserMistakeError, match="corrupt"):

@@ -18,8 +18,8 @@ def train(engine: Engine, steps: range) -> None:
 
 
 def weights(engine: Engine) -> dict[str, torch.Tensor]:
-    assert isinstance(engine.compute, LocalCompute)
-    return {n: p.detach().clone() for n, p in engine.compute.policy.parameters.items()}
+    assert isinstance(engine.state.compute, LocalCompute)
+    return {n: p.detach().clone() for n, p in engine.state.compute.policy.parameters.items()}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -27,13 +27,13 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def restarted(engine: Engine, volume: Volume, policy: Policy) -> Engine:
-    engine.log.close()
+    engine.state.log.close()
     return tiny.engine(volume.path, volume.base, policy)
 
 
 def rebase(engine: Engine, optimizer_state: str, term: int) -> None:
     """Stands on the first checkpoint again, as a fork of it does."""
-    origin = engine.commits[0]
+    origin = engine.state.commits[0]
     engine.assign(
         tiny.assignment(
             term,
@@ -50,7 +50,7 @@ def test_three_steps_a_restart_and_three_more_are_six_steps(
     engine: Engine, volume: Volume, policy: Policy
 ) -> None:
     train(engine, range(3))
-    middle = engine.commits[-1]
+    middle = engine.state.commits[-1]
     train(engine, range(3, 6))
     straight, moments = weights(engine), tiny.moments(engine).tensors()
     engine.assign(
@@ -62,11 +62,11 @@ def test_three_steps_a_restart_and_three_more_are_six_steps(
     for step in range(3, 6):
         tiny.send(resumed, "forward-backward", tiny.forward_backward(step), ("t", 2 * step))
         tiny.send(resumed, "optim-step", tiny.optim_step(), ("t", 2 * step + 1))
-    assert resumed.position.step == 6
+    assert resumed.state.position.step == 6
     assert same(weights(resumed), straight)
     assert same(tiny.moments(resumed).tensors(), moments)
     assert tiny.moments(resumed).steps == 6
-    resumed.log.close()
+    resumed.state.log.close()
 
 
 def test_a_step_draws_no_random_number(engine: Engine) -> None:
@@ -104,4 +104,4 @@ def test_a_fork_without_adams_state_stays_so_over_a_restart_until_its_first_step
     engine = restarted(engine, volume, policy)
     assert tiny.moments(engine).steps == 1
     assert same(tiny.moments(engine).tensors(), moments)
-    engine.log.close()
+    engine.state.log.close()

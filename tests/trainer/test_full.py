@@ -50,7 +50,7 @@ def engine(volume: Volume, full: Policy) -> Iterator[Engine]:
     made = tiny.engine(volume.path, volume.base, full)
     made.assign(tiny.assignment())
     yield made
-    made.log.close()
+    made.state.log.close()
 
 
 def train(engine: Engine, steps: range, session: str = "s") -> None:
@@ -60,8 +60,8 @@ def train(engine: Engine, steps: range, session: str = "s") -> None:
 
 
 def weights(engine: Engine) -> State:
-    assert isinstance(engine.compute, LocalCompute)
-    return {n: p.detach().clone() for n, p in engine.compute.policy.parameters.items()}
+    assert isinstance(engine.state.compute, LocalCompute)
+    return {n: p.detach().clone() for n, p in engine.state.compute.policy.parameters.items()}
 
 
 def same(one: State, other: State) -> bool:
@@ -145,12 +145,12 @@ def test_a_trained_head_equals_the_softmax_of_all_logits(
         torch.testing.assert_close(ours[name].grad, value.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_a_checkpoint_is_a_hugging_face_model_that_says_what_the_trainer_says(
+def test_a_checkpoint_is_a_hugging_face_model_that_gives_the_trainers_log_probs(
     engine: Engine,
 ) -> None:
     train(engine, range(2))
-    commit = engine.commits[-1]
-    stored = engine.store.verify("checkpoint", commit.digest)
+    commit = engine.state.commits[-1]
+    stored = engine.state.store.verify("checkpoint", commit.digest)
     assert (stored.manifest["adapter_type"], commit.lora_rank) == ("Full", 0)
     assert {
         "config.json",
@@ -161,12 +161,12 @@ def test_a_checkpoint_is_a_hugging_face_model_that_says_what_the_trainer_says(
     assert json.loads((stored.path / "config.json").read_text())["dtype"] == "float32"
     assert same(load_file(stored.path / "model.safetensors"), weights(engine))
     causal_lm = AutoModelForCausalLM.from_pretrained(stored.path)
-    datum = batch(engine.compute.policy)[0]  # type: ignore[attr-defined]
+    datum = batch(engine.state.compute.policy)[0]  # type: ignore[attr-defined]
     with torch.no_grad():
         logits = causal_lm(torch.tensor([datum.prompt + datum.output])).logits[0]
     expected = logits.log_softmax(-1)[len(datum.prompt) - 1 : -1]
     chosen = expected.gather(1, torch.tensor(datum.output)[:, None]).squeeze(1)
-    scored = torch.tensor(engine.compute.score(engine.compute.admit([datum]))[0])
+    scored = torch.tensor(engine.state.compute.score(engine.state.compute.admit([datum]))[0])
     torch.testing.assert_close(scored, chosen, rtol=0, atol=1e-5)
 
 
@@ -175,7 +175,7 @@ def test_large_models_are_written_in_shards_that_read_back(
 ) -> None:
     monkeypatch.setattr(tensor_files.full_files, "__defaults__", (40_000,))
     train(engine, range(1))
-    stored = engine.store.verify("checkpoint", engine.commits[0].digest)
+    stored = engine.state.store.verify("checkpoint", engine.state.commits[0].digest)
     names = {name for name in stored.manifest["files"] if name.startswith("model-")}
     assert len(names) > 2
     index = json.loads((stored.path / tensor_files.INDEX_FILE).read_text())
@@ -195,8 +195,8 @@ def test_three_steps_a_restart_in_the_middle_of_a_step_and_three_more_are_six_st
     volume: Volume, engine: Engine, full: Policy
 ) -> None:
     train(engine, range(6))
-    straight, digest = weights(engine), engine.commits[-1].digest
-    engine.log.close()
+    straight, digest = weights(engine), engine.state.commits[-1].digest
+    engine.state.log.close()
     other = Volume(volume.path / "other", volume.base)
     (other.path / "bases").parent.mkdir()
     (other.path / "bases").symlink_to(volume.path / "bases")
@@ -205,22 +205,22 @@ def test_three_steps_a_restart_in_the_middle_of_a_step_and_three_more_are_six_st
     interrupted.assign(tiny.assignment())
     train(interrupted, range(3))
     tiny.send(interrupted, "forward-backward", tiny.forward_backward(3), ("s", 6))
-    interrupted.log.close()
+    interrupted.state.log.close()
     fresh = tiny.policy(other.path, other.base, tiny.FULL)
     resumed = tiny.engine(other.path, other.base, fresh)
-    assert resumed.state().pending == 1
+    assert resumed.state.report().pending == 1
     tiny.send(resumed, "forward-backward", tiny.forward_backward(3), ("s", 6))
-    assert resumed.state().pending == 1
+    assert resumed.state.report().pending == 1
     tiny.send(resumed, "optim-step", tiny.optim_step(), ("s", 7))
     train(resumed, range(4, 6))
     assert same(weights(resumed), straight)
-    assert resumed.commits[-1].digest == digest
-    resumed.log.close()
+    assert resumed.state.commits[-1].digest == digest
+    resumed.state.log.close()
 
 
 def test_a_fork_starts_from_a_full_checkpoint_with_or_without_adams_state(engine: Engine) -> None:
     train(engine, range(2))
-    origin, after = engine.commits[0], weights(engine)
+    origin, after = engine.state.commits[0], weights(engine)
     for term, state in ((2, "Keep"), (3, "Reset")):
         engine.assign(
             tiny.assignment(
@@ -250,17 +250,19 @@ def test_a_checkpoint_of_the_other_type_is_refused_with_the_way_out(
 ) -> None:
     train(engine, range(1))
     with pytest.raises(CommandError, match="Full, not LoRA"):
-        checkpoint_files.read(engine.store, engine.commits[0].digest, engine.base, tiny.ADAPTER)
+        checkpoint_files.read(
+            engine.state.store, engine.state.commits[0].digest, engine.state.base, tiny.ADAPTER
+        )
     adapter = {name: value.detach() for name, value in policy.parameters.items()}
     stored = checkpoint_files.write_imported(
-        engine.store, adapter, tiny.ADAPTER, model=MODEL, base=engine.base
+        engine.state.store, adapter, tiny.ADAPTER, model=MODEL, base=engine.state.base
     )
-    before, state = weights(engine), engine.state()
+    before, state = weights(engine), engine.state.report()
     with pytest.raises(CommandError, match="LoRA, not Full") as caught:
         engine.assign(tiny.assignment(2, base=stored.digest, base_name="y", base_step=1))
     assert (caught.value.status, caught.value.problem.reason) == (409, "AdapterMismatch")
     assert "export --merged" in caught.value.problem.remedy
-    assert engine.state() == state
+    assert engine.state.report() == state
     assert same(weights(engine), before)
 
 
@@ -307,7 +309,7 @@ def test_an_export_is_the_model_without_adams_state(
     train(engine, range(1))
     output = tmp_path / "exported"
     wanted = Wanted(merged=merged, dtype="bfloat16")
-    export(volume.path, engine.commits[0].name, output, wanted, force=False)
+    export(volume.path, engine.state.commits[0].name, output, wanted, force=False)
     loaded = AutoModelForCausalLM.from_pretrained(output, dtype="auto")
     dtype = torch.bfloat16 if merged else torch.float32
     expected = {name: value.to(dtype) for name, value in weights(engine).items()}

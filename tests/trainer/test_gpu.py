@@ -128,7 +128,7 @@ def test_a_real_lack_of_memory_is_retried_with_shorter_rows() -> None:
     compute = LocalCompute(policy)
     compute.planner = replace(compute.planner, available=1 << 60)
     whole = compute.admit(data, LOSS)
-    assert len(whole.plans[0].rows.moving) == 1
+    assert len(whole.plans[0].rows.with_grad) == 1
     alone = compute.planner.cut(data, Cut(1, checkpointing=False)).needed
     expected = compute.add_loss(whole, LOSS, 1.0, None)
     assert expected.cuts == (whole.plans[0].cut,)
@@ -206,7 +206,7 @@ def live(path: Path, base: str, kill_at: int) -> None:
         assert tiny.send(engine, kind, request, ("client", seq), term=1).status == 200
         with acknowledged.open("a") as file:
             file.write(".")
-    engine.log.close()
+    engine.state.log.close()
     digests, weights, _ = outcome(volume, policy)
     sums = {name: value.double().sum().item() for name, value in sorted(weights.items())}
     (path / "outcome").write_text(json.dumps({"digests": digests, "sums": sums}))

@@ -58,8 +58,8 @@ def test_training_starts_from_an_adapter_from_outside(
     save_file(given, outside / WEIGHTS)
     stored = imported(volume, outside)
     stand_on(engine, stored)
-    assert isinstance(engine.compute, LocalCompute)
-    trained = engine.compute.policy.parameters
+    assert isinstance(engine.state.compute, LocalCompute)
+    trained = engine.state.compute.policy.parameters
     assert {name: value.dtype for name, value in trained.items()} == dict.fromkeys(
         given, torch.float32
     )
@@ -67,7 +67,7 @@ def test_training_starts_from_an_adapter_from_outside(
     assert tiny.moments(engine).steps == 0
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
-    commit = engine.commits[0]
+    commit = engine.state.commits[0]
     assert (commit.step, commit.parent, commit.parent_name) == (1, stored.digest, "arith-000000")
 
 
@@ -220,19 +220,19 @@ def test_an_assignment_to_a_checkpoint_of_another_rank_names_the_difference(
     engine: Engine, volume: Volume, outside: Path
 ) -> None:
     stored = imported(volume, outside)
-    with engine.store.staging("checkpoint") as staged:
+    with engine.state.store.staging("checkpoint") as staged:
         for path in stored.path.iterdir():
             (staged / path.name).write_bytes(path.read_bytes())
         state = load_file(stored.path / WEIGHTS)
         save_file({n: v[:2].contiguous() for n, v in state.items()}, staged / WEIGHTS)
         (staged / "manifest.json").unlink()
         metadata = {k: v for k, v in stored.manifest.items() if k not in {"kind", "files"}}
-        other, _ = engine.store.commit("checkpoint", staged, metadata)
+        other, _ = engine.state.store.commit("checkpoint", staged, metadata)
     with pytest.raises(CommandError) as caught:
         stand_on(engine, other)
     assert (caught.value.status, caught.value.problem.reason) == (409, "AdapterMismatch")
     assert f"{FIRST} is [2, 128], must be [4, 128]" in caught.value.problem.detail
-    assert engine.state().term == 1
+    assert engine.state.report().term == 1
 
 
 @pytest.mark.parametrize(("key", "field"), [("lora_rank", "rank"), ("lora_alpha", "alpha")])
@@ -240,12 +240,12 @@ def test_a_checkpoint_of_an_earlier_model_of_the_name_says_what_differs(
     engine: Engine, volume: Volume, outside: Path, key: str, field: str
 ) -> None:
     stored = imported(volume, outside)
-    with engine.store.staging("checkpoint") as staged:
+    with engine.state.store.staging("checkpoint") as staged:
         for path in stored.path.iterdir():
             (staged / path.name).write_bytes(path.read_bytes())
         (staged / "manifest.json").unlink()
         metadata = {k: v for k, v in stored.manifest.items() if k not in {"kind", "files"}}
-        other, _ = engine.store.commit("checkpoint", staged, {**metadata, key: 99})
+        other, _ = engine.state.store.commit("checkpoint", staged, {**metadata, key: 99})
     with pytest.raises(CommandError) as caught:
         stand_on(engine, other)
     problem = caught.value.problem

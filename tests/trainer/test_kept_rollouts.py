@@ -28,22 +28,24 @@ SAMPLE = TrajectorySample(
 
 
 def rolled_out(engine: Engine, trace: str, job: str | None = JOB, **left: Any) -> None:
-    engine.traces.enter(trace, TraceEnter(job_id=job, task_slug=f"task-{trace[-1]}", group_id="g"))
-    engine.traces.add(trace, SAMPLE)
-    engine.traces.exit(trace, TraceExit(**left))
+    engine.state.traces.enter(
+        trace, TraceEnter(job_id=job, task_slug=f"task-{trace[-1]}", group_id="g")
+    )
+    engine.state.traces.add(trace, SAMPLE)
+    engine.state.traces.exit(trace, TraceExit(**left))
 
 
 def learn(engine: Engine, seq: int, *inputs: str | TrajectoryPayload) -> None:
     """A gradient of some trajectories: the first is right and the others are not."""
     wrong = TrajectoryPayload(samples=[SAMPLE], reward=0.0)
     request = ForwardBackwardRequest(inputs=[*inputs, wrong], group_size=len(inputs) + 1)
-    tiny.send(engine, "forward-backward", engine.traces.resolve(request), ("s", seq))
+    tiny.send(engine, "forward-backward", engine.state.traces.resolve(request), ("s", seq))
 
 
 def step(engine: Engine, seq: int, **changes: object) -> list[dict[str, Any]]:
     """The rows that lie beside the checkpoint of a step."""
     tiny.send(engine, "optim-step", tiny.optim_step(**changes), ("s", seq))
-    stored = engine.store.open("checkpoint", engine.position.digest)
+    stored = engine.state.store.open("checkpoint", engine.state.position.digest)
     lines = (stored.path / "rollouts.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -52,7 +54,10 @@ def test_a_step_keeps_text_reward_and_report_of_its_traces(engine: Engine) -> No
     rolled_out(engine, GOOD, reward=1.0, stop_reason="done", metadata={"seed": 7})
     learn(engine, 1, GOOD)
     traced, inline = step(engine, 2)
-    text = {"prompt": engine.reader.text([5, 6, 7], special=True), "completion": _written(engine)}
+    text = {
+        "prompt": engine.state.detokenizer.text([5, 6, 7], special=True),
+        "completion": _written(engine),
+    }
     assert traced == {
         **text,
         **{"trace": GOOD, "task": "task-1", "group": "g", "job": JOB, "turns": 1, "tokens": 2},
@@ -63,11 +68,11 @@ def test_a_step_keeps_text_reward_and_report_of_its_traces(engine: Engine) -> No
     assert inline == {**text, "turns": 1, "tokens": 2, "reward": 0.0, "trained": True}
 
 
-def test_it_keeps_what_failed_in_the_same_job_once(engine: Engine) -> None:
+def test_a_step_keeps_failed_traces_of_the_same_job_once(engine: Engine) -> None:
     rolled_out(engine, GOOD, reward=1.0, stop_reason="done")
     rolled_out(engine, BAD, status="error", error="the board is gone")
     rolled_out(engine, OTHER, job=uuid.UUID(int=10).hex, reward=0.5)
-    engine.traces.enter(LATE, TraceEnter(job_id=JOB))
+    engine.state.traces.enter(LATE, TraceEnter(job_id=JOB))
     learn(engine, 1, GOOD)
     rows = step(engine, 2)
     assert [(row.get("trace"), row["trained"]) for row in rows] == [
@@ -77,15 +82,15 @@ def test_it_keeps_what_failed_in_the_same_job_once(engine: Engine) -> None:
     assert (failed["status"], failed["error"]) == ("error", "the board is gone")
     assert failed["completion"] == _written(engine)
 
-    # What ends later is told by the next step that learns from the job.
-    engine.traces.exit(LATE, TraceExit(reward=0.0, stop_reason="timeout"))
+    # A trace that ends later is kept by the next step that learns from the job.
+    engine.state.traces.exit(LATE, TraceExit(reward=0.0, stop_reason="timeout"))
     learn(engine, 3, GOOD)
     rows = step(engine, 4)
     assert [row.get("trace") for row in rows] == [GOOD, None, LATE]
     assert (rows[-1]["stop_reason"], rows[-1]["tokens"]) == ("timeout", 0)
 
 
-def test_what_the_client_sends_is_kept_as_it_is(engine: Engine) -> None:
+def test_rollouts_that_the_client_sends_are_kept_unchanged(engine: Engine) -> None:
     rolled_out(engine, GOOD, reward=1.0)
     learn(engine, 1, GOOD)
     assert step(engine, 2, rollouts=[{"mine": 1}]) == [{"mine": 1}]
@@ -112,4 +117,4 @@ def test_a_custom_loss_learns_from_its_forward(engine: Engine) -> None:
 
 
 def _written(engine: Engine) -> str | None:
-    return engine.reader.text([8, 9], special=False)
+    return engine.state.detokenizer.text([8, 9], special=False)

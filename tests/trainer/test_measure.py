@@ -54,7 +54,7 @@ def test_rows_shrink_before_layers_are_checkpointed_and_the_boundary_is_exact() 
     roomy = Planner(COSTS, 1 << 60)
     alone = roomy.cut(group, ALONE).needed
     kept = replace(roomy, available=alone).plan(group, 4096)
-    assert (kept.cut.checkpointing, len(kept.rows.moving)) == (False, 4)
+    assert (kept.cut.checkpointing, len(kept.rows.with_grad)) == (False, 4)
     below = replace(roomy, available=alone - 1).plan(group, 4096)
     assert below.cut.checkpointing
     assert below.needed < alone
@@ -63,7 +63,7 @@ def test_rows_shrink_before_layers_are_checkpointed_and_the_boundary_is_exact() 
     assert caught.value.needed == alone
 
 
-def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
+def test_a_batch_that_cannot_fit_is_refused_with_its_numbers() -> None:
     planner = Planner(COSTS, 1 << 20)
     with pytest.raises(TooLargeError) as caught:
         planner.plan([datum(10, 10, 1), datum(200, 300, 2, prompt_seed=9)], 4096)
@@ -72,7 +72,7 @@ def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
 
 
 def test_a_refused_batch_is_neither_logged_nor_computed(engine: Engine) -> None:
-    compute = engine.compute
+    compute = engine.state.compute
     assert isinstance(compute, LocalCompute)
     compute.planner = replace(compute.planner, available=1000)
     with pytest.raises(CommandError) as caught:
@@ -80,7 +80,7 @@ def test_a_refused_batch_is_neither_logged_nor_computed(engine: Engine) -> None:
     assert caught.value.status == 413
     assert caught.value.problem.reason == "BatchTooLarge"
     assert caught.value.problem.detail.startswith("inputs[")
-    assert not engine.log.pending()
+    assert not engine.state.log.pending()
     assert all(p.grad is None for p in compute.policy.parameters.values())
     compute.planner = replace(compute.planner, available=1 << 40)
     assert tiny.send(engine, "forward-backward", tiny.forward_backward(), ("a", 1)).status == 200
@@ -116,15 +116,15 @@ def test_a_replay_with_other_memory_gives_the_same_gradients_bit_for_bit(
 
     monkeypatch.setattr(gradients, "add_loss", fails)
     tiny.send(first, "forward-backward", tiny.forward_backward(), ("a", 1))
-    (record,) = first.log.pending()
+    (record,) = first.state.log.pending()
     expected = taken(policy)
-    first.log.close()
+    first.state.log.close()
     for available in (1 << 40, 1000):
         monkeypatch.setenv(host.MEMORY_VARIABLE, str(available))
         policy.drop_gradients()
         again = tiny.engine(volume.path, volume.base, policy)
-        assert again.log.pending() == [record]
-        again.log.close()
+        assert again.state.log.pending() == [record]
+        again.state.log.close()
         found = taken(policy)
         assert all(torch.equal(found[name], value) for name, value in expected.items())
     # Without what was recorded the same batch would be one row, and the sums another.
@@ -140,13 +140,13 @@ def test_a_log_from_before_cuts_were_kept_goes_on(volume: Volume, policy: Policy
     first = tiny.engine(volume.path, volume.base, policy)
     first.assign(tiny.assignment())
     tiny.send(first, "forward-backward", tiny.forward_backward(), ("a", 1))
-    first.log._db.execute("ALTER TABLE commands DROP COLUMN cuts")
-    first.log.close()
+    first.state.log._db.execute("ALTER TABLE commands DROP COLUMN cuts")
+    first.state.log.close()
     again = tiny.engine(volume.path, volume.base, policy)
-    assert [record.cuts for record in again.log.pending()] == [""]
-    assert len(again.tallies) == 1
+    assert [record.cuts for record in again.state.log.pending()] == [""]
+    assert len(again.state.tallies) == 1
     assert tiny.send(again, "optim-step", tiny.optim_step(), ("a", 2)).status == 200
-    again.log.close()
+    again.state.log.close()
 
 
 def test_gradients_do_not_depend_on_the_plan(policy: Policy) -> None:
@@ -191,9 +191,9 @@ def test_out_of_memory_is_retried_carefully_then_answered(policy: Policy, error:
     with pytest.raises(CommandError) as caught:
         retry.attempt(policy, chosen, recut, fails)
     assert (caught.value.status, caught.value.problem.reason) == (507, "OutOfMemory")
-    assert [(len(rows.moving), on) for rows, on in tried] == [
-        (len(chosen.rows.moving), False),
-        (len(again.rows.moving), True),
+    assert [(len(rows.with_grad), on) for rows, on in tried] == [
+        (len(chosen.rows.with_grad), False),
+        (len(again.rows.with_grad), True),
     ]
     assert before
     for name, gradient in before.items():
@@ -205,7 +205,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "0", "-1", "2Gi"])
-def test_an_override_that_is_no_number_of_bytes_is_refused(given: str) -> None:
+def test_an_override_that_is_not_a_number_of_bytes_is_refused(given: str) -> None:
     with pytest.raises(UserMistakeError, match=host.MEMORY_VARIABLE):
         host.read_available(torch.device("cpu"), {host.MEMORY_VARIABLE: given})
 

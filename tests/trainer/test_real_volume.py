@@ -58,8 +58,8 @@ def digests_without_fault(volume: Volume, policy: Policy) -> list[str]:
     engine.assign(tiny.assignment())
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
-    engine.log.close()
-    return [commit.digest for commit in engine.commits]
+    engine.state.log.close()
+    return [commit.digest for commit in engine.state.commits]
 
 
 @pytest.mark.skipif(not MAY_MOUNT, reason="needs CAP_SYS_ADMIN for a mount namespace")
@@ -89,17 +89,17 @@ def test_the_step_is_refused_the_gradients_stay_and_the_trainer_recovers_by_itse
             mount("-o", "remount,bind,ro", str(disk))
         for _ in range(2):
             assert refused(engine, 1) == fault
-            assert engine.problem is not None
-            assert engine.problem.reason == fault
-            assert engine.state().pending == 1
-            assert engine.commits == []
+            assert engine.state.problem is not None
+            assert engine.state.problem.reason == fault
+            assert engine.state.report().pending == 1
+            assert engine.state.commits == []
         if fault == "VolumeFull":
             filler.unlink()
         else:
             subprocess.run(["umount", str(disk)], check=True)
         assert refused(engine, 1) == "applied"
-        assert engine.problem is None
-        assert [commit.digest for commit in engine.commits] == expected
-        engine.log.close()
+        assert engine.state.problem is None
+        assert [commit.digest for commit in engine.state.commits] == expected
+        engine.state.log.close()
 
     in_namespace(body)

@@ -26,6 +26,7 @@ from espalier.core.names import audience
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.commands import Answer
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.feed import CommitFeed
 from espalier.trainer.http.service import Service
 from espalier.trainer.http.watchdog import Watchdog
@@ -67,19 +68,17 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
         yield made
         service.feed.close()
         assert service._engine is not None
-        service._engine.log.close()
+        service._engine.state.log.close()
 
 
 def _engine(volume: Volume, policy: Policy, publish: Any) -> Any:
     store = CheckpointStore(volume.path, tiny.MODEL)
     log = CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0)
     return Engine(
-        model=tiny.MODEL,
-        base=volume.base,
-        compute=LocalCompute(policy),
-        store=store,
-        log=log,
-        publish=publish,
+        TrainingState(
+            model=tiny.MODEL, base=volume.base, compute=LocalCompute(policy), store=store, log=log
+        ),
+        publish,
     )
 
 
@@ -208,10 +207,10 @@ async def test_health_names_a_command_that_is_stuck(
         assert (await client.get("/healthz")).status == 200
         service.feed.close()
         assert service._engine is not None
-        service._engine.log.close()
+        service._engine.state.log.close()
 
 
-async def test_readiness_tells_what_a_volume_suffers_from_and_stays_ready(
+async def test_readiness_shows_a_fault_of_the_volume_and_stays_ready(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await assign(client)
@@ -269,7 +268,7 @@ async def test_a_malformed_body_is_refused_by_field(
     assert problem["detail"].startswith(field)
 
 
-async def test_it_tells_the_operator_for_how_long_no_client_has_called(client: Client) -> None:
+async def test_the_operator_reads_how_long_no_client_has_called(client: Client) -> None:
     async def quiet() -> float:
         answer = await client.get("/usage", headers=bearer("operator"))
         return float((await answer.json())["quiet_seconds"])

@@ -30,6 +30,7 @@ from espalier.trainer.compute.adamw import Moments
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.commands import Answer, Command, Sent
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.jobs.importer import import_directory
 from espalier.trainer.policy.policy import Policy, load_policy
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
@@ -88,19 +89,20 @@ def engine(volume: Path, base: str, loaded: Policy | None = None) -> Engine:
     store = CheckpointStore(volume, MODEL)
     log = CommandLog(store.model_directory(MODEL), lock_seconds=1.0)
     return Engine(
-        model=MODEL,
-        base=base,
-        compute=LocalCompute(loaded or policy(volume, base)),
-        store=store,
-        log=log,
-        publish=lambda _engine: None,
+        TrainingState(
+            model=MODEL,
+            base=base,
+            compute=LocalCompute(loaded or policy(volume, base)),
+            store=store,
+            log=log,
+        )
     )
 
 
 def moments(target: Engine) -> Moments:
     """Adam's state."""
-    assert isinstance(target.compute, LocalCompute)
-    return target.compute.moments
+    assert isinstance(target.state.compute, LocalCompute)
+    return target.state.compute.moments
 
 
 def assignment(term: int = 1, **changes: object) -> Assignment:
@@ -143,7 +145,7 @@ def optim_step(**changes: object) -> OptimStepRequest:
 
 def laid(policy: Policy, data: Sequence[Datum], spec: LossSpec | None = None) -> Rows:
     """Rows as long as the policy takes them."""
-    return lay_out(data, policy.row_tokens, gradients.still(data, spec))
+    return lay_out(data, policy.row_tokens, gradients.without_gradient(data, spec))
 
 
 def at(temperature: float, data: Sequence[Datum]) -> list[Datum]:

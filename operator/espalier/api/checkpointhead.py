@@ -31,6 +31,10 @@ class Gate(Type):
     )
 
 
+Mode = Literal["Track", "Pin"]
+OnPin = Literal["Pause", "Branch", "Continue"]
+
+
 class CheckpointHeadSpec(Type):
     """The desired head. Only Git or a user writes it."""
 
@@ -39,7 +43,7 @@ class CheckpointHeadSpec(Type):
         json_schema_extra=cel(("self == oldSelf", "modelRef is immutable: create another head")),
     )
     # Required, so that Git always states it and a hand edit shows as drift.
-    mode: Literal["Track", "Pin"] = Field(
+    mode: Mode = Field(
         description="mode is Track (follow the newest Ready checkpoint) or Pin (hold "
         "checkpointRef)."
     )
@@ -47,7 +51,7 @@ class CheckpointHeadSpec(Type):
         default=None,
         description="checkpointRef is the pinned checkpoint. Ignored when mode is Track.",
     )
-    on_pin: Literal["Pause", "Branch", "Continue"] = Field(
+    on_pin: OnPin = Field(
         default="Pause",
         description="onPin says what the run does while the head is pinned: Pause it, Branch from "
         "the pinned checkpoint, or Continue unaffected.",
@@ -66,6 +70,30 @@ class CheckpointHeadSpec(Type):
             )
         )
     )
+
+
+class Agreed(Type):
+    """What a head asked for when the operator last agreed; fields its mode ignores are left out."""
+
+    generation: int = Field(ge=0, description="generation of the edit that asked for it.")
+    mode: Mode = Field(description="mode that was agreed to.")
+    checkpoint_ref: ObjectRef | None = Field(
+        default=None, description="checkpointRef is the checkpoint that mode Pin holds."
+    )
+    on_pin: OnPin | None = Field(
+        default=None,
+        description="onPin says what the run does meanwhile; Continue under a head that training "
+        "does not follow.",
+    )
+
+    @property
+    def name(self) -> str:
+        """The name of the pinned checkpoint; empty without a pin."""
+        return self.checkpoint_ref.name if self.checkpoint_ref is not None else ""
+
+    def asks_same(self, other: Agreed) -> bool:
+        """Whether both ask for the same, whichever edit it came with."""
+        return (self.mode, self.name, self.on_pin) == (other.mode, other.name, other.on_pin)
 
 
 class CurrentCheckpoint(Type):
@@ -134,9 +162,10 @@ class CheckpointHeadStatus(Type):
         description="branchBase is where onPin: Branch grew the live branch; Track follows its "
         "descendants.",
     )
-    # One Branch per (generation, ref): what the live term was raised for.
-    term_cause: str = Field(
-        default="", description="termCause is the request that raised the term.", max_length=128
+    agreed: Agreed | None = Field(
+        default=None,
+        description="agreed is the part of spec that the operator last agreed to; a pin that "
+        "cannot be met leaves it as it is.",
     )
     term: int = Field(
         default=0, ge=0, description="term grows on every move that is not a fast-forward."

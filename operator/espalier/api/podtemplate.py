@@ -146,7 +146,8 @@ class Variable(Type):
             (
                 f"self.matches(r'{VARIABLE_PATTERN}') && !self.startsWith('ESPALIER_')"
                 f" && !(self in {sorted(RESERVED)})",
-                "must be a variable's name that Espalier does not set itself (docs/operations.md)",
+                "must be a variable's name that Espalier does not set itself "
+                "(docs/guides/pod-templates.md)",
             )
         ),
     )

@@ -155,8 +155,8 @@ class RolloutSpec(Type):
     tool_call_parser: ToolCallParser = Field(
         default="Auto",
         description="toolCallParser of vLLM turns the text of a tool call into tool_calls. Auto "
-        "chooses by the base's family and chat template, as docs/rollout.md lists; where it finds "
-        "none, or with None, a request with tools is refused.",
+        "chooses by the base's family and chat template, as docs/guides/parsers.md lists; where it "
+        "finds none, or with None, a request with tools is refused.",
     )
     reasoning_parser: ReasoningParser = Field(
         default="Auto",

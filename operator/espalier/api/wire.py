@@ -150,7 +150,11 @@ class ForwardRequest(Wire):
 
 
 class ForwardBackwardRequest(ForwardRequest):
-    """Adds the gradient of a built-in loss to the accumulated ones."""
+    """Adds the gradient of a built-in loss to the accumulated ones.
+
+    ``num_substeps`` is HUD's number of parts to compute the batch in. Gradients are sums, so every
+    value gives the same result; the trainer sizes the parts for its device.
+    """
 
     loss_fn: str = "importance_sampling"
     loss_fn_config: dict[str, Real] | None = None

@@ -13,7 +13,14 @@ from rich.console import Console
 from espalier.api.metric_names import REWARD
 from espalier.api.taskset import Taskset
 from espalier.api.trainingrun import TrainingRun
-from espalier.cli import adopt, checkpoint_commands, gateway_commands, model_commands, run_commands
+from espalier.cli import (
+    adopt,
+    checkpoint_commands,
+    gateway_commands,
+    model_commands,
+    run_commands,
+    taskset_commands,
+)
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.dev import dev
 from espalier.cli.failure import CommandError
@@ -43,6 +50,7 @@ app = typer.Typer(
 )
 app.add_typer(model_commands.app, name="models")
 app.add_typer(run_commands.app, name="run")
+app.add_typer(taskset_commands.app, name="taskset")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.add_typer(checkpoint_commands.rollouts_app, name="rollouts")
 

@@ -64,7 +64,7 @@ def make_app(
     app = web.Application(middlewares=[_observe, _refuse, admission.admit])
     app.on_response_prepare.append(_name)
     app[_VIEW] = services.view
-    traces = Traces(services, outbox or Outbox())
+    traces = Traces(services, Outbox() if outbox is None else outbox)
     completions, train = Completions(services, traces), Train(services, traces)
     # Without /v1 too, as HUD's client calls its gateway.
     for prefix in ("/v1", ""):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -61,14 +61,10 @@ class Transport:
         """URL of the API server."""
         return str(self._configuration.host)
 
-    def watch_session(
-        self,
-        *traces: aiohttp.TraceConfig,
-        middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
-    ) -> aiohttp.ClientSession:
+    def watch_session(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
         """A session of its own for watches, each of which holds one connection for good.
 
-        Every request carries the token of that moment, and passes these middlewares.
+        Every request carries the token of that moment.
         """
 
         async def authenticate(
@@ -82,7 +78,7 @@ class Transport:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=context),
             headers={"User-Agent": MANAGER},
-            middlewares=(authenticate, *middlewares),
+            middlewares=(authenticate,),
             proxy=self._configuration.proxy,
             trace_configs=list(traces),
             read_bufsize=2**21,

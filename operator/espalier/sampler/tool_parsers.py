@@ -15,7 +15,8 @@ from typing import Any
 from espalier.sampler.settings import Settings
 
 # Beginning of config.json's model_type, text that the chat template must hold, the parser. The
-# first that fits counts. docs/rollout.md has the same table (tests/sampler/test_tool_parsers.py).
+# first that fits counts. docs/guides/parsers.md has the same table
+# (tests/sampler/test_tool_parsers.py).
 TOOL_CALL_FAMILIES = (
     ("qwen", "<function=", "qwen3_coder"),
     ("qwen", "<tool_call>", "hermes"),

@@ -1,4 +1,4 @@
-"""What follows from full weights (adapter.type Full) being served one checkpoint at a time."""
+"""Limits of full weights (adapter.type Full): a rollout serves one checkpoint at a time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
 from espalier.core.conditions import Finding
-from espalier.core.head.head_request import PIN, Request
+from espalier.core.head.head_request import PIN
 
 
 def crowded_out(model: TrainableModel) -> list[Finding]:
-    """What a head says whose checkpoint another head's keeps from being loaded."""
+    """The findings of a head whose checkpoint cannot be loaded beside another head's."""
     message = (
         f"rollouts of {model.metadata.name} (adapter.type Full) hold the weights of one checkpoint,"
         " which a head before this one chooses: pin both to the same Checkpoint, or delete this "
@@ -26,7 +26,7 @@ def unsampled(
     """Why a runner could not sample what it trains: rollouts hold another set of weights."""
     if run.spec.driver != "Runner" or model is None or model.spec.adapter.type != "Full":
         return None
-    agreed = Request.parse(head.status.term_cause)
+    agreed = head.status.agreed
     pinned = agreed is not None and agreed.mode == PIN
     if model.spec.rollout.replicas == 0 or not (pinned or head.spec.gate):
         return None

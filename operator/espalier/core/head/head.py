@@ -2,7 +2,7 @@
 
 Every pass derives the state from spec and status; no phase is stored. Order of effects: acknowledge
 in ``status.target``, have the rollouts load it, read back, then write ``status.current``; a crash
-between any two is harmless. What the operator last agreed to is ``status.termCause``: the term
+between any two is harmless. What the operator last agreed to is ``status.agreed``: the term
 rises once when that request changes, and a request that cannot be met leaves everything as it is.
 
 The leading head has its model's name and decides where training goes on; other heads only serve,
@@ -11,12 +11,13 @@ each under its own name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import (
+    Agreed,
     CheckpointHeadStatus,
     CurrentCheckpoint,
     HeadMove,
@@ -32,11 +33,11 @@ from espalier.core.head.head_request import (
     CONTINUE,
     PAUSE,
     PIN,
-    TRACK,
-    Request,
     leads,
     passes,
     ref_name,
+    requested,
+    track,
 )
 from espalier.core.head.head_view import (
     HeadView,
@@ -46,7 +47,12 @@ from espalier.core.head.head_view import (
     is_ready,
     is_served,
 )
-from espalier.core.head.served_adapters import held_point
+from espalier.core.head.served_adapters import (
+    DesiredAdapters,
+    desired_adapters,
+    fitting,
+    held_point,
+)
 from espalier.core.lineage.lineage import Point, point
 from espalier.core.names import adapter_name, branch_name
 
@@ -56,9 +62,10 @@ SHOWN_PODS = 64
 
 @dataclass(frozen=True)
 class HeadDecision:
-    """The status to write; what samplers must load follows from it (served_adapters.py)."""
+    """The status to write, then the adapters that the rollouts must load for all heads."""
 
     status: CheckpointHeadStatus
+    load: tuple[DesiredAdapters, ...]
     moved: HeadMove | None = None
 
 
@@ -67,7 +74,7 @@ def decide(view: HeadView, now: str) -> HeadDecision:
     old = view.head.status
     if unfit := head_conditions.unfit(view):
         return _held(view, unfit, now)
-    wanted = Request.of(view.head.spec, view.head.metadata.generation)
+    wanted = requested(view.head.spec, view.head.metadata.generation)
     refusal = head_conditions.refusal(view, wanted)
     status = _agree(view, None if refusal else wanted)
     target = _target(view, status, refused=refusal is not None)
@@ -91,11 +98,30 @@ def decide(view: HeadView, now: str) -> HeadDecision:
     moved = None
     if acknowledged and served and not is_current(status, target):
         status, moved = _move(status, target, now)
-    findings = refusal or head_conditions.findings(view, status, target, served=served)
+    desired = _desired(view, status)
+    load = fitting(desired, view.model)
+    findings = refusal or head_conditions.findings(
+        view, status, target, served=served, crowded_out=_is_crowded_out(view, desired, load)
+    )
     status = status.model_copy(
         update={"conditions": head_conditions.settle(view, status, findings, now)}
     )
-    return HeadDecision(status, moved)
+    return HeadDecision(status, load, moved)
+
+
+def _desired(view: HeadView, status: CheckpointHeadStatus) -> tuple[DesiredAdapters, ...]:
+    """What all heads of the model want loaded, this one with its status as decided."""
+    own = view.head.model_copy(update={"status": status})
+    others = [head for head in view.heads if head.metadata.name != own.metadata.name]
+    return desired_adapters(own.spec.model_ref.name, [*others, own], view.lineage)
+
+
+def _is_crowded_out(
+    view: HeadView, desired: Sequence[DesiredAdapters], load: Sequence[DesiredAdapters]
+) -> bool:
+    """Whether the heads before this one leave no room for what it wants."""
+    wanted, kept = ({adapters.head for adapters in all_} for all_ in (desired, load))
+    return view.head.metadata.name in wanted - kept
 
 
 def _held(view: HeadView, findings: list[Finding], now: str) -> HeadDecision:
@@ -107,11 +133,11 @@ def _held(view: HeadView, findings: list[Finding], now: str) -> HeadDecision:
             "conditions": head_conditions.settle(view, old, findings, now),
         }
     )
-    return HeadDecision(status)
+    return HeadDecision(status, fitting(_desired(view, status), view.model))
 
 
-def _agree(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
-    """The status after the request, if any, is agreed to: term, branch, branchBase, termCause."""
+def _agree(view: HeadView, wanted: Agreed | None) -> CheckpointHeadStatus:
+    """The status after the request, if any, is agreed to: term, branch, branchBase, agreed."""
     old = view.head.status
     if not leads(view.head):
         return _follow(view, wanted)
@@ -120,9 +146,8 @@ def _agree(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
     if old.term == 0 or old.term < view.lineage.last_term():
         term = max(1, view.lineage.last_term())
         status = old.model_copy(update={"term": term, "branch": view.lineage.live_branch()})
-    agreed = Request.parse(status.term_cause) or Request(TRACK)
-    if wanted is not None and not (status.term_cause and wanted.asks_same(agreed)):
-        status = _transition(status, agreed, wanted)
+    if wanted is not None and not (status.agreed and wanted.asks_same(status.agreed)):
+        status = _transition(status, status.agreed or track(), wanted)
     if view.trainer_term > status.term:
         # The head was deleted and made again while a trainer went on: overtake it.
         status = status.model_copy(update={"term": view.trainer_term + 1})
@@ -130,10 +155,10 @@ def _agree(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
 
 
 def _transition(
-    status: CheckpointHeadStatus, agreed: Request, wanted: Request
+    status: CheckpointHeadStatus, agreed: Agreed, wanted: Agreed
 ) -> CheckpointHeadStatus:
     """The one place where an edit raises the term."""
-    changes: dict[str, object] = {"term_cause": wanted.text()}
+    changes: dict[str, object] = {"agreed": wanted}
     resumes = agreed.on_pin == PAUSE and wanted.on_pin != PAUSE
     # Continue leaves training alone, and after Branch the branch just goes on.
     if not wanted.asks_same(agreed) and (wanted.on_pin in (PAUSE, BRANCH) or resumes):
@@ -144,13 +169,12 @@ def _transition(
     return status.model_copy(update=changes)
 
 
-def _follow(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
+def _follow(view: HeadView, wanted: Agreed | None) -> CheckpointHeadStatus:
     """A head that only serves takes branch and term from the leading one."""
     changes: dict[str, object] = {}
     if wanted is not None:
-        changes["term_cause"] = replace(
-            wanted, on_pin=CONTINUE if wanted.mode == PIN else ""
-        ).text()
+        on_pin = CONTINUE if wanted.mode == PIN else None
+        changes["agreed"] = wanted.model_copy(update={"on_pin": on_pin})
     if view.leader is not None:
         leader = view.leader.status
         changes |= {
@@ -163,7 +187,7 @@ def _follow(view: HeadView, wanted: Request | None) -> CheckpointHeadStatus:
 
 def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> Point | None:
     """The checkpoint to serve; None when there is nothing that could be."""
-    agreed = Request.parse(status.term_cause)
+    agreed = status.agreed
     held = held_point(view.lineage, view.head)
     if agreed is None or refused:
         return held
@@ -177,7 +201,7 @@ def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> P
 def _anchor(
     view: HeadView, status: CheckpointHeadStatus, held: Point | None
 ) -> tuple[Point | None, Iterator[Checkpoint]]:
-    """What a tracking head stays at, and what of the live line it may advance to from there.
+    """Where a tracking head stays, and the part of the live line that it may advance to.
 
     From the newest on: a long line behind the head costs nothing.
     """
@@ -191,7 +215,7 @@ def _anchor(
         if place == served or damage_on_record(lineage.by_name[place.name]) is None:
             return place, _above(line, place)
     if held is not None and lineage.place(held.name) is None:
-        # Deleted, or not in the cache yet: that must never move the head back.
+        # Deleted, or not in the cache yet: neither may move the head back.
         return held, _above(line, held)
     if held == lineage.root:
         return held, line
@@ -237,7 +261,7 @@ def _move(
     status: CheckpointHeadStatus, target: Point, now: str
 ) -> tuple[CheckpointHeadStatus, HeadMove]:
     """The status once the rollouts serve the target."""
-    agreed = Request.parse(status.term_cause) or Request(TRACK)
+    agreed = status.agreed or track()
     if agreed.mode == PIN:
         reason = "Branched" if agreed.on_pin == BRANCH else "Pinned"
     else:

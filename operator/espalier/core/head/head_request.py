@@ -1,55 +1,45 @@
-"""What a head asks for, what the operator agreed to, and what that means for training."""
+"""The request of a head, and what the agreed request means for training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadSpec, NameOnly
-from espalier.api.meta import decimal
+from espalier.api.checkpointhead import (
+    Agreed,
+    CheckpointHead,
+    CheckpointHeadSpec,
+    NameOnly,
+    OnPin,
+)
+from espalier.api.meta import ObjectRef, decimal
 from espalier.core.lineage import measurements
 from espalier.core.lineage.lineage import Lineage, Point
 
-TRACK = "Track"
-PIN = "Pin"
-PAUSE = "Pause"
-BRANCH = "Branch"
-CONTINUE = "Continue"
+TRACK: Final = "Track"
+PIN: Final = "Pin"
+PAUSE: Final = "Pause"
+BRANCH: Final = "Branch"
+CONTINUE: Final = "Continue"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a head's spec asks for; ``generation`` is the edit that asked it."""
+def requested(spec: CheckpointHeadSpec, generation: int) -> Agreed:
+    """What a spec asks to agree to; ``generation`` is that of the edit."""
+    if spec.mode == TRACK or spec.checkpoint_ref is None:
+        return track(generation)
+    return pin(spec.checkpoint_ref.name, spec.on_pin, generation)
 
-    mode: str
-    name: str = ""
-    on_pin: str = ""
-    generation: int = 0
 
-    @classmethod
-    def of(cls, spec: CheckpointHeadSpec, generation: int) -> Request:
-        """The request of a spec; fields that do not matter in its mode are left out."""
-        if spec.mode == TRACK or spec.checkpoint_ref is None:
-            return cls(TRACK, generation=generation)
-        return cls(PIN, spec.checkpoint_ref.name, spec.on_pin, generation)
+def track(generation: int = 0) -> Agreed:
+    """To follow the newest checkpoint."""
+    return Agreed(generation=generation, mode=TRACK)
 
-    @classmethod
-    def parse(cls, cause: str) -> Request | None:
-        """The request kept in ``status.termCause``; None before the first."""
-        parts = cause.split("/")
-        if len(parts) < 2:
-            return None
-        name, on_pin = (parts[2], parts[3]) if parts[1] == PIN else ("", "")
-        return cls(parts[1], name, on_pin, int(parts[0]))
 
-    def text(self) -> str:
-        """The form kept in ``status.termCause``."""
-        pin = f"/{self.name}/{self.on_pin}" if self.mode == PIN else ""
-        return f"{self.generation}/{self.mode}{pin}"
-
-    def asks_same(self, other: Request) -> bool:
-        """Whether both ask for the same, whichever edit it came with."""
-        return (self.mode, self.name, self.on_pin) == (other.mode, other.name, other.on_pin)
+def pin(name: str, on_pin: OnPin, generation: int = 0) -> Agreed:
+    """To hold the checkpoint of that name."""
+    ref = ObjectRef(name=name)
+    return Agreed(generation=generation, mode=PIN, checkpoint_ref=ref, on_pin=on_pin)
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ def leads(head: CheckpointHead) -> bool:
 
 def paused(head: CheckpointHead) -> bool:
     """Whether a pin holds training."""
-    agreed = Request.parse(head.status.term_cause)
+    agreed = head.status.agreed
     return agreed is not None and agreed.on_pin == PAUSE
 
 

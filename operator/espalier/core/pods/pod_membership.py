@@ -5,7 +5,8 @@ pod of a workload a reference to its controller, with a uid that no other object
 chain is followed to the TrainableModel or TrainingRun that the workload was made for.
 
 A reference can be claimed as well, by whoever creates the pod. That nobody but Kubernetes' own
-controllers creates pods with these labels is the chart's admission policy: see docs/security.md.
+controllers creates pods with these labels is the chart's admission policy: see
+docs/operations/security.md.
 """
 
 from __future__ import annotations

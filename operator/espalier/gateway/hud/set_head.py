@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from espalier.core.gitowner import REQUESTED_BY, GitOwner, git_owner
-from espalier.core.head.head_request import BRANCH, PIN, TRACK, Request, ref_name
+from espalier.core.head.head_request import BRANCH, PIN, TRACK, ref_name
 from espalier.gateway.access.auth import User
 from espalier.gateway.context import Services
 from espalier.gateway.problems import RefusalError, not_ready
@@ -110,7 +110,7 @@ def stands_on(snapshot: Snapshot, model: Id, checkpoint: str) -> bool:
 
 def _tracks(snapshot: Snapshot, model: Id) -> bool:
     head = snapshot.head_of(model)
-    agreed = Request.parse(head.status.term_cause) if head is not None else None
+    agreed = head.status.agreed if head is not None else None
     return (
         agreed is not None and agreed.mode == TRACK and head is not None and head.spec.mode == TRACK
     )
@@ -118,7 +118,7 @@ def _tracks(snapshot: Snapshot, model: Id) -> bool:
 
 def _branched(snapshot: Snapshot, model: Id, checkpoint: str) -> bool:
     head = snapshot.head_of(model)
-    agreed = Request.parse(head.status.term_cause) if head is not None else None
+    agreed = head.status.agreed if head is not None else None
     if head is None or agreed is None or head.status.current is None:
         return False
     return (agreed.name, agreed.on_pin) == (

@@ -128,7 +128,7 @@ class Traces:
             return _best(answers)
 
     async def drop_spans(self, request: web.Request) -> web.Response:
-        """Takes HUD's telemetry and keeps none of it: see docs/hud.md."""
+        """Takes HUD's telemetry and keeps none of it: see docs/guides/hud-client.md."""
         await self._services.caller(request)
         return web.Response(status=204)
 

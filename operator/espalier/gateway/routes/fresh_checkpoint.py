@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.checkpointhead import CheckpointHead
-from espalier.core.head.head_request import PIN, TRACK, Request, passes
+from espalier.api.checkpointhead import Agreed, CheckpointHead
+from espalier.core.head.head_request import PIN, TRACK, passes
 from espalier.gateway.world.world import Id, Snapshot
 
 Promotion = Literal["Served", "Pinned", "Gated"]
@@ -29,7 +29,7 @@ def promotion(snapshot: Snapshot, model: Id, checkpoint: str, digest: str) -> Pr
     if head is None:
         return None
     found = snapshot.checkpoints.get(model.beside(checkpoint))
-    agreed = Request.parse(head.status.term_cause)
+    agreed = head.status.agreed
     if _serves(head, agreed, found, digest):
         return "Served"
     if agreed is not None and agreed.mode == PIN:
@@ -41,7 +41,7 @@ def promotion(snapshot: Snapshot, model: Id, checkpoint: str, digest: str) -> Pr
 
 
 def _serves(
-    head: CheckpointHead, agreed: Request | None, found: Checkpoint | None, digest: str
+    head: CheckpointHead, agreed: Agreed | None, found: Checkpoint | None, digest: str
 ) -> bool:
     current = head.status.current
     if current is None:

@@ -1,7 +1,7 @@
 """Shortens the start of vLLM 0.32 on CPU, which is imports: 15 s of CPU time, and that twice.
 
-Measured in docs/local.md. Nothing here changes what is served; where vLLM has other names, the
-start fails with them.
+Measured in docs/developing/performance.md. Nothing here changes what is served; where vLLM has
+other names, the start fails with them.
 """
 
 from __future__ import annotations

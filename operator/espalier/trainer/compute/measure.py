@@ -1,4 +1,4 @@
-"""Measures what rows of a loaded policy keep, once at start: equal batches are then cut alike."""
+"""Measures once at start what memory a row keeps, so equal batches are always cut alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from espalier.trainer.policy.policy import Policy
 
 logger = logging.getLogger(__name__)
 
-# Tokens of the prompt, and of the output, of what is measured at start.
+# Tokens in the prompt, and in the output, of the rows measured at start.
 _SHORT = 64
 # What the C allocator holds over the tensors that are predicted. The fast path was measured at up
 # to 1.0 where blocks are large and 1.45 where none has 2 MiB, the padded path, whose blocks are of
@@ -37,22 +37,22 @@ PADDED_HEAPS = {"cpu": Heap(plain=2.0, checkpointing=1.15, besides=_BESIDES), "c
 
 
 def measure(policy: Policy, environment: Mapping[str, str] = os.environ) -> Planner:
-    """The planner of a loaded policy, from what short rows keep on the path that it takes."""
+    """The planner of a loaded policy, from measurements of short rows on its path."""
     fast = policy.warning is None
     costs = packed_costs(policy) if fast else padded_costs(policy)
     heap = (HEAPS if fast else PADDED_HEAPS)[policy.device.type]
     shape = costs.shape
-    held = (
+    reserved = (
         cost_model.training_bytes(shape) // policy.sharding.size + policy.sharding.gathered_bytes()
     )
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    available = read_available(policy.device, environment, ranks=ranks, reserved=held)
+    available = read_available(policy.device, environment, ranks=ranks, reserved=reserved)
     logger.info("memory for a batch: %.2f GiB, %s", available / GIB, costs)
     return Planner(costs, available, heap, policy.can_checkpoint)
 
 
 def packed_costs(policy: Policy) -> PackedCosts:
-    """Of the fast path, corrected by what one short row keeps."""
+    """Costs of the fast path, corrected by a measurement of one short row."""
     length = _length(policy)
     shape, row = policy_shape(policy), _row(policy, length, length)
     correction = kept_bytes(policy, row) / cost_model.saved_bytes(shape, cost_model.row_size(row))
@@ -62,7 +62,7 @@ def packed_costs(policy: Policy) -> PackedCosts:
 
 
 def padded_costs(policy: Policy) -> PaddedCosts:
-    """Of the padded path, from what three rows keep with and without their layers."""
+    """Costs of the padded path, from three rows measured with and without their layers."""
     length = _length(policy)
     rows = [_row(policy, *sizes) for sizes in ((length // 2, 1), (length, 1), (1, length))]
 
@@ -70,7 +70,7 @@ def padded_costs(policy: Policy) -> PaddedCosts:
         return fit([(padded_size(row), kept_bytes(policy, row)) for row in rows])
 
     whole = kept()
-    # Of a family whose layers cannot be computed again all counts as theirs.
+    # If layers cannot be recomputed, all kept memory counts as theirs.
     outside = Kept(0.0, 0.0, 0.0)
     if policy.can_checkpoint:
         with retry.checkpointing(policy, on=True):
@@ -104,8 +104,8 @@ def policy_shape(policy: Policy) -> ModelShape:
 def kept_bytes(policy: Policy, row: Row) -> int:
     """Bytes of the distinct tensors, weights aside, that autograd keeps of a row's forward."""
     parts = [policy.sharding.own(parameter) for parameter in policy.causal_lm.parameters()]
-    held = [*parts, *policy.causal_lm.buffers()]
-    weights = {tensor.untyped_storage().data_ptr() for tensor in held}
+    constant = [*parts, *policy.causal_lm.buffers()]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in constant}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""Surviving a failed allocation: what a call added is dropped, and it is tried once more."""
+"""Retries a call after a failed allocation, without the gradients that it had added."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,10 +13,8 @@ from torch import nn
 from espalier.trainer.batch.packing import Rows
 from espalier.trainer.memory.allocator import mapping_blocks
 from espalier.trainer.memory.planner import GIB, Cut, Plan
+from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
-
-if TYPE_CHECKING:
-    from espalier.trainer.policy.policy import Policy
 
 T = TypeVar("T")
 
@@ -36,10 +34,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def attempt(
     policy: Policy, chosen: Plan, recut: Callable[[Cut], Plan], work: Callable[[Rows], T]
 ) -> tuple[T, Cut]:
-    """Runs work on the planned rows, once more and carefully if memory runs out, else raises 507.
+    """Runs work on the planned rows; retries with smaller rows if memory runs out, then raises 507.
 
-    Returns the cut that it succeeded under. Gradients that a failed attempt added are gone, those
-    from before stay.
+    Returns the cut that succeeded. Gradients of a failed attempt are dropped; earlier ones stay.
     """
     current = chosen
     for last in (False, True):
@@ -50,11 +47,11 @@ def attempt(
             ):
                 return work(current.rows), current.cut
         except (MemoryError, RuntimeError) as error:
-            # Ranks that run rows together cannot cut them again one by one.
+            # Ranks that run rows together cannot recut them alone.
             if policy.sharding.size > 1 or not is_out_of_memory(error):
                 raise
-            said = str(error).partition("\n")[0] or type(error).__name__
-            logger.warning("rows of %d tokens: out of memory: %s", current.cut.row_tokens, said)
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            logger.warning("rows of %d tokens: out of memory: %s", current.cut.row_tokens, reason)
         # Outside the handler, so that the traceback no longer holds the attempt's tensors.
         if policy.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -63,7 +60,7 @@ def attempt(
     raise CommandError(
         507,
         "OutOfMemory",
-        f"an allocation failed ({said}), again with rows of {current.cut.row_tokens} tokens"
+        f"an allocation failed ({reason}), again with rows of {current.cut.row_tokens} tokens"
         f"{' and activation checkpointing' if current.cut.checkpointing else ''}; "
         f"{chosen.needed / GIB:.3g} GiB were predicted; nothing of this "
         "call was accumulated",
@@ -74,7 +71,7 @@ def attempt(
 
 @contextmanager
 def checkpointing(policy: Policy, *, on: bool) -> Iterator[None]:
-    """Has decoder layers keep only their input inside, or not."""
+    """Inside, decoder layers keep only their input, if ``on``."""
     before, policy.checkpointing = policy.checkpointing, on
     try:
         with mapping_blocks() if on and policy.device.type == "cpu" else nullcontext():
@@ -96,6 +93,6 @@ def _accumulated_apart(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]
             parameter.grad = before[name]
         raise
     for name, parameter in parameters.items():
-        held = before[name]
-        if held is not None:
-            parameter.grad = held if parameter.grad is None else held.add_(parameter.grad)
+        earlier = before[name]
+        if earlier is not None:
+            parameter.grad = earlier if parameter.grad is None else earlier.add_(parameter.grad)

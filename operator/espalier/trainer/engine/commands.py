@@ -1,8 +1,7 @@
-"""Commands, their answers, and what a gradient command means before it touches the policy."""
+"""Commands and answers, and the checks of a gradient command before it reaches the policy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +14,7 @@ from espalier.api.wire import (
     Wire,
 )
 from espalier.trainer.batch.data import Datum, Limits, datums
-from espalier.trainer.batch.losses import loss_spec
+from espalier.trainer.batch.losses import LossSpec, loss_spec
 from espalier.trainer.compute.compute import Added, Batch, Compute
 from espalier.trainer.engine.measurements import sampled
 from espalier.trainer.memory.planner import Cuts
@@ -23,7 +22,7 @@ from espalier.trainer.problems import CommandError, invalid
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
 GradientRequest = ForwardBackwardRequest | BackwardRequest
-# A custom loss is computed right after its forward; more than this many wait for nobody.
+# A client computes its loss right after the forward, so few forwards need to be kept.
 FORWARDS_KEPT = 8
 
 
@@ -35,7 +34,7 @@ class Empty(Wire):
 class Sent:
     """What a client asks for.
 
-    ``term`` is the one that it trains under, if it said; ``declared`` what its run binds it to.
+    ``term`` is the term that it trains under, if given; ``declared`` is what its run fixes.
     """
 
     kind: Kind
@@ -45,7 +44,7 @@ class Sent:
 
     @cached_property
     def body(self) -> bytes:
-        """The request as it is logged and told from others; a batch's takes long, so it is kept."""
+        """The request as JSON, for the log and for comparison; cached for large batches."""
         return self.request.model_dump_json().encode()
 
 
@@ -67,17 +66,48 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class GradientCommand:
-    """A checked and admitted gradient command: ``apply`` accumulates its gradients once."""
+class LossCommand:
+    """A forward-backward, checked and admitted: the gradients of a built-in loss."""
 
     batch: Batch
-    add: Callable[[], Added]
-    sampled: tuple[tuple[str, float], ...] = ()
+    spec: LossSpec
+    request: ForwardBackwardRequest
 
-    def apply(self) -> Added:
-        """Adds the gradients; the tally says as well which checkpoints sampled the rewards."""
-        added = self.add()
-        return replace(added, tally=replace(added.tally, sampled=self.sampled))
+    def run(self, compute: Compute) -> Added:
+        """Accumulates the gradients."""
+        added = compute.add_loss(self.batch, self.spec, self.request.group_size)
+        return _with_rewards(added, self.request)
+
+
+@dataclass(frozen=True)
+class WeightsCommand:
+    """A backward, checked and admitted: the gradients of a loss that the client computed.
+
+    ``forward`` is the request whose log-probs the weights are for.
+    """
+
+    batch: Batch
+    request: BackwardRequest
+    forward: ForwardRequest
+
+    def run(self, compute: Compute) -> Added:
+        """Accumulates the gradients."""
+        added = compute.add_weights(
+            self.batch,
+            self.request.weights,
+            given=self.request.metrics,
+            group_size=self.forward.group_size,
+            forward=self.request.forward_id,
+        )
+        return _with_rewards(added, self.forward)
+
+
+GradientCommand = LossCommand | WeightsCommand
+
+
+def _with_rewards(added: Added, request: ForwardRequest) -> Added:
+    """Adds to the tally which checkpoints sampled the rewards."""
+    return replace(added, tally=replace(added.tally, sampled=sampled(request.inputs)))
 
 
 def gradient_command(
@@ -93,7 +123,7 @@ def gradient_command(
 
 
 def logged_request(log: CommandLog, record: Record) -> GradientRequest:
-    """What a pending gradient command asked for."""
+    """The request of a pending gradient command."""
     if record.kind == "backward":
         return BackwardRequest.model_validate_json(log.body(record))
     return ForwardBackwardRequest.model_validate_json(log.body(record))
@@ -110,7 +140,7 @@ def forward_id(record: Record) -> str:
 
 
 def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) -> DatumTensors:
-    """One datum of a forward's answer; its reward is scaled, the scale's only use there."""
+    """One datum of a forward's answer, with its reward scaled."""
     return DatumTensors(
         reward=datum.reward * request.reward_scale,
         traj_idx=datum.trajectory,
@@ -121,11 +151,7 @@ def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) 
     )
 
 
-def _forward_backward(
-    compute: Compute, request: ForwardBackwardRequest, cuts: Cuts
-) -> GradientCommand:
-    # num_substeps asks for smaller pieces; rows are sized for the device anyway, and sums of
-    # gradients do not depend on the split.
+def _forward_backward(compute: Compute, request: ForwardBackwardRequest, cuts: Cuts) -> LossCommand:
     spec = loss_spec(request.loss_fn, request.loss_fn_config)
     data = datums(
         request,
@@ -133,36 +159,20 @@ def _forward_backward(
         policies_compared=spec.compares_policies,
         weighted=spec.takes_weights,
     )
-    batch = compute.admit(data, spec, cuts)
-    return GradientCommand(
-        batch,
-        lambda: compute.add_loss(batch, spec, request.group_size),
-        sampled(request.inputs),
-    )
+    return LossCommand(compute.admit(data, spec, cuts), spec, request)
 
 
 def _backward(
     compute: Compute, log: CommandLog, request: BackwardRequest, cuts: Cuts
-) -> GradientCommand:
+) -> WeightsCommand:
     forward = held_forward(log, request.forward_id)
     data = forward_data(compute.limits, forward)
     _check_weights(request.weights, data)
-    batch = compute.admit(data, cuts=cuts)
-    return GradientCommand(
-        batch,
-        lambda: compute.add_weights(
-            batch,
-            request.weights,
-            given=request.metrics,
-            group_size=forward.group_size,
-            forward=request.forward_id,
-        ),
-        sampled(forward.inputs),
-    )
+    return WeightsCommand(compute.admit(data, cuts=cuts), request, forward)
 
 
 def held_forward(log: CommandLog, wanted: str) -> ForwardRequest:
-    """The forward that a backward builds on; 404 when it is not held any more."""
+    """The forward that a backward refers to; 404 when it is no longer kept."""
     for record in log.forwards(FORWARDS_KEPT):
         if forward_id(record) == wanted:
             return ForwardRequest.model_validate_json(log.body(record))

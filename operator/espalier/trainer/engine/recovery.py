@@ -1,76 +1,80 @@
-"""From the log and the volume back to the state that was last acknowledged."""
+"""Returns from the log and the volume to the state that was last acknowledged."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import os
 
-from espalier.trainer.engine import steps
 from espalier.trainer.engine.checkpoint_files import Position
 from espalier.trainer.engine.commands import gradient_command, logged_request
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.memory.planner import read_cuts
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.checkpoint_store import Stored
 from espalier.trainer.volume.command_log import Assigned, Record
 
-if TYPE_CHECKING:
-    from espalier.trainer.engine.engine import Engine
-
 logger = logging.getLogger(__name__)
 
 
-def restore(target: Engine) -> None:
-    """Loads the last commit, adopts one that was written but not logged, replays what is pending.
+def restore(state: TrainingState) -> None:
+    """Loads the last commit, adopts one that was written but not logged, replays pending gradients.
 
-    Commands that were begun and never finished were never acknowledged and had no effect; they
-    are forgotten, and a resent one runs anew.
+    Commands that were begun and never finished were never acknowledged and had no effect: they
+    are forgotten, and run as new ones when they are sent again.
     """
-    target.commits = [
-        c if target.store.has("checkpoint", c.digest) else c.model_copy(update={"stored": False})
-        for c in target.log.commits()
-    ]
-    target.assigned = target.log.assigned()
-    if target.assigned is not None:
-        _adopt(target, target.assigned)
-        position = _position(target, target.assigned)
-        digest = position.digest
-        content = target.read(digest) if digest else None
-        committed = len(target.commits) > target.assigned.since
-        target.stand_on(
-            position, content, "Keep" if committed else target.assigned.assignment.optimizer_state
+    state.read_log()
+    if state.assigned is not None:
+        _adopt(state, state.assigned)
+        position = _position(state, state.assigned)
+        content = state.read(position.digest) if position.digest else None
+        committed = len(state.commits) > state.assigned.since
+        state.stand_on(
+            position, content, "Keep" if committed else state.assigned.assignment.optimizer_state
         )
-        _replay(target)
-    for record in target.log.unfinished():
-        target.log.abandon(record)
+        _replay(state)
+    for record in state.log.unfinished():
+        state.log.abandon(record)
 
 
-def _position(target: Engine, assigned: Assigned) -> Position:
-    """The last commit under the assignment's term, else the assignment's base."""
-    if len(target.commits) > assigned.since:
-        last = target.commits[-1]
+def undo(state: TrainingState, record: Record) -> None:
+    """Restores what the log has after a command failed half-way."""
+    try:
+        state.log.abandon(record)
+        restore(state)
+    except Exception:
+        logger.exception("the state cannot be restored in place; starting over from the log")
+        os._exit(1)
+
+
+def _position(state: TrainingState, assigned: Assigned) -> Position:
+    """The last commit under the assignment's term, else the checkpoint that the run starts from."""
+    if len(state.commits) > assigned.since:
+        last = state.commits[-1]
         return Position(last.digest, last.name, last.step)
     assignment = assigned.assignment
     return Position(assignment.base, assignment.base_name, assignment.base_step)
 
 
-def _adopt(target: Engine, assigned: Assigned) -> None:
-    for record in target.log.unfinished():
-        stored = _written_by(target, assigned, record) if record.kind == "optim-step" else None
+def _adopt(state: TrainingState, assigned: Assigned) -> None:
+    """Logs the commit of a step that died between writing its checkpoint and logging it."""
+    for record in state.log.unfinished():
+        stored = _written_by(state, assigned, record) if record.kind == "optim-step" else None
         if stored is None:
             continue
-        state = target.read(stored.digest).state
+        step = state.read(stored.digest).state
         try:
-            steps.record_commit(target, record, stored, state)
-            logger.info("adopted %s, which was written but not logged", state.name)
+            state.record_commit(record, stored, step)
+            logger.info("adopted %s, which was written but not logged", step.name)
         except CommandError as error:
-            # The step was never acknowledged, so undoing it is as right, and frees space.
-            target.store.discard(stored)
-            target.problem = error.problem
+            # The step was never acknowledged, so it may as well be undone, which frees space.
+            state.store.discard(stored)
+            state.set_problem(error.problem)
 
 
-def _written_by(target: Engine, assigned: Assigned, record: Record) -> Stored | None:
-    parent = _position(target, assigned).digest
-    for stored in target.store.checkpoints(target.model):
+def _written_by(state: TrainingState, assigned: Assigned, record: Record) -> Stored | None:
+    """The checkpoint that an unfinished optimizer step wrote, if it came that far."""
+    parent = _position(state, assigned).digest
+    for stored in state.store.checkpoints(state.model):
         manifest = stored.manifest
         key = (manifest["session"], manifest["seq"])
         if (
@@ -82,8 +86,9 @@ def _written_by(target: Engine, assigned: Assigned, record: Record) -> Stored | 
     return None
 
 
-def _replay(target: Engine) -> None:
-    for record in target.log.pending():
-        request, cuts = logged_request(target.log, record), read_cuts(record.cuts)
-        work = gradient_command(target.compute, target.log, request, cuts)
-        target.tallies.append(work.apply().tally)
+def _replay(state: TrainingState) -> None:
+    """Accumulates pending gradients again, batches cut as they were the first time."""
+    for record in state.log.pending():
+        request, cuts = logged_request(state.log, record), read_cuts(record.cuts)
+        command = gradient_command(state.compute, state.log, request, cuts)
+        state.add_tally(command.run(state.compute).tally)

@@ -1,40 +1,33 @@
-"""An optimizer step: computed beside the old weights, committed, and only then installed."""
+"""An optimizer step: computes new weights beside the old, commits them, then installs them."""
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
-
 from espalier.api.metric_names import of_step
-from espalier.api.wire import OptimStepRequest, OptimStepResult, Problem
+from espalier.api.wire import OptimStepRequest, Problem
 from espalier.trainer.batch.step_metrics import total
 from espalier.trainer.compute.adamw import Proposal
-from espalier.trainer.engine import checkpoint_files, kept_rollouts
+from espalier.trainer.engine import checkpoint_files, kept_rollouts, recovery
 from espalier.trainer.engine.checkpoint_files import Position, StepState
 from espalier.trainer.engine.commands import Answer, Command
 from espalier.trainer.engine.measurements import figures
+from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.problems import CommandError
-from espalier.trainer.volume.checkpoint_store import Stored
 from espalier.trainer.volume.command_log import Record
-
-if TYPE_CHECKING:
-    from espalier.trainer.engine.engine import Engine
 
 REWARDS = of_step("reward/")
 
 
-def optim_step(engine: Engine, command: Command, request: OptimStepRequest) -> Answer:
-    """Steps, commits and installs; what fails leaves weights and gradients as they were."""
-    if not engine.tallies:
+def optim_step(state: TrainingState, command: Command, request: OptimStepRequest) -> Answer:
+    """Steps, commits and installs; a failure leaves weights and gradients as they were."""
+    if not state.tallies:
         raise CommandError(
             409,
             "NoGradients",
             "no gradients were accumulated since the last optimizer step",
             "call forward_backward first (a zero-grad or a new term drops gradients)",
         )
-    accumulated = total(engine.tallies)
-    if accumulated.still == accumulated.tokens:
+    accumulated = total(state.tallies)
+    if accumulated.zero_gradient == accumulated.tokens:
         raise CommandError(
             409,
             "NoGradients",
@@ -44,104 +37,86 @@ def optim_step(engine: Engine, command: Command, request: OptimStepRequest) -> A
             "add a batch in which rewards differ inside a group, or leave this step out; zero-grad "
             "drops what is accumulated",
         )
-    record = engine.begin(command)
+    record = state.begin(command)
     try:
-        proposal = engine.compute.propose(request)
+        proposal = state.compute.propose(request)
         if not proposal.finite:
-            return _refuse(engine, record, proposal)
-        state = _next_state(engine, request, proposal)
-        answer = _commit(engine, record, request, proposal, state)
+            return _refuse(state, record, proposal)
+        step = _next_step(state, request, proposal)
+        answer = _commit(state, record, request, proposal, step)
     except CommandError:
         # Nothing was touched: the proposal is dropped and the gradients stay.
-        engine.log.abandon(record)
+        state.log.abandon(record)
         raise
     except Exception:
-        engine.undo(record)
+        recovery.undo(state, record)
         raise
-    engine.compute.install(proposal)
-    engine.position = Position(answer.digest, state.name, state.step)
-    engine.drop_gradients()
-    engine.problem = None
+    state.install(proposal, Position(answer.digest, step.name, step.step))
+    state.set_problem(None)
     return answer
 
 
-def record_commit(engine: Engine, record: Record, stored: Stored, state: StepState) -> Answer:
-    """Logs a checkpoint that is on the volume as the effect of an optimizer step."""
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    commit = checkpoint_files.commit_of(stored, state, len(engine.commits) + 1, now)
-    result = OptimStepResult(
-        step=state.step,
-        checkpoint_id=state.name,
-        sampler_path=str(stored.path),
-        state_path=str(stored.path),
-        model=engine.model,
-    )
-    engine.log.commit(record, result.model_dump_json(), commit, json.dumps(state.cursor))
-    engine.commits = [*engine.commits, commit]
-    return Answer(200, result.model_dump_json(), stored.digest)
-
-
-def _refuse(engine: Engine, record: Record, proposal: Proposal) -> Answer:
+def _refuse(state: TrainingState, record: Record, proposal: Proposal) -> Answer:
     problem = Problem(
         reason="NonFiniteGradient",
         detail=f"the step is not finite (gradient norm {proposal.gradient_norm}); nothing was "
         "stepped and the gradients were dropped",
         remedy="lower the learning rate, set optimizer.gradientClipNorm, or check the rewards",
     )
-    engine.log.settle(record, 409, problem.model_dump_json())
-    engine.drop_gradients()
-    engine.problem = problem
+    state.log.settle(record, 409, problem.model_dump_json())
+    state.drop_gradients()
+    state.set_problem(problem)
     return Answer(409, problem.model_dump_json())
 
 
 def _commit(
-    engine: Engine,
+    state: TrainingState,
     record: Record,
     request: OptimStepRequest,
     proposal: Proposal,
-    state: StepState,
+    step: StepState,
 ) -> Answer:
-    rollouts = request.rollouts or kept_rollouts.records(engine)
+    rollouts = request.rollouts or kept_rollouts.records(state)
     stored, created = checkpoint_files.write(
-        engine.store,
-        engine.compute,
+        state.store,
+        state.compute,
         proposal,
-        state,
-        base=engine.base,
+        step,
+        base=state.base,
         key=record.key,
         rollouts=rollouts,
     )
     try:
-        answer = record_commit(engine, record, stored, state)
+        answer = state.record_commit(record, stored, step)
     except CommandError:
         if created:
-            engine.store.discard(stored)
+            state.store.discard(stored)
         raise
-    kept_rollouts.mark(engine, rollouts)
+    kept_rollouts.mark(state, rollouts)
     return answer
 
 
-def _next_state(engine: Engine, request: OptimStepRequest, proposal: Proposal) -> StepState:
-    assignment = engine.assignment().assignment
-    tally = total(engine.tallies)
+def _next_step(state: TrainingState, request: OptimStepRequest, proposal: Proposal) -> StepState:
+    assignment = state.assignment().assignment
+    tally = total(state.tallies)
     measured = tally.checkpoint_metrics()
     measured["optimizer/gradient_norm"] = proposal.gradient_norm
-    # The client also knows the rewards of what it did not send, so there its figures win.
+    # The client also knows the rewards of rollouts that it did not send, so its figures win.
     rewards = {n: v for n, v in request.metrics.items() if n.startswith(REWARDS)}
     return StepState(
-        model=engine.model,
+        model=state.model,
         run=assignment.run,
-        step=engine.position.step + 1,
-        run_step=engine.run_step() + 1,
+        step=state.position.step + 1,
+        run_step=state.run_step() + 1,
         branch=assignment.branch,
         term=assignment.term,
-        parent=engine.position.digest,
-        parent_name=engine.position.name,
+        parent=state.position.digest,
+        parent_name=state.position.name,
         learning_rate=request.learning_rate,
         group_size=tally.group_size,
         loss=tally.loss_name,
         metrics=request.metrics | measured | rewards,
-        measured=figures(tally, request.measured, engine.model),
+        measured=figures(tally, request.measured, state.model),
         cursor=request.cursor,
         optimizer_steps=proposal.moments.steps,
     )

@@ -96,30 +96,32 @@ class Planner:
     heap: Heap = Heap()
     checkpoints: bool = True
 
-    def plan(self, data: Sequence[Datum], row_tokens: int, still: Collection[int] = ()) -> Plan:
+    def plan(self, data: Sequence[Datum], row_tokens: int, no_grad: Collection[int] = ()) -> Plan:
         """Rows of at most ``row_tokens``, shorter where memory needs it; raises TooLargeError.
 
-        The datums of the indices ``still`` have no gradient. Checkpointing costs a forward pass,
+        The datums of the indices ``no_grad`` have no gradient. Checkpointing costs a forward pass,
         shorter rows cost little: so rows shrink first.
         """
         for checkpointing in (False, True) if self.checkpoints else (False,):
             for budget in _budgets(row_tokens):
-                found = self.cut(data, Cut(budget, checkpointing), still)
+                found = self.cut(data, Cut(budget, checkpointing), no_grad)
                 if found.needed <= self.available:
                     return found
         raise self._too_large(found)
 
-    def cut(self, data: Sequence[Datum], cut: Cut, still: Collection[int] = ()) -> Plan:
+    def cut(self, data: Sequence[Datum], cut: Cut, no_grad: Collection[int] = ()) -> Plan:
         """The rows of a given cut, whether they fit or not."""
-        rows = lay_out(data, cut.row_tokens, still)
-        needed = [self._needed(row, cut) for row in rows.moving]
-        needed += [self._scored(row) for row in rows.still]
+        rows = lay_out(data, cut.row_tokens, no_grad)
+        needed = [self._needed(row, cut) for row in rows.with_grad]
+        needed += [self._scored(row) for row in rows.no_grad]
         return Plan(cut, max(needed, default=0), rows)
 
     def holds(self, found: Plan) -> bool:
         """Whether the graphs of all rows fit at once, as keeping a forward needs."""
         checkpointing = found.cut.checkpointing
-        kept = sum(self.costs.saved(row, checkpointing=checkpointing) for row in found.rows.moving)
+        kept = sum(
+            self.costs.saved(row, checkpointing=checkpointing) for row in found.rows.with_grad
+        )
         return self.heap.held(kept, checkpointing=checkpointing) + found.needed <= self.available
 
     def _needed(self, row: Row, cut: Cut) -> int:
@@ -130,8 +132,8 @@ class Planner:
         return self.heap.held(self.costs.scored(row), checkpointing=False)
 
     def _too_large(self, closest: Plan) -> TooLargeError:
-        needs = [(self._needed(row, closest.cut), row) for row in closest.rows.moving]
-        needs += [(self._scored(row), row) for row in closest.rows.still]
+        needs = [(self._needed(row, closest.cut), row) for row in closest.rows.with_grad]
+        needs += [(self._scored(row), row) for row in closest.rows.no_grad]
         needed, worst = max(needs, key=lambda pair: pair[0])
         last = max(worst.spans, key=lambda span: int(worst.depths[worst.reads[span.stop - 1]]))
         tokens = int(worst.depths[worst.reads[last.stop - 1]]) + 2

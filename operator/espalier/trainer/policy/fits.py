@@ -1,6 +1,6 @@
-"""Whether a model fits at all: asked before it is loaded, for a kill by the kernel says nothing.
+"""Checks that a model fits before loading it: the OOM killer gives no reason.
 
-What a batch may then take is for the planner, which refuses with numbers too.
+The planner decides what a batch may then take, and also refuses with numbers.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that one rank holds between batches: the loaded base, and what training adds to it."""
+    """Bytes that one rank holds between batches: the loaded base, and the additions of training."""
 
     base: int
     training: int
 
     @property
     def total(self) -> int:
-        """Both."""
+        """The sum of both."""
         return self.base + self.training
 
 
 def footprint(base: Path, adapter: Adapter, dtype: str, ranks: int) -> Footprint:
-    """From the base's configuration and the adapter; no weights are read."""
+    """The footprint, from the base's configuration and the adapter; reads no weights."""
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(base, local_files_only=True)
         )
     weights = sum(parameter.numel() for parameter in causal_lm.parameters())
     if adapter.type == "Full":
-        # Every rank loads the base whole; what is trained is then cut up among them.
+        # Every rank loads the whole base; the trained weights are then sharded.
         return Footprint(
             weights * FLOAT32_BYTES,
             max(0, weights * TRAINED_BYTES // ranks - weights * FLOAT32_BYTES),
@@ -53,7 +53,7 @@ def footprint(base: Path, adapter: Adapter, dtype: str, ranks: int) -> Footprint
 
 
 def check(needed: Footprint, free: int) -> None:
-    """Raises UserMistakeError with the figure to set when a rank has too few ``free`` bytes."""
+    """Raises UserMistakeError, with the memory to set, if a rank has too few ``free`` bytes."""
     logger.info("the model needs %.2f of %.2f GiB", needed.total / GIB, free / GIB)
     if needed.total <= free:
         return

@@ -1,0 +1,133 @@
+"""``espalier taskset``: preview, calibrate. Both before any trainer is started."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from espalier.cli.gateway_commands import PATIENCE, Access
+from espalier.cli.options import AsJson, Namespace, Token, Url, access, commands, kubectl, show
+from espalier.cli.run_tasks import Declared, declared, opened
+from espalier.client import GatewayClient
+from espalier.runner.calibration import Calibration, Lengths, calibrate
+from espalier.runner.group_sampling import sample_groups
+from espalier.runner.scoring.scorer import Scorer
+from espalier.runner.task_protocol import Tasks
+
+app = commands("Tasks of a run, before anything is trained.")
+
+Run = Annotated[str, typer.Argument(help="The run; the only one of --file if not given.")]
+Manifest = Annotated[
+    Path | None, typer.Option("--file", "-f", help="Its manifest, where it is not applied yet.")
+]
+TaskFile = Annotated[
+    Path | None,
+    typer.Option("--tasks", help="A copy of its tasks, where they lie on a claim or in an image."),
+]
+
+
+@app.command()
+def preview(
+    context: typer.Context,
+    run: Run = "",
+    *,
+    file: Manifest = None,
+    tasks: TaskFile = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Tasks to print.")] = 3,
+    as_json: AsJson = False,
+    namespace: Namespace = None,
+) -> None:
+    """Print the first tasks of a run as they are asked, and what the scorer compares with."""
+    cluster = kubectl(context, namespace)
+    found = opened(declared(cluster, run, file), cluster, tasks)
+    shown = [_shown(found, index) for index in range(min(count, found.size))]
+    content = {"size": found.size, "tasks": shown}
+    text = "\n\n".join(map(_task_text, shown))
+    show(as_json, content, f"{text}\n\n{len(shown)} of {found.size} tasks")
+
+
+@app.command("calibrate")
+def calibrate_command(
+    context: typer.Context,
+    run: Run = "",
+    *,
+    file: Manifest = None,
+    tasks: TaskFile = None,
+    groups: Annotated[int, typer.Option(min=1, help="Tasks to ask, from the first.")] = 16,
+    checkpoint: Annotated[
+        str, typer.Option(help="Checkpoint that answers; the base if not given.")
+    ] = "",
+    url: Url = "",
+    token: Token = "",
+    as_json: AsJson = False,
+    namespace: Namespace = None,
+) -> None:
+    """Sample a run's first groups as the run would, and say whether it could learn from them."""
+    cluster = kubectl(context, namespace)
+    wanted = declared(cluster, run, file)
+    found = opened(wanted, cluster, tasks)
+    slug = f"{wanted.namespace}/{wanted.run.spec.model_ref.name}"
+    who = access(url, token)
+    done = asyncio.run(_calibrate(who, slug, wanted, found, groups=groups, checkpoint=checkpoint))
+    show(as_json, done.wire(), _calibration_text(done))
+
+
+async def _calibrate(
+    access: Access, slug: str, wanted: Declared, tasks: Tasks, *, groups: int, checkpoint: str
+) -> Calibration:
+    async with (
+        GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client,
+        Scorer(wanted.taskset, tasks) as scorer,
+    ):
+        await scorer.ready()
+        indices = range(min(groups, tasks.size))
+        sampled = await sample_groups(
+            client, tasks, scorer, indices, spec=wanted.run.spec, checkpoint=checkpoint
+        )
+    return calibrate(sampled.groups, len(sampled.skipped))
+
+
+def _shown(tasks: Tasks, index: int) -> dict[str, Any]:
+    task = tasks.task(index)
+    return {
+        "id": task.id,
+        "messages": [message.wire() for message in task.messages],
+        # A generated task's reference is its number: the dataset itself scores the answer.
+        "answer": reference if isinstance(reference := tasks.reference(index), str) else None,
+    }
+
+
+def _task_text(shown: dict[str, Any]) -> str:
+    lines = [f"{message['role']}: {message['content']}" for message in shown["messages"]]
+    answer = [f"answer: {shown['answer']}"] if shown["answer"] is not None else []
+    return "\n".join([f"== {shown['id']}", *lines, *answer])
+
+
+def _calibration_text(done: Calibration) -> str:
+    lines = [f"asked          {done.groups} tasks, {done.answers} answers"]
+    if done.too_long:
+        lines.append(f"too long       {done.too_long} tasks do not fit the context")
+    if done.reward_mean is not None:
+        mean, spread = f"{done.reward_mean:.3f}", f"{done.spread:.3f}"
+        lines.append(f"reward         mean {mean}, deviation within a group {spread}")
+    lines.append(
+        f"groups         {done.teaching:.0%} teach, {done.solved:.0%} all solved, "
+        f"{done.failed:.0%} all failed"
+    )
+    if done.prompt_tokens is not None and done.answer_tokens is not None:
+        lines.append(f"prompt tokens  {_lengths_text(done.prompt_tokens)}")
+        lines.append(f"answer tokens  {_lengths_text(done.answer_tokens)}, {done.cut:.0%} cut")
+    if done.scorer_errors:
+        lines.append(f"scorer errors  {done.scorer_errors}")
+    remedy = f". {done.remedy}" if done.remedy else ""
+    return "\n".join([*lines, f"{done.verdict}{remedy}"])
+
+
+def _lengths_text(lengths: Lengths) -> str:
+    return (
+        f"{lengths.shortest} to {lengths.longest}, median {lengths.median}, "
+        f"nine of ten up to {lengths.nine_of_ten}"
+    )

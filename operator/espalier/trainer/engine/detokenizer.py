@@ -1,0 +1,39 @@
+"""Turns tokens into text with the tokenizer of a base."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
+
+logger = logging.getLogger(__name__)
+
+
+class Detokenizer:
+    """Loads the tokenizer on first use; a base without one yields no text."""
+
+    def __init__(self, store: CheckpointStore, base: str) -> None:
+        self._store, self._base = store, base
+
+    def text(self, tokens: Sequence[int], *, special: bool) -> str | None:
+        """The text of tokens, with or without ``special`` ones such as the ends of turns."""
+        if self._tokenizer is None:
+            return None
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=not special)
+        return text
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            path = self._store.open("base", self._base).path
+            return AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, DigestError) as error:
+            logger.warning("no tokenizer, so rollouts are kept without text: %s", error)
+            return None

@@ -1,0 +1,160 @@
+"""The state of one model's training: where it stands, and the calls that change it.
+
+``TrainingState`` joins the policy's compute, the volume and the command log. It decides nothing:
+``recovery``, ``steps`` and ``engine`` do, and they change its fields through its methods alone.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+from espalier.api.meta import OptimizerState
+from espalier.api.wire import Assignment, Commit, OptimStepResult, Problem, TrainerState
+from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.compute.adamw import Proposal
+from espalier.trainer.compute.compute import Compute
+from espalier.trainer.engine import checkpoint_files
+from espalier.trainer.engine.checkpoint_files import Content, Position, StepState
+from espalier.trainer.engine.commands import Answer, Command
+from espalier.trainer.engine.detokenizer import Detokenizer
+from espalier.trainer.problems import CommandError
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
+from espalier.trainer.volume.command_log import Assigned, CommandLog, Record
+from espalier.trainer.volume.trace_store import Traces
+
+
+class TrainingState:
+    """One model's training.
+
+    Attributes:
+        model: its name.
+        base: the digest of the base that it is trained on.
+        compute: weights, accumulated gradients and Adam's state.
+        store: the checkpoints on the volume.
+        log: the commands that were applied.
+        traces: the reports of rollouts.
+        detokenizer: turns sampled tokens into text.
+        assigned: the run in force; None before the first assignment.
+        position: the checkpoint that the weights are of.
+        tallies: one per command whose gradients are accumulated.
+        commits: every commit of the model, oldest first.
+        problem: the fault in force until a command succeeds; None without one.
+    """
+
+    def __init__(
+        self, *, model: str, base: str, compute: Compute, store: CheckpointStore, log: CommandLog
+    ) -> None:
+        self.model = model
+        self.base = base
+        self.compute = compute
+        self.store = store
+        self.log = log
+        self.traces = Traces(store.model_directory(model))
+        self.detokenizer = Detokenizer(store, base)
+        self.assigned: Assigned | None = None
+        self.position = Position()
+        self.tallies: list[Tally] = []
+        self.commits: list[Commit] = []
+        self.problem: Problem | None = None
+
+    def assignment(self) -> Assigned:
+        """The assignment in force; 503 before the first."""
+        if self.assigned is None:
+            raise CommandError(
+                503,
+                "AwaitingAssignment",
+                "the operator has not yet assigned a run to this trainer",
+                "send the request again in a few seconds",
+            )
+        return self.assigned
+
+    def run_step(self) -> int:
+        """How many steps the assigned run has committed."""
+        run = self.assignment().assignment.run
+        return sum(commit.run == run for commit in self.commits)
+
+    def report(self) -> TrainerState:
+        """Where the trainer stands, as it is sent; 503 before the first assignment."""
+        assignment = self.assignment().assignment
+        return TrainerState(
+            model=self.model,
+            run=assignment.run,
+            term=assignment.term,
+            branch=assignment.branch,
+            step=self.position.step,
+            run_step=self.run_step(),
+            digest=self.position.digest,
+            checkpoint=self.position.name,
+            pending=len(self.tallies),
+            cursor=json.loads(self.log.cursor(assignment.run)),
+            problem=self.problem,
+            warnings=list(self.compute.warnings),
+        )
+
+    def read(self, digest: str) -> Content:
+        """A checkpoint that training can continue from; 409 for any other."""
+        return checkpoint_files.read(self.store, digest, self.base, self.compute.adapter)
+
+    def read_log(self) -> None:
+        """Takes commits and assignment from the log; a commit whose bytes are gone says so."""
+        self.commits = [
+            c if self.store.has("checkpoint", c.digest) else c.model_copy(update={"stored": False})
+            for c in self.log.commits()
+        ]
+        self.assigned = self.log.assigned()
+
+    def assign(self, assignment: Assignment, *, since: int, rebased: bool) -> None:
+        """Logs an assignment and puts it in force."""
+        self.log.assign(assignment, since=since, rebased=rebased)
+        self.assigned = Assigned(assignment, since)
+
+    def stand_on(
+        self, position: Position, content: Content | None, optimizer_state: OptimizerState = "Keep"
+    ) -> None:
+        """Loads a checkpoint's weights and Adam state (None: the base's); drops gradients."""
+        if content is None:
+            self.compute.reset()
+        else:
+            after = content.state.optimizer_steps if optimizer_state == "Keep" else None
+            self.compute.load(content.stored.path, after)
+        self.position = position
+        self.drop_gradients()
+
+    def begin(self, command: Command) -> Record:
+        """Logs a command that is about to run."""
+        return self.log.begin(command.key, command.sent.kind, command.sent.body)
+
+    def add_tally(self, tally: Tally) -> None:
+        """Counts a command whose gradients were accumulated."""
+        self.tallies.append(tally)
+
+    def drop_gradients(self) -> None:
+        """Forgets what was accumulated since the last step."""
+        self.compute.drop_gradients()
+        self.tallies = []
+
+    def record_commit(self, record: Record, stored: Stored, step: StepState) -> Answer:
+        """Logs a checkpoint that is on the volume as the effect of an optimizer step."""
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        commit = checkpoint_files.commit_of(stored, step, len(self.commits) + 1, now)
+        result = OptimStepResult(
+            step=step.step,
+            checkpoint_id=step.name,
+            sampler_path=str(stored.path),
+            state_path=str(stored.path),
+            model=self.model,
+        )
+        self.log.commit(record, result.model_dump_json(), commit, json.dumps(step.cursor))
+        self.commits = [*self.commits, commit]
+        return Answer(200, result.model_dump_json(), stored.digest)
+
+    def install(self, proposal: Proposal, position: Position) -> None:
+        """Takes the weights of a committed step; drops the gradients that made it."""
+        self.compute.install(proposal)
+        self.position = position
+        self.drop_gradients()
+
+    def set_problem(self, problem: Problem | None) -> None:
+        """Sets the fault in force; None clears it."""
+        self.problem = problem

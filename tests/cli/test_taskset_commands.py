@@ -1,0 +1,172 @@
+"""taskset preview and calibrate: of a manifest that is not applied, against a gateway over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp.test_utils import TestServer
+from tests.runner.standin import StandIn, spec
+from typer.testing import CliRunner, Result
+
+from espalier.cli.main import app
+
+Command = Callable[..., Awaitable[Result]]
+
+CLAIM = {"claimName": "c", "path": "t.jsonl"}
+LINES = [{"id": f"n{digit}", "prompt": f"{digit}=", "answer": str(digit)} for digit in range(8)]
+
+
+def manifest(path: Path, *, name: str = "digits-3", **changes: Any) -> str:
+    """A run and its ConfigMap in one file."""
+    tasks = "\n".join(map(json.dumps, LINES))
+    documents = [
+        {
+            "apiVersion": "espalier.dev/v1alpha1",
+            "kind": "TrainingRun",
+            "metadata": {"name": name},
+            "spec": spec(**changes),
+        },
+        {"kind": "ConfigMap", "metadata": {"name": "digits"}, "data": {"tasks.jsonl": tasks}},
+    ]
+    path.write_text(yaml.safe_dump_all(documents))
+    return str(path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    return manifest(tmp_path / "run.yaml")
+
+
+@pytest.fixture
+def gateway() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture
+async def espalier(gateway: StandIn, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Command]:
+    async with TestServer(gateway.app()) as running:
+        monkeypatch.setenv("ESPALIER_GATEWAY_URL", str(running.make_url("/")))
+        monkeypatch.setenv("ESPALIER_TOKEN", "secret")
+
+        async def command(*arguments: str) -> Result:
+            invoke = CliRunner().invoke
+            return await asyncio.to_thread(invoke, app, ["-n", "team", "taskset", *arguments])
+
+        yield command
+
+
+async def test_a_preview_shows_the_first_tasks_as_the_run_asks_them(
+    espalier: Command, tmp_path: Path
+) -> None:
+    taskset = spec()["taskset"] | {"systemPrompt": "Be brief.", "promptTemplate": "Say {question}"}
+    file = manifest(tmp_path / "run.yaml", taskset=taskset)
+    done = await espalier("preview", "--file", file, "--count", "2", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert found["size"] == 8
+    # In the order that the seed draws, so not the first lines.
+    (first, second) = found["tasks"]
+    assert first["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": f"Say {first['answer']}="},
+    ]
+    assert first["id"] == f"n{first['answer']}"
+    assert second["id"] != first["id"]
+
+
+async def test_a_preview_reads_well(espalier: Command, file: str) -> None:
+    done = await espalier("preview", "digits-3", "-f", file, "--count", "1")
+    head, user, answer, _, end = done.output.splitlines()
+    assert head.startswith("== n")
+    assert user == f"user: {head[-1]}="
+    assert answer == f"answer: {head[-1]}"
+    assert end == "1 of 8 tasks"
+
+
+async def test_calibration_samples_as_the_run_would_and_trains_nothing(
+    gateway: StandIn, espalier: Command, file: str
+) -> None:
+    done = await espalier("calibrate", "-f", file, "--groups", "4", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    # Every other answer of the stand-in repeats the digit.
+    assert (found["reward_mean"], found["spread"], found["teaching"]) == (0.5, 0.5, 1.0)
+    assert (found["groups"], found["answers"]) == (4, 16)
+    assert {(s["n"], s["temperature"], s["max_tokens"]) for s in gateway.samples} == {(4, 1.0, 4)}
+    assert {s["model"] for s in gateway.samples} == {"team/tiny@base"}
+    assert gateway.commands == []
+
+
+async def test_calibration_may_ask_a_checkpoint_and_names_what_stands_in_the_way(
+    gateway: StandIn, espalier: Command, file: str
+) -> None:
+    gateway.answer = lambda prompt, index: "none"
+    done = await espalier("calibrate", "-f", file, "--checkpoint", "tiny-000002")
+    assert "0% teach, 0% all solved, 100% all failed" in done.output
+    assert "The model solves none" in done.output
+    assert gateway.samples[0]["model"] == "team/tiny@tiny-000002"
+
+
+async def test_tasks_that_do_not_fit_are_counted(
+    gateway: StandIn, espalier: Command, file: str
+) -> None:
+    gateway.context = 1
+    done = await espalier("calibrate", "-f", file, "--groups", "4", "--json")
+    assert json.loads(done.output)["too_long"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "words"),
+    [
+        ({}, ("--count", "0"), "--count"),
+        ({"name": "other"}, ("digits-3",), "the runs in it: other"),
+        ({"steps": "many"}, (), "spec.steps"),
+        (
+            {"driver": "Client", "taskset": None},
+            (),
+            "has no taskset: its script chooses the tasks",
+        ),
+        (
+            {
+                "taskset": {
+                    "seed": 1,
+                    "persistentVolumeClaim": {"claimName": "c", "path": "t.jsonl"},
+                }
+            },
+            (),
+            "Give a copy of the file with --tasks",
+        ),
+        (
+            {"taskset": {"seed": 1, "reasoningGym": {"dataset": "chain_sum"}}},
+            ("--tasks", "x.jsonl"),
+            "--tasks: the run's tasks are generated",
+        ),
+    ],
+)
+async def test_a_mistake_is_named_with_what_to_do(
+    espalier: Command, tmp_path: Path, changes: Any, arguments: tuple[str, ...], words: str
+) -> None:
+    done = await espalier("preview", *arguments, "-f", manifest(tmp_path / "run.yaml", **changes))
+    assert done.exit_code == 2
+    assert words in done.output
+
+
+async def test_a_file_that_is_not_there_is_named(espalier: Command, tmp_path: Path) -> None:
+    done = await espalier("preview", "-f", str(tmp_path / "no.yaml"))
+    assert done.exit_code == 2
+    assert "cannot be read" in done.output
+
+
+async def test_a_copy_of_a_claims_file_is_read(espalier: Command, tmp_path: Path) -> None:
+    taskset = {"seed": 1, "persistentVolumeClaim": CLAIM}
+    copy = tmp_path / "t.jsonl"
+    copy.write_text("\n".join(map(json.dumps, LINES[:2])))
+    file = manifest(tmp_path / "run.yaml", taskset=taskset)
+    done = await espalier("preview", "-f", file, "--tasks", str(copy))
+    assert done.output.endswith("2 of 2 tasks\n")
