@@ -36,7 +36,7 @@ class Relay:
     def fall_silent(self) -> None:
         """Resets every open connection at the client's end alone.
 
-        The relay's host takes and acknowledges what the gateway still writes, and passes on nothing.
+        The relay's host acknowledges what the gateway still writes, and passes on nothing.
         """
         for client, gateway in self._open.items():
             self._silent.add(gateway)

@@ -85,12 +85,14 @@ class DeliveryReports:
         """Reports that the answer under this key has arrived; logs a report that failed thrice."""
         for _ in range(REPORT_ATTEMPTS):
             try:
-                return await self._post(model, trainer, key)
+                await self._post(model, trainer, key)
             except (aiohttp.ClientError, TimeoutError, PodFaultError) as error:
                 _log.warning(
                     "the trainer took no report of a delivery: an equal command counts as resent",
                     extra={"model": str(model), "key": key, "error": str(error)},
                 )
+            else:
+                return
 
     async def _post(self, model: Id, trainer: Pod, key: str) -> None:
         async with self._session.post(
