@@ -22,6 +22,10 @@ LEEWAY_SECONDS = 10
 
 Subject = Literal["operator", "gateway"]
 PUBLIC_KEYS = "ESPALIER_PUBLIC_KEYS"
+# Secrets in the operator's namespace, made by the operator, and their field that holds the PEM.
+OPERATOR_KEY_SECRET = "espalier-signing-key"
+GATEWAY_KEY_SECRET = "espalier-gateway-key"
+PRIVATE_KEY_FIELD = "private.pem"
 
 
 class IdentityError(Exception):

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from espalier import (
     TrajectorySample,
     UntrainableError,
 )
+from espalier.api.loss import LossName
 from espalier.client.training_client import BuiltinLoss
 
 QUICK = Patience(deadline=60.0, attempt=60.0, first_delay=0.001, longest_delay=0.01)
@@ -287,3 +288,7 @@ async def test_what_is_sampled_carries_how_it_was_to_the_trainer(
     rollout = Rollout("3", 0, "g", turns=[hot, cut], reward=1.0)
     drawn = [(sample.temperature, sample.shifted_by) for sample in rollout.payload().samples]
     assert drawn == [(1.3, []), (0.7, ["top_p 0.8"])]
+
+
+def test_the_client_offers_the_losses_of_the_api() -> None:
+    assert {str(loss) for loss in BuiltinLoss} == set(get_args(LossName))

@@ -35,8 +35,8 @@ from espalier.controllers.peers.peer import PORT
 from espalier.controllers.peers.trainer_client import TrainerClient
 from espalier.controllers.process.operator import Operator
 from espalier.core.manifests.installation import ChildSettings, Images
-from espalier.core.names import audience
-from espalier.gateway.access.auth import AUDIENCE, Authenticator
+from espalier.core.names import GATEWAY_AUDIENCE, audience
+from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.offers import Offers
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
@@ -70,7 +70,7 @@ class Cluster(FakeCluster):
     def __init__(self) -> None:
         super().__init__()
         for token, name in ((TRAINER, "ann"), (READER, "bob")):
-            self.tokens[token] = TokenReviewResult(True, name, audiences=(AUDIENCE,))
+            self.tokens[token] = TokenReviewResult(True, name, audiences=(GATEWAY_AUDIENCE,))
 
     def _new(self, key: Key) -> Body:
         """With a uid as an API server gives it: HUD's client takes a UUID for a model's id."""

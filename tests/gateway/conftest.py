@@ -18,7 +18,8 @@ from dev.apiserver import ApiServer
 from tests.gateway.world import World
 
 from espalier import identity
-from espalier.gateway.access.auth import AUDIENCE, Authenticator
+from espalier.core.names import GATEWAY_AUDIENCE
+from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.context import Services
@@ -72,7 +73,7 @@ def users(apiserver: ApiServer) -> Users:
                 *("create", "rolebinding", name, "-n", namespace, f"--role={name}"),
                 f"--serviceaccount={namespace}:{name}",
             )
-        tokens[name] = token(apiserver, namespace, name, AUDIENCE)
+        tokens[name] = token(apiserver, namespace, name, GATEWAY_AUDIENCE)
     return Users(namespace, **tokens)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from aiohttp import web
 from dev.apiserver import ApiServer
 from dev.ports import free_port
-from tests.gateway.conftest import AUDIENCE, PRIVATE_KEY, RIGHTS, token
+from tests.gateway.conftest import GATEWAY_AUDIENCE, PRIVATE_KEY, RIGHTS, token
 from tests.gateway.process import PATIENCE_SECONDS, apply, served, signing_key, trained
 from tests.gateway.world import digest
 
@@ -226,7 +226,9 @@ def gateway(server: ApiServer, namespace: str, log: Path) -> Iterator[Hostile]:
     ):
         try:
             _until_ready(port)
-            tokens = {n: token(server, namespace, n, AUDIENCE) for n in ("trainer", "stranger")}
+            tokens = {
+                n: token(server, namespace, n, GATEWAY_AUDIENCE) for n in ("trainer", "stranger")
+            }
             yield Hostile(port, metrics_port, process.pid, log, pod, namespace, **tokens)
         finally:
             process.kill()

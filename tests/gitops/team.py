@@ -220,7 +220,7 @@ async def teams(
         await asyncio.to_thread(apiserver.create_namespace, system)
         private_keys = [
             await signing_key.ensure(cluster, system, name)
-            for name in (signing_key.NAME, signing_key.GATEWAY_NAME)
+            for name in (identity.OPERATOR_KEY_SECRET, identity.GATEWAY_KEY_SECRET)
         ]
         for team in made:
             await stack.enter_async_context(team.pods(identity.PublicKeys.of(*private_keys)))

@@ -51,7 +51,7 @@ class Stage:
 
     async def keys(self) -> identity.PublicKeys:
         """The keys that pods verify tokens with, once the operator has made them."""
-        names = (signing_key.NAME, signing_key.GATEWAY_NAME)
+        names = (identity.OPERATOR_KEY_SECRET, identity.GATEWAY_KEY_SECRET)
         for _ in range(WAIT_SECONDS * 10):
             found = [await self.cluster.get(Key("Secret", self.system, name)) for name in names]
             if all(found):

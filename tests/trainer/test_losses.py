@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
+from espalier.api.loss import LossName
 from espalier.trainer.batch.losses import DEFAULTS, loss_spec, token_loss
 from espalier.trainer.problems import CommandError
 
@@ -131,3 +134,7 @@ def test_an_unknown_loss_parameter_is_named_with_the_known_ones(
         loss_spec(name, config)
     assert (caught.value.status, caught.value.problem.reason) == (422, reason)
     assert remedy in caught.value.problem.remedy
+
+
+def test_the_trainer_computes_the_losses_of_the_api() -> None:
+    assert set(DEFAULTS) == set(get_args(LossName))

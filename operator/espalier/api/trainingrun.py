@@ -19,6 +19,7 @@ from espalier.api.meta import (
     Type,
     UnitDecimal,
     cel,
+    decimal,
     list_map,
     newly,
     without_default,
@@ -26,6 +27,9 @@ from espalier.api.meta import (
 from espalier.api.metric_names import MEASURED_MOST
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.taskset import Taskset
+
+# Fields of Optimizer that HUD's wire calls otherwise.
+_OPTIMIZER_ON_WIRE = {"epsilon": "eps", "gradient_clip_norm": "grad_clip_norm"}
 
 
 class Optimizer(Type):
@@ -42,6 +46,13 @@ class Optimizer(Type):
     gradient_clip_norm: NonNegativeDecimal = Field(
         default="0", description='gradientClipNorm bounds the global norm; "0" is off.'
     )
+
+    def config(self) -> dict[str, float]:
+        """The optimizer's fields of the wire's optim-step, by their names there."""
+        return {
+            _OPTIMIZER_ON_WIRE.get(name, name): decimal(getattr(self, name))
+            for name in type(self).model_fields
+        }
 
 
 class Advantage(Type):

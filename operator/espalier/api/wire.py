@@ -13,6 +13,7 @@ Headers
     Espalier-Term: the term of the head that the caller trains under; another live term: 409.
     Espalier-Checkpoint: on the gateway's answer to a completion: the name of the Checkpoint that
         sampled it, or base.
+    Espalier-Checkpoint-Digest: on the trainer's answer to optim-step: digest of the checkpoint.
     Espalier-Declared: from the gateway, what the run in Git binds the command to (Declared).
     Espalier-Promotion: on the gateway's answer to optim-step: Served, Pinned, Gated or Timeout.
 Errors are ``{"detail": text, "reason": CamelCase, "remedy": text}``.
@@ -34,6 +35,7 @@ TERM = "Espalier-Term"
 PROMOTION = "Espalier-Promotion"
 CLIENT = "Espalier-Client"
 CHECKPOINT = "Espalier-Checkpoint"
+CHECKPOINT_DIGEST = "Espalier-Checkpoint-Digest"
 DECLARED = "Espalier-Declared"
 
 

@@ -10,6 +10,8 @@ MAIN = "main"
 BASE = "base"
 # The variable by which a pod knows its own uid.
 POD_UID = "ESPALIER_POD_UID"
+# The audience of ServiceAccount tokens that the gateway takes.
+GATEWAY_AUDIENCE = "espalier-gateway"
 # Enough to be unique on a volume, short enough to read.
 ADAPTER_DIGEST_CHARS = 12
 _CHECKPOINT = re.compile(r"(?:(?P<branch>b[0-9]+)-)?(?P<step>[0-9]{6,})")

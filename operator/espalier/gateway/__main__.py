@@ -22,6 +22,7 @@ from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.context import Services
 from espalier.gateway.settings import Settings, SettingsError
 from espalier.gateway.world.watch import CHILDREN, WATCHED, View
+from espalier.identity import GATEWAY_KEY_SECRET, PRIVATE_KEY_FIELD
 from espalier.kube import informer
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
@@ -30,8 +31,6 @@ from espalier.kube.objects import Key
 from espalier.kube.probes import HealthServer
 from espalier.podclient import pod_session
 
-SIGNING_KEY_SECRET = "espalier-gateway-key"
-SIGNING_KEY_ENTRY = "private.pem"
 KEY_RETRY_SECONDS = 2.0
 # A Service keeps sending for a moment after a pod stops being ready.
 UNREADY_SECONDS = 3.0
@@ -61,7 +60,7 @@ class Readiness:
         if not self._synced.is_set():
             return "the first list of the watched objects is not complete"
         if not self._tokens.ready:
-            return f"Secret {SIGNING_KEY_SECRET} is not there yet: the operator creates it"
+            return f"Secret {GATEWAY_KEY_SECRET} is not there yet: the operator creates it"
         return ""
 
 
@@ -69,9 +68,9 @@ async def load_signing_key(cluster: Cluster, namespace: str, tokens: TokenIssuer
     """Waits for the operator's Secret; ``/readyz`` names it as long as it is missing."""
     while True:
         try:
-            secret = await cluster.get(Key("Secret", namespace, SIGNING_KEY_SECRET))
+            secret = await cluster.get(Key("Secret", namespace, GATEWAY_KEY_SECRET))
             if secret is not None:
-                tokens.use(base64.b64decode(secret["data"][SIGNING_KEY_ENTRY]).decode())
+                tokens.use(base64.b64decode(secret["data"][PRIVATE_KEY_FIELD]).decode())
                 return
         except ClusterError as error:
             _log.warning("cannot read the signing key", extra={"error": str(error)})

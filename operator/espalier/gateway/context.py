@@ -107,3 +107,9 @@ class Services:
         return isinstance(slug, Slug) and await self.auth.allowed(
             user, "get", "trainablemodels", slug.model
         )
+
+
+def requested_slug(request: web.Request) -> str:
+    """The slug that a route names, with its namespace where the route has one."""
+    match = request.match_info
+    return f"{match['namespace']}/{match['slug']}" if "namespace" in match else match["slug"]

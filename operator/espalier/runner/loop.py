@@ -237,11 +237,7 @@ class Loop:
         committed = await self._client.optim_step(
             OptimStepRequest(
                 learning_rate=decimal(learning_rate),
-                beta1=decimal(spec.optimizer.beta1),
-                beta2=decimal(spec.optimizer.beta2),
-                eps=decimal(spec.optimizer.epsilon),
-                weight_decay=decimal(spec.optimizer.weight_decay),
-                grad_clip_norm=decimal(spec.optimizer.gradient_clip_norm),
+                **spec.optimizer.config(),
                 metrics=seen,
                 measured=_of_sampled(state, attempt),
                 cursor={"run_step": step, "next_task": step * spec.groups_per_step},

@@ -105,8 +105,8 @@ class Replica:
     async def _work(self) -> None:
         check = self.election.check
         cluster = self.ports.cluster(check)
-        private_key = await self._private_key(cluster, signing_key.NAME)
-        gateway_key = await self._private_key(cluster, signing_key.GATEWAY_NAME)
+        private_key = await self._private_key(cluster, identity.OPERATOR_KEY_SECRET)
+        gateway_key = await self._private_key(cluster, identity.GATEWAY_KEY_SECRET)
         keys = identity.PublicKeys.of(private_key, gateway_key)
         cache = Cache(packed=MANY)
         children = ChildSettings(

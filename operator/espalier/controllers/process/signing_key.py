@@ -6,29 +6,27 @@ import base64
 
 from espalier import identity
 from espalier.core.manifests.labels import MANAGED
+from espalier.identity import OPERATOR_KEY_SECRET, PRIVATE_KEY_FIELD
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, Key
-
-NAME = "espalier-signing-key"
-GATEWAY_NAME = "espalier-gateway-key"
-FIELD = "private.pem"
 
 
 class SigningKeyError(Exception):
     """The Secret exists but does not hold a key."""
 
 
-async def ensure(cluster: Cluster, namespace: str, name: str = NAME) -> str:
+async def ensure(cluster: Cluster, namespace: str, name: str = OPERATOR_KEY_SECRET) -> str:
     """The private key of a Secret as PEM; made once, by whichever replica comes first."""
     key = Key("Secret", namespace, name)
     found = await cluster.get(key)
     if found is None:
         await cluster.create("Secret", _secret(key))
         found = await cluster.get(key)
-    data = (found or {}).get("data", {}).get(FIELD)
+    data = (found or {}).get("data", {}).get(PRIVATE_KEY_FIELD)
     if not data:
         raise SigningKeyError(
-            f"Secret {namespace}/{name} has no {FIELD}: delete it, and a new one is made"
+            f"Secret {namespace}/{name} has no {PRIVATE_KEY_FIELD}: "
+            "delete it, and a new one is made"
         )
     return base64.b64decode(data).decode()
 
@@ -44,5 +42,5 @@ def _secret(key: Key) -> Body:
             "labels": {**MANAGED},
         },
         "type": "Opaque",
-        "data": {FIELD: base64.b64encode(pem.encode()).decode()},
+        "data": {PRIVATE_KEY_FIELD: base64.b64encode(pem.encode()).decode()},
     }

@@ -12,9 +12,8 @@ from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels
 from espalier.core.manifests.pod import Container, Mount, Requests, pod_metadata, pod_spec
-from espalier.core.names import runner_name
+from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
-GATEWAY_AUDIENCE = "espalier-gateway"
 TASKS_PATH = "/etc/espalier/tasks"
 
 # The runner and its scoring worker, each with reasoning-gym loaded, and children that score.

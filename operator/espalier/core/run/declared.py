@@ -21,7 +21,7 @@ def declared(run: TrainingRun) -> Declared | None:
         loss_fn=spec.loss.name if spec.loss is not None else None,
         loss_fn_config=spec.loss.config() if spec.loss is not None else {},
         learning_rate=decimal(spec.learning_rate) if spec.learning_rate is not None else None,
-        optimizer=_optimizer(run) if "optimizer" in given else None,
+        optimizer=DeclaredOptimizer(**spec.optimizer.config()) if "optimizer" in given else None,
         advantage_source=spec.advantage.source if "advantage" in given else None,
         advantage_scale=spec.advantage.scale if "advantage" in given else None,
         group_size=spec.group_size if "group_size" in given else None,
@@ -29,14 +29,3 @@ def declared(run: TrainingRun) -> Declared | None:
         max_tokens=spec.sampling.max_tokens if "sampling" in given else None,
     )
     return found if found != Declared(run=run.metadata.name) else None
-
-
-def _optimizer(run: TrainingRun) -> DeclaredOptimizer:
-    optimizer = run.spec.optimizer
-    return DeclaredOptimizer(
-        beta1=decimal(optimizer.beta1),
-        beta2=decimal(optimizer.beta2),
-        eps=decimal(optimizer.epsilon),
-        weight_decay=decimal(optimizer.weight_decay),
-        grad_clip_norm=decimal(optimizer.gradient_clip_norm),
-    )

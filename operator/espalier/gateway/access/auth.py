@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from espalier.api.meta import GROUP
+from espalier.core.names import GATEWAY_AUDIENCE
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.world import Id
 from espalier.kube.cluster import Cluster, ClusterError
 
-AUDIENCE = "espalier-gateway"
 GRANTED_SECONDS = 60.0
 REFUSED_SECONDS = 5.0
 CAPACITY = 4096
@@ -52,7 +52,7 @@ class Authenticator:
                 "NoToken",
                 "the request carries no bearer token",
                 "Send Authorization: Bearer <Kubernetes token>, for example of "
-                f"kubectl create token <service account> --audience {AUDIENCE}",
+                f"kubectl create token <service account> --audience {GATEWAY_AUDIENCE}",
             )
         digest = hashlib.sha256(token.encode()).hexdigest()
         user = await self._users.get(digest, lambda: self._review_token(token))
@@ -62,7 +62,7 @@ class Authenticator:
                 "TokenRefused",
                 "the API server does not accept the token: it is expired, forged or for another "
                 "audience",
-                f"Take a new one with audience {AUDIENCE} or the API server's own",
+                f"Take a new one with audience {GATEWAY_AUDIENCE} or the API server's own",
             )
         return user
 
@@ -86,7 +86,7 @@ class Authenticator:
 
     async def _review_token(self, token: str) -> User | None:
         # One review cannot ask for both audiences: an empty list stands for the server's own.
-        for audiences in ((AUDIENCE,), ()):
+        for audiences in ((GATEWAY_AUDIENCE,), ()):
             result = await _reviewed(self._cluster.review_token(token, audiences))
             if result.authenticated:
                 return User(result.username, tuple(result.groups))

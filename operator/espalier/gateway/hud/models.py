@@ -20,7 +20,7 @@ from espalier.core.lineage.lineage import parent_name
 from espalier.gateway.access.auth import User
 from espalier.gateway.access.offers import Offer, trainable
 from espalier.gateway.access.request_body import read_body
-from espalier.gateway.context import Services
+from espalier.gateway.context import Services, requested_slug
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.hud.set_head import HeadMoves
 from espalier.gateway.problems import RefusalError
@@ -77,7 +77,7 @@ class PlatformRoutes:
     async def get(self, request: web.Request) -> web.Response:
         """One model, or a base by its id."""
         user = await self._services.caller(request)
-        offer = self._services.offers.find(_slug(request))
+        offer = self._services.offers.find(requested_slug(request))
         if offer is not None and offer in await self._services.offers.of(self._services.auth, user):
             return _json(offered(offer))
         found = await self._entry(user, await self._readable(request))
@@ -115,7 +115,7 @@ class PlatformRoutes:
     async def set_head(self, request: web.Request) -> web.Response:
         """Moves the head to a checkpoint; the next optimizer step extends the tree from there."""
         user = await self._services.caller(request)
-        model = await self._services.model(user, _slug(request))
+        model = await self._services.model(user, requested_slug(request))
         await self._services.auth.require(user, "update", "checkpointheads", model)
         wanted = await read_body(request, HeadRequest)
         await self._moves.move(user, model, wanted.checkpoint_id)
@@ -133,7 +133,7 @@ class PlatformRoutes:
 
     async def _readable(self, request: web.Request) -> Id:
         user = await self._services.caller(request)
-        model = await self._services.model(user, _slug(request))
+        model = await self._services.model(user, requested_slug(request))
         await self._services.auth.require(user, "get", "trainablemodels", model)
         return model
 
@@ -206,11 +206,6 @@ def _count(metrics: dict[str, float], name: str) -> int | None:
 
 def _uid(snapshot: Snapshot, model: Id) -> str:
     return snapshot.models[model].metadata.uid
-
-
-def _slug(request: web.Request) -> str:
-    match = request.match_info
-    return f"{match['namespace']}/{match['slug']}" if "namespace" in match else match["slug"]
 
 
 def _whole(request: web.Request, name: str, default: int) -> int:

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import StreamReader, web
 
-from espalier.api.wire import CLIENT, DECLARED, IDEMPOTENCY_KEY, PROMOTION, TERM, OptimStepResult
+from espalier.api.wire import (
+    CHECKPOINT_DIGEST,
+    CLIENT,
+    DECLARED,
+    IDEMPOTENCY_KEY,
+    PROMOTION,
+    TERM,
+    OptimStepResult,
+)
 from espalier.core.idempotency import read_key
 from espalier.core.run.declared import declared
 from espalier.gateway.access.answer_writer import write_answer
@@ -18,7 +26,7 @@ from espalier.gateway.access.auth import User
 from espalier.gateway.access.byte_budget import Hold
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.request_body import late
-from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Services
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Services, requested_slug
 from espalier.gateway.hud.delivery import (
     COMMANDS,
     DeliveryReports,
@@ -37,7 +45,6 @@ from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
 
 READS = frozenset({"losses", "state"})
-CHECKPOINT_DIGEST = "Espalier-Checkpoint-Digest"
 PROMOTION_SECONDS = 60.0
 TRAINER_SECONDS = 600.0
 CONNECT_SECONDS = 5.0
@@ -90,7 +97,7 @@ class Train:
     async def handle(self, request: web.Request) -> web.Response:
         """Sends the command to the trainer, and its answer back with one header more."""
         user = await self._services.caller(request)
-        model = await self._services.model(user, _slug(request))
+        model = await self._services.model(user, requested_slug(request))
         await self._authorize(user, model)
         command = request.match_info["command"]
         # A client that sends keys, or reads the state, repeats its calls; HUD's does not.
@@ -240,8 +247,3 @@ def _declared(snapshot: Snapshot, model: Id) -> dict[str, str]:
 
 def _plain(value: str) -> bool:
     return bool(value) and value.isascii() and value.isprintable()
-
-
-def _slug(request: web.Request) -> str:
-    match = request.match_info
-    return f"{match['namespace']}/{match['slug']}" if "namespace" in match else match["slug"]

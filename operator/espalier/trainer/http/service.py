@@ -14,6 +14,7 @@ from aiohttp import hdrs, web
 
 from espalier import identity
 from espalier.api.wire import (
+    CHECKPOINT_DIGEST,
     IDEMPOTENCY_KEY,
     Assignment,
     BackwardRequest,
@@ -43,7 +44,6 @@ from espalier.trainer.volume.trace_store import Traces
 
 logger = logging.getLogger(__name__)
 
-DIGEST = "Espalier-Checkpoint-Digest"
 MAX_WAIT_SECONDS = 30.0
 # The report of a delivery follows the answer, and the next command may overtake the report.
 DELIVERY_SECONDS = 2.0
@@ -292,7 +292,7 @@ class Service:
 
 
 def _answer(answer: Answer) -> web.Response:
-    headers = {DIGEST: answer.digest} if answer.digest else {}
+    headers = {CHECKPOINT_DIGEST: answer.digest} if answer.digest else {}
     return web.Response(
         status=answer.status, text=answer.body, content_type="application/json", headers=headers
     )
