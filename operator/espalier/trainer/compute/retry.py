@@ -1,11 +1,11 @@
-"""Surviving a failed allocation: what a call added is dropped, and it is tried once more."""
+"""Retries a call once after a failed allocation, with smaller rows and checkpointing."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,10 +13,8 @@ from torch import nn
 from espalier.trainer.batch.packing import Rows
 from espalier.trainer.memory.allocator import mapping_blocks
 from espalier.trainer.memory.planner import GIB, Cut, Plan
+from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
-
-if TYPE_CHECKING:
-    from espalier.trainer.policy.policy import Policy
 
 T = TypeVar("T")
 
@@ -36,10 +34,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def attempt(
     policy: Policy, chosen: Plan, recut: Callable[[Cut], Plan], work: Callable[[Rows], T]
 ) -> tuple[T, Cut]:
-    """Runs work on the planned rows, once more and carefully if memory runs out, else raises 507.
+    """Runs ``work`` on the planned rows; retries once with a more careful cut, then raises 507.
 
-    Returns the cut that it succeeded under. Gradients that a failed attempt added are gone, those
-    from before stay.
+    Returns the result and the cut that succeeded. Gradients that a failed attempt added are
+    dropped, earlier ones stay.
     """
     current = chosen
     for last in (False, True):
@@ -50,12 +48,12 @@ def attempt(
             ):
                 return work(current.rows), current.cut
         except (MemoryError, RuntimeError) as error:
-            # Ranks that run rows together cannot cut them again one by one.
+            # Ranks that run rows together cannot each cut them again on their own.
             if policy.sharding.size > 1 or not is_out_of_memory(error):
                 raise
-            said = str(error).partition("\n")[0] or type(error).__name__
-            logger.warning("rows of %d tokens: out of memory: %s", current.cut.row_tokens, said)
-        # Outside the handler, so that the traceback no longer holds the attempt's tensors.
+            fault = str(error).partition("\n")[0] or type(error).__name__
+            logger.warning("rows of %d tokens: out of memory: %s", current.cut.row_tokens, fault)
+        # Outside the handler: there the traceback still holds the attempt's tensors.
         if policy.device.type == "cuda":
             torch.cuda.empty_cache()
         if not last:
@@ -63,7 +61,7 @@ def attempt(
     raise CommandError(
         507,
         "OutOfMemory",
-        f"an allocation failed ({said}), again with rows of {current.cut.row_tokens} tokens"
+        f"an allocation failed ({fault}), again with rows of {current.cut.row_tokens} tokens"
         f"{' and activation checkpointing' if current.cut.checkpointing else ''}; "
         f"{chosen.needed / GIB:.3g} GiB were predicted; nothing of this "
         "call was accumulated",
@@ -74,7 +72,7 @@ def attempt(
 
 @contextmanager
 def checkpointing(policy: Policy, *, on: bool) -> Iterator[None]:
-    """Has decoder layers keep only their input inside, or not."""
+    """Turns activation checkpointing on or off inside, and restores it afterwards."""
     before, policy.checkpointing = policy.checkpointing, on
     try:
         with mapping_blocks() if on and policy.device.type == "cpu" else nullcontext():
@@ -85,17 +83,18 @@ def checkpointing(policy: Policy, *, on: bool) -> Iterator[None]:
 
 @contextmanager
 def _accumulated_apart(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Gradients added inside join those from before only if all of it succeeds."""
-    before = {name: parameter.grad for name, parameter in parameters.items()}
+    """Adds the gradients from inside to the earlier ones, or drops them on an error."""
+    earlier = {name: parameter.grad for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
     try:
         yield
     except BaseException:
         for name, parameter in parameters.items():
-            parameter.grad = before[name]
+            parameter.grad = earlier[name]
         raise
     for name, parameter in parameters.items():
-        held = before[name]
-        if held is not None:
-            parameter.grad = held if parameter.grad is None else held.add_(parameter.grad)
+        sum_so_far = earlier[name]
+        if sum_so_far is not None:
+            added = parameter.grad
+            parameter.grad = sum_so_far if added is None else sum_so_far.add_(added)

@@ -1,6 +1,6 @@
-"""Whether a model fits at all: asked before it is loaded, for a kill by the kernel says nothing.
+"""Checks that a model fits before it is loaded: the kernel's OOM killer gives no reason.
 
-What a batch may then take is for the planner, which refuses with numbers too.
+The planner checks each batch later.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that one rank holds between batches: the loaded base, and what training adds to it."""
+    """Bytes that one rank holds between batches: the loaded base, and training's share on top."""
 
     base: int
     training: int
 
     @property
     def total(self) -> int:
-        """Both."""
+        """Base and training together."""
         return self.base + self.training
 
 
 def footprint(base: Path, adapter: Adapter, dtype: str, ranks: int) -> Footprint:
-    """From the base's configuration and the adapter; no weights are read."""
+    """Computes the footprint from the base's configuration and the adapter, without weights."""
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(base, local_files_only=True)
         )
     weights = sum(parameter.numel() for parameter in causal_lm.parameters())
     if adapter.type == "Full":
-        # Every rank loads the base whole; what is trained is then cut up among them.
+        # Every rank loads the whole base; the trained parameters are then sharded.
         return Footprint(
             weights * FLOAT32_BYTES,
             max(0, weights * TRAINED_BYTES // ranks - weights * FLOAT32_BYTES),
@@ -53,7 +53,7 @@ def footprint(base: Path, adapter: Adapter, dtype: str, ranks: int) -> Footprint
 
 
 def check(needed: Footprint, free: int) -> None:
-    """Raises UserMistakeError with the figure to set when a rank has too few ``free`` bytes."""
+    """Raises UserMistakeError with the memory to request if a rank has too few ``free`` bytes."""
     logger.info("the model needs %.2f of %.2f GiB", needed.total / GIB, free / GIB)
     if needed.total <= free:
         return
