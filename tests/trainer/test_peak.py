@@ -1,4 +1,4 @@
-"""What the planner predicts covers what the process uses, without refusing what would fit."""
+"""Predictions cover the memory that is used, without refusing batches that would fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from espalier.trainer.compute import measure
 
-# A fast and two padded families, one of them with eager attention; the rest by hand.
+# One fast and two padded families, gemma2 with eager attention; peak.py measures more by hand.
 FAMILIES = ["llama", pytest.param("gemma2,phi", marks=pytest.mark.exhaustive)]
 WAYS = 2
 
