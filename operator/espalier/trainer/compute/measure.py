@@ -123,7 +123,8 @@ def _measured_rows(policy: Policy) -> list[Row]:
         return packed
 
     branch = max(1, long // _BRANCHES)
-    return [row(long // 2, 1), row(long, 1), row(1, long), row(long, branch, long // branch)]
+    short = row(max(1, long // 2), 1)
+    return [short, row(long, 1), row(1, long), row(long, branch, long // branch)]
 
 
 def policy_shape(policy: Policy) -> ModelShape:

@@ -75,7 +75,7 @@ class Heap:
     checkpointing: float = 1.0
     margin: int = 0
 
-    def held(self, tensors: int, *, checkpointing: bool) -> int:
+    def bytes_for(self, tensors: int, *, checkpointing: bool) -> int:
         """The bytes that the process takes for ``tensors`` bytes."""
         factor = self.checkpointing if checkpointing else self.plain
         return int(factor * tensors) + self.margin
@@ -115,14 +115,16 @@ class Planner:
         """Whether the graphs of all rows fit at once, which keeping a forward requires."""
         checkpointing = plan.cut.checkpointing
         kept = sum(self.costs.saved(row, checkpointing=checkpointing) for row in plan.rows.moving)
-        return self.heap.held(kept, checkpointing=checkpointing) + plan.needed <= self.available
+        return (
+            self.heap.bytes_for(kept, checkpointing=checkpointing) + plan.needed <= self.available
+        )
 
     def _needs(self, rows: Rows, cut: Cut) -> list[tuple[int, Row]]:
         """Each row with the bytes that it needs."""
         on = cut.checkpointing
         tensors = [(self.costs.peak(row, checkpointing=on), row) for row in rows.moving]
         tensors += [(self.costs.forward_peak(row), row) for row in rows.still]
-        return [(self.heap.held(count, checkpointing=on), row) for count, row in tensors]
+        return [(self.heap.bytes_for(count, checkpointing=on), row) for count, row in tensors]
 
     def _too_large(self, closest: Plan) -> TooLargeError:
         needed, row = max(self._needs(closest.rows, closest.cut), key=lambda pair: pair[0])
