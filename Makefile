@@ -1,7 +1,7 @@
 # The commands of the project. `make try`, `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-scoring crds constraints krew
+.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-scoring crds constraints krew docs docs-pages
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -72,6 +72,12 @@ format: env ## rewrite the code in the project's style
 
 crds: env ## generate crds/ from the resource types
 	@.venv/bin/python -m espalier.api.crds crds charts/espalier/files/crds
+
+docs-pages: env ## generate the pages of docs/ that come from the code
+	@.venv/bin/python -m dev.docs
+
+docs: docs-pages ## build the documentation as a site into out/docs, with its links checked
+	@dev/docs.sh
 
 krew: env ## the plugin of kubectl as krew installs it: archives and manifest (URL=where they will be published)
 	@dev/krew.sh $(URL)

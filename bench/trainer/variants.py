@@ -20,7 +20,7 @@ from torch import Tensor
 from espalier.trainer.batch.data import Datum
 from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.batch.packing import Rows, lay_out
-from espalier.trainer.compute.gradients import add_loss, still
+from espalier.trainer.compute.gradients import add_loss, without_gradient
 from espalier.trainer.policy.policy import Policy
 
 Step = Callable[[], None]
@@ -78,7 +78,7 @@ def variants(
     def ours(on: bool) -> Step:
         def step() -> None:
             policy.checkpointing = on
-            rows = lay_out(data, policy.row_tokens, still(data, spec))
+            rows = lay_out(data, policy.row_tokens, without_gradient(data, spec))
             add_loss(policy, rows, spec, None)
 
         return step

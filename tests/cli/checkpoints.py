@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from espalier.core.names import checkpoint_uri
+from espalier.core.volume import checkpoint_uri
 
 TREE = (
     ("arith-000001", "main", 1, 1, "", "0.1"),

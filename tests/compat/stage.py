@@ -41,7 +41,7 @@ from espalier.gateway.access.offers import Offers
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.context import Services
-from espalier.gateway.routes.training import COMMANDS
+from espalier.gateway.hud.delivery import COMMANDS
 from espalier.gateway.world.watch import View
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import TokenReviewResult
@@ -251,7 +251,10 @@ class Stage:
             head = self.body("CheckpointHead", model).get("status", {})
             engines = [t.engine for t in self.trainers.values() if t.model == model]
             return bool(
-                head.get("current") and engines and engines[0] and engines[0].assigned is not None
+                head.get("current")
+                and engines
+                and engines[0]
+                and engines[0].state.assigned is not None
             )
 
         await self.until(ready, f"{model} trains")

@@ -59,7 +59,7 @@ async def test_the_client_shows_what_is_wrong_and_nothing_is_applied(
     assert told.keys() == SEEN.keys()
     # Only the batch of equal rewards was accumulated, with a gradient of zero.
     (flat,) = stage.engine("arith").state.tallies
-    assert (flat.still, flat.tokens, stage.steps("arith")) == (2, 2, 0)
+    assert (flat.zero_gradient, flat.tokens, stage.steps("arith")) == (2, 2, 0)
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "mistakes.md").write_text("\n".join(rows) + "\n")
 

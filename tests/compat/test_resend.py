@@ -17,6 +17,10 @@ async def cut(stage: Stage, _model: str) -> None:
     stage.relay.cut()
 
 
+async def lose_answer(stage: Stage, _model: str) -> None:
+    stage.relay.fall_silent()
+
+
 async def kill_gateway(stage: Stage, _model: str) -> None:
     await stage.stop_gateway()
     await stage.start_gateway()
@@ -28,6 +32,7 @@ async def kill_trainer(stage: Stage, model: str) -> None:
 
 FAULTS = (
     Fault("connection lost after the command was applied", cut),
+    Fault("answer acknowledged by a host between that lost its client", lose_answer),
     Fault("gateway died after the command was applied", kill_gateway),
     Fault("trainer died after the command was applied", kill_trainer),
     Fault("connection lost before the command was applied", cut, before=True),

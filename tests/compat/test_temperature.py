@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,7 +159,7 @@ async def by_a_declared_run(stage: Stage) -> None:
     def scorer(spec: Taskset, tasks: Any) -> Any:
         return Letters()
 
-    journal = Journal("default/arith", io.StringIO())
+    journal = Journal("default/arith")
     async with GatewayClient(stage.url, "arith", TRAINER) as client:
         await Loop(
             client,

@@ -7,7 +7,7 @@ import copy
 import pytest
 from bench.operator.scale import SPEC, checkpoint
 
-from espalier.controllers.observed.lister import Snapshot
+from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.parsing import UnreadableError
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, Key
@@ -31,8 +31,8 @@ def put(cache: Cache, body: Body) -> None:
     cache.put("Checkpoint" if "digest" in body["spec"] else "TrainableModel", body)
 
 
-def known(snapshot: Snapshot) -> list[str]:
-    return [found.metadata.name for found in snapshot.lineage(NAMESPACE, MODEL).line("main")]
+def known(lister: Lister) -> list[str]:
+    return [found.metadata.name for found in lister.lineage(NAMESPACE, MODEL).line("main")]
 
 
 @pytest.mark.parametrize("before", range(STEPS + 2))
@@ -40,10 +40,10 @@ def test_a_lineage_is_the_same_whenever_its_checkpoints_were_taken_in(before: in
     cache = Cache(packed=["Checkpoint"])
     for body in bodies()[:before]:
         put(cache, body)
-    snapshot = Snapshot(cache)
+    lister = Lister(cache)
     for body in reversed(bodies()[before:]):
         put(cache, body)
-    assert known(snapshot) == NAMES
+    assert known(lister) == NAMES
 
 
 def not_understood() -> Body:
@@ -52,30 +52,30 @@ def not_understood() -> Body:
     return body
 
 
-def with_one_not_understood() -> tuple[Cache, Snapshot]:
+def with_one_not_understood() -> tuple[Cache, Lister]:
     cache = Cache(packed=["Checkpoint"])
-    snapshot = Snapshot(cache)
+    lister = Lister(cache)
     for number, body in enumerate(bodies()):
         put(cache, not_understood() if number == 2 else body)
-    return cache, snapshot
+    return cache, lister
 
 
 def test_a_checkpoint_that_is_not_understood_is_told_to_whoever_asks_for_the_lineage() -> None:
-    _, snapshot = with_one_not_understood()
+    _, lister = with_one_not_understood()
     for _ in range(2):
         with pytest.raises(UnreadableError, match="ofTomorrow"):
-            snapshot.lineage(NAMESPACE, MODEL)
+            lister.lineage(NAMESPACE, MODEL)
 
 
 def test_once_it_is_understood_the_lineage_has_all_of_them() -> None:
-    cache, snapshot = with_one_not_understood()
+    cache, lister = with_one_not_understood()
     put(cache, versioned(bodies()[2], 20))
-    assert known(snapshot) == NAMES
+    assert known(lister) == NAMES
 
 
 def test_once_it_is_gone_the_lineage_has_the_others() -> None:
-    cache, snapshot = with_one_not_understood()
+    cache, lister = with_one_not_understood()
     cache.drop(Key("Checkpoint", NAMESPACE, NAMES[1]))
-    assert known(snapshot) == [NAMES[0], *NAMES[2:]]
+    assert known(lister) == [NAMES[0], *NAMES[2:]]
     put(cache, versioned(checkpoint(NAMESPACE, MODEL, STEPS + 1), 21))
-    assert known(snapshot) == [NAMES[0], *NAMES[2:], f"{MODEL}-{STEPS + 1:06d}"]
+    assert known(lister) == [NAMES[0], *NAMES[2:], f"{MODEL}-{STEPS + 1:06d}"]

@@ -11,12 +11,13 @@ import pytest
 from aiohttp import web
 
 from espalier import identity
-from espalier.api.wire import CommitPage, Served, ServeRequest
+from espalier.api.wire import Assignment, CommitPage, Served, ServeRequest
 from espalier.controllers.peers import peer
 from espalier.controllers.peers.peer import Peer, PeerError
 from espalier.controllers.peers.sampler_client import RolloutClient, RolloutError
 from espalier.controllers.peers.trainer_client import TrainerClient, TrainerError
 from espalier.core.names import audience
+from espalier.kube.lease import LeadershipLostError
 from espalier.podclient import pod_session
 from espalier.untrusted import UnreadableError, read_model
 
@@ -151,3 +152,20 @@ def test_a_page_that_is_none_costs_little_more_than_its_text() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 160 * 2**20
+
+
+async def test_a_fenced_client_reads_a_pod_and_does_not_command_it(pod: Pod) -> None:
+    def lost() -> None:
+        raise LeadershipLostError("another leads")
+
+    pod.content = CommitPage(commits=[]).model_dump_json().encode()
+    assignment = Assignment(run="r/uid", term=1, branch="main", base="", base_name="")
+    async with pod_session() as session:
+        trainer = TrainerClient(session, KEY, lost)
+        with pytest.raises(LeadershipLostError):
+            await trainer.assign(HERE, assignment)
+        with pytest.raises(LeadershipLostError):
+            await RolloutClient(session, KEY, lost).serve(HERE, ServeRequest(adapters=[]))
+        assert pod.callers == []
+        await trainer.commits(HERE, 0, 0)
+    assert pod.callers == ["operator"]

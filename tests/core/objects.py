@@ -18,7 +18,8 @@ from espalier.core.manifests.labels import (
     RUN_STEP_ANNOTATION,
     RUN_UID_ANNOTATION,
 )
-from espalier.core.names import checkpoint_name, checkpoint_uri
+from espalier.core.names import checkpoint_name
+from espalier.core.volume import checkpoint_uri
 
 NOW = "2026-01-01T00:00:00Z"
 LATER = "2026-01-01T00:01:00Z"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,9 +59,8 @@ class Server:
     def settle(self) -> CheckpointHead:
         """Decisions, and rollouts that obey, until nothing changes."""
         for _ in range(6):
-            self.once()
-            wishes = served_adapters.wishes("m", [self.head], self.view().lineage)
-            loaded = frozenset({"base", *served_adapters.choose(wishes, self.refused)})
+            load = self.once().load
+            loaded = frozenset({"base", *served_adapters.choose(load, self.refused)})
             self.rollouts = [
                 Rollout(r.name, True, loaded, refused=self.refused) for r in self.rollouts
             ]
@@ -359,9 +359,7 @@ def test_another_head_serves_without_moving_training() -> None:
     for _ in range(3):
         view = canary.view()
         rollouts = [Rollout("pod", True, frozenset({adapter}))]
-        view = HeadView(
-            view.head, view.model, view.lineage, MAIN[1], leader=leader, rollouts=rollouts
-        )
+        view = replace(view, named=MAIN[1], leader=leader, rollouts=rollouts)
         canary.head = canary.head.model_copy(update={"status": decide(view, NOW).status})
     assert current(canary.head) == "m-000002"
     assert (canary.head.status.term, canary.head.status.branch) == (3, "main")
@@ -506,18 +504,22 @@ def test_a_head_says_under_what_slug_it_is_sampled() -> None:
     assert (endpoint.slug, endpoint.url) == ("canary", "http://gateway")
 
 
+BEFORE = head(status={"term": 1, "target": {"name": "m-000003"}})
+
+
 @pytest.mark.parametrize(
     ("others", "reason", "remedy"),
     [
         ({"namesake": True}, "NameTaken", "create it under another name"),
-        ({"crowded_out": True}, "TooManyHeads", "spec.rollout.maxAdapters"),
+        ({"heads": [BEFORE]}, "TooManyHeads", "spec.rollout.maxAdapters"),
     ],
 )
 def test_a_second_head_that_cannot_be_served_says_what_to_do(
     others: dict[str, Any], reason: str, remedy: str
 ) -> None:
     server = Server(name="canary")
-    server.others = {"leader": head(status={"term": 1}), **others}
+    server.model = model(rollout={"maxAdapters": 1})
+    server.others = {"leader": BEFORE, **others}
     settled = server.settle()
     assert server.reason("Stalled") == f"True/{reason}"
     found = find(settled.status.conditions, "Ready")

@@ -63,8 +63,8 @@ class HeadMachine(RuleBasedStateMachine):
         return grow(self.checkpoints.values(), BASE_POINT)
 
     @property
-    def wishes(self) -> tuple[served_adapters.Wish, ...]:
-        return served_adapters.wishes("m", list(self.heads.values()), self.lineage)
+    def desired(self) -> tuple[served_adapters.DesiredAdapters, ...]:
+        return served_adapters.desired_adapters("m", list(self.heads.values()), self.lineage)
 
     def adapter(self, name: str) -> str:
         return adapter_name("m", self.checkpoints[name].spec.digest)
@@ -203,13 +203,13 @@ class HeadMachine(RuleBasedStateMachine):
 
     @rule(pod=st.sampled_from(PODS))
     def load(self, pod: str) -> None:
-        """A pod is asked for what the heads wish, and says what it refuses."""
+        """A pod is asked for what the heads want, and says what it refuses."""
         broken = {self.adapter(name) for name in self.broken}
         refused: set[str] = set()
-        while newly := broken.intersection(served_adapters.choose(self.wishes, refused)):
+        while newly := broken.intersection(served_adapters.choose(self.desired, refused)):
             refused |= newly
         self.refused[pod] = frozenset(refused)
-        self.loaded[pod] = frozenset({"base", *served_adapters.choose(self.wishes, refused)})
+        self.loaded[pod] = frozenset({"base", *served_adapters.choose(self.desired, refused)})
         self.report()
 
     def report(self) -> None:

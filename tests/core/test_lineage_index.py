@@ -10,7 +10,7 @@ from tests.core.objects import NOW, checkpoint
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.core.lineage.lineage import BASE_POINT, Lineage, run_step
-from espalier.core.lineage.lineage_index import Growth, grow
+from espalier.core.lineage.lineage_index import LineageIndex, grow
 
 
 def _variants() -> list[Checkpoint]:
@@ -53,7 +53,7 @@ def _shape(lineage: Lineage) -> Lineage:
 def test_a_lineage_kept_up_to_date_is_the_one_grown_anew(
     changes: list[Checkpoint | str],
 ) -> None:
-    growth, left = Growth(), dict[str, Checkpoint]()
+    growth, left = LineageIndex(), dict[str, Checkpoint]()
     for change in changes:
         if isinstance(change, str):
             growth.remove(change)
@@ -61,7 +61,7 @@ def test_a_lineage_kept_up_to_date_is_the_one_grown_anew(
         else:
             growth.put(change)
             left[change.metadata.name] = change
-        lineage, anew = growth.lineage(BASE_POINT), Growth(left.values())
+        lineage, anew = growth.lineage(BASE_POINT), LineageIndex(left.values())
         assert _shape(lineage) == _shape(anew.lineage(BASE_POINT))
         assert [c.metadata.name for c in growth.made_by("uid-r")] == [
             c.metadata.name for c in anew.made_by("uid-r")
@@ -74,7 +74,7 @@ def test_a_lineage_kept_up_to_date_is_the_one_grown_anew(
 def test_a_run_has_its_own_checkpoints_in_the_order_that_they_were_made() -> None:
     later = checkpoint(step=2, branch="b2", parent="m-000001", run_step=3)
     made = [checkpoint(step=n, parent=f"m-{n - 1:06d}" if n > 1 else "") for n in (2, 1)]
-    growth = Growth([later, *made, checkpoint(step=3, parent="m-000002", run="another")])
+    growth = LineageIndex([later, *made, checkpoint(step=3, parent="m-000002", run="another")])
     assert [run_step(c) for c in growth.made_by("uid-r")] == [1, 2, 3]
     assert [c.metadata.name for c in growth.made_by("uid-another")] == ["m-000003"]
     assert growth.made_by("uid-unknown") == ()
@@ -84,7 +84,7 @@ def test_what_is_deleted_and_still_there_is_leaving() -> None:
     there = checkpoint(step=1)
     metadata = replace(there.metadata, deletion_timestamp=NOW)
     gone = there.model_copy(update={"metadata": metadata})
-    growth = Growth([there])
+    growth = LineageIndex([there])
     assert growth.leaving() == []
     growth.put(gone)
     assert growth.leaving() == [gone]

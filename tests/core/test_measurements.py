@@ -13,7 +13,7 @@ from espalier.core.checkpoints.commits import checkpoint_body
 from espalier.core.head.head_request import passes
 from espalier.core.lineage import measurements
 from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point
-from espalier.core.lineage.lineage_index import Growth, grow
+from espalier.core.lineage.lineage_index import LineageIndex, grow
 
 
 def child(step: int, says: float | None, of: str = "", term: int = 1, **changes: Any) -> Checkpoint:
@@ -28,7 +28,7 @@ def child(step: int, says: float | None, of: str = "", term: int = 1, **changes:
 
 def settled(checkpoints: list[Checkpoint]) -> dict[str, Checkpoint]:
     """The checkpoints with the statuses that the operator writes, however often it looks."""
-    growth = Growth(checkpoints)
+    growth = LineageIndex(checkpoints)
     for _ in range(2):
         lineage: Lineage = growth.lineage(BASE_POINT)
         for one in [*lineage.by_name.values()]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from espalier.core.pods import pods
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 
 
 def pod(**status: Any) -> dict[str, Any]:
@@ -152,9 +152,9 @@ def test_an_error_of_the_scheduler_passes_by_itself() -> None:
 
 
 def test_a_silent_pod_says_what_events_say_until_its_volumes_are_there() -> None:
-    told = {"u": Hindrance("FailedMount", 'configmap "t-nope" not found')}
+    told = {"u": Blocker("FailedMount", 'configmap "t-nope" not found')}
     silent = pods.read_pod(pod(phase="Pending"))
-    (read,) = pods.hindered([silent], told)
+    (read,) = pods.with_blockers([silent], told)
     assert read.waiting_reason == "FailedMount"
     assert read.waiting == 'FailedMount: configmap "t-nope" not found'
     mounted = {"type": "PodReadyToStartContainers", "status": "True"}
@@ -162,7 +162,7 @@ def test_a_silent_pod_says_what_events_say_until_its_volumes_are_there() -> None
         pod(phase="Pending", conditions=[mounted]),
         pod(containerStatuses=[container(started=False, state={"running": {}})]),
     ):
-        (read,) = pods.hindered([pods.read_pod(later)], told)
+        (read,) = pods.with_blockers([pods.read_pod(later)], told)
         assert read.waiting_reason == "Starting"
 
 

@@ -26,7 +26,7 @@ from espalier.api.wire import Problem
 from espalier.core.conditions import find
 from espalier.core.lineage.lineage import BASE_POINT, point
 from espalier.core.lineage.lineage_index import grow
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import Job, Pod
 from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
@@ -188,7 +188,7 @@ STAGES = {
         "Keep",
     ),
     "runner refused": (
-        {"hindrance": Hindrance("FailedCreate", "exceeded quota"), "runner_pods": []},
+        {"blocker": Blocker("FailedCreate", "exceeded quota"), "runner_pods": []},
         "False/FailedCreate",
         "True",
         "False",

@@ -8,11 +8,12 @@ import pytest
 from tests.core.objects import LATER, NOW, digest, head, line, model
 
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.core.head.served_adapters import Wish, choose, fitting, wishes
+from espalier.core.head.served_adapters import DesiredAdapters, choose, desired_adapters, fitting
 from espalier.core.lineage.lineage import BASE_POINT
 from espalier.core.lineage.lineage_index import grow
 from espalier.core.names import adapter_name
 
+wants = DesiredAdapters
 TREE = grow(line("m", 3), BASE_POINT)
 
 
@@ -31,46 +32,54 @@ def test_the_leading_head_comes_first_then_the_oldest() -> None:
     young = serving("a", "m-000001", "m-000001", LATER)
     old = serving("z", "m-000002", "m-000001")
     leader = serving("m", "m-000003", "m-000002", LATER)
-    found = wishes("m", [young, old, leader], TREE)
-    assert [wish.head for wish in found] == ["m", "z", "a"]
-    assert found[0] == Wish("m", adapter("m-000003"), adapter("m-000002"))
+    found = desired_adapters("m", [young, old, leader], TREE)
+    assert [each.head for each in found] == ["m", "z", "a"]
+    assert found[0] == wants("m", adapter("m-000003"), adapter("m-000002"))
 
 
-def test_a_head_without_a_target_or_on_its_way_out_wishes_nothing() -> None:
+def test_a_head_without_a_target_or_on_its_way_out_wants_nothing() -> None:
     fresh, leaving = head(name="fresh"), serving("leaving", "m-000001", "m-000001")
     gone = replace(leaving.metadata, deletion_timestamp=NOW)
-    assert wishes("m", [fresh, leaving.model_copy(update={"metadata": gone})], TREE) == ()
+    assert desired_adapters("m", [fresh, leaving.model_copy(update={"metadata": gone})], TREE) == ()
 
 
-def test_what_is_served_is_wished_for_when_the_target_is_gone() -> None:
-    found = wishes("m", [serving("m", "m-000009", "m-000002")], TREE)
-    assert [wish.adapter for wish in found] == [adapter("m-000002")]
+def test_what_is_served_is_wanted_when_the_target_is_gone() -> None:
+    found = desired_adapters("m", [serving("m", "m-000009", "m-000002")], TREE)
+    assert [each.adapter for each in found] == [adapter("m-000002")]
 
 
-WISHES = (Wish("m", "x", "x"), Wish("a", "y", "x"), Wish("b", "x", "x"), Wish("c", "base", "base"))
+DESIRED = (
+    wants("m", "x", "x"),
+    wants("a", "y", "x"),
+    wants("b", "x", "x"),
+    wants("c", "base", "base"),
+)
 
 
 @pytest.mark.parametrize(
     ("most", "heads"), [(1, ["m", "b", "c"]), (2, ["m", "a", "b", "c"]), (9, ["m", "a", "b", "c"])]
 )
 def test_heads_that_share_an_adapter_or_the_base_need_no_room(most: int, heads: list[str]) -> None:
-    assert [wish.head for wish in fitting(WISHES, model(rollout={"maxAdapters": most}))] == heads
+    assert [each.head for each in fitting(DESIRED, model(rollout={"maxAdapters": most}))] == heads
 
 
 @pytest.mark.parametrize(
-    ("found", "kept"),
+    ("desired", "kept"),
     [
         ((), []),
-        (WISHES, [("m", "x"), ("b", "x")]),
-        ((Wish("c", "base", "base"), *WISHES), [("c", "base"), ("c", "base")]),
-        ((Wish("m", "x", "w"), Wish("a", "x", "y")), [("m", "w"), ("a", "w")]),
+        (DESIRED, [("m", "x"), ("b", "x")]),
+        ((wants("c", "base", "base"), *DESIRED), [("c", "base"), ("c", "base")]),
+        (
+            (wants("m", "x", "w"), wants("a", "x", "y")),
+            [("m", "w"), ("a", "w")],
+        ),
     ],
 )
 def test_full_weights_are_those_of_the_first_head_and_of_heads_that_agree_with_it(
-    found: tuple[Wish, ...], kept: list[tuple[str, str]]
+    desired: tuple[DesiredAdapters, ...], kept: list[tuple[str, str]]
 ) -> None:
-    chosen = fitting(found, model(adapter={"type": "Full"}))
-    assert [(wish.head, wish.fallback) for wish in chosen] == kept
+    chosen = fitting(desired, model(adapter={"type": "Full"}))
+    assert [(each.head, each.fallback) for each in chosen] == kept
     assert len(choose(chosen, {"x"})) <= 1
 
 
@@ -81,4 +90,4 @@ def test_full_weights_are_those_of_the_first_head_and_of_heads_that_agree_with_i
 def test_a_pod_that_refuses_a_target_is_asked_for_what_its_head_serves(
     refused: set[str], asked: list[str]
 ) -> None:
-    assert choose(WISHES, refused) == asked
+    assert choose(DESIRED, refused) == asked

@@ -17,7 +17,7 @@ from espalier.core.lineage.lineage_index import grow
 from espalier.core.model import model as models
 from espalier.core.model import source
 from espalier.core.model.source import SourceDecision, SourceView
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import Job, Pod
 
 RESOLVED = {"uri": "volume://bases/b", "revision": "1", "digest": digest("base")}
@@ -30,7 +30,7 @@ FORK = {"source": {"checkpointRef": {"name": "m-000001"}}}
 
 
 @pytest.mark.parametrize(
-    ("importer", "pod", "reason", "action", "hopeless"),
+    ("importer", "pod", "reason", "action", "permanent"),
     [
         (None, None, "Importing", "Create", False),
         (RUNNING, None, "Importing", "Keep", False),
@@ -61,12 +61,12 @@ FORK = {"source": {"checkpointRef": {"name": "m-000001"}}}
     ],
 )
 def test_a_base_is_known_once_its_importer_reports_it(
-    importer: Job | None, pod: Pod | None, reason: str, action: str, hopeless: bool
+    importer: Job | None, pod: Pod | None, reason: str, action: str, permanent: bool
 ) -> None:
     view = SourceView(model(), importer=importer, importer_pods=[pod] if pod else [])
     decision = source.decide(view)
     assert (decision.finding.reason, decision.importer) == (reason, action)
-    assert decision.hopeless == hopeless
+    assert decision.permanent == permanent
     assert (decision.resolved is not None) == (reason == "Resolved")
 
 
@@ -109,7 +109,7 @@ def test_what_the_importer_refuses_names_field_and_remedy(
     pods_ = [replace(POD, problem=refused)]
     view = SourceView(model(source=WITH_ADAPTER), importer=FAILED, importer_pods=pods_)
     decision = source.decide(view)
-    assert (decision.finding.reason, decision.hopeless) == (reason, True)
+    assert (decision.finding.reason, decision.permanent) == (reason, True)
     assert detail in decision.finding.message
     assert remedy in decision.finding.message
 
@@ -120,14 +120,14 @@ TRIED = replace(POD, message=BUSY.model_dump_json())
 
 def test_an_import_that_failed_for_good_says_the_last_error_and_what_to_do() -> None:
     decision = source.decide(SourceView(model(), importer=FAILED, importer_pods=[TRIED]))
-    assert (decision.finding.reason, decision.hopeless) == ("HubBusy", True)
+    assert (decision.finding.reason, decision.permanent) == ("HubBusy", True)
     said = decision.finding.message
     assert all(text in said for text in (BUSY.detail, BUSY.remedy, "X: y", "delete the Job"))
 
 
 def test_an_import_that_is_tried_again_says_why() -> None:
     decision = source.decide(SourceView(model(), importer=RUNNING, importer_pods=[TRIED]))
-    assert (decision.finding.reason, decision.hopeless) == ("Importing", False)
+    assert (decision.finding.reason, decision.permanent) == ("Importing", False)
     assert decision.finding.message.endswith("tried again after: the hub answers 503")
 
 
@@ -142,20 +142,20 @@ def test_an_import_that_died_without_a_message_leaves_its_last_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "pods_", "hindrance", "reason", "text"),
+    ("job", "pods_", "blocker", "reason", "text"),
     [
-        (RUNNING, [], Hindrance("FailedCreate", "exceeded quota"), "FailedCreate", "quota"),
+        (RUNNING, [], Blocker("FailedCreate", "exceeded quota"), "FailedCreate", "quota"),
         # It was refused once, and has had a pod since.
-        (RUNNING, [POD], Hindrance("FailedCreate", "exceeded quota"), "Importing", "brings"),
+        (RUNNING, [POD], Blocker("FailedCreate", "exceeded quota"), "Importing", "brings"),
         (replace(RUNNING, suspended=True), [], None, "JobSuspended", "spec.suspend"),
         (RUNNING, [replace(KEPT, died="exit code 1")], None, "SidecarRunning", "proxy runs on"),
     ],
 )
 def test_what_keeps_an_import_from_starting_or_ending_is_named(
-    job: Job, pods_: list[Pod], hindrance: Hindrance | None, reason: str, text: str
+    job: Job, pods_: list[Pod], blocker: Blocker | None, reason: str, text: str
 ) -> None:
     decision = source.decide(
-        SourceView(model(), importer=job, importer_pods=pods_, hindrance=hindrance)
+        SourceView(model(), importer=job, importer_pods=pods_, blocker=blocker)
     )
     assert decision.finding.reason == reason
     assert text in decision.finding.message
@@ -196,7 +196,7 @@ PARENT = model("m", status={"resolved": RESOLVED})
 
 
 @pytest.mark.parametrize(
-    ("changes", "parent", "reason", "hopeless"),
+    ("changes", "parent", "reason", "permanent"),
     [
         ({}, PARENT, "Resolved", False),
         ({}, model("m"), "Resolving", False),
@@ -214,11 +214,11 @@ PARENT = model("m", status={"resolved": RESOLVED})
     ],
 )
 def test_a_fork_must_fit_its_origin(
-    changes: dict[str, Any], parent: Any, reason: str, hopeless: bool
+    changes: dict[str, Any], parent: Any, reason: str, permanent: bool
 ) -> None:
     fork = model("fork", **FORK, **changes)
     decision = source.decide(SourceView(fork, checkpoint(), parent))
-    assert (decision.finding.reason, decision.hopeless) == (reason, hopeless)
+    assert (decision.finding.reason, decision.permanent) == (reason, permanent)
     for field in changes:
         assert f"spec.{field}" in decision.finding.message
 

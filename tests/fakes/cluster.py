@@ -8,7 +8,7 @@ from typing import Any
 
 from espalier.kube.cluster import ClusterError, TokenReviewResult
 from espalier.kube.objects import Body, Key
-from espalier.local.memory_apiserver import MemoryCluster
+from espalier.local.memory_apiserver import MemoryCluster, Watcher
 
 CREATED = "2026-01-01T00:00:00Z"
 
@@ -34,6 +34,10 @@ class FakeCluster(MemoryCluster):
         self.terminating: set[str] = set()
         self._uids = 0
         self._fault: Fault | None = None
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """End a watch."""
+        self._watchers.remove(watcher)
 
     def fail_after(self, calls: int, error: BaseException, *, after_effect: bool = False) -> None:
         """Raise ``error`` once, at the mutating call number ``calls`` (1 is the next)."""

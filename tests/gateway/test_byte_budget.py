@@ -13,11 +13,11 @@ from aiohttp.test_utils import TestServer
 from tests.gateway.conftest import Behaviour, Gateway, Upstream
 from tests.gateway.test_completions import ASK, serve
 
-from espalier.gateway.access import pod_answers, request_body
+from espalier.gateway.access import answer_writer, pod_answers, request_body
 from espalier.gateway.access.byte_budget import UNLIMITED_BYTES, Room, Rooms, memory_bytes
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.hud import delivery
 from espalier.gateway.problems import RefusalError
+from espalier.gateway.routes import completions
 
 Start = Callable[[Behaviour], Awaitable[Upstream]]
 
@@ -146,8 +146,8 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off(
     serve(gateway, (await upstream(large)).port)
     room = Room("answers", 64 * 2**20)
     await small(gateway, Rooms(Room("requests", 2**20), room))
-    monkeypatch.setattr(delivery, "WRITE_SECONDS", 0.2)
-    cut_off, write = asyncio.Event(), delivery.write
+    monkeypatch.setattr(answer_writer, "WRITE_SECONDS", 0.2)
+    cut_off, write = asyncio.Event(), answer_writer.write_answer
 
     async def watched(request: web.Request, response: web.Response) -> None:
         with pytest.raises(ConnectionResetError, match="did not read"):
@@ -155,7 +155,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off(
         cut_off.set()
         raise ConnectionResetError
 
-    monkeypatch.setattr(delivery, "write", watched)
+    monkeypatch.setattr(completions, "write_answer", watched)
     body = b'{"model":"arith","prompt":""}'
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, limit=1024)
     head = f"Host: g\r\nAuthorization: Bearer {gateway.users.trainer}\r\nContent-Length: "

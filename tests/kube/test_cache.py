@@ -88,7 +88,7 @@ def test_a_list_is_of_one_namespace_or_of_all() -> None:
 
 def test_listeners_hear_every_change_with_old_and_new() -> None:
     cache, heard = Cache(), list[tuple[Key, Body | None, Body | None]]()
-    cache.on_change(lambda key, old, new: heard.append((key, old, new)))
+    cache.on_change(lambda key, old, new, _: heard.append((key, old, new)))
     cache.put("TrainingRun", run(version=1))
     cache.put("TrainingRun", run(version=1))
     cache.put("TrainingRun", run(version=2))

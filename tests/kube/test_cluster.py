@@ -14,6 +14,7 @@ from kubernetes.aio.client.configuration import Configuration
 from espalier.kube import apiserver, connections
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cluster import ClusterError
+from espalier.kube.lease import LeadershipLostError
 from espalier.kube.objects import Key
 
 AUDIENCE = "espalier-gateway"
@@ -167,3 +168,28 @@ async def test_a_throttled_call_says_how_long_to_wait(header: str, seconds: floa
             await cluster.get(Key("Pod", "default", "any"))
     await runner.cleanup()
     assert (caught.value.status, caught.value.retry_after) == (429, seconds)
+
+
+async def test_a_fenced_cluster_reads_and_does_not_write(
+    kubernetes: KubernetesCluster, namespace: str
+) -> None:
+    def lost() -> None:
+        raise LeadershipLostError("another leads")
+
+    fenced, key = kubernetes.fenced(lost), Key("ConfigMap", namespace, "a")
+    before = await kubernetes.apply(
+        "ConfigMap", {"metadata": {"name": "a", "namespace": namespace}, "data": {"x": "1"}}
+    )
+    changed = {"metadata": before["metadata"], "data": {"x": "2"}}
+    intent = {"metadata": {"name": "a", "namespace": namespace}, "data": {"x": "3"}}
+    for write in (
+        fenced.apply("ConfigMap", intent),
+        fenced.apply_status("ConfigMap", {**intent, "status": {}}),
+        fenced.create("ConfigMap", {"metadata": {"name": "b", "namespace": namespace}}),
+        fenced.replace("ConfigMap", changed),
+        fenced.delete(key),
+    ):
+        with pytest.raises(LeadershipLostError):
+            await write
+    assert await fenced.get(key) == before
+    assert "b" not in {c["metadata"]["name"] for c in await fenced.list("ConfigMap", namespace)}

@@ -9,7 +9,6 @@ from tests.fakes.cluster import FakeCluster
 
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cluster import ClusterError
-from espalier.kube.fence import FencedCluster
 from espalier.kube.lease import Election, LeadershipLostError, LeaseTiming
 from espalier.kube.objects import Key
 
@@ -185,27 +184,3 @@ async def test_the_deadline_counts_from_when_the_renewal_was_sent() -> None:
     assert await leader.acquire(asyncio.Event())
     with pytest.raises(LeadershipLostError):
         leader.check()
-
-
-async def test_a_cluster_behind_a_fence_reads_and_does_not_write() -> None:
-    behind = FakeCluster()
-    written = {"metadata": {"name": "a", "namespace": "espalier"}}
-    await behind.apply("ConfigMap", written)
-
-    def lost() -> None:
-        raise LeadershipLostError("another leads")
-
-    fenced, key = FencedCluster(behind, lost), Key("ConfigMap", "espalier", "a")
-    assert await fenced.get(key) is not None
-    assert len(await fenced.list("ConfigMap", None)) == 1
-    calls = [*behind.calls]
-    for write in (
-        fenced.apply("ConfigMap", written),
-        fenced.apply_status("ConfigMap", {**written, "status": {}}),
-        fenced.create("ConfigMap", written),
-        fenced.replace("ConfigMap", written),
-        fenced.delete(key),
-    ):
-        with pytest.raises(LeadershipLostError):
-            await write
-    assert behind.calls == calls

@@ -1,18 +1,14 @@
-"""Probes tell which check fails and why; metrics are Prometheus text; logs are JSON."""
+"""Probes tell which check fails and why; metrics are Prometheus text."""
 
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 
 import aiohttp
-import pytest
 
 from espalier.kube import queue_metrics
-from espalier.kube.log import JsonFormatter
-from espalier.kube.objects import Key
 from espalier.kube.probes import HealthServer
 
 
@@ -40,43 +36,6 @@ async def test_metrics_are_served_under_the_names_that_dashboards_know() -> None
     assert status == 200
     assert 'reconcile_total{kind="TrainingRun",result="success"}' in text
     assert "workqueue_depth" in text
-
-
-@pytest.mark.parametrize("extra", [{}, {"run": "default/arith-20", "step": 3}])
-def test_a_log_line_is_one_json_object_with_the_extra_fields(extra: dict[str, object]) -> None:
-    record = logging.getLogger("espalier.test").makeRecord(
-        "espalier.test", logging.INFO, __file__, 1, "step %d\ndone", (3,), None, extra=extra
-    )
-    line = JsonFormatter().format(record)
-    entry = json.loads(line)
-    assert "\n" not in line
-    assert {name: entry[name] for name in ("level", "logger", "message", *extra)} == {
-        "level": "INFO",
-        "logger": "espalier.test",
-        "message": "step 3\ndone",
-        **extra,
-    }
-
-
-def test_a_log_line_carries_the_traceback() -> None:
-    try:
-        raise RuntimeError("a fault")
-    except RuntimeError:
-        info = sys.exc_info()
-    record = logging.getLogger("a").makeRecord("a", logging.ERROR, __file__, 1, "m", (), info)
-    assert "RuntimeError: a fault" in json.loads(JsonFormatter().format(record))["traceback"]
-
-
-def test_a_log_line_names_its_object() -> None:
-    fields = Key("CheckpointHead", "default", "tiny").fields()
-    logger = logging.getLogger("a")
-    record = logger.makeRecord("a", logging.INFO, __file__, 1, "m", (), None, extra=fields)
-    entry = json.loads(JsonFormatter().format(record))
-    assert (entry["kind"], entry["namespace"], entry["name"]) == (
-        "CheckpointHead",
-        "default",
-        "tiny",
-    )
 
 
 def test_a_process_whose_loop_stands_still_says_where_and_ends() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tests.runner.standin import StandIn
 
 from espalier.api.taskset import Taskset
 from espalier.client import DeadlineError, GatewayClient, Patience, RefusedError
+from espalier.process import JsonFormatter
 from espalier.runner.group_sampling import TOO_LONG
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop
@@ -46,8 +49,11 @@ class Bench:
 
     async def drive(self, limits: Limits | None = None, patience: Patience = PATIENCE) -> None:
         """A runner process, from its start to its end."""
-        journal = Journal("default/run", self._stream)
-        async with GatewayClient(self._url, "default/tiny", "secret", patience=patience) as client:
+        journal = Journal("default/run")
+        async with (
+            self._logged(),
+            GatewayClient(self._url, "default/tiny", "secret", patience=patience) as client,
+        ):
             loop = Loop(
                 client,
                 ("default", "run"),
@@ -59,6 +65,20 @@ class Bench:
                 limits=limits,
             )
             await loop.drive()
+
+    @asynccontextmanager
+    async def _logged(self) -> AsyncIterator[None]:
+        """Meanwhile the runner's log goes to the stream."""
+        handler = logging.StreamHandler(self._stream)
+        handler.setFormatter(JsonFormatter())
+        logger = logging.getLogger("espalier.runner")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The journal's lines of one kind."""

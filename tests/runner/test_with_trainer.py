@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import random
@@ -132,7 +131,7 @@ async def passage(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
 
 async def drive(url: str, tasks: Path) -> None:
     """A runner process, from its start to its end."""
-    journal = Journal("default/run", io.StringIO())
+    journal = Journal("default/run")
     patience = Patience(deadline=60.0, first_delay=0.01)
     async with GatewayClient(url, "default/tiny", "secret", patience=patience) as client:
         loop = Loop(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -218,8 +218,12 @@ def wait_for_engine(starting: server.Rollout, seconds: float = 400) -> int:
     """The process id of the engine, as soon as it says that it initialises."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and starting.process.poll() is None:
-        found = re.search(r"EngineCore pid=(\d+)\).*Initializing", starting.log.read_text())
-        if found:
-            return int(found[1])
+        for line in starting.log.read_text().splitlines():
+            found = json.loads(line) if line.startswith("{") else {}
+            if (
+                found.get("vllm_process_name") == "EngineCore"
+                and "Initializing" in found["message"]
+            ):
+                return int(found["process"])
         time.sleep(0.1)
     raise AssertionError(f"no engine: {starting.log.read_text()[-3000:]}")

@@ -76,7 +76,7 @@ def test_matrices_below_the_grain_of_torch_get_one_thread(hidden: int, threads: 
 def test_two_pods_do_not_share_a_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(launcher, "_serve", lambda arguments, told, cpu: started.append(arguments))
-    monkeypatch.setattr(launcher.store, "verify_base", lambda directory: None)
+    monkeypatch.setattr(launcher.verified_store, "verify_base", lambda directory: None)
     monkeypatch.setattr(launcher.os, "environ", GOOD | {"ESPALIER_VOLUME": str(tmp_path)})
     base = tmp_path / "bases" / GOOD["ESPALIER_BASE"].replace(":", "-")
     base.mkdir(parents=True)
@@ -96,9 +96,9 @@ def test_a_users_mistake_ends_with_64_and_a_problem_in_the_termination_log(
 ) -> None:
     log = tmp_path / "termination-log"
     log.touch()
-    monkeypatch.setattr(launcher, "TERMINATION_LOG", log)
+    environment = environment | {"ESPALIER_TERMINATION_LOG": str(log)}
     monkeypatch.setattr(launcher.os, "environ", environment)
     with pytest.raises(SystemExit) as ended:
         launcher.main()
     assert ended.value.code == 64
-    assert f'"reason":"{reason}"' in log.read_text()
+    assert json.loads(log.read_text())["reason"] == reason

@@ -16,7 +16,7 @@ import pytest
 from tests.sampler import qwen3, server, tiny
 from transformers import AutoTokenizer
 
-from espalier.sampler import launcher
+from espalier.api.exit_codes import USER_MISTAKE
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -71,7 +71,7 @@ def test_a_parser_of_another_family_ends_the_pod_before_it_serves(
     base = tiny.commit_base(tmp_path, model)
     process = server.start(tmp_path, base, tool_call_parser="llama3_json")
     try:
-        assert process.process.wait(200) == launcher.EXIT_USER_ERROR
+        assert process.process.wait(200) == USER_MISTAKE
     finally:
         process.stop()
     problem = json.loads(process.log.read_text().splitlines()[-1])

@@ -14,6 +14,7 @@ from typing import Any
 from tests.simulation.life import CrashError, Life
 from tests.simulation.weather import Weather
 
+from espalier.kube.cluster import BeforeWrite, always
 from espalier.kube.objects import Body, Key
 
 READS = ("get", "list", "each", "state", "commits", "usage", "progress")
@@ -31,19 +32,26 @@ class Network:
         self._waits: set[asyncio.Task[Any]] = set()
         life.on_death.append(self._hang_up)
 
-    def to(self, name: str, target: Any) -> Any:
-        """``target`` as this life reaches it; ``name`` is cluster, or the role of a pod."""
+    def to(self, name: str, target: Any, before_write: BeforeWrite = always) -> Any:
+        """``target`` as this life reaches it; ``name`` is cluster, or the role of a pod.
+
+        ``before_write`` is asked ahead of each write, as KubernetesCluster and PeerCalls do.
+        """
         network = self
 
         class Reached:
             def __getattr__(self, verb: str) -> Any:
                 method = getattr(target, verb)
-                return network._caller(name, verb, method) if _is_async(method) else method
+                if not _is_async(method):
+                    return method
+                return network._caller(name, verb, method, before_write)
 
         return Reached()
 
-    def _caller(self, name: str, verb: str, method: Any) -> Any:
+    def _caller(self, name: str, verb: str, method: Any, before_write: BeforeWrite) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
+            if verb not in READS:
+                before_write()
             if self._life.dead:
                 raise CrashError
             self._life.sent += verb not in READS

@@ -12,12 +12,12 @@ from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutError
 from espalier.controllers.peers.samplers import READ_BACK_SECONDS, Rollouts
 from espalier.core.head.head_view import Rollout
-from espalier.core.head.served_adapters import Wish
+from espalier.core.head.served_adapters import DesiredAdapters
 from espalier.core.pods.pods import Pod
 
 DIGEST = "sha256:" + "1" * 64
 STABLE, NEWER, OTHER = f"m@{'1' * 12}", f"m@{'2' * 12}", f"m@{'3' * 12}"
-HEADS = (Wish("m", NEWER, STABLE), Wish("canary", OTHER, OTHER))
+HEADS = (DesiredAdapters("m", NEWER, STABLE), DesiredAdapters("canary", OTHER, OTHER))
 
 
 def pod(instance: str = "uid/1", ip: str = "10.0.0.1") -> Pod:
@@ -40,8 +40,10 @@ class Engine(ScriptedRollouts):
         return await super().serve(peer, request)
 
 
-async def ask(rollouts: Rollouts, wishes: tuple[Wish, ...] = HEADS, **of: str) -> Rollout:
-    await rollouts.serve("default", "m", [pod(**of)], wishes)
+async def ask(
+    rollouts: Rollouts, desired: tuple[DesiredAdapters, ...] = HEADS, **of: str
+) -> Rollout:
+    await rollouts.serve("default", "m", [pod(**of)], desired)
     return rollouts.seen("default", [pod(**of)])[0]
 
 
@@ -62,14 +64,14 @@ def test_an_answer_holds_for_a_while_and_is_then_read_back() -> None:
     run(scenario())
 
 
-def test_another_wish_and_another_start_of_the_pod_are_asked_at_once() -> None:
+def test_another_adapter_and_another_start_of_the_pod_are_asked_at_once() -> None:
     async def scenario() -> None:
         engine = Engine()
         rollouts = Rollouts(engine)
         await ask(rollouts)
-        await ask(rollouts, (Wish("m", STABLE, STABLE),))
+        await ask(rollouts, (DesiredAdapters("m", STABLE, STABLE),))
         assert rollouts.seen("default", [pod("uid/2")])[0].loaded is None
-        await ask(rollouts, (Wish("m", STABLE, STABLE),), instance="uid/2")
+        await ask(rollouts, (DesiredAdapters("m", STABLE, STABLE),), instance="uid/2")
         assert engine.calls == [[NEWER, OTHER], [STABLE], [STABLE]]
 
     run(scenario())
@@ -107,7 +109,9 @@ def test_a_pod_that_refuses_all_that_it_is_there_for_is_not_made_ready() -> None
 def test_a_model_without_a_checkpoint_has_its_pod_serve_the_base() -> None:
     async def scenario() -> None:
         engine = Engine()
-        assert (await ask(Rollouts(engine), (Wish("m", "base", "base"),))).loaded == {"base"}
+        assert (await ask(Rollouts(engine), (DesiredAdapters("m", "base", "base"),))).loaded == {
+            "base"
+        }
         assert engine.serving == {"10.0.0.1": []}
 
     run(scenario())

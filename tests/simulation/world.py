@@ -109,10 +109,10 @@ class World:
         reached = network.to("cluster", self.cluster)
         settings = Settings(SYSTEM, life.name, (NAMESPACE,), self.images, "http://gateway")
         ports = Ports(
-            reached,
+            lambda check: network.to("cluster", self.cluster, check),
             Informing(self.cluster, reached, life, weather),
-            trainer=lambda _: network.to("trainer", self.trainer),
-            rollouts=lambda _: network.to("rollouts", self.rollouts),
+            trainer=lambda _, check: network.to("trainer", self.trainer, check),
+            rollouts=lambda _, check: network.to("rollouts", self.rollouts, check),
             importer=lambda _: network.to("importer", self.importer),
             now=now,
         )

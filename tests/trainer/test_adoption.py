@@ -64,7 +64,9 @@ def directory(volume: Volume, commit: Commit) -> Path:
     return volume.path / "checkpoints" / commit.digest.replace(":", "-")
 
 
-def test_the_volume_tells_all_that_the_trainers_log_knew(engine: Engine, volume: Volume) -> None:
+def test_the_volume_holds_everything_that_the_trainers_log_had(
+    engine: Engine, volume: Volume
+) -> None:
     made = grown(engine)
     shutil.rmtree(volume.path / "models")
     found, strays = surveyed(volume, base=volume.base)
@@ -74,7 +76,7 @@ def test_the_volume_tells_all_that_the_trainers_log_knew(engine: Engine, volume:
     assert surveyed(volume, "other") == ([], [])
 
 
-def test_torn_damaged_and_foreign_directories_are_told_and_left_out(
+def test_torn_damaged_and_foreign_directories_are_reported_and_left_out(
     engine: Engine, volume: Volume
 ) -> None:
     made = grown(engine)

@@ -174,7 +174,7 @@ async def test_a_refused_backward_names_its_row_and_changes_nothing(
         assert await standing(client, volume) == before
 
 
-async def test_a_step_of_values_that_are_no_numbers_names_them_and_is_not_taken(
+async def test_a_step_with_values_that_are_not_numbers_names_them_and_is_not_taken(
     client: Client, volume: Volume
 ) -> None:
     status, _ = await post(client, "forward-backward", batch())

@@ -186,7 +186,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", FILES.values(), ids=FILES)
-def test_files_that_are_no_base_are_refused_by_name(
+def test_files_that_are_not_a_base_are_refused_by_name(
     base: Path, case: tuple[Damage, str, tuple[str, ...]]
 ) -> None:
     damage, reason, says = case
@@ -313,7 +313,7 @@ def test_without_a_generation_config_the_models_own_ends_count(base: Path) -> No
         ),
     ],
 )
-def test_no_other_template_is(base: Path, template: str, ends: list[int]) -> None:
+def test_no_other_template_is_known_for_it(base: Path, template: str, ends: list[int]) -> None:
     closes_turns(base, template, *ends)
     assert inspect(base, WANTED).unstopped is None
 

@@ -74,7 +74,7 @@ def test_damage_is_noticed(
     ("name", "content"),
     [("config.json", None), ("model.safetensors", None), ("config.json", "not json")],
 )
-def test_what_is_no_model_is_refused(
+def test_a_directory_without_a_model_is_refused(
     store: CheckpointStore, source: Path, name: str, content: str | None
 ) -> None:
     if content is None:

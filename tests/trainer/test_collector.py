@@ -48,7 +48,9 @@ def test_training_goes_on_and_restarts_without_the_bytes_in_between(
     again.state.log.close()
 
 
-def test_where_the_trainer_resumes_from_is_refused(engine: Engine, volume: Volume) -> None:
+def test_a_checkpoint_that_the_trainer_resumes_from_is_refused(
+    engine: Engine, volume: Volume
+) -> None:
     train(engine, range(2))
     first, last = digests(engine)
     assert resumes_from(store(volume).model_path("arith")) == {last, ""}
@@ -75,7 +77,9 @@ def test_with_the_model_its_log_goes_but_not_while_a_trainer_has_it_open(
     assert (volume.path / "bases").is_dir()
 
 
-def test_what_is_not_the_models_or_not_whole_is_refused(engine: Engine, volume: Volume) -> None:
+def test_checkpoints_of_other_models_and_damaged_ones_are_refused(
+    engine: Engine, volume: Volume
+) -> None:
     train(engine, range(3))
     first, second, _ = digests(engine)
     assert collect(store(volume), "other", [first], orphaned=True) == {
@@ -89,7 +93,7 @@ def test_what_is_not_the_models_or_not_whole_is_refused(engine: Engine, volume: 
     assert (volume.path / "checkpoints" / second.replace(":", "-")).is_dir()
 
 
-def test_one_that_is_gone_already_is_removed(volume: Volume) -> None:
+def test_a_checkpoint_that_is_gone_counts_as_removed(volume: Volume) -> None:
     assert collect(store(volume), "arith", [f"sha256:{'0' * 64}"], orphaned=False) == {}
 
 

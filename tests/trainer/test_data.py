@@ -95,7 +95,7 @@ def sample(**changes: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_does_not_fit_is_named_with_a_remedy(
+def test_a_field_that_does_not_fit_is_named_with_a_remedy(
     inputs: list[Any], changes: dict[str, Any], field: str, remedy: str
 ) -> None:
     with pytest.raises(CommandError) as caught:
@@ -175,7 +175,7 @@ def test_a_loss_that_reads_no_log_probs_trains_on_samples_however_drawn() -> Non
     assert temperatures(greedy, compared=False, temperature=0.5) == [(0.5, False)]
 
 
-def test_what_the_gateway_said_and_the_sample_says_must_agree() -> None:
+def test_the_temperatures_of_gateway_and_sample_must_agree() -> None:
     with pytest.raises(ValidationError, match=r"temperature is 1.0, and prompt_chunks\[0\] says"):
         request(sample(temperature=1.0, **chunk()))
     with pytest.raises(ValidationError, match=r"prompt_chunks\[0\].top_p is unknown"):

@@ -112,7 +112,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], Wire, str, str, str]] = {
 @pytest.mark.parametrize(
     ("given", "request_", "field", "wanted", "said"), DIFFERENT.values(), ids=DIFFERENT
 )
-def test_a_command_that_differs_is_told_both_values(
+def test_a_command_that_differs_is_refused_with_both_values(
     given: dict[str, Any], request_: Wire, field: str, wanted: str, said: str
 ) -> None:
     with pytest.raises(CommandError) as refused:

@@ -56,7 +56,7 @@ def reason(call: Callable[[], object]) -> tuple[int, str]:
     return caught.value.status, caught.value.problem.reason
 
 
-def test_a_step_commits_a_checkpoint_that_holds_what_is_now_trained(engine: Engine) -> None:
+def test_a_step_commits_a_checkpoint_of_the_new_weights(engine: Engine) -> None:
     before = adapter(engine)
     train(engine, 1)
     (commit,) = engine.state.commits
@@ -69,7 +69,7 @@ def test_a_step_commits_a_checkpoint_that_holds_what_is_now_trained(engine: Engi
     assert stored.path.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_checkpoint_is_what_peft_and_vllm_load(engine: Engine) -> None:
+def test_a_checkpoint_loads_in_peft_and_vllm(engine: Engine) -> None:
     train(engine, 1)
     stored = engine.state.store.open("checkpoint", engine.state.commits[0].digest)
     config = json.loads((stored.path / "adapter_config.json").read_text())
@@ -128,7 +128,7 @@ def test_a_step_brings_the_rewards_of_the_checkpoints_that_sampled_them(
     again.state.log.close()
 
 
-def test_a_trajectory_of_several_checkpoints_is_of_none(engine: Engine) -> None:
+def test_a_trajectory_of_several_checkpoints_counts_for_none(engine: Engine) -> None:
     train(engine, 1)
     (one, *rest) = sampled_by("arith-000001", "", "", "", "", "")
     mixed = [one.samples[0], one.samples[1].model_copy(update={"checkpoint": "arith-000002"})]
@@ -138,7 +138,7 @@ def test_a_trajectory_of_several_checkpoints_is_of_none(engine: Engine) -> None:
     assert engine.state.commits[-1].measured == {}
 
 
-def test_the_answer_of_a_step_is_where_its_checkpoint_is(engine: Engine) -> None:
+def test_the_answer_of_a_step_has_the_path_of_its_checkpoint(engine: Engine) -> None:
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     answer = tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
     result = OptimStepResult.model_validate_json(answer.body)
@@ -276,7 +276,7 @@ def test_a_higher_term_rebases_and_drops_gradients(engine: Engine) -> None:
     assert (last.step, last.run_step, last.index, last.branch, last.term) == (2, 3, 3, "b2", 2)
 
 
-def test_training_on_from_a_checkpoint_equals_never_having_left_it(engine: Engine) -> None:
+def test_training_from_an_earlier_checkpoint_equals_uninterrupted_training(engine: Engine) -> None:
     train(engine, 2)
     straight, first = adapter(engine), engine.state.commits[0]
     engine.assign(tiny.assignment(2, base=first.digest, base_name=first.name, base_step=1))

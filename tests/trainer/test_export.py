@@ -53,7 +53,7 @@ def base_of(volume: Volume) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def test_an_exported_adapter_in_peft_says_what_the_trainer_says(
+def test_an_exported_adapter_gives_the_trainers_log_probs_in_peft(
     trained: Engine, volume: Volume, tmp_path: Path
 ) -> None:
     output = tmp_path / "out" / "adapter"
@@ -87,7 +87,7 @@ class Rounded:
     ],
     ids=lambda case: case.asked,
 )
-def test_a_merged_model_says_what_the_trainer_says(
+def test_a_merged_model_gives_the_trainers_log_probs(
     trained: Engine, volume: Volume, tmp_path: Path, case: Rounded
 ) -> None:
     digest = trained.state.commits[0].digest

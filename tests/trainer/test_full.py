@@ -145,7 +145,7 @@ def test_a_trained_head_equals_the_softmax_of_all_logits(
         torch.testing.assert_close(ours[name].grad, value.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_a_checkpoint_is_a_hugging_face_model_that_says_what_the_trainer_says(
+def test_a_checkpoint_is_a_hugging_face_model_that_gives_the_trainers_log_probs(
     engine: Engine,
 ) -> None:
     train(engine, range(2))

@@ -128,7 +128,7 @@ def test_a_real_lack_of_memory_is_retried_with_shorter_rows() -> None:
     compute = LocalCompute(policy)
     compute.planner = replace(compute.planner, available=1 << 60)
     whole = compute.admit(data, LOSS)
-    assert len(whole.plans[0].rows.moving) == 1
+    assert len(whole.plans[0].rows.with_grad) == 1
     alone = compute.planner.cut(data, Cut(1, checkpointing=False)).needed
     expected = compute.add_loss(whole, LOSS, 1.0, None)
     assert expected.cuts == (whole.plans[0].cut,)

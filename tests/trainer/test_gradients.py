@@ -172,7 +172,7 @@ def test_groups_without_gradient_share_rows_and_run_forward_only(wide: Policy) -
     packed = taken(wide)
     assert difference(packed, naive_gradient(wide, batch, "ppo", 1.0)) < 1e-12
     assert tally.tokens == sum(len(d.output) for d in batch)
-    assert tally.still >= sum(len(d.output) for d in batch if d.group == 0)
+    assert tally.zero_gradient >= sum(len(d.output) for d in batch if d.group == 0)
     still = [replace(d, advantage=0.0) for d in batch]
     assert tiny.add_loss(wide, still, spec, 1.0, 3).tokens == tally.tokens
     assert all(parameter.grad is None for parameter in wide.parameters.values())

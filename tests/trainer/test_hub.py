@@ -190,7 +190,7 @@ def test_a_proxy_takes_plain_requests_too_and_not_what_is_excepted(
 
 
 @pytest.mark.exhaustive
-def test_a_certificate_of_nobody_known_ends_the_try_and_names_the_bundle(
+def test_an_untrusted_certificate_ends_the_try_and_names_the_bundle(
     model: Path, authority: Authority, tmp_path: Path
 ) -> None:
     with served_by_tls(model, authority, tmp_path) as hub:
@@ -226,7 +226,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, str], str, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS.values(), ids=REFUSALS)
-def test_what_only_a_person_can_mend_ends_at_once_with_its_own_sentence(
+def test_a_fault_that_only_a_person_can_fix_ends_at_once_with_its_own_message(
     hub: Hub, tmp_path: Path, case: tuple[dict[str, Any], dict[str, str], str, str]
 ) -> None:
     behaviour, given, reason, says = case
@@ -268,7 +268,7 @@ def test_a_hub_cannot_write_outside_of_the_download(hub: Hub, tmp_path: Path, na
     assert name in outcome.message["detail"]
 
 
-def test_what_does_not_fit_on_the_claim_is_not_begun(hub: Hub, tmp_path: Path) -> None:
+def test_a_download_larger_than_the_claim_is_not_begun(hub: Hub, tmp_path: Path) -> None:
     hub.claimed = {"model.safetensors": 40 << 40}
     outcome = run(hub, tmp_path / "volume")
     assert outcome.code == 64

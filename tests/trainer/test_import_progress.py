@@ -43,7 +43,7 @@ def test_the_rate_is_that_of_late_and_leaves_out_what_was_there_before() -> None
     assert seen == [(300, 20), (400, 15), (400, 0), (400, 0), (450, 5)]
 
 
-def test_it_is_told_over_http_and_a_caller_that_says_nothing_holds_nobody_up_for_long(
+def test_progress_is_served_over_http_and_a_silent_caller_blocks_others_only_briefly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("espalier.trainer.jobs.import_progress.CALL_SECONDS", 0.2)

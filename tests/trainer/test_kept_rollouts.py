@@ -68,7 +68,7 @@ def test_a_step_keeps_text_reward_and_report_of_its_traces(engine: Engine) -> No
     assert inline == {**text, "turns": 1, "tokens": 2, "reward": 0.0, "trained": True}
 
 
-def test_it_keeps_what_failed_in_the_same_job_once(engine: Engine) -> None:
+def test_a_step_keeps_failed_traces_of_the_same_job_once(engine: Engine) -> None:
     rolled_out(engine, GOOD, reward=1.0, stop_reason="done")
     rolled_out(engine, BAD, status="error", error="the board is gone")
     rolled_out(engine, OTHER, job=uuid.UUID(int=10).hex, reward=0.5)
@@ -82,7 +82,7 @@ def test_it_keeps_what_failed_in_the_same_job_once(engine: Engine) -> None:
     assert (failed["status"], failed["error"]) == ("error", "the board is gone")
     assert failed["completion"] == _written(engine)
 
-    # What ends later is told by the next step that learns from the job.
+    # A trace that ends later is kept by the next step that learns from the job.
     engine.state.traces.exit(LATE, TraceExit(reward=0.0, stop_reason="timeout"))
     learn(engine, 3, GOOD)
     rows = step(engine, 4)
@@ -90,7 +90,7 @@ def test_it_keeps_what_failed_in_the_same_job_once(engine: Engine) -> None:
     assert (rows[-1]["stop_reason"], rows[-1]["tokens"]) == ("timeout", 0)
 
 
-def test_what_the_client_sends_is_kept_as_it_is(engine: Engine) -> None:
+def test_rollouts_that_the_client_sends_are_kept_unchanged(engine: Engine) -> None:
     rolled_out(engine, GOOD, reward=1.0)
     learn(engine, 1, GOOD)
     assert step(engine, 2, rollouts=[{"mine": 1}]) == [{"mine": 1}]

@@ -120,7 +120,7 @@ def test_an_input_without_gradient_gets_none() -> None:
     ],
     ids=["narrow base", "dropout", "adapter bias", "trained bias", "DoRA", "full module"],
 )
-def test_what_it_would_not_be_exact_for_stays_pefts_own(
+def test_layers_that_the_fused_forward_is_not_exact_for_stay_pefts_own(
     config: dict[str, Any], dtype: torch.dtype
 ) -> None:
     plain, other = (model(dtype=dtype, **config) for _ in range(2))
@@ -131,7 +131,7 @@ def test_what_it_would_not_be_exact_for_stays_pefts_own(
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_layers_that_are_no_plain_linears_stay_pefts_own() -> None:
+def test_layers_that_are_not_plain_linears_stay_pefts_own() -> None:
     layers = nn.Sequential(nn.Embedding(9, 6), Conv1D(10, 6))
     config = LoraConfig(r=3, target_modules=["0", "1"], fan_in_fan_out=True)
     assert count(fused(get_peft_model(layers, config))) == 0

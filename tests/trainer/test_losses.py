@@ -104,10 +104,10 @@ def test_a_sequence_without_trained_tokens_has_ratio_one() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.2, 1.0])
 def test_huds_epsilon_of_ppo_clips_as_far_on_either_side(epsilon: float) -> None:
-    told = loss_spec("ppo", {"epsilon": epsilon})
+    clipped = loss_spec("ppo", {"epsilon": epsilon})
     thresholds = {"clip_low_threshold": 1 - epsilon, "clip_high_threshold": 1 + epsilon}
-    assert told == loss_spec("ppo", thresholds)
-    assert told.config == thresholds
+    assert clipped == loss_spec("ppo", thresholds)
+    assert clipped.config == thresholds
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_huds_epsilon_of_ppo_clips_as_far_on_either_side(epsilon: float) -> None
         ("dro", {"beta": -1.0}, "InvalidLossParameter", "beta"),
     ],
 )
-def test_what_a_loss_does_not_take_is_named_with_what_it_takes(
+def test_an_unknown_loss_parameter_is_named_with_the_known_ones(
     name: str, config: dict[str, float], reason: str, remedy: str
 ) -> None:
     with pytest.raises(CommandError) as caught:

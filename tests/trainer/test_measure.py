@@ -87,7 +87,7 @@ def test_rows_shrink_before_layers_are_checkpointed_and_the_boundary_is_exact() 
     roomy = Planner(COSTS, 1 << 60)
     alone = roomy.cut(group, ALONE).needed
     kept = replace(roomy, available=alone).plan(group, 4096)
-    assert (kept.cut.checkpointing, len(kept.rows.moving)) == (False, 4)
+    assert (kept.cut.checkpointing, len(kept.rows.with_grad)) == (False, 4)
     below = replace(roomy, available=alone - 1).plan(group, 4096)
     assert below.cut.checkpointing
     assert below.needed < alone
@@ -96,7 +96,7 @@ def test_rows_shrink_before_layers_are_checkpointed_and_the_boundary_is_exact() 
     assert caught.value.needed == alone
 
 
-def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
+def test_a_batch_that_cannot_fit_is_refused_with_its_numbers() -> None:
     planner = Planner(COSTS, 1 << 20)
     with pytest.raises(TooLargeError) as caught:
         planner.plan([datum(10, 10, 1), datum(200, 300, 2, prompt_seed=9)], 4096)
@@ -224,9 +224,9 @@ def test_out_of_memory_is_retried_carefully_then_answered(policy: Policy, error:
     with pytest.raises(CommandError) as caught:
         retry.attempt(policy, chosen, recut, fails)
     assert (caught.value.status, caught.value.problem.reason) == (507, "OutOfMemory")
-    assert [(len(rows.moving), on) for rows, on in tried] == [
-        (len(chosen.rows.moving), False),
-        (len(again.rows.moving), True),
+    assert [(len(rows.with_grad), on) for rows, on in tried] == [
+        (len(chosen.rows.with_grad), False),
+        (len(again.rows.with_grad), True),
     ]
     assert before
     for name, gradient in before.items():
@@ -238,7 +238,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "0", "-1", "2Gi"])
-def test_an_override_that_is_no_number_of_bytes_is_refused(given: str) -> None:
+def test_an_override_that_is_not_a_number_of_bytes_is_refused(given: str) -> None:
     with pytest.raises(UserMistakeError, match=host.MEMORY_VARIABLE):
         host.read_available(torch.device("cpu"), {host.MEMORY_VARIABLE: given})
 

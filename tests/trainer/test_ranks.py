@@ -30,8 +30,8 @@ from espalier.trainer.compute.compute import Compute, LocalCompute
 from espalier.trainer.memory.planner import Cut
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
-from espalier.trainer.ranks import join
-from espalier.trainer.ranks.channel import RankLostError
+from espalier.trainer.ranks import meeting
+from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.ranks.this_rank import SECRET, read_world
 
 STEP = OptimStepRequest(learning_rate=1e-2)
@@ -73,7 +73,7 @@ def start(
     volume: Volume, monkeypatch: pytest.MonkeyPatch, adapter: Adapter = tiny.ADAPTER
 ) -> Iterator[Pair]:
     port = str(free_port())
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, SECRET: "s"}
+    shared = {"WORLD_SIZE": "2", "MASTER_PORT": port, SECRET: "s"}
     rank_1 = subprocess.Popen(
         [sys.executable, "-m", "espalier.trainer"],
         env=environment(volume, adapter, RANK="1", **shared),
@@ -81,10 +81,10 @@ def start(
     for name, value in {**shared, "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     world = read_world(os.environ)
-    met = join.meet(world)
+    control = meeting.meet(world)
     policy = tiny.policy(volume.path, volume.base, adapter, world.size)
     try:
-        ranked = join.lead(policy, world, met, "127.0.0.1", lost)
+        ranked = meeting.lead(policy, control, lost)
         yield Pair(ranked, policy, rank_1)
     finally:
         dist.destroy_process_group()
@@ -193,13 +193,13 @@ def test_no_rank_needs_to_have_work(pair: Pair, local: Compute) -> None:
     assert added.tally.tokens == len(batch[0].output)
 
 
-def test_ranks_cut_their_shares_as_they_are_told(pair: Pair) -> None:
+def test_ranks_use_the_cuts_of_a_logged_call(pair: Pair) -> None:
     batch = data(pair.policy)
     cuts = (Cut(1, checkpointing=False), Cut(30, checkpointing=True))
     whole = pair.ranked.admit(batch, SPEC)
-    told = pair.ranked.admit(batch, SPEC, cuts)
-    assert [plan.cut for plan in told.plans] == list(cuts)
-    added = pair.ranked.add_loss(told, SPEC, 3)
+    replayed = pair.ranked.admit(batch, SPEC, cuts)
+    assert [plan.cut for plan in replayed.plans] == list(cuts)
+    added = pair.ranked.add_loss(replayed, SPEC, 3)
     assert added.cuts == cuts
     assert added.tally.loss == pytest.approx(
         pair.ranked.add_loss(whole, SPEC, 3).tally.loss, rel=1e-5

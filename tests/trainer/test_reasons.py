@@ -10,7 +10,7 @@ from pathlib import Path
 import espalier.trainer
 
 SOURCES = Path(espalier.trainer.__file__).parent
-DOCUMENT = SOURCES.parents[2] / "docs" / "operations" / "index.md"
+DOCUMENT = SOURCES.parents[2] / "docs" / "reference" / "errors.md"
 # Where the reason stands among the arguments of what carries one.
 POSITION = {"CommandError": 1, "UserMistakeError": 0, "padded": 0}
 

@@ -210,7 +210,7 @@ async def test_health_names_a_command_that_is_stuck(
         service._engine.state.log.close()
 
 
-async def test_readiness_tells_what_a_volume_suffers_from_and_stays_ready(
+async def test_readiness_shows_a_fault_of_the_volume_and_stays_ready(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await assign(client)
@@ -268,7 +268,7 @@ async def test_a_malformed_body_is_refused_by_field(
     assert problem["detail"].startswith(field)
 
 
-async def test_it_tells_the_operator_for_how_long_no_client_has_called(client: Client) -> None:
+async def test_the_operator_reads_how_long_no_client_has_called(client: Client) -> None:
     async def quiet() -> float:
         answer = await client.get("/usage", headers=bearer("operator"))
         return float((await answer.json())["quiet_seconds"])

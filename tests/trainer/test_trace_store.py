@@ -70,8 +70,8 @@ def test_a_file_of_an_older_trainer_goes_on(tmp_path: Path) -> None:
     old.close()
     kept = Traces(tmp_path)
     name = uuid.UUID(rolled_out(kept)).hex
-    kept.mark_told([name])
-    assert [trace.id for trace in kept.told({name})] == [name]
+    kept.mark_reported([name])
+    assert [trace.id for trace in kept.unreported({name})] == [name]
 
 
 def test_a_turn_that_was_sampled_again_replaces_the_one_before(kept: Traces) -> None:
@@ -89,8 +89,8 @@ def test_a_trace_says_which_checkpoint_sampled_what_is_sent_inline(kept: Traces)
     kept.exit(TRACE, DONE)
     inline = TrajectoryPayload(samples=[SAMPLE], reward=1.0, trace_id=TRACE)
     own = SAMPLE.model_copy(update={"checkpoint": "arith-000002"})
-    told = inline.model_copy(update={"samples": [own]})
-    found = resolve(kept, TRACE, inline, told)
+    named = inline.model_copy(update={"samples": [own]})
+    found = resolve(kept, TRACE, inline, named)
     names = ["arith-000003", "arith-000003", "arith-000002"]
     assert [one.samples[0].checkpoint for one in found] == names
 
@@ -141,8 +141,8 @@ def test_inline_tokens_are_trained_as_the_gateway_drew_them_for_whatever_trace(
     said = cold.model_copy(update={"temperature": 0.5})
     inline = TrajectoryPayload(samples=[SAMPLE, cold, elsewhere, said], reward=1.0)
     (found,) = resolve(kept, inline)
-    told = [(sample.temperature, sample.shifted_by) for sample in found.samples]
-    assert told == [(None, []), (0.7, ["top_p 0.8"]), (None, []), (0.5, [])]
+    drawn = [(sample.temperature, sample.shifted_by) for sample in found.samples]
+    assert drawn == [(None, []), (0.7, ["top_p 0.8"]), (None, []), (0.5, [])]
 
 
 def test_traces_of_two_groups_do_not_share_a_place(kept: Traces) -> None:
@@ -155,7 +155,7 @@ def test_traces_of_two_groups_do_not_share_a_place(kept: Traces) -> None:
         resolve(kept, a, c, b, d, group_size=2)
 
 
-def test_what_was_reported_is_kept(kept: Traces) -> None:
+def test_reports_are_kept(kept: Traces) -> None:
     kept.enter_job(JOB, JobReport(name="night", group=4))
     kept.enter(TRACE, TraceEnter(job_id=str(uuid.UUID(JOB)), task_slug="sum"))
     kept.exit(TRACE, TraceExit(reward=1.0, metadata={"seed": 7}))

@@ -47,7 +47,7 @@ def test_a_delivered_command_that_comes_again_is_a_new_one(engine: Engine) -> No
     assert len(engine.state.tallies) == 2
 
 
-def test_what_could_be_a_resend_waits_for_word_of_the_delivery(engine: Engine) -> None:
+def test_a_possible_resend_waits_for_the_report_of_a_delivery(engine: Engine) -> None:
     first = send(engine, "forward-backward", BATCH)
     assert first is not None
     assert send(engine, "forward-backward", BATCH, waited=False) is None
@@ -56,20 +56,20 @@ def test_what_could_be_a_resend_waits_for_word_of_the_delivery(engine: Engine) -
     assert len(engine.state.tallies) == 2
 
 
-def test_another_command_says_that_the_client_is_done_with_the_one_before(engine: Engine) -> None:
+def test_another_command_shows_that_the_client_finished_the_one_before(engine: Engine) -> None:
     send(engine, "forward-backward", BATCH)
     send(engine, "forward-backward", OTHER)
     send(engine, "forward-backward", BATCH)
     assert len(engine.state.tallies) == 3
 
 
-def test_another_client_is_nobodys_resend(engine: Engine) -> None:
+def test_an_equal_command_of_another_client_is_not_a_resend(engine: Engine) -> None:
     send(engine, "forward-backward", BATCH)
     send(engine, "forward-backward", BATCH, client="bob")
     assert len(engine.state.tallies) == 2
 
 
-def test_a_step_whose_answer_was_lost_is_not_taken_again_from_its_batches_on(
+def test_a_step_whose_answer_was_lost_is_not_applied_again_with_its_batches(
     engine: Engine,
 ) -> None:
     for _ in range(2):
@@ -81,7 +81,9 @@ def test_a_step_whose_answer_was_lost_is_not_taken_again_from_its_batches_on(
     assert commit.metrics["trajectories/trained"] == 12
 
 
-def test_after_a_delivered_step_the_same_batch_is_a_second_term(engine: Engine) -> None:
+def test_after_a_delivered_step_the_same_batch_is_a_second_pass_over_the_data(
+    engine: Engine,
+) -> None:
     for _ in range(2):
         send(engine, "forward-backward", BATCH, delivered=True)
         send(engine, "optim-step", STEP, delivered=True)
@@ -89,7 +91,7 @@ def test_after_a_delivered_step_the_same_batch_is_a_second_term(engine: Engine) 
 
 
 @pytest.mark.parametrize("kind", ["forward-backward", "forward"])
-def test_what_a_rollback_dropped_is_applied_again(engine: Engine, kind: Kind) -> None:
+def test_a_command_that_a_rollback_dropped_is_applied_again(engine: Engine, kind: Kind) -> None:
     request = (
         BATCH
         if kind == "forward-backward"

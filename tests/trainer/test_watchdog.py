@@ -1,4 +1,4 @@
-"""A stuck engine is told from one that works for long."""
+"""A stuck engine is distinguished from one that works for long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMIT, WAIT = 300.0, 60.0
 
 
 class Clock:
-    """A clock that moves only when it is told to."""
+    """A clock that moves only when the test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0

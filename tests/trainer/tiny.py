@@ -145,7 +145,7 @@ def optim_step(**changes: object) -> OptimStepRequest:
 
 def laid(policy: Policy, data: Sequence[Datum], spec: LossSpec | None = None) -> Rows:
     """Rows as long as the policy takes them."""
-    return lay_out(data, policy.row_tokens, gradients.still(data, spec))
+    return lay_out(data, policy.row_tokens, gradients.without_gradient(data, spec))
 
 
 def at(temperature: float, data: Sequence[Datum]) -> list[Datum]:

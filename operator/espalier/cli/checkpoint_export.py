@@ -18,7 +18,8 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.cli.failure import CommandError
 from espalier.cli.kubectl import Kubectl
 from espalier.core.manifests.pod import VOLUME_PATH, Container, Mount, Requests, claim, pod_spec
-from espalier.core.names import directory_name, trainer_name
+from espalier.core.names import trainer_name
+from espalier.core.volume import directory_name
 
 _EXPORT = ("-m", "espalier.trainer.jobs.export")
 _INSIDE = "/export"

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 
 import aiohttp
 
+from espalier import process
+from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.controllers.peers.importer_client import ImporterClient
 from espalier.controllers.peers.sampler_client import RolloutClient
 from espalier.controllers.peers.trainer_client import TrainerClient
@@ -22,7 +24,7 @@ from espalier.controllers.process.replica import Ports, Replica, lease_key
 from espalier.controllers.process.settings import Settings, SettingsError
 from espalier.controllers.process.signing_key import SigningKeyError
 from espalier.controllers.process.triggers import WATCHED
-from espalier.kube import heartbeat, informer, log, queue_metrics
+from espalier.kube import heartbeat, informer, queue_metrics
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
 from espalier.kube.informer import InformerError
@@ -33,8 +35,6 @@ from espalier.podclient import pod_session
 
 logger = logging.getLogger("espalier.controllers")
 
-USER_ERROR = 64
-FAULT = 1
 # A key that waited this long for a worker means that the queue does not move, and one that runs
 # this long that a worker hangs: every call has a timeout far below.
 STUCK_SECONDS = 120.0
@@ -94,10 +94,10 @@ class Process:
                     recovery.cancel()
 
         ports = Ports(
-            cluster,
+            cluster.fenced,
             inform,
-            trainer=lambda key: TrainerClient(session, key),
-            rollouts=lambda key: RolloutClient(session, key),
+            trainer=lambda key, check: TrainerClient(session, key, check),
+            rollouts=lambda key, check: RolloutClient(session, key, check),
             importer=lambda key: ImporterClient(session, key),
             now=_now,
         )
@@ -119,7 +119,7 @@ class Process:
             logger.warning("what runs did not end within %.0f s: it is abandoned", seconds)
             replica.cancel()
         # Cancelled and still there: nothing of this process may outlive its grace period.
-        os._exit(FAULT)
+        process.end(FAULT)
 
     def _fault(self) -> str | None:
         """A standby is ready: it is there to take over."""
@@ -171,13 +171,13 @@ def _collect_seldom() -> None:
 
 def main() -> int:
     """Run until SIGTERM; 64 when the environment is wrong, 1 when the process must be restarted."""
-    log.configure()
+    process.configure_logs()
     _collect_seldom()
     try:
         settings = Settings.read(os.environ)
     except SettingsError as error:
         logger.error("%s", error)
-        return USER_ERROR
+        return USER_MISTAKE
     try:
         asyncio.run(Process(settings).run())
     except EXPECTED as error:

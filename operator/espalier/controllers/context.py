@@ -1,12 +1,12 @@
-"""What every reconciler works with."""
+"""What the reconcilers share. Each takes the parts that it uses (process/wiring.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from espalier.controllers.observed.blockers import Hindrances
-from espalier.controllers.observed.lister import Snapshot
+from espalier.controllers.observed.blockers import Blockers
+from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Trainers
 from espalier.controllers.peers.commit_streams import CommitStreams
@@ -18,16 +18,16 @@ from espalier.kube.objects import Key
 
 
 @dataclass(frozen=True)
-class Services:
+class Context:
     """``now`` tells the time as RFC 3339, ``enqueue`` asks for another pass over an object."""
 
     cluster: Cluster
-    snapshot: Snapshot
+    lister: Lister
     writer: StatusWriter
     rollouts: Rollouts
     trainers: Trainers
     streams: CommitStreams
-    hindrances: Hindrances
+    blockers: Blockers
     imports: Imports
     settings: ChildSettings
     now: Callable[[], str]

@@ -129,7 +129,12 @@ def find(conditions: Sequence[Condition], type_: str) -> Condition | None:
     return next((condition for condition in conditions if condition.type == type_), None)
 
 
+def true(conditions: Sequence[Condition], type_: str) -> Condition | None:
+    """The condition of a type, if it is True."""
+    condition = find(conditions, type_)
+    return condition if condition is not None and condition.status == "True" else None
+
+
 def is_true(conditions: Sequence[Condition], type_: str) -> bool:
     """Whether the condition is set and True."""
-    condition = find(conditions, type_)
-    return condition is not None and condition.status == "True"
+    return true(conditions, type_) is not None

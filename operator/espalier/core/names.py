@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+from espalier.core.volume import DIGEST_PREFIX
+
 MAIN = "main"
 BASE = "base"
-DIGEST_PREFIX = "sha256:"
 # The variable by which a pod knows its own uid.
 POD_UID = "ESPALIER_POD_UID"
 # Enough to be unique on a volume, short enough to read.
@@ -47,16 +48,6 @@ def adapter_name(slug: str, digest: str) -> str:
     if not digest:
         return BASE
     return f"{slug}@{digest.removeprefix(DIGEST_PREFIX)[:ADAPTER_DIGEST_CHARS]}"
-
-
-def directory_name(digest: str) -> str:
-    """The directory of a digest under ``bases/`` or ``checkpoints/``."""
-    return digest.replace(":", "-")
-
-
-def checkpoint_uri(digest: str) -> str:
-    """Where a checkpoint's bytes lie, as its object says."""
-    return f"volume://checkpoints/{directory_name(digest)}"
 
 
 def trainer_name(model: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import base64
 import gc
 import logging
@@ -14,6 +13,8 @@ import sys
 import uvloop
 from aiohttp import web
 
+from espalier import process
+from espalier.api.exit_codes import USER_MISTAKE
 from espalier.core.manifests.labels import MANAGED
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
@@ -21,11 +22,10 @@ from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.context import Services
 from espalier.gateway.settings import Settings, SettingsError
 from espalier.gateway.world.watch import CHILDREN, WATCHED, View
-from espalier.kube import informer, log
+from espalier.kube import informer
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.log_stream import LogStream
 from espalier.kube.objects import Key
 from espalier.kube.probes import HealthServer
 from espalier.podclient import pod_session
@@ -40,7 +40,6 @@ UNREADY_SECONDS = 3.0
 DRAIN_SECONDS = 600.0
 # Connections that wait to be taken. Where there is no room for one more, it waits for a second.
 BACKLOG = 4096
-USER_ERROR = 64
 # Before the first generation is collected.
 YOUNG_OBJECTS = 20_000
 
@@ -108,7 +107,7 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
             asyncio.create_task(load_signing_key(cluster, settings.namespace, tokens)),
         ]
         try:
-            await _until_told(tasks[0], synced)
+            await _until_signal(tasks[0], synced)
             readiness.draining = True
             _log.info("shutting down", extra={"at_most_seconds": DRAIN_SECONDS})
             await asyncio.sleep(UNREADY_SECONDS)
@@ -120,12 +119,12 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _until_told(watch: asyncio.Task[None], synced: asyncio.Event) -> None:
+async def _until_signal(watch: asyncio.Task[None], synced: asyncio.Event) -> None:
     """Returns on a signal; raises what ended the watch."""
-    told = asyncio.Event()
+    signalled = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    waits = [asyncio.create_task(synced.wait()), asyncio.create_task(told.wait())]
+        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    waits = [asyncio.create_task(synced.wait()), asyncio.create_task(signalled.wait())]
     await asyncio.wait([watch, *waits], return_when=asyncio.FIRST_COMPLETED)
     if synced.is_set():
         # What there is by now stays; looking through it again would halt every request for 60 ms.
@@ -151,11 +150,9 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    stream = LogStream(sys.stderr.fileno())
-    atexit.register(stream.close)
-    log.configure(stream=stream)
+    process.configure_logs()
     try:
         uvloop.run(main())
     except SettingsError as error:
         _log.error(str(error))
-        sys.exit(USER_ERROR)
+        sys.exit(USER_MISTAKE)

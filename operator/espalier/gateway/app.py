@@ -16,6 +16,7 @@ from espalier.gateway import prometheus
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_limits import Admission
 from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Services
+from espalier.gateway.hud.delivery import COMMANDS, is_unkeyed
 from espalier.gateway.hud.models import PlatformRoutes
 from espalier.gateway.hud.trace_outbox import Outbox
 from espalier.gateway.hud.traces import Traces
@@ -23,7 +24,7 @@ from espalier.gateway.problems import RefusalError, respond
 from espalier.gateway.routes.completions import Completions
 from espalier.gateway.routes.openai_models import Catalogue
 from espalier.gateway.routes.runs import Runs
-from espalier.gateway.routes.training import COMMANDS, READS, Train, unkeyed
+from espalier.gateway.routes.training import READS, Train
 from espalier.gateway.world.watch import View
 from espalier.podclient import PodFaultError
 
@@ -61,6 +62,7 @@ def make_app(
     """
     admission = Admission(services.rooms.bodies)
     app = web.Application(middlewares=[_observe, _refuse, admission.admit])
+    app.on_response_prepare.append(_name)
     app[_VIEW] = services.view
     traces = Traces(services, Outbox() if outbox is None else outbox)
     completions, train = Completions(services, traces), Train(services, traces)
@@ -102,12 +104,16 @@ async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         response = await handler(request)
         status = response.status
-        if not response.prepared:
-            response.headers["X-Request-Id"] = request[REQUEST_ID]
         return response
     finally:
         if request.path not in _QUIET:
             _record(request, status, time.perf_counter() - started)
+
+
+async def _name(request: web.Request, response: web.StreamResponse) -> None:
+    """Gives every answer the id of its request; one to a malformed request has none."""
+    if REQUEST_ID in request:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
 
 
 def _record(request: web.Request, status: int, seconds: float) -> None:
@@ -168,7 +174,7 @@ def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:
 
 def _for(request: web.Request, refusal: RefusalError) -> RefusalError:
     """HUD's client shows ``detail`` alone, so where it calls, that carries the remedy too."""
-    if not (request.path.startswith(PLATFORM) or unkeyed(request)):
+    if not (request.path.startswith(PLATFORM) or is_unkeyed(request)):
         return refusal
     return RefusalError(
         refusal.status,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -13,9 +14,11 @@ from kubernetes.aio.client.configuration import Configuration
 from espalier.kube.cluster import (
     MANAGER,
     STATUS_MANAGER,
+    BeforeWrite,
     ClusterError,
     Propagation,
     TokenReviewResult,
+    always,
 )
 from espalier.kube.connections import Transport, load_configuration
 from espalier.kube.objects import Body, Key, kind_of, label_selector
@@ -33,6 +36,7 @@ class KubernetesCluster:
     def __init__(self, configuration: Configuration) -> None:
         self._transport = Transport(configuration)
         self._call = self._transport.call
+        self._before_write: BeforeWrite = always
 
     @classmethod
     async def connect(cls) -> Self:
@@ -49,6 +53,12 @@ class KubernetesCluster:
         traceback: TracebackType | None,
     ) -> None:
         await self._transport.close()
+
+    def fenced(self, before_write: BeforeWrite) -> Self:
+        """This cluster over the same connections, asking ``before_write`` ahead of each write."""
+        fenced = copy.copy(self)
+        fenced._before_write = before_write
+        return fenced
 
     @property
     def server(self) -> str:
@@ -144,6 +154,7 @@ class KubernetesCluster:
 
     async def create(self, kind: str, body: Body) -> Body | None:
         """See Cluster."""
+        self._before_write()
         known = kind_of(kind)
         intent = {"apiVersion": known.api_version, "kind": kind, **body}
         path = known.path(body["metadata"]["namespace"])
@@ -156,6 +167,7 @@ class KubernetesCluster:
 
     async def replace(self, kind: str, body: Body) -> Body:
         """See Cluster."""
+        self._before_write()
         known = kind_of(kind)
         metadata = body["metadata"]
         intent = {"apiVersion": known.api_version, "kind": kind, **body}
@@ -166,6 +178,7 @@ class KubernetesCluster:
         self, key: Key, *, propagation: Propagation = "Background", uid: str | None = None
     ) -> None:
         """See Cluster."""
+        self._before_write()
         options: Body = {"propagationPolicy": propagation}
         if uid:
             options["preconditions"] = {"uid": uid}
@@ -250,6 +263,7 @@ class KubernetesCluster:
         return status
 
     async def _apply(self, kind: str, body: Body, manager: str, subresource: str) -> Body:
+        self._before_write()
         known = kind_of(kind)
         metadata = body["metadata"]
         intent = {"apiVersion": known.api_version, "kind": kind, **body}

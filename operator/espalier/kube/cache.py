@@ -1,4 +1,4 @@
-"""What the API server was last seen to hold, indexed as the reconcilers and the gateway ask.
+"""The last seen objects of the API server, indexed as the reconcilers and the gateway ask.
 
 Bodies are shared, not copied: treat them as immutable. Those of kinds with very many objects can be
 kept packed, in a fifth of the memory, and are unpacked (in about 20 µs) whenever they are read.
@@ -11,13 +11,22 @@ import logging
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable
+from enum import Enum, auto
 
 from espalier.core.manifests.labels import MODEL, ROLE, RUN
 from espalier.kube.objects import Body, Key, key_of, owner_of
 
 logger = logging.getLogger(__name__)
 
-Listener = Callable[[Key, Body | None, Body | None], None]
+
+class Source(Enum):
+    """Where a change comes from: it was SEEN, or is a status written just as it was decided."""
+
+    SEEN = auto()
+    OWN_STATUS = auto()
+
+
+Listener = Callable[[Key, Body | None, Body | None, Source], None]
 TOMBSTONES = 1000
 
 Indexed = tuple[str, str, Hashable]
@@ -49,7 +58,7 @@ def _origin(body: Body) -> Hashable:
     return name
 
 
-# Nothing, or an empty text, is no value.
+# None and empty text are not indexed.
 INDEXES: dict[str, Callable[[Body], Hashable]] = {
     "model": _model,
     "run": _run,
@@ -89,7 +98,7 @@ class Cache:
         return _open(held) if held is not None else None
 
     def version(self, key: Key) -> int:
-        """The version of the object that is held; 0 without one."""
+        """The version of the object in the cache; 0 without one."""
         return self._versions.get(key, 0)
 
     def list(self, kind: str, namespace: str | None = None, **index: Hashable) -> list[Body]:
@@ -108,8 +117,8 @@ class Cache:
             keys = [key for key in smallest if all(key in others for others in wanted)]
         return [key for key in keys if namespace in (None, key.namespace)]
 
-    def put(self, kind: str, body: Body) -> None:
-        """Take in an object; a version older than the one held is ignored: order is no matter."""
+    def put(self, kind: str, body: Body, source: Source = Source.SEEN) -> None:
+        """Take in an object. Older versions are ignored, so events may arrive in any order."""
         key, version = key_of(kind, body), _version(body)
         if version <= (self._versions.get(key) or self._deleted.get(key, 0)):
             return
@@ -117,7 +126,7 @@ class Cache:
         self._versions[key] = version
         self._objects[kind][key] = pickle.dumps(body) if kind in self._packed else body
         self._reindex(key, old, body)
-        self._notify(key, old, body)
+        self._notify(key, old, body, source)
 
     def forget(self, kind: str, last: Body) -> None:
         """Take in a deletion, with the body it came with; a newer object of that name is kept."""
@@ -128,7 +137,7 @@ class Cache:
         self._remove(key)
 
     def drop(self, key: Key) -> None:
-        """Drop what is held of an object; one that is not held is fine."""
+        """Drop an object from the cache, if it is there."""
         self._bury(key, self.version(key))
         self._remove(key)
 
@@ -141,7 +150,7 @@ class Cache:
         return kind in self._synced
 
     def on_change(self, callback: Listener) -> None:
-        """Call ``callback(key, old, new)`` after every change; None for old or new is absence."""
+        """Call ``callback(key, old, new, source)`` after every change; None is absence."""
         self._listeners.append(callback)
 
     def _remove(self, key: Key) -> None:
@@ -150,10 +159,10 @@ class Cache:
         if held is not None:
             old = _open(held)
             self._reindex(key, old, None)
-            self._notify(key, old, None)
+            self._notify(key, old, None, Source.SEEN)
 
     def _bury(self, key: Key, version: int) -> None:
-        """Remember a deletion for a while, so that a late older body does not bring it back."""
+        """Remember a deletion for a while: a late older body must not bring it back."""
         self._deleted[key] = max(version, self._deleted.pop(key, 0))
         if len(self._deleted) > TOMBSTONES:
             del self._deleted[next(iter(self._deleted))]
@@ -167,10 +176,10 @@ class Cache:
         for entry in after - before:
             self._index[entry][key] = None
 
-    def _notify(self, key: Key, old: Body | None, new: Body | None) -> None:
+    def _notify(self, key: Key, old: Body | None, new: Body | None, source: Source) -> None:
         for listener in self._listeners:
             try:
-                listener(key, old, new)
+                listener(key, old, new, source)
             except Exception:
                 # One listener's fault must not cost the others, nor the watch, the event.
                 logger.exception("a listener failed on %s", key)

@@ -18,9 +18,17 @@ STATUS_MANAGER = "espalier-status"
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
 # The status of a ClusterError that only a grant of rights ends.
-FORBIDDEN = 403
+HTTP_FORBIDDEN = 403
 # The status of a ClusterError for a body whose values the API server does not take.
-UNPROCESSABLE = 422
+HTTP_UNPROCESSABLE = 422
+
+
+# Called before each write, in the same step of the event loop; raises if writing is not allowed.
+BeforeWrite = Callable[[], None]
+
+
+def always() -> None:
+    """Allows every write."""
 
 
 class ClusterError(Exception):
@@ -75,7 +83,7 @@ class Cluster(Protocol):
         take: Callable[[Body], None],
         labels: Mapping[str, str] | None = None,
     ) -> None:
-        """Call ``take`` with each object of such a list, page by page: few are held at a time."""
+        """Call ``take`` with each object of such a list, with a page in memory at a time."""
 
     async def apply(self, kind: str, body: Body, *, manager: str = MANAGER) -> Body:
         """Server-side apply, forced: the object becomes what ``body`` says in the fields it names.

@@ -13,7 +13,7 @@ STUCK_SECONDS = 45.0
 
 
 async def beat(stuck_seconds: float = STUCK_SECONDS) -> None:
-    """Beat for ever; when it stops, all stacks go to stderr and the process ends with code 1.
+    """Beat until cancelled. When it stops, all stacks go to stderr and the process exits with 1.
 
     ``faulthandler`` waits in a thread of its own, which needs neither the loop nor the GIL.
     """

@@ -7,6 +7,7 @@ cancels every task of its loop, and in the main thread it takes the signals.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,11 @@ from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster
 from espalier.kube.comparison import Comparison, Scope
 from espalier.kube.objects import Body, kind_of, last_change, without_managers
+
+logger = logging.getLogger(__name__)
+
+# kopf gives its handlers 2 s, and its other tasks 5 s.
+END_SECONDS = 10.0
 
 
 class InformerError(Exception):
@@ -108,13 +114,17 @@ async def _watch(
     connection: Connection,
     comparisons: Mapping[Scope, Comparison],
 ) -> None:
-    """Run kopf in its thread until it fails or this is cancelled; it has ended when this ends."""
+    """Run kopf in its thread until it fails or this is cancelled; it has then ended."""
     loop = asyncio.get_running_loop()
     root = URL(connection.server).path.rstrip("/")
     by_path = {root + kind_of(s.kind).path(s.namespace): c for s, c in comparisons.items()}
 
     def on_event(kind: str, type_: str | None, body: Body) -> None:
-        loop.call_soon_threadsafe(_take, cache, kind, type_, body)
+        _count(kind, type_, body)
+        # The comparison takes in what is listed, from a younger list.
+        if type_ is not None:
+            take = cache.forget if type_ == "DELETED" else cache.put
+            loop.call_soon_threadsafe(take, kind, without_managers(body))
 
     async def on_answer(_: object, __: object, request: aiohttp.TraceRequestEndParams) -> None:
         """The first page of a list has the version that kopf will watch from."""
@@ -142,15 +152,13 @@ async def _watch(
         await asyncio.shield(thread)
     finally:
         stop.set()
-        await asyncio.wait({thread})
+        _, running = await asyncio.wait({thread}, timeout=END_SECONDS)
+        if running:
+            logger.warning("kopf did not end within %.0f s", END_SECONDS)
 
 
-def _take(cache: Cache, kind: str, type_: str | None, body: Body) -> None:
+def _count(kind: str, type_: str | None, body: Body) -> None:
     queue_metrics.WATCH_EVENTS.labels(kind=kind, type=type_ or "LISTED").inc()
     if type_ and (happened := last_change(body)) is not None:
         age = (datetime.now(UTC) - happened).total_seconds()
         queue_metrics.EVENT_AGE.labels(kind=kind).observe(max(0.0, age))
-    if type_ == "DELETED":
-        cache.forget(kind, without_managers(body))
-    else:
-        cache.put(kind, without_managers(body))

@@ -1,8 +1,8 @@
 """Leader election by a Lease of coordination.k8s.io, with client-go's timing.
 
-A replica that loses the lease must end its process: what it was doing cannot be un-led. One that
+A replica that loses the lease must end its process: its work cannot be undone. One that
 was frozen may not know yet that it lost: before each effect it asks ``check``, which goes by the
-time since the lease was last renewed and needs nobody's answer.
+time since the lease was last renewed and needs no answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from espalier.kube import queue_metrics
-from espalier.kube.cluster import FORBIDDEN, Cluster, ClusterError
+from espalier.kube.cluster import HTTP_FORBIDDEN, Cluster, ClusterError
 from espalier.kube.objects import Body, Key
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Election:
                 logger.warning("lease %s: no answer", self._lease)
             except ClusterError as error:
                 logger.warning("lease %s: %s", self._lease, error)
-                self.fault = str(error) if error.status == FORBIDDEN else None
+                self.fault = str(error) if error.status == HTTP_FORBIDDEN else None
                 pause = max(pause, error.retry_after)
             await _wait(stop, pause * random.uniform(1, 1 + JITTER))
         return False
@@ -107,7 +107,7 @@ class Election:
             queue_metrics.LEADER.set(0)
 
     def check(self) -> None:
-        """LeadershipLostError unless the lease was renewed so lately that nobody can have it."""
+        """LeadershipLostError unless it was renewed too recently for another replica to have it."""
         if self._left() <= 0:
             raise LeadershipLostError(
                 f"{self._lease} not renewed for {self._timing.deadline:.0f} s"
@@ -136,7 +136,7 @@ class Election:
             self.check()
 
     async def _try(self, seconds: float) -> bool:
-        """Take or renew the lease within so many seconds; False if another holds it."""
+        """Take or renew the lease within these seconds; False if another holds it."""
         started = self._clock()
         async with asyncio.timeout(seconds):
             taken = await self._take()
@@ -187,7 +187,7 @@ class Election:
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    """Wait for ``stop``, no longer than so many seconds."""
+    """Wait for ``stop``, for this many seconds at most."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await stop.wait()

@@ -1,4 +1,4 @@
-"""Tells Espalier's own pods from others that carry its labels, and says of those what they are."""
+"""Distinguishes Espalier's own pods from strangers that carry its labels, and reports those."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from espalier.core.manifests.labels import ROLE, Role
 from espalier.core.pods.pod_membership import Stranger, stranger
 from espalier.kube import queue_metrics
-from espalier.kube.cache import Cache
+from espalier.kube.cache import Cache, Source
 from espalier.kube.objects import Body, Key, key_of
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Membership:
         status, uid = pod.get("status", {}), pod["metadata"].get("uid", "")
         if not status.get("podIP") and status.get("phase") not in ENDED:
             return
-        # One that was ours is left behind by what it was made for, and is deleted after it.
+        # A pod of ours whose owner is gone will be deleted after it.
         orphaned = self._own.get(key) == uid
         if found.unseen and (orphaned or not self._cache.synced(found.unseen)):
             return
@@ -65,7 +65,7 @@ class Membership:
             extra=key.fields(),
         )
 
-    def _forget(self, key: Key, _: Body | None, new: Body | None) -> None:
+    def _forget(self, key: Key, _: Body | None, new: Body | None, __: Source) -> None:
         if key.kind == "Pod" and new is None:
             self._own.pop(key, None)
             self._reported.pop(key, None)

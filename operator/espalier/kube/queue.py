@@ -30,7 +30,7 @@ class Backoff:
     jitter: float = 0.2
 
     def delay(self, failures: int, chance: float) -> float:
-        """The delay after so many failures (1 or more); ``chance`` in [0, 1) shortens it."""
+        """The delay after this many failures (1 or more); ``chance`` in [0, 1) shortens it."""
         # The exponent is bounded only to keep the power finite: the cap is reached long before.
         base = min(self.cap, self.first * 2.0 ** min(failures - 1, 30))
         return base * (1 - self.jitter * chance)
@@ -63,7 +63,7 @@ class WorkQueue:
             queue_metrics.QUEUE_DEPTH.set(len(self._waiting))
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Run the key in so many seconds; of several wishes for a key the earliest counts."""
+        """Run the key in this many seconds; of several delays the shortest counts."""
         loop = asyncio.get_running_loop()
         pending = self._timers.get(key)
         if pending is not None:

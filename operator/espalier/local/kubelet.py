@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from espalier.api.exit_codes import USER_MISTAKE
 from espalier.core.manifests.labels import ROLE
-from espalier.core.manifests.pod import PORT, USER_ERROR
+from espalier.core.manifests.pod import PORT
 from espalier.kube.objects import Body, Key, controlled_by, key_of
 from espalier.local import free_memory
 from espalier.local.layout import Layout, MappingError, StartError
@@ -208,9 +209,10 @@ class Kubelet:
     def _ended_job(self, owner: Body, pod: _Pod) -> bool:
         """Whether the Job is over with the end of its pod; its status then says how."""
         code = pod.ended[0] if pod.ended else 0
-        if code not in (0, USER_ERROR) and pod.starts <= owner["spec"]["backoffLimit"]:
+        if code not in (0, USER_MISTAKE) and pod.starts <= owner["spec"]["backoffLimit"]:
             return False
-        reason = {0: "Completed", USER_ERROR: "PodFailurePolicy"}.get(code, "BackoffLimitExceeded")
+        reasons = {0: "Completed", USER_MISTAKE: "PodFailurePolicy"}
+        reason = reasons.get(code, "BackoffLimitExceeded")
         condition = {"type": "Failed" if code else "Complete", "status": "True", "reason": reason}
         condition["message"] = f"exit code {code}, see {self._layout.root}/logs"
         status: Body = {"conditions": [condition]}

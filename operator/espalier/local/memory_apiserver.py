@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from espalier.kube.cache import Cache
@@ -63,15 +63,31 @@ class MemoryCluster:
             cache.mark_synced(kind)
         self.watch(follow)
 
+    def dump(self, kinds: Collection[str]) -> Sequence[Body]:
+        """The objects of some kinds as ``restore`` takes them, with who manages which fields."""
+        return [
+            {**body, "metadata": {**body["metadata"], "managedFields": self._managers(key)}}
+            for key, body in self.objects.items()
+            if key.kind in kinds
+        ]
+
+    def _managers(self, key: Key) -> Sequence[Body]:
+        """Per manager the paths of its fields, where an API server keeps a tree of them."""
+        return [
+            {"manager": manager, "paths": sorted(paths)}
+            for (applied, manager), paths in self._applied.items()
+            if applied == key
+        ]
+
     def restore(self, bodies: Sequence[Body]) -> None:
         """Take in objects as they were, before anything watches."""
-        for body in bodies:
-            self.objects[key_of(body["kind"], body)] = copy(body)
+        for kept in bodies:
+            body = copy(kept)
+            key = key_of(body["kind"], body)
+            for entry in body["metadata"].pop("managedFields", ()):
+                self._applied[key, entry["manager"]] = {tuple(path) for path in entry["paths"]}
+            self.objects[key] = body
             self.version = max(self.version, int(body["metadata"]["resourceVersion"]))
-
-    def unwatch(self, watcher: Watcher) -> None:
-        """Call it no more."""
-        self._watchers.remove(watcher)
 
     def edit(self, key: Key, change: Callable[[Body], None]) -> Body:
         """Change a live object as a user or another controller would."""

@@ -211,9 +211,8 @@ def _kept(path: Path) -> list[Body]:
 
 
 def _keep(cluster: MemoryCluster, path: Path) -> None:
-    bodies = [body for key, body in cluster.objects.items() if key.kind in SHOWN]
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(bodies))
+    partial.write_text(json.dumps(cluster.dump(SHOWN)))
     partial.rename(path)
 
 

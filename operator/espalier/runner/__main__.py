@@ -10,19 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from espalier.api.exit_codes import TRY_AGAIN, USER_MISTAKE
 from espalier.api.wire import Problem
 from espalier.client import GatewayClient, GatewayError
+from espalier.process import configure_logs, leave_problem
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.open_taskset import open_tasks
-from espalier.runner.run_end import (
-    EXIT_TRY_AGAIN,
-    EXIT_USER_ERROR,
-    TERMINATION_LOG,
-    UserError,
-    WaitError,
-    leave,
-)
+from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.waiting import Waiting
 
 HASH_SEED = "PYTHONHASHSEED"
@@ -41,14 +36,22 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
-        """From the environment; SystemExit names a variable that is missing or wrong."""
+        """From the environment; UserError names a variable that is missing or wrong."""
         names = ("ESPALIER_RUN", "ESPALIER_MODEL", "ESPALIER_GATEWAY_URL", "ESPALIER_TOKEN_FILE")
         missing = [name for name in names if not environment.get(name)]
         if missing:
-            raise SystemExit(f"set {', '.join(missing)}: the operator does so in the runner's Job")
+            raise UserError(
+                "InvalidSettings",
+                f"{', '.join(missing)} are not set",
+                "Set them as the operator does in the runner's Job",
+            )
         namespace, separator, run = environment["ESPALIER_RUN"].partition("/")
         if not (namespace and separator and run):
-            raise SystemExit("ESPALIER_RUN must be <namespace>/<name of a TrainingRun>")
+            raise UserError(
+                "InvalidSettings",
+                f"ESPALIER_RUN is {environment['ESPALIER_RUN']!r}",
+                "Set it to <namespace>/<name of a TrainingRun>",
+            )
         return cls(
             namespace,
             run,
@@ -84,17 +87,18 @@ async def _until_terminated(settings: Settings, journal: Journal) -> None:
 
 def main() -> int:
     """The exit code: 0 done, 64 the user's mistake, 75 to be started again."""
-    settings = Settings.read(os.environ)
-    journal = Journal(f"{settings.namespace}/{settings.run}", sys.stdout)
+    configure_logs()
+    journal = Journal(os.environ.get("ESPALIER_RUN", ""))
     try:
+        settings = Settings.read(os.environ)
         asyncio.run(_until_terminated(settings, journal))
     except UserError as error:
-        return _end(journal, error.problem, EXIT_USER_ERROR)
+        return _end(journal, error.problem, USER_MISTAKE)
     except WaitError as error:
-        return _end(journal, error.problem, EXIT_TRY_AGAIN)
+        return _end(journal, error.problem, TRY_AGAIN)
     except GatewayError as error:
         problem = Problem(detail=str(error), reason=type(error).__name__.removesuffix("Error"))
-        return _end(journal, problem, EXIT_TRY_AGAIN)
+        return _end(journal, problem, TRY_AGAIN)
     except asyncio.CancelledError:
         journal.event("terminated")
         return 128 + signal.SIGTERM
@@ -103,7 +107,7 @@ def main() -> int:
 
 def _end(journal: Journal, problem: Problem, code: int) -> int:
     journal.event("failed", code=code, **problem.model_dump())
-    leave(problem, TERMINATION_LOG)
+    leave_problem(problem)
     return code
 
 

@@ -1,21 +1,19 @@
-"""The runner's log: one JSON object a line."""
+"""The runner's log: each event is a log line with its fields."""
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
-from typing import Any, TextIO
+import logging
+from typing import Any
+
+logger = logging.getLogger("espalier.runner")
 
 
 class Journal:
-    """Writes events of one run to a stream."""
+    """Logs the events of one run, named <namespace>/<TrainingRun>."""
 
-    def __init__(self, run: str, stream: TextIO) -> None:
+    def __init__(self, run: str) -> None:
         self._run = run
-        self._stream = stream
 
     def event(self, name: str, **fields: Any) -> None:
-        """One line: time, run, event and the given fields."""
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"time": time, "run": self._run, "event": name, **fields}
-        print(json.dumps(line), file=self._stream, flush=True)
+        """One line; beside what every log line has: run, event and the given fields."""
+        logger.info(name, extra={"run": self._run, "event": name, **fields})

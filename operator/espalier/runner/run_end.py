@@ -1,17 +1,8 @@
-"""Ends that the runner cannot mend: whose fault, and what is left behind for the operator."""
+"""Errors that end the runner: the user's mistakes, and waits that took too long."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from espalier.api.wire import Problem
-
-# The operator turns the first into a condition; the Job retries the second.
-EXIT_USER_ERROR = 64
-EXIT_TRY_AGAIN = 75
-
-TERMINATION_LOG = Path(os.environ.get("ESPALIER_TERMINATION_LOG", "/dev/termination-log"))
 
 
 class UserError(Exception):
@@ -23,15 +14,9 @@ class UserError(Exception):
 
 
 class WaitError(Exception):
-    """A named condition did not come true in time; a fresh start may help."""
+    """A named condition did not come true in time; another start may help."""
 
     def __init__(self, reason: str, seconds: float, detail: str) -> None:
         super().__init__(f"{reason}: waited {seconds:.0f} s; {detail}")
         remedy = "The Job starts the runner again; it resumes at the step where it stood."
         self.problem = Problem(detail=str(self), reason=reason, remedy=remedy)
-
-
-def leave(problem: Problem, path: Path) -> None:
-    """Writes the problem as a container's last words; outside of a pod there is no such file."""
-    if path.exists():
-        path.write_text(problem.model_dump_json())

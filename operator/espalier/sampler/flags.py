@@ -20,6 +20,7 @@ CPU_BLOCK_TOKENS = 32
 # Elements below which torch does not share an operation out among threads (at::GRAIN_SIZE).
 TORCH_GRAIN = 32768
 SHUTDOWN_SECONDS = 30
+LOG_CONFIG = "logging.json"
 
 
 def kv_cache_bytes(config: Mapping[str, Any], settings: Settings, memory_bytes: int) -> int:
@@ -99,6 +100,22 @@ def cpu_threads(config: Mapping[str, Any], cpus: int) -> int:
     return 1 if hidden * hidden < TORCH_GRAIN else cpus
 
 
+def log_config() -> dict[str, Any]:
+    """vLLM's logs, its server's included, in the form of every other process; for ``dictConfig``.
+
+    Its processes fork and spawn, so each writes its lines itself.
+    """
+    to_stderr = {"handlers": ["stderr"], "level": "INFO", "propagate": False}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": {"()": "espalier.process.JsonFormatter", "fields": ["process"]}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "loggers": {"vllm": to_stderr, "uvicorn": to_stderr},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+    }
+
+
 def environment(scratch: Path, threads: int | None) -> dict[str, str]:
     """Variables to set before vLLM is imported; all that it writes goes below ``scratch``.
 
@@ -111,6 +128,7 @@ def environment(scratch: Path, threads: int | None) -> dict[str, str]:
         "VLLM_CONFIG_ROOT": str(scratch / "vllm"),
         # Ours alone: vLLM's own filesystem resolver leaves its directory when asked to.
         "VLLM_PLUGINS": "espalier",
+        "VLLM_LOGGING_CONFIG_PATH": str(scratch / LOG_CONFIG),
         # On-demand loading depends on it; auth.py leaves the routes that it opens closed.
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",

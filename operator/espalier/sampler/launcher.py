@@ -15,14 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from espalier.api.exit_codes import USER_MISTAKE
 from espalier.api.wire import Problem
+from espalier.process import leave_problem
 from espalier.sampler import flags, settings, tool_parsers, verified_store
 from espalier.sampler.cpu import quick_start
 
-# The kubelet reads it; elsewhere it does not exist.
-TERMINATION_LOG = Path(os.environ.get("ESPALIER_TERMINATION_LOG", "/dev/termination-log"))
-# Of a user's mistake: the operator reports it and does not start the pod again.
-EXIT_USER_ERROR = 64
 EXIT_TERMINATED = 128 + signal.SIGTERM
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -51,6 +49,7 @@ def main() -> None:
     threads = flags.cpu_threads(config, cpu_count()) if cpu else None
     scratch = Path(tempfile.gettempdir())
     _copy_model_cache(scratch / "vllm")
+    _write_log_config(scratch / flags.LOG_CONFIG)
     os.environ.update(flags.environment(scratch, threads))
     fitting = tool_parsers.chosen(told, config, tool_parsers.chat_template(told.base_directory))
     arguments = flags.common_arguments(told, secrets.randbits(31)) + fitting.arguments()
@@ -93,6 +92,13 @@ def _copy_model_cache(target: Path) -> None:
     baked = os.environ.get("VLLM_CACHE_ROOT", "")
     if baked and Path(baked) != target and (Path(baked) / "modelinfos").is_dir():
         shutil.copytree(Path(baked) / "modelinfos", target / "modelinfos", dirs_exist_ok=True)
+
+
+def _write_log_config(path: Path) -> None:
+    """Replaces the file at once: under ``espalier dev`` samplers share the directory."""
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    own.write_text(json.dumps(flags.log_config()))
+    own.replace(path)
 
 
 def _serve(arguments: list[str], told: settings.Settings, *, cpu: bool) -> None:
@@ -146,8 +152,5 @@ def _check_parsers(told: settings.Settings) -> None:
 
 
 def _fail(problem: Problem) -> NoReturn:
-    text = problem.model_dump_json()
-    print(text, flush=True)
-    if TERMINATION_LOG.exists():
-        TERMINATION_LOG.write_text(text)
-    raise SystemExit(EXIT_USER_ERROR)
+    leave_problem(problem)
+    raise SystemExit(USER_MISTAKE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import get_args
 
 from espalier.api.parsers import ReasoningParser, ToolCallParser
 from espalier.core import names
+from espalier.core.volume import directory, is_digest
 from espalier.identity import PUBLIC_KEYS, PublicKeys
 
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 DTYPES = ("float32", "bfloat16")
 ADAPTER_TYPES = ("LoRA", "Full")
 TOOL_CALL_PARSERS: tuple[str, ...] = get_args(ToolCallParser)
@@ -53,7 +52,7 @@ class Settings:
     @property
     def base_directory(self) -> Path:
         """Where the base's files lie on the volume."""
-        return self.volume / "bases" / names.directory_name(self.base)
+        return directory(self.volume, "base", self.base)
 
     @property
     def slot_rank(self) -> int:
@@ -64,7 +63,7 @@ class Settings:
 def read(environment: Mapping[str, str]) -> Settings:
     """Settings from ``ESPALIER_*`` variables; raises SettingsError."""
     base = _text(environment, "ESPALIER_BASE")
-    if not DIGEST.fullmatch(base):
+    if not is_digest(base):
         raise SettingsError(f"ESPALIER_BASE must be sha256:<64 hex digits>, not {base!r}")
     dtype = _text(environment, "ESPALIER_DTYPE")
     if dtype not in DTYPES:

@@ -7,7 +7,6 @@ manifest entry.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -16,6 +15,16 @@ from typing import Any
 
 from espalier.api.wire import Problem
 from espalier.core import names
+from espalier.core.volume import (
+    DIGEST_PREFIX,
+    FOLDERS,
+    MANIFEST,
+    canonical_json,
+    digest_named,
+    digest_of,
+    directory_name,
+    sha256_of,
+)
 
 ADAPTER_NAME = re.compile(
     r"(?P<slug>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)"
@@ -23,7 +32,6 @@ ADAPTER_NAME = re.compile(
 )
 # What vLLM reads of a checkpoint; the optimizer's state is never opened here.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-MANIFEST = "manifest.json"
 
 
 class StoreError(Exception):
@@ -48,7 +56,7 @@ class Checkpoints:
     """The checkpoints of one base on one volume."""
 
     def __init__(self, volume: Path, base: str) -> None:
-        self._checkpoints = volume / "checkpoints"
+        self._checkpoints = volume / FOLDERS["checkpoint"]
         self._base = base
 
     def open(self, name: str) -> tuple[Path, dict[str, Any]]:
@@ -74,7 +82,7 @@ class Checkpoints:
         return directory, manifest
 
     def _directory(self, name: str, prefix: str) -> Path:
-        start = names.directory_name(names.DIGEST_PREFIX + prefix)
+        start = directory_name(DIGEST_PREFIX + prefix)
         # Listing, never joining: a name can only select what a commit has put there.
         found = (
             [entry for entry in self._checkpoints.iterdir() if entry.name.startswith(start)]
@@ -110,7 +118,7 @@ class AdapterStore(Checkpoints):
         """
         directory, manifest = self.open(name)
         rank = self._rank(name, directory, manifest)
-        return Adapter(name, names.DIGEST_PREFIX + directory.name[7:], directory, rank)
+        return Adapter(name, digest_named(directory.name), directory, rank)
 
     def _rank(self, name: str, directory: Path, manifest: dict[str, Any]) -> int:
         for file in ADAPTER_FILES:
@@ -144,9 +152,8 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
         raise StoreError(
             "Unreadable", f"{MANIFEST} of {directory.name}: {error}", "restore the file"
         ) from error
-    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
-    digest = names.DIGEST_PREFIX + hashlib.sha256(canonical).hexdigest()
-    if not isinstance(manifest, dict) or names.directory_name(digest) != directory.name:
+    digest = digest_of(canonical_json(manifest))
+    if not isinstance(manifest, dict) or directory_name(digest) != directory.name:
         raise StoreError(
             "DigestMismatch",
             f"the manifest of {directory.name} has digest {digest}",
@@ -172,7 +179,7 @@ def verify_file(directory: Path, name: str, manifest: dict[str, Any]) -> None:
         )
     try:
         with (directory / name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256_of(file)
     except OSError as error:
         raise StoreError(
             "Unreadable",

@@ -9,27 +9,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import asyncio
-import json
 import logging
 import signal
-import sys
 from collections.abc import Callable
 
 from aiohttp import web
 
+from espalier import process
+from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.service import SERVER, Service
 from espalier.trainer.http.watchdog import Watchdog
 from espalier.trainer.policy.policy import Policy, load_policy
-from espalier.trainer.problems import (
-    EXIT_USER_MISTAKE,
-    CommandError,
-    UserMistakeError,
-    leave_message,
-)
-from espalier.trainer.ranks import join
-from espalier.trainer.ranks.channel import RankLostError
+from espalier.trainer.problems import CommandError, UserMistakeError
+from espalier.trainer.ranks import meeting
+from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.ranks.this_rank import World, read_world
 from espalier.trainer.settings import Settings, read_settings
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
@@ -39,22 +34,6 @@ from espalier.trainer.volume.lock import LogBusyError
 logger = logging.getLogger("espalier.trainer")
 
 SHUTDOWN_SECONDS = 20.0
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Time, level, logger, message and, if any, the traceback."""
-        entry = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
 
 
 def make_policy(settings: Settings, store: CheckpointStore, world: World) -> Policy:
@@ -78,13 +57,13 @@ def make_engine(
     """Takes the log, loads the base, meets the other ranks and restores what was acknowledged."""
     store = CheckpointStore(settings.volume, settings.model)
     log = CommandLog(store.model_directory(settings.model))
-    join.choose_device(world)
-    met = join.meet(world)
+    meeting.choose_device(world)
+    control = meeting.meet(world)
     policy = make_policy(settings, store, world)
     state = TrainingState(
         model=settings.model,
         base=settings.base,
-        compute=join.lead(policy, world, met, _ranks_host()),
+        compute=meeting.lead(policy, control),
         store=store,
         log=log,
     )
@@ -94,14 +73,10 @@ def make_engine(
 def follow(settings: Settings, world: World) -> None:
     """A rank above 0, which ends when rank 0 does: it keeps nothing that the log lacks."""
     store = CheckpointStore(settings.volume, settings.model)
-    join.choose_device(world)
-    met = join.meet(world)
-    assert met is not None, "a rank above 0 is not alone"
-    join.follow(make_policy(settings, store, world), world, met, _ranks_host())
-
-
-def _ranks_host() -> str:
-    return os.environ.get("MASTER_ADDR", "127.0.0.1")
+    meeting.choose_device(world)
+    control = meeting.meet(world)
+    assert control is not None, "a rank above 0 is not alone"
+    meeting.follow(make_policy(settings, store, world), control)
 
 
 async def serve(settings: Settings, world: World, host: str, port: int) -> None:
@@ -138,9 +113,7 @@ def main() -> int:
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    process.configure_logs()
     try:
         settings, world = read_settings(os.environ), read_world(os.environ)
         logger.info("rank %d of %d is process %d", world.rank, world.size, os.getpid())
@@ -149,16 +122,14 @@ def main() -> int:
         else:
             asyncio.run(serve(settings, world, arguments.host, arguments.port))
     except (UserMistakeError, CommandError) as error:
-        leave_message(error.problem.model_dump())
-        return EXIT_USER_MISTAKE
+        process.leave_problem(error.problem)
+        return USER_MISTAKE
     except (LogBusyError, RankLostError) as error:
         logger.error("%s", error)
-        return 1
+        return FAULT
     return 0
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
     # A command still running is not acknowledged, so nothing is lost by not waiting for it.
-    os._exit(code)
+    process.end(main())

@@ -1,9 +1,8 @@
-"""Errors with a reason and a remedy: over HTTP, and as the last words of a process."""
+"""Errors with a reason and a remedy: over HTTP, and as the termination message of a process."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import sqlite3
@@ -11,8 +10,6 @@ from pathlib import Path
 
 from espalier.api.wire import Problem
 
-# The operator reads this exit code as "a user's mistake: do not restart".
-EXIT_USER_MISTAKE = 64
 _VOLUME_FAULTS = {
     "VolumeFull": (
         "the volume has no space left",
@@ -43,7 +40,6 @@ _SQLITE_FAULTS = {
     sqlite3.SQLITE_CANTOPEN: "VolumeReadOnly",
     sqlite3.SQLITE_IOERR: "VolumeFailing",
 }
-TERMINATION_LOG = "/dev/termination-log"
 
 
 class CommandError(Exception):
@@ -53,6 +49,11 @@ class CommandError(Exception):
         super().__init__(f"{reason}: {detail}")
         self.status = status
         self.problem = Problem(detail=detail, reason=reason, remedy=remedy)
+
+    def __reduce__(self) -> tuple[type[CommandError], tuple[int, str, str, str]]:
+        """As a rank sends it to another."""
+        problem = self.problem
+        return CommandError, (self.status, problem.reason, problem.detail, problem.remedy)
 
 
 class UserMistakeError(Exception):
@@ -95,15 +96,3 @@ def _fault(error: BaseException) -> str | None:
     # safetensors reports an I/O error as its own type, with the errno in its text.
     found = re.search(r"os error (\d+)", str(error))
     return _ERRNO_FAULTS.get(int(found[1])) if found else None
-
-
-def leave_message(document: dict[str, object]) -> None:
-    """Prints a JSON document and leaves it as the container's termination message.
-
-    The kubelet makes the file beforehand; outside a pod there is none and printing is all.
-    """
-    text = json.dumps(document)
-    print(text, flush=True)
-    path = Path(os.environ.get("ESPALIER_TERMINATION_LOG", TERMINATION_LOG))
-    if path.exists():
-        path.write_text(text)

@@ -1,4 +1,4 @@
-"""What Events say of children that do not get on: asked of the API server, and only then.
+"""Why children are stuck, from Events that are listed only while something is stuck.
 
 Events are not watched: there are far too many. While something stands still, the Warnings about
 its kind are listed, at most once every so often for a namespace.
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Collection, Mapping
 
 from espalier.controllers.peers.samplers import EARLY_SECONDS
-from espalier.core.pods.blockers import Hindrance, told
+from espalier.core.pods.blockers import Blocker, by_uid
 from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.objects import Key
 
@@ -22,18 +22,18 @@ PATIENCE_SECONDS = 5.0
 LIST_SECONDS = 15.0
 
 
-class Hindrances:
-    """By uid, why an object does not get on, as the last list of Warnings had it."""
+class Blockers:
+    """By uid, what blocks an object, from the last list of Warnings."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         # By the object that asks, since when each of its children has stood still.
         self._since: dict[Key, dict[str, float]] = {}
         self._listed: dict[tuple[str, str], float] = {}
-        self._found: dict[tuple[str, str], Mapping[str, Hindrance]] = {}
+        self._found: dict[tuple[str, str], Mapping[str, Blocker]] = {}
 
     async def ask(self, owner: Key, silent: Mapping[str, Collection[str]]) -> float | None:
-        """Learn about children, by kind their uids, that do not get on and do not say why.
+        """Learn what blocks children (their uids, by kind) that are stuck without a reason.
 
         ``silent`` replaces what the owner asked before. Returns the seconds until it should ask
         again, None if nothing is silent.
@@ -53,8 +53,8 @@ class Hindrances:
             await self._list(owner.namespace, kind, now)
         return LIST_SECONDS if due else PATIENCE_SECONDS
 
-    def of(self, namespace: str, kind: str) -> Mapping[str, Hindrance]:
-        """What a list of just now said of objects of a kind, by uid; nothing that is over."""
+    def of(self, namespace: str, kind: str) -> Mapping[str, Blocker]:
+        """The blockers of a kind's objects from a recent list of Events, by uid."""
         age = asyncio.get_running_loop().time() - self._listed.get((namespace, kind), 0.0)
         return self._found.get((namespace, kind), {}) if age < 2 * LIST_SECONDS else {}
 
@@ -75,4 +75,4 @@ class Hindrances:
             # What stands still must not fail for want of an explanation; the preflight has it.
             logger.warning("events about %s in %s not listed: %s", kind, namespace, error)
             return
-        self._found[namespace, kind] = told(kind, events)
+        self._found[namespace, kind] = by_uid(kind, events)

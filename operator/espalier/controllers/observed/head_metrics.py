@@ -12,7 +12,7 @@ from espalier.kube.objects import Body, Key
 logger = logging.getLogger(__name__)
 
 
-class Moves:
+class HeadMetrics:
     """A swap lasts from an edit's arrival until the status says that what it asks for is served."""
 
     def __init__(self) -> None:

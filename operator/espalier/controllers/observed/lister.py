@@ -13,31 +13,39 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.observed.parsing import UnreadableError, read
 from espalier.core.lineage.lineage import Lineage, recorded_bases, root_of
-from espalier.core.lineage.lineage_index import Growth
+from espalier.core.lineage.lineage_index import LineageIndex
 from espalier.core.manifests.labels import Role
 from espalier.core.pods.pods import Job, Pod, read_job, read_pod
-from espalier.kube.cache import Cache
-from espalier.kube.objects import Body, Key
+from espalier.kube.cache import Cache, Source
+from espalier.kube.objects import Body, Key, without_managers
 from espalier.kube.own_pods import Membership
 
 T = TypeVar("T", bound=BaseModel)
 
 
-class Snapshot:
+class Lister:
     """Typed reads of a cache; each version of an object is parsed once.
 
     Every read raises UnreadableError when an object that it needs cannot be understood.
     """
 
     def __init__(self, cache: Cache) -> None:
-        self.cache = cache
+        self._cache = cache
         self._membership = Membership(cache)
         self._parsed: dict[Key, tuple[int, BaseModel]] = {}
         # By model; None where one of its Checkpoints was not understood.
-        self._growths: dict[tuple[str, str], Growth | None] = {}
+        self._indexes: dict[tuple[str, str], LineageIndex | None] = {}
         for key in cache.keys(Checkpoint.__name__):
-            self._regrow(key, None, cache.get(key))
+            self._reindex(key, None, cache.get(key))
         cache.on_change(self._follow)
+
+    def body(self, key: Key) -> Body | None:
+        """The object as the API server has it, without managedFields."""
+        return self._cache.get(key)
+
+    def learn(self, kind: str, body: Body) -> None:
+        """Take in what the API server answered to a write or a read of our own."""
+        self._cache.put(kind, without_managers(body))
 
     def model(self, namespace: str, name: str) -> TrainableModel | None:
         """The TrainableModel of that name."""
@@ -49,7 +57,9 @@ class Snapshot:
 
     def forks(self, namespace: str, checkpoint: str) -> set[str]:
         """The names of the models that fork from a checkpoint."""
-        return {key.name for key in self.cache.keys("TrainableModel", namespace, origin=checkpoint)}
+        return {
+            key.name for key in self._cache.keys("TrainableModel", namespace, origin=checkpoint)
+        }
 
     def run(self, namespace: str, name: str) -> TrainingRun | None:
         """The TrainingRun of that name."""
@@ -82,17 +92,17 @@ class Snapshot:
 
     def made_by(self, namespace: str, model: str, run_uid: str) -> Sequence[Checkpoint]:
         """The checkpoints that a run made of a model, in the order that they were made."""
-        return self._growth(namespace, model).made_by(run_uid)
+        return self._index(namespace, model).made_by(run_uid)
 
     def leaving(self, namespace: str, model: str) -> list[Checkpoint]:
         """The checkpoints of a model that are being deleted."""
-        return self._growth(namespace, model).leaving()
+        return self._index(namespace, model).leaving()
 
     def lineage(self, namespace: str, name: str) -> Lineage:
         """The lines of descent of a model's checkpoints."""
         model = self.model(namespace, name)
         root = root_of(model, self.origin(model)) if model is not None else None
-        return self._growth(namespace, name).lineage(root, recorded_bases(model))
+        return self._index(namespace, name).lineage(root, recorded_bases(model))
 
     def origin(self, model: TrainableModel) -> Checkpoint | None:
         """The checkpoint that a model forks from, if it does and the checkpoint exists."""
@@ -102,64 +112,64 @@ class Snapshot:
     def pods(self, namespace: str, role: Role, *, model: str = "", run: str = "") -> list[Pod]:
         """The pods of a role, of a model or of a run; none that merely carries the labels."""
         index = {"run": run} if run else {"model": model}
-        bodies = self.cache.list("Pod", namespace, role=role, **index)
+        bodies = self._cache.list("Pod", namespace, role=role, **index)
         own = [read_pod(body) for body in bodies if self._membership.has(body)]
         return sorted(own, key=lambda pod: pod.name)
 
     def job(self, namespace: str, name: str) -> Job | None:
         """The Job of that name."""
-        body = self.cache.get(Key("Job", namespace, name))
+        body = self._cache.get(Key("Job", namespace, name))
         return read_job(body) if body is not None else None
 
     def _one(self, kind: type[T], namespace: str, name: str) -> T | None:
         key = Key(kind.__name__, namespace, name)
-        return self._parse(kind, key) if self.cache.version(key) else None
+        return self._parse(kind, key) if self._cache.version(key) else None
 
     def _all(self, kind: type[T], namespace: str, **index: str) -> list[T]:
-        keys = self.cache.keys(kind.__name__, namespace, **index)
+        keys = self._cache.keys(kind.__name__, namespace, **index)
         return [self._parse(kind, key) for key in keys]
 
     def _parse(self, kind: type[T], key: Key, body: Body | None = None) -> T:
         """The object as its type; ``body`` is what the cache holds, where it is at hand."""
-        version = self.cache.version(key)
+        version = self._cache.version(key)
         held = self._parsed.get(key)
         if held is not None and held[0] == version and isinstance(held[1], kind):
             return held[1]
-        parsed = read(kind, body or self.cache.get(key) or {})
+        parsed = read(kind, body or self._cache.get(key) or {})
         self._parsed[key] = (version, parsed)
         return parsed
 
-    def _follow(self, key: Key, old: Body | None, new: Body | None) -> None:
+    def _follow(self, key: Key, old: Body | None, new: Body | None, _: Source) -> None:
         if new is None:
             self._parsed.pop(key, None)
         if key.kind == Checkpoint.__name__:
-            self._regrow(key, old, new)
+            self._reindex(key, old, new)
 
-    def _regrow(self, key: Key, old: Body | None, new: Body | None) -> None:
+    def _reindex(self, key: Key, old: Body | None, new: Body | None) -> None:
         """Each Checkpoint is parsed while its body is at hand, at a start between two pages."""
         models = {body["spec"]["modelRef"]["name"] for body in (old, new) if body is not None}
         for name in models:
-            if (key.namespace, name) not in self._growths:
-                self._growths[key.namespace, name] = Growth()
-            growth = self._growths[key.namespace, name]
-            if growth is None:
+            if (key.namespace, name) not in self._indexes:
+                self._indexes[key.namespace, name] = LineageIndex()
+            index = self._indexes[key.namespace, name]
+            if index is None:
                 continue
             try:
                 if new is not None and new["spec"]["modelRef"]["name"] == name:
-                    growth.put(self._parse(Checkpoint, key, new))
+                    index.put(self._parse(Checkpoint, key, new))
                 else:
-                    growth.remove(key.name)
+                    index.remove(key.name)
             except UnreadableError:
-                # Whoever asks for the lineage next is told.
-                self._growths[key.namespace, name] = None
+                # The next read of the lineage raises.
+                self._indexes[key.namespace, name] = None
                 continue
-            if growth.empty:
-                del self._growths[key.namespace, name]
+            if index.empty:
+                del self._indexes[key.namespace, name]
 
-    def _growth(self, namespace: str, name: str) -> Growth:
-        """Kept up to date, and built anew once what was not understood is."""
-        held = self._growths.get((namespace, name))
+    def _index(self, namespace: str, name: str) -> LineageIndex:
+        """Kept up to date, and rebuilt once all of its Checkpoints can be read."""
+        held = self._indexes.get((namespace, name))
         if held is None:
-            held = Growth(self._all(Checkpoint, namespace, model=name))
-            self._growths[namespace, name] = held
+            held = LineageIndex(self._all(Checkpoint, namespace, model=name))
+            self._indexes[namespace, name] = held
         return held

@@ -14,10 +14,10 @@ from pydantic.alias_generators import to_camel
 
 from espalier.api.meta import Condition, Type
 from espalier.core import conditions
-from espalier.kube.cache import Cache
+from espalier.kube.cache import Cache, Source
 from espalier.kube.cluster import Cluster
 from espalier.kube.events import EventRecorder
-from espalier.kube.objects import Body, Key, key_of, without_managers
+from espalier.kube.objects import Body, Key, without_managers
 
 CONDITIONS = TypeAdapter(list[Condition])
 TRIPLE = (conditions.READY, conditions.RECONCILING, conditions.STALLED)
@@ -31,31 +31,25 @@ class StatusWriter:
         self._cluster = cluster
         self._cache = cache
         self._events = events
-        # The object whose status, just written, shows in the cache as it was decided: at that
-        # moment another pass over a Checkpoint would decide the same.
-        self.settled: Key | None = None
 
-    async def write(self, kind: str, body: Body, status: Type) -> bool:
-        """Make the status of the object in ``body`` this one; whether that changed anything.
+    async def write(self, kind: str, body: Body, status: Type) -> Body | None:
+        """Give the object in ``body`` this status; the object as written, None if it had it.
 
         ClusterError 409 if the object is not the one that ``body`` shows any more.
         """
         wire = status.wire()
         held = body.get("status", {})
-        if _same(held, wire):
-            return False
-        await self._put(kind, body, wire)
-        return True
+        return None if _same(held, wire) else await self._put(kind, body, wire)
 
     async def stall(self, kind: str, body: Body, reason: str, message: str, now: str) -> bool:
-        """Let the object say Stalled on top of whatever its status says; whether that is news.
+        """Add Stalled to the status of the object; whether that changed anything.
 
         It is written as it is: the status need not be one that this version could have written.
         """
         status = body.get("status", {})
-        said = [c for c in status.get("conditions", []) if c["type"] in TRIPLE]
+        triple_before = [c for c in status.get("conditions", []) if c["type"] in TRIPLE]
         held = CONDITIONS.validate_python(
-            [{name: value for name, value in c.items() if name in KNOWN} for c in said]
+            [{name: value for name, value in c.items() if name in KNOWN} for c in triple_before]
         )
         generation = body["metadata"].get("generation", 0)
         settled = conditions.settle(held, conditions.stalled(reason, message), generation, now)
@@ -67,15 +61,14 @@ class StatusWriter:
         await self._put(kind, body, {**status, **intent})
         return True
 
-    async def _put(self, kind: str, body: Body, status: Body) -> None:
+    async def _put(self, kind: str, body: Body, status: Body) -> Body:
         metadata = body["metadata"]
         seen = {n: metadata[n] for n in ("name", "namespace", "uid", "resourceVersion")}
-        written = await self._cluster.apply_status(kind, {"metadata": seen, "status": status})
-        self.settled = key_of(kind, written) if _same(written["status"], status) else None
-        try:
-            self._cache.put(kind, without_managers(written))
-        finally:
-            self.settled = None
+        applied = await self._cluster.apply_status(kind, {"metadata": seen, "status": status})
+        written = without_managers(applied)
+        source = Source.OWN_STATUS if _same(written["status"], status) else Source.SEEN
+        self._cache.put(kind, written, source)
+        return written
 
     async def refresh(self, key: Key) -> None:
         """Read an object that another writer changed since it was cached."""

@@ -1,1 +1,1 @@
-"""The pods that the operator talks to, and what it told them."""
+"""The pods that the operator talks to, and their last answers."""

@@ -1,4 +1,4 @@
-"""What the trainers were told and acknowledged; forgotten with the process, told again after."""
+"""Assigns trainers, and remembers what they acknowledged until the process ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Id = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Acknowledged:
     """An acknowledged assignment, and the start of the trainer that it holds for."""
 
     instance: str
@@ -34,7 +34,7 @@ class _Told:
     run: str
 
     @classmethod
-    def of(cls, pod: Pod, wanted: Assignment) -> _Told:
+    def of(cls, pod: Pod, wanted: Assignment) -> _Acknowledged:
         """The base is left out: under one term the trainer keeps its own position."""
         return cls(pod.instance, wanted.term, wanted.branch, wanted.run)
 
@@ -45,7 +45,7 @@ class Trainers:
     def __init__(self, client: Trainer, overtaken: Callable[[str, str], None]) -> None:
         self._client = client
         self._overtaken = overtaken
-        self._told: dict[Id, _Told] = {}
+        self._acknowledged: dict[Id, _Acknowledged] = {}
         self._terms: dict[Id, int] = {}
         # Why an assignment was refused, and the digest that it was to start from.
         self._refusals: dict[Id, tuple[str, Problem]] = {}
@@ -69,7 +69,7 @@ class Trainers:
 
     def acknowledged(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
         """Whether this start of the trainer has acknowledged the assignment."""
-        return self._told.get((namespace, model)) == _Told.of(pod, wanted)
+        return self._acknowledged.get((namespace, model)) == _Acknowledged.of(pod, wanted)
 
     async def assign(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
         """Tell the trainer; whether it acknowledged. False: try again."""
@@ -83,12 +83,12 @@ class Trainers:
                 self._refusals[namespace, model] = (wanted.base, error.problem)
             return False
         self._refusals.pop((namespace, model), None)
-        self._told[namespace, model] = _Told.of(pod, wanted)
+        self._acknowledged[namespace, model] = _Acknowledged.of(pod, wanted)
         return True
 
     def forget(self, namespace: str, model: str) -> None:
         """The model is gone."""
-        self._told.pop((namespace, model), None)
+        self._acknowledged.pop((namespace, model), None)
         self._terms.pop((namespace, model), None)
         self._refusals.pop((namespace, model), None)
         self._called.pop((namespace, model), None)

@@ -1,7 +1,6 @@
-"""Follows the commits of trainers and makes Checkpoints of them.
+"""Long-polls trainers for commits, and queues them for the reconciler of commits.
 
-One long-poll per ready trainer fills a store and wakes the reconciler of commits. Nothing here
-outlives the process: a new one reads every commit again and finds most of them known.
+Nothing here outlives the process: a new one reads every commit again and finds most of them known.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from espalier.core.pods.pods import Pod
 
 logger = logging.getLogger(__name__)
 
-KIND = "Commits"
+# Not a kind of the API: the pending commits of one model.
+COMMITS = "Commits"
 WAIT_SECONDS = 25
 RETRY_SECONDS = (0.2, 5.0)
 # A trainer that answers at once without a commit is not asked more often than this.
@@ -57,7 +57,7 @@ class CommitStreams:
         return self._ledgers.setdefault((namespace, model), Ledger())
 
     def follow(self, namespace: str, model: str, trainer: Pod | None) -> None:
-        """Follow this trainer's commits, and only its; None: there is no ready one."""
+        """Follow the commits of this trainer alone; None if no trainer is ready."""
         held = self._tasks.get((namespace, model))
         if held is not None:
             if trainer is not None and held[0] == trainer.instance and not held[1].done():
@@ -109,10 +109,10 @@ class CommitStreams:
                 await asyncio.sleep(min(most, first * 2.0**failures) * random.uniform(0.5, 1))
                 continue
             failures = 0
-            said = (page.problem, page.warnings)
-            changed = bool(page.commits) or said != (ledger.problem, ledger.warnings)
+            report = (page.problem, page.warnings)
+            changed = bool(page.commits) or report != (ledger.problem, ledger.warnings)
             ledger.pending += page.commits
-            ledger.problem, ledger.warnings = said
+            ledger.problem, ledger.warnings = report
             after = max([after, *(commit.index for commit in page.commits)])
             if changed:
                 self._wake(namespace, model)

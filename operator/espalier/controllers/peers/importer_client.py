@@ -44,7 +44,7 @@ class ImporterClient:
 
 
 class Imports:
-    """What importers last said, by model."""
+    """The last answers of importers, by model."""
 
     def __init__(self, client: Importer) -> None:
         self._client = client

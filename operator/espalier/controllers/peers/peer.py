@@ -1,4 +1,4 @@
-"""A pod that the operator talks to, and one call of it."""
+"""A pod the operator talks to, and a single HTTP call to it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from espalier import identity
 from espalier.api.wire import Problem
 from espalier.core.names import audience
 from espalier.core.pods.pods import Pod
+from espalier.kube.cluster import BeforeWrite, always
 from espalier.podclient import PodFaultError, read_answer
 from espalier.untrusted import UnreadableError, read_model
 
@@ -76,15 +77,22 @@ class PeerCalls:
         private_key: proves the operator.
         role: Trainer or Rollout; the reasons of failures begin with it.
         error: what a failed call raises.
+        before_write: called ahead of every call but GET.
     """
 
     def __init__(
-        self, session: aiohttp.ClientSession, private_key: str, role: str, error: type[PeerError]
+        self,
+        session: aiohttp.ClientSession,
+        private_key: str,
+        role: str,
+        error: type[PeerError],
+        before_write: BeforeWrite = always,
     ) -> None:
         self._session = session
         self._private_key = private_key
         self._role = role
         self._error = error
+        self._before_write = before_write
 
     async def call(
         self,
@@ -97,6 +105,8 @@ class PeerCalls:
         seconds: float,
     ) -> T:
         """The answer as its type, within ``seconds``; raises the role's error."""
+        if method != "GET":
+            self._before_write()
         timeout = aiohttp.ClientTimeout(total=seconds, connect=CONNECT_SECONDS)
         headers = peer.headers(self._private_key)
         try:

@@ -8,6 +8,7 @@ import aiohttp
 
 from espalier.api.wire import Served, ServeRequest
 from espalier.controllers.peers.peer import Peer, PeerCalls, PeerError
+from espalier.kube.cluster import BeforeWrite, always
 
 ANSWER_SECONDS = 30.0
 UNPROCESSABLE = 422
@@ -32,8 +33,13 @@ class RolloutControl(Protocol):
 class RolloutClient:
     """Calls rollouts at their pods' addresses."""
 
-    def __init__(self, session: aiohttp.ClientSession, private_key: str) -> None:
-        self._calls = PeerCalls(session, private_key, "Rollout", RolloutError)
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        private_key: str,
+        before_write: BeforeWrite = always,
+    ) -> None:
+        self._calls = PeerCalls(session, private_key, "Rollout", RolloutError, before_write)
 
     async def serve(self, peer: Peer, request: ServeRequest) -> Served:
         """See RolloutControl."""

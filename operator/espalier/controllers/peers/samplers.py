@@ -1,8 +1,7 @@
-"""What the rollouts were told and confirmed: asked on a change, and read back now and then.
+"""Has rollouts load adapters, and remembers what they confirmed until the process ends.
 
-Forgotten with the process and asked again after. An engine may drop an adapter, and its server may
-start anew, without any event; so every answer is asked for again after a while, and asking for what
-is not loaded loads it.
+An engine may drop an adapter, and its server may restart, without any event. Every answer is
+therefore asked for again after a while, and asking for a missing adapter loads it.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from espalier.api.wire import Problem, ServeRequest
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutControl, RolloutError
 from espalier.core.head.head_view import Rollout
-from espalier.core.head.served_adapters import Wish, choose
-from espalier.core.names import ADAPTER_DIGEST_CHARS, BASE, DIGEST_PREFIX
+from espalier.core.head.served_adapters import DesiredAdapters, choose
+from espalier.core.names import ADAPTER_DIGEST_CHARS, BASE
 from espalier.core.pods.pods import Pod
+from espalier.core.volume import DIGEST_PREFIX
 
 READ_BACK_SECONDS = 30.0
 FIRST_RETRY_SECONDS = 1.0
@@ -29,14 +29,14 @@ EARLY_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a pod last said, and the start of its container that it holds for.
+    """The last answer of a pod, and the start of its container that it holds for.
 
     ``refused`` are the adapters that it cannot load as they are; ``failures`` counts the calls in a
     row that ended otherwise; ``due`` is when to ask again, in the event loop's time.
     """
 
     instance: str
-    wishes: tuple[Wish, ...]
+    desired: tuple[DesiredAdapters, ...]
     due: float
     loaded: frozenset[str] | None = None
     refused: Mapping[str, Problem] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class _Answer:
 
 
 class Rollouts:
-    """Has what the heads of a model wish for loaded by all of its pods."""
+    """Has all pods of a model load the adapters that its heads want."""
 
     def __init__(self, client: RolloutControl) -> None:
         self._client = client
@@ -53,13 +53,13 @@ class Rollouts:
         self._turns: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def serve(
-        self, namespace: str, model: str, pods: Sequence[Pod], wishes: Sequence[Wish]
+        self, namespace: str, model: str, pods: Sequence[Pod], desired: Sequence[DesiredAdapters]
     ) -> float | None:
-        """Have every pod that has started confirm the wishes, unless it did so a moment ago.
+        """Have every pod that has started confirm the desired, unless it did so a moment ago.
 
-        Returns in how many seconds the first of them should be asked again; None: there is none.
+        Returns the seconds until the first of them should be asked again; None without pods.
         """
-        wanted = tuple(wishes)
+        wanted = tuple(desired)
         async with self._turns[namespace, model]:
             asked = [
                 self._ask(Peer.of(namespace, model, pod), pod, wanted)
@@ -85,7 +85,7 @@ class Rollouts:
         return rollouts
 
     def refusal(self, namespace: str, digest: str) -> Problem | None:
-        """Why a pod cannot load a checkpoint as it is, if one said so."""
+        """Why a pod refused to load a checkpoint as it is; None if none did."""
         for adapter, problem in self._refused(namespace):
             if _is_of(adapter, digest):
                 return problem
@@ -113,17 +113,17 @@ class Rollouts:
         ]
 
     def _answer(self, namespace: str, pod: Pod) -> _Answer | None:
-        """What this start of the pod's container last said."""
+        """The last answer of this start of the pod's container."""
         answer = self._answers.get((namespace, pod.name))
         return answer if answer is not None and answer.instance == pod.instance else None
 
-    def _is_due(self, namespace: str, pod: Pod, wanted: tuple[Wish, ...]) -> bool:
+    def _is_due(self, namespace: str, pod: Pod, wanted: tuple[DesiredAdapters, ...]) -> bool:
         answer = self._answer(namespace, pod)
-        if answer is None or answer.wishes != wanted:
+        if answer is None or answer.desired != wanted:
             return True
         return answer.due <= asyncio.get_running_loop().time() + EARLY_SECONDS
 
-    async def _ask(self, peer: Peer, pod: Pod, wanted: tuple[Wish, ...]) -> None:
+    async def _ask(self, peer: Peer, pod: Pod, wanted: tuple[DesiredAdapters, ...]) -> None:
         before = self._answer(peer.namespace, pod)
         refused: dict[str, Problem] = {}
         loaded, problem, failures, wait = None, "", 0, READ_BACK_SECONDS
@@ -139,16 +139,16 @@ class Rollouts:
         )
 
     async def _load(
-        self, peer: Peer, wanted: tuple[Wish, ...], refused: dict[str, Problem]
+        self, peer: Peer, wanted: tuple[DesiredAdapters, ...], refused: dict[str, Problem]
     ) -> frozenset[str]:
-        """Load what the pod takes of the wishes: one that it refuses must not hold up the others.
+        """Load what the pod takes of the desired: one that it refuses must not hold up the others.
 
         Fills ``refused``; RolloutError if the pod does not answer or fails otherwise.
         """
         while True:
             adapters = choose(wanted, refused)
             if refused and not adapters:
-                # To be told nothing would make it ready without what it is there for.
+                # An empty request would make the pod ready without anything to serve.
                 return frozenset({BASE})
             try:
                 return await self._serve(peer, adapters)
@@ -184,5 +184,5 @@ class Rollouts:
 
 
 def _is_of(adapter: str, digest: str) -> bool:
-    """Whether an adapter is a checkpoint of that digest, of whatever model."""
+    """Whether an adapter is a checkpoint of that digest, of any model."""
     return adapter.endswith(f"@{digest.removeprefix(DIGEST_PREFIX)[:ADAPTER_DIGEST_CHARS]}")

@@ -8,6 +8,7 @@ import aiohttp
 
 from espalier.api.wire import Assignment, CommitPage, TrainerState, Usage
 from espalier.controllers.peers.peer import Peer, PeerCalls, PeerError
+from espalier.kube.cluster import BeforeWrite, always
 
 ANSWER_SECONDS = 60.0
 
@@ -29,14 +30,19 @@ class Trainer(Protocol):
         """The commits after an index; waits for one if there is none."""
 
     async def usage(self, peer: Peer) -> Usage:
-        """For how long nobody has called the trainer."""
+        """The time since the last call of the trainer."""
 
 
 class TrainerClient:
     """Trainer over HTTP."""
 
-    def __init__(self, session: aiohttp.ClientSession, private_key: str) -> None:
-        self._calls = PeerCalls(session, private_key, "Trainer", TrainerError)
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        private_key: str,
+        before_write: BeforeWrite = always,
+    ) -> None:
+        self._calls = PeerCalls(session, private_key, "Trainer", TrainerError, before_write)
 
     async def assign(self, peer: Peer, assignment: Assignment) -> TrainerState:
         """See Trainer."""

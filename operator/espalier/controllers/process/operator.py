@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
-from espalier.controllers.context import Services
-from espalier.controllers.observed.blockers import Hindrances
-from espalier.controllers.observed.head_metrics import Moves
-from espalier.controllers.observed.lister import Snapshot
+from espalier.controllers.context import Context
+from espalier.controllers.observed.blockers import Blockers
+from espalier.controllers.observed.head_metrics import HeadMetrics
+from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.parsing import UnreadableError
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Trainers
-from espalier.controllers.peers.commit_streams import KIND as COMMITS
-from espalier.controllers.peers.commit_streams import CommitStreams
+from espalier.controllers.peers.commit_streams import COMMITS, CommitStreams
 from espalier.controllers.peers.importer_client import Importer, Imports
 from espalier.controllers.peers.sampler_client import RolloutControl
 from espalier.controllers.peers.samplers import Rollouts
 from espalier.controllers.peers.trainer_client import Trainer
+from espalier.controllers.process import wiring
 from espalier.controllers.process.refusals import OWN, REASONS, Refusals
 from espalier.controllers.process.triggers import concerned
-from espalier.controllers.reconcilers.checkpoint import CheckpointReconciler
-from espalier.controllers.reconcilers.commit import CommitReconciler
-from espalier.controllers.reconcilers.disposal import DisposalReconciler
-from espalier.controllers.reconcilers.head import HeadReconciler
-from espalier.controllers.reconcilers.model import ModelReconciler
-from espalier.controllers.reconcilers.run import RunReconciler
 from espalier.core import conditions
-from espalier.core.checkpoints.disposal import KIND as DISPOSAL
+from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.core.manifests.installation import ChildSettings
-from espalier.kube.cache import Cache
+from espalier.kube.cache import Cache, Source
 from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.events import EventRecorder
 from espalier.kube.objects import Body, Key
@@ -61,44 +55,36 @@ class Operator:
     ) -> None:
         self.queue = WorkQueue(self._reconcile, workers=WORKERS)
         self._cache = cache
-        self._moves = Moves()
-        self._cluster = cluster
-        self.services = Services(
+        self._head_metrics = HeadMetrics()
+        self.context = Context(
             cluster=cluster,
-            snapshot=Snapshot(cache),
+            lister=Lister(cache),
             writer=StatusWriter(cluster, cache, EventRecorder(cluster, identity)),
             rollouts=Rollouts(rollout),
             trainers=Trainers(trainer, self._wake_head),
             streams=CommitStreams(trainer, self._wake_commits),
-            hindrances=Hindrances(cluster),
+            blockers=Blockers(cluster),
             imports=Imports(importer),
             settings=settings,
             now=now,
             enqueue=self.queue.add,
         )
-        self.refusals = Refusals(self.services)
-        self._reconcilers: dict[str, Callable[[Key], Awaitable[float | None]]] = {
-            "TrainableModel": ModelReconciler(self.services).reconcile,
-            "TrainingRun": RunReconciler(self.services).reconcile,
-            "CheckpointHead": HeadReconciler(self.services).reconcile,
-            "Checkpoint": CheckpointReconciler(self.services).reconcile,
-            COMMITS: CommitReconciler(self.services).reconcile,
-            DISPOSAL: DisposalReconciler(self.services).reconcile,
-        }
+        self.refusals = Refusals(self.context.lister, self.context.writer, now)
+        self._reconcilers = wiring.reconcilers(self.context)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Reconcile everything once, then whatever changes, until ``stop``."""
         for kind in ("CheckpointHead", "TrainableModel", "TrainingRun", "Checkpoint"):
             for key in self._cache.keys(kind):
                 self.queue.add(key)
-        # A Job without an owner is nobody's child, and is looked at for its own sake.
+        # A Job without an owner belongs to no object above: look at it by itself.
         for key in self._cache.keys("Job"):
-            self._changed(key, None, self._cache.get(key))
+            self._changed(key, None, self._cache.get(key), Source.SEEN)
         self._cache.on_change(self._changed)
         try:
             await self.queue.run(stop)
         finally:
-            await self.services.streams.close()
+            await self.context.streams.close()
 
     async def _reconcile(self, key: Key) -> float | None:
         try:
@@ -110,7 +96,7 @@ class Operator:
                 return await self.refusals.refused(key, error)
             if error.status not in OUTDATED or key.kind in (COMMITS, DISPOSAL):
                 raise
-            await self.services.writer.refresh(key)
+            await self.context.writer.refresh(key)
             return OUTDATED_SECONDS
         except UnreadableError as error:
             await self._unreadable(key, error)
@@ -119,7 +105,7 @@ class Operator:
     async def _unreadable(self, key: Key, error: UnreadableError) -> None:
         """Say what is not understood; nothing is done until the object changes."""
         body = self._cache.get(key)
-        # A Checkpoint is as good as its bytes, whoever else cannot be understood.
+        # An unreadable neighbour must not make a Checkpoint unready.
         others = () if error.key == key else ("Checkpoint",)
         if body is None or key.kind not in OWN or key.kind in others:
             return
@@ -128,23 +114,22 @@ class Operator:
             f"{where}{error.field}: {error.problem}. This operator is of an older version than the "
             f"CRDs: upgrade it, or remove the field"
         )
-        now = self.services.now()
-        if await self.services.writer.stall(key.kind, body, conditions.UNKNOWN_FIELD, message, now):
+        now = self.context.now()
+        if await self.context.writer.stall(key.kind, body, conditions.UNKNOWN_FIELD, message, now):
             logger.warning("%s: %s", key, message, extra=key.fields())
-            await self.services.writer.record(
+            await self.context.writer.record(
                 key.kind, body, "Warning", conditions.UNKNOWN_FIELD, message
             )
 
-    def _changed(self, key: Key, old: Body | None, new: Body | None) -> None:
+    def _changed(self, key: Key, old: Body | None, new: Body | None, source: Source) -> None:
         if key.kind == "CheckpointHead":
-            self._moves.changed(key, old, new)
+            self._head_metrics.changed(key, old, new)
         if key.kind == "Pod" and new is None:
-            self.services.rollouts.forget(key.namespace, key.name)
-        settled = self.services.writer.settled
+            self.context.rollouts.forget(key.namespace, key.name)
+        # Another pass over a Checkpoint would decide the status that was just written.
+        settled = key if key.kind == "Checkpoint" and source is Source.OWN_STATUS else None
         for other in concerned(self._cache, key, old, new):
-            if other.kind in self._reconcilers and not (
-                other == settled and other.kind == "Checkpoint"
-            ):
+            if other.kind in self._reconcilers and other != settled:
                 self.queue.add(other)
         if key.kind == "Checkpoint" and new is None and old is not None:
             self._lost(key, old)
@@ -153,12 +138,12 @@ class Operator:
         """A tip that somebody deleted while its model lives is made again, from its commit."""
         model, branch = old["spec"]["modelRef"]["name"], old["spec"]["branch"]
         try:
-            tip = self.services.snapshot.lineage(key.namespace, model).tip(branch)
+            tip = self.context.lister.lineage(key.namespace, model).tip(branch)
         except UnreadableError:
             # Once it is understood, all commits are read again.
             tip = None
         if tip is None or tip.spec.step < old["spec"]["step"]:
-            self.services.streams.rewind(key.namespace, model)
+            self.context.streams.rewind(key.namespace, model)
 
     def _wake_commits(self, namespace: str, model: str) -> None:
         self.queue.add(Key(COMMITS, namespace, model))

@@ -1,8 +1,8 @@
 """What must hold before the operator can work: CRDs of its version, and its permissions.
 
-What is missing is said on /readyz and in the log, by name, and waited for: a process that ended
-over it would be restarted for ever and say less. A namespace that may not be watched is left out
-until it may, so that one forgotten RoleBinding does not stop the others.
+Missing rights and fields are named on /readyz and in the log, and waited for: a process that ended
+instead would restart in a loop and explain less. A namespace that may not be watched is left out
+until it may be, because one forgotten RoleBinding must not stop the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
 SHOWN = 8
 READS = ("list", "watch")
-# Beyond what is watched: Events are listed and ConfigMaps read where something does not get on.
+# Beyond what is watched: Events are listed and ConfigMaps read where something is stuck.
 ASKS: Mapping[str, tuple[str, ...]] = {"Event": ("list",), "ConfigMap": ("get",)}
 WRITES: Mapping[str, tuple[str, ...]] = {
     **{f"{kind.name}/status": ("patch",) for kind in KINDS},
@@ -83,7 +83,7 @@ class Preflight:
         while not stop.is_set() and self.fault is not None:
             await _pause(stop)
             if set(await self._look()) > set(self._served):
-                logger.info("more namespaces may be watched now: starting anew to serve them")
+                logger.info("more namespaces may be watched now: restarting to serve them")
                 stop.set()
 
     async def _look(self) -> tuple[str, ...]:
@@ -95,15 +95,15 @@ class Preflight:
             self._note(f"the API server does not say what it serves: {error}")
             return ()
         missing = [f"in namespace {name}: {r.text()}" for name, r in refused.items() if r.verbs]
-        said = []
+        faults = []
         if outdated:
-            said.append(
+            faults.append(
                 f"the CRDs are of another version, without {_listed(outdated)}: apply those of "
                 "this operator's chart"
             )
         if missing:
-            said.append(f"permissions are missing {'; '.join(missing)}. Apply the chart's roles")
-        self._note("; ".join(said) or None)
+            faults.append(f"permissions are missing {'; '.join(missing)}. Apply the chart's roles")
+        self._note("; ".join(faults) or None)
         if outdated:
             return ()
         return tuple(name for name in self._namespaces if not refused[name].blocks)

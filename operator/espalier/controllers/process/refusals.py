@@ -1,21 +1,23 @@
-"""What becomes of an object for which the API server refuses the operator an action.
+"""Handles actions that the API server refuses the operator.
 
-It says so in the API server's words, and is tried again when it changes, or after a while.
+The object concerned quotes the API server, and is tried again when it changes or after a while.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
-from espalier.controllers.context import Services
+from espalier.controllers.observed.lister import Lister
+from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.core import conditions
-from espalier.kube.cluster import FORBIDDEN, UNPROCESSABLE, ClusterError
+from espalier.kube.cluster import HTTP_FORBIDDEN, HTTP_UNPROCESSABLE, ClusterError
 from espalier.kube.objects import Key
 
 RETRY_SECONDS = 30.0
 OWN = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
 # The reason of the condition by the status of the answer.
-REASONS = {FORBIDDEN: conditions.FORBIDDEN, UNPROCESSABLE: conditions.INVALID}
+REASONS = {HTTP_FORBIDDEN: conditions.FORBIDDEN, HTTP_UNPROCESSABLE: conditions.INVALID}
 
 
 def with_remedy(forbidden: str) -> str:
@@ -26,15 +28,17 @@ def with_remedy(forbidden: str) -> str:
 class Refusals:
     """Keeps what was refused, tells it to the objects concerned and, if forbidden, to /readyz."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, lister: Lister, writer: StatusWriter, now: Callable[[], str]) -> None:
+        self._lister = lister
+        self._writer = writer
+        self._now = now
         self._refused: dict[Key, ClusterError] = {}
 
     @property
     def forbidden(self) -> str | None:
         """The first thing that is forbidden, in the API server's words."""
         for key, error in self._refused.items():
-            if error.status == FORBIDDEN:
+            if error.status == HTTP_FORBIDDEN:
                 return f"{key}: {error.message}"
         return None
 
@@ -46,19 +50,19 @@ class Refusals:
         """Say on the object what is refused; seconds until it should be tried again."""
         before = self._refused.get(key)
         self._refused[key] = error
-        body = self._services.snapshot.cache.get(key)
-        said = before is not None and before.message == error.message
-        if body is None or key.kind not in OWN or said:
+        body = self._lister.body(key)
+        known = before is not None and before.message == error.message
+        if body is None or key.kind not in OWN or known:
             return RETRY_SECONDS
         reason, message = REASONS[error.status], _message(error)
-        await self._services.writer.record(key.kind, body, "Warning", reason, message)
+        await self._writer.record(key.kind, body, "Warning", reason, message)
         # Its status may be the very thing that is refused; Event and /readyz have it then.
         with contextlib.suppress(ClusterError):
-            await self._services.writer.stall(key.kind, body, reason, message, self._services.now())
+            await self._writer.stall(key.kind, body, reason, message, self._now())
         return RETRY_SECONDS
 
 
 def _message(error: ClusterError) -> str:
-    if error.status == FORBIDDEN:
+    if error.status == HTTP_FORBIDDEN:
         return with_remedy(error.message)
     return f"the API server does not take what this asks for: {error.message}. Edit the spec"

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from espalier import identity
-from espalier.controllers.peers.fencing import FencedRollouts, FencedTrainer
 from espalier.controllers.peers.importer_client import Importer
 from espalier.controllers.peers.sampler_client import RolloutControl
 from espalier.controllers.peers.trainer_client import Trainer
@@ -24,8 +23,7 @@ from espalier.controllers.process.refusals import with_remedy
 from espalier.controllers.process.settings import Settings
 from espalier.core.manifests.installation import ChildSettings
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import FORBIDDEN, Cluster, ClusterError
-from espalier.kube.fence import FencedCluster
+from espalier.kube.cluster import HTTP_FORBIDDEN, BeforeWrite, Cluster, ClusterError
 from espalier.kube.lease import Election
 from espalier.kube.objects import Key
 from espalier.kube.queue import Backoff
@@ -33,7 +31,7 @@ from espalier.kube.queue import Backoff
 logger = logging.getLogger(__name__)
 
 LEASE = "espalier-operator"
-# The kinds of which there are thousands.
+# Kinds with thousands of objects.
 MANY = ("Checkpoint",)
 RELEASE_SECONDS = 3.0
 
@@ -43,12 +41,15 @@ Inform = Callable[[Cache, asyncio.Event, asyncio.Event], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Ports:
-    """What a replica works with; trainers and rollouts are reached with the private key."""
+    """What a replica works with; trainers and rollouts are reached with the private key.
 
-    cluster: Cluster
+    Each port that writes is made with what must be asked before a write.
+    """
+
+    cluster: Callable[[BeforeWrite], Cluster]
     inform: Inform
-    trainer: Callable[[str], Trainer]
-    rollouts: Callable[[str], RolloutControl]
+    trainer: Callable[[str, BeforeWrite], Trainer]
+    rollouts: Callable[[str, BeforeWrite], RolloutControl]
     importer: Callable[[str], Importer]
     now: Callable[[], str]
 
@@ -103,7 +104,7 @@ class Replica:
 
     async def _work(self) -> None:
         check = self.election.check
-        cluster = FencedCluster(self.ports.cluster, check)
+        cluster = self.ports.cluster(check)
         private_key = await self._private_key(cluster, signing_key.NAME)
         gateway_key = await self._private_key(cluster, signing_key.GATEWAY_NAME)
         keys = identity.PublicKeys.of(private_key, gateway_key)
@@ -119,8 +120,8 @@ class Replica:
         operator = Operator(
             cluster,
             cache,
-            FencedTrainer(self.ports.trainer(private_key), check),
-            FencedRollouts(self.ports.rollouts(private_key), check),
+            self.ports.trainer(private_key, check),
+            self.ports.rollouts(private_key, check),
             children,
             importer=self.ports.importer(private_key),
             now=self.ports.now,
@@ -140,7 +141,7 @@ class Replica:
                 return key
             except ClusterError as error:
                 failures += 1
-                self.key_fault = str(error) if error.status == FORBIDDEN else None
+                self.key_fault = str(error) if error.status == HTTP_FORBIDDEN else None
                 seconds = max(error.retry_after, backoff.delay(failures, random.random()))
                 logger.warning("signing key: %s; again in %.1f s", error, seconds)
                 await asyncio.sleep(seconds)
@@ -162,7 +163,7 @@ class Replica:
             await operator.run(self.stop)
 
     async def _stopping(self, part: Coroutine[Any, Any, None]) -> None:
-        """When one part ends, for whatever reason, all end."""
+        """End all parts when one ends, for any reason."""
         try:
             await part
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 
 from espalier import identity
+from espalier.core.manifests.labels import MANAGED
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, Key
 
@@ -40,7 +41,7 @@ def _secret(key: Key) -> Body:
         "metadata": {
             "name": key.name,
             "namespace": key.namespace,
-            "labels": {"app.kubernetes.io/managed-by": "espalier"},
+            "labels": {**MANAGED},
         },
         "type": "Opaque",
         "data": {FIELD: base64.b64encode(pem.encode()).decode()},

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from espalier.controllers.peers.commit_streams import KIND as COMMITS
-from espalier.core.checkpoints.disposal import KIND as DISPOSAL
+from espalier.controllers.peers.commit_streams import COMMITS
+from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.core.lineage.measurements import named
-from espalier.core.manifests.labels import MEASURED_ANNOTATION, MODEL, ROLE, RUN
+from espalier.core.manifests.labels import MANAGED, MEASURED_ANNOTATION, MODEL, ROLE, RUN
 from espalier.core.pods.pod_membership import identity_of
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, Key, owner_of
@@ -18,17 +18,17 @@ WATCHED: dict[str, dict[str, str]] = {
     "TrainingRun": {},
     "CheckpointHead": {},
     "Checkpoint": {},
-    "Pod": {"app.kubernetes.io/managed-by": "espalier"},
-    "Job": {"app.kubernetes.io/managed-by": "espalier"},
-    "StatefulSet": {"app.kubernetes.io/managed-by": "espalier"},
-    "Deployment": {"app.kubernetes.io/managed-by": "espalier"},
-    "ReplicaSet": {"app.kubernetes.io/managed-by": "espalier"},
-    "Service": {"app.kubernetes.io/managed-by": "espalier"},
+    "Pod": MANAGED,
+    "Job": MANAGED,
+    "StatefulSet": MANAGED,
+    "Deployment": MANAGED,
+    "ReplicaSet": MANAGED,
+    "Service": MANAGED,
 }
 
 
 def concerned(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
-    """Every key that a change may matter to; too many are harmless, too few are not."""
+    """Every key that a change may matter to; a key too many is harmless."""
     body = new if new is not None else old
     if body is None:
         return
@@ -94,9 +94,9 @@ def _of_checkpoint(cache: Cache, key: Key, old: Body | None, new: Body | None) -
     if new is not None:
         yield key
     if old is None:
-        # What its step says of others becomes theirs.
-        told = body["metadata"].get("annotations", {}).get(MEASURED_ANNOTATION, "")
-        yield from (Key("Checkpoint", key.namespace, other) for other in named(told))
+        # Its step measured other checkpoints, whose statuses show those figures.
+        measured = body["metadata"].get("annotations", {}).get(MEASURED_ANNOTATION, "")
+        yield from (Key("Checkpoint", key.namespace, other) for other in named(measured))
     name = _model(body)
     yield from _keys(cache, "CheckpointHead", key.namespace, name)
     yield from _model_and_runs(cache, key.namespace, name)

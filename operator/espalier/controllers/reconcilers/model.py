@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import islice
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire import ImportState
-from espalier.controllers.context import Services
+from espalier.controllers.observed.blockers import Blockers
+from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.parsing import UnreadableError
+from espalier.controllers.observed.status_writer import StatusWriter
+from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.commit_streams import CommitStreams
+from espalier.controllers.peers.importer_client import Imports
 from espalier.core import conditions
 from espalier.core.checkpoints import retention
 from espalier.core.manifests.importer import importer_job
+from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, is_current
 from espalier.core.manifests.labels import MODEL, ROLE, Role
 from espalier.core.manifests.sampler import rollout_deployment, rollout_service
@@ -20,11 +27,12 @@ from espalier.core.model import model as models
 from espalier.core.model import reported, source
 from espalier.core.names import importer_name, rollout_name, trainer_name
 from espalier.core.pods import pods
-from espalier.core.pods.blockers import Hindrance, uncreated
+from espalier.core.pods.blockers import Blocker, uncreated
 from espalier.core.pods.pods import Pod
 from espalier.core.run import idle
 from espalier.core.run import turn as turns
-from espalier.kube.objects import Key, key_of, without_managers
+from espalier.kube.cluster import Cluster
+from espalier.kube.objects import Key, key_of
 
 # Checkpoints that retention deletes in one pass, and seconds until the next.
 RETIRED_AT_ONCE = 50
@@ -44,44 +52,52 @@ class _Wanted:
     trainers: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
 class ModelReconciler:
     """Observes a model and all that belongs to it; acts on its children and its default head."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        # Manifests are built and hashed anew only when something in them changes.
-        self._intents: dict[Key, tuple[_Wanted, list[Manifest]]] = {}
+    cluster: Cluster
+    lister: Lister
+    writer: StatusWriter
+    trainers: Trainers
+    streams: CommitStreams
+    blockers: Blockers
+    imports: Imports
+    settings: ChildSettings
+    now: Callable[[], str]
+    # Manifests are built and hashed again only when something in them changes.
+    _intents: dict[Key, tuple[_Wanted, list[Manifest]]] = field(default_factory=dict, init=False)
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a model; seconds until it should be looked at again."""
-        model = self._services.snapshot.model(key.namespace, key.name)
-        body = self._services.snapshot.cache.get(key)
+        model = self.lister.model(key.namespace, key.name)
+        body = self.lister.body(key)
         if model is None or body is None or model.metadata.deletion_timestamp is not None:
-            self._services.streams.forget(key.namespace, key.name)
-            self._services.trainers.forget(key.namespace, key.name)
-            self._services.hindrances.forget(key)
+            self.streams.forget(key.namespace, key.name)
+            self.trainers.forget(key.namespace, key.name)
+            self.blockers.forget(key)
             self._intents.pop(key, None)
             return None
         asked = await self._ask(key)
-        told, far = await self._progress(model)
-        origin = source.decide(self._source(model, told))
+        import_state, far = await self._progress(model)
+        origin = source.decide(self._source(model, import_state))
         await self._import(model, origin.importer)
-        # Before the view: what a trainer said holds only while it is there.
+        # Before the view: what a trainer reported is forgotten once it is gone.
         self._follow(model)
-        now = self._services.now()
-        runs = self._services.snapshot.runs(key.namespace, key.name)
+        now = self.now()
+        runs = self.lister.runs(key.namespace, key.name)
         freed_in = idle.freed_in(runs, now)
         decision = models.decide(self._view(model, origin, freed=freed_in == 0), now)
         if decision.root is not None:
-            made = await self._services.cluster.create("Checkpoint", decision.root)
+            made = await self.cluster.create("Checkpoint", decision.root)
             if made is not None:
-                self._services.snapshot.cache.put("Checkpoint", without_managers(made))
+                self.lister.learn("Checkpoint", made)
         if decision.head_in == 0:
-            await self._services.cluster.create("CheckpointHead", models.default_head(model))
+            await self.cluster.create("CheckpointHead", models.default_head(model))
         await self._children(model, decision)
-        if await self._services.writer.write("TrainableModel", body, decision.status):
+        if await self.writer.write("TrainableModel", body, decision.status):
             before, after = model.status.conditions, decision.status.conditions
-            await self._services.writer.announce(
+            await self.writer.announce(
                 "TrainableModel", body, before, after, faults=reported.ANNOUNCED
             )
         waits = (decision.head_in or None, freed_in or None, await self._retire(key), asked, far)
@@ -89,103 +105,104 @@ class ModelReconciler:
 
     async def _retire(self, key: Key) -> float | None:
         """Delete what the rules of the model's runs no longer keep, a bounded number at a time."""
-        snapshot = self._services.snapshot
+        lister = self.lister
         try:
             view = retention.RetentionView(
-                lineage=snapshot.lineage(key.namespace, key.name),
-                runs=snapshot.runs(key.namespace, key.name),
-                heads=snapshot.all_heads(key.namespace),
-                models=snapshot.models(key.namespace),
+                lineage=lister.lineage(key.namespace, key.name),
+                runs=lister.runs(key.namespace, key.name),
+                heads=lister.all_heads(key.namespace),
+                models=lister.models(key.namespace),
             )
         except UnreadableError:
-            # Whatever cannot be understood may need a checkpoint.
+            # An object that cannot be read may need any of the checkpoints.
             return UNREADABLE_SECONDS
         found = retention.expendable(view)
         ready = (c for c in found if retention.has_told(c, view.lineage))
         for checkpoint in islice(ready, RETIRED_AT_ONCE):
             retired = Key("Checkpoint", key.namespace, checkpoint.metadata.name)
-            await self._services.cluster.delete(retired, uid=checkpoint.metadata.uid)
+            await self.cluster.delete(retired, uid=checkpoint.metadata.uid)
         return RETIRE_SECONDS if found else None
 
     async def _progress(self, model: TrainableModel) -> tuple[ImportState | None, float | None]:
         """How far the importer is, while there is one that runs."""
         namespace, name = model.metadata.namespace, model.metadata.name
-        found = self._services.snapshot.pods(namespace, "importer", model=name)
+        found = self.lister.pods(namespace, "importer", model=name)
         running = (pod for pod in pods.live(found) if pod.started and pod.ip and not pod.outlived)
         known = model.status.resolved is not None
         pod = None if known else next(running, None)
-        return await self._services.imports.look(namespace, name, pod)
+        return await self.imports.look(namespace, name, pod)
 
-    def _source(self, model: TrainableModel, told: ImportState | None = None) -> source.SourceView:
+    def _source(
+        self, model: TrainableModel, import_state: ImportState | None = None
+    ) -> source.SourceView:
         namespace, name = model.metadata.namespace, model.metadata.name
-        origin = self._services.snapshot.origin(model)
+        origin = self.lister.origin(model)
         parent = origin.spec.model_ref.name if origin is not None else ""
-        job = self._services.snapshot.job(namespace, importer_name(name))
-        hindrances = self._services.hindrances.of(namespace, "Job")
+        job = self.lister.job(namespace, importer_name(name))
+        blockers = self.blockers.of(namespace, "Job")
         return source.SourceView(
             model=model,
             origin=origin,
-            origin_model=self._services.snapshot.model(namespace, parent),
+            origin_model=self.lister.model(namespace, parent),
             importer=job,
             importer_pods=self._pods(model, "importer"),
-            hindrance=hindrances.get(job.uid) if job is not None else None,
-            told=told,
+            blocker=blockers.get(job.uid) if job is not None else None,
+            import_state=import_state,
         )
 
     def _pods(self, model: TrainableModel, role: Role) -> list[Pod]:
         """The pods of a role; those that do not say why they do not start, with what Events say."""
         namespace, name = model.metadata.namespace, model.metadata.name
-        found = self._services.snapshot.pods(namespace, role, model=name)
-        return pods.hindered(found, self._services.hindrances.of(namespace, "Pod"))
+        found = self.lister.pods(namespace, role, model=name)
+        return pods.with_blockers(found, self.blockers.of(namespace, "Pod"))
 
     async def _ask(self, key: Key) -> float | None:
-        """Learn why children do not get on where neither they nor their pods say it."""
-        snapshot = self._services.snapshot
-        found = {r: snapshot.pods(key.namespace, r, model=key.name) for r in OWN_ROLES}
+        """Learn why children are stuck, if neither they nor their pods give a reason."""
+        lister = self.lister
+        found = {r: lister.pods(key.namespace, r, model=key.name) for r in OWN_ROLES}
         every = [pod for of_role in found.values() for pod in pods.live(of_role)]
         silent = {"Pod": [pod.uid for pod in every if pods.is_silent(pod)]}
-        job = snapshot.job(key.namespace, importer_name(key.name))
+        job = lister.job(key.namespace, importer_name(key.name))
         if job is not None and not found["importer"] and not (job.finished or job.suspended):
             silent["Job"] = [job.uid]
-        trainer = snapshot.cache.get(_trainer(key))
+        trainer = lister.body(_trainer(key))
         if trainer is not None and trainer["spec"]["replicas"] and not found["trainer"]:
             silent["StatefulSet"] = [trainer["metadata"]["uid"]]
-        return await self._services.hindrances.ask(key, silent)
+        return await self.blockers.ask(key, silent)
 
-    def _hindrances(self, key: Key) -> dict[str, Hindrance]:
+    def _blockers(self, key: Key) -> dict[str, Blocker]:
         """Why pods cannot be made, by the condition of their group."""
-        cache = self._services.snapshot.cache
-        trainer = cache.get(_trainer(key)) or {"metadata": {}}
-        told = self._services.hindrances.of(key.namespace, "StatefulSet")
+        trainer = self.lister.body(_trainer(key)) or {"metadata": {}}
+        blocked = self.blockers.of(key.namespace, "StatefulSet")
         rollouts = Key("Deployment", key.namespace, rollout_name(key.name))
         found = {
-            conditions.TRAINER_READY: told.get(trainer["metadata"].get("uid", "")),
-            conditions.ROLLOUTS_READY: uncreated(cache.get(rollouts)),
+            conditions.TRAINER_READY: blocked.get(trainer["metadata"].get("uid", "")),
+            conditions.ROLLOUTS_READY: uncreated(self.lister.body(rollouts)),
         }
-        return {type_: hindrance for type_, hindrance in found.items() if hindrance is not None}
+        return {type_: blocker for type_, blocker in found.items() if blocker is not None}
 
     def _view(
         self, model: TrainableModel, origin: source.SourceDecision, *, freed: bool
     ) -> models.ModelView:
         """What is known of the model; ``freed``: the trainer is for want of calls."""
         namespace, name = model.metadata.namespace, model.metadata.name
-        lineage = self._services.snapshot.lineage(namespace, name)
-        leader = self._services.snapshot.leader(namespace, name)
-        ledger = self._services.streams.ledger(namespace, name)
-        head = self._services.snapshot.head(namespace, name)
-        runs = self._services.snapshot.runs(namespace, name)
+        lineage = self.lister.lineage(namespace, name)
+        leader = self.lister.leader(namespace, name)
+        ledger = self.streams.ledger(namespace, name)
+        head = self.lister.head(namespace, name)
+        runs = self.lister.runs(namespace, name)
         resting = turns.active(runs) if freed else None
         return models.ModelView(
             model=model,
             source=origin,
             lineage=lineage,
-            heads=self._services.snapshot.heads(namespace, name),
+            heads=self.lister.heads(namespace, name),
             trainer_pods=self._pods(model, "trainer"),
             rollout_pods=self._pods(model, "rollout"),
-            hindrances=self._hindrances(_key(model)),
+            blockers=self._blockers(_key(model)),
             trains=resting is None and turns.trainer_wanted(runs, leader, lineage),
             idle_run=resting.metadata.name if resting is not None else "",
-            gateway_url=self._services.settings.gateway_url,
+            gateway_url=self.settings.gateway_url,
             warnings=ledger.warnings,
             problem=ledger.problem,
             namesake=head if leader is None else None,
@@ -194,13 +211,13 @@ class ModelReconciler:
     async def _import(self, model: TrainableModel, action: source.ImporterAction) -> None:
         key = Key("Job", model.metadata.namespace, importer_name(model.metadata.name))
         if action == "Create":
-            await self._services.cluster.create("Job", importer_job(model, self._services.settings))
+            await self.cluster.create("Job", importer_job(model, self.settings))
         elif action == "Delete":
             await self._read_pods(model)
-            found = self._services.snapshot.job(key.namespace, key.name)
+            found = self.lister.job(key.namespace, key.name)
             # Decided once more, on what is known by now, and with no wait in between.
             if found is not None and source.decide(self._source(model)).importer == "Delete":
-                await self._services.cluster.delete(key, uid=found.uid)
+                await self.cluster.delete(key, uid=found.uid)
 
     async def _read_pods(self, model: TrainableModel) -> None:
         """Let the cache know the importer's pods as they are.
@@ -208,12 +225,12 @@ class ModelReconciler:
         Jobs and pods are watched apart: that a Job is complete may be seen before its pod's report.
         """
         labels = {MODEL: model.metadata.name, ROLE: "importer"}
-        for body in await self._services.cluster.list("Pod", model.metadata.namespace, labels):
-            self._services.snapshot.cache.put("Pod", without_managers(body))
+        for body in await self.cluster.list("Pod", model.metadata.namespace, labels):
+            self.lister.learn("Pod", body)
 
     async def _children(self, model: TrainableModel, decision: models.ModelDecision) -> None:
         """Make the children what they should be."""
-        cache, key = self._services.snapshot.cache, _key(model)
+        key = _key(model)
         trainer = _trainer(key)
         wanted = _Wanted(
             model.metadata.uid,
@@ -222,7 +239,7 @@ class ModelReconciler:
             decision.rollout_replicas,
             # A trainer is made when it is first wanted.
             decision.trainer_replicas
-            if decision.trainer_replicas or cache.get(trainer) is not None
+            if decision.trainer_replicas or self.lister.body(trainer) is not None
             else None,
         )
         held = self._intents.get(key)
@@ -230,12 +247,12 @@ class ModelReconciler:
             held = self._intents[key] = (wanted, self._build(model, wanted))
         for intent in held[1]:
             child = key_of(intent["kind"], intent)
-            if not is_current(cache.get(child), intent):
-                applied = await self._services.cluster.apply(child.kind, intent)
-                cache.put(child.kind, without_managers(applied))
+            if not is_current(self.lister.body(child), intent):
+                applied = await self.cluster.apply(child.kind, intent)
+                self.lister.learn(child.kind, applied)
 
     def _build(self, model: TrainableModel, wanted: _Wanted) -> list[Manifest]:
-        settings, intents = self._services.settings, list[Manifest]()
+        settings, intents = self.settings, list[Manifest]()
         if wanted.rollouts is not None:
             rollout = model.spec.rollout.model_copy(update={"replicas": wanted.rollouts})
             spec = model.spec.model_copy(update={"rollout": rollout})
@@ -252,10 +269,8 @@ class ModelReconciler:
     def _follow(self, model: TrainableModel) -> None:
         """Follow the commits of the trainer that is ready, if one is."""
         namespace, name = model.metadata.namespace, model.metadata.name
-        found = pods.live(self._services.snapshot.pods(namespace, "trainer", model=name))
-        self._services.streams.follow(
-            namespace, name, next((pod for pod in found if pod.ready), None)
-        )
+        found = pods.live(self.lister.pods(namespace, "trainer", model=name))
+        self.streams.follow(namespace, name, next((pod for pod in found if pod.ready), None))
 
 
 def _trainer(model: Key) -> Key:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.controllers.context import Services
+from espalier.controllers.observed.blockers import Blockers
+from espalier.controllers.observed.lister import Lister
+from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.observed.taskset_maps import Tasksets
+from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.commit_streams import CommitStreams
 from espalier.core.checkpoints.commits import run_identity
+from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.names import runner_name
 from espalier.core.pods import pods
@@ -15,39 +23,48 @@ from espalier.core.run import idle
 from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.run_view import RunView
+from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Key
 
 RETRY_SECONDS = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
 class RunReconciler:
     """Observes a run, its model, head, trainer and runner; acts on trainer and runner."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._tasksets = Tasksets(services.cluster)
+    cluster: Cluster
+    tasksets: Tasksets
+    lister: Lister
+    writer: StatusWriter
+    trainers: Trainers
+    streams: CommitStreams
+    blockers: Blockers
+    settings: ChildSettings
+    now: Callable[[], str]
+    enqueue: Callable[[Key], None]
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a run; seconds until it should be looked at again."""
-        run = self._services.snapshot.run(key.namespace, key.name)
-        body = self._services.snapshot.cache.get(key)
+        run = self.lister.run(key.namespace, key.name)
+        body = self.lister.body(key)
         if run is None or body is None or run.metadata.deletion_timestamp is not None:
-            self._tasksets.forget(key)
-            self._services.hindrances.forget(key)
+            self.tasksets.forget(key)
+            self.blockers.forget(key)
             return None
-        model = self._services.snapshot.model(key.namespace, run.spec.model_ref.name)
+        model = self.lister.model(key.namespace, run.spec.model_ref.name)
         assigned, again = await self._assign(run, model)
         trained, heard = await self._trained(run) if assigned else (None, None)
-        tasks, looked = await self._tasksets.look(run, self._runner(run))
+        tasks, looked = await self.tasksets.look(run, self._runner(run))
         asked = await self._ask(key, run)
         quiet, later = await self._quiet(run, model) if assigned else (None, None)
         view = self._view(run, model, assigned=assigned, trained=trained, tasks=tasks, quiet=quiet)
-        decision = runs.decide(view, self._services.now())
+        decision = runs.decide(view, self.now())
         if model is not None:
             await self._drive(run, model, decision.runner)
-        if await self._services.writer.write("TrainingRun", body, decision.status):
+        if await self.writer.write("TrainingRun", body, decision.status):
             before, after = run.status.conditions, decision.status.conditions
-            await self._services.writer.announce("TrainingRun", body, before, after)
+            await self.writer.announce("TrainingRun", body, before, after)
         waits = (again, heard, looked, asked, later, decision.again_seconds)
         delays = [seconds for seconds in waits if seconds is not None]
         return min(delays, default=None)
@@ -57,23 +74,23 @@ class RunReconciler:
     ) -> tuple[bool, float | None]:
         """Whether the trainer trains this run as its head says; and when to try again."""
         namespace, model = run.metadata.namespace, run.spec.model_ref.name
-        turn = turns.active(self._services.snapshot.runs(namespace, model))
+        turn = turns.active(self.lister.runs(namespace, model))
         trainer = self._trainer(namespace, model)
         if turn is None or turn.metadata.uid != run.metadata.uid:
             return False, None
         if trainer is None or owner is None:
             return False, None
-        leader = self._services.snapshot.leader(namespace, model)
-        lineage = self._services.snapshot.lineage(namespace, model)
+        leader = self.lister.leader(namespace, model)
+        lineage = self.lister.lineage(namespace, model)
         wanted = turns.assignment(run, owner, leader, lineage)
         if wanted is None:
             return False, None
-        trainers = self._services.trainers
+        trainers = self.trainers
         if trainers.acknowledged(namespace, model, trainer, wanted):
             return True, None
         assigned = await trainers.assign(namespace, model, trainer, wanted)
         if trainers.unreadable(namespace, model, wanted.base) is not None:
-            self._services.enqueue(Key("Checkpoint", namespace, wanted.base_name))
+            self.enqueue(Key("Checkpoint", namespace, wanted.base_name))
         return assigned, None if assigned else RETRY_SECONDS
 
     async def _trained(self, run: TrainingRun) -> tuple[int | None, float | None]:
@@ -86,7 +103,7 @@ class RunReconciler:
         over = job is not None and (job.finished or pods.outlived(self._runner_pods(run)))
         if not over or trainer is None or run.status.step >= run.spec.steps:
             return None, None
-        state = await self._services.trainers.state(namespace, model, trainer)
+        state = await self.trainers.state(namespace, model, trainer)
         if state is None or state.run != run_identity(run.metadata.name, run.metadata.uid):
             return None, RETRY_SECONDS
         return state.run_step, None
@@ -97,29 +114,29 @@ class RunReconciler:
         silent = {"Pod": [pod.uid for pod in pods.live(found) if pods.is_silent(pod)]}
         if job is not None and not found and not (job.finished or job.suspended):
             silent["Job"] = [job.uid]
-        return await self._services.hindrances.ask(key, silent)
+        return await self.blockers.ask(key, silent)
 
     def _runner(self, run: TrainingRun) -> pods.Job | None:
         name = runner_name(run.metadata.name)
-        return self._services.snapshot.job(run.metadata.namespace, name)
+        return self.lister.job(run.metadata.namespace, name)
 
     def _runner_pods(self, run: TrainingRun) -> list[pods.Pod]:
         namespace, name = run.metadata.namespace, run.metadata.name
-        return self._services.snapshot.pods(namespace, "runner", run=name)
+        return self.lister.pods(namespace, "runner", run=name)
 
     async def _quiet(
         self, run: TrainingRun, model: TrainableModel | None
     ) -> tuple[float | None, float | None]:
-        """For how long nobody has called the run's trainer, if that matters; when to ask again."""
+        """Seconds since the last call of the run's trainer, if that matters; when to ask again."""
         limit = idle.limit(run, model)
         namespace, name = run.metadata.namespace, run.spec.model_ref.name
         trainer = self._trainer(namespace, name)
         if not limit or trainer is None:
             return None, None
-        return await self._services.trainers.quiet(namespace, name, trainer, limit)
+        return await self.trainers.quiet(namespace, name, trainer, limit)
 
     def _trainer(self, namespace: str, model: str) -> pods.Pod | None:
-        found = pods.live(self._services.snapshot.pods(namespace, "trainer", model=model))
+        found = pods.live(self.lister.pods(namespace, "trainer", model=model))
         return next((pod for pod in found if pod.ready), None)
 
     def _view(
@@ -134,25 +151,25 @@ class RunReconciler:
     ) -> RunView:
         namespace, name = run.metadata.namespace, run.metadata.name
         owner = run.spec.model_ref.name
-        ledger = self._services.streams.ledger(namespace, owner)
-        rollouts = pods.live(self._services.snapshot.pods(namespace, "rollout", model=owner))
-        hindrances, job = self._services.hindrances, self._runner(run)
+        ledger = self.streams.ledger(namespace, owner)
+        rollouts = pods.live(self.lister.pods(namespace, "rollout", model=owner))
+        blockers, job = self.blockers, self._runner(run)
         return RunView(
             run=run,
             model=model,
-            head=self._services.snapshot.leader(namespace, owner),
-            siblings=self._services.snapshot.runs(namespace, owner),
-            checkpoints=self._services.snapshot.made_by(namespace, owner, run.metadata.uid),
+            head=self.lister.leader(namespace, owner),
+            siblings=self.lister.runs(namespace, owner),
+            checkpoints=self.lister.made_by(namespace, owner, run.metadata.uid),
             assigned=assigned,
-            problem=ledger.problem or self._services.trainers.refusal(namespace, owner),
+            problem=ledger.problem or self.trainers.refusal(namespace, owner),
             runner=job,
-            runner_pods=pods.hindered(self._runner_pods(run), hindrances.of(namespace, "Pod")),
+            runner_pods=pods.with_blockers(self._runner_pods(run), blockers.of(namespace, "Pod")),
             counted=ledger.counted.get(run_identity(name, run.metadata.uid), 0),
             trained=trained,
             rollouts=sum(pod.started for pod in rollouts),
             pod=pod_fingerprint(run),
             tasks=tasks,
-            hindrance=hindrances.of(namespace, "Job").get(job.uid) if job is not None else None,
+            blocker=blockers.of(namespace, "Job").get(job.uid) if job is not None else None,
             quiet=quiet,
         )
 
@@ -162,11 +179,11 @@ class RunReconciler:
         """Make or remove the runner's Job; a new one waits until the old one is gone."""
         key = Key("Job", run.metadata.namespace, runner_name(run.metadata.name))
         if action == "Create":
-            job = runner_job(run, model, self._services.settings)
+            job = runner_job(run, model, self.settings)
             annotations = job["metadata"].setdefault("annotations", {})
             annotations[RUN_GENERATION] = str(run.metadata.generation)
             annotations[RUN_POD] = pod_fingerprint(run)
-            await self._services.cluster.create("Job", job)
+            await self.cluster.create("Job", job)
         elif action == "Delete":
-            found = self._services.snapshot.job(key.namespace, key.name)
-            await self._services.cluster.delete(key, uid=found.uid if found else None)
+            found = self.lister.job(key.namespace, key.name)
+            await self.cluster.delete(key, uid=found.uid if found else None)

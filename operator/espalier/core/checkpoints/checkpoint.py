@@ -22,7 +22,7 @@ from espalier.core.lineage.lineage import Lineage
 from espalier.core.pods import pods
 
 SHOWN_HEADS = 16
-# Reasons that the bytes have nothing to do with: they are over when their cause is. The last two
+# Reasons unrelated to the bytes; they clear when their cause clears. The last two
 # are of a server that was set up for another adapter or base.
 PASSING = REASONS | {
     conditions.FORBIDDEN,
@@ -83,16 +83,15 @@ def decide(
 
 
 def _integrity(checkpoint: Checkpoint, lineage: Lineage, evidence: Evidence) -> list[Finding]:
-    """Whether the Checkpoint is what it says."""
+    """Whether the object is intact and its bytes can be loaded."""
     name = checkpoint.metadata.name
-    if lie := lineage.faults.get(name):
-        return conditions.stalled(lie.reason, lie.message)
+    if fault := lineage.faults.get(name):
+        return conditions.stalled(fault.reason, fault.message)
     if evidence.refusal is not None:
         return conditions.stalled(evidence.refusal.reason, pods.explain(evidence.refusal))
-    said = conditions.find(checkpoint.status.conditions, conditions.STALLED)
-    refused = said is not None and said.status == "True" and said.reason not in PASSING
-    if said is not None and refused and not evidence.verified:
-        return conditions.stalled(said.reason, said.message)
+    damage = conditions.true(checkpoint.status.conditions, conditions.STALLED)
+    if damage is not None and damage.reason not in PASSING and not evidence.verified:
+        return conditions.stalled(damage.reason, damage.message)
     return [Finding(conditions.READY, "True", "Committed", "its bytes are on the volume")]
 
 

@@ -20,7 +20,8 @@ from espalier.core.head import head_request
 from espalier.core.lineage import measurements
 from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point, point, upto
 from espalier.core.manifests import labels
-from espalier.core.names import MAIN, checkpoint_name, checkpoint_uri
+from espalier.core.names import MAIN, checkpoint_name
+from espalier.core.volume import checkpoint_uri
 
 RUN_SEPARATOR = "/"
 
@@ -52,7 +53,7 @@ class Fenced:
 
 @dataclass(frozen=True)
 class Held:
-    """An object that is no commit has the name: the commit waits until it is deleted."""
+    """Another object has the commit's name: the commit waits until that object is deleted."""
 
     reason: str
     message: str
@@ -75,7 +76,7 @@ def judge(
         model: the model whose trainer it is.
         lineage: the model's tree.
         head: the head of the model's name.
-        holder: the Checkpoint that has the commit's name, of whatever model.
+        holder: the Checkpoint that has the commit's name, of any model.
     """
     if commit.model != model:
         return Fenced("WrongModel", f"{commit.name} is a commit of model {commit.model}")
@@ -98,7 +99,7 @@ def judge(
 
 
 def _taken(commit: Commit, lineage: Lineage, holder: Checkpoint | None) -> Verdict | None:
-    """What it means that there is a Checkpoint of the commit's name; None if there is none."""
+    """The verdict on a commit whose name a Checkpoint already has; None without one."""
     known = lineage.by_name.get(commit.name)
     if known is not None and known.spec.digest == commit.digest:
         return Known()

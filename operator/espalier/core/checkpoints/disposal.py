@@ -1,9 +1,9 @@
-"""What becomes of a checkpoint's bytes when its Checkpoint is deleted.
+"""What happens to a checkpoint's bytes when its Checkpoint is deleted.
 
 Under ``deletionPolicy: Retain`` a Checkpoint is a plain record: nothing holds it, and the bytes
 stay. Under ``Delete`` it carries a finalizer, the claim that holds its bytes, and the model as its
 owner. It is then released once the bytes are gone, or after TIMEOUT with the bytes kept: nothing
-that is missing, full or out of order can hold an object for ever.
+that is missing, full or out of order can hold an object indefinitely.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.meta import API_VERSION, ObjectMeta
 from espalier.api.trainablemodel import TrainableModel
+from espalier.core.manifests.intent import owner_reference
 from espalier.core.manifests.labels import MANAGED_BY
 from espalier.core.pods import pods
 from espalier.core.pods.pods import Job, Pod
 
 # Not a kind of the API: the work of one model that this module decides on.
-KIND = "Disposal"
+DISPOSAL = "Disposal"
 FINALIZER = "espalier.dev/bytes"
 CLAIM_ANNOTATION = "espalier.dev/claim"
 OWN_PREFIX = "espalier.dev/"
-_OWNER = "TrainableModel"
+_OWNER: Final = "TrainableModel"
 # Deletions are gathered for this long, so that one Job serves many of them.
 GATHER = timedelta(seconds=30)
 TIMEOUT = timedelta(minutes=15)
@@ -69,7 +70,7 @@ def is_marked(body: Mapping[str, Any], disposal: Disposal) -> bool:
 def marked(body: Mapping[str, Any], disposal: Disposal) -> Body:
     """The operator's complete intent of a Checkpoint, new or live, with these marks.
 
-    Labels and annotations of others are left out, so that applying it leaves them theirs.
+    Labels and annotations of other owners are left out: applying this must not take them over.
     """
     metadata = body["metadata"]
     annotations = _own(metadata.get("annotations", {}))
@@ -81,16 +82,8 @@ def marked(body: Mapping[str, Any], disposal: Disposal) -> Body:
         annotations[CLAIM_ANNOTATION] = disposal.claim
         intent["finalizers"] = [FINALIZER]
     if disposal.owner is not None:
-        intent["ownerReferences"] = [
-            {
-                "apiVersion": API_VERSION,
-                "kind": _OWNER,
-                "name": disposal.owner.name,
-                "uid": disposal.owner.uid,
-                "controller": False,
-                "blockOwnerDeletion": False,
-            }
-        ]
+        reference = owner_reference(_OWNER, disposal.owner, controller=False)
+        intent["ownerReferences"] = [reference]
     return {
         "apiVersion": API_VERSION,
         "kind": "Checkpoint",
@@ -148,7 +141,7 @@ def decide(view: DisposalView, now: str) -> DisposalDecision:
     free = [c for c in left if c.metadata.name not in view.needs]
     ready = sorted(free, key=lambda c: (c.metadata.deletion_timestamp or "", c.metadata.name))
     if not ready:
-        # Whatever needs them, and that may be another model's, is asked again.
+        # Another model may need them by now: check again.
         again = min(GATHER.total_seconds(), _until_timeout(left, now)) if left else None
         return DisposalDecision(released, again_seconds=again)
     batch = [c for c in ready if claim_of(c) == claim_of(ready[0])][:BATCH]
@@ -198,7 +191,7 @@ def _kept(pod: Pod) -> dict[str, str] | None:
 
 
 def _until_timeout(left: Sequence[Checkpoint], now: str) -> float:
-    """Seconds until the first of them is let go whatever happens."""
+    """Seconds until the first of them is let go in any case."""
     waits = [(TIMEOUT - _since(c, now)).total_seconds() for c in left]
     return max(0.0, min(waits, default=0.0))
 

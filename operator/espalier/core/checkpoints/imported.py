@@ -9,7 +9,8 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.core.lineage.lineage import Lineage
 from espalier.core.manifests import labels
 from espalier.core.manifests.intent import Manifest
-from espalier.core.names import MAIN, checkpoint_uri, imported_name
+from espalier.core.names import MAIN, imported_name
+from espalier.core.volume import checkpoint_uri
 
 FIRST_TERM = 1
 

@@ -1,4 +1,4 @@
-"""What follows from full weights (adapter.type Full) being served one checkpoint at a time."""
+"""Limits of full weights (adapter.type Full): a rollout serves one checkpoint at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from espalier.core.head.head_request import PIN
 
 
 def crowded_out(model: TrainableModel) -> list[Finding]:
-    """What a head says whose checkpoint another head's keeps from being loaded."""
+    """The findings of a head whose checkpoint cannot be loaded beside another head's."""
     message = (
         f"rollouts of {model.metadata.name} (adapter.type Full) hold the weights of one checkpoint,"
         " which a head before this one chooses: pin both to the same Checkpoint, or delete this "

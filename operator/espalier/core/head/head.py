@@ -11,7 +11,7 @@ each under its own name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -47,7 +47,12 @@ from espalier.core.head.head_view import (
     is_ready,
     is_served,
 )
-from espalier.core.head.served_adapters import held_point
+from espalier.core.head.served_adapters import (
+    DesiredAdapters,
+    desired_adapters,
+    fitting,
+    held_point,
+)
 from espalier.core.lineage.lineage import Point, point
 from espalier.core.names import adapter_name, branch_name
 
@@ -57,9 +62,10 @@ SHOWN_PODS = 64
 
 @dataclass(frozen=True)
 class HeadDecision:
-    """The status to write; what samplers must load follows from it (served_adapters.py)."""
+    """The status to write, then the adapters that the rollouts must load for all heads."""
 
     status: CheckpointHeadStatus
+    load: tuple[DesiredAdapters, ...]
     moved: HeadMove | None = None
 
 
@@ -92,11 +98,30 @@ def decide(view: HeadView, now: str) -> HeadDecision:
     moved = None
     if acknowledged and served and not is_current(status, target):
         status, moved = _move(status, target, now)
-    findings = refusal or head_conditions.findings(view, status, target, served=served)
+    desired = _desired(view, status)
+    load = fitting(desired, view.model)
+    findings = refusal or head_conditions.findings(
+        view, status, target, served=served, crowded_out=_is_crowded_out(view, desired, load)
+    )
     status = status.model_copy(
         update={"conditions": head_conditions.settle(view, status, findings, now)}
     )
-    return HeadDecision(status, moved)
+    return HeadDecision(status, load, moved)
+
+
+def _desired(view: HeadView, status: CheckpointHeadStatus) -> tuple[DesiredAdapters, ...]:
+    """What all heads of the model want loaded, this one with its status as decided."""
+    own = view.head.model_copy(update={"status": status})
+    others = [head for head in view.heads if head.metadata.name != own.metadata.name]
+    return desired_adapters(own.spec.model_ref.name, [*others, own], view.lineage)
+
+
+def _is_crowded_out(
+    view: HeadView, desired: Sequence[DesiredAdapters], load: Sequence[DesiredAdapters]
+) -> bool:
+    """Whether the heads before this one leave no room for what it wants."""
+    wanted, kept = ({adapters.head for adapters in all_} for all_ in (desired, load))
+    return view.head.metadata.name in wanted - kept
 
 
 def _held(view: HeadView, findings: list[Finding], now: str) -> HeadDecision:
@@ -108,7 +133,7 @@ def _held(view: HeadView, findings: list[Finding], now: str) -> HeadDecision:
             "conditions": head_conditions.settle(view, old, findings, now),
         }
     )
-    return HeadDecision(status)
+    return HeadDecision(status, fitting(_desired(view, status), view.model))
 
 
 def _agree(view: HeadView, wanted: Agreed | None) -> CheckpointHeadStatus:
@@ -176,7 +201,7 @@ def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> P
 def _anchor(
     view: HeadView, status: CheckpointHeadStatus, held: Point | None
 ) -> tuple[Point | None, Iterator[Checkpoint]]:
-    """What a tracking head stays at, and what of the live line it may advance to from there.
+    """Where a tracking head stays, and the part of the live line that it may advance to.
 
     From the newest on: a long line behind the head costs nothing.
     """
@@ -190,7 +215,7 @@ def _anchor(
         if place == served or damage_on_record(lineage.by_name[place.name]) is None:
             return place, _above(line, place)
     if held is not None and lineage.place(held.name) is None:
-        # Deleted, or not in the cache yet: that must never move the head back.
+        # Deleted, or not in the cache yet: neither may move the head back.
         return held, _above(line, held)
     if held == lineage.root:
         return held, line

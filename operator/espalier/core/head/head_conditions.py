@@ -6,6 +6,7 @@ from itertools import islice
 
 from espalier.api.checkpointhead import Agreed, CheckpointHeadStatus
 from espalier.api.meta import Condition
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.head import full_weights
@@ -58,10 +59,10 @@ def refusal(view: HeadView, wanted: Agreed) -> list[Finding] | None:
             f"spec.checkpointRef: {wanted.name} is a checkpoint of model {owner}, not of {model}; "
             f"{keeps}. Name one of {model}, or fork: a TrainableModel with source.checkpointRef",
         )
-    if lie := view.lineage.faults.get(wanted.name):
-        message = f"spec.checkpointRef: {wanted.name}: {lie.message}; {keeps}"
-        return conditions.stalled(lie.reason, message)
-    # One whose bytes were refused is agreed to: that it is asked for shows when it is repaired.
+    if fault := view.lineage.faults.get(wanted.name):
+        message = f"spec.checkpointRef: {wanted.name}: {fault.message}; {keeps}"
+        return conditions.stalled(fault.reason, message)
+    # Accept a pin to a damaged checkpoint: only retrying the load shows that it was repaired.
     if not is_ready(view.named) and damage_on_record(view.named) is None:
         return conditions.reconciling(
             "CheckpointNotReady", f"Checkpoint {wanted.name} is not Ready; {keeps}"
@@ -70,13 +71,23 @@ def refusal(view: HeadView, wanted: Agreed) -> list[Finding] | None:
 
 
 def findings(
-    view: HeadView, status: CheckpointHeadStatus, target: Point, *, served: bool
+    view: HeadView,
+    status: CheckpointHeadStatus,
+    target: Point,
+    *,
+    served: bool,
+    crowded_out: bool,
 ) -> list[Finding]:
-    """Ready, Reconciling and Stalled of a head that has a target."""
+    """Ready, Reconciling and Stalled of a head that has a target.
+
+    ``crowded_out``: the heads before it take all the adapters that a rollout serves side by side.
+    """
     shown = target.name or "the base"
     if view.lineage.place(target.name) is None:
         shown += ", whose Checkpoint was deleted"
-    if blocked := _crowded_out(view) or _damaged(view, target):
+    if crowded_out and view.model is not None:
+        return _crowded_out(view.model)
+    if blocked := _damaged(view, target):
         return blocked
     if not served:
         return _not_served(view, shown)
@@ -125,8 +136,8 @@ def _idle(view: HeadView, shown: str, pinned: list[Finding] | None) -> list[Find
     if model is None or model.spec.rollout.replicas:
         return None
     if model.status.resolved is None:
-        said = conditions.find(model.status.conditions, conditions.SOURCE_RESOLVED)
-        message = said.message if said is not None else "the model has not been looked at"
+        resolved = conditions.find(model.status.conditions, conditions.SOURCE_RESOLVED)
+        message = resolved.message if resolved is not None else "the model has not been looked at"
         return conditions.reconciling("SourceNotResolved", message)
     stands = pinned[0].message if pinned else f"stands at {shown}"
     name = model.metadata.name
@@ -134,15 +145,13 @@ def _idle(view: HeadView, shown: str, pinned: list[Finding] | None) -> list[Find
     return conditions.ready(PINNED if pinned else "Idle", message)
 
 
-def _crowded_out(view: HeadView) -> list[Finding] | None:
-    if not view.crowded_out or view.model is None:
-        return None
-    if view.model.spec.adapter.type == "Full":
-        return full_weights.crowded_out(view.model)
+def _crowded_out(model: TrainableModel) -> list[Finding]:
+    if model.spec.adapter.type == "Full":
+        return full_weights.crowded_out(model)
     message = (
-        f"a rollout serves {view.model.spec.rollout.max_adapters} adapters side by side, which "
+        f"a rollout serves {model.spec.rollout.max_adapters} adapters side by side, which "
         "heads before this one take: raise spec.rollout.maxAdapters of TrainableModel "
-        f"{view.model.metadata.name}, or delete a head"
+        f"{model.metadata.name}, or delete a head"
     )
     return conditions.stalled("TooManyHeads", message)
 
@@ -157,10 +166,10 @@ def _damaged(view: HeadView, target: Point) -> list[Finding] | None:
             message = f"{target.name}: {rollout.name}: {pods.explain(problem)}{keeps}"
             return conditions.stalled(problem.reason, message)
     checkpoint = view.lineage.by_name.get(target.name)
-    said = damage_on_record(checkpoint) if checkpoint is not None else None
-    if said is None:
+    damage = damage_on_record(checkpoint) if checkpoint is not None else None
+    if damage is None:
         return None
-    return conditions.stalled(said.reason, f"{target.name}: {said.message}{keeps}")
+    return conditions.stalled(damage.reason, f"{target.name}: {damage.message}{keeps}")
 
 
 def _not_served(view: HeadView, shown: str) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What a head asks for, what the operator agreed to, and what that means for training."""
+"""The request of a head, and what the agreed request means for training."""
 
 from __future__ import annotations
 

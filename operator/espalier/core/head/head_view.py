@@ -1,4 +1,4 @@
-"""What a head's decision depends on: its objects, and the rollouts as they answered."""
+"""The input of a head's decision: its objects, and what the rollouts answered."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ class Rollout:
 class HeadView:
     """All that a head's decision depends on.
 
-    ``named`` is the Checkpoint that spec.checkpointRef names, of whatever model; ``leader`` the
-    head of the model's name when that is another one; ``trainer_term`` the term that the trainer
-    was found at, 0 if unknown; ``waiting`` why there is no rollout, from Kubernetes; ``namesake``
-    that a model other than the head's has the head's name; ``crowded_out`` that heads before it
-    take all the adapters that a rollout serves side by side.
+    ``heads`` are all of the model, this one among them; ``named`` the Checkpoint that
+    spec.checkpointRef names, of any model; ``leader`` the head of the model's name when that
+    is another one; ``trainer_term`` the term that the trainer was found at, 0 if unknown;
+    ``waiting`` why there is no rollout, from Kubernetes; ``namesake`` that a model other than the
+    head's has the head's name.
     """
 
     head: CheckpointHead
     model: TrainableModel | None
     lineage: Lineage
+    heads: Sequence[CheckpointHead] = ()
     named: Checkpoint | None = None
     leader: CheckpointHead | None = None
     rollouts: Sequence[Rollout] = ()
     trainer_term: int = 0
     waiting: str = ""
     namesake: bool = False
-    crowded_out: bool = False
     gateway_url: str = ""
 
 
@@ -79,6 +79,5 @@ def is_ready(checkpoint: Checkpoint) -> bool:
 
 
 def damage_on_record(checkpoint: Checkpoint) -> Condition | None:
-    """Why trainer or rollouts refused a checkpoint."""
-    said = conditions.find(checkpoint.status.conditions, conditions.STALLED)
-    return said if said is not None and said.status == "True" else None
+    """The condition that says why trainer or rollouts refused a checkpoint."""
+    return conditions.true(checkpoint.status.conditions, conditions.STALLED)

@@ -1,4 +1,4 @@
-"""What the rollouts of a model are to have loaded for all of its heads together."""
+"""The adapters that the rollouts of a model must load for all of its heads together."""
 
 from __future__ import annotations
 
@@ -13,71 +13,73 @@ from espalier.core.names import BASE, adapter_name
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What one head wants loaded; ``fallback`` is what it serves, for a pod that refuses it."""
+class DesiredAdapters:
+    """The adapter that one head wants loaded; ``fallback`` is for a pod that refuses it."""
 
     head: str
     adapter: str
     fallback: str
 
 
-def wishes(model: str, heads: Sequence[CheckpointHead], lineage: Lineage) -> tuple[Wish, ...]:
-    """The wishes of a model's heads, as their statuses have them on record.
+def desired_adapters(
+    model: str, heads: Sequence[CheckpointHead], lineage: Lineage
+) -> tuple[DesiredAdapters, ...]:
+    """What the heads of a model want loaded, from their statuses.
 
-    The leading head comes first, then the oldest: whoever came before is not crowded out.
+    The leading head comes first, then the oldest: a younger head never crowds out an older one.
     """
     ordered = sorted(
         heads,
         key=lambda h: (not head_request.leads(h), h.metadata.creation_timestamp, h.metadata.name),
     )
-    found = []
+    desired = []
     for head in ordered:
         place = held_point(lineage, head)
         if place is not None and head.metadata.deletion_timestamp is None:
             adapter = adapter_name(model, place.digest)
             current = head.status.current
             fallback = adapter_name(model, current.digest) if current is not None else adapter
-            found.append(Wish(head.metadata.name, adapter, fallback))
-    return tuple(found)
+            desired.append(DesiredAdapters(head.metadata.name, adapter, fallback))
+    return tuple(desired)
 
 
-def fitting(found: Sequence[Wish], model: TrainableModel | None) -> tuple[Wish, ...]:
-    """The wishes that a rollout of the model can meet; equal ones share what is loaded.
+def fitting(
+    desired: Sequence[DesiredAdapters], model: TrainableModel | None
+) -> tuple[DesiredAdapters, ...]:
+    """The part of these that a rollout of the model can load at once.
 
     Adapters lie side by side, up to ``maxAdapters``; full weights replace each other and the base.
     """
     if model is None:
         return ()
     if model.spec.adapter.type == "Full":
-        return tuple(_like(found[0], wish) for wish in found if wish.adapter == found[0].adapter)
-    return _beside_the_base(found, model.spec.rollout.max_adapters)
+        # A pod that refuses the first head's weights falls back to what the first head serves.
+        same = (each for each in desired if each.adapter == desired[0].adapter)
+        return tuple(replace(each, fallback=desired[0].fallback) for each in same)
+    return _beside_the_base(desired, model.spec.rollout.max_adapters)
 
 
-def _like(first: Wish, wish: Wish) -> Wish:
-    """One that goes where the first goes if a pod refuses what both want."""
-    return replace(wish, fallback=first.fallback)
-
-
-def _beside_the_base(found: Sequence[Wish], most: int) -> tuple[Wish, ...]:
+def _beside_the_base(desired: Sequence[DesiredAdapters], most: int) -> tuple[DesiredAdapters, ...]:
     adapters: set[str] = {BASE}
     kept = []
-    for wish in found:
-        if wish.adapter in adapters or len(adapters) <= most:
-            adapters.add(wish.adapter)
-            kept.append(wish)
+    for each in desired:
+        if each.adapter in adapters or len(adapters) <= most:
+            adapters.add(each.adapter)
+            kept.append(each)
     return tuple(kept)
 
 
-def choose(found: Sequence[Wish], refused: Collection[str]) -> list[str]:
-    """What to ask of a pod that refuses some adapters; the base needs no asking."""
+def choose(desired: Sequence[DesiredAdapters], refused: Collection[str]) -> list[str]:
+    """The adapters to ask of a pod that refuses some; the base is always there."""
     chosen = {
-        next((a for a in (wish.adapter, wish.fallback) if a not in refused), BASE) for wish in found
+        next((name for name in (each.adapter, each.fallback) if name not in refused), BASE)
+        for each in desired
     }
     return sorted(chosen - {BASE})
 
 
 def held_point(lineage: Lineage, head: CheckpointHead) -> Point | None:
-    """The target on record; what is served, if the target's Checkpoint is not to be found."""
+    """The target on record, or the served checkpoint if the target's object is missing."""
     target, current = head.status.target, head.status.current
     place = lineage.place(target.name) if target is not None else None
     if place is None and current is not None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.meta import METRIC_NAME_CHARS, METRIC_VALUE_CHARS, METRICS_MOST
 from espalier.core.manifests.labels import BRANCH, METRICS_ANNOTATION, MODEL
-from espalier.core.names import checkpoint_name, checkpoint_uri
+from espalier.core.names import checkpoint_name
+from espalier.core.volume import checkpoint_uri
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from espalier.core.lineage.lineage import Lineage, Point, parent_name, reward, r
 from espalier.core.manifests.labels import RUN_UID_ANNOTATION
 
 
-class Growth:
+class LineageIndex:
     """Takes in and drops checkpoints of a model; ``lineage`` is what they make up."""
 
     def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
@@ -162,7 +162,7 @@ def grow(
     checkpoints: Iterable[Checkpoint], root: Point | None, bases: Mapping[str, str] | None = None
 ) -> Lineage:
     """The lineage of a model's own checkpoints."""
-    return Growth(checkpoints).lineage(root, bases)
+    return LineageIndex(checkpoints).lineage(root, bases)
 
 
 def _where(line: list[Checkpoint], checkpoint: Checkpoint, key: Callable[[Checkpoint], Any]) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any, Literal
 
 from espalier.api.meta import API_VERSION, ObjectMeta
 from espalier.core.manifests.labels import TEMPLATE_HASH
+from espalier.core.volume import DIGEST_PREFIX, canonical_json, digest_of
 
 Manifest = dict[str, Any]
 OwnerKind = Literal["TrainableModel", "TrainingRun"]
@@ -31,7 +30,7 @@ def child(
             "name": name,
             "namespace": owner.namespace,
             "labels": labels,
-            "ownerReferences": [_owner_reference(owner_kind, owner)],
+            "ownerReferences": [owner_reference(owner_kind, owner, controller=True)],
         },
         "spec": spec,
     }
@@ -52,18 +51,18 @@ def is_current(live: Manifest | None, intent: Manifest) -> bool:
     return bool(live["spec"].get("replicas") == intent["spec"].get("replicas"))
 
 
-def _owner_reference(kind: OwnerKind, owner: ObjectMeta) -> Manifest:
+def owner_reference(kind: OwnerKind, owner: ObjectMeta, *, controller: bool) -> Manifest:
+    """The reference by which an object is deleted with its owner."""
     # blockOwnerDeletion would need rights on the owner's finalizers in some clusters.
     return {
         "apiVersion": API_VERSION,
         "kind": kind,
         "name": owner.name,
         "uid": owner.uid,
-        "controller": True,
+        "controller": controller,
         "blockOwnerDeletion": False,
     }
 
 
 def _digest(body: Manifest) -> str:
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return digest_of(canonical_json(body)).removeprefix(DIGEST_PREFIX)[:32]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from espalier.api.exit_codes import USER_MISTAKE
 from espalier.core.manifests.intent import Manifest
-from espalier.core.manifests.pod import USER_ERROR
 
 
 def job_spec(
@@ -13,7 +13,7 @@ def job_spec(
 
     ``seconds`` bounds its whole time, None leaves it unbounded.
     """
-    ends = {"containerName": container, "operator": "In", "values": [USER_ERROR]}
+    ends = {"containerName": container, "operator": "In", "values": [USER_MISTAKE]}
     evicted = {"type": "DisruptionTarget", "status": "True"}
     spec: Manifest = {
         "backoffLimit": retries,

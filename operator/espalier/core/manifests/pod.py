@@ -18,8 +18,6 @@ USER = 65532
 PORT = 8000
 PORT_NAME = "http"
 VOLUME_PATH = "/weights"
-# The exit code by which a process says that only the user can repair this.
-USER_ERROR = 64
 
 _SHARED_MEMORY = "1Gi"
 _IDS = {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}

@@ -56,7 +56,7 @@ def _branch(
     known: Mapping[str, Branch],
 ) -> Branch:
     line, before = lineage.by_branch[name], known.get(name)
-    # Of equal ones the one on record, so that it is not written anew.
+    # Prefer the equal one on record: it need not be written again.
     rewards = [before.best_reward if before is not None else None, lineage.best.get(name)]
     known_rewards = [value for value in rewards if value is not None]
     tip = line[-1].metadata.name

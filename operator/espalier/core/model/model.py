@@ -21,12 +21,12 @@ from espalier.core.checkpoints import imported
 from espalier.core.conditions import Finding
 from espalier.core.gitowner import git_owner
 from espalier.core.lineage.lineage import Lineage
-from espalier.core.manifests.intent import Manifest
+from espalier.core.manifests.intent import Manifest, owner_reference
 from espalier.core.manifests.labels import child_labels
 from espalier.core.model import drawn_tree, reported, source
 from espalier.core.model.source import SourceDecision
 from espalier.core.pods import pods
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import Pod
 
 # Whoever declares a model may declare its head as well, a moment later. Made before that comes, the
@@ -41,7 +41,7 @@ class ModelView:
     """All that a model's decision depends on; ``trains`` is whether a run wants the trainer.
 
     ``warnings`` and ``problem`` are what the trainer reports; None: nothing has been heard.
-    ``namesake`` is a head of another model that has this model's name. ``hindrances`` are why pods
+    ``namesake`` is a head of another model that has this model's name. ``blockers`` are why pods
     cannot be made, by condition. ``idle_run`` is the run whose trainer was freed for want of calls.
     """
 
@@ -56,7 +56,7 @@ class ModelView:
     warnings: Sequence[Problem] | None = None
     problem: Problem | None = None
     namesake: CheckpointHead | None = None
-    hindrances: Mapping[str, Hindrance] = field(default_factory=dict)
+    blockers: Mapping[str, Blocker] = field(default_factory=dict)
     idle_run: str = ""
 
 
@@ -77,7 +77,7 @@ class ModelDecision:
 
 @dataclass(frozen=True)
 class _Workload:
-    """What is to be said of a group of pods."""
+    """The finding about a group of pods."""
 
     finding: Finding
     state: Literal["Ready", "Idle", "Waiting", "GaveUp"]
@@ -106,8 +106,8 @@ def decide(view: ModelView, now: str) -> ModelDecision:
     if unfit is not None:
         rollouts = _Workload(unfit, "GaveUp")
     triple = _headless(view) or _overall(view.source, trainer, rollouts)
-    said = reported.findings(view.warnings, view.problem, model.status.conditions)
-    findings = [*triple, view.source.finding, trainer.finding, rollouts.finding, *said]
+    reports = reported.findings(view.warnings, view.problem, model.status.conditions)
+    findings = [*triple, view.source.finding, trainer.finding, rollouts.finding, *reports]
     name, origin = model.metadata.name, model.spec.source.checkpoint_ref
     status = TrainableModelStatus(
         observed_generation=model.metadata.generation,
@@ -177,7 +177,7 @@ def _has_head(view: ModelView) -> bool:
 
 
 def _head_in(model: TrainableModel, now: str) -> float:
-    """Seconds until nobody who declared the model can be about to declare its head as well."""
+    """Seconds until the head is overdue: whoever declared the model had time to declare it."""
     wait = SYNC_SECONDS if git_owner(asdict(model.metadata)) is not None else APPLY_SECONDS
     age = datetime.fromisoformat(now) - datetime.fromisoformat(model.metadata.creation_timestamp)
     # Clocks that disagree by more must not hold the head up.
@@ -187,21 +187,13 @@ def _head_in(model: TrainableModel, now: str) -> float:
 def default_head(model: TrainableModel) -> dict[str, object]:
     """The head that a model without one gets: created once, never updated, deleted with it."""
     metadata = model.metadata
-    owner = {
-        "apiVersion": API_VERSION,
-        "kind": "TrainableModel",
-        "name": metadata.name,
-        "uid": metadata.uid,
-        "controller": False,
-        "blockOwnerDeletion": False,
-    }
     return {
         "apiVersion": API_VERSION,
         "kind": "CheckpointHead",
         "metadata": {
             "name": metadata.name,
             "namespace": metadata.namespace,
-            "ownerReferences": [owner],
+            "ownerReferences": [owner_reference("TrainableModel", metadata, controller=False)],
         },
         "spec": {"modelRef": {"name": metadata.name}, "mode": "Track"},
     }
@@ -232,14 +224,14 @@ def _workload(
     ready = [pod for pod in present if pod.ready]
     if len(ready) >= wanted:
         killed = next((f". Before this start: {pod.killed}" for pod in ready if pod.killed), "")
-        said = f"{wanted} of {wanted}{killed}"
-        return _Workload(Finding(type_, "True", "PodsReady", said), "Ready")
+        message = f"{wanted} of {wanted}{killed}"
+        return _Workload(Finding(type_, "True", "PodsReady", message), "Ready")
     reason = next((p.waiting_reason for p in present if p.waiting_reason), "Starting")
     why = pods.waiting(present)
-    hindrance = view.hindrances.get(type_) if len(present) < wanted else None
-    if hindrance is not None:
-        reason = hindrance.reason
-        why = "; ".join(filter(None, (str(hindrance), why)))
+    blocker = view.blockers.get(type_) if len(present) < wanted else None
+    if blocker is not None:
+        reason = blocker.reason
+        why = "; ".join(filter(None, (str(blocker), why)))
     message = f"{len(ready)} of {wanted} ready. {why}".strip()
     return _Workload(Finding(type_, "False", reason, message), "Waiting")
 
@@ -253,14 +245,14 @@ def _gave_up(model: TrainableModel, type_: str, found: Sequence[Pod]) -> Finding
     problem = pods.problem(pod for pod in found if not pod.ready)
     if problem is not None:
         return Finding(type_, "False", problem.reason, pods.explain(problem))
-    said = conditions.find(model.status.conditions, type_)
-    halted = conditions.find(model.status.conditions, conditions.STALLED)
-    if said is None or halted is None or halted.status != "True" or said.status != "False":
+    condition = conditions.find(model.status.conditions, type_)
+    halted = conditions.true(model.status.conditions, conditions.STALLED)
+    if condition is None or halted is None or condition.status != "False":
         return None
-    same = said.reason == halted.reason and said.message == halted.message
-    if not same or said.observed_generation != model.metadata.generation:
+    same = condition.reason == halted.reason and condition.message == halted.message
+    if not same or condition.observed_generation != model.metadata.generation:
         return None
-    return Finding(type_, "False", said.reason, said.message)
+    return Finding(type_, "False", condition.reason, condition.message)
 
 
 def _headless(view: ModelView) -> list[Finding] | None:
@@ -277,11 +269,11 @@ def _headless(view: ModelView) -> list[Finding] | None:
 
 def _overall(origin: SourceDecision, trainer: _Workload, rollouts: _Workload) -> list[Finding]:
     """Ready, Reconciling and Stalled of the whole."""
-    said = origin.finding
-    if origin.hopeless:
-        return conditions.stalled(said.reason, said.message)
+    finding = origin.finding
+    if origin.permanent:
+        return conditions.stalled(finding.reason, finding.message)
     if origin.resolved is None:
-        return conditions.reconciling(said.reason, said.message)
+        return conditions.reconciling(finding.reason, finding.message)
     for workload in (rollouts, trainer):
         if workload.state == "GaveUp":
             return conditions.stalled(workload.finding.reason, workload.finding.message)

@@ -33,10 +33,10 @@ def findings(
 
 def _fast_path(warnings: Sequence[Problem] | None, known: Sequence[Condition]) -> Finding:
     if warnings is None:
-        said = conditions.find(known, FAST_PATH)
-        if said is None:
+        condition = conditions.find(known, FAST_PATH)
+        if condition is None:
             return Finding(FAST_PATH, "Unknown", "NotLoaded", "no trainer has loaded the base yet")
-        return Finding(FAST_PATH, said.status, said.reason, said.message)
+        return Finding(FAST_PATH, condition.status, condition.reason, condition.message)
     for warning in warnings:
         if warning.reason in PADDED_REASONS:
             return Finding(FAST_PATH, "False", warning.reason, pods.explain(warning))

@@ -17,7 +17,7 @@ from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.names import importer_name
 from espalier.core.pods import pods
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import Job, Pod
 
 # Enough of a commit to tell it from others.
@@ -29,8 +29,8 @@ ImporterAction = Literal["Keep", "Create", "Delete"]
 class SourceView:
     """All that the source's decision depends on; ``origin_model`` is the model of ``origin``.
 
-    ``hindrance`` is why the importer's Job gets no pod, where only Events tell; ``told`` how far
-    its pod says that it is.
+    ``blocker`` is why the importer's Job gets no pod, where only Events tell; ``import_state``
+    the progress that its pod reports.
     """
 
     model: TrainableModel
@@ -38,18 +38,18 @@ class SourceView:
     origin_model: TrainableModel | None = None
     importer: Job | None = None
     importer_pods: Sequence[Pod] = ()
-    hindrance: Hindrance | None = None
-    told: ImportState | None = None
+    blocker: Blocker | None = None
+    import_state: ImportState | None = None
 
 
 @dataclass(frozen=True)
 class SourceDecision:
-    """``hopeless``: only a person can go on from here."""
+    """``permanent``: nothing changes until a person acts."""
 
     resolved: Resolved | None
     finding: Finding
     importer: ImporterAction = "Keep"
-    hopeless: bool = False
+    permanent: bool = False
     progress: ImportProgress | None = None
 
 
@@ -72,16 +72,16 @@ def _known(resolved: Resolved, importer: ImporterAction = "Keep") -> SourceDecis
 
 
 def _clearing(view: SourceView) -> ImporterAction:
-    """A Job that sidecars keep alive after its report is on record would stay for ever."""
+    """Delete a finished Job that its sidecars would keep alive."""
     job = view.importer
     if job is None or job.finished or job.terminating:
         return "Keep"
     return "Delete" if pods.outlived(view.importer_pods) else "Keep"
 
 
-def _missing(reason: str, message: str, *, hopeless: bool) -> SourceDecision:
+def _missing(reason: str, message: str, *, permanent: bool) -> SourceDecision:
     finding = Finding(conditions.SOURCE_RESOLVED, "False", reason, message)
-    return SourceDecision(None, finding, hopeless=hopeless)
+    return SourceDecision(None, finding, permanent=permanent)
 
 
 def _fork(view: SourceView) -> SourceDecision:
@@ -92,14 +92,14 @@ def _fork(view: SourceView) -> SourceDecision:
         return _missing(
             "CheckpointNotFound",
             f"spec.source.checkpointRef: Checkpoint {name} does not exist in this namespace",
-            hopeless=True,
+            permanent=True,
         )
     if view.origin.metadata.deletion_timestamp is not None:
         return _missing(
             "CheckpointDeleted",
             f"spec.source.checkpointRef: Checkpoint {name} is being deleted: name another in a new "
             "TrainableModel",
-            hopeless=True,
+            permanent=True,
         )
     owner = view.origin.spec.model_ref.name
     if view.origin_model is None:
@@ -107,12 +107,12 @@ def _fork(view: SourceView) -> SourceDecision:
             "ModelNotFound",
             f"spec.source.checkpointRef: {name} belongs to TrainableModel {owner}, which does not "
             "exist: its base is not known. Create that model again, or fork from the base",
-            hopeless=True,
+            permanent=True,
         )
     if mismatch := _mismatch(view.model, view.origin, view.origin_model):
-        return _missing("SourceMismatch", mismatch, hopeless=True)
+        return _missing("SourceMismatch", mismatch, permanent=True)
     if view.origin_model.status.resolved is None:
-        return _missing("Resolving", f"waits for the base of model {owner}", hopeless=False)
+        return _missing("Resolving", f"waits for the base of model {owner}", permanent=False)
     # The adapter is where the origin's model started from, not where the fork does.
     return _known(view.origin_model.status.resolved.model_copy(update={"adapter": None}))
 
@@ -175,32 +175,32 @@ def _unfinished(view: SourceView, job: Job) -> SourceDecision:
             f"Job {name} is suspended, by hand or by a queue such as Kueue: it starts when "
             "spec.suspend of the Job is false"
         )
-        return _missing("JobSuspended", message, hopeless=False)
+        return _missing("JobSuspended", message, permanent=False)
     present = pods.live(view.importer_pods)
-    if view.hindrance is not None and not view.importer_pods:
-        message = f"Job {name} gets no pod: {view.hindrance.message}"
-        return _missing(view.hindrance.reason, message, hopeless=False)
+    if view.blocker is not None and not view.importer_pods:
+        message = f"Job {name} gets no pod: {view.blocker.message}"
+        return _missing(view.blocker.reason, message, permanent=False)
     reason = next((p.waiting_reason for p in present if p.waiting_reason), "")
     if reason in ("", "Starting"):
         words = pods.last_words(view.importer_pods)
         again = f"; tried again after: {words}" if words else ""
-        progress = _progress(view.told)
+        progress = _progress(view.import_state)
         far = _shown(progress) if progress else f"kubectl logs job/{name} says how far it is"
         message = f"the importer brings the base to the volume ({far}){again}"
         return replace(_importing(message, "Keep"), progress=progress)
-    return _missing(reason, pods.waiting(present), hopeless=False)
+    return _missing(reason, pods.waiting(present), permanent=False)
 
 
-def _progress(told: ImportState | None) -> ImportProgress | None:
+def _progress(state: ImportState | None) -> ImportProgress | None:
     """What the pod says, within its own bounds; None before it knows what there is to do."""
-    if told is None or not told.total_bytes:
+    if state is None or not state.total_bytes:
         return None
-    done = min(told.done_bytes, told.total_bytes)
+    done = min(state.done_bytes, state.total_bytes)
     return ImportProgress(
         done_bytes=done,
-        total_bytes=told.total_bytes,
-        bytes_per_second=told.bytes_per_second,
-        percent=100 * done // told.total_bytes,
+        total_bytes=state.total_bytes,
+        bytes_per_second=state.bytes_per_second,
+        percent=100 * done // state.total_bytes,
     )
 
 
@@ -243,8 +243,8 @@ def _outlived(view: SourceView, kept: Pod) -> SourceDecision:
     retry = "Then delete the Job to try again"
     if kept.problem is not None:
         message = f"{pods.explain(kept.problem)}. {retry}: {pods.keepers(kept)}"
-        return _missing(kept.problem.reason, message, hopeless=True)
-    return _missing("SidecarRunning", f"{pods.keepers(kept)}. {retry}", hopeless=True)
+        return _missing(kept.problem.reason, message, permanent=True)
+    return _missing("SidecarRunning", f"{pods.keepers(kept)}. {retry}", permanent=True)
 
 
 def _importing(message: str, action: ImporterAction) -> SourceDecision:
@@ -255,7 +255,7 @@ def _importing(message: str, action: ImporterAction) -> SourceDecision:
 def _failed(view: SourceView, job: Job) -> SourceDecision:
     retry = "After a repair outside of the cluster, delete the Job to try again"
     if found := pods.problem(view.importer_pods):
-        return _missing(found.reason, f"{pods.explain(found)}. {retry}", hopeless=True)
+        return _missing(found.reason, f"{pods.explain(found)}. {retry}", permanent=True)
     if copying := next((p.copying for p in view.importer_pods if p.copying), ""):
         adapter = view.model.spec.source.adapter
         field = "spec.source.base.image"
@@ -265,14 +265,14 @@ def _failed(view: SourceView, job: Job) -> SourceDecision:
             "BaseUnreadable",
             f"{field}: the image has no readable files under /models ({copying}). "
             f"Name an image with the model's files there. {retry}",
-            hopeless=True,
+            permanent=True,
         )
     words = pods.last_words(view.importer_pods)
     if left := next((p.told for p in view.importer_pods if p.told), None):
         message = f"{pods.explain(left)}. It was tried again in vain ({job.failure}). {retry}"
-        return _missing(left.reason, message, hopeless=True)
+        return _missing(left.reason, message, permanent=True)
     last = f" The last try: {words}." if words else ""
-    return _missing("ImportFailed", f"{job.failure}.{last} {retry}", hopeless=True)
+    return _missing("ImportFailed", f"{job.failure}.{last} {retry}", permanent=True)
 
 
 def _report(pod: Pod, *, adapter: bool) -> Resolved | None:

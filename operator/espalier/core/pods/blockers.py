@@ -24,7 +24,7 @@ _REFUSED_POD = re.compile(r'pods "[^"]*" is forbidden')
 
 
 @dataclass(frozen=True)
-class Hindrance:
+class Blocker:
     """Reason and message in Kubernetes' words."""
 
     reason: str
@@ -34,18 +34,18 @@ class Hindrance:
         return f"{self.reason}: {self.message}"
 
 
-def uncreated(deployment: Mapping[str, Any] | None) -> Hindrance | None:
+def uncreated(deployment: Mapping[str, Any] | None) -> Blocker | None:
     """That a Deployment's pods cannot be made."""
     for condition in (deployment or {}).get("status", {}).get("conditions", ()):
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             reason = condition.get("reason", "ReplicaFailure")
-            return Hindrance(reason, _steady(condition.get("message", "")))
+            return Blocker(reason, _steady(condition.get("message", "")))
     return None
 
 
-def told(kind: str, events: Iterable[Mapping[str, Any]]) -> dict[str, Hindrance]:
+def by_uid(kind: str, events: Iterable[Mapping[str, Any]]) -> dict[str, Blocker]:
     """The newest telling Warning about each object of a kind, by the object's uid."""
-    newest: dict[str, tuple[str, Hindrance]] = {}
+    newest: dict[str, tuple[str, Blocker]] = {}
     for event in events:
         reason, about = event.get("reason", ""), event["involvedObject"]
         if event.get("type") != "Warning" or about.get("kind") != kind:
@@ -54,8 +54,8 @@ def told(kind: str, events: Iterable[Mapping[str, Any]]) -> dict[str, Hindrance]
             continue
         uid, at = about.get("uid", ""), _time(event)
         if uid not in newest or newest[uid][0] <= at:
-            newest[uid] = (at, Hindrance(reason, _steady(event.get("message", ""))))
-    return {uid: hindrance for uid, (_, hindrance) in newest.items()}
+            newest[uid] = (at, Blocker(reason, _steady(event.get("message", ""))))
+    return {uid: blocker for uid, (_, blocker) in newest.items()}
 
 
 def _steady(message: str) -> str:

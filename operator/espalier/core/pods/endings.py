@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from espalier.api.exit_codes import USER_MISTAKE
 from espalier.api.wire import Problem
 from espalier.core.manifests import labels
-from espalier.core.manifests.pod import USER_ERROR
 
 OOM_KILLED = "OOMKilled"
 # Of a process that died without a message of its own, this much of its log is shown.
@@ -88,7 +88,7 @@ def init_failure(status: Mapping[str, Any]) -> str:
 
 def problem(ended: Mapping[str, Any]) -> Problem | None:
     """What a container left that gave up because only a person can go on."""
-    if ended.get("exitCode") != USER_ERROR:
+    if ended.get("exitCode") != USER_MISTAKE:
         return None
     text = ended.get("message", "")
     return told(text) or Problem(

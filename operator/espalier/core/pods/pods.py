@@ -9,7 +9,7 @@ from typing import Any
 from espalier.api.wire import Problem
 from espalier.core.manifests import labels
 from espalier.core.pods import endings
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.endings import OOM_KILLED
 
 
@@ -149,11 +149,11 @@ def live(pods: Iterable[Pod]) -> list[Pod]:
     return [pod for pod in pods if not pod.terminating and not pod.finished]
 
 
-def hindered(pods: Iterable[Pod], hindrances: Mapping[str, Hindrance]) -> list[Pod]:
-    """The pods, those of which no more is known than that they start with their hindrance."""
+def with_blockers(pods: Iterable[Pod], blockers: Mapping[str, Blocker]) -> list[Pod]:
+    """The pods, those of which no more is known than that they start with their blocker."""
     return [
         replace(pod, waiting_reason=found.reason, waiting=str(found))
-        if (found := hindrances.get(pod.uid)) is not None and is_silent(pod)
+        if (found := blockers.get(pod.uid)) is not None and is_silent(pod)
         else pod
         for pod in pods
     ]

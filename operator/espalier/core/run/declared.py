@@ -32,11 +32,11 @@ def declared(run: TrainingRun) -> Declared | None:
 
 
 def _optimizer(run: TrainingRun) -> DeclaredOptimizer:
-    said = run.spec.optimizer
+    optimizer = run.spec.optimizer
     return DeclaredOptimizer(
-        beta1=decimal(said.beta1),
-        beta2=decimal(said.beta2),
-        eps=decimal(said.epsilon),
-        weight_decay=decimal(said.weight_decay),
-        grad_clip_norm=decimal(said.gradient_clip_norm),
+        beta1=decimal(optimizer.beta1),
+        beta2=decimal(optimizer.beta2),
+        eps=decimal(optimizer.epsilon),
+        weight_decay=decimal(optimizer.weight_decay),
+        grad_clip_norm=decimal(optimizer.gradient_clip_norm),
     )

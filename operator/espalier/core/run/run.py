@@ -35,9 +35,9 @@ from espalier.core.run.turn import SUCCEEDED, TASKS_READY
 
 SUSPENDED = "Suspended"
 # A runner that ended before its run did is replaced, and not more often than this.
-PAUSE = timedelta(seconds=15)
-# One whose Job cannot count its failures, for sidecars keep it, is replaced without an end to it.
-KEPT_PAUSE = timedelta(seconds=60)
+RESTART_INTERVAL = timedelta(seconds=15)
+# A runner whose sidecars keep its Job from counting failures is replaced without a limit.
+KEPT_RESTART_INTERVAL = timedelta(seconds=60)
 PACE_STEPS = 6
 TASKSET_INVALID = "TasksetInvalid"
 RunnerAction = Literal["Keep", "Create", "Delete"]
@@ -76,7 +76,7 @@ def decide(view: RunView, now: str) -> RunDecision:
     stage = _stage(view, step, now)
     training = stage.triple[0].reason in (TRAINING, AWAITING_CLIENT)
     action, again = _runner(view, stage, now)
-    # Its own status may be a moment behind: until then what the step before said holds.
+    # Its own status may be a moment behind: until then the earlier step's counts.
     of_step = [m for m in latest.status.metrics if not is_measured(m.name)] if latest else []
     metrics = of_step or old.metrics
     findings = [
@@ -138,8 +138,8 @@ def _stage(view: RunView, step: int, now: str) -> _Stage:
         return _Stage(conditions.ready(SUCCEEDED, message), unsuspended, done)
     open_ = Finding(SUCCEEDED, "Unknown", "InProgress", f"{step} of {run.spec.steps} steps")
     if run.spec.suspend:
-        said = Finding(SUSPENDED, "True", "Requested", "spec.suspend is true")
-        return _Stage(conditions.ready(SUSPENDED, said.message), said, open_, frees=True)
+        finding = Finding(SUSPENDED, "True", "Requested", "spec.suspend is true")
+        return _Stage(conditions.ready(SUSPENDED, finding.message), finding, open_, frees=True)
     if failure := runner_failure(view):
         lost = Finding(SUCCEEDED, "False", failure.reason, failure.detail)
         triple = conditions.stalled(failure.reason, failure.detail)
@@ -185,8 +185,8 @@ def _held_by_head(view: RunView, open_: Finding) -> _Stage | None:
         return None
     if head_request.paused(view.head):
         message = f"CheckpointHead {view.head.metadata.name} is pinned with onPin: Pause"
-        said = Finding(SUSPENDED, "True", "HeadPinned", message)
-        return _Stage(conditions.ready("HeadPinned", message), said, open_, frees=True)
+        finding = Finding(SUSPENDED, "True", "HeadPinned", message)
+        return _Stage(conditions.ready("HeadPinned", message), finding, open_, frees=True)
     unsampled = full_weights.unsampled(view.run, view.model, view.head)
     if unsampled is not None:
         unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
@@ -216,15 +216,15 @@ def _runner(view: RunView, stage: _Stage, now: str) -> tuple[RunnerAction, float
     wait = 0.0
     ended = job.completed or (kept.ended if kept is not None else "")
     if ended and job.generation >= view.run.metadata.generation:
-        pause = PAUSE if job.finished else KEPT_PAUSE
+        pause = RESTART_INTERVAL if job.finished else KEPT_RESTART_INTERVAL
         wait = (_time(ended) + pause - _time(now)).total_seconds()
     return ("Keep", wait) if wait > 0 else ("Delete", None)
 
 
 def _term(view: RunView, latest: Checkpoint | None) -> int:
     """The term that the run trains under, or last made a step under."""
-    told = view.head.status.term if view.head is not None and view.assigned else 0
-    return max(view.run.status.term, told, latest.spec.term if latest is not None else 0)
+    acknowledged = view.head.status.term if view.head is not None and view.assigned else 0
+    return max(view.run.status.term, acknowledged, latest.spec.term if latest is not None else 0)
 
 
 def _latest_ref(latest: Checkpoint | None) -> ObjectRef | None:

@@ -39,14 +39,14 @@ def rollouts_healthy(model: TrainableModel | None, started: int) -> Finding:
     wanted = model.spec.rollout.replicas if model is not None else 0
     if 0 < wanted <= started:
         return Finding(ROLLOUTS_HEALTHY, "True", "PodsStarted", f"{wanted} of {wanted}")
-    said = (
+    condition = (
         conditions.find(model.status.conditions, conditions.ROLLOUTS_READY)
         if model is not None
         else None
     )
-    if said is None:
+    if condition is None:
         return Finding(ROLLOUTS_HEALTHY, "Unknown", "NotSeen", "the model has not been looked at")
-    return Finding(ROLLOUTS_HEALTHY, said.status, said.reason, said.message)
+    return Finding(ROLLOUTS_HEALTHY, condition.status, condition.reason, condition.message)
 
 
 def _rewards(values: dict[str, float], run: TrainingRun, model: TrainableModel | None) -> Finding:

@@ -1,4 +1,4 @@
-"""What a run's decision depends on: its objects, its servers, its runner."""
+"""The input of a run's decision: its objects, its servers, its runner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Problem
-from espalier.core.pods.blockers import Hindrance
+from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import Job, Pod
 
 
@@ -23,7 +23,7 @@ class RunView:
     steps of the run whose commits have been dealt with; ``trained`` those that the trainer has on
     record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
     ``rollouts`` are the rollout pods that have started. ``pod`` is what of the run a runner's pod
-    would be made of, ``tasks`` what is wrong with its ConfigMap, ``hindrance`` why the runner's Job
+    would be made of, ``tasks`` what is wrong with its ConfigMap, ``blocker`` why the runner's Job
     gets no pod. ``quiet`` are the seconds since the trainer's last call, None: not asked.
     """
 
@@ -32,7 +32,6 @@ class RunView:
     head: CheckpointHead | None
     siblings: Sequence[TrainingRun]
     checkpoints: Sequence[Checkpoint] = ()
-    trainer_pods: Sequence[Pod] = ()
     assigned: bool = False
     problem: Problem | None = None
     runner: Job | None = None
@@ -42,7 +41,7 @@ class RunView:
     rollouts: int = 1
     pod: str = ""
     tasks: str = ""
-    hindrance: Hindrance | None = None
+    blocker: Blocker | None = None
     quiet: float | None = None
 
     @property

@@ -18,8 +18,8 @@ AGAIN = "Edit the run, or suspend and resume it, to try again"
 
 def runner_failure(view: RunView) -> Problem | None:
     """Why the runner gave up on the run as it is specified now."""
-    if said := turns.failure(view.run):
-        return Problem(detail=said.message, reason=said.reason)
+    if condition := turns.failure(view.run):
+        return Problem(detail=condition.message, reason=condition.reason)
     job, kept = view.runner, pods.outlived(view.runner_pods)
     if job is None or job.generation < view.run.metadata.generation:
         return None
@@ -60,10 +60,12 @@ def unfit_model(view: RunView) -> list[Finding] | None:
         name = view.run.spec.model_ref.name
         message = f"spec.modelRef: TrainableModel {name} does not exist: create it"
         return conditions.reconciling("ModelNotFound", message)
-    said = conditions.find(view.model.status.conditions, conditions.STALLED)
-    if said is None or said.status != "True":
+    stalled = conditions.true(view.model.status.conditions, conditions.STALLED)
+    if stalled is None:
         return _untemplated(view.run, view.model)
-    return conditions.stalled(said.reason, f"model {view.model.metadata.name}: {said.message}")
+    return conditions.stalled(
+        stalled.reason, f"model {view.model.metadata.name}: {stalled.message}"
+    )
 
 
 def _untemplated(run: TrainingRun, model: TrainableModel) -> list[Finding] | None:
@@ -99,12 +101,16 @@ def _missing_server(view: RunView, starting: str) -> list[Finding] | None:
 def _said(view: RunView, type_: str, who: str, starting: str) -> list[Finding]:
     """What the model says of its servers; with its reason where that is more than a start."""
     seen = view.model.status.conditions if view.model is not None else []
-    said = conditions.find(seen, type_)
+    condition = conditions.find(seen, type_)
     reason = starting
-    if said is not None and said.status == "False" and conditions.is_trouble(said.reason):
-        reason = said.reason
-    message = said.message if said is not None else "not seen yet"
-    if said is not None and said.status == "True":
+    if (
+        condition is not None
+        and condition.status == "False"
+        and conditions.is_trouble(condition.reason)
+    ):
+        reason = condition.reason
+    message = condition.message if condition is not None else "not seen yet"
+    if condition is not None and condition.status == "True":
         message = "ready, and not heard of yet by the run"
     return conditions.reconciling(reason, f"{who}: {message}")
 
@@ -122,8 +128,8 @@ def _missing_runner(view: RunView, starting: str) -> list[Finding] | None:
         return conditions.reconciling("JobSuspended", message)
     if kept := pods.outlived(present):
         return conditions.reconciling("SidecarRunning", f"runner: {pods.keepers(kept)}")
-    if view.hindrance is not None and not view.runner_pods:
-        return conditions.reconciling(view.hindrance.reason, f"runner: {view.hindrance.message}")
+    if view.blocker is not None and not view.runner_pods:
+        return conditions.reconciling(view.blocker.reason, f"runner: {view.blocker.message}")
     reason = next((p.waiting_reason for p in present if p.waiting_reason), starting)
     words = pods.last_words(p for p in view.runner_pods if p.finished)
     again = f"; the try before: {words}" if words else ""

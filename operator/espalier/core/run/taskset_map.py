@@ -1,4 +1,4 @@
-"""What is wrong with the ConfigMap that a run's tasks lie in, as far as it shows without them."""
+"""Faults of the ConfigMap of a run's tasks that show without reading the tasks."""
 
 from __future__ import annotations
 

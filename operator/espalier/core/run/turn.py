@@ -1,4 +1,4 @@
-"""Whose turn it is on a model, and what its trainer is told.
+"""Which run trains a model now, and what its trainer is assigned.
 
 One run trains a model at a time, the oldest of those that want to.
 """
@@ -41,7 +41,7 @@ def trainer_wanted(
 def assignment(
     run: TrainingRun, model: TrainableModel, head: CheckpointHead | None, lineage: Lineage
 ) -> Assignment | None:
-    """What the trainer is told; None while training is paused or its start is not known."""
+    """The assignment of the trainer; None while training is paused or its start is not known."""
     start = head_request.training_point(head, lineage) if head is not None else None
     if start is None:
         return None
@@ -74,15 +74,15 @@ def _wants_to_train(run: TrainingRun) -> bool:
 
 def failure(run: TrainingRun) -> Condition | None:
     """Why the run as it is specified now can never succeed, as its status says."""
-    said = conditions.find(run.status.conditions, SUCCEEDED)
-    if said is None or said.status != "False":
+    condition = conditions.find(run.status.conditions, SUCCEEDED)
+    if condition is None or condition.status != "False":
         return None
-    return said if said.observed_generation == run.metadata.generation else None
+    return condition if condition.observed_generation == run.metadata.generation else None
 
 
 def _lacks_tasks(run: TrainingRun) -> bool:
     """Whether the tasks of the run as it is specified now were not there when last looked for."""
-    said = conditions.find(run.status.conditions, TASKS_READY)
-    if said is None or said.status != "False":
+    condition = conditions.find(run.status.conditions, TASKS_READY)
+    if condition is None or condition.status != "False":
         return False
-    return said.observed_generation == run.metadata.generation
+    return condition.observed_generation == run.metadata.generation

@@ -1,110 +1,103 @@
-"""Whether an answer has reached its client, and the word of it to the trainer.
+"""Training commands without an idempotency key, such as HUD's, and the delivery of their answers.
 
-An answer counts as delivered when the client's host has acknowledged its last byte: from then on
-an equal command is a new one (see ``espalier.trainer.engine.unkeyed``).
+The trainer gives such a command a key and applies an equal one again only after the first answer
+has arrived (``espalier.trainer.engine.unkeyed``). HTTP has a sign of that: the answer carries
+``Connection: close``, and a client that has read it to its end closes the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import hashlib
+import logging
 import socket
-import struct
-import termios
-from collections.abc import Awaitable, Callable
 
 import aiohttp
 from aiohttp import web
 
-from espalier.gateway.context import REQUEST_ID
+from espalier.api.wire import IDEMPOTENCY_KEY
+from espalier.gateway.access.answer_writer import write_answer
+from espalier.gateway.access.auth import User
+from espalier.gateway.access.pod_tokens import TokenIssuer
+from espalier.gateway.world.pod_addresses import Pod
+from espalier.gateway.world.world import Id
 from espalier.podclient import PodFaultError
 
-ACKNOWLEDGED_SECONDS = 5.0
-# A client that reads no more would hold its answer for good: 64 MiB in it are 220 KB/s.
-WRITE_SECONDS = 300.0
-POLL_SECONDS = 0.001
+# The commands that change a trainer's state, and must therefore be applied once.
+COMMANDS = frozenset({"forward-backward", "forward", "backward", "zero-grad", "optim-step"})
+CLOSE_SECONDS = 5.0
 REPORT_ATTEMPTS = 3
 REPORT_SECONDS = 2.0
-# States of a connection (include/net/tcp_states.h) in which the other side did not reset it.
-_ALIVE = frozenset({1, 8})  # ESTABLISHED, CLOSE_WAIT
 
-Report = Callable[[], Awaitable[None]]
+_log = logging.getLogger(__name__)
 
 
-async def send(request: web.Request, response: web.Response) -> bool:
-    """Sends the whole answer; True once the client's host has it."""
-    transport = request.transport
-    raw = transport.get_extra_info("socket") if transport is not None else None
-    if transport is None or raw is None or transport.is_closing():
-        return False
-    # A client that closes at once takes the transport's own descriptor away.
-    held = socket.socket(fileno=socket.dup(raw.fileno()))
-    try:
-        await write(request, response)
-        return await _acknowledged(transport, held)
-    except ConnectionError:
-        return False
-    finally:
-        held.close()
+def is_unkeyed(request: web.Request) -> bool:
+    """Whether the request is a training command without an idempotency key."""
+    command = request.match_info.get("command")
+    return command in COMMANDS and IDEMPOTENCY_KEY not in request.headers
 
 
-async def write(request: web.Request, response: web.Response) -> None:
-    """Writes the whole answer while its room is held; a client that does not read it is cut off.
+def client_name(user: User) -> str:
+    """The name by which a trainer keeps the unkeyed commands of one user."""
+    return f"unkeyed-{hashlib.sha256(user.name.encode()).hexdigest()[:24]}"
+
+
+async def write_until_closed(request: web.Request, response: web.Response) -> bool:
+    """Writes the whole answer; True once the client has closed its connection in order.
+
+    False when the connection broke, or stayed open for ``CLOSE_SECONDS``.
 
     Raises:
-        ConnectionError: the client is gone, or was cut off.
+        ConnectionError: the client was gone before the answer, or did not read it.
     """
-    response.headers["X-Request-Id"] = request[REQUEST_ID]
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client is gone")
+    # aiohttp would take the client's close for a cancellation of this handler.
+    transport.pause_reading()
+    descriptor = socket.dup(transport.get_extra_info("socket").fileno())
+    with socket.socket(fileno=descriptor) as connection:
+        connection.setblocking(False)
+        response.force_close()
+        await write_answer(request, response)
+        return await _closed_by_client(connection)
+
+
+async def _closed_by_client(connection: socket.socket) -> bool:
     try:
-        async with asyncio.timeout(WRITE_SECONDS):
-            await response.prepare(request)
-            await response.write_eof()
-    except TimeoutError as error:
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError("the client did not read its answer") from error
+        async with asyncio.timeout(CLOSE_SECONDS):
+            received = await asyncio.get_running_loop().sock_recv(connection, 1)
+    except (OSError, TimeoutError):
+        return False
+    # Bytes would be another request, which a client must not send after ``Connection: close``.
+    return not received
 
 
-async def _acknowledged(transport: asyncio.Transport, held: socket.socket) -> bool:
-    deadline = asyncio.get_running_loop().time() + ACKNOWLEDGED_SECONDS
-    while asyncio.get_running_loop().time() < deadline:
-        if _state(held) not in _ALIVE:
-            return False
-        if not transport.get_write_buffer_size() and not _unacknowledged(held):
-            # Looked at again: a reset empties the queue too.
-            return _state(held) in _ALIVE
-        await asyncio.sleep(POLL_SECONDS)
-    return False
+class DeliveryReports:
+    """Tells trainers which answers have arrived."""
 
+    def __init__(self, session: aiohttp.ClientSession, tokens: TokenIssuer) -> None:
+        self._session = session
+        self._tokens = tokens
 
-def _unacknowledged(held: socket.socket) -> int:
-    """Bytes that the other side has not acknowledged (SIOCOUTQ)."""
-    found: int = struct.unpack("i", fcntl.ioctl(held.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
-    return found
+    async def send(self, model: Id, trainer: Pod, key: str) -> None:
+        """Reports that the answer under this key has arrived; logs a report that failed thrice."""
+        for _ in range(REPORT_ATTEMPTS):
+            try:
+                await self._post(model, trainer, key)
+            except (aiohttp.ClientError, TimeoutError, PodFaultError) as error:
+                _log.warning(
+                    "the trainer took no report of a delivery: an equal command counts as resent",
+                    extra={"model": str(model), "key": key, "error": str(error)},
+                )
+            else:
+                return
 
-
-def _state(held: socket.socket) -> int:
-    return held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-
-
-class Reports:
-    """Words of delivery on their way to trainers; lost ones are sent again, then given up."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, report: Report) -> None:
-        """Reports in the background: the client has its answer and waits for nothing."""
-        task = asyncio.create_task(_repeat(report))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-async def _repeat(report: Report) -> None:
-    for _ in range(REPORT_ATTEMPTS):
-        try:
-            async with asyncio.timeout(REPORT_SECONDS):
-                await report()
-                break
-        except (aiohttp.ClientError, TimeoutError, PodFaultError):
-            continue
+    async def _post(self, model: Id, trainer: Pod, key: str) -> None:
+        async with self._session.post(
+            f"http://{trainer.address}/train/delivered",
+            headers=self._tokens.header(model, trainer) | {IDEMPOTENCY_KEY: key},
+            timeout=aiohttp.ClientTimeout(total=REPORT_SECONDS),
+        ) as answer:
+            answer.raise_for_status()

@@ -13,13 +13,13 @@ from aiohttp import web
 from espalier.api.wire import CHECKPOINT
 from espalier.core.names import BASE
 from espalier.gateway import prometheus
+from espalier.gateway.access.answer_writer import write_answer
 from espalier.gateway.access.auth import User
 from espalier.gateway.access.byte_budget import Hold
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_body import read_object
 from espalier.gateway.context import HELD_SECONDS, UPSTREAM_SECONDS, Services
-from espalier.gateway.hud import delivery
 from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, Keeper, Traces, trace_of
 from espalier.gateway.problems import RefusalError, not_ready, openai_body
 from espalier.gateway.routes.completion_request import Asked, read_asked
@@ -217,7 +217,7 @@ class Completions:
             body=answer, status=upstream.status, content_type=upstream.content_type, headers=kept
         )
         exchange.request[UPSTREAM_SECONDS] = time.perf_counter() - exchange.started
-        await delivery.write(exchange.request, response)
+        await write_answer(exchange.request, response)
         return response
 
     async def _keep(self, exchange: _Exchange, answer: bytes) -> dict[str, str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import aiohttp
 from aiohttp import StreamReader, web
@@ -15,12 +13,19 @@ from aiohttp import StreamReader, web
 from espalier.api.wire import CLIENT, DECLARED, IDEMPOTENCY_KEY, PROMOTION, TERM, OptimStepResult
 from espalier.core.idempotency import read_key
 from espalier.core.run.declared import declared
+from espalier.gateway.access.answer_writer import write_answer
 from espalier.gateway.access.auth import User
 from espalier.gateway.access.byte_budget import Hold
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.request_body import late
 from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Services
-from espalier.gateway.hud import delivery
+from espalier.gateway.hud.delivery import (
+    COMMANDS,
+    DeliveryReports,
+    client_name,
+    is_unkeyed,
+    write_until_closed,
+)
 from espalier.gateway.hud.traces import Traces
 from espalier.gateway.problems import RefusalError, not_ready, with_remedy
 from espalier.gateway.routes.fresh_checkpoint import promotion
@@ -31,7 +36,6 @@ from espalier.gateway.world.world import Id, Snapshot
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
 
-COMMANDS = frozenset({"forward-backward", "forward", "backward", "zero-grad", "optim-step"})
 READS = frozenset({"losses", "state"})
 CHECKPOINT_DIGEST = "Espalier-Checkpoint-Digest"
 PROMOTION_SECONDS = 60.0
@@ -81,18 +85,15 @@ class Train:
         self._services = services
         self._trainers = Trainers(services)
         self._traces = traces
-        self._reports = delivery.Reports()
+        self._deliveries = DeliveryReports(services.session, services.tokens)
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Sends the command to the trainer and its answer back, unchanged but for one header.
-
-        A client without keys is named to the trainer, which is told when the client has its answer.
-        """
+        """Sends the command to the trainer, and its answer back with one header more."""
         user = await self._services.caller(request)
         model = await self._services.model(user, _slug(request))
         await self._authorize(user, model)
         command = request.match_info["command"]
-        # Who sends keys, or reads, sends again; who sends none may be a client that does not.
+        # A client that sends keys, or reads the state, repeats its calls; HUD's does not.
         held = IDEMPOTENCY_KEY not in request.headers and command != "state"
         trainer = await self._trainers.ready(model, held=held)
         if command in COMMANDS:
@@ -104,29 +105,23 @@ class Train:
                 answer = await self._pass_on(sent, hold)
             finally:
                 request[UPSTREAM_SECONDS] = time.perf_counter() - started
-            return await self._pass_back(sent, answer)
+            response = await self._response(sent, answer)
+            if not answer.key:
+                await write_answer(request, response)
+                return response
+            delivered = await write_until_closed(request, response)
+        if delivered:
+            await self._deliveries.send(model, trainer, answer.key)
+        return response
 
-    async def _pass_back(self, command: _Command, answer: _Answer) -> web.Response:
+    async def _response(self, command: _Command, answer: _Answer) -> web.Response:
         body = answer.body
-        if answer.status >= 400 and unkeyed(command.request):
+        if answer.status >= 400 and is_unkeyed(command.request):
             body = with_remedy(body)
         headers = dict(answer.headers)
         if command.name == "optim-step" and answer.status == 200:
             headers[PROMOTION] = await self._promoted(command, answer)
-        response = web.Response(body=body, status=answer.status, headers=headers)
-        if not answer.key:
-            await delivery.write(command.request, response)
-        elif await delivery.send(command.request, response):
-            word = partial(self._delivered, command.model, command.trainer, answer.key)
-            self._reports.start(word)
-        return response
-
-    async def _delivered(self, model: Id, trainer: Pod, key: str) -> None:
-        headers = self._services.tokens.header(model, trainer) | {IDEMPOTENCY_KEY: key}
-        async with self._services.session.post(
-            f"http://{trainer.address}/train/delivered", headers=headers, timeout=_TIMEOUT
-        ) as answer:
-            answer.raise_for_status()
+        return web.Response(body=body, status=answer.status, headers=headers)
 
     async def _authorize(self, user: User, model: Id) -> None:
         """Training is ``update`` on the active run; no run, or a head that pauses it, is a 409."""
@@ -154,8 +149,8 @@ class Train:
         request, model = command.request, command.model
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         headers["X-Request-Id"] = request[REQUEST_ID]
-        if unkeyed(request):
-            headers[CLIENT] = _client(command.user)
+        if is_unkeyed(request):
+            headers[CLIENT] = client_name(command.user)
         headers |= _declared(self._services.view.snapshot, model)
         headers |= self._services.tokens.header(
             model, command.trainer, live_term(self._services.view.snapshot, model)
@@ -245,17 +240,6 @@ def _declared(snapshot: Snapshot, model: Id) -> dict[str, str]:
 
 def _plain(value: str) -> bool:
     return bool(value) and value.isascii() and value.isprintable()
-
-
-def unkeyed(request: web.Request) -> bool:
-    """Whether it is a training command of a client without keys, such as HUD's."""
-    command = request.match_info.get("command")
-    return command in COMMANDS and IDEMPOTENCY_KEY not in request.headers
-
-
-def _client(user: User) -> str:
-    """The session of a caller without keys; a model's trainer keeps one for each."""
-    return f"unkeyed-{hashlib.sha256(user.name.encode()).hexdigest()[:24]}"
 
 
 def _slug(request: web.Request) -> str:

@@ -17,7 +17,7 @@ from espalier.core.manifests.labels import MODEL, ROLE
 from espalier.core.pods.pod_membership import identity_of
 from espalier.gateway.world.pod_addresses import read_pod
 from espalier.gateway.world.world import Id, Snapshot
-from espalier.kube.cache import Cache
+from espalier.kube.cache import Cache, Source
 from espalier.kube.objects import Key, key_of
 from espalier.kube.own_pods import Membership
 
@@ -51,7 +51,7 @@ class View:
         for kind in WATCHED:
             for body in cache.list(kind):
                 name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
-                self._update(Key(kind, namespace, name), None, body)
+                self._update(Key(kind, namespace, name), None, body, Source.SEEN)
         cache.on_change(self._update)
 
     async def wait_for(self, read: Callable[[Snapshot], T | None], seconds: float) -> T | None:
@@ -64,7 +64,7 @@ class View:
             return None
         return value
 
-    def _update(self, key: Key, old: Body | None, new: Body | None) -> None:
+    def _update(self, key: Key, old: Body | None, new: Body | None, _: Source) -> None:
         if key.kind == "Pod":
             self._update_pod(key, old, new)
         elif key.kind in CHAIN and identity_of(old) != identity_of(new):

@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from espalier.core import names
+from espalier.core.volume import directory
 from espalier.sampler.verified_store import Checkpoints, StoreError, read_manifest, verify_file
 
 INDEX = "model.safetensors.index.json"
@@ -38,7 +39,7 @@ class FullStore(Checkpoints):
 
     def __init__(self, volume: Path, base: str, *, tied: bool) -> None:
         super().__init__(volume, base)
-        self._base_directory = volume / "bases" / names.directory_name(base)
+        self._base_directory = directory(volume, "base", base)
         self._tied = tied
 
     def resolve(self, name: str) -> Weights:

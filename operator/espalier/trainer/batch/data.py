@@ -1,4 +1,4 @@
-"""From trajectories on the wire to datums: tokens, sampler log-probs and advantages."""
+"""Turns trajectories on the wire into datums: tokens, sampler log-probs and advantages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_SPREAD = 1e-8
 
 @dataclass(frozen=True)
 class Limits:
-    """What the base model can take: token ids below ``vocabulary``, at most ``context`` tokens."""
+    """The base model's limits: token ids below ``vocabulary``, at most ``context`` tokens."""
 
     vocabulary: int
     context: int
@@ -31,7 +31,7 @@ class Limits:
 class Datum:
     """One assistant turn: every output token is a target, no prompt token is.
 
-    Log-probs are of the policy at ``temperature``, which is ``assumed`` where nobody named it.
+    Log-probs are of the policy at ``temperature``, which is ``assumed`` if nobody named it.
     ``token_advantages`` replace ``advantage`` token by token; ``token_weights`` are 1 if empty.
     """
 
@@ -49,7 +49,7 @@ class Datum:
 
     @property
     def family(self) -> tuple[str, int]:
-        """Names the datums that share a prompt: a group, or a trajectory without one."""
+        """Identifies the datums that share a prompt: a group, or a trajectory without a group."""
         if self.group is None:
             return "trajectory", self.trajectory
         return "group", self.group
@@ -122,7 +122,7 @@ def _inline(inputs: Sequence[str | TrajectoryPayload]) -> list[TrajectoryPayload
 def _groups(
     trajectories: list[TrajectoryPayload], group_size: int | None
 ) -> list[list[int]] | None:
-    """The positions of each group's inputs, groups in order of their first; None: no groups."""
+    """The positions of each group's inputs, in order of first inputs; None without groups."""
     named = [trajectory.group_id is not None for trajectory in trajectories]
     if any(named):
         return _named_groups(trajectories, named, group_size)
@@ -167,7 +167,7 @@ def _advantages(
         request.advantage_scale if isinstance(request, ForwardBackwardRequest) else "None"
     )
     result = [0.0] * len(trajectories)
-    # As HUD documents it: without groups all trajectories are one.
+    # As HUD documents it: without groups, all trajectories form one group.
     for group in groups or [list(range(len(trajectories)))]:
         given = [trajectories[index].advantage for index in group]
         known = [advantage for advantage in given if advantage is not None]
@@ -249,8 +249,7 @@ def _check_sample(
 def _temperature(
     sample: TrajectorySample, asked: float | None, field: str, *, policies_compared: bool
 ) -> float | None:
-    """That of the policy that the sample was drawn from; None where neither it nor the request
-    names one."""
+    """A sample's temperature; None if neither the sample nor the request names one."""
     own = sample.temperature
     if policies_compared and sample.shifted_by:
         raise CommandError(

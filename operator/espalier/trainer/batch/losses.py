@@ -34,14 +34,14 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "gspo": {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
     "cross_entropy": {},
 }
-# HUD's documented parameter of ppo, beside Tinker's thresholds.
+# HUD's documented parameter of ppo, an alternative to Tinker's thresholds.
 EPSILON = "epsilon"
-# Losses that read a token's weight, and what it means to them.
+# Losses that read a token's weight, and what they do with it.
 WEIGHTED = {
     "cross_entropy": "the factor of the token's log-prob",
     "gspo": "0 leaves the token out of its sequence's ratio",
 }
-# Without advantage or weight these have no gradient, so a forward pass is all they need.
+# Without advantage or weight these have no gradient, so they need a forward pass only.
 _STILL_WITHOUT_ADVANTAGE = ("importance_sampling", "ppo", "cispo", "gspo")
 
 
@@ -62,8 +62,8 @@ class LossSpec:
         """Whether the loss reads per-token weights."""
         return self.name in WEIGHTED
 
-    def is_still(self, advantages: Sequence[float], weights: Sequence[float]) -> bool:
-        """Whether a datum's gradient is exactly zero whatever the policy says."""
+    def has_no_gradient(self, advantages: Sequence[float], weights: Sequence[float]) -> bool:
+        """Whether a datum's gradient is exactly zero whatever the policy's log-probs."""
         if self.name == "cross_entropy":
             return not any(weights)
         return self.name in _STILL_WITHOUT_ADVANTAGE and not any(advantages)
@@ -71,8 +71,8 @@ class LossSpec:
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """``loss`` is the sum over tokens, ``gradient`` [N] its derivative by each log-prob; how many
-    tokens had their ratio clipped from below and from above."""
+    """``loss`` is the sum over tokens, ``gradient`` [N] its derivative by each log-prob; the rest
+    counts tokens whose ratio was clipped from below and from above."""
 
     loss: float
     gradient: Tensor
@@ -81,7 +81,7 @@ class TokenLoss:
 
 
 def loss_spec(name: str, config: Mapping[str, float] | None) -> LossSpec:
-    """The named loss with defaults filled in; an unknown name or key is a 422 listing the known."""
+    """The named loss with defaults filled in; 422 names an unknown name or key."""
     if name not in DEFAULTS:
         raise CommandError(
             422, "UnknownLoss", f"loss_fn {name!r} is unknown", f"use one of {', '.join(DEFAULTS)}"
@@ -112,7 +112,7 @@ def loss_spec(name: str, config: Mapping[str, float] | None) -> LossSpec:
 
 
 def _thresholds(given: dict[str, float]) -> dict[str, float]:
-    """The configuration with its epsilon as the thresholds that it stands for."""
+    """The configuration with its epsilon replaced by the thresholds that it means."""
     epsilon = given[EPSILON]
     others = [name for name in given if name.endswith("_threshold")]
     if others or not 0 <= epsilon <= 1:

@@ -23,7 +23,7 @@ _Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Span:
-    """Where a datum's targets lie among its row's targets: ``start`` to ``stop``."""
+    """The positions of a datum's targets among its row's targets: ``start`` to ``stop``."""
 
     datum: int
     start: int
@@ -34,7 +34,7 @@ class Span:
 class Row:
     """T unique tokens and N targets: target i is read from the hidden state at ``reads[i]``.
 
-    All of its datums have its ``temperature``.
+    All of its datums have the same ``temperature``.
     """
 
     tokens: _Ints
@@ -63,26 +63,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch as rows; spans index ``data``. ``still`` rows have no gradient: forward is enough."""
+    """A batch as rows; spans index ``data``. ``no_grad`` rows need a forward pass only."""
 
     data: tuple[Datum, ...]
-    moving: tuple[Row, ...]
-    still: tuple[Row, ...] = ()
+    with_grad: tuple[Row, ...]
+    no_grad: tuple[Row, ...] = ()
 
 
-def lay_out(data: Sequence[Datum], budget: int, still: Collection[int] = ()) -> Rows:
-    """All datums in rows of at most ``budget`` unique tokens, those of indices ``still`` apart."""
+def lay_out(data: Sequence[Datum], budget: int, no_grad: Collection[int] = ()) -> Rows:
+    """All datums in rows of at most ``budget`` unique tokens; the indices ``no_grad`` apart."""
     return Rows(
         tuple(data),
-        tuple(pack(data, budget, [i for i in range(len(data)) if i not in still])),
-        tuple(pack(data, budget, sorted(still))),
+        tuple(pack(data, budget, [i for i in range(len(data)) if i not in no_grad])),
+        tuple(pack(data, budget, sorted(no_grad))),
     )
 
 
 def pack(data: Sequence[Datum], budget: int, members: Sequence[int] | None = None) -> list[Row]:
     """Rows of at most ``budget`` unique tokens (one datum may exceed it alone); deterministic.
 
-    Of the datums of the indices ``members``, or all. Neighbours in token order share the longest
+    Packs the datums of the indices ``members``, or all. Neighbours in token order share the longest
     prefixes, so a greedy fill in that order keeps groups together. A row has one temperature.
     """
     chosen = range(len(data)) if members is None else members
@@ -111,7 +111,7 @@ def _filled(
 
 
 class _Tree:
-    """A row in the making."""
+    """A row under construction."""
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature

@@ -1,4 +1,4 @@
-"""What gradient calls add up to, and the one registry of the metrics made from it."""
+"""The sums over gradient calls, and the registry of all metrics made from them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Tally:
 
     ``compared`` tokens had a sampler log-prob q; over them, with d = lp - q: the largest and the
     summed |d|, the summed d, the summed and the largest ratio exp(d), and the summed k3 estimate
-    exp(d) - 1 - d. Of ``assumed`` ones among them nobody named the temperature. ``unique`` tokens
+    exp(d) - 1 - d. For ``assumed`` of them nobody named the temperature. ``unique`` tokens
     went through the trunk: a shared prompt counts once. ``datums`` are samples, ``rewards`` one for
-    each trajectory; ``sampled`` has the rewards of those whose sampler is known, with the name of
-    its Checkpoint.
+    each trajectory; ``sampled`` pairs the name of a Checkpoint with the reward of a trajectory that
+    it sampled.
     """
 
     loss_name: str = ""
@@ -26,7 +26,7 @@ class Tally:
     datums: int = 0
     tokens: int = 0
     unique: int = 0
-    still: int = 0
+    zero_gradient: int = 0
     clipped_low: int = 0
     clipped_high: int = 0
     compared: int = 0
@@ -43,7 +43,7 @@ class Tally:
     given: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
-        """Both together; name and group size are the later one's."""
+        """Adds two tallies; name and group size are the later one's."""
         return Tally(
             loss_name=other.loss_name,
             group_size=other.group_size,
@@ -51,7 +51,7 @@ class Tally:
             datums=self.datums + other.datums,
             tokens=self.tokens + other.tokens,
             unique=self.unique + other.unique,
-            still=self.still + other.still,
+            zero_gradient=self.zero_gradient + other.zero_gradient,
             clipped_low=self.clipped_low + other.clipped_low,
             clipped_high=self.clipped_high + other.clipped_high,
             compared=self.compared + other.compared,
@@ -69,23 +69,23 @@ class Tally:
         )
 
     def answer_metrics(self) -> dict[str, float]:
-        """As a call answers: ``name:reduction``."""
+        """The metrics of a call's answer: ``name:reduction``."""
         named = {m.answer: m.of(self) for m in METRICS if m.answer and m.known(self)}
         return named | self.given
 
     def checkpoint_metrics(self) -> dict[str, float]:
-        """As a checkpoint records them: ``part/name``."""
+        """The metrics of a checkpoint: ``part/name``."""
         return self.given | {m.checkpoint: m.of(self) for m in METRICS if m.known(self)}
 
 
 def total(tallies: Sequence[Tally]) -> Tally:
-    """Several calls as one."""
+    """The sum of several calls' tallies."""
     return reduce(lambda one, other: one + other, tallies, Tally())
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric under its two names; ``answer`` is empty for one that only a step has."""
+    """A metric and its two names; ``answer`` is empty if only a step has it."""
 
     answer: str
     checkpoint: str
@@ -120,7 +120,7 @@ METRICS = (
         "zero_gradient:mean",
         "tokens/zero_gradient_fraction",
         "Share of the trained tokens whose gradient is exactly zero (no advantage, or clipped).",
-        lambda t: t.still / t.tokens,
+        lambda t: t.zero_gradient / t.tokens,
         lambda t: t.tokens > 0,
     ),
     Metric(
@@ -237,5 +237,5 @@ METRICS = (
     ),
     Metric("", "datums/trained", "Samples of the step.", lambda t: t.datums, _rewarded),
 )
-# A step adds this one, which no tally knows.
+# The step adds this one; it is not in any tally.
 GRADIENT_NORM = ("optimizer/gradient_norm", "Global L2 norm of the gradient before clipping.")

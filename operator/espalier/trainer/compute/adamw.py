@@ -1,4 +1,4 @@
-"""AdamW as a proposal: new tensors are computed beside the old ones and installed once durable."""
+"""AdamW as a proposal: computes new tensors beside the old; they are installed once durable."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a step would make of the weights; nothing is changed until it is installed.
+    """The result of a step, which changes nothing until it is installed.
 
     ``finite``: whether the gradient and every new weight are.
     """
@@ -77,7 +77,7 @@ def propose(
 ) -> Proposal:
     """One AdamW step with this call's values; ``grad_clip_norm`` 0 is off. Pure.
 
-    ``norm``: of the whole gradient, where ``parameters`` are a part of those that it has.
+    ``norm`` is the norm of the whole gradient, for ``parameters`` that are a part of it.
     """
     if norm is None:
         norm = gradient_norm(parameters)

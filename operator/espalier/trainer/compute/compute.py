@@ -1,8 +1,7 @@
-"""What the engine asks of the processes that hold the policy: the seam between one rank and many.
+"""The interface between the engine and the processes that hold the policy, one rank or many.
 
-The engine decides, logs and commits; a Compute only computes. Its weights, Adam's moments and the
-accumulated gradients are the whole of its state, and all can be made again from the log and the
-last checkpoint.
+The engine decides, logs and commits; a Compute only computes. Its whole state is weights, Adam's
+moments and accumulated gradients, and the log and the last checkpoint can restore it.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Share = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """A call's datums as they were admitted: by rank, the indices of its share and their rows."""
+    """The admitted datums of a call; for each rank the indices of its share, and their rows."""
 
     data: tuple[Datum, ...]
     shares: tuple[Share, ...]
@@ -58,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Added:
-    """What a call added, and how every rank cut it in the end: that is what a replay repeats."""
+    """The tally of a call, and the cut that each rank used, for a replay to repeat."""
 
     tally: Tally
     cuts: Cuts
@@ -69,30 +68,30 @@ class Compute(Protocol):
 
     @property
     def limits(self) -> Limits:
-        """What a request may contain."""
+        """The base's limits on requests."""
 
     @property
     def adapter(self) -> Adapter:
-        """What is trained."""
+        """The adapter that is trained."""
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """What a user should know of how it computes; the results are right all the same."""
+        """Warnings for the user on how it computes; the results are right either way."""
 
     def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
         """Decides once how a batch is cut; computes nothing, 413 if no way to cut it fits.
 
-        ``spec``: of the built-in loss that it is for. ``cuts``: of a replayed call, which are
-        taken as they are, whatever memory there is now, so that its sums are the same bit for bit;
-        not so on another number of ranks.
+        ``spec`` is the built-in loss to compute. ``cuts`` are those of a replayed call: they are
+        used whatever memory there is now, so its sums are bit-equal. Another number of ranks
+        ignores them and cuts the batch itself.
         """
 
     def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
         """Log-probs of every datum's output tokens; accumulates nothing.
 
         ``keep`` names the forward for a later ``add_weights`` of the same data: a compute may then
-        hold what spares that call its forward pass, at most for the latest name, until it is used
-        or anything else is computed.
+        keep the forward pass for that call. It keeps the latest name only, until it is used or
+        anything else is computed.
         """
 
     def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
@@ -109,18 +108,18 @@ class Compute(Protocol):
     ) -> Added:
         """Accumulates the gradient of a client's loss from ``weights[d][t] = -dC/dlogprob``.
 
-        ``forward`` is the name under which ``score`` was asked to keep; the sums are the same
-        whether it still has it or not.
+        ``forward`` is the name given to ``score`` as ``keep``. The sums are the same whether the
+        forward was kept or not.
         """
 
     def drop_gradients(self) -> None:
         """Forgets what was accumulated."""
 
     def propose(self, values: OptimStepRequest) -> Proposal:
-        """What a step would make of weights and moments; changes nothing."""
+        """The weights and moments after a step; changes nothing."""
 
     def write(self, proposal: Proposal, directory: Path) -> None:
-        """Fills a checkpoint's directory with all that is loaded of it: weights and moments too."""
+        """Writes everything that ``load`` needs into a checkpoint's directory."""
 
     def install(self, proposal: Proposal) -> None:
         """Takes the latest proposal's weights and moments."""
@@ -129,13 +128,13 @@ class Compute(Protocol):
         """409 if a checkpoint has other names or shapes than the policy."""
 
     def load(self, checkpoint: Path, moments: int | None) -> None:
-        """Takes a checkpoint's weights, and its moments as after so many optimizer steps.
+        """Loads a checkpoint's weights, and its moments after ``moments`` optimizer steps.
 
-        ``None``: Adam before its first step.
+        With None, Adam is before its first step.
         """
 
     def reset(self) -> None:
-        """Weights and Adam before the first step."""
+        """Returns weights and Adam to before the first step."""
 
 
 class LocalCompute(Compute):
@@ -171,14 +170,14 @@ class LocalCompute(Compute):
 
     @override
     def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
-        plan = self._plan(data, spec, cuts[0] if len(cuts) == 1 else None)
+        plan = self.plan(data, spec, cuts[0] if len(cuts) == 1 else None)
         return Batch(tuple(data), (tuple(range(len(data))),), (plan,))
 
     @override
     def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
         self._kept = None
         (plan,) = batch.plans
-        # A graph of weights that several ranks share would need them to stay together.
+        # Sharded weights are gathered layer by layer, so their graph cannot be kept.
         if keep and self.policy.sharding.size == 1 and self.planner.holds(plan):
             kept, cut = attempt(
                 self.policy,
@@ -201,7 +200,7 @@ class LocalCompute(Compute):
         tally, cut = attempt(
             self.policy,
             batch.plans[0],
-            lambda cut: self._plan(batch.data, spec, cut),
+            lambda cut: self.plan(batch.data, spec, cut),
             lambda rows: gradients.add_loss(self.policy, rows, spec, group_size),
         )
         return Added(tally, (cut,))
@@ -252,7 +251,7 @@ class LocalCompute(Compute):
         try:
             tensor_files.write(directory, self.policy.files, tensors)
         finally:
-            # Ranks that have a part of each give all of them, whatever became of the files.
+            # Other ranks send every tensor whether or not the write failed, so receive them all.
             self._exhaust(tensors)
         self.policy.trained.write_configuration(directory)
 
@@ -266,7 +265,7 @@ class LocalCompute(Compute):
         self._moments = proposal.moments
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Sets every trained weight, of which this rank may have a part."""
+        """Sets every trained weight, or this rank's part of it."""
         self._kept = None
         self.policy.load(weights)
 
@@ -289,27 +288,27 @@ class LocalCompute(Compute):
         self._moments = None
 
     def _tensors(self, proposal: Proposal) -> Iterator[Tensor]:
-        """What a checkpoint's files hold, in their order."""
-        held, shapes = proposal.tensors(), self.policy.shapes
+        """The tensors of a checkpoint's files, in file order."""
+        tensors_by_name, shapes = proposal.tensors(), self.policy.shapes
         whole = {**shapes} | {m: s for name, s in shapes.items() for m in moment_names([name])}
         names = (name for file in self.policy.files for name in file.tensors)
-        return (self.policy.sharding.gather(held[name], whole[name]) for name in names)
+        return (self.policy.sharding.gather(tensors_by_name[name], whole[name]) for name in names)
 
     def _exhaust(self, tensors: Iterator[Tensor]) -> None:
         if self.policy.sharding.size > 1:
             deque(tensors, maxlen=0)
 
-    def _plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
+    def plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
         """The rows of a share, under a given cut or under one that fits."""
-        still = gradients.still(data, spec)
+        no_grad = gradients.without_gradient(data, spec)
         if cut is not None:
-            return self.planner.cut(data, cut, still)
+            return self.planner.cut(data, cut, no_grad)
         try:
-            return self.planner.plan(data, self.policy.row_tokens, still)
+            return self.planner.plan(data, self.policy.row_tokens, no_grad)
         except TooLargeError as error:
             raise too_large(error, data) from error
 
     def _take_kept(self, forward: str, cut: Cut) -> list[KeptForward]:
-        """The kept forward of that name and cut; its graph serves once, so it is given up."""
+        """The kept forward of that name and cut, which is forgotten: its graph serves once."""
         kept, self._kept = self._kept, None
         return [kept[2]] if kept is not None and kept[:2] == (forward, cut) else []

@@ -1,4 +1,4 @@
-"""Datums through the policy: log-probs, and gradients added to those already accumulated."""
+"""Runs datums through the policy for log-probs, and accumulates gradients."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def score(policy: Policy, rows: Rows) -> list[list[float]]:
 
 
 def forward(policy: Policy, rows: Rows) -> KeptForward:
-    """Everything that ``add_weights`` needs of a forward pass."""
-    everything = (*rows.moving, *rows.still)
+    """A forward pass with all that ``add_weights`` needs."""
+    everything = (*rows.with_grad, *rows.no_grad)
     fillers = _fillers(policy, len(everything))
     evaluated = tuple((row, policy.evaluate(row)) for row in everything)
     for row in fillers:
@@ -71,15 +71,15 @@ def forward(policy: Policy, rows: Rows) -> KeptForward:
     return KeptForward(evaluated)
 
 
-def still(data: Sequence[Datum], spec: LossSpec | None) -> frozenset[int]:
+def without_gradient(data: Sequence[Datum], spec: LossSpec | None) -> frozenset[int]:
     """Indices of the datums of groups without any gradient; none for a client's own loss.
 
     A group stays together, because its samples share their prompt's computation.
     """
     if spec is None:
         return frozenset()
-    moving = {d.family for d in data if not spec.is_still(d.advantages, d.weights)}
-    return frozenset(index for index, d in enumerate(data) if d.family not in moving)
+    with_gradient = {d.family for d in data if not spec.has_no_gradient(d.advantages, d.weights)}
+    return frozenset(index for index, d in enumerate(data) if d.family not in with_gradient)
 
 
 def add_loss(policy: Policy, rows: Rows, spec: LossSpec, group_size: int | None) -> Tally:
@@ -144,11 +144,11 @@ def _call(
 
 
 def _evaluations(policy: Policy, rows: Rows) -> Iterator[tuple[Part, Evaluated]]:
-    fillers = _fillers(policy, len(rows.moving) + len(rows.still))
+    fillers = _fillers(policy, len(rows.with_grad) + len(rows.no_grad))
     together = policy.sharding.size > 1
-    for planned, differentiable in ((rows.moving, True), (rows.still, False)):
+    for planned, differentiable in ((rows.with_grad, True), (rows.no_grad, False)):
         for row in planned:
-            # Of ranks that run a row together one may need its gradient.
+            # When ranks run a row together, another rank may need its gradient.
             with torch.set_grad_enabled(differentiable or together):
                 evaluation = policy.evaluate(row)
             yield Part(row, rows.data), evaluation
@@ -157,7 +157,7 @@ def _evaluations(policy: Policy, rows: Rows) -> Iterator[tuple[Part, Evaluated]]
 
 
 def _fillers(policy: Policy, count: int) -> list[Row]:
-    """Rows of no consequence, so that this rank runs as many as any that it runs them with.
+    """Rows without effect: all ranks that share the weights must run the same number of rows.
 
     Ranks agree on the number before the first row.
     """
@@ -177,7 +177,7 @@ def _add(
         known = logprobs.detach().cpu()
         loss = of_part(part, known) if part.data else TokenLoss(0.0, torch.zeros_like(known))
         failure = _not_finite(part, loss)
-        if policy.sharding.agree(failure, moves=bool(loss.gradient.any())):
+        if policy.sharding.agree(failure, with_grad=bool(loss.gradient.any())):
             logprobs.backward(loss.gradient.to(logprobs.device))  # type: ignore[no-untyped-call]
         if part.data:
             entropy = float(evaluation.entropy.detach().double().sum())
@@ -210,7 +210,7 @@ def _part_tally(
         loss=loss.loss,
         tokens=len(logprobs),
         unique=len(part.row.tokens),
-        still=int((loss.gradient == 0).sum()),
+        zero_gradient=int((loss.gradient == 0).sum()),
         clipped_low=loss.clipped_low,
         clipped_high=loss.clipped_high,
         compared=len(difference),
@@ -230,5 +230,5 @@ def _assumed(part: Part) -> int:
 
 
 def _sampling(datum: Datum) -> Sequence[float]:
-    """The sampler's log-probs; zeros for a datum that came without."""
+    """The sampler's log-probs; zeros for a datum without them."""
     return datum.sampling_logprobs or (0.0,) * len(datum.output)

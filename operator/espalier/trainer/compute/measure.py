@@ -141,8 +141,8 @@ def policy_shape(policy: Policy) -> ModelShape:
 def kept_bytes(policy: Policy, row: Row) -> int:
     """Bytes of the distinct tensors that autograd keeps of a row's forward, without weights."""
     parts = [policy.sharding.own(parameter) for parameter in policy.causal_lm.parameters()]
-    held = [*parts, *policy.causal_lm.buffers()]
-    weights = {tensor.untyped_storage().data_ptr() for tensor in held}
+    constant = [*parts, *policy.causal_lm.buffers()]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in constant}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

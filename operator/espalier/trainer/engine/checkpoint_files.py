@@ -1,4 +1,4 @@
-"""What is in a checkpoint: weights as others load them, Adam's state, and how it came about."""
+"""The content of a checkpoint: weights in a common format, Adam's state, and its origin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from espalier.trainer.volume.peft_adapter import CONFIG
 from espalier.trainer.volume.shapes import State, shapes_of
 
 STATE_FILE = "state.json"
-# The manifest's word for what was trained; adapters written before there was another lack it.
+# The manifest's key for the kind of adapter; the oldest checkpoints, all LoRA, lack it.
 ADAPTER_TYPE = "adapter_type"
 
 
@@ -35,8 +35,10 @@ class Position:
 
 
 class StepState(BaseModel):
-    """state.json: where the step stands in the tree and what made it. No clock, so that the same
-    step written twice has the same digest."""
+    """state.json: the step's place in the tree and its origin.
+
+    It has no clock, because the same step written twice must have the same digest.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -80,7 +82,7 @@ def write(
     key: Key,
     rollouts: list[dict[str, Any]],
 ) -> tuple[Stored, bool]:
-    """Commits a checkpoint; False if the very same one was there. Raises VolumeFull (507)."""
+    """Commits a checkpoint; False if the same one was there already. Raises VolumeFull (507)."""
     with store.staging("checkpoint") as staged:
         compute.write(proposal, staged)
         (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
@@ -129,9 +131,11 @@ def write_imported(
         ),
     }
     with store.staging("checkpoint") as staged:
-        held = parameters | fresh_moments(parameters).tensors()
+        tensors = parameters | fresh_moments(parameters).tensors()
         layout = tensor_files.lora_files(shapes_of(parameters))
-        tensor_files.write(staged, layout, (held[name] for file in layout for name in file.tensors))
+        tensor_files.write(
+            staged, layout, (tensors[name] for file in layout for name in file.tensors)
+        )
         (staged / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
         (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
         metadata = _metadata(state, Key("import", 0), base=base, adapter=adapter)
@@ -171,7 +175,7 @@ def read(store: CheckpointStore, digest: str, base: str, adapter: Adapter) -> Co
 
 
 def _same_scale(stored: Stored, adapter: Adapter) -> None:
-    """409 for a LoRA of another rank or alpha: an earlier model of the same name may have had them.
+    """Raises 409 for a LoRA of another rank or alpha, left by an earlier model of the same name.
 
     The weights of another rank do not fit; under another alpha they would mean something else.
     """
@@ -222,7 +226,7 @@ def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Com
 
 
 def _metadata(state: StepState, key: Key, *, base: str, adapter: Adapter) -> dict[str, Any]:
-    """What the manifest says of a checkpoint besides its files."""
+    """The manifest's metadata of a checkpoint."""
     return {
         **state.model_dump(include={"model", "run", "step", "run_step", "branch", "term"}),
         "base": base,

@@ -1,4 +1,4 @@
-"""Commands, their answers, and what a gradient command means before it touches the policy."""
+"""Commands and answers, and the checks of a gradient command before it reaches the policy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from espalier.trainer.problems import CommandError, invalid
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
 GradientRequest = ForwardBackwardRequest | BackwardRequest
-# A custom loss is computed right after its forward; more than this many wait for nobody.
+# A client computes its loss right after the forward, so few forwards need to be kept.
 FORWARDS_KEPT = 8
 
 
@@ -34,7 +34,7 @@ class Empty(Wire):
 class Sent:
     """What a client asks for.
 
-    ``term`` is the one that it trains under, if it said; ``declared`` what its run binds it to.
+    ``term`` is the term that it trains under, if given; ``declared`` is what its run fixes.
     """
 
     kind: Kind
@@ -44,7 +44,7 @@ class Sent:
 
     @cached_property
     def body(self) -> bytes:
-        """The request as it is logged and told from others; a batch's takes long, so it is kept."""
+        """The request as JSON, for the log and for comparison; cached for large batches."""
         return self.request.model_dump_json().encode()
 
 
@@ -123,7 +123,7 @@ def gradient_command(
 
 
 def logged_request(log: CommandLog, record: Record) -> GradientRequest:
-    """What a pending gradient command asked for."""
+    """The request of a pending gradient command."""
     if record.kind == "backward":
         return BackwardRequest.model_validate_json(log.body(record))
     return ForwardBackwardRequest.model_validate_json(log.body(record))
@@ -140,7 +140,7 @@ def forward_id(record: Record) -> str:
 
 
 def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) -> DatumTensors:
-    """One datum of a forward's answer; its reward is scaled, the scale's only use there."""
+    """One datum of a forward's answer, with its reward scaled."""
     return DatumTensors(
         reward=datum.reward * request.reward_scale,
         traj_idx=datum.trajectory,
@@ -172,7 +172,7 @@ def _backward(
 
 
 def held_forward(log: CommandLog, wanted: str) -> ForwardRequest:
-    """The forward that a backward builds on; 404 when it is not held any more."""
+    """The forward that a backward refers to; 404 when it is no longer kept."""
     for record in log.forwards(FORWARDS_KEPT):
         if forward_id(record) == wanted:
             return ForwardRequest.model_validate_json(log.body(record))

@@ -1,4 +1,4 @@
-"""Whether a client's command says what its run in Git gives."""
+"""Compares a client's command with the spec of its run in Git."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from espalier.trainer.problems import CommandError
 
 @dataclass(frozen=True)
 class _Value:
-    """A field of the run's spec: what it gives, and what the command says instead."""
+    """A field of the run's spec: the value there, and the value in the command."""
 
     field: str
     given: object
-    said: object
+    sent: object
 
 
 def check(given: Declared, request: Wire) -> None:
     """Raises 409 with both values for the first thing that differs from the run's spec."""
     for value in _compared(given, request):
-        if value.given is not None and value.given != value.said:
+        if value.given is not None and value.given != value.sent:
             raise CommandError(
                 409,
                 "RunSaysOtherwise",
                 f"spec.{value.field} of TrainingRun {given.run} is {value.given}, and the command "
-                f"says {value.said}; nothing was applied",
+                f"says {value.sent}; nothing was applied",
                 f"send {value.given}, edit spec.{value.field}, or take it out of the spec: what a "
                 "run with driver Client leaves out its client decides",
             )
@@ -48,8 +48,8 @@ def _compared(given: Declared, request: Wire) -> Iterator[_Value]:
     if isinstance(request, ForwardBackwardRequest):
         if given.loss_fn is not None:
             wanted = loss_spec(given.loss_fn, given.loss_fn_config)
-            said = loss_spec(request.loss_fn, request.loss_fn_config)
-            yield _Value("loss", _shown(wanted), _shown(said))
+            sent = loss_spec(request.loss_fn, request.loss_fn_config)
+            yield _Value("loss", _shown(wanted), _shown(sent))
         yield _Value("advantage.scale", given.advantage_scale, request.advantage_scale)
         if given.advantage_source is not None:
             yield from _advantages(given, request)
@@ -79,7 +79,7 @@ def _batch(given: Declared, request: ForwardRequest) -> Iterator[_Value]:
 
 
 def _temperatures(request: ForwardRequest, inputs: list[TrajectoryPayload]) -> set[float]:
-    """At which the samples are trained: their own, the request's, or 1 where nobody names one."""
+    """The samples' training temperatures: their own, else the request's, else 1."""
     asked = 1.0 if request.temperature is None else request.temperature
     own = [sample.temperature for item in inputs for sample in item.samples]
     return {asked if temperature is None else temperature for temperature in own}
@@ -94,8 +94,8 @@ def _advantages(given: Declared, request: ForwardBackwardRequest) -> Iterator[_V
     for item in request.inputs:
         if isinstance(item, TrajectoryPayload):
             own = item.advantage is not None or any(s.advantages is not None for s in item.samples)
-            said = "Precomputed" if own else "Estimated"
-            yield _Value("advantage.source", given.advantage_source, said)
+            source = "Precomputed" if own else "Estimated"
+            yield _Value("advantage.source", given.advantage_source, source)
 
 
 def _shown(spec: LossSpec) -> str:

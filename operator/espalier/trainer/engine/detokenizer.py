@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Detokenizer:
-    """Reads the tokenizer when it is first needed; for a base without one there is no text."""
+    """Loads the tokenizer on first use; a base without one yields no text."""
 
     def __init__(self, store: CheckpointStore, base: str) -> None:
         self._store, self._base = store, base

@@ -1,7 +1,7 @@
-"""The engine: applies commands one at a time, each once, and says where the trainer stands.
+"""The engine applies commands one at a time and each exactly once.
 
-All of it runs on one thread. A command is logged, applied and finished in the log before it is
-answered. Whatever fails in between leaves the state as it was, gradients restored from the log.
+It runs on one thread. A command is logged, applied and finished in the log before it is answered. A
+failure in between leaves the state as it was: gradients are restored from the log.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Engine:
         if current is not None and wanted.term < current.assignment.term:
             raise _stale(wanted.term, current.assignment.term)
         if current is not None and wanted.term == current.assignment.term:
-            # The base stays the recorded one: it is where a restart begins to look.
+            # Keep the recorded base: a restart restores from it.
             kept = current.assignment.model_copy(
                 update={"run": wanted.run, "branch": wanted.branch}
             )
@@ -90,7 +90,8 @@ class Engine:
         if sent.term is not None and sent.term != term:
             raise _stale(sent.term, term)
         if sent.declared is not None:
-            # Not before: what was applied before the spec was edited is answered again.
+            # After the lookup: a command applied before an edit of the spec is still answered
+            # again.
             declared.check(sent.declared, sent.request)
         self._check_order(command.key)
         try:
@@ -107,7 +108,7 @@ class Engine:
             self._publish(self.state)
 
     def _check_order(self, key: Key) -> None:
-        """Numbers of a session rise, with gaps: what was overtaken is refused, never reordered."""
+        """Refuses a number below the session's latest: commands are never reordered."""
         latest = self.state.log.latest(key.session)
         if latest is not None and key.seq < latest:
             raise CommandError(

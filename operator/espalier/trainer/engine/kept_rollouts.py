@@ -1,7 +1,7 @@
-"""What a step was trained on, as people read it, where the client does not say it itself.
+"""Readable rollouts of a step, made by the trainer when the client sends none.
 
 HUD's client sends no rollouts with a step. Their tokens are in the commands whose gradients the
-step takes, and what came of them in the reports of their traces.
+step takes; their outcomes are in the reports of their traces.
 """
 
 from __future__ import annotations
@@ -21,43 +21,45 @@ from espalier.trainer.volume.trace_store import canonical_or_empty
 
 logger = logging.getLogger(__name__)
 
-# Of a prompt the end is kept: it is what the completion answers.
+# Keep the end of a prompt: the completion answers it.
 PROMPT_CHARS = 8000
 
 
 def records(state: TrainingState) -> list[dict[str, Any]]:
-    """A record for every trajectory that the next step takes, then for the others of their jobs."""
+    """A record for every trajectory of the next step, then for the other traces of their jobs."""
     payloads = [payload for payload in _pending(state) if isinstance(payload, TrajectoryPayload)]
     ids = [canonical_or_empty(payload.trace_id) for payload in payloads]
     try:
-        told = {trace.id: trace for trace in state.traces.told({name for name in ids if name})}
+        traces = {
+            trace.id: trace for trace in state.traces.unreported({name for name in ids if name})
+        }
     except (sqlite3.Error, CommandError) as error:
         logger.warning("the reports of the step's traces are not kept: %s", error)
-        told = {}
+        traces = {}
     rows = [
-        _trained(state.detokenizer, payload, told.pop(name, None))
+        _trained(state.detokenizer, payload, traces.pop(name, None))
         for name, payload in zip(ids, payloads, strict=True)
     ]
-    return rows + [_left_out(state.detokenizer, trace) for trace in told.values()]
+    return rows + [_left_out(state.detokenizer, trace) for trace in traces.values()]
 
 
 def mark(state: TrainingState, rows: Sequence[Mapping[str, Any]]) -> None:
-    """No later step tells of these again."""
+    """Marks the traces of ``rows``: later steps leave them out."""
     try:
-        state.traces.mark_told([row["trace"] for row in rows if "trace" in row])
+        state.traces.mark_reported([row["trace"] for row in rows if "trace" in row])
     except sqlite3.Error as error:
         logger.warning("the step's traces will be told again: %s", error)
 
 
 def _pending(state: TrainingState) -> list[str | TrajectoryPayload]:
-    found: list[str | TrajectoryPayload] = []
+    inputs: list[str | TrajectoryPayload] = []
     for record in state.log.pending():
         request = logged_request(state.log, record)
         if isinstance(request, BackwardRequest):
-            found += held_forward(state.log, request.forward_id).inputs
+            inputs += held_forward(state.log, request.forward_id).inputs
         else:
-            found += request.inputs
-    return found
+            inputs += request.inputs
+    return inputs
 
 
 def _trained(
@@ -95,9 +97,9 @@ def _sampled(detokenizer: Detokenizer, samples: Sequence[TrajectorySample]) -> d
 
 
 def _reported(trace: TraceRecord) -> dict[str, Any]:
-    """What its client said of a rollout."""
+    """The client's report of a rollout."""
     enter, left = trace.enter or {}, trace.exit or {}
-    said = {
+    reported = {
         "task": enter.get("task_slug"),
         "group": enter.get("group_id"),
         "job": enter.get("job_id"),
@@ -107,4 +109,4 @@ def _reported(trace: TraceRecord) -> dict[str, Any]:
         "error": left.get("error"),
         "metadata": left.get("metadata"),
     }
-    return {name: value for name, value in said.items() if value not in (None, "", {})}
+    return {name: value for name, value in reported.items() if value not in (None, "", {})}

@@ -1,4 +1,4 @@
-"""Figures of checkpoints that come with a step: what the client measured, and what was sampled."""
+"""Metrics of checkpoints that arrive with a step: measured by the client, or from samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Figures = dict[str, dict[str, float]]
 
 
 def check(request: Wire, model: str) -> None:
-    """Raises 422 for a figure that is said of a step and is of a checkpoint, or the reverse."""
+    """Raises 422 for a checkpoint's metric sent as the step's, or the reverse."""
     if isinstance(request, OptimStepRequest | BackwardRequest):
         for name in filter(is_measured, request.metrics):
             raise invalid(
@@ -36,26 +36,27 @@ def check(request: Wire, model: str) -> None:
 
 def sampled(inputs: Sequence[str | TrajectoryPayload]) -> tuple[tuple[str, float], ...]:
     """Checkpoint and reward of every trajectory that one known checkpoint sampled alone."""
-    found = []
+    rewards = []
     for item in inputs:
         if isinstance(item, TrajectoryPayload):
             names = {sample.checkpoint for sample in item.samples}
             name = names.pop() if len(names) == 1 else None
             if name:
-                found.append((name, item.reward))
-    return tuple(found)
+                rewards.append((name, item.reward))
+    return tuple(rewards)
 
 
 def figures(tally: Tally, given: Figures, model: str) -> Figures:
-    """What a step brings of checkpoints: of their samples, and what the client says goes before.
+    """A step's metrics by checkpoint: those of its samples, overridden by the client's.
 
-    The rewards of other models' checkpoints and of the base are of nothing in the model's tree.
+    Rewards of the base and of other models' checkpoints are left out: they have no place in this
+    model's tree.
     """
     rewards: dict[str, list[float]] = {}
     for name, reward in tally.sampled:
         if parse_checkpoint_name(model, name) is not None:
             rewards.setdefault(name, []).append(reward)
-    # The client knows the rewards of what it did not send as well: its figures are whole.
+    # The client also knows the rewards of rollouts that it did not send, so its figures win.
     drawn = {
         name: of_rewards(seen)
         for name, seen in sorted(rewards.items())[-MEASURED_CHECKPOINTS:]
@@ -71,20 +72,20 @@ def _check_measured(measured: Figures, model: str) -> None:
             f"is of {len(measured)} checkpoints",
             f"send at most {MEASURED_CHECKPOINTS} with one step",
         )
-    for checkpoint, found in measured.items():
+    for checkpoint, given in measured.items():
         if parse_checkpoint_name(model, checkpoint) is None:
             raise invalid(
                 f"measured.{checkpoint}",
                 f"is no checkpoint of model {model}",
                 "send what was measured of this model's checkpoints alone; the base has no figures",
             )
-        if len(found) > MEASURED_MOST:
+        if len(given) > MEASURED_MOST:
             raise invalid(
                 f"measured.{checkpoint}",
-                f"has {len(found)} metrics",
+                f"has {len(given)} metrics",
                 f"send at most {MEASURED_MOST} of a checkpoint",
             )
-        for name in found:
+        for name in given:
             if not is_measured(name):
                 raise invalid(
                     f"measured.{checkpoint}.{name}",

@@ -39,7 +39,7 @@ class TrainingState:
         position: the checkpoint that the weights are of.
         tallies: one per command whose gradients are accumulated.
         commits: every commit of the model, oldest first.
-        problem: what is wrong and remains so until a command succeeds.
+        problem: the fault in force until a command succeeds; None without one.
     """
 
     def __init__(
@@ -156,5 +156,5 @@ class TrainingState:
         self.drop_gradients()
 
     def set_problem(self, problem: Problem | None) -> None:
-        """Shows a problem, or that there is none any more."""
+        """Sets the fault in force; None clears it."""
         self.problem = problem

@@ -1,4 +1,4 @@
-"""An optimizer step: computed beside the old weights, committed, and only then installed."""
+"""An optimizer step: computes new weights beside the old, commits them, then installs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REWARDS = of_step("reward/")
 
 
 def optim_step(state: TrainingState, command: Command, request: OptimStepRequest) -> Answer:
-    """Steps, commits and installs; what fails leaves weights and gradients as they were."""
+    """Steps, commits and installs; a failure leaves weights and gradients as they were."""
     if not state.tallies:
         raise CommandError(
             409,
@@ -27,7 +27,7 @@ def optim_step(state: TrainingState, command: Command, request: OptimStepRequest
             "call forward_backward first (a zero-grad or a new term drops gradients)",
         )
     accumulated = total(state.tallies)
-    if accumulated.still == accumulated.tokens:
+    if accumulated.zero_gradient == accumulated.tokens:
         raise CommandError(
             409,
             "NoGradients",
@@ -101,7 +101,7 @@ def _next_step(state: TrainingState, request: OptimStepRequest, proposal: Propos
     tally = total(state.tallies)
     measured = tally.checkpoint_metrics()
     measured["optimizer/gradient_norm"] = proposal.gradient_norm
-    # The client also knows the rewards of what it did not send, so there its figures win.
+    # The client also knows the rewards of rollouts that it did not send, so its figures win.
     rewards = {n: v for n, v in request.metrics.items() if n.startswith(REWARDS)}
     return StepState(
         model=state.model,

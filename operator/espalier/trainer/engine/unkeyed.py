@@ -1,11 +1,11 @@
-"""Commands of clients that send no key: which are resends, told from what was delivered.
+"""Finds resends among commands without a key, from which answers were delivered.
 
 HUD's client sends no key and never resends by itself; a loop around it does. The gateway names the
 client (who it is authenticated as) and says when an answer was written to it completely. A command
 equal to the client's latest one, whose answer was never delivered, is that command again and gets
-its stored answer; after a delivered answer an equal command is a new one. Any other command says
-that the client is done with the one before it. What was delivered is kept in the log, so that
-neither a restart of the gateway nor one of the trainer forgets it.
+its stored answer; after a delivered answer an equal command is a new one. Any other command shows
+that the client has finished with the one before it. The log keeps which answers were delivered, so
+restarts of the gateway and of the trainer do not lose it.
 
 An optimizer step whose answer was lost makes the whole step resent: a loop calls it again from its
 forward_backward on, and none of it may be applied twice.
@@ -25,7 +25,7 @@ STEP: Kind = "optim-step"
 
 @dataclass(frozen=True)
 class Unkeyed:
-    """A command without a key, of a client by its name at the gateway."""
+    """A command without a key, from a client that the gateway names."""
 
     client: str
     sent: Sent
@@ -38,13 +38,13 @@ def resent(
     body: bytes,
     in_force: Callable[[Record], bool],
 ) -> Record | None:
-    """The earlier command that this one is again; None when it is new.
+    """The earlier command that this one repeats; None when it is new.
 
     Args:
         records: the client's finished commands since its last step but one, oldest first.
         delivered: the highest number whose answer was delivered; -1 when none was.
-        kind: of the command.
-        body: of the command, as it is logged.
+        kind: the command's kind.
+        body: the command's body, as it is logged.
         in_force: whether a command's effect is still there (its gradients, its forward).
     """
     if not records or records[-1].key.seq <= delivered:
@@ -63,12 +63,13 @@ def execute(engine: Engine, command: Unkeyed, *, waited: bool) -> tuple[Key, Ans
     """Applies a command, or answers it again; call it on the engine's thread.
 
     Args:
-        engine: what applies it.
+        engine: the engine that applies it.
         command: the command.
-        waited: whether word of the delivery of an earlier answer can no longer come.
+        waited: whether the time for reports of earlier deliveries has passed.
 
     Returns:
-        The command's key and answer; None when it looks like a resend and word may yet come.
+        The command's key and answer; None when it looks like a resend and a report of delivery may
+        yet come.
     """
     sent = command.sent
     records = engine.state.log.since_last_step_but_one(command.client)
@@ -88,9 +89,9 @@ def execute(engine: Engine, command: Unkeyed, *, waited: bool) -> tuple[Key, Ans
 
 
 def _in_force(log: CommandLog, record: Record) -> bool:
-    """A rollback drops gradients and forwards: then the command must be applied again."""
+    """Whether a command's gradients or forward are still there: a rollback drops them."""
     if record.kind in ("forward-backward", "backward"):
         return any(record.number == pending.number for pending in log.pending())
     if record.kind == "forward":
-        return any(record.number == held.number for held in log.forwards(FORWARDS_KEPT))
+        return any(record.number == forward.number for forward in log.forwards(FORWARDS_KEPT))
     return True

@@ -1,4 +1,4 @@
-"""What other threads may read while the engine works: the last published state and commits."""
+"""The last published state and commits, for other threads to read while the engine works."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from espalier.api.wire import Commit, CommitPage, Problem, TrainerState
 
-# A page stays far below what the operator reads of an answer (2 MiB).
+# A page stays far below the operator's limit on an answer (2 MiB).
 PAGE = 250
 
 
@@ -35,12 +35,12 @@ class CommitFeed:
         self._loop.call_soon_threadsafe(self._replace, snapshot)
 
     def close(self) -> None:
-        """Answers every waiting poll now, and later ones at once: a shutdown waits for none."""
+        """Answers all polls at once, because a shutdown waits for answers."""
         self._closed = True
         self._wake()
 
     async def page(self, after: int, wait_seconds: float) -> CommitPage:
-        """Commits with an index above ``after``; waits for one, or for another problem."""
+        """Commits with an index above ``after``; waits for one, or for a change of problem."""
         deadline = self._loop.time() + wait_seconds
         problem = self.snapshot.problem
         while not (

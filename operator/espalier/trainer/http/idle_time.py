@@ -1,4 +1,4 @@
-"""For how long nobody has called the trainer."""
+"""Measures how long the trainer has had no calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Calls:
         self._last = clock()
 
     def touch(self) -> None:
-        """As if a call had just ended."""
+        """Starts the quiet time again, as the end of a call does."""
         self._last = self._clock()
 
     @contextmanager
@@ -34,5 +34,5 @@ class Calls:
 
     @property
     def quiet_seconds(self) -> float:
-        """Since the last call ended; 0 while one is under way."""
+        """Seconds since the last call ended; 0 while one is under way."""
         return 0.0 if self._running else self._clock() - self._last

@@ -1,4 +1,4 @@
-"""What requests say: bodies as wire types, keys and numbers; 422 names what does not fit."""
+"""Parses requests into wire types, keys and numbers; 422 names a bad field."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def key_of(request: web.Request) -> Key:
 
 
 def client_of(request: web.Request) -> str:
-    """Who calls without keys, as the gateway names them; empty if it names nobody."""
+    """The caller without keys, as the gateway names it; empty if it names nobody."""
     text = request.headers.get(CLIENT, "")
     if not text.isascii() or len(text) > MAX_KEY_CHARS:
         raise invalid(CLIENT, f"is not ASCII of at most {MAX_KEY_CHARS} characters")
@@ -66,7 +66,7 @@ def term_of(request: web.Request) -> int | None:
 
 
 def declared_of(request: web.Request) -> Declared | None:
-    """What the gateway says that the caller's run binds it to."""
+    """The settings of the caller's run, as the gateway sends them."""
     text = request.headers.get(DECLARED)
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""The trainer's HTTP routes: who may call, what is well-formed, and one queue to the engine."""
+"""The trainer's HTTP routes: authentication, validation, and one queue to the engine."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ logger = logging.getLogger(__name__)
 
 DIGEST = "Espalier-Checkpoint-Digest"
 MAX_WAIT_SECONDS = 30.0
-# An answer's delivery is reported after it, and the client's next command may overtake the report.
+# The report of a delivery follows the answer, and the next command may overtake the report.
 DELIVERY_SECONDS = 2.0
-# A connection without a whole request head for so long is closed, new or idle.
+# A connection is closed after this long without a whole request head.
 HEAD_SECONDS = 75.0
-# How the service is to be served: nothing is inflated, not even what a client only announces.
+# aiohttp's options: bodies are never inflated, whatever a client announces.
 SERVER: dict[str, Any] = {"auto_decompress": False, "keepalive_timeout": HEAD_SECONDS}
 OPEN_ROUTES = ("/healthz", "/readyz")
 OPERATOR_ROUTES = ("/assign", "/commits", "/usage")
@@ -86,7 +86,7 @@ class Service:
         engine = await loop.run_in_executor(self._worker, make, self._published)
         self._traces = engine.state.traces
         self._engine = engine
-        # Nobody could call it while it was loading.
+        # Time spent loading does not count as quiet.
         self._calls.touch()
 
     def app(self) -> web.Application:
@@ -160,7 +160,7 @@ class Service:
         )
 
     async def _body(self, request: web.Request) -> bytes:
-        """The body as it was sent; 413 before any of it is read where its length is announced."""
+        """The body as it was sent; 413 before reading it if its announced length is too large."""
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
         if encoding.lower() != "identity":
             raise CommandError(
@@ -199,16 +199,16 @@ class Service:
             return await handler(request)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
-        """503 once a command is stuck, so that the kubelet starts the trainer anew."""
+        """503 once a command is stuck: the kubelet then restarts the trainer."""
         stuck = self._watchdog.stuck()
         return _problem(503, stuck) if stuck else web.Response(text="ok")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         self._ready_engine()
         snapshot = self.feed.snapshot
-        said = [snapshot.problem] if snapshot.problem else []
-        # Still ready: only a command that is sent again can show that a fault is over.
-        lines = [f"{p.reason}: {p.detail}. {p.remedy}" for p in (*said, *snapshot.warnings)]
+        problems = [snapshot.problem] if snapshot.problem else []
+        # Ready despite a problem: only a command that succeeds shows that a fault is over.
+        lines = [f"{p.reason}: {p.detail}. {p.remedy}" for p in (*problems, *snapshot.warnings)]
         return web.Response(text="\n".join(("ok", *lines)))
 
     async def _losses(self, _request: web.Request) -> web.Response:
@@ -258,11 +258,11 @@ class Service:
         return await loop.run_in_executor(self._worker, self._watchdog.run, what, work)
 
     async def _unkeyed(self, engine: Engine, command: Unkeyed) -> web.Response:
-        """Waits for word of the last answer's delivery only where the command could be a resend."""
+        """Applies a command without a key; a possible resend waits for the report of a delivery."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DELIVERY_SECONDS
         while True:
-            word = self._delivered
+            delivered = self._delivered
             waited = loop.time() >= deadline
             done = await self._on_engine(
                 command.sent.kind, partial(unkeyed.execute, engine, command, waited=waited)
@@ -274,7 +274,7 @@ class Service:
                 return response
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
-                    await word.wait()
+                    await delivered.wait()
 
     def _kept(self) -> Traces:
         self._ready_engine()
@@ -285,7 +285,7 @@ class Service:
         engine = self._ready_engine()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._worker, engine.state.log.mark_delivered, key_of(request))
-        # Each word has its own event, so that who waits later waits for the next one.
+        # A fresh event for each report: later waiters wait for the next one.
         self._delivered.set()
         self._delivered = asyncio.Event()
         return web.Response(status=204)

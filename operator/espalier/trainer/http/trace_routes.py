@@ -1,4 +1,4 @@
-"""Routes of traces: reports and samples come from the gateway, on its caller's behalf."""
+"""Routes of traces; the gateway sends reports and samples on its caller's behalf."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def add_to(
     """Registers the routes.
 
     Args:
-        router: of the trainer's application.
-        traces: where they are kept; raises 503 while the trainer loads.
+        router: the trainer's router.
+        traces: returns the store; raises 503 while the trainer loads.
         read: reads a body within the trainer's limit.
     """
 
@@ -39,10 +39,10 @@ def add_to(
 
     async def get(request: web.Request) -> web.Response:
         name = request.match_info["id"]
-        found = await asyncio.to_thread(traces().record, name)
-        if found is None:
+        record = await asyncio.to_thread(traces().record, name)
+        if record is None:
             raise CommandError(404, "TraceNotFound", f"trace {name} is unknown here")
-        return web.Response(text=found.model_dump_json(), content_type="application/json")
+        return web.Response(text=record.model_dump_json(), content_type="application/json")
 
     router.add_post("/traces/job/{id}/enter", reported(JobReport, Traces.enter_job))
     router.add_post("/traces/{id}/enter", reported(TraceEnter, Traces.enter))

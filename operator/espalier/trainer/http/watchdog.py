@@ -1,8 +1,8 @@
-"""Whether the engine is stuck: its thread has used no CPU time for long while a command runs.
+"""Detects a stuck engine: a command runs, and its thread has used no CPU time for long.
 
-Elapsed time alone says nothing, for a long batch is honest work; a thread that computes, or that
-waits actively for a GPU, uses CPU time all along. One that waits for another rank does not, and
-that wait has a limit of its own.
+Elapsed time alone shows nothing, because a long batch is honest work. A thread that computes, or
+polls a GPU, uses CPU time all along. One that waits for another rank does not, and that wait has a
+limit of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Watched:
-    """A command on a thread, and the last time that the thread was seen to have used the CPU."""
+    """A command on a thread, and when the thread was last seen to use the CPU."""
 
     what: str
     thread: int
@@ -35,7 +35,7 @@ def thread_cpu_seconds(thread: int) -> float:
 
 
 class Watchdog:
-    """Watches one command at a time; asked by whoever wants to know, it has no thread of its own.
+    """Watches one command at a time; it has no thread, and checks when it is asked.
 
     ``seconds`` without CPU time count as stuck; ``clock`` is monotonic.
     """
@@ -53,7 +53,7 @@ class Watchdog:
         self._watched: _Watched | None = None
 
     def run(self, what: str, work: Callable[[], T]) -> T:
-        """Runs work on this thread, watched."""
+        """Runs work on this thread and watches it."""
         thread, now = threading.get_ident(), self._clock()
         with self._lock:
             self._watched = _Watched(what, thread, now, self._cpu(thread), now)
@@ -64,7 +64,7 @@ class Watchdog:
                 self._watched = None
 
     def stuck(self) -> Problem | None:
-        """What is stuck, if anything is; from any thread."""
+        """The problem of a stuck command, None without one; callable from any thread."""
         with self._lock:
             seen = self._watched
             if seen is None:

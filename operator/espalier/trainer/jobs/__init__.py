@@ -1,1 +1,1 @@
-"""Entry points of Jobs beside the trainer: import, export, collection, adoption."""
+"""Entry points of Jobs: import, export, collection and adoption of checkpoints and bases."""

@@ -1,7 +1,7 @@
 """Lists the checkpoints of a model on a volume: ``python -m espalier.trainer.jobs.adoption``.
 
-Reads every byte against its digest and writes nothing. Prints one JSON object a line: a checkpoint
-as ``{"commit": …}``, whatever cannot be one of this model as ``{"path": …, "refused": why}``.
+Checks every byte against its digest and writes nothing. Prints one JSON object a line: a checkpoint
+as ``{"commit": …}``, a directory that is not one as ``{"path": …, "refused": why}``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestErro
 
 
 def survey(store: CheckpointStore, model: str, base: str = "") -> Iterator[dict[str, Any]]:
-    """What lies among the checkpoints; ``base``: the digest that they must have grown on."""
-    for name, found in store.survey():
-        if isinstance(found, DigestError):
-            yield {"path": name, "refused": str(found)}
+    """The directories among the checkpoints; ``base`` is the digest of the base they must have."""
+    for name, stored in store.survey():
+        if isinstance(stored, DigestError):
+            yield {"path": name, "refused": str(stored)}
             continue
-        manifest = found.manifest
+        manifest = stored.manifest
         if manifest.get("model") != model:
             continue
         if manifest["step"] < 1:
@@ -35,18 +35,18 @@ def survey(store: CheckpointStore, model: str, base: str = "") -> Iterator[dict[
             yield {"path": name, "refused": f"trained on another base, {manifest['base']}"}
         else:
             try:
-                store.verify("checkpoint", found.digest)
-                state = StepState.model_validate_json((found.path / STATE_FILE).read_text())
+                store.verify("checkpoint", stored.digest)
+                state = StepState.model_validate_json((stored.path / STATE_FILE).read_text())
             except (DigestError, ValidationError, OSError) as error:
                 yield {"path": name, "refused": str(error)}
                 continue
-            made = datetime.fromtimestamp((found.path / STATE_FILE).stat().st_mtime, UTC)
+            made = datetime.fromtimestamp((stored.path / STATE_FILE).stat().st_mtime, UTC)
             created = made.strftime("%Y-%m-%dT%H:%M:%SZ")
-            yield {"commit": commit_of(found, state, 1, created).model_dump()}
+            yield {"commit": commit_of(stored, state, 1, created).model_dump()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: always 0, for what is wrong is said line by line."""
+    """The exit code: always 0, because each line reports its own fault."""
     parser = argparse.ArgumentParser(description="Lists the checkpoints of a model on a volume")
     parser.add_argument("--model", required=True)
     parser.add_argument("--base", default="", help="digest of the base that they must be of")

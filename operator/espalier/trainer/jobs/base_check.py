@@ -1,7 +1,7 @@
-"""Opens a base before anything is built on it: what cannot be trained and served is not imported.
+"""Checks a base before its import: it must be trainable and servable.
 
-No tensor is read, only the headers of their files; the model is laid out on the meta device.
-Nothing of the base is run: no remote code, no pickle.
+It reads no tensor, only the headers of their files, and builds the model on the meta device. It
+runs nothing of the base: no remote code, no pickle.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from espalier.trainer.volume.base_files import (
 )
 
 SERVED = Path(__file__).with_name("served_architectures.json")
-# More than any model has; what a hostile configuration asks for is laid out layer by layer.
+# More than any model has: a hostile configuration's layers would be built one by one.
 MOST_LAYERS = 1000
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-# Where vLLM looks for a model's length, as names of its configuration.
+# The configuration names from which vLLM reads a model's length.
 _LENGTHS = (
     "max_position_embeddings",
     "n_positions",
@@ -49,20 +49,20 @@ _LENGTHS = (
     "max_seq_length",
     "seq_len",
 )
-# Kinds of rotary embedding whose length is stretched already, or not by their factor.
+# Kinds of rotary embedding whose length already includes the factor, or ignores it.
 _UNSTRETCHED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
 T = TypeVar("T")
 
 
 def inspect(source: Path, wanted: Wanted) -> Facts:
-    """What the base in ``source`` is; raises UserMistakeError, naming what is wrong with it."""
+    """The facts about the base in ``source``; raises UserMistakeError naming its fault."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     files = model_files(source)
     with TemporaryDirectory() as scratch:
-        # Only what is going to be imported is seen.
+        # Look only at the files that will be imported.
         view = Path(scratch)
         for path in files:
             place = view / path.relative_to(source)
@@ -82,7 +82,7 @@ def inspect(source: Path, wanted: Wanted) -> Facts:
 
 
 def context_tokens(known: Any) -> int | None:
-    """The longest context that vLLM serves a configuration of transformers with; None: any."""
+    """The longest context at which vLLM serves a configuration; None: any."""
     text = known.get_text_config()
     lengths = [value for name in _LENGTHS if (value := getattr(text, name, None)) is not None]
     if not lengths:
@@ -98,10 +98,10 @@ def context_tokens(known: Any) -> int | None:
 
 
 def served(*, adapters: bool) -> Collection[str]:
-    """The architectures that the pinned vLLM serves, with ``adapters`` or at all."""
+    """The architectures that the pinned vLLM serves; with ``adapters`` those that take LoRA."""
     listed = json.loads(SERVED.read_text())
-    found: list[str] = listed["adapters"] + ([] if adapters else listed["withoutAdapters"])
-    return found
+    architectures: list[str] = listed["adapters"] + ([] if adapters else listed["withoutAdapters"])
+    return architectures
 
 
 def _configuration(view: Path) -> Any:
@@ -109,25 +109,25 @@ def _configuration(view: Path) -> Any:
 
 
 def _ropes(parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    """One set of parameters, or one for every kind of layer."""
+    """The rotary parameters: one set, or one for each kind of layer."""
     if "rope_type" in parameters or "factor" in parameters:
         return [parameters]
     return [value for value in parameters.values() if isinstance(value, dict)]
 
 
 def _check_headers(view: Path) -> None:
-    """Every shard can be opened, and has the tensors that the index says."""
+    """Checks that every shard opens and has the tensors that the index lists."""
     index = shard_of(view)
     for path in sorted(view.rglob("*.safetensors")):
         name = path.relative_to(view).as_posix()
         try:
             with safe_open(path, framework="pt") as shard:
-                held = set(shard.keys())
+                present = set(shard.keys())
         except SafetensorError as error:
             raise unreadable(
                 f"{name} is damaged: {error}", "download it again: it may be cut short"
             ) from error
-        lost = {tensor for tensor, place in index.items() if place == name} - held
+        lost = {tensor for tensor, place in index.items() if place == name} - present
         if lost:
             raise unreadable(
                 f"the index says that {some(lost)} is in {name}, which lacks it",
@@ -136,7 +136,7 @@ def _check_headers(view: Path) -> None:
 
 
 def _check_served(content: dict[str, Any], adapter: Adapter) -> str:
-    """The base's architecture, which vLLM can serve as the model wants."""
+    """Checks that vLLM can serve the base's architecture as the model asks; returns it."""
     named = content.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise _unsupported(f"{CONFIG} names no architectures", "give the base's own config.json")
@@ -177,11 +177,11 @@ def _check_kind(known: Any, architecture: str) -> None:
 
 
 def _check_tensors(source: Path, view: Path, architecture: str) -> None:
-    """The files hold what the architecture needs, no less and no more.
+    """Checks that the files hold exactly the tensors of the architecture.
 
-    transformers only warns of what is missing and draws it at random, each time anew.
+    transformers only warns of missing tensors and draws them at random each time.
     """
-    _, found = _opened(
+    _, loading = _opened(
         source,
         "the base",
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -195,13 +195,13 @@ def _check_tensors(source: Path, view: Path, architecture: str) -> None:
         ),
     )
     wrong = []
-    if found["missing_keys"]:
-        wrong.append(f"they lack {some(found['missing_keys'])}")
-    if found["unexpected_keys"]:
-        wrong.append(f"they have besides {some(found['unexpected_keys'])}")
+    if loading["missing_keys"]:
+        wrong.append(f"they lack {some(loading['missing_keys'])}")
+    if loading["unexpected_keys"]:
+        wrong.append(f"they have besides {some(loading['unexpected_keys'])}")
     shapes = [
         f"{name} is {list(has)}, must be {list(must)}"
-        for name, has, must in found["mismatched_keys"]
+        for name, has, must in loading["mismatched_keys"]
     ]
     if shapes:
         wrong.append(some(shapes))
@@ -213,7 +213,7 @@ def _check_tensors(source: Path, view: Path, architecture: str) -> None:
 
 
 def _check_tokenizer(source: Path, view: Path, given: str) -> Any:
-    """The tokenizer; where it has a chat template, its own or a given one, that renders a chat."""
+    """The tokenizer; checks that its chat template, if any, renders a chat."""
     if not any((view / name).is_file() for name in _TOKENIZERS):
         raise unreadable(
             f"there is no tokenizer: none of {', '.join(_TOKENIZERS)}",
@@ -241,30 +241,30 @@ def _check_tokenizer(source: Path, view: Path, given: str) -> Any:
 
 
 def _ends(view: Path, known: Any, tokenizer: Any) -> set[int]:
-    """The tokens at which vLLM ends a completion of this base by itself.
+    """The tokens at which vLLM ends a completion of this base by default.
 
-    The tokenizer's own, and those of generation_config.json, or of config.json where there is none
-    that can be read.
+    They are the tokenizer's, and those of generation_config.json, or of config.json if that cannot
+    be read.
     """
     try:
-        found = json.loads((view / "generation_config.json").read_bytes()).get("eos_token_id")
+        given = json.loads((view / "generation_config.json").read_bytes()).get("eos_token_id")
     except (OSError, ValueError, AttributeError, RecursionError):
-        found = getattr(known, "eos_token_id", None)
-    more = found if isinstance(found, list) else [found]
+        given = getattr(known, "eos_token_id", None)
+    more = given if isinstance(given, list) else [given]
     return {end for end in (tokenizer.eos_token_id, *more) if isinstance(end, int)}
 
 
 def _unstopped_turn_end(tokenizer: Any, ends: Collection[int]) -> TurnEnd | None:
-    """The special token that the chat template closes an assistant's turn with, if no end.
+    """The special token that closes an assistant's turn, if it does not end a completion.
 
-    It is where two chats that differ in the assistant's words begin to be the same again.
+    It is where two chats that differ only in the assistant's words become equal again.
     """
     if not tokenizer.chat_template:
         return None
     try:
         one, other = (_rendered(tokenizer, words) for words in ("0", "1"))
     except Exception:
-        # Only some templates take a chat that ends with the assistant; nothing depends on it.
+        # Some templates refuse a chat that ends with the assistant; then this stays unknown.
         return None
     backwards = zip(reversed(one), reversed(other), strict=False)
     tail = [token for token, twin in takewhile(lambda pair: pair[0] == pair[1], backwards)]
@@ -281,7 +281,7 @@ def _rendered(tokenizer: Any, words: str) -> list[int]:
 
 
 def _opened(source: Path, what: str, open_: Callable[[], T]) -> T:
-    """What a library makes of untrusted files; whatever it raises is about them."""
+    """A library's result on untrusted files; any error that it raises is about the files."""
     try:
         return open_()
     except Exception as error:

@@ -1,22 +1,21 @@
 """Removes the bytes of deleted checkpoints: ``python -m espalier.trainer.jobs.collector``.
 
-It refuses what is not of the model it was called for and what that model's trainer would look for
-when it starts. Leaves ``{"removed": count, "kept": {digest: why}}`` in the termination log.
+It refuses checkpoints of other models, and those that the model's trainer needs when it starts.
+Leaves ``{"removed": count, "kept": {digest: why}}`` in the termination log.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from espalier.trainer.problems import leave_message
+from espalier.core.volume import is_digest
+from espalier.process import configure_logs, leave_message
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 from espalier.trainer.volume.log_admin import forget, resumes_from
 
-_DIGEST = re.compile(r"sha256:[a-f0-9]{64}")
 # The termination log holds 4096 bytes.
 _TOLD = 24
 _REASON_CHARS = 60
@@ -25,7 +24,7 @@ _REASON_CHARS = 60
 def collect(
     store: CheckpointStore, model: str, digests: Sequence[str], *, orphaned: bool
 ) -> dict[str, str]:
-    """Removes what it may; why the rest was kept, by digest. One that is not there is removed.
+    """Removes checkpoints; returns by digest why others were kept. An absent one counts as removed.
 
     With ``orphaned`` the model is gone: nothing resumes, and its log goes with its last checkpoint.
     """
@@ -44,7 +43,7 @@ def collect(
 
 def _refusal(store: CheckpointStore, model: str, digest: str, needed: frozenset[str]) -> str:
     """Why a checkpoint stays; empty once it is gone."""
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         return "it is no digest"
     if digest in needed:
         return "the trainer resumes from it"
@@ -61,7 +60,7 @@ def _refusal(store: CheckpointStore, model: str, digest: str, needed: frozenset[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 once every digest has been dealt with; 1 for what may pass."""
+    """The exit code: 0 once every digest is handled, 1 for a fault that may pass."""
     parser = argparse.ArgumentParser(description="Removes the bytes of deleted checkpoints")
     parser.add_argument("--model", required=True)
     parser.add_argument("--orphaned", action="store_true", help="the model itself is gone")
@@ -70,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = Path(os.environ.get("ESPALIER_VOLUME", "/weights"))
     store = CheckpointStore(root, f"collector-{given.model}")
     kept = collect(store, given.model, given.digests, orphaned=given.orphaned)
-    told = {digest: why[:_REASON_CHARS] for digest, why in [*kept.items()][:_TOLD]}
-    leave_message({"removed": len(given.digests) - len(kept), "kept": told})
+    shown = {digest: why[:_REASON_CHARS] for digest, why in [*kept.items()][:_TOLD]}
+    leave_message({"removed": len(given.digests) - len(kept), "kept": shown})
     return 0
 
 
 if __name__ == "__main__":
+    configure_logs()
     raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""A checkpoint as others load it: ``python -m espalier.trainer.jobs.export``.
+"""Exports a checkpoint in a common format: ``python -m espalier.trainer.jobs.export``.
 
 Either PEFT's adapter directory, or with ``--merged`` a Hugging Face model of base and adapter; the
 tokenizer lies beside it in both. A full checkpoint is a Hugging Face model either way.
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.core.names import DIGEST_PREFIX
+from espalier.api.exit_codes import USER_MISTAKE
+from espalier.core.volume import DIGEST_PREFIX
 from espalier.trainer.engine.checkpoint_files import STATE_FILE, StepState, adapter_type
-from espalier.trainer.problems import EXIT_USER_MISTAKE, CommandError, UserMistakeError
+from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.checkpoint_store import (
     STAGING,
     CheckpointStore,
@@ -30,17 +31,17 @@ from espalier.trainer.volume.checkpoint_store import (
 from espalier.trainer.volume.peft_adapter import CONFIG, WEIGHTS
 from espalier.trainer.volume.tensor_files import OPTIMIZER_FOLDER
 
-# ``base``: as the base's config.json says.
+# ``base`` means the dtype in the base's config.json.
 DTYPES = ("base", "float32", "bfloat16", "float16")
-# Of a full checkpoint's files these are no part of the model.
+# Files of a full checkpoint that are not part of the model.
 _OF_THE_STEP = (STATE_FILE, "metrics.jsonl", "rollouts.jsonl")
-# Of a base's files these say what the weights are; an adapter's directory must not claim them.
+# Files of a base that describe its weights; an adapter's directory must not have them.
 _OF_THE_WEIGHTS = ("config.json", "generation_config.json", "*.safetensors*", "manifest.json")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """``base_name`` is what the adapter's configuration names as its base."""
+    """``base_name`` is the base's name in the adapter's configuration."""
 
     merged: bool = False
     dtype: str = "base"
@@ -73,7 +74,7 @@ def write(store: CheckpointStore, checkpoint: Stored, staged: Path, wanted: Want
 
 @contextmanager
 def replacing(output: Path, *, force: bool) -> Iterator[Path]:
-    """An empty directory that becomes ``output`` when the block ends well, whole or not at all.
+    """An empty directory that becomes ``output`` whole if the block succeeds.
 
     Raises UserMistakeError if there is such a directory and ``force`` is not set.
     """
@@ -98,7 +99,7 @@ def replacing(output: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _write_full(base: Stored, checkpoint: Stored, staged: Path, wanted: Wanted) -> None:
-    """The model as it is, in float32; rounded once where a merged one is asked for."""
+    """Writes the model in float32; rounds once if a merged one is asked for."""
     for name in checkpoint.manifest["files"]:
         if name in _OF_THE_STEP or name.startswith(f"{OPTIMIZER_FOLDER}/"):
             continue
@@ -106,7 +107,7 @@ def _write_full(base: Stored, checkpoint: Stored, staged: Path, wanted: Wanted) 
         shutil.copyfile(checkpoint.path / name, staged / name)
     if not wanted.merged:
         return
-    # Imported here, so that a model is exported as it is without them.
+    # Imported here: an export without rounding does not need them.
     import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
@@ -127,8 +128,8 @@ def _write_adapter(checkpoint: Stored, staged: Path, base_name: str) -> None:
 
 
 def _write_merged(base: Stored, checkpoint: Stored, staged: Path, dtype: str) -> None:
-    """Base and adapter are added in float32 and rounded once, to ``dtype``."""
-    # Imported here, so that an adapter is exported without them.
+    """Adds base and adapter in float32 and rounds once to ``dtype``."""
+    # Imported here: the export of an adapter does not need them.
     import torch  # noqa: PLC0415
     from peft import PeftModel  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
@@ -150,18 +151,18 @@ def _base_dtype(base: Stored) -> Any:
 
 
 def _digest_of(store: CheckpointStore, name: str) -> str:
-    """A fenced commit leaves its bytes under a name that another checkpoint took."""
-    found = [
+    """The digest of a name, which a fenced commit and its successor may share."""
+    digests = [
         stored.digest
         for stored in store.checkpoints()
         if StepState.model_validate_json((stored.path / STATE_FILE).read_text()).name == name
     ]
-    if len(found) == 1:
-        return found[0]
+    if len(digests) == 1:
+        return digests[0]
     raise UserMistakeError(
-        "CheckpointAmbiguous" if found else "CheckpointNotFound",
-        f"the volume holds {len(found)} checkpoints of the name {name}: {', '.join(found)}"
-        if found
+        "CheckpointAmbiguous" if digests else "CheckpointNotFound",
+        f"the volume holds {len(digests)} checkpoints of the name {name}: {', '.join(digests)}"
+        if digests
         else f"the volume holds no checkpoint of the name {name}",
         "name the checkpoint by its digest: spec.digest of the Checkpoint",
     )
@@ -179,10 +180,10 @@ def _verified(store: CheckpointStore, kind: Any, digest: str) -> Stored:
 def export(volume: Path, checkpoint: str, output: Path, wanted: Wanted, *, force: bool) -> Stored:
     """Writes a checkpoint, given by name or digest, to ``output``; raises UserMistakeError."""
     store = CheckpointStore(volume, "export")
-    found = find(store, checkpoint)
+    source = find(store, checkpoint)
     with replacing(output, force=force) as staged:
-        write(store, found, staged, wanted)
-    return found
+        write(store, source, staged, wanted)
+    return source
 
 
 def main() -> int:
@@ -198,12 +199,12 @@ def main() -> int:
     given = parser.parse_args()
     wanted = Wanted(given.merged, given.dtype, given.base_name)
     try:
-        found = export(given.volume, given.checkpoint, given.output, wanted, force=given.force)
+        exported = export(given.volume, given.checkpoint, given.output, wanted, force=given.force)
     except (UserMistakeError, CommandError) as error:
         problem = error.problem
         print(f"{problem.reason}: {problem.detail}: {problem.remedy}", file=sys.stderr)
-        return EXIT_USER_MISTAKE
-    print(f"wrote {found.digest} to {given.output}")
+        return USER_MISTAKE
+    print(f"wrote {exported.digest} to {given.output}")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Downloads from the Hugging Face hub, or a mirror of it, that go on where they stopped.
+"""Resumable downloads from the Hugging Face hub or a mirror of it.
 
-The hub's own client does the talking. What it lacks is added here: a limit for every wait, and
-files that are continued by the next process. Files come over plain HTTP, never over Xet, whose
-client keeps much of a large file in memory and starts it again from nothing.
+It uses the hub's own client and adds a limit for every wait, and files that the next process
+continues. Files come over plain HTTP and never over Xet, whose client keeps much of a large file in
+memory and starts again from nothing.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from espalier.trainer.volume.base_files import INDEX, WEIGHTS, check_space, gib,
 
 logger = logging.getLogger(__name__)
 
-# For a connection, for its next bytes, and for sending a request.
+# The limit for a connection, for its next bytes, and for sending a request.
 IDLE_SECONDS = 30.0
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
 AT_ONCE = 4
 REPORT_SECONDS = 15.0
 MOST_FILES = 10_000
-# What the hub gives over plain HTTP.
+# The hub's limit on a file over plain HTTP.
 LARGEST_BYTES = constants.MAX_HTTP_DOWNLOAD_SIZE
 PARTIAL = ".partial"
-# What a broken connection loses: the client writes whole chunks, of 10 MiB by itself.
+# A broken connection loses one chunk; the client's default is 10 MiB.
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 20
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of a repository; ``sha256`` is known of large files only."""
+    """A file of a repository; ``sha256`` is known for large files only."""
 
     path: str
     size: int
@@ -62,10 +62,10 @@ class Remote:
 
 @dataclass(frozen=True)
 class Download:
-    """How to fetch a repository into a directory that outlives this process.
+    """Fetches a repository into a directory that outlives this process.
 
-    ``token`` is empty where there is none. It gives up when not one more byte has come for
-    ``patience`` seconds. ``progress`` is told how much has come.
+    ``token`` may be empty. It gives up after ``patience`` seconds without another byte.
+    ``progress`` shows how much has come.
     """
 
     repository: Repository
@@ -76,7 +76,7 @@ class Download:
     progress: Progress | None = None
 
     def run(self) -> dict[str, str]:
-        """Fetches what is missing; the SHA-256 that the hub promises, by file, where it does.
+        """Fetches missing files; returns the SHA-256 by file that the hub promises.
 
         Raises:
             UserMistakeError: only a person can help: token, licence, name, revision, space.
@@ -86,7 +86,7 @@ class Download:
             files = self._persist("the list of files", self._listing)
             self._check_room(files)
             self.target.mkdir(parents=True, exist_ok=True)
-            # Small files first: what is gated or missing shows before gigabytes are fetched.
+            # Small files first: a gated or missing file shows before gigabytes are fetched.
             files.sort(key=lambda file: file.size)
             with self._reported(files):
                 for file in [file for file in files if not file.sha256]:
@@ -101,10 +101,10 @@ class Download:
         entries = api.list_repo_tree(
             self.repository.name, recursive=True, revision=self.repository.revision
         )
-        found = [entry for entry in islice(entries, MOST_FILES) if isinstance(entry, RepoFile)]
-        wanted = [e for e in found if any(fnmatch(e.path, pattern) for pattern in self.patterns)]
+        files = [entry for entry in islice(entries, MOST_FILES) if isinstance(entry, RepoFile)]
+        wanted = [e for e in files if any(fnmatch(e.path, pattern) for pattern in self.patterns)]
         if any(entry.path in (INDEX, WEIGHTS) for entry in wanted):
-            # The same weights once more, in the form of another program.
+            # The same weights again, in another program's format.
             wanted = [entry for entry in wanted if not fnmatch(entry.path, "consolidated*")]
         for entry in wanted:
             path = PurePosixPath(entry.path)
@@ -130,7 +130,7 @@ class Download:
 
     @contextmanager
     def _reported(self, files: Sequence[Remote]) -> Iterator[None]:
-        """Meanwhile the log says, every so often, how much has come."""
+        """Logs at intervals how much has come, while the block runs."""
         ended, total = threading.Event(), sum(file.size for file in files)
         if self.progress is not None:
             self.progress.begin(total, lambda: sum(self._have(file) for file in files))
@@ -162,7 +162,7 @@ class Download:
         partial.rename(path)
 
     def _continue(self, file: Remote, partial: Path) -> None:
-        # Text is sent compressed, where a range would mean other bytes.
+        # Text is sent compressed, and a range would then mean other bytes.
         if not file.sha256 or (partial.is_file() and partial.stat().st_size > file.size):
             partial.unlink(missing_ok=True)
         url = hf_hub_url(self.repository.name, file.path, revision=self.repository.revision)
@@ -177,7 +177,7 @@ class Download:
             )
 
     def _persist(self, what: str, act: Callable[[], T], growing: Path | None = None) -> T:
-        """Does it until it is done; whatever ``growing`` gains renews the patience."""
+        """Repeats a call until it succeeds; growth of ``growing`` renews the patience."""
         heard, attempt, size = time.monotonic(), 0, size_of(growing)
         while True:
             try:
@@ -203,13 +203,13 @@ class Download:
 
 @contextmanager
 def _timely_client() -> Iterator[None]:
-    """The hub's client with a limit for every wait, and none of its own for busy answers."""
+    """The hub's client with a limit for every wait and no waits of its own for busy answers."""
 
     def limit(request: httpx2.Request) -> None:
         request.extensions["timeout"] = httpx2.Timeout(IDLE_SECONDS).as_dict()
 
     def busy(response: httpx2.Response) -> None:
-        # The client would sleep for as long as Retry-After says, be it a day.
+        # The client would sleep as long as Retry-After asks, even a day.
         if error := HubError.busy(response):
             raise error
 

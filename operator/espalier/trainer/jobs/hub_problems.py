@@ -1,4 +1,4 @@
-"""What the hub's errors mean: who can help, and when to ask again."""
+"""Classifies the hub's errors: when to try again, and what only a person can fix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUSY = (408, 425, 429)
 
 
 class HubError(Exception):
-    """The hub is away or busy: what may pass when tried again, after ``seconds`` if it said so."""
+    """The hub is away or busy and a retry may succeed, after ``seconds`` if it named them."""
 
     def __init__(self, problem: Problem, seconds: float = 0.0) -> None:
         super().__init__(problem.detail)
@@ -34,7 +34,7 @@ class HubError(Exception):
 
     @classmethod
     def busy(cls, response: httpx2.Response) -> HubError | None:
-        """Of an answer that asks to come again later; None if it is none."""
+        """The error for an answer that asks to retry later; None for any other answer."""
         status = response.status_code
         if status not in BUSY and status < 500:
             return None
@@ -47,7 +47,7 @@ class HubError(Exception):
     def lasting(
         cls, what: str, repository: Repository, error: Exception, patience: float
     ) -> HubError:
-        """That it stayed so for all of ``patience`` seconds."""
+        """The error after it lasted for all of ``patience`` seconds."""
         busy = isinstance(error, HubError)
         detail = (
             f"{repository.field}: {what} of {repository} did not come from {constants.ENDPOINT} "
@@ -64,22 +64,22 @@ class HubError(Exception):
 
 
 def retry_seconds(error: Exception) -> float | None:
-    """Seconds that the hub asks to wait, 0 if it does not say; None: trying again cannot help."""
+    """Seconds that the hub asks to wait, 0 if it names none; None if a retry cannot help."""
     if isinstance(error, HubError):
         return error.seconds
     if isinstance(error, httpx2.TransportError):
         return 0.0
     if isinstance(error, HfHubHTTPError):
-        # A range that the hub does not have: the rest is fetched anew.
+        # The hub does not have the range: fetch the file again.
         return 0.0 if error.response.status_code == 416 else None
-    # The client's own word for a file of another length than promised has no errno.
+    # The client's own error for a file of the wrong length has no errno.
     if isinstance(error, OSError) and error.errno is None:
         return 0.0
     return None
 
 
 def refusal(error: Exception, repository: Repository, *, given: bool) -> UserMistakeError | None:
-    """What only a person can mend; ``given``: a token was sent."""
+    """The mistake that only a person can fix; ``given``: a token was sent."""
     if isinstance(error, OfflineModeIsEnabled):
         return UserMistakeError(
             "HubOffline",
@@ -131,7 +131,7 @@ def _entry(repository: Repository, status: int, *, given: bool) -> UserMistakeEr
 
 
 def _repository(repository: Repository, status: int, *, given: bool) -> UserMistakeError:
-    # Without a token the hub answers 401 for what is private and for what does not exist.
+    # Without a token the hub answers 401 for private and for absent repositories alike.
     if status == 401 and not given:
         return _token_missing(repository, "does not exist, or is private")
     return UserMistakeError(
@@ -149,11 +149,11 @@ def _other(repository: Repository, error: HfHubHTTPError) -> UserMistakeError | 
     if status == 401:
         return _token_refused(repository)
     if status == 403:
-        said = error.response.headers.get("X-Error-Message", "no reason given")
+        reason = error.response.headers.get("X-Error-Message", "no reason given")
         return UserMistakeError(
             "TokenForbidden",
             f"{repository.field}: {constants.ENDPOINT} forbids reading {repository.name} (403): "
-            f"{said}",
+            f"{reason}",
             "give a token with the right to read it; a fine-grained one must name the repository",
         )
     return UserMistakeError(

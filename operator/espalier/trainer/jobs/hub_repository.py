@@ -9,7 +9,7 @@ from espalier.trainer.problems import UserMistakeError
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at a commit; ``field`` is what named it, for messages."""
+    """A repository at a commit; ``field`` is the setting that names it, for messages."""
 
     name: str
     revision: str
@@ -17,7 +17,7 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str, field: str) -> Repository:
-        """Of ``OWNER/NAME@REVISION``."""
+        """Parses ``OWNER/NAME@REVISION``."""
         name, _, revision = text.partition("@")
         if not revision:
             raise UserMistakeError(

@@ -1,7 +1,7 @@
-"""How far an import is: ``GET /progress`` of the importer's pod, which the operator asks.
+"""The progress of an import: ``GET /progress`` of the importer's pod, for the operator.
 
-Three numbers that everybody may know, so no token is asked for; the pod needs no right to tell
-them. One caller is answered at a time, so that callers cost next to nothing.
+It serves three public numbers without a token, and the pod needs no rights. It answers one caller
+at a time, so callers cost almost nothing.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from espalier.api.wire import IMPORT_PROGRESS, ImportState
 logger = logging.getLogger(__name__)
 
 PORT = 8000
-# For a caller's request, and for sending the answer.
+# The limit for a caller's request, and for sending the answer.
 CALL_SECONDS = 5.0
-# The rate is that of about so long.
+# The time over which the rate is taken, roughly.
 WINDOW_SECONDS = 15.0
-# An import waits so long for its end.
+# An import waits this long for the server to end.
 POLL_SECONDS = 0.1
 
 
 class Progress:
-    """Bytes done of those to be done; ``clock`` gives seconds that only rise."""
+    """Bytes done and in total; ``clock`` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -38,15 +38,15 @@ class Progress:
         self._mark = (clock(), 0)
 
     def begin(self, total: int, done: Callable[[], int]) -> None:
-        """From now on it is about ``total`` bytes, of which ``done`` counts those that are there.
+        """Starts a phase of ``total`` bytes; ``done`` counts those that are present.
 
-        What was there before is no part of the rate.
+        Bytes that were present before do not count for the rate.
         """
         self._total, self._done = total, done
         self._mark = (self._clock(), done())
 
     def state(self) -> ImportState:
-        """Where it stands, and bytes a second of late."""
+        """The current state and the recent rate in bytes a second."""
         now, done = self._clock(), min(self._done(), self._total)
         since, before = self._mark
         rate = max(0, done - before) / (now - since) if now > since else 0.0
@@ -57,7 +57,7 @@ class Progress:
 
 @contextmanager
 def served(progress: Progress, port: int = PORT) -> Iterator[int]:
-    """Meanwhile ``GET /progress`` tells it; the port, 0 where it cannot be: an import goes on."""
+    """Serves ``GET /progress`` inside the block; yields the port, 0 if it cannot be served."""
     host = os.environ.get("ESPALIER_HOST", "0.0.0.0")
     try:
         server = HTTPServer((host, port), _handler(progress))
@@ -90,6 +90,6 @@ def _handler(progress: Progress) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Calls are no news."""
+            """Does not log calls."""
 
     return Handler

@@ -1,7 +1,7 @@
 """Brings a base model to the volume, once: ``python -m espalier.trainer.jobs.importer``.
 
 With ``--adapter`` it also takes over a LoRA adapter from outside, as step 0 of a model on the base.
-Prints and leaves in the termination log what it found, ``{"uri", "revision", "digest"}`` of the
+Prints and leaves in the termination log its result, ``{"uri", "revision", "digest"}`` of the
 base, its ``contextTokens`` and whether a ``chatTemplate`` is there, and ``"adapter": {"digest",
 "sizeBytes"}``; or a Problem.
 """
@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from espalier import process
+from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.api.source import Resolved
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Problem
 from espalier.trainer.jobs.import_progress import Progress, served
-from espalier.trainer.problems import (
-    EXIT_USER_MISTAKE,
-    CommandError,
-    UserMistakeError,
-    leave_message,
-)
+from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.base_files import (
     PATTERNS,
     TEMPLATE,
@@ -44,22 +40,21 @@ from espalier.trainer.volume.checkpoint_store import (
     volume_written,
 )
 
-EXIT_TRY_AGAIN = 1
 _HUB = "OWNER/NAME@REVISION"
 _BASE_FIELD = "spec.source.base.huggingFace"
 _ADAPTER_FIELD = "spec.source.adapter.huggingFace"
 
 
 class DamagedError(Exception):
-    """What came is not what its source has; another try may bring it whole."""
+    """The bytes differ from their source's; another try may fetch them whole."""
 
 
 def import_directory(
     store: CheckpointStore, source: Path, chat_template: str = "", progress: Progress | None = None
 ) -> Stored:
-    """The model in ``source`` as a base; the same files again give the same digest.
+    """Imports the model in ``source`` as a base; the same files give the same digest.
 
-    A ``chat_template`` that is not empty takes the place of the base's own.
+    A ``chat_template``, unless empty, replaces the base's own.
     """
     files = model_files(source)
     size = sum(path.stat().st_size for path in files)
@@ -82,9 +77,9 @@ def import_download(
     chat_template: str = "",
     promised: Mapping[str, str] = NOTHING_PROMISED,
 ) -> Stored:
-    """The model in ``download``, which lies on the volume and becomes the base as it is.
+    """Makes the model in ``download``, already on the volume, the base in place.
 
-    Until then nothing in it is lost, whenever the process ends.
+    Until then nothing in it is lost if the process ends.
     """
     wanted = set(model_files(download))
     for path in [p for p in download.rglob("*") if p.is_file() and p not in wanted]:
@@ -97,7 +92,7 @@ def import_download(
 
 
 def _give_template(base: Path, chat_template: str) -> None:
-    """Where transformers and vLLM look first."""
+    """Writes the template where transformers and vLLM look first."""
     if chat_template:
         (base / TEMPLATE).write_text(chat_template)
 
@@ -105,8 +100,8 @@ def _give_template(base: Path, chat_template: str) -> None:
 def import_adapter(
     store: CheckpointStore, source: Path, adapter: Adapter, *, model: str, base: str
 ) -> Stored:
-    """The adapter in ``source`` as a model's step 0; raises UserMistakeError if it does not fit."""
-    # Imported here so that importing a base needs no torch.
+    """Imports the adapter in ``source`` as a model's step 0; UserMistakeError if it is unfit."""
+    # Imported here: importing a base needs no torch.
     from espalier.trainer.engine import checkpoint_files  # noqa: PLC0415
     from espalier.trainer.policy.lora import adapter_shapes  # noqa: PLC0415
     from espalier.trainer.volume import peft_adapter  # noqa: PLC0415
@@ -117,8 +112,8 @@ def import_adapter(
             f"spec.adapter.type is {adapter.type}, and an adapter fits LoRA alone",
             "import it for a model of type LoRA, or merge it into its base and fork from that",
         )
-    found = _known_base(store, base)
-    parameters = peft_adapter.read(source, adapter, adapter_shapes(found.path, adapter))
+    stored = _known_base(store, base)
+    parameters = peft_adapter.read(source, adapter, adapter_shapes(stored.path, adapter))
     return checkpoint_files.write_imported(store, parameters, adapter, model=model, base=base)
 
 
@@ -130,11 +125,8 @@ def _known_base(store: CheckpointStore, digest: str) -> Stored:
 
 
 def main() -> int:
-    """The exit code: 0, 64 for a user's mistake, 1 for what may pass when tried again."""
+    """The exit code: 0, 64 for a user's mistake, 1 if a retry may succeed."""
     given = _arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    # Each request would be a line, with an address that may be signed.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     store = CheckpointStore(Path(os.environ.get("ESPALIER_VOLUME", "/weights")), "importer")
     try:
         adapter = Adapter.model_validate_json(os.environ.get("ESPALIER_ADAPTER", "{}"))
@@ -143,20 +135,20 @@ def main() -> int:
             if given.model:
                 report["adapter"] = _import_adapter(store, given, str(report["digest"]), adapter)
     except (UserMistakeError, CommandError) as error:
-        leave_message(error.problem.model_dump())
-        return EXIT_USER_MISTAKE
+        process.leave_problem(error.problem)
+        return USER_MISTAKE
     except DamagedError as error:
         damaged = Problem(reason="DownloadDamaged", detail=str(error), remedy="check the mirror")
-        leave_message(damaged.model_dump())
-        return EXIT_TRY_AGAIN
+        process.leave_problem(damaged)
+        return FAULT
     except Exception as error:
         from espalier.trainer.jobs.hub_problems import HubError  # noqa: PLC0415 - needs the hub's client
 
         if not isinstance(error, HubError):
             raise
-        leave_message(error.problem.model_dump())
-        return EXIT_TRY_AGAIN
-    leave_message(report)
+        process.leave_problem(error.problem)
+        return FAULT
+    process.leave_message(report)
     return 0
 
 
@@ -178,7 +170,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _inspected(source: Path, wanted: Wanted) -> Facts:
-    # Imported here so that a hub's refusal does not wait for torch.
+    # Imported here: a hub's refusal should not wait for torch.
     from espalier.trainer.jobs.base_check import inspect  # noqa: PLC0415
 
     return inspect(source, wanted)
@@ -241,11 +233,11 @@ def _patience() -> float:
 def _downloaded(
     store: CheckpointStore, text: str, field: str, token: str, progress: Progress | None = None
 ) -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """A repository's files, and their SHA-256 where the hub promises one.
+    """Downloads a repository; returns the SHA-256 that the hub promises.
 
-    They are kept only for another try at the same: a mistake of the user's ends in another model.
+    The files are kept only for a retry, and removed after a user's mistake.
     """
-    # Imported here so that importing from a directory needs no hub client.
+    # Imported here: importing from a directory needs no hub client.
     from espalier.trainer.jobs.hub import Download  # noqa: PLC0415
     from espalier.trainer.jobs.hub_repository import Repository  # noqa: PLC0415
 
@@ -264,4 +256,5 @@ def _downloaded(
 
 
 if __name__ == "__main__":
+    process.configure_logs()
     raise SystemExit(main())

@@ -93,28 +93,30 @@ class Planner:
     heap: Heap = Heap()
     checkpoints: bool = True
 
-    def plan(self, data: Sequence[Datum], row_tokens: int, still: Collection[int] = ()) -> Plan:
+    def plan(self, data: Sequence[Datum], row_tokens: int, no_grad: Collection[int] = ()) -> Plan:
         """Cuts data into rows of at most ``row_tokens`` that fit; raises TooLargeError.
 
-        The datums at indices ``still`` have no gradient. Shorter rows cost little and
+        The datums at indices ``no_grad`` have no gradient. Shorter rows cost little and
         checkpointing costs a forward pass, so rows shrink first.
         """
         for checkpointing in (False, True) if self.checkpoints else (False,):
             for budget in _budgets(row_tokens):
-                plan = self.cut(data, Cut(budget, checkpointing), still)
+                plan = self.cut(data, Cut(budget, checkpointing), no_grad)
                 if plan.needed <= self.available:
                     return plan
         raise self._too_large(plan)
 
-    def cut(self, data: Sequence[Datum], cut: Cut, still: Collection[int] = ()) -> Plan:
+    def cut(self, data: Sequence[Datum], cut: Cut, no_grad: Collection[int] = ()) -> Plan:
         """Applies a given cut, whether its rows fit or not."""
-        rows = lay_out(data, cut.row_tokens, still)
+        rows = lay_out(data, cut.row_tokens, no_grad)
         return Plan(cut, max((needed for needed, _ in self._needs(rows, cut)), default=0), rows)
 
     def holds(self, plan: Plan) -> bool:
         """Whether the graphs of all rows fit at once, which keeping a forward requires."""
         checkpointing = plan.cut.checkpointing
-        kept = sum(self.costs.saved(row, checkpointing=checkpointing) for row in plan.rows.moving)
+        kept = sum(
+            self.costs.saved(row, checkpointing=checkpointing) for row in plan.rows.with_grad
+        )
         return (
             self.heap.bytes_for(kept, checkpointing=checkpointing) + plan.needed <= self.available
         )
@@ -122,8 +124,8 @@ class Planner:
     def _needs(self, rows: Rows, cut: Cut) -> list[tuple[int, Row]]:
         """Each row with the bytes that it needs."""
         on = cut.checkpointing
-        tensors = [(self.costs.peak(row, checkpointing=on), row) for row in rows.moving]
-        tensors += [(self.costs.forward_peak(row), row) for row in rows.still]
+        tensors = [(self.costs.peak(row, checkpointing=on), row) for row in rows.with_grad]
+        tensors += [(self.costs.forward_peak(row), row) for row in rows.no_grad]
         return [(self.heap.bytes_for(count, checkpointing=on), row) for count, row in tensors]
 
     def _too_large(self, closest: Plan) -> TooLargeError:

@@ -1,1 +1,1 @@
-"""The network: a base model, what of it is trained, and how a packed row passes through it."""
+"""The network: a base model, its trained weights, and the forward pass of a packed row."""

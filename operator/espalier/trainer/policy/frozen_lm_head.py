@@ -4,7 +4,7 @@ The head is frozen, so a target's log-prob is a scalar function of its hidden st
 z = h W' / temperature and p = softmax(z), its derivative is (onehot(y) - p) W / temperature.
 That row is computed in the forward pass, chunk by chunk, while the logits are at hand; backward is
 one multiplication. Any loss of log-probs works with it, and the head is never run twice. The
-distribution's entropy falls off on the way.
+distribution's entropy is a by-product.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Of N targets under the temperature-scaled distributions that they were drawn from.
+    """N targets under the temperature-scaled distributions that they were drawn from.
 
     ``logprobs`` [N] is differentiable; ``entropy`` [N], in nats, is not. Both are float32 (float64
     for a float64 base).
@@ -56,7 +56,7 @@ class _CompletionLogprobs(torch.autograd.Function):
             if rows is None:
                 continue
             # onehot - p is formed in the wide type: for confident tokens a difference of narrow
-            # products would keep no correct digit. Its sign is turned on the way out.
+            # products would keep no correct digit. The sign is flipped at the end.
             residual = chances.scatter_add_(1, chosen, torch.full_like(target, -1.0))
             rows[part] = (residual.to(weight.dtype) @ weight).div_(-tau)
             if weight.dtype == wide:
@@ -79,9 +79,9 @@ class _CompletionLogprobs(torch.autograd.Function):
 def chunks(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, tau: float
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Some rows of ``hidden`` and their logits over tau, float32 at least, in one reused buffer.
+    """Chunks of ``hidden`` rows with their logits over tau, at least float32, in one buffer.
 
-    A fresh buffer of this size is fresh pages, which cost a CPU as much as a fifth of the product.
+    The buffer is reused: fresh pages of this size cost a CPU a fifth of the product's time.
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     size = max(1, CHUNK_ELEMENTS[weight.device.type] // weight.shape[0])

@@ -1,4 +1,4 @@
-"""All weights of a base, trained: a checkpoint is a Hugging Face model of its own."""
+"""Trains all weights of a base; a checkpoint is a complete Hugging Face model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from espalier.trainer.volume.shapes import Shapes, shapes_of, some
 from espalier.trainer.volume.tensor_files import TensorFile, Tensors
 
 CONFIG_FILE = "config.json"
-# Of a base's files these hold weights or say what they are.
+# The files of a base that hold or describe its weights.
 _OF_THE_WEIGHTS = (CONFIG_FILE, "*.safetensors*", "manifest.json")
 
 
 class Full(Trained):
     """Parameters by their name in the base's files; a tied head is its embedding, once.
 
-    ``base``: the directory that the model was loaded from.
+    ``base`` is the directory that the model was loaded from.
     """
 
     def __init__(self, causal_lm: nn.Module, base: Path) -> None:
@@ -47,11 +47,11 @@ class Full(Trained):
 
     @override
     def write_configuration(self, directory: Path) -> None:
-        """Configuration, tokenizer and index of the shards, as of any Hugging Face model."""
+        """Writes configuration, tokenizer and shard index, as any Hugging Face model has."""
         shapes = shapes_of(self.parameters)
         tensor_files.write_index(directory, self.files(shapes), shapes)
         config = json.loads((self._base / CONFIG_FILE).read_text())
-        # Readers take weights as of this dtype, whatever the files hold.
+        # Readers convert weights to this dtype, whatever the files hold.
         config.pop("torch_dtype", None)
         config["dtype"] = str(next(iter(self.parameters.values())).dtype).removeprefix("torch.")
         (directory / CONFIG_FILE).write_text(json.dumps(config, sort_keys=True, indent=1))
@@ -63,7 +63,7 @@ class Full(Trained):
 
 
 def _check(causal_lm: nn.Module, stored: Shapes) -> None:
-    """What is trained must have the names and shapes under which others look for it."""
+    """Checks that trained weights have the names and shapes that other readers expect."""
     wrong = sorted(
         name
         for name, parameter in causal_lm.named_parameters()

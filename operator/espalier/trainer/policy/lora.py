@@ -1,4 +1,4 @@
-"""A frozen base with a LoRA adapter of PEFT, which alone is trained."""
+"""Trains a LoRA adapter of PEFT on a frozen base."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Lora(Trained):
 
 
 def adapter_shapes(base: Path, adapter: Adapter) -> Shapes:
-    """The shape of every adapter weight on a base, by PEFT's name; no weights are read."""
+    """The shape of every adapter weight on a base, by PEFT's name; reads no weights."""
     config = AutoConfig.from_pretrained(base, local_files_only=True)
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(config)

@@ -17,11 +17,11 @@ from typing_extensions import override
 
 
 class FusedLinear(LoraLinear):  # type: ignore[misc]
-    """PEFT's layer with another forward: what ``fuse`` makes of a fusible layer."""
+    """PEFT's layer with a fused forward; ``fuse`` turns fusible layers into it."""
 
     @override
     def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
-        """[..., O] from ``x`` [..., I]; by PEFT's own code where not exactly one adapter acts."""
+        """[..., O] from ``x`` [..., I]; by PEFT's own code unless one adapter is active."""
         alone = len(self.active_adapters) == 1 and not self.disable_adapters and not self.merged
         if others or named or not alone or torch.is_autocast_enabled(x.device.type):
             plain: Tensor = super().forward(x, *others, **named)
@@ -37,15 +37,15 @@ class FusedLinear(LoraLinear):  # type: ignore[misc]
 def fusible(model: nn.Module) -> list[LoraLinear]:
     """The LoRA layers of a model that the fused forward is exact for.
 
-    Not those over anything but a frozen plain linear of the adapter's own type (PEFT says how to
-    round between types), nor those with dropout, a bias in the adapter, or a variant such as DoRA.
+    Their base is a frozen plain linear layer of the adapter's own dtype, because rounding between
+    types is PEFT's. Dropout, an adapter bias and variants such as DoRA exclude a layer.
     """
     layers: list[Any] = [module for module in model.modules() if type(module) is LoraLinear]
     return [layer for layer in layers if all(_fits(layer, name) for name in layer.lora_A)]
 
 
 def fuse(layers: Sequence[LoraLinear], *, fused: bool) -> None:
-    """Has fusible layers compute in one step of autograd, or by PEFT's own forward."""
+    """Switches fusible layers to the fused forward, or back to PEFT's own."""
     for layer in layers:
         layer.__class__ = FusedLinear if fused else LoraLinear
 

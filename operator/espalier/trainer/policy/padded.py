@@ -1,8 +1,9 @@
 """The slow path: the causal LM's own forward over whole sequences, padded at their ends.
 
 Whatever the family does to attention or logits (soft caps, scales, convolutions) is honoured, and
-causality keeps the padding from what is read. Prefixes are computed once for every sample, and all
-logits exist at once: it serves the families that the fast path does not know, and as its oracle.
+causality keeps the padding from what is read. Every sample computes its prefix again, and all
+logits exist at once. It serves families that the fast path does not know, and is the reference for
+its tests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The policy: a base model of which an adapter or all is trained, and log-probs of packed rows."""
+"""The policy: a base model with trained weights, and log-probs of packed rows."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ ROW_TOKENS = {"cpu": 2048, "cuda": 8192}
 class Policy:
     """``parameters`` are the trained float32 tensors by their name in a checkpoint.
 
-    ``warning`` says why rows are computed on the padded path; None on the fast path. ``base``, the
-    directory that the causal LM was loaded from, is needed to train all of it. Then also, where
-    there are several ``ranks``, each holds a part of every weight, and ranks evaluate together.
+    ``warning`` says why rows are computed on the padded path; None on the fast path. Training all
+    weights needs ``base``, the directory that the causal LM was loaded from. With several ``ranks``
+    each then holds a part of every weight, and ranks evaluate together.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Policy:
         _stop_chance(causal_lm)
         self.sharding = Whole()
         if adapter.type == "Full" and ranks > 1:
-            # Onto the device in parts: nowhere need it be whole but here.
+            # Moved to the device in parts: the whole model is in host memory only.
             self.sharding = Shards(causal_lm, device)
         elif adapter.type == "Full":
             causal_lm.to(device)
@@ -81,17 +81,17 @@ class Policy:
 
     @property
     def causal_lm(self) -> Any:
-        """The Hugging Face model with its adapter, for those who measure it."""
+        """The Hugging Face model with its adapter, for measurements."""
         return self._causal_lm
 
     @property
     def can_checkpoint(self) -> bool:
-        """Whether the family's layers can be computed again; all of the fast path's can."""
+        """Whether the family's layers can be recomputed; all on the fast path can."""
         return bool(self._causal_lm.supports_gradient_checkpointing)
 
     @property
     def checkpointing(self) -> bool:
-        """Whether decoder layers keep only their input and compute again in backward."""
+        """Whether decoder layers keep only their input and recompute in backward."""
         return bool(self._causal_lm.is_gradient_checkpointing)
 
     @checkpointing.setter
@@ -144,7 +144,7 @@ class Policy:
 
     @property
     def shapes(self) -> Shapes:
-        """Of the parameters."""
+        """The shapes of the parameters."""
         return shapes_of(self.parameters)
 
     @property
@@ -163,7 +163,7 @@ class Policy:
             )
 
     def own(self) -> dict[str, nn.Parameter]:
-        """This rank's part of every parameter, with its gradient, as an optimizer takes them."""
+        """This rank's part of every parameter, with its gradient, for an optimizer."""
         if self.sharding.size == 1:
             return self.parameters
         parts = {}
@@ -184,23 +184,23 @@ class Policy:
         return tensors if self.sharding.size == 1 else Parts(tensors, self.sharding.rows)
 
     def reset(self) -> None:
-        """Before the first step: served log-probs equal the base's."""
+        """Returns to before the first step, where log-probs equal the base's."""
         initial = self.trained.initial
         self.load(self.part(initial) if isinstance(initial, Tensors) else initial)
 
 
 def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Policy:
-    """The base on the GPU if there is one; raises UserMistakeError when it cannot be used.
+    """Loads a base, onto the GPU if there is one; raises UserMistakeError if it cannot be used.
 
-    One that is trained in full on several ranks is on each of them before it is cut up.
+    For full training on several ranks, each rank loads the whole base before sharding it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         _sum_in_one_order()
     try:
-        # Of what is left now: another rank of the pod may have loaded the base already.
+        # The memory left now: another rank of the pod may have loaded the base already.
         fits.check(fits.footprint(base, adapter, dtype, ranks), host.free_memory(device, ranks=1))
-        causal_lm, found = AutoModelForCausalLM.from_pretrained(
+        causal_lm, loading = AutoModelForCausalLM.from_pretrained(
             base, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
         )
     except (ValueError, OSError, KeyError, ImportError, SafetensorError) as error:
@@ -209,25 +209,25 @@ def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Pol
             f"the base cannot be loaded: {error}",
             "use a Hugging Face causal language model in safetensors with its config.json",
         ) from error
-    if found["missing_keys"]:
-        # transformers draws them at random, each time anew. Older imports let it pass.
+    if loading["missing_keys"]:
+        # transformers would draw them at random. Imports of older versions did not check.
         raise UserMistakeError(
             "UnsupportedBase",
-            f"the base lacks {some(found['missing_keys'])}",
+            f"the base lacks {some(loading['missing_keys'])}",
             "create the model again from complete weights",
         )
     return Policy(causal_lm, adapter, device, base, ranks)
 
 
 def _sum_in_one_order() -> None:
-    """A replayed call leaves the same bits on a GPU too, whose sums have no order otherwise.
+    """Fixes the order of sums on a GPU, so a replayed call gives the same bits.
 
-    Before the first product: cuBLAS reads its variable once
+    Call it before the first product: cuBLAS reads its variable once
     (https://docs.pytorch.org/docs/stable/notes/randomness.html).
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # A guard against reads of fresh memory, for the price of writing it.
+    # Filling fresh memory guards against reading it, at the price of a write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -242,7 +242,7 @@ def _trained(
 
 
 def _stop_chance(causal_lm: nn.Module) -> None:
-    """No dropout, no jitter of a router: log-probs are of the policy that sampled, and repeat.
+    """Disables dropout and router jitter: log-probs must repeat, and be those that sampled.
 
     Training mode must stay, because layers are computed again only in it. Families keep their rates
     in Dropout modules, or as numbers that a forward reads.
@@ -256,7 +256,7 @@ def _stop_chance(causal_lm: nn.Module) -> None:
 
 
 def _plain_attention(config: Any) -> str:
-    """What the padded path attends with: sdpa leaves out the soft cap of attention weights."""
+    """The attention of the padded path: sdpa would omit the soft cap of attention weights."""
     if getattr(config, "attn_logit_softcapping", None):
         return "eager"
     return str(config._attn_implementation)

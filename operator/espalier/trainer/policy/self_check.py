@@ -1,7 +1,7 @@
-"""Whether a loaded base may use the fast path: by its family, its settings, and a comparison.
+"""Decides whether a base may use the fast path, by family, settings and a comparison.
 
-The comparison alone would not do: a random short sequence hardly touches a soft cap. The list of
-families alone would not either: it is made with one version of transformers and one device.
+The comparison alone is not enough: a random short sequence hardly reaches a soft cap. Neither is
+the list of families, which was made with one version of transformers on one device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from espalier.trainer.batch.packing import Row, pack
 from espalier.trainer.policy.frozen_lm_head import Evaluated
 from espalier.trainer.policy.sharding import Whole
 
-# Layers of these mix tokens by attention through the registered interface, and nowhere else.
+# Their layers mix tokens only by attention, through the registered interface.
 FAST_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text"})
 # Settings with which a family's attention or logits are not what the fast path computes.
 UNKNOWN_SETTINGS = (
@@ -41,7 +41,7 @@ Evaluate = Callable[[Row], Evaluated]
 
 
 def unknown_family(config: Any) -> Problem | None:
-    """What keeps a base of this configuration off the fast path."""
+    """Why a base of this configuration cannot use the fast path."""
     if config.model_type not in FAST_FAMILIES:
         return padded(
             "UnknownFamily", f"the fast path does not know the family {config.model_type}"
@@ -71,12 +71,12 @@ def compare(
     ours, our_gradient = _measured(fast, row, parameters, sharding)
     plain, plain_gradient = _measured(slow, row, parameters, sharding)
     squares = torch.stack([(our_gradient - plain_gradient).norm(), plain_gradient.norm()]) ** 2
-    # Every rank has the same log-probs, of which the mean is theirs too.
+    # Every rank has the same log-probs, so their mean is the same too.
     largest = (ours - plain).abs().max().to(squares) / sharding.size
-    told = sharding.total(torch.cat([squares, largest[None]]))
-    gradient_off, off = float((told[0] / told[1]).sqrt()), float(told[2])
+    sums = sharding.total(torch.cat([squares, largest[None]]))
+    gradient_off, off = float((sums[0] / sums[1]).sqrt()), float(sums[2])
     tolerance, gradient_tolerance = TOLERANCE.get(dtype, HALF_TOLERANCE)
-    # A NaN is in no tolerance.
+    # A NaN fails every tolerance.
     if off <= tolerance and gradient_off <= gradient_tolerance:
         return None
     return padded(
@@ -107,7 +107,7 @@ def _measured(
 
 
 def _sequences(vocabulary: int) -> list[Datum]:
-    """Two prompts, one with outputs that part at once, later, and where another one ended."""
+    """Two prompts; the outputs of one diverge at once, later, and where another one ended."""
     tokens = np.random.default_rng(0).integers(0, vocabulary, 64).tolist()
     one, other = tuple(tokens[:9]), tuple(tokens[9:14])
     outputs = [

@@ -1,4 +1,4 @@
-"""Where the weights are: whole on this rank, or a part of each on every rank (FSDP2).
+"""The placement of weights: whole on this rank, or a part of each on every rank (FSDP2).
 
 Parts are taken along the first dimension, in rank order, as torch.chunk cuts. Weights come together
 for the forward and backward pass of one decoder layer at a time, which every rank enters: so all
@@ -22,15 +22,15 @@ from typing_extensions import override
 from espalier.trainer.policy.frozen_lm_head import Evaluated
 from espalier.trainer.problems import CommandError
 
-_QUIET, _MOVES, _FAILED = range(3)
+_NO_GRAD, _WITH_GRAD, _FAILED = range(3)
 
 
 class OtherRankFailedError(Exception):
-    """This rank did its part, but another one failed and has the reason."""
+    """Another rank failed and has the reason; this rank did its part."""
 
 
 class Whole:
-    """All weights are here, and no other rank is waited for."""
+    """All weights are on this rank, which waits for no other."""
 
     size = 1
 
@@ -42,30 +42,30 @@ class Whole:
         """The largest count of any rank."""
         return count
 
-    def agree(self, failure: CommandError | None, *, moves: bool) -> bool:
-        """Whether any rank ``moves``; raises this rank's failure or OtherRankFailedError."""
+    def agree(self, failure: CommandError | None, *, with_grad: bool) -> bool:
+        """Whether any rank has a gradient; raises this rank's failure or OtherRankFailedError."""
         if failure is not None:
             raise failure
-        return moves
+        return with_grad
 
     def total(self, values: Tensor) -> Tensor:
         """Sums over ranks, the same on each."""
         return values
 
     def own(self, tensor: Tensor) -> Tensor:
-        """What this rank holds of a parameter or its gradient; shares its memory."""
+        """This rank's part of a parameter or its gradient; shares its memory."""
         return tensor
 
     def rows(self, count: int) -> slice:
-        """Which of a parameter's ``count`` rows this rank holds."""
+        """This rank's rows among a parameter's ``count``."""
         return slice(0, count)
 
     def gather(self, own: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The whole of a tensor of which every rank has its part; of use on rank 0 only."""
+        """Joins every rank's part of a tensor; only rank 0's result is whole."""
         return own
 
     def gathered_bytes(self) -> int:
-        """Bytes that come together beside the parts: the ends of the model and two layers."""
+        """Bytes gathered beside the parts: the ends of the model and two layers."""
         return 0
 
 
@@ -83,7 +83,7 @@ class Shards(Whole):
         self._root = _Root(causal_lm)
         mesh = init_device_mesh(device.type, (self.size,))
         for module in [*layers, self._root]:
-            # The root too: what stayed gathered would survive a change of the weights.
+            # The root too: weights that stay gathered would be stale after a step.
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
         for module in self._root.modules():
             if isinstance(module, FSDPModule):
@@ -101,14 +101,14 @@ class Shards(Whole):
         return int(self._reduced(torch.tensor(count), dist.ReduceOp.MAX))
 
     @override
-    def agree(self, failure: CommandError | None, *, moves: bool) -> bool:
-        said = _FAILED if failure is not None else _MOVES if moves else _QUIET
-        heard = int(self._reduced(torch.tensor(said), dist.ReduceOp.MAX))
+    def agree(self, failure: CommandError | None, *, with_grad: bool) -> bool:
+        own = _FAILED if failure is not None else _WITH_GRAD if with_grad else _NO_GRAD
+        worst = int(self._reduced(torch.tensor(own), dist.ReduceOp.MAX))
         if failure is not None:
             raise failure
-        if heard == _FAILED:
+        if worst == _FAILED:
             raise OtherRankFailedError("another rank failed")
-        return heard == _MOVES
+        return worst == _WITH_GRAD
 
     @override
     def total(self, values: Tensor) -> Tensor:
@@ -136,13 +136,13 @@ class Shards(Whole):
         return self._gathered
 
     def _reduced(self, value: Tensor, operation: Any) -> Tensor:
-        held = value.to(self._device)
-        dist.all_reduce(held, operation)
-        return held.cpu()
+        here = value.to(self._device)
+        dist.all_reduce(here, operation)
+        return here.cpu()
 
 
 class _Root(nn.Module):
-    """Gives the trunk and the head one forward pass in common, which FSDP hooks into."""
+    """Runs trunk and head in one forward pass, which FSDP hooks into."""
 
     def __init__(self, causal_lm: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What of a causal LM is trained: the seam between an adapter and the whole model."""
+"""The trained part of a causal LM: the interface of adapter and full training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from espalier.trainer.volume.tensor_files import TensorFile
 
 
 class Trained(ABC):
-    """``causal_lm`` is what runs, ``parameters`` what is trained, by name in a checkpoint."""
+    """``causal_lm`` runs; ``parameters`` are trained, by their name in a checkpoint."""
 
     causal_lm: Any
     parameters: dict[str, nn.Parameter]
@@ -30,4 +30,4 @@ class Trained(ABC):
 
     @abstractmethod
     def write_configuration(self, directory: Path) -> None:
-        """What others need beside the weights in order to load a checkpoint."""
+        """Writes what readers need beside the weights to load a checkpoint."""

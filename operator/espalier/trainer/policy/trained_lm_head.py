@@ -1,6 +1,6 @@
-"""Log-probs of given tokens under an output head that is trained itself.
+"""Log-probs of given tokens under a trained output head.
 
-The Jacobian rows of a frozen head (``head``) do not give the gradient of its weight, which depends
+The Jacobian rows of ``frozen_lm_head`` do not give the gradient of its weight, which depends
 on the loss. So the logits are computed again in backward, chunk by chunk, with the normalisers of
 the forward pass: with z = h W' / temperature and p = softmax(z), and g = dLoss/dlogprob, the
 gradient of z is r = g (onehot(y) - p) / temperature, that of h is r W and that of W is r' h.
@@ -57,7 +57,7 @@ class _TrainedLogprobs(torch.autograd.Function):
 def evaluate(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
 ) -> Evaluated:
-    """As ``head.evaluate``; log-probs are differentiable by ``weight`` and ``bias`` too."""
+    """As ``frozen_lm_head.evaluate``; also differentiable by ``weight`` and ``bias``."""
     logprobs, entropy = _TrainedLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, temperature
     )

@@ -31,7 +31,7 @@ from espalier.trainer.batch.packing import NO_PARENT, Row
 TREE_ATTENTION = "espalier_tree"
 # Segments share a bucket while the shortest has at least this part of the longest's length.
 BUCKET_RATIO = 0.75
-# Torch 2.11 takes fewer heads of keys than of queries without being told.
+# Torch 2.11 accepts fewer heads of keys than of queries without a flag.
 _GROUPED: dict[str, Any] = (
     {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 )
@@ -51,7 +51,7 @@ class Segment:
 
     @property
     def above(self) -> int:
-        """How many ancestors the first token has."""
+        """The number of the first token's ancestors."""
         return len(self.path) - (self.stop - self.start)
 
 
@@ -62,17 +62,17 @@ def segments(parents: _Ints) -> list[Segment]:
     # The root's parent is NO_PARENT, which is also the index before the first.
     starts = np.union1d(firsts, [0])
     stops = np.append(starts[1:], len(parents))
-    found: list[Segment] = []
+    parts: list[Segment] = []
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-        above = _path_to(int(parents[start]), found)
-        found.append(Segment(start, stop, np.concatenate([above, indices[start:stop]])))
-    return found
+        above = _path_to(int(parents[start]), parts)
+        parts.append(Segment(start, stop, np.concatenate([above, indices[start:stop]])))
+    return parts
 
 
-def _path_to(node: int, found: Sequence[Segment]) -> _Ints:
+def _path_to(node: int, parts: Sequence[Segment]) -> _Ints:
     if node == NO_PARENT:
         return np.empty(0, dtype=np.int64)
-    owner = found[bisect_right(found, node, key=lambda segment: segment.start) - 1]
+    owner = parts[bisect_right(parts, node, key=lambda segment: segment.start) - 1]
     return owner.path[: owner.above + node - owner.start + 1]
 
 
@@ -102,11 +102,11 @@ class BucketLayout:
     """A row for ``scaled_dot_product_attention``; masks are made once per row and window."""
 
     def __init__(self, row: Row, device: torch.device) -> None:
-        found = segments(row.parents)
-        groups = _alike(found)
-        self.buckets = [_bucket([found[i] for i in group], device) for group in groups]
-        # Where each token of the row lies among the buckets' padded queries, one after another.
-        self._places = torch.from_numpy(_places(found, groups)).to(device)
+        parts = segments(row.parents)
+        groups = _alike(parts)
+        self.buckets = [_bucket([parts[i] for i in group], device) for group in groups]
+        # The place of each token of the row among the buckets' concatenated padded queries.
+        self._places = torch.from_numpy(_places(parts, groups)).to(device)
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
 
     def attend(
@@ -141,7 +141,7 @@ class BucketLayout:
 
 @dataclass(frozen=True)
 class VarlenLayout:
-    """A row for ``varlen_attn``: queries as they lie, keys and values gathered by ``keys``."""
+    """A row for ``varlen_attn``: queries in row order, keys and values gathered by ``keys``."""
 
     keys: Tensor
     query_bounds: Tensor
@@ -152,11 +152,11 @@ class VarlenLayout:
     @classmethod
     def of(cls, row: Row, device: torch.device) -> VarlenLayout:
         """Segments lie one after another in the row, so its queries need no gathering."""
-        found = segments(row.parents)
-        queries = [s.stop - s.start for s in found]
-        keys = [len(s.path) for s in found]
+        parts = segments(row.parents)
+        queries = [s.stop - s.start for s in parts]
+        keys = [len(s.path) for s in parts]
         return cls(
-            keys=torch.from_numpy(np.concatenate([s.path for s in found])).to(device),
+            keys=torch.from_numpy(np.concatenate([s.path for s in parts])).to(device),
             query_bounds=_bounds(queries).to(device),
             key_bounds=_bounds(keys).to(device),
             longest_query=max(queries),
@@ -188,7 +188,7 @@ Layout = BucketLayout | VarlenLayout
 
 
 def layout(row: Row, device: torch.device, dtype: torch.dtype) -> Layout:
-    """Varlen where its kernels are: CUDA in half precision."""
+    """Varlen if its kernels exist: on CUDA in half precision."""
     if device.type == "cuda" and dtype in {torch.bfloat16, torch.float16}:
         return VarlenLayout.of(row, device)
     return BucketLayout(row, device)
@@ -220,16 +220,16 @@ def _attend(
 AttentionInterface.register(TREE_ATTENTION, _attend)
 
 
-def _alike(found: Sequence[Segment]) -> list[list[int]]:
-    """Groups of segments, by number, that waste little when padded to their longest."""
+def _alike(parts: Sequence[Segment]) -> list[list[int]]:
+    """Groups of segments, by index, that waste little when padded to their longest."""
     order = sorted(
-        range(len(found)),
-        key=lambda i: (found[i].above > 0, -(found[i].stop - found[i].start), -len(found[i].path)),
+        range(len(parts)),
+        key=lambda i: (parts[i].above > 0, -(parts[i].stop - parts[i].start), -len(parts[i].path)),
     )
     groups: list[list[int]] = []
     for index in order:
-        segment = found[index]
-        first = found[groups[-1][0]] if groups else segment
+        segment = parts[index]
+        first = parts[groups[-1][0]] if groups else segment
         keys = sorted((len(segment.path), len(first.path)))
         fits = (
             bool(groups)
@@ -263,13 +263,13 @@ def _bucket(members: Sequence[Segment], device: torch.device) -> Bucket:
     )
 
 
-def _places(found: Sequence[Segment], groups: Sequence[Sequence[int]]) -> _Ints:
-    places = np.empty(found[-1].stop, dtype=np.int64)
+def _places(parts: Sequence[Segment], groups: Sequence[Sequence[int]]) -> _Ints:
+    places = np.empty(parts[-1].stop, dtype=np.int64)
     before = 0
     for group in groups:
-        longest = max(found[index].stop - found[index].start for index in group)
+        longest = max(parts[index].stop - parts[index].start for index in group)
         for index in group:
-            segment = found[index]
+            segment = parts[index]
             places[segment.start : segment.stop] = before + np.arange(segment.stop - segment.start)
             before += longest
     return places

@@ -1,1 +1,1 @@
-"""One policy on several ranks: every rank holds the weights, and rank 0 holds everything else."""
+"""One policy on several ranks: how they meet, share a call out, and add up the results."""

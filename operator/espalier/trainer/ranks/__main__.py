@@ -1,13 +1,14 @@
 """Runs all ranks of a trainer on one node: ``python -m espalier.trainer.ranks --ranks 8``.
 
-Not torchrun: it answers a rank's exit code with a 1 of its own, and 64 (a user's mistake, do not
-restart) must reach the kubelet. Nothing is restarted here either; the pod is what restarts.
+It is not torchrun, which replaces a rank's exit code by 1: 64 (a user's mistake, do not restart)
+must reach the kubelet. It restarts nothing; the kubelet restarts the pod.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import secrets
 import signal
@@ -15,20 +16,22 @@ import socket
 import sys
 from asyncio.subprocess import Process
 
-from espalier.trainer.problems import EXIT_USER_MISTAKE
-from espalier.trainer.ranks.this_rank import SECRET
+from espalier.api.exit_codes import FAULT, USER_MISTAKE
+from espalier.process import configure_logs
+from espalier.trainer.ranks.this_rank import LOOPBACK, SECRET
 
-# Rank 0 answers the polls that wait before it ends; the others have nothing to finish.
+logger = logging.getLogger("espalier.trainer.ranks")
+
+# Rank 0 answers waiting polls before it ends; the others have nothing to finish.
 GRACE_SECONDS = 30.0
 
 
 async def launch(ranks: int, arguments: list[str]) -> int:
-    """Starts the ranks and ends them all when the first ends; the exit code of the whole."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+    """Starts the ranks, ends them all when the first ends, and returns the exit code."""
+    with socket.create_server((LOOPBACK, 0)) as probe:
         port = probe.getsockname()[1]
     shared = {
         "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         SECRET: secrets.token_hex(32),
     }
@@ -61,18 +64,18 @@ async def launch(ranks: int, arguments: list[str]) -> int:
 
 
 def _outcome(codes: list[int], first: list[int], *, stopped: bool) -> int:
-    """``first``: the ranks that ended by themselves. No rank ends before it is told to."""
-    if EXIT_USER_MISTAKE in codes:
-        return EXIT_USER_MISTAKE
+    """The exit code; ``first`` are the ranks that ended by themselves, which is a fault."""
+    if USER_MISTAKE in codes:
+        return USER_MISTAKE
     if stopped:
         return _status(codes[0])
     rank = next((rank for rank in first if codes[rank]), first[0])
-    print(f"rank {rank} ended with {codes[rank]}, so all ranks were ended", file=sys.stderr)
-    return _status(codes[rank]) or 1
+    logger.error("rank %d ended with %d, so all ranks were ended", rank, codes[rank])
+    return _status(codes[rank]) or FAULT
 
 
 def _status(code: int) -> int:
-    """As a shell reports it: 128 plus the signal."""
+    """An exit code as a shell reports it: 128 plus the signal."""
     return code if code >= 0 else 128 - code
 
 
@@ -86,6 +89,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Espalier trainer on several ranks of one node")
     parser.add_argument("--ranks", type=int, required=True)
     options, arguments = parser.parse_known_args()
+    configure_logs()
     return asyncio.run(launch(options.ranks, arguments))
 
 

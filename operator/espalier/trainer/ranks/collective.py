@@ -1,4 +1,4 @@
-"""The two collectives, over one flat float32 buffer: gradients sum to rank 0, weights come back."""
+"""Two collectives over one flat float32 buffer: sum gradients to rank 0, broadcast weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from espalier.trainer.ranks.channel import RankLostError
+from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.volume.shapes import State
 
 
@@ -23,7 +23,7 @@ class Collective:
         self._flat = torch.zeros(count, dtype=torch.float32, device=first.device)
 
     def sum_gradients(self) -> State:
-        """On rank 0 the sums by name, valid until the next call; on others of no use.
+        """The sums by name, valid until the next call, and only on rank 0.
 
         The accumulated gradients stay as they are.
         """

@@ -1,7 +1,4 @@
-"""Rank 0 of several: shares work out and adds up what comes back.
-
-Replicated ranks, each with the whole policy, also get from it what it proposed.
-"""
+"""Rank 0's compute: shares work out over the ranks and adds up their results."""
 
 from __future__ import annotations
 
@@ -9,45 +6,35 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
-from pydantic import ValidationError
 from torch import nn
 from typing_extensions import override
 
-from espalier.api.wire import OptimStepRequest
-from espalier.trainer.batch.data import Datum
+from espalier.api.trainablemodel import Adapter
+from espalier.api.wire import OptimStepRequest, Problem
+from espalier.trainer.batch.data import Datum, Limits
 from espalier.trainer.batch.losses import LossSpec
-from espalier.trainer.batch.step_metrics import Tally, total
+from espalier.trainer.batch.step_metrics import total
 from espalier.trainer.compute.adamw import Proposal, propose
-from espalier.trainer.compute.compute import Added, Batch, LocalCompute, Share
+from espalier.trainer.compute.compute import Added, Batch, Compute, LocalCompute, Share
 from espalier.trainer.memory.planner import Cut, Cuts
-from espalier.trainer.policy.policy import Policy
 from espalier.trainer.policy.sharding import OtherRankFailedError
-from espalier.trainer.ranks.channel import Channel, RankLostError
-from espalier.trainer.ranks.collective import Collective
-from espalier.trainer.ranks.messages import (
-    AddLoss,
-    AddWeights,
-    Answered,
-    Asked,
-    Drop,
-    Install,
-    Reduce,
-    Request,
-    Score,
-    encode,
-    read_answered,
-)
+from espalier.trainer.ranks.control import Control, RankLostError
+from espalier.trainer.ranks.parts import Part, ReplicatedPart, ShardedPart
 from espalier.trainer.ranks.shares import plan as share_out
+from espalier.trainer.volume.shapes import Shapes
 
 logger = logging.getLogger(__name__)
 
-# Ranks prove every so many steps that they trained the same weights.
+# Steps between two comparisons of the ranks' weights.
 STEPS_PER_DIGEST = 16
 
+P = TypeVar("P", bound=Part)
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def end_process(error: RankLostError) -> NoReturn:
@@ -56,44 +43,55 @@ def end_process(error: RankLostError) -> NoReturn:
     os._exit(1)
 
 
-class RankedCompute(LocalCompute):
-    """The policy on this process, rank 0, and on one more per channel.
+class RankedCompute(Compute, Generic[P]):
+    """One policy on all ranks: ``part`` is rank 0's, the others are reached through ``control``.
 
     Each rank computes its share; sums, never means, so the result does not depend on the shares.
-    A call that fails on one rank has been answered by all of them when it raises.
+    A call that fails on one rank has been answered by all of them when it raises. ``lost`` is
+    called when a rank is gone, hangs or disagrees.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        channels: Sequence[Channel],
-        *,
-        reply_seconds: float,
-        lost: Callable[[RankLostError], NoReturn] = end_process,
+        self, part: P, control: Control, lost: Callable[[RankLostError], NoReturn] = end_process
     ) -> None:
-        super().__init__(policy)
-        self._channels = channels
-        self._reply_seconds = reply_seconds
+        self._part = part
+        self._control = control
         self._lost = lost
-        self._seq = 0
+
+    @property
+    @override
+    def limits(self) -> Limits:
+        return self._part.limits
+
+    @property
+    @override
+    def adapter(self) -> Adapter:
+        return self._part.adapter
+
+    @property
+    @override
+    def warnings(self) -> tuple[Problem, ...]:
+        return self._part.warnings
+
+    @override
+    def check(self, shapes: Shapes) -> None:
+        self._part.check(shapes)
 
     @override
     def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
-        # Shares depend on the data alone, so a kept forward is where its weights will go.
-        shares = share_out(data, len(self._channels) + 1, self.planner.costs.shape)
+        # Shares depend on the data alone, so a backward reaches the rank that kept its forward.
+        shares = share_out(data, self._control.size, self._part.planner.costs.shape)
         known: Sequence[Cut | None] = cuts if len(cuts) == len(shares) else [None] * len(shares)
-        plans = [self._plan(_of(data, s), spec, cut) for s, cut in zip(shares, known, strict=True)]
+        plans = [
+            self._part.plan(_of(data, share), spec, cut)
+            for share, cut in zip(shares, known, strict=True)
+        ]
         return Batch(tuple(data), tuple(shares), tuple(plans))
 
     @override
     def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
-        requests = [Score(data=plan.rows.data, cut=plan.cut, keep=keep) for plan in batch.plans[1:]]
-        own, others = self._ask(
-            requests,
-            lambda: LocalCompute.score(self, batch.part(0), keep=keep),
-        )
+        parts = self._each([partial(LocalCompute.score, batch=b, keep=keep) for b in _parts(batch)])
         result: list[list[float]] = [[] for _ in batch.data]
-        parts = [own, *(other.logprobs or [] for other in others)]
         for share, part in zip(batch.shares, parts, strict=True):
             for index, logprobs in zip(share, part, strict=True):
                 result[index] = logprobs
@@ -101,20 +99,11 @@ class RankedCompute(LocalCompute):
 
     @override
     def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
-        requests = [
-            AddLoss(
-                data=plan.rows.data,
-                cut=plan.cut,
-                spec=spec,
-                group_size=group_size,
-            )
-            for plan in batch.plans[1:]
+        calls = [
+            partial(LocalCompute.add_loss, batch=b, spec=spec, group_size=group_size)
+            for b in _parts(batch)
         ]
-        return self._add(
-            batch,
-            requests,
-            lambda: LocalCompute.add_loss(self, batch.part(0), spec, group_size),
-        )
+        return _sum(batch, self._each(calls))
 
     @override
     def add_weights(
@@ -126,138 +115,153 @@ class RankedCompute(LocalCompute):
         group_size: int | None,
         forward: str = "",
     ) -> Added:
-        requests = [
-            AddWeights(
-                data=plan.rows.data,
-                cut=plan.cut,
-                weights=tuple(tuple(row) for row in _of(weights, share)),
+        calls = [
+            partial(
+                LocalCompute.add_weights,
+                batch=part,
+                weights=_of(weights, share),
                 given=given,
                 group_size=group_size,
                 forward=forward,
             )
-            for share, plan in zip(batch.shares[1:], batch.plans[1:], strict=True)
+            for part, share in zip(_parts(batch), batch.shares, strict=True)
         ]
-        return self._add(
-            batch,
-            requests,
-            lambda: LocalCompute.add_weights(
-                self,
-                batch.part(0),
-                _of(weights, batch.shares[0]),
-                given=given,
-                group_size=group_size,
-                forward=forward,
-            ),
-        )
+        return _sum(batch, self._each(calls))
 
     @override
     def drop_gradients(self) -> None:
-        self._ask_all(Drop(), lambda: LocalCompute.drop_gradients(self))
+        self._all(LocalCompute.drop_gradients)
 
-    def _add(self, batch: Batch, requests: Sequence[Request], own: Callable[[], Added]) -> Added:
-        mine, others = self._ask(requests, own)
-        tallies = [mine.tally, *(other.tally or Tally() for other in others)]
-        cuts = (*mine.cuts, *(other.cut for other in others if other.cut))
-        rewards = tuple({datum.trajectory: datum.reward for datum in batch.data}.values())
-        tally = replace(total(tallies), rewards=rewards, datums=len(batch.data))
-        return Added(tally, cuts)
+    def _all(self, call: Callable[[P], T]) -> list[T]:
+        """The same call on every rank; the results by rank."""
+        return self._each([call] * self._control.size)
 
-    def _ask_all(self, request: Request, own: Callable[[], T]) -> tuple[T, list[Answered]]:
-        return self._ask([request] * len(self._channels), own)
+    def _each(self, calls: Sequence[Callable[[P], T]]) -> list[T]:
+        """A call for each rank; the results by rank."""
+        own, others = self._call(calls[0], calls[1:])
+        return [own, *others]
 
-    def _ask(self, requests: Sequence[Request], own: Callable[[], T]) -> tuple[T, list[Answered]]:
-        """Sends one request to each rank and does rank 0's part; the lowest rank's error wins."""
+    def _call(self, own: Callable[[P], T], others: Sequence[Callable[[P], U]]) -> tuple[T, list[U]]:
+        """Sends a call to each other rank and does rank 0's; the lowest rank's error wins."""
         try:
-            return self._exchange(requests, own)
+            for rank, call in enumerate(others, 1):
+                self._control.call(call, rank)
+            outcomes: list[Any] = [self._own(own)]
+            outcomes += [self._control.receive(rank) for rank in range(1, self._control.size)]
         except RankLostError as error:
-            gone = [channel.peer for channel in self._channels if channel.gone]
-            self._lost(RankLostError(f"{error}; ranks that are gone: {gone}"))
-
-    def _exchange(
-        self, requests: Sequence[Request], own: Callable[[], T]
-    ) -> tuple[T, list[Answered]]:
-        self._seq += 1
-        for channel, request in zip(self._channels, requests, strict=True):
-            channel.send(encode(Asked(seq=self._seq, request=request)), self._reply_seconds)
-        errors: list[Exception] = []
-        mine: list[T] = []
-        try:
-            mine.append(own())
-        except RankLostError:
-            raise
-        except Exception as error:
-            errors.append(error)
-        others = [self._answer(channel) for channel in self._channels]
-        errors += [
-            other.failure.error(channel.peer)
-            for channel, other in zip(self._channels, others, strict=True)
-            if other.failure
-        ]
+            self._lost(error)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if errors:
             # A rank that stopped because of another's failure does not know the reason.
             raise min(errors, key=lambda error: isinstance(error, OtherRankFailedError))
-        return mine[0], others
+        return outcomes[0], outcomes[1:]
 
-    def _answer(self, channel: Channel) -> Answered:
+    def _own(self, call: Callable[[P], T]) -> T | Exception:
         try:
-            answered = read_answered(channel.receive(self._reply_seconds))
-        except (ValidationError, ValueError) as error:
-            raise RankLostError(f"rank {channel.peer} answered nonsense: {error}") from error
-        if answered.seq != self._seq:
-            raise RankLostError(
-                f"rank {channel.peer} answered request {answered.seq} instead of {self._seq}"
-            )
-        return answered
+            return self._part.run(call)
+        except RankLostError as error:
+            # A collective does not say which rank left it.
+            raise RankLostError(f"{error}; ranks that are gone: {self._control.gone()}") from error
 
 
-class ReplicatedCompute(RankedCompute):
+class ReplicatedCompute(RankedCompute[ReplicatedPart]):
     """Each rank holds the whole policy and the gradients of its share; Adam's state is rank 0's."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        channels: Sequence[Channel],
-        *,
-        reply_seconds: float,
-        lost: Callable[[RankLostError], NoReturn] = end_process,
-    ) -> None:
-        super().__init__(policy, channels, reply_seconds=reply_seconds, lost=lost)
-        self._collective = Collective(policy.parameters)
-        self._steps = 0
+    _steps = 0
 
     @override
     def propose(self, values: OptimStepRequest) -> Proposal:
-        digest = self._steps % STEPS_PER_DIGEST == 0
-        sums, others = self._ask_all(Reduce(digest=digest), self._collective.sum_gradients)
-        if digest:
-            self._compare([other.digest for other in others])
+        asked = self._steps % STEPS_PER_DIGEST == 0
+        digests = self._all(partial(ReplicatedPart.reduce, digest=asked))
+        other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if other:
+            self._lost(RankLostError(f"ranks {other} hold other weights than rank 0"))
         self._steps += 1
         summed = {}
-        for name, parameter in self.policy.parameters.items():
+        for name, parameter in self._part.policy.parameters.items():
             summed[name] = nn.Parameter(parameter.detach())
-            summed[name].grad = sums[name]
-        return propose(summed, self.moments, values)
+            summed[name].grad = self._part.sums[name]
+        return propose(summed, self._part.moments, values)
+
+    @override
+    def write(self, proposal: Proposal, directory: Path) -> None:
+        self._part.write(proposal, directory)
 
     @override
     def install(self, proposal: Proposal) -> None:
-        super().install(proposal)
-        self._ask_all(Install(), self._collective.broadcast)
+        self._part.install(proposal)
+        self._all(ReplicatedPart.copy_rank_0)
 
     @override
     def load(self, checkpoint: Path, moments: int | None) -> None:
-        super().load(checkpoint, moments)
-        self._ask_all(Install(), self._collective.broadcast)
+        self._part.load(checkpoint, moments)
+        self._all(ReplicatedPart.copy_rank_0)
 
     @override
     def reset(self) -> None:
-        super().reset()
-        self._ask_all(Install(), self._collective.broadcast)
+        self._part.reset()
+        self._all(ReplicatedPart.copy_rank_0)
 
-    def _compare(self, digests: Sequence[str]) -> None:
-        own = self._collective.digest()
-        other = [c.peer for c, d in zip(self._channels, digests, strict=True) if d != own]
-        if other:
-            self._lost(RankLostError(f"ranks {other} hold other weights than rank 0"))
+
+class ShardedCompute(RankedCompute[ShardedPart]):
+    """Each rank has its part of weights, gradients and moments, and makes its part of a step.
+
+    All ranks read a checkpoint, each its part; rank 0 writes what all give it tensor by tensor.
+    """
+
+    @override
+    def propose(self, values: OptimStepRequest) -> Proposal:
+        # Ranks need the optimizer's values alone.
+        bare = values.model_copy(
+            update={"rollouts": [], "metrics": {}, "measured": {}, "cursor": {}}
+        )
+        return self._lead(
+            partial(LocalCompute.propose, values=values),
+            partial(ShardedPart.hold_proposal, values=bare),
+        )
+
+    @override
+    def write(self, proposal: Proposal, directory: Path) -> None:
+        self._lead(partial(_written, proposal=proposal, directory=directory), ShardedPart.give_held)
+
+    @override
+    def install(self, proposal: Proposal) -> None:
+        self._lead(partial(LocalCompute.install, proposal=proposal), ShardedPart.install_held)
+
+    @override
+    def load(self, checkpoint: Path, moments: int | None) -> None:
+        self._all(partial(LocalCompute.load, checkpoint=checkpoint, moments=moments))
+
+    @override
+    def reset(self) -> None:
+        self._all(LocalCompute.reset)
+
+    def _lead(self, own: Callable[[ShardedPart], T], other: Callable[[ShardedPart], None]) -> T:
+        """One call on rank 0 and its counterpart on every other rank."""
+        return self._call(own, [other] * (self._control.size - 1))[0]
+
+
+def _written(part: ShardedPart, *, proposal: Proposal, directory: Path) -> Exception | None:
+    """The outcome of a write. A full volume ends no rank: all have given their tensors by then."""
+    try:
+        part.write(proposal, directory)
+    except Exception as error:
+        return error
+    return None
+
+
+def _sum(batch: Batch, parts: Sequence[Added]) -> Added:
+    rewards = tuple({datum.trajectory: datum.reward for datum in batch.data}.values())
+    tally = total([part.tally for part in parts])
+    return Added(
+        replace(tally, rewards=rewards, datums=len(batch.data)),
+        tuple(cut for part in parts for cut in part.cuts),
+    )
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """Every rank's share as a batch of its own."""
+    return [batch.part(rank) for rank in range(len(batch.plans))]
 
 
 def _of(items: Sequence[T], share: Share) -> tuple[T, ...]:

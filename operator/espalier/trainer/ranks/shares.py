@@ -1,4 +1,4 @@
-"""Which datum goes to which rank: whole groups where possible, balanced by estimated work. Pure."""
+"""Shares datums out to ranks: whole groups if possible, balanced by estimated work. Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from espalier.trainer.memory.cost_model import ModelShape, RowSize, balance, ste
 
 @dataclass(frozen=True)
 class _Unit:
-    """Datums that stay together, by index, and the work that they cause."""
+    """Datums that stay together, by index, and their work."""
 
     members: tuple[int, ...]
     work: float
 
 
 def plan(data: Sequence[Datum], ranks: int, shape: ModelShape) -> list[Share]:
-    """For every rank the indices of its datums, ascending; deterministic.
+    """The indices of each rank's datums, ascending; deterministic.
 
     A group shares its prompt, so it stays on one rank unless it is more than a rank's fair share
     of the work; then its trajectories are spread and the prompt is computed more than once. A

@@ -1,4 +1,4 @@
-"""Which rank this process is, from the environment that a launcher sets."""
+"""This process's rank, from the environment that a launcher sets."""
 
 from __future__ import annotations
 
@@ -10,38 +10,49 @@ from espalier.trainer.problems import UserMistakeError
 SECRET = "ESPALIER_RANK_SECRET"
 REPLY_SECONDS = "ESPALIER_RANK_SECONDS"
 DEFAULT_REPLY_SECONDS = 900.0
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class World:
     """``rank`` of ``size`` processes; ``local_rank`` is its GPU.
 
-    ``secret`` proves to a rank that its peer belongs here; ``reply_seconds`` bounds every wait of
-    one rank for another, so it must exceed the longest forward-backward of a share.
+    Ranks meet at ``port`` of the loopback interface, under a ``secret`` of their launcher.
+    ``reply_seconds`` bounds every wait of one rank for another, so it must exceed the longest
+    forward-backward of a share.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    secret: bytes = b""
+    port: int = 0
+    secret: str = ""
     reply_seconds: float = DEFAULT_REPLY_SECONDS
 
 
 def read_world(environment: Mapping[str, str]) -> World:
     """One rank unless WORLD_SIZE says otherwise; UserMistakeError names a variable that is wrong.
 
-    Source: RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them.
+    Source: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them.
     """
     size = int(_number(environment, "WORLD_SIZE", 1))
     rank = int(_number(environment, "RANK", 0))
     seconds = _number(environment, REPLY_SECONDS, DEFAULT_REPLY_SECONDS)
     if size < 1 or not 0 <= rank < size or not seconds > 0:
         raise _mistake(f"RANK is {rank}, WORLD_SIZE {size} and {REPLY_SECONDS} {seconds:g}")
-    secret = environment.get(SECRET, "")
-    if size > 1 and not secret:
-        raise _mistake(f"{SECRET} is not set, and WORLD_SIZE is {size}")
     local_rank = int(_number(environment, "LOCAL_RANK", rank))
-    return World(rank, size, local_rank, secret.encode(), seconds)
+    if size == 1:
+        return World(local_rank=local_rank, reply_seconds=seconds)
+    host = environment.get("MASTER_ADDR", LOOPBACK)
+    if host != LOOPBACK:
+        raise _mistake(f"MASTER_ADDR is {host}, and the ranks of a trainer share one node")
+    secret = environment.get(SECRET, "")
+    if not secret:
+        raise _mistake(f"{SECRET} is not set, and WORLD_SIZE is {size}")
+    port = int(_number(environment, "MASTER_PORT", 0))
+    if not 0 < port < 1 << 16:
+        raise _mistake(f"MASTER_PORT is {port}, and WORLD_SIZE is {size}")
+    return World(rank, size, local_rank, port, secret, seconds)
 
 
 def _number(environment: Mapping[str, str], name: str, default: float) -> float:

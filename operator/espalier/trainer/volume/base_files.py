@@ -1,4 +1,4 @@
-"""Which files of a directory are a base, and whether they are all there. Nothing is unpickled."""
+"""Finds the files of a base in a directory and checks that all are there; unpickles nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from espalier.api.source import TurnEnd
 from espalier.api.trainablemodel import Adapter
+from espalier.core.volume import MANIFEST
 from espalier.trainer.problems import UserMistakeError
-from espalier.trainer.volume.checkpoint_store import MANIFEST
 
 TEMPLATE = "chat_template.jinja"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-# What a base needs to be trained and served; weights in other formats are left behind.
+# The files to train and serve a base; weights in other formats are left behind.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 _ADAPTER = "adapter_config.json"
@@ -26,7 +26,7 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the model makes of its base; an empty ``chat_template`` leaves the base's own."""
+    """What the model asks of its base; an empty ``chat_template`` leaves the base's own."""
 
     adapter: Adapter = field(default_factory=Adapter)
     chat_template: str = ""
@@ -34,10 +34,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found.
+    """Facts about a base.
 
-    ``context_tokens`` is None where the base sets no limit; ``unstopped`` is what the chat template
-    closes a turn with, where that token ends no completion.
+    ``context_tokens`` is None if the base sets no limit. ``unstopped`` is the token that the chat
+    template closes a turn with, if it does not end a completion.
     """
 
     context_tokens: int | None
@@ -46,7 +46,7 @@ class Facts:
 
 
 def model_files(source: Path) -> list[Path]:
-    """The files of a base in ``source``; raises UserMistakeError if it is none."""
+    """The files of a base in ``source``; raises UserMistakeError if it is not a base."""
     if not source.is_dir():
         raise unreadable(f"{source} is no directory", "check spec.source.base")
     root = source.resolve()
@@ -72,12 +72,12 @@ def model_files(source: Path) -> list[Path]:
 
 
 def config(source: Path) -> dict[str, Any]:
-    """The base's config.json; raises UserMistakeError if that is no JSON object."""
+    """The base's config.json; raises UserMistakeError if it is not a JSON object."""
     return _json(source / CONFIG)
 
 
 def shard_of(source: Path) -> dict[str, str]:
-    """By tensor, the file that the index says it is in; empty where one file holds all."""
+    """The file of each tensor, from the index; empty if one file holds all."""
     if not (source / INDEX).is_file():
         return {}
     mapping = _json(source / INDEX).get("weight_map")
@@ -87,19 +87,19 @@ def shard_of(source: Path) -> dict[str, str]:
 
 
 def unreadable(detail: str, remedy: str) -> UserMistakeError:
-    """BaseUnreadable, with what to do about it."""
+    """The error BaseUnreadable with its remedy."""
     return UserMistakeError("BaseUnreadable", detail, remedy)
 
 
 def some(names: Iterable[str]) -> str:
     """The first few of some names, and how many more there are."""
-    found = sorted(names)
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return ", ".join(found[:_NAMED]) + more
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _NAMED} more" if len(ordered) > _NAMED else ""
+    return ", ".join(ordered[:_NAMED]) + more
 
 
 def check_space(directory: Path, wanted: int, field: str) -> None:
-    """Raises UserMistakeError with both figures if the volume has not ``wanted`` bytes left."""
+    """Raises UserMistakeError with both figures if fewer than ``wanted`` bytes are free."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if wanted > free:
@@ -112,12 +112,12 @@ def check_space(directory: Path, wanted: int, field: str) -> None:
 
 
 def gib(count: int) -> str:
-    """Bytes, for people."""
+    """A number of bytes for people to read."""
     return f"{count / 2**30:.1f} GiB"
 
 
 def size_of(path: Path | None) -> int:
-    """In bytes; 0 where it is absent, or renamed meanwhile."""
+    """A file's bytes; 0 if it is absent or was renamed meanwhile."""
     try:
         return path.stat().st_size if path is not None else 0
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def size_of(path: Path | None) -> int:
 
 
 def _shards(source: Path, files: list[Path]) -> list[str]:
-    """The files of the weights, by name, all of which are there."""
+    """The files of the weights by name; raises if one is missing."""
     names = {path.relative_to(source).as_posix() for path in files}
     tensors = sorted(name for name in names if name.endswith(".safetensors"))
     if CONFIG not in names:

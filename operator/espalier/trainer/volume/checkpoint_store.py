@@ -1,15 +1,12 @@
-"""The volume: immutable, content-addressed directories for bases and checkpoints.
+"""Writes and reads the immutable, content-addressed directories of the volume (``core.volume``).
 
-``<root>/bases/sha256-<hex>/`` and ``<root>/checkpoints/sha256-<hex>/`` hold files and a
-``manifest.json`` written last; the digest is the SHA-256 of the manifest's canonical JSON, so it
-covers every file and the metadata. A directory without ``.tmp-`` in front is complete: it got its
-name by a rename after everything in it was on disk.
+A directory without ``.tmp-`` in front is complete: it was renamed after all its files, the manifest
+last, were on disk.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -19,18 +16,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from espalier.core.names import DIGEST_PREFIX, directory_name
+from espalier.core import volume
+from espalier.core.volume import FOLDERS, MANIFEST, Kind, canonical_json, digest_named, digest_of
 from espalier.trainer.problems import CommandError, volume_problem
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["base", "checkpoint"]
-MANIFEST = "manifest.json"
 STAGING = ".tmp-"
 NOTHING_PROMISED: Mapping[str, str] = {}
-_FOLDERS: dict[Kind, str] = {"base": "bases", "checkpoint": "checkpoints"}
 
 
 class DigestError(Exception):
@@ -47,12 +42,12 @@ class Stored:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its files."""
+        """The bytes of its files."""
         return sum(int(entry["size"]) for entry in self.manifest["files"].values())
 
 
 class CheckpointStore:
-    """The only place that knows paths on the volume. ``owner`` marks this process's staging."""
+    """Bases and checkpoints on a volume. ``owner`` marks this process's staging."""
 
     def __init__(self, root: Path, owner: str) -> None:
         self._root = root
@@ -60,21 +55,21 @@ class CheckpointStore:
 
     @property
     def root(self) -> Path:
-        """Where the volume is mounted."""
+        """The directory where the volume is mounted."""
         return self._root
 
     def model_directory(self, model: str) -> Path:
-        """Where a model's command log lives; made if absent."""
+        """The directory of a model's command log; made if absent."""
         path = self.model_path(model)
         make_directory(path)
         return path
 
     def model_path(self, model: str) -> Path:
-        """Where a model's command log lives, if it has one."""
+        """The directory of a model's command log, which may be absent."""
         return self._root / "models" / model
 
     def download(self, model: str, name: str) -> Path:
-        """Where a model's download lies until it is whole; what it left of others is removed."""
+        """The directory of an unfinished download; removes the model's other downloads."""
         folder = self._root / "downloads" / (model or "by-hand")
         make_directory(folder)
         for other in folder.iterdir():
@@ -90,11 +85,11 @@ class CheckpointStore:
 
     @contextmanager
     def staging(self, kind: Kind) -> Iterator[Path]:
-        """An empty directory to fill and ``commit``; removed when the block ends without that.
+        """An empty directory to fill and ``commit``; removed if the block ends without a commit.
 
         Raises VolumeFull, VolumeReadOnly or VolumeFailing (507) anywhere in the block.
         """
-        folder = self._root / _FOLDERS[kind]
+        folder = self._root / FOLDERS[kind]
         path = folder / f"{STAGING}{uuid.uuid4().hex}.{self._owner}"
         with volume_written(self._root):
             try:
@@ -113,7 +108,7 @@ class CheckpointStore:
     ) -> tuple[Stored, bool]:
         """Makes a staged directory durable under its digest; False if it was there already.
 
-        ``promised`` are SHA-256 of files as their source gives them: DigestError if one differs.
+        ``promised`` are the SHA-256 of files that their source gives; DigestError if one differs.
         """
         files: dict[str, dict[str, Any]] = {}
         for path in sorted(p for p in staged.rglob("*") if p.is_file()):
@@ -130,9 +125,9 @@ class CheckpointStore:
             directory.chmod(0o755)
             sync(directory)
         manifest = {"kind": kind, "files": files, **metadata}
-        make_directory(self._root / _FOLDERS[kind])
-        text = canonical(manifest)
-        digest = DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest()
+        make_directory(self._root / FOLDERS[kind])
+        text = canonical_json(manifest)
+        digest = digest_of(text)
         (staged / MANIFEST).write_text(text)
         (staged / MANIFEST).chmod(0o644)
         sync(staged / MANIFEST)
@@ -149,13 +144,13 @@ class CheckpointStore:
         return Stored(digest, final, manifest), True
 
     def open(self, kind: Kind, digest: str) -> Stored:
-        """A directory by digest: manifest and sizes are checked; raises DigestError."""
+        """The directory of a digest, its manifest and sizes checked; raises DigestError."""
         path = self._path(kind, digest)
         try:
             text = (path / MANIFEST).read_text()
         except OSError as error:
             raise DigestError(f"{kind} {digest} is not on the volume ({error})") from error
-        if DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest() != digest:
+        if digest_of(text) != digest:
             raise DigestError(f"the manifest of {kind} {digest} does not match its digest")
         manifest = json.loads(text)
         for name, entry in manifest["files"].items():
@@ -165,7 +160,7 @@ class CheckpointStore:
         return Stored(digest, path, manifest)
 
     def verify(self, kind: Kind, digest: str) -> Stored:
-        """Like ``open``, and reads every byte against its SHA-256."""
+        """Like ``open``, and checks every byte against its SHA-256."""
         stored = self.open(kind, digest)
         for name, entry in stored.manifest["files"].items():
             if sha256_of(stored.path / name) != entry["sha256"]:
@@ -173,32 +168,32 @@ class CheckpointStore:
         return stored
 
     def checkpoints(self, model: str = "") -> Iterator[Stored]:
-        """Every readable checkpoint of a model, or of all."""
-        for path in sorted((self._root / _FOLDERS["checkpoint"]).glob("sha256-*")):
+        """Every readable checkpoint of a model, or of all models."""
+        for path in sorted((self._root / FOLDERS["checkpoint"]).glob("sha256-*")):
             try:
-                stored = self.open("checkpoint", path.name.replace("-", ":", 1))
+                stored = self.open("checkpoint", digest_named(path.name))
             except DigestError:
-                # Someone else's damage must not keep this model from starting.
+                # Damage to another model's checkpoint must not keep this model from starting.
                 logger.warning("skipping an unreadable checkpoint", exc_info=True)
                 continue
             if model in ("", stored.manifest["model"]):
                 yield stored
 
     def survey(self) -> Iterator[tuple[str, Stored | DigestError]]:
-        """Whatever lies among the checkpoints, by the name of its directory."""
-        for path in sorted((self._root / _FOLDERS["checkpoint"]).glob("*")):
-            found: Stored | DigestError
+        """Every directory among the checkpoints by name, with its checkpoint or error."""
+        for path in sorted((self._root / FOLDERS["checkpoint"]).glob("*")):
+            entry: Stored | DigestError
             try:
                 if path.name.startswith(STAGING):
-                    found = DigestError("it was never finished: its writer died")
+                    entry = DigestError("it was never finished: its writer died")
                 else:
-                    found = self.open("checkpoint", path.name.replace("-", ":", 1))
+                    entry = self.open("checkpoint", digest_named(path.name))
             except DigestError as error:
-                found = error
-            yield path.name, found
+                entry = error
+            yield path.name, entry
 
     def discard(self, stored: Stored) -> None:
-        """Removes a checkpoint that nobody was told about; a crash leaves it whole or staging."""
+        """Removes a checkpoint that was never published; a crash leaves it whole or as staging."""
         doomed = stored.path.with_name(f"{STAGING}{uuid.uuid4().hex}.{self._owner}")
         with suppress(OSError):
             stored.path.rename(doomed)
@@ -206,23 +201,23 @@ class CheckpointStore:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def has(self, kind: Kind, digest: str) -> bool:
-        """Whether there is a complete directory of that digest, its bytes unread."""
+        """Whether a complete directory of that digest exists; reads none of its bytes."""
         return (self._path(kind, digest) / MANIFEST).is_file()
 
     def sweep(self) -> None:
-        """Removes what earlier processes of this owner left in staging; no other may be alive."""
-        for folder in _FOLDERS.values():
+        """Removes staging left by earlier processes of this owner, none of which may be alive."""
+        for folder in FOLDERS.values():
             for path in (self._root / folder).glob(f"{STAGING}*"):
                 if path.name.partition(".")[2].partition(".")[2] == self._owner:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, kind: Kind, digest: str) -> Path:
-        return self._root / _FOLDERS[kind] / directory_name(digest)
+        return volume.directory(self._root, kind, digest)
 
 
 @contextmanager
 def volume_written(path: Path) -> Iterator[None]:
-    """Turns a fault of the volume that ``path`` is on into a CommandError (507)."""
+    """Turns a fault of the volume under ``path`` into a CommandError (507)."""
     try:
         yield
     except CommandError:
@@ -234,15 +229,10 @@ def volume_written(path: Path) -> Iterator[None]:
         raise problem from error
 
 
-def canonical(document: dict[str, Any]) -> str:
-    """JSON with sorted keys and no spaces: what digests are taken of."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"))
-
-
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return volume.sha256_of(file)
 
 
 def sync(path: Path) -> None:

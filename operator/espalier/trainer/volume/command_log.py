@@ -1,4 +1,4 @@
-"""The command log: what was applied, in which order, with which answer. One writer.
+"""The command log: the applied commands in order, with their answers. It has one writer.
 
 A command is written before it runs and finished after it; only a finished one was acknowledged.
 Gradients are not kept on disk: they are the sum of the finished commands marked pending, whose
@@ -54,7 +54,8 @@ class Key:
 class Record:
     """A command as logged; ``status`` is None until it is finished.
 
-    ``cuts`` is how its batch was cut into rows, as JSON: a replay that cuts it alike adds up alike.
+    ``cuts`` is how its batch was cut into rows, as JSON; a replay with the same cuts gives the same
+    sums.
     """
 
     number: int
@@ -98,15 +99,15 @@ class CommandLog:
     def close(self) -> None:
         """Lets another process open the log."""
         self._db.close()
-        self._lock.close()
+        self._lock.release()
 
     def find(self, key: Key) -> Record | None:
-        """The command of a key."""
+        """The command with that key."""
         rows = self._records("session = ? AND seq = ?", key.session, key.seq)
         return rows[0] if rows else None
 
     def latest(self, session: str) -> int | None:
-        """The highest number that a session has an applied command under."""
+        """The highest number of a session's applied commands."""
         rows = self._rows(
             "SELECT MAX(seq) FROM commands WHERE session = ? AND status IS NOT NULL", session
         )
@@ -235,7 +236,7 @@ class CommandLog:
         return str(rows[0][0]) if rows else "{}"
 
     def pending(self) -> list[Record]:
-        """The commands whose gradients wait, in the order they were applied."""
+        """The commands whose gradients are accumulated, in the order they were applied."""
         return self._records("pending = 1")
 
     def unfinished(self) -> list[Record]:
@@ -243,12 +244,12 @@ class CommandLog:
         return self._records("status IS NULL")
 
     def forwards(self, latest: int) -> list[Record]:
-        """The latest forwards under the present weights and assignment."""
-        held = self._records("kind = 'forward' AND status = 200 AND held = 1")
-        return held[-latest:]
+        """The latest forwards under the current weights and assignment."""
+        forwards = self._records("kind = 'forward' AND status = 200 AND held = 1")
+        return forwards[-latest:]
 
     def body(self, record: Record) -> bytes:
-        """The request of a command that is pending or held."""
+        """The request of a command whose body is kept."""
         return self._body(record.number).read_bytes()
 
     def _finish(self, record: Record, status: int, answer: str, checkpoint: str) -> None:
@@ -258,7 +259,7 @@ class CommandLog:
         )
 
     def _add_missing_column(self) -> None:
-        """A log that was begun before cuts were kept goes on; its pending batches are cut anew."""
+        """Adds ``cuts`` to an older log, whose pending batches are then cut again."""
         if "cuts" not in {row[1] for row in self._rows("PRAGMA table_info(commands)")}:
             self._db.execute("ALTER TABLE commands ADD COLUMN cuts TEXT NOT NULL DEFAULT ''")
 
@@ -267,7 +268,7 @@ class CommandLog:
         self._db.execute("UPDATE commands SET held = 0 WHERE held = 1 AND status IS NOT NULL")
 
     def _drop_bodies(self) -> None:
-        """Removes bodies that nothing needs; what fails or crashes here is left until the next.
+        """Removes bodies that are no longer needed; a failure leaves them for the next call.
 
         The transaction before it is durable, so an error of the volume must not undo the command.
         """

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
-import time
 from pathlib import Path
-from typing import IO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 
 class LogBusyError(Exception):
     """Another process has the log open."""
 
 
-def only_writer(path: Path, seconds: float) -> IO[bytes]:
-    """An exclusive lock; waits for a predecessor to end, LogBusyError after ``seconds``."""
-    file = path.open("ab")
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                file.close()
-                raise LogBusyError(
-                    f"another trainer still holds {path.parent.name}'s log"
-                ) from error
-            time.sleep(0.2)
+def only_writer(path: Path, seconds: float) -> BaseFileLock:
+    """An exclusive lock; waits for a predecessor to end, LogBusyError after ``seconds``.
+
+    A volume without flock is an OSError: the library's substitute, a marker file, would outlive a
+    killed process.
+    """
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=seconds, poll_interval=0.2)
+    except Timeout as error:
+        raise LogBusyError(f"another trainer still holds {path.parent.name}'s log") from error
+    return lock

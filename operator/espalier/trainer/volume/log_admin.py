@@ -1,4 +1,4 @@
-"""What others than its trainer do with a model's command log: read where it stands, remove it."""
+"""Access to a command log from outside its trainer: read the position, delete the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from espalier.trainer.volume.lock import LogBusyError, only_writer
 
 
 def resumes_from(directory: Path) -> frozenset[str]:
-    """The digests that a trainer looks for when it starts: where it was put, and how far it got.
+    """The digests that a starting trainer needs: of its assignment and of its last commit.
 
     Reads beside a trainer that may have the log open.
     """
@@ -25,8 +25,8 @@ def resumes_from(directory: Path) -> frozenset[str]:
         last = connection.execute(
             "SELECT commit_json FROM commits ORDER BY number DESC LIMIT 1"
         ).fetchall()
-    found = {Assignment.model_validate_json(row[0]).base for row in assigned}
-    return frozenset(found | {Commit.model_validate_json(row[0]).digest for row in last})
+    bases = {Assignment.model_validate_json(row[0]).base for row in assigned}
+    return frozenset(bases | {Commit.model_validate_json(row[0]).digest for row in last})
 
 
 def forget(directory: Path) -> bool:
@@ -34,9 +34,11 @@ def forget(directory: Path) -> bool:
     if not directory.is_dir():
         return True
     try:
-        held = only_writer(directory / "lock", 0.0)
+        lock = only_writer(directory / "lock", 0.0)
     except LogBusyError:
         return False
-    with held:
+    try:
         shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        lock.release()
     return True

@@ -1,4 +1,4 @@
-"""LoRA adapters that others trained, as PEFT writes them. Nothing in them is ever unpickled.
+"""Reads LoRA adapters in PEFT's format that were trained elsewhere; never unpickles.
 
 Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
@@ -22,7 +22,7 @@ from espalier.trainer.volume.shapes import Shapes, State, difference, shapes_of,
 # PEFT's two files.
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Options under which the two matrices alone do not say what the adapter does.
+# Options under which the two matrices alone do not define the adapter.
 _REFUSED = (
     "use_dora",
     "use_rslora",
@@ -46,10 +46,10 @@ def read(source: Path, adapter: Adapter, shapes: Shapes) -> State:
     Args:
         source: a directory of PEFT.
         adapter: what the model's ``spec.adapter`` asks for.
-        shapes: of every weight that this adapter has on its base, by PEFT's name.
+        shapes: the shape of every weight of this adapter on its base, by PEFT's name.
 
     Raises:
-        UserMistakeError: it is no such adapter; the detail names what differs.
+        UserMistakeError: it is not such an adapter; the detail names the difference.
     """
     _refuse_pickles(source)
     _check_config(_config(source), adapter)
@@ -69,11 +69,11 @@ def read(source: Path, adapter: Adapter, shapes: Shapes) -> State:
 
 
 def _refuse_pickles(source: Path) -> None:
-    found = sorted(p.name for pattern in PICKLES for p in source.rglob(pattern))
-    if found:
+    pickles = sorted(p.name for pattern in PICKLES for p in source.rglob(pattern))
+    if pickles:
         raise UserMistakeError(
             "PickleRefused",
-            f"the adapter holds {some(found)}: a pickle runs code when it is read",
+            f"the adapter holds {some(pickles)}: a pickle runs code when it is read",
             "save the adapter again where you trust it, with PEFT's save_pretrained("
             "safe_serialization=True), and remove the other files",
         )

@@ -1,4 +1,4 @@
-"""Trained weights by name: how they are shaped, and how two sets of them differ."""
+"""The shapes of trained weights by name, and the difference between two sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
 
 
 def difference(given: Shapes, wanted: Shapes) -> str:
-    """How weights differ from the wanted ones, by their first names; empty if they do not."""
+    """Describes how shapes differ from the wanted ones; empty if they do not."""
     missing, extra = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
     shaped = [
         f"{name} is {list(given[name])}, must be {list(wanted[name])}"

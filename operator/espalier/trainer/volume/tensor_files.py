@@ -27,7 +27,7 @@ OPTIMIZER_FOLDER = "optimizer"
 INDEX_FILE = "model.safetensors.index.json"
 MODEL_FILES = "model*.safetensors"
 FIRST, SECOND = "exp_avg", "exp_avg_sq"
-# Of a shard of weights; its moments take twice as much, and writing holds one file in memory.
+# A shard of weights. Its moments take twice as much, and writing keeps one file in memory.
 SHARD_BYTES = 1 << 30
 _FLOAT32_BYTES = 4
 
@@ -66,7 +66,7 @@ class Tensors(Mapping[str, Tensor]):
 
 
 class Parts(Mapping[str, Tensor]):
-    """The rows that ``rows`` takes out of a number of them, of every tensor of some files."""
+    """Some rows of every tensor of ``files``: ``rows`` selects them from a number of rows."""
 
     def __init__(self, tensors: Tensors, rows: Callable[[int], slice]) -> None:
         self._tensors = tensors
@@ -89,7 +89,7 @@ class Parts(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file: its path in the checkpoint, and what is written to it in which order."""
+    """A safetensors file: its path in the checkpoint, and its tensors in order."""
 
     path: str
     tensors: tuple[str, ...]
@@ -97,7 +97,7 @@ class TensorFile:
 
 
 def moment_names(names: Iterable[str]) -> tuple[str, ...]:
-    """What the first and second moments of parameters are called."""
+    """The names of the first and second moments of parameters."""
     return tuple(f"{name}.{moment}" for name in names for moment in (FIRST, SECOND))
 
 
@@ -112,14 +112,14 @@ def lora_files(shapes: Shapes) -> list[TensorFile]:
 def full_files(shapes: Shapes, shard_bytes: int = SHARD_BYTES) -> list[TensorFile]:
     """The files of a whole model and of its moments, in shards of at most a size."""
     shards: list[list[str]] = [[]]
-    held = 0
+    size_so_far = 0
     for name, shape in shapes.items():
         size = _bytes(shape)
-        if shards[-1] and held + size > shard_bytes:
+        if shards[-1] and size_so_far + size > shard_bytes:
             shards.append([])
-            held = 0
+            size_so_far = 0
         shards[-1].append(name)
-        held += size
+        size_so_far += size
     result = []
     for number, names in enumerate(shards, start=1):
         part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
@@ -131,16 +131,16 @@ def full_files(shapes: Shapes, shard_bytes: int = SHARD_BYTES) -> list[TensorFil
 
 
 def write(directory: Path, files: Iterable[TensorFile], tensors: Iterator[Tensor]) -> None:
-    """Writes the files; ``tensors`` come in their order and are held for one file at a time."""
+    """Writes the files; takes ``tensors`` in file order, one file in memory at a time."""
     for file in files:
         path = directory / file.path
         path.parent.mkdir(exist_ok=True)
-        held = {name: next(tensors).cpu().contiguous() for name in file.tensors}
-        save_file(held, path, file.metadata or None)
+        content = {name: next(tensors).cpu().contiguous() for name in file.tensors}
+        save_file(content, path, file.metadata or None)
 
 
 def write_index(directory: Path, files: Iterable[TensorFile], shapes: Shapes) -> None:
-    """Which shard of a model holds which tensor; nothing where there is one file."""
+    """Writes which shard holds which tensor; nothing if there is one file."""
     models = [file for file in files if "/" not in file.path]
     if len(models) == 1:
         return

@@ -1,7 +1,7 @@
-"""Trajectories by trace id: what the gateway sampled in a job, and what the client reported of it.
+"""Trajectories by trace id: the gateway's samples of a job, and the client's reports.
 
-A file beside the command log, so that traces live as long as the model's volume and every replica
-of the gateway finds them. Requests are logged with their traces resolved: replay needs none.
+A file beside the command log: traces live as long as the model's volume, and every replica of the
+gateway finds them. Requests are logged with their traces resolved: replay needs none.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ CREATE INDEX IF NOT EXISTS drawn_of_trace ON drawn (trace);
 
 
 def _opened(file: Path) -> sqlite3.Connection:
-    """The file's connection; a damaged file is set aside, because training needs none of it."""
+    """A connection to the file; a damaged file is set aside, because training does not need it."""
     try:
         return _connected(file)
     except sqlite3.DatabaseError as error:
-        # Its subclasses are of the moment: a full volume, a lock.
+        # Its subclasses are passing faults: a full volume, a lock.
         if type(error) is not sqlite3.DatabaseError:
             raise
         logger.error("%s is damaged and set aside, its traces are lost: %s", file, error)
@@ -61,7 +61,7 @@ def _connected(file: Path) -> sqlite3.Connection:
         # A trace lost with the node's power is refused by name, so no sample waits for the disk.
         made.execute("PRAGMA synchronous = NORMAL")
         made.executescript(_SCHEMA)
-        # A file that was begun before steps told of traces goes on.
+        # Upgrade a file from before rollouts were kept with a step.
         if "told" not in {row[1] for row in made.execute("PRAGMA table_info(traces)")}:
             made.execute("ALTER TABLE traces ADD COLUMN told INTEGER NOT NULL DEFAULT 0")
     except BaseException:
@@ -128,16 +128,16 @@ class Traces:
                 "INSERT OR REPLACE INTO samples VALUES (?, ?, ?)",
                 (name, len(turns) - int(again), sample.model_dump_json(exclude_none=True)),
             )
-            # What says nothing is taken for a plain sample anyway.
+            # A sample without these two is taken for a plain one anyway.
             if sample.shifted_by or sample.temperature not in (None, 1.0):
-                told = (sample.temperature, json.dumps(sample.shifted_by))
+                drawn = (sample.temperature, json.dumps(sample.shifted_by))
                 self._db.execute(
                     "INSERT OR REPLACE INTO drawn VALUES (?, ?, ?, ?)",
-                    (_digest(sample), name, *told),
+                    (_digest(sample), name, *drawn),
                 )
 
     def record(self, trace: str) -> TraceRecord | None:
-        """All that is kept of a trace; None when it is unknown."""
+        """Everything kept of a trace; None when it is unknown."""
         name = canonical(trace)
         with self._lock:
             rows = self._rows("SELECT enter, exit FROM traces WHERE id = ?", name)
@@ -156,8 +156,8 @@ class Traces:
                 samples=[s.model_dump(exclude_none=True) for s in self._samples(name)],
             )
 
-    def told(self, ids: Collection[str]) -> list[TraceRecord]:
-        """These traces, then those of their jobs that have ended and that no step has told of."""
+    def unreported(self, ids: Collection[str]) -> list[TraceRecord]:
+        """These traces, then the ended ones of their jobs that no step has kept yet."""
         known = [record for name in sorted(ids) if (record := self.record(name)) is not None]
         jobs = {job for record in known if (job := (record.enter or {}).get("job_id"))}
         with self._lock:
@@ -173,8 +173,8 @@ class Traces:
         left_out = (self.record(name) for name in others if name not in ids)
         return known + [record for record in left_out if record is not None]
 
-    def mark_told(self, ids: Iterable[str]) -> None:
-        """A step has told of these traces."""
+    def mark_reported(self, ids: Iterable[str]) -> None:
+        """Marks traces whose rollouts a step has kept."""
         with self._lock:
             self._db.executemany(
                 "UPDATE traces SET told = 1 WHERE id = ?",
@@ -184,33 +184,33 @@ class Traces:
     def resolve(self, request: ForwardRequest) -> ForwardRequest:
         """The request with every trace id replaced by its trajectory, in order.
 
-        Inline samples that do not say how they were drawn are told, where the gateway drew them for
-        any trace and not plainly.
+        Inline samples without a temperature get the gateway's, if it drew the same tokens for a
+        trace and not plainly.
 
         Raises:
             CommandError: 422, naming the input that is unknown, has not ended, was timed out or
                 not graded, has no tokens, or stands in another group's place.
         """
-        held = [self._held(item) for item in request.inputs]
+        records = [self._record_of(item) for item in request.inputs]
         inputs = [
             _trajectory(index, item, record)
             if isinstance(item, str)
             else _with_checkpoint(self._as_drawn(item), record)
-            for index, (item, record) in enumerate(zip(request.inputs, held, strict=True))
+            for index, (item, record) in enumerate(zip(request.inputs, records, strict=True))
         ]
-        _check_groups(held, request.group_size)
+        _check_groups(records, request.group_size)
         return request.model_copy(update={"inputs": inputs})
 
-    def _held(self, item: str | TrajectoryPayload) -> TraceRecord | None:
+    def _record_of(self, item: str | TrajectoryPayload) -> TraceRecord | None:
         name = canonical_or_empty(item if isinstance(item, str) else item.trace_id)
         return self.record(name) if name else None
 
     def _as_drawn(self, inline: TrajectoryPayload) -> TrajectoryPayload:
-        samples = [self._told(sample) for sample in inline.samples]
-        told = any(one is not other for one, other in zip(samples, inline.samples, strict=True))
-        return inline.model_copy(update={"samples": samples}) if told else inline
+        samples = [self._with_temperature(sample) for sample in inline.samples]
+        changed = any(one is not other for one, other in zip(samples, inline.samples, strict=True))
+        return inline.model_copy(update={"samples": samples}) if changed else inline
 
-    def _told(self, sample: TrajectorySample) -> TrajectorySample:
+    def _with_temperature(self, sample: TrajectorySample) -> TrajectorySample:
         if sample.temperature is not None or sample.shifted_by:
             return sample
         with self._lock:
@@ -224,8 +224,8 @@ class Traces:
         return sample.model_copy(update=drawn)
 
     def _make(self, trace: str) -> None:
-        """A row for the trace; forgets the oldest ones."""
-        # Numbers stay without gaps only if nothing is inserted in vain.
+        """Makes a row for the trace; removes the oldest ones."""
+        # An ignored insert would use up a number.
         if self._rows("SELECT 1 FROM traces WHERE id = ?", trace):
             return
         done = self._db.execute("INSERT INTO traces (id) VALUES (?)", (trace,))
@@ -244,7 +244,7 @@ class Traces:
 
 
 def canonical_or_empty(text: str | None) -> str:
-    """An id in one form; empty when there is none, or it is no UUID."""
+    """An id in one form; empty if it is absent or not a UUID."""
     try:
         return canonical(text or "")
     except CommandError:
@@ -265,7 +265,7 @@ def _trajectory(index: int, trace: str, record: TraceRecord | None) -> Trajector
 
 
 def _with_checkpoint(item: TrajectoryPayload, record: TraceRecord | None) -> TrajectoryPayload:
-    """An inline trajectory with the checkpoint that sampled its trace, where one did alone."""
+    """An inline trajectory with its trace's checkpoint, if one checkpoint sampled all of it."""
     known = {sample.get("checkpoint") for sample in record.samples} if record is not None else set()
     if len(known) != 1 or any(sample.checkpoint is not None for sample in item.samples):
         return item
@@ -275,13 +275,13 @@ def _with_checkpoint(item: TrajectoryPayload, record: TraceRecord | None) -> Tra
 
 
 def _digest(sample: TrajectorySample) -> bytes:
-    """Names what was sampled: the same tokens at another temperature have other log-probs."""
+    """Identifies a sample by its tokens and log-probs, which depend on the temperature."""
     drawn = [sample.prompt_token_ids, sample.output_token_ids, sample.output_logprobs]
     return hashlib.sha256(json.dumps(drawn).encode()).digest()
 
 
 def _unfit(record: TraceRecord | None) -> tuple[str, str] | None:
-    """What keeps a trace from being trained on, and the remedy; None when it is fit."""
+    """Why a trace cannot be trained on, and the remedy; None if it can."""
     if record is None:
         return (
             "is unknown to this model's trainer",
@@ -305,8 +305,8 @@ def _ungraded(record: TraceRecord) -> str:
     if left is None:
         return "has not ended: no exit report came for it"
     if left.get("stop_reason") == "timeout":
-        said = f" ({left['error']})" if left.get("error") else ""
-        return f"was timed out{said}, and such runs are never trained on implicitly"
+        error = f" ({left['error']})" if left.get("error") else ""
+        return f"was timed out{error}, and such runs are never trained on implicitly"
     if left.get("status", "completed") != "completed":
         return f"ended with status {left['status']}: {left.get('error', 'no error given')}"
     if (left.get("evaluation_result") or {}).get("isError") or left.get("reward") is None:
@@ -314,13 +314,13 @@ def _ungraded(record: TraceRecord) -> str:
     return ""
 
 
-def _check_groups(held: Sequence[TraceRecord | None], group_size: int | None) -> None:
+def _check_groups(records: Sequence[TraceRecord | None], group_size: int | None) -> None:
     """A group is ``group_size`` consecutive inputs: traces of two groups must not share one."""
-    for index, record in enumerate(held):
+    for index, record in enumerate(records):
         if group_size is None or record is None:
             continue
         first = index - index % group_size
-        for other in held[first:index]:
+        for other in records[first:index]:
             ours, theirs = _group(record), _group(other)
             if ours and theirs and ours != theirs:
                 raise invalid(

@@ -1,0 +1,98 @@
+"""The page of the metrics: Prometheus' series, and the figures of a step or a checkpoint."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from dev.docs.markdown import code, page, table
+from prometheus_client import Counter, Gauge, Histogram
+
+from espalier.api.metric_names import MEASURED, STEP_REWARD
+from espalier.gateway import prometheus
+from espalier.kube import queue_metrics
+from espalier.trainer.batch.step_metrics import GRADIENT_NORM, METRICS
+
+Series = Counter | Gauge | Histogram
+TYPES = {Counter: "counter", Gauge: "gauge", Histogram: "histogram"}
+# What the runner and the Python client add to a step. tests/docs finds every name in their code.
+OF_SAMPLES = {
+    "rollout/reward/mean": "Mean reward of the samples that the step was taken with.",
+    "rollout/reward/std": "Population standard deviation of these rewards.",
+    "rollout/reward/min": "The lowest of these rewards.",
+    "rollout/reward/max": "The highest of these rewards.",
+    "group/zero_variance_fraction": "Share of groups in which all rewards are equal. Runner.",
+    "group/dropped": "Groups that were not trained on, because their rewards are equal, or one of "
+    "their answers could not be scored or was cut and the run drops such groups.",
+    "group/excluded": "Groups left out whole because a rollout failed or timed out. Client.",
+    "group/prompt_too_long": "Tasks that did not fit the context of the model. Runner, where it "
+    "happened.",
+    "completion/tokens_mean": "Mean number of tokens of a completion.",
+    "completion/truncated_fraction": "Share of completions that were cut at the token limit.",
+    "rollout/scorer_errors": "Answers that could not be scored. Runner.",
+    "rollout/scorer_errors_<cause>": "The same by cause, where it occurred: `raised`, `timeout`, "
+    "`memory`, `died`, `not_finite`, `out_of_range`, `malformed`. Runner.",
+    "rollout/failed": "Rollouts that did not complete. Client.",
+    "rollout/timed_out": "Rollouts that ran out of time. Client.",
+}
+OF_CHECKPOINT = {
+    "reward/mean": "Mean reward of the samples that were drawn from this checkpoint.",
+    "reward/std": "Population standard deviation of these rewards.",
+    "reward/min": "The lowest of these rewards.",
+    "reward/max": "The highest of these rewards.",
+    "eval/...": "What an evaluation found, such as `eval/reward/mean` of a `Fit`'s validation.",
+}
+
+
+def pages() -> dict[str, str]:
+    """The page by file name."""
+    own = " or ".join(code(f"{start}...") for start in MEASURED)
+    trainer = [(code(m.checkpoint), code(m.answer), m.meaning) for m in METRICS]
+    return {
+        "metrics.md": page(
+            "Metrics",
+            "the registries in operator/espalier and dev/docs/metrics_page.py",
+            "Three kinds of numbers: series for Prometheus, figures of an optimizer step, and "
+            "figures of a checkpoint.",
+            "## Operator: `/metrics` on port 8080",
+            "Only the leader's series say something about objects. Alerts that are worth a page: "
+            "[monitoring](../operations/monitoring.md).",
+            _series(queue_metrics),
+            "## Gateway: `/metrics` on port 8080",
+            "`pods_ignored_total` of the operator is here as well.",
+            _series(prometheus),
+            "Trainer and runner export no series. A sampler pod has vLLM's own, which only the "
+            "operator and the gateway may read.",
+            "## Figures of a step",
+            "In `status.metrics` of the Checkpoint that the step made. They describe the samples "
+            "of the step. The *parent* drew those samples, so "
+            f"`{STEP_REWARD}` is the parent's reward ([why](../concepts/index.md#two-rewards)).",
+            "### From the samples",
+            "The runner and a `Fit` of the Python client send them with `optim_step`.",
+            table(("metric", "meaning"), ((code(n), text) for n, text in OF_SAMPLES.items())),
+            "### From the trainer",
+            "The middle column is the name in the answer of `forward_backward`. A reward that the "
+            "client itself sent takes precedence.",
+            table(
+                ("metric", "in the answer", "meaning"),
+                [*trainer, (code(GRADIENT_NORM[0]), "", GRADIENT_NORM[1])],
+            ),
+            "## Figures of a checkpoint",
+            f"Names that begin with {own}. They come with the next step, which samples the "
+            "checkpoint; so the newest checkpoint has none. Gates, `keepBest`, `promote` and the "
+            "column REWARD of Checkpoints read these and no others.",
+            table(("metric", "meaning"), ((code(n), text) for n, text in OF_CHECKPOINT.items())),
+        )
+    }
+
+
+def _series(module: ModuleType) -> str:
+    found = [v for v in vars(module).values() if isinstance(v, (Counter, Gauge, Histogram))]
+    return table(("series", "type", "labels", "meaning"), map(_row, found))
+
+
+def _row(series: Series) -> tuple[str, str, str, str]:
+    (family,) = series.describe()
+    kind = TYPES[type(series)]
+    name = f"{family.name}_total" if kind == "counter" else family.name
+    labels = ", ".join(map(code, series._labelnames))
+    return code(name), kind, labels, family.documentation

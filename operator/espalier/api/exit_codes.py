@@ -1,0 +1,9 @@
+"""Exit codes that a process of Espalier and whoever restarts it agree on."""
+
+from __future__ import annotations
+
+FAULT = 1
+# Only the user can repair the cause: the operator reports it and does not start the pod again.
+USER_MISTAKE = 64
+# A named wait took too long: the Job starts the pod again.
+TRY_AGAIN = 75

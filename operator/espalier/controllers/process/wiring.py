@@ -1,0 +1,105 @@
+"""Hands each reconciler the parts of the context that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from espalier.controllers.context import Context
+from espalier.controllers.observed.taskset_maps import Tasksets
+from espalier.controllers.peers.commit_streams import COMMITS
+from espalier.controllers.reconcilers.checkpoint import CheckpointReconciler
+from espalier.controllers.reconcilers.commit import CommitReconciler
+from espalier.controllers.reconcilers.disposal import DisposalReconciler
+from espalier.controllers.reconcilers.head import HeadReconciler
+from espalier.controllers.reconcilers.model import ModelReconciler
+from espalier.controllers.reconcilers.run import RunReconciler
+from espalier.core.checkpoints.disposal import DISPOSAL
+from espalier.kube.objects import Key
+
+Reconcile = Callable[[Key], Awaitable[float | None]]
+
+
+def reconcilers(context: Context) -> dict[str, Reconcile]:
+    """The pass over an object, by the kind of its key."""
+    return {
+        "TrainableModel": _model(context).reconcile,
+        "TrainingRun": _run(context).reconcile,
+        "CheckpointHead": _head(context).reconcile,
+        "Checkpoint": _checkpoint(context).reconcile,
+        COMMITS: _commit(context).reconcile,
+        DISPOSAL: _disposal(context).reconcile,
+    }
+
+
+def _model(context: Context) -> ModelReconciler:
+    return ModelReconciler(
+        cluster=context.cluster,
+        lister=context.lister,
+        writer=context.writer,
+        trainers=context.trainers,
+        streams=context.streams,
+        blockers=context.blockers,
+        imports=context.imports,
+        settings=context.settings,
+        now=context.now,
+    )
+
+
+def _run(context: Context) -> RunReconciler:
+    return RunReconciler(
+        cluster=context.cluster,
+        tasksets=Tasksets(context.cluster),
+        lister=context.lister,
+        writer=context.writer,
+        trainers=context.trainers,
+        streams=context.streams,
+        blockers=context.blockers,
+        settings=context.settings,
+        now=context.now,
+        enqueue=context.enqueue,
+    )
+
+
+def _head(context: Context) -> HeadReconciler:
+    return HeadReconciler(
+        lister=context.lister,
+        writer=context.writer,
+        rollouts=context.rollouts,
+        trainers=context.trainers,
+        blockers=context.blockers,
+        gateway_url=context.settings.gateway_url,
+        now=context.now,
+        enqueue=context.enqueue,
+    )
+
+
+def _checkpoint(context: Context) -> CheckpointReconciler:
+    return CheckpointReconciler(
+        cluster=context.cluster,
+        lister=context.lister,
+        writer=context.writer,
+        rollouts=context.rollouts,
+        trainers=context.trainers,
+        now=context.now,
+        enqueue=context.enqueue,
+    )
+
+
+def _commit(context: Context) -> CommitReconciler:
+    return CommitReconciler(
+        cluster=context.cluster,
+        lister=context.lister,
+        writer=context.writer,
+        streams=context.streams,
+        enqueue=context.enqueue,
+    )
+
+
+def _disposal(context: Context) -> DisposalReconciler:
+    return DisposalReconciler(
+        cluster=context.cluster,
+        lister=context.lister,
+        writer=context.writer,
+        settings=context.settings,
+        now=context.now,
+    )

@@ -1,0 +1,61 @@
+"""The layout of a model's volume, and the digests that name what lies on it.
+
+``bases/sha256-<hex>/`` and ``checkpoints/sha256-<hex>/`` hold files and a ``manifest.json``, which
+lists their sizes and SHA-256. The digest of such a directory is the SHA-256 of its manifest's
+canonical JSON, so it covers every file and the metadata. Pure: nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["base", "checkpoint"]
+FOLDERS: dict[Kind, str] = {"base": "bases", "checkpoint": "checkpoints"}
+MANIFEST = "manifest.json"
+DIGEST_PREFIX = "sha256:"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text is ``sha256:`` and 64 hexadecimal digits in lower case."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def directory(root: Path, kind: Kind, digest: str) -> Path:
+    """Where the base or checkpoint of a digest lies on the volume mounted at ``root``."""
+    return root / FOLDERS[kind] / directory_name(digest)
+
+
+def directory_name(digest: str) -> str:
+    """The name of a digest's directory: its first colon becomes a hyphen."""
+    return digest.replace(":", "-", 1)
+
+
+def digest_named(directory_name: str) -> str:
+    """The digest of which a directory has the name."""
+    return directory_name.replace("-", ":", 1)
+
+
+def checkpoint_uri(digest: str) -> str:
+    """Where a checkpoint's bytes lie, as its object says."""
+    return f"volume://{FOLDERS['checkpoint']}/{directory_name(digest)}"
+
+
+def canonical_json(document: Any) -> str:
+    """JSON with sorted keys and without spaces, of which digests are taken."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def digest_of(text: str) -> str:
+    """The digest of a text, such as a manifest's canonical JSON."""
+    return DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_of(file: BufferedReader) -> str:
+    """The hexadecimal SHA-256 of an open file, as manifests list it."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
