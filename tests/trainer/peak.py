@@ -1,8 +1,8 @@
-"""The memory of forwards and backwards: what the planner predicts, and what the process used.
+"""Compares the memory that the planner predicts for a step with what the process used.
 
-``python -m tests.trainer.peak [WORD...] [--times N]`` measures the cases that have all the words,
-or one of several with commas (``llama,phi tiny plain``), each in a process of its own: the kernel's
-high-water mark of resident memory, reset once the model is loaded and warm.
+``python -m tests.trainer.peak [WORD...] [--times N]`` measures the cases that match all the words;
+commas separate alternatives (``llama,phi tiny plain``). Each case runs in its own process, which
+reads the kernel's high-water mark of resident memory, reset once the model is loaded and warm.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def cases() -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes over what is held between batches."""
+    """Bytes beyond those held between batches."""
 
     predicted: int
     measured: int
@@ -108,7 +108,7 @@ class Peak:
 
 
 def measure(case: Case) -> Peak:
-    """In a thread as the engine has one: another than the first has an arena of its own."""
+    """Measures in a second thread, as the engine does: glibc gives it its own arena."""
     with ThreadPoolExecutor(max_workers=1) as engine, tempfile.TemporaryDirectory() as base:
         return engine.submit(_measure, case, Path(base)).result()
 
@@ -140,7 +140,7 @@ def _measure(case: Case, base: Path) -> Peak:
         step(_sequences(vocabulary, length * prompt // 8, length * output // 8, count), row_tokens)
         for prompt, output, count in sizes
     )
-    # The planner keeps room for gradients apart from that for a batch.
+    # The planner reserves gradients separately, so they are not in the prediction of a batch.
     trained = sum(parameter.numel() for parameter in policy.parameters.values())
     return Peak(predicted + FLOAT32_BYTES * trained, _status("VmHWM") - held)
 
@@ -187,11 +187,11 @@ def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
-    raise ValueError(f"the kernel does not tell {name}")
+    raise ValueError(f"/proc/self/status has no {name}")
 
 
 def chosen(words: Sequence[str]) -> list[Case]:
-    """The cases that have all the words, or one of those between commas."""
+    """The cases that match every word; commas in a word separate alternatives."""
     wanted = [set(word.split(",")) for word in words]
     return [case for case in cases() if all(word & set(asdict(case).values()) for word in wanted)]
 
@@ -203,7 +203,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = [case for case in chosen(given.words) for _ in range(given.times)]
-    # Forked, so that what takes seconds is imported once.
+    # Forked, because importing torch takes seconds.
     with get_context("fork").Pool(1, maxtasksperchild=1) as processes:
         for case, peak in zip(found, processes.imap(measure, found, chunksize=1), strict=True):
             print(json.dumps(asdict(case) | asdict(peak) | {"ratio": peak.ratio}), flush=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,29 @@ from tests.trainer import tiny
 from tests.trainer.test_cost_model import QWEN3_4B, datum
 from tests.trainer.test_gradients import difference, perturb, taken
 from tests.trainer.tiny import Volume
+from transformers import AutoModelForCausalLM, Qwen3Config
 
+from espalier.api.trainablemodel import Adapter
 from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.batch.packing import Rows
-from espalier.trainer.compute import gradients, retry
+from espalier.trainer.compute import gradients, measure, retry
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.memory import cost_model, host, planner
 from espalier.trainer.memory.planner import Cut, Plan, Planner, TooLargeError
-from espalier.trainer.memory.row_costs import PackedCosts
+from espalier.trainer.memory.row_costs import HeadBytes, Kept, RowCosts
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError, UserMistakeError
 
 GIB = 1 << 30
-COSTS = PackedCosts(QWEN3_4B, cost_model.HeadChunks(1 << 28))
+COSTS = RowCosts(
+    QWEN3_4B,
+    cost_model.row_size,
+    whole=Kept(token=7e6, target=5e3, pair=0.0, gathered=1e5),
+    outside=Kept(token=3e4, target=5e3, pair=0.0, gathered=0.0),
+    head=HeadBytes(fixed=0, token=0.0, target=1e4, logits=1 << 20, chunk=512),
+)
 LOSS = loss_spec("importance_sampling", None)
 ALONE = Cut(1, checkpointing=False)
 
@@ -34,14 +43,38 @@ def batch(policy: Policy) -> list[Datum]:
     return datums(tiny.forward_backward(), policy.limits, policies_compared=True)
 
 
+@cache
+def qwen3_4b() -> RowCosts:
+    """Measured on a single layer of its width, for all 36; the head is that of a GPU."""
+    layers = QWEN3_4B.layers
+    config = Qwen3Config(
+        hidden_size=QWEN3_4B.hidden,
+        intermediate_size=QWEN3_4B.intermediate,
+        num_hidden_layers=1,
+        num_attention_heads=QWEN3_4B.heads,
+        num_key_value_heads=QWEN3_4B.kv_heads,
+        head_dim=QWEN3_4B.head_dim,
+        vocab_size=512,
+        tie_word_embeddings=True,
+    )
+    causal_lm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    policy = Policy(causal_lm, Adapter(rank=QWEN3_4B.rank, alpha=32), torch.device("cpu"))
+    assert policy.warning is None
+    one = measure.row_costs(policy)
+    pairs = zip(astuple(one.whole), astuple(one.outside), strict=True)
+    whole = Kept(*(outside + layers * (kept - outside) for kept, outside in pairs))
+    return replace(one, shape=QWEN3_4B, whole=whole, head=measure.chunked_head(QWEN3_4B, "cuda"))
+
+
 @pytest.mark.parametrize(
     ("gigabytes", "tokens"), [(141, 16_384), (80, 8_192)], ids=["H200", "H100"]
 )
 def test_qwen3_4b_trains_long_rows_on_a_gpu_without_checkpointing(
     gigabytes: int, tokens: int
 ) -> None:
-    free = int(host.USABLE * gigabytes * 1e9) - 2 * QWEN3_4B.base_parameters
-    planner = Planner(COSTS, free - cost_model.training_bytes(QWEN3_4B))
+    base = 2 * (QWEN3_4B.trunk_parameters + QWEN3_4B.vocabulary * QWEN3_4B.hidden)
+    training = cost_model.TRAINED_BYTES * QWEN3_4B.trained
+    planner = Planner(qwen3_4b(), int(host.USABLE * gigabytes * 1e9) - base - training)
     group = [datum(512, 1024, seed, prompt_seed=seed) for seed in range(8)]
     found = planner.plan(group, tokens)
     assert not found.cut.checkpointing

@@ -17,7 +17,6 @@ SHAPE = ModelShape(
     head_dim=16,
     intermediate=128,
     vocabulary=256,
-    tied=True,
     dtype_bytes=4,
     rank=4,
     trained=5_000,

@@ -1,4 +1,4 @@
-"""Retries a call after a failed allocation, without the gradients that it had added."""
+"""Retries a call once after a failed allocation, with smaller rows and checkpointing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def attempt(
     policy: Policy, chosen: Plan, recut: Callable[[Cut], Plan], work: Callable[[Rows], T]
 ) -> tuple[T, Cut]:
-    """Runs work on the planned rows; retries with smaller rows if memory runs out, then raises 507.
+    """Runs ``work`` on the planned rows; retries once with a more careful cut, then raises 507.
 
-    Returns the cut that succeeded. Gradients of a failed attempt are dropped; earlier ones stay.
+    Returns the result and the cut that succeeded. Gradients that a failed attempt added are
+    dropped, earlier ones stay.
     """
     current = chosen
     for last in (False, True):
@@ -47,12 +48,12 @@ def attempt(
             ):
                 return work(current.rows), current.cut
         except (MemoryError, RuntimeError) as error:
-            # Ranks that run rows together cannot recut them alone.
+            # Ranks that run rows together cannot each cut them again on their own.
             if policy.sharding.size > 1 or not is_out_of_memory(error):
                 raise
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            logger.warning("rows of %d tokens: out of memory: %s", current.cut.row_tokens, reason)
-        # Outside the handler, so that the traceback no longer holds the attempt's tensors.
+            fault = str(error).partition("\n")[0] or type(error).__name__
+            logger.warning("rows of %d tokens: out of memory: %s", current.cut.row_tokens, fault)
+        # Outside the handler: there the traceback still holds the attempt's tensors.
         if policy.device.type == "cuda":
             torch.cuda.empty_cache()
         if not last:
@@ -60,7 +61,7 @@ def attempt(
     raise CommandError(
         507,
         "OutOfMemory",
-        f"an allocation failed ({reason}), again with rows of {current.cut.row_tokens} tokens"
+        f"an allocation failed ({fault}), again with rows of {current.cut.row_tokens} tokens"
         f"{' and activation checkpointing' if current.cut.checkpointing else ''}; "
         f"{chosen.needed / GIB:.3g} GiB were predicted; nothing of this "
         "call was accumulated",
@@ -71,7 +72,7 @@ def attempt(
 
 @contextmanager
 def checkpointing(policy: Policy, *, on: bool) -> Iterator[None]:
-    """Inside, decoder layers keep only their input, if ``on``."""
+    """Turns activation checkpointing on or off inside, and restores it afterwards."""
     before, policy.checkpointing = policy.checkpointing, on
     try:
         with mapping_blocks() if on and policy.device.type == "cpu" else nullcontext():
@@ -82,17 +83,18 @@ def checkpointing(policy: Policy, *, on: bool) -> Iterator[None]:
 
 @contextmanager
 def _accumulated_apart(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Gradients added inside join those from before only if all of it succeeds."""
-    before = {name: parameter.grad for name, parameter in parameters.items()}
+    """Adds the gradients from inside to the earlier ones, or drops them on an error."""
+    earlier = {name: parameter.grad for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
     try:
         yield
     except BaseException:
         for name, parameter in parameters.items():
-            parameter.grad = before[name]
+            parameter.grad = earlier[name]
         raise
     for name, parameter in parameters.items():
-        earlier = before[name]
-        if earlier is not None:
-            parameter.grad = earlier if parameter.grad is None else earlier.add_(parameter.grad)
+        sum_so_far = earlier[name]
+        if sum_so_far is not None:
+            added = parameter.grad
+            parameter.grad = sum_so_far if added is None else sum_so_far.add_(added)

@@ -1,1 +1,1 @@
-"""What fits into memory: the cost of a row, and how a batch is cut into rows."""
+"""Predicts the memory of a batch, and cuts it into rows that fit."""

@@ -1,4 +1,4 @@
-"""The memory that this rank may use: of its GPU, or of the pod's host."""
+"""Reads how much memory is free to this rank, on its GPU or on the host."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 from espalier.trainer.problems import UserMistakeError
 
-# Bytes that a batch may take beyond what the loaded model holds; overrides what is measured.
+# Overrides what is read: the bytes that a batch may take beyond the loaded model.
 MEMORY_VARIABLE = "ESPALIER_MEMORY_BYTES"
-# The rest is for the allocator's fragments and for what else the process does.
+# The rest is left for fragmentation and for everything else in the process.
 USABLE = 0.85
-# Limit, use, and what of the use is file cache that the kernel drops under pressure.
+# The files of limit, usage and statistics, and the statistic of droppable file cache in usage.
 _CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
@@ -30,37 +30,37 @@ def read_available(
 ) -> int:
     """Bytes that a batch may take, after ``reserved`` for the optimizer.
 
-    The override; else what the GPU has free; else the least of what the control group and the
-    machine leave, shared by the pod's ``ranks``. A share of it is kept back.
+    The override if there is one; else ``USABLE`` of the GPU's free memory, or of the free host
+    memory divided by ``ranks``.
     """
-    given = environment.get(MEMORY_VARIABLE)
-    if given is not None:
-        if not given.isdecimal() or not int(given):
+    override = environment.get(MEMORY_VARIABLE)
+    if override is not None:
+        if not override.isdecimal() or not int(override):
             raise UserMistakeError(
                 "InvalidSettings",
-                f"{MEMORY_VARIABLE} is {given!r}",
+                f"{MEMORY_VARIABLE} is {override!r}",
                 "set it to the bytes that a batch may take beyond the loaded model, or unset it",
             )
-        return int(given)
+        return int(override)
     return max(0, int(USABLE * free_memory(device, ranks)) - reserved)
 
 
 def free_memory(device: torch.device, ranks: int) -> int:
-    """Bytes that are free to a rank: of its GPU, or its part of the pod's host memory."""
+    """Free bytes of this rank's GPU, or its share of the pod's free host memory."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return free_host_memory(Path("/sys/fs/cgroup"), Path("/proc/meminfo")) // ranks
 
 
 def free_host_memory(cgroup: Path, meminfo: Path) -> int:
-    """Bytes until the control group's limit (version 2 or 1) or the machine's end."""
+    """Free bytes: the least of the control group's (version 2 or 1) and the machine's."""
     free = []
     for limit, usage, stat, cache in _CGROUP_FILES:
         if (cgroup / limit).exists():
-            given = (cgroup / limit).read_text().strip()
-            if given != "max":
+            allowed = (cgroup / limit).read_text().strip()
+            if allowed != "max":
                 used = int((cgroup / usage).read_text()) - _counter(cgroup / stat, cache)
-                free.append(int(given) - used)
+                free.append(int(allowed) - used)
     for line in meminfo.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             free.append(1024 * int(line.split()[1]))

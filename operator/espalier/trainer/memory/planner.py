@@ -1,7 +1,4 @@
-"""How a batch is cut into rows so that it fits in memory. Pure: equal batches are cut alike.
-
-What a row needs is for ``costs`` to say, by the path that computes it.
-"""
+"""Cuts a batch into rows that fit in memory. Pure: equal batches are cut alike."""
 
 from __future__ import annotations
 
@@ -16,42 +13,42 @@ from espalier.trainer.memory.row_costs import RowCosts
 from espalier.trainer.problems import CommandError
 
 GIB = 1 << 30
-# A row shorter than this gains less from being cut again than checkpointing costs.
+# Cutting a shorter row saves less than checkpointing, so the next step is one datum per row.
 SHORTEST_ROW = 64
 
 
 @dataclass(frozen=True)
 class Cut:
-    """All that the rows of given data, and so the order of their sums, depend on.
+    """How data is cut into rows. It determines the rows, and with them the order of their sums.
 
-    Rows of at most ``row_tokens`` unique tokens; ``checkpointing``: of activations.
+    Rows have at most ``row_tokens`` unique tokens; ``checkpointing`` is of activations.
     """
 
     row_tokens: int
     checkpointing: bool
 
     def careful(self, *, checkpointing: bool) -> Cut:
-        """What is left to try when the prediction was too low."""
+        """The cut to retry with when an allocation failed: rows of half the size."""
         return Cut(max(1, self.row_tokens // 2), checkpointing)
 
 
-# How every rank cut its share, by rank.
+# The cut of each rank's share, in order of rank.
 Cuts = tuple[Cut, ...]
 _CUTS: TypeAdapter[Cuts] = TypeAdapter(Cuts)
 
 
 def cuts_json(cuts: Cuts) -> str:
-    """The cuts as the command log keeps them."""
+    """The cuts as JSON, as the command log stores them."""
     return _CUTS.dump_json(cuts).decode()
 
 
 def read_cuts(text: str) -> Cuts:
-    """The inverse of ``cuts_json``; none for a command that was logged without."""
+    """Inverse of ``cuts_json``; an empty tuple if the command was logged without cuts."""
     return _CUTS.validate_json(text) if text else ()
 
 
 class TooLargeError(Exception):
-    """No way to cut the batch fits: ``needed`` and ``available`` bytes, and the datum."""
+    """A datum does not fit even alone: it needs ``needed`` of ``available`` bytes."""
 
     def __init__(self, datum: int, tokens: int, needed: int, available: int) -> None:
         super().__init__(f"datum {datum} of {tokens} tokens needs {needed} of {available} bytes")
@@ -63,7 +60,7 @@ class TooLargeError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch as the rows to compute; ``needed``: the predicted peak in bytes of the largest."""
+    """The rows of a batch; ``needed`` is the predicted peak of the largest row in bytes."""
 
     cut: Cut
     needed: int
@@ -72,23 +69,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class Heap:
-    """What an allocator holds over the bytes of the tensors at a row's peak: factors and bytes."""
+    """How much more memory an allocator takes than its tensors: factors, and ``margin`` bytes."""
 
     plain: float = 1.0
     checkpointing: float = 1.0
-    besides: int = 0
+    margin: int = 0
 
-    def held(self, tensors: int, *, checkpointing: bool) -> int:
-        """The bytes that the process takes for so many of tensors."""
+    def bytes_for(self, tensors: int, *, checkpointing: bool) -> int:
+        """The bytes that the process takes for ``tensors`` bytes."""
         factor = self.checkpointing if checkpointing else self.plain
-        return int(factor * tensors) + self.besides
+        return int(factor * tensors) + self.margin
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Cuts batches for one model and device; ``available`` bytes may be taken by a batch.
+    """Cuts batches for one model and device; a batch may take ``available`` bytes.
 
-    ``checkpoints`` is whether the model's layers can be computed again.
+    ``checkpoints`` is whether the model supports activation checkpointing.
     """
 
     costs: RowCosts
@@ -97,51 +94,50 @@ class Planner:
     checkpoints: bool = True
 
     def plan(self, data: Sequence[Datum], row_tokens: int, no_grad: Collection[int] = ()) -> Plan:
-        """Rows of at most ``row_tokens``, shorter where memory needs it; raises TooLargeError.
+        """Cuts data into rows of at most ``row_tokens`` that fit; raises TooLargeError.
 
-        The datums of the indices ``no_grad`` have no gradient. Checkpointing costs a forward pass,
-        shorter rows cost little: so rows shrink first.
+        The datums at indices ``no_grad`` have no gradient. Shorter rows cost little and
+        checkpointing costs a forward pass, so rows shrink first.
         """
         for checkpointing in (False, True) if self.checkpoints else (False,):
             for budget in _budgets(row_tokens):
-                found = self.cut(data, Cut(budget, checkpointing), no_grad)
-                if found.needed <= self.available:
-                    return found
-        raise self._too_large(found)
+                plan = self.cut(data, Cut(budget, checkpointing), no_grad)
+                if plan.needed <= self.available:
+                    return plan
+        raise self._too_large(plan)
 
     def cut(self, data: Sequence[Datum], cut: Cut, no_grad: Collection[int] = ()) -> Plan:
-        """The rows of a given cut, whether they fit or not."""
+        """Applies a given cut, whether its rows fit or not."""
         rows = lay_out(data, cut.row_tokens, no_grad)
-        needed = [self._needed(row, cut) for row in rows.with_grad]
-        needed += [self._scored(row) for row in rows.no_grad]
-        return Plan(cut, max(needed, default=0), rows)
+        return Plan(cut, max((needed for needed, _ in self._needs(rows, cut)), default=0), rows)
 
-    def holds(self, found: Plan) -> bool:
-        """Whether the graphs of all rows fit at once, as keeping a forward needs."""
-        checkpointing = found.cut.checkpointing
+    def holds(self, plan: Plan) -> bool:
+        """Whether the graphs of all rows fit at once, which keeping a forward requires."""
+        checkpointing = plan.cut.checkpointing
         kept = sum(
-            self.costs.saved(row, checkpointing=checkpointing) for row in found.rows.with_grad
+            self.costs.saved(row, checkpointing=checkpointing) for row in plan.rows.with_grad
         )
-        return self.heap.held(kept, checkpointing=checkpointing) + found.needed <= self.available
+        return (
+            self.heap.bytes_for(kept, checkpointing=checkpointing) + plan.needed <= self.available
+        )
 
-    def _needed(self, row: Row, cut: Cut) -> int:
-        tensors = self.costs.peak(row, checkpointing=cut.checkpointing)
-        return self.heap.held(tensors, checkpointing=cut.checkpointing)
-
-    def _scored(self, row: Row) -> int:
-        return self.heap.held(self.costs.scored(row), checkpointing=False)
+    def _needs(self, rows: Rows, cut: Cut) -> list[tuple[int, Row]]:
+        """Each row with the bytes that it needs."""
+        on = cut.checkpointing
+        tensors = [(self.costs.peak(row, checkpointing=on), row) for row in rows.with_grad]
+        tensors += [(self.costs.forward_peak(row), row) for row in rows.no_grad]
+        return [(self.heap.bytes_for(count, checkpointing=on), row) for count, row in tensors]
 
     def _too_large(self, closest: Plan) -> TooLargeError:
-        needs = [(self._needed(row, closest.cut), row) for row in closest.rows.with_grad]
-        needs += [(self._scored(row), row) for row in closest.rows.no_grad]
-        needed, worst = max(needs, key=lambda pair: pair[0])
-        last = max(worst.spans, key=lambda span: int(worst.depths[worst.reads[span.stop - 1]]))
-        tokens = int(worst.depths[worst.reads[last.stop - 1]]) + 2
-        return TooLargeError(last.datum, tokens, needed, self.available)
+        needed, row = max(self._needs(closest.rows, closest.cut), key=lambda pair: pair[0])
+        ends = {span.datum: int(row.depths[row.reads[span.stop - 1]]) for span in row.spans}
+        longest = max(ends, key=ends.__getitem__)
+        # The last token is read as a target only, so it is not in the row.
+        return TooLargeError(longest, ends[longest] + 2, needed, self.available)
 
 
 def too_large(error: TooLargeError, data: Sequence[Datum]) -> CommandError:
-    """413: refused before anything was logged or computed."""
+    """The 413 that refuses the batch before anything is logged or computed."""
     trajectory = data[error.datum].trajectory
     turn = sum(datum.trajectory == trajectory for datum in data[: error.datum])
     return CommandError(
@@ -156,7 +152,7 @@ def too_large(error: TooLargeError, data: Sequence[Datum]) -> CommandError:
 
 
 def _budgets(row_tokens: int) -> Iterator[int]:
-    """Halves down to the shortest row, then every datum alone."""
+    """Halves down to the shortest row, then one datum per row."""
     budget = row_tokens
     while budget > SHORTEST_ROW:
         yield budget

@@ -1,172 +1,115 @@
-"""What a row takes in memory, on the fast path and on the padded one. Pure.
-
-The fast path is predicted from the model's shape and corrected by one row that was measured
-(``plan``). The padded path runs whatever a family's own code is, so what autograd keeps there is
-measured in short rows, and grows as their padded tokens, the pairs of them, and their targets.
-"""
+"""The memory of a row, extrapolated from what autograd kept of a few short rows. Pure."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 
-from typing_extensions import override
+import numpy as np
 
 from espalier.trainer.batch.packing import Row
-from espalier.trainer.memory import cost_model
-from espalier.trainer.memory.cost_model import HeadChunks, ModelShape
-
-
-class RowCosts(ABC):
-    """Bytes of the tensors that a row takes over what is held between batches."""
-
-    shape: ModelShape
-
-    @abstractmethod
-    def saved(self, row: Row, *, checkpointing: bool) -> int:
-        """What is kept between the row's forward and its backward."""
-
-    @abstractmethod
-    def peak(self, row: Row, *, checkpointing: bool) -> int:
-        """The height of its forward and backward."""
-
-    @abstractmethod
-    def scored(self, row: Row) -> int:
-        """The height of its forward without gradients."""
-
-
-@dataclass(frozen=True)
-class PackedCosts(RowCosts):
-    """Of the fast path; ``correction`` is measured bytes over predicted bytes."""
-
-    shape: ModelShape
-    chunks: HeadChunks
-    correction: float = 1.0
-
-    @override
-    def saved(self, row: Row, *, checkpointing: bool) -> int:
-        size = cost_model.row_size(row)
-        kept = cost_model.saved_bytes(self.shape, size, checkpointing=checkpointing)
-        return int(self.correction * kept)
-
-    @override
-    def peak(self, row: Row, *, checkpointing: bool) -> int:
-        return cost_model.row_bytes(
-            self.shape,
-            cost_model.row_size(row),
-            chunks=self.chunks,
-            checkpointing=checkpointing,
-            correction=self.correction,
-        )
-
-    @override
-    def scored(self, row: Row) -> int:
-        size = cost_model.row_size(row)
-        return cost_model.score_bytes(self.shape, size, self.chunks)
-
-
-@dataclass(frozen=True)
-class PaddedSize:
-    """What a row's cost depends on when each of its sequences is computed whole and padded."""
-
-    sequences: int
-    longest: int
-    targets: int
-
-    @property
-    def tokens(self) -> int:
-        """Padding included."""
-        return self.sequences * self.longest
-
-    @property
-    def pairs(self) -> int:
-        """(Query, key) pairs: eager attention masks what it does not need, after computing it."""
-        return self.tokens * self.longest
-
-
-def padded_size(row: Row) -> PaddedSize:
-    """A sequence ends at the token that its last target is read from."""
-    ends = [int(row.depths[row.reads[span.stop - 1]]) + 1 for span in row.spans]
-    return PaddedSize(len(ends), max(ends), len(row.targets))
+from espalier.trainer.memory.cost_model import ModelShape, RowSize
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes that autograd keeps of each padded token, each pair of a sequence, and each target."""
+    """Bytes that autograd keeps per token, target, attended pair and gathered key of a row."""
 
     token: float
-    pair: float
     target: float
+    pair: float
+    gathered: float
 
-    def of(self, size: PaddedSize) -> float:
-        """Of a row."""
-        return self.token * size.tokens + self.pair * size.pairs + self.target * size.targets
+    def of(self, size: RowSize) -> float:
+        """Bytes kept for a row of this size."""
+        return float(np.dot(astuple(self), astuple(size)))
 
 
-def fit(measured: Sequence[tuple[PaddedSize, int]]) -> Kept:
-    """From three rows of one sequence: a short one, a longer one, and that with more targets."""
-    (short, of_short), (long, of_long), (read, of_read) = measured
-    target = (of_read - of_long) / (read.targets - long.targets)
-    by_token = [
-        (kept - target * size.targets) / size.tokens
-        for size, kept in ((short, of_short), (long, of_long))
-    ]
-    # What does not grow with the row makes a token of the shorter one dearer: that is no pair.
-    pair = max(0.0, (by_token[1] - by_token[0]) / (long.longest - short.longest))
-    return Kept(max(by_token) - pair * long.longest, pair, target)
+def fit(measured: Sequence[tuple[RowSize, int]]) -> Kept:
+    """The least-squares fit to rows of known size and kept bytes; never below one of them.
+
+    A coefficient that comes out negative is left out: overhead that does not grow with the row
+    makes short rows dearer per token, and must not count as a saving of long ones.
+    """
+    sizes = np.array([astuple(size) for size, _ in measured], dtype=np.float64)
+    kept = np.array([of_row for _, of_row in measured], dtype=np.float64)
+    found = np.zeros(sizes.shape[1])
+    used = np.flatnonzero(sizes.any(axis=0))
+    while len(used):
+        solved = np.linalg.lstsq(sizes[:, used], kept, rcond=None)[0]
+        if solved.min() >= 0.0:
+            found[used] = solved
+            break
+        used = np.delete(used, solved.argmin())
+    predicted = sizes @ found
+    scale = max((kept[predicted > 0] / predicted[predicted > 0]).max(initial=1.0), 1.0)
+    return Kept(*(scale * found).tolist())
 
 
 @dataclass(frozen=True)
-class PaddedCosts(RowCosts):
-    """Of the padded path; ``whole``: what autograd keeps, ``outside``: of it, beside the layers."""
+class HeadBytes:
+    """Bytes of the LM head while it runs, beyond what autograd keeps of it.
+
+    ``fixed`` is per row, ``token`` per token, ``target`` per target, and ``logits`` per target of
+    the chunk that is computed at once, which has at most ``chunk`` targets.
+    """
+
+    fixed: int
+    token: float
+    target: float
+    logits: int = 0
+    chunk: int = 0
+
+    def of(self, size: RowSize) -> float:
+        """Bytes for a row of this size."""
+        at_once = self.logits * min(size.targets, self.chunk)
+        return self.fixed + self.token * size.tokens + self.target * size.targets + at_once
+
+
+@dataclass(frozen=True)
+class RowCosts:
+    """Bytes of the tensors of a row, beyond what is held between batches.
+
+    ``whole`` is what autograd keeps of a forward, ``outside`` what it keeps outside the layers,
+    ``size_of`` the size of a row on the path that computes it.
+    """
 
     shape: ModelShape
+    size_of: Callable[[Row], RowSize]
     whole: Kept
     outside: Kept
+    head: HeadBytes
 
-    @override
     def saved(self, row: Row, *, checkpointing: bool) -> int:
-        return int(self._saved(padded_size(row), checkpointing=checkpointing))
+        """Bytes kept between the row's forward and its backward."""
+        return int(self._saved(self.size_of(row), checkpointing=checkpointing))
 
-    @override
     def peak(self, row: Row, *, checkpointing: bool) -> int:
-        size = padded_size(row)
+        """The highest use during the row's forward and backward.
+
+        The head runs while all of ``saved`` is there. By the backward of the layers, what was
+        kept for the targets is gone; the gradients of a layer are as large as what it kept, and
+        with checkpointing its recomputed activations are there too.
+        """
+        size = self.size_of(row)
         saved = self._saved(size, checkpointing=checkpointing)
-        # Probabilities, and logits under a soft cap, are gone when the layers' backward begins.
-        logits = self.shape.vocabulary * self.shape.dtype_bytes
-        capped = logits if self.outside.token >= logits else 0
-        in_layers = saved - self.outside.target * size.targets - capped * size.tokens
-        again = self._layer(size) if checkpointing else 0.0
-        return int(max(saved + self._head(size), in_layers + again + self._layer_moving(size)))
+        layer = (self.whole.of(size) - self.outside.of(size)) / self.shape.layers
+        backward = 2 * layer if checkpointing else layer
+        in_layers = saved - self.outside.target * size.targets + backward
+        return int(max(saved + self.head.of(size), in_layers))
 
-    @override
-    def scored(self, row: Row) -> int:
-        size = padded_size(row)
-        hidden = size.tokens * self.shape.hidden * self.shape.wide_bytes
-        head = self._head(size) + self.outside.target * size.targets
-        return int(2 * hidden + max(self._layer_moving(size) + self._layer(size), head))
+    def forward_peak(self, row: Row) -> int:
+        """An upper bound of the use during a forward without gradients.
 
-    def _saved(self, size: PaddedSize, *, checkpointing: bool) -> float:
+        It keeps less than a checkpointed forward, but copies a chunk of logits that gradients
+        would reuse.
+        """
+        at_once = min(len(row.targets), self.head.chunk)
+        copy = self.shape.vocabulary * self.shape.wide_bytes * at_once
+        return self.peak(row, checkpointing=True) + copy
+
+    def _saved(self, size: RowSize, *, checkpointing: bool) -> float:
         if not checkpointing:
             return self.whole.of(size)
         inputs = size.tokens * self.shape.hidden * self.shape.dtype_bytes
         return self.outside.of(size) + self.shape.layers * inputs
-
-    def _layer(self, size: PaddedSize) -> float:
-        return (self.whole.of(size) - self.outside.of(size)) / self.shape.layers
-
-    def _layer_moving(self, size: PaddedSize) -> float:
-        """A layer's gradients, as large as what it kept; of pairs two are there at once."""
-        pairs = (self.whole.pair - self.outside.pair) * size.pairs / self.shape.layers
-        return self._layer(size) + pairs
-
-    def _head(self, size: PaddedSize) -> float:
-        """Logits of every token, their gradient, and what is read of them, over what is kept.
-
-        A soft cap of logits keeps them: then its gradients are as large again.
-        """
-        vocabulary = self.shape.vocabulary
-        logits = size.tokens * (vocabulary * self.shape.dtype_bytes + self.outside.token)
-        read = size.targets * vocabulary * (self.shape.dtype_bytes + 2 * self.shape.wide_bytes)
-        return logits + read + self.shape.head_gradient_bytes

@@ -1,6 +1,6 @@
-"""Checks that a model fits before loading it: the OOM killer gives no reason.
+"""Checks that a model fits before it is loaded: the kernel's OOM killer gives no reason.
 
-The planner decides what a batch may then take, and also refuses with numbers.
+The planner checks each batch later.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that one rank holds between batches: the loaded base, and the additions of training."""
+    """Bytes that one rank holds between batches: the loaded base, and training's share on top."""
 
     base: int
     training: int
 
     @property
     def total(self) -> int:
-        """The sum of both."""
+        """Base and training together."""
         return self.base + self.training
 
 
 def footprint(base: Path, adapter: Adapter, dtype: str, ranks: int) -> Footprint:
-    """The footprint, from the base's configuration and the adapter; reads no weights."""
+    """Computes the footprint from the base's configuration and the adapter, without weights."""
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(base, local_files_only=True)
         )
     weights = sum(parameter.numel() for parameter in causal_lm.parameters())
     if adapter.type == "Full":
-        # Every rank loads the whole base; the trained weights are then sharded.
+        # Every rank loads the whole base; the trained parameters are then sharded.
         return Footprint(
             weights * FLOAT32_BYTES,
             max(0, weights * TRAINED_BYTES // ranks - weights * FLOAT32_BYTES),
@@ -53,7 +53,7 @@ def footprint(base: Path, adapter: Adapter, dtype: str, ranks: int) -> Footprint
 
 
 def check(needed: Footprint, free: int) -> None:
-    """Raises UserMistakeError, with the memory to set, if a rank has too few ``free`` bytes."""
+    """Raises UserMistakeError with the memory to request if a rank has too few ``free`` bytes."""
     logger.info("the model needs %.2f of %.2f GiB", needed.total / GIB, free / GIB)
     if needed.total <= free:
         return
