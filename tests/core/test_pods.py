@@ -206,7 +206,7 @@ def test_a_process_that_gave_up_leaves_its_problem(state: str) -> None:
     problem = pods.read_pod(pod(containerStatuses=[ended])).problem
     assert problem is not None
     assert problem.reason == "NoDevice"
-    assert pods.explain(problem) == "no GPU. Ask for one"
+    assert problem.text == "no GPU. Ask for one"
 
 
 def test_a_crash_is_not_a_problem_and_a_garbled_message_still_is() -> None:

@@ -52,6 +52,11 @@ class Problem(Wire):
     reason: str
     remedy: str = ""
 
+    @property
+    def text(self) -> str:
+        """Detail and remedy as one text, as conditions and messages show them."""
+        return f"{self.detail}. {self.remedy}" if self.remedy else self.detail
+
 
 # --- train routes (HUD) -------------------------------------------------------------------------
 

@@ -60,8 +60,7 @@ class RefusedError(GatewayError):
     """The gateway or the trainer refused the call; ``problem`` says why."""
 
     def __init__(self, status: int, problem: Problem) -> None:
-        remedy = f". {problem.remedy}" if problem.remedy else ""
-        super().__init__(f"{status} {problem.reason}: {problem.detail}{remedy}")
+        super().__init__(f"{status} {problem.reason}: {problem.text}")
         self.status = status
         self.problem = problem
 

@@ -55,9 +55,14 @@ class RefusalError(Exception):
         self.retry_after = retry_after
 
     @property
+    def problem(self) -> Problem:
+        """The refusal as it is sent."""
+        return Problem(detail=self.detail, reason=self.reason, remedy=self.remedy)
+
+    @property
     def message(self) -> str:
         """Cause and remedy as one text."""
-        return f"{self.detail}. {self.remedy}" if self.remedy else self.detail
+        return self.problem.text
 
 
 def not_ready(reason: str, detail: str, remedy: str = "") -> RefusalError:
@@ -85,8 +90,7 @@ def with_remedy(body: bytes) -> bytes:
         return body
     if not problem.remedy:
         return body
-    detail = f"{problem.detail}. {problem.remedy}"
-    return problem.model_copy(update={"detail": detail}).model_dump_json().encode()
+    return problem.model_copy(update={"detail": problem.text}).model_dump_json().encode()
 
 
 def respond(refusal: RefusalError, *, openai: bool) -> web.Response:
@@ -98,5 +102,4 @@ def respond(refusal: RefusalError, *, openai: bool) -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     if openai:
         return web.json_response(openai_body(refusal), status=refusal.status, headers=headers)
-    problem = Problem(detail=refusal.detail, reason=refusal.reason, remedy=refusal.remedy)
-    return web.json_response(problem.model_dump(), status=refusal.status, headers=headers)
+    return web.json_response(refusal.problem.model_dump(), status=refusal.status, headers=headers)

@@ -9,8 +9,8 @@ class UserError(Exception):
     """Only the user can repair this: wrong tasks, wrong arguments, rewards that teach nothing."""
 
     def __init__(self, reason: str, detail: str, remedy: str) -> None:
-        super().__init__(f"{reason}: {detail}. {remedy}")
         self.problem = Problem(detail=detail, reason=reason, remedy=remedy)
+        super().__init__(f"{reason}: {self.problem.text}")
 
 
 class WaitError(Exception):

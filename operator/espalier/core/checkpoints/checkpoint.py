@@ -19,7 +19,6 @@ from espalier.core.head import head_request
 from espalier.core.lineage import measurements
 from espalier.core.lineage.integrity import REASONS
 from espalier.core.lineage.lineage import Lineage
-from espalier.core.pods import pods
 
 SHOWN_HEADS = 16
 # Reasons unrelated to the bytes; they clear when their cause clears. The last two
@@ -88,7 +87,7 @@ def _integrity(checkpoint: Checkpoint, lineage: Lineage, evidence: Evidence) -> 
     if fault := lineage.faults.get(name):
         return conditions.stalled(fault.reason, fault.message)
     if evidence.refusal is not None:
-        return conditions.stalled(evidence.refusal.reason, pods.explain(evidence.refusal))
+        return conditions.stalled(evidence.refusal.reason, evidence.refusal.text)
     damage = conditions.true(checkpoint.status.conditions, conditions.STALLED)
     if damage is not None and damage.reason not in PASSING and not evidence.verified:
         return conditions.stalled(damage.reason, damage.message)

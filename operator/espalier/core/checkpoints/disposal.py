@@ -176,7 +176,7 @@ def _answer(view: DisposalView) -> Callable[[str], str] | None:
     kept = next((report for report in reports if report is not None), None)
     if view.job.failed or (alone is not None and kept is None):
         found = pods.problem(view.job_pods)
-        why = pods.explain(found) if found else pods.last_words(view.job_pods) or view.job.failure
+        why = found.text if found else pods.last_words(view.job_pods) or view.job.failure
         return lambda _: f"the collector failed: {why}"
     return lambda digest: (kept or {}).get(digest, "")
 

@@ -15,7 +15,6 @@ from espalier.core.head.head_view import HeadView, damage_on_record, is_current,
 from espalier.core.lineage import measurements
 from espalier.core.lineage.lineage import Point
 from espalier.core.names import adapter_name
-from espalier.core.pods import pods
 
 PINNED = "Pinned"
 # How far back a head looks for the metric of its gate.
@@ -163,7 +162,7 @@ def _damaged(view: HeadView, target: Point) -> list[Finding] | None:
     keeps = f"; {current.name or 'the base'} stays served" if current is not None else ""
     for rollout in view.rollouts:
         if (problem := rollout.refused.get(adapter)) is not None:
-            message = f"{target.name}: {rollout.name}: {pods.explain(problem)}{keeps}"
+            message = f"{target.name}: {rollout.name}: {problem.text}{keeps}"
             return conditions.stalled(problem.reason, message)
     checkpoint = view.lineage.by_name.get(target.name)
     damage = damage_on_record(checkpoint) if checkpoint is not None else None

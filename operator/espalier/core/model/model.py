@@ -244,7 +244,7 @@ def _gave_up(model: TrainableModel, type_: str, found: Sequence[Pod]) -> Finding
     """The problem that pods ended with; remembered when they are gone, until an edit."""
     problem = pods.problem(pod for pod in found if not pod.ready)
     if problem is not None:
-        return Finding(type_, "False", problem.reason, pods.explain(problem))
+        return Finding(type_, "False", problem.reason, problem.text)
     condition = conditions.find(model.status.conditions, type_)
     halted = conditions.true(model.status.conditions, conditions.STALLED)
     if condition is None or halted is None or condition.status != "False":

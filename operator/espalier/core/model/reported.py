@@ -8,7 +8,6 @@ from espalier.api.meta import Condition
 from espalier.api.wire import Problem
 from espalier.core import conditions
 from espalier.core.conditions import Finding
-from espalier.core.pods import pods
 
 FAST_PATH = "FastPath"
 VOLUME_HEALTHY = "VolumeHealthy"
@@ -39,13 +38,13 @@ def _fast_path(warnings: Sequence[Problem] | None, known: Sequence[Condition]) -
         return Finding(FAST_PATH, condition.status, condition.reason, condition.message)
     for warning in warnings:
         if warning.reason in PADDED_REASONS:
-            return Finding(FAST_PATH, "False", warning.reason, pods.explain(warning))
+            return Finding(FAST_PATH, "False", warning.reason, warning.text)
     return Finding(FAST_PATH, "True", "SelfCheckEqual", "the fast path equals the padded one")
 
 
 def _volume(warnings: Sequence[Problem] | None, problem: Problem | None) -> Finding:
     if problem is not None and problem.reason in VOLUME_REASONS:
-        return Finding(VOLUME_HEALTHY, "False", problem.reason, pods.explain(problem))
+        return Finding(VOLUME_HEALTHY, "False", problem.reason, problem.text)
     if warnings is None:
         return Finding(VOLUME_HEALTHY, "Unknown", "NoTrainer", "no trainer writes to the volume")
     return Finding(VOLUME_HEALTHY, "True", "NoFault", "the trainer reports no fault")

@@ -242,7 +242,7 @@ def _outlived(view: SourceView, kept: Pod) -> SourceDecision:
     """The importer is over without a report, and its Job can neither end nor try again."""
     retry = "Then delete the Job to try again"
     if kept.problem is not None:
-        message = f"{pods.explain(kept.problem)}. {retry}: {pods.keepers(kept)}"
+        message = f"{kept.problem.text}. {retry}: {pods.keepers(kept)}"
         return _missing(kept.problem.reason, message, permanent=True)
     return _missing("SidecarRunning", f"{pods.keepers(kept)}. {retry}", permanent=True)
 
@@ -255,7 +255,7 @@ def _importing(message: str, action: ImporterAction) -> SourceDecision:
 def _failed(view: SourceView, job: Job) -> SourceDecision:
     retry = "After a repair outside of the cluster, delete the Job to try again"
     if found := pods.problem(view.importer_pods):
-        return _missing(found.reason, f"{pods.explain(found)}. {retry}", permanent=True)
+        return _missing(found.reason, f"{found.text}. {retry}", permanent=True)
     if copying := next((p.copying for p in view.importer_pods if p.copying), ""):
         adapter = view.model.spec.source.adapter
         field = "spec.source.base.image"
@@ -269,7 +269,7 @@ def _failed(view: SourceView, job: Job) -> SourceDecision:
         )
     words = pods.last_words(view.importer_pods)
     if left := next((p.told for p in view.importer_pods if p.told), None):
-        message = f"{pods.explain(left)}. It was tried again in vain ({job.failure}). {retry}"
+        message = f"{left.text}. It was tried again in vain ({job.failure}). {retry}"
         return _missing(left.reason, message, permanent=True)
     last = f" The last try: {words}." if words else ""
     return _missing("ImportFailed", f"{job.failure}.{last} {retry}", permanent=True)

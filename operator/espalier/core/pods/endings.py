@@ -66,7 +66,7 @@ def last_lines(text: str) -> str:
     A Problem is told by its detail.
     """
     if left := told(text):
-        text = f"{left.detail}. {left.remedy}" if left.remedy else left.detail
+        text = left.text
     lines = [plain(line) for line in text.split("\n")]
     kept = [line[:SHOWN_CHARS] for line in lines if line][-SHOWN_LINES:]
     return " | ".join(kept)

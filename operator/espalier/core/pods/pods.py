@@ -198,11 +198,6 @@ def problem(pods: Iterable[Pod]) -> Problem | None:
     return next((pod.problem for pod in pods if pod.problem is not None), None)
 
 
-def explain(problem: Problem) -> str:
-    """A problem as the message of a condition."""
-    return f"{problem.detail}. {problem.remedy}" if problem.remedy else problem.detail
-
-
 def _main_container(body: Mapping[str, Any]) -> dict[str, Any]:
     """The status of the pod's first container."""
     declared = body.get("spec", {}).get("containers", [])

@@ -25,7 +25,7 @@ def runner_failure(view: RunView) -> Problem | None:
         return None
     found = pods.problem(view.runner_pods)
     if found is not None and (job.failed or kept is not None):
-        return Problem(detail=f"{pods.explain(found)}. {AGAIN}", reason=found.reason)
+        return Problem(detail=f"{found.text}. {AGAIN}", reason=found.reason)
     if not job.failed:
         return None
     reason = job.failure.partition(":")[0] or "RunnerFailed"
@@ -40,7 +40,7 @@ def advance(view: RunView, step: int) -> tuple[list[Finding], bool]:
     if unfit := unfit_model(view):
         return unfit, False
     if view.problem is not None:
-        return conditions.stalled(view.problem.reason, pods.explain(view.problem)), True
+        return conditions.stalled(view.problem.reason, view.problem.text), True
     if missing := _missing_server(view, starting):
         return missing, False
     shown = f"step {step} of {view.run.spec.steps}"

@@ -74,7 +74,7 @@ def _waiting(facts: pods.Pod) -> Waiting | None:
     if facts.ready and not facts.finished:
         return None
     if facts.problem is not None:
-        return Waiting(facts.problem.reason, pods.explain(facts.problem))
+        return Waiting(facts.problem.reason, facts.problem.text)
     if facts.finished:
         return Waiting("Finished", facts.message or "the pod has ended")
     if facts.waiting_reason not in ("", "Starting"):

@@ -208,7 +208,7 @@ class Service:
         snapshot = self.feed.snapshot
         problems = [snapshot.problem] if snapshot.problem else []
         # Ready despite a problem: only a command that succeeds shows that a fault is over.
-        lines = [f"{p.reason}: {p.detail}. {p.remedy}" for p in (*problems, *snapshot.warnings)]
+        lines = [f"{p.reason}: {p.text}" for p in (*problems, *snapshot.warnings)]
         return web.Response(text="\n".join(("ok", *lines)))
 
     async def _losses(self, _request: web.Request) -> web.Response:
