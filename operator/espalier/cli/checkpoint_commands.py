@@ -13,7 +13,6 @@ import typer
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.cli import checkpoint_export as files
-from espalier.cli import gateway_commands
 from espalier.cli.compare_checkpoints import Between, between
 from espalier.cli.failure import CommandError
 from espalier.cli.options import AsJson, Namespace, Token, Url, access, commands, kubectl, show
@@ -77,6 +76,8 @@ def sample(
     namespace: Namespace = None,
 ) -> None:
     """Ask a checkpoint questions, whatever the head serves; greedy."""
+    from espalier.cli import gateway_commands  # noqa: PLC0415 - its HTTP library is slow
+
     cluster = kubectl(context, namespace)
     slug = f"{cluster.namespace()}/{cluster.checkpoint(name).spec.model_ref.name}"
     answers = asyncio.run(

@@ -10,6 +10,7 @@ from typing import Any
 
 from espalier.api.taskset import Taskset
 from espalier.api.trainingrun import Sampling
+from espalier.cli.options import Access
 from espalier.client import GatewayClient, InvalidRequestError, Patience
 from espalier.runner.heldout import HeldOut
 from espalier.runner.run_end import UserError
@@ -19,14 +20,6 @@ from espalier.runner.task_protocol import Score
 
 PATIENCE = Patience(deadline=60.0)
 CONCURRENT = 32
-
-
-@dataclass(frozen=True)
-class Access:
-    """Where the gateway is and who asks."""
-
-    url: str
-    token: str
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.cli import (
     adopt,
     checkpoint_commands,
-    gateway_commands,
     model_commands,
     run_commands,
     taskset_commands,
@@ -133,6 +132,8 @@ def ask(
     namespace: Namespace = None,
 ) -> None:
     """Ask a model questions; greedy, so that the same weights give the same answers."""
+    from espalier.cli import gateway_commands  # noqa: PLC0415 - its HTTP library is slow
+
     chosen = namespace or context.obj.namespace
     slug = f"{chosen}/{model}" if chosen else model
     who = access(url, token)
@@ -159,6 +160,8 @@ def evaluate(
     namespace: Namespace = None,
 ) -> None:
     """Ask a run's model tasks of the run's kind that it was not trained on; greedy."""
+    from espalier.cli import gateway_commands  # noqa: PLC0415 - its HTTP library is slow
+
     who = access(url, token)
     cluster = kubectl(context, namespace)
 

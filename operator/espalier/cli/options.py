@@ -11,11 +11,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from espalier.cli import gateway_commands
 from espalier.cli.dev_state import LocalObjects
 from espalier.cli.failure import CommandError
 from espalier.cli.kubectl import Kubectl
-from espalier.client import GatewayError
 from espalier.runner.run_end import UserError, WaitError
 
 _JSON = "espalier.json"
@@ -61,6 +59,14 @@ class Place:
     local: Path | None
 
 
+@dataclass(frozen=True)
+class Access:
+    """Where the gateway is and who asks."""
+
+    url: str
+    token: str
+
+
 class Commands(TyperGroup):
     """Turns failures that a user can read into one line, or JSON, and an exit code.
 
@@ -71,8 +77,10 @@ class Commands(TyperGroup):
         """Runs the command that was chosen."""
         try:
             return super().invoke(ctx)
-        except (CommandError, GatewayError, UserError, WaitError) as error:
-            known = error if isinstance(error, CommandError) else CommandError(str(error))
+        except Exception as error:
+            known = _known(error)
+            if known is None:
+                raise
             if ctx.meta.get(_JSON):
                 said = {"error": known.kind, "message": str(known)}
                 if known.suggestion:
@@ -82,6 +90,17 @@ class Commands(TyperGroup):
                 hint = f". {known.suggestion}" if known.suggestion else ""
                 typer.echo(f"error: {known}{hint}", err=True)
             raise typer.Exit(known.exit_code) from error
+
+
+def _known(error: Exception) -> CommandError | None:
+    """The failure as one that a user can read; None for any other."""
+    # The client's HTTP library takes longer to import than most commands take to run.
+    from espalier.client import GatewayError  # noqa: PLC0415
+
+    if isinstance(error, CommandError):
+        return error
+    readable = isinstance(error, (GatewayError, UserError, WaitError))
+    return CommandError(str(error)) if readable else None
 
 
 def commands(help_: str) -> typer.Typer:
@@ -115,7 +134,7 @@ def confirm(question: str, *, yes: bool, dry_run: bool) -> None:
         raise CommandError("nothing was changed")
 
 
-def access(url: str, token: str) -> gateway_commands.Access:
+def access(url: str, token: str) -> Access:
     """The gateway and who asks it.
 
     Raises:
@@ -130,4 +149,4 @@ def access(url: str, token: str) -> gateway_commands.Access:
         raise CommandError(
             "who asks? Set ESPALIER_TOKEN or --token, for example to $(kubectl create token NAME)"
         )
-    return gateway_commands.Access(url, token)
+    return Access(url, token)

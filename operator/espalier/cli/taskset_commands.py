@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from espalier.cli.gateway_commands import PATIENCE, Access
-from espalier.cli.options import AsJson, Namespace, Token, Url, access, commands, kubectl, show
+from espalier.cli.options import (
+    Access,
+    AsJson,
+    Namespace,
+    Token,
+    Url,
+    access,
+    commands,
+    kubectl,
+    show,
+)
 from espalier.cli.run_tasks import Declared, declared, opened
-from espalier.client import GatewayClient
-from espalier.runner.calibration import Calibration, Lengths, calibrate
-from espalier.runner.group_sampling import sample_groups
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
+
+if TYPE_CHECKING:
+    from espalier.runner.calibration import Calibration, Lengths
 
 app = commands("Tasks of a run, before anything is trained.")
 
@@ -78,6 +87,11 @@ def calibrate_command(
 async def _calibrate(
     access: Access, slug: str, wanted: Declared, tasks: Tasks, *, groups: int, checkpoint: str
 ) -> Calibration:
+    from espalier.cli.gateway_commands import PATIENCE  # noqa: PLC0415
+    from espalier.client import GatewayClient  # noqa: PLC0415
+    from espalier.runner.calibration import calibrate  # noqa: PLC0415
+    from espalier.runner.group_sampling import sample_groups  # noqa: PLC0415
+
     async with (
         GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client,
         Scorer(wanted.taskset, tasks) as scorer,
