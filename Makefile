@@ -64,6 +64,7 @@ lint: env ## style, types and layers
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+	@.venv/bin/mypy --config-file dev/mypy-tests.ini tests bench dev
 	@.venv/bin/lint-imports
 
 format: env ## rewrite the code in the project's style

@@ -62,7 +62,7 @@ def test_the_installed_plugin_has_the_verbs(environment: dict[str, str]) -> None
 
 def test_a_python_without_any_packages_is_enough(environment: dict[str, str]) -> None:
     bare = Path(environment["HOME"]) / "bare"
-    bare.write_text(f'#!/bin/sh\nexec {sys._base_executable} -S "$@"\n')
+    bare.write_text(f'#!/bin/sh\nexec {sys._base_executable} -S "$@"\n')  # type: ignore[attr-defined]
     bare.chmod(0o755)
     failed = run({**environment, "ESPALIER_PYTHON": str(bare)}, "espalier", "models", "list")
     assert failed.returncode == 1

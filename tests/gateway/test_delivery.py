@@ -80,7 +80,7 @@ async def test_a_client_that_keeps_its_connection_open_may_not_have_its_answer(
 async def test_a_connection_that_is_reset_may_have_lost_its_answer(server: Server) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     # Reading nothing, a client that dies resets its connection.
-    writer.transport.pause_reading()
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
     writer.write(REQUEST)
     await server.answering.wait()
     await asyncio.sleep(0.1)

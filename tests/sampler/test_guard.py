@@ -54,7 +54,7 @@ def vllm_routes() -> list[tuple[str, str]]:
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     app: FastAPI = build_app(arguments, ("generate",))
     found = [
-        (method, re.sub(r"\{.*?\}", "x", route.path))
+        (method, re.sub(r"\{.*?\}", "x", route.path))  # type: ignore[attr-defined]
         for route in app.routes
         if isinstance(route, Route) or hasattr(route, "methods")
         for method in route.methods or ()

@@ -68,8 +68,8 @@ def test_vllm_samples_a_checkpoint_and_its_export_with_the_trainers_log_probs(
     volume, digest = volume_of(trained), trained.state.commits[-1].digest
     export(volume, digest, tmp_path / "adapter", Wanted(), force=False)
     (tmp_path / "adapter" / "tokenizer.json").unlink()
-    exported = served.commit_checkpoint(volume, tmp_path / "adapter", trained.base, rank=4)
-    rollout = server.start(volume, trained.base, model=tiny.MODEL)
+    exported = served.commit_checkpoint(volume, tmp_path / "adapter", trained.state.base, rank=4)
+    rollout = server.start(volume, trained.state.base, model=tiny.MODEL)
     try:
         server.wait_healthy(rollout)
         base = sampled(rollout, "base")

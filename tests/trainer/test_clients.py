@@ -36,10 +36,10 @@ from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
 from espalier import identity
-from espalier.api.wire import IDEMPOTENCY_KEY, Wire
+from espalier.api.wire import CHECKPOINT_DIGEST, IDEMPOTENCY_KEY, Wire
 from espalier.trainer.engine.commands import Empty
 from espalier.trainer.engine.engine import Engine
-from espalier.trainer.http.service import DIGEST, Service
+from espalier.trainer.http.service import Service
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
@@ -249,7 +249,11 @@ class Clients(RuleBasedStateMachine):
         url = self.server.make_url(f"/train/{sent.kind}")
         data = sent.request.model_dump_json()
         async with self.http.post(url, data=data, headers=headers) as response:
-            answer = response.status, await response.text(), response.headers.get(DIGEST, "")
+            answer = (
+                response.status,
+                await response.text(),
+                response.headers.get(CHECKPOINT_DIGEST, ""),
+            )
         assert answer[0] in (200, 409), answer
         sent.answers.append(answer)
         if answer[0] == 200 and sent.acknowledged is None:

@@ -58,8 +58,8 @@ def policy_of(
 
 def measured(policy: Policy) -> tuple[Tensor, Tensor]:
     """Log-probs of a row with shared prefixes, and the gradient of a loss that weighs each."""
-    (row,) = pack(batch(), 1000)
-    logprobs = policy.evaluate(row, 0.7).logprobs
+    (row,) = pack([replace(datum, temperature=0.7) for datum in batch()], 1000)
+    logprobs = policy.evaluate(row).logprobs
     logprobs.backward(torch.linspace(-1, 2, len(logprobs)).to(logprobs))
     found = gradients(policy)
     whole = torch.cat([value.double().flatten() for _, value in sorted(found.items())])
@@ -108,7 +108,8 @@ def test_the_varlen_kernel_equals_buckets_forward_and_backward(window: int | Non
 
     def run(layout: BucketLayout | VarlenLayout, inputs: list[Tensor]) -> list[Tensor]:
         leaves = [tensor.requires_grad_() for tensor in inputs]
-        mixed = layout.attend(*leaves, 0.3, window)
+        query, key, value = leaves
+        mixed = layout.attend(query, key, value, 0.3, window)
         found = torch.autograd.grad(mixed, leaves, upstream.to(mixed))
         return [tensor.detach().float().cpu() for tensor in (mixed, *found)]
 
@@ -130,7 +131,7 @@ def test_a_real_lack_of_memory_is_retried_with_shorter_rows() -> None:
     whole = compute.admit(data, LOSS)
     assert len(whole.plans[0].rows.with_grad) == 1
     alone = compute.planner.cut(data, Cut(1, checkpointing=False)).needed
-    expected = compute.add_loss(whole, LOSS, 1.0, None)
+    expected = compute.add_loss(whole, LOSS, None)
     assert expected.cuts == (whole.plans[0].cut,)
     right = gradients(policy)
     torch.cuda.empty_cache()
@@ -139,7 +140,7 @@ def test_a_real_lack_of_memory_is_retried_with_shorter_rows() -> None:
     room = torch.cuda.memory_reserved() + (alone + whole.plans[0].needed) // 2
     torch.cuda.set_per_process_memory_fraction(room / total)
     try:
-        added = compute.add_loss(compute.admit(data, LOSS), LOSS, 1.0, None)
+        added = compute.add_loss(compute.admit(data, LOSS), LOSS, None)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     (cut,) = added.cuts

@@ -1,7 +1,7 @@
 """Finds resends among commands without a key, from which answers were delivered.
 
 HUD's client sends no key and never resends by itself; a loop around it does. The gateway names the
-client (who it is authenticated as) and says when an answer was written to it completely. A command
+client (who it is authenticated as) and says when it has read an answer and closed. A command
 equal to the client's latest one, whose answer was never delivered, is that command again and gets
 its stored answer; after a delivered answer an equal command is a new one. Any other command shows
 that the client has finished with the one before it. The log keeps which answers were delivered, so
