@@ -1,1 +1,1 @@
-"""The rollout server: vLLM, launched and guarded for our pods."""
+"""The sampler: vLLM, launched and guarded for our pods."""
