@@ -28,6 +28,7 @@ RESERVED = frozenset(
         "VLLM_CACHE_ROOT",
         "VLLM_CONFIG_ROOT",
         "VLLM_ENABLE_V1_MULTIPROCESSING",
+        "VLLM_LOGGING_CONFIG_PATH",
         "VLLM_NO_USAGE_STATS",
         "VLLM_PLUGINS",
     }
