@@ -87,8 +87,10 @@ async def test_a_command_reaches_the_trainer_as_sent_under_the_heads_term(
 
 
 async def test_what_the_run_in_git_gives_binds_the_command_and_is_nobody_elses_to_say(
-    gateway: Gateway, upstream: Start
+    gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Nobody serves what is committed here.
+    monkeypatch.setattr(train, "PROMOTION_SECONDS", 0.05)
     trainer = await upstream(commit)
     model = training(gateway, trainer.port)
     said = {"Espalier-Declared": '{"run": "mine"}', "Idempotency-Key": "s/1"}
