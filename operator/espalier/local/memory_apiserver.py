@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -43,7 +44,8 @@ class MemoryCluster:
         self.objects: dict[Key, Body] = {}
         self._now = now
         self._token = token
-        self._applied: dict[tuple[Key, str], set[Path]] = {}
+        # By object and manager, the fields that it applied.
+        self._applied: dict[Key, dict[str, set[Path]]] = defaultdict(dict)
         self.version = 0
         self._watchers: list[Watcher] = []
 
@@ -73,11 +75,8 @@ class MemoryCluster:
 
     def _managers(self, key: Key) -> Sequence[Body]:
         """Per manager the paths of its fields, where an API server keeps a tree of them."""
-        return [
-            {"manager": manager, "paths": sorted(paths)}
-            for (applied, manager), paths in self._applied.items()
-            if applied == key
-        ]
+        applied = self._applied.get(key, {})
+        return [{"manager": manager, "paths": sorted(paths)} for manager, paths in applied.items()]
 
     def restore(self, bodies: Sequence[Body]) -> None:
         """Take in objects as they were, before anything watches."""
@@ -85,7 +84,7 @@ class MemoryCluster:
             body = copy(kept)
             key = key_of(body["kind"], body)
             for entry in body["metadata"].pop("managedFields", ()):
-                self._applied[key, entry["manager"]] = {tuple(path) for path in entry["paths"]}
+                self._applied[key][entry["manager"]] = {tuple(path) for path in entry["paths"]}
             self.objects[key] = body
             self.version = max(self.version, int(body["metadata"]["resourceVersion"]))
 
@@ -235,17 +234,13 @@ class MemoryCluster:
         live = self.objects.get(key)
         body = copy(live) if live else self._new(key)
         paths = set(leaves(without_identity(intent)))
-        for path in self._applied.get((key, manager), set()) - paths:
-            if not self._owned_by_another(key, manager, path):
-                remove(body, path)
-        self._applied[key, manager] = paths
+        applied = self._applied[key]
+        dropped = applied.get(manager, set()) - paths
+        applied[manager] = paths
+        for path in dropped.difference(*applied.values()):
+            remove(body, path)
         merge(body, without_identity(intent))
         return self._store(key, body, live)
-
-    def _owned_by_another(self, key: Key, manager: str, path: Path) -> bool:
-        return any(
-            path in paths for (k, m), paths in self._applied.items() if k == key and m != manager
-        )
 
     def _new(self, key: Key) -> Body:
         metadata = {
@@ -285,8 +280,7 @@ class MemoryCluster:
                 self._store(key, leaving, live)
             return
         body = self.objects.pop(key)
-        for applied in [entry for entry in self._applied if entry[0] == key]:
-            del self._applied[applied]
+        self._applied.pop(key, None)
         self.version += 1
         last = copy(body)
         last["metadata"]["resourceVersion"] = str(self.version)
