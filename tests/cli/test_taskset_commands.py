@@ -170,3 +170,22 @@ async def test_a_copy_of_a_claims_file_is_read(espalier: Command, tmp_path: Path
     file = manifest(tmp_path / "run.yaml", taskset=taskset)
     done = await espalier("preview", "-f", file, "--tasks", str(copy))
     assert done.output.endswith("2 of 2 tasks\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("kind: TrainingRun\nmetadata: mine\nspec: {}", "metadata"),
+        ("kind: TrainingRun\nspec: {}", "metadata"),
+        ("kind: [", "is not YAML"),
+        ("kind: ConfigMap\ndata: text", "the runs in it: none"),
+    ],
+)
+async def test_a_file_that_is_no_manifest_of_a_run_is_named(
+    espalier: Command, tmp_path: Path, text: str, words: str
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    done = await espalier("preview", "-f", str(file))
+    assert done.exit_code == 2
+    assert words in done.output

@@ -48,7 +48,7 @@ class HeadManifest:
         Raises:
             ManifestError: if no small edit does that, for example because of YAML aliases.
         """
-        before = list(_documents(self.text))
+        before = list(documents_of(self.text))
         node = list(yaml.compose_all(self.text, Loader=yaml.SafeLoader))[self.index]
         edited = self.text
         # From the end, so that places before it stay where they are.
@@ -71,7 +71,7 @@ def heads(text: str) -> list[HeadManifest]:
         ManifestError: if the text is not YAML, or a head in it is not valid.
     """
     found = []
-    for index, document in enumerate(_documents(text)):
+    for index, document in enumerate(documents_of(text)):
         if not isinstance(document, dict) or document.get("kind") != KIND:
             continue
         if not str(document.get("apiVersion", "")).startswith(f"{GROUP}/"):
@@ -92,12 +92,13 @@ def heads(text: str) -> list[HeadManifest]:
 
 def _says(text: str, wanted: list[Any]) -> bool:
     try:
-        return list(_documents(text)) == wanted
+        return list(documents_of(text)) == wanted
     except ManifestError:
         return False
 
 
-def _documents(text: str) -> Iterator[Any]:
+def documents_of(text: str) -> Iterator[Any]:
+    """The documents of a YAML text; ManifestError where it is none."""
     try:
         yield from yaml.safe_load_all(text)
     except yaml.YAMLError as error:

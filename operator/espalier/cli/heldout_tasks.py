@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from espalier.api.taskset import Taskset
-from espalier.cli.failure import CommandError
 from espalier.cli.kubectl import Kubectl
+from espalier.cli.run_tasks import as_file, of_config_map
 from espalier.runner.heldout import HeldOut, beyond_size, from_file, generated
 
 
@@ -19,14 +18,7 @@ def choose(
         return from_file(taskset, file, seed, size)
     if taskset.file is None:
         return generated(taskset, seed, size)
-    source = taskset.config_map
-    if source is None:
-        raise CommandError(
-            f"the run's tasks are in {taskset.file.name}, which this command does not read",
-            "usage",
-            "Give --tasks FILE with lines that the run does not train on",
-        )
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / source.key
-        path.write_text(kubectl.config_map(source.name, source.key))
+    remedy = "Give --tasks FILE with lines that the run does not train on"
+    source = of_config_map(taskset, remedy)
+    with as_file(kubectl.config_map(source.name, source.key), source.key) as path:
         return beyond_size(taskset, path, seed, size)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from espalier.api.taskset import ConfigMapTasks, Taskset
 from espalier.api.trainingrun import TrainingRun
 from espalier.cli.failure import CommandError
+from espalier.cli.head_manifest import ManifestError, documents_of
 from espalier.cli.kubectl import Kubectl
 from espalier.runner.jsonl import JsonlTasks
 from espalier.runner.open_taskset import open_tasks
@@ -63,10 +65,10 @@ def declared(cluster: Kubectl, name: str, file: Path | None) -> Declared:
             "usage",
             "Name one of them",
         )
-    maps = {_name(body): body.get("data") or {} for body in documents if _is_config_map(body)}
     (body,) = named
+    run = _run(file, body)
     namespace = str(body["metadata"].get("namespace") or cluster.namespace())
-    return Declared(_run(file, body), namespace, maps)
+    return Declared(run, namespace, dict(map(_config_map, filter(_is_config_map, documents))))
 
 
 def opened(declared: Declared, cluster: Kubectl, file: Path | None) -> Tasks:
@@ -80,39 +82,50 @@ def opened(declared: Declared, cluster: Kubectl, file: Path | None) -> Tasks:
     if file is not None:
         if taskset.file is None:
             raise CommandError(
-                "--tasks: the run's tasks are generated, and no file of it", "usage", "Leave it out"
+                "--tasks: the run's tasks are generated: no file can take their place",
+                "usage",
+                "Leave it out",
             )
         return JsonlTasks(taskset, str(file), file)
     if taskset.file is None:
         return open_tasks(taskset)
-    if taskset.config_map is None:
-        raise CommandError(
-            f"the run's tasks are in {taskset.file.name}, which this command does not read",
-            "usage",
-            "Give a copy of the file with --tasks",
-        )
-    return _of_config_map(declared, taskset, taskset.config_map, cluster)
-
-
-def _of_config_map(
-    declared: Declared, taskset: Taskset, source: ConfigMapTasks, cluster: Kubectl
-) -> JsonlTasks:
+    source = of_config_map(taskset, "Give a copy of the file with --tasks")
     known = declared.config_maps.get(source.name, {})
     text = known[source.key] if source.key in known else cluster.config_map(source.name, source.key)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / source.key
-        path.write_text(text)
+    with as_file(text, source.key) as path:
         return JsonlTasks(taskset, f"configmap/{source.name}/{source.key}", path)
+
+
+def of_config_map(taskset: Taskset, remedy: str) -> ConfigMapTasks:
+    """The ConfigMap that a taskset's file lies in.
+
+    Raises:
+        CommandError: it lies on a claim or in an image; ``remedy`` says what to do then.
+    """
+    if taskset.config_map is None:
+        where = taskset.file.name if taskset.file is not None else "no file"
+        raise CommandError(
+            f"the run's tasks are in {where}, which this command does not read", "usage", remedy
+        )
+    return taskset.config_map
+
+
+@contextmanager
+def as_file(text: str, name: str) -> Iterator[Path]:
+    """A file of that name and text, while it is read."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / name
+        path.write_text(text)
+        yield path
 
 
 def _documents(file: Path) -> list[dict[str, Any]]:
     try:
-        parsed = list(yaml.safe_load_all(file.read_text()))
+        parsed = list(documents_of(file.read_text()))
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"--file: {file} cannot be read: {error}", "usage") from error
-    except yaml.YAMLError as error:
-        first = str(error).splitlines()[0]
-        raise CommandError(f"--file: {file} is not YAML: {first}", "usage") from error
+    except ManifestError as error:
+        raise CommandError(f"--file: {file} is {error}", "usage") from error
     return [body for body in parsed if isinstance(body, dict)]
 
 
@@ -131,6 +144,13 @@ def _run(file: Path, body: dict[str, Any]) -> TrainingRun:
 
 def _is_config_map(body: dict[str, Any]) -> bool:
     return body.get("kind") == "ConfigMap"
+
+
+def _config_map(body: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """Its name, and what it holds as text."""
+    data = body.get("data")
+    held = data.items() if isinstance(data, dict) else ()
+    return _name(body), {str(key): text for key, text in held if isinstance(text, str)}
 
 
 def _name(body: dict[str, Any]) -> str:
