@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 from tests.runner.test_rewards import group
 
+from espalier.api.trainingrun import GroupFilter
 from espalier.runner.calibration import Lengths, calibrate
 from espalier.runner.rewards import Group
+
+RULES = GroupFilter()
 
 
 def test_the_figures_are_those_of_the_groups() -> None:
     # The n-th answer of a group has n tokens, every prompt two.
-    done = calibrate([group(0, 1), group(1, 1), group(0, 0), group(0, None)], too_long=3)
+    done = calibrate([group(0, 1), group(1, 1), group(0, 0), group(0, None)], RULES, too_long=3)
     assert (done.groups, done.answers, done.too_long) == (4, 8, 3)
     assert done.reward_mean == pytest.approx(3 / 7)
     # Deviations of 0.5, 0, 0 and 0.
@@ -42,14 +45,22 @@ def test_lengths_are_lengths_that_occurred() -> None:
 def test_the_sentence_names_what_stands_in_the_way(
     groups: list[Group], verdict: str, remedy: str
 ) -> None:
-    done = calibrate(groups)
+    done = calibrate(groups, RULES)
     assert verdict in done.verdict
     assert remedy in done.remedy
     assert bool(remedy) == bool(done.remedy)
 
 
 def test_tasks_that_none_fit_are_a_sentence_too() -> None:
-    done = calibrate([], too_long=4)
+    done = calibrate([], RULES, too_long=4)
     assert done.verdict == "none of 4 tasks fits the context"
     assert "rollout.maxModelTokens" in done.remedy
     assert (done.reward_mean, done.prompt_tokens) == (None, None)
+
+
+def test_a_group_that_the_run_leaves_out_for_a_cut_answer_does_not_teach() -> None:
+    groups = [group(0, 1, finish="length"), group(0, 1)]
+    assert calibrate(groups, RULES).teaching == 1
+    drop = GroupFilter(truncated="Drop")
+    assert calibrate(groups, drop).teaching == 0.5
+    assert "groupFilter.truncated is Drop" in calibrate(groups[:1], drop).verdict

@@ -101,7 +101,7 @@ async def _calibrate(
         sampled = await sample_groups(
             client, tasks, scorer, indices, spec=wanted.run.spec, checkpoint=checkpoint
         )
-    return calibrate(sampled.groups, len(sampled.skipped))
+    return calibrate(sampled.groups, wanted.run.spec.group_filter, len(sampled.skipped))
 
 
 def _shown(tasks: Tasks, index: int) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
+from espalier.api.trainingrun import GroupFilter
 from espalier.client.batch import TOLERANCE
 from espalier.client.completion import Completion
-from espalier.runner.rewards import Group, uninformative
+from espalier.runner.rewards import Group, kept, uninformative
 from espalier.runner.scoring.on_error import counted
 
 # Below this share of groups that teach, most of what is sampled is thrown away.
@@ -39,10 +40,11 @@ class Lengths:
 class Calibration:
     """The figures of groups that were sampled for nothing but these figures.
 
-    ``spread`` is the mean of the groups' standard deviations (the population's); ``teaching``,
-    ``solved`` and ``failed`` are shares of the groups: rewards that differ, all rewards equal to
-    the best, all equal to 0. ``cut`` is the share of answers cut at ``sampling.maxTokens``.
-    ``reward_mean`` and ``reward_deviation`` are None where no answer has a reward.
+    ``spread`` is the mean of the groups' standard deviations (the population's). ``teaching``,
+    ``solved`` and ``failed`` are shares of the groups: those that the run keeps with rewards that
+    differ, those with all rewards equal to the best, and those with all equal to 0. ``cut`` is the
+    share of answers cut at ``sampling.maxTokens``. ``reward_mean`` and ``reward_deviation`` are
+    None where no answer has a reward.
     """
 
     groups: int
@@ -66,11 +68,16 @@ class Calibration:
         return asdict(self)
 
 
-def calibrate(groups: Sequence[Group], too_long: int = 0) -> Calibration:
-    """The figures of groups of one sampling; ``too_long`` tasks could not be asked."""
+def calibrate(groups: Sequence[Group], rules: GroupFilter, too_long: int = 0) -> Calibration:
+    """The figures of groups of one sampling.
+
+    ``rules`` say which groups the run leaves out; ``too_long`` tasks could not be asked.
+    """
     answers = [answer for group in groups for answer in group.completions]
     rewards = [reward for group in groups for reward in group.rewards]
-    verdict, remedy = _verdict(groups, answers, too_long)
+    # What is kept though its rewards are equal teaches nothing.
+    teaching = sum(group.can_teach for group in kept(groups, rules)) / max(1, len(groups))
+    verdict, remedy = _verdict(groups, answers, teaching, too_long)
     return Calibration(
         groups=len(groups),
         answers=len(answers),
@@ -78,7 +85,7 @@ def calibrate(groups: Sequence[Group], too_long: int = 0) -> Calibration:
         reward_mean=fmean(rewards) if rewards else None,
         reward_deviation=pstdev(rewards) if rewards else None,
         spread=_mean([pstdev(group.rewards) for group in groups if group.rewards]),
-        teaching=_mean([group.can_teach for group in groups]),
+        teaching=teaching,
         solved=_mean([_all_are(group, 1.0) for group in groups]),
         failed=_mean([_all_are(group, 0.0) for group in groups]),
         cut=_mean([answer.truncated for answer in answers]),
@@ -91,7 +98,7 @@ def calibrate(groups: Sequence[Group], too_long: int = 0) -> Calibration:
 
 
 def _verdict(
-    groups: Sequence[Group], answers: Sequence[Completion], too_long: int
+    groups: Sequence[Group], answers: Sequence[Completion], teaching: float, too_long: int
 ) -> tuple[str, str]:
     """One sentence, and what to do; the second is empty where there is nothing to do."""
     if not groups:
@@ -100,7 +107,6 @@ def _verdict(
             "Ask shorter tasks, lower sampling.maxTokens, or raise the model's "
             "rollout.maxModelTokens",
         )
-    teaching = _mean([group.can_teach for group in groups])
     if not teaching:
         return uninformative(groups, 1)
     cut = _mean([answer.truncated for answer in answers])
