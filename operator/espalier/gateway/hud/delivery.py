@@ -83,16 +83,18 @@ class DeliveryReports:
 
     async def send(self, model: Id, trainer: Pod, key: str) -> None:
         """Reports that the answer under this key has arrived; logs a report that failed thrice."""
+        failure = ""
         for _ in range(REPORT_ATTEMPTS):
             try:
                 await self._post(model, trainer, key)
             except (aiohttp.ClientError, TimeoutError, PodFaultError) as error:
-                _log.warning(
-                    "the trainer took no report of a delivery: an equal command counts as resent",
-                    extra={"model": str(model), "key": key, "error": str(error)},
-                )
+                failure = str(error) or type(error).__name__
             else:
                 return
+        _log.warning(
+            "the trainer took no report of a delivery: an equal command counts as resent",
+            extra={"model": str(model), "key": key, "error": failure},
+        )
 
     async def _post(self, model: Id, trainer: Pod, key: str) -> None:
         async with self._session.post(
