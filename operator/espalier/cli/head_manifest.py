@@ -98,7 +98,7 @@ def _says(text: str, wanted: list[Any]) -> bool:
 
 
 def documents_of(text: str) -> Iterator[Any]:
-    """The documents of a YAML text; ManifestError where it is none."""
+    """The documents of a YAML text; ManifestError if it is not YAML."""
     try:
         yield from yaml.safe_load_all(text)
     except yaml.YAMLError as error:
