@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.scoring.scorers import EVALUATING

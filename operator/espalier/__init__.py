@@ -1,7 +1,8 @@
 """Espalier: a GitOps training operator for reinforcement learning of language models.
 
-``espalier.TrainingClient`` and the rest of ``espalier.client`` are found here too, loaded when they
-are first named: the operator and the trainer share this package and have no use for them.
+What a script uses (``espalier.TrainingClient``, ``espalier.Fit`` and the rest of the client, the
+loop and the trackers) is found here too, loaded when it is first named: the operator and the
+trainer share this package and have no use for it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+# For scripts; ``espalier.X`` is looked up in them in this order.
+_ROOMS = ("espalier.client", "espalier.loop", "espalier.tracking")
+
 
 def __getattr__(name: str) -> Any:
-    client = importlib.import_module("espalier.client")
-    if name in client.__all__:
-        return getattr(client, name)
+    for room in _ROOMS:
+        module = importlib.import_module(room)
+        if name in module.__all__:
+            return getattr(module, name)
     raise AttributeError(f"module 'espalier' has no attribute {name!r}")

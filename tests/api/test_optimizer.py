@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from espalier.api.trainingrun import Optimizer
+from espalier.api.run.optimizer import Optimizer
 from espalier.api.wire import DeclaredOptimizer, OptimStepRequest
 
 

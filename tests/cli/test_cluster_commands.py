@@ -15,7 +15,7 @@ from tests.cli.checkpoints import manifests
 from tests.runner.standin import StandIn, spec
 from typer.testing import CliRunner, Result
 
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.cli.failure import CommandError
 from espalier.cli.heldout_tasks import choose
 from espalier.cli.kubectl import Kubectl

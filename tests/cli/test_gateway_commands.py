@@ -173,7 +173,7 @@ async def test_missing_access_says_how_to_get_it(
 
 
 def _training_prompts() -> set[str]:
-    from espalier.api.taskset import Taskset
+    from espalier.api.run.taskset import Taskset
     from espalier.runner.open_taskset import open_tasks
 
     tasks = open_tasks(Taskset.model_validate({"seed": 1, "size": 20, "reasoningGym": SUMS}))

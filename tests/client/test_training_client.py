@@ -28,7 +28,7 @@ from espalier import (
     TrajectorySample,
     UntrainableError,
 )
-from espalier.api.loss import LossName
+from espalier.api.run.loss import LossName
 from espalier.client.training_client import BuiltinLoss
 
 QUICK = Patience(deadline=60.0, attempt=60.0, first_delay=0.001, longest_delay=0.01)

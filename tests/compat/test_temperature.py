@@ -11,9 +11,9 @@ import torch
 from tests.compat.clients import EACH_VERSION, NEWEST, drive, environment
 from tests.compat.stage import NAMESPACE, TRAINER, Stage
 
-from espalier.api.taskset import Taskset
+from espalier import GatewayClient, Job, RefusedError, Sampling, Session, TrainingClient
+from espalier.api.run.taskset import Taskset
 from espalier.api.wire import DatumTensors, TrajectoryPayload
-from espalier.client import GatewayClient, Job, RefusedError, Sampling, Session, TrainingClient
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.scorer_spec import Match

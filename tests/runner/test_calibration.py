@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.runner.test_rewards import group
 
-from espalier.api.trainingrun import GroupFilter
+from espalier.api.run.group_filter import GroupFilter
 from espalier.runner.calibration import Lengths, calibrate
 from espalier.runner.rewards import Group
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.runner.run_end import WaitError
 from espalier.runner.scorer_spec import Match
 from espalier.runner.scoring import seccomp
@@ -345,7 +345,7 @@ def test_children_end_with_a_runner_that_is_killed(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import asyncio, sys
         from tests.runner.test_confinement import Anything
-        from espalier.api.taskset import Taskset
+        from espalier.api.run.taskset import Taskset
         from espalier.runner.scoring.scorer import Scorer
         async def main():
             spec = Taskset.model_validate({"seed": 1, "scoreTimeoutSeconds": 600})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.run_end import UserError
 from espalier.runner.scoring import seccomp

@@ -16,7 +16,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 from tests.runner.standin import StandIn
 
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.client import DeadlineError, GatewayClient, Patience, RefusedError
 from espalier.process import JsonFormatter
 from espalier.runner.group_sampling import TOO_LONG

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.runner.scoring import reward
 
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import Message, Tasks
@@ -109,7 +109,7 @@ def test_a_taskset_without_a_source_is_refused() -> None:
 _SURVEY = """
 import json, sys
 from reasoning_gym.factory import DATASETS
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.runner.run_end import UserError
 from espalier.runner.scoring.scorers import open_scorer
 from espalier.runner.open_taskset import open_tasks

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from espalier.api.trainingrun import GroupFilter
+from espalier.api.run.group_filter import GroupFilter
 from espalier.client import Completion
 from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
 from espalier.runner.run_end import UserError

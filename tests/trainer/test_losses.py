@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from espalier.api.loss import LossName
+from espalier.api.run.loss import LossName
 from espalier.trainer.batch.losses import DEFAULTS, loss_spec, token_loss
 from espalier.trainer.problems import CommandError
 

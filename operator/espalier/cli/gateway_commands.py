@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from espalier.api.taskset import Taskset
-from espalier.api.trainingrun import Sampling
+from espalier.api.run.sampling import Sampling
+from espalier.api.run.taskset import Taskset
 from espalier.cli.options import Access
 from espalier.client import GatewayClient, InvalidRequestError, Patience
 from espalier.runner.heldout import HeldOut

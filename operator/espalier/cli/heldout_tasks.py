@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.cli.kubectl import Kubectl
 from espalier.cli.run_tasks import as_file, of_config_map
 from espalier.runner.heldout import HeldOut, beyond_size, from_file, generated

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from espalier.api.metric_names import REWARD
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRun
 from espalier.cli import (
     adopt,

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from espalier.api.taskset import ConfigMapTasks, Taskset
+from espalier.api.run.taskset import ConfigMapTasks, Taskset
 from espalier.api.trainingrun import TrainingRun
 from espalier.cli.failure import CommandError
 from espalier.cli.head_manifest import ManifestError, documents_of

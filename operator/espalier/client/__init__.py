@@ -12,8 +12,6 @@ from espalier.api.wire import (
     TrajectoryPayload,
     TrajectorySample,
 )
-from espalier.client.advantages import AdvantageWarning
-from espalier.client.batch import Batch
 from espalier.client.call import Call, Progress
 from espalier.client.completion import Completion
 from espalier.client.errors import (
@@ -36,20 +34,15 @@ from espalier.client.errors import (
     UnauthorizedError,
     UntrainableError,
 )
-from espalier.client.fit import ConvergedWarning, Fit, FitConfig
 from espalier.client.gateway import CheckpointResponse, CommittedStep, GatewayClient, RunView
 from espalier.client.json_http import Patience, Token
 from espalier.client.rollout import Rollout
-from espalier.client.rollout_groups import Job, PromptTooLongError, Session, Task
 from espalier.client.sampling import Sampling
 from espalier.client.ticket import Ticket
-from espalier.client.trackers import Console, JsonLines, Tracker, track
 from espalier.client.training_client import BuiltinLoss, TrainingClient
 
 __all__ = [
-    "AdvantageWarning",
     "BackwardRequest",
-    "Batch",
     "BuiltinLoss",
     "Call",
     "CallPendingError",
@@ -57,14 +50,10 @@ __all__ = [
     "CommittedStep",
     "Completion",
     "ConfigurationError",
-    "Console",
-    "ConvergedWarning",
     "CutOffError",
     "DatumTensors",
     "DeadlineError",
     "EarlierCallFailedError",
-    "Fit",
-    "FitConfig",
     "ForbiddenError",
     "ForwardBackwardRequest",
     "ForwardBackwardResult",
@@ -74,8 +63,6 @@ __all__ = [
     "GatewayError",
     "HeadPinnedError",
     "InvalidRequestError",
-    "Job",
-    "JsonLines",
     "KeyReusedError",
     "MalformedAnswerError",
     "NoActiveRunError",
@@ -85,21 +72,16 @@ __all__ = [
     "OptimStepResult",
     "Patience",
     "Progress",
-    "PromptTooLongError",
     "RefusedError",
     "Rollout",
     "RunView",
     "Sampling",
-    "Session",
     "StaleTermError",
-    "Task",
     "Ticket",
     "Token",
-    "Tracker",
     "TrainingClient",
     "TrajectoryPayload",
     "TrajectorySample",
     "UnauthorizedError",
     "UntrainableError",
-    "track",
 ]

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from espalier.api.wire import TrajectoryPayload
-from espalier.client.batch import Batch, Trajectories
 from espalier.client.call import Call
 from espalier.client.rollout import Rollout
 
+
+@runtime_checkable
+class HasRollouts(Protocol):
+    """A batch of the loop."""
+
+    @property
+    def rollouts(self) -> Sequence[Rollout]:
+        """All of them, group after group."""
+        ...
+
+
 # What a caller may give of its own: records are kept as they are.
-Given = Batch | Sequence[Rollout | Mapping[str, Any]]
+Given = HasRollouts | Sequence[Rollout | Mapping[str, Any]]
+
+
+class Trajectories(list[TrajectoryPayload]):
+    """What to train on, with the rollouts of the whole batch, those left out included.
+
+    A step that learns from it keeps them all beside its checkpoint.
+    """
+
+    def __init__(self, payloads: Iterable[TrajectoryPayload], rollouts: Sequence[Rollout]) -> None:
+        super().__init__(payloads)
+        self.rollouts = rollouts
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,7 @@ class Kept:
             # One that several commands learnt from is one rollout.
             found = {rollout.trace_id: rollout for entry in learnt for rollout in entry.rollouts}
             return [r.record(trained=r.trace_id in ids) for r in found.values()]
-        items = given.rollouts if isinstance(given, Batch) else given
+        items = given.rollouts if isinstance(given, HasRollouts) else given
         return [
             item.record(trained=item.trace_id in ids) if isinstance(item, Rollout) else dict(item)
             for item in items

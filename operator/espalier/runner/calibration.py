@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
-from espalier.api.trainingrun import GroupFilter
-from espalier.client.batch import TOLERANCE
+from espalier.api.run.group_filter import GroupFilter
 from espalier.client.completion import Completion
+from espalier.loop.batch import TOLERANCE
 from espalier.runner.rewards import Group, kept, uninformative
 from espalier.runner.scoring.on_error import counted
 

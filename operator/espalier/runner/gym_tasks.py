@@ -9,7 +9,7 @@ from typing import Any
 import reasoning_gym as gym
 from reasoning_gym.factory import DATASETS
 
-from espalier.api.taskset import ReasoningGym, Taskset
+from espalier.api.run.taskset import ReasoningGym, Taskset
 from espalier.runner.run_end import UserError
 from espalier.runner.scorer_spec import Gym
 from espalier.runner.task_protocol import Task, ask, within

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.runner.jsonl import JsonlTasks
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.run_end import UserError

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from espalier.api.taskset import TaskFile, Taskset
+from espalier.api.run.taskset import TaskFile, Taskset
 from espalier.runner.extraction import is_number
 from espalier.runner.run_end import UserError
 from espalier.runner.scorer_spec import Match

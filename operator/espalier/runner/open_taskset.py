@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from espalier.api.taskset import SOURCES, Taskset
+from espalier.api.run.taskset import SOURCES, Taskset
 from espalier.runner.jsonl import file_tasks
 from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import TASKS_DIRECTORY, Tasks

@@ -12,10 +12,10 @@ from statistics import fmean
 from typing import Any
 
 from espalier.api.metric_names import STEP_REWARD, of_rewards, of_step
-from espalier.api.trainingrun import GroupFilter
+from espalier.api.run.group_filter import GroupFilter
 from espalier.api.wire import TrajectoryPayload
-from espalier.client.batch import TOLERANCE
 from espalier.client.completion import Completion, sample_of
+from espalier.loop.batch import TOLERANCE
 from espalier.runner.scorer_spec import Cause
 from espalier.runner.scoring.on_error import REMEDY, counted
 from espalier.runner.task_protocol import Score, Task

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from espalier.api.taskset import ReasoningGym
+from espalier.api.run.taskset import ReasoningGym
 from espalier.runner.extraction import Extraction
 
 # Raised: the scorer did. Timeout: it took longer than taskset.scoreTimeoutSeconds. Memory: it

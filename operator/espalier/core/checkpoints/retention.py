@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import decimal
+from espalier.api.run.checkpoint_policy import CheckpointPolicy, KeepBest
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.trainingrun import CheckpointPolicy, KeepBest, TrainingRun
+from espalier.api.trainingrun import TrainingRun
 from espalier.core.lineage import measurements
 from espalier.core.lineage.lineage import Lineage
 

@@ -14,7 +14,7 @@ from typing import Literal
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.meta import ObjectRef
 from espalier.api.metric_names import is_measured
-from espalier.api.trainingrun import Applied, Progress, TrainingRunStatus
+from espalier.api.run.status import Applied, Progress, TrainingRunStatus
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.head import full_weights, head_request

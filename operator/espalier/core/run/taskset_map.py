@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.api.taskset import ConfigMapTasks
+from espalier.api.run.taskset import ConfigMapTasks
 
 SHOWN_KEYS = 8
 

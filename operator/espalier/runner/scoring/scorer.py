@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from types import TracebackType
 
-from espalier.api.taskset import Taskset
+from espalier.api.run.taskset import Taskset
 from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.scorer_spec import Failure, Gym, Match
 from espalier.runner.scoring.process import COMMAND, Patience, Process, WorkerLostError

@@ -22,8 +22,8 @@ from espalier import (
     Session,
     UntrainableError,
 )
-from espalier.client.advantages import missing_fraction, trajectories
-from espalier.client.batch import Batch
+from espalier.loop.batch import Batch
+from espalier.loop.precomputed import missing_fraction, trajectories
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from espalier import (
     TrajectorySample,
     track,
 )
-from espalier.client.trackers import TrackerWarning
+from espalier.tracking.trackers import TrackerWarning
 
 __all__ = ["passage"]
 QUICK = Patience(deadline=30.0, attempt=30.0, first_delay=0.001, longest_delay=0.01)

@@ -11,14 +11,15 @@ from typing import Any, Generic, TypeVar
 
 from espalier.api.metric_names import REWARD, STEP_REWARD, of_step
 from espalier.api.wire import TrainerState
-from espalier.client.advantages import Source, missing_fraction
-from espalier.client.batch import Batch
 from espalier.client.errors import ConfigurationError
-from espalier.client.rollout_groups import Job, RolloutFunction, Task
 from espalier.client.sampling import Sampling
-from espalier.client.trackers import Tracker, Trackers
 from espalier.client.training_client import TrainingClient
 from espalier.core.names import BASE, parse_checkpoint_name
+from espalier.loop.batch import Batch
+from espalier.loop.job import Job
+from espalier.loop.precomputed import Source, missing_fraction
+from espalier.loop.session import RolloutFunction, Task
+from espalier.tracking.trackers import Tracker, Trackers
 
 T = TypeVar("T", bound=Task)
 
@@ -187,10 +188,10 @@ class Fit(Generic[T]):
     async def _sampled(self, state: TrainerState) -> Batch | None:
         """Rollouts of which some can be learnt from; None when the model has converged."""
         config, done = self._config, state.run_step
-        self._train.checkpoint = state.checkpoint or BASE
         batch = Batch([])
         for attempt in range(config.rounds):
-            found = await self._train.run(self._chosen((done + attempt) * config.tasks_per_step))
+            tasks = self._chosen((done + attempt) * config.tasks_per_step)
+            found = await self._train.run(tasks, checkpoint=state.checkpoint or BASE)
             batch = Batch(batch.groups + found.groups)
             if batch.trajectories(advantages=self._source):
                 return batch
@@ -228,8 +229,8 @@ class Fit(Generic[T]):
 
     async def _validated(self, state: TrainerState) -> dict[str, float]:
         """Trackers call it ``val/…``; on the checkpoint it is ``eval/…``, from the next step on."""
-        self._validate.checkpoint = state.checkpoint or BASE
-        batch = await self._validate.run(self._validation, group=1)
+        checkpoint = state.checkpoint or BASE
+        batch = await self._validate.run(self._validation, group=1, checkpoint=checkpoint)
         found = {f"eval/{name}": value for name, value in _own(batch, state).items()}
         self._evaluated = {state.checkpoint: found} if found else {}
         rewards = {of_step(name): name for name in (REWARD, "reward/std")}

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from espalier.api.metric_names import of_rewards, of_step
-from espalier.api.wire import TrajectoryPayload
-from espalier.client.advantages import Source, trajectories
+from espalier.client.kept_rollouts import Trajectories
 from espalier.client.rollout import Rollout
 from espalier.core.names import BASE
+from espalier.loop.precomputed import Source, trajectories
 
 # Rewards closer than this are equal: some scorers sum floats.
 TOLERANCE = 1e-6
-
-
-class Trajectories(list[TrajectoryPayload]):
-    """What to train on, with the rollouts of the whole batch, those left out included.
-
-    A step that learns from it keeps them all beside its checkpoint.
-    """
-
-    def __init__(self, payloads: Iterable[TrajectoryPayload], rollouts: Sequence[Rollout]) -> None:
-        super().__init__(payloads)
-        self.rollouts = rollouts
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""The parts of a TrainingRun's spec, one file per field."""

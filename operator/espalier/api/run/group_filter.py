@@ -1,0 +1,25 @@
+"""Which groups of rollouts are trained on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from espalier.api.meta import Type
+
+
+class GroupFilter(Type):
+    """What happens to groups that cannot teach."""
+
+    zero_variance: Literal["Keep", "Drop"] = Field(
+        default="Drop",
+        description="zeroVariance says whether groups of equal rewards are kept or dropped; "
+        "they are counted either way.",
+    )
+    truncated: Literal["Keep", "Drop"] = Field(
+        default="Keep",
+        description="truncated says whether groups in which a completion was cut at "
+        "sampling.maxTokens are kept or dropped whole: cut, it earns what an unfinished answer "
+        "earns. completion/truncated_fraction counts them either way.",
+    )

@@ -1,0 +1,77 @@
+"""The status of a TrainingRun."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from espalier.api.meta import METRICS_MOST, Condition, Metric, ObjectRef, Type, list_map
+from espalier.api.metric_names import MEASURED_MOST
+
+
+class Applied(Type):
+    """The hyperparameters of the latest step."""
+
+    learning_rate: str = Field(default="", description="learningRate applied.", max_length=32)
+    group_size: int = Field(default=0, ge=0, description="groupSize applied.")
+
+
+class Progress(Type):
+    """How far the run is."""
+
+    percent: int = Field(default=0, ge=0, le=100, description="percent of the steps done.")
+    estimated_remaining_seconds: int | None = Field(
+        default=None, ge=0, description="estimatedRemainingSeconds at the present pace."
+    )
+
+
+class TrainingRunStatus(Type):
+    """The observed run. Only the operator writes it."""
+
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="conditions are Ready, Reconciling, Stalled, Suspended, Succeeded, TasksReady "
+        "(for tasks in a ConfigMap), RewardsInformative, LogprobsAligned and RolloutsHealthy.",
+        max_length=12,
+        json_schema_extra=list_map("type"),
+    )
+    observed_generation: int = Field(
+        default=-1, description="observedGeneration last reconciled; -1 before the first pass."
+    )
+    step: int = Field(default=0, ge=0, description="step counts the optimizer steps of this run.")
+    start_time: str | None = Field(
+        default=None,
+        description="startTime of training.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )
+    completion_time: str | None = Field(
+        default=None,
+        description="completionTime of the last step.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )
+    term: int = Field(default=0, ge=0, description="term of the head that the run trains under.")
+    latest_checkpoint_ref: ObjectRef | None = Field(
+        default=None, description="latestCheckpointRef is the newest Checkpoint of the run."
+    )
+    applied: Applied | None = Field(default=None, description="applied hyperparameters.")
+    metrics: list[Metric] = Field(
+        default_factory=list,
+        description="metrics of the latest step, such as rollout/reward/mean.",
+        max_length=METRICS_MOST + MEASURED_MOST,
+        json_schema_extra=list_map("name"),
+    )
+    progress: Progress | None = Field(default=None, description="progress of the run.")
+    idle_since: str | None = Field(
+        default=None,
+        description="idleSince is when the trainer was freed for want of calls "
+        "(spec.trainer.idleSeconds of the model); unset once one takes it back.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )
+    woken_for: str | None = Field(
+        default=None,
+        description="wokenFor is the idleSince that a call has ended. The gateway writes it.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )

@@ -1,0 +1,19 @@
+"""The training loop: rollouts in groups, their advantages and filters, schedules, evaluation."""
+
+from espalier.loop.batch import Batch
+from espalier.loop.fit import ConvergedWarning, Fit, FitConfig
+from espalier.loop.job import Job
+from espalier.loop.precomputed import AdvantageWarning
+from espalier.loop.session import PromptTooLongError, Session, Task
+
+__all__ = [
+    "AdvantageWarning",
+    "Batch",
+    "ConvergedWarning",
+    "Fit",
+    "FitConfig",
+    "Job",
+    "PromptTooLongError",
+    "Session",
+    "Task",
+]
