@@ -21,6 +21,9 @@ OF_SAMPLES = {
     "rollout/reward/min": "The lowest of these rewards.",
     "rollout/reward/max": "The highest of these rewards.",
     "group/zero_variance_fraction": "Share of groups in which all rewards are equal. Runner.",
+    "async/staleness_steps/mean": "Steps by which groups were older than the weights that learnt from "
+    "them; schedule Asynchronous alone.",
+    "async/staleness_steps/max": "The oldest of these groups.",
     "group/dropped": "Groups that were not trained on, because their rewards are equal, or one of "
     "their answers could not be scored or was cut and the run drops such groups.",
     "group/excluded": "Groups left out whole because a rollout failed or timed out. Client.",

@@ -22,6 +22,7 @@ from espalier.api.run.group_filter import GroupFilter
 from espalier.api.run.loss import Loss
 from espalier.api.run.optimizer import Optimizer
 from espalier.api.run.sampling import Sampling
+from espalier.api.run.schedule import Schedule
 from espalier.api.run.status import TrainingRunStatus
 from espalier.api.run.taskset import Taskset
 
@@ -45,7 +46,7 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
             f".{field}",
             unless=f"has(before.{field})",
         )
-        for field in ("groupsPerStep", "groupFilter")
+        for field in ("groupsPerStep", "groupFilter", "schedule")
     ]
     found["x-kubernetes-validations"].append(
         newly(
@@ -122,6 +123,12 @@ class TrainingRunSpec(Type):
         "what was sampled at this temperature, of at most maxTokens.",
         json_schema_extra=without_default,
     )
+    schedule: Schedule = Field(
+        default_factory=Schedule,
+        description="schedule of driver Runner says how sampling and training take turns; "
+        "Synchronous if unset.",
+        json_schema_extra=without_default,
+    )
     taskset: Taskset | None = Field(
         default=None,
         description="taskset of the Runner; of driver Client what `espalier evaluate` asks.",
@@ -168,6 +175,27 @@ class TrainingRunSpec(Type):
                 "self.driver == 'Runner' || !has(self.runner)",
                 "runner belongs to driver Runner: a client's script is no pod of ours",
                 ".runner",
+            ),
+            (
+                "!has(self.schedule) || !has(self.schedule.minibatches) || (has(self.groupsPerStep)"
+                " ? self.groupsPerStep : 8) % self.schedule.minibatches == 0",
+                "schedule.minibatches must divide groupsPerStep (8 if unset)",
+                ".schedule",
+            ),
+            (
+                "!has(self.groupFilter) || !has(self.groupFilter.minGroups)"
+                " || self.groupFilter.minGroups <= (has(self.groupsPerStep)"
+                " ? self.groupsPerStep : 8)",
+                "groupFilter.minGroups must not be above groupsPerStep (8 if unset)",
+                ".groupFilter",
+            ),
+            (
+                "!has(self.groupFilter) || !has(self.groupFilter.zeroVariance)"
+                " || self.groupFilter.zeroVariance != 'Resample' || !has(self.schedule)"
+                " || !has(self.schedule.mode) || self.schedule.mode == 'Synchronous'",
+                "groupFilter.zeroVariance Resample needs schedule.mode Synchronous: under the "
+                "others later groups are under way already; choose Drop",
+                ".groupFilter",
             ),
             (
                 "self.steps >= oldSelf.steps",

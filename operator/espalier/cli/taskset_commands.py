@@ -91,6 +91,7 @@ async def _calibrate(
     from espalier.client import GatewayClient  # noqa: PLC0415
     from espalier.runner.calibration import calibrate  # noqa: PLC0415
     from espalier.runner.group_sampling import sample_groups  # noqa: PLC0415
+    from espalier.runner.rewards import Group  # noqa: PLC0415
 
     async with (
         GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client,
@@ -98,10 +99,12 @@ async def _calibrate(
     ):
         await scorer.ready()
         indices = range(min(groups, tasks.size))
-        sampled = await sample_groups(
+        outcomes = await sample_groups(
             client, tasks, scorer, indices, spec=wanted.run.spec, checkpoint=checkpoint
         )
-    return calibrate(sampled.groups, wanted.run.spec.group_filter, len(sampled.skipped))
+    groups_found = [one for one in outcomes if isinstance(one, Group)]
+    too_long = len(outcomes) - len(groups_found)
+    return calibrate(groups_found, wanted.run.spec.group_filter, too_long)
 
 
 def _shown(tasks: Tasks, index: int) -> dict[str, Any]:

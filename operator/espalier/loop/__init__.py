@@ -4,10 +4,12 @@ from espalier.loop.batch import Batch
 from espalier.loop.fit import ConvergedWarning, Fit, FitConfig
 from espalier.loop.job import Job
 from espalier.loop.precomputed import AdvantageWarning
+from espalier.loop.schedule import Asynchronous, Streaming, Synchronous
 from espalier.loop.session import PromptTooLongError, Session, Task
 
 __all__ = [
     "AdvantageWarning",
+    "Asynchronous",
     "Batch",
     "ConvergedWarning",
     "Fit",
@@ -15,5 +17,7 @@ __all__ = [
     "Job",
     "PromptTooLongError",
     "Session",
+    "Streaming",
+    "Synchronous",
     "Task",
 ]

@@ -10,18 +10,28 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from espalier.api.metric_names import REWARD, STEP_REWARD, of_step
-from espalier.api.wire import TrainerState
+from espalier.api.wire import (
+    ForwardBackwardRequest,
+    ForwardBackwardResult,
+    OptimStepRequest,
+    TrainerState,
+)
 from espalier.client.errors import ConfigurationError
+from espalier.client.gateway import CommittedStep
+from espalier.client.rollout import Rollout
 from espalier.client.sampling import Sampling
 from espalier.client.training_client import TrainingClient
 from espalier.core.names import BASE, parse_checkpoint_name
 from espalier.loop.batch import Batch
 from espalier.loop.job import Job
-from espalier.loop.precomputed import Source, missing_fraction
+from espalier.loop.precomputed import Source, missing_fraction, trajectories
+from espalier.loop.schedule import Place, Schedule, Synchronous
 from espalier.loop.session import RolloutFunction, Task
+from espalier.loop.steps import Attempt, Steps
 from espalier.tracking.trackers import Tracker, Trackers
 
 T = TypeVar("T", bound=Task)
+Group = list[Rollout]
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class Fit(Generic[T]):
         config: everything else.
         validation: tasks that are never trained on.
         trackers: told of every step.
+        schedule: how sampling and training take turns; Synchronous if None.
     """
 
     def __init__(
@@ -112,6 +123,7 @@ class Fit(Generic[T]):
         *,
         validation: Sequence[T] = (),
         trackers: Sequence[Tracker] = (),
+        schedule: Schedule[Group] | None = None,
     ) -> None:
         if not tasks:
             raise ConfigurationError("tasks is empty: there is nothing to train on")
@@ -122,6 +134,7 @@ class Fit(Generic[T]):
         self._validation = validation
         self._config = config
         self._trackers = Trackers(trackers)
+        self._schedule = schedule or Synchronous[Group]()
         self._source: Source = "Precomputed" if config.use_precomputed_advantage else "Estimated"
         self._train = self._job(rollout, config.sampling)
         greedy = config.sampling.but(temperature=0.0)
@@ -160,17 +173,28 @@ class Fit(Generic[T]):
             last = await self._validated(await self._client.state())
             if config.val_only:
                 return last
+        steps = Steps[Group](_Commands(self._client), self._schedule)
+        try:
+            return await self._taken(steps, last)
+        finally:
+            await steps.close()
+
+    async def _taken(self, steps: Steps[Group], last: dict[str, float]) -> dict[str, float]:
+        """Takes the steps that are left; ``last`` are the metrics to return if there is none."""
+        config = self._config
         while True:
             state = await self._client.state()
             if state.run_step >= config.steps:
                 return last
-            if state.pending:
-                # Of a process that was killed before its optimizer step: its samples are gone.
-                await self._client.zero_grad()
-            batch = await self._sampled(state)
-            if batch is None:
+            taken = await steps.round(state, self)
+            if taken is None:
+                if steps.attempt.rounds < config.rounds:
+                    continue
+                self._converged(state.run_step, Batch(steps.attempt.groups))
                 return last
-            last = await self._step(state, batch)
+            self._evaluated = {}
+            last = taken.request.metrics | taken.attempt.metrics
+            self._log(state.run_step + 1, last)
             if config.validate_every and (state.run_step + 1) % config.validate_every == 0:
                 last |= await self._validated(await self._client.state())
 
@@ -185,47 +209,56 @@ class Fit(Generic[T]):
         if not gone_on and state.checkpoint != wanted:
             await self._client.set_head(wanted)
 
-    async def _sampled(self, state: TrainerState) -> Batch | None:
-        """Rollouts of which some can be learnt from; None when the model has converged."""
-        config, done = self._config, state.run_step
-        batch = Batch([])
-        for attempt in range(config.rounds):
-            tasks = self._chosen((done + attempt) * config.tasks_per_step)
-            found = await self._train.run(tasks, checkpoint=state.checkpoint or BASE)
-            batch = Batch(batch.groups + found.groups)
-            if batch.trajectories(advantages=self._source):
-                return batch
+    def place(self, state: TrainerState, attempt: Attempt[Group]) -> Place:
+        """See ``loop.steps.Recipe``."""
+        count = self._config.tasks_per_step
+        checkpoint = state.checkpoint or BASE
+        return Place(state.term, state.run_step, checkpoint, count, attempt.rounds, count)
+
+    async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Group]:
+        """See ``loop.steps.Recipe``."""
+        tasks = [self._tasks[number % len(self._tasks)] for number in numbers]
+        return (await self._train.run(tasks, checkpoint=checkpoint)).groups
+
+    def chosen(self, groups: Sequence[Group], rounds: int) -> Sequence[Group]:
+        """See ``loop.steps.Recipe``."""
+        batch = Batch(list(groups))
+        return batch.whole if self._source == "Precomputed" else batch.informative
+
+    def gradients(self, chosen: Sequence[Group]) -> ForwardBackwardRequest:
+        """See ``loop.steps.Recipe``."""
+        config = self._config
+        return ForwardBackwardRequest(
+            inputs=list(trajectories(chosen, self._source)),
+            loss_fn=config.loss_fn,
+            loss_fn_config=dict(config.loss_fn_config) if config.loss_fn_config else None,
+        )
+
+    def step(self, state: TrainerState, attempt: Attempt[Group]) -> OptimStepRequest:
+        """See ``loop.steps.Recipe``."""
+        batch, done = Batch(attempt.groups), state.run_step
+        seen = batch.metrics() | attempt.staleness_metrics()
+        if self._source == "Precomputed":
+            seen["advantage/missing_fraction"] = missing_fraction(batch.whole)
+        measured = self._evaluated.get(state.checkpoint, {}) | _own(batch, state)
+        trained = {id(rollout) for group in attempt.trained for rollout in group}
+        return OptimStepRequest(
+            learning_rate=self._config.learning_rate,
+            metrics=seen,
+            measured={state.checkpoint: measured} if measured else {},
+            cursor={"next_task": (done + 1) * self._config.tasks_per_step, "fit": self.settings()},
+            rollouts=[r.record(trained=id(r) in trained) for r in batch.rollouts],
+        )
+
+    def _converged(self, done: int, batch: Batch) -> None:
+        """Ends a fit whose groups all have equal rewards; an error where it never learnt."""
+        config = self._config
         if done == 0 or not batch.whole:
             raise ConfigurationError(_uninformative(batch, config.rounds))
         message = f"the fit ends after {done} of {config.steps} steps: "
         warnings.warn(
             message + _uninformative(batch, config.rounds), ConvergedWarning, stacklevel=2
         )
-        return None
-
-    async def _step(self, state: TrainerState, batch: Batch) -> dict[str, float]:
-        config, done = self._config, state.run_step
-        seen = batch.metrics()
-        if self._source == "Precomputed":
-            seen["advantage/missing_fraction"] = missing_fraction(batch.whole)
-        gradients = self._client.forward_backward(
-            batch.trajectories(advantages=self._source),
-            loss_fn=config.loss_fn,
-            loss_fn_config=config.loss_fn_config,
-        )
-        seen |= (await gradients).metrics
-        cursor = {"next_task": (done + 1) * config.tasks_per_step, "fit": self.settings()}
-        own = {name: value for name, value in seen.items() if ":" not in name}
-        measured = self._evaluated.get(state.checkpoint, {}) | _own(batch, state)
-        await self._client.optim_step(
-            learning_rate=config.learning_rate,
-            metrics=own,
-            measured={state.checkpoint: measured} if measured else None,
-            cursor=cursor,
-        )
-        self._evaluated = {}
-        self._log(done + 1, seen)
-        return seen
 
     async def _validated(self, state: TrainerState) -> dict[str, float]:
         """Trackers call it ``val/…``; on the checkpoint it is ``eval/…``, from the next step on."""
@@ -237,10 +270,6 @@ class Fit(Generic[T]):
         seen = {f"val/{rewards.get(n, n)}": value for n, value in batch.metrics().items()}
         self._log(state.run_step, seen)
         return seen
-
-    def _chosen(self, first: int) -> list[T]:
-        count = self._config.tasks_per_step
-        return [self._tasks[(first + offset) % len(self._tasks)] for offset in range(count)]
 
     def _job(self, rollout: RolloutFunction[T], sampling: Sampling) -> Job[T]:
         return Job(
@@ -274,3 +303,26 @@ def _uninformative(batch: Batch, rounds: int) -> str:
         f"in {rounds} rounds every group had equal rewards (mean {mean:.3g}): "
         "choose tasks that the model solves sometimes, or raise group"
     )
+
+
+class _Commands:
+    """A TrainingClient as the loop commands it; its own queue keeps term and keys."""
+
+    def __init__(self, client: TrainingClient) -> None:
+        self._client = client
+
+    async def zero_grad(self, *, term: int = 0) -> TrainerState:
+        """Drops gradients."""
+        return await self._client.zero_grad()
+
+    async def forward_backward(
+        self, request: ForwardBackwardRequest, *, term: int = 0
+    ) -> ForwardBackwardResult:
+        """Adds gradients."""
+        given = {name: getattr(request, name) for name in type(request).model_fields}
+        return await self._client.forward_backward(given.pop("inputs"), **given)
+
+    async def optim_step(self, request: OptimStepRequest, *, term: int = 0) -> CommittedStep:
+        """Takes the step."""
+        given = {name: getattr(request, name) for name in type(request).model_fields}
+        return await self._client.optim_step(**given)

@@ -30,12 +30,8 @@ class Skipped:
     detail: str
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """What came of the tasks of a step, each in the order that was asked for."""
-
-    groups: list[Group]
-    skipped: list[Skipped]
+# What comes of a task.
+Outcome = Group | Skipped
 
 
 async def sample_groups(
@@ -46,8 +42,8 @@ async def sample_groups(
     *,
     spec: TrainingRunSpec,
     checkpoint: str,
-) -> Sampled:
-    """A scored group of ``spec.group_size`` completions for each task.
+) -> list[Outcome]:
+    """A scored group of ``spec.group_size`` completions for each task, or why there is none.
 
     Args:
         client: of the model.
@@ -63,7 +59,7 @@ async def sample_groups(
     policy = spec.taskset.on_error if spec.taskset else "DropGroup"
     slots = asyncio.Semaphore(CONCURRENT_GROUPS)
 
-    async def group(index: int) -> Group | Skipped:
+    async def group(index: int) -> Outcome:
         task = tasks.task(index)
         # No seed in the request: with chunked prefill a seeded one ends vLLM's engine on CPU.
         try:
@@ -81,15 +77,11 @@ async def sample_groups(
                 raise
             return Skipped(task, refused.problem.detail)
         scores = await asyncio.gather(*(scorer.score(index, one.text) for one in completions))
-        return Group(task, tuple(completions), settled(task, scores, policy))
+        return Group(task, tuple(completions), settled(task, scores, policy), checkpoint)
 
     running = [asyncio.ensure_future(group(index)) for index in indices]
     try:
-        done = await asyncio.gather(*running)
+        return await asyncio.gather(*running)
     finally:
         for other in running:
             other.cancel()
-    return Sampled(
-        [one for one in done if isinstance(one, Group)],
-        [one for one in done if isinstance(one, Skipped)],
-    )

@@ -8,14 +8,13 @@ killed, and after a rollback moved the trainer to another checkpoint.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from espalier.api.meta import decimal
+from espalier.api.run.schedule import Schedule
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
+from espalier.api.wire import TrainerState
 from espalier.client import (
     ForbiddenError,
     GatewayClient,
@@ -29,12 +28,12 @@ from espalier.client import (
     UnauthorizedError,
 )
 from espalier.core.checkpoints.commits import run_identity
-from espalier.core.names import parse_checkpoint_name
-from espalier.runner.group_sampling import Skipped, sample_groups
+from espalier.loop.steps import Attempt, Steps, Taken
+from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
+from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.journal import Journal
-from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records, uninformative
+from espalier.runner.rewards import uninformative
 from espalier.runner.run_end import UserError
-from espalier.runner.scoring.on_error import told
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
 from espalier.runner.waiting import Waiting
@@ -57,17 +56,6 @@ class Limits:
 
 class _TasksMovedError(Exception):
     """The run's tasks are now somewhere that this pod has not mounted."""
-
-
-@dataclass
-class _Attempt:
-    """What was sampled for the step that follows one position of the trainer."""
-
-    position: tuple[int, int, str]
-    rounds: int = 0
-    groups: list[Group] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 class Loop:
@@ -104,7 +92,7 @@ class Loop:
         self._mounted = mounted
         self._limits = limits or Limits()
         self._opened: tuple[Taskset, Tasks, Scorer] | None = None
-        self._attempt = _Attempt((0, 0, ""))
+        self._scheduled: tuple[Schedule, Steps[Outcome]] | None = None
 
     async def drive(self) -> None:
         """Returns when the run has taken all its steps, or needs a runner with other tasks.
@@ -118,6 +106,8 @@ class Loop:
             while not await self._turn():
                 pass
         finally:
+            if self._scheduled is not None:
+                await self._scheduled[1].close()
             await self._close()
 
     async def _turn(self) -> bool:
@@ -164,9 +154,6 @@ class Loop:
         if state.run_step >= run.spec.steps:
             self._journal.event("finished", step=state.run_step)
             return True
-        if state.pending:
-            # Of a runner that was killed, or of a step that was refused: their samples are gone.
-            await self._client.zero_grad(term=state.term)
         await self._step(run.spec, state)
         return False
 
@@ -179,83 +166,40 @@ class Loop:
 
     async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
         _check(spec)
-        position = (state.term, state.run_step, state.digest)
-        if self._attempt.position != position:
-            self._attempt = _Attempt(position)
-        attempt = self._attempt
-        await self._sample(spec, state, attempt)
-        trained = kept(attempt.groups, spec.group_filter)
-        if trained:
-            await self._train(spec, state, attempt, trained)
+        tasks, scorer = await self._tasks(spec.taskset)
+        steps = await self._steps(spec)
+        recipe = DeclaredStep(self._client, spec, tasks, scorer, self._journal)
+        taken = await steps.round(state, recipe)
+        attempt = steps.attempt
+        if taken is not None:
+            self._report(taken, state.term)
         elif attempt.rounds >= self._limits.rounds:
             raise _without_signal(attempt)
         else:
-            seen = metrics(attempt.groups, len(attempt.groups), len(attempt.skipped))
+            seen = figures(attempt)
             self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
         # Not before: a step that fails again and again is one wait.
         self._waiting.over()
 
-    async def _sample(self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt) -> None:
-        tasks, scorer = await self._tasks(spec.taskset)
-        count = spec.groups_per_step
-        # From the step alone, so that a restarted runner asks what the killed one asked.
-        first = (state.run_step + attempt.rounds) * count
-        indices = [(first + offset) % tasks.size for offset in range(count)]
-        started = time.monotonic()
-        sampled = await sample_groups(
-            self._client, tasks, scorer, indices, spec=spec, checkpoint=state.checkpoint
-        )
-        for group in sampled.groups:
-            for entry in told(group.task, group.scores):
-                self._journal.event("scorer-error", **entry)
-        for one in sampled.skipped:
-            self._journal.event("prompt-too-long", task=one.task.id, detail=one.detail)
-        attempt.groups += sampled.groups
-        attempt.skipped += sampled.skipped
-        attempt.seconds += time.monotonic() - started
-        attempt.rounds += 1
-
-    async def _train(
-        self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt, trained: list[Group]
-    ) -> None:
-        started = time.monotonic()
-        loss, learning_rate = spec.recipe
-        await self._client.forward_backward(
-            ForwardBackwardRequest(
-                inputs=list(payloads(trained)),
-                group_size=len(trained[0].completions),
-                loss_fn=loss.name,
-                loss_fn_config=loss.config() or None,
-                advantage_scale=spec.advantage.scale,
-            ),
-            term=state.term,
-        )
-        backward = time.monotonic()
-        dropped = len(attempt.groups) - len(trained)
-        seen = metrics(attempt.groups, dropped, len(attempt.skipped))
-        step = state.run_step + 1
-        committed = await self._client.optim_step(
-            OptimStepRequest(
-                learning_rate=decimal(learning_rate),
-                **spec.optimizer.config(),
-                metrics=seen,
-                measured=_of_sampled(state, attempt),
-                cursor={"run_step": step, "next_task": step * spec.groups_per_step},
-                rollouts=records(attempt.groups, trained),
-            ),
-            term=state.term,
-        )
+    def _report(self, taken: Taken[Outcome], term: int) -> None:
         self._journal.event(
             "step",
-            step=step,
-            term=state.term,
-            checkpoint=committed.checkpoint_id,
-            promotion=committed.promotion,
-            metrics=seen,
-            sample_seconds=round(attempt.seconds, 3),
-            train_seconds=round(backward - started, 3),
-            commit_seconds=round(time.monotonic() - backward, 3),
+            step=taken.request.cursor["run_step"],
+            term=term,
+            checkpoint=taken.committed.checkpoint_id,
+            promotion=taken.committed.promotion,
+            metrics=taken.request.metrics,
+            sample_seconds=round(taken.attempt.sample_seconds, 3),
+            train_seconds=round(taken.attempt.train_seconds, 3),
+            commit_seconds=round(taken.commit_seconds, 3),
         )
+
+    async def _steps(self, spec: TrainingRunSpec) -> Steps[Outcome]:
+        if self._scheduled is None or self._scheduled[0] != spec.schedule:
+            if self._scheduled is not None:
+                await self._scheduled[1].close()
+            self._scheduled = (spec.schedule, Steps(self._client, open_schedule(spec.schedule)))
+        return self._scheduled[1]
 
     async def _tasks(self, spec: Taskset | None) -> tuple[Tasks, Scorer]:
         if self._opened is not None and self._opened[0] == spec:
@@ -280,14 +224,6 @@ class Loop:
             await opened[2].close()
 
 
-def _of_sampled(state: TrainerState, attempt: _Attempt) -> dict[str, dict[str, float]]:
-    """What the samples say of the checkpoint that they are of; the base, or another model's, has
-    no place in the model's tree."""
-    found = measured(attempt.groups)
-    own = parse_checkpoint_name(state.model, state.checkpoint) is not None
-    return {state.checkpoint: found} if own and found else {}
-
-
 def _check(spec: TrainingRunSpec) -> None:
     """Refuses what a run of an older version may hold, and the API server admits no more."""
     if spec.advantage.source != "Estimated":
@@ -298,11 +234,11 @@ def _check(spec: TrainingRunSpec) -> None:
         )
 
 
-def _without_signal(attempt: _Attempt) -> UserError:
-    if attempt.groups:
-        detail, remedy = uninformative(attempt.groups, attempt.rounds)
+def _without_signal(attempt: Attempt[Outcome]) -> UserError:
+    if groups := sampled(attempt.groups):
+        detail, remedy = uninformative(groups, attempt.rounds)
         return UserError("RewardsUninformative", detail, remedy)
-    first = attempt.skipped[0]
+    first = next(one for one in attempt.groups if isinstance(one, Skipped))
     return UserError(
         "PromptTooLong",
         f"in {attempt.rounds} rounds no task fitted the context, the first of them "

@@ -36,11 +36,15 @@ _SCORER = f"The scorer fails on what the model writes. {REMEDY}"
 
 @dataclass(frozen=True)
 class Group:
-    """The completions of one task and their scores, in the same order."""
+    """The completions of one task and their scores, in the same order.
+
+    ``checkpoint`` is the name of the one that was sampled; empty for the base.
+    """
 
     task: Task
     completions: tuple[Completion, ...]
     scores: tuple[Score, ...]
+    checkpoint: str = ""
 
     @property
     def rewards(self) -> tuple[float, ...]:

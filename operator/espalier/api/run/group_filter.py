@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from espalier.api.meta import Type
+from espalier.api.meta import Type, cel
+
+RESAMPLE_ROUNDS = 3
 
 
 class GroupFilter(Type):
     """What happens to groups that cannot teach."""
 
-    zero_variance: Literal["Keep", "Drop"] = Field(
+    zero_variance: Literal["Keep", "Drop", "Resample"] = Field(
         default="Drop",
-        description="zeroVariance says whether groups of equal rewards are kept or dropped; "
-        "they are counted either way.",
+        description="zeroVariance says whether groups of equal rewards are kept, dropped, or "
+        "replaced by groups of further tasks (Resample); they are counted either way.",
+    )
+    max_resample_rounds: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="maxResampleRounds bounds how often groups are replaced for one step under "
+        "Resample; 3 if unset. Then the step is taken with the groups that there are.",
+    )
+    min_groups: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="minGroups is the fewest groups that a step is taken with; with fewer, "
+        "further tasks are asked, up to 20 rounds.",
     )
     truncated: Literal["Keep", "Drop"] = Field(
         default="Keep",
@@ -23,3 +39,19 @@ class GroupFilter(Type):
         "sampling.maxTokens are kept or dropped whole: cut, it earns what an unfinished answer "
         "earns. completion/truncated_fraction counts them either way.",
     )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "!has(self.maxResampleRounds) || (has(self.zeroVariance) && "
+                "self.zeroVariance == 'Resample')",
+                "maxResampleRounds belongs to zeroVariance Resample: remove it or set that",
+                ".maxResampleRounds",
+            ),
+        )
+    )
+
+    def resamples(self, rounds: int) -> bool:
+        """Whether a step that was sampled for so many rounds waits for more groups that teach."""
+        most = self.max_resample_rounds or RESAMPLE_ROUNDS
+        return self.zero_variance == "Resample" and 1 <= rounds <= most

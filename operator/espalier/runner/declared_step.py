@@ -1,0 +1,156 @@
+"""What a step of a declared run is made of, as its spec says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Sequence
+
+from espalier.api.meta import decimal
+from espalier.api.run.schedule import Schedule as ScheduleSpec
+from espalier.api.trainingrun import TrainingRunSpec
+from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
+from espalier.client import GatewayClient
+from espalier.core.names import parse_checkpoint_name
+from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Synchronous
+from espalier.loop.steps import Attempt
+from espalier.runner.group_sampling import Outcome, Skipped, sample_groups
+from espalier.runner.journal import Journal
+from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records
+from espalier.runner.scoring.on_error import told
+from espalier.runner.scoring.scorer import Scorer
+from espalier.runner.task_protocol import Tasks
+
+# What of a spec decides which groups may be trained on together.
+_SAMPLED_BY = {"group_size", "sampling", "taskset"}
+
+
+def open_schedule(spec: ScheduleSpec) -> Schedule[Outcome]:
+    """The schedule that a spec names."""
+    if spec.mode == "Streaming" and spec.minibatches is not None:
+        return Streaming(spec.minibatches)
+    if spec.mode == "Asynchronous" and spec.max_staleness_steps is not None:
+        return Asynchronous(spec.max_staleness_steps)
+    return Synchronous()
+
+
+class DeclaredStep:
+    """The recipe of the next step of a run (``loop.steps.Recipe``).
+
+    Args:
+        client: samples groups.
+        spec: of the run, as it is now.
+        tasks: of its taskset.
+        scorer: of these tasks.
+        journal: where scorers' failures are reported.
+    """
+
+    def __init__(
+        self,
+        client: GatewayClient,
+        spec: TrainingRunSpec,
+        tasks: Tasks,
+        scorer: Scorer,
+        journal: Journal,
+    ) -> None:
+        self._client = client
+        self._spec = spec
+        self._tasks = tasks
+        self._scorer = scorer
+        self._journal = journal
+
+    def place(self, state: TrainerState, attempt: Attempt[Outcome]) -> Place:
+        """The next ``groupsPerStep`` tasks, in their order, around and around.
+
+        A round that resamples takes as many as lack.
+        """
+        count = self._spec.groups_per_step
+        lacking = count - len(kept(sampled(attempt.groups), self._spec.group_filter))
+        resampling = self._spec.group_filter.resamples(attempt.rounds)
+        return Place(
+            term=state.term,
+            run_step=state.run_step,
+            checkpoint=state.checkpoint,
+            count=count,
+            round=attempt.rounds,
+            take=lacking if resampling else count,
+            recipe=_sampled_by(self._spec),
+        )
+
+    async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:
+        """Groups of the tasks with these numbers."""
+        indices = [number % self._tasks.size for number in numbers]
+        outcomes = await sample_groups(
+            self._client, self._tasks, self._scorer, indices, spec=self._spec, checkpoint=checkpoint
+        )
+        for one in outcomes:
+            if isinstance(one, Skipped):
+                self._journal.event("prompt-too-long", task=one.task.id, detail=one.detail)
+                continue
+            for entry in told(one.task, one.scores):
+                self._journal.event("scorer-error", **entry)
+        return outcomes
+
+    def chosen(self, groups: Sequence[Outcome], rounds: int) -> Sequence[Outcome]:
+        """The groups that ``groupFilter`` keeps, at most ``groupsPerStep``."""
+        rules, wanted = self._spec.group_filter, self._spec.groups_per_step
+        found = kept(sampled(groups), rules)[:wanted]
+        needed = wanted if rules.resamples(rounds) else rules.min_groups
+        return found if len(found) >= needed else []
+
+    def gradients(self, chosen: Sequence[Outcome]) -> ForwardBackwardRequest:
+        """By the run's loss and advantage."""
+        spec, groups = self._spec, sampled(chosen)
+        loss, _ = spec.recipe
+        return ForwardBackwardRequest(
+            inputs=list(payloads(groups)),
+            group_size=len(groups[0].completions),
+            loss_fn=loss.name,
+            loss_fn_config=loss.config() or None,
+            advantage_scale=spec.advantage.scale,
+        )
+
+    def step(self, state: TrainerState, attempt: Attempt[Outcome]) -> OptimStepRequest:
+        """By the run's optimizer, with the figures and rollouts of everything sampled."""
+        _, learning_rate = self._spec.recipe
+        step = state.run_step + 1
+        groups = sampled(attempt.groups)
+        return OptimStepRequest(
+            learning_rate=decimal(learning_rate),
+            **self._spec.optimizer.config(),
+            metrics=figures(attempt) | attempt.staleness_metrics(),
+            measured=_measured(state, groups),
+            cursor={"run_step": step, "next_task": step * self._spec.groups_per_step},
+            rollouts=records(groups, sampled(attempt.trained)),
+        )
+
+
+def sampled(outcomes: Sequence[Outcome]) -> list[Group]:
+    """The groups among what came of tasks."""
+    return [one for one in outcomes if isinstance(one, Group)]
+
+
+def figures(attempt: Attempt[Outcome]) -> dict[str, float]:
+    """The metrics of everything sampled so far."""
+    groups = sampled(attempt.groups)
+    dropped = len(groups) - len(attempt.trained)
+    return metrics(groups, dropped, len(attempt.groups) - len(groups))
+
+
+def _measured(state: TrainerState, groups: Sequence[Group]) -> dict[str, dict[str, float]]:
+    """What the samples say of each checkpoint that they are of.
+
+    The base, or another model's checkpoint, has no place in the model's tree.
+    """
+    by_checkpoint: dict[str, list[Group]] = {}
+    for group in groups:
+        by_checkpoint.setdefault(group.checkpoint, []).append(group)
+    found = {
+        name: measured(of_it)
+        for name, of_it in by_checkpoint.items()
+        if parse_checkpoint_name(state.model, name) is not None
+    }
+    return {name: rewards for name, rewards in found.items() if rewards}
+
+
+def _sampled_by(spec: TrainingRunSpec) -> Hashable:
+    return json.dumps(spec.model_dump(include=_SAMPLED_BY, mode="json"), sort_keys=True)
