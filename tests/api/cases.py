@@ -17,6 +17,8 @@ from tests.api.manifests import (
 )
 
 TASKS = {"name": "tasks"}
+GENERATED = {"seed": 1, "size": 8, "reasoningGym": {"dataset": "basic_arithmetic"}}
+OTHERS = {**GENERATED, "seed": 2}
 
 # Everything that a user may set of a pod.
 SELECTOR = {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "Exists"}]}
@@ -243,6 +245,65 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "groups of a client's step": (
         *(CLIENT_RUN, "spec.groupsPerStep", 4),
         *("spec.groupsPerStep", "groupsPerStep belongs to driver Runner"),
+    ),
+    "minibatches of no stream": (
+        *(RUN, "spec.schedule", {"mode": "Asynchronous", "maxStalenessSteps": 1, "minibatches": 2}),
+        *("spec.schedule", "minibatches belongs to mode Streaming"),
+    ),
+    "a stream of one": (
+        *(RUN, "spec.schedule", {"mode": "Streaming"}),
+        *("spec.schedule", "minibatches belongs to mode Streaming, which needs it"),
+    ),
+    "staleness of no asynchronous run": (
+        *(RUN, "spec.schedule", {"maxStalenessSteps": 1}),
+        *("spec.schedule", "maxStalenessSteps belongs to mode Asynchronous"),
+    ),
+    "minibatches that do not divide a step": (
+        *(edited(RUN, "spec.groupsPerStep", 8), "spec.schedule"),
+        {"mode": "Streaming", "minibatches": 3},
+        *("spec.schedule", "must divide groupsPerStep"),
+    ),
+    "a client's schedule": (
+        *(CLIENT_RUN, "spec.schedule", {"mode": "Synchronous"}),
+        *("spec.schedule", "schedule belongs to driver Runner"),
+    ),
+    "resampling of what is under way": (
+        edited(RUN, "spec.schedule", {"mode": "Asynchronous", "maxStalenessSteps": 1}),
+        *("spec.groupFilter", {"zeroVariance": "Resample"}),
+        *("spec.groupFilter", "Resample needs schedule.mode Synchronous"),
+    ),
+    "rounds of no resampling": (
+        *(RUN, "spec.groupFilter", {"maxResampleRounds": 2}),
+        *("spec.groupFilter", "maxResampleRounds belongs to zeroVariance Resample"),
+    ),
+    "more groups than a step has": (
+        *(RUN, "spec.groupFilter", {"minGroups": 4096}),
+        *("spec.groupFilter", "minGroups must not be above groupsPerStep"),
+    ),
+    "an evaluation by the tasks of training": (
+        edited(RUN, "spec.taskset", GENERATED),
+        *("spec.evaluation", [{"name": "same", "taskset": GENERATED}]),
+        *("spec.evaluation", "must differ from taskset.seed"),
+    ),
+    "an evaluation of another file": (
+        edited(RUN, "spec.taskset", GENERATED),
+        *("spec.evaluation", [{"name": "o", "taskset": {"seed": 2, "configMap": {"name": "o"}}}]),
+        *("spec.evaluation", "which alone is mounted"),
+    ),
+    "an evaluation at no time": (
+        edited(RUN, "spec.taskset", GENERATED),
+        *("spec.evaluation", [{"name": "o", "taskset": OTHERS, "at": []}]),
+        *("spec.evaluation[0]", "nothing says when to evaluate"),
+    ),
+    "greedy answers to be compared": (
+        edited(RUN, "spec.taskset", GENERATED),
+        *("spec.evaluation", [{"name": "o", "taskset": OTHERS, "groupSize": 4}]),
+        *("spec.evaluation[0]", "needs a temperature above 0"),
+    ),
+    "more of pass at k than answers": (
+        edited(RUN, "spec.taskset", GENERATED),
+        *("spec.evaluation", [{"name": "o", "taskset": OTHERS, "passAtK": [2]}]),
+        *("spec.evaluation[0]", "passAtK must not be above groupSize"),
     ),
     "filter of a client's groups": (
         *(CLIENT_RUN, "spec.groupFilter", {"zeroVariance": "Keep"}),

@@ -97,7 +97,8 @@ async def test_evaluate_prints_the_mean_reward(gateway: StandIn, espalier: Comma
     asked = [sample["messages"][-1]["content"] for sample in gateway.samples]
     right = sum(int(prompt.split()[1]) < 5 for prompt in asked)
     assert 0 < right < 40
-    assert done.output == f"tiny@base: mean reward {right / 40:.3f} on 40 held-out tasks\n"
+    begins = f"tiny@base: mean reward {right / 40:.3f} on 40 held-out tasks (95 %: "
+    assert done.output.startswith(begins)
     assert {sample["model"] for sample in gateway.samples} == {"default/tiny@base"}
 
 
@@ -178,3 +179,32 @@ def _training_prompts() -> set[str]:
 
     tasks = open_tasks(Taskset.model_validate({"seed": 1, "size": 20, "reasoningGym": SUMS}))
     return {tasks.task(index).messages[-1].content for index in range(20)}
+
+
+async def test_evaluate_records_pass_at_k_with_the_checkpoint_that_answered(
+    gateway: StandIn, espalier: Command
+) -> None:
+    gateway.head = "tiny-000004"
+    several = ("--answers", "4", "--temperature", "0.5", "--record", "by-hand")
+    done = await espalier("evaluate", "run", "--seed", "900", "--size", "3", *several)
+    assert done.exit_code == 0, done.output
+    assert ", pass@4 0.000, recorded with tiny-000004" in done.output
+    kept = gateway.evaluations["tiny-000004", "by-hand"]
+    assert kept["tasks"] == 3
+    assert sorted(kept["metrics"]) == [
+        *("mean_reward", "mean_reward_high", "mean_reward_low", "pass@1", "pass@4"),
+    ]
+    assert {sample["n"] for sample in gateway.samples} == {4}
+
+
+async def test_evaluate_records_nothing_of_the_base_and_no_greedy_answers_twice(
+    gateway: StandIn, espalier: Command
+) -> None:
+    base = ("--checkpoint", "base", "--record", "by-hand")
+    done = await espalier("evaluate", "run", "--seed", "900", "--size", "3", *base)
+    assert done.exit_code != 0
+    assert "no Checkpoint of tiny" in done.output
+    done = await espalier("evaluate", "run", "--seed", "900", "--answers", "2")
+    assert done.exit_code != 0
+    assert "give --temperature above 0" in done.output
+    assert gateway.evaluations == {}

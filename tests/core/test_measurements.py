@@ -139,3 +139,27 @@ def test_the_rewards_of_steps_from_before_are_those_of_their_parents() -> None:
     assert own(found) == {1: "0.2", 2: "0.3"}
     steps = {c.spec.step: [(m.name, m.value) for m in c.status.metrics] for c in found.values()}
     assert steps[3] == [("rollout/reward/mean", "0.3")]
+
+
+def test_an_evaluation_is_a_figure_of_its_checkpoint_and_the_latest_counts() -> None:
+    def evaluated(mean: str) -> Checkpoint:
+        result = {
+            "name": "held-out",
+            "tasks": 4,
+            "metrics": [{"name": "eval/held-out/mean_reward", "value": mean}],
+        }
+        one = child(1, None)
+        found = CheckpointStatus.model_validate({"evaluations": [result]})
+        return one.model_copy(update={"status": found})
+
+    first = settled([evaluated("0.25")])["m-000001"]
+    assert measurements.value(first, "eval/held-out/mean_reward") == "0.25"
+    gate = head(gate={"metric": "eval/held-out/mean_reward", "min": "0.5"}).spec
+    assert not passes(gate, first)
+    again = evaluated("0.75")
+    again = again.model_copy(
+        update={"status": first.status.model_copy(update={"evaluations": again.status.evaluations})}
+    )
+    second = settled([again])["m-000001"]
+    assert measurements.value(second, "eval/held-out/mean_reward") == "0.75"
+    assert passes(gate, second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import deque
 from collections.abc import Callable
@@ -73,6 +74,11 @@ class StandIn:
         self.tokens: list[str] = []
         self.head = ""
         self.moves: list[str] = []
+        # By checkpoint and name, what evaluations found.
+        # Greedy completions wait for the first; steps set theirs.
+        self.greedy_waits_for: asyncio.Event | None = None
+        self.committed: dict[int, asyncio.Event] = {}
+        self.evaluations: dict[tuple[str, str], dict[str, Any]] = {}
         self._results: dict[str, tuple[bytes, Any]] = {}
 
     def app(self) -> web.Application:
@@ -80,6 +86,7 @@ class StandIn:
         app = web.Application(client_max_size=2**26)
         app.router.add_get("/v1/runs/{namespace}/{name}", self._run)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", self._evaluation)
         app.router.add_get("/v2/models/{namespace}/{slug}/checkpoints", self._checkpoints)
         app.router.add_put("/v2/models/{namespace}/{slug}/head", self._set_head)
         prefix = "/v1/models/{namespace}/{slug}/train"
@@ -134,11 +141,20 @@ class StandIn:
         self.moves.append(self.head)
         return web.json_response({"id": self.head})
 
+    async def _evaluation(self, request: web.Request) -> web.Response:
+        if refused := self._meet("evaluation", request):
+            return refused
+        body = await request.json()
+        self.evaluations[request.match_info["name"], body["name"]] = body
+        return web.json_response({})
+
     async def _chat(self, request: web.Request) -> web.Response:
         if refused := self._meet("chat", request):
             return refused
         body = await request.json()
         self.samples.append(body)
+        if self.greedy_waits_for is not None and body["temperature"] == 0.0:
+            await self.greedy_waits_for.wait()
         prompt = body["messages"][-1]["content"]
         if len(prompt) > self.context:
             detail = f"This model's maximum context length is {self.context} tokens. Too many came."
@@ -206,6 +222,8 @@ class StandIn:
         self.pending = 0
         self.step += 1
         self.run_step += 1
+        if self.run_step in self.committed:
+            self.committed[self.run_step].set()
         self.cursor = body["cursor"]
         self.checkpoint = self.head = f"tiny-{self.step:06d}"
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -19,6 +20,7 @@ from tests.runner.standin import StandIn
 from espalier.api.run.taskset import Taskset
 from espalier.client import DeadlineError, GatewayClient, Patience, RefusedError
 from espalier.process import JsonFormatter
+from espalier.runner import heldout
 from espalier.runner.group_sampling import TOO_LONG
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop
@@ -62,6 +64,7 @@ class Bench:
                 open_scorer=lambda spec, tasks: Scorer(spec, tasks, command=self.worker),
                 journal=journal,
                 waiting=Waiting(journal, poll_seconds=0.001),
+                open_held_out=lambda run, wanted: heldout.declared(run, wanted, self.folder),
                 mounted=self.mounted,
                 limits=limits,
             )
@@ -676,3 +679,75 @@ async def test_a_step_waits_for_the_fewest_groups_that_the_run_wants(bench: Benc
     await bench.drive()
     assert len(bench.asked()) == 4
     assert len(bench.gateway.bodies("forward-backward")[0]["inputs"]) == 8
+
+
+def held_out(**changes: Any) -> dict[str, Any]:
+    """An evaluation on the digits of the file that the run does not train on."""
+    tasks = {"configMap": {"name": "digits"}, "answerExtraction": "LastNumber"}
+    return {"name": "held-out", "taskset": {"seed": 9, "size": 4, **tasks}, **changes}
+
+
+def _half_held_out(gateway: StandIn, **changes: Any) -> None:
+    """The run trains on four of the eight digits, the others are held out."""
+    taskset = {**gateway.spec["taskset"], "size": 4}
+    gateway.spec |= {"taskset": taskset, "evaluation": [held_out(**changes)]}
+
+
+async def test_checkpoints_are_asked_held_out_tasks_and_the_last_is_asked_before_the_end(
+    bench: Bench,
+) -> None:
+    _half_held_out(bench.gateway, everySteps=2)
+    await bench.drive()
+    assert sorted(bench.gateway.evaluations) == [
+        ("tiny-000002", "held-out"),
+        ("tiny-000003", "held-out"),
+    ]
+    found = bench.gateway.evaluations["tiny-000003", "held-out"]
+    assert found["tasks"] == 4
+    assert found["metrics"]["mean_reward"] == 1.0
+    asked = [s for s in bench.gateway.samples if s["temperature"] == 0.0]
+    assert {sample["model"].partition("@")[2] for sample in asked} == {"tiny-000002", "tiny-000003"}
+    trained = {s["messages"][-1]["content"] for s in bench.gateway.samples if s["temperature"]}
+    assert len(trained) == 4
+    assert trained.isdisjoint(s["messages"][-1]["content"] for s in asked)
+
+
+async def test_the_base_is_asked_at_the_start_and_has_no_checkpoint_to_record_it_with(
+    bench: Bench,
+) -> None:
+    _half_held_out(bench.gateway, at=["Start"])
+    await bench.drive()
+    assert bench.gateway.evaluations == {}
+    (event,) = bench.events("evaluated")
+    assert (event["checkpoint"], event["step"]) == ("base", 0)
+    assert event["metrics"]["pass@1"] == 1.0
+
+
+async def test_pass_at_k_is_of_sampled_answers(bench: Bench) -> None:
+    _half_held_out(bench.gateway, groupSize=4, temperature="0.7", passAtK=[1, 2])
+    await bench.drive()
+    metrics = bench.gateway.evaluations["tiny-000003", "held-out"]["metrics"]
+    # Two of four answers are right: 1 - C(2, 2) / C(4, 2).
+    assert metrics["pass@1"] == 0.5
+    assert metrics["pass@2"] == pytest.approx(5 / 6)
+
+
+async def test_training_goes_on_while_an_evaluation_is_slow(bench: Bench) -> None:
+    _half_held_out(bench.gateway, everySteps=1)
+    committed = asyncio.Event()
+    bench.gateway.greedy_waits_for = committed
+    # Set by the third step, which no evaluation before it holds up.
+    bench.gateway.committed[3] = committed
+    await bench.drive()
+    assert len(bench.gateway.evaluations) == 3
+
+
+async def test_held_out_tasks_that_are_not_enough_end_the_run_with_the_remedy(
+    bench: Bench,
+) -> None:
+    _half_held_out(bench.gateway)
+    bench.gateway.spec["evaluation"][0]["taskset"]["size"] = 5
+    with pytest.raises(UserError) as raised:
+        await bench.drive()
+    assert raised.value.problem.reason == "TasksetInvalid"
+    assert "only 4 of 5 tasks differ" in raised.value.problem.detail

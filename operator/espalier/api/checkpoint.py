@@ -64,6 +64,22 @@ class CheckpointSpec(Type):
     )
 
 
+# As many evaluations a checkpoint keeps, each with as many figures.
+EVALUATIONS_MOST, EVALUATION_METRICS_MOST = 8, 12
+
+
+class EvaluationResult(Type):
+    """What one evaluation found."""
+
+    name: Name = Field(description="name of the evaluation.")
+    tasks: int = Field(ge=1, description="tasks that were asked and scored.")
+    metrics: list[Metric] = Field(
+        description="metrics of the checkpoint, such as eval/held-out/mean_reward.",
+        max_length=EVALUATION_METRICS_MOST,
+        json_schema_extra=list_map("name"),
+    )
+
+
 class CheckpointStatus(Type):
     """Where the checkpoint is used. Only the operator writes it."""
 
@@ -91,6 +107,13 @@ class CheckpointStatus(Type):
         "the samples that it was taken with; and what was measured of the checkpoint itself: "
         "reward/..., by the samples for the next step, and eval/...",
         max_length=METRICS_MOST + MEASURED_MOST,
+        json_schema_extra=list_map("name"),
+    )
+    evaluations: list[EvaluationResult] = Field(
+        default_factory=list,
+        description="evaluations of the checkpoint, the latest of each name; their metrics are "
+        "among the metrics above. The gateway writes them.",
+        max_length=EVALUATIONS_MOST,
         json_schema_extra=list_map("name"),
     )
 

@@ -12,12 +12,14 @@ from espalier.api.meta import (
     PositiveDecimal,
     Type,
     cel,
+    list_map,
     newly,
     without_default,
 )
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.run.advantage import Advantage
 from espalier.api.run.checkpoint_policy import CheckpointPolicy
+from espalier.api.run.evaluation import Evaluation
 from espalier.api.run.group_filter import GroupFilter
 from espalier.api.run.loss import Loss
 from espalier.api.run.optimizer import Optimizer
@@ -46,7 +48,7 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
             f".{field}",
             unless=f"has(before.{field})",
         )
-        for field in ("groupsPerStep", "groupFilter", "schedule")
+        for field in ("groupsPerStep", "groupFilter", "schedule", "evaluation")
     ]
     found["x-kubernetes-validations"].append(
         newly(
@@ -133,6 +135,13 @@ class TrainingRunSpec(Type):
         default=None,
         description="taskset of the Runner; of driver Client what `espalier evaluate` asks.",
     )
+    evaluation: list[Evaluation] = Field(
+        default_factory=list,
+        description="evaluation of the run's checkpoints by driver Runner on held-out tasks, "
+        "beside training; figures are in the Checkpoints' status, for gates, keepBest and promote.",
+        max_length=4,
+        json_schema_extra=list_map("name"),
+    )
     checkpoint: CheckpointPolicy | None = Field(
         default=None,
         description="checkpoint says which of the run's Checkpoints are kept: those that any of "
@@ -196,6 +205,28 @@ class TrainingRunSpec(Type):
                 "groupFilter.zeroVariance Resample needs schedule.mode Synchronous: under the "
                 "others later groups are under way already; choose Drop",
                 ".groupFilter",
+            ),
+            (
+                "!has(self.evaluation) || !has(self.taskset) || self.evaluation.all(e,"
+                " !has(e.taskset.reasoningGym) || !has(self.taskset.reasoningGym)"
+                " || e.taskset.seed != self.taskset.seed)",
+                "evaluation[].taskset.seed must differ from taskset.seed: a run would be judged by "
+                "the tasks that it trains on",
+                ".evaluation",
+            ),
+            (
+                "!has(self.evaluation) || self.evaluation.all(e,"
+                " (!has(e.taskset.configMap) || (has(self.taskset) && has(self.taskset.configMap)"
+                " && e.taskset.configMap.name == self.taskset.configMap.name))"
+                " && (!has(e.taskset.persistentVolumeClaim) || (has(self.taskset)"
+                " && has(self.taskset.persistentVolumeClaim)"
+                " && e.taskset.persistentVolumeClaim.claimName"
+                " == self.taskset.persistentVolumeClaim.claimName))"
+                " && (!has(e.taskset.image) || (has(self.taskset) && has(self.taskset.image)"
+                " && e.taskset.image.reference == self.taskset.image.reference)))",
+                "evaluation[].taskset names another ConfigMap, claim or image than taskset, which "
+                "alone is mounted: put the held-out tasks beside the run's",
+                ".evaluation",
             ),
             (
                 "self.steps >= oldSelf.steps",

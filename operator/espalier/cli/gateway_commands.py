@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
 from typing import Any
 
-from espalier.api.run.sampling import Sampling
 from espalier.api.run.taskset import Taskset
 from espalier.cli.options import Access
-from espalier.client import GatewayClient, InvalidRequestError, Patience
+from espalier.client import GatewayClient, Patience
+from espalier.core.names import parse_checkpoint_name
+from espalier.runner.evaluation import Asked, answered
 from espalier.runner.heldout import HeldOut
 from espalier.runner.run_end import UserError
-from espalier.runner.scoring.on_error import REMEDY, OnError, counted, settled
-from espalier.runner.scoring.scorer import Scorer
-from espalier.runner.task_protocol import Score
 
 PATIENCE = Patience(deadline=60.0)
-CONCURRENT = 32
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The mean reward of greedy answers to held-out tasks. ``model`` is what was asked.
+    """What a checkpoint made of held-out tasks. ``model`` is what was asked.
 
-    ``size`` counts the answers that have a reward, ``scorer_errors`` those whose scorer failed:
-    under the run's ``taskset.onError: Zero`` they count as 0, else they are left out.
+    ``size`` counts the tasks that were scored, ``scorer_errors`` answers whose scorer failed: under
+    the run's ``taskset.onError: Zero`` they count as 0, else their tasks are left out. ``recorded``
+    is the Checkpoint whose status has the figures; empty where they were not recorded.
     """
 
     run: str
@@ -35,11 +31,23 @@ class Evaluation:
     seed: int
     size: int
     mean_reward: float
+    metrics: dict[str, float]
     scorer_errors: int
+    recorded: str
 
     def wire(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How to evaluate: answers to each task, their temperature, and the name to record it by."""
+
+    seed: int
+    group_size: int = 1
+    temperature: float = 0.0
+    record: str = ""
 
 
 async def ask(
@@ -68,7 +76,7 @@ async def evaluate(
     run: tuple[str, str],
     checkpoint: str,
     *,
-    seed: int,
+    wanted: Wanted,
     held_out: Callable[[Taskset], HeldOut],
 ) -> Evaluation:
     """Asks a run's model held-out tasks of the run's kind.
@@ -77,11 +85,11 @@ async def evaluate(
         access: to the gateway.
         run: namespace and name.
         checkpoint: whose answers count; empty for what the head serves.
-        seed: of the tasks, for the record.
+        wanted: how, and whether it is recorded.
         held_out: the tasks, given the run's taskset.
 
     Raises:
-        UserError: there are no such tasks, or they cannot be scored.
+        UserError: there are no such tasks, they cannot be scored, or nothing can be recorded.
         WaitError: the scorer's process did not start.
         GatewayError: the gateway refused or did not answer.
     """
@@ -90,63 +98,38 @@ async def evaluate(
         view = await reader.run(namespace, name)
     if view.spec.taskset is None:
         raise UserError("TasksetInvalid", f"run {name} has no taskset", "Name a run that has one")
-    taskset = view.spec.taskset
-    tasks = held_out(taskset)
+    sampling, size = view.spec.sampling, wanted.group_size
+    ks = sorted({1, size})
+    asked = Asked(size, wanted.temperature, sampling.max_tokens, ks, sampling)
     slug = f"{namespace}/{view.model}"
-    async with (
-        GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client,
-        Scorer(taskset, tasks.tasks) as scorer,
-    ):
-        await scorer.ready()
-        scores = await _scores(
-            client,
-            scorer,
-            tasks,
-            checkpoint,
-            policy=taskset.on_error,
-            sampling=view.spec.sampling,
+    async with GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client:
+        tasks = held_out(view.spec.taskset)
+        found = await answered(client, tasks, asked, view.spec.taskset, checkpoint)
+        recorded = ""
+        if wanted.record:
+            recorded = _own(found.checkpoint, view.model)
+            await client.record_evaluation(
+                namespace, recorded, wanted.record, found.figures, found.tasks
+            )
+    return Evaluation(
+        run=name,
+        model=f"{view.model}@{checkpoint}" if checkpoint else view.model,
+        seed=wanted.seed,
+        size=found.tasks,
+        mean_reward=found.figures["mean_reward"],
+        metrics=found.figures,
+        scorer_errors=found.scorer_errors,
+        recorded=recorded,
+    )
+
+
+def _own(checkpoint: str, model: str) -> str:
+    """The checkpoint, if it is one of the model's Checkpoints."""
+    if parse_checkpoint_name(model, checkpoint) is None:
+        what = checkpoint or "not one checkpoint, because the head moved meanwhile"
+        raise UserError(
+            "NothingToRecord",
+            f"what answered is {what}, and no Checkpoint of {model}",
+            "Name one with --checkpoint, or leave out --record",
         )
-    rewards = [score.reward for score in scores if score.reward is not None]
-    failed = counted(scores)
-    if not rewards:
-        causes = ", ".join(f"{cause} ({count})" for cause, count in failed.items())
-        raise UserError("ScorerFailed", f"no answer could be scored: {causes}", REMEDY)
-    asked = f"{view.model}@{checkpoint}" if checkpoint else view.model
-    return Evaluation(name, asked, seed, len(rewards), fmean(rewards), failed.total())
-
-
-async def _scores(
-    client: GatewayClient,
-    scorer: Scorer,
-    held: HeldOut,
-    checkpoint: str,
-    *,
-    policy: OnError,
-    sampling: Sampling,
-) -> list[Score]:
-    slots = asyncio.Semaphore(CONCURRENT)
-
-    async def scored(index: int) -> Score:
-        task = held.tasks.task(index)
-        try:
-            async with slots:
-                (completion,) = await client.sample(
-                    [message.wire() for message in task.messages],
-                    checkpoint=checkpoint,
-                    temperature=0.0,
-                    max_tokens=sampling.max_tokens,
-                    extra=sampling.request(),
-                )
-        except InvalidRequestError as refused:
-            problem = refused.problem
-            detail = f"task {task.id}: {problem.detail}"
-            raise UserError(problem.reason, detail, problem.remedy) from refused
-        (score,) = settled(task, [await scorer.score(index, completion.text)], policy)
-        return score
-
-    asked = [asyncio.ensure_future(scored(index)) for index in held.indices]
-    try:
-        return await asyncio.gather(*asked)
-    finally:
-        for other in asked:
-            other.cancel()
+    return checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -159,10 +160,26 @@ def evaluate(
         Path | None,
         typer.Option(help="Held-out tasks as JSON lines, not the run's own."),
     ] = None,
+    answers: Annotated[
+        int, typer.Option(min=1, max=64, help="Answers to each task; above 1 for pass@k.")
+    ] = 1,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Temperature of the answers; 0 is greedy.")
+    ] = 0.0,
+    record: Annotated[
+        str,
+        typer.Option(help="Name by which the Checkpoint's status keeps it: eval/NAME/mean_reward."),
+    ] = "",
     as_json: AsJson = False,
     namespace: Namespace = None,
 ) -> None:
-    """Ask a run's model tasks of the run's kind that it was not trained on; greedy."""
+    """Ask a run's model tasks of the run's kind that it was not trained on."""
+    if answers > 1 and temperature == 0.0:
+        raise CommandError(
+            f"--answers is {answers}, and greedy answers are all the same",
+            "usage",
+            "give --temperature above 0",
+        )
     from espalier.cli import gateway_commands  # noqa: PLC0415 - its HTTP library is slow
 
     who = access(url, token)
@@ -172,15 +189,28 @@ def evaluate(
         return choose(taskset, cluster, seed=seed, size=size, file=tasks)
 
     target = (cluster.namespace(), run)
+    wanted = gateway_commands.Wanted(seed, answers, temperature, record)
     done = asyncio.run(
-        gateway_commands.evaluate(who, target, checkpoint, seed=seed, held_out=held_out)
+        gateway_commands.evaluate(who, target, checkpoint, wanted=wanted, held_out=held_out)
     )
     if as_json:
         typer.echo(json.dumps(done.wire()))
     else:
         mean = f"mean reward {done.mean_reward:.3f} on {done.size} held-out tasks"
         errors = f", scorer errors: {done.scorer_errors}" if done.scorer_errors else ""
-        typer.echo(f"{done.model}: {mean}{errors}")
+        passed = f", pass@{answers} {done.metrics[f'pass@{answers}']:.3f}" if answers > 1 else ""
+        recorded = f", recorded with {done.recorded}" if done.recorded else ""
+        typer.echo(
+            f"{done.model}: {mean}{_interval(done.size, done.metrics)}{passed}{errors}{recorded}"
+        )
+
+
+def _interval(tasks: int, metrics: Mapping[str, float]) -> str:
+    """The interval of the mean; none for so few tasks that it is not normal."""
+    if tasks < 30:
+        return ""
+    low, high = (metrics[f"mean_reward_{end}"] for end in ("low", "high"))
+    return f" (95 %: {low:.3f} to {high:.3f})"
 
 
 @app.command("adopt")

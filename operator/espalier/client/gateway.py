@@ -20,6 +20,7 @@ from espalier.api.wire import (
     PROMOTION,
     TERM,
     BackwardRequest,
+    EvaluationRequest,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
@@ -153,6 +154,17 @@ class GatewayClient:
         """A TrainingRun as of now."""
         answer = await self._transport.call("GET", f"/v1/runs/{quote(namespace)}/{quote(name)}")
         return _read(answer.body, RunView)
+
+    async def record_evaluation(
+        self, namespace: str, checkpoint: str, name: str, metrics: Mapping[str, float], tasks: int
+    ) -> None:
+        """Records figures of a Checkpoint: ``eval/<name>/<metric>`` of its status.
+
+        Needs the verb ``evaluate`` on checkpoints. Said twice, the later counts.
+        """
+        request = EvaluationRequest(name=name, tasks=tasks, metrics=dict(metrics))
+        path = f"/v1/checkpoints/{quote(namespace)}/{quote(checkpoint)}/evaluations"
+        await self._transport.call("POST", path, request.model_dump_json())
 
     async def sample(
         self,

@@ -22,6 +22,7 @@ from espalier.gateway.hud.trace_outbox import Outbox
 from espalier.gateway.hud.traces import Traces
 from espalier.gateway.problems import RefusalError, respond
 from espalier.gateway.routes.completions import Completions
+from espalier.gateway.routes.evaluations import Evaluations
 from espalier.gateway.routes.openai_models import Catalogue
 from espalier.gateway.routes.runs import Runs
 from espalier.gateway.routes.training import READS, Train
@@ -75,6 +76,8 @@ def make_app(
     for model in ("/v1/models/{slug}", "/v1/models/{namespace}/{slug}"):
         app.router.add_get(model, catalogue.get)
     app.router.add_get("/v1/runs/{namespace}/{name}", Runs(services).get)
+    evaluations = "/v1/checkpoints/{namespace}/{name}/evaluations"
+    app.router.add_post(evaluations, Evaluations(services).post)
     PlatformRoutes(services).add_to(app.router)
     traces.add_to(app.router)
     for prefix in ("/v1/models/{slug}/train", "/v1/models/{namespace}/{slug}/train"):
@@ -186,4 +189,4 @@ def _for(request: web.Request, refusal: RefusalError) -> RefusalError:
 
 
 def _is_ours(path: str) -> bool:
-    return "/train/" in path or path.startswith(("/v1/runs/", "/v3/", PLATFORM))
+    return "/train/" in path or path.startswith(("/v1/runs/", "/v1/checkpoints/", "/v3/", PLATFORM))

@@ -11,7 +11,7 @@ from espalier.api.run.taskset import Taskset
 from espalier.runner.jsonl import JsonlTasks
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.run_end import UserError
-from espalier.runner.task_protocol import Message, Tasks
+from espalier.runner.task_protocol import TASKS_DIRECTORY, Message, Tasks
 
 # Candidates looked at for every task that is wanted; small datasets repeat themselves.
 CANDIDATES = 100
@@ -62,6 +62,20 @@ def beyond_size(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
     return _distinct(trained, whole, left, size)
 
 
+def declared(training: Taskset, wanted: Taskset, directory: Path = TASKS_DIRECTORY) -> HeldOut:
+    """The tasks of a run's evaluation, without those that the run trains on.
+
+    Raises:
+        UserError: fewer tasks are left than ``wanted.size``.
+    """
+    if wanted.file is None:
+        wide = wanted.model_copy(update={"size": wanted.size * CANDIDATES})
+    else:
+        wide = wanted.model_copy(update={"size": MAX_LINES})
+    tasks = open_tasks(wide, directory)
+    return _distinct(open_tasks(training, directory), tasks, range(tasks.size), wanted.size)
+
+
 def from_file(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
     """Tasks of another file, asked and scored as the run does."""
     spec = training.model_copy(update={"seed": seed, "size": size})
@@ -80,7 +94,8 @@ def _distinct(trained: Tasks, tasks: Tasks, candidates: Iterable[int], size: int
             return HeldOut(tasks, tuple(found.values()))
     raise _invalid(
         f"only {len(found)} of {size} tasks differ from those that the run trains on",
-        "Ask for fewer (--size), or give a file of others (--tasks)",
+        "Ask for fewer (--size, or size of evaluation[].taskset), or give a file of others "
+        "(--tasks, or another file in evaluation[].taskset)",
     )
 
 

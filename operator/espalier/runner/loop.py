@@ -29,8 +29,11 @@ from espalier.client import (
 )
 from espalier.core.checkpoints.commits import run_identity
 from espalier.loop.steps import Attempt, Steps, Taken
+from espalier.runner import heldout
 from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
+from espalier.runner.evaluation import Evaluations
 from espalier.runner.group_sampling import Outcome, Skipped
+from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.rewards import uninformative
 from espalier.runner.run_end import UserError
@@ -66,6 +69,7 @@ class Loop:
         run: namespace and name.
         open_tasks: opens the tasks of a taskset; called again when the taskset is edited.
         open_scorer: makes what scores them.
+        open_held_out: opens held-out tasks, given the run's taskset and an evaluation's.
         journal: where events go.
         waiting: paces and bounds every wait.
         mounted: what of a taskset's files this process finds (``TaskFile.mounted``); None: all.
@@ -78,6 +82,7 @@ class Loop:
         *,
         open_tasks: Callable[[Taskset | None], Tasks],
         open_scorer: Callable[[Taskset, Tasks], Scorer] = Scorer,
+        open_held_out: Callable[[Taskset, Taskset], HeldOut] = heldout.declared,
         journal: Journal,
         waiting: Waiting,
         mounted: str | None = None,
@@ -88,6 +93,7 @@ class Loop:
         self._open_tasks = open_tasks
         self._open_scorer = open_scorer
         self._journal = journal
+        self._evaluations = Evaluations(client, run[0], open_held_out, journal)
         self._waiting = waiting
         self._mounted = mounted
         self._limits = limits or Limits()
@@ -106,6 +112,7 @@ class Loop:
             while not await self._turn():
                 pass
         finally:
+            await self._evaluations.close()
             if self._scheduled is not None:
                 await self._scheduled[1].close()
             await self._close()
@@ -151,7 +158,9 @@ class Loop:
             detail = f"the trainer trains run {state.run!r}"
             await self._waiting.on("NotAssigned", detail, self._limits.settle_seconds)
             return False
+        self._evaluations.start(run.spec, state.run_step, state.checkpoint)
         if state.run_step >= run.spec.steps:
+            await self._evaluations.finish()
             self._journal.event("finished", step=state.run_step)
             return True
         await self._step(run.spec, state)

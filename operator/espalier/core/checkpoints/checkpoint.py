@@ -75,6 +75,7 @@ def decide(
         heads=serving,
         head_mark=f"> {','.join(serving)}"[:MARK_CHARS] if serving else None,
         metrics=measurements.metrics(checkpoint, lineage.tellers(name)),
+        evaluations=checkpoint.status.evaluations,
         conditions=conditions.settle(
             checkpoint.status.conditions, findings, checkpoint.metadata.generation, now
         ),

@@ -87,6 +87,8 @@ def metrics(checkpoint: Checkpoint, among: Iterable[Checkpoint]) -> list[Metric]
         # A status of before: the step's rewards bore these names.
         if is_measured(name) and (name not in recorded or of_step(name) in held)
     }
+    # The latest evaluation counts: unlike samples, it may be repeated.
+    own |= {m.name: m.value for one in checkpoint.status.evaluations for m in one.metrics}
     wanted = step | dict(sorted(own.items())[:MEASURED_MOST])
     if held == wanted and len(checkpoint.status.metrics) == len(wanted):
         return checkpoint.status.metrics

@@ -1,0 +1,75 @@
+"""Records what an evaluation found of a checkpoint."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from espalier.api.checkpoint import EVALUATIONS_MOST, Checkpoint
+from espalier.api.meta import decimal_string
+from espalier.api.wire import EvaluationRequest
+from espalier.gateway.access.request_body import read_body
+from espalier.gateway.context import Services
+from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.world.world import Id
+from espalier.kube.cluster import ClusterError
+from espalier.kube.objects import Key
+
+# The operator writes the status in between, so a write may find a newer version.
+ATTEMPTS = 5
+STATUS_MANAGER = "espalier-gateway"
+
+
+class Evaluations:
+    """Handler of ``/v1/checkpoints/{namespace}/{name}/evaluations``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Writes ``status.evaluations`` of the Checkpoint, from which its metrics follow."""
+        user = await self._services.caller(request)
+        name = Id(request.match_info["namespace"], request.match_info["name"])
+        await self._services.auth.require(user, "evaluate", "checkpoints", name)
+        given = await read_body(request, EvaluationRequest)
+        for attempt in range(ATTEMPTS):
+            try:
+                await self._write(name, given)
+                break
+            except ClusterError as error:
+                if error.status != 409 or attempt == ATTEMPTS - 1:
+                    raise not_ready(
+                        "EvaluationNotRecorded",
+                        f"the evaluation of {name} was not recorded: {error.message}",
+                    ) from error
+        return web.json_response({"checkpoint": name.name, "name": given.name})
+
+    async def _write(self, name: Id, given: EvaluationRequest) -> None:
+        body = None
+        if name.namespace in self._services.view.snapshot.namespaces:
+            body = await self._services.cluster.get(Key("Checkpoint", name.namespace, name.name))
+        if body is None:
+            raise RefusalError(
+                404,
+                "CheckpointNotFound",
+                f"no Checkpoint {name} in the served namespaces",
+                "kubectl get ckpt -A lists the checkpoints",
+            )
+        before = Checkpoint.model_validate(body).status.evaluations
+        others = [one.wire() for one in before if one.name != given.name]
+        if len(others) >= EVALUATIONS_MOST:
+            raise RefusalError(
+                409,
+                "TooManyEvaluations",
+                f"Checkpoint {name} has {len(others)} evaluations already, the most there can be",
+                f"Use one of their names: {', '.join(one.name for one in before)}",
+            )
+        figures = [
+            {"name": f"eval/{given.name}/{metric}", "value": decimal_string(value)}
+            for metric, value in sorted(given.metrics.items())
+        ]
+        mine = {"name": given.name, "tasks": given.tasks, "metrics": figures}
+        seen = {n: body["metadata"][n] for n in ("name", "namespace", "uid", "resourceVersion")}
+        status = {"evaluations": sorted([*others, mine], key=lambda one: str(one["name"]))}
+        await self._services.cluster.apply_status(
+            "Checkpoint", {"metadata": seen, "status": status}, manager=STATUS_MANAGER
+        )
