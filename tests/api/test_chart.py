@@ -191,7 +191,7 @@ def test_the_gateway_knows_the_bases_that_may_be_forked_by_name(tmp_path: Path) 
     (tmp_path / "bases.yaml").write_text(f"gateway:\n  bases:{model}")
     text = render(*IMAGES, "namespaces={ml}", files=(str(tmp_path / "bases.yaml"),))
     variables = environment(objects(text, "Deployment")[f"{SYSTEM}/espalier-gateway"])
-    read = GatewaySettings.from_environment(variables | {"POD_NAMESPACE": SYSTEM})
+    read = GatewaySettings.read(variables | {"POD_NAMESPACE": SYSTEM})
     (offer,) = read.offers.offers
     assert (offer.name, offer.namespace) == ("Qwen/Qwen3-4B", "ml")
     nothing = environment(objects(render(*VALUES), "Deployment")[f"{SYSTEM}/espalier-gateway"])

@@ -107,7 +107,7 @@ class World:
         """A replica of the operator; several of them is what must not matter."""
         network = Network(life, weather, self._effect)
         reached = network.to("cluster", self.cluster)
-        settings = Settings(SYSTEM, life.name, (NAMESPACE,), self.images, "http://gateway")
+        settings = self._settings(life.name)
         ports = Ports(
             lambda check: network.to("cluster", self.cluster, check),
             Informing(self.cluster, reached, life, weather),
@@ -120,6 +120,19 @@ class World:
         election = Election(reached, lease, life.name, now=lambda: clock(skew))
         replica = Replica(settings, ports, election, asyncio.Event())
         return replica, life.begin(replica.run())
+
+    def _settings(self, identity: str) -> Settings:
+        return Settings.read(
+            {
+                "POD_NAMESPACE": SYSTEM,
+                "POD_NAME": identity,
+                "ESPALIER_NAMESPACES": NAMESPACE,
+                "ESPALIER_IMAGE_TRAINER": self.images.trainer,
+                "ESPALIER_IMAGE_ROLLOUT": self.images.rollout,
+                "ESPALIER_IMAGE_RUNNER": self.images.runner,
+                "ESPALIER_GATEWAY_URL": "http://gateway",
+            }
+        )
 
     @property
     def task(self) -> asyncio.Task[None]:

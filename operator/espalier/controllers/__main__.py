@@ -21,9 +21,10 @@ from espalier.controllers.peers.sampler_client import RolloutClient
 from espalier.controllers.peers.trainer_client import TrainerClient
 from espalier.controllers.process.preflight import Preflight
 from espalier.controllers.process.replica import Ports, Replica, lease_key
-from espalier.controllers.process.settings import Settings, SettingsError
+from espalier.controllers.process.settings import Settings
 from espalier.controllers.process.signing_key import SigningKeyError
 from espalier.controllers.process.triggers import WATCHED
+from espalier.environment import SettingsError
 from espalier.kube import heartbeat, informer, queue_metrics
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache

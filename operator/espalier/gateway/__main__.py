@@ -16,11 +16,12 @@ from aiohttp import web
 from espalier import process
 from espalier.api.exit_codes import USER_MISTAKE
 from espalier.core.manifests.labels import MANAGED
+from espalier.environment import SettingsError
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.context import Services
-from espalier.gateway.settings import Settings, SettingsError
+from espalier.gateway.settings import Settings
 from espalier.gateway.world.watch import CHILDREN, WATCHED, View
 from espalier.identity import GATEWAY_KEY_SECRET, PRIVATE_KEY_FIELD
 from espalier.kube import informer
@@ -140,7 +141,7 @@ async def _until_signal(watch: asyncio.Task[None], synced: asyncio.Event) -> Non
 
 async def main() -> None:
     """Connects and runs."""
-    settings = Settings.from_environment(os.environ)
+    settings = Settings.read(os.environ)
     async with (
         await KubernetesCluster.connect() as cluster,
         HealthServer(settings.metrics_port, live={}, ready={}),

@@ -129,5 +129,5 @@ class GuardedControl(guard.Authentication):
     """Control behind Authentication, as the one middleware that vLLM is told to add."""
 
     def __init__(self, app: ASGIApp) -> None:
-        told = settings.read(os.environ)
+        told = settings.Settings.read(os.environ)
         super().__init__(Control(app, told), told)

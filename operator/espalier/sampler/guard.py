@@ -37,7 +37,7 @@ class Authentication:
 
     def __init__(self, app: ASGIApp, configuration: settings.Settings | None = None) -> None:
         self._app = app
-        self._settings = configuration or settings.read(os.environ)
+        self._settings = configuration or settings.Settings.read(os.environ)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401, 403, 404, 411, 413 or 415."""

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from espalier.api.exit_codes import USER_MISTAKE
 from espalier.api.wire import Problem
+from espalier.environment import SettingsError
 from espalier.process import leave_problem
 from espalier.sampler import flags, settings, tool_parsers, verified_store
 from espalier.sampler.cpu import quick_start
@@ -38,10 +39,10 @@ def terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Check the environment and the base, then serve until SIGTERM."""
     try:
-        told = settings.read(os.environ)
+        told = settings.Settings.read(os.environ)
         verified_store.verify_base(told.base_directory)
-    except settings.SettingsError as error:
-        _fail(Problem(reason="InvalidEnvironment", detail=str(error), remedy="correct the pod"))
+    except SettingsError as error:
+        _fail(Problem(reason="InvalidEnvironment", detail=error.detail, remedy=error.remedy))
     except verified_store.StoreError as error:
         _fail(error.problem)
     cpu = is_cpu_build()
