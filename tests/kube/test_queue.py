@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espalier.backoff import Backoff
 from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Key
-from espalier.kube.queue import Backoff, WorkQueue
+from espalier.kube.queue import WorkQueue
 
 LIMIT_SECONDS = 60
 AT_ONCE = Backoff(first=0.0)

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
+from espalier.backoff import Backoff
 from espalier.kube import queue_metrics
 from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Key
@@ -19,21 +19,6 @@ from espalier.kube.objects import Key
 logger = logging.getLogger(__name__)
 
 Reconcile = Callable[[Key], Awaitable[float | None]]
-
-
-@dataclass(frozen=True)
-class Backoff:
-    """Seconds to wait after the n-th failure in a row: ``first * 2**(n-1)`` up to ``cap``."""
-
-    first: float = 0.2
-    cap: float = 60.0
-    jitter: float = 0.2
-
-    def delay(self, failures: int, chance: float) -> float:
-        """The delay after this many failures (1 or more); ``chance`` in [0, 1) shortens it."""
-        # The exponent is bounded only to keep the power finite: the cap is reached long before.
-        base = min(self.cap, self.first * 2.0 ** min(failures - 1, 30))
-        return base * (1 - self.jitter * chance)
 
 
 class WorkQueue:

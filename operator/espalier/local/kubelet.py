@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from espalier.api.exit_codes import USER_MISTAKE
+from espalier.backoff import Backoff
 from espalier.core.manifests.labels import ROLE
 from espalier.core.manifests.pod import PORT
 from espalier.kube.objects import Body, Key, controlled_by, key_of
@@ -27,8 +28,7 @@ from espalier.podclient import PodFaultError
 
 LOOK_SECONDS = 0.2
 PROBE_SECONDS = 2.0
-FIRST_BACKOFF_SECONDS = 1.0
-LONGEST_BACKOFF_SECONDS = 30.0
+RESTART = Backoff(first=1.0, cap=30.0, jitter=0.0)
 OWNERS = ("StatefulSet", "Deployment", "Job")
 SERVERS = ("trainer", "rollout")
 
@@ -161,7 +161,7 @@ class Kubelet:
                 pod.over = True
                 self._show(key, pod)
                 return
-            pod.resting_until = _clock() + _backoff(pod.starts)
+            pod.resting_until = _clock() + RESTART.delay(pod.starts)
         if pod.running is None and _clock() >= pod.resting_until and not _finished(owner):
             await self._start(key, pod, role)
         if pod.running is not None:
@@ -174,7 +174,7 @@ class Kubelet:
     async def _start(self, key: Key, pod: _Pod, role: str) -> None:
         pod.unschedulable = self._shortage(pod)
         if pod.unschedulable:
-            pod.resting_until = _clock() + FIRST_BACKOFF_SECONDS
+            pod.resting_until = _clock() + RESTART.first
             return
         config = {
             k.name: body.get("data") or {}
@@ -194,7 +194,7 @@ class Kubelet:
             )
         except MappingError as error:
             pod.waiting = str(error)
-            pod.resting_until = _clock() + FIRST_BACKOFF_SECONDS
+            pod.resting_until = _clock() + RESTART.first
             return
         pod.waiting = ""
         pod.starts += 1
@@ -311,10 +311,6 @@ def _replicas(owner: Body) -> int:
 
 def _finished(owner: Body) -> bool:
     return owner["kind"] == "Job" and bool(owner.get("status", {}).get("conditions"))
-
-
-def _backoff(starts: int) -> float:
-    return min(FIRST_BACKOFF_SECONDS * 2.0 ** (starts - 1), LONGEST_BACKOFF_SECONDS)
 
 
 def _clock() -> float:

@@ -15,7 +15,7 @@ from espalier.controllers.observed.parsing import UnreadableError, read
 from espalier.core.lineage.lineage import Lineage, recorded_bases, root_of
 from espalier.core.lineage.lineage_index import LineageIndex
 from espalier.core.manifests.labels import Role
-from espalier.core.pods.pods import Job, Pod, read_job, read_pod
+from espalier.core.pods.pods import Job, Pod, live, read_job, read_pod
 from espalier.kube.cache import Cache, Source
 from espalier.kube.objects import Body, Key, without_managers
 from espalier.kube.own_pods import Membership
@@ -115,6 +115,11 @@ class Lister:
         bodies = self._cache.list("Pod", namespace, role=role, **index)
         own = [read_pod(body) for body in bodies if self._membership.has(body)]
         return sorted(own, key=lambda pod: pod.name)
+
+    def ready_trainer(self, namespace: str, model: str) -> Pod | None:
+        """The model's trainer pod that takes requests, if there is one."""
+        trainers = live(self.pods(namespace, "trainer", model=model))
+        return next((pod for pod in trainers if pod.ready), None)
 
     def job(self, namespace: str, name: str) -> Job | None:
         """The Job of that name."""

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from espalier.kube.objects import Body, Key, key_of
+from espalier.untrusted import field_path
 
 T = TypeVar("T", bound=BaseModel)
 UNKNOWN = "extra_forbidden"
@@ -46,12 +47,7 @@ def read(kind: type[T], body: Body) -> T:
 def _unreadable(kind: type[BaseModel], body: Body, error: ValidationError) -> UnreadableError:
     first = error.errors()[0]
     problem = "is not known to it" if first["type"] == UNKNOWN else first["msg"]
-    return UnreadableError(key_of(kind.__name__, body), _path(first["loc"]), problem)
-
-
-def _path(location: Sequence[int | str]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
-    return "".join(parts).removeprefix(".")
+    return UnreadableError(key_of(kind.__name__, body), field_path(first["loc"]), problem)
 
 
 def _without(body: Body, locations: Sequence[Sequence[int | str]]) -> Body:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from espalier.api.wire import Commit, Problem
+from espalier.backoff import Backoff
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.trainer_client import Trainer, TrainerError
 from espalier.core.pods.pods import Pod
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Not a kind of the API: the pending commits of one model.
 COMMITS = "Commits"
 WAIT_SECONDS = 25
-RETRY_SECONDS = (0.2, 5.0)
+RETRY = Backoff(first=0.4, cap=5.0, jitter=0.5)
 # A trainer that answers at once without a commit is not asked more often than this.
 PAUSE_SECONDS = 0.5
 # Commits that may wait for their Checkpoints; more are read when these have been dealt with.
@@ -105,8 +106,7 @@ class CommitStreams:
             except TrainerError as error:
                 failures += 1
                 logger.warning("commits of %s/%s: %s", namespace, model, error)
-                first, most = RETRY_SECONDS
-                await asyncio.sleep(min(most, first * 2.0**failures) * random.uniform(0.5, 1))
+                await asyncio.sleep(RETRY.delay(failures, random.random()))
                 continue
             failures = 0
             report = (page.problem, page.warnings)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from espalier.api.wire import Problem, ServeRequest
+from espalier.backoff import Backoff
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutControl, RolloutError
 from espalier.core.head.head_view import Rollout
@@ -21,7 +22,7 @@ from espalier.core.pods.pods import Pod
 from espalier.core.volume import DIGEST_PREFIX
 
 READ_BACK_SECONDS = 30.0
-FIRST_RETRY_SECONDS = 1.0
+RETRY = Backoff(first=1.0, cap=READ_BACK_SECONDS, jitter=0.0)
 # What is due this soon is asked for at once: a timer may fire a moment early, and must not then be
 # set for that moment again and again.
 EARLY_SECONDS = 0.05
@@ -132,7 +133,7 @@ class Rollouts:
         except RolloutError as error:
             problem = str(error)
             failures = before.failures + 1 if before is not None else 1
-            wait = min(READ_BACK_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** (failures - 1))
+            wait = RETRY.delay(failures)
         due = asyncio.get_running_loop().time() + wait
         self._answers[peer.namespace, pod.name] = _Answer(
             pod.instance, wanted, due, loaded, refused, problem, failures

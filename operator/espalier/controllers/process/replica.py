@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from espalier import identity
+from espalier.backoff import Backoff
 from espalier.controllers.peers.importer_client import Importer
 from espalier.controllers.peers.sampler_client import RolloutControl
 from espalier.controllers.peers.trainer_client import Trainer
@@ -26,7 +27,6 @@ from espalier.kube.cache import Cache
 from espalier.kube.cluster import HTTP_FORBIDDEN, BeforeWrite, Cluster, ClusterError
 from espalier.kube.lease import Election
 from espalier.kube.objects import Key
-from espalier.kube.queue import Backoff
 
 logger = logging.getLogger(__name__)
 

@@ -269,8 +269,7 @@ class ModelReconciler:
     def _follow(self, model: TrainableModel) -> None:
         """Follow the commits of the trainer that is ready, if one is."""
         namespace, name = model.metadata.namespace, model.metadata.name
-        found = pods.live(self.lister.pods(namespace, "trainer", model=name))
-        self.streams.follow(namespace, name, next((pod for pod in found if pod.ready), None))
+        self.streams.follow(namespace, name, self.lister.ready_trainer(namespace, name))
 
 
 def _trainer(model: Key) -> Key:

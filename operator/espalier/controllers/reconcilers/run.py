@@ -75,7 +75,7 @@ class RunReconciler:
         """Whether the trainer trains this run as its head says; and when to try again."""
         namespace, model = run.metadata.namespace, run.spec.model_ref.name
         turn = turns.active(self.lister.runs(namespace, model))
-        trainer = self._trainer(namespace, model)
+        trainer = self.lister.ready_trainer(namespace, model)
         if turn is None or turn.metadata.uid != run.metadata.uid:
             return False, None
         if trainer is None or owner is None:
@@ -99,7 +99,7 @@ class RunReconciler:
         The commits read so far do not tell: after a start of the operator there are none.
         """
         namespace, model = run.metadata.namespace, run.spec.model_ref.name
-        job, trainer = self._runner(run), self._trainer(namespace, model)
+        job, trainer = self._runner(run), self.lister.ready_trainer(namespace, model)
         over = job is not None and (job.finished or pods.outlived(self._runner_pods(run)))
         if not over or trainer is None or run.status.step >= run.spec.steps:
             return None, None
@@ -130,14 +130,10 @@ class RunReconciler:
         """Seconds since the last call of the run's trainer, if that matters; when to ask again."""
         limit = idle.limit(run, model)
         namespace, name = run.metadata.namespace, run.spec.model_ref.name
-        trainer = self._trainer(namespace, name)
+        trainer = self.lister.ready_trainer(namespace, name)
         if not limit or trainer is None:
             return None, None
         return await self.trainers.quiet(namespace, name, trainer, limit)
-
-    def _trainer(self, namespace: str, model: str) -> pods.Pod | None:
-        found = pods.live(self.lister.pods(namespace, "trainer", model=model))
-        return next((pod for pod in found if pod.ready), None)
 
     def _view(
         self,

@@ -198,6 +198,11 @@ def problem(pods: Iterable[Pod]) -> Problem | None:
     return next((pod.problem for pod in pods if pod.problem is not None), None)
 
 
+def url_host(ip: str) -> str:
+    """An IP address as the host of a URL: one of IPv6 in brackets."""
+    return f"[{ip}]" if ":" in ip else ip
+
+
 def _main_container(body: Mapping[str, Any]) -> dict[str, Any]:
     """The status of the pod's first container."""
     declared = body.get("spec", {}).get("containers", [])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from espalier.changes import Changes
 from espalier.gateway import prometheus
 from espalier.gateway.problems import not_ready
 
@@ -29,7 +30,7 @@ class Room:
         self.capacity = capacity
         self._what = what
         self._free = capacity
-        self._freed = asyncio.Event()
+        self._freed = Changes()
 
     def hold(self) -> Hold:
         """Nothing yet, to be released in the end."""
@@ -53,9 +54,7 @@ class Room:
 
     def _give(self, count: int) -> None:
         self._free += count
-        # Each change has its own event, so that who waits later waits for the next one.
-        self._freed.set()
-        self._freed = asyncio.Event()
+        self._freed.announce()
 
 
 class Hold:

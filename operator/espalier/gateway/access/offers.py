@@ -15,6 +15,7 @@ from espalier.core import conditions
 from espalier.core.run.turn import active
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.world.world import Id, Snapshot
+from espalier.untrusted import field_path
 
 VARIABLE = "ESPALIER_BASES"
 # What a fork is made of.
@@ -55,8 +56,7 @@ class Offers:
             offers = _OFFERS.validate_python(json.loads(text or "[]"))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            place = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in first["loc"])
-            raise ValueError(f"{place}: {first['msg']}") from error
+            raise ValueError(f"{field_path(first['loc'])}: {first['msg']}") from error
         for index, offer in enumerate(offers):
             if problem := _problem(offer, offers[:index], namespaces):
                 raise ValueError(f"[{index}].{problem}")

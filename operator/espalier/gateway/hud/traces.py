@@ -138,7 +138,7 @@ class Traces:
         if model.namespace not in snapshot.namespaces:
             return None
         run = active_run(snapshot, model)
-        pod = next((p for p in snapshot.pods_of(model, "trainer") if p.ready), None)
+        pod = snapshot.ready_trainer(model)
         auth = self._services.auth
         if run is not None:
             name = model.beside(run.metadata.name)
@@ -219,7 +219,7 @@ class Traces:
             await asyncio.sleep(LOOK_SECONDS)
             snapshot = self._services.view.snapshot
             for model in sorted(snapshot.models):
-                if any(pod.ready for pod in snapshot.pods_of(model, "trainer")):
+                if snapshot.ready_trainer(model) is not None:
                     try:
                         await self.hand_over(model)
                     except RefusalError as error:

@@ -19,12 +19,11 @@ from espalier.gateway.context import HELD_SECONDS, Services
 from espalier.gateway.problems import not_ready
 from espalier.gateway.world.pod_addresses import Pod, Waiting, why_none_ready
 from espalier.gateway.world.turn import active_run
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.world import TRAINER, Id, Snapshot
 from espalier.kube.cluster import ClusterError
 from espalier.podclient import PodFaultError, read_answer
 from espalier.untrusted import UnreadableError, read_model
 
-TRAINER = "trainer"
 # Of one field of a run's status; all others are the operator's.
 STATUS_MANAGER = "espalier-gateway"
 ASK_SECONDS = 0.5
@@ -85,10 +84,9 @@ class Trainers:
             if _idle(active_run(snapshot, model)):
                 # What is there yet is on its way out.
                 return None
-            pods = snapshot.pods_of(model, TRAINER)
-            ready = next((pod for pod in pods if pod.ready), None)
-            waiting = why_none_ready(pods)
-            return ready or (waiting if waiting is not None and waiting.fault else None)
+            waiting = why_none_ready(snapshot.pods_of(model, TRAINER))
+            fault = waiting if waiting is not None and waiting.fault else None
+            return snapshot.ready_trainer(model) or fault
 
         found: Pod | Waiting | None = await self._services.view.wait_for(settled, seconds)
         if isinstance(found, Pod):

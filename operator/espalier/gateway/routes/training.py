@@ -37,10 +37,10 @@ from espalier.gateway.hud.delivery import (
 from espalier.gateway.hud.traces import Traces
 from espalier.gateway.problems import RefusalError, not_ready, with_remedy
 from espalier.gateway.routes.fresh_checkpoint import promotion
-from espalier.gateway.routes.trainer_lookup import TRAINER, Trainers
+from espalier.gateway.routes.trainer_lookup import Trainers
 from espalier.gateway.world.pod_addresses import Pod, Waiting, why_none_ready
 from espalier.gateway.world.turn import active_run, is_paused, live_term
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.world import TRAINER, Id, Snapshot
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
 

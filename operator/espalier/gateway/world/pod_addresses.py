@@ -45,12 +45,11 @@ class Pod:
 def read_pod(body: Mapping[str, Any]) -> Pod:
     """The pod as the gateway sees it, from its core/v1 body."""
     facts = pods.read_pod(body)
-    host = f"[{facts.ip}]" if ":" in facts.ip else facts.ip
     return Pod(
         name=facts.name,
         uid=facts.uid,
         role=facts.role,
-        address=f"{host}:{_port(body)}" if host else "",
+        address=f"{pods.url_host(facts.ip)}:{_port(body)}" if facts.ip else "",
         waiting=_waiting(facts),
     )
 

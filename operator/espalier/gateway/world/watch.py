@@ -13,6 +13,7 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
+from espalier.changes import Changes
 from espalier.core.manifests.labels import MODEL, ROLE
 from espalier.core.pods.pod_membership import identity_of
 from espalier.gateway.world.pod_addresses import read_pod
@@ -41,7 +42,7 @@ class View:
         self.snapshot = Snapshot(namespaces)
         self._cache = cache
         self._membership = Membership(cache)
-        self._changed = asyncio.Event()
+        self._changes = Changes()
         self._tables: dict[str, tuple[type[BaseModel], dict[Id, Any]]] = {
             "TrainableModel": (TrainableModel, self.snapshot.models),
             "CheckpointHead": (CheckpointHead, self.snapshot.heads),
@@ -59,7 +60,7 @@ class View:
         try:
             async with asyncio.timeout(seconds):
                 while (value := read(self.snapshot)) is None:
-                    await self._changed.wait()
+                    await self._changes.wait()
         except TimeoutError:
             return None
         return value
@@ -71,9 +72,7 @@ class View:
             self._update_pods(key, old, new)
         if key.kind in self._tables:
             self._update_object(key, new)
-        # Each change has its own event, so that a waiter that comes later waits for the next one.
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changes.announce()
 
     def _update_object(self, key: Key, new: Body | None) -> None:
         schema, table = self._tables[key.kind]

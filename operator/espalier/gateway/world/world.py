@@ -14,6 +14,8 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.gateway.world.pod_addresses import Pod
 
+TRAINER = "trainer"
+
 
 @dataclass(frozen=True, order=True)
 class Id:
@@ -56,6 +58,10 @@ class Snapshot:
         """The model's pods of a role, in the order of their names."""
         pods: Mapping[str, Pod] = self.pods.get(model, {})
         return [pods[name] for name in sorted(pods) if pods[name].role == role]
+
+    def ready_trainer(self, model: Id) -> Pod | None:
+        """The model's trainer pod that takes requests, if there is one."""
+        return next((pod for pod in self.pods_of(model, TRAINER) if pod.ready), None)
 
     def runs_of(self, model: Id) -> list[TrainingRun]:
         """The runs that name the model."""
