@@ -1,7 +1,8 @@
 """The options of ``espalier run create``: one for each field of a TrainingRun's spec.
 
 They are derived from the API type, so that a new field has its option at once. A field of a section
-is ``--<section>-<field>``, such as ``--loss-clip-high``; SHORT has those that are named otherwise.
+is ``--<section>-<field>``, such as ``--loss-clip-high``, or ``--<field>`` where the section is one
+of UNNAMED; SHORT has those that are named otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import annotated_types
 import typer
 from pydantic import BaseModel
-from pydantic.alias_generators import to_snake
 from pydantic.fields import FieldInfo
 
 from espalier.api.trainingrun import TrainingRunSpec
@@ -27,21 +27,26 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 # The command names the model and derives the driver. A pod's template belongs into a manifest.
 LEFT_OUT = frozenset({"modelRef", "driver", "runner"})
+# Sections whose fields say by themselves what they are of.
+UNNAMED = frozenset({"sampling", "taskset", "checkpoint"})
 SHORT: Mapping[Path, str] = {
     ("loss", "name"): "--loss",
-    ("sampling", "maxTokens"): "--max-tokens",
-    ("taskset", "seed"): "--seed",
-    ("taskset", "size"): "--size",
     ("taskset", "configMap", "name"): "--config-map",
     ("taskset", "reasoningGym", "dataset"): "--dataset",
+    ("taskset", "persistentVolumeClaim", "claimName"): "--claim",
+    ("taskset", "persistentVolumeClaim", "path"): "--claim-path",
 }
 
 
 @dataclass(frozen=True)
 class RunOption:
-    """An option and the field that it sets: ``path`` is below spec, in the manifest's words."""
+    """An option and the field that it sets.
+
+    ``path`` is below spec, in the manifest's words; ``names`` is the same in Python's.
+    """
 
     path: Path
+    names: Path
     type: Any
     required: bool
     help: str
@@ -51,13 +56,13 @@ class RunOption:
     @property
     def flag(self) -> str:
         """As it is typed."""
-        words = "-".join(to_snake(part) for part in self.path).replace("_", "-")
-        return SHORT.get(self.path, f"--{words}")
+        names = self.names[1:] if self.names[0] in UNNAMED else self.names
+        return SHORT.get(self.path, f"--{'-'.join(names)}".replace("_", "-"))
 
     @property
     def parameter(self) -> str:
         """The name of the command's argument."""
-        return "_".join(to_snake(part) for part in self.path)
+        return "_".join(self.names)
 
     @property
     def is_json(self) -> bool:
@@ -71,14 +76,21 @@ class RunOption:
         try:
             return json.loads(value)
         except ValueError as error:
-            raise CommandError(
-                f"{self.flag}: not JSON: {error}", "usage", 'Give {"KEY": VALUE}'
-            ) from error
+            detail = f"{self.flag} is not JSON: {error}"
+            raise CommandError(detail, "usage", 'Give {"KEY": VALUE}') from error
 
     def signature(self) -> inspect.Parameter:
         """The parameter that typer makes the option of."""
         kind = str if self.is_json else self.type
-        option = typer.Option(self.flag, help=self.help, min=self.least, max=self.most)
+        option = typer.Option(
+            self.flag,
+            help=self.help,
+            min=self.least,
+            max=self.most,
+            metavar="JSON" if self.is_json else None,
+            # A table of its own for each section keeps long names of one from crowding others.
+            rich_help_panel=f"spec.{self.path[0]}" if len(self.path) > 1 else None,
+        )
         return inspect.Parameter(
             self.parameter,
             inspect.Parameter.KEYWORD_ONLY,
@@ -116,25 +128,25 @@ def spec_of(options: list[tuple[RunOption, Any]]) -> dict[str, Any]:
     return spec
 
 
-def _options(
-    model: type[BaseModel], above: Path = (), *, needed: bool = True
-) -> Iterator[RunOption]:
+def _options(model: type[BaseModel], above: Path = (), names: Path = ()) -> Iterator[RunOption]:
     for name, field in model.model_fields.items():
         path = (*above, field.alias or name)
         kind = _bare(field.annotation)
-        if not above and path[0] in LEFT_OUT:
+        if path[0] in LEFT_OUT:
             continue
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _options(kind, path, needed=False)
+            yield from _options(kind, path, (*names, name))
         else:
-            yield _option(path, kind, field, required=needed and field.is_required())
+            yield _option(path, (*names, name), kind, field)
 
 
-def _option(path: Path, kind: Any, field: FieldInfo, *, required: bool) -> RunOption:
+def _option(path: Path, names: Path, kind: Any, field: FieldInfo) -> RunOption:
+    # A field that its section needs is needed only with the section.
+    required = field.is_required() and len(path) == 1
     bounds = field.metadata
     least = next((b.ge for b in bounds if isinstance(b, annotated_types.Ge)), None)
     most = next((b.le for b in bounds if isinstance(b, annotated_types.Le)), None)
-    return RunOption(path, kind, required, field.description or "", least, most)  # type: ignore[arg-type]
+    return RunOption(path, names, kind, required, field.description or "", least, most)  # type: ignore[arg-type]
 
 
 def _bare(annotation: Any) -> Any:
