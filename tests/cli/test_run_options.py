@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.run_options import LEFT_OUT, OPTIONS, RunOption, given, spec_of
 
 
@@ -63,5 +63,5 @@ def test_what_is_given_becomes_the_spec_and_nothing_else_does() -> None:
 
 
 def test_a_mapping_that_is_not_json_is_named() -> None:
-    with pytest.raises(CommandError, match="--chat-template-kwargs is not JSON"):
+    with pytest.raises(CliError, match="--chat-template-kwargs is not JSON"):
         spec_of(given({"sampling_chat_template_kwargs": "enable_thinking=false"}))

@@ -14,7 +14,7 @@ from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
 from espalier.local.layout import Layout, MappingError
 from espalier.local.pod_process import plan
-from espalier.sampler.settings import Settings as SamplerSettings
+from espalier.sampler.settings import SamplerSettings
 from espalier.trainer.settings import read_settings as read_trainer
 
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from espalier.environment import EnvironmentSettings, Port, SettingsError
-from espalier.runner.settings import Settings as RunnerSettings
+from espalier.runner.settings import RunnerSettings
 
 
 class Settings(EnvironmentSettings):
@@ -15,7 +15,10 @@ class Settings(EnvironmentSettings):
 
 
 def test_settings_are_the_variables_and_the_defaults() -> None:
-    assert Settings.read({"X_NAME": "a", "X_OTHER": "b"}).model_dump() == {"name": "a", "port": 80}
+    assert Settings.read({"X_NAME": "a", "X_OTHER": "b"}).model_dump() == {
+        "name": "a",
+        "port": 80,
+    }
     assert Settings.read({"X_NAME": "a", "X_PORT": "81"}).port == 81
 
 

@@ -17,13 +17,13 @@ from starlette.websockets import WebSocketDisconnect
 from espalier import identity
 from espalier.core.names import audience
 from espalier.sampler import guard
-from espalier.sampler.settings import Settings
+from espalier.sampler.settings import SamplerSettings
 
 KEYS: dict[identity.Subject, str] = {
     "operator": identity.generate_private_key(),
     "gateway": identity.generate_private_key(),
 }
-SETTINGS = Settings.read(
+SETTINGS = SamplerSettings.read(
     {
         "ESPALIER_MODEL": "arith",
         "ESPALIER_NAMESPACE": "default",

@@ -19,11 +19,11 @@ from tests.simulation.scripted import ScriptedImporter, ScriptedRollouts, Script
 from tests.simulation.weather import WATCH_LAG_SECONDS, Weather
 
 from espalier.controllers.process.replica import Ports, Replica, lease_key
-from espalier.controllers.process.settings import Settings
+from espalier.controllers.process.settings import OperatorSettings
 from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.kube.informer import InformerError
 from espalier.kube.lease import Election, LeadershipLostError
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 NAMESPACE = "default"
 SYSTEM = "espalier-system"
@@ -121,8 +121,8 @@ class World:
         replica = Replica(settings, ports, election, asyncio.Event())
         return replica, life.begin(replica.run())
 
-    def _settings(self, identity: str) -> Settings:
-        return Settings.read(
+    def _settings(self, identity: str) -> OperatorSettings:
+        return OperatorSettings.read(
             {
                 "POD_NAMESPACE": SYSTEM,
                 "POD_NAME": identity,
@@ -162,16 +162,16 @@ class World:
         """As ``kubectl apply`` would."""
         metadata = {"name": name, "namespace": NAMESPACE}
         await self.cluster.apply(kind, {"metadata": metadata, "spec": spec}, manager="kubectl")
-        self.laws.by_user(Key(kind, NAMESPACE, name))
+        self.laws.by_user(ObjectKey(kind, NAMESPACE, name))
 
     async def delete(self, kind: str, name: str) -> None:
-        key = Key(kind, NAMESPACE, name)
+        key = ObjectKey(kind, NAMESPACE, name)
         self.laws.deleted_by_user.add(key)
         await self.cluster.delete(key)
         self.laws.by_user(key)
 
     def get(self, kind: str, name: str) -> Body:
-        found = self.cluster.objects.get(Key(kind, NAMESPACE, name), {})
+        found = self.cluster.objects.get(ObjectKey(kind, NAMESPACE, name), {})
         return copy.deepcopy(found)
 
     def status(self, kind: str, name: str) -> Body:

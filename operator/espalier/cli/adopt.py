@@ -14,7 +14,7 @@ from typing import Any
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire import Commit
 from espalier.cli.checkpoint_export import export_pod, running
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.core.checkpoints.adoption import Adoption, plan
 from espalier.core.checkpoints.commits import checkpoint_body
@@ -85,7 +85,7 @@ def _here(volume: Path, arguments: Sequence[str]) -> str:
     command = [sys.executable, *_SURVEY, *arguments, "--volume", str(volume)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CommandError((done.stderr.strip().splitlines() or ["the survey failed"])[-1])
+        raise CliError((done.stderr.strip().splitlines() or ["the survey failed"])[-1])
     return done.stdout
 
 
@@ -107,7 +107,7 @@ def _pod_spec(kubectl: Kubectl, model: str) -> dict[str, Any]:
     ):
         if kubectl.exists(kind, name):
             return kubectl.pod_spec(kind, name)
-    raise CommandError(
+    raise CliError(
         f"{model} has neither a trainer nor an importer to tell the trainer's image",
         "usage",
         "Give --image, or --volume if the volume is mounted here",

@@ -14,7 +14,7 @@ import typer
 from espalier.api.checkpoint import Checkpoint
 from espalier.cli import checkpoint_export as files
 from espalier.cli.compare_checkpoints import Between, between
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.options import AsJson, Namespace, Token, Url, access, commands, kubectl, show
 from espalier.core import conditions
 
@@ -54,7 +54,7 @@ def diff(
     one, other = cluster.checkpoint(first), cluster.checkpoint(second)
     model, another = one.spec.model_ref.name, other.spec.model_ref.name
     if model != another:
-        raise CommandError(
+        raise CliError(
             f"{first} is of model {model} and {second} of {another}",
             "usage",
             "Name two checkpoints of one model",
@@ -107,7 +107,7 @@ def export(
     namespace: Namespace = None,
 ) -> None:
     """Write a checkpoint as PEFT and vLLM load it, or merged into a Hugging Face model."""
-    options = files.Options(output, merged, dtype, force)
+    options = files.ExportOptions(output, merged, dtype, force)
     if volume is not None:
         files.export_from_directory(volume, name, options)
     else:
@@ -127,7 +127,7 @@ def show_rollouts(
     """Print the rollouts that a checkpoint's step was trained on."""
     found = files.rollouts(kubectl(context, namespace), name)
     if not found:
-        raise CommandError(
+        raise CliError(
             f"{name} keeps no rollouts",
             "not_found",
             "It was imported, or made by a trainer that kept none yet",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.core.manifests.pod import VOLUME_PATH, Container, Mount, Requests, claim, pod_spec
 from espalier.core.names import trainer_name
@@ -32,7 +32,7 @@ _INSTALLED = ("securityContext", "imagePullSecrets")
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """What to write where."""
 
     output: Path
@@ -45,7 +45,7 @@ class Options:
         return ["--dtype", self.dtype, *(["--merged"] if self.merged else [])]
 
 
-def export(kubectl: Kubectl, name: str, options: Options) -> None:
+def export(kubectl: Kubectl, name: str, options: ExportOptions) -> None:
     """Exports from where the objects say that the files are, on this machine or in the cluster.
 
     Raises:
@@ -60,7 +60,9 @@ def export(kubectl: Kubectl, name: str, options: Options) -> None:
         export_from_directory(volume, checkpoint.spec.digest, options, *_base_name(model))
 
 
-def export_from_directory(volume: Path, checkpoint: str, options: Options, *base_name: str) -> None:
+def export_from_directory(
+    volume: Path, checkpoint: str, options: ExportOptions, *base_name: str
+) -> None:
     """Exports from a volume that is mounted here; the environment must hold torch.
 
     Raises:
@@ -79,15 +81,15 @@ def export_from_directory(volume: Path, checkpoint: str, options: Options, *base
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CommandError(_last_line(done.stderr))
+        raise CliError(_last_line(done.stderr))
 
 
 def _export_from_cluster(
-    kubectl: Kubectl, model: TrainableModel, digest: str, options: Options
+    kubectl: Kubectl, model: TrainableModel, digest: str, options: ExportOptions
 ) -> None:
     """Exports in a pod of the trainer's image beside the volume and streams the files here."""
     if options.output.exists() and not options.force:
-        raise CommandError(f"{options.output} exists: name another directory, or give --force")
+        raise CliError(f"{options.output} exists: name another directory, or give --force")
     trainer = kubectl.pod_spec("statefulsets.apps", trainer_name(model.metadata.name))
     pod = export_pod(model, trainer, f"{model.metadata.name}-export-{uuid.uuid4().hex[:8]}")
     with running(kubectl, pod) as started:
@@ -116,7 +118,7 @@ def _read_here(path: Path) -> str:
     try:
         return path.read_text()
     except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror}") from error
+        raise CliError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _read_in_cluster(kubectl: Kubectl, model: TrainableModel, path: str) -> str:
@@ -182,7 +184,7 @@ def _fetch(kubectl: Kubectl, pod: str, output: Path) -> None:
             shutil.rmtree(output)
         staged.rename(output)
     except tarfile.TarError as error:
-        raise CommandError(f"the files did not arrive whole: {error}; try again") from error
+        raise CliError(f"the files did not arrive whole: {error}; try again") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

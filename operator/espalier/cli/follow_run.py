@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from espalier.api.trainingrun import TrainingRun
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.run_progress import Standing, standing
 
 POLL_SECONDS = 2.0
@@ -40,9 +40,9 @@ def follow(
             if now.end == "Succeeded":
                 return now
             if now.end == "Stalled":
-                raise CommandError(f"{name} is Stalled, {now.reason}: {now.message}")
+                raise CliError(f"{name} is Stalled, {now.reason}: {now.message}")
             if time.monotonic() > ends_at:
-                raise CommandError(f"{name} has not ended within {timeout:.0f} s: {now.line()}")
+                raise CliError(f"{name} has not ended within {timeout:.0f} s: {now.line()}")
             time.sleep(POLL_SECONDS)
 
 

@@ -22,7 +22,7 @@ KIND = "CheckpointHead"
 PIN = "Pin"
 
 
-class ManifestError(Exception):
+class HeadManifestError(Exception):
     """The text is not what it must be; the message says what to do."""
 
 
@@ -57,7 +57,7 @@ class HeadManifest:
         wanted = copy.deepcopy(before)
         wanted[self.index]["spec"] |= {"mode": PIN, "checkpointRef": {"name": checkpoint}}
         if not _says(edited, wanted):
-            raise ManifestError(
+            raise HeadManifestError(
                 f"{self.name} cannot be edited in place: write mode and checkpointRef as plain "
                 "fields of its spec, without YAML anchors or aliases"
             )
@@ -82,7 +82,7 @@ def heads(text: str) -> list[HeadManifest]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(["spec", *(str(part) for part in first["loc"])])
-            raise ManifestError(
+            raise HeadManifestError(
                 f"{KIND} {metadata.get('name')}: {where}: {first['msg']}"
             ) from error
         name, namespace = str(metadata.get("name", "")), str(metadata.get("namespace", ""))
@@ -93,7 +93,7 @@ def heads(text: str) -> list[HeadManifest]:
 def _says(text: str, wanted: list[Any]) -> bool:
     try:
         return list(documents_of(text)) == wanted
-    except ManifestError:
+    except HeadManifestError:
         return False
 
 
@@ -102,7 +102,7 @@ def documents_of(text: str) -> Iterator[Any]:
     try:
         yield from yaml.safe_load_all(text)
     except yaml.YAMLError as error:
-        raise ManifestError(f"not YAML: {str(error).splitlines()[0]}") from error
+        raise HeadManifestError(f"not YAML: {str(error).splitlines()[0]}") from error
 
 
 _Edit = tuple[int, int, str]
@@ -113,7 +113,7 @@ def _edits(text: str, document: Any, checkpoint: str) -> Iterator[_Edit]:
     spec = _child(document, "spec")
     mode, reference = _child(spec, "mode"), _child(spec, "checkpointRef")
     if mode is None:
-        raise ManifestError("spec.mode is missing: it is Track or Pin")
+        raise HeadManifestError("spec.mode is missing: it is Track or Pin")
     yield mode.start_mark.index, mode.end_mark.index, PIN
     scalar = _scalar(checkpoint)
     if reference is not None:

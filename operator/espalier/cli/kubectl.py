@@ -16,7 +16,7 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.cli.failure import CommandError, Kind
+from espalier.cli.failure import CliError, Kind
 from espalier.core.manifests.labels import MODEL
 
 TIMEOUT_SECONDS = 60
@@ -74,7 +74,7 @@ class Kubectl:
         """The text under a key of a ConfigMap."""
         data: dict[str, str] = self._named("configmaps", name).get("data") or {}
         if key not in data:
-            raise CommandError(f"ConfigMap {name} has no key {key}; there are: {', '.join(data)}")
+            raise CliError(f"ConfigMap {name} has no key {key}; there are: {', '.join(data)}")
         return data[key]
 
     def pod_spec(self, kind: str, name: str) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Kubectl:
                 process.kill()
                 raise
         if process.returncode != 0:
-            raise CommandError(f"kubectl {arguments[0]} failed with {process.returncode}")
+            raise CliError(f"kubectl {arguments[0]} failed with {process.returncode}")
 
     def _scope(self) -> tuple[str, ...]:
         return ("--namespace", self._given) if self._given else ()
@@ -146,7 +146,7 @@ class Kubectl:
     def _named(self, kind: str, name: str, *, managed: bool = False) -> dict[str, Any]:
         try:
             return self._one(kind, name, managed=managed)
-        except CommandError as error:
+        except CliError as error:
             if error.kind == "not_found":
                 error.suggestion = self._nearest(kind, name)
             raise
@@ -191,12 +191,12 @@ def _kubectl(*arguments: str, stdin: str = "", seconds: float = TIMEOUT_SECONDS)
             check=False,
         )
     except FileNotFoundError as error:
-        raise CommandError("kubectl is not on the PATH: install it") from error
+        raise CliError("kubectl is not on the PATH: install it") from error
     except subprocess.TimeoutExpired as error:
-        raise CommandError(f"kubectl did not answer within {seconds:.0f} s") from error
+        raise CliError(f"kubectl did not answer within {seconds:.0f} s") from error
     if done.returncode != 0:
         said = done.stderr.strip() or f"kubectl {' '.join(arguments)} failed"
-        raise CommandError(said, next((kind for mark, kind in _KINDS if mark in said), "failure"))
+        raise CliError(said, next((kind for mark, kind in _KINDS if mark in said), "failure"))
     return done.stdout
 
 
@@ -204,7 +204,7 @@ def _parse(kind: type[_Object], content: dict[str, Any]) -> _Object:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise CommandError(
+        raise CliError(
             f"the cluster's {kind.__name__} is of another version of Espalier than this command: "
             f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
         ) from error

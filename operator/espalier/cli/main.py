@@ -21,7 +21,7 @@ from espalier.cli import (
 )
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.dev import dev
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.git import WorkingTree
 from espalier.cli.heldout_tasks import choose
 from espalier.cli.kubectl import Kubectl
@@ -79,7 +79,7 @@ def curve(
     found = lines(checkpoints, metric)
     if not found:
         known = sorted({m.name for c in checkpoints for m in c.status.metrics})
-        raise CommandError(
+        raise CliError(
             f"no checkpoint of {model} has {metric}; there are: {', '.join(known) or 'none'}"
         )
     title = f"{metric} of {model}"
@@ -88,7 +88,7 @@ def curve(
         try:
             as_png(found, title, png)
         except ModuleNotFoundError as error:
-            raise CommandError(
+            raise CliError(
                 f"--png draws with {error.name}, which is not installed",
                 "failure",
                 "Use pip install 'espalier[cli]': the krew plugin comes without it",

@@ -10,7 +10,7 @@ import typer
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel, Tree
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.cli.options import (
     AsJson,
@@ -74,7 +74,7 @@ def fork(
     origin, checkpoint = _origin(cluster, source)
     if cluster.exists("trainablemodels.espalier.dev", name):
         if not if_not_exists:
-            raise CommandError(
+            raise CliError(
                 f"model {name} exists", "conflict", "Take another name, or --if-not-exists"
             )
         show(as_json, {"name": name, "existed": True}, f"{name} exists")
@@ -136,7 +136,7 @@ def head(
     """Show a head, or move it."""
     cluster = kubectl(context, namespace)
     if set_ and track:
-        raise CommandError("--set and --track ask for two things", "usage", "Give one of them")
+        raise CliError("--set and --track ask for two things", "usage", "Give one of them")
     raw = cluster.raw(HEADS, name)
     if set_ or track:
         not_owned_by_git(raw)
@@ -270,8 +270,8 @@ def _follow(cluster: Kubectl, name: str, timeout: float) -> None:
         if seen and ready is not None and ready.status == "True":
             return
         if seen and conditions.is_true(head.status.conditions, conditions.STALLED):
-            raise CommandError(f"{name} is Stalled, {said}")
+            raise CliError(f"{name} is Stalled, {said}")
         if time.monotonic() > ends_at:
-            raise CommandError(f"{name} is not served within {timeout:.0f} s: {said}", "timeout")
+            raise CliError(f"{name} is not served within {timeout:.0f} s: {said}", "timeout")
         cluster.require_running()
         time.sleep(POLL_SECONDS)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from espalier.cli.dev_state import LocalObjects
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.runner.run_end import UserError, WaitError
 
@@ -92,15 +92,15 @@ class Commands(TyperGroup):
             raise typer.Exit(known.exit_code) from error
 
 
-def _known(error: Exception) -> CommandError | None:
+def _known(error: Exception) -> CliError | None:
     """The failure as one that a user can read; None for any other."""
     # The client's HTTP library takes longer to import than most commands take to run.
     from espalier.client import GatewayError  # noqa: PLC0415
 
-    if isinstance(error, CommandError):
+    if isinstance(error, CliError):
         return error
     readable = isinstance(error, (GatewayError, UserError, WaitError))
-    return CommandError(str(error)) if readable else None
+    return CliError(str(error)) if readable else None
 
 
 def commands(help_: str) -> typer.Typer:
@@ -129,9 +129,9 @@ def confirm(question: str, *, yes: bool, dry_run: bool) -> None:
     if yes or dry_run:
         return
     if not sys.stdin.isatty():
-        raise CommandError(f"{question} needs a yes", "usage", "Give --yes, or --dry-run to look")
+        raise CliError(f"{question} needs a yes", "usage", "Give --yes, or --dry-run to look")
     if not typer.confirm(question):
-        raise CommandError("nothing was changed")
+        raise CliError("nothing was changed")
 
 
 def access(url: str, token: str) -> Access:
@@ -141,12 +141,12 @@ def access(url: str, token: str) -> Access:
         CommandError: one of them is not known.
     """
     if not url:
-        raise CommandError(
+        raise CliError(
             "where is the gateway? Set ESPALIER_GATEWAY_URL or --url, for example after "
             "kubectl -n espalier-system port-forward service/espalier-gateway 8000:80"
         )
     if not token:
-        raise CommandError(
+        raise CliError(
             "who asks? Set ESPALIER_TOKEN or --token, for example to $(kubectl create token NAME)"
         )
     return Access(url, token)

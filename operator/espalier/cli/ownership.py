@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.core.gitowner import REQUESTED_BY, git_owner
 
 
@@ -32,7 +32,7 @@ def not_owned_by_git(body: Mapping[str, Any]) -> None:
     """
     owner = git_owner(body["metadata"])
     if owner is not None:
-        raise CommandError(
+        raise CliError(
             f"Git owns {body['kind']} {body['metadata']['name']} through {owner}, which would undo "
             "this edit",
             "conflict",

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Protocol
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.git import PushRejectedError, WorkingTree
-from espalier.cli.head_manifest import HeadManifest, ManifestError, heads
+from espalier.cli.head_manifest import HeadManifest, HeadManifestError, heads
 from espalier.core.head import promotion
 from espalier.core.lineage import measurements
 
 ATTEMPTS = 5
 
 
-class Checkpoints(Protocol):
+class CheckpointReader(Protocol):
     """Reads the Checkpoints of a namespace."""
 
     def checkpoint(self, name: str) -> Checkpoint:
@@ -32,7 +32,7 @@ class Checkpoints(Protocol):
 
 
 # Of the namespace that a manifest declares; empty when it leaves that to whoever applies it.
-Namespaces = Callable[[str], Checkpoints]
+Namespaces = Callable[[str], CheckpointReader]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def promote(tree: WorkingTree, namespaces: Namespaces, wish: Wish, *, push: bool
             tree.update(upstream)
         else:
             return replace(outcome, pushed=True)
-    raise CommandError(
+    raise CliError(
         f"{upstream.tracking} moved {ATTEMPTS} times meanwhile: nothing was promoted; try again"
     )
 
@@ -89,7 +89,7 @@ def _attempt(
     """
     path, manifest = _find(tree, wish)
     if seen is not None and manifest.pin != seen:
-        raise CommandError(
+        raise CliError(
             f"meanwhile {manifest.name} was {_held(manifest)} by someone else: nothing was "
             "committed; promote again to replace that"
         )
@@ -109,14 +109,14 @@ def _find(tree: WorkingTree, wish: Wish) -> tuple[Path, HeadManifest]:
     if len(found) == 1:
         path, manifest = found[0]
         if tree.is_edited(path):
-            raise CommandError(f"{path} has changes that are not committed: commit or stash them")
+            raise CliError(f"{path} has changes that are not committed: commit or stash them")
         return path, manifest
     what = f"CheckpointHead {wish.head}" if wish.head else "CheckpointHead"
     if not found:
         where = wish.path or f"the YAML files of {tree.path}"
-        raise CommandError(f"there is no {what} in {where}: name the file with --path")
+        raise CliError(f"there is no {what} in {where}: name the file with --path")
     listed = ", ".join(f"{manifest.name} in {path}" for path, manifest in found)
-    raise CommandError(f"there are several: {listed}. Choose with --head or --path")
+    raise CliError(f"there are several: {listed}. Choose with --head or --path")
 
 
 def _read(tree: WorkingTree, path: Path, *, explicit: bool) -> list[HeadManifest]:
@@ -125,23 +125,23 @@ def _read(tree: WorkingTree, path: Path, *, explicit: bool) -> list[HeadManifest
         # As bytes: Python would turn the line ends of other systems into its own.
         return heads(file.read_bytes().decode())
     except FileNotFoundError as error:
-        raise CommandError(f"{path} is not in {tree.path}") from error
-    except (ManifestError, UnicodeDecodeError) as error:
+        raise CliError(f"{path} is not in {tree.path}") from error
+    except (HeadManifestError, UnicodeDecodeError) as error:
         if explicit:
-            raise CommandError(f"{path}: {error}") from error
+            raise CliError(f"{path}: {error}") from error
         # Templates and other people's files are no business of ours.
         return []
 
 
-def _choose(known: Checkpoints, manifest: HeadManifest, name: str) -> Checkpoint:
+def _choose(known: CheckpointReader, manifest: HeadManifest, name: str) -> Checkpoint:
     try:
         if not name:
             model = manifest.spec.model_ref.name
             return promotion.newest(manifest.spec, known.checkpoints(model))
         chosen = known.checkpoint(name)
         promotion.check(manifest.spec, chosen)
-    except promotion.RefusedError as error:
-        raise CommandError(f"{manifest.name}: {error}") from error
+    except promotion.PromotionRefusedError as error:
+        raise CliError(f"{manifest.name}: {error}") from error
     return chosen
 
 
@@ -152,13 +152,13 @@ def _commit(tree: WorkingTree, path: Path, manifest: HeadManifest, checkpoint: C
         return ""
     try:
         text = manifest.pinned(name)
-    except ManifestError as error:
-        raise CommandError(f"{path}: {error}") from error
+    except HeadManifestError as error:
+        raise CliError(f"{path}: {error}") from error
     file = tree.path / path
     file.write_bytes(text.encode())
     try:
         return tree.commit(path, message(manifest, checkpoint))
-    except CommandError:
+    except CliError:
         file.write_bytes(manifest.text.encode())
         raise
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from espalier.api.run.taskset import SOURCES
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.options import AsJson, DryRun, Namespace, Yes, commands, confirm, kubectl, show
 from espalier.cli.ownership import not_owned_by_git
 from espalier.cli.run_options import RunOption, given, spec_of, with_run_options
@@ -61,18 +61,18 @@ def _spec(options: list[tuple[RunOption, Any]]) -> dict[str, Any]:
         several = " and ".join(
             next(flag for path, flag in flags.items() if source in path) for source in sources
         )
-        raise CommandError(f"{several} name two tasksets", "usage", "Give one")
+        raise CliError(f"{several} name two tasksets", "usage", "Give one")
     if not sources:
         unused = [f for path, f in flags.items() if path[0] in ("groupsPerStep", "taskset")]
         if unused:
-            raise CommandError(
+            raise CliError(
                 f"{', '.join(unused)}: a run without a taskset has no tasks to count",
                 "usage",
                 "Name one with --config-map or --dataset, or leave these out: your script chooses",
             )
         return {"driver": "Client", **spec}
     if "learningRate" not in spec:
-        raise CommandError("the runner needs --learning-rate", "usage", 'Give one, such as "1e-5"')
+        raise CliError("the runner needs --learning-rate", "usage", 'Give one, such as "1e-5"')
     spec["loss"] = {"name": "importance_sampling", **spec.get("loss", {})}
     spec["taskset"] = {"seed": 1, **spec["taskset"]}
     return {"driver": "Runner", **spec}
@@ -94,7 +94,7 @@ def logs(
     owner = f"{RUN}={name}" if of == "runner" else f"{MODEL}={run.spec.model_ref.name}"
     select = ("--selector", f"{owner},{ROLE}={of}")
     if not cluster.call("get", "pods", *select, "-o", "name").strip():
-        raise CommandError(
+        raise CliError(
             f"run {name} has no {of} pod now", "not_found", f"espalier run why {name} says why"
         )
     options = ("--all-containers", "--prefix", f"--tail={tail}", *(("-f",) if follow else ()))

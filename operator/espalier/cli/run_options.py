@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 
 Path = tuple[str, ...]
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -77,7 +77,7 @@ class RunOption:
             return json.loads(value)
         except ValueError as error:
             detail = f"{self.flag} is not JSON: {error}"
-            raise CommandError(detail, "usage", 'Give {"KEY": VALUE}') from error
+            raise CliError(detail, "usage", 'Give {"KEY": VALUE}') from error
 
     def signature(self) -> inspect.Parameter:
         """The parameter that typer makes the option of."""

@@ -19,7 +19,7 @@ from espalier.cli.options import (
     kubectl,
     show,
 )
-from espalier.cli.run_tasks import Declared, declared, opened
+from espalier.cli.run_tasks import RunManifest, declared, opened
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
 
@@ -85,7 +85,7 @@ def calibrate_command(
 
 
 async def _calibrate(
-    access: Access, slug: str, wanted: Declared, tasks: Tasks, *, groups: int, checkpoint: str
+    access: Access, slug: str, wanted: RunManifest, tasks: Tasks, *, groups: int, checkpoint: str
 ) -> Calibration:
     from espalier.cli.gateway_commands import PATIENCE  # noqa: PLC0415
     from espalier.client import GatewayClient  # noqa: PLC0415

@@ -21,7 +21,7 @@ from espalier.controllers.peers.sampler_client import RolloutClient
 from espalier.controllers.peers.trainer_client import TrainerClient
 from espalier.controllers.process.preflight import Preflight
 from espalier.controllers.process.replica import Ports, Replica, lease_key
-from espalier.controllers.process.settings import Settings
+from espalier.controllers.process.settings import OperatorSettings
 from espalier.controllers.process.signing_key import SigningKeyError
 from espalier.controllers.process.triggers import WATCHED
 from espalier.environment import SettingsError
@@ -49,10 +49,10 @@ YOUNG_OBJECTS = 5000
 EXPECTED = (LeadershipLostError, SigningKeyError, InformerError)
 
 
-class Process:
+class OperatorProcess:
     """One replica as a process of the operating system."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: OperatorSettings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
         self._replica: Replica | None = None
@@ -175,12 +175,12 @@ def main() -> int:
     process.configure_logs()
     _collect_seldom()
     try:
-        settings = Settings.read(os.environ)
+        settings = OperatorSettings.read(os.environ)
     except SettingsError as error:
         logger.error("%s", error)
         return USER_MISTAKE
     try:
-        asyncio.run(Process(settings).run())
+        asyncio.run(OperatorProcess(settings).run())
     except EXPECTED as error:
         logger.error("%s", error)
         return FAULT

@@ -20,15 +20,15 @@ from espalier.environment import SettingsError
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.context import Services
-from espalier.gateway.settings import Settings
-from espalier.gateway.world.watch import CHILDREN, WATCHED, View
+from espalier.gateway.context import Context
+from espalier.gateway.settings import GatewaySettings
+from espalier.gateway.world.watch import CHILDREN, WATCHED, WorldWatch
 from espalier.identity import GATEWAY_KEY_SECRET, PRIVATE_KEY_FIELD
 from espalier.kube import informer
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 from espalier.kube.probes import HealthServer
 from espalier.podclient import pod_session
 
@@ -69,7 +69,7 @@ async def load_signing_key(cluster: Cluster, namespace: str, tokens: TokenIssuer
     """Waits for the operator's Secret; ``/readyz`` names it as long as it is missing."""
     while True:
         try:
-            secret = await cluster.get(Key("Secret", namespace, GATEWAY_KEY_SECRET))
+            secret = await cluster.get(ObjectKey("Secret", namespace, GATEWAY_KEY_SECRET))
             if secret is not None:
                 tokens.use(base64.b64decode(secret["data"][PRIVATE_KEY_FIELD]).decode())
                 return
@@ -78,7 +78,7 @@ async def load_signing_key(cluster: Cluster, namespace: str, tokens: TokenIssuer
         await asyncio.sleep(KEY_RETRY_SECONDS)
 
 
-async def run(settings: Settings, cluster: KubernetesCluster) -> None:
+async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
     """Serves until SIGTERM or SIGINT, or until the watch fails."""
     cache = Cache()
     tokens = TokenIssuer()
@@ -87,8 +87,8 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
     kinds = {kind: MANAGED if kind in CHILDREN else {} for kind in WATCHED}
     watching = informer.InformerSettings(settings.namespaces, kinds)
     async with pod_session() as session:
-        services = Services(
-            View(cache, settings.namespaces),
+        context = Context(
+            WorldWatch(cache, settings.namespaces),
             cluster,
             Authenticator(cluster),
             tokens,
@@ -96,7 +96,7 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
             settings.offers,
         )
         runner = web.AppRunner(
-            make_app(services, readiness.unready),
+            make_app(context, readiness.unready),
             shutdown_timeout=DRAIN_SECONDS,
             **SERVER,
         )
@@ -141,7 +141,7 @@ async def _until_signal(watch: asyncio.Task[None], synced: asyncio.Event) -> Non
 
 async def main() -> None:
     """Connects and runs."""
-    settings = Settings.read(os.environ)
+    settings = GatewaySettings.read(os.environ)
     async with (
         await KubernetesCluster.connect() as cluster,
         HealthServer(settings.metrics_port, live={}, ready={}),

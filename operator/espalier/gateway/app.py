@@ -13,19 +13,24 @@ from typing import Any
 from aiohttp import web
 
 from espalier.gateway import prometheus
+from espalier.gateway.access.callers import Callers
+from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_limits import Admission
-from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Services
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Context
 from espalier.gateway.hud.delivery import COMMANDS, is_unkeyed
+from espalier.gateway.hud.fork import Forks
 from espalier.gateway.hud.models import PlatformRoutes
-from espalier.gateway.hud.trace_outbox import Outbox
-from espalier.gateway.hud.traces import Traces
+from espalier.gateway.hud.set_head import HeadMoves
+from espalier.gateway.hud.trace_outbox import TraceOutbox
+from espalier.gateway.hud.traces import TraceRoutes
 from espalier.gateway.problems import RefusalError, respond
-from espalier.gateway.routes.completions import Completions
-from espalier.gateway.routes.openai_models import Catalogue
-from espalier.gateway.routes.runs import Runs
-from espalier.gateway.routes.training import READS, Train
-from espalier.gateway.world.watch import View
+from espalier.gateway.routes.completions import CompletionRoutes
+from espalier.gateway.routes.openai_models import OpenAIModelRoutes
+from espalier.gateway.routes.runs import RunRoutes
+from espalier.gateway.routes.trainer_lookup import TrainerLookup
+from espalier.gateway.routes.training import READS, TrainingRoutes
+from espalier.gateway.world.watch import WorldWatch
 from espalier.podclient import PodFaultError
 
 CLIENT_GONE = 499
@@ -41,7 +46,7 @@ SERVER: dict[str, Any] = {
     "access_log": None,
 }
 
-_VIEW = web.AppKey("view", View)
+_WATCH = web.AppKey("watch", WorldWatch)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -51,35 +56,53 @@ _QUIET = frozenset({"/healthz", "/readyz"})
 
 
 def make_app(
-    services: Services, unready: Callable[[], str], outbox: Outbox | None = None
+    context: Context, unready: Callable[[], str], outbox: TraceOutbox | None = None
 ) -> web.Application:
     """The application.
 
     Args:
-        services: what the handlers need.
+        context: what the handlers use.
         unready: why this replica takes no requests now; empty when it does.
         outbox: of traces that no trainer keeps yet; one of its own if none is given.
     """
-    admission = Admission(services.rooms.bodies)
+    watch, auth, cluster = context.watch, context.auth, context.cluster
+    admission = Admission(context.budgets.bodies)
     app = web.Application(middlewares=[_observe, _refuse, admission.admit])
     app.on_response_prepare.append(_name)
-    app[_VIEW] = services.view
-    traces = Traces(services, Outbox() if outbox is None else outbox)
-    completions, train = Completions(services, traces), Train(services, traces)
+    app[_WATCH] = watch
+    callers = Callers(watch, auth, context.offers)
+    pods = PodCalls(context.session, context.tokens, context.budgets.answers)
+    traces = TraceRoutes(callers, watch, auth, pods, TraceOutbox() if outbox is None else outbox)
+    completions = CompletionRoutes(callers, watch, auth, pods, traces)
+    training = TrainingRoutes(
+        callers=callers,
+        watch=watch,
+        auth=auth,
+        pods=pods,
+        traces=traces,
+        trainers=TrainerLookup(watch, cluster, context.tokens, context.session),
+    )
     # Without /v1 too, as HUD's client calls its gateway.
     for prefix in ("/v1", ""):
         app.router.add_post(f"{prefix}/completions", completions.handle)
         app.router.add_post(f"{prefix}/chat/completions", completions.handle)
-    catalogue = Catalogue(services)
-    app.router.add_get("/v1/models", catalogue.list)
+    models = OpenAIModelRoutes(callers, watch, auth)
+    app.router.add_get("/v1/models", models.list)
     for model in ("/v1/models/{slug}", "/v1/models/{namespace}/{slug}"):
-        app.router.add_get(model, catalogue.get)
-    app.router.add_get("/v1/runs/{namespace}/{name}", Runs(services).get)
-    PlatformRoutes(services).add_to(app.router)
+        app.router.add_get(model, models.get)
+    app.router.add_get("/v1/runs/{namespace}/{name}", RunRoutes(callers, watch, auth).get)
+    PlatformRoutes(
+        callers=callers,
+        watch=watch,
+        auth=auth,
+        offers=context.offers,
+        forks=Forks(watch, cluster, auth),
+        moves=HeadMoves(watch, cluster),
+    ).add_to(app.router)
     traces.add_to(app.router)
     for prefix in ("/v1/models/{slug}/train", "/v1/models/{namespace}/{slug}/train"):
-        app.router.add_post(f"{prefix}/{{command:{'|'.join(sorted(COMMANDS))}}}", train.handle)
-        app.router.add_get(f"{prefix}/{{command:{'|'.join(sorted(READS))}}}", train.handle)
+        app.router.add_post(f"{prefix}/{{command:{'|'.join(sorted(COMMANDS))}}}", training.handle)
+        app.router.add_get(f"{prefix}/{{command:{'|'.join(sorted(READS))}}}", training.handle)
 
     async def ready(_: web.Request) -> web.Response:
         why = unready()
@@ -147,7 +170,7 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         found = _of_http(request, error)
     except PodFaultError as fault:
-        found = refusal_of(request.app[_VIEW].snapshot, fault)
+        found = refusal_of(request.app[_WATCH].world, fault)
     except (asyncio.CancelledError, ConnectionResetError):
         raise
     except Exception:

@@ -13,7 +13,7 @@ from espalier.gateway.access.offers import VARIABLE as BASES
 from espalier.gateway.access.offers import Offers
 
 
-class Settings(EnvironmentSettings):
+class GatewaySettings(EnvironmentSettings):
     """Where the gateway runs, which namespaces it serves, and which bases it offers."""
 
     namespace: str = Field(

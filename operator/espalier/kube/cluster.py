@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 MANAGER = "espalier"
 STATUS_MANAGER = "espalier-status"
@@ -60,7 +60,7 @@ class TokenReviewResult:
 class Cluster(Protocol):
     """What Espalier asks of an API server. Every call raises ClusterError when it fails."""
 
-    async def get(self, key: Key) -> Body | None:
+    async def get(self, key: ObjectKey) -> Body | None:
         """The live object, or None if it does not exist."""
 
     async def list(
@@ -105,7 +105,7 @@ class Cluster(Protocol):
         """Replace the object at its ``resourceVersion``; 409 if another writer was faster."""
 
     async def delete(
-        self, key: Key, *, propagation: Propagation = "Background", uid: str | None = None
+        self, key: ObjectKey, *, propagation: Propagation = "Background", uid: str | None = None
     ) -> None:
         """Delete the object (only the one of this uid, if given); one that is gone is fine."""
 

@@ -41,7 +41,7 @@ async def load_configuration() -> Configuration:
     return configuration
 
 
-class Transport:
+class ApiServerTransport:
     """One connection pool, timeouts on every call, tokens re-read."""
 
     def __init__(self, configuration: Configuration) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from espalier.kube import queue_metrics
 from espalier.kube.cluster import HTTP_FORBIDDEN, Cluster, ClusterError
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Election:
     def __init__(
         self,
         cluster: Cluster,
-        lease: Key,
+        lease: ObjectKey,
         identity: str,
         timing: LeaseTiming | None = None,
         *,

@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable
 from espalier.backoff import Backoff
 from espalier.kube import queue_metrics
 from espalier.kube.cluster import ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 logger = logging.getLogger(__name__)
 
-Reconcile = Callable[[Key], Awaitable[float | None]]
+Reconcile = Callable[[ObjectKey], Awaitable[float | None]]
 
 
 class WorkQueue:
@@ -30,14 +30,14 @@ class WorkQueue:
         self._reconcile = reconcile
         self._workers = workers
         self._backoff = backoff or Backoff()
-        self._ready: asyncio.Queue[Key | None] = asyncio.Queue()
-        self._waiting: dict[Key, float] = {}
-        self._running: dict[Key, float] = {}
-        self._dirty: set[Key] = set()
-        self._failures: dict[Key, int] = {}
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._ready: asyncio.Queue[ObjectKey | None] = asyncio.Queue()
+        self._waiting: dict[ObjectKey, float] = {}
+        self._running: dict[ObjectKey, float] = {}
+        self._dirty: set[ObjectKey] = set()
+        self._failures: dict[ObjectKey, int] = {}
+        self._timers: dict[ObjectKey, asyncio.TimerHandle] = {}
 
-    def add(self, key: Key) -> None:
+    def add(self, key: ObjectKey) -> None:
         """Run the key as soon as a worker is free; once, however often it is added before that."""
         if key in self._running:
             self._dirty.add(key)
@@ -47,7 +47,7 @@ class WorkQueue:
             self._ready.put_nowait(key)
             queue_metrics.QUEUE_DEPTH.set(len(self._waiting))
 
-    def add_after(self, key: Key, seconds: float) -> None:
+    def add_after(self, key: ObjectKey, seconds: float) -> None:
         """Run the key in this many seconds; of several delays the shortest counts."""
         loop = asyncio.get_running_loop()
         pending = self._timers.get(key)
@@ -89,7 +89,7 @@ class WorkQueue:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    def _fire(self, key: Key) -> None:
+    def _fire(self, key: ObjectKey) -> None:
         del self._timers[key]
         self.add(key)
 
@@ -110,7 +110,7 @@ class WorkQueue:
             # the lease is to be renewed all the same.
             await asyncio.sleep(0)
 
-    async def _run_once(self, key: Key) -> None:
+    async def _run_once(self, key: ObjectKey) -> None:
         clock, result = asyncio.get_running_loop().time, "success"
         begun = clock()
         try:

@@ -19,7 +19,7 @@ from espalier.api.exit_codes import USER_MISTAKE
 from espalier.backoff import Backoff
 from espalier.core.manifests.labels import ROLE
 from espalier.core.manifests.pod import PORT
-from espalier.kube.objects import Body, Key, controlled_by, key_of
+from espalier.kube.objects import Body, ObjectKey, controlled_by, key_of
 from espalier.local import free_memory
 from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.memory_apiserver import MemoryCluster
@@ -74,7 +74,7 @@ class Kubelet:
         self._session = session
         self._now = now
         self._room = room or free_memory.of_this_machine()
-        self._pods: dict[Key, _Pod] = {}
+        self._pods: dict[ObjectKey, _Pod] = {}
         network, self._claim = _claimed_network()
         self._addresses = (f"127.{network}.{n // 250}.{n % 250 + 1}" for n in itertools.count())
 
@@ -95,11 +95,11 @@ class Kubelet:
                 await asyncio.to_thread(self._layout.forget_temporary, key.name)
 
     async def _look(self) -> None:
-        wanted: dict[Key, Body] = {}
+        wanted: dict[ObjectKey, Body] = {}
         for owner in [b for key, b in self._cluster.objects.items() if key.kind in OWNERS]:
             for number in range(_replicas(owner)):
                 name = f"{owner['metadata']['name']}-{number}"
-                wanted[Key("Pod", owner["metadata"]["namespace"], name)] = owner
+                wanted[ObjectKey("Pod", owner["metadata"]["namespace"], name)] = owner
         for key in [key for key in self._pods if key not in wanted]:
             await self._remove(key)
         for key, owner in wanted.items():
@@ -111,7 +111,7 @@ class Kubelet:
                 pod = await self._add(key, owner)
             await self._advance(key, pod, owner)
 
-    async def _add(self, key: Key, owner: Body) -> _Pod:
+    async def _add(self, key: ObjectKey, owner: Body) -> _Pod:
         template = owner["spec"]["template"]
         controller = await self._replica_set(owner) if owner["kind"] == "Deployment" else owner
         body = {
@@ -132,7 +132,7 @@ class Kubelet:
     async def _replica_set(self, deployment: Body) -> Body:
         """What stands between a Deployment and its pods; the same one for all of its templates."""
         metadata = deployment["metadata"]
-        key = Key("ReplicaSet", metadata["namespace"], metadata["name"])
+        key = ObjectKey("ReplicaSet", metadata["namespace"], metadata["name"])
         body = {
             "metadata": {
                 "name": key.name,
@@ -145,14 +145,14 @@ class Kubelet:
         await self._cluster.create("ReplicaSet", body)
         return self._cluster.objects[key]
 
-    async def _remove(self, key: Key) -> None:
+    async def _remove(self, key: ObjectKey) -> None:
         pod = self._pods.pop(key)
         if pod.running is not None:
             await pod.running.stop()
         await asyncio.to_thread(self._layout.forget_temporary, key.name)
         await self._cluster.delete(key)
 
-    async def _advance(self, key: Key, pod: _Pod, owner: Body) -> None:
+    async def _advance(self, key: ObjectKey, pod: _Pod, owner: Body) -> None:
         role = pod.role
         if pod.running is not None and pod.running.code is not None:
             pod.ended = (pod.running.code, pod.running.message, self._now())
@@ -171,7 +171,7 @@ class Kubelet:
             pod.ready = pod.started and (not serves or await self._serves(pod))
         self._show(key, pod)
 
-    async def _start(self, key: Key, pod: _Pod, role: str) -> None:
+    async def _start(self, key: ObjectKey, pod: _Pod, role: str) -> None:
         pod.unschedulable = self._shortage(pod)
         if pod.unschedulable:
             pod.resting_until = _clock() + RESTART.first
@@ -239,7 +239,7 @@ class Kubelet:
         except (aiohttp.ClientError, TimeoutError, PodFaultError):
             return False
 
-    def _show(self, key: Key, pod: _Pod) -> None:
+    def _show(self, key: ObjectKey, pod: _Pod) -> None:
         """The pod's status as a kubelet words it."""
         container: Body = {
             "name": pod.template["spec"]["containers"][0]["name"],

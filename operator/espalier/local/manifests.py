@@ -15,7 +15,7 @@ from espalier.api.checkpointhead import CheckpointHeadSpec
 from espalier.api.meta import API_VERSION
 from espalier.api.trainablemodel import TrainableModelSpec
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 from espalier.local.admission import refusals
 from espalier.local.layout import NAMESPACE
 
@@ -39,7 +39,7 @@ class Manifests:
     ignored: tuple[str, ...]
 
 
-def read(directory: Path, stored: Mapping[Key, Body]) -> Manifests:
+def read(directory: Path, stored: Mapping[ObjectKey, Body]) -> Manifests:
     """The manifests of a directory: those its kustomization lists, else every ``*.yaml``.
 
     Args:
@@ -112,13 +112,13 @@ def _documents(file: Path) -> list[Body]:
     return documents
 
 
-def _checked(file: Path, body: Body, stored: Mapping[Key, Body]) -> Body:
+def _checked(file: Path, body: Body, stored: Mapping[ObjectKey, Body]) -> Body:
     kind, metadata = body["kind"], {"namespace": NAMESPACE, **body["metadata"]}
     if kind in SPECS:
         what = f"{file}: {kind} {metadata['name']}"
         if body.get("apiVersion") != API_VERSION:
             raise ManifestError(f"{what}: apiVersion must be {API_VERSION}")
-        old = stored.get(Key(kind, metadata["namespace"], str(metadata["name"])))
+        old = stored.get(ObjectKey(kind, metadata["namespace"], str(metadata["name"])))
         if problem := _problem(body, old):
             raise ManifestError(f"{what}: {problem}")
     return {**body, "metadata": metadata}

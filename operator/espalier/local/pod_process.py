@@ -31,7 +31,7 @@ COPIED = "/models/."
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProcessPlan:
     """How a pod runs on this machine: directories to copy first, command, environment."""
 
     copies: tuple[tuple[Path, Path], ...]
@@ -49,7 +49,7 @@ def plan(
     address: str,
     layout: Layout,
     config: dict[str, dict[str, str]],
-) -> Plan:
+) -> ProcessPlan:
     """The plan of a pod of a role, with the uid that it is known by, at a loopback address.
 
     Raises:
@@ -72,7 +72,7 @@ def plan(
         # A download is kept for every model and every start.
         "HF_HOME": os.environ.get("HF_HOME", str(Path.home() / ".cache" / "huggingface")),
     }
-    return Plan(
+    return ProcessPlan(
         copies=tuple(_copy(init, layout, mounts) for init in spec.get("initContainers", ())),
         # The interpreter is this machine's, wherever it lies; what it is given is the pod's.
         command=(sys.executable, *(_moved(part, mounts) for part in command[1:])),
@@ -144,7 +144,7 @@ class Running:
         self._begins = begins
 
     @classmethod
-    async def start(cls, planned: Plan, log: Path) -> Running:
+    async def start(cls, planned: ProcessPlan, log: Path) -> Running:
         """Copies what must be there first, then starts the process in a session of its own."""
         for source, target in planned.copies:
             await asyncio.to_thread(shutil.copytree, source, target, dirs_exist_ok=True)

@@ -24,8 +24,8 @@ from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.context import Services
-from espalier.gateway.world.watch import View
+from espalier.gateway.context import Context
+from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, key_of
 from espalier.local.kubelet import Kubelet
@@ -43,7 +43,7 @@ MANAGER = "kubectl"
 
 
 @dataclass(frozen=True)
-class Options:
+class DevOptions:
     """What to run.
 
     Attributes:
@@ -59,7 +59,7 @@ class Options:
     say: Callable[[str], None]
 
 
-async def run(options: Options) -> None:
+async def run(options: DevOptions) -> None:
     """Until SIGINT, SIGTERM or, as when a terminal is closed, SIGHUP.
 
     Raises:
@@ -72,7 +72,7 @@ async def run(options: Options) -> None:
         await _run(options)
 
 
-async def _run(options: Options) -> None:
+async def _run(options: DevOptions) -> None:
     # Before they are read: what is edited from now on counts as an edit.
     seen = fingerprint(options.directory)
     kept = _kept(options.layout.objects)
@@ -118,7 +118,7 @@ async def _run(options: Options) -> None:
 
 
 @asynccontextmanager
-async def _gateway(options: Options, cluster: MemoryCluster) -> AsyncIterator[str]:
+async def _gateway(options: DevOptions, cluster: MemoryCluster) -> AsyncIterator[str]:
     """Serves the gateway; its signing key."""
     private_key = options.layout.private_key("gateway", identity.generate_private_key)
     tokens = TokenIssuer()
@@ -126,8 +126,8 @@ async def _gateway(options: Options, cluster: MemoryCluster) -> AsyncIterator[st
     cache = Cache()
     cluster.feed(cache)
     async with pod_session() as session:
-        view = View(cache, (NAMESPACE,))
-        services = Services(view, cluster, Authenticator(cluster), tokens, session)
+        view = WorldWatch(cache, (NAMESPACE,))
+        services = Context(view, cluster, Authenticator(cluster), tokens, session)
         runner = web.AppRunner(
             make_app(services, lambda: ""),
             shutdown_timeout=1.0,
@@ -159,7 +159,7 @@ async def _apply(cluster: MemoryCluster, manifests: Manifests, say: Callable[[st
 
 
 async def _follow(
-    options: Options,
+    options: DevOptions,
     cluster: MemoryCluster,
     stop: asyncio.Event,
     seen: frozenset[tuple[Path, int, int, int]],
@@ -184,7 +184,7 @@ async def _follow(
     _keep(cluster, options.layout.objects)
 
 
-async def _report(options: Options, cluster: MemoryCluster, stop: asyncio.Event) -> None:
+async def _report(options: DevOptions, cluster: MemoryCluster, stop: asyncio.Event) -> None:
     """Says how each object stands, whenever that changes."""
     said: dict[str, str] = {}
     while not stop.is_set():

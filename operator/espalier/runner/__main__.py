@@ -15,13 +15,13 @@ from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.run_end import UserError, WaitError
-from espalier.runner.settings import Settings, read_settings
+from espalier.runner.settings import RunnerSettings, read_settings
 from espalier.runner.waiting import Waiting
 
 HASH_SEED = "PYTHONHASHSEED"
 
 
-async def drive(settings: Settings, journal: Journal) -> None:
+async def drive(settings: RunnerSettings, journal: Journal) -> None:
     """Runs the loop to its end."""
     slug = f"{settings.namespace}/{settings.model}"
     async with GatewayClient(settings.gateway_url, slug, settings.token_file) as client:
@@ -37,7 +37,7 @@ async def drive(settings: Settings, journal: Journal) -> None:
         await loop.drive()
 
 
-async def _until_terminated(settings: Settings, journal: Journal) -> None:
+async def _until_terminated(settings: RunnerSettings, journal: Journal) -> None:
     # As process 1 of a container, Python would ignore SIGTERM without a handler.
     task = asyncio.ensure_future(drive(settings, journal))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -13,7 +13,7 @@ from espalier.runner.run_end import UserError
 MOUNTED = "ESPALIER_TASKS_MOUNTED"
 
 
-class Settings(EnvironmentSettings):
+class RunnerSettings(EnvironmentSettings):
     """What the operator tells the runner through its environment."""
 
     # Empty: no file of a taskset is mounted. Not set: all files are here, outside a cluster.
@@ -48,9 +48,9 @@ class Settings(EnvironmentSettings):
         return self.run_key.partition("/")[2]
 
 
-def read_settings(environment: Mapping[str, str]) -> Settings:
+def read_settings(environment: Mapping[str, str]) -> RunnerSettings:
     """Raises UserError naming the variables that are missing or wrong."""
     try:
-        return Settings.read(environment)
+        return RunnerSettings.read(environment)
     except SettingsError as error:
         raise UserError("InvalidSettings", error.detail, error.remedy) from error

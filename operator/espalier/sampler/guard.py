@@ -35,9 +35,9 @@ CALLERS: dict[tuple[str, str], tuple[str, ...]] = {
 class Authentication:
     """ASGI middleware that lets in probes, and callers with a token of this model's audience."""
 
-    def __init__(self, app: ASGIApp, configuration: settings.Settings | None = None) -> None:
+    def __init__(self, app: ASGIApp, configuration: settings.SamplerSettings | None = None) -> None:
         self._app = app
-        self._settings = configuration or settings.Settings.read(os.environ)
+        self._settings = configuration or settings.SamplerSettings.read(os.environ)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401, 403, 404, 411, 413 or 415."""

@@ -39,7 +39,7 @@ def terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Check the environment and the base, then serve until SIGTERM."""
     try:
-        told = settings.Settings.read(os.environ)
+        told = settings.SamplerSettings.read(os.environ)
         verified_store.verify_base(told.base_directory)
     except SettingsError as error:
         _fail(Problem(reason="InvalidEnvironment", detail=error.detail, remedy=error.remedy))
@@ -102,7 +102,7 @@ def _write_log_config(path: Path) -> None:
     own.replace(path)
 
 
-def _serve(arguments: list[str], told: settings.Settings, *, cpu: bool) -> None:
+def _serve(arguments: list[str], told: settings.SamplerSettings, *, cpu: bool) -> None:
     with quick_start.uncollected():
         if cpu:
             quick_start.without_compiler()
@@ -144,7 +144,7 @@ def _imported(arguments: list[str]) -> Callable[[], None]:
     return lambda: uvloop.run(serve())
 
 
-def _check_parsers(told: settings.Settings) -> None:
+def _check_parsers(told: settings.SamplerSettings) -> None:
     found = tool_parsers.misfit(told)
     if found is not None:
         field, detail = found

@@ -21,7 +21,7 @@ def register() -> None:
     from espalier.sampler.resolver import StoreResolver  # noqa: PLC0415
     from espalier.sampler.verified_store import AdapterStore  # noqa: PLC0415
 
-    told = settings.Settings.read(os.environ)
+    told = settings.SamplerSettings.read(os.environ)
     if current_platform.is_cpu():
         from espalier.sampler.cpu import prompt_logprobs  # noqa: PLC0415
 

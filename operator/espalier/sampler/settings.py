@@ -24,7 +24,7 @@ def _digest(text: str) -> str:
     return text
 
 
-class Settings(EnvironmentSettings):
+class SamplerSettings(EnvironmentSettings):
     """The pod contract of docs/developing/architecture.md. Lengths in tokens."""
 
     model: Text = Field(validation_alias="ESPALIER_MODEL", description="the model's name")

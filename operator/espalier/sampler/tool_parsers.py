@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.sampler.settings import Settings
+from espalier.sampler.settings import SamplerSettings
 
 # Beginning of config.json's model_type, text that the chat template must hold, the parser. The
 # first that fits counts. docs/guides/parsers.md has the same table
@@ -47,7 +47,7 @@ class Parsers:
         return [*(tools if self.tool_call else []), *(reasoning if self.reasoning else [])]
 
 
-def chosen(settings: Settings, config: Mapping[str, Any], template: str) -> Parsers:
+def chosen(settings: SamplerSettings, config: Mapping[str, Any], template: str) -> Parsers:
     """What the settings say, or for Auto what fits the base.
 
     Args:
@@ -62,7 +62,7 @@ def chosen(settings: Settings, config: Mapping[str, Any], template: str) -> Pars
     )
 
 
-def misfit(settings: Settings) -> tuple[str, str] | None:
+def misfit(settings: SamplerSettings) -> tuple[str, str] | None:
     """The field that names a parser which cannot work on this base, and vLLM's words; None if none.
 
     vLLM makes the parsers anew for every chat, and each would fail: most look for tokens that their

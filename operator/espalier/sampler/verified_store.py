@@ -43,7 +43,7 @@ class StoreError(Exception):
 
 
 @dataclass(frozen=True)
-class Adapter:
+class VerifiedAdapter:
     """A verified adapter: its immutable name, full digest, directory and LoRA rank."""
 
     name: str
@@ -52,7 +52,7 @@ class Adapter:
     rank: int
 
 
-class Checkpoints:
+class VerifiedCheckpoints:
     """The checkpoints of one base on one volume."""
 
     def __init__(self, volume: Path, base: str) -> None:
@@ -104,21 +104,21 @@ class Checkpoints:
         return found[0]
 
 
-class AdapterStore(Checkpoints):
+class AdapterStore(VerifiedCheckpoints):
     """Adapters of one base on one volume, up to one LoRA rank."""
 
     def __init__(self, volume: Path, base: str, max_rank: int) -> None:
         super().__init__(volume, base)
         self._max_rank = max_rank
 
-    def resolve(self, name: str) -> Adapter:
+    def resolve(self, name: str) -> VerifiedAdapter:
         """The verified adapter called ``<slug>@<12 hex digits>``; raises StoreError.
 
         Reads and hashes the adapter's files, so call it from a thread.
         """
         directory, manifest = self.open(name)
         rank = self._rank(name, directory, manifest)
-        return Adapter(name, digest_named(directory.name), directory, rank)
+        return VerifiedAdapter(name, digest_named(directory.name), directory, rank)
 
     def _rank(self, name: str, directory: Path, manifest: dict[str, Any]) -> int:
         for file in ADAPTER_FILES:

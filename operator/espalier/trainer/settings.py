@@ -22,7 +22,7 @@ MAX_BODY_BYTES = 128 << 20
 STUCK_SECONDS = 300
 
 
-class Settings(EnvironmentSettings):
+class TrainerSettings(EnvironmentSettings):
     """What the operator set; ``base`` is a digest, ``uid`` the pod's own."""
 
     model: Text = Field(validation_alias="ESPALIER_MODEL", description="the model's name")
@@ -64,9 +64,9 @@ class Settings(EnvironmentSettings):
         return audience(self.namespace, self.model, "trainer", self.uid)
 
 
-def read_settings(environment: Mapping[str, str]) -> Settings:
+def read_settings(environment: Mapping[str, str]) -> TrainerSettings:
     """Raises UserMistakeError naming the variables that are missing or wrong."""
     try:
-        return Settings.read(environment)
+        return TrainerSettings.read(environment)
     except SettingsError as error:
         raise UserMistakeError("InvalidSettings", error.detail, error.remedy) from error

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from espalier.controllers.peers.samplers import EARLY_SECONDS
 from espalier.core.pods.blockers import Blocker, by_uid
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +28,11 @@ class Blockers:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         # By the object that asks, since when each of its children has stood still.
-        self._since: dict[Key, dict[str, float]] = {}
+        self._since: dict[ObjectKey, dict[str, float]] = {}
         self._listed: dict[tuple[str, str], float] = {}
         self._found: dict[tuple[str, str], Mapping[str, Blocker]] = {}
 
-    async def ask(self, owner: Key, silent: Mapping[str, Collection[str]]) -> float | None:
+    async def ask(self, owner: ObjectKey, silent: Mapping[str, Collection[str]]) -> float | None:
         """Learn what blocks children (their uids, by kind) that are stuck without a reason.
 
         ``silent`` replaces what the owner asked before. Returns the seconds until it should ask
@@ -58,7 +58,7 @@ class Blockers:
         age = asyncio.get_running_loop().time() - self._listed.get((namespace, kind), 0.0)
         return self._found.get((namespace, kind), {}) if age < 2 * LIST_SECONDS else {}
 
-    def forget(self, owner: Key) -> None:
+    def forget(self, owner: ObjectKey) -> None:
         """The object is gone."""
         self._since.pop(owner, None)
 

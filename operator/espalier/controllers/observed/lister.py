@@ -11,13 +11,13 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.controllers.observed.parsing import UnreadableError, read
+from espalier.controllers.observed.parsing import UnreadableObjectError, read
 from espalier.core.lineage.lineage import Lineage, recorded_bases, root_of
 from espalier.core.lineage.lineage_index import LineageIndex
 from espalier.core.manifests.labels import Role
-from espalier.core.pods.pods import Job, Pod, live, read_job, read_pod
-from espalier.kube.cache import Cache, Source
-from espalier.kube.objects import Body, Key, without_managers
+from espalier.core.pods.pods import JobState, Pod, live, read_job, read_pod
+from espalier.kube.cache import Cache, ChangeSource
+from espalier.kube.objects import Body, ObjectKey, without_managers
 from espalier.kube.own_pods import Membership
 
 T = TypeVar("T", bound=BaseModel)
@@ -32,14 +32,14 @@ class Lister:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._membership = Membership(cache)
-        self._parsed: dict[Key, tuple[int, BaseModel]] = {}
+        self._parsed: dict[ObjectKey, tuple[int, BaseModel]] = {}
         # By model; None where one of its Checkpoints was not understood.
         self._indexes: dict[tuple[str, str], LineageIndex | None] = {}
         for key in cache.keys(Checkpoint.__name__):
             self._reindex(key, None, cache.get(key))
         cache.on_change(self._follow)
 
-    def body(self, key: Key) -> Body | None:
+    def body(self, key: ObjectKey) -> Body | None:
         """The object as the API server has it, without managedFields."""
         return self._cache.get(key)
 
@@ -121,20 +121,20 @@ class Lister:
         trainers = live(self.pods(namespace, "trainer", model=model))
         return next((pod for pod in trainers if pod.ready), None)
 
-    def job(self, namespace: str, name: str) -> Job | None:
+    def job(self, namespace: str, name: str) -> JobState | None:
         """The Job of that name."""
-        body = self._cache.get(Key("Job", namespace, name))
+        body = self._cache.get(ObjectKey("Job", namespace, name))
         return read_job(body) if body is not None else None
 
     def _one(self, kind: type[T], namespace: str, name: str) -> T | None:
-        key = Key(kind.__name__, namespace, name)
+        key = ObjectKey(kind.__name__, namespace, name)
         return self._parse(kind, key) if self._cache.version(key) else None
 
     def _all(self, kind: type[T], namespace: str, **index: str) -> list[T]:
         keys = self._cache.keys(kind.__name__, namespace, **index)
         return [self._parse(kind, key) for key in keys]
 
-    def _parse(self, kind: type[T], key: Key, body: Body | None = None) -> T:
+    def _parse(self, kind: type[T], key: ObjectKey, body: Body | None = None) -> T:
         """The object as its type; ``body`` is what the cache holds, where it is at hand."""
         version = self._cache.version(key)
         held = self._parsed.get(key)
@@ -144,13 +144,13 @@ class Lister:
         self._parsed[key] = (version, parsed)
         return parsed
 
-    def _follow(self, key: Key, old: Body | None, new: Body | None, _: Source) -> None:
+    def _follow(self, key: ObjectKey, old: Body | None, new: Body | None, _: ChangeSource) -> None:
         if new is None:
             self._parsed.pop(key, None)
         if key.kind == Checkpoint.__name__:
             self._reindex(key, old, new)
 
-    def _reindex(self, key: Key, old: Body | None, new: Body | None) -> None:
+    def _reindex(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
         """Each Checkpoint is parsed while its body is at hand, at a start between two pages."""
         models = {body["spec"]["modelRef"]["name"] for body in (old, new) if body is not None}
         for name in models:
@@ -164,7 +164,7 @@ class Lister:
                     index.put(self._parse(Checkpoint, key, new))
                 else:
                     index.remove(key.name)
-            except UnreadableError:
+            except UnreadableObjectError:
                 # The next read of the lineage raises.
                 self._indexes[key.namespace, name] = None
                 continue

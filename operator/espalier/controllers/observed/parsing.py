@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from espalier.kube.objects import Body, Key, key_of
+from espalier.kube.objects import Body, ObjectKey, key_of
 from espalier.untrusted import field_path
 
 T = TypeVar("T", bound=BaseModel)
@@ -20,10 +20,10 @@ UNKNOWN = "extra_forbidden"
 STATUS = "status"
 
 
-class UnreadableError(Exception):
+class UnreadableObjectError(Exception):
     """An object says something that this version does not understand; ``field`` is its path."""
 
-    def __init__(self, key: Key, field: str, problem: str) -> None:
+    def __init__(self, key: ObjectKey, field: str, problem: str) -> None:
         super().__init__(f"{key}: {field}: {problem}")
         self.key = key
         self.field = field
@@ -44,10 +44,10 @@ def read(kind: type[T], body: Body) -> T:
         raise _unreadable(kind, body, error) from None
 
 
-def _unreadable(kind: type[BaseModel], body: Body, error: ValidationError) -> UnreadableError:
+def _unreadable(kind: type[BaseModel], body: Body, error: ValidationError) -> UnreadableObjectError:
     first = error.errors()[0]
     problem = "is not known to it" if first["type"] == UNKNOWN else first["msg"]
-    return UnreadableError(key_of(kind.__name__, body), field_path(first["loc"]), problem)
+    return UnreadableObjectError(key_of(kind.__name__, body), field_path(first["loc"]), problem)
 
 
 def _without(body: Body, locations: Sequence[Sequence[int | str]]) -> Body:

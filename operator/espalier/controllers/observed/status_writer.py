@@ -14,10 +14,10 @@ from pydantic.alias_generators import to_camel
 
 from espalier.api.meta import Condition, Type
 from espalier.core import conditions
-from espalier.kube.cache import Cache, Source
+from espalier.kube.cache import Cache, ChangeSource
 from espalier.kube.cluster import Cluster
 from espalier.kube.events import EventRecorder
-from espalier.kube.objects import Body, Key, without_managers
+from espalier.kube.objects import Body, ObjectKey, without_managers
 
 CONDITIONS = TypeAdapter(list[Condition])
 TRIPLE = (conditions.READY, conditions.RECONCILING, conditions.STALLED)
@@ -66,11 +66,11 @@ class StatusWriter:
         seen = {n: metadata[n] for n in ("name", "namespace", "uid", "resourceVersion")}
         applied = await self._cluster.apply_status(kind, {"metadata": seen, "status": status})
         written = without_managers(applied)
-        source = Source.OWN_STATUS if _same(written["status"], status) else Source.SEEN
+        source = ChangeSource.OWN_STATUS if _same(written["status"], status) else ChangeSource.SEEN
         self._cache.put(kind, written, source)
         return written
 
-    async def refresh(self, key: Key) -> None:
+    async def refresh(self, key: ObjectKey) -> None:
         """Read an object that another writer changed since it was cached."""
         live = await self._cluster.get(key)
         if live is None:

@@ -9,10 +9,10 @@ import asyncio
 
 from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.peers.samplers import EARLY_SECONDS
-from espalier.core.pods.pods import Job
+from espalier.core.pods.pods import JobState
 from espalier.core.run.taskset_map import missing
 from espalier.kube.cluster import Cluster
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 # As long as something is wrong, and where nothing was.
 WRONG_SECONDS = 5.0
@@ -25,14 +25,14 @@ class Tasksets:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         # By run: the ConfigMap and key that it named, when that was read, and what was wrong.
-        self._read: dict[Key, tuple[tuple[str, str], float, str]] = {}
+        self._read: dict[ObjectKey, tuple[tuple[str, str], float, str]] = {}
 
-    async def look(self, run: TrainingRun, runner: Job | None) -> tuple[str, float | None]:
+    async def look(self, run: TrainingRun, runner: JobState | None) -> tuple[str, float | None]:
         """What is wrong, empty for nothing; and in how many seconds to look again, None: no need.
 
         A runner that is there has its tasks, or says itself what is wrong with them.
         """
-        key = Key("TrainingRun", run.metadata.namespace, run.metadata.name)
+        key = ObjectKey("TrainingRun", run.metadata.namespace, run.metadata.name)
         named = run.spec.taskset.config_map if run.spec.taskset else None
         if named is None or runner is not None or run.spec.driver != "Runner":
             self._read.pop(key, None)
@@ -43,11 +43,11 @@ class Tasksets:
             left = (WRONG_SECONDS if held[2] else RIGHT_SECONDS) - (now - held[1])
             if left > EARLY_SECONDS:
                 return held[2], left if held[2] else None
-        body = await self._cluster.get(Key("ConfigMap", key.namespace, named.name))
+        body = await self._cluster.get(ObjectKey("ConfigMap", key.namespace, named.name))
         wrong = missing(named, body)
         self._read[key] = (asked, now, wrong)
         return wrong, WRONG_SECONDS if wrong else None
 
-    def forget(self, run: Key) -> None:
+    def forget(self, run: ObjectKey) -> None:
         """The run is gone."""
         self._read.pop(run, None)

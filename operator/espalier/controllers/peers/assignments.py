@@ -21,7 +21,7 @@ UNREADABLE = "CheckpointUnreadable"
 REFUSED, FAILED = 400, 500
 # Between two questions whether a trainer that is idle, or does not answer, is called after all.
 ASK_SECONDS = 1.0
-Id = tuple[str, str]
+ModelId = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class _Acknowledged:
         return cls(pod.instance, wanted.term, wanted.branch, wanted.run)
 
 
-class Trainers:
+class Assignments:
     """Tells trainers what to train, once per start of their container and per assignment."""
 
     def __init__(self, client: Trainer, overtaken: Callable[[str, str], None]) -> None:
         self._client = client
         self._overtaken = overtaken
-        self._acknowledged: dict[Id, _Acknowledged] = {}
-        self._terms: dict[Id, int] = {}
+        self._acknowledged: dict[ModelId, _Acknowledged] = {}
+        self._terms: dict[ModelId, int] = {}
         # Why an assignment was refused, and the digest that it was to start from.
-        self._refusals: dict[Id, tuple[str, Problem]] = {}
+        self._refusals: dict[ModelId, tuple[str, Problem]] = {}
         # The start of a trainer, and when it was last known to be called (the loop's clock).
-        self._called: dict[Id, tuple[str, float]] = {}
+        self._called: dict[ModelId, tuple[str, float]] = {}
 
     def term(self, namespace: str, model: str) -> int:
         """The term that a trainer was found at when it refused ours as stale; 0 otherwise."""

@@ -28,7 +28,7 @@ PAUSE_SECONDS = 0.5
 # Commits that may wait for their Checkpoints; more are read when these have been dealt with.
 PENDING_MOST = 256
 
-Id = tuple[str, str]
+ModelId = tuple[str, str]
 
 
 @dataclass
@@ -50,8 +50,8 @@ class CommitStreams:
     def __init__(self, source: Trainer, wake: Callable[[str, str], None]) -> None:
         self._source = source
         self._wake = wake
-        self._ledgers: dict[Id, Ledger] = {}
-        self._tasks: dict[Id, tuple[str, asyncio.Task[None]]] = {}
+        self._ledgers: dict[ModelId, Ledger] = {}
+        self._tasks: dict[ModelId, tuple[str, asyncio.Task[None]]] = {}
 
     def ledger(self, namespace: str, model: str) -> Ledger:
         """What is known of a model's commits."""

@@ -12,7 +12,7 @@ from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.core import conditions
 from espalier.kube.cluster import HTTP_FORBIDDEN, HTTP_UNPROCESSABLE, ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 RETRY_SECONDS = 30.0
 OWN = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
@@ -32,7 +32,7 @@ class Refusals:
         self._lister = lister
         self._writer = writer
         self._now = now
-        self._refused: dict[Key, ClusterError] = {}
+        self._refused: dict[ObjectKey, ClusterError] = {}
 
     @property
     def forbidden(self) -> str | None:
@@ -42,11 +42,11 @@ class Refusals:
                 return f"{key}: {error.message}"
         return None
 
-    def ended(self, key: Key) -> None:
+    def ended(self, key: ObjectKey) -> None:
         """A pass over the object went through."""
         self._refused.pop(key, None)
 
-    async def refused(self, key: Key, error: ClusterError) -> float:
+    async def refused(self, key: ObjectKey, error: ClusterError) -> float:
         """Say on the object what is refused; seconds until it should be tried again."""
         before = self._refused.get(key)
         self._refused[key] = error

@@ -21,12 +21,12 @@ from espalier.controllers.peers.trainer_client import Trainer
 from espalier.controllers.process import signing_key
 from espalier.controllers.process.operator import Operator
 from espalier.controllers.process.refusals import with_remedy
-from espalier.controllers.process.settings import Settings
+from espalier.controllers.process.settings import OperatorSettings
 from espalier.core.manifests.installation import ChildSettings
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import HTTP_FORBIDDEN, BeforeWrite, Cluster, ClusterError
 from espalier.kube.lease import Election
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Ports:
 class Replica:
     """``stop`` ends it in order; ``leads``, ``synced`` and ``operator`` show how far it is."""
 
-    settings: Settings
+    settings: OperatorSettings
     ports: Ports
     election: Election
     stop: asyncio.Event
@@ -170,6 +170,6 @@ class Replica:
             self.stop.set()
 
 
-def lease_key(settings: Settings) -> Key:
+def lease_key(settings: OperatorSettings) -> ObjectKey:
     """The lease that the replicas of an installation share."""
-    return Key("Lease", settings.namespace, LEASE)
+    return ObjectKey("Lease", settings.namespace, LEASE)

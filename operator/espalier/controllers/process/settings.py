@@ -14,7 +14,7 @@ from espalier.environment import Count, EnvironmentSettings, Port
 HEALTH_PORT = "ESPALIER_HEALTH_PORT"
 
 
-class Settings(EnvironmentSettings):
+class OperatorSettings(EnvironmentSettings):
     """Where the operator runs, what it serves, and what it tells its children."""
 
     namespace: str = Field(

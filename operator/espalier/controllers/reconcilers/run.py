@@ -11,7 +11,7 @@ from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.observed.taskset_maps import Tasksets
-from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
 from espalier.core.checkpoints.commits import run_identity
 from espalier.core.manifests.installation import ChildSettings
@@ -24,7 +24,7 @@ from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.run_view import RunView
 from espalier.kube.cluster import Cluster
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 RETRY_SECONDS = 1.0
 
@@ -37,14 +37,14 @@ class RunReconciler:
     tasksets: Tasksets
     lister: Lister
     writer: StatusWriter
-    trainers: Trainers
+    trainers: Assignments
     streams: CommitStreams
     blockers: Blockers
     settings: ChildSettings
     now: Callable[[], str]
-    enqueue: Callable[[Key], None]
+    enqueue: Callable[[ObjectKey], None]
 
-    async def reconcile(self, key: Key) -> float | None:
+    async def reconcile(self, key: ObjectKey) -> float | None:
         """One pass over a run; seconds until it should be looked at again."""
         run = self.lister.run(key.namespace, key.name)
         body = self.lister.body(key)
@@ -90,7 +90,7 @@ class RunReconciler:
             return True, None
         assigned = await trainers.assign(namespace, model, trainer, wanted)
         if trainers.unreadable(namespace, model, wanted.base) is not None:
-            self.enqueue(Key("Checkpoint", namespace, wanted.base_name))
+            self.enqueue(ObjectKey("Checkpoint", namespace, wanted.base_name))
         return assigned, None if assigned else RETRY_SECONDS
 
     async def _trained(self, run: TrainingRun) -> tuple[int | None, float | None]:
@@ -108,7 +108,7 @@ class RunReconciler:
             return None, RETRY_SECONDS
         return state.run_step, None
 
-    async def _ask(self, key: Key, run: TrainingRun) -> float | None:
+    async def _ask(self, key: ObjectKey, run: TrainingRun) -> float | None:
         """Learn why the runner does not start where neither Job nor pod says it."""
         job, found = self._runner(run), self._runner_pods(run)
         silent = {"Pod": [pod.uid for pod in pods.live(found) if pods.is_silent(pod)]}
@@ -116,7 +116,7 @@ class RunReconciler:
             silent["Job"] = [job.uid]
         return await self.blockers.ask(key, silent)
 
-    def _runner(self, run: TrainingRun) -> pods.Job | None:
+    def _runner(self, run: TrainingRun) -> pods.JobState | None:
         name = runner_name(run.metadata.name)
         return self.lister.job(run.metadata.namespace, name)
 
@@ -173,7 +173,7 @@ class RunReconciler:
         self, run: TrainingRun, model: TrainableModel, action: runs.RunnerAction
     ) -> None:
         """Make or remove the runner's Job; a new one waits until the old one is gone."""
-        key = Key("Job", run.metadata.namespace, runner_name(run.metadata.name))
+        key = ObjectKey("Job", run.metadata.namespace, runner_name(run.metadata.name))
         if action == "Create":
             job = runner_job(run, model, self.settings)
             annotations = job["metadata"].setdefault("annotations", {})

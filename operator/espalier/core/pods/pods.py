@@ -52,7 +52,7 @@ class Pod:
 
 
 @dataclass(frozen=True)
-class Job:
+class JobState:
     """The facts about a Job that decisions read.
 
     ``generation`` is that of the run it drives, and ``pod`` what of it the pods are made of.
@@ -127,11 +127,11 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
     )
 
 
-def read_job(body: Mapping[str, Any]) -> Job:
+def read_job(body: Mapping[str, Any]) -> JobState:
     """The facts of a Job as the API server sends it."""
     metadata, status = body["metadata"], body.get("status", {})
     failed = _condition(status, "Failed")
-    return Job(
+    return JobState(
         uid=metadata.get("uid", ""),
         generation=int(metadata.get("annotations", {}).get(RUN_GENERATION, 0)),
         complete=_condition(status, "Complete").get("status") == "True",

@@ -18,7 +18,7 @@ from cachetools import TLRUCache
 from espalier.api.meta import GROUP
 from espalier.core.names import GATEWAY_AUDIENCE
 from espalier.gateway.problems import RefusalError, not_ready
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.world import NamespacedName
 from espalier.kube.cluster import Cluster, ClusterError
 
 GRANTED_SECONDS = 60.0
@@ -68,14 +68,14 @@ class Authenticator:
             )
         return user
 
-    async def allowed(self, user: User, verb: str, resource: str, target: Id) -> bool:
+    async def allowed(self, user: User, verb: str, resource: str, target: NamespacedName) -> bool:
         """True when the caller may do this to the named object of our API group."""
         key = (user, verb, resource, target)
         return await self._access.get(
             key, lambda: self._review_access(user, verb, resource, target)
         )
 
-    async def require(self, user: User, verb: str, resource: str, target: Id) -> None:
+    async def require(self, user: User, verb: str, resource: str, target: NamespacedName) -> None:
         """Refuses a caller who may not do this, naming the missing right."""
         if not await self.allowed(user, verb, resource, target):
             raise RefusalError(
@@ -94,7 +94,9 @@ class Authenticator:
                 return User(result.username, tuple(result.groups))
         return None
 
-    async def _review_access(self, user: User, verb: str, resource: str, target: Id) -> bool:
+    async def _review_access(
+        self, user: User, verb: str, resource: str, target: NamespacedName
+    ) -> bool:
         return await _reviewed(
             self._cluster.review_access(
                 user.name, user.groups, verb, GROUP, resource, target.namespace, target.name

@@ -1,7 +1,7 @@
 """How many bytes of bodies and answers the gateway holds at once, so that no load ends it.
 
 A share of the container's memory: requests beyond it are told to come again. Bodies and answers
-have rooms of their own, or bodies that wait for answers could keep those out.
+have budgets of their own, or bodies that wait for answers could keep those out.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ UNLIMITED_BYTES = 4 * 2**30
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-class Room:
-    """So many bytes; ``what`` names them to people."""
+class ByteBudget:
+    """A number of bytes that holds share; ``what`` names them in messages."""
 
     def __init__(self, what: str, capacity: int) -> None:
         self.capacity = capacity
@@ -33,7 +33,7 @@ class Room:
         self._freed = Changes()
 
     def hold(self) -> Hold:
-        """Nothing yet, to be released in the end."""
+        """A hold of no bytes yet."""
         return Hold(self)
 
     async def _take(self, count: int, seconds: float) -> None:
@@ -58,20 +58,20 @@ class Room:
 
 
 class Hold:
-    """What one request holds of a room; as a context manager it gives all back at the end."""
+    """The bytes that one request holds of a budget; a context manager that gives all back at the end."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
         self._held = 0
 
     @property
     def capacity(self) -> int:
-        """Bytes of the whole room."""
-        return self._room.capacity
+        """Bytes of the whole budget."""
+        return self._budget.capacity
 
     async def take(self, count: int, seconds: float = 0.0) -> None:
-        """Holds so many bytes more; waits so long for them, then RefusalError 503."""
-        await self._room._take(count, seconds)
+        """Holds ``count`` bytes more; waits up to ``seconds`` for them, then RefusalError 503."""
+        await self._budget._take(count, seconds)
         self._held += count
 
     def __enter__(self) -> Self:
@@ -82,23 +82,24 @@ class Hold:
 
     def release(self) -> None:
         """Gives all back."""
-        self._room._give(self._held)
+        self._budget._give(self._held)
         self._held = 0
 
 
 @dataclass(frozen=True)
-class Rooms:
-    """The rooms of a gateway."""
+class ByteBudgets:
+    """The budgets of a gateway."""
 
-    bodies: Room
-    answers: Room
+    bodies: ByteBudget
+    answers: ByteBudget
 
     @classmethod
-    def of_container(cls) -> Rooms:
+    def of_container(cls) -> ByteBudgets:
         """Shares of the memory that the container may use."""
         memory = memory_bytes()
         return cls(
-            Room("requests", memory // BODIES_SHARE), Room("answers", memory // ANSWERS_SHARE)
+            ByteBudget("requests", memory // BODIES_SHARE),
+            ByteBudget("answers", memory // ANSWERS_SHARE),
         )
 
 

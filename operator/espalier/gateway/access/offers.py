@@ -14,7 +14,7 @@ from espalier.api.trainablemodel import TrainableModel, TrainableModelSpec
 from espalier.core import conditions
 from espalier.core.run.turn import active
 from espalier.gateway.access.auth import Authenticator, User
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.untrusted import field_path
 
 VARIABLE = "ESPALIER_BASES"
@@ -75,19 +75,21 @@ class Offers:
 async def may_fork(auth: Authenticator, user: User, namespace: str) -> bool:
     """Whether a caller may make the three objects of a fork in a namespace."""
     for resource in RESOURCES:
-        if not await auth.allowed(user, "create", resource, Id(namespace, "")):
+        if not await auth.allowed(user, "create", resource, NamespacedName(namespace, "")):
             return False
     return True
 
 
-async def trainable(auth: Authenticator, user: User, snapshot: Snapshot, model: Id) -> bool:
+async def trainable(
+    auth: Authenticator, user: User, world: ServedWorld, model: NamespacedName
+) -> bool:
     """Whether a caller can train a model as it is, or fork it."""
-    run = active(snapshot.runs_of(model))
+    run = active(world.runs_of(model))
     if run is not None and run.spec.driver == "Client":
         name = model.beside(run.metadata.name)
         if await auth.allowed(user, "update", "trainingruns", name):
             return True
-    return not _stalled(snapshot.models[model]) and await may_fork(auth, user, model.namespace)
+    return not _stalled(world.models[model]) and await may_fork(auth, user, model.namespace)
 
 
 def _stalled(model: TrainableModel) -> bool:

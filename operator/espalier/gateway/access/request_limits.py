@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from espalier.api.wire import IDEMPOTENCY_KEY, TERM
 from espalier.core.idempotency import read_key, read_term
 from espalier.gateway import prometheus
-from espalier.gateway.access.byte_budget import Hold, Room
+from espalier.gateway.access.byte_budget import ByteBudget, Hold
 from espalier.gateway.problems import RefusalError
 
 MAX_COMPLETION_BYTES = 4 * 2**20
@@ -43,7 +43,7 @@ HELD: web.RequestKey[Hold] = web.RequestKey("held", Hold)
 class Admission:
     """The middleware. ``bodies`` is the room for what is read of requests."""
 
-    def __init__(self, bodies: Room) -> None:
+    def __init__(self, bodies: ByteBudget) -> None:
         self._bodies = bodies
 
     @web.middleware

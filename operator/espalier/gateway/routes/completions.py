@@ -14,18 +14,20 @@ from espalier.api.wire import CHECKPOINT
 from espalier.core.names import BASE
 from espalier.gateway import prometheus
 from espalier.gateway.access.answer_writer import write_answer
-from espalier.gateway.access.auth import User
+from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.byte_budget import Hold
+from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_body import read_object
-from espalier.gateway.context import HELD_SECONDS, UPSTREAM_SECONDS, Services
-from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, Keeper, Traces, trace_of
+from espalier.gateway.context import HELD_SECONDS, UPSTREAM_SECONDS
+from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, Keeper, TraceRoutes, trace_of
 from espalier.gateway.problems import RefusalError, not_ready, openai_body
 from espalier.gateway.routes.completion_request import Asked, read_asked
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
 from espalier.gateway.routes.rewrite import StreamRewriter, error_event, rewrite_answer
-from espalier.gateway.world.pod_addresses import Pod, why_none_ready
+from espalier.gateway.world.pod_addresses import PodAddress, why_none_ready
 from espalier.gateway.world.routing import (
     ROLLOUT,
     NotReady,
@@ -36,7 +38,8 @@ from espalier.gateway.world.routing import (
     resolve,
     split,
 )
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.podclient import PodFaultError, unknown
 from espalier.untrusted import UnreadableError, read_json
 
@@ -69,18 +72,28 @@ class _Exchange:
     started: float = field(default_factory=time.perf_counter)
 
 
-class Completions:
+class CompletionRoutes:
     """Handler of ``/v1/completions`` and ``/v1/chat/completions``."""
 
-    def __init__(self, services: Services, traces: Traces) -> None:
-        self._services = services
+    def __init__(
+        self,
+        callers: Callers,
+        watch: WorldWatch,
+        auth: Authenticator,
+        pods: PodCalls,
+        traces: TraceRoutes,
+    ) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
+        self._pods = pods
         self._traces = traces
-        self._turns: Counter[Id] = Counter()
+        self._turns: Counter[NamespacedName] = Counter()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Completes at a rollout pod that serves the named model or checkpoint."""
-        user = await self._services.caller(request)
-        await self._services.require_some_model(user)
+        user = await self._callers.caller(request)
+        await self._callers.require_some_model(user)
         asked = read_asked(await read_object(request))
         trace = trace_of(request.headers)
         slug, ref, target = await self._locate(user, asked.reference, held=bool(trace))
@@ -94,41 +107,43 @@ class Completions:
 
     async def _locate(self, user: User, asked: str, *, held: bool) -> tuple[Slug, str, Target]:
         named, ref = split(asked)
-        slug = await self._services.sampled(user, named)
+        slug = await self._callers.sampled(user, named)
         model = slug.model
-        await self._services.auth.require(user, "get", "trainablemodels", model)
-        found = resolve(self._services.view.snapshot, model, ref, slug.head)
+        await self._auth.require(user, "get", "trainablemodels", model)
+        found = resolve(self._watch.world, model, ref, slug.head)
         if isinstance(found, Unknown):
             found = await self._wait_for_checkpoint(model, ref) or found
         if isinstance(found, NotReady) and held:
             found = await self._wait_until_served(slug, ref) or found
         if isinstance(found, Unknown):
-            raise await self._services.unknown(user, found)
+            raise await self._callers.unknown(user, found)
         if isinstance(found, NotReady):
             raise not_ready(found.reason, found.message, found.remedy)
         return slug, ref, found
 
-    async def _wait_for_checkpoint(self, model: Id, ref: str) -> Target | NotReady | Unknown | None:
-        view = self._services.view
-        if not could_be_committed(view.snapshot, model, ref):
+    async def _wait_for_checkpoint(
+        self, model: NamespacedName, ref: str
+    ) -> Target | NotReady | Unknown | None:
+        view = self._watch
+        if not could_be_committed(view.world, model, ref):
             return None
 
-        def known(snapshot: Snapshot) -> Target | NotReady | Unknown | None:
-            if model not in snapshot.models:
+        def known(world: ServedWorld) -> Target | NotReady | Unknown | None:
+            if model not in world.models:
                 return Unknown(f"model {model} was deleted")
-            found = resolve(snapshot, model, ref)
+            found = resolve(world, model, ref)
             return None if isinstance(found, Unknown) else found
 
         return await view.wait_for(known, CHECKPOINT_WAIT_SECONDS)
 
     async def _wait_until_served(self, slug: Slug, ref: str) -> Target | NotReady | Unknown | None:
-        def settled(snapshot: Snapshot) -> Target | NotReady | Unknown | None:
-            if slug.model not in snapshot.models:
+        def settled(world: ServedWorld) -> Target | NotReady | Unknown | None:
+            if slug.model not in world.models:
                 return Unknown(f"model {slug.model} was deleted")
-            found = resolve(snapshot, slug.model, ref, slug.head)
+            found = resolve(world, slug.model, ref, slug.head)
             return None if isinstance(found, NotReady) and found.passing else found
 
-        return await self._services.view.wait_for(settled, HELD_SECONDS)
+        return await self._watch.wait_for(settled, HELD_SECONDS)
 
     async def _complete(self, exchange: _Exchange) -> web.StreamResponse:
         for _ in range(SENDINGS):
@@ -136,7 +151,7 @@ class Completions:
                 return await self._send(exchange)
             except NotLoadedError as error:
                 found = await after_the_move(
-                    self._services.view, exchange.slug, exchange.ref, exchange.target, error
+                    self._watch, exchange.slug, exchange.ref, exchange.target, error
                 )
                 exchange.target = found
                 refused = error
@@ -156,7 +171,7 @@ class Completions:
             except PodFaultError as fault:
                 if exchange.response is None:
                     raise
-                refusal = refusal_of(self._services.view.snapshot, fault)
+                refusal = refusal_of(self._watch.world, fault)
                 return await _break_off(exchange.response, refusal)
             except aiohttp.ClientError as error:
                 if _gone(exchange.request):
@@ -176,17 +191,19 @@ class Completions:
             raise lost
         raise self._lost(exchange.target, lost)
 
-    def _order(self, target: Target) -> list[Pod]:
+    def _order(self, target: Target) -> list[PodAddress]:
         """The pods to try, each model's in turn; the same one again when it is alone."""
         turn = self._turns[target.model]
         self._turns[target.model] += 1
         count = len(target.pods)
         return [target.pods[(turn + attempt) % count] for attempt in range(ATTEMPTS)]
 
-    async def _send_to(self, pod: Pod, exchange: _Exchange, sent: bytes) -> web.StreamResponse:
-        headers = self._services.tokens.header(exchange.target.model, pod)
+    async def _send_to(
+        self, pod: PodAddress, exchange: _Exchange, sent: bytes
+    ) -> web.StreamResponse:
+        headers = self._pods.tokens.header(exchange.target.model, pod)
         headers["Content-Type"] = "application/json"
-        async with self._services.session.post(
+        async with self._pods.session.post(
             f"http://{pod.address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
             data=sent,
             headers=headers,
@@ -194,7 +211,7 @@ class Completions:
         ) as upstream:
             if upstream.content_type == "text/event-stream":
                 return await _stream(upstream, exchange)
-            with self._services.rooms.answers.hold() as hold:
+            with self._pods.answers.hold() as hold:
                 return await self._pass_back(upstream, exchange, hold)
 
     async def _pass_back(
@@ -234,7 +251,7 @@ class Completions:
         return {TRACE_KEPT: kept}
 
     def _lost(self, target: Target, error: Exception) -> RefusalError:
-        pods = self._services.view.snapshot.pods_of(target.model, ROLLOUT)
+        pods = self._watch.world.pods_of(target.model, ROLLOUT)
         waiting = why_none_ready(pods)
         if waiting is not None:
             return not_ready(waiting.reason, f"{error}; {waiting.message}")

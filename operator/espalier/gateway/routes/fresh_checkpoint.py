@@ -7,16 +7,18 @@ from typing import Literal
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import Agreed, CheckpointHead
 from espalier.core.head.head_request import PIN, TRACK, passes
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.world import NamespacedName, ServedWorld
 
 Promotion = Literal["Served", "Pinned", "Gated"]
 
 
-def promotion(snapshot: Snapshot, model: Id, checkpoint: str, digest: str) -> Promotion | None:
+def promotion(
+    world: ServedWorld, model: NamespacedName, checkpoint: str, digest: str
+) -> Promotion | None:
     """Where the head of a model stands towards a checkpoint that was just committed.
 
     Args:
-        snapshot: the world.
+        world: the cluster as it is now.
         model: the trained model.
         checkpoint: name of the Checkpoint, which need not be there yet.
         digest: its digest.
@@ -25,10 +27,10 @@ def promotion(snapshot: Snapshot, model: Id, checkpoint: str, digest: str) -> Pr
         Served once the head serves it or one of its descendants; Pinned or Gated when the head will
         not move to it; None while that is open.
     """
-    head = snapshot.head_of(model)
+    head = world.head_of(model)
     if head is None:
         return None
-    found = snapshot.checkpoints.get(model.beside(checkpoint))
+    found = world.checkpoints.get(model.beside(checkpoint))
     agreed = head.status.agreed
     if _serves(head, agreed, found, digest):
         return "Served"

@@ -10,8 +10,8 @@ from espalier.core.head.head_request import TRACK
 from espalier.core.names import BASE
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.routing import Slug, Target, resolve
-from espalier.gateway.world.watch import View
-from espalier.gateway.world.world import Snapshot
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import ServedWorld
 
 MOVE_SECONDS = 60.0
 # Sent once, and again after each move that it met.
@@ -23,14 +23,14 @@ class NotLoadedError(Exception):
 
 
 async def after_the_move(
-    view: View, slug: Slug, ref: str, tried: Target, error: NotLoadedError
+    view: WorldWatch, slug: Slug, ref: str, tried: Target, error: NotLoadedError
 ) -> Target:
     """Where to send a completion that was refused, once its head has moved.
 
     Raises:
         RefusalError: 409, the head does not go where the request wants to; 503, it takes too long.
     """
-    if ref and not _goes_to(view.snapshot, slug, ref):
+    if ref and not _goes_to(view.world, slug, ref):
         raise RefusalError(
             409,
             "CheckpointNotLoaded",
@@ -39,13 +39,13 @@ async def after_the_move(
             f"sample {slug.head.name} for the head's, or have the head point at {ref}",
         )
 
-    def moved(snapshot: Snapshot) -> Target | None:
-        if slug.model not in snapshot.models:
+    def moved(world: ServedWorld) -> Target | None:
+        if slug.model not in world.models:
             return None
-        found = resolve(snapshot, slug.model, ref, slug.head)
+        found = resolve(world, slug.model, ref, slug.head)
         if not isinstance(found, Target):
             return None
-        arrived = _is_at(snapshot, slug, ref) if ref else found.adapter != tried.adapter
+        arrived = _is_at(world, slug, ref) if ref else found.adapter != tried.adapter
         return found if arrived else None
 
     target = await view.wait_for(moved, MOVE_SECONDS)
@@ -54,24 +54,24 @@ async def after_the_move(
     return target
 
 
-def _goes_to(snapshot: Snapshot, slug: Slug, ref: str) -> bool:
+def _goes_to(world: ServedWorld, slug: Slug, ref: str) -> bool:
     """Whether the head is at the named checkpoint or on its way there.
 
     A tracking head is on its way to a newer one of its branch before its status says so.
     """
-    head = snapshot.heads.get(slug.head)
+    head = world.heads.get(slug.head)
     if head is None or head.status.target is None:
         return False
     if head.status.target.name == _name(ref):
         return True
-    found, current = snapshot.checkpoints.get(slug.model.beside(ref)), head.status.current
+    found, current = world.checkpoints.get(slug.model.beside(ref)), head.status.current
     if found is None or current is None or head.spec.mode != TRACK or head.spec.gate is not None:
         return False
     return found.spec.branch == head.status.branch and found.spec.step > current.step
 
 
-def _is_at(snapshot: Snapshot, slug: Slug, ref: str) -> bool:
-    head = snapshot.heads.get(slug.head)
+def _is_at(world: ServedWorld, slug: Slug, ref: str) -> bool:
+    head = world.heads.get(slug.head)
     current = head.status.current if head is not None else None
     return current is not None and current.name == _name(ref)
 

@@ -22,11 +22,13 @@ from espalier.api.wire import (
 from espalier.core.idempotency import read_key
 from espalier.core.run.declared import declared
 from espalier.gateway.access.answer_writer import write_answer
-from espalier.gateway.access.auth import User
+from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.byte_budget import Hold
+from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.request_body import late
-from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Services, requested_slug
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, requested_slug
 from espalier.gateway.hud.delivery import (
     COMMANDS,
     DeliveryReports,
@@ -34,13 +36,14 @@ from espalier.gateway.hud.delivery import (
     is_unkeyed,
     write_until_closed,
 )
-from espalier.gateway.hud.traces import Traces
+from espalier.gateway.hud.traces import TraceRoutes
 from espalier.gateway.problems import RefusalError, not_ready, with_remedy
 from espalier.gateway.routes.fresh_checkpoint import promotion
-from espalier.gateway.routes.trainer_lookup import Trainers
-from espalier.gateway.world.pod_addresses import Pod, Waiting, why_none_ready
+from espalier.gateway.routes.trainer_lookup import TrainerLookup
+from espalier.gateway.world.pod_addresses import NotReadyReason, PodAddress, why_none_ready
 from espalier.gateway.world.turn import active_run, is_paused, live_term
-from espalier.gateway.world.world import TRAINER, Id, Snapshot
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import TRAINER, NamespacedName, ServedWorld
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
 
@@ -62,7 +65,7 @@ _SEND_AGAIN = (
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _CommandAnswer:
     """What the trainer answered, with the headers that go back."""
 
     status: int
@@ -77,27 +80,39 @@ class _Command:
 
     request: web.Request
     user: User
-    model: Id
-    trainer: Pod
+    model: NamespacedName
+    trainer: PodAddress
 
     @property
     def name(self) -> str:
         return str(self.request.match_info["command"])
 
 
-class Train:
+class TrainingRoutes:
     """Handler of ``/v1/models/{slug}/train/{command}``."""
 
-    def __init__(self, services: Services, traces: Traces) -> None:
-        self._services = services
-        self._trainers = Trainers(services)
+    def __init__(
+        self,
+        *,
+        callers: Callers,
+        watch: WorldWatch,
+        auth: Authenticator,
+        pods: PodCalls,
+        traces: TraceRoutes,
+        trainers: TrainerLookup,
+    ) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
+        self._pods = pods
+        self._trainers = trainers
         self._traces = traces
-        self._deliveries = DeliveryReports(services.session, services.tokens)
+        self._deliveries = DeliveryReports(pods.session, pods.tokens)
 
     async def handle(self, request: web.Request) -> web.Response:
         """Sends the command to the trainer, and its answer back with one header more."""
-        user = await self._services.caller(request)
-        model = await self._services.model(user, requested_slug(request))
+        user = await self._callers.caller(request)
+        model = await self._callers.model(user, requested_slug(request))
         await self._authorize(user, model)
         command = request.match_info["command"]
         # A client that sends keys, or reads the state, repeats its calls; HUD's does not.
@@ -106,7 +121,7 @@ class Train:
         if command in COMMANDS:
             await self._traces.hand_over(model)
         sent = _Command(request, user, model, trainer)
-        with self._services.rooms.answers.hold() as hold:
+        with self._pods.answers.hold() as hold:
             started = time.perf_counter()
             try:
                 answer = await self._pass_on(sent, hold)
@@ -121,7 +136,7 @@ class Train:
             await self._deliveries.send(model, trainer, answer.key)
         return response
 
-    async def _response(self, command: _Command, answer: _Answer) -> web.Response:
+    async def _response(self, command: _Command, answer: _CommandAnswer) -> web.Response:
         body = answer.body
         if answer.status >= 400 and is_unkeyed(command.request):
             body = with_remedy(body)
@@ -130,11 +145,11 @@ class Train:
             headers[PROMOTION] = await self._promoted(command, answer)
         return web.Response(body=body, status=answer.status, headers=headers)
 
-    async def _authorize(self, user: User, model: Id) -> None:
+    async def _authorize(self, user: User, model: NamespacedName) -> None:
         """Training is ``update`` on the active run; no run, or a head that pauses it, is a 409."""
-        run = active_run(self._services.view.snapshot, model)
+        run = active_run(self._watch.world, model)
         if run is None:
-            await self._services.auth.require(user, "get", "trainablemodels", model)
+            await self._auth.require(user, "get", "trainablemodels", model)
             raise RefusalError(
                 409,
                 "NoActiveRun",
@@ -143,8 +158,8 @@ class Train:
                 f"{model.name} (driver: Client to drive it yourself), or resume or extend one",
             )
         name = model.beside(run.metadata.name)
-        await self._services.auth.require(user, "update", "trainingruns", name)
-        if is_paused(self._services.view.snapshot, model):
+        await self._auth.require(user, "update", "trainingruns", name)
+        if is_paused(self._watch.world, model):
             raise RefusalError(
                 409,
                 "HeadPinned",
@@ -152,19 +167,19 @@ class Train:
                 "Set the head's spec.mode to Track, or spec.onPin to Branch",
             )
 
-    async def _pass_on(self, command: _Command, hold: Hold) -> _Answer:
+    async def _pass_on(self, command: _Command, hold: Hold) -> _CommandAnswer:
         request, model = command.request, command.model
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         headers["X-Request-Id"] = request[REQUEST_ID]
         if is_unkeyed(request):
             headers[CLIENT] = client_name(command.user)
-        headers |= _declared(self._services.view.snapshot, model)
-        headers |= self._services.tokens.header(
-            model, command.trainer, live_term(self._services.view.snapshot, model)
+        headers |= _declared(self._watch.world, model)
+        headers |= self._pods.tokens.header(
+            model, command.trainer, live_term(self._watch.world, model)
         )
         sent = _Parts(request.content)
         try:
-            async with self._services.session.request(
+            async with self._pods.session.request(
                 request.method,
                 f"http://{command.trainer.address}/train/{command.name}",
                 # Streamed: a batch of long rollouts is large, and the trainer alone reads it.
@@ -179,12 +194,14 @@ class Train:
                 }
                 key = answer.headers.get(IDEMPOTENCY_KEY, "")
                 body = await read_held(answer, hold)
-                return _Answer(answer.status, kept, body, key if read_key(key) else "")
+                return _CommandAnswer(answer.status, kept, body, key if read_key(key) else "")
         except aiohttp.ClientError as error:
             if sent.late:
                 raise late(PART_SECONDS) from error
-            pods = self._services.view.snapshot.pods_of(model, TRAINER)
-            waiting = why_none_ready(pods) or Waiting("TrainerUnreachable", "the pod is ready")
+            pods = self._watch.world.pods_of(model, TRAINER)
+            waiting = why_none_ready(pods) or NotReadyReason(
+                "TrainerUnreachable", "the pod is ready"
+            )
             raise not_ready(
                 waiting.reason,
                 f"the connection to the trainer of {model} is lost: {error}; {waiting.message}",
@@ -198,7 +215,7 @@ class Train:
                 _SEND_AGAIN,
             ) from error
 
-    async def _promoted(self, command: _Command, answer: _Answer) -> str:
+    async def _promoted(self, command: _Command, answer: _CommandAnswer) -> str:
         """Served, Pinned, Gated, or Timeout when none of these came true in time."""
         digest, address = answer.headers.get(CHECKPOINT_DIGEST), command.trainer.address
         try:
@@ -211,8 +228,8 @@ class Train:
             raise PodFaultError(
                 "PodAnswerUnknown", address, f"answers optim-step without {CHECKPOINT_DIGEST}"
             )
-        found = await self._services.view.wait_for(
-            lambda snapshot: promotion(snapshot, command.model, checkpoint, digest),
+        found = await self._watch.wait_for(
+            lambda world: promotion(world, command.model, checkpoint, digest),
             PROMOTION_SECONDS,
         )
         return found or "Timeout"
@@ -238,9 +255,9 @@ class _Parts:
             yield part
 
 
-def _declared(snapshot: Snapshot, model: Id) -> dict[str, str]:
+def _declared(world: ServedWorld, model: NamespacedName) -> dict[str, str]:
     """What the active run binds a command to."""
-    run = active_run(snapshot, model)
+    run = active_run(world, model)
     bound = declared(run) if run is not None else None
     return {DECLARED: bound.model_dump_json(exclude_none=True)} if bound is not None else {}
 

@@ -14,7 +14,7 @@ _PASSING = frozenset({"ContainersNotReady", "Terminating"})
 
 
 @dataclass(frozen=True)
-class Waiting:
+class NotReadyReason:
     """Why a pod is not ready: the Kubernetes reason and message."""
 
     reason: str
@@ -27,14 +27,14 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Pod:
+class PodAddress:
     """A trainer or rollout pod. ``address`` is ``ip:port``, empty before it has an IP."""
 
     name: str
     uid: str
     role: str
     address: str
-    waiting: Waiting | None
+    waiting: NotReadyReason | None
 
     @property
     def ready(self) -> bool:
@@ -42,10 +42,10 @@ class Pod:
         return self.waiting is None and bool(self.address)
 
 
-def read_pod(body: Mapping[str, Any]) -> Pod:
+def read_pod(body: Mapping[str, Any]) -> PodAddress:
     """The pod as the gateway sees it, from its core/v1 body."""
     facts = pods.read_pod(body)
-    return Pod(
+    return PodAddress(
         name=facts.name,
         uid=facts.uid,
         role=facts.role,
@@ -54,7 +54,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
     )
 
 
-def why_none_ready(candidates: Iterable[Pod]) -> Waiting | None:
+def why_none_ready(candidates: Iterable[PodAddress]) -> NotReadyReason | None:
     """Why no pod is ready: a fault before mere loading; None without a pod that waits."""
     waiting = [pod.waiting for pod in candidates if pod.waiting is not None]
     faults = [w for w in waiting if w.fault]
@@ -67,15 +67,15 @@ def _port(body: Mapping[str, Any]) -> int:
     return int(ports[0]["containerPort"]) if ports else DEFAULT_PORT
 
 
-def _waiting(facts: pods.Pod) -> Waiting | None:
+def _waiting(facts: pods.Pod) -> NotReadyReason | None:
     if facts.terminating:
-        return Waiting("Terminating", "the pod is shutting down")
+        return NotReadyReason("Terminating", "the pod is shutting down")
     if facts.ready and not facts.finished:
         return None
     if facts.problem is not None:
-        return Waiting(facts.problem.reason, facts.problem.text)
+        return NotReadyReason(facts.problem.reason, facts.problem.text)
     if facts.finished:
-        return Waiting("Finished", facts.message or "the pod has ended")
+        return NotReadyReason("Finished", facts.message or "the pod has ended")
     if facts.waiting_reason not in ("", "Starting"):
-        return Waiting(facts.waiting_reason, facts.waiting)
-    return Waiting("ContainersNotReady", "loading: the container is not ready yet")
+        return NotReadyReason(facts.waiting_reason, facts.waiting)
+    return NotReadyReason("ContainersNotReady", "loading: the container is not ready yet")

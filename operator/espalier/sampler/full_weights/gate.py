@@ -19,7 +19,7 @@ class StoppedError(Exception):
     """A stream that had begun was stopped; its connection breaks, so that the reader notices."""
 
 
-class Gate:
+class WeightsGate:
     """ASGI middleware for routes whose answers must come from one set of weights each."""
 
     def __init__(self, app: ASGIApp) -> None:

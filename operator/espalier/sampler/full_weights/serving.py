@@ -20,7 +20,7 @@ from vllm.lora.resolver import LoRAResolver
 
 from espalier.api.wire import Problem, Served
 from espalier.core import names
-from espalier.sampler.full_weights.gate import Gate
+from espalier.sampler.full_weights.gate import WeightsGate
 from espalier.sampler.full_weights.store import FullStore, Weights
 from espalier.sampler.resolver import UnservableAdapterError
 from espalier.sampler.served import ServeError, Serving
@@ -40,7 +40,7 @@ class FullServing(Serving):
     ``state`` is vLLM's application state, ``gate`` what completions pass.
     """
 
-    def __init__(self, state: Any, store: FullStore, gate: Gate) -> None:
+    def __init__(self, state: Any, store: FullStore, gate: WeightsGate) -> None:
         super().__init__(state.engine_client)
         models = state.openai_serving_models
         # One list with the registry's: what stands in it is what vLLM takes and answers with.

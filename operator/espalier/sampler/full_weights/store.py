@@ -16,7 +16,12 @@ from safetensors import SafetensorError, safe_open
 
 from espalier.core import names
 from espalier.core.volume import directory
-from espalier.sampler.verified_store import Checkpoints, StoreError, read_manifest, verify_file
+from espalier.sampler.verified_store import (
+    StoreError,
+    VerifiedCheckpoints,
+    read_manifest,
+    verify_file,
+)
 
 INDEX = "model.safetensors.index.json"
 # A weight that another one stands for, and tables that are computed: files may leave them out.
@@ -34,7 +39,7 @@ class Weights:
     files: tuple[Path, ...]
 
 
-class FullStore(Checkpoints):
+class FullStore(VerifiedCheckpoints):
     """Sets of full weights of one base; ``tied``: its head is its embedding."""
 
     def __init__(self, volume: Path, base: str, *, tied: bool) -> None:
