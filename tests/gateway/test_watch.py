@@ -1,4 +1,4 @@
-"""The snapshot follows the cache, and requests can wait for it."""
+"""The served world follows the cache, and requests can wait for it."""
 
 from __future__ import annotations
 

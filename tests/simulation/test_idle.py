@@ -63,9 +63,9 @@ class Gateway:
         watch = WorldWatch(cache, (NAMESPACE,))
         self.trainers = TrainerLookup(watch, w.cluster, tokens, pod_session())
 
-    async def call(self, *, held: bool = True) -> str:
+    async def call(self, *, wait: bool = True) -> str:
         """Name of the trainer's pod that takes a call."""
-        return (await self.trainers.ready(TINY, held=held)).name
+        return (await self.trainers.ready(TINY, wait=wait)).name
 
 
 def test_a_trainer_that_nobody_calls_is_freed_within_a_minute_of_its_limit() -> None:
@@ -122,7 +122,7 @@ def test_a_client_that_repeats_its_calls_is_told_at_once() -> None:
         async with world() as w:
             await idle(w)
             with pytest.raises(RefusalError) as refused:
-                await Gateway(w).call(held=False)
+                await Gateway(w).call(wait=False)
             assert (refused.value.status, refused.value.reason) == (503, "TrainerIdle")
             # A trainer counts from its start.
             w.trainer.called = asyncio.get_running_loop().time()

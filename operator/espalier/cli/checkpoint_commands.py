@@ -175,11 +175,11 @@ def described_rollout(row: Mapping[str, Any]) -> str:
     prompt = row.get("prompt") or ""
     chat = [] if isinstance(prompt, str) else prompt
     asked = " ".join(str(message.get("content", "")) for message in chat) or str(prompt)
-    said = json.dumps(str(row.get("completion", "")), ensure_ascii=False)
+    completion = json.dumps(str(row.get("completion", "")), ensure_ascii=False)
     mark = "" if row.get("trained", True) else "  not trained"
     reward = row.get("reward")
     paid = f"{reward:+.3f}" if reward is not None else "  none"
-    lines = [f"{paid}  {' '.join(asked.split())[-80:]}", f"        {said}{mark}"]
+    lines = [f"{paid}  {' '.join(asked.split())[-80:]}", f"        {completion}{mark}"]
     return "\n".join(lines + [f"        {line}" for line in _ended(row)])
 
 

@@ -108,6 +108,6 @@ def _git(path: Path, *arguments: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise CliError(f"git {arguments[0]} did not end within {TIMEOUT_SECONDS} s") from error
     if done.returncode != 0:
-        said = done.stderr.strip() or done.stdout.strip()
-        raise CliError(f"git {arguments[0]}: {said or f'failed with {done.returncode}'}")
+        output = done.stderr.strip() or done.stdout.strip()
+        raise CliError(f"git {arguments[0]}: {output or f'failed with {done.returncode}'}")
     return done.stdout

@@ -195,8 +195,8 @@ def _kubectl(*arguments: str, stdin: str = "", seconds: float = TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise CliError(f"kubectl did not answer within {seconds:.0f} s") from error
     if done.returncode != 0:
-        said = done.stderr.strip() or f"kubectl {' '.join(arguments)} failed"
-        raise CliError(said, next((kind for mark, kind in _KINDS if mark in said), "failure"))
+        output = done.stderr.strip() or f"kubectl {' '.join(arguments)} failed"
+        raise CliError(output, next((kind for mark, kind in _KINDS if mark in output), "failure"))
     return done.stdout
 
 

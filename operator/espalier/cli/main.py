@@ -228,11 +228,11 @@ def promote_command(
 
     wish = Wish(head=head, checkpoint=checkpoint, path=path)
     done = promote(WorkingTree(git), of_namespace, wish, push=push)
-    said = f"{done.head} in {done.path}"
+    pinned = f"{done.head} in {done.path}"
     if done.commit:
-        typer.echo(f"pinned {said} to {done.checkpoint}: commit {done.commit}")
+        typer.echo(f"pinned {pinned} to {done.checkpoint}: commit {done.commit}")
     else:
-        typer.echo(f"{said} is pinned to {done.checkpoint} already")
+        typer.echo(f"{pinned} is pinned to {done.checkpoint} already")
     if done.pushed:
         typer.echo("pushed")
 

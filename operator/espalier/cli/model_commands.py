@@ -82,11 +82,11 @@ def fork(
     confirm(f"fork {name} from {checkpoint or source}?", yes=yes, dry_run=dry_run)
     manifest = forked(origin, checkpoint, name)
     cluster.create(manifest, dry_run=dry_run)
-    said = {"name": name, "source": checkpoint or source, "existed": False, "dry_run": dry_run}
+    made = {"name": name, "source": checkpoint or source, "existed": False, "dry_run": dry_run}
     done = "would fork" if dry_run else "forked"
     show(
         as_json,
-        said,
+        made,
         f"{done} {name} from {checkpoint or source}\n"
         f"train it: espalier.TrainingClient({name!r}), or espalier run create",
     )
@@ -144,8 +144,8 @@ def head(
         confirm(f"{_asked(name, set_, on_pin)}?", yes=yes, dry_run=dry_run)
         cluster.patch(HEADS, name, {"spec": change}, dry_run=dry_run)
         if dry_run:
-            said = {"dry_run": True, "action": "set_head", "head": name, "spec": change}
-            show(as_json, said, f"would {_asked(name, set_, on_pin)}")
+            planned = {"dry_run": True, "action": "set_head", "head": name, "spec": change}
+            show(as_json, planned, f"would {_asked(name, set_, on_pin)}")
             return
     if follow:
         _follow(cluster, name, timeout)
@@ -232,8 +232,8 @@ def _pin(spec: dict[str, Any]) -> str:
 def _head_text(raw: dict[str, Any]) -> str:
     status = raw.get("status") or {}
     lines = [_moved(raw)]
-    said = {c["type"]: c for c in status.get("conditions") or ()}
-    if ready := said.get("Ready"):
+    by_type = {c["type"]: c for c in status.get("conditions") or ()}
+    if ready := by_type.get("Ready"):
         lines.append(f"Ready {ready['status']}, {ready['reason']}: {ready['message']}")
     lines += [
         f"  {move['time']}  {move['reason']:<9} {move['name'] or 'base'}  term {move['term']}"
@@ -263,15 +263,15 @@ def _follow(cluster: Kubectl, name: str, timeout: float) -> None:
         head = cluster.head(name)
         seen = head.status.observed_generation >= head.metadata.generation
         ready = conditions.find(head.status.conditions, conditions.READY)
-        said = f"{ready.reason}: {ready.message}" if seen and ready else "not seen yet"
-        if said != last:
-            typer.echo(f"{name}  {said}", err=True)
-            last = said
+        standing = f"{ready.reason}: {ready.message}" if seen and ready else "not seen yet"
+        if standing != last:
+            typer.echo(f"{name}  {standing}", err=True)
+            last = standing
         if seen and ready is not None and ready.status == "True":
             return
         if seen and conditions.is_true(head.status.conditions, conditions.STALLED):
-            raise CliError(f"{name} is Stalled, {said}")
+            raise CliError(f"{name} is Stalled, {standing}")
         if time.monotonic() > ends_at:
-            raise CliError(f"{name} is not served within {timeout:.0f} s: {said}", "timeout")
+            raise CliError(f"{name} is not served within {timeout:.0f} s: {standing}", "timeout")
         cluster.require_running()
         time.sleep(POLL_SECONDS)

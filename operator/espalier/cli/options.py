@@ -82,10 +82,10 @@ class Commands(TyperGroup):
             if known is None:
                 raise
             if ctx.meta.get(_JSON):
-                said = {"error": known.kind, "message": str(known)}
+                failure = {"error": known.kind, "message": str(known)}
                 if known.suggestion:
-                    said["suggestion"] = known.suggestion
-                typer.echo(json.dumps(said, indent=2))
+                    failure["suggestion"] = known.suggestion
+                typer.echo(json.dumps(failure, indent=2))
             else:
                 hint = f". {known.suggestion}" if known.suggestion else ""
                 typer.echo(f"error: {known}{hint}", err=True)

@@ -109,8 +109,8 @@ def why(
 ) -> None:
     """Say in a sentence what a run waits for."""
     cluster = kubectl(context, namespace)
-    said = explain(cluster.run(name), cluster.run)
-    show(as_json, {"run": name, "why": said}, said)
+    sentence = explain(cluster.run(name), cluster.run)
+    show(as_json, {"run": name, "why": sentence}, sentence)
 
 
 @app.command()

@@ -149,8 +149,8 @@ def _is_config_map(body: dict[str, Any]) -> bool:
 def _config_map(body: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """Its name, and what it holds as text."""
     data = body.get("data")
-    held = data.items() if isinstance(data, dict) else ()
-    return _name(body), {str(key): text for key, text in held if isinstance(text, str)}
+    entries = data.items() if isinstance(data, dict) else ()
+    return _name(body), {str(key): text for key, text in entries if isinstance(text, str)}
 
 
 def _name(body: dict[str, Any]) -> str:

@@ -73,10 +73,10 @@ def _version(body: Body) -> int:
     return int(body["metadata"].get("resourceVersion") or 0)
 
 
-def _open(held: Body | bytes) -> Body:
-    if isinstance(held, dict):
-        return held
-    body: Body = pickle.loads(held)
+def _open(stored: Body | bytes) -> Body:
+    if isinstance(stored, dict):
+        return stored
+    body: Body = pickle.loads(stored)
     return body
 
 
@@ -94,8 +94,8 @@ class Cache:
 
     def get(self, key: ObjectKey) -> Body | None:
         """The object as last seen, or None."""
-        held = self._objects[key.kind].get(key)
-        return _open(held) if held is not None else None
+        stored = self._objects[key.kind].get(key)
+        return _open(stored) if stored is not None else None
 
     def version(self, key: ObjectKey) -> int:
         """The version of the object in the cache; 0 without one."""
@@ -154,10 +154,10 @@ class Cache:
         self._listeners.append(callback)
 
     def _remove(self, key: ObjectKey) -> None:
-        held = self._objects[key.kind].pop(key, None)
+        stored = self._objects[key.kind].pop(key, None)
         self._versions.pop(key, None)
-        if held is not None:
-            old = _open(held)
+        if stored is not None:
+            old = _open(stored)
             self._reindex(key, old, None)
             self._notify(key, old, None, ChangeSource.SEEN)
 

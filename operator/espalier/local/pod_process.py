@@ -100,10 +100,10 @@ class _Sources:
         return str(entry["value"])
 
     def _configured(self, name: str, key: str) -> str:
-        held = self.config.get(name, {})
-        if key not in held:
+        entries = self.config.get(name, {})
+        if key not in entries:
             raise MappingError(f"ConfigMap {name} with key {key} is in no manifest: add it")
-        return held[key]
+        return entries[key]
 
 
 def _copy(init: Body, layout: Layout, mounts: dict[str, Path]) -> tuple[Path, Path]:
@@ -180,9 +180,9 @@ class Running:
 
         That is terminationMessagePolicy FallbackToLogsOnError, which every pod of ours has.
         """
-        said = self._message.read_text()
-        if said or not self.code:
-            return said
+        message = self._message.read_text()
+        if message or not self.code:
+            return message
         size = self._log.stat().st_size
         with self._log.open("rb") as lines:
             lines.seek(max(self._begins, size - LOG_BYTES))

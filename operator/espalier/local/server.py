@@ -186,13 +186,13 @@ async def _follow(
 
 async def _report(options: DevOptions, cluster: MemoryCluster, stop: asyncio.Event) -> None:
     """Says how each object stands, whenever that changes."""
-    said: dict[str, str] = {}
+    lines: dict[str, str] = {}
     while not stop.is_set():
         for key, body in sorted(cluster.objects.items()):
             if key.kind in KEPT and key.kind != "Checkpoint":
                 line = f"{key.kind} {key.name}: {_standing(body)}"
-                if said.get(str(key)) != line:
-                    said[str(key)] = line
+                if lines.get(str(key)) != line:
+                    lines[str(key)] = line
                     options.say(line)
         await asyncio.sleep(LOOK_SECONDS)
 

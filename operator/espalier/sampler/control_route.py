@@ -36,11 +36,11 @@ COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 class ControlRoutes:
     """ASGI middleware that answers the probes and the operator's route, and passes on the rest."""
 
-    def __init__(self, app: ASGIApp, told: settings.SamplerSettings) -> None:
+    def __init__(self, app: ASGIApp, configuration: settings.SamplerSettings) -> None:
         self._app = app
-        self._told = told
+        self._configuration = configuration
         # Adapters are chosen per request, so only weights that are replaced need it.
-        self._gate = WeightsGate(app) if told.adapter_type == "Full" else None
+        self._gate = WeightsGate(app) if configuration.adapter_type == "Full" else None
         self._serving: Serving | None = None
         self._router = Router(
             [
@@ -73,7 +73,7 @@ class ControlRoutes:
             return AdapterServing(state)
         config = state.vllm_config.model_config.hf_text_config
         tied = bool(getattr(config, "tie_word_embeddings", False))
-        store = FullStore(self._told.volume, self._told.base, tied=tied)
+        store = FullStore(self._configuration.volume, self._configuration.base, tied=tied)
         return FullServing(state, store, self._gate)
 
     def _live(self) -> Serving:
@@ -129,5 +129,5 @@ class GuardedControl(guard.Authentication):
     """Control behind Authentication, as the one middleware that vLLM is told to add."""
 
     def __init__(self, app: ASGIApp) -> None:
-        told = settings.SamplerSettings.read(os.environ)
-        super().__init__(ControlRoutes(app, told), told)
+        configuration = settings.SamplerSettings.read(os.environ)
+        super().__init__(ControlRoutes(app, configuration), configuration)

@@ -39,25 +39,27 @@ def terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Check the environment and the base, then serve until SIGTERM."""
     try:
-        told = settings.SamplerSettings.read(os.environ)
-        verified_store.verify_base(told.base_directory)
+        configuration = settings.SamplerSettings.read(os.environ)
+        verified_store.verify_base(configuration.base_directory)
     except SettingsError as error:
         _fail(Problem(reason="InvalidEnvironment", detail=error.detail, remedy=error.remedy))
     except verified_store.StoreError as error:
         _fail(error.problem)
     cpu = is_cpu_build()
-    config = json.loads((told.base_directory / "config.json").read_bytes())
+    config = json.loads((configuration.base_directory / "config.json").read_bytes())
     threads = flags.cpu_threads(config, cpu_count()) if cpu else None
     scratch = Path(tempfile.gettempdir())
     _copy_model_cache(scratch / "vllm")
     _write_log_config(scratch / flags.LOG_CONFIG)
     os.environ.update(flags.environment(scratch, threads))
-    fitting = tool_parsers.chosen(told, config, tool_parsers.chat_template(told.base_directory))
-    arguments = flags.common_arguments(told, secrets.randbits(31)) + fitting.arguments()
+    fitting = tool_parsers.chosen(
+        configuration, config, tool_parsers.chat_template(configuration.base_directory)
+    )
+    arguments = flags.common_arguments(configuration, secrets.randbits(31)) + fitting.arguments()
     if cpu:
-        cache_bytes = flags.kv_cache_bytes(config, told, memory_bytes())
-        arguments += flags.cpu_arguments(told, cache_bytes)
-    _serve(arguments, told, cpu=cpu)
+        cache_bytes = flags.kv_cache_bytes(config, configuration, memory_bytes())
+        arguments += flags.cpu_arguments(configuration, cache_bytes)
+    _serve(arguments, configuration, cpu=cpu)
 
 
 def is_cpu_build() -> bool:
@@ -102,12 +104,12 @@ def _write_log_config(path: Path) -> None:
     own.replace(path)
 
 
-def _serve(arguments: list[str], told: settings.SamplerSettings, *, cpu: bool) -> None:
+def _serve(arguments: list[str], configuration: settings.SamplerSettings, *, cpu: bool) -> None:
     with quick_start.uncollected():
         if cpu:
             quick_start.without_compiler()
         serve = _imported(arguments)
-        _check_parsers(told)
+        _check_parsers(configuration)
     if cpu:
         quick_start.inspect_here()
         quick_start.fork_engine()
@@ -144,8 +146,8 @@ def _imported(arguments: list[str]) -> Callable[[], None]:
     return lambda: uvloop.run(serve())
 
 
-def _check_parsers(told: settings.SamplerSettings) -> None:
-    found = tool_parsers.misfit(told)
+def _check_parsers(configuration: settings.SamplerSettings) -> None:
+    found = tool_parsers.misfit(configuration)
     if found is not None:
         field, detail = found
         remedy = f"set {field} to the one of the base's family, Auto or None"

@@ -21,17 +21,17 @@ def register() -> None:
     from espalier.sampler.resolver import StoreResolver  # noqa: PLC0415
     from espalier.sampler.verified_store import AdapterStore  # noqa: PLC0415
 
-    told = settings.SamplerSettings.read(os.environ)
+    configuration = settings.SamplerSettings.read(os.environ)
     if current_platform.is_cpu():
         from espalier.sampler.cpu import prompt_logprobs  # noqa: PLC0415
 
         prompt_logprobs.install()
-    if told.adapter_type == "Full":
+    if configuration.adapter_type == "Full":
         return
     if current_platform.is_cpu():
         from espalier.sampler.cpu import lora_ops  # noqa: PLC0415
 
         lora_ops.install()
     if "espalier" not in LoRAResolverRegistry.get_supported_resolvers():
-        store = AdapterStore(told.volume, told.base, told.max_lora_rank)
+        store = AdapterStore(configuration.volume, configuration.base, configuration.max_lora_rank)
         LoRAResolverRegistry.register_resolver("espalier", StoreResolver(store))

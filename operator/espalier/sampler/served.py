@@ -31,12 +31,12 @@ class Serving(ABC):
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._told: tuple[str, ...] | None = None
+        self._desired: tuple[str, ...] | None = None
 
     @property
     def ready(self) -> bool:
         """Whether a serve request has been fulfilled since this process began."""
-        return self._told is not None
+        return self._desired is not None
 
     @abstractmethod
     async def serve(self, wanted: list[str]) -> Served:

@@ -137,9 +137,9 @@ class Lister:
     def _parse(self, kind: type[T], key: ObjectKey, body: Body | None = None) -> T:
         """The object as its type; ``body`` is what the cache holds, where it is at hand."""
         version = self._cache.version(key)
-        held = self._parsed.get(key)
-        if held is not None and held[0] == version and isinstance(held[1], kind):
-            return held[1]
+        cached = self._parsed.get(key)
+        if cached is not None and cached[0] == version and isinstance(cached[1], kind):
+            return cached[1]
         parsed = read(kind, body or self._cache.get(key) or {})
         self._parsed[key] = (version, parsed)
         return parsed
@@ -173,8 +173,8 @@ class Lister:
 
     def _index(self, namespace: str, name: str) -> LineageIndex:
         """Kept up to date, and rebuilt once all of its Checkpoints can be read."""
-        held = self._indexes.get((namespace, name))
-        if held is None:
-            held = LineageIndex(self._all(Checkpoint, namespace, model=name))
-            self._indexes[namespace, name] = held
-        return held
+        index = self._indexes.get((namespace, name))
+        if index is None:
+            index = LineageIndex(self._all(Checkpoint, namespace, model=name))
+            self._indexes[namespace, name] = index
+        return index

@@ -38,8 +38,8 @@ class StatusWriter:
         ClusterError 409 if the object is not the one that ``body`` shows any more.
         """
         wire = status.wire()
-        held = body.get("status", {})
-        return None if _same(held, wire) else await self._put(kind, body, wire)
+        current = body.get("status", {})
+        return None if _same(current, wire) else await self._put(kind, body, wire)
 
     async def stall(self, kind: str, body: Body, reason: str, message: str, now: str) -> bool:
         """Add Stalled to the status of the object; whether that changed anything.
@@ -48,12 +48,12 @@ class StatusWriter:
         """
         status = body.get("status", {})
         triple_before = [c for c in status.get("conditions", []) if c["type"] in TRIPLE]
-        held = CONDITIONS.validate_python(
+        current = CONDITIONS.validate_python(
             [{name: value for name, value in c.items() if name in KNOWN} for c in triple_before]
         )
         generation = body["metadata"].get("generation", 0)
-        settled = conditions.settle(held, conditions.stalled(reason, message), generation, now)
-        if settled == held:
+        settled = conditions.settle(current, conditions.stalled(reason, message), generation, now)
+        if settled == current:
             return False
         others = [c for c in status.get("conditions", []) if c["type"] not in TRIPLE]
         triple = CONDITIONS.dump_python(settled, mode="json", by_alias=True)
@@ -121,13 +121,13 @@ class StatusWriter:
         await self._events.record({**body, "kind": kind}, type_, reason, message)
 
 
-def _same(held: Body, wire: Body) -> bool:
+def _same(current: Body, wire: Body) -> bool:
     """Whether two statuses say the same; most of a status is equal as it stands."""
-    if held == wire:
+    if current == wire:
         return True
-    return held.keys() == wire.keys() and all(
+    return current.keys() == wire.keys() and all(
         value == wire[name] or _canonical(value) == _canonical(wire[name])
-        for name, value in held.items()
+        for name, value in current.items()
     )
 
 

@@ -38,11 +38,11 @@ class Tasksets:
             self._read.pop(key, None)
             return "", None
         now, asked = asyncio.get_running_loop().time(), (named.name, named.key)
-        held = self._read.get(key)
-        if held is not None and held[0] == asked:
-            left = (WRONG_SECONDS if held[2] else RIGHT_SECONDS) - (now - held[1])
+        last = self._read.get(key)
+        if last is not None and last[0] == asked:
+            left = (WRONG_SECONDS if last[2] else RIGHT_SECONDS) - (now - last[1])
             if left > EARLY_SECONDS:
-                return held[2], left if held[2] else None
+                return last[2], left if last[2] else None
         body = await self._cluster.get(ObjectKey("ConfigMap", key.namespace, named.name))
         wrong = missing(named, body)
         self._read[key] = (asked, now, wrong)

@@ -59,11 +59,11 @@ class CommitStreams:
 
     def follow(self, namespace: str, model: str, trainer: Pod | None) -> None:
         """Follow the commits of this trainer alone; None if no trainer is ready."""
-        held = self._tasks.get((namespace, model))
-        if held is not None:
-            if trainer is not None and held[0] == trainer.instance and not held[1].done():
+        following = self._tasks.get((namespace, model))
+        if following is not None:
+            if trainer is not None and following[0] == trainer.instance and not following[1].done():
                 return
-            held[1].cancel()
+            following[1].cancel()
             del self._tasks[namespace, model]
         if trainer is None:
             ledger = self.ledger(namespace, model)
@@ -74,9 +74,9 @@ class CommitStreams:
 
     def rewind(self, namespace: str, model: str) -> None:
         """Read all of a model's commits again, once ``follow`` is next called."""
-        held = self._tasks.pop((namespace, model), None)
-        if held is not None:
-            held[1].cancel()
+        following = self._tasks.pop((namespace, model), None)
+        if following is not None:
+            following[1].cancel()
 
     def forget(self, namespace: str, model: str) -> None:
         """The model is gone."""

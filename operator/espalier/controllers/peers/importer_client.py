@@ -49,7 +49,7 @@ class Imports:
     def __init__(self, client: Importer) -> None:
         self._client = client
         # When it was asked, the pod, and its answer.
-        self._said: dict[tuple[str, str], tuple[float, str, ImportState | None]] = {}
+        self._answers: dict[tuple[str, str], tuple[float, str, ImportState | None]] = {}
 
     async def look(
         self, namespace: str, model: str, pod: Pod | None
@@ -59,16 +59,20 @@ class Imports:
         None where it does not say: that never holds an import up.
         """
         if pod is None:
-            self._said.pop((namespace, model), None)
+            self._answers.pop((namespace, model), None)
             return None, None
         now = asyncio.get_running_loop().time()
-        held = self._said.get((namespace, model))
-        if held is not None and held[1] == pod.uid and (left := ASK_SECONDS - (now - held[0])) > 0:
-            return held[2], left
+        answer = self._answers.get((namespace, model))
+        if (
+            answer is not None
+            and answer[1] == pod.uid
+            and (left := ASK_SECONDS - (now - answer[0])) > 0
+        ):
+            return answer[2], left
         state = None
         try:
             state = await self._client.progress(Peer.of(namespace, model, pod))
         except ImporterError as error:
             logger.info("progress of %s/%s: %s", namespace, model, error)
-        self._said[namespace, model] = (now, pod.uid, state)
+        self._answers[namespace, model] = (now, pod.uid, state)
         return state, ASK_SECONDS

@@ -244,10 +244,10 @@ class ModelReconciler:
             if decision.trainer_replicas or self.lister.body(trainer) is not None
             else None,
         )
-        held = self._intents.get(key)
-        if held is None or held[0] != wanted:
-            held = self._intents[key] = (wanted, self._build(model, wanted))
-        for intent in held[1]:
+        built = self._intents.get(key)
+        if built is None or built[0] != wanted:
+            built = self._intents[key] = (wanted, self._build(model, wanted))
+        for intent in built[1]:
             child = key_of(intent["kind"], intent)
             if not is_current(self.lister.body(child), intent):
                 applied = await self.cluster.apply(child.kind, intent)

@@ -60,12 +60,12 @@ def stranger(pod: Body, find: Find) -> Stranger | None:
         return Stranger("RoleUnknown", f"label {ROLE}={role!r} with {MODEL}={model!r} is no role")
     if role == "trainer" and pod["metadata"]["name"] != f"{trainer_name(model)}-0":
         return Stranger("NameUnknown", f"the trainer's one pod is {trainer_name(model)}-0")
-    held, what = pod, "the pod"
+    owned, what = pod, "the pod"
     for link in chain:
-        found = _controller(held, what, link, find)
+        found = _controller(owned, what, link, find)
         if isinstance(found, Stranger):
             return found
-        held, what = found, f"{link.kind} {found['metadata']['name']}"
+        owned, what = found, f"{link.kind} {found['metadata']['name']}"
     return None
 
 

@@ -58,11 +58,11 @@ class ByteBudget:
 
 
 class Hold:
-    """The bytes that one request holds of a budget; a context manager that gives all back at the end."""
+    """The bytes that one request holds of a budget; as a context manager it gives them back."""
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
-        self._held = 0
+        self._taken = 0
 
     @property
     def capacity(self) -> int:
@@ -72,7 +72,7 @@ class Hold:
     async def take(self, count: int, seconds: float = 0.0) -> None:
         """Holds ``count`` bytes more; waits up to ``seconds`` for them, then RefusalError 503."""
         await self._budget._take(count, seconds)
-        self._held += count
+        self._taken += count
 
     def __enter__(self) -> Self:
         return self
@@ -82,8 +82,8 @@ class Hold:
 
     def release(self) -> None:
         """Gives all back."""
-        self._budget._give(self._held)
-        self._held = 0
+        self._budget._give(self._taken)
+        self._taken = 0
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class TokenIssuer:
         name = audience(model.namespace, model.name, pod.role, pod.uid)
         expires, token = self._issued.get((name, term), (now, ""))
         if expires <= now:
-            self._issued = {key: held for key, held in self._issued.items() if held[0] > now}
+            self._issued = {key: issued for key, issued in self._issued.items() if issued[0] > now}
             token = identity.issue(self._private_key, "gateway", name, term)
             self._issued[name, term] = (now + REUSE_SECONDS, token)
         return {"Authorization": f"Bearer {token}"}

@@ -105,9 +105,9 @@ class TraceRoutes:
             # An end is of one trace, which who has it has kept; a beginning may be for others too.
             ended = kept and path.endswith("/exit")
             if len(there) < len(keepers) and not ended:
-                held = self._hold(user, trace, path, body, model)
+                outcome = self._hold(user, trace, path, body, model)
                 if not kept:
-                    return _held(held)
+                    return _held(outcome)
             return _best(answers)
 
     def _reported(self, slug: str, trace: str) -> NamespacedName | None:
@@ -211,8 +211,8 @@ class TraceRoutes:
             return False
         # A report for all trainers is of no trace of this one.
         if status != 200 and not (status == 404 and item.model is None):
-            said = {"path": item.path, "status": status, "answer": answer[:200].decode()}
-            _log.warning("held trace not kept", extra=said)
+            context = {"path": item.path, "status": status, "answer": answer[:200].decode()}
+            _log.warning("held trace not kept", extra=context)
         self._outbox.give(item, keeper.model)
         return True
 

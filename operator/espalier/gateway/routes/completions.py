@@ -96,7 +96,7 @@ class CompletionRoutes:
         await self._callers.require_some_model(user)
         asked = read_asked(await read_object(request))
         trace = trace_of(request.headers)
-        slug, ref, target = await self._locate(user, asked.reference, held=bool(trace))
+        slug, ref, target = await self._locate(user, asked.reference, wait=bool(trace))
         recorded = bool(trace) and asked.recordable
         keeper = await self._traces.keeper(user, target.model) if recorded else None
         exchange = _Exchange(request, slug, ref, target, asked, trace, keeper)
@@ -105,7 +105,7 @@ class CompletionRoutes:
         finally:
             request.setdefault(UPSTREAM_SECONDS, time.perf_counter() - exchange.started)
 
-    async def _locate(self, user: User, asked: str, *, held: bool) -> tuple[Slug, str, Target]:
+    async def _locate(self, user: User, asked: str, *, wait: bool) -> tuple[Slug, str, Target]:
         named, ref = split(asked)
         slug = await self._callers.sampled(user, named)
         model = slug.model
@@ -113,7 +113,7 @@ class CompletionRoutes:
         found = resolve(self._watch.world, model, ref, slug.head)
         if isinstance(found, Unknown):
             found = await self._wait_for_checkpoint(model, ref) or found
-        if isinstance(found, NotReady) and held:
+        if isinstance(found, NotReady) and wait:
             found = await self._wait_until_served(slug, ref) or found
         if isinstance(found, Unknown):
             raise await self._callers.unknown(user, found)
@@ -219,7 +219,7 @@ class CompletionRoutes:
     ) -> web.Response:
         answer = await read_held(upstream, hold)
         if upstream.status == web.HTTPConflict.status_code:
-            raise NotLoadedError(_said(answer))
+            raise NotLoadedError(_message_of(answer))
         kept: dict[str, str] = {}
         if upstream.status == 200:
             try:
@@ -293,7 +293,7 @@ async def _break_off(response: web.StreamResponse, refusal: RefusalError) -> web
     return response
 
 
-def _said(answer: bytes) -> str:
+def _message_of(answer: bytes) -> str:
     """The message of a rollout's error."""
     try:
         return str(read_json(answer[:MAX_SAID_BYTES])["error"]["message"])[:MAX_SAID_CHARS]

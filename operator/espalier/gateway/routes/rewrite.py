@@ -153,9 +153,9 @@ def _complete_choices(answer: dict[str, Any], drawn: Sampled) -> None:
 def _copy_thoughts(answer: dict[str, Any], part: str) -> None:
     choices = answer.get("choices")
     for choice in choices if isinstance(choices, list) else ():
-        said = choice.get(part) if isinstance(choice, dict) else None
-        if isinstance(said, dict) and said.get("reasoning") is not None:
-            said["reasoning_content"] = said["reasoning"]
+        message = choice.get(part) if isinstance(choice, dict) else None
+        if isinstance(message, dict) and message.get("reasoning") is not None:
+            message["reasoning_content"] = message["reasoning"]
 
 
 def _dump(value: object) -> bytes:

@@ -54,20 +54,20 @@ class TrainerLookup:
         self._session = session
         self._taking: dict[NamespacedName, PodAddress] = {}
 
-    async def ready(self, model: NamespacedName, *, held: bool) -> PodAddress:
+    async def ready(self, model: NamespacedName, *, wait: bool) -> PodAddress:
         """A trainer that takes commands.
 
         Args:
             model: whose.
-            held: wait for one that is starting, up to HELD_SECONDS.
+            wait: for one that is starting, up to HELD_SECONDS.
 
         Raises:
             RefusalError: 503 with the reason of Kubernetes or of the trainer.
         """
-        deadline = asyncio.get_running_loop().time() + (HELD_SECONDS if held else 0.0)
+        deadline = asyncio.get_running_loop().time() + (HELD_SECONDS if wait else 0.0)
         await self.wake(model)
-        pod = await self._pod(model, HELD_SECONDS if held else 0.0)
-        if held:
+        pod = await self._pod(model, HELD_SECONDS if wait else 0.0)
+        if wait:
             await self._until_taking(model, pod, deadline)
         return pod
 

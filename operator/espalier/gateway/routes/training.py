@@ -116,8 +116,8 @@ class TrainingRoutes:
         await self._authorize(user, model)
         command = request.match_info["command"]
         # A client that sends keys, or reads the state, repeats its calls; HUD's does not.
-        held = IDEMPOTENCY_KEY not in request.headers and command != "state"
-        trainer = await self._trainers.ready(model, held=held)
+        wait = IDEMPOTENCY_KEY not in request.headers and command != "state"
+        trainer = await self._trainers.ready(model, wait=wait)
         if command in COMMANDS:
             await self._traces.hand_over(model)
         sent = _Command(request, user, model, trainer)

@@ -80,7 +80,7 @@ class FullServing(Serving):
                 raise _failed("EngineBroken", self._broken, "the kubelet restarts the pod")
             if name != self.name:
                 await self._swap(await self._resolve(name))
-            self._told = tuple(found)
+            self._desired = tuple(found)
             return self._answer()
 
     @override
@@ -96,7 +96,7 @@ class FullServing(Serving):
     def _answer(self) -> Served:
         base = self.name == names.BASE
         loaded = [] if base else [self.name]
-        ready = self.ready and not self._broken and loaded == list(self._told or ())
+        ready = self.ready and not self._broken and loaded == list(self._desired or ())
         return Served(adapters=loaded, base=base, ready=ready)
 
     async def _resolve(self, name: str) -> Weights:
@@ -129,14 +129,14 @@ class FullServing(Serving):
         files = [str(file) for file in weights.files]
         try:
             async with asyncio.timeout(LOAD_SECONDS):
-                said = await self._engine.collective_rpc("load_full_weights", args=(files,))
+                problems = await self._engine.collective_rpc("load_full_weights", args=(files,))
         except TimeoutError:
             # It may still go on, so nothing else may be asked of this engine.
             self._broken = f"loading {weights.name} took more than {LOAD_SECONDS:.0f} s"
             return self._broken
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        return next((problem for problem in said if problem), "")
+        return next((problem for problem in problems if problem), "")
 
     async def _restore(self, problem: str) -> NoReturn:
         """Put the weights back that were there: some of them may have been written over."""
