@@ -1,4 +1,4 @@
-"""``espalier adopt``: Checkpoints again for what lies on a model's volume."""
+"""``espalier adopt``: recreates the Checkpoints of the files on a model's volume."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _AT_ONCE = 200
 
 @dataclass(frozen=True)
 class Found:
-    """What the plan is for the checkpoints of a model, and the paths that are none, with why."""
+    """The plan for a model's checkpoints, and why other paths are not checkpoints."""
 
     adoption: Adoption
     strays: tuple[tuple[str, str], ...]
 
 
 def adopt(kubectl: Kubectl, name: str, *, volume: Path | None, image: str, dry_run: bool) -> Found:
-    """Creates the Checkpoints that are missing; what is there stays as it is.
+    """Creates the Checkpoints that are missing; existing ones stay as they are.
 
     Raises:
-        CommandError: there is no such model, the volume cannot be read, or kubectl refused.
+        CliError: the model does not exist, the volume cannot be read, or kubectl refused.
     """
     model = kubectl.model(name)
     base = model.status.resolved.digest if model.status.resolved is not None else ""
@@ -127,7 +127,7 @@ def _read(lines: Iterable[str]) -> tuple[list[Commit], list[tuple[str, str]]]:
 
 
 def _bodies(commits: Sequence[Commit], namespace: str) -> list[Mapping[str, Any]]:
-    """The Checkpoints as the operator would have made them."""
+    """The Checkpoints as the operator would make them."""
     return [
         checkpoint_body(c, namespace, Point(c.parent_name, c.step - 1, c.parent)) for c in commits
     ]

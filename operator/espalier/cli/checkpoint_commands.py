@@ -49,7 +49,7 @@ def diff(
     as_json: AsJson = False,
     namespace: Namespace = None,
 ) -> None:
-    """Show what lies between two checkpoints of a model: steps, settings, metrics."""
+    """Show how two checkpoints of a model differ: steps, settings, metrics."""
     cluster = kubectl(context, namespace)
     one, other = cluster.checkpoint(first), cluster.checkpoint(second)
     model, another = one.spec.model_ref.name, other.spec.model_ref.name
@@ -184,7 +184,7 @@ def described_rollout(row: Mapping[str, Any]) -> str:
 
 
 def _ended(row: Mapping[str, Any]) -> list[str]:
-    """How a rollout ended, if not by being done, and what its client noted."""
+    """How a rollout ended, unless it was done, and what its client noted."""
     lines = []
     stopped = row.get("stop_reason")
     if stopped not in (None, "done"):

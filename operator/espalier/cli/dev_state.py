@@ -17,7 +17,7 @@ from espalier.local.layout import NAMESPACE, Layout
 class LocalObjects(Kubectl):
     """The objects as they are, or as they were when ``espalier dev`` ended.
 
-    They change only as their files do: every edit is refused and says where to make it.
+    They change only with their files: every edit is refused with the place to make it.
     """
 
     def __init__(self, state: Path, namespace: str | None) -> None:
@@ -38,7 +38,7 @@ class LocalObjects(Kubectl):
         """See Kubectl.
 
         Raises:
-            CommandError: no ``espalier dev`` works on these objects.
+            CliError: no ``espalier dev`` works on these objects.
         """
         if not self._layout.in_use():
             raise CliError(
@@ -51,7 +51,7 @@ class LocalObjects(Kubectl):
         return name in self._names(kind)
 
     def call(self, *arguments: str, stdin: str = "", seconds: float = 0.0) -> str:
-        """Refuses: there is no kubectl here."""
+        """Refuses, because this machine has no cluster to ask."""
         del stdin, seconds
         raise self._refusal(arguments[0])
 

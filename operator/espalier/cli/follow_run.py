@@ -30,7 +30,7 @@ def follow(
         timeout: seconds.
 
     Raises:
-        CommandError: the run is Stalled, or went on beyond the timeout; names reason and message.
+        CliError: the run is Stalled, or went on beyond the timeout; names reason and message.
     """
     ends_at = time.monotonic() + timeout
     with _display(name, console) as show:
@@ -79,7 +79,7 @@ def _lines(name: str, console: Console) -> Show:
 
     def show(now: Standing) -> None:
         nonlocal last
-        # The estimate changes at every look; only what happened is worth a line.
+        # The estimate changes at every read; only progress is worth a line.
         seen = f"{now.step}/{now.steps} {now.reason}"
         if seen != last:
             last = seen

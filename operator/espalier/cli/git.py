@@ -1,4 +1,4 @@
-"""git in a working tree: what ``espalier promote`` needs of it."""
+"""The operations of git that ``espalier promote`` needs, in a working tree."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Upstream:
 
 
 class WorkingTree:
-    """A checked-out repository; every failure is a CommandError with git's last words."""
+    """A checked-out repository; every failure is a CliError with git's message."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
-            raise CliError(f"--git: {path} is no directory: clone the repository there")
+            raise CliError(f"--git: {path} is not a directory: clone the repository there")
         self.path = Path(_git(path, "rev-parse", "--show-toplevel").strip())
 
     def manifests(self) -> list[Path]:
@@ -53,7 +53,7 @@ class WorkingTree:
         return self("rev-parse", "--short", "HEAD").strip()
 
     def undo_commit(self) -> None:
-        """Takes the last commit back, and what it changed; other edits stay."""
+        """Undoes the last commit and its changes; other edits stay."""
         self("reset", "--quiet", "--keep", "HEAD~1")
 
     def upstream(self) -> Upstream:
@@ -92,7 +92,7 @@ class WorkingTree:
 
 
 def _git(path: Path, *arguments: str) -> str:
-    # A prompt for a password would wait for ever in a pipeline.
+    # A prompt for a password would block a pipeline forever.
     command = ["git", "-c", "core.askPass=", "-C", str(path), *arguments]
     try:
         done = subprocess.run(

@@ -1,7 +1,7 @@
-"""A CheckpointHead in a YAML file: found, and pinned by an edit that leaves all else as it is.
+"""Finds a CheckpointHead in a YAML file, and pins it by an edit that changes nothing else.
 
-PyYAML's nodes know where they stand in the text, so that an edit replaces those characters alone:
-comments, order and quoting stay. The edited text is read again and must say what was meant.
+PyYAML's nodes know their place in the text, so an edit replaces only those characters: comments,
+order and quoting stay. The edited text is read again and must pin the intended checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PIN = "Pin"
 
 
 class HeadManifestError(Exception):
-    """The text is not what it must be; the message says what to do."""
+    """The text cannot be edited; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class HeadManifest:
         """The text with this head pinned to a checkpoint.
 
         Raises:
-            ManifestError: if no small edit does that, for example because of YAML aliases.
+            HeadManifestError: if no small edit does that, for example because of YAML aliases.
         """
         before = list(documents_of(self.text))
         node = list(yaml.compose_all(self.text, Loader=yaml.SafeLoader))[self.index]
@@ -68,7 +68,7 @@ def heads(text: str) -> list[HeadManifest]:
     """The heads that a file declares.
 
     Raises:
-        ManifestError: if the text is not YAML, or a head in it is not valid.
+        HeadManifestError: if the text is not YAML, or a head in it is not valid.
     """
     found = []
     for index, document in enumerate(documents_of(text)):
@@ -98,7 +98,7 @@ def _says(text: str, wanted: list[Any]) -> bool:
 
 
 def documents_of(text: str) -> Iterator[Any]:
-    """The documents of a YAML text; ManifestError if it is not YAML."""
+    """The documents of a YAML text; HeadManifestError if it is not YAML."""
     try:
         yield from yaml.safe_load_all(text)
     except yaml.YAMLError as error:
@@ -141,7 +141,7 @@ def _line_after(text: str, spec: Any, mode: Any, scalar: str) -> _Edit:
 
 
 def _child(node: Any, key: str) -> Any:
-    """The node under a key of a mapping; None if there is none."""
+    """The node under a key of a mapping; None if the key is absent."""
     if not isinstance(node, yaml.MappingNode):
         return None
     return next((value for name, value in node.value if name.value == key), None)

@@ -20,7 +20,7 @@ from espalier.cli.failure import CliError, Kind
 from espalier.core.manifests.labels import MODEL
 
 TIMEOUT_SECONDS = 60
-# By what kubectl prints of the API server's reason.
+# The kind of a failure, by the words with which kubectl prints the API server's reason.
 _KINDS: tuple[tuple[str, Kind], ...] = (
     ("(NotFound)", "not_found"),
     ("(Forbidden)", "permission_denied"),
@@ -45,7 +45,7 @@ class Kubectl:
         return _kubectl("config", "view", "--minify", "-o", path).strip() or "default"
 
     def volume(self, model: TrainableModel) -> Path | None:
-        """Where the files of a model's claim lie on this machine; None: in the cluster."""
+        """The directory of a model's claim on this machine; None if it is in the cluster."""
         del model
         return None
 
@@ -97,11 +97,11 @@ class Kubectl:
         return [_parse(CheckpointHead, item) for item in items]
 
     def raw(self, kind: str, name: str) -> dict[str, Any]:
-        """An object as the API server keeps it, with who manages which field."""
+        """An object as the API server stores it, managedFields included."""
         return self._named(kind, name, managed=True)
 
     def raw_heads(self, model: str) -> list[dict[str, Any]]:
-        """The heads of a model with who manages which field; the one of its name first."""
+        """The heads of a model, managedFields included; the one of the model's name first."""
         items = self._list("checkpointheads.espalier.dev", managed=True)
         heads = [item for item in items if item["spec"]["modelRef"]["name"] == model]
         return sorted(
@@ -109,7 +109,7 @@ class Kubectl:
         )
 
     def exists(self, kind: str, name: str) -> bool:
-        """Whether an object is there."""
+        """Whether an object exists."""
         return bool(_kubectl("get", kind, name, *self._scope(), "--ignore-not-found", "-o", "name"))
 
     def create(self, manifest: dict[str, Any], *, dry_run: bool = False) -> None:
@@ -118,17 +118,17 @@ class Kubectl:
         self.call("create", "-f", "-", *check, stdin=json.dumps(manifest))
 
     def patch(self, kind: str, name: str, change: dict[str, Any], *, dry_run: bool = False) -> None:
-        """Changes fields of an object, as whom kubectl is."""
+        """Changes fields of an object, as kubectl's user."""
         check = ("--dry-run=server",) if dry_run else ()
         self.call("patch", kind, name, "--type=merge", "--patch", json.dumps(change), *check)
 
     def call(self, *arguments: str, stdin: str = "", seconds: float = TIMEOUT_SECONDS) -> str:
-        """What kubectl prints in the namespace; CommandError with its last words if it fails."""
+        """The output of kubectl in the namespace; CliError with its message if it fails."""
         return _kubectl(*self._scope(), *arguments, stdin=stdin, seconds=seconds)
 
     @contextmanager
     def stream(self, *arguments: str) -> Iterator[IO[bytes]]:
-        """What kubectl writes, as it comes; CommandError if it fails in the end."""
+        """The output of kubectl as it arrives; CliError if kubectl fails in the end."""
         command = ["kubectl", *self._scope(), *arguments]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None

@@ -198,7 +198,7 @@ def adopt_command(
     as_json: AsJson = False,
     namespace: Namespace = None,
 ) -> None:
-    """Make Checkpoints of what lies on a model's volume, after its objects were lost."""
+    """Make Checkpoints again from a model's volume, after the objects were lost."""
     found = adopt.adopt(
         kubectl(context, namespace), model, volume=volume, image=image, dry_run=dry_run
     )

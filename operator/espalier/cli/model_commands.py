@@ -154,7 +154,7 @@ def head(
 
 
 def forked(origin: TrainableModel, checkpoint: str, name: str) -> dict[str, Any]:
-    """A model like its origin that starts from a checkpoint, or from the same base."""
+    """The manifest of a fork: like its origin, starting from a checkpoint or from the same base."""
     spec = origin.spec.wire()
     if checkpoint:
         spec["source"] = {"checkpointRef": {"name": checkpoint}}
@@ -167,7 +167,7 @@ def forked(origin: TrainableModel, checkpoint: str, name: str) -> dict[str, Any]
 
 
 def _origin(cluster: Kubectl, source: str) -> tuple[TrainableModel, str]:
-    """The model that a fork is made like, and the checkpoint that it starts from, if any."""
+    """The model that a fork copies, and the checkpoint that it starts from, if any."""
     if cluster.exists("checkpoints.espalier.dev", source):
         checkpoint = cluster.checkpoint(source)
         return cluster.model(checkpoint.spec.model_ref.name), source
@@ -256,7 +256,7 @@ def _follow(cluster: Kubectl, name: str, timeout: float) -> None:
     """Waits until the operator serves what the head asks for.
 
     Raises:
-        CommandError: it is Stalled, or the time is over; says why.
+        CliError: the head is Stalled, or the time is over; says why.
     """
     ends_at, last = time.monotonic() + timeout, ""
     while True:

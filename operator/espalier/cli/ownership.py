@@ -1,4 +1,4 @@
-"""Who may edit an object, and who did last, told from the object itself. Pure."""
+"""Reads from an object who may edit it, and who edited it last. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from espalier.core.gitowner import REQUESTED_BY, git_owner
 
 
 def mover(head: Mapping[str, Any]) -> str:
-    """Who last edited what the head asks for; empty when the API server does not say.
+    """Who last edited the head's request; empty if the API server does not say.
 
     Args:
         head: a CheckpointHead as read, ``managedFields`` included.
@@ -28,7 +28,7 @@ def not_owned_by_git(body: Mapping[str, Any]) -> None:
     """Refuses an edit that Argo CD or Flux would undo.
 
     Raises:
-        CommandError: a conflict; says where to commit the edit instead.
+        CliError: of kind conflict; says where to commit the edit instead.
     """
     owner = git_owner(body["metadata"])
     if owner is not None:

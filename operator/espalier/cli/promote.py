@@ -1,7 +1,7 @@
 """``espalier promote``: commits a pin of the head for a checkpoint that passed its gate.
 
-Each attempt reads the head from the newest commit and decides anew, so that two who promote at
-once cannot undo each other: whoever comes second is told.
+Each attempt reads the head from the newest commit and decides again, so that two users who promote
+at once cannot undo each other: the second one gets an error.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class CheckpointReader(Protocol):
         """The Checkpoints of a model."""
 
 
-# Of the namespace that a manifest declares; empty when it leaves that to whoever applies it.
+# By the namespace that a manifest declares; empty if it leaves the namespace open.
 Namespaces = Callable[[str], CheckpointReader]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be promoted; empty: the only head, the newest checkpoint that passed."""
+    """What to promote; empty fields mean the only head, and the newest checkpoint that passed."""
 
     head: str = ""
     checkpoint: str = ""
@@ -46,7 +46,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The commit that pins the head; none when the last one already does."""
+    """The commit that pins the head; empty if the head was pinned there already."""
 
     head: str
     checkpoint: str
@@ -59,7 +59,7 @@ def promote(tree: WorkingTree, namespaces: Namespaces, wish: Wish, *, push: bool
     """Commits the pin and pushes it.
 
     Raises:
-        CommandError: with the reason why nothing was committed, or why it was not pushed.
+        CliError: nothing was committed, or it was not pushed; says why.
     """
     if not push:
         return _attempt(tree, namespaces, wish)[0]
@@ -83,7 +83,7 @@ def promote(tree: WorkingTree, namespaces: Namespaces, wish: Wish, *, push: bool
 def _attempt(
     tree: WorkingTree, namespaces: Namespaces, wish: Wish, seen: str | None = None
 ) -> tuple[Outcome, str]:
-    """Commits the pin on the newest commit; also what the head was pinned to before.
+    """Commits the pin on the newest commit; also returns what the head was pinned to before.
 
     ``seen`` is what an earlier attempt found there.
     """
@@ -99,7 +99,7 @@ def _attempt(
 
 
 def _find(tree: WorkingTree, wish: Wish) -> tuple[Path, HeadManifest]:
-    """The file of the head and what it says in the last commit."""
+    """The file of the head, with its text in the last commit."""
     candidates = [wish.path] if wish.path is not None else tree.manifests()
     found = []
     for path in candidates:
@@ -129,7 +129,7 @@ def _read(tree: WorkingTree, path: Path, *, explicit: bool) -> list[HeadManifest
     except (HeadManifestError, UnicodeDecodeError) as error:
         if explicit:
             raise CliError(f"{path}: {error}") from error
-        # Templates and other people's files are no business of ours.
+        # Templates and files of others may be anything.
         return []
 
 
@@ -164,7 +164,7 @@ def _commit(tree: WorkingTree, path: Path, manifest: HeadManifest, checkpoint: C
 
 
 def message(manifest: HeadManifest, checkpoint: Checkpoint) -> str:
-    """What the commit says: which model, which checkpoint, and the metric that it was chosen by."""
+    """The commit's message: the model, the checkpoint, and the metric that it was chosen by."""
     gate = manifest.spec.gate
     assert gate is not None  # or it would have been refused
     name, value = checkpoint.metadata.name, measurements.value(checkpoint, gate.metric)

@@ -41,7 +41,7 @@ def create(
         "spec": {"modelRef": {"name": model}, **_spec(given(fields))},
     }
     cluster = kubectl(context, namespace)
-    # The API server takes a run of a model that is not there yet; who types one wants it there.
+    # The API server accepts a run of a model that does not exist yet; here that is a typing error.
     cluster.model(model)
     cluster.create(manifest, dry_run=dry_run)
     verb = "would create" if dry_run else "created"
@@ -52,7 +52,7 @@ def _spec(options: list[tuple[RunOption, Any]]) -> dict[str, Any]:
     """The fields of a run's spec, but for its model; the driver is Runner where a taskset is given.
 
     Raises:
-        CommandError: options that contradict each other, or one that the runner needs is missing.
+        CliError: options that contradict each other, or one that the runner needs is missing.
     """
     flags = {option.path: option.flag for option, _ in options}
     spec = spec_of(options)

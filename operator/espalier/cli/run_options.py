@@ -70,7 +70,7 @@ class RunOption:
         return get_origin(self.type) is dict
 
     def read(self, value: Any) -> Any:
-        """The field's value; CommandError if it should be JSON and is not."""
+        """The field's value; CliError if it should be JSON and is not."""
         if not self.is_json:
             return value
         try:

@@ -1,4 +1,4 @@
-"""Reads a run and its tasks: of the cluster, or of a manifest that is not applied yet."""
+"""Reads a run and its tasks from the cluster, or from a manifest that is not applied yet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunManifest:
         """The run's taskset.
 
         Raises:
-            CommandError: it has none.
+            CliError: it has none.
         """
         if self.run.spec.taskset is None:
             raise CliError(
@@ -49,7 +49,7 @@ def declared(cluster: Kubectl, name: str, file: Path | None) -> RunManifest:
     """The run of that name in a manifest, or in the cluster where no manifest is given.
 
     Raises:
-        CommandError: there is no such run, or several of which none is named.
+        CliError: the run does not exist, or there are several and none is named.
     """
     if file is None:
         if not name:
@@ -75,7 +75,7 @@ def opened(declared: RunManifest, cluster: Kubectl, file: Path | None) -> Tasks:
     """The run's tasks; ``file`` takes the place of one on a claim or in an image.
 
     Raises:
-        CommandError: they lie where this command does not read.
+        CliError: this command cannot read the place of the tasks.
         UserError: ``TasksetInvalid``, naming source, line and field.
     """
     taskset = declared.taskset
@@ -100,7 +100,7 @@ def of_config_map(taskset: Taskset, remedy: str) -> ConfigMapTasks:
     """The ConfigMap that a taskset's file lies in.
 
     Raises:
-        CommandError: it lies on a claim or in an image; ``remedy`` says what to do then.
+        CliError: it lies on a claim or in an image; ``remedy`` says what to do then.
     """
     if taskset.config_map is None:
         where = taskset.file.name if taskset.file is not None else "no file"
@@ -147,7 +147,7 @@ def _is_config_map(body: dict[str, Any]) -> bool:
 
 
 def _config_map(body: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """Its name, and what it holds as text."""
+    """The name of a ConfigMap, and its entries that are text."""
     data = body.get("data")
     entries = data.items() if isinstance(data, dict) else ()
     return _name(body), {str(key): text for key, text in entries if isinstance(text, str)}

@@ -1,4 +1,4 @@
-"""``espalier taskset``: preview, calibrate. Both before any trainer is started."""
+"""``espalier taskset``: preview, calibrate. Neither needs a trainer."""
 
 from __future__ import annotations
 

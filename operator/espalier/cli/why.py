@@ -1,4 +1,4 @@
-"""Why a run does not train: the one thing that it waits for, in a sentence. Pure."""
+"""Says in a sentence what a run waits for. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from espalier.core.run.turn import SUCCEEDED
 
 
 def why(run: TrainingRun, read: Callable[[str], TrainingRun]) -> str:
-    """A sentence about a run; follows a run that waits for another to what that one waits for.
+    """A sentence about a run; if it waits for another run, about what that one waits for.
 
     Args:
         run: as read.

@@ -107,7 +107,7 @@ class OperatorProcess:
         return Replica(self._settings, ports, election, self._stop)
 
     async def _until_stopped(self, replica: asyncio.Task[None]) -> None:
-        """Wait for its end; once asked to stop it has so long, then it is abandoned."""
+        """Wait for the replica's end; once a stop is requested, for a bounded time."""
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({replica, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -35,10 +35,10 @@ from espalier.podclient import pod_session
 KEY_RETRY_SECONDS = 2.0
 # A Service keeps sending for a moment after a pod stops being ready.
 UNREADY_SECONDS = 3.0
-# As long as HUD's client, which asks once, waits for an answer: then nobody waits any more.
+# HUD's client asks once and waits this long for the answer. After that nobody is waiting.
 # The chart grants this and UNREADY_SECONDS (terminationGracePeriodSeconds).
 DRAIN_SECONDS = 600.0
-# Connections that wait to be taken. Where there is no room for one more, it waits for a second.
+# Connections that wait to be accepted. One more than that is retried by its client after a second.
 BACKLOG = 4096
 # Before the first generation is collected.
 YOUNG_OBJECTS = 20_000
@@ -66,7 +66,7 @@ class Readiness:
 
 
 async def load_signing_key(cluster: Cluster, namespace: str, tokens: TokenIssuer) -> None:
-    """Waits for the operator's Secret; ``/readyz`` names it as long as it is missing."""
+    """Waits for the operator's Secret; ``/readyz`` names it while it is missing."""
     while True:
         try:
             secret = await cluster.get(ObjectKey("Secret", namespace, GATEWAY_KEY_SECRET))
@@ -127,10 +127,10 @@ async def _until_signal(watch: asyncio.Task[None], synced: asyncio.Event) -> Non
     waits = [asyncio.create_task(synced.wait()), asyncio.create_task(signalled.wait())]
     await asyncio.wait([watch, *waits], return_when=asyncio.FIRST_COMPLETED)
     if synced.is_set():
-        # What there is by now stays; looking through it again would halt every request for 60 ms.
+        # The objects that exist by now stay: scanning them again would halt requests for 60 ms.
         gc.collect()
         gc.freeze()
-        # With the default of 700 every tenth request halts to look through all those in flight.
+        # With the default of 700 every tenth request would halt to scan all requests in flight.
         gc.set_threshold(YOUNG_OBJECTS)
         await asyncio.wait([watch, *waits[1:]], return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

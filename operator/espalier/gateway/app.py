@@ -35,10 +35,10 @@ from espalier.podclient import PodFaultError
 
 CLIENT_GONE = 499
 PLATFORM = "/v2/"
-# A connection without a whole request head for so long is closed, new or idle.
+# A connection, new or idle, is closed when no whole request head arrives within this time.
 HEAD_SECONDS = 75.0
-# What the server is to do for every gateway: nothing is inflated, and nobody only holds a socket.
-# A client that goes away frees its slot on the rollout at once.
+# Settings of aiohttp's server: it inflates nothing and closes idle sockets. A client that
+# disconnects frees its slot on the rollout at once.
 SERVER: dict[str, Any] = {
     "auto_decompress": False,
     "keepalive_timeout": HEAD_SECONDS,
@@ -119,7 +119,7 @@ async def _healthy(_: web.Request) -> web.Response:
 
 @web.middleware
 async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives the request its id and records what became of it."""
+    """Gives the request its id, and records its status and duration."""
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     started = time.perf_counter()
@@ -134,7 +134,7 @@ async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def _name(request: web.Request, response: web.StreamResponse) -> None:
-    """Gives every answer the id of its request; one to a malformed request has none."""
+    """Puts the request's id into the answer; a malformed request has no id."""
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
 
@@ -196,7 +196,7 @@ def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:
 
 
 def _for(request: web.Request, refusal: RefusalError) -> RefusalError:
-    """HUD's client shows ``detail`` alone, so where it calls, that carries the remedy too."""
+    """Adds the remedy to ``detail`` on HUD's routes, because HUD's client shows only ``detail``."""
     if not (request.path.startswith(PLATFORM) or is_unkeyed(request)):
         return refusal
     return RefusalError(

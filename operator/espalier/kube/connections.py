@@ -36,7 +36,7 @@ async def load_configuration() -> Configuration:
     else:
         load_incluster_config(client_configuration=configuration)
     configuration.connection_pool_maxsize = CONNECTIONS
-    # The configuration knows its proxy: to ask the environment costs a thread for every request.
+    # The configuration names the proxy: asking the environment would cost a thread per request.
     configuration.client_session_kwargs = {"trust_env": False}
     return configuration
 

@@ -1,4 +1,4 @@
-"""What Kubernetes does with the operator's children: keeps their pods running, as processes.
+"""Runs the pods of the operator's children as processes, as Kubernetes would run them.
 
 Pods get loopback addresses of their own (127.x.y.z), so that every server listens on port 8000 as
 it does in a cluster.
@@ -35,7 +35,7 @@ SERVERS = ("trainer", "rollout")
 
 @dataclass
 class _Pod:
-    """What is known of a pod beyond its object."""
+    """A pod's process and restarts, which are not in its object."""
 
     address: str
     uid: str
@@ -59,7 +59,7 @@ class _Pod:
 
 
 class Kubelet:
-    """Looks at every StatefulSet, Deployment and Job again and again; nothing else decides."""
+    """Compares every StatefulSet, Deployment and Job with its processes, in a loop."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Kubelet:
         self._addresses = (f"127.{network}.{n // 250}.{n % 250 + 1}" for n in itertools.count())
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop``; then ends every process."""
+        """Runs until ``stop``; then ends every process."""
         with self._claim:
             await self._run(stop)
 
@@ -130,7 +130,7 @@ class Kubelet:
         return pod
 
     async def _replica_set(self, deployment: Body) -> Body:
-        """What stands between a Deployment and its pods; the same one for all of its templates."""
+        """The ReplicaSet between a Deployment and its pods; one for all of its templates."""
         metadata = deployment["metadata"]
         key = ObjectKey("ReplicaSet", metadata["namespace"], metadata["name"])
         body = {
@@ -166,7 +166,7 @@ class Kubelet:
             await self._start(key, pod, role)
         if pod.running is not None:
             serves = role in SERVERS
-            # As a startup probe: before it, nobody is sent there.
+            # As with a startup probe, the pod gets no requests before this.
             pod.started = pod.started or not serves or await self._answers(pod, "healthz")
             pod.ready = pod.started and (not serves or await self._serves(pod))
         self._show(key, pod)
@@ -201,13 +201,13 @@ class Kubelet:
         pod.running = await Running.start(planned, self._layout.log(key.name))
 
     def _shortage(self, pod: _Pod) -> str:
-        """Why there is no memory for a pod; a pod keeps what it asked for between two starts."""
+        """Why a pod does not fit into memory; a pod keeps its request between two starts."""
         others = [p for p in self._pods.values() if p is not pod and p.starts and not p.over]
         taken = sum(free_memory.asked(other.template["spec"]) for other in others)
         return self._room.shortage(free_memory.asked(pod.template["spec"]), taken)
 
     def _ended_job(self, owner: Body, pod: _Pod) -> bool:
-        """Whether the Job is over with the end of its pod; its status then says how."""
+        """Whether the Job ends with its pod; if so, writes how into its status."""
         code = pod.ended[0] if pod.ended else 0
         if code not in (0, USER_MISTAKE) and pod.starts <= owner["spec"]["backoffLimit"]:
             return False
@@ -222,7 +222,7 @@ class Kubelet:
         return True
 
     async def _serves(self, pod: _Pod) -> bool:
-        """By its readiness probe: on a busy machine a single answer that is late means nothing."""
+        """Asks the readiness probe; on a busy machine a single late answer means nothing."""
         if await self._answers(pod, "readyz"):
             pod.last_ready = _clock()
             return True
@@ -240,7 +240,7 @@ class Kubelet:
             return False
 
     def _show(self, key: ObjectKey, pod: _Pod) -> None:
-        """The pod's status as a kubelet words it."""
+        """Writes the pod's status as a kubelet would."""
         container: Body = {
             "name": pod.template["spec"]["containers"][0]["name"],
             "containerID": f"process://{pod.running.pid if pod.running else ''}/{pod.starts}",
@@ -261,7 +261,7 @@ class Kubelet:
             if pod.running is not None or pod.waiting:
                 container["lastState"] = ended
             elif pod.role in SERVERS:
-                # It is started again, be it in a while.
+                # It will be started again, at the latest after the longest backoff.
                 container["state"] = {"waiting": {"reason": "CrashLoopBackOff"}}
                 container["lastState"] = ended
             else:
@@ -281,7 +281,7 @@ class Kubelet:
 
 
 def _claimed_network() -> tuple[int, socket.socket]:
-    """Second byte of the pods' addresses, and a socket: no other kubelet here has it meanwhile.
+    """The second byte of the pods' addresses, and the socket that reserves it on this machine.
 
     Raises:
         StartError: there is none.

@@ -38,7 +38,7 @@ Watcher = Callable[[str, Body], None]
 
 
 class MemoryCluster:
-    """See Cluster. ``now`` tells the time as RFC 3339; ``token`` is the one user's, who may all."""
+    """See Cluster. ``now`` is the time as RFC 3339; ``token`` is the one user's, who may do all."""
 
     def __init__(self, now: Callable[[], str], token: str = "") -> None:
         self.objects: dict[ObjectKey, Body] = {}
@@ -54,7 +54,7 @@ class MemoryCluster:
         self._watchers.append(watcher)
 
     def feed(self, cache: Cache) -> None:
-        """Let the cache hold what the cluster holds, now and from now on."""
+        """Put every object into the cache, now and at each change."""
 
         def follow(event: str, body: Body) -> None:
             (cache.forget if event == "DELETED" else cache.put)(body["kind"], body)
@@ -66,7 +66,7 @@ class MemoryCluster:
         self.watch(follow)
 
     def dump(self, kinds: Collection[str]) -> Sequence[Body]:
-        """The objects of some kinds as ``restore`` takes them, with who manages which fields."""
+        """The objects of some kinds, with their managers, as ``restore`` reads them."""
         return [
             {**body, "metadata": {**body["metadata"], "managedFields": self._managers(key)}}
             for key, body in self.objects.items()
@@ -74,12 +74,12 @@ class MemoryCluster:
         ]
 
     def _managers(self, key: ObjectKey) -> Sequence[Body]:
-        """Per manager the paths of its fields, where an API server keeps a tree of them."""
+        """The paths of each manager's fields; an API server stores them as a tree."""
         applied = self._applied.get(key, {})
         return [{"manager": manager, "paths": sorted(paths)} for manager, paths in applied.items()]
 
     def restore(self, bodies: Sequence[Body]) -> None:
-        """Take in objects as they were, before anything watches."""
+        """Restore dumped objects, before anything watches."""
         for kept in bodies:
             body = copy(kept)
             key = key_of(body["kind"], body)
@@ -96,7 +96,7 @@ class MemoryCluster:
         return self._store(key, edited, live)
 
     def set_status(self, key: ObjectKey, status: Body) -> None:
-        """Write an object's status as the controller that owns it; one that is gone is fine."""
+        """Write an object's status as its controller would; do nothing if the object is gone."""
         if key in self.objects:
             self.edit(key, lambda body: body.update(status=status))
 
@@ -224,7 +224,7 @@ class MemoryCluster:
         return True
 
     def _mutate(self, verb: str, key: ObjectKey, effect: Callable[[ObjectKey], T]) -> T:
-        """Every call that changes something ends here."""
+        """Store a change and notify the watchers; every write ends here."""
         return copy(effect(key))
 
     def _uid(self) -> str:
@@ -257,7 +257,7 @@ class MemoryCluster:
         }
 
     def _store(self, key: ObjectKey, body: Body, live: Body | None) -> Body:
-        # What cannot travel as JSON fails here, as it would; fields come back in alphabetic order.
+        # A value that JSON cannot express fails here, as at a real server; fields come back sorted.
         body = json.loads(json.dumps(body, sort_keys=True))
         if live is not None and same(body, live):
             return live
@@ -295,7 +295,7 @@ class MemoryCluster:
 
 
 def _field(body: Body, path: str) -> str:
-    """What a field selector compares; empty for a field that is not there."""
+    """The value that a field selector compares; empty for a field that is absent."""
     value: Any = body
     for part in path.split("."):
         value = value.get(part, {}) if isinstance(value, dict) else {}

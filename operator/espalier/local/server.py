@@ -35,9 +35,9 @@ from espalier.local.memory_apiserver import MemoryCluster
 from espalier.podclient import pod_session
 
 LOOK_SECONDS = 0.5
-# What outlives the process; the rest follows from it and from the volume.
+# The objects that outlive the process; the rest follows from them and from the volume.
 KEPT = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
-# What the command line reads beside them; their manifests bring them again.
+# Objects that the command line reads as well; they come again from their manifests.
 SHOWN = (*KEPT, "ConfigMap")
 MANAGER = "kubectl"
 
@@ -50,7 +50,7 @@ class DevOptions:
         directory: of manifests; edits of its files are applied as they come.
         layout: where everything is kept.
         port: of the gateway on the loopback interface.
-        say: where news for the user goes, one line each.
+        say: prints a line for the user.
     """
 
     directory: Path
@@ -60,11 +60,11 @@ class DevOptions:
 
 
 async def run(options: DevOptions) -> None:
-    """Until SIGINT, SIGTERM or, as when a terminal is closed, SIGHUP.
+    """Runs until SIGINT, SIGTERM or SIGHUP, which a closed terminal sends.
 
     Raises:
         ManifestError: the directory cannot be applied as it is at the start.
-        StartError: a port is taken, or another one works on the same state.
+        StartError: a port is taken, or another process uses the same state.
     """
     # Before the state's directory is made: a wrong directory is left as it is.
     read(options.directory, {})
@@ -73,7 +73,7 @@ async def run(options: DevOptions) -> None:
 
 
 async def _run(options: DevOptions) -> None:
-    # Before they are read: what is edited from now on counts as an edit.
+    # Before they are read, so that an edit from now on is seen.
     seen = fingerprint(options.directory)
     kept = _kept(options.layout.objects)
     manifests = read(options.directory, {key_of(body["kind"], body): body for body in kept})
@@ -86,7 +86,7 @@ async def _run(options: DevOptions) -> None:
     async with _gateway(options, cluster) as gateway_key, pod_session() as session:
         cache = Cache()
         cluster.feed(cache)
-        # Names of images mean nothing here: a pod's role says what to run.
+        # Image names mean nothing on this machine: a pod's role decides what runs.
         images = Images(trainer="trainer", rollout="rollout", runner="runner")
         url = f"http://127.0.0.1:{options.port}"
         keys = identity.PublicKeys.of(private_key, gateway_key)
@@ -119,7 +119,7 @@ async def _run(options: DevOptions) -> None:
 
 @asynccontextmanager
 async def _gateway(options: DevOptions, cluster: MemoryCluster) -> AsyncIterator[str]:
-    """Serves the gateway; its signing key."""
+    """Serves the gateway; returns its signing key."""
     private_key = options.layout.private_key("gateway", identity.generate_private_key)
     tokens = TokenIssuer()
     tokens.use(private_key)
@@ -175,7 +175,7 @@ async def _follow(
                 manifests = read(options.directory, cluster.objects)
                 await _apply(cluster, manifests, options.say)
             except ManifestError as error:
-                # What is applied stays as it is; the next save may be right.
+                # The applied objects stay as they are; the next save may be valid.
                 options.say(f"not applied: {error}")
         if changed.is_set():
             changed.clear()
@@ -185,7 +185,7 @@ async def _follow(
 
 
 async def _report(options: DevOptions, cluster: MemoryCluster, stop: asyncio.Event) -> None:
-    """Says how each object stands, whenever that changes."""
+    """Prints the Ready condition of each object whenever it changes."""
     lines: dict[str, str] = {}
     while not stop.is_set():
         for key, body in sorted(cluster.objects.items()):

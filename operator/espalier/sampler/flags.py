@@ -1,4 +1,4 @@
-"""vLLM's flags and environment for our pods; each one that is not obvious says what it prevents."""
+"""vLLM's flags and environment for our pods, each with the reason unless it is obvious."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def common_arguments(settings: SamplerSettings, seed: int) -> list[str]:
 
 
 def _weights_arguments(settings: SamplerSettings) -> list[str]:
-    """Flags for what is served: adapters beside the base, or full weights in place of it."""
+    """Flags of the adapter type: adapters beside the base, or full weights in its place."""
     if settings.adapter_type == "Full":
         return ["--worker-extension-cls", "espalier.sampler.full_weights.vllm_worker.FullWeights"]
     return [
@@ -91,7 +91,7 @@ def cpu_arguments(settings: SamplerSettings, cache_bytes: int) -> list[str]:
 
 
 def cpu_threads(config: Mapping[str, Any], cpus: int) -> int:
-    """Threads to compute with on so many cores: one where the model's matrices are tiny.
+    """Compute threads for a number of cores: one if the model's matrices are tiny.
 
     Below torch's grain threads do nothing but wait for each other: a batch of a tiny model took
     twice the CPU time. ``config`` is the base's config.json.
@@ -126,7 +126,7 @@ def environment(scratch: Path, threads: int | None) -> dict[str, str]:
         "TMPDIR": str(scratch),
         "VLLM_CACHE_ROOT": str(scratch / "vllm"),
         "VLLM_CONFIG_ROOT": str(scratch / "vllm"),
-        # Ours alone: vLLM's own filesystem resolver leaves its directory when asked to.
+        # Only our resolver: vLLM's filesystem resolver follows names out of its directory.
         "VLLM_PLUGINS": "espalier",
         "VLLM_LOGGING_CONFIG_PATH": str(scratch / LOG_CONFIG),
         # On-demand loading depends on it; auth.py leaves the routes that it opens closed.

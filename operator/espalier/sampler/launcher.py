@@ -72,7 +72,7 @@ def is_cpu_build() -> bool:
 
 
 def memory_bytes() -> int:
-    """What this container may use: its cgroup's limit, or the machine's memory."""
+    """The memory of this container: its cgroup's limit, or the machine's memory."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup("memory.max")
     return machine if limit == "max" else min(machine, int(limit))
@@ -117,7 +117,7 @@ def _serve(arguments: list[str], configuration: settings.SamplerSettings, *, cpu
 
 
 def _imported(arguments: list[str]) -> Callable[[], None]:
-    """The server, ready to run."""
+    """Imports vLLM's server."""
     # After the environment is set: vLLM reads it on import.
     import uvloop  # noqa: PLC0415
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker  # noqa: PLC0415

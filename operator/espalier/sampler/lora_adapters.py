@@ -22,7 +22,7 @@ class LiveAdapters(dict[str, LoRARequest]):
     """vLLM's registry of adapters, minus those whose directory is gone.
 
     vLLM reads an evicted adapter from disk again in the middle of a step, and its engine dies when
-    the directory has been deleted. A name that is forgotten here is resolved anew: a 404.
+    the directory has been deleted. A name that is forgotten here is resolved again: a 404.
     """
 
     def __contains__(self, name: object) -> bool:
@@ -35,7 +35,7 @@ class LiveAdapters(dict[str, LoRARequest]):
 
 
 class AdapterServing(Serving):
-    """The adapters that this pod was told to serve. ``state`` is vLLM's application state."""
+    """The adapters that the operator wants served. ``state`` is vLLM's application state."""
 
     def __init__(self, state: Any) -> None:
         super().__init__(state.engine_client)

@@ -6,7 +6,7 @@ import os
 
 
 def register() -> None:
-    """Register our adapter resolver, and mend what vLLM does wrong on CPU.
+    """Register our adapter resolver, and fix faults of vLLM on CPU.
 
     Imports stay inside: vLLM only logs a plugin that fails to import, and goes on without it, but
     does not survive one that raises here.

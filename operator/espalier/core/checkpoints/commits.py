@@ -83,7 +83,9 @@ def judge(
     own = checkpoint_name(model, commit.branch, commit.step)
     if commit.name != own:
         # Before anything is asked of the object of that name, which may be another model's.
-        return Fenced("WrongName", f"{commit.name} is no name for a commit of {model}, {own} is")
+        return Fenced(
+            "WrongName", f"{commit.name} is not the name of a commit of {model}, {own} is"
+        )
     if taken := _taken(commit, lineage, holder):
         return taken
     if not commit.stored or _passed(commit, lineage):

@@ -32,7 +32,7 @@ def annotation(measured: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def told(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
-    """What a Checkpoint says of others, by name; nothing where that is no figure.
+    """The figures that a Checkpoint reports of others, by name; without those that are not numbers.
 
     Before figures of checkpoints had names of their own, a step's rewards bore them: they are those
     of its parent.

@@ -57,7 +57,9 @@ def stranger(pod: Body, find: Find) -> Stranger | None:
     role, model, run = (labels.get(label, "") for label in (ROLE, MODEL, RUN))
     chain = _chain(role, model, run)
     if not chain:
-        return Stranger("RoleUnknown", f"label {ROLE}={role!r} with {MODEL}={model!r} is no role")
+        return Stranger(
+            "RoleUnknown", f"label {ROLE}={role!r} with {MODEL}={model!r} is not a role"
+        )
     if role == "trainer" and pod["metadata"]["name"] != f"{trainer_name(model)}-0":
         return Stranger("NameUnknown", f"the trainer's one pod is {trainer_name(model)}-0")
     owned, what = pod, "the pod"

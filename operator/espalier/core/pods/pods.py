@@ -55,7 +55,7 @@ class Pod:
 class JobState:
     """The facts about a Job that decisions read.
 
-    ``generation`` is that of the run it drives, and ``pod`` what of it the pods are made of.
+    ``generation`` is that of the run it drives, and ``pod`` the part of the run its pods depend on.
     ``suspended``: it makes no pods until somebody lets it.
     """
 

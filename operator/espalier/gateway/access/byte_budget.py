@@ -1,7 +1,7 @@
-"""How many bytes of bodies and answers the gateway holds at once, so that no load ends it.
+"""Bounds the bytes of bodies and answers in the gateway's memory, so that no load kills it.
 
-A share of the container's memory: requests beyond it are told to come again. Bodies and answers
-have budgets of their own, or bodies that wait for answers could keep those out.
+Each budget is a share of the container's memory; a request beyond it gets 503 and can be repeated.
+Bodies and answers have separate budgets: otherwise bodies that wait for answers could block them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from espalier.gateway.problems import not_ready
 
 BODIES_SHARE = 8
 ANSWERS_SHARE = 4
-# Of a container without a limit.
+# The memory that is assumed in a container without a limit.
 UNLIMITED_BYTES = 4 * 2**30
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -81,7 +81,7 @@ class Hold:
         self.release()
 
     def release(self) -> None:
-        """Gives all back."""
+        """Gives back every byte of the hold."""
         self._budget._give(self._taken)
         self._taken = 0
 

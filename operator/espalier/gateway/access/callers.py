@@ -35,7 +35,7 @@ class Callers:
         return await self._auth.user(request.headers.get("Authorization"))
 
     async def require_some_model(self, user: User) -> None:
-        """Refuses who may sample nothing: asked before a body that names the model is read."""
+        """Refuses a caller who may sample no model, before the body that names it is read."""
         if not self._served():
             raise RefusalError(
                 404, "ModelNotFound", "no model is served", "Create a TrainableModel"
@@ -64,7 +64,7 @@ class Callers:
         return found
 
     async def model(self, user: User, slug: str) -> NamespacedName:
-        """The model that a slug means to who trains it; 404 as for ``sampled``."""
+        """The model that a slug means in a training request; 404 as for ``sampled``."""
         found = find_model(self._watch.world, slug)
         if isinstance(found, Unknown):
             raise await self._unforked(user, slug) or await self.unknown(user, found)

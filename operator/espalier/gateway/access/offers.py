@@ -18,12 +18,12 @@ from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.untrusted import field_path
 
 VARIABLE = "ESPALIER_BASES"
-# What a fork is made of.
+# The kinds of the objects that make up a fork.
 RESOURCES = ("checkpointheads", "trainingruns", "trainablemodels")
 
 
 class Offer(Type):
-    """A base that may be forked by name, though no TrainableModel is of it yet."""
+    """A base that may be forked by name before any TrainableModel uses it."""
 
     name: str = Field(
         min_length=1,
@@ -97,7 +97,7 @@ def _stalled(model: TrainableModel) -> bool:
 
 
 def _problem(offer: Offer, before: Sequence[Offer], namespaces: Sequence[str]) -> str:
-    """A field, what is wrong with it and what to do; empty for nothing."""
+    """The field, the problem and the remedy; empty if the offer is valid."""
     if offer.namespace not in namespaces:
         served = ", ".join(namespaces)
         return f"namespace: {offer.namespace} is not served: name one of {served}"

@@ -1,5 +1,5 @@
-"""A pod that answers as none of ours does: what its caller is told, and what the operators of the
-cluster see of it."""
+"""Reports a pod whose answer breaks the protocol: a 502 for the caller, and a log line and a metric
+for the operators of the cluster."""
 
 from __future__ import annotations
 

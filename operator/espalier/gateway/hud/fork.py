@@ -1,7 +1,7 @@
-"""Forks for HUD's client: a model, its head and a client-driven run, made on a user's behalf.
+"""Forks for HUD's client: creates a model, its head and a client-driven run for a user.
 
-The gateway has the right to create them and asks for the caller's right first. The model comes
-last: a fork is there once its model is, so that one cut short is completed by sending it again.
+The gateway may create them itself, so it first checks that the caller may. It creates the model
+last: a fork exists once its model does, so repeating an interrupted call completes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.objects import ObjectKey
 
-# A client trains as long as it likes; the kind asks for a bound.
+# The kind requires a number of steps, while a client trains as long as it likes.
 STEPS = 10_000_000
 SEEN_SECONDS = 10.0
 MAX_NAME_CHARS = 40
@@ -41,19 +41,19 @@ class Forks:
         self._auth = auth
 
     async def of_model(self, user: User, source: NamespacedName, name: str) -> NamespacedName:
-        """A fork of a model that there is."""
+        """Forks an existing model."""
         return await self._make(
             user, source.beside(_checked(name)), model_spec(self._watch.world, source)
         )
 
     async def of_base(self, user: User, offer: Offer, name: str) -> NamespacedName:
-        """A fork of a base that is on offer."""
+        """Forks a base that the installation offers."""
         return await self._make(
             user, NamespacedName(offer.namespace, _checked(name)), offer.spec.wire()
         )
 
     async def _make(self, user: User, fork: NamespacedName, model: Body) -> NamespacedName:
-        """The fork, once the gateway sees it; 409 when a model of that name is there."""
+        """Returns the fork once the gateway sees it; 409 if a model of that name exists."""
         for resource in KINDS.values():
             await self._auth.require(user, "create", resource, fork)
         if fork in self._watch.world.models:
@@ -61,7 +61,7 @@ class Forks:
         for kind, spec in fork_specs(model, fork.name).items():
             await self._create(user, kind, fork, spec)
         seen = await self._watch.wait_for(
-            # All three, so that the next call finds a run to train.
+            # Wait for all three, so that the next call finds a run to train.
             lambda world: (
                 world.models.get(fork) if fork in world.heads and fork in world.runs else None
             ),
@@ -84,7 +84,7 @@ class Forks:
                 return
             if kind == "TrainableModel":
                 raise _exists(fork)
-            # Left by a fork that was cut short, or another's: then the name is taken.
+            # An interrupted fork left this object, or it is someone else's and the name is taken.
             found = await self._cluster.get(ObjectKey(kind, fork.namespace, fork.name))
         except ClusterError as error:
             raise _refused(error, kind, fork) from error
@@ -99,7 +99,7 @@ class Forks:
 
 
 def model_spec(world: ServedWorld, source: NamespacedName) -> Body:
-    """The spec of a fork's model: made like its source, from what that one's head serves."""
+    """The spec of a fork's model: its source's, starting from what the source serves."""
     spec = world.models[source].spec.wire()
     head = world.head_of(source)
     if head is not None and head.status.current is not None and head.status.current.name:

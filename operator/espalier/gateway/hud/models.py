@@ -31,7 +31,7 @@ from espalier.gateway.world.world import NamespacedName, ServedWorld
 
 PAGE = 100
 MAX_DIGITS = 18
-# HUD's names of what we call otherwise.
+# HUD's words for our values.
 _HUD_METRICS = {
     "reward/std": "reward_std",
     "reward/min": "reward_min",
@@ -98,7 +98,7 @@ class PlatformRoutes:
         return _json(_there(found))
 
     async def fork(self, request: web.Request) -> web.Response:
-        """Makes a model, its head and a client-driven run; answers once the model is there."""
+        """Creates a model, its head and a client-driven run; answers once the model exists."""
         user = await self._callers.caller(request)
         offers = await self._offers.of(self._auth, user)
         if not offers:
@@ -136,7 +136,7 @@ class PlatformRoutes:
         return web.json_response({"model_id": _uid(self._watch.world, model), **dict(wanted)})
 
     async def _entry(self, user: User, model: NamespacedName) -> ModelEntry | None:
-        """A model as the catalogue lists it to a caller; None once it is gone."""
+        """A model as the catalogue lists it to a caller; None if it was deleted."""
         world = self._watch.world
         if model not in world.models:
             return None
@@ -151,7 +151,7 @@ class PlatformRoutes:
 
 
 def offered(offer: Offer) -> ModelEntry:
-    """A base as the catalogue lists it to who may fork it."""
+    """A base as the catalogue lists it to callers who may fork it."""
     return ModelEntry(id=offer.id, name=offer.name, model_name=offer.name, is_trainable=True)
 
 

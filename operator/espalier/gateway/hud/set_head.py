@@ -1,8 +1,8 @@
-"""Moves a head for HUD's client: training and serving go on from the checkpoint that it names.
+"""Moves a head for HUD's client: training and serving continue from the named checkpoint.
 
 Two edits of the head's spec: Pin with onPin Branch, and, once the operator serves the checkpoint
-and has a branch for it, Track, so that the branch's own steps are promoted as they come. A move
-that was cut short is completed by sending it again; a head that Git owns is left to Git.
+and has a branch for it, Track, so that the branch's own steps are promoted as they come. Repeating
+an interrupted move completes it. A head that Git owns is refused.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class HeadMoves:
 
 
 def edited(head: Mapping[str, Any], change: Body, user: User) -> Body:
-    """The head with another request in its spec, and the name of who asked for it."""
+    """The head with another request in its spec, annotated with the user who asked for it."""
     spec = {k: v for k, v in head["spec"].items() if k not in ("mode", "checkpointRef", "onPin")}
-    # Read back as it was, it would claim to know better than the API server.
+    # managedFields cannot be sent back: the API server maintains them.
     metadata = {k: v for k, v in head["metadata"].items() if k != "managedFields"}
     annotations = {**(metadata.get("annotations") or {}), REQUESTED_BY: user.name}
     rest = {k: v for k, v in head.items() if k not in ("metadata", "spec")}

@@ -1,9 +1,9 @@
-"""Traces of models whose trainer is not there: held until it is.
+"""Keeps traces in memory while the trainer of their model is not running.
 
 A rollout may be sampled and reported before any run trains its model, while its trainer starts, or
-after it was freed. What is held is handed over in its order once a trainer is there and its caller
-may train with it. It is held in this process's memory: a gateway that ends takes it along, and
-training by the id of such a trace is then refused by name.
+after it was freed. The traces are sent in their order once a trainer is running and the caller may
+train with it. They live in this process's memory: a gateway that ends loses them, and training by
+the id of a lost trace is refused by name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class HeldRequest:
 
 
 class TraceOutbox:
-    """What is held, in the order that it came. ``clock`` is monotonic."""
+    """The waiting requests, in the order of their arrival. ``clock`` is monotonic."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, most_bytes: int = MOST_BYTES
@@ -65,7 +65,7 @@ class TraceOutbox:
         return True
 
     def model_of(self, trace: str) -> NamespacedName | None:
-        """The model that a held trace was sampled of, if that is known."""
+        """The model that a waiting trace was sampled from, if that is known."""
         return next((i.model for i in self._items if i.trace == trace and i.model), None)
 
     def waiting(self, model: NamespacedName) -> list[HeldRequest]:

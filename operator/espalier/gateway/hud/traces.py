@@ -41,7 +41,7 @@ TRACE = "Trace-Id"
 TRACE_KEPT = "Espalier-Trace"
 KEPT, HELD, NOT_KEPT = "Kept", "Held", "NotKept"
 SECONDS = 10.0
-# Between two looks for the trainers of what is held.
+# Seconds between two checks whether a trainer for the waiting traces is running.
 LOOK_SECONDS = 2.0
 _ID = "{id:[0-9a-fA-F-]{32,36}}"
 _TIMEOUT = aiohttp.ClientTimeout(total=SECONDS)
@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Keeper:
-    """Who keeps what a user samples of a model: its trainer, or without one the outbox."""
+    """Keeps a user's samples of a model: its trainer, or the outbox while there is none."""
 
     model: NamespacedName
     user: User
@@ -88,7 +88,7 @@ class TraceRoutes:
         Where one of these is not there, it is held for it.
         """
         user = await self._callers.caller(request)
-        # Refuses who may train nothing before the body is read.
+        # This refuses a caller who may train no model before it reads the body.
         await self._keepers(user, "")
         body = await read_bytes(request)
         trace, path = request.match_info["id"], request.path.removeprefix("/v2/trace")
@@ -117,7 +117,7 @@ class TraceRoutes:
         return found if isinstance(found, NamespacedName) else known
 
     async def _catch_up(self, user: User, model: NamespacedName, trace: str) -> bool:
-        """Whether nothing of the trace is held any more, so that what follows may pass."""
+        """Sends the waiting parts of the trace; True if none waits any more."""
         outbox = self._outbox
         if outbox.model_of(_canonical(trace)) != model:
             return True
@@ -127,7 +127,7 @@ class TraceRoutes:
         return outbox.model_of(_canonical(trace)) != model
 
     async def get(self, request: web.Request) -> web.Response:
-        """All that is kept of a trace."""
+        """Every part of a trace that a trainer keeps."""
         user = await self._callers.caller(request)
         path = request.path.removeprefix("/v2/trace")
         keepers = [k for k in await self._keepers(user, "") if k.pod is not None]
@@ -145,7 +145,7 @@ class TraceRoutes:
         return web.Response(status=204)
 
     async def keeper(self, user: User, model: NamespacedName) -> Keeper | None:
-        """Who keeps what the caller samples of a model; None if the caller may not train it."""
+        """The keeper of the caller's samples of a model; None if the caller may not train it."""
         world = self._watch.world
         if model.namespace not in world.namespaces:
             return None
@@ -193,7 +193,7 @@ class TraceRoutes:
         return KEPT if status == 200 else NOT_KEPT
 
     async def hand_over(self, model: NamespacedName) -> None:
-        """Gives a model's trainer what was held for it."""
+        """Sends a model's trainer the requests that waited for it."""
         outbox = self._outbox
         async with outbox.handing_over:
             for item in outbox.waiting(model):
@@ -228,7 +228,7 @@ class TraceRoutes:
         return HELD
 
     async def _look(self) -> None:
-        """Looks for the trainers of what is held, until nothing is."""
+        """Checks for trainers of the waiting requests until none waits."""
         while len(self._outbox):
             await asyncio.sleep(LOOK_SECONDS)
             world = self._watch.world
@@ -282,7 +282,7 @@ def trace_of(headers: Mapping[str, str]) -> str:
 
 
 def _held(kept: str) -> web.Response:
-    """The answer to a report that no trainer has yet."""
+    """The answer to a report that no trainer has received yet."""
     if kept != HELD:
         raise not_ready("TracesFull", "no trainer is there, and no more traces are held")
     return web.json_response({}, headers={TRACE_KEPT: HELD})
@@ -323,7 +323,7 @@ def _sample(answer: bytes, drawn: Sampled) -> dict[str, Any] | None:
 
 
 def _best(answers: list[tuple[int, bytes]]) -> web.Response:
-    """The first that was kept; else the first refusal that is not for want of the trace."""
+    """The first answer that kept the report; else the first refusal other than 404."""
     status, body = min(answers, key=lambda answer: (answer[0] != 200, answer[0] == 404))
     headers = {"Retry-After": "2"} if status == 503 else {}
     return web.Response(body=body, status=status, content_type="application/json", headers=headers)

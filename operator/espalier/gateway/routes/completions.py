@@ -265,7 +265,7 @@ async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.
         try:
             events = rewriter.feed(data)
         except UnreadableError as error:
-            raise unknown(upstream, f"streams what is no event of ours: {error}") from error
+            raise unknown(upstream, f"streams an event that cannot be read: {error}") from error
         if events:
             await (await _begun(exchange)).write(events)
     response = await _begun(exchange)
@@ -274,7 +274,7 @@ async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.
 
 
 async def _begun(exchange: _Exchange) -> web.StreamResponse:
-    """The stream to the client, begun as late as possible: until then another pod may be tried."""
+    """Begins the stream to the client, as late as possible: until then another pod may be tried."""
     if exchange.response is None:
         exchange.response = web.StreamResponse(
             headers={
@@ -288,7 +288,7 @@ async def _begun(exchange: _Exchange) -> web.StreamResponse:
 
 
 async def _break_off(response: web.StreamResponse, refusal: RefusalError) -> web.StreamResponse:
-    """Ends a stream that cannot be taken up again, so that the client sees it is incomplete."""
+    """Ends a stream that cannot be resumed, so that the client sees that it is incomplete."""
     await response.write_eof(error_event(openai_body(refusal)))
     return response
 

@@ -15,7 +15,7 @@ Promotion = Literal["Served", "Pinned", "Gated"]
 def promotion(
     world: ServedWorld, model: NamespacedName, checkpoint: str, digest: str
 ) -> Promotion | None:
-    """Where the head of a model stands towards a checkpoint that was just committed.
+    """Whether the head of a model serves a checkpoint that was just committed.
 
     Args:
         world: the cluster as it is now.
@@ -25,7 +25,7 @@ def promotion(
 
     Returns:
         Served once the head serves it or one of its descendants; Pinned or Gated when the head will
-        not move to it; None while that is open.
+        not move to it; None while that is undecided.
     """
     head = world.head_of(model)
     if head is None:

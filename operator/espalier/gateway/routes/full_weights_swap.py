@@ -1,7 +1,7 @@
 """Completions that meet a rollout of full weights (adapter.type Full) while its head moves.
 
-Such a rollout holds one checkpoint, and the next one before the head's status says so. What it does
-not hold it answers with 409; so does it a completion that it had to stop for a move.
+Such a rollout serves one checkpoint, and switches before the head's status says so. It answers 409
+to a request for any other checkpoint, and to a completion that it interrupted to swap weights.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import ServedWorld
 
 MOVE_SECONDS = 60.0
-# Sent once, and again after each move that it met.
+# A request is sent once, and again after each move that interrupted it.
 SENDINGS = 3
 
 
 class NotLoadedError(Exception):
-    """No rollout that was asked holds what the request needs; ``str`` is what the last one said."""
+    """No rollout serves the needed checkpoint; ``str`` is the message of the last one."""
 
 
 async def after_the_move(
@@ -77,5 +77,5 @@ def _is_at(world: ServedWorld, slug: Slug, ref: str) -> bool:
 
 
 def _name(ref: str) -> str:
-    """As a head's status has it: the base has no name."""
+    """The checkpoint's name as a head's status writes it: empty for the base."""
     return "" if ref == BASE else ref

@@ -1,4 +1,4 @@
-"""What a runner reads of its run."""
+"""The run as its runner reads it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunRoutes:
         self._auth = auth
 
     async def get(self, request: web.Request) -> web.Response:
-        """What a runner reads at every step: its spec as of now, term, suspended, paused."""
+        """The run's present spec, its term, and whether it is suspended or paused."""
         user = await self._callers.caller(request)
         name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
         await self._auth.require(user, "get", "trainingruns", name)

@@ -1,9 +1,9 @@
-"""Which trainer takes a model's commands, and the wait for one that is starting.
+"""Finds the trainer that takes a model's commands, and waits for one that is starting.
 
 HUD's client sends a training call once. The first after a fork comes before its trainer has a pod,
-has loaded the base and knows its run, so such a call is held until it does; clients that repeat
-their calls get the reason at once. A trainer that was freed for want of calls is taken back: the
-call is written into the status of its run, where the operator finds it whenever it looks.
+has loaded the base and knows its run, so the gateway waits with such a call; clients that repeat
+their calls get the reason at once. A trainer that was freed because nobody called it is started
+again: the gateway writes the call into the status of its run, where the operator finds it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from espalier.kube.cluster import Cluster, ClusterError
 from espalier.podclient import PodFaultError, read_answer
 from espalier.untrusted import UnreadableError, read_model
 
-# Of one field of a run's status; all others are the operator's.
+# This manager owns one field of a run's status; the operator owns all others.
 STATUS_MANAGER = "espalier-gateway"
 ASK_SECONDS = 0.5
 MAX_PROBLEM_BYTES = 64 * 1024
@@ -39,7 +39,7 @@ _STARTING = frozenset({"Loading", "AwaitingAssignment"})
 
 
 class TrainerLookup:
-    """Finds trainers. Remembers of each model the last one that took commands."""
+    """Finds trainers. Remembers the last one of each model that took commands."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class TrainerLookup:
     async def _pod(self, model: NamespacedName, seconds: float) -> PodAddress:
         def settled(world: ServedWorld) -> PodAddress | NotReadyReason | None:
             if _idle(active_run(world, model)):
-                # What is there yet is on its way out.
+                # A pod that still exists is shutting down.
                 return None
             waiting = why_none_ready(world.pods_of(model, TRAINER))
             fault = waiting if waiting is not None and waiting.fault else None
@@ -118,7 +118,10 @@ class TrainerLookup:
                 await asyncio.sleep(ASK_SECONDS)
 
     async def _starting(self, model: NamespacedName, pod: PodAddress) -> NotReadyReason | None:
-        """Why it refuses every command now; what else is wrong is the command's to find out."""
+        """Why the trainer refuses all commands while it starts.
+
+        None for any other problem, which the command itself will meet.
+        """
         url = f"http://{pod.address}/train/state"
         headers = self._tokens.header(model, pod)
         try:
@@ -134,5 +137,5 @@ class TrainerLookup:
 
 
 def _idle(run: TrainingRun | None) -> bool:
-    """Whether the run's trainer goes, or is not yet known to stay."""
+    """Whether the run's trainer is being freed, or may be."""
     return run is not None and run.status.idle_since is not None

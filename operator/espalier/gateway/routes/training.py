@@ -51,11 +51,11 @@ READS = frozenset({"losses", "state"})
 PROMOTION_SECONDS = 60.0
 TRAINER_SECONDS = 600.0
 CONNECT_SECONDS = 5.0
-# Between two parts of a body.
+# The longest pause between two parts of a body.
 PART_SECONDS = 60.0
 
 _TIMEOUT = aiohttp.ClientTimeout(total=TRAINER_SECONDS, sock_connect=CONNECT_SECONDS)
-# Not its length or encoding: the connection to the trainer frames the body anew, by what comes.
+# Not its length or encoding: the connection to the trainer frames the body itself, part by part.
 _PASSED_ON = ("Content-Type", IDEMPOTENCY_KEY, TERM)
 _PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, TERM)
 _SEND_AGAIN = (
@@ -66,7 +66,7 @@ _SEND_AGAIN = (
 
 @dataclass(frozen=True)
 class _CommandAnswer:
-    """What the trainer answered, with the headers that go back."""
+    """The trainer's answer, with the headers for the client."""
 
     status: int
     headers: Mapping[str, str]
@@ -76,7 +76,7 @@ class _CommandAnswer:
 
 @dataclass(frozen=True)
 class _Command:
-    """One request on its way to the trainer that takes it."""
+    """One request and the trainer that it goes to."""
 
     request: web.Request
     user: User
@@ -110,12 +110,12 @@ class TrainingRoutes:
         self._deliveries = DeliveryReports(pods.session, pods.tokens)
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Sends the command to the trainer, and its answer back with one header more."""
+        """Sends the command to the trainer, and the answer back with one more header."""
         user = await self._callers.caller(request)
         model = await self._callers.model(user, requested_slug(request))
         await self._authorize(user, model)
         command = request.match_info["command"]
-        # A client that sends keys, or reads the state, repeats its calls; HUD's does not.
+        # A client that sends keys, or reads the state, repeats its calls. HUD's client does not.
         wait = IDEMPOTENCY_KEY not in request.headers and command != "state"
         trainer = await self._trainers.ready(model, wait=wait)
         if command in COMMANDS:
@@ -182,7 +182,7 @@ class TrainingRoutes:
             async with self._pods.session.request(
                 request.method,
                 f"http://{command.trainer.address}/train/{command.name}",
-                # Streamed: a batch of long rollouts is large, and the trainer alone reads it.
+                # Streamed: a batch of long rollouts is large, and only the trainer reads it.
                 data=aiter(sent) if request.method == "POST" else None,
                 headers=headers,
                 timeout=_TIMEOUT,
@@ -236,7 +236,7 @@ class TrainingRoutes:
 
 
 class _Parts:
-    """A request's body as it comes; ``late`` once the client has stopped sending it."""
+    """A request's body, part by part; ``late`` once the client has stopped sending."""
 
     def __init__(self, content: StreamReader) -> None:
         self._content = content
@@ -256,7 +256,7 @@ class _Parts:
 
 
 def _declared(world: ServedWorld, model: NamespacedName) -> dict[str, str]:
-    """What the active run binds a command to."""
+    """Headers with the values of the active run that bind a command."""
     run = active_run(world, model)
     bound = declared(run) if run is not None else None
     return {DECLARED: bound.model_dump_json(exclude_none=True)} if bound is not None else {}

@@ -9,7 +9,7 @@ from typing import Any
 from espalier.core.pods import pods
 
 DEFAULT_PORT = 8000
-# What a pod goes through on its way up or down; any other reason tells a fault.
+# The reasons of a pod that is starting or shutting down; any other reason is a fault.
 _PASSING = frozenset({"ContainersNotReady", "Terminating"})
 
 
@@ -22,7 +22,7 @@ class NotReadyReason:
 
     @property
     def fault(self) -> bool:
-        """False for what a pod goes through on its way up or down."""
+        """False if the pod is merely starting or shutting down."""
         return self.reason not in _PASSING
 
 
@@ -55,7 +55,7 @@ def read_pod(body: Mapping[str, Any]) -> PodAddress:
 
 
 def why_none_ready(candidates: Iterable[PodAddress]) -> NotReadyReason | None:
-    """Why no pod is ready: a fault before mere loading; None without a pod that waits."""
+    """Why no pod is ready; a fault takes precedence over loading. None if no pod waits."""
     waiting = [pod.waiting for pod in candidates if pod.waiting is not None]
     faults = [w for w in waiting if w.fault]
     return next(iter(faults or waiting), None)

@@ -43,7 +43,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Unknown:
-    """No such model or checkpoint. ``nearest`` are slugs (with ref) that there are, best first."""
+    """No such model or checkpoint. ``nearest`` are existing slugs (with ref), best first."""
 
     detail: str
     nearest: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Unknown:
 class NotReady:
     """The name is right and nothing can answer yet: a Kubernetes reason and its message.
 
-    ``passing``: it comes true by itself, as far as can be seen.
+    ``passing``: as far as can be seen, it becomes ready by itself.
     """
 
     reason: str
@@ -69,7 +69,7 @@ def split(requested: str) -> tuple[str, str]:
 
 
 def slug_of(world: ServedWorld, name: NamespacedName) -> str:
-    """The shortest slug that means this model, or this head, alone."""
+    """The shortest slug that means only this model, or this head."""
     others = (NamespacedName(n, name.name) for n in world.namespaces if n != name.namespace)
     shared = any(_stands_for(world, other) for other in others)
     return str(name) if shared or _of_uid(world, name.name) else name.name
@@ -80,7 +80,7 @@ def find_slug(world: ServedWorld, slug: str) -> Slug | Unknown:
     if "/" in slug:
         found = _stands_for(world, NamespacedName(*slug.split("/", 1)))
         return found or Unknown(f"no model {slug!r}", nearest_slugs(world, slug))
-    # First, because it is nobody's to choose: an object named after it must not take it over.
+    # First, because nobody can choose a uid: an object named after one must not take it over.
     by_uid = _of_uid(world, slug)
     if by_uid is not None:
         return Slug(by_uid, by_uid)
@@ -94,7 +94,7 @@ def find_slug(world: ServedWorld, slug: str) -> Slug | Unknown:
 
 
 def find_model(world: ServedWorld, slug: str) -> NamespacedName | Unknown:
-    """The model that a slug means to who trains it; any other head of it only serves."""
+    """The model that a slug means in a training request; a model's other heads only serve."""
     found = find_slug(world, slug)
     if isinstance(found, Unknown):
         return found
@@ -105,7 +105,7 @@ def find_model(world: ServedWorld, slug: str) -> NamespacedName | Unknown:
 
 
 def slugs(world: ServedWorld) -> list[Slug]:
-    """Every slug that there is, models first."""
+    """Every existing slug, models first."""
     own = [Slug(model, model) for model in sorted(world.models)]
     others = [found for head in sorted(world.heads) if (found := _head_slug(world, head))]
     return [slug for slug in [*own, *others] if slug.model.namespace in world.namespaces]
@@ -123,14 +123,14 @@ def _of_uid(world: ServedWorld, uid: str) -> NamespacedName | None:
 
 
 def _stands_for(world: ServedWorld, name: NamespacedName) -> Slug | None:
-    """What a name in a served namespace is: a model's before a head's."""
+    """What a name in a served namespace means; a model takes precedence over a head."""
     if name.namespace not in world.namespaces:
         return None
     return Slug(name, name) if name in world.models else _head_slug(world, name)
 
 
 def _head_slug(world: ServedWorld, name: NamespacedName) -> Slug | None:
-    """The slug of a head that is not its model's own."""
+    """The slug of a head other than its model's own."""
     head = world.heads.get(name)
     if head is None or name in world.models:
         return None
@@ -141,7 +141,7 @@ def _head_slug(world: ServedWorld, name: NamespacedName) -> Slug | None:
 def resolve(
     world: ServedWorld, model: NamespacedName, ref: str, head: NamespacedName | None = None
 ) -> Target | Unknown | NotReady:
-    """The adapter and the ready pods for a model that there is.
+    """The adapter and the ready pods for an existing model.
 
     Args:
         world: the cluster as it is now.
@@ -158,7 +158,7 @@ def resolve(
 
 
 def could_be_committed(world: ServedWorld, model: NamespacedName, ref: str) -> bool:
-    """True for a name that a checkpoint of this model may have, though it is not seen yet."""
+    """True if a checkpoint of this model may have the name but has not been seen yet."""
     pattern = rf"{re.escape(model.name)}-(b[0-9]+-)?[0-9]{{6,}}"
     return bool(re.fullmatch(pattern, ref)) and model.beside(ref) not in world.checkpoints
 

@@ -14,7 +14,7 @@ def active_run(world: ServedWorld, model: NamespacedName) -> TrainingRun | None:
 
 
 def is_paused(world: ServedWorld, model: NamespacedName) -> bool:
-    """True while a pin of the model's head, once the operator has agreed to it, holds training."""
+    """True while a pin of the model's head that the operator has accepted pauses training."""
     head = world.head_of(model)
     return head is not None and paused(head)
 

@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Body = dict[str, Any]
 
-# Whose pods the gateway calls, and the objects that these pods belong to.
+# The roles of the pods that the gateway calls, and the kinds of the objects that own them.
 ROLES = ("trainer", "rollout")
 CHAIN = ("TrainableModel", "StatefulSet", "Deployment", "ReplicaSet")
 WATCHED = ("CheckpointHead", "Checkpoint", "TrainingRun", *CHAIN, "Pod")
-# Watched only as far as they are labelled as Espalier's.
+# Of these kinds only objects with Espalier's labels are watched.
 CHILDREN = ("StatefulSet", "Deployment", "ReplicaSet", "Pod")
 
 
@@ -83,7 +83,7 @@ class WorldWatch:
         try:
             table[name] = schema.model_validate(new)
         except ValidationError as error:
-            # Only a custom resource definition of another version lets such an object in.
+            # Only a CustomResourceDefinition of another version admits such an object.
             _log.error(
                 "object does not fit its schema", extra={"object": str(key), "error": str(error)}
             )
@@ -98,7 +98,7 @@ class WorldWatch:
             self.world.pods.setdefault(model, {})[key.name] = read_pod(new)
 
     def _update_pods(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
-        """What a model's pods belong to has come or gone: each of them is judged anew."""
+        """An owner of a model's pods appeared or disappeared: check again which pods are ours."""
         found = {_model_of(key, body) for body in (old, new)}
         for model in [model for model in found if model is not None]:
             for body in self._cache.list("Pod", model.namespace, model=model.name):

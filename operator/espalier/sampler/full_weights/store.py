@@ -1,7 +1,7 @@
 """Full weights on the volume: the base's, and those of its checkpoints of adapter type Full.
 
-A server swaps them in place, so what it is given must fit the tensors it has: that is made sure of
-here, from the files' headers, before the engine is touched.
+A server swaps them in place, so new weights must fit the tensors it has. This is checked here, by
+the files' headers, before the engine is touched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from espalier.sampler.verified_store import (
 )
 
 INDEX = "model.safetensors.index.json"
-# A weight that another one stands for, and tables that are computed: files may leave them out.
+# Files may omit a weight that is tied to another one, and tables that are computed.
 TIED_HEAD = "lm_head.weight"
 COMPUTED = "rotary_emb.inv_freq"
 
@@ -97,7 +97,7 @@ class FullStore(VerifiedCheckpoints):
 
 
 def _weight_files(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """The files that hold a Hugging Face model's weights: those of its index, or the only ones."""
+    """The weight files of a Hugging Face model: those of its index, or the only ones."""
     listed = manifest.get("files", {})
     if INDEX in listed:
         verify_file(directory, INDEX, dict(manifest))
