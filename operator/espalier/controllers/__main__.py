@@ -36,8 +36,8 @@ from espalier.podclient import pod_session
 
 logger = logging.getLogger("espalier.controllers")
 
-# A key that waited this long for a worker means that the queue does not move, and one that runs
-# this long that a worker hangs: every call has a timeout far below.
+# A key that waits this long for a worker shows that the queue is stuck; one that runs this long
+# shows that a worker hangs, because every call has a far shorter timeout.
 STUCK_SECONDS = 120.0
 HUNG_SECONDS = 600.0
 # Within terminationGracePeriodSeconds (30): then what still runs is abandoned, and then it is left.
@@ -45,7 +45,7 @@ ORDERLY_SECONDS = 20.0
 ABANDON_SECONDS = 5.0
 # Allocations, less deallocations, between two looks for garbage.
 YOUNG_OBJECTS = 5000
-# Faults that a restart or the message mends; anything else deserves its traceback.
+# Errors whose message is enough for a remedy; any other is logged with its traceback.
 EXPECTED = (LeadershipLostError, SigningKeyError, InformerError)
 
 
@@ -119,17 +119,17 @@ class OperatorProcess:
                 return
             logger.warning("what runs did not end within %.0f s: it is abandoned", seconds)
             replica.cancel()
-        # Cancelled and still there: nothing of this process may outlive its grace period.
+        # It was cancelled and still runs. Nothing of this process may outlive its grace period.
         process.end(FAULT)
 
     def _fault(self) -> str | None:
-        """A standby is ready: it is there to take over."""
+        """Why the replica is not ready; a standby is ready, because it can take over."""
         replica = self._replica
         waits = replica is not None and replica.leads and not replica.synced.is_set()
         return "waiting for the first lists" if waits else None
 
     def _forbidden(self) -> str | None:
-        """What is missing that only an administrator can give."""
+        """The missing rights or CRDs that only an administrator can provide."""
         replica, preflight = self._replica, self._preflight
         operator = replica.operator if replica else None
         faults = (
@@ -153,7 +153,7 @@ class OperatorProcess:
 
 
 def _seconds_since_boot() -> float:
-    """A suspended machine's sleep counts where the system can tell: its lease ran out meanwhile."""
+    """Counts the time in which the machine was suspended, if the system can: the lease ran out."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

@@ -24,9 +24,9 @@ from espalier.kube.connections import ApiServerTransport, load_configuration
 from espalier.kube.objects import Body, ObjectKey, kind_of, label_selector
 
 PAGE_SIZE = 500
-# Objects of a page that are taken in before others have their turn.
+# After this many objects of a page, other tasks of the event loop run.
 AT_ONCE = 20
-# What says which object, and which version of it, an intent is for.
+# The fields of metadata that identify the object, and the version, that an intent is for.
 _IDENTITY = ("name", "namespace", "uid", "resourceVersion")
 
 
@@ -186,7 +186,7 @@ class KubernetesCluster:
         try:
             await self._call("DELETE", path, body=options)
         except ClusterError as error:
-            # A conflict on the uid says that the object that was meant is gone already.
+            # A conflict on the uid means that the intended object is gone already.
             if error.status != 404 and not (uid and error.status == 409):
                 raise
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class ChangeSource(Enum):
-    """Where a change comes from: it was SEEN, or is a status written just as it was decided."""
+    """The source of a change: SEEN in the cluster, or the OWN_STATUS that a reconciler wrote."""
 
     SEEN = auto()
     OWN_STATUS = auto()
@@ -109,7 +109,7 @@ class Cache:
     def keys(
         self, kind: str, namespace: str | None = None, **index: Hashable
     ) -> builtins.list[ObjectKey]:
-        """The keys of the same, of one namespace or of all."""
+        """The keys of those objects, of one namespace or of all."""
         keys: Iterable[ObjectKey] = self._objects[kind]
         if index:
             wanted = [self._index.get((kind, name, value), {}) for name, value in index.items()]
@@ -129,7 +129,7 @@ class Cache:
         self._notify(key, old, body, source)
 
     def forget(self, kind: str, last: Body) -> None:
-        """Take in a deletion, with the body it came with; a newer object of that name is kept."""
+        """Record a deletion, with the body it came with; a newer object of that name is kept."""
         key = key_of(kind, last)
         if self.version(key) > _version(last):
             return
@@ -142,7 +142,7 @@ class Cache:
         self._remove(key)
 
     def mark_synced(self, kind: str) -> None:
-        """Say that every object of the kind that exists has been taken in."""
+        """Note that the cache has every existing object of the kind."""
         self._synced.add(kind)
 
     def synced(self, kind: str) -> bool:
@@ -183,7 +183,7 @@ class Cache:
             try:
                 listener(key, old, new, source)
             except Exception:
-                # One listener's fault must not cost the others, nor the watch, the event.
+                # One listener's error must not hide the event from the others, or end the watch.
                 logger.exception("a listener failed on %s", key)
 
 

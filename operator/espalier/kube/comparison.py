@@ -31,7 +31,7 @@ class Scope:
 
 
 class Comparison:
-    """Compares one scope whenever kopf has listed it, and now and then.
+    """Compares one scope whenever kopf has listed it, and periodically.
 
     Our list is younger than kopf's: what is deleted after ours, kopf's watch reports.
     """

@@ -102,7 +102,7 @@ class ApiServerTransport:
                 header_params={"Accept": "application/json", "Content-Type": content_type},
                 auth_settings=["BearerToken"],
             )
-            # A body is plain JSON already: the client would walk all of it to make it so.
+            # A body is plain JSON already; the client would walk all of it to convert it.
             response = await self._client.call_api(
                 method, url, headers, body, _request_timeout=self._timeout
             )

@@ -1,6 +1,6 @@
-"""Events of objects: one per transition, so that ``kubectl describe`` tells what happened.
+"""Events of objects: one per transition, so that ``kubectl describe`` shows what happened.
 
-The same event of an object is one object of the API, counted: its name is derived from both.
+A repeated event is counted in one Event, whose name is derived from the object and the event.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from espalier.kube.objects import Body, ObjectKey
 
 logger = logging.getLogger(__name__)
 
-# Candidates that lost their leader together do not all come back at the same moment.
+# Jitter, so that candidates that lost their leader together do not all return at once.
 JITTER = 0.2
 
 
@@ -73,7 +73,7 @@ class Election:
         self._renewed: float | None = None
         # Clocks of two nodes differ: a lease's age is counted from when this replica saw it change.
         self._seen = ("", 0.0)
-        # Why the API server does not let us take part at all, in its words.
+        # The API server's message if it forbids us to take part in the election.
         self.fault: str | None = None
 
     async def acquire(self, stop: asyncio.Event) -> bool:

@@ -12,7 +12,7 @@ from espalier.kube.objects import Body, ObjectKey, key_of
 
 logger = logging.getLogger(__name__)
 
-# The objects between a pod and its root, watched for the sake of the chain.
+# The kinds of the objects between a pod and its root, watched to follow the chain.
 WORKLOADS = ("StatefulSet", "Deployment", "ReplicaSet", "Job")
 ROLES: tuple[Role, ...] = ("trainer", "rollout", "runner", "importer", "collector")
 ENDED = ("Succeeded", "Failed")
@@ -23,7 +23,7 @@ class Membership:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        # By pod, the uid of the one that was ours, and the uid and reason that were reported.
+        # By pod: the uid that was found to be ours, and the uid and reason that were reported.
         self._own: dict[ObjectKey, str] = {}
         self._reported: dict[ObjectKey, tuple[str, str]] = {}
         cache.on_change(self._forget)

@@ -38,7 +38,7 @@ class WorkQueue:
         self._timers: dict[ObjectKey, asyncio.TimerHandle] = {}
 
     def add(self, key: ObjectKey) -> None:
-        """Run the key as soon as a worker is free; once, however often it is added before that."""
+        """Run the key once a worker is free; only once, however often it was added until then."""
         if key in self._running:
             self._dirty.add(key)
         elif key not in self._waiting:
@@ -75,7 +75,7 @@ class WorkQueue:
         return asyncio.get_running_loop().time() - next(iter(self._running.values()))
 
     async def run(self, stop: asyncio.Event, *, grace_seconds: float = 10.0) -> None:
-        """Work until ``stop``; what runs then may finish within the grace, else it is cancelled."""
+        """Work until ``stop``; running passes may finish within the grace, then are cancelled."""
         workers = [asyncio.create_task(self._work()) for _ in range(self._workers)]
         try:
             await stop.wait()

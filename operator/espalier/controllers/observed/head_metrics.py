@@ -1,4 +1,4 @@
-"""Measures and logs the moves of heads, from what the cache sees of them."""
+"""Measures and logs the moves of heads, as the cache sees them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class HeadMetrics:
-    """A swap lasts from an edit's arrival until the status says that what it asks for is served."""
+    """A swap lasts from an edit's arrival until the status says that its checkpoint is served."""
 
     def __init__(self) -> None:
         self._edited: dict[ObjectKey, float] = {}

@@ -44,7 +44,7 @@ class Lister:
         return self._cache.get(key)
 
     def learn(self, kind: str, body: Body) -> None:
-        """Take in what the API server answered to a write or a read of our own."""
+        """Put the API server's answer to our own write or read into the cache."""
         self._cache.put(kind, without_managers(body))
 
     def model(self, namespace: str, name: str) -> TrainableModel | None:
@@ -110,7 +110,7 @@ class Lister:
         return self.checkpoint(model.metadata.namespace, ref.name) if ref is not None else None
 
     def pods(self, namespace: str, role: Role, *, model: str = "", run: str = "") -> list[Pod]:
-        """The pods of a role, of a model or of a run; none that merely carries the labels."""
+        """The pods of a role, of a model or of a run; not those that merely carry the labels."""
         index = {"run": run} if run else {"model": model}
         bodies = self._cache.list("Pod", namespace, role=role, **index)
         own = [read_pod(body) for body in bodies if self._membership.has(body)]
@@ -135,7 +135,7 @@ class Lister:
         return [self._parse(kind, key) for key in keys]
 
     def _parse(self, kind: type[T], key: ObjectKey, body: Body | None = None) -> T:
-        """The object as its type; ``body`` is what the cache holds, where it is at hand."""
+        """The object as its type; ``body`` is the cached one, if the caller has it."""
         version = self._cache.version(key)
         cached = self._parsed.get(key)
         if cached is not None and cached[0] == version and isinstance(cached[1], kind):
@@ -151,7 +151,7 @@ class Lister:
             self._reindex(key, old, new)
 
     def _reindex(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
-        """Each Checkpoint is parsed while its body is at hand, at a start between two pages."""
+        """Parse each Checkpoint when its body arrives; at a start, between two pages."""
         models = {body["spec"]["modelRef"]["name"] for body in (old, new) if body is not None}
         for name in models:
             if (key.namespace, name) not in self._indexes:
@@ -172,7 +172,7 @@ class Lister:
                 del self._indexes[key.namespace, name]
 
     def _index(self, namespace: str, name: str) -> LineageIndex:
-        """Kept up to date, and rebuilt once all of its Checkpoints can be read."""
+        """The model's index, kept up to date, and rebuilt once all Checkpoints can be read."""
         index = self._indexes.get((namespace, name))
         if index is None:
             index = LineageIndex(self._all(Checkpoint, namespace, model=name))

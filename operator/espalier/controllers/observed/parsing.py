@@ -1,7 +1,7 @@
-"""Reads objects as types; what a newer version of the CRDs lets through is named, field by field.
+"""Reads objects as types, and names the fields that only a newer version of the CRDs has.
 
-Fields of a status that are not known were written by a newer operator, and are passed over. What a
-spec says and is not known cannot be done, and must not be guessed: nothing is done for the object.
+Unknown fields of a status were written by a newer operator and are ignored. An unknown field of a
+spec asks for something that this version cannot do, so nothing is done for the object.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Writes statuses: only when they differ, and with an Event when Ready took another reason.
+"""Writes statuses: only if they differ, and with an Event if the reason of Ready changed.
 
-Other conditions that are worth an Event are named by their reconciler.
+A reconciler names the other conditions that are worth an Event.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KNOWN = frozenset(to_camel(field.name) for field in fields(Condition))
 
 
 class StatusWriter:
-    """Writes to the API server and lets the cache know at once."""
+    """Writes to the API server and updates the cache at once."""
 
     def __init__(self, cluster: Cluster, cache: Cache, events: EventRecorder) -> None:
         self._cluster = cluster
@@ -42,7 +42,7 @@ class StatusWriter:
         return None if _same(current, wire) else await self._put(kind, body, wire)
 
     async def stall(self, kind: str, body: Body, reason: str, message: str, now: str) -> bool:
-        """Add Stalled to the status of the object; whether that changed anything.
+        """Add Stalled to the status of the object; True if that changed it.
 
         It is written as it is: the status need not be one that this version could have written.
         """
@@ -122,7 +122,7 @@ class StatusWriter:
 
 
 def _same(current: Body, wire: Body) -> bool:
-    """Whether two statuses say the same; most of a status is equal as it stands."""
+    """Whether two statuses are equal apart from the order of lists; most parts are identical."""
     if current == wire:
         return True
     return current.keys() == wire.keys() and all(

@@ -1,6 +1,6 @@
-"""Whether the ConfigMap of a run's tasks is there, before a runner starts that would wait for it.
+"""Checks the ConfigMap of a run's tasks before a runner starts, which would only wait for it.
 
-A ConfigMap of the user's carries no label of ours and is not watched: it is read, now and then.
+A user's ConfigMap carries no label of ours and is not watched; it is read periodically.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from espalier.core.run.taskset_map import missing
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import ObjectKey
 
-# As long as something is wrong, and where nothing was.
+# Seconds between two reads: while something is wrong, and while nothing is.
 WRONG_SECONDS = 5.0
 RIGHT_SECONDS = 60.0
 
 
 class Tasksets:
-    """What was wrong with each run's ConfigMap when it was last read."""
+    """Remembers what was wrong with each run's ConfigMap when it was last read."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -28,7 +28,7 @@ class Tasksets:
         self._read: dict[ObjectKey, tuple[tuple[str, str], float, str]] = {}
 
     async def look(self, run: TrainingRun, runner: JobState | None) -> tuple[str, float | None]:
-        """What is wrong, empty for nothing; and in how many seconds to look again, None: no need.
+        """What is wrong (empty: nothing), and in how many seconds to read again (None: never).
 
         A runner that is there has its tasks, or says itself what is wrong with them.
         """

@@ -33,7 +33,7 @@ ModelId = tuple[str, str]
 
 @dataclass
 class Ledger:
-    """What is known of one trainer: its commits, and what it says of itself.
+    """The pending commits of one trainer, and the problems that it reports.
 
     ``counted`` is the highest step by run identity; ``warnings`` are None until it was heard.
     """
@@ -54,7 +54,7 @@ class CommitStreams:
         self._tasks: dict[ModelId, tuple[str, asyncio.Task[None]]] = {}
 
     def ledger(self, namespace: str, model: str) -> Ledger:
-        """What is known of a model's commits."""
+        """The ledger of a model."""
         return self._ledgers.setdefault((namespace, model), Ledger())
 
     def follow(self, namespace: str, model: str, trainer: Pod | None) -> None:
@@ -118,5 +118,5 @@ class CommitStreams:
                 self._wake(namespace, model)
             elif wait and clock() - started < PAUSE_SECONDS:
                 await asyncio.sleep(PAUSE_SECONDS)
-            # All there was has been read; from here on wait for more.
+            # All existing commits have been read; from now on wait for more.
             wait = wait if page.commits else WAIT_SECONDS

@@ -1,4 +1,4 @@
-"""The operator's side of an importer: how far it is, asked now and then."""
+"""Asks importers periodically for their progress."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ASK_SECONDS = 15.0
 
 
 class ImporterError(PeerError):
-    """The importer did not answer, or not as ours do."""
+    """The importer did not answer, or its answer breaks the protocol."""
 
 
 class Importer(Protocol):
     """The importer's only route."""
 
     async def progress(self, peer: Peer) -> ImportState:
-        """How far it is; ImporterError if it does not say."""
+        """The progress of the import; ImporterError without a valid answer."""
 
 
 class ImporterClient:
@@ -54,7 +54,7 @@ class Imports:
     async def look(
         self, namespace: str, model: str, pod: Pod | None
     ) -> tuple[ImportState | None, float | None]:
-        """How far the importer in this pod is; and in how many seconds to ask again.
+        """The progress of the importer in this pod, and in how many seconds to ask again.
 
         None where it does not say: that never holds an import up.
         """

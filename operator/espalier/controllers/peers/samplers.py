@@ -1,4 +1,4 @@
-"""Has rollouts load adapters, and remembers what they confirmed until the process ends.
+"""Makes rollouts load adapters, and remembers what they confirmed until the process ends.
 
 An engine may drop an adapter, and its server may restart, without any event. Every answer is
 therefore asked for again after a while, and asking for a missing adapter loads it.
@@ -23,8 +23,8 @@ from espalier.core.volume import DIGEST_PREFIX
 
 READ_BACK_SECONDS = 30.0
 RETRY = Backoff(first=1.0, cap=READ_BACK_SECONDS, jitter=0.0)
-# What is due this soon is asked for at once: a timer may fire a moment early, and must not then be
-# set for that moment again and again.
+# A question that is due this soon is asked at once: a timer may fire a moment early, and must not
+# be set for that moment again.
 EARLY_SECONDS = 0.05
 
 
@@ -142,7 +142,7 @@ class Rollouts:
     async def _load(
         self, peer: Peer, wanted: tuple[DesiredAdapters, ...], refused: dict[str, Problem]
     ) -> frozenset[str]:
-        """Load what the pod takes of the desired: one that it refuses must not hold up the others.
+        """Load the desired adapters that the pod accepts: a refused one must not block the others.
 
         Fills ``refused``; RolloutError if the pod does not answer or fails otherwise.
         """

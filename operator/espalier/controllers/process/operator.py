@@ -33,7 +33,7 @@ from espalier.kube.queue import WorkQueue
 logger = logging.getLogger(__name__)
 
 WORKERS = 8
-# The object is not the one that was decided on: read it again and decide again.
+# The object has changed since the decision: read it and decide again.
 OUTDATED = (404, 409)
 OUTDATED_SECONDS = 0.02
 
@@ -103,7 +103,7 @@ class Operator:
             return None
 
     async def _unreadable(self, key: ObjectKey, error: UnreadableObjectError) -> None:
-        """Say what is not understood; nothing is done until the object changes."""
+        """Report the field that is not understood; do nothing until the object changes."""
         body = self._cache.get(key)
         # An unreadable neighbour must not make a Checkpoint unready.
         others = () if error.key == key else ("Checkpoint",)
@@ -137,7 +137,7 @@ class Operator:
             self._lost(key, old)
 
     def _lost(self, key: ObjectKey, old: Body) -> None:
-        """A tip that somebody deleted while its model lives is made again, from its commit."""
+        """Recreate from its commit a tip that somebody deleted while its model exists."""
         model, branch = old["spec"]["modelRef"]["name"], old["spec"]["branch"]
         try:
             tip = self.context.lister.lineage(key.namespace, model).tip(branch)

@@ -21,12 +21,12 @@ REASONS = {HTTP_FORBIDDEN: conditions.FORBIDDEN, HTTP_UNPROCESSABLE: conditions.
 
 
 def with_remedy(forbidden: str) -> str:
-    """What the API server forbids, and who can end that."""
+    """The API server's message, and who can grant what is missing."""
     return f"{forbidden}. Grant it: the chart's roles hold all that is needed"
 
 
 class Refusals:
-    """Keeps what was refused, tells it to the objects concerned and, if forbidden, to /readyz."""
+    """Remembers refused actions; reports them on their objects, and forbidden ones on /readyz."""
 
     def __init__(self, lister: Lister, writer: StatusWriter, now: Callable[[], str]) -> None:
         self._lister = lister
@@ -43,11 +43,11 @@ class Refusals:
         return None
 
     def ended(self, key: ObjectKey) -> None:
-        """A pass over the object went through."""
+        """A pass over the object succeeded."""
         self._refused.pop(key, None)
 
     async def refused(self, key: ObjectKey, error: ClusterError) -> float:
-        """Say on the object what is refused; seconds until it should be tried again."""
+        """Report the refusal on the object; returns the seconds until the next try."""
         before = self._refused.get(key)
         self._refused[key] = error
         body = self._lister.body(key)

@@ -41,7 +41,7 @@ Inform = Callable[[Cache, asyncio.Event, asyncio.Event], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Ports:
-    """What a replica works with; trainers and rollouts are reached with the private key.
+    """The edges of a replica; trainers and rollouts are called with the private key.
 
     Each port that writes is made with what must be asked before a write.
     """
@@ -74,7 +74,7 @@ class Replica:
         return with_remedy(refused) if refused else None
 
     async def run(self) -> None:
-        """Until ``stop``; LeadershipLostError when another replica may have taken over."""
+        """Runs until ``stop``; LeadershipLostError when another replica may have taken over."""
         if not await self.election.acquire(self.stop):
             return
         self.leads = True
@@ -99,7 +99,7 @@ class Replica:
             async with asyncio.timeout(RELEASE_SECONDS):
                 await self.election.release()
         except (ClusterError, TimeoutError) as error:
-            # It runs out by itself, only later.
+            # The lease expires by itself, only later.
             logger.warning("lease not released: %r", error)
 
     async def _work(self) -> None:
@@ -132,7 +132,7 @@ class Replica:
             group.create_task(self._stopping(self._reconcile(operator)))
 
     async def _private_key(self, cluster: Cluster, name: str) -> str:
-        """The signing key of a Secret; an API server that is away for a moment is waited for."""
+        """The signing key of a Secret; waits while the API server does not answer."""
         backoff, failures = Backoff(), 0
         while True:
             try:

@@ -16,7 +16,7 @@ class SigningKeyError(Exception):
 
 
 async def ensure(cluster: Cluster, namespace: str, name: str = OPERATOR_KEY_SECRET) -> str:
-    """The private key of a Secret as PEM; made once, by whichever replica comes first."""
+    """The private key of a Secret as PEM; the first replica creates it."""
     key = ObjectKey("Secret", namespace, name)
     found = await cluster.get(key)
     if found is None:

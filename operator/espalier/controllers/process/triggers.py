@@ -30,7 +30,7 @@ WATCHED: dict[str, dict[str, str]] = {
 def concerned(
     cache: Cache, key: ObjectKey, old: Body | None, new: Body | None
 ) -> Iterator[ObjectKey]:
-    """Every key that a change may matter to; a key too many is harmless."""
+    """Every key that a change may concern; an unnecessary key is harmless."""
     body = new if new is not None else old
     if body is None:
         return
@@ -156,12 +156,12 @@ def _model(body: Body) -> str:
 
 
 def _policy(body: Body | None) -> str | None:
-    """What a model asks for the bytes of its checkpoints; None without the model."""
+    """A model's deletionPolicy; None without the model."""
     return None if body is None else str(body["spec"].get("deletionPolicy", ""))
 
 
 def _served(body: Body | None) -> tuple[str, str, str]:
-    """What checkpoints read of a head: its current checkpoint and its live line."""
+    """The parts of a head that checkpoints depend on: its current checkpoint and live line."""
     status = (body or {}).get("status", {})
     return (
         status.get("current", {}).get("name", ""),

@@ -1,4 +1,4 @@
-"""Reconciles the commits of a model's trainer: a Checkpoint of each that extends its branch."""
+"""Reconciles the commits of a model's trainer: creates a Checkpoint for each valid commit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class CommitReconciler:
         return None
 
     async def _enter(self, namespace: str, model: str, commit: Commit) -> bool:
-        """Deal with one commit; False if it has to wait."""
+        """Handle one commit; False if it has to wait."""
         lister = self.lister
         lineage, leader = lister.lineage(namespace, model), lister.leader(namespace, model)
         holder = lister.checkpoint(namespace, commit.name)

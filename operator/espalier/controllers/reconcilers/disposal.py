@@ -66,7 +66,7 @@ class DisposalReconciler:
         )
 
     def _needs(self, key: ObjectKey, leaving: list[Checkpoint]) -> Mapping[str, str]:
-        """What still needs them; heads of models that are gone need nothing."""
+        """By Checkpoint, what still needs it; heads of deleted models need nothing."""
         lister = self.lister
         models = lister.models(key.namespace)
         names = {model.metadata.name for model in models}
@@ -81,7 +81,7 @@ class DisposalReconciler:
         return {name: reason for name, reason in found.items() if reason}
 
     async def _lost(self, namespace: str, leaving: list[Checkpoint]) -> dict[str, str]:
-        """The claims whose bytes are out of reach for good, and why."""
+        """The claims whose bytes can never be reached again, and why."""
         lost: dict[str, str] = {}
         for claim in sorted({disposal.claim_of(c) for c in leaving}):
             found = await self.cluster.get(ObjectKey("PersistentVolumeClaim", namespace, claim))
@@ -101,7 +101,7 @@ class DisposalReconciler:
             try:
                 applied = await self.cluster.apply("Checkpoint", let_go)
             except ClusterError as error:
-                # It is gone already, or another of its name is there.
+                # It is gone already, or replaced by another of its name.
                 if error.status not in (404, 409):
                     raise
                 await self.writer.refresh(ObjectKey("Checkpoint", namespace, name))

@@ -43,7 +43,7 @@ OWN_ROLES: tuple[Role, ...] = ("importer", "trainer", "rollout")
 
 @dataclass(frozen=True)
 class _Wanted:
-    """All that the manifests of a model's servers depend on; None for servers not to be touched."""
+    """The inputs of the manifests of a model's servers; None for servers to leave alone."""
 
     uid: str
     generation: int
@@ -126,7 +126,7 @@ class ModelReconciler:
         return RETIRE_SECONDS if found else None
 
     async def _progress(self, model: TrainableModel) -> tuple[ImportState | None, float | None]:
-        """How far the importer is, while there is one that runs."""
+        """The progress of the importer while it runs."""
         namespace, name = model.metadata.namespace, model.metadata.name
         found = self.lister.pods(namespace, "importer", model=name)
         running = (pod for pod in pods.live(found) if pod.started and pod.ip and not pod.outlived)
@@ -217,7 +217,7 @@ class ModelReconciler:
         elif action == "Delete":
             await self._read_pods(model)
             found = self.lister.job(key.namespace, key.name)
-            # Decided once more, on what is known by now, and with no wait in between.
+            # Decide again on the present state, without awaiting anything in between.
             if found is not None and source.decide(self._source(model)).importer == "Delete":
                 await self.cluster.delete(key, uid=found.uid)
 
@@ -231,7 +231,7 @@ class ModelReconciler:
             self.lister.learn("Pod", body)
 
     async def _children(self, model: TrainableModel, decision: models.ModelDecision) -> None:
-        """Make the children what they should be."""
+        """Apply the children's manifests."""
         key = _key(model)
         trainer = _trainer(key)
         wanted = _Wanted(

@@ -94,7 +94,7 @@ class RunReconciler:
         return assigned, None if assigned else RETRY_SECONDS
 
     async def _trained(self, run: TrainingRun) -> tuple[int | None, float | None]:
-        """Steps that the trainer has on record once the runner ended; and when to ask again.
+        """The steps in the trainer's log once the runner has ended, and when to ask again.
 
         The commits read so far do not tell: after a start of the operator there are none.
         """

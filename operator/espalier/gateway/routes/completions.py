@@ -48,8 +48,8 @@ CHECKPOINT_WAIT_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 600.0
 ATTEMPTS = 2
-MAX_SAID_BYTES = 64 * 1024
-MAX_SAID_CHARS = 4000
+MAX_ERROR_BYTES = 64 * 1024
+MAX_ERROR_CHARS = 4000
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
 
@@ -296,7 +296,7 @@ async def _break_off(response: web.StreamResponse, refusal: RefusalError) -> web
 def _message_of(answer: bytes) -> str:
     """The message of a rollout's error."""
     try:
-        return str(read_json(answer[:MAX_SAID_BYTES])["error"]["message"])[:MAX_SAID_CHARS]
+        return str(read_json(answer[:MAX_ERROR_BYTES])["error"]["message"])[:MAX_ERROR_CHARS]
     except (UnreadableError, LookupError, TypeError):
         return answer.decode(errors="replace")[:200]
 
