@@ -58,21 +58,21 @@ def adopt(kubectl: Kubectl, name: str, *, volume: Path | None, image: str, dry_r
     return Found(adoption, tuple(strays))
 
 
-def described(found: Found, *, dry_run: bool) -> list[str]:
+def described(survey: Found, *, dry_run: bool) -> list[str]:
     """The outcome, line by line."""
-    adoption = found.adoption
+    adoption = survey.adoption
     verb = "would adopt" if dry_run else "adopted"
     lines = [f"{verb} {commit.name}  {commit.digest}" for commit in adoption.adopted]
     lines += [f"left out {name}: {why}" for name, why in adoption.refused]
-    lines += [f"left out {path}: {why}" for path, why in found.strays]
+    lines += [f"left out {path}: {why}" for path, why in survey.strays]
     counts = f"{len(adoption.adopted)} {verb}, {len(adoption.present)} were there"
-    return [*lines, f"{counts}, {len(adoption.refused) + len(found.strays)} left out"]
+    return [*lines, f"{counts}, {len(adoption.refused) + len(survey.strays)} left out"]
 
 
-def content(found: Found) -> dict[str, Any]:
+def content(survey: Found) -> dict[str, Any]:
     """The outcome as JSON."""
-    adoption = found.adoption
-    refused = [*adoption.refused, *found.strays]
+    adoption = survey.adoption
+    refused = [*adoption.refused, *survey.strays]
     return {
         "adopted": [commit.name for commit in adoption.adopted],
         "present": [commit.name for commit in adoption.present],

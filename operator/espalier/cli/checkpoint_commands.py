@@ -29,15 +29,15 @@ def show_checkpoint(
     context: typer.Context, name: Name, *, as_json: AsJson = False, namespace: Namespace = None
 ) -> None:
     """Show where a checkpoint comes from, how it was made and what it measured."""
-    found = kubectl(context, namespace).checkpoint(name)
+    checkpoint = kubectl(context, namespace).checkpoint(name)
     content = {
         "name": name,
-        **found.spec.wire(),
-        "heads": found.status.heads,
-        "created": found.metadata.creation_timestamp,
-        "metrics": {metric.name: float(metric.value) for metric in found.status.metrics},
+        **checkpoint.spec.wire(),
+        "heads": checkpoint.status.heads,
+        "created": checkpoint.metadata.creation_timestamp,
+        "metrics": {metric.name: float(metric.value) for metric in checkpoint.status.metrics},
     }
-    show(as_json, content, "\n".join(_described(found)))
+    show(as_json, content, "\n".join(_described(checkpoint)))
 
 
 @app.command()
@@ -59,8 +59,8 @@ def diff(
             "usage",
             "Name two checkpoints of one model",
         )
-    found = between(one, other, cluster.checkpoints(model))
-    show(as_json, asdict(found), "\n".join(_difference(found)))
+    comparison = between(one, other, cluster.checkpoints(model))
+    show(as_json, asdict(comparison), "\n".join(_difference(comparison)))
 
 
 @app.command()
@@ -125,43 +125,43 @@ def show_rollouts(
     namespace: Namespace = None,
 ) -> None:
     """Print the rollouts that a checkpoint's step was trained on."""
-    found = files.rollouts(kubectl(context, namespace), name)
-    if not found:
+    rollouts = files.rollouts(kubectl(context, namespace), name)
+    if not rollouts:
         raise CliError(
             f"{name} keeps no rollouts",
             "not_found",
             "It was imported, or made by a trainer that kept none yet",
         )
-    show(as_json, found, "\n".join(described_rollout(row) for row in found[:limit]))
+    show(as_json, rollouts, "\n".join(described_rollout(row) for row in rollouts[:limit]))
 
 
-def _described(found: Checkpoint) -> list[str]:
-    spec = found.spec
-    ready = conditions.find(found.status.conditions, conditions.READY)
+def _described(checkpoint: Checkpoint) -> list[str]:
+    spec = checkpoint.spec
+    ready = conditions.find(checkpoint.status.conditions, conditions.READY)
     used = spec.hyperparameters
     lines = [
-        f"{found.metadata.name}  step {spec.step} of {spec.model_ref.name}, branch {spec.branch}, "
-        f"term {spec.term}",
+        f"{checkpoint.metadata.name}  step {spec.step} of {spec.model_ref.name}, "
+        f"branch {spec.branch}, term {spec.term}",
         f"from    {spec.parent_ref.name if spec.parent_ref else 'base'}"
         + (f", by run {spec.run_ref.name}" if spec.run_ref else ""),
         f"bytes   {spec.size_bytes}  {spec.digest}",
         f"with    learningRate {used.learning_rate}, groupSize {used.group_size}, loss {used.loss}",
-        f"heads   {', '.join(found.status.heads) or 'none'}",
+        f"heads   {', '.join(checkpoint.status.heads) or 'none'}",
     ]
     if ready is not None and ready.status != "True":
         lines.append(f"Ready   {ready.status}, {ready.reason}: {ready.message}")
-    width = max((len(metric.name) for metric in found.status.metrics), default=0)
-    return lines + [f"  {m.name:<{width}}  {m.value}" for m in found.status.metrics]
+    width = max((len(metric.name) for metric in checkpoint.status.metrics), default=0)
+    return lines + [f"  {m.name:<{width}}  {m.value}" for m in checkpoint.status.metrics]
 
 
-def _difference(found: Between) -> list[str]:
+def _difference(comparison: Between) -> list[str]:
     lines = [
-        f"{found.first} -> {found.ancestor}: {found.back} steps back",
-        f"{found.ancestor} -> {found.second}: {found.forward} steps on",
+        f"{comparison.first} -> {comparison.ancestor}: {comparison.back} steps back",
+        f"{comparison.ancestor} -> {comparison.second}: {comparison.forward} steps on",
     ]
-    lines += [f"  {name}: {a or '-'} -> {b or '-'}" for name, (a, b) in found.settings.items()]
-    width = max((len(name) for name in found.metrics), default=0)
-    return lines + [_metric(name, a, b, width) for name, (a, b) in found.metrics.items()]
+    lines += [f"  {name}: {a or '-'} -> {b or '-'}" for name, (a, b) in comparison.settings.items()]
+    width = max((len(name) for name in comparison.metrics), default=0)
+    return lines + [_metric(name, a, b, width) for name, (a, b) in comparison.metrics.items()]
 
 
 def _metric(name: str, first: float | None, second: float | None, width: int) -> str:

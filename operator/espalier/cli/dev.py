@@ -68,7 +68,7 @@ def _images(given: list[str] | tuple[str, ...]) -> dict[str, Path]:
 
 
 def _secrets(given: list[str] | tuple[str, ...]) -> dict[tuple[str, str], str]:
-    found = {}
+    secrets = {}
     for entry in given:
         place, _, variable = entry.partition("=")
         name, _, key = place.partition("/")
@@ -76,5 +76,5 @@ def _secrets(given: list[str] | tuple[str, ...]) -> dict[tuple[str, str], str]:
             raise CliError("--secret takes NAME/KEY=VARIABLE", "usage")
         if variable not in os.environ:
             raise CliError(f"--secret {entry}: {variable} is not set", "usage")
-        found[name, key] = os.environ[variable]
-    return found
+        secrets[name, key] = os.environ[variable]
+    return secrets

@@ -79,10 +79,10 @@ class LocalObjects(Kubectl):
 
     def _one(self, kind: str, name: str, *, managed: bool = False) -> dict[str, Any]:
         del managed
-        found = [body for body in self._list(kind) if body["metadata"]["name"] == name]
-        if not found:
+        named = [body for body in self._list(kind) if body["metadata"]["name"] == name]
+        if not named:
             raise CliError(f"{kind} {name!r} is not in {self._layout.root}", "not_found")
-        return found[0]
+        return named[0]
 
     def _list(
         self, kind: str, labels: Mapping[str, str] | None = None, *, managed: bool = False

@@ -70,7 +70,7 @@ def heads(text: str) -> list[HeadManifest]:
     Raises:
         HeadManifestError: if the text is not YAML, or a head in it is not valid.
     """
-    found = []
+    manifests = []
     for index, document in enumerate(documents_of(text)):
         if not isinstance(document, dict) or document.get("kind") != KIND:
             continue
@@ -86,8 +86,8 @@ def heads(text: str) -> list[HeadManifest]:
                 f"{KIND} {metadata.get('name')}: {where}: {first['msg']}"
             ) from error
         name, namespace = str(metadata.get("name", "")), str(metadata.get("namespace", ""))
-        found.append(HeadManifest(text, index, name, namespace, spec))
-    return found
+        manifests.append(HeadManifest(text, index, name, namespace, spec))
+    return manifests
 
 
 def _says(text: str, wanted: list[Any]) -> bool:

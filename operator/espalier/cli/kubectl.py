@@ -66,8 +66,8 @@ class Kubectl:
 
     def checkpoints(self, model: str) -> list[Checkpoint]:
         """The Checkpoints of a model, by step."""
-        found = self._list("checkpoints.espalier.dev", {MODEL: model})
-        items = [_parse(Checkpoint, item) for item in found]
+        bodies = self._list("checkpoints.espalier.dev", {MODEL: model})
+        items = [_parse(Checkpoint, item) for item in bodies]
         return sorted(items, key=lambda checkpoint: checkpoint.spec.step)
 
     def config_map(self, name: str, key: str) -> str:

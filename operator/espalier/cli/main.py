@@ -76,17 +76,17 @@ def curve(
 ) -> None:
     """Draw a metric over the steps, one line a branch."""
     checkpoints = kubectl(context, namespace).checkpoints(model)
-    found = lines(checkpoints, metric)
-    if not found:
+    branches = lines(checkpoints, metric)
+    if not branches:
         known = sorted({m.name for c in checkpoints for m in c.status.metrics})
         raise CliError(
             f"no checkpoint of {model} has {metric}; there are: {', '.join(known) or 'none'}"
         )
     title = f"{metric} of {model}"
-    typer.echo(in_terminal(found, title))
+    typer.echo(in_terminal(branches, title))
     if png is not None:
         try:
-            as_png(found, title, png)
+            as_png(branches, title, png)
         except ModuleNotFoundError as error:
             raise CliError(
                 f"--png draws with {error.name}, which is not installed",
@@ -113,10 +113,10 @@ def watch(
     console = Console()
 
     def read() -> TrainingRun:
-        found = cluster.run(run)
-        if standing(found).end is None:
+        current = cluster.run(run)
+        if standing(current).end is None:
             cluster.require_running()
-        return found
+        return current
 
     ended = follow(run, read, console, timeout)
     typer.echo(f"{run} succeeded: {ended.line()}")
@@ -199,11 +199,11 @@ def adopt_command(
     namespace: Namespace = None,
 ) -> None:
     """Make Checkpoints again from a model's volume, after the objects were lost."""
-    found = adopt.adopt(
+    outcome = adopt.adopt(
         kubectl(context, namespace), model, volume=volume, image=image, dry_run=dry_run
     )
-    lines = "\n".join(adopt.described(found, dry_run=dry_run))
-    show(as_json, adopt.content(found), lines)
+    lines = "\n".join(adopt.described(outcome, dry_run=dry_run))
+    show(as_json, adopt.content(outcome), lines)
 
 
 @app.command("promote")

@@ -103,13 +103,13 @@ def checkpoints(
 ) -> None:
     """Draw the checkpoint tree: newest first, branches, rewards, heads, and who moved them."""
     cluster = kubectl(context, namespace)
-    found = cluster.model(model)
+    described = cluster.model(model)
     listed = cluster.checkpoints(model)
     if quiet:
         show(False, None, "\n".join(checkpoint.metadata.name for checkpoint in listed))
         return
     heads = cluster.raw_heads(model)
-    drawn = render(found.status.tree or Tree(), listed)
+    drawn = render(described.status.tree or Tree(), listed)
     if not drawn:
         drawn = [f"{model} has no checkpoints: its slug serves the base"]
     text = "\n".join([*drawn, *(_moved(head) for head in heads)])

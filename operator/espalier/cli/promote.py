@@ -100,22 +100,22 @@ def _attempt(
 
 def _find(tree: WorkingTree, wish: Wish) -> tuple[Path, HeadManifest]:
     """The file of the head, with its text in the last commit."""
-    candidates = [wish.path] if wish.path is not None else tree.manifests()
-    found = []
-    for path in candidates:
+    paths = [wish.path] if wish.path is not None else tree.manifests()
+    matching = []
+    for path in paths:
         for manifest in _read(tree, path, explicit=wish.path is not None):
             if wish.head in ("", manifest.name):
-                found.append((path, manifest))
-    if len(found) == 1:
-        path, manifest = found[0]
+                matching.append((path, manifest))
+    if len(matching) == 1:
+        path, manifest = matching[0]
         if tree.is_edited(path):
             raise CliError(f"{path} has changes that are not committed: commit or stash them")
         return path, manifest
     what = f"CheckpointHead {wish.head}" if wish.head else "CheckpointHead"
-    if not found:
+    if not matching:
         where = wish.path or f"the YAML files of {tree.path}"
         raise CliError(f"there is no {what} in {where}: name the file with --path")
-    listed = ", ".join(f"{manifest.name} in {path}" for path, manifest in found)
+    listed = ", ".join(f"{manifest.name} in {path}" for path, manifest in matching)
     raise CliError(f"there are several: {listed}. Choose with --head or --path")
 
 

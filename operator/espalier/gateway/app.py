@@ -166,22 +166,22 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except RefusalError as refusal:
-        found = refusal
+        answer = refusal
     except web.HTTPException as error:
-        found = _of_http(request, error)
+        answer = _of_http(request, error)
     except PodFaultError as fault:
-        found = refusal_of(request.app[_WATCH].world, fault)
+        answer = refusal_of(request.app[_WATCH].world, fault)
     except (asyncio.CancelledError, ConnectionResetError):
         raise
     except Exception:
         _log.exception("request failed", extra={"request_id": request[REQUEST_ID]})
-        found = RefusalError(
+        answer = RefusalError(
             500,
             "InternalError",
             "the gateway failed on this request",
             f"Its log has the cause under request id {request[REQUEST_ID]}",
         )
-    return respond(_for(request, found), openai=not _is_ours(request.path))
+    return respond(_for(request, answer), openai=not _is_ours(request.path))
 
 
 def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:

@@ -106,8 +106,8 @@ class WorkQueue:
             if key in self._dirty:
                 self._dirty.discard(key)
                 self.add(key)
-            # Passes that find nothing to do never wait for anything: between ten thousand of them
-            # the lease is to be renewed all the same.
+            # A pass with nothing to do never yields, and the lease must be renewed between ten
+            # thousand of them.
             await asyncio.sleep(0)
 
     async def _run_once(self, key: ObjectKey) -> None:

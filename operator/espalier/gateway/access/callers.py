@@ -58,17 +58,17 @@ class Callers:
 
     async def sampled(self, user: User, slug: str) -> Slug:
         """The model and head that a slug means; 404 with the nearest that the caller may see."""
-        found = find_slug(self._watch.world, slug)
-        if isinstance(found, Unknown):
-            raise await self._unforked(user, slug) or await self.unknown(user, found)
-        return found
+        meant = find_slug(self._watch.world, slug)
+        if isinstance(meant, Unknown):
+            raise await self._unforked(user, slug) or await self.unknown(user, meant)
+        return meant
 
     async def model(self, user: User, slug: str) -> NamespacedName:
         """The model that a slug means in a training request; 404 as for ``sampled``."""
-        found = find_model(self._watch.world, slug)
-        if isinstance(found, Unknown):
-            raise await self._unforked(user, slug) or await self.unknown(user, found)
-        return found
+        meant = find_model(self._watch.world, slug)
+        if isinstance(meant, Unknown):
+            raise await self._unforked(user, slug) or await self.unknown(user, meant)
+        return meant
 
     async def _unforked(self, user: User, slug: str) -> RefusalError | None:
         """404 for a base that the caller could fork."""

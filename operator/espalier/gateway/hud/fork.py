@@ -85,10 +85,10 @@ class Forks:
             if kind == "TrainableModel":
                 raise _exists(fork)
             # An interrupted fork left this object, or it is someone else's and the name is taken.
-            found = await self._cluster.get(ObjectKey(kind, fork.namespace, fork.name))
+            existing = await self._cluster.get(ObjectKey(kind, fork.namespace, fork.name))
         except ClusterError as error:
             raise _refused(error, kind, fork) from error
-        owner = (found or {}).get("spec", {}).get("modelRef", {}).get("name")
+        owner = (existing or {}).get("spec", {}).get("modelRef", {}).get("name")
         if owner not in (None, fork.name):
             raise RefusalError(
                 409,

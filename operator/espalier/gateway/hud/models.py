@@ -82,10 +82,10 @@ class PlatformRoutes:
         known: list[ModelEntry | NamespacedName] = [offered(offer) for offer in offers]
         known += seen
         shown = known[offset : offset + limit]
-        found = [
+        listed = [
             one if isinstance(one, ModelEntry) else await self._entry(user, one) for one in shown
         ]
-        items = [item for item in found if item is not None]
+        items = [item for item in listed if item is not None]
         return _json(ModelPage(items=items, total=len(offers) + len(seen)))
 
     async def get(self, request: web.Request) -> web.Response:
@@ -94,8 +94,8 @@ class PlatformRoutes:
         offer = self._offers.find(requested_slug(request))
         if offer is not None and offer in await self._offers.of(self._auth, user):
             return _json(offered(offer))
-        found = await self._entry(user, await self._readable(request))
-        return _json(_there(found))
+        model = await self._entry(user, await self._readable(request))
+        return _json(_there(model))
 
     async def fork(self, request: web.Request) -> web.Response:
         """Creates a model, its head and a client-driven run; answers once the model exists."""
@@ -116,14 +116,14 @@ class PlatformRoutes:
     async def checkpoints(self, request: web.Request) -> web.Response:
         """The model's checkpoints and the one it was forked from, oldest first."""
         model = await self._readable(request)
-        found = entries(self._watch.world, model)
-        return web.json_response([item.model_dump() for item in found])
+        nodes = entries(self._watch.world, model)
+        return web.json_response([item.model_dump() for item in nodes])
 
     async def head(self, request: web.Request) -> web.Response:
         """The active checkpoint; null when the base is served."""
         model = await self._readable(request)
-        found = entries(self._watch.world, model)
-        active = next((item for item in found if item.is_active), None)
+        nodes = entries(self._watch.world, model)
+        active = next((item for item in nodes if item.is_active), None)
         return web.json_response(active.model_dump() if active else None)
 
     async def set_head(self, request: web.Request) -> web.Response:
@@ -206,10 +206,10 @@ def _entry(slug: str, checkpoint: Checkpoint, *, active: bool) -> CheckpointEntr
     )
 
 
-def _there(found: ModelEntry | None) -> ModelEntry:
-    if found is None:
+def _there(item: ModelEntry | None) -> ModelEntry:
+    if item is None:
         raise RefusalError(404, "ModelNotFound", "the model was deleted just now")
-    return found
+    return item
 
 
 def _count(metrics: dict[str, float], name: str) -> int | None:

@@ -129,9 +129,9 @@ def _branched(world: ServedWorld, model: NamespacedName, checkpoint: str) -> boo
 
 
 def _check(world: ServedWorld, model: NamespacedName, checkpoint: str) -> None:
-    found = world.checkpoints.get(model.beside(checkpoint))
+    target = world.checkpoints.get(model.beside(checkpoint))
     root = world.models[model].status.root_checkpoint_ref
-    own = found is not None and found.spec.model_ref.name == model.name
+    own = target is not None and target.spec.model_ref.name == model.name
     if not own and (root is None or root.name != checkpoint):
         raise RefusalError(
             404,

@@ -112,9 +112,9 @@ class TraceRoutes:
 
     def _reported(self, slug: str, trace: str) -> NamespacedName | None:
         """The model that a report is about: named, or known of the trace's held turns."""
-        found = find_model(self._watch.world, slug) if slug else None
+        named = find_model(self._watch.world, slug) if slug else None
         known = self._outbox.model_of(_canonical(trace))
-        return found if isinstance(found, NamespacedName) else known
+        return named if isinstance(named, NamespacedName) else known
 
     async def _catch_up(self, user: User, model: NamespacedName, trace: str) -> bool:
         """Sends the waiting parts of the trace; True if none waits any more."""
@@ -243,8 +243,8 @@ class TraceRoutes:
         world = self._watch.world
         named = find_model(world, slug) if slug else None
         models = [named] if isinstance(named, NamespacedName) else sorted(world.models)
-        found = await asyncio.gather(*(self.keeper(user, model) for model in models))
-        keepers = [keeper for keeper in found if keeper is not None]
+        asked = await asyncio.gather(*(self.keeper(user, model) for model in models))
+        keepers = [keeper for keeper in asked if keeper is not None]
         if not keepers:
             raise RefusalError(
                 404,

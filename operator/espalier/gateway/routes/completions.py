@@ -110,16 +110,16 @@ class CompletionRoutes:
         slug = await self._callers.sampled(user, named)
         model = slug.model
         await self._auth.require(user, "get", "trainablemodels", model)
-        found = resolve(self._watch.world, model, ref, slug.head)
-        if isinstance(found, Unknown):
-            found = await self._wait_for_checkpoint(model, ref) or found
-        if isinstance(found, NotReady) and wait:
-            found = await self._wait_until_served(slug, ref) or found
-        if isinstance(found, Unknown):
-            raise await self._callers.unknown(user, found)
-        if isinstance(found, NotReady):
-            raise not_ready(found.reason, found.message, found.remedy)
-        return slug, ref, found
+        meant = resolve(self._watch.world, model, ref, slug.head)
+        if isinstance(meant, Unknown):
+            meant = await self._wait_for_checkpoint(model, ref) or meant
+        if isinstance(meant, NotReady) and wait:
+            meant = await self._wait_until_served(slug, ref) or meant
+        if isinstance(meant, Unknown):
+            raise await self._callers.unknown(user, meant)
+        if isinstance(meant, NotReady):
+            raise not_ready(meant.reason, meant.message, meant.remedy)
+        return slug, ref, meant
 
     async def _wait_for_checkpoint(
         self, model: NamespacedName, ref: str
@@ -131,8 +131,8 @@ class CompletionRoutes:
         def known(world: ServedWorld) -> Target | NotReady | Unknown | None:
             if model not in world.models:
                 return Unknown(f"model {model} was deleted")
-            found = resolve(world, model, ref)
-            return None if isinstance(found, Unknown) else found
+            meant = resolve(world, model, ref)
+            return None if isinstance(meant, Unknown) else meant
 
         return await view.wait_for(known, CHECKPOINT_WAIT_SECONDS)
 
@@ -140,8 +140,8 @@ class CompletionRoutes:
         def settled(world: ServedWorld) -> Target | NotReady | Unknown | None:
             if slug.model not in world.models:
                 return Unknown(f"model {slug.model} was deleted")
-            found = resolve(world, slug.model, ref, slug.head)
-            return None if isinstance(found, NotReady) and found.passing else found
+            meant = resolve(world, slug.model, ref, slug.head)
+            return None if isinstance(meant, NotReady) and meant.passing else meant
 
         return await self._watch.wait_for(settled, HELD_SECONDS)
 
@@ -150,10 +150,10 @@ class CompletionRoutes:
             try:
                 return await self._send(exchange)
             except NotLoadedError as error:
-                found = await after_the_move(
+                target = await after_the_move(
                     self._watch, exchange.slug, exchange.ref, exchange.target, error
                 )
-                exchange.target = found
+                exchange.target = target
                 refused = error
         raise not_ready("HeadMoving", f"{exchange.asked.model} is moved again and again: {refused}")
 

@@ -30,20 +30,21 @@ def promotion(
     head = world.head_of(model)
     if head is None:
         return None
-    found = world.checkpoints.get(model.beside(checkpoint))
+    committed = world.checkpoints.get(model.beside(checkpoint))
     agreed = head.status.agreed
-    if _serves(head, agreed, found, digest):
+    if _serves(head, agreed, committed, digest):
         return "Served"
     if agreed is not None and agreed.mode == PIN:
         return "Pinned"
     # Until its status is written a Checkpoint has no metrics to judge.
-    if found is not None and found.status.observed_generation >= 0 and not passes(head.spec, found):
+    judged = committed is not None and committed.status.observed_generation >= 0
+    if committed is not None and judged and not passes(head.spec, committed):
         return "Gated"
     return None
 
 
 def _serves(
-    head: CheckpointHead, agreed: Agreed | None, found: Checkpoint | None, digest: str
+    head: CheckpointHead, agreed: Agreed | None, committed: Checkpoint | None, digest: str
 ) -> bool:
     current = head.status.current
     if current is None:
@@ -52,9 +53,9 @@ def _serves(
         return True
     # Inside one term steps are a line, so a later one was promoted over this one.
     return (
-        found is not None
+        committed is not None
         and agreed is not None
         and agreed.mode == TRACK
-        and current.term == found.spec.term
-        and current.step > found.spec.step
+        and current.term == committed.spec.term
+        and current.step > committed.spec.step
     )

@@ -42,11 +42,11 @@ async def after_the_move(
     def moved(world: ServedWorld) -> Target | None:
         if slug.model not in world.models:
             return None
-        found = resolve(world, slug.model, ref, slug.head)
-        if not isinstance(found, Target):
+        meant = resolve(world, slug.model, ref, slug.head)
+        if not isinstance(meant, Target):
             return None
-        arrived = _is_at(world, slug, ref) if ref else found.adapter != tried.adapter
-        return found if arrived else None
+        arrived = _is_at(world, slug, ref) if ref else meant.adapter != tried.adapter
+        return meant if arrived else None
 
     target = await view.wait_for(moved, MOVE_SECONDS)
     if target is None:
@@ -64,10 +64,10 @@ def _goes_to(world: ServedWorld, slug: Slug, ref: str) -> bool:
         return False
     if head.status.target.name == _name(ref):
         return True
-    found, current = world.checkpoints.get(slug.model.beside(ref)), head.status.current
-    if found is None or current is None or head.spec.mode != TRACK or head.spec.gate is not None:
+    named, current = world.checkpoints.get(slug.model.beside(ref)), head.status.current
+    if named is None or current is None or head.spec.mode != TRACK or head.spec.gate is not None:
         return False
-    return found.spec.branch == head.status.branch and found.spec.step > current.step
+    return named.spec.branch == head.status.branch and named.spec.step > current.step
 
 
 def _is_at(world: ServedWorld, slug: Slug, ref: str) -> bool:

@@ -39,12 +39,12 @@ class OpenAIModelRoutes:
         parts = request.match_info
         named = "/".join(parts[part] for part in ("namespace", "slug") if part in parts)
         slug, ref = split(named)
-        found = await self._callers.sampled(user, slug)
-        await self._auth.require(user, "get", "trainablemodels", found.model)
-        meant = resolve(self._watch.world, found.model, ref, found.head)
+        sampled = await self._callers.sampled(user, slug)
+        await self._auth.require(user, "get", "trainablemodels", sampled.model)
+        meant = resolve(self._watch.world, sampled.model, ref, sampled.head)
         if ref and isinstance(meant, Unknown):
             raise await self._callers.unknown(user, meant)
-        return web.json_response({**self._entry(found), "id": named})
+        return web.json_response({**self._entry(sampled), "id": named})
 
     def _entry(self, slug: Slug) -> dict[str, object]:
         world = self._watch.world

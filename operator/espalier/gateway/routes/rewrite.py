@@ -68,10 +68,10 @@ def _edited(body: bytes, adapter: str, model: str, drawn: Sampled) -> bytes | No
     added = b"" if drawn.plain else to_json({CHUNKS: [drawn.chunk()]})[1:-1] + b","
     # The choices of other completions have their prompt's tokens.
     if _CHAT in renamed:
-        found = _TOKEN_LIST.findall(renamed)
-        if len(found) != 1 or renamed.count(_PROMPT_TOKENS) != 1:
+        lists = _TOKEN_LIST.findall(renamed)
+        if len(lists) != 1 or renamed.count(_PROMPT_TOKENS) != 1:
             return None
-        added += found[0] + b","
+        added += lists[0] + b","
     return _CHOICE.sub(lambda begun: b"{" + added + begun[0][1:], renamed) if added else renamed
 
 

@@ -99,12 +99,12 @@ class TrainerLookup:
             fault = waiting if waiting is not None and waiting.fault else None
             return world.ready_trainer(model) or fault
 
-        found: PodAddress | NotReadyReason | None = await self._watch.wait_for(settled, seconds)
-        if isinstance(found, PodAddress):
-            return found
+        answer: PodAddress | NotReadyReason | None = await self._watch.wait_for(settled, seconds)
+        if isinstance(answer, PodAddress):
+            return answer
         world = self._watch.world
         passing = _FREED if _idle(active_run(world, model)) else None
-        waiting = found or passing or why_none_ready(world.pods_of(model, TRAINER)) or _NO_POD
+        waiting = answer or passing or why_none_ready(world.pods_of(model, TRAINER)) or _NO_POD
         raise not_ready(waiting.reason, f"the trainer of {model} is not ready: {waiting.message}")
 
     async def _until_taking(self, model: NamespacedName, pod: PodAddress, deadline: float) -> None:

@@ -228,11 +228,11 @@ class TrainingRoutes:
             raise PodFaultError(
                 "PodAnswerUnknown", address, f"answers optim-step without {CHECKPOINT_DIGEST}"
             )
-        found = await self._watch.wait_for(
+        promoted = await self._watch.wait_for(
             lambda world: promotion(world, command.model, checkpoint, digest),
             PROMOTION_SECONDS,
         )
-        return found or "Timeout"
+        return promoted or "Timeout"
 
 
 class _Parts:

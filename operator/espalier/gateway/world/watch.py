@@ -99,8 +99,8 @@ class WorldWatch:
 
     def _update_pods(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
         """An owner of a model's pods appeared or disappeared: check again which pods are ours."""
-        found = {_model_of(key, body) for body in (old, new)}
-        for model in [model for model in found if model is not None]:
+        models = {_model_of(key, body) for body in (old, new)}
+        for model in [model for model in models if model is not None]:
             for body in self._cache.list("Pod", model.namespace, model=model.name):
                 pod = key_of("Pod", body)
                 self._update_pod(pod, body, body)
