@@ -22,7 +22,7 @@ from espalier.controllers.process.operator import Operator
 from espalier.controllers.process.replica import MANY
 from espalier.core.names import MAIN, checkpoint_name
 from espalier.kube.cache import Cache
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 TOUCHED = 200
 NOW = "2026-01-01T00:00:00Z"
@@ -89,7 +89,7 @@ async def measure(models: int, checkpoints: int) -> None:
     bodies = []
     for n in range(TOUCHED):
         name = checkpoint_name(names[n % models], MAIN, 1 + n % (checkpoints // models))
-        body = copy.deepcopy(cluster.objects[Key("Checkpoint", NAMESPACE, name)])
+        body = copy.deepcopy(cluster.objects[ObjectKey("Checkpoint", NAMESPACE, name)])
         version = 10_000_000 + n
         body["metadata"] |= {"annotations": {**body["metadata"]["annotations"], "touched": str(n)}}
         body["metadata"]["resourceVersion"] = str(version)

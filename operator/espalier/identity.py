@@ -51,7 +51,7 @@ class PublicKeys:
             return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{PUBLIC_KEYS} must be a JSON object of operator and gateway, each a PEM: {error}"
+                f"must be a JSON object of operator and gateway, each a PEM: {error}"
             ) from error
 
     def text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -41,6 +42,12 @@ def read_model(kind: type[Model], content: bytes) -> Model:
         return kind.model_validate(read_json(content))
     except ValidationError as error:
         raise UnreadableError(_summary(error)) from None
+
+
+def field_path(location: Sequence[int | str]) -> str:
+    """Where pydantic found an error, as people write it: ``spec.rules[0].name``."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return "".join(parts).removeprefix(".")
 
 
 def _summary(error: ValidationError) -> str:

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from dev.apiserver import ApiServer, ApiServerError, binary
 
-from espalier.controllers.process.settings import Settings
+from espalier.controllers.process.settings import OperatorSettings
 from espalier.core.manifests.installation import HubSettings
-from espalier.gateway.settings import Settings as GatewaySettings
+from espalier.gateway.settings import GatewaySettings
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "espalier"
 SYSTEM, TEAM, FOREIGN = "chart-system", "chart-team", "chart-foreign"
@@ -108,7 +108,7 @@ def test_ids_are_fixed_or_left_to_the_platform_in_every_pod() -> None:
             assert ids == ([None] * 3 if assigned else [65532] * 3)
             assert context["runAsNonRoot"] is True
         variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
-        told = Settings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
+        told = OperatorSettings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
         assert told.assigned_ids is assigned
     with pytest.raises(ApiServerError, match="podIds"):
         render(*VALUES, "podIds=None")
@@ -128,7 +128,7 @@ def test_the_way_to_the_hub_and_pull_secrets_reach_the_children() -> None:
     )
     deployments = objects(render(*VALUES, *values), "Deployment")
     variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
-    told = Settings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
+    told = OperatorSettings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
     assert told.pull_secrets == ("one", "two")
     assert told.hub == HubSettings(
         endpoint="https://mirror.example",
@@ -140,7 +140,10 @@ def test_the_way_to_the_hub_and_pull_secrets_reach_the_children() -> None:
         patience_seconds=60,
     )
     plain = environment(objects(render(*VALUES), "Deployment")[f"{SYSTEM}/espalier-operator"])
-    assert Settings.read({**plain, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"}).hub == HubSettings()
+    assert (
+        OperatorSettings.read({**plain, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"}).hub
+        == HubSettings()
+    )
 
 
 def test_crds_are_optional_and_outlive_the_release() -> None:
@@ -191,7 +194,7 @@ def test_the_gateway_knows_the_bases_that_may_be_forked_by_name(tmp_path: Path) 
     (tmp_path / "bases.yaml").write_text(f"gateway:\n  bases:{model}")
     text = render(*IMAGES, "namespaces={ml}", files=(str(tmp_path / "bases.yaml"),))
     variables = environment(objects(text, "Deployment")[f"{SYSTEM}/espalier-gateway"])
-    read = GatewaySettings.from_environment(variables | {"POD_NAMESPACE": SYSTEM})
+    read = GatewaySettings.read(variables | {"POD_NAMESPACE": SYSTEM})
     (offer,) = read.offers.offers
     assert (offer.name, offer.namespace) == ("Qwen/Qwen3-4B", "ml")
     nothing = environment(objects(render(*VALUES), "Deployment")[f"{SYSTEM}/espalier-gateway"])

@@ -28,7 +28,7 @@ from espalier.core import conditions
 from espalier.kube import informer
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 PREVIOUS = Path(__file__).parent / "previous"
 TEAM = "team"
@@ -163,7 +163,7 @@ async def test_objects_of_the_previous_version_still_reconcile(
         )
         work = asyncio.create_task(operator.run(stop))
         for kind, name in KINDS.items():
-            await seen(cluster, Key(kind, TEAM, name))
+            await seen(cluster, ObjectKey(kind, TEAM, name))
         stop.set()
         await asyncio.gather(work, watch)
     found = objects(previous)
@@ -177,7 +177,7 @@ async def test_objects_of_the_previous_version_still_reconcile(
     assert suspended[0]["status"] == "True"
 
 
-async def seen(cluster: KubernetesCluster, key: Key) -> None:
+async def seen(cluster: KubernetesCluster, key: ObjectKey) -> None:
     for _ in range(LIMIT_SECONDS * 10):
         body = await cluster.get(key)
         status = (body or {}).get("status", {})

@@ -16,7 +16,7 @@ from tests.runner.standin import StandIn, spec
 from typer.testing import CliRunner, Result
 
 from espalier.api.run.taskset import Taskset
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.heldout_tasks import choose
 from espalier.cli.kubectl import Kubectl
 from espalier.cli.main import app
@@ -163,7 +163,7 @@ def test_tasks_of_a_claim_are_evaluated_from_a_file_alone(tmp_path: Path) -> Non
     file.write_text('{"prompt": "1", "answer": "1"}')
     cluster = Kubectl(namespace="ml")
     assert len(choose(taskset, cluster, seed=2, size=1, file=file).indices) == 1
-    with pytest.raises(CommandError, match=r"claim/data/train\.jsonl, which this command does not"):
+    with pytest.raises(CliError, match=r"claim/data/train\.jsonl, which this command does not"):
         choose(taskset, cluster, seed=2, size=1, file=None)
 
 

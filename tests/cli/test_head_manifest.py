@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espalier.cli.head_manifest import HeadManifest, ManifestError, heads
+from espalier.cli.head_manifest import HeadManifest, HeadManifestError, heads
 
 HEADER = "apiVersion: espalier.dev/v1alpha1\nkind: CheckpointHead\nmetadata: {name: arith}\n"
 TRACKING = (
@@ -95,7 +95,7 @@ def test_an_alias_is_refused_rather_than_edited_elsewhere() -> None:
     text = f"metadata: {{labels: {{mode: &mode Track}}}}\n---\n{TRACKING}"
     shared = HEADER + "x: &mode Track\nspec: {modelRef: {name: arith}, mode: *mode}\n"
     assert only(text).pinned("a")
-    with pytest.raises(ManifestError, match="anchors or aliases"):
+    with pytest.raises(HeadManifestError, match="anchors or aliases"):
         only(shared).pinned("arith-000012")
 
 
@@ -108,7 +108,7 @@ def test_an_alias_is_refused_rather_than_edited_elsewhere() -> None:
     ],
 )
 def test_a_head_that_is_not_valid_is_refused_with_the_field(text: str, why: str) -> None:
-    with pytest.raises(ManifestError, match=why):
+    with pytest.raises(HeadManifestError, match=why):
         heads(text)
 
 

@@ -14,7 +14,7 @@ from tests.core.test_promotion import checkpoint
 from typer.testing import CliRunner
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.git import WorkingTree
 from espalier.cli.head_manifest import heads
 from espalier.cli.main import app
@@ -150,7 +150,7 @@ def test_what_else_is_edited_or_staged_stays_as_it_is(clone_of_bare: Path) -> No
 )
 def test_a_refusal_leaves_the_repository_alone(clone_of_bare: Path, wish: Wish, why: str) -> None:
     before = git(clone_of_bare, "rev-parse", "HEAD")
-    with pytest.raises(CommandError, match=why):
+    with pytest.raises(CliError, match=why):
         run(clone_of_bare, wish=wish)
     assert git(clone_of_bare, "rev-parse", "HEAD") == before
     assert git(clone_of_bare, "status", "--porcelain") == ""
@@ -159,7 +159,7 @@ def test_a_refusal_leaves_the_repository_alone(clone_of_bare: Path, wish: Wish, 
 def test_a_file_with_edits_is_refused(clone_of_bare: Path) -> None:
     with (clone_of_bare / FILE).open("a") as file:
         file.write("# mine\n")
-    with pytest.raises(CommandError, match=r"head\.yaml has changes that are not committed"):
+    with pytest.raises(CliError, match=r"head\.yaml has changes that are not committed"):
         run(clone_of_bare)
 
 
@@ -167,7 +167,7 @@ def test_one_of_two_heads_must_be_chosen(clone_of_bare: Path) -> None:
     canary = Path("canary.yaml")
     save(clone_of_bare, HEAD.replace("name: arith", "name: canary", 1), canary)
     save(clone_of_bare, "{{- if .Values.templated }}", Path("template.yaml"))
-    with pytest.raises(CommandError, match=r"several: canary in canary\.yaml, arith in prod/"):
+    with pytest.raises(CliError, match=r"several: canary in canary\.yaml, arith in prod/"):
         run(clone_of_bare)
     assert run(clone_of_bare, wish=Wish(head="canary"))
     assert run(clone_of_bare, wish=Wish(path=FILE))
@@ -177,7 +177,7 @@ def test_a_refused_commit_leaves_the_file_as_it_was(clone_of_bare: Path) -> None
     hook = clone_of_bare / ".git/hooks/pre-commit"
     hook.write_text("#!/bin/sh\necho not on Fridays >&2\nexit 1\n")
     hook.chmod(0o755)
-    with pytest.raises(CommandError, match="not on Fridays"):
+    with pytest.raises(CliError, match="not on Fridays"):
         run(clone_of_bare)
     assert (clone_of_bare / FILE).read_text() == HEAD
 
@@ -207,7 +207,7 @@ def test_the_pin_of_someone_else_is_not_overwritten(bare: Path, clone_of_bare: P
         if not pin(other):
             run(other, wish=Wish(checkpoint="arith-1-1"), push=True)
 
-    with pytest.raises(CommandError, match="meanwhile arith was pinned to arith-1-1"):
+    with pytest.raises(CliError, match="meanwhile arith was pinned to arith-1-1"):
         run(clone_of_bare, Known(*KNOWN.known.values(), before=pin_another), push=True)
     assert pin(bare, "main") == "arith-1-1"
     assert git(clone_of_bare, "rev-parse", "HEAD") == git(bare, "rev-parse", "main")
@@ -221,7 +221,7 @@ def test_the_gate_of_the_newest_commit_counts(bare: Path, clone_of_bare: Path) -
             save(other, HEAD.replace('"0.5"', '"0.9"'))
             git(other, "push", "-q")
 
-    with pytest.raises(CommandError, match=r"reaches reward/mean 0\.9"):
+    with pytest.raises(CliError, match=r"reaches reward/mean 0\.9"):
         run(clone_of_bare, Known(*KNOWN.known.values(), before=raise_gate), push=True)
     assert pin(bare, "main") == ""
 
@@ -234,14 +234,14 @@ def test_a_branch_that_never_rests_is_given_up(bare: Path, clone_of_bare: Path) 
         save(other, "text", Path(f"notes{next(count)}"))
         git(other, "push", "-q")
 
-    with pytest.raises(CommandError, match="origin/main moved 5 times"):
+    with pytest.raises(CliError, match="origin/main moved 5 times"):
         run(clone_of_bare, Known(*KNOWN.known.values(), before=always), push=True)
     assert pin(clone_of_bare) == ""
 
 
 def test_a_branch_without_upstream_says_how_to_set_one(clone_of_bare: Path) -> None:
     git(clone_of_bare, "switch", "-q", "-c", "local")
-    with pytest.raises(CommandError, match="--set-upstream-to=origin/local"):
+    with pytest.raises(CliError, match="--set-upstream-to=origin/local"):
         run(clone_of_bare, push=True)
 
 

@@ -178,6 +178,10 @@ def test_a_run_is_created_suspended_and_resumed(
             ("--loss", "ppo", "--group-size", "4", "--max-tokens", "64"),
             {"loss": {"name": "ppo"}, "groupSize": 4, "sampling": {"maxTokens": 64}},
         ),
+        (
+            ("--temperature", "0.9", "--optimizer-weight-decay", "0.1"),
+            {"sampling": {"temperature": "0.9"}, "optimizer": {"weightDecay": "0.1"}},
+        ),
     ],
 )
 def test_a_script_is_bound_by_what_is_given_and_by_nothing_else(
@@ -190,11 +194,28 @@ def test_a_script_is_bound_by_what_is_given_and_by_nothing_else(
 
 
 @pytest.mark.usefixtures("tree")
+def test_a_taskset_makes_a_run_of_the_runner_with_its_loss_and_seed(espalier: Command) -> None:
+    order = ("run", "create", "mine", "--model", "arith", "--steps", "3", "--dry-run", "--json")
+    task = ("--dataset", "chain_sum", "--size", "64", "--stop", "###", "--stop", "END")
+    made = espalier(*order, *task, "--learning-rate", "1e-4")
+    assert json.loads(made.output)["spec"] == {
+        "modelRef": {"name": "arith"},
+        "driver": "Runner",
+        "steps": 3,
+        "learningRate": "1e-4",
+        "loss": {"name": "importance_sampling"},
+        "sampling": {"stop": ["###", "END"]},
+        "taskset": {"seed": 1, "size": 64, "reasoningGym": {"dataset": "chain_sum"}},
+    }
+
+
+@pytest.mark.usefixtures("tree")
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (("--groups-per-step", "4", "--seed", "2"), "--groups-per-step, --seed: a run without a"),
         (("--dataset", "chain_sum"), "the runner needs --learning-rate"),
+        (("--dataset", "chain_sum", "--config-map", "a"), "--dataset and --config-map name two"),
     ],
 )
 def test_a_contradiction_is_told_before_anything_is_written(

@@ -40,12 +40,12 @@ from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.offers import Offers
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.context import Services
+from espalier.gateway.context import Context
 from espalier.gateway.hud.delivery import COMMANDS
-from espalier.gateway.world.watch import View
+from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import TokenReviewResult
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 from espalier.podclient import pod_session
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
@@ -72,7 +72,7 @@ class Cluster(FakeCluster):
         for token, name in ((TRAINER, "ann"), (READER, "bob")):
             self.tokens[token] = TokenReviewResult(True, name, audiences=(GATEWAY_AUDIENCE,))
 
-    def _new(self, key: Key) -> Body:
+    def _new(self, key: ObjectKey) -> Body:
         """With a uid as an API server gives it: HUD's client takes a UUID for a model's id."""
         made = super()._new(key)
         made["metadata"]["uid"] = str(uuid.uuid5(uuid.NAMESPACE_URL, made["metadata"]["uid"]))
@@ -186,7 +186,7 @@ class Stage:
         # What befalls the next commands that reach a trainer; None: nothing.
         self.faults: list[Fault | None] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self.make_services: Callable[[], Services] | None = None
+        self.make_context: Callable[[], Context] | None = None
         self.relay = Relay()
         self._gateway: web.AppRunner | None = None
         self._port = 0
@@ -201,10 +201,12 @@ class Stage:
         return f"http://127.0.0.1:{self.relay.port}"
 
     def body(self, kind: str, name: str) -> Body:
-        return self.cluster.objects.get(Key(kind, NAMESPACE, name), {})
+        return self.cluster.objects.get(ObjectKey(kind, NAMESPACE, name), {})
 
     def uid(self, model: str, namespace: str = NAMESPACE) -> str:
-        uid: str = self.cluster.objects[Key("TrainableModel", namespace, model)]["metadata"]["uid"]
+        uid: str = self.cluster.objects[ObjectKey("TrainableModel", namespace, model)]["metadata"][
+            "uid"
+        ]
         return uid
 
     def steps(self, model: str) -> int:
@@ -269,8 +271,8 @@ class Stage:
 
     async def start_gateway(self) -> None:
         """A gateway that remembers nothing of the one before it, at the same address."""
-        assert self.make_services is not None
-        app = make_app(self.make_services(), lambda: "")
+        assert self.make_context is not None
+        app = make_app(self.make_context(), lambda: "")
         self._gateway = web.AppRunner(app, shutdown_timeout=0.01, **SERVER)
         await self._gateway.setup()
         site = web.TCPSite(self._gateway, "127.0.0.1", self._port, reuse_address=True)
@@ -378,12 +380,12 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
         )
         upstream = await stack.enter_async_context(pod_session())
 
-        def services() -> Services:
-            view = View(caches[1], (NAMESPACE, OTHER))
+        def context() -> Context:
+            view = WorldWatch(caches[1], (NAMESPACE, OTHER))
             auth = Authenticator(stage.cluster)
-            return Services(view, stage.cluster, auth, tokens, upstream, stage.offers)
+            return Context(view, stage.cluster, auth, tokens, upstream, stage.offers)
 
-        stage.make_services = services
+        stage.make_context = context
         await stage.relay.start()
         await stage.start_gateway()
         tasks = [

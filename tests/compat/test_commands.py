@@ -13,7 +13,7 @@ from tests.compat.stage import NAMESPACE, TRAINER, Stage
 
 from espalier.core.gitowner import ARGO_TRACKING
 from espalier.gateway.access.offers import Offers
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -168,7 +168,7 @@ async def test_a_base_of_the_catalogue_is_forked_by_its_name_and_trained(
 
 async def test_a_head_that_git_owns_is_left_to_git(stage: Stage, tmp_path: Path) -> None:
     await two_steps(stage)
-    key = Key("CheckpointHead", NAMESPACE, "arith")
+    key = ObjectKey("CheckpointHead", NAMESPACE, "arith")
     mark = {ARGO_TRACKING: "team:espalier.dev/CheckpointHead:default/arith"}
     before = stage.cluster.edit(key, lambda body: body["metadata"].update(annotations=mark))
     ran, _ = await commands(stage, NEWEST, tmp_path, "models head arith --set arith-000001 --yes")

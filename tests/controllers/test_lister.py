@@ -8,9 +8,9 @@ import pytest
 from bench.operator.scale import SPEC, checkpoint
 
 from espalier.controllers.observed.lister import Lister
-from espalier.controllers.observed.parsing import UnreadableError
+from espalier.controllers.observed.parsing import UnreadableObjectError
 from espalier.kube.cache import Cache
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 NAMESPACE, MODEL, STEPS = "team", "tiny", 4
 NAMES = [f"{MODEL}-{step:06d}" for step in range(1, STEPS + 1)]
@@ -63,7 +63,7 @@ def with_one_not_understood() -> tuple[Cache, Lister]:
 def test_a_checkpoint_that_is_not_understood_is_told_to_whoever_asks_for_the_lineage() -> None:
     _, lister = with_one_not_understood()
     for _ in range(2):
-        with pytest.raises(UnreadableError, match="ofTomorrow"):
+        with pytest.raises(UnreadableObjectError, match="ofTomorrow"):
             lister.lineage(NAMESPACE, MODEL)
 
 
@@ -75,7 +75,7 @@ def test_once_it_is_understood_the_lineage_has_all_of_them() -> None:
 
 def test_once_it_is_gone_the_lineage_has_the_others() -> None:
     cache, lister = with_one_not_understood()
-    cache.drop(Key("Checkpoint", NAMESPACE, NAMES[1]))
+    cache.drop(ObjectKey("Checkpoint", NAMESPACE, NAMES[1]))
     assert known(lister) == [NAMES[0], *NAMES[2:]]
     put(cache, versioned(checkpoint(NAMESPACE, MODEL, STEPS + 1), 21))
     assert known(lister) == [NAMES[0], *NAMES[2:], f"{MODEL}-{STEPS + 1:06d}"]

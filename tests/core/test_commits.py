@@ -8,8 +8,8 @@ from espalier.api.wire import Commit
 from espalier.core.checkpoints.commits import (
     Accepted,
     Fenced,
-    Held,
     Known,
+    NameTaken,
     checkpoint_body,
     judge,
     run_uid,
@@ -100,13 +100,13 @@ def test_any_other_commit_is_fenced(
 def test_a_commit_waits_while_an_object_that_is_no_commit_has_its_name(liar: Checkpoint) -> None:
     arrived = commit(4, parent="m-000003")
     spoilt = grow([*TREE, liar], BASE_POINT)
-    assert isinstance(judge(arrived, "m", spoilt, head(status={}), liar), Held)
+    assert isinstance(judge(arrived, "m", spoilt, head(status={}), liar), NameTaken)
     assert isinstance(judge(arrived, "m", lineage(), head(status={})), Accepted)
 
 
 def test_a_commit_waits_while_another_models_checkpoint_has_its_name() -> None:
     arrived, foreign = commit(4, parent="m-000003"), checkpoint("other", 4)
-    assert isinstance(judge(arrived, "m", lineage(), None, foreign), Held)
+    assert isinstance(judge(arrived, "m", lineage(), None, foreign), NameTaken)
 
 
 def test_the_step_that_was_under_way_when_a_pin_paused_training_still_counts() -> None:

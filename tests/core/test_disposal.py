@@ -29,7 +29,7 @@ from espalier.core.checkpoints.disposal import (
     wanted,
 )
 from espalier.core.lineage.lineage import BASE_POINT
-from espalier.core.pods.pods import Job, Pod
+from espalier.core.pods.pods import JobState, Pod
 
 DELETE = model(deletionPolicy="Delete")
 NEW = checkpoint_body(commit(1), "default", BASE_POINT)
@@ -50,8 +50,10 @@ def leaving(count: int, claim: str = "weights") -> list[Checkpoint]:
     ]
 
 
-def job(**changes: Any) -> Job:
-    return Job("uid", 0, **{"complete": False, "failed": False, "terminating": False, **changes})
+def job(**changes: Any) -> JobState:
+    return JobState(
+        "uid", 0, **{"complete": False, "failed": False, "terminating": False, **changes}
+    )
 
 
 def pod(message: str = "", **changes: Any) -> Pod:

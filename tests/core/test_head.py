@@ -15,7 +15,7 @@ from espalier.api.wire import Problem
 from espalier.core.conditions import find
 from espalier.core.head import head_request, served_adapters
 from espalier.core.head.head import HeadDecision, decide
-from espalier.core.head.head_view import HeadView, Rollout
+from espalier.core.head.head_view import HeadView, SamplerPod
 from espalier.core.lineage.lineage import BASE_POINT, Point
 from espalier.core.lineage.lineage_index import grow
 from espalier.core.names import adapter_name
@@ -30,7 +30,7 @@ class Server:
         self.checkpoints = list(checkpoints)
         self.head = head(**spec)
         self.root: Point | None = BASE_POINT
-        self.rollouts: list[Rollout] = [Rollout("pod", ready=True)]
+        self.rollouts: list[SamplerPod] = [SamplerPod("pod", ready=True)]
         self.model = model()
         self.trainer_term = 0
         self.others: dict[str, Any] = {}
@@ -62,7 +62,7 @@ class Server:
             load = self.once().load
             loaded = frozenset({"base", *served_adapters.choose(load, self.refused)})
             self.rollouts = [
-                Rollout(r.name, True, loaded, refused=self.refused) for r in self.rollouts
+                SamplerPod(r.name, True, loaded, refused=self.refused) for r in self.rollouts
             ]
         return self.head
 
@@ -96,7 +96,7 @@ def test_without_a_checkpoint_the_base_is_served() -> None:
 
 def test_the_target_is_on_record_before_anything_becomes_current() -> None:
     server = Server()
-    server.rollouts = [Rollout("pod", True, frozenset({adapter_name("m", digest("m-000004"))}))]
+    server.rollouts = [SamplerPod("pod", True, frozenset({adapter_name("m", digest("m-000004"))}))]
     first = server.once()
     assert first.status.target is not None
     assert (first.status.target.name, first.status.current) == ("m-000004", None)
@@ -286,11 +286,11 @@ def test_a_head_waits_for_every_ready_rollout_and_for_one_at_least() -> None:
     server.once()
     assert server.reason() == "False/RolloutsNotReady"
     had, has_not = frozenset({adapter}), frozenset({"base"})
-    server.rollouts = [Rollout("a", True, had), Rollout("b", True, has_not)]
+    server.rollouts = [SamplerPod("a", True, had), SamplerPod("b", True, has_not)]
     server.once()
     assert (current(server.head), server.reason()) == (None, "False/Moving")
     # One that is not ready serves nobody: it must load the adapter before it becomes so.
-    server.rollouts = [Rollout("a", True, had), Rollout("b", False)]
+    server.rollouts = [SamplerPod("a", True, had), SamplerPod("b", False)]
     server.once()
     assert current(server.head) == "m-000004"
     assert [pod.name for pod in server.head.status.pods] == ["a"]
@@ -298,7 +298,7 @@ def test_a_head_waits_for_every_ready_rollout_and_for_one_at_least() -> None:
 
 def test_a_rollout_that_cannot_load_it_is_named() -> None:
     server = Server()
-    server.rollouts = [Rollout("a", True, None, "the digest is wrong")]
+    server.rollouts = [SamplerPod("a", True, None, "the digest is wrong")]
     server.once()
     server.once()
     assert server.reason() == "False/ServeFailed"
@@ -358,7 +358,7 @@ def test_another_head_serves_without_moving_training() -> None:
     canary.head = head("m", "Pin", "m-000002", name="canary", onPin="Branch")
     for _ in range(3):
         view = canary.view()
-        rollouts = [Rollout("pod", True, frozenset({adapter}))]
+        rollouts = [SamplerPod("pod", True, frozenset({adapter}))]
         view = replace(view, named=MAIN[1], leader=leader, rollouts=rollouts)
         canary.head = canary.head.model_copy(update={"status": decide(view, NOW).status})
     assert current(canary.head) == "m-000002"
@@ -391,7 +391,7 @@ def test_a_pin_while_all_rollouts_are_down_holds_training_and_is_served_when_the
     pinned = server.edit("Pin", "m-000002")
     assert (current(pinned), server.reason()) == ("m-000004", "False/RolloutsNotReady")
     assert (pinned.status.term, head_request.paused(pinned)) == (2, True)
-    server.rollouts = [Rollout("pod", ready=False)]
+    server.rollouts = [SamplerPod("pod", ready=False)]
     assert current(server.settle()) == "m-000002"
 
 
@@ -401,10 +401,10 @@ def test_the_status_lists_what_each_pod_confirmed_and_no_more() -> None:
     serving_it, behind = adapters("m-000004"), adapters("m-000003")
     server.checkpoints.append(checkpoint(step=5, parent="m-000004"))
     server.rollouts = [
-        Rollout("a", True, adapters("m-000004", "m-000005")),
-        Rollout("b", True, serving_it),
-        Rollout("c", True, behind),
-        Rollout("d", False),
+        SamplerPod("a", True, adapters("m-000004", "m-000005")),
+        SamplerPod("b", True, serving_it),
+        SamplerPod("c", True, behind),
+        SamplerPod("d", False),
     ]
     server.once()
     shown = {pod.name: pod.digest for pod in server.head.status.pods}
@@ -414,7 +414,7 @@ def test_the_status_lists_what_each_pod_confirmed_and_no_more() -> None:
 def test_a_pod_that_lost_the_adapter_makes_the_head_move_again() -> None:
     server = Server()
     server.settle()
-    server.rollouts = [Rollout("pod", True, frozenset({"base"}))]
+    server.rollouts = [SamplerPod("pod", True, frozenset({"base"}))]
     server.once()
     assert (current(server.head), server.reason()) == ("m-000004", "False/Moving")
     assert server.head.status.pods == []
@@ -423,9 +423,9 @@ def test_a_pod_that_lost_the_adapter_makes_the_head_move_again() -> None:
 ALTERED = Problem(detail="a file is altered", reason="FileAltered", remedy="Restore it")
 
 
-def refusing(*names: str, keeps: str = "m-000004") -> list[Rollout]:
+def refusing(*names: str, keeps: str = "m-000004") -> list[SamplerPod]:
     refused = {adapter_name("m", digest(name)): ALTERED for name in names}
-    return [Rollout("pod", True, adapters(keeps), refused=refused)]
+    return [SamplerPod("pod", True, adapters(keeps), refused=refused)]
 
 
 def test_a_pin_whose_bytes_are_refused_is_stalled_and_what_was_served_stays() -> None:
@@ -481,7 +481,7 @@ def test_a_target_that_is_deleted_before_it_is_served_leaves_what_is_served() ->
     server.rollouts = []
     server.edit("Pin", "m-000002")
     server.checkpoints = [c for c in MAIN if c.metadata.name != "m-000002"]
-    server.rollouts = [Rollout("pod", ready=True)]
+    server.rollouts = [SamplerPod("pod", ready=True)]
     settled = server.settle()
     assert (current(settled), server.reason()) == ("m-000004", "False/CheckpointNotFound")
     assert settled.status.pods == [PodDigest(name="pod", digest=digest("m-000004"))]

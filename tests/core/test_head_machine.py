@@ -18,7 +18,7 @@ from espalier.core.checkpoints.commits import Accepted, judge
 from espalier.core.head import head_request, head_view, served_adapters
 from espalier.core.head.head import HISTORY, decide
 from espalier.core.head.head_request import TRACK
-from espalier.core.head.head_view import HeadView, Rollout
+from espalier.core.head.head_view import HeadView, SamplerPod
 from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point
 from espalier.core.lineage.lineage_index import grow
 from espalier.core.names import adapter_name
@@ -74,7 +74,9 @@ class HeadMachine(RuleBasedStateMachine):
         ref = own.spec.checkpoint_ref
         named = {**self.checkpoints, FOREIGN.metadata.name: FOREIGN}
         rollouts = [
-            Rollout(pod, True, self.loaded[pod], refused=dict.fromkeys(self.refused[pod], ALTERED))
+            SamplerPod(
+                pod, True, self.loaded[pod], refused=dict.fromkeys(self.refused[pod], ALTERED)
+            )
             for pod in PODS
         ]
         return HeadView(

@@ -6,7 +6,7 @@ import pytest
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHeadSpec, Gate
-from espalier.core.head.promotion import RefusedError, check, newest
+from espalier.core.head.promotion import PromotionRefusedError, check, newest
 
 GATE = {"metric": "reward/mean", "min": "0.5"}
 SPEC = CheckpointHeadSpec.model_validate(
@@ -61,9 +61,11 @@ def checkpoint(
     ],
 )
 def test_a_checkpoint_is_refused_with_the_reason(refused: Checkpoint, why: str) -> None:
-    with pytest.raises(RefusedError, match=why):
+    with pytest.raises(PromotionRefusedError, match=why):
         check(SPEC, refused)
-    with pytest.raises(RefusedError, match=r"none of the . Ready checkpoints of model arith "):
+    with pytest.raises(
+        PromotionRefusedError, match=r"none of the . Ready checkpoints of model arith "
+    ):
         newest(SPEC, [refused])
 
 
@@ -88,9 +90,9 @@ def test_a_later_term_is_newer_than_a_higher_step() -> None:
 
 def test_a_head_without_a_gate_promotes_nothing() -> None:
     spec = SPEC.model_copy(update={"gate": None})
-    with pytest.raises(RefusedError, match=r"add spec\.gate"):
+    with pytest.raises(PromotionRefusedError, match=r"add spec\.gate"):
         newest(spec, [checkpoint(1, "0.9")])
-    with pytest.raises(RefusedError, match=r"add spec\.gate"):
+    with pytest.raises(PromotionRefusedError, match=r"add spec\.gate"):
         check(spec, checkpoint(1, "0.9"))
 
 
@@ -98,9 +100,11 @@ def test_a_gate_by_a_metric_of_the_step_promotes_nothing() -> None:
     spec = SPEC.model_copy(
         update={"gate": Gate.model_validate({"metric": "rollout/reward/mean", "min": "0"})}
     )
-    with pytest.raises(RefusedError, match=r"spec\.gate\.metric: rollout/reward/mean must be meas"):
+    with pytest.raises(
+        PromotionRefusedError, match=r"spec\.gate\.metric: rollout/reward/mean must be meas"
+    ):
         newest(spec, [checkpoint(1, "0.9")])
-    with pytest.raises(RefusedError, match="is of the step that made it"):
+    with pytest.raises(PromotionRefusedError, match="is of the step that made it"):
         check(spec, checkpoint(1, "0.9"))
 
 
@@ -108,7 +112,9 @@ def test_a_gate_by_what_nobody_measures_says_what_there_is() -> None:
     spec = SPEC.model_copy(
         update={"gate": Gate.model_validate({"metric": "eval/heldout/reward", "min": "0"})}
     )
-    with pytest.raises(RefusedError, match="has eval/heldout/reward; they have reward/mean: train"):
+    with pytest.raises(
+        PromotionRefusedError, match="has eval/heldout/reward; they have reward/mean: train"
+    ):
         newest(spec, [checkpoint(1, "0.9"), checkpoint(2)])
-    with pytest.raises(RefusedError, match="has no eval/heldout/reward, only reward/mean"):
+    with pytest.raises(PromotionRefusedError, match="has no eval/heldout/reward, only reward/mean"):
         check(spec, checkpoint(1, "0.9"))

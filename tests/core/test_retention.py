@@ -15,7 +15,7 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.core.checkpoints.commits import Accepted, Passed, judge
 from espalier.core.checkpoints.retention import RetentionView, expendable, needed, needed_elsewhere
 from espalier.core.head.head import decide
-from espalier.core.head.head_view import HeadView, Rollout
+from espalier.core.head.head_view import HeadView, SamplerPod
 from espalier.core.lineage.lineage import BASE_POINT, Lineage, recorded_bases
 from espalier.core.lineage.lineage_index import grow
 from espalier.core.model.drawn_tree import grown, render
@@ -216,7 +216,7 @@ def settled(made: list[Checkpoint], seen: CheckpointHead) -> tuple[Any, Any]:
     for _ in range(3):
         serving = moved.status.target.name if moved.status.target else ""
         loaded = adapter_name("m", lineage.by_name[serving].spec.digest) if serving else "base"
-        rollouts = [Rollout("pod", True, frozenset({loaded}))]
+        rollouts = [SamplerPod("pod", True, frozenset({loaded}))]
         looked = HeadView(moved, model(), lineage, named=named(lineage, moved), rollouts=rollouts)
         moved = moved.model_copy(update={"status": decide(looked, NOW).status})
     return grown(lineage, [moved], "m"), moved

@@ -27,7 +27,7 @@ from espalier.core.conditions import find
 from espalier.core.lineage.lineage import BASE_POINT, point
 from espalier.core.lineage.lineage_index import grow
 from espalier.core.pods.blockers import Blocker
-from espalier.core.pods.pods import Job, Pod
+from espalier.core.pods.pods import JobState, Pod
 from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.run import RunDecision
@@ -63,9 +63,9 @@ RUNNER = Pod(
 )
 
 
-def job(**changes: Any) -> Job:
+def job(**changes: Any) -> JobState:
     facts = {"uid": "j", "generation": 1, "complete": False, "failed": False, "terminating": False}
-    return Job(**{**facts, **changes})
+    return JobState(**{**facts, **changes})
 
 
 def view(**changes: Any) -> RunView:

@@ -18,10 +18,10 @@ from espalier.core.model import model as models
 from espalier.core.model import source
 from espalier.core.model.source import SourceDecision, SourceView
 from espalier.core.pods.blockers import Blocker
-from espalier.core.pods.pods import Job, Pod
+from espalier.core.pods.pods import JobState, Pod
 
 RESOLVED = {"uri": "volume://bases/b", "revision": "1", "digest": digest("base")}
-RUNNING = Job("j", 0, complete=False, failed=False, terminating=False)
+RUNNING = JobState("j", 0, complete=False, failed=False, terminating=False)
 COMPLETE, FAILED = replace(RUNNING, complete=True), replace(RUNNING, failed=True, failure="X: y")
 POD = Pod(
     "p", "1", "importer", "", "1", started=False, ready=False, terminating=False, finished=True
@@ -61,7 +61,7 @@ FORK = {"source": {"checkpointRef": {"name": "m-000001"}}}
     ],
 )
 def test_a_base_is_known_once_its_importer_reports_it(
-    importer: Job | None, pod: Pod | None, reason: str, action: str, permanent: bool
+    importer: JobState | None, pod: Pod | None, reason: str, action: str, permanent: bool
 ) -> None:
     view = SourceView(model(), importer=importer, importer_pods=[pod] if pod else [])
     decision = source.decide(view)
@@ -152,7 +152,7 @@ def test_an_import_that_died_without_a_message_leaves_its_last_lines() -> None:
     ],
 )
 def test_what_keeps_an_import_from_starting_or_ending_is_named(
-    job: Job, pods_: list[Pod], blocker: Blocker | None, reason: str, text: str
+    job: JobState, pods_: list[Pod], blocker: Blocker | None, reason: str, text: str
 ) -> None:
     decision = source.decide(
         SourceView(model(), importer=job, importer_pods=pods_, blocker=blocker)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from espalier.kube.cluster import ClusterError, TokenReviewResult
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 from espalier.local.memory_apiserver import MemoryCluster, Watcher
 
 CREATED = "2026-01-01T00:00:00Z"
@@ -27,7 +27,7 @@ class FakeCluster(MemoryCluster):
 
     def __init__(self, now: Callable[[], str] = lambda: CREATED) -> None:
         super().__init__(now)
-        self.calls: list[tuple[str, Key]] = []
+        self.calls: list[tuple[str, ObjectKey]] = []
         self.tokens: dict[str, TokenReviewResult] = {}
         self.allowed: set[tuple[str, str, str, str, str]] = set()
         # Namespaces in which nothing can be made any more.
@@ -61,7 +61,7 @@ class FakeCluster(MemoryCluster):
     ) -> bool:
         return (user, verb, resource, namespace, name) in self.allowed
 
-    def _mutate(self, verb: str, key: Key, effect: Callable[[Key], Any]) -> Any:
+    def _mutate(self, verb: str, key: ObjectKey, effect: Callable[[ObjectKey], Any]) -> Any:
         self.calls.append((verb, key))
         fault = self._fault
         if fault is not None:
@@ -73,7 +73,7 @@ class FakeCluster(MemoryCluster):
                 raise fault.error
         return super()._mutate(verb, key, effect)
 
-    def _new(self, key: Key) -> Body:
+    def _new(self, key: ObjectKey) -> Body:
         body = super()._new(key)
         # The same in every run, so that a seed gives the same story.
         body["metadata"]["creationTimestamp"] = CREATED
@@ -83,7 +83,7 @@ class FakeCluster(MemoryCluster):
         self._uids += 1
         return f"uid-{self._uids}"
 
-    def _store(self, key: Key, body: Body, live: Body | None) -> Body:
+    def _store(self, key: ObjectKey, body: Body, live: Body | None) -> Body:
         if live is None and key.namespace in self.terminating:
             text = f"{key} is forbidden: namespace {key.namespace} because it is being terminated"
             raise ClusterError(403, "Forbidden", text)

@@ -22,8 +22,8 @@ from espalier.core.names import GATEWAY_AUDIENCE
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.context import Services
-from espalier.gateway.hud.trace_outbox import Outbox
+from espalier.gateway.context import Context
+from espalier.gateway.hud.trace_outbox import TraceOutbox
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.podclient import pod_session
 
@@ -96,11 +96,11 @@ class Gateway:
     """A running gateway and the world that it sees."""
 
     world: World
-    services: Services
+    context: Context
     server: TestServer
     session: aiohttp.ClientSession
     users: Users
-    outbox: Outbox = field(default_factory=Outbox)
+    outbox: TraceOutbox = field(default_factory=TraceOutbox)
 
     async def post(
         self, path: str, body: object, token: str | None = None, **headers: str
@@ -128,12 +128,12 @@ async def gateway(users: Users, cluster: KubernetesCluster) -> AsyncIterator[Gat
     tokens = TokenIssuer()
     tokens.use(PRIVATE_KEY)
     async with pod_session() as upstream, aiohttp.ClientSession() as session:
-        services = Services(world.view, cluster, Authenticator(cluster), tokens, upstream)
-        outbox = Outbox()
-        server = TestServer(make_app(services, lambda: "", outbox))
+        context = Context(world.view, cluster, Authenticator(cluster), tokens, upstream)
+        outbox = TraceOutbox()
+        server = TestServer(make_app(context, lambda: "", outbox))
         # TestServer sets the others alike.
         await server.start_server(auto_decompress=SERVER["auto_decompress"])
-        yield Gateway(world, services, server, session, users, outbox)
+        yield Gateway(world, context, server, session, users, outbox)
         await server.close()
 
 

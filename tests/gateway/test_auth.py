@@ -14,7 +14,7 @@ from tests.gateway.world import World
 
 from espalier.gateway.access.auth import Authenticator, Remembered
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.world import NamespacedName
 from espalier.kube.apiserver import KubernetesCluster
 
 
@@ -58,7 +58,7 @@ async def test_a_token_for_another_audience_is_refused(
 
 async def test_a_missing_right_is_named(users: Users, cluster: KubernetesCluster) -> None:
     auth = Authenticator(cluster)
-    target = Id(users.namespace, "arith")
+    target = NamespacedName(users.namespace, "arith")
     reader = await auth.user(f"Bearer {users.reader}")
     await auth.require(reader, "get", "trainablemodels", target)
     with pytest.raises(RefusalError) as refused:

@@ -14,7 +14,12 @@ from tests.gateway.conftest import Behaviour, Gateway, Upstream
 from tests.gateway.test_completions import ASK, serve
 
 from espalier.gateway.access import answer_writer, pod_answers, request_body
-from espalier.gateway.access.byte_budget import UNLIMITED_BYTES, Room, Rooms, memory_bytes
+from espalier.gateway.access.byte_budget import (
+    UNLIMITED_BYTES,
+    ByteBudget,
+    ByteBudgets,
+    memory_bytes,
+)
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes import completions
@@ -23,8 +28,8 @@ Start = Callable[[Behaviour], Awaitable[Upstream]]
 
 
 async def test_what_does_not_fit_is_refused_until_there_is_room() -> None:
-    room = Room("requests", 10)
-    first, second = room.hold(), room.hold()
+    budget = ByteBudget("requests", 10)
+    first, second = budget.hold(), budget.hold()
     await first.take(4)
     await first.take(4)
     with pytest.raises(RefusalError) as refused:
@@ -32,7 +37,7 @@ async def test_what_does_not_fit_is_refused_until_there_is_room() -> None:
     assert (refused.value.status, refused.value.reason) == (503, "GatewayBusy")
     assert refused.value.retry_after
     await second.take(2)
-    waiting = asyncio.create_task(room.hold().take(8, seconds=30))
+    waiting = asyncio.create_task(budget.hold().take(8, seconds=30))
     await asyncio.sleep(0)
     assert not waiting.done()
     first.release()
@@ -40,15 +45,15 @@ async def test_what_does_not_fit_is_refused_until_there_is_room() -> None:
     first.release()
     await waiting
     with pytest.raises(RefusalError):
-        await room.hold().take(1)
+        await budget.hold().take(1)
 
 
 async def test_who_waits_for_room_is_told_when_it_does_not_come() -> None:
     with pytest.raises(RefusalError, match="as many bytes of answers as it has memory for"):
-        await Room("answers", 1).hold().take(2, seconds=0.01)
+        await ByteBudget("answers", 1).hold().take(2, seconds=0.01)
 
 
-def test_the_rooms_are_shares_of_the_containers_memory(tmp_path: Path) -> None:
+def test_the_budgets_are_shares_of_the_containers_memory(tmp_path: Path) -> None:
     limit = tmp_path / "memory.max"
     assert memory_bytes(limit) <= UNLIMITED_BYTES
     limit.write_text("max\n")
@@ -57,11 +62,11 @@ def test_the_rooms_are_shares_of_the_containers_memory(tmp_path: Path) -> None:
     assert memory_bytes(limit) == 384 * 2**20
 
 
-async def small(gateway: Gateway, rooms: Rooms) -> None:
-    """The same gateway with other rooms."""
+async def small(gateway: Gateway, budgets: ByteBudgets) -> None:
+    """The same gateway with other budgets."""
     await gateway.server.close()
-    services = dataclasses.replace(gateway.services, rooms=rooms)
-    gateway.server = TestServer(make_app(services, lambda: ""))
+    context = dataclasses.replace(gateway.context, budgets=budgets)
+    gateway.server = TestServer(make_app(context, lambda: ""))
     await gateway.server.start_server(auto_decompress=SERVER["auto_decompress"])
 
 
@@ -76,7 +81,7 @@ async def test_requests_that_wait_for_their_answers_hold_their_room_and_give_it_
         return web.json_response({"choices": []})
 
     serve(gateway, (await upstream(slow)).port)
-    await small(gateway, Rooms(Room("requests", 1500), Room("answers", 2**20)))
+    await small(gateway, ByteBudgets(ByteBudget("requests", 1500), ByteBudget("answers", 2**20)))
     body = ASK | {"prompt": "x" * 1000}
     first = asyncio.create_task(gateway.post("/v1/completions", body))
     await begun.wait()
@@ -98,9 +103,9 @@ async def test_an_answer_waits_for_the_room_that_others_take(
         return web.json_response({"choices": [], "text": "x" * 1000})
 
     serve(gateway, (await upstream(large)).port)
-    room = Room("answers", 4000)
-    await small(gateway, Rooms(Room("requests", 2**20), room))
-    other = room.hold()
+    budget = ByteBudget("answers", 4000)
+    await small(gateway, ByteBudgets(ByteBudget("requests", 2**20), budget))
+    other = budget.hold()
     await other.take(3000)
     pending = asyncio.create_task(gateway.post("/v1/completions", ASK))
     await begun.wait()
@@ -127,7 +132,7 @@ async def test_a_body_that_stops_coming_is_a_408(
 @pytest.mark.parametrize("sent", [b"", b"GET /v1/models HTTP/1.1\r\nHost:"])
 async def test_a_connection_without_a_request_is_closed(gateway: Gateway, sent: bytes) -> None:
     await gateway.server.close()
-    gateway.server = TestServer(make_app(gateway.services, lambda: ""))
+    gateway.server = TestServer(make_app(gateway.context, lambda: ""))
     kept = {"keepalive_timeout": SERVER["keepalive_timeout"] / 500}
     await gateway.server.start_server(**kept)
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
@@ -144,8 +149,8 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off(
         return web.json_response({"choices": [], "text": "x" * (16 * 2**20)})
 
     serve(gateway, (await upstream(large)).port)
-    room = Room("answers", 64 * 2**20)
-    await small(gateway, Rooms(Room("requests", 2**20), room))
+    budget = ByteBudget("answers", 64 * 2**20)
+    await small(gateway, ByteBudgets(ByteBudget("requests", 2**20), budget))
     monkeypatch.setattr(answer_writer, "WRITE_SECONDS", 0.2)
     cut_off, write = asyncio.Event(), answer_writer.write_answer
 
@@ -162,6 +167,6 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off(
     writer.write(f"POST /v1/completions HTTP/1.1\r\n{head}{len(body)}\r\n\r\n".encode() + body)
     async with asyncio.timeout(60):
         await cut_off.wait()
-    # Its room is free again.
-    await room.hold().take(room.capacity, seconds=10)
+    # Its budget is free again.
+    await budget.hold().take(budget.capacity, seconds=10)
     writer.transport.abort()

@@ -15,7 +15,7 @@ from tests.gateway.world import LOADING, digest, waiting
 from espalier import identity
 from espalier.core.names import audience
 from espalier.gateway.routes import completions
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.world import NamespacedName
 
 A, B = digest("a1"), digest("b2")
 Start = Callable[[Behaviour], Awaitable[Upstream]]
@@ -37,7 +37,7 @@ async def hang(request: web.Request) -> web.Response:
     raise AssertionError
 
 
-def serve(gateway: Gateway, *ports: int) -> Id:
+def serve(gateway: Gateway, *ports: int) -> NamespacedName:
     """A model whose head serves A on loopback pods of these ports."""
     model = gateway.world.model("arith")
     gateway.world.head(model, A, step=1)

@@ -11,7 +11,7 @@ from tests.gateway.conftest import Behaviour, Gateway, Upstream
 from tests.gateway.world import World, digest
 
 from espalier.gateway.routes import completions, full_weights_swap
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.world import NamespacedName
 
 A, B = digest("a1"), digest("b2")
 NAME_A, NAME_B = "arith@a1a1a1a1a1a1", "arith@b2b2b2b2b2b2"
@@ -35,7 +35,7 @@ class Rollout:
         return web.json_response({"error": error}, status=409)
 
 
-def serve(world: World, *pods: Upstream, at: str = "", to: str = "arith-000002") -> Id:
+def serve(world: World, *pods: Upstream, at: str = "", to: str = "arith-000002") -> NamespacedName:
     """A model with two checkpoints, whose head is at one and goes to the other."""
     model = world.model("arith")
     for name, content in (("arith-000001", A), ("arith-000002", B)):
@@ -48,7 +48,7 @@ def serve(world: World, *pods: Upstream, at: str = "", to: str = "arith-000002")
 
 def move(world: World, at: str, to: str) -> None:
     content = A if at == "arith-000001" else B
-    model = Id(world.namespaces[0], "arith")
+    model = NamespacedName(world.namespaces[0], "arith")
     world.head(model, content, step=int(at[-6:]), checkpoint=at, target=to)
 
 

@@ -10,9 +10,10 @@ import pytest
 from tests.fakes.cluster import FakeCluster
 from tests.gateway.world import World
 
+from espalier.environment import SettingsError
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.offers import Offers, trainable
-from espalier.gateway.settings import Settings, SettingsError
+from espalier.gateway.settings import GatewaySettings
 
 NAMESPACE = World().model("arith").namespace
 SPEC = {
@@ -77,8 +78,8 @@ def test_a_base_that_cannot_be_forked_is_refused_when_the_gateway_starts(
 ) -> None:
     environment = {"POD_NAMESPACE": "system", "ESPALIER_NAMESPACES": "ml"}
     with pytest.raises(SettingsError) as refused:
-        Settings.from_environment(environment | {"ESPALIER_BASES": json.dumps(bases)})
-    assert f"ESPALIER_BASES (gateway.bases of the chart): {said}" in str(refused.value)
+        GatewaySettings.read(environment | {"ESPALIER_BASES": json.dumps(bases)})
+    assert f"ESPALIER_BASES: {said}" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ async def test_a_model_is_trainable_to_who_can_train_or_fork_it(
     if run:
         world.run(model, "first", driver=run)
     auth = Authenticator(Cluster(rights))
-    assert await trainable(auth, ANN, world.snapshot, model) is able
+    assert await trainable(auth, ANN, world.served, model) is able
 
 
 STALLED = {

@@ -109,7 +109,7 @@ def test_the_chart_grants_the_time_that_it_may_take_to_end() -> None:
     [
         ("", "team", "POD_NAMESPACE is not set"),
         ("system", "", "ESPALIER_NAMESPACES is not set"),
-        ("system", "team, system", "ESPALIER_NAMESPACES names system, where Espalier itself runs"),
+        ("system", "team, system", "ESPALIER_NAMESPACES: names system, where Espalier itself runs"),
     ],
 )
 async def test_a_wrong_setting_is_named_and_ends_it_as_a_users_mistake(

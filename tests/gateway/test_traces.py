@@ -14,8 +14,8 @@ from tests.gateway.world import LOADING, digest
 
 from espalier.gateway.access.auth import User
 from espalier.gateway.hud import traces
-from espalier.gateway.hud.trace_outbox import HELD_SECONDS, Outbox
-from espalier.gateway.world.world import Id
+from espalier.gateway.hud.trace_outbox import HELD_SECONDS, TraceOutbox
+from espalier.gateway.world.world import NamespacedName
 
 Start = Callable[[Behaviour], Awaitable[Upstream]]
 A = digest("a1")
@@ -44,7 +44,7 @@ async def take(_: web.Request) -> web.Response:
     return web.json_response({"metrics": {"loss:sum": 1.0}, "num_datums": 1})
 
 
-async def served(gateway: Gateway, upstream: Start) -> Id:
+async def served(gateway: Gateway, upstream: Start) -> NamespacedName:
     """A model that is sampled, and that nothing trains."""
     model = gateway.world.model("arith")
     gateway.world.head(model, A, step=1, term=3)
@@ -76,7 +76,7 @@ async def rolled_out(gateway: Gateway) -> list[str]:
     return [*said, reply.headers.get(traces.TRACE_KEPT, "")]
 
 
-def train(gateway: Gateway, model: Id, port: int) -> None:
+def train(gateway: Gateway, model: NamespacedName, port: int) -> None:
     gateway.world.run(model, "first")
     gateway.world.pod(model, "arith-trainer-0", role="trainer", ip="127.0.0.1", port=port)
 
@@ -189,7 +189,7 @@ async def test_a_full_outbox_says_so(gateway: Gateway, upstream: Start) -> None:
 
 def test_what_is_held_has_an_end() -> None:
     now = 0.0
-    box, user, model = Outbox(lambda: now), User("u", ()), Id("home", "arith")
+    box, user, model = TraceOutbox(lambda: now), User("u", ()), NamespacedName("home", "arith")
     assert box.put(user, "t", "/t/samples", b"x", model)
     # A later report of the trace is of the same model.
     assert box.put(user, "t", "/t/exit", b"x", None)
@@ -200,8 +200,8 @@ def test_what_is_held_has_an_end() -> None:
 
 
 def test_what_is_for_every_trainer_is_given_to_each_once() -> None:
-    box, user = Outbox(), User("u", ())
-    first, second = Id("home", "a"), Id("home", "b")
+    box, user = TraceOutbox(), User("u", ())
+    first, second = NamespacedName("home", "a"), NamespacedName("home", "b")
     assert box.put(user, "j", "/job/j/enter", json.dumps({}).encode(), None)
     (item,) = box.waiting(first)
     box.give(item, first)

@@ -20,7 +20,7 @@ from espalier.core.names import audience
 from espalier.gateway.routes import trainer_lookup
 from espalier.gateway.routes import training as train
 from espalier.gateway.world.turn import active_run
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.world import NamespacedName
 
 A, B = digest("a1"), digest("b2")
 Start = Callable[[Behaviour], Awaitable[Upstream]]
@@ -38,7 +38,7 @@ async def commit(request: web.Request) -> web.Response:
     return web.json_response(RESULT, headers={"Espalier-Checkpoint-Digest": B})
 
 
-def training(gateway: Gateway, port: int) -> Id:
+def training(gateway: Gateway, port: int) -> NamespacedName:
     """A model at term 3 whose active run trains on a loopback trainer."""
     model = gateway.world.model("arith")
     gateway.world.head(model, A, step=1, term=3)
@@ -50,13 +50,13 @@ def training(gateway: Gateway, port: int) -> Id:
 def test_the_active_run_is_the_oldest_that_still_wants_to_train() -> None:
     world = World()
     model = world.model("arith")
-    assert active_run(world.snapshot, model) is None
+    assert active_run(world.served, model) is None
     world.run(model, "done", step=20, created="2026-01-01T00:00:00Z")
     world.run(model, "suspended", suspend=True, created="2026-01-02T00:00:00Z")
-    assert active_run(world.snapshot, model) is None
+    assert active_run(world.served, model) is None
     world.run(model, "younger", created="2026-01-04T00:00:00Z")
     world.run(model, "older", created="2026-01-03T00:00:00Z")
-    found = active_run(world.snapshot, model)
+    found = active_run(world.served, model)
     assert found is not None
     assert found.metadata.name == "older"
 

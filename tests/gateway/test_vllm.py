@@ -15,7 +15,7 @@ from tests.sampler.server import Rollout, start, wait_healthy
 from tests.sampler.tiny import commit_adapter, commit_base, make_model
 
 from espalier.core.names import adapter_name
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.world import NamespacedName
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -64,7 +64,7 @@ def served(users: Users, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 @pytest.fixture
-def arith(gateway: Gateway, served: Served) -> Id:
+def arith(gateway: Gateway, served: Served) -> NamespacedName:
     model = gateway.world.model("arith")
     gateway.world.head(model, served.digests[0], step=1)
     for step, digest in enumerate(served.digests, 1):
@@ -101,7 +101,7 @@ def same(ours: dict[str, Any], direct: dict[str, Any]) -> bool:
 
 
 async def test_each_name_samples_its_own_weights_alone_and_mixed(
-    gateway: Gateway, arith: Id, served: Served
+    gateway: Gateway, arith: NamespacedName, served: Served
 ) -> None:
     names = {
         "arith": adapter_name("arith", served.digests[0]),
@@ -117,7 +117,7 @@ async def test_each_name_samples_its_own_weights_alone_and_mixed(
 
 
 async def test_a_chat_has_prompt_tokens_tokens_and_logprobs_in_every_choice(
-    gateway: Gateway, arith: Id
+    gateway: Gateway, arith: NamespacedName
 ) -> None:
     reply = await gateway.post(
         "/v1/chat/completions", {"model": "arith", **CHAT, "temperature": 1, "n": 2}
@@ -132,7 +132,7 @@ async def test_a_chat_has_prompt_tokens_tokens_and_logprobs_in_every_choice(
 
 
 async def test_a_streamed_completion_says_the_same_as_a_whole_one(
-    gateway: Gateway, arith: Id, served: Served
+    gateway: Gateway, arith: NamespacedName, served: Served
 ) -> None:
     chunks = await stream(
         gateway, "/v1/completions", model="arith", prompt=PROMPT, logprobs=1, **GREEDY
@@ -146,7 +146,7 @@ async def test_a_streamed_completion_says_the_same_as_a_whole_one(
 
 
 async def test_a_streamed_chat_has_prompt_tokens_in_the_first_chunk_of_each_choice(
-    gateway: Gateway, arith: Id
+    gateway: Gateway, arith: NamespacedName
 ) -> None:
     whole = await (await gateway.post("/v1/chat/completions", {"model": "arith", **CHAT})).json()
     chunks = await stream(
@@ -160,7 +160,7 @@ async def test_a_streamed_chat_has_prompt_tokens_in_the_first_chunk_of_each_choi
 
 
 async def test_vllms_own_refusals_pass_with_their_status(
-    gateway: Gateway, arith: Id, served: Served
+    gateway: Gateway, arith: NamespacedName, served: Served
 ) -> None:
     body = {"model": "arith", "prompt": [5] * 5000, "max_tokens": 4}
     reply = await gateway.post("/v1/completions", body)
@@ -180,7 +180,7 @@ async def chat(gateway: Gateway, **fields: Any) -> dict[str, Any]:
 
 
 async def test_a_later_turn_continues_the_exact_tokens_of_the_one_before(
-    gateway: Gateway, arith: Id
+    gateway: Gateway, arith: NamespacedName
 ) -> None:
     first = await chat(gateway)
     # Tokens that no tokeniser would give for this text: they must come back as they are.
@@ -204,7 +204,7 @@ NEVER, ALWAYS = {"logit_bias": {str(END): -100}}, {"logit_bias": {str(END): 100}
 
 @pytest.mark.parametrize("stop", [{}, {"stop": None}, {"stop": []}, {"stop": ["nowhere"]}])
 async def test_an_answer_ends_at_the_tokenizers_end_whatever_stop_says(
-    gateway: Gateway, arith: Id, stop: dict[str, Any]
+    gateway: Gateway, arith: NamespacedName, stop: dict[str, Any]
 ) -> None:
     choice = await chat(gateway, **ALWAYS, **stop)
     assert (choice["finish_reason"], choice["token_ids"]) == ("stop", [END])
@@ -220,7 +220,7 @@ async def test_an_answer_ends_at_the_tokenizers_end_whatever_stop_says(
     ],
 )
 async def test_the_requests_own_most_tokens_win(
-    gateway: Gateway, arith: Id, fields: dict[str, Any], count: int
+    gateway: Gateway, arith: NamespacedName, fields: dict[str, Any], count: int
 ) -> None:
     choice = await chat(gateway, **NEVER, **fields)
     assert (choice["finish_reason"], len(choice["token_ids"])) == ("length", count)
@@ -228,7 +228,7 @@ async def test_the_requests_own_most_tokens_win(
 
 @pytest.mark.parametrize("most", [None, CONTEXT])
 async def test_without_them_or_with_more_than_fits_an_answer_fills_the_context(
-    gateway: Gateway, arith: Id, most: int | None
+    gateway: Gateway, arith: NamespacedName, most: int | None
 ) -> None:
     choice = await chat(gateway, **NEVER, max_tokens=most)
     assert choice["finish_reason"] == "length"

@@ -7,10 +7,10 @@ from typing import Any
 
 from espalier.api.checkpointhead import Agreed
 from espalier.core.head.head_request import track
-from espalier.gateway.world.watch import View
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.kube.cache import Cache
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 Body = dict[str, Any]
 HOME = "home"
@@ -26,12 +26,12 @@ class World:
     def __init__(self, *namespaces: str) -> None:
         self.cache = Cache()
         self.namespaces = namespaces or (HOME,)
-        self.view = View(self.cache, self.namespaces)
+        self.view = WorldWatch(self.cache, self.namespaces)
         self._versions = itertools.count(1)
 
     @property
-    def snapshot(self) -> Snapshot:
-        return self.view.snapshot
+    def served(self) -> ServedWorld:
+        return self.view.world
 
     def put(self, kind: str, name: str, namespace: str = "", **fields: Any) -> None:
         metadata = {
@@ -45,20 +45,22 @@ class World:
         self.cache.put(kind, {"metadata": metadata, **fields})
 
     def drop(self, kind: str, name: str, namespace: str = "") -> None:
-        self.cache.drop(Key(kind, namespace or self.namespaces[0], name))
+        self.cache.drop(ObjectKey(kind, namespace or self.namespaces[0], name))
 
-    def model(self, name: str, namespace: str = "", *, replicas: int = 1, **status: Any) -> Id:
+    def model(
+        self, name: str, namespace: str = "", *, replicas: int = 1, **status: Any
+    ) -> NamespacedName:
         spec = {
             "source": {"base": {"image": "registry.example/model:1"}},
             "storage": {"persistentVolumeClaim": {"claimName": "weights"}},
             "rollout": {"replicas": replicas},
         }
         self.put("TrainableModel", name, namespace, spec=spec, status=status)
-        return Id(namespace or self.namespaces[0], name)
+        return NamespacedName(namespace or self.namespaces[0], name)
 
     def head(
         self,
-        model: Id,
+        model: NamespacedName,
         current: str | None = "",
         *,
         step: int = 0,
@@ -90,7 +92,7 @@ class World:
 
     def checkpoint(
         self,
-        model: Id,
+        model: NamespacedName,
         name: str,
         content: str,
         *,
@@ -115,7 +117,7 @@ class World:
 
     def run(
         self,
-        model: Id,
+        model: NamespacedName,
         name: str,
         *,
         step: int = 0,
@@ -140,7 +142,7 @@ class World:
             status={"step": step},
         )
 
-    def workload(self, model: Id, role: str) -> Body:
+    def workload(self, model: NamespacedName, role: str) -> Body:
         """What the operator and Kubernetes make for a role; the reference that its pods carry."""
         labels = {"espalier.dev/model": model.name, "espalier.dev/role": role}
         above = controlled_by("espalier.dev/v1alpha1", "TrainableModel", model.name)
@@ -154,7 +156,7 @@ class World:
 
     def pod(
         self,
-        model: Id,
+        model: NamespacedName,
         name: str,
         *,
         role: str = "rollout",

@@ -23,7 +23,7 @@ from espalier import identity
 from espalier.controllers.peers.peer import PORT
 from espalier.controllers.process import signing_key
 from espalier.kube.apiserver import KubernetesCluster
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 MODEL = "arith"
 RUN = "arith-200"
@@ -51,7 +51,7 @@ class Team:
         return await asyncio.to_thread(call, "-n", self.namespace, *arguments, stdin=stdin)
 
     async def get(self, kind: str, name: str) -> Body:
-        return await self.cluster.get(Key(kind, self.namespace, name)) or {}
+        return await self.cluster.get(ObjectKey(kind, self.namespace, name)) or {}
 
     async def head(self) -> Body:
         return await self.get("CheckpointHead", MODEL)

@@ -13,7 +13,7 @@ from tests.simulation.virtual_time import run
 from tests.simulation.world import World, head_spec, model_spec, run_spec, world
 
 from espalier.core.names import adapter_name
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 KINDS = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
 GAVE_UP = {"detail": "no dataset", "reason": "UnknownDataset"}
@@ -240,7 +240,7 @@ def test_no_status_that_is_ever_written_contradicts_itself() -> None:
         async with world() as w:
             w.cluster.watch(check)
             await story(w)
-            seen = {key.kind for key in w.cluster.objects if isinstance(key, Key)}
+            seen = {key.kind for key in w.cluster.objects if isinstance(key, ObjectKey)}
         assert set(KINDS) <= seen
         assert wrong == []
 

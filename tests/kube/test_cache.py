@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.kube.cache import Cache
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 Body = dict[str, Any]
 
@@ -33,7 +33,7 @@ def pod(name: str, *, owner: str = "", **labels: str) -> Body:
     return {"metadata": metadata}
 
 
-RUN = Key("TrainingRun", "default", "r")
+RUN = ObjectKey("TrainingRun", "default", "r")
 
 
 def test_an_older_version_is_ignored() -> None:
@@ -64,7 +64,7 @@ def test_a_late_deletion_spares_the_object_created_after_it() -> None:
         ({"model": "arith"}, ["trainer", "rollout"]),
         ({"model": "arith", "role": "rollout"}, ["rollout"]),
         ({"run": "r"}, ["runner"]),
-        ({"owner": Key("StatefulSet", "default", "arith-trainer")}, ["trainer"]),
+        ({"owner": ObjectKey("StatefulSet", "default", "arith-trainer")}, ["trainer"]),
         ({"model": "absent"}, []),
         ({}, ["trainer", "rollout", "runner"]),
     ],
@@ -87,7 +87,7 @@ def test_a_list_is_of_one_namespace_or_of_all() -> None:
 
 
 def test_listeners_hear_every_change_with_old_and_new() -> None:
-    cache, heard = Cache(), list[tuple[Key, Body | None, Body | None]]()
+    cache, heard = Cache(), list[tuple[ObjectKey, Body | None, Body | None]]()
     cache.on_change(lambda key, old, new, _: heard.append((key, old, new)))
     cache.put("TrainingRun", run(version=1))
     cache.put("TrainingRun", run(version=1))
@@ -102,7 +102,7 @@ def test_listeners_hear_every_change_with_old_and_new() -> None:
 
 
 def test_a_listener_that_fails_costs_the_others_nothing() -> None:
-    cache, heard = Cache(), list[Key]()
+    cache, heard = Cache(), list[ObjectKey]()
 
     def fail(*_: object) -> None:
         raise RuntimeError("a fault")

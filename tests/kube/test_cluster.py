@@ -15,7 +15,7 @@ from espalier.kube import apiserver, connections
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cluster import ClusterError
 from espalier.kube.lease import LeadershipLostError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 AUDIENCE = "espalier-gateway"
 
@@ -63,7 +63,7 @@ async def test_a_refusal_carries_the_servers_reason_and_message(
 async def test_an_unreachable_server_is_named() -> None:
     async with KubernetesCluster(Configuration(host="http://127.0.0.1:1")) as nowhere:
         with pytest.raises(ClusterError) as caught:
-            await nowhere.get(Key("Pod", "default", "any"))
+            await nowhere.get(ObjectKey("Pod", "default", "any"))
     assert (caught.value.status, caught.value.reason) == (0, "ConnectionFailed")
 
 
@@ -78,7 +78,7 @@ async def test_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> Non
         port = server.sockets[0].getsockname()[1]
         async with KubernetesCluster(Configuration(host=f"http://127.0.0.1:{port}")) as cluster:
             with pytest.raises(ClusterError) as caught:
-                await cluster.get(Key("Pod", "default", "any"))
+                await cluster.get(ObjectKey("Pod", "default", "any"))
     assert caught.value.reason == "Timeout"
 
 
@@ -165,7 +165,7 @@ async def test_a_throttled_call_says_how_long_to_wait(header: str, seconds: floa
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     async with KubernetesCluster(Configuration(host=url)) as cluster:
         with pytest.raises(ClusterError) as caught:
-            await cluster.get(Key("Pod", "default", "any"))
+            await cluster.get(ObjectKey("Pod", "default", "any"))
     await runner.cleanup()
     assert (caught.value.status, caught.value.retry_after) == (429, seconds)
 
@@ -176,7 +176,7 @@ async def test_a_fenced_cluster_reads_and_does_not_write(
     def lost() -> None:
         raise LeadershipLostError("another leads")
 
-    fenced, key = kubernetes.fenced(lost), Key("ConfigMap", namespace, "a")
+    fenced, key = kubernetes.fenced(lost), ObjectKey("ConfigMap", namespace, "a")
     before = await kubernetes.apply(
         "ConfigMap", {"metadata": {"name": "a", "namespace": namespace}, "data": {"x": "1"}}
     )

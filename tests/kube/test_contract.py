@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 from espalier.local.memory_apiserver import MemoryCluster
 
 Body = dict[str, Any]
@@ -22,8 +22,8 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
 
 
 @pytest.fixture
-def key(namespace: str) -> Key:
-    return Key("CheckpointHead", namespace, "arith")
+def key(namespace: str) -> ObjectKey:
+    return ObjectKey("CheckpointHead", namespace, "arith")
 
 
 def config(namespace: str, data: dict[str, str], **labels: str) -> Body:
@@ -31,7 +31,7 @@ def config(namespace: str, data: dict[str, str], **labels: str) -> Body:
     return {"metadata": metadata, "data": data}
 
 
-async def test_an_absent_object_is_none(cluster: Cluster, key: Key) -> None:
+async def test_an_absent_object_is_none(cluster: Cluster, key: ObjectKey) -> None:
     assert await cluster.get(key) is None
 
 
@@ -105,7 +105,9 @@ async def test_two_writers_of_a_status_keep_each_others_fields(
     assert (after["status"]["step"], after["status"]["wokenFor"]) == (2, second)
 
 
-async def test_a_status_field_left_out_is_removed(cluster: Cluster, head: Body, key: Key) -> None:
+async def test_a_status_field_left_out_is_removed(
+    cluster: Cluster, head: Body, key: ObjectKey
+) -> None:
     await cluster.apply("CheckpointHead", head)
     before = {"term": 1, "target": {"name": "arith-000001"}}
     await cluster.apply_status("CheckpointHead", {**head, "status": before})
@@ -129,7 +131,7 @@ async def test_a_field_left_out_stays_if_another_manager_applied_it(
     assert after["data"] == {"b": "1", "c": "1"}
 
 
-async def test_create_writes_once(cluster: Cluster, head: Body, key: Key) -> None:
+async def test_create_writes_once(cluster: Cluster, head: Body, key: ObjectKey) -> None:
     created = await cluster.create("CheckpointHead", head)
     pinned = {**head, "spec": {**head["spec"], "onPin": "Branch"}}
 
@@ -168,7 +170,7 @@ async def test_list_selects_by_namespace_and_labels(cluster: Cluster, namespace:
     assert await cluster.list("ConfigMap", namespace, {"role": "a", "model": "other"}) == []
 
 
-async def test_deleting_twice_is_fine(cluster: Cluster, head: Body, key: Key) -> None:
+async def test_deleting_twice_is_fine(cluster: Cluster, head: Body, key: ObjectKey) -> None:
     await cluster.apply("CheckpointHead", head)
     await cluster.delete(key)
     await cluster.delete(key)
@@ -176,7 +178,7 @@ async def test_deleting_twice_is_fine(cluster: Cluster, head: Body, key: Key) ->
 
 
 async def test_deleting_an_earlier_object_of_the_name_spares_the_later(
-    cluster: Cluster, head: Body, key: Key
+    cluster: Cluster, head: Body, key: ObjectKey
 ) -> None:
     await cluster.apply("CheckpointHead", head)
 

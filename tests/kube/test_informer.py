@@ -17,7 +17,7 @@ from espalier.kube import informer, objects
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
 from espalier.kube.informer import InformerError, InformerSettings
-from espalier.kube.objects import Key, Kind
+from espalier.kube.objects import ObjectKey, Resource
 
 LIMIT_SECONDS = 60
 PINNED = {"modelRef": {"name": "arith"}, "mode": "Pin", "checkpointRef": {"name": "arith-000001"}}
@@ -89,7 +89,7 @@ async def test_what_existed_before_is_there_when_ready(
 async def test_creation_change_and_deletion_are_followed(
     kubernetes: KubernetesCluster, namespace: str
 ) -> None:
-    key = Key("ConfigMap", namespace, "a")
+    key = ObjectKey("ConfigMap", namespace, "a")
     async with informed(namespace, kubernetes) as cache:
         for value in ("1", "2"):
             await kubernetes.apply("ConfigMap", config(namespace, "a", x=value))
@@ -105,14 +105,16 @@ async def test_only_objects_with_the_labels_are_watched(
     async with informed(namespace, kubernetes) as cache:
         await kubernetes.apply("ConfigMap", foreign)
         await kubernetes.apply("ConfigMap", config(namespace, "later"))
-        await until(cache, lambda: cache.get(Key("ConfigMap", namespace, "later")) is not None)
+        await until(
+            cache, lambda: cache.get(ObjectKey("ConfigMap", namespace, "later")) is not None
+        )
         assert [key.name for key in cache.keys("ConfigMap")] == ["later"]
 
 
 async def test_objects_are_watched_without_a_trace_on_them(
     kubernetes: KubernetesCluster, namespace: str, head: dict[str, Any]
 ) -> None:
-    key = Key("CheckpointHead", namespace, "arith")
+    key = ObjectKey("CheckpointHead", namespace, "arith")
     await kubernetes.create("CheckpointHead", head)
     async with informed(namespace, kubernetes) as cache:
         written = await kubernetes.apply("CheckpointHead", head | {"spec": PINNED})
@@ -125,7 +127,10 @@ async def test_objects_are_watched_without_a_trace_on_them(
 async def test_a_deletion_that_no_watch_reported_is_noticed_after_a_relist(
     kubernetes: KubernetesCluster, namespace: str
 ) -> None:
-    lost, kept = Key("ConfigMap", namespace, "lost"), Key("ConfigMap", namespace, "kept")
+    lost, kept = (
+        ObjectKey("ConfigMap", namespace, "lost"),
+        ObjectKey("ConfigMap", namespace, "kept"),
+    )
     async with (
         LossyProxy(kubernetes) as proxy,
         informed(namespace, Through(kubernetes, proxy.url)) as cache,
@@ -145,7 +150,7 @@ async def test_a_deletion_that_no_watch_reported_is_noticed_after_a_relist(
 async def test_events_flow_again_after_a_relist(
     kubernetes: KubernetesCluster, namespace: str
 ) -> None:
-    key = Key("ConfigMap", namespace, "late")
+    key = ObjectKey("ConfigMap", namespace, "late")
     async with (
         LossyProxy(kubernetes) as proxy,
         informed(namespace, Through(kubernetes, proxy.url)) as cache,
@@ -158,7 +163,7 @@ async def test_events_flow_again_after_a_relist(
 async def test_a_kind_that_cannot_be_watched_is_named(
     kubernetes: KubernetesCluster, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = Kind("Absent", "espalier.dev", "v1alpha1", "absents")
+    absent = Resource("Absent", "espalier.dev", "v1alpha1", "absents")
     monkeypatch.setattr(objects, "KINDS", {**objects.KINDS, "Absent": absent})
     settings = InformerSettings((namespace,), {"Absent": {}}, ready_seconds=1)
     stop, ready = asyncio.Event(), asyncio.Event()

@@ -10,7 +10,7 @@ from tests.fakes.cluster import FakeCluster
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cluster import ClusterError
 from espalier.kube.lease import Election, LeadershipLostError, LeaseTiming
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 LIMIT_SECONDS = 60
 # For leases that run out, at once or soon.
@@ -21,17 +21,17 @@ LASTING = LeaseTiming(duration=600, deadline=400, retry=0.05)
 
 
 @pytest.fixture
-def lease(namespace: str) -> Key:
-    return Key("Lease", namespace, "espalier")
+def lease(namespace: str) -> ObjectKey:
+    return ObjectKey("Lease", namespace, "espalier")
 
 
-async def holder(kubernetes: KubernetesCluster, lease: Key) -> str:
+async def holder(kubernetes: KubernetesCluster, lease: ObjectKey) -> str:
     live = await kubernetes.get(lease)
     assert live is not None
     return str(live["spec"]["holderIdentity"])
 
 
-async def renewed(kubernetes: KubernetesCluster, lease: Key) -> None:
+async def renewed(kubernetes: KubernetesCluster, lease: ObjectKey) -> None:
     """Wait for the next renewal."""
     live = before = await kubernetes.get(lease)
     while live == before:
@@ -39,7 +39,7 @@ async def renewed(kubernetes: KubernetesCluster, lease: Key) -> None:
 
 
 async def test_a_second_replica_leads_once_the_first_releases(
-    kubernetes: KubernetesCluster, lease: Key
+    kubernetes: KubernetesCluster, lease: ObjectKey
 ) -> None:
     first, second = (Election(kubernetes, lease, name, LASTING) for name in ("one", "two"))
     stop = asyncio.Event()
@@ -59,7 +59,7 @@ async def test_a_second_replica_leads_once_the_first_releases(
 
 
 async def test_the_lease_of_a_dead_replica_is_taken_over_and_counted(
-    kubernetes: KubernetesCluster, lease: Key
+    kubernetes: KubernetesCluster, lease: ObjectKey
 ) -> None:
     dead, heir = (Election(kubernetes, lease, name, BRIEF) for name in ("dead", "heir"))
     async with asyncio.timeout(LIMIT_SECONDS):
@@ -72,7 +72,9 @@ async def test_the_lease_of_a_dead_replica_is_taken_over_and_counted(
     assert live["spec"]["leaseTransitions"] == 1
 
 
-async def test_a_renewed_lease_is_not_taken(kubernetes: KubernetesCluster, lease: Key) -> None:
+async def test_a_renewed_lease_is_not_taken(
+    kubernetes: KubernetesCluster, lease: ObjectKey
+) -> None:
     clock = Clock()
     leader, other = (
         Election(kubernetes, lease, name, LASTING, clock=clock) for name in ("leader", "other")
@@ -98,7 +100,7 @@ async def test_a_renewed_lease_is_not_taken(kubernetes: KubernetesCluster, lease
 
 
 async def test_a_replica_learns_that_another_leads(
-    kubernetes: KubernetesCluster, lease: Key
+    kubernetes: KubernetesCluster, lease: ObjectKey
 ) -> None:
     leader = Election(kubernetes, lease, "leader", LASTING)
     assert await leader.acquire(asyncio.Event())
@@ -115,13 +117,13 @@ async def test_a_replica_gives_up_when_it_cannot_renew() -> None:
     class Unreachable(FakeCluster):
         broken = False
 
-        async def get(self, key: Key) -> dict[str, object] | None:
+        async def get(self, key: ObjectKey) -> dict[str, object] | None:
             if self.broken:
                 raise ClusterError(0, "ConnectionFailed", "no route")
             return await super().get(key)
 
     cluster = Unreachable()
-    leader = Election(cluster, Key("Lease", "espalier", "espalier"), "leader", QUICK)
+    leader = Election(cluster, ObjectKey("Lease", "espalier", "espalier"), "leader", QUICK)
     assert await leader.acquire(asyncio.Event())
     cluster.broken = True
 
@@ -132,7 +134,7 @@ async def test_a_replica_gives_up_when_it_cannot_renew() -> None:
 
 async def test_one_of_many_candidates_leads() -> None:
     cluster, stop = FakeCluster(), asyncio.Event()
-    lease = Key("Lease", "espalier", "espalier")
+    lease = ObjectKey("Lease", "espalier", "espalier")
     candidates = [Election(cluster, lease, f"replica-{number}", LASTING) for number in range(5)]
     waits = [asyncio.create_task(candidate.acquire(stop)) for candidate in candidates]
 
@@ -145,7 +147,7 @@ async def test_one_of_many_candidates_leads() -> None:
 async def test_an_error_while_acquiring_is_tried_again() -> None:
     cluster = FakeCluster()
     cluster.fail_after(1, ClusterError(500, "InternalError", "etcd is away"))
-    candidate = Election(cluster, Key("Lease", "espalier", "espalier"), "only", LASTING)
+    candidate = Election(cluster, ObjectKey("Lease", "espalier", "espalier"), "only", LASTING)
     async with asyncio.timeout(LIMIT_SECONDS):
         assert await candidate.acquire(asyncio.Event())
 
@@ -160,7 +162,7 @@ class Clock:
 
 async def test_a_leader_may_act_until_its_deadline_and_not_after() -> None:
     clock = Clock()
-    key = Key("Lease", "espalier", "espalier")
+    key = ObjectKey("Lease", "espalier", "espalier")
     leader = Election(FakeCluster(), key, "leader", QUICK, clock=clock)
     with pytest.raises(LeadershipLostError):
         leader.check()
@@ -180,7 +182,9 @@ async def test_the_deadline_counts_from_when_the_renewal_was_sent() -> None:
             clock.seconds += QUICK.deadline
             return await super().create(kind, body)
 
-    leader = Election(Slow(), Key("Lease", "espalier", "espalier"), "leader", QUICK, clock=clock)
+    leader = Election(
+        Slow(), ObjectKey("Lease", "espalier", "espalier"), "leader", QUICK, clock=clock
+    )
     assert await leader.acquire(asyncio.Event())
     with pytest.raises(LeadershipLostError):
         leader.check()

@@ -13,7 +13,7 @@ from tests.kube.children import HUB_BASE, VOLUME_BASE, children_of, model_of, ru
 
 from espalier.core.manifests.intent import is_current
 from espalier.kube.apiserver import KubernetesCluster
-from espalier.kube.objects import Key, key_of
+from espalier.kube.objects import ObjectKey, key_of
 
 # The garbage collector looks for new kinds every 30 s.
 LIMIT_SECONDS = 120
@@ -96,8 +96,8 @@ async def test_deleting_the_model_deletes_its_children(
     for child in children:
         await kubernetes.apply(child["kind"], child)
 
-    await kubernetes.delete(Key("TrainableModel", restricted, "arith"))
-    await kubernetes.delete(Key("TrainingRun", restricted, "arith-20"))
+    await kubernetes.delete(ObjectKey("TrainableModel", restricted, "arith"))
+    await kubernetes.delete(ObjectKey("TrainingRun", restricted, "arith-20"))
 
     async def all_gone() -> bool:
         found = [await kubernetes.get(key_of(child["kind"], child)) for child in children]

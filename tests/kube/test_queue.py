@@ -11,16 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espalier.backoff import Backoff
 from espalier.kube.cluster import ClusterError
-from espalier.kube.objects import Key
-from espalier.kube.queue import Backoff, WorkQueue
+from espalier.kube.objects import ObjectKey
+from espalier.kube.queue import WorkQueue
 
 LIMIT_SECONDS = 60
 AT_ONCE = Backoff(first=0.0)
 
 
-def key(name: str = "a") -> Key:
-    return Key("TrainingRun", "default", name)
+def key(name: str = "a") -> ObjectKey:
+    return ObjectKey("TrainingRun", "default", name)
 
 
 @contextlib.asynccontextmanager
@@ -39,11 +40,11 @@ class Gate:
     """A reconcile that waits to be let through, and records what runs."""
 
     def __init__(self) -> None:
-        self.started: asyncio.Queue[Key] = asyncio.Queue()
+        self.started: asyncio.Queue[ObjectKey] = asyncio.Queue()
         self.pass_one = asyncio.Semaphore(0)
-        self.runs: Counter[Key] = Counter()
+        self.runs: Counter[ObjectKey] = Counter()
 
-    async def __call__(self, key: Key) -> None:
+    async def __call__(self, key: ObjectKey) -> None:
         self.runs[key] += 1
         self.started.put_nowait(key)
         await self.pass_one.acquire()
@@ -93,7 +94,7 @@ async def test_a_failure_is_retried_until_it_succeeds() -> None:
     done = asyncio.Event()
     attempts = 0
 
-    async def fail_twice(_: Key) -> None:
+    async def fail_twice(_: ObjectKey) -> None:
         nonlocal attempts
         attempts += 1
         if attempts < 3:
@@ -111,11 +112,11 @@ async def test_a_throttled_key_comes_back_no_sooner_than_the_server_asks() -> No
     delays: list[float] = []
 
     class Watched(WorkQueue):
-        def add_after(self, key: Key, seconds: float) -> None:
+        def add_after(self, key: ObjectKey, seconds: float) -> None:
             delays.append(seconds)
             done.set()
 
-    async def throttled(_: Key) -> None:
+    async def throttled(_: ObjectKey) -> None:
         raise ClusterError(429, "TooManyRequests", "slow down", retry_after=7.0)
 
     done = asyncio.Event()
@@ -142,7 +143,7 @@ async def test_others_have_their_turn_between_passes_that_wait_for_nothing() -> 
     seen: list[int] = []
     done = 0
 
-    async def pass_at_once(_: Key) -> None:
+    async def pass_at_once(_: ObjectKey) -> None:
         nonlocal done
         done += 1
 
@@ -176,7 +177,7 @@ async def test_a_key_that_asks_for_it_runs_again() -> None:
     done = asyncio.Event()
     answers = iter([0.001, None])
 
-    async def again(_: Key) -> float | None:
+    async def again(_: ObjectKey) -> float | None:
         answer = next(answers)
         if answer is None:
             done.set()
@@ -202,7 +203,7 @@ async def test_of_two_delays_the_earlier_counts() -> None:
 async def test_stopping_lets_a_run_finish() -> None:
     started, finish, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def slow(_: Key) -> None:
+    async def slow(_: ObjectKey) -> None:
         started.set()
         await finish.wait()
         finished.set()
@@ -220,7 +221,7 @@ async def test_stopping_lets_a_run_finish() -> None:
 async def test_stopping_cancels_a_run_that_outlasts_the_grace() -> None:
     started, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def stuck(_: Key) -> None:
+    async def stuck(_: ObjectKey) -> None:
         started.set()
         try:
             await asyncio.Event().wait()
@@ -258,12 +259,12 @@ def test_every_add_is_followed_by_a_run_and_no_key_runs_twice_at_once(
 
 
 async def _follow(adds: list[tuple[int, int]], pauses: list[int], faults: set[int]) -> None:
-    running: set[Key] = set()
+    running: set[ObjectKey] = set()
     clock, calls = 0, 0
-    added: dict[Key, int] = {}
-    succeeded: dict[Key, int] = {}
+    added: dict[ObjectKey, int] = {}
+    succeeded: dict[ObjectKey, int] = {}
 
-    async def reconcile(key: Key) -> None:
+    async def reconcile(key: ObjectKey) -> None:
         nonlocal calls
         assert key not in running
         running.add(key)

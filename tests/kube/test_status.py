@@ -15,7 +15,7 @@ from espalier.core.lineage.lineage import BASE_POINT
 from espalier.core.lineage.lineage_index import grow
 from espalier.kube.cache import Cache
 from espalier.kube.events import EventRecorder
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 
 def reversed_lists(value: Any) -> Any:
@@ -44,10 +44,10 @@ async def test_what_did_not_change_is_not_written(order: Any) -> None:
     writer = StatusWriter(cluster, cache, EventRecorder(cluster))
     metadata = {"name": "m-000001", "namespace": "default"}
     await cluster.apply("Checkpoint", {"metadata": metadata, "spec": made.spec.wire()})
-    live = await cluster.get(Key("Checkpoint", "default", "m-000001"))
+    live = await cluster.get(ObjectKey("Checkpoint", "default", "m-000001"))
     assert live is not None
     assert await writer.write("Checkpoint", live, status)
-    written = await cluster.get(Key("Checkpoint", "default", "m-000001"))
+    written = await cluster.get(ObjectKey("Checkpoint", "default", "m-000001"))
     assert written is not None
     assert not await writer.write("Checkpoint", order(written), status)
     changed = status.model_copy(update={"heads": []})

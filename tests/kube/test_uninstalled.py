@@ -13,7 +13,7 @@ from tests.core.objects import checkpoint
 
 from espalier.core.checkpoints.disposal import FINALIZER
 from espalier.kube.apiserver import KubernetesCluster
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 
@@ -26,7 +26,7 @@ def commands() -> str:
 async def test_the_documented_commands_let_go_what_hangs_in_deletion(
     apiserver: ApiServer, kubernetes: KubernetesCluster, namespace: str
 ) -> None:
-    key = Key("Checkpoint", namespace, "tiny-000001")
+    key = ObjectKey("Checkpoint", namespace, "tiny-000001")
     metadata = {"name": key.name, "namespace": namespace, "finalizers": [FINALIZER]}
     spec = checkpoint("tiny").spec.wire()
     await kubernetes.create("Checkpoint", {"metadata": metadata, "spec": spec})

@@ -10,7 +10,7 @@ import pytest
 from tests.api.cases import BAD, CHANGES, FREE, GOOD
 from tests.api.manifests import CHECKPOINT, HEAD, MODEL, RUN, Manifest, edited
 
-from espalier.kube.objects import Body, Key, key_of
+from espalier.kube.objects import Body, ObjectKey, key_of
 from espalier.local.admission import refusals
 from espalier.local.layout import NAMESPACE
 from espalier.local.manifests import SPECS, ManifestError, read
@@ -27,7 +27,7 @@ def ours(cases: dict[str, Any], of: int | None = None) -> Any:
 
 def taken(directory: Path, body: Manifest, *stored: Body) -> None:
     (directory / "object.yaml").write_text(json.dumps(body))
-    by_key: dict[Key, Body] = {key_of(old["kind"], old): old for old in stored}
+    by_key: dict[ObjectKey, Body] = {key_of(old["kind"], old): old for old in stored}
     read(directory, by_key)
 
 

@@ -70,5 +70,5 @@ def test_a_quantity_is_what_kubernetes_takes_it_for(text: str, value: float) -> 
 
 @pytest.mark.parametrize("text", ["", ".", "-1", "1 GB", "1mi", "1e", "e3"])
 def test_what_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no quantity"):
+    with pytest.raises(ValueError, match="is not a quantity"):
         number(text)

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from espalier.core.pods.pods import live, read_job, read_pod
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 from espalier.local import kubelet as local_kubelet
 from espalier.local.free_memory import GIB, Memory
 from espalier.local.kubelet import Kubelet
@@ -69,7 +69,7 @@ class Node:
         self.cluster = cluster
 
     def pod(self) -> Body:
-        return self.cluster.objects.get(Key("Pod", "default", "w-0"), {})
+        return self.cluster.objects.get(ObjectKey("Pod", "default", "w-0"), {})
 
     async def until(self, reached: Callable[[], bool]) -> None:
         changed = asyncio.Event()
@@ -152,7 +152,7 @@ async def test_a_server_that_is_scaled_down_ends(node: Node) -> None:
 
 async def test_a_job_that_did_its_work_is_complete(node: Node) -> None:
     await node.cluster.apply("Job", workload("Job", "importer", "pass"))
-    key = Key("Job", "default", "w")
+    key = ObjectKey("Job", "default", "w")
     await node.until(lambda: read_job(node.cluster.objects[key]).finished)
     assert read_job(node.cluster.objects[key]).complete
 
@@ -161,7 +161,7 @@ async def test_a_job_that_only_the_user_can_mend_fails_at_once_with_its_problem(
     node: Node,
 ) -> None:
     await node.cluster.apply("Job", workload("Job", "importer", GIVES_UP))
-    key = Key("Job", "default", "w")
+    key = ObjectKey("Job", "default", "w")
     await node.until(lambda: read_job(node.cluster.objects[key]).finished)
     assert read_job(node.cluster.objects[key]).failure.startswith("PodFailurePolicy")
     await node.until(lambda: read_pod(node.pod()).problem is not None)
@@ -173,7 +173,7 @@ async def test_a_job_that_only_the_user_can_mend_fails_at_once_with_its_problem(
 async def test_a_job_is_tried_again_as_often_as_it_says(node: Node, tmp_path: Path) -> None:
     script = f"open({str(tmp_path / 'tries')!r}, 'a').write('x'); raise SystemExit(75)"
     await node.cluster.apply("Job", workload("Job", "importer", script))
-    key = Key("Job", "default", "w")
+    key = ObjectKey("Job", "default", "w")
     await node.until(lambda: read_job(node.cluster.objects[key]).finished)
     assert read_job(node.cluster.objects[key]).failure.startswith("BackoffLimitExceeded")
     assert (tmp_path / "tries").read_text() == "xx"
@@ -209,14 +209,14 @@ async def test_a_pod_waits_for_memory_that_another_one_asked_for_and_starts_once
         second = asking("1536Mi")
         second["metadata"]["name"] = "second"
         await cluster.apply("Deployment", second)
-        key = Key("Pod", "default", "second-0")
+        key = ObjectKey("Pod", "default", "second-0")
         await node.until(lambda: key in cluster.objects and "status" in cluster.objects[key])
         refused = read_pod(cluster.objects[key])
         assert refused.waiting_reason == "Unschedulable"
         assert "it asks for 1.5 GiB, and of 3.0 GiB" in refused.waiting
         assert "other pods ask for 2.0 GiB" in refused.waiting
         assert "template.resources.requests.memory" in refused.waiting
-        await cluster.delete(Key("Deployment", "default", "w"))
+        await cluster.delete(ObjectKey("Deployment", "default", "w"))
         await node.until(lambda: read_pod(cluster.objects[key]).ready)
         stop.set()
         await task
@@ -233,7 +233,9 @@ async def test_a_job_that_is_over_asks_for_no_memory(tmp_path: Path) -> None:
         container = job["spec"]["template"]["spec"]["containers"][0]
         container["resources"] = {"requests": {"memory": "1Gi"}}
         await cluster.apply("Job", job)
-        await node.until(lambda: read_job(cluster.objects[Key("Job", "default", "job")]).complete)
+        await node.until(
+            lambda: read_job(cluster.objects[ObjectKey("Job", "default", "job")]).complete
+        )
         await cluster.apply("Deployment", asking("1Gi"))
         await node.until(node.ready)
         stop.set()

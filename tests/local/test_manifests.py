@@ -75,7 +75,7 @@ def test_a_file_that_only_the_kustomization_names_is_followed_too(tmp_path: Path
         (HEAD.replace("modelRef: {name: arith}, ", ""), r"spec\.modelRef: Field required"),
         (HEAD.replace("modelRef", "model"), r"spec\.model: field not declared in schema"),
         (HEAD.replace("v1alpha1", "v9"), "apiVersion must be espalier.dev/v1alpha1"),
-        ("kind: [", "is no YAML"),
+        ("kind: [", "is not YAML"),
         ("spec: {}", "has no kind or no metadata.name"),
         ("apiVersion: v1\nkind: Service\nmetadata: {name: x}", "declares no TrainableModel"),
     ],
@@ -92,7 +92,7 @@ def test_a_kustomization_that_lists_more_than_files_is_refused(tmp_path: Path) -
     (tmp_path / "kustomization.yaml").write_text("resources: [../base]")
     with pytest.raises(ManifestError, match="only files are read here"):
         read(tmp_path, {})
-    with pytest.raises(ManifestError, match="is no directory"):
+    with pytest.raises(ManifestError, match="is not a directory"):
         read(tmp_path / "nowhere", {})
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 from espalier.local.memory_apiserver import MemoryCluster
 
-HEAD = Key("CheckpointHead", "default", "arith")
+HEAD = ObjectKey("CheckpointHead", "default", "arith")
 
 
 def started(*kept: Body) -> MemoryCluster:

@@ -14,7 +14,7 @@ from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
 from espalier.local.layout import Layout, MappingError
 from espalier.local.pod_process import plan
-from espalier.sampler.settings import read as read_rollout
+from espalier.sampler.settings import SamplerSettings
 from espalier.trainer.settings import read_settings as read_trainer
 
 
@@ -57,7 +57,7 @@ def test_the_operators_manifests_make_servers_that_take_tokens_for_their_own_pod
         planned = plan(
             f"{role}-0", role, spec, uid=f"u-{role}", address="127.9.9.9", layout=layout, config={}
         )
-        read = read_trainer if role == "trainer" else read_rollout
+        read = read_trainer if role == "trainer" else SamplerSettings.read
         told = read(planned.environment)
         found[role] = told.audience
         assert told.public_keys == keys

@@ -43,7 +43,7 @@ def test_a_state_that_another_one_works_in_is_refused(manifests: Path, tmp_path:
 
 
 def test_a_wrong_directory_is_left_as_it_is(tmp_path: Path) -> None:
-    assert "is no directory" in refused(tmp_path / "missing")
+    assert "is not a directory" in refused(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     assert "declares no TrainableModel" in refused(tmp_path / "empty")
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 from espalier.process import CLOSE_SECONDS, UNREAD_LINES, JsonFormatter
 
 START = """
@@ -69,7 +69,7 @@ def test_a_line_carries_the_traceback() -> None:
 
 
 def test_a_line_names_its_object() -> None:
-    fields = Key("CheckpointHead", "default", "tiny").fields()
+    fields = ObjectKey("CheckpointHead", "default", "tiny").fields()
     entry = json.loads(JsonFormatter().format(record(extra=fields)))
     object_ = ("CheckpointHead", "default", "tiny")
     assert (entry["kind"], entry["namespace"], entry["name"]) == object_

@@ -178,7 +178,7 @@ async def test_an_answer_does_not_end_the_runner(process: Process, answer: str) 
     [
         (
             {"ESPALIER_MODEL": "", "ESPALIER_TOKEN_FILE": ""},
-            "ESPALIER_MODEL, ESPALIER_TOKEN_FILE are",
+            "ESPALIER_MODEL is not set; ESPALIER_TOKEN_FILE is not set",
         ),
         ({"ESPALIER_RUN": "run"}, "ESPALIER_RUN is 'run'"),
     ],

@@ -16,7 +16,7 @@ from tests.sampler import tiny
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.exceptions import GracefulHTTPError
 
-from espalier.sampler.full_weights.gate import Gate
+from espalier.sampler.full_weights.gate import WeightsGate
 from espalier.sampler.full_weights.serving import FullServing
 from espalier.sampler.full_weights.store import FullStore
 from espalier.sampler.served import ServeError
@@ -63,7 +63,7 @@ def serving(tmp_path: Path) -> Callable[[Engine], tuple[FullServing, Any, list[s
     def make(engine: Engine) -> tuple[FullServing, Any, list[str]]:
         models = SimpleNamespace(base_model_paths=[BaseModelPath("base", "")], lora_resolvers=[])
         state = SimpleNamespace(engine_client=engine, openai_serving_models=models)
-        subject = FullServing(state, FullStore(tmp_path, base, tied=True), Gate(nothing))
+        subject = FullServing(state, FullStore(tmp_path, base, tied=True), WeightsGate(nothing))
         return subject, models, [f"tiny@{digest[7:19]}" for digest in digests]
 
     return make

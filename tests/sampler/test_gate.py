@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from espalier.sampler.full_weights import gate
-from espalier.sampler.full_weights.gate import Gate, StoppedError
+from espalier.sampler.full_weights.gate import StoppedError, WeightsGate
 
 START: Message = {"type": "http.response.start", "status": 200, "headers": []}
 BODY: Message = {"type": "http.response.body", "body": b"done"}
@@ -36,7 +36,7 @@ class Engine:
         await send(BODY)
 
 
-async def request(gate: Gate) -> list[Message]:
+async def request(gate: WeightsGate) -> list[Message]:
     """What the gate answers one request with."""
     sent: list[Message] = []
 
@@ -57,7 +57,7 @@ def refusal(sent: list[Message]) -> tuple[int, str]:
 
 async def test_what_runs_ends_before_the_gate_is_shut_and_what_comes_later_waits() -> None:
     engine = Engine()
-    subject = Gate(engine)
+    subject = WeightsGate(engine)
     running = asyncio.create_task(request(subject))
     await engine.begun.wait()
     engine.begun.clear()
@@ -74,7 +74,7 @@ async def test_what_runs_ends_before_the_gate_is_shut_and_what_comes_later_waits
 
 async def test_a_completion_that_does_not_end_in_time_is_stopped_with_a_409() -> None:
     engine = Engine()
-    subject = Gate(engine)
+    subject = WeightsGate(engine)
     running = asyncio.create_task(request(subject))
     await engine.begun.wait()
     async with subject.shut(AT_ONCE):
@@ -85,7 +85,7 @@ async def test_a_completion_that_does_not_end_in_time_is_stopped_with_a_409() ->
 
 async def test_a_stream_that_does_not_end_in_time_breaks() -> None:
     engine = Engine(streams=True)
-    subject = Gate(engine)
+    subject = WeightsGate(engine)
     running = asyncio.create_task(request(subject))
     await engine.begun.wait()
     async with subject.shut(AT_ONCE):
@@ -98,6 +98,6 @@ async def test_a_gate_that_stays_shut_tells_callers_to_come_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gate, "HELD_SECONDS", 0.0)
-    subject = Gate(Engine())
+    subject = WeightsGate(Engine())
     async with subject.shut(AT_ONCE):
         assert refusal(await request(subject)) == (503, "WeightsLoading")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -18,23 +17,25 @@ from starlette.websockets import WebSocketDisconnect
 from espalier import identity
 from espalier.core.names import audience
 from espalier.sampler import guard
-from espalier.sampler.settings import Settings
+from espalier.sampler.settings import SamplerSettings
 
 KEYS: dict[identity.Subject, str] = {
     "operator": identity.generate_private_key(),
     "gateway": identity.generate_private_key(),
 }
-SETTINGS = Settings(
-    model="arith",
-    namespace="default",
-    uid="uid-1",
-    volume=Path("/weights"),
-    base="sha256:" + "a" * 64,
-    public_keys=identity.PublicKeys.of(KEYS["operator"], KEYS["gateway"]),
-    dtype="float32",
-    max_model_tokens=256,
-    max_adapters=2,
-    max_lora_rank=8,
+SETTINGS = SamplerSettings.read(
+    {
+        "ESPALIER_MODEL": "arith",
+        "ESPALIER_NAMESPACE": "default",
+        "ESPALIER_POD_UID": "uid-1",
+        "ESPALIER_VOLUME": "/weights",
+        "ESPALIER_BASE": "sha256:" + "a" * 64,
+        "ESPALIER_PUBLIC_KEYS": identity.PublicKeys.of(KEYS["operator"], KEYS["gateway"]).text(),
+        "ESPALIER_DTYPE": "float32",
+        "ESPALIER_MAX_MODEL_TOKENS": "256",
+        "ESPALIER_MAX_ADAPTERS": "2",
+        "ESPALIER_MAX_LORA_RANK": "8",
+    }
 )
 
 

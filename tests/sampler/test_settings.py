@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from espalier.environment import SettingsError
 from espalier.sampler import flags, launcher
-from espalier.sampler.settings import SettingsError, read
+from espalier.sampler.settings import SamplerSettings
 
 GOOD = {
     "ESPALIER_MODEL": "arith",
@@ -34,7 +35,7 @@ GIB = 2**30
 @pytest.mark.parametrize("name", sorted(GOOD))
 def test_a_missing_variable_is_named(name: str) -> None:
     with pytest.raises(SettingsError, match=name):
-        read({key: value for key, value in GOOD.items() if key != name})
+        SamplerSettings.read({key: value for key, value in GOOD.items() if key != name})
 
 
 @pytest.mark.parametrize(
@@ -51,16 +52,16 @@ def test_a_missing_variable_is_named(name: str) -> None:
 )
 def test_a_wrong_value_is_named(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):
-        read(GOOD | {name: value})
+        SamplerSettings.read(GOOD | {name: value})
 
 
 @pytest.mark.parametrize(("rank", "slots"), [(1, 8), (8, 8), (9, 16), (20, 32), (256, 256)])
 def test_slots_are_of_the_next_rank_that_vllm_has(rank: int, slots: int) -> None:
-    assert read(GOOD | {"ESPALIER_MAX_LORA_RANK": str(rank)}).slot_rank == slots
+    assert SamplerSettings.read(GOOD | {"ESPALIER_MAX_LORA_RANK": str(rank)}).slot_rank == slots
 
 
 def test_the_cache_holds_sixteen_full_sequences_within_a_quarter_of_the_memory() -> None:
-    settings = read(GOOD)
+    settings = SamplerSettings.read(GOOD)
     per_token = 2 * 30 * 3 * 64 * 4
     assert flags.kv_cache_bytes(SMOLLM2, settings, 24 * GIB) == 16 * 512 * per_token
     assert flags.kv_cache_bytes(SMOLLM2, settings, GIB) == GIB // 4

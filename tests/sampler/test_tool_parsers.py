@@ -12,9 +12,10 @@ from tests.sampler.qwen3 import TEMPLATE, make_model
 from tests.sampler.test_settings import GOOD
 
 from espalier.api.parsers import ReasoningParser, ToolCallParser
+from espalier.environment import SettingsError
 from espalier.sampler import tool_parsers
 from espalier.sampler.chat_checks import leave_free, refusal
-from espalier.sampler.settings import SettingsError, read
+from espalier.sampler.settings import SamplerSettings
 from espalier.sampler.tool_parsers import Parsers, chosen
 
 QWEN3 = TEMPLATE.read_text()
@@ -42,19 +43,19 @@ def test_the_names_are_those_of_the_pinned_vllm() -> None:
     ],
 )
 def test_auto_goes_by_family_and_template(family: str, template: str, expected: Parsers) -> None:
-    assert chosen(read(GOOD), {"model_type": family}, template) == expected
+    assert chosen(SamplerSettings.read(GOOD), {"model_type": family}, template) == expected
 
 
 def test_what_the_spec_says_goes_before_the_family() -> None:
     told = {"ESPALIER_TOOL_CALL_PARSER": "pythonic", "ESPALIER_REASONING_PARSER": "None"}
-    found = chosen(read(GOOD | told), {"model_type": "qwen3"}, QWEN3)
+    found = chosen(SamplerSettings.read(GOOD | told), {"model_type": "qwen3"}, QWEN3)
     assert found == Parsers("pythonic", None)
     assert found.arguments() == ["--enable-auto-tool-choice", "--tool-call-parser", "pythonic"]
 
 
 def test_an_unknown_parser_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(SettingsError, match=r"ESPALIER_TOOL_CALL_PARSER.*hermes.*not 'nope'"):
-        read(GOOD | {"ESPALIER_TOOL_CALL_PARSER": "nope"})
+    with pytest.raises(SettingsError, match=r"ESPALIER_TOOL_CALL_PARSER.*'nope'.*hermes"):
+        SamplerSettings.read(GOOD | {"ESPALIER_TOOL_CALL_PARSER": "nope"})
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_parser_that_cannot_work_on_the_tokenizer_is_named(
     tmp_path: Path, tools: str, thoughts: str, field: str | None
 ) -> None:
     told = {"ESPALIER_TOOL_CALL_PARSER": tools, "ESPALIER_REASONING_PARSER": thoughts}
-    settings = read(GOOD | told | {"ESPALIER_VOLUME": str(tmp_path)})
+    settings = SamplerSettings.read(GOOD | told | {"ESPALIER_VOLUME": str(tmp_path)})
     make_model(settings.base_directory)
     found = tool_parsers.misfit(settings)
     assert (found and found[0]) == field

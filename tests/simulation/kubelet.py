@@ -11,7 +11,7 @@ from tests.fakes.cluster import FakeCluster
 from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer, digest
 
 from espalier.core.manifests.labels import MODEL, ROLE, RUN
-from espalier.kube.objects import Body, Key, controlled_by
+from espalier.kube.objects import Body, ObjectKey, controlled_by
 
 BASE_DIGEST = digest("base")
 RESOLVED = {"uri": "volume://bases/tiny", "revision": "1", "digest": BASE_DIGEST}
@@ -121,7 +121,7 @@ class Kubelet:
         failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}
         of = owner["metadata"]["ownerReferences"][0]["name"]
         self.cluster.set_status(
-            Key("Deployment", owner["metadata"]["namespace"], of),
+            ObjectKey("Deployment", owner["metadata"]["namespace"], of),
             {"conditions": [{**failure, "message": message}]},
         )
 
@@ -142,7 +142,7 @@ class Kubelet:
     async def _replica_set(self, deployment: Body) -> Body:
         """What stands between a Deployment and its pods, made for its template once."""
         metadata, template = deployment["metadata"], deployment["spec"]["template"]
-        key = Key("ReplicaSet", metadata["namespace"], metadata["name"])
+        key = ObjectKey("ReplicaSet", metadata["namespace"], metadata["name"])
         if key not in self.cluster.objects:
             made = {
                 "name": key.name,
@@ -225,7 +225,7 @@ class Kubelet:
     def _collect(self, pod: Body) -> Body:
         """What the collector does: the digests that its Job names are removed from the volume."""
         owner = pod["metadata"]["ownerReferences"][0]
-        job = self.cluster.objects[Key("Job", pod["metadata"]["namespace"], owner["name"])]
+        job = self.cluster.objects[ObjectKey("Job", pod["metadata"]["namespace"], owner["name"])]
         arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
         digests = {a for a in arguments if a.startswith("sha256:")}
         volume = self.trainer.volume(pod["metadata"]["labels"][MODEL])
@@ -235,7 +235,7 @@ class Kubelet:
     def _done(self, pod: Body) -> bool:
         labels = pod["metadata"]["labels"]
         run = self.cluster.objects.get(
-            Key("TrainingRun", pod["metadata"]["namespace"], labels[RUN])
+            ObjectKey("TrainingRun", pod["metadata"]["namespace"], labels[RUN])
         )
         if run is None:
             return False
@@ -256,7 +256,7 @@ class Kubelet:
             return
         self._set(pod, "Failed" if code else "Succeeded", False, main)
         owner = pod["metadata"]["ownerReferences"][0]
-        key = Key(owner["kind"], pod["metadata"]["namespace"], owner["name"])
+        key = ObjectKey(owner["kind"], pod["metadata"]["namespace"], owner["name"])
         if owner["kind"] != "Job" or key not in self.cluster.objects:
             return
         condition = {
@@ -289,5 +289,5 @@ def _running(pod: Body) -> bool:
     return "running" in pod["status"]["containerStatuses"][0]["state"]
 
 
-def key_of_pod(pod: Body) -> Key:
-    return Key("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
+def key_of_pod(pod: Body) -> ObjectKey:
+    return ObjectKey("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])

@@ -9,7 +9,7 @@ from tests.fakes.cluster import FakeCluster
 from tests.simulation.network import target_of
 
 from espalier.core.manifests.labels import ROLE
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 AUTHORED = ("TrainableModel", "TrainingRun", "CheckpointHead")
 CHILDREN = ("Job", "StatefulSet", "Deployment")
@@ -22,17 +22,17 @@ class Laws:
         self._cluster = cluster
         self.violations: list[str] = []
         self.births: Counter[str] = Counter()
-        self.writes: list[tuple[str, Key]] = []
+        self.writes: list[tuple[str, ObjectKey]] = []
         # Checkpoints that no user deleted: their model or a rule may have, in some stories.
         self.lost: list[str] = []
-        self.deleted_by_user: set[Key] = set()
+        self.deleted_by_user: set[ObjectKey] = set()
         self._terms: dict[str, int] = {}
         self._named: set[str] = set()
         self._branches: dict[tuple[str, str], str] = {}
-        self._authored: dict[Key, tuple[Any, ...]] = {}
+        self._authored: dict[ObjectKey, tuple[Any, ...]] = {}
         cluster.watch(self._look)
 
-    def by_user(self, key: Key) -> None:
+    def by_user(self, key: ObjectKey) -> None:
         """A user has just written or deleted this object."""
         body = self._cluster.objects.get(key)
         if body is None:
@@ -75,7 +75,7 @@ class Laws:
             self.births[f"{kind} {name}"] += 1
         if kind in CHILDREN and event == "ADDED":
             self._only_child(body)
-        key = Key(kind, body["metadata"]["namespace"], name)
+        key = ObjectKey(kind, body["metadata"]["namespace"], name)
         if kind == "Checkpoint" and event == "DELETED" and key not in self.deleted_by_user:
             self.lost.append(name)
 

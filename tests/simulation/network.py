@@ -15,7 +15,7 @@ from tests.simulation.life import CrashError, Life
 from tests.simulation.weather import Weather
 
 from espalier.kube.cluster import BeforeWrite, always
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 READS = ("get", "list", "each", "state", "commits", "usage", "progress")
 # What the server ends when the caller has gone.
@@ -97,10 +97,10 @@ def _seen(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def target_of(args: tuple[Any, ...]) -> Key | None:
+def target_of(args: tuple[Any, ...]) -> ObjectKey | None:
     """The object that a call on the cluster is about."""
     first = args[0]
-    if isinstance(first, Key):
+    if isinstance(first, ObjectKey):
         return first
     body: Body = args[1]
-    return Key(first, body["metadata"].get("namespace", ""), body["metadata"]["name"])
+    return ObjectKey(first, body["metadata"].get("namespace", ""), body["metadata"]["name"])

@@ -9,7 +9,7 @@ from tests.simulation.virtual_time import run
 from tests.simulation.world import World, model_spec, world
 
 from espalier.kube.cluster import ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 
 class Refusal:
@@ -58,7 +58,7 @@ def test_what_is_forbidden_shows_on_the_object_and_hurts_no_other(
                 assert (said["status"], said["reason"]) == ("True", "Forbidden")
             refusal.on = False
             await w.until(lambda: serves("poor"), "granted")
-            assert w.cluster.objects[Key("TrainableModel", "default", "poor")]
+            assert w.cluster.objects[ObjectKey("TrainableModel", "default", "poor")]
 
     run(scenario())
 

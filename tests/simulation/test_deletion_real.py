@@ -22,7 +22,7 @@ from espalier.core.lineage.lineage import BASE_POINT, Point
 from espalier.kube import informer
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 LIMIT_SECONDS = 120
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
@@ -102,7 +102,7 @@ async def collected(stage: Stage) -> None:
 
 
 async def delete(stage: Stage, kind: str, name: str) -> None:
-    await stage.cluster.delete(Key(kind, stage.namespace, name))
+    await stage.cluster.delete(ObjectKey(kind, stage.namespace, name))
 
 
 async def events(stage: Stage) -> set[str]:

@@ -9,20 +9,18 @@ from tests.gateway.conftest import PRIVATE_KEY
 from tests.simulation.virtual_time import run
 from tests.simulation.world import NAMESPACE, World, model_spec, run_spec, world
 
-from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
-from espalier.gateway.context import Services
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.routes.trainer_lookup import Trainers
-from espalier.gateway.world.watch import View
-from espalier.gateway.world.world import Id
+from espalier.gateway.routes.trainer_lookup import TrainerLookup
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName
 from espalier.kube.cache import Cache
 from espalier.podclient import pod_session
 
 IDLE_SECONDS = 120
 # What it may take beyond that until the pod is gone.
 GRACE_SECONDS = 60.0
-TINY = Id(NAMESPACE, "tiny")
+TINY = NamespacedName(NAMESPACE, "tiny")
 
 
 async def idle(w: World, seconds: int = IDLE_SECONDS) -> None:
@@ -62,13 +60,12 @@ class Gateway:
         w.cluster.feed(cache)
         tokens = TokenIssuer()
         tokens.use(PRIVATE_KEY)
-        view = View(cache, (NAMESPACE,))
-        services = Services(view, w.cluster, Authenticator(w.cluster), tokens, pod_session())
-        self.trainers = Trainers(services)
+        watch = WorldWatch(cache, (NAMESPACE,))
+        self.trainers = TrainerLookup(watch, w.cluster, tokens, pod_session())
 
-    async def call(self, *, held: bool = True) -> str:
+    async def call(self, *, wait: bool = True) -> str:
         """Name of the trainer's pod that takes a call."""
-        return (await self.trainers.ready(TINY, held=held)).name
+        return (await self.trainers.ready(TINY, wait=wait)).name
 
 
 def test_a_trainer_that_nobody_calls_is_freed_within_a_minute_of_its_limit() -> None:
@@ -125,7 +122,7 @@ def test_a_client_that_repeats_its_calls_is_told_at_once() -> None:
         async with world() as w:
             await idle(w)
             with pytest.raises(RefusalError) as refused:
-                await Gateway(w).call(held=False)
+                await Gateway(w).call(wait=False)
             assert (refused.value.status, refused.value.reason) == (503, "TrainerIdle")
             # A trainer counts from its start.
             w.trainer.called = asyncio.get_running_loop().time()

@@ -9,7 +9,7 @@ from tests.simulation.scenarios import train
 from tests.simulation.virtual_time import run
 from tests.simulation.world import World, head_spec, model_spec, run_spec, world
 
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 NEWER = {
     "TrainableModel": ("poor", "spec.quantization", lambda s: s.update(quantization={"bits": 4})),
@@ -32,7 +32,7 @@ def test_a_field_that_is_not_known_is_named_and_hurts_no_other_model(kind: str) 
             await w.apply("CheckpointHead", "poor", head_spec("poor", "Track"))
             await w.apply("TrainableModel", "poor", model_spec())
             await w.apply("TrainingRun", "poor-run", run_spec("poor", 1))
-            key = Key(kind, "default", name)
+            key = ObjectKey(kind, "default", name)
             known = w.get(kind, name)["spec"]
             w.cluster.edit(key, lambda body: change(body["spec"]))
             w.laws.by_user(key)
@@ -57,10 +57,10 @@ def test_a_status_of_a_newer_operator_is_no_obstacle() -> None:
             await train(w)
             for kind in ("TrainableModel", "CheckpointHead"):
                 w.cluster.edit(
-                    Key(kind, "default", "tiny"),
+                    ObjectKey(kind, "default", "tiny"),
                     lambda body: body["status"].update(shards=3, conditions=[]),
                 )
-            checkpoint = Key("Checkpoint", "default", "tiny-000002")
+            checkpoint = ObjectKey("Checkpoint", "default", "tiny-000002")
             w.cluster.edit(
                 checkpoint, lambda body: body["status"]["conditions"][0].update(severity="Info")
             )
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_is_not_understood_stops_only_its_own_model() -> None:
     async def scenario() -> None:
         async with world() as w:
             await train(w)
-            key = Key("Checkpoint", "default", "tiny-000002")
+            key = ObjectKey("Checkpoint", "default", "tiny-000002")
             w.cluster.edit(key, lambda body: body["spec"].update(quantization="int4"))
             await w.until(
                 lambda: stalled(w, "Checkpoint", "tiny-000002")["reason"] == "UnknownField", "told"

@@ -23,7 +23,7 @@ from tests.simulation.world import head_spec, model_spec, run_spec
 from espalier import identity
 from espalier.controllers.process import signing_key
 from espalier.kube.apiserver import KubernetesCluster
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 RESIDENT_MIB = 150
 WAIT_SECONDS = 120
@@ -47,13 +47,15 @@ class Stage:
         self.health_port = health_port
 
     async def get(self, kind: str, name: str) -> Body:
-        return await self.cluster.get(Key(kind, self.namespace, name)) or {}
+        return await self.cluster.get(ObjectKey(kind, self.namespace, name)) or {}
 
     async def keys(self) -> identity.PublicKeys:
         """The keys that pods verify tokens with, once the operator has made them."""
         names = (identity.OPERATOR_KEY_SECRET, identity.GATEWAY_KEY_SECRET)
         for _ in range(WAIT_SECONDS * 10):
-            found = [await self.cluster.get(Key("Secret", self.system, name)) for name in names]
+            found = [
+                await self.cluster.get(ObjectKey("Secret", self.system, name)) for name in names
+            ]
             if all(found):
                 made = [await signing_key.ensure(self.cluster, self.system, n) for n in names]
                 return identity.PublicKeys.of(*made)
@@ -194,7 +196,7 @@ async def test_an_edit_of_the_head_goes_all_the_way_through_a_real_api_server(
 
         stage.process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(stage.process.wait(), 30) == 0
-        lease = await stage.cluster.get(Key("Lease", stage.system, "espalier-operator"))
+        lease = await stage.cluster.get(ObjectKey("Lease", stage.system, "espalier-operator"))
         assert lease is not None
         assert not lease["spec"].get("holderIdentity")
 

@@ -11,7 +11,7 @@ from espalier.api.wire import Problem, Served, ServeRequest
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutError
 from espalier.controllers.peers.samplers import READ_BACK_SECONDS, Rollouts
-from espalier.core.head.head_view import Rollout
+from espalier.core.head.head_view import SamplerPod
 from espalier.core.head.served_adapters import DesiredAdapters
 from espalier.core.pods.pods import Pod
 
@@ -42,7 +42,7 @@ class Engine(ScriptedRollouts):
 
 async def ask(
     rollouts: Rollouts, desired: tuple[DesiredAdapters, ...] = HEADS, **of: str
-) -> Rollout:
+) -> SamplerPod:
     await rollouts.serve("default", "m", [pod(**of)], desired)
     return rollouts.seen("default", [pod(**of)])[0]
 

@@ -12,7 +12,7 @@ from tests.simulation.world import TASKS, World, model_spec, run_spec, world
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import ImportState
 from espalier.cli.why import why
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 QUOTA = "exceeded quota: q, requested: limits.cpu=2, limited: limits.cpu=1"
 MODEL, RUN = "TrainableModel", "TrainingRun"
@@ -109,7 +109,7 @@ def test_nothing_is_listed_while_all_gets_on() -> None:
 def test_a_run_without_its_config_map_says_so_and_lets_others_train_until_it_is_there() -> None:
     async def scenario() -> None:
         async with world() as w:
-            await w.cluster.delete(Key("ConfigMap", "default", "tasks"))
+            await w.cluster.delete(ObjectKey("ConfigMap", "default", "tasks"))
             await w.apply(MODEL, "tiny", model_spec())
             await w.apply(RUN, "a-first", run_spec("tiny", 1))
             said = await named(w, RUN, "a-first", "ConfigMap tasks does not exist: create it")
@@ -123,7 +123,8 @@ def test_a_run_without_its_config_map_says_so_and_lets_others_train_until_it_is_
             await named(w, RUN, "a-first", "has no key tasks.jsonl: it has other")
             assert not w.get("Job", "a-first-runner")
             w.cluster.edit(
-                Key("ConfigMap", "default", "tasks"), lambda body: body.update(data=TASKS["data"])
+                ObjectKey("ConfigMap", "default", "tasks"),
+                lambda body: body.update(data=TASKS["data"]),
             )
             await w.until(lambda: w.succeeded("a-first", 1), "it trains as well")
 
@@ -209,7 +210,9 @@ def test_a_suspended_job_is_named(name: str) -> None:
             kind, of = (MODEL, "tiny") if name == "tiny-import" else (RUN, "digits")
             said = await named(w, kind, of, "suspended", "Kueue", "spec.suspend")
             assert said["reason"] == "JobSuspended"
-            w.cluster.edit(Key("Job", "default", name), lambda body: body["spec"].pop("suspend"))
+            w.cluster.edit(
+                ObjectKey("Job", "default", name), lambda body: body["spec"].pop("suspend")
+            )
             await w.until(lambda: w.succeeded("digits", 1), "released")
 
     run(scenario())
@@ -324,7 +327,7 @@ def test_an_import_says_how_far_it_is_at_one_write_in_fifteen_seconds() -> None:
                 "bytesPerSecond": 100 * 2**20,
                 "percent": 75,
             }
-            write = ("apply_status", Key(MODEL, "default", "tiny"))
+            write = ("apply_status", ObjectKey(MODEL, "default", "tiny"))
             before, writes = w.importer.asked, w.laws.writes.count(write)
             for done in range(60):
                 grown = told.done_bytes + done * 2**23

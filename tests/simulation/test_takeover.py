@@ -18,7 +18,7 @@ from tests.simulation.world import head_spec
 
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cluster import ClusterError
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 WAIT_SECONDS = 120
 LEASE = "espalier-operator"
@@ -80,7 +80,7 @@ class Seen:
     async def get(self, kind: str, name: str) -> Body:
         namespace = self._system if kind == "Lease" else self._namespace
         try:
-            return await self._cluster.get(Key(kind, namespace, name)) or {}
+            return await self._cluster.get(ObjectKey(kind, namespace, name)) or {}
         except ClusterError:
             return {}
 

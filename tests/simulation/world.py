@@ -19,11 +19,11 @@ from tests.simulation.scripted import ScriptedImporter, ScriptedRollouts, Script
 from tests.simulation.weather import WATCH_LAG_SECONDS, Weather
 
 from espalier.controllers.process.replica import Ports, Replica, lease_key
-from espalier.controllers.process.settings import Settings
+from espalier.controllers.process.settings import OperatorSettings
 from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.kube.informer import InformerError
 from espalier.kube.lease import Election, LeadershipLostError
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 NAMESPACE = "default"
 SYSTEM = "espalier-system"
@@ -107,7 +107,7 @@ class World:
         """A replica of the operator; several of them is what must not matter."""
         network = Network(life, weather, self._effect)
         reached = network.to("cluster", self.cluster)
-        settings = Settings(SYSTEM, life.name, (NAMESPACE,), self.images, "http://gateway")
+        settings = self._settings(life.name)
         ports = Ports(
             lambda check: network.to("cluster", self.cluster, check),
             Informing(self.cluster, reached, life, weather),
@@ -120,6 +120,19 @@ class World:
         election = Election(reached, lease, life.name, now=lambda: clock(skew))
         replica = Replica(settings, ports, election, asyncio.Event())
         return replica, life.begin(replica.run())
+
+    def _settings(self, identity: str) -> OperatorSettings:
+        return OperatorSettings.read(
+            {
+                "POD_NAMESPACE": SYSTEM,
+                "POD_NAME": identity,
+                "ESPALIER_NAMESPACES": NAMESPACE,
+                "ESPALIER_IMAGE_TRAINER": self.images.trainer,
+                "ESPALIER_IMAGE_ROLLOUT": self.images.rollout,
+                "ESPALIER_IMAGE_RUNNER": self.images.runner,
+                "ESPALIER_GATEWAY_URL": "http://gateway",
+            }
+        )
 
     @property
     def task(self) -> asyncio.Task[None]:
@@ -149,16 +162,16 @@ class World:
         """As ``kubectl apply`` would."""
         metadata = {"name": name, "namespace": NAMESPACE}
         await self.cluster.apply(kind, {"metadata": metadata, "spec": spec}, manager="kubectl")
-        self.laws.by_user(Key(kind, NAMESPACE, name))
+        self.laws.by_user(ObjectKey(kind, NAMESPACE, name))
 
     async def delete(self, kind: str, name: str) -> None:
-        key = Key(kind, NAMESPACE, name)
+        key = ObjectKey(kind, NAMESPACE, name)
         self.laws.deleted_by_user.add(key)
         await self.cluster.delete(key)
         self.laws.by_user(key)
 
     def get(self, kind: str, name: str) -> Body:
-        found = self.cluster.objects.get(Key(kind, NAMESPACE, name), {})
+        found = self.cluster.objects.get(ObjectKey(kind, NAMESPACE, name), {})
         return copy.deepcopy(found)
 
     def status(self, kind: str, name: str) -> Body:

@@ -1,6 +1,6 @@
 """The names of metrics: what a step was taken with, and what was measured of a checkpoint.
 
-A step samples the checkpoint that it starts from, so the rewards of its samples are no figure of
+A step samples the checkpoint that it starts from, so the rewards of its samples are not a figure of
 the checkpoint that it makes. They bear two names: ``rollout/reward/mean`` of the step, on the
 checkpoint that it made, and ``reward/mean`` on the checkpoint that was sampled, once it was.
 """

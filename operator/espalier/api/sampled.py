@@ -39,7 +39,7 @@ class Sampled:
 
 
 def sampled(request: Mapping[str, Any]) -> Sampled:
-    """How vLLM samples for the body of a completion's request; what it refuses is no matter."""
+    """How vLLM samples for a request's body; bodies that vLLM refuses do not matter."""
     given = _number(request.get("temperature"))
     temperature = 1.0 if given is None else given
     if temperature < GREEDY_BELOW:

@@ -1,4 +1,4 @@
-"""``espalier adopt``: Checkpoints again for what lies on a model's volume."""
+"""``espalier adopt``: recreates the Checkpoints of the files on a model's volume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire import Commit
 from espalier.cli.checkpoint_export import export_pod, running
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.core.checkpoints.adoption import Adoption, plan
 from espalier.core.checkpoints.commits import checkpoint_body
@@ -29,17 +29,17 @@ _AT_ONCE = 200
 
 @dataclass(frozen=True)
 class Found:
-    """What the plan is for the checkpoints of a model, and the paths that are none, with why."""
+    """The plan for a model's checkpoints, and why other paths are not checkpoints."""
 
     adoption: Adoption
     strays: tuple[tuple[str, str], ...]
 
 
 def adopt(kubectl: Kubectl, name: str, *, volume: Path | None, image: str, dry_run: bool) -> Found:
-    """Creates the Checkpoints that are missing; what is there stays as it is.
+    """Creates the Checkpoints that are missing; existing ones stay as they are.
 
     Raises:
-        CommandError: there is no such model, the volume cannot be read, or kubectl refused.
+        CliError: the model does not exist, the volume cannot be read, or kubectl refused.
     """
     model = kubectl.model(name)
     base = model.status.resolved.digest if model.status.resolved is not None else ""
@@ -58,21 +58,21 @@ def adopt(kubectl: Kubectl, name: str, *, volume: Path | None, image: str, dry_r
     return Found(adoption, tuple(strays))
 
 
-def described(found: Found, *, dry_run: bool) -> list[str]:
+def described(survey: Found, *, dry_run: bool) -> list[str]:
     """The outcome, line by line."""
-    adoption = found.adoption
+    adoption = survey.adoption
     verb = "would adopt" if dry_run else "adopted"
     lines = [f"{verb} {commit.name}  {commit.digest}" for commit in adoption.adopted]
     lines += [f"left out {name}: {why}" for name, why in adoption.refused]
-    lines += [f"left out {path}: {why}" for path, why in found.strays]
+    lines += [f"left out {path}: {why}" for path, why in survey.strays]
     counts = f"{len(adoption.adopted)} {verb}, {len(adoption.present)} were there"
-    return [*lines, f"{counts}, {len(adoption.refused) + len(found.strays)} left out"]
+    return [*lines, f"{counts}, {len(adoption.refused) + len(survey.strays)} left out"]
 
 
-def content(found: Found) -> dict[str, Any]:
+def content(survey: Found) -> dict[str, Any]:
     """The outcome as JSON."""
-    adoption = found.adoption
-    refused = [*adoption.refused, *found.strays]
+    adoption = survey.adoption
+    refused = [*adoption.refused, *survey.strays]
     return {
         "adopted": [commit.name for commit in adoption.adopted],
         "present": [commit.name for commit in adoption.present],
@@ -85,7 +85,7 @@ def _here(volume: Path, arguments: Sequence[str]) -> str:
     command = [sys.executable, *_SURVEY, *arguments, "--volume", str(volume)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CommandError((done.stderr.strip().splitlines() or ["the survey failed"])[-1])
+        raise CliError((done.stderr.strip().splitlines() or ["the survey failed"])[-1])
     return done.stdout
 
 
@@ -107,7 +107,7 @@ def _pod_spec(kubectl: Kubectl, model: str) -> dict[str, Any]:
     ):
         if kubectl.exists(kind, name):
             return kubectl.pod_spec(kind, name)
-    raise CommandError(
+    raise CliError(
         f"{model} has neither a trainer nor an importer to tell the trainer's image",
         "usage",
         "Give --image, or --volume if the volume is mounted here",
@@ -127,7 +127,7 @@ def _read(lines: Iterable[str]) -> tuple[list[Commit], list[tuple[str, str]]]:
 
 
 def _bodies(commits: Sequence[Commit], namespace: str) -> list[Mapping[str, Any]]:
-    """The Checkpoints as the operator would have made them."""
+    """The Checkpoints as the operator would make them."""
     return [
         checkpoint_body(c, namespace, Point(c.parent_name, c.step - 1, c.parent)) for c in commits
     ]

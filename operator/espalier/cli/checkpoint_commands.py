@@ -14,7 +14,7 @@ import typer
 from espalier.api.checkpoint import Checkpoint
 from espalier.cli import checkpoint_export as files
 from espalier.cli.compare_checkpoints import Between, between
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.options import AsJson, Namespace, Token, Url, access, commands, kubectl, show
 from espalier.core import conditions
 
@@ -29,15 +29,15 @@ def show_checkpoint(
     context: typer.Context, name: Name, *, as_json: AsJson = False, namespace: Namespace = None
 ) -> None:
     """Show where a checkpoint comes from, how it was made and what it measured."""
-    found = kubectl(context, namespace).checkpoint(name)
+    checkpoint = kubectl(context, namespace).checkpoint(name)
     content = {
         "name": name,
-        **found.spec.wire(),
-        "heads": found.status.heads,
-        "created": found.metadata.creation_timestamp,
-        "metrics": {metric.name: float(metric.value) for metric in found.status.metrics},
+        **checkpoint.spec.wire(),
+        "heads": checkpoint.status.heads,
+        "created": checkpoint.metadata.creation_timestamp,
+        "metrics": {metric.name: float(metric.value) for metric in checkpoint.status.metrics},
     }
-    show(as_json, content, "\n".join(_described(found)))
+    show(as_json, content, "\n".join(_described(checkpoint)))
 
 
 @app.command()
@@ -49,18 +49,18 @@ def diff(
     as_json: AsJson = False,
     namespace: Namespace = None,
 ) -> None:
-    """Show what lies between two checkpoints of a model: steps, settings, metrics."""
+    """Show how two checkpoints of a model differ: steps, settings, metrics."""
     cluster = kubectl(context, namespace)
     one, other = cluster.checkpoint(first), cluster.checkpoint(second)
     model, another = one.spec.model_ref.name, other.spec.model_ref.name
     if model != another:
-        raise CommandError(
+        raise CliError(
             f"{first} is of model {model} and {second} of {another}",
             "usage",
             "Name two checkpoints of one model",
         )
-    found = between(one, other, cluster.checkpoints(model))
-    show(as_json, asdict(found), "\n".join(_difference(found)))
+    comparison = between(one, other, cluster.checkpoints(model))
+    show(as_json, asdict(comparison), "\n".join(_difference(comparison)))
 
 
 @app.command()
@@ -107,7 +107,7 @@ def export(
     namespace: Namespace = None,
 ) -> None:
     """Write a checkpoint as PEFT and vLLM load it, or merged into a Hugging Face model."""
-    options = files.Options(output, merged, dtype, force)
+    options = files.ExportOptions(output, merged, dtype, force)
     if volume is not None:
         files.export_from_directory(volume, name, options)
     else:
@@ -125,43 +125,43 @@ def show_rollouts(
     namespace: Namespace = None,
 ) -> None:
     """Print the rollouts that a checkpoint's step was trained on."""
-    found = files.rollouts(kubectl(context, namespace), name)
-    if not found:
-        raise CommandError(
+    rollouts = files.rollouts(kubectl(context, namespace), name)
+    if not rollouts:
+        raise CliError(
             f"{name} keeps no rollouts",
             "not_found",
             "It was imported, or made by a trainer that kept none yet",
         )
-    show(as_json, found, "\n".join(described_rollout(row) for row in found[:limit]))
+    show(as_json, rollouts, "\n".join(described_rollout(row) for row in rollouts[:limit]))
 
 
-def _described(found: Checkpoint) -> list[str]:
-    spec = found.spec
-    ready = conditions.find(found.status.conditions, conditions.READY)
+def _described(checkpoint: Checkpoint) -> list[str]:
+    spec = checkpoint.spec
+    ready = conditions.find(checkpoint.status.conditions, conditions.READY)
     used = spec.hyperparameters
     lines = [
-        f"{found.metadata.name}  step {spec.step} of {spec.model_ref.name}, branch {spec.branch}, "
-        f"term {spec.term}",
+        f"{checkpoint.metadata.name}  step {spec.step} of {spec.model_ref.name}, "
+        f"branch {spec.branch}, term {spec.term}",
         f"from    {spec.parent_ref.name if spec.parent_ref else 'base'}"
         + (f", by run {spec.run_ref.name}" if spec.run_ref else ""),
         f"bytes   {spec.size_bytes}  {spec.digest}",
         f"with    learningRate {used.learning_rate}, groupSize {used.group_size}, loss {used.loss}",
-        f"heads   {', '.join(found.status.heads) or 'none'}",
+        f"heads   {', '.join(checkpoint.status.heads) or 'none'}",
     ]
     if ready is not None and ready.status != "True":
         lines.append(f"Ready   {ready.status}, {ready.reason}: {ready.message}")
-    width = max((len(metric.name) for metric in found.status.metrics), default=0)
-    return lines + [f"  {m.name:<{width}}  {m.value}" for m in found.status.metrics]
+    width = max((len(metric.name) for metric in checkpoint.status.metrics), default=0)
+    return lines + [f"  {m.name:<{width}}  {m.value}" for m in checkpoint.status.metrics]
 
 
-def _difference(found: Between) -> list[str]:
+def _difference(comparison: Between) -> list[str]:
     lines = [
-        f"{found.first} -> {found.ancestor}: {found.back} steps back",
-        f"{found.ancestor} -> {found.second}: {found.forward} steps on",
+        f"{comparison.first} -> {comparison.ancestor}: {comparison.back} steps back",
+        f"{comparison.ancestor} -> {comparison.second}: {comparison.forward} steps on",
     ]
-    lines += [f"  {name}: {a or '-'} -> {b or '-'}" for name, (a, b) in found.settings.items()]
-    width = max((len(name) for name in found.metrics), default=0)
-    return lines + [_metric(name, a, b, width) for name, (a, b) in found.metrics.items()]
+    lines += [f"  {name}: {a or '-'} -> {b or '-'}" for name, (a, b) in comparison.settings.items()]
+    width = max((len(name) for name in comparison.metrics), default=0)
+    return lines + [_metric(name, a, b, width) for name, (a, b) in comparison.metrics.items()]
 
 
 def _metric(name: str, first: float | None, second: float | None, width: int) -> str:
@@ -175,16 +175,16 @@ def described_rollout(row: Mapping[str, Any]) -> str:
     prompt = row.get("prompt") or ""
     chat = [] if isinstance(prompt, str) else prompt
     asked = " ".join(str(message.get("content", "")) for message in chat) or str(prompt)
-    said = json.dumps(str(row.get("completion", "")), ensure_ascii=False)
+    completion = json.dumps(str(row.get("completion", "")), ensure_ascii=False)
     mark = "" if row.get("trained", True) else "  not trained"
     reward = row.get("reward")
     paid = f"{reward:+.3f}" if reward is not None else "  none"
-    lines = [f"{paid}  {' '.join(asked.split())[-80:]}", f"        {said}{mark}"]
+    lines = [f"{paid}  {' '.join(asked.split())[-80:]}", f"        {completion}{mark}"]
     return "\n".join(lines + [f"        {line}" for line in _ended(row)])
 
 
 def _ended(row: Mapping[str, Any]) -> list[str]:
-    """How a rollout ended, if not by being done, and what its client noted."""
+    """How a rollout ended, unless it was done, and what its client noted."""
     lines = []
     stopped = row.get("stop_reason")
     if stopped not in (None, "done"):

@@ -1,4 +1,4 @@
-"""``espalier checkpoint export``: on a mounted volume, or in a pod of the cluster that has it."""
+"""``espalier checkpoint export``: from a mounted volume, or in a pod that mounts it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.core.manifests.pod import VOLUME_PATH, Container, Mount, Requests, claim, pod_spec
 from espalier.core.names import trainer_name
@@ -23,17 +23,17 @@ from espalier.core.volume import directory_name
 
 _EXPORT = ("-m", "espalier.trainer.jobs.export")
 _INSIDE = "/export"
-# The pod ends by itself when this command could not delete it.
+# The pod ends by itself if this command cannot delete it.
 _LIMIT_SECONDS = 3600
 _START_SECONDS = 300
 _REQUESTS = Requests("250m", "1Gi")
-# What differs from one installation to another.
+# The fields of a pod that differ between installations.
 _INSTALLED = ("securityContext", "imagePullSecrets")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to write where."""
+class ExportOptions:
+    """What to write, and where."""
 
     output: Path
     merged: bool
@@ -45,11 +45,11 @@ class Options:
         return ["--dtype", self.dtype, *(["--merged"] if self.merged else [])]
 
 
-def export(kubectl: Kubectl, name: str, options: Options) -> None:
-    """Exports from where the objects say that the files are, on this machine or in the cluster.
+def export(kubectl: Kubectl, name: str, options: ExportOptions) -> None:
+    """Exports from this machine or from the cluster, wherever the objects say that the files are.
 
     Raises:
-        CommandError: with what kubectl or the export said.
+        CliError: kubectl or the export failed; it carries their message.
     """
     checkpoint = kubectl.checkpoint(name)
     model = kubectl.model(checkpoint.spec.model_ref.name)
@@ -60,11 +60,13 @@ def export(kubectl: Kubectl, name: str, options: Options) -> None:
         export_from_directory(volume, checkpoint.spec.digest, options, *_base_name(model))
 
 
-def export_from_directory(volume: Path, checkpoint: str, options: Options, *base_name: str) -> None:
+def export_from_directory(
+    volume: Path, checkpoint: str, options: ExportOptions, *base_name: str
+) -> None:
     """Exports from a volume that is mounted here; the environment must hold torch.
 
     Raises:
-        CommandError: with what the export said.
+        CliError: the export failed; it carries its message.
     """
     force = ["--force"] if options.force else []
     where = ["--volume", str(volume), "--output", str(options.output)]
@@ -79,15 +81,15 @@ def export_from_directory(volume: Path, checkpoint: str, options: Options, *base
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CommandError(_last_line(done.stderr))
+        raise CliError(_last_line(done.stderr))
 
 
 def _export_from_cluster(
-    kubectl: Kubectl, model: TrainableModel, digest: str, options: Options
+    kubectl: Kubectl, model: TrainableModel, digest: str, options: ExportOptions
 ) -> None:
     """Exports in a pod of the trainer's image beside the volume and streams the files here."""
     if options.output.exists() and not options.force:
-        raise CommandError(f"{options.output} exists: name another directory, or give --force")
+        raise CliError(f"{options.output} exists: name another directory, or give --force")
     trainer = kubectl.pod_spec("statefulsets.apps", trainer_name(model.metadata.name))
     pod = export_pod(model, trainer, f"{model.metadata.name}-export-{uuid.uuid4().hex[:8]}")
     with running(kubectl, pod) as started:
@@ -101,14 +103,14 @@ def rollouts(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
     """The records of the rollouts of a checkpoint's step, read from the model's volume.
 
     Raises:
-        CommandError: with what kubectl said.
+        CliError: kubectl failed; it carries its message.
     """
     checkpoint = kubectl.checkpoint(name)
     model = kubectl.model(checkpoint.spec.model_ref.name)
     path = f"checkpoints/{directory_name(checkpoint.spec.digest)}/rollouts.jsonl"
     volume = kubectl.volume(model)
     text = _read_in_cluster(kubectl, model, path) if volume is None else _read_here(volume / path)
-    # Not splitlines: a text may hold what Python takes for the end of a line.
+    # Not splitlines: a text may contain characters that Python takes for the end of a line.
     return [json.loads(line) for line in text.split("\n") if line]
 
 
@@ -116,7 +118,7 @@ def _read_here(path: Path) -> str:
     try:
         return path.read_text()
     except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror}") from error
+        raise CliError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _read_in_cluster(kubectl: Kubectl, model: TrainableModel, path: str) -> str:
@@ -129,7 +131,7 @@ def _read_in_cluster(kubectl: Kubectl, model: TrainableModel, path: str) -> str:
 def export_pod(model: TrainableModel, like: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A pod that waits beside the model's volume, which it cannot write to.
 
-    It has image, user, groups and pull secrets of another of Espalier's pods, ``like``.
+    It has the image, user, groups and pull secrets of ``like``, another of Espalier's pods.
     """
     container = Container(
         name="export",
@@ -155,7 +157,7 @@ def _base_name(model: TrainableModel) -> tuple[str, ...]:
 
 @contextmanager
 def running(kubectl: Kubectl, pod: dict[str, Any]) -> Iterator[str]:
-    """The name of the pod while it runs; it is deleted in the end."""
+    """Runs the pod and yields its name; deletes it at the end."""
     name = pod["metadata"]["name"]
     kubectl.call("create", "-f", "-", stdin=json.dumps(pod))
     try:
@@ -167,7 +169,7 @@ def running(kubectl: Kubectl, pod: dict[str, Any]) -> Iterator[str]:
 
 
 def _fetch(kubectl: Kubectl, pod: str, output: Path) -> None:
-    """Whole or not at all: the archive is unpacked beside the output and then takes its name."""
+    """Writes the output whole or not at all: unpacks the archive beside it, then renames it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     staged = output.parent / f".tmp-{uuid.uuid4().hex}"
     try:
@@ -182,7 +184,7 @@ def _fetch(kubectl: Kubectl, pod: str, output: Path) -> None:
             shutil.rmtree(output)
         staged.rename(output)
     except tarfile.TarError as error:
-        raise CommandError(f"the files did not arrive whole: {error}; try again") from error
+        raise CliError(f"the files did not arrive whole: {error}; try again") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What lies between two checkpoints. Pure."""
+"""Compares two checkpoints. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Between:
     """Two checkpoints and how they relate.
 
     Attributes:
-        ancestor: the newest checkpoint that both come from; ``base`` if that is none.
+        ancestor: the newest checkpoint that both come from; ``base`` if there is none.
         back: steps from the first down to the ancestor; ``forward``: from there up to the second.
         metrics: by name, the values of both; None where one lacks it.
         settings: hyperparameters that differ.
@@ -63,7 +63,7 @@ def between(first: Checkpoint, second: Checkpoint, known: Sequence[Checkpoint]) 
 
 
 def _line(checkpoint: Checkpoint, by_name: Mapping[str, Checkpoint]) -> list[str]:
-    """The names from a checkpoint down to what is known of its ancestors, and the base."""
+    """The names from a checkpoint down to its oldest known ancestor, and the base."""
     line = [checkpoint.metadata.name]
     while (parent := checkpoint.spec.parent_ref) is not None and parent.name not in line:
         line.append(parent.name)

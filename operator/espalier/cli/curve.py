@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 78, 20
 
 
 @dataclass(frozen=True)
-class Line:
+class Branch:
     """A branch: steps and values of equal length. It starts at the point it grew from."""
 
     branch: str
@@ -22,7 +22,7 @@ class Line:
     values: tuple[float, ...]
 
 
-def lines(checkpoints: Sequence[Checkpoint], metric: str) -> list[Line]:
+def lines(checkpoints: Sequence[Checkpoint], metric: str) -> list[Branch]:
     """The branches that have the metric, main first, then in the order that they grew."""
     points = {
         checkpoint.metadata.name: (checkpoint.spec.step, value)
@@ -40,7 +40,7 @@ def lines(checkpoints: Sequence[Checkpoint], metric: str) -> list[Line]:
         branches[checkpoint.spec.branch].append(points[name])
     ordered = sorted(branches.items(), key=lambda item: item[0] != MAIN)
     return [
-        Line(name, tuple(step for step, _ in line), tuple(value for _, value in line))
+        Branch(name, tuple(step for step, _ in line), tuple(value for _, value in line))
         for name, line in ordered
     ]
 
@@ -50,7 +50,7 @@ def _value(checkpoint: Checkpoint, metric: str) -> float | None:
     return next((decimal(value) for value in values), None)
 
 
-def in_terminal(found: Sequence[Line], title: str) -> str:
+def in_terminal(branches: Sequence[Branch], title: str) -> str:
     """The curve as text."""
     # Imported here, as matplotlib below: the other commands start without it.
     import plotext  # noqa: PLC0415
@@ -59,7 +59,7 @@ def in_terminal(found: Sequence[Line], title: str) -> str:
     figure.clear()
     figure.theme("colorless")
     figure.plot_size(WIDTH, HEIGHT)
-    for line in found:
+    for line in branches:
         signal = figure.signal(line.steps, line.values)
         signal.lines()
         signal.label(line.branch)
@@ -69,7 +69,7 @@ def in_terminal(found: Sequence[Line], title: str) -> str:
     return str(plotext.uncolorize(figure.build().string()))
 
 
-def as_png(found: Sequence[Line], title: str, path: Path) -> None:
+def as_png(branches: Sequence[Branch], title: str, path: Path) -> None:
     """The curve as a picture."""
     import matplotlib as mpl  # noqa: PLC0415
 
@@ -78,7 +78,7 @@ def as_png(found: Sequence[Line], title: str, path: Path) -> None:
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for line in found:
+    for line in branches:
         axes.plot(line.steps, line.values, marker="o", markersize=3, label=line.branch)
     axes.set(title=title, xlabel="step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

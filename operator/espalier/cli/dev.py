@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 
 
 def dev(
@@ -36,15 +36,13 @@ def dev(
     """Run gateway, trainer and rollouts as processes over a directory of manifests."""
     given = context.find_root().get_parameter_source("local")
     if given is not None and given.name == "COMMANDLINE":
-        raise CommandError(
-            "--local is for commands that read", "usage", "espalier dev takes --state"
-        )
+        raise CliError("--local is for commands that read", "usage", "espalier dev takes --state")
     try:
         from espalier.local import server  # noqa: PLC0415 - needs what the servers need
         from espalier.local.layout import Layout, StartError  # noqa: PLC0415
         from espalier.local.manifests import ManifestError  # noqa: PLC0415
     except ImportError as error:
-        raise CommandError(
+        raise CliError(
             f"espalier dev runs the servers themselves and lacks {error.name}",
             "failure",
             "Install espalier[operator,trainer,rollout,runner,cli,local]",
@@ -52,31 +50,31 @@ def dev(
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
     root = (state or directory / ".espalier").resolve()
     layout = Layout(root, _images(image or ()), _secrets(secret or ()))
-    options = server.Options(directory, layout, port, typer.echo)
+    options = server.DevOptions(directory, layout, port, typer.echo)
     try:
         asyncio.run(server.run(options))
     except ManifestError as error:
-        raise CommandError(str(error), "usage") from error
+        raise CliError(str(error), "usage") from error
     except StartError as error:
-        raise CommandError(str(error)) from error
+        raise CliError(str(error)) from error
 
 
 def _images(given: list[str] | tuple[str, ...]) -> dict[str, Path]:
     pairs = [entry.rpartition("=") for entry in given]
     for reference, _, directory in pairs:
         if not reference or not directory:
-            raise CommandError("--image takes IMAGE=DIRECTORY", "usage")
+            raise CliError("--image takes IMAGE=DIRECTORY", "usage")
     return {reference: Path(directory).expanduser() for reference, _, directory in pairs}
 
 
 def _secrets(given: list[str] | tuple[str, ...]) -> dict[tuple[str, str], str]:
-    found = {}
+    secrets = {}
     for entry in given:
         place, _, variable = entry.partition("=")
         name, _, key = place.partition("/")
         if not (name and key and variable):
-            raise CommandError("--secret takes NAME/KEY=VARIABLE", "usage")
+            raise CliError("--secret takes NAME/KEY=VARIABLE", "usage")
         if variable not in os.environ:
-            raise CommandError(f"--secret {entry}: {variable} is not set", "usage")
-        found[name, key] = os.environ[variable]
-    return found
+            raise CliError(f"--secret {entry}: {variable} is not set", "usage")
+        secrets[name, key] = os.environ[variable]
+    return secrets

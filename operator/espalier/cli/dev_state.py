@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.local.layout import NAMESPACE, Layout
 
@@ -17,12 +17,12 @@ from espalier.local.layout import NAMESPACE, Layout
 class LocalObjects(Kubectl):
     """The objects as they are, or as they were when ``espalier dev`` ended.
 
-    They change only as their files do: every edit is refused and says where to make it.
+    They change only with their files: every edit is refused with the place to make it.
     """
 
     def __init__(self, state: Path, namespace: str | None) -> None:
         if namespace not in (None, NAMESPACE):
-            raise CommandError(
+            raise CliError(
                 f"espalier dev has no namespace {namespace}, only {NAMESPACE}",
                 "usage",
                 "Leave --namespace out, or unset ESPALIER_LOCAL to read from the cluster",
@@ -38,10 +38,10 @@ class LocalObjects(Kubectl):
         """See Kubectl.
 
         Raises:
-            CommandError: no ``espalier dev`` works on these objects.
+            CliError: no ``espalier dev`` works on these objects.
         """
         if not self._layout.in_use():
-            raise CommandError(
+            raise CliError(
                 f"no espalier dev runs over {self._layout.root}: nothing will change",
                 suggestion="Start espalier dev with its directory of manifests again",
             )
@@ -51,7 +51,7 @@ class LocalObjects(Kubectl):
         return name in self._names(kind)
 
     def call(self, *arguments: str, stdin: str = "", seconds: float = 0.0) -> str:
-        """Refuses: there is no kubectl here."""
+        """Refuses, because this machine has no cluster to ask."""
         del stdin, seconds
         raise self._refusal(arguments[0])
 
@@ -61,14 +61,14 @@ class LocalObjects(Kubectl):
         raise self._refusal(arguments[0])
         yield
 
-    def _refusal(self, verb: str) -> CommandError:
+    def _refusal(self, verb: str) -> CliError:
         if verb in ("create", "patch"):
-            return CommandError(
+            return CliError(
                 "the objects of espalier dev are those of its files",
                 "usage",
                 "Edit a file in its directory of manifests: it is applied as it is saved",
             )
-        return CommandError(
+        return CliError(
             f"espalier dev has no pods for kubectl {verb}",
             "usage",
             f"Their logs are in {self._layout.root / 'logs'}",
@@ -79,10 +79,10 @@ class LocalObjects(Kubectl):
 
     def _one(self, kind: str, name: str, *, managed: bool = False) -> dict[str, Any]:
         del managed
-        found = [body for body in self._list(kind) if body["metadata"]["name"] == name]
-        if not found:
-            raise CommandError(f"{kind} {name!r} is not in {self._layout.root}", "not_found")
-        return found[0]
+        named = [body for body in self._list(kind) if body["metadata"]["name"] == name]
+        if not named:
+            raise CliError(f"{kind} {name!r} is not in {self._layout.root}", "not_found")
+        return named[0]
 
     def _list(
         self, kind: str, labels: Mapping[str, str] | None = None, *, managed: bool = False
@@ -101,7 +101,7 @@ class LocalObjects(Kubectl):
         try:
             bodies: list[dict[str, Any]] = json.loads(self._layout.objects.read_text())
         except OSError as error:
-            raise CommandError(
+            raise CliError(
                 f"{self._layout.objects} cannot be read: {error.strerror}",
                 "not_found",
                 "--local takes the directory that espalier dev printed as ESPALIER_LOCAL",

@@ -10,7 +10,7 @@ Kind = Literal[
 ]
 
 
-class CommandError(Exception):
+class CliError(Exception):
     """One sentence: what went wrong; ``suggestion``: what to do."""
 
     def __init__(self, message: str, kind: Kind = "failure", suggestion: str = "") -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from espalier.api.trainingrun import TrainingRun
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.run_progress import Standing, standing
 
 POLL_SECONDS = 2.0
@@ -30,7 +30,7 @@ def follow(
         timeout: seconds.
 
     Raises:
-        CommandError: the run is Stalled, or went on beyond the timeout; names reason and message.
+        CliError: the run is Stalled, or went on beyond the timeout; names reason and message.
     """
     ends_at = time.monotonic() + timeout
     with _display(name, console) as show:
@@ -40,9 +40,9 @@ def follow(
             if now.end == "Succeeded":
                 return now
             if now.end == "Stalled":
-                raise CommandError(f"{name} is Stalled, {now.reason}: {now.message}")
+                raise CliError(f"{name} is Stalled, {now.reason}: {now.message}")
             if time.monotonic() > ends_at:
-                raise CommandError(f"{name} has not ended within {timeout:.0f} s: {now.line()}")
+                raise CliError(f"{name} has not ended within {timeout:.0f} s: {now.line()}")
             time.sleep(POLL_SECONDS)
 
 
@@ -79,7 +79,7 @@ def _lines(name: str, console: Console) -> Show:
 
     def show(now: Standing) -> None:
         nonlocal last
-        # The estimate changes at every look; only what happened is worth a line.
+        # The estimate changes at every read; only progress is worth a line.
         seen = f"{now.step}/{now.steps} {now.reason}"
         if seen != last:
             last = seen

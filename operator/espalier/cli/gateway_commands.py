@@ -18,7 +18,7 @@ PATIENCE = Patience(deadline=60.0)
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluated:
     """What a checkpoint made of held-out tasks. ``model`` is what was asked.
 
     ``size`` counts the tasks that were scored, ``scorer_errors`` answers whose scorer failed: under
@@ -78,7 +78,7 @@ async def evaluate(
     *,
     wanted: Wanted,
     held_out: Callable[[Taskset], HeldOut],
-) -> Evaluation:
+) -> Evaluated:
     """Asks a run's model held-out tasks of the run's kind.
 
     Args:
@@ -111,7 +111,7 @@ async def evaluate(
             await client.record_evaluation(
                 namespace, recorded, wanted.record, found.figures, found.tasks
             )
-    return Evaluation(
+    return Evaluated(
         run=name,
         model=f"{view.model}@{checkpoint}" if checkpoint else view.model,
         seed=wanted.seed,

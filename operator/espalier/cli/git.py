@@ -1,4 +1,4 @@
-"""git in a working tree: what ``espalier promote`` needs of it."""
+"""The operations of git that ``espalier promote`` needs, in a working tree."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 
 TIMEOUT_SECONDS = 120
 # How git push marks a reference that someone else moved first, with --porcelain.
@@ -31,11 +31,11 @@ class Upstream:
 
 
 class WorkingTree:
-    """A checked-out repository; every failure is a CommandError with git's last words."""
+    """A checked-out repository; every failure is a CliError with git's message."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
-            raise CommandError(f"--git: {path} is no directory: clone the repository there")
+            raise CliError(f"--git: {path} is not a directory: clone the repository there")
         self.path = Path(_git(path, "rev-parse", "--show-toplevel").strip())
 
     def manifests(self) -> list[Path]:
@@ -53,7 +53,7 @@ class WorkingTree:
         return self("rev-parse", "--short", "HEAD").strip()
 
     def undo_commit(self) -> None:
-        """Takes the last commit back, and what it changed; other edits stay."""
+        """Undoes the last commit and its changes; other edits stay."""
         self("reset", "--quiet", "--keep", "HEAD~1")
 
     def upstream(self) -> Upstream:
@@ -62,9 +62,9 @@ class WorkingTree:
         try:
             remote = self("config", f"branch.{branch}.remote").strip()
             merge = self("config", f"branch.{branch}.merge").strip()
-        except CommandError as error:
+        except CliError as error:
             remedy = f"git branch --set-upstream-to=origin/{branch}"
-            raise CommandError(f"branch {branch} follows no remote branch: {remedy}") from error
+            raise CliError(f"branch {branch} follows no remote branch: {remedy}") from error
         return Upstream(remote, merge.removeprefix("refs/heads/"))
 
     def update(self, upstream: Upstream) -> None:
@@ -72,7 +72,7 @@ class WorkingTree:
         self("fetch", "--quiet", upstream.remote, upstream.branch)
         try:
             self("rebase", "--quiet", "--autostash", "FETCH_HEAD")
-        except CommandError:
+        except CliError:
             self("rebase", "--abort")
             raise
 
@@ -81,7 +81,7 @@ class WorkingTree:
         to = f"HEAD:refs/heads/{upstream.branch}"
         try:
             self("push", "--quiet", upstream.remote, to)
-        except CommandError as error:
+        except CliError as error:
             if any(mark in str(error) for mark in REJECTED):
                 raise PushRejectedError(str(error)) from error
             raise
@@ -92,7 +92,7 @@ class WorkingTree:
 
 
 def _git(path: Path, *arguments: str) -> str:
-    # A prompt for a password would wait for ever in a pipeline.
+    # A prompt for a password would block a pipeline forever.
     command = ["git", "-c", "core.askPass=", "-C", str(path), *arguments]
     try:
         done = subprocess.run(
@@ -104,10 +104,10 @@ def _git(path: Path, *arguments: str) -> str:
             check=False,
         )
     except FileNotFoundError as error:
-        raise CommandError("git is not on the PATH: install it") from error
+        raise CliError("git is not on the PATH: install it") from error
     except subprocess.TimeoutExpired as error:
-        raise CommandError(f"git {arguments[0]} did not end within {TIMEOUT_SECONDS} s") from error
+        raise CliError(f"git {arguments[0]} did not end within {TIMEOUT_SECONDS} s") from error
     if done.returncode != 0:
-        said = done.stderr.strip() or done.stdout.strip()
-        raise CommandError(f"git {arguments[0]}: {said or f'failed with {done.returncode}'}")
+        output = done.stderr.strip() or done.stdout.strip()
+        raise CliError(f"git {arguments[0]}: {output or f'failed with {done.returncode}'}")
     return done.stdout

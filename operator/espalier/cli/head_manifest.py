@@ -1,7 +1,7 @@
-"""A CheckpointHead in a YAML file: found, and pinned by an edit that leaves all else as it is.
+"""Finds a CheckpointHead in a YAML file, and pins it by an edit that changes nothing else.
 
-PyYAML's nodes know where they stand in the text, so that an edit replaces those characters alone:
-comments, order and quoting stay. The edited text is read again and must say what was meant.
+PyYAML's nodes know their place in the text, so an edit replaces only those characters: comments,
+order and quoting stay. The edited text is read again and must pin the intended checkpoint.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ KIND = "CheckpointHead"
 PIN = "Pin"
 
 
-class ManifestError(Exception):
-    """The text is not what it must be; the message says what to do."""
+class HeadManifestError(Exception):
+    """The text cannot be edited; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class HeadManifest:
         """The text with this head pinned to a checkpoint.
 
         Raises:
-            ManifestError: if no small edit does that, for example because of YAML aliases.
+            HeadManifestError: if no small edit does that, for example because of YAML aliases.
         """
         before = list(documents_of(self.text))
         node = list(yaml.compose_all(self.text, Loader=yaml.SafeLoader))[self.index]
@@ -57,7 +57,7 @@ class HeadManifest:
         wanted = copy.deepcopy(before)
         wanted[self.index]["spec"] |= {"mode": PIN, "checkpointRef": {"name": checkpoint}}
         if not _says(edited, wanted):
-            raise ManifestError(
+            raise HeadManifestError(
                 f"{self.name} cannot be edited in place: write mode and checkpointRef as plain "
                 "fields of its spec, without YAML anchors or aliases"
             )
@@ -68,9 +68,9 @@ def heads(text: str) -> list[HeadManifest]:
     """The heads that a file declares.
 
     Raises:
-        ManifestError: if the text is not YAML, or a head in it is not valid.
+        HeadManifestError: if the text is not YAML, or a head in it is not valid.
     """
-    found = []
+    manifests = []
     for index, document in enumerate(documents_of(text)):
         if not isinstance(document, dict) or document.get("kind") != KIND:
             continue
@@ -82,27 +82,27 @@ def heads(text: str) -> list[HeadManifest]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(["spec", *(str(part) for part in first["loc"])])
-            raise ManifestError(
+            raise HeadManifestError(
                 f"{KIND} {metadata.get('name')}: {where}: {first['msg']}"
             ) from error
         name, namespace = str(metadata.get("name", "")), str(metadata.get("namespace", ""))
-        found.append(HeadManifest(text, index, name, namespace, spec))
-    return found
+        manifests.append(HeadManifest(text, index, name, namespace, spec))
+    return manifests
 
 
 def _says(text: str, wanted: list[Any]) -> bool:
     try:
         return list(documents_of(text)) == wanted
-    except ManifestError:
+    except HeadManifestError:
         return False
 
 
 def documents_of(text: str) -> Iterator[Any]:
-    """The documents of a YAML text; ManifestError if it is not YAML."""
+    """The documents of a YAML text; HeadManifestError if it is not YAML."""
     try:
         yield from yaml.safe_load_all(text)
     except yaml.YAMLError as error:
-        raise ManifestError(f"not YAML: {str(error).splitlines()[0]}") from error
+        raise HeadManifestError(f"not YAML: {str(error).splitlines()[0]}") from error
 
 
 _Edit = tuple[int, int, str]
@@ -113,7 +113,7 @@ def _edits(text: str, document: Any, checkpoint: str) -> Iterator[_Edit]:
     spec = _child(document, "spec")
     mode, reference = _child(spec, "mode"), _child(spec, "checkpointRef")
     if mode is None:
-        raise ManifestError("spec.mode is missing: it is Track or Pin")
+        raise HeadManifestError("spec.mode is missing: it is Track or Pin")
     yield mode.start_mark.index, mode.end_mark.index, PIN
     scalar = _scalar(checkpoint)
     if reference is not None:
@@ -141,7 +141,7 @@ def _line_after(text: str, spec: Any, mode: Any, scalar: str) -> _Edit:
 
 
 def _child(node: Any, key: str) -> Any:
-    """The node under a key of a mapping; None if there is none."""
+    """The node under a key of a mapping; None if the key is absent."""
     if not isinstance(node, yaml.MappingNode):
         return None
     return next((value for name, value in node.value if name.value == key), None)

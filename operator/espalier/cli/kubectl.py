@@ -16,11 +16,11 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.cli.failure import CommandError, Kind
+from espalier.cli.failure import CliError, Kind
 from espalier.core.manifests.labels import MODEL
 
 TIMEOUT_SECONDS = 60
-# By what kubectl prints of the API server's reason.
+# The kind of a failure, by the words with which kubectl prints the API server's reason.
 _KINDS: tuple[tuple[str, Kind], ...] = (
     ("(NotFound)", "not_found"),
     ("(Forbidden)", "permission_denied"),
@@ -45,7 +45,7 @@ class Kubectl:
         return _kubectl("config", "view", "--minify", "-o", path).strip() or "default"
 
     def volume(self, model: TrainableModel) -> Path | None:
-        """Where the files of a model's claim lie on this machine; None: in the cluster."""
+        """The directory of a model's claim on this machine; None if it is in the cluster."""
         del model
         return None
 
@@ -66,15 +66,15 @@ class Kubectl:
 
     def checkpoints(self, model: str) -> list[Checkpoint]:
         """The Checkpoints of a model, by step."""
-        found = self._list("checkpoints.espalier.dev", {MODEL: model})
-        items = [_parse(Checkpoint, item) for item in found]
+        bodies = self._list("checkpoints.espalier.dev", {MODEL: model})
+        items = [_parse(Checkpoint, item) for item in bodies]
         return sorted(items, key=lambda checkpoint: checkpoint.spec.step)
 
     def config_map(self, name: str, key: str) -> str:
         """The text under a key of a ConfigMap."""
         data: dict[str, str] = self._named("configmaps", name).get("data") or {}
         if key not in data:
-            raise CommandError(f"ConfigMap {name} has no key {key}; there are: {', '.join(data)}")
+            raise CliError(f"ConfigMap {name} has no key {key}; there are: {', '.join(data)}")
         return data[key]
 
     def pod_spec(self, kind: str, name: str) -> dict[str, Any]:
@@ -97,11 +97,11 @@ class Kubectl:
         return [_parse(CheckpointHead, item) for item in items]
 
     def raw(self, kind: str, name: str) -> dict[str, Any]:
-        """An object as the API server keeps it, with who manages which field."""
+        """An object as the API server stores it, managedFields included."""
         return self._named(kind, name, managed=True)
 
     def raw_heads(self, model: str) -> list[dict[str, Any]]:
-        """The heads of a model with who manages which field; the one of its name first."""
+        """The heads of a model, managedFields included; the one of the model's name first."""
         items = self._list("checkpointheads.espalier.dev", managed=True)
         heads = [item for item in items if item["spec"]["modelRef"]["name"] == model]
         return sorted(
@@ -109,7 +109,7 @@ class Kubectl:
         )
 
     def exists(self, kind: str, name: str) -> bool:
-        """Whether an object is there."""
+        """Whether an object exists."""
         return bool(_kubectl("get", kind, name, *self._scope(), "--ignore-not-found", "-o", "name"))
 
     def create(self, manifest: dict[str, Any], *, dry_run: bool = False) -> None:
@@ -118,17 +118,17 @@ class Kubectl:
         self.call("create", "-f", "-", *check, stdin=json.dumps(manifest))
 
     def patch(self, kind: str, name: str, change: dict[str, Any], *, dry_run: bool = False) -> None:
-        """Changes fields of an object, as whom kubectl is."""
+        """Changes fields of an object, as kubectl's user."""
         check = ("--dry-run=server",) if dry_run else ()
         self.call("patch", kind, name, "--type=merge", "--patch", json.dumps(change), *check)
 
     def call(self, *arguments: str, stdin: str = "", seconds: float = TIMEOUT_SECONDS) -> str:
-        """What kubectl prints in the namespace; CommandError with its last words if it fails."""
+        """The output of kubectl in the namespace; CliError with its message if it fails."""
         return _kubectl(*self._scope(), *arguments, stdin=stdin, seconds=seconds)
 
     @contextmanager
     def stream(self, *arguments: str) -> Iterator[IO[bytes]]:
-        """What kubectl writes, as it comes; CommandError if it fails in the end."""
+        """The output of kubectl as it arrives; CliError if kubectl fails in the end."""
         command = ["kubectl", *self._scope(), *arguments]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -138,7 +138,7 @@ class Kubectl:
                 process.kill()
                 raise
         if process.returncode != 0:
-            raise CommandError(f"kubectl {arguments[0]} failed with {process.returncode}")
+            raise CliError(f"kubectl {arguments[0]} failed with {process.returncode}")
 
     def _scope(self) -> tuple[str, ...]:
         return ("--namespace", self._given) if self._given else ()
@@ -146,7 +146,7 @@ class Kubectl:
     def _named(self, kind: str, name: str, *, managed: bool = False) -> dict[str, Any]:
         try:
             return self._one(kind, name, managed=managed)
-        except CommandError as error:
+        except CliError as error:
             if error.kind == "not_found":
                 error.suggestion = self._nearest(kind, name)
             raise
@@ -191,12 +191,12 @@ def _kubectl(*arguments: str, stdin: str = "", seconds: float = TIMEOUT_SECONDS)
             check=False,
         )
     except FileNotFoundError as error:
-        raise CommandError("kubectl is not on the PATH: install it") from error
+        raise CliError("kubectl is not on the PATH: install it") from error
     except subprocess.TimeoutExpired as error:
-        raise CommandError(f"kubectl did not answer within {seconds:.0f} s") from error
+        raise CliError(f"kubectl did not answer within {seconds:.0f} s") from error
     if done.returncode != 0:
-        said = done.stderr.strip() or f"kubectl {' '.join(arguments)} failed"
-        raise CommandError(said, next((kind for mark, kind in _KINDS if mark in said), "failure"))
+        output = done.stderr.strip() or f"kubectl {' '.join(arguments)} failed"
+        raise CliError(output, next((kind for mark, kind in _KINDS if mark in output), "failure"))
     return done.stdout
 
 
@@ -204,7 +204,7 @@ def _parse(kind: type[_Object], content: dict[str, Any]) -> _Object:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise CommandError(
+        raise CliError(
             f"the cluster's {kind.__name__} is of another version of Espalier than this command: "
             f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
         ) from error

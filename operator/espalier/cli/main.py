@@ -22,7 +22,7 @@ from espalier.cli import (
 )
 from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.dev import dev
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.git import WorkingTree
 from espalier.cli.heldout_tasks import choose
 from espalier.cli.kubectl import Kubectl
@@ -77,19 +77,19 @@ def curve(
 ) -> None:
     """Draw a metric over the steps, one line a branch."""
     checkpoints = kubectl(context, namespace).checkpoints(model)
-    found = lines(checkpoints, metric)
-    if not found:
+    branches = lines(checkpoints, metric)
+    if not branches:
         known = sorted({m.name for c in checkpoints for m in c.status.metrics})
-        raise CommandError(
+        raise CliError(
             f"no checkpoint of {model} has {metric}; there are: {', '.join(known) or 'none'}"
         )
     title = f"{metric} of {model}"
-    typer.echo(in_terminal(found, title))
+    typer.echo(in_terminal(branches, title))
     if png is not None:
         try:
-            as_png(found, title, png)
+            as_png(branches, title, png)
         except ModuleNotFoundError as error:
-            raise CommandError(
+            raise CliError(
                 f"--png draws with {error.name}, which is not installed",
                 "failure",
                 "Use pip install 'espalier[cli]': the krew plugin comes without it",
@@ -114,10 +114,10 @@ def watch(
     console = Console()
 
     def read() -> TrainingRun:
-        found = cluster.run(run)
-        if standing(found).end is None:
+        current = cluster.run(run)
+        if standing(current).end is None:
             cluster.require_running()
-        return found
+        return current
 
     ended = follow(run, read, console, timeout)
     typer.echo(f"{run} succeeded: {ended.line()}")
@@ -228,12 +228,12 @@ def adopt_command(
     as_json: AsJson = False,
     namespace: Namespace = None,
 ) -> None:
-    """Make Checkpoints of what lies on a model's volume, after its objects were lost."""
-    found = adopt.adopt(
+    """Make Checkpoints again from a model's volume, after the objects were lost."""
+    outcome = adopt.adopt(
         kubectl(context, namespace), model, volume=volume, image=image, dry_run=dry_run
     )
-    lines = "\n".join(adopt.described(found, dry_run=dry_run))
-    show(as_json, adopt.content(found), lines)
+    lines = "\n".join(adopt.described(outcome, dry_run=dry_run))
+    show(as_json, adopt.content(outcome), lines)
 
 
 @app.command("promote")
@@ -258,11 +258,11 @@ def promote_command(
 
     wish = Wish(head=head, checkpoint=checkpoint, path=path)
     done = promote(WorkingTree(git), of_namespace, wish, push=push)
-    said = f"{done.head} in {done.path}"
+    pinned = f"{done.head} in {done.path}"
     if done.commit:
-        typer.echo(f"pinned {said} to {done.checkpoint}: commit {done.commit}")
+        typer.echo(f"pinned {pinned} to {done.checkpoint}: commit {done.commit}")
     else:
-        typer.echo(f"{said} is pinned to {done.checkpoint} already")
+        typer.echo(f"{pinned} is pinned to {done.checkpoint} already")
     if done.pushed:
         typer.echo("pushed")
 

@@ -10,7 +10,7 @@ import typer
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel, Tree
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.cli.options import (
     AsJson,
@@ -74,7 +74,7 @@ def fork(
     origin, checkpoint = _origin(cluster, source)
     if cluster.exists("trainablemodels.espalier.dev", name):
         if not if_not_exists:
-            raise CommandError(
+            raise CliError(
                 f"model {name} exists", "conflict", "Take another name, or --if-not-exists"
             )
         show(as_json, {"name": name, "existed": True}, f"{name} exists")
@@ -82,11 +82,11 @@ def fork(
     confirm(f"fork {name} from {checkpoint or source}?", yes=yes, dry_run=dry_run)
     manifest = forked(origin, checkpoint, name)
     cluster.create(manifest, dry_run=dry_run)
-    said = {"name": name, "source": checkpoint or source, "existed": False, "dry_run": dry_run}
+    made = {"name": name, "source": checkpoint or source, "existed": False, "dry_run": dry_run}
     done = "would fork" if dry_run else "forked"
     show(
         as_json,
-        said,
+        made,
         f"{done} {name} from {checkpoint or source}\n"
         f"train it: espalier.TrainingClient({name!r}), or espalier run create",
     )
@@ -103,13 +103,13 @@ def checkpoints(
 ) -> None:
     """Draw the checkpoint tree: newest first, branches, rewards, heads, and who moved them."""
     cluster = kubectl(context, namespace)
-    found = cluster.model(model)
+    described = cluster.model(model)
     listed = cluster.checkpoints(model)
     if quiet:
         show(False, None, "\n".join(checkpoint.metadata.name for checkpoint in listed))
         return
     heads = cluster.raw_heads(model)
-    drawn = render(found.status.tree or Tree(), listed)
+    drawn = render(described.status.tree or Tree(), listed)
     if not drawn:
         drawn = [f"{model} has no checkpoints: its slug serves the base"]
     text = "\n".join([*drawn, *(_moved(head) for head in heads)])
@@ -136,7 +136,7 @@ def head(
     """Show a head, or move it."""
     cluster = kubectl(context, namespace)
     if set_ and track:
-        raise CommandError("--set and --track ask for two things", "usage", "Give one of them")
+        raise CliError("--set and --track ask for two things", "usage", "Give one of them")
     raw = cluster.raw(HEADS, name)
     if set_ or track:
         not_owned_by_git(raw)
@@ -144,8 +144,8 @@ def head(
         confirm(f"{_asked(name, set_, on_pin)}?", yes=yes, dry_run=dry_run)
         cluster.patch(HEADS, name, {"spec": change}, dry_run=dry_run)
         if dry_run:
-            said = {"dry_run": True, "action": "set_head", "head": name, "spec": change}
-            show(as_json, said, f"would {_asked(name, set_, on_pin)}")
+            planned = {"dry_run": True, "action": "set_head", "head": name, "spec": change}
+            show(as_json, planned, f"would {_asked(name, set_, on_pin)}")
             return
     if follow:
         _follow(cluster, name, timeout)
@@ -154,7 +154,7 @@ def head(
 
 
 def forked(origin: TrainableModel, checkpoint: str, name: str) -> dict[str, Any]:
-    """A model like its origin that starts from a checkpoint, or from the same base."""
+    """The manifest of a fork: like its origin, starting from a checkpoint or from the same base."""
     spec = origin.spec.wire()
     if checkpoint:
         spec["source"] = {"checkpointRef": {"name": checkpoint}}
@@ -167,7 +167,7 @@ def forked(origin: TrainableModel, checkpoint: str, name: str) -> dict[str, Any]
 
 
 def _origin(cluster: Kubectl, source: str) -> tuple[TrainableModel, str]:
-    """The model that a fork is made like, and the checkpoint that it starts from, if any."""
+    """The model that a fork copies, and the checkpoint that it starts from, if any."""
     if cluster.exists("checkpoints.espalier.dev", source):
         checkpoint = cluster.checkpoint(source)
         return cluster.model(checkpoint.spec.model_ref.name), source
@@ -232,8 +232,8 @@ def _pin(spec: dict[str, Any]) -> str:
 def _head_text(raw: dict[str, Any]) -> str:
     status = raw.get("status") or {}
     lines = [_moved(raw)]
-    said = {c["type"]: c for c in status.get("conditions") or ()}
-    if ready := said.get("Ready"):
+    by_type = {c["type"]: c for c in status.get("conditions") or ()}
+    if ready := by_type.get("Ready"):
         lines.append(f"Ready {ready['status']}, {ready['reason']}: {ready['message']}")
     lines += [
         f"  {move['time']}  {move['reason']:<9} {move['name'] or 'base'}  term {move['term']}"
@@ -256,22 +256,22 @@ def _follow(cluster: Kubectl, name: str, timeout: float) -> None:
     """Waits until the operator serves what the head asks for.
 
     Raises:
-        CommandError: it is Stalled, or the time is over; says why.
+        CliError: the head is Stalled, or the time is over; says why.
     """
     ends_at, last = time.monotonic() + timeout, ""
     while True:
         head = cluster.head(name)
         seen = head.status.observed_generation >= head.metadata.generation
         ready = conditions.find(head.status.conditions, conditions.READY)
-        said = f"{ready.reason}: {ready.message}" if seen and ready else "not seen yet"
-        if said != last:
-            typer.echo(f"{name}  {said}", err=True)
-            last = said
+        standing = f"{ready.reason}: {ready.message}" if seen and ready else "not seen yet"
+        if standing != last:
+            typer.echo(f"{name}  {standing}", err=True)
+            last = standing
         if seen and ready is not None and ready.status == "True":
             return
         if seen and conditions.is_true(head.status.conditions, conditions.STALLED):
-            raise CommandError(f"{name} is Stalled, {said}")
+            raise CliError(f"{name} is Stalled, {standing}")
         if time.monotonic() > ends_at:
-            raise CommandError(f"{name} is not served within {timeout:.0f} s: {said}", "timeout")
+            raise CliError(f"{name} is not served within {timeout:.0f} s: {standing}", "timeout")
         cluster.require_running()
         time.sleep(POLL_SECONDS)

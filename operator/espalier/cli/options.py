@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from espalier.cli.dev_state import LocalObjects
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.runner.run_end import UserError, WaitError
 
@@ -20,7 +20,7 @@ _JSON = "espalier.json"
 
 
 def _remember(context: typer.Context, value: bool) -> bool:
-    # Where a failure is reported, the parameters of the command that failed are gone.
+    # The parameters of a failed command are gone where its failure is reported.
     context.meta[_JSON] = value
     return value
 
@@ -53,7 +53,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 @dataclass(frozen=True)
 class Place:
-    """What ``espalier`` itself was given before the command: where the objects are."""
+    """Where the objects are, from the options before the command."""
 
     namespace: str | None
     local: Path | None
@@ -61,7 +61,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Access:
-    """Where the gateway is and who asks."""
+    """The gateway's URL and the caller's token."""
 
     url: str
     token: str
@@ -70,7 +70,7 @@ class Access:
 class Commands(TyperGroup):
     """Turns failures that a user can read into one line, or JSON, and an exit code.
 
-    0: done. 1: it failed. 2: the command was wrong, or names what is not there.
+    0: done. 1: it failed. 2: the command was wrong, or names something that does not exist.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -82,25 +82,25 @@ class Commands(TyperGroup):
             if known is None:
                 raise
             if ctx.meta.get(_JSON):
-                said = {"error": known.kind, "message": str(known)}
+                failure = {"error": known.kind, "message": str(known)}
                 if known.suggestion:
-                    said["suggestion"] = known.suggestion
-                typer.echo(json.dumps(said, indent=2))
+                    failure["suggestion"] = known.suggestion
+                typer.echo(json.dumps(failure, indent=2))
             else:
                 hint = f". {known.suggestion}" if known.suggestion else ""
                 typer.echo(f"error: {known}{hint}", err=True)
             raise typer.Exit(known.exit_code) from error
 
 
-def _known(error: Exception) -> CommandError | None:
-    """The failure as one that a user can read; None for any other."""
+def _known(error: Exception) -> CliError | None:
+    """The failure in a form that a user can read; None for an unexpected one."""
     # The client's HTTP library takes longer to import than most commands take to run.
     from espalier.client import GatewayError  # noqa: PLC0415
 
-    if isinstance(error, CommandError):
+    if isinstance(error, CliError):
         return error
     readable = isinstance(error, (GatewayError, UserError, WaitError))
-    return CommandError(str(error)) if readable else None
+    return CliError(str(error)) if readable else None
 
 
 def commands(help_: str) -> typer.Typer:
@@ -109,7 +109,7 @@ def commands(help_: str) -> typer.Typer:
 
 
 def kubectl(context: typer.Context, namespace: str | None) -> Kubectl:
-    """What reads objects, in the namespace that the command or ``espalier`` itself was given."""
+    """Reads objects in the namespace that was given to the command or to ``espalier`` itself."""
     place: Place = context.find_root().obj
     chosen = namespace or place.namespace
     return LocalObjects(place.local, chosen) if place.local else Kubectl(chosen)
@@ -124,29 +124,29 @@ def confirm(question: str, *, yes: bool, dry_run: bool) -> None:
     """Asks before an edit.
 
     Raises:
-        CommandError: nobody is there to answer, or the answer is no.
+        CliError: nobody can answer, or the answer is no.
     """
     if yes or dry_run:
         return
     if not sys.stdin.isatty():
-        raise CommandError(f"{question} needs a yes", "usage", "Give --yes, or --dry-run to look")
+        raise CliError(f"{question} needs a yes", "usage", "Give --yes, or --dry-run to look")
     if not typer.confirm(question):
-        raise CommandError("nothing was changed")
+        raise CliError("nothing was changed")
 
 
 def access(url: str, token: str) -> Access:
-    """The gateway and who asks it.
+    """The gateway's URL and the caller's token.
 
     Raises:
-        CommandError: one of them is not known.
+        CliError: one of them is missing.
     """
     if not url:
-        raise CommandError(
+        raise CliError(
             "where is the gateway? Set ESPALIER_GATEWAY_URL or --url, for example after "
             "kubectl -n espalier-system port-forward service/espalier-gateway 8000:80"
         )
     if not token:
-        raise CommandError(
+        raise CliError(
             "who asks? Set ESPALIER_TOKEN or --token, for example to $(kubectl create token NAME)"
         )
     return Access(url, token)

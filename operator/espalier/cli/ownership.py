@@ -1,16 +1,16 @@
-"""Who may edit an object, and who did last, told from the object itself. Pure."""
+"""Reads from an object who may edit it, and who edited it last. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.core.gitowner import REQUESTED_BY, git_owner
 
 
 def mover(head: Mapping[str, Any]) -> str:
-    """Who last edited what the head asks for; empty when the API server does not say.
+    """Who last edited the head's request; empty if the API server does not say.
 
     Args:
         head: a CheckpointHead as read, ``managedFields`` included.
@@ -28,11 +28,11 @@ def not_owned_by_git(body: Mapping[str, Any]) -> None:
     """Refuses an edit that Argo CD or Flux would undo.
 
     Raises:
-        CommandError: a conflict; says where to commit the edit instead.
+        CliError: of kind conflict; says where to commit the edit instead.
     """
     owner = git_owner(body["metadata"])
     if owner is not None:
-        raise CommandError(
+        raise CliError(
             f"Git owns {body['kind']} {body['metadata']['name']} through {owner}, which would undo "
             "this edit",
             "conflict",

@@ -1,7 +1,7 @@
 """``espalier promote``: commits a pin of the head for a checkpoint that passed its gate.
 
-Each attempt reads the head from the newest commit and decides anew, so that two who promote at
-once cannot undo each other: whoever comes second is told.
+Each attempt reads the head from the newest commit and decides again, so that two users who promote
+at once cannot undo each other: the second one gets an error.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Protocol
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.cli.failure import CommandError
+from espalier.cli.failure import CliError
 from espalier.cli.git import PushRejectedError, WorkingTree
-from espalier.cli.head_manifest import HeadManifest, ManifestError, heads
+from espalier.cli.head_manifest import HeadManifest, HeadManifestError, heads
 from espalier.core.head import promotion
 from espalier.core.lineage import measurements
 
 ATTEMPTS = 5
 
 
-class Checkpoints(Protocol):
+class CheckpointReader(Protocol):
     """Reads the Checkpoints of a namespace."""
 
     def checkpoint(self, name: str) -> Checkpoint:
@@ -31,13 +31,13 @@ class Checkpoints(Protocol):
         """The Checkpoints of a model."""
 
 
-# Of the namespace that a manifest declares; empty when it leaves that to whoever applies it.
-Namespaces = Callable[[str], Checkpoints]
+# By the namespace that a manifest declares; empty if it leaves the namespace open.
+Namespaces = Callable[[str], CheckpointReader]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be promoted; empty: the only head, the newest checkpoint that passed."""
+    """What to promote; empty fields mean the only head, and the newest checkpoint that passed."""
 
     head: str = ""
     checkpoint: str = ""
@@ -46,7 +46,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The commit that pins the head; none when the last one already does."""
+    """The commit that pins the head; empty if the head was pinned there already."""
 
     head: str
     checkpoint: str
@@ -59,7 +59,7 @@ def promote(tree: WorkingTree, namespaces: Namespaces, wish: Wish, *, push: bool
     """Commits the pin and pushes it.
 
     Raises:
-        CommandError: with the reason why nothing was committed, or why it was not pushed.
+        CliError: nothing was committed, or it was not pushed; says why.
     """
     if not push:
         return _attempt(tree, namespaces, wish)[0]
@@ -75,7 +75,7 @@ def promote(tree: WorkingTree, namespaces: Namespaces, wish: Wish, *, push: bool
             tree.update(upstream)
         else:
             return replace(outcome, pushed=True)
-    raise CommandError(
+    raise CliError(
         f"{upstream.tracking} moved {ATTEMPTS} times meanwhile: nothing was promoted; try again"
     )
 
@@ -83,13 +83,13 @@ def promote(tree: WorkingTree, namespaces: Namespaces, wish: Wish, *, push: bool
 def _attempt(
     tree: WorkingTree, namespaces: Namespaces, wish: Wish, seen: str | None = None
 ) -> tuple[Outcome, str]:
-    """Commits the pin on the newest commit; also what the head was pinned to before.
+    """Commits the pin on the newest commit; also returns what the head was pinned to before.
 
     ``seen`` is what an earlier attempt found there.
     """
     path, manifest = _find(tree, wish)
     if seen is not None and manifest.pin != seen:
-        raise CommandError(
+        raise CliError(
             f"meanwhile {manifest.name} was {_held(manifest)} by someone else: nothing was "
             "committed; promote again to replace that"
         )
@@ -99,24 +99,24 @@ def _attempt(
 
 
 def _find(tree: WorkingTree, wish: Wish) -> tuple[Path, HeadManifest]:
-    """The file of the head and what it says in the last commit."""
-    candidates = [wish.path] if wish.path is not None else tree.manifests()
-    found = []
-    for path in candidates:
+    """The file of the head, with its text in the last commit."""
+    paths = [wish.path] if wish.path is not None else tree.manifests()
+    matching = []
+    for path in paths:
         for manifest in _read(tree, path, explicit=wish.path is not None):
             if wish.head in ("", manifest.name):
-                found.append((path, manifest))
-    if len(found) == 1:
-        path, manifest = found[0]
+                matching.append((path, manifest))
+    if len(matching) == 1:
+        path, manifest = matching[0]
         if tree.is_edited(path):
-            raise CommandError(f"{path} has changes that are not committed: commit or stash them")
+            raise CliError(f"{path} has changes that are not committed: commit or stash them")
         return path, manifest
     what = f"CheckpointHead {wish.head}" if wish.head else "CheckpointHead"
-    if not found:
+    if not matching:
         where = wish.path or f"the YAML files of {tree.path}"
-        raise CommandError(f"there is no {what} in {where}: name the file with --path")
-    listed = ", ".join(f"{manifest.name} in {path}" for path, manifest in found)
-    raise CommandError(f"there are several: {listed}. Choose with --head or --path")
+        raise CliError(f"there is no {what} in {where}: name the file with --path")
+    listed = ", ".join(f"{manifest.name} in {path}" for path, manifest in matching)
+    raise CliError(f"there are several: {listed}. Choose with --head or --path")
 
 
 def _read(tree: WorkingTree, path: Path, *, explicit: bool) -> list[HeadManifest]:
@@ -125,23 +125,23 @@ def _read(tree: WorkingTree, path: Path, *, explicit: bool) -> list[HeadManifest
         # As bytes: Python would turn the line ends of other systems into its own.
         return heads(file.read_bytes().decode())
     except FileNotFoundError as error:
-        raise CommandError(f"{path} is not in {tree.path}") from error
-    except (ManifestError, UnicodeDecodeError) as error:
+        raise CliError(f"{path} is not in {tree.path}") from error
+    except (HeadManifestError, UnicodeDecodeError) as error:
         if explicit:
-            raise CommandError(f"{path}: {error}") from error
-        # Templates and other people's files are no business of ours.
+            raise CliError(f"{path}: {error}") from error
+        # Templates and files of others may be anything.
         return []
 
 
-def _choose(known: Checkpoints, manifest: HeadManifest, name: str) -> Checkpoint:
+def _choose(known: CheckpointReader, manifest: HeadManifest, name: str) -> Checkpoint:
     try:
         if not name:
             model = manifest.spec.model_ref.name
             return promotion.newest(manifest.spec, known.checkpoints(model))
         chosen = known.checkpoint(name)
         promotion.check(manifest.spec, chosen)
-    except promotion.RefusedError as error:
-        raise CommandError(f"{manifest.name}: {error}") from error
+    except promotion.PromotionRefusedError as error:
+        raise CliError(f"{manifest.name}: {error}") from error
     return chosen
 
 
@@ -152,19 +152,19 @@ def _commit(tree: WorkingTree, path: Path, manifest: HeadManifest, checkpoint: C
         return ""
     try:
         text = manifest.pinned(name)
-    except ManifestError as error:
-        raise CommandError(f"{path}: {error}") from error
+    except HeadManifestError as error:
+        raise CliError(f"{path}: {error}") from error
     file = tree.path / path
     file.write_bytes(text.encode())
     try:
         return tree.commit(path, message(manifest, checkpoint))
-    except CommandError:
+    except CliError:
         file.write_bytes(manifest.text.encode())
         raise
 
 
 def message(manifest: HeadManifest, checkpoint: Checkpoint) -> str:
-    """What the commit says: which model, which checkpoint, and the metric that it was chosen by."""
+    """The commit's message: the model, the checkpoint, and the metric that it was chosen by."""
     gate = manifest.spec.gate
     assert gate is not None  # or it would have been refused
     name, value = checkpoint.metadata.name, measurements.value(checkpoint, gate.metric)

@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from espalier.cli.failure import CommandError
+from espalier.api.run.taskset import SOURCES
+from espalier.cli.failure import CliError
 from espalier.cli.options import AsJson, DryRun, Namespace, Yes, commands, confirm, kubectl, show
 from espalier.cli.ownership import not_owned_by_git
+from espalier.cli.run_options import RunOption, given, spec_of, with_run_options
 from espalier.cli.why import why as explain
 from espalier.core.manifests.labels import MODEL, ROLE, RUN
 
@@ -19,81 +21,61 @@ app = commands("Training runs.")
 
 
 @app.command()
+@with_run_options
 def create(
     context: typer.Context,
     name: str,
     *,
     model: Annotated[str, typer.Option(help="To train.")],
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")],
-    learning_rate: Annotated[str, typer.Option(help='Such as "1e-5".')] = "",
-    loss: Annotated[
-        str, typer.Option(help="By its wire name; importance_sampling with a taskset.")
-    ] = "",
-    group_size: Annotated[
-        int | None, typer.Option(min=1, help="Rollouts of one task; 8 with a taskset.")
-    ] = None,
-    groups_per_step: Annotated[
-        int | None, typer.Option(min=1, help="Tasks of one step; 8. With a taskset only.")
-    ] = None,
-    config_map: Annotated[str, typer.Option(help="ConfigMap with tasks.jsonl.")] = "",
-    dataset: Annotated[str, typer.Option(help="A dataset of reasoning-gym.")] = "",
-    size: Annotated[int | None, typer.Option(min=1, help="Tasks in the taskset; 256.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the taskset; 1.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of one completion; 256 with a taskset.")
-    ] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
     namespace: Namespace = None,
+    **fields: Any,
 ) -> None:
     """Create a run; without --config-map and --dataset one that your own script drives, which then
     decides what is not given here and is bound by what is."""
-    if config_map and dataset:
-        raise CommandError("--config-map and --dataset name two tasksets", "usage", "Give one")
-    source = {"configMap": {"name": config_map}} if config_map else {}
-    source = {"reasoningGym": {"dataset": dataset}} if dataset else source
-    asked = {"--groups-per-step": groups_per_step, "--size": size, "--seed": seed}
-    unused = [option for option, value in asked.items() if value is not None]
-    if not source and unused:
-        raise CommandError(
-            f"{', '.join(unused)}: a run without a taskset has no tasks to count",
-            "usage",
-            "Name one with --config-map or --dataset, or leave these out: your script chooses",
-        )
-    if source and not learning_rate:
-        raise CommandError("the runner needs --learning-rate", "usage", 'Give one, such as "1e-5"')
-    given = {
-        "loss": {"name": loss or "importance_sampling"} if loss or source else None,
-        "learningRate": learning_rate or None,
-        "groupSize": group_size,
-        "groupsPerStep": groups_per_step,
-        "sampling": {"maxTokens": max_tokens} if max_tokens is not None else None,
-        "taskset": {
-            "seed": 1 if seed is None else seed,
-            "size": 256 if size is None else size,
-            **source,
-        }
-        if source
-        else None,
-    }
-    spec: dict[str, Any] = {
-        "modelRef": {"name": model},
-        "driver": "Runner" if source else "Client",
-        "steps": steps,
-        **{field: value for field, value in given.items() if value is not None},
-    }
     manifest = {
         "apiVersion": "espalier.dev/v1alpha1",
         "kind": "TrainingRun",
         "metadata": {"name": name},
-        "spec": spec,
+        "spec": {"modelRef": {"name": model}, **_spec(given(fields))},
     }
     cluster = kubectl(context, namespace)
-    # The API server takes a run of a model that is not there yet; who types one wants it there.
+    # The API server accepts a run of a model that does not exist yet; here that is a typing error.
     cluster.model(model)
     cluster.create(manifest, dry_run=dry_run)
-    said = "would create" if dry_run else "created"
-    show(as_json, manifest, f"{said} run {name}; follow it: espalier watch {name}")
+    verb = "would create" if dry_run else "created"
+    show(as_json, manifest, f"{verb} run {name}; follow it: espalier watch {name}")
+
+
+def _spec(options: list[tuple[RunOption, Any]]) -> dict[str, Any]:
+    """The fields of a run's spec, but for its model; the driver is Runner where a taskset is given.
+
+    Raises:
+        CliError: options that contradict each other, or one that the runner needs is missing.
+    """
+    flags = {option.path: option.flag for option, _ in options}
+    spec = spec_of(options)
+    sources = [source for source in SOURCES if source in spec.get("taskset", {})]
+    if len(sources) > 1:
+        several = " and ".join(
+            next(flag for path, flag in flags.items() if source in path) for source in sources
+        )
+        raise CliError(f"{several} name two tasksets", "usage", "Give one")
+    if not sources:
+        unused = [f for path, f in flags.items() if path[0] in ("groupsPerStep", "taskset")]
+        if unused:
+            raise CliError(
+                f"{', '.join(unused)}: a run without a taskset has no tasks to count",
+                "usage",
+                "Name one with --config-map or --dataset, or leave these out: your script chooses",
+            )
+        return {"driver": "Client", **spec}
+    if "learningRate" not in spec:
+        raise CliError("the runner needs --learning-rate", "usage", 'Give one, such as "1e-5"')
+    spec["loss"] = {"name": "importance_sampling", **spec.get("loss", {})}
+    spec["taskset"] = {"seed": 1, **spec["taskset"]}
+    return {"driver": "Runner", **spec}
 
 
 @app.command()
@@ -112,7 +94,7 @@ def logs(
     owner = f"{RUN}={name}" if of == "runner" else f"{MODEL}={run.spec.model_ref.name}"
     select = ("--selector", f"{owner},{ROLE}={of}")
     if not cluster.call("get", "pods", *select, "-o", "name").strip():
-        raise CommandError(
+        raise CliError(
             f"run {name} has no {of} pod now", "not_found", f"espalier run why {name} says why"
         )
     options = ("--all-containers", "--prefix", f"--tail={tail}", *(("-f",) if follow else ()))
@@ -127,8 +109,8 @@ def why(
 ) -> None:
     """Say in a sentence what a run waits for."""
     cluster = kubectl(context, namespace)
-    said = explain(cluster.run(name), cluster.run)
-    show(as_json, {"run": name, "why": said}, said)
+    sentence = explain(cluster.run(name), cluster.run)
+    show(as_json, {"run": name, "why": sentence}, sentence)
 
 
 @app.command()

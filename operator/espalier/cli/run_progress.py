@@ -1,4 +1,4 @@
-"""Where a run stands, as a person wants to read it. Pure."""
+"""The progress of a run, for people. Pure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Standing:
 
 
 def standing(run: TrainingRun) -> Standing:
-    """Reads a run's status; conditions of an older spec end nothing."""
+    """Reads a run's status; a condition of an older spec does not end the run."""
     status = run.status
     current = status.observed_generation >= run.metadata.generation
     conditions = {condition.type: condition for condition in status.conditions}
@@ -64,7 +64,7 @@ def standing(run: TrainingRun) -> Standing:
 
 
 def _telling(conditions: dict[str, Condition]) -> str:
-    """The condition that says why the run does not train, else Ready."""
+    """The condition that explains why the run does not train, else Ready."""
     for name in ("Suspended", "Reconciling"):
         if _is_true(conditions.get(name)):
             return name

@@ -1,4 +1,4 @@
-"""Reads a run and its tasks: of the cluster, or of a manifest that is not applied yet."""
+"""Reads a run and its tasks from the cluster, or from a manifest that is not applied yet."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from espalier.api.run.taskset import ConfigMapTasks, Taskset
 from espalier.api.trainingrun import TrainingRun
-from espalier.cli.failure import CommandError
-from espalier.cli.head_manifest import ManifestError, documents_of
+from espalier.cli.failure import CliError
+from espalier.cli.head_manifest import HeadManifestError, documents_of
 from espalier.cli.kubectl import Kubectl
 from espalier.runner.jsonl import JsonlTasks
 from espalier.runner.open_taskset import open_tasks
@@ -22,7 +22,7 @@ from espalier.runner.task_protocol import Tasks
 
 
 @dataclass(frozen=True)
-class Declared:
+class RunManifest:
     """A run, its namespace, and the ConfigMaps that its manifest brings along, by name."""
 
     run: TrainingRun
@@ -34,10 +34,10 @@ class Declared:
         """The run's taskset.
 
         Raises:
-            CommandError: it has none.
+            CliError: it has none.
         """
         if self.run.spec.taskset is None:
-            raise CommandError(
+            raise CliError(
                 f"run {self.run.metadata.name} has no taskset: its script chooses the tasks",
                 "usage",
                 "Name a run with spec.taskset",
@@ -45,22 +45,22 @@ class Declared:
         return self.run.spec.taskset
 
 
-def declared(cluster: Kubectl, name: str, file: Path | None) -> Declared:
+def declared(cluster: Kubectl, name: str, file: Path | None) -> RunManifest:
     """The run of that name in a manifest, or in the cluster where no manifest is given.
 
     Raises:
-        CommandError: there is no such run, or several of which none is named.
+        CliError: the run does not exist, or there are several and none is named.
     """
     if file is None:
         if not name:
-            raise CommandError("which run?", "usage", "Name one, or give its manifest with --file")
-        return Declared(cluster.run(name), cluster.namespace(), {})
+            raise CliError("which run?", "usage", "Name one, or give its manifest with --file")
+        return RunManifest(cluster.run(name), cluster.namespace(), {})
     documents = _documents(file)
     runs = [body for body in documents if body.get("kind") == "TrainingRun"]
     named = [body for body in runs if name in ("", _name(body))]
     if len(named) != 1:
         names = ", ".join(map(_name, runs)) or "none"
-        raise CommandError(
+        raise CliError(
             f"{file} has {len(named)} runs {name}".rstrip() + f"; the runs in it: {names}",
             "usage",
             "Name one of them",
@@ -68,20 +68,20 @@ def declared(cluster: Kubectl, name: str, file: Path | None) -> Declared:
     (body,) = named
     run = _run(file, body)
     namespace = str(body["metadata"].get("namespace") or cluster.namespace())
-    return Declared(run, namespace, dict(map(_config_map, filter(_is_config_map, documents))))
+    return RunManifest(run, namespace, dict(map(_config_map, filter(_is_config_map, documents))))
 
 
-def opened(declared: Declared, cluster: Kubectl, file: Path | None) -> Tasks:
+def opened(declared: RunManifest, cluster: Kubectl, file: Path | None) -> Tasks:
     """The run's tasks; ``file`` takes the place of one on a claim or in an image.
 
     Raises:
-        CommandError: they lie where this command does not read.
+        CliError: this command cannot read the place of the tasks.
         UserError: ``TasksetInvalid``, naming source, line and field.
     """
     taskset = declared.taskset
     if file is not None:
         if taskset.file is None:
-            raise CommandError(
+            raise CliError(
                 "--tasks: the run's tasks are generated: no file can take their place",
                 "usage",
                 "Leave it out",
@@ -100,11 +100,11 @@ def of_config_map(taskset: Taskset, remedy: str) -> ConfigMapTasks:
     """The ConfigMap that a taskset's file lies in.
 
     Raises:
-        CommandError: it lies on a claim or in an image; ``remedy`` says what to do then.
+        CliError: it lies on a claim or in an image; ``remedy`` says what to do then.
     """
     if taskset.config_map is None:
         where = taskset.file.name if taskset.file is not None else "no file"
-        raise CommandError(
+        raise CliError(
             f"the run's tasks are in {where}, which this command does not read", "usage", remedy
         )
     return taskset.config_map
@@ -123,9 +123,9 @@ def _documents(file: Path) -> list[dict[str, Any]]:
     try:
         parsed = list(documents_of(file.read_text()))
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"--file: {file} cannot be read: {error}", "usage") from error
-    except ManifestError as error:
-        raise CommandError(f"--file: {file} is {error}", "usage") from error
+        raise CliError(f"--file: {file} cannot be read: {error}", "usage") from error
+    except HeadManifestError as error:
+        raise CliError(f"--file: {file} is {error}", "usage") from error
     return [body for body in parsed if isinstance(body, dict)]
 
 
@@ -135,7 +135,7 @@ def _run(file: Path, body: dict[str, Any]) -> TrainingRun:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise CommandError(
+        raise CliError(
             f"{file}: {field}: {first['msg']}",
             "usage",
             "Mend it; kubectl explain trainingrun.spec tells every field",
@@ -147,10 +147,10 @@ def _is_config_map(body: dict[str, Any]) -> bool:
 
 
 def _config_map(body: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """Its name, and what it holds as text."""
+    """The name of a ConfigMap, and its entries that are text."""
     data = body.get("data")
-    held = data.items() if isinstance(data, dict) else ()
-    return _name(body), {str(key): text for key, text in held if isinstance(text, str)}
+    entries = data.items() if isinstance(data, dict) else ()
+    return _name(body), {str(key): text for key, text in entries if isinstance(text, str)}
 
 
 def _name(body: dict[str, Any]) -> str:

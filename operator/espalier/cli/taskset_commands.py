@@ -1,4 +1,4 @@
-"""``espalier taskset``: preview, calibrate. Both before any trainer is started."""
+"""``espalier taskset``: preview, calibrate. Neither needs a trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from espalier.cli.options import (
     kubectl,
     show,
 )
-from espalier.cli.run_tasks import Declared, declared, opened
+from espalier.cli.run_tasks import RunManifest, declared, opened
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
 
@@ -51,11 +51,11 @@ def preview(
 ) -> None:
     """Print the first tasks of a run as they are asked, and what the scorer compares with."""
     cluster = kubectl(context, namespace)
-    found = opened(declared(cluster, run, file), cluster, tasks)
-    shown = [_shown(found, index) for index in range(min(count, found.size))]
-    content = {"size": found.size, "tasks": shown}
+    taskset = opened(declared(cluster, run, file), cluster, tasks)
+    shown = [_shown(taskset, index) for index in range(min(count, taskset.size))]
+    content = {"size": taskset.size, "tasks": shown}
     text = "\n\n".join(map(_task_text, shown))
-    show(as_json, content, f"{text}\n\n{len(shown)} of {found.size} tasks")
+    show(as_json, content, f"{text}\n\n{len(shown)} of {taskset.size} tasks")
 
 
 @app.command("calibrate")
@@ -77,15 +77,15 @@ def calibrate_command(
     """Sample a run's first groups as the run would, and say whether it could learn from them."""
     cluster = kubectl(context, namespace)
     wanted = declared(cluster, run, file)
-    found = opened(wanted, cluster, tasks)
+    taskset = opened(wanted, cluster, tasks)
     slug = f"{wanted.namespace}/{wanted.run.spec.model_ref.name}"
     who = access(url, token)
-    done = asyncio.run(_calibrate(who, slug, wanted, found, groups=groups, checkpoint=checkpoint))
+    done = asyncio.run(_calibrate(who, slug, wanted, taskset, groups=groups, checkpoint=checkpoint))
     show(as_json, done.wire(), _calibration_text(done))
 
 
 async def _calibrate(
-    access: Access, slug: str, wanted: Declared, tasks: Tasks, *, groups: int, checkpoint: str
+    access: Access, slug: str, wanted: RunManifest, tasks: Tasks, *, groups: int, checkpoint: str
 ) -> Calibration:
     from espalier.cli.gateway_commands import PATIENCE  # noqa: PLC0415
     from espalier.client import GatewayClient  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Why a run does not train: the one thing that it waits for, in a sentence. Pure."""
+"""Says in a sentence what a run waits for. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from espalier.core.run.turn import SUCCEEDED
 
 
 def why(run: TrainingRun, read: Callable[[str], TrainingRun]) -> str:
-    """A sentence about a run; follows a run that waits for another to what that one waits for.
+    """A sentence about a run; if it waits for another run, about what that one waits for.
 
     Args:
         run: as read.
@@ -24,9 +24,9 @@ def why(run: TrainingRun, read: Callable[[str], TrainingRun]) -> str:
         seen = "has not been seen" if status.observed_generation < 0 else "was edited, unseen"
         return f"{name} {seen} by the operator yet: is it running, and does it watch here?"
     for kind, sentence in _TELLING.items():
-        said = conditions.find(status.conditions, kind)
-        if said is not None and said.status == "True":
-            return sentence(name, said)
+        condition = conditions.find(status.conditions, kind)
+        if condition is not None and condition.status == "True":
+            return sentence(name, condition)
     ready = conditions.find(status.conditions, conditions.READY)
     if ready is None:
         return f"{name} has no condition Ready: was it made by another version of Espalier?"
@@ -35,25 +35,27 @@ def why(run: TrainingRun, read: Callable[[str], TrainingRun]) -> str:
     return f"{name} waits, {ready.reason}: {ready.message}"
 
 
-def _held(name: str, said: Condition) -> str:
+def _held(name: str, condition: Condition) -> str:
     how = f"and goes on with `espalier run resume {name}`"
-    if said.reason == "HeadPinned":
+    if condition.reason == "HeadPinned":
         how = "and goes on when the head is not pinned with onPin Pause"
-    return f"{name} is held, {how}: {said.message}"
+    return f"{name} is held, {how}: {condition.message}"
 
 
-def _trains(name: str, said: Condition) -> str:
-    if said.reason == AWAITING_CLIENT:
-        return f"{name} waits for your script to train it ({said.message})."
-    return f"{name} waits for nothing: it trains ({said.message})."
+def _trains(name: str, condition: Condition) -> str:
+    if condition.reason == AWAITING_CLIENT:
+        return f"{name} waits for your script to train it ({condition.message})."
+    return f"{name} waits for nothing: it trains ({condition.message})."
 
 
 # In this order: the first of these conditions that is True says what a run waits for.
 _TELLING: dict[str, Callable[[str, Condition], str]] = {
-    SUCCEEDED: lambda name, said: (
-        f"{name} waits for nothing: it has taken all its steps ({said.message})."
+    SUCCEEDED: lambda name, condition: (
+        f"{name} waits for nothing: it has taken all its steps ({condition.message})."
     ),
-    conditions.STALLED: lambda name, said: f"{name} needs you, {said.reason}: {said.message}",
+    conditions.STALLED: lambda name, condition: (
+        f"{name} needs you, {condition.reason}: {condition.message}"
+    ),
     SUSPENDED: _held,
     conditions.READY: _trains,
 }

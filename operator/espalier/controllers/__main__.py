@@ -21,9 +21,10 @@ from espalier.controllers.peers.sampler_client import RolloutClient
 from espalier.controllers.peers.trainer_client import TrainerClient
 from espalier.controllers.process.preflight import Preflight
 from espalier.controllers.process.replica import Ports, Replica, lease_key
-from espalier.controllers.process.settings import Settings, SettingsError
+from espalier.controllers.process.settings import OperatorSettings
 from espalier.controllers.process.signing_key import SigningKeyError
 from espalier.controllers.process.triggers import WATCHED
+from espalier.environment import SettingsError
 from espalier.kube import heartbeat, informer, queue_metrics
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
@@ -35,8 +36,8 @@ from espalier.podclient import pod_session
 
 logger = logging.getLogger("espalier.controllers")
 
-# A key that waited this long for a worker means that the queue does not move, and one that runs
-# this long that a worker hangs: every call has a timeout far below.
+# A key that waits this long for a worker shows that the queue is stuck; one that runs this long
+# shows that a worker hangs, because every call has a far shorter timeout.
 STUCK_SECONDS = 120.0
 HUNG_SECONDS = 600.0
 # Within terminationGracePeriodSeconds (30): then what still runs is abandoned, and then it is left.
@@ -44,14 +45,14 @@ ORDERLY_SECONDS = 20.0
 ABANDON_SECONDS = 5.0
 # Allocations, less deallocations, between two looks for garbage.
 YOUNG_OBJECTS = 5000
-# Faults that a restart or the message mends; anything else deserves its traceback.
+# Errors whose message is enough for a remedy; any other is logged with its traceback.
 EXPECTED = (LeadershipLostError, SigningKeyError, InformerError)
 
 
-class Process:
+class OperatorProcess:
     """One replica as a process of the operating system."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: OperatorSettings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
         self._replica: Replica | None = None
@@ -106,7 +107,7 @@ class Process:
         return Replica(self._settings, ports, election, self._stop)
 
     async def _until_stopped(self, replica: asyncio.Task[None]) -> None:
-        """Wait for its end; once asked to stop it has so long, then it is abandoned."""
+        """Wait for the replica's end; once a stop is requested, for a bounded time."""
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({replica, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -118,17 +119,17 @@ class Process:
                 return
             logger.warning("what runs did not end within %.0f s: it is abandoned", seconds)
             replica.cancel()
-        # Cancelled and still there: nothing of this process may outlive its grace period.
+        # It was cancelled and still runs. Nothing of this process may outlive its grace period.
         process.end(FAULT)
 
     def _fault(self) -> str | None:
-        """A standby is ready: it is there to take over."""
+        """Why the replica is not ready; a standby is ready, because it can take over."""
         replica = self._replica
         waits = replica is not None and replica.leads and not replica.synced.is_set()
         return "waiting for the first lists" if waits else None
 
     def _forbidden(self) -> str | None:
-        """What is missing that only an administrator can give."""
+        """The missing rights or CRDs that only an administrator can provide."""
         replica, preflight = self._replica, self._preflight
         operator = replica.operator if replica else None
         faults = (
@@ -152,7 +153,7 @@ class Process:
 
 
 def _seconds_since_boot() -> float:
-    """A suspended machine's sleep counts where the system can tell: its lease ran out meanwhile."""
+    """Counts the time in which the machine was suspended, if the system can: the lease ran out."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -174,12 +175,12 @@ def main() -> int:
     process.configure_logs()
     _collect_seldom()
     try:
-        settings = Settings.read(os.environ)
+        settings = OperatorSettings.read(os.environ)
     except SettingsError as error:
         logger.error("%s", error)
         return USER_MISTAKE
     try:
-        asyncio.run(Process(settings).run())
+        asyncio.run(OperatorProcess(settings).run())
     except EXPECTED as error:
         logger.error("%s", error)
         return FAULT

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
-from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
 from espalier.controllers.peers.importer_client import Imports
 from espalier.controllers.peers.samplers import Rollouts
 from espalier.core.manifests.installation import ChildSettings
 from espalier.kube.cluster import Cluster
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Context:
     lister: Lister
     writer: StatusWriter
     rollouts: Rollouts
-    trainers: Trainers
+    trainers: Assignments
     streams: CommitStreams
     blockers: Blockers
     imports: Imports
     settings: ChildSettings
     now: Callable[[], str]
-    enqueue: Callable[[Key], None]
+    enqueue: Callable[[ObjectKey], None]

@@ -44,7 +44,7 @@ def branch_name(term: int) -> str:
 def adapter_name(slug: str, digest: str) -> str:
     """The immutable name under which rollouts load a checkpoint; never reused.
 
-    vLLM's prefix cache is keyed by adapter name, so a name must mean one set of weights for ever.
+    vLLM's prefix cache is keyed by adapter name, so a name must mean one set of weights forever.
     An empty digest is the base itself.
     """
     if not digest:

@@ -13,12 +13,10 @@ def served(listed: str, own: str) -> tuple[str, ...]:
     """
     found = tuple(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
     if not found:
-        raise ValueError(
-            f"{VARIABLE} is not set: list the namespaces to serve, separated by commas"
-        )
+        raise ValueError("names no namespace: list those to serve, separated by commas")
     if own in found:
         raise ValueError(
-            f"{VARIABLE} names {own}, where Espalier itself runs: whoever may read Secrets there "
+            f"names {own}, where Espalier itself runs: whoever may read Secrets there "
             "holds its signing key. Run it in a namespace of its own, such as espalier-system"
         )
     return found

@@ -16,28 +16,29 @@ from aiohttp import web
 from espalier import process
 from espalier.api.exit_codes import USER_MISTAKE
 from espalier.core.manifests.labels import MANAGED
+from espalier.environment import SettingsError
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.context import Services
-from espalier.gateway.settings import Settings, SettingsError
-from espalier.gateway.world.watch import CHILDREN, WATCHED, View
+from espalier.gateway.context import Context
+from espalier.gateway.settings import GatewaySettings
+from espalier.gateway.world.watch import CHILDREN, WATCHED, WorldWatch
 from espalier.identity import GATEWAY_KEY_SECRET, PRIVATE_KEY_FIELD
 from espalier.kube import informer
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 from espalier.kube.probes import HealthServer
 from espalier.podclient import pod_session
 
 KEY_RETRY_SECONDS = 2.0
 # A Service keeps sending for a moment after a pod stops being ready.
 UNREADY_SECONDS = 3.0
-# As long as HUD's client, which asks once, waits for an answer: then nobody waits any more.
+# HUD's client asks once and waits this long for the answer. After that nobody is waiting.
 # The chart grants this and UNREADY_SECONDS (terminationGracePeriodSeconds).
 DRAIN_SECONDS = 600.0
-# Connections that wait to be taken. Where there is no room for one more, it waits for a second.
+# Connections that wait to be accepted. One more than that is retried by its client after a second.
 BACKLOG = 4096
 # Before the first generation is collected.
 YOUNG_OBJECTS = 20_000
@@ -65,10 +66,10 @@ class Readiness:
 
 
 async def load_signing_key(cluster: Cluster, namespace: str, tokens: TokenIssuer) -> None:
-    """Waits for the operator's Secret; ``/readyz`` names it as long as it is missing."""
+    """Waits for the operator's Secret; ``/readyz`` names it while it is missing."""
     while True:
         try:
-            secret = await cluster.get(Key("Secret", namespace, GATEWAY_KEY_SECRET))
+            secret = await cluster.get(ObjectKey("Secret", namespace, GATEWAY_KEY_SECRET))
             if secret is not None:
                 tokens.use(base64.b64decode(secret["data"][PRIVATE_KEY_FIELD]).decode())
                 return
@@ -77,7 +78,7 @@ async def load_signing_key(cluster: Cluster, namespace: str, tokens: TokenIssuer
         await asyncio.sleep(KEY_RETRY_SECONDS)
 
 
-async def run(settings: Settings, cluster: KubernetesCluster) -> None:
+async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
     """Serves until SIGTERM or SIGINT, or until the watch fails."""
     cache = Cache()
     tokens = TokenIssuer()
@@ -86,8 +87,8 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
     kinds = {kind: MANAGED if kind in CHILDREN else {} for kind in WATCHED}
     watching = informer.InformerSettings(settings.namespaces, kinds)
     async with pod_session() as session:
-        services = Services(
-            View(cache, settings.namespaces),
+        context = Context(
+            WorldWatch(cache, settings.namespaces),
             cluster,
             Authenticator(cluster),
             tokens,
@@ -95,7 +96,7 @@ async def run(settings: Settings, cluster: KubernetesCluster) -> None:
             settings.offers,
         )
         runner = web.AppRunner(
-            make_app(services, readiness.unready),
+            make_app(context, readiness.unready),
             shutdown_timeout=DRAIN_SECONDS,
             **SERVER,
         )
@@ -126,10 +127,10 @@ async def _until_signal(watch: asyncio.Task[None], synced: asyncio.Event) -> Non
     waits = [asyncio.create_task(synced.wait()), asyncio.create_task(signalled.wait())]
     await asyncio.wait([watch, *waits], return_when=asyncio.FIRST_COMPLETED)
     if synced.is_set():
-        # What there is by now stays; looking through it again would halt every request for 60 ms.
+        # The objects that exist by now stay: scanning them again would halt requests for 60 ms.
         gc.collect()
         gc.freeze()
-        # With the default of 700 every tenth request halts to look through all those in flight.
+        # With the default of 700 every tenth request would halt to scan all requests in flight.
         gc.set_threshold(YOUNG_OBJECTS)
         await asyncio.wait([watch, *waits[1:]], return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
@@ -140,7 +141,7 @@ async def _until_signal(watch: asyncio.Task[None], synced: asyncio.Event) -> Non
 
 async def main() -> None:
     """Connects and runs."""
-    settings = Settings.from_environment(os.environ)
+    settings = GatewaySettings.read(os.environ)
     async with (
         await KubernetesCluster.connect() as cluster,
         HealthServer(settings.metrics_port, live={}, ready={}),

@@ -13,28 +13,33 @@ from typing import Any
 from aiohttp import web
 
 from espalier.gateway import prometheus
+from espalier.gateway.access.callers import Callers
+from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_limits import Admission
-from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Services
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Context
 from espalier.gateway.hud.delivery import COMMANDS, is_unkeyed
+from espalier.gateway.hud.fork import Forks
 from espalier.gateway.hud.models import PlatformRoutes
-from espalier.gateway.hud.trace_outbox import Outbox
-from espalier.gateway.hud.traces import Traces
+from espalier.gateway.hud.set_head import HeadMoves
+from espalier.gateway.hud.trace_outbox import TraceOutbox
+from espalier.gateway.hud.traces import TraceRoutes
 from espalier.gateway.problems import RefusalError, respond
-from espalier.gateway.routes.completions import Completions
-from espalier.gateway.routes.evaluations import Evaluations
-from espalier.gateway.routes.openai_models import Catalogue
-from espalier.gateway.routes.runs import Runs
-from espalier.gateway.routes.training import READS, Train
-from espalier.gateway.world.watch import View
+from espalier.gateway.routes.completions import CompletionRoutes
+from espalier.gateway.routes.evaluations import EvaluationRoutes
+from espalier.gateway.routes.openai_models import OpenAIModelRoutes
+from espalier.gateway.routes.runs import RunRoutes
+from espalier.gateway.routes.trainer_lookup import TrainerLookup
+from espalier.gateway.routes.training import READS, TrainingRoutes
+from espalier.gateway.world.watch import WorldWatch
 from espalier.podclient import PodFaultError
 
 CLIENT_GONE = 499
 PLATFORM = "/v2/"
-# A connection without a whole request head for so long is closed, new or idle.
+# A connection, new or idle, is closed when no whole request head arrives within this time.
 HEAD_SECONDS = 75.0
-# What the server is to do for every gateway: nothing is inflated, and nobody only holds a socket.
-# A client that goes away frees its slot on the rollout at once.
+# Settings of aiohttp's server: it inflates nothing and closes idle sockets. A client that
+# disconnects frees its slot on the rollout at once.
 SERVER: dict[str, Any] = {
     "auto_decompress": False,
     "keepalive_timeout": HEAD_SECONDS,
@@ -42,7 +47,7 @@ SERVER: dict[str, Any] = {
     "access_log": None,
 }
 
-_VIEW = web.AppKey("view", View)
+_WATCH = web.AppKey("watch", WorldWatch)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -52,37 +57,55 @@ _QUIET = frozenset({"/healthz", "/readyz"})
 
 
 def make_app(
-    services: Services, unready: Callable[[], str], outbox: Outbox | None = None
+    context: Context, unready: Callable[[], str], outbox: TraceOutbox | None = None
 ) -> web.Application:
     """The application.
 
     Args:
-        services: what the handlers need.
+        context: what the handlers use.
         unready: why this replica takes no requests now; empty when it does.
         outbox: of traces that no trainer keeps yet; one of its own if none is given.
     """
-    admission = Admission(services.rooms.bodies)
+    watch, auth, cluster = context.watch, context.auth, context.cluster
+    admission = Admission(context.budgets.bodies)
     app = web.Application(middlewares=[_observe, _refuse, admission.admit])
     app.on_response_prepare.append(_name)
-    app[_VIEW] = services.view
-    traces = Traces(services, Outbox() if outbox is None else outbox)
-    completions, train = Completions(services, traces), Train(services, traces)
+    app[_WATCH] = watch
+    callers = Callers(watch, auth, context.offers)
+    pods = PodCalls(context.session, context.tokens, context.budgets.answers)
+    traces = TraceRoutes(callers, watch, auth, pods, TraceOutbox() if outbox is None else outbox)
+    completions = CompletionRoutes(callers, watch, auth, pods, traces)
+    training = TrainingRoutes(
+        callers=callers,
+        watch=watch,
+        auth=auth,
+        pods=pods,
+        traces=traces,
+        trainers=TrainerLookup(watch, cluster, context.tokens, context.session),
+    )
     # Without /v1 too, as HUD's client calls its gateway.
     for prefix in ("/v1", ""):
         app.router.add_post(f"{prefix}/completions", completions.handle)
         app.router.add_post(f"{prefix}/chat/completions", completions.handle)
-    catalogue = Catalogue(services)
-    app.router.add_get("/v1/models", catalogue.list)
+    models = OpenAIModelRoutes(callers, watch, auth)
+    app.router.add_get("/v1/models", models.list)
     for model in ("/v1/models/{slug}", "/v1/models/{namespace}/{slug}"):
-        app.router.add_get(model, catalogue.get)
-    app.router.add_get("/v1/runs/{namespace}/{name}", Runs(services).get)
-    evaluations = "/v1/checkpoints/{namespace}/{name}/evaluations"
-    app.router.add_post(evaluations, Evaluations(services).post)
-    PlatformRoutes(services).add_to(app.router)
+        app.router.add_get(model, models.get)
+    app.router.add_get("/v1/runs/{namespace}/{name}", RunRoutes(callers, watch, auth).get)
+    evaluations = EvaluationRoutes(callers, watch, auth, context.cluster)
+    app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", evaluations.post)
+    PlatformRoutes(
+        callers=callers,
+        watch=watch,
+        auth=auth,
+        offers=context.offers,
+        forks=Forks(watch, cluster, auth),
+        moves=HeadMoves(watch, cluster),
+    ).add_to(app.router)
     traces.add_to(app.router)
     for prefix in ("/v1/models/{slug}/train", "/v1/models/{namespace}/{slug}/train"):
-        app.router.add_post(f"{prefix}/{{command:{'|'.join(sorted(COMMANDS))}}}", train.handle)
-        app.router.add_get(f"{prefix}/{{command:{'|'.join(sorted(READS))}}}", train.handle)
+        app.router.add_post(f"{prefix}/{{command:{'|'.join(sorted(COMMANDS))}}}", training.handle)
+        app.router.add_get(f"{prefix}/{{command:{'|'.join(sorted(READS))}}}", training.handle)
 
     async def ready(_: web.Request) -> web.Response:
         why = unready()
@@ -99,7 +122,7 @@ async def _healthy(_: web.Request) -> web.Response:
 
 @web.middleware
 async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives the request its id and records what became of it."""
+    """Gives the request its id, and records its status and duration."""
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     started = time.perf_counter()
@@ -114,7 +137,7 @@ async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def _name(request: web.Request, response: web.StreamResponse) -> None:
-    """Gives every answer the id of its request; one to a malformed request has none."""
+    """Puts the request's id into the answer; a malformed request has no id."""
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
 
@@ -146,22 +169,22 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except RefusalError as refusal:
-        found = refusal
+        answer = refusal
     except web.HTTPException as error:
-        found = _of_http(request, error)
+        answer = _of_http(request, error)
     except PodFaultError as fault:
-        found = refusal_of(request.app[_VIEW].snapshot, fault)
+        answer = refusal_of(request.app[_WATCH].world, fault)
     except (asyncio.CancelledError, ConnectionResetError):
         raise
     except Exception:
         _log.exception("request failed", extra={"request_id": request[REQUEST_ID]})
-        found = RefusalError(
+        answer = RefusalError(
             500,
             "InternalError",
             "the gateway failed on this request",
             f"Its log has the cause under request id {request[REQUEST_ID]}",
         )
-    return respond(_for(request, found), openai=not _is_ours(request.path))
+    return respond(_for(request, answer), openai=not _is_ours(request.path))
 
 
 def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:
@@ -176,7 +199,7 @@ def _of_http(request: web.Request, error: web.HTTPException) -> RefusalError:
 
 
 def _for(request: web.Request, refusal: RefusalError) -> RefusalError:
-    """HUD's client shows ``detail`` alone, so where it calls, that carries the remedy too."""
+    """Adds the remedy to ``detail`` on HUD's routes, because HUD's client shows only ``detail``."""
     if not (request.path.startswith(PLATFORM) or is_unkeyed(request)):
         return refusal
     return RefusalError(

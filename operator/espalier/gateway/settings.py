@@ -1,63 +1,42 @@
-"""Settings from the environment."""
+"""The gateway's settings, from environment variables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
 
 from espalier.core.served_namespaces import VARIABLE, served
+from espalier.environment import EnvironmentSettings, Port
 from espalier.gateway.access.offers import VARIABLE as BASES
 from espalier.gateway.access.offers import Offers
 
-PORT = 8000
-METRICS_PORT = 8080
 
+class GatewaySettings(EnvironmentSettings):
+    """Where the gateway runs, which namespaces it serves, and which bases it offers."""
 
-class SettingsError(Exception):
-    """A variable is missing or wrong; the message names it and says what to set."""
+    namespace: str = Field(
+        validation_alias="POD_NAMESPACE", description="the gateway's own namespace"
+    )
+    namespaces: Annotated[tuple[str, ...], NoDecode] = Field(
+        validation_alias=VARIABLE, description="the namespaces to serve, separated by commas"
+    )
+    port: Port = Field(8000, validation_alias="ESPALIER_PORT", description="a port, 1 to 65535")
+    metrics_port: Port = Field(
+        8080, validation_alias="ESPALIER_METRICS_PORT", description="a port, 1 to 65535"
+    )
+    offers: Annotated[Offers, NoDecode] = Field(
+        Offers(), validation_alias=BASES, description="the chart's gateway.bases as JSON"
+    )
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Where the gateway runs and which namespaces it serves."""
-
-    namespace: str
-    namespaces: tuple[str, ...]
-    port: int
-    metrics_port: int
-    offers: Offers = field(default_factory=Offers)
-
+    @field_validator("namespaces", mode="before")
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Reads POD_NAMESPACE, ESPALIER_NAMESPACES, ESPALIER_BASES and the ports.
+    def _served(cls, text: str, info: ValidationInfo) -> tuple[str, ...]:
+        return served(text, info.data.get("namespace", ""))
 
-        ESPALIER_NAMESPACES is comma separated; the gateway's own namespace is never served.
-        ESPALIER_BASES is the chart's ``gateway.bases`` as JSON.
-        """
-        namespace = environment.get("POD_NAMESPACE", "")
-        if not namespace:
-            raise SettingsError("POD_NAMESPACE is not set: set it to the gateway's own namespace")
-        try:
-            namespaces = served(environment.get(VARIABLE, ""), namespace)
-        except ValueError as error:
-            raise SettingsError(str(error)) from error
-        try:
-            offers = Offers.read(environment.get(BASES, ""), namespaces)
-        except ValueError as error:
-            raise SettingsError(f"{BASES} (gateway.bases of the chart): {error}") from error
-        return cls(
-            namespace=namespace,
-            namespaces=namespaces,
-            port=_port(environment, "ESPALIER_PORT", PORT),
-            metrics_port=_port(environment, "ESPALIER_METRICS_PORT", METRICS_PORT),
-            offers=offers,
-        )
-
-
-def _port(environment: Mapping[str, str], name: str, default: int) -> int:
-    text = environment.get(name, "")
-    if not text:
-        return default
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise SettingsError(f"{name} is {text!r}: set a port from 1 to 65535")
-    return int(text)
+    @field_validator("offers", mode="before")
+    @classmethod
+    def _offered(cls, text: str, info: ValidationInfo) -> Offers:
+        # Without valid namespaces the settings are refused whatever the offers are.
+        return Offers.read(text, info.data["namespaces"]) if "namespaces" in info.data else Offers()

@@ -20,13 +20,13 @@ from espalier.kube.cluster import (
     TokenReviewResult,
     always,
 )
-from espalier.kube.connections import Transport, load_configuration
-from espalier.kube.objects import Body, Key, kind_of, label_selector
+from espalier.kube.connections import ApiServerTransport, load_configuration
+from espalier.kube.objects import Body, ObjectKey, kind_of, label_selector
 
 PAGE_SIZE = 500
-# Objects of a page that are taken in before others have their turn.
+# After this many objects of a page, other tasks of the event loop run.
 AT_ONCE = 20
-# What says which object, and which version of it, an intent is for.
+# The fields of metadata that identify the object, and the version, that an intent is for.
 _IDENTITY = ("name", "namespace", "uid", "resourceVersion")
 
 
@@ -34,7 +34,7 @@ class KubernetesCluster:
     """See Cluster."""
 
     def __init__(self, configuration: Configuration) -> None:
-        self._transport = Transport(configuration)
+        self._transport = ApiServerTransport(configuration)
         self._call = self._transport.call
         self._before_write: BeforeWrite = always
 
@@ -69,7 +69,7 @@ class KubernetesCluster:
         """A session of its own for watches; see Transport."""
         return self._transport.watch_session(*traces)
 
-    async def get(self, key: Key) -> Body | None:
+    async def get(self, key: ObjectKey) -> Body | None:
         """See Cluster."""
         kind = kind_of(key.kind)
         try:
@@ -175,7 +175,7 @@ class KubernetesCluster:
         return await self._call("PUT", path, {"fieldManager": MANAGER}, intent)
 
     async def delete(
-        self, key: Key, *, propagation: Propagation = "Background", uid: str | None = None
+        self, key: ObjectKey, *, propagation: Propagation = "Background", uid: str | None = None
     ) -> None:
         """See Cluster."""
         self._before_write()
@@ -186,7 +186,7 @@ class KubernetesCluster:
         try:
             await self._call("DELETE", path, body=options)
         except ClusterError as error:
-            # A conflict on the uid says that the object that was meant is gone already.
+            # A conflict on the uid means that the intended object is gone already.
             if error.status != 404 and not (uid and error.status == 409):
                 raise
 

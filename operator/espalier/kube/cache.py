@@ -14,19 +14,19 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from enum import Enum, auto
 
 from espalier.core.manifests.labels import MODEL, ROLE, RUN
-from espalier.kube.objects import Body, Key, key_of, owner_of
+from espalier.kube.objects import Body, ObjectKey, key_of, owner_of
 
 logger = logging.getLogger(__name__)
 
 
-class Source(Enum):
-    """Where a change comes from: it was SEEN, or is a status written just as it was decided."""
+class ChangeSource(Enum):
+    """The source of a change: SEEN in the cluster, or the OWN_STATUS that a reconciler wrote."""
 
     SEEN = auto()
     OWN_STATUS = auto()
 
 
-Listener = Callable[[Key, Body | None, Body | None, Source], None]
+Listener = Callable[[ObjectKey, Body | None, Body | None, ChangeSource], None]
 TOMBSTONES = 1000
 
 Indexed = tuple[str, str, Hashable]
@@ -73,10 +73,10 @@ def _version(body: Body) -> int:
     return int(body["metadata"].get("resourceVersion") or 0)
 
 
-def _open(held: Body | bytes) -> Body:
-    if isinstance(held, dict):
-        return held
-    body: Body = pickle.loads(held)
+def _open(stored: Body | bytes) -> Body:
+    if isinstance(stored, dict):
+        return stored
+    body: Body = pickle.loads(stored)
     return body
 
 
@@ -85,19 +85,19 @@ class Cache:
 
     def __init__(self, packed: Collection[str] = ()) -> None:
         self._packed = frozenset(packed)
-        self._objects: dict[str, dict[Key, Body | bytes]] = defaultdict(dict)
-        self._versions: dict[Key, int] = {}
-        self._index: dict[Indexed, dict[Key, None]] = defaultdict(dict)
-        self._deleted: dict[Key, int] = {}
+        self._objects: dict[str, dict[ObjectKey, Body | bytes]] = defaultdict(dict)
+        self._versions: dict[ObjectKey, int] = {}
+        self._index: dict[Indexed, dict[ObjectKey, None]] = defaultdict(dict)
+        self._deleted: dict[ObjectKey, int] = {}
         self._synced: set[str] = set()
         self._listeners: list[Listener] = []
 
-    def get(self, key: Key) -> Body | None:
+    def get(self, key: ObjectKey) -> Body | None:
         """The object as last seen, or None."""
-        held = self._objects[key.kind].get(key)
-        return _open(held) if held is not None else None
+        stored = self._objects[key.kind].get(key)
+        return _open(stored) if stored is not None else None
 
-    def version(self, key: Key) -> int:
+    def version(self, key: ObjectKey) -> int:
         """The version of the object in the cache; 0 without one."""
         return self._versions.get(key, 0)
 
@@ -108,16 +108,16 @@ class Cache:
 
     def keys(
         self, kind: str, namespace: str | None = None, **index: Hashable
-    ) -> builtins.list[Key]:
-        """The keys of the same, of one namespace or of all."""
-        keys: Iterable[Key] = self._objects[kind]
+    ) -> builtins.list[ObjectKey]:
+        """The keys of those objects, of one namespace or of all."""
+        keys: Iterable[ObjectKey] = self._objects[kind]
         if index:
             wanted = [self._index.get((kind, name, value), {}) for name, value in index.items()]
             smallest = min(wanted, key=len)
             keys = [key for key in smallest if all(key in others for others in wanted)]
         return [key for key in keys if namespace in (None, key.namespace)]
 
-    def put(self, kind: str, body: Body, source: Source = Source.SEEN) -> None:
+    def put(self, kind: str, body: Body, source: ChangeSource = ChangeSource.SEEN) -> None:
         """Take in an object. Older versions are ignored, so events may arrive in any order."""
         key, version = key_of(kind, body), _version(body)
         if version <= (self._versions.get(key) or self._deleted.get(key, 0)):
@@ -129,20 +129,20 @@ class Cache:
         self._notify(key, old, body, source)
 
     def forget(self, kind: str, last: Body) -> None:
-        """Take in a deletion, with the body it came with; a newer object of that name is kept."""
+        """Record a deletion, with the body it came with; a newer object of that name is kept."""
         key = key_of(kind, last)
         if self.version(key) > _version(last):
             return
         self._bury(key, _version(last))
         self._remove(key)
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: ObjectKey) -> None:
         """Drop an object from the cache, if it is there."""
         self._bury(key, self.version(key))
         self._remove(key)
 
     def mark_synced(self, kind: str) -> None:
-        """Say that every object of the kind that exists has been taken in."""
+        """Note that the cache has every existing object of the kind."""
         self._synced.add(kind)
 
     def synced(self, kind: str) -> bool:
@@ -153,21 +153,21 @@ class Cache:
         """Call ``callback(key, old, new, source)`` after every change; None is absence."""
         self._listeners.append(callback)
 
-    def _remove(self, key: Key) -> None:
-        held = self._objects[key.kind].pop(key, None)
+    def _remove(self, key: ObjectKey) -> None:
+        stored = self._objects[key.kind].pop(key, None)
         self._versions.pop(key, None)
-        if held is not None:
-            old = _open(held)
+        if stored is not None:
+            old = _open(stored)
             self._reindex(key, old, None)
-            self._notify(key, old, None, Source.SEEN)
+            self._notify(key, old, None, ChangeSource.SEEN)
 
-    def _bury(self, key: Key, version: int) -> None:
+    def _bury(self, key: ObjectKey, version: int) -> None:
         """Remember a deletion for a while: a late older body must not bring it back."""
         self._deleted[key] = max(version, self._deleted.pop(key, 0))
         if len(self._deleted) > TOMBSTONES:
             del self._deleted[next(iter(self._deleted))]
 
-    def _reindex(self, key: Key, old: Body | None, new: Body | None) -> None:
+    def _reindex(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
         before, after = _entries(key.kind, old), _entries(key.kind, new)
         for entry in before - after:
             del self._index[entry][key]
@@ -176,12 +176,14 @@ class Cache:
         for entry in after - before:
             self._index[entry][key] = None
 
-    def _notify(self, key: Key, old: Body | None, new: Body | None, source: Source) -> None:
+    def _notify(
+        self, key: ObjectKey, old: Body | None, new: Body | None, source: ChangeSource
+    ) -> None:
         for listener in self._listeners:
             try:
                 listener(key, old, new, source)
             except Exception:
-                # One listener's fault must not cost the others, nor the watch, the event.
+                # One listener's error must not hide the event from the others, or end the watch.
                 logger.exception("a listener failed on %s", key)
 
 

@@ -1,4 +1,4 @@
-"""The port to the API server: what Espalier asks of it, and how it refuses.
+"""The port to the API server: the calls that Espalier makes, and their errors.
 
 Status is written by server-side apply on ``/status`` under its own field manager, children by
 server-side apply with complete intent; a user's spec, labels and annotations are never written.
@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 MANAGER = "espalier"
 STATUS_MANAGER = "espalier-status"
 
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
-# The status of a ClusterError that only a grant of rights ends.
+# The status of a ClusterError that lasts until somebody grants a right.
 HTTP_FORBIDDEN = 403
-# The status of a ClusterError for a body whose values the API server does not take.
+# The status of a ClusterError for a body with invalid values.
 HTTP_UNPROCESSABLE = 422
 
 
@@ -34,7 +34,7 @@ def always() -> None:
 class ClusterError(Exception):
     """The API server refused a call, or could not be reached (status 0).
 
-    ``retry_after``: seconds for which it asks to be left alone, 0 if it does not.
+    ``retry_after``: seconds to wait before the next call, 0 if the server named none.
     """
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
@@ -60,7 +60,7 @@ class TokenReviewResult:
 class Cluster(Protocol):
     """What Espalier asks of an API server. Every call raises ClusterError when it fails."""
 
-    async def get(self, key: Key) -> Body | None:
+    async def get(self, key: ObjectKey) -> Body | None:
         """The live object, or None if it does not exist."""
 
     async def list(
@@ -105,9 +105,9 @@ class Cluster(Protocol):
         """Replace the object at its ``resourceVersion``; 409 if another writer was faster."""
 
     async def delete(
-        self, key: Key, *, propagation: Propagation = "Background", uid: str | None = None
+        self, key: ObjectKey, *, propagation: Propagation = "Background", uid: str | None = None
     ) -> None:
-        """Delete the object (only the one of this uid, if given); one that is gone is fine."""
+        """Delete the object (only the one of this uid, if given); do nothing if it is gone."""
 
     async def review_token(self, token: str, audiences: Sequence[str]) -> TokenReviewResult:
         """TokenReview for any of these audiences, or the API server's own when there are none."""

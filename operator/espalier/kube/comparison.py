@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from espalier.kube import queue_metrics
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.objects import Body, Key, key_of, kind_of, without_managers
+from espalier.kube.objects import Body, ObjectKey, key_of, kind_of, without_managers
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Scope:
 
 
 class Comparison:
-    """Compares one scope whenever kopf has listed it, and now and then.
+    """Compares one scope whenever kopf has listed it, and periodically.
 
     Our list is younger than kopf's: what is deleted after ours, kopf's watch reports.
     """
@@ -72,7 +72,7 @@ class Comparison:
     async def _compare(self) -> None:
         kind, namespace = self._scope.kind, self._scope.namespace
         before = {key: self._cache.version(key) for key in self._cache.keys(kind, namespace)}
-        present: set[Key] = set()
+        present: set[ObjectKey] = set()
 
         def take(body: Body) -> None:
             present.add(key_of(kind, body))

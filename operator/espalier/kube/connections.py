@@ -36,12 +36,12 @@ async def load_configuration() -> Configuration:
     else:
         load_incluster_config(client_configuration=configuration)
     configuration.connection_pool_maxsize = CONNECTIONS
-    # The configuration knows its proxy: to ask the environment costs a thread for every request.
+    # The configuration names the proxy: asking the environment would cost a thread per request.
     configuration.client_session_kwargs = {"trust_env": False}
     return configuration
 
 
-class Transport:
+class ApiServerTransport:
     """One connection pool, timeouts on every call, tokens re-read."""
 
     def __init__(self, configuration: Configuration) -> None:
@@ -102,7 +102,7 @@ class Transport:
                 header_params={"Accept": "application/json", "Content-Type": content_type},
                 auth_settings=["BearerToken"],
             )
-            # A body is plain JSON already: the client would walk all of it to make it so.
+            # A body is plain JSON already; the client would walk all of it to convert it.
             response = await self._client.call_api(
                 method, url, headers, body, _request_timeout=self._timeout
             )

@@ -1,6 +1,6 @@
-"""Events of objects: one per transition, so that ``kubectl describe`` tells what happened.
+"""Events of objects: one per transition, so that ``kubectl describe`` shows what happened.
 
-The same event of an object is one object of the API, counted: its name is derived from both.
+A repeated event is counted in one Event, whose name is derived from the object and the event.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ class EventRecorder:
     async def _apply(
         self, regarding: Body, event_type: EventType, reason: str, message: str
     ) -> None:
-        key = Key("Event", regarding["metadata"]["namespace"], _name(regarding, reason, message))
+        key = ObjectKey(
+            "Event", regarding["metadata"]["namespace"], _name(regarding, reason, message)
+        )
         now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
         earlier = await self._cluster.get(key) or {}
         metadata = regarding["metadata"]

@@ -18,7 +18,7 @@ OnEvent = Callable[[str, str | None, Body], None]
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):  # type: ignore[misc]
-    """Only handlers of changes need a diff base, and building it takes a third of the time."""
+    """Builds no diff base: only handlers of changes need it, and it takes a third of the time."""
 
     def build(self, **_: Any) -> Body:
         return {}
@@ -50,7 +50,7 @@ def registry(
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 330
         settings.watching.chunk_size = 500
-        # Kubernetes ends a pod that hangs; kopf would cut our own shutdown short.
+        # Kubernetes ends a pod that hangs. kopf's timeout would interrupt our own shutdown.
         settings.process.ultimate_exiting_timeout = None
         for kind, labels in ((kind_of(name), labels) for name, labels in kinds.items()):
             if labels:

@@ -1,4 +1,4 @@
-"""Notices an event loop that stands still, from outside of it."""
+"""Detects from another thread that the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import faulthandler
 from espalier.kube import queue_metrics
 
 BEAT_SECONDS = 1.0
-# A blocked loop answers no probe either; this is sooner, and says in which line it stands.
+# A blocked loop fails its probes as well; this is sooner, and names the line that blocks.
 STUCK_SECONDS = 45.0
 
 

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 
 from espalier.kube import queue_metrics
 from espalier.kube.cluster import HTTP_FORBIDDEN, Cluster, ClusterError
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 logger = logging.getLogger(__name__)
 
-# Candidates that lost their leader together do not all come back at the same moment.
+# Jitter, so that candidates that lost their leader together do not all return at once.
 JITTER = 0.2
 
 
@@ -56,7 +56,7 @@ class Election:
     def __init__(
         self,
         cluster: Cluster,
-        lease: Key,
+        lease: ObjectKey,
         identity: str,
         timing: LeaseTiming | None = None,
         *,
@@ -73,7 +73,7 @@ class Election:
         self._renewed: float | None = None
         # Clocks of two nodes differ: a lease's age is counted from when this replica saw it change.
         self._seen = ("", 0.0)
-        # Why the API server does not let us take part at all, in its words.
+        # The API server's message if it forbids us to take part in the election.
         self.fault: str | None = None
 
     async def acquire(self, stop: asyncio.Event) -> bool:

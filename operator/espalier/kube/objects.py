@@ -15,7 +15,7 @@ from espalier.api.meta import GROUP, VERSION
 Body = dict[str, Any]
 
 
-class Key(NamedTuple):
+class ObjectKey(NamedTuple):
     """Names one object. A tuple, because its hash is taken dozens of times for every event."""
 
     kind: str
@@ -31,7 +31,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Kind:
+class Resource:
     """Where the objects of a kind live in the API; all of ours are namespaced."""
 
     name: str
@@ -52,29 +52,29 @@ class Kind:
         return f"{root}{scope}/{self.plural}{tail}"
 
 
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, Resource] = {
     kind.name: kind
     for kind in (
-        Kind("TrainableModel", GROUP, VERSION, "trainablemodels"),
-        Kind("TrainingRun", GROUP, VERSION, "trainingruns"),
-        Kind("CheckpointHead", GROUP, VERSION, "checkpointheads"),
-        Kind("Checkpoint", GROUP, VERSION, "checkpoints"),
-        Kind("Pod", "", "v1", "pods"),
-        Kind("Service", "", "v1", "services"),
-        Kind("Secret", "", "v1", "secrets"),
-        Kind("Event", "", "v1", "events"),
-        Kind("ConfigMap", "", "v1", "configmaps"),
-        Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims"),
-        Kind("Job", "batch", "v1", "jobs"),
-        Kind("StatefulSet", "apps", "v1", "statefulsets"),
-        Kind("Deployment", "apps", "v1", "deployments"),
-        Kind("ReplicaSet", "apps", "v1", "replicasets"),
-        Kind("Lease", "coordination.k8s.io", "v1", "leases"),
+        Resource("TrainableModel", GROUP, VERSION, "trainablemodels"),
+        Resource("TrainingRun", GROUP, VERSION, "trainingruns"),
+        Resource("CheckpointHead", GROUP, VERSION, "checkpointheads"),
+        Resource("Checkpoint", GROUP, VERSION, "checkpoints"),
+        Resource("Pod", "", "v1", "pods"),
+        Resource("Service", "", "v1", "services"),
+        Resource("Secret", "", "v1", "secrets"),
+        Resource("Event", "", "v1", "events"),
+        Resource("ConfigMap", "", "v1", "configmaps"),
+        Resource("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims"),
+        Resource("Job", "batch", "v1", "jobs"),
+        Resource("StatefulSet", "apps", "v1", "statefulsets"),
+        Resource("Deployment", "apps", "v1", "deployments"),
+        Resource("ReplicaSet", "apps", "v1", "replicasets"),
+        Resource("Lease", "coordination.k8s.io", "v1", "leases"),
     )
 }
 
 
-def kind_of(name: str) -> Kind:
+def kind_of(name: str) -> Resource:
     """The registered kind of this name; ValueError names the known ones."""
     try:
         return KINDS[name]
@@ -82,18 +82,18 @@ def kind_of(name: str) -> Kind:
         raise ValueError(f"unknown kind {name!r}: one of {', '.join(KINDS)}") from None
 
 
-def key_of(kind: str, body: Body) -> Key:
+def key_of(kind: str, body: Body) -> ObjectKey:
     """The key of an object of this kind."""
     metadata = body["metadata"]
-    return Key(kind, metadata.get("namespace", ""), metadata["name"])
+    return ObjectKey(kind, metadata.get("namespace", ""), metadata["name"])
 
 
-def owner_of(body: Body) -> Key | None:
+def owner_of(body: Body) -> ObjectKey | None:
     """The key of the object's controller, in the same namespace; None without one."""
     metadata = body["metadata"]
     for reference in metadata.get("ownerReferences", ()):
         if reference.get("controller"):
-            return Key(reference["kind"], metadata.get("namespace", ""), reference["name"])
+            return ObjectKey(reference["kind"], metadata.get("namespace", ""), reference["name"])
     return None
 
 

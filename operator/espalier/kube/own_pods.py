@@ -7,12 +7,12 @@ import logging
 from espalier.core.manifests.labels import ROLE, Role
 from espalier.core.pods.pod_membership import Stranger, stranger
 from espalier.kube import queue_metrics
-from espalier.kube.cache import Cache, Source
-from espalier.kube.objects import Body, Key, key_of
+from espalier.kube.cache import Cache, ChangeSource
+from espalier.kube.objects import Body, ObjectKey, key_of
 
 logger = logging.getLogger(__name__)
 
-# The objects between a pod and its root, watched for the sake of the chain.
+# The kinds of the objects between a pod and its root, watched to follow the chain.
 WORKLOADS = ("StatefulSet", "Deployment", "ReplicaSet", "Job")
 ROLES: tuple[Role, ...] = ("trainer", "rollout", "runner", "importer", "collector")
 ENDED = ("Succeeded", "Failed")
@@ -23,22 +23,24 @@ class Membership:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        # By pod, the uid of the one that was ours, and the uid and reason that were reported.
-        self._own: dict[Key, str] = {}
-        self._reported: dict[Key, tuple[str, str]] = {}
+        # By pod: the uid that was found to be ours, and the uid and reason that were reported.
+        self._own: dict[ObjectKey, str] = {}
+        self._reported: dict[ObjectKey, tuple[str, str]] = {}
         cache.on_change(self._forget)
 
     def has(self, pod: Body) -> bool:
         """Whether a pod is Espalier's own, as far as the cache knows by now."""
         key = key_of("Pod", pod)
-        found = stranger(pod, lambda kind, name: self._cache.get(Key(kind, key.namespace, name)))
+        found = stranger(
+            pod, lambda kind, name: self._cache.get(ObjectKey(kind, key.namespace, name))
+        )
         if found is None:
             self._own[key] = pod["metadata"].get("uid", "")
         else:
             self._report(key, pod, found)
         return found is None
 
-    def _report(self, key: Key, pod: Body, found: Stranger) -> None:
+    def _report(self, key: ObjectKey, pod: Body, found: Stranger) -> None:
         """Counts and names a stranger, once it could be taken for one of ours.
 
         What its chain lacks may be seen a moment later: a pod gets its address long after the
@@ -65,7 +67,7 @@ class Membership:
             extra=key.fields(),
         )
 
-    def _forget(self, key: Key, _: Body | None, new: Body | None, __: Source) -> None:
+    def _forget(self, key: ObjectKey, _: Body | None, new: Body | None, __: ChangeSource) -> None:
         if key.kind == "Pod" and new is None:
             self._own.pop(key, None)
             self._reported.pop(key, None)

@@ -9,7 +9,7 @@ from typing import Self
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-# A connection without a whole request head for so long is closed, new or idle.
+# A connection, new or idle, is closed when no whole request head arrives within this time.
 HEAD_SECONDS = 75.0
 # None when all is well, else what is wrong.
 Check = Callable[[], str | None]

@@ -10,30 +10,15 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
+from espalier.backoff import Backoff
 from espalier.kube import queue_metrics
 from espalier.kube.cluster import ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 logger = logging.getLogger(__name__)
 
-Reconcile = Callable[[Key], Awaitable[float | None]]
-
-
-@dataclass(frozen=True)
-class Backoff:
-    """Seconds to wait after the n-th failure in a row: ``first * 2**(n-1)`` up to ``cap``."""
-
-    first: float = 0.2
-    cap: float = 60.0
-    jitter: float = 0.2
-
-    def delay(self, failures: int, chance: float) -> float:
-        """The delay after this many failures (1 or more); ``chance`` in [0, 1) shortens it."""
-        # The exponent is bounded only to keep the power finite: the cap is reached long before.
-        base = min(self.cap, self.first * 2.0 ** min(failures - 1, 30))
-        return base * (1 - self.jitter * chance)
+Reconcile = Callable[[ObjectKey], Awaitable[float | None]]
 
 
 class WorkQueue:
@@ -45,15 +30,15 @@ class WorkQueue:
         self._reconcile = reconcile
         self._workers = workers
         self._backoff = backoff or Backoff()
-        self._ready: asyncio.Queue[Key | None] = asyncio.Queue()
-        self._waiting: dict[Key, float] = {}
-        self._running: dict[Key, float] = {}
-        self._dirty: set[Key] = set()
-        self._failures: dict[Key, int] = {}
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._ready: asyncio.Queue[ObjectKey | None] = asyncio.Queue()
+        self._waiting: dict[ObjectKey, float] = {}
+        self._running: dict[ObjectKey, float] = {}
+        self._dirty: set[ObjectKey] = set()
+        self._failures: dict[ObjectKey, int] = {}
+        self._timers: dict[ObjectKey, asyncio.TimerHandle] = {}
 
-    def add(self, key: Key) -> None:
-        """Run the key as soon as a worker is free; once, however often it is added before that."""
+    def add(self, key: ObjectKey) -> None:
+        """Run the key once a worker is free; only once, however often it was added until then."""
         if key in self._running:
             self._dirty.add(key)
         elif key not in self._waiting:
@@ -62,7 +47,7 @@ class WorkQueue:
             self._ready.put_nowait(key)
             queue_metrics.QUEUE_DEPTH.set(len(self._waiting))
 
-    def add_after(self, key: Key, seconds: float) -> None:
+    def add_after(self, key: ObjectKey, seconds: float) -> None:
         """Run the key in this many seconds; of several delays the shortest counts."""
         loop = asyncio.get_running_loop()
         pending = self._timers.get(key)
@@ -90,7 +75,7 @@ class WorkQueue:
         return asyncio.get_running_loop().time() - next(iter(self._running.values()))
 
     async def run(self, stop: asyncio.Event, *, grace_seconds: float = 10.0) -> None:
-        """Work until ``stop``; what runs then may finish within the grace, else it is cancelled."""
+        """Work until ``stop``; running passes may finish within the grace, then are cancelled."""
         workers = [asyncio.create_task(self._work()) for _ in range(self._workers)]
         try:
             await stop.wait()
@@ -104,7 +89,7 @@ class WorkQueue:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    def _fire(self, key: Key) -> None:
+    def _fire(self, key: ObjectKey) -> None:
         del self._timers[key]
         self.add(key)
 
@@ -121,11 +106,11 @@ class WorkQueue:
             if key in self._dirty:
                 self._dirty.discard(key)
                 self.add(key)
-            # Passes that find nothing to do never wait for anything: between ten thousand of them
-            # the lease is to be renewed all the same.
+            # A pass with nothing to do never yields, and the lease must be renewed between ten
+            # thousand of them.
             await asyncio.sleep(0)
 
-    async def _run_once(self, key: Key) -> None:
+    async def _run_once(self, key: ObjectKey) -> None:
         clock, result = asyncio.get_running_loop().time, "success"
         begun = clock()
         try:

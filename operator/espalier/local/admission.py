@@ -1,4 +1,4 @@
-"""What an API server has against an object beyond its types: unknown fields and CEL rules.
+"""Checks an object as an API server does beyond its types: unknown fields and CEL rules.
 
 The rules are those of the kind's schema (x-kubernetes-validations, KEP-2876).
 """
@@ -23,7 +23,7 @@ PRESERVED = "x-kubernetes-preserve-unknown-fields"
 
 @dataclass(frozen=True)
 class Refusal:
-    """What is wrong with a field. ``undecided``: its value has not the type that a rule needs."""
+    """What is wrong with a field. ``undecided``: its value has another type than a rule needs."""
 
     field: str
     message: str
@@ -35,7 +35,7 @@ class Refusal:
 
 
 def refusals(body: Body, old: Body | None) -> Iterator[Refusal]:
-    """What speaks against an object; rules about changes count where there is an old one.
+    """Why an object is refused; rules about changes apply if ``old`` is given.
 
     Defaults are filled in first, in both, because the API server does.
     """
@@ -46,7 +46,7 @@ def refusals(body: Body, old: Body | None) -> Iterator[Refusal]:
 
 
 def _ours(body: Body) -> Node:
-    """The parts that are checked; rules see no more of metadata than the name."""
+    """The parts that are checked; of metadata, rules see only the name."""
     return {"metadata": {"name": body["metadata"]["name"]}, "spec": body.get("spec") or {}}
 
 
@@ -100,7 +100,7 @@ def _judge(rule: Node, value: Any, old: Any, path: str) -> Iterator[Refusal]:
 
 
 def _context(value: Any, old: Any) -> cel.Context:
-    """What a rule sees: the object, and those of Kubernetes' functions that our rules use."""
+    """The variables of a rule: the object, and Kubernetes' functions that our rules use."""
     functions: dict[str, Callable[..., Any]] = {
         "quantity": quantity.number,
         "isLessThan": lambda one, other: one < other,

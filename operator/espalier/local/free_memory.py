@@ -1,4 +1,4 @@
-"""Whether this machine has the memory that a pod asks for, as a scheduler would judge."""
+"""Decides as a scheduler would whether this machine has the memory that a pod requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Memory:
     free: int
 
     def shortage(self, asked: int, taken: int) -> str:
-        """Why a pod that asks for so much does not fit beside what is taken; empty if it does."""
+        """Why a pod that requests this much does not fit beside the others; empty if it does."""
         if asked <= self.free - taken:
             return ""
         return (
@@ -32,7 +32,7 @@ class Memory:
 
 
 def of_this_machine(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Memory:
-    """What is free now: of the machine, or of the container that this process runs in."""
+    """The free memory of the machine, or of the container that this process runs in."""
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     return Memory(min([free, *_left_in(cgroup)]))
@@ -48,12 +48,12 @@ def asked(spec: Body) -> int:
 
 
 def _left_in(cgroup: Path) -> list[int]:
-    """Bytes up to the limit of the container; empty where there is none (or cgroup v1)."""
+    """Bytes up to the limit of the container; empty without a limit (or with cgroup v1)."""
     try:
         limit = (cgroup / "memory.max").read_text().strip()
         used = int((cgroup / "memory.current").read_text())
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except OSError:
         return []
-    # The page cache counts as used, and is given back when memory is short.
+    # The page cache counts as used, and the kernel frees it when memory is short.
     return [] if limit == "max" else [int(limit) - used + int(stat["inactive_file"])]

@@ -1,4 +1,4 @@
-"""What Kubernetes does with the operator's children: keeps their pods running, as processes.
+"""Runs the pods of the operator's children as processes, as Kubernetes would run them.
 
 Pods get loopback addresses of their own (127.x.y.z), so that every server listens on port 8000 as
 it does in a cluster.
@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from espalier.api.exit_codes import USER_MISTAKE
+from espalier.backoff import Backoff
 from espalier.core.manifests.labels import ROLE
 from espalier.core.manifests.pod import PORT
-from espalier.kube.objects import Body, Key, controlled_by, key_of
+from espalier.kube.objects import Body, ObjectKey, controlled_by, key_of
 from espalier.local import free_memory
 from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.memory_apiserver import MemoryCluster
@@ -27,15 +28,14 @@ from espalier.podclient import PodFaultError
 
 LOOK_SECONDS = 0.2
 PROBE_SECONDS = 2.0
-FIRST_BACKOFF_SECONDS = 1.0
-LONGEST_BACKOFF_SECONDS = 30.0
+RESTART = Backoff(first=1.0, cap=30.0, jitter=0.0)
 OWNERS = ("StatefulSet", "Deployment", "Job")
 SERVERS = ("trainer", "rollout")
 
 
 @dataclass
 class _Pod:
-    """What is known of a pod beyond its object."""
+    """A pod's process and restarts, which are not in its object."""
 
     address: str
     uid: str
@@ -59,7 +59,7 @@ class _Pod:
 
 
 class Kubelet:
-    """Looks at every StatefulSet, Deployment and Job again and again; nothing else decides."""
+    """Compares every StatefulSet, Deployment and Job with its processes, in a loop."""
 
     def __init__(
         self,
@@ -74,12 +74,12 @@ class Kubelet:
         self._session = session
         self._now = now
         self._room = room or free_memory.of_this_machine()
-        self._pods: dict[Key, _Pod] = {}
+        self._pods: dict[ObjectKey, _Pod] = {}
         network, self._claim = _claimed_network()
         self._addresses = (f"127.{network}.{n // 250}.{n % 250 + 1}" for n in itertools.count())
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop``; then ends every process."""
+        """Runs until ``stop``; then ends every process."""
         with self._claim:
             await self._run(stop)
 
@@ -95,11 +95,11 @@ class Kubelet:
                 await asyncio.to_thread(self._layout.forget_temporary, key.name)
 
     async def _look(self) -> None:
-        wanted: dict[Key, Body] = {}
+        wanted: dict[ObjectKey, Body] = {}
         for owner in [b for key, b in self._cluster.objects.items() if key.kind in OWNERS]:
             for number in range(_replicas(owner)):
                 name = f"{owner['metadata']['name']}-{number}"
-                wanted[Key("Pod", owner["metadata"]["namespace"], name)] = owner
+                wanted[ObjectKey("Pod", owner["metadata"]["namespace"], name)] = owner
         for key in [key for key in self._pods if key not in wanted]:
             await self._remove(key)
         for key, owner in wanted.items():
@@ -111,7 +111,7 @@ class Kubelet:
                 pod = await self._add(key, owner)
             await self._advance(key, pod, owner)
 
-    async def _add(self, key: Key, owner: Body) -> _Pod:
+    async def _add(self, key: ObjectKey, owner: Body) -> _Pod:
         template = owner["spec"]["template"]
         controller = await self._replica_set(owner) if owner["kind"] == "Deployment" else owner
         body = {
@@ -130,9 +130,9 @@ class Kubelet:
         return pod
 
     async def _replica_set(self, deployment: Body) -> Body:
-        """What stands between a Deployment and its pods; the same one for all of its templates."""
+        """The ReplicaSet between a Deployment and its pods; one for all of its templates."""
         metadata = deployment["metadata"]
-        key = Key("ReplicaSet", metadata["namespace"], metadata["name"])
+        key = ObjectKey("ReplicaSet", metadata["namespace"], metadata["name"])
         body = {
             "metadata": {
                 "name": key.name,
@@ -145,14 +145,14 @@ class Kubelet:
         await self._cluster.create("ReplicaSet", body)
         return self._cluster.objects[key]
 
-    async def _remove(self, key: Key) -> None:
+    async def _remove(self, key: ObjectKey) -> None:
         pod = self._pods.pop(key)
         if pod.running is not None:
             await pod.running.stop()
         await asyncio.to_thread(self._layout.forget_temporary, key.name)
         await self._cluster.delete(key)
 
-    async def _advance(self, key: Key, pod: _Pod, owner: Body) -> None:
+    async def _advance(self, key: ObjectKey, pod: _Pod, owner: Body) -> None:
         role = pod.role
         if pod.running is not None and pod.running.code is not None:
             pod.ended = (pod.running.code, pod.running.message, self._now())
@@ -161,20 +161,20 @@ class Kubelet:
                 pod.over = True
                 self._show(key, pod)
                 return
-            pod.resting_until = _clock() + _backoff(pod.starts)
+            pod.resting_until = _clock() + RESTART.delay(pod.starts)
         if pod.running is None and _clock() >= pod.resting_until and not _finished(owner):
             await self._start(key, pod, role)
         if pod.running is not None:
             serves = role in SERVERS
-            # As a startup probe: before it, nobody is sent there.
+            # As with a startup probe, the pod gets no requests before this.
             pod.started = pod.started or not serves or await self._answers(pod, "healthz")
             pod.ready = pod.started and (not serves or await self._serves(pod))
         self._show(key, pod)
 
-    async def _start(self, key: Key, pod: _Pod, role: str) -> None:
+    async def _start(self, key: ObjectKey, pod: _Pod, role: str) -> None:
         pod.unschedulable = self._shortage(pod)
         if pod.unschedulable:
-            pod.resting_until = _clock() + FIRST_BACKOFF_SECONDS
+            pod.resting_until = _clock() + RESTART.first
             return
         config = {
             k.name: body.get("data") or {}
@@ -194,20 +194,20 @@ class Kubelet:
             )
         except MappingError as error:
             pod.waiting = str(error)
-            pod.resting_until = _clock() + FIRST_BACKOFF_SECONDS
+            pod.resting_until = _clock() + RESTART.first
             return
         pod.waiting = ""
         pod.starts += 1
         pod.running = await Running.start(planned, self._layout.log(key.name))
 
     def _shortage(self, pod: _Pod) -> str:
-        """Why there is no memory for a pod; a pod keeps what it asked for between two starts."""
+        """Why a pod does not fit into memory; a pod keeps its request between two starts."""
         others = [p for p in self._pods.values() if p is not pod and p.starts and not p.over]
         taken = sum(free_memory.asked(other.template["spec"]) for other in others)
         return self._room.shortage(free_memory.asked(pod.template["spec"]), taken)
 
     def _ended_job(self, owner: Body, pod: _Pod) -> bool:
-        """Whether the Job is over with the end of its pod; its status then says how."""
+        """Whether the Job ends with its pod; if so, writes how into its status."""
         code = pod.ended[0] if pod.ended else 0
         if code not in (0, USER_MISTAKE) and pod.starts <= owner["spec"]["backoffLimit"]:
             return False
@@ -222,7 +222,7 @@ class Kubelet:
         return True
 
     async def _serves(self, pod: _Pod) -> bool:
-        """By its readiness probe: on a busy machine a single answer that is late means nothing."""
+        """Asks the readiness probe; on a busy machine a single late answer means nothing."""
         if await self._answers(pod, "readyz"):
             pod.last_ready = _clock()
             return True
@@ -239,8 +239,8 @@ class Kubelet:
         except (aiohttp.ClientError, TimeoutError, PodFaultError):
             return False
 
-    def _show(self, key: Key, pod: _Pod) -> None:
-        """The pod's status as a kubelet words it."""
+    def _show(self, key: ObjectKey, pod: _Pod) -> None:
+        """Writes the pod's status as a kubelet would."""
         container: Body = {
             "name": pod.template["spec"]["containers"][0]["name"],
             "containerID": f"process://{pod.running.pid if pod.running else ''}/{pod.starts}",
@@ -261,7 +261,7 @@ class Kubelet:
             if pod.running is not None or pod.waiting:
                 container["lastState"] = ended
             elif pod.role in SERVERS:
-                # It is started again, be it in a while.
+                # It will be started again, at the latest after the longest backoff.
                 container["state"] = {"waiting": {"reason": "CrashLoopBackOff"}}
                 container["lastState"] = ended
             else:
@@ -281,7 +281,7 @@ class Kubelet:
 
 
 def _claimed_network() -> tuple[int, socket.socket]:
-    """Second byte of the pods' addresses, and a socket: no other kubelet here has it meanwhile.
+    """The second byte of the pods' addresses, and the socket that reserves it on this machine.
 
     Raises:
         StartError: there is none.
@@ -311,10 +311,6 @@ def _replicas(owner: Body) -> int:
 
 def _finished(owner: Body) -> bool:
     return owner["kind"] == "Job" and bool(owner.get("status", {}).get("conditions"))
-
-
-def _backoff(starts: int) -> float:
-    return min(FIRST_BACKOFF_SECONDS * 2.0 ** (starts - 1), LONGEST_BACKOFF_SECONDS)
 
 
 def _clock() -> float:

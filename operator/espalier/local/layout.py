@@ -1,4 +1,4 @@
-"""Where things lie on this machine, and how a pod's paths become them."""
+"""The directories of this machine, and which of them a pod's paths stand for."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from typing import IO
 from espalier.kube.objects import Body
 
 NAMESPACE = "default"
-# Who only asks whether the state is in use holds its lock for a moment, too.
+# A process that only asks whether the state is in use also locks it for a moment.
 CLAIM_TRIES, CLAIM_PAUSE_SECONDS = 10, 0.1
 
 
 class MappingError(Exception):
-    """Something that a pod needs is not on this machine; the message says what to give."""
+    """Something that a pod needs is not on this machine; the message says which option to give."""
 
 
 class StartError(Exception):
@@ -47,16 +47,16 @@ class Layout:
 
     @property
     def objects(self) -> Path:
-        """What an API server would keep."""
+        """The file of the objects, in place of etcd."""
         return self.root / "objects.json"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """While it is this process that works here.
+        """Claims the directory for this process.
 
         Raises:
-            StartError: another one does, and two would write the same volumes; or the directory
-                cannot be written.
+            StartError: another process uses it, and two would write the same volumes; or the
+                directory cannot be written.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ class Layout:
         return path
 
     def secret(self, name: str, key: str) -> str:
-        """What a key of a Secret holds; MappingError if it was not given."""
+        """The value of a Secret's key; MappingError if it was not given."""
         if (name, key) not in self.secrets:
             raise MappingError(
                 f"Secret {name} is not on this machine: give --secret {name}/{key}=VARIABLE with "
@@ -130,7 +130,7 @@ class Layout:
                 found[mount["mountPath"]] = place / mount.get("subPath", "")
         if "/tmp" in found:
             found["/tmp"] = self._temporary(pod)
-        # The memory of this machine is shared already.
+        # The machine's own shared memory serves.
         found.pop("/dev/shm", None)
         return found
 

@@ -15,7 +15,7 @@ from espalier.api.checkpointhead import CheckpointHeadSpec
 from espalier.api.meta import API_VERSION
 from espalier.api.trainablemodel import TrainableModelSpec
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 from espalier.local.admission import refusals
 from espalier.local.layout import NAMESPACE
 
@@ -28,18 +28,18 @@ KUSTOMIZATION = "kustomization.yaml"
 
 
 class ManifestError(Exception):
-    """A manifest that no API server would take; names file, object, field and what is wrong."""
+    """A manifest that an API server would refuse; names file, object, field and problem."""
 
 
 @dataclass(frozen=True)
 class Manifests:
-    """The objects to apply, and the ones that mean nothing on one machine, by kind and name."""
+    """The objects to apply, and by kind and name those that have no meaning on one machine."""
 
     objects: tuple[Body, ...]
     ignored: tuple[str, ...]
 
 
-def read(directory: Path, stored: Mapping[Key, Body]) -> Manifests:
+def read(directory: Path, stored: Mapping[ObjectKey, Body]) -> Manifests:
     """The manifests of a directory: those its kustomization lists, else every ``*.yaml``.
 
     Args:
@@ -66,7 +66,7 @@ def read(directory: Path, stored: Mapping[Key, Body]) -> Manifests:
 def fingerprint(directory: Path) -> frozenset[tuple[Path, int, int, int]]:
     """Changes whenever a manifest does, also when an older file takes its place."""
     files = set(directory.glob("*.yaml"))
-    # Nothing is listed where the files cannot be told now; the directory's own then do.
+    # Without a readable kustomization nothing is listed; the directory's own files count then.
     with suppress(ManifestError):
         files |= set(_files(directory))
     return frozenset(found for file in files if (found := _version(file)))
@@ -82,7 +82,7 @@ def _version(file: Path) -> tuple[Path, int, int, int] | None:
 
 def _files(directory: Path) -> Sequence[Path]:
     if not directory.is_dir():
-        raise ManifestError(f"{directory} is no directory: name one with manifests")
+        raise ManifestError(f"{directory} is not a directory: name one with manifests")
     kustomization = directory / KUSTOMIZATION
     if not kustomization.is_file():
         return sorted(directory.glob("*.yaml"))
@@ -91,7 +91,8 @@ def _files(directory: Path) -> Sequence[Path]:
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise ManifestError(
-            f"{kustomization}: resources: {', '.join(missing)} is no file; only files are read here"
+            f"{kustomization}: resources: {', '.join(missing)} is not a file; "
+            "only files are read here"
         )
     return files
 
@@ -100,7 +101,7 @@ def _parse(file: Path) -> list[Any]:
     try:
         return [document for document in yaml.safe_load_all(file.read_text()) if document]
     except yaml.YAMLError as error:
-        raise ManifestError(f"{file} is no YAML: {error}") from error
+        raise ManifestError(f"{file} is not YAML: {error}") from error
 
 
 def _documents(file: Path) -> list[Body]:
@@ -112,20 +113,20 @@ def _documents(file: Path) -> list[Body]:
     return documents
 
 
-def _checked(file: Path, body: Body, stored: Mapping[Key, Body]) -> Body:
+def _checked(file: Path, body: Body, stored: Mapping[ObjectKey, Body]) -> Body:
     kind, metadata = body["kind"], {"namespace": NAMESPACE, **body["metadata"]}
     if kind in SPECS:
         what = f"{file}: {kind} {metadata['name']}"
         if body.get("apiVersion") != API_VERSION:
             raise ManifestError(f"{what}: apiVersion must be {API_VERSION}")
-        old = stored.get(Key(kind, metadata["namespace"], str(metadata["name"])))
+        old = stored.get(ObjectKey(kind, metadata["namespace"], str(metadata["name"])))
         if problem := _problem(body, old):
             raise ManifestError(f"{what}: {problem}")
     return {**body, "metadata": metadata}
 
 
 def _problem(body: Body, old: Body | None) -> str:
-    """What an API server would refuse an object for; a rule says it with a remedy."""
+    """Why an API server would refuse an object; the message of a rule includes the remedy."""
     found = list(refusals(body, old))
     decided = [refusal for refusal in found if not refusal.undecided]
     if decided:

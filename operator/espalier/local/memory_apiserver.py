@@ -20,7 +20,7 @@ from espalier.kube.cluster import (
     Propagation,
     TokenReviewResult,
 )
-from espalier.kube.objects import KINDS, Body, Key, key_of, kind_of
+from espalier.kube.objects import KINDS, Body, ObjectKey, key_of, kind_of
 from espalier.local.server_side_apply import (
     Path,
     copy,
@@ -38,14 +38,14 @@ Watcher = Callable[[str, Body], None]
 
 
 class MemoryCluster:
-    """See Cluster. ``now`` tells the time as RFC 3339; ``token`` is the one user's, who may all."""
+    """See Cluster. ``now`` is the time as RFC 3339; ``token`` is the one user's, who may do all."""
 
     def __init__(self, now: Callable[[], str], token: str = "") -> None:
-        self.objects: dict[Key, Body] = {}
+        self.objects: dict[ObjectKey, Body] = {}
         self._now = now
         self._token = token
         # By object and manager, the fields that it applied.
-        self._applied: dict[Key, dict[str, set[Path]]] = defaultdict(dict)
+        self._applied: dict[ObjectKey, dict[str, set[Path]]] = defaultdict(dict)
         self.version = 0
         self._watchers: list[Watcher] = []
 
@@ -54,7 +54,7 @@ class MemoryCluster:
         self._watchers.append(watcher)
 
     def feed(self, cache: Cache) -> None:
-        """Let the cache hold what the cluster holds, now and from now on."""
+        """Put every object into the cache, now and at each change."""
 
         def follow(event: str, body: Body) -> None:
             (cache.forget if event == "DELETED" else cache.put)(body["kind"], body)
@@ -66,20 +66,20 @@ class MemoryCluster:
         self.watch(follow)
 
     def dump(self, kinds: Collection[str]) -> Sequence[Body]:
-        """The objects of some kinds as ``restore`` takes them, with who manages which fields."""
+        """The objects of some kinds, with their managers, as ``restore`` reads them."""
         return [
             {**body, "metadata": {**body["metadata"], "managedFields": self._managers(key)}}
             for key, body in self.objects.items()
             if key.kind in kinds
         ]
 
-    def _managers(self, key: Key) -> Sequence[Body]:
-        """Per manager the paths of its fields, where an API server keeps a tree of them."""
+    def _managers(self, key: ObjectKey) -> Sequence[Body]:
+        """The paths of each manager's fields; an API server stores them as a tree."""
         applied = self._applied.get(key, {})
         return [{"manager": manager, "paths": sorted(paths)} for manager, paths in applied.items()]
 
     def restore(self, bodies: Sequence[Body]) -> None:
-        """Take in objects as they were, before anything watches."""
+        """Restore dumped objects, before anything watches."""
         for kept in bodies:
             body = copy(kept)
             key = key_of(body["kind"], body)
@@ -88,19 +88,19 @@ class MemoryCluster:
             self.objects[key] = body
             self.version = max(self.version, int(body["metadata"]["resourceVersion"]))
 
-    def edit(self, key: Key, change: Callable[[Body], None]) -> Body:
+    def edit(self, key: ObjectKey, change: Callable[[Body], None]) -> Body:
         """Change a live object as a user or another controller would."""
         live = self.objects[key]
         edited = copy(live)
         change(edited)
         return self._store(key, edited, live)
 
-    def set_status(self, key: Key, status: Body) -> None:
-        """Write an object's status as the controller that owns it; one that is gone is fine."""
+    def set_status(self, key: ObjectKey, status: Body) -> None:
+        """Write an object's status as its controller would; do nothing if the object is gone."""
         if key in self.objects:
             self.edit(key, lambda body: body.update(status=status))
 
-    async def get(self, key: Key) -> Body | None:
+    async def get(self, key: ObjectKey) -> Body | None:
         """See Cluster."""
         found = self.objects.get(key)
         return copy(found) if found else None
@@ -139,7 +139,7 @@ class MemoryCluster:
         """See Cluster."""
         intent = {name: value for name, value in body.items() if name != "status"}
 
-        def effect(key: Key) -> Body:
+        def effect(key: ObjectKey) -> Body:
             uid = self.objects.get(key, {"metadata": {}})["metadata"].get("uid", "")
             if body["metadata"].get("uid", uid) != uid:
                 raise ClusterError(409, "Conflict", f"{key} has another uid")
@@ -152,7 +152,7 @@ class MemoryCluster:
         key = key_of(kind, body)
         intent = {"status": body["status"]}
 
-        def effect(key: Key) -> Body:
+        def effect(key: ObjectKey) -> Body:
             if key not in self.objects:
                 raise ClusterError(404, "NotFound", f"{key} not found")
             live = self.objects[key]["metadata"]
@@ -167,7 +167,7 @@ class MemoryCluster:
         """See Cluster."""
         key = key_of(kind, body)
 
-        def effect(key: Key) -> Body | None:
+        def effect(key: ObjectKey) -> Body | None:
             if key in self.objects:
                 return None
             return self._apply(key, body, "create")
@@ -178,7 +178,7 @@ class MemoryCluster:
         """See Cluster."""
         key = key_of(kind, body)
 
-        def effect(key: Key) -> Body:
+        def effect(key: ObjectKey) -> Body:
             live = self.objects.get(key)
             if live is None:
                 raise ClusterError(404, "NotFound", f"{key} not found")
@@ -193,11 +193,11 @@ class MemoryCluster:
         return self._mutate("replace", key, effect)
 
     async def delete(
-        self, key: Key, *, propagation: Propagation = "Background", uid: str | None = None
+        self, key: ObjectKey, *, propagation: Propagation = "Background", uid: str | None = None
     ) -> None:
         """See Cluster."""
 
-        def effect(key: Key) -> None:
+        def effect(key: ObjectKey) -> None:
             live = self.objects.get(key)
             if live is not None and uid in (None, live["metadata"]["uid"]):
                 self._delete(key, cascade=propagation != "Orphan")
@@ -223,14 +223,14 @@ class MemoryCluster:
         """See Cluster."""
         return True
 
-    def _mutate(self, verb: str, key: Key, effect: Callable[[Key], T]) -> T:
-        """Every call that changes something ends here."""
+    def _mutate(self, verb: str, key: ObjectKey, effect: Callable[[ObjectKey], T]) -> T:
+        """Store a change and notify the watchers; every write ends here."""
         return copy(effect(key))
 
     def _uid(self) -> str:
         return str(uuid.uuid4())
 
-    def _apply(self, key: Key, intent: Body, manager: str) -> Body:
+    def _apply(self, key: ObjectKey, intent: Body, manager: str) -> Body:
         live = self.objects.get(key)
         body = copy(live) if live else self._new(key)
         paths = set(leaves(without_identity(intent)))
@@ -242,7 +242,7 @@ class MemoryCluster:
         merge(body, without_identity(intent))
         return self._store(key, body, live)
 
-    def _new(self, key: Key) -> Body:
+    def _new(self, key: ObjectKey) -> Body:
         metadata = {
             "name": key.name,
             "namespace": key.namespace,
@@ -256,8 +256,8 @@ class MemoryCluster:
             "metadata": metadata,
         }
 
-    def _store(self, key: Key, body: Body, live: Body | None) -> Body:
-        # What cannot travel as JSON fails here, as it would; fields come back in alphabetic order.
+    def _store(self, key: ObjectKey, body: Body, live: Body | None) -> Body:
+        # A value that JSON cannot express fails here, as at a real server; fields come back sorted.
         body = json.loads(json.dumps(body, sort_keys=True))
         if live is not None and same(body, live):
             return live
@@ -271,7 +271,7 @@ class MemoryCluster:
             self._delete(key, cascade=True)
         return body
 
-    def _delete(self, key: Key, *, cascade: bool) -> None:
+    def _delete(self, key: ObjectKey, *, cascade: bool) -> None:
         live = self.objects[key]
         if live["metadata"].get("finalizers"):
             if "deletionTimestamp" not in live["metadata"]:
@@ -295,7 +295,7 @@ class MemoryCluster:
 
 
 def _field(body: Body, path: str) -> str:
-    """What a field selector compares; empty for a field that is not there."""
+    """The value that a field selector compares; empty for a field that is absent."""
     value: Any = body
     for part in path.split("."):
         value = value.get(part, {}) if isinstance(value, dict) else {}

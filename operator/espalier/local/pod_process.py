@@ -15,23 +15,23 @@ from espalier.kube.objects import Body
 from espalier.local.layout import Layout, MappingError
 
 GRACE_SECONDS = 20.0
-# What a kubelet takes of a log at most.
+# A kubelet reads this much of a log at most.
 LOG_BYTES = 2048
 # prctl(2). Loaded before any fork.
 _LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
-# What the images run by themselves.
+# The entry points of the images.
 DEFAULT = {
     "trainer": ("python", "-m", "espalier.trainer"),
     "rollout": ("python", "-m", "espalier.sampler"),
     "runner": ("python", "-m", "espalier.runner"),
 }
-# The only init containers of ours copy a model's files out of its image.
+# Our only init containers copy a model's files out of its image.
 COPIED = "/models/."
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProcessPlan:
     """How a pod runs on this machine: directories to copy first, command, environment."""
 
     copies: tuple[tuple[Path, Path], ...]
@@ -49,8 +49,8 @@ def plan(
     address: str,
     layout: Layout,
     config: dict[str, dict[str, str]],
-) -> Plan:
-    """The plan of a pod of a role, with the uid that it is known by, at a loopback address.
+) -> ProcessPlan:
+    """The plan for a pod of a role, with its uid, at a loopback address.
 
     Raises:
         MappingError: an image, a Secret or a ConfigMap is not on this machine.
@@ -69,12 +69,12 @@ def plan(
         "ESPALIER_HOST": address,
         "ESPALIER_TERMINATION_LOG": str(message),
         "TMPDIR": here.get("HOME", "/tmp"),
-        # A download is kept for every model and every start.
+        # Downloads are shared by every model and kept between starts.
         "HF_HOME": os.environ.get("HF_HOME", str(Path.home() / ".cache" / "huggingface")),
     }
-    return Plan(
+    return ProcessPlan(
         copies=tuple(_copy(init, layout, mounts) for init in spec.get("initContainers", ())),
-        # The interpreter is this machine's, wherever it lies; what it is given is the pod's.
+        # The interpreter is this machine's; its arguments are the pod's, whose paths are mapped.
         command=(sys.executable, *(_moved(part, mounts) for part in command[1:])),
         environment={**os.environ, **here, **own},
         message=message,
@@ -83,7 +83,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Sources:
-    """What a variable may stand for: a field of the pod, a key of a Secret or of a ConfigMap."""
+    """The sources of a variable: a field of the pod, a key of a Secret or of a ConfigMap."""
 
     fields: dict[str, str]
     layout: Layout
@@ -100,10 +100,10 @@ class _Sources:
         return str(entry["value"])
 
     def _configured(self, name: str, key: str) -> str:
-        held = self.config.get(name, {})
-        if key not in held:
+        entries = self.config.get(name, {})
+        if key not in entries:
             raise MappingError(f"ConfigMap {name} with key {key} is in no manifest: add it")
-        return held[key]
+        return entries[key]
 
 
 def _copy(init: Body, layout: Layout, mounts: dict[str, Path]) -> tuple[Path, Path]:
@@ -114,12 +114,12 @@ def _copy(init: Body, layout: Layout, mounts: dict[str, Path]) -> tuple[Path, Pa
             "with the model's files"
         )
     if not source.is_dir():
-        raise MappingError(f"--image {init['image']}={source}: that is no directory")
+        raise MappingError(f"--image {init['image']}={source}: that is not a directory")
     return source, Path(_moved(init["command"][-1].rstrip("/"), mounts))
 
 
 def _moved(text: str, mounts: dict[str, Path]) -> str:
-    """A path inside the pod as the one that stands for it here; any other text as it is."""
+    """The path on this machine that stands for one inside the pod; any other text unchanged."""
     for path, place in mounts.items():
         if text == path or text.startswith(f"{path}/"):
             return f"{place}{text.removeprefix(path)}"
@@ -127,7 +127,7 @@ def _moved(text: str, mounts: dict[str, Path]) -> str:
 
 
 def _end_with_parent() -> None:
-    """In the child: SIGTERM when espalier dev dies, so that no trainer outlives it (Linux)."""
+    """Runs in the child: it gets SIGTERM when espalier dev dies, so no trainer outlives it."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -139,13 +139,13 @@ class Running:
     ) -> None:
         self._process = process
         self._message = message
-        # Its own lines begin here: the log is that of every start of the pod.
+        # The log has the lines of every start of the pod; this start's begin here.
         self._log = log
         self._begins = begins
 
     @classmethod
-    async def start(cls, planned: Plan, log: Path) -> Running:
-        """Copies what must be there first, then starts the process in a session of its own."""
+    async def start(cls, planned: ProcessPlan, log: Path) -> Running:
+        """Copies the init containers' directories, then starts the process in its own session."""
         for source, target in planned.copies:
             await asyncio.to_thread(shutil.copytree, source, target, dirs_exist_ok=True)
         planned.message.write_text("")
@@ -157,7 +157,7 @@ class Running:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # Ctrl-C in the terminal is ours to pass on, in order.
+                # Ctrl-C in the terminal must not reach the pods: espalier dev ends them in order.
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
@@ -176,20 +176,20 @@ class Running:
 
     @property
     def message(self) -> str:
-        """Its last words; if it failed without any, the end of its log, as a kubelet does.
+        """Its termination message; if it failed without one, the end of its log, as a kubelet does.
 
         That is terminationMessagePolicy FallbackToLogsOnError, which every pod of ours has.
         """
-        said = self._message.read_text()
-        if said or not self.code:
-            return said
+        message = self._message.read_text()
+        if message or not self.code:
+            return message
         size = self._log.stat().st_size
         with self._log.open("rb") as lines:
             lines.seek(max(self._begins, size - LOG_BYTES))
             return lines.read(LOG_BYTES).decode(errors="replace")
 
     async def stop(self) -> None:
-        """Ends it in order, or by force after the grace period."""
+        """Ends the process with SIGTERM, and with SIGKILL after the grace period."""
         if self._process.returncode is not None:
             return
         self._process.terminate()

@@ -13,9 +13,9 @@ _FACTORS = {
 
 
 def number(text: str) -> float:
-    """``"500m"`` is 0.5, ``"1Gi"`` 2**30, ``"1e3"`` 1000; ValueError for what is no quantity."""
+    """``"500m"`` is 0.5, ``"1Gi"`` 2**30, ``"1e3"`` 1000; ValueError for any other text."""
     found = _QUANTITY.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} is no quantity")
+        raise ValueError(f"{text!r} is not a quantity")
     digits, suffix, exponent = found.groups()
     return float(digits) * (10.0 ** int(exponent) if exponent else _FACTORS.get(suffix, 1.0))

@@ -24,8 +24,8 @@ from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.context import Services
-from espalier.gateway.world.watch import View
+from espalier.gateway.context import Context
+from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, key_of
 from espalier.local.kubelet import Kubelet
@@ -35,22 +35,22 @@ from espalier.local.memory_apiserver import MemoryCluster
 from espalier.podclient import pod_session
 
 LOOK_SECONDS = 0.5
-# What outlives the process; the rest follows from it and from the volume.
+# The objects that outlive the process; the rest follows from them and from the volume.
 KEPT = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
-# What the command line reads beside them; their manifests bring them again.
+# Objects that the command line reads as well; they come again from their manifests.
 SHOWN = (*KEPT, "ConfigMap")
 MANAGER = "kubectl"
 
 
 @dataclass(frozen=True)
-class Options:
+class DevOptions:
     """What to run.
 
     Attributes:
         directory: of manifests; edits of its files are applied as they come.
         layout: where everything is kept.
         port: of the gateway on the loopback interface.
-        say: where news for the user goes, one line each.
+        say: prints a line for the user.
     """
 
     directory: Path
@@ -59,12 +59,12 @@ class Options:
     say: Callable[[str], None]
 
 
-async def run(options: Options) -> None:
-    """Until SIGINT, SIGTERM or, as when a terminal is closed, SIGHUP.
+async def run(options: DevOptions) -> None:
+    """Runs until SIGINT, SIGTERM or SIGHUP, which a closed terminal sends.
 
     Raises:
         ManifestError: the directory cannot be applied as it is at the start.
-        StartError: a port is taken, or another one works on the same state.
+        StartError: a port is taken, or another process uses the same state.
     """
     # Before the state's directory is made: a wrong directory is left as it is.
     read(options.directory, {})
@@ -72,8 +72,8 @@ async def run(options: Options) -> None:
         await _run(options)
 
 
-async def _run(options: Options) -> None:
-    # Before they are read: what is edited from now on counts as an edit.
+async def _run(options: DevOptions) -> None:
+    # Before they are read, so that an edit from now on is seen.
     seen = fingerprint(options.directory)
     kept = _kept(options.layout.objects)
     manifests = read(options.directory, {key_of(body["kind"], body): body for body in kept})
@@ -86,7 +86,7 @@ async def _run(options: Options) -> None:
     async with _gateway(options, cluster) as gateway_key, pod_session() as session:
         cache = Cache()
         cluster.feed(cache)
-        # Names of images mean nothing here: a pod's role says what to run.
+        # Image names mean nothing on this machine: a pod's role decides what runs.
         images = Images(trainer="trainer", rollout="rollout", runner="runner")
         url = f"http://127.0.0.1:{options.port}"
         keys = identity.PublicKeys.of(private_key, gateway_key)
@@ -118,16 +118,16 @@ async def _run(options: Options) -> None:
 
 
 @asynccontextmanager
-async def _gateway(options: Options, cluster: MemoryCluster) -> AsyncIterator[str]:
-    """Serves the gateway; its signing key."""
+async def _gateway(options: DevOptions, cluster: MemoryCluster) -> AsyncIterator[str]:
+    """Serves the gateway; returns its signing key."""
     private_key = options.layout.private_key("gateway", identity.generate_private_key)
     tokens = TokenIssuer()
     tokens.use(private_key)
     cache = Cache()
     cluster.feed(cache)
     async with pod_session() as session:
-        view = View(cache, (NAMESPACE,))
-        services = Services(view, cluster, Authenticator(cluster), tokens, session)
+        view = WorldWatch(cache, (NAMESPACE,))
+        services = Context(view, cluster, Authenticator(cluster), tokens, session)
         runner = web.AppRunner(
             make_app(services, lambda: ""),
             shutdown_timeout=1.0,
@@ -159,7 +159,7 @@ async def _apply(cluster: MemoryCluster, manifests: Manifests, say: Callable[[st
 
 
 async def _follow(
-    options: Options,
+    options: DevOptions,
     cluster: MemoryCluster,
     stop: asyncio.Event,
     seen: frozenset[tuple[Path, int, int, int]],
@@ -175,7 +175,7 @@ async def _follow(
                 manifests = read(options.directory, cluster.objects)
                 await _apply(cluster, manifests, options.say)
             except ManifestError as error:
-                # What is applied stays as it is; the next save may be right.
+                # The applied objects stay as they are; the next save may be valid.
                 options.say(f"not applied: {error}")
         if changed.is_set():
             changed.clear()
@@ -184,15 +184,15 @@ async def _follow(
     _keep(cluster, options.layout.objects)
 
 
-async def _report(options: Options, cluster: MemoryCluster, stop: asyncio.Event) -> None:
-    """Says how each object stands, whenever that changes."""
-    said: dict[str, str] = {}
+async def _report(options: DevOptions, cluster: MemoryCluster, stop: asyncio.Event) -> None:
+    """Prints the Ready condition of each object whenever it changes."""
+    lines: dict[str, str] = {}
     while not stop.is_set():
         for key, body in sorted(cluster.objects.items()):
             if key.kind in KEPT and key.kind != "Checkpoint":
                 line = f"{key.kind} {key.name}: {_standing(body)}"
-                if said.get(str(key)) != line:
-                    said[str(key)] = line
+                if lines.get(str(key)) != line:
+                    lines[str(key)] = line
                     options.say(line)
         await asyncio.sleep(LOOK_SECONDS)
 

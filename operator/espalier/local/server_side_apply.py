@@ -1,4 +1,4 @@
-"""What server-side apply does to one object, for an API server in memory."""
+"""Server-side apply of one object, for an API server in memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 
 def copy(body: T) -> T:
-    """Several times as fast as copy.deepcopy, for what can travel as JSON."""
+    """A deep copy of JSON values, several times as fast as copy.deepcopy."""
     copied: T = pickle.loads(pickle.dumps(body))
     return copied
 
 
 def without_identity(intent: Body) -> Body:
-    """What is applied of an intent: all but what the server itself gives."""
+    """The fields of an intent that are applied: all except those that the server sets."""
     served = {"name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp"}
     rest = {name: value for name, value in intent.items() if name not in ("apiVersion", "kind")}
     if "metadata" in rest:
@@ -37,7 +37,7 @@ def leaves(value: Body, at: Path = ()) -> Iterator[Path]:
 
 
 def merge(live: Body, intent: Body) -> None:
-    """Let the live object say what the intent says."""
+    """Set the live object's fields to those of the intent."""
     for name, value in intent.items():
         if isinstance(value, dict) and isinstance(live.get(name), dict):
             merge(live[name], value)
@@ -71,7 +71,7 @@ def _stable(body: Body) -> Body:
 
 
 def desired(body: Body) -> Body:
-    """What the generation counts the changes of."""
+    """The part of an object whose changes its generation counts."""
     return {name: value for name, value in body.items() if name not in ("metadata", "status")}
 
 

@@ -6,9 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 from espalier.api.exit_codes import TRY_AGAIN, USER_MISTAKE
 from espalier.api.wire import Problem
@@ -18,51 +15,13 @@ from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.run_end import UserError, WaitError
+from espalier.runner.settings import RunnerSettings, read_settings
 from espalier.runner.waiting import Waiting
 
 HASH_SEED = "PYTHONHASHSEED"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the operator tells the runner through its environment."""
-
-    namespace: str
-    run: str
-    model: str
-    gateway_url: str
-    token_file: Path
-    mounted: str | None
-
-    @classmethod
-    def read(cls, environment: Mapping[str, str]) -> Settings:
-        """From the environment; UserError names a variable that is missing or wrong."""
-        names = ("ESPALIER_RUN", "ESPALIER_MODEL", "ESPALIER_GATEWAY_URL", "ESPALIER_TOKEN_FILE")
-        missing = [name for name in names if not environment.get(name)]
-        if missing:
-            raise UserError(
-                "InvalidSettings",
-                f"{', '.join(missing)} are not set",
-                "Set them as the operator does in the runner's Job",
-            )
-        namespace, separator, run = environment["ESPALIER_RUN"].partition("/")
-        if not (namespace and separator and run):
-            raise UserError(
-                "InvalidSettings",
-                f"ESPALIER_RUN is {environment['ESPALIER_RUN']!r}",
-                "Set it to <namespace>/<name of a TrainingRun>",
-            )
-        return cls(
-            namespace,
-            run,
-            environment["ESPALIER_MODEL"],
-            environment["ESPALIER_GATEWAY_URL"],
-            Path(environment["ESPALIER_TOKEN_FILE"]),
-            environment.get("ESPALIER_TASKS_MOUNTED"),
-        )
-
-
-async def drive(settings: Settings, journal: Journal) -> None:
+async def drive(settings: RunnerSettings, journal: Journal) -> None:
     """Runs the loop to its end."""
     slug = f"{settings.namespace}/{settings.model}"
     async with GatewayClient(settings.gateway_url, slug, settings.token_file) as client:
@@ -78,7 +37,7 @@ async def drive(settings: Settings, journal: Journal) -> None:
         await loop.drive()
 
 
-async def _until_terminated(settings: Settings, journal: Journal) -> None:
+async def _until_terminated(settings: RunnerSettings, journal: Journal) -> None:
     # As process 1 of a container, Python would ignore SIGTERM without a handler.
     task = asyncio.ensure_future(drive(settings, journal))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -90,7 +49,7 @@ def main() -> int:
     configure_logs()
     journal = Journal(os.environ.get("ESPALIER_RUN", ""))
     try:
-        settings = Settings.read(os.environ)
+        settings = read_settings(os.environ)
         asyncio.run(_until_terminated(settings, journal))
     except UserError as error:
         return _end(journal, error.problem, USER_MISTAKE)

@@ -1,8 +1,8 @@
 """``python -m espalier.sampler.bake ARCHITECTURE...``: for the build of the rollout image.
 
-Writes what vLLM would otherwise find out about the models' classes at every start, in a process of
-its own for 8 s. It goes to ``$VLLM_CACHE_ROOT/modelinfos``; leave the variable set in the image,
-and the launcher takes the files from there.
+Writes the facts about the models' classes that vLLM would otherwise find out at every start, in
+a process of its own for 8 s. They go to ``$VLLM_CACHE_ROOT/modelinfos``; leave the variable set in
+the image, and the launcher takes the files from there.
 """
 
 from __future__ import annotations

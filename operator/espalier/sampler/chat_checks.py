@@ -1,4 +1,4 @@
-"""Refuses by name what a chat asks for and this server would leave out without a word."""
+"""Refuses fields of a chat that this server would silently ignore."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from espalier.sampler import completion_body
 
-# Fields of a request; as keyword arguments of the template they would pass by their checks.
+# Fields of a request; as keyword arguments of the template they would escape their checks.
 OWN_FIELDS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
@@ -35,7 +35,7 @@ def refusal(
 
 
 def _unread(request: Any, variables: Collection[str]) -> Iterator[tuple[str, str]]:
-    """What goes to the chat template, and is not read there."""
+    """The arguments that the chat template does not read."""
     for name in request.chat_template_kwargs or {}:
         field = f"chat_template_kwargs.{name}"
         if name in OWN_FIELDS:
@@ -56,7 +56,7 @@ def _unread(request: Any, variables: Collection[str]) -> Iterator[tuple[str, str
 
 
 def leave_free(tool_parser: Any) -> None:
-    """With tool_choice auto a model samples freely, so that it can be trained on what it wrote.
+    """Makes a model with tool_choice auto sample freely, so that it can be trained on the result.
 
     Some of vLLM's parsers bind the form of every call to a grammar, unless a tool asks for it.
     """

@@ -1,7 +1,7 @@
-"""What the body of any completion must be, chat or not: known fields, numbers, grammars that end.
+"""Checks the body of a completion or chat: known fields, numbers in range, grammars that end.
 
-vLLM leaves fields that it does not know out without a word, and fails with a 500 on a number that
-its engine cannot hold and on a schema that never comes to a value. Pure.
+vLLM silently ignores fields that it does not know, and fails with a 500 on a number that its engine
+cannot hold and on a schema without a finite value. Pure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeGuard
 
-# Fields of OpenAI's API that vLLM does not know, with values that ask for nothing.
+# Fields of OpenAI's API that vLLM does not know, with the values that have no effect.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
@@ -34,7 +34,7 @@ def refusal(request: Any, taken: Collection[str] = ()) -> tuple[str, str] | None
 
 
 def fit(request: Any, context: int) -> None:
-    """Lets an answer fill the context where more is asked for, as where nothing is."""
+    """Limits an answer to the context if the request asks for more, or sets no limit."""
     for name in _LIMITS:
         value = getattr(request, name, None)
         if value is not None and value > context:
@@ -67,7 +67,7 @@ def _endless(given: Any) -> bool:
         schema = json.loads(given) if isinstance(given, str) else given
     except ValueError:
         return False
-    # The sorter holds no recursion, however long a hostile chain of references is.
+    # The sorter does not recurse, however long a hostile chain of references is.
     same_value = {id(part): _described_by(part, schema) for part in _parts(schema)}
     try:
         TopologicalSorter(same_value).prepare()
@@ -77,7 +77,7 @@ def _endless(given: Any) -> bool:
 
 
 def _parts(schema: Any) -> Iterator[dict[str, Any]]:
-    """Every object in it."""
+    """Every JSON object in the schema."""
     left = [schema]
     while left:
         part = left.pop()

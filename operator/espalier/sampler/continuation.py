@@ -30,7 +30,7 @@ Render = Callable[[Any], Awaitable[Any]]
 
 
 class ContinuationError(ValueError):
-    """The chat template does not let the tokens be continued; vLLM answers it with a 400."""
+    """The tokens cannot be continued with this chat template; vLLM answers 400."""
 
 
 def continued(
@@ -46,7 +46,7 @@ def continued(
 
     Returns:
         ``exact``, what the template closes a turn with, and what it adds for later messages. None
-        where the rendering of the earlier messages is no prefix of the whole.
+        where the rendering of the earlier messages is not a prefix of the whole.
     """
     if list(whole[: len(earlier)]) != list(earlier):
         return None

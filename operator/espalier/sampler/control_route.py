@@ -21,7 +21,7 @@ from vllm.logger import init_logger
 from espalier.api.wire import Problem, ServeRequest
 from espalier.core import names
 from espalier.sampler import chat_checks, continuation, guard, settings
-from espalier.sampler.full_weights.gate import Gate
+from espalier.sampler.full_weights.gate import WeightsGate
 from espalier.sampler.full_weights.serving import FullServing
 from espalier.sampler.full_weights.store import FullStore
 from espalier.sampler.lora_adapters import AdapterServing
@@ -33,14 +33,14 @@ HEALTH_SECONDS = 10.0
 COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 
 
-class Control:
+class ControlRoutes:
     """ASGI middleware that answers the probes and the operator's route, and passes on the rest."""
 
-    def __init__(self, app: ASGIApp, told: settings.Settings) -> None:
+    def __init__(self, app: ASGIApp, configuration: settings.SamplerSettings) -> None:
         self._app = app
-        self._told = told
+        self._configuration = configuration
         # Adapters are chosen per request, so only weights that are replaced need it.
-        self._gate = Gate(app) if told.adapter_type == "Full" else None
+        self._gate = WeightsGate(app) if configuration.adapter_type == "Full" else None
         self._serving: Serving | None = None
         self._router = Router(
             [
@@ -73,7 +73,7 @@ class Control:
             return AdapterServing(state)
         config = state.vllm_config.model_config.hf_text_config
         tied = bool(getattr(config, "tie_word_embeddings", False))
-        store = FullStore(self._told.volume, self._told.base, tied=tied)
+        store = FullStore(self._configuration.volume, self._configuration.base, tied=tied)
         return FullServing(state, store, self._gate)
 
     def _live(self) -> Serving:
@@ -129,5 +129,5 @@ class GuardedControl(guard.Authentication):
     """Control behind Authentication, as the one middleware that vLLM is told to add."""
 
     def __init__(self, app: ASGIApp) -> None:
-        told = settings.read(os.environ)
-        super().__init__(Control(app, told), told)
+        configuration = settings.SamplerSettings.read(os.environ)
+        super().__init__(ControlRoutes(app, configuration), configuration)

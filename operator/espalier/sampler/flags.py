@@ -1,4 +1,4 @@
-"""vLLM's flags and environment for our pods; each one that is not obvious says what it prevents."""
+"""vLLM's flags and environment for our pods, each with the reason unless it is obvious."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.core import names
-from espalier.sampler.settings import Settings
+from espalier.sampler.settings import SamplerSettings
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 MAX_SEQUENCES = 64
@@ -23,7 +23,7 @@ SHUTDOWN_SECONDS = 30
 LOG_CONFIG = "logging.json"
 
 
-def kv_cache_bytes(config: Mapping[str, Any], settings: Settings, memory_bytes: int) -> int:
+def kv_cache_bytes(config: Mapping[str, Any], settings: SamplerSettings, memory_bytes: int) -> int:
     """Size of the CPU's KV cache: what 16 full sequences need, at most a quarter of the memory.
 
     ``config`` is the base's config.json; ``memory_bytes`` what the container may use.
@@ -39,7 +39,7 @@ def kv_cache_bytes(config: Mapping[str, Any], settings: Settings, memory_bytes: 
     return max(2 * one, min(CPU_FULL_SEQUENCES * one, memory_bytes // 4))
 
 
-def common_arguments(settings: Settings, seed: int) -> list[str]:
+def common_arguments(settings: SamplerSettings, seed: int) -> list[str]:
     """Flags for every device."""
     return [
         *("--host", settings.host, "--port", str(settings.port)),
@@ -62,8 +62,8 @@ def common_arguments(settings: Settings, seed: int) -> list[str]:
     ]
 
 
-def _weights_arguments(settings: Settings) -> list[str]:
-    """Flags for what is served: adapters beside the base, or full weights in place of it."""
+def _weights_arguments(settings: SamplerSettings) -> list[str]:
+    """Flags of the adapter type: adapters beside the base, or full weights in its place."""
     if settings.adapter_type == "Full":
         return ["--worker-extension-cls", "espalier.sampler.full_weights.vllm_worker.FullWeights"]
     return [
@@ -75,7 +75,7 @@ def _weights_arguments(settings: Settings) -> list[str]:
     ]
 
 
-def cpu_arguments(settings: Settings, cache_bytes: int) -> list[str]:
+def cpu_arguments(settings: SamplerSettings, cache_bytes: int) -> list[str]:
     """Flags that only the CPU needs."""
     return [
         *("--distributed-executor-backend", "uni"),
@@ -91,7 +91,7 @@ def cpu_arguments(settings: Settings, cache_bytes: int) -> list[str]:
 
 
 def cpu_threads(config: Mapping[str, Any], cpus: int) -> int:
-    """Threads to compute with on so many cores: one where the model's matrices are tiny.
+    """Compute threads for a number of cores: one if the model's matrices are tiny.
 
     Below torch's grain threads do nothing but wait for each other: a batch of a tiny model took
     twice the CPU time. ``config`` is the base's config.json.
@@ -126,7 +126,7 @@ def environment(scratch: Path, threads: int | None) -> dict[str, str]:
         "TMPDIR": str(scratch),
         "VLLM_CACHE_ROOT": str(scratch / "vllm"),
         "VLLM_CONFIG_ROOT": str(scratch / "vllm"),
-        # Ours alone: vLLM's own filesystem resolver leaves its directory when asked to.
+        # Only our resolver: vLLM's filesystem resolver follows names out of its directory.
         "VLLM_PLUGINS": "espalier",
         "VLLM_LOGGING_CONFIG_PATH": str(scratch / LOG_CONFIG),
         # On-demand loading depends on it; auth.py leaves the routes that it opens closed.

@@ -1,4 +1,4 @@
-"""The guard in front of every route: who may call what.
+"""Guards every route: who may call it, with which body.
 
 vLLM's own ``--api-key`` leaves /invocations, /adapters, /metrics and /tokenize open, and some of
 its routes load any path; so only the routes named here exist, and all but the probes need a token.
@@ -20,7 +20,7 @@ HEALTH = "/healthz"
 READY = "/readyz"
 SERVE = "/espalier/v1/serve"
 PROBES = (HEALTH, READY)
-# More than the gateway takes of a completion (4 MiB), since it writes what it read anew.
+# More than the gateway accepts for a completion (4 MiB), because it writes the JSON again.
 MAX_BODY_BYTES = 8 * 2**20
 CALLERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("GET", "/v1/models"): ("operator", "gateway"),
@@ -35,9 +35,9 @@ CALLERS: dict[tuple[str, str], tuple[str, ...]] = {
 class Authentication:
     """ASGI middleware that lets in probes, and callers with a token of this model's audience."""
 
-    def __init__(self, app: ASGIApp, configuration: settings.Settings | None = None) -> None:
+    def __init__(self, app: ASGIApp, configuration: settings.SamplerSettings | None = None) -> None:
         self._app = app
-        self._settings = configuration or settings.read(os.environ)
+        self._settings = configuration or settings.SamplerSettings.read(os.environ)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401, 403, 404, 411, 413 or 415."""
@@ -91,7 +91,7 @@ class Authentication:
 
 
 def _unfit(headers: Headers, method: str) -> JSONResponse | None:
-    """Refuses a body that is compressed, or not known to be short before it is read."""
+    """Refuses a body that is compressed, or whose length is not announced and bounded."""
     encoding, length = headers.get("content-encoding", "identity"), headers.get("content-length")
     if encoding.lower() != "identity":
         return problem_response(
@@ -111,7 +111,7 @@ def _unfit(headers: Headers, method: str) -> JSONResponse | None:
                 remedy="send Content-Length",
             ),
         )
-    # The server has refused a length that is no number.
+    # The server has refused a length that is not a number.
     if int(length or 0) > MAX_BODY_BYTES:
         return problem_response(
             413,

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from espalier.api.exit_codes import USER_MISTAKE
 from espalier.api.wire import Problem
+from espalier.environment import SettingsError
 from espalier.process import leave_problem
 from espalier.sampler import flags, settings, tool_parsers, verified_store
 from espalier.sampler.cpu import quick_start
@@ -38,25 +39,27 @@ def terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Check the environment and the base, then serve until SIGTERM."""
     try:
-        told = settings.read(os.environ)
-        verified_store.verify_base(told.base_directory)
-    except settings.SettingsError as error:
-        _fail(Problem(reason="InvalidEnvironment", detail=str(error), remedy="correct the pod"))
+        configuration = settings.SamplerSettings.read(os.environ)
+        verified_store.verify_base(configuration.base_directory)
+    except SettingsError as error:
+        _fail(Problem(reason="InvalidEnvironment", detail=error.detail, remedy=error.remedy))
     except verified_store.StoreError as error:
         _fail(error.problem)
     cpu = is_cpu_build()
-    config = json.loads((told.base_directory / "config.json").read_bytes())
+    config = json.loads((configuration.base_directory / "config.json").read_bytes())
     threads = flags.cpu_threads(config, cpu_count()) if cpu else None
     scratch = Path(tempfile.gettempdir())
     _copy_model_cache(scratch / "vllm")
     _write_log_config(scratch / flags.LOG_CONFIG)
     os.environ.update(flags.environment(scratch, threads))
-    fitting = tool_parsers.chosen(told, config, tool_parsers.chat_template(told.base_directory))
-    arguments = flags.common_arguments(told, secrets.randbits(31)) + fitting.arguments()
+    fitting = tool_parsers.chosen(
+        configuration, config, tool_parsers.chat_template(configuration.base_directory)
+    )
+    arguments = flags.common_arguments(configuration, secrets.randbits(31)) + fitting.arguments()
     if cpu:
-        cache_bytes = flags.kv_cache_bytes(config, told, memory_bytes())
-        arguments += flags.cpu_arguments(told, cache_bytes)
-    _serve(arguments, told, cpu=cpu)
+        cache_bytes = flags.kv_cache_bytes(config, configuration, memory_bytes())
+        arguments += flags.cpu_arguments(configuration, cache_bytes)
+    _serve(arguments, configuration, cpu=cpu)
 
 
 def is_cpu_build() -> bool:
@@ -69,7 +72,7 @@ def is_cpu_build() -> bool:
 
 
 def memory_bytes() -> int:
-    """What this container may use: its cgroup's limit, or the machine's memory."""
+    """The memory of this container: its cgroup's limit, or the machine's memory."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup("memory.max")
     return machine if limit == "max" else min(machine, int(limit))
@@ -101,12 +104,12 @@ def _write_log_config(path: Path) -> None:
     own.replace(path)
 
 
-def _serve(arguments: list[str], told: settings.Settings, *, cpu: bool) -> None:
+def _serve(arguments: list[str], configuration: settings.SamplerSettings, *, cpu: bool) -> None:
     with quick_start.uncollected():
         if cpu:
             quick_start.without_compiler()
         serve = _imported(arguments)
-        _check_parsers(told)
+        _check_parsers(configuration)
     if cpu:
         quick_start.inspect_here()
         quick_start.fork_engine()
@@ -114,7 +117,7 @@ def _serve(arguments: list[str], told: settings.Settings, *, cpu: bool) -> None:
 
 
 def _imported(arguments: list[str]) -> Callable[[], None]:
-    """The server, ready to run."""
+    """Imports vLLM's server."""
     # After the environment is set: vLLM reads it on import.
     import uvloop  # noqa: PLC0415
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker  # noqa: PLC0415
@@ -143,8 +146,8 @@ def _imported(arguments: list[str]) -> Callable[[], None]:
     return lambda: uvloop.run(serve())
 
 
-def _check_parsers(told: settings.Settings) -> None:
-    found = tool_parsers.misfit(told)
+def _check_parsers(configuration: settings.SamplerSettings) -> None:
+    found = tool_parsers.misfit(configuration)
     if found is not None:
         field, detail = found
         remedy = f"set {field} to the one of the base's family, Auto or None"

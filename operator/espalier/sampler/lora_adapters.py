@@ -22,7 +22,7 @@ class LiveAdapters(dict[str, LoRARequest]):
     """vLLM's registry of adapters, minus those whose directory is gone.
 
     vLLM reads an evicted adapter from disk again in the middle of a step, and its engine dies when
-    the directory has been deleted. A name that is forgotten here is resolved anew: a 404.
+    the directory has been deleted. A name that is forgotten here is resolved again: a 404.
     """
 
     def __contains__(self, name: object) -> bool:
@@ -35,7 +35,7 @@ class LiveAdapters(dict[str, LoRARequest]):
 
 
 class AdapterServing(Serving):
-    """The adapters that this pod was told to serve. ``state`` is vLLM's application state."""
+    """The adapters that the operator wants served. ``state`` is vLLM's application state."""
 
     def __init__(self, state: Any) -> None:
         super().__init__(state.engine_client)
@@ -81,16 +81,18 @@ class AdapterServing(Serving):
                     remedy="send the request again",
                 ),
             )
-        self._told = tuple(adapters)
+        self._desired = tuple(adapters)
         return Served(adapters=adapters, ready=True)
 
     @override
     async def served(self) -> Served:
-        told = self._told or ()
-        requests = [self._models.lora_requests[n] for n in told if n in self._models.lora_requests]
+        desired = self._desired or ()
+        requests = [
+            self._models.lora_requests[n] for n in desired if n in self._models.lora_requests
+        ]
         missing = {request.lora_name for request in await self._missing(requests)}
-        held = [item.lora_name for item in requests if item.lora_name not in missing]
-        return Served(adapters=held, ready=self.ready and len(held) == len(told))
+        loaded = [item.lora_name for item in requests if item.lora_name not in missing]
+        return Served(adapters=loaded, ready=self.ready and len(loaded) == len(desired))
 
     async def _resolve(self, name: str) -> LoRARequest:
         try:

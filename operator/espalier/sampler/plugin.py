@@ -6,7 +6,7 @@ import os
 
 
 def register() -> None:
-    """Register our adapter resolver, and mend what vLLM does wrong on CPU.
+    """Register our adapter resolver, and fix faults of vLLM on CPU.
 
     Imports stay inside: vLLM only logs a plugin that fails to import, and goes on without it, but
     does not survive one that raises here.
@@ -21,17 +21,17 @@ def register() -> None:
     from espalier.sampler.resolver import StoreResolver  # noqa: PLC0415
     from espalier.sampler.verified_store import AdapterStore  # noqa: PLC0415
 
-    told = settings.read(os.environ)
+    configuration = settings.SamplerSettings.read(os.environ)
     if current_platform.is_cpu():
         from espalier.sampler.cpu import prompt_logprobs  # noqa: PLC0415
 
         prompt_logprobs.install()
-    if told.adapter_type == "Full":
+    if configuration.adapter_type == "Full":
         return
     if current_platform.is_cpu():
         from espalier.sampler.cpu import lora_ops  # noqa: PLC0415
 
         lora_ops.install()
     if "espalier" not in LoRAResolverRegistry.get_supported_resolvers():
-        store = AdapterStore(told.volume, told.base, told.max_lora_rank)
+        store = AdapterStore(configuration.volume, configuration.base, configuration.max_lora_rank)
         LoRAResolverRegistry.register_resolver("espalier", StoreResolver(store))

@@ -1,4 +1,4 @@
-"""What a rollout pod serves, told by the operator and read back by it."""
+"""The adapters that a rollout pod serves: the operator sets them and reads them back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WARM_UP_SECONDS = 120.0
 
 
 class ServeError(Exception):
-    """The request cannot be fulfilled; what was served before stays."""
+    """The request cannot be fulfilled; the adapters that were served before stay."""
 
     def __init__(self, status: int, problem: Problem) -> None:
         super().__init__(problem.detail)
@@ -27,16 +27,16 @@ class ServeError(Exception):
 
 
 class Serving(ABC):
-    """Loads what it is told into vLLM. ``engine`` is vLLM's client of its engine."""
+    """Loads the requested adapters into vLLM. ``engine`` is vLLM's client of its engine."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._told: tuple[str, ...] | None = None
+        self._desired: tuple[str, ...] | None = None
 
     @property
     def ready(self) -> bool:
         """Whether a serve request has been fulfilled since this process began."""
-        return self._told is not None
+        return self._desired is not None
 
     @abstractmethod
     async def serve(self, wanted: list[str]) -> Served:
@@ -44,7 +44,7 @@ class Serving(ABC):
 
     @abstractmethod
     async def served(self) -> Served:
-        """What of the last request is loaded now; not ready when something is missing."""
+        """The adapters of the last request that are loaded now; not ready if one is missing."""
 
     async def check_health(self) -> None:
         """Raise if vLLM's engine is dead."""

@@ -1,48 +1,84 @@
-"""What a rollout pod is told by its environment, checked once at start."""
+"""The sampler's settings, from the environment variables that the operator sets on its pod."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
 
 from espalier.api.parsers import ReasoningParser, ToolCallParser
 from espalier.core import names
 from espalier.core.volume import directory, is_digest
+from espalier.environment import EnvironmentSettings, Port, Text
 from espalier.identity import PUBLIC_KEYS, PublicKeys
 
-DTYPES = ("float32", "bfloat16")
-ADAPTER_TYPES = ("LoRA", "Full")
-TOOL_CALL_PARSERS: tuple[str, ...] = get_args(ToolCallParser)
-REASONING_PARSERS: tuple[str, ...] = get_args(ReasoningParser)
 # The ranks that vLLM sizes its adapter slots for (vllm.config.lora.MaxLoRARanks, up to CRD's 256).
 SLOT_RANKS = (8, 16, 32, 64, 128, 256)
 
 
-class SettingsError(Exception):
-    """A variable of the pod's environment is missing or wrong; the message names it."""
+def _digest(text: str) -> str:
+    if not is_digest(text):
+        raise ValueError(f"{text!r} is not sha256:<64 hex digits>")
+    return text
 
 
-@dataclass(frozen=True)
-class Settings:
+class SamplerSettings(EnvironmentSettings):
     """The pod contract of docs/developing/architecture.md. Lengths in tokens."""
 
-    model: str
-    namespace: str
-    uid: str
-    volume: Path
-    base: str
-    public_keys: PublicKeys
-    dtype: str
-    max_model_tokens: int
-    max_adapters: int
-    max_lora_rank: int
-    adapter_type: str = "LoRA"
-    tool_call_parser: str = "Auto"
-    reasoning_parser: str = "Auto"
-    port: int = 8000
-    host: str = "0.0.0.0"
+    model: Text = Field(validation_alias="ESPALIER_MODEL", description="the model's name")
+    namespace: Text = Field(
+        validation_alias="ESPALIER_NAMESPACE", description="the model's namespace"
+    )
+    uid: Text = Field(validation_alias=names.POD_UID, description="the pod's own UID")
+    volume: Path = Field(
+        validation_alias="ESPALIER_VOLUME", description="where the model's volume is mounted"
+    )
+    base: Annotated[str, AfterValidator(_digest)] = Field(
+        validation_alias="ESPALIER_BASE", description="the base's digest"
+    )
+    public_keys: Annotated[PublicKeys, NoDecode, BeforeValidator(PublicKeys.read)] = Field(
+        validation_alias=PUBLIC_KEYS, description="the public keys of operator and gateway"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        validation_alias="ESPALIER_DTYPE", description="float32 or bfloat16"
+    )
+    max_model_tokens: int = Field(
+        ge=1,
+        le=1_000_000,
+        validation_alias="ESPALIER_MAX_MODEL_TOKENS",
+        description="the tokens of the longest sequence, 1 to 1000000",
+    )
+    max_adapters: int = Field(
+        ge=1,
+        le=1024,
+        validation_alias="ESPALIER_MAX_ADAPTERS",
+        description="how many adapters to serve at once, 1 to 1024",
+    )
+    max_lora_rank: int = Field(
+        ge=1,
+        le=SLOT_RANKS[-1],
+        validation_alias="ESPALIER_MAX_LORA_RANK",
+        description=f"the highest rank of an adapter, 1 to {SLOT_RANKS[-1]}",
+    )
+    adapter_type: Literal["LoRA", "Full"] = Field(
+        "LoRA", validation_alias="ESPALIER_ADAPTER_TYPE", description="LoRA or Full"
+    )
+    tool_call_parser: ToolCallParser = Field(
+        "Auto",
+        validation_alias="ESPALIER_TOOL_CALL_PARSER",
+        description="a parser's name, Auto or None",
+    )
+    reasoning_parser: ReasoningParser = Field(
+        "Auto",
+        validation_alias="ESPALIER_REASONING_PARSER",
+        description="a parser's name, Auto or None",
+    )
+    port: Port = Field(8000, validation_alias="ESPALIER_PORT", description="a port, 1 to 65535")
+    host: str = Field(
+        "0.0.0.0", validation_alias="ESPALIER_HOST", description="the address to listen on"
+    )
 
     @property
     def audience(self) -> str:
@@ -58,61 +94,3 @@ class Settings:
     def slot_rank(self) -> int:
         """The smallest rank that vLLM can size its slots for and that holds ``max_lora_rank``."""
         return next(rank for rank in SLOT_RANKS if rank >= self.max_lora_rank)
-
-
-def read(environment: Mapping[str, str]) -> Settings:
-    """Settings from ``ESPALIER_*`` variables; raises SettingsError."""
-    base = _text(environment, "ESPALIER_BASE")
-    if not is_digest(base):
-        raise SettingsError(f"ESPALIER_BASE must be sha256:<64 hex digits>, not {base!r}")
-    dtype = _text(environment, "ESPALIER_DTYPE")
-    if dtype not in DTYPES:
-        raise SettingsError(f"ESPALIER_DTYPE must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    adapter_type = environment.get("ESPALIER_ADAPTER_TYPE", "LoRA")
-    if adapter_type not in ADAPTER_TYPES:
-        one_of = ", ".join(ADAPTER_TYPES)
-        raise SettingsError(f"ESPALIER_ADAPTER_TYPE must be one of {one_of}, not {adapter_type!r}")
-    try:
-        keys = PublicKeys.read(_text(environment, PUBLIC_KEYS))
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-    return Settings(
-        model=_text(environment, "ESPALIER_MODEL"),
-        namespace=_text(environment, "ESPALIER_NAMESPACE"),
-        uid=_text(environment, names.POD_UID),
-        volume=Path(_text(environment, "ESPALIER_VOLUME")),
-        base=base,
-        public_keys=keys,
-        dtype=dtype,
-        max_model_tokens=_count(environment, "ESPALIER_MAX_MODEL_TOKENS", 1_000_000),
-        max_adapters=_count(environment, "ESPALIER_MAX_ADAPTERS", 1024),
-        max_lora_rank=_count(environment, "ESPALIER_MAX_LORA_RANK", SLOT_RANKS[-1]),
-        adapter_type=adapter_type,
-        tool_call_parser=_parser(environment, "ESPALIER_TOOL_CALL_PARSER", TOOL_CALL_PARSERS),
-        reasoning_parser=_parser(environment, "ESPALIER_REASONING_PARSER", REASONING_PARSERS),
-        port=_count(environment, "ESPALIER_PORT", 65535)
-        if "ESPALIER_PORT" in environment
-        else 8000,
-        host=environment.get("ESPALIER_HOST", "0.0.0.0"),
-    )
-
-
-def _parser(environment: Mapping[str, str], name: str, known: tuple[str, ...]) -> str:
-    value = environment.get(name, "Auto")
-    if value not in known:
-        raise SettingsError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-    return value
-
-
-def _text(environment: Mapping[str, str], name: str) -> str:
-    value = environment.get(name, "")
-    if not value:
-        raise SettingsError(f"{name} is not set; the operator sets it on every rollout pod")
-    return value
-
-
-def _count(environment: Mapping[str, str], name: str, most: int) -> int:
-    text = _text(environment, name)
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
-        raise SettingsError(f"{name} must be a whole number from 1 to {most}, not {text!r}")
-    return int(text)

@@ -1,7 +1,7 @@
-"""Which of vLLM's parsers fit a base: its family says who made it, its chat template the form.
+"""Chooses vLLM's parsers for a base by its family and by the form in its chat template.
 
 One family writes tool calls in several forms (Qwen3 as JSON, Qwen3-Coder as XML), so the family
-alone does not tell.
+alone does not decide.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.sampler.settings import Settings
+from espalier.sampler.settings import SamplerSettings
 
 # Beginning of config.json's model_type, text that the chat template must hold, the parser. The
 # first that fits counts. docs/guides/parsers.md has the same table
@@ -47,7 +47,7 @@ class Parsers:
         return [*(tools if self.tool_call else []), *(reasoning if self.reasoning else [])]
 
 
-def chosen(settings: Settings, config: Mapping[str, Any], template: str) -> Parsers:
+def chosen(settings: SamplerSettings, config: Mapping[str, Any], template: str) -> Parsers:
     """What the settings say, or for Auto what fits the base.
 
     Args:
@@ -62,13 +62,13 @@ def chosen(settings: Settings, config: Mapping[str, Any], template: str) -> Pars
     )
 
 
-def misfit(settings: Settings) -> tuple[str, str] | None:
+def misfit(settings: SamplerSettings) -> tuple[str, str] | None:
     """The field that names a parser which cannot work on this base, and vLLM's words; None if none.
 
-    vLLM makes the parsers anew for every chat, and each would fail: most look for tokens that their
+    vLLM makes new parsers for every chat, and each would fail: most look for tokens that their
     family's tokenizer has, a few for a package. Those that are chosen by family are not tried.
     """
-    # Imported here because they take seconds, which the choice by family does without.
+    # Imported here because they take seconds, and the choice by family does not need them.
     from vllm.parser import ParserManager  # noqa: PLC0415
     from vllm.tokenizers import get_tokenizer  # noqa: PLC0415
 

@@ -1,8 +1,7 @@
-"""The read-only view of the model's volume: finds bases and adapters and verifies them.
+"""Reads the model's volume: finds bases and adapters and verifies them.
 
-Layout and digests: docs/developing/architecture.md, "The volume". Nothing is trusted because of
-where it lies: the manifest must hash to the directory's name, and each file that vLLM reads to its
-manifest entry.
+Layout and digests: docs/developing/architecture.md, "The volume". No place is trusted: the manifest
+must hash to the directory's name, and each file that vLLM reads to its manifest entry.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ADAPTER_NAME = re.compile(
     r"(?P<slug>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)"
     rf"@(?P<prefix>[0-9a-f]{{{names.ADAPTER_DIGEST_CHARS}}})"
 )
-# What vLLM reads of a checkpoint; the optimizer's state is never opened here.
+# The files of a checkpoint that vLLM reads; the optimizer's state is never opened here.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -43,7 +42,7 @@ class StoreError(Exception):
 
 
 @dataclass(frozen=True)
-class Adapter:
+class VerifiedAdapter:
     """A verified adapter: its immutable name, full digest, directory and LoRA rank."""
 
     name: str
@@ -52,7 +51,7 @@ class Adapter:
     rank: int
 
 
-class Checkpoints:
+class VerifiedCheckpoints:
     """The checkpoints of one base on one volume."""
 
     def __init__(self, volume: Path, base: str) -> None:
@@ -83,7 +82,7 @@ class Checkpoints:
 
     def _directory(self, name: str, prefix: str) -> Path:
         start = directory_name(DIGEST_PREFIX + prefix)
-        # Listing, never joining: a name can only select what a commit has put there.
+        # List the directory instead of joining paths: a name can only select a checkpoint.
         found = (
             [entry for entry in self._checkpoints.iterdir() if entry.name.startswith(start)]
             if self._checkpoints.is_dir()
@@ -104,21 +103,21 @@ class Checkpoints:
         return found[0]
 
 
-class AdapterStore(Checkpoints):
+class AdapterStore(VerifiedCheckpoints):
     """Adapters of one base on one volume, up to one LoRA rank."""
 
     def __init__(self, volume: Path, base: str, max_rank: int) -> None:
         super().__init__(volume, base)
         self._max_rank = max_rank
 
-    def resolve(self, name: str) -> Adapter:
+    def resolve(self, name: str) -> VerifiedAdapter:
         """The verified adapter called ``<slug>@<12 hex digits>``; raises StoreError.
 
         Reads and hashes the adapter's files, so call it from a thread.
         """
         directory, manifest = self.open(name)
         rank = self._rank(name, directory, manifest)
-        return Adapter(name, digest_named(directory.name), directory, rank)
+        return VerifiedAdapter(name, digest_named(directory.name), directory, rank)
 
     def _rank(self, name: str, directory: Path, manifest: dict[str, Any]) -> int:
         for file in ADAPTER_FILES:

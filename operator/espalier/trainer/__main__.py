@@ -26,7 +26,7 @@ from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.ranks import meeting
 from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.ranks.this_rank import World, read_world
-from espalier.trainer.settings import Settings, read_settings
+from espalier.trainer.settings import TrainerSettings, read_settings
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 from espalier.trainer.volume.command_log import CommandLog
 from espalier.trainer.volume.lock import LogBusyError
@@ -36,7 +36,7 @@ logger = logging.getLogger("espalier.trainer")
 SHUTDOWN_SECONDS = 20.0
 
 
-def make_policy(settings: Settings, store: CheckpointStore, world: World) -> Policy:
+def make_policy(settings: TrainerSettings, store: CheckpointStore, world: World) -> Policy:
     """The verified base with its adapter, on this rank's device."""
     try:
         base = store.open("base", settings.base)
@@ -52,7 +52,7 @@ def make_policy(settings: Settings, store: CheckpointStore, world: World) -> Pol
 
 
 def make_engine(
-    settings: Settings, world: World, publish: Callable[[TrainingState], None]
+    settings: TrainerSettings, world: World, publish: Callable[[TrainingState], None]
 ) -> Engine:
     """Takes the log, loads the base, meets the other ranks and restores what was acknowledged."""
     store = CheckpointStore(settings.volume, settings.model)
@@ -70,7 +70,7 @@ def make_engine(
     return Engine(state, publish)
 
 
-def follow(settings: Settings, world: World) -> None:
+def follow(settings: TrainerSettings, world: World) -> None:
     """A rank above 0, which ends when rank 0 does: it keeps nothing that the log lacks."""
     store = CheckpointStore(settings.volume, settings.model)
     meeting.choose_device(world)
@@ -79,7 +79,7 @@ def follow(settings: Settings, world: World) -> None:
     meeting.follow(make_policy(settings, store, world), control)
 
 
-async def serve(settings: Settings, world: World, host: str, port: int) -> None:
+async def serve(settings: TrainerSettings, world: World, host: str, port: int) -> None:
     """Serves until SIGTERM or SIGINT; raises what keeps the engine from starting."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,19 +1,20 @@
-"""The trainer pod's environment."""
+"""The trainer's settings, from the environment variables that the operator sets on its pod."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, Field, Json
+from pydantic_settings import NoDecode
 
 from espalier.api.trainablemodel import Adapter
 from espalier.core.names import POD_UID, audience
+from espalier.environment import Count, EnvironmentSettings, SettingsError, Text
 from espalier.identity import PUBLIC_KEYS, PublicKeys
 from espalier.trainer.problems import UserMistakeError
 
-DTYPES = ("float32", "bfloat16")
 # A call's trajectories as JSON: a token and its log-prob take about 30 bytes, parsed about ten
 # times that. Larger batches go in several calls, whose gradients add.
 MAX_BODY_BYTES = 128 << 20
@@ -21,20 +22,41 @@ MAX_BODY_BYTES = 128 << 20
 STUCK_SECONDS = 300
 
 
-@dataclass(frozen=True)
-class Settings:
+class TrainerSettings(EnvironmentSettings):
     """What the operator set; ``base`` is a digest, ``uid`` the pod's own."""
 
-    model: str
-    namespace: str
-    uid: str
-    volume: Path
-    base: str
-    public_keys: PublicKeys
-    dtype: str
-    adapter: Adapter
-    max_body_bytes: int = MAX_BODY_BYTES
-    stuck_seconds: int = STUCK_SECONDS
+    model: Text = Field(validation_alias="ESPALIER_MODEL", description="the model's name")
+    namespace: Text = Field(
+        validation_alias="ESPALIER_NAMESPACE", description="the model's namespace"
+    )
+    uid: Text = Field(validation_alias=POD_UID, description="the pod's own UID")
+    volume: Path = Field(
+        validation_alias="ESPALIER_VOLUME", description="where the model's volume is mounted"
+    )
+    base: Text = Field(validation_alias="ESPALIER_BASE", description="the base's digest")
+    public_keys: Annotated[PublicKeys, NoDecode, BeforeValidator(PublicKeys.read)] = Field(
+        validation_alias=PUBLIC_KEYS, description="the public keys of operator and gateway"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        validation_alias="ESPALIER_DTYPE",
+        description="float32 or bfloat16, by spec.trainer.dtype",
+    )
+    adapter: Json[Adapter] = Field(
+        default_factory=Adapter,
+        validation_alias="ESPALIER_ADAPTER",
+        description="the model's spec.adapter as JSON",
+    )
+    max_body_bytes: Count = Field(
+        MAX_BODY_BYTES,
+        validation_alias="ESPALIER_MAX_BODY_BYTES",
+        description=f"a number of bytes above 0, for example {MAX_BODY_BYTES}",
+    )
+    stuck_seconds: Count = Field(
+        STUCK_SECONDS,
+        validation_alias="ESPALIER_STUCK_SECONDS",
+        description=f"a number of seconds above 0, for example {STUCK_SECONDS}",
+    )
 
     @property
     def audience(self) -> str:
@@ -42,52 +64,9 @@ class Settings:
         return audience(self.namespace, self.model, "trainer", self.uid)
 
 
-def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Raises UserMistakeError naming the variable that is missing or wrong."""
-    dtype = environment.get("ESPALIER_DTYPE", "float32")
-    if dtype not in DTYPES:
-        raise UserMistakeError(
-            "InvalidSettings",
-            f"ESPALIER_DTYPE is {dtype!r}",
-            f"set spec.trainer.dtype to one of {', '.join(DTYPES)}",
-        )
+def read_settings(environment: Mapping[str, str]) -> TrainerSettings:
+    """Raises UserMistakeError naming the variables that are missing or wrong."""
     try:
-        adapter = Adapter.model_validate_json(environment.get("ESPALIER_ADAPTER", "{}"))
-    except ValidationError as error:
-        raise UserMistakeError(
-            "InvalidSettings", f"ESPALIER_ADAPTER: {error}", "correct spec.adapter"
-        ) from error
-    try:
-        keys = PublicKeys.read(_need(environment, PUBLIC_KEYS))
-    except ValueError as error:
-        raise UserMistakeError("InvalidSettings", str(error), "the operator sets it") from error
-    return Settings(
-        model=_need(environment, "ESPALIER_MODEL"),
-        namespace=_need(environment, "ESPALIER_NAMESPACE"),
-        uid=_need(environment, POD_UID),
-        volume=Path(_need(environment, "ESPALIER_VOLUME")),
-        base=_need(environment, "ESPALIER_BASE"),
-        public_keys=keys,
-        dtype=dtype,
-        adapter=adapter,
-        max_body_bytes=_count(environment, "ESPALIER_MAX_BODY_BYTES", "bytes", MAX_BODY_BYTES),
-        stuck_seconds=_count(environment, "ESPALIER_STUCK_SECONDS", "seconds", STUCK_SECONDS),
-    )
-
-
-def _count(environment: Mapping[str, str], name: str, unit: str, default: int) -> int:
-    text = environment.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise UserMistakeError(
-            "InvalidSettings",
-            f"{name} is {text!r}",
-            f"set it to a number of {unit} above 0, for example {default}",
-        )
-    return int(text)
-
-
-def _need(environment: Mapping[str, str], name: str) -> str:
-    value = environment.get(name)
-    if not value:
-        raise UserMistakeError("InvalidSettings", f"{name} is not set", "the operator sets it")
-    return value
+        return TrainerSettings.read(environment)
+    except SettingsError as error:
+        raise UserMistakeError("InvalidSettings", error.detail, error.remedy) from error

@@ -1,7 +1,7 @@
-"""Why children are stuck, from Events that are listed only while something is stuck.
+"""Finds out from Events why children are stuck; lists Events only while one is stuck.
 
-Events are not watched: there are far too many. While something stands still, the Warnings about
-its kind are listed, at most once every so often for a namespace.
+Events are not watched, because there are far too many. While a child is stuck, the Warnings about
+its kind are listed, at a bounded rate for each namespace.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Collection, Mapping
 from espalier.controllers.peers.samplers import EARLY_SECONDS
 from espalier.core.pods.blockers import Blocker, by_uid
 from espalier.kube.cluster import Cluster, ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 logger = logging.getLogger(__name__)
 
-# What has stood still for less than this is just starting.
+# A child without progress for less than this is just starting.
 PATIENCE_SECONDS = 5.0
 LIST_SECONDS = 15.0
 
@@ -27,12 +27,12 @@ class Blockers:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        # By the object that asks, since when each of its children has stood still.
-        self._since: dict[Key, dict[str, float]] = {}
+        # By the object that asks: since when each of its children makes no progress.
+        self._since: dict[ObjectKey, dict[str, float]] = {}
         self._listed: dict[tuple[str, str], float] = {}
         self._found: dict[tuple[str, str], Mapping[str, Blocker]] = {}
 
-    async def ask(self, owner: Key, silent: Mapping[str, Collection[str]]) -> float | None:
+    async def ask(self, owner: ObjectKey, silent: Mapping[str, Collection[str]]) -> float | None:
         """Learn what blocks children (their uids, by kind) that are stuck without a reason.
 
         ``silent`` replaces what the owner asked before. Returns the seconds until it should ask
@@ -58,7 +58,7 @@ class Blockers:
         age = asyncio.get_running_loop().time() - self._listed.get((namespace, kind), 0.0)
         return self._found.get((namespace, kind), {}) if age < 2 * LIST_SECONDS else {}
 
-    def forget(self, owner: Key) -> None:
+    def forget(self, owner: ObjectKey) -> None:
         """The object is gone."""
         self._since.pop(owner, None)
 
@@ -72,7 +72,7 @@ class Blockers:
         try:
             events = await self._cluster.list("Event", namespace, fields=fields)
         except ClusterError as error:
-            # What stands still must not fail for want of an explanation; the preflight has it.
+            # A missing explanation must not fail the pass; the preflight reports the missing right.
             logger.warning("events about %s in %s not listed: %s", kind, namespace, error)
             return
         self._found[namespace, kind] = by_uid(kind, events)

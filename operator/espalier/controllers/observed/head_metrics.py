@@ -1,4 +1,4 @@
-"""Measures and logs the moves of heads, from what the cache sees of them."""
+"""Measures and logs the moves of heads, as the cache sees them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import logging
 from typing import Any
 
 from espalier.kube import queue_metrics
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 logger = logging.getLogger(__name__)
 
 
 class HeadMetrics:
-    """A swap lasts from an edit's arrival until the status says that what it asks for is served."""
+    """A swap lasts from an edit's arrival until the status says that its checkpoint is served."""
 
     def __init__(self) -> None:
-        self._edited: dict[Key, float] = {}
+        self._edited: dict[ObjectKey, float] = {}
 
-    def changed(self, key: Key, old: Body | None, new: Body | None) -> None:
+    def changed(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
         """A head changed in the cache; one that was not there before has not moved."""
         if old is None or new is None:
             self._edited.pop(key, None)
@@ -34,7 +34,7 @@ class HeadMetrics:
         elif _settled(new):
             self._edited.pop(key, None)
 
-    def _moved(self, key: Key, head: Body) -> None:
+    def _moved(self, key: ObjectKey, head: Body) -> None:
         status = head["status"]
         move = status.get("history", [{}])[0]
         reason = move.get("reason", "")

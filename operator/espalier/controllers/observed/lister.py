@@ -11,13 +11,13 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.controllers.observed.parsing import UnreadableError, read
+from espalier.controllers.observed.parsing import UnreadableObjectError, read
 from espalier.core.lineage.lineage import Lineage, recorded_bases, root_of
 from espalier.core.lineage.lineage_index import LineageIndex
 from espalier.core.manifests.labels import Role
-from espalier.core.pods.pods import Job, Pod, read_job, read_pod
-from espalier.kube.cache import Cache, Source
-from espalier.kube.objects import Body, Key, without_managers
+from espalier.core.pods.pods import JobState, Pod, live, read_job, read_pod
+from espalier.kube.cache import Cache, ChangeSource
+from espalier.kube.objects import Body, ObjectKey, without_managers
 from espalier.kube.own_pods import Membership
 
 T = TypeVar("T", bound=BaseModel)
@@ -32,19 +32,19 @@ class Lister:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._membership = Membership(cache)
-        self._parsed: dict[Key, tuple[int, BaseModel]] = {}
+        self._parsed: dict[ObjectKey, tuple[int, BaseModel]] = {}
         # By model; None where one of its Checkpoints was not understood.
         self._indexes: dict[tuple[str, str], LineageIndex | None] = {}
         for key in cache.keys(Checkpoint.__name__):
             self._reindex(key, None, cache.get(key))
         cache.on_change(self._follow)
 
-    def body(self, key: Key) -> Body | None:
+    def body(self, key: ObjectKey) -> Body | None:
         """The object as the API server has it, without managedFields."""
         return self._cache.get(key)
 
     def learn(self, kind: str, body: Body) -> None:
-        """Take in what the API server answered to a write or a read of our own."""
+        """Put the API server's answer to our own write or read into the cache."""
         self._cache.put(kind, without_managers(body))
 
     def model(self, namespace: str, name: str) -> TrainableModel | None:
@@ -110,43 +110,48 @@ class Lister:
         return self.checkpoint(model.metadata.namespace, ref.name) if ref is not None else None
 
     def pods(self, namespace: str, role: Role, *, model: str = "", run: str = "") -> list[Pod]:
-        """The pods of a role, of a model or of a run; none that merely carries the labels."""
+        """The pods of a role, of a model or of a run; not those that merely carry the labels."""
         index = {"run": run} if run else {"model": model}
         bodies = self._cache.list("Pod", namespace, role=role, **index)
         own = [read_pod(body) for body in bodies if self._membership.has(body)]
         return sorted(own, key=lambda pod: pod.name)
 
-    def job(self, namespace: str, name: str) -> Job | None:
+    def ready_trainer(self, namespace: str, model: str) -> Pod | None:
+        """The model's trainer pod that takes requests, if there is one."""
+        trainers = live(self.pods(namespace, "trainer", model=model))
+        return next((pod for pod in trainers if pod.ready), None)
+
+    def job(self, namespace: str, name: str) -> JobState | None:
         """The Job of that name."""
-        body = self._cache.get(Key("Job", namespace, name))
+        body = self._cache.get(ObjectKey("Job", namespace, name))
         return read_job(body) if body is not None else None
 
     def _one(self, kind: type[T], namespace: str, name: str) -> T | None:
-        key = Key(kind.__name__, namespace, name)
+        key = ObjectKey(kind.__name__, namespace, name)
         return self._parse(kind, key) if self._cache.version(key) else None
 
     def _all(self, kind: type[T], namespace: str, **index: str) -> list[T]:
         keys = self._cache.keys(kind.__name__, namespace, **index)
         return [self._parse(kind, key) for key in keys]
 
-    def _parse(self, kind: type[T], key: Key, body: Body | None = None) -> T:
-        """The object as its type; ``body`` is what the cache holds, where it is at hand."""
+    def _parse(self, kind: type[T], key: ObjectKey, body: Body | None = None) -> T:
+        """The object as its type; ``body`` is the cached one, if the caller has it."""
         version = self._cache.version(key)
-        held = self._parsed.get(key)
-        if held is not None and held[0] == version and isinstance(held[1], kind):
-            return held[1]
+        cached = self._parsed.get(key)
+        if cached is not None and cached[0] == version and isinstance(cached[1], kind):
+            return cached[1]
         parsed = read(kind, body or self._cache.get(key) or {})
         self._parsed[key] = (version, parsed)
         return parsed
 
-    def _follow(self, key: Key, old: Body | None, new: Body | None, _: Source) -> None:
+    def _follow(self, key: ObjectKey, old: Body | None, new: Body | None, _: ChangeSource) -> None:
         if new is None:
             self._parsed.pop(key, None)
         if key.kind == Checkpoint.__name__:
             self._reindex(key, old, new)
 
-    def _reindex(self, key: Key, old: Body | None, new: Body | None) -> None:
-        """Each Checkpoint is parsed while its body is at hand, at a start between two pages."""
+    def _reindex(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
+        """Parse each Checkpoint when its body arrives; at a start, between two pages."""
         models = {body["spec"]["modelRef"]["name"] for body in (old, new) if body is not None}
         for name in models:
             if (key.namespace, name) not in self._indexes:
@@ -159,7 +164,7 @@ class Lister:
                     index.put(self._parse(Checkpoint, key, new))
                 else:
                     index.remove(key.name)
-            except UnreadableError:
+            except UnreadableObjectError:
                 # The next read of the lineage raises.
                 self._indexes[key.namespace, name] = None
                 continue
@@ -167,9 +172,9 @@ class Lister:
                 del self._indexes[key.namespace, name]
 
     def _index(self, namespace: str, name: str) -> LineageIndex:
-        """Kept up to date, and rebuilt once all of its Checkpoints can be read."""
-        held = self._indexes.get((namespace, name))
-        if held is None:
-            held = LineageIndex(self._all(Checkpoint, namespace, model=name))
-            self._indexes[namespace, name] = held
-        return held
+        """The model's index, kept up to date, and rebuilt once all Checkpoints can be read."""
+        index = self._indexes.get((namespace, name))
+        if index is None:
+            index = LineageIndex(self._all(Checkpoint, namespace, model=name))
+            self._indexes[namespace, name] = index
+        return index

@@ -1,7 +1,7 @@
-"""Reads objects as types; what a newer version of the CRDs lets through is named, field by field.
+"""Reads objects as types, and names the fields that only a newer version of the CRDs has.
 
-Fields of a status that are not known were written by a newer operator, and are passed over. What a
-spec says and is not known cannot be done, and must not be guessed: nothing is done for the object.
+Unknown fields of a status were written by a newer operator and are ignored. An unknown field of a
+spec asks for something that this version cannot do, so nothing is done for the object.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from espalier.kube.objects import Body, Key, key_of
+from espalier.kube.objects import Body, ObjectKey, key_of
+from espalier.untrusted import field_path
 
 T = TypeVar("T", bound=BaseModel)
 UNKNOWN = "extra_forbidden"
 STATUS = "status"
 
 
-class UnreadableError(Exception):
+class UnreadableObjectError(Exception):
     """An object says something that this version does not understand; ``field`` is its path."""
 
-    def __init__(self, key: Key, field: str, problem: str) -> None:
+    def __init__(self, key: ObjectKey, field: str, problem: str) -> None:
         super().__init__(f"{key}: {field}: {problem}")
         self.key = key
         self.field = field
@@ -43,15 +44,10 @@ def read(kind: type[T], body: Body) -> T:
         raise _unreadable(kind, body, error) from None
 
 
-def _unreadable(kind: type[BaseModel], body: Body, error: ValidationError) -> UnreadableError:
+def _unreadable(kind: type[BaseModel], body: Body, error: ValidationError) -> UnreadableObjectError:
     first = error.errors()[0]
     problem = "is not known to it" if first["type"] == UNKNOWN else first["msg"]
-    return UnreadableError(key_of(kind.__name__, body), _path(first["loc"]), problem)
-
-
-def _path(location: Sequence[int | str]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
-    return "".join(parts).removeprefix(".")
+    return UnreadableObjectError(key_of(kind.__name__, body), field_path(first["loc"]), problem)
 
 
 def _without(body: Body, locations: Sequence[Sequence[int | str]]) -> Body:

@@ -1,6 +1,6 @@
-"""Writes statuses: only when they differ, and with an Event when Ready took another reason.
+"""Writes statuses: only if they differ, and with an Event if the reason of Ready changed.
 
-Other conditions that are worth an Event are named by their reconciler.
+A reconciler names the other conditions that are worth an Event.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pydantic.alias_generators import to_camel
 
 from espalier.api.meta import Condition, Type
 from espalier.core import conditions
-from espalier.kube.cache import Cache, Source
+from espalier.kube.cache import Cache, ChangeSource
 from espalier.kube.cluster import Cluster
 from espalier.kube.events import EventRecorder
-from espalier.kube.objects import Body, Key, without_managers
+from espalier.kube.objects import Body, ObjectKey, without_managers
 
 CONDITIONS = TypeAdapter(list[Condition])
 TRIPLE = (conditions.READY, conditions.RECONCILING, conditions.STALLED)
@@ -25,7 +25,7 @@ KNOWN = frozenset(to_camel(field.name) for field in fields(Condition))
 
 
 class StatusWriter:
-    """Writes to the API server and lets the cache know at once."""
+    """Writes to the API server and updates the cache at once."""
 
     def __init__(self, cluster: Cluster, cache: Cache, events: EventRecorder) -> None:
         self._cluster = cluster
@@ -38,22 +38,22 @@ class StatusWriter:
         ClusterError 409 if the object is not the one that ``body`` shows any more.
         """
         wire = status.wire()
-        held = body.get("status", {})
-        return None if _same(held, wire) else await self._put(kind, body, wire)
+        current = body.get("status", {})
+        return None if _same(current, wire) else await self._put(kind, body, wire)
 
     async def stall(self, kind: str, body: Body, reason: str, message: str, now: str) -> bool:
-        """Add Stalled to the status of the object; whether that changed anything.
+        """Add Stalled to the status of the object; True if that changed it.
 
         It is written as it is: the status need not be one that this version could have written.
         """
         status = body.get("status", {})
         triple_before = [c for c in status.get("conditions", []) if c["type"] in TRIPLE]
-        held = CONDITIONS.validate_python(
+        current = CONDITIONS.validate_python(
             [{name: value for name, value in c.items() if name in KNOWN} for c in triple_before]
         )
         generation = body["metadata"].get("generation", 0)
-        settled = conditions.settle(held, conditions.stalled(reason, message), generation, now)
-        if settled == held:
+        settled = conditions.settle(current, conditions.stalled(reason, message), generation, now)
+        if settled == current:
             return False
         others = [c for c in status.get("conditions", []) if c["type"] not in TRIPLE]
         triple = CONDITIONS.dump_python(settled, mode="json", by_alias=True)
@@ -66,11 +66,11 @@ class StatusWriter:
         seen = {n: metadata[n] for n in ("name", "namespace", "uid", "resourceVersion")}
         applied = await self._cluster.apply_status(kind, {"metadata": seen, "status": status})
         written = without_managers(applied)
-        source = Source.OWN_STATUS if _same(written["status"], status) else Source.SEEN
+        source = ChangeSource.OWN_STATUS if _same(written["status"], status) else ChangeSource.SEEN
         self._cache.put(kind, written, source)
         return written
 
-    async def refresh(self, key: Key) -> None:
+    async def refresh(self, key: ObjectKey) -> None:
         """Read an object that another writer changed since it was cached."""
         live = await self._cluster.get(key)
         if live is None:
@@ -121,13 +121,13 @@ class StatusWriter:
         await self._events.record({**body, "kind": kind}, type_, reason, message)
 
 
-def _same(held: Body, wire: Body) -> bool:
-    """Whether two statuses say the same; most of a status is equal as it stands."""
-    if held == wire:
+def _same(current: Body, wire: Body) -> bool:
+    """Whether two statuses are equal apart from the order of lists; most parts are identical."""
+    if current == wire:
         return True
-    return held.keys() == wire.keys() and all(
+    return current.keys() == wire.keys() and all(
         value == wire[name] or _canonical(value) == _canonical(wire[name])
-        for name, value in held.items()
+        for name, value in current.items()
     )
 
 

@@ -15,13 +15,13 @@ from espalier.core.pods.pods import Pod
 logger = logging.getLogger(__name__)
 
 STALE_TERM = "StaleTerm"
-# A trainer says so of the base of its assignment.
+# A trainer's reasons about the base of its assignment.
 UNREADABLE = "CheckpointUnreadable"
-# HTTP statuses that sending the same again does not change.
+# HTTP statuses that repeating the same request does not change.
 REFUSED, FAILED = 400, 500
-# Between two questions whether a trainer that is idle, or does not answer, is called after all.
+# Seconds between two questions whether an idle or silent trainer has been called after all.
 ASK_SECONDS = 1.0
-Id = tuple[str, str]
+ModelId = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,25 @@ class _Acknowledged:
 
     @classmethod
     def of(cls, pod: Pod, wanted: Assignment) -> _Acknowledged:
-        """The base is left out: under one term the trainer keeps its own position."""
+        """Ignores the assignment's base: under one term the trainer keeps its own position."""
         return cls(pod.instance, wanted.term, wanted.branch, wanted.run)
 
 
-class Trainers:
+class Assignments:
     """Tells trainers what to train, once per start of their container and per assignment."""
 
     def __init__(self, client: Trainer, overtaken: Callable[[str, str], None]) -> None:
         self._client = client
         self._overtaken = overtaken
-        self._acknowledged: dict[Id, _Acknowledged] = {}
-        self._terms: dict[Id, int] = {}
+        self._acknowledged: dict[ModelId, _Acknowledged] = {}
+        self._terms: dict[ModelId, int] = {}
         # Why an assignment was refused, and the digest that it was to start from.
-        self._refusals: dict[Id, tuple[str, Problem]] = {}
+        self._refusals: dict[ModelId, tuple[str, Problem]] = {}
         # The start of a trainer, and when it was last known to be called (the loop's clock).
-        self._called: dict[Id, tuple[str, float]] = {}
+        self._called: dict[ModelId, tuple[str, float]] = {}
 
     def term(self, namespace: str, model: str) -> int:
-        """The term that a trainer was found at when it refused ours as stale; 0 otherwise."""
+        """The trainer's term if it refused ours as stale; 0 otherwise."""
         return self._terms.get((namespace, model), 0)
 
     def refusal(self, namespace: str, model: str) -> Problem | None:
@@ -72,7 +72,7 @@ class Trainers:
         return self._acknowledged.get((namespace, model)) == _Acknowledged.of(pod, wanted)
 
     async def assign(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
-        """Tell the trainer; whether it acknowledged. False: try again."""
+        """Send the assignment; True once the trainer has acknowledged it, False to try again."""
         try:
             await self._client.assign(Peer.of(namespace, model, pod), wanted)
         except TrainerError as error:
@@ -121,7 +121,7 @@ class Trainers:
             return None
 
     async def _overtake(self, namespace: str, model: str, pod: Pod) -> None:
-        """The trainer is ahead of the head, which was deleted and made again: raise the head."""
+        """Raise the head's term: it was deleted and made again, and the trainer is ahead of it."""
         state = await self.state(namespace, model, pod)
         if state is not None:
             self._terms[namespace, model] = state.term

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from espalier.api.wire import Commit, Problem
+from espalier.backoff import Backoff
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.trainer_client import Trainer, TrainerError
 from espalier.core.pods.pods import Pod
@@ -21,18 +22,18 @@ logger = logging.getLogger(__name__)
 # Not a kind of the API: the pending commits of one model.
 COMMITS = "Commits"
 WAIT_SECONDS = 25
-RETRY_SECONDS = (0.2, 5.0)
+RETRY = Backoff(first=0.4, cap=5.0, jitter=0.5)
 # A trainer that answers at once without a commit is not asked more often than this.
 PAUSE_SECONDS = 0.5
 # Commits that may wait for their Checkpoints; more are read when these have been dealt with.
 PENDING_MOST = 256
 
-Id = tuple[str, str]
+ModelId = tuple[str, str]
 
 
 @dataclass
 class Ledger:
-    """What is known of one trainer: its commits, and what it says of itself.
+    """The pending commits of one trainer, and the problems that it reports.
 
     ``counted`` is the highest step by run identity; ``warnings`` are None until it was heard.
     """
@@ -49,20 +50,20 @@ class CommitStreams:
     def __init__(self, source: Trainer, wake: Callable[[str, str], None]) -> None:
         self._source = source
         self._wake = wake
-        self._ledgers: dict[Id, Ledger] = {}
-        self._tasks: dict[Id, tuple[str, asyncio.Task[None]]] = {}
+        self._ledgers: dict[ModelId, Ledger] = {}
+        self._tasks: dict[ModelId, tuple[str, asyncio.Task[None]]] = {}
 
     def ledger(self, namespace: str, model: str) -> Ledger:
-        """What is known of a model's commits."""
+        """The ledger of a model."""
         return self._ledgers.setdefault((namespace, model), Ledger())
 
     def follow(self, namespace: str, model: str, trainer: Pod | None) -> None:
         """Follow the commits of this trainer alone; None if no trainer is ready."""
-        held = self._tasks.get((namespace, model))
-        if held is not None:
-            if trainer is not None and held[0] == trainer.instance and not held[1].done():
+        following = self._tasks.get((namespace, model))
+        if following is not None:
+            if trainer is not None and following[0] == trainer.instance and not following[1].done():
                 return
-            held[1].cancel()
+            following[1].cancel()
             del self._tasks[namespace, model]
         if trainer is None:
             ledger = self.ledger(namespace, model)
@@ -73,9 +74,9 @@ class CommitStreams:
 
     def rewind(self, namespace: str, model: str) -> None:
         """Read all of a model's commits again, once ``follow`` is next called."""
-        held = self._tasks.pop((namespace, model), None)
-        if held is not None:
-            held[1].cancel()
+        following = self._tasks.pop((namespace, model), None)
+        if following is not None:
+            following[1].cancel()
 
     def forget(self, namespace: str, model: str) -> None:
         """The model is gone."""
@@ -105,8 +106,7 @@ class CommitStreams:
             except TrainerError as error:
                 failures += 1
                 logger.warning("commits of %s/%s: %s", namespace, model, error)
-                first, most = RETRY_SECONDS
-                await asyncio.sleep(min(most, first * 2.0**failures) * random.uniform(0.5, 1))
+                await asyncio.sleep(RETRY.delay(failures, random.random()))
                 continue
             failures = 0
             report = (page.problem, page.warnings)
@@ -118,5 +118,5 @@ class CommitStreams:
                 self._wake(namespace, model)
             elif wait and clock() - started < PAUSE_SECONDS:
                 await asyncio.sleep(PAUSE_SECONDS)
-            # All there was has been read; from here on wait for more.
+            # All existing commits have been read; from now on wait for more.
             wait = wait if page.commits else WAIT_SECONDS

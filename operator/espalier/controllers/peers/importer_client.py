@@ -1,4 +1,4 @@
-"""The operator's side of an importer: how far it is, asked now and then."""
+"""Asks importers periodically for their progress."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ASK_SECONDS = 15.0
 
 
 class ImporterError(PeerError):
-    """The importer did not answer, or not as ours do."""
+    """The importer did not answer, or its answer breaks the protocol."""
 
 
 class Importer(Protocol):
     """The importer's only route."""
 
     async def progress(self, peer: Peer) -> ImportState:
-        """How far it is; ImporterError if it does not say."""
+        """The progress of the import; ImporterError without a valid answer."""
 
 
 class ImporterClient:
@@ -49,26 +49,30 @@ class Imports:
     def __init__(self, client: Importer) -> None:
         self._client = client
         # When it was asked, the pod, and its answer.
-        self._said: dict[tuple[str, str], tuple[float, str, ImportState | None]] = {}
+        self._answers: dict[tuple[str, str], tuple[float, str, ImportState | None]] = {}
 
     async def look(
         self, namespace: str, model: str, pod: Pod | None
     ) -> tuple[ImportState | None, float | None]:
-        """How far the importer in this pod is; and in how many seconds to ask again.
+        """The progress of the importer in this pod, and in how many seconds to ask again.
 
         None where it does not say: that never holds an import up.
         """
         if pod is None:
-            self._said.pop((namespace, model), None)
+            self._answers.pop((namespace, model), None)
             return None, None
         now = asyncio.get_running_loop().time()
-        held = self._said.get((namespace, model))
-        if held is not None and held[1] == pod.uid and (left := ASK_SECONDS - (now - held[0])) > 0:
-            return held[2], left
+        answer = self._answers.get((namespace, model))
+        if (
+            answer is not None
+            and answer[1] == pod.uid
+            and (left := ASK_SECONDS - (now - answer[0])) > 0
+        ):
+            return answer[2], left
         state = None
         try:
             state = await self._client.progress(Peer.of(namespace, model, pod))
         except ImporterError as error:
             logger.info("progress of %s/%s: %s", namespace, model, error)
-        self._said[namespace, model] = (now, pod.uid, state)
+        self._answers[namespace, model] = (now, pod.uid, state)
         return state, ASK_SECONDS

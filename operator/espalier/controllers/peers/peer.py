@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from espalier import identity
 from espalier.api.wire import Problem
 from espalier.core.names import audience
-from espalier.core.pods.pods import Pod
+from espalier.core.pods.pods import Pod, url_host
 from espalier.kube.cluster import BeforeWrite, always
 from espalier.podclient import PodFaultError, read_answer
 from espalier.untrusted import UnreadableError, read_model
@@ -47,8 +47,7 @@ class Peer:
     @property
     def url(self) -> str:
         """The pod's own address: a name would be cached past a restart."""
-        host = f"[{self.ip}]" if ":" in self.ip else self.ip
-        return f"http://{host}:{PORT}"
+        return f"http://{url_host(self.ip)}:{PORT}"
 
     def headers(self, private_key: str) -> dict[str, str]:
         """Headers that prove the operator to this pod, and to no other."""

@@ -1,4 +1,4 @@
-"""Has rollouts load adapters, and remembers what they confirmed until the process ends.
+"""Makes rollouts load adapters, and remembers what they confirmed until the process ends.
 
 An engine may drop an adapter, and its server may restart, without any event. Every answer is
 therefore asked for again after a while, and asking for a missing adapter loads it.
@@ -12,23 +12,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from espalier.api.wire import Problem, ServeRequest
+from espalier.backoff import Backoff
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutControl, RolloutError
-from espalier.core.head.head_view import Rollout
+from espalier.core.head.head_view import SamplerPod
 from espalier.core.head.served_adapters import DesiredAdapters, choose
 from espalier.core.names import ADAPTER_DIGEST_CHARS, BASE
 from espalier.core.pods.pods import Pod
 from espalier.core.volume import DIGEST_PREFIX
 
 READ_BACK_SECONDS = 30.0
-FIRST_RETRY_SECONDS = 1.0
-# What is due this soon is asked for at once: a timer may fire a moment early, and must not then be
-# set for that moment again and again.
+RETRY = Backoff(first=1.0, cap=READ_BACK_SECONDS, jitter=0.0)
+# A question that is due this soon is asked at once: a timer may fire a moment early, and must not
+# be set for that moment again.
 EARLY_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _PodAnswer:
     """The last answer of a pod, and the start of its container that it holds for.
 
     ``refused`` are the adapters that it cannot load as they are; ``failures`` counts the calls in a
@@ -49,7 +50,7 @@ class Rollouts:
 
     def __init__(self, client: RolloutControl) -> None:
         self._client = client
-        self._answers: dict[tuple[str, str], _Answer] = {}
+        self._answers: dict[tuple[str, str], _PodAnswer] = {}
         self._turns: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def serve(
@@ -71,16 +72,16 @@ class Rollouts:
             answers = [self._answer(namespace, pod) for pod in pods if pod.started]
             return min((max(0.0, a.due - now) for a in answers if a is not None), default=None)
 
-    def seen(self, namespace: str, pods: Iterable[Pod]) -> list[Rollout]:
+    def seen(self, namespace: str, pods: Iterable[Pod]) -> list[SamplerPod]:
         """The pods as the head's decision sees them; only those that have started."""
         rollouts = []
         for pod in pods:
             answer = self._answer(namespace, pod)
             if pod.started and answer is None:
-                rollouts.append(Rollout(pod.name, pod.ready))
+                rollouts.append(SamplerPod(pod.name, pod.ready))
             elif pod.started and answer is not None:
                 rollouts.append(
-                    Rollout(pod.name, pod.ready, answer.loaded, answer.problem, answer.refused)
+                    SamplerPod(pod.name, pod.ready, answer.loaded, answer.problem, answer.refused)
                 )
         return rollouts
 
@@ -112,7 +113,7 @@ class Rollouts:
             for item in answer.refused.items()
         ]
 
-    def _answer(self, namespace: str, pod: Pod) -> _Answer | None:
+    def _answer(self, namespace: str, pod: Pod) -> _PodAnswer | None:
         """The last answer of this start of the pod's container."""
         answer = self._answers.get((namespace, pod.name))
         return answer if answer is not None and answer.instance == pod.instance else None
@@ -132,16 +133,16 @@ class Rollouts:
         except RolloutError as error:
             problem = str(error)
             failures = before.failures + 1 if before is not None else 1
-            wait = min(READ_BACK_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** (failures - 1))
+            wait = RETRY.delay(failures)
         due = asyncio.get_running_loop().time() + wait
-        self._answers[peer.namespace, pod.name] = _Answer(
+        self._answers[peer.namespace, pod.name] = _PodAnswer(
             pod.instance, wanted, due, loaded, refused, problem, failures
         )
 
     async def _load(
         self, peer: Peer, wanted: tuple[DesiredAdapters, ...], refused: dict[str, Problem]
     ) -> frozenset[str]:
-        """Load what the pod takes of the desired: one that it refuses must not hold up the others.
+        """Load the desired adapters that the pod accepts: a refused one must not block the others.
 
         Fills ``refused``; RolloutError if the pod does not answer or fails otherwise.
         """

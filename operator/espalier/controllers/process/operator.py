@@ -10,9 +10,9 @@ from espalier.controllers.context import Context
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.head_metrics import HeadMetrics
 from espalier.controllers.observed.lister import Lister
-from espalier.controllers.observed.parsing import UnreadableError
+from espalier.controllers.observed.parsing import UnreadableObjectError
 from espalier.controllers.observed.status_writer import StatusWriter
-from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import COMMITS, CommitStreams
 from espalier.controllers.peers.importer_client import Importer, Imports
 from espalier.controllers.peers.sampler_client import RolloutControl
@@ -24,16 +24,16 @@ from espalier.controllers.process.triggers import concerned
 from espalier.core import conditions
 from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.core.manifests.installation import ChildSettings
-from espalier.kube.cache import Cache, Source
+from espalier.kube.cache import Cache, ChangeSource
 from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.events import EventRecorder
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 from espalier.kube.queue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 WORKERS = 8
-# The object is not the one that was decided on: read it again and decide again.
+# The object has changed since the decision: read it and decide again.
 OUTDATED = (404, 409)
 OUTDATED_SECONDS = 0.02
 
@@ -61,7 +61,7 @@ class Operator:
             lister=Lister(cache),
             writer=StatusWriter(cluster, cache, EventRecorder(cluster, identity)),
             rollouts=Rollouts(rollout),
-            trainers=Trainers(trainer, self._wake_head),
+            trainers=Assignments(trainer, self._wake_head),
             streams=CommitStreams(trainer, self._wake_commits),
             blockers=Blockers(cluster),
             imports=Imports(importer),
@@ -79,14 +79,14 @@ class Operator:
                 self.queue.add(key)
         # A Job without an owner belongs to no object above: look at it by itself.
         for key in self._cache.keys("Job"):
-            self._changed(key, None, self._cache.get(key), Source.SEEN)
+            self._changed(key, None, self._cache.get(key), ChangeSource.SEEN)
         self._cache.on_change(self._changed)
         try:
             await self.queue.run(stop)
         finally:
             await self.context.streams.close()
 
-    async def _reconcile(self, key: Key) -> float | None:
+    async def _reconcile(self, key: ObjectKey) -> float | None:
         try:
             again = await self._reconcilers[key.kind](key)
             self.refusals.ended(key)
@@ -98,12 +98,12 @@ class Operator:
                 raise
             await self.context.writer.refresh(key)
             return OUTDATED_SECONDS
-        except UnreadableError as error:
+        except UnreadableObjectError as error:
             await self._unreadable(key, error)
             return None
 
-    async def _unreadable(self, key: Key, error: UnreadableError) -> None:
-        """Say what is not understood; nothing is done until the object changes."""
+    async def _unreadable(self, key: ObjectKey, error: UnreadableObjectError) -> None:
+        """Report the field that is not understood; do nothing until the object changes."""
         body = self._cache.get(key)
         # An unreadable neighbour must not make a Checkpoint unready.
         others = () if error.key == key else ("Checkpoint",)
@@ -121,32 +121,34 @@ class Operator:
                 key.kind, body, "Warning", conditions.UNKNOWN_FIELD, message
             )
 
-    def _changed(self, key: Key, old: Body | None, new: Body | None, source: Source) -> None:
+    def _changed(
+        self, key: ObjectKey, old: Body | None, new: Body | None, source: ChangeSource
+    ) -> None:
         if key.kind == "CheckpointHead":
             self._head_metrics.changed(key, old, new)
         if key.kind == "Pod" and new is None:
             self.context.rollouts.forget(key.namespace, key.name)
         # Another pass over a Checkpoint would decide the status that was just written.
-        settled = key if key.kind == "Checkpoint" and source is Source.OWN_STATUS else None
+        settled = key if key.kind == "Checkpoint" and source is ChangeSource.OWN_STATUS else None
         for other in concerned(self._cache, key, old, new):
             if other.kind in self._reconcilers and other != settled:
                 self.queue.add(other)
         if key.kind == "Checkpoint" and new is None and old is not None:
             self._lost(key, old)
 
-    def _lost(self, key: Key, old: Body) -> None:
-        """A tip that somebody deleted while its model lives is made again, from its commit."""
+    def _lost(self, key: ObjectKey, old: Body) -> None:
+        """Recreate from its commit a tip that somebody deleted while its model exists."""
         model, branch = old["spec"]["modelRef"]["name"], old["spec"]["branch"]
         try:
             tip = self.context.lister.lineage(key.namespace, model).tip(branch)
-        except UnreadableError:
+        except UnreadableObjectError:
             # Once it is understood, all commits are read again.
             tip = None
         if tip is None or tip.spec.step < old["spec"]["step"]:
             self.context.streams.rewind(key.namespace, model)
 
     def _wake_commits(self, namespace: str, model: str) -> None:
-        self.queue.add(Key(COMMITS, namespace, model))
+        self.queue.add(ObjectKey(COMMITS, namespace, model))
 
     def _wake_head(self, namespace: str, model: str) -> None:
-        self.queue.add(Key("CheckpointHead", namespace, model))
+        self.queue.add(ObjectKey("CheckpointHead", namespace, model))

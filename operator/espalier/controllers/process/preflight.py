@@ -79,7 +79,7 @@ class Preflight:
         return ()
 
     async def recover(self, stop: asyncio.Event) -> None:
-        """Until nothing is missing or ``stop``, which is set once more namespaces can be served."""
+        """Checks until nothing is missing; sets ``stop`` once more namespaces can be served."""
         while not stop.is_set() and self.fault is not None:
             await _pause(stop)
             if set(await self._look()) > set(self._served):
@@ -109,7 +109,7 @@ class Preflight:
         return tuple(name for name in self._namespaces if not refused[name].blocks)
 
     async def _refused(self, namespace: str) -> Refused:
-        """What may not be done in a namespace."""
+        """The actions that are not allowed in a namespace."""
         wanted = [(verb, kind, True) for kind in WATCHED for verb in READS]
         others = [*WRITES.items(), *ASKS.items()]
         wanted += [(verb, kind, False) for kind, verbs in others for verb in verbs]

@@ -12,7 +12,7 @@ from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.core import conditions
 from espalier.kube.cluster import HTTP_FORBIDDEN, HTTP_UNPROCESSABLE, ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 RETRY_SECONDS = 30.0
 OWN = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
@@ -21,18 +21,18 @@ REASONS = {HTTP_FORBIDDEN: conditions.FORBIDDEN, HTTP_UNPROCESSABLE: conditions.
 
 
 def with_remedy(forbidden: str) -> str:
-    """What the API server forbids, and who can end that."""
+    """The API server's message, and who can grant what is missing."""
     return f"{forbidden}. Grant it: the chart's roles hold all that is needed"
 
 
 class Refusals:
-    """Keeps what was refused, tells it to the objects concerned and, if forbidden, to /readyz."""
+    """Remembers refused actions; reports them on their objects, and forbidden ones on /readyz."""
 
     def __init__(self, lister: Lister, writer: StatusWriter, now: Callable[[], str]) -> None:
         self._lister = lister
         self._writer = writer
         self._now = now
-        self._refused: dict[Key, ClusterError] = {}
+        self._refused: dict[ObjectKey, ClusterError] = {}
 
     @property
     def forbidden(self) -> str | None:
@@ -42,12 +42,12 @@ class Refusals:
                 return f"{key}: {error.message}"
         return None
 
-    def ended(self, key: Key) -> None:
-        """A pass over the object went through."""
+    def ended(self, key: ObjectKey) -> None:
+        """A pass over the object succeeded."""
         self._refused.pop(key, None)
 
-    async def refused(self, key: Key, error: ClusterError) -> float:
-        """Say on the object what is refused; seconds until it should be tried again."""
+    async def refused(self, key: ObjectKey, error: ClusterError) -> float:
+        """Report the refusal on the object; returns the seconds until the next try."""
         before = self._refused.get(key)
         self._refused[key] = error
         body = self._lister.body(key)

@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from espalier import identity
+from espalier.backoff import Backoff
 from espalier.controllers.peers.importer_client import Importer
 from espalier.controllers.peers.sampler_client import RolloutControl
 from espalier.controllers.peers.trainer_client import Trainer
 from espalier.controllers.process import signing_key
 from espalier.controllers.process.operator import Operator
 from espalier.controllers.process.refusals import with_remedy
-from espalier.controllers.process.settings import Settings
+from espalier.controllers.process.settings import OperatorSettings
 from espalier.core.manifests.installation import ChildSettings
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import HTTP_FORBIDDEN, BeforeWrite, Cluster, ClusterError
 from espalier.kube.lease import Election
-from espalier.kube.objects import Key
-from espalier.kube.queue import Backoff
+from espalier.kube.objects import ObjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ Inform = Callable[[Cache, asyncio.Event, asyncio.Event], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Ports:
-    """What a replica works with; trainers and rollouts are reached with the private key.
+    """The edges of a replica; trainers and rollouts are called with the private key.
 
     Each port that writes is made with what must be asked before a write.
     """
@@ -58,7 +58,7 @@ class Ports:
 class Replica:
     """``stop`` ends it in order; ``leads``, ``synced`` and ``operator`` show how far it is."""
 
-    settings: Settings
+    settings: OperatorSettings
     ports: Ports
     election: Election
     stop: asyncio.Event
@@ -74,7 +74,7 @@ class Replica:
         return with_remedy(refused) if refused else None
 
     async def run(self) -> None:
-        """Until ``stop``; LeadershipLostError when another replica may have taken over."""
+        """Runs until ``stop``; LeadershipLostError when another replica may have taken over."""
         if not await self.election.acquire(self.stop):
             return
         self.leads = True
@@ -99,7 +99,7 @@ class Replica:
             async with asyncio.timeout(RELEASE_SECONDS):
                 await self.election.release()
         except (ClusterError, TimeoutError) as error:
-            # It runs out by itself, only later.
+            # The lease expires by itself, only later.
             logger.warning("lease not released: %r", error)
 
     async def _work(self) -> None:
@@ -132,7 +132,7 @@ class Replica:
             group.create_task(self._stopping(self._reconcile(operator)))
 
     async def _private_key(self, cluster: Cluster, name: str) -> str:
-        """The signing key of a Secret; an API server that is away for a moment is waited for."""
+        """The signing key of a Secret; waits while the API server does not answer."""
         backoff, failures = Backoff(), 0
         while True:
             try:
@@ -170,6 +170,6 @@ class Replica:
             self.stop.set()
 
 
-def lease_key(settings: Settings) -> Key:
+def lease_key(settings: OperatorSettings) -> ObjectKey:
     """The lease that the replicas of an installation share."""
-    return Key("Lease", settings.namespace, LEASE)
+    return ObjectKey("Lease", settings.namespace, LEASE)

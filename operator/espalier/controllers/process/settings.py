@@ -2,92 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
 
 from espalier.core.manifests.installation import HubSettings, Images
 from espalier.core.served_namespaces import VARIABLE, served
-
-REQUIRED = {
-    "POD_NAMESPACE": "the operator's own namespace",
-    VARIABLE: "the namespaces to serve, separated by commas",
-    "POD_NAME": "the operator's own pod, its identity in the election",
-    "ESPALIER_IMAGE_TRAINER": "the trainer's image",
-    "ESPALIER_IMAGE_ROLLOUT": "the rollouts' image",
-    "ESPALIER_IMAGE_RUNNER": "the runner's image",
-    "ESPALIER_GATEWAY_URL": "the gateway's URL inside the cluster",
-}
-
+from espalier.environment import Count, EnvironmentSettings, Port
 
 HEALTH_PORT = "ESPALIER_HEALTH_PORT"
 
 
-class SettingsError(Exception):
-    """The environment lacks something, or has something wrong."""
+class OperatorSettings(EnvironmentSettings):
+    """Where the operator runs, what it serves, and what it tells its children."""
 
+    namespace: str = Field(
+        validation_alias="POD_NAMESPACE", description="the operator's own namespace"
+    )
+    identity: str = Field(
+        validation_alias="POD_NAME",
+        description="the name of the operator's own pod, its identity in the election",
+    )
+    namespaces: Annotated[tuple[str, ...], NoDecode] = Field(
+        validation_alias=VARIABLE, description="the namespaces to serve, separated by commas"
+    )
+    trainer_image: str = Field(
+        validation_alias="ESPALIER_IMAGE_TRAINER", description="the trainer's image"
+    )
+    rollout_image: str = Field(
+        validation_alias="ESPALIER_IMAGE_ROLLOUT", description="the rollouts' image"
+    )
+    runner_image: str = Field(
+        validation_alias="ESPALIER_IMAGE_RUNNER", description="the runner's image"
+    )
+    gateway_url: str = Field(
+        validation_alias="ESPALIER_GATEWAY_URL",
+        description="the gateway's URL inside the cluster",
+    )
+    health_port: Port = Field(
+        8080, validation_alias=HEALTH_PORT, description="the port of health and metrics"
+    )
+    hub_endpoint: str = Field(
+        "", validation_alias="ESPALIER_HUB_ENDPOINT", description="the URL of a mirror of the hub"
+    )
+    hub_http_proxy: str = Field(
+        "", validation_alias="ESPALIER_HUB_HTTP_PROXY", description="a proxy's URL"
+    )
+    hub_https_proxy: str = Field(
+        "", validation_alias="ESPALIER_HUB_HTTPS_PROXY", description="a proxy's URL"
+    )
+    hub_no_proxy: str = Field(
+        "", validation_alias="ESPALIER_HUB_NO_PROXY", description="hosts reached without proxy"
+    )
+    hub_ca_config_map: str = Field(
+        "", validation_alias="ESPALIER_HUB_CA_CONFIG_MAP", description="a ConfigMap of trusted CAs"
+    )
+    hub_ca_key: str = Field(
+        HubSettings.ca_key,
+        validation_alias="ESPALIER_HUB_CA_KEY",
+        description="the key of that ConfigMap",
+    )
+    hub_patience_seconds: Count = Field(
+        HubSettings.patience_seconds,
+        validation_alias="ESPALIER_HUB_PATIENCE_SECONDS",
+        description="the seconds without one more byte after which an import gives up",
+    )
+    pull_secrets: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        validation_alias="ESPALIER_IMAGE_PULL_SECRETS",
+        description="the names of Secrets, separated by commas",
+    )
+    pod_ids: Literal["Fixed", "Assigned"] = Field(
+        "Fixed", validation_alias="ESPALIER_POD_IDS", description="Fixed or Assigned"
+    )
 
-@dataclass(frozen=True)
-class Settings:
-    """``namespaces`` are those that are served."""
-
-    namespace: str
-    identity: str
-    namespaces: tuple[str, ...]
-    images: Images
-    gateway_url: str
-    health_port: int = 8080
-    hub: HubSettings = field(default_factory=HubSettings)
-    pull_secrets: tuple[str, ...] = ()
-    assigned_ids: bool = False
-
+    @field_validator("namespaces", mode="before")
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> Settings:
-        """The settings of an environment; SettingsError names what is missing or wrong."""
-        missing = [
-            f"{name} ({what})" for name, what in REQUIRED.items() if not environment.get(name)
-        ]
-        if missing:
-            raise SettingsError(f"set {', '.join(missing)}")
-        own = environment["POD_NAMESPACE"]
-        try:
-            namespaces = served(environment[VARIABLE], own)
-        except ValueError as error:
-            raise SettingsError(str(error)) from error
-        return cls(
-            namespace=own,
-            identity=environment["POD_NAME"],
-            namespaces=tuple(sorted(namespaces)),
-            images=Images(
-                trainer=environment["ESPALIER_IMAGE_TRAINER"],
-                rollout=environment["ESPALIER_IMAGE_ROLLOUT"],
-                runner=environment["ESPALIER_IMAGE_RUNNER"],
-            ),
-            gateway_url=environment["ESPALIER_GATEWAY_URL"],
-            health_port=int(environment.get(HEALTH_PORT, cls.health_port)),
-            hub=HubSettings(
-                endpoint=environment.get("ESPALIER_HUB_ENDPOINT", ""),
-                http_proxy=environment.get("ESPALIER_HUB_HTTP_PROXY", ""),
-                https_proxy=environment.get("ESPALIER_HUB_HTTPS_PROXY", ""),
-                no_proxy=environment.get("ESPALIER_HUB_NO_PROXY", ""),
-                ca_config_map=environment.get("ESPALIER_HUB_CA_CONFIG_MAP", ""),
-                ca_key=environment.get("ESPALIER_HUB_CA_KEY", "") or HubSettings.ca_key,
-                patience_seconds=int(
-                    environment.get("ESPALIER_HUB_PATIENCE_SECONDS", HubSettings.patience_seconds)
-                ),
-            ),
-            pull_secrets=tuple(_list(environment, "ESPALIER_IMAGE_PULL_SECRETS")),
-            assigned_ids=_pod_ids(environment.get("ESPALIER_POD_IDS", "")),
+    def _served(cls, text: str, info: ValidationInfo) -> tuple[str, ...]:
+        return tuple(sorted(served(text, info.data.get("namespace", ""))))
+
+    @field_validator("pull_secrets", mode="before")
+    @classmethod
+    def _split(cls, text: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    @property
+    def images(self) -> Images:
+        """Of the operator's children."""
+        return Images(self.trainer_image, self.rollout_image, self.runner_image)
+
+    @property
+    def hub(self) -> HubSettings:
+        """How importers reach the Hugging Face hub."""
+        return HubSettings(
+            endpoint=self.hub_endpoint,
+            http_proxy=self.hub_http_proxy,
+            https_proxy=self.hub_https_proxy,
+            no_proxy=self.hub_no_proxy,
+            ca_config_map=self.hub_ca_config_map,
+            ca_key=self.hub_ca_key,
+            patience_seconds=self.hub_patience_seconds,
         )
 
-
-def _pod_ids(value: str) -> bool:
-    """Whether the platform assigns users and groups."""
-    if value not in ("", "Fixed", "Assigned"):
-        raise SettingsError(f"ESPALIER_POD_IDS is {value!r}: set Fixed or Assigned")
-    return value == "Assigned"
-
-
-def _list(environment: Mapping[str, str], name: str) -> list[str]:
-    """The parts of a list that commas separate."""
-    parts = (part.strip() for part in environment.get(name, "").split(","))
-    return [part for part in parts if part]
+    @property
+    def assigned_ids(self) -> bool:
+        """Whether the platform gives each pod its user and groups."""
+        return self.pod_ids == "Assigned"

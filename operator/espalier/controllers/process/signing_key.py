@@ -8,7 +8,7 @@ from espalier import identity
 from espalier.core.manifests.labels import MANAGED
 from espalier.identity import OPERATOR_KEY_SECRET, PRIVATE_KEY_FIELD
 from espalier.kube.cluster import Cluster
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 
 class SigningKeyError(Exception):
@@ -16,8 +16,8 @@ class SigningKeyError(Exception):
 
 
 async def ensure(cluster: Cluster, namespace: str, name: str = OPERATOR_KEY_SECRET) -> str:
-    """The private key of a Secret as PEM; made once, by whichever replica comes first."""
-    key = Key("Secret", namespace, name)
+    """The private key of a Secret as PEM; the first replica creates it."""
+    key = ObjectKey("Secret", namespace, name)
     found = await cluster.get(key)
     if found is None:
         await cluster.create("Secret", _secret(key))
@@ -31,7 +31,7 @@ async def ensure(cluster: Cluster, namespace: str, name: str = OPERATOR_KEY_SECR
     return base64.b64decode(data).decode()
 
 
-def _secret(key: Key) -> Body:
+def _secret(key: ObjectKey) -> Body:
     pem = identity.generate_private_key()
     return {
         "apiVersion": "v1",

@@ -10,7 +10,7 @@ from espalier.core.lineage.measurements import named
 from espalier.core.manifests.labels import MANAGED, MEASURED_ANNOTATION, MODEL, ROLE, RUN
 from espalier.core.pods.pod_membership import identity_of
 from espalier.kube.cache import Cache
-from espalier.kube.objects import Body, Key, owner_of
+from espalier.kube.objects import Body, ObjectKey, owner_of
 from espalier.kube.own_pods import WORKLOADS
 
 WATCHED: dict[str, dict[str, str]] = {
@@ -27,8 +27,10 @@ WATCHED: dict[str, dict[str, str]] = {
 }
 
 
-def concerned(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
-    """Every key that a change may matter to; a key too many is harmless."""
+def concerned(
+    cache: Cache, key: ObjectKey, old: Body | None, new: Body | None
+) -> Iterator[ObjectKey]:
+    """Every key that a change may concern; an unnecessary key is harmless."""
     body = new if new is not None else old
     if body is None:
         return
@@ -51,94 +53,100 @@ def concerned(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Ite
         yield from _of_owner(key, body)
 
 
-def _of_owner(key: Key, body: Body) -> Iterator[Key]:
+def _of_owner(key: ObjectKey, body: Body) -> Iterator[ObjectKey]:
     if owner := owner_of(body):
         yield owner
     elif body["metadata"].get("labels", {}).get(ROLE) == "collector":
-        yield Key(DISPOSAL, key.namespace, body["metadata"]["labels"].get(MODEL, ""))
+        yield ObjectKey(DISPOSAL, key.namespace, body["metadata"]["labels"].get(MODEL, ""))
 
 
-def _of_model(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
+def _of_model(
+    cache: Cache, key: ObjectKey, old: Body | None, new: Body | None
+) -> Iterator[ObjectKey]:
     yield key
-    yield Key(COMMITS, key.namespace, key.name)
-    yield Key(DISPOSAL, key.namespace, key.name)
+    yield ObjectKey(COMMITS, key.namespace, key.name)
+    yield ObjectKey(DISPOSAL, key.namespace, key.name)
     if _policy(old) != _policy(new):
         yield from _keys(cache, "Checkpoint", key.namespace, key.name)
         origin = (new or old or {}).get("spec", {}).get("source", {}).get("checkpointRef", {})
         if origin:
-            yield Key("Checkpoint", key.namespace, origin["name"])
+            yield ObjectKey("Checkpoint", key.namespace, origin["name"])
     # A head of that name, which may be of another model.
-    yield Key("CheckpointHead", key.namespace, key.name)
+    yield ObjectKey("CheckpointHead", key.namespace, key.name)
     yield from _keys(cache, "CheckpointHead", key.namespace, key.name)
     yield from _keys(cache, "TrainingRun", key.namespace, key.name)
     yield from _forks_of_model(cache, key.namespace, key.name)
 
 
-def _of_head(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
+def _of_head(
+    cache: Cache, key: ObjectKey, old: Body | None, new: Body | None
+) -> Iterator[ObjectKey]:
     yield key
     body = new or old or {}
     name = _model(body)
     yield from _keys(cache, "CheckpointHead", key.namespace, name)
     yield from _model_and_runs(cache, key.namespace, name)
-    yield Key("TrainableModel", key.namespace, key.name)
+    yield ObjectKey("TrainableModel", key.namespace, key.name)
     before, after = _served(old), _served(new)
     if before[1:] != after[1:]:
         yield from _keys(cache, "Checkpoint", key.namespace, name)
     elif before != after:
         served = {before[0], after[0]} - {""}
-        yield from (Key("Checkpoint", key.namespace, checkpoint) for checkpoint in served)
+        yield from (ObjectKey("Checkpoint", key.namespace, checkpoint) for checkpoint in served)
 
 
-def _of_checkpoint(cache: Cache, key: Key, old: Body | None, new: Body | None) -> Iterator[Key]:
+def _of_checkpoint(
+    cache: Cache, key: ObjectKey, old: Body | None, new: Body | None
+) -> Iterator[ObjectKey]:
     body = new or old or {}
     if new is not None:
         yield key
     if old is None:
         # Its step measured other checkpoints, whose statuses show those figures.
         measured = body["metadata"].get("annotations", {}).get(MEASURED_ANNOTATION, "")
-        yield from (Key("Checkpoint", key.namespace, other) for other in named(measured))
+        yield from (ObjectKey("Checkpoint", key.namespace, other) for other in named(measured))
     name = _model(body)
     yield from _keys(cache, "CheckpointHead", key.namespace, name)
     yield from _model_and_runs(cache, key.namespace, name)
     yield from _forks_of(cache, key.namespace, key.name)
 
 
-def _of_pod(cache: Cache, key: Key, body: Body) -> Iterator[Key]:
+def _of_pod(cache: Cache, key: ObjectKey, body: Body) -> Iterator[ObjectKey]:
     labels = body["metadata"].get("labels", {})
     if run := labels.get(RUN):
-        yield Key("TrainingRun", key.namespace, run)
+        yield ObjectKey("TrainingRun", key.namespace, run)
         return
     if name := labels.get(MODEL):
         yield from _model_and_runs(cache, key.namespace, name)
         yield from _keys(cache, "CheckpointHead", key.namespace, name)
 
 
-def _model_and_runs(cache: Cache, namespace: str, name: str) -> Iterator[Key]:
-    yield Key("TrainableModel", namespace, name)
+def _model_and_runs(cache: Cache, namespace: str, name: str) -> Iterator[ObjectKey]:
+    yield ObjectKey("TrainableModel", namespace, name)
     yield from _keys(cache, "TrainingRun", namespace, name)
 
 
-def _keys(cache: Cache, kind: str, namespace: str, model: str) -> Iterator[Key]:
+def _keys(cache: Cache, kind: str, namespace: str, model: str) -> Iterator[ObjectKey]:
     yield from cache.keys(kind, namespace, model=model)
 
 
-def _forks_of_model(cache: Cache, namespace: str, model: str) -> Iterator[Key]:
+def _forks_of_model(cache: Cache, namespace: str, model: str) -> Iterator[ObjectKey]:
     """Models, and their heads, that fork from any checkpoint of a model."""
     for body in cache.list("TrainableModel", namespace):
         origin = body["spec"]["source"].get("checkpointRef", {}).get("name", "")
-        parent = cache.get(Key("Checkpoint", namespace, origin)) if origin else None
+        parent = cache.get(ObjectKey("Checkpoint", namespace, origin)) if origin else None
         if parent is not None and _model(parent) == model:
             yield from _fork(cache, namespace, body["metadata"]["name"])
 
 
-def _forks_of(cache: Cache, namespace: str, checkpoint: str) -> Iterator[Key]:
+def _forks_of(cache: Cache, namespace: str, checkpoint: str) -> Iterator[ObjectKey]:
     """Models, and their heads, that fork from a checkpoint."""
     for fork in cache.keys("TrainableModel", namespace, origin=checkpoint):
         yield from _fork(cache, namespace, fork.name)
 
 
-def _fork(cache: Cache, namespace: str, name: str) -> Iterator[Key]:
-    yield Key("TrainableModel", namespace, name)
+def _fork(cache: Cache, namespace: str, name: str) -> Iterator[ObjectKey]:
+    yield ObjectKey("TrainableModel", namespace, name)
     yield from _keys(cache, "CheckpointHead", namespace, name)
 
 
@@ -148,12 +156,12 @@ def _model(body: Body) -> str:
 
 
 def _policy(body: Body | None) -> str | None:
-    """What a model asks for the bytes of its checkpoints; None without the model."""
+    """A model's deletionPolicy; None without the model."""
     return None if body is None else str(body["spec"].get("deletionPolicy", ""))
 
 
 def _served(body: Body | None) -> tuple[str, str, str]:
-    """What checkpoints read of a head: its current checkpoint and its live line."""
+    """The parts of a head that checkpoints depend on: its current checkpoint and live line."""
     status = (body or {}).get("status", {})
     return (
         status.get("current", {}).get("name", ""),

@@ -14,9 +14,9 @@ from espalier.controllers.reconcilers.head import HeadReconciler
 from espalier.controllers.reconcilers.model import ModelReconciler
 from espalier.controllers.reconcilers.run import RunReconciler
 from espalier.core.checkpoints.disposal import DISPOSAL
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
-Reconcile = Callable[[Key], Awaitable[float | None]]
+Reconcile = Callable[[ObjectKey], Awaitable[float | None]]
 
 
 def reconcilers(context: Context) -> dict[str, Reconcile]:

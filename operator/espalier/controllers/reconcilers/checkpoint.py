@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from espalier.api.checkpoint import Checkpoint
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
-from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.samplers import Rollouts
 from espalier.core import conditions
 from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.checkpoints import disposal
 from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.kube.cluster import Cluster
-from espalier.kube.objects import Body, Key, without_managers
+from espalier.kube.objects import Body, ObjectKey, without_managers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class CheckpointReconciler:
     lister: Lister
     writer: StatusWriter
     rollouts: Rollouts
-    trainers: Trainers
+    trainers: Assignments
     now: Callable[[], str]
-    enqueue: Callable[[Key], None]
+    enqueue: Callable[[ObjectKey], None]
 
-    async def reconcile(self, key: Key) -> float | None:
+    async def reconcile(self, key: ObjectKey) -> float | None:
         """One pass over a checkpoint."""
         checkpoint = self.lister.checkpoint(key.namespace, key.name)
         body = self.lister.body(key)
@@ -40,7 +40,7 @@ class CheckpointReconciler:
             return None
         own = checkpoint.spec.model_ref.name
         if checkpoint.metadata.deletion_timestamp is not None:
-            self.enqueue(Key(DISPOSAL, key.namespace, own))
+            self.enqueue(ObjectKey(DISPOSAL, key.namespace, own))
             return None
         forks = self.lister.forks(key.namespace, key.name)
         heads = [h for name in {own, *forks} for h in self.lister.heads(key.namespace, name)]
@@ -64,7 +64,7 @@ class CheckpointReconciler:
             rollouts.verified(namespace, digest),
         )
 
-    async def _mark(self, key: Key, body: Body, model: str, *, forked: bool) -> Body:
+    async def _mark(self, key: ObjectKey, body: Body, model: str, *, forked: bool) -> Body:
         """Make finalizer, owner and claim what the model's deletionPolicy asks; the body then."""
         owner = self.lister.model(key.namespace, model)
         if owner is None or owner.metadata.deletion_timestamp is not None:

@@ -1,4 +1,4 @@
-"""Reconciles the commits of a model's trainer: a Checkpoint of each that extends its branch."""
+"""Reconciles the commits of a model's trainer: creates a Checkpoint for each valid commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.commit_streams import CommitStreams
 from espalier.core.checkpoints import commits, disposal
 from espalier.kube.cluster import Cluster
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +27,11 @@ class CommitReconciler:
     lister: Lister
     writer: StatusWriter
     streams: CommitStreams
-    enqueue: Callable[[Key], None]
+    enqueue: Callable[[ObjectKey], None]
     # What an Event was recorded for: one commit waits per model, so these are few.
     _reported: set[tuple[str, str, str]] = field(default_factory=set, init=False)
 
-    async def reconcile(self, key: Key) -> float | None:
+    async def reconcile(self, key: ObjectKey) -> float | None:
         """Deal with every pending commit of a model, oldest first."""
         ledger = self.streams.ledger(key.namespace, key.name)
         while ledger.pending and self.lister.model(key.namespace, key.name) is not None:
@@ -40,13 +40,13 @@ class CommitReconciler:
                 return HELD_SECONDS
             ledger.pending.pop(0)
             ledger.counted[commit.run] = max(ledger.counted.get(commit.run, 0), commit.run_step)
-        self.enqueue(Key("TrainableModel", key.namespace, key.name))
+        self.enqueue(ObjectKey("TrainableModel", key.namespace, key.name))
         for run in self.lister.runs(key.namespace, key.name):
-            self.enqueue(Key("TrainingRun", key.namespace, run.metadata.name))
+            self.enqueue(ObjectKey("TrainingRun", key.namespace, run.metadata.name))
         return None
 
     async def _enter(self, namespace: str, model: str, commit: Commit) -> bool:
-        """Deal with one commit; False if it has to wait."""
+        """Handle one commit; False if it has to wait."""
         lister = self.lister
         lineage, leader = lister.lineage(namespace, model), lister.leader(namespace, model)
         holder = lister.checkpoint(namespace, commit.name)
@@ -58,15 +58,15 @@ class CommitReconciler:
             logger.warning("fenced: %s: %s", verdict.reason, verdict.message)
             message = f"{verdict.reason}: {verdict.message}. Its bytes stay on the volume"
             await self._warn(namespace, model, "CommitFenced", message)
-        elif isinstance(verdict, commits.Held) and reported not in self._reported:
+        elif isinstance(verdict, commits.NameTaken) and reported not in self._reported:
             self._reported.add(reported)
             logger.warning("held: %s: %s", verdict.reason, verdict.message)
             message = f"{verdict.reason}: {verdict.message}"
             await self._warn(namespace, model, "CommitHeld", message)
-        return not isinstance(verdict, commits.Held)
+        return not isinstance(verdict, commits.NameTaken)
 
     async def _warn(self, namespace: str, model: str, reason: str, message: str) -> None:
-        body = self.lister.body(Key("TrainableModel", namespace, model))
+        body = self.lister.body(ObjectKey("TrainableModel", namespace, model))
         if body is not None:
             await self.writer.record("TrainableModel", body, "Warning", reason, message)
 

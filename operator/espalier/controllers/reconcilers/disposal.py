@@ -15,7 +15,7 @@ from espalier.core.manifests.collector import collector_job, handed
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.names import collector_name
 from espalier.kube.cluster import HTTP_FORBIDDEN, Cluster, ClusterError
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ class DisposalReconciler:
     settings: ChildSettings
     now: Callable[[], str]
 
-    async def reconcile(self, key: Key) -> float | None:
+    async def reconcile(self, key: ObjectKey) -> float | None:
         """One pass over the leaving Checkpoints of a model; seconds until the next."""
-        job = Key("Job", key.namespace, collector_name(key.name))
+        job = ObjectKey("Job", key.namespace, collector_name(key.name))
         found = self.lister.leaving(key.namespace, key.name)
         leaving = [checkpoint for checkpoint in found if disposal.leaves(checkpoint)]
         if not leaving and self.lister.body(job) is None:
@@ -51,9 +51,11 @@ class DisposalReconciler:
             await self._release(key.namespace, left)
         return decision.again_seconds
 
-    def _view(self, key: Key, leaving: list[Checkpoint], lost: Mapping[str, str]) -> DisposalView:
+    def _view(
+        self, key: ObjectKey, leaving: list[Checkpoint], lost: Mapping[str, str]
+    ) -> DisposalView:
         lister = self.lister
-        job = Key("Job", key.namespace, collector_name(key.name))
+        job = ObjectKey("Job", key.namespace, collector_name(key.name))
         return DisposalView(
             leaving=leaving,
             needs=self._needs(key, leaving),
@@ -63,8 +65,8 @@ class DisposalReconciler:
             handed=handed(lister.body(job)),
         )
 
-    def _needs(self, key: Key, leaving: list[Checkpoint]) -> Mapping[str, str]:
-        """What still needs them; heads of models that are gone need nothing."""
+    def _needs(self, key: ObjectKey, leaving: list[Checkpoint]) -> Mapping[str, str]:
+        """By Checkpoint, what still needs it; heads of deleted models need nothing."""
         lister = self.lister
         models = lister.models(key.namespace)
         names = {model.metadata.name for model in models}
@@ -79,17 +81,17 @@ class DisposalReconciler:
         return {name: reason for name, reason in found.items() if reason}
 
     async def _lost(self, namespace: str, leaving: list[Checkpoint]) -> dict[str, str]:
-        """The claims whose bytes are out of reach for good, and why."""
+        """The claims whose bytes can never be reached again, and why."""
         lost: dict[str, str] = {}
         for claim in sorted({disposal.claim_of(c) for c in leaving}):
-            found = await self.cluster.get(Key("PersistentVolumeClaim", namespace, claim))
+            found = await self.cluster.get(ObjectKey("PersistentVolumeClaim", namespace, claim))
             if found is None or found["metadata"].get("deletionTimestamp") is not None:
                 lost[claim] = f"PersistentVolumeClaim {claim} is gone"
         return lost
 
     async def _release(self, namespace: str, released: Mapping[str, str]) -> None:
         for name, kept in released.items():
-            body = self.lister.body(Key("Checkpoint", namespace, name))
+            body = self.lister.body(ObjectKey("Checkpoint", namespace, name))
             if body is None:
                 continue
             if kept:
@@ -99,14 +101,14 @@ class DisposalReconciler:
             try:
                 applied = await self.cluster.apply("Checkpoint", let_go)
             except ClusterError as error:
-                # It is gone already, or another of its name is there.
+                # It is gone already, or replaced by another of its name.
                 if error.status not in (404, 409):
                     raise
-                await self.writer.refresh(Key("Checkpoint", namespace, name))
+                await self.writer.refresh(ObjectKey("Checkpoint", namespace, name))
                 continue
             self.lister.learn("Checkpoint", applied)
 
-    async def _drive(self, job: Key, decision: DisposalDecision) -> None:
+    async def _drive(self, job: ObjectKey, decision: DisposalDecision) -> None:
         if decision.job == "Delete":
             found = self.lister.job(job.namespace, job.name)
             await self.cluster.delete(job, uid=found.uid if found else None)

@@ -9,7 +9,7 @@ from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
-from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.samplers import Rollouts
 from espalier.core import conditions
 from espalier.core.head import head_request
@@ -19,7 +19,7 @@ from espalier.core.names import rollout_name
 from espalier.core.pods import pods
 from espalier.core.pods.blockers import uncreated
 from espalier.core.pods.pods import Pod
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body, ObjectKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,13 @@ class HeadReconciler:
     lister: Lister
     writer: StatusWriter
     rollouts: Rollouts
-    trainers: Trainers
+    trainers: Assignments
     blockers: Blockers
     gateway_url: str
     now: Callable[[], str]
-    enqueue: Callable[[Key], None]
+    enqueue: Callable[[ObjectKey], None]
 
-    async def reconcile(self, key: Key) -> float | None:
+    async def reconcile(self, key: ObjectKey) -> float | None:
         """One pass over a head; seconds until it should be looked at again."""
         head, body = self.lister.head(key.namespace, key.name), self.lister.body(key)
         if head is None or body is None or head.metadata.deletion_timestamp is not None:
@@ -78,7 +78,7 @@ class HeadReconciler:
         """Why no rollout is up: the reason its pods give, or why there are no pods."""
         namespace = head.metadata.namespace
         named = pods.with_blockers(found, self.blockers.of(namespace, "Pod"))
-        deployment = Key("Deployment", namespace, rollout_name(head.spec.model_ref.name))
+        deployment = ObjectKey("Deployment", namespace, rollout_name(head.spec.model_ref.name))
         refused = uncreated(self.lister.body(deployment))
         return pods.waiting(named) or (str(refused) if refused is not None and not found else "")
 
@@ -105,7 +105,7 @@ class HeadReconciler:
             return
         refused = self.rollouts.refusal(namespace, target.spec.digest) is not None
         if refused == conditions.is_true(target.status.conditions, conditions.READY):
-            self.enqueue(Key("Checkpoint", namespace, target.metadata.name))
+            self.enqueue(ObjectKey("Checkpoint", namespace, target.metadata.name))
 
     async def _write(self, body: Body, head: CheckpointHead, decision: HeadDecision) -> None:
         """Write the status, with Events of moves that an edit caused and pins that cannot be met.

@@ -10,9 +10,9 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire import ImportState
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
-from espalier.controllers.observed.parsing import UnreadableError
+from espalier.controllers.observed.parsing import UnreadableObjectError
 from espalier.controllers.observed.status_writer import StatusWriter
-from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
 from espalier.controllers.peers.importer_client import Imports
 from espalier.core import conditions
@@ -32,7 +32,7 @@ from espalier.core.pods.pods import Pod
 from espalier.core.run import idle
 from espalier.core.run import turn as turns
 from espalier.kube.cluster import Cluster
-from espalier.kube.objects import Key, key_of
+from espalier.kube.objects import ObjectKey, key_of
 
 # Checkpoints that retention deletes in one pass, and seconds until the next.
 RETIRED_AT_ONCE = 50
@@ -43,7 +43,7 @@ OWN_ROLES: tuple[Role, ...] = ("importer", "trainer", "rollout")
 
 @dataclass(frozen=True)
 class _Wanted:
-    """All that the manifests of a model's servers depend on; None for servers not to be touched."""
+    """The inputs of the manifests of a model's servers; None for servers to leave alone."""
 
     uid: str
     generation: int
@@ -59,16 +59,18 @@ class ModelReconciler:
     cluster: Cluster
     lister: Lister
     writer: StatusWriter
-    trainers: Trainers
+    trainers: Assignments
     streams: CommitStreams
     blockers: Blockers
     imports: Imports
     settings: ChildSettings
     now: Callable[[], str]
     # Manifests are built and hashed again only when something in them changes.
-    _intents: dict[Key, tuple[_Wanted, list[Manifest]]] = field(default_factory=dict, init=False)
+    _intents: dict[ObjectKey, tuple[_Wanted, list[Manifest]]] = field(
+        default_factory=dict, init=False
+    )
 
-    async def reconcile(self, key: Key) -> float | None:
+    async def reconcile(self, key: ObjectKey) -> float | None:
         """One pass over a model; seconds until it should be looked at again."""
         model = self.lister.model(key.namespace, key.name)
         body = self.lister.body(key)
@@ -103,7 +105,7 @@ class ModelReconciler:
         waits = (decision.head_in or None, freed_in or None, await self._retire(key), asked, far)
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
-    async def _retire(self, key: Key) -> float | None:
+    async def _retire(self, key: ObjectKey) -> float | None:
         """Delete what the rules of the model's runs no longer keep, a bounded number at a time."""
         lister = self.lister
         try:
@@ -113,18 +115,18 @@ class ModelReconciler:
                 heads=lister.all_heads(key.namespace),
                 models=lister.models(key.namespace),
             )
-        except UnreadableError:
+        except UnreadableObjectError:
             # An object that cannot be read may need any of the checkpoints.
             return UNREADABLE_SECONDS
         found = retention.expendable(view)
         ready = (c for c in found if retention.has_told(c, view.lineage))
         for checkpoint in islice(ready, RETIRED_AT_ONCE):
-            retired = Key("Checkpoint", key.namespace, checkpoint.metadata.name)
+            retired = ObjectKey("Checkpoint", key.namespace, checkpoint.metadata.name)
             await self.cluster.delete(retired, uid=checkpoint.metadata.uid)
         return RETIRE_SECONDS if found else None
 
     async def _progress(self, model: TrainableModel) -> tuple[ImportState | None, float | None]:
-        """How far the importer is, while there is one that runs."""
+        """The progress of the importer while it runs."""
         namespace, name = model.metadata.namespace, model.metadata.name
         found = self.lister.pods(namespace, "importer", model=name)
         running = (pod for pod in pods.live(found) if pod.started and pod.ip and not pod.outlived)
@@ -156,7 +158,7 @@ class ModelReconciler:
         found = self.lister.pods(namespace, role, model=name)
         return pods.with_blockers(found, self.blockers.of(namespace, "Pod"))
 
-    async def _ask(self, key: Key) -> float | None:
+    async def _ask(self, key: ObjectKey) -> float | None:
         """Learn why children are stuck, if neither they nor their pods give a reason."""
         lister = self.lister
         found = {r: lister.pods(key.namespace, r, model=key.name) for r in OWN_ROLES}
@@ -170,11 +172,11 @@ class ModelReconciler:
             silent["StatefulSet"] = [trainer["metadata"]["uid"]]
         return await self.blockers.ask(key, silent)
 
-    def _blockers(self, key: Key) -> dict[str, Blocker]:
+    def _blockers(self, key: ObjectKey) -> dict[str, Blocker]:
         """Why pods cannot be made, by the condition of their group."""
         trainer = self.lister.body(_trainer(key)) or {"metadata": {}}
         blocked = self.blockers.of(key.namespace, "StatefulSet")
-        rollouts = Key("Deployment", key.namespace, rollout_name(key.name))
+        rollouts = ObjectKey("Deployment", key.namespace, rollout_name(key.name))
         found = {
             conditions.TRAINER_READY: blocked.get(trainer["metadata"].get("uid", "")),
             conditions.ROLLOUTS_READY: uncreated(self.lister.body(rollouts)),
@@ -209,13 +211,13 @@ class ModelReconciler:
         )
 
     async def _import(self, model: TrainableModel, action: source.ImporterAction) -> None:
-        key = Key("Job", model.metadata.namespace, importer_name(model.metadata.name))
+        key = ObjectKey("Job", model.metadata.namespace, importer_name(model.metadata.name))
         if action == "Create":
             await self.cluster.create("Job", importer_job(model, self.settings))
         elif action == "Delete":
             await self._read_pods(model)
             found = self.lister.job(key.namespace, key.name)
-            # Decided once more, on what is known by now, and with no wait in between.
+            # Decide again on the present state, without awaiting anything in between.
             if found is not None and source.decide(self._source(model)).importer == "Delete":
                 await self.cluster.delete(key, uid=found.uid)
 
@@ -229,7 +231,7 @@ class ModelReconciler:
             self.lister.learn("Pod", body)
 
     async def _children(self, model: TrainableModel, decision: models.ModelDecision) -> None:
-        """Make the children what they should be."""
+        """Apply the children's manifests."""
         key = _key(model)
         trainer = _trainer(key)
         wanted = _Wanted(
@@ -242,10 +244,10 @@ class ModelReconciler:
             if decision.trainer_replicas or self.lister.body(trainer) is not None
             else None,
         )
-        held = self._intents.get(key)
-        if held is None or held[0] != wanted:
-            held = self._intents[key] = (wanted, self._build(model, wanted))
-        for intent in held[1]:
+        built = self._intents.get(key)
+        if built is None or built[0] != wanted:
+            built = self._intents[key] = (wanted, self._build(model, wanted))
+        for intent in built[1]:
             child = key_of(intent["kind"], intent)
             if not is_current(self.lister.body(child), intent):
                 applied = await self.cluster.apply(child.kind, intent)
@@ -269,13 +271,12 @@ class ModelReconciler:
     def _follow(self, model: TrainableModel) -> None:
         """Follow the commits of the trainer that is ready, if one is."""
         namespace, name = model.metadata.namespace, model.metadata.name
-        found = pods.live(self.lister.pods(namespace, "trainer", model=name))
-        self.streams.follow(namespace, name, next((pod for pod in found if pod.ready), None))
+        self.streams.follow(namespace, name, self.lister.ready_trainer(namespace, name))
 
 
-def _trainer(model: Key) -> Key:
-    return Key("StatefulSet", model.namespace, trainer_name(model.name))
+def _trainer(model: ObjectKey) -> ObjectKey:
+    return ObjectKey("StatefulSet", model.namespace, trainer_name(model.name))
 
 
-def _key(model: TrainableModel) -> Key:
-    return Key("TrainableModel", model.metadata.namespace, model.metadata.name)
+def _key(model: TrainableModel) -> ObjectKey:
+    return ObjectKey("TrainableModel", model.metadata.namespace, model.metadata.name)

@@ -11,7 +11,7 @@ from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.observed.taskset_maps import Tasksets
-from espalier.controllers.peers.assignments import Trainers
+from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
 from espalier.core.checkpoints.commits import run_identity
 from espalier.core.manifests.installation import ChildSettings
@@ -24,7 +24,7 @@ from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.run_view import RunView
 from espalier.kube.cluster import Cluster
-from espalier.kube.objects import Key
+from espalier.kube.objects import ObjectKey
 
 RETRY_SECONDS = 1.0
 
@@ -37,14 +37,14 @@ class RunReconciler:
     tasksets: Tasksets
     lister: Lister
     writer: StatusWriter
-    trainers: Trainers
+    trainers: Assignments
     streams: CommitStreams
     blockers: Blockers
     settings: ChildSettings
     now: Callable[[], str]
-    enqueue: Callable[[Key], None]
+    enqueue: Callable[[ObjectKey], None]
 
-    async def reconcile(self, key: Key) -> float | None:
+    async def reconcile(self, key: ObjectKey) -> float | None:
         """One pass over a run; seconds until it should be looked at again."""
         run = self.lister.run(key.namespace, key.name)
         body = self.lister.body(key)
@@ -75,7 +75,7 @@ class RunReconciler:
         """Whether the trainer trains this run as its head says; and when to try again."""
         namespace, model = run.metadata.namespace, run.spec.model_ref.name
         turn = turns.active(self.lister.runs(namespace, model))
-        trainer = self._trainer(namespace, model)
+        trainer = self.lister.ready_trainer(namespace, model)
         if turn is None or turn.metadata.uid != run.metadata.uid:
             return False, None
         if trainer is None or owner is None:
@@ -90,16 +90,16 @@ class RunReconciler:
             return True, None
         assigned = await trainers.assign(namespace, model, trainer, wanted)
         if trainers.unreadable(namespace, model, wanted.base) is not None:
-            self.enqueue(Key("Checkpoint", namespace, wanted.base_name))
+            self.enqueue(ObjectKey("Checkpoint", namespace, wanted.base_name))
         return assigned, None if assigned else RETRY_SECONDS
 
     async def _trained(self, run: TrainingRun) -> tuple[int | None, float | None]:
-        """Steps that the trainer has on record once the runner ended; and when to ask again.
+        """The steps in the trainer's log once the runner has ended, and when to ask again.
 
         The commits read so far do not tell: after a start of the operator there are none.
         """
         namespace, model = run.metadata.namespace, run.spec.model_ref.name
-        job, trainer = self._runner(run), self._trainer(namespace, model)
+        job, trainer = self._runner(run), self.lister.ready_trainer(namespace, model)
         over = job is not None and (job.finished or pods.outlived(self._runner_pods(run)))
         if not over or trainer is None or run.status.step >= run.spec.steps:
             return None, None
@@ -108,7 +108,7 @@ class RunReconciler:
             return None, RETRY_SECONDS
         return state.run_step, None
 
-    async def _ask(self, key: Key, run: TrainingRun) -> float | None:
+    async def _ask(self, key: ObjectKey, run: TrainingRun) -> float | None:
         """Learn why the runner does not start where neither Job nor pod says it."""
         job, found = self._runner(run), self._runner_pods(run)
         silent = {"Pod": [pod.uid for pod in pods.live(found) if pods.is_silent(pod)]}
@@ -116,7 +116,7 @@ class RunReconciler:
             silent["Job"] = [job.uid]
         return await self.blockers.ask(key, silent)
 
-    def _runner(self, run: TrainingRun) -> pods.Job | None:
+    def _runner(self, run: TrainingRun) -> pods.JobState | None:
         name = runner_name(run.metadata.name)
         return self.lister.job(run.metadata.namespace, name)
 
@@ -130,14 +130,10 @@ class RunReconciler:
         """Seconds since the last call of the run's trainer, if that matters; when to ask again."""
         limit = idle.limit(run, model)
         namespace, name = run.metadata.namespace, run.spec.model_ref.name
-        trainer = self._trainer(namespace, name)
+        trainer = self.lister.ready_trainer(namespace, name)
         if not limit or trainer is None:
             return None, None
         return await self.trainers.quiet(namespace, name, trainer, limit)
-
-    def _trainer(self, namespace: str, model: str) -> pods.Pod | None:
-        found = pods.live(self.lister.pods(namespace, "trainer", model=model))
-        return next((pod for pod in found if pod.ready), None)
 
     def _view(
         self,
@@ -177,7 +173,7 @@ class RunReconciler:
         self, run: TrainingRun, model: TrainableModel, action: runs.RunnerAction
     ) -> None:
         """Make or remove the runner's Job; a new one waits until the old one is gone."""
-        key = Key("Job", run.metadata.namespace, runner_name(run.metadata.name))
+        key = ObjectKey("Job", run.metadata.namespace, runner_name(run.metadata.name))
         if action == "Create":
             job = runner_job(run, model, self.settings)
             annotations = job["metadata"].setdefault("annotations", {})

@@ -33,21 +33,23 @@ def plan(found: Sequence[Commit], existing: Mapping[str, str]) -> Adoption:
     present: list[Commit] = []
     refused: list[tuple[str, str]] = []
     for name, claims in places.items():
-        held = existing.get(name)
-        fit = [c for c in claims if c.parent not in outside and held in (None, c.digest)]
+        existing_digest = existing.get(name)
+        fit = [c for c in claims if c.parent not in outside and existing_digest in (None, c.digest)]
         taken = max(fit, key=lambda c: (c.digest in grown_from, c.term, c.digest), default=None)
         for commit in claims:
             if commit is taken:
-                (present if held else adopted).append(commit)
+                (present if existing_digest else adopted).append(commit)
                 continue
             outside.add(commit.digest)
-            refused.append((name, _why(commit, taken, outside, held)))
+            refused.append((name, _why(commit, taken, outside, existing_digest)))
     return Adoption(tuple(adopted), tuple(present), tuple(refused))
 
 
-def _why(commit: Commit, taken: Commit | None, outside: set[str], held: str | None) -> str:
+def _why(
+    commit: Commit, taken: Commit | None, outside: set[str], existing_digest: str | None
+) -> str:
     if commit.parent in outside:
         return f"{commit.digest} grew from {commit.parent_name}, which is not of the tree"
     if taken is not None:
         return f"{commit.digest} was fenced: {taken.digest} is at its place"
-    return f"{commit.digest} is not what Checkpoint {commit.name} is: {held}"
+    return f"{commit.digest} is not what Checkpoint {commit.name} is: {existing_digest}"

@@ -52,14 +52,14 @@ class Fenced:
 
 
 @dataclass(frozen=True)
-class Held:
+class NameTaken:
     """Another object has the commit's name: the commit waits until that object is deleted."""
 
     reason: str
     message: str
 
 
-Verdict = Accepted | Known | Passed | Fenced | Held
+Verdict = Accepted | Known | Passed | Fenced | NameTaken
 
 
 def judge(
@@ -83,7 +83,9 @@ def judge(
     own = checkpoint_name(model, commit.branch, commit.step)
     if commit.name != own:
         # Before anything is asked of the object of that name, which may be another model's.
-        return Fenced("WrongName", f"{commit.name} is no name for a commit of {model}, {own} is")
+        return Fenced(
+            "WrongName", f"{commit.name} is not the name of a commit of {model}, {own} is"
+        )
     if taken := _taken(commit, lineage, holder):
         return taken
     if not commit.stored or _passed(commit, lineage):
@@ -106,7 +108,7 @@ def _taken(commit: Commit, lineage: Lineage, holder: Checkpoint | None) -> Verdi
     refused = known is not None and conditions.is_true(known.status.conditions, conditions.STALLED)
     if refused or (known is None and holder is not None):
         message = f"Checkpoint {commit.name} is not the commit of that name: delete it"
-        return Held("NameTaken", message)
+        return NameTaken("NameTaken", message)
     if known is not None:
         return Fenced("NameTaken", f"{commit.name} is another checkpoint, {known.spec.digest}")
     return None

@@ -20,7 +20,7 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.intent import owner_reference
 from espalier.core.manifests.labels import MANAGED_BY
 from espalier.core.pods import pods
-from espalier.core.pods.pods import Job, Pod
+from espalier.core.pods.pods import JobState, Pod
 
 # Not a kind of the API: the work of one model that this module decides on.
 DISPOSAL = "Disposal"
@@ -114,7 +114,7 @@ class DisposalView:
     leaving: Sequence[Checkpoint]
     needs: Mapping[str, str]
     lost: Mapping[str, str] = field(default_factory=dict)
-    job: Job | None = None
+    job: JobState | None = None
     job_pods: Sequence[Pod] = ()
     handed: Collection[str] = ()
 

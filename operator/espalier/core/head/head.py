@@ -188,18 +188,18 @@ def _follow(view: HeadView, wanted: Agreed | None) -> CheckpointHeadStatus:
 def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> Point | None:
     """The checkpoint to serve; None when there is nothing that could be."""
     agreed = status.agreed
-    held = held_point(view.lineage, view.head)
+    keeps = held_point(view.lineage, view.head)
     if agreed is None or refused:
-        return held
+        return keeps
     if agreed.mode == PIN:
-        return view.lineage.place(agreed.name) or held
-    start, beyond = _anchor(view, status, held)
+        return view.lineage.place(agreed.name) or keeps
+    start, beyond = _anchor(view, status, keeps)
     newest = next((c for c in beyond if is_ready(c) and passes(view.head.spec, c)), None)
     return point(newest) if newest is not None else start
 
 
 def _anchor(
-    view: HeadView, status: CheckpointHeadStatus, held: Point | None
+    view: HeadView, status: CheckpointHeadStatus, keeps: Point | None
 ) -> tuple[Point | None, Iterator[Checkpoint]]:
     """Where a tracking head stays, and the part of the live line that it may advance to.
 
@@ -208,17 +208,17 @@ def _anchor(
     lineage, branch, base = view.lineage, status.branch, ref_name(status.branch_base)
     line = lineage.descending(branch, base)
     served = _point_served(status)
-    for place in (held, served):
+    for place in (keeps, served):
         if place is None or not lineage.on_line(place.name, branch, base):
             continue
         # A target that was refused before it was served is given up; what is served is not.
         if place == served or damage_on_record(lineage.by_name[place.name]) is None:
             return place, _above(line, place)
-    if held is not None and lineage.place(held.name) is None:
+    if keeps is not None and lineage.place(keeps.name) is None:
         # Deleted, or not in the cache yet: neither may move the head back.
-        return held, _above(line, held)
-    if held == lineage.root:
-        return held, line
+        return keeps, _above(line, keeps)
+    if keeps == lineage.root:
+        return keeps, line
     # Off the live line with nothing that passes: where the live branch started.
     start = lineage.place(lineage.base(branch) or base)
     below = (c for c in line if start is not None and c.spec.step <= start.step and is_ready(c))
@@ -251,8 +251,8 @@ def _pods(view: HeadView, digest: str) -> list[PodDigest]:
     model = view.head.spec.model_ref.name
     shown = []
     for rollout in sorted(view.rollouts, key=lambda rollout: rollout.name):
-        held = (d for d in digests if has(rollout, adapter_name(model, d)))
-        if (found := next(held, None)) is not None:
+        loaded = (d for d in digests if has(rollout, adapter_name(model, d)))
+        if (found := next(loaded, None)) is not None:
             shown.append(PodDigest(name=rollout.name, digest=found))
     return shown[:SHOWN_PODS]
 

@@ -106,8 +106,8 @@ def _pinned(view: HeadView, status: CheckpointHeadStatus, shown: str) -> list[Fi
 def _tracking(
     view: HeadView, status: CheckpointHeadStatus, target: Point, shown: str
 ) -> list[Finding]:
-    held = _held_by_gate(view, status, target)
-    return conditions.ready("Tracking", f"serves {shown}{held and f'; {held}'}")
+    gate = _held_by_gate(view, status, target)
+    return conditions.ready("Tracking", f"serves {shown}{gate and f'; {gate}'}")
 
 
 def _held_by_gate(view: HeadView, status: CheckpointHeadStatus, target: Point) -> str:

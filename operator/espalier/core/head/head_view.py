@@ -15,7 +15,7 @@ from espalier.core.lineage.lineage import Lineage, Point
 
 
 @dataclass(frozen=True)
-class Rollout:
+class SamplerPod:
     """A live rollout pod; ``loaded`` are the adapters it confirmed, None before it answered.
 
     ``problem`` is why it did not answer; ``refused`` are adapters that it cannot load as they are.
@@ -45,7 +45,7 @@ class HeadView:
     heads: Sequence[CheckpointHead] = ()
     named: Checkpoint | None = None
     leader: CheckpointHead | None = None
-    rollouts: Sequence[Rollout] = ()
+    rollouts: Sequence[SamplerPod] = ()
     trainer_term: int = 0
     waiting: str = ""
     namesake: bool = False
@@ -62,7 +62,7 @@ def is_served(view: HeadView, adapter: str) -> bool:
     )
 
 
-def has(rollout: Rollout, adapter: str) -> bool:
+def has(rollout: SamplerPod, adapter: str) -> bool:
     """Whether a rollout confirmed an adapter."""
     return rollout.loaded is not None and adapter in rollout.loaded
 

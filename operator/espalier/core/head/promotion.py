@@ -12,7 +12,7 @@ from espalier.core.head.head_request import passes
 from espalier.core.lineage import measurements
 
 
-class RefusedError(Exception):
+class PromotionRefusedError(Exception):
     """Why a checkpoint is not promoted, and what to do."""
 
 
@@ -33,12 +33,12 @@ def newest(spec: CheckpointHeadSpec, checkpoints: Sequence[Checkpoint]) -> Check
     passed = [checkpoint for checkpoint in live if passes(spec, checkpoint)]
     if live and not any(measurements.value(checkpoint, gate.metric) for checkpoint in live):
         others = ", ".join(measurements.known(live)) or "no figure of their own yet"
-        raise RefusedError(
+        raise PromotionRefusedError(
             f"none of the {len(live)} Ready checkpoints of model {spec.model_ref.name} has "
             f"{gate.metric}; they have {others}: train on, or name one of these in spec.gate.metric"
         )
     if not passed:
-        raise RefusedError(
+        raise PromotionRefusedError(
             f"none of the {len(live)} Ready checkpoints of model {spec.model_ref.name} reaches "
             f"{gate.metric} {gate.min}: train on, or lower spec.gate.min"
         )
@@ -50,20 +50,28 @@ def check(spec: CheckpointHeadSpec, checkpoint: Checkpoint) -> None:
     gate, name = _gate(spec), checkpoint.metadata.name
     owner, model = checkpoint.spec.model_ref.name, spec.model_ref.name
     if owner != model:
-        raise RefusedError(f"{name} is a checkpoint of model {owner}, the head serves {model}")
+        raise PromotionRefusedError(
+            f"{name} is a checkpoint of model {owner}, the head serves {model}"
+        )
     if not conditions.is_true(checkpoint.status.conditions, conditions.READY):
-        raise RefusedError(f"{name} is not Ready: kubectl describe checkpoint {name} says why")
+        raise PromotionRefusedError(
+            f"{name} is not Ready: kubectl describe checkpoint {name} says why"
+        )
     if not passes(spec, checkpoint):
         value = measurements.value(checkpoint, gate.metric)
         has = (
             f"has {gate.metric} {value}" if value else measurements.missing(checkpoint, gate.metric)
         )
-        raise RefusedError(f"{name} {has}; the gate asks for {gate.min}: promote another one")
+        raise PromotionRefusedError(
+            f"{name} {has}; the gate asks for {gate.min}: promote another one"
+        )
 
 
 def _gate(spec: CheckpointHeadSpec) -> Gate:
     if spec.gate is None:
-        raise RefusedError("the head has no gate to pass: add spec.gate with metric and min")
+        raise PromotionRefusedError(
+            "the head has no gate to pass: add spec.gate with metric and min"
+        )
     if not is_measured(spec.gate.metric):
-        raise RefusedError(f"spec.gate.metric: {spec.gate.metric} {MEASURED_MESSAGE}")
+        raise PromotionRefusedError(f"spec.gate.metric: {spec.gate.metric} {MEASURED_MESSAGE}")
     return spec.gate

@@ -65,7 +65,7 @@ def _contradiction(checkpoint: Checkpoint) -> Fault | None:
     if recorded_metrics(metadata.annotations) is None:
         return Fault(
             INVALID_METRICS,
-            f"metadata.annotations: {METRICS_ANNOTATION} is no JSON object of at most "
+            f"metadata.annotations: {METRICS_ANNOTATION} is not a JSON object of at most "
             f"{METRICS_MOST} decimal strings by name. Set it right, or delete the Checkpoint",
         )
     return None
@@ -75,7 +75,7 @@ def recorded_metrics(annotations: Mapping[str, str]) -> dict[str, str] | None:
     """The metrics that were written with a Checkpoint; None if they are none."""
     try:
         found: dict[str, str] = json.loads(annotations.get(METRICS_ANNOTATION, "{}"))
-        # Whole lists at once, for it is done for every Checkpoint at every start.
+        # Compare whole lists: this runs for every Checkpoint at every start.
         decimals = [*map(float, found.values())]
         fits = (
             len(decimals) <= METRICS_MOST

@@ -198,5 +198,5 @@ def root_of(model: TrainableModel, source: Checkpoint | None) -> Point | None:
 
 def run_step(checkpoint: Checkpoint) -> int:
     """The step of its run that made a checkpoint; 0 where that is not on it."""
-    said = checkpoint.metadata.annotations.get(RUN_STEP_ANNOTATION, "")
-    return int(said) if said.isdecimal() else 0
+    text = checkpoint.metadata.annotations.get(RUN_STEP_ANNOTATION, "")
+    return int(text) if text.isdecimal() else 0

@@ -32,7 +32,7 @@ def annotation(measured: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def told(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
-    """What a Checkpoint says of others, by name; nothing where that is no figure.
+    """The figures that a Checkpoint reports of others, by name; without those that are not numbers.
 
     Before figures of checkpoints had names of their own, a step's rewards bore them: they are those
     of its parent.
@@ -47,7 +47,7 @@ def told(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         return {parent.name: rewards} if parent is not None and rewards else {}
     try:
         found = json.loads(recorded)
-        return {name: _figures(said) for name, said in found.items()}
+        return {name: _figures(figures) for name, figures in found.items()}
     except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
@@ -75,7 +75,7 @@ def metrics(checkpoint: Checkpoint, among: Iterable[Checkpoint]) -> list[Metric]
 
     ``among`` are the Checkpoints that say something of it; its own list if that says just this.
     """
-    held = {metric.name: metric.value for metric in checkpoint.status.metrics}
+    stored = {metric.name: metric.value for metric in checkpoint.status.metrics}
     recorded = recorded_metrics(checkpoint.metadata.annotations) or {}
     step = {of_step(name): value for name, value in recorded.items()}
     own: dict[str, str] = {}
@@ -83,14 +83,14 @@ def metrics(checkpoint: Checkpoint, among: Iterable[Checkpoint]) -> list[Metric]
         own = told(teller).get(checkpoint.metadata.name, {}) | own
     own |= {
         name: value
-        for name, value in held.items()
+        for name, value in stored.items()
         # A status of before: the step's rewards bore these names.
-        if is_measured(name) and (name not in recorded or of_step(name) in held)
+        if is_measured(name) and (name not in recorded or of_step(name) in stored)
     }
     # The latest evaluation counts: unlike samples, it may be repeated.
     own |= {m.name: m.value for one in checkpoint.status.evaluations for m in one.metrics}
     wanted = step | dict(sorted(own.items())[:MEASURED_MOST])
-    if held == wanted and len(checkpoint.status.metrics) == len(wanted):
+    if stored == wanted and len(checkpoint.status.metrics) == len(wanted):
         return checkpoint.status.metrics
     return [Metric(name=name, value=value) for name, value in sorted(wanted.items())]
 
@@ -116,10 +116,10 @@ def missing(checkpoint: Checkpoint, metric: str) -> str:
     return f"has no {metric} yet: it comes with the next step, which samples it"
 
 
-def _figures(said: Mapping[str, str]) -> dict[str, str]:
+def _figures(figures: Mapping[str, str]) -> dict[str, str]:
     return {
         name: text
-        for name, text in said.items()
+        for name, text in figures.items()
         if is_measured(name)
         and len(name) <= METRIC_NAME_CHARS
         and len(text) <= METRIC_VALUE_CHARS

@@ -107,7 +107,7 @@ def model_env(
 
 
 def startup_probe(seconds: int, period: int) -> Manifest:
-    """That the container serves at all, asked every ``period`` seconds for so many ``seconds``."""
+    """A startup probe, asked every ``period`` seconds until ``seconds`` have passed."""
     return http_probe("/healthz", period=period, failures=-(-seconds // period))
 
 

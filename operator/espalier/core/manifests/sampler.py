@@ -26,7 +26,7 @@ _PROBES = {
     "readinessProbe": http_probe("/readyz", period=1, failures=3),
     "livenessProbe": http_probe("/healthz", period=20, failures=6, timeout=10),
 }
-# Beyond its start, a pod may be pulled and scheduled for so long.
+# How long pulling and scheduling a pod may take, beyond its start.
 _MARGIN_SECONDS = 300
 
 

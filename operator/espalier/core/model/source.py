@@ -18,7 +18,7 @@ from espalier.core.conditions import Finding
 from espalier.core.names import importer_name
 from espalier.core.pods import pods
 from espalier.core.pods.blockers import Blocker
-from espalier.core.pods.pods import Job, Pod
+from espalier.core.pods.pods import JobState, Pod
 
 # Enough of a commit to tell it from others.
 REVISION_CHARS = 7
@@ -36,7 +36,7 @@ class SourceView:
     model: TrainableModel
     origin: Checkpoint | None = None
     origin_model: TrainableModel | None = None
-    importer: Job | None = None
+    importer: JobState | None = None
     importer_pods: Sequence[Pod] = ()
     blocker: Blocker | None = None
     import_state: ImportState | None = None
@@ -167,7 +167,7 @@ def _import(view: SourceView) -> SourceDecision:
     return _unfinished(view, job)
 
 
-def _unfinished(view: SourceView, job: Job) -> SourceDecision:
+def _unfinished(view: SourceView, job: JobState) -> SourceDecision:
     """What an import waits for, or how far it is."""
     name = importer_name(view.model.metadata.name)
     if job.suspended:
@@ -252,7 +252,7 @@ def _importing(message: str, action: ImporterAction) -> SourceDecision:
     return SourceDecision(None, finding, action)
 
 
-def _failed(view: SourceView, job: Job) -> SourceDecision:
+def _failed(view: SourceView, job: JobState) -> SourceDecision:
     retry = "After a repair outside of the cluster, delete the Job to try again"
     if found := pods.problem(view.importer_pods):
         return _missing(found.reason, f"{found.text}. {retry}", permanent=True)

@@ -17,7 +17,7 @@ OOM_KILLED = "OOMKilled"
 # Of a process that died without a message of its own, this much of its log is shown.
 SHOWN_LINES = 3
 SHOWN_CHARS = 300
-# Kubernetes may take so long, beyond the grace period, to end a container that does not serve.
+# How long Kubernetes may take, beyond the grace period, to end a container that does not serve.
 PROBED_SECONDS = 30
 
 # Where the memory of a role's pods is set.

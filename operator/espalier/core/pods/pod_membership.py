@@ -57,15 +57,17 @@ def stranger(pod: Body, find: Find) -> Stranger | None:
     role, model, run = (labels.get(label, "") for label in (ROLE, MODEL, RUN))
     chain = _chain(role, model, run)
     if not chain:
-        return Stranger("RoleUnknown", f"label {ROLE}={role!r} with {MODEL}={model!r} is no role")
+        return Stranger(
+            "RoleUnknown", f"label {ROLE}={role!r} with {MODEL}={model!r} is not a role"
+        )
     if role == "trainer" and pod["metadata"]["name"] != f"{trainer_name(model)}-0":
         return Stranger("NameUnknown", f"the trainer's one pod is {trainer_name(model)}-0")
-    held, what = pod, "the pod"
+    owned, what = pod, "the pod"
     for link in chain:
-        found = _controller(held, what, link, find)
+        found = _controller(owned, what, link, find)
         if isinstance(found, Stranger):
             return found
-        held, what = found, f"{link.kind} {found['metadata']['name']}"
+        owned, what = found, f"{link.kind} {found['metadata']['name']}"
     return None
 
 

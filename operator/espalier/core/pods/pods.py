@@ -52,10 +52,10 @@ class Pod:
 
 
 @dataclass(frozen=True)
-class Job:
+class JobState:
     """The facts about a Job that decisions read.
 
-    ``generation`` is that of the run it drives, and ``pod`` what of it the pods are made of.
+    ``generation`` is that of the run it drives, and ``pod`` the part of the run its pods depend on.
     ``suspended``: it makes no pods until somebody lets it.
     """
 
@@ -127,11 +127,11 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
     )
 
 
-def read_job(body: Mapping[str, Any]) -> Job:
+def read_job(body: Mapping[str, Any]) -> JobState:
     """The facts of a Job as the API server sends it."""
     metadata, status = body["metadata"], body.get("status", {})
     failed = _condition(status, "Failed")
-    return Job(
+    return JobState(
         uid=metadata.get("uid", ""),
         generation=int(metadata.get("annotations", {}).get(RUN_GENERATION, 0)),
         complete=_condition(status, "Complete").get("status") == "True",
@@ -196,6 +196,11 @@ def waiting(pods: Iterable[Pod]) -> str:
 def problem(pods: Iterable[Pod]) -> Problem | None:
     """What the first of these pods that gave up left behind."""
     return next((pod.problem for pod in pods if pod.problem is not None), None)
+
+
+def url_host(ip: str) -> str:
+    """An IP address as the host of a URL: one of IPv6 in brackets."""
+    return f"[{ip}]" if ":" in ip else ip
 
 
 def _main_container(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Problem
 from espalier.core.pods.blockers import Blocker
-from espalier.core.pods.pods import Job, Pod
+from espalier.core.pods.pods import JobState, Pod
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunView:
     checkpoints: Sequence[Checkpoint] = ()
     assigned: bool = False
     problem: Problem | None = None
-    runner: Job | None = None
+    runner: JobState | None = None
     runner_pods: Sequence[Pod] = ()
     counted: int = 0
     trained: int | None = None

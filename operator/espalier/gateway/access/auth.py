@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from cachetools import TLRUCache
 
 from espalier.api.meta import GROUP
 from espalier.core.names import GATEWAY_AUDIENCE
 from espalier.gateway.problems import RefusalError, not_ready
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.world import NamespacedName
 from espalier.kube.cluster import Cluster, ClusterError
 
 GRANTED_SECONDS = 60.0
@@ -66,14 +68,14 @@ class Authenticator:
             )
         return user
 
-    async def allowed(self, user: User, verb: str, resource: str, target: Id) -> bool:
+    async def allowed(self, user: User, verb: str, resource: str, target: NamespacedName) -> bool:
         """True when the caller may do this to the named object of our API group."""
         key = (user, verb, resource, target)
         return await self._access.get(
             key, lambda: self._review_access(user, verb, resource, target)
         )
 
-    async def require(self, user: User, verb: str, resource: str, target: Id) -> None:
+    async def require(self, user: User, verb: str, resource: str, target: NamespacedName) -> None:
         """Refuses a caller who may not do this, naming the missing right."""
         if not await self.allowed(user, verb, resource, target):
             raise RefusalError(
@@ -92,7 +94,9 @@ class Authenticator:
                 return User(result.username, tuple(result.groups))
         return None
 
-    async def _review_access(self, user: User, verb: str, resource: str, target: Id) -> bool:
+    async def _review_access(
+        self, user: User, verb: str, resource: str, target: NamespacedName
+    ) -> bool:
         return await _reviewed(
             self._cluster.review_access(
                 user.name, user.groups, verb, GROUP, resource, target.namespace, target.name
@@ -116,18 +120,16 @@ class Remembered(Generic[V]):
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._answers: OrderedDict[Hashable, tuple[float, V]] = OrderedDict()
+        self._answers: TLRUCache[Hashable, V] = TLRUCache(CAPACITY, _expiry, clock)
         self._questions: dict[Hashable, asyncio.Future[V]] = {}
 
     async def get(self, key: Hashable, ask: Callable[[], Awaitable[V]]) -> V:
         """The remembered answer, or a new one."""
-        known = self._answers.get(key)
-        if known is not None and known[0] > self._clock():
-            return known[1]
+        with suppress(KeyError):
+            return self._answers[key]
         question = self._questions.get(key)
         if question is None:
-            question = asyncio.ensure_future(self._ask(key, ask))
+            question = asyncio.ensure_future(ask())
             self._questions[key] = question
             question.add_done_callback(lambda done: self._close(key, done))
         # Shielded, because others may wait for it when this caller disconnects.
@@ -135,15 +137,11 @@ class Remembered(Generic[V]):
 
     def _close(self, key: Hashable, question: asyncio.Future[V]) -> None:
         del self._questions[key]
-        if not question.cancelled():
-            # Read here too, because every caller may have gone.
-            question.exception()
+        # The exception is read here too, because every caller may have gone.
+        if not question.cancelled() and question.exception() is None:
+            self._answers[key] = question.result()
 
-    async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[V]]) -> V:
-        answer = await ask()
-        seconds = GRANTED_SECONDS if answer else REFUSED_SECONDS
-        self._answers[key] = (self._clock() + seconds, answer)
-        self._answers.move_to_end(key)
-        while len(self._answers) > CAPACITY:
-            self._answers.popitem(last=False)
-        return answer
+
+def _expiry(key: Hashable, answer: object, now: float) -> float:
+    """When an answer that comes ``now`` is forgotten."""
+    return now + (GRANTED_SECONDS if answer else REFUSED_SECONDS)

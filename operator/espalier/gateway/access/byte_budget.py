@@ -1,7 +1,7 @@
-"""How many bytes of bodies and answers the gateway holds at once, so that no load ends it.
+"""Bounds the bytes of bodies and answers in the gateway's memory, so that no load kills it.
 
-A share of the container's memory: requests beyond it are told to come again. Bodies and answers
-have rooms of their own, or bodies that wait for answers could keep those out.
+Each budget is a share of the container's memory; a request beyond it gets 503 and can be repeated.
+Bodies and answers have separate budgets: otherwise bodies that wait for answers could block them.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from espalier.changes import Changes
 from espalier.gateway import prometheus
 from espalier.gateway.problems import not_ready
 
 BODIES_SHARE = 8
 ANSWERS_SHARE = 4
-# Of a container without a limit.
+# The memory that is assumed in a container without a limit.
 UNLIMITED_BYTES = 4 * 2**30
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-class Room:
-    """So many bytes; ``what`` names them to people."""
+class ByteBudget:
+    """A number of bytes that holds share; ``what`` names them in messages."""
 
     def __init__(self, what: str, capacity: int) -> None:
         self.capacity = capacity
         self._what = what
         self._free = capacity
-        self._freed = asyncio.Event()
+        self._freed = Changes()
 
     def hold(self) -> Hold:
-        """Nothing yet, to be released in the end."""
+        """A hold of no bytes yet."""
         return Hold(self)
 
     async def _take(self, count: int, seconds: float) -> None:
@@ -53,27 +54,25 @@ class Room:
 
     def _give(self, count: int) -> None:
         self._free += count
-        # Each change has its own event, so that who waits later waits for the next one.
-        self._freed.set()
-        self._freed = asyncio.Event()
+        self._freed.announce()
 
 
 class Hold:
-    """What one request holds of a room; as a context manager it gives all back at the end."""
+    """The bytes that one request holds of a budget; as a context manager it gives them back."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._held = 0
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._taken = 0
 
     @property
     def capacity(self) -> int:
-        """Bytes of the whole room."""
-        return self._room.capacity
+        """Bytes of the whole budget."""
+        return self._budget.capacity
 
     async def take(self, count: int, seconds: float = 0.0) -> None:
-        """Holds so many bytes more; waits so long for them, then RefusalError 503."""
-        await self._room._take(count, seconds)
-        self._held += count
+        """Holds ``count`` bytes more; waits up to ``seconds`` for them, then RefusalError 503."""
+        await self._budget._take(count, seconds)
+        self._taken += count
 
     def __enter__(self) -> Self:
         return self
@@ -82,24 +81,25 @@ class Hold:
         self.release()
 
     def release(self) -> None:
-        """Gives all back."""
-        self._room._give(self._held)
-        self._held = 0
+        """Gives back every byte of the hold."""
+        self._budget._give(self._taken)
+        self._taken = 0
 
 
 @dataclass(frozen=True)
-class Rooms:
-    """The rooms of a gateway."""
+class ByteBudgets:
+    """The budgets of a gateway."""
 
-    bodies: Room
-    answers: Room
+    bodies: ByteBudget
+    answers: ByteBudget
 
     @classmethod
-    def of_container(cls) -> Rooms:
+    def of_container(cls) -> ByteBudgets:
         """Shares of the memory that the container may use."""
         memory = memory_bytes()
         return cls(
-            Room("requests", memory // BODIES_SHARE), Room("answers", memory // ANSWERS_SHARE)
+            ByteBudget("requests", memory // BODIES_SHARE),
+            ByteBudget("answers", memory // ANSWERS_SHARE),
         )
 
 

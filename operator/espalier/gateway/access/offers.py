@@ -14,15 +14,16 @@ from espalier.api.trainablemodel import TrainableModel, TrainableModelSpec
 from espalier.core import conditions
 from espalier.core.run.turn import active
 from espalier.gateway.access.auth import Authenticator, User
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.world import NamespacedName, ServedWorld
+from espalier.untrusted import field_path
 
 VARIABLE = "ESPALIER_BASES"
-# What a fork is made of.
+# The kinds of the objects that make up a fork.
 RESOURCES = ("checkpointheads", "trainingruns", "trainablemodels")
 
 
 class Offer(Type):
-    """A base that may be forked by name, though no TrainableModel is of it yet."""
+    """A base that may be forked by name before any TrainableModel uses it."""
 
     name: str = Field(
         min_length=1,
@@ -55,8 +56,7 @@ class Offers:
             offers = _OFFERS.validate_python(json.loads(text or "[]"))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            place = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in first["loc"])
-            raise ValueError(f"{place}: {first['msg']}") from error
+            raise ValueError(f"{field_path(first['loc'])}: {first['msg']}") from error
         for index, offer in enumerate(offers):
             if problem := _problem(offer, offers[:index], namespaces):
                 raise ValueError(f"[{index}].{problem}")
@@ -75,19 +75,21 @@ class Offers:
 async def may_fork(auth: Authenticator, user: User, namespace: str) -> bool:
     """Whether a caller may make the three objects of a fork in a namespace."""
     for resource in RESOURCES:
-        if not await auth.allowed(user, "create", resource, Id(namespace, "")):
+        if not await auth.allowed(user, "create", resource, NamespacedName(namespace, "")):
             return False
     return True
 
 
-async def trainable(auth: Authenticator, user: User, snapshot: Snapshot, model: Id) -> bool:
+async def trainable(
+    auth: Authenticator, user: User, world: ServedWorld, model: NamespacedName
+) -> bool:
     """Whether a caller can train a model as it is, or fork it."""
-    run = active(snapshot.runs_of(model))
+    run = active(world.runs_of(model))
     if run is not None and run.spec.driver == "Client":
         name = model.beside(run.metadata.name)
         if await auth.allowed(user, "update", "trainingruns", name):
             return True
-    return not _stalled(snapshot.models[model]) and await may_fork(auth, user, model.namespace)
+    return not _stalled(world.models[model]) and await may_fork(auth, user, model.namespace)
 
 
 def _stalled(model: TrainableModel) -> bool:
@@ -95,7 +97,7 @@ def _stalled(model: TrainableModel) -> bool:
 
 
 def _problem(offer: Offer, before: Sequence[Offer], namespaces: Sequence[str]) -> str:
-    """A field, what is wrong with it and what to do; empty for nothing."""
+    """The field, the problem and the remedy; empty if the offer is valid."""
     if offer.namespace not in namespaces:
         served = ", ".join(namespaces)
         return f"namespace: {offer.namespace} is not served: name one of {served}"

@@ -9,14 +9,14 @@ from espalier.podclient import read_answer, too_large
 
 # 16 answers of 16,000 tokens with their log-probs are 30 MB.
 MAX_ANSWER_BYTES = 64 * 2**20
-# An answer is there twice while it is edited.
+# Two copies of an answer exist while it is edited.
 COPIES = 2
-# An answer that is ready waits so long for room, rather than be sampled again.
+# How long an answer that is ready waits for memory. Sampling it again would cost more.
 ROOM_SECONDS = 60.0
 
 
 async def read_held(response: aiohttp.ClientResponse, hold: Hold) -> bytes:
-    """The whole answer, which the hold has room for.
+    """Reads the whole answer; the hold counts its bytes.
 
     Raises:
         PodFaultError: it is larger than an answer may be.
@@ -33,7 +33,7 @@ async def read_held(response: aiohttp.ClientResponse, hold: Hold) -> bytes:
     async for part in response.content.iter_any():
         if len(body) + len(part) > limit:
             raise too_large(response, limit)
-        # Without waiting: who holds a part and waits for more can wait for another who does too.
+        # Do not wait: two requests that hold a part and wait for more would wait for each other.
         await hold.take(len(part) * COPIES)
         body += part
     return bytes(body)

@@ -1,5 +1,5 @@
-"""A pod that answers as none of ours does: what its caller is told, and what the operators of the
-cluster see of it."""
+"""Reports a pod whose answer breaks the protocol: a 502 for the caller, and a log line and a metric
+for the operators of the cluster."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import logging
 
 from espalier.gateway import prometheus
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.world.world import Snapshot
+from espalier.gateway.world.world import ServedWorld
 from espalier.podclient import PodFaultError
 
 _log = logging.getLogger(__name__)
 
 
-def refusal_of(snapshot: Snapshot, fault: PodFaultError) -> RefusalError:
+def refusal_of(world: ServedWorld, fault: PodFaultError) -> RefusalError:
     """502 that names the pod; also logs and counts the fault."""
     prometheus.POD_FAULTS.labels(fault.reason).inc()
-    pod = _name(snapshot, fault.address)
+    pod = _name(world, fault.address)
     _log.error("pod fault", extra={"pod": pod, "reason": fault.reason, "detail": fault.detail})
     return RefusalError(
         502,
@@ -26,8 +26,8 @@ def refusal_of(snapshot: Snapshot, fault: PodFaultError) -> RefusalError:
     )
 
 
-def _name(snapshot: Snapshot, address: str) -> str:
-    for model, pods in snapshot.pods.items():
+def _name(world: ServedWorld, address: str) -> str:
+    for model, pods in world.pods.items():
         for name, pod in pods.items():
             if pod.address == address:
                 return f"{model.namespace}/{name}"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from espalier import identity
 from espalier.core.names import audience
 from espalier.gateway.problems import not_ready
-from espalier.gateway.world.pod_addresses import Pod
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.pod_addresses import PodAddress
+from espalier.gateway.world.world import NamespacedName
 
 # Well inside a token's life, because a request may wait before the other side reads it.
 REUSE_SECONDS = identity.LIFETIME_SECONDS / 2
@@ -36,7 +36,7 @@ class TokenIssuer:
         self._private_key = private_key
         self._issued.clear()
 
-    def header(self, model: Id, pod: Pod, term: int = 0) -> dict[str, str]:
+    def header(self, model: NamespacedName, pod: PodAddress, term: int = 0) -> dict[str, str]:
         """The Authorization header for a trainer (under a term) or rollout (0) of a model."""
         if not self.ready:
             raise not_ready("NoSigningKey", "the operator has not created the signing key yet")
@@ -44,7 +44,7 @@ class TokenIssuer:
         name = audience(model.namespace, model.name, pod.role, pod.uid)
         expires, token = self._issued.get((name, term), (now, ""))
         if expires <= now:
-            self._issued = {key: held for key, held in self._issued.items() if held[0] > now}
+            self._issued = {key: issued for key, issued in self._issued.items() if issued[0] > now}
             token = identity.issue(self._private_key, "gateway", name, term)
             self._issued[name, term] = (now + REUSE_SECONDS, token)
         return {"Authorization": f"Bearer {token}"}

@@ -13,7 +13,7 @@ from espalier.gateway.access.request_limits import BODY_LIMIT, HELD, too_large
 from espalier.gateway.problems import RefusalError
 from espalier.untrusted import UnreadableError, read_json
 
-# For a whole body: 4 MiB in it are 70 KB/s.
+# The time for a whole body: 4 MiB need 70 KB/s.
 BODY_SECONDS = 60.0
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -48,7 +48,7 @@ def late(seconds: float) -> RefusalError:
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
-    """The body as a JSON object; RefusalError 400 if it is none."""
+    """The body as a JSON object; RefusalError 400 if it is not one."""
     try:
         body = read_json(await read_bytes(request))
     except UnreadableError as error:

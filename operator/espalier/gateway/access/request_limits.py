@@ -1,4 +1,4 @@
-"""What every request must be before anything of it is parsed: plain headers and a bounded body.
+"""Checks every request before anything is parsed: plain headers and a bounded body.
 
 Pods and users are hostile. 61 KB of gzip were a gigabyte once inflated, so nothing is inflated; a
 body has the limit of its route, announced or not; and a header is text that can be passed on.
@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from espalier.api.wire import IDEMPOTENCY_KEY, TERM
 from espalier.core.idempotency import read_key, read_term
 from espalier.gateway import prometheus
-from espalier.gateway.access.byte_budget import Hold, Room
+from espalier.gateway.access.byte_budget import ByteBudget, Hold
 from espalier.gateway.problems import RefusalError
 
 MAX_COMPLETION_BYTES = 4 * 2**20
@@ -22,7 +22,7 @@ MAX_SMALL_BYTES = 64 * 2**10
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# Headers that are read or passed on; one of these that comes twice has no meaning.
+# Headers that are read or passed on. A request that repeats one of them is ambiguous.
 _READ = (
     hdrs.AUTHORIZATION,
     hdrs.CONTENT_TYPE,
@@ -41,14 +41,14 @@ HELD: web.RequestKey[Hold] = web.RequestKey("held", Hold)
 
 
 class Admission:
-    """The middleware. ``bodies`` is the room for what is read of requests."""
+    """The middleware. ``bodies`` is the budget for the bodies of requests."""
 
-    def __init__(self, bodies: Room) -> None:
+    def __init__(self, bodies: ByteBudget) -> None:
         self._bodies = bodies
 
     @web.middleware
     async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuses what cannot be taken, and gives back the room that the request took."""
+        """Refuses a request that breaks a limit, and in the end gives back the bytes it took."""
         try:
             _check_headers(request)
             _check_length(request)

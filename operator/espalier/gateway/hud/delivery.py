@@ -19,8 +19,8 @@ from espalier.api.wire import IDEMPOTENCY_KEY
 from espalier.gateway.access.answer_writer import write_answer
 from espalier.gateway.access.auth import User
 from espalier.gateway.access.pod_tokens import TokenIssuer
-from espalier.gateway.world.pod_addresses import Pod
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.pod_addresses import PodAddress
+from espalier.gateway.world.world import NamespacedName
 from espalier.podclient import PodFaultError
 
 # The commands that change a trainer's state, and must therefore be applied once.
@@ -81,7 +81,7 @@ class DeliveryReports:
         self._session = session
         self._tokens = tokens
 
-    async def send(self, model: Id, trainer: Pod, key: str) -> None:
+    async def send(self, model: NamespacedName, trainer: PodAddress, key: str) -> None:
         """Reports that the answer under this key has arrived; logs a report that failed thrice."""
         failure = ""
         for _ in range(REPORT_ATTEMPTS):
@@ -96,7 +96,7 @@ class DeliveryReports:
             extra={"model": str(model), "key": key, "error": failure},
         )
 
-    async def _post(self, model: Id, trainer: Pod, key: str) -> None:
+    async def _post(self, model: NamespacedName, trainer: PodAddress, key: str) -> None:
         async with self._session.post(
             f"http://{trainer.address}/train/delivered",
             headers=self._tokens.header(model, trainer) | {IDEMPOTENCY_KEY: key},

@@ -1,7 +1,7 @@
-"""Forks for HUD's client: a model, its head and a client-driven run, made on a user's behalf.
+"""Forks for HUD's client: creates a model, its head and a client-driven run for a user.
 
-The gateway has the right to create them and asks for the caller's right first. The model comes
-last: a fork is there once its model is, so that one cut short is completed by sending it again.
+The gateway may create them itself, so it first checks that the caller may. It creates the model
+last: a fork exists once its model does, so repeating an interrupted call completes it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 from espalier.api.meta import NAME_PATTERN
 from espalier.core.gitowner import REQUESTED_BY
-from espalier.gateway.access.auth import User
+from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.offers import Offer
-from espalier.gateway.context import Services
 from espalier.gateway.problems import RefusalError, not_ready
-from espalier.gateway.world.world import Id, Snapshot
-from espalier.kube.cluster import ClusterError
-from espalier.kube.objects import Key
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName, ServedWorld
+from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.objects import ObjectKey
 
-# A client trains as long as it likes; the kind asks for a bound.
+# The kind requires a number of steps, while a client trains as long as it likes.
 STEPS = 10_000_000
 SEEN_SECONDS = 10.0
 MAX_NAME_CHARS = 40
@@ -35,33 +35,35 @@ KINDS = {
 class Forks:
     """Creates forks."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, watch: WorldWatch, cluster: Cluster, auth: Authenticator) -> None:
+        self._watch = watch
+        self._cluster = cluster
+        self._auth = auth
 
-    async def of_model(self, user: User, source: Id, name: str) -> Id:
-        """A fork of a model that there is."""
+    async def of_model(self, user: User, source: NamespacedName, name: str) -> NamespacedName:
+        """Forks an existing model."""
         return await self._make(
-            user, source.beside(_checked(name)), model_spec(self._services.view.snapshot, source)
+            user, source.beside(_checked(name)), model_spec(self._watch.world, source)
         )
 
-    async def of_base(self, user: User, offer: Offer, name: str) -> Id:
-        """A fork of a base that is on offer."""
-        return await self._make(user, Id(offer.namespace, _checked(name)), offer.spec.wire())
+    async def of_base(self, user: User, offer: Offer, name: str) -> NamespacedName:
+        """Forks a base that the installation offers."""
+        return await self._make(
+            user, NamespacedName(offer.namespace, _checked(name)), offer.spec.wire()
+        )
 
-    async def _make(self, user: User, fork: Id, model: Body) -> Id:
-        """The fork, once the gateway sees it; 409 when a model of that name is there."""
+    async def _make(self, user: User, fork: NamespacedName, model: Body) -> NamespacedName:
+        """Returns the fork once the gateway sees it; 409 if a model of that name exists."""
         for resource in KINDS.values():
-            await self._services.auth.require(user, "create", resource, fork)
-        if fork in self._services.view.snapshot.models:
+            await self._auth.require(user, "create", resource, fork)
+        if fork in self._watch.world.models:
             raise _exists(fork)
         for kind, spec in fork_specs(model, fork.name).items():
             await self._create(user, kind, fork, spec)
-        seen = await self._services.view.wait_for(
-            # All three, so that the next call finds a run to train.
-            lambda snapshot: (
-                snapshot.models.get(fork)
-                if fork in snapshot.heads and fork in snapshot.runs
-                else None
+        seen = await self._watch.wait_for(
+            # Wait for all three, so that the next call finds a run to train.
+            lambda world: (
+                world.models.get(fork) if fork in world.heads and fork in world.runs else None
             ),
             SEEN_SECONDS,
         )
@@ -71,22 +73,22 @@ class Forks:
             )
         return fork
 
-    async def _create(self, user: User, kind: str, fork: Id, spec: Body) -> None:
+    async def _create(self, user: User, kind: str, fork: NamespacedName, spec: Body) -> None:
         metadata = {
             "name": fork.name,
             "namespace": fork.namespace,
             "annotations": {REQUESTED_BY: user.name},
         }
         try:
-            if await self._services.cluster.create(kind, {"metadata": metadata, "spec": spec}):
+            if await self._cluster.create(kind, {"metadata": metadata, "spec": spec}):
                 return
             if kind == "TrainableModel":
                 raise _exists(fork)
-            # Left by a fork that was cut short, or another's: then the name is taken.
-            found = await self._services.cluster.get(Key(kind, fork.namespace, fork.name))
+            # An interrupted fork left this object, or it is someone else's and the name is taken.
+            existing = await self._cluster.get(ObjectKey(kind, fork.namespace, fork.name))
         except ClusterError as error:
             raise _refused(error, kind, fork) from error
-        owner = (found or {}).get("spec", {}).get("modelRef", {}).get("name")
+        owner = (existing or {}).get("spec", {}).get("modelRef", {}).get("name")
         if owner not in (None, fork.name):
             raise RefusalError(
                 409,
@@ -96,10 +98,10 @@ class Forks:
             )
 
 
-def model_spec(snapshot: Snapshot, source: Id) -> Body:
-    """The spec of a fork's model: made like its source, from what that one's head serves."""
-    spec = snapshot.models[source].spec.wire()
-    head = snapshot.head_of(source)
+def model_spec(world: ServedWorld, source: NamespacedName) -> Body:
+    """The spec of a fork's model: its source's, starting from what the source serves."""
+    spec = world.models[source].spec.wire()
+    head = world.head_of(source)
     if head is not None and head.status.current is not None and head.status.current.name:
         spec["source"] = {"checkpointRef": {"name": head.status.current.name}}
     return spec
@@ -135,13 +137,13 @@ def _checked(name: str) -> str:
     )
 
 
-def _exists(fork: Id) -> RefusalError:
+def _exists(fork: NamespacedName) -> RefusalError:
     return RefusalError(
         409, "ModelExists", f"model {fork} exists", "Choose another name, or use it as it is"
     )
 
 
-def _refused(error: ClusterError, kind: str, fork: Id) -> RefusalError:
+def _refused(error: ClusterError, kind: str, fork: NamespacedName) -> RefusalError:
     if error.status in (400, 422):
         return RefusalError(422, error.reason, f"{kind} {fork}: {error.message}")
     return not_ready("NotCreated", f"{kind} {fork} was not created: {error.message}")

@@ -17,19 +17,21 @@ from espalier.api.platform import (
     Platform,
 )
 from espalier.core.lineage.lineage import parent_name
-from espalier.gateway.access.auth import User
-from espalier.gateway.access.offers import Offer, trainable
+from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.callers import Callers
+from espalier.gateway.access.offers import Offer, Offers, trainable
 from espalier.gateway.access.request_body import read_body
-from espalier.gateway.context import Services, requested_slug
+from espalier.gateway.context import requested_slug
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.hud.set_head import HeadMoves
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.world.routing import slug_of
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName, ServedWorld
 
 PAGE = 100
 MAX_DIGITS = 18
-# HUD's names of what we call otherwise.
+# HUD's words for our values.
 _HUD_METRICS = {
     "reward/std": "reward_std",
     "reward/min": "reward_min",
@@ -40,10 +42,22 @@ _HUD_METRICS = {
 class PlatformRoutes:
     """Handlers of ``/v2/models``."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._forks = Forks(services)
-        self._moves = HeadMoves(services)
+    def __init__(
+        self,
+        *,
+        callers: Callers,
+        watch: WorldWatch,
+        auth: Authenticator,
+        offers: Offers,
+        forks: Forks,
+        moves: HeadMoves,
+    ) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
+        self._offers = offers
+        self._forks = forks
+        self._moves = moves
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         """Registers the routes; a model is named by uid, slug or ``namespace/slug``."""
@@ -57,118 +71,116 @@ class PlatformRoutes:
 
     async def list(self, request: web.Request) -> web.Response:
         """The bases that the caller may fork and the models that it may get, by name, in pages."""
-        user = await self._services.caller(request)
+        user = await self._callers.caller(request)
         offset, limit = _whole(request, "offset", 0), _whole(request, "limit", PAGE)
-        models = sorted(self._services.view.snapshot.models)
+        models = sorted(self._watch.world.models)
         allowed = await asyncio.gather(
-            *(self._services.auth.allowed(user, "get", "trainablemodels", m) for m in models)
+            *(self._auth.allowed(user, "get", "trainablemodels", m) for m in models)
         )
-        offers = await self._services.offers.of(self._services.auth, user)
+        offers = await self._offers.of(self._auth, user)
         seen = [model for model, may in zip(models, allowed, strict=True) if may]
-        known: list[ModelEntry | Id] = [offered(offer) for offer in offers]
+        known: list[ModelEntry | NamespacedName] = [offered(offer) for offer in offers]
         known += seen
         shown = known[offset : offset + limit]
-        found = [
+        listed = [
             one if isinstance(one, ModelEntry) else await self._entry(user, one) for one in shown
         ]
-        items = [item for item in found if item is not None]
+        items = [item for item in listed if item is not None]
         return _json(ModelPage(items=items, total=len(offers) + len(seen)))
 
     async def get(self, request: web.Request) -> web.Response:
         """One model, or a base by its id."""
-        user = await self._services.caller(request)
-        offer = self._services.offers.find(requested_slug(request))
-        if offer is not None and offer in await self._services.offers.of(self._services.auth, user):
+        user = await self._callers.caller(request)
+        offer = self._offers.find(requested_slug(request))
+        if offer is not None and offer in await self._offers.of(self._auth, user):
             return _json(offered(offer))
-        found = await self._entry(user, await self._readable(request))
-        return _json(_there(found))
+        model = await self._entry(user, await self._readable(request))
+        return _json(_there(model))
 
     async def fork(self, request: web.Request) -> web.Response:
-        """Makes a model, its head and a client-driven run; answers once the model is there."""
-        user = await self._services.caller(request)
-        offers = await self._services.offers.of(self._services.auth, user)
+        """Creates a model, its head and a client-driven run; answers once the model exists."""
+        user = await self._callers.caller(request)
+        offers = await self._offers.of(self._auth, user)
         if not offers:
-            await self._services.require_some_model(user)
+            await self._callers.require_some_model(user)
         wanted = await read_body(request, ForkRequest)
-        offer = self._services.offers.find(wanted.source_model_id)
+        offer = self._offers.find(wanted.source_model_id)
         if offer is not None and offer in offers:
             made = await self._forks.of_base(user, offer, wanted.name)
         else:
-            source = await self._services.model(user, wanted.source_model_id)
-            await self._services.auth.require(user, "get", "trainablemodels", source)
+            source = await self._callers.model(user, wanted.source_model_id)
+            await self._auth.require(user, "get", "trainablemodels", source)
             made = await self._forks.of_model(user, source, wanted.name)
         return _json(_there(await self._entry(user, made)))
 
     async def checkpoints(self, request: web.Request) -> web.Response:
         """The model's checkpoints and the one it was forked from, oldest first."""
         model = await self._readable(request)
-        found = entries(self._services.view.snapshot, model)
-        return web.json_response([item.model_dump() for item in found])
+        nodes = entries(self._watch.world, model)
+        return web.json_response([item.model_dump() for item in nodes])
 
     async def head(self, request: web.Request) -> web.Response:
         """The active checkpoint; null when the base is served."""
         model = await self._readable(request)
-        found = entries(self._services.view.snapshot, model)
-        active = next((item for item in found if item.is_active), None)
+        nodes = entries(self._watch.world, model)
+        active = next((item for item in nodes if item.is_active), None)
         return web.json_response(active.model_dump() if active else None)
 
     async def set_head(self, request: web.Request) -> web.Response:
         """Moves the head to a checkpoint; the next optimizer step extends the tree from there."""
-        user = await self._services.caller(request)
-        model = await self._services.model(user, requested_slug(request))
-        await self._services.auth.require(user, "update", "checkpointheads", model)
+        user = await self._callers.caller(request)
+        model = await self._callers.model(user, requested_slug(request))
+        await self._auth.require(user, "update", "checkpointheads", model)
         wanted = await read_body(request, HeadRequest)
         await self._moves.move(user, model, wanted.checkpoint_id)
-        return web.json_response(
-            {"model_id": _uid(self._services.view.snapshot, model), **dict(wanted)}
-        )
+        return web.json_response({"model_id": _uid(self._watch.world, model), **dict(wanted)})
 
-    async def _entry(self, user: User, model: Id) -> ModelEntry | None:
-        """A model as the catalogue lists it to a caller; None once it is gone."""
-        snapshot = self._services.view.snapshot
-        if model not in snapshot.models:
+    async def _entry(self, user: User, model: NamespacedName) -> ModelEntry | None:
+        """A model as the catalogue lists it to a caller; None if it was deleted."""
+        world = self._watch.world
+        if model not in world.models:
             return None
-        able = await trainable(self._services.auth, user, snapshot, model)
-        return entry(snapshot, model, is_trainable=able)
+        able = await trainable(self._auth, user, world, model)
+        return entry(world, model, is_trainable=able)
 
-    async def _readable(self, request: web.Request) -> Id:
-        user = await self._services.caller(request)
-        model = await self._services.model(user, requested_slug(request))
-        await self._services.auth.require(user, "get", "trainablemodels", model)
+    async def _readable(self, request: web.Request) -> NamespacedName:
+        user = await self._callers.caller(request)
+        model = await self._callers.model(user, requested_slug(request))
+        await self._auth.require(user, "get", "trainablemodels", model)
         return model
 
 
 def offered(offer: Offer) -> ModelEntry:
-    """A base as the catalogue lists it to who may fork it."""
+    """A base as the catalogue lists it to callers who may fork it."""
     return ModelEntry(id=offer.id, name=offer.name, model_name=offer.name, is_trainable=True)
 
 
-def entry(snapshot: Snapshot, model: Id, *, is_trainable: bool) -> ModelEntry:
+def entry(world: ServedWorld, model: NamespacedName, *, is_trainable: bool) -> ModelEntry:
     """A model as the catalogue lists it."""
-    slug = slug_of(snapshot, model)
+    slug = slug_of(world, model)
     return ModelEntry(
-        id=_uid(snapshot, model),
+        id=_uid(world, model),
         name=slug,
         model_name=slug,
         is_trainable=is_trainable,
-        created_at=snapshot.models[model].metadata.creation_timestamp or None,
+        created_at=world.models[model].metadata.creation_timestamp or None,
     )
 
 
-def entries(snapshot: Snapshot, model: Id) -> list[CheckpointEntry]:
+def entries(world: ServedWorld, model: NamespacedName) -> list[CheckpointEntry]:
     """The tree of a model, oldest first; parents come before their children."""
     own = [
         checkpoint
-        for name, checkpoint in snapshot.checkpoints.items()
+        for name, checkpoint in world.checkpoints.items()
         if name.namespace == model.namespace and checkpoint.spec.model_ref.name == model.name
     ]
     own.sort(key=lambda c: (c.metadata.creation_timestamp, c.spec.term, c.spec.step))
-    root = snapshot.models[model].status.root_checkpoint_ref
-    first = snapshot.checkpoints.get(model.beside(root.name)) if root is not None else None
-    head = snapshot.head_of(model)
+    root = world.models[model].status.root_checkpoint_ref
+    first = world.checkpoints.get(model.beside(root.name)) if root is not None else None
+    head = world.head_of(model)
     current = head.status.current.name if head is not None and head.status.current else ""
     return [
-        _entry(slug_of(snapshot, model), checkpoint, active=checkpoint.metadata.name == current)
+        _entry(slug_of(world, model), checkpoint, active=checkpoint.metadata.name == current)
         for checkpoint in [*([first] if first is not None else []), *own]
     ]
 
@@ -194,18 +206,18 @@ def _entry(slug: str, checkpoint: Checkpoint, *, active: bool) -> CheckpointEntr
     )
 
 
-def _there(found: ModelEntry | None) -> ModelEntry:
-    if found is None:
+def _there(item: ModelEntry | None) -> ModelEntry:
+    if item is None:
         raise RefusalError(404, "ModelNotFound", "the model was deleted just now")
-    return found
+    return item
 
 
 def _count(metrics: dict[str, float], name: str) -> int | None:
     return int(metrics[name]) if name in metrics else None
 
 
-def _uid(snapshot: Snapshot, model: Id) -> str:
-    return snapshot.models[model].metadata.uid
+def _uid(world: ServedWorld, model: NamespacedName) -> str:
+    return world.models[model].metadata.uid
 
 
 def _whole(request: web.Request, name: str, default: int) -> int:

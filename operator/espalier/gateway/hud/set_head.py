@@ -1,8 +1,8 @@
-"""Moves a head for HUD's client: training and serving go on from the checkpoint that it names.
+"""Moves a head for HUD's client: training and serving continue from the named checkpoint.
 
 Two edits of the head's spec: Pin with onPin Branch, and, once the operator serves the checkpoint
-and has a branch for it, Track, so that the branch's own steps are promoted as they come. A move
-that was cut short is completed by sending it again; a head that Git owns is left to Git.
+and has a branch for it, Track, so that the branch's own steps are promoted as they come. Repeating
+an interrupted move completes it. A head that Git owns is refused.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from espalier.core.gitowner import REQUESTED_BY, GitOwner, git_owner
 from espalier.core.head.head_request import BRANCH, PIN, TRACK, ref_name
 from espalier.gateway.access.auth import User
-from espalier.gateway.context import Services
 from espalier.gateway.problems import RefusalError, not_ready
-from espalier.gateway.world.world import Id, Snapshot
-from espalier.kube.cluster import ClusterError
-from espalier.kube.objects import Key
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName, ServedWorld
+from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.objects import ObjectKey
 
 SERVED_SECONDS = 60.0
 # The operator writes the status in between, so a replace may find a newer version.
@@ -29,43 +29,44 @@ Body = dict[str, Any]
 class HeadMoves:
     """Edits heads on users' behalf."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, watch: WorldWatch, cluster: Cluster) -> None:
+        self._watch = watch
+        self._cluster = cluster
 
-    async def move(self, user: User, model: Id, checkpoint: str) -> None:
+    async def move(self, user: User, model: NamespacedName, checkpoint: str) -> None:
         """Returns once the head serves the checkpoint and training goes on from it."""
-        snapshot = self._services.view.snapshot
-        _check(snapshot, model, checkpoint)
-        if stands_on(snapshot, model, checkpoint):
+        world = self._watch.world
+        _check(world, model, checkpoint)
+        if stands_on(world, model, checkpoint):
             return
         pin = {"mode": PIN, "checkpointRef": {"name": checkpoint}, "onPin": BRANCH}
         await self._edit(user, model, pin, checkpoint)
-        served = await self._services.view.wait_for(
+        served = await self._watch.wait_for(
             lambda now: True if _branched(now, model, checkpoint) else None, SERVED_SECONDS
         )
         if served is None:
             raise not_ready(
                 "HeadNotServed",
                 f"the head of {model} is pinned to {checkpoint}, and its rollouts did not serve it "
-                f"within {SERVED_SECONDS:.0f} s: {_why(self._services.view.snapshot, model)}",
+                f"within {SERVED_SECONDS:.0f} s: {_why(self._watch.world, model)}",
                 "Send it again to complete the move",
             )
         await self._edit(user, model, {"mode": TRACK}, checkpoint)
-        await self._services.view.wait_for(
+        await self._watch.wait_for(
             lambda now: True if _tracks(now, model) else None, SERVED_SECONDS
         )
 
-    async def _edit(self, user: User, model: Id, change: Body, checkpoint: str) -> None:
-        key = Key("CheckpointHead", model.namespace, model.name)
+    async def _edit(self, user: User, model: NamespacedName, change: Body, checkpoint: str) -> None:
+        key = ObjectKey("CheckpointHead", model.namespace, model.name)
         for attempt in range(ATTEMPTS):
             try:
-                head = await self._services.cluster.get(key)
+                head = await self._cluster.get(key)
                 if head is None:
                     raise RefusalError(404, "HeadNotFound", f"model {model} has no head")
                 owner = git_owner(head["metadata"])
                 if owner is not None:
                     raise owned_by_git(owner, model, checkpoint)
-                await self._services.cluster.replace("CheckpointHead", edited(head, change, user))
+                await self._cluster.replace("CheckpointHead", edited(head, change, user))
                 return
             except ClusterError as error:
                 if error.status != 409 or attempt == ATTEMPTS - 1:
@@ -75,9 +76,9 @@ class HeadMoves:
 
 
 def edited(head: Mapping[str, Any], change: Body, user: User) -> Body:
-    """The head with another request in its spec, and the name of who asked for it."""
+    """The head with another request in its spec, annotated with the user who asked for it."""
     spec = {k: v for k, v in head["spec"].items() if k not in ("mode", "checkpointRef", "onPin")}
-    # Read back as it was, it would claim to know better than the API server.
+    # managedFields cannot be sent back: the API server maintains them.
     metadata = {k: v for k, v in head["metadata"].items() if k != "managedFields"}
     annotations = {**(metadata.get("annotations") or {}), REQUESTED_BY: user.name}
     rest = {k: v for k, v in head.items() if k not in ("metadata", "spec")}
@@ -88,7 +89,7 @@ def edited(head: Mapping[str, Any], change: Body, user: User) -> Body:
     }
 
 
-def owned_by_git(owner: GitOwner, model: Id, checkpoint: str) -> RefusalError:
+def owned_by_git(owner: GitOwner, model: NamespacedName, checkpoint: str) -> RefusalError:
     """409 with the commit to make: an edit of what Git owns would be undone."""
     return RefusalError(
         409,
@@ -99,25 +100,25 @@ def owned_by_git(owner: GitOwner, model: Id, checkpoint: str) -> RefusalError:
     )
 
 
-def stands_on(snapshot: Snapshot, model: Id, checkpoint: str) -> bool:
+def stands_on(world: ServedWorld, model: NamespacedName, checkpoint: str) -> bool:
     """Whether the head follows a branch on which the checkpoint is the newest."""
-    head = snapshot.head_of(model)
-    if head is None or head.status.current is None or not _tracks(snapshot, model):
+    head = world.head_of(model)
+    if head is None or head.status.current is None or not _tracks(world, model):
         return False
     latest = ref_name(head.status.latest)
     return head.status.current.name == checkpoint and latest in ("", checkpoint)
 
 
-def _tracks(snapshot: Snapshot, model: Id) -> bool:
-    head = snapshot.head_of(model)
+def _tracks(world: ServedWorld, model: NamespacedName) -> bool:
+    head = world.head_of(model)
     agreed = head.status.agreed if head is not None else None
     return (
         agreed is not None and agreed.mode == TRACK and head is not None and head.spec.mode == TRACK
     )
 
 
-def _branched(snapshot: Snapshot, model: Id, checkpoint: str) -> bool:
-    head = snapshot.head_of(model)
+def _branched(world: ServedWorld, model: NamespacedName, checkpoint: str) -> bool:
+    head = world.head_of(model)
     agreed = head.status.agreed if head is not None else None
     if head is None or agreed is None or head.status.current is None:
         return False
@@ -127,10 +128,10 @@ def _branched(snapshot: Snapshot, model: Id, checkpoint: str) -> bool:
     ) and head.status.current.name == checkpoint
 
 
-def _check(snapshot: Snapshot, model: Id, checkpoint: str) -> None:
-    found = snapshot.checkpoints.get(model.beside(checkpoint))
-    root = snapshot.models[model].status.root_checkpoint_ref
-    own = found is not None and found.spec.model_ref.name == model.name
+def _check(world: ServedWorld, model: NamespacedName, checkpoint: str) -> None:
+    target = world.checkpoints.get(model.beside(checkpoint))
+    root = world.models[model].status.root_checkpoint_ref
+    own = target is not None and target.spec.model_ref.name == model.name
     if not own and (root is None or root.name != checkpoint):
         raise RefusalError(
             404,
@@ -140,8 +141,8 @@ def _check(snapshot: Snapshot, model: Id, checkpoint: str) -> None:
         )
 
 
-def _why(snapshot: Snapshot, model: Id) -> str:
-    head = snapshot.head_of(model)
+def _why(world: ServedWorld, model: NamespacedName) -> str:
+    head = world.head_of(model)
     conditions = head.status.conditions if head is not None else []
     unready = (c.message for c in conditions if c.type == "Ready" and c.status != "True")
     return next(unready, "the operator has not reconciled it yet")

@@ -1,9 +1,9 @@
-"""Traces of models whose trainer is not there: held until it is.
+"""Keeps traces in memory while the trainer of their model is not running.
 
 A rollout may be sampled and reported before any run trains its model, while its trainer starts, or
-after it was freed. What is held is handed over in its order once a trainer is there and its caller
-may train with it. It is held in this process's memory: a gateway that ends takes it along, and
-training by the id of such a trace is then refused by name.
+after it was freed. The traces are sent in their order once a trainer is running and the caller may
+train with it. They live in this process's memory: a gateway that ends loses them, and training by
+the id of a lost trace is refused by name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from espalier.gateway.access.auth import User
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.world import NamespacedName
 
 # Of all bodies together; a turn of 2,000 tokens takes 50 KB.
 MOST_BYTES = 64 * 2**20
@@ -22,7 +22,7 @@ HELD_SECONDS = 24 * 3600.0
 
 
 @dataclass(eq=False)
-class Held:
+class HeldRequest:
     """A request for a trainer's ``/traces`` routes, on behalf of a user.
 
     ``model`` is whose trainer it is for; None: every one's that the user may train with, of which
@@ -33,43 +33,47 @@ class Held:
     trace: str
     path: str
     body: bytes
-    model: Id | None
+    model: NamespacedName | None
     until: float
-    given: set[Id] = field(default_factory=set)
+    given: set[NamespacedName] = field(default_factory=set)
 
 
-class Outbox:
-    """What is held, in the order that it came. ``clock`` is monotonic."""
+class TraceOutbox:
+    """The waiting requests, in the order of their arrival. ``clock`` is monotonic."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, most_bytes: int = MOST_BYTES
     ) -> None:
         self._clock = clock
         self._most = most_bytes
-        self._items: list[Held] = []
+        self._items: list[HeldRequest] = []
         # One handing over at a time: turns must not overtake each other, nor arrive twice.
         self.handing_over = asyncio.Lock()
         self.task: asyncio.Task[None] | None = None
 
-    def put(self, user: User, trace: str, path: str, body: bytes, model: Id | None) -> bool:
+    def put(
+        self, user: User, trace: str, path: str, body: bytes, model: NamespacedName | None
+    ) -> bool:
         """Holds a request; False where there is no room."""
         self._expire()
         if sum(len(item.body) for item in self._items) + len(body) > self._most:
             return False
         until = self._clock() + HELD_SECONDS
-        self._items.append(Held(user, trace, path, body, model or self.model_of(trace), until))
+        self._items.append(
+            HeldRequest(user, trace, path, body, model or self.model_of(trace), until)
+        )
         return True
 
-    def model_of(self, trace: str) -> Id | None:
-        """The model that a held trace was sampled of, if that is known."""
+    def model_of(self, trace: str) -> NamespacedName | None:
+        """The model that a waiting trace was sampled from, if that is known."""
         return next((i.model for i in self._items if i.trace == trace and i.model), None)
 
-    def waiting(self, model: Id) -> list[Held]:
+    def waiting(self, model: NamespacedName) -> list[HeldRequest]:
         """What a model's trainer has not got."""
         self._expire()
         return [i for i in self._items if i.model in (model, None) and model not in i.given]
 
-    def give(self, item: Held, model: Id) -> None:
+    def give(self, item: HeldRequest, model: NamespacedName) -> None:
         """The model's trainer has it now. What is for no model in particular stays for others."""
         item.given.add(model)
         if item.model is not None:

@@ -19,18 +19,20 @@ import aiohttp
 from aiohttp import web
 
 from espalier.api.sampled import Sampled
-from espalier.gateway.access.auth import User
+from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.byte_budget import Hold
+from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_body import read_bytes
-from espalier.gateway.context import Services
-from espalier.gateway.hud.trace_outbox import Held, Outbox
+from espalier.gateway.hud.trace_outbox import HeldRequest, TraceOutbox
 from espalier.gateway.problems import RefusalError, not_ready
-from espalier.gateway.world.pod_addresses import Pod
+from espalier.gateway.world.pod_addresses import PodAddress
 from espalier.gateway.world.routing import find_model
 from espalier.gateway.world.turn import active_run
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_json
 
@@ -39,7 +41,7 @@ TRACE = "Trace-Id"
 TRACE_KEPT = "Espalier-Trace"
 KEPT, HELD, NOT_KEPT = "Kept", "Held", "NotKept"
 SECONDS = 10.0
-# Between two looks for the trainers of what is held.
+# Seconds between two checks whether a trainer for the waiting traces is running.
 LOOK_SECONDS = 2.0
 _ID = "{id:[0-9a-fA-F-]{32,36}}"
 _TIMEOUT = aiohttp.ClientTimeout(total=SECONDS)
@@ -48,18 +50,28 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Keeper:
-    """Who keeps what a user samples of a model: its trainer, or without one the outbox."""
+    """Keeps a user's samples of a model: its trainer, or the outbox while there is none."""
 
-    model: Id
+    model: NamespacedName
     user: User
-    pod: Pod | None
+    pod: PodAddress | None
 
 
-class Traces:
+class TraceRoutes:
     """Handlers of ``/v2/trace``, and the recorder of completions."""
 
-    def __init__(self, services: Services, outbox: Outbox) -> None:
-        self._services = services
+    def __init__(
+        self,
+        callers: Callers,
+        watch: WorldWatch,
+        auth: Authenticator,
+        pods: PodCalls,
+        outbox: TraceOutbox,
+    ) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
+        self._pods = pods
         self._outbox = outbox
 
     def add_to(self, router: web.UrlDispatcher) -> None:
@@ -75,8 +87,8 @@ class Traces:
 
         Where one of these is not there, it is held for it.
         """
-        user = await self._services.caller(request)
-        # Refuses who may train nothing before the body is read.
+        user = await self._callers.caller(request)
+        # This refuses a caller who may train no model before it reads the body.
         await self._keepers(user, "")
         body = await read_bytes(request)
         trace, path = request.match_info["id"], request.path.removeprefix("/v2/trace")
@@ -86,26 +98,26 @@ class Traces:
             return _held(self._hold(user, trace, path, body, model))
         keepers = await self._keepers(user, str(model) if model is not None else "")
         there = [keeper for keeper in keepers if keeper.pod is not None]
-        with self._services.rooms.answers.hold() as hold:
+        with self._pods.answers.hold() as hold:
             calls = (self._call("POST", keeper, path, hold, body) for keeper in there)
             answers = await asyncio.gather(*calls)
             kept = any(status == web.HTTPOk.status_code for status, _ in answers)
             # An end is of one trace, which who has it has kept; a beginning may be for others too.
             ended = kept and path.endswith("/exit")
             if len(there) < len(keepers) and not ended:
-                held = self._hold(user, trace, path, body, model)
+                outcome = self._hold(user, trace, path, body, model)
                 if not kept:
-                    return _held(held)
+                    return _held(outcome)
             return _best(answers)
 
-    def _reported(self, slug: str, trace: str) -> Id | None:
+    def _reported(self, slug: str, trace: str) -> NamespacedName | None:
         """The model that a report is about: named, or known of the trace's held turns."""
-        found = find_model(self._services.view.snapshot, slug) if slug else None
+        named = find_model(self._watch.world, slug) if slug else None
         known = self._outbox.model_of(_canonical(trace))
-        return found if isinstance(found, Id) else known
+        return named if isinstance(named, NamespacedName) else known
 
-    async def _catch_up(self, user: User, model: Id, trace: str) -> bool:
-        """Whether nothing of the trace is held any more, so that what follows may pass."""
+    async def _catch_up(self, user: User, model: NamespacedName, trace: str) -> bool:
+        """Sends the waiting parts of the trace; True if none waits any more."""
         outbox = self._outbox
         if outbox.model_of(_canonical(trace)) != model:
             return True
@@ -115,31 +127,31 @@ class Traces:
         return outbox.model_of(_canonical(trace)) != model
 
     async def get(self, request: web.Request) -> web.Response:
-        """All that is kept of a trace."""
-        user = await self._services.caller(request)
+        """Every part of a trace that a trainer keeps."""
+        user = await self._callers.caller(request)
         path = request.path.removeprefix("/v2/trace")
         keepers = [k for k in await self._keepers(user, "") if k.pod is not None]
         if not keepers:
             raise RefusalError(
                 404, "TraceNotFound", "no trainer that keeps traces is there to be asked"
             )
-        with self._services.rooms.answers.hold() as hold:
+        with self._pods.answers.hold() as hold:
             answers = await asyncio.gather(*(self._call("GET", k, path, hold) for k in keepers))
             return _best(answers)
 
     async def drop_spans(self, request: web.Request) -> web.Response:
         """Takes HUD's telemetry and keeps none of it: see docs/guides/hud-client.md."""
-        await self._services.caller(request)
+        await self._callers.caller(request)
         return web.Response(status=204)
 
-    async def keeper(self, user: User, model: Id) -> Keeper | None:
-        """Who keeps what the caller samples of a model; None if the caller may not train it."""
-        snapshot = self._services.view.snapshot
-        if model.namespace not in snapshot.namespaces:
+    async def keeper(self, user: User, model: NamespacedName) -> Keeper | None:
+        """The keeper of the caller's samples of a model; None if the caller may not train it."""
+        world = self._watch.world
+        if model.namespace not in world.namespaces:
             return None
-        run = active_run(snapshot, model)
-        pod = next((p for p in snapshot.pods_of(model, "trainer") if p.ready), None)
-        auth = self._services.auth
+        run = active_run(world, model)
+        pod = world.ready_trainer(model)
+        auth = self._auth
         if run is not None:
             name = model.beside(run.metadata.name)
             may = await auth.allowed(user, "update", "trainingruns", name)
@@ -168,7 +180,7 @@ class Traces:
         if keeper.pod is None or not caught_up:
             body = json.dumps(sample).encode()
             return self._hold(keeper.user, trace, path, body, keeper.model)
-        with self._services.rooms.answers.hold() as hold:
+        with self._pods.answers.hold() as hold:
             try:
                 status, _ = await self._call(
                     "POST", keeper, path, hold, json.dumps(sample).encode()
@@ -180,8 +192,8 @@ class Traces:
             _log.warning("sample not kept", extra={"trace": trace, "status": status})
         return KEPT if status == 200 else NOT_KEPT
 
-    async def hand_over(self, model: Id) -> None:
-        """Gives a model's trainer what was held for it."""
+    async def hand_over(self, model: NamespacedName) -> None:
+        """Sends a model's trainer the requests that waited for it."""
         outbox = self._outbox
         async with outbox.handing_over:
             for item in outbox.waiting(model):
@@ -191,20 +203,22 @@ class Traces:
                 if not await self._give(item, keeper):
                     return
 
-    async def _give(self, item: Held, keeper: Keeper) -> bool:
+    async def _give(self, item: HeldRequest, keeper: Keeper) -> bool:
         """Whether the trainer has answered: what it refuses it would refuse again."""
-        with self._services.rooms.answers.hold() as hold:
+        with self._pods.answers.hold() as hold:
             status, answer = await self._call("POST", keeper, item.path, hold, item.body)
         if status in (502, 503):
             return False
         # A report for all trainers is of no trace of this one.
         if status != 200 and not (status == 404 and item.model is None):
-            said = {"path": item.path, "status": status, "answer": answer[:200].decode()}
-            _log.warning("held trace not kept", extra=said)
+            context = {"path": item.path, "status": status, "answer": answer[:200].decode()}
+            _log.warning("held trace not kept", extra=context)
         self._outbox.give(item, keeper.model)
         return True
 
-    def _hold(self, user: User, trace: str, path: str, body: bytes, model: Id | None) -> str:
+    def _hold(
+        self, user: User, trace: str, path: str, body: bytes, model: NamespacedName | None
+    ) -> str:
         outbox = self._outbox
         if not outbox.put(user, _canonical(trace), path, body, model):
             _log.warning("no more traces are held", extra={"trace": trace})
@@ -214,23 +228,23 @@ class Traces:
         return HELD
 
     async def _look(self) -> None:
-        """Looks for the trainers of what is held, until nothing is."""
+        """Checks for trainers of the waiting requests until none waits."""
         while len(self._outbox):
             await asyncio.sleep(LOOK_SECONDS)
-            snapshot = self._services.view.snapshot
-            for model in sorted(snapshot.models):
-                if any(pod.ready for pod in snapshot.pods_of(model, "trainer")):
+            world = self._watch.world
+            for model in sorted(world.models):
+                if world.ready_trainer(model) is not None:
                     try:
                         await self.hand_over(model)
                     except RefusalError as error:
                         _log.warning("traces not handed over", extra={"error": str(error)})
 
     async def _keepers(self, user: User, slug: str) -> list[Keeper]:
-        snapshot = self._services.view.snapshot
-        named = find_model(snapshot, slug) if slug else None
-        models = [named] if isinstance(named, Id) else sorted(snapshot.models)
-        found = await asyncio.gather(*(self.keeper(user, model) for model in models))
-        keepers = [keeper for keeper in found if keeper is not None]
+        world = self._watch.world
+        named = find_model(world, slug) if slug else None
+        models = [named] if isinstance(named, NamespacedName) else sorted(world.models)
+        asked = await asyncio.gather(*(self.keeper(user, model) for model in models))
+        keepers = [keeper for keeper in asked if keeper is not None]
         if not keepers:
             raise RefusalError(
                 404,
@@ -245,15 +259,15 @@ class Traces:
     ) -> tuple[int, bytes]:
         """Status and body; 503 where the trainer did not answer, 502 where it is none of ours."""
         assert keeper.pod is not None, "what no trainer keeps is held"
-        headers = self._services.tokens.header(keeper.model, keeper.pod)
+        headers = self._pods.tokens.header(keeper.model, keeper.pod)
         url = f"http://{keeper.pod.address}/traces{path}"
         try:
-            async with self._services.session.request(
+            async with self._pods.session.request(
                 method, url, data=body, headers=headers, timeout=_TIMEOUT
             ) as answer:
                 return answer.status, await read_held(answer, hold)
         except PodFaultError as fault:
-            refusal = refusal_of(self._services.view.snapshot, fault)
+            refusal = refusal_of(self._watch.world, fault)
             problem = {"detail": refusal.detail, "reason": refusal.reason}
             return 502, json.dumps({**problem, "remedy": refusal.remedy}).encode()
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -268,7 +282,7 @@ def trace_of(headers: Mapping[str, str]) -> str:
 
 
 def _held(kept: str) -> web.Response:
-    """The answer to a report that no trainer has yet."""
+    """The answer to a report that no trainer has received yet."""
     if kept != HELD:
         raise not_ready("TracesFull", "no trainer is there, and no more traces are held")
     return web.json_response({}, headers={TRACE_KEPT: HELD})
@@ -309,7 +323,7 @@ def _sample(answer: bytes, drawn: Sampled) -> dict[str, Any] | None:
 
 
 def _best(answers: list[tuple[int, bytes]]) -> web.Response:
-    """The first that was kept; else the first refusal that is not for want of the trace."""
+    """The first answer that kept the report; else the first refusal other than 404."""
     status, body = min(answers, key=lambda answer: (answer[0] != 200, answer[0] == 404))
     headers = {"Retry-After": "2"} if status == 503 else {}
     return web.Response(body=body, status=status, content_type="application/json", headers=headers)

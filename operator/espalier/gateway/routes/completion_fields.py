@@ -2,8 +2,8 @@
 
 ``checkpoint`` samples that checkpoint instead of the head. ``prompt_token_ids`` with
 ``continuation_from`` (a number of messages) continues exactly these tokens, which stand for the
-first so many messages; only the messages after them are rendered. ``renderer_name`` says who turns
-messages into tokens, which here is the model's own chat template alone. Pure.
+first ``continuation_from`` messages; only the messages after them are rendered. ``renderer_name``
+names what turns messages into tokens; only the model's own chat template is accepted. Pure.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MESSAGES = "continuation_from"
 RENDERER = "renderer_name"
 CHAT_TEMPLATE = "chat_template"
 CHUNKS = "prompt_chunks"
-# Fields for other set-ups of vLLM: priorities, several servers for one request, plugins. And a
-# caller's name for its user, which OpenAI's service looks at and nothing here does.
+# Fields for other configurations of vLLM: priorities, several servers for one request, plugins.
+# ``user`` is a caller's name for its user, which OpenAI's service reads and nothing here does.
 _LEFT_OUT = (
     "user",
     "watermarking",
@@ -84,7 +84,7 @@ def check_rendering(body: dict[str, Any]) -> None:
 
 
 def check_honoured(body: dict[str, Any]) -> None:
-    """Refuses fields that vLLM takes and leaves out without a word here: 400."""
+    """Refuses fields that vLLM accepts and silently ignores in our configuration: 400."""
     count = body.get("n") or 1
     if body.get("best_of") not in (None, count):
         raise _bad("best_of", f"is not taken beside n {count}", "Ask for n and choose yourself")

@@ -1,4 +1,4 @@
-"""A completion as it was asked for: read once, checked, and kept as text.
+"""The request for a completion: read once, checked, and kept as text.
 
 Parsed JSON takes many times its text, and a rollout's answer takes minutes. Pure.
 """
@@ -19,7 +19,7 @@ from espalier.gateway.routes.completion_fields import (
     reference,
 )
 
-# What a turn of a trace must have, whether or not its client looks at it.
+# A turn of a trace needs these fields, even if its client does not read them.
 _KEPT_WITH = {"return_token_ids": True, "logprobs": True}
 
 
@@ -42,14 +42,14 @@ class Asked:
     _replaceable: bytes
 
     def text(self, adapter: str, *, recorded: bool) -> bytes:
-        """The body for a rollout: under the name that it knows, with what a trace keeps."""
+        """The body for a rollout, with the adapter's name and the fields that a trace keeps."""
         own = to_json(_KEPT_WITH) if recorded else self._replaceable
         fields = [part[1:-1] for part in (to_json({"model": adapter}), own, self._rest)]
         return b"{" + b",".join(filter(None, fields)) + b"}"
 
 
 def read_asked(body: dict[str, Any]) -> Asked:
-    """Takes the body apart; RefusalError 400 for what no rollout could take."""
+    """Reads the body; RefusalError 400 if no rollout could answer it."""
     if not isinstance(body.get("model"), str) or not body["model"]:
         raise RefusalError(
             400,
@@ -74,6 +74,6 @@ def read_asked(body: dict[str, Any]) -> Asked:
 
 
 def _recordable(body: dict[str, Any]) -> bool:
-    """A turn is one answer to one chat; a stream or a choice of several is none."""
+    """Whether the answer can be a turn: the only answer to a chat, and not streamed."""
     several = body.get("n") not in (None, 1)
     return "messages" in body and not body.get("stream") and not several

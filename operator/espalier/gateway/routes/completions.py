@@ -14,18 +14,20 @@ from espalier.api.wire import CHECKPOINT
 from espalier.core.names import BASE
 from espalier.gateway import prometheus
 from espalier.gateway.access.answer_writer import write_answer
-from espalier.gateway.access.auth import User
+from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.byte_budget import Hold
+from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_body import read_object
-from espalier.gateway.context import HELD_SECONDS, UPSTREAM_SECONDS, Services
-from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, Keeper, Traces, trace_of
+from espalier.gateway.context import HELD_SECONDS, UPSTREAM_SECONDS
+from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, Keeper, TraceRoutes, trace_of
 from espalier.gateway.problems import RefusalError, not_ready, openai_body
 from espalier.gateway.routes.completion_request import Asked, read_asked
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
 from espalier.gateway.routes.rewrite import StreamRewriter, error_event, rewrite_answer
-from espalier.gateway.world.pod_addresses import Pod, why_none_ready
+from espalier.gateway.world.pod_addresses import PodAddress, why_none_ready
 from espalier.gateway.world.routing import (
     ROLLOUT,
     NotReady,
@@ -36,7 +38,8 @@ from espalier.gateway.world.routing import (
     resolve,
     split,
 )
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.podclient import PodFaultError, unknown
 from espalier.untrusted import UnreadableError, read_json
 
@@ -45,8 +48,8 @@ CHECKPOINT_WAIT_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 600.0
 ATTEMPTS = 2
-MAX_SAID_BYTES = 64 * 1024
-MAX_SAID_CHARS = 4000
+MAX_ERROR_BYTES = 64 * 1024
+MAX_ERROR_CHARS = 4000
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
 
@@ -69,21 +72,31 @@ class _Exchange:
     started: float = field(default_factory=time.perf_counter)
 
 
-class Completions:
+class CompletionRoutes:
     """Handler of ``/v1/completions`` and ``/v1/chat/completions``."""
 
-    def __init__(self, services: Services, traces: Traces) -> None:
-        self._services = services
+    def __init__(
+        self,
+        callers: Callers,
+        watch: WorldWatch,
+        auth: Authenticator,
+        pods: PodCalls,
+        traces: TraceRoutes,
+    ) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
+        self._pods = pods
         self._traces = traces
-        self._turns: Counter[Id] = Counter()
+        self._turns: Counter[NamespacedName] = Counter()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Completes at a rollout pod that serves the named model or checkpoint."""
-        user = await self._services.caller(request)
-        await self._services.require_some_model(user)
+        user = await self._callers.caller(request)
+        await self._callers.require_some_model(user)
         asked = read_asked(await read_object(request))
         trace = trace_of(request.headers)
-        slug, ref, target = await self._locate(user, asked.reference, held=bool(trace))
+        slug, ref, target = await self._locate(user, asked.reference, wait=bool(trace))
         recorded = bool(trace) and asked.recordable
         keeper = await self._traces.keeper(user, target.model) if recorded else None
         exchange = _Exchange(request, slug, ref, target, asked, trace, keeper)
@@ -92,53 +105,55 @@ class Completions:
         finally:
             request.setdefault(UPSTREAM_SECONDS, time.perf_counter() - exchange.started)
 
-    async def _locate(self, user: User, asked: str, *, held: bool) -> tuple[Slug, str, Target]:
+    async def _locate(self, user: User, asked: str, *, wait: bool) -> tuple[Slug, str, Target]:
         named, ref = split(asked)
-        slug = await self._services.sampled(user, named)
+        slug = await self._callers.sampled(user, named)
         model = slug.model
-        await self._services.auth.require(user, "get", "trainablemodels", model)
-        found = resolve(self._services.view.snapshot, model, ref, slug.head)
-        if isinstance(found, Unknown):
-            found = await self._wait_for_checkpoint(model, ref) or found
-        if isinstance(found, NotReady) and held:
-            found = await self._wait_until_served(slug, ref) or found
-        if isinstance(found, Unknown):
-            raise await self._services.unknown(user, found)
-        if isinstance(found, NotReady):
-            raise not_ready(found.reason, found.message, found.remedy)
-        return slug, ref, found
+        await self._auth.require(user, "get", "trainablemodels", model)
+        meant = resolve(self._watch.world, model, ref, slug.head)
+        if isinstance(meant, Unknown):
+            meant = await self._wait_for_checkpoint(model, ref) or meant
+        if isinstance(meant, NotReady) and wait:
+            meant = await self._wait_until_served(slug, ref) or meant
+        if isinstance(meant, Unknown):
+            raise await self._callers.unknown(user, meant)
+        if isinstance(meant, NotReady):
+            raise not_ready(meant.reason, meant.message, meant.remedy)
+        return slug, ref, meant
 
-    async def _wait_for_checkpoint(self, model: Id, ref: str) -> Target | NotReady | Unknown | None:
-        view = self._services.view
-        if not could_be_committed(view.snapshot, model, ref):
+    async def _wait_for_checkpoint(
+        self, model: NamespacedName, ref: str
+    ) -> Target | NotReady | Unknown | None:
+        view = self._watch
+        if not could_be_committed(view.world, model, ref):
             return None
 
-        def known(snapshot: Snapshot) -> Target | NotReady | Unknown | None:
-            if model not in snapshot.models:
+        def known(world: ServedWorld) -> Target | NotReady | Unknown | None:
+            if model not in world.models:
                 return Unknown(f"model {model} was deleted")
-            found = resolve(snapshot, model, ref)
-            return None if isinstance(found, Unknown) else found
+            meant = resolve(world, model, ref)
+            return None if isinstance(meant, Unknown) else meant
 
         return await view.wait_for(known, CHECKPOINT_WAIT_SECONDS)
 
     async def _wait_until_served(self, slug: Slug, ref: str) -> Target | NotReady | Unknown | None:
-        def settled(snapshot: Snapshot) -> Target | NotReady | Unknown | None:
-            if slug.model not in snapshot.models:
+        def settled(world: ServedWorld) -> Target | NotReady | Unknown | None:
+            if slug.model not in world.models:
                 return Unknown(f"model {slug.model} was deleted")
-            found = resolve(snapshot, slug.model, ref, slug.head)
-            return None if isinstance(found, NotReady) and found.passing else found
+            meant = resolve(world, slug.model, ref, slug.head)
+            return None if isinstance(meant, NotReady) and meant.passing else meant
 
-        return await self._services.view.wait_for(settled, HELD_SECONDS)
+        return await self._watch.wait_for(settled, HELD_SECONDS)
 
     async def _complete(self, exchange: _Exchange) -> web.StreamResponse:
         for _ in range(SENDINGS):
             try:
                 return await self._send(exchange)
             except NotLoadedError as error:
-                found = await after_the_move(
-                    self._services.view, exchange.slug, exchange.ref, exchange.target, error
+                target = await after_the_move(
+                    self._watch, exchange.slug, exchange.ref, exchange.target, error
                 )
-                exchange.target = found
+                exchange.target = target
                 refused = error
         raise not_ready("HeadMoving", f"{exchange.asked.model} is moved again and again: {refused}")
 
@@ -156,7 +171,7 @@ class Completions:
             except PodFaultError as fault:
                 if exchange.response is None:
                     raise
-                refusal = refusal_of(self._services.view.snapshot, fault)
+                refusal = refusal_of(self._watch.world, fault)
                 return await _break_off(exchange.response, refusal)
             except aiohttp.ClientError as error:
                 if _gone(exchange.request):
@@ -176,17 +191,19 @@ class Completions:
             raise lost
         raise self._lost(exchange.target, lost)
 
-    def _order(self, target: Target) -> list[Pod]:
+    def _order(self, target: Target) -> list[PodAddress]:
         """The pods to try, each model's in turn; the same one again when it is alone."""
         turn = self._turns[target.model]
         self._turns[target.model] += 1
         count = len(target.pods)
         return [target.pods[(turn + attempt) % count] for attempt in range(ATTEMPTS)]
 
-    async def _send_to(self, pod: Pod, exchange: _Exchange, sent: bytes) -> web.StreamResponse:
-        headers = self._services.tokens.header(exchange.target.model, pod)
+    async def _send_to(
+        self, pod: PodAddress, exchange: _Exchange, sent: bytes
+    ) -> web.StreamResponse:
+        headers = self._pods.tokens.header(exchange.target.model, pod)
         headers["Content-Type"] = "application/json"
-        async with self._services.session.post(
+        async with self._pods.session.post(
             f"http://{pod.address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
             data=sent,
             headers=headers,
@@ -194,7 +211,7 @@ class Completions:
         ) as upstream:
             if upstream.content_type == "text/event-stream":
                 return await _stream(upstream, exchange)
-            with self._services.rooms.answers.hold() as hold:
+            with self._pods.answers.hold() as hold:
                 return await self._pass_back(upstream, exchange, hold)
 
     async def _pass_back(
@@ -202,7 +219,7 @@ class Completions:
     ) -> web.Response:
         answer = await read_held(upstream, hold)
         if upstream.status == web.HTTPConflict.status_code:
-            raise NotLoadedError(_said(answer))
+            raise NotLoadedError(_message_of(answer))
         kept: dict[str, str] = {}
         if upstream.status == 200:
             try:
@@ -234,7 +251,7 @@ class Completions:
         return {TRACE_KEPT: kept}
 
     def _lost(self, target: Target, error: Exception) -> RefusalError:
-        pods = self._services.view.snapshot.pods_of(target.model, ROLLOUT)
+        pods = self._watch.world.pods_of(target.model, ROLLOUT)
         waiting = why_none_ready(pods)
         if waiting is not None:
             return not_ready(waiting.reason, f"{error}; {waiting.message}")
@@ -248,7 +265,7 @@ async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.
         try:
             events = rewriter.feed(data)
         except UnreadableError as error:
-            raise unknown(upstream, f"streams what is no event of ours: {error}") from error
+            raise unknown(upstream, f"streams an event that cannot be read: {error}") from error
         if events:
             await (await _begun(exchange)).write(events)
     response = await _begun(exchange)
@@ -257,7 +274,7 @@ async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.
 
 
 async def _begun(exchange: _Exchange) -> web.StreamResponse:
-    """The stream to the client, begun as late as possible: until then another pod may be tried."""
+    """Begins the stream to the client, as late as possible: until then another pod may be tried."""
     if exchange.response is None:
         exchange.response = web.StreamResponse(
             headers={
@@ -271,15 +288,15 @@ async def _begun(exchange: _Exchange) -> web.StreamResponse:
 
 
 async def _break_off(response: web.StreamResponse, refusal: RefusalError) -> web.StreamResponse:
-    """Ends a stream that cannot be taken up again, so that the client sees it is incomplete."""
+    """Ends a stream that cannot be resumed, so that the client sees that it is incomplete."""
     await response.write_eof(error_event(openai_body(refusal)))
     return response
 
 
-def _said(answer: bytes) -> str:
+def _message_of(answer: bytes) -> str:
     """The message of a rollout's error."""
     try:
-        return str(read_json(answer[:MAX_SAID_BYTES])["error"]["message"])[:MAX_SAID_CHARS]
+        return str(read_json(answer[:MAX_ERROR_BYTES])["error"]["message"])[:MAX_ERROR_CHARS]
     except (UnreadableError, LookupError, TypeError):
         return answer.decode(errors="replace")[:200]
 

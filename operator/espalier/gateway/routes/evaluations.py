@@ -7,29 +7,36 @@ from aiohttp import web
 from espalier.api.checkpoint import EVALUATIONS_MOST, Checkpoint
 from espalier.api.meta import decimal_string
 from espalier.api.wire import EvaluationRequest
+from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.request_body import read_body
-from espalier.gateway.context import Services
 from espalier.gateway.problems import RefusalError, not_ready
-from espalier.gateway.world.world import Id
-from espalier.kube.cluster import ClusterError
-from espalier.kube.objects import Key
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName
+from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.objects import ObjectKey
 
 # The operator writes the status in between, so a write may find a newer version.
 ATTEMPTS = 5
 STATUS_MANAGER = "espalier-gateway"
 
 
-class Evaluations:
+class EvaluationRoutes:
     """Handler of ``/v1/checkpoints/{namespace}/{name}/evaluations``."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(
+        self, callers: Callers, watch: WorldWatch, auth: Authenticator, cluster: Cluster
+    ) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
+        self._cluster = cluster
 
     async def post(self, request: web.Request) -> web.Response:
         """Writes ``status.evaluations`` of the Checkpoint, from which its metrics follow."""
-        user = await self._services.caller(request)
-        name = Id(request.match_info["namespace"], request.match_info["name"])
-        await self._services.auth.require(user, "evaluate", "checkpoints", name)
+        user = await self._callers.caller(request)
+        name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
+        await self._auth.require(user, "evaluate", "checkpoints", name)
         given = await read_body(request, EvaluationRequest)
         for attempt in range(ATTEMPTS):
             try:
@@ -43,10 +50,10 @@ class Evaluations:
                     ) from error
         return web.json_response({"checkpoint": name.name, "name": given.name})
 
-    async def _write(self, name: Id, given: EvaluationRequest) -> None:
+    async def _write(self, name: NamespacedName, given: EvaluationRequest) -> None:
         body = None
-        if name.namespace in self._services.view.snapshot.namespaces:
-            body = await self._services.cluster.get(Key("Checkpoint", name.namespace, name.name))
+        if name.namespace in self._watch.world.namespaces:
+            body = await self._cluster.get(ObjectKey("Checkpoint", name.namespace, name.name))
         if body is None:
             raise RefusalError(
                 404,
@@ -70,6 +77,6 @@ class Evaluations:
         mine = {"name": given.name, "tasks": given.tasks, "metrics": figures}
         seen = {n: body["metadata"][n] for n in ("name", "namespace", "uid", "resourceVersion")}
         status = {"evaluations": sorted([*others, mine], key=lambda one: str(one["name"]))}
-        await self._services.cluster.apply_status(
+        await self._cluster.apply_status(
             "Checkpoint", {"metadata": seen, "status": status}, manager=STATUS_MANAGER
         )

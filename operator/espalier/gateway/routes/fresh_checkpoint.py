@@ -7,41 +7,44 @@ from typing import Literal
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import Agreed, CheckpointHead
 from espalier.core.head.head_request import PIN, TRACK, passes
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.world import NamespacedName, ServedWorld
 
 Promotion = Literal["Served", "Pinned", "Gated"]
 
 
-def promotion(snapshot: Snapshot, model: Id, checkpoint: str, digest: str) -> Promotion | None:
-    """Where the head of a model stands towards a checkpoint that was just committed.
+def promotion(
+    world: ServedWorld, model: NamespacedName, checkpoint: str, digest: str
+) -> Promotion | None:
+    """Whether the head of a model serves a checkpoint that was just committed.
 
     Args:
-        snapshot: the world.
+        world: the cluster as it is now.
         model: the trained model.
         checkpoint: name of the Checkpoint, which need not be there yet.
         digest: its digest.
 
     Returns:
         Served once the head serves it or one of its descendants; Pinned or Gated when the head will
-        not move to it; None while that is open.
+        not move to it; None while that is undecided.
     """
-    head = snapshot.head_of(model)
+    head = world.head_of(model)
     if head is None:
         return None
-    found = snapshot.checkpoints.get(model.beside(checkpoint))
+    committed = world.checkpoints.get(model.beside(checkpoint))
     agreed = head.status.agreed
-    if _serves(head, agreed, found, digest):
+    if _serves(head, agreed, committed, digest):
         return "Served"
     if agreed is not None and agreed.mode == PIN:
         return "Pinned"
     # Until its status is written a Checkpoint has no metrics to judge.
-    if found is not None and found.status.observed_generation >= 0 and not passes(head.spec, found):
+    judged = committed is not None and committed.status.observed_generation >= 0
+    if committed is not None and judged and not passes(head.spec, committed):
         return "Gated"
     return None
 
 
 def _serves(
-    head: CheckpointHead, agreed: Agreed | None, found: Checkpoint | None, digest: str
+    head: CheckpointHead, agreed: Agreed | None, committed: Checkpoint | None, digest: str
 ) -> bool:
     current = head.status.current
     if current is None:
@@ -50,9 +53,9 @@ def _serves(
         return True
     # Inside one term steps are a line, so a later one was promoted over this one.
     return (
-        found is not None
+        committed is not None
         and agreed is not None
         and agreed.mode == TRACK
-        and current.term == found.spec.term
-        and current.step > found.spec.step
+        and current.term == committed.spec.term
+        and current.step > committed.spec.step
     )

@@ -1,7 +1,7 @@
 """Completions that meet a rollout of full weights (adapter.type Full) while its head moves.
 
-Such a rollout holds one checkpoint, and the next one before the head's status says so. What it does
-not hold it answers with 409; so does it a completion that it had to stop for a move.
+Such a rollout serves one checkpoint, and switches before the head's status says so. It answers 409
+to a request for any other checkpoint, and to a completion that it interrupted to swap weights.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from espalier.core.head.head_request import TRACK
 from espalier.core.names import BASE
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.routing import Slug, Target, resolve
-from espalier.gateway.world.watch import View
-from espalier.gateway.world.world import Snapshot
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import ServedWorld
 
 MOVE_SECONDS = 60.0
-# Sent once, and again after each move that it met.
+# A request is sent once, and again after each move that interrupted it.
 SENDINGS = 3
 
 
 class NotLoadedError(Exception):
-    """No rollout that was asked holds what the request needs; ``str`` is what the last one said."""
+    """No rollout serves the needed checkpoint; ``str`` is the message of the last one."""
 
 
 async def after_the_move(
-    view: View, slug: Slug, ref: str, tried: Target, error: NotLoadedError
+    view: WorldWatch, slug: Slug, ref: str, tried: Target, error: NotLoadedError
 ) -> Target:
     """Where to send a completion that was refused, once its head has moved.
 
     Raises:
         RefusalError: 409, the head does not go where the request wants to; 503, it takes too long.
     """
-    if ref and not _goes_to(view.snapshot, slug, ref):
+    if ref and not _goes_to(view.world, slug, ref):
         raise RefusalError(
             409,
             "CheckpointNotLoaded",
@@ -39,14 +39,14 @@ async def after_the_move(
             f"sample {slug.head.name} for the head's, or have the head point at {ref}",
         )
 
-    def moved(snapshot: Snapshot) -> Target | None:
-        if slug.model not in snapshot.models:
+    def moved(world: ServedWorld) -> Target | None:
+        if slug.model not in world.models:
             return None
-        found = resolve(snapshot, slug.model, ref, slug.head)
-        if not isinstance(found, Target):
+        meant = resolve(world, slug.model, ref, slug.head)
+        if not isinstance(meant, Target):
             return None
-        arrived = _is_at(snapshot, slug, ref) if ref else found.adapter != tried.adapter
-        return found if arrived else None
+        arrived = _is_at(world, slug, ref) if ref else meant.adapter != tried.adapter
+        return meant if arrived else None
 
     target = await view.wait_for(moved, MOVE_SECONDS)
     if target is None:
@@ -54,28 +54,28 @@ async def after_the_move(
     return target
 
 
-def _goes_to(snapshot: Snapshot, slug: Slug, ref: str) -> bool:
+def _goes_to(world: ServedWorld, slug: Slug, ref: str) -> bool:
     """Whether the head is at the named checkpoint or on its way there.
 
     A tracking head is on its way to a newer one of its branch before its status says so.
     """
-    head = snapshot.heads.get(slug.head)
+    head = world.heads.get(slug.head)
     if head is None or head.status.target is None:
         return False
     if head.status.target.name == _name(ref):
         return True
-    found, current = snapshot.checkpoints.get(slug.model.beside(ref)), head.status.current
-    if found is None or current is None or head.spec.mode != TRACK or head.spec.gate is not None:
+    named, current = world.checkpoints.get(slug.model.beside(ref)), head.status.current
+    if named is None or current is None or head.spec.mode != TRACK or head.spec.gate is not None:
         return False
-    return found.spec.branch == head.status.branch and found.spec.step > current.step
+    return named.spec.branch == head.status.branch and named.spec.step > current.step
 
 
-def _is_at(snapshot: Snapshot, slug: Slug, ref: str) -> bool:
-    head = snapshot.heads.get(slug.head)
+def _is_at(world: ServedWorld, slug: Slug, ref: str) -> bool:
+    head = world.heads.get(slug.head)
     current = head.status.current if head is not None else None
     return current is not None and current.name == _name(ref)
 
 
 def _name(ref: str) -> str:
-    """As a head's status has it: the base has no name."""
+    """The checkpoint's name as a head's status writes it: empty for the base."""
     return "" if ref == BASE else ref

@@ -8,22 +8,26 @@ from datetime import datetime
 from aiohttp import web
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.gateway.context import Services
+from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.callers import Callers
 from espalier.gateway.world.routing import Slug, Unknown, resolve, slug_of, slugs, split
+from espalier.gateway.world.watch import WorldWatch
 
 
-class Catalogue:
+class OpenAIModelRoutes:
     """Handlers of ``/v1/models``."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, callers: Callers, watch: WorldWatch, auth: Authenticator) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
 
     async def list(self, request: web.Request) -> web.Response:
         """Every model of the served namespaces that the caller may get, and its other heads."""
-        user = await self._services.caller(request)
-        known = slugs(self._services.view.snapshot)
+        user = await self._callers.caller(request)
+        known = slugs(self._watch.world)
         allowed = await asyncio.gather(
-            *(self._services.auth.allowed(user, "get", "trainablemodels", s.model) for s in known)
+            *(self._auth.allowed(user, "get", "trainablemodels", s.model) for s in known)
         )
         seen = [slug for slug, may in zip(known, allowed, strict=True) if may]
         data = [self._entry(slug) for slug in seen]
@@ -31,27 +35,27 @@ class Catalogue:
 
     async def get(self, request: web.Request) -> web.Response:
         """One model or head under the name that the caller uses, ``slug@checkpoint`` too."""
-        user = await self._services.caller(request)
+        user = await self._callers.caller(request)
         parts = request.match_info
         named = "/".join(parts[part] for part in ("namespace", "slug") if part in parts)
         slug, ref = split(named)
-        found = await self._services.sampled(user, slug)
-        await self._services.auth.require(user, "get", "trainablemodels", found.model)
-        meant = resolve(self._services.view.snapshot, found.model, ref, found.head)
+        sampled = await self._callers.sampled(user, slug)
+        await self._auth.require(user, "get", "trainablemodels", sampled.model)
+        meant = resolve(self._watch.world, sampled.model, ref, sampled.head)
         if ref and isinstance(meant, Unknown):
-            raise await self._services.unknown(user, meant)
-        return web.json_response({**self._entry(found), "id": named})
+            raise await self._callers.unknown(user, meant)
+        return web.json_response({**self._entry(sampled), "id": named})
 
     def _entry(self, slug: Slug) -> dict[str, object]:
-        snapshot = self._services.view.snapshot
+        world = self._watch.world
         entry: dict[str, object] = {
-            "id": slug_of(snapshot, slug.head),
+            "id": slug_of(world, slug.head),
             "object": "model",
-            "created": _seconds(snapshot.models[slug.model]),
+            "created": _seconds(world.models[slug.model]),
             "owned_by": slug.model.namespace,
         }
         own = slug.head == slug.model
-        return entry if own else {**entry, "parent": slug_of(snapshot, slug.model)}
+        return entry if own else {**entry, "parent": slug_of(world, slug.model)}
 
 
 def _seconds(model: TrainableModel) -> int:

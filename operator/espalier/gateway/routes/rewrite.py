@@ -26,9 +26,9 @@ _CHAT = b'"object":"chat.completion"'
 _CHOICES = b'"choices":[{'
 _INDEX = b'"index":'
 _PROMPT_TOKENS = b'"prompt_token_ids":['
-# A key and the begin of its text: null where the model did not think.
+# The key and the opening quote of its text. The value is null if the model did not think.
 _THOUGHTS = b'"reasoning":"'
-# The tokens of a prompt as long as a body may be, and more than any other event.
+# The longest event carries the tokens of a prompt as long as a body may be.
 MAX_EVENT_BYTES = 8 * 2**20
 # Where a choice begins, and no other object of a completion. A quote inside a string is escaped.
 _CHOICE = re.compile(rb'\{"index":([0-9]{1,6}),')
@@ -48,13 +48,13 @@ def rewrite_answer(body: bytes, adapter: str, model: str, drawn: Sampled = PLAIN
         drawn: how it was sampled.
 
     Raises:
-        UnreadableError: it is no completion, or too large to be read in any other form.
+        UnreadableError: it is not a completion, or too large to be parsed.
     """
     return _edited(body, adapter, model, drawn) or _rewritten(body, model, drawn)
 
 
 def _edited(body: bytes, adapter: str, model: str, drawn: Sampled) -> bytes | None:
-    """The same without reading it; None where a key is not there as often as it must be."""
+    """Edits the text without parsing it; None if a key does not occur as often as expected."""
     theirs = _named(adapter)
     if body.count(theirs) != 1 or body.count(_CHOICES) != 1 or _THOUGHTS in body:
         return None
@@ -68,17 +68,17 @@ def _edited(body: bytes, adapter: str, model: str, drawn: Sampled) -> bytes | No
     added = b"" if drawn.plain else to_json({CHUNKS: [drawn.chunk()]})[1:-1] + b","
     # The choices of other completions have their prompt's tokens.
     if _CHAT in renamed:
-        found = _TOKEN_LIST.findall(renamed)
-        if len(found) != 1 or renamed.count(_PROMPT_TOKENS) != 1:
+        lists = _TOKEN_LIST.findall(renamed)
+        if len(lists) != 1 or renamed.count(_PROMPT_TOKENS) != 1:
             return None
-        added += found[0] + b","
+        added += lists[0] + b","
     return _CHOICE.sub(lambda begun: b"{" + added + begun[0][1:], renamed) if added else renamed
 
 
 def _rewritten(body: bytes, model: str, drawn: Sampled) -> bytes:
     answer = read_json(body)
     if not isinstance(answer, dict):
-        raise UnreadableError("it is no object")
+        raise UnreadableError("it is not an object")
     answer["model"] = model
     _complete_choices(answer, drawn)
     _copy_thoughts(answer, "message")
@@ -92,7 +92,7 @@ def _named(model: str) -> bytes:
 
 
 class StreamRewriter:
-    """The same for server-sent events; parses only the events that carry prompt tokens or thoughts.
+    """Rewrites server-sent events; parses only those that carry prompt tokens or thoughts.
 
     Args:
         adapter: the name that the rollout answers with.
@@ -110,7 +110,7 @@ class StreamRewriter:
         """The complete events among what has come so far, rewritten.
 
         Raises:
-            UnreadableError: an event is too long, or one with prompt tokens is no JSON.
+            UnreadableError: an event is too long, or one with prompt tokens is not JSON.
         """
         *events, self._rest = (self._rest + data).split(_EVENT_END)
         if max(map(len, (*events, self._rest))) > MAX_EVENT_BYTES:
@@ -153,9 +153,9 @@ def _complete_choices(answer: dict[str, Any], drawn: Sampled) -> None:
 def _copy_thoughts(answer: dict[str, Any], part: str) -> None:
     choices = answer.get("choices")
     for choice in choices if isinstance(choices, list) else ():
-        said = choice.get(part) if isinstance(choice, dict) else None
-        if isinstance(said, dict) and said.get("reasoning") is not None:
-            said["reasoning_content"] = said["reasoning"]
+        message = choice.get(part) if isinstance(choice, dict) else None
+        if isinstance(message, dict) and message.get("reasoning") is not None:
+            message["reasoning_content"] = message["reasoning"]
 
 
 def _dump(value: object) -> bytes:

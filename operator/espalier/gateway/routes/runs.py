@@ -1,28 +1,32 @@
-"""What a runner reads of its run."""
+"""The run as its runner reads it."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from espalier.gateway.context import Services
+from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.callers import Callers
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.world.turn import is_paused, live_term
-from espalier.gateway.world.world import Id
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName
 
 
-class Runs:
+class RunRoutes:
     """Handler of ``/v1/runs/{namespace}/{name}``."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, callers: Callers, watch: WorldWatch, auth: Authenticator) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
 
     async def get(self, request: web.Request) -> web.Response:
-        """What a runner reads at every step: its spec as of now, term, suspended, paused."""
-        user = await self._services.caller(request)
-        name = Id(request.match_info["namespace"], request.match_info["name"])
-        await self._services.auth.require(user, "get", "trainingruns", name)
-        snapshot = self._services.view.snapshot
-        run = snapshot.runs.get(name)
+        """The run's present spec, its term, and whether it is suspended or paused."""
+        user = await self._callers.caller(request)
+        name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
+        await self._auth.require(user, "get", "trainingruns", name)
+        world = self._watch.world
+        run = world.runs.get(name)
         if run is None:
             raise RefusalError(
                 404,
@@ -36,8 +40,8 @@ class Runs:
                 "uid": run.metadata.uid,
                 "model": model.name,
                 "spec": run.spec.wire(),
-                "term": live_term(snapshot, model),
+                "term": live_term(world, model),
                 "suspended": bool(run.spec.suspend),
-                "paused": is_paused(snapshot, model),
+                "paused": is_paused(world, model),
             }
         )

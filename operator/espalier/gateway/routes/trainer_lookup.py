@@ -1,9 +1,9 @@
-"""Which trainer takes a model's commands, and the wait for one that is starting.
+"""Finds the trainer that takes a model's commands, and waits for one that is starting.
 
 HUD's client sends a training call once. The first after a fork comes before its trainer has a pod,
-has loaded the base and knows its run, so such a call is held until it does; clients that repeat
-their calls get the reason at once. A trainer that was freed for want of calls is taken back: the
-call is written into the status of its run, where the operator finds it whenever it looks.
+has loaded the base and knows its run, so the gateway waits with such a call; clients that repeat
+their calls get the reason at once. A trainer that was freed because nobody called it is started
+again: the gateway writes the call into the status of its run, where the operator finds it.
 """
 
 from __future__ import annotations
@@ -15,55 +15,65 @@ import aiohttp
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Problem
 from espalier.core.run import idle
-from espalier.gateway.context import HELD_SECONDS, Services
+from espalier.gateway.access.pod_tokens import TokenIssuer
+from espalier.gateway.context import HELD_SECONDS
 from espalier.gateway.problems import not_ready
-from espalier.gateway.world.pod_addresses import Pod, Waiting, why_none_ready
+from espalier.gateway.world.pod_addresses import NotReadyReason, PodAddress, why_none_ready
 from espalier.gateway.world.turn import active_run
-from espalier.gateway.world.world import Id, Snapshot
-from espalier.kube.cluster import ClusterError
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import TRAINER, NamespacedName, ServedWorld
+from espalier.kube.cluster import Cluster, ClusterError
 from espalier.podclient import PodFaultError, read_answer
 from espalier.untrusted import UnreadableError, read_model
 
-TRAINER = "trainer"
-# Of one field of a run's status; all others are the operator's.
+# This manager owns one field of a run's status; the operator owns all others.
 STATUS_MANAGER = "espalier-gateway"
 ASK_SECONDS = 0.5
 MAX_PROBLEM_BYTES = 64 * 1024
 MAX_DETAIL_CHARS = 4000
 _ASK_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
-_NO_POD = Waiting("Pending", "it has no pod yet")
-_FREED = Waiting("TrainerIdle", "it was freed for want of calls, and is being taken back")
+_NO_POD = NotReadyReason("Pending", "it has no pod yet")
+_FREED = NotReadyReason("TrainerIdle", "it was freed for want of calls, and is being taken back")
 # A trainer's own reasons to refuse all commands for a moment (wire.Problem).
 _STARTING = frozenset({"Loading", "AwaitingAssignment"})
 
 
-class Trainers:
-    """Finds trainers. Remembers of each model the last one that took commands."""
+class TrainerLookup:
+    """Finds trainers. Remembers the last one of each model that took commands."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._taking: dict[Id, Pod] = {}
+    def __init__(
+        self,
+        watch: WorldWatch,
+        cluster: Cluster,
+        tokens: TokenIssuer,
+        session: aiohttp.ClientSession,
+    ) -> None:
+        self._watch = watch
+        self._cluster = cluster
+        self._tokens = tokens
+        self._session = session
+        self._taking: dict[NamespacedName, PodAddress] = {}
 
-    async def ready(self, model: Id, *, held: bool) -> Pod:
+    async def ready(self, model: NamespacedName, *, wait: bool) -> PodAddress:
         """A trainer that takes commands.
 
         Args:
             model: whose.
-            held: wait for one that is starting, up to HELD_SECONDS.
+            wait: for one that is starting, up to HELD_SECONDS.
 
         Raises:
             RefusalError: 503 with the reason of Kubernetes or of the trainer.
         """
-        deadline = asyncio.get_running_loop().time() + (HELD_SECONDS if held else 0.0)
+        deadline = asyncio.get_running_loop().time() + (HELD_SECONDS if wait else 0.0)
         await self.wake(model)
-        pod = await self._pod(model, HELD_SECONDS if held else 0.0)
-        if held:
+        pod = await self._pod(model, HELD_SECONDS if wait else 0.0)
+        if wait:
             await self._until_taking(model, pod, deadline)
         return pod
 
-    async def wake(self, model: Id) -> None:
+    async def wake(self, model: NamespacedName) -> None:
         """Tells the operator that a call waits for a trainer that was freed, if this one was."""
-        run = active_run(self._services.view.snapshot, model)
+        run = active_run(self._watch.world, model)
         since = idle.resting(run) if run is not None else None
         if run is None or since is None:
             return
@@ -74,31 +84,30 @@ class Trainers:
         }
         body = {"metadata": metadata, "status": {"wokenFor": since}}
         try:
-            await self._services.cluster.apply_status("TrainingRun", body, manager=STATUS_MANAGER)
+            await self._cluster.apply_status("TrainingRun", body, manager=STATUS_MANAGER)
         except ClusterError as error:
             raise not_ready(
                 "TrainerNotWoken", f"the trainer of {model} was not called back: {error.message}"
             ) from error
 
-    async def _pod(self, model: Id, seconds: float) -> Pod:
-        def settled(snapshot: Snapshot) -> Pod | Waiting | None:
-            if _idle(active_run(snapshot, model)):
-                # What is there yet is on its way out.
+    async def _pod(self, model: NamespacedName, seconds: float) -> PodAddress:
+        def settled(world: ServedWorld) -> PodAddress | NotReadyReason | None:
+            if _idle(active_run(world, model)):
+                # A pod that still exists is shutting down.
                 return None
-            pods = snapshot.pods_of(model, TRAINER)
-            ready = next((pod for pod in pods if pod.ready), None)
-            waiting = why_none_ready(pods)
-            return ready or (waiting if waiting is not None and waiting.fault else None)
+            waiting = why_none_ready(world.pods_of(model, TRAINER))
+            fault = waiting if waiting is not None and waiting.fault else None
+            return world.ready_trainer(model) or fault
 
-        found: Pod | Waiting | None = await self._services.view.wait_for(settled, seconds)
-        if isinstance(found, Pod):
-            return found
-        snapshot = self._services.view.snapshot
-        passing = _FREED if _idle(active_run(snapshot, model)) else None
-        waiting = found or passing or why_none_ready(snapshot.pods_of(model, TRAINER)) or _NO_POD
+        answer: PodAddress | NotReadyReason | None = await self._watch.wait_for(settled, seconds)
+        if isinstance(answer, PodAddress):
+            return answer
+        world = self._watch.world
+        passing = _FREED if _idle(active_run(world, model)) else None
+        waiting = answer or passing or why_none_ready(world.pods_of(model, TRAINER)) or _NO_POD
         raise not_ready(waiting.reason, f"the trainer of {model} is not ready: {waiting.message}")
 
-    async def _until_taking(self, model: Id, pod: Pod, deadline: float) -> None:
+    async def _until_taking(self, model: NamespacedName, pod: PodAddress, deadline: float) -> None:
         while self._taking.get(model) != pod:
             waiting = await self._starting(model, pod)
             if waiting is None:
@@ -108,14 +117,15 @@ class Trainers:
             else:
                 await asyncio.sleep(ASK_SECONDS)
 
-    async def _starting(self, model: Id, pod: Pod) -> Waiting | None:
-        """Why it refuses every command now; what else is wrong is the command's to find out."""
+    async def _starting(self, model: NamespacedName, pod: PodAddress) -> NotReadyReason | None:
+        """Why the trainer refuses all commands while it starts.
+
+        None for any other problem, which the command itself will meet.
+        """
         url = f"http://{pod.address}/train/state"
-        headers = self._services.tokens.header(model, pod)
+        headers = self._tokens.header(model, pod)
         try:
-            async with self._services.session.get(
-                url, headers=headers, timeout=_ASK_TIMEOUT
-            ) as answer:
+            async with self._session.get(url, headers=headers, timeout=_ASK_TIMEOUT) as answer:
                 if answer.status != 503:
                     return None
                 problem = read_model(Problem, await read_answer(answer, MAX_PROBLEM_BYTES))
@@ -123,9 +133,9 @@ class Trainers:
             return None
         if problem.reason not in _STARTING:
             return None
-        return Waiting(problem.reason, problem.detail[:MAX_DETAIL_CHARS])
+        return NotReadyReason(problem.reason, problem.detail[:MAX_DETAIL_CHARS])
 
 
 def _idle(run: TrainingRun | None) -> bool:
-    """Whether the run's trainer goes, or is not yet known to stay."""
+    """Whether the run's trainer is being freed, or may be."""
     return run is not None and run.status.idle_since is not None

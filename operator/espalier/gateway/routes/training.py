@@ -22,11 +22,13 @@ from espalier.api.wire import (
 from espalier.core.idempotency import read_key
 from espalier.core.run.declared import declared
 from espalier.gateway.access.answer_writer import write_answer
-from espalier.gateway.access.auth import User
+from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.byte_budget import Hold
+from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.request_body import late
-from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Services, requested_slug
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, requested_slug
 from espalier.gateway.hud.delivery import (
     COMMANDS,
     DeliveryReports,
@@ -34,13 +36,14 @@ from espalier.gateway.hud.delivery import (
     is_unkeyed,
     write_until_closed,
 )
-from espalier.gateway.hud.traces import Traces
+from espalier.gateway.hud.traces import TraceRoutes
 from espalier.gateway.problems import RefusalError, not_ready, with_remedy
 from espalier.gateway.routes.fresh_checkpoint import promotion
-from espalier.gateway.routes.trainer_lookup import TRAINER, Trainers
-from espalier.gateway.world.pod_addresses import Pod, Waiting, why_none_ready
+from espalier.gateway.routes.trainer_lookup import TrainerLookup
+from espalier.gateway.world.pod_addresses import NotReadyReason, PodAddress, why_none_ready
 from espalier.gateway.world.turn import active_run, is_paused, live_term
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import TRAINER, NamespacedName, ServedWorld
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
 
@@ -48,11 +51,11 @@ READS = frozenset({"losses", "state"})
 PROMOTION_SECONDS = 60.0
 TRAINER_SECONDS = 600.0
 CONNECT_SECONDS = 5.0
-# Between two parts of a body.
+# The longest pause between two parts of a body.
 PART_SECONDS = 60.0
 
 _TIMEOUT = aiohttp.ClientTimeout(total=TRAINER_SECONDS, sock_connect=CONNECT_SECONDS)
-# Not its length or encoding: the connection to the trainer frames the body anew, by what comes.
+# Not its length or encoding: the connection to the trainer frames the body itself, part by part.
 _PASSED_ON = ("Content-Type", IDEMPOTENCY_KEY, TERM)
 _PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, TERM)
 _SEND_AGAIN = (
@@ -62,8 +65,8 @@ _SEND_AGAIN = (
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """What the trainer answered, with the headers that go back."""
+class _CommandAnswer:
+    """The trainer's answer, with the headers for the client."""
 
     status: int
     headers: Mapping[str, str]
@@ -73,40 +76,52 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Command:
-    """One request on its way to the trainer that takes it."""
+    """One request and the trainer that it goes to."""
 
     request: web.Request
     user: User
-    model: Id
-    trainer: Pod
+    model: NamespacedName
+    trainer: PodAddress
 
     @property
     def name(self) -> str:
         return str(self.request.match_info["command"])
 
 
-class Train:
+class TrainingRoutes:
     """Handler of ``/v1/models/{slug}/train/{command}``."""
 
-    def __init__(self, services: Services, traces: Traces) -> None:
-        self._services = services
-        self._trainers = Trainers(services)
+    def __init__(
+        self,
+        *,
+        callers: Callers,
+        watch: WorldWatch,
+        auth: Authenticator,
+        pods: PodCalls,
+        traces: TraceRoutes,
+        trainers: TrainerLookup,
+    ) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
+        self._pods = pods
+        self._trainers = trainers
         self._traces = traces
-        self._deliveries = DeliveryReports(services.session, services.tokens)
+        self._deliveries = DeliveryReports(pods.session, pods.tokens)
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Sends the command to the trainer, and its answer back with one header more."""
-        user = await self._services.caller(request)
-        model = await self._services.model(user, requested_slug(request))
+        """Sends the command to the trainer, and the answer back with one more header."""
+        user = await self._callers.caller(request)
+        model = await self._callers.model(user, requested_slug(request))
         await self._authorize(user, model)
         command = request.match_info["command"]
-        # A client that sends keys, or reads the state, repeats its calls; HUD's does not.
-        held = IDEMPOTENCY_KEY not in request.headers and command != "state"
-        trainer = await self._trainers.ready(model, held=held)
+        # A client that sends keys, or reads the state, repeats its calls. HUD's client does not.
+        wait = IDEMPOTENCY_KEY not in request.headers and command != "state"
+        trainer = await self._trainers.ready(model, wait=wait)
         if command in COMMANDS:
             await self._traces.hand_over(model)
         sent = _Command(request, user, model, trainer)
-        with self._services.rooms.answers.hold() as hold:
+        with self._pods.answers.hold() as hold:
             started = time.perf_counter()
             try:
                 answer = await self._pass_on(sent, hold)
@@ -121,7 +136,7 @@ class Train:
             await self._deliveries.send(model, trainer, answer.key)
         return response
 
-    async def _response(self, command: _Command, answer: _Answer) -> web.Response:
+    async def _response(self, command: _Command, answer: _CommandAnswer) -> web.Response:
         body = answer.body
         if answer.status >= 400 and is_unkeyed(command.request):
             body = with_remedy(body)
@@ -130,11 +145,11 @@ class Train:
             headers[PROMOTION] = await self._promoted(command, answer)
         return web.Response(body=body, status=answer.status, headers=headers)
 
-    async def _authorize(self, user: User, model: Id) -> None:
+    async def _authorize(self, user: User, model: NamespacedName) -> None:
         """Training is ``update`` on the active run; no run, or a head that pauses it, is a 409."""
-        run = active_run(self._services.view.snapshot, model)
+        run = active_run(self._watch.world, model)
         if run is None:
-            await self._services.auth.require(user, "get", "trainablemodels", model)
+            await self._auth.require(user, "get", "trainablemodels", model)
             raise RefusalError(
                 409,
                 "NoActiveRun",
@@ -143,8 +158,8 @@ class Train:
                 f"{model.name} (driver: Client to drive it yourself), or resume or extend one",
             )
         name = model.beside(run.metadata.name)
-        await self._services.auth.require(user, "update", "trainingruns", name)
-        if is_paused(self._services.view.snapshot, model):
+        await self._auth.require(user, "update", "trainingruns", name)
+        if is_paused(self._watch.world, model):
             raise RefusalError(
                 409,
                 "HeadPinned",
@@ -152,22 +167,22 @@ class Train:
                 "Set the head's spec.mode to Track, or spec.onPin to Branch",
             )
 
-    async def _pass_on(self, command: _Command, hold: Hold) -> _Answer:
+    async def _pass_on(self, command: _Command, hold: Hold) -> _CommandAnswer:
         request, model = command.request, command.model
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         headers["X-Request-Id"] = request[REQUEST_ID]
         if is_unkeyed(request):
             headers[CLIENT] = client_name(command.user)
-        headers |= _declared(self._services.view.snapshot, model)
-        headers |= self._services.tokens.header(
-            model, command.trainer, live_term(self._services.view.snapshot, model)
+        headers |= _declared(self._watch.world, model)
+        headers |= self._pods.tokens.header(
+            model, command.trainer, live_term(self._watch.world, model)
         )
         sent = _Parts(request.content)
         try:
-            async with self._services.session.request(
+            async with self._pods.session.request(
                 request.method,
                 f"http://{command.trainer.address}/train/{command.name}",
-                # Streamed: a batch of long rollouts is large, and the trainer alone reads it.
+                # Streamed: a batch of long rollouts is large, and only the trainer reads it.
                 data=aiter(sent) if request.method == "POST" else None,
                 headers=headers,
                 timeout=_TIMEOUT,
@@ -179,12 +194,14 @@ class Train:
                 }
                 key = answer.headers.get(IDEMPOTENCY_KEY, "")
                 body = await read_held(answer, hold)
-                return _Answer(answer.status, kept, body, key if read_key(key) else "")
+                return _CommandAnswer(answer.status, kept, body, key if read_key(key) else "")
         except aiohttp.ClientError as error:
             if sent.late:
                 raise late(PART_SECONDS) from error
-            pods = self._services.view.snapshot.pods_of(model, TRAINER)
-            waiting = why_none_ready(pods) or Waiting("TrainerUnreachable", "the pod is ready")
+            pods = self._watch.world.pods_of(model, TRAINER)
+            waiting = why_none_ready(pods) or NotReadyReason(
+                "TrainerUnreachable", "the pod is ready"
+            )
             raise not_ready(
                 waiting.reason,
                 f"the connection to the trainer of {model} is lost: {error}; {waiting.message}",
@@ -198,7 +215,7 @@ class Train:
                 _SEND_AGAIN,
             ) from error
 
-    async def _promoted(self, command: _Command, answer: _Answer) -> str:
+    async def _promoted(self, command: _Command, answer: _CommandAnswer) -> str:
         """Served, Pinned, Gated, or Timeout when none of these came true in time."""
         digest, address = answer.headers.get(CHECKPOINT_DIGEST), command.trainer.address
         try:
@@ -211,15 +228,15 @@ class Train:
             raise PodFaultError(
                 "PodAnswerUnknown", address, f"answers optim-step without {CHECKPOINT_DIGEST}"
             )
-        found = await self._services.view.wait_for(
-            lambda snapshot: promotion(snapshot, command.model, checkpoint, digest),
+        promoted = await self._watch.wait_for(
+            lambda world: promotion(world, command.model, checkpoint, digest),
             PROMOTION_SECONDS,
         )
-        return found or "Timeout"
+        return promoted or "Timeout"
 
 
 class _Parts:
-    """A request's body as it comes; ``late`` once the client has stopped sending it."""
+    """A request's body, part by part; ``late`` once the client has stopped sending."""
 
     def __init__(self, content: StreamReader) -> None:
         self._content = content
@@ -238,9 +255,9 @@ class _Parts:
             yield part
 
 
-def _declared(snapshot: Snapshot, model: Id) -> dict[str, str]:
-    """What the active run binds a command to."""
-    run = active_run(snapshot, model)
+def _declared(world: ServedWorld, model: NamespacedName) -> dict[str, str]:
+    """Headers with the values of the active run that bind a command."""
+    run = active_run(world, model)
     bound = declared(run) if run is not None else None
     return {DECLARED: bound.model_dump_json(exclude_none=True)} if bound is not None else {}
 

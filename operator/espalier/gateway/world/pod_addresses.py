@@ -9,12 +9,12 @@ from typing import Any
 from espalier.core.pods import pods
 
 DEFAULT_PORT = 8000
-# What a pod goes through on its way up or down; any other reason tells a fault.
+# The reasons of a pod that is starting or shutting down; any other reason is a fault.
 _PASSING = frozenset({"ContainersNotReady", "Terminating"})
 
 
 @dataclass(frozen=True)
-class Waiting:
+class NotReadyReason:
     """Why a pod is not ready: the Kubernetes reason and message."""
 
     reason: str
@@ -22,19 +22,19 @@ class Waiting:
 
     @property
     def fault(self) -> bool:
-        """False for what a pod goes through on its way up or down."""
+        """False if the pod is merely starting or shutting down."""
         return self.reason not in _PASSING
 
 
 @dataclass(frozen=True)
-class Pod:
+class PodAddress:
     """A trainer or rollout pod. ``address`` is ``ip:port``, empty before it has an IP."""
 
     name: str
     uid: str
     role: str
     address: str
-    waiting: Waiting | None
+    waiting: NotReadyReason | None
 
     @property
     def ready(self) -> bool:
@@ -42,21 +42,20 @@ class Pod:
         return self.waiting is None and bool(self.address)
 
 
-def read_pod(body: Mapping[str, Any]) -> Pod:
+def read_pod(body: Mapping[str, Any]) -> PodAddress:
     """The pod as the gateway sees it, from its core/v1 body."""
     facts = pods.read_pod(body)
-    host = f"[{facts.ip}]" if ":" in facts.ip else facts.ip
-    return Pod(
+    return PodAddress(
         name=facts.name,
         uid=facts.uid,
         role=facts.role,
-        address=f"{host}:{_port(body)}" if host else "",
+        address=f"{pods.url_host(facts.ip)}:{_port(body)}" if facts.ip else "",
         waiting=_waiting(facts),
     )
 
 
-def why_none_ready(candidates: Iterable[Pod]) -> Waiting | None:
-    """Why no pod is ready: a fault before mere loading; None without a pod that waits."""
+def why_none_ready(candidates: Iterable[PodAddress]) -> NotReadyReason | None:
+    """Why no pod is ready; a fault takes precedence over loading. None if no pod waits."""
     waiting = [pod.waiting for pod in candidates if pod.waiting is not None]
     faults = [w for w in waiting if w.fault]
     return next(iter(faults or waiting), None)
@@ -68,15 +67,15 @@ def _port(body: Mapping[str, Any]) -> int:
     return int(ports[0]["containerPort"]) if ports else DEFAULT_PORT
 
 
-def _waiting(facts: pods.Pod) -> Waiting | None:
+def _waiting(facts: pods.Pod) -> NotReadyReason | None:
     if facts.terminating:
-        return Waiting("Terminating", "the pod is shutting down")
+        return NotReadyReason("Terminating", "the pod is shutting down")
     if facts.ready and not facts.finished:
         return None
     if facts.problem is not None:
-        return Waiting(facts.problem.reason, facts.problem.text)
+        return NotReadyReason(facts.problem.reason, facts.problem.text)
     if facts.finished:
-        return Waiting("Finished", facts.message or "the pod has ended")
+        return NotReadyReason("Finished", facts.message or "the pod has ended")
     if facts.waiting_reason not in ("", "Starting"):
-        return Waiting(facts.waiting_reason, facts.waiting)
-    return Waiting("ContainersNotReady", "loading: the container is not ready yet")
+        return NotReadyReason(facts.waiting_reason, facts.waiting)
+    return NotReadyReason("ContainersNotReady", "loading: the container is not ready yet")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.names import BASE, adapter_name
-from espalier.gateway.world.pod_addresses import Pod, why_none_ready
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.pod_addresses import PodAddress, why_none_ready
+from espalier.gateway.world.world import NamespacedName, ServedWorld
 
 ROLLOUT = "rollout"
 NEAREST = 3
@@ -24,8 +24,8 @@ NEAREST = 3
 class Slug:
     """What a slug stands for; ``head`` equals ``model`` for the model's own."""
 
-    model: Id
-    head: Id
+    model: NamespacedName
+    head: NamespacedName
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Target:
     ``checkpoint`` is empty for the base.
     """
 
-    model: Id
+    model: NamespacedName
     adapter: str
     checkpoint: str
-    pods: tuple[Pod, ...]
+    pods: tuple[PodAddress, ...]
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """No such model or checkpoint. ``nearest`` are slugs (with ref) that there are, best first."""
+    """No such model or checkpoint. ``nearest`` are existing slugs (with ref), best first."""
 
     detail: str
     nearest: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Unknown:
 class NotReady:
     """The name is right and nothing can answer yet: a Kubernetes reason and its message.
 
-    ``passing``: it comes true by itself, as far as can be seen.
+    ``passing``: as far as can be seen, it becomes ready by itself.
     """
 
     reason: str
@@ -68,142 +68,142 @@ def split(requested: str) -> tuple[str, str]:
     return slug, ref
 
 
-def slug_of(snapshot: Snapshot, name: Id) -> str:
-    """The shortest slug that means this model, or this head, alone."""
-    others = (Id(n, name.name) for n in snapshot.namespaces if n != name.namespace)
-    shared = any(_stands_for(snapshot, other) for other in others)
-    return str(name) if shared or _of_uid(snapshot, name.name) else name.name
+def slug_of(world: ServedWorld, name: NamespacedName) -> str:
+    """The shortest slug that means only this model, or this head."""
+    others = (NamespacedName(n, name.name) for n in world.namespaces if n != name.namespace)
+    shared = any(_stands_for(world, other) for other in others)
+    return str(name) if shared or _of_uid(world, name.name) else name.name
 
 
-def find_slug(snapshot: Snapshot, slug: str) -> Slug | Unknown:
+def find_slug(world: ServedWorld, slug: str) -> Slug | Unknown:
     """The model, and the head of it, that a slug means."""
     if "/" in slug:
-        found = _stands_for(snapshot, Id(*slug.split("/", 1)))
-        return found or Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
-    # First, because it is nobody's to choose: an object named after it must not take it over.
-    by_uid = _of_uid(snapshot, slug)
+        found = _stands_for(world, NamespacedName(*slug.split("/", 1)))
+        return found or Unknown(f"no model {slug!r}", nearest_slugs(world, slug))
+    # First, because nobody can choose a uid: an object named after one must not take it over.
+    by_uid = _of_uid(world, slug)
     if by_uid is not None:
         return Slug(by_uid, by_uid)
-    several = [s for n in snapshot.namespaces if (s := _stands_for(snapshot, Id(n, slug)))]
+    several = [s for n in world.namespaces if (s := _stands_for(world, NamespacedName(n, slug)))]
     if len(several) == 1:
         return several[0]
     if several:
         names = tuple(str(one.head) for one in several)
         return Unknown(f"model {slug!r} is in more than one namespace", names)
-    return Unknown(f"no model {slug!r}", nearest_slugs(snapshot, slug))
+    return Unknown(f"no model {slug!r}", nearest_slugs(world, slug))
 
 
-def find_model(snapshot: Snapshot, slug: str) -> Id | Unknown:
-    """The model that a slug means to who trains it; any other head of it only serves."""
-    found = find_slug(snapshot, slug)
+def find_model(world: ServedWorld, slug: str) -> NamespacedName | Unknown:
+    """The model that a slug means in a training request; a model's other heads only serve."""
+    found = find_slug(world, slug)
     if isinstance(found, Unknown):
         return found
     if found.head != found.model:
         detail = f"{slug!r} is a head of model {found.model.name}, and only sampled"
-        return Unknown(detail, (slug_of(snapshot, found.model),))
+        return Unknown(detail, (slug_of(world, found.model),))
     return found.model
 
 
-def slugs(snapshot: Snapshot) -> list[Slug]:
-    """Every slug that there is, models first."""
-    own = [Slug(model, model) for model in sorted(snapshot.models)]
-    others = [found for head in sorted(snapshot.heads) if (found := _head_slug(snapshot, head))]
-    return [slug for slug in [*own, *others] if slug.model.namespace in snapshot.namespaces]
+def slugs(world: ServedWorld) -> list[Slug]:
+    """Every existing slug, models first."""
+    own = [Slug(model, model) for model in sorted(world.models)]
+    others = [found for head in sorted(world.heads) if (found := _head_slug(world, head))]
+    return [slug for slug in [*own, *others] if slug.model.namespace in world.namespaces]
 
 
-def nearest_slugs(snapshot: Snapshot, slug: str) -> tuple[str, ...]:
+def nearest_slugs(world: ServedWorld, slug: str) -> tuple[str, ...]:
     """The slugs most like a mistyped one."""
-    return _nearest(slug, {slug_of(snapshot, known.head) for known in slugs(snapshot)})
+    return _nearest(slug, {slug_of(world, known.head) for known in slugs(world)})
 
 
-def _of_uid(snapshot: Snapshot, uid: str) -> Id | None:
+def _of_uid(world: ServedWorld, uid: str) -> NamespacedName | None:
     """The served model of a uid, by which HUD's client names models."""
-    found = (name for name, body in snapshot.models.items() if body.metadata.uid == uid)
-    return next((name for name in found if name.namespace in snapshot.namespaces), None)
+    found = (name for name, body in world.models.items() if body.metadata.uid == uid)
+    return next((name for name in found if name.namespace in world.namespaces), None)
 
 
-def _stands_for(snapshot: Snapshot, name: Id) -> Slug | None:
-    """What a name in a served namespace is: a model's before a head's."""
-    if name.namespace not in snapshot.namespaces:
+def _stands_for(world: ServedWorld, name: NamespacedName) -> Slug | None:
+    """What a name in a served namespace means; a model takes precedence over a head."""
+    if name.namespace not in world.namespaces:
         return None
-    return Slug(name, name) if name in snapshot.models else _head_slug(snapshot, name)
+    return Slug(name, name) if name in world.models else _head_slug(world, name)
 
 
-def _head_slug(snapshot: Snapshot, name: Id) -> Slug | None:
-    """The slug of a head that is not its model's own."""
-    head = snapshot.heads.get(name)
-    if head is None or name in snapshot.models:
+def _head_slug(world: ServedWorld, name: NamespacedName) -> Slug | None:
+    """The slug of a head other than its model's own."""
+    head = world.heads.get(name)
+    if head is None or name in world.models:
         return None
     model = name.beside(head.spec.model_ref.name)
-    return Slug(model, name) if model in snapshot.models else None
+    return Slug(model, name) if model in world.models else None
 
 
 def resolve(
-    snapshot: Snapshot, model: Id, ref: str, head: Id | None = None
+    world: ServedWorld, model: NamespacedName, ref: str, head: NamespacedName | None = None
 ) -> Target | Unknown | NotReady:
-    """The adapter and the ready pods for a model that there is.
+    """The adapter and the ready pods for an existing model.
 
     Args:
-        snapshot: the world.
-        model: a key of ``snapshot.models``.
+        world: the cluster as it is now.
+        model: a key of ``world.models``.
         ref: empty for the head, ``base``, or the name of a Checkpoint of the model or of the
             checkpoint it was forked from.
         head: the head to serve where ``ref`` names none; None for the model's own.
     """
-    found = _adapter(snapshot, model, ref, head)
+    found = _adapter(world, model, ref, head)
     if not isinstance(found, tuple):
         return found
-    ready = tuple(pod for pod in snapshot.pods_of(model, ROLLOUT) if pod.ready)
-    return Target(model, *found, ready) if ready else _why_not_ready(snapshot, model)
+    ready = tuple(pod for pod in world.pods_of(model, ROLLOUT) if pod.ready)
+    return Target(model, *found, ready) if ready else _why_not_ready(world, model)
 
 
-def could_be_committed(snapshot: Snapshot, model: Id, ref: str) -> bool:
-    """True for a name that a checkpoint of this model may have, though it is not seen yet."""
+def could_be_committed(world: ServedWorld, model: NamespacedName, ref: str) -> bool:
+    """True if a checkpoint of this model may have the name but has not been seen yet."""
     pattern = rf"{re.escape(model.name)}-(b[0-9]+-)?[0-9]{{6,}}"
-    return bool(re.fullmatch(pattern, ref)) and model.beside(ref) not in snapshot.checkpoints
+    return bool(re.fullmatch(pattern, ref)) and model.beside(ref) not in world.checkpoints
 
 
 def _adapter(
-    snapshot: Snapshot, model: Id, ref: str, name: Id | None
+    world: ServedWorld, model: NamespacedName, ref: str, name: NamespacedName | None
 ) -> tuple[str, str] | Unknown | NotReady:
     """The name that the rollouts know, and the checkpoint's."""
     if ref == BASE:
         return BASE, ""
     if ref:
-        return _adapter_of_checkpoint(snapshot, model, ref)
+        return _adapter_of_checkpoint(world, model, ref)
     own = name is None or name == model
-    head = snapshot.head_of(model) if own else snapshot.heads.get(name or model)
+    head = world.head_of(model) if own else world.heads.get(name or model)
     if head is None or head.status.current is None:
-        return _why_not_ready(snapshot, model)
+        return _why_not_ready(world, model)
     return adapter_name(model.name, head.status.current.digest), head.status.current.name
 
 
-def _adapter_of_checkpoint(snapshot: Snapshot, model: Id, ref: str) -> tuple[str, str] | Unknown:
-    checkpoint = snapshot.checkpoints.get(model.beside(ref))
-    root = snapshot.models[model].status.root_checkpoint_ref
+def _adapter_of_checkpoint(
+    world: ServedWorld, model: NamespacedName, ref: str
+) -> tuple[str, str] | Unknown:
+    checkpoint = world.checkpoints.get(model.beside(ref))
+    root = world.models[model].status.root_checkpoint_ref
     is_root = root is not None and root.name == ref
     if checkpoint is None or not (is_root or checkpoint.spec.model_ref.name == model.name):
         own = [
             c.metadata.name
-            for key, c in snapshot.checkpoints.items()
+            for key, c in world.checkpoints.items()
             if key.namespace == model.namespace and c.spec.model_ref.name == model.name
         ]
-        nearest = tuple(
-            f"{slug_of(snapshot, model)}@{name}" for name in _nearest(ref, [*own, BASE])
-        )
-        return Unknown(f"model {slug_of(snapshot, model)!r} has no checkpoint {ref!r}", nearest)
+        nearest = tuple(f"{slug_of(world, model)}@{name}" for name in _nearest(ref, [*own, BASE]))
+        return Unknown(f"model {slug_of(world, model)!r} has no checkpoint {ref!r}", nearest)
     return adapter_name(model.name, checkpoint.spec.digest), ref
 
 
-def _why_not_ready(snapshot: Snapshot, model: Id) -> NotReady:
-    pods = snapshot.pods_of(model, ROLLOUT)
+def _why_not_ready(world: ServedWorld, model: NamespacedName) -> NotReady:
+    pods = world.pods_of(model, ROLLOUT)
     waiting = why_none_ready(pods)
     if waiting is not None:
         message = f"the rollouts of {model} are not ready: {waiting.message}"
         return NotReady(waiting.reason, message, passing=not waiting.fault)
     if pods:
         return NotReady("HeadNotServed", f"the rollouts of {model} do not serve its head yet")
-    return _without_pods(snapshot.models[model])
+    return _without_pods(world.models[model])
 
 
 def _without_pods(model: TrainableModel) -> NotReady:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from espalier.api.trainingrun import TrainingRun
 from espalier.core.head.head_request import paused
 from espalier.core.run.turn import active
-from espalier.gateway.world.world import Id, Snapshot
+from espalier.gateway.world.world import NamespacedName, ServedWorld
 
 
-def active_run(snapshot: Snapshot, model: Id) -> TrainingRun | None:
+def active_run(world: ServedWorld, model: NamespacedName) -> TrainingRun | None:
     """The run whose turn it is on the model."""
-    return active(snapshot.runs_of(model))
+    return active(world.runs_of(model))
 
 
-def is_paused(snapshot: Snapshot, model: Id) -> bool:
-    """True while a pin of the model's head, once the operator has agreed to it, holds training."""
-    head = snapshot.head_of(model)
+def is_paused(world: ServedWorld, model: NamespacedName) -> bool:
+    """True while a pin of the model's head that the operator has accepted pauses training."""
+    head = world.head_of(model)
     return head is not None and paused(head)
 
 
-def live_term(snapshot: Snapshot, model: Id) -> int:
+def live_term(world: ServedWorld, model: NamespacedName) -> int:
     """The term that the model trains under; 0 before its head has one."""
-    head = snapshot.head_of(model)
+    head = world.head_of(model)
     return head.status.term if head is not None else 0

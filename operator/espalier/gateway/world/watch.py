@@ -1,4 +1,4 @@
-"""Keeps a Snapshot equal to the informer's cache, and lets requests wait for a change in it."""
+"""Keeps a ServedWorld equal to the informer's cache, and lets requests wait for a change of it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
+from espalier.changes import Changes
 from espalier.core.manifests.labels import MODEL, ROLE
 from espalier.core.pods.pod_membership import identity_of
 from espalier.gateway.world.pod_addresses import read_pod
-from espalier.gateway.world.world import Id, Snapshot
-from espalier.kube.cache import Cache, Source
-from espalier.kube.objects import Key, key_of
+from espalier.gateway.world.world import NamespacedName, ServedWorld
+from espalier.kube.cache import Cache, ChangeSource
+from espalier.kube.objects import ObjectKey, key_of
 from espalier.kube.own_pods import Membership
 
 _log = logging.getLogger(__name__)
@@ -26,82 +27,80 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Body = dict[str, Any]
 
-# Whose pods the gateway calls, and the objects that these pods belong to.
+# The roles of the pods that the gateway calls, and the kinds of the objects that own them.
 ROLES = ("trainer", "rollout")
 CHAIN = ("TrainableModel", "StatefulSet", "Deployment", "ReplicaSet")
 WATCHED = ("CheckpointHead", "Checkpoint", "TrainingRun", *CHAIN, "Pod")
-# Watched only as far as they are labelled as Espalier's.
+# Of these kinds only objects with Espalier's labels are watched.
 CHILDREN = ("StatefulSet", "Deployment", "ReplicaSet", "Pod")
 
 
-class View:
-    """A live Snapshot. ``snapshot`` is read-only for everyone else."""
+class WorldWatch:
+    """Keeps ``world`` equal to the cache. Everyone else only reads it."""
 
     def __init__(self, cache: Cache, namespaces: tuple[str, ...]) -> None:
-        self.snapshot = Snapshot(namespaces)
+        self.world = ServedWorld(namespaces)
         self._cache = cache
         self._membership = Membership(cache)
-        self._changed = asyncio.Event()
-        self._tables: dict[str, tuple[type[BaseModel], dict[Id, Any]]] = {
-            "TrainableModel": (TrainableModel, self.snapshot.models),
-            "CheckpointHead": (CheckpointHead, self.snapshot.heads),
-            "Checkpoint": (Checkpoint, self.snapshot.checkpoints),
-            "TrainingRun": (TrainingRun, self.snapshot.runs),
+        self._changes = Changes()
+        self._tables: dict[str, tuple[type[BaseModel], dict[NamespacedName, Any]]] = {
+            "TrainableModel": (TrainableModel, self.world.models),
+            "CheckpointHead": (CheckpointHead, self.world.heads),
+            "Checkpoint": (Checkpoint, self.world.checkpoints),
+            "TrainingRun": (TrainingRun, self.world.runs),
         }
         for kind in WATCHED:
             for body in cache.list(kind):
                 name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
-                self._update(Key(kind, namespace, name), None, body, Source.SEEN)
+                self._update(ObjectKey(kind, namespace, name), None, body, ChangeSource.SEEN)
         cache.on_change(self._update)
 
-    async def wait_for(self, read: Callable[[Snapshot], T | None], seconds: float) -> T | None:
+    async def wait_for(self, read: Callable[[ServedWorld], T | None], seconds: float) -> T | None:
         """The first value that ``read`` finds, now or after a change; None when time is up."""
         try:
             async with asyncio.timeout(seconds):
-                while (value := read(self.snapshot)) is None:
-                    await self._changed.wait()
+                while (value := read(self.world)) is None:
+                    await self._changes.wait()
         except TimeoutError:
             return None
         return value
 
-    def _update(self, key: Key, old: Body | None, new: Body | None, _: Source) -> None:
+    def _update(self, key: ObjectKey, old: Body | None, new: Body | None, _: ChangeSource) -> None:
         if key.kind == "Pod":
             self._update_pod(key, old, new)
         elif key.kind in CHAIN and identity_of(old) != identity_of(new):
             self._update_pods(key, old, new)
         if key.kind in self._tables:
             self._update_object(key, new)
-        # Each change has its own event, so that a waiter that comes later waits for the next one.
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changes.announce()
 
-    def _update_object(self, key: Key, new: Body | None) -> None:
+    def _update_object(self, key: ObjectKey, new: Body | None) -> None:
         schema, table = self._tables[key.kind]
-        name = Id(key.namespace, key.name)
+        name = NamespacedName(key.namespace, key.name)
         table.pop(name, None)
         if new is None:
             return
         try:
             table[name] = schema.model_validate(new)
         except ValidationError as error:
-            # Only a custom resource definition of another version lets such an object in.
+            # Only a CustomResourceDefinition of another version admits such an object.
             _log.error(
                 "object does not fit its schema", extra={"object": str(key), "error": str(error)}
             )
 
-    def _update_pod(self, key: Key, old: Body | None, new: Body | None) -> None:
+    def _update_pod(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
         for body in (old, new):
             model = _model_of(key, body)
             if model is not None:
-                self.snapshot.pods.get(model, {}).pop(key.name, None)
+                self.world.pods.get(model, {}).pop(key.name, None)
         model = _model_of(key, new)
         if new is not None and model is not None and self._is_ours(new):
-            self.snapshot.pods.setdefault(model, {})[key.name] = read_pod(new)
+            self.world.pods.setdefault(model, {})[key.name] = read_pod(new)
 
-    def _update_pods(self, key: Key, old: Body | None, new: Body | None) -> None:
-        """What a model's pods belong to has come or gone: each of them is judged anew."""
-        found = {_model_of(key, body) for body in (old, new)}
-        for model in [model for model in found if model is not None]:
+    def _update_pods(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
+        """An owner of a model's pods appeared or disappeared: check again which pods are ours."""
+        models = {_model_of(key, body) for body in (old, new)}
+        for model in [model for model in models if model is not None]:
             for body in self._cache.list("Pod", model.namespace, model=model.name):
                 pod = key_of("Pod", body)
                 self._update_pod(pod, body, body)
@@ -110,9 +109,9 @@ class View:
         return pod["metadata"]["labels"].get(ROLE) in ROLES and self._membership.has(pod)
 
 
-def _model_of(key: Key, body: Body | None) -> Id | None:
+def _model_of(key: ObjectKey, body: Body | None) -> NamespacedName | None:
     """The model that an object is, or says that it belongs to."""
     if body is not None and key.kind == "TrainableModel":
-        return Id(key.namespace, key.name)
+        return NamespacedName(key.namespace, key.name)
     labels = (body or {}).get("metadata", {}).get("labels") or {}
-    return Id(key.namespace, labels[MODEL]) if MODEL in labels else None
+    return NamespacedName(key.namespace, labels[MODEL]) if MODEL in labels else None

@@ -12,11 +12,13 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.gateway.world.pod_addresses import Pod
+from espalier.gateway.world.pod_addresses import PodAddress
+
+TRAINER = "trainer"
 
 
 @dataclass(frozen=True, order=True)
-class Id:
+class NamespacedName:
     """Namespace and name of an object."""
 
     namespace: str
@@ -25,13 +27,13 @@ class Id:
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
-    def beside(self, name: str) -> Id:
+    def beside(self, name: str) -> NamespacedName:
         """Another object of the same namespace."""
-        return Id(self.namespace, name)
+        return NamespacedName(self.namespace, name)
 
 
 @dataclass
-class Snapshot:
+class ServedWorld:
     """Every object that routing reads. ``pods`` are by model, then by pod name.
 
     Attributes:
@@ -39,25 +41,29 @@ class Snapshot:
     """
 
     namespaces: tuple[str, ...]
-    models: dict[Id, TrainableModel] = field(default_factory=dict)
-    heads: dict[Id, CheckpointHead] = field(default_factory=dict)
-    checkpoints: dict[Id, Checkpoint] = field(default_factory=dict)
-    runs: dict[Id, TrainingRun] = field(default_factory=dict)
-    pods: dict[Id, dict[str, Pod]] = field(default_factory=dict)
+    models: dict[NamespacedName, TrainableModel] = field(default_factory=dict)
+    heads: dict[NamespacedName, CheckpointHead] = field(default_factory=dict)
+    checkpoints: dict[NamespacedName, Checkpoint] = field(default_factory=dict)
+    runs: dict[NamespacedName, TrainingRun] = field(default_factory=dict)
+    pods: dict[NamespacedName, dict[str, PodAddress]] = field(default_factory=dict)
 
-    def head_of(self, model: Id) -> CheckpointHead | None:
+    def head_of(self, model: NamespacedName) -> CheckpointHead | None:
         """The head that the model's slug serves: the one of the model's name."""
         head = self.heads.get(model)
         if head is None or head.spec.model_ref.name != model.name:
             return None
         return head
 
-    def pods_of(self, model: Id, role: str) -> list[Pod]:
+    def pods_of(self, model: NamespacedName, role: str) -> list[PodAddress]:
         """The model's pods of a role, in the order of their names."""
-        pods: Mapping[str, Pod] = self.pods.get(model, {})
+        pods: Mapping[str, PodAddress] = self.pods.get(model, {})
         return [pods[name] for name in sorted(pods) if pods[name].role == role]
 
-    def runs_of(self, model: Id) -> list[TrainingRun]:
+    def ready_trainer(self, model: NamespacedName) -> PodAddress | None:
+        """The model's trainer pod that takes requests, if there is one."""
+        return next((pod for pod in self.pods_of(model, TRAINER) if pod.ready), None)
+
+    def runs_of(self, model: NamespacedName) -> list[TrainingRun]:
         """The runs that name the model."""
         return [
             run

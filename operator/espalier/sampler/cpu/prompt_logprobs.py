@@ -86,7 +86,7 @@ def _score(
 
 
 def _map_to_adapter_of(runner: Any, index: int, rows: int) -> None:
-    """Make the next logits those of so many rows of one request; the next step maps anew."""
+    """Make the next logits those of ``rows`` rows of one request; the next step maps again."""
     adapter = int(runner.input_batch.request_lora_mapping[index])
     loaded = set(runner.input_batch.lora_id_to_lora_request.values())
     runner._set_active_loras((adapter,) * rows, (adapter,) * rows, loaded)

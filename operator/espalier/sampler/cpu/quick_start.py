@@ -50,7 +50,7 @@ def inspect_here() -> None:
 
 
 def fork_engine() -> None:
-    """Lets the engine's process take over what this one has imported, as on GPUs.
+    """Forks the engine's process, so that it inherits the imports of this one, as on GPUs.
 
     On CPUs vLLM spawns it so that it starts with LD_PRELOAD, which only threads that are bound to
     cores need; the executor ``uni`` binds none. Nothing of this process has computed with torch by
@@ -62,7 +62,7 @@ def fork_engine() -> None:
 
 
 def replace(module: ModuleType, name: str, function: Callable[..., Any]) -> None:
-    """Puts a function in the place of one of vLLM's.
+    """Replaces a function of vLLM.
 
     Raises:
         AttributeError: there is none of that name.

@@ -1,4 +1,4 @@
-"""The door in front of completions while weights change: no completion mixes two sets of them."""
+"""Holds back completions while weights change, so that no completion mixes two sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http import HTTPStatus
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# As long as a rollout takes to load; a caller that waits longer is told to come again.
+# A rollout loads within this time; a caller that waits longer gets 503 and may repeat.
 HELD_SECONDS = 120.0
 STOP_SECONDS = 10.0
 
@@ -19,7 +19,7 @@ class StoppedError(Exception):
     """A stream that had begun was stopped; its connection breaks, so that the reader notices."""
 
 
-class Gate:
+class WeightsGate:
     """ASGI middleware for routes whose answers must come from one set of weights each."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -75,7 +75,7 @@ class Gate:
 
     @asynccontextmanager
     async def shut(self, seconds: float) -> AsyncIterator[None]:
-        """A time in which nothing runs: new requests wait, those that run have so long to end.
+        """Shuts the gate: new requests wait, running ones have ``seconds`` to end.
 
         Those that do not are stopped, and answered 409 with reason WeightsReplaced.
         """

@@ -1,4 +1,4 @@
-"""Full weights, one set at a time: a checkpoint's take the place of those before them.
+"""Serves full weights, one set at a time: a checkpoint's replace the ones before.
 
 A swap shuts the gate, lets running completions end (DRAIN_SECONDS, then they are stopped and
 answered 409), drops the prefix cache, loads, and opens the gate under the new name. The name is the
@@ -20,7 +20,7 @@ from vllm.lora.resolver import LoRAResolver
 
 from espalier.api.wire import Problem, Served
 from espalier.core import names
-from espalier.sampler.full_weights.gate import Gate
+from espalier.sampler.full_weights.gate import WeightsGate
 from espalier.sampler.full_weights.store import FullStore, Weights
 from espalier.sampler.resolver import UnservableAdapterError
 from espalier.sampler.served import ServeError, Serving
@@ -40,10 +40,10 @@ class FullServing(Serving):
     ``state`` is vLLM's application state, ``gate`` what completions pass.
     """
 
-    def __init__(self, state: Any, store: FullStore, gate: Gate) -> None:
+    def __init__(self, state: Any, store: FullStore, gate: WeightsGate) -> None:
         super().__init__(state.engine_client)
         models = state.openai_serving_models
-        # One list with the registry's: what stands in it is what vLLM takes and answers with.
+        # The registry's own list: vLLM accepts the names in it and answers with them.
         self._served_names: list[BaseModelPath] = models.base_model_paths
         models.lora_resolvers = [_Absent(self, store)]
         self._store = store
@@ -54,12 +54,12 @@ class FullServing(Serving):
 
     @property
     def name(self) -> str:
-        """Of the weights that are loaded."""
+        """The name of the loaded weights."""
         return self._loaded.name
 
     @property
     def broken(self) -> str:
-        """Why the engine's weights are not to be used any more; empty while all is well."""
+        """Why the engine's weights must not be used any more; empty while they may."""
         return self._broken
 
     @override
@@ -80,7 +80,7 @@ class FullServing(Serving):
                 raise _failed("EngineBroken", self._broken, "the kubelet restarts the pod")
             if name != self.name:
                 await self._swap(await self._resolve(name))
-            self._told = tuple(found)
+            self._desired = tuple(found)
             return self._answer()
 
     @override
@@ -96,7 +96,7 @@ class FullServing(Serving):
     def _answer(self) -> Served:
         base = self.name == names.BASE
         loaded = [] if base else [self.name]
-        ready = self.ready and not self._broken and loaded == list(self._told or ())
+        ready = self.ready and not self._broken and loaded == list(self._desired or ())
         return Served(adapters=loaded, base=base, ready=ready)
 
     async def _resolve(self, name: str) -> Weights:
@@ -106,11 +106,11 @@ class FullServing(Serving):
             raise ServeError(HTTPStatus.UNPROCESSABLE_ENTITY, error.problem) from error
 
     async def _swap(self, weights: Weights) -> None:
-        """Weights that cannot be loaded leave those before them in place; raises ServeError."""
+        """Swaps the weights; keeps the old ones if the new ones cannot be loaded (ServeError)."""
         started = time.monotonic()
         async with self._gate.shut(DRAIN_SECONDS):
             drained = time.monotonic()
-            # Nothing runs but what clients have left behind; the prefix cache goes with it.
+            # Only requests that clients abandoned still run; the prefix cache is dropped with them.
             await self._engine.pause_generation(mode="abort", clear_cache=True)
             if problem := await self._load(weights):
                 await self._restore(problem)
@@ -125,25 +125,25 @@ class FullServing(Serving):
         )  # fmt: skip
 
     async def _load(self, weights: Weights) -> str:
-        """Load into every worker; what failed, or nothing."""
+        """Load into every worker; returns what failed, or an empty text."""
         files = [str(file) for file in weights.files]
         try:
             async with asyncio.timeout(LOAD_SECONDS):
-                said = await self._engine.collective_rpc("load_full_weights", args=(files,))
+                problems = await self._engine.collective_rpc("load_full_weights", args=(files,))
         except TimeoutError:
-            # It may still go on, so nothing else may be asked of this engine.
+            # The load may still be running, so this engine must not get another call.
             self._broken = f"loading {weights.name} took more than {LOAD_SECONDS:.0f} s"
             return self._broken
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        return next((problem for problem in said if problem), "")
+        return next((problem for problem in problems if problem), "")
 
     async def _restore(self, problem: str) -> NoReturn:
-        """Put the weights back that were there: some of them may have been written over."""
+        """Load the previous weights again: some of them may have been overwritten."""
         if not self._broken and (again := await self._load(self._loaded)):
             self._broken = f"{problem}; then the weights before, {self.name}: {again}"
         if self._broken:
-            # The engine stays paused, and no name is left to ask it for.
+            # The engine stays paused, and no name leads to it any more.
             self._served_names.clear()
             raise _failed("EngineBroken", self._broken, "the kubelet restarts the pod")
         await self._engine.resume_generation()
@@ -151,14 +151,14 @@ class FullServing(Serving):
 
 
 class _Absent(LoRAResolver):  # type: ignore[misc]
-    """What vLLM asks about a model name other than the served one."""
+    """Answers vLLM's questions about model names other than the served one."""
 
     def __init__(self, serving: FullServing, store: FullStore) -> None:
         self._serving = serving
         self._store = store
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> NoReturn:
-        """409 for weights that could be loaded, 404 for a name that means none, 503 in ruins."""
+        """409 for weights that could be loaded, 404 for unknown names, 503 if broken."""
         if self._serving.broken:
             raise GracefulHTTPError(self._serving.broken, HTTPStatus.SERVICE_UNAVAILABLE)
         if lora_name != names.BASE:

@@ -1,7 +1,7 @@
 """Full weights on the volume: the base's, and those of its checkpoints of adapter type Full.
 
-A server swaps them in place, so what it is given must fit the tensors it has: that is made sure of
-here, from the files' headers, before the engine is touched.
+A server swaps them in place, so new weights must fit the tensors it has. This is checked here, by
+the files' headers, before the engine is touched.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ from safetensors import SafetensorError, safe_open
 
 from espalier.core import names
 from espalier.core.volume import directory
-from espalier.sampler.verified_store import Checkpoints, StoreError, read_manifest, verify_file
+from espalier.sampler.verified_store import (
+    StoreError,
+    VerifiedCheckpoints,
+    read_manifest,
+    verify_file,
+)
 
 INDEX = "model.safetensors.index.json"
-# A weight that another one stands for, and tables that are computed: files may leave them out.
+# Files may omit a weight that is tied to another one, and tables that are computed.
 TIED_HEAD = "lm_head.weight"
 COMPUTED = "rotary_emb.inv_freq"
 
@@ -34,7 +39,7 @@ class Weights:
     files: tuple[Path, ...]
 
 
-class FullStore(Checkpoints):
+class FullStore(VerifiedCheckpoints):
     """Sets of full weights of one base; ``tied``: its head is its embedding."""
 
     def __init__(self, volume: Path, base: str, *, tied: bool) -> None:
@@ -92,7 +97,7 @@ class FullStore(Checkpoints):
 
 
 def _weight_files(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """The files that hold a Hugging Face model's weights: those of its index, or the only ones."""
+    """The weight files of a Hugging Face model: those of its index, or the only ones."""
     listed = manifest.get("files", {})
     if INDEX in listed:
         verify_file(directory, INDEX, dict(manifest))

@@ -1,4 +1,4 @@
-"""Runs in vLLM's workers: puts other weights in the place of the loaded ones.
+"""Runs in vLLM's workers: replaces the loaded weights.
 
 vLLM 0.32 reloads weights layer by layer, in their own storage. On CPU it leaves one thing out: the
 head computes with a packed copy of its weight, and where head and embedding are one weight that
@@ -22,7 +22,7 @@ class FullWeights:
     """Mixed into vLLM's worker (``--worker-extension-cls``)."""
 
     def load_full_weights(self, files: list[str]) -> str:
-        """Load weights of the served model's architecture; what failed, or nothing.
+        """Load weights of the served model's architecture; returns what failed, or an empty text.
 
         A text, since an exception here may end the engine.
         """
@@ -45,7 +45,7 @@ def tensors(files: list[str]) -> Iterator[tuple[str, Tensor]]:
 
 
 def pack_embeddings(model: Any) -> None:
-    """Pack the heads of a model anew, from the weights that they have now; only on CPU.
+    """Pack the heads of a model again, from their present weights; only on CPU.
 
     Raises:
         AttributeError: vLLM packs them in another way than the version that pyproject pins.

@@ -1,0 +1,95 @@
+"""Who calls, and which model a name means to them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from espalier.api.meta import GROUP
+from espalier.gateway.access.auth import Authenticator, Remembered, User
+from espalier.gateway.access.offers import Offers
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.world.routing import NEAREST, Slug, Unknown, find_model, find_slug
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName
+
+
+class Callers:
+    """Authenticates callers and finds the models that they name.
+
+    Args:
+        watch: the cluster as it is now.
+        auth: asks the API server.
+        offers: bases that can be forked, for the remedy of a name that is one.
+    """
+
+    def __init__(self, watch: WorldWatch, auth: Authenticator, offers: Offers) -> None:
+        self._watch = watch
+        self._auth = auth
+        self._offers = offers
+        self._sampling: Remembered[bool] = Remembered()
+
+    async def caller(self, request: web.Request) -> User:
+        """The authenticated caller of a request."""
+        return await self._auth.user(request.headers.get("Authorization"))
+
+    async def require_some_model(self, user: User) -> None:
+        """Refuses a caller who may sample no model, before the body that names it is read."""
+        if not self._served():
+            raise RefusalError(
+                404, "ModelNotFound", "no model is served", "Create a TrainableModel"
+            )
+        if not await self._sampling.get(user, lambda: self._may_sample(user)):
+            raise RefusalError(
+                403,
+                "Forbidden",
+                f"{user.name} may get none of the served models",
+                f"Grant verb get on trainablemodels of {GROUP} by a Role and a RoleBinding",
+            )
+
+    async def _may_sample(self, user: User) -> bool:
+        asked = (self._auth.allowed(user, "get", "trainablemodels", m) for m in self._served())
+        return any(await asyncio.gather(*asked))
+
+    def _served(self) -> list[NamespacedName]:
+        world = self._watch.world
+        return [model for model in world.models if model.namespace in world.namespaces]
+
+    async def sampled(self, user: User, slug: str) -> Slug:
+        """The model and head that a slug means; 404 with the nearest that the caller may see."""
+        meant = find_slug(self._watch.world, slug)
+        if isinstance(meant, Unknown):
+            raise await self._unforked(user, slug) or await self.unknown(user, meant)
+        return meant
+
+    async def model(self, user: User, slug: str) -> NamespacedName:
+        """The model that a slug means in a training request; 404 as for ``sampled``."""
+        meant = find_model(self._watch.world, slug)
+        if isinstance(meant, Unknown):
+            raise await self._unforked(user, slug) or await self.unknown(user, meant)
+        return meant
+
+    async def _unforked(self, user: User, slug: str) -> RefusalError | None:
+        """404 for a base that the caller could fork."""
+        offer = self._offers.find(slug)
+        if offer is None or offer not in await self._offers.of(self._auth, user):
+            return None
+        return RefusalError(
+            404,
+            "ModelNotFound",
+            f"{offer.name} is a base, and only its forks are sampled and trained",
+            f"Fork it, and use the fork: hud models fork {offer.name} --name NAME",
+        )
+
+    async def unknown(self, user: User, unknown: Unknown) -> RefusalError:
+        """404 ``ModelNotFound``, naming only what the caller may get."""
+        seen = [name for name in unknown.nearest[:NEAREST] if await self._may_see(user, name)]
+        remedy = f"Did you mean: {', '.join(seen)}" if seen else "GET /v1/models lists the models"
+        return RefusalError(404, "ModelNotFound", unknown.detail, remedy)
+
+    async def _may_see(self, user: User, name: str) -> bool:
+        slug = find_slug(self._watch.world, name.partition("@")[0])
+        return isinstance(slug, Slug) and await self._auth.allowed(
+            user, "get", "trainablemodels", slug.model
+        )
