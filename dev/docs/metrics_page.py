@@ -10,7 +10,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from espalier.api.metric_names import MEASURED, STEP_REWARD
 from espalier.gateway import prometheus
 from espalier.kube import queue_metrics
-from espalier.trainer.batch.step_metrics import GRADIENT_NORM, METRICS
+from espalier.trainer.batch.step_metrics import GRADIENT_NORM, LEARNING_RATE, METRICS
 
 Series = Counter | Gauge | Histogram
 TYPES = {Counter: "counter", Gauge: "gauge", Histogram: "histogram"}
@@ -74,7 +74,10 @@ def pages() -> dict[str, str]:
             "client itself sent takes precedence.",
             table(
                 ("metric", "in the answer", "meaning"),
-                [*trainer, (code(GRADIENT_NORM[0]), "", GRADIENT_NORM[1])],
+                [
+                    *trainer,
+                    *((code(name), "", text) for name, text in (GRADIENT_NORM, LEARNING_RATE)),
+                ],
             ),
             "## Figures of a checkpoint",
             f"Names that begin with {own}. They come with the next step, which samples the "

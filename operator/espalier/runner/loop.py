@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from espalier.api.meta import decimal
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
@@ -30,6 +29,7 @@ from espalier.client import (
 )
 from espalier.core.checkpoints.commits import run_identity
 from espalier.core.names import parse_checkpoint_name
+from espalier.core.run.learning_rate import learning_rate_at
 from espalier.runner.group_sampling import Skipped, sample_groups
 from espalier.runner.journal import Journal
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records, uninformative
@@ -219,7 +219,7 @@ class Loop:
         self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt, trained: list[Group]
     ) -> None:
         started = time.monotonic()
-        loss, learning_rate = spec.recipe
+        loss, _ = spec.recipe
         await self._client.forward_backward(
             ForwardBackwardRequest(
                 inputs=list(payloads(trained)),
@@ -236,7 +236,7 @@ class Loop:
         step = state.run_step + 1
         committed = await self._client.optim_step(
             OptimStepRequest(
-                learning_rate=decimal(learning_rate),
+                learning_rate=learning_rate_at(spec, step),
                 **spec.optimizer.config(),
                 metrics=seen,
                 measured=_of_sampled(state, attempt),
