@@ -10,7 +10,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from espalier.api.metric_names import MEASURED, STEP_REWARD
 from espalier.gateway import prometheus
 from espalier.kube import queue_metrics
-from espalier.trainer.batch.step_metrics import GRADIENT_NORM, METRICS
+from espalier.trainer.batch.step_metrics import GRADIENT_NORM, LEARNING_RATE, METRICS
 
 Series = Counter | Gauge | Histogram
 TYPES = {Counter: "counter", Gauge: "gauge", Histogram: "histogram"}
@@ -21,8 +21,8 @@ OF_SAMPLES = {
     "rollout/reward/min": "The lowest of these rewards.",
     "rollout/reward/max": "The highest of these rewards.",
     "group/zero_variance_fraction": "Share of groups in which all rewards are equal. Runner.",
-    "async/staleness_steps/mean": "Steps by which groups were older than the weights that learnt from "
-    "them; schedule Asynchronous alone.",
+    "async/staleness_steps/mean": "Steps by which groups were older than the weights that learnt "
+    "from them; schedule Asynchronous alone.",
     "async/staleness_steps/max": "The oldest of these groups.",
     "group/dropped": "Groups that were not trained on, because their rewards are equal, or one of "
     "their answers could not be scored or was cut and the run drops such groups.",
@@ -77,7 +77,10 @@ def pages() -> dict[str, str]:
             "client itself sent takes precedence.",
             table(
                 ("metric", "in the answer", "meaning"),
-                [*trainer, (code(GRADIENT_NORM[0]), "", GRADIENT_NORM[1])],
+                [
+                    *trainer,
+                    *((code(name), "", text) for name, text in (GRADIENT_NORM, LEARNING_RATE)),
+                ],
             ),
             "## Figures of a checkpoint",
             f"Names that begin with {own}. They come with the next step, which samples the "

@@ -128,6 +128,12 @@ GOOD = {
     "run of a loss by sequence": edited(
         RUN, "spec.loss", {"name": "gspo", "clipLow": "0.9", "clipHigh": "1.1"}
     ),
+    "run with a schedule": edited(
+        RUN,
+        "spec.learningRateSchedule",
+        {"type": "Cosine", "warmupSteps": 19, "minimum": "1e-4"},
+    ),
+    "run with a warm-up alone": edited(RUN, "spec.learningRateSchedule", {"warmupSteps": 5}),
     "run with the longest name": named(RUN, "9" * 50),
     "head that tracks": HEAD,
     "head that tracks and still names a checkpoint": edited(
@@ -395,6 +401,26 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "learning rate absent": (
         *(RUN, "spec.learningRate", ABSENT),
         *("spec.learningRate", "driver Runner needs learningRate: give a quoted decimal"),
+    ),
+    "schedule of a client's own rate": (
+        *(CLIENT_RUN, "spec.learningRateSchedule", {"type": "Linear"}),
+        *("spec.learningRateSchedule", "learningRateSchedule needs learningRate"),
+    ),
+    "warm-up of all steps": (
+        *(RUN, "spec.learningRateSchedule", {"warmupSteps": 20}),
+        *("spec.learningRateSchedule.warmupSteps", "must be below steps"),
+    ),
+    "minimum of a constant rate": (
+        *(RUN, "spec.learningRateSchedule", {"minimum": "1e-6"}),
+        *("spec.learningRateSchedule.minimum", "minimum belongs to Linear and Cosine"),
+    ),
+    "minimum above the rate": (
+        *(RUN, "spec.learningRateSchedule", {"type": "Linear", "minimum": "1e-3"}),
+        *("spec.learningRateSchedule.minimum", "must not be above learningRate"),
+    ),
+    "unknown schedule": (
+        *(RUN, "spec.learningRateSchedule", {"type": "Polynomial"}),
+        *("spec.learningRateSchedule.type", '"Cosine"'),
     ),
     "beta1 of 1": (
         *(RUN, "spec.optimizer.beta1", "1.0"),

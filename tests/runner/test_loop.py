@@ -178,6 +178,13 @@ async def test_the_trainer_gets_the_runs_hyperparameters(bench: Bench) -> None:
     assert (step["beta1"], step["beta2"], step["eps"]) == (0.9, 0.95, 1e-8)
 
 
+async def test_each_step_is_taken_at_the_rate_of_its_schedule(bench: Bench) -> None:
+    bench.gateway.spec |= {"learningRateSchedule": {"type": "Linear", "warmupSteps": 1}, "steps": 3}
+    await bench.drive()
+    rates = [step["learning_rate"] for step in bench.gateway.bodies("optim-step")]
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4])
+
+
 async def test_a_step_carries_metrics_cursor_and_rollouts(bench: Bench) -> None:
     await bench.drive()
     step = bench.gateway.bodies("optim-step")[0]

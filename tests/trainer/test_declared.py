@@ -116,7 +116,7 @@ def test_a_command_that_differs_is_refused_with_both_values(
     given: dict[str, Any], request_: Wire, field: str, wanted: str, said: str
 ) -> None:
     with pytest.raises(CommandError) as refused:
-        check(bound(**given), request_)
+        check(bound(**given), request_, step=1)
     problem = refused.value.problem
     assert (refused.value.status, problem.reason) == (409, "RunSaysOtherwise")
     assert problem.detail.startswith(f"spec.{field} of TrainingRun r is ")
@@ -138,7 +138,7 @@ def test_a_command_that_differs_is_refused_with_both_values(
     ],
 )
 def test_a_command_that_says_the_same_is_taken(given: dict[str, Any], request_: Wire) -> None:
-    check(bound(**given), request_)
+    check(bound(**given), request_, step=1)
 
 
 def test_what_a_run_leaves_out_binds_nobody_and_a_runner_is_not_bound() -> None:
@@ -162,3 +162,27 @@ def test_a_refused_command_changes_nothing_and_an_answered_one_is_answered_again
     # Its answer was lost, and Git was edited meanwhile: what was applied stays applied.
     assert send(1, "optim-step", STEP(), bound(learningRate="1e-5")) == 200
     assert len(engine.state.commits) == 1
+
+
+def test_a_schedule_binds_a_client_to_the_rate_of_the_very_step(engine: Engine) -> None:
+    falling = {"type": "Linear", "warmupSteps": 1, "minimum": "0"}
+    said = bound(learningRate="1e-2", steps=3, learningRateSchedule=falling)
+
+    def step(seq: int, rate: float) -> int:
+        tiny.send(engine, "forward-backward", FB(), ("s", seq))
+        sent = Sent("optim-step", STEP(learning_rate=rate), None, said)
+        return engine.execute(Command(Key("s", seq + 1), sent)).status
+
+    # The rate of the step after the warm-up is that of the first; the third has half of it.
+    assert [step(0, 1e-2), step(2, 1e-2)] == [200, 200]
+    with pytest.raises(CommandError) as refused:
+        step(4, 1e-2)
+    assert refused.value.status == 409
+    assert refused.value.problem.detail == (
+        "spec.learningRate of TrainingRun r is 0.005 at step 3 of 3 (learningRateSchedule Linear), "
+        "and the command says 0.01; nothing was applied"
+    )
+    # A client that computes it in another order rounds otherwise.
+    assert step(6, 5e-3 * (1 + 1e-15)) == 200
+    rates = [commit.metrics["optimizer/learning_rate"] for commit in engine.state.commits]
+    assert rates == pytest.approx([1e-2, 1e-2, 5e-3])

@@ -90,6 +90,7 @@ def test_metrics_come_from_the_trainer_and_rewards_from_the_client(engine: Engin
     assert {
         "rollout/reward/std",
         "optimizer/gradient_norm",
+        "optimizer/learning_rate",
         "tokens/trained",
         "logprob/difference_max",
         "logprob/difference_mean",

@@ -14,7 +14,7 @@ from espalier.api.wire import ForwardRequest
 from espalier.trainer.batch.data import datums
 from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.batch.packing import pack
-from espalier.trainer.batch.step_metrics import GRADIENT_NORM, METRICS, Tally
+from espalier.trainer.batch.step_metrics import GRADIENT_NORM, LEARNING_RATE, METRICS, Tally
 from espalier.trainer.policy.policy import Policy
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -24,7 +24,8 @@ def test_the_reference_lists_the_registry() -> None:
     text = (DOCS / "reference" / "metrics.md").read_text().replace("\\|", "|")
     listed = set(re.findall(r"^\| `(\S+)` \| (.*?) \| (.*) \|$", text, flags=re.MULTILINE))
     registry = {(m.checkpoint, f"`{m.answer}`" if m.answer else "", m.meaning) for m in METRICS}
-    assert registry | {(GRADIENT_NORM[0], "", GRADIENT_NORM[1])} <= listed
+    of_steps = {(name, "", meaning) for name, meaning in (GRADIENT_NORM, LEARNING_RATE)}
+    assert registry | of_steps <= listed
 
 
 def test_every_metric_is_what_it_says(policy: Policy) -> None:

@@ -21,6 +21,7 @@ from espalier.api.run.advantage import Advantage
 from espalier.api.run.checkpoint_policy import CheckpointPolicy
 from espalier.api.run.evaluation import Evaluation
 from espalier.api.run.group_filter import GroupFilter
+from espalier.api.run.learning_rate_schedule import LearningRateSchedule
 from espalier.api.run.loss import Loss
 from espalier.api.run.optimizer import Optimizer
 from espalier.api.run.sampling import Sampling
@@ -99,6 +100,11 @@ class TrainingRunSpec(Type):
         default=None,
         description='learningRate, a quoted decimal such as "1e-4". Takes effect at the next step. '
         "Needed by driver Runner.",
+    )
+    learning_rate_schedule: LearningRateSchedule | None = Field(
+        default=None,
+        description="learningRateSchedule of the steps; without it each takes learningRate. A "
+        "client is bound to the rate of the very step that it takes.",
     )
     steps: int = Field(
         ge=1, le=10000000, description="steps of the optimizer that the run takes; may grow."
@@ -232,6 +238,25 @@ class TrainingRunSpec(Type):
                 "self.steps >= oldSelf.steps",
                 "steps may grow but never shrink: suspend the run to stop it early",
                 ".steps",
+            ),
+            (
+                "!has(self.learningRateSchedule) || has(self.learningRate)",
+                "learningRateSchedule needs learningRate, which it starts from: give a quoted "
+                'decimal, such as "1e-5"',
+                ".learningRateSchedule",
+            ),
+            (
+                "!has(self.learningRateSchedule)"
+                " || self.learningRateSchedule.warmupSteps < self.steps",
+                "learningRateSchedule.warmupSteps must be below steps, or no step takes "
+                "learningRate: lower it or raise steps",
+                ".learningRateSchedule.warmupSteps",
+            ),
+            (
+                "!has(self.learningRateSchedule) || !has(self.learningRate)"
+                " || double(self.learningRateSchedule.minimum) <= double(self.learningRate)",
+                "learningRateSchedule.minimum must not be above learningRate: lower it",
+                ".learningRateSchedule.minimum",
             ),
             (
                 "!has(self.loss) || !has(oldSelf.loss) || self.loss.name == oldSelf.loss.name",

@@ -257,6 +257,15 @@ class DeclaredOptimizer(Wire):
     grad_clip_norm: float
 
 
+class DeclaredSchedule(Wire):
+    """How the learning rate goes from its highest, ``Declared.learning_rate``, over ``steps``."""
+
+    type: Literal["Constant", "Linear", "Cosine"]
+    warmup_steps: int
+    minimum: float
+    steps: int
+
+
 class Declared(Wire):
     """What the commands of a run's client must say; what is None, the client decides."""
 
@@ -264,6 +273,7 @@ class Declared(Wire):
     loss_fn: str | None = None
     loss_fn_config: dict[str, float] = Field(default_factory=dict)
     learning_rate: float | None = None
+    learning_rate_schedule: DeclaredSchedule | None = None
     optimizer: DeclaredOptimizer | None = None
     advantage_source: Literal["Estimated", "Precomputed"] | None = None
     advantage_scale: Literal["None", "GroupStd"] | None = None

@@ -175,7 +175,7 @@ def evaluate(
 ) -> None:
     """Ask a run's model tasks of the run's kind that it was not trained on."""
     if answers > 1 and temperature == 0.0:
-        raise CommandError(
+        raise CliError(
             f"--answers is {answers}, and greedy answers are all the same",
             "usage",
             "give --temperature above 0",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Sequence
 
-from espalier.api.meta import decimal
 from espalier.api.run.schedule import Schedule as ScheduleSpec
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
 from espalier.client import GatewayClient
 from espalier.core.names import parse_checkpoint_name
+from espalier.core.run.learning_rate import learning_rate_at
 from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Synchronous
 from espalier.loop.steps import Attempt
 from espalier.runner.group_sampling import Outcome, Skipped, sample_groups
@@ -111,11 +111,10 @@ class DeclaredStep:
 
     def step(self, state: TrainerState, attempt: Attempt[Outcome]) -> OptimStepRequest:
         """By the run's optimizer, with the figures and rollouts of everything sampled."""
-        _, learning_rate = self._spec.recipe
         step = state.run_step + 1
         groups = sampled(attempt.groups)
         return OptimStepRequest(
-            learning_rate=decimal(learning_rate),
+            learning_rate=learning_rate_at(self._spec, step),
             **self._spec.optimizer.config(),
             metrics=figures(attempt) | attempt.staleness_metrics(),
             measured=_measured(state, groups),

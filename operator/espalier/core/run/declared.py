@@ -5,6 +5,7 @@ from __future__ import annotations
 from espalier.api.meta import decimal
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Declared, DeclaredOptimizer
+from espalier.core.run.learning_rate import declared_schedule
 
 
 def declared(run: TrainingRun) -> Declared | None:
@@ -21,6 +22,7 @@ def declared(run: TrainingRun) -> Declared | None:
         loss_fn=spec.loss.name if spec.loss is not None else None,
         loss_fn_config=spec.loss.config() if spec.loss is not None else {},
         learning_rate=decimal(spec.learning_rate) if spec.learning_rate is not None else None,
+        learning_rate_schedule=declared_schedule(spec),
         optimizer=DeclaredOptimizer(**spec.optimizer.config()) if "optimizer" in given else None,
         advantage_source=spec.advantage.source if "advantage" in given else None,
         advantage_scale=spec.advantage.scale if "advantage" in given else None,

@@ -237,5 +237,6 @@ METRICS = (
     ),
     Metric("", "datums/trained", "Samples of the step.", lambda t: t.datums, _rewarded),
 )
-# The step adds this one; it is not in any tally.
+# The step adds these; they are not in any tally.
 GRADIENT_NORM = ("optimizer/gradient_norm", "Global L2 norm of the gradient before clipping.")
+LEARNING_RATE = ("optimizer/learning_rate", "The learning rate that the step was taken with.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,34 +16,46 @@ from espalier.api.wire import (
     TrajectoryPayload,
     Wire,
 )
+from espalier.core.run.learning_rate import scheduled
 from espalier.trainer.batch.losses import LossSpec, loss_spec
 from espalier.trainer.problems import CommandError
 
 
 @dataclass(frozen=True)
 class _Value:
-    """A field of the run's spec: the value there, and the value in the command."""
+    """A field of the run's spec: the value there, and the value in the command.
+
+    ``why`` says what else the value comes from.
+    """
 
     field: str
     given: object
     sent: object
+    why: str = ""
 
 
-def check(given: Declared, request: Wire) -> None:
-    """Raises 409 with both values for the first thing that differs from the run's spec."""
-    for value in _compared(given, request):
+# A client computes the rate of a step itself, and may round otherwise than we do.
+_RATE_TOLERANCE = 1e-9
+
+
+def check(given: Declared, request: Wire, *, step: int) -> None:
+    """Raises 409 with both values for the first thing that differs from the run's spec.
+
+    ``step`` is the one of the run that is next, counted from 1.
+    """
+    for value in _compared(given, request, step):
         if value.given is not None and value.given != value.sent:
             raise CommandError(
                 409,
                 "RunSaysOtherwise",
-                f"spec.{value.field} of TrainingRun {given.run} is {value.given}, and the command "
-                f"says {value.sent}; nothing was applied",
+                f"spec.{value.field} of TrainingRun {given.run} is {value.given}{value.why}, "
+                f"and the command says {value.sent}; nothing was applied",
                 f"send {value.given}, edit spec.{value.field}, or take it out of the spec: what a "
                 "run with driver Client leaves out its client decides",
             )
 
 
-def _compared(given: Declared, request: Wire) -> Iterator[_Value]:
+def _compared(given: Declared, request: Wire, step: int) -> Iterator[_Value]:
     if isinstance(request, ForwardRequest):
         yield from _batch(given, request)
     if isinstance(request, ForwardBackwardRequest):
@@ -57,7 +70,7 @@ def _compared(given: Declared, request: Wire) -> Iterator[_Value]:
         yield _Value("loss", given.loss_fn, "a loss of its own")
         yield _Value("advantage.source", given.advantage_source, "a loss of its own")
     if isinstance(request, OptimStepRequest):
-        yield _Value("learningRate", given.learning_rate, request.learning_rate)
+        yield from _rate(given, request, step)
         if (optimizer := given.optimizer) is not None:
             yield _Value("optimizer.beta1", optimizer.beta1, request.beta1)
             yield _Value("optimizer.beta2", optimizer.beta2, request.beta2)
@@ -65,6 +78,18 @@ def _compared(given: Declared, request: Wire) -> Iterator[_Value]:
             yield _Value("optimizer.weightDecay", optimizer.weight_decay, request.weight_decay)
             clip = "optimizer.gradientClipNorm"
             yield _Value(clip, optimizer.grad_clip_norm, request.grad_clip_norm)
+
+
+def _rate(given: Declared, request: OptimStepRequest, step: int) -> Iterator[_Value]:
+    """The learning rate, which a schedule makes another one at each step."""
+    peak, schedule = given.learning_rate, given.learning_rate_schedule
+    if peak is None or schedule is None:
+        yield _Value("learningRate", peak, request.learning_rate)
+        return
+    wanted = scheduled(peak, schedule, step)
+    if not math.isclose(wanted, request.learning_rate, rel_tol=_RATE_TOLERANCE):
+        why = f" at step {step} of {schedule.steps} (learningRateSchedule {schedule.type})"
+        yield _Value("learningRate", wanted, request.learning_rate, why)
 
 
 def _batch(given: Declared, request: ForwardRequest) -> Iterator[_Value]:

@@ -92,7 +92,7 @@ class Engine:
         if sent.declared is not None:
             # After the lookup: a command applied before an edit of the spec is still answered
             # again.
-            declared.check(sent.declared, sent.request)
+            declared.check(sent.declared, sent.request, step=self.state.run_step() + 1)
         self._check_order(command.key)
         try:
             answer = self._apply(command)

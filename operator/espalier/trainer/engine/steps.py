@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from espalier.api.metric_names import of_step
 from espalier.api.wire import OptimStepRequest, Problem
-from espalier.trainer.batch.step_metrics import GRADIENT_NORM, total
+from espalier.trainer.batch.step_metrics import GRADIENT_NORM, LEARNING_RATE, total
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.engine import checkpoint_files, kept_rollouts, recovery
 from espalier.trainer.engine.checkpoint_files import Position, StepState
@@ -101,6 +101,7 @@ def _next_step(state: TrainingState, request: OptimStepRequest, proposal: Propos
     tally = total(state.tallies)
     measured = tally.checkpoint_metrics()
     measured[GRADIENT_NORM[0]] = proposal.gradient_norm
+    measured[LEARNING_RATE[0]] = request.learning_rate
     # The client also knows the rewards of rollouts that it did not send, so its figures win.
     rewards = {n: v for n, v in request.metrics.items() if n.startswith(REWARDS)}
     return StepState(
