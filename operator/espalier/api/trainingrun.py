@@ -49,6 +49,15 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
     ]
     found["x-kubernetes-validations"].append(
         newly(
+            "!has(self.loss) || self.loss.name != 'cross_entropy' || !has(self.advantage)"
+            " || (self.advantage.estimator == 'GroupMean' && self.advantage.scale == 'None')",
+            "cross_entropy reads no advantages: remove advantage, or choose another loss",
+            ".advantage",
+            unless="has(before.advantage) && before.advantage == self.advantage",
+        )
+    )
+    found["x-kubernetes-validations"].append(
+        newly(
             f"{client} || !has(self.sampling) || ({held})",
             f"{', '.join(unseen)} belong to driver Runner: a client's script says them when it "
             "samples",
@@ -181,8 +190,10 @@ class TrainingRunSpec(Type):
             ),
             (
                 "!has(self.groupSize) || self.groupSize >= 2 || (has(self.advantage)"
-                " ? self.advantage.source != 'Estimated' : self.driver == 'Client')",
-                "advantage.source Estimated needs groupSize of 2 or more, or every advantage is 0",
+                " ? self.advantage.source != 'Estimated' || self.advantage.estimator == 'None'"
+                " : self.driver == 'Client')",
+                "advantage.source Estimated needs groupSize of 2 or more, or every advantage is 0; "
+                "or take the reward itself with advantage.estimator None",
                 ".groupSize",
             ),
             (

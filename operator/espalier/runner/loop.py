@@ -32,6 +32,7 @@ from espalier.core.checkpoints.commits import run_identity
 from espalier.core.names import parse_checkpoint_name
 from espalier.runner.group_sampling import Skipped, sample_groups
 from espalier.runner.journal import Journal
+from espalier.runner.objective import objective
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records, uninformative
 from espalier.runner.run_end import UserError
 from espalier.runner.scoring.on_error import told
@@ -219,14 +220,12 @@ class Loop:
         self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt, trained: list[Group]
     ) -> None:
         started = time.monotonic()
-        loss, learning_rate = spec.recipe
+        _, learning_rate = spec.recipe
         await self._client.forward_backward(
             ForwardBackwardRequest(
                 inputs=list(payloads(trained)),
                 group_size=len(trained[0].completions),
-                loss_fn=loss.name,
-                loss_fn_config=loss.config() or None,
-                advantage_scale=spec.advantage.scale,
+                **objective(spec),
             ),
             term=state.term,
         )
