@@ -117,6 +117,10 @@ GOOD = {
         "spec.taskset",
         {"seed": 1, "image": {"reference": "registry.example/tasks:1", "path": "train.jsonl"}},
     ),
+    "run of single answers": edited(
+        edited(RUN, "spec.advantage", {"estimator": "None", "scale": "BatchStd"}),
+        *("spec.groupSize", 1),
+    ),
     "run of a client": edited(edited(RUN, "spec.driver", "Client"), "spec.taskset", ABSENT),
     "run that leaves all to its client": CLIENT_RUN,
     "run that binds its client": edited(
@@ -278,6 +282,11 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *("spec.groupFilter", {"zeroVariance": "Resample"}),
         *("spec.groupFilter", "Resample needs schedule.mode Synchronous"),
     ),
+    "a batch's deviation before the batch is there": (
+        edited(RUN, "spec.schedule", {"mode": "Streaming", "minibatches": 2}),
+        *("spec.advantage", {"scale": "BatchStd"}),
+        *("spec.advantage", "needs all rewards of a step at once"),
+    ),
     "rounds of no resampling": (
         *(RUN, "spec.groupFilter", {"maxResampleRounds": 2}),
         *("spec.groupFilter", "maxResampleRounds belongs to zeroVariance Resample"),
@@ -438,6 +447,26 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "group of one": (
         *(RUN, "spec.groupSize", 1),
         *("spec.groupSize", "needs groupSize of 2 or more"),
+    ),
+    "group of one to compare with others": (
+        *(edited(RUN, "spec.advantage", {"estimator": "LeaveOneOut"}), "spec.groupSize", 1),
+        *("spec.groupSize", "or take the reward itself with advantage.estimator None"),
+    ),
+    "spread of a group without a group": (
+        *(RUN, "spec.advantage", {"estimator": "None", "scale": "GroupStd"}),
+        *("spec.advantage.scale", "choose GroupMean, or scale None or BatchStd"),
+    ),
+    "estimator of advantages that are given": (
+        *(CLIENT_RUN, "spec.advantage", {"source": "Precomputed", "estimator": "LeaveOneOut"}),
+        *("spec.advantage.estimator", "estimator belongs to source Estimated"),
+    ),
+    "scale of advantages that are given": (
+        *(CLIENT_RUN, "spec.advantage", {"source": "Precomputed", "scale": "BatchStd"}),
+        *("spec.advantage.scale", "scale belongs to source Estimated"),
+    ),
+    "advantages that a loss does not read": (
+        *(edited(RUN, "spec.loss", {"name": "cross_entropy"}), "spec.advantage.scale", "GroupStd"),
+        *("spec.advantage", "cross_entropy reads no advantages"),
     ),
     "advantages that no taskset gives": (
         *(RUN, "spec.advantage.source", "Precomputed"),

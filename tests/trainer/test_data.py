@@ -39,12 +39,52 @@ REWARDS = [trajectory(reward) for reward in (1.0, 0.0, 5.0, 1.0)]
         ({"group_size": 2}, [0.5, -0.5, 2.0, -2.0]),
         ({"group_size": 4}, [-0.75, -1.75, 3.25, -0.75]),
         ({"group_size": 2, "reward_scale": 10.0}, [5.0, -5.0, 20.0, -20.0]),
-        ({"group_size": 2, "advantage_scale": "GroupStd"}, [1.0, -1.0, 1.0, -1.0]),
+        ({"group_size": 2, "advantage_estimator": "LeaveOneOut"}, [1.0, -1.0, 4.0, -4.0]),
+        ({"group_size": 2, "advantage_estimator": "None"}, [1.0, 0.0, 5.0, 1.0]),
         ({"group_size": 1}, [0.0, 0.0, 0.0, 0.0]),
     ],
 )
 def test_advantages(changes: dict[str, Any], expected: list[float]) -> None:
     assert advantages(request(*REWARDS, **changes)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [("GroupStd", [1, -1, 1, -1]), ("BatchStd", [0.26038, -0.26038, 1.04151, -1.04151])],
+)
+def test_advantages_are_scaled_by_the_spread_of_their_group_or_of_the_request(
+    scale: str, expected: list[float]
+) -> None:
+    found = advantages(request(*REWARDS, group_size=2, advantage_scale=scale))
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"group_size": 1, "advantage_estimator": "LeaveOneOut"}, "compares with the others"),
+        ({"advantage_estimator": "None", "advantage_scale": "GroupStd"}, "estimator None takes no"),
+    ],
+)
+def test_what_has_no_advantage_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(CommandError, match=says) as refused:
+        advantages(request(*REWARDS, **changes))
+    assert refused.value.status == 422
+
+
+@pytest.mark.parametrize("field", ["advantage_estimator", "advantage_scale"])
+def test_an_estimator_is_refused_where_nothing_is_estimated(field: str) -> None:
+    value = {"advantage_estimator": "LeaveOneOut", "advantage_scale": "BatchStd"}[field]
+    given = [trajectory(1.0, advantage=0.3), trajectory(0.0, advantage=-0.1)]
+    for inputs in (given, [sample(advantages=[1.0]), sample(advantages=[-1.0])]):
+        with pytest.raises(CommandError, match=f"{field}: is {value}, and inputs bring their own"):
+            advantages(request(*inputs, group_size=2, **{field: value}))
+
+
+def test_a_masked_sample_keeps_its_place_in_the_mean_of_its_group() -> None:
+    masked = [sample(masked=True) | {"reward": 3.0}, sample(), sample()]
+    data = datums(request(*masked, group_size=3), LIMITS, policies_compared=True)
+    assert [(d.masked, d.advantage) for d in data] == [(True, 2.0), (False, -1.0), (False, -1.0)]
 
 
 def test_a_group_of_equal_rewards_has_no_advantage_even_when_scaled() -> None:

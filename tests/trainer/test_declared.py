@@ -81,6 +81,10 @@ DIFFERENT: dict[str, tuple[dict[str, Any], Wire, str, str, str]] = {
         *({"advantage": {"scale": "GroupStd"}}, FB()),
         *("advantage.scale", "GroupStd", "None"),
     ),
+    "estimator": (
+        *({"advantage": {"estimator": "LeaveOneOut"}}, FB()),
+        *("advantage.estimator", "LeaveOneOut", "GroupMean"),
+    ),
     "estimated where it shall be given": (
         *({"advantage": {"source": "Precomputed"}}, FB(inputs=advised(1.0, None), group_size=1)),
         *("advantage.source", "Precomputed", "Estimated"),

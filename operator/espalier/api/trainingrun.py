@@ -53,6 +53,15 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
     ]
     found["x-kubernetes-validations"].append(
         newly(
+            "!has(self.loss) || self.loss.name != 'cross_entropy' || !has(self.advantage)"
+            " || (self.advantage.estimator == 'GroupMean' && self.advantage.scale == 'None')",
+            "cross_entropy reads no advantages: remove advantage, or choose another loss",
+            ".advantage",
+            unless="has(before.advantage) && before.advantage == self.advantage",
+        )
+    )
+    found["x-kubernetes-validations"].append(
+        newly(
             f"{client} || !has(self.sampling) || ({held})",
             f"{', '.join(unseen)} belong to driver Runner: a client's script says them when it "
             "samples",
@@ -235,6 +244,14 @@ class TrainingRunSpec(Type):
                 ".evaluation",
             ),
             (
+                "!has(self.advantage) || !has(self.advantage.scale)"
+                " || self.advantage.scale != 'BatchStd' || !has(self.schedule)"
+                " || !has(self.schedule.mode) || self.schedule.mode != 'Streaming'",
+                "advantage.scale BatchStd needs all rewards of a step at once, and schedule.mode "
+                "Streaming adds gradients before they are there: choose GroupStd or Synchronous",
+                ".advantage",
+            ),
+            (
                 "self.steps >= oldSelf.steps",
                 "steps may grow but never shrink: suspend the run to stop it early",
                 ".steps",
@@ -265,8 +282,10 @@ class TrainingRunSpec(Type):
             ),
             (
                 "!has(self.groupSize) || self.groupSize >= 2 || (has(self.advantage)"
-                " ? self.advantage.source != 'Estimated' : self.driver == 'Client')",
-                "advantage.source Estimated needs groupSize of 2 or more, or every advantage is 0",
+                " ? self.advantage.source != 'Estimated' || self.advantage.estimator == 'None'"
+                " : self.driver == 'Client')",
+                "advantage.source Estimated needs groupSize of 2 or more, or every advantage is 0; "
+                "or take the reward itself with advantage.estimator None",
                 ".groupSize",
             ),
             (

@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 from espalier.api.meta import OptimizerState
+from espalier.api.run.advantage import Estimator, Scale
 from espalier.api.sampled import CHUNK
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -96,7 +97,8 @@ class TrajectorySample(Wire):
     any sign. ``temperature`` (0: greedy) and ``shifted_by`` say how the sample was drawn, as
     ``sampled.Sampled``; HUD's client sends the same back as the one entry of ``prompt_chunks`` that
     the gateway gave it. ``checkpoint`` is the name of the Checkpoint that sampled it, where that is
-    known.
+    known. Of a ``masked`` sample no token is trained or counted, and the reward of its trajectory
+    stays in the mean of its group.
     """
 
     prompt_token_ids: Wholes | None = None
@@ -108,6 +110,7 @@ class TrajectorySample(Wire):
     checkpoint: Annotated[str, Field(max_length=63)] | None = None
     temperature: Real | None = Field(default=None, ge=0)
     shifted_by: list[str] = Field(default_factory=list)
+    masked: Annotated[bool, Strict()] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -146,8 +149,7 @@ class ForwardRequest(Wire):
     """Log-probs without gradients.
 
     A group is what shares an id, or ``group_size`` in a row; without either all inputs are one
-    group, as in HUD. Advantages are relative to the group's mean reward. ``temperature`` is that of
-    the samples that name none; without it 1, HUD's.
+    group, as in HUD. ``temperature`` is that of the samples that name none; without it 1, HUD's.
     """
 
     inputs: Annotated[list[str | TrajectoryPayload], Field(fail_fast=True)] = Field(min_length=1)
@@ -161,12 +163,16 @@ class ForwardBackwardRequest(ForwardRequest):
 
     ``num_substeps`` is HUD's number of parts to compute the batch in. Gradients are sums, so every
     value gives the same result; the trainer sizes the parts for its device.
+
+    From ``advantage_estimator`` on: ours. How rewards become advantages, as in
+    ``core.advantages``; HUD's is the reward minus the mean of its group.
     """
 
     loss_fn: str = "importance_sampling"
     loss_fn_config: dict[str, Real] | None = None
     num_substeps: Whole = Field(default=1, ge=1)
-    advantage_scale: Literal["None", "GroupStd"] = "None"
+    advantage_estimator: Estimator = "GroupMean"
+    advantage_scale: Scale = "None"
 
 
 class ForwardBackwardResult(Wire):
@@ -276,7 +282,8 @@ class Declared(Wire):
     learning_rate_schedule: DeclaredSchedule | None = None
     optimizer: DeclaredOptimizer | None = None
     advantage_source: Literal["Estimated", "Precomputed"] | None = None
-    advantage_scale: Literal["None", "GroupStd"] | None = None
+    advantage_estimator: Estimator | None = None
+    advantage_scale: Scale | None = None
     group_size: int | None = None
     temperature: float | None = None
     max_tokens: int | None = None

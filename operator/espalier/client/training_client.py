@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
+from espalier.api.run.advantage import Estimator, Scale
 from espalier.api.wire import (
     BackwardRequest,
     ForwardBackwardRequest,
@@ -73,7 +74,8 @@ class TrainingClient(ReadingClient):
         reward_scale: float = 1.0,
         num_substeps: int = 1,
         temperature: float | None = None,
-        advantage_scale: Literal["None", "GroupStd"] = "None",
+        advantage_estimator: Estimator = "GroupMean",
+        advantage_scale: Scale = "None",
     ) -> Call[ForwardBackwardResult]:
         """Adds the gradient of a built-in loss to those that the next ``optim_step`` takes.
 
@@ -83,12 +85,14 @@ class TrainingClient(ReadingClient):
             loss_fn_config: its settings; what the loss does not know is refused. ``epsilon`` of ppo
                 clips the ratio to 1 - epsilon and 1 + epsilon.
             group_size: consecutive trajectories that make a group, unless they carry group ids;
-                without either all of them are one. The advantage is the reward minus the
-                group's mean.
+                without either all of them are one.
             reward_scale: factor of all advantages.
             num_substeps: HUD's: in how many parts the batch is computed; gradients are the same.
             temperature: of the samples that say none themselves, as a Rollout's do; 1 if None.
-            advantage_scale: GroupStd divides by the group's standard deviation.
+            advantage_estimator: GroupMean is the reward minus its group's mean, LeaveOneOut the
+                reward minus the mean of the others, None the reward.
+            advantage_scale: GroupStd divides by the standard deviation of the group's rewards,
+                BatchStd by that of all rewards of the call.
         """
         request = ForwardBackwardRequest(
             inputs=_inputs(trajectories),
@@ -98,6 +102,7 @@ class TrainingClient(ReadingClient):
             reward_scale=reward_scale,
             num_substeps=num_substeps,
             temperature=temperature,
+            advantage_estimator=advantage_estimator,
             advantage_scale=advantage_scale,
         )
         call = self._command("forward-backward", request, gateway.FORWARD_BACKWARD)
@@ -159,7 +164,8 @@ class TrainingClient(ReadingClient):
         num_substeps: int = 1,
         weight_decay: float = 0.0,
         temperature: float | None = None,
-        advantage_scale: Literal["None", "GroupStd"] = "None",
+        advantage_estimator: Estimator = "GroupMean",
+        advantage_scale: Scale = "None",
         rollouts: Given | None = None,
     ) -> Call[CommittedStep]:
         """``forward_backward``, and ``optim_step`` if that succeeds."""
@@ -171,6 +177,7 @@ class TrainingClient(ReadingClient):
             reward_scale=reward_scale,
             num_substeps=num_substeps,
             temperature=temperature,
+            advantage_estimator=advantage_estimator,
             advantage_scale=advantage_scale,
         )
         committed = self.optim_step(

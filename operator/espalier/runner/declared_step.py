@@ -15,6 +15,7 @@ from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Syn
 from espalier.loop.steps import Attempt
 from espalier.runner.group_sampling import Outcome, Skipped, sample_groups
 from espalier.runner.journal import Journal
+from espalier.runner.objective import objective
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records
 from espalier.runner.scoring.on_error import told
 from espalier.runner.scoring.scorer import Scorer
@@ -99,14 +100,11 @@ class DeclaredStep:
 
     def gradients(self, chosen: Sequence[Outcome]) -> ForwardBackwardRequest:
         """By the run's loss and advantage."""
-        spec, groups = self._spec, sampled(chosen)
-        loss, _ = spec.recipe
+        groups = sampled(chosen)
         return ForwardBackwardRequest(
             inputs=list(payloads(groups)),
             group_size=len(groups[0].completions),
-            loss_fn=loss.name,
-            loss_fn_config=loss.config() or None,
-            advantage_scale=spec.advantage.scale,
+            **objective(self._spec),
         )
 
     def step(self, state: TrainerState, attempt: Attempt[Outcome]) -> OptimStepRequest:

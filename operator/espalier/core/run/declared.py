@@ -25,6 +25,7 @@ def declared(run: TrainingRun) -> Declared | None:
         learning_rate_schedule=declared_schedule(spec),
         optimizer=DeclaredOptimizer(**spec.optimizer.config()) if "optimizer" in given else None,
         advantage_source=spec.advantage.source if "advantage" in given else None,
+        advantage_estimator=spec.advantage.estimator if "advantage" in given else None,
         advantage_scale=spec.advantage.scale if "advantage" in given else None,
         group_size=spec.group_size if "group_size" in given else None,
         temperature=decimal(spec.sampling.temperature) if "sampling" in given else None,

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from espalier.api.wire import (
-    ForwardBackwardRequest,
     ForwardRequest,
     TrajectoryPayload,
     TrajectorySample,
 )
+from espalier.trainer.batch.estimates import estimates
 from espalier.trainer.problems import CommandError, invalid
-
-# Below this spread a group's rewards count as equal.
-NO_SPREAD = 1e-8
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,8 @@ class Datum:
     """One assistant turn: every output token is a target, no prompt token is.
 
     Log-probs are of the policy at ``temperature``, which is ``assumed`` if nobody named it.
-    ``token_advantages`` replace ``advantage`` token by token; ``token_weights`` are 1 if empty.
+    ``token_advantages`` replace ``advantage`` token by token; ``token_weights`` are 1 if empty. Of
+    a ``masked`` datum no token is trained.
     """
 
     prompt: tuple[int, ...]
@@ -46,6 +42,7 @@ class Datum:
     token_weights: tuple[float, ...] = ()
     temperature: float = 1.0
     assumed: bool = False
+    masked: bool = False
 
     @property
     def family(self) -> tuple[str, int]:
@@ -75,7 +72,7 @@ def datums(
     """
     trajectories = _inline(request.inputs)
     groups = _groups(trajectories, request.group_size)
-    advantages = _advantages(trajectories, groups, request)
+    estimated = estimates(trajectories, groups, request)
     group_of = {index: number for number, group in enumerate(groups or []) for index in group}
     result = []
     for index, trajectory in enumerate(trajectories):
@@ -94,7 +91,7 @@ def datums(
                     prompt=prompt,
                     output=tuple(sample.output_token_ids),
                     sampling_logprobs=tuple(sample.output_logprobs),
-                    advantage=advantages[index],
+                    advantage=estimated[index],
                     reward=trajectory.reward,
                     trajectory=index,
                     group=group_of.get(index),
@@ -102,6 +99,7 @@ def datums(
                     token_weights=tuple(sample.weights or ()),
                     temperature=1.0 if temperature is None else temperature,
                     assumed=temperature is None,
+                    masked=sample.masked,
                 )
             )
     return result
@@ -158,41 +156,6 @@ def _named_groups(
                 "send whole groups, or leave group_size out",
             )
     return list(groups.values())
-
-
-def _advantages(
-    trajectories: list[TrajectoryPayload], groups: list[list[int]] | None, request: ForwardRequest
-) -> list[float]:
-    scale: Literal["None", "GroupStd"] = (
-        request.advantage_scale if isinstance(request, ForwardBackwardRequest) else "None"
-    )
-    result = [0.0] * len(trajectories)
-    # As HUD documents it: without groups, all trajectories form one group.
-    for group in groups or [list(range(len(trajectories)))]:
-        given = [trajectories[index].advantage for index in group]
-        known = [advantage for advantage in given if advantage is not None]
-        if known and len(known) < len(group):
-            missing = group[given.index(None)]
-            raise invalid(
-                f"inputs[{missing}].advantage",
-                "is missing while others of its group have one",
-                "give every trajectory of a group its advantage, or none",
-            )
-        rewards = [trajectories[index].reward for index in group]
-        if not known:
-            known = [request.reward_scale * value for value in _relative(rewards, scale)]
-        for index, advantage in zip(group, known, strict=True):
-            result[index] = advantage
-    return result
-
-
-def _relative(rewards: list[float], scale: Literal["None", "GroupStd"]) -> list[float]:
-    """Reward minus the group's mean; GroupStd divides by the population standard deviation."""
-    mean = statistics.fmean(rewards)
-    if scale == "None":
-        return [reward - mean for reward in rewards]
-    spread = statistics.pstdev(rewards)
-    return [(reward - mean) / spread if spread > NO_SPREAD else 0.0 for reward in rewards]
 
 
 def _prompt(sample: TrajectorySample, field: str) -> tuple[int, ...]:

@@ -180,7 +180,7 @@ def _add(
         if policy.sharding.agree(failure, with_grad=bool(loss.gradient.any())):
             logprobs.backward(loss.gradient.to(logprobs.device))  # type: ignore[no-untyped-call]
         if part.data:
-            entropy = float(evaluation.entropy.detach().double().sum())
+            entropy = evaluation.entropy.detach().cpu()
             tally = tally + _part_tally(part, known, loss, entropy, call)
     return tally
 
@@ -198,19 +198,20 @@ def _not_finite(part: Part, loss: TokenLoss) -> CommandError | None:
 
 
 def _part_tally(
-    part: Part, logprobs: Tensor, loss: TokenLoss, entropy: float, call: Tally
+    part: Part, logprobs: Tensor, loss: TokenLoss, entropy: Tensor, call: Tally
 ) -> Tally:
+    trained = part.by_token(lambda datum: (not datum.masked,) * len(datum.output), logprobs).bool()
     compared = all(part.data[span.datum].sampling_logprobs for span in part.row.spans)
     difference = logprobs - part.by_token(_sampling, logprobs) if compared else logprobs[:0]
-    difference = difference.double()
+    difference = difference.double()[trained] if compared else difference.double()
     bounded = difference.clamp(max=MAX_LOG_RATIO)
     return Tally(
         loss_name=call.loss_name,
         group_size=call.group_size,
         loss=loss.loss,
-        tokens=len(logprobs),
+        tokens=int(trained.sum()),
         unique=len(part.row.tokens),
-        zero_gradient=int((loss.gradient == 0).sum()),
+        zero_gradient=int((loss.gradient[trained] == 0).sum()),
         clipped_low=loss.clipped_low,
         clipped_high=loss.clipped_high,
         compared=len(difference),
@@ -221,12 +222,13 @@ def _part_tally(
         ratio_sum=float(bounded.exp().sum()),
         ratio_max=float(bounded.exp().max()) if len(difference) else 0.0,
         divergence_sum=float((bounded.expm1() - bounded).sum()),
-        entropy_sum=entropy,
+        entropy_sum=float(entropy.double()[trained].sum()),
     )
 
 
 def _assumed(part: Part) -> int:
-    return sum(s.stop - s.start for s in part.row.spans if part.data[s.datum].assumed)
+    data = [part.data[span.datum] for span in part.row.spans]
+    return sum(len(datum.output) for datum in data if datum.assumed and not datum.masked)
 
 
 def _sampling(datum: Datum) -> Sequence[float]:

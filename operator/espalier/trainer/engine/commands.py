@@ -11,9 +11,11 @@ from espalier.api.wire import (
     Declared,
     ForwardBackwardRequest,
     ForwardRequest,
+    TrajectoryPayload,
     Wire,
 )
 from espalier.trainer.batch.data import Datum, Limits, datums
+from espalier.trainer.batch.estimates import refuse_estimates
 from espalier.trainer.batch.losses import LossSpec, loss_spec
 from espalier.trainer.compute.compute import Added, Batch, Compute
 from espalier.trainer.engine.measurements import sampled
@@ -106,8 +108,10 @@ GradientCommand = LossCommand | WeightsCommand
 
 
 def _with_rewards(added: Added, request: ForwardRequest) -> Added:
-    """Adds to the tally which checkpoints sampled the rewards."""
-    return replace(added, tally=replace(added.tally, sampled=sampled(request.inputs)))
+    """Adds to the tally all rewards, those of masked samples too, and what sampled them."""
+    rewards = tuple(i.reward for i in request.inputs if isinstance(i, TrajectoryPayload))
+    tally = replace(added.tally, rewards=rewards, sampled=sampled(request.inputs))
+    return replace(added, tally=tally)
 
 
 def gradient_command(
@@ -147,18 +151,27 @@ def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) 
         group_idx=datum.group,
         logprobs=logprobs,
         sampling_logprobs=list(datum.sampling_logprobs),
-        mask=[1.0] * len(datum.output),
+        mask=[0.0 if datum.masked else 1.0] * len(datum.output),
     )
 
 
 def _forward_backward(compute: Compute, request: ForwardBackwardRequest, cuts: Cuts) -> LossCommand:
     spec = loss_spec(request.loss_fn, request.loss_fn_config)
-    data = datums(
+    if not spec.compares_policies:
+        refuse_estimates(request, f"{spec.name} reads no advantages")
+    everything = datums(
         request,
         compute.limits,
         policies_compared=spec.compares_policies,
         weighted=spec.takes_weights,
     )
+    data = [datum for datum in everything if not datum.masked]
+    if not data:
+        raise invalid(
+            "inputs",
+            "every sample is masked, so there is nothing to train on",
+            "leave this batch out, or unmask a sample",
+        )
     return LossCommand(compute.admit(data, spec, cuts), spec, request)
 
 
@@ -198,4 +211,10 @@ def _check_weights(weights: list[list[float]], data: list[Datum]) -> None:
                 f"weights[{index}]",
                 f"has {len(row)} values for {len(datum.output)} log-probs",
                 "send one weight per log-prob that forward returned",
+            )
+        if datum.masked and any(row):
+            raise invalid(
+                f"weights[{index}]",
+                "is not 0 everywhere, and the sample is masked",
+                "multiply the weights by the mask that forward returned",
             )

@@ -63,6 +63,7 @@ def _compared(given: Declared, request: Wire, step: int) -> Iterator[_Value]:
             wanted = loss_spec(given.loss_fn, given.loss_fn_config)
             sent = loss_spec(request.loss_fn, request.loss_fn_config)
             yield _Value("loss", _shown(wanted), _shown(sent))
+        yield _Value("advantage.estimator", given.advantage_estimator, request.advantage_estimator)
         yield _Value("advantage.scale", given.advantage_scale, request.advantage_scale)
         if given.advantage_source is not None:
             yield from _advantages(given, request)

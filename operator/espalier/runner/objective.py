@@ -1,0 +1,18 @@
+"""What a run optimizes, as the fields of a forward-backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from espalier.api.trainingrun import TrainingRunSpec
+
+
+def objective(spec: TrainingRunSpec) -> dict[str, Any]:
+    """The fields of ForwardBackwardRequest that a run's spec sets, but for the batch itself."""
+    loss, _ = spec.recipe
+    return {
+        "loss_fn": loss.name,
+        "loss_fn_config": loss.config() or None,
+        "advantage_estimator": spec.advantage.estimator,
+        "advantage_scale": spec.advantage.scale,
+    }
