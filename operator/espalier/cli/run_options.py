@@ -66,8 +66,13 @@ class RunOption:
 
     @property
     def is_json(self) -> bool:
-        """Whether the value is a mapping, and is given as JSON."""
-        return get_origin(self.type) is dict
+        """Whether the value is a mapping or a list of objects, and is given as JSON."""
+        return get_origin(self.type) is dict or self._lists_objects
+
+    @property
+    def _lists_objects(self) -> bool:
+        inner = get_args(self.type)[0] if get_origin(self.type) is list else None
+        return isinstance(inner, type) and issubclass(inner, BaseModel)
 
     def read(self, value: Any) -> Any:
         """The field's value; CliError if it should be JSON and is not."""
@@ -77,7 +82,8 @@ class RunOption:
             return json.loads(value)
         except ValueError as error:
             detail = f"{self.flag} is not JSON: {error}"
-            raise CliError(detail, "usage", 'Give {"KEY": VALUE}') from error
+            form = '[{"KEY": VALUE}]' if self._lists_objects else '{"KEY": VALUE}'
+            raise CliError(detail, "usage", f"Give {form}") from error
 
     def signature(self) -> inspect.Parameter:
         """The parameter that typer makes the option of."""
