@@ -22,7 +22,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 UNSET = "x-espalier-unset"
 DECIMAL_PATTERN = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$"
-# Whatever core/v1 takes for a resource.Quantity, but for a sign.
+# The syntax of core/v1's resource.Quantity, without a sign.
 QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]{1,2})?$"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
@@ -139,7 +139,7 @@ def list_map(*keys: str) -> dict[str, Any]:
 
 
 _WIRE = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True)
-# Words that thousands of objects have in common.
+# Strings that thousands of objects share.
 Shared = Annotated[str, AfterValidator(sys.intern)]
 
 
@@ -156,8 +156,8 @@ class Type(BaseModel):
 ATOMIC: dict[str, Any] = {"x-kubernetes-map-type": "atomic"}
 
 
-# Of what every object has, and an object dozens of, a cluster has hundreds of thousands: with slots
-# each of them takes an eighth of the memory of a Type.
+# Every object has dozens of these, so a cluster has hundreds of thousands. With slots each takes an
+# eighth of the memory of a Type.
 @dataclass(config={**_WIRE, "json_schema_extra": ATOMIC}, frozen=True, slots=True, kw_only=True)
 class ObjectRef:
     """A reference to an object in the same namespace."""
@@ -171,7 +171,7 @@ class ObjectRef:
 OptimizerState = Literal["Keep", "Reset"]
 
 
-# What a list of metrics takes.
+# Bounds of a list of metrics.
 METRICS_MOST, METRIC_NAME_CHARS, METRIC_VALUE_CHARS = 64, 64, 32
 MeasuredMetric = Annotated[
     str,

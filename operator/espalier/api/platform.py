@@ -81,7 +81,7 @@ class HeadRequest(Platform):
 
 
 class Report(BaseModel):
-    """Base of what HUD's client reports about rollouts: kept whole, whatever else it says."""
+    """Base of the reports of HUD's client about rollouts; unknown fields are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
@@ -116,7 +116,7 @@ class TraceExit(Report):
 
 
 class TraceRecord(Platform):
-    """All that is kept of a trace."""
+    """Every part of a trace that a trainer keeps."""
 
     id: str
     job: dict[str, Any] | None = None

@@ -11,7 +11,7 @@ from espalier.api.meta import DataKey, LabelValue, Name, Quantity, ResourceName,
 from espalier.api.source import SecretKey
 
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-# What Espalier sets in some pod: given by a user, it would be overwritten there.
+# Variables that Espalier sets in some pod, where it would overwrite a user's value.
 RESERVED = frozenset(
     {
         "GOMP_SPINCOUNT",

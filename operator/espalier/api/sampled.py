@@ -16,7 +16,7 @@ from typing import Any
 # from an answer and its trainer sends them back beside the tokens, as they came; it has no other
 # field that would travel so.
 CHUNK = "sampling"
-# vLLM samples greedily below the first, and at the second what lies between.
+# vLLM samples greedily below the first; it raises temperatures in between to the second.
 GREEDY_BELOW = 1e-5
 LOWEST_TEMPERATURE = 1e-2
 
@@ -50,7 +50,7 @@ def sampled(request: Mapping[str, Any]) -> Sampled:
 
 
 def _number(value: Any) -> float | None:
-    """As vLLM reads a number, also from a text; None where there is none."""
+    """The number as vLLM reads it, also from a text; None if there is none."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -26,8 +26,8 @@ FORBIDDEN = "Forbidden"
 INVALID = "Invalid"
 UNKNOWN_FIELD = "UnknownField"
 
-# Reasons of what is under way; any other, while Ready is not True, is worth a person's look. Most
-# of those are Kubernetes' own words.
+# Reasons of a normal transition. While Ready is not True, a person should look at any other reason;
+# most of those are Kubernetes' own words.
 UNDER_WAY = frozenset(
     {
         "CheckpointNotReady",
@@ -110,7 +110,7 @@ def settle(
 
 
 def _says(condition: Condition, finding: Finding, generation: int) -> bool:
-    """Whether a condition says all of it already: most of them do, at every pass."""
+    """Whether the condition is unchanged, as most are at every pass."""
     return (
         condition.status == finding.status
         and condition.observed_generation == generation
@@ -120,7 +120,7 @@ def _says(condition: Condition, finding: Finding, generation: int) -> bool:
 
 
 def is_trouble(reason: str) -> bool:
-    """Whether the reason of a Ready that is not True says more than that something is under way."""
+    """Whether the reason of a Ready that is not True is more than a normal transition."""
     return reason not in UNDER_WAY
 
 

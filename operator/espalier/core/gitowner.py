@@ -1,4 +1,4 @@
-"""Whether Git owns an object, told from the marks that GitOps controllers leave on it.
+"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it.
 
 Argo CD: annotation ``argocd.argoproj.io/tracking-id`` (``app:group/kind:namespace/name``) or its
 label; Flux: labels of its kustomizations and Helm releases. Without either mark, whoever manages
@@ -36,7 +36,7 @@ class GitOwner:
 
 
 def git_owner(metadata: Mapping[str, Any]) -> GitOwner | None:
-    """Who brings the object from Git; None when nobody does.
+    """The controller that applies the object from Git; None if there is none.
 
     Args:
         metadata: of the live object, ``managedFields`` included.

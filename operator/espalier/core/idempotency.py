@@ -1,4 +1,4 @@
-"""What an idempotency key and a term may be, as headers: bounded, so that the log can hold them.
+"""Reads idempotency keys and terms from headers, bounded so that the log can store them.
 
 Pure.
 """

@@ -110,7 +110,7 @@ def decide(view: HeadView, now: str) -> HeadDecision:
 
 
 def _desired(view: HeadView, status: CheckpointHeadStatus) -> tuple[DesiredAdapters, ...]:
-    """What all heads of the model want loaded, this one with its status as decided."""
+    """The adapters that all heads of the model want loaded, this one by its decided status."""
     own = view.head.model_copy(update={"status": status})
     others = [head for head in view.heads if head.metadata.name != own.metadata.name]
     return desired_adapters(own.spec.model_ref.name, [*others, own], view.lineage)
@@ -119,13 +119,13 @@ def _desired(view: HeadView, status: CheckpointHeadStatus) -> tuple[DesiredAdapt
 def _is_crowded_out(
     view: HeadView, desired: Sequence[DesiredAdapters], load: Sequence[DesiredAdapters]
 ) -> bool:
-    """Whether the heads before this one leave no room for what it wants."""
+    """Whether the heads before this one need all adapters that a rollout can load."""
     wanted, kept = ({adapters.head for adapters in all_} for all_ in (desired, load))
     return view.head.metadata.name in wanted - kept
 
 
 def _held(view: HeadView, findings: list[Finding], now: str) -> HeadDecision:
-    """Nothing moves: what is served stays served."""
+    """Keep the status: the served checkpoint stays served."""
     old = view.head.status
     status = old.model_copy(
         update={
@@ -142,14 +142,14 @@ def _agree(view: HeadView, wanted: Agreed | None) -> CheckpointHeadStatus:
     if not leads(view.head):
         return _follow(view, wanted)
     status = old
-    # A lineage that is ahead of its head was adopted: objects for what lay on the volume.
+    # A lineage that is ahead of its head was adopted from the files on the volume.
     if old.term == 0 or old.term < view.lineage.last_term():
         term = max(1, view.lineage.last_term())
         status = old.model_copy(update={"term": term, "branch": view.lineage.live_branch()})
     if wanted is not None and not (status.agreed and wanted.asks_same(status.agreed)):
         status = _transition(status, status.agreed or track(), wanted)
     if view.trainer_term > status.term:
-        # The head was deleted and made again while a trainer went on: overtake it.
+        # The head was deleted and made again while its trainer continued: use a higher term.
         status = status.model_copy(update={"term": view.trainer_term + 1})
     return status
 
@@ -160,7 +160,7 @@ def _transition(
     """The one place where an edit raises the term."""
     changes: dict[str, object] = {"agreed": wanted}
     resumes = agreed.on_pin == PAUSE and wanted.on_pin != PAUSE
-    # Continue leaves training alone, and after Branch the branch just goes on.
+    # Continue does not affect training, and after Branch the branch continues.
     if not wanted.asks_same(agreed) and (wanted.on_pin in (PAUSE, BRANCH) or resumes):
         changes["term"] = status.term + 1
     if wanted.on_pin == BRANCH:
@@ -186,7 +186,7 @@ def _follow(view: HeadView, wanted: Agreed | None) -> CheckpointHeadStatus:
 
 
 def _target(view: HeadView, status: CheckpointHeadStatus, *, refused: bool) -> Point | None:
-    """The checkpoint to serve; None when there is nothing that could be."""
+    """The checkpoint to serve; None if there is none."""
     agreed = status.agreed
     keeps = held_point(view.lineage, view.head)
     if agreed is None or refused:
@@ -211,7 +211,7 @@ def _anchor(
     for place in (keeps, served):
         if place is None or not lineage.on_line(place.name, branch, base):
             continue
-        # A target that was refused before it was served is given up; what is served is not.
+        # Give up a target that was refused before it was served, but not a served one.
         if place == served or damage_on_record(lineage.by_name[place.name]) is None:
             return place, _above(line, place)
     if keeps is not None and lineage.place(keeps.name) is None:

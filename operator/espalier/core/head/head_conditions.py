@@ -1,4 +1,4 @@
-"""What a head's conditions say, in the manner of kstatus: docs/guides/head.md has every reason."""
+"""The conditions of a head, in the manner of kstatus; docs/guides/head.md lists every reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECENT = 20
 
 
 def unfit(view: HeadView) -> list[Finding] | None:
-    """Why the head as a whole cannot be followed until a person does something."""
+    """Why the operator cannot follow the head until a person changes something."""
     name, model = view.head.metadata.name, view.head.spec.model_ref.name
     if view.namesake:
         message = (
@@ -31,7 +31,7 @@ def unfit(view: HeadView) -> list[Finding] | None:
         )
         return conditions.stalled("NameTaken", message)
     if view.model is None:
-        # Not Stalled: it may be next in the same apply, and Argo CD and Flux give up at Stalled.
+        # Not Stalled: the same apply may create it next, and Argo CD and Flux give up at Stalled.
         message = f"spec.modelRef: TrainableModel {model} does not exist: create it"
         return conditions.reconciling("ModelNotFound", message)
     return None
@@ -130,7 +130,7 @@ def _held_by_gate(view: HeadView, status: CheckpointHeadStatus, target: Point) -
 
 
 def _idle(view: HeadView, shown: str, pinned: list[Finding] | None) -> list[Finding] | None:
-    """That nothing serves, as the model asks; or that it could not even if it were asked to."""
+    """The findings of a model without rollouts, including why it could not serve with them."""
     model = view.model
     if model is None or model.spec.rollout.replicas:
         return None
@@ -156,7 +156,7 @@ def _crowded_out(model: TrainableModel) -> list[Finding]:
 
 
 def _damaged(view: HeadView, target: Point) -> list[Finding] | None:
-    """That the target cannot be loaded as it is: from a rollout now, or from its Checkpoint."""
+    """The findings of a target that a rollout refuses, or whose Checkpoint records damage."""
     adapter = adapter_name(view.head.spec.model_ref.name, target.digest)
     current = view.head.status.current
     keeps = f"; {current.name or 'the base'} stays served" if current is not None else ""

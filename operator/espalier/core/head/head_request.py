@@ -25,26 +25,26 @@ CONTINUE: Final = "Continue"
 
 
 def requested(spec: CheckpointHeadSpec, generation: int) -> Agreed:
-    """What a spec asks to agree to; ``generation`` is that of the edit."""
+    """The request of a spec; ``generation`` is that of the edit."""
     if spec.mode == TRACK or spec.checkpoint_ref is None:
         return track(generation)
     return pin(spec.checkpoint_ref.name, spec.on_pin, generation)
 
 
 def track(generation: int = 0) -> Agreed:
-    """To follow the newest checkpoint."""
+    """A request to follow the newest checkpoint."""
     return Agreed(generation=generation, mode=TRACK)
 
 
 def pin(name: str, on_pin: OnPin, generation: int = 0) -> Agreed:
-    """To hold the checkpoint of that name."""
+    """A request to pin the checkpoint of that name."""
     ref = ObjectRef(name=name)
     return Agreed(generation=generation, mode=PIN, checkpoint_ref=ref, on_pin=on_pin)
 
 
 @dataclass(frozen=True)
 class TrainingPoint:
-    """Under which term, on which branch and from where the model trains."""
+    """The term, the branch and the start of a model's training."""
 
     term: int
     branch: str
@@ -72,7 +72,7 @@ def fence(head: CheckpointHead, branch: str) -> int:
 
 
 def training_point(head: CheckpointHead, lineage: Lineage) -> TrainingPoint | None:
-    """Where training goes on; None while it is paused or not known yet."""
+    """Where training continues; None while it is paused or not known yet."""
     status = head.status
     if status.term == 0 or paused(head):
         return None
@@ -81,7 +81,7 @@ def training_point(head: CheckpointHead, lineage: Lineage) -> TrainingPoint | No
 
 
 def passes(spec: CheckpointHeadSpec, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint passes the head's gate; one of which it was not measured does not."""
+    """Whether a checkpoint passes the head's gate; without the gate's metric it does not."""
     if spec.gate is None:
         return True
     value = measurements.value(checkpoint, spec.gate.metric)

@@ -68,7 +68,7 @@ def has(rollout: SamplerPod, adapter: str) -> bool:
 
 
 def is_current(status: CheckpointHeadStatus, target: Point) -> bool:
-    """Whether the target is what is served already."""
+    """Whether the target is served already."""
     current = status.current
     return current is not None and (current.name, current.digest) == (target.name, target.digest)
 

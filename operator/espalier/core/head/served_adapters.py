@@ -24,7 +24,7 @@ class DesiredAdapters:
 def desired_adapters(
     model: str, heads: Sequence[CheckpointHead], lineage: Lineage
 ) -> tuple[DesiredAdapters, ...]:
-    """What the heads of a model want loaded, from their statuses.
+    """The adapters that the heads of a model want loaded, by their statuses.
 
     The leading head comes first, then the oldest: a younger head never crowds out an older one.
     """
@@ -70,7 +70,7 @@ def _beside_the_base(desired: Sequence[DesiredAdapters], most: int) -> tuple[Des
 
 
 def choose(desired: Sequence[DesiredAdapters], refused: Collection[str]) -> list[str]:
-    """The adapters to ask of a pod that refuses some; the base is always there."""
+    """The adapters to request from a pod that refuses some; the base is always loaded."""
     chosen = {
         next((name for name in (each.adapter, each.fallback) if name not in refused), BASE)
         for each in desired

@@ -20,7 +20,7 @@ from espalier.core.volume import checkpoint_uri
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a Checkpoint cannot be true: a reason for its condition, a field and a remedy."""
+    """Why a Checkpoint is invalid: the reason for its condition, the field and the remedy."""
 
     reason: str
     message: str
@@ -36,7 +36,7 @@ REMEDY = "Delete it: a spec is immutable"
 
 
 def fault(checkpoint: Checkpoint, siblings: Mapping[str, Checkpoint]) -> Fault | None:
-    """What a Checkpoint contradicts; ``siblings`` are the Checkpoints of its model by name."""
+    """The fault of a Checkpoint, or None; ``siblings`` are its model's Checkpoints by name."""
     return _contradiction(checkpoint) or _wrong_parent(checkpoint, siblings)
 
 
@@ -72,7 +72,7 @@ def _contradiction(checkpoint: Checkpoint) -> Fault | None:
 
 
 def recorded_metrics(annotations: Mapping[str, str]) -> dict[str, str] | None:
-    """The metrics that were written with a Checkpoint; None if they are none."""
+    """The metrics in a Checkpoint's annotation; None if they are invalid."""
     try:
         found: dict[str, str] = json.loads(annotations.get(METRICS_ANNOTATION, "{}"))
         # Compare whole lists: this runs for every Checkpoint at every start.

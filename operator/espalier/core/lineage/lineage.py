@@ -57,7 +57,7 @@ class Lineage:
     told: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def tellers(self, name: str) -> list[Checkpoint]:
-        """The checkpoints of the tree that say something of the one of that name."""
+        """The checkpoints of the tree that report figures of the one of that name."""
         return [self.by_name[teller] for teller in self.told.get(name, ())]
 
     def place(self, name: str) -> Point | None:
@@ -87,7 +87,7 @@ class Lineage:
             yield from (line[at] for at in range(end - 1, -1, -1))
 
     def line(self, branch: str, branch_base: str = "") -> list[Checkpoint]:
-        """The same, oldest first."""
+        """The branch and its ancestors, oldest first."""
         return list(self.descending(branch, branch_base))[::-1]
 
     def on_line(self, name: str, branch: str, branch_base: str = "") -> bool:
@@ -101,7 +101,7 @@ class Lineage:
         return False
 
     def before(self, checkpoint: Checkpoint) -> Checkpoint | None:
-        """The nearest ancestor that is still there; None at the root."""
+        """The nearest ancestor that still exists; None at the root."""
         line = self.by_branch[checkpoint.spec.branch]
         at = upto(line, checkpoint.spec.step - 1)
         if at:
@@ -118,7 +118,7 @@ class Lineage:
         return self.root
 
     def live_branch(self) -> str:
-        """The branch that training went on with last, told from the checkpoints alone."""
+        """The branch that training continued last, by the checkpoints alone."""
         tips = [line[-1] for line in self.by_branch.values()]
         if not tips:
             return MAIN

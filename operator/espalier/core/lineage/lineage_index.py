@@ -18,7 +18,7 @@ from espalier.core.manifests.labels import RUN_UID_ANNOTATION
 
 
 class LineageIndex:
-    """Takes in and drops checkpoints of a model; ``lineage`` is what they make up."""
+    """Adds and removes checkpoints of a model; ``lineage`` is the view of them."""
 
     def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
         self._all: dict[str, Checkpoint] = {}
@@ -29,14 +29,14 @@ class LineageIndex:
         self._faults: dict[str, Fault] = {}
         self._by_run: dict[str, list[Checkpoint]] = {}
         self._leaving: dict[str, Checkpoint] = {}
-        # Who says something of a checkpoint, by its name.
+        # By a checkpoint's name: the names of those that report figures of it.
         self._told: dict[str, set[str]] = {}
         for checkpoint in checkpoints:
             self.put(checkpoint)
 
     @property
     def empty(self) -> bool:
-        """Whether there is no checkpoint."""
+        """Whether the index has no checkpoint."""
         return not self._all
 
     def lineage(self, root: Point | None, bases: Mapping[str, str] | None = None) -> Lineage:
@@ -56,7 +56,7 @@ class LineageIndex:
         return self._by_run.get(run_uid, ())
 
     def leaving(self) -> list[Checkpoint]:
-        """The checkpoints that somebody has deleted and that are still there."""
+        """The checkpoints that are being deleted."""
         return list(self._leaving.values())
 
     def put(self, checkpoint: Checkpoint) -> None:
@@ -72,7 +72,7 @@ class LineageIndex:
             self._judge_children(name)
 
     def remove(self, name: str) -> None:
-        """Drop a checkpoint; one that is not there is fine."""
+        """Remove a checkpoint, if the index has it."""
         checkpoint = self._all.pop(name, None)
         if checkpoint is None:
             return
@@ -96,13 +96,13 @@ class LineageIndex:
             del self._children[parent_name(checkpoint)]
 
     def _judge_children(self, name: str) -> None:
-        """A parent that came, went or changed may make its children contradict it, or no more."""
+        """Check the children of a parent that appeared, disappeared or changed."""
         for child in [*self._children.get(name, ())]:
             if child != name:
                 self._judge(child)
 
     def _judge(self, name: str) -> None:
-        """Have a checkpoint in the tree, or out of it."""
+        """Put a checkpoint into the tree, or take it out, by its fault."""
         checkpoint = self._all[name]
         if found := fault(checkpoint, self._all):
             self._faults[name] = found
@@ -142,7 +142,7 @@ class LineageIndex:
             self._best.pop(branch, None)
 
     def _retell(self, before: Checkpoint | None, after: Checkpoint | None) -> None:
-        """Note of whom a checkpoint that came, went or changed says something."""
+        """Record whose figures a checkpoint reports that appeared, disappeared or changed."""
         if before is not None:
             for name in measurements.told(before):
                 left = self._told[name]

@@ -1,4 +1,4 @@
-"""What was measured of a checkpoint: told by later commits, and kept in its own status.
+"""The figures of a checkpoint: reported by later commits, and stored in its own status.
 
 The samples for a step are drawn from a checkpoint that is there, so the step that they made says
 how that one did. A commit that is fenced says nothing, and a commit of another run neither: its
@@ -22,7 +22,7 @@ NOTHING = "{}"
 
 
 def annotation(measured: Mapping[str, Mapping[str, float]]) -> str:
-    """What a commit says of other checkpoints, as its Checkpoint records it."""
+    """The annotation with the figures that a commit reports of other checkpoints."""
     return json.dumps(
         {
             checkpoint: {name: decimal_string(value) for name, value in sorted(found.items())}
@@ -53,7 +53,7 @@ def told(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
 
 
 def named(recorded: str) -> list[str]:
-    """The names of the Checkpoints that an annotation speaks of."""
+    """The names of the Checkpoints whose figures an annotation reports."""
     try:
         found = json.loads(recorded or NOTHING)
     except (ValueError, RecursionError):
@@ -62,7 +62,7 @@ def named(recorded: str) -> list[str]:
 
 
 def tellers(checkpoint: Checkpoint, among: Iterable[Checkpoint]) -> Iterator[Checkpoint]:
-    """Those that may say something of a checkpoint, first things first."""
+    """The Checkpoints that may report figures of a checkpoint, oldest first."""
     uid = checkpoint.metadata.annotations.get(RUN_UID_ANNOTATION, "")
     for teller in sorted(among, key=_age):
         same = uid in ("", teller.metadata.annotations.get(RUN_UID_ANNOTATION, ""))
@@ -96,19 +96,19 @@ def metrics(checkpoint: Checkpoint, among: Iterable[Checkpoint]) -> list[Metric]
 
 
 def value(checkpoint: Checkpoint, metric: str) -> str:
-    """The value of what was measured of a checkpoint; empty if it was not, or is of its step."""
+    """The value of a metric of a checkpoint; empty if it was not measured, or is of its step."""
     if not is_measured(metric):
         return ""
     return next((m.value for m in checkpoint.status.metrics if m.name == metric), "")
 
 
 def known(checkpoints: Iterable[Checkpoint]) -> list[str]:
-    """The names of what was measured of any of the checkpoints."""
+    """The names of the metrics that were measured of any of the checkpoints."""
     return sorted({m.name for c in checkpoints for m in c.status.metrics if is_measured(m.name)})
 
 
 def missing(checkpoint: Checkpoint, metric: str) -> str:
-    """What a checkpoint of which a metric was not measured has instead, to follow its name."""
+    """The end of a sentence that says which metrics a checkpoint has instead."""
     if not is_measured(metric):
         return f"has no {metric} of its own: that is of the step that made it"
     if others := known([checkpoint]):
