@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -73,6 +74,21 @@ def left_over(out: Path) -> list[str]:
     return found
 
 
+def evaluated(path: Path) -> dict[str, list[str]]:
+    """The means that the Checkpoints' metrics have of evaluations."""
+    bodies = json.loads(path.read_text())
+    found = {
+        body["metadata"]["name"]: [
+            metric["name"]
+            for metric in body["status"].get("metrics", [])
+            if metric["name"].startswith("eval/") and metric["name"].endswith("mean_reward")
+        ]
+        for body in bodies
+        if body["kind"] == "Checkpoint"
+    }
+    return {name: names for name, names in found.items() if names}
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(LIMIT_SECONDS + 60)
 async def test_it_trains_shows_the_tree_compares_and_rolls_back(tmp_path: Path) -> None:
@@ -92,6 +108,9 @@ async def test_it_trains_shows_the_tree_compares_and_rolls_back(tmp_path: Path) 
     ):
         assert re.search(shown, script.said), f"{shown} is not in: {script.said}"
     assert script.said.count("What is 14 + 13?") == 3
+    assert evaluated(tmp_path / "try" / "state" / "objects.json") == {
+        "arith-000003": ["eval/held-out/mean_reward"]
+    }
     assert (tmp_path / "try" / "reward.png").read_bytes().startswith(b"\x89PNG")
     assert left_over(tmp_path) == []
 

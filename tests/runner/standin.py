@@ -55,6 +55,8 @@ class StandIn:
         self.suspended = False
         self.paused = False
         self.active = True
+        # Whether the run is over with its last step, as it is for a real gateway.
+        self.ends = False
         self.run = f"run/{UID}"
         self.term = 1
         self.step = 0
@@ -222,6 +224,7 @@ class StandIn:
         self.pending = 0
         self.step += 1
         self.run_step += 1
+        self.active = not (self.ends and self.run_step >= self.spec["steps"])
         if self.run_step in self.committed:
             self.committed[self.run_step].set()
         self.cursor = body["cursor"]

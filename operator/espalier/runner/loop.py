@@ -170,6 +170,7 @@ class Loop:
         """Whether a run that the gateway does not hold for active has ended, not been suspended."""
         run = await self._client.run(*self._run)
         if not run.suspended:
+            await self._evaluations.finish()
             self._journal.event("finished", reason="NoActiveRun")
         return not run.suspended
 
@@ -182,6 +183,8 @@ class Loop:
         attempt = steps.attempt
         if taken is not None:
             self._report(taken, state.term)
+            # Here, because a run that has taken its last step is not active any more.
+            self._evaluations.start(spec, state.run_step + 1, taken.committed.checkpoint_id)
         elif attempt.rounds >= self._limits.rounds:
             raise _without_signal(attempt)
         else:
