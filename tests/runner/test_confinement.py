@@ -44,6 +44,9 @@ class Anything:
     def reference(self, index: int) -> int:
         return index
 
+    def answer(self, index: int) -> None:
+        return None
+
 
 Open = Callable[..., Awaitable[Scorer]]
 

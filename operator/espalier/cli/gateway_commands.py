@@ -11,12 +11,14 @@ from typing import Any
 from espalier.api.run.sampling import Sampling
 from espalier.api.run.taskset import Taskset
 from espalier.cli.options import Access
+from espalier.cli.reward_surroundings import surroundings
 from espalier.client import GatewayClient, InvalidRequestError, Patience
+from espalier.rewards import RewardFailedError, Rewards, Scored
+from espalier.rewards.figures import counted
 from espalier.runner.heldout import HeldOut
+from espalier.runner.open_rewards import open_rewards
 from espalier.runner.run_end import UserError
-from espalier.runner.scoring.on_error import REMEDY, OnError, counted, settled
-from espalier.runner.scoring.scorer import Scorer
-from espalier.runner.task_protocol import Score
+from espalier.runner.scoring.remedies import REMEDY, REWARD_REMEDY
 
 PATIENCE = Patience(deadline=60.0)
 CONCURRENT = 32
@@ -27,7 +29,7 @@ class Evaluation:
     """The mean reward of greedy answers to held-out tasks. ``model`` is what was asked.
 
     ``size`` counts the answers that have a reward, ``scorer_errors`` those whose scorer failed:
-    under the run's ``taskset.onError: Zero`` they count as 0, else they are left out.
+    under onError Zero they count as 0, else they are left out.
     """
 
     run: str
@@ -70,6 +72,7 @@ async def evaluate(
     *,
     seed: int,
     held_out: Callable[[Taskset], HeldOut],
+    module: Callable[[str, str], str],
 ) -> Evaluation:
     """Asks a run's model held-out tasks of the run's kind.
 
@@ -79,6 +82,7 @@ async def evaluate(
         checkpoint: whose answers count; empty for what the head serves.
         seed: of the tasks, for the record.
         held_out: the tasks, given the run's taskset.
+        module: the text of a reward's module by ConfigMap and key.
 
     Raises:
         UserError: there are no such tasks, or they cannot be scored.
@@ -95,38 +99,26 @@ async def evaluate(
     slug = f"{namespace}/{view.model}"
     async with (
         GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client,
-        Scorer(taskset, tasks.tasks) as scorer,
+        open_rewards(view.spec, tasks.tasks, surroundings(access, namespace, module)) as rewards,
     ):
-        await scorer.ready()
-        scores = await _scores(
-            client,
-            scorer,
-            tasks,
-            checkpoint,
-            policy=taskset.on_error,
-            sampling=view.spec.sampling,
-        )
-    rewards = [score.reward for score in scores if score.reward is not None]
+        await rewards.ready()
+        scores = await _scores(client, rewards, tasks, checkpoint, view.spec.sampling)
+    given = [score.reward for score in scores if score.reward is not None]
     failed = counted(scores)
-    if not rewards:
+    if not given:
+        remedy = REMEDY if view.spec.rewards is None else REWARD_REMEDY
         causes = ", ".join(f"{cause} ({count})" for cause, count in failed.items())
-        raise UserError("ScorerFailed", f"no answer could be scored: {causes}", REMEDY)
+        raise UserError("ScorerFailed", f"no answer could be scored: {causes}", remedy)
     asked = f"{view.model}@{checkpoint}" if checkpoint else view.model
-    return Evaluation(name, asked, seed, len(rewards), fmean(rewards), failed.total())
+    return Evaluation(name, asked, seed, len(given), fmean(given), failed.total())
 
 
 async def _scores(
-    client: GatewayClient,
-    scorer: Scorer,
-    held: HeldOut,
-    checkpoint: str,
-    *,
-    policy: OnError,
-    sampling: Sampling,
-) -> list[Score]:
+    client: GatewayClient, rewards: Rewards, held: HeldOut, checkpoint: str, sampling: Sampling
+) -> list[Scored]:
     slots = asyncio.Semaphore(CONCURRENT)
 
-    async def scored(index: int) -> Score:
+    async def scored(index: int) -> Scored:
         task = held.tasks.task(index)
         try:
             async with slots:
@@ -141,7 +133,10 @@ async def _scores(
             problem = refused.problem
             detail = f"task {task.id}: {problem.detail}"
             raise UserError(problem.reason, detail, problem.remedy) from refused
-        (score,) = settled(task, [await scorer.score(index, completion.text)], policy)
+        try:
+            (score,) = await rewards.score(index, task, [completion])
+        except RewardFailedError as failed:
+            raise UserError("ScorerFailed", failed.detail, failed.remedy) from failed
         return score
 
     asked = [asyncio.ensure_future(scored(index)) for index in held.indices]

@@ -173,7 +173,9 @@ def evaluate(
 
     target = (cluster.namespace(), run)
     done = asyncio.run(
-        gateway_commands.evaluate(who, target, checkpoint, seed=seed, held_out=held_out)
+        gateway_commands.evaluate(
+            who, target, checkpoint, seed=seed, held_out=held_out, module=cluster.config_map
+        )
     )
     if as_json:
         typer.echo(json.dumps(done.wire()))

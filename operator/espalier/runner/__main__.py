@@ -12,10 +12,16 @@ from pathlib import Path
 
 from espalier.api.exit_codes import TRY_AGAIN, USER_MISTAKE
 from espalier.api.wire import Problem
-from espalier.client import GatewayClient, GatewayError
+from espalier.client import GatewayClient, GatewayError, Patience
 from espalier.process import configure_logs, leave_problem
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
+from espalier.runner.open_rewards import (
+    Surroundings,
+    mounted_modules,
+    open_rewards,
+    services_of,
+)
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.waiting import Waiting
@@ -33,6 +39,8 @@ class Settings:
     gateway_url: str
     token_file: Path
     mounted: str | None
+    modules_directory: Path
+    modules: frozenset[str] | None
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -59,7 +67,26 @@ class Settings:
             environment["ESPALIER_GATEWAY_URL"],
             Path(environment["ESPALIER_TOKEN_FILE"]),
             environment.get("ESPALIER_TASKS_MOUNTED"),
+            Path(environment.get("ESPALIER_REWARDS_DIRECTORY", "/etc/espalier/rewards")),
+            _names(environment.get("ESPALIER_REWARDS_MOUNTED")),
         )
+
+
+def _names(given: str | None) -> frozenset[str] | None:
+    return None if given is None else frozenset(filter(None, given.split(",")))
+
+
+def surroundings(settings: Settings) -> Surroundings:
+    """What rewards reach from the runner's pod."""
+
+    def judge(name: str, seconds: float) -> GatewayClient:
+        slug = f"{settings.namespace}/{name}"
+        patience = Patience(deadline=seconds, attempt=seconds)
+        return GatewayClient(settings.gateway_url, slug, settings.token_file, patience=patience)
+
+    return Surroundings(
+        mounted_modules(settings.modules_directory), services_of(settings.namespace), judge
+    )
 
 
 async def drive(settings: Settings, journal: Journal) -> None:
@@ -71,9 +98,11 @@ async def drive(settings: Settings, journal: Journal) -> None:
             client,
             run,
             open_tasks=open_tasks,
+            open_rewards=lambda spec, tasks: open_rewards(spec, tasks, surroundings(settings)),
             journal=journal,
             waiting=Waiting(journal),
             mounted=settings.mounted,
+            modules=settings.modules,
         )
         await loop.drive()
 

@@ -10,8 +10,8 @@ from typing import Any
 from espalier.api.run.group_filter import GroupFilter
 from espalier.client.completion import Completion
 from espalier.loop.batch import TOLERANCE
+from espalier.rewards.figures import counted
 from espalier.runner.rewards import Group, kept, uninformative
-from espalier.runner.scoring.on_error import counted
 
 # Below this share of groups that teach, most of what is sampled is thrown away.
 FEW_TEACH = 0.25

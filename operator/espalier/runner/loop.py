@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from espalier.api.meta import decimal
+from espalier.api.run.rewards import Reward, modules
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
@@ -30,12 +31,13 @@ from espalier.client import (
 )
 from espalier.core.checkpoints.commits import run_identity
 from espalier.core.names import parse_checkpoint_name
+from espalier.rewards import Rewards
+from espalier.rewards.figures import told
+from espalier.rewards.lengths import LengthRules
 from espalier.runner.group_sampling import Skipped, sample_groups
 from espalier.runner.journal import Journal
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records, uninformative
 from espalier.runner.run_end import UserError
-from espalier.runner.scoring.on_error import told
-from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
 from espalier.runner.waiting import Waiting
 
@@ -59,6 +61,23 @@ class _TasksMovedError(Exception):
     """The run's tasks are now somewhere that this pod has not mounted."""
 
 
+@dataclass(frozen=True)
+class _Scoring:
+    """What of a run its tasks and rewards are made of: when that is edited, they open anew."""
+
+    taskset: Taskset | None
+    rewards: tuple[Reward, ...] | None
+    aggregation: str
+    lengths: LengthRules
+
+    @classmethod
+    def of(cls, spec: TrainingRunSpec) -> _Scoring:
+        """Of a run."""
+        lengths = LengthRules(spec.sampling.max_tokens, spec.overlong, spec.length_penalty)
+        rewards = tuple(spec.rewards) if spec.rewards is not None else None
+        return cls(spec.taskset, rewards, spec.reward_aggregation, lengths)
+
+
 @dataclass
 class _Attempt:
     """What was sampled for the step that follows one position of the trainer."""
@@ -77,10 +96,11 @@ class Loop:
         client: of the run's model.
         run: namespace and name.
         open_tasks: opens the tasks of a taskset; called again when the taskset is edited.
-        open_scorer: makes what scores them.
+        open_rewards: makes what scores them; called again when the rewards are edited.
         journal: where events go.
         waiting: paces and bounds every wait.
         mounted: what of a taskset's files this process finds (``TaskFile.mounted``); None: all.
+        modules: the ConfigMaps of rewards that this process finds; None: all.
     """
 
     def __init__(
@@ -89,21 +109,23 @@ class Loop:
         run: tuple[str, str],
         *,
         open_tasks: Callable[[Taskset | None], Tasks],
-        open_scorer: Callable[[Taskset, Tasks], Scorer] = Scorer,
+        open_rewards: Callable[[TrainingRunSpec, Tasks], Rewards],
         journal: Journal,
         waiting: Waiting,
         mounted: str | None = None,
+        modules: frozenset[str] | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._client = client
         self._run = run
         self._open_tasks = open_tasks
-        self._open_scorer = open_scorer
+        self._open_rewards = open_rewards
         self._journal = journal
         self._waiting = waiting
         self._mounted = mounted
+        self._modules = modules
         self._limits = limits or Limits()
-        self._opened: tuple[Taskset, Tasks, Scorer] | None = None
+        self._opened: tuple[_Scoring, Tasks, Rewards] | None = None
         self._attempt = _Attempt((0, 0, ""))
 
     async def drive(self) -> None:
@@ -196,17 +218,17 @@ class Loop:
         self._waiting.over()
 
     async def _sample(self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt) -> None:
-        tasks, scorer = await self._tasks(spec.taskset)
+        tasks, rewards = await self._tasks(spec)
         count = spec.groups_per_step
         # From the step alone, so that a restarted runner asks what the killed one asked.
         first = (state.run_step + attempt.rounds) * count
         indices = [(first + offset) % tasks.size for offset in range(count)]
         started = time.monotonic()
         sampled = await sample_groups(
-            self._client, tasks, scorer, indices, spec=spec, checkpoint=state.checkpoint
+            self._client, tasks, rewards, indices, spec=spec, checkpoint=state.checkpoint
         )
         for group in sampled.groups:
-            for entry in told(group.task, group.scores):
+            for entry in told(group.task.id, group.scores):
                 self._journal.event("scorer-error", **entry)
         for one in sampled.skipped:
             self._journal.event("prompt-too-long", task=one.task.id, detail=one.detail)
@@ -257,22 +279,23 @@ class Loop:
             commit_seconds=round(time.monotonic() - backward, 3),
         )
 
-    async def _tasks(self, spec: Taskset | None) -> tuple[Tasks, Scorer]:
-        if self._opened is not None and self._opened[0] == spec:
+    async def _tasks(self, spec: TrainingRunSpec) -> tuple[Tasks, Rewards]:
+        wanted = _Scoring.of(spec)
+        if self._opened is not None and self._opened[0] == wanted:
             return self._opened[1:]
-        file = spec.file if spec is not None else None
+        file = spec.taskset.file if spec.taskset is not None else None
         if file is not None and self._mounted not in (None, file.mounted):
             raise _TasksMovedError(file.name)
+        if self._modules is not None and (absent := set(modules(spec.rewards)) - self._modules):
+            raise _TasksMovedError(f"configmap/{min(absent)}")
         await self._close()
         # Importing a dataset takes seconds, in which SIGTERM must be heard.
-        tasks = await asyncio.to_thread(self._open_tasks, spec)
-        if spec is None:
-            raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
-        scorer = self._open_scorer(spec, tasks)
-        self._opened = (spec, tasks, scorer)
-        confined = await scorer.ready()
-        self._journal.event("tasks-opened", size=tasks.size, **confined.model_dump())
-        return tasks, scorer
+        tasks = await asyncio.to_thread(self._open_tasks, spec.taskset)
+        rewards = self._open_rewards(spec, tasks)
+        self._opened = (wanted, tasks, rewards)
+        confined = await rewards.ready()
+        self._journal.event("tasks-opened", size=tasks.size, **confined)
+        return tasks, rewards
 
     async def _close(self) -> None:
         opened, self._opened = self._opened, None

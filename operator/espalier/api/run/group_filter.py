@@ -17,9 +17,3 @@ class GroupFilter(Type):
         description="zeroVariance says whether groups of equal rewards are kept or dropped; "
         "they are counted either way.",
     )
-    truncated: Literal["Keep", "Drop"] = Field(
-        default="Keep",
-        description="truncated says whether groups in which a completion was cut at "
-        "sampling.maxTokens are kept or dropped whole: cut, it earns what an unfinished answer "
-        "earns. completion/truncated_fraction counts them either way.",
-    )
