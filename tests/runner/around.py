@@ -9,7 +9,7 @@ from espalier.runner.open_rewards import Surroundings
 from espalier.runner.scoring.process import COMMAND
 
 
-def nobody(name: str, seconds: float) -> GatewayClient:
+def nobody(name: str, patience: Patience) -> GatewayClient:
     raise AssertionError(f"no judge {name} is asked here")
 
 
@@ -17,7 +17,7 @@ def surroundings(
     *,
     modules: Mapping[str, str] | None = None,
     services: str = "",
-    judge: Callable[[str, float], GatewayClient] = nobody,
+    judge: Callable[[str, Patience], GatewayClient] = nobody,
     command: Sequence[str] = COMMAND,
 ) -> Surroundings:
     """Modules are named ``configmap/key``; ``services`` is the address of every Service."""
@@ -30,11 +30,10 @@ def surroundings(
     )
 
 
-def judge_at(url: str) -> Callable[[str, float], GatewayClient]:
+def judge_at(url: str) -> Callable[[str, Patience], GatewayClient]:
     """Judges behind one gateway."""
 
-    def made(name: str, seconds: float) -> GatewayClient:
-        patience = Patience(deadline=seconds, first_delay=0.01)
+    def made(name: str, patience: Patience) -> GatewayClient:
         return GatewayClient(url, f"default/{name}", "secret", patience=patience)
 
     return made

@@ -30,8 +30,7 @@ def surroundings(access: Access, namespace: str, module: Callable[[str, str], st
             "Read rollout/reward/<name>/mean of the run's steps, or use another kind of reward",
         )
 
-    def judge(name: str, seconds: float) -> GatewayClient:
-        patience = Patience(deadline=seconds, attempt=seconds)
+    def judge(name: str, patience: Patience) -> GatewayClient:
         return GatewayClient(access.url, f"{namespace}/{name}", access.token, patience=patience)
 
     return Surroundings(module, service, judge)

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from espalier.api.meta import decimal
 from espalier.api.run.rewards import Judge as JudgeSpec
-from espalier.client.errors import GatewayError
+from espalier.client.errors import GatewayError, RefusedError
 from espalier.rewards.failure import Failure
 from espalier.rewards.number import Range
 from espalier.rewards.scored import Given, Question, Written
@@ -68,6 +68,9 @@ class Judge:
                     said = await self._ask(messages)
             except TimeoutError:
                 return Given(None, Failure.of("Timeout", f"no answer within {self._seconds:g} s"))
+            except RefusedError as error:
+                # Among others, a completion that the judge's context does not hold.
+                return Given(None, Failure.of("Raised", str(error)))
             except GatewayError as error:
                 return Given(None, Failure.of("Unreachable", str(error)))
         return Given.of(score(said, self._allowed))

@@ -79,9 +79,8 @@ def _names(given: str | None) -> frozenset[str] | None:
 def surroundings(settings: Settings) -> Surroundings:
     """What rewards reach from the runner's pod."""
 
-    def judge(name: str, seconds: float) -> GatewayClient:
+    def judge(name: str, patience: Patience) -> GatewayClient:
         slug = f"{settings.namespace}/{name}"
-        patience = Patience(deadline=seconds, attempt=seconds)
         return GatewayClient(settings.gateway_url, slug, settings.token_file, patience=patience)
 
     return Surroundings(

@@ -14,7 +14,7 @@ from espalier.api.run.rewards import LARGEST, Http, Python, Reward
 from espalier.api.run.rewards import Judge as JudgeSpec
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.client import GatewayClient
+from espalier.client import GatewayClient, Patience
 from espalier.rewards import Given, Part, Question, Rewards, Source
 from espalier.rewards.figures import TASKSET
 from espalier.rewards.judge import Chat, Judge
@@ -43,14 +43,13 @@ class Surroundings:
     Attributes:
         module: the text of a module by ConfigMap and key; UserError where there is none.
         service: the URL of a Service by name, port and path; UserError where none is reached.
-        judge: a client of a model of the run's namespace, and the seconds that an answer may
-            take. The caller of ``Rewards.close`` need not close it.
+        judge: a client of a model of the run's namespace, which is closed with the rewards.
         command: starts scoring workers.
     """
 
     module: Callable[[str, str], str]
     service: Callable[[str, int, str], str]
-    judge: Callable[[str, float], GatewayClient]
+    judge: Callable[[str, Patience], GatewayClient]
     command: Sequence[str] = field(default=COMMAND)
 
 
@@ -263,7 +262,9 @@ class _Judging(Judge):
     def __init__(self, spec: JudgeSpec, seconds: float, around: Surroundings) -> None:
         super().__init__(spec, self._sample, seconds)
         self._sampling = spec.sampling
-        self._client = around.judge(spec.model_ref.name, seconds)
+        # It gives up a little sooner, so that its own words say why.
+        patience = Patience(deadline=0.9 * seconds, attempt=seconds)
+        self._client = around.judge(spec.model_ref.name, patience)
         self._opened = False
         self._opening = asyncio.Lock()
 
