@@ -136,10 +136,8 @@ async def test_a_redirect_is_not_followed(asked: Asked) -> None:
             raise web.HTTPTemporaryRedirect("/other")
         return web.json_response({"reward": 1})
 
-    assert of(await asked(elsewhere)) == (
-        "Raised",
-        "it answered 307, and redirects are not followed",
-    )
+    cause, detail = of(await asked(elsewhere))
+    assert (cause, detail) == ("Raised", "it answered 307, and redirects are not followed")
     assert paths == ["/score"]
 
 

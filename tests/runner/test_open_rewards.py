@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     not seccomp.supported(), reason="this kernel has no seccomp filters"
 )
 
-ROWS = [{"id": "sum", "prompt": "1+1?", "answer": "2"}]
+ROW = {"id": "sum", "prompt": "1+1?", "answer": "2"}
 Score = Callable[..., Awaitable[list[Scored]]]
 
 
@@ -35,9 +35,9 @@ def run(rewards: list[dict[str, Any]] | None, **changes: Any) -> TrainingRunSpec
     taskset = {"seed": 1, "size": 8, "configMap": {"name": "tasks"}}
     taskset |= changes.pop("taskset", {})
     found = spec(**{"taskset": taskset, "sampling": {"maxTokens": 10}, **changes})
-    return TrainingRunSpec.model_validate(
-        found if rewards is None else {**found, "rewards": rewards}
-    )
+    if rewards is not None:
+        found["rewards"] = rewards
+    return TrainingRunSpec.model_validate(found)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def scored(tmp_path: Path) -> AsyncIterator[Score]:
     async def score(
         declared: TrainingRunSpec, *completions: Completion | str, module: str = ""
     ) -> list[Scored]:
-        (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+        (tmp_path / "tasks.jsonl").write_text(json.dumps(ROW))
         tasks = open_tasks(declared.taskset, tmp_path)
         around = surroundings(modules={"rewards/reward.py": module})
         opened.append(open_rewards(declared, tasks, around))
@@ -242,14 +242,14 @@ async def test_tokens_beyond_the_target_are_taken_off_the_reward(scored: Score) 
     [
         ({"name": "r", "regex": {"pattern": "("}}, "r.regex.pattern: '(' is no expression"),
         ({"name": "r", "regex": {"pattern": "a", "group": 1}}, "r.regex.group: 1 of 0 groups"),
-        ({"name": "n", "numeric": {}}, "n.numeric: the answer of task word is no number"),
+        ({"name": "n", "numeric": {}}, "n.numeric: the answer of task sum is no number"),
         (python("p"), "p.python: configmap/rewards/reward.py has no function reward"),
     ],
 )
 async def test_what_cannot_work_is_refused_by_name_before_anything_is_scored(
     scored: Score, monkeypatch: pytest.MonkeyPatch, declared: dict[str, Any], detail: str
 ) -> None:
-    monkeypatch.setitem(ROWS, 0, {"id": "word", "prompt": "1+1?", "answer": "two"})
+    monkeypatch.setitem(ROW, "answer", "two")
     with pytest.raises(UserError) as refused:
         await scored(run([declared]), "x", module="pass")
     assert refused.value.problem.reason == "RewardInvalid"
