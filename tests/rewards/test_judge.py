@@ -105,7 +105,7 @@ async def test_a_judge_that_hangs_or_is_not_there_is_a_failure_by_cause() -> Non
         return ""
 
     async def away(messages: Chat) -> str:
-        raise DeadlineError(5.0, "HeadNotReady", "no judge serves")
+        raise DeadlineError("sample", 5.0, "HeadNotReady", "no judge serves")
 
     late = (await Judge(SPEC, hang, 0.1).give(QUESTION, written("x"))).failure
     gone = (await Judge(SPEC, away, 5.0).give(QUESTION, written("x"))).failure
