@@ -62,13 +62,13 @@ async def test_rewards_that_are_normalized_on_their_own_send_advantages(bench: B
     assert found == pytest.approx([1.5, -1.5] * 4, abs=1e-4)
 
 
-async def test_cut_completions_that_are_masked_send_advantages_of_0(bench: Bench) -> None:
+async def test_where_every_completion_is_masked_the_run_ends_and_says_so(bench: Bench) -> None:
     bench.gateway.finish_reason = "length"
     declare(bench, RIGHT, overlong={"policy": "Mask"})
     with pytest.raises(UserError) as ended:
         await bench.drive(BRIEF)
-    # With nothing but cut ones there is nothing to learn from.
     assert ended.value.problem.reason == "RewardsUninformative"
+    assert "overlong.policy is Mask" in ended.value.problem.detail
     assert bench.gateway.kinds() == []
 
 

@@ -202,6 +202,13 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
             "completion cut at sampling.maxTokens, and overlong.policy is Drop",
             "Raise sampling.maxTokens, or set another overlong.policy",
         )
+    if silent := sum(group.scored and not group.zero_variance for group in groups):
+        return (
+            f"in {rounds} rounds every group whose rewards differ, {silent} of {len(groups)}, "
+            "differs in completions alone that were cut at sampling.maxTokens, and overlong.policy "
+            "is Mask",
+            "Raise sampling.maxTokens, or set another overlong.policy",
+        )
     seen = metrics(groups, len(groups))
     cut, mean = seen["completion/truncated_fraction"], seen.get(STEP_REWARD)
     lacking = sum(not group.scored for group in groups)
