@@ -183,22 +183,26 @@ def test_an_image_copies_its_tasks_to_where_the_runner_reads_them() -> None:
     assert {"name": "tasks", "emptyDir": {}} in pod_of(job)["volumes"]
 
 
-def test_modules_of_rewards_are_mounted_each_in_a_folder_of_its_name() -> None:
-    names = ("style", "curses", "style")
+def test_of_the_config_maps_of_rewards_the_runner_sees_the_modules_alone() -> None:
+    names = (("style", "a.py"), ("curses", "b.py"), ("style", "a.py"))
     rewards = [
-        {"name": f"r{n}", "python": {"configMapRef": {"name": name}}}
-        for n, name in enumerate(names)
+        {"name": f"r{n}", "python": {"configMapRef": {"name": name, "key": key}}}
+        for n, (name, key) in enumerate(names)
     ]
     run = run_of(rewards=[*rewards, {"name": "right", "exact": {}}])
     job = runner_job(run, model_of(), SETTINGS)
     env = environment(job)
-    assert env["ESPALIER_REWARDS_MOUNTED"] == "curses,style"
+    assert env["ESPALIER_REWARDS_MOUNTED"] == "curses/b.py,style/a.py"
     mounts = pod_of(job)["containers"][0]["volumeMounts"]
-    found = {m["mountPath"]: m["name"] for m in mounts if m["name"].startswith("reward-")}
-    root = env["ESPALIER_REWARDS_DIRECTORY"]
-    assert found == {f"{root}/curses": "reward-0", f"{root}/style": "reward-1"}
-    assert all(m["readOnly"] for m in mounts if m["name"].startswith("reward-"))
-    assert {"name": "reward-1", "configMap": {"name": "style"}} in pod_of(job)["volumes"]
+    (mount,) = [one for one in mounts if one["name"] == "rewards"]
+    assert (mount["mountPath"], mount["readOnly"]) == (env["ESPALIER_REWARDS_DIRECTORY"], True)
+    (volume,) = [one for one in pod_of(job)["volumes"] if one["name"] == "rewards"]
+    assert volume["projected"]["sources"] == [
+        {"configMap": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"}]}}
+        for name, key in (("curses", "b.py"), ("style", "a.py"))
+    ]
+    plain = runner_job(run_of(), model_of(), SETTINGS)
+    assert "rewards" not in {one["name"] for one in pod_of(plain)["volumes"]}
 
 
 def test_a_runner_is_replaced_for_other_modules_and_for_nothing_else_of_a_reward() -> None:

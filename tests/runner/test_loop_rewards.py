@@ -148,8 +148,8 @@ async def test_rewards_are_opened_anew_when_the_run_is_edited(bench: Bench) -> N
 async def test_a_module_that_this_pod_has_not_mounted_ends_it_so_that_another_does(
     bench: Bench,
 ) -> None:
-    bench.mounted_modules = frozenset({"others"})
+    bench.mounted_modules = frozenset({"rewards/other.py"})
     declare(bench, STYLE)
     await bench.drive()
-    assert bench.events("tasks-moved")[0]["to"] == "configmap/rewards"
+    assert bench.events("tasks-moved")[0]["to"] == "configmap/rewards/reward.py"
     assert bench.gateway.kinds() == []

@@ -23,6 +23,10 @@ from espalier.rewards.scored import Given, Question, Written
 CONCURRENT = 32
 _SCORE = re.compile(r"<score>\s*([-+]?[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*</score>\s*\Z")
 
+# Within JSON's strings these mean the same when escaped, and can then be taken neither for an
+# element of ours, nor for a token such as <|im_end|> of a chat template, nor for the end of a line.
+_ESCAPED = "<>\u0085\u2028\u2029"
+
 Chat = list[dict[str, str]]
 # Gives the judge's text for a chat; raises GatewayError.
 Ask = Callable[[Chat], Awaitable[str]]
@@ -89,8 +93,10 @@ def chat(spec: JudgeSpec, question: Question, completion: str, marker: str) -> C
         f"{low} to {high}, in a last line of exactly this form: <score>{low}</score>"
     )
     data = {"task": question.wire(), "reference": question.answer, "answer": completion}
-    # With its angle brackets escaped no text in it can be taken for an element of ours.
-    shown = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c").replace(">", "\\u003e")
+    # What no encoding can hold, no model can read.
+    shown = json.dumps(data, ensure_ascii=False).encode(errors="replace").decode()
+    for character in _ESCAPED:
+        shown = shown.replace(character, f"\\u{ord(character):04x}")
     return [
         {"role": "system", "content": rules},
         {"role": "user", "content": f"{marker}\n{shown}\n{marker}"},

@@ -100,7 +100,7 @@ class Loop:
         journal: where events go.
         waiting: paces and bounds every wait.
         mounted: what of a taskset's files this process finds (``TaskFile.mounted``); None: all.
-        modules: the ConfigMaps of rewards that this process finds; None: all.
+        modules: those of rewards that this process finds, as ``<ConfigMap>/<key>``; None: all.
     """
 
     def __init__(

@@ -288,5 +288,6 @@ Rewards = Annotated[
 
 
 def modules(rewards: list[Reward] | None) -> tuple[str, ...]:
-    """The ConfigMaps of python rewards, each once, in order of their names."""
-    return tuple(sorted({one.python.config_map_ref.name for one in rewards or () if one.python}))
+    """The modules of python rewards as ``<ConfigMap>/<key>``, each once, in order."""
+    refs = (one.python.config_map_ref for one in rewards or () if one.python)
+    return tuple(sorted({f"{ref.name}/{ref.key}" for ref in refs}))

@@ -112,16 +112,15 @@ def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
 
 
 def _modules(run: TrainingRun) -> tuple[Mount, ...]:
-    """The ConfigMaps of python rewards, each in a folder of its name."""
-    return tuple(
-        Mount(
-            f"reward-{number}",
-            {"configMap": {"name": name}},
-            f"{REWARDS_PATH}/{name}",
-            read_only=True,
-        )
-        for number, name in enumerate(modules(run.spec.rewards))
-    )
+    """Where the runner finds the modules of python rewards, without their maps' other keys."""
+    found = modules(run.spec.rewards)
+    if not found:
+        return ()
+    sources = [
+        {"configMap": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"}]}}
+        for name, _, key in (one.partition("/") for one in found)
+    ]
+    return (Mount("rewards", {"projected": {"sources": sources}}, REWARDS_PATH, read_only=True),)
 
 
 def _copies(run: TrainingRun) -> tuple[Container, ...]:
