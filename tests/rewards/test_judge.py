@@ -8,7 +8,8 @@ import json
 import pytest
 
 from espalier.api.run.rewards import Judge as JudgeSpec
-from espalier.client import Completion, DeadlineError
+from espalier.api.wire import Problem
+from espalier.client import Completion, DeadlineError, InvalidRequestError
 from espalier.rewards.judge import Chat, Judge, chat, score
 from espalier.rewards.number import Range
 from espalier.rewards.scored import Given, Question
@@ -101,7 +102,7 @@ async def test_each_question_has_a_marker_that_no_completion_can_know() -> None:
     assert min(map(len, markers)) >= 16
 
 
-async def test_a_judge_that_hangs_or_is_not_there_is_a_failure_by_cause() -> None:
+async def test_a_judge_that_hangs_refuses_or_is_not_there_is_a_failure_by_cause() -> None:
     async def hang(messages: Chat) -> str:
         await asyncio.sleep(60)
         return ""
@@ -109,9 +110,16 @@ async def test_a_judge_that_hangs_or_is_not_there_is_a_failure_by_cause() -> Non
     async def away(messages: Chat) -> str:
         raise DeadlineError("sample", 5.0, "HeadNotReady", "no judge serves")
 
+    async def refuse(messages: Chat) -> str:
+        problem = Problem(detail="maximum context length is 4096", reason="BadRequest")
+        raise InvalidRequestError(400, problem)
+
     late = (await Judge(SPEC, hang, 0.1).give(QUESTION, written("x"))).failure
     gone = (await Judge(SPEC, away, 5.0).give(QUESTION, written("x"))).failure
+    long = (await Judge(SPEC, refuse, 5.0).give(QUESTION, written("x"))).failure
     assert late is not None
     assert gone is not None
-    assert (late.cause, gone.cause) == ("Timeout", "Unreachable")
+    assert long is not None
+    assert (late.cause, gone.cause, long.cause) == ("Timeout", "Unreachable", "Raised")
+    assert "maximum context length" in long.detail
     assert "no judge serves" in gone.detail

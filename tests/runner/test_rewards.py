@@ -173,3 +173,9 @@ def test_rewards_without_signal_name_the_likely_remedy(one: Group, remedy: str) 
     detail, named = uninformative([one], rounds=20)
     assert remedy in named
     assert "in 20 rounds every group" in detail
+
+
+def test_of_declared_rewards_it_is_not_said_that_1_is_the_best() -> None:
+    parts = {"right": 0.5, "style": 0.5}
+    one = replace(group(1, 1), scores=(Scored(1.0, parts), Scored(1.0, parts)))
+    assert "which of rewards is always the same" in uninformative([one], rounds=20)[1]

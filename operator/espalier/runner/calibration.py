@@ -42,7 +42,7 @@ class Calibration:
 
     ``spread`` is the mean of the groups' standard deviations (the population's). ``teaching``,
     ``solved`` and ``failed`` are shares of the groups: those that the run keeps with rewards that
-    differ, those with all rewards equal to the best, and those with all equal to 0. ``cut`` is the
+    differ, those with all rewards equal to 1, and those with all equal to 0. ``cut`` is the
     share of answers cut at ``sampling.maxTokens``. ``reward_mean`` and ``reward_deviation`` are
     None where no answer has a reward.
     """

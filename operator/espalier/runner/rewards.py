@@ -17,7 +17,7 @@ from espalier.api.wire import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
 from espalier.loop.batch import TOLERANCE
 from espalier.rewards.failure import Cause
-from espalier.rewards.figures import by_reward, counted
+from espalier.rewards.figures import TASKSET, by_reward, counted
 from espalier.rewards.scored import Scored
 from espalier.runner.task_protocol import Task
 
@@ -37,6 +37,11 @@ _SCORER = (
     "The scorer fails on what the model writes, or is not reached: the runner's log says why. Let "
     "onError, of the taskset or of each of rewards, say what such answers are worth, say in "
     "taskset.promptTemplate how to answer, or give slow scorers more seconds"
+)
+# Of rewards with weights nobody can say which sum is the best.
+_DECLARED = (
+    "Read in the log and in rollout/reward/<name>/mean which of rewards is always the same or "
+    "fails, choose tasks nearer to what the model can do, or raise groupSize"
 )
 
 
@@ -220,6 +225,9 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
     )
     if 2 * lacking > len(groups):
         return detail, _SCORER
+    scores = [score for group in groups for score in group.scores]
+    if any(score.parts.keys() - {TASKSET} for score in scores) and cut <= 0.5:
+        return detail, _DECLARED
     return detail, _remedy(cut, mean, seen[ERRORS])
 
 
