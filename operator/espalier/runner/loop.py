@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from espalier.api.meta import decimal
-from espalier.api.run.rewards import Reward, modules
+from espalier.api.run.rewards import modules
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
@@ -33,11 +33,11 @@ from espalier.core.checkpoints.commits import run_identity
 from espalier.core.names import parse_checkpoint_name
 from espalier.rewards import Rewards
 from espalier.rewards.figures import told
-from espalier.rewards.lengths import LengthRules
 from espalier.runner.group_sampling import Skipped, sample_groups
 from espalier.runner.journal import Journal
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records, uninformative
 from espalier.runner.run_end import UserError
+from espalier.runner.scored_by import ScoredBy
 from espalier.runner.task_protocol import Tasks
 from espalier.runner.waiting import Waiting
 
@@ -59,23 +59,6 @@ class Limits:
 
 class _TasksMovedError(Exception):
     """The run's tasks are now somewhere that this pod has not mounted."""
-
-
-@dataclass(frozen=True)
-class _Scoring:
-    """What of a run its tasks and rewards are made of: when that is edited, they open anew."""
-
-    taskset: Taskset | None
-    rewards: tuple[Reward, ...] | None
-    aggregation: str
-    lengths: LengthRules
-
-    @classmethod
-    def of(cls, spec: TrainingRunSpec) -> _Scoring:
-        """Of a run."""
-        lengths = LengthRules(spec.sampling.max_tokens, spec.overlong, spec.length_penalty)
-        rewards = tuple(spec.rewards) if spec.rewards is not None else None
-        return cls(spec.taskset, rewards, spec.reward_aggregation, lengths)
 
 
 @dataclass
@@ -125,7 +108,7 @@ class Loop:
         self._mounted = mounted
         self._modules = modules
         self._limits = limits or Limits()
-        self._opened: tuple[_Scoring, Tasks, Rewards] | None = None
+        self._opened: tuple[ScoredBy, Tasks, Rewards] | None = None
         self._attempt = _Attempt((0, 0, ""))
 
     async def drive(self) -> None:
@@ -280,7 +263,7 @@ class Loop:
         )
 
     async def _tasks(self, spec: TrainingRunSpec) -> tuple[Tasks, Rewards]:
-        wanted = _Scoring.of(spec)
+        wanted = ScoredBy.of(spec)
         if self._opened is not None and self._opened[0] == wanted:
             return self._opened[1:]
         file = spec.taskset.file if spec.taskset is not None else None

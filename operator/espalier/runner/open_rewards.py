@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +10,18 @@ from pathlib import Path
 
 from espalier.api.meta import decimal
 from espalier.api.run.rewards import LARGEST, Http, Python, Reward
-from espalier.api.run.rewards import Judge as JudgeSpec
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import GatewayClient, Patience
 from espalier.rewards import Given, Part, Question, Rewards, Source
 from espalier.rewards.figures import TASKSET
-from espalier.rewards.judge import Chat, Judge
 from espalier.rewards.lengths import LengthRules
 from espalier.rewards.module import ModuleError, check
 from espalier.rewards.number import Range
 from espalier.rewards.scored import Written
 from espalier.rewards.service import Service
 from espalier.rewards.text import How, number
+from espalier.runner.gateway_judge import GatewayJudge
 from espalier.runner.run_end import UserError
 from espalier.runner.scorer_spec import Asked, Module, Reference, Spec, Text
 from espalier.runner.scoring.process import COMMAND
@@ -147,7 +145,7 @@ def _source(one: Reward, taskset: Taskset, tasks: Tasks, around: Surroundings) -
         url = around.service(there.name, there.port, there.path)
         return Service(url, one.timeout_seconds, _range(one.http))
     if one.judge is not None:
-        return _Judging(one.judge, one.timeout_seconds, around)
+        return GatewayJudge(one.judge, one.timeout_seconds, around.judge)
     if one.environment is not None:
         return _sandboxed(one, tasks.scorer, around, lambda asked: tasks.reference(asked.index))
     text = _text(one, taskset)
@@ -254,34 +252,3 @@ def _asked(question: Question) -> Asked:
 def _range(spec: Python | Http) -> Range:
     low = decimal(spec.minimum) if spec.minimum is not None else -LARGEST
     return Range(low, decimal(spec.maximum) if spec.maximum is not None else LARGEST)
-
-
-class _Judging(Judge):
-    """A judge behind the gateway, with the client that asks it."""
-
-    def __init__(self, spec: JudgeSpec, seconds: float, around: Surroundings) -> None:
-        super().__init__(spec, self._sample, seconds)
-        self._sampling = spec.sampling
-        # It gives up a little sooner, so that its own words say why.
-        patience = Patience(deadline=0.9 * seconds, attempt=seconds)
-        self._client = around.judge(spec.model_ref.name, patience)
-        self._opened = False
-        self._opening = asyncio.Lock()
-
-    async def close(self) -> None:
-        """Closes the client."""
-        if self._opened:
-            self._opened = False
-            await self._client.__aexit__(None, None, None)
-
-    async def _sample(self, chat: Chat) -> str:
-        async with self._opening:
-            if not self._opened:
-                await self._client.__aenter__()
-                self._opened = True
-        (answer,) = await self._client.sample(
-            chat,
-            temperature=decimal(self._sampling.temperature),
-            max_tokens=self._sampling.max_tokens,
-        )
-        return answer.text
