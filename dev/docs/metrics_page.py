@@ -33,7 +33,11 @@ OF_SAMPLES = {
     "completion/truncated_fraction": "Share of completions that were cut at the token limit.",
     "rollout/scorer_errors": "Answers that could not be scored. Runner.",
     "rollout/scorer_errors_<cause>": "The same by cause, where it occurred: `raised`, `timeout`, "
-    "`memory`, `died`, `not_finite`, `out_of_range`, `malformed`. Runner.",
+    "`memory`, `died`, `not_finite`, `out_of_range`, `malformed`, `unreachable`. Runner.",
+    "rollout/reward/<name>/mean": "Mean of one of the run's `rewards`, before its weight. "
+    "`overlong` and `length` are what `overlong` and `lengthPenalty` add. Runner.",
+    "rollout/reward/<name>/std": "Population standard deviation of it.",
+    "rollout/reward/<name>/errors": "Answers for which it could not be had, where that occurred.",
     "rollout/failed": "Rollouts that did not complete. Client.",
     "rollout/timed_out": "Rollouts that ran out of time. Client.",
 }
@@ -42,6 +46,7 @@ OF_CHECKPOINT = {
     "reward/std": "Population standard deviation of these rewards.",
     "reward/min": "The lowest of these rewards.",
     "reward/max": "The highest of these rewards.",
+    "reward/<name>/mean": "Mean of one of the run's `rewards`, before its weight.",
     "eval/...": "What an evaluation found, such as `eval/reward/mean` of a `Fit`'s validation.",
 }
 

@@ -57,7 +57,29 @@ TEMPLATE: dict[str, Any] = {
     "runtimeClassName": "nvidia",
 }
 
+REWARDS = [
+    {"name": "right", "weight": "1.0", "onError": "Zero", "exact": {}},
+    {"name": "near", "numeric": {"tolerance": "0.01"}},
+    {"name": "boxed", "boxed": {}},
+    {"name": "shouts", "weight": "-0.5", "regex": {"pattern": "!{3}", "group": 0}},
+    {"name": "style", "python": {"configMapRef": {"name": "rewards"}, "maximum": "2"}},
+    {"name": "tests", "http": {"serviceRef": {"name": "checker", "port": 8080, "path": "/run"}}},
+    {
+        "name": "kind",
+        "timeoutSeconds": 60,
+        "judge": {"modelRef": {"name": "judge"}, "rubric": "Is it kind?", "maximum": "10"},
+    },
+    {"name": "own", "environment": {}},
+]
 GOOD = {
+    "run with a reward of each kind": edited(RUN, "spec.rewards", REWARDS),
+    "run whose rewards are normalized on their own": edited(
+        edited(RUN, "spec.rewards", REWARDS), "spec.rewardAggregation", "NormalizeThenSum"
+    ),
+    "run with a soft penalty": edited(
+        edited(RUN, "spec.overlong", {"policy": "SoftPenalty", "bufferTokens": 64}),
+        *("spec.lengthPenalty", {"coefficient": "0.1", "targetTokens": 128}),
+    ),
     "model of an image": MODEL,
     "model of an adapter from outside": edited(
         MODEL, "spec.source.adapter", {"persistentVolumeClaim": {"claimName": "c", "path": "a"}}
@@ -324,6 +346,82 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(CLIENT_RUN, "spec.groupFilter", {"zeroVariance": "Keep"}),
         *("spec.groupFilter", "groupFilter belongs to driver Runner"),
     ),
+    "rewards of a client": (
+        *(CLIENT_RUN, "spec.rewards", [{"name": "right", "exact": {}}]),
+        *("spec.rewards", "rewards belongs to driver Runner"),
+    ),
+    "lengths of a client's answers": (
+        *(CLIENT_RUN, "spec.overlong", {"policy": "Drop"}),
+        *("spec.overlong", "overlong belongs to driver Runner"),
+    ),
+    "a reward of no kind": (
+        *(RUN, "spec.rewards", [{"name": "right"}]),
+        *("spec.rewards[0]", "set exactly one of exact, numeric"),
+    ),
+    "a reward of two kinds": (
+        *(RUN, "spec.rewards", [{"name": "right", "exact": {}, "boxed": {}}]),
+        *("spec.rewards[0]", "set exactly one of exact, numeric"),
+    ),
+    "two rewards of one name": (
+        *(RUN, "spec.rewards", [{"name": "a", "exact": {}}, {"name": "a", "boxed": {}}]),
+        *("spec.rewards[1]", "Duplicate value"),
+    ),
+    "a reward with the name of the run's own": (
+        *(RUN, "spec.rewards", [{"name": "overlong", "exact": {}}]),
+        *("spec.rewards[0].name", "what the run itself adds"),
+    ),
+    "a reward without end": (
+        *(RUN, "spec.rewards", [{"name": "a", "weight": "1e9", "exact": {}}]),
+        *("spec.rewards[0].weight", 'from "-1e6" to "1e6"'),
+    ),
+    "a range upside down": (
+        *(RUN, "spec.rewards"),
+        [{"name": "a", "judge": {"modelRef": {"name": "m"}, "rubric": "r", "minimum": "1"}}],
+        *("spec.rewards[0].judge.minimum", "minimum must be below maximum"),
+    ),
+    "a path that leads elsewhere": (
+        *(RUN, "spec.rewards"),
+        [{"name": "a", "http": {"serviceRef": {"name": "s", "port": 80, "path": "@evil/"}}}],
+        *("spec.rewards[0].http.serviceRef.path", "must begin with '/'"),
+    ),
+    "two policies of errors": (
+        edited(RUN, "spec.taskset.onError", "Zero"),
+        *("spec.rewards", [{"name": "right", "exact": {}}]),
+        *("spec.rewards", "set onError and timeoutSeconds in each of rewards"),
+    ),
+    "the one score of a taskset on its own": (
+        *(RUN, "spec.rewardAggregation", "NormalizeThenSum"),
+        *("spec.rewardAggregation", "needs rewards"),
+    ),
+    "rewards divided twice": (
+        edited(
+            edited(RUN, "spec.rewards", [{"name": "right", "exact": {}}]),
+            *("spec.advantage", {"scale": "GroupStd"}),
+        ),
+        *("spec.rewardAggregation", "NormalizeThenSum"),
+        *("spec.rewardAggregation", "remove advantage.scale"),
+    ),
+    "a soft penalty without buffer": (
+        *(RUN, "spec.overlong", {"policy": "SoftPenalty"}),
+        *("spec.overlong.bufferTokens", "set both or neither"),
+    ),
+    "a buffer of nothing": (
+        *(RUN, "spec.overlong", {"policy": "Drop", "bufferTokens": 4}),
+        *("spec.overlong.bufferTokens", "set both or neither"),
+    ),
+    "a buffer beyond every answer": (
+        *(RUN, "spec.overlong", {"policy": "SoftPenalty", "bufferTokens": 257}),
+        *("spec.overlong.bufferTokens", "must not be above sampling.maxTokens"),
+    ),
+    "answers that cross_entropy cannot mask": (
+        edited(RUN, "spec.loss.name", "cross_entropy"),
+        *("spec.overlong", {"policy": "Mask"}),
+        *("spec.overlong.policy", "choose Drop or another loss"),
+    ),
+    "a filter of before": (
+        *(RUN, "spec.groupFilter", {"truncated": "Drop"}),
+        *("spec.groupFilter.truncated", "unknown field"),
+    ),
     "stops of a client's answers": (
         *(CLIENT_RUN, "spec.sampling", {"stop": ["x"]}),
         *("spec.sampling", "belong to driver Runner"),
@@ -570,6 +668,7 @@ FREE = {
     "more steps": edited(RUN, "spec.steps", 40),
     "learning rate": edited(RUN, "spec.learningRate", "3e-5"),
     "group size": edited(RUN, "spec.groupSize", 16),
+    "rewards": edited(RUN, "spec.rewards", REWARDS),
     "suspension": edited(RUN, "spec.suspend", True),
     "replicas": edited(MODEL, "spec.rollout.replicas", 0),
     "rollback": edited(

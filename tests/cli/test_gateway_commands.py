@@ -156,6 +156,34 @@ async def test_evaluate_counts_what_cannot_be_scored_as_the_run_says(
     assert "ScorerFailed: no answer could be scored: Timeout (2)" in drop.output
 
 
+async def test_evaluate_counts_the_rewards_that_the_run_declares(
+    gateway: StandIn, espalier: Command
+) -> None:
+    gateway.spec["rewards"] = [
+        {"name": "right", "weight": "2", "numeric": {}},
+        {"name": "shouts", "weight": "-0.5", "regex": {"pattern": "!"}},
+    ]
+
+    def solve(prompt: str, index: int) -> str:
+        left, _, right = prompt.removeprefix("Calculate ").removesuffix(".").split()
+        return f"{int(left) + int(right)} !"
+
+    gateway.answer = solve
+    done = await espalier("evaluate", "run", "--seed", "2", "--size", "8")
+    assert done.output == "tiny: mean reward 1.500 on 8 held-out tasks\n"
+
+
+async def test_evaluate_refuses_a_reward_that_it_does_not_reach(
+    gateway: StandIn, espalier: Command
+) -> None:
+    there = {"serviceRef": {"name": "checker", "port": 80}}
+    gateway.spec["rewards"] = [{"name": "tests", "http": there}]
+    done = await espalier("evaluate", "run", "--seed", "2", "--size", "8")
+    assert done.exit_code == 1
+    assert "Service checker is reached from inside the cluster alone" in done.output
+    assert not gateway.samples
+
+
 async def test_a_refusal_is_one_line(gateway: StandIn, espalier: Command) -> None:
     gateway.fail("chat", 404)
     done = await espalier("ask", "tiny", "2 + 2")

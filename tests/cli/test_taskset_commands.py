@@ -19,6 +19,7 @@ from espalier.cli.main import app
 Command = Callable[..., Awaitable[Result]]
 
 CLAIM = {"claimName": "c", "path": "t.jsonl"}
+MODULE = "def reward(prompt, completion, answer, task):\n    return 3.0 * (completion == answer)\n"
 LINES = [{"id": f"n{digit}", "prompt": f"{digit}=", "answer": str(digit)} for digit in range(8)]
 
 
@@ -32,7 +33,11 @@ def manifest(path: Path, *, name: str = "digits-3", **changes: Any) -> str:
             "metadata": {"name": name},
             "spec": spec(**changes),
         },
-        {"kind": "ConfigMap", "metadata": {"name": "digits"}, "data": {"tasks.jsonl": tasks}},
+        {
+            "kind": "ConfigMap",
+            "metadata": {"name": "digits"},
+            "data": {"tasks.jsonl": tasks, "reward.py": MODULE},
+        },
     ]
     path.write_text(yaml.safe_dump_all(documents))
     return str(path)
@@ -111,6 +116,17 @@ async def test_calibration_may_ask_a_checkpoint_and_names_what_stands_in_the_way
     assert "0% teach, 0% all solved, 100% all failed" in done.output
     assert "The model solves none" in done.output
     assert gateway.samples[0]["model"] == "team/tiny@tiny-000002"
+
+
+async def test_calibration_uses_the_rewards_that_the_manifest_brings_along(
+    espalier: Command, tmp_path: Path
+) -> None:
+    python = {"configMapRef": {"name": "digits"}}
+    rewards = [{"name": "own", "weight": "0.5", "python": python}]
+    file = manifest(tmp_path / "run.yaml", rewards=rewards)
+    done = await espalier("calibrate", "-f", file, "--groups", "2", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["reward_mean"] == 0.75
 
 
 async def test_tasks_that_do_not_fit_are_counted(

@@ -11,14 +11,16 @@ import torch
 from tests.compat.clients import EACH_VERSION, NEWEST, drive, environment
 from tests.compat.stage import NAMESPACE, TRAINER, Stage
 
-from espalier import GatewayClient, Job, RefusedError, Sampling, Session, TrainingClient
-from espalier.api.run.taskset import Taskset
+from espalier import GatewayClient, Job, RefusedError, Sampling, Session, TrainingClient, rewards
+from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import DatumTensors, TrajectoryPayload
+from espalier.rewards import Given, Part, Rewards
+from espalier.rewards.lengths import LengthRules
+from espalier.rewards.scored import Written
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.scorer_spec import Match
-from espalier.runner.scoring.protocol import Ready
-from espalier.runner.task_protocol import Message, Score, Task
+from espalier.runner.task_protocol import Message, Task, Tasks
 from espalier.runner.waiting import Waiting
 
 pytestmark = pytest.mark.timeout(900)
@@ -49,15 +51,18 @@ class Question:
     def reference(self, index: int) -> str:
         return ""
 
+    def answer(self, index: int) -> None:
+        return None
+
 
 class Letters:
     """Scores as the scenario of HUD's client does."""
 
-    async def ready(self) -> Ready:
-        return Ready(landlock=0, seccomp=False)
+    async def ready(self) -> dict[str, object]:
+        return {}
 
-    async def score(self, index: int, text: str) -> Score:
-        return Score(reward_of(text))
+    async def give(self, question: rewards.Question, written: Written) -> Given:
+        return Given(reward_of(written.text))
 
     async def close(self) -> None:
         pass
@@ -156,8 +161,9 @@ async def by_a_declared_run(stage: Stage) -> None:
     }
     await stage.apply("TrainingRun", "arith", run)
 
-    def scorer(spec: Taskset, tasks: Any) -> Any:
-        return Letters()
+    def letters(spec: TrainingRunSpec, tasks: Tasks) -> Rewards:
+        lengths = LengthRules(spec.sampling.max_tokens)
+        return Rewards([Part("letters", Letters())], tasks.answer, lengths)
 
     journal = Journal("default/arith")
     async with GatewayClient(stage.url, "arith", TRAINER) as client:
@@ -165,7 +171,7 @@ async def by_a_declared_run(stage: Stage) -> None:
             client,
             (NAMESPACE, "arith"),
             open_tasks=lambda spec: Question(),
-            open_scorer=scorer,
+            open_rewards=letters,
             journal=journal,
             waiting=Waiting(journal, 0.1),
         ).drive()

@@ -29,7 +29,7 @@ from espalier.core.manifests.collector import collector_job
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.installation import ChildSettings, HubSettings
 from espalier.core.manifests.intent import is_current
-from espalier.core.manifests.runner import runner_job
+from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
 from espalier.sampler import flags
@@ -181,6 +181,37 @@ def test_an_image_copies_its_tasks_to_where_the_runner_reads_them() -> None:
     mounts = {m["name"]: m["mountPath"] for m in pod_of(job)["containers"][0]["volumeMounts"]}
     assert mounts["tasks"] == "/etc/espalier/tasks"
     assert {"name": "tasks", "emptyDir": {}} in pod_of(job)["volumes"]
+
+
+def test_of_the_config_maps_of_rewards_the_runner_sees_the_modules_alone() -> None:
+    names = (("style", "a.py"), ("curses", "b.py"), ("style", "a.py"))
+    rewards = [
+        {"name": f"r{n}", "python": {"configMapRef": {"name": name, "key": key}}}
+        for n, (name, key) in enumerate(names)
+    ]
+    run = run_of(rewards=[*rewards, {"name": "right", "exact": {}}])
+    job = runner_job(run, model_of(), SETTINGS)
+    env = environment(job)
+    assert env["ESPALIER_REWARDS_MOUNTED"] == "curses/b.py,style/a.py"
+    mounts = pod_of(job)["containers"][0]["volumeMounts"]
+    (mount,) = [one for one in mounts if one["name"] == "rewards"]
+    assert (mount["mountPath"], mount["readOnly"]) == (env["ESPALIER_REWARDS_DIRECTORY"], True)
+    (volume,) = [one for one in pod_of(job)["volumes"] if one["name"] == "rewards"]
+    assert volume["projected"]["sources"] == [
+        {"configMap": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"}]}}
+        for name, key in (("curses", "b.py"), ("style", "a.py"))
+    ]
+    plain = runner_job(run_of(), model_of(), SETTINGS)
+    assert "rewards" not in {one["name"] for one in pod_of(plain)["volumes"]}
+
+
+def test_a_runner_is_replaced_for_other_modules_and_for_nothing_else_of_a_reward() -> None:
+    def fingerprint(name: str, weight: str = "1.0") -> str:
+        python = {"configMapRef": {"name": name}}
+        return pod_fingerprint(run_of(rewards=[{"name": "r", "weight": weight, "python": python}]))
+
+    assert fingerprint("style") != fingerprint("curses")
+    assert fingerprint("style") == fingerprint("style", weight="0.5")
 
 
 def test_a_run_with_generated_tasks_mounts_none() -> None:

@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.kube.children import SETTINGS, model_of, run_of
 
+from espalier.core.manifests.runner import runner_job
 from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.manifests import ManifestError, fingerprint, read
 from espalier.local.pod_process import plan
+from espalier.runner.open_rewards import mounted_modules
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HEAD = """
@@ -139,6 +142,22 @@ def test_paths_of_the_pod_become_paths_of_this_machine(tmp_path: Path) -> None:
         plan("p", "importer", spec, **HERE, layout=unknown, config=config)
     with pytest.raises(MappingError, match="ConfigMap sums is in no manifest"):
         plan("p", "importer", spec, **HERE, layout=layout, config={})
+
+
+def test_modules_of_rewards_are_where_the_runner_looks_for_them(tmp_path: Path) -> None:
+    python = {"configMapRef": {"name": "style", "key": "a.py"}}
+    run = run_of(rewards=[{"name": "style", "python": python}])
+    spec = runner_job(run, model_of(), SETTINGS)["spec"]["template"]["spec"]
+    config = {"tasks": {"tasks.jsonl": "{}"}, "style": {"a.py": "x = 1", "b.py": "x = 2"}}
+    layout = Layout(tmp_path, {})
+    found = plan("p", "runner", spec, **HERE, layout=layout, config=config)
+    directory = Path(found.environment["ESPALIER_REWARDS_DIRECTORY"])
+    assert mounted_modules(directory)("style", "a.py") == "x = 1"
+    assert not (directory / "style" / "b.py").exists()
+    assert Path(found.environment["ESPALIER_TOKEN_FILE"]).read_text() == layout.token()
+    config["style"].pop("a.py")
+    with pytest.raises(MappingError, match=r"style with key a\.py is in no manifest: add it"):
+        plan("p", "runner", spec, **HERE, layout=layout, config=config)
 
 
 def test_temporary_files_are_where_a_sockets_path_is_short_enough(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from espalier.runner.scorer_spec import Gym, Match
+from espalier.runner.scorer_spec import Reference, Spec
 from espalier.runner.scoring import worker
 from espalier.runner.scoring.confinement import Confinement
 from espalier.runner.scoring.scorers import Scorer, open_scorer
@@ -23,10 +23,10 @@ class Executing:
     def __init__(self, *, evaluates: bool) -> None:
         self.evaluates = evaluates
 
-    def prepare(self, reference: str | int) -> None:
+    def prepare(self, reference: Reference) -> None:
         """Nothing."""
 
-    def score(self, reference: str | int, completion: str) -> float:
+    def score(self, reference: Reference, completion: str) -> object:
         names: dict[str, Any] = {"state": state, "reference": reference}
         exec(completion, names)
         return names["reward"]
@@ -42,7 +42,7 @@ def main() -> None:
     }[layers]
     Confinement.offered = classmethod(lambda cls: kept)  # type: ignore[method-assign,assignment]
 
-    def opens(wanted: Match | Gym) -> Scorer:
+    def opens(wanted: Spec) -> Scorer:
         return open_scorer(wanted) if how == "dataset" else Executing(evaluates=how == "alone")
 
     worker.main(opens)

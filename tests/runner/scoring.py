@@ -8,4 +8,6 @@ from espalier.runner.task_protocol import Tasks
 
 def reward(tasks: Tasks, index: int, completion: str) -> float:
     """What the scorer of the taskset gives."""
-    return open_scorer(tasks.scorer).score(tasks.reference(index), completion)
+    given = open_scorer(tasks.scorer).score(tasks.reference(index), completion)
+    assert isinstance(given, float)
+    return given

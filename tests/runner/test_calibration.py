@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.runner.test_rewards import group
 
@@ -59,8 +61,8 @@ def test_tasks_that_none_fit_are_a_sentence_too() -> None:
 
 
 def test_a_group_that_the_run_leaves_out_for_a_cut_answer_does_not_teach() -> None:
-    groups = [group(0, 1, finish="length"), group(0, 1)]
-    assert calibrate(groups, RULES).teaching == 1
-    drop = GroupFilter(truncated="Drop")
-    assert calibrate(groups, drop).teaching == 0.5
-    assert "groupFilter.truncated is Drop" in calibrate(groups[:1], drop).verdict
+    cut, whole = group(0, 1, finish="length"), group(0, 1)
+    assert calibrate([cut, whole], RULES).teaching == 1
+    cut = replace(cut, scores=tuple(replace(score, leaves_out=True) for score in cut.scores))
+    assert calibrate([cut, whole], RULES).teaching == 0.5
+    assert "overlong.policy is Drop" in calibrate([cut], RULES).verdict

@@ -44,6 +44,9 @@ class Anything:
     def reference(self, index: int) -> int:
         return index
 
+    def answer(self, index: int) -> None:
+        return None
+
 
 Open = Callable[..., Awaitable[Scorer]]
 
@@ -220,8 +223,10 @@ ENDS = {
     "reward = 7.0": ("OutOfRange", "from 0 to 1"),
     "reward = -1.0": ("OutOfRange", "from 0 to 1"),
     "reward = 10 ** 5000": ("Raised", "too large"),
-    "reward = 'high'": ("Raised", "could not convert"),
-    "reward = None": ("Raised", "TypeError"),
+    "reward = 'high'": ("Malformed", "no number, but a str"),
+    "reward = None": ("Malformed", "a NoneType"),
+    "reward = True": ("Malformed", "a bool"),
+    "reward = '1.0'": ("Malformed", "a str"),
     "import os; os.write(3, b'garbage\\n'); os._exit(0)": ("Malformed", "something else"),
     "import os; os.write(3, b'[' * 100000 + b'\\n')": ("Malformed", "something else"),
     "import os\nwhile True: os.write(3, b'x' * 60000)": ("Malformed", "too much"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espalier.runner.extraction import extract, is_number, matches
+from espalier.rewards.extraction import extract, is_number, matches
 
 
 @pytest.mark.parametrize(

@@ -15,20 +15,23 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
+from tests.runner.around import judge_at, surroundings
 from tests.runner.standin import StandIn
 
 from espalier.api.run.taskset import Taskset
+from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import DeadlineError, GatewayClient, Patience, RefusedError
 from espalier.process import JsonFormatter
+from espalier.rewards import Rewards
 from espalier.runner import heldout
 from espalier.runner.group_sampling import TOO_LONG
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop
+from espalier.runner.open_rewards import open_rewards
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.scoring import landlock, seccomp
 from espalier.runner.scoring.process import COMMAND
-from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
 from espalier.runner.waiting import Waiting
 
@@ -46,6 +49,10 @@ class Bench:
         self.worker: Sequence[str] = COMMAND
         # What of a taskset's files this process finds.
         self.mounted: str | None = None
+        self.mounted_modules: frozenset[str] | None = None
+        # By ConfigMap and key, and the address of every Service.
+        self.modules: dict[str, str] = {}
+        self.services = ""
         self._url = url
         self._tasks = tasks
         self._stream = io.StringIO()
@@ -61,11 +68,12 @@ class Bench:
                 client,
                 ("default", "run"),
                 open_tasks=self._open,
-                open_scorer=lambda spec, tasks: Scorer(spec, tasks, command=self.worker),
+                open_rewards=self._open_rewards,
                 journal=journal,
                 waiting=Waiting(journal, poll_seconds=0.001),
                 open_held_out=lambda run, wanted: heldout.declared(run, wanted, self.folder),
                 mounted=self.mounted,
+                modules=self.mounted_modules,
                 limits=limits,
             )
             await loop.drive()
@@ -96,6 +104,15 @@ class Bench:
     def _open(self, spec: Taskset | None) -> Tasks:
         self.opened.append(spec)
         return open_tasks(spec, self._tasks)
+
+    def _open_rewards(self, spec: TrainingRunSpec, tasks: Tasks) -> Rewards:
+        around = surroundings(
+            modules=self.modules,
+            services=self.services,
+            judge=judge_at(self._url),
+            command=self.worker,
+        )
+        return open_rewards(spec, tasks, around)
 
 
 @pytest.fixture
@@ -518,7 +535,7 @@ async def test_when_every_group_is_dropped_the_run_ends_and_says_why(bench: Benc
         await bench.drive(BRIEF)
     assert raised.value.problem.reason == "RewardsUninformative"
     assert "24 of 24 groups dropped for scorer errors" in raised.value.problem.detail
-    assert "taskset.onError" in raised.value.problem.remedy
+    assert "onError, of the taskset" in raised.value.problem.remedy
     assert len(bench.events("round-without-signal")) == 2
 
 
@@ -602,8 +619,8 @@ async def test_a_run_that_drops_cut_completions_says_so_when_no_other_group_teac
     bench: Bench,
 ) -> None:
     bench.gateway.finish_reason = "length"
-    bench.gateway.spec |= {"steps": 1, "groupFilter": {"truncated": "Drop"}}
-    with pytest.raises(UserError, match=r"groupFilter\.truncated is Drop") as raised:
+    bench.gateway.spec |= {"steps": 1, "overlong": {"policy": "Drop"}}
+    with pytest.raises(UserError, match=r"overlong\.policy is Drop") as raised:
         await bench.drive(BRIEF)
     assert raised.value.problem.remedy.startswith("Raise sampling.maxTokens")
     assert bench.gateway.kinds() == []

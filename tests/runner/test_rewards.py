@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 
 from espalier.api.run.group_filter import GroupFilter
 from espalier.client import Completion
+from espalier.rewards.figures import TASKSET, told
+from espalier.rewards.scored import Failed, Scored
 from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
-from espalier.runner.run_end import UserError
-from espalier.runner.scorer_spec import Failure
-from espalier.runner.scoring.on_error import counted, settled, told
-from espalier.runner.task_protocol import Message, Score, Task
+from espalier.runner.task_protocol import Message, Task
 
 
 def group(*rewards: float | None, finish: str = "stop", name: str = "t/0") -> Group:
@@ -21,8 +21,11 @@ def group(*rewards: float | None, finish: str = "stop", name: str = "t/0") -> Gr
         Completion(f"text {n}", (1, 2), tuple(range(n)), (-0.5,) * n, finish)
         for n, _ in enumerate(rewards, 1)
     )
-    late = Failure.of("Timeout", "no score within 5 s")
-    scores = tuple(Score(reward, late if reward is None else None) for reward in rewards)
+    late = Failed(TASKSET, "Timeout", "no score within 5 s")
+    scores = tuple(
+        Scored(None, {}, (late,)) if reward is None else Scored(reward, {TASKSET: reward})
+        for reward in rewards
+    )
     task = Task(name, (Message("user", "7="),))
     return Group(task, completions, scores)
 
@@ -52,15 +55,36 @@ def test_a_group_teaches_when_an_advantage_is_not_zero(
 
 
 @pytest.mark.parametrize("zero_variance", ["Keep", "Drop"])
-def test_groups_with_a_cut_completion_go_whole_where_the_run_says_so(
+def test_groups_with_a_completion_that_the_run_leaves_out_go_whole(
     zero_variance: Literal["Keep", "Drop"],
 ) -> None:
-    cut, whole = group(0, 1, finish="length"), group(0, 1, name="t/1")
-    rules = GroupFilter(zero_variance=zero_variance, truncated="Drop")
+    cut, whole = group(0, 1), group(0, 1, name="t/1")
+    cut = replace(cut, scores=(replace(cut.scores[0], leaves_out=True), cut.scores[1]))
+    rules = GroupFilter(zero_variance=zero_variance)
     assert kept([cut, whole], rules) == [whole]
     assert kept([cut], rules) == []
-    rules = GroupFilter(zero_variance=zero_variance)
-    assert kept([cut, whole], rules) == [cut, whole]
+
+
+def test_a_masked_completion_counts_in_its_group_and_trains_nothing() -> None:
+    one = group(0, 1, 1)
+    one = replace(one, scores=(*one.scores[:2], replace(one.scores[2], masked=True)))
+    inputs = payloads([one])
+    assert [given.reward for given in inputs] == [0, 1, 1]
+    assert [given.samples[0].advantages for given in inputs] == [None, None, [0, 0, 0]]
+    assert one.can_teach
+    silent = replace(one, scores=tuple(replace(score, masked=True) for score in one.scores))
+    assert not silent.can_teach
+
+
+def test_advantages_of_rewards_that_are_normalized_on_their_own_reach_the_trainer() -> None:
+    one = group(1, 1)
+    scores = [replace(one.scores[0], advantage=0.5), replace(one.scores[1], advantage=-0.5)]
+    one = replace(one, scores=tuple(scores))
+    # Their sums are equal; their advantages are not.
+    assert one.can_teach
+    assert [given.advantage for given in payloads([one])] == [0.5, -0.5]
+    equal = replace(one, scores=tuple(replace(score, advantage=0.0) for score in scores))
+    assert equal.zero_variance
 
 
 def test_the_trainer_gets_whole_groups_in_a_row() -> None:
@@ -98,6 +122,7 @@ def test_a_record_tells_the_rollout_and_whether_it_was_trained_on() -> None:
         "prompt": [{"role": "user", "content": "7="}],
         "completion": "text 2",
         "reward": 1,
+        "rewards": {"taskset": 1},
         "tokens": 2,
         "finish_reason": "stop",
         "trained": False,
@@ -115,36 +140,21 @@ def test_no_reward_at_all_has_no_mean() -> None:
 def test_a_record_says_why_there_is_no_reward() -> None:
     record = records([group(1, None)], [])[1]
     assert record["reward"] is None
-    assert record["scorer_error"] == {"cause": "Timeout", "detail": "no score within 5 s"}
-
-
-def test_on_error_drop_group_leaves_the_scores_as_they_are() -> None:
-    one = group(1, None)
-    assert settled(one.task, one.scores, "DropGroup") == one.scores
-
-
-def test_on_error_zero_pays_nothing_and_still_counts() -> None:
-    one = group(1, None)
-    paid = settled(one.task, one.scores, "Zero")
-    assert [score.reward for score in paid] == [1, 0]
-    assert counted(paid) == {"Timeout": 1}
-
-
-def test_on_error_fail_names_task_cause_and_remedy() -> None:
-    one = group(1, None, name="reasoning-gym/countdown/7")
-    with pytest.raises(UserError) as raised:
-        settled(one.task, one.scores, "Fail")
-    problem = raised.value.problem
-    assert problem.reason == "ScorerFailed"
-    assert problem.detail == "task reasoning-gym/countdown/7: Timeout: no score within 5 s"
-    assert "taskset.onError" in problem.remedy
-    assert settled(one.task, one.scores[:1], "Fail") == one.scores[:1]
+    assert record["scorer_errors"] == [
+        {"reward": "taskset", "cause": "Timeout", "detail": "no score within 5 s"}
+    ]
 
 
 def test_the_log_has_an_entry_for_each_cause_of_a_task() -> None:
     one = group(1, None, None)
-    assert told(one.task, one.scores) == [
-        {"task": "t/0", "cause": "Timeout", "count": 2, "detail": "no score within 5 s"}
+    assert told(one.task.id, one.scores) == [
+        {
+            "task": "t/0",
+            "reward": "taskset",
+            "cause": "Timeout",
+            "count": 2,
+            "detail": "no score within 5 s",
+        }
     ]
 
 
@@ -163,3 +173,9 @@ def test_rewards_without_signal_name_the_likely_remedy(one: Group, remedy: str) 
     detail, named = uninformative([one], rounds=20)
     assert remedy in named
     assert "in 20 rounds every group" in detail
+
+
+def test_of_declared_rewards_it_is_not_said_that_1_is_the_best() -> None:
+    parts = {"right": 0.5, "style": 0.5}
+    one = replace(group(1, 1), scores=(Scored(1.0, parts), Scored(1.0, parts)))
+    assert "which of rewards is always the same" in uninformative([one], rounds=20)[1]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from tests.runner.around import surroundings
 from tests.runner.standin import UID, spec
 from tests.trainer import tiny
 
@@ -23,6 +24,7 @@ from espalier.client import GatewayClient, Patience, RefusedError
 from espalier.core.checkpoints.commits import run_identity
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
+from espalier.runner.open_rewards import open_rewards
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.waiting import Waiting
 from espalier.trainer.compute.compute import LocalCompute
@@ -138,6 +140,7 @@ async def drive(url: str, tasks: Path) -> None:
             client,
             ("default", "run"),
             open_tasks=lambda taskset: open_tasks(taskset, tasks),
+            open_rewards=lambda spec, tasks: open_rewards(spec, tasks, surroundings()),
             journal=journal,
             waiting=Waiting(journal, poll_seconds=0.01),
         )

@@ -24,6 +24,8 @@ from espalier.api.run.group_filter import GroupFilter
 from espalier.api.run.learning_rate_schedule import LearningRateSchedule
 from espalier.api.run.loss import Loss
 from espalier.api.run.optimizer import Optimizer
+from espalier.api.run.overlong import LengthPenalty, Overlong
+from espalier.api.run.rewards import Aggregation, Rewards
 from espalier.api.run.sampling import Sampling
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.status import TrainingRunStatus
@@ -49,7 +51,16 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
             f".{field}",
             unless=f"has(before.{field})",
         )
-        for field in ("groupsPerStep", "groupFilter", "schedule", "evaluation")
+        for field in (
+            "groupsPerStep",
+            "groupFilter",
+            "schedule",
+            "evaluation",
+            "rewards",
+            "rewardAggregation",
+            "overlong",
+            "lengthPenalty",
+        )
     ]
     found["x-kubernetes-validations"].append(
         newly(
@@ -157,6 +168,27 @@ class TrainingRunSpec(Type):
         max_length=4,
         json_schema_extra=list_map("name"),
     )
+    rewards: Rewards | None = Field(
+        default=None,
+        description="rewards of a completion, of driver Runner: their sum by weight counts. If "
+        "unset, the taskset's own score is the one reward.",
+    )
+    reward_aggregation: Aggregation = Field(
+        default="SumThenNormalize",
+        description="rewardAggregation is SumThenNormalize (the weighted sum of the rewards is "
+        "compared within its group, as advantage says; if unset) or NormalizeThenSum (each reward "
+        "is brought to mean 0 and deviation 1 within its group, and the weighted sum of these is "
+        "the advantage: GDPO).",
+        json_schema_extra=without_default,
+    )
+    overlong: Overlong = Field(
+        default_factory=Overlong,
+        description="overlong says what completions are worth that reach sampling.maxTokens.",
+        json_schema_extra=without_default,
+    )
+    length_penalty: LengthPenalty | None = Field(
+        default=None, description="lengthPenalty makes long completions worth less."
+    )
     checkpoint: CheckpointPolicy | None = Field(
         default=None,
         description="checkpoint says which of the run's Checkpoints are kept: those that any of "
@@ -194,6 +226,40 @@ class TrainingRunSpec(Type):
                 "self.driver != 'Runner' || has(self.taskset)",
                 "driver Runner needs taskset: name a source, or set driver: Client",
                 ".taskset",
+            ),
+            (
+                "!has(self.rewards) || !has(self.taskset)"
+                " || (!has(self.taskset.onError) && !has(self.taskset.scoreTimeoutSeconds))",
+                "taskset.onError and taskset.scoreTimeoutSeconds are of a run without rewards: "
+                "remove them, and set onError and timeoutSeconds in each of rewards",
+                ".rewards",
+            ),
+            (
+                "!has(self.rewardAggregation) || self.rewardAggregation != 'NormalizeThenSum'"
+                " || has(self.rewards)",
+                "rewardAggregation NormalizeThenSum needs rewards: declare them, or remove it",
+                ".rewardAggregation",
+            ),
+            (
+                "!has(self.rewardAggregation) || self.rewardAggregation != 'NormalizeThenSum'"
+                " || !has(self.advantage) || self.advantage.scale == 'None'",
+                "rewardAggregation NormalizeThenSum divides each reward by its deviation already: "
+                "remove advantage.scale, or set SumThenNormalize",
+                ".rewardAggregation",
+            ),
+            (
+                "!has(self.overlong) || !has(self.overlong.bufferTokens)"
+                " || self.overlong.bufferTokens"
+                " <= (has(self.sampling) ? self.sampling.maxTokens : 256)",
+                "overlong.bufferTokens must not be above sampling.maxTokens, which is 256 if unset",
+                ".overlong.bufferTokens",
+            ),
+            (
+                "!has(self.overlong) || self.overlong.policy != 'Mask' || !has(self.loss)"
+                " || self.loss.name != 'cross_entropy'",
+                "overlong.policy Mask needs a loss with advantages: cross_entropy has none, so "
+                "choose Drop or another loss",
+                ".overlong.policy",
             ),
             (
                 "self.driver == 'Runner' || !has(self.runner)",

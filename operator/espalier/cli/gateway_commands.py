@@ -8,10 +8,12 @@ from typing import Any
 
 from espalier.api.run.taskset import Taskset
 from espalier.cli.options import Access
+from espalier.cli.reward_surroundings import surroundings
 from espalier.client import GatewayClient, Patience
 from espalier.core.names import parse_checkpoint_name
 from espalier.runner.evaluation import Asked, answered
 from espalier.runner.heldout import HeldOut
+from espalier.runner.open_rewards import open_rewards
 from espalier.runner.run_end import UserError
 
 PATIENCE = Patience(deadline=60.0)
@@ -78,6 +80,7 @@ async def evaluate(
     *,
     wanted: Wanted,
     held_out: Callable[[Taskset], HeldOut],
+    module: Callable[[str, str], str],
 ) -> Evaluated:
     """Asks a run's model held-out tasks of the run's kind.
 
@@ -87,6 +90,7 @@ async def evaluate(
         checkpoint: whose answers count; empty for what the head serves.
         wanted: how, and whether it is recorded.
         held_out: the tasks, given the run's taskset.
+        module: the text of a reward's module by ConfigMap and key.
 
     Raises:
         UserError: there are no such tasks, they cannot be scored, or nothing can be recorded.
@@ -104,7 +108,9 @@ async def evaluate(
     slug = f"{namespace}/{view.model}"
     async with GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client:
         tasks = held_out(view.spec.taskset)
-        found = await answered(client, tasks, asked, view.spec.taskset, checkpoint)
+        around = surroundings(access, namespace, module)
+        rewards = open_rewards(view.spec, tasks.tasks, around)
+        found = await answered(client, tasks, asked, rewards, checkpoint)
         recorded = ""
         if wanted.record:
             recorded = _own(found.checkpoint, view.model)

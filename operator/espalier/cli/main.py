@@ -191,7 +191,14 @@ def evaluate(
     target = (cluster.namespace(), run)
     wanted = gateway_commands.Wanted(seed, answers, temperature, record)
     done = asyncio.run(
-        gateway_commands.evaluate(who, target, checkpoint, wanted=wanted, held_out=held_out)
+        gateway_commands.evaluate(
+            who,
+            target,
+            checkpoint,
+            wanted=wanted,
+            held_out=held_out,
+            module=cluster.config_map,
+        )
     )
     if as_json:
         typer.echo(json.dumps(done.wire()))

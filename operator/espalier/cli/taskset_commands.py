@@ -20,11 +20,11 @@ from espalier.cli.options import (
     show,
 )
 from espalier.cli.run_tasks import RunManifest, declared, opened
-from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
 
 if TYPE_CHECKING:
     from espalier.runner.calibration import Calibration, Lengths
+    from espalier.runner.open_rewards import Surroundings
 
 app = commands("Tasks of a run, before anything is trained.")
 
@@ -79,28 +79,41 @@ def calibrate_command(
     wanted = declared(cluster, run, file)
     taskset = opened(wanted, cluster, tasks)
     slug = f"{wanted.namespace}/{wanted.run.spec.model_ref.name}"
+    from espalier.cli.reward_surroundings import modules_of, surroundings  # noqa: PLC0415
+
     who = access(url, token)
-    done = asyncio.run(_calibrate(who, slug, wanted, taskset, groups=groups, checkpoint=checkpoint))
+    around = surroundings(who, wanted.namespace, modules_of(wanted.config_maps, cluster))
+    done = asyncio.run(
+        _calibrate(who, slug, wanted, taskset, around, groups=groups, checkpoint=checkpoint)
+    )
     show(as_json, done.wire(), _calibration_text(done))
 
 
 async def _calibrate(
-    access: Access, slug: str, wanted: RunManifest, tasks: Tasks, *, groups: int, checkpoint: str
+    access: Access,
+    slug: str,
+    wanted: RunManifest,
+    tasks: Tasks,
+    around: Surroundings,
+    *,
+    groups: int,
+    checkpoint: str,
 ) -> Calibration:
     from espalier.cli.gateway_commands import PATIENCE  # noqa: PLC0415
     from espalier.client import GatewayClient  # noqa: PLC0415
     from espalier.runner.calibration import calibrate  # noqa: PLC0415
     from espalier.runner.group_sampling import sample_groups  # noqa: PLC0415
+    from espalier.runner.open_rewards import open_rewards  # noqa: PLC0415
     from espalier.runner.rewards import Group  # noqa: PLC0415
 
     async with (
         GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client,
-        Scorer(wanted.taskset, tasks) as scorer,
+        open_rewards(wanted.run.spec, tasks, around) as rewards,
     ):
-        await scorer.ready()
+        await rewards.ready()
         indices = range(min(groups, tasks.size))
         outcomes = await sample_groups(
-            client, tasks, scorer, indices, spec=wanted.run.spec, checkpoint=checkpoint
+            client, tasks, rewards, indices, spec=wanted.run.spec, checkpoint=checkpoint
         )
     groups_found = [one for one in outcomes if isinstance(one, Group)]
     too_long = len(outcomes) - len(groups_found)

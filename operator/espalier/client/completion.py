@@ -126,8 +126,13 @@ def _completion(choice: _Choice, drawn: Sampled | None, checkpoint: str) -> Comp
     )
 
 
-def sample_of(turn: Completion, advantages: Sequence[float] | None = None) -> TrajectorySample:
-    """The completion as the trainer takes it, with how it was sampled."""
+def sample_of(
+    turn: Completion, advantages: Sequence[float] | None = None, *, masked: bool = False
+) -> TrajectorySample:
+    """The completion as the trainer takes it, with how it was sampled.
+
+    ``masked``: its tokens are not trained on, its reward counts in its group.
+    """
     drawn = turn.sampled
     return TrajectorySample(
         prompt_token_ids=list(turn.prompt_token_ids),
@@ -137,4 +142,5 @@ def sample_of(turn: Completion, advantages: Sequence[float] | None = None) -> Tr
         temperature=drawn.temperature if drawn is not None else None,
         shifted_by=list(drawn.shifted_by) if drawn is not None else [],
         checkpoint=turn.checkpoint or None,
+        masked=masked,
     )

@@ -146,8 +146,11 @@ class Layout:
                 raise MappingError(f"ConfigMap {source['name']} is in no manifest: add it")
             for key, text in config[source["name"]].items():
                 (place / key).write_text(text)
-        if "projected" in volume:
-            (place / "token").write_text(self.token())
+        for source in volume.get("projected", {}).get("sources", ()):
+            if "serviceAccountToken" in source:
+                (place / "token").write_text(self.token())
+            if held := source.get("configMap"):
+                _copy_keys(place, held, config)
         return place
 
     def forget_temporary(self, pod: str) -> None:
@@ -186,3 +189,13 @@ def _locked(file: IO[str], kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _copy_keys(place: Path, source: Body, config: dict[str, dict[str, str]]) -> None:
+    name = source["name"]
+    for item in source["items"]:
+        if item["key"] not in config.get(name, {}):
+            raise MappingError(f"ConfigMap {name} with key {item['key']} is in no manifest: add it")
+        path = place / item["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(config[name][item["key"]])

@@ -9,16 +9,34 @@ import sys
 
 from espalier.api.exit_codes import TRY_AGAIN, USER_MISTAKE
 from espalier.api.wire import Problem
-from espalier.client import GatewayClient, GatewayError
+from espalier.client import GatewayClient, GatewayError, Patience
 from espalier.process import configure_logs, leave_problem
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
+from espalier.runner.open_rewards import (
+    Surroundings,
+    mounted_modules,
+    open_rewards,
+    services_of,
+)
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.settings import RunnerSettings, read_settings
 from espalier.runner.waiting import Waiting
 
 HASH_SEED = "PYTHONHASHSEED"
+
+
+def surroundings(settings: RunnerSettings) -> Surroundings:
+    """What rewards reach from the runner's pod."""
+
+    def judge(name: str, patience: Patience) -> GatewayClient:
+        slug = f"{settings.namespace}/{name}"
+        return GatewayClient(settings.gateway_url, slug, settings.token_file, patience=patience)
+
+    return Surroundings(
+        mounted_modules(settings.rewards_directory), services_of(settings.namespace), judge
+    )
 
 
 async def drive(settings: RunnerSettings, journal: Journal) -> None:
@@ -30,9 +48,11 @@ async def drive(settings: RunnerSettings, journal: Journal) -> None:
             client,
             run,
             open_tasks=open_tasks,
+            open_rewards=lambda spec, tasks: open_rewards(spec, tasks, surroundings(settings)),
             journal=journal,
             waiting=Waiting(journal),
             mounted=settings.mounted,
+            modules=settings.modules,
         )
         await loop.drive()
 

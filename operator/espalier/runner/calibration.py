@@ -10,8 +10,8 @@ from typing import Any
 from espalier.api.run.group_filter import GroupFilter
 from espalier.client.completion import Completion
 from espalier.loop.batch import TOLERANCE
+from espalier.rewards.figures import counted
 from espalier.runner.rewards import Group, kept, uninformative
-from espalier.runner.scoring.on_error import counted
 
 # Below this share of groups that teach, most of what is sampled is thrown away.
 FEW_TEACH = 0.25
@@ -42,7 +42,7 @@ class Calibration:
 
     ``spread`` is the mean of the groups' standard deviations (the population's). ``teaching``,
     ``solved`` and ``failed`` are shares of the groups: those that the run keeps with rewards that
-    differ, those with all rewards equal to the best, and those with all equal to 0. ``cut`` is the
+    differ, those with all rewards equal to 1, and those with all equal to 0. ``cut`` is the
     share of answers cut at ``sampling.maxTokens``. ``reward_mean`` and ``reward_deviation`` are
     None where no answer has a reward.
     """

@@ -13,16 +13,24 @@ from espalier.core.names import parse_checkpoint_name
 from espalier.core.run.learning_rate import learning_rate_at
 from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Synchronous
 from espalier.loop.steps import Attempt
+from espalier.rewards import Rewards
+from espalier.rewards.figures import told
 from espalier.runner.group_sampling import Outcome, Skipped, sample_groups
 from espalier.runner.journal import Journal
 from espalier.runner.objective import objective
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records
-from espalier.runner.scoring.on_error import told
-from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
 
 # What of a spec decides which groups may be trained on together.
-_SAMPLED_BY = {"group_size", "sampling", "taskset"}
+_SAMPLED_BY = {
+    "group_size",
+    "sampling",
+    "taskset",
+    "rewards",
+    "reward_aggregation",
+    "overlong",
+    "length_penalty",
+}
 
 
 def open_schedule(spec: ScheduleSpec) -> Schedule[Outcome]:
@@ -41,7 +49,7 @@ class DeclaredStep:
         client: samples groups.
         spec: of the run, as it is now.
         tasks: of its taskset.
-        scorer: of these tasks.
+        rewards: of the run, on these tasks.
         journal: where scorers' failures are reported.
     """
 
@@ -50,13 +58,13 @@ class DeclaredStep:
         client: GatewayClient,
         spec: TrainingRunSpec,
         tasks: Tasks,
-        scorer: Scorer,
+        rewards: Rewards,
         journal: Journal,
     ) -> None:
         self._client = client
         self._spec = spec
         self._tasks = tasks
-        self._scorer = scorer
+        self._rewards = rewards
         self._journal = journal
 
     def place(self, state: TrainerState, attempt: Attempt[Outcome]) -> Place:
@@ -81,13 +89,18 @@ class DeclaredStep:
         """Groups of the tasks with these numbers."""
         indices = [number % self._tasks.size for number in numbers]
         outcomes = await sample_groups(
-            self._client, self._tasks, self._scorer, indices, spec=self._spec, checkpoint=checkpoint
+            self._client,
+            self._tasks,
+            self._rewards,
+            indices,
+            spec=self._spec,
+            checkpoint=checkpoint,
         )
         for one in outcomes:
             if isinstance(one, Skipped):
                 self._journal.event("prompt-too-long", task=one.task.id, detail=one.detail)
                 continue
-            for entry in told(one.task, one.scores):
+            for entry in told(one.task.id, one.scores):
                 self._journal.event("scorer-error", **entry)
         return outcomes
 

@@ -14,12 +14,13 @@ from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import Completion, GatewayClient, InvalidRequestError
 from espalier.core.names import BASE
 from espalier.loop.evaluation import figures
+from espalier.rewards import RewardFailedError, Rewards, Scored
+from espalier.rewards.figures import counted
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.run_end import UserError
-from espalier.runner.scoring.on_error import REMEDY, counted, settled
-from espalier.runner.scoring.scorer import Scorer
-from espalier.runner.task_protocol import Score, Task
+from espalier.runner.scoring.remedies import REWARD_REMEDY
+from espalier.runner.task_protocol import Task, Tasks
 
 # Fewer than training has: an evaluation that is under way leaves it most of the server.
 CONCURRENT = 16
@@ -58,7 +59,7 @@ class Asked:
 
 
 async def answered(
-    client: GatewayClient, held_out: HeldOut, asked: Asked, taskset: Taskset, checkpoint: str
+    client: GatewayClient, held_out: HeldOut, asked: Asked, rewards: Rewards, checkpoint: str
 ) -> Answered:
     """The figures of a checkpoint on held-out tasks.
 
@@ -66,7 +67,7 @@ async def answered(
         client: of the model.
         held_out: the tasks.
         asked: how.
-        taskset: how answers are scored, and what a failure to score is worth.
+        rewards: on these tasks, not opened yet; closed at the end.
         checkpoint: its name, ``base``, or empty for what the head serves.
 
     Raises:
@@ -75,15 +76,18 @@ async def answered(
         GatewayError: the gateway refused or did not answer.
     """
     slots = asyncio.Semaphore(CONCURRENT)
-    async with Scorer(taskset, held_out.tasks) as scorer:
-        await scorer.ready()
+    async with rewards:
+        await rewards.ready()
 
         async def one(index: int) -> _Task:
             task = held_out.tasks.task(index)
             async with slots:
                 completions = await _sampled(client, asked, task, checkpoint)
-            scores = await asyncio.gather(*(scorer.score(index, c.text) for c in completions))
-            return _Task(settled(task, scores, taskset.on_error), completions[0].checkpoint)
+            try:
+                scores = await rewards.score(index, task, completions)
+            except RewardFailedError as failed:
+                raise UserError("ScorerFailed", failed.detail, failed.remedy) from failed
+            return _Task(tuple(scores), completions[0].checkpoint)
 
         running = [asyncio.ensure_future(one(index)) for index in held_out.indices]
         try:
@@ -98,7 +102,7 @@ async def answered(
 class _Task:
     """The scores of the answers to one task, and the checkpoint that gave them."""
 
-    scores: tuple[Score, ...]
+    scores: tuple[Scored, ...]
     checkpoint: str
 
 
@@ -111,7 +115,7 @@ def _summed(found: Sequence[_Task], asked: Asked) -> Answered:
     failed = counted(score for task in found for score in task.scores)
     if not whole:
         causes = ", ".join(f"{cause} ({count})" for cause, count in failed.items())
-        raise UserError("ScorerFailed", f"no answer could be scored: {causes}", REMEDY)
+        raise UserError("ScorerFailed", f"no answer could be scored: {causes}", REWARD_REMEDY)
     names = {task.checkpoint for task in found}
     sampled_by = names.pop() if len(names) == 1 else ""
     return Answered(figures(whole, asked.pass_at_k), len(whole), failed.total(), sampled_by)
@@ -142,6 +146,7 @@ class Evaluations:
         client: of the model.
         namespace: of the run.
         open_held_out: the held-out tasks, given the run's taskset and the evaluation's.
+        open_rewards: what scores answers, given a run's spec and tasks.
         journal: where results and failures go.
     """
 
@@ -150,11 +155,13 @@ class Evaluations:
         client: GatewayClient,
         namespace: str,
         open_held_out: Callable[[Taskset, Taskset], HeldOut],
+        open_rewards: Callable[[TrainingRunSpec, Tasks], Rewards],
         journal: Journal,
     ) -> None:
         self._client = client
         self._namespace = namespace
         self._open_held_out = open_held_out
+        self._open_rewards = open_rewards
         self._journal = journal
         self._running: set[asyncio.Task[None]] = set()
         # The last step that evaluations were started at; None before the first.
@@ -189,9 +196,11 @@ class Evaluations:
             raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
         held_out = await asyncio.to_thread(self._open_held_out, spec.taskset, evaluation.taskset)
         asked = Asked.of(evaluation, spec.sampling)
-        found = await answered(
-            self._client, held_out, asked, evaluation.taskset, checkpoint or BASE
-        )
+        # The run's rewards, of the evaluation's tasks and lengths.
+        sampling = spec.sampling.model_copy(update={"max_tokens": asked.max_tokens})
+        judged = spec.model_copy(update={"taskset": evaluation.taskset, "sampling": sampling})
+        rewards = self._open_rewards(judged, held_out.tasks)
+        found = await answered(self._client, held_out, asked, rewards, checkpoint or BASE)
         if checkpoint:
             await self._client.record_evaluation(
                 self._namespace, checkpoint, evaluation.name, found.figures, found.tasks

@@ -10,9 +10,9 @@ from espalier.api.meta import decimal
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import GatewayClient, InvalidRequestError
 from espalier.core.names import BASE
+from espalier.rewards import RewardFailedError, Rewards
 from espalier.runner.rewards import Group
-from espalier.runner.scoring.on_error import settled
-from espalier.runner.scoring.scorer import Scorer
+from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import Task, Tasks
 
 # vLLM's words, and all that its answer says of the cause.
@@ -37,7 +37,7 @@ Outcome = Group | Skipped
 async def sample_groups(
     client: GatewayClient,
     tasks: Tasks,
-    scorer: Scorer,
+    rewards: Rewards,
     indices: Sequence[int],
     *,
     spec: TrainingRunSpec,
@@ -48,15 +48,14 @@ async def sample_groups(
     Args:
         client: of the model.
         tasks: where the indices point.
-        scorer: of these tasks.
+        rewards: of the run, on these tasks.
         indices: of the tasks, in the order of the result.
         spec: group size and sampling.
         checkpoint: name of the checkpoint to sample; empty for the base.
 
     Raises:
-        UserError: ``ScorerFailed`` where ``taskset.onError`` says so.
+        UserError: ``ScorerFailed`` where onError says so.
     """
-    policy = spec.taskset.on_error if spec.taskset else "DropGroup"
     slots = asyncio.Semaphore(CONCURRENT_GROUPS)
 
     async def group(index: int) -> Outcome:
@@ -76,8 +75,11 @@ async def sample_groups(
             if TOO_LONG not in refused.problem.detail:
                 raise
             return Skipped(task, refused.problem.detail)
-        scores = await asyncio.gather(*(scorer.score(index, one.text) for one in completions))
-        return Group(task, tuple(completions), settled(task, scores, policy), checkpoint)
+        try:
+            scores = await rewards.score(index, task, completions)
+        except RewardFailedError as failed:
+            raise UserError("ScorerFailed", failed.detail, failed.remedy) from failed
+        return Group(task, tuple(completions), tuple(scores), checkpoint)
 
     running = [asyncio.ensure_future(group(index)) for index in indices]
     try:

@@ -67,6 +67,11 @@ class ReasoningGymTasks:
         """The index: the scorer generates the same task."""
         return within(index, self.size)
 
+    def answer(self, index: int) -> str | None:
+        """The dataset's own answer; a few datasets have none."""
+        given = self._dataset[within(index, self.size)]["answer"]
+        return None if given is None else str(given)
+
 
 def create(source: ReasoningGym, seed: int, size: int) -> Any:
     """The dataset; UserError names the field that is wrong."""

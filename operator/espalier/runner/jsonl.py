@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espalier.api.run.taskset import TaskFile, Taskset
-from espalier.runner.extraction import is_number
+from espalier.rewards.extraction import is_number
 from espalier.runner.run_end import UserError
 from espalier.runner.scorer_spec import Match
 from espalier.runner.task_protocol import Message, Task, ask, system, within
@@ -70,6 +70,10 @@ class JsonlTasks:
     def reference(self, index: int) -> str:
         """The row's answer."""
         return self._rows[within(index, self.size)].answer
+
+    def answer(self, index: int) -> str:
+        """The row's answer."""
+        return self.reference(index)
 
 
 def file_tasks(spec: Taskset, file: TaskFile, directory: Path) -> JsonlTasks:

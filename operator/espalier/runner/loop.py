@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from espalier.api.run.rewards import modules
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
@@ -29,6 +30,7 @@ from espalier.client import (
 )
 from espalier.core.checkpoints.commits import run_identity
 from espalier.loop.steps import Attempt, Steps, Taken
+from espalier.rewards import Rewards
 from espalier.runner import heldout
 from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
 from espalier.runner.evaluation import Evaluations
@@ -37,7 +39,7 @@ from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.rewards import uninformative
 from espalier.runner.run_end import UserError
-from espalier.runner.scoring.scorer import Scorer
+from espalier.runner.scored_by import ScoredBy
 from espalier.runner.task_protocol import Tasks
 from espalier.runner.waiting import Waiting
 
@@ -68,11 +70,12 @@ class Loop:
         client: of the run's model.
         run: namespace and name.
         open_tasks: opens the tasks of a taskset; called again when the taskset is edited.
-        open_scorer: makes what scores them.
+        open_rewards: makes what scores them; called again when the rewards are edited.
         open_held_out: opens held-out tasks, given the run's taskset and an evaluation's.
         journal: where events go.
         waiting: paces and bounds every wait.
         mounted: what of a taskset's files this process finds (``TaskFile.mounted``); None: all.
+        modules: those of rewards that this process finds, as ``<ConfigMap>/<key>``; None: all.
     """
 
     def __init__(
@@ -81,23 +84,25 @@ class Loop:
         run: tuple[str, str],
         *,
         open_tasks: Callable[[Taskset | None], Tasks],
-        open_scorer: Callable[[Taskset, Tasks], Scorer] = Scorer,
+        open_rewards: Callable[[TrainingRunSpec, Tasks], Rewards],
         open_held_out: Callable[[Taskset, Taskset], HeldOut] = heldout.declared,
         journal: Journal,
         waiting: Waiting,
         mounted: str | None = None,
+        modules: frozenset[str] | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._client = client
         self._run = run
         self._open_tasks = open_tasks
-        self._open_scorer = open_scorer
+        self._open_rewards = open_rewards
         self._journal = journal
-        self._evaluations = Evaluations(client, run[0], open_held_out, journal)
+        self._evaluations = Evaluations(client, run[0], open_held_out, open_rewards, journal)
         self._waiting = waiting
         self._mounted = mounted
+        self._modules = modules
         self._limits = limits or Limits()
-        self._opened: tuple[Taskset, Tasks, Scorer] | None = None
+        self._opened: tuple[ScoredBy, Tasks, Rewards] | None = None
         self._scheduled: tuple[Schedule, Steps[Outcome]] | None = None
 
     async def drive(self) -> None:
@@ -176,9 +181,9 @@ class Loop:
 
     async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
         _check(spec)
-        tasks, scorer = await self._tasks(spec.taskset)
+        tasks, rewards = await self._tasks(spec)
         steps = await self._steps(spec)
-        recipe = DeclaredStep(self._client, spec, tasks, scorer, self._journal)
+        recipe = DeclaredStep(self._client, spec, tasks, rewards, self._journal)
         taken = await steps.round(state, recipe)
         attempt = steps.attempt
         if taken is not None:
@@ -213,22 +218,23 @@ class Loop:
             self._scheduled = (spec.schedule, Steps(self._client, open_schedule(spec.schedule)))
         return self._scheduled[1]
 
-    async def _tasks(self, spec: Taskset | None) -> tuple[Tasks, Scorer]:
-        if self._opened is not None and self._opened[0] == spec:
+    async def _tasks(self, spec: TrainingRunSpec) -> tuple[Tasks, Rewards]:
+        wanted = ScoredBy.of(spec)
+        if self._opened is not None and self._opened[0] == wanted:
             return self._opened[1:]
-        file = spec.file if spec is not None else None
+        file = spec.taskset.file if spec.taskset is not None else None
         if file is not None and self._mounted not in (None, file.mounted):
             raise _TasksMovedError(file.name)
+        if self._modules is not None and (absent := set(modules(spec.rewards)) - self._modules):
+            raise _TasksMovedError(f"configmap/{min(absent)}")
         await self._close()
         # Importing a dataset takes seconds, in which SIGTERM must be heard.
-        tasks = await asyncio.to_thread(self._open_tasks, spec)
-        if spec is None:
-            raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
-        scorer = self._open_scorer(spec, tasks)
-        self._opened = (spec, tasks, scorer)
-        confined = await scorer.ready()
-        self._journal.event("tasks-opened", size=tasks.size, **confined.model_dump())
-        return tasks, scorer
+        tasks = await asyncio.to_thread(self._open_tasks, spec.taskset)
+        rewards = self._open_rewards(spec, tasks)
+        self._opened = (wanted, tasks, rewards)
+        confined = await rewards.ready()
+        self._journal.event("tasks-opened", size=tasks.size, **confined)
+        return tasks, rewards
 
     async def _close(self) -> None:
         opened, self._opened = self._opened, None

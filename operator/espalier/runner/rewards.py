@@ -16,9 +16,10 @@ from espalier.api.run.group_filter import GroupFilter
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
 from espalier.loop.batch import TOLERANCE
-from espalier.runner.scorer_spec import Cause
-from espalier.runner.scoring.on_error import REMEDY, counted
-from espalier.runner.task_protocol import Score, Task
+from espalier.rewards.failure import Cause
+from espalier.rewards.figures import TASKSET, by_reward, counted
+from espalier.rewards.scored import Scored
+from espalier.runner.task_protocol import Task
 
 _METRIC: dict[Cause, str] = {
     "Raised": "raised",
@@ -28,10 +29,20 @@ _METRIC: dict[Cause, str] = {
     "NotFinite": "not_finite",
     "OutOfRange": "out_of_range",
     "Malformed": "malformed",
+    "Unreachable": "unreachable",
 }
 
 ERRORS = "rollout/scorer_errors"
-_SCORER = f"The scorer fails on what the model writes. {REMEDY}"
+_SCORER = (
+    "The scorer fails on what the model writes, or is not reached: the runner's log says why. Let "
+    "onError, of the taskset or of each of rewards, say what such answers are worth, say in "
+    "taskset.promptTemplate how to answer, or give slow scorers more seconds"
+)
+# Of rewards with weights nobody can say which sum is the best.
+_DECLARED = (
+    "Read in the log and in rollout/reward/<name>/mean which of rewards is always the same or "
+    "fails, choose tasks nearer to what the model can do, or raise groupSize"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Group:
 
     task: Task
     completions: tuple[Completion, ...]
-    scores: tuple[Score, ...]
+    scores: tuple[Scored, ...]
     checkpoint: str = ""
 
     @property
@@ -58,21 +69,34 @@ class Group:
 
     @property
     def zero_variance(self) -> bool:
-        """True when there are rewards and all are equal."""
+        """True when there are rewards and all are equal, so that no advantage differs from 0.
+
+        Where each reward is normalized on its own, equal sums may still have advantages.
+        """
+        given = [score.advantage for score in self.scores if score.advantage is not None]
+        if given:
+            return max(map(abs, given)) <= TOLERANCE
         return bool(self.rewards) and max(self.rewards) - min(self.rewards) <= TOLERANCE
 
     @property
-    def truncated(self) -> bool:
-        """Whether any completion was cut before its end."""
-        return any(completion.truncated for completion in self.completions)
+    def left_out(self) -> bool:
+        """Whether a completion was cut, and the run drops such groups (``overlong: Drop``)."""
+        return any(score.leaves_out for score in self.scores)
 
     @property
     def can_teach(self) -> bool:
-        """Whether any advantage of the group differs from 0.
+        """Whether an advantage of a completion that is trained on differs from 0.
 
         Never where a reward is missing: the mean of the others is no baseline.
         """
-        return self.scored and not self.zero_variance
+        if not self.scored or self.zero_variance:
+            return False
+        mean = fmean(self.rewards)
+        return any(
+            abs(reward - mean if score.advantage is None else score.advantage) > TOLERANCE / 2
+            for score, reward in zip(self.scores, self.rewards, strict=True)
+            if not score.masked
+        )
 
 
 def kept(groups: Sequence[Group], rules: GroupFilter) -> list[Group]:
@@ -80,7 +104,7 @@ def kept(groups: Sequence[Group], rules: GroupFilter) -> list[Group]:
 
     None where none can teach: the trainer refuses a step whose gradient is zero.
     """
-    whole = [group for group in groups if rules.truncated == "Keep" or not group.truncated]
+    whole = [group for group in groups if not group.left_out]
     teaching = [group for group in whole if group.can_teach]
     if teaching and rules.zero_variance == "Keep":
         return [group for group in whole if group.scored]
@@ -91,15 +115,16 @@ def payloads(groups: Iterable[Group]) -> list[TrajectoryPayload]:
     """One input a completion, groups in a row."""
     return [
         TrajectoryPayload(
-            samples=[sample_of(completion)],
+            samples=[sample_of(completion, masked=score.masked)],
             reward=_given(score),
+            advantage=score.advantage,
         )
         for group in groups
         for completion, score in zip(group.completions, group.scores, strict=True)
     ]
 
 
-def _given(score: Score) -> float:
+def _given(score: Scored) -> float:
     if score.reward is None:
         raise ValueError("a completion without a reward is never trained on")
     return score.reward
@@ -115,13 +140,16 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
     asked = {"group/prompt_too_long": float(too_long)} if too_long else {}
     if not groups:
         return asked
-    rewards = {of_step(name): value for name, value in measured(groups).items()}
+    given = [reward for group in groups for reward in group.rewards]
+    rewards = {of_step(name): value for name, value in of_rewards(given).items()} if given else {}
     completions = [completion for group in groups for completion in group.completions]
     failed = counted(score for group in groups for score in group.scores)
+    each = by_reward([score for group in groups for score in group.scores])
     causes = {f"{ERRORS}_{_METRIC[cause]}": float(n) for cause, n in sorted(failed.items())}
     return (
         asked
         | rewards
+        | {of_step(name): value for name, value in each.items()}
         | causes
         | {
             ERRORS: float(failed.total()),
@@ -136,13 +164,18 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
 def measured(groups: Sequence[Group]) -> dict[str, float]:
     """The rewards of what was sampled, as figures of the checkpoint that sampled it."""
     rewards = [reward for group in groups for reward in group.rewards]
-    return of_rewards(rewards) if rewards else {}
+    if not rewards:
+        return {}
+    each = by_reward([score for group in groups for score in group.scores])
+    # Of each reward its mean alone: a checkpoint has no room for more (MEASURED_MOST).
+    return of_rewards(rewards) | {n: value for n, value in each.items() if n.endswith("/mean")}
 
 
 def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str, Any]]:
     """A record per completion, for people to read beside the checkpoint.
 
-    ``reward`` is null where there is none; ``scorer_error`` then says why.
+    ``rewards`` are its parts before their weights. ``reward`` is null where there is none;
+    ``scorer_errors`` then say why.
     """
     ids = {id(group) for group in trained}
     return [
@@ -151,10 +184,12 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
             "prompt": [message.wire() for message in group.task.messages],
             "completion": completion.text,
             "reward": score.reward,
+            "rewards": dict(score.parts),
             "tokens": len(completion.token_ids),
             "finish_reason": completion.finish_reason,
             "trained": id(group) in ids,
-            **({"scorer_error": score.failure.model_dump()} if score.failure else {}),
+            **({"scorer_errors": [one.wire() for one in score.failures]} if score.failures else {}),
+            **({"reward_metrics": dict(score.details)} if score.details else {}),
         }
         for group in groups
         for completion, score in zip(group.completions, group.scores, strict=True)
@@ -166,8 +201,15 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
     if able := sum(group.can_teach for group in groups):
         return (
             f"in {rounds} rounds every group that could teach, {able} of {len(groups)}, had a "
-            "completion cut at sampling.maxTokens, and groupFilter.truncated is Drop",
-            "Raise sampling.maxTokens, or set groupFilter.truncated: Keep",
+            "completion cut at sampling.maxTokens, and overlong.policy is Drop",
+            "Raise sampling.maxTokens, or set another overlong.policy",
+        )
+    if silent := sum(group.scored and not group.zero_variance for group in groups):
+        return (
+            f"in {rounds} rounds every group whose rewards differ, {silent} of {len(groups)}, "
+            "differs in completions alone that were cut at sampling.maxTokens, and overlong.policy "
+            "is Mask",
+            "Raise sampling.maxTokens, or set another overlong.policy",
         )
     seen = metrics(groups, len(groups))
     cut, mean = seen["completion/truncated_fraction"], seen.get(STEP_REWARD)
@@ -180,6 +222,9 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
     )
     if 2 * lacking > len(groups):
         return detail, _SCORER
+    scores = [score for group in groups for score in group.scores]
+    if any(score.parts.keys() - {TASKSET} for score in scores) and cut <= 0.5:
+        return detail, _DECLARED
     return detail, _remedy(cut, mean, seen[ERRORS])
 
 

@@ -1,20 +1,15 @@
-"""What scores a completion, as a taskset asks for it, and why a score could not be had."""
+"""What scores a completion in the worker: the taskset's own score, texts, or a user's module."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from espalier.api.run.taskset import ReasoningGym
-from espalier.runner.extraction import Extraction
-
-# Raised: the scorer did. Timeout: it took longer than taskset.scoreTimeoutSeconds. Memory: it
-# wanted more than its limit. Died: its process ended. NotFinite, OutOfRange: it gave no number from
-# 0 to 1. Malformed: its process answered something else.
-Cause = Literal["Raised", "Timeout", "Memory", "Died", "NotFinite", "OutOfRange", "Malformed"]
-
-_DETAIL_CHARACTERS = 200
+from espalier.rewards.extraction import Extraction
+from espalier.rewards.text import How
 
 
 class Line(BaseModel):
@@ -40,16 +35,33 @@ class Gym(Line):
     extraction: Extraction
 
 
-class Failure(Line):
-    """No score, and why. ``detail`` may be the words of what was scored: bounded, printable."""
+class Text(Line):
+    """Compares texts (``rewards.text``); the reference is the expected answer."""
 
-    cause: Cause
-    detail: str
+    kind: Literal["Text"] = "Text"
+    how: How
+    extraction: Extraction
+    tolerance: Decimal = Decimal(0)
+    pattern: str = ""
+    group: int | None = None
 
-    @classmethod
-    def of(cls, cause: Cause, detail: str) -> Failure:
-        """With a detail that is fit for a log."""
-        shown = "".join(c if c.isprintable() else " " for c in detail[: _DETAIL_CHARACTERS + 1])
-        if len(shown) > _DETAIL_CHARACTERS:
-            shown = shown[: _DETAIL_CHARACTERS - 1] + "…"
-        return cls(cause=cause, detail=shown.strip())
+
+class Module(Line):
+    """Calls a function of a user's module; the reference is what was asked."""
+
+    kind: Literal["Module"] = "Module"
+    source: str
+    function: str
+
+
+class Asked(Line):
+    """A task, as a user's function is told of it."""
+
+    id: str
+    index: int
+    messages: list[dict[str, str]]
+    answer: str | None
+
+
+Spec = Match | Gym | Text | Module
+Reference = str | int | Asked

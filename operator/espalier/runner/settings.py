@@ -11,13 +11,15 @@ from espalier.environment import EnvironmentSettings, SettingsError
 from espalier.runner.run_end import UserError
 
 MOUNTED = "ESPALIER_TASKS_MOUNTED"
+MODULES = "ESPALIER_REWARDS_MOUNTED"
 
 
 class RunnerSettings(EnvironmentSettings):
     """What the operator tells the runner through its environment."""
 
-    # Empty: no file of a taskset is mounted. Not set: all files are here, outside a cluster.
-    with_empty_value = frozenset({MOUNTED})
+    # Empty: no file of a taskset, no module of a reward is mounted. Not set: all are here, outside
+    # a cluster.
+    with_empty_value = frozenset({MOUNTED, MODULES})
 
     run_key: str = Field(
         pattern=r"^[^/]+/.+$",
@@ -36,6 +38,23 @@ class RunnerSettings(EnvironmentSettings):
         validation_alias=MOUNTED,
         description="what of a taskset's files is mounted, as TaskFile.mounted has it",
     )
+
+    mounted_modules: str | None = Field(
+        None,
+        validation_alias=MODULES,
+        description="the mounted modules of rewards, as <ConfigMap>/<key>, with commas between",
+    )
+    rewards_directory: Path = Field(
+        Path("/etc/espalier/rewards"),
+        validation_alias="ESPALIER_REWARDS_DIRECTORY",
+        description="where these modules are mounted",
+    )
+
+    @property
+    def modules(self) -> frozenset[str] | None:
+        """The mounted modules of rewards; None where all are here."""
+        given = self.mounted_modules
+        return None if given is None else frozenset(filter(None, given.split(",")))
 
     @property
     def namespace(self) -> str:

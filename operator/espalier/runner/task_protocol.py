@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from espalier.api.run.taskset import Taskset
-from espalier.runner.scorer_spec import Failure, Gym, Match
+from espalier.rewards.failure import Failure
+from espalier.runner.scorer_spec import Gym, Match
 
 TASKS_DIRECTORY = Path(os.environ.get("ESPALIER_TASKS_DIRECTORY", "/etc/espalier/tasks"))
 
@@ -35,7 +36,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Score:
-    """A reward, or why there is none; under ``onError: Zero`` both."""
+    """A reward of the worker, or why there is none."""
 
     reward: float | None
     failure: Failure | None = None
@@ -60,6 +61,10 @@ class Tasks(Protocol):
 
     def reference(self, index: int) -> str | int:
         """What the scorer needs to know of a task."""
+        ...
+
+    def answer(self, index: int) -> str | None:
+        """The expected answer as text; None where nobody knows one."""
         ...
 
 

@@ -33,12 +33,6 @@ class GroupFilter(Type):
         description="minGroups is the fewest groups that a step is taken with; with fewer, "
         "further tasks are asked, up to 20 rounds.",
     )
-    truncated: Literal["Keep", "Drop"] = Field(
-        default="Keep",
-        description="truncated says whether groups in which a completion was cut at "
-        "sampling.maxTokens are kept or dropped whole: cut, it earns what an unfinished answer "
-        "earns. completion/truncated_fraction counts them either way.",
-    )
 
     model_config = ConfigDict(
         json_schema_extra=cel(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from espalier.api.meta import Name, Type, cel, explained
+from espalier.api.meta import Name, Type, cel, explained, without_default
 
 DATASET_PATTERN = r"^[a-z0-9_]+$"
 FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
@@ -133,13 +133,17 @@ class Taskset(Type):
         default=5,
         ge=1,
         le=600,
-        description="scoreTimeoutSeconds is how long the scorer may take for one completion.",
+        description="scoreTimeoutSeconds is how long the scorer may take for one completion; 5 if "
+        "unset. With spec.rewards each of them has its own timeoutSeconds.",
+        json_schema_extra=without_default,
     )
     on_error: Literal["DropGroup", "Zero", "Fail"] = Field(
         default="DropGroup",
         description="onError says what a completion is worth whose scorer raised, hung, died or "
         "gave no number from 0 to 1: its group is dropped (DropGroup), the reward is 0 (Zero), or "
-        "the run stops (Fail). It is counted in rollout/scorer_errors.",
+        "the run stops (Fail). It is counted in rollout/scorer_errors. DropGroup if unset; with "
+        "spec.rewards each of them has its own onError.",
+        json_schema_extra=without_default,
     )
 
     model_config = ConfigDict(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from espalier.api.run.rewards import modules
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.core.manifests.installation import ChildSettings
@@ -15,6 +16,7 @@ from espalier.core.manifests.pod import Container, Mount, Requests, pod_metadata
 from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
+REWARDS_PATH = "/etc/espalier/rewards"
 
 # The runner and its scoring worker, each with reasoning-gym loaded, and children that score.
 _REQUESTS = Requests("50m", "512Mi")
@@ -40,10 +42,12 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_TOKEN_FILE": f"{_TOKEN_DIRECTORY}/token",
             "ESPALIER_TASKS_DIRECTORY": TASKS_PATH,
             "ESPALIER_TASKS_MOUNTED": file.mounted if file is not None else "",
+            "ESPALIER_REWARDS_DIRECTORY": REWARDS_PATH,
+            "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
         },
-        mounts=(_token(), *_tasks(run)),
+        mounts=(_token(), *_tasks(run), *_modules(run)),
     )
     template = run.spec.runner.template if run.spec.runner else None
     pod = pod_spec(
@@ -76,7 +80,9 @@ def pod_fingerprint(run: TrainingRun) -> str:
     """
     taskset, runner = run.spec.taskset, run.spec.runner
     tasks = taskset.config_map.name if taskset and taskset.config_map else ""
-    made_of = {"configMap": tasks, "runner": runner.wire() if runner else {}}
+    made_of: dict[str, object] = {"configMap": tasks, "runner": runner.wire() if runner else {}}
+    if found := modules(run.spec.rewards):
+        made_of["modules"] = found
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -103,6 +109,18 @@ def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
         # Of the claim the file's own directory, and no more.
         return (Mount("tasks", source, TASKS_PATH, read_only=True, sub_path=claim.directory),)
     return (Mount("tasks", {"emptyDir": {}}, TASKS_PATH),) if tasks.image is not None else ()
+
+
+def _modules(run: TrainingRun) -> tuple[Mount, ...]:
+    """Where the runner finds the modules of python rewards, without their maps' other keys."""
+    found = modules(run.spec.rewards)
+    if not found:
+        return ()
+    sources = [
+        {"configMap": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"}]}}
+        for name, _, key in (one.partition("/") for one in found)
+    ]
+    return (Mount("rewards", {"projected": {"sources": sources}}, REWARDS_PATH, read_only=True),)
 
 
 def _copies(run: TrainingRun) -> tuple[Container, ...]:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from espalier.runner.scoring.confinement import Confinement
 from espalier.runner.scoring.protocol import Request
@@ -62,12 +63,19 @@ def run(
 
 def _scored(scorer: Scorer, request: Request) -> dict[str, object]:
     try:
-        return {"reward": float(scorer.score(request.reference, request.completion))}
+        return _number(scorer.score(request.reference, request.completion))
     except MemoryError:
         return {"Memory": "the scorer wanted more memory than it may have"}
     # An answer that is evaluated may raise whatever it likes, SystemExit among it.
     except BaseException as error:
         return {"Raised": _words(error)}
+
+
+def _number(given: object) -> dict[str, object]:
+    # What float() takes as well, such as "1" and True, is no reward but a mistake.
+    if isinstance(given, bool) or not isinstance(given, Real):
+        return {"Malformed": f"the reward is no number, but a {type(given).__name__}"[:1000]}
+    return {"reward": float(given)}
 
 
 def _words(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from espalier.runner.scorer_spec import Reference
 from espalier.runner.scoring.protocol import Answer, Opening, Ready, Request
 
 COMMAND = (sys.executable, "-P", "-W", "ignore", "-m", "espalier.runner.scoring.worker")
@@ -80,7 +81,7 @@ class Process:
         made._reader = asyncio.ensure_future(made._read())
         return made
 
-    async def ask(self, reference: str | int, completion: str) -> Answer:
+    async def ask(self, reference: Reference, completion: str) -> Answer:
         """The worker's answer to one request.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Scores completions of a taskset through a worker, which is started anew when it is lost."""
+"""Scores completions through a worker, which is started anew when it is lost."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import asyncio
 import os
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Self
 
 from espalier.api.run.taskset import Taskset
+from espalier.rewards.failure import Failure
 from espalier.runner.run_end import UserError, WaitError
-from espalier.runner.scorer_spec import Failure, Gym, Match
+from espalier.runner.scorer_spec import Gym, Module, Reference, Spec
 from espalier.runner.scoring.process import COMMAND, Patience, Process, WorkerLostError
 from espalier.runner.scoring.protocol import MEMORY_BYTES, Opening, Ready
 from espalier.runner.scoring.scorers import EVALUATING
@@ -20,39 +22,34 @@ _FEWEST_CHILDREN, _MOST_CHILDREN = 2, 8
 _ATTEMPTS = 2
 
 
-class Scorer:
-    """The scorer of one taskset. Its worker starts when it is first needed; ``close`` ends it.
+def children() -> int:
+    """How many score at once on this machine."""
+    return min(max(_FEWEST_CHILDREN, os.cpu_count() or 1), _MOST_CHILDREN)
+
+
+class Sandbox:
+    """One worker and what it scores. It starts when it is first needed; ``close`` ends it.
 
     Args:
-        spec: the time of a score.
-        tasks: of that taskset.
+        opening: what scores, and its limits.
         command: starts the worker.
         patience: with it.
-        memory_bytes: that a child may take on top of the worker.
     """
 
     def __init__(
         self,
-        spec: Taskset,
-        tasks: Tasks,
+        opening: Opening,
         *,
         command: Sequence[str] = COMMAND,
         patience: Patience | None = None,
-        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        self._tasks = tasks
+        self._opening = opening
         self._command = command
         self._patience = patience or Patience()
-        self._opening = Opening(
-            scorer=tasks.scorer,
-            seconds=spec.score_timeout_seconds,
-            memory_bytes=memory_bytes,
-            children=min(max(_FEWEST_CHILDREN, os.cpu_count() or 1), _MOST_CHILDREN),
-        )
         self._starting: asyncio.Task[Process] | None = None
         self._closed = False
 
-    async def __aenter__(self) -> Scorer:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -79,17 +76,16 @@ class Scorer:
 
         Raises:
             WaitError: it did not start.
-            UserError: the dataset evaluates answers, and nothing here would confine that.
+            UserError: answers are evaluated, and nothing here would confine that.
         """
         return (await self._process()).ready
 
-    async def score(self, index: int, completion: str) -> Score:
-        """The reward of a completion of a task, or why there is none.
+    async def ask(self, reference: Reference, completion: str) -> Score:
+        """The reward of a completion, or why there is none.
 
         Raises:
             WaitError, UserError: as ``ready`` does.
         """
-        reference = self._tasks.reference(index)
         lost = ""
         for _ in range(_ATTEMPTS):
             process = await self._process()
@@ -125,6 +121,39 @@ class Scorer:
         return process
 
 
+class Scorer(Sandbox):
+    """The taskset's own score.
+
+    Args:
+        spec: the time of a score.
+        tasks: of that taskset.
+        command, patience: as of a Sandbox.
+        memory_bytes: that a child may take on top of the worker.
+    """
+
+    def __init__(
+        self,
+        spec: Taskset,
+        tasks: Tasks,
+        *,
+        command: Sequence[str] = COMMAND,
+        patience: Patience | None = None,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        opening = Opening(
+            scorer=tasks.scorer,
+            seconds=spec.score_timeout_seconds,
+            memory_bytes=memory_bytes,
+            children=children(),
+        )
+        super().__init__(opening, command=command, patience=patience)
+        self._tasks = tasks
+
+    async def score(self, index: int, completion: str) -> Score:
+        """The reward of a completion of a task, as ``ask`` gives it."""
+        return await self.ask(self._tasks.reference(index), completion)
+
+
 def _is_over(starting: asyncio.Task[Process]) -> bool:
     """Whether its worker can give no answer any more, or never could."""
     if not starting.done():
@@ -132,16 +161,21 @@ def _is_over(starting: asyncio.Task[Process]) -> bool:
     return starting.cancelled() or starting.exception() is not None or bool(starting.result().lost)
 
 
-def evaluates(scorer: Match | Gym) -> bool:
+def evaluates(scorer: Spec) -> bool:
     """Whether answers may run as code when they are scored."""
-    return isinstance(scorer, Gym) and scorer.source.dataset in EVALUATING
+    return isinstance(scorer, Module) or (
+        isinstance(scorer, Gym) and scorer.source.dataset in EVALUATING
+    )
 
 
-def _unconfined(scorer: Match | Gym) -> UserError:
-    name = scorer.source.dataset if isinstance(scorer, Gym) else scorer.kind
+def _unconfined(scorer: Spec) -> UserError:
+    if isinstance(scorer, Gym):
+        what = f"taskset.reasoningGym.dataset: {scorer.source.dataset} evaluates what the model "
+        what += "writes as Python"
+    else:
+        what = "rewards: a python reward runs a module of a ConfigMap"
     return UserError(
         "ScoringUnconfined",
-        f"taskset.reasoningGym.dataset: {name} evaluates what the model writes as Python, and this "
-        "kernel has no seccomp filters to confine that",
-        "Use Linux on x86_64 or aarch64 with seccomp, or another dataset",
+        f"{what}, and this kernel has no seccomp filters to confine that",
+        "Use Linux on x86_64 or aarch64 with seccomp, or another dataset or reward",
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from functools import lru_cache
+from importlib import import_module
 from itertools import product
 from typing import Any, Protocol
 
-from espalier.runner.extraction import Extraction, extract, matches
-from espalier.runner.scorer_spec import Gym, Match
+from espalier.rewards import module
+from espalier.rewards.extraction import Extraction, extract, matches
+from espalier.rewards.text import TextReward
+from espalier.runner.scorer_spec import Asked, Gym, Match, Module, Reference, Spec, Text
 from espalier.runner.scoring import strict
 
 _KEPT_TASKS = 128
@@ -31,6 +34,14 @@ EVALUATING = frozenset(
 )
 
 
+# Of the standard library, loaded once for all children of a user's module.
+_COMMON = (
+    "ast", "collections", "dataclasses", "datetime", "decimal", "difflib", "fractions", "functools",
+    "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "textwrap",
+    "typing", "unicodedata",
+)  # fmt: skip
+
+
 class Scorer(Protocol):
     """Scores answers; may raise or return anything.
 
@@ -40,18 +51,68 @@ class Scorer(Protocol):
 
     evaluates: bool
 
-    def prepare(self, reference: str | int) -> None:
+    def prepare(self, reference: Reference) -> None:
         """Makes what the task needs, in the worker, which never sees an answer."""
         ...
 
-    def score(self, reference: str | int, completion: str) -> float:
-        """The reward, from 0 to 1."""
+    def score(self, reference: Reference, completion: str) -> object:
+        """The reward: a number of the range that was opened for."""
         ...
 
 
-def open_scorer(wanted: Match | Gym) -> Scorer:
-    """The scorer that a taskset names; UserError as its tasks would raise it."""
-    return MatchScorer(wanted.extraction) if isinstance(wanted, Match) else GymScorer(wanted)
+def open_scorer(wanted: Spec) -> Scorer:
+    """The scorer of a reward; UserError as the tasks of a dataset would raise it."""
+    match wanted:
+        case Match():
+            return MatchScorer(wanted.extraction)
+        case Gym():
+            return GymScorer(wanted)
+        case Text():
+            return TextScorer(wanted)
+        case Module():
+            return ModuleScorer(wanted)
+
+
+class TextScorer:
+    """Compares texts."""
+
+    evaluates = False
+
+    def __init__(self, wanted: Text) -> None:
+        self._reward = TextReward(
+            wanted.how, wanted.extraction, wanted.tolerance, wanted.pattern, wanted.group
+        )
+
+    def prepare(self, reference: Reference) -> None:
+        """Nothing: the reference is all there is."""
+
+    def score(self, reference: Reference, completion: str) -> float:
+        """1 or 0."""
+        return self._reward.score(str(reference), completion)
+
+
+class ModuleScorer:
+    """Calls a user's function. A process scores one completion: the function may run what it
+    reads, and keeps nothing from one completion to the next.
+    """
+
+    evaluates = True
+
+    def __init__(self, wanted: Module) -> None:
+        self._function = wanted.function
+        # Nothing of the module runs in the worker, which is less confined than its children.
+        self._code = module.compiled(wanted.source)
+        for name in _COMMON:
+            import_module(name)
+
+    def prepare(self, reference: Reference) -> None:
+        """Nothing: what was asked comes along."""
+
+    def score(self, reference: Reference, completion: str) -> object:
+        """What the function returns, whatever it is."""
+        if not isinstance(reference, Asked):
+            raise TypeError("a module is asked with what was asked")
+        return module.call(self._code, self._function, reference.model_dump(), completion)
 
 
 class MatchScorer:
@@ -62,10 +123,10 @@ class MatchScorer:
     def __init__(self, extraction: Extraction) -> None:
         self._extraction = extraction
 
-    def prepare(self, reference: str | int) -> None:
+    def prepare(self, reference: Reference) -> None:
         """Nothing: the reference is all there is."""
 
-    def score(self, reference: str | int, completion: str) -> float:
+    def score(self, reference: Reference, completion: str) -> float:
         """Compares the extracted answer with ``reference``."""
         answer = extract(self._extraction, completion)
         return float(matches(self._extraction, answer, str(reference)))
@@ -95,11 +156,11 @@ class GymScorer:
             with contextlib.suppress(Exception):
                 self._dataset.score_answer(answer=str(other["answer"]), entry=entry)
 
-    def prepare(self, reference: str | int) -> None:
+    def prepare(self, reference: Reference) -> None:
         """Generates the task of that index."""
         self._entry(reference)
 
-    def score(self, reference: str | int, completion: str) -> float:
+    def score(self, reference: Reference, completion: str) -> float:
         """Asks the dataset."""
         answer = extract(self._extraction, completion)
         # Several datasets give 0.01 for None.

@@ -21,7 +21,9 @@ from pathlib import Path
 
 from pydantic_core import from_json
 
-from espalier.runner.scorer_spec import Failure, Gym, Match
+from espalier.rewards.failure import Failure
+from espalier.rewards.number import Range
+from espalier.runner.scorer_spec import Spec
 from espalier.runner.scoring import child
 from espalier.runner.scoring.confinement import Confinement, address_bytes
 from espalier.runner.scoring.protocol import Answer, Opening, Ready, Request, judged
@@ -61,6 +63,7 @@ class Worker:
         self._scorer = scorer
         self._seconds = opening.seconds
         self._children = opening.children
+        self._allowed = Range(opening.minimum, opening.maximum)
         space = address_bytes() + opening.memory_bytes
         self._walls = child.Walls(confinement, opening.seconds, space, os.getpid())
         self._requests, self._out = channel
@@ -129,7 +132,7 @@ class Worker:
         for line in lines:
             if not running.batch:
                 break
-            self._settle(running, _read(bytes(line)))
+            self._settle(running, _read(bytes(line), self._allowed))
         if running.batch and running.total > _MOST_SAID_BYTES:
             self._settle(running, Failure.of("Malformed", "its process said too much"))
             self._put_back(running)
@@ -179,11 +182,11 @@ def say(out: int, text: str) -> None:
         rest = rest[os.write(out, rest) :]
 
 
-def _read(line: bytes) -> float | Failure:
+def _read(line: bytes, allowed: Range) -> float | Failure:
     try:
-        return judged(from_json(line))
+        return judged(from_json(line), allowed)
     except ValueError:
-        return judged(None)
+        return judged(None, allowed)
 
 
 def _death(status: int) -> Failure:
@@ -213,7 +216,7 @@ def _follow_parent() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(opens: Callable[[Match | Gym], Scorer] = open_scorer) -> None:
+def main(opens: Callable[[Spec], Scorer] = open_scorer) -> None:
     """Opens what the first line names, says what confines it, and serves."""
     _follow_parent()
     requests, out = _channel()
