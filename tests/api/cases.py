@@ -364,7 +364,7 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     ),
     "two rewards of one name": (
         *(RUN, "spec.rewards", [{"name": "a", "exact": {}}, {"name": "a", "boxed": {}}]),
-        *("spec.rewards[1]", "Duplicate value"),
+        *("spec.rewards", "duplicate entries"),
     ),
     "a reward with the name of the run's own": (
         *(RUN, "spec.rewards", [{"name": "overlong", "exact": {}}]),
@@ -420,7 +420,7 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     ),
     "a filter of before": (
         *(RUN, "spec.groupFilter", {"truncated": "Drop"}),
-        *("spec.groupFilter.truncated", "unknown field"),
+        *("spec.groupFilter.truncated", "not declared in schema"),
     ),
     "stops of a client's answers": (
         *(CLIENT_RUN, "spec.sampling", {"stop": ["x"]}),

@@ -42,7 +42,12 @@ spec:
 apiVersion: espalier.dev/v1alpha1
 kind: TrainingRun
 metadata: {name: r}
-spec: {modelRef: {name: m}, taskset: {configMap: {name: sums}}}
+spec:
+  modelRef: {name: m}
+  taskset: {configMap: {name: sums}}
+  rewards:
+  - {name: style, python: {configMapRef: {name: sums}}}
+  - {name: kind, judge: {modelRef: {name: m}, rubric: kindness}}
 ---
 apiVersion: espalier.dev/v1alpha1
 kind: CheckpointHead
@@ -69,10 +74,13 @@ def name(built: dict[str, Any], kind: str) -> str:
     return found
 
 
-def test_a_run_follows_its_model_and_its_generated_tasks(built: Any) -> None:
+def test_a_run_follows_its_model_and_its_generated_files(built: Any) -> None:
     spec = built["TrainingRun"]["spec"]
     assert spec["modelRef"]["name"] == name(built, "TrainableModel")
     assert spec["taskset"]["configMap"]["name"] == name(built, "ConfigMap")
+    style, kind = spec["rewards"]
+    assert style["python"]["configMapRef"]["name"] == name(built, "ConfigMap")
+    assert kind["judge"]["modelRef"]["name"] == name(built, "TrainableModel")
     assert name(built, "ConfigMap") != "dev-sums"
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import yaml
 from dev.apiserver import ApiServer, ApiServerError
+from tests.runner.around import surroundings
 from tests.runner.scoring import reward
 
 from espalier.api.trainingrun import TrainingRun
+from espalier.client import Completion
 from espalier.runner.heldout import beyond_size
+from espalier.runner.open_rewards import open_rewards
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.task_protocol import Tasks
 
@@ -93,3 +96,27 @@ def test_64_sums_and_more_are_held_out(run: TrainingRun, directory: Path, tasks:
 
 def test_the_run_never_asks_a_sum_twice(run: TrainingRun, tasks: Tasks) -> None:
     assert run.spec.steps * run.spec.groups_per_step <= tasks.size
+
+
+async def test_the_run_with_rewards_is_accepted_and_pays_as_it_says(
+    apiserver: ApiServer, namespace: str, directory: Path
+) -> None:
+    apiserver.kubectl("apply", "-n", namespace, "-f", str(ARITHMETIC / "rewards.yaml"))
+    modules, declared = yaml.safe_load_all((ARITHMETIC / "rewards.yaml").read_text())
+    texts = {f"arith-rewards/{key}": text for key, text in modules["data"].items()}
+    spec = TrainingRun.model_validate(declared).spec
+    tasks = open_tasks(spec.taskset, directory)
+    answer = str(tasks.answer(0))
+    group = [
+        Completion(text, (1,), tuple(range(length)), (-0.5,) * length, "stop")
+        for text, length in ((answer, 2), (f"Sorry, it is {answer}", 28), ("none", 32))
+    ]
+    async with open_rewards(spec, tasks, surroundings(modules=texts)) as rewards:
+        right, wordy, wrong = await rewards.score(0, tasks.task(0), group)
+    assert right.parts == {"right": 1, "brief": 1, "apology": 0, "overlong": 0}
+    assert wordy.parts == {"right": 1, "brief": 0.25, "apology": 1, "overlong": -0.5}
+    assert wrong.parts == {"right": 0, "brief": 1, "apology": 0, "overlong": -1}
+    assert right.advantage is not None
+    assert wordy.advantage is not None
+    assert wrong.advantage is not None
+    assert right.advantage > max(wordy.advantage, wrong.advantage)

@@ -115,9 +115,9 @@ class Python(Type):
     )
     function: str = Field(
         default="reward",
-        description="function(prompt, completion, answer, task) of the module gives the reward as "
-        "a float. prompt is the text of the last message, answer the task's or None, and task a "
-        "dict with id, index and messages.",
+        description="function of the module that is called with (prompt, completion, answer, task) "
+        "and gives the reward as a float. prompt is the text of the last message, answer the "
+        "task's or None, and task a dict with id, index and messages.",
         max_length=64,
         json_schema_extra=explained(FUNCTION_PATTERN, "must be the name of a Python function"),
     )
