@@ -17,7 +17,7 @@ from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_limits import Admission
-from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Context
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, GatewayContext
 from espalier.gateway.hud.delivery import COMMANDS, is_unkeyed
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.hud.models import PlatformRoutes
@@ -57,7 +57,7 @@ _QUIET = frozenset({"/healthz", "/readyz"})
 
 
 def make_app(
-    context: Context, unready: Callable[[], str], outbox: TraceOutbox | None = None
+    context: GatewayContext, unready: Callable[[], str], outbox: TraceOutbox | None = None
 ) -> web.Application:
     """The application.
 
