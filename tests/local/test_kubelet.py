@@ -260,7 +260,8 @@ import asyncio, pathlib, sys
 from espalier.local.pod_process import ProcessPlan, Running
 async def main():
     root = pathlib.Path(sys.argv[1])
-    plan = ProcessPlan((), (sys.executable, "-c", "import time; time.sleep(600)"), {}, root / "message")
+    sleep = (sys.executable, "-c", "import time; time.sleep(600)")
+    plan = ProcessPlan((), sleep, {}, root / "message")
     print((await Running.start(plan, root / "log")).pid, flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
