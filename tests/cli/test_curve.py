@@ -8,7 +8,7 @@ import pytest
 from tests.cli.checkpoints import manifests
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.cli.curve import Branch, as_png, in_terminal, lines
+from espalier.cli.curve import CurveLine, as_png, in_terminal, lines
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def checkpoints() -> list[Checkpoint]:
 
 def test_a_branch_starts_where_it_grew_from(checkpoints: list[Checkpoint]) -> None:
     assert lines(checkpoints[::-1], "reward/mean") == [
-        Branch("main", (1, 2, 3), (0.1, 0.25, 0.5)),
-        Branch("b2", (1, 2, 3), (0.1, 0.3, 0.75)),
+        CurveLine("main", (1, 2, 3), (0.1, 0.25, 0.5)),
+        CurveLine("b2", (1, 2, 3), (0.1, 0.3, 0.75)),
     ]
 
 

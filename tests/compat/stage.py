@@ -40,7 +40,7 @@ from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.offers import Offers
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.context import Context
+from espalier.gateway.context import GatewayContext
 from espalier.gateway.hud.delivery import COMMANDS
 from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cache import Cache
@@ -186,7 +186,7 @@ class Stage:
         # What befalls the next commands that reach a trainer; None: nothing.
         self.faults: list[Fault | None] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self.make_context: Callable[[], Context] | None = None
+        self.make_context: Callable[[], GatewayContext] | None = None
         self.relay = Relay()
         self._gateway: web.AppRunner | None = None
         self._port = 0
@@ -380,10 +380,10 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
         )
         upstream = await stack.enter_async_context(pod_session())
 
-        def context() -> Context:
+        def context() -> GatewayContext:
             view = WorldWatch(caches[1], (NAMESPACE, OTHER))
             auth = Authenticator(stage.cluster)
-            return Context(view, stage.cluster, auth, tokens, upstream, stage.offers)
+            return GatewayContext(view, stage.cluster, auth, tokens, upstream, stage.offers)
 
         stage.make_context = context
         await stage.relay.start()

@@ -22,7 +22,7 @@ from espalier.core.names import GATEWAY_AUDIENCE
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.context import Context
+from espalier.gateway.context import GatewayContext
 from espalier.gateway.hud.trace_outbox import TraceOutbox
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.podclient import pod_session
@@ -96,7 +96,7 @@ class Gateway:
     """A running gateway and the world that it sees."""
 
     world: World
-    context: Context
+    context: GatewayContext
     server: TestServer
     session: aiohttp.ClientSession
     users: Users
@@ -128,7 +128,7 @@ async def gateway(users: Users, cluster: KubernetesCluster) -> AsyncIterator[Gat
     tokens = TokenIssuer()
     tokens.use(PRIVATE_KEY)
     async with pod_session() as upstream, aiohttp.ClientSession() as session:
-        context = Context(world.view, cluster, Authenticator(cluster), tokens, upstream)
+        context = GatewayContext(world.view, cluster, Authenticator(cluster), tokens, upstream)
         outbox = TraceOutbox()
         server = TestServer(make_app(context, lambda: "", outbox))
         # TestServer sets the others alike.

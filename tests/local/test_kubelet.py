@@ -257,10 +257,11 @@ async def test_a_program_at_the_pods_port_of_all_addresses_is_named(
 
 PARENT = """
 import asyncio, pathlib, sys
-from espalier.local.pod_process import Plan, Running
+from espalier.local.pod_process import ProcessPlan, Running
 async def main():
     root = pathlib.Path(sys.argv[1])
-    plan = Plan((), (sys.executable, "-c", "import time; time.sleep(600)"), {}, root / "message")
+    sleep = (sys.executable, "-c", "import time; time.sleep(600)")
+    plan = ProcessPlan((), sleep, {}, root / "message")
     print((await Running.start(plan, root / "log")).pid, flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 78, 20
 
 
 @dataclass(frozen=True)
-class Branch:
+class CurveLine:
     """A branch: steps and values of equal length. It starts at the point it grew from."""
 
     branch: str
@@ -22,7 +22,7 @@ class Branch:
     values: tuple[float, ...]
 
 
-def lines(checkpoints: Sequence[Checkpoint], metric: str) -> list[Branch]:
+def lines(checkpoints: Sequence[Checkpoint], metric: str) -> list[CurveLine]:
     """The branches that have the metric, main first, then in the order that they grew."""
     points = {
         checkpoint.metadata.name: (checkpoint.spec.step, value)
@@ -40,7 +40,7 @@ def lines(checkpoints: Sequence[Checkpoint], metric: str) -> list[Branch]:
         branches[checkpoint.spec.branch].append(points[name])
     ordered = sorted(branches.items(), key=lambda item: item[0] != MAIN)
     return [
-        Branch(name, tuple(step for step, _ in line), tuple(value for _, value in line))
+        CurveLine(name, tuple(step for step, _ in line), tuple(value for _, value in line))
         for name, line in ordered
     ]
 
@@ -50,7 +50,7 @@ def _value(checkpoint: Checkpoint, metric: str) -> float | None:
     return next((decimal(value) for value in values), None)
 
 
-def in_terminal(branches: Sequence[Branch], title: str) -> str:
+def in_terminal(branches: Sequence[CurveLine], title: str) -> str:
     """The curve as text."""
     # Imported here, as matplotlib below: the other commands start without it.
     import plotext  # noqa: PLC0415
@@ -69,7 +69,7 @@ def in_terminal(branches: Sequence[Branch], title: str) -> str:
     return str(plotext.uncolorize(figure.build().string()))
 
 
-def as_png(branches: Sequence[Branch], title: str, path: Path) -> None:
+def as_png(branches: Sequence[CurveLine], title: str, path: Path) -> None:
     """The curve as a picture."""
     import matplotlib as mpl  # noqa: PLC0415
 

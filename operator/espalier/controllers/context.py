@@ -18,7 +18,7 @@ from espalier.kube.objects import ObjectKey
 
 
 @dataclass(frozen=True)
-class Context:
+class OperatorContext:
     """``now`` tells the time as RFC 3339, ``enqueue`` asks for another pass over an object."""
 
     cluster: Cluster

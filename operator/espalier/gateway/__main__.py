@@ -20,7 +20,7 @@ from espalier.environment import SettingsError
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.context import Context
+from espalier.gateway.context import GatewayContext
 from espalier.gateway.settings import GatewaySettings
 from espalier.gateway.world.watch import CHILDREN, WATCHED, WorldWatch
 from espalier.identity import GATEWAY_KEY_SECRET, PRIVATE_KEY_FIELD
@@ -87,7 +87,7 @@ async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
     kinds = {kind: MANAGED if kind in CHILDREN else {} for kind in WATCHED}
     watching = informer.InformerSettings(settings.namespaces, kinds)
     async with pod_session() as session:
-        context = Context(
+        context = GatewayContext(
             WorldWatch(cache, settings.namespaces),
             cluster,
             Authenticator(cluster),

@@ -17,11 +17,12 @@ from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_limits import Admission
-from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, Context
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, GatewayContext
 from espalier.gateway.hud.delivery import COMMANDS, is_unkeyed
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.hud.models import PlatformRoutes
 from espalier.gateway.hud.set_head import HeadMoves
+from espalier.gateway.hud.trace_keepers import TraceKeepers
 from espalier.gateway.hud.trace_outbox import TraceOutbox
 from espalier.gateway.hud.traces import TraceRoutes
 from espalier.gateway.problems import RefusalError, respond
@@ -57,7 +58,7 @@ _QUIET = frozenset({"/healthz", "/readyz"})
 
 
 def make_app(
-    context: Context, unready: Callable[[], str], outbox: TraceOutbox | None = None
+    context: GatewayContext, unready: Callable[[], str], outbox: TraceOutbox | None = None
 ) -> web.Application:
     """The application.
 
@@ -73,8 +74,12 @@ def make_app(
     app[_WATCH] = watch
     callers = Callers(watch, auth, context.offers)
     pods = PodCalls(context.session, context.tokens, context.budgets.answers)
-    traces = TraceRoutes(callers, watch, auth, pods, TraceOutbox() if outbox is None else outbox)
-    completions = CompletionRoutes(callers, watch, auth, pods, traces)
+    outbox = TraceOutbox() if outbox is None else outbox
+    keepers = TraceKeepers(watch, auth, pods)
+    traces = TraceRoutes(callers, watch, keepers, pods.answers, outbox)
+    completions = CompletionRoutes(
+        callers=callers, watch=watch, auth=auth, pods=pods, traces=traces, keepers=keepers
+    )
     training = TrainingRoutes(
         callers=callers,
         watch=watch,

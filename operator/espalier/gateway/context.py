@@ -22,7 +22,7 @@ REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 
 @dataclass(frozen=True)
-class Context:
+class GatewayContext:
     """The parts of a gateway, of which ``make_app`` gives each handler those that it uses.
 
     Attributes:

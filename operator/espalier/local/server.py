@@ -24,7 +24,7 @@ from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.context import Context
+from espalier.gateway.context import GatewayContext
 from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, key_of
@@ -127,7 +127,7 @@ async def _gateway(options: DevOptions, cluster: MemoryCluster) -> AsyncIterator
     cluster.feed(cache)
     async with pod_session() as session:
         view = WorldWatch(cache, (NAMESPACE,))
-        services = Context(view, cluster, Authenticator(cluster), tokens, session)
+        services = GatewayContext(view, cluster, Authenticator(cluster), tokens, session)
         runner = web.AppRunner(
             make_app(services, lambda: ""),
             shutdown_timeout=1.0,

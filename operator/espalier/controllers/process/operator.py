@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from espalier.controllers.context import Context
+from espalier.controllers.context import OperatorContext
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.head_metrics import HeadMetrics
 from espalier.controllers.observed.lister import Lister
@@ -56,7 +56,7 @@ class Operator:
         self.queue = WorkQueue(self._reconcile, workers=WORKERS)
         self._cache = cache
         self._head_metrics = HeadMetrics()
-        self.context = Context(
+        self.context = OperatorContext(
             cluster=cluster,
             lister=Lister(cache),
             writer=StatusWriter(cluster, cache, EventRecorder(cluster, identity)),

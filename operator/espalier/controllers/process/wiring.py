@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from espalier.controllers.context import Context
+from espalier.controllers.context import OperatorContext
 from espalier.controllers.observed.taskset_maps import Tasksets
 from espalier.controllers.peers.commit_streams import COMMITS
 from espalier.controllers.reconcilers.checkpoint import CheckpointReconciler
@@ -19,7 +19,7 @@ from espalier.kube.objects import ObjectKey
 Reconcile = Callable[[ObjectKey], Awaitable[float | None]]
 
 
-def reconcilers(context: Context) -> dict[str, Reconcile]:
+def reconcilers(context: OperatorContext) -> dict[str, Reconcile]:
     """The pass over an object, by the kind of its key."""
     return {
         "TrainableModel": _model(context).reconcile,
@@ -31,7 +31,7 @@ def reconcilers(context: Context) -> dict[str, Reconcile]:
     }
 
 
-def _model(context: Context) -> ModelReconciler:
+def _model(context: OperatorContext) -> ModelReconciler:
     return ModelReconciler(
         cluster=context.cluster,
         lister=context.lister,
@@ -45,7 +45,7 @@ def _model(context: Context) -> ModelReconciler:
     )
 
 
-def _run(context: Context) -> RunReconciler:
+def _run(context: OperatorContext) -> RunReconciler:
     return RunReconciler(
         cluster=context.cluster,
         tasksets=Tasksets(context.cluster),
@@ -60,7 +60,7 @@ def _run(context: Context) -> RunReconciler:
     )
 
 
-def _head(context: Context) -> HeadReconciler:
+def _head(context: OperatorContext) -> HeadReconciler:
     return HeadReconciler(
         lister=context.lister,
         writer=context.writer,
@@ -73,7 +73,7 @@ def _head(context: Context) -> HeadReconciler:
     )
 
 
-def _checkpoint(context: Context) -> CheckpointReconciler:
+def _checkpoint(context: OperatorContext) -> CheckpointReconciler:
     return CheckpointReconciler(
         cluster=context.cluster,
         lister=context.lister,
@@ -85,7 +85,7 @@ def _checkpoint(context: Context) -> CheckpointReconciler:
     )
 
 
-def _commit(context: Context) -> CommitReconciler:
+def _commit(context: OperatorContext) -> CommitReconciler:
     return CommitReconciler(
         cluster=context.cluster,
         lister=context.lister,
@@ -95,7 +95,7 @@ def _commit(context: Context) -> CommitReconciler:
     )
 
 
-def _disposal(context: Context) -> DisposalReconciler:
+def _disposal(context: OperatorContext) -> DisposalReconciler:
     return DisposalReconciler(
         cluster=context.cluster,
         lister=context.lister,

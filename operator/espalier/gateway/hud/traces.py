@@ -12,49 +12,31 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from espalier.api.sampled import Sampled
-from espalier.gateway.access.auth import Authenticator, User
-from espalier.gateway.access.byte_budget import Hold
+from espalier.gateway.access.auth import User
+from espalier.gateway.access.byte_budget import ByteBudget
 from espalier.gateway.access.callers import Callers
-from espalier.gateway.access.pod_answers import read_held
-from espalier.gateway.access.pod_calls import PodCalls
-from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_body import read_bytes
+from espalier.gateway.hud.trace_keepers import Keeper, TraceKeepers
 from espalier.gateway.hud.trace_outbox import HeldRequest, TraceOutbox
 from espalier.gateway.problems import RefusalError, not_ready
-from espalier.gateway.world.pod_addresses import PodAddress
 from espalier.gateway.world.routing import find_model
-from espalier.gateway.world.turn import active_run
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
-from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_json
 
 TRACE = "Trace-Id"
 # Of an answer: whether its turn or report is Kept with a trainer, Held until there is one, NotKept.
 TRACE_KEPT = "Espalier-Trace"
 KEPT, HELD, NOT_KEPT = "Kept", "Held", "NotKept"
-SECONDS = 10.0
 # Seconds between two checks whether a trainer for the waiting traces is running.
 LOOK_SECONDS = 2.0
 _ID = "{id:[0-9a-fA-F-]{32,36}}"
-_TIMEOUT = aiohttp.ClientTimeout(total=SECONDS)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Keeper:
-    """Keeps a user's samples of a model: its trainer, or the outbox while there is none."""
-
-    model: NamespacedName
-    user: User
-    pod: PodAddress | None
 
 
 class TraceRoutes:
@@ -64,14 +46,14 @@ class TraceRoutes:
         self,
         callers: Callers,
         watch: WorldWatch,
-        auth: Authenticator,
-        pods: PodCalls,
+        keepers: TraceKeepers,
+        answers: ByteBudget,
         outbox: TraceOutbox,
     ) -> None:
         self._callers = callers
         self._watch = watch
-        self._auth = auth
-        self._pods = pods
+        self._keepers = keepers
+        self._answers = answers
         self._outbox = outbox
 
     def add_to(self, router: web.UrlDispatcher) -> None:
@@ -89,17 +71,17 @@ class TraceRoutes:
         """
         user = await self._callers.caller(request)
         # This refuses a caller who may train no model before it reads the body.
-        await self._keepers(user, "")
+        await self._keepers.all(user, "")
         body = await read_bytes(request)
         trace, path = request.match_info["id"], request.path.removeprefix("/v2/trace")
         model = self._reported(_named_model(body), trace)
-        may = model is not None and await self.keeper(user, model) is not None
+        may = model is not None and await self._keepers.keeper(user, model) is not None
         if model is not None and may and not await self._catch_up(user, model, trace):
             return _held(self._hold(user, trace, path, body, model))
-        keepers = await self._keepers(user, str(model) if model is not None else "")
+        keepers = await self._keepers.all(user, str(model) if model is not None else "")
         there = [keeper for keeper in keepers if keeper.pod is not None]
-        with self._pods.answers.hold() as hold:
-            calls = (self._call("POST", keeper, path, hold, body) for keeper in there)
+        with self._answers.hold() as hold:
+            calls = (self._keepers.call("POST", keeper, path, hold, body) for keeper in there)
             answers = await asyncio.gather(*calls)
             kept = any(status == web.HTTPOk.status_code for status, _ in answers)
             # An end is of one trace, which who has it has kept; a beginning may be for others too.
@@ -121,7 +103,7 @@ class TraceRoutes:
         outbox = self._outbox
         if outbox.model_of(_canonical(trace)) != model:
             return True
-        keeper = await self.keeper(user, model)
+        keeper = await self._keepers.keeper(user, model)
         if keeper is not None and keeper.pod is not None:
             await self.hand_over(model)
         return outbox.model_of(_canonical(trace)) != model
@@ -130,38 +112,21 @@ class TraceRoutes:
         """Every part of a trace that a trainer keeps."""
         user = await self._callers.caller(request)
         path = request.path.removeprefix("/v2/trace")
-        keepers = [k for k in await self._keepers(user, "") if k.pod is not None]
+        keepers = [k for k in await self._keepers.all(user, "") if k.pod is not None]
         if not keepers:
             raise RefusalError(
                 404, "TraceNotFound", "no trainer that keeps traces is there to be asked"
             )
-        with self._pods.answers.hold() as hold:
-            answers = await asyncio.gather(*(self._call("GET", k, path, hold) for k in keepers))
+        with self._answers.hold() as hold:
+            answers = await asyncio.gather(
+                *(self._keepers.call("GET", k, path, hold) for k in keepers)
+            )
             return _best(answers)
 
     async def drop_spans(self, request: web.Request) -> web.Response:
         """Takes HUD's telemetry and keeps none of it: see docs/guides/hud-client.md."""
         await self._callers.caller(request)
         return web.Response(status=204)
-
-    async def keeper(self, user: User, model: NamespacedName) -> Keeper | None:
-        """The keeper of the caller's samples of a model; None if the caller may not train it."""
-        world = self._watch.world
-        if model.namespace not in world.namespaces:
-            return None
-        run = active_run(world, model)
-        pod = world.ready_trainer(model)
-        auth = self._auth
-        if run is not None:
-            name = model.beside(run.metadata.name)
-            may = await auth.allowed(user, "update", "trainingruns", name)
-            return Keeper(model, user, pod) if may else None
-        # Who may train any run, or make one, may come to train on what is sampled before it.
-        every = model.beside("")
-        may = await auth.allowed(user, "update", "trainingruns", every) or await auth.allowed(
-            user, "create", "trainingruns", every
-        )
-        return Keeper(model, user, None) if may else None
 
     async def record(
         self, keeper: Keeper, trace: str, answer: bytes, *, drawn: Sampled, checkpoint: str
@@ -180,9 +145,9 @@ class TraceRoutes:
         if keeper.pod is None or not caught_up:
             body = json.dumps(sample).encode()
             return self._hold(keeper.user, trace, path, body, keeper.model)
-        with self._pods.answers.hold() as hold:
+        with self._answers.hold() as hold:
             try:
-                status, _ = await self._call(
+                status, _ = await self._keepers.call(
                     "POST", keeper, path, hold, json.dumps(sample).encode()
                 )
             except RefusalError as error:
@@ -197,7 +162,7 @@ class TraceRoutes:
         outbox = self._outbox
         async with outbox.handing_over:
             for item in outbox.waiting(model):
-                keeper = await self.keeper(item.user, model)
+                keeper = await self._keepers.keeper(item.user, model)
                 if keeper is None or keeper.pod is None:
                     continue
                 if not await self._give(item, keeper):
@@ -205,8 +170,8 @@ class TraceRoutes:
 
     async def _give(self, item: HeldRequest, keeper: Keeper) -> bool:
         """Whether the trainer has answered: what it refuses it would refuse again."""
-        with self._pods.answers.hold() as hold:
-            status, answer = await self._call("POST", keeper, item.path, hold, item.body)
+        with self._answers.hold() as hold:
+            status, answer = await self._keepers.call("POST", keeper, item.path, hold, item.body)
         if status in (502, 503):
             return False
         # A report for all trainers is of no trace of this one.
@@ -238,41 +203,6 @@ class TraceRoutes:
                         await self.hand_over(model)
                     except RefusalError as error:
                         _log.warning("traces not handed over", extra={"error": str(error)})
-
-    async def _keepers(self, user: User, slug: str) -> list[Keeper]:
-        world = self._watch.world
-        named = find_model(world, slug) if slug else None
-        models = [named] if isinstance(named, NamespacedName) else sorted(world.models)
-        asked = await asyncio.gather(*(self.keeper(user, model) for model in models))
-        keepers = [keeper for keeper in asked if keeper is not None]
-        if not keepers:
-            raise RefusalError(
-                404,
-                "NothingTrains",
-                "there is no model that you may train, so nothing keeps the report",
-                "Grant verb create or update on trainingruns of the model's namespace",
-            )
-        return keepers
-
-    async def _call(
-        self, method: str, keeper: Keeper, path: str, hold: Hold, body: bytes | None = None
-    ) -> tuple[int, bytes]:
-        """Status and body; 503 where the trainer did not answer, 502 where it is none of ours."""
-        assert keeper.pod is not None, "what no trainer keeps is held"
-        headers = self._pods.tokens.header(keeper.model, keeper.pod)
-        url = f"http://{keeper.pod.address}/traces{path}"
-        try:
-            async with self._pods.session.request(
-                method, url, data=body, headers=headers, timeout=_TIMEOUT
-            ) as answer:
-                return answer.status, await read_held(answer, hold)
-        except PodFaultError as fault:
-            refusal = refusal_of(self._watch.world, fault)
-            problem = {"detail": refusal.detail, "reason": refusal.reason}
-            return 502, json.dumps({**problem, "remedy": refusal.remedy}).encode()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            problem = {"detail": f"the trainer of {keeper.model}: {error!r}", "reason": "Lost"}
-            return 503, json.dumps({**problem, "remedy": "Send it again"}).encode()
 
 
 def trace_of(headers: Mapping[str, str]) -> str:

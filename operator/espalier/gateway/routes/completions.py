@@ -22,7 +22,8 @@ from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.request_body import read_object
 from espalier.gateway.context import HELD_SECONDS, UPSTREAM_SECONDS
-from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, Keeper, TraceRoutes, trace_of
+from espalier.gateway.hud.trace_keepers import Keeper, TraceKeepers
+from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, TraceRoutes, trace_of
 from espalier.gateway.problems import RefusalError, not_ready, openai_body
 from espalier.gateway.routes.completion_request import Asked, read_asked
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
@@ -77,17 +78,20 @@ class CompletionRoutes:
 
     def __init__(
         self,
+        *,
         callers: Callers,
         watch: WorldWatch,
         auth: Authenticator,
         pods: PodCalls,
         traces: TraceRoutes,
+        keepers: TraceKeepers,
     ) -> None:
         self._callers = callers
         self._watch = watch
         self._auth = auth
         self._pods = pods
         self._traces = traces
+        self._keepers = keepers
         self._turns: Counter[NamespacedName] = Counter()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -98,7 +102,7 @@ class CompletionRoutes:
         trace = trace_of(request.headers)
         slug, ref, target = await self._locate(user, asked.reference, wait=bool(trace))
         recorded = bool(trace) and asked.recordable
-        keeper = await self._traces.keeper(user, target.model) if recorded else None
+        keeper = await self._keepers.keeper(user, target.model) if recorded else None
         exchange = _Exchange(request, slug, ref, target, asked, trace, keeper)
         try:
             return await self._complete(exchange)
