@@ -115,6 +115,21 @@ GOOD = {
         "spec.taskset",
         {"seed": 1, "image": {"reference": "registry.example/tasks:1", "path": "train.jsonl"}},
     ),
+    "run with every choice of its objective": edited(
+        edited(
+            RUN,
+            "spec.loss",
+            {
+                **{"name": "ppo", "aggregation": "Constant", "aggregationConstant": 64},
+                "ratioAnchor": "Trainer",
+            },
+        ),
+        "spec.offPolicyCorrection",
+        {"mode": "SequenceTruncate", "maxRatio": "1.01"},
+    ),
+    "run that drops what is off-policy": edited(
+        RUN, "spec.offPolicyCorrection", {"mode": "SequenceMask", "minRatio": "0.99"}
+    ),
     "run of single answers": edited(
         edited(RUN, "spec.advantage", {"estimator": "None", "scale": "BatchStd"}),
         *("spec.groupSize", 1),
@@ -355,6 +370,39 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "group of one": (
         *(RUN, "spec.groupSize", 1),
         *("spec.groupSize", "needs groupSize of 2 or more"),
+    ),
+    "constant of another aggregation": (
+        *(RUN, "spec.loss.aggregationConstant", 64),
+        *("spec.loss.aggregationConstant", "remove it or choose Constant"),
+    ),
+    "constant that is missing": (
+        *(RUN, "spec.loss.aggregation", "Constant"),
+        *("spec.loss.aggregationConstant", "give a number of tokens"),
+    ),
+    "anchor of a loss that compares nothing": (
+        *(RUN, "spec.loss", {"name": "cross_entropy", "ratioAnchor": "Trainer"}),
+        *("spec.loss.ratioAnchor", "compares with no log-probs"),
+    ),
+    "double correction": (
+        *(RUN, "spec.offPolicyCorrection", {"mode": "TokenTruncate"}),
+        *("spec.offPolicyCorrection.mode", "choose a Mask, or set loss.ratioAnchor: Trainer"),
+    ),
+    "correction of a loss that compares nothing": (
+        *(edited(RUN, "spec.loss", {"name": "cross_entropy"}), "spec.offPolicyCorrection"),
+        *({"mode": "TokenMask"}, "spec.offPolicyCorrection", "compares with no log-probs"),
+    ),
+    "highest ratio without a mode": (
+        *(RUN, "spec.offPolicyCorrection", {"maxRatio": "2"}),
+        *("spec.offPolicyCorrection.maxRatio", "choose one such as TokenTruncate"),
+    ),
+    "lowest ratio of a truncation": (
+        *(edited(RUN, "spec.loss.ratioAnchor", "Trainer"), "spec.offPolicyCorrection"),
+        *({"mode": "TokenTruncate", "minRatio": "0.5"}, "spec.offPolicyCorrection.minRatio"),
+        "belongs to TokenMask and SequenceMask",
+    ),
+    "lowest ratio above the highest": (
+        *(RUN, "spec.offPolicyCorrection", {"mode": "TokenMask", "minRatio": "2.5"}),
+        *("spec.offPolicyCorrection.minRatio", "must not be above maxRatio"),
     ),
     "group of one to compare with others": (
         *(edited(RUN, "spec.advantage", {"estimator": "LeaveOneOut"}), "spec.groupSize", 1),

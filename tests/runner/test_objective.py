@@ -25,6 +25,20 @@ GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loss": {"name": "ppo", "clipHigh": "1.3"}},
         {"loss_fn": "ppo", "loss_fn_config": {"clip_high_threshold": 1.3}},
     ),
+    "aggregation": (
+        {"loss": {"name": "ppo", "aggregation": "Constant", "aggregationConstant": 64}},
+        {"aggregation": "Constant", "aggregation_constant": 64},
+    ),
+    "correction": (
+        {
+            "loss": {"name": "ppo", "ratioAnchor": "Trainer"},
+            "offPolicyCorrection": {"mode": "TokenTruncate", "maxRatio": "3"},
+        },
+        {
+            "ratio_anchor": "Trainer",
+            "correction": {"mode": "TokenTruncate", "max_ratio": 3.0, "min_ratio": None},
+        },
+    ),
     "advantage": (
         {"advantage": {"estimator": "LeaveOneOut", "scale": "BatchStd"}},
         {"advantage_estimator": "LeaveOneOut", "advantage_scale": "BatchStd"},

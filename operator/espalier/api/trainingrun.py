@@ -20,6 +20,7 @@ from espalier.api.run.advantage import Advantage
 from espalier.api.run.checkpoint_policy import CheckpointPolicy
 from espalier.api.run.group_filter import GroupFilter
 from espalier.api.run.loss import Loss
+from espalier.api.run.off_policy_correction import OffPolicyCorrection
 from espalier.api.run.optimizer import Optimizer
 from espalier.api.run.sampling import Sampling
 from espalier.api.run.status import TrainingRunStatus
@@ -120,6 +121,12 @@ class TrainingRunSpec(Type):
         "well.",
         json_schema_extra=without_default,
     )
+    off_policy_correction: OffPolicyCorrection = Field(
+        default_factory=OffPolicyCorrection,
+        description="offPolicyCorrection weighs or drops what the sampler drew from another "
+        "distribution than the trainer's; given, its defaults bind as well.",
+        json_schema_extra=without_default,
+    )
     group_filter: GroupFilter = Field(
         default_factory=GroupFilter,
         description="groupFilter of driver Runner drops groups that cannot teach.",
@@ -195,6 +202,22 @@ class TrainingRunSpec(Type):
                 "advantage.source Estimated needs groupSize of 2 or more, or every advantage is 0; "
                 "or take the reward itself with advantage.estimator None",
                 ".groupSize",
+            ),
+            (
+                "!has(self.loss) || !has(self.offPolicyCorrection)"
+                " || self.loss.ratioAnchor == 'Trainer'"
+                " || !self.offPolicyCorrection.mode.endsWith('Truncate')",
+                "with loss.ratioAnchor Sampler the ratio of the loss is the whole weight, and mode "
+                "TokenTruncate or SequenceTruncate would apply it twice: choose a Mask, or set "
+                "loss.ratioAnchor: Trainer",
+                ".offPolicyCorrection.mode",
+            ),
+            (
+                "!has(self.loss) || self.loss.name != 'cross_entropy'"
+                " || !has(self.offPolicyCorrection) || self.offPolicyCorrection.mode == 'None'",
+                "cross_entropy compares with no log-probs: remove offPolicyCorrection or choose "
+                "another loss",
+                ".offPolicyCorrection",
             ),
             (
                 "self.driver != 'Runner' || !has(self.advantage)"

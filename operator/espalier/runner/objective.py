@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from espalier.api.objective import Correction
 from espalier.api.trainingrun import TrainingRunSpec
 
 
@@ -13,6 +14,10 @@ def objective(spec: TrainingRunSpec) -> dict[str, Any]:
     return {
         "loss_fn": loss.name,
         "loss_fn_config": loss.config() or None,
+        "aggregation": loss.aggregation,
+        "aggregation_constant": loss.aggregation_constant,
+        "ratio_anchor": loss.ratio_anchor,
+        "correction": Correction.of(spec.off_policy_correction),
         "advantage_estimator": spec.advantage.estimator,
         "advantage_scale": spec.advantage.scale,
     }

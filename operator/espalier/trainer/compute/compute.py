@@ -115,8 +115,11 @@ class Compute(Protocol):
     def drop_gradients(self) -> None:
         """Forgets what was accumulated."""
 
-    def propose(self, values: OptimStepRequest) -> Proposal:
-        """The weights and moments after a step; changes nothing."""
+    def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
+        """The weights and moments after a step; changes nothing.
+
+        ``factor`` multiplies the accumulated gradients.
+        """
 
     def write(self, proposal: Proposal, directory: Path) -> None:
         """Writes everything that ``load`` needs into a checkpoint's directory."""
@@ -238,10 +241,11 @@ class LocalCompute(Compute):
         self.policy.drop_gradients()
 
     @override
-    def propose(self, values: OptimStepRequest) -> Proposal:
+    def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
         sharding, own = self.policy.sharding, self.policy.own()
         square = torch.tensor(gradient_norm(own), dtype=torch.float64) ** 2
-        proposal = propose(own, self.moments, values, float(sharding.total(square).sqrt()))
+        norm = float(sharding.total(square).sqrt())
+        proposal = propose(own, self.moments, values, norm, factor)
         elsewhere = int(sharding.total(torch.tensor(int(not proposal.finite))))
         return replace(proposal, finite=elsewhere == 0)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from espalier.trainer.batch.data import Datum
-from espalier.trainer.batch.losses import LossSpec, TokenLoss, token_loss
+from espalier.trainer.batch.losses import LossSpec, TokenLoss
+from espalier.trainer.batch.objective import CallTokens, token_loss
 from espalier.trainer.batch.packing import Row, Rows, pack
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.policy.frozen_lm_head import Evaluated
@@ -85,21 +86,31 @@ def without_gradient(data: Sequence[Datum], spec: LossSpec | None) -> frozenset[
 def add_loss(policy: Policy, rows: Rows, spec: LossSpec, group_size: int | None) -> Tally:
     """Adds the gradient of a built-in loss; raises 409 if the loss is not finite."""
 
+    anchored = any(datum.anchor_logprobs for datum in rows.data)
+
     def of_part(part: Part, logprobs: Tensor) -> TokenLoss:
+        anchor = part.by_token(lambda d: d.anchor_logprobs, logprobs) if anchored else None
         return token_loss(
             spec,
-            logprobs,
-            part.by_token(_sampling, logprobs),
-            part.by_token(lambda datum: datum.advantages, logprobs),
-            part.by_token(lambda datum: datum.weights, logprobs),
-            part.sequences,
+            CallTokens(
+                logprobs=logprobs,
+                sampling=part.by_token(_sampling, logprobs),
+                anchor=anchor,
+                advantages=part.by_token(lambda datum: datum.advantages, logprobs),
+                weights=part.by_token(lambda datum: datum.weights, logprobs),
+                sequences=part.sequences,
+            ),
         )
 
     return _add(
         policy,
         _evaluations(policy, rows),
         of_part,
-        _call(spec.name, group_size, rows.data),
+        replace(
+            _call(spec.name, group_size, rows.data),
+            aggregation=spec.objective.aggregation,
+            aggregation_constant=spec.objective.aggregation_constant,
+        ),
     )
 
 
@@ -181,7 +192,7 @@ def _add(
             logprobs.backward(loss.gradient.to(logprobs.device))  # type: ignore[no-untyped-call]
         if part.data:
             entropy = evaluation.entropy.detach().cpu()
-            tally = tally + _part_tally(part, known, loss, entropy, call)
+            tally = tally + loss.sums + _part_tally(part, known, loss, entropy, call)
     return tally
 
 
@@ -208,6 +219,8 @@ def _part_tally(
     return Tally(
         loss_name=call.loss_name,
         group_size=call.group_size,
+        aggregation=call.aggregation,
+        aggregation_constant=call.aggregation_constant,
         loss=loss.loss,
         tokens=int(trained.sum()),
         unique=len(part.row.tokens),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from espalier.api.run.loss import Aggregation
 from espalier.api.wire import (
     BackwardRequest,
     DatumTensors,
@@ -16,13 +17,15 @@ from espalier.api.wire import (
 )
 from espalier.trainer.batch.data import Datum, Limits, datums
 from espalier.trainer.batch.estimates import refuse_estimates
-from espalier.trainer.batch.losses import LossSpec, loss_spec
+from espalier.trainer.batch.losses import LossSpec
+from espalier.trainer.batch.objective import call_spec
 from espalier.trainer.compute.compute import Added, Batch, Compute
 from espalier.trainer.engine.measurements import sampled
 from espalier.trainer.memory.planner import Cuts
 from espalier.trainer.problems import CommandError, invalid
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
+Aggregated = tuple[Aggregation, int | None]
 GradientRequest = ForwardBackwardRequest | BackwardRequest
 # A client computes its loss right after the forward, so few forwards need to be kept.
 FORWARDS_KEPT = 8
@@ -80,6 +83,11 @@ class LossCommand:
         added = compute.add_loss(self.batch, self.spec, self.request.group_size)
         return _with_rewards(added, self.request)
 
+    @property
+    def aggregation(self) -> Aggregated:
+        """How its gradients add up with those of other calls."""
+        return self.request.aggregation, self.request.aggregation_constant
+
 
 @dataclass(frozen=True)
 class WeightsCommand:
@@ -102,6 +110,11 @@ class WeightsCommand:
             forward=self.request.forward_id,
         )
         return _with_rewards(added, self.forward)
+
+    @property
+    def aggregation(self) -> Aggregated:
+        """A client's loss is a sum."""
+        return "TokenSum", None
 
 
 GradientCommand = LossCommand | WeightsCommand
@@ -156,9 +169,10 @@ def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) 
 
 
 def _forward_backward(compute: Compute, request: ForwardBackwardRequest, cuts: Cuts) -> LossCommand:
-    spec = loss_spec(request.loss_fn, request.loss_fn_config)
+    spec = call_spec(request)
     if not spec.compares_policies:
-        refuse_estimates(request, f"{spec.name} reads no advantages")
+        estimator, scale = request.advantage_estimator, request.advantage_scale
+        refuse_estimates(estimator, scale, f"{spec.name} reads no advantages")
     everything = datums(
         request,
         compute.limits,

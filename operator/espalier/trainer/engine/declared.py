@@ -50,6 +50,7 @@ def _compared(given: Declared, request: Wire) -> Iterator[_Value]:
             wanted = loss_spec(given.loss_fn, given.loss_fn_config)
             sent = loss_spec(request.loss_fn, request.loss_fn_config)
             yield _Value("loss", _shown(wanted), _shown(sent))
+        yield from _objective(given, request)
         yield _Value("advantage.estimator", given.advantage_estimator, request.advantage_estimator)
         yield _Value("advantage.scale", given.advantage_scale, request.advantage_scale)
         if given.advantage_source is not None:
@@ -57,6 +58,8 @@ def _compared(given: Declared, request: Wire) -> Iterator[_Value]:
     if isinstance(request, BackwardRequest):
         yield _Value("loss", given.loss_fn, "a loss of its own")
         yield _Value("advantage.source", given.advantage_source, "a loss of its own")
+        if given.correction is not None:
+            yield _Value("offPolicyCorrection", given.correction.text, "a loss of its own")
     if isinstance(request, OptimStepRequest):
         yield _Value("learningRate", given.learning_rate, request.learning_rate)
         if (optimizer := given.optimizer) is not None:
@@ -66,6 +69,15 @@ def _compared(given: Declared, request: Wire) -> Iterator[_Value]:
             yield _Value("optimizer.weightDecay", optimizer.weight_decay, request.weight_decay)
             clip = "optimizer.gradientClipNorm"
             yield _Value(clip, optimizer.grad_clip_norm, request.grad_clip_norm)
+
+
+def _objective(given: Declared, request: ForwardBackwardRequest) -> Iterator[_Value]:
+    yield _Value("loss.aggregation", given.aggregation, request.aggregation)
+    constant = given.aggregation_constant
+    yield _Value("loss.aggregationConstant", constant, request.aggregation_constant)
+    yield _Value("loss.ratioAnchor", given.ratio_anchor, request.ratio_anchor)
+    if given.correction is not None:
+        yield _Value("offPolicyCorrection", given.correction.text, request.correction.text)
 
 
 def _batch(given: Declared, request: ForwardRequest) -> Iterator[_Value]:

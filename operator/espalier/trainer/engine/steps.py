@@ -39,7 +39,7 @@ def optim_step(state: TrainingState, command: Command, request: OptimStepRequest
         )
     record = state.begin(command)
     try:
-        proposal = state.compute.propose(request)
+        proposal = state.compute.propose(request, accumulated.step_factor)
         if not proposal.finite:
             return _refuse(state, record, proposal)
         step = _next_step(state, request, proposal)

@@ -170,7 +170,7 @@ class ReplicatedCompute(RankedCompute[ReplicatedPart]):
     _steps = 0
 
     @override
-    def propose(self, values: OptimStepRequest) -> Proposal:
+    def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
         asked = self._steps % STEPS_PER_DIGEST == 0
         digests = self._all(partial(ReplicatedPart.reduce, digest=asked))
         other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
@@ -181,7 +181,7 @@ class ReplicatedCompute(RankedCompute[ReplicatedPart]):
         for name, parameter in self._part.policy.parameters.items():
             summed[name] = nn.Parameter(parameter.detach())
             summed[name].grad = self._part.sums[name]
-        return propose(summed, self._part.moments, values)
+        return propose(summed, self._part.moments, values, factor=factor)
 
     @override
     def write(self, proposal: Proposal, directory: Path) -> None:
@@ -210,14 +210,14 @@ class ShardedCompute(RankedCompute[ShardedPart]):
     """
 
     @override
-    def propose(self, values: OptimStepRequest) -> Proposal:
+    def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
         # Ranks need the optimizer's values alone.
         bare = values.model_copy(
             update={"rollouts": [], "metrics": {}, "measured": {}, "cursor": {}}
         )
         return self._lead(
-            partial(LocalCompute.propose, values=values),
-            partial(ShardedPart.hold_proposal, values=bare),
+            partial(LocalCompute.propose, values=values, factor=factor),
+            partial(ShardedPart.hold_proposal, values=bare, factor=factor),
         )
 
     @override

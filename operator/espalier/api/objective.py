@@ -1,0 +1,73 @@
+"""What a gradient command optimizes beside its loss_fn, as on the wire. All ours, not HUD's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from espalier.api.meta import decimal
+from espalier.api.run.loss import Aggregation, RatioAnchor
+from espalier.api.run.off_policy_correction import CorrectionMode, OffPolicyCorrection
+
+Real = Annotated[float, Strict()]
+DEFAULT_MAX_RATIO = 2.0
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Correction(_Part):
+    """The off-policy correction: a weight of each token or sequence.
+
+    ``max_ratio`` None is 2, ``min_ratio`` None is 0; only a mask has a ``min_ratio``.
+    """
+
+    mode: CorrectionMode = "None"
+    max_ratio: Real | None = Field(default=None, gt=0)
+    min_ratio: Real | None = Field(default=None, ge=0)
+
+    @classmethod
+    def of(cls, given: OffPolicyCorrection) -> Correction:
+        """As a run gives it."""
+        high, low = given.max_ratio, given.min_ratio
+        return cls(
+            mode=given.mode,
+            max_ratio=None if high is None else decimal(high),
+            min_ratio=None if low is None else decimal(low),
+        )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest ratio, defaults filled in."""
+        high = DEFAULT_MAX_RATIO if self.max_ratio is None else self.max_ratio
+        return self.min_ratio or 0.0, high
+
+    @property
+    def text(self) -> str:
+        """The correction in words, defaults filled in."""
+        low, high = self.bounds
+        if self.mode == "None":
+            return "None"
+        limits = f"{low:g} to {high:g}" if self.mode.endswith("Mask") else f"at most {high:g}"
+        return f"{self.mode} ({limits})"
+
+
+class Objective(_Part):
+    """How the losses of tokens add up to a step, and what is added to them.
+
+    A step's gradient is the sum over its tokens (TokenSum, Tinker's), that sum divided by the
+    number of tokens (TokenMean), the mean over sequences of each one's mean (SequenceMean), or the
+    sum divided by ``aggregation_constant`` times the number of sequences (Constant). Numbers are of
+    the whole step: of all its calls and ranks. A sequence is one sample.
+
+    With ``ratio_anchor`` Trainer the loss compares with the sample's ``anchor_logprobs``, or
+    without them with the log-probs of this very call, and the sampler's matter to ``correction``
+    alone.
+    """
+
+    aggregation: Aggregation = "TokenSum"
+    aggregation_constant: Annotated[int, Strict(), Field(ge=1)] | None = None
+    ratio_anchor: RatioAnchor = "Sampler"
+    correction: Correction = Correction()
