@@ -55,6 +55,8 @@ TEMPLATE: dict[str, Any] = {
     "runtimeClassName": "nvidia",
 }
 
+PENALTY = {"coefficient": "0.1", "reference": {"base": {}}}
+
 GOOD = {
     "model of an image": MODEL,
     "model of an adapter from outside": edited(
@@ -129,6 +131,9 @@ GOOD = {
     ),
     "run that drops what is off-policy": edited(
         RUN, "spec.offPolicyCorrection", {"mode": "SequenceMask", "minRatio": "0.99"}
+    ),
+    "run that stays near its base": edited(
+        RUN, "spec.kl", {**PENALTY, "estimator": "K3", "discount": "1"}
     ),
     "run of single answers": edited(
         edited(RUN, "spec.advantage", {"estimator": "None", "scale": "BatchStd"}),
@@ -403,6 +408,30 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "lowest ratio above the highest": (
         *(RUN, "spec.offPolicyCorrection", {"mode": "TokenMask", "minRatio": "2.5"}),
         *("spec.offPolicyCorrection.minRatio", "must not be above maxRatio"),
+    ),
+    "penalty without a reference": (
+        *(RUN, "spec.kl", {"coefficient": "0.1"}),
+        *("spec.kl.reference", "give reference: {base: {}}"),
+    ),
+    "reference that is nothing": (
+        *(RUN, "spec.kl", {"coefficient": "0.1", "reference": {}}),
+        *("spec.kl.reference.base", "Required value"),
+    ),
+    "penalty that pulls nowhere": (
+        *(RUN, "spec.kl", {**PENALTY, "placement": "Loss", "estimator": "K1"}),
+        *("spec.kl.estimator", "choose K2 or K3"),
+    ),
+    "discount of a loss": (
+        *(RUN, "spec.kl", {**PENALTY, "placement": "Loss", "discount": "0.5"}),
+        *("spec.kl.discount", "remove it or choose Advantage"),
+    ),
+    "discount above one": (
+        *(RUN, "spec.kl", {**PENALTY, "discount": "1.5"}),
+        *("spec.kl.discount", 'must be from "0" to "1"'),
+    ),
+    "penalty on advantages that a loss does not read": (
+        *(edited(RUN, "spec.loss", {"name": "cross_entropy"}), "spec.kl", PENALTY),
+        *("spec.kl.placement", "set kl.placement: Loss"),
     ),
     "group of one to compare with others": (
         *(edited(RUN, "spec.advantage", {"estimator": "LeaveOneOut"}), "spec.groupSize", 1),

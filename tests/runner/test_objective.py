@@ -39,6 +39,15 @@ GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "correction": {"mode": "TokenTruncate", "max_ratio": 3.0, "min_ratio": None},
         },
     ),
+    "penalty": (
+        {"kl": {"coefficient": "0.02", "placement": "Loss", "reference": {"base": {}}}},
+        {
+            "kl": {
+                **{"coefficient": 0.02, "placement": "Loss", "estimator": None},
+                **{"discount": 0.0, "reference": "Base"},
+            }
+        },
+    ),
     "advantage": (
         {"advantage": {"estimator": "LeaveOneOut", "scale": "BatchStd"}},
         {"advantage_estimator": "LeaveOneOut", "advantage_scale": "BatchStd"},

@@ -110,6 +110,14 @@ DIFFERENT: dict[str, tuple[dict[str, Any], Wire, str, str, str]] = {
         *({"offPolicyCorrection": {"mode": "TokenMask"}}, CUSTOM),
         *("offPolicyCorrection", "TokenMask (0 to 2)", "a loss of its own"),
     ),
+    "penalty": (
+        *({"kl": {"coefficient": "0.1", "reference": {"base": {}}}}, FB()),
+        *("kl", "0.1 K1 in Advantage, discount 0, reference Base", "0 K1 in Advantage"),
+    ),
+    "penalty of a custom loss": (
+        *({"kl": {"reference": {"base": {}}}}, CUSTOM),
+        *("kl", "0 K1 in Advantage", "a loss of its own"),
+    ),
     "estimated where it shall be given": (
         *({"advantage": {"source": "Precomputed"}}, FB(inputs=advised(1.0, None), group_size=1)),
         *("advantage.source", "Precomputed", "Estimated"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from espalier.api.meta import decimal
+from espalier.api.run import kl as run_kl
+from espalier.api.run.kl import KlEstimator, KlPlacement
 from espalier.api.run.loss import Aggregation, RatioAnchor
 from espalier.api.run.off_policy_correction import CorrectionMode, OffPolicyCorrection
 
@@ -54,6 +56,41 @@ class Correction(_Part):
         return f"{self.mode} ({limits})"
 
 
+class Kl(_Part):
+    """The penalty on the distance from a reference policy; off without a ``reference``.
+
+    ``estimator`` None is K1 in the advantages and K3 in the loss.
+    """
+
+    coefficient: Real = Field(default=0.0, ge=0)
+    placement: KlPlacement = "Advantage"
+    estimator: KlEstimator | None = None
+    discount: Real = Field(default=0.0, ge=0, le=1)
+    reference: Literal["Base"] | None = None
+
+    @classmethod
+    def of(cls, given: run_kl.Kl) -> Kl:
+        """As a run gives it."""
+        return cls(
+            coefficient=decimal(given.coefficient),
+            placement=given.placement,
+            estimator=given.estimator,
+            discount=decimal(given.discount),
+            reference=None if given.reference is None else "Base",
+        )
+
+    @property
+    def estimates(self) -> KlEstimator:
+        """The estimator, its default filled in."""
+        return self.estimator or ("K1" if self.placement == "Advantage" else "K3")
+
+    @property
+    def text(self) -> str:
+        """The penalty in words, defaults filled in."""
+        settings = f"{self.coefficient:g} {self.estimates} in {self.placement}"
+        return f"{settings}, discount {self.discount:g}, reference {self.reference}"
+
+
 class Objective(_Part):
     """How the losses of tokens add up to a step, and what is added to them.
 
@@ -71,3 +108,4 @@ class Objective(_Part):
     aggregation_constant: Annotated[int, Strict(), Field(ge=1)] | None = None
     ratio_anchor: RatioAnchor = "Sampler"
     correction: Correction = Correction()
+    kl: Kl = Kl()

@@ -19,6 +19,7 @@ from espalier.api.podtemplate import PodTemplate
 from espalier.api.run.advantage import Advantage
 from espalier.api.run.checkpoint_policy import CheckpointPolicy
 from espalier.api.run.group_filter import GroupFilter
+from espalier.api.run.kl import Kl
 from espalier.api.run.loss import Loss
 from espalier.api.run.off_policy_correction import OffPolicyCorrection
 from espalier.api.run.optimizer import Optimizer
@@ -127,6 +128,11 @@ class TrainingRunSpec(Type):
         "distribution than the trainer's; given, its defaults bind as well.",
         json_schema_extra=without_default,
     )
+    kl: Kl = Field(
+        default_factory=Kl,
+        description="kl holds the policy near a reference; given, its defaults bind as well.",
+        json_schema_extra=without_default,
+    )
     group_filter: GroupFilter = Field(
         default_factory=GroupFilter,
         description="groupFilter of driver Runner drops groups that cannot teach.",
@@ -218,6 +224,12 @@ class TrainingRunSpec(Type):
                 "cross_entropy compares with no log-probs: remove offPolicyCorrection or choose "
                 "another loss",
                 ".offPolicyCorrection",
+            ),
+            (
+                "!has(self.loss) || self.loss.name != 'cross_entropy' || !has(self.kl)"
+                " || !has(self.kl.reference) || self.kl.placement == 'Loss'",
+                "cross_entropy reads no advantages: set kl.placement: Loss, or choose another loss",
+                ".kl.placement",
             ),
             (
                 "self.driver != 'Runner' || !has(self.advantage)"

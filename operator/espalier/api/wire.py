@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 from espalier.api.meta import OptimizerState
-from espalier.api.objective import Correction, Objective
+from espalier.api.objective import Correction, Kl, Objective
 from espalier.api.run.advantage import Estimator, Scale
 from espalier.api.run.loss import Aggregation, RatioAnchor
 from espalier.api.sampled import CHUNK
@@ -268,6 +268,7 @@ class Declared(Wire):
     aggregation_constant: int | None = None
     ratio_anchor: RatioAnchor | None = None
     correction: Correction | None = None
+    kl: Kl | None = None
     learning_rate: float | None = None
     optimizer: DeclaredOptimizer | None = None
     advantage_source: Literal["Estimated", "Precomputed"] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from espalier.api.objective import Correction
+from espalier.api.objective import Correction, Kl
 from espalier.api.trainingrun import TrainingRunSpec
 
 
@@ -18,6 +18,7 @@ def objective(spec: TrainingRunSpec) -> dict[str, Any]:
         "aggregation_constant": loss.aggregation_constant,
         "ratio_anchor": loss.ratio_anchor,
         "correction": Correction.of(spec.off_policy_correction),
+        "kl": Kl.of(spec.kl),
         "advantage_estimator": spec.advantage.estimator,
         "advantage_scale": spec.advantage.scale,
     }

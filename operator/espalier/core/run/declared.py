@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from espalier.api.meta import decimal
-from espalier.api.objective import Correction
+from espalier.api.objective import Correction, Kl
 from espalier.api.trainingrun import TrainingRun, TrainingRunSpec
 from espalier.api.wire import Declared, DeclaredOptimizer
 
@@ -25,6 +25,7 @@ def declared(run: TrainingRun) -> Declared | None:
         aggregation_constant=spec.loss.aggregation_constant if spec.loss is not None else None,
         ratio_anchor=spec.loss.ratio_anchor if spec.loss is not None else None,
         correction=_correction(spec) if "off_policy_correction" in given else None,
+        kl=Kl.of(spec.kl) if "kl" in given else None,
         learning_rate=decimal(spec.learning_rate) if spec.learning_rate is not None else None,
         optimizer=DeclaredOptimizer(**spec.optimizer.config()) if "optimizer" in given else None,
         advantage_source=spec.advantage.source if "advantage" in given else None,

@@ -30,7 +30,7 @@ class Datum:
     Log-probs are of the policy at ``temperature``, which is ``assumed`` if nobody named it.
     ``token_advantages`` replace ``advantage`` token by token; ``token_weights`` are 1 if empty. Of
     a ``masked`` datum no token is trained. ``anchor_logprobs`` are the policy's own from when it
-    first saw the tokens; empty if not known.
+    first saw the tokens, ``reference_logprobs`` the reference policy's; empty if not known.
     """
 
     prompt: tuple[int, ...]
@@ -46,6 +46,7 @@ class Datum:
     assumed: bool = False
     masked: bool = False
     anchor_logprobs: tuple[float, ...] = ()
+    reference_logprobs: tuple[float, ...] = ()
 
     @property
     def family(self) -> tuple[str, int]:

@@ -72,6 +72,8 @@ class LossSpec:
 
     def has_no_gradient(self, advantages: Sequence[float], weights: Sequence[float]) -> bool:
         """Whether a datum's gradient is exactly zero whatever the policy's log-probs."""
+        if self.objective.kl.coefficient:
+            return False
         if self.name == "cross_entropy":
             return not any(weights)
         return self.name in _STILL_WITHOUT_ADVANTAGE and not any(advantages)

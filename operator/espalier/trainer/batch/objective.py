@@ -21,6 +21,7 @@ from torch import Tensor
 
 from espalier.api.objective import Objective
 from espalier.api.wire import ForwardBackwardRequest
+from espalier.trainer.batch import kl
 from espalier.trainer.batch.losses import LossSpec, TokenLoss, Tokens, loss_spec, token_losses
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.problems import invalid
@@ -32,6 +33,7 @@ def call_spec(request: ForwardBackwardRequest) -> LossSpec:
     objective = Objective(**{name: getattr(request, name) for name in Objective.model_fields})
     _check_aggregation(objective)
     _check_correction(objective, spec)
+    kl.check(objective.kl, spec)
     return replace(spec, objective=objective)
 
 
@@ -80,7 +82,8 @@ def _check_correction(objective: Objective, spec: LossSpec) -> None:
 
 @dataclass(frozen=True)
 class CallTokens:
-    """N targets; tensors are [N] of one dtype. ``anchor`` None: the policy's own log-probs now."""
+    """N targets; tensors are [N] of one dtype. ``anchor`` None: the policy's own log-probs now;
+    ``reference`` None: the call has no reference policy."""
 
     logprobs: Tensor
     sampling: Tensor
@@ -88,6 +91,7 @@ class CallTokens:
     advantages: Tensor
     weights: Tensor
     sequences: list[tuple[int, int]]
+    reference: Tensor | None = None
 
 
 def token_loss(spec: LossSpec, t: CallTokens) -> TokenLoss:
@@ -104,6 +108,10 @@ def token_loss(spec: LossSpec, t: CallTokens) -> TokenLoss:
         # Not a product: what is masked may be infinite.
         loss = torch.where(weight == 0, 0, weight * loss)
         gradient = torch.where(weight == 0, 0, weight * gradient)
+    if t.reference is not None:
+        penalty = kl.of_tokens(spec.objective.kl, t.logprobs, t.reference, _trained(spec, t))
+        loss, gradient = loss + penalty.loss, gradient + penalty.gradient
+        sums = replace(sums, referred=penalty.referred, reference_kl_sum=penalty.distance)
     if spec.objective.aggregation == "SequenceMean":
         gradient = gradient * _shares(spec, t)
     return TokenLoss(

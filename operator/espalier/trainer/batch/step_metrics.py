@@ -23,6 +23,7 @@ class Tally:
 
     ``counted`` tokens and ``sequences`` are what ``aggregation`` divides by. ``corrected`` tokens
     had an off-policy weight: the sum of the weights, and how many were truncated or masked.
+    ``referred`` tokens had a log-prob of a reference policy: the summed k3 estimate of their KL.
     """
 
     loss_name: str = ""
@@ -54,6 +55,8 @@ class Tally:
     correction_truncated: int = 0
     correction_masked: int = 0
     correction_weight_sum: float = 0.0
+    referred: int = 0
+    reference_kl_sum: float = 0.0
 
     def __add__(self, other: Tally) -> Tally:
         """Adds two tallies; what a call says once, such as its loss, is the later one's."""
@@ -62,6 +65,8 @@ class Tally:
             aggregation_constant=other.aggregation_constant,
             counted=self.counted + other.counted,
             sequences=self.sequences + other.sequences,
+            referred=self.referred + other.referred,
+            reference_kl_sum=self.reference_kl_sum + other.reference_kl_sum,
             corrected=self.corrected + other.corrected,
             correction_truncated=self.correction_truncated + other.correction_truncated,
             correction_masked=self.correction_masked + other.correction_masked,
@@ -235,6 +240,14 @@ METRICS = (
         "KL(sampler || trainer), estimator k1: mean of q - lp; unbiased, may be negative.",
         lambda t: -t.signed_sum / t.compared,
         _compared,
+    ),
+    Metric(
+        "reference_kl:mean",
+        "policy/reference_kl",
+        "KL(policy || reference), estimator k3: mean of exp(d) - 1 - d, d the reference's minus "
+        "the policy's log-prob; never negative. Where the run has kl.reference.",
+        lambda t: t.reference_kl_sum / t.referred,
+        lambda t: t.referred > 0,
     ),
     Metric(
         "correction_weight:mean",

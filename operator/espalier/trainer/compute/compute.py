@@ -49,6 +49,14 @@ class Batch:
     shares: tuple[Share, ...]
     plans: tuple[Plan, ...]
 
+    def holding(self, data: Sequence[Datum]) -> Batch:
+        """The same batch, cut the same, of the same datums with other values."""
+        plans = [
+            replace(plan, rows=replace(plan.rows, data=tuple(data[index] for index in share)))
+            for plan, share in zip(self.plans, self.shares, strict=True)
+        ]
+        return Batch(tuple(data), self.shares, tuple(plans))
+
     def part(self, rank: int) -> Batch:
         """A rank's share as a batch of its own."""
         plan = self.plans[rank]
@@ -60,6 +68,14 @@ class Added:
     """The tally of a call, and the cut that each rank used, for a replay to repeat."""
 
     tally: Tally
+    cuts: Cuts
+
+
+@dataclass(frozen=True)
+class Referred:
+    """The reference's log-probs of every datum's output tokens, and the cut that each rank used."""
+
+    logprobs: list[list[float]]
     cuts: Cuts
 
 
@@ -93,6 +109,9 @@ class Compute(Protocol):
         keep the forward pass for that call. It keeps the latest name only, until it is used or
         anything else is computed.
         """
+
+    def refer(self, batch: Batch) -> Referred:
+        """Log-probs as ``score``, of the base: the adapter is switched off. LoRA only."""
 
     def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
         """Accumulates the gradient of a built-in loss."""
@@ -196,6 +215,19 @@ class LocalCompute(Compute):
             lambda cut: self.planner.cut(batch.data, cut),
             lambda rows: gradients.score(self.policy, rows),
         )[0]
+
+    @override
+    def refer(self, batch: Batch) -> Referred:
+        self._kept = None
+        (plan,) = batch.plans
+        with self.policy.trained.switched_off():
+            logprobs, cut = attempt(
+                self.policy,
+                plan,
+                lambda cut: self.planner.cut(batch.data, cut),
+                lambda rows: gradients.score(self.policy, rows),
+            )
+        return Referred(logprobs, (cut,))
 
     @override
     def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:

@@ -87,15 +87,18 @@ def add_loss(policy: Policy, rows: Rows, spec: LossSpec, group_size: int | None)
     """Adds the gradient of a built-in loss; raises 409 if the loss is not finite."""
 
     anchored = any(datum.anchor_logprobs for datum in rows.data)
+    referred = any(datum.reference_logprobs for datum in rows.data)
 
     def of_part(part: Part, logprobs: Tensor) -> TokenLoss:
         anchor = part.by_token(lambda d: d.anchor_logprobs, logprobs) if anchored else None
+        reference = part.by_token(lambda d: d.reference_logprobs, logprobs) if referred else None
         return token_loss(
             spec,
             CallTokens(
                 logprobs=logprobs,
                 sampling=part.by_token(_sampling, logprobs),
                 anchor=anchor,
+                reference=reference,
                 advantages=part.by_token(lambda datum: datum.advantages, logprobs),
                 weights=part.by_token(lambda datum: datum.weights, logprobs),
                 sequences=part.sequences,

@@ -17,6 +17,7 @@ from espalier.api.wire import (
 )
 from espalier.trainer.batch.data import Datum, Limits, datums
 from espalier.trainer.batch.estimates import refuse_estimates
+from espalier.trainer.batch.kl import with_reference
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.objective import call_spec
 from espalier.trainer.compute.compute import Added, Batch, Compute
@@ -72,16 +73,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class LossCommand:
-    """A forward-backward, checked and admitted: the gradients of a built-in loss."""
+    """A forward-backward, checked and admitted: the gradients of a built-in loss.
+
+    ``reference`` is the batch as the reference policy scores it; None without one.
+    """
 
     batch: Batch
     spec: LossSpec
     request: ForwardBackwardRequest
+    reference: Batch | None = None
 
     def run(self, compute: Compute) -> Added:
         """Accumulates the gradients."""
-        added = compute.add_loss(self.batch, self.spec, self.request.group_size)
-        return _with_rewards(added, self.request)
+        batch, cuts = self.batch, ()
+        if self.reference is not None:
+            referred = compute.refer(self.reference)
+            batch = batch.holding(with_reference(self.spec, batch.data, referred.logprobs))
+            cuts = referred.cuts
+        added = compute.add_loss(batch, self.spec, self.request.group_size)
+        return _with_rewards(replace(added, cuts=cuts + added.cuts), self.request)
 
     @property
     def aggregation(self) -> Aggregated:
@@ -186,7 +196,19 @@ def _forward_backward(compute: Compute, request: ForwardBackwardRequest, cuts: C
             "every sample is masked, so there is nothing to train on",
             "leave this batch out, or unmask a sample",
         )
-    return LossCommand(compute.admit(data, spec, cuts), spec, request)
+    if spec.objective.kl.reference is None:
+        return LossCommand(compute.admit(data, spec, cuts), spec, request)
+    if compute.adapter.type == "Full":
+        raise invalid(
+            "kl.reference",
+            "is Base, and spec.adapter.type Full trains the base itself: no copy of it is left",
+            "leave kl out, or train an adapter: create the model with spec.adapter.type LoRA",
+        )
+    # A replay repeats the cuts of both passes.
+    half = len(cuts) // 2
+    batch = compute.admit(data, spec, cuts[half:])
+    reference = compute.admit(data, spec, cuts[:half]) if cuts else batch
+    return LossCommand(batch, spec, request, reference)
 
 
 def _backward(

@@ -60,6 +60,8 @@ def _compared(given: Declared, request: Wire) -> Iterator[_Value]:
         yield _Value("advantage.source", given.advantage_source, "a loss of its own")
         if given.correction is not None:
             yield _Value("offPolicyCorrection", given.correction.text, "a loss of its own")
+        if given.kl is not None:
+            yield _Value("kl", given.kl.text, "a loss of its own")
     if isinstance(request, OptimStepRequest):
         yield _Value("learningRate", given.learning_rate, request.learning_rate)
         if (optimizer := given.optimizer) is not None:
@@ -78,6 +80,8 @@ def _objective(given: Declared, request: ForwardBackwardRequest) -> Iterator[_Va
     yield _Value("loss.ratioAnchor", given.ratio_anchor, request.ratio_anchor)
     if given.correction is not None:
         yield _Value("offPolicyCorrection", given.correction.text, request.correction.text)
+    if given.kl is not None:
+        yield _Value("kl", given.kl.text, request.kl.text)
 
 
 def _batch(given: Declared, request: ForwardRequest) -> Iterator[_Value]:

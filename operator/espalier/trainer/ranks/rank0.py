@@ -19,7 +19,7 @@ from espalier.trainer.batch.data import Datum, Limits
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.step_metrics import total
 from espalier.trainer.compute.adamw import Proposal, propose
-from espalier.trainer.compute.compute import Added, Batch, Compute, LocalCompute, Share
+from espalier.trainer.compute.compute import Added, Batch, Compute, LocalCompute, Referred, Share
 from espalier.trainer.memory.planner import Cut, Cuts
 from espalier.trainer.policy.sharding import OtherRankFailedError
 from espalier.trainer.ranks.control import Control, RankLostError
@@ -91,11 +91,13 @@ class RankedCompute(Compute, Generic[P]):
     @override
     def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
         parts = self._each([partial(LocalCompute.score, batch=b, keep=keep) for b in _parts(batch)])
-        result: list[list[float]] = [[] for _ in batch.data]
-        for share, part in zip(batch.shares, parts, strict=True):
-            for index, logprobs in zip(share, part, strict=True):
-                result[index] = logprobs
-        return result
+        return _together(batch, parts)
+
+    @override
+    def refer(self, batch: Batch) -> Referred:
+        parts = self._each([partial(LocalCompute.refer, batch=b) for b in _parts(batch)])
+        cuts = tuple(cut for part in parts for cut in part.cuts)
+        return Referred(_together(batch, [part.logprobs for part in parts]), cuts)
 
     @override
     def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
@@ -257,6 +259,15 @@ def _sum(batch: Batch, parts: Sequence[Added]) -> Added:
         replace(tally, rewards=rewards, datums=len(batch.data)),
         tuple(cut for part in parts for cut in part.cuts),
     )
+
+
+def _together(batch: Batch, parts: Sequence[list[list[float]]]) -> list[list[float]]:
+    """The log-probs of all ranks' shares, by datum."""
+    result: list[list[float]] = [[] for _ in batch.data]
+    for share, part in zip(batch.shares, parts, strict=True):
+        for index, logprobs in zip(share, part, strict=True):
+            result[index] = logprobs
+    return result
 
 
 def _parts(batch: Batch) -> list[Batch]:
