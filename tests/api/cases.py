@@ -123,7 +123,7 @@ GOOD = {
             "spec.loss",
             {
                 **{"name": "ppo", "aggregation": "Constant", "aggregationConstant": 64},
-                "ratioAnchor": "Trainer",
+                **{"ratioAnchor": "Trainer", "entropyCoefficient": "1e-3"},
             },
         ),
         "spec.offPolicyCorrection",
@@ -408,6 +408,10 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "lowest ratio above the highest": (
         *(RUN, "spec.offPolicyCorrection", {"mode": "TokenMask", "minRatio": "2.5"}),
         *("spec.offPolicyCorrection.minRatio", "must not be above maxRatio"),
+    ),
+    "reward for less entropy": (
+        *(RUN, "spec.loss.entropyCoefficient", "-0.1"),
+        *("spec.loss.entropyCoefficient", "0 or more"),
     ),
     "penalty without a reference": (
         *(RUN, "spec.kl", {"coefficient": "0.1"}),

@@ -39,6 +39,10 @@ GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "correction": {"mode": "TokenTruncate", "max_ratio": 3.0, "min_ratio": None},
         },
     ),
+    "entropy": (
+        {"loss": {"name": "ppo", "entropyCoefficient": "1e-3"}},
+        {"entropy_coefficient": 0.001},
+    ),
     "penalty": (
         {"kl": {"coefficient": "0.02", "placement": "Loss", "reference": {"base": {}}}},
         {

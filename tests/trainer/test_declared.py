@@ -110,6 +110,10 @@ DIFFERENT: dict[str, tuple[dict[str, Any], Wire, str, str, str]] = {
         *({"offPolicyCorrection": {"mode": "TokenMask"}}, CUSTOM),
         *("offPolicyCorrection", "TokenMask (0 to 2)", "a loss of its own"),
     ),
+    "entropy": (
+        *({"loss": {"name": "ppo", "entropyCoefficient": "0.01"}}, FB(loss_fn="ppo")),
+        *("loss.entropyCoefficient", "0.01", "0.0"),
+    ),
     "penalty": (
         *({"kl": {"coefficient": "0.1", "reference": {"base": {}}}}, FB()),
         *("kl", "0.1 K1 in Advantage, discount 0, reference Base", "0 K1 in Advantage"),

@@ -297,6 +297,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         **{"ratio_anchor": "Trainer", "aggregation": "TokenMean"},
         "correction": {"mode": "SequenceTruncate", "max_ratio": 1.1},
     },
+    "with a bonus for entropy": {"entropy_coefficient": 0.1, "aggregation": "TokenMean"},
     "held by its advantages": {"kl": {"coefficient": 0.1, "reference": "Base", "discount": 0.5}},
     "held by its loss": {"kl": {"coefficient": 0.1, "reference": "Base", "placement": "Loss"}},
 }

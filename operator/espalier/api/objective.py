@@ -101,7 +101,8 @@ class Objective(_Part):
 
     With ``ratio_anchor`` Trainer the loss compares with the sample's ``anchor_logprobs``, or
     without them with the log-probs of this very call, and the sampler's matter to ``correction``
-    alone.
+    alone. ``entropy_coefficient`` times the entropy of the distribution of each trained token is
+    taken off the loss.
     """
 
     aggregation: Aggregation = "TokenSum"
@@ -109,3 +110,4 @@ class Objective(_Part):
     ratio_anchor: RatioAnchor = "Sampler"
     correction: Correction = Correction()
     kl: Kl = Kl()
+    entropy_coefficient: Real = Field(default=0.0, ge=0)

@@ -269,6 +269,7 @@ class Declared(Wire):
     ratio_anchor: RatioAnchor | None = None
     correction: Correction | None = None
     kl: Kl | None = None
+    entropy_coefficient: float | None = None
     learning_rate: float | None = None
     optimizer: DeclaredOptimizer | None = None
     advantage_source: Literal["Estimated", "Precomputed"] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from espalier.api.meta import decimal
 from espalier.api.objective import Correction, Kl
 from espalier.api.trainingrun import TrainingRunSpec
 
@@ -17,6 +18,7 @@ def objective(spec: TrainingRunSpec) -> dict[str, Any]:
         "aggregation": loss.aggregation,
         "aggregation_constant": loss.aggregation_constant,
         "ratio_anchor": loss.ratio_anchor,
+        "entropy_coefficient": decimal(loss.entropy_coefficient),
         "correction": Correction.of(spec.off_policy_correction),
         "kl": Kl.of(spec.kl),
         "advantage_estimator": spec.advantage.estimator,

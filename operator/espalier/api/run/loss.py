@@ -46,6 +46,11 @@ class Loss(Type):
         le=10000000,
         description="aggregationConstant of aggregation Constant, for example sampling.maxTokens.",
     )
+    entropy_coefficient: NonNegativeDecimal = Field(
+        default="0",
+        description="entropyCoefficient, a quoted decimal, times the entropy of the policy's whole "
+        "next-token distribution is taken off the loss of each trained token.",
+    )
     ratio_anchor: RatioAnchor = Field(
         default="Sampler",
         description="ratioAnchor says what the loss compares the policy with: Sampler (the "

@@ -24,6 +24,9 @@ def declared(run: TrainingRun) -> Declared | None:
         aggregation=spec.loss.aggregation if spec.loss is not None else None,
         aggregation_constant=spec.loss.aggregation_constant if spec.loss is not None else None,
         ratio_anchor=spec.loss.ratio_anchor if spec.loss is not None else None,
+        entropy_coefficient=decimal(spec.loss.entropy_coefficient)
+        if spec.loss is not None
+        else None,
         correction=_correction(spec) if "off_policy_correction" in given else None,
         kl=Kl.of(spec.kl) if "kl" in given else None,
         learning_rate=decimal(spec.learning_rate) if spec.learning_rate is not None else None,

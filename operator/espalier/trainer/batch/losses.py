@@ -72,7 +72,7 @@ class LossSpec:
 
     def has_no_gradient(self, advantages: Sequence[float], weights: Sequence[float]) -> bool:
         """Whether a datum's gradient is exactly zero whatever the policy's log-probs."""
-        if self.objective.kl.coefficient:
+        if self.objective.kl.coefficient or self.objective.entropy_coefficient:
             return False
         if self.name == "cross_entropy":
             return not any(weights)
@@ -82,13 +82,21 @@ class LossSpec:
 @dataclass(frozen=True)
 class TokenLoss:
     """``loss`` is the sum over tokens, ``gradient`` [N] its derivative by each log-prob; then come
-    the tokens whose ratio was clipped from below and from above, and the other ``sums``."""
+    the tokens whose ratio was clipped from below and from above, the other ``sums``, and the
+    derivative by each token's entropy, where there is one."""
 
     loss: float
     gradient: Tensor
     clipped_low: int = 0
     clipped_high: int = 0
     sums: Tally = NO_SUMS
+    entropy_gradient: Tensor | None = None
+
+    @property
+    def still(self) -> Tensor:
+        """[N], whether a token has no gradient at all."""
+        none = self.gradient == 0
+        return none if self.entropy_gradient is None else none & (self.entropy_gradient == 0)
 
 
 def loss_spec(name: str, config: Mapping[str, float] | None) -> LossSpec:

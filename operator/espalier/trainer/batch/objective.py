@@ -8,8 +8,9 @@ weight c of r = exp(lp - q), or with Trainer r = exp(o - q):
     TokenMask         c = 1 where min <= r <= max, else 0
     Sequence...       the same, with r the geometric mean over the tokens of the sequence
 
-A masked token stays in the number that the aggregation divides by. Gradients of a call are sums,
-of a sequence's mean for SequenceMean, and ``Tally.step_factor`` divides them once a step.
+A masked token stays in the number that the aggregation divides by. An entropy bonus takes
+entropy_coefficient times a token's entropy off its loss. Gradients of a call are sums, of a
+sequence's mean for SequenceMean, and ``Tally.step_factor`` divides them once a step.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class CallTokens:
     weights: Tensor
     sequences: list[tuple[int, int]]
     reference: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 def token_loss(spec: LossSpec, t: CallTokens) -> TokenLoss:
@@ -112,14 +114,21 @@ def token_loss(spec: LossSpec, t: CallTokens) -> TokenLoss:
         penalty = kl.of_tokens(spec.objective.kl, t.logprobs, t.reference, _trained(spec, t))
         loss, gradient = loss + penalty.loss, gradient + penalty.gradient
         sums = replace(sums, referred=penalty.referred, reference_kl_sum=penalty.distance)
+    entropy_gradient = None
+    if (bonus := spec.objective.entropy_coefficient) and t.entropy is not None:
+        entropy_gradient = -bonus * _trained(spec, t).to(t.entropy.dtype)
+        loss = loss + entropy_gradient * t.entropy
     if spec.objective.aggregation == "SequenceMean":
-        gradient = gradient * _shares(spec, t)
+        shares = _shares(spec, t)
+        gradient = gradient * shares
+        entropy_gradient = None if entropy_gradient is None else entropy_gradient * shares
     return TokenLoss(
         float(loss.double().sum()),
         gradient,
         int(losses.clipped_low.sum()),
         int(losses.clipped_high.sum()),
         sums,
+        entropy_gradient,
     )
 
 

@@ -77,6 +77,8 @@ def _objective(given: Declared, request: ForwardBackwardRequest) -> Iterator[_Va
     yield _Value("loss.aggregation", given.aggregation, request.aggregation)
     constant = given.aggregation_constant
     yield _Value("loss.aggregationConstant", constant, request.aggregation_constant)
+    bonus = given.entropy_coefficient
+    yield _Value("loss.entropyCoefficient", bonus, request.entropy_coefficient)
     yield _Value("loss.ratioAnchor", given.ratio_anchor, request.ratio_anchor)
     if given.correction is not None:
         yield _Value("offPolicyCorrection", given.correction.text, request.correction.text)
