@@ -107,3 +107,24 @@ def test_without_a_bonus_entropy_is_a_figure_and_no_more(policy: Policy) -> None
     (row,) = tiny.laid(policy, batch).with_grad
     assert not policy.evaluate(row).entropy.requires_grad
     assert policy.evaluate(row, by_entropy=True).entropy.requires_grad
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
+def test_a_head_of_narrow_weights_differentiates_entropy_as_well(
+    head: Callable[..., Evaluated],
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(*shape, generator=generator).bfloat16().requires_grad_()
+        for shape in ((10, 8), (40, 8))
+    )
+    weight.requires_grad_(head is trained_lm_head.evaluate)
+    targets = torch.randint(0, 40, (10,), generator=generator)
+    made = head(hidden, weight, None, targets, 0.7, True)
+    (ours,) = torch.autograd.grad(made.entropy.sum(), hidden)
+    wide = hidden.detach().float().requires_grad_()
+    logits = torch.nn.functional.linear(wide, weight.detach().float()) / 0.7
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    (theirs,) = torch.autograd.grad(expected.sum(), wide)
+    torch.testing.assert_close(made.entropy, expected, rtol=1e-5, atol=1e-5)
+    assert float((ours.float() - theirs).norm() / theirs.norm()) < 0.01

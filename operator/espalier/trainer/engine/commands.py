@@ -85,13 +85,13 @@ class LossCommand:
 
     def run(self, compute: Compute) -> Added:
         """Accumulates the gradients."""
-        batch, cuts = self.batch, ()
-        if self.reference is not None:
-            referred = compute.refer(self.reference)
-            batch = batch.holding(with_reference(self.spec, batch.data, referred.logprobs))
-            cuts = referred.cuts
-        added = compute.add_loss(batch, self.spec, self.request.group_size)
-        return _with_rewards(replace(added, cuts=cuts + added.cuts), self.request)
+        if self.reference is None:
+            added = compute.add_loss(self.batch, self.spec, self.request.group_size)
+            return _with_rewards(added, self.request)
+        referred = compute.refer(self.reference)
+        held = with_reference(self.spec, self.batch.data, referred.logprobs)
+        added = compute.add_loss(self.batch.holding(held), self.spec, self.request.group_size)
+        return _with_rewards(replace(added, cuts=referred.cuts + added.cuts), self.request)
 
     @property
     def aggregation(self) -> Aggregated:

@@ -32,8 +32,8 @@ def optim_step(state: TrainingState, command: Command, request: OptimStepRequest
             409,
             "NoGradients",
             f"the gradient of all {accumulated.tokens} accumulated tokens is zero: they have no "
-            "advantage, as when all rewards of a group are equal, or the loss clipped them; "
-            "nothing was stepped",
+            "advantage, as when all rewards of a group are equal, or the loss clipped them, or the "
+            "off-policy correction dropped them; nothing was stepped",
             "add a batch in which rewards differ inside a group, or leave this step out; zero-grad "
             "drops what is accumulated",
         )
