@@ -72,10 +72,17 @@ class _RecomputedHead(torch.autograd.Function):
         return result, None, None, None, None
 
 
-def recomputed(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+def recomputed(  # noqa: PLR0917
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    by_entropy: bool = False,
 ) -> Evaluated:
     """As policy.frozen_lm_head.evaluate, with a third multiplication instead of kept rows."""
+    if by_entropy:
+        raise ValueError("the baseline has no derivative of the entropy")
     logprobs, entropy = _RecomputedHead.apply(hidden, weight, bias, targets, temperature)
     return Evaluated(logprobs, entropy)
 

@@ -71,6 +71,8 @@ REWARDS = [
     },
     {"name": "own", "environment": {}},
 ]
+PENALTY = {"coefficient": "0.1", "reference": {"base": {}}}
+
 GOOD = {
     "run with a reward of each kind": edited(RUN, "spec.rewards", REWARDS),
     "run whose rewards are normalized on their own": edited(
@@ -138,6 +140,24 @@ GOOD = {
         RUN,
         "spec.taskset",
         {"seed": 1, "image": {"reference": "registry.example/tasks:1", "path": "train.jsonl"}},
+    ),
+    "run with every choice of its objective": edited(
+        edited(
+            RUN,
+            "spec.loss",
+            {
+                **{"name": "ppo", "aggregation": "Constant", "aggregationConstant": 64},
+                **{"ratioAnchor": "Trainer", "entropyCoefficient": "1e-3"},
+            },
+        ),
+        "spec.offPolicyCorrection",
+        {"mode": "SequenceTruncate", "maxRatio": "1.01"},
+    ),
+    "run that drops what is off-policy": edited(
+        RUN, "spec.offPolicyCorrection", {"mode": "SequenceMask", "minRatio": "0.99"}
+    ),
+    "run that stays near its base": edited(
+        RUN, "spec.kl", {**PENALTY, "estimator": "K3", "discount": "1"}
     ),
     "run of single answers": edited(
         edited(RUN, "spec.advantage", {"estimator": "None", "scale": "BatchStd"}),
@@ -545,6 +565,67 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "group of one": (
         *(RUN, "spec.groupSize", 1),
         *("spec.groupSize", "needs groupSize of 2 or more"),
+    ),
+    "constant of another aggregation": (
+        *(RUN, "spec.loss.aggregationConstant", 64),
+        *("spec.loss.aggregationConstant", "remove it or choose Constant"),
+    ),
+    "constant that is missing": (
+        *(RUN, "spec.loss.aggregation", "Constant"),
+        *("spec.loss.aggregationConstant", "give a number of tokens"),
+    ),
+    "anchor of a loss that compares nothing": (
+        *(RUN, "spec.loss", {"name": "cross_entropy", "ratioAnchor": "Trainer"}),
+        *("spec.loss.ratioAnchor", "compares with no log-probs"),
+    ),
+    "double correction": (
+        *(RUN, "spec.offPolicyCorrection", {"mode": "TokenTruncate"}),
+        *("spec.offPolicyCorrection.mode", "choose a Mask, or set loss.ratioAnchor: Trainer"),
+    ),
+    "correction of a loss that compares nothing": (
+        *(edited(RUN, "spec.loss", {"name": "cross_entropy"}), "spec.offPolicyCorrection"),
+        *({"mode": "TokenMask"}, "spec.offPolicyCorrection", "compares with no log-probs"),
+    ),
+    "highest ratio without a mode": (
+        *(RUN, "spec.offPolicyCorrection", {"maxRatio": "2"}),
+        *("spec.offPolicyCorrection.maxRatio", "choose one such as TokenTruncate"),
+    ),
+    "lowest ratio of a truncation": (
+        *(edited(RUN, "spec.loss.ratioAnchor", "Trainer"), "spec.offPolicyCorrection"),
+        *({"mode": "TokenTruncate", "minRatio": "0.5"}, "spec.offPolicyCorrection.minRatio"),
+        "belongs to TokenMask and SequenceMask",
+    ),
+    "lowest ratio above the highest": (
+        *(RUN, "spec.offPolicyCorrection", {"mode": "TokenMask", "minRatio": "2.5"}),
+        *("spec.offPolicyCorrection.minRatio", "must not be above maxRatio"),
+    ),
+    "reward for less entropy": (
+        *(RUN, "spec.loss.entropyCoefficient", "-0.1"),
+        *("spec.loss.entropyCoefficient", "0 or more"),
+    ),
+    "penalty without a reference": (
+        *(RUN, "spec.kl", {"coefficient": "0.1"}),
+        *("spec.kl.reference", "give reference: {base: {}}"),
+    ),
+    "reference that is nothing": (
+        *(RUN, "spec.kl", {"coefficient": "0.1", "reference": {}}),
+        *("spec.kl.reference.base", "Required value"),
+    ),
+    "penalty that pulls nowhere": (
+        *(RUN, "spec.kl", {**PENALTY, "placement": "Loss", "estimator": "K1"}),
+        *("spec.kl.estimator", "choose K2 or K3"),
+    ),
+    "discount of a loss": (
+        *(RUN, "spec.kl", {**PENALTY, "placement": "Loss", "discount": "0.5"}),
+        *("spec.kl.discount", "remove it or choose Advantage"),
+    ),
+    "discount above one": (
+        *(RUN, "spec.kl", {**PENALTY, "discount": "1.5"}),
+        *("spec.kl.discount", 'must be from "0" to "1"'),
+    ),
+    "penalty on advantages that a loss does not read": (
+        *(edited(RUN, "spec.loss", {"name": "cross_entropy"}), "spec.kl", PENALTY),
+        *("spec.kl.placement", "set kl.placement: Loss"),
     ),
     "group of one to compare with others": (
         *(edited(RUN, "spec.advantage", {"estimator": "LeaveOneOut"}), "spec.groupSize", 1),

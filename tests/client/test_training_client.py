@@ -28,6 +28,7 @@ from espalier import (
     TrajectorySample,
     UntrainableError,
 )
+from espalier.api.objective import Correction, Objective
 from espalier.api.run.loss import LossName
 from espalier.client.training_client import BuiltinLoss
 
@@ -268,11 +269,18 @@ async def test_a_temperature_goes_with_every_verb_that_takes_log_probs(
 
     async with client(url) as trainer:
         await trainer.forward_backward(INPUTS, temperature=0.7)
-        await trainer.step(INPUTS, learning_rate=1e-5, temperature=0.7, advantage_scale="GroupStd")
+        await trainer.step(
+            INPUTS,
+            learning_rate=1e-5,
+            temperature=0.7,
+            advantage_scale="GroupStd",
+            objective=Objective(aggregation="TokenMean", correction=Correction(mode="TokenMask")),
+        )
         await trainer.forward_backward_custom(INPUTS, loss, temperature=0.7)
     sent = [*gateway.bodies("forward-backward"), *gateway.bodies("forward")]
     assert [body["temperature"] for body in sent] == [0.7] * 3
     assert sent[1]["advantage_scale"] == "GroupStd"
+    assert (sent[1]["aggregation"], sent[1]["correction"]["mode"]) == ("TokenMean", "TokenMask")
 
 
 async def test_what_is_sampled_carries_how_it_was_to_the_trainer(

@@ -25,6 +25,33 @@ GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loss": {"name": "ppo", "clipHigh": "1.3"}},
         {"loss_fn": "ppo", "loss_fn_config": {"clip_high_threshold": 1.3}},
     ),
+    "aggregation": (
+        {"loss": {"name": "ppo", "aggregation": "Constant", "aggregationConstant": 64}},
+        {"aggregation": "Constant", "aggregation_constant": 64},
+    ),
+    "correction": (
+        {
+            "loss": {"name": "ppo", "ratioAnchor": "Trainer"},
+            "offPolicyCorrection": {"mode": "TokenTruncate", "maxRatio": "3"},
+        },
+        {
+            "ratio_anchor": "Trainer",
+            "correction": {"mode": "TokenTruncate", "max_ratio": 3.0, "min_ratio": None},
+        },
+    ),
+    "entropy": (
+        {"loss": {"name": "ppo", "entropyCoefficient": "1e-3"}},
+        {"entropy_coefficient": 0.001},
+    ),
+    "penalty": (
+        {"kl": {"coefficient": "0.02", "placement": "Loss", "reference": {"base": {}}}},
+        {
+            "kl": {
+                **{"coefficient": 0.02, "placement": "Loss", "estimator": None},
+                **{"discount": 0.0, "reference": "Base"},
+            }
+        },
+    ),
     "advantage": (
         {"advantage": {"estimator": "LeaveOneOut", "scale": "BatchStd"}},
         {"advantage_estimator": "LeaveOneOut", "advantage_scale": "BatchStd"},

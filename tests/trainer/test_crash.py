@@ -34,13 +34,14 @@ from espalier.trainer.volume.command_log import CommandLog, Kind
 FAILED = 99
 # A killed process loses nothing that it wrote, so memory serves as well as a disk here.
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+NEAR_THE_BASE = {"coefficient": 0.1, "reference": "Base"}
 SCRIPT: list[tuple[Kind, Wire]] = [
     ("forward-backward", tiny.forward_backward(0)),
-    ("forward-backward", tiny.forward_backward(1)),
+    ("forward-backward", tiny.forward_backward(1, entropy_coefficient=0.01, kl=NEAR_THE_BASE)),
     ("optim-step", tiny.optim_step(cursor={"next": 1})),
     ("forward-backward", tiny.forward_backward(2)),
     ("zero-grad", Empty()),
-    ("forward-backward", tiny.forward_backward(3)),
+    ("forward-backward", tiny.forward_backward(3, aggregation="TokenMean")),
     ("optim-step", tiny.optim_step(cursor={"next": 2}, rollouts=[{"reward": 1.0}])),
 ]
 

@@ -51,6 +51,7 @@ def advised(*advantages: float | None) -> list[TrajectoryPayload]:
 FB, STEP = tiny.forward_backward, tiny.optim_step
 CUSTOM = BackwardRequest(forward_id="forward-1", weights=[[1.0]])
 PPO = {"name": "ppo", "clipLow": "0.8"}
+CONSTANT = {"name": "importance_sampling", "aggregation": "Constant", "aggregationConstant": 8}
 DIFFERENT: dict[str, tuple[dict[str, Any], Wire, str, str, str]] = {
     "loss": (
         *({"loss": {"name": "cispo"}}, FB()),
@@ -84,6 +85,42 @@ DIFFERENT: dict[str, tuple[dict[str, Any], Wire, str, str, str]] = {
     "estimator": (
         *({"advantage": {"estimator": "LeaveOneOut"}}, FB()),
         *("advantage.estimator", "LeaveOneOut", "GroupMean"),
+    ),
+    "aggregation": (
+        *({"loss": {"name": "importance_sampling", "aggregation": "TokenMean"}}, FB()),
+        *("loss.aggregation", "TokenMean", "TokenSum"),
+    ),
+    "default of the aggregation": (
+        *({"loss": {"name": "importance_sampling"}}, FB(aggregation="SequenceMean")),
+        *("loss.aggregation", "TokenSum", "SequenceMean"),
+    ),
+    "constant of the aggregation": (
+        *({"loss": CONSTANT}, FB(aggregation="Constant", aggregation_constant=4)),
+        *("loss.aggregationConstant", "8", "4"),
+    ),
+    "anchor": (
+        *({"loss": {"name": "importance_sampling", "ratioAnchor": "Trainer"}}, FB()),
+        *("loss.ratioAnchor", "Trainer", "Sampler"),
+    ),
+    "correction": (
+        *({"offPolicyCorrection": {"mode": "TokenMask", "minRatio": "0.5"}}, FB()),
+        *("offPolicyCorrection", "TokenMask (0.5 to 2)", "None"),
+    ),
+    "correction of a custom loss": (
+        *({"offPolicyCorrection": {"mode": "TokenMask"}}, CUSTOM),
+        *("offPolicyCorrection", "TokenMask (0 to 2)", "a loss of its own"),
+    ),
+    "entropy": (
+        *({"loss": {"name": "ppo", "entropyCoefficient": "0.01"}}, FB(loss_fn="ppo")),
+        *("loss.entropyCoefficient", "0.01", "0.0"),
+    ),
+    "penalty": (
+        *({"kl": {"coefficient": "0.1", "reference": {"base": {}}}}, FB()),
+        *("kl", "0.1 K1 in Advantage, discount 0, reference Base", "0 K1 in Advantage"),
+    ),
+    "penalty of a custom loss": (
+        *({"kl": {"reference": {"base": {}}}}, CUSTOM),
+        *("kl", "0 K1 in Advantage", "a loss of its own"),
     ),
     "estimated where it shall be given": (
         *({"advantage": {"source": "Precomputed"}}, FB(inputs=advised(1.0, None), group_size=1)),
@@ -139,6 +176,11 @@ def test_a_command_that_differs_is_refused_with_both_values(
         ({"advantage": {"source": "Precomputed"}}, FB(inputs=advised(1.0, 0.0), group_size=2)),
         ({"groupSize": 2}, FB(inputs=named([2, 2, 2]), group_size=None)),
         ({"learningRate": "1e-5"}, CUSTOM),
+        ({"loss": CONSTANT}, FB(aggregation="Constant", aggregation_constant=8)),
+        (
+            {"offPolicyCorrection": {"mode": "TokenMask", "maxRatio": "2.0"}},
+            FB(correction={"mode": "TokenMask"}),
+        ),
     ],
 )
 def test_a_command_that_says_the_same_is_taken(given: dict[str, Any], request_: Wire) -> None:

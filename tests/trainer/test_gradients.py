@@ -229,7 +229,7 @@ def test_a_backward_right_after_its_forward_needs_no_second_forward(
 ) -> None:
     compute, batch = LocalCompute(policy), data()
     evaluate, rows = policy.evaluate, []
-    monkeypatch.setattr(policy, "evaluate", lambda *a: (rows.append(1), evaluate(*a))[1])
+    monkeypatch.setattr(policy, "evaluate", lambda *a, **n: (rows.append(1), evaluate(*a, **n))[1])
     custom(compute, batch, "")
     kept = len(rows)
     # Room for the rows, and none for their graphs beside them.

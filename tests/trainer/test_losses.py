@@ -6,9 +6,11 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import Tensor
 
 from espalier.api.run.loss import LossName
-from espalier.trainer.batch.losses import DEFAULTS, loss_spec, token_loss
+from espalier.trainer.batch import objective
+from espalier.trainer.batch.losses import DEFAULTS, LossSpec, TokenLoss, loss_spec
 from espalier.trainer.problems import CommandError
 
 LP = torch.tensor([-0.5, -1.0, -2.0, -0.1, -3.0, -0.2], dtype=torch.float64)
@@ -39,6 +41,12 @@ GOLDEN = [
     ),
 ]
 WHOLE = [(0, 6)]
+
+
+def token_loss(  # noqa: PLR0917
+    spec: LossSpec, lp: Tensor, q: Tensor, a: Tensor, w: Tensor, sequences: list[tuple[int, int]]
+) -> TokenLoss:
+    return objective.token_loss(spec, objective.CallTokens(lp, q, None, a, w, sequences))
 
 
 @pytest.mark.parametrize(("name", "config", "loss", "gradient"), GOLDEN)

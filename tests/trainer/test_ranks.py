@@ -27,12 +27,14 @@ from espalier.api.wire import OptimStepRequest
 from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.compute.compute import Compute, LocalCompute
+from espalier.trainer.engine.commands import LossCommand, gradient_command
 from espalier.trainer.memory.planner import Cut
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
 from espalier.trainer.ranks import meeting
 from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.ranks.this_rank import SECRET, read_world
+from espalier.trainer.volume.command_log import CommandLog
 
 STEP = OptimStepRequest(learning_rate=1e-2)
 # With a tiny eps Adam's first steps are the signs of gradients, be they but rounding errors.
@@ -276,3 +278,27 @@ def test_a_users_mistake_keeps_its_exit_code(volume: Volume) -> None:
     launched = launch(volume, ESPALIER_DTYPE="float8")
     launched.communicate(timeout=READY_SECONDS)
     assert launched.returncode == 64
+
+
+def test_a_reference_and_a_divided_step_are_those_of_one_rank(
+    pair: Pair, local: Compute, tmp_path: Path
+) -> None:
+    log = CommandLog(tmp_path)
+    request = tiny.forward_backward(
+        aggregation="SequenceMean", kl={"coefficient": 0.1, "reference": "Base"}
+    )
+    found = []
+    for compute in (local, pair.ranked):
+        command = gradient_command(compute, log, request)
+        assert isinstance(command, LossCommand)
+        assert command.reference is not None
+        added = command.run(compute)
+        step = compute.propose(tiny.optim_step(), added.tally.step_factor)
+        figures = added.tally.checkpoint_metrics()
+        found.append(
+            [step.gradient_norm, figures["policy/reference_kl"], figures["loss/sum"]]
+            + [value for row in compute.refer(command.reference).logprobs for value in row]
+        )
+        # Both passes are cut, on each rank.
+        assert len(added.cuts) == 2 * (1 if compute is local else 2)
+    assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-6)

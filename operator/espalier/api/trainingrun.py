@@ -21,8 +21,10 @@ from espalier.api.run.advantage import Advantage
 from espalier.api.run.checkpoint_policy import CheckpointPolicy
 from espalier.api.run.evaluation import Evaluation
 from espalier.api.run.group_filter import GroupFilter
+from espalier.api.run.kl import Kl
 from espalier.api.run.learning_rate_schedule import LearningRateSchedule
 from espalier.api.run.loss import Loss
+from espalier.api.run.off_policy_correction import OffPolicyCorrection
 from espalier.api.run.optimizer import Optimizer
 from espalier.api.run.overlong import LengthPenalty, Overlong
 from espalier.api.run.rewards import Aggregation, Rewards
@@ -138,6 +140,17 @@ class TrainingRunSpec(Type):
         default_factory=Advantage,
         description="advantage says how rewards become advantages; given, its defaults bind as "
         "well.",
+        json_schema_extra=without_default,
+    )
+    off_policy_correction: OffPolicyCorrection = Field(
+        default_factory=OffPolicyCorrection,
+        description="offPolicyCorrection weighs or drops what the sampler drew from another "
+        "distribution than the trainer's; given, its defaults bind as well.",
+        json_schema_extra=without_default,
+    )
+    kl: Kl = Field(
+        default_factory=Kl,
+        description="kl holds the policy near a reference; given, its defaults bind as well.",
         json_schema_extra=without_default,
     )
     group_filter: GroupFilter = Field(
@@ -353,6 +366,28 @@ class TrainingRunSpec(Type):
                 "advantage.source Estimated needs groupSize of 2 or more, or every advantage is 0; "
                 "or take the reward itself with advantage.estimator None",
                 ".groupSize",
+            ),
+            (
+                "!has(self.loss) || !has(self.offPolicyCorrection)"
+                " || self.loss.ratioAnchor == 'Trainer'"
+                " || !self.offPolicyCorrection.mode.endsWith('Truncate')",
+                "with loss.ratioAnchor Sampler the ratio of the loss is the whole weight, and mode "
+                "TokenTruncate or SequenceTruncate would apply it twice: choose a Mask, or set "
+                "loss.ratioAnchor: Trainer",
+                ".offPolicyCorrection.mode",
+            ),
+            (
+                "!has(self.loss) || self.loss.name != 'cross_entropy'"
+                " || !has(self.offPolicyCorrection) || self.offPolicyCorrection.mode == 'None'",
+                "cross_entropy compares with no log-probs: remove offPolicyCorrection or choose "
+                "another loss",
+                ".offPolicyCorrection",
+            ),
+            (
+                "!has(self.loss) || self.loss.name != 'cross_entropy' || !has(self.kl)"
+                " || !has(self.kl.reference) || self.kl.placement == 'Loss'",
+                "cross_entropy reads no advantages: set kl.placement: Loss, or choose another loss",
+                ".kl.placement",
             ),
             (
                 "self.driver != 'Runner' || !has(self.advantage)"

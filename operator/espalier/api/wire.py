@@ -28,7 +28,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 from espalier.api.meta import OptimizerState
+from espalier.api.objective import Correction, Kl, Objective
 from espalier.api.run.advantage import Estimator, Scale
+from espalier.api.run.loss import Aggregation, RatioAnchor
 from espalier.api.sampled import CHUNK
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -98,7 +100,9 @@ class TrajectorySample(Wire):
     ``sampled.Sampled``; HUD's client sends the same back as the one entry of ``prompt_chunks`` that
     the gateway gave it. ``checkpoint`` is the name of the Checkpoint that sampled it, where that is
     known. Of a ``masked`` sample no token is trained or counted, and the reward of its trajectory
-    stays in the mean of its group.
+    stays in the mean of its group. ``anchor_logprobs`` are the trainer's own of the output tokens
+    from when it first saw them (of a forward before the batch's first step), for ``ratio_anchor``
+    Trainer.
     """
 
     prompt_token_ids: Wholes | None = None
@@ -111,6 +115,7 @@ class TrajectorySample(Wire):
     temperature: Real | None = Field(default=None, ge=0)
     shifted_by: list[str] = Field(default_factory=list)
     masked: Annotated[bool, Strict()] = False
+    anchor_logprobs: Reals | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -158,13 +163,13 @@ class ForwardRequest(Wire):
     temperature: Real | None = Field(default=None, gt=0)
 
 
-class ForwardBackwardRequest(ForwardRequest):
+class ForwardBackwardRequest(ForwardRequest, Objective):
     """Adds the gradient of a built-in loss to the accumulated ones.
 
     ``num_substeps`` is HUD's number of parts to compute the batch in. Gradients are sums, so every
     value gives the same result; the trainer sizes the parts for its device.
 
-    From ``advantage_estimator`` on: ours. How rewards become advantages, as in
+    Ours: the fields of ``Objective``, and how rewards become advantages, as in
     ``core.advantages``; HUD's is the reward minus the mean of its group.
     """
 
@@ -278,6 +283,12 @@ class Declared(Wire):
     run: str
     loss_fn: str | None = None
     loss_fn_config: dict[str, float] = Field(default_factory=dict)
+    aggregation: Aggregation | None = None
+    aggregation_constant: int | None = None
+    ratio_anchor: RatioAnchor | None = None
+    correction: Correction | None = None
+    kl: Kl | None = None
+    entropy_coefficient: float | None = None
     learning_rate: float | None = None
     learning_rate_schedule: DeclaredSchedule | None = None
     optimizer: DeclaredOptimizer | None = None

@@ -1,5 +1,6 @@
 """The Python client of the gateway: sample a model, train it, read a run."""
 
+from espalier.api.objective import Correction, Kl, Objective
 from espalier.api.wire import (
     BackwardRequest,
     DatumTensors,
@@ -50,6 +51,7 @@ __all__ = [
     "CommittedStep",
     "Completion",
     "ConfigurationError",
+    "Correction",
     "CutOffError",
     "DatumTensors",
     "DeadlineError",
@@ -64,10 +66,12 @@ __all__ = [
     "HeadPinnedError",
     "InvalidRequestError",
     "KeyReusedError",
+    "Kl",
     "MalformedAnswerError",
     "NoActiveRunError",
     "NoGradientsError",
     "NotFoundError",
+    "Objective",
     "OptimStepRequest",
     "OptimStepResult",
     "Patience",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+from espalier.api.objective import Objective
 from espalier.api.run.advantage import Estimator, Scale
 from espalier.api.wire import (
     BackwardRequest,
@@ -76,6 +77,7 @@ class TrainingClient(ReadingClient):
         temperature: float | None = None,
         advantage_estimator: Estimator = "GroupMean",
         advantage_scale: Scale = "None",
+        objective: Objective | None = None,
     ) -> Call[ForwardBackwardResult]:
         """Adds the gradient of a built-in loss to those that the next ``optim_step`` takes.
 
@@ -93,6 +95,7 @@ class TrainingClient(ReadingClient):
                 reward minus the mean of the others, None the reward.
             advantage_scale: GroupStd divides by the standard deviation of the group's rewards,
                 BatchStd by that of all rewards of the call.
+            objective: how losses add up, and what is corrected or added; Tinker's sum if None.
         """
         request = ForwardBackwardRequest(
             inputs=_inputs(trajectories),
@@ -104,6 +107,7 @@ class TrainingClient(ReadingClient):
             temperature=temperature,
             advantage_estimator=advantage_estimator,
             advantage_scale=advantage_scale,
+            **(objective or Objective()).model_dump(),
         )
         call = self._command("forward-backward", request, gateway.FORWARD_BACKWARD)
         self._kept.learn(call, trajectories)
@@ -166,6 +170,7 @@ class TrainingClient(ReadingClient):
         temperature: float | None = None,
         advantage_estimator: Estimator = "GroupMean",
         advantage_scale: Scale = "None",
+        objective: Objective | None = None,
         rollouts: Given | None = None,
     ) -> Call[CommittedStep]:
         """``forward_backward``, and ``optim_step`` if that succeeds."""
@@ -179,6 +184,7 @@ class TrainingClient(ReadingClient):
             temperature=temperature,
             advantage_estimator=advantage_estimator,
             advantage_scale=advantage_scale,
+            objective=objective,
         )
         committed = self.optim_step(
             learning_rate=learning_rate, weight_decay=weight_decay, rollouts=rollouts

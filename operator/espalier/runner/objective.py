@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from espalier.api.meta import decimal
+from espalier.api.objective import Correction, Kl
 from espalier.api.trainingrun import TrainingRunSpec
 
 
@@ -13,6 +15,12 @@ def objective(spec: TrainingRunSpec) -> dict[str, Any]:
     return {
         "loss_fn": loss.name,
         "loss_fn_config": loss.config() or None,
+        "aggregation": loss.aggregation,
+        "aggregation_constant": loss.aggregation_constant,
+        "ratio_anchor": loss.ratio_anchor,
+        "entropy_coefficient": decimal(loss.entropy_coefficient),
+        "correction": Correction.of(spec.off_policy_correction),
+        "kl": Kl.of(spec.kl),
         "advantage_estimator": spec.advantage.estimator,
         "advantage_scale": spec.advantage.scale,
     }

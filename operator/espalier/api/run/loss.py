@@ -8,6 +8,8 @@ from pydantic import ConfigDict, Field
 
 from espalier.api.meta import NonNegativeDecimal, Type, cel
 
+Aggregation = Literal["TokenSum", "TokenMean", "SequenceMean", "Constant"]
+RatioAnchor = Literal["Sampler", "Trainer"]
 LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo", "cross_entropy"]
 
 
@@ -31,9 +33,50 @@ class Loss(Type):
     beta: NonNegativeDecimal | None = Field(
         default=None, description='beta of dro, a quoted decimal (default "0.05").'
     )
+    aggregation: Aggregation = Field(
+        default="TokenSum",
+        description="aggregation of the losses of a step's tokens: TokenSum (their sum, as on "
+        "Tinker), TokenMean (divided by the number of trained tokens), SequenceMean (the mean over "
+        "samples of each one's mean) or Constant (their sum divided by the number of samples times "
+        "aggregationConstant, as Dr. GRPO). The numbers are those of the whole step.",
+    )
+    aggregation_constant: int | None = Field(
+        default=None,
+        ge=1,
+        le=10000000,
+        description="aggregationConstant of aggregation Constant, for example sampling.maxTokens.",
+    )
+    entropy_coefficient: NonNegativeDecimal = Field(
+        default="0",
+        description="entropyCoefficient, a quoted decimal, times the entropy of the policy's whole "
+        "next-token distribution is taken off the loss of each trained token.",
+    )
+    ratio_anchor: RatioAnchor = Field(
+        default="Sampler",
+        description="ratioAnchor says what the loss compares the policy with: Sampler (the "
+        "sampler's log-probs, so the ratio is the whole importance weight) or Trainer (the "
+        "trainer's own when it first saw the batch; offPolicyCorrection then weighs the rest).",
+    )
 
     model_config = ConfigDict(
         json_schema_extra=cel(
+            (
+                "self.aggregation == 'Constant' || !has(self.aggregationConstant)",
+                "aggregationConstant belongs to aggregation Constant: remove it or choose Constant",
+                ".aggregationConstant",
+            ),
+            (
+                "self.aggregation != 'Constant' || has(self.aggregationConstant)",
+                "aggregation Constant needs aggregationConstant: give a number of tokens, such as "
+                "sampling.maxTokens",
+                ".aggregationConstant",
+            ),
+            (
+                "self.name != 'cross_entropy' || self.ratioAnchor == 'Sampler'",
+                "cross_entropy compares with no log-probs: remove ratioAnchor or choose another "
+                "loss",
+                ".ratioAnchor",
+            ),
             (
                 "self.name in ['ppo', 'cispo', 'gspo']"
                 " || (!has(self.clipLow) && !has(self.clipHigh))",

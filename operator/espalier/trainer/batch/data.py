@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from espalier.api.wire import (
+    ForwardBackwardRequest,
     ForwardRequest,
     TrajectoryPayload,
     TrajectorySample,
@@ -28,7 +29,8 @@ class Datum:
 
     Log-probs are of the policy at ``temperature``, which is ``assumed`` if nobody named it.
     ``token_advantages`` replace ``advantage`` token by token; ``token_weights`` are 1 if empty. Of
-    a ``masked`` datum no token is trained.
+    a ``masked`` datum no token is trained. ``anchor_logprobs`` are the policy's own from when it
+    first saw the tokens, ``reference_logprobs`` the reference policy's; empty if not known.
     """
 
     prompt: tuple[int, ...]
@@ -43,6 +45,8 @@ class Datum:
     temperature: float = 1.0
     assumed: bool = False
     masked: bool = False
+    anchor_logprobs: tuple[float, ...] = ()
+    reference_logprobs: tuple[float, ...] = ()
 
     @property
     def family(self) -> tuple[str, int]:
@@ -74,6 +78,7 @@ def datums(
     groups = _groups(trajectories, request.group_size)
     estimated = estimates(trajectories, groups, request)
     group_of = {index: number for number, group in enumerate(groups or []) for index in group}
+    _check_anchors(trajectories, request)
     result = []
     for index, trajectory in enumerate(trajectories):
         for turn, sample in enumerate(trajectory.samples):
@@ -100,9 +105,27 @@ def datums(
                     temperature=1.0 if temperature is None else temperature,
                     assumed=temperature is None,
                     masked=sample.masked,
+                    anchor_logprobs=tuple(sample.anchor_logprobs or ()),
                 )
             )
     return result
+
+
+def _check_anchors(trajectories: list[TrajectoryPayload], request: ForwardRequest) -> None:
+    given = [s.anchor_logprobs is not None for t in trajectories for s in t.samples]
+    read = isinstance(request, ForwardBackwardRequest) and request.ratio_anchor == "Trainer"
+    if any(given) and not read:
+        raise invalid(
+            "anchor_logprobs",
+            "are read with ratio_anchor Trainer alone",
+            "leave them out, or send a forward-backward with ratio_anchor Trainer",
+        )
+    if any(given) and not all(given):
+        raise invalid(
+            "anchor_logprobs",
+            "are missing in some samples and there in others",
+            "send them with every sample of the request, or with none",
+        )
 
 
 def _inline(inputs: Sequence[str | TrajectoryPayload]) -> list[TrajectoryPayload]:
@@ -248,7 +271,11 @@ def _check_token_values(
     policies_compared: bool,
     weighted: bool,
 ) -> None:
-    for name, values in (("weights", sample.weights), ("advantages", sample.advantages)):
+    for name, values in (
+        ("weights", sample.weights),
+        ("advantages", sample.advantages),
+        ("anchor_logprobs", sample.anchor_logprobs),
+    ):
         if values is not None and len(values) != len(sample.output_token_ids):
             raise invalid(
                 f"{field}.{name}",

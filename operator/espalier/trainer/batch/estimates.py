@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from espalier.api.run.advantage import Estimator, Scale
 from espalier.api.wire import ForwardBackwardRequest, ForwardRequest, TrajectoryPayload
 from espalier.core.advantages import advantages
 from espalier.trainer.problems import invalid
@@ -12,19 +13,21 @@ def estimates(
 ) -> list[float]:
     """One advantage per trajectory: its own, or estimated from the rewards of its group.
 
-    422 for a group that has no advantages. A plain forward has none: its client makes the loss.
+    422 for a group that has no advantages.
     """
     result = [0.0] * len(trajectories)
     # As HUD documents it: without groups, all trajectories form one group.
     whole = groups or [list(range(len(trajectories)))]
     open_groups = [group for group in whole if not _precomputed(trajectories, group, result)]
-    if not isinstance(request, ForwardBackwardRequest):
-        return result
+    estimator: Estimator = "GroupMean"
+    scale: Scale = "None"
+    if isinstance(request, ForwardBackwardRequest):
+        estimator, scale = request.advantage_estimator, request.advantage_scale
     if len(open_groups) < len(whole) or _by_token(trajectories):
-        refuse_estimates(request, "inputs bring their own advantages")
+        refuse_estimates(estimator, scale, "inputs bring their own advantages")
     rewards = [[trajectories[index].reward for index in group] for group in open_groups]
     try:
-        found = advantages(rewards, request.advantage_estimator, request.advantage_scale)
+        found = advantages(rewards, estimator, scale)
     except ValueError as error:
         raise invalid(
             "advantage_estimator",
@@ -60,11 +63,11 @@ def _by_token(trajectories: list[TrajectoryPayload]) -> bool:
     return all(s.advantages is not None for t in trajectories for s in t.samples)
 
 
-def refuse_estimates(request: ForwardBackwardRequest, because: str) -> None:
+def refuse_estimates(estimator: Estimator, scale: Scale, because: str) -> None:
     """422 for a request that says how advantages are estimated where none is."""
     for field, value, plain in (
-        ("advantage_estimator", request.advantage_estimator, "GroupMean"),
-        ("advantage_scale", request.advantage_scale, "None"),
+        ("advantage_estimator", estimator, "GroupMean"),
+        ("advantage_scale", scale, "None"),
     ):
         if value != plain:
             raise invalid(

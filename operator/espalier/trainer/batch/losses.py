@@ -12,8 +12,8 @@ A its advantage, w its weight and r = exp(lp - q):
                          m the mean of stop_gradient(lp) - q over the sequence's tokens of w != 0
 
 Thresholds are absolute ratios, not epsilons; ppo takes HUD's epsilon e for 1 - e and 1 + e.
-Sums make gradients of several calls add exactly,
-whatever the split into calls, rows or machines; any normalisation is the client's.
+Sums make gradients of several calls add exactly, whatever the split into calls, rows or machines;
+``objective`` says what divides them. With ratio_anchor Trainer, q is the trainer's own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from espalier.api.objective import Objective
+from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.problems import CommandError
 
 DEFAULTS: dict[str, dict[str, float]] = {
@@ -45,12 +47,18 @@ WEIGHTED = {
 _STILL_WITHOUT_ADVANTAGE = ("importance_sampling", "ppo", "cispo", "gspo")
 
 
+# A sum of losses, with nothing corrected.
+PLAIN = Objective()
+NO_SUMS = Tally()
+
+
 @dataclass(frozen=True)
 class LossSpec:
-    """A loss by name with every parameter set."""
+    """A loss by name with every parameter set, and the rest of what a call optimizes."""
 
     name: str
     config: Mapping[str, float]
+    objective: Objective = PLAIN
 
     @property
     def compares_policies(self) -> bool:
@@ -64,6 +72,8 @@ class LossSpec:
 
     def has_no_gradient(self, advantages: Sequence[float], weights: Sequence[float]) -> bool:
         """Whether a datum's gradient is exactly zero whatever the policy's log-probs."""
+        if self.objective.kl.coefficient or self.objective.entropy_coefficient:
+            return False
         if self.name == "cross_entropy":
             return not any(weights)
         return self.name in _STILL_WITHOUT_ADVANTAGE and not any(advantages)
@@ -71,13 +81,22 @@ class LossSpec:
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """``loss`` is the sum over tokens, ``gradient`` [N] its derivative by each log-prob; the rest
-    counts tokens whose ratio was clipped from below and from above."""
+    """``loss`` is the sum over tokens, ``gradient`` [N] its derivative by each log-prob; then come
+    the tokens whose ratio was clipped from below and from above, the other ``sums``, and the
+    derivative by each token's entropy, where there is one."""
 
     loss: float
     gradient: Tensor
     clipped_low: int = 0
     clipped_high: int = 0
+    sums: Tally = NO_SUMS
+    entropy_gradient: Tensor | None = None
+
+    @property
+    def still(self) -> Tensor:
+        """[N], whether a token has no gradient at all."""
+        none = self.gradient == 0
+        return none if self.entropy_gradient is None else none & (self.entropy_gradient == 0)
 
 
 def loss_spec(name: str, config: Mapping[str, float] | None) -> LossSpec:
@@ -128,25 +147,14 @@ def _thresholds(given: dict[str, float]) -> dict[str, float]:
     return rest | {"clip_low_threshold": 1 - epsilon, "clip_high_threshold": 1 + epsilon}
 
 
-def token_loss(  # noqa: PLR0917
-    spec: LossSpec,
-    logprobs: Tensor,
-    sampling: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    sequences: Sequence[tuple[int, int]],
-) -> TokenLoss:
-    """Loss and gradient of tokens; all tensors are [N] of one dtype. Pure.
-
-    ``sequences`` are the bounds (start, stop) of each datum's tokens among the N.
-    """
-    tokens = _Tokens(logprobs, sampling, advantages, weights, sequences)
-    losses, gradient, low, high = _GRADIENTS[spec.name](spec, tokens)
-    return TokenLoss(float(losses.double().sum()), gradient, int(low.sum()), int(high.sum()))
-
-
 @dataclass(frozen=True)
-class _Tokens:
+class Tokens:
+    """N targets; all tensors are [N] of one dtype.
+
+    ``lp`` are the policy's log-probs, ``q`` those that it is compared with, ``a`` advantages and
+    ``w`` weights. ``sequences`` are the bounds (start, stop) of each datum's tokens among the N.
+    """
+
     lp: Tensor
     q: Tensor
     a: Tensor
@@ -155,7 +163,23 @@ class _Tokens:
 
     @property
     def ratio(self) -> Tensor:
+        """The policy's probability over that which it is compared with."""
         return (self.lp - self.q).exp()
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """By token [N]: loss, its derivative by the log-prob, and whether its ratio was clipped."""
+
+    loss: Tensor
+    gradient: Tensor
+    clipped_low: Tensor
+    clipped_high: Tensor
+
+
+def token_losses(spec: LossSpec, tokens: Tokens) -> TokenLosses:
+    """The built-in loss of every token. Pure."""
+    return TokenLosses(*_GRADIENTS[spec.name](spec, tokens))
 
 
 _Parts = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -166,11 +190,11 @@ def _unclipped(losses: Tensor, gradient: Tensor) -> _Parts:
     return losses, gradient, none, none
 
 
-def _cross_entropy(_spec: LossSpec, t: _Tokens) -> _Parts:
+def _cross_entropy(_spec: LossSpec, t: Tokens) -> _Parts:
     return _unclipped(-t.w * t.lp, -t.w)
 
 
-def _importance_sampling(_spec: LossSpec, t: _Tokens) -> _Parts:
+def _importance_sampling(_spec: LossSpec, t: Tokens) -> _Parts:
     surrogate = -t.ratio * t.a
     return _unclipped(surrogate, surrogate)
 
@@ -188,11 +212,11 @@ def _pessimistic(spec: LossSpec, ratio: Tensor, a: Tensor) -> _Parts:
     return losses, gradient, clipped & (ratio < bounded), clipped & (ratio > bounded)
 
 
-def _ppo(spec: LossSpec, t: _Tokens) -> _Parts:
+def _ppo(spec: LossSpec, t: Tokens) -> _Parts:
     return _pessimistic(spec, t.ratio, t.a)
 
 
-def _gspo(spec: LossSpec, t: _Tokens) -> _Parts:
+def _gspo(spec: LossSpec, t: Tokens) -> _Parts:
     ratio = torch.empty_like(t.lp)
     for start, stop in t.sequences:
         part = slice(start, stop)
@@ -203,17 +227,17 @@ def _gspo(spec: LossSpec, t: _Tokens) -> _Parts:
     return _pessimistic(spec, ratio, t.a)
 
 
-def _cispo(spec: LossSpec, t: _Tokens) -> _Parts:
+def _cispo(spec: LossSpec, t: Tokens) -> _Parts:
     bounded = _clip(spec, t.ratio)
     return -bounded * t.a * t.lp, -bounded * t.a, t.ratio < bounded, t.ratio > bounded
 
 
-def _dro(spec: LossSpec, t: _Tokens) -> _Parts:
+def _dro(spec: LossSpec, t: Tokens) -> _Parts:
     beta, distance = spec.config["beta"], t.lp - t.q
     return _unclipped(-(t.lp * t.a - 0.5 * beta * distance**2), -t.a + beta * distance)
 
 
-_GRADIENTS: dict[str, Callable[[LossSpec, _Tokens], _Parts]] = {
+_GRADIENTS: dict[str, Callable[[LossSpec, Tokens], _Parts]] = {
     "importance_sampling": _importance_sampling,
     "ppo": _ppo,
     "cispo": _cispo,

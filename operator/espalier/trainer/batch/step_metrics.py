@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
+from espalier.api.run.loss import Aggregation
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -18,6 +20,10 @@ class Tally:
     went through the trunk: a shared prompt counts once. ``datums`` are samples, ``rewards`` one for
     each trajectory; ``sampled`` pairs the name of a Checkpoint with the reward of a trajectory that
     it sampled.
+
+    ``counted`` tokens and ``sequences`` are what ``aggregation`` divides by. ``corrected`` tokens
+    had an off-policy weight: the sum of the weights, and how many were truncated or masked.
+    ``referred`` tokens had a log-prob of a reference policy: the summed k3 estimate of their KL.
     """
 
     loss_name: str = ""
@@ -41,10 +47,30 @@ class Tally:
     rewards: tuple[float, ...] = ()
     sampled: tuple[tuple[str, float], ...] = ()
     given: dict[str, float] = field(default_factory=dict)
+    aggregation: Aggregation = "TokenSum"
+    aggregation_constant: int | None = None
+    counted: int = 0
+    sequences: int = 0
+    corrected: int = 0
+    correction_truncated: int = 0
+    correction_masked: int = 0
+    correction_weight_sum: float = 0.0
+    referred: int = 0
+    reference_kl_sum: float = 0.0
 
     def __add__(self, other: Tally) -> Tally:
-        """Adds two tallies; name and group size are the later one's."""
+        """Adds two tallies; what a call says once, such as its loss, is the later one's."""
         return Tally(
+            aggregation=other.aggregation,
+            aggregation_constant=other.aggregation_constant,
+            counted=self.counted + other.counted,
+            sequences=self.sequences + other.sequences,
+            referred=self.referred + other.referred,
+            reference_kl_sum=self.reference_kl_sum + other.reference_kl_sum,
+            corrected=self.corrected + other.corrected,
+            correction_truncated=self.correction_truncated + other.correction_truncated,
+            correction_masked=self.correction_masked + other.correction_masked,
+            correction_weight_sum=self.correction_weight_sum + other.correction_weight_sum,
             loss_name=other.loss_name,
             group_size=other.group_size,
             loss=self.loss + other.loss,
@@ -67,6 +93,17 @@ class Tally:
             sampled=self.sampled + other.sampled,
             given=self.given | other.given,
         )
+
+    @property
+    def step_factor(self) -> float:
+        """What the sum of all gradients is multiplied by, once a step."""
+        divisor = {
+            "TokenSum": 1,
+            "TokenMean": self.counted,
+            "SequenceMean": self.sequences,
+            "Constant": self.sequences * (self.aggregation_constant or 1),
+        }[self.aggregation]
+        return 1 / divisor
 
     def answer_metrics(self) -> dict[str, float]:
         """The metrics of a call's answer: ``name:reduction``."""
@@ -96,6 +133,10 @@ class Metric:
 
 def _compared(tally: Tally) -> bool:
     return tally.compared > 0
+
+
+def _corrected(tally: Tally) -> bool:
+    return tally.corrected > 0
 
 
 def _rewarded(tally: Tally) -> bool:
@@ -199,6 +240,35 @@ METRICS = (
         "KL(sampler || trainer), estimator k1: mean of q - lp; unbiased, may be negative.",
         lambda t: -t.signed_sum / t.compared,
         _compared,
+    ),
+    Metric(
+        "reference_kl:mean",
+        "policy/reference_kl",
+        "KL(policy || reference), estimator k3: mean of exp(d) - 1 - d, d the reference's minus "
+        "the policy's log-prob; never negative. Where the run has kl.reference.",
+        lambda t: t.reference_kl_sum / t.referred,
+        lambda t: t.referred > 0,
+    ),
+    Metric(
+        "correction_weight:mean",
+        "policy/correction_weight_mean",
+        "Off-policy weight of a token; a masked one has 0. Where the run corrects.",
+        lambda t: t.correction_weight_sum / t.corrected,
+        _corrected,
+    ),
+    Metric(
+        "correction_truncated:mean",
+        "policy/correction_truncated_fraction",
+        "Share of tokens whose off-policy weight was cut to maxRatio. Where the run corrects.",
+        lambda t: t.correction_truncated / t.corrected,
+        _corrected,
+    ),
+    Metric(
+        "correction_masked:mean",
+        "policy/correction_masked_fraction",
+        "Share of tokens that the off-policy correction dropped. Where the run corrects.",
+        lambda t: t.correction_masked / t.corrected,
+        _corrected,
     ),
     Metric(
         "",

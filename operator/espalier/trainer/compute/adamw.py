@@ -74,13 +74,16 @@ def propose(
     moments: Moments,
     values: OptimStepRequest,
     norm: float | None = None,
+    factor: float = 1.0,
 ) -> Proposal:
     """One AdamW step with this call's values; ``grad_clip_norm`` 0 is off. Pure.
 
-    ``norm`` is the norm of the whole gradient, for ``parameters`` that are a part of it.
+    ``norm`` is the norm of all accumulated gradients, for ``parameters`` that are a part of them.
+    The gradient of the step, and its norm, are ``factor`` times what is accumulated.
     """
     if norm is None:
         norm = gradient_norm(parameters)
+    norm *= factor
     clip = 1.0
     if values.grad_clip_norm and norm > values.grad_clip_norm:
         clip = values.grad_clip_norm / norm
@@ -94,7 +97,7 @@ def propose(
     )
     for name, copy in copies.items():
         gradient = parameters[name].grad
-        copy.grad = torch.zeros_like(copy) if gradient is None else gradient * clip
+        copy.grad = torch.zeros_like(copy) if gradient is None else gradient * (factor * clip)
         optimizer.state[copy] = {
             "step": torch.tensor(float(moments.steps)),
             FIRST: moments.first[name].clone(),

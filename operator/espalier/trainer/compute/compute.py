@@ -49,6 +49,14 @@ class Batch:
     shares: tuple[Share, ...]
     plans: tuple[Plan, ...]
 
+    def holding(self, data: Sequence[Datum]) -> Batch:
+        """The same batch, cut the same, of the same datums with other values."""
+        plans = [
+            replace(plan, rows=replace(plan.rows, data=tuple(data[index] for index in share)))
+            for plan, share in zip(self.plans, self.shares, strict=True)
+        ]
+        return Batch(tuple(data), self.shares, tuple(plans))
+
     def part(self, rank: int) -> Batch:
         """A rank's share as a batch of its own."""
         plan = self.plans[rank]
@@ -60,6 +68,14 @@ class Added:
     """The tally of a call, and the cut that each rank used, for a replay to repeat."""
 
     tally: Tally
+    cuts: Cuts
+
+
+@dataclass(frozen=True)
+class Referred:
+    """The reference's log-probs of every datum's output tokens, and the cut that each rank used."""
+
+    logprobs: list[list[float]]
     cuts: Cuts
 
 
@@ -94,6 +110,9 @@ class Compute(Protocol):
         anything else is computed.
         """
 
+    def refer(self, batch: Batch) -> Referred:
+        """Log-probs as ``score``, of the base: the adapter is switched off. LoRA only."""
+
     def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
         """Accumulates the gradient of a built-in loss."""
 
@@ -115,8 +134,11 @@ class Compute(Protocol):
     def drop_gradients(self) -> None:
         """Forgets what was accumulated."""
 
-    def propose(self, values: OptimStepRequest) -> Proposal:
-        """The weights and moments after a step; changes nothing."""
+    def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
+        """The weights and moments after a step; changes nothing.
+
+        ``factor`` multiplies the accumulated gradients.
+        """
 
     def write(self, proposal: Proposal, directory: Path) -> None:
         """Writes everything that ``load`` needs into a checkpoint's directory."""
@@ -195,6 +217,19 @@ class LocalCompute(Compute):
         )[0]
 
     @override
+    def refer(self, batch: Batch) -> Referred:
+        self._kept = None
+        (plan,) = batch.plans
+        with self.policy.trained.switched_off():
+            logprobs, cut = attempt(
+                self.policy,
+                plan,
+                lambda cut: self.planner.cut(batch.data, cut),
+                lambda rows: gradients.score(self.policy, rows),
+            )
+        return Referred(logprobs, (cut,))
+
+    @override
     def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
         self._kept = None
         tally, cut = attempt(
@@ -238,10 +273,11 @@ class LocalCompute(Compute):
         self.policy.drop_gradients()
 
     @override
-    def propose(self, values: OptimStepRequest) -> Proposal:
+    def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
         sharding, own = self.policy.sharding, self.policy.own()
         square = torch.tensor(gradient_norm(own), dtype=torch.float64) ** 2
-        proposal = propose(own, self.moments, values, float(sharding.total(square).sqrt()))
+        norm = float(sharding.total(square).sqrt())
+        proposal = propose(own, self.moments, values, norm, factor)
         elsewhere = int(sharding.total(torch.tensor(int(not proposal.finite))))
         return replace(proposal, finite=elsewhere == 0)
 

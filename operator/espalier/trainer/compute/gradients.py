@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from espalier.trainer.batch.data import Datum
-from espalier.trainer.batch.losses import LossSpec, TokenLoss, token_loss
+from espalier.trainer.batch.losses import LossSpec, TokenLoss
+from espalier.trainer.batch.objective import CallTokens, token_loss
 from espalier.trainer.batch.packing import Row, Rows, pack
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.policy.frozen_lm_head import Evaluated
@@ -85,21 +86,35 @@ def without_gradient(data: Sequence[Datum], spec: LossSpec | None) -> frozenset[
 def add_loss(policy: Policy, rows: Rows, spec: LossSpec, group_size: int | None) -> Tally:
     """Adds the gradient of a built-in loss; raises 409 if the loss is not finite."""
 
-    def of_part(part: Part, logprobs: Tensor) -> TokenLoss:
+    anchored = any(datum.anchor_logprobs for datum in rows.data)
+    referred = any(datum.reference_logprobs for datum in rows.data)
+
+    def of_part(part: Part, logprobs: Tensor, entropy: Tensor) -> TokenLoss:
+        anchor = part.by_token(lambda d: d.anchor_logprobs, logprobs) if anchored else None
+        reference = part.by_token(lambda d: d.reference_logprobs, logprobs) if referred else None
         return token_loss(
             spec,
-            logprobs,
-            part.by_token(_sampling, logprobs),
-            part.by_token(lambda datum: datum.advantages, logprobs),
-            part.by_token(lambda datum: datum.weights, logprobs),
-            part.sequences,
+            CallTokens(
+                logprobs=logprobs,
+                sampling=part.by_token(_sampling, logprobs),
+                anchor=anchor,
+                reference=reference,
+                entropy=entropy,
+                advantages=part.by_token(lambda datum: datum.advantages, logprobs),
+                weights=part.by_token(lambda datum: datum.weights, logprobs),
+                sequences=part.sequences,
+            ),
         )
 
     return _add(
         policy,
-        _evaluations(policy, rows),
+        _evaluations(policy, rows, by_entropy=spec.objective.entropy_coefficient != 0),
         of_part,
-        _call(spec.name, group_size, rows.data),
+        replace(
+            _call(spec.name, group_size, rows.data),
+            aggregation=spec.objective.aggregation,
+            aggregation_constant=spec.objective.aggregation_constant,
+        ),
     )
 
 
@@ -118,7 +133,7 @@ def add_weights(
     rows are the same with and without it, so the sums are too.
     """
 
-    def of_part(part: Part, logprobs: Tensor) -> TokenLoss:
+    def of_part(part: Part, logprobs: Tensor, _entropy: Tensor) -> TokenLoss:
         flat = [weight for span in part.row.spans for weight in weights[span.datum]]
         tensor = torch.tensor(flat, dtype=logprobs.dtype)
         return TokenLoss(float(-(tensor.double() * logprobs.double()).sum()), -tensor)
@@ -143,14 +158,16 @@ def _call(
     )
 
 
-def _evaluations(policy: Policy, rows: Rows) -> Iterator[tuple[Part, Evaluated]]:
+def _evaluations(
+    policy: Policy, rows: Rows, *, by_entropy: bool = False
+) -> Iterator[tuple[Part, Evaluated]]:
     fillers = _fillers(policy, len(rows.with_grad) + len(rows.no_grad))
     together = policy.sharding.size > 1
     for planned, differentiable in ((rows.with_grad, True), (rows.no_grad, False)):
         for row in planned:
             # When ranks run a row together, another rank may need its gradient.
             with torch.set_grad_enabled(differentiable or together):
-                evaluation = policy.evaluate(row)
+                evaluation = policy.evaluate(row, by_entropy=by_entropy)
             yield Part(row, rows.data), evaluation
     for row in fillers:
         yield Part(row, ()), policy.evaluate(row)
@@ -168,20 +185,24 @@ def _fillers(policy: Policy, count: int) -> list[Row]:
 def _add(
     policy: Policy,
     evaluations: Iterable[tuple[Part, Evaluated]],
-    of_part: Callable[[Part, Tensor], TokenLoss],
+    of_part: Callable[[Part, Tensor, Tensor], TokenLoss],
     call: Tally,
 ) -> Tally:
     tally = call
     for part, evaluation in evaluations:
         logprobs = evaluation.logprobs
-        known = logprobs.detach().cpu()
-        loss = of_part(part, known) if part.data else TokenLoss(0.0, torch.zeros_like(known))
+        known, entropy = logprobs.detach().cpu(), evaluation.entropy.detach().cpu()
+        nothing = TokenLoss(0.0, torch.zeros_like(known))
+        loss = of_part(part, known, entropy) if part.data else nothing
         failure = _not_finite(part, loss)
-        if policy.sharding.agree(failure, with_grad=bool(loss.gradient.any())):
-            logprobs.backward(loss.gradient.to(logprobs.device))  # type: ignore[no-untyped-call]
+        if policy.sharding.agree(failure, with_grad=bool((~loss.still).any())):
+            outputs, slopes = [logprobs], [loss.gradient.to(logprobs.device)]
+            if loss.entropy_gradient is not None:
+                outputs.append(evaluation.entropy)
+                slopes.append(loss.entropy_gradient.to(logprobs.device))
+            torch.autograd.backward(outputs, slopes)
         if part.data:
-            entropy = evaluation.entropy.detach().cpu()
-            tally = tally + _part_tally(part, known, loss, entropy, call)
+            tally = tally + loss.sums + _part_tally(part, known, loss, entropy, call)
     return tally
 
 
@@ -208,10 +229,12 @@ def _part_tally(
     return Tally(
         loss_name=call.loss_name,
         group_size=call.group_size,
+        aggregation=call.aggregation,
+        aggregation_constant=call.aggregation_constant,
         loss=loss.loss,
         tokens=int(trained.sum()),
         unique=len(part.row.tokens),
-        zero_gradient=int((loss.gradient[trained] == 0).sum()),
+        zero_gradient=int(loss.still[trained].sum()),
         clipped_low=loss.clipped_low,
         clipped_high=loss.clipped_high,
         compared=len(difference),

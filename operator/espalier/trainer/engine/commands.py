@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from espalier.api.run.loss import Aggregation
 from espalier.api.wire import (
     BackwardRequest,
     DatumTensors,
@@ -16,13 +17,16 @@ from espalier.api.wire import (
 )
 from espalier.trainer.batch.data import Datum, Limits, datums
 from espalier.trainer.batch.estimates import refuse_estimates
-from espalier.trainer.batch.losses import LossSpec, loss_spec
+from espalier.trainer.batch.kl import with_reference
+from espalier.trainer.batch.losses import LossSpec
+from espalier.trainer.batch.objective import call_spec
 from espalier.trainer.compute.compute import Added, Batch, Compute
 from espalier.trainer.engine.measurements import sampled
 from espalier.trainer.memory.planner import Cuts
 from espalier.trainer.problems import CommandError, invalid
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
+Aggregated = tuple[Aggregation, int | None]
 GradientRequest = ForwardBackwardRequest | BackwardRequest
 # A client computes its loss right after the forward, so few forwards need to be kept.
 FORWARDS_KEPT = 8
@@ -69,16 +73,30 @@ class Answer:
 
 @dataclass(frozen=True)
 class LossCommand:
-    """A forward-backward, checked and admitted: the gradients of a built-in loss."""
+    """A forward-backward, checked and admitted: the gradients of a built-in loss.
+
+    ``reference`` is the batch as the reference policy scores it; None without one.
+    """
 
     batch: Batch
     spec: LossSpec
     request: ForwardBackwardRequest
+    reference: Batch | None = None
 
     def run(self, compute: Compute) -> Added:
         """Accumulates the gradients."""
-        added = compute.add_loss(self.batch, self.spec, self.request.group_size)
-        return _with_rewards(added, self.request)
+        if self.reference is None:
+            added = compute.add_loss(self.batch, self.spec, self.request.group_size)
+            return _with_rewards(added, self.request)
+        referred = compute.refer(self.reference)
+        held = with_reference(self.spec, self.batch.data, referred.logprobs)
+        added = compute.add_loss(self.batch.holding(held), self.spec, self.request.group_size)
+        return _with_rewards(replace(added, cuts=referred.cuts + added.cuts), self.request)
+
+    @property
+    def aggregation(self) -> Aggregated:
+        """How its gradients add up with those of other calls."""
+        return self.request.aggregation, self.request.aggregation_constant
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,11 @@ class WeightsCommand:
             forward=self.request.forward_id,
         )
         return _with_rewards(added, self.forward)
+
+    @property
+    def aggregation(self) -> Aggregated:
+        """A client's loss is a sum."""
+        return "TokenSum", None
 
 
 GradientCommand = LossCommand | WeightsCommand
@@ -156,9 +179,10 @@ def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) 
 
 
 def _forward_backward(compute: Compute, request: ForwardBackwardRequest, cuts: Cuts) -> LossCommand:
-    spec = loss_spec(request.loss_fn, request.loss_fn_config)
+    spec = call_spec(request)
     if not spec.compares_policies:
-        refuse_estimates(request, f"{spec.name} reads no advantages")
+        estimator, scale = request.advantage_estimator, request.advantage_scale
+        refuse_estimates(estimator, scale, f"{spec.name} reads no advantages")
     everything = datums(
         request,
         compute.limits,
@@ -172,7 +196,19 @@ def _forward_backward(compute: Compute, request: ForwardBackwardRequest, cuts: C
             "every sample is masked, so there is nothing to train on",
             "leave this batch out, or unmask a sample",
         )
-    return LossCommand(compute.admit(data, spec, cuts), spec, request)
+    if spec.objective.kl.reference is None:
+        return LossCommand(compute.admit(data, spec, cuts), spec, request)
+    if compute.adapter.type == "Full":
+        raise invalid(
+            "kl.reference",
+            "is Base, and spec.adapter.type Full trains the base itself: no copy of it is left",
+            "leave kl out, or train an adapter: create the model with spec.adapter.type LoRA",
+        )
+    # A replay repeats the cuts of both passes.
+    half = len(cuts) // 2
+    batch = compute.admit(data, spec, cuts[half:])
+    reference = compute.admit(data, spec, cuts[:half]) if cuts else batch
+    return LossCommand(batch, spec, request, reference)
 
 
 def _backward(

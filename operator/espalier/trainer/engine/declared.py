@@ -63,6 +63,7 @@ def _compared(given: Declared, request: Wire, step: int) -> Iterator[_Value]:
             wanted = loss_spec(given.loss_fn, given.loss_fn_config)
             sent = loss_spec(request.loss_fn, request.loss_fn_config)
             yield _Value("loss", _shown(wanted), _shown(sent))
+        yield from _objective(given, request)
         yield _Value("advantage.estimator", given.advantage_estimator, request.advantage_estimator)
         yield _Value("advantage.scale", given.advantage_scale, request.advantage_scale)
         if given.advantage_source is not None:
@@ -70,6 +71,10 @@ def _compared(given: Declared, request: Wire, step: int) -> Iterator[_Value]:
     if isinstance(request, BackwardRequest):
         yield _Value("loss", given.loss_fn, "a loss of its own")
         yield _Value("advantage.source", given.advantage_source, "a loss of its own")
+        if given.correction is not None:
+            yield _Value("offPolicyCorrection", given.correction.text, "a loss of its own")
+        if given.kl is not None:
+            yield _Value("kl", given.kl.text, "a loss of its own")
     if isinstance(request, OptimStepRequest):
         yield from _rate(given, request, step)
         if (optimizer := given.optimizer) is not None:
@@ -91,6 +96,19 @@ def _rate(given: Declared, request: OptimStepRequest, step: int) -> Iterator[_Va
     if not math.isclose(wanted, request.learning_rate, rel_tol=_RATE_TOLERANCE):
         why = f" at step {step} of {schedule.steps} (learningRateSchedule {schedule.type})"
         yield _Value("learningRate", wanted, request.learning_rate, why)
+
+
+def _objective(given: Declared, request: ForwardBackwardRequest) -> Iterator[_Value]:
+    yield _Value("loss.aggregation", given.aggregation, request.aggregation)
+    constant = given.aggregation_constant
+    yield _Value("loss.aggregationConstant", constant, request.aggregation_constant)
+    bonus = given.entropy_coefficient
+    yield _Value("loss.entropyCoefficient", bonus, request.entropy_coefficient)
+    yield _Value("loss.ratioAnchor", given.ratio_anchor, request.ratio_anchor)
+    if given.correction is not None:
+        yield _Value("offPolicyCorrection", given.correction.text, request.correction.text)
+    if given.kl is not None:
+        yield _Value("kl", given.kl.text, request.kl.text)
 
 
 def _batch(given: Declared, request: ForwardRequest) -> Iterator[_Value]:

@@ -20,8 +20,10 @@ from espalier.core.model.reported import VOLUME_REASONS
 from espalier.trainer.engine import declared, recovery, steps
 from espalier.trainer.engine.checkpoint_files import Position
 from espalier.trainer.engine.commands import (
+    Aggregated,
     Answer,
     Command,
+    GradientCommand,
     GradientRequest,
     datum_tensors,
     forward_data,
@@ -132,6 +134,7 @@ class Engine:
 
     def _gradients(self, command: Command, request: GradientRequest) -> Answer:
         gradients = gradient_command(self.state.compute, self.state.log, request)
+        self._check_aggregation(gradients)
         record = self.state.begin(command)
         try:
             added = gradients.run(self.state.compute)
@@ -144,6 +147,20 @@ class Engine:
             raise
         self.state.add_tally(added.tally)
         return Answer(200, answer)
+
+    def _check_aggregation(self, gradients: GradientCommand) -> None:
+        """Refuses a call that adds up otherwise than the step's earlier: no divisor fits both."""
+        for tally in self.state.tallies[:1]:
+            before, now = (tally.aggregation, tally.aggregation_constant), gradients.aggregation
+            if now != before:
+                raise CommandError(
+                    409,
+                    "AggregationDiffers",
+                    f"aggregation is {_aggregated(now)}, and the step's earlier calls have "
+                    f"{_aggregated(before)}; nothing was accumulated",
+                    "send all calls of a step with the same aggregation; a custom loss is a "
+                    "TokenSum. zero-grad drops what is accumulated",
+                )
 
     def _forward(self, command: Command, request: ForwardRequest) -> Answer:
         data = forward_data(self.state.compute.limits, request)
@@ -171,6 +188,11 @@ class Engine:
             raise
         self.state.drop_gradients()
         return Answer(200, answer)
+
+
+def _aggregated(aggregation: Aggregated) -> str:
+    name, constant = aggregation
+    return name if constant is None else f"{name} {constant}"
 
 
 def _stale(given: int, current: int) -> CommandError:

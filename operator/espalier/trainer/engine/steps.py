@@ -32,14 +32,14 @@ def optim_step(state: TrainingState, command: Command, request: OptimStepRequest
             409,
             "NoGradients",
             f"the gradient of all {accumulated.tokens} accumulated tokens is zero: they have no "
-            "advantage, as when all rewards of a group are equal, or the loss clipped them; "
-            "nothing was stepped",
+            "advantage, as when all rewards of a group are equal, or the loss clipped them, or the "
+            "off-policy correction dropped them; nothing was stepped",
             "add a batch in which rewards differ inside a group, or leave this step out; zero-grad "
             "drops what is accumulated",
         )
     record = state.begin(command)
     try:
-        proposal = state.compute.propose(request)
+        proposal = state.compute.propose(request, accumulated.step_factor)
         if not proposal.finite:
             return _refuse(state, record, proposal)
         step = _next_step(state, request, proposal)

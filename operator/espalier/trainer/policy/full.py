@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ class Full(Trained):
     @override
     def initial(self) -> Mapping[str, Tensor]:
         return self._initial
+
+    @override
+    def switched_off(self) -> AbstractContextManager[None]:
+        raise ValueError("the base is what is trained, and no second copy of it is loaded")
 
     @override
     def files(self, shapes: Shapes) -> list[TensorFile]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ class Lora(Trained):
     @override
     def initial(self) -> Mapping[str, Tensor]:
         return self._initial
+
+    @override
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        with self.peft.disable_adapter():
+            yield
 
     @override
     def files(self, shapes: Shapes) -> list[TensorFile]:

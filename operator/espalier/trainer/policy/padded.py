@@ -18,7 +18,9 @@ from espalier.trainer.batch.packing import NO_PARENT, Row
 from espalier.trainer.policy.frozen_lm_head import Evaluated
 
 
-def evaluate_padded(causal_lm: Any, row: Row, device: torch.device) -> Evaluated:
+def evaluate_padded(
+    causal_lm: Any, row: Row, device: torch.device, by_entropy: bool = False
+) -> Evaluated:
     """As ``Policy.evaluate``, differentiable in every parameter that the logits depend on."""
     paths = [_path(row, int(row.reads[span.stop - 1])) for span in row.spans]
     ids = np.zeros((len(paths), max(len(path) for path in paths)), dtype=np.int64)
@@ -30,7 +32,8 @@ def evaluate_padded(causal_lm: Any, row: Row, device: torch.device) -> Evaluated
     wide = torch.promote_types(read.dtype, torch.float32)
     everything = (read.to(wide) / row.temperature).log_softmax(dim=-1)
     targets = torch.from_numpy(row.targets).to(device)
-    entropy = -(everything.detach().exp() * everything.detach()).sum(dim=-1)
+    spread = everything if by_entropy else everything.detach()
+    entropy = -(spread.exp() * spread).sum(dim=-1)
     return Evaluated(everything.gather(1, targets[:, None]).squeeze(1), entropy)
 
 

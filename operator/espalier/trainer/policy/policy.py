@@ -101,17 +101,20 @@ class Policy:
         else:
             self._causal_lm.gradient_checkpointing_disable()
 
-    def evaluate(self, row: Row) -> Evaluated:
-        """Log-probs and entropies of the row's N targets; log-probs differentiable by weights."""
-        path = self._evaluate_fast if self.warning is None else self._evaluate_padded
-        return self.sharding.run(lambda: path(row))
+    def evaluate(self, row: Row, *, by_entropy: bool = False) -> Evaluated:
+        """Log-probs and entropies of the row's N targets; log-probs differentiable by weights.
 
-    def _evaluate_padded(self, row: Row) -> Evaluated:
+        ``by_entropy``: the entropies are too.
+        """
+        path = self._evaluate_fast if self.warning is None else self._evaluate_padded
+        return self.sharding.run(lambda: path(row, by_entropy))
+
+    def _evaluate_padded(self, row: Row, by_entropy: bool = False) -> Evaluated:
         self._trunk.config._attn_implementation = self._plain_attention
         fuse(self._fusible, fused=False)
-        return evaluate_padded(self._causal_lm, row, self.device)
+        return evaluate_padded(self._causal_lm, row, self.device, by_entropy)
 
-    def _evaluate_fast(self, row: Row) -> Evaluated:
+    def _evaluate_fast(self, row: Row, by_entropy: bool = False) -> Evaluated:
         self._trunk.config._attn_implementation = TREE_ATTENTION
         fuse(self._fusible, fused=True)
         output = self._trunk(
@@ -124,7 +127,9 @@ class Policy:
         targets = torch.from_numpy(row.targets).to(self.device)
         hidden = output.last_hidden_state[0].index_select(0, reads)
         bias = getattr(self._head, "bias", None)
-        return self._evaluate_head(hidden, self._head.weight, bias, targets, row.temperature)
+        return self._evaluate_head(
+            hidden, self._head.weight, bias, targets, row.temperature, by_entropy
+        )
 
     def _choose_path(self) -> Problem | None:
         run = self.sharding.run

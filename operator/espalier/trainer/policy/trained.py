@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ class Trained(ABC):
     @abstractmethod
     def initial(self) -> Mapping[str, Tensor]:
         """The parameters before the first step."""
+
+    @abstractmethod
+    def switched_off(self) -> AbstractContextManager[None]:
+        """Computes as the base does, inside; for an adapter alone."""
 
     @abstractmethod
     def files(self, shapes: Shapes) -> list[TensorFile]:

@@ -82,9 +82,9 @@ class ShardedPart(Part):
         except Exception as error:
             raise RankLostError(f"a rank failed in the middle of a pass: {error}") from error
 
-    def hold_proposal(self, values: OptimStepRequest) -> None:
+    def hold_proposal(self, values: OptimStepRequest, factor: float) -> None:
         """Makes this rank's part of an optimizer step and keeps it."""
-        self._proposal = self.propose(values)
+        self._proposal = self.propose(values, factor)
 
     def give_held(self) -> None:
         """Takes part in rank 0's write of what is kept."""

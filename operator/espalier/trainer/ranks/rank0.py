@@ -19,7 +19,7 @@ from espalier.trainer.batch.data import Datum, Limits
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.step_metrics import total
 from espalier.trainer.compute.adamw import Proposal, propose
-from espalier.trainer.compute.compute import Added, Batch, Compute, LocalCompute, Share
+from espalier.trainer.compute.compute import Added, Batch, Compute, LocalCompute, Referred, Share
 from espalier.trainer.memory.planner import Cut, Cuts
 from espalier.trainer.policy.sharding import OtherRankFailedError
 from espalier.trainer.ranks.control import Control, RankLostError
@@ -91,11 +91,13 @@ class RankedCompute(Compute, Generic[P]):
     @override
     def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
         parts = self._each([partial(LocalCompute.score, batch=b, keep=keep) for b in _parts(batch)])
-        result: list[list[float]] = [[] for _ in batch.data]
-        for share, part in zip(batch.shares, parts, strict=True):
-            for index, logprobs in zip(share, part, strict=True):
-                result[index] = logprobs
-        return result
+        return _together(batch, parts)
+
+    @override
+    def refer(self, batch: Batch) -> Referred:
+        parts = self._each([partial(LocalCompute.refer, batch=b) for b in _parts(batch)])
+        cuts = tuple(cut for part in parts for cut in part.cuts)
+        return Referred(_together(batch, [part.logprobs for part in parts]), cuts)
 
     @override
     def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
@@ -170,7 +172,7 @@ class ReplicatedCompute(RankedCompute[ReplicatedPart]):
     _steps = 0
 
     @override
-    def propose(self, values: OptimStepRequest) -> Proposal:
+    def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
         asked = self._steps % STEPS_PER_DIGEST == 0
         digests = self._all(partial(ReplicatedPart.reduce, digest=asked))
         other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
@@ -181,7 +183,7 @@ class ReplicatedCompute(RankedCompute[ReplicatedPart]):
         for name, parameter in self._part.policy.parameters.items():
             summed[name] = nn.Parameter(parameter.detach())
             summed[name].grad = self._part.sums[name]
-        return propose(summed, self._part.moments, values)
+        return propose(summed, self._part.moments, values, factor=factor)
 
     @override
     def write(self, proposal: Proposal, directory: Path) -> None:
@@ -210,14 +212,14 @@ class ShardedCompute(RankedCompute[ShardedPart]):
     """
 
     @override
-    def propose(self, values: OptimStepRequest) -> Proposal:
+    def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
         # Ranks need the optimizer's values alone.
         bare = values.model_copy(
             update={"rollouts": [], "metrics": {}, "measured": {}, "cursor": {}}
         )
         return self._lead(
-            partial(LocalCompute.propose, values=values),
-            partial(ShardedPart.hold_proposal, values=bare),
+            partial(LocalCompute.propose, values=values, factor=factor),
+            partial(ShardedPart.hold_proposal, values=bare, factor=factor),
         )
 
     @override
@@ -257,6 +259,15 @@ def _sum(batch: Batch, parts: Sequence[Added]) -> Added:
         replace(tally, rewards=rewards, datums=len(batch.data)),
         tuple(cut for part in parts for cut in part.cuts),
     )
+
+
+def _together(batch: Batch, parts: Sequence[list[list[float]]]) -> list[list[float]]:
+    """The log-probs of all ranks' shares, by datum."""
+    result: list[list[float]] = [[] for _ in batch.data]
+    for share, part in zip(batch.shares, parts, strict=True):
+        for index, logprobs in zip(share, part, strict=True):
+            result[index] = logprobs
+    return result
 
 
 def _parts(batch: Batch) -> list[Batch]:

@@ -1,0 +1,165 @@
+"""The penalty on the distance from the base, against its formulas."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.trainer import tiny
+from tests.trainer.test_gradients import difference, perturb, taken
+from tests.trainer.tiny import Volume
+
+from espalier.api.objective import Kl
+from espalier.api.wire import ForwardBackwardRequest
+from espalier.trainer.batch.data import Datum, datums
+from espalier.trainer.batch.kl import of_tokens, with_reference
+from espalier.trainer.batch.objective import call_spec
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.policy.policy import Policy
+from espalier.trainer.problems import CommandError
+
+ON = {"coefficient": 0.5, "reference": "Base"}
+
+
+def request(kl: dict[str, Any], **fields: Any) -> ForwardBackwardRequest:
+    return tiny.forward_backward(kl=kl, **fields)
+
+
+def data(policy: Policy) -> list[Datum]:
+    return datums(tiny.forward_backward(), policy.limits, policies_compared=True)
+
+
+@pytest.mark.parametrize("estimator", ["K2", "K3"])
+def test_the_penalty_in_the_loss_is_its_formula_by_autograd(estimator: str) -> None:
+    lp = torch.tensor([-1.0, -2.0, -0.5, -3.0], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([-1.5, -0.5, -0.5, -2.9], dtype=torch.float64)
+    trained = torch.tensor([True, True, True, False])
+    d = lp - reference
+    by_hand = (d**2 / 2 if estimator == "K2" else torch.exp(-d) - 1 + d)[trained].sum() * 0.5
+    by_hand.backward()
+    kl = Kl.model_validate({**ON, "placement": "Loss", "estimator": estimator})
+    found = of_tokens(kl, lp.detach(), reference, trained)
+    assert float(found.loss.sum()) == pytest.approx(by_hand.item(), rel=1e-12)
+    assert lp.grad is not None
+    assert found.gradient.tolist() == pytest.approx(lp.grad.tolist(), rel=1e-12, abs=1e-15)
+    third = (torch.exp(-d) - 1 + d)[trained].sum().item()
+    assert (found.referred, found.distance) == (3, pytest.approx(third, rel=1e-12))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # d is [0.5, -1.5], [1.0]: its mean is 0.
+        ({}, [[0.75, 1.75], [-2.5]]),
+        # The first token of two answers for half of the second's as well.
+        ({"discount": 0.5}, [[1.125, 1.75], [-2.5]]),
+        # d*d/2 is [0.125, 1.125], [0.5], its mean 7/12.
+        (
+            {"estimator": "K2"},
+            [[1 + 0.5 * (7 / 12 - 0.125), 1 + 0.5 * (7 / 12 - 1.125)], [-2 + 0.5 * (7 / 12 - 0.5)]],
+        ),
+    ],
+)
+def test_the_penalty_in_the_advantages_is_the_cookbooks(
+    settings: dict[str, Any], expected: list[list[float]]
+) -> None:
+    one = Datum((1,), (2, 3), (-1.0, -2.0), 1.0, 0.0, 0, 0)
+    other = Datum((1,), (4,), (-1.0,), -2.0, 0.0, 1, 0)
+    reference = [[-1.5, -0.5], [-2.0]]
+    held = with_reference(call_spec(request({**ON, **settings})), [one, other], reference)
+    assert [list(d.advantages) for d in held] == [pytest.approx(row) for row in expected]
+    assert [list(d.reference_logprobs) for d in held] == reference
+
+
+def test_the_reference_is_the_base_and_the_policy_stays_what_it_was(policy: Policy) -> None:
+    compute, batch = LocalCompute(policy), data(policy)
+    base = compute.score(compute.admit(batch))
+    perturb(policy)
+    moved = compute.score(compute.admit(batch))
+    referred = compute.refer(compute.admit(batch))
+    assert referred.logprobs == [pytest.approx(row, abs=1e-5) for row in base]
+    assert compute.score(compute.admit(batch)) == moved
+    assert moved != base
+    assert all(parameter.requires_grad for parameter in policy.parameters.values())
+
+
+@pytest.mark.parametrize("placement", ["Advantage", "Loss"])
+def test_a_command_adds_the_penalty_to_the_gradient(
+    engine: Engine, policy: Policy, placement: str
+) -> None:
+    perturb(policy)
+    compute, batch = LocalCompute(policy), data(policy)
+    held = [
+        replace(datum, reference_logprobs=tuple(row))
+        for datum, row in zip(batch, compute.refer(compute.admit(batch)).logprobs, strict=True)
+    ]
+    now = compute.score(compute.admit(batch))
+    weights = []
+    for datum, row in zip(held, now, strict=True):
+        lp = torch.tensor(row, dtype=torch.float64, requires_grad=True)
+        q, reference = (
+            torch.tensor(v, dtype=torch.float64)
+            for v in (datum.sampling_logprobs, datum.reference_logprobs)
+        )
+        advantage = torch.full_like(q, datum.advantage)
+        if placement == "Advantage":
+            every = [
+                a - b
+                for d in held
+                for a, b in zip(d.sampling_logprobs, d.reference_logprobs, strict=True)
+            ]
+            advantage += 0.5 * (sum(every) / len(every) - (q - reference))
+        loss = -((lp - q).exp() * advantage).sum()
+        if placement == "Loss":
+            d = lp - reference
+            loss = loss + 0.5 * (torch.exp(-d) - 1 + d).sum()
+        loss.backward()
+        assert lp.grad is not None
+        weights.append((-lp.grad).tolist())
+    policy.drop_gradients()
+    compute.add_weights(compute.admit(batch), weights, given={}, group_size=3)
+    by_hand = taken(policy)
+    wanted = request({**ON, "placement": placement})
+    answer = json.loads(tiny.send(engine, "forward-backward", wanted, ("s", 0)).body)
+    assert difference(taken(policy), by_hand) < 1e-4
+    assert answer["metrics"]["reference_kl:mean"] > 0
+
+
+def test_a_coefficient_of_zero_measures_and_changes_nothing(engine: Engine, policy: Policy) -> None:
+    perturb(policy)
+    tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
+    plain = taken(policy)
+    measured = request({"reference": "Base"})
+    told = json.loads(tiny.send(engine, "forward-backward", measured, ("s", 1)).body)
+    assert difference(taken(policy), plain) == 0
+    assert told["metrics"]["reference_kl:mean"] > 0
+
+
+def test_a_model_that_is_trained_in_full_has_no_base_left(volume: Volume) -> None:
+    full = tiny.policy(volume.path, volume.base, tiny.FULL)
+    engine = tiny.engine(volume.path, volume.base, full)
+    engine.assign(tiny.assignment())
+    with pytest.raises(CommandError, match="trains the base itself") as refused:
+        tiny.send(engine, "forward-backward", request(ON), ("s", 0))
+    assert (refused.value.status, refused.value.problem.reason) == (422, "InvalidRequest")
+    assert "adapter.type LoRA" in refused.value.problem.remedy
+    engine.state.log.close()
+
+
+@pytest.mark.parametrize(
+    ("kl", "loss", "field"),
+    [
+        ({"coefficient": 0.1}, "ppo", "kl.reference"),
+        ({**ON, "placement": "Loss", "estimator": "K1"}, "ppo", "kl.estimator"),
+        ({**ON, "placement": "Loss", "discount": 0.5}, "ppo", "kl.discount"),
+        (ON, "cross_entropy", "kl.placement"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(kl: dict[str, Any], loss: str, field: str) -> None:
+    with pytest.raises(CommandError, match=field) as refused:
+        call_spec(request(kl, loss_fn=loss))
+    assert refused.value.status == 422
