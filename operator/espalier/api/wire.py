@@ -292,11 +292,19 @@ class Assignment(Wire):
     run: str
 
 
+class Tokens(Wire):
+    """Tokens of the completions that were sampled, and of those that losses ran over."""
+
+    sampled: int = Field(default=0, ge=0)
+    trained: int = Field(default=0, ge=0)
+
+
 class Commit(Wire):
     """One committed optimizer step, as the operator turns it into a Checkpoint.
 
-    ``stored``: whether its bytes were on the volume when the trainer last started. ``measured``:
-    figures of checkpoints that are there already, by name, which came with the step.
+    ``run_tokens`` are those of its run up to it, over all branches. ``stored``: whether its bytes
+    were on the volume when the trainer last started. ``measured``: figures of checkpoints that are
+    there already, by name, which came with the step.
     """
 
     index: int = Field(ge=1)
@@ -318,6 +326,7 @@ class Commit(Wire):
     metrics: dict[str, float]
     measured: dict[str, dict[str, float]] = Field(default_factory=dict)
     created: str
+    run_tokens: Tokens = Field(default_factory=Tokens)
     stored: bool = True
 
 

@@ -24,6 +24,40 @@ class Progress(Type):
     )
 
 
+class Usage(Type):
+    """What a run has used, over restarts, rollbacks and suspensions."""
+
+    sampled_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="sampledTokens of the completions of committed steps: completion/tokens_total "
+        "of each, or what was trained on where a client does not report it.",
+        json_schema_extra={"format": "int64"},
+    )
+    trained_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="trainedTokens that the losses of committed steps ran over.",
+        json_schema_extra={"format": "int64"},
+    )
+    gpu_seconds: int = Field(
+        default=0,
+        ge=0,
+        description="gpuSeconds: seconds times the GPUs of the pods of trainer, rollouts and "
+        "runner, while the run has its turn; up to gpusSince.",
+        json_schema_extra={"format": "int64"},
+    )
+    gpus: int = Field(
+        default=0, ge=0, description="gpus that have counted to gpuSeconds since gpusSince."
+    )
+    gpus_since: str | None = Field(
+        default=None,
+        description="gpusSince is up to when gpuSeconds is counted; renewed every 60 s.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )
+
+
 class TrainingRunStatus(Type):
     """The observed run. Only the operator writes it."""
 
@@ -50,6 +84,20 @@ class TrainingRunStatus(Type):
         max_length=32,
         json_schema_extra={"format": "date-time"},
     )
+    active_seconds: int = Field(
+        default=0,
+        ge=0,
+        description="activeSeconds that the run has had its turn since startTime, up to "
+        "activeSince; not while suspended, paused or waiting for another run.",
+        json_schema_extra={"format": "int64"},
+    )
+    active_since: str | None = Field(
+        default=None,
+        description="activeSince is since when the run has its turn now; unset while it has not.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )
+    usage: Usage | None = Field(default=None, description="usage that budget limits.")
     term: int = Field(default=0, ge=0, description="term of the head that the run trains under.")
     latest_checkpoint_ref: ObjectRef | None = Field(
         default=None, description="latestCheckpointRef is the newest Checkpoint of the run."

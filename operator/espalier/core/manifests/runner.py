@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.trainingrun import TrainingRun
+from espalier.api.trainingrun import RunnerSpec, TrainingRun
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
@@ -45,7 +45,8 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         },
         mounts=(_token(), *_tasks(run)),
     )
-    template = run.spec.runner.template if run.spec.runner else None
+    runner = run.spec.runner or RunnerSpec()
+    template = runner.template
     pod = pod_spec(
         container,
         template,
@@ -56,7 +57,11 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         assigned_ids=settings.assigned_ids,
     )
     spec = job_spec(
-        pod, pod_metadata(labels, template), container="runner", retries=_RETRIES, seconds=None
+        pod,
+        pod_metadata(labels, template),
+        container="runner",
+        retries=_RETRIES if runner.backoff_limit is None else runner.backoff_limit,
+        seconds=None,
     )
     return child(
         "batch/v1",
