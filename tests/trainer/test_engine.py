@@ -21,6 +21,7 @@ from espalier.api.wire import (
     ForwardResult,
     OptimStepResult,
     Problem,
+    TasksetUsed,
     Tokens,
     TrajectoryPayload,
     TrajectorySample,
@@ -97,6 +98,14 @@ def test_metrics_come_from_the_trainer_and_rewards_from_the_client(engine: Engin
         "logprob/difference_mean",
         "policy/mismatch_kl",
     } <= metrics.keys()
+
+
+def test_a_commit_carries_the_taskset_that_its_client_names(engine: Engine) -> None:
+    used = TasksetUsed(digest=f"sha256:{'0' * 64}", size=8, seed=1)
+    for seq, given in ((0, used), (2, None)):
+        tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", seq))
+        tiny.send(engine, "optim-step", tiny.optim_step(taskset=given), ("s", seq + 1))
+    assert [commit.taskset for commit in engine.state.commits] == [used, None]
 
 
 def test_a_commit_counts_the_tokens_of_its_run_over_resends_and_rollbacks(engine: Engine) -> None:

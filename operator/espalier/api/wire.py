@@ -202,6 +202,14 @@ class BackwardRequest(Wire):
     metrics: dict[str, Real] = Field(default_factory=dict)
 
 
+class TasksetUsed(Wire):
+    """The tasks that a step was sampled from: digest of all of them, how many, and their seed."""
+
+    digest: Annotated[str, Field(pattern=r"^sha256:[a-f0-9]{64}$")]
+    size: Whole = Field(ge=1, le=2**31 - 1)
+    seed: Whole = Field(ge=0, le=2**31 - 1)
+
+
 class OptimStepRequest(Wire):
     """One AdamW step, its checkpoint and promotion. From ``grad_clip_norm`` on: ours, not HUD's.
 
@@ -219,6 +227,7 @@ class OptimStepRequest(Wire):
     measured: dict[str, dict[str, Real]] = Field(default_factory=dict)
     cursor: Document = Field(default_factory=dict)
     rollouts: list[Document] = Field(default_factory=list)
+    taskset: TasksetUsed | None = None
 
 
 class OptimStepResult(Wire):
@@ -327,6 +336,7 @@ class Commit(Wire):
     measured: dict[str, dict[str, float]] = Field(default_factory=dict)
     created: str
     run_tokens: Tokens = Field(default_factory=Tokens)
+    taskset: TasksetUsed | None = None
     stored: bool = True
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
+from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TasksetUsed, TrainerState
 from espalier.client import (
     ForbiddenError,
     GatewayClient,
@@ -37,6 +37,7 @@ from espalier.runner.run_end import UserError
 from espalier.runner.scoring.on_error import told
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
+from espalier.runner.taskset_digest import taskset_used
 from espalier.runner.waiting import Waiting
 
 
@@ -104,6 +105,7 @@ class Loop:
         self._mounted = mounted
         self._limits = limits or Limits()
         self._opened: tuple[Taskset, Tasks, Scorer] | None = None
+        self._used: TasksetUsed | None = None
         self._attempt = _Attempt((0, 0, ""))
 
     async def drive(self) -> None:
@@ -242,6 +244,7 @@ class Loop:
                 measured=_of_sampled(state, attempt),
                 cursor={"run_step": step, "next_task": step * spec.groups_per_step},
                 rollouts=records(attempt.groups, trained),
+                taskset=self._used,
             ),
             term=state.term,
         )
@@ -270,6 +273,7 @@ class Loop:
             raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
         scorer = self._open_scorer(spec, tasks)
         self._opened = (spec, tasks, scorer)
+        self._used = await asyncio.to_thread(taskset_used, spec, tasks)
         confined = await scorer.ready()
         self._journal.event("tasks-opened", size=tasks.size, **confined.model_dump())
         return tasks, scorer

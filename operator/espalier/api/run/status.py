@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from espalier.api.meta import METRICS_MOST, Condition, Metric, ObjectRef, Type, list_map
+from espalier.api.meta import METRICS_MOST, Condition, Digest, Metric, ObjectRef, Type, list_map
 from espalier.api.metric_names import MEASURED_MOST
 
 
@@ -22,6 +22,17 @@ class Progress(Type):
     estimated_remaining_seconds: int | None = Field(
         default=None, ge=0, description="estimatedRemainingSeconds at the present pace."
     )
+
+
+class TasksetStatus(Type):
+    """The tasks of the latest step."""
+
+    digest: Digest = Field(
+        description="digest of the tasks in their order, their prompts and answers; of generated "
+        "ones of what generates them, the version of reasoning-gym included."
+    )
+    size: int = Field(ge=1, description="size is how many tasks there are.")
+    seed: int = Field(ge=0, description="seed of the tasks and of their order.")
 
 
 class Usage(Type):
@@ -96,6 +107,9 @@ class TrainingRunStatus(Type):
         description="activeSince is since when the run has its turn now; unset while it has not.",
         max_length=32,
         json_schema_extra={"format": "date-time"},
+    )
+    taskset: TasksetStatus | None = Field(
+        default=None, description="taskset of the latest step, as driver Runner reports it."
     )
     usage: Usage | None = Field(default=None, description="usage that budget limits.")
     term: int = Field(default=0, ge=0, description="term of the head that the run trains under.")

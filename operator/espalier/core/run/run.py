@@ -16,6 +16,7 @@ from espalier.api.meta import ObjectRef
 from espalier.api.metric_names import is_measured
 from espalier.api.run.status import Applied, Progress, TrainingRunStatus
 from espalier.core import conditions
+from espalier.core.checkpoints import taskset_used
 from espalier.core.conditions import Finding
 from espalier.core.head import full_weights, head_request
 from espalier.core.lineage.lineage import run_step
@@ -108,6 +109,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         term=_term(view, latest),
         latest_checkpoint_ref=_latest_ref(latest) or old.latest_checkpoint_ref,
         applied=_applied(latest) or old.applied,
+        taskset=(taskset_used.recorded(latest) if latest else None) or old.taskset,
         metrics=metrics,
         progress=_progress(view.checkpoints, step, run.spec.steps),
         active_seconds=active_seconds,
