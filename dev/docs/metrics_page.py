@@ -30,6 +30,8 @@ OF_SAMPLES = {
     "group/prompt_too_long": "Tasks that did not fit the context of the model. Runner, where it "
     "happened.",
     "completion/tokens_mean": "Mean number of tokens of a completion.",
+    "completion/tokens_total": "Tokens of all completions that were sampled for the step: what "
+    "`status.usage.sampledTokens` of the run counts.",
     "completion/truncated_fraction": "Share of completions that were cut at the token limit.",
     "rollout/scorer_errors": "Answers that could not be scored. Runner.",
     "rollout/scorer_errors_<cause>": "The same by cause, where it occurred: `raised`, `timeout`, "

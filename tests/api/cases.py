@@ -19,6 +19,7 @@ from tests.api.manifests import (
 TASKS = {"name": "tasks"}
 GENERATED = {"seed": 1, "size": 8, "reasoningGym": {"dataset": "basic_arithmetic"}}
 OTHERS = {**GENERATED, "seed": 2}
+BUDGET = {"maxTrainedTokens": 1000}
 
 # Everything that a user may set of a pod.
 SELECTOR = {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "Exists"}]}
@@ -179,6 +180,12 @@ GOOD = {
         "spec.learningRateSchedule",
         {"type": "Cosine", "warmupSteps": 19, "minimum": "1e-4"},
     ),
+    "run with limits": edited(
+        edited(RUN, "spec.budget", {"maxSampledTokens": 2**40, "maxGpuSeconds": 3600}),
+        *("spec.activeDeadlineSeconds", 86400),
+    ),
+    "run that goes when it has ended": edited(RUN, "spec.ttlSecondsAfterFinished", 0),
+    "run whose runner is never tried again": edited(RUN, "spec.runner", {"backoffLimit": 0}),
     "run with a warm-up alone": edited(RUN, "spec.learningRateSchedule", {"warmupSteps": 5}),
     "run with the longest name": named(RUN, "9" * 50),
     "head that tracks": HEAD,
@@ -549,6 +556,23 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(RUN, "spec.learningRateSchedule", {"type": "Polynomial"}),
         *("spec.learningRateSchedule.type", '"Cosine"'),
     ),
+    "budget of nothing": (*(RUN, "spec.budget", {}), *("spec.budget", "budget limits nothing")),
+    "budget of no token": (
+        *(RUN, "spec.budget", {"maxTrainedTokens": 0}),
+        *("spec.budget.maxTrainedTokens", "greater than or equal to 1"),
+    ),
+    "deadline of no time": (
+        *(RUN, "spec.activeDeadlineSeconds", 0),
+        *("spec.activeDeadlineSeconds", "greater than or equal to 1"),
+    ),
+    "negative time to live": (
+        *(RUN, "spec.ttlSecondsAfterFinished", -1),
+        *("spec.ttlSecondsAfterFinished", "greater than or equal to 0"),
+    ),
+    "fewer tries than none": (
+        *(RUN, "spec.runner.backoffLimit", -1),
+        *("spec.runner.backoffLimit", "greater than or equal to 0"),
+    ),
     "beta1 of 1": (
         *(RUN, "spec.optimizer.beta1", "1.0"),
         *("spec.optimizer.beta1", 'from "0" to below "1"'),
@@ -750,6 +774,8 @@ FREE = {
     "learning rate": edited(RUN, "spec.learningRate", "3e-5"),
     "group size": edited(RUN, "spec.groupSize", 16),
     "rewards": edited(RUN, "spec.rewards", REWARDS),
+    "limits": edited(edited(RUN, "spec.activeDeadlineSeconds", 60), "spec.budget", BUDGET),
+    "schedule": edited(RUN, "spec.learningRateSchedule", {"type": "Linear"}),
     "suspension": edited(RUN, "spec.suspend", True),
     "replicas": edited(MODEL, "spec.rollout.replicas", 0),
     "rollback": edited(

@@ -236,6 +236,7 @@ ALLOWED = [
     )),
     (OPERATOR, TEAM, "create checkpointheads"),
     (OPERATOR, TEAM, "delete checkpoints"),
+    (OPERATOR, TEAM, "delete trainingruns"),
     (OPERATOR, TEAM, "delete jobs.batch"),
     (OPERATOR, TEAM, "get configmaps"),
     (OPERATOR, TEAM, "list events"),
@@ -259,9 +260,11 @@ ALLOWED = [
     (RUNNER, TEAM, "update trainingruns"),
 ]  # fmt: skip
 FORBIDDEN = [
-    *((OPERATOR, TEAM, f"{verb} {kind}") for verb in ("update", "patch", "delete") for kind in (
+    *((OPERATOR, TEAM, f"{verb} {kind}") for verb in ("update", "patch") for kind in (
         "trainablemodels", "trainingruns", "checkpointheads",
     )),
+    (OPERATOR, TEAM, "delete trainablemodels"),
+    (OPERATOR, TEAM, "delete checkpointheads"),
     (OPERATOR, TEAM, "create pods"),
     (OPERATOR, TEAM, "create replicasets.apps"),
     (OPERATOR, TEAM, "create pods --subresource=exec"),

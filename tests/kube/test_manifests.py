@@ -160,6 +160,25 @@ def test_the_runner_finds_run_gateway_token_and_tasks() -> None:
     assert mounts["tasks"] == "/etc/espalier/tasks"
 
 
+@pytest.mark.parametrize(
+    ("runner", "tries"), [(None, 20), ({}, 20), ({"backoffLimit": 0}, 0), ({"backoffLimit": 3}, 3)]
+)
+def test_a_runner_is_tried_as_often_as_its_run_says_and_evictions_do_not_count(
+    runner: dict[str, int] | None, tries: int
+) -> None:
+    run = run_of(**({} if runner is None else {"runner": runner}))
+    job = runner_job(run, model_of(), SETTINGS)
+    assert job["spec"]["backoffLimit"] == tries
+    evicted = {"type": "DisruptionTarget", "status": "True"}
+    ignored = {"action": "Ignore", "onPodConditions": [evicted]}
+    assert ignored in job["spec"]["podFailurePolicy"]["rules"]
+
+
+def test_an_edit_of_how_often_it_is_tried_replaces_the_job_of_a_runner() -> None:
+    of_none, of_three = run_of(runner={}), run_of(runner={"backoffLimit": 3})
+    assert pod_fingerprint(of_none) != pod_fingerprint(of_three)
+
+
 def test_tasks_of_a_claim_are_read_from_their_own_directory_alone() -> None:
     source = {"claimName": "data", "path": "gsm8k/main/train.jsonl"}
     run = run_of(taskset={"seed": 1, "persistentVolumeClaim": source})

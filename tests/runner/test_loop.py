@@ -195,6 +195,13 @@ async def test_the_trainer_gets_the_runs_hyperparameters(bench: Bench) -> None:
     assert (step["beta1"], step["beta2"], step["eps"]) == (0.9, 0.95, 1e-8)
 
 
+async def test_each_step_says_which_tasks_it_was_sampled_from(bench: Bench) -> None:
+    await bench.drive()
+    used = [step["taskset"] for step in bench.gateway.bodies("optim-step")]
+    assert [(one["size"], one["seed"]) for one in used] == [(8, 1)] * 3
+    assert len({one["digest"] for one in used}) == 1
+
+
 async def test_each_step_is_taken_at_the_rate_of_its_schedule(bench: Bench) -> None:
     bench.gateway.spec |= {"learningRateSchedule": {"type": "Linear", "warmupSteps": 1}, "steps": 3}
     await bench.drive()

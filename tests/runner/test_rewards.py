@@ -109,6 +109,7 @@ def test_metrics_are_over_everything_sampled() -> None:
         "group/zero_variance_fraction": pytest.approx(2 / 3),
         "group/dropped": 2,
         "completion/tokens_mean": 1.5,
+        "completion/tokens_total": 9.0,
         "completion/truncated_fraction": pytest.approx(1 / 3),
     }
 

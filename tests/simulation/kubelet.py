@@ -165,11 +165,12 @@ class Kubelet:
             "labels": template["metadata"]["labels"],
             "ownerReferences": [controlled_by(owner)],
         }
-        main = template["spec"]["containers"][0]["name"]
+        container = template["spec"]["containers"][0]
+        main, given = container["name"], {n: container[n] for n in ("name", "resources")}
         restarts = template["spec"].get("restartPolicy", "Always")
         body = {
             "metadata": metadata,
-            "spec": {"containers": [{"name": main}], "restartPolicy": restarts},
+            "spec": {"containers": [given], "restartPolicy": restarts},
             "status": self._status(ip, False, main),
         }
         await self.cluster.create("Pod", body)

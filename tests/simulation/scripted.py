@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from espalier.api.metric_names import REWARD, STEP_REWARD
+from espalier.api.metric_names import REWARD, STEP_REWARD, TOKENS_SAMPLED, TOKENS_TRAINED
 from espalier.api.wire import (
     Assignment,
     Commit,
@@ -23,7 +23,11 @@ from espalier.controllers.peers.importer_client import ImporterError
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutError
 from espalier.controllers.peers.trainer_client import TrainerError
+from espalier.core.checkpoints import run_tokens
 from espalier.core.names import checkpoint_name, parse_checkpoint_name
+
+# Tokens of each step.
+SAMPLED, TRAINED = 64.0, 40.0
 
 
 def digest(text: str) -> str:
@@ -146,10 +150,17 @@ class ScriptedTrainer:
             learning_rate=1e-4,
             group_size=8,
             loss="importance_sampling",
-            metrics={STEP_REWARD: reward, "group/zero_variance_fraction": 0.0},
+            metrics={
+                STEP_REWARD: reward,
+                "group/zero_variance_fraction": 0.0,
+                TOKENS_SAMPLED: SAMPLED,
+                TOKENS_TRAINED: TRAINED,
+            },
             measured={sampled: {REWARD: reward}} if own else {},
             created="2026-01-01T00:00:00Z",
         )
+        taken = run_tokens.of_run([*volume.commits, commit], commit.run)
+        commit = commit.model_copy(update={"run_tokens": taken})
         volume.position = commit
         volume.commits.append(commit)
         async with self._grown:

@@ -47,7 +47,10 @@ BACKOFF_SECONDS = 75.0
 VOLATILE = ("uid", "resourceVersion", "creationTimestamp", "time", "lastTransitionTime")
 # What only a trainer can tell that may be gone by the time that anybody could have heard it.
 HEARD = ("FastPath",)
-TIMES = ("startTime", "completionTime", "ownerReferences", "annotations")
+TIMES = (
+    *("startTime", "completionTime", "activeSeconds", "activeSince"),
+    *("ownerReferences", "annotations"),
+)
 # What moves without anybody's doing.
 RESTLESS = ("Lease", "Event")
 # What ends a process so that it is started again.

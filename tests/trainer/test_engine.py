@@ -21,6 +21,8 @@ from espalier.api.wire import (
     ForwardResult,
     OptimStepResult,
     Problem,
+    TasksetUsed,
+    Tokens,
     TrajectoryPayload,
     TrajectorySample,
 )
@@ -96,6 +98,35 @@ def test_metrics_come_from_the_trainer_and_rewards_from_the_client(engine: Engin
         "logprob/difference_mean",
         "policy/mismatch_kl",
     } <= metrics.keys()
+
+
+def test_a_commit_carries_the_taskset_that_its_client_names(engine: Engine) -> None:
+    used = TasksetUsed(digest=f"sha256:{'0' * 64}", size=8, seed=1)
+    for seq, given in ((0, used), (2, None)):
+        tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", seq))
+        tiny.send(engine, "optim-step", tiny.optim_step(taskset=given), ("s", seq + 1))
+    assert [commit.taskset for commit in engine.state.commits] == [used, None]
+
+
+def test_a_commit_counts_the_tokens_of_its_run_over_resends_and_rollbacks(engine: Engine) -> None:
+    def step(seq: int, **metrics: float) -> Tokens:
+        tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", seq))
+        request = tiny.optim_step(metrics=metrics)
+        # The second is a resend, whose first answer was lost.
+        for _ in range(2):
+            tiny.send(engine, "optim-step", request, ("s", seq + 1))
+        return engine.state.commits[-1].run_tokens
+
+    first = step(0, **{"completion/tokens_total": 1000.0})
+    assert first.sampled == 1000
+    assert first.trained == engine.state.commits[0].metrics["tokens/trained"]
+    held = engine.state.assignment().assignment
+    engine.assign(held.model_copy(update={"term": held.term + 1, "branch": f"b{held.term + 1}"}))
+    second = step(2)
+    assert (second.sampled, second.trained) == (1000 + first.trained, 2 * first.trained)
+    other = held.model_copy(update={"term": held.term + 2, "branch": "b9", "run": "other/uid"})
+    engine.assign(other)
+    assert step(4).trained == first.trained
 
 
 def sampled_by(*checkpoints: str) -> list[TrajectoryPayload]:

@@ -20,6 +20,9 @@ STEP_REWARD = f"{SAMPLED}{REWARD}"
 MEASURED_MOST = 32
 # Of as many checkpoints a step may bring figures: that of its own start, and a few stale ones.
 MEASURED_CHECKPOINTS = 16
+# What a run's usage counts, of each step: completions sampled for it, and what its loss ran over.
+TOKENS_SAMPLED = "completion/tokens_total"
+TOKENS_TRAINED = "tokens/trained"
 MEASURED_RULE = "self.startsWith('reward/') || self.startsWith('eval/')"
 MEASURED_MESSAGE = (
     "must be measured of a checkpoint: reward/..., such as reward/mean, or eval/...; any other, "

@@ -18,6 +18,7 @@ from espalier.api.meta import (
 )
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.run.advantage import Advantage
+from espalier.api.run.budget import Budget
 from espalier.api.run.checkpoint_policy import CheckpointPolicy
 from espalier.api.run.evaluation import Evaluation
 from espalier.api.run.group_filter import GroupFilter
@@ -38,6 +39,13 @@ class RunnerSpec(Type):
     """How the runner's pod runs."""
 
     template: PodTemplate | None = Field(default=None, description="template of the runner's pod.")
+    backoff_limit: int | None = Field(
+        default=None,
+        ge=0,
+        le=1000,
+        description="backoffLimit is how often the runner is started again after it failed, before "
+        "the run fails; 20 if unset. Eviction, preemption and the loss of a node do not count.",
+    )
 
 
 def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
@@ -207,6 +215,28 @@ class TrainingRunSpec(Type):
         description="checkpoint says which of the run's Checkpoints are kept: those that any of "
         "its rules names, and always what heads, forks or resuming need. Every one if unset. "
         "Whether their bytes go as well says the model's deletionPolicy.",
+    )
+    budget: Budget | None = Field(
+        default=None,
+        description="budget of tokens and GPU time. Where it is used up, Succeeded is False with "
+        "BudgetExhausted, and trainer and runner are freed; once it is raised the run goes on. The "
+        "step under way is still taken.",
+    )
+    active_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=2147483647,
+        description="activeDeadlineSeconds that the run may have its turn (status.activeSeconds). "
+        "Then Succeeded is False with DeadlineExceeded, and trainer and runner are freed; once it "
+        "is raised the run goes on.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        le=2147483647,
+        description="ttlSecondsAfterFinished, after which the operator deletes a run that has "
+        "succeeded or failed; of one that Argo CD or Flux brings from Git, and would make again, "
+        "the runner's Job alone. Checkpoints stay. Never if unset.",
     )
     runner: RunnerSpec | None = Field(
         default=None, description="runner says how the pod of driver Runner runs."

@@ -213,6 +213,14 @@ class BackwardRequest(Wire):
     metrics: dict[str, Real] = Field(default_factory=dict)
 
 
+class TasksetUsed(Wire):
+    """The tasks that a step was sampled from: digest of all of them, how many, and their seed."""
+
+    digest: Annotated[str, Field(pattern=r"^sha256:[a-f0-9]{64}$")]
+    size: Whole = Field(ge=1, le=2**31 - 1)
+    seed: Whole = Field(ge=0, le=2**31 - 1)
+
+
 class OptimStepRequest(Wire):
     """One AdamW step, its checkpoint and promotion. From ``grad_clip_norm`` on: ours, not HUD's.
 
@@ -230,6 +238,7 @@ class OptimStepRequest(Wire):
     measured: dict[str, dict[str, Real]] = Field(default_factory=dict)
     cursor: Document = Field(default_factory=dict)
     rollouts: list[Document] = Field(default_factory=list)
+    taskset: TasksetUsed | None = None
 
 
 class OptimStepResult(Wire):
@@ -320,11 +329,19 @@ class Assignment(Wire):
     run: str
 
 
+class Tokens(Wire):
+    """Tokens of the completions that were sampled, and of those that losses ran over."""
+
+    sampled: int = Field(default=0, ge=0)
+    trained: int = Field(default=0, ge=0)
+
+
 class Commit(Wire):
     """One committed optimizer step, as the operator turns it into a Checkpoint.
 
-    ``stored``: whether its bytes were on the volume when the trainer last started. ``measured``:
-    figures of checkpoints that are there already, by name, which came with the step.
+    ``run_tokens`` are those of its run up to it, over all branches. ``stored``: whether its bytes
+    were on the volume when the trainer last started. ``measured``: figures of checkpoints that are
+    there already, by name, which came with the step.
     """
 
     index: int = Field(ge=1)
@@ -346,6 +363,8 @@ class Commit(Wire):
     metrics: dict[str, float]
     measured: dict[str, dict[str, float]] = Field(default_factory=dict)
     created: str
+    run_tokens: Tokens = Field(default_factory=Tokens)
+    taskset: TasksetUsed | None = None
     stored: bool = True
 
 

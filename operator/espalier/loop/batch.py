@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from espalier.api.metric_names import of_rewards, of_step
+from espalier.api.metric_names import TOKENS_SAMPLED, of_rewards, of_step
 from espalier.client.kept_rollouts import Trajectories
 from espalier.client.rollout import Rollout
 from espalier.core.names import BASE
@@ -65,6 +65,7 @@ class Batch:
             seen |= {of_step(name): value for name, value in of_rewards(rewards).items()}
         if turns:
             seen["completion/tokens_mean"] = fmean(len(turn.token_ids) for turn in turns)
+            seen[TOKENS_SAMPLED] = float(sum(len(turn.token_ids) for turn in turns))
             seen["completion/truncated_fraction"] = fmean(turn.truncated for turn in turns)
         return seen
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 from espalier.api.run.schedule import Schedule as ScheduleSpec
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
+from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TasksetUsed, TrainerState
 from espalier.client import GatewayClient
 from espalier.core.names import parse_checkpoint_name
 from espalier.core.run.learning_rate import learning_rate_at
@@ -42,14 +43,22 @@ def open_schedule(spec: ScheduleSpec) -> Schedule[Outcome]:
     return Synchronous()
 
 
+@dataclass(frozen=True)
+class OpenTaskset:
+    """The tasks of a run, its rewards on them, and which tasks these are, for the record."""
+
+    tasks: Tasks
+    rewards: Rewards
+    used: TasksetUsed
+
+
 class DeclaredStep:
     """The recipe of the next step of a run (``loop.steps.Recipe``).
 
     Args:
         client: samples groups.
         spec: of the run, as it is now.
-        tasks: of its taskset.
-        rewards: of the run, on these tasks.
+        taskset: the run's, opened.
         journal: where scorers' failures are reported.
     """
 
@@ -57,14 +66,12 @@ class DeclaredStep:
         self,
         client: GatewayClient,
         spec: TrainingRunSpec,
-        tasks: Tasks,
-        rewards: Rewards,
+        taskset: OpenTaskset,
         journal: Journal,
     ) -> None:
         self._client = client
         self._spec = spec
-        self._tasks = tasks
-        self._rewards = rewards
+        self._taskset = taskset
         self._journal = journal
 
     def place(self, state: TrainerState, attempt: Attempt[Outcome]) -> Place:
@@ -87,11 +94,11 @@ class DeclaredStep:
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:
         """Groups of the tasks with these numbers."""
-        indices = [number % self._tasks.size for number in numbers]
+        indices = [number % self._taskset.tasks.size for number in numbers]
         outcomes = await sample_groups(
             self._client,
-            self._tasks,
-            self._rewards,
+            self._taskset.tasks,
+            self._taskset.rewards,
             indices,
             spec=self._spec,
             checkpoint=checkpoint,
@@ -131,6 +138,7 @@ class DeclaredStep:
             measured=_measured(state, groups),
             cursor={"run_step": step, "next_task": step * self._spec.groups_per_step},
             rollouts=records(groups, sampled(attempt.trained)),
+            taskset=self._taskset.used,
         )
 
 

@@ -32,7 +32,7 @@ from espalier.core.checkpoints.commits import run_identity
 from espalier.loop.steps import Attempt, Steps, Taken
 from espalier.rewards import Rewards
 from espalier.runner import heldout
-from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
+from espalier.runner.declared_step import DeclaredStep, OpenTaskset, figures, open_schedule, sampled
 from espalier.runner.evaluation import Evaluations
 from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.heldout import HeldOut
@@ -41,6 +41,7 @@ from espalier.runner.rewards import uninformative
 from espalier.runner.run_end import UserError
 from espalier.runner.scored_by import ScoredBy
 from espalier.runner.task_protocol import Tasks
+from espalier.runner.taskset_digest import taskset_used
 from espalier.runner.waiting import Waiting
 
 
@@ -102,7 +103,7 @@ class Loop:
         self._mounted = mounted
         self._modules = modules
         self._limits = limits or Limits()
-        self._opened: tuple[ScoredBy, Tasks, Rewards] | None = None
+        self._opened: tuple[ScoredBy, OpenTaskset] | None = None
         self._scheduled: tuple[Schedule, Steps[Outcome]] | None = None
 
     async def drive(self) -> None:
@@ -181,9 +182,9 @@ class Loop:
 
     async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
         _check(spec)
-        tasks, rewards = await self._tasks(spec)
+        taskset = await self._taskset(spec)
         steps = await self._steps(spec)
-        recipe = DeclaredStep(self._client, spec, tasks, rewards, self._journal)
+        recipe = DeclaredStep(self._client, spec, taskset, self._journal)
         taken = await steps.round(state, recipe)
         attempt = steps.attempt
         if taken is not None:
@@ -218,10 +219,10 @@ class Loop:
             self._scheduled = (spec.schedule, Steps(self._client, open_schedule(spec.schedule)))
         return self._scheduled[1]
 
-    async def _tasks(self, spec: TrainingRunSpec) -> tuple[Tasks, Rewards]:
+    async def _taskset(self, spec: TrainingRunSpec) -> OpenTaskset:
         wanted = ScoredBy.of(spec)
         if self._opened is not None and self._opened[0] == wanted:
-            return self._opened[1:]
+            return self._opened[1]
         file = spec.taskset.file if spec.taskset is not None else None
         if file is not None and self._mounted not in (None, file.mounted):
             raise _TasksMovedError(file.name)
@@ -230,16 +231,19 @@ class Loop:
         await self._close()
         # Importing a dataset takes seconds, in which SIGTERM must be heard.
         tasks = await asyncio.to_thread(self._open_tasks, spec.taskset)
-        rewards = self._open_rewards(spec, tasks)
-        self._opened = (wanted, tasks, rewards)
-        confined = await rewards.ready()
-        self._journal.event("tasks-opened", size=tasks.size, **confined)
-        return tasks, rewards
+        if spec.taskset is None:
+            raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
+        used = await asyncio.to_thread(taskset_used, spec.taskset, tasks)
+        opened = OpenTaskset(tasks, self._open_rewards(spec, tasks), used)
+        self._opened = (wanted, opened)
+        confined = await opened.rewards.ready()
+        self._journal.event("tasks-opened", size=tasks.size, digest=used.digest, **confined)
+        return opened
 
     async def _close(self) -> None:
         opened, self._opened = self._opened, None
         if opened is not None:
-            await opened[2].close()
+            await opened[1].rewards.close()
 
 
 def _check(spec: TrainingRunSpec) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from espalier.api.metric_names import STEP_REWARD, of_rewards, of_step
+from espalier.api.metric_names import STEP_REWARD, TOKENS_SAMPLED, of_rewards, of_step
 from espalier.api.run.group_filter import GroupFilter
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
@@ -156,6 +156,7 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
             "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
             "group/dropped": float(dropped),
             "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
+            TOKENS_SAMPLED: float(sum(len(c.token_ids) for c in completions)),
             "completion/truncated_fraction": fmean(c.truncated for c in completions),
         }
     )

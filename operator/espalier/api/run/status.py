@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from espalier.api.meta import METRICS_MOST, Condition, Metric, ObjectRef, Type, list_map
+from espalier.api.meta import METRICS_MOST, Condition, Digest, Metric, ObjectRef, Type, list_map
 from espalier.api.metric_names import MEASURED_MOST
 
 
@@ -21,6 +21,51 @@ class Progress(Type):
     percent: int = Field(default=0, ge=0, le=100, description="percent of the steps done.")
     estimated_remaining_seconds: int | None = Field(
         default=None, ge=0, description="estimatedRemainingSeconds at the present pace."
+    )
+
+
+class TasksetStatus(Type):
+    """The tasks of the latest step."""
+
+    digest: Digest = Field(
+        description="digest of the tasks in their order, their prompts and answers; of generated "
+        "ones of what generates them, the version of reasoning-gym included."
+    )
+    size: int = Field(ge=1, description="size is how many tasks there are.")
+    seed: int = Field(ge=0, description="seed of the tasks and of their order.")
+
+
+class Usage(Type):
+    """What a run has used, over restarts, rollbacks and suspensions."""
+
+    sampled_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="sampledTokens of the completions of committed steps: completion/tokens_total "
+        "of each, or what was trained on where a client does not report it.",
+        json_schema_extra={"format": "int64"},
+    )
+    trained_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="trainedTokens that the losses of committed steps ran over.",
+        json_schema_extra={"format": "int64"},
+    )
+    gpu_seconds: int = Field(
+        default=0,
+        ge=0,
+        description="gpuSeconds: seconds times the GPUs of the pods of trainer, rollouts and "
+        "runner, while the run has its turn; up to gpusSince.",
+        json_schema_extra={"format": "int64"},
+    )
+    gpus: int = Field(
+        default=0, ge=0, description="gpus that have counted to gpuSeconds since gpusSince."
+    )
+    gpus_since: str | None = Field(
+        default=None,
+        description="gpusSince is up to when gpuSeconds is counted; renewed every 60 s.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
     )
 
 
@@ -50,6 +95,23 @@ class TrainingRunStatus(Type):
         max_length=32,
         json_schema_extra={"format": "date-time"},
     )
+    active_seconds: int = Field(
+        default=0,
+        ge=0,
+        description="activeSeconds that the run has had its turn since startTime, up to "
+        "activeSince; not while suspended, paused or waiting for another run.",
+        json_schema_extra={"format": "int64"},
+    )
+    active_since: str | None = Field(
+        default=None,
+        description="activeSince is since when the run has its turn now; unset while it has not.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
+    )
+    taskset: TasksetStatus | None = Field(
+        default=None, description="taskset of the latest step, as driver Runner reports it."
+    )
+    usage: Usage | None = Field(default=None, description="usage that budget limits.")
     term: int = Field(default=0, ge=0, description="term of the head that the run trains under.")
     latest_checkpoint_ref: ObjectRef | None = Field(
         default=None, description="latestCheckpointRef is the newest Checkpoint of the run."

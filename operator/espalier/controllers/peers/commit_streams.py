@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from espalier.api.wire import Commit, Problem
+from espalier.api.wire import Commit, Problem, Tokens
 from espalier.backoff import Backoff
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.trainer_client import Trainer, TrainerError
@@ -35,11 +35,13 @@ ModelId = tuple[str, str]
 class Ledger:
     """The pending commits of one trainer, and the problems that it reports.
 
-    ``counted`` is the highest step by run identity; ``warnings`` are None until it was heard.
+    By run identity ``counted`` is the highest step, and ``tokens`` are those up to it; ``warnings``
+    are None until it was heard.
     """
 
     pending: list[Commit] = field(default_factory=list)
     counted: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, Tokens] = field(default_factory=dict)
     problem: Problem | None = None
     warnings: list[Problem] | None = None
 

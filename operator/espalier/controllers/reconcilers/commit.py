@@ -10,7 +10,7 @@ from espalier.api.wire import Commit
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.commit_streams import CommitStreams
-from espalier.core.checkpoints import commits, disposal
+from espalier.core.checkpoints import commits, disposal, run_tokens
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import ObjectKey
 
@@ -40,6 +40,8 @@ class CommitReconciler:
                 return HELD_SECONDS
             ledger.pending.pop(0)
             ledger.counted[commit.run] = max(ledger.counted.get(commit.run, 0), commit.run_step)
+            heard = ledger.tokens.get(commit.run, run_tokens.NONE)
+            ledger.tokens[commit.run] = run_tokens.most(heard, commit.run_tokens)
         self.enqueue(ObjectKey("TrainableModel", key.namespace, key.name))
         for run in self.lister.runs(key.namespace, key.name):
             self.enqueue(ObjectKey("TrainingRun", key.namespace, run.metadata.name))

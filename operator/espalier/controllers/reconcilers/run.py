@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
@@ -13,18 +13,20 @@ from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.observed.taskset_maps import Tasksets
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
+from espalier.core.checkpoints import run_tokens
 from espalier.core.checkpoints.commits import run_identity
+from espalier.core.gitowner import git_owner
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.names import runner_name
 from espalier.core.pods import pods
 from espalier.core.pods.pods import RUN_GENERATION, RUN_POD
-from espalier.core.run import idle
+from espalier.core.run import expiry, idle
 from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.run_view import RunView
 from espalier.kube.cluster import Cluster
-from espalier.kube.objects import ObjectKey
+from espalier.kube.objects import Body, ObjectKey
 
 RETRY_SECONDS = 1.0
 
@@ -59,15 +61,28 @@ class RunReconciler:
         asked = await self._ask(key, run)
         quiet, later = await self._quiet(run, model) if assigned else (None, None)
         view = self._view(run, model, assigned=assigned, trained=trained, tasks=tasks, quiet=quiet)
+        live = await self._live(run)
+        view = replace(view, owner=git_owner(live["metadata"]) if live is not None else None)
         decision = runs.decide(view, self.now())
         if model is not None:
             await self._drive(run, model, decision.runner)
         if await self.writer.write("TrainingRun", body, decision.status):
             before, after = run.status.conditions, decision.status.conditions
             await self.writer.announce("TrainingRun", body, before, after)
+        if decision.expired and live is not None and _generation(live) == run.metadata.generation:
+            await self.cluster.delete(key, uid=run.metadata.uid)
+            return None
         waits = (again, heard, looked, asked, later, decision.again_seconds)
         delays = [seconds for seconds in waits if seconds is not None]
         return min(delays, default=None)
+
+    async def _live(self, run: TrainingRun) -> Body | None:
+        """A run that has ended and may expire, as it is now, with who manages its fields."""
+        if run.spec.ttl_seconds_after_finished is None or expiry.finished(run) is None:
+            return None
+        return await self.cluster.get(
+            ObjectKey("TrainingRun", run.metadata.namespace, run.metadata.name)
+        )
 
     async def _assign(
         self, run: TrainingRun, owner: TrainableModel | None
@@ -148,7 +163,10 @@ class RunReconciler:
         namespace, name = run.metadata.namespace, run.metadata.name
         owner = run.spec.model_ref.name
         ledger = self.streams.ledger(namespace, owner)
-        rollouts = pods.live(self.lister.pods(namespace, "rollout", model=owner))
+        identity = run_identity(name, run.metadata.uid)
+        rollouts = self.lister.pods(namespace, "rollout", model=owner)
+        trainers = self.lister.pods(namespace, "trainer", model=owner)
+        runners = self._runner_pods(run)
         blockers, job = self.blockers, self._runner(run)
         return RunView(
             run=run,
@@ -159,10 +177,12 @@ class RunReconciler:
             assigned=assigned,
             problem=ledger.problem or self.trainers.refusal(namespace, owner),
             runner=job,
-            runner_pods=pods.with_blockers(self._runner_pods(run), blockers.of(namespace, "Pod")),
-            counted=ledger.counted.get(run_identity(name, run.metadata.uid), 0),
+            runner_pods=pods.with_blockers(runners, blockers.of(namespace, "Pod")),
+            counted=ledger.counted.get(identity, 0),
+            tokens=ledger.tokens.get(identity, run_tokens.NONE),
+            gpus=pods.gpus_in_use([*trainers, *rollouts, *runners]),
             trained=trained,
-            rollouts=sum(pod.started for pod in rollouts),
+            rollouts=sum(pod.started for pod in pods.live(rollouts)),
             pod=pod_fingerprint(run),
             tasks=tasks,
             blocker=blockers.of(namespace, "Job").get(job.uid) if job is not None else None,
@@ -183,3 +203,8 @@ class RunReconciler:
         elif action == "Delete":
             found = self.lister.job(key.namespace, key.name)
             await self.cluster.delete(key, uid=found.uid if found else None)
+
+
+def _generation(body: Body) -> int:
+    generation: int = body["metadata"].get("generation", 0)
+    return generation

@@ -16,6 +16,7 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef, decimal_string
 from espalier.api.wire import Commit
 from espalier.core import conditions
+from espalier.core.checkpoints import run_tokens, taskset_used
 from espalier.core.head import head_request
 from espalier.core.lineage import measurements
 from espalier.core.lineage.lineage import BASE_POINT, Lineage, Point, point, upto
@@ -208,7 +209,9 @@ def checkpoint_body(commit: Commit, namespace: str, parent: Point) -> dict[str, 
                 labels.METRICS_ANNOTATION: json.dumps(metrics),
                 labels.MEASURED_ANNOTATION: measurements.annotation(commit.measured),
                 labels.RUN_STEP_ANNOTATION: str(commit.run_step),
+                labels.RUN_TOKENS_ANNOTATION: run_tokens.annotation(commit.run_tokens),
                 labels.RUN_UID_ANNOTATION: run_uid(commit),
+                **taskset_used.annotated(commit),
             },
         },
         "spec": spec.wire(),

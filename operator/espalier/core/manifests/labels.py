@@ -30,4 +30,8 @@ METRICS_ANNOTATION = "espalier.dev/metrics"
 # What its step says of other Checkpoints: theirs are derived from it.
 MEASURED_ANNOTATION = "espalier.dev/measured"
 RUN_STEP_ANNOTATION = "espalier.dev/run-step"
+# The tokens of its run up to it (core/checkpoints/run_tokens.py).
+RUN_TOKENS_ANNOTATION = "espalier.dev/run-tokens"
+# The tasks of its step (core/checkpoints/taskset_used.py).
+TASKSET_ANNOTATION = "espalier.dev/taskset"
 RUN_UID_ANNOTATION = "espalier.dev/run-uid"

@@ -7,7 +7,7 @@ import json
 
 from espalier.api.run.rewards import modules
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.trainingrun import TrainingRun
+from espalier.api.trainingrun import RunnerSpec, TrainingRun
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
@@ -49,7 +49,8 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         },
         mounts=(_token(), *_tasks(run), *_modules(run)),
     )
-    template = run.spec.runner.template if run.spec.runner else None
+    runner = run.spec.runner or RunnerSpec()
+    template = runner.template
     pod = pod_spec(
         container,
         template,
@@ -60,7 +61,11 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         assigned_ids=settings.assigned_ids,
     )
     spec = job_spec(
-        pod, pod_metadata(labels, template), container="runner", retries=_RETRIES, seconds=None
+        pod,
+        pod_metadata(labels, template),
+        container="runner",
+        retries=_RETRIES if runner.backoff_limit is None else runner.backoff_limit,
+        seconds=None,
     )
     return child(
         "batch/v1",

@@ -8,7 +8,7 @@ from typing import Any
 
 from espalier.api.wire import Problem
 from espalier.core.manifests import labels
-from espalier.core.pods import endings
+from espalier.core.pods import endings, gpus
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.endings import OOM_KILLED
 
@@ -22,7 +22,7 @@ class Pod:
     ``message`` its termination message; ``copying`` how an init container failed; ``killed`` that
     the main container last ended for want of memory, and what to do about it; ``died`` how it last
     ended, ``ended`` when. ``mounted``: its volumes are there. ``outlived`` are the containers that
-    run on although the main one, of a Job, is over for good.
+    run on although the main one, of a Job, is over for good. ``gpus`` are given to it.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Pod:
     ended: str = ""
     mounted: bool = True
     outlived: tuple[str, ...] = ()
+    gpus: int = 0
 
     @property
     def told(self) -> Problem | None:
@@ -124,6 +125,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         mounted=_condition(status, "PodReadyToStartContainers").get("status") == "True"
         or bool(main.get("state", {}).keys() & {"running", "terminated"}),
         outlived=outlived,
+        gpus=gpus.held(body),
     )
 
 
@@ -142,6 +144,11 @@ def read_job(body: Mapping[str, Any]) -> JobState:
         suspended=bool(body.get("spec", {}).get("suspend")),
         pod=metadata.get("annotations", {}).get(RUN_POD, ""),
     )
+
+
+def gpus_in_use(pods: Iterable[Pod]) -> int:
+    """The GPUs of the pods that a node has set up and that have not ended."""
+    return sum(pod.gpus for pod in pods if pod.mounted and not pod.finished)
 
 
 def live(pods: Iterable[Pod]) -> list[Pod]:

@@ -7,7 +7,7 @@ Its optimizer steps are counted by the trainer over all branches and terms, so t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -16,12 +16,14 @@ from espalier.api.meta import ObjectRef
 from espalier.api.metric_names import is_measured
 from espalier.api.run.status import Applied, Progress, TrainingRunStatus
 from espalier.core import conditions
+from espalier.core.checkpoints import taskset_used
 from espalier.core.conditions import Finding
 from espalier.core.head import full_weights, head_request
 from espalier.core.lineage.lineage import run_step
 from espalier.core.pods import pods
-from espalier.core.run import idle
+from espalier.core.run import bounds, expiry, idle
 from espalier.core.run import turn as turns
+from espalier.core.run.bounds import Used
 from espalier.core.run.run_health import rollouts_healthy, step_findings
 from espalier.core.run.run_view import RunView
 from espalier.core.run.run_waits import (
@@ -45,18 +47,22 @@ RunnerAction = Literal["Keep", "Create", "Delete"]
 
 @dataclass(frozen=True)
 class RunDecision:
-    """The status to write, what to do with the runner's Job, and when to look again."""
+    """The status to write, what to do with the runner's Job, and when to look again.
+
+    ``expired``: the run itself is to be deleted.
+    """
 
     status: TrainingRunStatus
     runner: RunnerAction
     again_seconds: float | None = None
+    expired: bool = False
 
 
 @dataclass(frozen=True)
 class _Stage:
     """Where a run is; ``frees`` its runner, or ``drives`` with one, or leaves it alone.
 
-    ``idle`` is since when its trainer has not been needed.
+    ``idle`` is since when its trainer has not been needed. ``in_turn``: the model is its own.
     """
 
     triple: list[Finding]
@@ -65,6 +71,7 @@ class _Stage:
     frees: bool = False
     drives: bool = False
     idle: str | None = None
+    in_turn: bool = False
 
 
 def decide(view: RunView, now: str) -> RunDecision:
@@ -73,9 +80,15 @@ def decide(view: RunView, now: str) -> RunDecision:
     latest = _latest(view)
     step = max(old.step, view.counted, run_step(view.checkpoints[-1]) if view.checkpoints else 0)
     done = step >= run.spec.steps
-    stage = _stage(view, step, now)
+    spent = bounds.used(old, view.heard, now)
+    stage = _stage(view, step, now, spent)
     training = stage.triple[0].reason in (TRAINING, AWAITING_CLIENT)
+    started = old.start_time or (now if training or step else None)
+    runs, gpus = stage.in_turn and started is not None, view.gpus if stage.in_turn else 0
     action, again = _runner(view, stage, now)
+    left = expiry.expiry(run, view.owner, now)
+    if left is not None and left.due and left.kept:
+        stage, action = _kept(view, stage, left.kept)
     # Its own status may be a moment behind: until then the earlier step's counts.
     of_step = [m for m in latest.status.metrics if not is_measured(m.name)] if latest else []
     metrics = of_step or old.metrics
@@ -87,21 +100,39 @@ def decide(view: RunView, now: str) -> RunDecision:
         *step_findings(metrics, run, view.model),
         rollouts_healthy(view.model, view.rollouts),
     ]
+    active_seconds, active_since = bounds.clock(old, now, runs=runs)
     status = TrainingRunStatus(
         observed_generation=run.metadata.generation,
         step=step,
-        start_time=old.start_time or (now if training or step else None),
+        start_time=started,
         completion_time=(old.completion_time or now) if done else None,
         term=_term(view, latest),
         latest_checkpoint_ref=_latest_ref(latest) or old.latest_checkpoint_ref,
         applied=_applied(latest) or old.applied,
+        taskset=(taskset_used.recorded(latest) if latest else None) or old.taskset,
         metrics=metrics,
         progress=_progress(view.checkpoints, step, run.spec.steps),
+        active_seconds=active_seconds,
+        active_since=active_since,
+        usage=bounds.usage(old, spent, gpus, now),
         idle_since=stage.idle,
         woken_for=old.woken_for,
         conditions=conditions.settle(old.conditions, findings, run.metadata.generation, now),
     )
-    return RunDecision(status, action, again)
+    bound = bounds.look_again(run.spec, spent, gpus, runs=runs)
+    looks = (again, bound, left.wait if left is not None else None)
+    again = min((seconds for seconds in looks if seconds is not None), default=None)
+    return RunDecision(status, action, again, left is not None and left.due and not left.kept)
+
+
+def _kept(view: RunView, stage: _Stage, owner: str) -> tuple[_Stage, RunnerAction]:
+    """A run whose time is over and that Git would make again: only its runner's Job goes."""
+    found = stage.succeeded
+    kept = expiry.kept_message(owner)
+    # A failure is told by the message that it had before.
+    said = found.message if found.message.endswith(kept) else f"{found.message}. {kept}"
+    gone = view.runner is None or view.runner.terminating
+    return replace(stage, succeeded=replace(found, message=said)), "Keep" if gone else "Delete"
 
 
 def _tasks_ready(view: RunView) -> list[Finding]:
@@ -129,7 +160,7 @@ def _latest(view: RunView) -> Checkpoint | None:
     return newest if any(c.metadata.name == named for c in view.checkpoints) else None
 
 
-def _stage(view: RunView, step: int, now: str) -> _Stage:
+def _stage(view: RunView, step: int, now: str, spent: Used) -> _Stage:
     run = view.run
     unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
     if step >= run.spec.steps:
@@ -140,6 +171,10 @@ def _stage(view: RunView, step: int, now: str) -> _Stage:
     if run.spec.suspend:
         finding = Finding(SUSPENDED, "True", "Requested", "spec.suspend is true")
         return _Stage(conditions.ready(SUSPENDED, finding.message), finding, open_, frees=True)
+    if bound := bounds.reached(run.spec, spent):
+        lost = Finding(SUCCEEDED, "False", bound.reason, bound.text)
+        triple = conditions.stalled(bound.reason, bound.text)
+        return _Stage(triple, unsuspended, lost, frees=True)
     if failure := runner_failure(view):
         lost = Finding(SUCCEEDED, "False", failure.reason, failure.detail)
         triple = conditions.stalled(failure.reason, failure.detail)
@@ -168,9 +203,9 @@ def _in_turn(view: RunView, step: int, now: str, open_: Finding) -> _Stage:
     unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
     since = idle.since(view.run, view.model, view.quiet, now)
     if since is not None and unfit_model(view) is None:
-        return _Stage(_idle(view), unsuspended, open_, idle=since)
+        return _Stage(_idle(view), unsuspended, open_, idle=since, in_turn=True)
     triple, drives = advance(view, step)
-    return _Stage(triple, unsuspended, open_, drives=drives)
+    return _Stage(triple, unsuspended, open_, drives=drives, in_turn=True)
 
 
 def _idle(view: RunView) -> list[Finding]:

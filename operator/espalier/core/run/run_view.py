@@ -9,7 +9,9 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Problem
+from espalier.api.wire import Problem, Tokens
+from espalier.core.checkpoints import run_tokens
+from espalier.core.gitowner import GitOwner
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import JobState, Pod
 
@@ -25,6 +27,8 @@ class RunView:
     ``rollouts`` are the rollout pods that have started. ``pod`` is what of the run a runner's pod
     would be made of, ``tasks`` what is wrong with its ConfigMap, ``blocker`` why the runner's Job
     gets no pod. ``quiet`` are the seconds since the trainer's last call, None: not asked.
+    ``tokens`` are those of the commits heard of, ``gpus`` the GPUs of the pods that a run uses in
+    its turn. ``owner`` is who brings the run from Git, asked once it has ended and may expire.
     """
 
     run: TrainingRun
@@ -43,6 +47,15 @@ class RunView:
     tasks: str = ""
     blocker: Blocker | None = None
     quiet: float | None = None
+    tokens: Tokens = run_tokens.NONE
+    gpus: int = 0
+    owner: GitOwner | None = None
+
+    @property
+    def heard(self) -> Sequence[Tokens]:
+        """The counts of the run's tokens that there are: of its commits, and on its Checkpoints."""
+        on_last = [run_tokens.recorded(checkpoint) for checkpoint in self.checkpoints[-1:]]
+        return [self.tokens, *on_last]
 
     @property
     def driven(self) -> bool:

@@ -16,6 +16,7 @@ from espalier.core import conditions
 from espalier.core.checkpoints.commits import run_identity
 from espalier.core.head import head_request
 from espalier.core.lineage.lineage import Lineage, Point
+from espalier.core.run import bounds
 
 SUCCEEDED = "Succeeded"
 TASKS_READY = "TasksReady"
@@ -68,6 +69,7 @@ def _wants_to_train(run: TrainingRun) -> bool:
         or run.spec.suspend
         or run.status.step >= run.spec.steps
         or failure(run) is not None
+        or bounds.over(run)
         or _lacks_tasks(run)
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
+from espalier.api.metric_names import TOKENS_TRAINED
 from espalier.api.run.loss import Aggregation
 
 
@@ -147,7 +148,7 @@ METRICS = (
     Metric("loss:sum", "loss/sum", "The loss, summed over trained tokens.", lambda t: t.loss),
     Metric(
         "tokens:sum",
-        "tokens/trained",
+        TOKENS_TRAINED,
         "Output tokens that the loss ran over.",
         lambda t: float(t.tokens),
     ),

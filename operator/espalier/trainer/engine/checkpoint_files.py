@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import Commit
+from espalier.api.wire import Commit, TasksetUsed
 from espalier.core.names import MAIN, checkpoint_name
 from espalier.trainer.compute.adamw import Proposal, fresh_moments
 from espalier.trainer.compute.compute import Compute
@@ -56,6 +56,7 @@ class StepState(BaseModel):
     metrics: dict[str, float]
     measured: dict[str, dict[str, float]] = Field(default_factory=dict)
     cursor: dict[str, Any]
+    taskset: TasksetUsed | None = None
     optimizer_steps: int
 
     @property
@@ -221,6 +222,7 @@ def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Com
         loss=state.loss,
         metrics=state.metrics,
         measured=state.measured,
+        taskset=state.taskset,
         created=created,
     )
 

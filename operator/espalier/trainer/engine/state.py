@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from espalier.api.meta import OptimizerState
 from espalier.api.wire import Assignment, Commit, OptimStepResult, Problem, TrainerState
+from espalier.core.checkpoints import run_tokens
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.compute.compute import Compute
@@ -138,6 +139,8 @@ class TrainingState:
         """Logs a checkpoint that is on the volume as the effect of an optimizer step."""
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         commit = checkpoint_files.commit_of(stored, step, len(self.commits) + 1, now)
+        taken = run_tokens.of_run([*self.commits, commit], commit.run)
+        commit = commit.model_copy(update={"run_tokens": taken})
         result = OptimStepResult(
             step=step.step,
             checkpoint_id=step.name,

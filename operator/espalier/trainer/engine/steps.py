@@ -119,5 +119,6 @@ def _next_step(state: TrainingState, request: OptimStepRequest, proposal: Propos
         metrics=request.metrics | measured | rewards,
         measured=figures(tally, request.measured, state.model),
         cursor=request.cursor,
+        taskset=request.taskset,
         optimizer_steps=proposal.moments.steps,
     )
