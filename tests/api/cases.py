@@ -126,6 +126,30 @@ GOOD = {
     "run of a loss by sequence": edited(
         RUN, "spec.loss", {"name": "gspo", "clipLow": "0.9", "clipHigh": "1.1"}
     ),
+    "run with trackers": edited(
+        RUN,
+        "spec.tracking",
+        {
+            "project": "sums",
+            "runName": "grpo, third try",
+            "wandb": {
+                **{"apiKeySecretRef": {"name": "wandb", "key": "api-key"}, "entity": "team"},
+                "baseURL": "https://wandb.example",
+            },
+            "mlflow": {
+                **{"trackingURI": "http://mlflow:5000"},
+                "tokenSecretRef": {"name": "mlflow", "key": "token"},
+            },
+            "tensorBoard": {"claimName": "boards"},
+        },
+    ),
+    "run with W&B offline": edited(RUN, "spec.tracking", {"wandb": {"mode": "Offline"}}),
+    "run that keeps tokens": edited(
+        RUN, "spec.rolloutLog", {"includeTokens": "Sampled", "redactPatterns": [r"[\w.]+@[\w.]+"]}
+    ),
+    "run held when log-probs differ": edited(
+        CLIENT_RUN, "spec.logprobs", {"mismatchKLThreshold": "5e-3", "onMisaligned": "Pause"}
+    ),
     "run with the longest name": named(RUN, "9" * 50),
     "head that tracks": HEAD,
     "head that tracks and still names a checkpoint": edited(
@@ -247,6 +271,34 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "filter of a client's groups": (
         *(CLIENT_RUN, "spec.groupFilter", {"zeroVariance": "Keep"}),
         *("spec.groupFilter", "groupFilter belongs to driver Runner"),
+    ),
+    "rollout log of a client": (
+        *(CLIENT_RUN, "spec.rolloutLog", {"groupsPerStep": 2}),
+        *("spec.rolloutLog", "rolloutLog belongs to driver Runner"),
+    ),
+    "trackers of a client": (
+        *(CLIENT_RUN, "spec.tracking", {"mlflow": {"trackingURI": "http://mlflow:5000"}}),
+        *("spec.tracking", "tracking belongs to driver Runner"),
+    ),
+    "no tracker": (
+        *(RUN, "spec.tracking", {"project": "sums"}, "spec.tracking"),
+        "set wandb, mlflow or tensorBoard",
+    ),
+    "W&B without its key": (
+        *(RUN, "spec.tracking", {"wandb": {"entity": "team"}}),
+        *("spec.tracking.wandb.apiKeySecretRef", "mode Online needs apiKeySecretRef"),
+    ),
+    "a password in the address of MLflow": (
+        *(RUN, "spec.tracking", {"mlflow": {"trackingURI": "http://me:secret@mlflow:5000"}}),
+        *("spec.tracking.mlflow.trackingURI", "without a user"),
+    ),
+    "no rollout of a step": (
+        *(RUN, "spec.rolloutLog", {"groupsPerStep": 0}),
+        *("spec.rolloutLog.groupsPerStep", "greater than or equal to 1"),
+    ),
+    "a mismatch of nothing": (
+        *(RUN, "spec.logprobs", {"mismatchKLThreshold": "0"}),
+        *("spec.logprobs.mismatchKLThreshold", "must be a quoted decimal above 0"),
     ),
     "stops of a client's answers": (
         *(CLIENT_RUN, "spec.sampling", {"stop": ["x"]}),

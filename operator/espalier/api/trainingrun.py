@@ -17,19 +17,29 @@ from espalier.api.meta import (
 )
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.run.advantage import Advantage
+from espalier.api.run.alignment import LogprobAlignment
 from espalier.api.run.checkpoint_policy import CheckpointPolicy
 from espalier.api.run.group_filter import GroupFilter
 from espalier.api.run.loss import Loss
 from espalier.api.run.optimizer import Optimizer
+from espalier.api.run.rollout_log import RolloutLog
 from espalier.api.run.sampling import Sampling
 from espalier.api.run.status import TrainingRunStatus
 from espalier.api.run.taskset import Taskset
+from espalier.api.run.tracking import Tracking
 
 
 class RunnerSpec(Type):
     """How the runner's pod runs."""
 
     template: PodTemplate | None = Field(default=None, description="template of the runner's pod.")
+
+
+# What the runner does and a client's script does itself, by field.
+_OF_RUNNER = {
+    "rolloutLog": "a client's script says with each step what it keeps",
+    "tracking": "a client's script reports by its own trackers, such as those of a Fit",
+}
 
 
 def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
@@ -46,6 +56,15 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
             unless=f"has(before.{field})",
         )
         for field in ("groupsPerStep", "groupFilter")
+    ]
+    found["x-kubernetes-validations"] += [
+        newly(
+            f"{client} || !has(self.{field})",
+            f"{field} belongs to driver Runner: {remedy}",
+            f".{field}",
+            unless=f"has(before.{field})",
+        )
+        for field, remedy in _OF_RUNNER.items()
     ]
     found["x-kubernetes-validations"].append(
         newly(
@@ -131,6 +150,21 @@ class TrainingRunSpec(Type):
         description="checkpoint says which of the run's Checkpoints are kept: those that any of "
         "its rules names, and always what heads, forks or resuming need. Every one if unset. "
         "Whether their bytes go as well says the model's deletionPolicy.",
+    )
+    rollout_log: RolloutLog | None = Field(
+        default=None,
+        description="rolloutLog of driver Runner says which rollouts a step keeps beside its "
+        "checkpoint; all of them, without tokens, if unset.",
+    )
+    tracking: Tracking | None = Field(
+        default=None,
+        description="tracking of driver Runner shows the run in W&B, MLflow or TensorBoard.",
+    )
+    logprobs: LogprobAlignment = Field(
+        default_factory=LogprobAlignment,
+        description="logprobs says how far the log-probs of trainer and sampler may be apart, and "
+        "what happens beyond.",
+        json_schema_extra=without_default,
     )
     runner: RunnerSpec | None = Field(
         default=None, description="runner says how the pod of driver Runner runs."
