@@ -596,3 +596,14 @@ async def test_a_run_that_drops_cut_completions_says_so_when_no_other_group_teac
         await bench.drive(BRIEF)
     assert raised.value.problem.remedy.startswith("Raise sampling.maxTokens")
     assert bench.gateway.kinds() == []
+
+
+async def test_a_step_keeps_the_rollouts_that_the_run_asks_for(bench: Bench) -> None:
+    log = {"groupsPerStep": 1, "everySteps": 2, "includeTokens": "Sampled"}
+    bench.gateway.spec |= {"rolloutLog": log}
+    await bench.drive()
+    first, second, third = bench.gateway.bodies("optim-step")
+    assert [len(step["rollouts"]) for step in (first, second, third)] == [0, 4, 0]
+    assert [step["keep_rollouts"] for step in (first, second, third)] == [False, True, False]
+    row = second["rollouts"][0]
+    assert len(row["token_ids"]) == len(row["logprobs"]) == row["tokens"]

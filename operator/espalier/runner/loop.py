@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from espalier.api.meta import decimal
 from espalier.api.run.taskset import Taskset
@@ -32,7 +32,8 @@ from espalier.core.checkpoints.commits import run_identity
 from espalier.core.names import parse_checkpoint_name
 from espalier.runner.group_sampling import Skipped, sample_groups
 from espalier.runner.journal import Journal
-from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records, uninformative
+from espalier.runner.rewards import Group, kept, measured, metrics, payloads, uninformative
+from espalier.runner.rollout_log import kept as kept_rollouts
 from espalier.runner.run_end import UserError
 from espalier.runner.scoring.on_error import told
 from espalier.runner.scoring.scorer import Scorer
@@ -241,7 +242,7 @@ class Loop:
                 metrics=seen,
                 measured=_of_sampled(state, attempt),
                 cursor={"run_step": step, "next_task": step * spec.groups_per_step},
-                rollouts=records(attempt.groups, trained),
+                **asdict(kept_rollouts(spec.rollout_log, attempt.groups, trained, step)),
             ),
             term=state.term,
         )

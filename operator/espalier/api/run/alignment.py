@@ -20,6 +20,6 @@ class LogprobAlignment(Type):
     )
     on_misaligned: Literal["Warn", "Pause"] = Field(
         default="Warn",
-        description="onMisaligned says whether a run above the threshold goes on (Warn), or is held "
-        "until the threshold is raised or this is Warn (Pause).",
+        description="onMisaligned says whether a run above the threshold goes on (Warn), or is "
+        "held until the threshold is raised or this is Warn (Pause).",
     )

@@ -18,8 +18,8 @@ class RolloutLog(Type):
         default=4,
         ge=1,
         le=64,
-        description="groupsPerStep is how many groups of a step are kept whole, drawn by the step's "
-        "number.",
+        description="groupsPerStep is how many groups of a step are kept whole, drawn by the "
+        "number of the step.",
     )
     every_steps: int = Field(
         default=1,
@@ -32,14 +32,14 @@ class RolloutLog(Type):
         description="includeTokens is Sampled to keep the sampled tokens, their texts and the "
         "sampler's log-probs as well, at most 4096 tokens of a completion.",
     )
-    redact_patterns: (
-        list[Annotated[str, Field(min_length=1, max_length=PATTERN_CHARS)]] | None
-    ) = Field(
-        default=None,
-        description="redactPatterns are regular expressions of Python; what they match in prompts "
-        "and completions is kept as [redacted], and no tokens of such a rollout are. What is "
-        "trained on stays as it was.",
-        min_length=1,
-        max_length=16,
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    redact_patterns: list[Annotated[str, Field(min_length=1, max_length=PATTERN_CHARS)]] | None = (
+        Field(
+            default=None,
+            description="redactPatterns are regular expressions of Python; what they match in prompts "
+            "and completions is kept as [redacted], and no tokens of such a rollout are. What is "
+            "trained on stays as it was.",
+            min_length=1,
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        )
     )
