@@ -7,7 +7,9 @@ from typing import Literal
 import pytest
 
 from espalier.api.run.group_filter import GroupFilter
+from espalier.api.run.taskset import Taskset
 from espalier.client import Completion
+from espalier.runner.answers import answered
 from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
 from espalier.runner.run_end import UserError
 from espalier.runner.scorer_spec import Failure
@@ -84,7 +86,12 @@ def test_metrics_are_over_everything_sampled() -> None:
         "rollout/scorer_errors_timeout": 1,
         "group/zero_variance_fraction": pytest.approx(2 / 3),
         "group/dropped": 2,
+        "group/all_pass_fraction": 0.5,
+        "group/all_fail_fraction": 0,
+        "rollout/response_tokens/mean": 1.5,
+        "rollout/response_tokens/max": 2,
         "completion/tokens_mean": 1.5,
+        "completion/unscored_fraction": pytest.approx(1 / 6),
         "completion/truncated_fraction": pytest.approx(1 / 3),
     }
 
@@ -163,3 +170,15 @@ def test_rewards_without_signal_name_the_likely_remedy(one: Group, remedy: str) 
     detail, named = uninformative([one], rounds=20)
     assert remedy in named
     assert "in 20 rounds every group" in detail
+
+
+def test_completions_without_an_answer_are_counted_as_the_taskset_extracts() -> None:
+    def told(mode: str) -> dict[str, float]:
+        source = {"seed": 1, "configMap": {"name": "tasks"}, "answerExtraction": mode}
+        return answered([group(0, 1)], Taskset.model_validate(source))
+
+    # Both are "text n".
+    assert told("AnswerTag") == {"completion/no_answer_fraction": 1.0}
+    assert told("LastNumber") == {"completion/no_answer_fraction": 0.0}
+    assert told("Whole") == {"completion/no_answer_fraction": 0.0}
+    assert answered([], None) == {}

@@ -30,6 +30,7 @@ from espalier.client import (
 )
 from espalier.core.checkpoints.commits import run_identity
 from espalier.core.names import parse_checkpoint_name
+from espalier.runner.answers import answered
 from espalier.runner.group_sampling import Skipped, sample_groups
 from espalier.runner.journal import Journal
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads, uninformative
@@ -192,6 +193,7 @@ class Loop:
             raise _without_signal(attempt)
         else:
             seen = metrics(attempt.groups, len(attempt.groups), len(attempt.skipped))
+            seen |= answered(attempt.groups, spec.taskset)
             self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
         # Not before: a step that fails again and again is one wait.
         self._waiting.over()
@@ -234,6 +236,7 @@ class Loop:
         backward = time.monotonic()
         dropped = len(attempt.groups) - len(trained)
         seen = metrics(attempt.groups, dropped, len(attempt.skipped))
+        seen |= answered(attempt.groups, spec.taskset)
         step = state.run_step + 1
         committed = await self._client.optim_step(
             OptimStepRequest(

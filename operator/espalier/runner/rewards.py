@@ -15,7 +15,7 @@ from espalier.api.metric_names import STEP_REWARD, of_rewards, of_step
 from espalier.api.run.group_filter import GroupFilter
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
-from espalier.loop.batch import TOLERANCE
+from espalier.loop.sample_metrics import TOLERANCE, of_groups, of_lengths
 from espalier.runner.scorer_spec import Cause
 from espalier.runner.scoring.on_error import REMEDY, counted
 from espalier.runner.task_protocol import Score, Task
@@ -115,15 +115,19 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
     completions = [completion for group in groups for completion in group.completions]
     failed = counted(score for group in groups for score in group.scores)
     causes = {f"{ERRORS}_{_METRIC[cause]}": float(n) for cause, n in sorted(failed.items())}
+    lengths = [len(completion.token_ids) for completion in completions]
     return (
         asked
         | rewards
         | causes
+        | of_groups([group.rewards for group in groups if group.scored])
+        | of_lengths(lengths)
         | {
             ERRORS: float(failed.total()),
             "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
             "group/dropped": float(dropped),
-            "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
+            "completion/tokens_mean": fmean(lengths),
+            "completion/unscored_fraction": 1 - sum(len(g.rewards) for g in groups) / len(lengths),
             "completion/truncated_fraction": fmean(c.truncated for c in completions),
         }
     )

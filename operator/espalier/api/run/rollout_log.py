@@ -35,9 +35,9 @@ class RolloutLog(Type):
     redact_patterns: list[Annotated[str, Field(min_length=1, max_length=PATTERN_CHARS)]] | None = (
         Field(
             default=None,
-            description="redactPatterns are regular expressions of Python; what they match in prompts "
-            "and completions is kept as [redacted], and no tokens of such a rollout are. What is "
-            "trained on stays as it was.",
+            description="redactPatterns are regular expressions of Python; what they match in "
+            "prompts and completions is kept as [redacted], and no tokens of such a rollout are. "
+            "What is trained on stays as it was.",
             min_length=1,
             max_length=16,
             json_schema_extra={"x-kubernetes-list-type": "atomic"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -14,7 +14,7 @@ _URL = r"^https?://[^\s@/]+(/\S*)?$"
 _URL_MESSAGE = "must be a URL with http or https and without a user, such as http://mlflow:5000"
 
 
-def _url(field: str) -> dict[str, object]:
+def _url(field: str) -> dict[str, Any]:
     return cel((f"self.matches(r'{_URL}')", f"{field} {_URL_MESSAGE}"))
 
 

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from espalier.gateway.context import Services
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.world.turn import is_paused, live_term
+from espalier.gateway.world.turn import is_paused, live_term, misaligned
 from espalier.gateway.world.world import Id
 
 
@@ -38,6 +38,6 @@ class Runs:
                 "spec": run.spec.wire(),
                 "term": live_term(snapshot, model),
                 "suspended": bool(run.spec.suspend),
-                "paused": is_paused(snapshot, model),
+                "paused": is_paused(snapshot, model) or bool(misaligned(run)),
             }
         )
