@@ -36,6 +36,7 @@ from espalier.runner.journal import Journal
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads, uninformative
 from espalier.runner.rollout_log import kept as kept_rollouts
 from espalier.runner.run_end import UserError
+from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.scoring.on_error import told
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
@@ -83,6 +84,7 @@ class Loop:
         journal: where events go.
         waiting: paces and bounds every wait.
         mounted: what of a taskset's files this process finds (``TaskFile.mounted``); None: all.
+        trackers: told of every step that was taken.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Loop:
         journal: Journal,
         waiting: Waiting,
         mounted: str | None = None,
+        trackers: RunTrackers | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._client = client
@@ -105,6 +108,7 @@ class Loop:
         self._waiting = waiting
         self._mounted = mounted
         self._limits = limits or Limits()
+        self._trackers = trackers or RunTrackers(journal, run)
         self._opened: tuple[Taskset, Tasks, Scorer] | None = None
         self._attempt = _Attempt((0, 0, ""))
 
@@ -121,6 +125,7 @@ class Loop:
                 pass
         finally:
             await self._close()
+            await asyncio.to_thread(self._trackers.finish)
 
     async def _turn(self) -> bool:
         """One step, or one wait for what hinders it. True when there is nothing more to do."""
@@ -181,6 +186,7 @@ class Loop:
 
     async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
         _check(spec)
+        self._trackers.open(spec, state.run.rpartition("/")[2])
         position = (state.term, state.run_step, state.digest)
         if self._attempt.position != position:
             self._attempt = _Attempt(position)
@@ -223,7 +229,7 @@ class Loop:
     ) -> None:
         started = time.monotonic()
         loss, learning_rate = spec.recipe
-        await self._client.forward_backward(
+        gradients = await self._client.forward_backward(
             ForwardBackwardRequest(
                 inputs=list(payloads(trained)),
                 group_size=len(trained[0].completions),
@@ -236,7 +242,7 @@ class Loop:
         backward = time.monotonic()
         dropped = len(attempt.groups) - len(trained)
         seen = metrics(attempt.groups, dropped, len(attempt.skipped))
-        seen |= answered(attempt.groups, spec.taskset)
+        seen |= answered(attempt.groups, spec.taskset) | self._trackers.metrics()
         step = state.run_step + 1
         committed = await self._client.optim_step(
             OptimStepRequest(
@@ -260,6 +266,7 @@ class Loop:
             train_seconds=round(backward - started, 3),
             commit_seconds=round(time.monotonic() - backward, 3),
         )
+        self._trackers.step(spec, state.run.rpartition("/")[2], step, gradients.metrics | seen)
 
     async def _tasks(self, spec: Taskset | None) -> tuple[Tasks, Scorer]:
         if self._opened is not None and self._opened[0] == spec:
