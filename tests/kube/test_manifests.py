@@ -29,7 +29,7 @@ from espalier.core.manifests.collector import collector_job
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.installation import ChildSettings, HubSettings
 from espalier.core.manifests.intent import is_current
-from espalier.core.manifests.runner import runner_job
+from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
 from espalier.sampler import flags
@@ -170,6 +170,39 @@ def test_tasks_of_a_claim_are_read_from_their_own_directory_alone() -> None:
     assert environment(job)["ESPALIER_TASKS_MOUNTED"] == "claim/data/gsm8k/main"
     volume = {"name": "tasks", "persistentVolumeClaim": {"claimName": "data"}}
     assert volume in pod_of(job)["volumes"]
+
+
+TRACKING: dict[str, Any] = {
+    "wandb": {"apiKeySecretRef": {"name": "team.wandb", "key": "api-key"}},
+    "mlflow": {
+        **{"trackingURI": "http://mlflow:5000"},
+        "tokenSecretRef": {"name": "mlflow", "key": "token"},
+    },
+    "tensorBoard": {"claimName": "boards"},
+}
+
+
+def test_the_runner_gets_the_keys_of_its_trackers_by_reference() -> None:
+    spec = runner_job(run_of(tracking=TRACKING), model_of(), SETTINGS)["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    env = {entry["name"]: entry for entry in container["env"]}
+    assert env["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"] == {
+        **{"name": "team.wandb", "key": "api-key"}
+    }
+    assert env["MLFLOW_TRACKING_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "mlflow"
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    claim = volumes[mounts[env["ESPALIER_BOARDS"]["value"]]]["persistentVolumeClaim"]
+    assert claim == {"claimName": "boards"}
+
+
+def test_the_runner_is_made_anew_when_its_trackers_are_edited() -> None:
+    bare = runner_job(run_of(), model_of(), SETTINGS)["spec"]["template"]["spec"]
+    names = {entry["name"] for entry in bare["containers"][0]["env"]}
+    assert {"WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"} & names == set()
+    tracked = [{"wandb": {"mode": "Offline"}}, {"tensorBoard": {"claimName": "boards"}}]
+    made = {pod_fingerprint(run_of(tracking=tracking)) for tracking in (None, *tracked)}
+    assert len(made) == 3
 
 
 def test_an_image_copies_its_tasks_to_where_the_runner_reads_them() -> None:
