@@ -9,8 +9,9 @@ import pytest
 
 from espalier.api.run.rollout_log import RolloutLog
 from espalier.client import Completion
+from espalier.client.rollout import KEPT_TOKENS_MOST
 from espalier.runner.rewards import Group
-from espalier.runner.rollout_log import PATTERN_SECONDS, TOKENS_MOST, kept
+from espalier.runner.rollout_log import PATTERN_SECONDS, kept
 from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import Message, Score, Task
 
@@ -71,9 +72,9 @@ def test_tokens_are_kept_where_the_run_says_so_and_not_without_end() -> None:
     row = kept(log, groups(1, tokens=3), [], 1).rollouts[0]
     assert row["token_ids"] == [0, 1, 2]
     assert row["logprobs"] == [-0.1235] * 3
-    long = kept(log, groups(1, tokens=TOKENS_MOST + 5), [], 1).rollouts[0]
-    assert len(long["token_ids"]) == len(long["logprobs"]) == TOKENS_MOST
-    assert long["tokens"] == TOKENS_MOST + 5
+    long = kept(log, groups(1, tokens=KEPT_TOKENS_MOST + 5), [], 1).rollouts[0]
+    assert len(long["token_ids"]) == len(long["logprobs"]) == KEPT_TOKENS_MOST
+    assert long["tokens"] == KEPT_TOKENS_MOST + 5
 
 
 def redacted(text: str, *patterns: str) -> dict[str, Any]:

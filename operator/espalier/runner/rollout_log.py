@@ -10,16 +10,13 @@ from typing import Any
 import regex
 
 from espalier.api.run.rollout_log import RolloutLog
-from espalier.client.completion import Completion
+from espalier.client.rollout import tokens_of
 from espalier.runner.rewards import Group, records
 from espalier.runner.run_end import UserError
 
 REDACTED = "[redacted]"
-# Of one completion: a page of that many tokens is still read.
-TOKENS_MOST = 4096
 # For one pattern and one text. A model may write what a pattern backtracks on for hours.
 PATTERN_SECONDS = 0.2
-_DECIMALS = 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def kept(
     completions = [completion for group in chosen for completion in group.completions]
     rows = records(chosen, trained)
     if log.include_tokens == "Sampled":
-        rows = [row | _tokens(one) for row, one in zip(rows, completions, strict=True)]
+        rows = [row | tokens_of(one) for row, one in zip(rows, completions, strict=True)]
     patterns = _patterns(log.redact_patterns or [])
     return Kept([_redacted(row, patterns) for row in rows] if patterns else rows)
 
@@ -63,14 +60,6 @@ def _chosen(groups: Sequence[Group], count: int, step: int) -> list[Group]:
         return list(groups)
     places = random.Random(step).sample(range(len(groups)), count)
     return [groups[place] for place in sorted(places)]
-
-
-def _tokens(completion: Completion) -> dict[str, Any]:
-    """The first tokens; the trainer, which has the tokenizer, adds their texts."""
-    return {
-        "token_ids": list(completion.token_ids[:TOKENS_MOST]),
-        "logprobs": [round(value, _DECIMALS) for value in completion.logprobs[:TOKENS_MOST]],
-    }
 
 
 def _patterns(texts: Sequence[str]) -> list[regex.Pattern[str]]:
