@@ -42,8 +42,8 @@ OF_SAMPLES = {
     "rollout/failed": "Rollouts that did not complete. Client.",
     "rollout/timed_out": "Rollouts that ran out of time. Client.",
     "tracking/failed": "Calls of trackers that failed so far, where any did.",
-    "tracking/dropped": "Steps that a tracker was not told so far, because it was slow or could not "
-    "be started.",
+    "tracking/dropped": "Steps that a tracker was not told so far, because it was slow or could "
+    "not be started.",
 }
 OF_CHECKPOINT = {
     "reward/mean": "Mean reward of the samples that were drawn from this checkpoint.",

@@ -121,6 +121,26 @@ def test_a_tracker_whose_service_comes_up_later_is_started_then() -> None:
     assert delivery.told == (1, 0)
 
 
+def test_a_thread_that_comes_back_late_does_not_end_what_was_started_anew() -> None:
+    tracker = Hangs()
+    delivery = Delivery(tracker)
+    delivery.start({})
+    delivery.log(1, {})
+    assert tracker.called.wait(10)
+    late = delivery._thread
+    assert late is not None
+    delivery.end()
+    delivery.ended(time.monotonic())
+    delivery.start({"again": True})
+    tracker.let_go.set()
+    late.join(10)
+    assert "finish" not in tracker.told
+    delivery.log(2, {})
+    delivery.end()
+    delivery.ended(time.monotonic() + 10)
+    assert tracker.told[-2:] == [(2, {}), "finish"]
+
+
 def test_finish_twice_and_before_the_start_is_fine() -> None:
     tracker = Remembers()
     trackers = Trackers([tracker])

@@ -122,7 +122,11 @@ class Delivery:
             else:
                 with self._changed:
                     self._told.dropped += 1
-        self._call("finish", self._tracker.finish)
+        with self._changed:
+            mine_still = self._thread in (mine, None)
+        # One that hung, and comes back after it was given up and started anew, ends nothing.
+        if mine_still:
+            self._call("finish", self._tracker.finish)
 
     def _next(self, mine: threading.Thread) -> tuple[int, dict[str, float]] | None:
         """The next step, waited for; None when no more will come for this thread."""
