@@ -184,6 +184,11 @@ def test_a_run_id_that_cannot_name_a_run_is_refused(run_id: str, tmp_path: Path)
         ({"HF_TOKEN": "abc"}, {"HF_TOKEN": REDACTED}),
         ({"password": ["a", "b"]}, {"password": [REDACTED, REDACTED]}),
         ({"credentials": {"user": "me"}}, {"credentials": {"user": REDACTED}}),
+        # As a pod's template has its variables.
+        (
+            {"env": [{"name": "HUB_TOKEN", "value": "abc"}, {"name": "DEBUG", "value": "1"}]},
+            {"env": [{"name": REDACTED, "value": REDACTED}, {"name": "DEBUG", "value": "1"}]},
+        ),
         # Numbers are no secrets, and most settings with tokens in their names are numbers.
         ({"max_tokens": 64, "stopTokenIds": [1, 2]}, {"max_tokens": 64, "stopTokenIds": [1, 2]}),
         ({"loss": {"name": "ppo", "clip": 0.2}}, {"loss": {"name": "ppo", "clip": 0.2}}),
