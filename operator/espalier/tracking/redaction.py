@@ -49,7 +49,8 @@ def redacted(config: Any, known: Iterable[str] = ()) -> Any:
 def _of(value: Any, known: tuple[str, ...], *, secret: bool) -> Any:
     if isinstance(value, Mapping):
         # A variable of a pod's template: {name: API_KEY, value: …}.
-        secret = secret or _SECRET_NAME.search(str(value.get("name", ""))) is not None
+        named = str(value.get("name", "")) if "value" in value else ""
+        secret = secret or _SECRET_NAME.search(named) is not None
         return {
             _text(str(name), known): _of(
                 inner, known, secret=secret or _SECRET_NAME.search(str(name)) is not None
