@@ -20,15 +20,23 @@ OF_SAMPLES = {
     "rollout/reward/std": "Population standard deviation of these rewards.",
     "rollout/reward/min": "The lowest of these rewards.",
     "rollout/reward/max": "The highest of these rewards.",
-    "group/zero_variance_fraction": "Share of groups in which all rewards are equal. Runner.",
+    "group/zero_variance_fraction": "Share of groups in which all rewards are equal.",
     "async/staleness_steps/mean": "Steps by which groups were older than the weights that learnt "
     "from them; schedule Asynchronous alone.",
     "async/staleness_steps/max": "The oldest of these groups.",
+    "group/all_pass_fraction": "Share of the graded groups whose rewards are all 1 or more.",
+    "group/all_fail_fraction": "Share of the graded groups whose rewards are all 0 or less.",
     "group/dropped": "Groups that were not trained on, because their rewards are equal, or one of "
     "their answers could not be scored or was cut and the run drops such groups.",
     "group/excluded": "Groups left out whole because a rollout failed or timed out. Client.",
     "group/prompt_too_long": "Tasks that did not fit the context of the model. Runner, where it "
     "happened.",
+    "rollout/response_tokens/mean": "Mean number of sampled tokens of a rollout, all turns "
+    "together.",
+    "rollout/response_tokens/max": "The largest of these numbers.",
+    "completion/no_answer_fraction": "Share of completions in which `taskset.answerExtraction` "
+    "finds nothing. Runner.",
+    "completion/unscored_fraction": "Share of completions without a reward. Runner.",
     "completion/tokens_mean": "Mean number of tokens of a completion.",
     "completion/tokens_total": "Tokens of all completions that were sampled for the step: what "
     "`status.usage.sampledTokens` of the run counts.",
@@ -42,6 +50,9 @@ OF_SAMPLES = {
     "rollout/reward/<name>/errors": "Answers for which it could not be had, where that occurred.",
     "rollout/failed": "Rollouts that did not complete. Client.",
     "rollout/timed_out": "Rollouts that ran out of time. Client.",
+    "tracking/failed": "Calls of trackers that failed so far, where any did.",
+    "tracking/dropped": "Steps that a tracker was not told so far, because it was slow or could "
+    "not be started.",
 }
 OF_CHECKPOINT = {
     "reward/mean": "Mean reward of the samples that were drawn from this checkpoint.",

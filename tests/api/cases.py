@@ -187,6 +187,30 @@ GOOD = {
     "run that goes when it has ended": edited(RUN, "spec.ttlSecondsAfterFinished", 0),
     "run whose runner is never tried again": edited(RUN, "spec.runner", {"backoffLimit": 0}),
     "run with a warm-up alone": edited(RUN, "spec.learningRateSchedule", {"warmupSteps": 5}),
+    "run with trackers": edited(
+        RUN,
+        "spec.tracking",
+        {
+            "project": "sums",
+            "runName": "grpo, third try",
+            "wandb": {
+                **{"apiKeySecretRef": {"name": "wandb", "key": "api-key"}, "entity": "team"},
+                "baseURL": "https://wandb.example",
+            },
+            "mlflow": {
+                **{"trackingURI": "http://mlflow:5000"},
+                "tokenSecretRef": {"name": "mlflow", "key": "token"},
+            },
+            "tensorBoard": {"claimName": "boards"},
+        },
+    ),
+    "run with W&B offline": edited(RUN, "spec.tracking", {"wandb": {"mode": "Offline"}}),
+    "run that keeps tokens": edited(
+        RUN, "spec.rolloutLog", {"includeTokens": "Sampled", "redactPatterns": [r"[\w.]+@[\w.]+"]}
+    ),
+    "run held when log-probs differ": edited(
+        CLIENT_RUN, "spec.logprobs", {"mismatchKLThreshold": "5e-3", "onMisaligned": "Pause"}
+    ),
     "run with the longest name": named(RUN, "9" * 50),
     "head that tracks": HEAD,
     "head that tracks and still names a checkpoint": edited(
@@ -448,6 +472,33 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "a filter of before": (
         *(RUN, "spec.groupFilter", {"truncated": "Drop"}),
         *("spec.groupFilter.truncated", "not declared in schema"),
+    "rollout log of a client": (
+        *(CLIENT_RUN, "spec.rolloutLog", {"groupsPerStep": 2}),
+        *("spec.rolloutLog", "rolloutLog belongs to driver Runner"),
+    ),
+    "trackers of a client": (
+        *(CLIENT_RUN, "spec.tracking", {"mlflow": {"trackingURI": "http://mlflow:5000"}}),
+        *("spec.tracking", "tracking belongs to driver Runner"),
+    ),
+    "no tracker": (
+        *(RUN, "spec.tracking", {"project": "sums"}, "spec.tracking"),
+        "set wandb, mlflow or tensorBoard",
+    ),
+    "W&B without its key": (
+        *(RUN, "spec.tracking", {"wandb": {"entity": "team"}}),
+        *("spec.tracking.wandb.apiKeySecretRef", "mode Online needs apiKeySecretRef"),
+    ),
+    "a password in the address of MLflow": (
+        *(RUN, "spec.tracking", {"mlflow": {"trackingURI": "http://me:secret@mlflow:5000"}}),
+        *("spec.tracking.mlflow.trackingURI", "without a user"),
+    ),
+    "no rollout of a step": (
+        *(RUN, "spec.rolloutLog", {"groupsPerStep": 0}),
+        *("spec.rolloutLog.groupsPerStep", "greater than or equal to 1"),
+    ),
+    "a mismatch of nothing": (
+        *(RUN, "spec.logprobs", {"mismatchKLThreshold": "0"}),
+        *("spec.logprobs.mismatchKLThreshold", "must be a quoted decimal above 0"),
     ),
     "stops of a client's answers": (
         *(CLIENT_RUN, "spec.sampling", {"stop": ["x"]}),

@@ -84,6 +84,51 @@ def test_rollouts_are_read_from_the_volume_of_this_machine(commands: Commands) -
     assert "+1.000  1 + 1?" in commands("rollouts", "show", "arith-000001").output
 
 
+def keep(commands: Commands, number: int, *rows: dict[str, Any]) -> None:
+    """Lays rollouts beside a checkpoint of the tree, by its number."""
+    digest = manifests()[number]["spec"]["digest"]
+    place = commands.layout.volume("weights") / "checkpoints" / digest.replace(":", "-")
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "rollouts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+
+ROW = {"task": "sums/0", "prompt": [{"role": "user", "content": "1 + 1?"}], "reward": 1.0}
+
+
+def test_rollouts_are_written_as_a_page_beside_the_parents_answers(
+    commands: Commands, tmp_path: Path
+) -> None:
+    keep(commands, 0, ROW | {"completion": "It is 3"})
+    # A lone half of a character is no text that a file takes.
+    keep(commands, 1, ROW | {"completion": "It is 2"}, ROW | {"completion": "<b>\ud800"})
+    file = tmp_path / "page.html"
+    done = commands("rollouts", "show", "arith-000002", "--html", str(file))
+    assert (
+        done.output == f"wrote 2 rollouts of arith-000002 to {file}, compared with arith-000001\n"
+    )
+    page = file.read_text()
+    assert "It is <del>3</del><ins>2</ins>" in page
+    assert "&lt;b&gt;" in page and "<b>\ud800" not in page
+    assert "step 2 · of arith · branch main" in page
+
+
+def test_a_page_compares_with_the_checkpoint_that_is_named(
+    commands: Commands, tmp_path: Path
+) -> None:
+    keep(commands, 2, ROW | {"completion": "It is 2"})
+    file = tmp_path / "page.html"
+    show = ("rollouts", "show", "arith-000003")
+    # The parent keeps none, which is no failure; a checkpoint that was asked for is.
+    assert "compared" not in commands(*show, "--html", str(file)).output
+    assert "cannot read" in commands(*show, "--html", str(file), "--against", "arith-000001").output
+    keep(commands, 0, ROW | {"completion": "It is 9"})
+    commands(*show, "--html", str(file), "--against", "arith-000001")
+    assert "changes since arith-000001" in file.read_text()
+    assert "Give --html" in commands(*show, "--against", "arith-000001").output
+    missing = str(tmp_path / "no" / "page.html")
+    assert "cannot write" in commands(*show, "--html", missing).output
+
+
 @pytest.mark.parametrize(
     "edit",
     [

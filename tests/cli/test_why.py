@@ -65,6 +65,12 @@ BUSY = ("Ready", "Unknown", "ModelBusy", "TrainingRun first trains arith; waits 
             "run is held, and goes on when the head is not pinned with onPin Pause",
         ),
         (
+            [("Suspended", "True", "LogprobsMisaligned", "policy/mismatch_kl is 0.02")],
+            2,
+            "run is held, and goes on once logprobs.mismatchKLThreshold is raised or onMisaligned "
+            "is Warn: policy/mismatch_kl is 0.02",
+        ),
+        (
             [("Ready", "True", "Training", "step 1 of 3")],
             2,
             "run waits for nothing: it trains (step 1 of 3).",

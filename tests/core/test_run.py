@@ -362,7 +362,7 @@ def test_progress_tells_the_time_left_at_the_pace_of_late() -> None:
         ),
         (
             {"group/zero_variance_fraction": "1", "logprob/difference_mean": "0.2"},
-            "False/RewardsEqual",
+            "False/ZeroVarianceGroups",
             "False/Diverged",
         ),
     ],
@@ -548,3 +548,87 @@ def test_a_fork_drops_adams_state_at_its_origin_only(
     assert wanted is not None
     assert wanted.optimizer_state == told
     assert wanted.base_name == ("f-000005" if own_steps else "m-000003")
+
+
+EQUAL = {"group/zero_variance_fraction": "1"}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason", "said"),
+    [
+        (EQUAL | {"group/all_fail_fraction": "0.95"}, "AllFailed", "choose easier tasks"),
+        (EQUAL | {"group/all_pass_fraction": "1"}, "AllPassed", "choose harder tasks"),
+        (
+            EQUAL | {"group/all_fail_fraction": "1", "completion/no_answer_fraction": "0.97"},
+            "NoAnswers",
+            "taskset.answerExtraction finds no answer in 97% of the completions",
+        ),
+        # Cut answers lack what is looked for, and fail: the cut is the cause.
+        (
+            EQUAL
+            | {"group/all_fail_fraction": "1", "completion/no_answer_fraction": "1"}
+            | {"completion/truncated_fraction": "0.9"},
+            "Truncating",
+            "90% of the completions were cut off: raise sampling.maxTokens",
+        ),
+        # Right answers may ramble on to the limit.
+        (
+            EQUAL | {"group/all_pass_fraction": "1", "completion/truncated_fraction": "1"},
+            "AllPassed",
+            "choose harder tasks",
+        ),
+        (EQUAL, "ZeroVarianceGroups", "Choose easier or harder tasks"),
+        # Without a reward a group is not one of equal rewards, and teaches as little.
+        (
+            {"group/zero_variance_fraction": "0", "completion/unscored_fraction": "0.8"},
+            "RewardErrors",
+            "80% of the completions could not be scored",
+        ),
+    ],
+)
+def test_rewards_that_teach_nothing_name_their_cause(
+    metrics: dict[str, str], reason: str, said: str
+) -> None:
+    found = find(decided(metrics).status.conditions, "RewardsInformative")
+    assert found is not None
+    assert (found.status, found.reason) == ("False", reason)
+    assert said in found.message
+
+
+def decided(metrics: dict[str, str], **spec: Any) -> RunDecision:
+    """About a run whose latest step has these metrics."""
+    shown = [{"name": name, "value": value} for name, value in metrics.items()]
+    return runs.decide(view(run=run(status={"metrics": shown}, **spec)), NOW)
+
+
+def test_a_high_mismatch_is_told_with_its_figure_and_the_threshold() -> None:
+    apart = {"policy/mismatch_kl": "0.02", "logprob/difference_mean": "1e-5"}
+    decision = decided(apart)
+    found = find(decision.status.conditions, "LogprobsAligned")
+    assert found is not None
+    assert (found.status, found.reason) == ("False", "HighMismatch")
+    assert "policy/mismatch_kl is 0.02, logprobs.mismatchKLThreshold 0.01: " in found.message
+    # Warn: it trains on.
+    assert said(decision, "Ready") == "True/Training"
+    assert said(decided(apart, logprobs={"mismatchKLThreshold": "0.03"}), "LogprobsAligned") == (
+        "True/Aligned"
+    )
+    assert said(decided({"policy/mismatch_kl": "0.01"}), "LogprobsAligned") == "Unknown/NotMeasured"
+
+
+def test_a_run_that_shall_pause_is_held_until_threshold_or_policy_let_it_go() -> None:
+    apart = {"policy/mismatch_kl": "0.02"}
+    held = decided(apart, logprobs={"onMisaligned": "Pause"})
+    assert said(held, "Ready") == "True/LogprobsMisaligned"
+    assert said(held, "Suspended") == "True/LogprobsMisaligned"
+    assert held.runner == "Delete"
+    found = find(held.status.conditions, "Suspended")
+    assert found is not None
+    assert "raise the threshold or set Warn" in found.message
+    for lets_go in (
+        {"onMisaligned": "Warn"},
+        {"onMisaligned": "Pause", "mismatchKLThreshold": "0.02"},
+    ):
+        assert said(decided(apart, logprobs=lets_go), "Ready") == "True/Training"
+    # Before any step nothing is known, and nothing held.
+    assert said(decided({}, logprobs={"onMisaligned": "Pause"}), "Ready") == "True/Training"

@@ -195,6 +195,31 @@ async def test_a_head_that_pauses_is_a_409(gateway: Gateway, upstream: Start) ->
     assert not trainer.requests
 
 
+async def test_a_run_that_is_held_for_its_log_probs_is_a_409_until_it_is_edited(
+    gateway: Gateway, upstream: Start
+) -> None:
+    trainer = await upstream(commit)
+    model = training(gateway, trainer.port)
+    spec = {"modelRef": {"name": model.name}, "driver": "Client", "steps": 20}
+    told = {
+        **{"type": "Suspended", "status": "True", "reason": "LogprobsMisaligned"},
+        **{"message": "policy/mismatch_kl is 0.02", "observedGeneration": 1},
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    status = {"conditions": [told]}
+    gateway.world.put("TrainingRun", "first", metadata={"generation": 1}, spec=spec, status=status)
+    reply = await gateway.post(STEP, {})
+    assert "policy/mismatch_kl is 0.02" in (await reply.json())["detail"]
+    assert await refused(reply) == (409, "LogprobsMisaligned")
+    path = f"/v1/runs/{gateway.users.namespace}/first"
+    assert (await (await gateway.get(path)).json())["paused"] is True
+    assert not trainer.requests
+    # Edited, and the operator has not looked yet: it may be what lets the run go.
+    gateway.world.put("TrainingRun", "first", metadata={"generation": 2}, spec=spec, status=status)
+    assert (await (await gateway.get(path)).json())["paused"] is False
+    assert (await gateway.post(STEP, {})).status == 200
+
+
 async def test_training_needs_update_on_the_active_run(gateway: Gateway, upstream: Start) -> None:
     trainer = await upstream(commit)
     training(gateway, trainer.port)

@@ -191,6 +191,39 @@ def test_tasks_of_a_claim_are_read_from_their_own_directory_alone() -> None:
     assert volume in pod_of(job)["volumes"]
 
 
+TRACKING: dict[str, Any] = {
+    "wandb": {"apiKeySecretRef": {"name": "team.wandb", "key": "api-key"}},
+    "mlflow": {
+        **{"trackingURI": "http://mlflow:5000"},
+        "tokenSecretRef": {"name": "mlflow", "key": "token"},
+    },
+    "tensorBoard": {"claimName": "boards"},
+}
+
+
+def test_the_runner_gets_the_keys_of_its_trackers_by_reference() -> None:
+    spec = runner_job(run_of(tracking=TRACKING), model_of(), SETTINGS)["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    env = {entry["name"]: entry for entry in container["env"]}
+    assert env["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"] == {
+        **{"name": "team.wandb", "key": "api-key"}
+    }
+    assert env["MLFLOW_TRACKING_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "mlflow"
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    claim = volumes[mounts[env["ESPALIER_BOARDS"]["value"]]]["persistentVolumeClaim"]
+    assert claim == {"claimName": "boards"}
+
+
+def test_the_runner_is_made_anew_when_its_trackers_are_edited() -> None:
+    bare = runner_job(run_of(), model_of(), SETTINGS)["spec"]["template"]["spec"]
+    names = {entry["name"] for entry in bare["containers"][0]["env"]}
+    assert {"WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"} & names == set()
+    tracked = [{"wandb": {"mode": "Offline"}}, {"tensorBoard": {"claimName": "boards"}}]
+    made = {pod_fingerprint(run_of(tracking=tracking)) for tracking in (None, *tracked)}
+    assert len(made) == 3
+
+
 def test_an_image_copies_its_tasks_to_where_the_runner_reads_them() -> None:
     source = {"reference": "registry.example/tasks:1", "path": "train.jsonl"}
     job = runner_job(run_of(taskset={"seed": 1, "image": source}), model_of(), SETTINGS)

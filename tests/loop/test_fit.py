@@ -244,7 +244,7 @@ async def test_a_tracker_that_fails_warns_and_stops_nothing(
     file = JsonLines(tmp_path / "metrics.jsonl")
     async with client(url) as trainer:
         fit = Fit(trainer, TASKS, repeat, config(), trackers=[Broken(), file])
-        with pytest.warns(TrackerWarning, match=r"Broken.log failed: ConnectionError: no route"):
+        with pytest.warns(TrackerWarning, match=r"Broken.start failed: ConnectionError: no route"):
             await fit.fit_async()
     assert gateway.kinds().count("optim-step") == 3
     steps = [
@@ -271,7 +271,7 @@ def steps_in(file: Path) -> list[int | None]:
 
 def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     assert len(track(["console", "file"], tmp_path)) == 2
-    with pytest.raises(ConfigurationError, match="wandbb; there are: console, file"):
+    with pytest.raises(ConfigurationError, match="wandbb; there are: console, file, wandb"):
         track(["wandbb"], tmp_path)
 
 

@@ -783,3 +783,14 @@ async def test_held_out_tasks_that_are_not_enough_end_the_run_with_the_remedy(
         await bench.drive()
     assert raised.value.problem.reason == "TasksetInvalid"
     assert "only 4 of 5 tasks differ" in raised.value.problem.detail
+
+
+async def test_a_step_keeps_the_rollouts_that_the_run_asks_for(bench: Bench) -> None:
+    log = {"groupsPerStep": 1, "everySteps": 2, "includeTokens": "Sampled"}
+    bench.gateway.spec |= {"rolloutLog": log}
+    await bench.drive()
+    first, second, third = bench.gateway.bodies("optim-step")
+    assert [len(step["rollouts"]) for step in (first, second, third)] == [0, 4, 0]
+    assert [step["keep_rollouts"] for step in (first, second, third)] == [False, True, False]
+    row = second["rollouts"][0]
+    assert len(row["token_ids"]) == len(row["logprobs"]) == row["tokens"]

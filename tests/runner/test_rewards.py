@@ -8,9 +8,11 @@ from typing import Literal
 import pytest
 
 from espalier.api.run.group_filter import GroupFilter
+from espalier.api.run.taskset import Taskset
 from espalier.client import Completion
 from espalier.rewards.figures import TASKSET, told
 from espalier.rewards.scored import Failed, Scored
+from espalier.runner.answers import answered
 from espalier.runner.rewards import Group, kept, metrics, payloads, records, uninformative
 from espalier.runner.task_protocol import Message, Task
 
@@ -108,8 +110,13 @@ def test_metrics_are_over_everything_sampled() -> None:
         "rollout/scorer_errors_timeout": 1,
         "group/zero_variance_fraction": pytest.approx(2 / 3),
         "group/dropped": 2,
+        "group/all_pass_fraction": 0.5,
+        "group/all_fail_fraction": 0,
+        "rollout/response_tokens/mean": 1.5,
+        "rollout/response_tokens/max": 2,
         "completion/tokens_mean": 1.5,
         "completion/tokens_total": 9.0,
+        "completion/unscored_fraction": pytest.approx(1 / 6),
         "completion/truncated_fraction": pytest.approx(1 / 3),
     }
 
@@ -180,3 +187,15 @@ def test_of_declared_rewards_it_is_not_said_that_1_is_the_best() -> None:
     parts = {"right": 0.5, "style": 0.5}
     one = replace(group(1, 1), scores=(Scored(1.0, parts), Scored(1.0, parts)))
     assert "which of rewards is always the same" in uninformative([one], rounds=20)[1]
+
+
+def test_completions_without_an_answer_are_counted_as_the_taskset_extracts() -> None:
+    def told(mode: str) -> dict[str, float]:
+        source = {"seed": 1, "configMap": {"name": "tasks"}, "answerExtraction": mode}
+        return answered([group(0, 1)], Taskset.model_validate(source))
+
+    # Both are "text n".
+    assert told("AnswerTag") == {"completion/no_answer_fraction": 1.0}
+    assert told("LastNumber") == {"completion/no_answer_fraction": 0.0}
+    assert told("Whole") == {"completion/no_answer_fraction": 0.0}
+    assert answered([], None) == {}

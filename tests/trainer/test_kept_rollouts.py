@@ -6,6 +6,7 @@ import json
 import uuid
 from typing import Any
 
+import pytest
 from tests.trainer import tiny
 
 from espalier.api.platform import TraceEnter, TraceExit
@@ -94,6 +95,26 @@ def test_rollouts_that_the_client_sends_are_kept_unchanged(engine: Engine) -> No
     rolled_out(engine, GOOD, reward=1.0)
     learn(engine, 1, GOOD)
     assert step(engine, 2, rollouts=[{"mine": 1}]) == [{"mine": 1}]
+
+
+def test_a_step_that_shall_keep_none_keeps_none(engine: Engine) -> None:
+    rolled_out(engine, GOOD, reward=1.0)
+    learn(engine, 1, GOOD)
+    assert step(engine, 2, keep_rollouts=False) == []
+
+
+def test_the_tokens_of_a_clients_record_get_their_texts(engine: Engine) -> None:
+    learn(engine, 1, TrajectoryPayload(samples=[SAMPLE], reward=1.0))
+    (row,) = step(engine, 2, rollouts=[{"token_ids": [8, 9, 8], "logprobs": [-1.0, -2.0, -1.5]}])
+    one, other = (engine.state.detokenizer.text([token], special=True) for token in (8, 9))
+    assert one
+    assert row["token_texts"] == [one, other, one]
+
+
+@pytest.mark.parametrize("ids", [[10**9], [-1], ["8"], [True], [8] * 5000, "8", None])
+def test_what_are_no_tokens_is_kept_as_it_is(engine: Engine, ids: Any) -> None:
+    learn(engine, 1, TrajectoryPayload(samples=[SAMPLE], reward=1.0))
+    assert step(engine, 2, rollouts=[{"token_ids": ids}]) == [{"token_ids": ids}]
 
 
 def test_gradients_that_were_dropped_taught_nothing(engine: Engine) -> None:

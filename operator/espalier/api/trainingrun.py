@@ -18,6 +18,7 @@ from espalier.api.meta import (
 )
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.run.advantage import Advantage
+from espalier.api.run.alignment import LogprobAlignment
 from espalier.api.run.budget import Budget
 from espalier.api.run.checkpoint_policy import CheckpointPolicy
 from espalier.api.run.evaluation import Evaluation
@@ -29,10 +30,12 @@ from espalier.api.run.off_policy_correction import OffPolicyCorrection
 from espalier.api.run.optimizer import Optimizer
 from espalier.api.run.overlong import LengthPenalty, Overlong
 from espalier.api.run.rewards import Aggregation, Rewards
+from espalier.api.run.rollout_log import RolloutLog
 from espalier.api.run.sampling import Sampling
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.status import TrainingRunStatus
 from espalier.api.run.taskset import Taskset
+from espalier.api.run.tracking import Tracking
 
 
 class RunnerSpec(Type):
@@ -46,6 +49,13 @@ class RunnerSpec(Type):
         description="backoffLimit is how often the runner is started again after it failed, before "
         "the run fails; 20 if unset. Eviction, preemption and the loss of a node do not count.",
     )
+
+
+# What the runner does and a client's script does itself, by field.
+_OF_RUNNER = {
+    "rolloutLog": "a client's script says with each step what it keeps",
+    "tracking": "a client's script reports by its own trackers, such as those of a Fit",
+}
 
 
 def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
@@ -71,6 +81,15 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
             "overlong",
             "lengthPenalty",
         )
+    ]
+    found["x-kubernetes-validations"] += [
+        newly(
+            f"{client} || !has(self.{field})",
+            f"{field} belongs to driver Runner: {remedy}",
+            f".{field}",
+            unless=f"has(before.{field})",
+        )
+        for field, remedy in _OF_RUNNER.items()
     ]
     found["x-kubernetes-validations"].append(
         newly(
@@ -237,6 +256,21 @@ class TrainingRunSpec(Type):
         description="ttlSecondsAfterFinished, after which the operator deletes a run that has "
         "succeeded or failed; of one that Argo CD or Flux brings from Git, and would make again, "
         "the runner's Job alone. Checkpoints stay. Never if unset.",
+    )
+    rollout_log: RolloutLog | None = Field(
+        default=None,
+        description="rolloutLog of driver Runner says which rollouts a step keeps beside its "
+        "checkpoint; all of them, without tokens, if unset.",
+    )
+    tracking: Tracking | None = Field(
+        default=None,
+        description="tracking of driver Runner shows the run in W&B, MLflow or TensorBoard.",
+    )
+    logprobs: LogprobAlignment = Field(
+        default_factory=LogprobAlignment,
+        description="logprobs says how far the log-probs of trainer and sampler may be apart, and "
+        "what happens beyond.",
+        json_schema_extra=without_default,
     )
     runner: RunnerSpec | None = Field(
         default=None, description="runner says how the pod of driver Runner runs."

@@ -225,7 +225,8 @@ class OptimStepRequest(Wire):
     """One AdamW step, its checkpoint and promotion. From ``grad_clip_norm`` on: ours, not HUD's.
 
     ``metrics`` are of the step; ``measured`` are of checkpoints of the model, by name: those that
-    were sampled for the step, or evaluated before it.
+    were sampled for the step, or evaluated before it. Where ``rollouts`` is empty the trainer keeps
+    those that it can make out itself, unless ``keep_rollouts`` is false.
     """
 
     learning_rate: Real = Field(gt=0)
@@ -239,6 +240,7 @@ class OptimStepRequest(Wire):
     cursor: Document = Field(default_factory=dict)
     rollouts: list[Document] = Field(default_factory=list)
     taskset: TasksetUsed | None = None
+    keep_rollouts: bool = True
 
 
 class OptimStepResult(Wire):

@@ -13,6 +13,7 @@ import typer
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.cli import checkpoint_export as files
+from espalier.cli import rollout_html
 from espalier.cli.compare_checkpoints import Between, between
 from espalier.cli.failure import CliError
 from espalier.cli.options import AsJson, Namespace, Token, Url, access, commands, kubectl, show
@@ -122,17 +123,30 @@ def show_rollouts(
     *,
     limit: Annotated[int, typer.Option(min=1, help="Rollouts to print.")] = 20,
     as_json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option(help="File to write all of them to, as a page to read.")
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="Checkpoint whose answers the page compares; the parent if empty.")
+    ] = "",
     namespace: Namespace = None,
 ) -> None:
-    """Print the rollouts that a checkpoint's step was trained on."""
-    rollouts = files.rollouts(kubectl(context, namespace), name)
-    if not rollouts:
+    """Print the rollouts that a checkpoint's step was trained on, or write them as a page."""
+    if against and html is None:
+        raise CliError("--against is for the page", "usage", "Give --html FILE as well")
+    cluster = kubectl(context, namespace)
+    found = files.rollouts(cluster, name)
+    if not found:
         raise CliError(
             f"{name} keeps no rollouts",
             "not_found",
-            "It was imported, or made by a trainer that kept none yet",
+            "It was imported, its run's rolloutLog keeps none of this step, or it was made by a "
+            "trainer that kept none yet",
         )
-    show(as_json, rollouts, "\n".join(described_rollout(row) for row in rollouts[:limit]))
+    if html is not None:
+        rollout_html.write(html, cluster, cluster.checkpoint(name), found, against)
+        return
+    show(as_json, found, "\n".join(described_rollout(row) for row in found[:limit]))
 
 
 def _described(checkpoint: Checkpoint) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from espalier.api.meta import Condition
 from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
+from espalier.core.run.alignment import MISALIGNED
 from espalier.core.run.run import SUSPENDED
 from espalier.core.run.run_waits import AWAITING_CLIENT
 from espalier.core.run.turn import SUCCEEDED
@@ -39,6 +40,8 @@ def _held(name: str, condition: Condition) -> str:
     how = f"and goes on with `espalier run resume {name}`"
     if condition.reason == "HeadPinned":
         how = "and goes on when the head is not pinned with onPin Pause"
+    if condition.reason == MISALIGNED:
+        how = "and goes on once logprobs.mismatchKLThreshold is raised or onMisaligned is Warn"
     return f"{name} is held, {how}: {condition.message}"
 
 

@@ -14,6 +14,9 @@ from espalier.client.errors import UntrainableError
 
 Status = Literal["completed", "error", "cancelled"]
 
+# Of one completion: a page of that many tokens is still read.
+KEPT_TOKENS_MOST = 4096
+
 
 @dataclass
 class Rollout:
@@ -33,6 +36,8 @@ class Rollout:
         error: why it failed, with the phase.
         metadata: for people; nothing depends on it.
         advantages: precomputed, by turn, one per output token; None where there is none.
+        keep_tokens: keep the tokens of the last turn beside the checkpoint as well, with their
+            log-probs, for the page of ``espalier rollouts show --html``.
     """
 
     task_id: str
@@ -46,6 +51,7 @@ class Rollout:
     error: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     advantages: dict[int, Any] = field(default_factory=dict)
+    keep_tokens: bool = False
     trace_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -100,6 +106,7 @@ class Rollout:
             "error": (self.hindrance or None) if not trained else None,
             "metadata": self.metadata or None,
             "trained": trained,
+            **(tokens_of(last) if self.keep_tokens and last is not None else {}),
         }
         return {name: _plain(value) for name, value in written.items() if value is not None}
 
@@ -126,6 +133,14 @@ class Rollout:
             trace_id=self.trace_id,
             group_id=self.group_id if grouped else None,
         )
+
+
+def tokens_of(turn: Completion) -> dict[str, Any]:
+    """The first tokens of a turn; the trainer, which has the tokenizer, adds their texts."""
+    return {
+        "token_ids": list(turn.token_ids[:KEPT_TOKENS_MOST]),
+        "logprobs": [round(value, 4) for value in turn.logprobs[:KEPT_TOKENS_MOST]],
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -11,9 +11,7 @@ from espalier.client.kept_rollouts import Trajectories
 from espalier.client.rollout import Rollout
 from espalier.core.names import BASE
 from espalier.loop.precomputed import Source, trajectories
-
-# Rewards closer than this are equal: some scorers sum floats.
-TOLERANCE = 1e-6
+from espalier.loop.sample_metrics import TOLERANCE, of_groups, of_lengths, zero_variance
 
 
 @dataclass
@@ -67,7 +65,9 @@ class Batch:
             seen["completion/tokens_mean"] = fmean(len(turn.token_ids) for turn in turns)
             seen[TOKENS_SAMPLED] = float(sum(len(turn.token_ids) for turn in turns))
             seen["completion/truncated_fraction"] = fmean(turn.truncated for turn in turns)
-        return seen
+        graded = [[r.reward for r in group if r.reward is not None] for group in self.whole]
+        lengths = [sum(len(turn.token_ids) for turn in r.turns) for r in rollouts if r.turns]
+        return seen | zero_variance(graded) | of_groups(graded) | of_lengths(lengths)
 
     def measured(self) -> dict[str, dict[str, float]]:
         """What the rewards of all graded rollouts say of each checkpoint that sampled them."""

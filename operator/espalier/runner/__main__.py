@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -98,4 +99,9 @@ if __name__ == "__main__":
             [sys.executable, "-m", "espalier.runner"],
             {**os.environ, HASH_SEED: "0"},
         )
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # Not sys.exit: a tracker's library may wait at the end of Python for a service that hangs, and
+    # what the run needs is done.
+    os._exit(code)

@@ -9,7 +9,7 @@ from typing import Any
 
 from espalier.api.run.group_filter import GroupFilter
 from espalier.client.completion import Completion
-from espalier.loop.batch import TOLERANCE
+from espalier.loop.sample_metrics import TOLERANCE
 from espalier.rewards.figures import counted
 from espalier.runner.rewards import Group, kept, uninformative
 

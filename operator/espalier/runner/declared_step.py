@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from espalier.api.run.schedule import Schedule as ScheduleSpec
+from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TasksetUsed, TrainerState
 from espalier.client import GatewayClient
@@ -16,10 +17,13 @@ from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Syn
 from espalier.loop.steps import Attempt
 from espalier.rewards import Rewards
 from espalier.rewards.figures import told
+from espalier.runner.answers import answered
 from espalier.runner.group_sampling import Outcome, Skipped, sample_groups
 from espalier.runner.journal import Journal
 from espalier.runner.objective import objective
-from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records
+from espalier.runner.rewards import Group, kept, measured, metrics, payloads
+from espalier.runner.rollout_log import kept as kept_rollouts
+from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.task_protocol import Tasks
 
 # What of a spec decides which groups may be trained on together.
@@ -60,6 +64,7 @@ class DeclaredStep:
         spec: of the run, as it is now.
         taskset: the run's, opened.
         journal: where scorers' failures are reported.
+        trackers: whose own metrics come with a step.
     """
 
     def __init__(
@@ -68,11 +73,13 @@ class DeclaredStep:
         spec: TrainingRunSpec,
         taskset: OpenTaskset,
         journal: Journal,
+        trackers: RunTrackers,
     ) -> None:
         self._client = client
         self._spec = spec
         self._taskset = taskset
         self._journal = journal
+        self._trackers = trackers
 
     def place(self, state: TrainerState, attempt: Attempt[Outcome]) -> Place:
         """The next ``groupsPerStep`` tasks, in their order, around and around.
@@ -130,14 +137,16 @@ class DeclaredStep:
     def step(self, state: TrainerState, attempt: Attempt[Outcome]) -> OptimStepRequest:
         """By the run's optimizer, with the figures and rollouts of everything sampled."""
         step = state.run_step + 1
-        groups = sampled(attempt.groups)
+        groups, log = sampled(attempt.groups), self._spec.rollout_log
         return OptimStepRequest(
             learning_rate=learning_rate_at(self._spec, step),
             **self._spec.optimizer.config(),
-            metrics=figures(attempt) | attempt.staleness_metrics(),
+            metrics=figures(attempt, self._spec.taskset)
+            | attempt.staleness_metrics()
+            | self._trackers.metrics(),
             measured=_measured(state, groups),
             cursor={"run_step": step, "next_task": step * self._spec.groups_per_step},
-            rollouts=records(groups, sampled(attempt.trained)),
+            **asdict(kept_rollouts(log, groups, sampled(attempt.trained), step)),
             taskset=self._taskset.used,
         )
 
@@ -147,11 +156,12 @@ def sampled(outcomes: Sequence[Outcome]) -> list[Group]:
     return [one for one in outcomes if isinstance(one, Group)]
 
 
-def figures(attempt: Attempt[Outcome]) -> dict[str, float]:
+def figures(attempt: Attempt[Outcome], taskset: Taskset | None) -> dict[str, float]:
     """The metrics of everything sampled so far."""
     groups = sampled(attempt.groups)
     dropped = len(groups) - len(attempt.trained)
-    return metrics(groups, dropped, len(attempt.groups) - len(groups))
+    seen = metrics(groups, dropped, len(attempt.groups) - len(groups))
+    return seen | answered(groups, taskset)
 
 
 def _measured(state: TrainerState, groups: Sequence[Group]) -> dict[str, dict[str, float]]:

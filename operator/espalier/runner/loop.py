@@ -39,6 +39,7 @@ from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.rewards import uninformative
 from espalier.runner.run_end import UserError
+from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.scored_by import ScoredBy
 from espalier.runner.task_protocol import Tasks
 from espalier.runner.taskset_digest import taskset_used
@@ -77,6 +78,7 @@ class Loop:
         waiting: paces and bounds every wait.
         mounted: what of a taskset's files this process finds (``TaskFile.mounted``); None: all.
         modules: those of rewards that this process finds, as ``<ConfigMap>/<key>``; None: all.
+        trackers: told of every step that was taken.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Loop:
         waiting: Waiting,
         mounted: str | None = None,
         modules: frozenset[str] | None = None,
+        trackers: RunTrackers | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._client = client
@@ -102,6 +105,7 @@ class Loop:
         self._waiting = waiting
         self._mounted = mounted
         self._modules = modules
+        self._trackers = trackers or RunTrackers(journal, run)
         self._limits = limits or Limits()
         self._opened: tuple[ScoredBy, OpenTaskset] | None = None
         self._scheduled: tuple[Schedule, Steps[Outcome]] | None = None
@@ -121,6 +125,7 @@ class Loop:
             await self._evaluations.close()
             if self._scheduled is not None:
                 await self._scheduled[1].close()
+            await asyncio.to_thread(self._trackers.finish)
             await self._close()
 
     async def _turn(self) -> bool:
@@ -182,19 +187,23 @@ class Loop:
 
     async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
         _check(spec)
+        uid = state.run.rpartition("/")[2]
+        self._trackers.open(spec, uid)
         taskset = await self._taskset(spec)
         steps = await self._steps(spec)
-        recipe = DeclaredStep(self._client, spec, taskset, self._journal)
+        recipe = DeclaredStep(self._client, spec, taskset, self._journal, self._trackers)
         taken = await steps.round(state, recipe)
         attempt = steps.attempt
         if taken is not None:
             self._report(taken, state.term)
+            seen = taken.attempt.metrics | taken.request.metrics
+            self._trackers.step(spec, uid, state.run_step + 1, seen)
             # Here, because a run that has taken its last step is not active any more.
             self._evaluations.start(spec, state.run_step + 1, taken.committed.checkpoint_id)
         elif attempt.rounds >= self._limits.rounds:
             raise _without_signal(attempt)
         else:
-            seen = figures(attempt)
+            seen = figures(attempt, spec.taskset)
             self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
         # Not before: a step that fails again and again is one wait.
         self._waiting.over()

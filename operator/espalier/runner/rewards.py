@@ -15,7 +15,7 @@ from espalier.api.metric_names import STEP_REWARD, TOKENS_SAMPLED, of_rewards, o
 from espalier.api.run.group_filter import GroupFilter
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
-from espalier.loop.batch import TOLERANCE
+from espalier.loop.sample_metrics import TOLERANCE, of_groups, of_lengths
 from espalier.rewards.failure import Cause
 from espalier.rewards.figures import TASKSET, by_reward, counted
 from espalier.rewards.scored import Scored
@@ -146,17 +146,21 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
     failed = counted(score for group in groups for score in group.scores)
     each = by_reward([score for group in groups for score in group.scores])
     causes = {f"{ERRORS}_{_METRIC[cause]}": float(n) for cause, n in sorted(failed.items())}
+    lengths = [len(completion.token_ids) for completion in completions]
     return (
         asked
         | rewards
         | {of_step(name): value for name, value in each.items()}
         | causes
+        | of_groups([group.rewards for group in groups if group.scored])
+        | of_lengths(lengths)
         | {
             ERRORS: float(failed.total()),
             "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
             "group/dropped": float(dropped),
-            "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
-            TOKENS_SAMPLED: float(sum(len(c.token_ids) for c in completions)),
+            "completion/tokens_mean": fmean(lengths),
+            TOKENS_SAMPLED: float(sum(lengths)),
+            "completion/unscored_fraction": 1 - sum(len(g.rewards) for g in groups) / len(lengths),
             "completion/truncated_fraction": fmean(c.truncated for c in completions),
         }
     )

@@ -1,119 +1,125 @@
-"""Where a fit reports to."""
+"""Several trackers as one, of which none can stop or slow a run, and trackers by name."""
 
 from __future__ import annotations
 
-import json
+import os
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from espalier.api.metric_names import STEP_REWARD
 from espalier.client.errors import ConfigurationError
+from espalier.tracking.console import Console
+from espalier.tracking.delivery import Delivery
+from espalier.tracking.files import JsonLines
+from espalier.tracking.mlflow_server import MLflow
+from espalier.tracking.redaction import redacted, secrets_of
+from espalier.tracking.tensorboard_events import TensorBoard
+from espalier.tracking.tracker import TrackedRun, Tracker
+from espalier.tracking.wandb_run import WeightsAndBiases
 
+__all__ = ["Tracker", "TrackerWarning", "Trackers", "track"]
 
-class Tracker(Protocol):
-    """Where a fit reports to. What it raises is a warning and stops no training."""
-
-    def start(self, config: Mapping[str, Any]) -> None:
-        """The whole configuration, at the start of each fit."""
-        ...
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of a step."""
-        ...
-
-    def finish(self) -> None:
-        """No more will come; may be called twice."""
-        ...
-
-
-class JsonLines:
-    """Writes the configuration and each step's metrics as lines of JSON; several fits go on."""
-
-    def __init__(self, path: Path) -> None:
-        # Opened here, so that a wrong path is known before anything is trained.
-        self._file = path.open("a")
-        self._path = path
-
-    def start(self, config: Mapping[str, Any]) -> None:
-        """First line of a fit: ``{"config": …}``."""
-        if self._file.closed:
-            self._file = self._path.open("a")
-        self._write({"config": config})
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A line: ``{"step": …, "metrics": …}``."""
-        self._write({"step": step, "metrics": dict(metrics)})
-
-    def finish(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+# For all trackers together, at the end of a run.
+FINISH_SECONDS = 30.0
+FAILED, DROPPED = "tracking/failed", "tracking/dropped"
 
 
 class TrackerWarning(UserWarning):
-    """A tracker failed; the fit goes on without what it was told."""
+    """A tracker failed or is slow; the run goes on without what it was told."""
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, TrackerWarning, stacklevel=4)
 
 
 class Trackers:
-    """Several trackers as one, of which none can stop a fit."""
+    """Several trackers as one.
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
+    Args:
+        trackers: each is told on a thread of its own.
+        warn: takes a sentence about a tracker that failed or is slow, on the caller's thread.
+        finish_seconds: that all trackers together may take to end.
+    """
 
-    def start(self, config: Mapping[str, Any]) -> None:
-        """See Tracker."""
-        self._each("start", lambda tracker: tracker.start(config))
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """See Tracker."""
-        self._each("log", lambda tracker: tracker.log(step, metrics))
-
-    def finish(self) -> None:
-        """See Tracker."""
-        self._each("finish", lambda tracker: tracker.finish())
-
-    def _each(self, what: str, tell: Callable[[Tracker], None]) -> None:
-        for tracker in self._trackers:
-            try:
-                tell(tracker)
-            except Exception as error:
-                name = type(tracker).__name__
-                message = f"{name}.{what} failed: {type(error).__name__}: {error}"
-                warnings.warn(message, TrackerWarning, stacklevel=4)
-
-
-class Console:
-    """Prints a line a step."""
+    def __init__(
+        self,
+        trackers: Sequence[Tracker],
+        *,
+        warn: Callable[[str], None] = _warn,
+        finish_seconds: float = FINISH_SECONDS,
+    ) -> None:
+        self._deliveries = [Delivery(tracker) for tracker in trackers]
+        self._warn = warn
+        self._seconds = finish_seconds
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Says nothing."""
+        """The whole configuration; secrets are taken out of it."""
+        clean = redacted(config, secrets_of(os.environ))
+        for delivery in self._deliveries:
+            delivery.start(clean)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Step, reward and loss."""
-        shown = [f"{name} {value:.3f}" for name, value in metrics.items() if name in _SHOWN]
-        print(f"step {step:4d}  " + "  ".join(shown), flush=True)
+        """The metrics of a step, and what trackers did not take, if anything."""
+        seen = {**metrics, **self.metrics()}
+        for delivery in self._deliveries:
+            delivery.log(step, seen)
+        self._tell()
 
     def finish(self) -> None:
-        """Says nothing."""
+        """Waits for the trackers, for a bounded time; twice is fine."""
+        ends = time.monotonic() + self._seconds
+        for delivery in self._deliveries:
+            delivery.end()
+        for delivery in self._deliveries:
+            delivery.ended(ends)
+        self._tell()
+
+    def metrics(self) -> dict[str, float]:
+        """Calls of trackers that failed and steps that they were not told, where there are any."""
+        told = [delivery.told for delivery in self._deliveries]
+        counts = {FAILED: sum(f for f, _ in told), DROPPED: sum(d for _, d in told)}
+        return {name: float(count) for name, count in counts.items() if count}
+
+    def _tell(self) -> None:
+        for delivery in self._deliveries:
+            for message in delivery.messages():
+                self._warn(message)
 
 
-_SHOWN = (STEP_REWARD, "loss:sum", "val/reward/mean", "group/excluded", "group/dropped")
+def track(
+    names: Sequence[str],
+    directory: Path,
+    *,
+    run_id: str = "",
+    project: str = "espalier",
+    run_name: str = "",
+) -> list[Tracker]:
+    """Trackers by name; those of others are set up by their own environment variables.
 
-
-def track(names: Sequence[str], directory: Path) -> list[Tracker]:
-    """Trackers by name.
+    Args:
+        names: console, file, wandb, mlflow, tensorboard.
+        directory: for what they write; TensorBoard reads ``<directory>/tensorboard``.
+        run_id: the same each time that the run is started again, so that it goes on in one place;
+            wandb, mlflow and tensorboard need it.
+        project: groups runs; MLflow calls it an experiment.
+        run_name: for people; the id if empty.
 
     Raises:
-        ConfigurationError: there is none of that name.
+        ConfigurationError: there is none of that name, its package is not installed, or it lacks a
+            setting.
     """
+
+    def run() -> TrackedRun:
+        return TrackedRun(run_id, project, run_name)
+
     known: dict[str, Callable[[], Tracker]] = {
         "console": Console,
         "file": lambda: JsonLines(directory / "metrics.jsonl"),
+        "wandb": lambda: WeightsAndBiases(run(), directory),
+        "mlflow": lambda: MLflow.from_environment(run(), os.environ),
+        "tensorboard": lambda: TensorBoard(run(), directory / "tensorboard"),
     }
     for name in names:
         if name not in known:

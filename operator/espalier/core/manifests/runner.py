@@ -12,11 +12,14 @@ from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels
-from espalier.core.manifests.pod import Container, Mount, Requests, pod_metadata, pod_spec
+from espalier.core.manifests.pod import Container, Mount, Requests, Variable, pod_metadata, pod_spec
 from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
 REWARDS_PATH = "/etc/espalier/rewards"
+# Of the trackers: where TensorBoard's claim is, and the variables that hold the keys of others.
+BOARDS_PATH = "/boards"
+WANDB_KEY, MLFLOW_TOKEN = "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"
 
 # The runner and its scoring worker, each with reasoning-gym loaded, and children that score.
 _REQUESTS = Requests("50m", "512Mi")
@@ -41,13 +44,15 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_GATEWAY_URL": settings.gateway_url,
             "ESPALIER_TOKEN_FILE": f"{_TOKEN_DIRECTORY}/token",
             "ESPALIER_TASKS_DIRECTORY": TASKS_PATH,
+            "ESPALIER_BOARDS": BOARDS_PATH,
             "ESPALIER_TASKS_MOUNTED": file.mounted if file is not None else "",
             "ESPALIER_REWARDS_DIRECTORY": REWARDS_PATH,
             "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
+            **_keys(run),
         },
-        mounts=(_token(), *_tasks(run), *_modules(run)),
+        mounts=(_token(), *_tasks(run), *_modules(run), *_boards(run)),
     )
     runner = run.spec.runner or RunnerSpec()
     template = runner.template
@@ -88,6 +93,8 @@ def pod_fingerprint(run: TrainingRun) -> str:
     made_of: dict[str, object] = {"configMap": tasks, "runner": runner.wire() if runner else {}}
     if found := modules(run.spec.rewards):
         made_of["modules"] = found
+    if run.spec.tracking is not None:
+        made_of["tracking"] = run.spec.tracking.wire()
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -99,6 +106,25 @@ def _token() -> Mount:
     }
     source = {"projected": {"sources": [{"serviceAccountToken": token}]}}
     return Mount("token", source, _TOKEN_DIRECTORY, read_only=True)
+
+
+def _keys(run: TrainingRun) -> dict[str, Variable]:
+    """The keys of trackers, by reference: neither the operator nor the spec holds one."""
+    tracking = run.spec.tracking
+    found = {
+        WANDB_KEY: tracking.wandb.api_key_secret_ref if tracking and tracking.wandb else None,
+        MLFLOW_TOKEN: tracking.mlflow.token_secret_ref if tracking and tracking.mlflow else None,
+    }
+    return {name: key for name, key in found.items() if key is not None}
+
+
+def _boards(run: TrainingRun) -> tuple[Mount, ...]:
+    """The claim that TensorBoard's files go to."""
+    tracking = run.spec.tracking
+    if tracking is None or tracking.tensor_board is None:
+        return ()
+    source: Manifest = {"persistentVolumeClaim": {"claimName": tracking.tensor_board.claim_name}}
+    return (Mount("boards", source, BOARDS_PATH),)
 
 
 def _tasks(run: TrainingRun) -> tuple[Mount, ...]:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.meta import ObjectRef
+from espalier.api.meta import Metric, ObjectRef
 from espalier.api.metric_names import is_measured
 from espalier.api.run.status import Applied, Progress, TrainingRunStatus
 from espalier.core import conditions
@@ -21,7 +21,7 @@ from espalier.core.conditions import Finding
 from espalier.core.head import full_weights, head_request
 from espalier.core.lineage.lineage import run_step
 from espalier.core.pods import pods
-from espalier.core.run import bounds, expiry, idle
+from espalier.core.run import alignment, bounds, expiry, idle
 from espalier.core.run import turn as turns
 from espalier.core.run.bounds import Used
 from espalier.core.run.run_health import rollouts_healthy, step_findings
@@ -80,8 +80,11 @@ def decide(view: RunView, now: str) -> RunDecision:
     latest = _latest(view)
     step = max(old.step, view.counted, run_step(view.checkpoints[-1]) if view.checkpoints else 0)
     done = step >= run.spec.steps
+    # Its own status may be a moment behind: until then the earlier step's counts.
+    of_step = [m for m in latest.status.metrics if not is_measured(m.name)] if latest else []
+    metrics = of_step or old.metrics
     spent = bounds.used(old, view.heard, now)
-    stage = _stage(view, step, now, spent)
+    stage = _stage(view, step, now, spent, metrics)
     training = stage.triple[0].reason in (TRAINING, AWAITING_CLIENT)
     started = old.start_time or (now if training or step else None)
     runs, gpus = stage.in_turn and started is not None, view.gpus if stage.in_turn else 0
@@ -89,9 +92,6 @@ def decide(view: RunView, now: str) -> RunDecision:
     left = expiry.expiry(run, view.owner, now)
     if left is not None and left.due and left.kept:
         stage, action = _kept(view, stage, left.kept)
-    # Its own status may be a moment behind: until then the earlier step's counts.
-    of_step = [m for m in latest.status.metrics if not is_measured(m.name)] if latest else []
-    metrics = of_step or old.metrics
     findings = [
         *stage.triple,
         stage.suspended,
@@ -160,7 +160,7 @@ def _latest(view: RunView) -> Checkpoint | None:
     return newest if any(c.metadata.name == named for c in view.checkpoints) else None
 
 
-def _stage(view: RunView, step: int, now: str, spent: Used) -> _Stage:
+def _stage(view: RunView, step: int, now: str, spent: Used, metrics: Sequence[Metric]) -> _Stage:
     run = view.run
     unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
     if step >= run.spec.steps:
@@ -181,6 +181,11 @@ def _stage(view: RunView, step: int, now: str, spent: Used) -> _Stage:
         return _Stage(triple, unsuspended, lost)
     if held := _without_turn(view, open_) or _held_by_head(view, open_):
         return held
+    if misaligned := alignment.held(run, metrics):
+        finding = Finding(SUSPENDED, "True", alignment.MISALIGNED, misaligned)
+        return _Stage(
+            conditions.ready(alignment.MISALIGNED, misaligned), finding, open_, frees=True
+        )
     return _in_turn(view, step, now, open_)
 
 

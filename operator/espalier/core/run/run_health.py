@@ -9,6 +9,7 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
 from espalier.core.conditions import Finding
+from espalier.core.run.alignment import HIGH_MISMATCH, mismatch
 
 REWARDS_INFORMATIVE = "RewardsInformative"
 LOGPROBS_ALIGNED = "LogprobsAligned"
@@ -17,6 +18,8 @@ ROLLOUTS_HEALTHY = "RolloutsHealthy"
 UNINFORMATIVE_FRACTION = 0.9
 # Above this share of completions that were cut off, that is what is wrong.
 MANY_CUT = 0.5
+_ALL_PASS = "group/all_pass_fraction"
+_SCORER = "see the event scorer-error in the runner's log, and taskset.onError"
 # No ratio reaches it where the sampler's distribution was cut: what is left became likelier.
 MOST_RATIO = 1.001
 # Mean absolute difference of trainer and sampler log-probs that the dtype explains.
@@ -50,6 +53,10 @@ def rollouts_healthy(model: TrainableModel | None, started: int) -> Finding:
 
 
 def _rewards(values: dict[str, float], run: TrainingRun, model: TrainableModel | None) -> Finding:
+    unscored = values.get("completion/unscored_fraction", 0.0)
+    if unscored > MANY_CUT:
+        message = f"{unscored:.0%} of the completions could not be scored: {_SCORER}"
+        return Finding(REWARDS_INFORMATIVE, "False", "RewardErrors", message)
     fraction = values.get("group/zero_variance_fraction")
     if fraction is None:
         return Finding(REWARDS_INFORMATIVE, "Unknown", "NotMeasured", "no step has reported it")
@@ -59,12 +66,31 @@ def _rewards(values: dict[str, float], run: TrainingRun, model: TrainableModel |
     if fraction < UNINFORMATIVE_FRACTION:
         message = f"{shown}. {cut}: {endless}" if truncated > MANY_CUT and endless else shown
         return Finding(REWARDS_INFORMATIVE, "True", "RewardsVary", message)
-    remedy = (
-        f"{cut}: {endless or 'raise sampling.maxTokens'}"
-        if truncated > MANY_CUT
-        else "choose easier or harder tasks, or raise groupSize"
-    )
-    return Finding(REWARDS_INFORMATIVE, "False", "RewardsEqual", f"{shown}. {remedy}")
+    reason, cause = _why_equal(values)
+    if truncated > MANY_CUT and values.get(_ALL_PASS, 0.0) < UNINFORMATIVE_FRACTION:
+        reason, cause = "Truncating", f"{cut}: {endless or 'raise sampling.maxTokens'}"
+    return Finding(REWARDS_INFORMATIVE, "False", reason, f"{shown}. {cause}")
+
+
+def _why_equal(values: dict[str, float]) -> tuple[str, str]:
+    """Reason and cause of equal rewards, with the remedy; not of completions that were cut."""
+    passed, failed = values.get(_ALL_PASS, 0.0), values.get("group/all_fail_fraction", 0.0)
+    if passed >= UNINFORMATIVE_FRACTION:
+        return "AllPassed", (
+            f"In {passed:.0%} every answer was right: choose harder tasks, the model has learnt "
+            "these"
+        )
+    lacking = values.get("completion/no_answer_fraction", 0.0)
+    if lacking > MANY_CUT:
+        return "NoAnswers", (
+            f"taskset.answerExtraction finds no answer in {lacking:.0%} of the completions: say in "
+            "taskset.promptTemplate how to answer, or extract in another way"
+        )
+    if failed >= UNINFORMATIVE_FRACTION:
+        return "AllFailed", (
+            f"In {failed:.0%} every answer was wrong: choose easier tasks, or raise groupSize"
+        )
+    return "ZeroVarianceGroups", "Choose easier or harder tasks, or raise groupSize"
 
 
 def _endless(run: TrainingRun, model: TrainableModel | None) -> str:
@@ -82,6 +108,9 @@ def _endless(run: TrainingRun, model: TrainableModel | None) -> str:
 
 
 def _logprobs(values: dict[str, float], run: TrainingRun, model: TrainableModel | None) -> Finding:
+    if shown := mismatch(values, run):
+        message = f"{shown}: {_cause(values, run.spec.driver)[1]}"
+        return Finding(LOGPROBS_ALIGNED, "False", HIGH_MISMATCH, message)
     difference = values.get("logprob/difference_mean")
     if difference is None or model is None:
         return Finding(LOGPROBS_ALIGNED, "Unknown", "NotMeasured", "no step has reported it")

@@ -7,7 +7,7 @@ from aiohttp import web
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.problems import RefusalError
-from espalier.gateway.world.turn import is_paused, live_term
+from espalier.gateway.world.turn import is_paused, live_term, misaligned
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
 
@@ -42,6 +42,6 @@ class RunRoutes:
                 "spec": run.spec.wire(),
                 "term": live_term(world, model),
                 "suspended": bool(run.spec.suspend),
-                "paused": is_paused(world, model),
+                "paused": is_paused(world, model) or bool(misaligned(run)),
             }
         )

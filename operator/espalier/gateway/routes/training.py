@@ -41,7 +41,7 @@ from espalier.gateway.problems import RefusalError, not_ready, with_remedy
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.world.pod_addresses import NotReadyReason, PodAddress, why_none_ready
-from espalier.gateway.world.turn import active_run, is_paused, live_term
+from espalier.gateway.world.turn import active_run, is_paused, live_term, misaligned
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import TRAINER, NamespacedName, ServedWorld
 from espalier.podclient import PodFaultError
@@ -165,6 +165,13 @@ class TrainingRoutes:
                 "HeadPinned",
                 f"the head of {model} is pinned, and onPin: Pause holds training",
                 "Set the head's spec.mode to Track, or spec.onPin to Branch",
+            )
+        if held := misaligned(run):
+            raise RefusalError(
+                409,
+                "LogprobsMisaligned",
+                f"TrainingRun {name} is held: {held}",
+                "Raise the run's logprobs.mismatchKLThreshold, or set logprobs.onMisaligned: Warn",
             )
 
     async def _pass_on(self, command: _Command, hold: Hold) -> _CommandAnswer:

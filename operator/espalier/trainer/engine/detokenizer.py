@@ -19,6 +19,8 @@ class Detokenizer:
 
     def __init__(self, store: CheckpointStore, base: str) -> None:
         self._store, self._base = store, base
+        # At most the vocabulary, of which a run uses a small part.
+        self._spelt: dict[int, str] = {}
 
     def text(self, tokens: Sequence[int], *, special: bool) -> str | None:
         """The text of tokens, with or without ``special`` ones such as the ends of turns."""
@@ -26,6 +28,20 @@ class Detokenizer:
             return None
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=not special)
         return text
+
+    def texts(self, tokens: Sequence[Any]) -> list[str] | None:
+        """The text of each token alone, special ones too; None for what are no tokens of it.
+
+        A character that several tokens make is shown as U+FFFD in each of them.
+        """
+        if self._tokenizer is None:
+            return None
+        known = range(len(self._tokenizer))
+        if not all(type(token) is int and token in known for token in tokens):
+            return None
+        for token in set(tokens) - self._spelt.keys():
+            self._spelt[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+        return [self._spelt[token] for token in tokens]
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -12,7 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espalier.api.platform import TraceRecord
-from espalier.api.wire import BackwardRequest, TrajectoryPayload, TrajectorySample
+from espalier.api.wire import (
+    BackwardRequest,
+    OptimStepRequest,
+    TrajectoryPayload,
+    TrajectorySample,
+)
 from espalier.trainer.engine.commands import held_forward, logged_request
 from espalier.trainer.engine.detokenizer import Detokenizer
 from espalier.trainer.engine.state import TrainingState
@@ -23,6 +28,26 @@ logger = logging.getLogger(__name__)
 
 # Keep the end of a prompt: the completion answers it.
 PROMPT_CHARS = 8000
+# Of one record whose tokens are spelt out; a client may name any number.
+TOKENS_MOST = 4096
+
+
+def of_step(state: TrainingState, request: OptimStepRequest) -> list[dict[str, Any]]:
+    """What is kept beside the checkpoint of a step: what its client gave, else what we know."""
+    if not request.keep_rollouts:
+        return []
+    if not request.rollouts:
+        return records(state)
+    return [_worded(state.detokenizer, rollout) for rollout in request.rollouts]
+
+
+def _worded(detokenizer: Detokenizer, rollout: dict[str, Any]) -> dict[str, Any]:
+    """A client's record; where it has ``token_ids``, with the text of each."""
+    ids = rollout.get("token_ids")
+    if not isinstance(ids, list) or len(ids) > TOKENS_MOST or "token_texts" in rollout:
+        return rollout
+    texts = detokenizer.texts(ids)
+    return rollout if texts is None else {**rollout, "token_texts": texts}
 
 
 def records(state: TrainingState) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def _commit(
     proposal: Proposal,
     step: StepState,
 ) -> Answer:
-    rollouts = request.rollouts or kept_rollouts.records(state)
+    rollouts = kept_rollouts.of_step(state, request)
     stored, created = checkpoint_files.write(
         state.store,
         state.compute,
