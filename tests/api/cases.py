@@ -472,6 +472,7 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "a filter of before": (
         *(RUN, "spec.groupFilter", {"truncated": "Drop"}),
         *("spec.groupFilter.truncated", "not declared in schema"),
+    ),
     "rollout log of a client": (
         *(CLIENT_RUN, "spec.rolloutLog", {"groupsPerStep": 2}),
         *("spec.rolloutLog", "rolloutLog belongs to driver Runner"),

@@ -83,7 +83,7 @@ def test_no_text_becomes_markup(text: str, place: str) -> None:
         logprobs=[-1.0],
         rewards={text: 1.0},
         metadata={text: text},
-        scorer_error={"cause": text},
+        scorer_errors=[{"cause": text}],
     )
     plain = [record(task=text)]
     made = page(
@@ -123,7 +123,7 @@ def test_a_rollout_shows_what_it_earned_and_how_it_ended() -> None:
     rows = [
         record(rewards={"correct": 1.0, "format": 0.5}, finish_reason="length"),
         record(completion="It is 8", reward=0.0, trained=False),
-        record(reward=None, scorer_error={"cause": "Timeout"}),
+        record(reward=None, scorer_errors=[{"cause": "Timeout"}]),
     ]
     said = Read(page("tiny-000001", rows, facts={"step": "3"})).text
     for part in ("step 3", "3 rollouts in 1 groups, 2 of them trained on", "mean reward 0.5"):
@@ -133,7 +133,7 @@ def test_a_rollout_shows_what_it_earned_and_how_it_ended() -> None:
     assert "reward − mean of the group +0.5" in said
     assert "reward − mean of the group -0.5" in said
     assert "not trained on" in said
-    assert 'scorer_error: {"cause": "Timeout"}' in said
+    assert 'scorer_errors: [{"cause": "Timeout"}]' in said
 
 
 def test_an_advantage_that_the_record_names_is_shown_instead_of_a_guess() -> None:

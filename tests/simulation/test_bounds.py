@@ -11,7 +11,7 @@ from tests.simulation.world import NAMESPACE, World, head_spec, model_spec, run_
 
 from espalier.core.gitowner import ARGO_TRACKING
 from espalier.core.names import runner_name
-from espalier.kube.objects import Body, Key
+from espalier.kube.objects import Body
 
 ONE_GPU = {"template": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}
 
@@ -158,7 +158,7 @@ def test_one_that_argo_cd_would_make_again_stays_without_its_job() -> None:
                 "spec": run_spec("tiny", 2, ttlSecondsAfterFinished=60),
             }
             await w.cluster.apply("TrainingRun", body, manager="argocd-controller")
-            w.laws.by_user(Key("TrainingRun", NAMESPACE, "digits"))
+            w.laws.by_user(ObjectKey("TrainingRun", NAMESPACE, "digits"))
             await w.until(lambda: w.succeeded("digits", 2), "it ends")
             assert w.get("Job", runner_name("digits")) != {}
             await w.rest(90, seconds=1)

@@ -144,7 +144,7 @@ def _facts(record: Record, mean: float | None) -> Iterable[tuple[str, str]]:
 
 def _notes(record: Record) -> str:
     notes = []
-    for name in ("error", "scorer_error", "tokens_left_out", "metadata"):
+    for name in ("error", "scorer_errors", "tokens_left_out", "metadata"):
         if value := record.get(name):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             notes.append(f'<p class="note">{shown(name)}: {shown(text[:2000])}</p>')

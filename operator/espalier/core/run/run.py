@@ -171,7 +171,19 @@ def _stage(view: RunView, step: int, now: str, spent: Used, metrics: Sequence[Me
     if run.spec.suspend:
         finding = Finding(SUSPENDED, "True", "Requested", "spec.suspend is true")
         return _Stage(conditions.ready(SUSPENDED, finding.message), finding, open_, frees=True)
-    if bound := bounds.reached(run.spec, spent):
+    return (
+        _failed(view, spent)
+        or _without_turn(view, open_)
+        or _held_by_head(view, open_)
+        or _held_by_alignment(view, metrics, open_)
+        or _in_turn(view, step, now, open_)
+    )
+
+
+def _failed(view: RunView, spent: Used) -> _Stage | None:
+    """That a bound of the run is reached, or its runner gave up."""
+    unsuspended = Finding(SUSPENDED, "False", "NotSuspended")
+    if bound := bounds.reached(view.run.spec, spent):
         lost = Finding(SUCCEEDED, "False", bound.reason, bound.text)
         triple = conditions.stalled(bound.reason, bound.text)
         return _Stage(triple, unsuspended, lost, frees=True)
@@ -179,14 +191,17 @@ def _stage(view: RunView, step: int, now: str, spent: Used, metrics: Sequence[Me
         lost = Finding(SUCCEEDED, "False", failure.reason, failure.detail)
         triple = conditions.stalled(failure.reason, failure.detail)
         return _Stage(triple, unsuspended, lost)
-    if held := _without_turn(view, open_) or _held_by_head(view, open_):
-        return held
-    if misaligned := alignment.held(run, metrics):
-        finding = Finding(SUSPENDED, "True", alignment.MISALIGNED, misaligned)
-        return _Stage(
-            conditions.ready(alignment.MISALIGNED, misaligned), finding, open_, frees=True
-        )
-    return _in_turn(view, step, now, open_)
+    return None
+
+
+def _held_by_alignment(view: RunView, metrics: Sequence[Metric], open_: Finding) -> _Stage | None:
+    """That the log-probs of trainer and sampler are too far apart to train on."""
+    misaligned = alignment.held(view.run, metrics)
+    if not misaligned:
+        return None
+    finding = Finding(SUSPENDED, "True", alignment.MISALIGNED, misaligned)
+    triple = conditions.ready(alignment.MISALIGNED, misaligned)
+    return _Stage(triple, finding, open_, frees=True)
 
 
 def _without_turn(view: RunView, open_: Finding) -> _Stage | None:
