@@ -412,6 +412,22 @@ async def test_a_pin_in_mid_step_holds_the_run_and_its_gradients_are_dropped_lat
     ]
 
 
+async def test_a_run_that_is_held_for_its_logprobs_in_mid_step_waits_for_the_edit(
+    bench: Bench,
+) -> None:
+    bench.gateway.paused_for = "LogprobsMisaligned"
+    bench.gateway.spec["steps"] = 1
+    bench.gateway.hooks["optim-step"] = lambda: _pause(bench.gateway, True)
+
+    def release() -> None:
+        bench.gateway.hooks["run"] = lambda: _pause(bench.gateway, False)
+
+    bench.gateway.hooks["run"] = release
+    await bench.drive()
+    assert bench.events("waiting")[0]["reason"] == "LogprobsMisaligned"
+    assert bench.gateway.run_step == 1
+
+
 async def test_edits_of_the_run_take_effect_at_the_next_step(bench: Bench) -> None:
     def edit() -> None:
         bench.gateway.spec |= {"learningRate": "5e-4", "groupSize": 2, "steps": 4}
