@@ -790,6 +790,28 @@ async def test_training_goes_on_while_an_evaluation_is_slow(bench: Bench) -> Non
     assert len(bench.gateway.evaluations) == 3
 
 
+async def test_an_evaluation_that_may_not_be_recorded_is_a_wait_and_is_begun_again(
+    bench: Bench,
+) -> None:
+    _half_held_out(bench.gateway, at=["End"])
+    bench.gateway.ends = False
+    bench.gateway.fail("evaluation", 403)
+    await bench.drive()
+    assert [wait["reason"] for wait in bench.events("waiting")] == ["Status403"]
+    assert [name for name, _ in bench.gateway.evaluations] == ["tiny-000003"]
+
+
+async def test_held_out_tasks_that_are_missing_in_mid_run_end_it_at_the_next_step(
+    bench: Bench,
+) -> None:
+    _half_held_out(bench.gateway, everySteps=1)
+    bench.gateway.spec["steps"] = 50
+    bench.gateway.spec["evaluation"][0]["taskset"]["size"] = 5
+    with pytest.raises(UserError, match="only 4 of 5 tasks differ"):
+        await bench.drive()
+    assert bench.gateway.run_step < 50
+
+
 async def test_held_out_tasks_that_are_not_enough_end_the_run_with_the_remedy(
     bench: Bench,
 ) -> None:
