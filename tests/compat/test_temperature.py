@@ -97,10 +97,10 @@ def taken(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[Gradient]:
     found: list[Gradient] = []
     propose = compute.propose
 
-    def proposed(values: Any) -> Any:
+    def proposed(*given: Any) -> Any:
         parameters = compute.policy.parameters.items()
         found.append({n: p.grad.clone() for n, p in parameters if p.grad is not None})
-        return propose(values)
+        return propose(*given)
 
     monkeypatch.setattr(compute, "propose", proposed)
     return found
