@@ -195,6 +195,30 @@ def test_no_rank_needs_to_have_work(pair: Pair, local: Compute) -> None:
     assert added.tally.tokens == len(batch[0].output)
 
 
+def test_a_reference_and_a_divided_step_are_those_of_one_rank(
+    pair: Pair, local: Compute, tmp_path: Path
+) -> None:
+    log = CommandLog(tmp_path)
+    request = tiny.forward_backward(
+        aggregation="SequenceMean", kl={"coefficient": 0.1, "reference": "Base"}
+    )
+    found = []
+    for compute in (local, pair.ranked):
+        command = gradient_command(compute, log, request)
+        assert isinstance(command, LossCommand)
+        assert command.reference is not None
+        added = command.run(compute)
+        step = compute.propose(tiny.optim_step(), added.tally.step_factor)
+        figures = added.tally.checkpoint_metrics()
+        found.append(
+            [step.gradient_norm, figures["policy/reference_kl"], figures["loss/sum"]]
+            + [value for row in compute.refer(command.reference).logprobs for value in row]
+        )
+        # Both passes are cut, on each rank.
+        assert len(added.cuts) == 2 * (1 if compute is local else 2)
+    assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-6)
+
+
 def test_ranks_use_the_cuts_of_a_logged_call(pair: Pair) -> None:
     batch = data(pair.policy)
     cuts = (Cut(1, checkpointing=False), Cut(30, checkpointing=True))
@@ -278,27 +302,3 @@ def test_a_users_mistake_keeps_its_exit_code(volume: Volume) -> None:
     launched = launch(volume, ESPALIER_DTYPE="float8")
     launched.communicate(timeout=READY_SECONDS)
     assert launched.returncode == 64
-
-
-def test_a_reference_and_a_divided_step_are_those_of_one_rank(
-    pair: Pair, local: Compute, tmp_path: Path
-) -> None:
-    log = CommandLog(tmp_path)
-    request = tiny.forward_backward(
-        aggregation="SequenceMean", kl={"coefficient": 0.1, "reference": "Base"}
-    )
-    found = []
-    for compute in (local, pair.ranked):
-        command = gradient_command(compute, log, request)
-        assert isinstance(command, LossCommand)
-        assert command.reference is not None
-        added = command.run(compute)
-        step = compute.propose(tiny.optim_step(), added.tally.step_factor)
-        figures = added.tally.checkpoint_metrics()
-        found.append(
-            [step.gradient_norm, figures["policy/reference_kl"], figures["loss/sum"]]
-            + [value for row in compute.refer(command.reference).logprobs for value in row]
-        )
-        # Both passes are cut, on each rank.
-        assert len(added.cuts) == 2 * (1 if compute is local else 2)
-    assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-6)
