@@ -19,7 +19,9 @@ from espalier.cli.options import (
     kubectl,
     show,
 )
-from espalier.cli.run_tasks import Declared, declared, opened
+from espalier.cli.run_tasks import Declared, declared, opened_or_played
+from espalier.environments.environment import Environment
+from espalier.runner.scorer_spec import Match
 from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import Tasks
 
@@ -51,11 +53,13 @@ def preview(
 ) -> None:
     """Print the first tasks of a run as they are asked, and what the scorer compares with."""
     cluster = kubectl(context, namespace)
-    found = opened(declared(cluster, run, file), cluster, tasks)
-    shown = [_shown(found, index) for index in range(min(count, found.size))]
-    content = {"size": found.size, "tasks": shown}
+    found = opened_or_played(declared(cluster, run, file), cluster, tasks)
+    content = asyncio.run(_preview(found, count))
+    shown = content["tasks"]
     text = "\n\n".join(map(_task_text, shown))
-    show(as_json, content, f"{text}\n\n{len(shown)} of {found.size} tasks")
+    show(
+        as_json, content, f"{text}\n\n{len(shown)} of {content['size']} tasks, {content['digest']}"
+    )
 
 
 @app.command("calibrate")
@@ -77,31 +81,49 @@ def calibrate_command(
     """Sample a run's first groups as the run would, and say whether it could learn from them."""
     cluster = kubectl(context, namespace)
     wanted = declared(cluster, run, file)
-    found = opened(wanted, cluster, tasks)
+    found = opened_or_played(wanted, cluster, tasks)
     slug = f"{wanted.namespace}/{wanted.run.spec.model_ref.name}"
     who = access(url, token)
     done = asyncio.run(_calibrate(who, slug, wanted, found, groups=groups, checkpoint=checkpoint))
     show(as_json, done.wire(), _calibration_text(done))
 
 
+async def _preview(tasks: Tasks | Environment, count: int) -> dict[str, Any]:
+    """The first tasks; an environment is open as long as it tells them."""
+    if not isinstance(tasks, Environment):
+        shown = [_shown(tasks, index) for index in range(min(count, tasks.size))]
+        return {"size": tasks.size, "digest": tasks.digest, "tasks": shown}
+    try:
+        await tasks.ready()
+        shown = [_played(tasks, index) for index in range(min(count, tasks.size))]
+        return {"size": tasks.size, "digest": tasks.digest, "tasks": shown}
+    finally:
+        await tasks.close()
+
+
 async def _calibrate(
-    access: Access, slug: str, wanted: Declared, tasks: Tasks, *, groups: int, checkpoint: str
+    access: Access,
+    slug: str,
+    wanted: Declared,
+    tasks: Tasks | Environment,
+    *,
+    groups: int,
+    checkpoint: str,
 ) -> Calibration:
     from espalier.cli.gateway_commands import PATIENCE  # noqa: PLC0415
     from espalier.client import GatewayClient  # noqa: PLC0415
     from espalier.runner.calibration import calibrate  # noqa: PLC0415
-    from espalier.runner.group_sampling import sample_groups  # noqa: PLC0415
+    from espalier.runner.opened_taskset import OpenedTaskset  # noqa: PLC0415
 
-    async with (
-        GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client,
-        Scorer(wanted.taskset, tasks) as scorer,
-    ):
-        await scorer.ready()
-        indices = range(min(groups, tasks.size))
-        sampled = await sample_groups(
-            client, tasks, scorer, indices, spec=wanted.run.spec, checkpoint=checkpoint
-        )
-    return calibrate(sampled.groups, wanted.run.spec.group_filter, len(sampled.skipped))
+    opened = await OpenedTaskset.open(wanted.taskset, tasks, Scorer)
+    spec = wanted.run.spec
+    try:
+        async with GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client:
+            indices = range(min(groups, opened.tasks.size))
+            sampled = await opened.sample(client, indices, spec, checkpoint)
+    finally:
+        await opened.close()
+    return calibrate(sampled.groups, spec.group_filter, len(sampled.skipped))
 
 
 def _shown(tasks: Tasks, index: int) -> dict[str, Any]:
@@ -110,14 +132,21 @@ def _shown(tasks: Tasks, index: int) -> dict[str, Any]:
         "id": task.id,
         "messages": [message.wire() for message in task.messages],
         # A generated task's reference is its number: the dataset itself scores the answer.
-        "answer": reference if isinstance(reference := tasks.reference(index), str) else None,
+        "answer": tasks.reference(index) if isinstance(tasks.scorer, Match) else None,
     }
+
+
+def _played(environment: Environment, index: int) -> dict[str, Any]:
+    task = environment.task(index)
+    messages = [message.wire() for message in task.messages]
+    return {"id": task.id, "messages": messages, "answer": None, "data": task.data}
 
 
 def _task_text(shown: dict[str, Any]) -> str:
     lines = [f"{message['role']}: {message['content']}" for message in shown["messages"]]
     answer = [f"answer: {shown['answer']}"] if shown["answer"] is not None else []
-    return "\n".join([f"== {shown['id']}", *lines, *answer])
+    data = [f"{key}: {value}" for key, value in shown.get("data", {}).items()]
+    return "\n".join([f"== {shown['id']}", *lines, *answer, *data])
 
 
 def _calibration_text(done: Calibration) -> str:

@@ -16,7 +16,7 @@ from espalier.client import GatewayClient, GatewayError
 from espalier.process import configure_logs, leave_problem
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
-from espalier.runner.open_taskset import open_tasks
+from espalier.runner.open_taskset import open_taskset
 from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.waiting import Waiting
 
@@ -70,7 +70,7 @@ async def drive(settings: Settings, journal: Journal) -> None:
         loop = Loop(
             client,
             run,
-            open_tasks=open_tasks,
+            open_tasks=open_taskset,
             journal=journal,
             waiting=Waiting(journal),
             mounted=settings.mounted,

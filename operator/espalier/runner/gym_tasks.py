@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import difflib
 import os
+from importlib.metadata import version
 from typing import Any
 
 import reasoning_gym as gym
 from reasoning_gym.factory import DATASETS
 
-from espalier.api.run.taskset import ReasoningGym, Taskset
-from espalier.runner.run_end import UserError
+from espalier.api.run.taskset import Taskset
+from espalier.environments.digest import taskset_digest
+from espalier.environments.errors import invalid
+from espalier.environments.tasks import Task, within
 from espalier.runner.scorer_spec import Gym
-from espalier.runner.task_protocol import Task, ask, within
+from espalier.runner.task_protocol import ask, asked_as
 
 DATASET_FIELD = "taskset.reasoningGym.dataset"
 CONFIG_FIELD = "taskset.reasoningGym.config"
+# Another version may generate other tasks of the same seed.
+VERSION = f"reasoning-gym {version('reasoning-gym')}"
 
 # Its scorer gives 1.0 to any answer that is not empty.
 _REFUSED = {
@@ -35,11 +40,11 @@ class ReasoningGymTasks:
         UserError: ``TasksetInvalid``, naming the field.
     """
 
-    def __init__(self, spec: Taskset, source: ReasoningGym) -> None:
+    def __init__(self, spec: Taskset, dataset: str, config: dict[str, Any]) -> None:
         self._spec = spec
-        self._source = source
-        self._name = source.dataset
-        self._dataset = create(source, spec.seed, spec.size)
+        self._name = dataset
+        self._config = config
+        self._dataset = create(dataset, config, spec.seed, spec.size)
 
     @property
     def size(self) -> int:
@@ -55,48 +60,64 @@ class ReasoningGymTasks:
     @property
     def scorer(self) -> Gym:
         """The dataset's own score."""
-        spec = self._spec
-        return Gym(
-            source=self._source,
-            seed=spec.seed,
-            size=spec.size,
-            extraction=spec.answer_extraction,
-        )
+        return scorer_of(self._spec, self._name, self._config, self._spec.size)
 
     def reference(self, index: int) -> int:
         """The index: the scorer generates the same task."""
         return within(index, self.size)
 
+    @property
+    def digest(self) -> str:
+        """Of the generator, with the version of reasoning-gym."""
+        return taskset_digest([VERSION, self.scorer.model_dump(), asked_as(self._spec)])
 
-def create(source: ReasoningGym, seed: int, size: int) -> Any:
+
+def scorer_of(spec: Taskset, dataset: str, config: dict[str, Any], size: int) -> Gym:
+    """What scores the tasks of a dataset."""
+    return Gym(
+        dataset=dataset,
+        config=config,
+        seed=spec.seed,
+        size=size,
+        extraction=spec.answer_extraction,
+    )
+
+
+def create(
+    name: str,
+    config: dict[str, Any],
+    seed: int,
+    size: int,
+    fields: tuple[str, str] = (DATASET_FIELD, CONFIG_FIELD),
+) -> Any:
     """The dataset; UserError names the field that is wrong."""
-    name, config = source.dataset, source.config or {}
+    dataset_field, config_field = fields
     if name in _REFUSED:
-        raise _invalid(
-            f"{DATASET_FIELD}: {name} cannot be used: {_REFUSED[name]}", "Choose another dataset"
+        raise invalid(
+            f"{dataset_field}: {name} cannot be used: {_REFUSED[name]}", "Choose another dataset"
         )
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
         remedy = (
             f"Did you mean: {', '.join(near)}" if near else "See reasoning-gym's list of datasets"
         )
-        raise _invalid(f"{DATASET_FIELD}: reasoning-gym has no dataset {name}", remedy)
+        raise invalid(f"{dataset_field}: reasoning-gym has no dataset {name}", remedy)
     if name in _HASH_DEPENDENT and os.environ.get("PYTHONHASHSEED") != "0":
-        raise _invalid(
-            f"{DATASET_FIELD}: {name} gives other tasks in every process",
+        raise invalid(
+            f"{dataset_field}: {name} gives other tasks in every process",
             "Start the process with PYTHONHASHSEED=0, as the runner's Job does",
         )
     for reserved in _RESERVED:
         if reserved in config:
-            raise _invalid(
-                f"{CONFIG_FIELD}: {reserved} is set twice", f"Set taskset.{reserved} alone"
+            raise invalid(
+                f"{config_field}: {reserved} is set twice", f"Set taskset.{reserved} alone"
             )
     try:
         dataset = gym.create_dataset(name, seed=seed, size=size, **config)
         dataset[0]
     except Exception as error:  # TypeError, AssertionError, ValueError, IndexError, as it comes.
-        detail = f"{CONFIG_FIELD} of {name}: {str(error) or type(error).__name__}"
-        raise _invalid(detail, f"Arguments and defaults: {_defaults(name)}") from error
+        detail = f"{config_field} of {name}: {str(error) or type(error).__name__}"
+        raise invalid(detail, f"Arguments and defaults: {_defaults(name)}") from error
     return dataset
 
 
@@ -104,7 +125,3 @@ def _defaults(name: str) -> str:
     fields = DATASETS[name][1].__dataclass_fields__
     shown = [key for key in fields if key not in _RESERVED]
     return ", ".join(shown) or "none"
-
-
-def _invalid(detail: str, remedy: str) -> UserError:
-    return UserError("TasksetInvalid", detail, remedy)

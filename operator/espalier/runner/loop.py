@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from espalier.api.meta import decimal
 from espalier.api.run.taskset import Taskset
@@ -30,8 +31,11 @@ from espalier.client import (
 )
 from espalier.core.checkpoints.commits import run_identity
 from espalier.core.names import parse_checkpoint_name
-from espalier.runner.group_sampling import Skipped, sample_groups
+from espalier.environments.digest import FIELD, Mark
+from espalier.environments.environment import Environment
+from espalier.runner.group_sampling import Skipped
 from espalier.runner.journal import Journal
+from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads, records, uninformative
 from espalier.runner.run_end import UserError
 from espalier.runner.scoring.on_error import told
@@ -88,7 +92,7 @@ class Loop:
         client: GatewayClient,
         run: tuple[str, str],
         *,
-        open_tasks: Callable[[Taskset | None], Tasks],
+        open_tasks: Callable[[Taskset | None], Tasks | Environment],
         open_scorer: Callable[[Taskset, Tasks], Scorer] = Scorer,
         journal: Journal,
         waiting: Waiting,
@@ -103,7 +107,8 @@ class Loop:
         self._waiting = waiting
         self._mounted = mounted
         self._limits = limits or Limits()
-        self._opened: tuple[Taskset, Tasks, Scorer] | None = None
+        self._opened: OpenedTaskset | None = None
+        self._mark: Mark | None = None
         self._attempt = _Attempt((0, 0, ""))
 
     async def drive(self) -> None:
@@ -196,15 +201,14 @@ class Loop:
         self._waiting.over()
 
     async def _sample(self, spec: TrainingRunSpec, state: TrainerState, attempt: _Attempt) -> None:
-        tasks, scorer = await self._tasks(spec.taskset)
+        opened = await self._tasks(spec.taskset, state)
+        tasks = opened.tasks
         count = spec.groups_per_step
         # From the step alone, so that a restarted runner asks what the killed one asked.
         first = (state.run_step + attempt.rounds) * count
         indices = [(first + offset) % tasks.size for offset in range(count)]
         started = time.monotonic()
-        sampled = await sample_groups(
-            self._client, tasks, scorer, indices, spec=spec, checkpoint=state.checkpoint
-        )
+        sampled = await opened.sample(self._client, indices, spec, state.checkpoint)
         for group in sampled.groups:
             for entry in told(group.task, group.scores):
                 self._journal.event("scorer-error", **entry)
@@ -240,7 +244,7 @@ class Loop:
                 **spec.optimizer.config(),
                 metrics=seen,
                 measured=_of_sampled(state, attempt),
-                cursor={"run_step": step, "next_task": step * spec.groups_per_step},
+                cursor=self._cursor(step, spec),
                 rollouts=records(attempt.groups, trained),
             ),
             term=state.term,
@@ -257,9 +261,23 @@ class Loop:
             commit_seconds=round(time.monotonic() - backward, 3),
         )
 
-    async def _tasks(self, spec: Taskset | None) -> tuple[Tasks, Scorer]:
-        if self._opened is not None and self._opened[0] == spec:
-            return self._opened[1:]
+    def _cursor(self, step: int, spec: TrainingRunSpec) -> dict[str, Any]:
+        marked = {FIELD: self._mark.wire()} if self._mark is not None else {}
+        return {"run_step": step, "next_task": step * spec.groups_per_step, **marked}
+
+    async def _tasks(self, spec: Taskset | None, state: TrainerState) -> OpenedTaskset:
+        if self._opened is None or self._opened.spec != spec:
+            self._opened = await self._open(spec)
+        opened = self._opened
+        self._mark = Mark.of(state.run, opened.spec, opened.digest)
+        try:
+            self._mark.check(state.cursor)
+        except UserError as changed:
+            self._journal.event("taskset-changed", detail=changed.problem.detail)
+            raise
+        return opened
+
+    async def _open(self, spec: Taskset | None) -> OpenedTaskset:
         file = spec.file if spec is not None else None
         if file is not None and self._mounted not in (None, file.mounted):
             raise _TasksMovedError(file.name)
@@ -268,16 +286,15 @@ class Loop:
         tasks = await asyncio.to_thread(self._open_tasks, spec)
         if spec is None:
             raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
-        scorer = self._open_scorer(spec, tasks)
-        self._opened = (spec, tasks, scorer)
-        confined = await scorer.ready()
-        self._journal.event("tasks-opened", size=tasks.size, **confined.model_dump())
-        return tasks, scorer
+        opened = await OpenedTaskset.open(spec, tasks, self._open_scorer)
+        size = opened.tasks.size
+        self._journal.event("tasks-opened", size=size, digest=opened.digest, **opened.facts)
+        return opened
 
     async def _close(self) -> None:
         opened, self._opened = self._opened, None
         if opened is not None:
-            await opened[2].close()
+            await opened.close()
 
 
 def _of_sampled(state: TrainerState, attempt: _Attempt) -> dict[str, dict[str, float]]:

@@ -36,11 +36,21 @@ _SCORER = f"The scorer fails on what the model writes. {REMEDY}"
 
 @dataclass(frozen=True)
 class Group:
-    """The completions of one task and their scores, in the same order."""
+    """The completions of one task and their scores, in the same order.
+
+    Of rollouts over several turns ``completions`` are the last ones, ``turns`` all of each; empty
+    where every rollout is its one completion.
+    """
 
     task: Task
     completions: tuple[Completion, ...]
     scores: tuple[Score, ...]
+    turns: tuple[tuple[Completion, ...], ...] = ()
+
+    @property
+    def rollouts(self) -> tuple[tuple[Completion, ...], ...]:
+        """The turns of each rollout."""
+        return self.turns or tuple((completion,) for completion in self.completions)
 
     @property
     def rewards(self) -> tuple[float, ...]:
@@ -84,14 +94,14 @@ def kept(groups: Sequence[Group], rules: GroupFilter) -> list[Group]:
 
 
 def payloads(groups: Iterable[Group]) -> list[TrajectoryPayload]:
-    """One input a completion, groups in a row."""
+    """One input a rollout, groups in a row."""
     return [
         TrajectoryPayload(
-            samples=[sample_of(completion)],
+            samples=[sample_of(turn) for turn in turns],
             reward=_given(score),
         )
         for group in groups
-        for completion, score in zip(group.completions, group.scores, strict=True)
+        for turns, score in zip(group.rollouts, group.scores, strict=True)
     ]
 
 
@@ -150,10 +160,13 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
             "tokens": len(completion.token_ids),
             "finish_reason": completion.finish_reason,
             "trained": id(group) in ids,
+            **({"turns": len(turns)} if group.turns else {}),
             **({"scorer_error": score.failure.model_dump()} if score.failure else {}),
         }
         for group in groups
-        for completion, score in zip(group.completions, group.scores, strict=True)
+        for completion, turns, score in zip(
+            group.completions, group.rollouts, group.scores, strict=True
+        )
     ]
 
 

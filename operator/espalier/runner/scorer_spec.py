@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from espalier.api.run.taskset import ReasoningGym
 from espalier.runner.extraction import Extraction
 
 # Raised: the scorer did. Timeout: it took longer than taskset.scoreTimeoutSeconds. Memory: it
@@ -34,10 +33,21 @@ class Gym(Line):
     """Asks a dataset of reasoning-gym; the reference is the task's index."""
 
     kind: Literal["ReasoningGym"] = "ReasoningGym"
-    source: ReasoningGym
+    dataset: str
+    config: dict[str, Any]
     seed: int
     size: int
     extraction: Extraction
+
+
+class Mix(Line):
+    """Several datasets; the reference is ``part:index``, the parts numbered from 0."""
+
+    kind: Literal["Mix"] = "Mix"
+    parts: tuple[Gym, ...]
+
+
+Scoring = Match | Gym | Mix
 
 
 class Failure(Line):

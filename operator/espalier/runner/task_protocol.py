@@ -8,29 +8,22 @@ from pathlib import Path
 from typing import Protocol
 
 from espalier.api.run.taskset import Taskset
-from espalier.runner.scorer_spec import Failure, Gym, Match
+from espalier.environments.tasks import Message, Task, within
+from espalier.runner.scorer_spec import Failure, Scoring
+
+__all__ = [
+    "TASKS_DIRECTORY",
+    "Message",
+    "Score",
+    "Task",
+    "Tasks",
+    "ask",
+    "asked_as",
+    "system",
+    "within",
+]
 
 TASKS_DIRECTORY = Path(os.environ.get("ESPALIER_TASKS_DIRECTORY", "/etc/espalier/tasks"))
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a chat; ``role`` is system, user or assistant."""
-
-    role: str
-    content: str
-
-    def wire(self) -> dict[str, str]:
-        """As the chat route takes it."""
-        return {"role": self.role, "content": self.content}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task. ``id`` is ``<source>/<name>/<index>``, the same after a restart."""
-
-    id: str
-    messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True)
@@ -54,12 +47,17 @@ class Tasks(Protocol):
         ...
 
     @property
-    def scorer(self) -> Match | Gym:
+    def scorer(self) -> Scoring:
         """What scores the answers."""
         ...
 
     def reference(self, index: int) -> str | int:
         """What the scorer needs to know of a task."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Names the tasks and their answers: another digest, other tasks."""
         ...
 
 
@@ -76,8 +74,6 @@ def system(spec: Taskset) -> tuple[Message, ...]:
     return (Message("system", spec.system_prompt),) if spec.system_prompt else ()
 
 
-def within(index: int, size: int) -> int:
-    """The index; sources such as reasoning-gym would take any."""
-    if not 0 <= index < size:
-        raise IndexError(f"task {index} is outside of the taskset's {size} tasks")
-    return index
+def asked_as(spec: Taskset) -> list[str | None]:
+    """What of a taskset changes what is asked and how it is scored, beside the tasks."""
+    return [spec.system_prompt, spec.prompt_template, spec.answer_extraction]

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import Field
 
-from espalier.runner.scorer_spec import Cause, Failure, Gym, Line, Match
+from espalier.runner.scorer_spec import Cause, Failure, Line, Scoring
 
 MEMORY_BYTES = 512 << 20
 _TOLERANCE = 1e-6
@@ -20,7 +20,7 @@ class Opening(Line):
     worker, ``children`` how many score at once.
     """
 
-    scorer: Match | Gym = Field(discriminator="kind")
+    scorer: Scoring = Field(discriminator="kind")
     seconds: int
     memory_bytes: int = MEMORY_BYTES
     children: int

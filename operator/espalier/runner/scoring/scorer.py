@@ -9,7 +9,7 @@ from types import TracebackType
 
 from espalier.api.run.taskset import Taskset
 from espalier.runner.run_end import UserError, WaitError
-from espalier.runner.scorer_spec import Failure, Gym, Match
+from espalier.runner.scorer_spec import Failure, Match, Mix, Scoring
 from espalier.runner.scoring.process import COMMAND, Patience, Process, WorkerLostError
 from espalier.runner.scoring.protocol import MEMORY_BYTES, Opening, Ready
 from espalier.runner.scoring.scorers import EVALUATING
@@ -132,16 +132,24 @@ def _is_over(starting: asyncio.Task[Process]) -> bool:
     return starting.cancelled() or starting.exception() is not None or bool(starting.result().lost)
 
 
-def evaluates(scorer: Match | Gym) -> bool:
+def evaluates(scorer: Scoring) -> bool:
     """Whether answers may run as code when they are scored."""
-    return isinstance(scorer, Gym) and scorer.source.dataset in EVALUATING
+    return bool(_evaluating(scorer))
 
 
-def _unconfined(scorer: Match | Gym) -> UserError:
-    name = scorer.source.dataset if isinstance(scorer, Gym) else scorer.kind
+def _evaluating(scorer: Scoring) -> list[str]:
+    """The datasets whose scorer evaluates."""
+    if isinstance(scorer, Match):
+        return []
+    parts = scorer.parts if isinstance(scorer, Mix) else (scorer,)
+    return [part.dataset for part in parts if part.dataset in EVALUATING]
+
+
+def _unconfined(scorer: Scoring) -> UserError:
+    field = "datasets" if isinstance(scorer, Mix) else "dataset"
     return UserError(
         "ScoringUnconfined",
-        f"taskset.reasoningGym.dataset: {name} evaluates what the model writes as Python, and this "
-        "kernel has no seccomp filters to confine that",
+        f"taskset.reasoningGym.{field}: {', '.join(_evaluating(scorer))} evaluates what the model "
+        "writes as Python, and this kernel has no seccomp filters to confine that",
         "Use Linux on x86_64 or aarch64 with seccomp, or another dataset",
     )

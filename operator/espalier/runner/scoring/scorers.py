@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, Protocol
 
 from espalier.runner.extraction import Extraction, extract, matches
-from espalier.runner.scorer_spec import Gym, Match
+from espalier.runner.scorer_spec import Gym, Match, Mix, Scoring
 from espalier.runner.scoring import strict
 
 _KEPT_TASKS = 128
@@ -49,9 +49,11 @@ class Scorer(Protocol):
         ...
 
 
-def open_scorer(wanted: Match | Gym) -> Scorer:
+def open_scorer(wanted: Scoring) -> Scorer:
     """The scorer that a taskset names; UserError as its tasks would raise it."""
-    return MatchScorer(wanted.extraction) if isinstance(wanted, Match) else GymScorer(wanted)
+    if isinstance(wanted, Match):
+        return MatchScorer(wanted.extraction)
+    return MixScorer(wanted) if isinstance(wanted, Mix) else GymScorer(wanted)
 
 
 class MatchScorer:
@@ -78,11 +80,11 @@ class GymScorer:
         # Takes seconds to import, which a ConfigMap's tasks need not pay.
         from espalier.runner.gym_tasks import create  # noqa: PLC0415
 
-        self.evaluates = wanted.source.dataset in EVALUATING
+        self.evaluates = wanted.dataset in EVALUATING
         self._extraction = wanted.extraction
         if self.evaluates:
             strict.install()
-        self._dataset = create(wanted.source, wanted.seed, wanted.size)
+        self._dataset = create(wanted.dataset, wanted.config, wanted.seed, wanted.size)
         self._entry = lru_cache(_KEPT_TASKS)(self._dataset.__getitem__)
         if self.evaluates:
             self._warm_up(min(_WARMING_TASKS, wanted.size))
@@ -107,3 +109,25 @@ class GymScorer:
             return 0.0
         entry: Any = self._entry(reference)
         return float(self._dataset.score_answer(answer=answer, entry=entry))
+
+
+class MixScorer:
+    """Each task's own dataset; where one of them evaluates, every answer has its own process."""
+
+    def __init__(self, wanted: Mix) -> None:
+        self._parts = [GymScorer(part) for part in wanted.parts]
+        self.evaluates = any(part.evaluates for part in self._parts)
+
+    def prepare(self, reference: str | int) -> None:
+        """Generates the task in its dataset."""
+        part, index = self._of(reference)
+        part.prepare(index)
+
+    def score(self, reference: str | int, completion: str) -> float:
+        """Asks the dataset of the task."""
+        part, index = self._of(reference)
+        return part.score(index, completion)
+
+    def _of(self, reference: str | int) -> tuple[GymScorer, int]:
+        part, _, index = str(reference).partition(":")
+        return self._parts[int(part)], int(index)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic_core import from_json
 
-from espalier.runner.scorer_spec import Failure, Gym, Match
+from espalier.runner.scorer_spec import Failure, Scoring
 from espalier.runner.scoring import child
 from espalier.runner.scoring.confinement import Confinement, address_bytes
 from espalier.runner.scoring.protocol import Answer, Opening, Ready, Request, judged
@@ -213,7 +213,7 @@ def _follow_parent() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(opens: Callable[[Match | Gym], Scorer] = open_scorer) -> None:
+def main(opens: Callable[[Scoring], Scorer] = open_scorer) -> None:
     """Opens what the first line names, says what confines it, and serves."""
     _follow_parent()
     requests, out = _channel()
