@@ -77,7 +77,9 @@ def test_a_move_that_moves_nothing_adds_no_tile() -> None:
 
 def test_a_full_board_without_a_pair_is_over() -> None:
     assert Board(((2, 4, 2, 4), (4, 2, 4, 2)) * 2, random.Random(0)).over
-    assert not Board(((2, 4, 2, 4), (4, 2, 4, 2), (2, 4, 2, 4), (4, 2, 4, 4)), random.Random(0)).over
+    assert not Board(
+        ((2, 4, 2, 4), (4, 2, 4, 2), (2, 4, 2, 4), (4, 2, 4, 4)), random.Random(0)
+    ).over
 
 
 def by_word(word: str) -> Callable[[Chat], str]:

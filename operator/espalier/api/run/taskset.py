@@ -248,7 +248,7 @@ class Taskset(Type):
             (
                 f"!({' || '.join(f'has(self.{name})' for name in PLAYED)}) || ({_OF_ANSWERS})",
                 "promptTemplate, answerExtraction and scoreTimeoutSeconds are of tasks with an "
-                f"answer, which {', '.join(PLAYED)} have not: remove them",
+                "answer, not of tasks that are played: remove them",
             ),
             (
                 f"!({' || '.join(f'has(self.{name})' for name in _OWN_CHAT)})"
