@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BOOLS = {"suspend", "head", "superseded"}
 MAPS = {
     *("requests", "limits", "nodeSelector", "config", "labels", "annotations", "matchLabels"),
-    "chatTemplateKwargs",
+    *("chatTemplateKwargs", "resetOptions", "items", "tools"),
 }
 NO_ECHO = {"apiVersion", "kind", "metadata"}
 

@@ -7,6 +7,7 @@ from espalier.environments.calculator import CalculatorEnvironment
 from espalier.environments.environment import Environment
 from espalier.environments.errors import invalid
 from espalier.environments.game_2048 import Game2048Environment
+from espalier.environments.python_source import open_python
 
 
 def open_environment(spec: Taskset) -> Environment:
@@ -19,5 +20,7 @@ def open_environment(spec: Taskset) -> Environment:
         return Game2048Environment(spec, spec.game_2048)
     if spec.calculator is not None:
         return CalculatorEnvironment(spec, spec.calculator)
+    if spec.python is not None:
+        return open_python(spec, spec.python)
     sources = ", ".join(f"taskset.{source}" for source in PLAYED)
     raise invalid("taskset names no environment", f"Set one of {sources}")
