@@ -104,6 +104,28 @@ async def test_a_preview_of_a_played_task_shows_what_it_begins_with(
     assert found["digest"] == end.split(", ")[1]
 
 
+async def test_a_preview_of_an_image_runs_its_modules_in_the_working_directory(
+    espalier: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "def tasks(seed, size):",
+        "    return [{'id': 'one', 'prompt': '1+1='}]",
+        "async def rollout(task, session):",
+        "    return 1.0",
+    ]
+    (tmp_path / "adding.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    python = {"image": "i", "tasks": "adding:tasks", "rollout": "adding:rollout"}
+    file = manifest(tmp_path / "run.yaml", taskset={"seed": 1, "python": python})
+    done = await espalier("preview", "-f", file)
+    assert done.output.splitlines()[:2] == ["== python/adding:tasks/one", "user: 1+1="]
+    python["rollout"] = "adding:play"
+    file = manifest(tmp_path / "run.yaml", taskset={"seed": 1, "python": python})
+    done = await espalier("preview", "-f", file)
+    assert done.exit_code != 0
+    assert "module adding has no function play" in done.output
+
+
 async def test_a_preview_of_a_mix_shows_no_index_as_an_answer(
     espalier: Command, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from espalier.core.manifests.collector import collector_job
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.installation import ChildSettings, HubSettings
 from espalier.core.manifests.intent import is_current
-from espalier.core.manifests.runner import runner_job
+from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
 from espalier.sampler import flags
@@ -181,6 +181,48 @@ def test_an_image_copies_its_tasks_to_where_the_runner_reads_them() -> None:
     mounts = {m["name"]: m["mountPath"] for m in pod_of(job)["containers"][0]["volumeMounts"]}
     assert mounts["tasks"] == "/etc/espalier/tasks"
     assert {"name": "tasks", "emptyDir": {}} in pod_of(job)["volumes"]
+
+
+PYTHON = {"image": "registry.example/game:1", "tasks": "game:tasks", "rollout": "game:play"}
+
+
+def test_a_users_image_plays_beside_the_runner_and_shares_no_token_and_no_tmp_with_it() -> None:
+    job = runner_job(run_of(taskset={"seed": 1, "python": PYTHON}), model_of(), SETTINGS)
+    (runner,) = pod_of(job)["containers"]
+    place, plays = pod_of(job)["initContainers"]
+    assert (place["image"], plays["image"]) == (runner["image"], "registry.example/game:1")
+    # A container that stays ends with the runner, and is started again when it ends before.
+    assert plays["restartPolicy"] == "Always"
+    assert "restartPolicy" not in place
+    shared = names(runner) & names(plays)
+    assert shared == {"host-socket"}
+    assert "token" not in names(plays)
+    script = next(m for m in plays["volumeMounts"] if m["name"] == "host-script")
+    assert script["readOnly"] is True
+    assert plays["securityContext"] == runner["securityContext"]
+    assert set(variables(plays)) == {"HOME", "USER", "PYTHONHASHSEED", "PYTHONUNBUFFERED"}
+    assert plays["command"][-1] == environment(job)["ESPALIER_HOST_SOCKET"]
+    assert environment(job)["ESPALIER_TASKS_MOUNTED"] == "python/registry.example/game:1"
+    volumes = [volume["name"] for volume in pod_of(job)["volumes"]]
+    assert len(volumes) == len(set(volumes))
+    assert names(place) | names(plays) | names(runner) == set(volumes)
+
+
+def names(container: Body) -> set[str]:
+    return {mount["name"] for mount in container["volumeMounts"]}
+
+
+def variables(container: Body) -> list[str]:
+    return [variable["name"] for variable in container["env"]]
+
+
+def test_another_image_of_the_users_is_another_pod() -> None:
+    other = {**PYTHON, "image": "registry.example/game:2"}
+    taskset = {"seed": 1, "python": PYTHON}
+    first = pod_fingerprint(run_of(taskset=taskset))
+    assert pod_fingerprint(run_of(taskset={**taskset, "python": other})) != first
+    longer = {**taskset, "python": {**PYTHON, "maxTurns": 5}}
+    assert pod_fingerprint(run_of(taskset=longer)) == first
 
 
 def test_a_run_with_generated_tasks_mounts_none() -> None:

@@ -18,6 +18,7 @@ from espalier.cli.head_manifest import ManifestError, documents_of
 from espalier.cli.kubectl import Kubectl
 from espalier.environments.environment import Environment
 from espalier.environments.open_environment import open_environment
+from espalier.environments.python_source import here
 from espalier.runner.jsonl import JsonlTasks
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.task_protocol import Tasks
@@ -79,6 +80,9 @@ def opened_or_played(
     """As ``opened``, and of a run that is played over turns its environment."""
     if declared.taskset.played is None or file is not None:
         return opened(declared, cluster, file)
+    if (python := declared.taskset.python) is not None:
+        # The image is not here: its modules are, in the working directory.
+        return here(declared.taskset, python)
     return open_environment(declared.taskset)
 
 

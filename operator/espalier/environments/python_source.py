@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -235,8 +236,8 @@ def open_python(spec: Taskset, source: PythonSource) -> PythonEnvironment:
     return PythonEnvironment(spec, source, socket=Path(path))
 
 
-def here(spec: Taskset, source: PythonSource, directory: Path) -> PythonEnvironment:
+def here(spec: Taskset, source: PythonSource) -> PythonEnvironment:
     """With a host that is started on this machine, in the working directory; for previews."""
-    path = directory / "host.sock"
+    path = Path(tempfile.mkdtemp(prefix="espalier-")) / "host.sock"
     command = (sys.executable, str(Path(host.__file__)), str(path))
     return PythonEnvironment(spec, source, socket=path, command=command)

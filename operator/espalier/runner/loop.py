@@ -84,7 +84,7 @@ class Loop:
         open_scorer: makes what scores them.
         journal: where events go.
         waiting: paces and bounds every wait.
-        mounted: what of a taskset's files this process finds (``TaskFile.mounted``); None: all.
+        mounted: what of a taskset's files this process finds (``Taskset.mounted``); None: all.
     """
 
     def __init__(
@@ -278,9 +278,9 @@ class Loop:
         return opened
 
     async def _open(self, spec: Taskset | None) -> OpenedTaskset:
-        file = spec.file if spec is not None else None
-        if file is not None and self._mounted not in (None, file.mounted):
-            raise _TasksMovedError(file.name)
+        needed = spec.mounted if spec is not None else ""
+        if needed and self._mounted not in (None, needed):
+            raise _TasksMovedError(spec.file.name if spec and spec.file else needed)
         await self._close()
         # Importing a dataset takes seconds, in which SIGTERM must be heard.
         tasks = await asyncio.to_thread(self._open_tasks, spec)

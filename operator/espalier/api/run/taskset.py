@@ -280,3 +280,10 @@ class Taskset(Type):
             name = f"image/{image.reference}"
             return TaskFile(f"{name}/{image.path}", name, image.path, "image.reference and path")
         return None
+
+    @property
+    def mounted(self) -> str:
+        """What a pod is given to read or play the tasks; empty where it needs nothing more."""
+        if self.python is not None:
+            return f"python/{self.python.image}"
+        return self.file.mounted if self.file is not None else ""

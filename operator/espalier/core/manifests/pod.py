@@ -70,7 +70,11 @@ Variable = str | SecretKey | PodField
 
 @dataclass(frozen=True)
 class Container:
-    """The container that a pod is there for."""
+    """A container of a pod.
+
+    ``apart``: neither /tmp nor shared memory are those of the pod's other containers. ``stays``: as
+    an init container it runs as long as the pod does, and is started again when it ends.
+    """
 
     name: str
     image: str
@@ -81,6 +85,8 @@ class Container:
     args: tuple[str, ...] = ()
     serves: bool = False
     probes: Manifest = field(default_factory=dict)
+    apart: bool = False
+    stays: bool = False
 
 
 def claim(model: TrainableModel, *, read_only: bool = False) -> Mount:
@@ -174,10 +180,11 @@ def pod_metadata(labels: dict[str, str], template: PodTemplate | None) -> Manife
 
 def _mounts(container: Container) -> tuple[Mount, ...]:
     memory = {"emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}}
+    own = f"{container.name}-" if container.apart else ""
     return (
         *container.mounts,
-        Mount("tmp", {"emptyDir": {}}, "/tmp"),
-        Mount("shared-memory", memory, "/dev/shm"),
+        Mount(f"{own}tmp", {"emptyDir": {}}, "/tmp"),
+        Mount(f"{own}shared-memory", memory, "/dev/shm"),
     )
 
 
@@ -210,6 +217,8 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
         body["command"] = [*container.command]
     if container.args:
         body["args"] = [*container.args]
+    if container.stays:
+        body["restartPolicy"] = "Always"
     if container.serves:
         body["ports"] = [{"name": PORT_NAME, "containerPort": PORT}]
     return body

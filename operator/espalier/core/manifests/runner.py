@@ -7,6 +7,11 @@ import json
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
+from espalier.core.manifests.environment import (
+    host_containers,
+    runner_variables,
+    socket_mount,
+)
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
@@ -27,7 +32,8 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     """The Job that drives the run; its pod template cannot change, only the Job be replaced."""
     name = run.metadata.name
     labels = child_labels("runner", model.metadata.name, name)
-    file = run.spec.taskset.file if run.spec.taskset else None
+    taskset = run.spec.taskset
+    python = taskset.python if taskset else None
     container = Container(
         name="runner",
         image=settings.images.runner,
@@ -39,18 +45,22 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_GATEWAY_URL": settings.gateway_url,
             "ESPALIER_TOKEN_FILE": f"{_TOKEN_DIRECTORY}/token",
             "ESPALIER_TASKS_DIRECTORY": TASKS_PATH,
-            "ESPALIER_TASKS_MOUNTED": file.mounted if file is not None else "",
+            "ESPALIER_TASKS_MOUNTED": taskset.mounted if taskset else "",
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
+            **(runner_variables() if python else {}),
         },
-        mounts=(_token(), *_tasks(run)),
+        mounts=(_token(), *_tasks(run), *((socket_mount(),) if python else ())),
     )
     template = run.spec.runner.template if run.spec.runner else None
     pod = pod_spec(
         container,
         template,
         grace_seconds=30,
-        init_containers=_copies(run),
+        init_containers=(
+            *_copies(run),
+            *(host_containers(python, settings.images.runner) if python else ()),
+        ),
         service_account=settings.runner_service_account,
         pull_secrets=settings.pull_secrets,
         assigned_ids=settings.assigned_ids,
@@ -77,6 +87,8 @@ def pod_fingerprint(run: TrainingRun) -> str:
     taskset, runner = run.spec.taskset, run.spec.runner
     tasks = taskset.config_map.name if taskset and taskset.config_map else ""
     made_of = {"configMap": tasks, "runner": runner.wire() if runner else {}}
+    if taskset and taskset.python:
+        made_of["python"] = taskset.python.image
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
