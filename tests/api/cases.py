@@ -448,6 +448,17 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(RUN, "spec.taskset", {"seed": 1, "python": PYTHON, "systemPrompt": "Be brief."}),
         *("spec.taskset.systemPrompt", "write their own chat"),
     ),
+    "two tools without their names": (
+        *(RUN, "spec.taskset"),
+        {
+            "seed": 1,
+            "openEnv": {
+                "serviceRef": {"name": "snake", "port": 8000},
+                "tools": [{"type": "function"}, {"type": "function"}],
+            },
+        },
+        *("spec.taskset.openEnv.toolAction", "set it to CallTool"),
+    ),
     "function without a module": (
         *(RUN, "spec.taskset", {"seed": 1, "python": {**PYTHON, "rollout": "rollout"}}),
         *("spec.taskset.python.rollout", "must be module:function"),

@@ -7,6 +7,7 @@ from espalier.environments.calculator import CalculatorEnvironment
 from espalier.environments.environment import Environment
 from espalier.environments.errors import invalid
 from espalier.environments.game_2048 import Game2048Environment
+from espalier.environments.open_env import OpenEnvEnvironment
 from espalier.environments.python_source import open_python
 
 
@@ -20,6 +21,8 @@ def open_environment(spec: Taskset) -> Environment:
         return Game2048Environment(spec, spec.game_2048)
     if spec.calculator is not None:
         return CalculatorEnvironment(spec, spec.calculator)
+    if spec.open_env is not None:
+        return OpenEnvEnvironment(spec, spec.open_env)
     if spec.python is not None:
         return open_python(spec, spec.python)
     sources = ", ".join(f"taskset.{source}" for source in PLAYED)

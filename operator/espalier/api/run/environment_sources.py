@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from espalier.api.meta import Name, NonNegativeDecimal, Type, cel, explained
 
@@ -107,15 +107,38 @@ class OpenEnv(Played):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         max_length=63,
     )
+    observation_field: str | None = Field(
+        default=None,
+        description="observationField is the field of the observation that the model reads; the "
+        "whole observation as JSON if unset.",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        max_length=63,
+    )
     tools: list[dict[str, Any]] | None = Field(
         default=None,
-        description="tools in OpenAI's form; the arguments of a call are the action.",
+        description="tools in OpenAI's form that the model may call; needs the model's "
+        "rollout.toolCallParser. A turn without a call is still the action of actionField.",
         min_length=1,
         max_length=32,
         json_schema_extra={
             "items": {"type": "object", **FREE},
             "x-kubernetes-list-type": "atomic",
         },
+    )
+    tool_action: Literal["Arguments", "CallTool"] = Field(
+        default="Arguments",
+        description="toolAction is what a call becomes: its Arguments, which takes a single tool, "
+        "or OpenEnv's action CallTool with the tool's name.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "!has(self.tools) || self.toolAction == 'CallTool' || self.tools.size() == 1",
+                "toolAction Arguments takes one tool, whose name is not told: set it to CallTool",
+                ".toolAction",
+            )
+        )
     )
 
 
