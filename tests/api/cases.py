@@ -155,7 +155,9 @@ GOOD = {
         },
     ),
     "run of verifiers": edited(
-        RUN, "spec.taskset", {"seed": 1, "verifiers": {"id": "my_tasks", "config": {"a": 1}}}
+        RUN,
+        "spec.taskset",
+        {"seed": 1, "verifiers": {"image": "v:1", "id": "my_tasks", "config": {"a": 1}}},
     ),
     "run of a Python image": edited(RUN, "spec.taskset", {"seed": 1, "python": PYTHON}),
     "run of a client": edited(edited(RUN, "spec.driver", "Client"), "spec.taskset", ABSENT),

@@ -202,7 +202,7 @@ def test_a_users_image_plays_beside_the_runner_and_shares_no_token_and_no_tmp_wi
     assert plays["securityContext"] == runner["securityContext"]
     assert set(variables(plays)) == {"HOME", "USER", "PYTHONHASHSEED", "PYTHONUNBUFFERED"}
     assert plays["command"][-1] == environment(job)["ESPALIER_HOST_SOCKET"]
-    assert environment(job)["ESPALIER_TASKS_MOUNTED"] == "python/registry.example/game:1"
+    assert environment(job)["ESPALIER_TASKS_MOUNTED"] == "environment/registry.example/game:1"
     volumes = [volume["name"] for volume in pod_of(job)["volumes"]]
     assert len(volumes) == len(set(volumes))
     assert names(place) | names(plays) | names(runner) == set(volumes)

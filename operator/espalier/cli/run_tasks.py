@@ -80,9 +80,9 @@ def opened_or_played(
     """As ``opened``, and of a run that is played over turns its environment."""
     if declared.taskset.played is None or file is not None:
         return opened(declared, cluster, file)
-    if (python := declared.taskset.python) is not None:
+    if declared.taskset.user_image:
         # The image is not here: its modules are, in the working directory.
-        return here(declared.taskset, python)
+        return here(declared.taskset)
     return open_environment(declared.taskset)
 
 

@@ -26,8 +26,7 @@ from typing import Any
 
 VERSION = 1
 CONNECT_SECONDS = 300.0
-# The last lines of a traceback say most.
-_DETAIL_CHARACTERS = 2000
+_DETAIL_CHARACTERS = 1000
 
 
 class SessionError(Exception):
@@ -145,14 +144,16 @@ class Link:
                 raise TypeError(f"{message['rollout_function']} is no async def function")
             make = _function("tasks", message["tasks_function"])
             self._tasks = []
-            for task in make(message["seed"], message["size"]):
+            # Options are those of our own adapters, not of a user's functions.
+            options = [message["options"]] if message["options"] is not None else []
+            for task in make(message["seed"], message["size"], *options):
                 if len(self._tasks) == message["size"]:
                     break
                 self.say({"task": task})
                 self._tasks.append(task)
             self.say({"opened": len(self._tasks)})
-        except Exception:
-            self.say({"refused": _trace()})
+        except Exception as error:
+            self.say({"refused": _told(error)})
 
     async def _play(self, number: int, message: dict[str, Any]) -> None:
         session = Session(self, number, message)
@@ -162,8 +163,8 @@ class Link:
             self.say({"rollout": number, "ended": ended})
         except asyncio.CancelledError:
             raise
-        except BaseException:
-            self.say({"rollout": number, "failed": _trace()})
+        except BaseException as error:
+            self.say({"rollout": number, "failed": _told(error)})
 
 
 def _function(field: str, name: str) -> Any:
@@ -174,8 +175,10 @@ def _function(field: str, name: str) -> Any:
     return found
 
 
-def _trace() -> str:
-    return traceback.format_exc()[-_DETAIL_CHARACTERS:]
+def _told(error: BaseException) -> str:
+    """An error in one line; the whole of it is in the container's log."""
+    traceback.print_exception(type(error), error, error.__traceback__)
+    return " ".join(f"{type(error).__name__}: {error}".split())[:_DETAIL_CHARACTERS]
 
 
 def _connected(path: str) -> socket.socket:
@@ -195,8 +198,8 @@ def _connected(path: str) -> socket.socket:
 
 def main(path: str, loop: asyncio.AbstractEventLoop | None = None) -> None:
     """Connects to the runner's socket and serves it until it closes."""
-    # Modules of the image's working directory, before this file's own.
-    sys.path[0:1] = [os.getcwd()]  # noqa: PTH109
+    # Modules of the image's working directory go before those beside this file.
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109
     loop = loop or asyncio.new_event_loop()
     link = Link(_connected(path), loop)
     threading.Thread(target=link.listen, daemon=True).start()

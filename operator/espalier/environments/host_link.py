@@ -23,6 +23,7 @@ MOST_LINE_BYTES = 1 << 20
 MOST_TASK_BYTES = 256 << 20
 # Lines that belong to no rollout that is played: of one that was cancelled a few are honest.
 MOST_STRAY = 64
+MOST_DETAIL_CHARACTERS = 1000
 
 # Answers one request of a rollout for a turn.
 Turns = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -74,14 +75,20 @@ class HostLink:
 
     Args:
         path: of the socket.
+        source: the field of the run that names what is played; for messages.
         opening: what a host is asked to open: functions, seed, size.
         patience: with it.
     """
 
     def __init__(
-        self, path: Path, opening: dict[str, Any], patience: Patience | None = None
+        self,
+        path: Path,
+        source: str,
+        opening: dict[str, Any],
+        patience: Patience | None = None,
     ) -> None:
         self._path = path
+        self._source = source
         self._opening = opening
         self._patience = patience or Patience()
         self._server: asyncio.Server | None = None
@@ -120,7 +127,7 @@ class HostLink:
                 self._tasks = await asyncio.shield(host.opened)
                 return self._tasks
         except TimeoutError:
-            detail = f"taskset.python.tasks: not all told within {self._patience.open:g} s"
+            detail = f"{self._source}: tasks not all told within {self._patience.open:g} s"
             raise invalid(detail, "Give fewer tasks, or make them faster") from None
 
     async def play(self, index: int, facts: dict[str, Any], turns: Turns) -> dict[str, Any]:
@@ -139,7 +146,7 @@ class HostLink:
         if host.tasks != self._tasks:
             raise UserError(
                 "TasksetChanged",
-                "taskset.python.tasks gave other tasks when the host was started again",
+                f"{self._source} gave other tasks when the host was started again",
                 "Let them follow from the seed alone",
             )
         self._numbers += 1
@@ -158,7 +165,7 @@ class HostLink:
             if playing.asking is not None:
                 playing.asking.cancel()
         if "failed" in said:
-            raise RolloutFailedError("Raised", str(said["failed"]).strip().rpartition("\n")[2])
+            raise RolloutFailedError("Raised", str(said["failed"])[:MOST_DETAIL_CHARACTERS])
         return said
 
     def _cancel(self, host: _Connection, number: int) -> None:
@@ -251,10 +258,10 @@ class HostLink:
         if host.opened.done():
             raise _LieError("it opened twice")
         if (refused := message.get("refused")) is not None:
-            said = str(refused).strip().rpartition("\n")[2]
+            said = str(refused)[:MOST_DETAIL_CHARACTERS]
             host.opened.set_exception(
                 invalid(
-                    f"taskset.python: {said}",
+                    f"{self._source}: {said}",
                     "Mend tasks and rollout, or name others; the container's log has it all",
                 )
             )

@@ -23,7 +23,7 @@ def open_environment(spec: Taskset) -> Environment:
         return CalculatorEnvironment(spec, spec.calculator)
     if spec.open_env is not None:
         return OpenEnvEnvironment(spec, spec.open_env)
-    if spec.python is not None:
-        return open_python(spec, spec.python)
+    if spec.user_image:
+        return open_python(spec)
     sources = ", ".join(f"taskset.{source}" for source in PLAYED)
     raise invalid("taskset names no environment", f"Set one of {sources}")

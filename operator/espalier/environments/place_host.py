@@ -1,4 +1,4 @@
-"""``python -m espalier.environments.place_host DIRECTORY``: copies the host for another image."""
+"""``python -m espalier.environments.place_host DIRECTORY``: copies the host for other images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from espalier.environments import host
 
 
 def main(directory: Path) -> None:
-    """The one file that the user's image runs."""
-    shutil.copyfile(host.__file__, directory / "host.py")
+    """The files that a user's image runs: the host, and what it plays verifiers' tasks with."""
+    here = Path(host.__file__).parent
+    for name in ("host.py", "verifiers_host.py"):
+        shutil.copyfile(here / name, directory / name)
 
 
 if __name__ == "__main__":

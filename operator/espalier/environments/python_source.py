@@ -8,16 +8,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.api.run.environment_sources import PythonSource
 from espalier.api.run.taskset import Taskset
 from espalier.client.completion import Completion
 from espalier.client.errors import ConfigurationError
 from espalier.environments import host
 from espalier.environments.digest import taskset_digest
-from espalier.environments.errors import RolloutFailedError, UserError, invalid
+from espalier.environments.errors import RolloutFailedError, invalid
 from espalier.environments.host_link import HostLink, Patience
 from espalier.environments.tasks import Message, Task, rollout_seed, within
 from espalier.loop.session import PromptTooLongError, Session
@@ -28,12 +28,55 @@ _ROLES = ("system", "user", "assistant", "tool")
 _REASON_CHARACTERS = 64
 
 
+@dataclass(frozen=True)
+class Functions:
+    """What a host plays, and for whom.
+
+    ``field`` of the taskset names it, ``name`` is part of the tasks' ids; ``options`` go to the
+    function that makes tasks, where it is ours.
+    """
+
+    field: str
+    name: str
+    image: str
+    tasks: str
+    rollout: str
+    most_turns: int
+    timeout_seconds: int
+    options: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, spec: Taskset) -> Functions:
+        """Of a taskset with an image of the user's."""
+        if (own := spec.python) is not None:
+            return cls(
+                "taskset.python",
+                f"python/{own.tasks}",
+                own.image,
+                own.tasks,
+                own.rollout,
+                own.max_turns,
+                own.timeout_seconds,
+            )
+        if (given := spec.verifiers) is not None:
+            return cls(
+                "taskset.verifiers",
+                f"verifiers/{given.id}",
+                given.image,
+                "verifiers_host:tasks",
+                "verifiers_host:rollout",
+                1,
+                given.timeout_seconds,
+                {"id": given.id, "config": given.config or {}},
+            )
+        raise invalid("taskset names no image that plays it", "Set taskset.python or verifiers")
+
+
 class PythonEnvironment:
-    """Rollouts that the user's function plays.
+    """Rollouts that functions in the user's image play.
 
     Args:
         spec: the run's taskset.
-        source: names the functions.
         socket: where the host of another container connects.
         command: starts a host here where there is no other container: for previews.
         patience: with the host.
@@ -42,23 +85,22 @@ class PythonEnvironment:
     def __init__(
         self,
         spec: Taskset,
-        source: PythonSource,
         *,
         socket: Path,
         command: Sequence[str] = (),
         patience: Patience | None = None,
     ) -> None:
         self._spec = spec
-        self._source = source
-        self._socket = socket
+        self._functions = functions = Functions.of(spec)
         self._command = command
         opening = {
-            "tasks_function": source.tasks,
-            "rollout_function": source.rollout,
+            "tasks_function": functions.tasks,
+            "rollout_function": functions.rollout,
+            "options": functions.options,
             "seed": spec.seed,
             "size": spec.size,
         }
-        self._link = HostLink(socket, opening, patience)
+        self._link = HostLink(socket, functions.field, opening, patience)
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[Task] = []
         self._places: dict[str, int] = {}
@@ -72,12 +114,12 @@ class PythonEnvironment:
     def digest(self) -> str:
         """Of all tasks, and of the image and functions that play them."""
         told = ([task.id, task.data] for task in self._tasks)
-        return taskset_digest([self._source.wire(), *told])
+        return taskset_digest([asdict(self._functions), *told])
 
     @property
     def timeout_seconds(self) -> float:
         """Of one rollout."""
-        return self._source.timeout_seconds
+        return self._functions.timeout_seconds
 
     async def ready(self) -> dict[str, Any]:
         """Waits for the host and takes its tasks.
@@ -92,12 +134,12 @@ class PythonEnvironment:
             given = await self._link.tasks()
         except RolloutFailedError as error:
             raise invalid(
-                f"taskset.python: {error.detail}",
+                f"{self._functions.field}: {error.detail}",
                 "Look at the log of the container environment: the image needs python3 of 3.9",
             ) from error
-        self._tasks = _tasks(self._source.tasks, given)
+        self._tasks = _tasks(self._functions, given)
         self._places = {task.id: place for place, task in enumerate(self._tasks)}
-        return {"image": self._source.image}
+        return {"image": self._functions.image}
 
     async def close(self) -> None:
         """Ends the connection, and so the host."""
@@ -116,7 +158,7 @@ class PythonEnvironment:
         """Plays it on the host; every turn is sampled here."""
         number = session.rollout.rollout_idx
         seed = rollout_seed(self._spec.seed, task.id, number)
-        turns = _Turns(session, self._source.max_turns)
+        turns = _Turns(session, self._functions.most_turns)
         facts = {"seed": seed, "rollout_index": number}
         with session.phase("the user's rollout"):
             said = await self._link.play(self._places[task.id], facts, turns.answer)
@@ -144,7 +186,7 @@ class _Turns:
             return {"error": problem}
         if self._left < 1:
             self._session.stop("max_steps")
-            return {"error": "taskset.python.maxTurns are spent"}
+            return {"error": "the rollout's turns (maxTurns) are spent"}
         self._left -= 1
         tools = message.get("tools") or ()
         if not isinstance(tools, list | tuple) or not all(isinstance(t, dict) for t in tools):
@@ -196,31 +238,31 @@ def _ended(said: Any, session: Session) -> float | None:
     return reward
 
 
-def _tasks(function: str, given: Sequence[Any]) -> list[Task]:
+def _tasks(functions: Functions, given: Sequence[Any]) -> list[Task]:
     """The tasks with their ids, which are the user's or count up."""
-    field = f"taskset.python.tasks {function}"
+    field = f"{functions.field}: {functions.tasks}"
     if not given:
-        raise invalid(f"{field}: gave no tasks", "Give at least one for every seed")
+        raise invalid(f"{field} gave no tasks", "Give at least one for every seed")
     found: dict[str, Task] = {}
     for place, data in enumerate(given):
         if not isinstance(data, dict):
-            raise invalid(f"{field}: task {place} is no object", "Give each task as a dict")
+            raise invalid(f"{field} task {place} is no object", "Give each task as a dict")
         own = data.get("id", place)
         if not isinstance(own, str | int) or not 0 < len(str(own)) <= MOST_ID_CHARACTERS:
             raise invalid(
-                f"{field}: id of task {place} is no text of 1 to {MOST_ID_CHARACTERS} characters",
+                f"{field} id of task {place} is no text of 1 to {MOST_ID_CHARACTERS} characters",
                 "Give it another, or none",
             )
-        name = f"python/{function}/{own}"
+        name = f"{functions.name}/{own}"
         if name in found:
-            raise invalid(f"{field}: two tasks have the id {own}", "Give each its own id, or none")
+            raise invalid(f"{field} two tasks have the id {own}", "Give each its own id, or none")
         prompt = data.get("prompt")
         shown = (Message("user", prompt),) if isinstance(prompt, str) else ()
         found[name] = Task(name, shown, data)
     return [*found.values()]
 
 
-def open_python(spec: Taskset, source: PythonSource) -> PythonEnvironment:
+def open_python(spec: Taskset) -> PythonEnvironment:
     """With the host of the pod's other container.
 
     Raises:
@@ -228,16 +270,16 @@ def open_python(spec: Taskset, source: PythonSource) -> PythonEnvironment:
     """
     path = os.environ.get(SOCKET)
     if not path:
-        raise UserError(
-            "TasksetInvalid",
-            f"taskset.python: {source.image} runs in a pod beside the runner, and here is none",
+        functions = Functions.of(spec)
+        raise invalid(
+            f"{functions.field}: {functions.image} runs beside the runner, and here it does not",
             "Run it in a cluster; `espalier taskset preview` plays its modules on this machine",
         )
-    return PythonEnvironment(spec, source, socket=Path(path))
+    return PythonEnvironment(spec, socket=Path(path))
 
 
-def here(spec: Taskset, source: PythonSource) -> PythonEnvironment:
+def here(spec: Taskset) -> PythonEnvironment:
     """With a host that is started on this machine, in the working directory; for previews."""
     path = Path(tempfile.mkdtemp(prefix="espalier-")) / "host.sock"
     command = (sys.executable, str(Path(host.__file__)), str(path))
-    return PythonEnvironment(spec, source, socket=path, command=command)
+    return PythonEnvironment(spec, socket=path, command=command)

@@ -112,7 +112,7 @@ def _refuse_companions(spec: Body) -> None:
     for init in spec.get("initContainers", ()):
         if init.get("restartPolicy") == "Always":
             raise MappingError(
-                f"taskset.python: image {init['image']} runs in a container beside the runner, and "
+                f"spec.taskset: image {init['image']} runs in a container beside the runner, and "
                 "espalier dev starts none: use a cluster, or train from a script (driver: Client)"
             )
 

@@ -15,21 +15,26 @@ FREE: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 Protocol = Literal["Text", "ToolCall"]
 
 
-class Played(Type):
+class Timed(Type):
     """What every environment bounds."""
 
-    max_turns: int = Field(
-        default=32,
-        ge=1,
-        le=4096,
-        description="maxTurns that the model takes in one rollout; what is reached by then counts.",
-    )
     timeout_seconds: int = Field(
         default=600,
         ge=1,
         le=86400,
         description="timeoutSeconds is how long one rollout may take, sampling included; then it "
         "has failed, and taskset.onError says what follows.",
+    )
+
+
+class Played(Timed):
+    """What every environment of several turns bounds."""
+
+    max_turns: int = Field(
+        default=32,
+        ge=1,
+        le=4096,
+        description="maxTurns that the model takes in one rollout; what is reached by then counts.",
     )
 
 
@@ -142,9 +147,16 @@ class OpenEnv(Played):
     )
 
 
-class Verifiers(Played):
-    """A taskset of the package verifiers (its v1 API), installed in the runner's image."""
+def _image(what: str) -> Any:
+    return Field(description=f"image with {what}", min_length=1, max_length=400)
 
+
+class Verifiers(Timed):
+    """A taskset of the package verifiers (its v1 API); a rollout is one turn."""
+
+    image: str = _image(
+        "verifiers 0.4, your taskset and a python3 that finds them. It runs as that of python does."
+    )
     id: str = Field(
         description="id is the taskset's module, such as my_taskset. Nothing is downloaded.",
         pattern=MODULE_PATTERN,
@@ -172,11 +184,9 @@ def _function(what: str) -> Any:
 class PythonSource(Played):
     """Your own tasks and rollout function, in a container of its own without any token."""
 
-    image: str = Field(
-        description="image with your modules in its working directory or installed, and a python3 "
-        "of 3.9 or newer. Nothing of Espalier is needed in it.",
-        min_length=1,
-        max_length=400,
+    image: str = _image(
+        "your modules in its working directory or installed, and a python3 of 3.9 or newer. "
+        "Nothing of Espalier is needed in it."
     )
     tasks: str = _function("tasks")
     rollout: str = _function("rollout")

@@ -12,8 +12,8 @@ from espalier.api.run.environment_sources import (
     Calculator,
     Game2048,
     OpenEnv,
-    Played,
     PythonSource,
+    Timed,
     Verifiers,
 )
 from espalier.api.run.inline_tasks import MOST_TASKS, InlineTask
@@ -261,7 +261,7 @@ class Taskset(Type):
     )
 
     @property
-    def played(self) -> Played | None:
+    def played(self) -> Timed | None:
         """The environment that plays the tasks; None where each is one question."""
         given = (self.game_2048, self.calculator, self.open_env, self.verifiers, self.python)
         return next((source for source in given if source is not None), None)
@@ -282,8 +282,14 @@ class Taskset(Type):
         return None
 
     @property
+    def user_image(self) -> str:
+        """The image that plays the tasks in a container of its own; empty where none does."""
+        source = self.python or self.verifiers
+        return source.image if source is not None else ""
+
+    @property
     def mounted(self) -> str:
         """What a pod is given to read or play the tasks; empty where it needs nothing more."""
-        if self.python is not None:
-            return f"python/{self.python.image}"
+        if self.user_image:
+            return f"environment/{self.user_image}"
         return self.file.mounted if self.file is not None else ""

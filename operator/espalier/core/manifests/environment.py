@@ -1,14 +1,13 @@
 """What a runner's pod has beside the runner where a user's own image plays the tasks.
 
 That image runs without any token, in a container that is started again when it ends, and shares
-two directories with the runner: one with our host script, which it cannot write, and one with the
+two directories with the runner: one with our host scripts, which it cannot write, and one with the
 socket through which both speak. ``/tmp`` and shared memory are its own: what it would write there
 the runner's Python might load.
 """
 
 from __future__ import annotations
 
-from espalier.api.run.environment_sources import PythonSource
 from espalier.core.manifests.pod import Container, Mount, Requests
 
 SCRIPT_PATH = "/etc/espalier/host"
@@ -29,7 +28,7 @@ def runner_variables() -> dict[str, str]:
     return {SOCKET_VARIABLE: _SOCKET}
 
 
-def host_containers(source: PythonSource, runner_image: str) -> tuple[Container, ...]:
+def host_containers(image: str, runner_image: str) -> tuple[Container, ...]:
     """The copy of our script out of the runner's image, and the user's image that runs it."""
     script = Mount("host-script", {"emptyDir": {}}, SCRIPT_PATH)
     place = Container(
@@ -42,7 +41,7 @@ def host_containers(source: PythonSource, runner_image: str) -> tuple[Container,
     )
     plays = Container(
         name="environment",
-        image=source.image,
+        image=image,
         requests=_REQUESTS,
         # Its tasks must be the same after a restart.
         env={"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"},

@@ -33,7 +33,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     name = run.metadata.name
     labels = child_labels("runner", model.metadata.name, name)
     taskset = run.spec.taskset
-    python = taskset.python if taskset else None
+    user_image = taskset.user_image if taskset else ""
     container = Container(
         name="runner",
         image=settings.images.runner,
@@ -48,9 +48,9 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_TASKS_MOUNTED": taskset.mounted if taskset else "",
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
-            **(runner_variables() if python else {}),
+            **(runner_variables() if user_image else {}),
         },
-        mounts=(_token(), *_tasks(run), *((socket_mount(),) if python else ())),
+        mounts=(_token(), *_tasks(run), *((socket_mount(),) if user_image else ())),
     )
     template = run.spec.runner.template if run.spec.runner else None
     pod = pod_spec(
@@ -59,7 +59,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         grace_seconds=30,
         init_containers=(
             *_copies(run),
-            *(host_containers(python, settings.images.runner) if python else ()),
+            *(host_containers(user_image, settings.images.runner) if user_image else ()),
         ),
         service_account=settings.runner_service_account,
         pull_secrets=settings.pull_secrets,
@@ -87,8 +87,8 @@ def pod_fingerprint(run: TrainingRun) -> str:
     taskset, runner = run.spec.taskset, run.spec.runner
     tasks = taskset.config_map.name if taskset and taskset.config_map else ""
     made_of = {"configMap": tasks, "runner": runner.wire() if runner else {}}
-    if taskset and taskset.python:
-        made_of["python"] = taskset.python.image
+    if taskset and taskset.user_image:
+        made_of["environment"] = taskset.user_image
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
