@@ -24,6 +24,10 @@ def calculator(**fields: Any) -> Any:
     return open_environment(Taskset.model_validate({"seed": 3, "size": 4, "calculator": fields}))
 
 
+def game(**fields: Any) -> Any:
+    return open_environment(Taskset.model_validate({"seed": 3, "size": 4, "game2048": fields}))
+
+
 def asked(chat: Chat) -> str:
     """The expression of the task."""
     return str(chat[0]["content"]).removeprefix("What is ").split("?")[0]
@@ -100,6 +104,14 @@ async def test_a_wrong_answer_earns_nothing(answer: str) -> None:
 async def test_the_expression_itself_is_no_answer() -> None:
     copied = Model(lambda chat: f"answer: {asked(chat).replace(' ', '')}")
     assert (await played(calculator(), copied))[0] == 0
+
+
+@pytest.mark.parametrize("text", ["\n", " ", "calc:", "answer: ", "left ", "answer: \t", "((("])
+async def test_a_long_answer_of_a_hostile_model_is_read_at_once(text: str) -> None:
+    for environment in (calculator(maxTurns=1), game(maxTurns=1)):
+        begun = time.monotonic()
+        await played(environment, Model(lambda chat: text * 200_000))
+        assert time.monotonic() - begun < 2
 
 
 async def test_an_error_of_the_tool_is_told_to_the_model() -> None:

@@ -30,8 +30,9 @@ CALCULATE = tool(
 )
 NEITHER = "That is neither a calculation nor an answer."
 
-_CALC = re.compile(r"^\s*calc:(.*)$", re.IGNORECASE | re.MULTILINE)
-_ANSWER = re.compile(r"^\s*answer:\s*(\S{1,64})\s*$", re.IGNORECASE | re.MULTILINE)
+# Blanks of a line, not \s: a text of newlines alone would take the square of its length.
+_CALC = re.compile(r"^[ \t]*calc:(.*)$", re.IGNORECASE | re.MULTILINE)
+_ANSWER = re.compile(r"^[ \t]*answer:[ \t]*(\S{1,64})[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _NUMBER = re.compile(r"[-+]?[0-9]{1,64}(\.[0-9]{1,64})?")
 
 
