@@ -70,7 +70,7 @@ class Group:
     @property
     def truncated(self) -> bool:
         """Whether any completion was cut before its end."""
-        return any(completion.truncated for completion in self.completions)
+        return any(turn.truncated for turns in self.rollouts for turn in turns)
 
     @property
     def can_teach(self) -> bool:
@@ -122,7 +122,7 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
     if not groups:
         return asked
     rewards = {of_step(name): value for name, value in measured(groups).items()}
-    completions = [completion for group in groups for completion in group.completions]
+    completions = [turn for group in groups for turns in group.rollouts for turn in turns]
     failed = counted(score for group in groups for score in group.scores)
     causes = {f"{ERRORS}_{_METRIC[cause]}": float(n) for cause, n in sorted(failed.items())}
     return (
@@ -133,10 +133,19 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
             ERRORS: float(failed.total()),
             "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
             "group/dropped": float(dropped),
-            "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
-            "completion/truncated_fraction": fmean(c.truncated for c in completions),
         }
+        | _of_completions(completions)
     )
+
+
+def _of_completions(completions: Sequence[Completion]) -> dict[str, float]:
+    """None where every rollout ended before its first turn."""
+    if not completions:
+        return {}
+    return {
+        "completion/tokens_mean": fmean(len(c.token_ids) for c in completions),
+        "completion/truncated_fraction": fmean(c.truncated for c in completions),
+    }
 
 
 def measured(groups: Sequence[Group]) -> dict[str, float]:
@@ -157,7 +166,7 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
             "prompt": [message.wire() for message in group.task.messages],
             "completion": completion.text,
             "reward": score.reward,
-            "tokens": len(completion.token_ids),
+            "tokens": sum(len(turn.token_ids) for turn in turns),
             "finish_reason": completion.finish_reason,
             "trained": id(group) in ids,
             **({"turns": len(turns)} if group.turns else {}),
@@ -179,7 +188,7 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
             "Raise sampling.maxTokens, or set groupFilter.truncated: Keep",
         )
     seen = metrics(groups, len(groups))
-    cut, mean = seen["completion/truncated_fraction"], seen.get(STEP_REWARD)
+    cut, mean = seen.get("completion/truncated_fraction", 0.0), seen.get(STEP_REWARD)
     lacking = sum(not group.scored for group in groups)
     shown = "no reward at all" if mean is None else f"mean reward {mean:.3g}"
     errors = f", {lacking} of {len(groups)} groups dropped for scorer errors" if lacking else ""
