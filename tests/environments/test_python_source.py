@@ -58,6 +58,9 @@ async def no_number(task, session):
 async def talks(task, session):
     await session.say({"role": "king", "content": "obey"})
 
+async def asks(task, session):
+    await session.say("?", nonsense=1)
+
 def plain(task, session):
     return 1.0
 
@@ -139,6 +142,7 @@ async def test_rollouts_are_played_at_the_same_time(opens: Open) -> None:
         ("floods", "Died", f"longer than {MOST_LINE_BYTES} bytes"),
         ("no_number", "NotFinite", "nan"),
         ("talks", "Raised", "messages[0].role"),
+        ("asks", "Raised", "nonsense is no sampling parameter"),
     ],
 )
 async def test_a_rollout_that_comes_to_nothing_is_named(

@@ -221,6 +221,11 @@ def test_another_image_of_the_users_is_another_pod() -> None:
     taskset = {"seed": 1, "python": PYTHON}
     first = pod_fingerprint(run_of(taskset=taskset))
     assert pod_fingerprint(run_of(taskset={**taskset, "python": other})) != first
+    bounded = {**PYTHON, "resources": {"limits": {"memory": "1Gi"}}}
+    assert pod_fingerprint(run_of(taskset={**taskset, "python": bounded})) != first
+    job = runner_job(run_of(taskset={**taskset, "python": bounded}), model_of(), SETTINGS)
+    _, plays = pod_of(job)["initContainers"]
+    assert plays["resources"]["limits"] == {"memory": "1Gi"}
     longer = {**taskset, "python": {**PYTHON, "maxTurns": 5}}
     assert pod_fingerprint(run_of(taskset=longer)) == first
 

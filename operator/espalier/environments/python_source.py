@@ -14,7 +14,7 @@ from typing import Any
 
 from espalier.api.run.taskset import Taskset
 from espalier.client.completion import Completion
-from espalier.client.errors import ConfigurationError
+from espalier.client.errors import ConfigurationError, InvalidRequestError
 from espalier.environments import host
 from espalier.environments.digest import taskset_digest
 from espalier.environments.errors import RolloutFailedError, invalid
@@ -173,11 +173,11 @@ class _Turns:
         self._left = most
 
     async def answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The turn, or in words why there is none.
+        """The turn, or in words why there is none: that the request was wrong, for one.
 
         Raises:
             RolloutFailedError: the request is not of the protocol.
-            GatewayError: the gateway refused it.
+            GatewayError: the gateway cannot answer.
         """
         messages, sampling = message.get("messages"), message.get("sampling")
         if message["turn"] not in ("say", "sample") or not isinstance(sampling, dict):
@@ -197,7 +197,7 @@ class _Turns:
                 turn = await self._session.say(*(messages or ()), **sampling)
             else:
                 turn = await self._session.sample(messages or (), **sampling)
-        except (PromptTooLongError, ConfigurationError, TypeError) as error:
+        except (PromptTooLongError, InvalidRequestError, ConfigurationError, TypeError) as error:
             return {"error": str(error)}
         return {"completion": _shown(turn)}
 

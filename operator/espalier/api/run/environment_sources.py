@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from espalier.api.meta import Name, NonNegativeDecimal, Type, cel, explained
+from espalier.api.podtemplate import Resources
 
 FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 MODULE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
@@ -147,16 +148,25 @@ class OpenEnv(Played):
     )
 
 
-def _image(what: str) -> Any:
-    return Field(description=f"image with {what}", min_length=1, max_length=400)
+class UserImage(Timed):
+    """What an image of the user's plays, in a container of its own without any token."""
+
+    image: str = Field(
+        description="image with your modules in its working directory or installed, and a python3 "
+        "of 3.9 or newer that finds them; of verifiers also verifiers 0.4. Nothing of Espalier is "
+        "needed in it.",
+        min_length=1,
+        max_length=400,
+    )
+    resources: Resources | None = Field(
+        default=None,
+        description="resources of its container; requests of 50m CPU and 128Mi memory if unset.",
+    )
 
 
-class Verifiers(Timed):
+class Verifiers(UserImage):
     """A taskset of the package verifiers (its v1 API); a rollout is one turn."""
 
-    image: str = _image(
-        "verifiers 0.4, your taskset and a python3 that finds them. It runs as that of python does."
-    )
     id: str = Field(
         description="id is the taskset's module, such as my_taskset. Nothing is downloaded.",
         pattern=MODULE_PATTERN,
@@ -181,12 +191,8 @@ def _function(what: str) -> Any:
     )
 
 
-class PythonSource(Played):
+class PythonSource(UserImage, Played):
     """Your own tasks and rollout function, in a container of its own without any token."""
 
-    image: str = _image(
-        "your modules in its working directory or installed, and a python3 of 3.9 or newer. "
-        "Nothing of Espalier is needed in it."
-    )
     tasks: str = _function("tasks")
     rollout: str = _function("rollout")

@@ -14,6 +14,7 @@ from espalier.api.run.environment_sources import (
     OpenEnv,
     PythonSource,
     Timed,
+    UserImage,
     Verifiers,
 )
 from espalier.api.run.inline_tasks import MOST_TASKS, InlineTask
@@ -282,14 +283,13 @@ class Taskset(Type):
         return None
 
     @property
-    def user_image(self) -> str:
-        """The image that plays the tasks in a container of its own; empty where none does."""
-        source = self.python or self.verifiers
-        return source.image if source is not None else ""
+    def user_image(self) -> UserImage | None:
+        """The image that plays the tasks in a container of its own; None where none does."""
+        return self.python or self.verifiers
 
     @property
     def mounted(self) -> str:
         """What a pod is given to read or play the tasks; empty where it needs nothing more."""
-        if self.user_image:
-            return f"environment/{self.user_image}"
+        if self.user_image is not None:
+            return f"environment/{self.user_image.image}"
         return self.file.mounted if self.file is not None else ""

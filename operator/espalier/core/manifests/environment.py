@@ -8,6 +8,7 @@ the runner's Python might load.
 
 from __future__ import annotations
 
+from espalier.api.run.environment_sources import UserImage
 from espalier.core.manifests.pod import Container, Mount, Requests
 
 SCRIPT_PATH = "/etc/espalier/host"
@@ -28,7 +29,7 @@ def runner_variables() -> dict[str, str]:
     return {SOCKET_VARIABLE: _SOCKET}
 
 
-def host_containers(image: str, runner_image: str) -> tuple[Container, ...]:
+def host_containers(source: UserImage, runner_image: str) -> tuple[Container, ...]:
     """The copy of our script out of the runner's image, and the user's image that runs it."""
     script = Mount("host-script", {"emptyDir": {}}, SCRIPT_PATH)
     place = Container(
@@ -41,7 +42,7 @@ def host_containers(image: str, runner_image: str) -> tuple[Container, ...]:
     )
     plays = Container(
         name="environment",
-        image=image,
+        image=source.image,
         requests=_REQUESTS,
         # Its tasks must be the same after a restart.
         env={"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"},
@@ -50,6 +51,7 @@ def host_containers(image: str, runner_image: str) -> tuple[Container, ...]:
             socket_mount(),
         ),
         command=("python3", f"{SCRIPT_PATH}/host.py", _SOCKET),
+        resources=source.resources,
         apart=True,
         stays=True,
     )

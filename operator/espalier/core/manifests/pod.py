@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from espalier.api.podtemplate import PodTemplate
+from espalier.api.podtemplate import PodTemplate, Resources
 from espalier.api.source import SecretKey
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.installation import ChildSettings
@@ -74,6 +74,7 @@ class Container:
 
     ``apart``: neither /tmp nor shared memory are those of the pod's other containers. ``stays``: as
     an init container it runs as long as the pod does, and is started again when it ends.
+    ``resources`` go before ``requests`` where no template names any.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Container:
     args: tuple[str, ...] = ()
     serves: bool = False
     probes: Manifest = field(default_factory=dict)
+    resources: Resources | None = None
     apart: bool = False
     stays: bool = False
 
@@ -193,7 +195,7 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
     # An assigned user is in no list of users, and libraries ask for its name.
     env = {"HOME": "/tmp", "USER": "espalier", **container.env}
     requests = {"cpu": container.requests.cpu, "memory": container.requests.memory}
-    given = template.resources if template else None
+    given = template.resources if template else container.resources
     variables = {name: _variable(name, value) for name, value in env.items()}
     if template:
         variables |= {given.name: given.wire() for given in template.env or ()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
@@ -33,7 +34,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     name = run.metadata.name
     labels = child_labels("runner", model.metadata.name, name)
     taskset = run.spec.taskset
-    user_image = taskset.user_image if taskset else ""
+    user_image = taskset.user_image if taskset else None
     container = Container(
         name="runner",
         image=settings.images.runner,
@@ -86,9 +87,11 @@ def pod_fingerprint(run: TrainingRun) -> str:
     """
     taskset, runner = run.spec.taskset, run.spec.runner
     tasks = taskset.config_map.name if taskset and taskset.config_map else ""
-    made_of = {"configMap": tasks, "runner": runner.wire() if runner else {}}
+    made_of: dict[str, Any] = {"configMap": tasks, "runner": runner.wire() if runner else {}}
     if taskset and taskset.user_image:
-        made_of["environment"] = taskset.user_image
+        source = taskset.user_image
+        resources = source.resources.wire() if source.resources else {}
+        made_of["environment"] = [source.image, resources]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
