@@ -29,8 +29,8 @@ class Environment(Protocol):
         ...
 
     @property
-    def timeout_seconds(self) -> float:
-        """Of one rollout."""
+    def timeout_seconds(self) -> float | None:
+        """Of one rollout; None where its parts are bounded each for itself."""
         ...
 
     async def ready(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ async def play(environment: Environment, task: Task, session: Session) -> float:
     except TimeoutError as error:
         if not limit.expired():
             raise RolloutFailedError("Timeout", f"during {session.doing}: {error}") from error
-        detail = f"the rollout took longer than {seconds:g} s, during {session.doing}"
+        detail = f"the rollout took longer than {seconds or 0:g} s, during {session.doing}"
         raise RolloutFailedError("Timeout", detail) from error
     if isinstance(reward, bool) or not isinstance(reward, (int, float)):
         raise RolloutFailedError("Malformed", f"its reward is {reward!r:.80}, not a number")

@@ -6,10 +6,11 @@ from typing import Literal
 
 from espalier.api.wire import Problem
 
-# Raised: the environment did. Timeout: the rollout took longer than its timeoutSeconds. Died: the
-# process or server that plays it ended. NotFinite: its reward is NaN or infinite. Malformed: it
-# said something that is not of the protocol, or gave no reward.
-Cause = Literal["Raised", "Timeout", "Died", "NotFinite", "Malformed"]
+# Raised: the environment or scorer did. Timeout: the rollout took longer than timeoutSeconds, or
+# the score than scoreTimeoutSeconds. Memory: the scorer wanted more than its limit. Died: the
+# process or server that plays or scores ended. NotFinite: the reward is NaN or infinite. OutOfRange:
+# a score is not from 0 to 1. Malformed: what was said is not of the protocol, or no reward.
+Cause = Literal["Raised", "Timeout", "Memory", "Died", "NotFinite", "OutOfRange", "Malformed"]
 
 
 class UserError(Exception):

@@ -79,6 +79,7 @@ class PythonEnvironment:
         spec: the run's taskset.
         socket: where the host of another container connects.
         command: starts a host here where there is no other container: for previews.
+        scratch: the socket's directory, if it goes when this closes.
         patience: with the host.
     """
 
@@ -88,8 +89,10 @@ class PythonEnvironment:
         *,
         socket: Path,
         command: Sequence[str] = (),
+        scratch: tempfile.TemporaryDirectory[str] | None = None,
         patience: Patience | None = None,
     ) -> None:
+        self._scratch = scratch
         self._spec = spec
         self._functions = functions = Functions.of(spec)
         self._command = command
@@ -149,6 +152,8 @@ class PythonEnvironment:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def task(self, index: int) -> Task:
         """A task as the function gave it."""
@@ -280,6 +285,7 @@ def open_python(spec: Taskset) -> PythonEnvironment:
 
 def here(spec: Taskset) -> PythonEnvironment:
     """With a host that is started on this machine, in the working directory; for previews."""
-    path = Path(tempfile.mkdtemp(prefix="espalier-")) / "host.sock"
+    scratch = tempfile.TemporaryDirectory(prefix="espalier-")
+    path = Path(scratch.name) / "host.sock"
     command = (sys.executable, str(Path(host.__file__)), str(path))
-    return PythonEnvironment(spec, socket=path, command=command)
+    return PythonEnvironment(spec, socket=path, command=command, scratch=scratch)

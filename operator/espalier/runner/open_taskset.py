@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from espalier.api.run.taskset import SOURCES, Taskset
 from espalier.environments.environment import Environment
 from espalier.environments.errors import UserError
 from espalier.environments.open_environment import open_environment
+from espalier.runner.answered import AnsweredEnvironment
 from espalier.runner.jsonl import InlineTasks, file_tasks
+from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import TASKS_DIRECTORY, Tasks
 
 
@@ -25,6 +28,19 @@ def open_taskset(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tas
     if spec is not None and spec.played is not None:
         return open_environment(spec)
     return open_tasks(spec, directory)
+
+
+def open_played(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Environment:
+    """The environment of any taskset; tasks with answers are one turn with a scorer.
+
+    Raises:
+        UserError: the taskset is missing or wrong; names the field.
+    """
+    if spec is not None and spec.played is not None:
+        return open_environment(spec)
+    tasks = open_tasks(spec, directory)
+    # Without a taskset there are no tasks, which was refused by name.
+    return AnsweredEnvironment(tasks, Scorer(cast(Taskset, spec), tasks))
 
 
 def open_tasks(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks:

@@ -6,12 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from espalier.environments.errors import Cause
 from espalier.runner.extraction import Extraction
 
-# Raised: the scorer did. Timeout: it took longer than taskset.scoreTimeoutSeconds. Memory: it
-# wanted more than its limit. Died: its process ended. NotFinite, OutOfRange: it gave no number from
-# 0 to 1. Malformed: its process answered something else.
-Cause = Literal["Raised", "Timeout", "Memory", "Died", "NotFinite", "OutOfRange", "Malformed"]
+__all__ = ["Cause", "Failure", "Gym", "Line", "Match", "Mix", "Scoring"]
 
 _DETAIL_CHARACTERS = 200
 
