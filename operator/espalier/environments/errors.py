@@ -9,7 +9,7 @@ from espalier.api.wire import Problem
 # Raised: the environment or scorer did. Timeout: the rollout took longer than timeoutSeconds, or
 # the score than scoreTimeoutSeconds. Memory: the scorer wanted more than its limit. Died: the
 # process or server that plays or scores ended. NotFinite: the reward is NaN or infinite.
-# OutOfRange: a score is not from 0 to 1. Malformed: what was said is not of the protocol, or no reward.
+# OutOfRange: a score is not from 0 to 1. Malformed: no reward, or what is not of the protocol.
 Cause = Literal["Raised", "Timeout", "Memory", "Died", "NotFinite", "OutOfRange", "Malformed"]
 
 
