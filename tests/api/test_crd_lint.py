@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BOOLS = {"suspend", "head", "superseded"}
 MAPS = {
     *("requests", "limits", "nodeSelector", "config", "labels", "annotations", "matchLabels"),
-    "chatTemplateKwargs",
+    *("chatTemplateKwargs", "resetOptions"),
+    # An item of openEnv.tools, which is of OpenAI's making.
+    "",
 }
 NO_ECHO = {"apiVersion", "kind", "metadata"}
 
