@@ -54,6 +54,7 @@ class StandIn:
         self.spec = spec(**changes)
         self.suspended = False
         self.paused = False
+        self.paused_for = "HeadPinned"
         self.active = True
         # Whether the run is over with its last step, as it is for a real gateway.
         self.ends = False
@@ -254,7 +255,7 @@ class StandIn:
     def _unready(self) -> web.Response | None:
         if not self.active:
             return problem(409, "NoActiveRun")
-        return problem(409, "HeadPinned") if self.paused else None
+        return problem(409, self.paused_for) if self.paused else None
 
     def _meet(self, route: str, request: web.Request) -> web.Response | None:
         fault = self._next_fault(route)

@@ -413,6 +413,22 @@ async def test_a_pin_in_mid_step_holds_the_run_and_its_gradients_are_dropped_lat
     ]
 
 
+async def test_a_run_that_is_held_for_its_logprobs_in_mid_step_waits_for_the_edit(
+    bench: Bench,
+) -> None:
+    bench.gateway.paused_for = "LogprobsMisaligned"
+    bench.gateway.spec["steps"] = 1
+    bench.gateway.hooks["optim-step"] = lambda: _pause(bench.gateway, True)
+
+    def release() -> None:
+        bench.gateway.hooks["run"] = lambda: _pause(bench.gateway, False)
+
+    bench.gateway.hooks["run"] = release
+    await bench.drive()
+    assert bench.events("waiting")[0]["reason"] == "LogprobsMisaligned"
+    assert bench.gateway.run_step == 1
+
+
 async def test_edits_of_the_run_take_effect_at_the_next_step(bench: Bench) -> None:
     def edit() -> None:
         bench.gateway.spec |= {"learningRate": "5e-4", "groupSize": 2, "steps": 4}
@@ -773,6 +789,28 @@ async def test_training_goes_on_while_an_evaluation_is_slow(bench: Bench) -> Non
     bench.gateway.committed[3] = committed
     await bench.drive()
     assert len(bench.gateway.evaluations) == 3
+
+
+async def test_an_evaluation_that_may_not_be_recorded_is_a_wait_and_is_begun_again(
+    bench: Bench,
+) -> None:
+    _half_held_out(bench.gateway, at=["End"])
+    bench.gateway.ends = False
+    bench.gateway.fail("evaluation", 403)
+    await bench.drive()
+    assert [wait["reason"] for wait in bench.events("waiting")] == ["Status403"]
+    assert [name for name, _ in bench.gateway.evaluations] == ["tiny-000003"]
+
+
+async def test_held_out_tasks_that_are_missing_in_mid_run_end_it_at_the_next_step(
+    bench: Bench,
+) -> None:
+    _half_held_out(bench.gateway, everySteps=1)
+    bench.gateway.spec["steps"] = 50
+    bench.gateway.spec["evaluation"][0]["taskset"]["size"] = 5
+    with pytest.raises(UserError, match="only 4 of 5 tasks differ"):
+        await bench.drive()
+    assert bench.gateway.run_step < 50
 
 
 async def test_held_out_tasks_that_are_not_enough_end_the_run_with_the_remedy(

@@ -11,7 +11,7 @@ from tests.simulation.world import NAMESPACE, World, head_spec, model_spec, run_
 
 from espalier.core.gitowner import ARGO_TRACKING
 from espalier.core.names import runner_name
-from espalier.kube.objects import Body
+from espalier.kube.objects import Body, ObjectKey
 
 ONE_GPU = {"template": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}
 

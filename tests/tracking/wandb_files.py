@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espalier.tracking.tracker import package
+
 _BLOCK, _HEADER = 32768, 7
 _FULL, _LAST = 1, 4
 
@@ -49,8 +51,7 @@ def _run(file: Path) -> OfflineRun:
 
 
 def _records(data: bytes) -> Iterator[Any]:
-    from wandb.proto import wandb_internal_pb2
-
+    messages = package("wandb.proto.wandb_internal_pb2", "wandb")
     at, content = _HEADER, b""
     while at < len(data):
         room = _BLOCK - at % _BLOCK
@@ -62,7 +63,7 @@ def _records(data: bytes) -> Iterator[Any]:
         content += data[at : at + length]
         at += length
         if kind in (_FULL, _LAST):
-            record = wandb_internal_pb2.Record()
+            record = messages.Record()
             record.ParseFromString(content)
             content = b""
             yield record

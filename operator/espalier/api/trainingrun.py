@@ -447,9 +447,8 @@ class TrainingRunSpec(Type):
                 "!has(self.loss) || !has(self.offPolicyCorrection)"
                 " || self.loss.ratioAnchor == 'Trainer'"
                 " || !self.offPolicyCorrection.mode.endsWith('Truncate')",
-                "with loss.ratioAnchor Sampler the ratio of the loss is the whole weight, and mode "
-                "TokenTruncate or SequenceTruncate would apply it twice: choose a Mask, or set "
-                "loss.ratioAnchor: Trainer",
+                "with loss.ratioAnchor Sampler the loss applies the whole weight, and a Truncate "
+                "would do so twice: choose a Mask, or set loss.ratioAnchor: Trainer",
                 ".offPolicyCorrection.mode",
             ),
             (

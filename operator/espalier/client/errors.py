@@ -89,6 +89,10 @@ class HeadPinnedError(RefusedError):
     """409: the head is pinned and holds training."""
 
 
+class LogprobsMisalignedError(RefusedError):
+    """409: the run is held because trainer and sampler disagree (``logprobs.onMisaligned``)."""
+
+
 class NoActiveRunError(RefusedError):
     """409: no TrainingRun trains the model now."""
 
@@ -108,6 +112,7 @@ class CutOffError(RefusedError):
 _BY_REASON: dict[str, type[RefusedError]] = {
     "StaleTerm": StaleTermError,
     "HeadPinned": HeadPinnedError,
+    "LogprobsMisaligned": LogprobsMisalignedError,
     "NoActiveRun": NoActiveRunError,
     "NoGradients": NoGradientsError,
     "KeyReused": KeyReusedError,

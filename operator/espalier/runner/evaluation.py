@@ -164,23 +164,41 @@ class Evaluations:
         self._open_rewards = open_rewards
         self._journal = journal
         self._running: set[asyncio.Task[None]] = set()
-        # The last step that evaluations were started at; None before the first.
+        # The last step that evaluations were started at; None: those of this step are to start.
         self._looked_at: int | None = None
+        self._started = False
+        self._failed: BaseException | None = None
 
     def start(self, spec: TrainingRunSpec, step: int, checkpoint: str) -> None:
-        """Starts what is due at the checkpoint that the trainer stands on, once."""
+        """Starts what is due at the checkpoint that the trainer stands on, once.
+
+        Raises what ended an earlier evaluation; the next call starts those of its step again.
+        """
+        self._raise_failure()
         if self._looked_at == step:
             return
-        started, self._looked_at = self._looked_at is None, step
+        first, self._started, self._looked_at = not self._started, True, step
         for evaluation in spec.evaluation:
-            if evaluation.due(step, spec.steps, started=started):
+            if evaluation.due(step, spec.steps, started=first):
                 running = asyncio.ensure_future(self._evaluate(spec, evaluation, step, checkpoint))
                 self._running.add(running)
-                running.add_done_callback(self._running.discard)
+                running.add_done_callback(self._ended)
+
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        self._running.discard(running)
+        if not running.cancelled() and (error := running.exception()) is not None:
+            self._failed = error
+
+    def _raise_failure(self) -> None:
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            self._looked_at, self._started = None, False
+            raise failed
 
     async def finish(self) -> None:
-        """Waits for those that are under way; UserError as they raise."""
-        await asyncio.gather(*self._running)
+        """Waits for those that are under way; raises what ended one."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._raise_failure()
 
     async def close(self) -> None:
         """Cancels those that are under way."""

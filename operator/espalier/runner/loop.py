@@ -21,6 +21,7 @@ from espalier.client import (
     GatewayClient,
     HeadPinnedError,
     InvalidRequestError,
+    LogprobsMisalignedError,
     NoActiveRunError,
     NoGradientsError,
     NotFoundError,
@@ -138,8 +139,9 @@ class Loop:
             # A pod's mounts do not change: the operator starts another one.
             self._journal.event("tasks-moved", to=str(moved))
             return True
-        except HeadPinnedError as refused:
-            await self._waiting.on("HeadPinned", str(refused), self._limits.hold_seconds)
+        except (HeadPinnedError, LogprobsMisalignedError) as refused:
+            reason = refused.problem.reason
+            await self._waiting.on(reason, str(refused), self._limits.hold_seconds)
         except (StaleTermError, NoGradientsError) as refused:
             # The head moved under the step: drop it, and take the next from where the trainer is.
             self._journal.event("step-dropped", reason=refused.problem.reason)

@@ -35,6 +35,30 @@ class TasksetStatus(Type):
     seed: int = Field(ge=0, description="seed of the tasks and of their order.")
 
 
+class ImageUsed(Type):
+    """The image of a role's pods."""
+
+    role: str = Field(description="role is trainer, rollout or runner.", max_length=16)
+    digest: Digest = Field(description="digest of the image that its latest pod runs.")
+
+
+class Provenance(Type):
+    """What a run is made from."""
+
+    config_digest: Digest = Field(
+        description="configDigest of the run's spec as last reconciled, in canonical JSON."
+    )
+    model_digest: Digest | None = Field(
+        default=None, description="modelDigest of the base that the model is trained from."
+    )
+    images: list[ImageUsed] = Field(
+        default_factory=list,
+        description="images that trainer, rollouts and runner run, or ran last.",
+        max_length=8,
+        json_schema_extra=list_map("role"),
+    )
+
+
 class Usage(Type):
     """What a run has used, over restarts, rollbacks and suspensions."""
 
@@ -110,6 +134,9 @@ class TrainingRunStatus(Type):
     )
     taskset: TasksetStatus | None = Field(
         default=None, description="taskset of the latest step, as driver Runner reports it."
+    )
+    provenance: Provenance | None = Field(
+        default=None, description="provenance of what the run does now."
     )
     usage: Usage | None = Field(default=None, description="usage that budget limits.")
     term: int = Field(default=0, ge=0, description="term of the head that the run trains under.")

@@ -167,6 +167,7 @@ class RunReconciler:
         rollouts = self.lister.pods(namespace, "rollout", model=owner)
         trainers = self.lister.pods(namespace, "trainer", model=owner)
         runners = self._runner_pods(run)
+        working = [*trainers, *rollouts, *runners]
         blockers, job = self.blockers, self._runner(run)
         return RunView(
             run=run,
@@ -180,7 +181,8 @@ class RunReconciler:
             runner_pods=pods.with_blockers(runners, blockers.of(namespace, "Pod")),
             counted=ledger.counted.get(identity, 0),
             tokens=ledger.tokens.get(identity, run_tokens.NONE),
-            gpus=pods.gpus_in_use([*trainers, *rollouts, *runners]),
+            gpus=pods.gpus_in_use(working),
+            images={pod.role: pod.image for pod in pods.live(working) if pod.image},
             trained=trained,
             rollouts=sum(pod.started for pod in pods.live(rollouts)),
             pod=pod_fingerprint(run),

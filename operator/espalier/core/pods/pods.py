@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,8 @@ class Pod:
     ``message`` its termination message; ``copying`` how an init container failed; ``killed`` that
     the main container last ended for want of memory, and what to do about it; ``died`` how it last
     ended, ``ended`` when. ``mounted``: its volumes are there. ``outlived`` are the containers that
-    run on although the main one, of a Job, is over for good. ``gpus`` are given to it.
+    run on although the main one, of a Job, is over for good. ``gpus`` are given to it. ``image`` is
+    the digest of the main container's image, empty until the node has told it.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Pod:
     mounted: bool = True
     outlived: tuple[str, ...] = ()
     gpus: int = 0
+    image: str = ""
 
     @property
     def told(self) -> Problem | None:
@@ -82,6 +85,8 @@ RESTARTING = ("Starting", CRASH_LOOP)
 # Reasons that say no more than that a pod is on its way; a scheduler's errors pass by themselves.
 ON_ITS_WAY = (None, "PodInitializing", "ContainerCreating")
 PASSING = ("SchedulerError",)
+
+IMAGE_DIGEST = re.compile(r"sha256:[a-f0-9]{64}")
 
 # Written on a runner's Job: the generation of the run that it was started for.
 RUN_GENERATION = "espalier.dev/run-generation"
@@ -126,6 +131,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         or bool(main.get("state", {}).keys() & {"running", "terminated"}),
         outlived=outlived,
         gpus=gpus.held(body),
+        image=_image(main),
     )
 
 
@@ -217,6 +223,12 @@ def _main_container(body: Mapping[str, Any]) -> dict[str, Any]:
     name = declared[0]["name"] if declared else None
     found: dict[str, Any] = next((s for s in statuses if s.get("name") == name), {})
     return found
+
+
+def _image(main: Mapping[str, Any]) -> str:
+    """The digest in an imageID such as ``docker.io/library/x@sha256:...``."""
+    _, _, digest = main.get("imageID", "").rpartition("@")
+    return digest if IMAGE_DIGEST.fullmatch(digest) else ""
 
 
 def _waiting(status: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[str, str]:

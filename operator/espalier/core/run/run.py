@@ -24,6 +24,7 @@ from espalier.core.pods import pods
 from espalier.core.run import alignment, bounds, expiry, idle
 from espalier.core.run import turn as turns
 from espalier.core.run.bounds import Used
+from espalier.core.run.provenance import provenance
 from espalier.core.run.run_health import rollouts_healthy, step_findings
 from espalier.core.run.run_view import RunView
 from espalier.core.run.run_waits import (
@@ -112,6 +113,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         taskset=(taskset_used.recorded(latest) if latest else None) or old.taskset,
         metrics=metrics,
         progress=_progress(view.checkpoints, step, run.spec.steps),
+        provenance=provenance(view),
         active_seconds=active_seconds,
         active_since=active_since,
         usage=bounds.usage(old, spent, gpus, now),

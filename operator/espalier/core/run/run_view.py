@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
@@ -28,7 +28,8 @@ class RunView:
     would be made of, ``tasks`` what is wrong with its ConfigMap, ``blocker`` why the runner's Job
     gets no pod. ``quiet`` are the seconds since the trainer's last call, None: not asked.
     ``tokens`` are those of the commits heard of, ``gpus`` the GPUs of the pods that a run uses in
-    its turn. ``owner`` is who brings the run from Git, asked once it has ended and may expire.
+    its turn, ``images`` the digests of theirs by role. ``owner`` is who brings the run from Git,
+    asked once it has ended and may expire.
     """
 
     run: TrainingRun
@@ -49,6 +50,7 @@ class RunView:
     quiet: float | None = None
     tokens: Tokens = run_tokens.NONE
     gpus: int = 0
+    images: Mapping[str, str] = field(default_factory=dict)
     owner: GitOwner | None = None
 
     @property
