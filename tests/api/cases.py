@@ -274,6 +274,20 @@ GOOD = {
 
 # name: (good object, field to spoil, bad value, field that the message names, remedy in it)
 BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
+    "run of 2048 with rewards": (
+        edited(RUN, "spec.taskset", {"seed": 1, "game2048": {}}),
+        *("spec.rewards", [{"name": "own", "environment": {}}]),
+        *("spec.rewards", "remove rewards"),
+    ),
+    "run of 2048 with a penalty of length": (
+        edited(RUN, "spec.taskset", {"seed": 1, "game2048": {}}),
+        *("spec.lengthPenalty", {"coefficient": "1", "targetTokens": 8}),
+        *("spec.lengthPenalty", "measure one completion"),
+    ),
+    "evaluation that is played": (
+        *(RUN, "spec.evaluation", [{"name": "e", "taskset": {"seed": 9, "calculator": {}}}]),
+        *("spec.evaluation", "an evaluation asks tasks with an answer"),
+    ),
     "model without source": (MODEL, "spec.source", {}, "spec.source", "exactly one of base and"),
     "model with two sources": (
         *(MODEL, "spec.source.checkpointRef", {"name": "x"}),

@@ -1,14 +1,9 @@
-"""Episodes of OpenEnv's protocol: against a stand-in, and the real server where there is one.
-
-``ESPALIER_OPENENV_PYTHON`` names the interpreter of an environment with ``pip install
-openenv==0.10.0``; then every test here runs against both.
-"""
+"""Episodes of OpenEnv's protocol: against a stand-in, and, marked ``packages``, the real server."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from tests.environments.packages import OPENENV, interpreter
 from tests.environments.talk import Model, played
 
 from espalier.api.run.taskset import Taskset
@@ -25,7 +21,6 @@ from espalier.environments.errors import RolloutFailedError
 from espalier.environments.open_env import MOST_MESSAGE_BYTES
 from espalier.environments.open_environment import open_environment
 
-REAL = os.environ.get("ESPALIER_OPENENV_PYTHON", "")
 SERVER = Path(__file__).with_name("open_env_server.py")
 START_SECONDS = 60
 
@@ -91,12 +86,12 @@ def error(code: str, message: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def real() -> AsyncIterator[int]:
+async def real(python: str) -> AsyncIterator[int]:
     """The real server in a process of its own; its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    process = await asyncio.create_subprocess_exec(REAL, str(SERVER), str(port))
+    process = await asyncio.create_subprocess_exec(python, str(SERVER), str(port))
     try:
         async with asyncio.timeout(START_SECONDS):
             while True:
@@ -112,12 +107,11 @@ async def real() -> AsyncIterator[int]:
         await process.wait()
 
 
-@pytest.fixture(params=["stand-in", "real"])
+@pytest.fixture(params=["stand-in", pytest.param("real", marks=pytest.mark.packages)])
 async def port(request: pytest.FixtureRequest) -> AsyncIterator[int]:
     if request.param == "real":
-        if not REAL:
-            pytest.skip("ESPALIER_OPENENV_PYTHON names no interpreter with openenv")
-        async with real() as found:
+        python = await asyncio.to_thread(interpreter, OPENENV)
+        async with real(python) as found:
             yield found
     else:
         async with TestServer(StandIn().app(), host="127.0.0.1") as server:

@@ -1,17 +1,16 @@
 """Tasksets of verifiers, with the real package: its tasks and rewards, our host and rollouts.
 
-``ESPALIER_VERIFIERS_PYTHON`` names the interpreter of an environment with ``pip install
-verifiers==0.4.0``; the package is half a gigabyte and lives in the user's image, not in ours.
+The package is half a gigabyte and lives in the user's image, not in ours.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.environments.packages import VERIFIERS, interpreter
 from tests.environments.talk import Model, played
 
 from espalier.api.run.taskset import Taskset
@@ -19,10 +18,7 @@ from espalier.environments import host
 from espalier.environments.errors import RolloutFailedError, UserError
 from espalier.environments.python_source import PythonEnvironment
 
-REAL = os.environ.get("ESPALIER_VERIFIERS_PYTHON", "")
-pytestmark = pytest.mark.skipif(
-    not REAL, reason="ESPALIER_VERIFIERS_PYTHON names no interpreter with verifiers"
-)
+pytestmark = pytest.mark.packages
 
 SUMS = """
 import verifiers.v1 as vf
@@ -79,7 +75,7 @@ async def opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         source = {"image": "registry.example/sums:1", "id": name, "config": config}
         spec = Taskset.model_validate({"seed": 7, "size": 4, "verifiers": source})
         path = tmp_path / "host.sock"
-        command = (REAL, host.__file__, str(path))
+        command = (interpreter(VERIFIERS), host.__file__, str(path))
         made.append(PythonEnvironment(spec, socket=path, command=command))
         return made[-1]
 
