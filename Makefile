@@ -34,9 +34,9 @@ demo: ## train a model on a local cluster, look at its tree, roll it back
 	@dev/demo.sh
 
 test: ## every kind of test, end-to-end included; of exhaustive ones a sample
-	@dev/test.sh -m "not exhaustive"
+	@dev/test.sh -m "not exhaustive and not packages"
 
-test-all: ## every test: also every point of death, every version of HUD's client, long simulations
+test-all: ## every test: also every point of death, every version of HUD's client, long simulations, users' packages
 	@dev/test.sh
 
 test-table: env ## write what the last run of the tests took into docs/developing/test-times.md

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs them in two workers. Arguments go to pytest: `make test` gives it
-# -m "not exhaustive", `make test-all` nothing. What each test took is in out/junit.xml, by folder in out/tests.md.
+# -m "not exhaustive and not packages", `make test-all` nothing. What each test took is in out/junit.xml, by folder in out/tests.md.
 # The cluster stays up afterwards, so that the next time is quick; `make cluster-down` removes it.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -20,6 +20,15 @@ TASKS = {"name": "tasks"}
 GENERATED = {"seed": 1, "size": 8, "reasoningGym": {"dataset": "basic_arithmetic"}}
 OTHERS = {**GENERATED, "seed": 2}
 BUDGET = {"maxTrainedTokens": 1000}
+PYTHON = {"image": "registry.example/game:1", "tasks": "game:tasks", "rollout": "game:rollout"}
+
+
+def mixed(*weights: int) -> dict[str, Any]:
+    """A mix of datasets with these weights."""
+    names = ("chain_sum", "leg_counting")
+    parts = zip(names, weights, strict=True)
+    return {"datasets": [{"name": name, "weightPercent": weight} for name, weight in parts]}
+
 
 # Everything that a user may set of a pod.
 SELECTOR = {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "Exists"}]}
@@ -164,6 +173,42 @@ GOOD = {
         edited(RUN, "spec.advantage", {"estimator": "None", "scale": "BatchStd"}),
         *("spec.groupSize", 1),
     ),
+    "run of inline tasks": edited(
+        RUN,
+        "spec.taskset",
+        {
+            "seed": 1,
+            "inline": [
+                {"id": "a", "prompt": "1+1=", "answer": "2"},
+                {"id": "b", "messages": [{"role": "user", "content": "?"}], "answer": "2"},
+            ],
+        },
+    ),
+    "run of a mix": edited(RUN, "spec.taskset.reasoningGym", mixed(70, 30)),
+    "run of 2048": edited(
+        RUN, "spec.taskset", {"seed": 1, "game2048": {"invalidMoves": {"limit": 2}}}
+    ),
+    "run of a calculator": edited(
+        RUN, "spec.taskset", {"seed": 1, "calculator": {"protocol": "ToolCall"}}
+    ),
+    "run of OpenEnv": edited(
+        RUN,
+        "spec.taskset",
+        {
+            "seed": 1,
+            "openEnv": {
+                "serviceRef": {"name": "snake", "port": 8000},
+                "resetOptions": {"width": 8},
+                "tools": [{"type": "function", "function": {"name": "move"}}],
+            },
+        },
+    ),
+    "run of verifiers": edited(
+        RUN,
+        "spec.taskset",
+        {"seed": 1, "verifiers": {"image": "v:1", "id": "my_tasks", "config": {"a": 1}}},
+    ),
+    "run of a Python image": edited(RUN, "spec.taskset", {"seed": 1, "python": PYTHON}),
     "run of a client": edited(edited(RUN, "spec.driver", "Client"), "spec.taskset", ABSENT),
     "run that leaves all to its client": CLIENT_RUN,
     "run that binds its client": edited(
@@ -229,6 +274,20 @@ GOOD = {
 
 # name: (good object, field to spoil, bad value, field that the message names, remedy in it)
 BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
+    "run of 2048 with rewards": (
+        edited(RUN, "spec.taskset", {"seed": 1, "game2048": {}}),
+        *("spec.rewards", [{"name": "own", "environment": {}}]),
+        *("spec.rewards", "remove rewards"),
+    ),
+    "run of 2048 with a penalty of length": (
+        edited(RUN, "spec.taskset", {"seed": 1, "game2048": {}}),
+        *("spec.lengthPenalty", {"coefficient": "1", "targetTokens": 8}),
+        *("spec.lengthPenalty", "measure one completion"),
+    ),
+    "evaluation that is played": (
+        *(RUN, "spec.evaluation", [{"name": "e", "taskset": {"seed": 9, "calculator": {}}}]),
+        *("spec.evaluation", "an evaluation asks tasks with an answer"),
+    ),
     "model without source": (MODEL, "spec.source", {}, "spec.source", "exactly one of base and"),
     "model with two sources": (
         *(MODEL, "spec.source.checkpointRef", {"name": "x"}),
@@ -735,8 +794,61 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(RUN, "spec.taskset.configMap", TASKS),
         *(
             "spec.taskset",
-            "one of reasoningGym, configMap, persistentVolumeClaim and image",
+            "set exactly one of reasoningGym, inline, configMap",
         ),
+    ),
+    "weights that sum to 90": (
+        *(RUN, "spec.taskset.reasoningGym", mixed(60, 30)),
+        *("spec.taskset.reasoningGym.datasets", "weightPercent must sum to 100"),
+    ),
+    "a dataset and a mix": (
+        *(RUN, "spec.taskset.reasoningGym", {"dataset": "chain_sum", **mixed(60, 40)}),
+        *("spec.taskset.reasoningGym", "exactly one of dataset and datasets"),
+    ),
+    "config of a mix": (
+        *(RUN, "spec.taskset.reasoningGym", {"config": {"a": 1}, **mixed(60, 40)}),
+        *("spec.taskset.reasoningGym.config", "config belongs to dataset"),
+    ),
+    "inline task without a question": (
+        *(RUN, "spec.taskset", {"seed": 1, "inline": [{"id": "a", "answer": "2"}]}),
+        *("spec.taskset.inline[0]", "set exactly one of prompt and messages"),
+    ),
+    "no inline tasks": (
+        *(RUN, "spec.taskset", {"seed": 1, "inline": []}),
+        *("spec.taskset.inline", "at least 1"),
+    ),
+    "target that is no tile": (
+        *(RUN, "spec.taskset", {"seed": 1, "game2048": {"target": 100}}),
+        *("spec.taskset.game2048.target", "power of 2"),
+    ),
+    "template of a game": (
+        *(RUN, "spec.taskset"),
+        {"seed": 1, "game2048": {}, "promptTemplate": "{question}!"},
+        *("spec.taskset", "are of tasks with an answer"),
+    ),
+    "extraction of a game": (
+        *(RUN, "spec.taskset"),
+        {"seed": 1, "calculator": {}, "answerExtraction": "Whole"},
+        *("spec.taskset", "are of tasks with an answer"),
+    ),
+    "system prompt of a Python image": (
+        *(RUN, "spec.taskset", {"seed": 1, "python": PYTHON, "systemPrompt": "Be brief."}),
+        *("spec.taskset.systemPrompt", "write their own chat"),
+    ),
+    "two tools without their names": (
+        *(RUN, "spec.taskset"),
+        {
+            "seed": 1,
+            "openEnv": {
+                "serviceRef": {"name": "snake", "port": 8000},
+                "tools": [{"type": "function"}, {"type": "function"}],
+            },
+        },
+        *("spec.taskset.openEnv.toolAction", "set it to CallTool"),
+    ),
+    "function without a module": (
+        *(RUN, "spec.taskset", {"seed": 1, "python": {**PYTHON, "rollout": "rollout"}}),
+        *("spec.taskset.python.rollout", "must be module:function"),
     ),
     "unknown policy of scorer errors": (
         *(RUN, "spec.taskset.onError", "Ignore"),

@@ -91,7 +91,54 @@ async def test_a_preview_reads_well(espalier: Command, file: str) -> None:
     assert head.startswith("== n")
     assert user == f"user: {head[-1]}="
     assert answer == f"answer: {head[-1]}"
-    assert end == "1 of 8 tasks"
+    assert end.startswith("1 of 8 tasks, sha256:")
+
+
+async def test_a_preview_of_a_played_task_shows_what_it_begins_with(
+    espalier: Command, tmp_path: Path
+) -> None:
+    taskset = {"seed": 1, "size": 3, "calculator": {"terms": 2}}
+    file = manifest(tmp_path / "run.yaml", taskset=taskset)
+    done = await espalier("preview", "-f", file, "--count", "1")
+    head, user, answer, _, end = done.output.splitlines()
+    assert head == "== calculator/2x3/0"
+    assert user.startswith("user: What is ")
+    assert answer.startswith("answer: ")
+    assert end.startswith("1 of 3 tasks, sha256:")
+    found = json.loads((await espalier("preview", "-f", file, "--json")).output)
+    assert found["digest"] == end.split(", ")[1]
+
+
+async def test_a_preview_of_an_image_runs_its_modules_in_the_working_directory(
+    espalier: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "def tasks(seed, size):",
+        "    return [{'id': 'one', 'prompt': '1+1='}]",
+        "async def rollout(task, session):",
+        "    return 1.0",
+    ]
+    (tmp_path / "adding.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    python = {"image": "i", "tasks": "adding:tasks", "rollout": "adding:rollout"}
+    file = manifest(tmp_path / "run.yaml", taskset={"seed": 1, "python": python})
+    done = await espalier("preview", "-f", file)
+    assert done.output.splitlines()[:2] == ["== python/adding:tasks/one", "user: 1+1="]
+    python["rollout"] = "adding:play"
+    file = manifest(tmp_path / "run.yaml", taskset={"seed": 1, "python": python})
+    done = await espalier("preview", "-f", file)
+    assert done.exit_code != 0
+    assert "module adding has no function play" in done.output
+
+
+async def test_a_preview_of_a_mix_shows_no_index_as_an_answer(
+    espalier: Command, tmp_path: Path
+) -> None:
+    parts = [{"name": "chain_sum", "weightPercent": 100}]
+    taskset = {"seed": 1, "size": 2, "reasoningGym": {"datasets": parts}}
+    file = manifest(tmp_path / "run.yaml", taskset=taskset)
+    (first, _) = json.loads((await espalier("preview", "-f", file, "--json")).output)["tasks"]
+    assert (first["id"], first["answer"]) == ("reasoning-gym/chain_sum/0", None)
 
 
 async def test_calibration_samples_as_the_run_would_and_trains_nothing(
@@ -161,7 +208,7 @@ async def test_tasks_that_do_not_fit_are_counted(
         (
             {"taskset": {"seed": 1, "reasoningGym": {"dataset": "chain_sum"}}},
             ("--tasks", "x.jsonl"),
-            "--tasks: the run's tasks are generated",
+            "--tasks: the run's tasks lie in no file",
         ),
     ],
 )
@@ -185,7 +232,7 @@ async def test_a_copy_of_a_claims_file_is_read(espalier: Command, tmp_path: Path
     copy.write_text("\n".join(map(json.dumps, LINES[:2])))
     file = manifest(tmp_path / "run.yaml", taskset=taskset)
     done = await espalier("preview", "-f", file, "--tasks", str(copy))
-    assert done.output.endswith("2 of 2 tasks\n")
+    assert "\n2 of 2 tasks, sha256:" in done.output
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "operator" / "espalier"
 REFERENCE = [ROOT / "docs" / "reference" / name for name in ("conditions.md", "errors.md")]
-ROOMS = ("core", "controllers", "gateway", "sampler", "runner")
+ROOMS = ("core", "controllers", "gateway", "sampler", "runner", "environments")
 # Where the reason stands among the arguments of what carries one.
 POSITION = {
     **{"stalled": 0, "reconciling": 0, "ready": 0, "not_ready": 0, "StoreError": 0},

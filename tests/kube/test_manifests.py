@@ -266,6 +266,53 @@ def test_a_runner_is_replaced_for_other_modules_and_for_nothing_else_of_a_reward
     assert fingerprint("style") == fingerprint("style", weight="0.5")
 
 
+PYTHON = {"image": "registry.example/game:1", "tasks": "game:tasks", "rollout": "game:play"}
+
+
+def test_a_users_image_plays_beside_the_runner_and_shares_no_token_and_no_tmp_with_it() -> None:
+    job = runner_job(run_of(taskset={"seed": 1, "python": PYTHON}), model_of(), SETTINGS)
+    (runner,) = pod_of(job)["containers"]
+    place, plays = pod_of(job)["initContainers"]
+    assert (place["image"], plays["image"]) == (runner["image"], "registry.example/game:1")
+    # A container that stays ends with the runner, and is started again when it ends before.
+    assert plays["restartPolicy"] == "Always"
+    assert "restartPolicy" not in place
+    shared = names(runner) & names(plays)
+    assert shared == {"host-socket"}
+    assert "token" not in names(plays)
+    script = next(m for m in plays["volumeMounts"] if m["name"] == "host-script")
+    assert script["readOnly"] is True
+    assert plays["securityContext"] == runner["securityContext"]
+    assert set(variables(plays)) == {"HOME", "USER", "PYTHONHASHSEED", "PYTHONUNBUFFERED"}
+    assert plays["command"][-1] == environment(job)["ESPALIER_HOST_SOCKET"]
+    assert environment(job)["ESPALIER_TASKS_MOUNTED"] == "environment/registry.example/game:1"
+    volumes = [volume["name"] for volume in pod_of(job)["volumes"]]
+    assert len(volumes) == len(set(volumes))
+    assert names(place) | names(plays) | names(runner) == set(volumes)
+
+
+def names(container: Body) -> set[str]:
+    return {mount["name"] for mount in container["volumeMounts"]}
+
+
+def variables(container: Body) -> list[str]:
+    return [variable["name"] for variable in container["env"]]
+
+
+def test_another_image_of_the_users_is_another_pod() -> None:
+    other = {**PYTHON, "image": "registry.example/game:2"}
+    taskset = {"seed": 1, "python": PYTHON}
+    first = pod_fingerprint(run_of(taskset=taskset))
+    assert pod_fingerprint(run_of(taskset={**taskset, "python": other})) != first
+    bounded = {**PYTHON, "resources": {"limits": {"memory": "1Gi"}}}
+    assert pod_fingerprint(run_of(taskset={**taskset, "python": bounded})) != first
+    job = runner_job(run_of(taskset={**taskset, "python": bounded}), model_of(), SETTINGS)
+    _, plays = pod_of(job)["initContainers"]
+    assert plays["resources"]["limits"] == {"memory": "1Gi"}
+    longer = {**taskset, "python": {**PYTHON, "maxTurns": 5}}
+    assert pod_fingerprint(run_of(taskset=longer)) == first
+
+
 def test_a_run_with_generated_tasks_mounts_none() -> None:
     run = run_of(taskset={"seed": 1, "reasoningGym": {"dataset": "chain_sum"}})
     job = runner_job(run, model_of(), SETTINGS)

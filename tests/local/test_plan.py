@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.kube.children import BASE, SETTINGS, model_of
+from tests.kube.children import BASE, SETTINGS, model_of, run_of
 
 from espalier import identity
+from espalier.core.manifests.runner import runner_job
 from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
 from espalier.local.layout import Layout, MappingError
@@ -84,3 +85,12 @@ def test_a_secret_that_was_not_given_is_named_with_the_option(tmp_path: Path) ->
     layout = Layout(tmp_path, images={})
     with pytest.raises(MappingError, match="--secret hub/t=VARIABLE"):
         plan("p-0", "importer", SECRET, uid="", address="127.9.9.9", layout=layout, config={})
+
+
+def test_a_users_image_beside_the_runner_is_refused_by_name(tmp_path: Path) -> None:
+    python = {"image": "registry.example/game:1", "tasks": "game:tasks", "rollout": "game:play"}
+    job = runner_job(run_of(taskset={"seed": 1, "python": python}), model_of(), SETTINGS)
+    spec = job["spec"]["template"]["spec"]
+    layout = Layout(tmp_path, images={})
+    with pytest.raises(MappingError, match=r"registry\.example/game:1 .* use a cluster"):
+        plan("r-0", "runner", spec, uid="u", address="127.9.9.9", layout=layout, config={})

@@ -214,7 +214,8 @@ async def test_a_step_carries_metrics_cursor_and_rollouts(bench: Bench) -> None:
     step = bench.gateway.bodies("optim-step")[0]
     assert step["metrics"]["rollout/reward/mean"] == 0.5
     assert step["metrics"]["group/dropped"] == 0
-    assert step["cursor"] == {"run_step": 1, "next_task": 2}
+    assert (step["cursor"]["run_step"], step["cursor"]["next_task"]) == (1, 2)
+    assert step["cursor"]["taskset"]["found"] == bench.events("tasks-opened")[0]["digest"]
     assert step["measured"] == {}
     assert len(step["rollouts"]) == 8
     assert {record["completion"] for record in step["rollouts"]} >= {"none"}

@@ -101,7 +101,7 @@ def test_a_wrong_dataset_or_argument_is_one_error_that_names_the_field(
 
 
 def test_a_taskset_without_a_source_is_refused() -> None:
-    sources = r"reasoningGym, taskset\.configMap, taskset\.persistentVolumeClaim, taskset\.image"
+    sources = r"reasoningGym, taskset\.inline, taskset\.configMap.* taskset\.python"
     with pytest.raises(UserError, match=sources):
         open_tasks(None)
 

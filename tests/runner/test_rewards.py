@@ -72,7 +72,7 @@ def test_a_masked_completion_counts_in_its_group_and_trains_nothing() -> None:
     one = replace(one, scores=(*one.scores[:2], replace(one.scores[2], masked=True)))
     inputs = payloads([one])
     assert [given.reward for given in inputs] == [0, 1, 1]
-    assert [given.samples[0].advantages for given in inputs] == [None, None, [0, 0, 0]]
+    assert [given.samples[0].masked for given in inputs] == [False, False, True]
     assert one.can_teach
     silent = replace(one, scores=tuple(replace(score, masked=True) for score in one.scores))
     assert not silent.can_teach

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from espalier.core.checkpoints.commits import run_identity
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.open_rewards import open_rewards
-from espalier.runner.open_taskset import open_tasks
+from espalier.runner.open_taskset import open_taskset
 from espalier.runner.waiting import Waiting
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
@@ -45,6 +45,8 @@ class Passage:
     def __init__(self, trainer: str, session: aiohttp.ClientSession) -> None:
         self.spec = spec()
         self.samples: list[str] = []
+        # What the model says to a prompt, in place of a digit.
+        self.says: Callable[[str, int], str] | None = None
         self.refuse_next = ""
         self._trainer = trainer
         self._session = session
@@ -68,14 +70,16 @@ class Passage:
         choices = []
         for index in range(body["n"]):
             digit = self._random.choice("0123456789") if index else chr(prompt[0])
+            text = digit if self.says is None else self.says(bytes(prompt).decode(), index)
             choices.append(
                 {
                     "index": index,
-                    "message": {"content": digit},
+                    "message": {"content": text},
                     "finish_reason": "length",
-                    "logprobs": {"content": [{"logprob": -math.log(10)}]},
-                    "token_ids": [ord(digit)],
-                    "prompt_token_ids": prompt,
+                    "logprobs": {"content": [{"logprob": -math.log(10)}] * len(text)},
+                    "token_ids": list(text.encode()),
+                    # The base has a context of 128 tokens.
+                    "prompt_token_ids": [*body.get("prompt_token_ids", ()), *prompt[-16:]],
                 }
             )
         return web.json_response({"choices": choices})
@@ -139,7 +143,7 @@ async def drive(url: str, tasks: Path) -> None:
         loop = Loop(
             client,
             ("default", "run"),
-            open_tasks=lambda taskset: open_tasks(taskset, tasks),
+            open_tasks=lambda taskset: open_taskset(taskset, tasks),
             open_rewards=lambda spec, tasks: open_rewards(spec, tasks, surroundings()),
             journal=journal,
             waiting=Waiting(journal, poll_seconds=0.01),
@@ -182,8 +186,29 @@ async def test_a_runner_that_ended_before_its_optimizer_step_leaves_no_gradient_
         await drive(url, tmp_path / "tasks")
         state = await client.state()
     assert (state.run_step, state.pending) == (1, 0)
-    assert state.cursor == {"run_step": 1, "next_task": 2}
+    assert (state.cursor["run_step"], state.cursor["next_task"]) == (1, 2)
     (path,) = checkpoints(tmp_path / "weights")
     # One forward-backward of two groups of four single tokens, not two of them.
     (step,) = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert step["tokens/trained"] == 8
+
+
+async def test_a_declared_game_takes_real_steps_on_all_of_its_turns(
+    passage: tuple[Passage, str], tmp_path: Path
+) -> None:
+    gateway, url = passage
+    game = {"maxTurns": 3, "target": 16, "invalidMoves": {"penalty": "0.1", "limit": 9}}
+    gateway.spec |= {"steps": 2, "taskset": {"seed": 1, "size": 4, "game2048": game}}
+    words = ("up", "down", "left", "right", "pass")
+    gateway.says = lambda prompt, index: words[random.randrange(len(words))]
+    random.seed(0)
+    await drive(url, tmp_path / "tasks")
+    committed = checkpoints(tmp_path / "weights")
+    assert len(committed) == 2
+    for path in committed:
+        records = [json.loads(line) for line in (path / "rollouts.jsonl").read_text().splitlines()]
+        (step,) = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        assert {record["turns"] for record in records} == {3}
+        trained = sum(record["tokens"] for record in records if record["trained"])
+        # The boards are in the prompts, and none of their tokens is among the trained ones.
+        assert step["tokens/trained"] == trained > 0

@@ -34,7 +34,7 @@ from espalier.api.run.rollout_log import RolloutLog
 from espalier.api.run.sampling import Sampling
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.status import TrainingRunStatus
-from espalier.api.run.taskset import Taskset
+from espalier.api.run.taskset import Taskset, is_played
 from espalier.api.run.tracking import Tracking
 
 
@@ -310,6 +310,18 @@ class TrainingRunSpec(Type):
                 "taskset.onError and taskset.scoreTimeoutSeconds are of a run without rewards: "
                 "remove them, and set onError and timeoutSeconds in each of rewards",
                 ".rewards",
+            ),
+            (
+                f"!has(self.taskset) || !{is_played('self.taskset')} || !has(self.rewards)",
+                "taskset is played over turns, and its environment pays a rollout: remove rewards",
+                ".rewards",
+            ),
+            (
+                f"!has(self.taskset) || !{is_played('self.taskset')} || (!has(self.lengthPenalty)"
+                " && (!has(self.overlong) || self.overlong.policy != 'SoftPenalty'))",
+                "lengthPenalty and overlong.policy SoftPenalty measure one completion, and taskset "
+                "is played over turns: remove them, or choose another policy",
+                ".lengthPenalty",
             ),
             (
                 "!has(self.rewardAggregation) || self.rewardAggregation != 'NormalizeThenSum'"

@@ -72,7 +72,7 @@ class RunOption:
     @property
     def _lists_objects(self) -> bool:
         inner = get_args(self.type)[0] if get_origin(self.type) is list else None
-        return isinstance(inner, type) and issubclass(inner, BaseModel)
+        return get_origin(inner) is dict or _is_model(inner)
 
     def read(self, value: Any) -> Any:
         """The field's value; CliError if it should be JSON and is not."""
@@ -140,7 +140,7 @@ def _options(model: type[BaseModel], above: Path = (), names: Path = ()) -> Iter
         kind = _bare(field.annotation)
         if path[0] in LEFT_OUT:
             continue
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if _is_model(kind):
             yield from _options(kind, path, (*names, name))
         else:
             yield _option(path, (*names, name), kind, field)
@@ -153,6 +153,10 @@ def _option(path: Path, names: Path, kind: Any, field: FieldInfo) -> RunOption:
     least = next((b.ge for b in bounds if isinstance(b, annotated_types.Ge)), None)
     most = next((b.le for b in bounds if isinstance(b, annotated_types.Le)), None)
     return RunOption(path, names, kind, required, field.description or "", least, most)  # type: ignore[arg-type]
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _bare(annotation: Any) -> Any:

@@ -16,6 +16,9 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.cli.failure import CliError
 from espalier.cli.head_manifest import HeadManifestError, documents_of
 from espalier.cli.kubectl import Kubectl
+from espalier.environments.environment import Environment
+from espalier.environments.open_environment import open_environment
+from espalier.environments.python_source import here
 from espalier.runner.jsonl import JsonlTasks
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.task_protocol import Tasks
@@ -71,6 +74,18 @@ def declared(cluster: Kubectl, name: str, file: Path | None) -> RunManifest:
     return RunManifest(run, namespace, dict(map(_config_map, filter(_is_config_map, documents))))
 
 
+def opened_or_played(
+    declared: RunManifest, cluster: Kubectl, file: Path | None
+) -> Tasks | Environment:
+    """As ``opened``, and of a run that is played over turns its environment."""
+    if declared.taskset.played is None or file is not None:
+        return opened(declared, cluster, file)
+    if declared.taskset.user_image:
+        # The image is not here: its modules are, in the working directory.
+        return here(declared.taskset)
+    return open_environment(declared.taskset)
+
+
 def opened(declared: RunManifest, cluster: Kubectl, file: Path | None) -> Tasks:
     """The run's tasks; ``file`` takes the place of one on a claim or in an image.
 
@@ -82,7 +97,7 @@ def opened(declared: RunManifest, cluster: Kubectl, file: Path | None) -> Tasks:
     if file is not None:
         if taskset.file is None:
             raise CliError(
-                "--tasks: the run's tasks are generated: no file can take their place",
+                "--tasks: the run's tasks lie in no file: none can take their place",
                 "usage",
                 "Leave it out",
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from espalier.api.run.taskset import Taskset
 from espalier.cli.options import (
     Access,
     AsJson,
@@ -19,8 +20,11 @@ from espalier.cli.options import (
     kubectl,
     show,
 )
-from espalier.cli.run_tasks import RunManifest, declared, opened
+from espalier.cli.run_tasks import RunManifest, declared, opened_or_played
+from espalier.environments.environment import Environment
+from espalier.runner.scorer_spec import Match
 from espalier.runner.task_protocol import Tasks
+from espalier.runner.taskset_digest import taskset_used
 
 if TYPE_CHECKING:
     from espalier.runner.calibration import Calibration, Lengths
@@ -51,11 +55,14 @@ def preview(
 ) -> None:
     """Print the first tasks of a run as they are asked, and what the scorer compares with."""
     cluster = kubectl(context, namespace)
-    taskset = opened(declared(cluster, run, file), cluster, tasks)
-    shown = [_shown(taskset, index) for index in range(min(count, taskset.size))]
-    content = {"size": taskset.size, "tasks": shown}
+    wanted = declared(cluster, run, file)
+    found = opened_or_played(wanted, cluster, tasks)
+    content = asyncio.run(_preview(wanted.taskset, found, count))
+    shown = content["tasks"]
     text = "\n\n".join(map(_task_text, shown))
-    show(as_json, content, f"{text}\n\n{len(shown)} of {taskset.size} tasks")
+    show(
+        as_json, content, f"{text}\n\n{len(shown)} of {content['size']} tasks, {content['digest']}"
+    )
 
 
 @app.command("calibrate")
@@ -77,7 +84,7 @@ def calibrate_command(
     """Sample a run's first groups as the run would, and say whether it could learn from them."""
     cluster = kubectl(context, namespace)
     wanted = declared(cluster, run, file)
-    taskset = opened(wanted, cluster, tasks)
+    taskset = opened_or_played(wanted, cluster, tasks)
     slug = f"{wanted.namespace}/{wanted.run.spec.model_ref.name}"
     from espalier.cli.reward_surroundings import modules_of, surroundings  # noqa: PLC0415
 
@@ -89,11 +96,24 @@ def calibrate_command(
     show(as_json, done.wire(), _calibration_text(done))
 
 
+async def _preview(spec: Taskset, tasks: Tasks | Environment, count: int) -> dict[str, Any]:
+    """The first tasks; an environment is open as long as it tells them."""
+    if not isinstance(tasks, Environment):
+        shown = [_shown(tasks, index) for index in range(min(count, tasks.size))]
+        return _told(spec, tasks, shown)
+    try:
+        await tasks.ready()
+        shown = [_played(tasks, index) for index in range(min(count, tasks.size))]
+        return _told(spec, tasks, shown)
+    finally:
+        await tasks.close()
+
+
 async def _calibrate(
     access: Access,
     slug: str,
     wanted: RunManifest,
-    tasks: Tasks,
+    tasks: Tasks | Environment,
     around: Surroundings,
     *,
     groups: int,
@@ -102,22 +122,23 @@ async def _calibrate(
     from espalier.cli.gateway_commands import PATIENCE  # noqa: PLC0415
     from espalier.client import GatewayClient  # noqa: PLC0415
     from espalier.runner.calibration import calibrate  # noqa: PLC0415
-    from espalier.runner.group_sampling import sample_groups  # noqa: PLC0415
     from espalier.runner.open_rewards import open_rewards  # noqa: PLC0415
+    from espalier.runner.opened_taskset import OpenedTaskset  # noqa: PLC0415
     from espalier.runner.rewards import Group  # noqa: PLC0415
 
-    async with (
-        GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client,
-        open_rewards(wanted.run.spec, tasks, around) as rewards,
-    ):
-        await rewards.ready()
-        indices = range(min(groups, tasks.size))
-        outcomes = await sample_groups(
-            client, tasks, rewards, indices, spec=wanted.run.spec, checkpoint=checkpoint
-        )
+    spec = wanted.run.spec
+    opened = await OpenedTaskset.open(
+        spec, tasks, lambda run, found: open_rewards(run, found, around)
+    )
+    try:
+        async with GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client:
+            indices = range(min(groups, opened.tasks.size))
+            outcomes = await opened.sample(client, indices, spec, checkpoint)
+    finally:
+        await opened.close()
     groups_found = [one for one in outcomes if isinstance(one, Group)]
     too_long = len(outcomes) - len(groups_found)
-    return calibrate(groups_found, wanted.run.spec.group_filter, too_long)
+    return calibrate(groups_found, spec.group_filter, too_long)
 
 
 def _shown(tasks: Tasks, index: int) -> dict[str, Any]:
@@ -126,14 +147,26 @@ def _shown(tasks: Tasks, index: int) -> dict[str, Any]:
         "id": task.id,
         "messages": [message.wire() for message in task.messages],
         # A generated task's reference is its number: the dataset itself scores the answer.
-        "answer": reference if isinstance(reference := tasks.reference(index), str) else None,
+        "answer": tasks.reference(index) if isinstance(tasks.scorer, Match) else None,
     }
+
+
+def _played(environment: Environment, index: int) -> dict[str, Any]:
+    task = environment.task(index)
+    messages = [message.wire() for message in task.messages]
+    return {"id": task.id, "messages": messages, "answer": None, "data": task.data}
+
+
+def _told(spec: Taskset, tasks: Tasks | Environment, shown: list[dict[str, Any]]) -> dict[str, Any]:
+    used = taskset_used(spec, tasks)
+    return {"size": used.size, "digest": used.digest, "tasks": shown}
 
 
 def _task_text(shown: dict[str, Any]) -> str:
     lines = [f"{message['role']}: {message['content']}" for message in shown["messages"]]
     answer = [f"answer: {shown['answer']}"] if shown["answer"] is not None else []
-    return "\n".join([f"== {shown['id']}", *lines, *answer])
+    data = [f"{key}: {value}" for key, value in shown.get("data", {}).items()]
+    return "\n".join([f"== {shown['id']}", *lines, *answer, *data])
 
 
 def _calibration_text(done: Calibration) -> str:

@@ -106,6 +106,7 @@ def _context(value: Any, old: Any) -> cel.Context:
         "isLessThan": lambda one, other: one < other,
         "hasValue": lambda optional: optional is not None,
         "value": lambda optional: optional,
+        "sum": sum,
     }
     return cel.Context(variables={"self": value, "oldSelf": old}, functions=functions)
 

@@ -55,6 +55,7 @@ def plan(
     Raises:
         MappingError: an image, a Secret or a ConfigMap is not on this machine.
     """
+    _refuse_companions(spec)
     mounts = layout.mounts(pod, spec, config)
     container = spec["containers"][0]
     command = [*container.get("command", DEFAULT.get(role, ())), *container.get("args", ())]
@@ -104,6 +105,16 @@ class _Sources:
         if key not in entries:
             raise MappingError(f"ConfigMap {name} with key {key} is in no manifest: add it")
         return entries[key]
+
+
+def _refuse_companions(spec: Body) -> None:
+    """Here a pod is one process: what must run beside it, and cannot reach it, has no place."""
+    for init in spec.get("initContainers", ()):
+        if init.get("restartPolicy") == "Always":
+            raise MappingError(
+                f"spec.taskset: image {init['image']} runs in a container beside the runner, and "
+                "espalier dev starts none: use a cluster, or train from a script (driver: Client)"
+            )
 
 
 def _copy(init: Body, layout: Layout, mounts: dict[str, Path]) -> tuple[Path, Path]:

@@ -71,6 +71,8 @@ class Session:
         self._policy = policy
         self.rollout = rollout
         self.doing = "starting"
+        # In OpenAI's form; every later turn is sampled with them.
+        self.tools: Sequence[Mapping[str, Any]] = ()
         self._chat: list[Message] = []
         # The last turn that was said: its tokens stand for the whole chat.
         self._said: Completion | None = None
@@ -115,13 +117,14 @@ class Session:
     ) -> Completion:
         sampling = self._policy.sampling.but(**overrides)
         self.rollout.prompt = [dict(message) for message in messages]
+        tools = {"tools": [dict(tool) for tool in self.tools]} if self.tools else {}
         with self.phase("sampling"):
             (turn,) = await self._policy.sampler.sample(
                 messages,
                 max_tokens=self._room(sampling.max_tokens),
                 checkpoint=self._policy.checkpoint,
                 temperature=sampling.temperature,
-                extra=sampling.body() | exact,
+                extra=sampling.body() | tools | exact,
             )
         self.rollout.turns.append(turn)
         if turn.truncated:

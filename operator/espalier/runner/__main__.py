@@ -20,7 +20,7 @@ from espalier.runner.open_rewards import (
     open_rewards,
     services_of,
 )
-from espalier.runner.open_taskset import open_tasks
+from espalier.runner.open_taskset import open_taskset
 from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.settings import RunnerSettings, read_settings
 from espalier.runner.waiting import Waiting
@@ -48,7 +48,7 @@ async def drive(settings: RunnerSettings, journal: Journal) -> None:
         loop = Loop(
             client,
             run,
-            open_tasks=open_tasks,
+            open_tasks=open_taskset,
             open_rewards=lambda spec, tasks: open_rewards(spec, tasks, surroundings(settings)),
             journal=journal,
             waiting=Waiting(journal),

@@ -73,7 +73,7 @@ def calibrate(groups: Sequence[Group], rules: GroupFilter, too_long: int = 0) ->
 
     ``rules`` say which groups the run leaves out; ``too_long`` tasks could not be asked.
     """
-    answers = [answer for group in groups for answer in group.completions]
+    answers = [answer for group in groups for answer in group.written]
     rewards = [reward for group in groups for reward in group.rewards]
     # What is kept though its rewards are equal teaches nothing.
     teaching = sum(group.can_teach for group in kept(groups, rules)) / max(1, len(groups))

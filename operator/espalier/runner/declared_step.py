@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from espalier.api.run.schedule import Schedule as ScheduleSpec
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TasksetUsed, TrainerState
+from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
 from espalier.client import GatewayClient
 from espalier.core.names import parse_checkpoint_name
 from espalier.core.run.learning_rate import learning_rate_at
+from espalier.environments.digest import FIELD, Mark
 from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Synchronous
 from espalier.loop.steps import Attempt
-from espalier.rewards import Rewards
 from espalier.rewards.figures import told
 from espalier.runner.answers import answered
-from espalier.runner.group_sampling import Outcome, Skipped, sample_groups
+from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.journal import Journal
 from espalier.runner.objective import objective
+from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads
 from espalier.runner.rollout_log import kept as kept_rollouts
 from espalier.runner.run_trackers import RunTrackers
-from espalier.runner.task_protocol import Tasks
 
 # What of a spec decides which groups may be trained on together.
 _SAMPLED_BY = {
@@ -47,15 +47,6 @@ def open_schedule(spec: ScheduleSpec) -> Schedule[Outcome]:
     return Synchronous()
 
 
-@dataclass(frozen=True)
-class OpenTaskset:
-    """The tasks of a run, its rewards on them, and which tasks these are, for the record."""
-
-    tasks: Tasks
-    rewards: Rewards
-    used: TasksetUsed
-
-
 class DeclaredStep:
     """The recipe of the next step of a run (``loop.steps.Recipe``).
 
@@ -63,6 +54,7 @@ class DeclaredStep:
         client: samples groups.
         spec: of the run, as it is now.
         taskset: the run's, opened.
+        mark: of its tasks, which goes with every step.
         journal: where scorers' failures are reported.
         trackers: whose own metrics come with a step.
     """
@@ -71,13 +63,16 @@ class DeclaredStep:
         self,
         client: GatewayClient,
         spec: TrainingRunSpec,
-        taskset: OpenTaskset,
+        taskset: OpenedTaskset,
+        *,
+        mark: Mark,
         journal: Journal,
         trackers: RunTrackers,
     ) -> None:
         self._client = client
         self._spec = spec
         self._taskset = taskset
+        self._mark = mark
         self._journal = journal
         self._trackers = trackers
 
@@ -102,14 +97,7 @@ class DeclaredStep:
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:
         """Groups of the tasks with these numbers."""
         indices = [number % self._taskset.tasks.size for number in numbers]
-        outcomes = await sample_groups(
-            self._client,
-            self._taskset.tasks,
-            self._taskset.rewards,
-            indices,
-            spec=self._spec,
-            checkpoint=checkpoint,
-        )
+        outcomes = await self._taskset.sample(self._client, indices, self._spec, checkpoint)
         for one in outcomes:
             if isinstance(one, Skipped):
                 self._journal.event("prompt-too-long", task=one.task.id, detail=one.detail)
@@ -145,7 +133,11 @@ class DeclaredStep:
             | attempt.staleness_metrics()
             | self._trackers.metrics(),
             measured=_measured(state, groups),
-            cursor={"run_step": step, "next_task": step * self._spec.groups_per_step},
+            cursor={
+                "run_step": step,
+                "next_task": step * self._spec.groups_per_step,
+                FIELD: self._mark.wire(),
+            },
             **asdict(kept_rollouts(log, groups, sampled(attempt.trained), step)),
             taskset=self._taskset.used,
         )

@@ -9,10 +9,11 @@ from typing import Any
 import reasoning_gym as gym
 from reasoning_gym.factory import DATASETS
 
-from espalier.api.run.taskset import ReasoningGym, Taskset
-from espalier.runner.run_end import UserError
+from espalier.api.run.taskset import Taskset
+from espalier.environments.errors import invalid
+from espalier.environments.tasks import Task, within
 from espalier.runner.scorer_spec import Gym
-from espalier.runner.task_protocol import Task, ask, within
+from espalier.runner.task_protocol import ask
 
 DATASET_FIELD = "taskset.reasoningGym.dataset"
 CONFIG_FIELD = "taskset.reasoningGym.config"
@@ -35,11 +36,11 @@ class ReasoningGymTasks:
         UserError: ``TasksetInvalid``, naming the field.
     """
 
-    def __init__(self, spec: Taskset, source: ReasoningGym) -> None:
+    def __init__(self, spec: Taskset, dataset: str, config: dict[str, Any]) -> None:
         self._spec = spec
-        self._source = source
-        self._name = source.dataset
-        self._dataset = create(source, spec.seed, spec.size)
+        self._name = dataset
+        self._config = config
+        self._dataset = create(dataset, config, spec.seed, spec.size)
 
     @property
     def size(self) -> int:
@@ -55,13 +56,7 @@ class ReasoningGymTasks:
     @property
     def scorer(self) -> Gym:
         """The dataset's own score."""
-        spec = self._spec
-        return Gym(
-            source=self._source,
-            seed=spec.seed,
-            size=spec.size,
-            extraction=spec.answer_extraction,
-        )
+        return scorer_of(self._spec, self._name, self._config, self._spec.size)
 
     def reference(self, index: int) -> int:
         """The index: the scorer generates the same task."""
@@ -69,39 +64,61 @@ class ReasoningGymTasks:
 
     def answer(self, index: int) -> str | None:
         """The dataset's own answer; a few datasets have none."""
-        given = self._dataset[within(index, self.size)]["answer"]
-        return None if given is None else str(given)
+        return answer_of(self._dataset[within(index, self.size)])
 
 
-def create(source: ReasoningGym, seed: int, size: int) -> Any:
+def scorer_of(spec: Taskset, dataset: str, config: dict[str, Any], size: int) -> Gym:
+    """What scores the tasks of a dataset."""
+    return Gym(
+        dataset=dataset,
+        config=config,
+        seed=spec.seed,
+        size=size,
+        extraction=spec.answer_extraction,
+    )
+
+
+def answer_of(entry: Any) -> str | None:
+    """The answer that a dataset gives for a task of its own."""
+    given = entry["answer"]
+    return None if given is None else str(given)
+
+
+def create(
+    name: str,
+    config: dict[str, Any],
+    seed: int,
+    size: int,
+    fields: tuple[str, str] = (DATASET_FIELD, CONFIG_FIELD),
+) -> Any:
     """The dataset; UserError names the field that is wrong."""
-    name, config = source.dataset, source.config or {}
+    dataset_field, config_field = fields
     if name in _REFUSED:
-        raise _invalid(
-            f"{DATASET_FIELD}: {name} cannot be used: {_REFUSED[name]}", "Choose another dataset"
+        raise invalid(
+            f"{dataset_field}: {name} cannot be used: {_REFUSED[name]}", "Choose another dataset"
         )
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
         remedy = (
             f"Did you mean: {', '.join(near)}" if near else "See reasoning-gym's list of datasets"
         )
-        raise _invalid(f"{DATASET_FIELD}: reasoning-gym has no dataset {name}", remedy)
+        raise invalid(f"{dataset_field}: reasoning-gym has no dataset {name}", remedy)
     if name in _HASH_DEPENDENT and os.environ.get("PYTHONHASHSEED") != "0":
-        raise _invalid(
-            f"{DATASET_FIELD}: {name} gives other tasks in every process",
+        raise invalid(
+            f"{dataset_field}: {name} gives other tasks in every process",
             "Start the process with PYTHONHASHSEED=0, as the runner's Job does",
         )
     for reserved in _RESERVED:
         if reserved in config:
-            raise _invalid(
-                f"{CONFIG_FIELD}: {reserved} is set twice", f"Set taskset.{reserved} alone"
+            raise invalid(
+                f"{config_field}: {reserved} is set twice", f"Set taskset.{reserved} alone"
             )
     try:
         dataset = gym.create_dataset(name, seed=seed, size=size, **config)
         dataset[0]
     except Exception as error:  # TypeError, AssertionError, ValueError, IndexError, as it comes.
-        detail = f"{CONFIG_FIELD} of {name}: {str(error) or type(error).__name__}"
-        raise _invalid(detail, f"Arguments and defaults: {_defaults(name)}") from error
+        detail = f"{config_field} of {name}: {str(error) or type(error).__name__}"
+        raise invalid(detail, f"Arguments and defaults: {_defaults(name)}") from error
     return dataset
 
 
@@ -109,7 +126,3 @@ def _defaults(name: str) -> str:
     fields = DATASETS[name][1].__dataclass_fields__
     shown = [key for key in fields if key not in _RESERVED]
     return ", ".join(shown) or "none"
-
-
-def _invalid(detail: str, remedy: str) -> UserError:
-    return UserError("TasksetInvalid", detail, remedy)

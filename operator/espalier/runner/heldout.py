@@ -73,7 +73,9 @@ def declared(training: Taskset, wanted: Taskset, directory: Path = TASKS_DIRECTO
     else:
         wide = wanted.model_copy(update={"size": MAX_LINES})
     tasks = open_tasks(wide, directory)
-    return _distinct(open_tasks(training, directory), tasks, range(tasks.size), wanted.size)
+    # What is played over turns asks none of these questions.
+    trained = None if training.played is not None else open_tasks(training, directory)
+    return _distinct(trained, tasks, range(tasks.size), wanted.size)
 
 
 def from_file(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
@@ -83,8 +85,8 @@ def from_file(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
     return HeldOut(tasks, tuple(range(tasks.size)))
 
 
-def _distinct(trained: Tasks, tasks: Tasks, candidates: Iterable[int], size: int) -> HeldOut:
-    asked = {trained.task(index).messages for index in range(trained.size)}
+def _distinct(trained: Tasks | None, tasks: Tasks, candidates: Iterable[int], size: int) -> HeldOut:
+    asked = {trained.task(index).messages for index in range(trained.size)} if trained else set()
     found: dict[tuple[Message, ...], int] = {}
     for index in candidates:
         messages = tasks.task(index).messages

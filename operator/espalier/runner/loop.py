@@ -30,20 +30,21 @@ from espalier.client import (
     UnauthorizedError,
 )
 from espalier.core.checkpoints.commits import run_identity
+from espalier.environments.digest import Mark
+from espalier.environments.environment import Environment
 from espalier.loop.steps import Attempt, Steps, Taken
-from espalier.rewards import Rewards
 from espalier.runner import heldout
-from espalier.runner.declared_step import DeclaredStep, OpenTaskset, figures, open_schedule, sampled
+from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
 from espalier.runner.evaluation import Evaluations
 from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
+from espalier.runner.opened_taskset import OpenedTaskset, OpenRewards
 from espalier.runner.rewards import uninformative
 from espalier.runner.run_end import UserError
 from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.scored_by import ScoredBy
 from espalier.runner.task_protocol import Tasks
-from espalier.runner.taskset_digest import taskset_used
 from espalier.runner.waiting import Waiting
 
 
@@ -77,7 +78,7 @@ class Loop:
         open_held_out: opens held-out tasks, given the run's taskset and an evaluation's.
         journal: where events go.
         waiting: paces and bounds every wait.
-        mounted: what of a taskset's files this process finds (``TaskFile.mounted``); None: all.
+        mounted: what of a taskset's files this process finds (``Taskset.mounted``); None: all.
         modules: those of rewards that this process finds, as ``<ConfigMap>/<key>``; None: all.
         trackers: told of every step that was taken.
     """
@@ -87,8 +88,8 @@ class Loop:
         client: GatewayClient,
         run: tuple[str, str],
         *,
-        open_tasks: Callable[[Taskset | None], Tasks],
-        open_rewards: Callable[[TrainingRunSpec, Tasks], Rewards],
+        open_tasks: Callable[[Taskset | None], Tasks | Environment],
+        open_rewards: OpenRewards,
         open_held_out: Callable[[Taskset, Taskset], HeldOut] = heldout.declared,
         journal: Journal,
         waiting: Waiting,
@@ -108,7 +109,7 @@ class Loop:
         self._modules = modules
         self._trackers = trackers or RunTrackers(journal, run)
         self._limits = limits or Limits()
-        self._opened: tuple[ScoredBy, OpenTaskset] | None = None
+        self._opened: tuple[ScoredBy, OpenedTaskset] | None = None
         self._scheduled: tuple[Schedule, Steps[Outcome]] | None = None
 
     async def drive(self) -> None:
@@ -193,7 +194,14 @@ class Loop:
         self._trackers.open(spec, uid)
         taskset = await self._taskset(spec)
         steps = await self._steps(spec)
-        recipe = DeclaredStep(self._client, spec, taskset, self._journal, self._trackers)
+        recipe = DeclaredStep(
+            self._client,
+            spec,
+            taskset,
+            mark=self._marked(spec, state, taskset),
+            journal=self._journal,
+            trackers=self._trackers,
+        )
         taken = await steps.round(state, recipe)
         attempt = steps.attempt
         if taken is not None:
@@ -230,31 +238,41 @@ class Loop:
             self._scheduled = (spec.schedule, Steps(self._client, open_schedule(spec.schedule)))
         return self._scheduled[1]
 
-    async def _taskset(self, spec: TrainingRunSpec) -> OpenTaskset:
+    def _marked(self, spec: TrainingRunSpec, state: TrainerState, opened: OpenedTaskset) -> Mark:
+        """The mark of the run's tasks; UserError where others lie there than before."""
+        if spec.taskset is None:
+            raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
+        mark = Mark.of(state.run, spec.taskset, opened.used.digest)
+        try:
+            mark.check(state.cursor)
+        except UserError as changed:
+            self._journal.event("taskset-changed", detail=changed.problem.detail)
+            raise
+        return mark
+
+    async def _taskset(self, spec: TrainingRunSpec) -> OpenedTaskset:
         wanted = ScoredBy.of(spec)
         if self._opened is not None and self._opened[0] == wanted:
             return self._opened[1]
-        file = spec.taskset.file if spec.taskset is not None else None
-        if file is not None and self._mounted not in (None, file.mounted):
-            raise _TasksMovedError(file.name)
+        needed = spec.taskset.mounted if spec.taskset is not None else ""
+        if needed and self._mounted not in (None, needed):
+            file = spec.taskset.file if spec.taskset is not None else None
+            raise _TasksMovedError(file.name if file is not None else needed)
         if self._modules is not None and (absent := set(modules(spec.rewards)) - self._modules):
             raise _TasksMovedError(f"configmap/{min(absent)}")
         await self._close()
         # Importing a dataset takes seconds, in which SIGTERM must be heard.
         tasks = await asyncio.to_thread(self._open_tasks, spec.taskset)
-        if spec.taskset is None:
-            raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
-        used = await asyncio.to_thread(taskset_used, spec.taskset, tasks)
-        opened = OpenTaskset(tasks, self._open_rewards(spec, tasks), used)
+        opened = await OpenedTaskset.open(spec, tasks, self._open_rewards)
         self._opened = (wanted, opened)
-        confined = await opened.rewards.ready()
-        self._journal.event("tasks-opened", size=tasks.size, digest=used.digest, **confined)
+        used = opened.used
+        self._journal.event("tasks-opened", size=used.size, digest=used.digest, **opened.facts)
         return opened
 
     async def _close(self) -> None:
         opened, self._opened = self._opened, None
         if opened is not None:
-            await opened[1].rewards.close()
+            await opened[1].close()
 
 
 def _check(spec: TrainingRunSpec) -> None:

@@ -13,6 +13,7 @@ from espalier.api.run.rewards import LARGEST, Http, Python, Reward
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import GatewayClient, Patience
+from espalier.environments.environment import Environment
 from espalier.rewards import Given, Part, Question, Rewards, Source
 from espalier.rewards.figures import TASKSET
 from espalier.rewards.lengths import LengthRules
@@ -22,6 +23,7 @@ from espalier.rewards.scored import Written
 from espalier.rewards.service import Service
 from espalier.rewards.text import How, number
 from espalier.runner.gateway_judge import GatewayJudge
+from espalier.runner.played_rewards import on_error, open_played_rewards
 from espalier.runner.run_end import UserError
 from espalier.runner.scorer_spec import Asked, Module, Reference, Spec, Text
 from espalier.runner.scoring.process import COMMAND
@@ -51,7 +53,9 @@ class Surroundings:
     command: Sequence[str] = field(default=COMMAND)
 
 
-def open_rewards(spec: TrainingRunSpec, tasks: Tasks, around: Surroundings) -> Rewards:
+def open_rewards(
+    spec: TrainingRunSpec, tasks: Tasks | Environment, around: Surroundings
+) -> Rewards:
     """The rewards of a run on its tasks; nothing is started yet.
 
     Raises:
@@ -60,11 +64,13 @@ def open_rewards(spec: TrainingRunSpec, tasks: Tasks, around: Surroundings) -> R
     taskset = spec.taskset
     if taskset is None:
         raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
+    lengths = LengthRules(spec.sampling.max_tokens, spec.overlong, spec.length_penalty)
+    if isinstance(tasks, Environment):
+        return open_played_rewards(spec, taskset, lengths)
     if spec.rewards is None:
         parts = [_of_taskset(taskset, tasks, around)]
     else:
         parts = [_part(one, taskset, tasks, around) for one in spec.rewards]
-    lengths = LengthRules(spec.sampling.max_tokens, spec.overlong, spec.length_penalty)
     return Rewards(parts, tasks.answer, lengths, spec.reward_aggregation)
 
 
@@ -125,10 +131,7 @@ def _of_taskset(taskset: Taskset, tasks: Tasks, around: Surroundings) -> Part:
     )
     sandbox = Sandbox(opening, command=around.command)
     source = Sandboxed(sandbox, lambda question: tasks.reference(question.index))
-    policy = taskset.on_error
-    return Part(
-        TASKSET, source, on_error="Drop" if policy == "DropGroup" else policy, remedy=REMEDY
-    )
+    return Part(TASKSET, source, on_error=on_error(taskset), remedy=REMEDY)
 
 
 def _part(one: Reward, taskset: Taskset, tasks: Tasks, around: Surroundings) -> Part:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from espalier.api.run.taskset import SOURCES, Taskset
-from espalier.runner.jsonl import file_tasks
-from espalier.runner.run_end import UserError
+from espalier.environments.environment import Environment
+from espalier.environments.errors import UserError
+from espalier.environments.open_environment import open_environment
+from espalier.runner.answered import AnsweredEnvironment
+from espalier.runner.jsonl import InlineTasks, file_tasks
+from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import TASKS_DIRECTORY, Tasks
 
 
-def open_tasks(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks:
-    """The tasks of a run.
+def open_taskset(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks | Environment:
+    """What a run asks or plays; an environment is opened by its ``ready``.
 
     Args:
         spec: the run's taskset.
@@ -20,12 +25,49 @@ def open_tasks(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks
     Raises:
         UserError: the taskset is missing or wrong; names the field.
     """
+    if spec is not None and spec.played is not None:
+        return open_environment(spec)
+    return open_tasks(spec, directory)
+
+
+def open_played(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Environment:
+    """The environment of any taskset; tasks with answers are one turn with a scorer.
+
+    Raises:
+        UserError: the taskset is missing or wrong; names the field.
+    """
+    if spec is not None and spec.played is not None:
+        return open_environment(spec)
+    tasks = open_tasks(spec, directory)
+    # Without a taskset there are no tasks, which was refused by name.
+    given = cast(Taskset, spec)
+    return AnsweredEnvironment(given, tasks, Scorer(given, tasks))
+
+
+def open_tasks(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks:
+    """The tasks of a run, each of which is one question with an answer.
+
+    Raises:
+        UserError: the taskset is missing, wrong, or played over turns; names the field.
+    """
     if spec is not None and (file := spec.file) is not None:
         return file_tasks(spec, file, directory)
+    if spec is not None and spec.inline is not None:
+        return InlineTasks(spec, spec.inline)
     if spec is not None and spec.reasoning_gym is not None:
-        # Takes over a second to import, which a ConfigMap's tasks need not pay.
+        # Take over a second to import, which a ConfigMap's tasks need not pay.
         from espalier.runner.gym_tasks import ReasoningGymTasks  # noqa: PLC0415
+        from espalier.runner.mixed_tasks import MixedTasks  # noqa: PLC0415
 
-        return ReasoningGymTasks(spec, spec.reasoning_gym)
+        source = spec.reasoning_gym
+        if source.dataset is not None:
+            return ReasoningGymTasks(spec, source.dataset, source.config or {})
+        return MixedTasks(spec, source.datasets or ())
+    if spec is not None and spec.played is not None:
+        raise UserError(
+            "TasksetInvalid",
+            "taskset is played over several turns: no answer of one turn can be scored",
+            "Name a run whose tasks have answers",
+        )
     sources = ", ".join(f"taskset.{source}" for source in SOURCES)
     raise UserError("TasksetInvalid", "taskset names no source", f"Set one of {sources}")

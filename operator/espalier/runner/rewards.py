@@ -49,13 +49,26 @@ _DECLARED = (
 class Group:
     """The completions of one task and their scores, in the same order.
 
-    ``checkpoint`` is the name of the one that was sampled; empty for the base.
+    ``checkpoint`` is the name of the one that was sampled; empty for the base. Of rollouts over
+    several turns ``completions`` are the last ones, ``turns`` all of each; empty where every
+    rollout is its one completion.
     """
 
     task: Task
     completions: tuple[Completion, ...]
     scores: tuple[Scored, ...]
     checkpoint: str = ""
+    turns: tuple[tuple[Completion, ...], ...] = ()
+
+    @property
+    def rollouts(self) -> tuple[tuple[Completion, ...], ...]:
+        """The turns of each rollout."""
+        return self.turns or tuple((completion,) for completion in self.completions)
+
+    @property
+    def written(self) -> list[Completion]:
+        """Everything that the model wrote, turn by turn."""
+        return [turn for turns in self.rollouts for turn in turns]
 
     @property
     def rewards(self) -> tuple[float, ...]:
@@ -112,15 +125,15 @@ def kept(groups: Sequence[Group], rules: GroupFilter) -> list[Group]:
 
 
 def payloads(groups: Iterable[Group]) -> list[TrajectoryPayload]:
-    """One input a completion, groups in a row."""
+    """One input a rollout, groups in a row."""
     return [
         TrajectoryPayload(
-            samples=[sample_of(completion, masked=score.masked)],
+            samples=[sample_of(turn, masked=score.masked) for turn in turns],
             reward=_given(score),
             advantage=score.advantage,
         )
         for group in groups
-        for completion, score in zip(group.completions, group.scores, strict=True)
+        for turns, score in zip(group.rollouts, group.scores, strict=True)
     ]
 
 
@@ -142,28 +155,37 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
         return asked
     given = [reward for group in groups for reward in group.rewards]
     rewards = {of_step(name): value for name, value in of_rewards(given).items()} if given else {}
-    completions = [completion for group in groups for completion in group.completions]
+    completions = [turn for group in groups for turn in group.written]
+    scored = sum(len(group.rewards) for group in groups)
     failed = counted(score for group in groups for score in group.scores)
     each = by_reward([score for group in groups for score in group.scores])
     causes = {f"{ERRORS}_{_METRIC[cause]}": float(n) for cause, n in sorted(failed.items())}
-    lengths = [len(completion.token_ids) for completion in completions]
     return (
         asked
         | rewards
         | {of_step(name): value for name, value in each.items()}
         | causes
         | of_groups([group.rewards for group in groups if group.scored])
-        | of_lengths(lengths)
+        | _of_completions(completions)
         | {
             ERRORS: float(failed.total()),
             "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
             "group/dropped": float(dropped),
-            "completion/tokens_mean": fmean(lengths),
-            TOKENS_SAMPLED: float(sum(lengths)),
-            "completion/unscored_fraction": 1 - sum(len(g.rewards) for g in groups) / len(lengths),
-            "completion/truncated_fraction": fmean(c.truncated for c in completions),
+            "completion/unscored_fraction": 1 - scored / sum(len(g.scores) for g in groups),
         }
     )
+
+
+def _of_completions(completions: Sequence[Completion]) -> dict[str, float]:
+    """None where every rollout ended before its first turn."""
+    if not completions:
+        return {}
+    lengths = [len(completion.token_ids) for completion in completions]
+    return of_lengths(lengths) | {
+        "completion/tokens_mean": fmean(lengths),
+        TOKENS_SAMPLED: float(sum(lengths)),
+        "completion/truncated_fraction": fmean(c.truncated for c in completions),
+    }
 
 
 def measured(groups: Sequence[Group]) -> dict[str, float]:
@@ -190,14 +212,17 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
             "completion": completion.text,
             "reward": score.reward,
             "rewards": dict(score.parts),
-            "tokens": len(completion.token_ids),
+            "tokens": sum(len(turn.token_ids) for turn in turns),
             "finish_reason": completion.finish_reason,
             "trained": id(group) in ids,
+            **({"turns": len(turns)} if group.turns else {}),
             **({"scorer_errors": [one.wire() for one in score.failures]} if score.failures else {}),
             **({"reward_metrics": dict(score.details)} if score.details else {}),
         }
         for group in groups
-        for completion, score in zip(group.completions, group.scores, strict=True)
+        for completion, turns, score in zip(
+            group.completions, group.rollouts, group.scores, strict=True
+        )
     ]
 
 
@@ -217,7 +242,7 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
             "Raise sampling.maxTokens, or set another overlong.policy",
         )
     seen = metrics(groups, len(groups))
-    cut, mean = seen["completion/truncated_fraction"], seen.get(STEP_REWARD)
+    cut, mean = seen.get("completion/truncated_fraction", 0.0), seen.get(STEP_REWARD)
     lacking = sum(not group.scored for group in groups)
     shown = "no reward at all" if mean is None else f"mean reward {mean:.3g}"
     errors = f", {lacking} of {len(groups)} groups dropped for scorer errors" if lacking else ""

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from espalier.api.wire import Problem
+from espalier.environments.errors import UserError
 
-
-class UserError(Exception):
-    """Only the user can repair this: wrong tasks, wrong arguments, rewards that teach nothing."""
-
-    def __init__(self, reason: str, detail: str, remedy: str) -> None:
-        self.problem = Problem(detail=detail, reason=reason, remedy=remedy)
-        super().__init__(f"{reason}: {self.problem.text}")
+__all__ = ["UserError", "WaitError"]
 
 
 class WaitError(Exception):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from espalier.api.run.taskset import ReasoningGym
 from espalier.rewards.extraction import Extraction
 from espalier.rewards.text import How
 
@@ -29,10 +28,18 @@ class Gym(Line):
     """Asks a dataset of reasoning-gym; the reference is the task's index."""
 
     kind: Literal["ReasoningGym"] = "ReasoningGym"
-    source: ReasoningGym
+    dataset: str
+    config: dict[str, Any]
     seed: int
     size: int
     extraction: Extraction
+
+
+class Mix(Line):
+    """Several datasets; the reference is ``part:index``, the parts numbered from 0."""
+
+    kind: Literal["Mix"] = "Mix"
+    parts: tuple[Gym, ...]
 
 
 class Text(Line):
@@ -63,5 +70,7 @@ class Asked(Line):
     answer: str | None
 
 
-Spec = Match | Gym | Text | Module
+# The own scores of tasksets; and beside them what a run may declare.
+Scoring = Match | Gym | Mix
+Spec = Scoring | Text | Module
 Reference = str | int | Asked

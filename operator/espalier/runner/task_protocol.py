@@ -8,30 +8,22 @@ from pathlib import Path
 from typing import Protocol
 
 from espalier.api.run.taskset import Taskset
+from espalier.environments.tasks import Message, Task, within
 from espalier.rewards.failure import Failure
-from espalier.runner.scorer_spec import Gym, Match
+from espalier.runner.scorer_spec import Scoring
+
+__all__ = [
+    "TASKS_DIRECTORY",
+    "Message",
+    "Score",
+    "Task",
+    "Tasks",
+    "ask",
+    "system",
+    "within",
+]
 
 TASKS_DIRECTORY = Path(os.environ.get("ESPALIER_TASKS_DIRECTORY", "/etc/espalier/tasks"))
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a chat; ``role`` is system, user or assistant."""
-
-    role: str
-    content: str
-
-    def wire(self) -> dict[str, str]:
-        """As the chat route takes it."""
-        return {"role": self.role, "content": self.content}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task. ``id`` is ``<source>/<name>/<index>``, the same after a restart."""
-
-    id: str
-    messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Tasks(Protocol):
         ...
 
     @property
-    def scorer(self) -> Match | Gym:
+    def scorer(self) -> Scoring:
         """What scores the answers."""
         ...
 
@@ -79,10 +71,3 @@ def ask(spec: Taskset, question: str) -> tuple[Message, ...]:
 def system(spec: Taskset) -> tuple[Message, ...]:
     """The system prompt as messages: one or none."""
     return (Message("system", spec.system_prompt),) if spec.system_prompt else ()
-
-
-def within(index: int, size: int) -> int:
-    """The index; sources such as reasoning-gym would take any."""
-    if not 0 <= index < size:
-        raise IndexError(f"task {index} is outside of the taskset's {size} tasks")
-    return index

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from importlib.metadata import version
 
 from espalier.api.run.taskset import Taskset
 from espalier.api.wire import TasksetUsed
-from espalier.core.volume import DIGEST_PREFIX, canonical_json
+from espalier.environments.digest import taskset_digest
+from espalier.environments.environment import Environment
 from espalier.runner.task_protocol import Tasks
 
 
-def taskset_used(spec: Taskset, tasks: Tasks) -> TasksetUsed:
+def taskset_used(spec: Taskset, tasks: Tasks | Environment) -> TasksetUsed:
     """The digest of the tasks in their order with their answers, and size and seed.
 
     Tasks of a file are read one by one. Generated ones follow from what generates them, and a
-    million of them would take minutes.
+    million of them would take minutes. An environment names its own, once it is ready.
     """
-    digest = hashlib.sha256()
-    if spec.reasoning_gym is not None:
-        generated = {
-            "reasoningGym": spec.reasoning_gym.wire(),
-            "version": version("reasoning-gym"),
-            "seed": spec.seed,
-            "size": tasks.size,
-            "systemPrompt": spec.system_prompt,
-            "promptTemplate": spec.prompt_template,
-        }
-        digest.update(canonical_json(generated).encode())
+    if isinstance(tasks, Environment):
+        digest = tasks.digest
+    elif spec.reasoning_gym is not None:
+        digest = taskset_digest([_generator(spec, tasks.size)])
     else:
-        for index in range(tasks.size):
-            messages = [message.wire() for message in tasks.task(index).messages]
-            digest.update(canonical_json([messages, tasks.reference(index)]).encode() + b"\n")
-    return TasksetUsed(
-        digest=f"{DIGEST_PREFIX}{digest.hexdigest()}", size=tasks.size, seed=spec.seed
-    )
+        digest = taskset_digest(_told(tasks))
+    return TasksetUsed(digest=digest, size=tasks.size, seed=spec.seed)
+
+
+def _generator(spec: Taskset, size: int) -> dict[str, object]:
+    return {
+        "reasoningGym": spec.reasoning_gym.wire() if spec.reasoning_gym else None,
+        # Another version may generate other tasks of the same seed.
+        "version": version("reasoning-gym"),
+        "seed": spec.seed,
+        "size": size,
+        "systemPrompt": spec.system_prompt,
+        "promptTemplate": spec.prompt_template,
+    }
+
+
+def _told(tasks: Tasks) -> Iterator[list[object]]:
+    for index in range(tasks.size):
+        messages = [message.wire() for message in tasks.task(index).messages]
+        yield [messages, tasks.reference(index)]

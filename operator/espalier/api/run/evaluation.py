@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from espalier.api.meta import NonNegativeDecimal, Type, cel, explained
-from espalier.api.run.taskset import Taskset
+from espalier.api.run.taskset import ANSWERED, Taskset, is_played
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
@@ -74,6 +74,12 @@ class Evaluation(Type):
 
     model_config = ConfigDict(
         json_schema_extra=cel(
+            (
+                f"!{is_played('self.taskset')}",
+                "an evaluation asks tasks with an answer, and its taskset is played over turns: "
+                f"choose one of {', '.join(ANSWERED)}",
+                ".taskset",
+            ),
             (
                 "!has(self.groupSize) || self.groupSize == 1"
                 " || (has(self.temperature) && double(self.temperature) > 0.0)",

@@ -7,11 +7,38 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from espalier.api.meta import Name, Type, cel, explained, without_default
+from espalier.api.meta import Name, Type, cel, explained, list_map, without_default
+from espalier.api.run.environment_sources import (
+    Calculator,
+    Game2048,
+    OpenEnv,
+    PythonSource,
+    Timed,
+    UserImage,
+    Verifiers,
+)
+from espalier.api.run.inline_tasks import MOST_TASKS, InlineTask
 
 DATASET_PATTERN = r"^[a-z0-9_]+$"
 FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
-SOURCES = ("reasoningGym", "configMap", "persistentVolumeClaim", "image")
+# Of tasks that are one question with an answer, and of tasks that are played over turns.
+ANSWERED = ("reasoningGym", "inline", "configMap", "persistentVolumeClaim", "image")
+PLAYED = ("game2048", "calculator", "openEnv", "verifiers", "python")
+SOURCES = (*ANSWERED, *PLAYED)
+
+
+def is_played(taskset: str) -> str:
+    """A rule: whether the taskset that ``taskset`` names is played over turns."""
+    return f"({' || '.join(f'has({taskset}.{name})' for name in PLAYED)})"
+
+
+# What only tasks with an answer have, as a rule says that a played source leaves it alone.
+_OF_ANSWERS = (
+    "!has(self.promptTemplate) && self.answerExtraction == 'AnswerTag'"
+    " && !has(self.scoreTimeoutSeconds)"
+)
+# Whose chat is its own: the user's function, or what the package's tasks say.
+_OWN_CHAT = ("verifiers", "python")
 
 
 def _path(where: str) -> Any:
@@ -38,11 +65,8 @@ class TaskFile:
     field: str
 
 
-class ReasoningGym(Type):
-    """Tasks generated and scored by reasoning-gym."""
-
-    dataset: str = Field(
-        description="dataset is a reasoning-gym name, for example basic_arithmetic.",
+def _dataset(**more: Any) -> Any:
+    return Field(
         pattern=DATASET_PATTERN,
         max_length=64,
         json_schema_extra=explained(
@@ -50,11 +74,64 @@ class ReasoningGym(Type):
             "must be a reasoning-gym name: lower-case letters, digits and '_', such as "
             "basic_arithmetic",
         ),
+        **more,
     )
-    config: dict[str, Any] | None = Field(
+
+
+def _config() -> Any:
+    return Field(
         default=None,
         description="config holds the dataset's own keyword arguments.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+
+
+class MixedDataset(Type):
+    """One part of a mix."""
+
+    name: str = _dataset(description="name of a reasoning-gym dataset, for example chain_sum.")
+    weight_percent: int = Field(
+        ge=1, le=100, description="weightPercent of the tasks that are of this dataset."
+    )
+    config: dict[str, Any] | None = _config()
+
+
+class ReasoningGym(Type):
+    """Tasks generated and scored by reasoning-gym: of one dataset, or of a mix."""
+
+    dataset: str | None = _dataset(
+        default=None, description="dataset is a reasoning-gym name, for example basic_arithmetic."
+    )
+    config: dict[str, Any] | None = _config()
+    datasets: list[MixedDataset] | None = Field(
+        default=None,
+        description="datasets are mixed by weight, each named once; the seed draws their order.",
+        min_length=1,
+        max_length=16,
+        json_schema_extra={
+            **list_map("name"),
+            **cel(
+                (
+                    "self.map(d, d.weightPercent).sum() == 100",
+                    "weightPercent must sum to 100: change the weights",
+                )
+            ),
+        },
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "has(self.dataset) != has(self.datasets)",
+                "set exactly one of dataset and datasets",
+                ".dataset",
+            ),
+            (
+                "!has(self.config) || has(self.dataset)",
+                "config belongs to dataset: give each of datasets its own",
+                ".config",
+            ),
+        )
     )
 
 
@@ -65,7 +142,7 @@ class ConfigMapTasks(Type):
     key: str = Field(
         default="tasks.jsonl",
         description="key with one task a line: {id, prompt or messages, answer}. An id names the "
-        "task in logs and rollouts, and need not be the only one of its name.",
+        "task in logs and rollouts; no two tasks have the same.",
         pattern=r"^[-._a-zA-Z0-9]+$",
         max_length=253,
     )
@@ -116,6 +193,28 @@ class Taskset(Type):
     image: ImageTasks | None = Field(
         default=None, description="image holds the tasks: as many as there are."
     )
+    inline: list[InlineTask] | None = Field(
+        default=None,
+        description=f"inline holds the tasks in the run itself: at most {MOST_TASKS}.",
+        min_length=1,
+        max_length=MOST_TASKS,
+        json_schema_extra=list_map("id"),
+    )
+    game_2048: Game2048 | None = Field(
+        default=None, description="game2048 plays the game 2048, one move a turn."
+    )
+    calculator: Calculator | None = Field(
+        default=None, description="calculator asks arithmetic, with a tool that evaluates."
+    )
+    open_env: OpenEnv | None = Field(
+        default=None, description="openEnv plays episodes of a server of OpenEnv's protocol."
+    )
+    verifiers: Verifiers | None = Field(
+        default=None, description="verifiers takes tasks and rewards of a module of verifiers."
+    )
+    python: PythonSource | None = Field(
+        default=None, description="python plays your own function in your own image."
+    )
     system_prompt: str | None = Field(
         default=None, description="systemPrompt precedes every task.", max_length=8192
     )
@@ -140,9 +239,10 @@ class Taskset(Type):
     on_error: Literal["DropGroup", "Zero", "Fail"] = Field(
         default="DropGroup",
         description="onError says what a completion is worth whose scorer raised, hung, died or "
-        "gave no number from 0 to 1: its group is dropped (DropGroup), the reward is 0 (Zero), or "
-        "the run stops (Fail). It is counted in rollout/scorer_errors. DropGroup if unset; with "
-        "spec.rewards each of them has its own onError.",
+        "gave no number from 0 to 1, and a rollout whose environment failed: its group is dropped "
+        "(DropGroup), the reward is 0 (Zero), or the run stops (Fail). It is counted in "
+        "rollout/scorer_errors. DropGroup if unset; with spec.rewards each of them has its own "
+        "onError.",
         json_schema_extra=without_default,
     )
 
@@ -157,8 +257,26 @@ class Taskset(Type):
                 "promptTemplate must contain {question}",
                 ".promptTemplate",
             ),
+            (
+                f"!{is_played('self')} || ({_OF_ANSWERS})",
+                "promptTemplate, answerExtraction and scoreTimeoutSeconds are of tasks with an "
+                "answer, not of tasks that are played: remove them",
+            ),
+            (
+                f"!({' || '.join(f'has(self.{name})' for name in _OWN_CHAT)})"
+                " || !has(self.systemPrompt)",
+                f"systemPrompt is none of {' and '.join(_OWN_CHAT)}, whose tasks write their own "
+                "chat: say it there",
+                ".systemPrompt",
+            ),
         )
     )
+
+    @property
+    def played(self) -> Timed | None:
+        """The environment that plays the tasks; None where each is one question."""
+        given = (self.game_2048, self.calculator, self.open_env, self.verifiers, self.python)
+        return next((source for source in given if source is not None), None)
 
     @property
     def file(self) -> TaskFile | None:
@@ -174,3 +292,15 @@ class Taskset(Type):
             name = f"image/{image.reference}"
             return TaskFile(f"{name}/{image.path}", name, image.path, "image.reference and path")
         return None
+
+    @property
+    def user_image(self) -> UserImage | None:
+        """The image that plays the tasks in a container of its own; None where none does."""
+        return self.python or self.verifiers
+
+    @property
+    def mounted(self) -> str:
+        """What a pod is given to read or play the tasks; empty where it needs nothing more."""
+        if self.user_image is not None:
+            return f"environment/{self.user_image.image}"
+        return self.file.mounted if self.file is not None else ""

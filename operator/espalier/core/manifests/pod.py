@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from espalier.api.podtemplate import PodTemplate
+from espalier.api.podtemplate import PodTemplate, Resources
 from espalier.api.source import SecretKey
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.installation import ChildSettings
@@ -70,7 +70,12 @@ Variable = str | SecretKey | PodField
 
 @dataclass(frozen=True)
 class Container:
-    """The container that a pod is there for."""
+    """A container of a pod.
+
+    ``apart``: neither /tmp nor shared memory are those of the pod's other containers. ``stays``: as
+    an init container it runs as long as the pod does, and is started again when it ends.
+    ``resources`` go before ``requests`` where no template names any.
+    """
 
     name: str
     image: str
@@ -81,6 +86,9 @@ class Container:
     args: tuple[str, ...] = ()
     serves: bool = False
     probes: Manifest = field(default_factory=dict)
+    resources: Resources | None = None
+    apart: bool = False
+    stays: bool = False
 
 
 def claim(model: TrainableModel, *, read_only: bool = False) -> Mount:
@@ -174,10 +182,11 @@ def pod_metadata(labels: dict[str, str], template: PodTemplate | None) -> Manife
 
 def _mounts(container: Container) -> tuple[Mount, ...]:
     memory = {"emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}}
+    own = f"{container.name}-" if container.apart else ""
     return (
         *container.mounts,
-        Mount("tmp", {"emptyDir": {}}, "/tmp"),
-        Mount("shared-memory", memory, "/dev/shm"),
+        Mount(f"{own}tmp", {"emptyDir": {}}, "/tmp"),
+        Mount(f"{own}shared-memory", memory, "/dev/shm"),
     )
 
 
@@ -186,7 +195,7 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
     # An assigned user is in no list of users, and libraries ask for its name.
     env = {"HOME": "/tmp", "USER": "espalier", **container.env}
     requests = {"cpu": container.requests.cpu, "memory": container.requests.memory}
-    given = template.resources if template else None
+    given = template.resources if template else container.resources
     variables = {name: _variable(name, value) for name, value in env.items()}
     if template:
         variables |= {given.name: given.wire() for given in template.env or ()}
@@ -210,6 +219,8 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
         body["command"] = [*container.command]
     if container.args:
         body["args"] = [*container.args]
+    if container.stays:
+        body["restartPolicy"] = "Always"
     if container.serves:
         body["ports"] = [{"name": PORT_NAME, "containerPort": PORT}]
     return body

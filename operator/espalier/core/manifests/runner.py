@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from espalier.api.run.rewards import modules
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import RunnerSpec, TrainingRun
+from espalier.core.manifests.environment import (
+    host_containers,
+    runner_variables,
+    socket_mount,
+)
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
@@ -32,7 +38,8 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     """The Job that drives the run; its pod template cannot change, only the Job be replaced."""
     name = run.metadata.name
     labels = child_labels("runner", model.metadata.name, name)
-    file = run.spec.taskset.file if run.spec.taskset else None
+    taskset = run.spec.taskset
+    user_image = taskset.user_image if taskset else None
     container = Container(
         name="runner",
         image=settings.images.runner,
@@ -45,14 +52,21 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_TOKEN_FILE": f"{_TOKEN_DIRECTORY}/token",
             "ESPALIER_TASKS_DIRECTORY": TASKS_PATH,
             "ESPALIER_BOARDS": BOARDS_PATH,
-            "ESPALIER_TASKS_MOUNTED": file.mounted if file is not None else "",
+            "ESPALIER_TASKS_MOUNTED": taskset.mounted if taskset else "",
             "ESPALIER_REWARDS_DIRECTORY": REWARDS_PATH,
             "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
+            **(runner_variables() if user_image else {}),
             **_keys(run),
         },
-        mounts=(_token(), *_tasks(run), *_modules(run), *_boards(run)),
+        mounts=(
+            _token(),
+            *_tasks(run),
+            *_modules(run),
+            *_boards(run),
+            *((socket_mount(),) if user_image else ()),
+        ),
     )
     runner = run.spec.runner or RunnerSpec()
     template = runner.template
@@ -60,7 +74,10 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         container,
         template,
         grace_seconds=30,
-        init_containers=_copies(run),
+        init_containers=(
+            *_copies(run),
+            *(host_containers(user_image, settings.images.runner) if user_image else ()),
+        ),
         service_account=settings.runner_service_account,
         pull_secrets=settings.pull_secrets,
         assigned_ids=settings.assigned_ids,
@@ -90,11 +107,15 @@ def pod_fingerprint(run: TrainingRun) -> str:
     """
     taskset, runner = run.spec.taskset, run.spec.runner
     tasks = taskset.config_map.name if taskset and taskset.config_map else ""
-    made_of: dict[str, object] = {"configMap": tasks, "runner": runner.wire() if runner else {}}
+    made_of: dict[str, Any] = {"configMap": tasks, "runner": runner.wire() if runner else {}}
     if found := modules(run.spec.rewards):
         made_of["modules"] = found
     if run.spec.tracking is not None:
         made_of["tracking"] = run.spec.tracking.wire()
+    if taskset and taskset.user_image:
+        source = taskset.user_image
+        resources = source.resources.wire() if source.resources else {}
+        made_of["environment"] = [source.image, resources]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -11,7 +11,7 @@ from typing import Self
 from espalier.api.run.taskset import Taskset
 from espalier.rewards.failure import Failure
 from espalier.runner.run_end import UserError, WaitError
-from espalier.runner.scorer_spec import Gym, Module, Reference, Spec
+from espalier.runner.scorer_spec import Gym, Mix, Module, Reference, Spec
 from espalier.runner.scoring.process import COMMAND, Patience, Process, WorkerLostError
 from espalier.runner.scoring.protocol import MEMORY_BYTES, Opening, Ready
 from espalier.runner.scoring.scorers import EVALUATING
@@ -163,15 +163,20 @@ def _is_over(starting: asyncio.Task[Process]) -> bool:
 
 def evaluates(scorer: Spec) -> bool:
     """Whether answers may run as code when they are scored."""
-    return isinstance(scorer, Module) or (
-        isinstance(scorer, Gym) and scorer.source.dataset in EVALUATING
-    )
+    return isinstance(scorer, Module) or bool(_evaluating(scorer))
+
+
+def _evaluating(scorer: Spec) -> list[str]:
+    """The datasets whose scorer evaluates."""
+    if isinstance(scorer, Mix):
+        return [part.dataset for part in scorer.parts if part.dataset in EVALUATING]
+    return [scorer.dataset] if isinstance(scorer, Gym) and scorer.dataset in EVALUATING else []
 
 
 def _unconfined(scorer: Spec) -> UserError:
-    if isinstance(scorer, Gym):
-        what = f"taskset.reasoningGym.dataset: {scorer.source.dataset} evaluates what the model "
-        what += "writes as Python"
+    if datasets := ", ".join(_evaluating(scorer)):
+        field = "datasets" if isinstance(scorer, Mix) else "dataset"
+        what = f"taskset.reasoningGym.{field}: {datasets} evaluates what the model writes as Python"
     else:
         what = "rewards: a python reward runs a module of a ConfigMap"
     return UserError(

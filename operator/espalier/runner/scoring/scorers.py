@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from espalier.rewards import module
 from espalier.rewards.extraction import Extraction, extract, matches
 from espalier.rewards.text import TextReward
-from espalier.runner.scorer_spec import Asked, Gym, Match, Module, Reference, Spec, Text
+from espalier.runner.scorer_spec import Asked, Gym, Match, Mix, Module, Reference, Spec, Text
 from espalier.runner.scoring import strict
 
 _KEPT_TASKS = 128
@@ -67,6 +67,8 @@ def open_scorer(wanted: Spec) -> Scorer:
             return MatchScorer(wanted.extraction)
         case Gym():
             return GymScorer(wanted)
+        case Mix():
+            return MixScorer(wanted)
         case Text():
             return TextScorer(wanted)
         case Module():
@@ -139,11 +141,11 @@ class GymScorer:
         # Takes seconds to import, which a ConfigMap's tasks need not pay.
         from espalier.runner.gym_tasks import create  # noqa: PLC0415
 
-        self.evaluates = wanted.source.dataset in EVALUATING
+        self.evaluates = wanted.dataset in EVALUATING
         self._extraction = wanted.extraction
         if self.evaluates:
             strict.install()
-        self._dataset = create(wanted.source, wanted.seed, wanted.size)
+        self._dataset = create(wanted.dataset, wanted.config, wanted.seed, wanted.size)
         self._entry = lru_cache(_KEPT_TASKS)(self._dataset.__getitem__)
         if self.evaluates:
             self._warm_up(min(_WARMING_TASKS, wanted.size))
@@ -168,3 +170,25 @@ class GymScorer:
             return 0.0
         entry: Any = self._entry(reference)
         return float(self._dataset.score_answer(answer=answer, entry=entry))
+
+
+class MixScorer:
+    """Each task's own dataset; where one of them evaluates, every answer has its own process."""
+
+    def __init__(self, wanted: Mix) -> None:
+        self._parts = [GymScorer(part) for part in wanted.parts]
+        self.evaluates = any(part.evaluates for part in self._parts)
+
+    def prepare(self, reference: Reference) -> None:
+        """Generates the task in its dataset."""
+        part, index = self._of(reference)
+        part.prepare(index)
+
+    def score(self, reference: Reference, completion: str) -> float:
+        """Asks the dataset of the task."""
+        part, index = self._of(reference)
+        return part.score(index, completion)
+
+    def _of(self, reference: Reference) -> tuple[GymScorer, int]:
+        part, _, index = str(reference).partition(":")
+        return self._parts[int(part)], int(index)

@@ -1,0 +1,40 @@
+"""Guess a number from 0 to 63: the model guesses, and is told whether it is higher or lower.
+
+It runs in a container of its own and holds no token: every turn is sampled by the runner.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+MOST, GUESSES = 63, 7
+
+
+def tasks(seed: int, size: int) -> list[dict[str, Any]]:
+    """Numbers by the seed; a task may hold whatever JSON can say."""
+    draw = random.Random(seed)
+    question = f"Guess a number from 0 to {MOST}. Answer with a number."
+    return [{"prompt": question, "number": draw.randint(0, MOST)} for _ in range(size)]
+
+
+async def rollout(task: dict[str, Any], session: Any) -> float:
+    """1 for the number at the first guess, less for each further one, 0 if it is not found."""
+    turn = await session.say(task["prompt"])
+    for guess in range(1, GUESSES + 1):
+        found = re.search(r"\d{1,3}", turn.text)
+        if found is not None and int(found[0]) == task["number"]:
+            session.stop("done")
+            return 1 - (guess - 1) / GUESSES
+        if guess < GUESSES:
+            turn = await session.say(hint(found, task["number"]))
+    session.stop("max_steps")
+    return 0.0
+
+
+def hint(found: Any, number: int) -> str:
+    """What the model is told of a guess."""
+    if found is None:
+        return "That is no number."
+    return "Higher." if int(found[0]) < number else "Lower."
