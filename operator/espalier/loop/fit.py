@@ -15,6 +15,7 @@ from espalier.api.wire import (
     ForwardBackwardResult,
     OptimStepRequest,
     TrainerState,
+    Wire,
 )
 from espalier.client.errors import ConfigurationError
 from espalier.client.gateway import CommittedStep
@@ -319,10 +320,14 @@ class _Commands:
         self, request: ForwardBackwardRequest, *, term: int = 0
     ) -> ForwardBackwardResult:
         """Adds gradients."""
-        given = {name: getattr(request, name) for name in type(request).model_fields}
+        given = _set_by_recipe(request)
         return await self._client.forward_backward(given.pop("inputs"), **given)
 
     async def optim_step(self, request: OptimStepRequest, *, term: int = 0) -> CommittedStep:
         """Takes the step."""
-        given = {name: getattr(request, name) for name in type(request).model_fields}
-        return await self._client.optim_step(**given)
+        return await self._client.optim_step(**_set_by_recipe(request))
+
+
+def _set_by_recipe(request: Wire) -> dict[str, Any]:
+    """The fields that ``Fit`` gives; the client's methods have the same names and defaults."""
+    return {name: getattr(request, name) for name in request.model_fields_set}
