@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -16,12 +16,12 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.cli.failure import CliError
 from espalier.cli.head_manifest import HeadManifestError, documents_of
 from espalier.cli.kubectl import Kubectl
-from espalier.environments.environment import Environment
-from espalier.environments.open_environment import open_environment
-from espalier.environments.python_source import here
 from espalier.runner.jsonl import JsonlTasks
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.task_protocol import Tasks
+
+if TYPE_CHECKING:
+    from espalier.environments.environment import Environment
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,9 @@ def opened_or_played(
     """As ``opened``, and of a run that is played over turns its environment."""
     if declared.taskset.played is None or file is not None:
         return opened(declared, cluster, file)
+    from espalier.environments.open_environment import open_environment  # noqa: PLC0415
+    from espalier.environments.python_source import here  # noqa: PLC0415
+
     if declared.taskset.user_image:
         # The image is not here: its modules are, in the working directory.
         return here(declared.taskset)

@@ -21,12 +21,11 @@ from espalier.cli.options import (
     show,
 )
 from espalier.cli.run_tasks import RunManifest, declared, opened_or_played
-from espalier.environments.environment import Environment
 from espalier.runner.scorer_spec import Match
 from espalier.runner.task_protocol import Tasks
-from espalier.runner.taskset_digest import taskset_used
 
 if TYPE_CHECKING:
+    from espalier.environments.environment import Environment
     from espalier.runner.calibration import Calibration, Lengths
     from espalier.runner.open_rewards import Surroundings
 
@@ -98,6 +97,8 @@ def calibrate_command(
 
 async def _preview(spec: Taskset, tasks: Tasks | Environment, count: int) -> dict[str, Any]:
     """The first tasks; an environment is open as long as it tells them."""
+    from espalier.environments.environment import Environment  # noqa: PLC0415
+
     if not isinstance(tasks, Environment):
         shown = [_shown(tasks, index) for index in range(min(count, tasks.size))]
         return _told(spec, tasks, shown)
@@ -158,6 +159,8 @@ def _played(environment: Environment, index: int) -> dict[str, Any]:
 
 
 def _told(spec: Taskset, tasks: Tasks | Environment, shown: list[dict[str, Any]]) -> dict[str, Any]:
+    from espalier.runner.taskset_digest import taskset_used  # noqa: PLC0415
+
     used = taskset_used(spec, tasks)
     return {"size": used.size, "digest": used.digest, "tasks": shown}
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from espalier.api.run.taskset import SOURCES, Taskset
-from espalier.environments.environment import Environment
 from espalier.environments.errors import UserError
-from espalier.environments.open_environment import open_environment
-from espalier.runner.answered import AnsweredEnvironment
 from espalier.runner.jsonl import InlineTasks, file_tasks
-from espalier.runner.scoring.scorer import Scorer
 from espalier.runner.task_protocol import TASKS_DIRECTORY, Tasks
+
+if TYPE_CHECKING:
+    from espalier.environments.environment import Environment
 
 
 def open_taskset(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks | Environment:
@@ -26,6 +25,9 @@ def open_taskset(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tas
         UserError: the taskset is missing or wrong; names the field.
     """
     if spec is not None and spec.played is not None:
+        # Loads aiohttp, which tasks with answers need not pay.
+        from espalier.environments.open_environment import open_environment  # noqa: PLC0415
+
         return open_environment(spec)
     return open_tasks(spec, directory)
 
@@ -37,7 +39,13 @@ def open_played(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Envi
         UserError: the taskset is missing or wrong; names the field.
     """
     if spec is not None and spec.played is not None:
+        # Loads aiohttp, which tasks with answers need not pay.
+        from espalier.environments.open_environment import open_environment  # noqa: PLC0415
+
         return open_environment(spec)
+    from espalier.runner.answered import AnsweredEnvironment  # noqa: PLC0415
+    from espalier.runner.scoring.scorer import Scorer  # noqa: PLC0415
+
     tasks = open_tasks(spec, directory)
     # Without a taskset there are no tasks, which was refused by name.
     given = cast(Taskset, spec)
