@@ -10,10 +10,12 @@ import pytest
 from espalier.api.run.rollout_log import RolloutLog
 from espalier.client import Completion
 from espalier.client.rollout import KEPT_TOKENS_MOST
+from espalier.rewards.figures import TASKSET
+from espalier.rewards.scored import Scored
 from espalier.runner.rewards import Group
 from espalier.runner.rollout_log import PATTERN_SECONDS, kept
 from espalier.runner.run_end import UserError
-from espalier.runner.task_protocol import Message, Score, Task
+from espalier.runner.task_protocol import Message, Task
 
 
 def groups(count: int, text: str = "text", tokens: int = 2) -> list[Group]:
@@ -24,7 +26,7 @@ def groups(count: int, text: str = "text", tokens: int = 2) -> list[Group]:
                 Completion(text, (1,), tuple(range(tokens)), (-0.123456,) * tokens, "stop")
                 for _ in range(2)
             ),
-            (Score(0.0), Score(1.0)),
+            (Scored(0.0, {TASKSET: 0.0}), Scored(1.0, {TASKSET: 1.0})),
         )
         for number in range(count)
     ]
