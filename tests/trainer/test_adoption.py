@@ -56,8 +56,9 @@ def surveyed(volume: Volume, of: str = "arith", base: str = "") -> tuple[list[Co
 
 
 def without_origin(commit: Commit) -> dict[str, Any]:
-    """All but where a commit stood in the log and when it was written."""
-    return commit.model_dump(exclude={"index", "created"})
+    """All but where a commit stood in the log, what the log counted up to it, and when it was
+    written."""
+    return commit.model_dump(exclude={"index", "created", "run_tokens"})
 
 
 def directory(volume: Volume, commit: Commit) -> Path:

@@ -81,8 +81,22 @@ def _walk(schema: Node, value: Any, old: Any, path: str) -> Iterator[Refusal]:
                 yield Refusal(place.removeprefix("."), "field not declared in schema: remove it")
             yield from _walk(known.get(key, other), item, before.get(key), place)
     elif isinstance(value, list):
+        if _repeats(schema, value):
+            yield Refusal(path.removeprefix("."), "has duplicate entries: leave one of each")
         for index, item in enumerate(value):
             yield from _walk(schema.get("items", {}), item, None, f"{path}[{index}]")
+
+
+def _repeats(schema: Node, values: list[Any]) -> bool:
+    """Whether a set has a value twice, or a list of named things a name."""
+    keys = schema.get("x-kubernetes-list-map-keys")
+    if schema.get("x-kubernetes-list-type") == "set":
+        shown = [repr(value) for value in values]
+    elif keys:
+        shown = [repr([value.get(k) for k in keys]) for value in values if isinstance(value, dict)]
+    else:
+        return False
+    return len(set(shown)) < len(shown)
 
 
 def _judge(rule: Node, value: Any, old: Any, path: str) -> Iterator[Refusal]:

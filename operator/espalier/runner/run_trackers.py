@@ -36,6 +36,10 @@ OF_CHECKPOINT = {
     "temperature_assumed:mean": "logprob/temperature_assumed_fraction",
     "mismatch_kl:mean": "policy/mismatch_kl",
     "mismatch_kl_k1:mean": "policy/mismatch_kl_k1",
+    "correction_weight:mean": "policy/correction_weight_mean",
+    "correction_truncated:mean": "policy/correction_truncated_fraction",
+    "correction_masked:mean": "policy/correction_masked_fraction",
+    "reference_kl:mean": "policy/reference_kl",
 }
 # The operator ends a runner 30 s after it asked it to.
 FINISH_SECONDS = 15.0
