@@ -36,6 +36,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from tests.trainer import tiny
+from tests.trainer.forking import fork
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire import Wire
@@ -259,7 +260,7 @@ def live(volume: Volume, policy: Policy, die_at: int = -1, disk: Disk = "kill") 
     """One life of the trainer, resending what was not acknowledged; its points, None if it died."""
     report = volume.path.with_suffix(".points")
     answered = volume.path / ACKNOWLEDGED
-    child = os.fork()
+    child = fork()
     if child == 0:
         code = FAILED
         try:

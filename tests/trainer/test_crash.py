@@ -22,6 +22,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.trainer import tiny
+from tests.trainer.forking import fork
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire import Wire
@@ -98,7 +99,7 @@ def acknowledged(volume: Volume) -> int:
 def live(volume: Volume, policy: Policy, kill_at: int) -> tuple[bool, int]:
     """One life of the trainer: whether it came to the end, and the points it passed (if so)."""
     counter = volume.path / "passed"
-    child = os.fork()
+    child = fork()
     if child == 0:
         code = FAILED
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.trainer import tiny
+from tests.trainer.forking import fork
 from tests.trainer.tiny import Volume
 
 from espalier.trainer.engine.engine import Engine
@@ -23,7 +24,7 @@ CLONE_NEWNS = 0x00020000
 
 def in_namespace(body: Callable[[], None]) -> None:
     """Runs ``body`` in a forked child whose mounts nobody else sees."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         code = 1
         try:
