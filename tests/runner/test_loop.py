@@ -21,10 +21,10 @@ from tests.runner.standin import StandIn
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import DeadlineError, GatewayClient, Patience, RefusedError
+from espalier.client.errors import TOO_LONG
 from espalier.process import JsonFormatter
 from espalier.rewards import Rewards
 from espalier.runner import heldout
-from espalier.runner.group_sampling import TOO_LONG
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop
 from espalier.runner.open_rewards import open_rewards
@@ -313,6 +313,19 @@ async def test_when_no_group_teaches_the_next_tasks_are_asked(bench: Bench) -> N
     (step,) = bench.gateway.bodies("optim-step")
     assert step["metrics"]["group/dropped"] == 2
     assert len(step["rollouts"]) == 16
+
+
+async def test_fewer_groups_than_the_run_wants_end_it_with_both_numbers(bench: Bench) -> None:
+    bench.gateway.spec |= {"groupFilter": {"minGroups": 2}}
+    first: list[str] = []
+    bench.gateway.answer = lambda prompt, index: (
+        prompt if index and prompt in (first or first.append(prompt) or first) else "none"
+    )
+    with pytest.raises(UserError) as raised:
+        await bench.drive(BRIEF)
+    said = raised.value.problem.detail
+    assert said == "in 3 rounds 1 of 6 groups teach, and groupFilter.minGroups is 2"
+    assert bench.gateway.kinds() == []
 
 
 async def test_rewards_that_never_differ_end_the_run_with_a_remedy(bench: Bench) -> None:

@@ -13,8 +13,8 @@ from aiohttp.test_utils import TestServer
 from tests.runner.standin import StandIn
 from tests.runner.test_loop import BRIEF, Bench
 
+from espalier.client.errors import TOO_LONG
 from espalier.environments.board_2048 import DIRECTIONS
-from espalier.runner.group_sampling import TOO_LONG
 from espalier.runner.open_taskset import open_taskset
 from espalier.runner.run_end import UserError
 

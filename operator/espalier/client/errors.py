@@ -9,6 +9,9 @@ from pydantic_core import from_json
 
 from espalier.api.wire import Problem
 
+# vLLM's words, and all that its answer says of the cause.
+TOO_LONG = "maximum context length"
+
 
 class GatewayError(Exception):
     """Base of everything that the client raises about the gateway."""
@@ -67,6 +70,11 @@ class RefusedError(GatewayError):
 
 class InvalidRequestError(RefusedError):
     """400, 413, 415 or 422: the request itself is wrong; sending it again cannot help."""
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether prompt and completion exceed the model's context."""
+        return TOO_LONG in self.problem.detail
 
 
 class UnauthorizedError(RefusedError):

@@ -8,16 +8,13 @@ from fractions import Fraction
 from typing import Any
 
 from espalier.api.run.environment_sources import Calculator
-from espalier.api.run.taskset import Taskset
 from espalier.client.completion import Completion
 from espalier.environments.arithmetic import ExpressionError, evaluate, shown
 from espalier.environments.conversation import answers, call, tool, turn
-from espalier.environments.digest import taskset_digest
-from espalier.environments.tasks import Message, Task, task_seed, within
+from espalier.environments.generated import Generated
+from espalier.environments.tasks import Task, task_seed, within
 from espalier.loop.session import Session
 
-# A change of the tasks or of the words is another taskset.
-VERSION = 1
 IN_WORDS = (
     "Write a line 'calc: EXPRESSION' and you are told its value. "
     "Write a line 'answer: NUMBER' when you know the result."
@@ -36,36 +33,11 @@ _ANSWER = re.compile(r"^[ \t]*answer:[ \t]*(\S{1,64})[ \t]*$", re.IGNORECASE | r
 _NUMBER = re.compile(r"[-+]?[0-9]{1,64}(\.[0-9]{1,64})?")
 
 
-class CalculatorEnvironment:
+class CalculatorEnvironment(Generated[Calculator]):
     """Expressions drawn from the taskset's seed."""
 
-    def __init__(self, spec: Taskset, source: Calculator) -> None:
-        self._spec = spec
-        self._source = source
-        self._by_tool = source.protocol == "ToolCall"
-
-    @property
-    def size(self) -> int:
-        """As many as are declared."""
-        return self._spec.size
-
-    @property
-    def digest(self) -> str:
-        """Of the generator: version, seed, size, fields."""
-        made_by = {"calculator": VERSION, "seed": self._spec.seed, "size": self.size}
-        return taskset_digest([made_by, self._source.wire(), self._spec.system_prompt])
-
-    @property
-    def timeout_seconds(self) -> float:
-        """Of one rollout."""
-        return self._source.timeout_seconds
-
-    async def ready(self) -> dict[str, Any]:
-        """Nothing has to be opened."""
-        return {}
-
-    async def close(self) -> None:
-        """Nothing is open."""
+    NAME = "calculator"
+    VERSION = 1
 
     def task(self, index: int) -> Task:
         """An expression to evaluate."""
@@ -73,10 +45,8 @@ class CalculatorEnvironment:
         name = f"calculator/{source.terms}x{source.digits}/{within(index, self.size)}"
         expression = _expression(random.Random(task_seed(self._spec.seed, name)), source)
         asked = f"What is {expression}? {BY_TOOL if self._by_tool else IN_WORDS}"
-        system = self._spec.system_prompt
-        first = (Message("system", system),) if system else ()
         answer = shown(evaluate(expression))
-        return Task(name, (*first, Message("user", asked)), {"answer": answer})
+        return Task(name, self._asked(asked), {"answer": answer})
 
     async def rollout(self, task: Task, session: Session) -> float:
         """1 for the right answer, else 0; a turn that is neither calculation nor answer goes on."""

@@ -10,8 +10,6 @@ from espalier.client.completion import Completion
 from espalier.client.errors import InvalidRequestError
 from espalier.loop.session import PromptTooLongError, Session
 
-# vLLM's words, and all that its answer says of the cause.
-TOO_LONG = "maximum context length"
 # Of a call that the model wrote; more is no sensible argument.
 MOST_ARGUMENT_CHARACTERS = 16384
 
@@ -27,7 +25,7 @@ async def turn(session: Session, *messages: Mapping[str, Any] | str) -> Completi
     except PromptTooLongError:
         pass
     except InvalidRequestError as refused:
-        if TOO_LONG not in refused.problem.detail or not session.rollout.turns:
+        if not refused.is_too_long or not session.rollout.turns:
             raise
     session.stop("length")
     return None

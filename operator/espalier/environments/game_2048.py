@@ -8,16 +8,13 @@ from typing import Any
 
 from espalier.api.meta import decimal
 from espalier.api.run.environment_sources import Game2048
-from espalier.api.run.taskset import Taskset
 from espalier.client.completion import Completion
 from espalier.environments.board_2048 import DIRECTIONS, Board
 from espalier.environments.conversation import answers, call, tool, turn
-from espalier.environments.digest import taskset_digest
-from espalier.environments.tasks import Message, Task, rollout_seed, task_seed, within
+from espalier.environments.generated import Generated
+from espalier.environments.tasks import Task, rollout_seed, task_seed, within
 from espalier.loop.session import Session
 
-# A change of the rules or of the words is another taskset.
-VERSION = 1
 RULES = (
     "This is the game 2048. A move slides all tiles to one side; equal tiles that meet become one "
     "of twice the number, and a new tile appears. Reach the tile {target}."
@@ -34,36 +31,11 @@ INVALID = "That is no move, or moves nothing."
 _WORD = re.compile(r"\b(up|down|left|right)\b", re.IGNORECASE)
 
 
-class Game2048Environment:
+class Game2048Environment(Generated[Game2048]):
     """Games by the seed of their first tiles, which all rollouts of a task have in common."""
 
-    def __init__(self, spec: Taskset, source: Game2048) -> None:
-        self._spec = spec
-        self._source = source
-        self._by_tool = source.protocol == "ToolCall"
-
-    @property
-    def size(self) -> int:
-        """As many as are declared."""
-        return self._spec.size
-
-    @property
-    def digest(self) -> str:
-        """Of the generator: version, seed, size, fields."""
-        made_by = {"game2048": VERSION, "seed": self._spec.seed, "size": self.size}
-        return taskset_digest([made_by, self._source.wire(), self._spec.system_prompt])
-
-    @property
-    def timeout_seconds(self) -> float:
-        """Of one game."""
-        return self._source.timeout_seconds
-
-    async def ready(self) -> dict[str, Any]:
-        """Nothing has to be opened."""
-        return {}
-
-    async def close(self) -> None:
-        """Nothing is open."""
+    NAME = "game2048"
+    VERSION = 1
 
     def task(self, index: int) -> Task:
         """A game; its first message is the rules with the board."""
@@ -71,9 +43,7 @@ class Game2048Environment:
         board = self._board(name, 0)
         rules = RULES.replace("{target}", str(self._source.target))
         asked = f"{rules} {BY_TOOL if self._by_tool else IN_WORDS}\n\n{board}"
-        system = self._spec.system_prompt
-        first = (Message("system", system),) if system else ()
-        return Task(name, (*first, Message("user", asked)))
+        return Task(name, self._asked(asked))
 
     async def rollout(self, task: Task, session: Session) -> float:
         """Plays until the target, the end of the board, or a limit.

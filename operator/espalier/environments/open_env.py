@@ -19,7 +19,7 @@ from espalier.client.completion import Completion
 from espalier.environments.conversation import answers, call, parsed, turn
 from espalier.environments.digest import taskset_digest
 from espalier.environments.errors import RolloutFailedError
-from espalier.environments.tasks import Message, Task, task_seed, within
+from espalier.environments.tasks import Task, system, task_seed, within
 from espalier.loop.session import Session
 
 MOST_MESSAGE_BYTES = 1 << 20
@@ -71,10 +71,12 @@ class OpenEnvEnvironment:
     def task(self, index: int) -> Task:
         """An episode by its seed; the server tells what it begins with."""
         name = f"{self._name}/{within(index, self.size)}"
-        system = self._spec.system_prompt
-        first = (Message("system", system),) if system else ()
         seed = task_seed(self._spec.seed, name) % 2**_SEED_BITS
-        return Task(name, first, {"reset": {"seed": seed, **(self._source.reset_options or {})}})
+        return Task(
+            name,
+            system(self._spec),
+            {"reset": {"seed": seed, **(self._source.reset_options or {})}},
+        )
 
     async def rollout(self, task: Task, session: Session) -> float | None:
         """Plays an episode; the reward is the sum of its steps', None where none had one.

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from espalier.api.run.taskset import Taskset
+
 
 @dataclass(frozen=True)
 class Message:
@@ -47,6 +49,11 @@ def _seed(*parts: int | str) -> int:
     # As JSON, so that no two lists of parts are the same text.
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def system(spec: Taskset) -> tuple[Message, ...]:
+    """The system prompt as messages: one or none."""
+    return (Message("system", spec.system_prompt),) if spec.system_prompt else ()
 
 
 def within(index: int, size: int) -> int:

@@ -18,6 +18,8 @@ UPSTREAM_SECONDS: web.RequestKey[float] = web.RequestKey("upstream_seconds", flo
 # HUD's client sends a call once, and a fork's first before its servers are up: it is held for so
 # long, because within the 600 s that the client waits in all, the answer needs time too.
 HELD_SECONDS = 240.0
+# The manager of the fields of statuses that the gateway writes; the operator has all others.
+STATUS_MANAGER = "espalier-gateway"
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 

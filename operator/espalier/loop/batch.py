@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
-from espalier.api.metric_names import TOKENS_SAMPLED, of_rewards, of_step
+from espalier.api.metric_names import of_rewards, of_step
 from espalier.client.kept_rollouts import Trajectories
 from espalier.client.rollout import Rollout
 from espalier.core.names import BASE
 from espalier.loop.precomputed import Source, trajectories
-from espalier.loop.sample_metrics import TOLERANCE, of_groups, of_lengths, zero_variance
+from espalier.loop.sample_metrics import TOLERANCE, of_groups, of_rollouts, zero_variance
 
 
 @dataclass
@@ -52,7 +51,6 @@ class Batch:
         was left out and why."""
         rollouts = self.rollouts
         rewards = [r.reward for r in rollouts if not r.hindrance and r.reward is not None]
-        turns = [turn for rollout in rollouts for turn in rollout.turns]
         seen = {
             "rollout/failed": float(sum(r.status != "completed" for r in rollouts)),
             "rollout/timed_out": float(sum(r.stop_reason == "timeout" for r in rollouts)),
@@ -61,13 +59,9 @@ class Batch:
         }
         if rewards:
             seen |= {of_step(name): value for name, value in of_rewards(rewards).items()}
-        if turns:
-            seen["completion/tokens_mean"] = fmean(len(turn.token_ids) for turn in turns)
-            seen[TOKENS_SAMPLED] = float(sum(len(turn.token_ids) for turn in turns))
-            seen["completion/truncated_fraction"] = fmean(turn.truncated for turn in turns)
         graded = [[r.reward for r in group if r.reward is not None] for group in self.whole]
-        lengths = [sum(len(turn.token_ids) for turn in r.turns) for r in rollouts if r.turns]
-        return seen | zero_variance(graded) | of_groups(graded) | of_lengths(lengths)
+        written = of_rollouts([rollout.turns for rollout in rollouts])
+        return seen | zero_variance(graded) | of_groups(graded) | written
 
     def measured(self) -> dict[str, dict[str, float]]:
         """What the rewards of all graded rollouts say of each checkpoint that sampled them."""

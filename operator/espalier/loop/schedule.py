@@ -8,7 +8,7 @@ from ``run_step * count`` on, so that a process that starts again asks what the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -40,7 +40,7 @@ class Place:
     count: int
     round: int
     take: int
-    recipe: Hashable = None
+    recipe: object = None
 
     @property
     def numbers(self) -> range:
@@ -136,7 +136,7 @@ class Asynchronous(Generic[G]):
         if staleness < 0:
             raise ConfigurationError(f"staleness is {staleness}: give 0 or more steps")
         self._staleness = staleness
-        self._key: Hashable = None
+        self._key: object = None
         self._flying: dict[int, _InFlight[G]] = {}
 
     async def parts(self, place: Place, play: Play[G]) -> AsyncIterator[Part[G]]:

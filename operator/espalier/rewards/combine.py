@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, pstdev
 
 from espalier.api.run.rewards import Aggregation
+from espalier.core import advantages as core
 from espalier.rewards.scored import Scored
-
-# Added to a standard deviation, so that a reward whose values differ by rounding alone stays small.
-EPSILON = 1e-6
 
 
 def weighted(parts: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
@@ -25,8 +22,8 @@ def normalized(values: Sequence[float]) -> list[float]:
 
     The deviation is the population's.
     """
-    mean, deviation = fmean(values), pstdev(values)
-    return [(value - mean) / (deviation + EPSILON) for value in values]
+    (found,) = core.advantages([values], "GroupMean", "GroupStd")
+    return found
 
 
 def advantages(

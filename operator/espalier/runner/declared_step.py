@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from espalier.api.run.schedule import Schedule as ScheduleSpec
@@ -25,17 +24,7 @@ from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.rewards import Group, kept, measured, metrics, payloads
 from espalier.runner.rollout_log import kept as kept_rollouts
 from espalier.runner.run_trackers import RunTrackers
-
-# What of a spec decides which groups may be trained on together.
-_SAMPLED_BY = {
-    "group_size",
-    "sampling",
-    "taskset",
-    "rewards",
-    "reward_aggregation",
-    "overlong",
-    "length_penalty",
-}
+from espalier.runner.scored_by import ScoredBy
 
 
 def open_schedule(spec: ScheduleSpec) -> Schedule[Outcome]:
@@ -81,17 +70,18 @@ class DeclaredStep:
 
         A round that resamples takes as many as lack.
         """
-        count = self._spec.groups_per_step
-        lacking = count - len(kept(sampled(attempt.groups), self._spec.group_filter))
-        resampling = self._spec.group_filter.resamples(attempt.rounds)
+        count = take = self._spec.groups_per_step
+        rules = self._spec.group_filter
+        if rules.resamples(attempt.rounds):
+            take = count - len(kept(sampled(attempt.groups), rules))
         return Place(
             term=state.term,
             run_step=state.run_step,
             checkpoint=state.checkpoint,
             count=count,
             round=attempt.rounds,
-            take=lacking if resampling else count,
-            recipe=_sampled_by(self._spec),
+            take=take,
+            recipe=(self._spec.group_size, self._spec.sampling, ScoredBy.of(self._spec)),
         )
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:
@@ -170,7 +160,3 @@ def _measured(state: TrainerState, groups: Sequence[Group]) -> dict[str, dict[st
         if parse_checkpoint_name(state.model, name) is not None
     }
     return {name: rewards for name, rewards in found.items() if rewards}
-
-
-def _sampled_by(spec: TrainingRunSpec) -> Hashable:
-    return json.dumps(spec.model_dump(include=_SAMPLED_BY, mode="json"), sort_keys=True)

@@ -14,13 +14,16 @@ from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import Completion, GatewayClient, InvalidRequestError
 from espalier.core.names import BASE
 from espalier.loop.evaluation import figures
-from espalier.rewards import RewardFailedError, Rewards, Scored
+from espalier.rewards import Rewards, Scored
 from espalier.rewards.figures import counted
+from espalier.runner.group_sampling import score_group
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
+from espalier.runner.open_taskset import declared_taskset
 from espalier.runner.run_end import UserError
 from espalier.runner.scoring.remedies import REWARD_REMEDY
 from espalier.runner.task_protocol import Task, Tasks
+from espalier.runner.together import together
 
 # Fewer than training has: an evaluation that is under way leaves it most of the server.
 CONCURRENT = 16
@@ -83,18 +86,10 @@ async def answered(
             task = held_out.tasks.task(index)
             async with slots:
                 completions = await _sampled(client, asked, task, checkpoint)
-            try:
-                scores = await rewards.score(index, task, completions)
-            except RewardFailedError as failed:
-                raise UserError("ScorerFailed", failed.detail, failed.remedy) from failed
+            scores = await score_group(rewards, index, task, completions)
             return _Task(tuple(scores), completions[0].checkpoint)
 
-        running = [asyncio.ensure_future(one(index)) for index in held_out.indices]
-        try:
-            found = await asyncio.gather(*running)
-        finally:
-            for other in running:
-                other.cancel()
+        found = await together(one(index) for index in held_out.indices)
     return _summed(found, asked)
 
 
@@ -163,6 +158,7 @@ class Evaluations:
         self._open_held_out = open_held_out
         self._open_rewards = open_rewards
         self._journal = journal
+        self._held_out: dict[str, tuple[tuple[Taskset, Taskset], HeldOut]] = {}
         self._running: set[asyncio.Task[None]] = set()
         # The last step that evaluations were started at; None: those of this step are to start.
         self._looked_at: int | None = None
@@ -210,9 +206,7 @@ class Evaluations:
     async def _evaluate(
         self, spec: TrainingRunSpec, evaluation: Evaluation, step: int, checkpoint: str
     ) -> None:
-        if spec.taskset is None:
-            raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
-        held_out = await asyncio.to_thread(self._open_held_out, spec.taskset, evaluation.taskset)
+        held_out = await asyncio.to_thread(self._tasks, declared_taskset(spec), evaluation)
         asked = Asked.of(evaluation, spec.sampling)
         # The run's rewards, of the evaluation's tasks and lengths.
         sampling = spec.sampling.model_copy(update={"max_tokens": asked.max_tokens})
@@ -232,3 +226,12 @@ class Evaluations:
             scorer_errors=found.scorer_errors,
             metrics=found.figures,
         )
+
+    def _tasks(self, training: Taskset, evaluation: Evaluation) -> HeldOut:
+        """The held-out tasks, which are drawn once: telling them from the run's reads both."""
+        wanted = (training, evaluation.taskset)
+        known = self._held_out.get(evaluation.name)
+        if known is None or known[0] != wanted:
+            known = (wanted, self._open_held_out(*wanted))
+            self._held_out[evaluation.name] = known
+        return known[1]

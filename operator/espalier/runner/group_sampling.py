@@ -10,13 +10,12 @@ from espalier.api.meta import decimal
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import GatewayClient, InvalidRequestError
 from espalier.core.names import BASE
-from espalier.rewards import RewardFailedError, Rewards
+from espalier.rewards import RewardFailedError, Rewards, Scored
+from espalier.rewards.scored import Written
 from espalier.runner.rewards import Group
 from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import Task, Tasks
-
-# vLLM's words, and all that its answer says of the cause.
-TOO_LONG = "maximum context length"
+from espalier.runner.together import together
 
 # The rollouts batch what is in flight; more would only wait in their queues.
 CONCURRENT_GROUPS = 64
@@ -72,18 +71,21 @@ async def sample_groups(
                     extra=spec.sampling.request(),
                 )
         except InvalidRequestError as refused:
-            if TOO_LONG not in refused.problem.detail:
+            if not refused.is_too_long:
                 raise
             return Skipped(task, refused.problem.detail)
-        try:
-            scores = await rewards.score(index, task, completions)
-        except RewardFailedError as failed:
-            raise UserError("ScorerFailed", failed.detail, failed.remedy) from failed
+        scores = await score_group(rewards, index, task, completions)
         return Group(task, tuple(completions), tuple(scores), checkpoint)
 
-    running = [asyncio.ensure_future(group(index)) for index in indices]
+    return await together(group(index) for index in indices)
+
+
+async def score_group(
+    rewards: Rewards, index: int, task: Task, written: Sequence[Written]
+) -> list[Scored]:
+    """The scores of what was written for one task; UserError ``ScorerFailed`` where onError says
+    Fail."""
     try:
-        return await asyncio.gather(*running)
-    finally:
-        for other in running:
-            other.cancel()
+        return await rewards.score(index, task, written)
+    except RewardFailedError as failed:
+        raise UserError("ScorerFailed", failed.detail, failed.remedy) from failed

@@ -38,9 +38,7 @@ def generated(training: Taskset, seed: int, size: int) -> HeldOut:
     """
     if seed == training.seed:
         raise _invalid(f"seed {seed} is the seed that the run trains on", "Choose another seed")
-    wide = training.model_copy(update={"seed": seed, "size": size * CANDIDATES})
-    trained, tasks = open_tasks(training), open_tasks(wide)
-    return _distinct(trained, tasks, range(tasks.size), size)
+    return declared(training, training.model_copy(update={"seed": seed, "size": size}))
 
 
 def beyond_size(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from espalier.api.run.group_filter import GroupFilter
 from espalier.api.run.rewards import modules
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.taskset import Taskset
@@ -39,8 +40,9 @@ from espalier.runner.evaluation import Evaluations
 from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
+from espalier.runner.open_taskset import declared_taskset
 from espalier.runner.opened_taskset import OpenedTaskset, OpenRewards
-from espalier.runner.rewards import uninformative
+from espalier.runner.rewards import kept, uninformative
 from espalier.runner.run_end import UserError
 from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.scored_by import ScoredBy
@@ -211,7 +213,7 @@ class Loop:
             # Here, because a run that has taken its last step is not active any more.
             self._evaluations.start(spec, state.run_step + 1, taken.committed.checkpoint_id)
         elif attempt.rounds >= self._limits.rounds:
-            raise _without_signal(attempt)
+            raise _without_signal(attempt, spec.group_filter)
         else:
             seen = figures(attempt, spec.taskset)
             self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
@@ -240,9 +242,7 @@ class Loop:
 
     def _marked(self, spec: TrainingRunSpec, state: TrainerState, opened: OpenedTaskset) -> Mark:
         """The mark of the run's tasks; UserError where others lie there than before."""
-        if spec.taskset is None:
-            raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
-        mark = Mark.of(state.run, spec.taskset, opened.used.digest)
+        mark = Mark.of(state.run, declared_taskset(spec), opened.used.digest)
         try:
             mark.check(state.cursor)
         except UserError as changed:
@@ -285,8 +285,16 @@ def _check(spec: TrainingRunSpec) -> None:
         )
 
 
-def _without_signal(attempt: Attempt[Outcome]) -> UserError:
-    if groups := sampled(attempt.groups):
+def _without_signal(attempt: Attempt[Outcome], rules: GroupFilter) -> UserError:
+    groups = sampled(attempt.groups)
+    if teaching := len(kept(groups, rules)):
+        return UserError(
+            "RewardsUninformative",
+            f"in {attempt.rounds} rounds {teaching} of {len(groups)} groups teach, and "
+            f"groupFilter.minGroups is {rules.min_groups}",
+            "Lower groupFilter.minGroups, or choose tasks nearer to what the model can do",
+        )
+    if groups:
         detail, remedy = uninformative(groups, attempt.rounds)
         return UserError("RewardsUninformative", detail, remedy)
     first = next(one for one in attempt.groups if isinstance(one, Skipped))

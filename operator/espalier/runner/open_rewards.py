@@ -23,6 +23,7 @@ from espalier.rewards.scored import Written
 from espalier.rewards.service import Service
 from espalier.rewards.text import How, number
 from espalier.runner.gateway_judge import GatewayJudge
+from espalier.runner.open_taskset import declared_taskset
 from espalier.runner.played_rewards import on_error, open_played_rewards
 from espalier.runner.run_end import UserError
 from espalier.runner.scorer_spec import Asked, Module, Reference, Spec, Text
@@ -61,9 +62,7 @@ def open_rewards(
     Raises:
         UserError: ``RewardInvalid``, naming the field.
     """
-    taskset = spec.taskset
-    if taskset is None:
-        raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
+    taskset = declared_taskset(spec)
     lengths = LengthRules(spec.sampling.max_tokens, spec.overlong, spec.length_penalty)
     if isinstance(tasks, Environment):
         return open_played_rewards(spec, taskset, lengths)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from espalier.api.run.taskset import SOURCES, Taskset
+from espalier.api.trainingrun import TrainingRunSpec
 from espalier.environments.errors import UserError
 from espalier.runner.jsonl import InlineTasks, file_tasks
 from espalier.runner.task_protocol import TASKS_DIRECTORY, Tasks
@@ -32,24 +33,11 @@ def open_taskset(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tas
     return open_tasks(spec, directory)
 
 
-def open_played(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Environment:
-    """The environment of any taskset; tasks with answers are one turn with a scorer.
-
-    Raises:
-        UserError: the taskset is missing or wrong; names the field.
-    """
-    if spec is not None and spec.played is not None:
-        # Loads aiohttp, which tasks with answers need not pay.
-        from espalier.environments.open_environment import open_environment  # noqa: PLC0415
-
-        return open_environment(spec)
-    from espalier.runner.answered import AnsweredEnvironment  # noqa: PLC0415
-    from espalier.runner.scoring.scorer import Scorer  # noqa: PLC0415
-
-    tasks = open_tasks(spec, directory)
-    # Without a taskset there are no tasks, which was refused by name.
-    given = cast(Taskset, spec)
-    return AnsweredEnvironment(given, tasks, Scorer(given, tasks))
+def declared_taskset(spec: TrainingRunSpec) -> Taskset:
+    """The taskset of a run; UserError where it has none."""
+    if spec.taskset is None:
+        raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
+    return spec.taskset
 
 
 def open_tasks(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks:

@@ -12,8 +12,8 @@ from espalier.client import GatewayClient
 from espalier.environments.environment import Environment
 from espalier.rewards import Rewards
 from espalier.runner.group_sampling import Outcome, sample_groups
+from espalier.runner.open_taskset import declared_taskset
 from espalier.runner.played_groups import play_groups
-from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import Tasks
 from espalier.runner.taskset_digest import taskset_used
 
@@ -43,14 +43,13 @@ class OpenedTaskset:
         """
         rewards: Rewards | None = None
         try:
-            if spec.taskset is None:
-                raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
+            taskset = declared_taskset(spec)
             rewards = open_rewards(spec, tasks)
             facts: dict[str, object] = {}
             if isinstance(tasks, Environment):
                 facts |= await tasks.ready()
             # A million lines take seconds, in which SIGTERM must be heard.
-            used = await asyncio.to_thread(taskset_used, spec.taskset, tasks)
+            used = await asyncio.to_thread(taskset_used, taskset, tasks)
             facts |= await rewards.ready()
             return cls(tasks, rewards, used, facts)
         except BaseException:

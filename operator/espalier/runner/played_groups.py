@@ -18,17 +18,16 @@ from espalier.client.gateway import Message
 from espalier.client.rollout import Rollout
 from espalier.client.sampling import Sampling
 from espalier.core.names import BASE
-from espalier.environments.conversation import TOO_LONG
 from espalier.environments.environment import Environment, play
 from espalier.environments.errors import RolloutFailedError
 from espalier.loop.session import Policy, Session
-from espalier.rewards import Failure, Given, RewardFailedError, Rewards, Scored
+from espalier.rewards import Failure, Given, Rewards, Scored
 from espalier.rewards.number import Range
-from espalier.runner.group_sampling import Outcome, Skipped
+from espalier.runner.group_sampling import Outcome, Skipped, score_group
 from espalier.runner.played_rewards import Played
 from espalier.runner.rewards import Group
-from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import Task
+from espalier.runner.together import together
 
 # What is in flight the rollouts batch; more would only wait in their queues.
 CONCURRENT_ROLLOUTS = 256
@@ -104,30 +103,18 @@ async def play_groups(
     async def group(index: int) -> Outcome:
         task = environment.task(index)
         name = uuid.uuid4().hex
-        playing = [asyncio.ensure_future(one(task, name, i)) for i in range(spec.group_size)]
         try:
-            played = await asyncio.gather(*playing)
+            played = await together(one(task, name, i) for i in range(spec.group_size))
         except InvalidRequestError as refused:
-            if TOO_LONG not in refused.problem.detail:
+            if not refused.is_too_long:
                 raise
             return Skipped(task, refused.problem.detail)
-        finally:
-            for other in playing:
-                other.cancel()
-        try:
-            scores = await rewards.score(index, task, played)
-        except RewardFailedError as failed:
-            raise UserError("ScorerFailed", failed.detail, failed.remedy) from failed
+        scores = await score_group(rewards, index, task, played)
         last = tuple(given.turns[-1] if given.turns else _NOTHING for given in played)
         turns = tuple(given.turns for given in played)
         return Group(task, last, tuple(map(_trainable, scores, turns)), checkpoint, turns)
 
-    running = [asyncio.ensure_future(group(index)) for index in indices]
-    try:
-        return await asyncio.gather(*running)
-    finally:
-        for other in running:
-            other.cancel()
+    return await together(group(index) for index in indices)
 
 
 async def _given(environment: Environment, task: Task, session: Session) -> Given:

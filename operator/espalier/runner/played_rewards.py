@@ -64,12 +64,12 @@ def open_played_rewards(spec: TrainingRunSpec, taskset: Taskset, lengths: Length
         UserError: ``RewardInvalid``: the run declares what needs one completion with an answer.
     """
     if spec.rewards is not None:
-        raise _invalid("rewards", "its environment pays a rollout: remove rewards")
+        raise _invalid("rewards", "its environment pays a rollout", "remove rewards")
     if spec.length_penalty is not None:
-        raise _invalid("lengthPenalty", "a rollout has several completions: remove lengthPenalty")
+        raise _invalid("lengthPenalty", "a rollout has several completions", "remove lengthPenalty")
     if spec.overlong.policy == "SoftPenalty":
         raise _invalid(
-            "overlong.policy", "SoftPenalty measures one completion: choose another policy"
+            "overlong.policy", "SoftPenalty measures one completion", "choose another policy"
         )
     part = Part(TASKSET, Paid(), on_error=on_error(taskset), remedy=REMEDY)
     return Rewards([part], lambda _: None, lengths)
@@ -80,8 +80,7 @@ def on_error(taskset: Taskset) -> OnRewardError:
     return "Drop" if taskset.on_error == "DropGroup" else taskset.on_error
 
 
-def _invalid(field: str, detail: str) -> UserError:
-    problem, _, remedy = detail.partition(": ")
+def _invalid(field: str, problem: str, remedy: str) -> UserError:
     return UserError(
         "RewardInvalid", f"{field}: the taskset is played over turns, and {problem}", remedy
     )

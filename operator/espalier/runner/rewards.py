@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from espalier.api.metric_names import STEP_REWARD, TOKENS_SAMPLED, of_rewards, of_step
+from espalier.api.metric_names import STEP_REWARD, of_rewards, of_step
 from espalier.api.run.group_filter import GroupFilter
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
-from espalier.loop.sample_metrics import TOLERANCE, of_groups, of_lengths
+from espalier.loop.sample_metrics import TOLERANCE, of_groups, of_rollouts
 from espalier.rewards.failure import Cause
 from espalier.rewards.figures import TASKSET, by_reward, counted
 from espalier.rewards.scored import Scored
@@ -155,7 +155,6 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
         return asked
     given = [reward for group in groups for reward in group.rewards]
     rewards = {of_step(name): value for name, value in of_rewards(given).items()} if given else {}
-    completions = [turn for group in groups for turn in group.written]
     scored = sum(len(group.rewards) for group in groups)
     failed = counted(score for group in groups for score in group.scores)
     each = by_reward([score for group in groups for score in group.scores])
@@ -166,7 +165,7 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
         | {of_step(name): value for name, value in each.items()}
         | causes
         | of_groups([group.rewards for group in groups if group.scored])
-        | _of_completions(completions)
+        | of_rollouts([turns for group in groups for turns in group.rollouts])
         | {
             ERRORS: float(failed.total()),
             "group/zero_variance_fraction": fmean(group.zero_variance for group in groups),
@@ -174,18 +173,6 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
             "completion/unscored_fraction": 1 - scored / sum(len(g.scores) for g in groups),
         }
     )
-
-
-def _of_completions(completions: Sequence[Completion]) -> dict[str, float]:
-    """None where every rollout ended before its first turn."""
-    if not completions:
-        return {}
-    lengths = [len(completion.token_ids) for completion in completions]
-    return of_lengths(lengths) | {
-        "completion/tokens_mean": fmean(lengths),
-        TOKENS_SAMPLED: float(sum(lengths)),
-        "completion/truncated_fraction": fmean(c.truncated for c in completions),
-    }
 
 
 def measured(groups: Sequence[Group]) -> dict[str, float]:

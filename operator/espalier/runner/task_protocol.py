@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from espalier.api.run.taskset import Taskset
-from espalier.environments.tasks import Message, Task, within
+from espalier.environments.tasks import Message, Task, system, within
 from espalier.rewards.failure import Failure
 from espalier.runner.scorer_spec import Scoring
 
@@ -66,8 +66,3 @@ def ask(spec: Taskset, question: str) -> tuple[Message, ...]:
     # Not str.format: questions and templates hold braces of their own.
     content = template.replace("{question}", question) if template else question
     return (*system(spec), Message("user", content))
-
-
-def system(spec: Taskset) -> tuple[Message, ...]:
-    """The system prompt as messages: one or none."""
-    return (Message("system", spec.system_prompt),) if spec.system_prompt else ()

@@ -17,11 +17,10 @@ from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.contention import despite_contention
 from espalier.kube.objects import ObjectKey
 
 SERVED_SECONDS = 60.0
-# The operator writes the status in between, so a replace may find a newer version.
-ATTEMPTS = 5
 
 Body = dict[str, Any]
 
@@ -58,21 +57,23 @@ class HeadMoves:
 
     async def _edit(self, user: User, model: NamespacedName, change: Body, checkpoint: str) -> None:
         key = ObjectKey("CheckpointHead", model.namespace, model.name)
-        for attempt in range(ATTEMPTS):
-            try:
-                head = await self._cluster.get(key)
-                if head is None:
-                    raise RefusalError(404, "HeadNotFound", f"model {model} has no head")
-                owner = git_owner(head["metadata"])
-                if owner is not None:
-                    raise owned_by_git(owner, model, checkpoint)
-                await self._cluster.replace("CheckpointHead", edited(head, change, user))
-                return
-            except ClusterError as error:
-                if error.status != 409 or attempt == ATTEMPTS - 1:
-                    raise not_ready(
-                        "HeadNotEdited", f"the head of {model} was not edited: {error.message}"
-                    ) from error
+
+        async def edit() -> None:
+            head = await self._cluster.get(key)
+            if head is None:
+                raise RefusalError(404, "HeadNotFound", f"model {model} has no head")
+            owner = git_owner(head["metadata"])
+            if owner is not None:
+                raise owned_by_git(owner, model, checkpoint)
+            await self._cluster.replace("CheckpointHead", edited(head, change, user))
+
+        try:
+            # The operator writes the status in between.
+            await despite_contention(edit)
+        except ClusterError as error:
+            raise not_ready(
+                "HeadNotEdited", f"the head of {model} was not edited: {error.message}"
+            ) from error
 
 
 def edited(head: Mapping[str, Any], change: Body, user: User) -> Body:

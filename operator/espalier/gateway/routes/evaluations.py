@@ -10,15 +10,13 @@ from espalier.api.wire import EvaluationRequest
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.request_body import read_body
+from espalier.gateway.context import STATUS_MANAGER
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
 from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.contention import despite_contention
 from espalier.kube.objects import ObjectKey
-
-# The operator writes the status in between, so a write may find a newer version.
-ATTEMPTS = 5
-STATUS_MANAGER = "espalier-gateway"
 
 
 class EvaluationRoutes:
@@ -38,16 +36,14 @@ class EvaluationRoutes:
         name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
         await self._auth.require(user, "evaluate", "checkpoints", name)
         given = await read_body(request, EvaluationRequest)
-        for attempt in range(ATTEMPTS):
-            try:
-                await self._write(name, given)
-                break
-            except ClusterError as error:
-                if error.status != 409 or attempt == ATTEMPTS - 1:
-                    raise not_ready(
-                        "EvaluationNotRecorded",
-                        f"the evaluation of {name} was not recorded: {error.message}",
-                    ) from error
+        try:
+            # The operator writes the status in between.
+            await despite_contention(lambda: self._write(name, given))
+        except ClusterError as error:
+            raise not_ready(
+                "EvaluationNotRecorded",
+                f"the evaluation of {name} was not recorded: {error.message}",
+            ) from error
         return web.json_response({"checkpoint": name.name, "name": given.name})
 
     async def _write(self, name: NamespacedName, given: EvaluationRequest) -> None:

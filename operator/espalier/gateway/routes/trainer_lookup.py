@@ -16,7 +16,7 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Problem
 from espalier.core.run import idle
 from espalier.gateway.access.pod_tokens import TokenIssuer
-from espalier.gateway.context import HELD_SECONDS
+from espalier.gateway.context import HELD_SECONDS, STATUS_MANAGER
 from espalier.gateway.problems import not_ready
 from espalier.gateway.world.pod_addresses import NotReadyReason, PodAddress, why_none_ready
 from espalier.gateway.world.turn import active_run
@@ -26,8 +26,6 @@ from espalier.kube.cluster import Cluster, ClusterError
 from espalier.podclient import PodFaultError, read_answer
 from espalier.untrusted import UnreadableError, read_model
 
-# This manager owns one field of a run's status; the operator owns all others.
-STATUS_MANAGER = "espalier-gateway"
 ASK_SECONDS = 0.5
 MAX_PROBLEM_BYTES = 64 * 1024
 MAX_DETAIL_CHARS = 4000
