@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from espalier.cli.options import AsJson, Namespace, commands, kubectl, show
 from espalier.cli.table import table
 from espalier.core.api_keys import (
     ID_BYTES,
+    NAME,
     SCOPES,
     SECRET_BYTES,
     Record,
@@ -50,6 +52,10 @@ def create(
     namespace: Namespace = None,
 ) -> None:
     """Issue a key and print it, this once: only its digest is stored."""
+    if not re.match(NAME, name):
+        raise CliError(
+            f"{name!r} is no name of a key", "usage", "Give letters, digits, - . _ @; 63 at most"
+        )
     scopes = _scopes(scope or ())
     now = datetime.now(UTC).replace(microsecond=0)
     until = _until(expires, now)

@@ -22,6 +22,8 @@ PREFIX = "tml-"
 SECRET = "espalier-api-keys"
 SECRET_TYPE = "espalier.dev/api-keys"
 ID_BYTES, SECRET_BYTES = 6, 32
+# What people call a key: nothing that a terminal or a log would not print as it is.
+NAME = r"^[A-Za-z0-9]([-A-Za-z0-9._@]{0,61}[A-Za-z0-9])?$"
 
 Scope = Literal["read", "sample", "train", "promote"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -41,7 +43,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=63)]
+    name: Annotated[str, Field(pattern=NAME)]
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     account_uid: str
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1)]

@@ -40,9 +40,9 @@ class LocalKeys:
     def __init__(self, file: KeyFile) -> None:
         self._file = file
 
-    async def entries(self, namespace: str) -> Entries:
-        """The entries; there is one namespace."""
-        del namespace
+    async def entries(self, namespace: str, *, newest: bool = False) -> Entries:
+        """The entries as they are; there is one namespace."""
+        del namespace, newest
         return self._file.read()
 
     async def account_uid(self, namespace: str, account: str) -> str | None:

@@ -11,6 +11,7 @@ from espalier.core.api_keys import (
     SCOPES,
     SECRET,
     Fault,
+    PresentedKey,
     Scope,
     StoredKey,
     fault,
@@ -60,8 +61,7 @@ class ApiKeys:
             raise RefusalError(
                 401, "ApiKeyMalformed", "the API key is cut off, or is none of Espalier's", _ISSUE
             )
-        keys = await self._keys(key.namespace)
-        stored = keys.get(key.id)
+        stored = await self._stored(key)
         uid = await self._uid(key.namespace, stored)
         found = fault(key, stored, uid, self._now())
         if stored is None or found == "Unknown":
@@ -75,17 +75,24 @@ class ApiKeys:
             raise _over(found, key.namespace, stored)
         return Admitted(key.namespace, stored.account, _limits(stored.record.scopes))
 
-    async def _keys(self, namespace: str) -> dict[str, StoredKey]:
-        if namespace not in self._namespaces:
-            return {}
-        keys, unreadable = read_entries(await self._source.entries(namespace))
+    async def _stored(self, key: PresentedKey) -> StoredKey | None:
+        if key.namespace not in self._namespaces:
+            return None
+        for newest in (False, True):
+            entries = await self._source.entries(key.namespace, newest=newest)
+            keys, unreadable = read_entries(entries)
+            self._report(key.namespace, unreadable)
+            if key.id in keys:
+                return keys[key.id]
+        return None
+
+    def _report(self, namespace: str, unreadable: tuple[str, ...]) -> None:
         if unreadable != self._unreadable.get(namespace, ()):
             self._unreadable[namespace] = unreadable
             _log.warning(
                 "entries that are no API keys",
                 extra={"namespace": namespace, "secret": SECRET, "entries": unreadable},
             )
-        return keys
 
     async def _uid(self, namespace: str, stored: StoredKey | None) -> str | None:
         if stored is None:

@@ -13,22 +13,26 @@ from espalier.gateway.problems import not_ready
 from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.objects import Body, ObjectKey
 
-# A revoked key is refused after so long.
-FRESH_SECONDS = 2.0
+# A revoked key is refused after so long, and a new one is let in.
+REVOKED_SECONDS = 2.0
+ISSUED_SECONDS = 0.25
 
 
 class KeySource(Protocol):
     """The stored keys. Both raise RefusalError if they cannot be read."""
 
-    async def entries(self, namespace: str) -> Mapping[str, str]:
-        """The entries of a namespace's keys by name; empty if it has none."""
+    async def entries(self, namespace: str, *, newest: bool = False) -> Mapping[str, str]:
+        """The entries of a namespace's keys by name; empty if it has none.
+
+        ``newest``: a key is not among those that were read before.
+        """
 
     async def account_uid(self, namespace: str, account: str) -> str | None:
         """The uid of a service account; None if there is none."""
 
 
 class ClusterKeys:
-    """The keys of a cluster's Secrets, read anew after 2 s.
+    """The keys of a cluster's Secrets, read anew after 2 s, or at once for a key that is new.
 
     While the API server does not answer, what it said last holds for a minute, as for tokens.
     """
@@ -37,13 +41,17 @@ class ClusterKeys:
         self._cluster = cluster
         self._clock = clock
         self._objects: Remembered[Body | None] = Remembered(
-            clock, granted=FRESH_SECONDS, refused=FRESH_SECONDS
+            clock, granted=REVOKED_SECONDS, refused=REVOKED_SECONDS
+        )
+        self._newest: Remembered[Body | None] = Remembered(
+            clock, granted=ISSUED_SECONDS, refused=ISSUED_SECONDS
         )
         self._last: dict[ObjectKey, tuple[float, Body | None]] = {}
 
-    async def entries(self, namespace: str) -> Mapping[str, str]:
+    async def entries(self, namespace: str, *, newest: bool = False) -> Mapping[str, str]:
         """See KeySource."""
-        secret = await self._read(ObjectKey("Secret", namespace, SECRET))
+        read = self._newest if newest else self._objects
+        secret = await self._read(read, ObjectKey("Secret", namespace, SECRET))
         data: Mapping[str, str] = (secret or {}).get("data") or {}
         return {
             name: base64.b64decode(value).decode(errors="replace") for name, value in data.items()
@@ -51,12 +59,12 @@ class ClusterKeys:
 
     async def account_uid(self, namespace: str, account: str) -> str | None:
         """See KeySource."""
-        found = await self._read(ObjectKey("ServiceAccount", namespace, account))
+        found = await self._read(self._objects, ObjectKey("ServiceAccount", namespace, account))
         return str(found["metadata"]["uid"]) if found is not None else None
 
-    async def _read(self, key: ObjectKey) -> Body | None:
+    async def _read(self, read: Remembered[Body | None], key: ObjectKey) -> Body | None:
         try:
-            found = await self._objects.get(key, lambda: self._cluster.get(key))
+            found = await read.get(key, lambda: self._cluster.get(key))
         except ClusterError as error:
             at, last = self._last.get(key, (-GRANTED_SECONDS, None))
             if self._clock() - at < GRANTED_SECONDS:
