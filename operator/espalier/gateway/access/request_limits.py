@@ -20,11 +20,14 @@ MAX_COMPLETION_BYTES = 4 * 2**20
 MAX_REPORT_BYTES = 2**20
 MAX_SMALL_BYTES = 64 * 2**10
 
+API_KEY = "X-API-Key"
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_CREDENTIALS = (hdrs.AUTHORIZATION, API_KEY)
 # Headers that are read or passed on. A request that repeats one of them is ambiguous.
 _READ = (
-    hdrs.AUTHORIZATION,
+    *_CREDENTIALS,
     hdrs.CONTENT_TYPE,
     hdrs.CONTENT_ENCODING,
     IDEMPOTENCY_KEY,
@@ -76,12 +79,12 @@ def _check_headers(request: web.Request) -> None:
         if len(values) > 1:
             raise _malformed(name, "comes more than once", "Send it once")
         if values and not (values[0].isascii() and values[0].isprintable()):
-            if name == hdrs.AUTHORIZATION:
+            if name in _CREDENTIALS:
                 raise RefusalError(
                     401,
                     "TokenMalformed",
-                    "Authorization holds characters that no token has",
-                    "Send Authorization: Bearer <token>",
+                    f"{name} holds characters that no token and no key has",
+                    f"Send Authorization: Bearer <token>, or {API_KEY}: <key>",
                 )
             raise _malformed(name, "is not printable ASCII", "Send it without these characters")
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")

@@ -19,6 +19,7 @@ from espalier.api.wire import (
     TERM,
     OptimStepResult,
 )
+from espalier.core.api_keys import Scope
 from espalier.core.idempotency import read_key
 from espalier.core.run.declared import declared
 from espalier.gateway.access.answer_writer import write_answer
@@ -111,10 +112,11 @@ class TrainingRoutes:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Sends the command to the trainer, and the answer back with one more header."""
-        user = await self._callers.caller(request)
+        command = request.match_info["command"]
+        scopes: tuple[Scope, ...] = ("train", "read") if command in READS else ("train",)
+        user = await self._callers.caller(request, *scopes)
         model = await self._callers.model(user, requested_slug(request))
         await self._authorize(user, model)
-        command = request.match_info["command"]
         # A client that sends keys, or reads the state, repeats its calls. HUD's client does not.
         wait = IDEMPOTENCY_KEY not in request.headers and command != "state"
         trainer = await self._trainers.ready(model, wait=wait)
