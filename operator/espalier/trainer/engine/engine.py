@@ -133,7 +133,9 @@ class Engine:
         return self._zero_grad(command)
 
     def _gradients(self, command: Command, request: GradientRequest) -> Answer:
-        gradients = gradient_command(self.state.compute, self.state.log, request)
+        gradients = gradient_command(
+            self.state.compute, self.state.log, request, find=self.state.references.find
+        )
         self._check_aggregation(gradients)
         record = self.state.begin(command)
         try:

@@ -90,5 +90,7 @@ def _replay(state: TrainingState) -> None:
     """Accumulates pending gradients again, batches cut as they were the first time."""
     for record in state.log.pending():
         request, cuts = logged_request(state.log, record), read_cuts(record.cuts)
-        command = gradient_command(state.compute, state.log, request, cuts)
+        command = gradient_command(
+            state.compute, state.log, request, cuts, find=state.references.find
+        )
         state.add_tally(command.run(state.compute).tally)
