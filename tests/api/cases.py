@@ -744,7 +744,7 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     ),
     "reference that is nothing": (
         *(RUN, "spec.kl", {"coefficient": "0.1", "reference": {}}),
-        *("spec.kl.reference.base", "Required value"),
+        *("spec.kl.reference", "set exactly one of base and checkpointRef"),
     ),
     "penalty that pulls nowhere": (
         *(RUN, "spec.kl", {**PENALTY, "placement": "Loss", "estimator": "K1"}),

@@ -12,7 +12,7 @@ from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Commit, TasksetUsed
 from espalier.core.names import MAIN, checkpoint_name
 from espalier.trainer.compute.adamw import Proposal, fresh_moments
-from espalier.trainer.compute.compute import Compute
+from espalier.trainer.compute.interface import Compute
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored
