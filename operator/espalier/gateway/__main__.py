@@ -18,8 +18,10 @@ from espalier.api.exit_codes import USER_MISTAKE
 from espalier.core.manifests.labels import MANAGED
 from espalier.environment import SettingsError
 from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.own_run import OwnRun
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
+from espalier.gateway.certificate import Certificate, CertificateError
 from espalier.gateway.context import GatewayContext
 from espalier.gateway.settings import GatewaySettings
 from espalier.gateway.world.watch import CHILDREN, WATCHED, WorldWatch
@@ -80,6 +82,7 @@ async def load_signing_key(cluster: Cluster, namespace: str, tokens: TokenIssuer
 
 async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
     """Serves until SIGTERM or SIGINT, or until the watch fails."""
+    certificate = Certificate(settings.tls_directory) if settings.tls_directory else None
     cache = Cache()
     tokens = TokenIssuer()
     stop, synced = asyncio.Event(), asyncio.Event()
@@ -87,10 +90,15 @@ async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
     kinds = {kind: MANAGED if kind in CHILDREN else {} for kind in WATCHED}
     watching = informer.InformerSettings(settings.namespaces, kinds)
     async with pod_session() as session:
+        watch = WorldWatch(cache, settings.namespaces)
         context = GatewayContext(
-            WorldWatch(cache, settings.namespaces),
+            watch,
             cluster,
-            Authenticator(cluster),
+            Authenticator(
+                cluster,
+                own_run=OwnRun(watch),
+                api_server_tokens=settings.api_server_tokens,
+            ),
             tokens,
             session,
             settings.offers,
@@ -102,9 +110,15 @@ async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
         )
         await runner.setup()
         await web.TCPSite(runner, port=settings.port, backlog=BACKLOG).start()
+        if certificate is not None:
+            site = web.TCPSite(
+                runner, port=settings.tls_port, backlog=BACKLOG, ssl_context=certificate.context
+            )
+            await site.start()
         tasks = [
             asyncio.create_task(informer.run(watching, cache, stop, synced, cluster)),
             asyncio.create_task(load_signing_key(cluster, settings.namespace, tokens)),
+            *([asyncio.create_task(certificate.follow())] if certificate is not None else []),
         ]
         try:
             await _until_signal(tasks[0], synced)
@@ -153,6 +167,6 @@ if __name__ == "__main__":
     process.configure_logs()
     try:
         uvloop.run(main())
-    except SettingsError as error:
+    except (SettingsError, CertificateError) as error:
         _log.error(str(error))
         sys.exit(USER_MISTAKE)
