@@ -170,7 +170,7 @@ def installed(apiserver: ApiServer) -> ApiServer:
         apiserver.create_namespace(namespace)
         label = "pod-security.kubernetes.io/warn=restricted"
         apiserver.kubectl("label", "namespace", namespace, label)
-    text = render(*VALUES, "networkPolicy.enabled=true")
+    text = render(*VALUES)
     apiserver.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
     return apiserver
 
@@ -255,6 +255,7 @@ ALLOWED = [
     (GATEWAY, TEAM, "watch statefulsets.apps"),
     (GATEWAY, TEAM, "watch deployments.apps"),
     (GATEWAY, TEAM, "watch replicasets.apps"),
+    (GATEWAY, TEAM, "watch jobs.batch"),
     (GATEWAY, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, TEAM, "create subjectaccessreviews.authorization.k8s.io"),
     (RUNNER, TEAM, "get trainablemodels"),

@@ -46,7 +46,7 @@ from espalier.gateway.context import GatewayContext
 from espalier.gateway.hud.delivery import COMMANDS
 from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import TokenReviewResult
+from espalier.kube.cluster import Extra, TokenReviewResult
 from espalier.kube.objects import Body, ObjectKey
 from espalier.podclient import pod_session
 from espalier.trainer.compute.compute import LocalCompute
@@ -89,6 +89,9 @@ class Cluster(FakeCluster):
         resource: str,
         namespace: str,
         name: str,
+        *,
+        uid: str = "",
+        extra: Extra = (),
     ) -> bool:
         ann = ("ann", f"system:serviceaccount:{NAMESPACE}:ann")
         return namespace == NAMESPACE and (user in ann or verb == "get")

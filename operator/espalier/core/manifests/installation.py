@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from espalier.core.names import RUNNER_ACCOUNT
+
 
 @dataclass(frozen=True)
 class Images:
@@ -43,7 +45,7 @@ class ChildSettings:
     images: Images
     public_keys: str
     gateway_url: str
-    runner_service_account: str = "espalier-runner"
+    runner_service_account: str = RUNNER_ACCOUNT
     hub: HubSettings = field(default_factory=HubSettings)
     pull_secrets: tuple[str, ...] = ()
     assigned_ids: bool = False
