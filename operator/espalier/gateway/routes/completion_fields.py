@@ -3,7 +3,8 @@
 ``checkpoint`` samples that checkpoint instead of the head. ``prompt_token_ids`` with
 ``continuation_from`` (a number of messages) continues exactly these tokens, which stand for the
 first ``continuation_from`` messages; only the messages after them are rendered. ``renderer_name``
-names what turns messages into tokens; only the model's own chat template is accepted. Pure.
+names what turns messages into tokens; only the model's own chat template is accepted. Requests with
+one ``prompt_cache_key``, which is OpenAI's, go to one rollout. Pure.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ MESSAGES = "continuation_from"
 RENDERER = "renderer_name"
 CHAT_TEMPLATE = "chat_template"
 CHUNKS = "prompt_chunks"
+CACHE_KEY = "prompt_cache_key"
+CACHE_KEY_CHARACTERS = 256
 # Fields for other configurations of vLLM: priorities, several servers for one request, plugins.
 # ``user`` is a caller's name for its user, which OpenAI's service reads and nothing here does.
 _LEFT_OUT = (
@@ -58,6 +61,20 @@ def reference(body: dict[str, Any]) -> str:
             CHECKPOINT, f"is {checkpoint}, and model names {named}", "Name the checkpoint once"
         )
     return f"{slug}@{checkpoint.removeprefix(f'{slug}@')}"
+
+
+def cache_key(body: dict[str, Any]) -> str:
+    """What names the requests that begin alike; takes the field out of the body: 400."""
+    key = body.pop(CACHE_KEY, None)
+    if key is None:
+        return ""
+    if not isinstance(key, str) or not 0 < len(key) <= CACHE_KEY_CHARACTERS:
+        raise _bad(
+            CACHE_KEY,
+            f"is no text of 1 to {CACHE_KEY_CHARACTERS} characters",
+            "Name alike what begins alike, or leave it out",
+        )
+    return key
 
 
 def check_rendering(body: dict[str, Any]) -> None:
