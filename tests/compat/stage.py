@@ -378,10 +378,10 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
         operator = Operator(
             stage.cluster,
             caches[0],
-            TrainerClient(session, PRIVATE_KEY),
+            TrainerClient(session, identity.Signer(PRIVATE_KEY)),
             stage.rollouts,
             settings,
-            importer=ImporterClient(session, PRIVATE_KEY),
+            importer=ImporterClient(session, identity.Signer(PRIVATE_KEY)),
             now=now,
         )
         upstream = await stack.enter_async_context(pod_session())

@@ -49,7 +49,7 @@ def test_paths_of_the_pod_are_moved_and_the_interpreter_is_not(
 def test_the_operators_manifests_make_servers_that_take_tokens_for_their_own_pod(
     tmp_path: Path,
 ) -> None:
-    keys = identity.PublicKeys("operator's PEM", "gateway's PEM")
+    keys = identity.PublicKeys(("operator's PEM",), ("gateway's PEM",))
     settings = replace(SETTINGS, public_keys=keys.text())
     made = {
         "trainer": trainer_statefulset(model_of(), settings, base=BASE, replicas=1),

@@ -37,6 +37,8 @@ from espalier.kube.probes import HealthServer
 from espalier.podclient import pod_session
 
 KEY_RETRY_SECONDS = 2.0
+# A replaced key is believed for ten minutes longer (core/key_ring.py).
+KEY_LOOK_SECONDS = 60.0
 # A Service keeps sending for a moment after a pod stops being ready.
 UNREADY_SECONDS = 3.0
 # HUD's client asks once and waits this long for the answer. After that nobody is waiting.
@@ -69,17 +71,18 @@ class Readiness:
         return ""
 
 
-async def load_signing_key(cluster: Cluster, namespace: str, tokens: TokenIssuer) -> None:
-    """Waits for the operator's Secret; ``/readyz`` names it while it is missing."""
+async def follow_signing_key(
+    cluster: Cluster, namespace: str, tokens: TokenIssuer, seconds: float = KEY_LOOK_SECONDS
+) -> None:
+    """Waits for the operator's Secret, which ``/readyz`` names meanwhile, and follows its key."""
     while True:
         try:
             secret = await cluster.get(ObjectKey("Secret", namespace, GATEWAY_KEY_SECRET))
             if secret is not None:
                 tokens.use(base64.b64decode(secret["data"][PRIVATE_KEY_FIELD]).decode())
-                return
         except ClusterError as error:
             _log.warning("cannot read the signing key", extra={"error": str(error)})
-        await asyncio.sleep(KEY_RETRY_SECONDS)
+        await asyncio.sleep(seconds if tokens.ready else KEY_RETRY_SECONDS)
 
 
 async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
@@ -120,7 +123,7 @@ async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
             await site.start()
         tasks = [
             asyncio.create_task(informer.run(watching, cache, stop, synced, cluster)),
-            asyncio.create_task(load_signing_key(cluster, settings.namespace, tokens)),
+            asyncio.create_task(follow_signing_key(cluster, settings.namespace, tokens)),
             *([asyncio.create_task(certificate.follow())] if certificate is not None else []),
         ]
         try:

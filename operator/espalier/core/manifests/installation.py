@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 
 from espalier.core.names import RUNNER_ACCOUNT
 
+# The ConfigMap of each served namespace that holds the public keys, and where pods mount it.
+KEYS_CONFIG_MAP = "espalier-public-keys"
+KEYS_FIELD = "keys.json"
+KEYS_DIRECTORY = "/etc/espalier/keys"
+KEYS_FILE = f"{KEYS_DIRECTORY}/{KEYS_FIELD}"
+
 
 @dataclass(frozen=True)
 class Images:
@@ -37,7 +43,8 @@ class HubSettings:
 class ChildSettings:
     """Images, the keys that pods verify tokens with, and where the gateway is.
 
-    ``public_keys`` is what ``identity.PublicKeys.text`` writes; ``pull_secrets`` are names of
+    ``public_keys`` is KEYS_FILE where pods mount it, else what ``identity.PublicKeys.text`` writes;
+    ``pull_secrets`` are names of
     Secrets, in the model's namespace, that every pod pulls with. ``assigned_ids``: the platform
     gives each pod its user and groups, as OpenShift does, and refuses pods that name their own.
     """

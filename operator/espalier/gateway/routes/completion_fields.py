@@ -39,12 +39,8 @@ _LEFT_OUT_OF_STRUCTURE = (
     "disable_additional_properties",
     "whitespace_pattern",
 )
-# Types of content parts, in OpenAI's and vLLM's words, that are not text.
-_MEDIA = frozenset(
-    f"{prefix}{kind}"
-    for kind in ("image", "image_url", "image_embeds", "audio", "audio_url", "video", "file")
-    for prefix in ("", "input_")
-)
+# Types of content parts that are text, in the words of OpenAI's API and of vLLM.
+_TEXT = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 
 
 def reference(body: dict[str, Any]) -> str:
@@ -92,12 +88,24 @@ def check_rendering(body: dict[str, Any]) -> None:
     for number, message in enumerate(_list(body.get("messages"))):
         content = message.get("content") if isinstance(message, dict) else None
         for place, part in enumerate(_list(content)):
-            if isinstance(part, dict) and str(part.get("type")) in _MEDIA:
+            if isinstance(part, dict) and (media := _media(part)):
                 raise _bad(
                     f"messages[{number}].content[{place}]",
-                    f"is of type {part['type']}: only text is sampled and trained",
+                    f"{media}: only text is sampled and trained",
                     "Send parts of type text",
                 )
+
+
+def _media(part: dict[str, Any]) -> str:
+    """What of a content part is no text.
+
+    vLLM goes by the type alone only where there is one and no ``uuid``: else by other fields, of
+    which it would fetch a URL.
+    """
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in _TEXT:
+        return f"is of type {str(kind)[:64]}"
+    return "has a uuid" if part.get("uuid") is not None else ""
 
 
 def check_honoured(body: dict[str, Any]) -> None:

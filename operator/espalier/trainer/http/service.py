@@ -65,7 +65,7 @@ class Service:
 
     def __init__(
         self,
-        keys: identity.PublicKeys,
+        keys: identity.TrustedKeys,
         audience: str,
         max_body_bytes: int = MAX_BODY_BYTES,
         watchdog: Watchdog | None = None,
