@@ -37,7 +37,9 @@ from espalier.controllers.peers.trainer_client import TrainerClient
 from espalier.controllers.process.operator import Operator
 from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.core.names import GATEWAY_AUDIENCE, audience
+from espalier.gateway.access.api_keys import ApiKeys
 from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.key_source import ClusterKeys
 from espalier.gateway.access.offers import Offers
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
@@ -89,7 +91,8 @@ class Cluster(FakeCluster):
         namespace: str,
         name: str,
     ) -> bool:
-        return namespace == NAMESPACE and (user == "ann" or verb == "get")
+        ann = ("ann", f"system:serviceaccount:{NAMESPACE}:ann")
+        return namespace == NAMESPACE and (user in ann or verb == "get")
 
 
 @dataclass(frozen=True)
@@ -424,7 +427,8 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
 
         def context() -> GatewayContext:
             view = WorldWatch(caches[1], (NAMESPACE, OTHER))
-            auth = Authenticator(stage.cluster)
+            keys = ApiKeys(ClusterKeys(stage.cluster), (NAMESPACE, OTHER))
+            auth = Authenticator(stage.cluster, keys=keys)
             return GatewayContext(view, stage.cluster, auth, tokens, upstream, stage.offers)
 
         stage.make_context = context

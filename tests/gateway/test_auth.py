@@ -12,7 +12,8 @@ from kubernetes.aio.client.configuration import Configuration
 from tests.gateway.conftest import Gateway, Users, token
 from tests.gateway.world import World
 
-from espalier.gateway.access.auth import Authenticator, Remembered
+from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.remembered import Remembered
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.world.world import NamespacedName
 from espalier.kube.apiserver import KubernetesCluster

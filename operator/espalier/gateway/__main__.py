@@ -17,7 +17,9 @@ from espalier import process
 from espalier.api.exit_codes import USER_MISTAKE
 from espalier.core.manifests.labels import MANAGED
 from espalier.environment import SettingsError
+from espalier.gateway.access.api_keys import ApiKeys
 from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.key_source import ClusterKeys
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.context import GatewayContext
@@ -90,7 +92,7 @@ async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
         context = GatewayContext(
             WorldWatch(cache, settings.namespaces),
             cluster,
-            Authenticator(cluster),
+            Authenticator(cluster, keys=ApiKeys(ClusterKeys(cluster), settings.namespaces)),
             tokens,
             session,
             settings.offers,

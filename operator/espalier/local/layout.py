@@ -35,8 +35,8 @@ class Layout:
     """The directory of a local Espalier.
 
     Attributes:
-        root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, the keys, ``lock``
-            and the objects.
+        root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, the keys, the API
+            keys, ``lock`` and the objects.
         images: by reference, the directory with what the image has under ``/models``.
         secrets: by name and key of a Secret, what it holds.
     """
@@ -49,6 +49,11 @@ class Layout:
     def objects(self) -> Path:
         """The file of the objects, in place of etcd."""
         return self.root / "objects.json"
+
+    @property
+    def api_keys(self) -> Path:
+        """The file of the API keys, in place of their Secret."""
+        return self.root / "api-keys.json"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

@@ -28,12 +28,14 @@ MAX_INFLATED_BYTES = 64 * 2**20
 MAX_SAMPLE_BYTES = 4 * 2**20
 # A future of a sample carries its prompt.
 MAX_FUTURE_BYTES = 6 * 2**20
+API_KEY = "X-API-Key"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_CREDENTIALS = (hdrs.AUTHORIZATION, API_KEY)
 # Headers that are read or passed on. A request that repeats one of them is ambiguous.
 _READ = (
-    hdrs.AUTHORIZATION,
+    *_CREDENTIALS,
     hdrs.CONTENT_TYPE,
     hdrs.CONTENT_ENCODING,
     IDEMPOTENCY_KEY,
@@ -85,12 +87,12 @@ def _check_headers(request: web.Request) -> None:
         if len(values) > 1:
             raise _malformed(name, "comes more than once", "Send it once")
         if values and not (values[0].isascii() and values[0].isprintable()):
-            if name == hdrs.AUTHORIZATION:
+            if name in _CREDENTIALS:
                 raise RefusalError(
                     401,
                     "TokenMalformed",
-                    "Authorization holds characters that no token has",
-                    "Send Authorization: Bearer <token>",
+                    f"{name} holds characters that no token and no key has",
+                    f"Send Authorization: Bearer <token>, or {API_KEY}: <key>",
                 )
             raise _malformed(name, "is not printable ASCII", "Send it without these characters")
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()

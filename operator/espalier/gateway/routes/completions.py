@@ -96,7 +96,7 @@ class CompletionRoutes:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Completes at a rollout pod that serves the named model or checkpoint."""
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, "sample")
         await self._callers.require_some_model(user)
         asked = read_asked(await read_object(request))
         trace = trace_of(request.headers)

@@ -18,6 +18,7 @@ from espalier.api.wire import (
     TERM,
     OptimStepResult,
 )
+from espalier.core.api_keys import Scope
 from espalier.core.idempotency import read_key
 from espalier.gateway.access.answer_writer import write_answer
 from espalier.gateway.access.auth import Authenticator, User
@@ -115,10 +116,11 @@ class TrainingRoutes:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Sends the command to the trainer, and the answer back with one more header."""
-        user = await self._callers.caller(request)
+        command = request.match_info["command"]
+        scopes: tuple[Scope, ...] = ("train", "read") if command in READS else ("train",)
+        user = await self._callers.caller(request, *scopes)
         model = await self._callers.model(user, requested_slug(request))
         await self._access.require(user, model)
-        command = request.match_info["command"]
         # A client that sends keys, or reads the state, repeats its calls. HUD's client does not.
         wait = IDEMPOTENCY_KEY not in request.headers and command != "state"
         trainer = await self._trainers.ready(model, HELD_SECONDS if wait else 0.0)
