@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ class Passage:
 
     async def _train(self, request: web.Request) -> web.Response:
         command = request.match_info["command"]
+        if command == "declared":
+            return web.json_response({})
         if command == self.refuse_next:
             self.refuse_next = ""
             return web.json_response({}, status=409)
@@ -107,8 +110,15 @@ def _kept(answer: aiohttp.ClientResponse) -> dict[str, str]:
 
 @pytest.fixture
 async def passage(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
+    async with passage_at(tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def passage_at(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
+    """A trainer with a volume in a folder, and the way to it."""
     torch.set_num_threads(1)
-    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks").mkdir(parents=True)
     rows = [json.dumps({"prompt": f"{digit}=", "answer": str(digit)}) for digit in range(8)]
     (tmp_path / "tasks" / "tasks.jsonl").write_text("\n".join(rows))
     volume = tmp_path / "weights"

@@ -47,7 +47,9 @@ from espalier.gateway.world.world import TRAINER, NamespacedName, ServedWorld
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
 
-READS = frozenset({"losses", "state"})
+READS = frozenset({"batch", "declared", "losses", "state"})
+# What is asked again, and is not worth a wait for a trainer that starts.
+_ASKED_AGAIN = ("batch", "state")
 PROMOTION_SECONDS = 60.0
 TRAINER_SECONDS = 600.0
 CONNECT_SECONDS = 5.0
@@ -58,6 +60,8 @@ _TIMEOUT = aiohttp.ClientTimeout(total=TRAINER_SECONDS, sock_connect=CONNECT_SEC
 # Not its length or encoding: the connection to the trainer frames the body itself, part by part.
 _PASSED_ON = ("Content-Type", IDEMPOTENCY_KEY, TERM)
 _PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, TERM)
+# Where a run binds its client to nothing.
+_NOTHING = "{}"
 _SEND_AGAIN = (
     f"Send it again, with the same {IDEMPOTENCY_KEY} if it has one: a command whose answer was "
     "lost is applied once"
@@ -115,8 +119,11 @@ class TrainingRoutes:
         model = await self._callers.model(user, requested_slug(request))
         await self._authorize(user, model)
         command = request.match_info["command"]
+        if command == "declared":
+            bound = _bound(self._watch.world, model)
+            return web.Response(text=bound, content_type="application/json")
         # A client that sends keys, or reads the state, repeats its calls. HUD's client does not.
-        wait = IDEMPOTENCY_KEY not in request.headers and command != "state"
+        wait = IDEMPOTENCY_KEY not in request.headers and command not in _ASKED_AGAIN
         trainer = await self._trainers.ready(model, wait=wait)
         if command in COMMANDS:
             await self._traces.hand_over(model)
@@ -264,9 +271,15 @@ class _Parts:
 
 def _declared(world: ServedWorld, model: NamespacedName) -> dict[str, str]:
     """Headers with the values of the active run that bind a command."""
+    bound = _bound(world, model)
+    return {DECLARED: bound} if bound != _NOTHING else {}
+
+
+def _bound(world: ServedWorld, model: NamespacedName) -> str:
+    """The values of the active run that bind its client, as JSON."""
     run = active_run(world, model)
     bound = declared(run) if run is not None else None
-    return {DECLARED: bound.model_dump_json(exclude_none=True)} if bound is not None else {}
+    return _NOTHING if bound is None else bound.model_dump_json(exclude_none=True)
 
 
 def _plain(value: str) -> bool:
