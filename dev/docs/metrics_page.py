@@ -24,6 +24,11 @@ OF_SAMPLES = {
     "async/staleness_steps/mean": "Steps by which groups were older than the weights that learnt "
     "from them; schedule Asynchronous alone.",
     "async/staleness_steps/max": "The oldest of these groups.",
+    "batch/minibatch": "Which of the batch's minibatches the step was taken with, from 1. Where a "
+    "batch has several steps; the figures of its samples are then repeated.",
+    "batch/epoch": "Which epoch over the batch, from 1.",
+    "batch/steps_before": "Steps that were taken with the batch before: how far the policy is from "
+    "where it was sampled.",
     "group/all_pass_fraction": "Share of the graded groups whose rewards are all 1 or more.",
     "group/all_fail_fraction": "Share of the graded groups whose rewards are all 0 or less.",
     "group/dropped": "Groups that were not trained on, because their rewards are equal, or one of "

@@ -166,6 +166,13 @@ GOOD = {
     "run that drops what is off-policy": edited(
         RUN, "spec.offPolicyCorrection", {"mode": "SequenceMask", "minRatio": "0.99"}
     ),
+    "run that stays near a checkpoint": edited(
+        RUN, "spec.kl", {"reference": {"checkpointRef": {"name": "tiny-000004"}}}
+    ),
+    "run of several steps a batch": edited(
+        edited(RUN, "spec.batch", {"minibatches": 2, "epochs": 2}),
+        *("spec.schedule", {"mode": "Asynchronous", "maxStalenessSteps": 3}),
+    ),
     "run that stays near its base": edited(
         RUN, "spec.kl", {**PENALTY, "estimator": "K3", "discount": "1"}
     ),
@@ -745,6 +752,38 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "reference that is nothing": (
         *(RUN, "spec.kl", {"coefficient": "0.1", "reference": {}}),
         *("spec.kl.reference", "set exactly one of base and checkpointRef"),
+    ),
+    "reference that is two": (
+        *(
+            RUN,
+            "spec.kl",
+            {"reference": {"base": {}, "checkpointRef": {"name": "tiny-000004"}}},
+        ),
+        *("spec.kl.reference", "set exactly one of base and checkpointRef"),
+    ),
+    "batch whose last step is too far from its samples": (
+        edited(RUN, "spec.batch", {"minibatches": 2, "epochs": 2}),
+        *("spec.schedule", {"mode": "Asynchronous", "maxStalenessSteps": 2}),
+        *("spec.batch", "raise that, or take fewer steps with a batch"),
+    ),
+    "batch that is streamed": (
+        edited(RUN, "spec.batch", {"epochs": 2}),
+        *("spec.schedule", {"mode": "Streaming", "minibatches": 2}),
+        *("spec.batch", "remove batch, or choose another mode"),
+    ),
+    "spread of a batch in parts": (
+        edited(RUN, "spec.batch", {"minibatches": 2}),
+        *("spec.advantage", {"scale": "BatchStd"}),
+        *("spec.batch", "choose GroupStd, or use epochs alone"),
+    ),
+    "batch of too many groups": (
+        edited(RUN, "spec.batch", {"minibatches": 64}),
+        *("spec.groupsPerStep", 65),
+        *("spec.batch", "must not be above 4096"),
+    ),
+    "batch of a client": (
+        *(CLIENT_RUN, "spec.batch", {"epochs": 2}),
+        *("spec.batch", "a client's script chooses its batches"),
     ),
     "penalty that pulls nowhere": (
         *(RUN, "spec.kl", {**PENALTY, "placement": "Loss", "estimator": "K1"}),

@@ -180,6 +180,23 @@ async def refused(reply: aiohttp.ClientResponse) -> tuple[int, str]:
     return reply.status, problem["reason"]
 
 
+async def test_a_client_reads_what_its_run_binds_it_to_without_a_trainer(
+    gateway: Gateway,
+) -> None:
+    model = training(gateway, free_port())
+    path = "/v1/models/arith/train/declared"
+    assert await (await gateway.get(path)).json() == {}
+    gateway.world.run(model, "first", learningRate="1e-5", advantage={"scale": "GroupStd"})
+    assert await (await gateway.get(path)).json() == {
+        "run": "first",
+        "loss_fn_config": {},
+        "learning_rate": 1e-5,
+        "advantage_source": "Estimated",
+        "advantage_estimator": "GroupMean",
+        "advantage_scale": "GroupStd",
+    }
+
+
 async def test_no_active_run_is_a_409_with_the_remedy(gateway: Gateway) -> None:
     gateway.world.model("arith")
     reply = await gateway.post(STEP, {})

@@ -65,6 +65,9 @@ class StandIn:
         self.pending = 0
         self.checkpoint = ""
         self.cursor: dict[str, Any] = {}
+        # What is left of the latest step's batch, and what the run binds its client to.
+        self.batch: dict[str, Any] | None = None
+        self.declared: dict[str, Any] = {}
         self.answer: Callable[[str, int], str] = half_right
         self.finish_reason = "stop"
         self.faults: dict[str, deque[int | str]] = {}
@@ -95,6 +98,8 @@ class StandIn:
         prefix = "/v1/models/{namespace}/{slug}/train"
         app.router.add_get(f"{prefix}/state", self._state)
         app.router.add_get(f"{prefix}/losses", self._losses)
+        app.router.add_get(f"{prefix}/batch", self._batch)
+        app.router.add_get(f"{prefix}/declared", self._declared)
         for command in ("forward-backward", "forward", "backward", "zero-grad", "optim-step"):
             app.router.add_post(f"{prefix}/{command}", self._command)
         return app
@@ -129,6 +134,12 @@ class StandIn:
         if refused := self._meet("state", request) or self._unready():
             return refused
         return web.json_response(self._trainer_state())
+
+    async def _batch(self, request: web.Request) -> web.Response:
+        return web.json_response({"batch": self.batch})
+
+    async def _declared(self, request: web.Request) -> web.Response:
+        return web.json_response(self.declared)
 
     async def _losses(self, request: web.Request) -> web.Response:
         return web.json_response({"losses": ["importance_sampling", "ppo"]})
@@ -218,7 +229,7 @@ class StandIn:
             self.pending += 1
             return {"metrics": {"loss:sum": 0.0}, "num_datums": len(body.get("inputs", []))}
         if kind == "forward":
-            return {"forward_id": "f1", "data": []}
+            return {"forward_id": "f1", "data": [*map(_seen, body["inputs"])]}
         if kind == "zero-grad":
             self.pending = 0
             return self._trainer_state()
@@ -229,6 +240,7 @@ class StandIn:
         if self.run_step in self.committed:
             self.committed[self.run_step].set()
         self.cursor = body["cursor"]
+        self.batch = body["batch"]
         self.checkpoint = self.head = f"tiny-{self.step:06d}"
         return {
             "step": self.step,
@@ -274,6 +286,15 @@ class StandIn:
             return web.Response()
         headers = {"Retry-After": self.retry_after} if self.retry_after else {}
         return problem(int(fault), f"Status{fault}", headers)
+
+
+def _seen(payload: dict[str, Any]) -> dict[str, Any]:
+    """A datum of a forward, for a trajectory of one turn."""
+    (sample,) = payload["samples"]
+    count = len(sample["output_token_ids"])
+    rows = {"logprobs": [-0.25] * count, "mask": [1.0] * count}
+    sampled = {"sampling_logprobs": sample["output_logprobs"]}
+    return {"reward": payload["reward"], "traj_idx": 0, **rows, **sampled}
 
 
 def problem(status: int, reason: str, headers: dict[str, str] | None = None) -> web.Response:

@@ -19,6 +19,7 @@ from espalier.api.meta import (
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.run.advantage import Advantage
 from espalier.api.run.alignment import LogprobAlignment
+from espalier.api.run.batch import Batch
 from espalier.api.run.budget import Budget
 from espalier.api.run.checkpoint_policy import CheckpointPolicy
 from espalier.api.run.evaluation import Evaluation
@@ -57,6 +58,8 @@ _OF_RUNNER = {
     "tracking": "a client's script reports by its own trackers, such as those of a Fit",
 }
 
+_STEPS_OF_BATCH = "(has(self.batch) ? self.batch.minibatches * self.batch.epochs : 1)"
+
 
 def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
     """The rules of a run, those for what a client's commands do not show among them."""
@@ -73,6 +76,7 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
         )
         for field in (
             "groupsPerStep",
+            "batch",
             "groupFilter",
             "schedule",
             "evaluation",
@@ -143,6 +147,12 @@ class TrainingRunSpec(Type):
         ge=1,
         le=4096,
         description="groupsPerStep is the number of tasks per step of driver Runner; 8 if unset.",
+        json_schema_extra=without_default,
+    )
+    batch: Batch = Field(
+        default_factory=Batch,
+        description="batch of driver Runner says how many optimizer steps are taken with what was "
+        "sampled at once; one if unset.",
         json_schema_extra=without_default,
     )
     learning_rate: PositiveDecimal | None = Field(
@@ -405,6 +415,35 @@ class TrainingRunSpec(Type):
                 "advantage.scale BatchStd needs all rewards of a step at once, and schedule.mode "
                 "Streaming adds gradients before they are there: choose GroupStd or Synchronous",
                 ".advantage",
+            ),
+            (
+                f"{_STEPS_OF_BATCH} == 1 || !has(self.schedule)"
+                " || self.schedule.mode != 'Streaming'",
+                "batch takes several steps with groups that are all there, and schedule.mode "
+                "Streaming adds gradients before they are: remove batch, or choose another mode",
+                ".batch",
+            ),
+            (
+                f"{_STEPS_OF_BATCH} == 1 || !has(self.schedule)"
+                " || !has(self.schedule.maxStalenessSteps)"
+                f" || self.schedule.maxStalenessSteps >= {_STEPS_OF_BATCH} - 1",
+                "the last step of a batch is batch.minibatches * batch.epochs - 1 steps from the "
+                "weights that were sampled, more than schedule.maxStalenessSteps: raise that, or "
+                "take fewer steps with a batch",
+                ".batch",
+            ),
+            (
+                "!has(self.batch) || self.batch.minibatches == 1 || !has(self.advantage)"
+                " || self.advantage.scale != 'BatchStd'",
+                "advantage.scale BatchStd needs all rewards of a batch at once, and each of "
+                "batch.minibatches is sent by itself: choose GroupStd, or use epochs alone",
+                ".batch",
+            ),
+            (
+                "!has(self.batch) || self.batch.minibatches"
+                " * (has(self.groupsPerStep) ? self.groupsPerStep : 8) <= 4096",
+                "groupsPerStep * batch.minibatches, the groups of a batch, must not be above 4096",
+                ".batch",
             ),
             (
                 "self.steps >= oldSelf.steps",

@@ -20,11 +20,14 @@ from espalier.api.wire import (
     PROMOTION,
     TERM,
     BackwardRequest,
+    BatchLeft,
+    Declared,
     EvaluationRequest,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
+    Held,
     LossList,
     OptimStepRequest,
     OptimStepResult,
@@ -131,6 +134,16 @@ class GatewayClient:
         """Where the trainer stands."""
         answer = await self._transport.call("GET", self._route("state"))
         return STATE(answer)
+
+    async def batch(self) -> BatchLeft | None:
+        """What is left of the batch that the trainer's latest step came from."""
+        answer = await self._transport.call("GET", self._route("batch"))
+        return _read(answer.body, Held).batch
+
+    async def declared(self) -> Declared | None:
+        """What the run in Git binds its client's commands to; None for nothing."""
+        answer = await self._transport.call("GET", self._route("declared"))
+        return _read(answer.body, Declared) if from_json(answer.body) else None
 
     async def losses(self) -> list[str]:
         """Names of the losses that ``forward_backward`` takes."""

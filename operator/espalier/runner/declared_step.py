@@ -8,11 +8,17 @@ from dataclasses import asdict
 from espalier.api.run.schedule import Schedule as ScheduleSpec
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
+from espalier.api.wire import (
+    ForwardBackwardRequest,
+    OptimStepRequest,
+    TrainerState,
+    TrajectoryPayload,
+)
 from espalier.client import GatewayClient
 from espalier.core.names import parse_checkpoint_name
 from espalier.core.run.learning_rate import learning_rate_at
 from espalier.environments.digest import FIELD, Mark
+from espalier.loop.minibatches import Uses
 from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Synchronous
 from espalier.loop.steps import Attempt
 from espalier.rewards.figures import told
@@ -65,12 +71,17 @@ class DeclaredStep:
         self._journal = journal
         self._trackers = trackers
 
+    @property
+    def uses(self) -> Uses:
+        """As ``batch`` says."""
+        return Uses(self._spec.batch.minibatches, self._spec.batch.epochs)
+
     def place(self, state: TrainerState, attempt: Attempt[Outcome]) -> Place:
-        """The next ``groupsPerStep`` tasks, in their order, around and around.
+        """The next ``groupsPerStep`` tasks for each minibatch, in their order, around and around.
 
         A round that resamples takes as many as lack.
         """
-        count = take = self._spec.groups_per_step
+        count = take = self._groups
         rules = self._spec.group_filter
         if rules.resamples(attempt.rounds):
             take = count - len(kept(sampled(attempt.groups), rules))
@@ -82,6 +93,7 @@ class DeclaredStep:
             round=attempt.rounds,
             take=take,
             recipe=(self._spec.group_size, self._spec.sampling, ScoredBy.of(self._spec)),
+            uses=self.uses,
         )
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:
@@ -97,20 +109,30 @@ class DeclaredStep:
         return outcomes
 
     def chosen(self, groups: Sequence[Outcome], rounds: int) -> Sequence[Outcome]:
-        """The groups that ``groupFilter`` keeps, at most ``groupsPerStep``."""
-        rules, wanted = self._spec.group_filter, self._spec.groups_per_step
+        """The groups that ``groupFilter`` keeps, at most ``groupsPerStep`` for each minibatch."""
+        rules, wanted = self._spec.group_filter, self._groups
         found = kept(sampled(groups), rules)[:wanted]
-        needed = wanted if rules.resamples(rounds) else rules.min_groups
+        fewest = rules.min_groups * self._spec.batch.minibatches
+        needed = wanted if rules.resamples(rounds) else fewest
         return found if len(found) >= needed else []
 
-    def gradients(self, chosen: Sequence[Outcome]) -> ForwardBackwardRequest:
+    def inputs(self, chosen: Sequence[Outcome]) -> Sequence[Sequence[TrajectoryPayload]]:
+        """The rollouts of each group, named by its place among the chosen ones."""
+        return [payloads(group, str(number)) for number, group in enumerate(sampled(chosen))]
+
+    def gradients(self, inputs: Sequence[TrajectoryPayload]) -> ForwardBackwardRequest:
         """By the run's loss and advantage."""
-        groups = sampled(chosen)
+        first = inputs[0].group_id
         return ForwardBackwardRequest(
-            inputs=list(payloads(groups)),
-            group_size=len(groups[0].completions),
+            inputs=list(inputs),
+            group_size=sum(payload.group_id == first for payload in inputs),
             **objective(self._spec),
         )
+
+    @property
+    def _groups(self) -> int:
+        """Of a batch."""
+        return self._spec.groups_per_step * self._spec.batch.minibatches
 
     def step(self, state: TrainerState, attempt: Attempt[Outcome]) -> OptimStepRequest:
         """By the run's optimizer, with the figures and rollouts of everything sampled."""
@@ -125,7 +147,7 @@ class DeclaredStep:
             measured=_measured(state, groups),
             cursor={
                 "run_step": step,
-                "next_task": step * self._spec.groups_per_step,
+                "next_task": step // self.uses.epochs * self._spec.groups_per_step,
                 FIELD: self._mark.wire(),
             },
             **asdict(kept_rollouts(log, groups, sampled(attempt.trained), step)),

@@ -1,4 +1,4 @@
-"""The training loop: sample groups, score them, one forward-backward, one optimizer step.
+"""The training loop: sample groups, score them, and take one or several optimizer steps.
 
 The loop keeps nothing that it needs: where it stands is read from the trainer before every step,
 what it shall do from the run. So it goes on rightly after it, the trainer or the operator was
@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from espalier.api.run.group_filter import GroupFilter
 from espalier.api.run.rewards import modules
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.taskset import Taskset
@@ -33,16 +32,15 @@ from espalier.client import (
 from espalier.core.checkpoints.commits import run_identity
 from espalier.environments.digest import Mark
 from espalier.environments.environment import Environment
-from espalier.loop.steps import Attempt, Steps, Taken
-from espalier.runner import heldout
-from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
+from espalier.loop.steps import Steps, Taken
+from espalier.runner import heldout, refusals
+from espalier.runner.declared_step import DeclaredStep, figures, open_schedule
 from espalier.runner.evaluation import Evaluations
-from espalier.runner.group_sampling import Outcome, Skipped
+from espalier.runner.group_sampling import Outcome
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.open_taskset import declared_taskset
 from espalier.runner.opened_taskset import OpenedTaskset, OpenRewards
-from espalier.runner.rewards import kept, uninformative
 from espalier.runner.run_end import UserError
 from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.scored_by import ScoredBy
@@ -191,7 +189,7 @@ class Loop:
         return not run.suspended
 
     async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
-        _check(spec)
+        refusals.check(spec)
         uid = state.run.rpartition("/")[2]
         self._trackers.open(spec, uid)
         taskset = await self._taskset(spec)
@@ -213,7 +211,7 @@ class Loop:
             # Here, because a run that has taken its last step is not active any more.
             self._evaluations.start(spec, state.run_step + 1, taken.committed.checkpoint_id)
         elif attempt.rounds >= self._limits.rounds:
-            raise _without_signal(attempt, spec.group_filter)
+            raise refusals.without_signal(attempt, spec.group_filter, spec.batch.minibatches)
         else:
             seen = figures(attempt, spec.taskset)
             self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
@@ -273,34 +271,3 @@ class Loop:
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened[1].close()
-
-
-def _check(spec: TrainingRunSpec) -> None:
-    """Refuses what a run of an older version may hold, and the API server admits no more."""
-    if spec.advantage.source != "Estimated":
-        raise UserError(
-            "AdvantageSourceInvalid",
-            f"advantage.source is {spec.advantage.source}, and no taskset gives advantages",
-            "Set spec.advantage.source to Estimated, or train with driver: Client",
-        )
-
-
-def _without_signal(attempt: Attempt[Outcome], rules: GroupFilter) -> UserError:
-    groups = sampled(attempt.groups)
-    if teaching := len(kept(groups, rules)):
-        return UserError(
-            "RewardsUninformative",
-            f"in {attempt.rounds} rounds {teaching} of {len(groups)} groups teach, and "
-            f"groupFilter.minGroups is {rules.min_groups}",
-            "Lower groupFilter.minGroups, or choose tasks nearer to what the model can do",
-        )
-    if groups:
-        detail, remedy = uninformative(groups, attempt.rounds)
-        return UserError("RewardsUninformative", detail, remedy)
-    first = next(one for one in attempt.groups if isinstance(one, Skipped))
-    return UserError(
-        "PromptTooLong",
-        f"in {attempt.rounds} rounds no task fitted the context, the first of them "
-        f"{first.task.id}: {first.detail}",
-        "Ask shorter tasks, lower sampling.maxTokens, or raise the model's rollout.maxModelTokens",
-    )

@@ -1,7 +1,7 @@
 """From scored groups to what the trainer gets, and to the metrics of a step. Pure.
 
-The advantage is the trainer's: reward minus the mean of its group, which ``group_size`` inputs in
-a row make (Dr. GRPO's form without the standard deviation, unless the run asks for it).
+The advantage is the trainer's: reward minus the mean of its group (Dr. GRPO's form without the
+standard deviation, unless the run asks for it).
 """
 
 from __future__ import annotations
@@ -124,15 +124,15 @@ def kept(groups: Sequence[Group], rules: GroupFilter) -> list[Group]:
     return teaching
 
 
-def payloads(groups: Iterable[Group]) -> list[TrajectoryPayload]:
-    """One input a rollout, groups in a row."""
+def payloads(group: Group, name: str) -> list[TrajectoryPayload]:
+    """One input a rollout, with the group's ``name``."""
     return [
         TrajectoryPayload(
             samples=[sample_of(turn, masked=score.masked) for turn in turns],
             reward=_given(score),
+            group_id=name,
             advantage=score.advantage,
         )
-        for group in groups
         for turns, score in zip(group.rollouts, group.scores, strict=True)
     ]
 

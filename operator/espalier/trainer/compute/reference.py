@@ -33,7 +33,7 @@ def load_reference(policy: Policy, checkpoint: Path, free: int) -> Reference:
     """Loads a checkpoint's adapter.
 
     Raises:
-        CommandError: 409 for weights of other names or shapes, 507 where they take more than the
+        CommandError: 409 for weights of other names or shapes, 413 where they take more than the
             ``free`` bytes.
     """
     tensors = tensor_files.weights_of(checkpoint)
@@ -41,7 +41,7 @@ def load_reference(policy: Policy, checkpoint: Path, free: int) -> Reference:
     size = sum(p.numel() * p.element_size() for p in policy.parameters.values())
     if size >= free:
         raise CommandError(
-            507,
+            413,
             "ReferenceTooLarge",
             f"kl.reference: the checkpoint's adapter takes {size / GIB:.3g} GiB, and a batch "
             f"may take {free / GIB:.3g} GiB in all; nothing was accumulated",

@@ -10,7 +10,7 @@ import json
 from datetime import UTC, datetime
 
 from espalier.api.meta import OptimizerState
-from espalier.api.wire import Assignment, Commit, OptimStepResult, Problem, TrainerState
+from espalier.api.wire import Assignment, BatchLeft, Commit, OptimStepResult, Problem, TrainerState
 from espalier.core.checkpoints import run_tokens
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.compute.adamw import Proposal
@@ -99,6 +99,21 @@ class TrainingState:
             problem=self.problem,
             warnings=list(self.compute.warnings),
         )
+
+    def batch_left(self) -> BatchLeft | None:
+        """What is left of the batch that the latest step came from.
+
+        None after a rollback, for another run, or where the step before has left nothing: samples
+        of an earlier term are never trained on.
+        """
+        assignment = self.assignment().assignment
+        if not self.position.digest or not self.commits:
+            return None
+        last = self.commits[-1]
+        here = (self.position.digest, assignment.run, assignment.term)
+        if (last.digest, last.run, last.term) != here:
+            return None
+        return checkpoint_files.batch_left(self.store.open("checkpoint", last.digest))
 
     def read(self, digest: str) -> Content:
         """A checkpoint that training can continue from; 409 for any other."""

@@ -223,7 +223,7 @@ class ShardedCompute(RankedCompute[ShardedPart]):
     def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
         # Ranks need the optimizer's values alone.
         bare = values.model_copy(
-            update={"rollouts": [], "metrics": {}, "measured": {}, "cursor": {}}
+            update={"rollouts": [], "metrics": {}, "measured": {}, "cursor": {}, "batch": None}
         )
         return self._lead(
             partial(LocalCompute.propose, values=values, factor=factor),
