@@ -121,6 +121,8 @@ class Steps(Generic[G]):
         self._trainer = trainer
         self._schedule = schedule
         self.attempt: Attempt[G] = Attempt((0, 0, ""))
+        # What a round does now; for people.
+        self.doing = "sampling"
 
     async def close(self) -> None:
         """Ends what is still being sampled."""
@@ -139,14 +141,15 @@ class Steps(Generic[G]):
         waiting = list(attempt.groups)
         place = recipe.place(state, attempt)
         attempt.rounds += 1
-        started = time.monotonic()
+        self.doing, started = "sampling", time.monotonic()
         async for part in self._schedule.parts(place, recipe.play):
             attempt.sample_seconds += time.monotonic() - started
             waiting = await self._learn(state.term, recipe, [*waiting, *part.groups])
             _record(attempt, part)
-            started = time.monotonic()
+            self.doing, started = "sampling", time.monotonic()
         if not attempt.trained:
             return None
+        self.doing = "taking the optimizer step"
         request, begun = recipe.step(state, attempt), time.monotonic()
         committed = await self._trainer.optim_step(request, term=state.term)
         return Taken(committed, request, attempt, time.monotonic() - begun)
@@ -156,7 +159,7 @@ class Steps(Generic[G]):
         chosen = recipe.chosen(waiting, self.attempt.rounds)
         if not chosen:
             return waiting
-        started = time.monotonic()
+        self.doing, started = "adding gradients", time.monotonic()
         found = await self._trainer.forward_backward(recipe.gradients(chosen), term=term)
         self.attempt.train_seconds += time.monotonic() - started
         self.attempt.trained += chosen
