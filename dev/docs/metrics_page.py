@@ -46,6 +46,7 @@ OF_SAMPLES = {
     "completion/tokens_total": "Tokens of all completions that were sampled for the step: what "
     "`status.usage.sampledTokens` of the run counts.",
     "completion/truncated_fraction": "Share of completions that were cut at the token limit.",
+    "rollout/retries": "Tries of rollouts after their first, where there were any. Runner.",
     "rollout/scorer_errors": "Answers that could not be scored. Runner.",
     "rollout/scorer_errors_<cause>": "The same by cause, where it occurred: `raised`, `timeout`, "
     "`memory`, `died`, `not_finite`, `out_of_range`, `malformed`, `unreachable`. Runner.",

@@ -175,9 +175,24 @@ class GatewayClient:
 
         Needs the verb ``evaluate`` on checkpoints. Said twice, the later counts.
         """
+        where = f"checkpoints/{quote(namespace)}/{quote(checkpoint)}"
+        await self._record(where, name, metrics, tasks)
+
+    async def record_base_evaluation(
+        self, run: tuple[str, str], name: str, metrics: Mapping[str, float], tasks: int
+    ) -> None:
+        """Records figures of the base that a run starts from, in the run's ``baseEvaluations``.
+
+        ``run`` is its namespace and name. Needs the verb ``update`` on trainingruns.
+        """
+        where = f"runs/{quote(run[0])}/{quote(run[1])}"
+        await self._record(where, name, metrics, tasks)
+
+    async def _record(
+        self, where: str, name: str, metrics: Mapping[str, float], tasks: int
+    ) -> None:
         request = EvaluationRequest(name=name, tasks=tasks, metrics=dict(metrics))
-        path = f"/v1/checkpoints/{quote(namespace)}/{quote(checkpoint)}/evaluations"
-        await self._transport.call("POST", path, request.model_dump_json())
+        await self._transport.call("POST", f"/v1/{where}/evaluations", request.model_dump_json())
 
     async def sample(
         self,

@@ -148,6 +148,8 @@ class Steps(Generic[G]):
         self.attempt: Attempt[G] = Attempt((0, 0, ""))
         # What is left of a batch, at the position where that is known.
         self._left: tuple[tuple[str, int, int], BatchLeft | None] | None = None
+        # What a round does now; for people.
+        self.doing = "sampling"
 
     async def close(self) -> None:
         """Ends what is still being sampled."""
@@ -180,14 +182,14 @@ class Steps(Generic[G]):
         waiting = list(attempt.groups)
         place = recipe.place(state, attempt)
         attempt.rounds += 1
-        started = time.monotonic()
+        self.doing, started = "sampling", time.monotonic()
         async for part in self._schedule.parts(place, recipe.play):
             attempt.sample_seconds += time.monotonic() - started
             waiting += part.groups
             if once:
                 waiting = await self._learn(state.term, recipe, waiting)
             _record(attempt, part)
-            started = time.monotonic()
+            self.doing, started = "sampling", time.monotonic()
         if not once:
             return await self._begun(state, recipe, waiting)
         if not attempt.trained:
@@ -263,13 +265,13 @@ class Steps(Generic[G]):
         return self._left[1]
 
     async def _add(self, term: int, request: ForwardBackwardRequest) -> None:
-        started = time.monotonic()
+        self.doing, started = "adding gradients", time.monotonic()
         found = await self._trainer.forward_backward(request, term=term)
         self.attempt.train_seconds += time.monotonic() - started
         self.attempt.metrics |= found.metrics
 
     async def _commit(self, state: TrainerState, request: OptimStepRequest) -> Taken[G]:
-        begun = time.monotonic()
+        self.doing, begun = "taking the optimizer step", time.monotonic()
         committed = await self._trainer.optim_step(request, term=state.term)
         return Taken(committed, request, self.attempt, time.monotonic() - begun)
 
