@@ -27,7 +27,8 @@ from espalier.loop.batch import Batch
 from espalier.loop.job import Job
 from espalier.loop.precomputed import Source, missing_fraction, trajectories
 from espalier.loop.schedule import Place, Schedule, Synchronous
-from espalier.loop.session import RolloutFunction, Task
+from espalier.loop.session import RolloutFunction, Sampler, Task
+from espalier.loop.step_clock import StepClock, TimedSampler
 from espalier.loop.steps import Attempt, Steps
 from espalier.tracking.trackers import Tracker, Trackers
 
@@ -137,9 +138,11 @@ class Fit(Generic[T]):
         self._trackers = Trackers(trackers)
         self._schedule = schedule or Synchronous[Group]()
         self._source: Source = "Precomputed" if config.use_precomputed_advantage else "Estimated"
-        self._train = self._job(rollout, config.sampling)
+        self._clock = StepClock()
+        timed = TimedSampler(client, self._clock)
+        self._train = self._job(timed, rollout, config.sampling)
         greedy = config.sampling.but(temperature=0.0)
-        self._validate = self._job(rollout, config.validation_sampling or greedy)
+        self._validate = self._job(client, rollout, config.validation_sampling or greedy)
         # Of a validation, until the next step takes it along.
         self._evaluated: dict[str, dict[str, float]] = {}
 
@@ -174,7 +177,8 @@ class Fit(Generic[T]):
             last = await self._validated(await self._client.state())
             if config.val_only:
                 return last
-        steps = Steps[Group](_Commands(self._client), self._schedule)
+        self._clock.lap()
+        steps = Steps[Group](_Commands(self._client), self._schedule, self._clock)
         try:
             return await self._taken(steps, last)
         finally:
@@ -238,7 +242,7 @@ class Fit(Generic[T]):
     def step(self, state: TrainerState, attempt: Attempt[Group]) -> OptimStepRequest:
         """See ``loop.steps.Recipe``."""
         batch, done = Batch(attempt.groups), state.run_step
-        seen = batch.metrics() | attempt.staleness_metrics()
+        seen = batch.metrics() | attempt.staleness_metrics() | attempt.seconds
         if self._source == "Precomputed":
             seen["advantage/missing_fraction"] = missing_fraction(batch.whole)
         measured = self._evaluated.get(state.checkpoint, {}) | _own(batch, state)
@@ -272,9 +276,9 @@ class Fit(Generic[T]):
         self._log(state.run_step, seen)
         return seen
 
-    def _job(self, rollout: RolloutFunction[T], sampling: Sampling) -> Job[T]:
+    def _job(self, sampler: Sampler, rollout: RolloutFunction[T], sampling: Sampling) -> Job[T]:
         return Job(
-            self._client,
+            sampler,
             rollout,
             group=self._config.group,
             sampling=sampling,

@@ -6,7 +6,6 @@ goes on rightly after it or the trainer was killed, and after a rollback moved t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -20,6 +19,7 @@ from espalier.api.wire import (
 )
 from espalier.client.gateway import CommittedStep
 from espalier.loop.schedule import Part, Place, Schedule
+from espalier.loop.step_clock import StepClock
 
 G = TypeVar("G")
 
@@ -53,7 +53,7 @@ class Attempt(Generic[G]):
         trained: those of them that gradients came from.
         staleness: of the groups of an asynchronous schedule, in steps.
         metrics: of the gradients.
-        sample_seconds, train_seconds: spent waiting for samples, and for gradients.
+        seconds: metrics of the time since the last step was sent.
     """
 
     position: tuple[int, int, str]
@@ -62,8 +62,7 @@ class Attempt(Generic[G]):
     trained: list[G] = field(default_factory=list)
     staleness: list[int] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
-    sample_seconds: float = 0.0
-    train_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def staleness_metrics(self) -> dict[str, float]:
         """Mean and maximum; none where the schedule has no staleness."""
@@ -106,7 +105,6 @@ class Taken(Generic[G]):
     committed: CommittedStep
     request: OptimStepRequest
     attempt: Attempt[G]
-    commit_seconds: float
 
 
 class Steps(Generic[G]):
@@ -115,11 +113,13 @@ class Steps(Generic[G]):
     Args:
         trainer: of the model.
         schedule: how sampling and training take turns.
+        clock: of the recipe as well, whose sampler tells it of requests.
     """
 
-    def __init__(self, trainer: Trainer, schedule: Schedule[G]) -> None:
+    def __init__(self, trainer: Trainer, schedule: Schedule[G], clock: StepClock) -> None:
         self._trainer = trainer
         self._schedule = schedule
+        self._clock = clock
         self.attempt: Attempt[G] = Attempt((0, 0, ""))
 
     async def close(self) -> None:
@@ -139,26 +139,26 @@ class Steps(Generic[G]):
         waiting = list(attempt.groups)
         place = recipe.place(state, attempt)
         attempt.rounds += 1
-        started = time.monotonic()
-        async for part in self._schedule.parts(place, recipe.play):
-            attempt.sample_seconds += time.monotonic() - started
-            waiting = await self._learn(state.term, recipe, [*waiting, *part.groups])
-            _record(attempt, part)
-            started = time.monotonic()
+        with self._clock.phase("waiting"):
+            async for part in self._schedule.parts(place, recipe.play):
+                waiting = await self._learn(state.term, recipe, [*waiting, *part.groups])
+                _record(attempt, part)
         if not attempt.trained:
             return None
-        request, begun = recipe.step(state, attempt), time.monotonic()
-        committed = await self._trainer.optim_step(request, term=state.term)
-        return Taken(committed, request, attempt, time.monotonic() - begun)
+        attempt.seconds = self._clock.lap()
+        request = recipe.step(state, attempt)
+        with self._clock.phase("commit"):
+            committed = await self._trainer.optim_step(request, term=state.term)
+        self._clock.swapped(committed.promotion_seconds)
+        return Taken(committed, request, attempt)
 
     async def _learn(self, term: int, recipe: Recipe[G], waiting: list[G]) -> list[G]:
         """Adds the gradients of what can be learnt from; the groups that still wait."""
         chosen = recipe.chosen(waiting, self.attempt.rounds)
         if not chosen:
             return waiting
-        started = time.monotonic()
-        found = await self._trainer.forward_backward(recipe.gradients(chosen), term=term)
-        self.attempt.train_seconds += time.monotonic() - started
+        with self._clock.phase("training"):
+            found = await self._trainer.forward_backward(recipe.gradients(chosen), term=term)
         self.attempt.trained += chosen
         self.attempt.metrics |= found.metrics
         return []

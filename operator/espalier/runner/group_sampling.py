@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from espalier.api.meta import decimal
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.client import GatewayClient, InvalidRequestError
+from espalier.client import InvalidRequestError
 from espalier.core.names import BASE
+from espalier.loop.session import Sampler
 from espalier.rewards import RewardFailedError, Rewards, Scored
 from espalier.rewards.scored import Written
 from espalier.runner.rewards import Group
@@ -34,7 +35,7 @@ Outcome = Group | Skipped
 
 
 async def sample_groups(
-    client: GatewayClient,
+    client: Sampler,
     tasks: Tasks,
     rewards: Rewards,
     indices: Sequence[int],

@@ -12,7 +12,7 @@ from espalier.api.meta import decimal
 from espalier.api.run.rewards import LARGEST
 from espalier.api.run.sampling import Sampling as RunSampling
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.client import GatewayClient, InvalidRequestError
+from espalier.client import InvalidRequestError
 from espalier.client.completion import Completion
 from espalier.client.gateway import Message
 from espalier.client.rollout import Rollout
@@ -20,7 +20,7 @@ from espalier.client.sampling import Sampling
 from espalier.core.names import BASE
 from espalier.environments.environment import Environment, play
 from espalier.environments.errors import RolloutFailedError
-from espalier.loop.session import Policy, Session
+from espalier.loop.session import Policy, Sampler, Session
 from espalier.rewards import Failure, Given, Rewards, Scored
 from espalier.rewards.number import Range
 from espalier.runner.group_sampling import Outcome, Skipped, score_group
@@ -42,7 +42,7 @@ _NOTHING = Completion("", (), (), (), "error")
 class RunSampler:
     """The gateway's client with what a run says of sampling beside temperature and length."""
 
-    def __init__(self, client: GatewayClient, sampling: RunSampling) -> None:
+    def __init__(self, client: Sampler, sampling: RunSampling) -> None:
         self._client = client
         self._fields = sampling.request()
 
@@ -68,7 +68,7 @@ class RunSampler:
 
 
 async def play_groups(
-    client: GatewayClient,
+    client: Sampler,
     environment: Environment,
     rewards: Rewards,
     indices: Sequence[int],
