@@ -17,6 +17,7 @@ from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import (
     CHECKPOINT,
     IDEMPOTENCY_KEY,
+    PROMOTED_AFTER,
     PROMOTION,
     TERM,
     BackwardRequest,
@@ -59,9 +60,13 @@ class RunView(BaseModel):
 
 
 class CommittedStep(OptimStepResult):
-    """A committed optimizer step. ``promotion`` is Served, Pinned, Gated or Timeout."""
+    """A committed optimizer step. ``promotion`` is Served, Pinned, Gated or Timeout.
+
+    ``promotion_seconds``: how long the gateway waited for that, after the checkpoint was durable.
+    """
 
     promotion: str = ""
+    promotion_seconds: float = 0.0
 
 
 class GatewayClient:
@@ -293,7 +298,18 @@ def _reader(kind: type[_Model]) -> Callable[[Answer], _Model]:
 
 def _step(answer: Answer) -> CommittedStep:
     result = _read(answer.body, OptimStepResult)
-    return CommittedStep(**result.model_dump(), promotion=answer.headers.get(PROMOTION, ""))
+    return CommittedStep(
+        **result.model_dump(),
+        promotion=answer.headers.get(PROMOTION, ""),
+        promotion_seconds=_seconds(answer.headers.get(PROMOTED_AFTER, "0")),
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise MalformedAnswerError(f"{PROMOTED_AFTER} is {text!r}, no number") from error
 
 
 # What the commands answer.

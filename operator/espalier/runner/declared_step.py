@@ -14,12 +14,12 @@ from espalier.api.wire import (
     TrainerState,
     TrajectoryPayload,
 )
-from espalier.client import GatewayClient
 from espalier.core.names import parse_checkpoint_name
 from espalier.core.run.learning_rate import learning_rate_at
 from espalier.environments.digest import FIELD, Mark
 from espalier.loop.minibatches import Uses
 from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Synchronous
+from espalier.loop.session import Sampler
 from espalier.loop.steps import Attempt
 from espalier.rewards.figures import told
 from espalier.runner import error_budget
@@ -57,7 +57,7 @@ class DeclaredStep:
 
     def __init__(
         self,
-        client: GatewayClient,
+        client: Sampler,
         spec: TrainingRunSpec,
         taskset: OpenedTaskset,
         *,
@@ -148,6 +148,7 @@ class DeclaredStep:
             **self._spec.optimizer.config(),
             metrics=figures(attempt, self._spec.taskset)
             | attempt.staleness_metrics()
+            | attempt.seconds
             | self._trackers.metrics(),
             measured=_measured(state, groups),
             cursor={

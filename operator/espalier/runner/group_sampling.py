@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from espalier.api.meta import decimal
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.client import GatewayClient, InvalidRequestError
+from espalier.client import InvalidRequestError
 from espalier.client.completion import Completion
 from espalier.core.names import BASE
 from espalier.environments.errors import RolloutFailedError
+from espalier.loop.session import Sampler
 from espalier.rewards import Failed, Failure, RewardFailedError, Rewards, Scored
 from espalier.rewards.figures import TASKSET
 from espalier.rewards.scored import Written
@@ -41,7 +42,7 @@ Outcome = Group | Skipped
 
 
 async def sample_groups(
-    client: GatewayClient,
+    client: Sampler,
     tasks: Tasks,
     rewards: Rewards,
     numbers: Sequence[int],
@@ -94,7 +95,7 @@ async def sample_groups(
 
 
 async def _asked(
-    client: GatewayClient,
+    client: Sampler,
     task: Task,
     time: GroupTime,
     *,

@@ -33,6 +33,7 @@ from espalier.client import (
 from espalier.core.checkpoints.commits import run_identity
 from espalier.environments.digest import Mark
 from espalier.environments.environment import Environment
+from espalier.loop.step_clock import StepClock, TimedSampler
 from espalier.loop.steps import Attempt, Steps, Taken
 from espalier.runner import error_budget, heldout, refusals
 from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
@@ -115,6 +116,7 @@ class Loop:
         self._scheduled: tuple[Schedule, Steps[Outcome]] | None = None
         self._trainer = TimedTrainer(client)
         self._step_time = StepTime()
+        self._clock = StepClock()
 
     async def drive(self) -> None:
         """Returns when the run has taken all its steps, or needs a runner with other tasks.
@@ -199,7 +201,7 @@ class Loop:
         taskset = await self._taskset(spec)
         steps = await self._steps(spec)
         recipe = DeclaredStep(
-            self._client,
+            TimedSampler(self._client, self._clock),
             spec,
             taskset,
             mark=self._marked(spec, state, taskset),
@@ -244,16 +246,14 @@ class Loop:
             checkpoint=taken.committed.checkpoint_id,
             promotion=taken.committed.promotion,
             metrics=taken.request.metrics,
-            sample_seconds=round(taken.attempt.sample_seconds, 3),
-            train_seconds=round(taken.attempt.train_seconds, 3),
-            commit_seconds=round(taken.commit_seconds, 3),
         )
 
     async def _steps(self, spec: TrainingRunSpec) -> Steps[Outcome]:
         if self._scheduled is None or self._scheduled[0] != spec.schedule:
             if self._scheduled is not None:
                 await self._scheduled[1].close()
-            self._scheduled = (spec.schedule, Steps(self._trainer, open_schedule(spec.schedule)))
+            steps = Steps(self._trainer, open_schedule(spec.schedule), self._clock)
+            self._scheduled = (spec.schedule, steps)
         return self._scheduled[1]
 
     def _marked(self, spec: TrainingRunSpec, state: TrainerState, opened: OpenedTaskset) -> Mark:

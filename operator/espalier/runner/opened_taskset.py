@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import TasksetUsed
-from espalier.client import GatewayClient
 from espalier.environments.environment import Environment
+from espalier.loop.session import Sampler
 from espalier.rewards import Rewards
 from espalier.runner.group_sampling import Outcome, sample_groups
 from espalier.runner.open_taskset import declared_taskset
@@ -57,7 +57,7 @@ class OpenedTaskset:
             raise
 
     async def sample(
-        self, client: GatewayClient, numbers: Sequence[int], spec: TrainingRunSpec, checkpoint: str
+        self, client: Sampler, numbers: Sequence[int], spec: TrainingRunSpec, checkpoint: str
     ) -> list[Outcome]:
         """What comes of each task: a group of scored completions, or of played rollouts.
 

@@ -13,7 +13,7 @@ from espalier.api.meta import decimal
 from espalier.api.run.rewards import LARGEST
 from espalier.api.run.sampling import Sampling as RunSampling
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.client import GatewayClient, InvalidRequestError
+from espalier.client import InvalidRequestError
 from espalier.client.completion import Completion
 from espalier.client.gateway import Message
 from espalier.client.rollout import Rollout
@@ -22,7 +22,7 @@ from espalier.core.names import BASE
 from espalier.environments.environment import Environment, play
 from espalier.environments.errors import RolloutFailedError
 from espalier.loop.sample_metrics import TOLERANCE
-from espalier.loop.session import Policy, Session
+from espalier.loop.session import Policy, Sampler, Session
 from espalier.rewards import Failure, Given, Rewards, Scored
 from espalier.rewards.number import Range
 from espalier.runner.group_sampling import NOTHING, Outcome, Skipped, score_group
@@ -48,7 +48,7 @@ class RunSampler:
         tries: bound each request.
     """
 
-    def __init__(self, client: GatewayClient, sampling: RunSampling, tries: Tries) -> None:
+    def __init__(self, client: Sampler, sampling: RunSampling, tries: Tries) -> None:
         self._client = client
         self._fields = sampling.request()
         self._tries = tries
@@ -110,7 +110,7 @@ class Playing:
 
 
 async def play_groups(
-    client: GatewayClient,
+    client: Sampler,
     environment: Environment,
     rewards: Rewards,
     numbers: Sequence[int],
