@@ -30,6 +30,7 @@ from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 from tests.trainer import tiny
 
 from espalier import identity
+from espalier.api.trainablemodel import Adapter
 from espalier.controllers.peers.importer_client import ImporterClient
 from espalier.controllers.peers.peer import PORT
 from espalier.controllers.peers.trainer_client import TrainerClient
@@ -162,7 +163,9 @@ class Trainer:
             TrainingState(
                 model=self.model,
                 base=self.stage.base,
-                compute=LocalCompute(tiny.policy(self.stage.volume, self.stage.base)),
+                compute=LocalCompute(
+                    tiny.policy(self.stage.volume, self.stage.base, self.stage.adapter(self.model))
+                ),
                 store=store,
                 log=CommandLog(store.model_directory(self.model), lock_seconds=5.0),
             ),
@@ -224,6 +227,10 @@ class Stage:
         found = next(t for t in self.trainers.values() if t.model == model)
         assert found.engine is not None
         return found.engine
+
+    def adapter(self, model: str) -> Adapter:
+        """What of a model is trained."""
+        return Adapter.model_validate(self.body("TrainableModel", model)["spec"]["adapter"])
 
     async def apply(self, kind: str, name: str, spec: Body, namespace: str = NAMESPACE) -> None:
         body = {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
@@ -306,6 +313,7 @@ class Stage:
     async def _sampler(self, ip: str) -> web.AppRunner:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", partial(self._sample, ip))
+        app.router.add_post("/v1/completions", partial(self._complete, ip))
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, ip, PORT).start()
@@ -331,6 +339,33 @@ class Stage:
             answer["prompt_token_ids"] = list(text.encode())
         return web.json_response(answer)
 
+    async def _complete(self, ip: str, request: web.Request) -> web.Response:
+        """A completion of tokens, as those of Tinker's clients ask for."""
+        body = await request.json()
+        self.sampled.append(body)
+        if body["model"] not in ("base", *self.rollouts.serving.get(ip, ())):
+            return web.json_response({"error": {"message": "no such model"}}, status=404)
+        choices = []
+        for index in range(body["n"]):
+            letters = random.Random(f"{body['prompt']}/{index}/{body.get('seed')}")
+            drawn = [letters.randrange(97, 123) for _ in range(min(body["max_tokens"], 4))]
+            rows = [_likely(token, body["logprobs"]) for token in drawn]
+            scored = {
+                "token_logprobs": [-math.log(26)] * len(drawn),
+                "top_logprobs": [{f"token_id:{t}": lp for t, lp in row.items()} for row in rows],
+            }
+            choice: Body = {"index": index, "finish_reason": "length", "token_ids": drawn}
+            choice |= {"text": "", "logprobs": scored, "prompt_token_ids": body["prompt"]}
+            if body.get("prompt_logprobs") is not None:
+                width = body["prompt_logprobs"]
+                given = [_likely(token, width) for token in body["prompt"]]
+                choice["prompt_logprobs"] = [
+                    {str(t): {"logprob": lp, "rank": 1} for t, lp in row.items()} for row in given
+                ]
+                choice["prompt_logprobs"][0] = None
+            choices.append(choice)
+        return web.json_response({"object": "text_completion", "choices": choices})
+
     def _choice(self, body: Body, text: str, index: int) -> Body:
         """Three letters, drawn by what is asked and how often it was."""
         number = self._asked[text] % self.repeat if self.repeat else self._asked[text]
@@ -352,6 +387,13 @@ class Stage:
             await trainer.stop()
         for sampler in self._samplers.values():
             await sampler.cleanup()
+
+
+def _likely(token: int, width: int) -> dict[int, float]:
+    """A token with its log-prob, and others that are as likely."""
+    return {97 + (token + more) % 26: -math.log(26) for more in range(width)} | {
+        token: -math.log(26)
+    }
 
 
 def now() -> str:

@@ -65,10 +65,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Added:
-    """The tally of a call, and the cut that each rank used, for a replay to repeat."""
+    """The tally of a call, and the cut that each rank used, for a replay to repeat.
+
+    ``logprobs`` are those of every datum's targets, where they were asked for.
+    """
 
     tally: Tally
     cuts: Cuts
+    logprobs: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,10 @@ class Compute(Protocol):
     def refer(self, batch: Batch) -> Referred:
         """Log-probs as ``score``, of the base: the adapter is switched off. LoRA only."""
 
-    def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
-        """Accumulates the gradient of a built-in loss."""
+    def add_loss(
+        self, batch: Batch, spec: LossSpec, group_size: int | None, *, tell: bool = False
+    ) -> Added:
+        """Accumulates the gradient of a built-in loss; ``tell`` asks for the log-probs."""
 
     def add_weights(
         self,
@@ -230,15 +236,19 @@ class LocalCompute(Compute):
         return Referred(logprobs, (cut,))
 
     @override
-    def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
+    def add_loss(
+        self, batch: Batch, spec: LossSpec, group_size: int | None, *, tell: bool = False
+    ) -> Added:
         self._kept = None
+        logprobs_of: dict[int, Tensor] | None = {} if tell else None
         tally, cut = attempt(
             self.policy,
             batch.plans[0],
             lambda cut: self.plan(batch.data, spec, cut),
-            lambda rows: gradients.add_loss(self.policy, rows, spec, group_size),
+            lambda rows: gradients.add_loss(self.policy, rows, spec, group_size, logprobs_of),
         )
-        return Added(tally, (cut,))
+        told = tuple((logprobs_of or {})[index] for index in range(len(batch.data) if tell else 0))
+        return Added(tally, (cut,), told)
 
     @override
     def add_weights(
