@@ -17,7 +17,7 @@ from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training_access import TrainingAccess
 from espalier.gateway.tinker.bodies import Sample, SaveWeights
-from espalier.gateway.tinker.commands import PROTOBUF, Answer, Commands
+from espalier.gateway.tinker.commands import Answer, Commands
 from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.models import stalled
 from espalier.gateway.tinker.names import PathKind, Sampler, TinkerModel, WeightsPath
@@ -26,6 +26,7 @@ from espalier.gateway.tinker.samples import Samples
 from espalier.gateway.tinker.saves import Saves
 from espalier.gateway.world.routing import NotReady
 from espalier.gateway.world.watch import WorldWatch
+from espalier.tinker.results import PROTOBUF
 from espalier.untrusted import UnreadableError, read_json
 
 # Less than the 45 s after which the client gives a poll up.

@@ -23,7 +23,7 @@ from espalier.gateway.routes.training_access import TrainingAccess
 from espalier.gateway.tinker import lora
 from espalier.gateway.tinker.bases import base_name, tokenizer
 from espalier.gateway.tinker.bodies import CreateModel, LoadWeights, OfModel, SaveWeights
-from espalier.gateway.tinker.commands import JSON, PROTOBUF, Commands
+from espalier.gateway.tinker.commands import JSON, Commands
 from espalier.gateway.tinker.futures import Future, failed
 from espalier.gateway.tinker.inflate import inflated
 from espalier.gateway.tinker.models import Models
@@ -31,6 +31,7 @@ from espalier.gateway.tinker.names import Session, TinkerModel, is_name
 from espalier.gateway.tinker.refusals import passes, unknown
 from espalier.gateway.world.watch import WorldWatch
 from espalier.tinker.messages_pb2 import ForwardBackwardRequest
+from espalier.tinker.results import PROTOBUF
 
 SAVE, SAVE_FOR_SAMPLER = "save_weights", "save_weights_for_sampler"
 
