@@ -113,7 +113,7 @@ class Surface:
 
 def service(surface: Surface, base: str) -> tuple[Any, Any]:
     surface.kind = "ServiceClient"
-    client = tinker.ServiceClient(user_metadata={"team": "a"})
+    client = tinker.ServiceClient(user_metadata={"team": "a"}, project_id="default")
     for name in ("get_server_capabilities", "get_telemetry", "get_console_url"):
         surface.call(client, name)
     surface.call(client, "create_sampling_client", base_model=base)
