@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from espalier.api.metric_names import STEP_REWARD, of_rewards, of_step
+from espalier.api.run.advantage import Estimator
 from espalier.api.run.group_filter import GroupFilter
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
@@ -102,9 +103,14 @@ class Group:
 
         Never where a reward is missing: the mean of the others is no baseline.
         """
-        if not self.scored or self.zero_variance:
+        return self.teaches("GroupMean")
+
+    def teaches(self, estimator: Estimator) -> bool:
+        """As ``can_teach``, where the advantage is of this estimator: with None it is the reward,
+        which one completion alone has too."""
+        if not self.scored or (self.zero_variance and estimator != "None"):
             return False
-        mean = fmean(self.rewards)
+        mean = 0.0 if estimator == "None" else fmean(self.rewards)
         return any(
             abs(reward - mean if score.advantage is None else score.advantage) > TOLERANCE / 2
             for score, reward in zip(self.scores, self.rewards, strict=True)
@@ -112,13 +118,15 @@ class Group:
         )
 
 
-def kept(groups: Sequence[Group], rules: GroupFilter) -> list[Group]:
+def kept(
+    groups: Sequence[Group], rules: GroupFilter, estimator: Estimator = "GroupMean"
+) -> list[Group]:
     """The groups that are trained on; a group stays whole or goes whole.
 
     None where none can teach: the trainer refuses a step whose gradient is zero.
     """
     whole = [group for group in groups if not group.left_out]
-    teaching = [group for group in whole if group.can_teach]
+    teaching = [group for group in whole if group.teaches(estimator)]
     if teaching and rules.zero_variance == "Keep":
         return [group for group in whole if group.scored]
     return teaching
