@@ -12,6 +12,7 @@ from tests.core.objects import NOW, checkpoint, commit, digest, head, line, mode
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.saved import Save
 from espalier.core.checkpoints.commits import Accepted, Passed, judge
 from espalier.core.checkpoints.retention import RetentionView, expendable, needed, needed_elsewhere
 from espalier.core.head.head import decide
@@ -52,6 +53,19 @@ def test_what_no_rule_keeps_goes_but_for_the_first_and_the_tip(
         for n, reward in enumerate(["0.1", "0.2", "0.9", "0.3", "0.3", "0.2", "0.1", "0.8"], 1)
     ]
     assert steps(expendable(view(made, **policy))) == gone
+
+
+@pytest.mark.parametrize(
+    ("expires", "gone"), [(None, [2, 4, 5]), ("2020-01-01T00:00:00Z", [2, 3, 4, 5])]
+)
+def test_weights_saved_under_a_name_stay_until_the_name_expires(
+    expires: str | None, gone: list[int]
+) -> None:
+    made = line("m", 6)
+    save = Save(path="team.0123456789abcdef:train:0/weights/best", time=NOW, expires_at=expires)
+    status = made[2].status.model_copy(update={"saves": [save]})
+    made[2] = made[2].model_copy(update={"status": status})
+    assert steps(expendable(replace(view(made, keepLast=1), now=NOW))) == gone
 
 
 def test_of_equal_values_the_newest_is_the_best() -> None:

@@ -305,7 +305,7 @@ async def test_a_command_without_a_key_is_held_until_a_starting_trainer_takes_co
 async def test_a_held_command_ends_with_the_reason_that_held_it(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_lookup, "HELD_SECONDS", 0.05)
+    monkeypatch.setattr(train, "HELD_SECONDS", 0.05)
     model = training(gateway, 1)
     gateway.world.pod(model, "arith-trainer-0", role="trainer", **LOADING)
     assert await refused(await gateway.post(STEP, {})) == (503, "ContainersNotReady")

@@ -118,8 +118,11 @@ async def test_it_trains_shows_the_tree_compares_and_rolls_back(tmp_path: Path) 
 @pytest.mark.vllm
 @pytest.mark.timeout(LIMIT_SECONDS + 60)
 async def test_ctrl_c_stops_what_it_started_and_says_where_the_files_are(tmp_path: Path) -> None:
+    logs = tmp_path / "try" / "state" / "logs"
     async with running(tmp_path, "20") as script:
-        await script.until("== Train it")
+        await script.until("The trainer and vLLM start")
+        while not list(logs.glob("*rollout*")):
+            await asyncio.sleep(0.1)
         assert left_over(tmp_path)
         os.killpg(script.process.pid, signal.SIGINT)
         assert await script.end() == 130

@@ -64,14 +64,14 @@ def meant_for(*pod: str) -> dict[str, str]:
 async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
     service = Service(KEYS, AUDIENCE)
     async with TestClient(TestServer(service.app())) as made:
-        await service.start(lambda publish: _engine(volume, policy, publish))
+        await service.start(lambda publish: make_engine(volume, policy, publish))
         yield made
         service.feed.close()
         assert service._engine is not None
         service._engine.state.log.close()
 
 
-def _engine(volume: Volume, policy: Policy, publish: Any) -> Any:
+def make_engine(volume: Volume, policy: Policy, publish: Any) -> Any:
     store = CheckpointStore(volume.path, tiny.MODEL)
     log = CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0)
     return Engine(
@@ -187,7 +187,7 @@ async def test_health_names_a_command_that_is_stuck(
     service = Service(KEYS, AUDIENCE, watchdog=watchdog)
     release, begun = threading.Event(), threading.Event()
     async with TestClient(TestServer(service.app())) as client:
-        await service.start(lambda publish: _engine(volume, policy, publish))
+        await service.start(lambda publish: make_engine(volume, policy, publish))
         await assign(client)
 
         def blocked(_self: Engine, _command: object) -> Answer:

@@ -20,6 +20,7 @@ from espalier.api.meta import (
     list_map,
 )
 from espalier.api.metric_names import MEASURED_MOST
+from espalier.api.saved import SAVES_MOST, Save
 
 
 class Hyperparameters(Type):
@@ -115,6 +116,13 @@ class CheckpointStatus(Type):
         "among the metrics above. The gateway writes them.",
         max_length=EVALUATIONS_MOST,
         json_schema_extra=list_map("name"),
+    )
+    saves: list[Save] = Field(
+        default_factory=list,
+        description="saves are the names of Tinker's clients for the checkpoint, which is kept as "
+        "long as it has one. The gateway writes them.",
+        max_length=SAVES_MOST,
+        json_schema_extra=list_map("path"),
     )
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from espalier.api.meta import METRICS_MOST, Condition, Digest, Metric, ObjectRef, Type, list_map
 from espalier.api.metric_names import MEASURED_MOST
+from espalier.api.saved import SAVES_MOST, Save
 
 
 class Applied(Type):
@@ -163,4 +164,11 @@ class TrainingRunStatus(Type):
         description="wokenFor is the idleSince that a call has ended. The gateway writes it.",
         max_length=32,
         json_schema_extra={"format": "date-time"},
+    )
+    saves: list[Save] = Field(
+        default_factory=list,
+        description="saves are the names of Tinker's clients for the model before its first step, "
+        "of which there is no Checkpoint. The gateway writes them.",
+        max_length=SAVES_MOST,
+        json_schema_extra=list_map("path"),
     )

@@ -115,6 +115,7 @@ class ModelReconciler:
                 heads=lister.all_heads(key.namespace),
                 models=lister.models(key.namespace),
                 referring=lister.all_runs(key.namespace),
+                now=self.now(),
             )
         except UnreadableObjectError:
             # An object that cannot be read may need any of the checkpoints.

@@ -1,10 +1,11 @@
 """Which checkpoints may be deleted: what no rule of their run keeps and nothing needs.
 
 Needed, and never deleted whatever the rules say: what heads serve, have served, move to or name;
-what other models fork from; what a run is held near (``kl.reference``); and, for resuming and for
-the shape of the tree, the first checkpoint and the tip of every branch and what a branch grows
-from. The checkpoints between may go: a checkpoint holds all of its weights and of Adam's state, so
-nothing is replayed through them.
+what other models fork from; what a run is held near (``kl.reference``); what clients of Tinker's
+API saved under a name, until that expires; and, for resuming and for the shape of the tree, the
+first checkpoint and the tip of every branch and what a branch grows from. The checkpoints between
+may go: a checkpoint holds all of its weights and of Adam's state, so nothing is replayed through
+them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from espalier.core.lineage.lineage import Lineage
 class RetentionView:
     """All that retention depends on: the model's runs, every head and model of its namespace.
 
-    ``referring`` are the runs of the namespace, any of which may name a checkpoint.
+    ``referring`` are the runs of the namespace, any of which may name a checkpoint. ``now``, as RFC
+    3339, ends names of saved weights.
     """
 
     lineage: Lineage
@@ -34,6 +36,7 @@ class RetentionView:
     heads: Sequence[CheckpointHead] = ()
     models: Sequence[TrainableModel] = ()
     referring: Sequence[TrainingRun] = ()
+    now: str = ""
 
 
 def expendable(view: RetentionView) -> list[Checkpoint]:
@@ -54,7 +57,8 @@ def expendable(view: RetentionView) -> list[Checkpoint]:
         policy = policies[run]
         if policy is not None:
             stay = _kept(made, policy)
-            found += [c for c in made if c.metadata.name not in stay | needs.keys()]
+            free = [c for c in made if c.metadata.name not in stay | needs.keys()]
+            found += [c for c in free if not any(s.lasts(view.now) for s in c.status.saves)]
     return sorted(found, key=_age)
 
 

@@ -119,6 +119,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         usage=bounds.usage(old, spent, gpus, now),
         idle_since=stage.idle,
         woken_for=old.woken_for,
+        saves=old.saves,
         conditions=conditions.settle(old.conditions, findings, run.metadata.generation, now),
     )
     bound = bounds.look_again(run.spec, spent, gpus, runs=runs)

@@ -32,7 +32,7 @@ class EvaluationRoutes:
 
     async def post(self, request: web.Request) -> web.Response:
         """Writes ``status.evaluations`` of the Checkpoint, from which its metrics follow."""
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, "promote")
         name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
         await self._auth.require(user, "evaluate", "checkpoints", name)
         given = await read_body(request, EvaluationRequest)

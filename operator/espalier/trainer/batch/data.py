@@ -31,6 +31,9 @@ class Datum:
     ``token_advantages`` replace ``advantage`` token by token; ``token_weights`` are 1 if empty. Of
     a ``masked`` datum no token is trained. ``anchor_logprobs`` are the policy's own from when it
     first saw the tokens, ``reference_logprobs`` the reference policy's; empty if not known.
+
+    ``targets`` are what is predicted at each output token, where that is not the token itself;
+    ``counted`` says of each whether metrics count it. ``field`` is where the request has it.
     """
 
     prompt: tuple[int, ...]
@@ -47,6 +50,19 @@ class Datum:
     masked: bool = False
     anchor_logprobs: tuple[float, ...] = ()
     reference_logprobs: tuple[float, ...] = ()
+    targets: tuple[int, ...] = ()
+    counted: tuple[bool, ...] = ()
+    field: str = ""
+
+    @property
+    def predicted(self) -> tuple[int, ...]:
+        """The token whose log-prob is computed, for each output token."""
+        return self.targets or self.output
+
+    @property
+    def trained(self) -> tuple[bool, ...]:
+        """Whether metrics count it, for each output token."""
+        return self.counted or (not self.masked,) * len(self.output)
 
     @property
     def family(self) -> tuple[str, int]:
@@ -106,6 +122,7 @@ def datums(
                     assumed=temperature is None,
                     masked=sample.masked,
                     anchor_logprobs=tuple(sample.anchor_logprobs or ()),
+                    field=field,
                 )
             )
     return result

@@ -84,7 +84,7 @@ def _check_correction(objective: Objective, spec: LossSpec) -> None:
 @dataclass(frozen=True)
 class CallTokens:
     """N targets; tensors are [N] of one dtype. ``anchor`` None: the policy's own log-probs now;
-    ``reference`` None: the call has no reference policy."""
+    ``reference`` None: the call has no reference policy; ``counted`` None: metrics count all."""
 
     logprobs: Tensor
     sampling: Tensor
@@ -94,6 +94,7 @@ class CallTokens:
     sequences: list[tuple[int, int]]
     reference: Tensor | None = None
     entropy: Tensor | None = None
+    counted: Tensor | None = None
 
 
 def token_loss(spec: LossSpec, t: CallTokens) -> TokenLoss:
@@ -125,11 +126,15 @@ def token_loss(spec: LossSpec, t: CallTokens) -> TokenLoss:
     return TokenLoss(
         float(loss.double().sum()),
         gradient,
-        int(losses.clipped_low.sum()),
-        int(losses.clipped_high.sum()),
+        _count(losses.clipped_low, t),
+        _count(losses.clipped_high, t),
         sums,
         entropy_gradient,
     )
+
+
+def _count(chosen: Tensor, t: CallTokens) -> int:
+    return int((chosen if t.counted is None else chosen & t.counted).sum())
 
 
 def _trained(spec: LossSpec, t: CallTokens) -> Tensor:

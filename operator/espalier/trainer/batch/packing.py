@@ -150,7 +150,7 @@ class _Tree:
             nodes.append(node)
         start = len(self._targets)
         self._reads += nodes[len(datum.prompt) - 1 :]
-        self._targets += datum.output
+        self._targets += datum.predicted
         self._spans.append(Span(index, start, len(self._targets)))
 
     def row(self) -> Row:

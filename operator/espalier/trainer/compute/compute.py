@@ -118,15 +118,19 @@ class LocalCompute(Compute):
         return Referred(logprobs, (cut,))
 
     @override
-    def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
+    def add_loss(
+        self, batch: Batch, spec: LossSpec, group_size: int | None, *, tell: bool = False
+    ) -> Added:
         self._kept = None
+        logprobs_of: dict[int, Tensor] | None = {} if tell else None
         tally, cut = attempt(
             self.policy,
             batch.plans[0],
             lambda cut: self.plan(batch.data, spec, cut),
-            lambda rows: gradients.add_loss(self.policy, rows, spec, group_size),
+            lambda rows: gradients.add_loss(self.policy, rows, spec, group_size, logprobs_of),
         )
-        return Added(tally, (cut,))
+        told = tuple((logprobs_of or {})[index] for index in range(len(batch.data) if tell else 0))
+        return Added(tally, (cut,), told)
 
     @override
     def add_weights(

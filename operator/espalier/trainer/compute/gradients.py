@@ -83,11 +83,21 @@ def without_gradient(data: Sequence[Datum], spec: LossSpec | None) -> frozenset[
     return frozenset(index for index, d in enumerate(data) if d.family not in with_gradient)
 
 
-def add_loss(policy: Policy, rows: Rows, spec: LossSpec, group_size: int | None) -> Tally:
-    """Adds the gradient of a built-in loss; raises 409 if the loss is not finite."""
+def add_loss(
+    policy: Policy,
+    rows: Rows,
+    spec: LossSpec,
+    group_size: int | None,
+    logprobs_of: dict[int, Tensor] | None = None,
+) -> Tally:
+    """Adds the gradient of a built-in loss; raises 409 if the loss is not finite.
+
+    ``logprobs_of`` receives the log-probs of every datum's targets, by its index.
+    """
 
     anchored = any(datum.anchor_logprobs for datum in rows.data)
     referred = any(datum.reference_logprobs for datum in rows.data)
+    chosen = any(datum.counted for datum in rows.data)
 
     def of_part(part: Part, logprobs: Tensor, entropy: Tensor) -> TokenLoss:
         anchor = part.by_token(lambda d: d.anchor_logprobs, logprobs) if anchored else None
@@ -103,12 +113,14 @@ def add_loss(policy: Policy, rows: Rows, spec: LossSpec, group_size: int | None)
                 advantages=part.by_token(lambda datum: datum.advantages, logprobs),
                 weights=part.by_token(lambda datum: datum.weights, logprobs),
                 sequences=part.sequences,
+                counted=part.by_token(lambda d: d.counted, logprobs).bool() if chosen else None,
             ),
         )
 
+    evaluations = _evaluations(policy, rows, by_entropy=spec.objective.entropy_coefficient != 0)
     return _add(
         policy,
-        _evaluations(policy, rows, by_entropy=spec.objective.entropy_coefficient != 0),
+        evaluations if logprobs_of is None else _noted(evaluations, logprobs_of),
         of_part,
         replace(
             _call(spec.name, group_size, rows.data),
@@ -173,6 +185,19 @@ def _evaluations(
         yield Part(row, ()), policy.evaluate(row)
 
 
+def _noted(
+    evaluations: Iterable[tuple[Part, Evaluated]], logprobs_of: dict[int, Tensor]
+) -> Iterator[tuple[Part, Evaluated]]:
+    """The same evaluations; takes down their log-probs by datum."""
+    for part, evaluation in evaluations:
+        if part.data:
+            known = evaluation.logprobs.detach().cpu()
+            for span in part.row.spans:
+                # A copy, so that the row's tensor is freed.
+                logprobs_of[span.datum] = known[span.start : span.stop].clone()
+        yield part, evaluation
+
+
 def _fillers(policy: Policy, count: int) -> list[Row]:
     """Rows without effect: all ranks that share the weights must run the same number of rows.
 
@@ -209,19 +234,19 @@ def _add(
 def _not_finite(part: Part, loss: TokenLoss) -> CommandError | None:
     if math.isfinite(loss.loss) and bool(loss.gradient.isfinite().all()):
         return None
-    trajectories = sorted({part.data[span.datum].trajectory for span in part.row.spans})
+    fields = sorted({part.data[span.datum].field for span in part.row.spans})
     return CommandError(
         409,
         "NonFiniteLoss",
-        f"the loss of inputs {trajectories} is not finite",
-        "check output_logprobs and advantages; nothing of this call was accumulated",
+        f"the loss of {', '.join(fields)} is not finite",
+        "check the sampler's log-probs and advantages; nothing of this call was accumulated",
     )
 
 
 def _part_tally(
     part: Part, logprobs: Tensor, loss: TokenLoss, entropy: Tensor, call: Tally
 ) -> Tally:
-    trained = part.by_token(lambda datum: (not datum.masked,) * len(datum.output), logprobs).bool()
+    trained = part.by_token(lambda datum: datum.trained, logprobs).bool()
     compared = all(part.data[span.datum].sampling_logprobs for span in part.row.spans)
     difference = logprobs - part.by_token(_sampling, logprobs) if compared else logprobs[:0]
     difference = difference.double()[trained] if compared else difference.double()

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from torch import Tensor
+
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import OptimStepRequest, Problem
 from espalier.trainer.batch.data import Datum, Limits
@@ -47,10 +49,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Added:
-    """The tally of a call, and the cut that each rank used, for a replay to repeat."""
+    """The tally of a call, and the cut that each rank used, for a replay to repeat.
+
+    ``logprobs`` are those of every datum's targets, where they were asked for.
+    """
 
     tally: Tally
     cuts: Cuts
+    logprobs: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,10 @@ class Compute(Protocol):
         LoRA only: the other adapter takes the trained one's place, or none does.
         """
 
-    def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
-        """Accumulates the gradient of a built-in loss."""
+    def add_loss(
+        self, batch: Batch, spec: LossSpec, group_size: int | None, *, tell: bool = False
+    ) -> Added:
+        """Accumulates the gradient of a built-in loss; ``tell`` asks for the log-probs."""
 
     def add_weights(
         self,

@@ -38,7 +38,8 @@ class Position:
 class StepState(BaseModel):
     """state.json: the step's place in the tree and its origin.
 
-    It has no clock, because the same step written twice must have the same digest.
+    It has no clock, because the same step written twice must have the same digest. ``loaded`` is
+    the checkpoint whose weights the step began with, where those were not its parent's.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -59,6 +60,7 @@ class StepState(BaseModel):
     cursor: dict[str, Any]
     taskset: TasksetUsed | None = None
     optimizer_steps: int
+    loaded: str = ""
 
     @property
     def name(self) -> str:

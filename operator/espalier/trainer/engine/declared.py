@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from espalier.api.objective import Objective
 from espalier.api.wire import (
     BackwardRequest,
     Declared,
@@ -38,12 +39,17 @@ class _Value:
 _RATE_TOLERANCE = 1e-9
 
 
-def check(given: Declared, request: Wire, *, step: int) -> None:
+def check(given: Declared, request: Wire | LossSpec, *, step: int) -> None:
     """Raises 409 with both values for the first thing that differs from the run's spec.
 
-    ``step`` is the one of the run that is next, counted from 1.
+    ``step`` is the one of the run that is next, counted from 1. A LossSpec is what Tinker's client
+    takes of tokens that it has given advantages or weights of its own.
     """
-    for value in _compared(given, request, step):
+    if isinstance(request, LossSpec):
+        compared = _explicit(given, request)
+    else:
+        compared = _compared(given, request, step)
+    for value in compared:
         if value.given is not None and value.given != value.sent:
             raise CommandError(
                 409,
@@ -86,6 +92,17 @@ def _compared(given: Declared, request: Wire, step: int) -> Iterator[_Value]:
             yield _Value(clip, optimizer.grad_clip_norm, request.grad_clip_norm)
 
 
+def _explicit(given: Declared, spec: LossSpec) -> Iterator[_Value]:
+    """Groups and lengths are not known here; advantages are the client's."""
+    if given.loss_fn is not None:
+        wanted = loss_spec(given.loss_fn, given.loss_fn_config)
+        yield _Value("loss", _shown(wanted), _shown(spec))
+    yield from _objective(given, spec.objective)
+    yield _Value("sampling.temperature", given.temperature, 1.0)
+    if spec.compares_policies:
+        yield _Value("advantage.source", given.advantage_source, "Precomputed")
+
+
 def _rate(given: Declared, request: OptimStepRequest, step: int) -> Iterator[_Value]:
     """The learning rate, which a schedule makes another one at each step."""
     peak, schedule = given.learning_rate, given.learning_rate_schedule
@@ -98,7 +115,7 @@ def _rate(given: Declared, request: OptimStepRequest, step: int) -> Iterator[_Va
         yield _Value("learningRate", wanted, request.learning_rate, why)
 
 
-def _objective(given: Declared, request: ForwardBackwardRequest) -> Iterator[_Value]:
+def _objective(given: Declared, request: Objective) -> Iterator[_Value]:
     yield _Value("loss.aggregation", given.aggregation, request.aggregation)
     constant = given.aggregation_constant
     yield _Value("loss.aggregationConstant", constant, request.aggregation_constant)

@@ -23,7 +23,6 @@ from espalier.trainer.engine.commands import (
     Aggregated,
     Answer,
     Command,
-    GradientCommand,
     GradientRequest,
     datum_tensors,
     forward_data,
@@ -47,14 +46,19 @@ class Engine:
         self._publish = publish
         # The log's lock is held, so no other trainer of this model is staging anything.
         state.store.sweep()
+        state.log.inbox.count_crashes()
         recovery.restore(state)
         publish(state)
+
+    def tell(self) -> None:
+        """Publishes the state after a change that another made on the engine's thread."""
+        self._publish(self.state)
 
     def assign(self, wanted: Assignment) -> TrainerState:
         """Re-bases under a higher term, keeps the position under the same, refuses a lower."""
         state, current = self.state, self.state.assigned
         if current is not None and wanted.term < current.assignment.term:
-            raise _stale(wanted.term, current.assignment.term)
+            raise stale_term(wanted.term, current.assignment.term)
         if current is not None and wanted.term == current.assignment.term:
             # Keep the recorded base: a restart restores from it.
             kept = current.assignment.model_copy(
@@ -90,7 +94,7 @@ class Engine:
                 )
             return Answer(known.status, known.answer, known.checkpoint)
         if sent.term is not None and sent.term != term:
-            raise _stale(sent.term, term)
+            raise stale_term(sent.term, term)
         if sent.declared is not None:
             # After the lookup: a command applied before an edit of the spec is still answered
             # again.
@@ -136,7 +140,7 @@ class Engine:
         gradients = gradient_command(
             self.state.compute, self.state.log, request, find=self.state.references.find
         )
-        self._check_aggregation(gradients)
+        check_aggregation(self.state, gradients.aggregation)
         record = self.state.begin(command)
         try:
             added = gradients.run(self.state.compute)
@@ -149,20 +153,6 @@ class Engine:
             raise
         self.state.add_tally(added.tally)
         return Answer(200, answer)
-
-    def _check_aggregation(self, gradients: GradientCommand) -> None:
-        """Refuses a call that adds up otherwise than the step's earlier: no divisor fits both."""
-        for tally in self.state.tallies[:1]:
-            before, now = (tally.aggregation, tally.aggregation_constant), gradients.aggregation
-            if now != before:
-                raise CommandError(
-                    409,
-                    "AggregationDiffers",
-                    f"aggregation is {_aggregated(now)}, and the step's earlier calls have "
-                    f"{_aggregated(before)}; nothing was accumulated",
-                    "send all calls of a step with the same aggregation; a custom loss is a "
-                    "TokenSum. zero-grad drops what is accumulated",
-                )
 
     def _forward(self, command: Command, request: ForwardRequest) -> Answer:
         data = forward_data(self.state.compute.limits, request)
@@ -192,15 +182,31 @@ class Engine:
         return Answer(200, answer)
 
 
-def _aggregated(aggregation: Aggregated) -> str:
-    name, constant = aggregation
-    return name if constant is None else f"{name} {constant}"
+def check_aggregation(state: TrainingState, now: Aggregated) -> None:
+    """Refuses a call that adds up otherwise than the step's earlier: no divisor fits both."""
+    for tally in state.tallies[:1]:
+        before = (tally.aggregation, tally.aggregation_constant)
+        if now != before:
+            raise CommandError(
+                409,
+                "AggregationDiffers",
+                f"aggregation is {_aggregated(now)}, and the step's earlier calls have "
+                f"{_aggregated(before)}; nothing was accumulated",
+                "send all calls of a step with the same aggregation; a custom loss is a "
+                "TokenSum. zero-grad drops what is accumulated",
+            )
 
 
-def _stale(given: int, current: int) -> CommandError:
+def stale_term(given: int, current: int) -> CommandError:
+    """The refusal of a command that was sent under another term."""
     return CommandError(
         409,
         "StaleTerm",
         f"the command is of term {given}, the trainer is at term {current}",
         "read train/state and continue from the checkpoint named there",
     )
+
+
+def _aggregated(aggregation: Aggregated) -> str:
+    name, constant = aggregation
+    return name if constant is None else f"{name} {constant}"

@@ -22,6 +22,7 @@ from espalier.trainer.engine.commands import held_forward, logged_request
 from espalier.trainer.engine.detokenizer import Detokenizer
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.problems import CommandError
+from espalier.trainer.volume.log_records import TINKER_GRADIENTS
 from espalier.trainer.volume.trace_store import canonical_or_empty
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,9 @@ def mark(state: TrainingState, rows: Sequence[Mapping[str, Any]]) -> None:
 def _pending(state: TrainingState) -> list[str | TrajectoryPayload]:
     inputs: list[str | TrajectoryPayload] = []
     for record in state.log.pending():
+        if record.kind == TINKER_GRADIENTS:
+            # Tokens and targets: nothing says which of them were sampled.
+            continue
         request = logged_request(state.log, record)
         if isinstance(request, BackwardRequest):
             inputs += held_forward(state.log, request.forward_id).inputs

@@ -6,12 +6,14 @@ import logging
 import os
 
 from espalier.trainer.engine.checkpoint_files import Position
-from espalier.trainer.engine.commands import gradient_command, logged_request
+from espalier.trainer.engine.commands import GradientCommand, gradient_command, logged_request
+from espalier.trainer.engine.explicit_command import ExplicitCommand, explicit_command
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.memory.planner import read_cuts
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.checkpoint_store import Stored
 from espalier.trainer.volume.command_log import Assigned, Record
+from espalier.trainer.volume.log_records import TINKER_GRADIENTS
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ def restore(state: TrainingState) -> None:
         state.stand_on(
             position, content, "Keep" if committed else state.assigned.assignment.optimizer_state
         )
+        if (loaded := state.log.loaded()) is not None:
+            state.take_weights(state.read(loaded.digest), loaded)
         _replay(state)
     for record in state.log.unfinished():
         state.log.abandon(record)
@@ -89,8 +93,12 @@ def _written_by(state: TrainingState, assigned: Assigned, record: Record) -> Sto
 def _replay(state: TrainingState) -> None:
     """Accumulates pending gradients again, batches cut as they were the first time."""
     for record in state.log.pending():
-        request, cuts = logged_request(state.log, record), read_cuts(record.cuts)
-        command = gradient_command(
-            state.compute, state.log, request, cuts, find=state.references.find
-        )
-        state.add_tally(command.run(state.compute).tally)
+        state.add_tally(_logged(state, record).run(state.compute).tally)
+
+
+def _logged(state: TrainingState, record: Record) -> GradientCommand | ExplicitCommand:
+    cuts = read_cuts(record.cuts)
+    if record.kind == TINKER_GRADIENTS:
+        return explicit_command(state.compute, state.log.body(record), cuts)
+    request = logged_request(state.log, record)
+    return gradient_command(state.compute, state.log, request, cuts, find=state.references.find)

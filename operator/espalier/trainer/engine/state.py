@@ -22,7 +22,8 @@ from espalier.trainer.engine.detokenizer import Detokenizer
 from espalier.trainer.engine.references import References
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
-from espalier.trainer.volume.command_log import Assigned, CommandLog, Record
+from espalier.trainer.volume.command_log import Assigned, CommandLog, Loaded, Record
+from espalier.trainer.volume.inbox import Queued
 from espalier.trainer.volume.trace_store import Traces
 
 
@@ -40,6 +41,8 @@ class TrainingState:
         references: finds the checkpoints that losses refer to.
         assigned: the run in force; None before the first assignment.
         position: the checkpoint that the weights are of.
+        loaded: the checkpoint whose weights were loaded at that position; None if its own are in
+            force.
         tallies: one per command whose gradients are accumulated.
         commits: every commit of the model, oldest first.
         problem: the fault in force until a command succeeds; None without one.
@@ -58,6 +61,7 @@ class TrainingState:
         self.references = References(store, base, compute.adapter)
         self.assigned: Assigned | None = None
         self.position = Position()
+        self.loaded: Position | None = None
         self.tallies: list[Tally] = []
         self.commits: list[Commit] = []
         self.problem: Problem | None = None
@@ -138,10 +142,24 @@ class TrainingState:
             after = content.state.optimizer_steps if optimizer_state == "Keep" else None
             self.compute.load(content.stored.path, after)
         self.position = position
+        self.loaded = None
         self.drop_gradients()
 
-    def begin(self, command: Command) -> Record:
+    def take_weights(self, content: Content, loaded: Loaded) -> None:
+        """Loads the weights of a checkpoint, and its Adam state or a fresh one; drops gradients.
+
+        The position stays: the next commit follows the one before it.
+        """
+        after = content.state.optimizer_steps if loaded.optimizer else None
+        self.compute.load(content.stored.path, after)
+        name, step = content.state.name, content.state.step
+        self.loaded = Position(content.stored.digest, name, step)
+        self.drop_gradients()
+
+    def begin(self, command: Command | Queued) -> Record:
         """Logs a command that is about to run."""
+        if isinstance(command, Queued):
+            return self.log.begin_queued(command)
         return self.log.begin(command.key, command.sent.kind, command.sent.body)
 
     def add_tally(self, tally: Tally) -> None:
@@ -174,6 +192,7 @@ class TrainingState:
         """Takes the weights of a committed step; drops the gradients that made it."""
         self.compute.install(proposal)
         self.position = position
+        self.loaded = None
         self.drop_gradients()
 
     def set_problem(self, problem: Problem | None) -> None:

@@ -13,12 +13,23 @@ from espalier.trainer.engine.measurements import figures
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.command_log import Record
+from espalier.trainer.volume.inbox import Queued
 
 REWARDS = of_step("reward/")
 
 
-def optim_step(state: TrainingState, command: Command, request: OptimStepRequest) -> Answer:
-    """Steps, commits and installs; a failure leaves weights and gradients as they were."""
+def optim_step(
+    state: TrainingState,
+    command: Command | Queued,
+    request: OptimStepRequest,
+    *,
+    without_gradient: bool = False,
+) -> Answer:
+    """Steps, commits and installs; a failure leaves weights and gradients as they were.
+
+    ``without_gradient``: a step is taken where the gradient of all tokens is zero, as torch's
+    AdamW takes it: with the moments of the steps before.
+    """
     if not state.tallies:
         raise CommandError(
             409,
@@ -27,7 +38,7 @@ def optim_step(state: TrainingState, command: Command, request: OptimStepRequest
             "call forward_backward first (a zero-grad or a new term drops gradients)",
         )
     accumulated = total(state.tallies)
-    if accumulated.zero_gradient == accumulated.tokens:
+    if accumulated.zero_gradient == accumulated.tokens and not without_gradient:
         raise CommandError(
             409,
             "NoGradients",
@@ -122,4 +133,5 @@ def _next_step(state: TrainingState, request: OptimStepRequest, proposal: Propos
         cursor=request.cursor,
         taskset=request.taskset,
         optimizer_steps=proposal.moments.steps,
+        loaded=state.loaded.digest if state.loaded else "",
     )

@@ -11,9 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from espalier.api.wire import CLIENT, DECLARED, IDEMPOTENCY_KEY, TERM, Declared
 from espalier.core.idempotency import MAX_KEY_CHARS, read_key, read_term
-from espalier.trainer.problems import invalid
+from espalier.trainer.problems import CommandError, invalid
 from espalier.trainer.volume.command_log import Key
 
+# Members of unions, which a place in a body names too.
+_MEMBERS = ("str", "TrajectoryPayload", "save_weights", "save_weights_for_sampler")
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -22,13 +24,18 @@ def parse(body: type[Body], content: bytes) -> Body:
     try:
         return body.model_validate_json(content)
     except ValidationError as error:
-        # A union reports one error per member; the deepest says what is wrong.
-        worst = max(
-            error.errors(include_url=False, include_input=False), key=lambda item: len(item["loc"])
-        )
-        steps = [step for step in worst["loc"] if step not in ("str", "TrajectoryPayload")]
-        field = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in steps).lstrip(".")
-        raise invalid(field or "body", worst["msg"]) from error
+        raise first_fault(error) from error
+
+
+def first_fault(error: ValidationError) -> CommandError:
+    """The 422 that names what is wrong with a body."""
+    # A union reports one error per member; the deepest says what is wrong.
+    worst = max(
+        error.errors(include_url=False, include_input=False), key=lambda item: len(item["loc"])
+    )
+    steps = [step for step in worst["loc"] if step not in _MEMBERS]
+    field = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in steps).lstrip(".")
+    return invalid(field or "body", worst["msg"])
 
 
 def key_of(request: web.Request) -> Key:

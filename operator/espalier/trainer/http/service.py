@@ -37,6 +37,7 @@ from espalier.trainer.http import trace_routes
 from espalier.trainer.http.feed import CommitFeed, Snapshot
 from espalier.trainer.http.idle_time import Calls
 from espalier.trainer.http.requests import client_of, declared_of, key_of, number, parse, term_of
+from espalier.trainer.http.tinker_routes import GAP_SECONDS, TinkerRoutes
 from espalier.trainer.http.watchdog import Watchdog
 from espalier.trainer.problems import CommandError
 from espalier.trainer.settings import MAX_BODY_BYTES, STUCK_SECONDS
@@ -65,10 +66,11 @@ class Service:
 
     def __init__(
         self,
-        keys: identity.PublicKeys,
+        keys: identity.TrustedKeys,
         audience: str,
         max_body_bytes: int = MAX_BODY_BYTES,
         watchdog: Watchdog | None = None,
+        gap_seconds: float = GAP_SECONDS,
     ) -> None:
         self._keys = keys
         self._max_body_bytes = max_body_bytes
@@ -79,6 +81,9 @@ class Service:
         self._traces: Traces | None = None
         self._delivered = asyncio.Event()
         self._calls = Calls()
+        self._tinker = TinkerRoutes(
+            self._ready_engine, self._counted, self._body, _term, gap_seconds
+        )
         self.feed = CommitFeed(asyncio.get_running_loop())
 
     async def start(self, make: Callable[[Callable[[TrainingState], None]], Engine]) -> None:
@@ -89,6 +94,11 @@ class Service:
         self._engine = engine
         # Time spent loading does not count as quiet.
         self._calls.touch()
+        self._tinker.start()
+
+    async def stop(self, _app: web.Application) -> None:
+        """Ends what works by itself."""
+        await self._tinker.stop()
 
     def app(self) -> web.Application:
         """The routes of the architecture page."""
@@ -106,6 +116,8 @@ class Service:
         app.router.add_get("/train/batch", self._batch)
         app.router.add_post("/train/delivered", self._deliver)
         trace_routes.add_to(app.router, self._kept, self._body)
+        self._tinker.add_to(app.router)
+        app.on_cleanup.append(self.stop)
         kinds: dict[Kind, type[Wire]] = {
             "forward-backward": ForwardBackwardRequest,
             "forward": ForwardRequest,
@@ -262,6 +274,11 @@ class Service:
     async def _on_engine(self, what: str, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, self._watchdog.run, what, work)
+
+    async def _counted(self, what: str, work: Callable[[], T]) -> T:
+        """As ``_on_engine``; a trainer that works through its inbox is not idle."""
+        with self._calls.one():
+            return await self._on_engine(what, work)
 
     async def _unkeyed(self, engine: Engine, command: Unkeyed) -> web.Response:
         """Applies a command without a key; a possible resend waits for the report of a delivery."""

@@ -142,12 +142,10 @@ class Planner:
 
 def too_large(error: TooLargeError, data: Sequence[Datum]) -> CommandError:
     """The 413 that refuses the batch before anything is logged or computed."""
-    trajectory = data[error.datum].trajectory
-    turn = sum(datum.trajectory == trajectory for datum in data[: error.datum])
     return CommandError(
         413,
         "BatchTooLarge",
-        f"inputs[{trajectory}].samples[{turn}] of {error.tokens} tokens needs "
+        f"{data[error.datum].field} of {error.tokens} tokens needs "
         f"{error.needed / GIB:.3g} GiB even alone and with activation checkpointing; "
         f"{error.available / GIB:.3g} GiB are available",
         "lower sampling.maxTokens, shorten the prompt, or give the trainer more memory "

@@ -106,9 +106,11 @@ class RankedCompute(Compute, Generic[P]):
         return Referred(_together(batch, [part.logprobs for part in parts]), cuts)
 
     @override
-    def add_loss(self, batch: Batch, spec: LossSpec, group_size: int | None) -> Added:
+    def add_loss(
+        self, batch: Batch, spec: LossSpec, group_size: int | None, *, tell: bool = False
+    ) -> Added:
         calls = [
-            partial(LocalCompute.add_loss, batch=b, spec=spec, group_size=group_size)
+            partial(LocalCompute.add_loss, batch=b, spec=spec, group_size=group_size, tell=tell)
             for b in _parts(batch)
         ]
         return _sum(batch, self._each(calls))
@@ -261,19 +263,20 @@ def _written(part: ShardedPart, *, proposal: Proposal, directory: Path) -> Excep
 def _sum(batch: Batch, parts: Sequence[Added]) -> Added:
     rewards = tuple({datum.trajectory: datum.reward for datum in batch.data}.values())
     tally = total([part.tally for part in parts])
+    told = all(part.logprobs for part, share in zip(parts, batch.shares, strict=True) if share)
     return Added(
         replace(tally, rewards=rewards, datums=len(batch.data)),
         tuple(cut for part in parts for cut in part.cuts),
+        tuple(_together(batch, [part.logprobs for part in parts])) if told else (),
     )
 
 
-def _together(batch: Batch, parts: Sequence[list[list[float]]]) -> list[list[float]]:
+def _together(batch: Batch, parts: Sequence[Sequence[T]]) -> list[T]:
     """The log-probs of all ranks' shares, by datum."""
-    result: list[list[float]] = [[] for _ in batch.data]
+    result: dict[int, T] = {}
     for share, part in zip(batch.shares, parts, strict=True):
-        for index, logprobs in zip(share, part, strict=True):
-            result[index] = logprobs
-    return result
+        result |= dict(zip(share, part, strict=True))
+    return [result[index] for index in range(len(batch.data))]
 
 
 def _parts(batch: Batch) -> list[Batch]:

@@ -2,24 +2,36 @@
 
 A command is written before it runs and finished after it; only a finished one was acknowledged.
 Gradients are not kept on disk: they are the sum of the finished commands marked pending, whose
-bodies are kept until an optimizer step, a zero-grad or a new assignment settles them.
+bodies are kept until an optimizer step, a zero-grad or a new assignment settles them. Commands that
+are accepted before they run wait in its ``inbox``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from espalier.api.wire import Assignment, Commit
+from espalier.trainer.volume import inbox, results
 from espalier.trainer.volume.checkpoint_store import make_directory, volume_written, write_file
+from espalier.trainer.volume.inbox import Inbox, Queued
 from espalier.trainer.volume.lock import only_writer
+from espalier.trainer.volume.log_database import LogDatabase
+from espalier.trainer.volume.log_records import (
+    GAP,
+    TINKER_GRADIENTS,
+    Assigned,
+    Key,
+    Kind,
+    Loaded,
+    Record,
+)
+from espalier.trainer.volume.results import Results
 
-Kind = Literal["forward-backward", "forward", "backward", "zero-grad", "optim-step"]
+__all__ = ["Assigned", "CommandLog", "Key", "Kind", "Loaded", "Record"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS commands (
@@ -28,7 +40,7 @@ CREATE TABLE IF NOT EXISTS commands (
     kind TEXT NOT NULL, digest TEXT NOT NULL,
     status INTEGER, answer TEXT, checkpoint TEXT NOT NULL DEFAULT '',
     pending INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 1,
-    cuts TEXT NOT NULL DEFAULT '',
+    cuts TEXT NOT NULL DEFAULT '', body TEXT NOT NULL DEFAULT '',
     UNIQUE (session, seq));
 CREATE TABLE IF NOT EXISTS commits (
     number INTEGER PRIMARY KEY, run TEXT NOT NULL, commit_json TEXT NOT NULL,
@@ -37,47 +49,10 @@ CREATE TABLE IF NOT EXISTS assignment (
     only INTEGER PRIMARY KEY CHECK (only = 1), assignment_json TEXT NOT NULL,
     since INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS deliveries (session TEXT PRIMARY KEY, seq INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS loaded (
+    only INTEGER PRIMARY KEY CHECK (only = 1), digest TEXT NOT NULL, optimizer INTEGER NOT NULL);
 """
-LOG_FILE = "log.sqlite"
-_COLUMNS = "number, session, seq, kind, digest, status, answer, checkpoint, cuts"
-
-
-@dataclass(frozen=True)
-class Key:
-    """An idempotency key: a client's session and the command's number in it."""
-
-    session: str
-    seq: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """A command as logged; ``status`` is None until it is finished.
-
-    ``cuts`` is how its batch was cut into rows, as JSON; a replay with the same cuts gives the same
-    sums.
-    """
-
-    number: int
-    key: Key
-    kind: str
-    digest: str
-    status: int | None
-    answer: str
-    checkpoint: str
-    cuts: str
-
-    def is_for(self, kind: Kind, body: bytes) -> bool:
-        """Whether it is the same command as one of this kind and body."""
-        return (self.kind, self.digest) == (kind, hashlib.sha256(body).hexdigest())
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """The assignment in force; commits numbered above ``since`` were made under its term."""
-
-    assignment: Assignment
-    since: int
+_COLUMNS = "number, session, seq, kind, digest, status, answer, checkpoint, cuts, body"
 
 
 class CommandLog:
@@ -87,14 +62,13 @@ class CommandLog:
         self._lock = only_writer(directory / "lock", lock_seconds)
         self._bodies = directory / "bodies"
         make_directory(self._bodies)
-        self._db = sqlite3.connect(
-            directory / LOG_FILE, isolation_level=None, check_same_thread=False
+        self._db = LogDatabase(directory, _SCHEMA + inbox.SCHEMA + results.SCHEMA)
+        # An older log's pending batches are cut again.
+        self._db.add_missing_columns(
+            "commands", {"cuts": "TEXT NOT NULL DEFAULT ''", "body": "TEXT NOT NULL DEFAULT ''"}
         )
-        # A rollback journal works on network volumes, where a write-ahead log does not.
-        self._db.execute("PRAGMA journal_mode = TRUNCATE")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
-        self._add_missing_column()
+        self.inbox = Inbox(self._db, self._bodies)
+        self._results = Results(self._db)
 
     def close(self) -> None:
         """Lets another process open the log."""
@@ -108,7 +82,7 @@ class CommandLog:
 
     def latest(self, session: str) -> int | None:
         """The highest number of a session's applied commands."""
-        rows = self._rows(
+        rows = self._db.rows(
             "SELECT MAX(seq) FROM commands WHERE session = ? AND status IS NOT NULL", session
         )
         return rows[0][0] if rows[0][0] is None else int(rows[0][0])
@@ -125,13 +99,13 @@ class CommandLog:
 
     def delivered(self, session: str) -> int:
         """The highest number whose answer is known to have reached the session; -1 if none."""
-        rows = self._rows("SELECT seq FROM deliveries WHERE session = ?", session)
+        rows = self._db.rows("SELECT seq FROM deliveries WHERE session = ?", session)
         return int(rows[0][0]) if rows else -1
 
     def mark_delivered(self, key: Key) -> None:
         """Logs that a command's answer has reached its session."""
         if key.seq > self.delivered(key.session):
-            with volume_written(self._bodies), self._transaction():
+            with volume_written(self._bodies), self._db.transaction():
                 self._db.execute(
                     "INSERT OR REPLACE INTO deliveries VALUES (?, ?)", (key.session, key.seq)
                 )
@@ -140,8 +114,8 @@ class CommandLog:
         """Logs a command that is about to run; replaces an unfinished one of the same key."""
         digest = hashlib.sha256(body).hexdigest()
         with volume_written(self._bodies):
-            with self._transaction():
-                stale = self._rows(
+            with self._db.transaction():
+                stale = self._db.rows(
                     "SELECT number FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
                     key.session,
                     key.seq,
@@ -156,9 +130,49 @@ class CommandLog:
                 )
             number = int(cursor.lastrowid or 0)
             for (old,) in stale:
-                self._body(old).unlink(missing_ok=True)
-            write_file(self._body(number), body)
+                self._file(old).unlink(missing_ok=True)
+            write_file(self._file(number), body)
         return Record(number, key, kind, digest, None, "", "", "")
+
+    def begin_queued(self, queued: Queued) -> Record:
+        """Logs a command of the inbox that is about to run; its body stays where it is."""
+        key = queued.key
+        with volume_written(self._bodies), self._db.transaction():
+            self._db.execute(
+                "DELETE FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
+                (key.session, key.seq),
+            )
+            cursor = self._db.execute(
+                "INSERT INTO commands (session, seq, kind, digest, body) VALUES (?, ?, ?, ?, ?)",
+                (key.session, key.seq, queued.kind, queued.digest, queued.file),
+            )
+        number = int(cursor.lastrowid or 0)
+        return Record(number, key, queued.kind, queued.digest, None, "", "", "", queued.file)
+
+    def refuse(self, queued: Queued, status: int, answer: str) -> None:
+        """Logs the answer of a command of the inbox that had no effect."""
+        key = queued.key
+        with volume_written(self._bodies), self._db.transaction():
+            self._db.execute(
+                "DELETE FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
+                (key.session, key.seq),
+            )
+            self._db.execute(
+                "INSERT INTO commands (session, seq, kind, digest, status, answer) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (key.session, key.seq, queued.kind, queued.digest, status, answer),
+            )
+            self._leave_inbox(key)
+        self._drop_body(queued.file)
+
+    def give_up(self, missing: Key, status: int, answer: str) -> None:
+        """Logs that a number will not be waited for any longer."""
+        with volume_written(self._bodies), self._db.transaction():
+            self._db.execute(
+                "INSERT INTO commands (session, seq, kind, digest, status, answer) "
+                "VALUES (?, ?, ?, '', ?, ?)",
+                (missing.session, missing.seq, GAP, status, answer),
+            )
 
     def abandon(self, record: Record) -> None:
         """Forgets a command that had no effect, so that its key can be sent again.
@@ -170,67 +184,89 @@ class CommandLog:
             gone = self._db.execute(
                 "DELETE FROM commands WHERE number = ? AND status IS NULL", (record.number,)
             )
-            if gone.rowcount:
-                self._body(record.number).unlink(missing_ok=True)
+            # One that came by the inbox still waits there, with its body.
+            if gone.rowcount and not record.body:
+                self._file(record.number).unlink(missing_ok=True)
 
-    def finish(self, record: Record, status: int, answer: str) -> None:
-        """Logs a command's answer."""
-        with volume_written(self._bodies), self._transaction():
+    def finish(self, record: Record, status: int, answer: str, result: bytes = b"") -> None:
+        """Logs a command's answer, and beside it the ``result`` that its client reads."""
+        with volume_written(self._bodies), self._db.transaction():
             self._finish(record, status, answer, "")
+            self._results.keep(record.number, result)
+        if record.body:
+            self._drop_body(record.body)
 
-    def accumulate(self, record: Record, answer: str, cuts: str) -> None:
+    def accumulate(self, record: Record, answer: str, cuts: str, result: bytes = b"") -> None:
         """Logs a command whose gradients wait for an optimizer step, and how it was cut."""
-        with volume_written(self._bodies), self._transaction():
+        with volume_written(self._bodies), self._db.transaction():
             self._finish(record, 200, answer, "")
+            self._results.keep(record.number, result)
             self._db.execute(
                 "UPDATE commands SET pending = 1, cuts = ? WHERE number = ?", (cuts, record.number)
             )
 
     def settle(self, record: Record, status: int, answer: str) -> None:
         """Logs an answer together with the end of all pending gradients."""
-        with volume_written(self._bodies), self._transaction():
+        with volume_written(self._bodies), self._db.transaction():
             self._finish(record, status, answer, "")
             self._end_pending()
         self._drop_bodies()
 
     def commit(self, record: Record, answer: str, commit: Commit, cursor: str) -> None:
         """Logs an optimizer step: its answer, its commit, and the end of pending gradients."""
-        with volume_written(self._bodies), self._transaction():
+        with volume_written(self._bodies), self._db.transaction():
             self._finish(record, 200, answer, commit.digest)
             self._end_pending()
+            self._db.execute("DELETE FROM loaded")
             self._db.execute(
                 "INSERT INTO commits (number, run, commit_json, cursor_json) VALUES (?, ?, ?, ?)",
                 (commit.index, commit.run, commit.model_dump_json(), cursor),
             )
         self._drop_bodies()
 
+    def load(self, record: Record, answer: str, loaded: Loaded) -> None:
+        """Logs that other weights are in force, and the end of all pending gradients."""
+        with volume_written(self._bodies), self._db.transaction():
+            self._finish(record, 200, answer, "")
+            self._end_pending()
+            self._db.execute(
+                "INSERT OR REPLACE INTO loaded VALUES (1, ?, ?)", (loaded.digest, loaded.optimizer)
+            )
+        self._drop_bodies()
+
+    def loaded(self) -> Loaded | None:
+        """What was loaded since the last step of the assignment."""
+        rows = self._db.rows("SELECT digest, optimizer FROM loaded")
+        return Loaded(rows[0][0], bool(rows[0][1])) if rows else None
+
     def assign(self, assignment: Assignment, *, since: int, rebased: bool) -> None:
         """Logs an assignment; a re-base also ends pending gradients."""
-        with volume_written(self._bodies), self._transaction():
+        with volume_written(self._bodies), self._db.transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO assignment VALUES (1, ?, ?)",
                 (assignment.model_dump_json(), since),
             )
             if rebased:
                 self._end_pending()
+                self._db.execute("DELETE FROM loaded")
         if rebased:
             self._drop_bodies()
 
     def assigned(self) -> Assigned | None:
         """The assignment in force."""
-        rows = self._rows("SELECT assignment_json, since FROM assignment")
+        rows = self._db.rows("SELECT assignment_json, since FROM assignment")
         if not rows:
             return None
         return Assigned(Assignment.model_validate_json(rows[0][0]), int(rows[0][1]))
 
     def commits(self) -> list[Commit]:
         """Every commit of the model, oldest first."""
-        rows = self._rows("SELECT commit_json FROM commits ORDER BY number")
+        rows = self._db.rows("SELECT commit_json FROM commits ORDER BY number")
         return [Commit.model_validate_json(row[0]) for row in rows]
 
     def cursor(self, run: str) -> str:
         """The cursor that came with the run's last commit, as JSON."""
-        rows = self._rows(
+        rows = self._db.rows(
             "SELECT cursor_json FROM commits WHERE run = ? ORDER BY number DESC LIMIT 1", run
         )
         return str(rows[0][0]) if rows else "{}"
@@ -250,56 +286,71 @@ class CommandLog:
 
     def body(self, record: Record) -> bytes:
         """The request of a command whose body is kept."""
-        return self._body(record.number).read_bytes()
+        return self._file(record.number, record.body).read_bytes()
+
+    def result(self, record: Record) -> bytes | None:
+        """What the client of a command reads; None if there was none, or it is kept no longer."""
+        return self._results.find(record.number)
+
+    def failed_since_step(self, key: Key) -> Record | None:
+        """The first gradient command of a Tinker model that failed before ``key``.
+
+        It looks back to the model's last optimizer step, whatever became of that: a step after a
+        failure drops what was accumulated.
+        """
+        found = self._records(
+            "session = ? AND seq < ? AND status >= 400 AND kind IN (?, ?) AND seq > "
+            "COALESCE((SELECT MAX(seq) FROM commands WHERE session = ? AND seq < ? AND kind IN "
+            "('optim-step', 'load-weights') AND status IS NOT NULL), 0)",
+            key.session,
+            key.seq,
+            TINKER_GRADIENTS,
+            GAP,
+            key.session,
+            key.seq,
+        )
+        return found[0] if found else None
 
     def _finish(self, record: Record, status: int, answer: str, checkpoint: str) -> None:
         self._db.execute(
             "UPDATE commands SET status = ?, answer = ?, checkpoint = ? WHERE number = ?",
             (status, answer, checkpoint, record.number),
         )
+        if record.body:
+            self._leave_inbox(record.key)
 
-    def _add_missing_column(self) -> None:
-        """Adds ``cuts`` to an older log, whose pending batches are then cut again."""
-        if "cuts" not in {row[1] for row in self._rows("PRAGMA table_info(commands)")}:
-            self._db.execute("ALTER TABLE commands ADD COLUMN cuts TEXT NOT NULL DEFAULT ''")
+    def _leave_inbox(self, key: Key) -> None:
+        self._db.execute("DELETE FROM inbox WHERE session = ? AND seq = ?", (key.session, key.seq))
 
     def _end_pending(self) -> None:
         self._db.execute("UPDATE commands SET pending = 0 WHERE pending = 1")
         self._db.execute("UPDATE commands SET held = 0 WHERE held = 1 AND status IS NOT NULL")
+
+    def _drop_body(self, name: str) -> None:
+        with suppress(OSError):
+            (self._bodies / name).unlink(missing_ok=True)
 
     def _drop_bodies(self) -> None:
         """Removes bodies that are no longer needed; a failure leaves them for the next call.
 
         The transaction before it is durable, so an error of the volume must not undo the command.
         """
-        rows = self._rows("SELECT number FROM commands WHERE status IS NULL")
-        needed = {self._body(row[0]) for row in rows}
-        with suppress(OSError):
+        # Under the lock: what arrives meanwhile has its file before it is in the inbox.
+        with suppress(OSError), self._db.lock:
+            rows = self._db.rows("SELECT number, body FROM commands WHERE status IS NULL")
+            needed = {self._file(*row) for row in rows} | self.inbox.files()
             for path in self._bodies.iterdir():
                 if path not in needed:
                     path.unlink(missing_ok=True)
 
     def _records(self, condition: str, *values: Any) -> list[Record]:
-        rows = self._rows(
+        rows = self._db.rows(
             f"SELECT {_COLUMNS} FROM commands WHERE {condition} ORDER BY number", *values
         )
         return [
-            Record(r[0], Key(r[1], r[2]), r[3], r[4], r[5], r[6] or "", r[7], r[8]) for r in rows
+            Record(r[0], Key(r[1], r[2]), r[3], r[4], r[5], r[6] or "", r[7], r[8], r[9])
+            for r in rows
         ]
 
-    def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        return self._db.execute(statement, values).fetchall()
-
-    def _body(self, number: int) -> Path:
-        return self._bodies / f"{number:09d}.json"
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+    def _file(self, number: int, name: str = "") -> Path:
+        return self._bodies / (name or f"{number:09d}.json")

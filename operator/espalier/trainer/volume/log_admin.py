@@ -8,12 +8,12 @@ from contextlib import closing
 from pathlib import Path
 
 from espalier.api.wire import Assignment, Commit
-from espalier.trainer.volume.command_log import LOG_FILE
 from espalier.trainer.volume.lock import LogBusyError, only_writer
+from espalier.trainer.volume.log_database import LOG_FILE
 
 
 def resumes_from(directory: Path) -> frozenset[str]:
-    """The digests that a starting trainer needs: of its assignment and of its last commit.
+    """The digests that a starting trainer needs: of its assignment, its last commit and its load.
 
     Reads beside a trainer that may have the log open.
     """
@@ -25,8 +25,12 @@ def resumes_from(directory: Path) -> frozenset[str]:
         last = connection.execute(
             "SELECT commit_json FROM commits ORDER BY number DESC LIMIT 1"
         ).fetchall()
+        # A log of an older trainer has no such table.
+        known = connection.execute("SELECT name FROM sqlite_master WHERE name = 'loaded'")
+        rows = connection.execute("SELECT digest FROM loaded") if known.fetchall() else ()
+        loaded = {row[0] for row in rows}
     bases = {Assignment.model_validate_json(row[0]).base for row in assigned}
-    return frozenset(bases | {Commit.model_validate_json(row[0]).digest for row in last})
+    return frozenset(bases | loaded | {Commit.model_validate_json(row[0]).digest for row in last})
 
 
 def forget(directory: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Tinker's wire, as gateway and trainer speak it: messages, bodies, names. Pure."""

@@ -1,0 +1,239 @@
+"""The queue of Tinker's clients: accepted commands, applied in the order of their numbers.
+
+A turn applies one command, or fails it, and logs the answer; a failed one uses up its number too.
+A fault that passes (no assignment yet, a full volume) leaves the command waiting. After a gradient
+command that failed, the model's next optimizer step fails and drops what was accumulated: it would
+step on a part of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from espalier.api.wire import Declared, OptimStepRequest, Problem
+from espalier.core.model.reported import VOLUME_REASONS
+from espalier.tinker.bodies import (
+    LoadWeights,
+    OptimStep,
+    Save,
+    Standing,
+)
+from espalier.trainer.batch.losses import LossSpec
+from espalier.trainer.engine import declared, recovery, steps
+from espalier.trainer.engine.engine import Engine, check_aggregation, stale_term
+from espalier.trainer.engine.explicit_command import ExplicitCommand, explicit_command
+from espalier.trainer.engine.state import TrainingState
+from espalier.trainer.memory.planner import cuts_json
+from espalier.trainer.problems import CommandError
+from espalier.trainer.volume import tensor_files
+from espalier.trainer.volume.command_log import Key, Loaded
+from espalier.trainer.volume.inbox import Queued
+from espalier.trainer.volume.log_records import TINKER_GRADIENTS
+
+logger = logging.getLogger(__name__)
+
+# A command that so many trainers died of is not tried again.
+MOST_CRASHES = 6
+SAVE: TypeAdapter[Save] = TypeAdapter(Save)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a turn did: the command that was answered; or what the next one waits for."""
+
+    answered: Key | None = None
+    held_up: Problem | None = None
+
+
+def take_turn(engine: Engine) -> Turn:
+    """Applies the next command whose turn it is; call it on the engine's thread."""
+    state = engine.state
+    queued = state.log.inbox.next()
+    if queued is None:
+        return Turn()
+    try:
+        _answer(state, queued)
+        if state.problem is not None and state.problem.reason in VOLUME_REASONS:
+            state.set_problem(None)
+        return Turn(answered=queued.key)
+    except CommandError as error:
+        if error.problem.reason in VOLUME_REASONS:
+            state.set_problem(error.problem)
+        return Turn(held_up=error.problem)
+    finally:
+        engine.tell()
+
+
+def give_up(engine: Engine, missing: Key, seconds: float) -> list[Key]:
+    """Fails what waits behind a number that has not come; the keys that were answered.
+
+    Call it on the engine's thread. Whether the missing command was a gradient is not known, so the
+    model's next optimizer step fails too.
+    """
+    state = engine.state
+    problem = Problem(
+        reason="NumberMissing",
+        detail=f"seq_id {missing.seq} of {missing.session} has not arrived within {seconds:g} s, "
+        "and commands are applied in the order of their numbers",
+        remedy="begin the step again with forward_backward; a command that was refused, or that "
+        "its client stopped sending, leaves such a gap",
+    )
+    try:
+        state.log.give_up(missing, 504, problem.model_dump_json())
+        answered = [missing]
+        for queued in state.log.inbox.waiting(missing.session):
+            _fail(state, queued, 504, problem)
+            answered.append(queued.key)
+        return answered
+    finally:
+        engine.tell()
+
+
+def _answer(state: TrainingState, queued: Queued) -> None:
+    """Logs the command's answer; raises only what holds it up."""
+    try:
+        if queued.problem:
+            _fail(state, queued, 422, Problem.model_validate_json(queued.problem))
+            return
+        if queued.crashes >= MOST_CRASHES:
+            _fail(state, queued, 500, _deadly(queued))
+            return
+        _apply(state, queued)
+    except CommandError as error:
+        if error.status == 503 or error.problem.reason in VOLUME_REASONS:
+            raise
+        _fail(state, queued, error.status, error.problem)
+    except Exception as error:
+        logger.exception("%s of %s failed", queued.kind, queued.key)
+        detail = f"{type(error).__name__}: {error}; nothing was applied"
+        problem = Problem(reason="Internal", detail=detail, remedy="see the trainer's log")
+        _fail(state, queued, 500, problem)
+
+
+def _fail(state: TrainingState, queued: Queued, status: int, problem: Problem) -> None:
+    """Logs that a command failed; a step of a broken batch drops the batch.
+
+    The client is told what broke the batch, unless the step fails of a fault of ours.
+    """
+    broken = state.log.failed_since_step(queued.key) if queued.kind == "optim-step" else None
+    if broken is None:
+        state.log.refuse(queued, status, problem.model_dump_json())
+        return
+    cause = Problem.model_validate_json(broken.answer)
+    record = state.begin(queued)
+    if status < 500:
+        problem = Problem(
+            reason="BatchBroken",
+            detail=f"seq_id {broken.key.seq} of this step failed ({cause.detail}), so nothing was "
+            "stepped and the gradients of the other parts were dropped",
+            remedy=cause.remedy or "send the whole step again, forward_backward first",
+        )
+    state.log.settle(record, status if status >= 500 else 409, problem.model_dump_json())
+    state.drop_gradients()
+
+
+def _deadly(queued: Queued) -> Problem:
+    return Problem(
+        reason="TrainerDied",
+        detail=f"the trainer died {queued.crashes} times while it applied {queued.kind} "
+        f"{queued.key.seq}; nothing was applied",
+        remedy="see why its pod was restarted (kubectl describe pod); smaller batches need less "
+        "memory",
+    )
+
+
+def _apply(state: TrainingState, queued: Queued) -> None:
+    term = state.assignment().assignment.term
+    if queued.kind == "optim-step" and state.log.failed_since_step(queued.key) is not None:
+        _fail(state, queued, 409, Problem(reason="BatchBroken", detail=""))
+        return
+    if queued.term is not None and queued.term != term:
+        raise stale_term(queued.term, term)
+    body = state.log.inbox.body(queued)
+    if queued.kind == TINKER_GRADIENTS:
+        _gradients(state, queued, body)
+    elif queued.kind == "optim-step":
+        request = OptimStep.model_validate_json(body).request()
+        _check_declared(state, queued, request)
+        steps.optim_step(state, queued, request, without_gradient=True)
+    elif queued.kind == "save-weights":
+        _save(state, queued, SAVE.validate_json(body))
+    else:
+        _load(state, queued, LoadWeights.model_validate_json(body))
+
+
+def _check_declared(
+    state: TrainingState, queued: Queued, request: OptimStepRequest | LossSpec
+) -> None:
+    if queued.declared:
+        given = Declared.model_validate_json(queued.declared)
+        declared.check(given, request, step=state.run_step() + 1)
+
+
+def _gradients(state: TrainingState, queued: Queued, body: bytes) -> None:
+    command = explicit_command(state.compute, body)
+    _check_declared(state, queued, command.spec)
+    if command.forward_only:
+        _forward(state, queued, command)
+        return
+    check_aggregation(state, command.aggregation)
+    record = state.begin(queued)
+    try:
+        added = command.run(state.compute)
+        told = command.told(added)
+        state.log.accumulate(record, told.answer, cuts_json(added.cuts), told.result)
+    except Exception:
+        recovery.undo(state, record)
+        raise
+    state.add_tally(added.tally)
+
+
+def _forward(state: TrainingState, queued: Queued, command: ExplicitCommand) -> None:
+    record = state.begin(queued)
+    try:
+        told = command.forward(state.compute)
+        state.log.finish(record, 200, told.answer, told.result)
+    except Exception:
+        state.log.abandon(record)
+        raise
+
+
+def _save(state: TrainingState, queued: Queued, request: Save) -> None:
+    record = state.begin(queued)
+    state.log.finish(record, 200, _standing(state, request).model_dump_json())
+
+
+def _load(state: TrainingState, queued: Queued, request: LoadWeights) -> None:
+    """Takes a checkpoint's weights where training stands, if nothing was stepped there yet.
+
+    Later it could not go on from there: a commit extends the checkpoint that training stands on.
+    """
+    assigned = state.assignment()
+    content = state.read(request.digest)
+    if request.digest != state.position.digest and len(state.commits) != assigned.since:
+        raise CommandError(
+            409,
+            "LoadTooLate",
+            f"training stands on {state.position.name}, and another checkpoint's weights can be "
+            "loaded before a model's first optimizer step alone",
+            "make a new client with create_training_client_from_state, or move the model's head",
+        )
+    state.compute.check(tensor_files.weights_of(content.stored.path).shapes)
+    record, loaded = state.begin(queued), Loaded(request.digest, request.optimizer)
+    answer = Standing(checkpoint=content.state.name, digest=request.digest, step=content.state.step)
+    state.log.load(record, answer.model_dump_json(), loaded)
+    try:
+        state.take_weights(content, loaded)
+    except Exception:
+        # The load is logged, so it is done again from there.
+        recovery.undo(state, record)
+
+
+def _standing(state: TrainingState, request: Save) -> Standing:
+    position = state.loaded or state.position
+    return Standing(
+        checkpoint=position.name, digest=position.digest, step=position.step, request=request
+    )

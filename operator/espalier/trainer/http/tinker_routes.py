@@ -1,0 +1,290 @@
+"""The routes of Tinker's clients: accept a command at once, and tell its result when there is one.
+
+A task works through the inbox while the trainer runs. What it has answered is on disk before
+anybody is told, so a client that polls again after any crash gets the same result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast, get_args
+
+from aiohttp import web
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from espalier.api.wire import (
+    CHECKPOINT,
+    CHECKPOINT_DIGEST,
+    IDEMPOTENCY_KEY,
+    Problem,
+)
+from espalier.core.idempotency import read_key
+from espalier.tinker.bodies import LoadWeights, OptimStep, Pending, Stepped
+from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind
+from espalier.tinker.results import PROTOBUF, Category, Failed
+from espalier.trainer.batch.data import Limits
+from espalier.trainer.engine import explicit_command, queue
+from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.queue import SAVE
+from espalier.trainer.http.requests import declared_of, first_fault, number
+from espalier.trainer.problems import CommandError, invalid
+from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
+from espalier.trainer.volume.inbox import Arrival
+from espalier.trainer.volume.log_records import GAP, TINKER_GRADIENTS
+
+logger = logging.getLogger(__name__)
+
+MAX_WAIT_SECONDS = 30.0
+# How soon a command that a passing fault holds up is tried again.
+AGAIN_SECONDS = 2.0
+# The SDK sends a submission again for 5 minutes; after that it does not come.
+GAP_SECONDS = 330.0
+
+T = TypeVar("T")
+_KINDS: dict[CommandKind, Kind] = {
+    "forward-backward": TINKER_GRADIENTS,
+    "optim-step": "optim-step",
+    "save-weights": "save-weights",
+    "load-weights": "load-weights",
+}
+_BODIES: dict[str, TypeAdapter[Any]] = {
+    "optim-step": TypeAdapter(OptimStep),
+    "save-weights": SAVE,
+    "load-weights": TypeAdapter(LoadWeights),
+}
+
+
+class OnEngine(Protocol):
+    """Runs work on the engine's thread."""
+
+    def __call__(self, what: str, work: Callable[[], T], /) -> Awaitable[T]:
+        """The result of the work, which is called ``what``."""
+
+
+class TinkerRoutes:
+    """Routes over the inbox of an engine, and the task that works through it."""
+
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        on_engine: OnEngine,
+        body: Callable[[web.Request], Awaitable[bytes]],
+        term: Callable[[web.Request], int | None],
+        gap_seconds: float = GAP_SECONDS,
+    ) -> None:
+        self._engine = engine
+        self._on_engine = on_engine
+        self._body = body
+        self._term = term
+        self._gap_seconds = gap_seconds
+        self._arrived = asyncio.Event()
+        self._answers: dict[Key, asyncio.Event] = {}
+        self._last: dict[str, float] = {}
+        self._held_up: Problem | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """Adds the routes."""
+        router.add_post(f"{COMMANDS}/{{kind}}", self._accept)
+        router.add_get(f"{RESULTS}/{{model}}/{{seq}}", self._result)
+
+    def start(self) -> None:
+        """Begins to work through the inbox, where the last trainer left it."""
+        self._task = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Leaves what is not yet applied in the inbox."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _accept(self, request: web.Request) -> web.Response:
+        kind = request.match_info["kind"]
+        if kind not in get_args(CommandKind):
+            raise web.HTTPNotFound
+        engine, term, given = self._engine(), self._term(request), declared_of(request)
+        key = _named(request)
+        content = await self._body(request)
+        arrival = Arrival(
+            key,
+            _KINDS[cast(CommandKind, kind)],
+            content,
+            term,
+            given.model_dump_json() if given else "",
+        )
+        log, limits = engine.state.log, engine.state.compute.limits
+        refused = await asyncio.to_thread(_keep, log, limits, arrival)
+        self._last[key.session] = time.monotonic()
+        self._arrived.set()
+        if refused is not None:
+            raise refused
+        return web.Response(status=202, text="{}", content_type="application/json")
+
+    async def _result(self, request: web.Request) -> web.Response:
+        engine = self._engine()
+        key = _key(f"{request.match_info['model']}/{request.match_info['seq']}")
+        wait = min(number(request, "wait", 0), MAX_WAIT_SECONDS)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        while True:
+            # Made before the look, so that an answer in between is not missed.
+            answered = self._answers.setdefault(key, asyncio.Event())
+            found = await asyncio.to_thread(_answer, engine, key)
+            if found is not None:
+                self._answers.pop(key, None)
+                return found
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await answered.wait()
+            except TimeoutError:
+                return await asyncio.to_thread(self._pending, engine.state.log, key)
+
+    def _pending(self, log: CommandLog, key: Key) -> web.Response:
+        why = Pending(reason="Queued", detail="commands of this model that came before are applied")
+        for missing in log.inbox.gaps():
+            if missing.session == key.session:
+                why = Pending(
+                    reason="NumberMissing", detail=f"seq_id {missing.seq} has not yet arrived"
+                )
+        if (held := self._held_up) is not None:
+            why = Pending(reason=held.reason, detail=held.text)
+        return _json(why, status=408)
+
+    async def _work(self) -> None:
+        engine = self._engine()
+        while True:
+            self._arrived.clear()
+            try:
+                turn = await self._on_engine("tinker", lambda: queue.take_turn(engine))
+                self._held_up = turn.held_up
+                if turn.answered is not None:
+                    self._tell(turn.answered)
+                    continue
+                wait = AGAIN_SECONDS if turn.held_up is not None else await self._gaps(engine)
+            except Exception:
+                logger.exception("the inbox cannot be read")
+                wait = AGAIN_SECONDS
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._arrived.wait()
+
+    async def _gaps(self, engine: Engine) -> float | None:
+        """Gives up numbers that have not come in time; the seconds until the next deadline."""
+        now, wait = time.monotonic(), None
+        for missing in await asyncio.to_thread(engine.state.log.inbox.gaps):
+            left = self._last.setdefault(missing.session, now) + self._gap_seconds - now
+            if left > 0:
+                wait = left if wait is None else min(wait, left)
+                continue
+            given_up = partial(queue.give_up, engine, missing, self._gap_seconds)
+            for key in await self._on_engine("tinker", given_up):
+                self._tell(key)
+        return wait
+
+    def _tell(self, key: Key) -> None:
+        """Wakes those who wait for a command's result."""
+        answered = self._answers.pop(key, None)
+        if answered is not None:
+            answered.set()
+
+
+def _named(request: web.Request) -> Key:
+    if IDEMPOTENCY_KEY not in request.headers:
+        raise invalid(IDEMPOTENCY_KEY, "is missing", "send <model_id>/<seq_id>")
+    return _key(request.headers[IDEMPOTENCY_KEY])
+
+
+def _key(text: str) -> Key:
+    found = read_key(text)
+    if found is None or found[1] < 1:
+        raise invalid(
+            "seq_id", f"{text[:200]!r} is not <model_id>/<seq_id>, with a seq_id from 1", ""
+        )
+    return Key(*found)
+
+
+def _keep(log: CommandLog, limits: Limits, arrival: Arrival) -> CommandError | None:
+    """Keeps a command; the refusal of one that cannot be applied, which uses up its number."""
+    refusal = None
+    try:
+        _check(limits, arrival)
+    except CommandError as error:
+        refusal = error
+    problem = refusal.problem.model_dump_json() if refusal else ""
+    log.inbox.accept(
+        Arrival(arrival.key, arrival.kind, arrival.body, arrival.term, arrival.declared, problem)
+    )
+    return refusal
+
+
+def _check(limits: Limits, arrival: Arrival) -> None:
+    if arrival.kind == TINKER_GRADIENTS:
+        batch, _ = explicit_command.parse(arrival.body, limits)
+        named = Key(batch.model_id, batch.seq)
+    else:
+        try:
+            body = _BODIES[arrival.kind].validate_json(arrival.body)
+        except ValidationError as error:
+            raise first_fault(error) from error
+        named = Key(body.model_id, body.seq_id)
+    if named != arrival.key:
+        raise invalid(
+            "seq_id", f"the body is {named.seq} of {named.session}, and the key {arrival.key}", ""
+        )
+
+
+def _answer(engine: Engine, key: Key) -> web.Response | None:
+    """A command's result; None while it waits, 404 if it never came."""
+    log = engine.state.log
+    # In this order: a command leaves the inbox in the transaction that logs its answer.
+    queued = log.inbox.find(key)
+    if queued is not None:
+        return _failed(422, queued.problem) if queued.problem else None
+    record = log.find(key)
+    if record is None or record.status is None or record.kind not in (*_KINDS.values(), GAP):
+        problem = Problem(
+            reason="CommandUnknown",
+            detail=f"seq_id {key.seq} of {key.session} never arrived here",
+            remedy="send the command first",
+        )
+        return _json(problem, status=404)
+    if record.status >= 400:
+        return _failed(record.status, record.answer)
+    if record.kind == TINKER_GRADIENTS:
+        return _logprobs(log, record)
+    if record.kind == "optim-step":
+        return _stepped(engine, record)
+    return web.Response(text=record.answer, content_type="application/json")
+
+
+def _logprobs(log: CommandLog, record: Record) -> web.Response:
+    result = log.result(record)
+    if result is None:
+        error = "the log-probs of this result are kept no longer: newer ones have taken their room"
+        return _json(Failed(error=error, category="server"))
+    return web.Response(body=result, content_type=PROTOBUF)
+
+
+def _stepped(engine: Engine, record: Record) -> web.Response:
+    """The metrics of the commit that the step made."""
+    commit = next(c for c in reversed(engine.state.commits) if c.digest == record.checkpoint)
+    response = _json(Stepped(metrics=commit.metrics | {"step": float(commit.step)}))
+    response.headers[CHECKPOINT] = commit.name
+    response.headers[CHECKPOINT_DIGEST] = commit.digest
+    return response
+
+
+def _failed(status: int, answer: str) -> web.Response:
+    problem = Problem.model_validate_json(answer)
+    category: Category = "server" if status >= 500 else "user"
+    return _json(Failed(error=problem.text, category=category))
+
+
+def _json(body: BaseModel, status: int = 200) -> web.Response:
+    return web.Response(status=status, text=body.model_dump_json(), content_type="application/json")

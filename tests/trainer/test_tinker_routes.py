@@ -1,0 +1,145 @@
+"""The routes of Tinker's clients: accepted at once, told when it is on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from tests.trainer import tinker, tiny
+from tests.trainer.test_service import AUDIENCE, KEYS, Client, bearer, make_engine
+from tests.trainer.tinker import MODEL_ID
+from tests.trainer.tiny import Volume
+
+from espalier.api.wire import IDEMPOTENCY_KEY
+from espalier.tinker import messages_pb2 as pb
+from espalier.trainer.http.service import Service
+from espalier.trainer.policy.policy import Policy
+
+
+@asynccontextmanager
+async def trainer(
+    volume: Volume, policy: Policy, *, assigned: bool = True, gap_seconds: float = 60.0
+) -> AsyncIterator[Client]:
+    service = Service(KEYS, AUDIENCE, gap_seconds=gap_seconds)
+    async with TestClient(TestServer(service.app())) as made:
+        await service.start(lambda publish: make_engine(volume, policy, publish))
+        if assigned:
+            await assign(made)
+        yield made
+        await service.stop(made.app)
+        service.feed.close()
+        assert service._engine is not None
+        service._engine.state.log.close()
+
+
+async def assign(client: Client) -> None:
+    sent = tiny.assignment().model_dump_json()
+    assert (await client.post("/assign", data=sent, headers=bearer("operator"))).status == 200
+
+
+@pytest.fixture
+async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
+    async with trainer(volume, policy) as made:
+        yield made
+
+
+async def send(client: Client, kind: str, seq: int, body: bytes) -> tuple[int, dict[str, Any]]:
+    headers = bearer() | {IDEMPOTENCY_KEY: f"{MODEL_ID}/{seq}"}
+    answer = await client.post(f"/train/tinker/{kind}", data=body, headers=headers)
+    return answer.status, await answer.json()
+
+
+async def result(client: Client, seq: int, wait: float = 20) -> Any:
+    path = f"/train/tinker/results/{MODEL_ID}/{seq}?wait={wait}"
+    return await client.get(path, headers=bearer())
+
+
+async def told(client: Client, seq: int) -> dict[str, Any]:
+    answer = await result(client, seq)
+    assert answer.status == 200
+    body: dict[str, Any] = await answer.json()
+    return body
+
+
+async def test_a_step_is_accepted_at_once_and_told_as_the_sdk_reads_it(client: Client) -> None:
+    body = tinker.forward_backward(1, tinker.batch())
+    assert await send(client, "optim-step", 2, tinker.optim_step(2)) == (202, {})
+    waiting = asyncio.create_task(result(client, 2))
+    for _ in range(2):
+        assert await send(client, "forward-backward", 1, body) == (202, {})
+    gradients = await result(client, 1)
+    assert gradients.headers["Content-Type"] == "application/x-protobuf"
+    output = pb.ForwardBackwardOutput.FromString(await gradients.read())
+    assert output.metrics["tokens:sum"] > 0
+    step = await waiting
+    metrics = (await step.json())["metrics"]
+    assert (step.status, metrics["step"]) == (200, 1.0)
+    assert metrics["optimizer/learning_rate"] == 1e-2
+    assert step.headers["Espalier-Checkpoint"] == "arith-000001"
+    assert step.headers["Espalier-Checkpoint-Digest"].startswith("sha256:")
+    assert (await told(client, 2))["metrics"] == metrics
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "field"),
+    [
+        ("optim-step", tinker.optim_step(1, learning_rate=0.0), "adam_params.learning_rate"),
+        ("optim-step", tinker.optim_step(1, momentum=0.9), "adam_params.momentum"),
+        ("forward-backward", b"\xff\xff", "body"),
+        ("forward-backward", tinker.forward_backward(1, []), "data"),
+        ("forward-backward", tinker.forward_backward(1, tinker.batch(), "custom"), "loss_fn"),
+        ("save-weights", json.dumps({"model_id": MODEL_ID}).encode(), "body"),
+        ("optim-step", tinker.optim_step(2), "seq_id"),
+    ],
+)
+async def test_what_cannot_be_applied_is_refused_at_once_and_uses_up_its_number(
+    client: Client, kind: str, body: bytes, field: str
+) -> None:
+    status, problem = await send(client, kind, 1, body)
+    assert status == 422
+    assert problem["detail"].startswith(field)
+    assert (await told(client, 1))["category"] == "user"
+    await send(client, "forward-backward", 2, tinker.forward_backward(2, tinker.batch()))
+    assert (await result(client, 2)).headers["Content-Type"] == "application/x-protobuf"
+
+
+async def test_a_result_says_what_it_waits_for(volume: Volume, policy: Policy) -> None:
+    async with trainer(volume, policy, assigned=False) as client:
+        assert (await result(client, 1, wait=0)).status == 404
+        await send(client, "forward-backward", 2, tinker.forward_backward(2, tinker.batch()))
+        pending = await result(client, 2, wait=0)
+        assert (pending.status, (await pending.json())["reason"]) == (408, "NumberMissing")
+        await send(client, "forward-backward", 1, tinker.forward_backward(1, tinker.batch()))
+        pending = await result(client, 1, wait=0.3)
+        assert (pending.status, (await pending.json())["reason"]) == (408, "AwaitingAssignment")
+        await assign(client)
+        assert (await result(client, 2)).status == 200
+
+
+async def test_a_number_that_does_not_come_fails_what_waits_for_it(
+    volume: Volume, policy: Policy
+) -> None:
+    async with trainer(volume, policy, gap_seconds=0.2) as client:
+        await send(client, "optim-step", 2, tinker.optim_step(2))
+        failed = await told(client, 2)
+        assert failed["category"] == "server"
+        assert "seq_id 1" in failed["error"]
+        assert (await told(client, 1))["category"] == "server"
+
+
+async def test_a_trainer_that_starts_again_goes_on_with_what_was_accepted(
+    volume: Volume, policy: Policy
+) -> None:
+    async with trainer(volume, policy, assigned=False) as client:
+        await send(client, "forward-backward", 1, tinker.forward_backward(1, tinker.batch()))
+        await send(client, "optim-step", 2, tinker.optim_step(2))
+    async with trainer(volume, policy) as client:
+        metrics = (await told(client, 2))["metrics"]
+    async with trainer(volume, policy) as client:
+        assert (await told(client, 2))["metrics"] == metrics
+        assert (await result(client, 1)).status == 200
