@@ -31,7 +31,6 @@ from espalier.client import (
 )
 from espalier.core.checkpoints.commits import run_identity
 from espalier.environments.digest import Mark
-from espalier.environments.environment import Environment
 from espalier.loop.steps import Steps, Taken
 from espalier.runner import heldout, refusals
 from espalier.runner.declared_step import DeclaredStep, figures, open_schedule
@@ -40,11 +39,11 @@ from espalier.runner.group_sampling import Outcome
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.open_taskset import declared_taskset
-from espalier.runner.opened_taskset import OpenedTaskset, OpenRewards
+from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.run_end import UserError
 from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.scored_by import ScoredBy
-from espalier.runner.task_protocol import Tasks
+from espalier.runner.task_source import OpenRewards, TaskSource
 from espalier.runner.waiting import Waiting
 
 
@@ -88,7 +87,7 @@ class Loop:
         client: GatewayClient,
         run: tuple[str, str],
         *,
-        open_tasks: Callable[[Taskset | None], Tasks | Environment],
+        open_tasks: Callable[[Taskset | None], TaskSource],
         open_rewards: OpenRewards,
         open_held_out: Callable[[Taskset, Taskset], HeldOut] = heldout.declared,
         journal: Journal,
