@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -29,7 +29,7 @@ class StepClock:
         self._now = now
         self._since = now()
         self._open: Counter[Phase] = Counter()
-        self._spent: Counter[str] = Counter()
+        self._spent: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -51,7 +51,7 @@ class StepClock:
     def lap(self) -> dict[str, float]:
         """The metrics of the time since the last lap, in seconds."""
         self._account()
-        spent, self._spent = self._spent, Counter()
+        spent, self._spent = self._spent, defaultdict(float)
         return {
             "time/sampling_seconds": spent["sampling"],
             "time/reward_seconds": spent["reward"],
@@ -59,7 +59,7 @@ class StepClock:
             "time/commit_seconds": spent["commit"],
             "time/swap_seconds": spent["swap"],
             "time/idle_seconds": spent["idle"],
-            "time/step_seconds": spent.total(),
+            "time/step_seconds": sum(spent.values()),
         }
 
     def _account(self) -> None:
