@@ -60,7 +60,7 @@ def policed(apiserver: ApiServer) -> ApiServer:
     sets += ["--set", f"namespaces={{{TEAM}}}", "--kube-version", "1.35.0"]
     text = helm("template", "espalier", str(CHART), "--namespace", SYSTEM, *sets)
     found = [item for item in yaml.safe_load_all(text) if item and item["kind"] in POLICIES]
-    assert len(found) == 6
+    assert len(found) == 8
     apiserver.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(found))
     apiserver.wait_for("the policies to be in force", lambda: refused(_probe(apiserver)))
     return apiserver
@@ -231,8 +231,86 @@ def test_the_gateway_calls_a_trainer_back_and_writes_nothing_else_of_a_run(
     policed.kubectl(*status, json.dumps({"status": said}), "-n", TEAM)
     gateway = As(policed, GATEWAY)
     gateway(*status, json.dumps({"status": {"wokenFor": since}}))
+    saved = [{"path": "team.0123456789abcdef:train:0/weights/first", "time": since}]
+    gateway(*status, json.dumps({"status": {"saves": saved}}))
     for lie in ({"step": 9}, {"idleSince": None}, {"term": 7}):
         said = refused(lambda change=lie: gateway(*status, json.dumps({"status": change})))
-        assert "writes status.wokenFor of a run and status.evaluations of a Checkpoint" in said
+        assert "writes status.wokenFor and status.baseEvaluations of a run" in said
     kept = json.loads(policed.kubectl("get", "trun/mine", "-n", TEAM, "-o", "json"))["status"]
     assert (kept["step"], kept["idleSince"], kept["wokenFor"]) == (3, since, since)
+    assert kept["saves"] == saved
+
+
+KEYS = "secret/espalier-api-keys"
+CAROL = "carol"
+
+
+def key_secret(*entries: str, value: str = "e30=") -> Body:
+    metadata = {"name": "espalier-api-keys"}
+    data = dict.fromkeys(entries, value)
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}
+
+
+@pytest.fixture(scope="module")
+def carol(policed: ApiServer) -> As:
+    """Carol may write the Secret of the keys, and make tokens of one service account."""
+    verbs = ("--verb=get,create,update,patch,delete", "--resource=secrets")
+    policed.kubectl("create", "role", "keeper", "-n", TEAM, *verbs)
+    policed.kubectl(
+        *("create", "role", "issuer", "-n", TEAM, "--verb=create"),
+        *("--resource=serviceaccounts/token", "--resource-name=bot.one"),
+    )
+    for role in ("keeper", "issuer"):
+        binding = ("create", "rolebinding", role, f"--role={role}", f"--user={CAROL}")
+        policed.kubectl(*binding, "-n", TEAM)
+    carol = As(policed, CAROL)
+    text = json.dumps(key_secret("0123456789ab.other"))
+    policed.wait_for(
+        "the policy of API keys to be in force",
+        lambda: refused(lambda: carol("create", "--dry-run=server", "-f", "-", stdin=text)),
+    )
+    return carol
+
+
+def test_an_api_key_is_issued_by_those_who_may_make_tokens_of_its_account(
+    carol: As, bob: As
+) -> None:
+    mine, others, second = "0123456789ab.bot.one", "0123456789ab.bot", "ba9876543210.bot.one"
+
+    def patched(**data: str | None) -> None:
+        carol("patch", KEYS, "--type=merge", "-p", json.dumps({"data": data}))
+
+    assert refused(lambda: carol.create(key_secret(mine, others)))
+    hidden = {**key_secret(mine), "stringData": {others: "{}"}}
+    assert refused(lambda: carol.create(hidden))
+    carol.create(key_secret(mine))
+    said = refused(lambda: patched(**{others: "e30="}))
+    assert "carol may not create serviceaccounts/token of every account here: bot" in said
+    text = json.dumps(key_secret(others))
+    sides = ("apply", "--server-side", "--force-conflicts", "-f", "-")
+    assert refused(lambda: carol(*sides, stdin=text))
+    assert refused(lambda: carol("replace", "-f", "-", stdin=text))
+    patched(**{second: "e30="})
+    # Whoever may write the Secret may revoke, also what others have issued.
+    carol.server.kubectl("patch", KEYS, "-n", TEAM, "-p", json.dumps({"data": {others: "e30="}}))
+    patched(**{mine: None})
+    patched(**{second: "eyB9"})
+    assert refused(lambda: patched(**{others: "eyB9"}))
+    patched(**{others: None})
+    carol("delete", KEYS)
+    # The role edit may make tokens of every account, and so a key of each.
+    bob.create(key_secret(others))
+    carol("delete", KEYS)
+
+
+def test_an_entry_that_names_no_account_is_refused(carol: As) -> None:
+    for entry in ("bot.one", "0123456789ab", "0123456789ab.", "0123456789AB.bot.one"):
+        assert "is called <id>.<service account>" in refused(
+            lambda entry=entry: carol.create(key_secret(entry))  # type: ignore[misc]
+        )
+
+
+def test_other_secrets_and_other_namespaces_are_left_alone(carol: As, policed: ApiServer) -> None:
+    other = key_secret("0123456789ab.bot")
+    carol.create({**other, "metadata": {"name": "espalier-api-keys-of-mine"}})
+    policed.kubectl("create", "-n", ELSEWHERE, "-f", "-", stdin=json.dumps(other))

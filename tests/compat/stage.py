@@ -30,13 +30,16 @@ from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 from tests.trainer import tiny
 
 from espalier import identity
+from espalier.api.trainablemodel import Adapter
 from espalier.controllers.peers.importer_client import ImporterClient
 from espalier.controllers.peers.peer import PORT
 from espalier.controllers.peers.trainer_client import TrainerClient
 from espalier.controllers.process.operator import Operator
 from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.core.names import GATEWAY_AUDIENCE, audience
+from espalier.gateway.access.api_keys import ApiKeys
 from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.key_source import ClusterKeys
 from espalier.gateway.access.offers import Offers
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
@@ -44,7 +47,7 @@ from espalier.gateway.context import GatewayContext
 from espalier.gateway.hud.delivery import COMMANDS
 from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import TokenReviewResult
+from espalier.kube.cluster import Extra, TokenReviewResult
 from espalier.kube.objects import Body, ObjectKey
 from espalier.podclient import pod_session
 from espalier.trainer.compute.compute import LocalCompute
@@ -87,8 +90,12 @@ class Cluster(FakeCluster):
         resource: str,
         namespace: str,
         name: str,
+        *,
+        uid: str = "",
+        extra: Extra = (),
     ) -> bool:
-        return namespace == NAMESPACE and (user == "ann" or verb == "get")
+        ann = ("ann", f"system:serviceaccount:{NAMESPACE}:ann")
+        return namespace == NAMESPACE and (user in ann or verb == "get")
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,9 @@ class Trainer:
             TrainingState(
                 model=self.model,
                 base=self.stage.base,
-                compute=LocalCompute(tiny.policy(self.stage.volume, self.stage.base)),
+                compute=LocalCompute(
+                    tiny.policy(self.stage.volume, self.stage.base, self.stage.adapter(self.model))
+                ),
                 store=store,
                 log=CommandLog(store.model_directory(self.model), lock_seconds=5.0),
             ),
@@ -221,6 +230,10 @@ class Stage:
         found = next(t for t in self.trainers.values() if t.model == model)
         assert found.engine is not None
         return found.engine
+
+    def adapter(self, model: str) -> Adapter:
+        """What of a model is trained."""
+        return Adapter.model_validate(self.body("TrainableModel", model)["spec"]["adapter"])
 
     async def apply(self, kind: str, name: str, spec: Body, namespace: str = NAMESPACE) -> None:
         body = {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
@@ -303,6 +316,7 @@ class Stage:
     async def _sampler(self, ip: str) -> web.AppRunner:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", partial(self._sample, ip))
+        app.router.add_post("/v1/completions", partial(self._complete, ip))
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, ip, PORT).start()
@@ -328,6 +342,33 @@ class Stage:
             answer["prompt_token_ids"] = list(text.encode())
         return web.json_response(answer)
 
+    async def _complete(self, ip: str, request: web.Request) -> web.Response:
+        """A completion of tokens, as those of Tinker's clients ask for."""
+        body = await request.json()
+        self.sampled.append(body)
+        if body["model"] not in ("base", *self.rollouts.serving.get(ip, ())):
+            return web.json_response({"error": {"message": "no such model"}}, status=404)
+        choices = []
+        for index in range(body["n"]):
+            letters = random.Random(f"{body['prompt']}/{index}/{body.get('seed')}")
+            drawn = [letters.randrange(97, 123) for _ in range(min(body["max_tokens"], 4))]
+            rows = [_likely(token, body["logprobs"]) for token in drawn]
+            scored = {
+                "token_logprobs": [-math.log(26)] * len(drawn),
+                "top_logprobs": [{f"token_id:{t}": lp for t, lp in row.items()} for row in rows],
+            }
+            choice: Body = {"index": index, "finish_reason": "length", "token_ids": drawn}
+            choice |= {"text": "", "logprobs": scored, "prompt_token_ids": body["prompt"]}
+            if body.get("prompt_logprobs") is not None:
+                width = body["prompt_logprobs"]
+                given = [_likely(token, width) for token in body["prompt"]]
+                choice["prompt_logprobs"] = [
+                    {str(t): {"logprob": lp, "rank": 1} for t, lp in row.items()} for row in given
+                ]
+                choice["prompt_logprobs"][0] = None
+            choices.append(choice)
+        return web.json_response({"object": "text_completion", "choices": choices})
+
     def _choice(self, body: Body, text: str, index: int) -> Body:
         """Three letters, drawn by what is asked and how often it was."""
         number = self._asked[text] % self.repeat if self.repeat else self._asked[text]
@@ -351,6 +392,13 @@ class Stage:
             await sampler.cleanup()
 
 
+def _likely(token: int, width: int) -> dict[int, float]:
+    """A token with its log-prob, and others that are as likely."""
+    return {97 + (token + more) % 26: -math.log(26) for more in range(width)} | {
+        token: -math.log(26)
+    }
+
+
 def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -372,17 +420,18 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
         operator = Operator(
             stage.cluster,
             caches[0],
-            TrainerClient(session, PRIVATE_KEY),
+            TrainerClient(session, identity.Signer(PRIVATE_KEY)),
             stage.rollouts,
             settings,
-            importer=ImporterClient(session, PRIVATE_KEY),
+            importer=ImporterClient(session, identity.Signer(PRIVATE_KEY)),
             now=now,
         )
         upstream = await stack.enter_async_context(pod_session())
 
         def context() -> GatewayContext:
             view = WorldWatch(caches[1], (NAMESPACE, OTHER))
-            auth = Authenticator(stage.cluster)
+            keys = ApiKeys(ClusterKeys(stage.cluster), (NAMESPACE, OTHER))
+            auth = Authenticator(stage.cluster, keys=keys)
             return GatewayContext(view, stage.cluster, auth, tokens, upstream, stage.offers)
 
         stage.make_context = context

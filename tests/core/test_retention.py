@@ -12,6 +12,7 @@ from tests.core.objects import NOW, checkpoint, commit, digest, head, line, mode
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.saved import Save
 from espalier.core.checkpoints.commits import Accepted, Passed, judge
 from espalier.core.checkpoints.retention import RetentionView, expendable, needed, needed_elsewhere
 from espalier.core.head.head import decide
@@ -52,6 +53,19 @@ def test_what_no_rule_keeps_goes_but_for_the_first_and_the_tip(
         for n, reward in enumerate(["0.1", "0.2", "0.9", "0.3", "0.3", "0.2", "0.1", "0.8"], 1)
     ]
     assert steps(expendable(view(made, **policy))) == gone
+
+
+@pytest.mark.parametrize(
+    ("expires", "gone"), [(None, [2, 4, 5]), ("2020-01-01T00:00:00Z", [2, 3, 4, 5])]
+)
+def test_weights_saved_under_a_name_stay_until_the_name_expires(
+    expires: str | None, gone: list[int]
+) -> None:
+    made = line("m", 6)
+    save = Save(path="team.0123456789abcdef:train:0/weights/best", time=NOW, expires_at=expires)
+    status = made[2].status.model_copy(update={"saves": [save]})
+    made[2] = made[2].model_copy(update={"status": status})
+    assert steps(expendable(replace(view(made, keepLast=1), now=NOW))) == gone
 
 
 def test_of_equal_values_the_newest_is_the_best() -> None:
@@ -105,6 +119,17 @@ def test_what_a_fork_started_from_stays_and_a_head_of_the_fork_counts() -> None:
     assert needed(found)["m-000002"] == "TrainableModel fork forks from it"
     assert needed_elsewhere("m-000005", [served], [fork]) == "CheckpointHead fork serves it"
     assert not needed_elsewhere("m-000004", [served], [fork])
+
+
+def test_what_a_run_is_held_near_stays_while_the_run_names_it() -> None:
+    near = run("near", kl={"reference": {"checkpointRef": {"name": "m-000003"}}})
+    lineage, rules = grow(line("m", 6), BASE_POINT), run(checkpoint={"keepLast": 1})
+    found = RetentionView(lineage, [rules], referring=[near, rules])
+    assert steps(expendable(found)) == [2, 4, 5]
+    assert needed(found)["m-000003"] == "TrainingRun near names it in kl.reference"
+    assert needed_elsewhere("m-000003", [], [], [near]) == needed(found)["m-000003"]
+    leaving = run("near", meta={"deletionTimestamp": NOW}, kl=near.spec.kl.wire())
+    assert steps(expendable(RetentionView(lineage, [rules], referring=[leaving]))) == [2, 3, 4, 5]
 
 
 def test_what_a_branch_grows_from_stays_when_its_first_checkpoint_is_gone() -> None:

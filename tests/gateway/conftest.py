@@ -19,7 +19,9 @@ from tests.gateway.world import World
 
 from espalier import identity
 from espalier.core.names import GATEWAY_AUDIENCE
+from espalier.gateway.access.api_keys import ApiKeys
 from espalier.gateway.access.auth import Authenticator
+from espalier.gateway.access.key_source import ClusterKeys
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.context import GatewayContext
@@ -102,6 +104,10 @@ class Gateway:
     users: Users
     outbox: TraceOutbox = field(default_factory=TraceOutbox)
 
+    @property
+    def app(self) -> web.Application:
+        return self.server.app
+
     async def post(
         self, path: str, body: object, token: str | None = None, **headers: str
     ) -> aiohttp.ClientResponse:
@@ -128,7 +134,9 @@ async def gateway(users: Users, cluster: KubernetesCluster) -> AsyncIterator[Gat
     tokens = TokenIssuer()
     tokens.use(PRIVATE_KEY)
     async with pod_session() as upstream, aiohttp.ClientSession() as session:
-        context = GatewayContext(world.view, cluster, Authenticator(cluster), tokens, upstream)
+        keys = ApiKeys(ClusterKeys(cluster), world.namespaces)
+        auth = Authenticator(cluster, keys=keys)
+        context = GatewayContext(world.view, cluster, auth, tokens, upstream)
         outbox = TraceOutbox()
         server = TestServer(make_app(context, lambda: "", outbox))
         # TestServer sets the others alike.

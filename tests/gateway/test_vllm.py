@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,9 @@ from tests.sampler.server import Rollout, start, wait_healthy
 from tests.sampler.tiny import commit_adapter, commit_base, make_model
 
 from espalier.core.names import adapter_name
+from espalier.gateway.tinker.names import Sampler, Session
 from espalier.gateway.world.world import NamespacedName
+from espalier.tinker.messages_pb2 import SampleResponse
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -114,6 +118,38 @@ async def test_each_name_samples_its_own_weights_alone_and_mixed(
     answers = await asyncio.gather(*(complete(gateway, asked) for asked in names for _ in "12"))
     for answer in answers:
         assert same(answer["choices"][0], direct[answer["model"]])
+
+
+async def test_tinkers_sample_is_the_same_completion_with_the_log_probs_of_its_prompt(
+    gateway: Gateway, arith: NamespacedName, served: Served
+) -> None:
+    direct = served.direct(adapter_name("arith", served.digests[1]))
+    prompt = {"chunks": [{"type": "encoded_text", "tokens": direct["prompt_token_ids"]}]}
+    session = Session(arith.namespace, "0" * 16)
+    asked = {
+        "sampling_session_id": str(Sampler(session, 0, arith, "arith-000002")),
+        "seq_id": 0,
+        "prompt": prompt,
+        "sampling_params": {"max_tokens": 6, "temperature": 0},
+        "prompt_logprobs": True,
+        "topk_prompt_logprobs": 2,
+        "topk_sample_logprobs": 3,
+    }
+    promised = await (await gateway.post("/api/v1/asample", asked)).json()
+    wanted = {"request_id": promised["request_id"]}
+    reply = await gateway.post("/api/v1/retrieve_future", wanted)
+    assert (reply.status, reply.content_type) == (200, "application/x-protobuf")
+    found = SampleResponse.FromString(await reply.read())
+    (drawn,) = found.sequences
+    assert array("i", drawn.tokens).tolist() == direct["token_ids"]
+    logprobs = direct["logprobs"]["token_logprobs"]
+    assert array("f", drawn.logprobs).tolist() == pytest.approx(logprobs, abs=1e-5)
+    # Sampled greedily, every token is the most likely one.
+    assert array("i", drawn.topk_sampled_logprobs.token_ids).tolist()[::3] == direct["token_ids"]
+    scored = array("f", found.prompt_logprobs).tolist()
+    assert len(scored) == found.topk_prompt_logprobs.length == len(direct["prompt_token_ids"])
+    assert math.isnan(scored[0])
+    assert all(value < 0 for value in scored[1:])
 
 
 async def test_a_chat_has_prompt_tokens_tokens_and_logprobs_in_every_choice(
@@ -233,3 +269,24 @@ async def test_without_them_or_with_more_than_fits_an_answer_fills_the_context(
     choice = await chat(gateway, **NEVER, max_tokens=most)
     assert choice["finish_reason"] == "length"
     assert len(choice["prompt_token_ids"]) + len(choice["token_ids"]) == CONTEXT
+
+
+async def test_a_seed_gives_the_same_samples_again_whatever_is_sampled_beside(
+    gateway: Gateway, arith: NamespacedName
+) -> None:
+    """The seeds of a run's requests. Chunked prefill, which a seed would end, is off on a CPU."""
+    drawn = {"temperature": 1.0, "n": 4, "max_tokens": 12, "model": "arith"}
+
+    async def sampled(seed: int | None) -> list[list[int]]:
+        reply = await gateway.post("/v1/chat/completions", CHAT | drawn | {"seed": seed})
+        assert reply.status == 200, await reply.text()
+        choices = (await reply.json())["choices"]
+        return [c["token_ids"] for c in sorted(choices, key=lambda c: int(c["index"]))]
+
+    seed = 2**46 + 12345
+    alone = await sampled(seed)
+    together = await asyncio.gather(*(sampled(given) for given in (seed, 1, None, seed, 2, None)))
+    assert together[0] == together[3] == alone
+    assert alone not in (together[1], together[2], together[4])
+    # The completions of one request are others of each other.
+    assert len({tuple(tokens) for tokens in alone}) > 1

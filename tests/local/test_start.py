@@ -6,7 +6,10 @@ import shutil
 import socket
 from pathlib import Path
 
+import aiohttp
 import pytest
+from dev.ports import free_port
+from tests.local.test_dev import dev
 from typer.testing import CliRunner
 
 from espalier.cli.main import app
@@ -54,3 +57,31 @@ def test_a_state_that_cannot_be_made_is_not_called_a_port(manifests: Path, tmp_p
     said = refused(manifests, "--state", str(tmp_path / "file" / "state"))
     assert "--port" not in said
     assert "--state" in said
+
+
+async def test_an_api_key_of_one_machine_opens_its_gateway_until_it_is_revoked(
+    manifests: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    # No pod of it starts without the image: the gateway alone is asked.
+    async with dev(manifests, tmp_path, port, image="other") as running:
+        state = await running.says(r"ESPALIER_LOCAL=(\S+)")
+
+        def keys(*arguments: str) -> str:
+            done = CliRunner().invoke(app, ["--local", state[1], "keys", *arguments])
+            assert done.exit_code == 0, done.output
+            return done.stdout.strip()
+
+        key = keys("create", "me", "--service-account", "me", "--scope", "read")
+        url = f"http://127.0.0.1:{port}/v1/models"
+        async with aiohttp.ClientSession(headers={"X-API-Key": key}) as session:
+            listed = await (await session.get(url)).json()
+            assert [model["id"] for model in listed["data"]] == ["arith"]
+            limited = await session.post(f"http://127.0.0.1:{port}/v1/completions", json={})
+            assert limited.status == 403
+            assert "me" in keys("list")
+            keys("revoke", "me")
+            refused = await session.get(url)
+            assert refused.status == 401
+            assert "ApiKeyUnknown" in await refused.text()
+        assert Layout(Path(state[1]), {}).api_keys.stat().st_mode & 0o077 == 0

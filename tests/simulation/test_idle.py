@@ -10,6 +10,7 @@ from tests.simulation.virtual_time import run
 from tests.simulation.world import NAMESPACE, World, model_spec, run_spec, world
 
 from espalier.gateway.access.pod_tokens import TokenIssuer
+from espalier.gateway.context import HELD_SECONDS
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.world.watch import WorldWatch
@@ -65,7 +66,7 @@ class Gateway:
 
     async def call(self, *, wait: bool = True) -> str:
         """Name of the trainer's pod that takes a call."""
-        return (await self.trainers.ready(TINY, wait=wait)).name
+        return (await self.trainers.ready(TINY, HELD_SECONDS if wait else 0.0)).name
 
 
 def test_a_trainer_that_nobody_calls_is_freed_within_a_minute_of_its_limit() -> None:

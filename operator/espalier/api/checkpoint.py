@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from espalier.api.evaluated import EVALUATIONS_MOST, EvaluationResult
 from espalier.api.meta import (
     METRICS_MOST,
     Condition,
@@ -20,6 +21,7 @@ from espalier.api.meta import (
     list_map,
 )
 from espalier.api.metric_names import MEASURED_MOST
+from espalier.api.saved import SAVES_MOST, Save
 
 
 class Hyperparameters(Type):
@@ -64,22 +66,6 @@ class CheckpointSpec(Type):
     )
 
 
-# As many evaluations a checkpoint keeps, each with as many figures.
-EVALUATIONS_MOST, EVALUATION_METRICS_MOST = 8, 12
-
-
-class EvaluationResult(Type):
-    """What one evaluation found."""
-
-    name: Name = Field(description="name of the evaluation.")
-    tasks: int = Field(ge=1, description="tasks that were asked and scored.")
-    metrics: list[Metric] = Field(
-        description="metrics of the checkpoint, such as eval/held-out/mean_reward.",
-        max_length=EVALUATION_METRICS_MOST,
-        json_schema_extra=list_map("name"),
-    )
-
-
 class CheckpointStatus(Type):
     """Where the checkpoint is used. Only the operator writes it."""
 
@@ -115,6 +101,13 @@ class CheckpointStatus(Type):
         "among the metrics above. The gateway writes them.",
         max_length=EVALUATIONS_MOST,
         json_schema_extra=list_map("name"),
+    )
+    saves: list[Save] = Field(
+        default_factory=list,
+        description="saves are the names of Tinker's clients for the checkpoint, which is kept as "
+        "long as it has one. The gateway writes them.",
+        max_length=SAVES_MOST,
+        json_schema_extra=list_map("path"),
     )
 
 

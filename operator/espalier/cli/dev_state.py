@@ -30,6 +30,11 @@ class LocalObjects(Kubectl):
         super().__init__(NAMESPACE)
         self._layout = Layout(state, {})
 
+    @property
+    def api_keys(self) -> Path:
+        """The file of the API keys."""
+        return self._layout.api_keys
+
     def volume(self, model: TrainableModel) -> Path | None:
         """The directory that stands for the model's claim."""
         return self._layout.volume(model.spec.storage.persistent_volume_claim.claim_name)

@@ -16,6 +16,7 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.cli import (
     adopt,
     checkpoint_commands,
+    key_commands,
     model_commands,
     run_commands,
     taskset_commands,
@@ -51,6 +52,7 @@ app.add_typer(run_commands.app, name="run")
 app.add_typer(taskset_commands.app, name="taskset")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.add_typer(checkpoint_commands.rollouts_app, name="rollouts")
+app.add_typer(key_commands.app, name="keys")
 
 Checkpoint = Annotated[
     str, typer.Option(help="A Checkpoint's name, or base; what the head serves if not given.")

@@ -32,6 +32,8 @@ from espalier.gateway.routes.openai_models import OpenAIModelRoutes
 from espalier.gateway.routes.runs import RunRoutes
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training import READS, TrainingRoutes
+from espalier.gateway.tinker import refusals
+from espalier.gateway.tinker.routes import TinkerRoutes
 from espalier.gateway.world.watch import WorldWatch
 from espalier.podclient import PodFaultError
 
@@ -80,13 +82,14 @@ def make_app(
     completions = CompletionRoutes(
         callers=callers, watch=watch, auth=auth, pods=pods, traces=traces, keepers=keepers
     )
+    trainers = TrainerLookup(watch, cluster, context.tokens, context.session)
     training = TrainingRoutes(
         callers=callers,
         watch=watch,
         auth=auth,
         pods=pods,
         traces=traces,
-        trainers=TrainerLookup(watch, cluster, context.tokens, context.session),
+        trainers=trainers,
     )
     # Without /v1 too, as HUD's client calls its gateway.
     for prefix in ("/v1", ""):
@@ -99,14 +102,17 @@ def make_app(
     app.router.add_get("/v1/runs/{namespace}/{name}", RunRoutes(callers, watch, auth).get)
     evaluations = EvaluationRoutes(callers, watch, auth, context.cluster)
     app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", evaluations.post)
+    app.router.add_post("/v1/runs/{namespace}/{name}/evaluations", evaluations.post_base)
+    forks = Forks(watch, cluster, auth)
     PlatformRoutes(
         callers=callers,
         watch=watch,
         auth=auth,
         offers=context.offers,
-        forks=Forks(watch, cluster, auth),
+        forks=forks,
         moves=HeadMoves(watch, cluster),
     ).add_to(app.router)
+    TinkerRoutes(context, callers, pods, forks, trainers).add_to(app.router)
     traces.add_to(app.router)
     for prefix in ("/v1/models/{slug}/train", "/v1/models/{namespace}/{slug}/train"):
         app.router.add_post(f"{prefix}/{{command:{'|'.join(sorted(COMMANDS))}}}", training.handle)
@@ -189,6 +195,8 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
             "the gateway failed on this request",
             f"Its log has the cause under request id {request[REQUEST_ID]}",
         )
+    if refusals.is_tinker(request.path):
+        return refusals.respond(answer)
     return respond(_for(request, answer), openai=not _is_ours(request.path))
 
 

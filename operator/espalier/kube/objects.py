@@ -62,6 +62,7 @@ KINDS: Mapping[str, Resource] = {
         Resource("Pod", "", "v1", "pods"),
         Resource("Service", "", "v1", "services"),
         Resource("Secret", "", "v1", "secrets"),
+        Resource("ServiceAccount", "", "v1", "serviceaccounts"),
         Resource("Event", "", "v1", "events"),
         Resource("ConfigMap", "", "v1", "configmaps"),
         Resource("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from espalier.core.manifests.environment import SOCKET_PATH
 from espalier.kube.objects import Body
 
 NAMESPACE = "default"
@@ -35,8 +36,8 @@ class Layout:
     """The directory of a local Espalier.
 
     Attributes:
-        root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, the keys, ``lock``
-            and the objects.
+        root: holds ``volumes/<claim>``, ``pods/<pod>``, ``logs``, ``token``, the keys, the API
+            keys, ``lock`` and the objects.
         images: by reference, the directory with what the image has under ``/models``.
         secrets: by name and key of a Secret, what it holds.
     """
@@ -49,6 +50,11 @@ class Layout:
     def objects(self) -> Path:
         """The file of the objects, in place of etcd."""
         return self.root / "objects.json"
+
+    @property
+    def api_keys(self) -> Path:
+        """The file of the API keys, in place of their Secret."""
+        return self.root / "api-keys.json"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -130,6 +136,9 @@ class Layout:
                 found[mount["mountPath"]] = place / mount.get("subPath", "")
         if "/tmp" in found:
             found["/tmp"] = self._temporary(pod)
+        if SOCKET_PATH in found:
+            found[SOCKET_PATH] = self._temporary(pod) / "host"
+            found[SOCKET_PATH].mkdir(mode=0o700, exist_ok=True)
         # The machine's own shared memory serves.
         found.pop("/dev/shm", None)
         return found

@@ -21,6 +21,7 @@ from espalier.controllers.peers.sampler_client import RolloutClient
 from espalier.controllers.peers.trainer_client import TrainerClient
 from espalier.controllers.process.operator import Operator
 from espalier.core.manifests.installation import ChildSettings, Images
+from espalier.gateway.access.api_keys import ApiKeys
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
@@ -28,6 +29,7 @@ from espalier.gateway.context import GatewayContext
 from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cache import Cache
 from espalier.kube.objects import Body, key_of
+from espalier.local.key_file import KeyFile, LocalKeys
 from espalier.local.kubelet import Kubelet
 from espalier.local.layout import NAMESPACE, Layout, StartError
 from espalier.local.manifests import ManifestError, Manifests, fingerprint, read
@@ -90,14 +92,15 @@ async def _run(options: DevOptions) -> None:
         images = Images(trainer="trainer", rollout="rollout", runner="runner")
         url = f"http://127.0.0.1:{options.port}"
         keys = identity.PublicKeys.of(private_key, gateway_key)
+        signer = identity.Signer(private_key)
         children = ChildSettings(images, keys.text(), url)
         operator = Operator(
             cluster,
             cache,
-            TrainerClient(session, private_key),
-            RolloutClient(session, private_key),
+            TrainerClient(session, signer),
+            RolloutClient(session, signer),
             children,
-            importer=ImporterClient(session, private_key),
+            importer=ImporterClient(session, signer),
             now=_now,
         )
         kubelet = Kubelet(cluster, options.layout, session, _now)
@@ -127,7 +130,9 @@ async def _gateway(options: DevOptions, cluster: MemoryCluster) -> AsyncIterator
     cluster.feed(cache)
     async with pod_session() as session:
         view = WorldWatch(cache, (NAMESPACE,))
-        services = GatewayContext(view, cluster, Authenticator(cluster), tokens, session)
+        keys = ApiKeys(LocalKeys(KeyFile(options.layout.api_keys)), (NAMESPACE,))
+        auth = Authenticator(cluster, keys=keys)
+        services = GatewayContext(view, cluster, auth, tokens, session)
         runner = web.AppRunner(
             make_app(services, lambda: ""),
             shutdown_timeout=1.0,

@@ -76,6 +76,7 @@ def decide(
         head_mark=f"> {','.join(serving)}"[:MARK_CHARS] if serving else None,
         metrics=measurements.metrics(checkpoint, lineage.tellers(name)),
         evaluations=checkpoint.status.evaluations,
+        saves=checkpoint.status.saves,
         conditions=conditions.settle(
             checkpoint.status.conditions, findings, checkpoint.metadata.generation, now
         ),

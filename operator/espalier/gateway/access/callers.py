@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from espalier.api.meta import GROUP
-from espalier.gateway.access.auth import Authenticator, Remembered, User
+from espalier.core.api_keys import Scope
+from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.offers import Offers
+from espalier.gateway.access.remembered import Remembered
+from espalier.gateway.access.request_limits import API_KEY
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.world.routing import NEAREST, Slug, Unknown, find_model, find_slug
 from espalier.gateway.world.watch import WorldWatch
@@ -30,9 +33,15 @@ class Callers:
         self._offers = offers
         self._sampling: Remembered[bool] = Remembered()
 
-    async def caller(self, request: web.Request) -> User:
-        """The authenticated caller of a request."""
-        return await self._auth.user(request.headers.get("Authorization"))
+    async def caller(self, request: web.Request, *any_of: Scope) -> User:
+        """The authenticated caller of a request that takes one of these scopes.
+
+        Scopes limit API keys; without any, a limited key is refused.
+        """
+        headers = request.headers
+        user = await self._auth.user(headers.get(hdrs.AUTHORIZATION), headers.get(API_KEY))
+        user.require_scope(*any_of)
+        return user
 
     async def require_some_model(self, user: User) -> None:
         """Refuses a caller who may sample no model, before the body that names it is read."""

@@ -49,8 +49,18 @@ def late(seconds: float) -> RefusalError:
 
 async def read_object(request: web.Request) -> dict[str, Any]:
     """The body as a JSON object; RefusalError 400 if it is not one."""
+    return as_object(await read_bytes(request))
+
+
+async def read_body(request: web.Request, kind: type[Body]) -> Body:
+    """The body; RefusalError 422 with the first field that does not fit."""
+    return as_body(await read_object(request), kind)
+
+
+def as_object(text: bytes) -> dict[str, Any]:
+    """Bytes as a JSON object; RefusalError 400 if they are not one."""
     try:
-        body = read_json(await read_bytes(request))
+        body = read_json(text)
     except UnreadableError as error:
         raise RefusalError(400, "InvalidJson", f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
@@ -58,9 +68,8 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     return body
 
 
-async def read_body(request: web.Request, kind: type[Body]) -> Body:
-    """The body; RefusalError 422 with the first field that does not fit."""
-    body = await read_object(request)
+def as_body(body: dict[str, Any], kind: type[Body]) -> Body:
+    """A JSON object as one of our types; RefusalError 422 with the first field that is wrong."""
     try:
         return kind.model_validate(body)
     except ValidationError as error:

@@ -1,7 +1,8 @@
 """Checks every request before anything is parsed: plain headers and a bounded body.
 
-Pods and users are hostile. 61 KB of gzip were a gigabyte once inflated, so nothing is inflated; a
-body has the limit of its route, announced or not; and a header is text that can be passed on.
+Pods and users are hostile. 61 KB of gzip were a gigabyte once inflated, so nothing is inflated but
+one body of Tinker's client, within a limit; a body has the limit of its route, announced or not;
+and a header is text that can be passed on.
 """
 
 from __future__ import annotations
@@ -20,11 +21,21 @@ MAX_COMPLETION_BYTES = 4 * 2**20
 MAX_REPORT_BYTES = 2**20
 MAX_SMALL_BYTES = 64 * 2**10
 
+# Tinker's client compresses the one body that carries tensors; it is inflated within a limit.
+TENSORS, ZSTD = "/api/v1/forward_backward", "zstd"
+MAX_TENSORS_BYTES = 32 * 2**20
+MAX_INFLATED_BYTES = 64 * 2**20
+MAX_SAMPLE_BYTES = 4 * 2**20
+# A future of a sample carries its prompt.
+MAX_FUTURE_BYTES = 6 * 2**20
+API_KEY = "X-API-Key"
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_CREDENTIALS = (hdrs.AUTHORIZATION, API_KEY)
 # Headers that are read or passed on. A request that repeats one of them is ambiguous.
 _READ = (
-    hdrs.AUTHORIZATION,
+    *_CREDENTIALS,
     hdrs.CONTENT_TYPE,
     hdrs.CONTENT_ENCODING,
     IDEMPOTENCY_KEY,
@@ -76,16 +87,17 @@ def _check_headers(request: web.Request) -> None:
         if len(values) > 1:
             raise _malformed(name, "comes more than once", "Send it once")
         if values and not (values[0].isascii() and values[0].isprintable()):
-            if name == hdrs.AUTHORIZATION:
+            if name in _CREDENTIALS:
                 raise RefusalError(
                     401,
                     "TokenMalformed",
-                    "Authorization holds characters that no token has",
-                    "Send Authorization: Bearer <token>",
+                    f"{name} holds characters that no token and no key has",
+                    f"Send Authorization: Bearer <token>, or {API_KEY}: <key>",
                 )
             raise _malformed(name, "is not printable ASCII", "Send it without these characters")
-    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
-    if encoding.strip().lower() != "identity":
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
+    inflates = request.path.endswith(TENSORS) and encoding == ZSTD
+    if encoding != "identity" and not inflates:
         raise RefusalError(
             415,
             "ContentEncodingNotTaken",
@@ -117,7 +129,17 @@ def _limit(route: str) -> int:
         return 0
     if route.endswith("/completions"):
         return MAX_COMPLETION_BYTES
+    if "/api/v1/" in route:
+        return _OF_TINKER.get(route.rpartition("/")[2], MAX_SMALL_BYTES)
     return MAX_REPORT_BYTES if route.startswith("/v2/trace/") else MAX_SMALL_BYTES
+
+
+_OF_TINKER = {
+    "forward_backward": MAX_TENSORS_BYTES,
+    "asample": MAX_SAMPLE_BYTES,
+    "retrieve_future": MAX_FUTURE_BYTES,
+    "telemetry": MAX_REPORT_BYTES,
+}
 
 
 def _malformed(header: str, problem: str, remedy: str) -> RefusalError:

@@ -7,6 +7,8 @@ last: a fork exists once its model does, so repeating an interrupted call comple
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from espalier.api.meta import NAME_PATTERN
@@ -52,6 +54,29 @@ class Forks:
             user, NamespacedName(offer.namespace, _checked(name)), offer.spec.wire()
         )
 
+    async def of_spec(
+        self,
+        user: User,
+        fork: NamespacedName,
+        model: Body,
+        annotations: Mapping[str, str],
+        kinds: Collection[str] = tuple(KINDS),
+    ) -> None:
+        """Makes a model as it is given; one that exists with these annotations is this one.
+
+        Raises:
+            RefusalError: 409, a model of that name exists without them.
+        """
+        for kind in kinds:
+            await self._auth.require(user, "create", KINDS[kind], fork)
+        existing = await self._get(ObjectKey("TrainableModel", fork.namespace, fork.name))
+        known = (existing or {}).get("metadata", {}).get("annotations") or {}
+        if existing is not None and not annotations.items() <= known.items():
+            raise _exists(fork)
+        for kind, spec in fork_specs(model, fork.name).items():
+            if kind in kinds:
+                await self._create(user, kind, fork, spec, annotations)
+
     async def _make(self, user: User, fork: NamespacedName, model: Body) -> NamespacedName:
         """Returns the fork once the gateway sees it; 409 if a model of that name exists."""
         for resource in KINDS.values():
@@ -59,7 +84,9 @@ class Forks:
         if fork in self._watch.world.models:
             raise _exists(fork)
         for kind, spec in fork_specs(model, fork.name).items():
-            await self._create(user, kind, fork, spec)
+            created = await self._create(user, kind, fork, spec)
+            if not created and kind == "TrainableModel":
+                raise _exists(fork)
         seen = await self._watch.wait_for(
             # Wait for all three, so that the next call finds a run to train.
             lambda world: (
@@ -73,21 +100,27 @@ class Forks:
             )
         return fork
 
-    async def _create(self, user: User, kind: str, fork: NamespacedName, spec: Body) -> None:
+    async def _create(
+        self,
+        user: User,
+        kind: str,
+        fork: NamespacedName,
+        spec: Body,
+        annotations: Mapping[str, str] = MappingProxyType({}),
+    ) -> bool:
+        """False if an object of that name, which is not another model's, exists."""
         metadata = {
             "name": fork.name,
             "namespace": fork.namespace,
-            "annotations": {REQUESTED_BY: user.name},
+            "annotations": {REQUESTED_BY: user.name, **annotations},
         }
         try:
             if await self._cluster.create(kind, {"metadata": metadata, "spec": spec}):
-                return
-            if kind == "TrainableModel":
-                raise _exists(fork)
-            # An interrupted fork left this object, or it is someone else's and the name is taken.
-            existing = await self._cluster.get(ObjectKey(kind, fork.namespace, fork.name))
+                return True
         except ClusterError as error:
             raise _refused(error, kind, fork) from error
+        # An interrupted fork left this object, or it is someone else's and the name is taken.
+        existing = await self._get(ObjectKey(kind, fork.namespace, fork.name))
         owner = (existing or {}).get("spec", {}).get("modelRef", {}).get("name")
         if owner not in (None, fork.name):
             raise RefusalError(
@@ -96,6 +129,13 @@ class Forks:
                 f"{kind} {fork} belongs to model {owner}",
                 "Choose another name for the fork",
             )
+        return False
+
+    async def _get(self, key: ObjectKey) -> Body | None:
+        try:
+            return await self._cluster.get(key)
+        except ClusterError as error:
+            raise not_ready("NotCreated", f"{key} was not read: {error.message}") from error
 
 
 def model_spec(world: ServedWorld, source: NamespacedName) -> Body:

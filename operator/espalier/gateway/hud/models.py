@@ -16,6 +16,7 @@ from espalier.api.platform import (
     ModelPage,
     Platform,
 )
+from espalier.core.api_keys import SCOPES
 from espalier.core.lineage.lineage import parent_name
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import Callers
@@ -71,7 +72,7 @@ class PlatformRoutes:
 
     async def list(self, request: web.Request) -> web.Response:
         """The bases that the caller may fork and the models that it may get, by name, in pages."""
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, *SCOPES)
         offset, limit = _whole(request, "offset", 0), _whole(request, "limit", PAGE)
         models = sorted(self._watch.world.models)
         allowed = await asyncio.gather(
@@ -90,7 +91,7 @@ class PlatformRoutes:
 
     async def get(self, request: web.Request) -> web.Response:
         """One model, or a base by its id."""
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, *SCOPES)
         offer = self._offers.find(requested_slug(request))
         if offer is not None and offer in await self._offers.of(self._auth, user):
             return _json(offered(offer))
@@ -99,7 +100,7 @@ class PlatformRoutes:
 
     async def fork(self, request: web.Request) -> web.Response:
         """Creates a model, its head and a client-driven run; answers once the model exists."""
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, "train")
         offers = await self._offers.of(self._auth, user)
         if not offers:
             await self._callers.require_some_model(user)
@@ -128,7 +129,7 @@ class PlatformRoutes:
 
     async def set_head(self, request: web.Request) -> web.Response:
         """Moves the head to a checkpoint; the next optimizer step extends the tree from there."""
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, "promote")
         model = await self._callers.model(user, requested_slug(request))
         await self._auth.require(user, "update", "checkpointheads", model)
         wanted = await read_body(request, HeadRequest)
@@ -144,7 +145,7 @@ class PlatformRoutes:
         return entry(world, model, is_trainable=able)
 
     async def _readable(self, request: web.Request) -> NamespacedName:
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, "read", "train", "promote")
         model = await self._callers.model(user, requested_slug(request))
         await self._auth.require(user, "get", "trainablemodels", model)
         return model

@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from espalier.api.sampled import Sampled
+from espalier.core.api_keys import SCOPES
 from espalier.gateway.access.auth import User
 from espalier.gateway.access.byte_budget import ByteBudget
 from espalier.gateway.access.callers import Callers
@@ -69,7 +70,7 @@ class TraceRoutes:
 
         Where one of these is not there, it is held for it.
         """
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, "sample", "train")
         # This refuses a caller who may train no model before it reads the body.
         await self._keepers.all(user, "")
         body = await read_bytes(request)
@@ -110,7 +111,7 @@ class TraceRoutes:
 
     async def get(self, request: web.Request) -> web.Response:
         """Every part of a trace that a trainer keeps."""
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, "read", "train")
         path = request.path.removeprefix("/v2/trace")
         keepers = [k for k in await self._keepers.all(user, "") if k.pod is not None]
         if not keepers:
@@ -125,7 +126,7 @@ class TraceRoutes:
 
     async def drop_spans(self, request: web.Request) -> web.Response:
         """Takes HUD's telemetry and keeps none of it: see docs/guides/hud-client.md."""
-        await self._callers.caller(request)
+        await self._callers.caller(request, *SCOPES)
         return web.Response(status=204)
 
     async def record(

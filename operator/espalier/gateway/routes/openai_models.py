@@ -24,7 +24,7 @@ class OpenAIModelRoutes:
 
     async def list(self, request: web.Request) -> web.Response:
         """Every model of the served namespaces that the caller may get, and its other heads."""
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, "read", "sample")
         known = slugs(self._watch.world)
         allowed = await asyncio.gather(
             *(self._auth.allowed(user, "get", "trainablemodels", s.model) for s in known)
@@ -35,7 +35,7 @@ class OpenAIModelRoutes:
 
     async def get(self, request: web.Request) -> web.Response:
         """One model or head under the name that the caller uses, ``slug@checkpoint`` too."""
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, "read", "sample")
         parts = request.match_info
         named = "/".join(parts[part] for part in ("namespace", "slug") if part in parts)
         slug, ref = split(named)

@@ -22,7 +22,7 @@ class RunRoutes:
 
     async def get(self, request: web.Request) -> web.Response:
         """The run's present spec, its term, and whether it is suspended or paused."""
-        user = await self._callers.caller(request)
+        user = await self._callers.caller(request, "read", "train")
         name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
         await self._auth.require(user, "get", "trainingruns", name)
         world = self._watch.world

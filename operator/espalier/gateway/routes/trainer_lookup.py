@@ -16,7 +16,7 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Problem
 from espalier.core.run import idle
 from espalier.gateway.access.pod_tokens import TokenIssuer
-from espalier.gateway.context import HELD_SECONDS, STATUS_MANAGER
+from espalier.gateway.context import STATUS_MANAGER
 from espalier.gateway.problems import not_ready
 from espalier.gateway.world.pod_addresses import NotReadyReason, PodAddress, why_none_ready
 from espalier.gateway.world.turn import active_run
@@ -52,20 +52,20 @@ class TrainerLookup:
         self._session = session
         self._taking: dict[NamespacedName, PodAddress] = {}
 
-    async def ready(self, model: NamespacedName, *, wait: bool) -> PodAddress:
+    async def ready(self, model: NamespacedName, seconds: float = 0.0) -> PodAddress:
         """A trainer that takes commands.
 
         Args:
             model: whose.
-            wait: for one that is starting, up to HELD_SECONDS.
+            seconds: to wait for one that is starting. Without any, a ready pod may still refuse.
 
         Raises:
             RefusalError: 503 with the reason of Kubernetes or of the trainer.
         """
-        deadline = asyncio.get_running_loop().time() + (HELD_SECONDS if wait else 0.0)
+        deadline = asyncio.get_running_loop().time() + seconds
         await self.wake(model)
-        pod = await self._pod(model, HELD_SECONDS if wait else 0.0)
-        if wait:
+        pod = await self._pod(model, seconds)
+        if seconds:
             await self._until_taking(model, pod, deadline)
         return pod
 

@@ -13,14 +13,14 @@ from aiohttp import StreamReader, web
 from espalier.api.wire import (
     CHECKPOINT_DIGEST,
     CLIENT,
-    DECLARED,
     IDEMPOTENCY_KEY,
+    PROMOTED_AFTER,
     PROMOTION,
     TERM,
     OptimStepResult,
 )
+from espalier.core.api_keys import Scope
 from espalier.core.idempotency import read_key
-from espalier.core.run.declared import declared
 from espalier.gateway.access.answer_writer import write_answer
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.byte_budget import Hold
@@ -28,7 +28,12 @@ from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.request_body import late
-from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, requested_slug
+from espalier.gateway.context import (
+    HELD_SECONDS,
+    REQUEST_ID,
+    UPSTREAM_SECONDS,
+    requested_slug,
+)
 from espalier.gateway.hud.delivery import (
     COMMANDS,
     DeliveryReports,
@@ -40,14 +45,17 @@ from espalier.gateway.hud.traces import TraceRoutes
 from espalier.gateway.problems import RefusalError, not_ready, with_remedy
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
+from espalier.gateway.routes.training_access import TrainingAccess, binding, declared_header
 from espalier.gateway.world.pod_addresses import NotReadyReason, PodAddress, why_none_ready
-from espalier.gateway.world.turn import active_run, is_paused, live_term, misaligned
+from espalier.gateway.world.turn import live_term
 from espalier.gateway.world.watch import WorldWatch
-from espalier.gateway.world.world import TRAINER, NamespacedName, ServedWorld
+from espalier.gateway.world.world import TRAINER, NamespacedName
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
 
-READS = frozenset({"losses", "state"})
+READS = frozenset({"batch", "declared", "losses", "state"})
+# What is asked again, and is not worth a wait for a trainer that starts.
+_ASKED_AGAIN = ("batch", "state")
 PROMOTION_SECONDS = 60.0
 TRAINER_SECONDS = 600.0
 CONNECT_SECONDS = 5.0
@@ -58,6 +66,8 @@ _TIMEOUT = aiohttp.ClientTimeout(total=TRAINER_SECONDS, sock_connect=CONNECT_SEC
 # Not its length or encoding: the connection to the trainer frames the body itself, part by part.
 _PASSED_ON = ("Content-Type", IDEMPOTENCY_KEY, TERM)
 _PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, TERM)
+# Where a run binds its client to nothing.
+_NOTHING = "{}"
 _SEND_AGAIN = (
     f"Send it again, with the same {IDEMPOTENCY_KEY} if it has one: a command whose answer was "
     "lost is applied once"
@@ -103,7 +113,7 @@ class TrainingRoutes:
     ) -> None:
         self._callers = callers
         self._watch = watch
-        self._auth = auth
+        self._access = TrainingAccess(watch, auth)
         self._pods = pods
         self._trainers = trainers
         self._traces = traces
@@ -111,13 +121,17 @@ class TrainingRoutes:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Sends the command to the trainer, and the answer back with one more header."""
-        user = await self._callers.caller(request)
-        model = await self._callers.model(user, requested_slug(request))
-        await self._authorize(user, model)
         command = request.match_info["command"]
+        scopes: tuple[Scope, ...] = ("train", "read") if command in READS else ("train",)
+        user = await self._callers.caller(request, *scopes)
+        model = await self._callers.model(user, requested_slug(request))
+        await self._access.require(user, model)
+        if command == "declared":
+            bound = binding(self._watch.world, model)
+            return web.Response(text=bound or _NOTHING, content_type="application/json")
         # A client that sends keys, or reads the state, repeats its calls. HUD's client does not.
-        wait = IDEMPOTENCY_KEY not in request.headers and command != "state"
-        trainer = await self._trainers.ready(model, wait=wait)
+        wait = IDEMPOTENCY_KEY not in request.headers and command not in _ASKED_AGAIN
+        trainer = await self._trainers.ready(model, HELD_SECONDS if wait else 0.0)
         if command in COMMANDS:
             await self._traces.hand_over(model)
         sent = _Command(request, user, model, trainer)
@@ -142,37 +156,10 @@ class TrainingRoutes:
             body = with_remedy(body)
         headers = dict(answer.headers)
         if command.name == "optim-step" and answer.status == 200:
+            began = time.perf_counter()
             headers[PROMOTION] = await self._promoted(command, answer)
+            headers[PROMOTED_AFTER] = f"{time.perf_counter() - began:.3f}"
         return web.Response(body=body, status=answer.status, headers=headers)
-
-    async def _authorize(self, user: User, model: NamespacedName) -> None:
-        """Training is ``update`` on the active run; no run, or a head that pauses it, is a 409."""
-        run = active_run(self._watch.world, model)
-        if run is None:
-            await self._auth.require(user, "get", "trainablemodels", model)
-            raise RefusalError(
-                409,
-                "NoActiveRun",
-                f"no TrainingRun trains model {model} now",
-                "Create one with spec.modelRef.name "
-                f"{model.name} (driver: Client to drive it yourself), or resume or extend one",
-            )
-        name = model.beside(run.metadata.name)
-        await self._auth.require(user, "update", "trainingruns", name)
-        if is_paused(self._watch.world, model):
-            raise RefusalError(
-                409,
-                "HeadPinned",
-                f"the head of {model} is pinned, and onPin: Pause holds training",
-                "Set the head's spec.mode to Track, or spec.onPin to Branch",
-            )
-        if held := misaligned(run):
-            raise RefusalError(
-                409,
-                "LogprobsMisaligned",
-                f"TrainingRun {name} is held: {held}",
-                "Raise the run's logprobs.mismatchKLThreshold, or set logprobs.onMisaligned: Warn",
-            )
 
     async def _pass_on(self, command: _Command, hold: Hold) -> _CommandAnswer:
         request, model = command.request, command.model
@@ -180,7 +167,7 @@ class TrainingRoutes:
         headers["X-Request-Id"] = request[REQUEST_ID]
         if is_unkeyed(request):
             headers[CLIENT] = client_name(command.user)
-        headers |= _declared(self._watch.world, model)
+        headers |= declared_header(self._watch.world, model)
         headers |= self._pods.tokens.header(
             model, command.trainer, live_term(self._watch.world, model)
         )
@@ -260,13 +247,6 @@ class _Parts:
             if not part:
                 return
             yield part
-
-
-def _declared(world: ServedWorld, model: NamespacedName) -> dict[str, str]:
-    """Headers with the values of the active run that bind a command."""
-    run = active_run(world, model)
-    bound = declared(run) if run is not None else None
-    return {DECLARED: bound.model_dump_json(exclude_none=True)} if bound is not None else {}
 
 
 def _plain(value: str) -> bool:

@@ -1,0 +1,68 @@
+"""Who may train a model now, and the values of its run that bind what they send."""
+
+from __future__ import annotations
+
+from espalier.api.trainingrun import TrainingRun
+from espalier.api.wire import DECLARED
+from espalier.core.run.declared import declared
+from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.world.turn import active_run, is_paused, misaligned
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName, ServedWorld
+
+
+class TrainingAccess:
+    """Refuses callers who may not train a model, and everyone while nobody may."""
+
+    def __init__(self, watch: WorldWatch, auth: Authenticator) -> None:
+        self._watch = watch
+        self._auth = auth
+
+    async def require(self, user: User, model: NamespacedName) -> None:
+        """Training is ``update`` on the active run; no run, or a head that pauses it, is a 409."""
+        run = await self.require_run(user, model)
+        name = model.beside(run.metadata.name)
+        if is_paused(self._watch.world, model):
+            raise RefusalError(
+                409,
+                "HeadPinned",
+                f"the head of {model} is pinned, and onPin: Pause holds training",
+                "Set the head's spec.mode to Track, or spec.onPin to Branch",
+            )
+        if held := misaligned(run):
+            raise RefusalError(
+                409,
+                "LogprobsMisaligned",
+                f"TrainingRun {name} is held: {held}",
+                "Raise the run's logprobs.mismatchKLThreshold, or set logprobs.onMisaligned: Warn",
+            )
+
+    async def require_run(self, user: User, model: NamespacedName) -> TrainingRun:
+        """The active run, which the caller may update; 409 if there is none."""
+        run = active_run(self._watch.world, model)
+        if run is None:
+            await self._auth.require(user, "get", "trainablemodels", model)
+            raise RefusalError(
+                409,
+                "NoActiveRun",
+                f"no TrainingRun trains model {model} now",
+                "Create one with spec.modelRef.name "
+                f"{model.name} (driver: Client to drive it yourself), or resume or extend one",
+            )
+        name = model.beside(run.metadata.name)
+        await self._auth.require(user, "update", "trainingruns", name)
+        return run
+
+
+def declared_header(world: ServedWorld, model: NamespacedName) -> dict[str, str]:
+    """Headers with the values of the active run that bind a command."""
+    bound = binding(world, model)
+    return {DECLARED: bound} if bound else {}
+
+
+def binding(world: ServedWorld, model: NamespacedName) -> str:
+    """The values of the active run that bind its client, as JSON; empty if it has none."""
+    run = active_run(world, model)
+    bound = declared(run) if run is not None else None
+    return "" if bound is None else bound.model_dump_json(exclude_none=True)

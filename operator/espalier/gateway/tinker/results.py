@@ -1,0 +1,267 @@
+"""Answers of retrieve_future: a result, an error with whose fault it is, or that it takes longer.
+
+A 408 is held until its time is over, because the client polls again at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.routes.fresh_checkpoint import promotion
+from espalier.gateway.routes.trainer_lookup import TrainerLookup
+from espalier.gateway.routes.training_access import TrainingAccess
+from espalier.gateway.tinker.bodies import Sample, SaveWeights
+from espalier.gateway.tinker.commands import PROTOBUF, Answer, Commands
+from espalier.gateway.tinker.futures import Future
+from espalier.gateway.tinker.models import stalled
+from espalier.gateway.tinker.names import PathKind, Sampler, TinkerModel, WeightsPath
+from espalier.gateway.tinker.refusals import passes, unknown
+from espalier.gateway.tinker.samples import Samples
+from espalier.gateway.tinker.saves import Saves
+from espalier.gateway.world.routing import NotReady
+from espalier.gateway.world.watch import WorldWatch
+from espalier.untrusted import UnreadableError, read_json
+
+# Less than the 45 s after which the client gives a poll up.
+HOLD_SECONDS = 25.0
+PROMOTION_SECONDS = 25.0
+LOOK_AGAIN_SECONDS = 2.0
+SAMPLER = "save_weights_for_sampler"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """It takes longer; ``reason`` says why, and ``paused`` that nothing is there to work on it."""
+
+    reason: str = ""
+    paused: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """It failed; ``category`` is user, server or unknown."""
+
+    error: str
+    category: str = "user"
+
+
+@dataclass(frozen=True)
+class Done:
+    """Its result: JSON, or a message of protobuf."""
+
+    body: bytes | dict[str, object]
+
+
+Outcome = Pending | Failed | Done
+
+
+def response(future: str, outcome: Outcome) -> web.Response:
+    """The outcome as the client reads it."""
+    match outcome:
+        case Done(body) if isinstance(body, bytes):
+            return web.Response(body=body, content_type=PROTOBUF)
+        case Done(body):
+            return web.json_response(body)
+        case Failed(error, category):
+            return web.json_response({"error": error, "category": category})
+        case Pending(reason, paused):
+            state = "paused_capacity" if paused else "active"
+            body = {"type": "try_again", "request_id": future, "queue_state": state}
+            if reason:
+                body["queue_state_reason"] = reason
+            return web.json_response(body, status=408)
+
+
+class Results:
+    """Finds out what became of a request."""
+
+    def __init__(  # noqa: PLR0917 what the four kinds need
+        self,
+        watch: WorldWatch,
+        auth: Authenticator,
+        access: TrainingAccess,
+        trainers: TrainerLookup,
+        commands: Commands,
+        samples: Samples,
+        saves: Saves,
+    ) -> None:
+        self._watch = watch
+        self._auth = auth
+        self._access = access
+        self._trainers = trainers
+        self._commands = commands
+        self._samples = samples
+        self._saves = saves
+
+    async def outcome(self, user: User, text: str, future: Future) -> Outcome:
+        """What became of it, within HOLD_SECONDS."""
+        until = asyncio.get_running_loop().time() + HOLD_SECONDS
+        match future.kind:
+            case "failed":
+                details = future.details
+                return Failed(str(details.get("error")), str(details.get("category")))
+            case "sample":
+                return await self._sample(user, text, future, until)
+            case "create":
+                return await self._created(user, future, until)
+            case "train":
+                return await self._trained(user, future, until)
+            case "save":
+                return await self._saved(user, future, until)
+
+    async def _sample(self, user: User, text: str, future: Future, until: float) -> Outcome:
+        sampler = Sampler.read(future.subject)
+        if sampler is None:
+            raise unknown("request_id", text)
+        try:
+            request = Sample.model_validate(
+                {**future.details, "sampling_session_id": str(sampler), "seq_id": future.number}
+            )
+        except ValidationError as error:
+            raise unknown("request_id", text) from error
+        await self._auth.require(user, "get", "trainablemodels", sampler.model)
+        try:
+            found = await self._samples.result(text, sampler, request, _left(until))
+        except RefusalError as refusal:
+            return await self._refused(refusal, until)
+        if isinstance(found, NotReady):
+            return Pending(f"{found.reason}: {found.message}", paused=True)
+        return Pending() if found is None else Done(found)
+
+    async def _created(self, user: User, future: Future, until: float) -> Outcome:
+        model = _model(future)
+        await self._auth.require(user, "get", "trainablemodels", model.trained)
+        await self._watch.wait_for(
+            lambda world: world.models.get(model.trained), min(_left(until), LOOK_AGAIN_SECONDS)
+        )
+        while True:
+            world = self._watch.world
+            if model.trained not in world.models:
+                return Failed(f"model {model.trained} was deleted")
+            if problem := stalled(world, model.trained):
+                return Failed(problem)
+            try:
+                await self._trainers.ready(model.trained, max(_left(until), 0.1))
+                await self._access.require(user, model.trained)
+            except RefusalError as refusal:
+                if not passes(refusal) and refusal.reason != "NoActiveRun":
+                    return Failed(refusal.message)
+                if _left(until) <= LOOK_AGAIN_SECONDS:
+                    return Pending(f"{refusal.reason}: {refusal.message}", paused=True)
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                continue
+            kind = "load_weights" if future.details else "create_model"
+            return Done({"model_id": str(model), "type": kind, **future.details})
+
+    async def _trained(self, user: User, future: Future, until: float) -> Outcome:
+        answer = await self._answer(user, future, until)
+        if not isinstance(answer, Answer):
+            return answer
+        return Done(answer.body if answer.content_type == PROTOBUF else _object(answer))
+
+    async def _saved(self, user: User, future: Future, until: float) -> Outcome:
+        answer = await self._answer(user, future, until)
+        if not isinstance(answer, Answer):
+            return answer
+        result, model = _object(answer), _model(future)
+        checkpoint = str(result.get("checkpoint") or "")
+        asked = SaveWeights.model_validate(
+            {**future.details, "model_id": str(model), "seq_id": future.number}
+        )
+        if asked.path is None:
+            return await self._ephemeral(model, asked, checkpoint, str(result.get("digest")), until)
+        kind: PathKind = "sampler_weights" if asked.type == SAMPLER else "weights"
+        path = WeightsPath(model, kind, asked.path)
+        if problem := await self._saves.record(
+            path,
+            checkpoint,
+            ttl_seconds=asked.ttl_seconds,
+            metadata=asked.user_metadata,
+            overwrite=asked.overwrite or asked.type == SAMPLER,
+        ):
+            return Failed(problem)
+        return Done({"path": str(path), "type": asked.type})
+
+    async def _ephemeral(
+        self, model: TinkerModel, asked: SaveWeights, checkpoint: str, digest: str, until: float
+    ) -> Outcome:
+        """A sampler of the checkpoint, or of the head once that has come as far."""
+        ref = checkpoint or "base"
+        if asked.kind == "inflight":
+            if checkpoint:
+                served = await self._watch.wait_for(
+                    lambda world: promotion(world, model.trained, checkpoint, digest), _left(until)
+                )
+                if served is None:
+                    return Pending(f"the rollouts of {model.trained} take up {checkpoint}")
+                if served != "Served":
+                    return Failed(
+                        f"the head of {model.trained} does not follow training ({served}): an "
+                        "inflight sampler would not see the new weights. Set its spec.mode to "
+                        "Track without a gate, or take a snapshot"
+                    )
+            ref = ""
+        session = model.session
+        assert session is not None, "only models of a session are saved"
+        sampler = Sampler(session, asked.sampling_session_seq_id or 0, model.trained, ref)
+        return Done({"sampling_session_id": str(sampler), "type": asked.type})
+
+    async def _answer(self, user: User, future: Future, until: float) -> Answer | Outcome:
+        """The trainer's result; or that it has none yet, or that it failed."""
+        model = _model(future)
+        if model.trained not in self._watch.world.models:
+            await self._auth.require(user, "get", "trainablemodels", model.trained)
+            return Failed(f"model {model.trained} was deleted")
+        try:
+            await self._access.require_run(user, model.trained)
+            answer = await self._commands.result(model, future.number, max(_left(until), 1.0))
+        except RefusalError as refusal:
+            if refusal.status == 403:
+                raise
+            return await self._refused(refusal, until)
+        if answer.status == 200:
+            result = {} if answer.content_type == PROTOBUF else _object(answer)
+            if "error" in result:
+                return Failed(str(result["error"]), str(result.get("category", "unknown")))
+            return answer
+        if answer.status == 404:
+            return Failed(
+                f"the trainer of {model.trained} knows of no request {future.number} of {model}",
+                "server",
+            )
+        waits = _object(answer)
+        if answer.status != 408:
+            await asyncio.sleep(max(min(_left(until), LOOK_AGAIN_SECONDS), 0.0))
+        return Pending(f"{waits.get('reason', answer.status)}: {waits.get('detail', '')}")
+
+    async def _refused(self, refusal: RefusalError, until: float) -> Outcome:
+        if not passes(refusal):
+            return Failed(refusal.message)
+        await asyncio.sleep(max(min(_left(until), LOOK_AGAIN_SECONDS), 0.0))
+        return Pending(f"{refusal.reason}: {refusal.message}", paused=True)
+
+
+def _left(until: float) -> float:
+    return until - asyncio.get_running_loop().time()
+
+
+def _model(future: Future) -> TinkerModel:
+    model = TinkerModel.read(future.subject)
+    if model is None:
+        raise unknown("request_id", str(future))
+    return model
+
+
+def _object(answer: Answer) -> dict[str, object]:
+    """The JSON object of an answer; empty where it is none."""
+    try:
+        found = read_json(answer.body)
+    except UnreadableError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,86 @@
+"""Tinker's API as one: its parts, its future route, and where it is mounted."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from espalier.core.api_keys import SCOPES
+from espalier.gateway.access.callers import Callers
+from espalier.gateway.access.pod_calls import PodCalls
+from espalier.gateway.access.request_body import read_body
+from espalier.gateway.context import GatewayContext
+from espalier.gateway.hud.fork import Forks
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.routes.trainer_lookup import TrainerLookup
+from espalier.gateway.routes.training_access import TrainingAccess
+from espalier.gateway.tinker.bodies import RetrieveFuture
+from espalier.gateway.tinker.commands import Commands
+from espalier.gateway.tinker.futures import Future
+from espalier.gateway.tinker.models import Models
+from espalier.gateway.tinker.namespaces import Namespaces
+from espalier.gateway.tinker.refusals import PREFIXES, unknown
+from espalier.gateway.tinker.rest_routes import RestRoutes
+from espalier.gateway.tinker.results import Results, response
+from espalier.gateway.tinker.samples import Samples
+from espalier.gateway.tinker.sampling_routes import SamplingRoutes
+from espalier.gateway.tinker.saves import Saves
+from espalier.gateway.tinker.session_routes import SessionRoutes
+from espalier.gateway.tinker.training_routes import TrainingRoutes
+
+
+class TinkerRoutes:
+    """Handlers of Tinker's API."""
+
+    def __init__(
+        self,
+        context: GatewayContext,
+        callers: Callers,
+        pods: PodCalls,
+        forks: Forks,
+        trainers: TrainerLookup,
+    ) -> None:
+        watch, auth, offers = context.watch, context.auth, context.offers
+        access = TrainingAccess(watch, auth)
+        models = Models(watch, auth, offers, forks, access)
+        commands = Commands(watch, trainers, pods)
+        saves = Saves(watch, context.cluster)
+        samples = Samples(watch, pods)
+        self._callers = callers
+        self._watch = watch
+        self._results = Results(watch, auth, access, trainers, commands, samples, saves)
+        self._parts = (
+            SessionRoutes(callers, watch, auth, offers, Namespaces(watch, auth)),
+            TrainingRoutes(callers, watch, auth, access, models, commands),
+            SamplingRoutes(callers, watch, auth, offers, models),
+            RestRoutes(callers, watch, auth, access, models, saves),
+        )
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """Registers the routes, at the root and below /tinker."""
+        for prefix in (prefix.rstrip("/") for prefix in PREFIXES):
+            for part in self._parts:
+                part.add_to(router, prefix)
+            router.add_post(f"{prefix}/retrieve_future", self.retrieve_future)
+            router.add_route("*", f"{prefix}/{{rest:.*}}", self.others)
+
+    async def retrieve_future(self, request: web.Request) -> web.Response:
+        """What became of a request."""
+        user = await self._callers.caller(request, "train", "sample")
+        asked = await read_body(request, RetrieveFuture)
+        future = Future.read(asked.request_id)
+        if future is None:
+            raise unknown("request_id", asked.request_id)
+        user.require_scope("sample" if future.kind == "sample" else "train")
+        return response(
+            asked.request_id, await self._results.outcome(user, asked.request_id, future)
+        )
+
+    async def others(self, request: web.Request) -> web.Response:
+        """Refused by name, for callers: a part of Tinker's service that a cluster has not."""
+        await self._callers.caller(request, *SCOPES)
+        raise RefusalError(
+            404,
+            "NotOffered",
+            f"{request.method} {request.path} is not served here",
+            "docs/guides/tinker.md lists what it has, and what takes the place of the rest",
+        )

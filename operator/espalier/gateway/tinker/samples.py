@@ -1,0 +1,184 @@
+"""Samples on their way. One begins when its result is first asked for, goes on between two polls,
+and ends when nobody asks any more. Its request is in its future, so a gateway that knows nothing of
+it samples it, and nothing that a client waits for is lost with a gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+
+import aiohttp
+from pydantic_core import to_json
+
+from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.pod_calls import PodCalls
+from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
+from espalier.gateway.tinker import sampling
+from espalier.gateway.tinker.bodies import Sample
+from espalier.gateway.tinker.names import Sampler
+from espalier.gateway.world.pod_addresses import PodAddress
+from espalier.gateway.world.routing import NotReady, Slug, Target, Unknown, resolve
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName, ServedWorld
+from espalier.podclient import unknown
+from espalier.untrusted import UnreadableError, read_json
+
+# Longer than a client waits between two polls, and than an answer takes to be lost and asked again.
+IDLE_SECONDS = 60.0
+CONNECT_SECONDS = 3.0
+ANSWER_SECONDS = 600.0
+AGAIN_SECONDS = 1.0
+ATTEMPTS = 3
+# A checkpoint's commit is acknowledged before its object reaches the cache.
+CHECKPOINT_SECONDS = 10.0
+
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
+
+
+@dataclass
+class _Running:
+    """One sample; ``waits`` says for what, ``asked`` counts the polls."""
+
+    sampler: Sampler
+    request: Sample
+    task: asyncio.Task[bytes] = field(init=False)
+    waits: NotReady | None = None
+    asked: int = 0
+    open: int = 0
+
+
+class Samples:
+    """Runs samples at the rollouts of their models."""
+
+    def __init__(self, watch: WorldWatch, pods: PodCalls) -> None:
+        self._watch = watch
+        self._pods = pods
+        self._running: dict[str, _Running] = {}
+        self._turns: Counter[NamespacedName] = Counter()
+
+    async def result(
+        self, future: str, sampler: Sampler, request: Sample, seconds: float
+    ) -> bytes | NotReady | None:
+        """The SampleResponse; what it waits for; None while it is being sampled.
+
+        Raises:
+            RefusalError: it cannot be sampled.
+        """
+        running = self._running.get(future)
+        if running is None:
+            running = self._running[future] = _Running(sampler, request)
+            running.task = asyncio.create_task(self._sample(running))
+        running.asked += 1
+        running.open += 1
+        try:
+            await asyncio.wait({running.task}, timeout=seconds)
+        finally:
+            running.open -= 1
+            drop = partial(self._drop, future, running, running.asked)
+            asyncio.get_running_loop().call_later(IDLE_SECONDS, drop)
+        if not running.task.done():
+            return running.waits
+        if running.task.cancelled() or running.task.exception() is not None:
+            # Asked again it is tried again.
+            self._running.pop(future, None)
+        return running.task.result()
+
+    def _drop(self, future: str, running: _Running, asked: int) -> None:
+        """Ends a sample that nobody has asked for since."""
+        if running.asked == asked and not running.open and self._running.get(future) is running:
+            del self._running[future]
+            running.task.cancel()
+
+    async def _sample(self, running: _Running) -> bytes:
+        target = await self._target(running)
+        refused: Exception = RuntimeError("never sent")
+        for _ in range(SENDINGS):
+            try:
+                return await self._send(running, target)
+            except NotLoadedError as error:
+                refused = error
+                slug = Slug(running.sampler.model, running.sampler.model)
+                target = await after_the_move(self._watch, slug, running.sampler.ref, target, error)
+        raise not_ready(
+            "HeadMoving", f"{running.sampler.model} is moved again and again: {refused}"
+        )
+
+    async def _target(self, running: _Running) -> Target:
+        """Where to sample, once something serves it."""
+        sampler = running.sampler
+
+        def settled(world: ServedWorld) -> Target | NotReady | Unknown | None:
+            if sampler.model not in world.models:
+                return Unknown(f"model {sampler.model} was deleted")
+            meant = resolve(world, sampler.model, sampler.ref)
+            if isinstance(meant, NotReady) and meant.passing:
+                running.waits = meant
+                return None
+            return None if isinstance(meant, Unknown) else meant
+
+        while True:
+            meant = await self._watch.wait_for(settled, CHECKPOINT_SECONDS)
+            if meant is None and running.waits is not None:
+                running.waits = None
+                continue
+            if isinstance(meant, Target):
+                running.waits = None
+                return meant
+            if isinstance(meant, NotReady):
+                raise RefusalError(400, meant.reason, meant.message, meant.remedy)
+            if isinstance(meant, Unknown):
+                raise RefusalError(404, "CheckpointNotFound", meant.detail)
+            raise RefusalError(
+                404, "CheckpointNotFound", f"model {sampler.model} has no {sampler.ref!r}"
+            )
+
+    async def _send(self, running: _Running, target: Target) -> bytes:
+        spec = self._watch.world.models[target.model].spec
+        body = sampling.completion(running.request, spec.rollout.max_model_tokens)
+        sent = to_json({"model": target.adapter, **body})
+        lost: Exception = RuntimeError("never sent")
+        for _ in range(ATTEMPTS):
+            turn = self._turns[target.model] = self._turns[target.model] + 1
+            pod = target.pods[turn % len(target.pods)]
+            try:
+                return await self._send_to(pod, running.request, target, sent)
+            except aiohttp.ClientError as error:
+                lost = error
+                await asyncio.sleep(AGAIN_SECONDS)
+        raise not_ready("RolloutUnreachable", f"a rollout of {target.model} is lost: {lost}")
+
+    async def _send_to(
+        self, pod: PodAddress, request: Sample, target: Target, sent: bytes
+    ) -> bytes:
+        headers = {
+            **self._pods.tokens.header(target.model, pod),
+            "Content-Type": "application/json",
+        }
+        url = f"http://{pod.address}/v1/completions"
+        async with self._pods.session.post(
+            url, data=sent, headers=headers, timeout=_TIMEOUT
+        ) as response:
+            with self._pods.answers.hold() as hold:
+                answer = await read_held(response, hold)
+                if response.status == 200:
+                    try:
+                        return sampling.response(request, read_json(answer))
+                    except UnreadableError as error:
+                        raise unknown(response, f"answers a completion wrongly: {error}") from error
+            message = _message_of(answer)
+            if response.status == 409:
+                raise NotLoadedError(message)
+            if response.status >= 500:
+                raise not_ready("RolloutFailed", f"a rollout of {target.model}: {message}")
+            raise RefusalError(response.status, "SampleRefused", message)
+
+
+def _message_of(answer: bytes) -> str:
+    try:
+        return str(read_json(answer)["error"]["message"])[:4000]
+    except (UnreadableError, LookupError, TypeError):
+        return answer.decode(errors="replace")[:200]

@@ -1,0 +1,158 @@
+"""Sampling clients, and their samples."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from espalier.core.names import BASE
+from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.callers import Callers
+from espalier.gateway.access.offers import Offers
+from espalier.gateway.access.request_body import read_body
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.tinker import sampling
+from espalier.gateway.tinker.bases import BASE_NAME, base_name, bases, new_model
+from espalier.gateway.tinker.bodies import CreateSamplingSession, Sample
+from espalier.gateway.tinker.futures import Future
+from espalier.gateway.tinker.models import Models, model_id
+from espalier.gateway.tinker.names import PREFIX, Sampler, Session, WeightsPath
+from espalier.gateway.tinker.refusals import unknown
+from espalier.gateway.world.routing import Target, resolve
+from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName
+
+
+class SamplingRoutes:
+    """Handlers of create_sampling_session, samplers and asample."""
+
+    def __init__(
+        self,
+        callers: Callers,
+        watch: WorldWatch,
+        auth: Authenticator,
+        offers: Offers,
+        models: Models,
+    ) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
+        self._offers = offers
+        self._models = models
+
+    def add_to(self, router: web.UrlDispatcher, prefix: str) -> None:
+        """Registers the routes below a prefix."""
+        router.add_post(f"{prefix}/create_sampling_session", self.create)
+        router.add_get(f"{prefix}/samplers/{{sampler}}", self.get)
+        router.add_post(f"{prefix}/asample", self.sample)
+
+    async def create(self, request: web.Request) -> web.Response:
+        """A sampler of saved weights, of a model's head by its name, or of a base."""
+        user = await self._callers.caller(request, "sample")
+        asked = await read_body(request, CreateSamplingSession)
+        session = Session.read(asked.session_id)
+        if session is None or session.namespace not in self._watch.world.namespaces:
+            raise unknown("session_id", asked.session_id)
+        number = asked.sampling_session_seq_id
+        if asked.model_path is not None:
+            sampler = await self._of_path(user, session, number, asked.model_path)
+            name = base_name(self._watch.world, sampler.model)
+            if asked.base_model not in (None, name):
+                raise RefusalError(
+                    422,
+                    "InvalidRequest",
+                    f"base_model is {asked.base_model}, and the weights are of {name}",
+                    "Leave base_model out",
+                )
+        elif asked.base_model is not None:
+            sampler = await self._of_name(user, session, number, asked.base_model)
+        else:
+            raise RefusalError(
+                422, "InvalidRequest", "base_model and model_path are missing", "Give one of them"
+            )
+        return web.json_response(
+            {"type": "create_sampling_session", "sampling_session_id": str(sampler)}
+        )
+
+    async def get(self, request: web.Request) -> web.Response:
+        """What a sampler samples."""
+        user = await self._callers.caller(request, "sample", "read")
+        sampler = await self._readable(user, request.match_info["sampler"])
+        world = self._watch.world
+        body = {"sampler_id": str(sampler), "base_model": base_name(world, sampler.model)}
+        if sampler.ref not in ("", BASE):
+            path = WeightsPath(model_id(world, sampler.model), "sampler_weights", sampler.ref)
+            body["model_path"] = str(path)
+        return web.json_response(body)
+
+    async def sample(self, request: web.Request) -> web.Response:
+        """A future of samples; they are begun when it is first asked for."""
+        user = await self._callers.caller(request, "sample")
+        asked = await read_body(request, Sample)
+        sampler = await self._readable(user, asked.sampling_session_id)
+        if problem := sampling.problem(asked):
+            raise RefusalError(422, "InvalidRequest", problem)
+        details = asked.model_dump(
+            exclude={"sampling_session_id", "seq_id", "type"}, exclude_defaults=True
+        )
+        future = Future("sample", str(sampler), asked.seq_id, details)
+        ids = [f"{sampler}:{asked.seq_id}:{index}" for index in range(asked.num_samples)]
+        return web.json_response({"request_id": str(future), "sample_sequence_ids": ids})
+
+    async def _readable(self, user: User, text: str) -> Sampler:
+        sampler = Sampler.read(text)
+        if sampler is None or sampler.model.namespace not in self._watch.world.namespaces:
+            raise unknown("sampling_session_id", text)
+        await self._auth.require(user, "get", "trainablemodels", sampler.model)
+        return sampler
+
+    async def _of_path(self, user: User, session: Session, number: int, path: str) -> Sampler:
+        saved = await self._models.saved(user, path)
+        model = saved.path.model.trained
+        if model.namespace != session.namespace:
+            session = Session(model.namespace, session.token)
+        if saved.checkpoint:
+            owner = self._watch.world.checkpoints[
+                model.beside(saved.checkpoint)
+            ].spec.model_ref.name
+            known = self._watch.world.models
+            model = model if model in known else model.beside(owner)
+        return Sampler(session, number, model, saved.checkpoint or BASE)
+
+    async def _of_name(self, user: User, session: Session, number: int, name: str) -> Sampler:
+        world = self._watch.world
+        model = NamespacedName(session.namespace, name.removeprefix(f"{session.namespace}/"))
+        known = bases(world, self._offers.offers, session.namespace)
+        if name in known:
+            return Sampler(session, number, await self._serving(user, session, number, name), BASE)
+        if model not in world.models:
+            raise RefusalError(
+                404,
+                "BaseNotFound",
+                f"base_model: namespace {session.namespace} has no base {name[:200]!r}",
+                f"Bases: {', '.join(sorted(known)) or 'none'}",
+            )
+        await self._auth.require(user, "get", "trainablemodels", model)
+        return Sampler(session, number, model, "")
+
+    async def _serving(
+        self, user: User, session: Session, number: int, name: str
+    ) -> NamespacedName:
+        """A model whose rollouts serve the base: one that is ready, else any, else a new one."""
+        world, found = self._watch.world, []
+        for model in sorted(world.models):
+            fits = model.namespace == session.namespace and base_name(world, model) == name
+            if (
+                fits
+                and world.models[model].spec.rollout.replicas
+                and await self._auth.allowed(user, "get", "trainablemodels", model)
+            ):
+                found.append(model)
+        ready = (model for model in found if isinstance(resolve(world, model, BASE), Target))
+        if serving := next(ready, None) or next(iter(found), None):
+            return serving
+        template = bases(world, self._offers.offers, session.namespace)[name]
+        made = NamespacedName(session.namespace, f"{PREFIX}{session.token}-s{number}")
+        await self._models.serve(
+            user, made, new_model(template, {"type": "LoRA"}), {BASE_NAME: name}
+        )
+        return made

@@ -1,0 +1,258 @@
+"""Making a model, training it, saving it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+from google.protobuf.message import DecodeError
+from pydantic_core import to_json
+
+from espalier.core.api_keys import SCOPES
+from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.callers import Callers
+from espalier.gateway.access.request_body import (
+    as_body,
+    as_object,
+    read_body,
+    read_bytes,
+    read_object,
+)
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.routes.training_access import TrainingAccess
+from espalier.gateway.tinker import lora
+from espalier.gateway.tinker.bases import base_name, tokenizer
+from espalier.gateway.tinker.bodies import CreateModel, LoadWeights, OfModel, SaveWeights
+from espalier.gateway.tinker.commands import JSON, PROTOBUF, Commands
+from espalier.gateway.tinker.futures import Future, failed
+from espalier.gateway.tinker.inflate import inflated
+from espalier.gateway.tinker.models import Models
+from espalier.gateway.tinker.names import Session, TinkerModel, is_name
+from espalier.gateway.tinker.refusals import passes, unknown
+from espalier.gateway.world.watch import WorldWatch
+from espalier.tinker.messages_pb2 import ForwardBackwardRequest
+
+SAVE, SAVE_FOR_SAMPLER = "save_weights", "save_weights_for_sampler"
+
+
+class TrainingRoutes:
+    """Handlers of create_model, load_weights, get_info, and the commands of a trainer."""
+
+    def __init__(  # noqa: PLR0917 what the handlers share
+        self,
+        callers: Callers,
+        watch: WorldWatch,
+        auth: Authenticator,
+        access: TrainingAccess,
+        models: Models,
+        commands: Commands,
+    ) -> None:
+        self._callers = callers
+        self._watch = watch
+        self._auth = auth
+        self._access = access
+        self._models = models
+        self._commands = commands
+
+    def add_to(self, router: web.UrlDispatcher, prefix: str) -> None:
+        """Registers the routes below a prefix."""
+        router.add_post(f"{prefix}/create_model", self.create_model)
+        router.add_post(f"{prefix}/load_weights", self.load_weights)
+        router.add_post(f"{prefix}/get_info", self.get_info)
+        router.add_post(f"{prefix}/forward_backward", self.forward_backward)
+        router.add_post(f"{prefix}/optim_step", self.optim_step)
+        router.add_post(f"{prefix}/{SAVE}", self.save)
+        router.add_post(f"{prefix}/{SAVE_FOR_SAMPLER}", self.save)
+
+    async def create_model(self, request: web.Request) -> web.Response:
+        """A future of a model that its trainer is ready to train."""
+        user = await self._callers.caller(request, "train")
+        asked = await read_body(request, CreateModel)
+        session = self._session(asked.session_id)
+        return _promised(await self._models.create(user, session, asked))
+
+    async def load_weights(self, request: web.Request) -> web.Response:
+        """A new model from saved weights; of older clients, an existing one set back to them."""
+        user = await self._callers.caller(request, "train")
+        asked = await read_body(request, LoadWeights)
+        if asked.weights_access_token:
+            raise RefusalError(
+                422,
+                "InvalidRequest",
+                "weights_access_token has no meaning here",
+                "Leave it out: who may get a TrainableModel may load its weights",
+            )
+        if asked.session_id is not None and asked.model_seq_id is not None:
+            session = self._session(asked.session_id)
+            return _promised(await self._models.load(user, session, asked))
+        if asked.model_id is None or asked.seq_id is None:
+            raise RefusalError(
+                422,
+                "InvalidRequest",
+                "model_id: neither a session nor a model is named",
+                "Send session_id and model_seq_id for a new model, or model_id and seq_id",
+            )
+        model = await self._model(user, asked.model_id)
+        return _promised(await self._set_back(user, model, asked.seq_id, asked))
+
+    async def get_info(self, request: web.Request) -> web.Response:
+        """What a model is."""
+        user = await self._callers.caller(request, *SCOPES)
+        asked = await read_body(request, OfModel)
+        model = self._named(asked.model_id)
+        await self._auth.require(user, "get", "trainablemodels", model.trained)
+        known = await self._watch.wait_for(lambda world: world.models.get(model.trained), 5.0)
+        if known is None:
+            raise unknown("model_id", asked.model_id)
+        world = self._watch.world
+        name = base_name(world, model.trained)
+        adapter = known.spec.adapter
+        return web.json_response(
+            {
+                "type": "get_info",
+                "model_id": asked.model_id,
+                "model_name": name,
+                "model_data": {
+                    "model_name": name,
+                    "tokenizer_id": tokenizer(world, model.trained),
+                },
+                "is_lora": adapter.type == "LoRA",
+                "lora_rank": adapter.lora_rank or None,
+                "optimizer_config": {"type": "adamw"},
+                **lora.trains(adapter),
+            }
+        )
+
+    async def forward_backward(self, request: web.Request) -> web.Response:
+        """Gradients, or log-probs alone."""
+        user = await self._callers.caller(request, "train")
+        if request.content_type != PROTOBUF:
+            raise RefusalError(
+                415,
+                "ProtobufWanted",
+                f"forward_backward is sent as {PROTOBUF}, not {request.content_type[:64]}",
+                "Use a client of 0.22 or newer",
+            )
+        body = await read_bytes(request)
+        body = await inflated(request, body)
+        message = ForwardBackwardRequest()
+        try:
+            message.ParseFromString(body)
+        except DecodeError as error:
+            raise RefusalError(
+                422, "InvalidRequest", "the body is no ForwardBackwardRequest", "Send it whole"
+            ) from error
+        model = await self._model(user, message.model_id)
+        await self._commands.submit(model, message.seq_id, "forward-backward", body, PROTOBUF)
+        return _promised(Future("train", str(model), message.seq_id))
+
+    async def optim_step(self, request: web.Request) -> web.Response:
+        """A step of the optimizer."""
+        user = await self._callers.caller(request, "train")
+        body = await read_bytes(request)
+        model, number = await self._numbered(user, as_object(body))
+        await self._commands.submit(model, number, "optim-step", body, JSON)
+        return _promised(Future("train", str(model), number))
+
+    async def save(self, request: web.Request) -> web.Response:
+        """Saves the weights as they are after the commands before it."""
+        user = await self._callers.caller(request, "train")
+        body = await read_object(request)
+        model, number = await self._numbered(user, body)
+        kind = request.path.rpartition("/")[2]
+        try:
+            asked = _checked_save(as_body({**body, "type": kind}, SaveWeights))
+        except RefusalError as refusal:
+            # Its number is used up all the same: those after it would wait for it.
+            await self._pass_over(model, number)
+            return _promised(failed(str(model), refusal.message))
+        sent = asked.model_dump(exclude_defaults=True) | {"type": kind}
+        await self._commands.submit(model, number, "save-weights", to_json(sent), JSON)
+        details = asked.model_dump(exclude={"model_id", "seq_id"}, exclude_defaults=True)
+        if kind == SAVE and asked.path is None:
+            details["path"] = f"{number:06d}"
+        return _promised(Future("save", str(model), number, {**details, "type": kind}))
+
+    async def _set_back(
+        self, user: User, model: TinkerModel, number: int, asked: LoadWeights
+    ) -> Future:
+        try:
+            saved = await self._models.saved(user, asked.path)
+            checkpoint = self._watch.world.checkpoints.get(model.trained.beside(saved.checkpoint))
+            if checkpoint is None:
+                raise RefusalError(
+                    422,
+                    "NothingTrained",
+                    f"path: {asked.path} is the model before its first step",
+                    "Create a training client from it: create_training_client_from_state",
+                )
+        except RefusalError as refusal:
+            if passes(refusal):
+                raise
+            await self._pass_over(model, number)
+            return failed(str(model), refusal.message)
+        command = {
+            "model_id": str(model),
+            "seq_id": number,
+            "digest": checkpoint.spec.digest,
+            "optimizer": asked.optimizer,
+            "type": "load_weights",
+        }
+        await self._commands.submit(model, number, "load-weights", to_json(command), JSON)
+        return Future("train", str(model), number)
+
+    async def _pass_over(self, model: TinkerModel, number: int) -> None:
+        """Uses up a number of which nothing comes, by a save that nobody asks about."""
+        plain = {"model_id": str(model), "seq_id": number, "type": SAVE}
+        await self._commands.submit(model, number, "save-weights", to_json(plain), JSON)
+
+    async def _numbered(self, user: User, body: dict[str, Any]) -> tuple[TinkerModel, int]:
+        number = body.get("seq_id")
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**63:
+            raise RefusalError(
+                422,
+                "InvalidRequest",
+                f"seq_id is {str(number)[:32]}",
+                "Number the requests of a model from 1",
+            )
+        return await self._model(user, str(body.get("model_id"))), number
+
+    async def _model(self, user: User, text: str) -> TinkerModel:
+        """The model of an id, which the caller may train now."""
+        model = self._named(text)
+        await self._access.require(user, model.trained)
+        return model
+
+    def _named(self, text: str) -> TinkerModel:
+        model = TinkerModel.read(text)
+        if model is None or model.trained.namespace not in self._watch.world.namespaces:
+            raise unknown("model_id", text)
+        return model
+
+    def _session(self, text: str) -> Session:
+        session = Session.read(text)
+        if session is None or session.namespace not in self._watch.world.namespaces:
+            raise unknown("session_id", text)
+        return session
+
+
+def _promised(future: Future) -> web.Response:
+    body = {"request_id": str(future)}
+    if future.kind != "failed":
+        body["model_id"] = future.subject
+    return web.json_response(body)
+
+
+def _checked_save(asked: SaveWeights) -> SaveWeights:
+    if asked.path is not None and not is_name(asked.path):
+        raise RefusalError(
+            422,
+            "InvalidRequest",
+            f"path is {asked.path[:80]!r}",
+            "Take at most 63 letters, digits, '.', '_' and '-' as the name",
+        )
+    if asked.path is None and asked.type == SAVE_FOR_SAMPLER and asked.ttl_seconds is not None:
+        raise RefusalError(
+            422, "InvalidRequest", "ttl_seconds needs a name", "Give path, or leave it out"
+        )
+    return asked
