@@ -16,7 +16,7 @@ NEWEST = "0.38.0"
 DRIVER = Path(__file__).with_name("driver.py")
 INSTALL_SECONDS = 600
 # A client imports for seconds, and this machine may be busy.
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 700
 
 
 @functools.cache
