@@ -113,7 +113,7 @@ class Surface:
 
 def service(surface: Surface, base: str) -> tuple[Any, Any]:
     surface.kind = "ServiceClient"
-    client = tinker.ServiceClient(user_metadata={"team": "a"})
+    client = tinker.ServiceClient(user_metadata={"team": "a"}, project_id="default")
     for name in ("get_server_capabilities", "get_telemetry", "get_console_url"):
         surface.call(client, name)
     surface.call(client, "create_sampling_client", base_model=base)
@@ -195,7 +195,9 @@ def rest(surface: Surface, client: Any, run: str, paths: dict[str, str], sampler
     if hasattr(lists, "search_sessions"):
         surface.call(lists, "search_sessions", types.SessionSearchRequest())
     surface.call(lists, "copy_weights", state, "default")
-    surface.call(lists, "get_external_weights_urls", state.replace("/weights/", "/external_weights/"))
+    surface.call(
+        lists, "get_external_weights_urls", state.replace("/weights/", "/external_weights/")
+    )
     surface.call(lists, "publish_checkpoint_from_tinker_path", state)
     surface.call(lists, "unpublish_checkpoint_from_tinker_path", state)
     surface.call(lists, "set_checkpoint_ttl_from_tinker_path", state, 3600)

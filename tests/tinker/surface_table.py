@@ -78,7 +78,7 @@ ROWS: dict[str, Row] = {
     "TrainingClient.save_state": works("a name of the Checkpoint"),
     "TrainingClient.save_weights_and_get_sampling_client": works("a sampler of that checkpoint"),
     "TrainingClient.save_weights_external": refused(
-        "NotFoundError", NOT_OFFERED, "`espalier checkpoint export` writes the files"
+        "RequestFailedError", "espalier checkpoint export", "those after it go on"
     ),
     "TrainingClient.save_weights_for_sampler": works("a name of the Checkpoint"),
     "SamplingClient.compute_logprobs": works(""),
@@ -91,7 +91,7 @@ ROWS: dict[str, Row] = {
     "SamplingClient.on_queue_state_change": local("logs what the sampler waits for"),
     "SamplingClient.sample": works("with log-probs, those of the prompt, and the most likely"),
     "RestClient.assign_session_project": refused(
-        "RuntimeError", "404", "a session's namespace is its project's"
+        "NotFoundError", NOT_OFFERED, "a session's namespace is its project's"
     ),
     "RestClient.copy_weights": refused("NotFoundError", NOT_OFFERED, _COPY),
     "RestClient.delete_checkpoint": works("takes the name off the Checkpoint"),
