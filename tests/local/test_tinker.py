@@ -8,7 +8,7 @@ import pytest
 from dev.ports import free_port
 from tests.local.test_dev import SAME, dev
 from tests.sampler.tiny import make_model
-from tests.tinker.clients import drive
+from tests.tinker.scenarios import drive
 from typer.testing import CliRunner
 
 from espalier.cli.main import app
