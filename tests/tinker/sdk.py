@@ -72,6 +72,7 @@ async def started(
         *arguments,
         env=variables,
         cwd=variables["HOME"],
+        stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
     )

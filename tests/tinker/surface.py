@@ -195,7 +195,9 @@ def rest(surface: Surface, client: Any, run: str, paths: dict[str, str], sampler
     if hasattr(lists, "search_sessions"):
         surface.call(lists, "search_sessions", types.SessionSearchRequest())
     surface.call(lists, "copy_weights", state, "default")
-    surface.call(lists, "get_external_weights_urls", state.replace("/weights/", "/external_weights/"))
+    surface.call(
+        lists, "get_external_weights_urls", state.replace("/weights/", "/external_weights/")
+    )
     surface.call(lists, "publish_checkpoint_from_tinker_path", state)
     surface.call(lists, "unpublish_checkpoint_from_tinker_path", state)
     surface.call(lists, "set_checkpoint_ttl_from_tinker_path", state, 3600)
