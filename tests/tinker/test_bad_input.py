@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import zstandard
 from tests.compat.stage import NAMESPACE, Stage
 from tests.tinker.conftest import BASE
-from tests.tinker.sdk import NEWEST, environment, started
+from tests.tinker.sdk import ERRORS, NEWEST, environment, started
 
 from espalier.kube.objects import ObjectKey
 from espalier.tinker.messages_pb2 import ForwardBackwardRequest
@@ -42,11 +41,9 @@ async def test_each_mistake_is_raised_by_name_and_quickly(
     given = json.dumps({"base": BASE, "revoked": revoked})
     told: dict[str, Any] = {}
     variables = environment(stage.url, key, tmp_path)
-    async with started(NEWEST, variables, str(SCRIPT), given) as client:
+    async with started(NEWEST, variables, str(SCRIPT), given, talks=True) as client:
         assert client.stdout is not None
         assert client.stdin is not None
-        assert client.stderr is not None
-        errors = asyncio.create_task(client.stderr.read())
         while line := await client.stdout.readline():
             said = json.loads(line)
             if "wait" in said:
@@ -55,7 +52,7 @@ async def test_each_mistake_is_raised_by_name_and_quickly(
                 await client.stdin.drain()
             else:
                 told |= said
-        assert set(told) == set(EXPECTED), (await errors).decode()[-4000:]
+    assert set(told) == set(EXPECTED), (tmp_path / ERRORS).read_text()[-4000:]
     for name, (kind, category, says) in EXPECTED.items():
         found = told[name]
         assert (found["kind"], found.get("category", "")) == (kind, category), (name, found)
