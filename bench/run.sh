@@ -83,7 +83,7 @@ if kubectl -n "$namespace" get checkpoint arith-000020 >/dev/null 2>&1; then
   trap 'kill "$forward" 2>/dev/null; rm -f "$log"' EXIT
   for _ in $(seq 50); do grep -q 127.0.0.1 "$log" && break; sleep 0.2; done
   ESPALIER_GATEWAY_URL=http://$(grep -o '127.0.0.1:[0-9]*' "$log" | head -n 1)
-  ESPALIER_TOKEN=$(kubectl -n "$namespace" create token arith-user --duration=1h)
+  ESPALIER_TOKEN=$(kubectl -n "$namespace" create token arith-user --audience espalier-gateway --duration=1h)
   export ESPALIER_GATEWAY_URL ESPALIER_TOKEN
   .venv/bin/python bench/rollback.py --namespace "$namespace"
 else

@@ -49,7 +49,7 @@ sed "s#localhost:5000/espalier/model:1#$ESPALIER_IMAGE_MODEL#" examples/arithmet
 step demo-model "waiting until the base is imported and served" await_model
 show kubectl get trainablemodels
 
-ESPALIER_TOKEN=$(kubectl create token arith-user --duration=2h)
+ESPALIER_TOKEN=$(kubectl create token arith-user --audience espalier-gateway --duration=2h)
 until grep -q 127.0.0.1 "$forward_log"; do sleep 0.2; kill -0 "$forward" || die "kubectl port-forward ended: $(cat "$forward_log")"; done
 ESPALIER_GATEWAY_URL=http://$(grep -o '127.0.0.1:[0-9]*' "$forward_log" | head -n 1)
 export ESPALIER_TOKEN ESPALIER_GATEWAY_URL

@@ -14,6 +14,8 @@ from dev.apiserver import ApiServer
 from dev.ports import free_port
 from tests.gateway.process import apply, served, signing_key, started, trained, until
 
+from espalier.core.names import GATEWAY_AUDIENCE
+
 NAMESPACE, SYSTEM = "bench", "bench-system"
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -57,7 +59,9 @@ async def gateway(
     served(server, NAMESPACE, port, digest)
     trained(server, NAMESPACE, port)
     apply(server, SYSTEM, signing_key(private_key))
-    token = server.kubectl("create", "token", "default", "-n", NAMESPACE).strip()
+    token = server.kubectl(
+        *("create", "token", "default", "-n", NAMESPACE, f"--audience={GATEWAY_AUDIENCE}")
+    ).strip()
     ours = free_port()
     environment = {
         "KUBECONFIG": str(server.kubeconfig),

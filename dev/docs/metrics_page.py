@@ -24,6 +24,11 @@ OF_SAMPLES = {
     "async/staleness_steps/mean": "Steps by which groups were older than the weights that learnt "
     "from them; schedule Asynchronous alone.",
     "async/staleness_steps/max": "The oldest of these groups.",
+    "batch/minibatch": "Which of the batch's minibatches the step was taken with, from 1. Where a "
+    "batch has several steps; the figures of its samples are then repeated.",
+    "batch/epoch": "Which epoch over the batch, from 1.",
+    "batch/steps_before": "Steps that were taken with the batch before: how far the policy is from "
+    "where it was sampled.",
     "group/all_pass_fraction": "Share of the graded groups whose rewards are all 1 or more.",
     "group/all_fail_fraction": "Share of the graded groups whose rewards are all 0 or less.",
     "group/dropped": "Groups that were not trained on, because their rewards are equal, or one of "
@@ -41,6 +46,7 @@ OF_SAMPLES = {
     "completion/tokens_total": "Tokens of all completions that were sampled for the step: what "
     "`status.usage.sampledTokens` of the run counts.",
     "completion/truncated_fraction": "Share of completions that were cut at the token limit.",
+    "rollout/retries": "Tries of rollouts after their first, where there were any. Runner.",
     "rollout/scorer_errors": "Answers that could not be scored. Runner.",
     "rollout/scorer_errors_<cause>": "The same by cause, where it occurred: `raised`, `timeout`, "
     "`memory`, `died`, `not_finite`, `out_of_range`, `malformed`, `unreachable`. Runner.",
@@ -50,6 +56,16 @@ OF_SAMPLES = {
     "rollout/reward/<name>/errors": "Answers for which it could not be had, where that occurred.",
     "rollout/failed": "Rollouts that did not complete. Client.",
     "rollout/timed_out": "Rollouts that ran out of time. Client.",
+    "time/step_seconds": "Wall-clock time from the command of the step before to that of this one; "
+    "the other six add up to it. Of the first step since its process started, from its start.",
+    "time/sampling_seconds": "Waiting for completions.",
+    "time/reward_seconds": "Waiting for rewards, and for what environments do between turns, while "
+    "no completion is sampled.",
+    "time/training_seconds": "Waiting for gradients; of Asynchronous, sampling goes on meanwhile.",
+    "time/commit_seconds": "The optimizer step before this one, and its checkpoint made durable.",
+    "time/swap_seconds": "From then until the head served that checkpoint, or was known not to.",
+    "time/idle_seconds": "None of these: a run that is held, the loop's own work, and in a "
+    "`Fit` its validation.",
     "tracking/failed": "Calls of trackers that failed so far, where any did.",
     "tracking/dropped": "Steps that a tracker was not told so far, because it was slow or could "
     "not be started.",

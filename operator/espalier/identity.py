@@ -1,16 +1,19 @@
 """Short-lived EdDSA tokens between operator, gateway, trainer and rollouts (RFC 8037).
 
 Operator and gateway each hold a private key of their own; trainer and rollout pods hold only the
-public ones, in ``ESPALIER_PUBLIC_KEYS``, and accept tokens whose audience is their own
-``namespace/model/role/uid``: a token that one pod was shown is of no use at another.
+public ones, of ``ESPALIER_PUBLIC_KEYS``, and accept tokens whose audience is their own
+``namespace/model/role/uid``: a token that one pod was shown is of no use at another. While keys
+rotate, a subject has several: core/key_ring.py.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import jwt
 from cryptography.hazmat.primitives import serialization
@@ -19,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 LIFETIME_SECONDS = 120
 # Clocks of two nodes differ by less than this.
 LEEWAY_SECONDS = 10
+_TERMS = 1 << 63
 
 Subject = Literal["operator", "gateway"]
 PUBLIC_KEYS = "ESPALIER_PUBLIC_KEYS"
@@ -34,29 +38,48 @@ class IdentityError(Exception):
 
 @dataclass(frozen=True)
 class PublicKeys:
-    """By whose key (PEM) a token of each subject must be signed: neither can act as the other."""
+    """By whose keys (PEM) a token of each subject must be signed: neither can act as the other."""
 
-    operator: str
-    gateway: str
+    operator: tuple[str, ...]
+    gateway: tuple[str, ...]
 
     @classmethod
     def of(cls, operator: str, gateway: str) -> PublicKeys:
         """The public halves of two private keys (PEM)."""
-        return cls(operator=public_key(operator), gateway=public_key(gateway))
+        return cls(operator=(public_key(operator),), gateway=(public_key(gateway),))
 
     @classmethod
     def read(cls, text: str) -> PublicKeys:
-        """What ``text`` wrote; ValueError says what is wrong."""
+        """What ``text`` wrote, or a PEM in place of a list; ValueError says what is wrong."""
         try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
+            given = {name: _listed(keys) for name, keys in json.loads(text).items()}
+            return cls(**given)
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"must be a JSON object of operator and gateway, each a PEM: {error}"
+                f"must be a JSON object of operator and gateway, each a list of PEMs: {error}"
             ) from error
 
     def text(self) -> str:
-        """As the variable of a pod."""
+        """As a pod reads it."""
         return json.dumps({"operator": self.operator, "gateway": self.gateway}, sort_keys=True)
+
+    def now(self) -> PublicKeys:
+        """Themselves: these do not change."""
+        return self
+
+
+class TrustedKeys(Protocol):
+    """The public keys that a pod believes, which may be replaced while it runs."""
+
+    def now(self) -> PublicKeys:
+        """The keys of this moment."""
+
+
+@dataclass
+class Signer:
+    """The private key (PEM) that signs now; whoever rotates keys replaces it."""
+
+    private_key: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +127,7 @@ def issue(private_pem: str, subject: Subject, audience: str, term: int = 0) -> s
     return jwt.encode(claims, private_pem, algorithm="EdDSA")
 
 
-def verify(keys: PublicKeys, authorization: str | None, audience: str) -> Caller:
+def verify(keys: TrustedKeys, authorization: str | None, audience: str) -> Caller:
     """The caller behind an ``Authorization: Bearer`` header; raises IdentityError."""
     scheme, _, token = (authorization or "").partition(" ")
     # Other characters cannot be encoded where the token is checked.
@@ -115,15 +138,42 @@ def verify(keys: PublicKeys, authorization: str | None, audience: str) -> Caller
         subject = jwt.decode(token, options={"verify_signature": False}).get("sub")
         if subject not in ("operator", "gateway"):
             raise IdentityError(f"unknown subject {subject!r}")
-        claims = jwt.decode(
-            token,
-            keys.operator if subject == "operator" else keys.gateway,
-            algorithms=["EdDSA"],
-            audience=audience,
-            issuer="espalier",
-            leeway=LEEWAY_SECONDS,
-            options={"require": ["exp", "iat", "sub", "aud"]},
+        found = keys.now()
+        claims = _claims(
+            token, found.operator if subject == "operator" else found.gateway, audience
         )
     except jwt.PyJWTError as error:
         raise IdentityError(str(error)) from error
-    return Caller(subject=claims["sub"], term=int(claims.get("term", 0)))
+    term = claims.get("term", 0)
+    if type(term) is not int or not 0 <= term < _TERMS:
+        raise IdentityError("the token's term is no whole number below 2^63")
+    return Caller(subject=claims["sub"], term=term)
+
+
+def _claims(token: str, keys: Sequence[str], audience: str) -> dict[str, Any]:
+    """The claims, by the one of these keys that signed them; raises what the last one found."""
+    *others, last = keys
+    for key in others:
+        with suppress(jwt.InvalidSignatureError):
+            return _signed(token, key, audience)
+    return _signed(token, last, audience)
+
+
+def _signed(token: str, key: str, audience: str) -> dict[str, Any]:
+    claims: dict[str, Any] = jwt.decode(
+        token,
+        key,
+        algorithms=["EdDSA"],
+        audience=audience,
+        issuer="espalier",
+        leeway=LEEWAY_SECONDS,
+        options={"require": ["exp", "iat", "sub", "aud"]},
+    )
+    return claims
+
+
+def _listed(keys: object) -> tuple[str, ...]:
+    found = tuple(keys) if isinstance(keys, list) else (keys,)
+    if not found or not all(isinstance(key, str) and key for key in found):
+        raise ValueError("a key is no text")
+    return found

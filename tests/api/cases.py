@@ -88,6 +88,17 @@ GOOD = {
     "run whose rewards are normalized on their own": edited(
         edited(RUN, "spec.rewards", REWARDS), "spec.rewardAggregation", "NormalizeThenSum"
     ),
+    "run with bounds of errors and waits": edited(
+        edited(RUN, "spec.rolloutErrors", {"maxRetries": 1, "maxErrors": 100, "minGroupSize": 4}),
+        "spec.timeouts",
+        {"sampleSeconds": 60, "groupSeconds": 600, "trainSeconds": 600, "stepSeconds": 3600},
+    ),
+    "run with a seed and a tolerance": edited(
+        edited(RUN, "spec.seed", 7), "spec.groupFilter", {"tolerance": "0.05"}
+    ),
+    "run whose checkpoints play games": edited(
+        RUN, "spec.evaluation", [{"name": "e", "taskset": {"seed": 1, "game2048": {}}}]
+    ),
     "run with a soft penalty": edited(
         edited(RUN, "spec.overlong", {"policy": "SoftPenalty", "bufferTokens": 64}),
         *("spec.lengthPenalty", {"coefficient": "0.1", "targetTokens": 128}),
@@ -165,6 +176,13 @@ GOOD = {
     ),
     "run that drops what is off-policy": edited(
         RUN, "spec.offPolicyCorrection", {"mode": "SequenceMask", "minRatio": "0.99"}
+    ),
+    "run that stays near a checkpoint": edited(
+        RUN, "spec.kl", {"reference": {"checkpointRef": {"name": "tiny-000004"}}}
+    ),
+    "run of several steps a batch": edited(
+        edited(RUN, "spec.batch", {"minibatches": 2, "epochs": 2}),
+        *("spec.schedule", {"mode": "Asynchronous", "maxStalenessSteps": 3}),
     ),
     "run that stays near its base": edited(
         RUN, "spec.kl", {**PENALTY, "estimator": "K3", "discount": "1"}
@@ -284,9 +302,51 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *("spec.lengthPenalty", {"coefficient": "1", "targetTokens": 8}),
         *("spec.lengthPenalty", "measure one completion"),
     ),
-    "evaluation that is played": (
-        *(RUN, "spec.evaluation", [{"name": "e", "taskset": {"seed": 9, "calculator": {}}}]),
-        *("spec.evaluation", "an evaluation asks tasks with an answer"),
+    "evaluation that a user's image plays": (
+        *(RUN, "spec.evaluation", [{"name": "e", "taskset": {"seed": 9, "python": PYTHON}}]),
+        *("spec.evaluation", "plays one taskset a run, the run's own"),
+    ),
+    "evaluation by the games of training": (
+        edited(RUN, "spec.taskset", {"seed": 1, "game2048": {}}),
+        *("spec.evaluation", [{"name": "e", "taskset": {"seed": 1, "game2048": {}}}]),
+        *("spec.evaluation", "must differ from taskset.seed"),
+    ),
+    "rewards that differ by less than counts": (
+        *(RUN, "spec.groupFilter", {"tolerance": "1e-7"}),
+        *("spec.groupFilter.tolerance", 'must be a quoted decimal of "1e-6" or more'),
+    ),
+    "errors of a client's rollouts": (
+        *(CLIENT_RUN, "spec.rolloutErrors", {}),
+        *("spec.rolloutErrors", "rolloutErrors belongs to driver Runner"),
+    ),
+    "a least group larger than a group": (
+        *(RUN, "spec.rolloutErrors", {"minGroupSize": 9}),
+        *("spec.rolloutErrors", "must not be above groupSize, which is 8 if unset"),
+    ),
+    "a part of a group whose rewards are normalized whole": (
+        edited(edited(RUN, "spec.rewards", REWARDS), "spec.rewardAggregation", "NormalizeThenSum"),
+        *("spec.rolloutErrors", {"minGroupSize": 2}),
+        *("spec.rolloutErrors", "compares whole groups"),
+    ),
+    "seed of a client's samples": (
+        *(CLIENT_RUN, "spec.seed", 1),
+        *("spec.seed", "seed belongs to driver Runner"),
+    ),
+    "a request longer than its group": (
+        *(RUN, "spec.timeouts", {"sampleSeconds": 60, "groupSeconds": 30}),
+        *("spec.timeouts.sampleSeconds", "must not be above groupSeconds"),
+    ),
+    "a group longer than its step": (
+        *(RUN, "spec.timeouts", {"groupSeconds": 60, "stepSeconds": 30}),
+        *("spec.timeouts.groupSeconds", "must not be above stepSeconds"),
+    ),
+    "a command longer than its step": (
+        *(RUN, "spec.timeouts", {"trainSeconds": 60, "stepSeconds": 30}),
+        *("spec.timeouts.trainSeconds", "must not be above stepSeconds"),
+    ),
+    "a wait beyond the gateway's": (
+        *(RUN, "spec.timeouts", {"sampleSeconds": 601}),
+        *("spec.timeouts.sampleSeconds", "less than or equal to 600"),
     ),
     "model without source": (MODEL, "spec.source", {}, "spec.source", "exactly one of base and"),
     "model with two sources": (
@@ -744,7 +804,39 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     ),
     "reference that is nothing": (
         *(RUN, "spec.kl", {"coefficient": "0.1", "reference": {}}),
-        *("spec.kl.reference.base", "Required value"),
+        *("spec.kl.reference", "set exactly one of base and checkpointRef"),
+    ),
+    "reference that is two": (
+        *(
+            RUN,
+            "spec.kl",
+            {"reference": {"base": {}, "checkpointRef": {"name": "tiny-000004"}}},
+        ),
+        *("spec.kl.reference", "set exactly one of base and checkpointRef"),
+    ),
+    "batch whose last step is too far from its samples": (
+        edited(RUN, "spec.batch", {"minibatches": 2, "epochs": 2}),
+        *("spec.schedule", {"mode": "Asynchronous", "maxStalenessSteps": 2}),
+        *("spec.batch", "raise that, or take fewer steps with a batch"),
+    ),
+    "batch that is streamed": (
+        edited(RUN, "spec.batch", {"epochs": 2}),
+        *("spec.schedule", {"mode": "Streaming", "minibatches": 2}),
+        *("spec.batch", "remove batch, or choose another mode"),
+    ),
+    "spread of a batch in parts": (
+        edited(RUN, "spec.batch", {"minibatches": 2}),
+        *("spec.advantage", {"scale": "BatchStd"}),
+        *("spec.batch", "choose GroupStd, or use epochs alone"),
+    ),
+    "batch of too many groups": (
+        edited(RUN, "spec.batch", {"minibatches": 64}),
+        *("spec.groupsPerStep", 65),
+        *("spec.batch", "must not be above 4096"),
+    ),
+    "batch of a client": (
+        *(CLIENT_RUN, "spec.batch", {"epochs": 2}),
+        *("spec.batch", "a client's script chooses its batches"),
     ),
     "penalty that pulls nowhere": (
         *(RUN, "spec.kl", {**PENALTY, "placement": "Loss", "estimator": "K1"}),

@@ -160,7 +160,7 @@ def test_no_role_has_a_wildcard_or_lists_secrets() -> None:
     rules = [rule for role in roles.values() for rule in role["rules"]]
     assert not [r for r in rules if "*" in (*r["verbs"], *r["resources"], *r["apiGroups"])]
     secrets = {verb for r in rules if "secrets" in r["resources"] for verb in r["verbs"]}
-    assert secrets == {"create", "get"}
+    assert secrets == {"create", "get", "update"}
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def installed(apiserver: ApiServer) -> ApiServer:
         apiserver.create_namespace(namespace)
         label = "pod-security.kubernetes.io/warn=restricted"
         apiserver.kubectl("label", "namespace", namespace, label)
-    text = render(*VALUES, "networkPolicy.enabled=true")
+    text = render(*VALUES)
     apiserver.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
     return apiserver
 
@@ -245,6 +245,8 @@ ALLOWED = [
     (OPERATOR, SYSTEM, "create secrets"),
     (OPERATOR, SYSTEM, "get secrets/espalier-signing-key"),
     (OPERATOR, SYSTEM, "get secrets/espalier-gateway-key"),
+    (OPERATOR, SYSTEM, "update secrets/espalier-gateway-key"),
+    (OPERATOR, TEAM, "patch configmaps/espalier-public-keys"),
     (GATEWAY, TEAM, "watch checkpointheads"),
     (GATEWAY, TEAM, "list pods"),
     (GATEWAY, TEAM, "create trainablemodels"),
@@ -255,6 +257,7 @@ ALLOWED = [
     (GATEWAY, TEAM, "watch statefulsets.apps"),
     (GATEWAY, TEAM, "watch deployments.apps"),
     (GATEWAY, TEAM, "watch replicasets.apps"),
+    (GATEWAY, TEAM, "watch jobs.batch"),
     (GATEWAY, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, TEAM, "create subjectaccessreviews.authorization.k8s.io"),
     (RUNNER, TEAM, "get trainablemodels"),
@@ -271,12 +274,15 @@ FORBIDDEN = [
     (OPERATOR, TEAM, "create replicasets.apps"),
     (OPERATOR, TEAM, "create pods --subresource=exec"),
     (OPERATOR, TEAM, "get secrets"),
+    (OPERATOR, TEAM, "patch configmaps/another"),
+    (OPERATOR, SYSTEM, "update secrets/another"),
     (OPERATOR, SYSTEM, "list secrets"),
     (OPERATOR, SYSTEM, "get secrets/another"),
     (OPERATOR, FOREIGN, "list trainablemodels"),
     (OPERATOR, FOREIGN, "create jobs.batch"),
     (OPERATOR, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, SYSTEM, "get secrets/espalier-signing-key"),
+    (GATEWAY, SYSTEM, "update secrets/espalier-gateway-key"),
     (GATEWAY, TEAM, "patch checkpointheads"),
     (GATEWAY, TEAM, "patch trainingruns"),
     (GATEWAY, TEAM, "patch checkpointheads --subresource=status"),

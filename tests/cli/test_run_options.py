@@ -35,6 +35,7 @@ def test_no_two_fields_share_an_option() -> None:
         ("--dataset", "taskset.reasoningGym.dataset"),
         ("--claim-path", "taskset.persistentVolumeClaim.path"),
         ("--keep-best-count", "checkpoint.keepBest.count"),
+        ("--kl-reference-checkpoint-ref", "kl.reference.checkpointRef.name"),
     ],
 )
 def test_an_option_is_named_after_its_field(flag: str, path: str) -> None:

@@ -241,7 +241,7 @@ async def test_a_refusal_becomes_its_exception_and_is_not_retried(
             "PromptTooLong",
             "too long",
         ),
-        ('{"error": {"message": "bad", "code": 400}}', "Http400", "bad"),
+        ('{"error": {"message": "bad", "code": 400}}', "InvalidRequest", "bad"),
         ("<html>bad gateway</html>", "Http400", "<html>bad gateway</html>"),
         ("", "Http400", "the answer has no body"),
     ],

@@ -47,7 +47,7 @@ from espalier.gateway.context import GatewayContext
 from espalier.gateway.hud.delivery import COMMANDS
 from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cache import Cache
-from espalier.kube.cluster import TokenReviewResult
+from espalier.kube.cluster import Extra, TokenReviewResult
 from espalier.kube.objects import Body, ObjectKey
 from espalier.podclient import pod_session
 from espalier.trainer.compute.compute import LocalCompute
@@ -90,6 +90,9 @@ class Cluster(FakeCluster):
         resource: str,
         namespace: str,
         name: str,
+        *,
+        uid: str = "",
+        extra: Extra = (),
     ) -> bool:
         ann = ("ann", f"system:serviceaccount:{NAMESPACE}:ann")
         return namespace == NAMESPACE and (user in ann or verb == "get")
@@ -423,10 +426,10 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
         operator = Operator(
             stage.cluster,
             caches[0],
-            TrainerClient(session, PRIVATE_KEY),
+            TrainerClient(session, identity.Signer(PRIVATE_KEY)),
             stage.rollouts,
             settings,
-            importer=ImporterClient(session, PRIVATE_KEY),
+            importer=ImporterClient(session, identity.Signer(PRIVATE_KEY)),
             now=now,
         )
         upstream = await stack.enter_async_context(pod_session())

@@ -61,7 +61,9 @@ async def pod(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pod]:
 
 async def serve() -> Served:
     async with pod_session() as session:
-        return await RolloutClient(session, KEY).serve(HERE, ServeRequest(adapters=[]))
+        return await RolloutClient(session, identity.Signer(KEY)).serve(
+            HERE, ServeRequest(adapters=[])
+        )
 
 
 async def test_an_answer_is_read_and_the_operator_proves_itself(pod: Pod) -> None:
@@ -94,7 +96,7 @@ async def test_a_pod_that_is_gone_is_unreachable_at_its_address(
     monkeypatch.setattr(peer, "PORT", 1)
     async with pod_session() as session:
         with pytest.raises(TrainerError) as gone:
-            await TrainerClient(session, KEY).state(HERE)
+            await TrainerClient(session, identity.Signer(KEY)).state(HERE)
     assert isinstance(gone.value, PeerError)
     assert (gone.value.status, gone.value.problem.reason) == (0, "TrainerUnreachable")
     assert "http://127.0.0.1:1/train/state" in gone.value.problem.detail
@@ -161,11 +163,13 @@ async def test_a_fenced_client_reads_a_pod_and_does_not_command_it(pod: Pod) -> 
     pod.content = CommitPage(commits=[]).model_dump_json().encode()
     assignment = Assignment(run="r/uid", term=1, branch="main", base="", base_name="")
     async with pod_session() as session:
-        trainer = TrainerClient(session, KEY, lost)
+        trainer = TrainerClient(session, identity.Signer(KEY), lost)
         with pytest.raises(LeadershipLostError):
             await trainer.assign(HERE, assignment)
         with pytest.raises(LeadershipLostError):
-            await RolloutClient(session, KEY, lost).serve(HERE, ServeRequest(adapters=[]))
+            await RolloutClient(session, identity.Signer(KEY), lost).serve(
+                HERE, ServeRequest(adapters=[])
+            )
         assert pod.callers == []
         await trainer.commits(HERE, 0, 0)
     assert pod.callers == ["operator"]

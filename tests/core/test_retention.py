@@ -121,6 +121,17 @@ def test_what_a_fork_started_from_stays_and_a_head_of_the_fork_counts() -> None:
     assert not needed_elsewhere("m-000004", [served], [fork])
 
 
+def test_what_a_run_is_held_near_stays_while_the_run_names_it() -> None:
+    near = run("near", kl={"reference": {"checkpointRef": {"name": "m-000003"}}})
+    lineage, rules = grow(line("m", 6), BASE_POINT), run(checkpoint={"keepLast": 1})
+    found = RetentionView(lineage, [rules], referring=[near, rules])
+    assert steps(expendable(found)) == [2, 4, 5]
+    assert needed(found)["m-000003"] == "TrainingRun near names it in kl.reference"
+    assert needed_elsewhere("m-000003", [], [], [near]) == needed(found)["m-000003"]
+    leaving = run("near", meta={"deletionTimestamp": NOW}, kl=near.spec.kl.wire())
+    assert steps(expendable(RetentionView(lineage, [rules], referring=[leaving]))) == [2, 3, 4, 5]
+
+
 def test_what_a_branch_grows_from_stays_when_its_first_checkpoint_is_gone() -> None:
     b3 = [checkpoint(step=5, branch="b3", term=3, parent="m-b3-000004")]
     lineage = grow([*line("m", 6), *b3], BASE_POINT, {"main": "", "b3": "m-000003"})

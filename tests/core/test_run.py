@@ -32,6 +32,7 @@ from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.run import RunDecision
 from espalier.core.run.run_view import RunView
+from espalier.core.run.runner_needs import Lack
 
 SERVED = {
     "term": 1,
@@ -174,7 +175,11 @@ STAGES = {
         "Keep",
     ),
     "no config map": (
-        {"tasks": "ConfigMap tasks does not exist", "runner": None, "runner_pods": []},
+        {
+            "lack": Lack("TasksetInvalid", "ConfigMap tasks does not exist"),
+            "runner": None,
+            "runner_pods": [],
+        },
         "False/TasksetInvalid",
         "True",
         "False",
@@ -614,6 +619,21 @@ def test_a_high_mismatch_is_told_with_its_figure_and_the_threshold() -> None:
         "True/Aligned"
     )
     assert said(decided({"policy/mismatch_kl": "0.01"}), "LogprobsAligned") == "Unknown/NotMeasured"
+
+
+def test_log_probs_are_judged_where_a_batch_is_first_trained() -> None:
+    moved = {
+        "policy/mismatch_kl": "0.5",
+        "logprob/difference_mean": "0.3",
+        "batch/steps_before": "1",
+    }
+    shown = [{"name": name, "value": value} for name, value in moved.items()]
+    aligned = decided({"logprob/difference_mean": "1e-5"}).status.conditions
+    paused = run(status={"metrics": shown}, logprobs={"onMisaligned": "Pause"})
+    status = paused.status.model_copy(update={"conditions": aligned})
+    later = runs.decide(view(run=paused.model_copy(update={"status": status})), NOW)
+    assert said(later, "LogprobsAligned") == "True/Aligned"
+    assert said(later, "Ready") == "True/Training"
 
 
 def test_a_run_that_shall_pause_is_held_until_threshold_or_policy_let_it_go() -> None:

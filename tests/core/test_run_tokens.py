@@ -24,6 +24,11 @@ RUN = "r/uid-r"
         ({"tokens/trained": 8.0}, 8, 8),
         ({"tokens/trained": 8.0, "completion/tokens_total": 3.0}, 8, 8),
         ({"tokens/trained": 8.0, "completion/tokens_total": -1e300}, 8, 8),
+        # A later step of a batch sampled nothing, and the first one all of it.
+        (
+            {"tokens/trained": 8.0, "completion/tokens_total": 0.0, "batch/steps_before": 1.0},
+            *(0, 8),
+        ),
         ({"tokens/trained": 8.0, "completion/tokens_total": 1e300}, MOST, 8),
     ],
 )

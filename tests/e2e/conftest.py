@@ -60,7 +60,9 @@ def system(kubectl: Kubectl) -> Kubectl:
 def gateway(kubectl: Kubectl) -> Iterator[Gateway]:
     """A port-forward to the gateway's Service and a token of a user with the example role."""
     kubectl.apply(*user())
-    token = kubectl("create", "token", "e2e-user", "--duration=2h").strip()
+    token = kubectl(
+        "create", "token", "e2e-user", "--audience=espalier-gateway", "--duration=2h"
+    ).strip()
     process = subprocess.Popen(
         [
             kubectl.binary,

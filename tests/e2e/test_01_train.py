@@ -98,7 +98,8 @@ def test_a_caller_without_a_token_or_right_is_refused(
     body = {"model": "tiny", "prompt": "1=", "max_tokens": 1}
     nobody = Gateway(gateway.url, "not-a-token")
     assert nobody.post("/v1/completions", body).status_code == 401
-    stranger = Gateway(gateway.url, kubectl("create", "token", "default").strip())
+    token = kubectl("create", "token", "default", "--audience=espalier-gateway").strip()
+    stranger = Gateway(gateway.url, token)
     refused = stranger.post("/v1/completions", body)
     assert refused.status_code == 403
     assert "trainablemodels" in refused.text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from tests.environments.open_env_process import serving
 from tests.environments.packages import OPENENV, interpreter
 from tests.environments.talk import Model, played
 
@@ -22,7 +22,6 @@ from espalier.environments.open_env import MOST_MESSAGE_BYTES
 from espalier.environments.open_environment import open_environment
 
 SERVER = Path(__file__).with_name("open_env_server.py")
-START_SECONDS = 60
 
 Chat = Sequence[Mapping[str, Any]]
 
@@ -85,33 +84,11 @@ def error(code: str, message: str) -> dict[str, Any]:
     return {"type": "error", "data": {"message": message, "code": code}}
 
 
-@asynccontextmanager
-async def real(python: str) -> AsyncIterator[int]:
-    """The real server in a process of its own; its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    process = await asyncio.create_subprocess_exec(python, str(SERVER), str(port))
-    try:
-        async with asyncio.timeout(START_SECONDS):
-            while True:
-                try:
-                    (await asyncio.open_connection("127.0.0.1", port))[1].close()
-                    break
-                except OSError:
-                    await asyncio.sleep(0.1)
-        yield port
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
 @pytest.fixture(params=["stand-in", pytest.param("real", marks=pytest.mark.packages)])
 async def port(request: pytest.FixtureRequest) -> AsyncIterator[int]:
     if request.param == "real":
         python = await asyncio.to_thread(interpreter, OPENENV)
-        async with real(python) as found:
+        async with serving(python, SERVER) as found:
             yield found
     else:
         async with TestServer(StandIn().app(), host="127.0.0.1") as server:

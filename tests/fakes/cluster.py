@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from espalier.kube.cluster import ClusterError, TokenReviewResult
+from espalier.kube.cluster import ClusterError, Extra, TokenReviewResult
 from espalier.kube.objects import Body, ObjectKey
 from espalier.local.memory_apiserver import MemoryCluster, Watcher
 
@@ -58,6 +58,9 @@ class FakeCluster(MemoryCluster):
         resource: str,
         namespace: str,
         name: str,
+        *,
+        uid: str = "",
+        extra: Extra = (),
     ) -> bool:
         return (user, verb, resource, namespace, name) in self.allowed
 

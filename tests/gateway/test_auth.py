@@ -19,15 +19,13 @@ from espalier.gateway.world.world import NamespacedName
 from espalier.kube.apiserver import KubernetesCluster
 
 
-async def test_a_token_for_the_gateway_or_for_the_api_server_is_taken(
+async def test_a_token_for_the_gateway_is_taken(
     apiserver: ApiServer, users: Users, cluster: KubernetesCluster
 ) -> None:
-    auth = Authenticator(cluster)
-    for audience in (["espalier-gateway"], []):
-        text = token(apiserver, users.namespace, "trainer", *audience)
-        user = await auth.user(f"Bearer {text}")
-        assert user.name == f"system:serviceaccount:{users.namespace}:trainer"
-        assert f"system:serviceaccounts:{users.namespace}" in user.groups
+    text = token(apiserver, users.namespace, "trainer", "espalier-gateway")
+    user = await Authenticator(cluster).user(f"Bearer {text}")
+    assert user.name == f"system:serviceaccount:{users.namespace}:trainer"
+    assert f"system:serviceaccounts:{users.namespace}" in user.groups
 
 
 @pytest.mark.parametrize(

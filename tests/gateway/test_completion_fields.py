@@ -88,6 +88,18 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}
             r"messages\[1\].content\[1\] is of type image_url: only text",
         ),
         ({"messages": [{"content": [{"type": "input_audio"}]}]}, "is of type input_audio"),
+        # vLLM would fetch the URL of each of these.
+        ({"messages": [{"content": [{"image_url": "http://169.254.169.254/"}]}]}, "of type None"),
+        (
+            {
+                "messages": [
+                    {"content": [{"type": "text", "text": "a", "uuid": "u", "audio_url": "x"}]}
+                ]
+            },
+            r"content\[0\] has a uuid",
+        ),
+        ({"messages": [{"content": [{"type": ["text"], "text": "a"}]}]}, "is of type"),
+        ({"messages": [{"content": [{"type": "video_url", "video_url": "x"}]}]}, "video_url"),
         # What has no such form is the rollout's to judge.
         ({"messages": "no list"}, ""),
         ({"messages": ["no object"]}, ""),

@@ -87,6 +87,41 @@ async def test_requests_take_turns_over_the_ready_pods(gateway: Gateway, upstrea
     assert [len(pod.requests) for pod in pods] == [3, 3, 0]
 
 
+async def test_requests_of_one_key_go_to_one_rollout_and_when_it_is_gone_to_the_next(
+    gateway: Gateway, upstream: Start
+) -> None:
+    pods = [await upstream(answer) for _ in range(3)]
+    model = serve(gateway, *(pod.port for pod in pods))
+
+    async def taken_by(key: str) -> int:
+        before = [len(pod.requests) for pod in pods]
+        reply = await gateway.post("/v1/completions", ASK | {"prompt_cache_key": key})
+        assert reply.status == 200
+        return next(n for n, pod in enumerate(pods) if len(pod.requests) > before[n])
+
+    keys = [f"group-{n}" for n in range(12)]
+    first = {key: await taken_by(key) for key in keys}
+    assert set(first.values()) == {0, 1, 2}
+    assert {key: await taken_by(key) for key in keys} == first
+    # A rollout gets no field that it does not know.
+    assert all("prompt_cache_key" not in body for pod in pods for body in pod.bodies)
+    gateway.world.drop("Pod", "arith-rollout-1")
+    without = {key: await taken_by(key) for key in keys}
+    assert {key: n for key, n in without.items() if first[key] != 1} == {
+        key: n for key, n in first.items() if n != 1
+    }
+    gateway.world.pod(model, "arith-rollout-1", ip="127.0.0.1", port=pods[1].port)
+    assert {key: await taken_by(key) for key in keys} == first
+
+
+@pytest.mark.parametrize("key", ["", 7, "x" * 257])
+async def test_a_key_that_is_none_is_refused_by_name(gateway: Gateway, key: object) -> None:
+    serve(gateway)
+    reply = await gateway.post("/v1/completions", ASK | {"prompt_cache_key": key})
+    assert reply.status == 400
+    assert "prompt_cache_key" in (await reply.json())["error"]["message"]
+
+
 async def test_an_unknown_model_is_a_404_that_names_only_what_the_caller_may_see(
     gateway: Gateway,
 ) -> None:

@@ -14,6 +14,7 @@ from espalier.environment import SettingsError
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.offers import Offers, trainable
 from espalier.gateway.settings import GatewaySettings
+from espalier.kube.cluster import Extra
 
 NAMESPACE = World().model("arith").namespace
 SPEC = {
@@ -44,6 +45,9 @@ class Cluster(FakeCluster):
         resource: str,
         namespace: str,
         name: str,
+        *,
+        uid: str = "",
+        extra: Extra = (),
     ) -> bool:
         return f"{verb} {resource}" in self.rights
 

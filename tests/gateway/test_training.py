@@ -172,12 +172,30 @@ async def test_optim_step_tells_that_the_head_did_not_follow_in_time(
     reply = await gateway.post(STEP, {})
     assert reply.status == 200
     assert reply.headers["Espalier-Promotion"] == "Timeout"
+    assert float(reply.headers["Espalier-Promotion-Seconds"]) >= 0.05
 
 
 async def refused(reply: aiohttp.ClientResponse) -> tuple[int, str]:
     problem = await reply.json()
     assert set(problem) == {"detail", "reason", "remedy"}
     return reply.status, problem["reason"]
+
+
+async def test_a_client_reads_what_its_run_binds_it_to_without_a_trainer(
+    gateway: Gateway,
+) -> None:
+    model = training(gateway, free_port())
+    path = "/v1/models/arith/train/declared"
+    assert await (await gateway.get(path)).json() == {}
+    gateway.world.run(model, "first", learningRate="1e-5", advantage={"scale": "GroupStd"})
+    assert await (await gateway.get(path)).json() == {
+        "run": "first",
+        "loss_fn_config": {},
+        "learning_rate": 1e-5,
+        "advantage_source": "Estimated",
+        "advantage_estimator": "GroupMean",
+        "advantage_scale": "GroupStd",
+    }
 
 
 async def test_no_active_run_is_a_409_with_the_remedy(gateway: Gateway) -> None:

@@ -219,7 +219,7 @@ async def teams(
         system = f"{namespaces[0]}-system"
         await asyncio.to_thread(apiserver.create_namespace, system)
         private_keys = [
-            await signing_key.ensure(cluster, system, name)
+            (await signing_key.ensure(cluster, system, name)).current
             for name in (identity.OPERATOR_KEY_SECRET, identity.GATEWAY_KEY_SECRET)
         ]
         for team in made:

@@ -257,7 +257,8 @@ async def test_a_program_at_the_pods_port_of_all_addresses_is_named(
 
 PARENT = """
 import asyncio, pathlib, sys
-from espalier.local.pod_process import ProcessPlan, Running
+from espalier.local.pod_process import ProcessPlan
+from espalier.local.running import Running
 async def main():
     root = pathlib.Path(sys.argv[1])
     sleep = (sys.executable, "-c", "import time; time.sleep(600)")

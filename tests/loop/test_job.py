@@ -276,6 +276,8 @@ async def test_a_calls_parameters_go_before_the_phases_and_do_not_leak() -> None
         return 1.0
 
     await Job(sampler, override, sampling=Sampling(max_tokens=9, temperature=0.9)).run(TASKS)
+    keys = {asked.pop("prompt_cache_key") for asked in sampler.asked}
+    assert len(keys) == len(TASKS)
     assert sampler.asked == [
         {"max_tokens": 9, "temperature": 0.9},
         {"max_tokens": 9, "temperature": 0.3, "stop": ["END"]},

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from espalier import Asynchronous, ConfigurationError, Streaming, Synchronous
+from espalier.loop.minibatches import Uses
 from espalier.loop.schedule import Part, Place, Schedule
 
 
@@ -163,3 +164,32 @@ async def test_numbers_that_do_not_fit_are_refused() -> None:
         Streaming(1)
     with pytest.raises(ConfigurationError, match="staleness is -1"):
         Asynchronous(-1)
+
+
+@pytest.mark.parametrize(
+    ("staleness", "uses"),
+    [(1, Uses(2, 1)), (5, Uses(2, 1)), (5, Uses(1, 3)), (11, Uses(2, 2))],
+)
+async def test_the_last_step_of_a_batch_is_within_the_bound_too(staleness: int, uses: Uses) -> None:
+    player, schedule = Player(), Asynchronous[Group](staleness)
+    groups = []
+    # Two groups a minibatch: a batch is sampled at its first step, and used up by its last.
+    for step in range(0, 12 * uses.steps, uses.steps):
+        place = at(step, count=2 * uses.minibatches, take=2 * uses.minibatches, uses=uses)
+        (found,) = await taken(schedule, place, player)
+        last = step + uses.steps - 1
+        ages = [last - int(group.checkpoint[1:]) for group in found.groups]
+        assert max(ages) <= staleness
+        assert list(found.staleness) == [age - uses.steps + 1 for age in ages]
+        groups += [group.number for group in found.groups]
+    assert groups == list(range(len(groups)))
+    await schedule.close()
+
+
+def test_a_batch_of_more_steps_than_a_schedule_takes_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="staleness is 2: raise it"):
+        Asynchronous[Group](2).check(Uses(2, 2))
+    with pytest.raises(ConfigurationError, match="Streaming adds gradients before they are there"):
+        Streaming[Group](2).check(Uses(1, 2))
+    for schedule in (Synchronous[Group](), Streaming[Group](2), Asynchronous[Group](0)):
+        schedule.check(Uses())

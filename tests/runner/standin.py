@@ -48,6 +48,7 @@ class StandIn:
         hooks: by route, called once before the next request is handled.
         retry_after: header of refusals.
         context: characters of a prompt, beyond which it is refused as vLLM does.
+        seconds: for which the next completions, and commands by name, are held up.
     """
 
     def __init__(self, **changes: Any) -> None:
@@ -65,22 +66,26 @@ class StandIn:
         self.pending = 0
         self.checkpoint = ""
         self.cursor: dict[str, Any] = {}
+        # What is left of the latest step's batch, and what the run binds its client to.
+        self.batch: dict[str, Any] | None = None
+        self.declared: dict[str, Any] = {}
         self.answer: Callable[[str, int], str] = half_right
         self.finish_reason = "stop"
         self.faults: dict[str, deque[int | str]] = {}
         self.hooks: dict[str, Callable[[], None]] = {}
         self.retry_after = ""
         self.context = 1_000_000
+        self.seconds: dict[str, deque[float]] = {}
         self.commands: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str] = []
         self.samples: list[dict[str, Any]] = []
         self.tokens: list[str] = []
         self.head = ""
         self.moves: list[str] = []
-        # By checkpoint and name, what evaluations found.
         # Greedy completions wait for the first; steps set theirs.
         self.greedy_waits_for: asyncio.Event | None = None
         self.committed: dict[int, asyncio.Event] = {}
+        # By checkpoint, or run, and name: what evaluations found.
         self.evaluations: dict[tuple[str, str], dict[str, Any]] = {}
         self._results: dict[str, tuple[bytes, Any]] = {}
 
@@ -90,11 +95,14 @@ class StandIn:
         app.router.add_get("/v1/runs/{namespace}/{name}", self._run)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", self._evaluation)
+        app.router.add_post("/v1/runs/{namespace}/{name}/evaluations", self._evaluation)
         app.router.add_get("/v2/models/{namespace}/{slug}/checkpoints", self._checkpoints)
         app.router.add_put("/v2/models/{namespace}/{slug}/head", self._set_head)
         prefix = "/v1/models/{namespace}/{slug}/train"
         app.router.add_get(f"{prefix}/state", self._state)
         app.router.add_get(f"{prefix}/losses", self._losses)
+        app.router.add_get(f"{prefix}/batch", self._batch)
+        app.router.add_get(f"{prefix}/declared", self._declared)
         for command in ("forward-backward", "forward", "backward", "zero-grad", "optim-step"):
             app.router.add_post(f"{prefix}/{command}", self._command)
         return app
@@ -130,6 +138,12 @@ class StandIn:
             return refused
         return web.json_response(self._trainer_state())
 
+    async def _batch(self, request: web.Request) -> web.Response:
+        return web.json_response({"batch": self.batch})
+
+    async def _declared(self, request: web.Request) -> web.Response:
+        return web.json_response(self.declared)
+
     async def _losses(self, request: web.Request) -> web.Response:
         return web.json_response({"losses": ["importance_sampling", "ppo"]})
 
@@ -156,6 +170,7 @@ class StandIn:
             return refused
         body = await request.json()
         self.samples.append(body)
+        await self._held_up("chat")
         if self.greedy_waits_for is not None and body["temperature"] == 0.0:
             await self.greedy_waits_for.wait()
         prompt = body["messages"][-1]["content"]
@@ -182,6 +197,7 @@ class StandIn:
 
     async def _command(self, request: web.Request) -> web.Response:
         kind = request.path.rsplit("/", 1)[1]
+        await self._held_up(kind)
         fault = self._next_fault(kind)
         if isinstance(fault, int) or fault == "drop":
             return self._refuse(fault, request)
@@ -218,7 +234,7 @@ class StandIn:
             self.pending += 1
             return {"metrics": {"loss:sum": 0.0}, "num_datums": len(body.get("inputs", []))}
         if kind == "forward":
-            return {"forward_id": "f1", "data": []}
+            return {"forward_id": "f1", "data": [*map(_seen, body["inputs"])]}
         if kind == "zero-grad":
             self.pending = 0
             return self._trainer_state()
@@ -229,6 +245,7 @@ class StandIn:
         if self.run_step in self.committed:
             self.committed[self.run_step].set()
         self.cursor = body["cursor"]
+        self.batch = body["batch"]
         self.checkpoint = self.head = f"tiny-{self.step:06d}"
         return {
             "step": self.step,
@@ -262,6 +279,11 @@ class StandIn:
         self.tokens.append(request.headers["Authorization"])
         return self._refuse(fault, request) if fault else None
 
+    async def _held_up(self, route: str) -> None:
+        queued = self.seconds.get(route)
+        if queued and (seconds := queued.popleft()):
+            await asyncio.sleep(seconds)
+
     def _next_fault(self, route: str) -> int | str:
         if hook := self.hooks.pop(route, None):
             hook()
@@ -274,6 +296,15 @@ class StandIn:
             return web.Response()
         headers = {"Retry-After": self.retry_after} if self.retry_after else {}
         return problem(int(fault), f"Status{fault}", headers)
+
+
+def _seen(payload: dict[str, Any]) -> dict[str, Any]:
+    """A datum of a forward, for a trajectory of one turn."""
+    (sample,) = payload["samples"]
+    count = len(sample["output_token_ids"])
+    rows = {"logprobs": [-0.25] * count, "mask": [1.0] * count}
+    sampled = {"sampling_logprobs": sample["output_logprobs"]}
+    return {"reward": payload["reward"], "traj_idx": 0, **rows, **sampled}
 
 
 def problem(status: int, reason: str, headers: dict[str, str] | None = None) -> web.Response:

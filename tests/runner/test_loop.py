@@ -33,6 +33,7 @@ from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.scoring import landlock, seccomp
 from espalier.runner.scoring.process import COMMAND
 from espalier.runner.task_protocol import Tasks
+from espalier.runner.task_source import AnsweredTasks, TaskSource
 from espalier.runner.waiting import Waiting
 
 PATIENCE = Patience(deadline=60.0, attempt=60.0, first_delay=0.001, longest_delay=0.01)
@@ -101,9 +102,9 @@ class Bench:
         """The prompts, in the order that they came."""
         return [sample["messages"][-1]["content"] for sample in self.gateway.samples]
 
-    def _open(self, spec: Taskset | None) -> Tasks:
+    def _open(self, spec: Taskset | None) -> TaskSource:
         self.opened.append(spec)
-        return open_tasks(spec, self._tasks)
+        return AnsweredTasks(open_tasks(spec, self._tasks))
 
     def _open_rewards(self, spec: TrainingRunSpec, tasks: Tasks) -> Rewards:
         around = surroundings(
@@ -774,12 +775,13 @@ async def test_checkpoints_are_asked_held_out_tasks_and_the_last_is_asked_before
     assert trained.isdisjoint(s["messages"][-1]["content"] for s in asked)
 
 
-async def test_the_base_is_asked_at_the_start_and_has_no_checkpoint_to_record_it_with(
-    bench: Bench,
-) -> None:
+async def test_the_base_is_asked_at_the_start_and_the_run_keeps_its_figures(bench: Bench) -> None:
     _half_held_out(bench.gateway, at=["Start"])
     await bench.drive()
-    assert bench.gateway.evaluations == {}
+    # The base has no checkpoint to record it with.
+    (recorded,) = bench.gateway.evaluations.items()
+    assert recorded[0] == ("run", "held-out")
+    assert (recorded[1]["tasks"], recorded[1]["metrics"]["mean_reward"]) == (4, 1.0)
     (event,) = bench.events("evaluated")
     assert (event["checkpoint"], event["step"]) == ("base", 0)
     assert event["metrics"]["pass@1"] == 1.0

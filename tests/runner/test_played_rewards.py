@@ -15,10 +15,9 @@ from espalier.environments.open_environment import open_environment
 from espalier.rewards import Failure, Given, Rewards
 from espalier.rewards.scored import Scored
 from espalier.runner import heldout
-from espalier.runner.open_rewards import Surroundings, open_rewards
 from espalier.runner.played_rewards import Played
 from espalier.runner.run_end import UserError
-from espalier.runner.scoring.process import COMMAND
+from espalier.runner.task_source import PlayedTasks
 
 CALCULATOR: dict[str, Any] = {"seed": 1, "size": 4, "calculator": {}}
 
@@ -34,7 +33,7 @@ def opened(**changes: Any) -> tuple[Rewards, Any]:
     def none(*_: Any) -> Any:
         raise AssertionError("nothing but the environment is asked")
 
-    return open_rewards(run, environment, Surroundings(none, none, none, COMMAND)), environment
+    return PlayedTasks(environment).rewards(run, none), environment
 
 
 async def scored(*played: Played, **changes: Any) -> list[Scored]:

@@ -70,7 +70,7 @@ def test_groups_with_a_completion_that_the_run_leaves_out_go_whole(
 def test_a_masked_completion_counts_in_its_group_and_trains_nothing() -> None:
     one = group(0, 1, 1)
     one = replace(one, scores=(*one.scores[:2], replace(one.scores[2], masked=True)))
-    inputs = payloads([one])
+    inputs = payloads(one, "g")
     assert [given.reward for given in inputs] == [0, 1, 1]
     assert [given.samples[0].masked for given in inputs] == [False, False, True]
     assert one.can_teach
@@ -84,15 +84,15 @@ def test_advantages_of_rewards_that_are_normalized_on_their_own_reach_the_traine
     one = replace(one, scores=tuple(scores))
     # Their sums are equal; their advantages are not.
     assert one.can_teach
-    assert [given.advantage for given in payloads([one])] == [0.5, -0.5]
+    assert [given.advantage for given in payloads(one, "g")] == [0.5, -0.5]
     equal = replace(one, scores=tuple(replace(score, advantage=0.0) for score in scores))
     assert equal.zero_variance
 
 
-def test_the_trainer_gets_whole_groups_in_a_row() -> None:
-    inputs = payloads([group(0, 1), group(1, 0)])
-    assert [one.reward for one in inputs] == [0, 1, 1, 0]
-    assert [one.samples[0].output_token_ids for one in inputs] == [[0], [0, 1]] * 2
+def test_the_trainer_gets_every_rollout_under_the_name_of_its_group() -> None:
+    inputs = payloads(group(0, 1), "g")
+    assert [(one.reward, one.group_id) for one in inputs] == [(0, "g"), (1, "g")]
+    assert [one.samples[0].output_token_ids for one in inputs] == [[0], [0, 1]]
     assert inputs[1].samples[0].output_logprobs == [-0.5, -0.5]
     assert inputs[1].samples[0].prompt_token_ids == [1, 2]
     assert all(one.advantage is None for one in inputs)

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.runner.standin import UID, spec
 from tests.trainer import tiny
 
 from espalier import identity
-from espalier.api.wire import IDEMPOTENCY_KEY, TERM
+from espalier.api.wire import DECLARED, IDEMPOTENCY_KEY, TERM, Declared
 from espalier.client import GatewayClient, Patience, RefusedError
 from espalier.core.checkpoints.commits import run_identity
 from espalier.runner.journal import Journal
@@ -48,6 +49,8 @@ class Passage:
         # What the model says to a prompt, in place of a digit.
         self.says: Callable[[str, int], str] | None = None
         self.refuse_next = ""
+        # What the run binds its client to.
+        self.declared: Declared | None = None
         self._trainer = trainer
         self._session = session
         self._random = random.Random(0)
@@ -86,10 +89,15 @@ class Passage:
 
     async def _train(self, request: web.Request) -> web.Response:
         command = request.match_info["command"]
+        if command == "declared":
+            bound = self.declared
+            return web.json_response({} if bound is None else bound.model_dump(exclude_none=True))
         if command == self.refuse_next:
             self.refuse_next = ""
             return web.json_response({}, status=409)
         headers = {h: request.headers[h] for h in (IDEMPOTENCY_KEY, TERM) if h in request.headers}
+        if self.declared is not None:
+            headers[DECLARED] = self.declared.model_dump_json(exclude_none=True)
         token = identity.issue(PRIVATE, "gateway", AUDIENCE, 1)
         async with self._session.request(
             request.method,
@@ -107,8 +115,15 @@ def _kept(answer: aiohttp.ClientResponse) -> dict[str, str]:
 
 @pytest.fixture
 async def passage(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
+    async with passage_at(tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def passage_at(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
+    """A trainer with a volume in a folder, and the way to it."""
     torch.set_num_threads(1)
-    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks").mkdir(parents=True)
     rows = [json.dumps({"prompt": f"{digit}=", "answer": str(digit)}) for digit in range(8)]
     (tmp_path / "tasks" / "tasks.jsonl").write_text("\n".join(rows))
     volume = tmp_path / "weights"

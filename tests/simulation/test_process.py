@@ -57,7 +57,9 @@ class Stage:
                 await self.cluster.get(ObjectKey("Secret", self.system, name)) for name in names
             ]
             if all(found):
-                made = [await signing_key.ensure(self.cluster, self.system, n) for n in names]
+                made = [
+                    (await signing_key.ensure(self.cluster, self.system, n)).current for n in names
+                ]
                 return identity.PublicKeys.of(*made)
             await asyncio.sleep(0.1)
         raise AssertionError(f"waited {WAIT_SECONDS} s for the signing keys")

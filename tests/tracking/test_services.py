@@ -69,8 +69,8 @@ def test_wandb_shows_the_steps_that_a_rollback_takes_anew(tmp_path: Path) -> Non
 def test_no_file_of_wandb_holds_a_secret(tmp_path: Path) -> None:
     key = "k" * 36 + "feed"
     report(lambda: WeightsAndBiases(RUN, tmp_path, mode="offline", api_key=key), 1)
+    assert len(offline_runs(tmp_path)) == 1
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert any(file.suffix == ".wandb" for file in files)
     for file in files:
         content = file.read_bytes()
         assert [secret for secret in (*PLANTED, key) if secret.encode() in content] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from espalier.tracking.tracker import package
 
 _BLOCK, _HEADER = 32768, 7
 _FULL, _LAST = 1, 4
+_SECONDS = 20.0
 
 
 @dataclass
@@ -24,12 +26,22 @@ class OfflineRun:
     name: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    ended: bool = False
 
 
 def offline_runs(directory: Path) -> list[OfflineRun]:
-    """The runs in W&B's directory, oldest first: one for each start."""
-    files = sorted(directory.rglob("*.wandb"), key=lambda file: file.stat().st_mtime)
-    return [_run(file) for file in files]
+    """The runs in W&B's directory, oldest first: one for each start.
+
+    W&B's own process writes them, and may be at it still when ``finish`` returns.
+    """
+    until = time.monotonic() + _SECONDS
+    while True:
+        files = sorted(directory.rglob("*.wandb"), key=lambda file: file.stat().st_mtime)
+        runs = [_run(file) for file in files]
+        if all(run.ended for run in runs):
+            return runs
+        assert time.monotonic() < until, f"W&B did not end its files: {runs}"
+        time.sleep(0.05)
 
 
 def _run(file: Path) -> OfflineRun:
@@ -47,19 +59,23 @@ def _run(file: Path) -> OfflineRun:
                 for item in record.history.item
             }
             read.history.append(row)
+        elif kind == "exit":
+            read.ended = True
     return read
 
 
 def _records(data: bytes) -> Iterator[Any]:
     messages = package("wandb.proto.wandb_internal_pb2", "wandb")
     at, content = _HEADER, b""
-    while at < len(data):
+    while at + _HEADER <= len(data):
         room = _BLOCK - at % _BLOCK
         if room < _HEADER:
             at += room
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + _HEADER])
         at += _HEADER
+        if at + length > len(data):
+            return  # It is being written.
         content += data[at : at + length]
         at += length
         if kind in (_FULL, _LAST):

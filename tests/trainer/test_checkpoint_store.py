@@ -59,6 +59,7 @@ def test_an_imported_base_is_named_by_its_content(store: CheckpointStore, source
         (lambda path: path.joinpath("config.json").unlink(), "missing"),
         (lambda path: path.joinpath("manifest.json").write_text("{}"), "does not match"),
         (lambda path: path.joinpath("manifest.json").unlink(), "not on the volume"),
+        (lambda path: path.joinpath("nested", "new.jinja").write_text("x"), "does not list"),
     ],
 )
 def test_damage_is_noticed(

@@ -18,7 +18,8 @@ from tests.trainer.test_ranks import GENTLE, SPEC, STEP, Pair, data, start
 from tests.trainer.tiny import Volume
 from torch import Tensor
 
-from espalier.trainer.compute.compute import Compute, LocalCompute
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.compute.interface import Compute
 from espalier.trainer.memory.planner import Cut
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume import tensor_files

@@ -154,6 +154,8 @@ def test_a_model_that_is_trained_in_full_has_no_base_left(volume: Volume) -> Non
     ("kl", "loss", "field"),
     [
         ({"coefficient": 0.1}, "ppo", "kl.reference"),
+        ({**ON, "checkpoint": "arith-000001"}, "ppo", "kl.checkpoint"),
+        ({"reference": "Checkpoint"}, "ppo", "kl.checkpoint"),
         ({**ON, "placement": "Loss", "estimator": "K1"}, "ppo", "kl.estimator"),
         ({**ON, "placement": "Loss", "discount": 0.5}, "ppo", "kl.discount"),
         (ON, "cross_entropy", "kl.placement"),
@@ -162,4 +164,76 @@ def test_a_model_that_is_trained_in_full_has_no_base_left(volume: Volume) -> Non
 def test_what_does_not_go_together_is_refused(kl: dict[str, Any], loss: str, field: str) -> None:
     with pytest.raises(CommandError, match=field) as refused:
         call_spec(request(kl, loss_fn=loss))
+    assert refused.value.status == 422
+
+
+def held_near(volume: Volume, steps: int = 1) -> tuple[Engine, Policy, str]:
+    """An engine some steps from the base, its policy, and the name of its latest checkpoint."""
+    policy = tiny.policy(volume.path, volume.base)
+    engine = tiny.engine(volume.path, volume.base, policy)
+    engine.assign(tiny.assignment())
+    for step in range(steps):
+        tiny.send(engine, "forward-backward", tiny.forward_backward(), ("first", 2 * step))
+        tiny.send(engine, "optim-step", tiny.optim_step(), ("first", 2 * step + 1))
+    return engine, policy, engine.state.position.name
+
+
+def test_the_reference_is_the_checkpoint_that_the_run_names(volume: Volume) -> None:
+    engine, policy, name = held_near(volume)
+    compute, batch = engine.state.compute, data(policy)
+    wanted = compute.score(compute.admit(batch))
+    perturb(policy)
+    moved = compute.score(compute.admit(batch))
+    compute.hold_reference(engine.state.references.find(name))
+    assert compute.refer(compute.admit(batch)).logprobs == wanted
+    assert compute.score(compute.admit(batch)) == moved != wanted
+    # In float64: K3 of the two, over every token.
+    near = request({"reference": "Checkpoint", "checkpoint": name})
+    told = json.loads(tiny.send(engine, "forward-backward", near, ("s", 0)).body)["metrics"]
+    lp, reference = (
+        torch.tensor([v for row in rows for v in row], dtype=torch.float64)
+        for rows in (moved, wanted)
+    )
+    third = (torch.exp(reference - lp) - 1 + lp - reference).mean().item()
+    assert told["reference_kl:mean"] == pytest.approx(third, rel=1e-4)
+    assert third > 1e-4
+    engine.state.log.close()
+
+
+def test_a_replay_after_a_crash_refers_to_the_same_checkpoint(volume: Volume) -> None:
+    engine, policy, name = held_near(volume)
+    near = request({**ON, "reference": "Checkpoint", "checkpoint": name, "placement": "Loss"})
+    # Away from the reference, or the penalty has no slope.
+    tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
+    tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
+    tiny.send(engine, "forward-backward", near, ("s", 2))
+    before = taken(policy)
+    engine.state.log.close()
+    again = tiny.policy(volume.path, volume.base)
+    restarted = tiny.engine(volume.path, volume.base, again)
+    assert difference(taken(again), before) == 0
+    restarted.state.log.close()
+
+
+def test_a_reference_takes_its_memory_from_batches_and_gives_it_back(volume: Volume) -> None:
+    engine, policy, name = held_near(volume)
+    compute = engine.state.compute
+    assert isinstance(compute, LocalCompute)
+    free, path = compute.planner.available, engine.state.references.find(name)
+    taken_up = sum(4 * parameter.numel() for parameter in policy.parameters.values())
+    compute.hold_reference(path)
+    assert compute.planner.available == free - taken_up
+    compute.hold_reference(None)
+    assert compute.planner.available == free
+    compute.planner = replace(compute.planner, available=taken_up)
+    with pytest.raises(CommandError, match=r"kl\.reference: the checkpoint's adapter takes"):
+        compute.hold_reference(path)
+    assert compute.planner.available == taken_up
+    engine.state.log.close()
+
+
+def test_a_reference_that_is_not_on_the_volume_is_refused_by_name(engine: Engine) -> None:
+    absent = request({"reference": "Checkpoint", "checkpoint": "arith-000009"})
+    with pytest.raises(CommandError, match="arith-000009, and no such checkpoint") as refused:
+        tiny.send(engine, "forward-backward", absent, ("s", 0))
     assert refused.value.status == 422

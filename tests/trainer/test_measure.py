@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from espalier.api.trainablemodel import Adapter
 from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.losses import loss_spec
+from espalier.trainer.batch.objective import call_spec
 from espalier.trainer.batch.packing import Rows
 from espalier.trainer.compute import gradients, measure, retry
 from espalier.trainer.compute.compute import LocalCompute
@@ -102,6 +103,29 @@ def test_a_batch_that_cannot_fit_is_refused_with_its_numbers() -> None:
         planner.plan([datum(10, 10, 1), datum(200, 300, 2, prompt_seed=9)], 4096)
     assert (caught.value.datum, caught.value.tokens) == (1, 500)
     assert caught.value.needed > caught.value.available == 1 << 20
+
+
+def test_an_entropy_bonus_is_planned_for(policy: Policy) -> None:
+    compute, data = LocalCompute(policy), batch(policy)
+    plain = call_spec(tiny.forward_backward())
+    bonus = call_spec(tiny.forward_backward(entropy_coefficient=0.1))
+    # So much for every target that no row with a bonus fits.
+    dear = replace(compute.planner.costs, entropy=1e15)
+    compute.planner = replace(compute.planner, costs=dear, available=1 << 40)
+    compute.admit(data, plain)
+    with pytest.raises(CommandError) as refused:
+        compute.admit(data, bonus)
+    assert refused.value.problem.reason == "BatchTooLarge"
+
+
+def test_an_entropy_bonus_counts_its_row_and_one_more_chunk_of_logits() -> None:
+    # The head's logits, not its layers' gradients, are the peak of such a row.
+    head = replace(COSTS.head, logits=1 << 24)
+    planner = Planner(replace(COSTS, entropy=5e3, head=head), 1 << 60)
+    group = [datum(100, 50, seed, prompt_seed=seed) for seed in range(4)]
+    cut = Cut(4096, checkpointing=True)
+    more = planner.with_entropy().cut(group, cut).needed - planner.cut(group, cut).needed
+    assert more == 200 * (5e3 + QWEN3_4B.vocabulary * QWEN3_4B.wide_bytes)
 
 
 def test_a_refused_batch_is_neither_logged_nor_computed(engine: Engine) -> None:

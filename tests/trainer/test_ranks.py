@@ -26,7 +26,8 @@ from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import OptimStepRequest
 from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.losses import loss_spec
-from espalier.trainer.compute.compute import Compute, LocalCompute
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.compute.interface import Compute
 from espalier.trainer.engine.commands import LossCommand, gradient_command
 from espalier.trainer.memory.planner import Cut
 from espalier.trainer.policy.policy import Policy
@@ -195,16 +196,22 @@ def test_no_rank_needs_to_have_work(pair: Pair, local: Compute) -> None:
     assert added.tally.tokens == len(batch[0].output)
 
 
+@pytest.mark.parametrize("checkpoint", [None, "near"])
 def test_a_reference_and_a_divided_step_are_those_of_one_rank(
-    pair: Pair, local: Compute, tmp_path: Path
+    pair: Pair, local: Compute, tmp_path: Path, checkpoint: str | None
 ) -> None:
-    log = CommandLog(tmp_path)
+    log, near = CommandLog(tmp_path / "log"), tmp_path / "near"
+    near.mkdir()
+    local.add_loss(local.admit(data(pair.policy), SPEC), SPEC, 3)
+    local.write(local.propose(tiny.optim_step()), near)
+    local.drop_gradients()
+    reference = {"reference": "Checkpoint" if checkpoint else "Base", "checkpoint": checkpoint}
     request = tiny.forward_backward(
-        aggregation="SequenceMean", kl={"coefficient": 0.1, "reference": "Base"}
+        aggregation="SequenceMean", kl={"coefficient": 0.1, **reference}
     )
     found = []
     for compute in (local, pair.ranked):
-        command = gradient_command(compute, log, request)
+        command = gradient_command(compute, log, request, find=lambda _: near)
         assert isinstance(command, LossCommand)
         assert command.reference is not None
         added = command.run(compute)

@@ -62,6 +62,17 @@ def test_what_autograd_keeps_of_a_packed_row_follows_from_the_measured_rows(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_entropy_bonus_keeps_one_more_row_for_every_target(dtype: torch.dtype) -> None:
+    policy = family_policy("llama", dtype)
+    costs = measure.row_costs(policy)
+    (row,) = pack([datum(60, 50, seed) for seed in range(1, 5)], 4096)
+    measured = measure.kept_bytes(policy, row, by_entropy=True)
+    assert costs.with_entropy().saved(row, checkpointing=False) == pytest.approx(measured, rel=0.1)
+    hidden = costs.shape.hidden * costs.shape.dtype_bytes
+    assert measured - measure.kept_bytes(policy, row) == 200 * hidden
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("family", "changes", "named"), PADDED)
 def test_what_autograd_keeps_of_a_padded_group_follows_from_the_measured_rows(
     family: str, changes: dict[str, object], named: str, dtype: torch.dtype

@@ -51,9 +51,16 @@ securityContext:
 volumes:
 - name: tmp
   emptyDir: {sizeLimit: 64Mi}
+{{- with (($process.tls).secretName) }}
+- name: tls
+  secret: {secretName: {{ . }}}
+{{- end }}
 {{- with $root.Values.imagePullSecrets }}
 imagePullSecrets:
 {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with $process.priorityClassName }}
+priorityClassName: {{ . }}
 {{- end }}
 {{- with $process.nodeSelector }}
 nodeSelector:
@@ -80,6 +87,24 @@ resources:
 volumeMounts:
 - name: tmp
   mountPath: /tmp
+{{- if (($process.tls).secretName) }}
+- name: tls
+  mountPath: /etc/espalier/tls
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{/* The ports by which importers reach the hub: 443, and those of its mirror and proxies. */}}
+{{- define "espalier.hubPorts" -}}
+{{- $ports := list 443 -}}
+{{- range $url := list .Values.hub.endpoint .Values.hub.httpProxy .Values.hub.httpsProxy -}}
+{{- if $url -}}
+{{- $parsed := urlParse $url -}}
+{{- $named := regexFind ":[0-9]+$" $parsed.host | trimPrefix ":" -}}
+{{- $ports = append $ports (int (default (ternary 80 443 (eq $parsed.scheme "http")) $named)) -}}
+{{- end -}}
+{{- end -}}
+{{- $ports | uniq | toJson -}}
 {{- end }}
 
 {{- define "espalier.commonEnv" -}}

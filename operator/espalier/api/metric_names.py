@@ -23,6 +23,10 @@ MEASURED_CHECKPOINTS = 16
 # What a run's usage counts, of each step: completions sampled for it, and what its loss ran over.
 TOKENS_SAMPLED = "completion/tokens_total"
 TOKENS_TRAINED = "tokens/trained"
+# Which of a batch's several optimizer steps a step is.
+MINIBATCH, EPOCH = "batch/minibatch", "batch/epoch"
+# How many steps of the batch came before: the policy has moved since it was sampled.
+BATCH_AGE = "batch/steps_before"
 MEASURED_RULE = "self.startsWith('reward/') || self.startsWith('eval/')"
 MEASURED_MESSAGE = (
     "must be measured of a checkpoint: reward/..., such as reward/mean, or eval/...; any other, "

@@ -59,24 +59,29 @@ class Correction(_Part):
 class Kl(_Part):
     """The penalty on the distance from a reference policy; off without a ``reference``.
 
-    ``estimator`` None is K1 in the advantages and K3 in the loss.
+    ``estimator`` None is K1 in the advantages and K3 in the loss. ``checkpoint`` is the name of the
+    one that reference Checkpoint is.
     """
 
     coefficient: Real = Field(default=0.0, ge=0)
     placement: KlPlacement = "Advantage"
     estimator: KlEstimator | None = None
     discount: Real = Field(default=0.0, ge=0, le=1)
-    reference: Literal["Base"] | None = None
+    reference: Literal["Base", "Checkpoint"] | None = None
+    checkpoint: Annotated[str, Field(min_length=1, max_length=63)] | None = None
 
     @classmethod
     def of(cls, given: run_kl.Kl) -> Kl:
         """As a run gives it."""
+        reference = given.reference
+        named = None if reference is None else reference.checkpoint_ref
         return cls(
             coefficient=decimal(given.coefficient),
             placement=given.placement,
             estimator=given.estimator,
             discount=decimal(given.discount),
-            reference=None if given.reference is None else "Base",
+            reference=None if reference is None else "Checkpoint" if named else "Base",
+            checkpoint=named.name if named else None,
         )
 
     @property
@@ -88,7 +93,8 @@ class Kl(_Part):
     def text(self) -> str:
         """The penalty in words, defaults filled in."""
         settings = f"{self.coefficient:g} {self.estimates} in {self.placement}"
-        return f"{settings}, discount {self.discount:g}, reference {self.reference}"
+        reference = self.checkpoint or self.reference
+        return f"{settings}, discount {self.discount:g}, reference {reference}"
 
 
 class Objective(_Part):

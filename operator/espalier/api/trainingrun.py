@@ -19,6 +19,7 @@ from espalier.api.meta import (
 from espalier.api.podtemplate import PodTemplate
 from espalier.api.run.advantage import Advantage
 from espalier.api.run.alignment import LogprobAlignment
+from espalier.api.run.batch import Batch
 from espalier.api.run.budget import Budget
 from espalier.api.run.checkpoint_policy import CheckpointPolicy
 from espalier.api.run.evaluation import Evaluation
@@ -30,11 +31,13 @@ from espalier.api.run.off_policy_correction import OffPolicyCorrection
 from espalier.api.run.optimizer import Optimizer
 from espalier.api.run.overlong import LengthPenalty, Overlong
 from espalier.api.run.rewards import Aggregation, Rewards
+from espalier.api.run.rollout_errors import RolloutErrors
 from espalier.api.run.rollout_log import RolloutLog
 from espalier.api.run.sampling import Sampling
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.status import TrainingRunStatus
 from espalier.api.run.taskset import Taskset, is_played
+from espalier.api.run.timeouts import Timeouts
 from espalier.api.run.tracking import Tracking
 
 
@@ -51,11 +54,19 @@ class RunnerSpec(Type):
     )
 
 
+# Whether an evaluation e has its tasks from the generator that the run has its own from.
+_SAME_GENERATOR = " || ".join(
+    f"(has(e.taskset.{name}) && has(self.taskset.{name}))"
+    for name in ("reasoningGym", "game2048", "calculator", "openEnv")
+)
+
 # What the runner does and a client's script does itself, by field.
 _OF_RUNNER = {
     "rolloutLog": "a client's script says with each step what it keeps",
     "tracking": "a client's script reports by its own trackers, such as those of a Fit",
 }
+
+_STEPS_OF_BATCH = "(has(self.batch) ? self.batch.minibatches * self.batch.epochs : 1)"
 
 
 def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
@@ -73,6 +84,7 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
         )
         for field in (
             "groupsPerStep",
+            "batch",
             "groupFilter",
             "schedule",
             "evaluation",
@@ -80,6 +92,9 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
             "rewardAggregation",
             "overlong",
             "lengthPenalty",
+            "rolloutErrors",
+            "timeouts",
+            "seed",
         )
     ]
     found["x-kubernetes-validations"] += [
@@ -143,6 +158,12 @@ class TrainingRunSpec(Type):
         ge=1,
         le=4096,
         description="groupsPerStep is the number of tasks per step of driver Runner; 8 if unset.",
+        json_schema_extra=without_default,
+    )
+    batch: Batch = Field(
+        default_factory=Batch,
+        description="batch of driver Runner says how many optimizer steps are taken with what was "
+        "sampled at once; one if unset.",
         json_schema_extra=without_default,
     )
     learning_rate: PositiveDecimal | None = Field(
@@ -228,6 +249,24 @@ class TrainingRunSpec(Type):
     )
     length_penalty: LengthPenalty | None = Field(
         default=None, description="lengthPenalty makes long completions worth less."
+    )
+    rollout_errors: RolloutErrors | None = Field(
+        default=None,
+        description="rolloutErrors of driver Runner bounds failed rollouts and tries them again; "
+        "given, its defaults bind as well. If unset, none is tried again and any number may fail.",
+    )
+    timeouts: Timeouts | None = Field(
+        default=None, description="timeouts of the parts of a step, of driver Runner."
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**31 - 1,
+        description="seed of what driver Runner samples: each request has a seed of its own, of "
+        "this one, of the task's place in the run, and of rollout, turn and try. Samples follow "
+        "from it as far as the numbers of the server do, which depend on what is computed beside. "
+        "Drawn by the server if unset. taskset.seed is of the tasks. Immutable.",
+        json_schema_extra=cel(("self == oldSelf", "seed is immutable: create another run")),
     )
     checkpoint: CheckpointPolicy | None = Field(
         default=None,
@@ -337,6 +376,21 @@ class TrainingRunSpec(Type):
                 ".rewardAggregation",
             ),
             (
+                "!has(self.rolloutErrors) || !has(self.rolloutErrors.minGroupSize)"
+                " || self.rolloutErrors.minGroupSize"
+                " <= (has(self.groupSize) ? self.groupSize : 8)",
+                "rolloutErrors.minGroupSize must not be above groupSize, which is 8 if unset",
+                ".rolloutErrors.minGroupSize",
+            ),
+            (
+                "!has(self.rolloutErrors) || !has(self.rolloutErrors.minGroupSize)"
+                " || !has(self.rewardAggregation)"
+                " || self.rewardAggregation != 'NormalizeThenSum'",
+                "rolloutErrors.minGroupSize leaves rollouts out of a group, and rewardAggregation "
+                "NormalizeThenSum compares whole groups: remove it, or set SumThenNormalize",
+                ".rolloutErrors.minGroupSize",
+            ),
+            (
                 "!has(self.overlong) || !has(self.overlong.bufferTokens)"
                 " || self.overlong.bufferTokens"
                 " <= (has(self.sampling) ? self.sampling.maxTokens : 256)",
@@ -378,8 +432,7 @@ class TrainingRunSpec(Type):
             ),
             (
                 "!has(self.evaluation) || !has(self.taskset) || self.evaluation.all(e,"
-                " !has(e.taskset.reasoningGym) || !has(self.taskset.reasoningGym)"
-                " || e.taskset.seed != self.taskset.seed)",
+                f" !({_SAME_GENERATOR}) || e.taskset.seed != self.taskset.seed)",
                 "evaluation[].taskset.seed must differ from taskset.seed: a run would be judged by "
                 "the tasks that it trains on",
                 ".evaluation",
@@ -405,6 +458,35 @@ class TrainingRunSpec(Type):
                 "advantage.scale BatchStd needs all rewards of a step at once, and schedule.mode "
                 "Streaming adds gradients before they are there: choose GroupStd or Synchronous",
                 ".advantage",
+            ),
+            (
+                f"{_STEPS_OF_BATCH} == 1 || !has(self.schedule)"
+                " || self.schedule.mode != 'Streaming'",
+                "batch takes several steps with groups that are all there, and schedule.mode "
+                "Streaming adds gradients before they are: remove batch, or choose another mode",
+                ".batch",
+            ),
+            (
+                f"{_STEPS_OF_BATCH} == 1 || !has(self.schedule)"
+                " || !has(self.schedule.maxStalenessSteps)"
+                f" || self.schedule.maxStalenessSteps >= {_STEPS_OF_BATCH} - 1",
+                "the last step of a batch is batch.minibatches * batch.epochs - 1 steps from the "
+                "weights that were sampled, more than schedule.maxStalenessSteps: raise that, or "
+                "take fewer steps with a batch",
+                ".batch",
+            ),
+            (
+                "!has(self.batch) || self.batch.minibatches == 1 || !has(self.advantage)"
+                " || self.advantage.scale != 'BatchStd'",
+                "advantage.scale BatchStd needs all rewards of a batch at once, and each of "
+                "batch.minibatches is sent by itself: choose GroupStd, or use epochs alone",
+                ".batch",
+            ),
+            (
+                "!has(self.batch) || self.batch.minibatches"
+                " * (has(self.groupsPerStep) ? self.groupsPerStep : 8) <= 4096",
+                "groupsPerStep * batch.minibatches, the groups of a batch, must not be above 4096",
+                ".batch",
             ),
             (
                 "self.steps >= oldSelf.steps",

@@ -36,6 +36,8 @@ from espalier.api.sampled import CHUNK
 IDEMPOTENCY_KEY = "Idempotency-Key"
 TERM = "Espalier-Term"
 PROMOTION = "Espalier-Promotion"
+# Of an optim-step's answer: seconds that it waited until the promotion was decided.
+PROMOTED_AFTER = "Espalier-Promotion-Seconds"
 CLIENT = "Espalier-Client"
 CHECKPOINT = "Espalier-Checkpoint"
 CHECKPOINT_DIGEST = "Espalier-Checkpoint-Digest"
@@ -221,12 +223,45 @@ class TasksetUsed(Wire):
     seed: Whole = Field(ge=0, le=2**31 - 1)
 
 
+class BatchLeft(Wire):
+    """What is left of a batch of several optimizer steps, for the steps after one of them.
+
+    ``parts`` are trained in their order, ``epochs`` times over. ``next`` counts the steps, from 0:
+    it is the place of the one to take. ``taken`` are those that were taken: one without a gradient
+    is left out. A part that no step needs any more is empty. ``metrics`` are of the batch's
+    samples.
+    """
+
+    parts: Annotated[list[list[TrajectoryPayload]], Field(fail_fast=True, min_length=1)]
+    epochs: Whole = Field(ge=1)
+    next: Whole = Field(ge=0)
+    taken: Whole = Field(default=0, ge=0)
+    metrics: dict[str, Real] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_there(self) -> BatchLeft:
+        if self.next >= len(self.parts) * self.epochs:
+            raise ValueError(f"next is {self.next}, and nothing is left")
+        last_epoch = self.next >= len(self.parts) * (self.epochs - 1)
+        needed = self.parts[self.next % len(self.parts) :] if last_epoch else self.parts
+        if not all(needed):
+            raise ValueError("parts holds an empty one that a step is yet to take")
+        return self
+
+
+class Held(Wire):
+    """What is left of the batch that the trainer's latest step came from, if anything is."""
+
+    batch: BatchLeft | None = None
+
+
 class OptimStepRequest(Wire):
     """One AdamW step, its checkpoint and promotion. From ``grad_clip_norm`` on: ours, not HUD's.
 
     ``metrics`` are of the step; ``measured`` are of checkpoints of the model, by name: those that
     were sampled for the step, or evaluated before it. Where ``rollouts`` is empty the trainer keeps
-    those that it can make out itself, unless ``keep_rollouts`` is false.
+    those that it can make out itself, unless ``keep_rollouts`` is false. ``batch`` is kept with the
+    checkpoint, and given back while the run stands on it.
     """
 
     learning_rate: Real = Field(gt=0)
@@ -241,6 +276,7 @@ class OptimStepRequest(Wire):
     rollouts: list[Document] = Field(default_factory=list)
     taskset: TasksetUsed | None = None
     keep_rollouts: bool = True
+    batch: BatchLeft | None = None
 
 
 class OptimStepResult(Wire):
@@ -279,7 +315,7 @@ class DeclaredOptimizer(Wire):
     grad_clip_norm: float
 
 
-class DeclaredSchedule(Wire):
+class RateSchedule(Wire):
     """How the learning rate goes from its highest, ``Declared.learning_rate``, over ``steps``."""
 
     type: Literal["Constant", "Linear", "Cosine"]
@@ -301,7 +337,7 @@ class Declared(Wire):
     kl: Kl | None = None
     entropy_coefficient: float | None = None
     learning_rate: float | None = None
-    learning_rate_schedule: DeclaredSchedule | None = None
+    learning_rate_schedule: RateSchedule | None = None
     optimizer: DeclaredOptimizer | None = None
     advantage_source: Literal["Estimated", "Precomputed"] | None = None
     advantage_estimator: Estimator | None = None

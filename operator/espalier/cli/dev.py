@@ -23,7 +23,10 @@ def dev(
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option(help="IMAGE=DIRECTORY: what the image has under /models. May be repeated."),
+        typer.Option(
+            help="IMAGE=DIRECTORY: what the image has under /models, or the modules of one that "
+            "plays a taskset. May be repeated."
+        ),
     ] = None,
     secret: Annotated[
         list[str] | None,

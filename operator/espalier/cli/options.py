@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from espalier.cli.dev_state import LocalObjects
 from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
+from espalier.core.names import GATEWAY_AUDIENCE
 from espalier.runner.run_end import UserError, WaitError
 
 _JSON = "espalier.json"
@@ -42,7 +43,11 @@ AsJson = Annotated[
 ]
 Url = Annotated[str, typer.Option(envvar="ESPALIER_GATEWAY_URL", help="URL of the gateway.")]
 Token = Annotated[
-    str, typer.Option(envvar="ESPALIER_TOKEN", help="Token: kubectl create token NAME.")
+    str,
+    typer.Option(
+        envvar="ESPALIER_TOKEN",
+        help=f"Token: kubectl create token NAME --audience {GATEWAY_AUDIENCE}.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Names only, one a line.")]
 DryRun = Annotated[
@@ -147,6 +152,7 @@ def access(url: str, token: str) -> Access:
         )
     if not token:
         raise CliError(
-            "who asks? Set ESPALIER_TOKEN or --token, for example to $(kubectl create token NAME)"
+            "who asks? Set ESPALIER_TOKEN or --token, for example to "
+            f"$(kubectl create token NAME --audience {GATEWAY_AUDIENCE})"
         )
     return Access(url, token)

@@ -19,6 +19,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from espalier.api.meta import ObjectRef
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.cli.failure import CliError
 
@@ -142,6 +143,8 @@ def _options(model: type[BaseModel], above: Path = (), names: Path = ()) -> Iter
             continue
         if _is_model(kind):
             yield from _options(kind, path, (*names, name))
+        elif kind is ObjectRef:
+            yield _option((*path, "name"), (*names, name), str, field)
         else:
             yield _option(path, (*names, name), kind, field)
 

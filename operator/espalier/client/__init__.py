@@ -10,6 +10,7 @@ from espalier.api.wire import (
     ForwardResult,
     OptimStepRequest,
     OptimStepResult,
+    RateSchedule,
     TrajectoryPayload,
     TrajectorySample,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "OptimStepResult",
     "Patience",
     "Progress",
+    "RateSchedule",
     "RefusedError",
     "Rollout",
     "RunView",

@@ -45,7 +45,7 @@ class CommandClient:
         if not bearer:
             raise ConfigurationError(
                 f"who asks? Set {TOKEN} or {TOKEN_FILE}, or give token; for example "
-                "`kubectl create token NAME`"
+                "`kubectl create token NAME --audience espalier-gateway`"
             )
         self.model = model
         self._gateway = GatewayClient(url, model, bearer, patience=patience)

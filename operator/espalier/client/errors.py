@@ -157,6 +157,7 @@ def read_problem(status: int, body: bytes) -> Problem:
 
 def _from_openai(status: int, error: dict[str, Any]) -> Problem:
     code = error.get("code")
-    # vLLM repeats the status as its code; the gateway gives a reason.
-    reason = code if isinstance(code, str) and code else f"Http{status}"
+    # The gateway gives a reason; vLLM repeats the status, and its message names the field.
+    refused = "InvalidRequest" if status in (400, 422) else f"Http{status}"
+    reason = code if isinstance(code, str) and code else refused
     return Problem(detail=str(error.get("message", "")), reason=reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from espalier.api.wire import TrainerState
+from espalier.api.wire import BatchLeft, Declared, TrainerState
 from espalier.client.call import Call
 from espalier.client.command_queue import CommandClient
 from espalier.client.completion import Completion
@@ -18,6 +18,14 @@ class ReadingClient(CommandClient):
     def state(self) -> Call[TrainerState]:
         """Where the trainer stands: term, step, cursor."""
         return self._run(self._gateway.state)
+
+    def batch(self) -> Call[BatchLeft | None]:
+        """What is left of the batch that the latest step came from, as ``optim_step`` kept it."""
+        return self._run(self._gateway.batch)
+
+    def declared(self) -> Call[Declared | None]:
+        """What the run in Git binds this client's commands to; None for nothing."""
+        return self._run(self._gateway.declared)
 
     def available_losses(self) -> Call[list[str]]:
         """Names that ``forward_backward`` takes as ``loss_fn``."""

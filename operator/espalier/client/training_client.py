@@ -15,6 +15,7 @@ from espalier.api.objective import Objective
 from espalier.api.run.advantage import Estimator, Scale
 from espalier.api.wire import (
     BackwardRequest,
+    BatchLeft,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
@@ -126,6 +127,7 @@ class TrainingClient(ReadingClient):
         measured: Mapping[str, Mapping[str, float]] | None = None,
         cursor: Mapping[str, Any] | None = None,
         rollouts: Given | None = None,
+        batch: BatchLeft | None = None,
     ) -> Call[CommittedStep]:
         """One AdamW step, its checkpoint, and the head's move to it.
 
@@ -138,8 +140,10 @@ class TrainingClient(ReadingClient):
 
         ``rollouts`` are kept beside the checkpoint, where ``espalier rollouts show`` finds them: a
         Batch, rollouts, or records of your own. Unless given they are those of the batches that
-        the gradients came from, failed ones included.
+        the gradients came from, failed ones included. ``batch`` is what is left to learn from for
+        the steps that follow: ``batch()`` gives it back until the next step, or a rollback.
         """
+        records = self._kept.records(rollouts)
         request = OptimStepRequest(
             learning_rate=learning_rate,
             beta1=beta1,
@@ -150,7 +154,9 @@ class TrainingClient(ReadingClient):
             metrics=dict(metrics or {}),
             measured={name: dict(found) for name, found in (measured or {}).items()},
             cursor=dict(cursor or {}),
-            rollouts=self._kept.records(rollouts),
+            rollouts=records,
+            keep_rollouts=rollouts is None or bool(records),
+            batch=batch,
         )
         call = self._command("optim-step", request, gateway.STEP)
         self._kept.step(call)

@@ -12,6 +12,8 @@ BASE = "base"
 POD_UID = "ESPALIER_POD_UID"
 # The audience of ServiceAccount tokens that the gateway takes.
 GATEWAY_AUDIENCE = "espalier-gateway"
+# The service account of all runners of a namespace, which the chart makes.
+RUNNER_ACCOUNT = "espalier-runner"
 # Enough to be unique on a volume, short enough to read.
 ADAPTER_DIGEST_CHARS = 12
 _CHECKPOINT = re.compile(r"(?:(?P<branch>b[0-9]+)-)?(?P<step>[0-9]{6,})")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,11 @@ def directory_name(digest: str) -> str:
 def digest_named(directory_name: str) -> str:
     """The digest of which a directory has the name."""
     return directory_name.replace("-", ":", 1)
+
+
+def unlisted(found: Iterable[str], listed: Iterable[str]) -> list[str]:
+    """The files of a directory, by relative path, that its manifest does not list."""
+    return sorted(set(found) - {*listed, MANIFEST})
 
 
 def checkpoint_uri(digest: str) -> str:

@@ -20,8 +20,10 @@ from espalier.environment import SettingsError
 from espalier.gateway.access.api_keys import ApiKeys
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.key_source import ClusterKeys
+from espalier.gateway.access.own_run import OwnRun
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
+from espalier.gateway.certificate import Certificate, CertificateError
 from espalier.gateway.context import GatewayContext
 from espalier.gateway.settings import GatewaySettings
 from espalier.gateway.world.watch import CHILDREN, WATCHED, WorldWatch
@@ -35,6 +37,8 @@ from espalier.kube.probes import HealthServer
 from espalier.podclient import pod_session
 
 KEY_RETRY_SECONDS = 2.0
+# A replaced key is believed for ten minutes longer (core/key_ring.py).
+KEY_LOOK_SECONDS = 60.0
 # A Service keeps sending for a moment after a pod stops being ready.
 UNREADY_SECONDS = 3.0
 # HUD's client asks once and waits this long for the answer. After that nobody is waiting.
@@ -67,21 +71,23 @@ class Readiness:
         return ""
 
 
-async def load_signing_key(cluster: Cluster, namespace: str, tokens: TokenIssuer) -> None:
-    """Waits for the operator's Secret; ``/readyz`` names it while it is missing."""
+async def follow_signing_key(
+    cluster: Cluster, namespace: str, tokens: TokenIssuer, seconds: float = KEY_LOOK_SECONDS
+) -> None:
+    """Waits for the operator's Secret, which ``/readyz`` names meanwhile, and follows its key."""
     while True:
         try:
             secret = await cluster.get(ObjectKey("Secret", namespace, GATEWAY_KEY_SECRET))
             if secret is not None:
                 tokens.use(base64.b64decode(secret["data"][PRIVATE_KEY_FIELD]).decode())
-                return
         except ClusterError as error:
             _log.warning("cannot read the signing key", extra={"error": str(error)})
-        await asyncio.sleep(KEY_RETRY_SECONDS)
+        await asyncio.sleep(seconds if tokens.ready else KEY_RETRY_SECONDS)
 
 
 async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
     """Serves until SIGTERM or SIGINT, or until the watch fails."""
+    certificate = Certificate(settings.tls_directory) if settings.tls_directory else None
     cache = Cache()
     tokens = TokenIssuer()
     stop, synced = asyncio.Event(), asyncio.Event()
@@ -89,10 +95,16 @@ async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
     kinds = {kind: MANAGED if kind in CHILDREN else {} for kind in WATCHED}
     watching = informer.InformerSettings(settings.namespaces, kinds)
     async with pod_session() as session:
+        watch = WorldWatch(cache, settings.namespaces)
         context = GatewayContext(
-            WorldWatch(cache, settings.namespaces),
+            watch,
             cluster,
-            Authenticator(cluster, keys=ApiKeys(ClusterKeys(cluster), settings.namespaces)),
+            Authenticator(
+                cluster,
+                keys=ApiKeys(ClusterKeys(cluster), settings.namespaces),
+                own_run=OwnRun(watch),
+                api_server_tokens=settings.api_server_tokens,
+            ),
             tokens,
             session,
             settings.offers,
@@ -104,9 +116,15 @@ async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
         )
         await runner.setup()
         await web.TCPSite(runner, port=settings.port, backlog=BACKLOG).start()
+        if certificate is not None:
+            site = web.TCPSite(
+                runner, port=settings.tls_port, backlog=BACKLOG, ssl_context=certificate.context
+            )
+            await site.start()
         tasks = [
             asyncio.create_task(informer.run(watching, cache, stop, synced, cluster)),
-            asyncio.create_task(load_signing_key(cluster, settings.namespace, tokens)),
+            asyncio.create_task(follow_signing_key(cluster, settings.namespace, tokens)),
+            *([asyncio.create_task(certificate.follow())] if certificate is not None else []),
         ]
         try:
             await _until_signal(tasks[0], synced)
@@ -155,6 +173,6 @@ if __name__ == "__main__":
     process.configure_logs()
     try:
         uvloop.run(main())
-    except SettingsError as error:
+    except (SettingsError, CertificateError) as error:
         _log.error(str(error))
         sys.exit(USER_MISTAKE)

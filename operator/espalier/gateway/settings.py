@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -25,6 +26,19 @@ class GatewaySettings(EnvironmentSettings):
     port: Port = Field(8000, validation_alias="ESPALIER_PORT", description="a port, 1 to 65535")
     metrics_port: Port = Field(
         8080, validation_alias="ESPALIER_METRICS_PORT", description="a port, 1 to 65535"
+    )
+    api_server_tokens: bool = Field(
+        False,
+        validation_alias="ESPALIER_API_SERVER_TOKENS",
+        description="true or false: whether tokens of the API server's own audience are taken",
+    )
+    tls_directory: Path | None = Field(
+        None,
+        validation_alias="ESPALIER_TLS_DIRECTORY",
+        description="the directory of tls.crt and tls.key, or nothing to serve no HTTPS",
+    )
+    tls_port: Port = Field(
+        8443, validation_alias="ESPALIER_TLS_PORT", description="a port, 1 to 65535"
     )
     offers: Annotated[Offers, NoDecode] = Field(
         Offers(), validation_alias=BASES, description="the chart's gateway.bases as JSON"

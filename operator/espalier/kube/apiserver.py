@@ -16,6 +16,7 @@ from espalier.kube.cluster import (
     STATUS_MANAGER,
     BeforeWrite,
     ClusterError,
+    Extra,
     Propagation,
     TokenReviewResult,
     always,
@@ -203,6 +204,7 @@ class KubernetesCluster:
             uid=user.get("uid", ""),
             groups=tuple(user.get("groups", ())),
             audiences=tuple(status.get("audiences", ())),
+            extra=tuple(sorted((k, tuple(v)) for k, v in (user.get("extra") or {}).items())),
             error=status.get("error", ""),
         )
 
@@ -215,6 +217,9 @@ class KubernetesCluster:
         resource: str,
         namespace: str,
         name: str,
+        *,
+        uid: str = "",
+        extra: Extra = (),
     ) -> bool:
         """See Cluster."""
         attributes = {
@@ -224,7 +229,11 @@ class KubernetesCluster:
             "namespace": namespace,
             "name": name,
         }
-        spec = {"user": user, "groups": [*groups], "resourceAttributes": attributes}
+        spec: Body = {"user": user, "groups": [*groups], "resourceAttributes": attributes}
+        if uid:
+            spec["uid"] = uid
+        if extra:
+            spec["extra"] = {key: [*values] for key, values in extra}
         status = await self._review("authorization.k8s.io", "SubjectAccessReview", spec)
         return bool(status["allowed"])
 

@@ -15,6 +15,9 @@ from espalier.kube.objects import Body, ObjectKey
 MANAGER = "espalier"
 STATUS_MANAGER = "espalier-status"
 
+# What an authenticator says of a user besides name, uid and groups, in the order of the keys.
+Extra = tuple[tuple[str, tuple[str, ...]], ...]
+
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
 # The status of a ClusterError that lasts until somebody grants a right.
@@ -54,6 +57,7 @@ class TokenReviewResult:
     uid: str = ""
     groups: tuple[str, ...] = ()
     audiences: tuple[str, ...] = ()
+    extra: Extra = ()
     error: str = ""
 
 
@@ -121,5 +125,11 @@ class Cluster(Protocol):
         resource: str,
         namespace: str,
         name: str,
+        *,
+        uid: str = "",
+        extra: Extra = (),
     ) -> bool:
-        """SubjectAccessReview: may the user do this to the named object?"""
+        """SubjectAccessReview: may the user do this to the named object?
+
+        ``uid`` and ``extra`` are of the user: an authorizer's webhook may decide by them.
+        """

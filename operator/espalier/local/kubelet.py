@@ -23,7 +23,8 @@ from espalier.kube.objects import Body, ObjectKey, controlled_by, key_of
 from espalier.local import free_memory
 from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.memory_apiserver import MemoryCluster
-from espalier.local.pod_process import Running, plan
+from espalier.local.pod_process import plan
+from espalier.local.running import Running
 from espalier.podclient import PodFaultError
 
 LOOK_SECONDS = 0.2
@@ -198,7 +199,11 @@ class Kubelet:
             return
         pod.waiting = ""
         pod.starts += 1
-        pod.running = await Running.start(planned, self._layout.log(key.name))
+        try:
+            pod.running = await Running.start(planned, self._layout.log(key.name))
+        except MappingError as error:
+            pod.waiting = str(error)
+            pod.resting_until = _clock() + RESTART.delay(pod.starts)
 
     def _shortage(self, pod: _Pod) -> str:
         """Why a pod does not fit into memory; a pod keeps its request between two starts."""

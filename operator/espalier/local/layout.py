@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from espalier.core.manifests.environment import SOCKET_PATH
 from espalier.kube.objects import Body
 
 NAMESPACE = "default"
@@ -135,6 +136,9 @@ class Layout:
                 found[mount["mountPath"]] = place / mount.get("subPath", "")
         if "/tmp" in found:
             found["/tmp"] = self._temporary(pod)
+        if SOCKET_PATH in found:
+            found[SOCKET_PATH] = self._temporary(pod) / "host"
+            found[SOCKET_PATH].mkdir(mode=0o700, exist_ok=True)
         # The machine's own shared memory serves.
         found.pop("/dev/shm", None)
         return found

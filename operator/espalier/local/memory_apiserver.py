@@ -17,6 +17,7 @@ from espalier.kube.cluster import (
     MANAGER,
     STATUS_MANAGER,
     ClusterError,
+    Extra,
     Propagation,
     TokenReviewResult,
 )
@@ -219,6 +220,9 @@ class MemoryCluster:
         resource: str,
         namespace: str,
         name: str,
+        *,
+        uid: str = "",
+        extra: Extra = (),
     ) -> bool:
         """See Cluster."""
         return True

@@ -1,12 +1,8 @@
-"""One pod as a process: its command, environment and end."""
+"""What one pod is as processes of this machine: commands, environments, directories."""
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import os
-import shutil
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +10,38 @@ from pathlib import Path
 from espalier.kube.objects import Body
 from espalier.local.layout import Layout, MappingError
 
-GRACE_SECONDS = 20.0
-# A kubelet reads this much of a log at most.
-LOG_BYTES = 2048
-# prctl(2). Loaded before any fork.
-_LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1
 # The entry points of the images.
 DEFAULT = {
     "trainer": ("python", "-m", "espalier.trainer"),
     "rollout": ("python", "-m", "espalier.sampler"),
     "runner": ("python", "-m", "espalier.runner"),
 }
-# Our only init containers copy a model's files out of its image.
-COPIED = "/models/."
+# Of the init containers of ours that run Python; the others copy a model's files out of its image.
+PREPARES = ("python", "-m")
+
+
+@dataclass(frozen=True)
+class CompanionPlan:
+    """What runs beside the pod's process and is started again whenever it ends."""
+
+    command: tuple[str, ...]
+    directory: Path
+    environment: dict[str, str]
 
 
 @dataclass(frozen=True)
 class ProcessPlan:
-    """How a pod runs on this machine: directories to copy first, command, environment."""
+    """How a pod runs on this machine: directories to copy first, command, environment.
+
+    ``prepares`` are commands that run to their end before it, ``companions`` run beside it.
+    """
 
     copies: tuple[tuple[Path, Path], ...]
     command: tuple[str, ...]
     environment: dict[str, str]
     message: Path
+    prepares: tuple[tuple[str, ...], ...] = ()
+    companions: tuple[CompanionPlan, ...] = ()
 
 
 def plan(
@@ -55,7 +59,6 @@ def plan(
     Raises:
         MappingError: an image, a Secret or a ConfigMap is not on this machine.
     """
-    _refuse_companions(spec)
     mounts = layout.mounts(pod, spec, config)
     container = spec["containers"][0]
     command = [*container.get("command", DEFAULT.get(role, ())), *container.get("args", ())]
@@ -73,12 +76,21 @@ def plan(
         # Downloads are shared by every model and kept between starts.
         "HF_HOME": os.environ.get("HF_HOME", str(Path.home() / ".cache" / "huggingface")),
     }
+    inits = spec.get("initContainers", ())
+    beside = [init for init in inits if init.get("restartPolicy") == "Always"]
+    prepares = [init for init in inits if tuple(init["command"][:2]) == PREPARES]
+    copied = [init for init in inits if init not in beside and init not in prepares]
     return ProcessPlan(
-        copies=tuple(_copy(init, layout, mounts) for init in spec.get("initContainers", ())),
+        copies=tuple(_copy(init, layout, mounts) for init in copied),
         # The interpreter is this machine's; its arguments are the pod's, whose paths are mapped.
         command=(sys.executable, *(_moved(part, mounts) for part in command[1:])),
         environment={**os.environ, **here, **own},
         message=message,
+        prepares=tuple(
+            (sys.executable, *(_moved(part, mounts) for part in init["command"][1:]))
+            for init in prepares
+        ),
+        companions=tuple(_companion(init, layout, mounts) for init in beside),
     )
 
 
@@ -107,26 +119,37 @@ class _Sources:
         return entries[key]
 
 
-def _refuse_companions(spec: Body) -> None:
-    """Here a pod is one process: what must run beside it, and cannot reach it, has no place."""
-    for init in spec.get("initContainers", ()):
-        if init.get("restartPolicy") == "Always":
-            raise MappingError(
-                f"spec.taskset: image {init['image']} runs in a container beside the runner, and "
-                "espalier dev starts none: use a cluster, or train from a script (driver: Client)"
-            )
+def _companion(init: Body, layout: Layout, mounts: dict[str, Path]) -> CompanionPlan:
+    """A user's image beside the runner: its working directory on this machine, and a Python.
+
+    It gets neither the token nor a Secret; walls of a container it has not, it is the user's own.
+    """
+    place = _image(init, layout, "your modules and, if they need packages, a .venv that has them")
+    own = place / ".venv" / "bin" / "python"
+    python = str(own) if own.is_file() else sys.executable
+    given = {entry["name"]: str(entry["value"]) for entry in init.get("env", ())}
+    hidden = {*layout.secrets.values(), layout.token()}
+    inherited = {name: value for name, value in os.environ.items() if value not in hidden}
+    command = (python, *(_moved(part, mounts) for part in init["command"][1:]))
+    return CompanionPlan(command, place, {**inherited, **given})
 
 
 def _copy(init: Body, layout: Layout, mounts: dict[str, Path]) -> tuple[Path, Path]:
-    source = layout.images.get(init["image"])
-    if source is None:
-        raise MappingError(
-            f"image {init['image']} is not on this machine: give --image {init['image']}=DIRECTORY "
-            "with the model's files"
-        )
-    if not source.is_dir():
-        raise MappingError(f"--image {init['image']}={source}: that is not a directory")
+    source = _image(init, layout, "the model's files")
     return source, Path(_moved(init["command"][-1].rstrip("/"), mounts))
+
+
+def _image(init: Body, layout: Layout, holds: str) -> Path:
+    """The directory that stands for a container's image."""
+    image = init["image"]
+    place = layout.images.get(image)
+    if place is None:
+        raise MappingError(
+            f"image {image} is not on this machine: give --image {image}=DIRECTORY with {holds}"
+        )
+    if not place.is_dir():
+        raise MappingError(f"--image {image}={place}: that is not a directory")
+    return place
 
 
 def _moved(text: str, mounts: dict[str, Path]) -> str:
@@ -135,77 +158,3 @@ def _moved(text: str, mounts: dict[str, Path]) -> str:
         if text == path or text.startswith(f"{path}/"):
             return f"{place}{text.removeprefix(path)}"
     return text
-
-
-def _end_with_parent() -> None:
-    """Runs in the child: it gets SIGTERM when espalier dev dies, so no trainer outlives it."""
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-class Running:
-    """A process that was started for a pod."""
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, message: Path, log: Path, begins: int
-    ) -> None:
-        self._process = process
-        self._message = message
-        # The log has the lines of every start of the pod; this start's begin here.
-        self._log = log
-        self._begins = begins
-
-    @classmethod
-    async def start(cls, planned: ProcessPlan, log: Path) -> Running:
-        """Copies the init containers' directories, then starts the process in its own session."""
-        for source, target in planned.copies:
-            await asyncio.to_thread(shutil.copytree, source, target, dirs_exist_ok=True)
-        planned.message.write_text("")
-        with log.open("ab") as output:
-            begins = output.tell()
-            process = await asyncio.create_subprocess_exec(
-                *planned.command,
-                env=planned.environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                # Ctrl-C in the terminal must not reach the pods: espalier dev ends them in order.
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
-        return cls(process, planned.message, log, begins)
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    @property
-    def code(self) -> int | None:
-        """Exit code as a shell reports it; None while it runs."""
-        code = self._process.returncode
-        return code if code is None or code >= 0 else 128 - code
-
-    @property
-    def message(self) -> str:
-        """Its termination message; if it failed without one, the end of its log, as a kubelet does.
-
-        That is terminationMessagePolicy FallbackToLogsOnError, which every pod of ours has.
-        """
-        message = self._message.read_text()
-        if message or not self.code:
-            return message
-        size = self._log.stat().st_size
-        with self._log.open("rb") as lines:
-            lines.seek(max(self._begins, size - LOG_BYTES))
-            return lines.read(LOG_BYTES).decode(errors="replace")
-
-    async def stop(self) -> None:
-        """Ends the process with SIGTERM, and with SIGKILL after the grace period."""
-        if self._process.returncode is not None:
-            return
-        self._process.terminate()
-        try:
-            await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
-        except TimeoutError:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            await self._process.wait()

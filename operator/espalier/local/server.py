@@ -92,14 +92,15 @@ async def _run(options: DevOptions) -> None:
         images = Images(trainer="trainer", rollout="rollout", runner="runner")
         url = f"http://127.0.0.1:{options.port}"
         keys = identity.PublicKeys.of(private_key, gateway_key)
+        signer = identity.Signer(private_key)
         children = ChildSettings(images, keys.text(), url)
         operator = Operator(
             cluster,
             cache,
-            TrainerClient(session, private_key),
-            RolloutClient(session, private_key),
+            TrainerClient(session, signer),
+            RolloutClient(session, signer),
             children,
-            importer=ImporterClient(session, private_key),
+            importer=ImporterClient(session, signer),
             now=_now,
         )
         kubelet = Kubelet(cluster, options.layout, session, _now)

@@ -1,7 +1,8 @@
 """The training loop: rollouts in groups, their advantages and filters, schedules, evaluation."""
 
 from espalier.loop.batch import Batch
-from espalier.loop.fit import ConvergedWarning, Fit, FitConfig
+from espalier.loop.fit import ConvergedWarning, Fit
+from espalier.loop.fit_config import FitConfig
 from espalier.loop.job import Job
 from espalier.loop.precomputed import AdvantageWarning
 from espalier.loop.schedule import Asynchronous, Streaming, Synchronous

@@ -3,95 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from espalier.api.metric_names import REWARD, STEP_REWARD, of_step
+from espalier.api.metric_names import REWARD, of_step
 from espalier.api.wire import (
+    Declared,
     ForwardBackwardRequest,
-    ForwardBackwardResult,
     OptimStepRequest,
     TrainerState,
-    Wire,
+    TrajectoryPayload,
 )
 from espalier.client.errors import ConfigurationError
-from espalier.client.gateway import CommittedStep
 from espalier.client.rollout import Rollout
 from espalier.client.sampling import Sampling
 from espalier.client.training_client import TrainingClient
-from espalier.core.names import BASE, parse_checkpoint_name
+from espalier.core.names import BASE
 from espalier.loop.batch import Batch
+from espalier.loop.fit_commands import Commands
+from espalier.loop.fit_config import FitConfig, Settings, as_json
+from espalier.loop.fit_figures import own, passed, uninformative
 from espalier.loop.job import Job
+from espalier.loop.minibatches import Uses
 from espalier.loop.precomputed import Source, missing_fraction, trajectories
 from espalier.loop.schedule import Place, Schedule, Synchronous
-from espalier.loop.session import RolloutFunction, Task
+from espalier.loop.session import RolloutFunction, Sampler, Task
+from espalier.loop.step_clock import StepClock, TimedSampler
 from espalier.loop.steps import Attempt, Steps
 from espalier.tracking.trackers import Tracker, Trackers
 
 T = TypeVar("T", bound=Task)
 Group = list[Rollout]
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """All settings of a fit; the whole of it is kept with every checkpoint and told to trackers.
-
-    Attributes:
-        steps: optimizer steps to take in all, those before a resume included.
-        group: rollouts per task.
-        tasks_per_step: tasks sampled for one step.
-        use_precomputed_advantage: rollouts bring their advantages, token by token.
-        sampling: of training; with a loss that compares policies its only choice is a temperature
-            above 0, at which the trainer computes too.
-        validate_every: steps between validations; 0: none.
-        val_before_train: validate before the first step; with ``val_only`` nothing else is done.
-        resume_from: id of the checkpoint to go on from; empty: from where the trainer is. Once the
-            fit has taken a step from there it prefers its own newer checkpoints: started again, it
-            goes on where the trainer is.
-        rounds: of sampling for one step while no group has rewards that differ. When all are
-            used up, a model that has taken no step yet cannot learn these tasks and the fit fails;
-            a later one has nothing more to learn from them, and the fit ends early.
-    """
-
-    steps: int
-    learning_rate: float
-    group: int = 8
-    tasks_per_step: int = 8
-    loss_fn: str = "importance_sampling"
-    loss_fn_config: Mapping[str, float] | None = None
-    use_precomputed_advantage: bool = False
-    sampling: Sampling = field(default_factory=Sampling)
-    validation_sampling: Sampling | None = None
-    validate_every: int = 0
-    val_before_train: bool = False
-    val_only: bool = False
-    resume_from: str = ""
-    max_concurrent: int = 64
-    max_model_length: int | None = None
-    rollout_timeout: float | None = None
-    rounds: int = 20
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "group", "tasks_per_step", "rounds"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}: give at least 1")
-        if self.group == 1 and not self.use_precomputed_advantage:
-            raise ConfigurationError(
-                "group is 1: a rollout alone has nothing to be compared with and its advantage is "
-                "always 0; give at least 2, or use_precomputed_advantage"
-            )
-        drawn = self.sampling.drawn()
-        shifted = [*drawn.shifted_by, *([] if drawn.temperature else ["temperature 0"])]
-        if shifted and self.loss_fn != "cross_entropy":
-            raise ConfigurationError(
-                f"sampling has {', '.join(shifted)}: its log-probs are of another distribution "
-                "than the policy's, and every ratio would be wrong; sample for training with a "
-                "temperature above 0 alone (validation_sampling may have them), or train with "
-                "cross_entropy"
-            )
 
 
 class ConvergedWarning(UserWarning):
@@ -103,7 +46,8 @@ class Fit(Generic[T]):
 
     It keeps nothing that it needs: where it stands is read from the trainer, so that a fit that
     is started again after a crash goes on at the next step. It samples the checkpoint that the
-    trainer stands on, whatever the head serves, so that rewards are of known weights.
+    trainer stands on, whatever the head serves, so that rewards are of known weights. What the run
+    in Git declares holds where the configuration leaves it open, from the next step on.
 
     Args:
         client: of the model.
@@ -136,10 +80,10 @@ class Fit(Generic[T]):
         self._config = config
         self._trackers = Trackers(trackers)
         self._schedule = schedule or Synchronous[Group]()
-        self._source: Source = "Precomputed" if config.use_precomputed_advantage else "Estimated"
-        self._train = self._job(rollout, config.sampling)
-        greedy = config.sampling.but(temperature=0.0)
-        self._validate = self._job(rollout, config.validation_sampling or greedy)
+        self._schedule.check(config.uses)
+        self._rollout = rollout
+        self._bound: Settings | None = None
+        self._clock = StepClock()
         # Of a validation, until the next step takes it along.
         self._evaluated: dict[str, dict[str, float]] = {}
 
@@ -153,6 +97,7 @@ class Fit(Generic[T]):
 
     async def fit_async(self) -> dict[str, float]:
         """Trains; the metrics of the last step or validation."""
+        await self._bind()
         self._trackers.start(self.settings())
         try:
             return await self._run()
@@ -165,7 +110,24 @@ class Fit(Generic[T]):
 
     def settings(self) -> dict[str, Any]:
         """The whole configuration, as trackers and checkpoints get it; it holds no secret."""
-        return {"model": self._client.model, **dataclasses.asdict(self._config)}
+        bound = {} if self._bound is None else self._bound.wire()
+        return {"model": self._client.model, **as_json(self._config), **bound}
+
+    async def _bind(self) -> None:
+        """Reads what the run declares now."""
+        declared = await self._client.declared()
+        self._bound = self._config.bound(declared or Declared(run=""))
+
+    @property
+    def _now(self) -> Settings:
+        """The settings as the run declared them last."""
+        if self._bound is None:
+            raise RuntimeError("a fit has no settings before it runs")
+        return self._bound
+
+    @property
+    def _source(self) -> Source:
+        return "Precomputed" if self._now.use_precomputed_advantage else "Estimated"
 
     async def _run(self) -> dict[str, float]:
         config, last = self._config, dict[str, float]()
@@ -174,7 +136,8 @@ class Fit(Generic[T]):
             last = await self._validated(await self._client.state())
             if config.val_only:
                 return last
-        steps = Steps[Group](_Commands(self._client), self._schedule)
+        self._clock.lap()
+        steps = Steps[Group](Commands(self._client), self._schedule, self._clock)
         try:
             return await self._taken(steps, last)
         finally:
@@ -187,6 +150,7 @@ class Fit(Generic[T]):
             state = await self._client.state()
             if state.run_step >= config.steps:
                 return last
+            await self._bind()
             taken = await steps.round(state, self)
             if taken is None:
                 if steps.attempt.rounds < config.rounds:
@@ -210,44 +174,72 @@ class Fit(Generic[T]):
         if not gone_on and state.checkpoint != wanted:
             await self._client.set_head(wanted)
 
+    @property
+    def uses(self) -> Uses:
+        """See ``loop.steps.Recipe``."""
+        return self._config.uses
+
     def place(self, state: TrainerState, attempt: Attempt[Group]) -> Place:
         """See ``loop.steps.Recipe``."""
-        count = self._config.tasks_per_step
-        checkpoint = state.checkpoint or BASE
-        return Place(state.term, state.run_step, checkpoint, count, attempt.rounds, count)
+        count = self._config.tasks_per_step * self.uses.minibatches
+        return Place(
+            term=state.term,
+            run_step=state.run_step,
+            checkpoint=state.checkpoint or BASE,
+            count=count,
+            round=attempt.rounds,
+            take=count,
+            recipe=(self._now.group, self._now.sampling),
+            uses=self.uses,
+        )
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Group]:
         """See ``loop.steps.Recipe``."""
         tasks = [self._tasks[number % len(self._tasks)] for number in numbers]
-        return (await self._train.run(tasks, checkpoint=checkpoint)).groups
+        sampler = TimedSampler(self._client, self._clock)
+        job = self._job(sampler, self._now.sampling, self._now.group)
+        return (await job.run(tasks, checkpoint=checkpoint)).groups
 
     def chosen(self, groups: Sequence[Group], rounds: int) -> Sequence[Group]:
         """See ``loop.steps.Recipe``."""
         batch = Batch(list(groups))
-        return batch.whole if self._source == "Precomputed" else batch.informative
+        compared = self._source == "Estimated" and self._now.advantage_estimator != "None"
+        return batch.informative if compared else batch.whole
 
-    def gradients(self, chosen: Sequence[Group]) -> ForwardBackwardRequest:
+    def inputs(self, chosen: Sequence[Group]) -> Sequence[Sequence[TrajectoryPayload]]:
         """See ``loop.steps.Recipe``."""
-        config = self._config
+        found = iter(trajectories(chosen, self._source))
+        return [[next(found) for _ in group] for group in chosen]
+
+    def gradients(self, inputs: Sequence[TrajectoryPayload]) -> ForwardBackwardRequest:
+        """See ``loop.steps.Recipe``."""
+        now = self._now
         return ForwardBackwardRequest(
-            inputs=list(trajectories(chosen, self._source)),
-            loss_fn=config.loss_fn,
-            loss_fn_config=dict(config.loss_fn_config) if config.loss_fn_config else None,
+            inputs=list(inputs),
+            loss_fn=now.loss_fn,
+            loss_fn_config=dict(now.loss_fn_config) or None,
+            advantage_estimator=now.advantage_estimator,
+            advantage_scale=now.advantage_scale,
+            **{name: getattr(now.objective, name) for name in type(now.objective).model_fields},
         )
 
     def step(self, state: TrainerState, attempt: Attempt[Group]) -> OptimStepRequest:
         """See ``loop.steps.Recipe``."""
         batch, done = Batch(attempt.groups), state.run_step
-        seen = batch.metrics() | attempt.staleness_metrics()
+        seen = batch.metrics() | attempt.staleness_metrics() | attempt.seconds
         if self._source == "Precomputed":
             seen["advantage/missing_fraction"] = missing_fraction(batch.whole)
-        measured = self._evaluated.get(state.checkpoint, {}) | _own(batch, state)
+        measured = self._evaluated.get(state.checkpoint, {}) | own(batch, state)
         trained = {id(rollout) for group in attempt.trained for rollout in group}
         return OptimStepRequest(
-            learning_rate=self._config.learning_rate,
+            learning_rate=self._now.rate_at(done + 1),
+            **self._now.optimizer.model_dump(),
             metrics=seen,
             measured={state.checkpoint: measured} if measured else {},
-            cursor={"next_task": (done + 1) * self._config.tasks_per_step, "fit": self.settings()},
+            cursor={
+                "next_task": (done + 1) // self.uses.epochs * self._config.tasks_per_step,
+                "fit": self.settings(),
+            },
             rollouts=[r.record(trained=id(r) in trained) for r in batch.rollouts],
         )
 
@@ -255,28 +247,31 @@ class Fit(Generic[T]):
         """Ends a fit whose groups all have equal rewards; an error where it never learnt."""
         config = self._config
         if done == 0 or not batch.whole:
-            raise ConfigurationError(_uninformative(batch, config.rounds))
+            raise ConfigurationError(uninformative(batch, config.rounds))
         message = f"the fit ends after {done} of {config.steps} steps: "
-        warnings.warn(
-            message + _uninformative(batch, config.rounds), ConvergedWarning, stacklevel=2
-        )
+        warnings.warn(message + uninformative(batch, config.rounds), ConvergedWarning, stacklevel=2)
 
     async def _validated(self, state: TrainerState) -> dict[str, float]:
         """Trackers call it ``val/…``; on the checkpoint it is ``eval/…``, from the next step on."""
         checkpoint = state.checkpoint or BASE
-        batch = await self._validate.run(self._validation, group=1, checkpoint=checkpoint)
-        found = {f"eval/{name}": value for name, value in _own(batch, state).items()}
-        self._evaluated = {state.checkpoint: found} if found else {}
+        config = self._config
+        greedy = self._now.sampling.but(temperature=0.0)
+        job = self._job(self._client, config.validation_sampling or greedy, config.validation_group)
+        batch = await job.run(self._validation, checkpoint=checkpoint)
+        solved, mine = passed(batch, config.pass_at_k), own(batch, state)
+        found = {f"eval/{name}": value for name, value in (mine | solved).items()}
+        self._evaluated = {state.checkpoint: found} if mine else {}
         rewards = {of_step(name): name for name in (REWARD, "reward/std")}
         seen = {f"val/{rewards.get(n, n)}": value for n, value in batch.metrics().items()}
+        seen |= {f"val/{name}": value for name, value in solved.items()}
         self._log(state.run_step, seen)
         return seen
 
-    def _job(self, rollout: RolloutFunction[T], sampling: Sampling) -> Job[T]:
+    def _job(self, sampler: Sampler, sampling: Sampling, group: int) -> Job[T]:
         return Job(
-            self._client,
-            rollout,
-            group=self._config.group,
+            sampler,
+            self._rollout,
+            group=group,
             sampling=sampling,
             max_concurrent=self._config.max_concurrent,
             rollout_timeout=self._config.rollout_timeout,
@@ -285,49 +280,3 @@ class Fit(Generic[T]):
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._trackers.log(step, metrics)
-
-
-def _own(batch: Batch, state: TrainerState) -> dict[str, float]:
-    """What the batch says of the checkpoint that was sampled, if that is the model's own."""
-    if parse_checkpoint_name(state.model, state.checkpoint) is None:
-        return {}
-    return batch.measured().get(state.checkpoint, {})
-
-
-def _uninformative(batch: Batch, rounds: int) -> str:
-    seen = batch.metrics()
-    failed = next((r.error for group in batch.groups for r in group if r.error), "")
-    if failed and not batch.whole:
-        return f"in {rounds} rounds every group had a failed rollout, the first: {failed}"
-    mean = seen.get(STEP_REWARD, 0.0)
-    return (
-        f"in {rounds} rounds every group had equal rewards (mean {mean:.3g}): "
-        "choose tasks that the model solves sometimes, or raise group"
-    )
-
-
-class _Commands:
-    """A TrainingClient as the loop commands it; its own queue keeps term and keys."""
-
-    def __init__(self, client: TrainingClient) -> None:
-        self._client = client
-
-    async def zero_grad(self, *, term: int = 0) -> TrainerState:
-        """Drops gradients."""
-        return await self._client.zero_grad()
-
-    async def forward_backward(
-        self, request: ForwardBackwardRequest, *, term: int = 0
-    ) -> ForwardBackwardResult:
-        """Adds gradients."""
-        given = _set_by_recipe(request)
-        return await self._client.forward_backward(given.pop("inputs"), **given)
-
-    async def optim_step(self, request: OptimStepRequest, *, term: int = 0) -> CommittedStep:
-        """Takes the step."""
-        return await self._client.optim_step(**_set_by_recipe(request))
-
-
-def _set_by_recipe(request: Wire) -> dict[str, Any]:
-    """The fields that ``Fit`` gives; the client's methods have the same names and defaults."""
-    return {name: getattr(request, name) for name in request.model_fields_set}

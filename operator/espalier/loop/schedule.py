@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from espalier.client.errors import ConfigurationError
+from espalier.loop.minibatches import ONCE, Uses
 
 G = TypeVar("G")
 
@@ -28,10 +29,11 @@ class Place:
         term: of the head; groups of an earlier term are never trained on.
         run_step: steps that the run has taken.
         checkpoint: the name of the checkpoint that the trainer stands on; empty for the base.
-        count: groups of a step.
+        count: groups that are sampled at once: of a batch.
         round: how many times groups were sampled for this step before.
         take: groups of this round, at most ``count``.
         recipe: equal for groups that may be trained on together.
+        uses: how many optimizer steps the batch is for.
     """
 
     term: int
@@ -41,11 +43,13 @@ class Place:
     round: int
     take: int
     recipe: object = None
+    uses: Uses = ONCE
 
     @property
     def numbers(self) -> range:
         """Of the groups of this round."""
-        first = (self.run_step + self.round) * self.count
+        trained = self.run_step // self.uses.epochs * (self.count // self.uses.minibatches)
+        first = trained + self.round * self.count
         return range(first, first + self.take)
 
 
@@ -60,6 +64,10 @@ class Part(Generic[G]):
 class Schedule(Protocol[G]):
     """How sampling and training take turns."""
 
+    def check(self, uses: Uses) -> None:
+        """ConfigurationError where it cannot take so many steps with a batch."""
+        ...
+
     def parts(self, place: Place, play: Play[G]) -> AsyncIterator[Part[G]]:
         """The groups of one round of a step."""
         ...
@@ -71,6 +79,9 @@ class Schedule(Protocol[G]):
 
 class Synchronous(Generic[G]):
     """Samples all groups of a step, then trains: every group is of the trainer's own weights."""
+
+    def check(self, uses: Uses) -> None:
+        """Takes any number."""
 
     async def parts(self, place: Place, play: Play[G]) -> AsyncIterator[Part[G]]:
         """All groups at once."""
@@ -93,6 +104,15 @@ class Streaming(Generic[G]):
         if minibatches < 2:
             raise ConfigurationError(f"minibatches is {minibatches}: give at least 2")
         self._minibatches = minibatches
+
+    def check(self, uses: Uses) -> None:
+        """Takes one."""
+        if uses.steps > 1:
+            raise ConfigurationError(
+                f"a batch of {uses.steps} steps needs all of its groups, and Streaming adds "
+                "gradients before they are there: take one step with a batch, or choose another "
+                "schedule"
+            )
 
     async def parts(self, place: Place, play: Play[G]) -> AsyncIterator[Part[G]]:
         """The minibatches, each when its last group is done."""
@@ -125,8 +145,8 @@ class Asynchronous(Generic[G]):
 
     At most ``count * (staleness + 1)`` groups are in flight. A step takes the oldest, and waits for
     them; none is thrown away, so that long rollouts are not at a disadvantage. A group is of
-    weights at most ``staleness`` steps older than those that learn from it; with 0 this is
-    ``Synchronous``, to the bit.
+    weights at most ``staleness`` steps older than those that learn from it, the last step of its
+    batch included; with 0 this is ``Synchronous``, to the bit.
 
     Args:
         staleness: steps.
@@ -139,10 +159,20 @@ class Asynchronous(Generic[G]):
         self._key: object = None
         self._flying: dict[int, _InFlight[G]] = {}
 
+    def check(self, uses: Uses) -> None:
+        """Takes as many as the bound leaves room for."""
+        if uses.steps - 1 > self._staleness:
+            raise ConfigurationError(
+                f"the last of {uses.steps} steps of a batch is {uses.steps - 1} steps from the "
+                f"weights that were sampled, and staleness is {self._staleness}: raise it, or take "
+                "fewer steps with a batch"
+            )
+
     async def parts(self, place: Place, play: Play[G]) -> AsyncIterator[Part[G]]:
         """The oldest groups, once all of them are done."""
         await self._drop_unusable(place)
-        ahead = (place.run_step + place.round + self._staleness + 1) * place.count
+        batches = (self._staleness + 1) // place.uses.steps
+        ahead = place.numbers.start + batches * place.count
         for number in range(place.numbers.start, ahead):
             if number not in self._flying:
                 running = asyncio.ensure_future(_played(play, number, place.checkpoint))
@@ -167,11 +197,11 @@ class Asynchronous(Generic[G]):
 
     async def _drop_unusable(self, place: Place) -> None:
         """Drops groups of another term, of an edited recipe, and of steps that are over."""
-        key = (place.term, place.count, place.recipe)
+        key = (place.term, place.count, place.recipe, place.uses)
         if key != self._key:
             await self.close()
             self._key = key
-        oldest = place.run_step - self._staleness
+        oldest = place.run_step - self._staleness + place.uses.steps - 1
         late = [
             number
             for number, one in self._flying.items()

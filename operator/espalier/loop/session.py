@@ -67,8 +67,13 @@ class Policy:
 class Session:
     """What a rollout function works with: samples turns, and says what it is doing."""
 
-    def __init__(self, policy: Policy, rollout: Rollout) -> None:
+    def __init__(
+        self, policy: Policy, rollout: Rollout, seeds: Callable[[int], int | None] | None = None
+    ) -> None:
         self._policy = policy
+        # By the number of the request, counted from 0; without them the server draws its own.
+        self._seeds = seeds
+        self._requests = 0
         self.rollout = rollout
         self.doing = "starting"
         # In OpenAI's form; every later turn is sampled with them.
@@ -118,18 +123,25 @@ class Session:
         sampling = self._policy.sampling.but(**overrides)
         self.rollout.prompt = [dict(message) for message in messages]
         tools = {"tools": [dict(tool) for tool in self.tools]} if self.tools else {}
+        # Rollouts of one group begin alike: one replica's prefix cache serves them all.
+        routed = {"prompt_cache_key": self.rollout.group_id}
         with self.phase("sampling"):
             (turn,) = await self._policy.sampler.sample(
                 messages,
                 max_tokens=self._room(sampling.max_tokens),
                 checkpoint=self._policy.checkpoint,
                 temperature=sampling.temperature,
-                extra=sampling.body() | tools | exact,
+                extra=sampling.body() | tools | exact | routed | self._seed(),
             )
         self.rollout.turns.append(turn)
         if turn.truncated:
             self.rollout.stop_reason = "length"
         return turn
+
+    def _seed(self) -> dict[str, int]:
+        number, self._requests = self._requests, self._requests + 1
+        seed = self._seeds(number) if self._seeds is not None else None
+        return {} if seed is None else {"seed": seed}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

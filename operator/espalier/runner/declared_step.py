@@ -8,20 +8,27 @@ from dataclasses import asdict
 from espalier.api.run.schedule import Schedule as ScheduleSpec
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import ForwardBackwardRequest, OptimStepRequest, TrainerState
-from espalier.client import GatewayClient
+from espalier.api.wire import (
+    ForwardBackwardRequest,
+    OptimStepRequest,
+    TrainerState,
+    TrajectoryPayload,
+)
 from espalier.core.names import parse_checkpoint_name
 from espalier.core.run.learning_rate import learning_rate_at
 from espalier.environments.digest import FIELD, Mark
+from espalier.loop.minibatches import Uses
 from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Synchronous
+from espalier.loop.session import Sampler
 from espalier.loop.steps import Attempt
 from espalier.rewards.figures import told
+from espalier.runner import error_budget
 from espalier.runner.answers import answered
 from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.journal import Journal
 from espalier.runner.objective import objective
 from espalier.runner.opened_taskset import OpenedTaskset
-from espalier.runner.rewards import Group, kept, measured, metrics, payloads
+from espalier.runner.rewards import Group, common_size, kept, measured, metrics, payloads
 from espalier.runner.rollout_log import kept as kept_rollouts
 from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.scored_by import ScoredBy
@@ -50,7 +57,7 @@ class DeclaredStep:
 
     def __init__(
         self,
-        client: GatewayClient,
+        client: Sampler,
         spec: TrainingRunSpec,
         taskset: OpenedTaskset,
         *,
@@ -65,15 +72,20 @@ class DeclaredStep:
         self._journal = journal
         self._trackers = trackers
 
+    @property
+    def uses(self) -> Uses:
+        """As ``batch`` says."""
+        return Uses(self._spec.batch.minibatches, self._spec.batch.epochs)
+
     def place(self, state: TrainerState, attempt: Attempt[Outcome]) -> Place:
-        """The next ``groupsPerStep`` tasks, in their order, around and around.
+        """The next ``groupsPerStep`` tasks for each minibatch, in their order, around and around.
 
         A round that resamples takes as many as lack.
         """
-        count = take = self._spec.groups_per_step
+        count = take = self._groups
         rules = self._spec.group_filter
         if rules.resamples(attempt.rounds):
-            take = count - len(kept(sampled(attempt.groups), rules))
+            take = count - len(kept(sampled(attempt.groups), rules, self._spec.advantage.estimator))
         return Place(
             term=state.term,
             run_step=state.run_step,
@@ -82,12 +94,12 @@ class DeclaredStep:
             round=attempt.rounds,
             take=take,
             recipe=(self._spec.group_size, self._spec.sampling, ScoredBy.of(self._spec)),
+            uses=self.uses,
         )
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:
         """Groups of the tasks with these numbers."""
-        indices = [number % self._taskset.tasks.size for number in numbers]
-        outcomes = await self._taskset.sample(self._client, indices, self._spec, checkpoint)
+        outcomes = await self._taskset.sample(self._client, numbers, self._spec, checkpoint)
         for one in outcomes:
             if isinstance(one, Skipped):
                 self._journal.event("prompt-too-long", task=one.task.id, detail=one.detail)
@@ -97,36 +109,53 @@ class DeclaredStep:
         return outcomes
 
     def chosen(self, groups: Sequence[Outcome], rounds: int) -> Sequence[Outcome]:
-        """The groups that ``groupFilter`` keeps, at most ``groupsPerStep``."""
-        rules, wanted = self._spec.group_filter, self._spec.groups_per_step
-        found = kept(sampled(groups), rules)[:wanted]
-        needed = wanted if rules.resamples(rounds) else rules.min_groups
+        """The groups that ``groupFilter`` keeps, at most ``groupsPerStep`` for each minibatch."""
+        rules, wanted = self._spec.group_filter, self._groups
+        found = kept(sampled(groups), rules, self._spec.advantage.estimator)[:wanted]
+        fewest = rules.min_groups * self._spec.batch.minibatches
+        needed = wanted if rules.resamples(rounds) else fewest
         return found if len(found) >= needed else []
 
-    def gradients(self, chosen: Sequence[Outcome]) -> ForwardBackwardRequest:
+    def inputs(self, chosen: Sequence[Outcome]) -> Sequence[Sequence[TrajectoryPayload]]:
+        """The rollouts of each group, named by its place among the chosen ones."""
+        return [payloads(group, str(number)) for number, group in enumerate(sampled(chosen))]
+
+    def gradients(self, inputs: Sequence[TrajectoryPayload]) -> ForwardBackwardRequest:
         """By the run's loss and advantage."""
-        groups = sampled(chosen)
         return ForwardBackwardRequest(
-            inputs=list(payloads(groups)),
-            group_size=len(groups[0].completions),
+            inputs=list(inputs),
+            group_size=common_size(inputs),
             **objective(self._spec),
         )
 
+    @property
+    def _groups(self) -> int:
+        """Of a batch."""
+        return self._spec.groups_per_step * self._spec.batch.minibatches
+
     def step(self, state: TrainerState, attempt: Attempt[Outcome]) -> OptimStepRequest:
-        """By the run's optimizer, with the figures and rollouts of everything sampled."""
+        """By the run's optimizer, with the figures and rollouts of everything sampled.
+
+        Raises:
+            UserError: ``ErrorBudgetExceeded``: too many of the rollouts failed.
+        """
         step = state.run_step + 1
         groups, log = sampled(attempt.groups), self._spec.rollout_log
+        error_budget.check(self._spec.rollout_errors, groups, state.cursor, step)
+        failed = error_budget.total(state.cursor, groups)
         return OptimStepRequest(
             learning_rate=learning_rate_at(self._spec, step),
             **self._spec.optimizer.config(),
             metrics=figures(attempt, self._spec.taskset)
             | attempt.staleness_metrics()
+            | attempt.seconds
             | self._trackers.metrics(),
             measured=_measured(state, groups),
             cursor={
                 "run_step": step,
-                "next_task": step * self._spec.groups_per_step,
+                "next_task": step // self.uses.epochs * self._spec.groups_per_step,
                 FIELD: self._mark.wire(),
+                **({error_budget.FIELD: failed} if failed else {}),
             },
             **asdict(kept_rollouts(log, groups, sampled(attempt.trained), step)),
             taskset=self._taskset.used,

@@ -11,12 +11,18 @@ from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeGuard
 
+from espalier.sampler.grammar_size import excess
+
 # Fields of OpenAI's API that vLLM does not know, with the values that have no effect.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
     "modalities": (["text"],),
 }
+# As many as a group of a run may have.
+MAX_ANSWERS = 1024
+# The fields of vLLM's StructuredOutputsParams that hold a grammar.
+GRAMMARS = ("json", "regex", "choice", "grammar", "structural_tag")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _INT64 = 1 << 63
 # Keywords of a JSON schema whose parts describe the same value as the whole.
@@ -48,7 +54,15 @@ def _refusals(request: Any, taken: Collection[str]) -> Iterator[tuple[str, str]]
     for name, value in request.__dict__.items():
         if name not in _LIMITS and any(map(_too_large, value if _is_list(value) else [value])):
             yield name, f"{name} is a number beyond 64 bits: send a smaller one"
+    count = request.n
+    if isinstance(count, int) and count > MAX_ANSWERS:
+        yield "n", f"n is {count}, and {MAX_ANSWERS} are taken: ask several times"
     grammar = request.extract_structured_outputs()
+    for kind in GRAMMARS if grammar is not None else ():
+        given = getattr(grammar, kind)
+        if given is not None and (large := excess(kind, given)):
+            yield kind, f"the {kind} {large}: make it smaller, or count less in it"
+            return
     if grammar is not None and _endless(grammar.json):
         yield "json", "the JSON schema refers to itself without end: no value can be written for it"
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SkipValidation
 from pydantic_settings import NoDecode
 
 from espalier.api.parsers import ReasoningParser, ToolCallParser
 from espalier.core import names
 from espalier.core.volume import directory, is_digest
 from espalier.environment import EnvironmentSettings, Port, Text
-from espalier.identity import PUBLIC_KEYS, PublicKeys
+from espalier.identity import PUBLIC_KEYS, TrustedKeys
+from espalier.key_file import trusted
 
 # The ranks that vLLM sizes its adapter slots for (vllm.config.lora.MaxLoRARanks, up to CRD's 256).
 SLOT_RANKS = (8, 16, 32, 64, 128, 256)
@@ -38,8 +39,9 @@ class SamplerSettings(EnvironmentSettings):
     base: Annotated[str, AfterValidator(_digest)] = Field(
         validation_alias="ESPALIER_BASE", description="the base's digest"
     )
-    public_keys: Annotated[PublicKeys, NoDecode, BeforeValidator(PublicKeys.read)] = Field(
-        validation_alias=PUBLIC_KEYS, description="the public keys of operator and gateway"
+    public_keys: Annotated[SkipValidation[TrustedKeys], NoDecode, BeforeValidator(trusted)] = Field(
+        validation_alias=PUBLIC_KEYS,
+        description="the public keys of operator and gateway, or the file that holds them",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         validation_alias="ESPALIER_DTYPE", description="float32 or bfloat16"

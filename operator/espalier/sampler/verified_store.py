@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ from espalier.core.volume import (
     digest_of,
     directory_name,
     sha256_of,
+    unlisted,
 )
 
 ADAPTER_NAME = re.compile(
     r"(?P<slug>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)"
     rf"@(?P<prefix>[0-9a-f]{{{names.ADAPTER_DIGEST_CHARS}}})"
 )
+# Files hashed at the same time: one takes a core, and a volume seldom feeds more.
+HASHED_AT_ONCE = 4
 # The files of a checkpoint that vLLM reads; the optimizer's state is never opened here.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -189,14 +193,15 @@ def verify_file(directory: Path, name: str, manifest: dict[str, Any]) -> None:
         raise StoreError(
             "FileAltered",
             f"{name} of {directory.name} does not match its manifest",
-            "restore the file from a copy or delete the checkpoint",
+            "restore the file from a copy, or delete the directory and import or train it again",
         )
 
 
 def verify_base(directory: Path) -> None:
-    """Raise StoreError unless the base is committed and complete.
+    """Raise StoreError unless the base is committed, and every byte of it what its digest says.
 
-    Sizes only: hashing a large base at every start would take minutes, and the importer hashed it.
+    Hashing reads what loading reads right after, from the page cache then. Files that the manifest
+    does not list are refused, because vLLM reads what it finds.
     """
     if not directory.is_dir():
         raise StoreError(
@@ -204,7 +209,9 @@ def verify_base(directory: Path) -> None:
             f"{directory.name} is not on the volume",
             "wait for the import of the base, or mount the volume that holds it",
         )
-    for name, entry in read_manifest(directory, "base").get("files", {}).items():
+    manifest = read_manifest(directory, "base")
+    files = manifest.get("files", {})
+    for name, entry in files.items():
         file = directory / name
         if not file.is_file() or file.stat().st_size != entry["size"]:
             raise StoreError(
@@ -212,3 +219,13 @@ def verify_base(directory: Path) -> None:
                 f"{name} of {directory.name} is missing or not {entry['size']} bytes long",
                 "delete the directory and import the base again",
             )
+    there = (p.relative_to(directory) for p in directory.rglob("*") if not p.is_dir())
+    if others := unlisted((path.as_posix() for path in there), files):
+        raise StoreError(
+            "FileNotListed",
+            f"{directory.name} holds {others[0]}, which its manifest does not list",
+            "find out who wrote it, and delete it",
+        )
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as threads:
+        for _ in threads.map(lambda name: verify_file(directory, name, manifest), files):
+            pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -38,8 +39,13 @@ class WeightsAndBiases:
     ) -> None:
         self._wandb = package("wandb", "wandb")
         self._run, self._directory = run, directory
-        self._entity, self._mode = entity, mode
-        self._given = {"base_url": base_url, "api_key": api_key}
+        self._entity = entity
+        # W&B itself reads the environment once a process, whoever asks first.
+        self._mode = mode or os.environ.get("WANDB_MODE")
+        self._given = {
+            "base_url": base_url or os.environ.get("WANDB_BASE_URL"),
+            "api_key": api_key or os.environ.get("WANDB_API_KEY"),
+        }
         self._directory.mkdir(parents=True, exist_ok=True)
         self._shown: Any = None
 
@@ -56,7 +62,7 @@ class WeightsAndBiases:
             x_save_requirements=False,
             silent=True,
             init_timeout=_START_SECONDS,
-            **{name: value for name, value in self._given.items() if value is not None},
+            **{name: value for name, value in self._given.items() if value},
         )
         self._shown = self._wandb.init(
             id=self._run.id,

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, Json
+from pydantic import BeforeValidator, Field, Json, SkipValidation
 from pydantic_settings import NoDecode
 
 from espalier.api.trainablemodel import Adapter
 from espalier.core.names import POD_UID, audience
 from espalier.environment import Count, EnvironmentSettings, SettingsError, Text
-from espalier.identity import PUBLIC_KEYS, PublicKeys
+from espalier.identity import PUBLIC_KEYS, TrustedKeys
+from espalier.key_file import trusted
 from espalier.trainer.problems import UserMistakeError
 
 # A call's trajectories as JSON: a token and its log-prob take about 30 bytes, parsed about ten
@@ -34,8 +35,9 @@ class TrainerSettings(EnvironmentSettings):
         validation_alias="ESPALIER_VOLUME", description="where the model's volume is mounted"
     )
     base: Text = Field(validation_alias="ESPALIER_BASE", description="the base's digest")
-    public_keys: Annotated[PublicKeys, NoDecode, BeforeValidator(PublicKeys.read)] = Field(
-        validation_alias=PUBLIC_KEYS, description="the public keys of operator and gateway"
+    public_keys: Annotated[SkipValidation[TrustedKeys], NoDecode, BeforeValidator(trusted)] = Field(
+        validation_alias=PUBLIC_KEYS,
+        description="the public keys of operator and gateway, or the file that holds them",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from espalier.api.meta import NonNegativeDecimal, Type, cel
+from espalier.api.meta import NonNegativeDecimal, ObjectRef, Type, cel
 
 KlPlacement = Literal["Advantage", "Loss"]
 KlEstimator = Literal["K1", "K2", "K3"]
@@ -17,11 +17,27 @@ class KlBase(Type):
 
 
 class KlReference(Type):
-    """The policy that a run is held near."""
+    """The policy that a run is held near; exactly one of its fields."""
 
-    base: KlBase = Field(
+    base: KlBase | None = Field(
+        default=None,
         description="base is the model's base: the adapter is switched off for one more forward "
-        "pass, and no second copy is loaded. Not for adapter.type Full."
+        "pass, and no second copy is loaded. Not for adapter.type Full.",
+    )
+    checkpoint_ref: ObjectRef | None = Field(
+        default=None,
+        description="checkpointRef names a Checkpoint of the model, or of another on its volume "
+        "with the same base, rank and alpha: the trainer loads its adapter, frozen, beside the one "
+        "it trains. Its bytes stay while the run names it. Not for adapter.type Full.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "has(self.base) != has(self.checkpointRef)",
+                "set exactly one of base and checkpointRef",
+            )
+        )
     )
 
 
@@ -57,7 +73,8 @@ class Kl(Type):
         json_schema_extra=cel(
             (
                 "double(self.coefficient) == 0.0 || has(self.reference)",
-                "a coefficient above 0 needs a reference: give reference: {base: {}}",
+                "a coefficient above 0 needs a reference: give reference: {base: {}}, or name a "
+                "checkpointRef in it",
                 ".reference",
             ),
             (

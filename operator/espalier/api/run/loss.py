@@ -55,7 +55,8 @@ class Loss(Type):
         default="Sampler",
         description="ratioAnchor says what the loss compares the policy with: Sampler (the "
         "sampler's log-probs, so the ratio is the whole importance weight) or Trainer (the "
-        "trainer's own when it first saw the batch; offPolicyCorrection then weighs the rest).",
+        "trainer's own when it first saw the batch, before the first of its steps; "
+        "offPolicyCorrection then weighs the rest).",
     )
 
     model_config = ConfigDict(

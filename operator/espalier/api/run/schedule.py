@@ -22,7 +22,8 @@ class Schedule(Type):
         default=None,
         ge=2,
         le=4096,
-        description="minibatches of a step under Streaming; they divide groupsPerStep.",
+        description="minibatches of a step under Streaming, whose gradients add up to one "
+        "optimizer step; they divide groupsPerStep. For a step each, see batch.minibatches.",
     )
     max_staleness_steps: int | None = Field(
         default=None,
@@ -38,7 +39,8 @@ class Schedule(Type):
         json_schema_extra=cel(
             (
                 "(self.mode == 'Streaming') == has(self.minibatches)",
-                "minibatches belongs to mode Streaming, which needs it: set both or neither",
+                "minibatches belongs to mode Streaming, which needs it: set both or "
+                "neither; for an optimizer step with each minibatch, set batch.minibatches",
                 ".minibatches",
             ),
             (

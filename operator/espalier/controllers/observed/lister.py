@@ -69,6 +69,10 @@ class Lister:
         """The runs of a model."""
         return self._all(TrainingRun, namespace, model=model)
 
+    def all_runs(self, namespace: str) -> list[TrainingRun]:
+        """Every TrainingRun of a namespace."""
+        return self._all(TrainingRun, namespace)
+
     def head(self, namespace: str, name: str) -> CheckpointHead | None:
         """The CheckpointHead of that name."""
         return self._one(CheckpointHead, namespace, name)

@@ -11,6 +11,7 @@ import aiohttp
 from espalier.api.wire import IMPORT_PROGRESS, ImportState
 from espalier.controllers.peers.peer import Peer, PeerCalls, PeerError
 from espalier.core.pods.pods import Pod
+from espalier.identity import Signer
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ class Importer(Protocol):
 class ImporterClient:
     """Importer over HTTP."""
 
-    def __init__(self, session: aiohttp.ClientSession, private_key: str) -> None:
-        self._calls = PeerCalls(session, private_key, "Importer", ImporterError)
+    def __init__(self, session: aiohttp.ClientSession, signer: Signer) -> None:
+        self._calls = PeerCalls(session, signer, "Importer", ImporterError)
 
     async def progress(self, peer: Peer) -> ImportState:
         """See Importer."""

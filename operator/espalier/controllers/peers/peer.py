@@ -49,10 +49,10 @@ class Peer:
         """The pod's own address: a name would be cached past a restart."""
         return f"http://{url_host(self.ip)}:{PORT}"
 
-    def headers(self, private_key: str) -> dict[str, str]:
+    def headers(self, signer: identity.Signer) -> dict[str, str]:
         """Headers that prove the operator to this pod, and to no other."""
         name = audience(self.namespace, self.model, self.role, self.uid)
-        token = identity.issue(private_key, "operator", name)
+        token = identity.issue(signer.private_key, "operator", name)
         return {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
 
@@ -73,7 +73,7 @@ class PeerCalls:
 
     Args:
         session: for all of them, of ``pod_session``.
-        private_key: proves the operator.
+        signer: proves the operator.
         role: Trainer or Rollout; the reasons of failures begin with it.
         error: what a failed call raises.
         before_write: called ahead of every call but GET.
@@ -82,13 +82,13 @@ class PeerCalls:
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        private_key: str,
+        signer: identity.Signer,
         role: str,
         error: type[PeerError],
         before_write: BeforeWrite = always,
     ) -> None:
         self._session = session
-        self._private_key = private_key
+        self._signer = signer
         self._role = role
         self._error = error
         self._before_write = before_write
@@ -107,7 +107,7 @@ class PeerCalls:
         if method != "GET":
             self._before_write()
         timeout = aiohttp.ClientTimeout(total=seconds, connect=CONNECT_SECONDS)
-        headers = peer.headers(self._private_key)
+        headers = peer.headers(self._signer)
         try:
             async with self._session.request(
                 method, f"{peer.url}{path}", data=body, headers=headers, timeout=timeout

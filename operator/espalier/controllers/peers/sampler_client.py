@@ -8,6 +8,7 @@ import aiohttp
 
 from espalier.api.wire import Served, ServeRequest
 from espalier.controllers.peers.peer import Peer, PeerCalls, PeerError
+from espalier.identity import Signer
 from espalier.kube.cluster import BeforeWrite, always
 
 ANSWER_SECONDS = 30.0
@@ -36,10 +37,10 @@ class RolloutClient:
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        private_key: str,
+        signer: Signer,
         before_write: BeforeWrite = always,
     ) -> None:
-        self._calls = PeerCalls(session, private_key, "Rollout", RolloutError, before_write)
+        self._calls = PeerCalls(session, signer, "Rollout", RolloutError, before_write)
 
     async def serve(self, peer: Peer, request: ServeRequest) -> Served:
         """See RolloutControl."""

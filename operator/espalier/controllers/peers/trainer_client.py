@@ -8,6 +8,7 @@ import aiohttp
 
 from espalier.api.wire import Assignment, CommitPage, TrainerState, Usage
 from espalier.controllers.peers.peer import Peer, PeerCalls, PeerError
+from espalier.identity import Signer
 from espalier.kube.cluster import BeforeWrite, always
 
 ANSWER_SECONDS = 60.0
@@ -39,10 +40,10 @@ class TrainerClient:
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        private_key: str,
+        signer: Signer,
         before_write: BeforeWrite = always,
     ) -> None:
-        self._calls = PeerCalls(session, private_key, "Trainer", TrainerError, before_write)
+        self._calls = PeerCalls(session, signer, "Trainer", TrainerError, before_write)
 
     async def assign(self, peer: Peer, assignment: Assignment) -> TrainerState:
         """See Trainer."""

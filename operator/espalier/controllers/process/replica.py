@@ -13,16 +13,16 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from espalier import identity
 from espalier.backoff import Backoff
 from espalier.controllers.peers.importer_client import Importer
 from espalier.controllers.peers.sampler_client import RolloutControl
 from espalier.controllers.peers.trainer_client import Trainer
-from espalier.controllers.process import signing_key
 from espalier.controllers.process.operator import Operator
 from espalier.controllers.process.refusals import with_remedy
 from espalier.controllers.process.settings import OperatorSettings
-from espalier.core.manifests.installation import ChildSettings
+from espalier.controllers.process.signing_key import SigningKeys
+from espalier.core.manifests.installation import KEYS_FILE, ChildSettings
+from espalier.identity import Signer
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import HTTP_FORBIDDEN, BeforeWrite, Cluster, ClusterError
 from espalier.kube.lease import Election
@@ -34,6 +34,7 @@ LEASE = "espalier-operator"
 # Kinds with thousands of objects.
 MANY = ("Checkpoint",)
 RELEASE_SECONDS = 3.0
+DAY_SECONDS = 86_400.0
 
 # Keeps a cache equal to the API server until the first event; the second is set once it is.
 Inform = Callable[[Cache, asyncio.Event, asyncio.Event], Awaitable[None]]
@@ -41,16 +42,16 @@ Inform = Callable[[Cache, asyncio.Event, asyncio.Event], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Ports:
-    """The edges of a replica; trainers and rollouts are called with the private key.
+    """The edges of a replica; trainers and rollouts are called with the signer.
 
     Each port that writes is made with what must be asked before a write.
     """
 
     cluster: Callable[[BeforeWrite], Cluster]
     inform: Inform
-    trainer: Callable[[str, BeforeWrite], Trainer]
-    rollouts: Callable[[str, BeforeWrite], RolloutControl]
-    importer: Callable[[str], Importer]
+    trainer: Callable[[Signer, BeforeWrite], Trainer]
+    rollouts: Callable[[Signer, BeforeWrite], RolloutControl]
+    importer: Callable[[Signer], Importer]
     now: Callable[[], str]
 
 
@@ -105,13 +106,17 @@ class Replica:
     async def _work(self) -> None:
         check = self.election.check
         cluster = self.ports.cluster(check)
-        private_key = await self._private_key(cluster, identity.OPERATOR_KEY_SECRET)
-        gateway_key = await self._private_key(cluster, identity.GATEWAY_KEY_SECRET)
-        keys = identity.PublicKeys.of(private_key, gateway_key)
+        keys = SigningKeys(
+            cluster,
+            self.settings.namespace,
+            self.settings.namespaces,
+            self.settings.rotate_after_days * DAY_SECONDS,
+        )
+        await self._first_turn(keys)
         cache = Cache(packed=MANY)
         children = ChildSettings(
             self.settings.images,
-            keys.text(),
+            KEYS_FILE,
             self.settings.gateway_url,
             hub=self.settings.hub,
             pull_secrets=self.settings.pull_secrets,
@@ -120,25 +125,33 @@ class Replica:
         operator = Operator(
             cluster,
             cache,
-            self.ports.trainer(private_key, check),
-            self.ports.rollouts(private_key, check),
+            self.ports.trainer(keys.signer, check),
+            self.ports.rollouts(keys.signer, check),
             children,
-            importer=self.ports.importer(private_key),
+            importer=self.ports.importer(keys.signer),
             now=self.ports.now,
             identity=self.settings.identity,
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._stopping(self._inform(cache)))
             group.create_task(self._stopping(self._reconcile(operator)))
+            group.create_task(self._rotate(keys))
 
-    async def _private_key(self, cluster: Cluster, name: str) -> str:
-        """The signing key of a Secret; waits while the API server does not answer."""
+    async def _rotate(self, keys: SigningKeys) -> None:
+        rotating = asyncio.create_task(keys.run())
+        try:
+            await self.stop.wait()
+        finally:
+            rotating.cancel()
+
+    async def _first_turn(self, keys: SigningKeys) -> None:
+        """Finds or makes the signing keys; waits while the API server does not answer."""
         backoff, failures = Backoff(), 0
         while True:
             try:
-                key = await signing_key.ensure(cluster, self.settings.namespace, name)
+                await keys.turn()
                 self.key_fault = None
-                return key
+                return
             except ClusterError as error:
                 failures += 1
                 self.key_fault = str(error) if error.status == HTTP_FORBIDDEN else None

@@ -73,6 +73,11 @@ class OperatorSettings(EnvironmentSettings):
         validation_alias="ESPALIER_IMAGE_PULL_SECRETS",
         description="the names of Secrets, separated by commas",
     )
+    rotate_after_days: Count = Field(
+        90,
+        validation_alias="ESPALIER_ROTATE_AFTER_DAYS",
+        description="the days after which signing keys are replaced, 1 or more",
+    )
     pod_ids: Literal["Fixed", "Assigned"] = Field(
         "Fixed", validation_alias="ESPALIER_POD_IDS", description="Fixed or Assigned"
     )

@@ -71,11 +71,14 @@ class DisposalReconciler:
         models = lister.models(key.namespace)
         names = {model.metadata.name for model in models}
         heads = [h for h in lister.all_heads(key.namespace) if h.spec.model_ref.name in names]
+        runs = [r for r in lister.all_runs(key.namespace) if r.spec.model_ref.name in names]
         if key.name in names:
             lineage = lister.lineage(key.namespace, key.name)
-            return retention.needed(retention.RetentionView(lineage, (), heads, models))
+            return retention.needed(
+                retention.RetentionView(lineage, (), heads, models, referring=runs)
+            )
         found = {
-            c.metadata.name: retention.needed_elsewhere(c.metadata.name, heads, models)
+            c.metadata.name: retention.needed_elsewhere(c.metadata.name, heads, models, runs)
             for c in leaving
         }
         return {name: reason for name, reason in found.items() if reason}

@@ -114,6 +114,7 @@ class ModelReconciler:
                 runs=lister.runs(key.namespace, key.name),
                 heads=lister.all_heads(key.namespace),
                 models=lister.models(key.namespace),
+                referring=lister.all_runs(key.namespace),
                 now=self.now(),
             )
         except UnreadableObjectError:

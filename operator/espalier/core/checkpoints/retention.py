@@ -1,10 +1,11 @@
 """Which checkpoints may be deleted: what no rule of their run keeps and nothing needs.
 
 Needed, and never deleted whatever the rules say: what heads serve, have served, move to or name;
-what other models fork from; what clients of Tinker's API saved under a name, until that expires;
-and, for resuming and for the shape of the tree, the first checkpoint and the tip of every branch
-and what a branch grows from. The checkpoints between may go: a checkpoint holds all of its weights
-and of Adam's state, so nothing is replayed through them.
+what other models fork from; what a run is held near (``kl.reference``); what clients of Tinker's
+API saved under a name, until that expires; and, for resuming and for the shape of the tree, the
+first checkpoint and the tip of every branch and what a branch grows from. The checkpoints between
+may go: a checkpoint holds all of its weights and of Adam's state, so nothing is replayed through
+them.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from espalier.core.lineage.lineage import Lineage
 class RetentionView:
     """All that retention depends on: the model's runs, every head and model of its namespace.
 
-    ``now``, as RFC 3339, ends names of saved weights.
+    ``referring`` are the runs of the namespace, any of which may name a checkpoint. ``now``, as RFC
+    3339, ends names of saved weights.
     """
 
     lineage: Lineage
     runs: Sequence[TrainingRun] = ()
     heads: Sequence[CheckpointHead] = ()
     models: Sequence[TrainableModel] = ()
+    referring: Sequence[TrainingRun] = ()
     now: str = ""
 
 
@@ -76,16 +79,21 @@ def needed(view: RetentionView) -> dict[str, str]:
         *_by_tree(view.lineage),
         *_by_heads(view.heads),
         *_by_forks(view.models),
+        *_by_runs(view.referring),
     ):
         reasons[name] = reason
     return {name: reason for name, reason in reasons.items() if name in view.lineage.by_name}
 
 
 def needed_elsewhere(
-    name: str, heads: Collection[CheckpointHead], models: Collection[TrainableModel]
+    name: str,
+    heads: Collection[CheckpointHead],
+    models: Collection[TrainableModel],
+    runs: Collection[TrainingRun] = (),
 ) -> str:
     """What needs a checkpoint whose model is gone, as a sentence; empty for nothing."""
-    return next((why for who, why in (*_by_heads(heads), *_by_forks(models)) if who == name), "")
+    needs = (*_by_heads(heads), *_by_forks(models), *_by_runs(runs))
+    return next((why for who, why in needs if who == name), "")
 
 
 def _policy(run: TrainingRun) -> CheckpointPolicy | None:
@@ -158,3 +166,11 @@ def _by_forks(models: Collection[TrainableModel]) -> Iterator[tuple[str, str]]:
         if model.spec.source.checkpoint_ref is not None:
             name = model.spec.source.checkpoint_ref.name
             yield name, f"TrainableModel {model.metadata.name} forks from it"
+
+
+def _by_runs(runs: Collection[TrainingRun]) -> Iterator[tuple[str, str]]:
+    for run in runs:
+        reference = run.spec.kl.reference
+        named = reference.checkpoint_ref if reference is not None else None
+        if named is not None and run.metadata.deletion_timestamp is None:
+            yield named.name, f"TrainingRun {run.metadata.name} names it in kl.reference"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pydantic import ValidationError
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.metric_names import TOKENS_SAMPLED, TOKENS_TRAINED
+from espalier.api.metric_names import BATCH_AGE, TOKENS_SAMPLED, TOKENS_TRAINED
 from espalier.api.run.budget import MOST
 from espalier.api.wire import Commit, Tokens
 from espalier.core.manifests.labels import RUN_TOKENS_ANNOTATION
@@ -21,9 +21,13 @@ NONE = Tokens()
 
 
 def of_step(metrics: Mapping[str, float]) -> Tokens:
-    """The tokens of a step by its metrics: it sampled what its client says, or what it trained."""
+    """The tokens of a step by its metrics: it sampled what its client says, or what it trained.
+
+    One of several steps of a batch says which; the batch's samples count with the first of them.
+    """
     trained = metrics.get(TOKENS_TRAINED, 0.0)
-    sampled = max(trained, metrics.get(TOKENS_SAMPLED, 0.0))
+    said = metrics.get(TOKENS_SAMPLED, 0.0)
+    sampled = said if BATCH_AGE in metrics else max(trained, said)
     return Tokens(sampled=_whole(sampled), trained=_whole(trained))
 
 

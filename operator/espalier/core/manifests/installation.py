@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from espalier.core.names import RUNNER_ACCOUNT
+
+# The ConfigMap of each served namespace that holds the public keys, and where pods mount it.
+KEYS_CONFIG_MAP = "espalier-public-keys"
+KEYS_FIELD = "keys.json"
+KEYS_DIRECTORY = "/etc/espalier/keys"
+KEYS_FILE = f"{KEYS_DIRECTORY}/{KEYS_FIELD}"
+
 
 @dataclass(frozen=True)
 class Images:
@@ -35,7 +43,8 @@ class HubSettings:
 class ChildSettings:
     """Images, the keys that pods verify tokens with, and where the gateway is.
 
-    ``public_keys`` is what ``identity.PublicKeys.text`` writes; ``pull_secrets`` are names of
+    ``public_keys`` is KEYS_FILE where pods mount it, else what ``identity.PublicKeys.text`` writes;
+    ``pull_secrets`` are names of
     Secrets, in the model's namespace, that every pod pulls with. ``assigned_ids``: the platform
     gives each pod its user and groups, as OpenShift does, and refuses pods that name their own.
     """
@@ -43,7 +52,7 @@ class ChildSettings:
     images: Images
     public_keys: str
     gateway_url: str
-    runner_service_account: str = "espalier-runner"
+    runner_service_account: str = RUNNER_ACCOUNT
     hub: HubSettings = field(default_factory=HubSettings)
     pull_secrets: tuple[str, ...] = ()
     assigned_ids: bool = False

@@ -5,14 +5,20 @@ Profile: https://kubernetes.io/docs/concepts/security/pod-security-standards/#re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from espalier.api.podtemplate import PodTemplate, Resources
 from espalier.api.source import SecretKey
 from espalier.api.trainablemodel import TrainableModel
-from espalier.core.manifests.installation import ChildSettings
+from espalier.core.manifests.installation import (
+    KEYS_CONFIG_MAP,
+    KEYS_DIRECTORY,
+    KEYS_FILE,
+    ChildSettings,
+)
 from espalier.core.manifests.intent import Manifest
 from espalier.core.names import POD_UID
+from espalier.core.volume import FOLDERS
 
 USER = 65532
 PORT = 8000
@@ -96,6 +102,25 @@ def claim(model: TrainableModel, *, read_only: bool = False) -> Mount:
     name = model.spec.storage.persistent_volume_claim.claim_name
     source = {"persistentVolumeClaim": {"claimName": name}}
     return Mount("weights", source, VOLUME_PATH, read_only=read_only)
+
+
+def bases(model: TrainableModel) -> Mount:
+    """The bases of the model's volume, over the volume's own mount, where nobody may write.
+
+    All models of a volume share them, and the import has made the folder.
+    """
+    whole = claim(model)
+    folder = FOLDERS["base"]
+    return replace(whole, path=f"{whole.path}/{folder}", read_only=True, sub_path=folder)
+
+
+def public_keys(settings: ChildSettings) -> tuple[Mount, ...]:
+    """Where the keys lie that tokens are verified with; the kubelet replaces a changed file."""
+    if settings.public_keys != KEYS_FILE:
+        return ()
+    # A subPath would stay as it was when the pod started.
+    source = {"configMap": {"name": KEYS_CONFIG_MAP}}
+    return (Mount("keys", source, KEYS_DIRECTORY, read_only=True),)
 
 
 def model_env(

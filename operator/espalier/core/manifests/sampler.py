@@ -16,6 +16,7 @@ from espalier.core.manifests.pod import (
     model_env,
     pod_metadata,
     pod_spec,
+    public_keys,
     startup_probe,
 )
 from espalier.core.names import rollout_name
@@ -67,7 +68,7 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
             **({"ESPALIER_ADAPTER_TYPE": "Full"} if model.spec.adapter.type == "Full" else {}),
             **_parsers(rollout),
         },
-        mounts=(claim(model, read_only=True),),
+        mounts=(claim(model, read_only=True), *public_keys(settings)),
         serves=True,
         probes={"startupProbe": startup_probe(rollout.startup_seconds, period=1), **_PROBES},
     )

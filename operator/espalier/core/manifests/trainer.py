@@ -13,11 +13,13 @@ from espalier.core.manifests.pod import (
     PORT_NAME,
     Container,
     Requests,
+    bases,
     claim,
     http_probe,
     model_env,
     pod_metadata,
     pod_spec,
+    public_keys,
     startup_probe,
 )
 from espalier.core.names import trainer_name
@@ -66,7 +68,7 @@ def trainer_statefulset(
         image=settings.images.trainer,
         requests=_REQUESTS,
         env={**env, "ESPALIER_ADAPTER": json.dumps(model.spec.adapter.wire(), sort_keys=True)},
-        mounts=(claim(model),),
+        mounts=(claim(model), bases(model), *public_keys(settings)),
         command=(*_RANKS, str(trainer.ranks)) if trainer.ranks > 1 else (),
         serves=True,
         probes={"startupProbe": startup_probe(trainer.startup_seconds, period=2), **_PROBES},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from espalier.api.meta import Metric, decimal
+from espalier.api.metric_names import BATCH_AGE
 from espalier.api.trainingrun import TrainingRun
 
 MISMATCH_KL = "policy/mismatch_kl"
@@ -12,9 +13,14 @@ HIGH_MISMATCH = "HighMismatch"
 MISALIGNED = "LogprobsMisaligned"
 
 
-def mismatch(values: dict[str, float], run: TrainingRun) -> str:
+def moved(values: Mapping[str, float]) -> bool:
+    """Whether the policy took steps since its batch was sampled: then it must differ from it."""
+    return values.get(BATCH_AGE, 0.0) > 0
+
+
+def mismatch(values: Mapping[str, float], run: TrainingRun) -> str:
     """The figure and the threshold that it exceeds; empty if it does not, or is not known."""
-    found = values.get(MISMATCH_KL)
+    found = None if moved(values) else values.get(MISMATCH_KL)
     threshold = run.spec.logprobs.mismatch_kl_threshold
     if found is None or found <= decimal(threshold):
         return ""

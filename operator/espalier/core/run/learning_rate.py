@@ -11,7 +11,7 @@ import math
 
 from espalier.api.meta import decimal
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import DeclaredSchedule
+from espalier.api.wire import RateSchedule
 
 
 def learning_rate_at(spec: TrainingRunSpec, step: int) -> float:
@@ -21,12 +21,12 @@ def learning_rate_at(spec: TrainingRunSpec, step: int) -> float:
     return scheduled(decimal(spec.learning_rate), declared_schedule(spec), step)
 
 
-def declared_schedule(spec: TrainingRunSpec) -> DeclaredSchedule | None:
+def declared_schedule(spec: TrainingRunSpec) -> RateSchedule | None:
     """The schedule of a run with all that its rates depend on; None for one without."""
     given = spec.learning_rate_schedule
     if given is None:
         return None
-    return DeclaredSchedule(
+    return RateSchedule(
         type=given.type,
         warmup_steps=given.warmup_steps,
         minimum=decimal(given.minimum),
@@ -34,7 +34,7 @@ def declared_schedule(spec: TrainingRunSpec) -> DeclaredSchedule | None:
     )
 
 
-def scheduled(peak: float, schedule: DeclaredSchedule | None, step: int) -> float:
+def scheduled(peak: float, schedule: RateSchedule | None, step: int) -> float:
     """The rate of a step, counted from 1, on the way from ``peak``; past the last step, its."""
     if step < 1:
         raise ValueError(f"steps are counted from 1, not {step}")

@@ -9,7 +9,7 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
 from espalier.core.conditions import Finding
-from espalier.core.run.alignment import HIGH_MISMATCH, mismatch
+from espalier.core.run.alignment import HIGH_MISMATCH, mismatch, moved
 
 REWARDS_INFORMATIVE = "RewardsInformative"
 LOGPROBS_ALIGNED = "LogprobsAligned"
@@ -108,6 +108,10 @@ def _endless(run: TrainingRun, model: TrainableModel | None) -> str:
 
 
 def _logprobs(values: dict[str, float], run: TrainingRun, model: TrainableModel | None) -> Finding:
+    before = conditions.find(run.status.conditions, LOGPROBS_ALIGNED)
+    if moved(values) and before is not None:
+        # As the first step of the batch found: the later ones have other weights than sampled it.
+        return Finding(LOGPROBS_ALIGNED, before.status, before.reason, before.message)
     if shown := mismatch(values, run):
         message = f"{shown}: {_cause(values, run.spec.driver)[1]}"
         return Finding(LOGPROBS_ALIGNED, "False", HIGH_MISMATCH, message)

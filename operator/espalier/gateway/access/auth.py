@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from espalier.api.meta import GROUP
@@ -17,20 +17,27 @@ from espalier.core.api_keys import PREFIX, SCOPES, Scope
 from espalier.core.names import GATEWAY_AUDIENCE
 from espalier.gateway.access.api_keys import ApiKeys
 from espalier.gateway.access.key_source import ClusterKeys
+from espalier.gateway.access.own_run import OwnRun
 from espalier.gateway.access.remembered import Remembered
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.world import NamespacedName
-from espalier.kube.cluster import Cluster, ClusterError
+from espalier.kube.cluster import Cluster, ClusterError, Extra
 
 V = TypeVar("V")
 
 
 @dataclass(frozen=True)
 class User:
-    """An authenticated caller. ``scopes``: what an API key is limited to; None for no limit."""
+    """An authenticated caller.
+
+    ``uid`` and ``extra`` are what the API server says of it besides. ``scopes``: what an API key is
+    limited to; None for no limit.
+    """
 
     name: str
     groups: tuple[str, ...]
+    uid: str = field(default="", kw_only=True)
+    extra: Extra = field(default=(), kw_only=True)
     scopes: frozenset[Scope] | None = None
 
     def require_scope(self, *any_of: Scope) -> None:
@@ -47,7 +54,16 @@ class User:
 
 
 class Authenticator:
-    """Reviews tokens and access; raises RefusalError with 401, 403 or 503."""
+    """Reviews tokens and access; raises RefusalError with 401, 403 or 503.
+
+    Args:
+        cluster: asked for both reviews.
+        clock: seconds.
+        keys: the API keys that are let in; none without it.
+        own_run: keeps runners to their own run; without it their service account's rights decide.
+        api_server_tokens: whether tokens of the API server's own audience are taken too. Whoever
+            reads one on its way can act by it at the API server as well.
+    """
 
     def __init__(
         self,
@@ -55,9 +71,14 @@ class Authenticator:
         clock: Callable[[], float] = time.monotonic,
         *,
         keys: ApiKeys | None = None,
+        own_run: OwnRun | None = None,
+        api_server_tokens: bool = False,
     ) -> None:
         self._cluster = cluster
         self._keys = keys or ApiKeys(ClusterKeys(cluster), ())
+        self._own_run = own_run
+        # One review cannot ask for both audiences: an empty list stands for the server's own.
+        self._audiences = ((GATEWAY_AUDIENCE,), ()) if api_server_tokens else ((GATEWAY_AUDIENCE,),)
         self._users: Remembered[User | None] = Remembered(clock)
         self._access: Remembered[bool] = Remembered(clock)
 
@@ -74,7 +95,7 @@ class Authenticator:
                 "TokenRefused",
                 "the API server does not accept the token: it is expired, forged or for another "
                 "audience",
-                f"Take a new one with audience {GATEWAY_AUDIENCE} or the API server's own",
+                f"Take a new one: kubectl create token NAME --audience {GATEWAY_AUDIENCE}",
             )
         return user
 
@@ -90,6 +111,8 @@ class Authenticator:
 
     async def allowed(self, user: User, verb: str, resource: str, target: NamespacedName) -> bool:
         """True when the caller may do this to the named object of our API group."""
+        if self._beyond_own_run(user, verb, resource, target):
+            return False
         key = (user, verb, resource, target)
         return await self._access.get(
             key, lambda: self._review_access(user, verb, resource, target)
@@ -97,6 +120,13 @@ class Authenticator:
 
     async def require(self, user: User, verb: str, resource: str, target: NamespacedName) -> None:
         """Refuses a caller who may not do this, naming the missing right."""
+        if beyond := self._beyond_own_run(user, verb, resource, target):
+            raise RefusalError(
+                403,
+                "NotOwnRun",
+                beyond,
+                "Act on another run as a service account of your own",
+            )
         if not await self.allowed(user, verb, resource, target):
             raise RefusalError(
                 403,
@@ -107,19 +137,33 @@ class Authenticator:
             )
 
     async def _review_token(self, token: str) -> User | None:
-        # One review cannot ask for both audiences: an empty list stands for the server's own.
-        for audiences in ((GATEWAY_AUDIENCE,), ()):
+        for audiences in self._audiences:
             result = await _reviewed(self._cluster.review_token(token, audiences))
             if result.authenticated:
-                return User(result.username, tuple(result.groups))
+                return User(
+                    result.username, tuple(result.groups), uid=result.uid, extra=result.extra
+                )
         return None
+
+    def _beyond_own_run(self, user: User, verb: str, resource: str, target: NamespacedName) -> str:
+        if self._own_run is None:
+            return ""
+        return self._own_run.refusal(user.name, user.extra, verb, resource, target)
 
     async def _review_access(
         self, user: User, verb: str, resource: str, target: NamespacedName
     ) -> bool:
         return await _reviewed(
             self._cluster.review_access(
-                user.name, user.groups, verb, GROUP, resource, target.namespace, target.name
+                user.name,
+                user.groups,
+                verb,
+                GROUP,
+                resource,
+                target.namespace,
+                target.name,
+                uid=user.uid,
+                extra=user.extra,
             )
         )
 

@@ -33,8 +33,9 @@ class TokenIssuer:
 
     def use(self, private_key: str) -> None:
         """Signs with this Ed25519 key (PEM) from now on."""
-        self._private_key = private_key
-        self._issued.clear()
+        if private_key != self._private_key:
+            self._private_key = private_key
+            self._issued.clear()
 
     def header(self, model: NamespacedName, pod: PodAddress, term: int = 0) -> dict[str, str]:
         """The Authorization header for a trainer (under a term) or rollout (0) of a model."""

@@ -3,7 +3,8 @@
 ``checkpoint`` samples that checkpoint instead of the head. ``prompt_token_ids`` with
 ``continuation_from`` (a number of messages) continues exactly these tokens, which stand for the
 first ``continuation_from`` messages; only the messages after them are rendered. ``renderer_name``
-names what turns messages into tokens; only the model's own chat template is accepted. Pure.
+names what turns messages into tokens; only the model's own chat template is accepted. Requests with
+one ``prompt_cache_key``, which is OpenAI's, go to one rollout. Pure.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ MESSAGES = "continuation_from"
 RENDERER = "renderer_name"
 CHAT_TEMPLATE = "chat_template"
 CHUNKS = "prompt_chunks"
+CACHE_KEY = "prompt_cache_key"
+CACHE_KEY_CHARACTERS = 256
 # Fields for other configurations of vLLM: priorities, several servers for one request, plugins.
 # ``user`` is a caller's name for its user, which OpenAI's service reads and nothing here does.
 _LEFT_OUT = (
@@ -36,12 +39,8 @@ _LEFT_OUT_OF_STRUCTURE = (
     "disable_additional_properties",
     "whitespace_pattern",
 )
-# Types of content parts, in OpenAI's and vLLM's words, that are not text.
-_MEDIA = frozenset(
-    f"{prefix}{kind}"
-    for kind in ("image", "image_url", "image_embeds", "audio", "audio_url", "video", "file")
-    for prefix in ("", "input_")
-)
+# Types of content parts that are text, in the words of OpenAI's API and of vLLM.
+_TEXT = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 
 
 def reference(body: dict[str, Any]) -> str:
@@ -60,6 +59,20 @@ def reference(body: dict[str, Any]) -> str:
     return f"{slug}@{checkpoint.removeprefix(f'{slug}@')}"
 
 
+def cache_key(body: dict[str, Any]) -> str:
+    """What names the requests that begin alike; takes the field out of the body: 400."""
+    key = body.pop(CACHE_KEY, None)
+    if key is None:
+        return ""
+    if not isinstance(key, str) or not 0 < len(key) <= CACHE_KEY_CHARACTERS:
+        raise _bad(
+            CACHE_KEY,
+            f"is no text of 1 to {CACHE_KEY_CHARACTERS} characters",
+            "Name alike what begins alike, or leave it out",
+        )
+    return key
+
+
 def check_rendering(body: dict[str, Any]) -> None:
     """Refuses what the model's chat template cannot render; takes ``renderer_name`` out: 400."""
     renderer = body.pop(RENDERER, None)
@@ -75,12 +88,24 @@ def check_rendering(body: dict[str, Any]) -> None:
     for number, message in enumerate(_list(body.get("messages"))):
         content = message.get("content") if isinstance(message, dict) else None
         for place, part in enumerate(_list(content)):
-            if isinstance(part, dict) and str(part.get("type")) in _MEDIA:
+            if isinstance(part, dict) and (media := _media(part)):
                 raise _bad(
                     f"messages[{number}].content[{place}]",
-                    f"is of type {part['type']}: only text is sampled and trained",
+                    f"{media}: only text is sampled and trained",
                     "Send parts of type text",
                 )
+
+
+def _media(part: dict[str, Any]) -> str:
+    """What of a content part is no text.
+
+    vLLM goes by the type alone only where there is one and no ``uuid``: else by other fields, of
+    which it would fetch a URL.
+    """
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in _TEXT:
+        return f"is of type {str(kind)[:64]}"
+    return "has a uuid" if part.get("uuid") is not None else ""
 
 
 def check_honoured(body: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from espalier.api.sampled import Sampled, sampled
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.completion_fields import (
+    cache_key,
     check_continuation,
     check_honoured,
     check_rendering,
@@ -32,12 +33,14 @@ class Asked:
         reference: ``slug@checkpoint``.
         recordable: whether its answer can be a turn of a trace.
         sampled: how the rollout will sample.
+        cache_key: requests with one key go to one rollout; empty: to any.
     """
 
     model: str
     reference: str
     recordable: bool
     sampled: Sampled
+    cache_key: str
     _rest: bytes
     _replaceable: bytes
 
@@ -61,6 +64,7 @@ def read_asked(body: dict[str, Any]) -> Asked:
     check_rendering(body)
     check_honoured(body)
     check_continuation(body)
+    key = cache_key(body)
     model = body.pop("model")
     replaceable = {name: body.pop(name) for name in _KEPT_WITH if name in body}
     return Asked(
@@ -68,6 +72,7 @@ def read_asked(body: dict[str, Any]) -> Asked:
         reference=named,
         recordable=_recordable(body),
         sampled=sampled(body),
+        cache_key=key,
         _rest=to_json(body, inf_nan_mode="constants"),
         _replaceable=to_json(replaceable, inf_nan_mode="constants"),
     )

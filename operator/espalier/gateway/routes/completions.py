@@ -29,6 +29,7 @@ from espalier.gateway.routes.completion_request import Asked, read_asked
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
 from espalier.gateway.routes.rewrite import StreamRewriter, error_event, rewrite_answer
 from espalier.gateway.world.pod_addresses import PodAddress, why_none_ready
+from espalier.gateway.world.replica_order import by_key, in_turn
 from espalier.gateway.world.routing import (
     ROLLOUT,
     NotReady,
@@ -165,7 +166,7 @@ class CompletionRoutes:
         recorded = exchange.keeper is not None
         sent = exchange.asked.text(exchange.target.adapter, recorded=recorded)
         lost: Exception
-        for attempt, pod in enumerate(self._order(exchange.target)):
+        for attempt, pod in enumerate(self._order(exchange)):
             if attempt:
                 prometheus.RETRIES.inc()
             try:
@@ -195,12 +196,18 @@ class CompletionRoutes:
             raise lost
         raise self._lost(exchange.target, lost)
 
-    def _order(self, target: Target) -> list[PodAddress]:
-        """The pods to try, each model's in turn; the same one again when it is alone."""
-        turn = self._turns[target.model]
-        self._turns[target.model] += 1
-        count = len(target.pods)
-        return [target.pods[(turn + attempt) % count] for attempt in range(ATTEMPTS)]
+    def _order(self, exchange: _Exchange) -> list[PodAddress]:
+        """The pods to try; the same one again when it is alone.
+
+        Requests of one key go to one of them, whose prefix cache then serves them all.
+        """
+        target, key = exchange.target, exchange.asked.cache_key
+        if key:
+            ordered = by_key(target.pods, key)
+        else:
+            ordered = in_turn(target.pods, self._turns[target.model])
+            self._turns[target.model] += 1
+        return [ordered[attempt % len(ordered)] for attempt in range(ATTEMPTS)]
 
     async def _send_to(
         self, pod: PodAddress, exchange: _Exchange, sent: bytes

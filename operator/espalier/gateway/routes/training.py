@@ -14,6 +14,7 @@ from espalier.api.wire import (
     CHECKPOINT_DIGEST,
     CLIENT,
     IDEMPOTENCY_KEY,
+    PROMOTED_AFTER,
     PROMOTION,
     TERM,
     OptimStepResult,
@@ -44,7 +45,7 @@ from espalier.gateway.hud.traces import TraceRoutes
 from espalier.gateway.problems import RefusalError, not_ready, with_remedy
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
-from espalier.gateway.routes.training_access import TrainingAccess, declared_header
+from espalier.gateway.routes.training_access import TrainingAccess, binding, declared_header
 from espalier.gateway.world.pod_addresses import NotReadyReason, PodAddress, why_none_ready
 from espalier.gateway.world.turn import live_term
 from espalier.gateway.world.watch import WorldWatch
@@ -52,7 +53,9 @@ from espalier.gateway.world.world import TRAINER, NamespacedName
 from espalier.podclient import PodFaultError
 from espalier.untrusted import UnreadableError, read_model
 
-READS = frozenset({"losses", "state"})
+READS = frozenset({"batch", "declared", "losses", "state"})
+# What is asked again, and is not worth a wait for a trainer that starts.
+_ASKED_AGAIN = ("batch", "state")
 PROMOTION_SECONDS = 60.0
 TRAINER_SECONDS = 600.0
 CONNECT_SECONDS = 5.0
@@ -63,6 +66,8 @@ _TIMEOUT = aiohttp.ClientTimeout(total=TRAINER_SECONDS, sock_connect=CONNECT_SEC
 # Not its length or encoding: the connection to the trainer frames the body itself, part by part.
 _PASSED_ON = ("Content-Type", IDEMPOTENCY_KEY, TERM)
 _PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, TERM)
+# Where a run binds its client to nothing.
+_NOTHING = "{}"
 _SEND_AGAIN = (
     f"Send it again, with the same {IDEMPOTENCY_KEY} if it has one: a command whose answer was "
     "lost is applied once"
@@ -121,8 +126,11 @@ class TrainingRoutes:
         user = await self._callers.caller(request, *scopes)
         model = await self._callers.model(user, requested_slug(request))
         await self._access.require(user, model)
+        if command == "declared":
+            bound = binding(self._watch.world, model)
+            return web.Response(text=bound or _NOTHING, content_type="application/json")
         # A client that sends keys, or reads the state, repeats its calls. HUD's client does not.
-        wait = IDEMPOTENCY_KEY not in request.headers and command != "state"
+        wait = IDEMPOTENCY_KEY not in request.headers and command not in _ASKED_AGAIN
         trainer = await self._trainers.ready(model, HELD_SECONDS if wait else 0.0)
         if command in COMMANDS:
             await self._traces.hand_over(model)
@@ -148,7 +156,9 @@ class TrainingRoutes:
             body = with_remedy(body)
         headers = dict(answer.headers)
         if command.name == "optim-step" and answer.status == 200:
+            began = time.perf_counter()
             headers[PROMOTION] = await self._promoted(command, answer)
+            headers[PROMOTED_AFTER] = f"{time.perf_counter() - began:.3f}"
         return web.Response(body=body, status=answer.status, headers=headers)
 
     async def _pass_on(self, command: _Command, hold: Hold) -> _CommandAnswer:

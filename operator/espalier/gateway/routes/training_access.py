@@ -57,6 +57,12 @@ class TrainingAccess:
 
 def declared_header(world: ServedWorld, model: NamespacedName) -> dict[str, str]:
     """Headers with the values of the active run that bind a command."""
+    bound = binding(world, model)
+    return {DECLARED: bound} if bound else {}
+
+
+def binding(world: ServedWorld, model: NamespacedName) -> str:
+    """The values of the active run that bind its client, as JSON; empty if it has none."""
     run = active_run(world, model)
     bound = declared(run) if run is not None else None
-    return {DECLARED: bound.model_dump_json(exclude_none=True)} if bound is not None else {}
+    return "" if bound is None else bound.model_dump_json(exclude_none=True)

@@ -14,7 +14,7 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.changes import Changes
-from espalier.core.manifests.labels import MODEL, ROLE
+from espalier.core.manifests.labels import MODEL, ROLE, RUN
 from espalier.core.pods.pod_membership import identity_of
 from espalier.gateway.world.pod_addresses import read_pod
 from espalier.gateway.world.world import NamespacedName, ServedWorld
@@ -30,9 +30,11 @@ Body = dict[str, Any]
 # The roles of the pods that the gateway calls, and the kinds of the objects that own them.
 ROLES = ("trainer", "rollout")
 CHAIN = ("TrainableModel", "StatefulSet", "Deployment", "ReplicaSet")
-WATCHED = ("CheckpointHead", "Checkpoint", "TrainingRun", *CHAIN, "Pod")
+RUNNER = "runner"
+# Jobs are the controllers of runners, which the gateway does not call but is called by.
+WATCHED = ("CheckpointHead", "Checkpoint", "TrainingRun", *CHAIN, "Job", "Pod")
 # Of these kinds only objects with Espalier's labels are watched.
-CHILDREN = ("StatefulSet", "Deployment", "ReplicaSet", "Pod")
+CHILDREN = ("StatefulSet", "Deployment", "ReplicaSet", "Job", "Pod")
 
 
 class WorldWatch:
@@ -64,6 +66,16 @@ class WorldWatch:
         except TimeoutError:
             return None
         return value
+
+    def run_of(self, pod: NamespacedName, uid: str) -> NamespacedName | None:
+        """The run that a pod drives; None if no runner of ours has this name and uid now."""
+        body = self._cache.get(ObjectKey("Pod", pod.namespace, pod.name))
+        if body is None or not uid or body["metadata"].get("uid") != uid:
+            return None
+        labels = body["metadata"].get("labels") or {}
+        if labels.get(ROLE) != RUNNER or not self._membership.has(body):
+            return None
+        return pod.beside(labels[RUN])
 
     def _update(self, key: ObjectKey, old: Body | None, new: Body | None, _: ChangeSource) -> None:
         if key.kind == "Pod":

@@ -50,8 +50,8 @@ class FullStore(VerifiedCheckpoints):
     def resolve(self, name: str) -> Weights:
         """The verified weights of a name; raises StoreError.
 
-        Reads and hashes the checkpoint's weights, so call it from a thread. The base's are not
-        hashed: the importer did that, as for a start (``store.verify_base``).
+        Reads and hashes the checkpoint's weights, so call it from a thread. The base's were hashed
+        at the start (``verify_base``).
         """
         if name == names.BASE:
             return Weights(name, self._files_of_base())

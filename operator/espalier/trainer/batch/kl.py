@@ -34,7 +34,13 @@ def check(kl: Kl, spec: LossSpec) -> None:
         raise invalid(
             "kl.reference",
             f"is missing, and kl.coefficient is {kl.coefficient:g}",
-            "send reference Base, or coefficient 0",
+            "send reference Base or Checkpoint, or coefficient 0",
+        )
+    if (kl.reference == "Checkpoint") != (kl.checkpoint is not None):
+        raise invalid(
+            "kl.checkpoint",
+            f"is {kl.checkpoint}, and kl.reference is {kl.reference}",
+            "send the checkpoint's name with reference Checkpoint, and with no other",
         )
     if kl.placement == "Loss" and kl.estimates == "K1":
         raise invalid(

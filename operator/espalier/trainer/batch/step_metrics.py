@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import reduce
 
 from espalier.api.metric_names import TOKENS_TRAINED
 from espalier.api.run.loss import Aggregation
+
+# How a field of two tallies adds up where it is no sum: what a call says once, such as its loss, is
+# the later one's.
+_RULE = "of_two"
+_LATER = {_RULE: lambda _earlier, later: later}
+_LARGEST = {_RULE: max}
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,8 @@ class Tally:
     ``referred`` tokens had a log-prob of a reference policy: the summed k3 estimate of their KL.
     """
 
-    loss_name: str = ""
-    group_size: int = 0
+    loss_name: str = field(default="", metadata=_LATER)
+    group_size: int = field(default=0, metadata=_LATER)
     loss: float = 0.0
     datums: int = 0
     tokens: int = 0
@@ -38,18 +45,18 @@ class Tally:
     clipped_high: int = 0
     compared: int = 0
     assumed: int = 0
-    difference_max: float = 0.0
+    difference_max: float = field(default=0.0, metadata=_LARGEST)
     difference_sum: float = 0.0
     signed_sum: float = 0.0
     ratio_sum: float = 0.0
-    ratio_max: float = 0.0
+    ratio_max: float = field(default=0.0, metadata=_LARGEST)
     divergence_sum: float = 0.0
     entropy_sum: float = 0.0
     rewards: tuple[float, ...] = ()
     sampled: tuple[tuple[str, float], ...] = ()
-    given: dict[str, float] = field(default_factory=dict)
-    aggregation: Aggregation = "TokenSum"
-    aggregation_constant: int | None = None
+    given: dict[str, float] = field(default_factory=dict, metadata={_RULE: operator.or_})
+    aggregation: Aggregation = field(default="TokenSum", metadata=_LATER)
+    aggregation_constant: int | None = field(default=None, metadata=_LATER)
     counted: int = 0
     sequences: int = 0
     corrected: int = 0
@@ -60,39 +67,14 @@ class Tally:
     reference_kl_sum: float = 0.0
 
     def __add__(self, other: Tally) -> Tally:
-        """Adds two tallies; what a call says once, such as its loss, is the later one's."""
+        """Adds two tallies, each field by its own rule: a sum, unless it says otherwise."""
         return Tally(
-            aggregation=other.aggregation,
-            aggregation_constant=other.aggregation_constant,
-            counted=self.counted + other.counted,
-            sequences=self.sequences + other.sequences,
-            referred=self.referred + other.referred,
-            reference_kl_sum=self.reference_kl_sum + other.reference_kl_sum,
-            corrected=self.corrected + other.corrected,
-            correction_truncated=self.correction_truncated + other.correction_truncated,
-            correction_masked=self.correction_masked + other.correction_masked,
-            correction_weight_sum=self.correction_weight_sum + other.correction_weight_sum,
-            loss_name=other.loss_name,
-            group_size=other.group_size,
-            loss=self.loss + other.loss,
-            datums=self.datums + other.datums,
-            tokens=self.tokens + other.tokens,
-            unique=self.unique + other.unique,
-            zero_gradient=self.zero_gradient + other.zero_gradient,
-            clipped_low=self.clipped_low + other.clipped_low,
-            clipped_high=self.clipped_high + other.clipped_high,
-            compared=self.compared + other.compared,
-            assumed=self.assumed + other.assumed,
-            difference_max=max(self.difference_max, other.difference_max),
-            difference_sum=self.difference_sum + other.difference_sum,
-            signed_sum=self.signed_sum + other.signed_sum,
-            ratio_sum=self.ratio_sum + other.ratio_sum,
-            ratio_max=max(self.ratio_max, other.ratio_max),
-            divergence_sum=self.divergence_sum + other.divergence_sum,
-            entropy_sum=self.entropy_sum + other.entropy_sum,
-            rewards=self.rewards + other.rewards,
-            sampled=self.sampled + other.sampled,
-            given=self.given | other.given,
+            **{
+                field_.name: field_.metadata.get(_RULE, operator.add)(
+                    getattr(self, field_.name), getattr(other, field_.name)
+                )
+                for field_ in fields(self)
+            }
         )
 
     @property

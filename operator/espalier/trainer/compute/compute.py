@@ -1,16 +1,11 @@
-"""The interface between the engine and the processes that hold the policy, one rank or many.
-
-The engine decides, logs and commits; a Compute only computes. Its whole state is weights, Adam's
-moments and accumulated gradients, and the log and the last checkpoint can restore it.
-"""
+"""The policy in this process, as the engine commands it."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +15,6 @@ from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import OptimStepRequest, Problem
 from espalier.trainer.batch.data import Datum, Limits
 from espalier.trainer.batch.losses import LossSpec
-from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.compute import gradients, measure
 from espalier.trainer.compute.adamw import (
     Moments,
@@ -31,138 +25,14 @@ from espalier.trainer.compute.adamw import (
     read_moments,
 )
 from espalier.trainer.compute.gradients import KeptForward
+from espalier.trainer.compute.interface import Added, Batch, Compute, Referred
+from espalier.trainer.compute.reference import NO_REFERENCE, load_reference
 from espalier.trainer.compute.retry import attempt
 from espalier.trainer.memory.planner import Cut, Cuts, Plan, TooLargeError, too_large
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.shapes import Shapes
 from espalier.trainer.volume.tensor_files import moment_names
-
-Share = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The admitted datums of a call; for each rank the indices of its share, and their rows."""
-
-    data: tuple[Datum, ...]
-    shares: tuple[Share, ...]
-    plans: tuple[Plan, ...]
-
-    def holding(self, data: Sequence[Datum]) -> Batch:
-        """The same batch, cut the same, of the same datums with other values."""
-        plans = [
-            replace(plan, rows=replace(plan.rows, data=tuple(data[index] for index in share)))
-            for plan, share in zip(self.plans, self.shares, strict=True)
-        ]
-        return Batch(tuple(data), self.shares, tuple(plans))
-
-    def part(self, rank: int) -> Batch:
-        """A rank's share as a batch of its own."""
-        plan = self.plans[rank]
-        return Batch(plan.rows.data, (tuple(range(len(plan.rows.data))),), (plan,))
-
-
-@dataclass(frozen=True)
-class Added:
-    """The tally of a call, and the cut that each rank used, for a replay to repeat.
-
-    ``logprobs`` are those of every datum's targets, where they were asked for.
-    """
-
-    tally: Tally
-    cuts: Cuts
-    logprobs: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True)
-class Referred:
-    """The reference's log-probs of every datum's output tokens, and the cut that each rank used."""
-
-    logprobs: list[list[float]]
-    cuts: Cuts
-
-
-class Compute(Protocol):
-    """One policy on one or more ranks. Every call is complete when it returns."""
-
-    @property
-    def limits(self) -> Limits:
-        """The base's limits on requests."""
-
-    @property
-    def adapter(self) -> Adapter:
-        """The adapter that is trained."""
-
-    @property
-    def warnings(self) -> tuple[Problem, ...]:
-        """Warnings for the user on how it computes; the results are right either way."""
-
-    def admit(self, data: Sequence[Datum], spec: LossSpec | None = None, cuts: Cuts = ()) -> Batch:
-        """Decides once how a batch is cut; computes nothing, 413 if no way to cut it fits.
-
-        ``spec`` is the built-in loss to compute. ``cuts`` are those of a replayed call: they are
-        used whatever memory there is now, so its sums are bit-equal. Another number of ranks
-        ignores them and cuts the batch itself.
-        """
-
-    def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
-        """Log-probs of every datum's output tokens; accumulates nothing.
-
-        ``keep`` names the forward for a later ``add_weights`` of the same data: a compute may then
-        keep the forward pass for that call. It keeps the latest name only, until it is used or
-        anything else is computed.
-        """
-
-    def refer(self, batch: Batch) -> Referred:
-        """Log-probs as ``score``, of the base: the adapter is switched off. LoRA only."""
-
-    def add_loss(
-        self, batch: Batch, spec: LossSpec, group_size: int | None, *, tell: bool = False
-    ) -> Added:
-        """Accumulates the gradient of a built-in loss; ``tell`` asks for the log-probs."""
-
-    def add_weights(
-        self,
-        batch: Batch,
-        weights: Sequence[Sequence[float]],
-        *,
-        given: dict[str, float],
-        group_size: int | None,
-        forward: str = "",
-    ) -> Added:
-        """Accumulates the gradient of a client's loss from ``weights[d][t] = -dC/dlogprob``.
-
-        ``forward`` is the name given to ``score`` as ``keep``. The sums are the same whether the
-        forward was kept or not.
-        """
-
-    def drop_gradients(self) -> None:
-        """Forgets what was accumulated."""
-
-    def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
-        """The weights and moments after a step; changes nothing.
-
-        ``factor`` multiplies the accumulated gradients.
-        """
-
-    def write(self, proposal: Proposal, directory: Path) -> None:
-        """Writes everything that ``load`` needs into a checkpoint's directory."""
-
-    def install(self, proposal: Proposal) -> None:
-        """Takes the latest proposal's weights and moments."""
-
-    def check(self, shapes: Shapes) -> None:
-        """409 if a checkpoint has other names or shapes than the policy."""
-
-    def load(self, checkpoint: Path, moments: int | None) -> None:
-        """Loads a checkpoint's weights, and its moments after ``moments`` optimizer steps.
-
-        With None, Adam is before its first step.
-        """
-
-    def reset(self) -> None:
-        """Returns weights and Adam to before the first step."""
 
 
 class LocalCompute(Compute):
@@ -173,6 +43,7 @@ class LocalCompute(Compute):
         self.planner = measure.measure(policy)
         self._kept: tuple[str, Cut, KeptForward] | None = None
         self._moments: Moments | None = None
+        self.reference = NO_REFERENCE
 
     @property
     @override
@@ -223,10 +94,21 @@ class LocalCompute(Compute):
         )[0]
 
     @override
+    def hold_reference(self, checkpoint: Path | None) -> None:
+        if checkpoint == self.reference.checkpoint:
+            return
+        free = self.planner.available + self.reference.size
+        self.reference = NO_REFERENCE
+        self.planner = replace(self.planner, available=free)
+        if checkpoint is not None:
+            self.reference = load_reference(self.policy, checkpoint, free)
+            self.planner = replace(self.planner, available=free - self.reference.size)
+
+    @override
     def refer(self, batch: Batch) -> Referred:
         self._kept = None
         (plan,) = batch.plans
-        with self.policy.trained.switched_off():
+        with self.policy.trained.replaced_by(self.reference.weights):
             logprobs, cut = attempt(
                 self.policy,
                 plan,
@@ -346,11 +228,13 @@ class LocalCompute(Compute):
 
     def plan(self, data: Sequence[Datum], spec: LossSpec | None, cut: Cut | None) -> Plan:
         """The rows of a share, under a given cut or under one that fits."""
-        no_grad = gradients.without_gradient(data, spec)
+        no_grad, planner = gradients.without_gradient(data, spec), self.planner
+        if spec is not None and spec.objective.entropy_coefficient:
+            planner = planner.with_entropy()
         if cut is not None:
-            return self.planner.cut(data, cut, no_grad)
+            return planner.cut(data, cut, no_grad)
         try:
-            return self.planner.plan(data, self.policy.row_tokens, no_grad)
+            return planner.plan(data, self.policy.row_tokens, no_grad)
         except TooLargeError as error:
             raise too_large(error, data) from error
 

@@ -72,7 +72,9 @@ def row_costs(policy: Policy) -> RowCosts:
             outside = kept()
     device = policy.device.type
     head = chunked_head(shape, device) if fast else _padded_head(shape, outside)
-    return RowCosts(shape, size_of, whole, outside, head)
+    targets = max(rows, key=lambda row: len(row.targets) / len(row.tokens))
+    more = kept_bytes(policy, targets, by_entropy=True) - kept_bytes(policy, targets)
+    return RowCosts(shape, size_of, whole, outside, head, max(0, more) / len(targets.targets))
 
 
 def chunked_head(shape: ModelShape, device: str) -> HeadBytes:
@@ -138,8 +140,11 @@ def policy_shape(policy: Policy) -> ModelShape:
     )
 
 
-def kept_bytes(policy: Policy, row: Row) -> int:
-    """Bytes of the distinct tensors that autograd keeps of a row's forward, without weights."""
+def kept_bytes(policy: Policy, row: Row, *, by_entropy: bool = False) -> int:
+    """Bytes of the distinct tensors that autograd keeps of a row's forward, without weights.
+
+    ``by_entropy``: of one whose entropies are differentiable too.
+    """
     parts = [policy.sharding.own(parameter) for parameter in policy.causal_lm.parameters()]
     constant = [*parts, *policy.causal_lm.buffers()]
     weights = {tensor.untyped_storage().data_ptr() for tensor in constant}
@@ -150,7 +155,7 @@ def kept_bytes(policy: Policy, row: Row) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        policy.evaluate(row)
+        policy.evaluate(row, by_entropy=by_entropy)
     return sum(
         tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in weights
     )

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import Commit, TasksetUsed
+from espalier.api.wire import BatchLeft, Commit, TasksetUsed
 from espalier.core.names import MAIN, checkpoint_name
 from espalier.trainer.compute.adamw import Proposal, fresh_moments
-from espalier.trainer.compute.compute import Compute
+from espalier.trainer.compute.interface import Compute
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored
@@ -21,6 +21,7 @@ from espalier.trainer.volume.peft_adapter import CONFIG
 from espalier.trainer.volume.shapes import State, shapes_of
 
 STATE_FILE = "state.json"
+BATCH_FILE = "batch.json"
 # The manifest's key for the kind of adapter; the oldest checkpoints, all LoRA, lack it.
 ADAPTER_TYPE = "adapter_type"
 
@@ -84,6 +85,7 @@ def write(
     base: str,
     key: Key,
     rollouts: list[dict[str, Any]],
+    batch: BatchLeft | None = None,
 ) -> tuple[Stored, bool]:
     """Commits a checkpoint; False if the same one was there already. Raises VolumeFull (507)."""
     with store.staging("checkpoint") as staged:
@@ -93,6 +95,8 @@ def write(
         (staged / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         lines = [json.dumps(rollout) + "\n" for rollout in rollouts]
         (staged / "rollouts.jsonl").write_text("".join(lines))
+        if batch is not None:
+            (staged / BATCH_FILE).write_text(batch.model_dump_json(exclude_defaults=True))
         metadata = _metadata(state, key, base=base, adapter=compute.adapter)
         return store.commit("checkpoint", staged, metadata)
 
@@ -175,6 +179,13 @@ def read(store: CheckpointStore, digest: str, base: str, adapter: Adapter) -> Co
     _same_scale(stored, adapter)
     state = StepState.model_validate_json((stored.path / STATE_FILE).read_text())
     return Content(stored, state)
+
+
+def batch_left(stored: Stored) -> BatchLeft | None:
+    """What is left of the batch that a checkpoint's step came from."""
+    if BATCH_FILE not in stored.manifest["files"]:
+        return None
+    return BatchLeft.model_validate_json((stored.path / BATCH_FILE).read_text())
 
 
 def _same_scale(stored: Stored, adapter: Adapter) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from espalier.api.run.loss import Aggregation
 from espalier.api.wire import (
@@ -20,7 +22,7 @@ from espalier.trainer.batch.estimates import refuse_estimates
 from espalier.trainer.batch.kl import with_reference
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.objective import call_spec
-from espalier.trainer.compute.compute import Added, Batch, Compute
+from espalier.trainer.compute.interface import Added, Batch, Compute
 from espalier.trainer.engine.measurements import sampled
 from espalier.trainer.memory.planner import Cuts
 from espalier.trainer.problems import CommandError, invalid
@@ -138,15 +140,21 @@ def _with_rewards(added: Added, request: ForwardRequest) -> Added:
 
 
 def gradient_command(
-    compute: Compute, log: CommandLog, request: GradientRequest, cuts: Cuts = ()
+    compute: Compute,
+    log: CommandLog,
+    request: GradientRequest,
+    cuts: Cuts = (),
+    *,
+    find: Callable[[str], Path],
 ) -> GradientCommand:
     """A new gradient command, or with its ``cuts`` a logged one.
 
-    Raises 422, 404 or 413 before anything is computed.
+    ``find`` gives the directory of a checkpoint by its name. Raises 422, 404 or 413 before anything
+    is computed.
     """
     if isinstance(request, BackwardRequest):
         return _backward(compute, log, request, cuts)
-    return _forward_backward(compute, request, cuts)
+    return _forward_backward(compute, request, cuts, find)
 
 
 def logged_request(log: CommandLog, record: Record) -> GradientRequest:
@@ -178,7 +186,9 @@ def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) 
     )
 
 
-def _forward_backward(compute: Compute, request: ForwardBackwardRequest, cuts: Cuts) -> LossCommand:
+def _forward_backward(
+    compute: Compute, request: ForwardBackwardRequest, cuts: Cuts, find: Callable[[str], Path]
+) -> LossCommand:
     spec = call_spec(request)
     if not spec.compares_policies:
         estimator, scale = request.advantage_estimator, request.advantage_scale
@@ -196,14 +206,17 @@ def _forward_backward(compute: Compute, request: ForwardBackwardRequest, cuts: C
             "every sample is masked, so there is nothing to train on",
             "leave this batch out, or unmask a sample",
         )
-    if spec.objective.kl.reference is None:
+    kl = spec.objective.kl
+    if kl.reference is None:
         return LossCommand(compute.admit(data, spec, cuts), spec, request)
     if compute.adapter.type == "Full":
         raise invalid(
             "kl.reference",
-            "is Base, and spec.adapter.type Full trains the base itself: no copy of it is left",
+            f"is {kl.reference}, and spec.adapter.type Full trains the base itself: no copy of it "
+            "is left, and no second one is loaded",
             "leave kl out, or train an adapter: create the model with spec.adapter.type LoRA",
         )
+    compute.hold_reference(None if kl.checkpoint is None else find(kl.checkpoint))
     # A replay repeats the cuts of both passes.
     half = len(cuts) // 2
     batch = compute.admit(data, spec, cuts[half:])

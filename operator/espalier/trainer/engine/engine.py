@@ -137,7 +137,9 @@ class Engine:
         return self._zero_grad(command)
 
     def _gradients(self, command: Command, request: GradientRequest) -> Answer:
-        gradients = gradient_command(self.state.compute, self.state.log, request)
+        gradients = gradient_command(
+            self.state.compute, self.state.log, request, find=self.state.references.find
+        )
         check_aggregation(self.state, gradients.aggregation)
         record = self.state.begin(command)
         try:

@@ -13,7 +13,7 @@ from espalier.trainer.batch import explicit
 from espalier.trainer.batch.data import Limits
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.step_metrics import Tally
-from espalier.trainer.compute.compute import Added, Batch, Compute
+from espalier.trainer.compute.interface import Added, Batch, Compute
 from espalier.trainer.engine.commands import Aggregated
 from espalier.trainer.memory.planner import Cuts
 from espalier.trainer.problems import invalid

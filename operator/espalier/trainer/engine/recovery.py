@@ -100,4 +100,5 @@ def _logged(state: TrainingState, record: Record) -> GradientCommand | ExplicitC
     cuts = read_cuts(record.cuts)
     if record.kind == TINKER_GRADIENTS:
         return explicit_command(state.compute, state.log.body(record), cuts)
-    return gradient_command(state.compute, state.log, logged_request(state.log, record), cuts)
+    request = logged_request(state.log, record)
+    return gradient_command(state.compute, state.log, request, cuts, find=state.references.find)

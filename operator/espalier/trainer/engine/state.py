@@ -10,15 +10,16 @@ import json
 from datetime import UTC, datetime
 
 from espalier.api.meta import OptimizerState
-from espalier.api.wire import Assignment, Commit, OptimStepResult, Problem, TrainerState
+from espalier.api.wire import Assignment, BatchLeft, Commit, OptimStepResult, Problem, TrainerState
 from espalier.core.checkpoints import run_tokens
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.compute.adamw import Proposal
-from espalier.trainer.compute.compute import Compute
+from espalier.trainer.compute.interface import Compute
 from espalier.trainer.engine import checkpoint_files
 from espalier.trainer.engine.checkpoint_files import Content, Position, StepState
 from espalier.trainer.engine.commands import Answer, Command
 from espalier.trainer.engine.detokenizer import Detokenizer
+from espalier.trainer.engine.references import References
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
 from espalier.trainer.volume.command_log import Assigned, CommandLog, Loaded, Record
@@ -37,6 +38,7 @@ class TrainingState:
         log: the commands that were applied.
         traces: the reports of rollouts.
         detokenizer: turns sampled tokens into text.
+        references: finds the checkpoints that losses refer to.
         assigned: the run in force; None before the first assignment.
         position: the checkpoint that the weights are of.
         loaded: the checkpoint whose weights were loaded at that position; None if its own are in
@@ -56,6 +58,7 @@ class TrainingState:
         self.log = log
         self.traces = Traces(store.model_directory(model))
         self.detokenizer = Detokenizer(store, base)
+        self.references = References(store, base, compute.adapter)
         self.assigned: Assigned | None = None
         self.position = Position()
         self.loaded: Position | None = None
@@ -96,6 +99,21 @@ class TrainingState:
             problem=self.problem,
             warnings=list(self.compute.warnings),
         )
+
+    def batch_left(self) -> BatchLeft | None:
+        """What is left of the batch that the latest step came from.
+
+        None after a rollback, for another run, or where the step before has left nothing: samples
+        of an earlier term are never trained on.
+        """
+        assignment = self.assignment().assignment
+        if not self.position.digest or not self.commits:
+            return None
+        last = self.commits[-1]
+        here = (self.position.digest, assignment.run, assignment.term)
+        if (last.digest, last.run, last.term) != here:
+            return None
+        return checkpoint_files.batch_left(self.store.open("checkpoint", last.digest))
 
     def read(self, digest: str) -> Content:
         """A checkpoint that training can continue from; 409 for any other."""

@@ -96,6 +96,7 @@ def _commit(
         base=state.base,
         key=record.key,
         rollouts=rollouts,
+        batch=request.batch,
     )
     try:
         answer = state.record_commit(record, stored, step)

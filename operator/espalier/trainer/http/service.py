@@ -20,6 +20,7 @@ from espalier.api.wire import (
     BackwardRequest,
     ForwardBackwardRequest,
     ForwardRequest,
+    Held,
     LossList,
     OptimStepRequest,
     Problem,
@@ -65,7 +66,7 @@ class Service:
 
     def __init__(
         self,
-        keys: identity.PublicKeys,
+        keys: identity.TrustedKeys,
         audience: str,
         max_body_bytes: int = MAX_BODY_BYTES,
         watchdog: Watchdog | None = None,
@@ -112,6 +113,7 @@ class Service:
         app.router.add_get("/usage", self._usage)
         app.router.add_get("/train/losses", self._losses)
         app.router.add_get("/train/state", self._state)
+        app.router.add_get("/train/batch", self._batch)
         app.router.add_post("/train/delivered", self._deliver)
         trace_routes.add_to(app.router, self._kept, self._body)
         self._tinker.add_to(app.router)
@@ -233,6 +235,10 @@ class Service:
             engine.state.assignment()
             raise CommandError(503, "Loading", "the first assignment is being applied")
         return _json(state)
+
+    async def _batch(self, _request: web.Request) -> web.Response:
+        engine = self._ready_engine()
+        return _json(Held(batch=await self._on_engine("batch", engine.state.batch_left)))
 
     async def _assign(self, request: web.Request) -> web.Response:
         wanted = parse(Assignment, await self._body(request))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter
 
@@ -92,6 +92,10 @@ class Planner:
     available: int
     heap: Heap = Heap()
     checkpoints: bool = True
+
+    def with_entropy(self) -> Planner:
+        """The planner of calls that differentiate entropies as well."""
+        return replace(self, costs=self.costs.with_entropy())
 
     def plan(self, data: Sequence[Datum], row_tokens: int, no_grad: Collection[int] = ()) -> Plan:
         """Cuts data into rows of at most ``row_tokens`` that fit; raises TooLargeError.

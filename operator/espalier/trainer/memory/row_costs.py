@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
@@ -71,7 +71,8 @@ class RowCosts:
     """Bytes of the tensors of a row, beyond what is held between batches.
 
     ``whole`` is what autograd keeps of a forward, ``outside`` what it keeps outside the layers,
-    ``size_of`` the size of a row on the path that computes it.
+    ``size_of`` the size of a row on the path that computes it. ``entropy`` is what it keeps per
+    target on top where entropies are differentiated.
     """
 
     shape: ModelShape
@@ -79,6 +80,27 @@ class RowCosts:
     whole: Kept
     outside: Kept
     head: HeadBytes
+    entropy: float = 0.0
+
+    def with_entropy(self) -> RowCosts:
+        """The costs of rows whose entropies are differentiated as well.
+
+        The head then holds one more copy of the logits: its chunk's, or of all that are read where
+        it computes none.
+        """
+        copy = self.shape.vocabulary * self.shape.wide_bytes
+        head = (
+            replace(self.head, logits=self.head.logits + copy)
+            if self.head.chunk
+            else replace(self.head, target=self.head.target + copy)
+        )
+        return replace(
+            self,
+            whole=replace(self.whole, target=self.whole.target + self.entropy),
+            outside=replace(self.outside, target=self.outside.target + self.entropy),
+            head=head,
+            entropy=0.0,
+        )
 
     def saved(self, row: Row, *, checkpointing: bool) -> int:
         """Bytes kept between the row's forward and its backward."""

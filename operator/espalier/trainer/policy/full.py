@@ -43,7 +43,7 @@ class Full(Trained):
         return self._initial
 
     @override
-    def switched_off(self) -> AbstractContextManager[None]:
+    def replaced_by(self, other: Mapping[str, Tensor] | None) -> AbstractContextManager[None]:
         raise ValueError("the base is what is trained, and no second copy of it is loaded")
 
     @override

@@ -58,9 +58,19 @@ class Lora(Trained):
 
     @override
     @contextmanager
-    def switched_off(self) -> Iterator[None]:
-        with self.peft.disable_adapter():
+    def replaced_by(self, other: Mapping[str, Tensor] | None) -> Iterator[None]:
+        if other is None:
+            with self.peft.disable_adapter():
+                yield
+            return
+        own = {name: parameter.data for name, parameter in self.parameters.items()}
+        try:
+            for name, parameter in self.parameters.items():
+                parameter.data = other[name]
             yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.data = own[name]
 
     @override
     def files(self, shapes: Shapes) -> list[TensorFile]:

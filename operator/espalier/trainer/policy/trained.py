@@ -26,8 +26,11 @@ class Trained(ABC):
         """The parameters before the first step."""
 
     @abstractmethod
-    def switched_off(self) -> AbstractContextManager[None]:
-        """Computes as the base does, inside; for an adapter alone."""
+    def replaced_by(self, other: Mapping[str, Tensor] | None) -> AbstractContextManager[None]:
+        """Computes with other weights inside, or with None as the base does; for an adapter alone.
+
+        Take no gradients inside.
+        """
 
     @abstractmethod
     def files(self, shapes: Shapes) -> list[TensorFile]:

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from espalier.trainer.compute.compute import Compute, LocalCompute
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.compute.interface import Compute
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.ranks.control import Control, RankLostError
 from espalier.trainer.ranks.parts import ReplicatedPart, ShardedPart, serve

@@ -19,7 +19,8 @@ from espalier.trainer.batch.data import Datum, Limits
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.step_metrics import total
 from espalier.trainer.compute.adamw import Proposal, propose
-from espalier.trainer.compute.compute import Added, Batch, Compute, LocalCompute, Referred, Share
+from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.compute.interface import Added, Batch, Compute, Referred, Share
 from espalier.trainer.memory.planner import Cut, Cuts
 from espalier.trainer.policy.sharding import OtherRankFailedError
 from espalier.trainer.ranks.control import Control, RankLostError
@@ -92,6 +93,11 @@ class RankedCompute(Compute, Generic[P]):
     def score(self, batch: Batch, *, keep: str = "") -> list[list[float]]:
         parts = self._each([partial(LocalCompute.score, batch=b, keep=keep) for b in _parts(batch)])
         return _together(batch, parts)
+
+    @override
+    def hold_reference(self, checkpoint: Path | None) -> None:
+        if checkpoint != self._part.reference.checkpoint:
+            self._all(partial(LocalCompute.hold_reference, checkpoint=checkpoint))
 
     @override
     def refer(self, batch: Batch) -> Referred:
@@ -217,7 +223,7 @@ class ShardedCompute(RankedCompute[ShardedPart]):
     def propose(self, values: OptimStepRequest, factor: float = 1.0) -> Proposal:
         # Ranks need the optimizer's values alone.
         bare = values.model_copy(
-            update={"rollouts": [], "metrics": {}, "measured": {}, "cursor": {}}
+            update={"rollouts": [], "metrics": {}, "measured": {}, "cursor": {}, "batch": None}
         )
         return self._lead(
             partial(LocalCompute.propose, values=values, factor=factor),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from espalier.trainer.batch.data import Datum
-from espalier.trainer.compute.compute import Share
+from espalier.trainer.compute.interface import Share
 from espalier.trainer.memory.cost_model import ModelShape, RowSize, balance, step_flops
 
 

@@ -1,0 +1,57 @@
+"""A script's TrainingClient as the loop commands it; its own queue keeps term and keys."""
+
+from __future__ import annotations
+
+from espalier.api.objective import Objective
+from espalier.api.wire import (
+    BatchLeft,
+    ForwardBackwardRequest,
+    ForwardBackwardResult,
+    ForwardRequest,
+    ForwardResult,
+    OptimStepRequest,
+    TrainerState,
+)
+from espalier.client.gateway import CommittedStep
+from espalier.client.training_client import TrainingClient
+
+
+class Commands:
+    """See ``loop.steps.Trainer``."""
+
+    def __init__(self, client: TrainingClient) -> None:
+        self._client = client
+
+    async def zero_grad(self, *, term: int = 0) -> TrainerState:
+        """Drops gradients."""
+        return await self._client.zero_grad()
+
+    async def batch(self) -> BatchLeft | None:
+        """What is left of the batch that the latest step came from."""
+        return await self._client.batch()
+
+    async def forward(self, request: ForwardRequest, *, term: int = 0) -> ForwardResult:
+        """The trainer's log-probs."""
+        return await self._client.forward(request.inputs)
+
+    async def forward_backward(
+        self, request: ForwardBackwardRequest, *, term: int = 0
+    ) -> ForwardBackwardResult:
+        """Adds gradients."""
+        return await self._client.forward_backward(
+            request.inputs,
+            loss_fn=request.loss_fn,
+            loss_fn_config=request.loss_fn_config,
+            advantage_estimator=request.advantage_estimator,
+            advantage_scale=request.advantage_scale,
+            objective=Objective(
+                **{name: getattr(request, name) for name in Objective.model_fields}
+            ),
+        )
+
+    async def optim_step(self, request: OptimStepRequest, *, term: int = 0) -> CommittedStep:
+        """Takes the step."""
+        given = {name: getattr(request, name) for name in request.model_fields_set}
+        # Records that are given, even none, are all that is kept.
+        given.pop("keep_rollouts", None)
+        return await self._client.optim_step(**given)
