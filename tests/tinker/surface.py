@@ -83,8 +83,9 @@ class Surface:
         """The value; None if the method failed, or has no such form."""
         known = name + self.suffix if hasattr(owner, name + self.suffix) else name
         label = f"{self.kind}.{known}"
-        if owner is None or not hasattr(owner, known):
-            self.found[label] = "no such method" if owner is not None else "not reached"
+        if owner is None:
+            self.found[label] = "not reached"
+        if not hasattr(owner, known):
             return None
         try:
             value = getattr(owner, known)(*given, **more)
@@ -186,8 +187,10 @@ def rest(surface: Surface, client: Any, run: str, paths: dict[str, str], sampler
         surface.call(lists, name)
     for name in ("get_training_run", "list_checkpoints"):
         surface.call(lists, name, run)
-    for name in ("get_training_run_by_tinker_path", "get_weights_info_by_tinker_path"):
+    archive = "get_checkpoint_archive_url_from_tinker_path"
+    for name in ("get_training_run_by_tinker_path", "get_weights_info_by_tinker_path", archive):
         surface.call(lists, name, state)
+    surface.call(lists, "get_checkpoint_archive_url", run, state.partition(f"{run}/")[2])
     surface.call(lists, "get_sampler", sampler)
     for name in ("get_session", "export_session_trace"):
         surface.call(lists, name, session)
