@@ -46,6 +46,7 @@ OF_SAMPLES = {
     "completion/tokens_total": "Tokens of all completions that were sampled for the step: what "
     "`status.usage.sampledTokens` of the run counts.",
     "completion/truncated_fraction": "Share of completions that were cut at the token limit.",
+    "rollout/retries": "Tries of rollouts after their first, where there were any. Runner.",
     "rollout/scorer_errors": "Answers that could not be scored. Runner.",
     "rollout/scorer_errors_<cause>": "The same by cause, where it occurred: `raised`, `timeout`, "
     "`memory`, `died`, `not_finite`, `out_of_range`, `malformed`, `unreachable`. Runner.",
@@ -55,6 +56,16 @@ OF_SAMPLES = {
     "rollout/reward/<name>/errors": "Answers for which it could not be had, where that occurred.",
     "rollout/failed": "Rollouts that did not complete. Client.",
     "rollout/timed_out": "Rollouts that ran out of time. Client.",
+    "time/step_seconds": "Wall-clock time from the command of the step before to that of this one; "
+    "the other six add up to it. Of the first step since its process started, from its start.",
+    "time/sampling_seconds": "Waiting for completions.",
+    "time/reward_seconds": "Waiting for rewards, and for what environments do between turns, while "
+    "no completion is sampled.",
+    "time/training_seconds": "Waiting for gradients; of Asynchronous, sampling goes on meanwhile.",
+    "time/commit_seconds": "The optimizer step before this one, and its checkpoint made durable.",
+    "time/swap_seconds": "From then until the head served that checkpoint, or was known not to.",
+    "time/idle_seconds": "None of these: a run that is held, the loop's own work, and in a "
+    "`Fit` its validation.",
     "tracking/failed": "Calls of trackers that failed so far, where any did.",
     "tracking/dropped": "Steps that a tracker was not told so far, because it was slow or could "
     "not be started.",

@@ -88,6 +88,17 @@ GOOD = {
     "run whose rewards are normalized on their own": edited(
         edited(RUN, "spec.rewards", REWARDS), "spec.rewardAggregation", "NormalizeThenSum"
     ),
+    "run with bounds of errors and waits": edited(
+        edited(RUN, "spec.rolloutErrors", {"maxRetries": 1, "maxErrors": 100, "minGroupSize": 4}),
+        "spec.timeouts",
+        {"sampleSeconds": 60, "groupSeconds": 600, "trainSeconds": 600, "stepSeconds": 3600},
+    ),
+    "run with a seed and a tolerance": edited(
+        edited(RUN, "spec.seed", 7), "spec.groupFilter", {"tolerance": "0.05"}
+    ),
+    "run whose checkpoints play games": edited(
+        RUN, "spec.evaluation", [{"name": "e", "taskset": {"seed": 1, "game2048": {}}}]
+    ),
     "run with a soft penalty": edited(
         edited(RUN, "spec.overlong", {"policy": "SoftPenalty", "bufferTokens": 64}),
         *("spec.lengthPenalty", {"coefficient": "0.1", "targetTokens": 128}),
@@ -291,9 +302,51 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *("spec.lengthPenalty", {"coefficient": "1", "targetTokens": 8}),
         *("spec.lengthPenalty", "measure one completion"),
     ),
-    "evaluation that is played": (
-        *(RUN, "spec.evaluation", [{"name": "e", "taskset": {"seed": 9, "calculator": {}}}]),
-        *("spec.evaluation", "an evaluation asks tasks with an answer"),
+    "evaluation that a user's image plays": (
+        *(RUN, "spec.evaluation", [{"name": "e", "taskset": {"seed": 9, "python": PYTHON}}]),
+        *("spec.evaluation", "plays one taskset a run, the run's own"),
+    ),
+    "evaluation by the games of training": (
+        edited(RUN, "spec.taskset", {"seed": 1, "game2048": {}}),
+        *("spec.evaluation", [{"name": "e", "taskset": {"seed": 1, "game2048": {}}}]),
+        *("spec.evaluation", "must differ from taskset.seed"),
+    ),
+    "rewards that differ by less than counts": (
+        *(RUN, "spec.groupFilter", {"tolerance": "1e-7"}),
+        *("spec.groupFilter.tolerance", 'must be a quoted decimal of "1e-6" or more'),
+    ),
+    "errors of a client's rollouts": (
+        *(CLIENT_RUN, "spec.rolloutErrors", {}),
+        *("spec.rolloutErrors", "rolloutErrors belongs to driver Runner"),
+    ),
+    "a least group larger than a group": (
+        *(RUN, "spec.rolloutErrors", {"minGroupSize": 9}),
+        *("spec.rolloutErrors", "must not be above groupSize, which is 8 if unset"),
+    ),
+    "a part of a group whose rewards are normalized whole": (
+        edited(edited(RUN, "spec.rewards", REWARDS), "spec.rewardAggregation", "NormalizeThenSum"),
+        *("spec.rolloutErrors", {"minGroupSize": 2}),
+        *("spec.rolloutErrors", "compares whole groups"),
+    ),
+    "seed of a client's samples": (
+        *(CLIENT_RUN, "spec.seed", 1),
+        *("spec.seed", "seed belongs to driver Runner"),
+    ),
+    "a request longer than its group": (
+        *(RUN, "spec.timeouts", {"sampleSeconds": 60, "groupSeconds": 30}),
+        *("spec.timeouts.sampleSeconds", "must not be above groupSeconds"),
+    ),
+    "a group longer than its step": (
+        *(RUN, "spec.timeouts", {"groupSeconds": 60, "stepSeconds": 30}),
+        *("spec.timeouts.groupSeconds", "must not be above stepSeconds"),
+    ),
+    "a command longer than its step": (
+        *(RUN, "spec.timeouts", {"trainSeconds": 60, "stepSeconds": 30}),
+        *("spec.timeouts.trainSeconds", "must not be above stepSeconds"),
+    ),
+    "a wait beyond the gateway's": (
+        *(RUN, "spec.timeouts", {"sampleSeconds": 601}),
+        *("spec.timeouts.sampleSeconds", "less than or equal to 600"),
     ),
     "model without source": (MODEL, "spec.source", {}, "spec.source", "exactly one of base and"),
     "model with two sources": (

@@ -41,6 +41,14 @@ def test_base_and_images_stay_known_once_model_and_pods_are_gone() -> None:
     assert {one.role: one.digest for one in newer.images} == {**images, "trainer": digest("t2")}
 
 
+def test_the_revision_of_git_is_told_where_an_annotation_says_it() -> None:
+    applied = run(meta={"annotations": {"espalier.dev/git-revision": "1f3870be"}})
+    assert of(applied).git_revision == "1f3870be"
+    assert of(run()).git_revision is None
+    # Another commit that leaves the spec alone is the same configuration.
+    assert of(applied).config_digest == of(run()).config_digest
+
+
 @pytest.mark.parametrize(
     ("image_id", "shown"),
     [

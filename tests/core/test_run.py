@@ -32,6 +32,7 @@ from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.run import RunDecision
 from espalier.core.run.run_view import RunView
+from espalier.core.run.runner_needs import Lack
 
 SERVED = {
     "term": 1,
@@ -174,7 +175,11 @@ STAGES = {
         "Keep",
     ),
     "no config map": (
-        {"tasks": "ConfigMap tasks does not exist", "runner": None, "runner_pods": []},
+        {
+            "lack": Lack("TasksetInvalid", "ConfigMap tasks does not exist"),
+            "runner": None,
+            "runner_pods": [],
+        },
         "False/TasksetInvalid",
         "True",
         "False",

@@ -88,7 +88,7 @@ async def test_the_guess_is_played_by_its_own_image_s_module(
         number = environment.task(0).data["number"]
         low_first = Model(lambda chat: "0" if len(chat) == 1 else f"It is {number}.")
         reward, talk = await played(environment, low_first)
-    assert reward == pytest.approx(1 if number == 0 else 1 - 1 / 4)
+    assert reward == pytest.approx(1 if number == 0 else 1 - 0.5 / 4)
     assert talk.rollout.stop_reason == "done"
 
 

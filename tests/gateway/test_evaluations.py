@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from dev.apiserver import ApiServer
-from tests.api.manifests import CHECKPOINT
+from tests.api.manifests import CHECKPOINT, RUN
 from tests.gateway.conftest import Gateway, Users, token
 
 from espalier.core.names import GATEWAY_AUDIENCE
+from espalier.gateway.context import STATUS_MANAGER
 
 EVALUATOR = """
 apiVersion: rbac.authorization.k8s.io/v1
@@ -110,3 +111,46 @@ async def test_there_is_a_most_of_evaluations(
         answer = await gateway.post(path(gateway.users, checkpoint), body, evaluator)
         statuses.append(answer.status)
     assert statuses == [200] * 8 + [409]
+
+
+@pytest.fixture
+def run(apiserver: ApiServer, users: Users) -> str:
+    name = f"r-{uuid.uuid4().hex[:8]}"
+    body = {**RUN, "metadata": {"name": name, "namespace": users.namespace}}
+    apiserver.kubectl("create", "-f", "-", stdin=json.dumps(body))
+    return name
+
+
+def of_base(server: ApiServer, users: Users, name: str) -> dict[str, dict[str, str]]:
+    text = server.kubectl("get", "trun", name, "-n", users.namespace, "-o", "json")
+    said = json.loads(text).get("status", {}).get("baseEvaluations", [])
+    return {one["name"]: {m["name"]: m["value"] for m in one["metrics"]} for one in said}
+
+
+async def test_figures_of_the_base_are_in_the_status_of_the_run_that_asked_it(
+    gateway: Gateway, apiserver: ApiServer, run: str
+) -> None:
+    where = f"/v1/runs/{gateway.users.namespace}/{run}/evaluations"
+    for mean in (0.5, 0.25):
+        answer = await gateway.post(where, found(mean))
+        assert answer.status == 200, await answer.text()
+    expected = {"held-out": {"eval/held-out/mean_reward": "0.25", "eval/held-out/pass@1": "0.25"}}
+    assert of_base(apiserver, gateway.users, run) == expected
+    # The gateway's other field of a run, and what the operator writes, leave them alone.
+    key = {"name": run, "namespace": gateway.users.namespace}
+    woken = {"metadata": key, "status": {"wokenFor": "2026-01-01T00:00:00Z"}}
+    await gateway.context.cluster.apply_status("TrainingRun", woken, manager=STATUS_MANAGER)
+    written = {"metadata": key, "status": {"step": 3}}
+    await gateway.context.cluster.apply_status("TrainingRun", written)
+    assert of_base(apiserver, gateway.users, run) == expected
+
+
+async def test_only_who_drives_a_run_may_write_its_bases_figures(
+    gateway: Gateway, apiserver: ApiServer, run: str
+) -> None:
+    where = f"/v1/runs/{gateway.users.namespace}/{run}/evaluations"
+    answer = await gateway.post(where, found(0.5), gateway.users.reader)
+    assert answer.status == 403
+    answer = await gateway.post(f"{where.replace(run, 'absent')}", found(0.5))
+    assert (answer.status, (await answer.json())["reason"]) == (404, "RunNotFound")
+    assert of_base(apiserver, gateway.users, run) == {}

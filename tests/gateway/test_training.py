@@ -172,6 +172,7 @@ async def test_optim_step_tells_that_the_head_did_not_follow_in_time(
     reply = await gateway.post(STEP, {})
     assert reply.status == 200
     assert reply.headers["Espalier-Promotion"] == "Timeout"
+    assert float(reply.headers["Espalier-Promotion-Seconds"]) >= 0.05
 
 
 async def refused(reply: aiohttp.ClientResponse) -> tuple[int, str]:

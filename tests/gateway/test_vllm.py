@@ -269,3 +269,24 @@ async def test_without_them_or_with_more_than_fits_an_answer_fills_the_context(
     choice = await chat(gateway, **NEVER, max_tokens=most)
     assert choice["finish_reason"] == "length"
     assert len(choice["prompt_token_ids"]) + len(choice["token_ids"]) == CONTEXT
+
+
+async def test_a_seed_gives_the_same_samples_again_whatever_is_sampled_beside(
+    gateway: Gateway, arith: NamespacedName
+) -> None:
+    """The seeds of a run's requests. Chunked prefill, which a seed would end, is off on a CPU."""
+    drawn = {"temperature": 1.0, "n": 4, "max_tokens": 12, "model": "arith"}
+
+    async def sampled(seed: int | None) -> list[list[int]]:
+        reply = await gateway.post("/v1/chat/completions", CHAT | drawn | {"seed": seed})
+        assert reply.status == 200, await reply.text()
+        choices = (await reply.json())["choices"]
+        return [c["token_ids"] for c in sorted(choices, key=lambda c: int(c["index"]))]
+
+    seed = 2**46 + 12345
+    alone = await sampled(seed)
+    together = await asyncio.gather(*(sampled(given) for given in (seed, 1, None, seed, 2, None)))
+    assert together[0] == together[3] == alone
+    assert alone not in (together[1], together[2], together[4])
+    # The completions of one request are others of each other.
+    assert len({tuple(tokens) for tokens in alone}) > 1

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -60,6 +61,14 @@ async def running(out: Path, steps: str) -> AsyncIterator[Try]:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGTERM)
             await process.wait()
+
+
+def started(logs: Path) -> None:
+    """Waits for a log of vLLM's."""
+    ends = time.monotonic() + LIMIT_SECONDS
+    while not list(logs.glob("*rollout*")):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
 
 
 def left_over(out: Path) -> list[str]:
@@ -121,8 +130,7 @@ async def test_ctrl_c_stops_what_it_started_and_says_where_the_files_are(tmp_pat
     logs = tmp_path / "try" / "state" / "logs"
     async with running(tmp_path, "20") as script:
         await script.until("The trainer and vLLM start")
-        while not list(logs.glob("*rollout*")):
-            await asyncio.sleep(0.1)
+        await asyncio.to_thread(started, logs)
         assert left_over(tmp_path)
         os.killpg(script.process.pid, signal.SIGINT)
         assert await script.end() == 130

@@ -48,6 +48,7 @@ class StandIn:
         hooks: by route, called once before the next request is handled.
         retry_after: header of refusals.
         context: characters of a prompt, beyond which it is refused as vLLM does.
+        seconds: for which the next completions, and commands by name, are held up.
     """
 
     def __init__(self, **changes: Any) -> None:
@@ -74,16 +75,17 @@ class StandIn:
         self.hooks: dict[str, Callable[[], None]] = {}
         self.retry_after = ""
         self.context = 1_000_000
+        self.seconds: dict[str, deque[float]] = {}
         self.commands: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str] = []
         self.samples: list[dict[str, Any]] = []
         self.tokens: list[str] = []
         self.head = ""
         self.moves: list[str] = []
-        # By checkpoint and name, what evaluations found.
         # Greedy completions wait for the first; steps set theirs.
         self.greedy_waits_for: asyncio.Event | None = None
         self.committed: dict[int, asyncio.Event] = {}
+        # By checkpoint, or run, and name: what evaluations found.
         self.evaluations: dict[tuple[str, str], dict[str, Any]] = {}
         self._results: dict[str, tuple[bytes, Any]] = {}
 
@@ -93,6 +95,7 @@ class StandIn:
         app.router.add_get("/v1/runs/{namespace}/{name}", self._run)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", self._evaluation)
+        app.router.add_post("/v1/runs/{namespace}/{name}/evaluations", self._evaluation)
         app.router.add_get("/v2/models/{namespace}/{slug}/checkpoints", self._checkpoints)
         app.router.add_put("/v2/models/{namespace}/{slug}/head", self._set_head)
         prefix = "/v1/models/{namespace}/{slug}/train"
@@ -167,6 +170,7 @@ class StandIn:
             return refused
         body = await request.json()
         self.samples.append(body)
+        await self._held_up("chat")
         if self.greedy_waits_for is not None and body["temperature"] == 0.0:
             await self.greedy_waits_for.wait()
         prompt = body["messages"][-1]["content"]
@@ -193,6 +197,7 @@ class StandIn:
 
     async def _command(self, request: web.Request) -> web.Response:
         kind = request.path.rsplit("/", 1)[1]
+        await self._held_up(kind)
         fault = self._next_fault(kind)
         if isinstance(fault, int) or fault == "drop":
             return self._refuse(fault, request)
@@ -273,6 +278,11 @@ class StandIn:
         fault = self._next_fault(route)
         self.tokens.append(request.headers["Authorization"])
         return self._refuse(fault, request) if fault else None
+
+    async def _held_up(self, route: str) -> None:
+        queued = self.seconds.get(route)
+        if queued and (seconds := queued.popleft()):
+            await asyncio.sleep(seconds)
 
     def _next_fault(self, route: str) -> int | str:
         if hook := self.hooks.pop(route, None):

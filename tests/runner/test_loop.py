@@ -774,12 +774,13 @@ async def test_checkpoints_are_asked_held_out_tasks_and_the_last_is_asked_before
     assert trained.isdisjoint(s["messages"][-1]["content"] for s in asked)
 
 
-async def test_the_base_is_asked_at_the_start_and_has_no_checkpoint_to_record_it_with(
-    bench: Bench,
-) -> None:
+async def test_the_base_is_asked_at_the_start_and_the_run_keeps_its_figures(bench: Bench) -> None:
     _half_held_out(bench.gateway, at=["Start"])
     await bench.drive()
-    assert bench.gateway.evaluations == {}
+    # The base has no checkpoint to record it with.
+    (recorded,) = bench.gateway.evaluations.items()
+    assert recorded[0] == ("run", "held-out")
+    assert (recorded[1]["tasks"], recorded[1]["metrics"]["mean_reward"]) == (4, 1.0)
     (event,) = bench.events("evaluated")
     assert (event["checkpoint"], event["step"]) == ("base", 0)
     assert event["metrics"]["pass@1"] == 1.0

@@ -127,3 +127,46 @@ async def test_tasks_that_change_under_a_run_end_it_by_name(bench: Bench, tmp_pa
     bench.gateway.spec["taskset"]["seed"] = 2
     await bench.drive()
     assert bench.gateway.run_step == 3
+
+
+async def test_checkpoints_play_held_out_games_that_the_run_does_not_train_on(bench: Bench) -> None:
+    held_out = {
+        "name": "games",
+        "taskset": {**GAME, "seed": 2, "size": 3},
+        "at": ["Start", "End"],
+        "groupSize": 2,
+        "temperature": "0.5",
+        "passAtK": [2],
+    }
+    bench.gateway.spec |= {"evaluation": [held_out]}
+    await bench.drive()
+    assert sorted(bench.gateway.evaluations) == [("run", "games"), ("tiny-000002", "games")]
+    found = bench.gateway.evaluations["tiny-000002", "games"]
+    assert found["tasks"] == 3
+    assert 0 < found["metrics"]["mean_reward"] <= 1
+    assert found["metrics"]["pass@2"] <= 1
+    first = {
+        (sample["temperature"], sample["messages"][0]["content"])
+        for sample in bench.gateway.samples
+    }
+    trained, asked = ({text for t, text in first if t == heat} for heat in (1.0, 0.5))
+    assert len(asked) == 3
+    assert trained.isdisjoint(asked)
+
+
+async def test_a_run_on_answers_may_be_evaluated_by_games(bench: Bench, tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"{d}=", "answer": str(d)}) for d in range(8)]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(rows))
+    bench.gateway.answer = lambda prompt, index: (
+        moves(prompt, index) if "2048" in prompt else prompt[0] if index % 2 else "none"
+    )
+    digits = {"seed": 1, "size": 8, "configMap": {"name": "digits"}}
+    bench.gateway.spec |= {
+        "steps": 1,
+        "taskset": {**digits, "answerExtraction": "LastNumber"},
+        "rewards": [{"name": "right", "exact": {}}],
+        "lengthPenalty": {"coefficient": "0.1", "targetTokens": 1},
+        "evaluation": [{"name": "games", "taskset": {**GAME, "size": 2}}],
+    }
+    await bench.drive()
+    assert bench.gateway.evaluations["tiny-000001", "games"]["tasks"] == 2

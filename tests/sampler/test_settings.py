@@ -88,6 +88,15 @@ def test_two_pods_do_not_share_a_seed(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert seeds[0] != seeds[1]
 
 
+def test_the_threads_that_a_pods_template_names_are_those_that_compute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launcher, "cpu_count", lambda: 4)
+    assert launcher.wanted_threads({}) == 4
+    assert launcher.wanted_threads({"OMP_NUM_THREADS": "1"}) == 1
+    assert launcher.wanted_threads({"OMP_NUM_THREADS": "many"}) == 4
+
+
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [({}, "InvalidEnvironment"), (GOOD | {"ESPALIER_VOLUME": "/nowhere"}, "BaseNotFound")],

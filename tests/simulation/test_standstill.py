@@ -111,7 +111,8 @@ def test_a_run_without_its_config_map_says_so_and_lets_others_train_until_it_is_
         async with world() as w:
             await w.cluster.delete(ObjectKey("ConfigMap", "default", "tasks"))
             await w.apply(MODEL, "tiny", model_spec())
-            await w.apply(RUN, "a-first", run_spec("tiny", 1))
+            style = {"name": "style", "python": {"configMapRef": {"name": "style", "key": "a.py"}}}
+            await w.apply(RUN, "a-first", run_spec("tiny", 1, rewards=[style]))
             said = await named(w, RUN, "a-first", "ConfigMap tasks does not exist: create it")
             assert (said["status"], said["reason"]) == ("False", "TasksetInvalid")
             assert "ConfigMap tasks does not exist" in why_of(w, "a-first")
@@ -126,6 +127,12 @@ def test_a_run_without_its_config_map_says_so_and_lets_others_train_until_it_is_
                 ObjectKey("ConfigMap", "default", "tasks"),
                 lambda body: body.update(data=TASKS["data"]),
             )
+            missing = "spec.rewards[style].python.configMapRef.name: ConfigMap style does not exist"
+            said = await named(w, RUN, "a-first", missing)
+            assert (said["status"], said["reason"]) == ("False", "RewardInvalid")
+            assert not w.get("Job", "a-first-runner")
+            metadata = {**TASKS["metadata"], "name": "style"}
+            await w.cluster.create("ConfigMap", {"metadata": metadata, "data": {"a.py": ""}})
             await w.until(lambda: w.succeeded("a-first", 1), "it trains as well")
 
     run(scenario())

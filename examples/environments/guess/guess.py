@@ -20,9 +20,9 @@ def tasks(seed: int, size: int) -> list[dict[str, Any]]:
 
 
 async def rollout(task: dict[str, Any], session: Any) -> float:
-    """1 for the number at the first guess, less for each further one.
+    """1 for the number at the first guess, less for each further one, and more than 0.5 for any.
 
-    A number that is not found is worth up to 0.2, by how near the nearest guess came: without that
+    A number that is not found is worth up to 0.5, by how near the nearest guess came: without that
     a model that seldom finds one would learn little.
     """
     number, nearest = task["number"], MOST
@@ -34,10 +34,10 @@ async def rollout(task: dict[str, Any], session: Any) -> float:
             nearest = min(nearest, abs(int(found[0]) - number))
         if nearest == 0:
             session.stop("done")
-            return 1 - guess / GUESSES
+            return 1 - 0.5 * guess / GUESSES
         said = hint(found, number)
     session.stop("max_steps")
-    return 0.2 * (1 - nearest / MOST)
+    return 0.5 * (1 - nearest / MOST)
 
 
 def hint(found: Any, number: int) -> str:

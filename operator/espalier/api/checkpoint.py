@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from espalier.api.evaluated import EVALUATIONS_MOST, EvaluationResult
 from espalier.api.meta import (
     METRICS_MOST,
     Condition,
@@ -62,22 +63,6 @@ class CheckpointSpec(Type):
     lora_rank: int = Field(default=0, ge=0, description="loraRank of the adapter.")
     hyperparameters: Hyperparameters = Field(
         default_factory=Hyperparameters, description="hyperparameters of the step."
-    )
-
-
-# As many evaluations a checkpoint keeps, each with as many figures.
-EVALUATIONS_MOST, EVALUATION_METRICS_MOST = 8, 12
-
-
-class EvaluationResult(Type):
-    """What one evaluation found."""
-
-    name: Name = Field(description="name of the evaluation.")
-    tasks: int = Field(ge=1, description="tasks that were asked and scored.")
-    metrics: list[Metric] = Field(
-        description="metrics of the checkpoint, such as eval/held-out/mean_reward.",
-        max_length=EVALUATION_METRICS_MOST,
-        json_schema_extra=list_map("name"),
     )
 
 

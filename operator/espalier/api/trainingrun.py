@@ -31,11 +31,13 @@ from espalier.api.run.off_policy_correction import OffPolicyCorrection
 from espalier.api.run.optimizer import Optimizer
 from espalier.api.run.overlong import LengthPenalty, Overlong
 from espalier.api.run.rewards import Aggregation, Rewards
+from espalier.api.run.rollout_errors import RolloutErrors
 from espalier.api.run.rollout_log import RolloutLog
 from espalier.api.run.sampling import Sampling
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.status import TrainingRunStatus
 from espalier.api.run.taskset import Taskset, is_played
+from espalier.api.run.timeouts import Timeouts
 from espalier.api.run.tracking import Tracking
 
 
@@ -51,6 +53,12 @@ class RunnerSpec(Type):
         "the run fails; 20 if unset. Eviction, preemption and the loss of a node do not count.",
     )
 
+
+# Whether an evaluation e has its tasks from the generator that the run has its own from.
+_SAME_GENERATOR = " || ".join(
+    f"(has(e.taskset.{name}) && has(self.taskset.{name}))"
+    for name in ("reasoningGym", "game2048", "calculator", "openEnv")
+)
 
 # What the runner does and a client's script does itself, by field.
 _OF_RUNNER = {
@@ -84,6 +92,9 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
             "rewardAggregation",
             "overlong",
             "lengthPenalty",
+            "rolloutErrors",
+            "timeouts",
+            "seed",
         )
     ]
     found["x-kubernetes-validations"] += [
@@ -239,6 +250,24 @@ class TrainingRunSpec(Type):
     length_penalty: LengthPenalty | None = Field(
         default=None, description="lengthPenalty makes long completions worth less."
     )
+    rollout_errors: RolloutErrors | None = Field(
+        default=None,
+        description="rolloutErrors of driver Runner bounds failed rollouts and tries them again; "
+        "given, its defaults bind as well. If unset, none is tried again and any number may fail.",
+    )
+    timeouts: Timeouts | None = Field(
+        default=None, description="timeouts of the parts of a step, of driver Runner."
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**31 - 1,
+        description="seed of what driver Runner samples: each request has a seed of its own, of "
+        "this one, of the task's place in the run, and of rollout, turn and try. Samples follow "
+        "from it as far as the numbers of the server do, which depend on what is computed beside. "
+        "Drawn by the server if unset. taskset.seed is of the tasks. Immutable.",
+        json_schema_extra=cel(("self == oldSelf", "seed is immutable: create another run")),
+    )
     checkpoint: CheckpointPolicy | None = Field(
         default=None,
         description="checkpoint says which of the run's Checkpoints are kept: those that any of "
@@ -347,6 +376,21 @@ class TrainingRunSpec(Type):
                 ".rewardAggregation",
             ),
             (
+                "!has(self.rolloutErrors) || !has(self.rolloutErrors.minGroupSize)"
+                " || self.rolloutErrors.minGroupSize"
+                " <= (has(self.groupSize) ? self.groupSize : 8)",
+                "rolloutErrors.minGroupSize must not be above groupSize, which is 8 if unset",
+                ".rolloutErrors.minGroupSize",
+            ),
+            (
+                "!has(self.rolloutErrors) || !has(self.rolloutErrors.minGroupSize)"
+                " || !has(self.rewardAggregation)"
+                " || self.rewardAggregation != 'NormalizeThenSum'",
+                "rolloutErrors.minGroupSize leaves rollouts out of a group, and rewardAggregation "
+                "NormalizeThenSum compares whole groups: remove it, or set SumThenNormalize",
+                ".rolloutErrors.minGroupSize",
+            ),
+            (
                 "!has(self.overlong) || !has(self.overlong.bufferTokens)"
                 " || self.overlong.bufferTokens"
                 " <= (has(self.sampling) ? self.sampling.maxTokens : 256)",
@@ -388,8 +432,7 @@ class TrainingRunSpec(Type):
             ),
             (
                 "!has(self.evaluation) || !has(self.taskset) || self.evaluation.all(e,"
-                " !has(e.taskset.reasoningGym) || !has(self.taskset.reasoningGym)"
-                " || e.taskset.seed != self.taskset.seed)",
+                f" !({_SAME_GENERATOR}) || e.taskset.seed != self.taskset.seed)",
                 "evaluation[].taskset.seed must differ from taskset.seed: a run would be judged by "
                 "the tasks that it trains on",
                 ".evaluation",

@@ -36,6 +36,8 @@ from espalier.api.sampled import CHUNK
 IDEMPOTENCY_KEY = "Idempotency-Key"
 TERM = "Espalier-Term"
 PROMOTION = "Espalier-Promotion"
+# Of an optim-step's answer: seconds that it waited until the promotion was decided.
+PROMOTED_AFTER = "Espalier-Promotion-Seconds"
 CLIENT = "Espalier-Client"
 CHECKPOINT = "Espalier-Checkpoint"
 CHECKPOINT_DIGEST = "Espalier-Checkpoint-Digest"

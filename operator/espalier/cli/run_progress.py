@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from espalier.api.meta import Condition, decimal
 from espalier.api.metric_names import STEP_REWARD
 from espalier.api.trainingrun import TrainingRun
+from espalier.core.run.progress import remaining_seconds
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,11 @@ class Standing:
         return "  ".join(part for part in parts if part)
 
 
-def standing(run: TrainingRun) -> Standing:
-    """Reads a run's status; a condition of an older spec does not end the run."""
+def standing(run: TrainingRun, now: datetime | None = None) -> Standing:
+    """Reads a run's status; a condition of an older spec does not end the run.
+
+    What remains is counted from ``now`` (None: this moment), however old the status is.
+    """
     status = run.status
     current = status.observed_generation >= run.metadata.generation
     conditions = {condition.type: condition for condition in status.conditions}
@@ -56,7 +61,7 @@ def standing(run: TrainingRun) -> Standing:
         step=status.step,
         steps=run.spec.steps,
         reward=next((decimal(m.value) for m in status.metrics if m.name == STEP_REWARD), None),
-        remaining=status.progress.estimated_remaining_seconds if status.progress else None,
+        remaining=remaining_seconds(status.progress, now or datetime.now(UTC)),
         end=end,
         reason=shown.reason if shown else "Pending",
         message=shown.message if shown else "",

@@ -17,6 +17,7 @@ from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import (
     CHECKPOINT,
     IDEMPOTENCY_KEY,
+    PROMOTED_AFTER,
     PROMOTION,
     TERM,
     BackwardRequest,
@@ -59,9 +60,13 @@ class RunView(BaseModel):
 
 
 class CommittedStep(OptimStepResult):
-    """A committed optimizer step. ``promotion`` is Served, Pinned, Gated or Timeout."""
+    """A committed optimizer step. ``promotion`` is Served, Pinned, Gated or Timeout.
+
+    ``promotion_seconds``: how long the gateway waited for that, after the checkpoint was durable.
+    """
 
     promotion: str = ""
+    promotion_seconds: float = 0.0
 
 
 class GatewayClient:
@@ -175,9 +180,24 @@ class GatewayClient:
 
         Needs the verb ``evaluate`` on checkpoints. Said twice, the later counts.
         """
+        where = f"checkpoints/{quote(namespace)}/{quote(checkpoint)}"
+        await self._record(where, name, metrics, tasks)
+
+    async def record_base_evaluation(
+        self, run: tuple[str, str], name: str, metrics: Mapping[str, float], tasks: int
+    ) -> None:
+        """Records figures of the base that a run starts from, in the run's ``baseEvaluations``.
+
+        ``run`` is its namespace and name. Needs the verb ``update`` on trainingruns.
+        """
+        where = f"runs/{quote(run[0])}/{quote(run[1])}"
+        await self._record(where, name, metrics, tasks)
+
+    async def _record(
+        self, where: str, name: str, metrics: Mapping[str, float], tasks: int
+    ) -> None:
         request = EvaluationRequest(name=name, tasks=tasks, metrics=dict(metrics))
-        path = f"/v1/checkpoints/{quote(namespace)}/{quote(checkpoint)}/evaluations"
-        await self._transport.call("POST", path, request.model_dump_json())
+        await self._transport.call("POST", f"/v1/{where}/evaluations", request.model_dump_json())
 
     async def sample(
         self,
@@ -278,7 +298,18 @@ def _reader(kind: type[_Model]) -> Callable[[Answer], _Model]:
 
 def _step(answer: Answer) -> CommittedStep:
     result = _read(answer.body, OptimStepResult)
-    return CommittedStep(**result.model_dump(), promotion=answer.headers.get(PROMOTION, ""))
+    return CommittedStep(
+        **result.model_dump(),
+        promotion=answer.headers.get(PROMOTION, ""),
+        promotion_seconds=_seconds(answer.headers.get(PROMOTED_AFTER, "0")),
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise MalformedAnswerError(f"{PROMOTED_AFTER} is {text!r}, no number") from error
 
 
 # What the commands answer.

@@ -13,6 +13,9 @@ from typing import Any
 
 # Written by the gateway on what it edits: the user who asked for it.
 REQUESTED_BY = "espalier.dev/requested-by"
+# Which revision of Git an object was applied from: Argo CD writes no mark of its own for it.
+GIT_REVISION = "espalier.dev/git-revision"
+GIT_REVISION_CHARACTERS = 128
 ARGO_TRACKING = "argocd.argoproj.io/tracking-id"
 ARGO_LABEL = "argocd.argoproj.io/instance"
 FLUX_LABELS = ("kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name")

@@ -45,6 +45,11 @@ def rollout_seed(seed: int, task: str, rollout: int) -> int:
     return _seed(seed, task, rollout)
 
 
+def request_seed(seed: int, *where: int | str) -> int:
+    """A seed (47 bits) of one request for completions of a run: room to count up for several."""
+    return _seed(seed, "request", *where) >> 16
+
+
 def _seed(*parts: int | str) -> int:
     # As JSON, so that no two lists of parts are the same text.
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()

@@ -102,6 +102,7 @@ def make_app(
     app.router.add_get("/v1/runs/{namespace}/{name}", RunRoutes(callers, watch, auth).get)
     evaluations = EvaluationRoutes(callers, watch, auth, context.cluster)
     app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", evaluations.post)
+    app.router.add_post("/v1/runs/{namespace}/{name}/evaluations", evaluations.post_base)
     forks = Forks(watch, cluster, auth)
     PlatformRoutes(
         callers=callers,

@@ -28,7 +28,8 @@ from espalier.loop.job import Job
 from espalier.loop.minibatches import Uses
 from espalier.loop.precomputed import Source, missing_fraction, trajectories
 from espalier.loop.schedule import Place, Schedule, Synchronous
-from espalier.loop.session import RolloutFunction, Task
+from espalier.loop.session import RolloutFunction, Sampler, Task
+from espalier.loop.step_clock import StepClock, TimedSampler
 from espalier.loop.steps import Attempt, Steps
 from espalier.tracking.trackers import Tracker, Trackers
 
@@ -82,6 +83,7 @@ class Fit(Generic[T]):
         self._schedule.check(config.uses)
         self._rollout = rollout
         self._bound: Settings | None = None
+        self._clock = StepClock()
         # Of a validation, until the next step takes it along.
         self._evaluated: dict[str, dict[str, float]] = {}
 
@@ -134,7 +136,8 @@ class Fit(Generic[T]):
             last = await self._validated(await self._client.state())
             if config.val_only:
                 return last
-        steps = Steps[Group](Commands(self._client), self._schedule)
+        self._clock.lap()
+        steps = Steps[Group](Commands(self._client), self._schedule, self._clock)
         try:
             return await self._taken(steps, last)
         finally:
@@ -193,7 +196,8 @@ class Fit(Generic[T]):
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Group]:
         """See ``loop.steps.Recipe``."""
         tasks = [self._tasks[number % len(self._tasks)] for number in numbers]
-        job = self._job(self._now.sampling, self._now.group)
+        sampler = TimedSampler(self._client, self._clock)
+        job = self._job(sampler, self._now.sampling, self._now.group)
         return (await job.run(tasks, checkpoint=checkpoint)).groups
 
     def chosen(self, groups: Sequence[Group], rounds: int) -> Sequence[Group]:
@@ -222,7 +226,7 @@ class Fit(Generic[T]):
     def step(self, state: TrainerState, attempt: Attempt[Group]) -> OptimStepRequest:
         """See ``loop.steps.Recipe``."""
         batch, done = Batch(attempt.groups), state.run_step
-        seen = batch.metrics() | attempt.staleness_metrics()
+        seen = batch.metrics() | attempt.staleness_metrics() | attempt.seconds
         if self._source == "Precomputed":
             seen["advantage/missing_fraction"] = missing_fraction(batch.whole)
         measured = self._evaluated.get(state.checkpoint, {}) | own(batch, state)
@@ -252,7 +256,7 @@ class Fit(Generic[T]):
         checkpoint = state.checkpoint or BASE
         config = self._config
         greedy = self._now.sampling.but(temperature=0.0)
-        job = self._job(config.validation_sampling or greedy, config.validation_group)
+        job = self._job(self._client, config.validation_sampling or greedy, config.validation_group)
         batch = await job.run(self._validation, checkpoint=checkpoint)
         solved, mine = passed(batch, config.pass_at_k), own(batch, state)
         found = {f"eval/{name}": value for name, value in (mine | solved).items()}
@@ -263,9 +267,9 @@ class Fit(Generic[T]):
         self._log(state.run_step, seen)
         return seen
 
-    def _job(self, sampling: Sampling, group: int) -> Job[T]:
+    def _job(self, sampler: Sampler, sampling: Sampling, group: int) -> Job[T]:
         return Job(
-            self._client,
+            sampler,
             self._rollout,
             group=group,
             sampling=sampling,

@@ -6,7 +6,6 @@ goes on rightly after it or the trainer was killed, and after a rollback moved t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from espalier.client.gateway import CommittedStep
 from espalier.loop import minibatches
 from espalier.loop.minibatches import Uses
 from espalier.loop.schedule import Part, Place, Schedule
+from espalier.loop.step_clock import StepClock
 
 G = TypeVar("G")
 
@@ -69,7 +69,7 @@ class Attempt(Generic[G]):
         trained: those of them that gradients came from.
         staleness: of the groups of an asynchronous schedule, in steps.
         metrics: of the gradients.
-        sample_seconds, train_seconds: spent waiting for samples, and for gradients.
+        seconds: metrics of the time since the last step was sent.
     """
 
     position: tuple[int, int, str]
@@ -78,8 +78,7 @@ class Attempt(Generic[G]):
     trained: list[G] = field(default_factory=list)
     staleness: list[int] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
-    sample_seconds: float = 0.0
-    train_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def staleness_metrics(self) -> dict[str, float]:
         """Mean and maximum; none where the schedule has no staleness."""
@@ -131,7 +130,6 @@ class Taken(Generic[G]):
     committed: CommittedStep
     request: OptimStepRequest
     attempt: Attempt[G]
-    commit_seconds: float
 
 
 class Steps(Generic[G]):
@@ -140,14 +138,18 @@ class Steps(Generic[G]):
     Args:
         trainer: of the model.
         schedule: how sampling and training take turns.
+        clock: of the recipe as well, whose sampler tells it of requests.
     """
 
-    def __init__(self, trainer: Trainer, schedule: Schedule[G]) -> None:
+    def __init__(self, trainer: Trainer, schedule: Schedule[G], clock: StepClock) -> None:
         self._trainer = trainer
         self._schedule = schedule
+        self._clock = clock
         self.attempt: Attempt[G] = Attempt((0, 0, ""))
         # What is left of a batch, at the position where that is known.
         self._left: tuple[tuple[str, int, int], BatchLeft | None] | None = None
+        # What a round does now; for people.
+        self.doing = "sampling"
 
     async def close(self) -> None:
         """Ends what is still being sampled."""
@@ -180,19 +182,19 @@ class Steps(Generic[G]):
         waiting = list(attempt.groups)
         place = recipe.place(state, attempt)
         attempt.rounds += 1
-        started = time.monotonic()
-        async for part in self._schedule.parts(place, recipe.play):
-            attempt.sample_seconds += time.monotonic() - started
-            waiting += part.groups
-            if once:
-                waiting = await self._learn(state.term, recipe, waiting)
-            _record(attempt, part)
-            started = time.monotonic()
+        self.doing = "sampling"
+        with self._clock.phase("waiting"):
+            async for part in self._schedule.parts(place, recipe.play):
+                waiting += part.groups
+                if once:
+                    waiting = await self._learn(state.term, recipe, waiting)
+                _record(attempt, part)
+                self.doing = "sampling"
         if not once:
             return await self._begun(state, recipe, waiting)
         if not attempt.trained:
             return None
-        return await self._commit(state, recipe.step(state, attempt))
+        return await self._commit(state, self._request(state, recipe))
 
     async def _learn(self, term: int, recipe: Recipe[G], waiting: list[G]) -> list[G]:
         """Adds the gradients of what can be learnt from; the groups that still wait."""
@@ -216,9 +218,10 @@ class Steps(Generic[G]):
         inputs = [payload for number in numbers for payload in left.parts[number]]
         if inputs and recipe.gradients(inputs).ratio_anchor == "Trainer":
             # Before the first step moves the policy away from where it first saw them.
-            first = await self._trainer.forward(
-                ForwardRequest(inputs=list(inputs)), term=state.term
-            )
+            with self._clock.phase("training"):
+                first = await self._trainer.forward(
+                    ForwardRequest(inputs=list(inputs)), term=state.term
+                )
             left = minibatches.anchored(left, numbers, first.data)
         self.attempt.trained += chosen
         return await self._take(state, recipe, left)
@@ -227,7 +230,7 @@ class Steps(Generic[G]):
         """The next step of a batch that has a gradient; NoGradientsError if none has."""
         while True:
             await self._add(state.term, recipe.gradients(minibatches.part(left)))
-            request = recipe.step(state, self.attempt)
+            request = self._request(state, recipe)
             figures = minibatches.metrics(left, request.metrics)
             rest = minibatches.after(left, taken=True)
             if rest is not None and not left.taken:
@@ -263,15 +266,23 @@ class Steps(Generic[G]):
         return self._left[1]
 
     async def _add(self, term: int, request: ForwardBackwardRequest) -> None:
-        started = time.monotonic()
-        found = await self._trainer.forward_backward(request, term=term)
-        self.attempt.train_seconds += time.monotonic() - started
+        self.doing = "adding gradients"
+        with self._clock.phase("training"):
+            found = await self._trainer.forward_backward(request, term=term)
         self.attempt.metrics |= found.metrics
 
+    def _request(self, state: TrainerState, recipe: Recipe[G]) -> OptimStepRequest:
+        before = self.attempt.seconds
+        lap = self._clock.lap()
+        self.attempt.seconds = {name: lap[name] + before.get(name, 0.0) for name in lap}
+        return recipe.step(state, self.attempt)
+
     async def _commit(self, state: TrainerState, request: OptimStepRequest) -> Taken[G]:
-        begun = time.monotonic()
-        committed = await self._trainer.optim_step(request, term=state.term)
-        return Taken(committed, request, self.attempt, time.monotonic() - begun)
+        self.doing = "taking the optimizer step"
+        with self._clock.phase("commit"):
+            committed = await self._trainer.optim_step(request, term=state.term)
+        self._clock.swapped(committed.promotion_seconds)
+        return Taken(committed, request, self.attempt)
 
 
 # In the cursor: how many steps the batch of the latest step still has.

@@ -13,7 +13,7 @@ from espalier.runner.rewards import Group
 def answered(groups: Sequence[Group], taskset: Taskset | None) -> dict[str, float]:
     """The share of completions in which ``taskset.answerExtraction`` finds nothing; none where
     an environment reads what is written."""
-    texts = [completion.text for group in groups for completion in group.completions]
+    texts = [completion.text for group in groups for completion in group.written]
     if taskset is None or taskset.played is not None or not texts:
         return {}
     mode = taskset.answer_extraction

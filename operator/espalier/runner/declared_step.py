@@ -14,20 +14,21 @@ from espalier.api.wire import (
     TrainerState,
     TrajectoryPayload,
 )
-from espalier.client import GatewayClient
 from espalier.core.names import parse_checkpoint_name
 from espalier.core.run.learning_rate import learning_rate_at
 from espalier.environments.digest import FIELD, Mark
 from espalier.loop.minibatches import Uses
 from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Synchronous
+from espalier.loop.session import Sampler
 from espalier.loop.steps import Attempt
 from espalier.rewards.figures import told
+from espalier.runner import error_budget
 from espalier.runner.answers import answered
 from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.journal import Journal
 from espalier.runner.objective import objective
 from espalier.runner.opened_taskset import OpenedTaskset
-from espalier.runner.rewards import Group, kept, measured, metrics, payloads
+from espalier.runner.rewards import Group, common_size, kept, measured, metrics, payloads
 from espalier.runner.rollout_log import kept as kept_rollouts
 from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.scored_by import ScoredBy
@@ -56,7 +57,7 @@ class DeclaredStep:
 
     def __init__(
         self,
-        client: GatewayClient,
+        client: Sampler,
         spec: TrainingRunSpec,
         taskset: OpenedTaskset,
         *,
@@ -98,8 +99,7 @@ class DeclaredStep:
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:
         """Groups of the tasks with these numbers."""
-        indices = [number % self._taskset.tasks.size for number in numbers]
-        outcomes = await self._taskset.sample(self._client, indices, self._spec, checkpoint)
+        outcomes = await self._taskset.sample(self._client, numbers, self._spec, checkpoint)
         for one in outcomes:
             if isinstance(one, Skipped):
                 self._journal.event("prompt-too-long", task=one.task.id, detail=one.detail)
@@ -122,10 +122,9 @@ class DeclaredStep:
 
     def gradients(self, inputs: Sequence[TrajectoryPayload]) -> ForwardBackwardRequest:
         """By the run's loss and advantage."""
-        first = inputs[0].group_id
         return ForwardBackwardRequest(
             inputs=list(inputs),
-            group_size=sum(payload.group_id == first for payload in inputs),
+            group_size=common_size(inputs),
             **objective(self._spec),
         )
 
@@ -135,20 +134,28 @@ class DeclaredStep:
         return self._spec.groups_per_step * self._spec.batch.minibatches
 
     def step(self, state: TrainerState, attempt: Attempt[Outcome]) -> OptimStepRequest:
-        """By the run's optimizer, with the figures and rollouts of everything sampled."""
+        """By the run's optimizer, with the figures and rollouts of everything sampled.
+
+        Raises:
+            UserError: ``ErrorBudgetExceeded``: too many of the rollouts failed.
+        """
         step = state.run_step + 1
         groups, log = sampled(attempt.groups), self._spec.rollout_log
+        error_budget.check(self._spec.rollout_errors, groups, state.cursor, step)
+        failed = error_budget.total(state.cursor, groups)
         return OptimStepRequest(
             learning_rate=learning_rate_at(self._spec, step),
             **self._spec.optimizer.config(),
             metrics=figures(attempt, self._spec.taskset)
             | attempt.staleness_metrics()
+            | attempt.seconds
             | self._trackers.metrics(),
             measured=_measured(state, groups),
             cursor={
                 "run_step": step,
                 "next_task": step // self.uses.epochs * self._spec.groups_per_step,
                 FIELD: self._mark.wire(),
+                **({error_budget.FIELD: failed} if failed else {}),
             },
             **asdict(kept_rollouts(log, groups, sampled(attempt.trained), step)),
             taskset=self._taskset.used,

@@ -8,22 +8,31 @@ from dataclasses import dataclass
 
 from espalier.api.meta import decimal
 from espalier.api.run.evaluation import Evaluation
+from espalier.api.run.overlong import Overlong
 from espalier.api.run.sampling import Sampling
 from espalier.api.run.taskset import Taskset
+from espalier.api.run.timeouts import Timeouts
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import Completion, GatewayClient, InvalidRequestError
+from espalier.client import sampling as client_sampling
 from espalier.core.names import BASE
+from espalier.environments.environment import Environment
+from espalier.environments.errors import RolloutFailedError
 from espalier.loop.evaluation import figures
 from espalier.rewards import Rewards, Scored
 from espalier.rewards.figures import counted
-from espalier.runner.group_sampling import score_group
+from espalier.runner.group_sampling import Skipped, score_group
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.open_taskset import declared_taskset
-from espalier.runner.run_end import UserError
+from espalier.runner.opened_taskset import OpenRewards
+from espalier.runner.played_groups import Playing, play_groups
+from espalier.runner.rewards import Group
+from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.scoring.remedies import REWARD_REMEDY
 from espalier.runner.task_protocol import Task, Tasks
 from espalier.runner.together import together
+from espalier.runner.tries import Seeds, Tries
 
 # Fewer than training has: an evaluation that is under way leaves it most of the server.
 CONCURRENT = 16
@@ -48,17 +57,40 @@ class Asked:
     max_tokens: int
     pass_at_k: Sequence[int]
     sampling: Sampling
+    sample_seconds: float | None = None
+    seed: int | None = None
+    name: str = ""
 
     @classmethod
-    def of(cls, evaluation: Evaluation, sampling: Sampling) -> Asked:
-        """As a run's evaluation says; ``sampling`` is the run's."""
+    def of(cls, evaluation: Evaluation, spec: TrainingRunSpec) -> Asked:
+        """As a run's evaluation says."""
         return cls(
             evaluation.group_size,
             decimal(evaluation.temperature),
-            evaluation.max_tokens or sampling.max_tokens,
+            evaluation.max_tokens or spec.sampling.max_tokens,
             evaluation.pass_at_k,
-            sampling,
+            spec.sampling,
+            (spec.timeouts or Timeouts()).sample_seconds,
+            spec.seed,
+            evaluation.name,
         )
+
+    @property
+    def playing(self) -> Playing:
+        """The same of tasks that are played. A rollout that fails is not tried again."""
+        return Playing(
+            self.group_size,
+            client_sampling.Sampling(self.max_tokens, self.temperature),
+            self.sampling,
+            Tries(sample_seconds=self.sample_seconds),
+            self.seed,
+            ("evaluation", self.name),
+            concurrent=CONCURRENT,
+        )
+
+    def seeds(self, index: int) -> Seeds:
+        """Of one task: every checkpoint is asked with the same."""
+        return Seeds(self.seed, ("evaluation", self.name, index))
 
 
 async def answered(
@@ -78,19 +110,72 @@ async def answered(
         WaitError: the scorer's process did not start.
         GatewayError: the gateway refused or did not answer.
     """
-    slots = asyncio.Semaphore(CONCURRENT)
+    tasks = held_out.tasks
     async with rewards:
-        await rewards.ready()
-
-        async def one(index: int) -> _Task:
-            task = held_out.tasks.task(index)
-            async with slots:
-                completions = await _sampled(client, asked, task, checkpoint)
-            scores = await score_group(rewards, index, task, completions)
-            return _Task(tuple(scores), completions[0].checkpoint)
-
-        found = await together(one(index) for index in held_out.indices)
+        if isinstance(tasks, Environment):
+            found = await _played(
+                client, tasks, held_out.indices, asked, rewards=rewards, checkpoint=checkpoint
+            )
+        else:
+            await rewards.ready()
+            found = await _answered(
+                client, tasks, held_out.indices, asked, rewards=rewards, checkpoint=checkpoint
+            )
     return _summed(found, asked)
+
+
+async def _answered(
+    client: GatewayClient,
+    tasks: Tasks,
+    indices: Sequence[int],
+    asked: Asked,
+    *,
+    rewards: Rewards,
+    checkpoint: str,
+) -> list[_Task]:
+    slots = asyncio.Semaphore(CONCURRENT)
+
+    async def one(index: int) -> _Task:
+        task = tasks.task(index)
+        async with slots:
+            completions = await _sampled(client, asked, index, task, checkpoint)
+        scores = await score_group(rewards, index, task, completions)
+        return _Task(tuple(scores), completions[0].checkpoint)
+
+    return await together(one(index) for index in indices)
+
+
+async def _played(
+    client: GatewayClient,
+    environment: Environment,
+    indices: Sequence[int],
+    asked: Asked,
+    *,
+    rewards: Rewards,
+    checkpoint: str,
+) -> list[_Task]:
+    """Plays the tasks; the environment is open as long as that takes."""
+    try:
+        await environment.ready()
+        outcomes = await play_groups(
+            client, environment, rewards, indices, how=asked.playing, checkpoint=checkpoint
+        )
+    finally:
+        await environment.close()
+    for one in outcomes:
+        if isinstance(one, Skipped):
+            raise UserError(
+                "PromptTooLong",
+                f"task {one.task.id}: {one.detail}",
+                "Ask shorter tasks, or raise the model's rollout.maxModelTokens",
+            )
+    groups = [one for one in outcomes if isinstance(one, Group)]
+    return [_Task(group.scores, _sampled_by(group)) for group in groups]
+
+
+def _sampled_by(group: Group) -> str:
+    names = {turn.checkpoint for turn in group.written}
+    return names.pop() if len(names) == 1 else ""
 
 
 @dataclass(frozen=True)
@@ -117,17 +202,21 @@ def _summed(found: Sequence[_Task], asked: Asked) -> Answered:
 
 
 async def _sampled(
-    client: GatewayClient, asked: Asked, task: Task, checkpoint: str
+    client: GatewayClient, asked: Asked, index: int, task: Task, checkpoint: str
 ) -> list[Completion]:
+    request = client.sample(
+        [message.wire() for message in task.messages],
+        checkpoint=checkpoint,
+        count=asked.group_size,
+        temperature=asked.temperature,
+        max_tokens=asked.max_tokens,
+        extra=asked.sampling.request() | asked.seeds(index).fields(),
+    )
     try:
-        return await client.sample(
-            [message.wire() for message in task.messages],
-            checkpoint=checkpoint,
-            count=asked.group_size,
-            temperature=asked.temperature,
-            max_tokens=asked.max_tokens,
-            extra=asked.sampling.request(),
-        )
+        return await Tries(sample_seconds=asked.sample_seconds).sampled(request)
+    except RolloutFailedError as late:
+        detail = f"task {task.id} of an evaluation: {late.detail}"
+        raise WaitError("SampleTimeout", asked.sample_seconds or 0.0, detail) from late
     except InvalidRequestError as refused:
         problem = refused.problem
         detail = f"task {task.id}: {problem.detail}"
@@ -139,7 +228,7 @@ class Evaluations:
 
     Args:
         client: of the model.
-        namespace: of the run.
+        run: namespace and name.
         open_held_out: the held-out tasks, given the run's taskset and the evaluation's.
         open_rewards: what scores answers, given a run's spec and tasks.
         journal: where results and failures go.
@@ -148,13 +237,13 @@ class Evaluations:
     def __init__(
         self,
         client: GatewayClient,
-        namespace: str,
+        run: tuple[str, str],
         open_held_out: Callable[[Taskset, Taskset], HeldOut],
-        open_rewards: Callable[[TrainingRunSpec, Tasks], Rewards],
+        open_rewards: OpenRewards,
         journal: Journal,
     ) -> None:
         self._client = client
-        self._namespace = namespace
+        self._run = run
         self._open_held_out = open_held_out
         self._open_rewards = open_rewards
         self._journal = journal
@@ -207,15 +296,23 @@ class Evaluations:
         self, spec: TrainingRunSpec, evaluation: Evaluation, step: int, checkpoint: str
     ) -> None:
         held_out = await asyncio.to_thread(self._tasks, declared_taskset(spec), evaluation)
-        asked = Asked.of(evaluation, spec.sampling)
+        asked = Asked.of(evaluation, spec)
         # The run's rewards, of the evaluation's tasks and lengths.
         sampling = spec.sampling.model_copy(update={"max_tokens": asked.max_tokens})
         judged = spec.model_copy(update={"taskset": evaluation.taskset, "sampling": sampling})
+        if evaluation.taskset.played is not None:
+            # Its environment pays it, and nothing that measures one completion.
+            own = {"rewards": None, "length_penalty": None, "overlong": Overlong()}
+            judged = judged.model_copy(update=own)
         rewards = self._open_rewards(judged, held_out.tasks)
         found = await answered(self._client, held_out, asked, rewards, checkpoint or BASE)
         if checkpoint:
             await self._client.record_evaluation(
-                self._namespace, checkpoint, evaluation.name, found.figures, found.tasks
+                self._run[0], checkpoint, evaluation.name, found.figures, found.tasks
+            )
+        else:
+            await self._client.record_base_evaluation(
+                self._run, evaluation.name, found.figures, found.tasks
             )
         self._journal.event(
             "evaluated",
@@ -228,10 +325,14 @@ class Evaluations:
         )
 
     def _tasks(self, training: Taskset, evaluation: Evaluation) -> HeldOut:
-        """The held-out tasks, which are drawn once: telling them from the run's reads both."""
+        """The held-out tasks, which are drawn once: telling them from the run's reads both.
+
+        An environment is opened for each evaluation, and so is a new one.
+        """
         wanted = (training, evaluation.taskset)
         known = self._held_out.get(evaluation.name)
         if known is None or known[0] != wanted:
             known = (wanted, self._open_held_out(*wanted))
-            self._held_out[evaluation.name] = known
+            if not isinstance(known[1].tasks, Environment):
+                self._held_out[evaluation.name] = known
         return known[1]

@@ -8,17 +8,25 @@ from dataclasses import dataclass
 
 from espalier.api.meta import decimal
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.client import GatewayClient, InvalidRequestError
+from espalier.client import InvalidRequestError
+from espalier.client.completion import Completion
 from espalier.core.names import BASE
-from espalier.rewards import RewardFailedError, Rewards, Scored
+from espalier.environments.errors import RolloutFailedError
+from espalier.loop.session import Sampler
+from espalier.rewards import Failed, Failure, RewardFailedError, Rewards, Scored
+from espalier.rewards.figures import TASKSET
 from espalier.rewards.scored import Written
 from espalier.runner.rewards import Group
 from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import Task, Tasks
 from espalier.runner.together import together
+from espalier.runner.tries import GroupTime, Seeds, Tries
 
 # The rollouts batch what is in flight; more would only wait in their queues.
 CONCURRENT_GROUPS = 64
+
+# Stands for the completion of a rollout that failed before its first one.
+NOTHING = Completion("", (), (), (), "error")
 
 
 @dataclass(frozen=True)
@@ -34,10 +42,10 @@ Outcome = Group | Skipped
 
 
 async def sample_groups(
-    client: GatewayClient,
+    client: Sampler,
     tasks: Tasks,
     rewards: Rewards,
-    indices: Sequence[int],
+    numbers: Sequence[int],
     *,
     spec: TrainingRunSpec,
     checkpoint: str,
@@ -46,38 +54,86 @@ async def sample_groups(
 
     Args:
         client: of the model.
-        tasks: where the indices point.
+        tasks: around which the numbers go.
         rewards: of the run, on these tasks.
-        indices: of the tasks, in the order of the result.
-        spec: group size and sampling.
+        numbers: of the tasks in the run, in the order of the result.
+        spec: group size, sampling, seed, timeouts and retries.
         checkpoint: name of the checkpoint to sample; empty for the base.
 
     Raises:
         UserError: ``ScorerFailed`` where onError says so.
     """
     slots = asyncio.Semaphore(CONCURRENT_GROUPS)
+    tries, tolerance = Tries.of(spec), spec.group_filter.equal_within
 
-    async def group(index: int) -> Outcome:
-        task = tasks.task(index)
-        # No seed in the request: with chunked prefill a seeded one ends vLLM's engine on CPU.
+    async def group(number: int) -> Outcome:
+        index = number % tasks.size
+        task, time, seeds = tasks.task(index), tries.group(), Seeds(spec.seed, (number,))
         try:
             async with slots:
-                completions = await client.sample(
-                    [message.wire() for message in task.messages],
-                    checkpoint=checkpoint or BASE,
-                    count=spec.group_size,
-                    temperature=decimal(spec.sampling.temperature),
-                    max_tokens=spec.sampling.max_tokens,
-                    extra=spec.sampling.request(),
+                completions, retries = await _asked(
+                    client, task, time, seeds=seeds, spec=spec, checkpoint=checkpoint
                 )
+            scores = await time.within(score_group(rewards, index, task, completions))
         except InvalidRequestError as refused:
             if not refused.is_too_long:
                 raise
             return Skipped(task, refused.problem.detail)
-        scores = await score_group(rewards, index, task, completions)
-        return Group(task, tuple(completions), tuple(scores), checkpoint)
+        except RolloutFailedError as failed:
+            return _nothing(task, failed, spec, checkpoint)
+        return Group(
+            task,
+            tuple(completions),
+            tuple(scores),
+            checkpoint,
+            tolerance=tolerance,
+            retries=retries,
+            least=tries.least,
+        )
 
-    return await together(group(index) for index in indices)
+    return await together(group(number) for number in numbers)
+
+
+async def _asked(
+    client: Sampler,
+    task: Task,
+    time: GroupTime,
+    *,
+    seeds: Seeds,
+    spec: TrainingRunSpec,
+    checkpoint: str,
+) -> tuple[list[Completion], int]:
+    """The completions of a group and how often they were asked for again.
+
+    Raises:
+        RolloutFailedError: every try took too long.
+    """
+    tries, again = Tries.of(spec), 0
+    while True:
+        asked = client.sample(
+            [message.wire() for message in task.messages],
+            checkpoint=checkpoint or BASE,
+            count=spec.group_size,
+            temperature=decimal(spec.sampling.temperature),
+            max_tokens=spec.sampling.max_tokens,
+            extra=spec.sampling.request() | seeds.fields(again),
+        )
+        try:
+            return await time.within(tries.sampled(asked)), again
+        except RolloutFailedError:
+            if again >= tries.retries or time.over:
+                raise
+            again += 1
+
+
+def _nothing(
+    task: Task, failed: RolloutFailedError, spec: TrainingRunSpec, checkpoint: str
+) -> Group:
+    """A group that nothing came of in its time."""
+    failure = Failure.of(failed.cause, failed.detail)
+    score = Scored(None, failures=(Failed(TASKSET, failure.cause, failure.detail),))
+    size = spec.group_size
+    return Group(task, (NOTHING,) * size, (score,) * size, checkpoint, ((),) * size)
 
 
 async def score_group(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from espalier.api.run.taskset import Taskset
+from espalier.environments.environment import Environment
 from espalier.runner.jsonl import JsonlTasks
-from espalier.runner.open_taskset import open_tasks
+from espalier.runner.open_taskset import open_taskset
 from espalier.runner.run_end import UserError
-from espalier.runner.task_protocol import TASKS_DIRECTORY, Message, Tasks
+from espalier.runner.task_protocol import TASKS_DIRECTORY, Message, Task, Tasks
 
 # Candidates looked at for every task that is wanted; small datasets repeat themselves.
 CANDIDATES = 100
@@ -21,9 +23,12 @@ MAX_LINES = 1_000_000
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Distinct tasks outside of the training taskset. ``indices`` point into ``tasks``."""
+    """Distinct tasks outside of the training taskset. ``indices`` point into ``tasks``.
 
-    tasks: Tasks
+    An environment is not open yet: whoever asks its tasks opens and closes it.
+    """
+
+    tasks: Tasks | Environment
     indices: tuple[int, ...]
 
 
@@ -66,13 +71,18 @@ def declared(training: Taskset, wanted: Taskset, directory: Path = TASKS_DIRECTO
     Raises:
         UserError: fewer tasks are left than ``wanted.size``.
     """
+    if wanted.user_image is not None:
+        raise _invalid(
+            "the image of taskset.python or verifiers plays one taskset a run, the run's own",
+            "Choose another source, or evaluate by a second run",
+        )
     if wanted.file is None:
         wide = wanted.model_copy(update={"size": wanted.size * CANDIDATES})
     else:
         wide = wanted.model_copy(update={"size": MAX_LINES})
-    tasks = open_tasks(wide, directory)
-    # What is played over turns asks none of these questions.
-    trained = None if training.played is not None else open_tasks(training, directory)
+    tasks = open_taskset(wide, directory)
+    # What a user's image plays is known where it is open; seeds and sources tell it apart.
+    trained = None if training.user_image is not None else open_taskset(training, directory)
     return _distinct(trained, tasks, range(tasks.size), wanted.size)
 
 
@@ -83,13 +93,18 @@ def from_file(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
     return HeldOut(tasks, tuple(range(tasks.size)))
 
 
-def _distinct(trained: Tasks | None, tasks: Tasks, candidates: Iterable[int], size: int) -> HeldOut:
-    asked = {trained.task(index).messages for index in range(trained.size)} if trained else set()
-    found: dict[tuple[Message, ...], int] = {}
+def _distinct(
+    trained: Tasks | Environment | None,
+    tasks: Tasks | Environment,
+    candidates: Iterable[int],
+    size: int,
+) -> HeldOut:
+    known = {_asked(trained.task(index)) for index in range(trained.size)} if trained else set()
+    found: dict[tuple[tuple[Message, ...], str], int] = {}
     for index in candidates:
-        messages = tasks.task(index).messages
-        if messages not in asked:
-            found.setdefault(messages, index)
+        asked = _asked(tasks.task(index))
+        if asked not in known:
+            found.setdefault(asked, index)
         if len(found) == size:
             return HeldOut(tasks, tuple(found.values()))
     raise _invalid(
@@ -97,6 +112,11 @@ def _distinct(trained: Tasks | None, tasks: Tasks, candidates: Iterable[int], si
         "Ask for fewer (--size, or size of evaluation[].taskset), or give a file of others "
         "(--tasks, or another file in evaluation[].taskset)",
     )
+
+
+def _asked(task: Task) -> tuple[tuple[Message, ...], str]:
+    """What tells a task from others: its messages, and what an environment begins with."""
+    return task.messages, json.dumps(task.data, sort_keys=True)
 
 
 def _invalid(detail: str, remedy: str) -> UserError:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from espalier.api.run.rewards import modules
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.taskset import Taskset
+from espalier.api.run.timeouts import Timeouts
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import TrainerState
 from espalier.client import (
@@ -32,9 +33,10 @@ from espalier.client import (
 from espalier.core.checkpoints.commits import run_identity
 from espalier.environments.digest import Mark
 from espalier.environments.environment import Environment
-from espalier.loop.steps import Steps, Taken
-from espalier.runner import heldout, refusals
-from espalier.runner.declared_step import DeclaredStep, figures, open_schedule
+from espalier.loop.step_clock import StepClock, TimedSampler
+from espalier.loop.steps import Attempt, Steps, Taken
+from espalier.runner import error_budget, heldout, refusals
+from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
 from espalier.runner.evaluation import Evaluations
 from espalier.runner.group_sampling import Outcome
 from espalier.runner.heldout import HeldOut
@@ -44,6 +46,7 @@ from espalier.runner.opened_taskset import OpenedTaskset, OpenRewards
 from espalier.runner.run_end import UserError
 from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.scored_by import ScoredBy
+from espalier.runner.step_time import StepTime, TimedTrainer
 from espalier.runner.task_protocol import Tasks
 from espalier.runner.waiting import Waiting
 
@@ -103,7 +106,7 @@ class Loop:
         self._open_tasks = open_tasks
         self._open_rewards = open_rewards
         self._journal = journal
-        self._evaluations = Evaluations(client, run[0], open_held_out, open_rewards, journal)
+        self._evaluations = Evaluations(client, run, open_held_out, open_rewards, journal)
         self._waiting = waiting
         self._mounted = mounted
         self._modules = modules
@@ -111,6 +114,9 @@ class Loop:
         self._limits = limits or Limits()
         self._opened: tuple[ScoredBy, OpenedTaskset] | None = None
         self._scheduled: tuple[Schedule, Steps[Outcome]] | None = None
+        self._trainer = TimedTrainer(client)
+        self._step_time = StepTime()
+        self._clock = StepClock()
 
     async def drive(self) -> None:
         """Returns when the run has taken all its steps, or needs a runner with other tasks.
@@ -195,14 +201,20 @@ class Loop:
         taskset = await self._taskset(spec)
         steps = await self._steps(spec)
         recipe = DeclaredStep(
-            self._client,
+            TimedSampler(self._client, self._clock),
             spec,
             taskset,
             mark=self._marked(spec, state, taskset),
             journal=self._journal,
             trackers=self._trackers,
         )
-        taken = await steps.round(state, recipe)
+        times = spec.timeouts or Timeouts()
+        self._trainer.seconds = times.train_seconds
+        position = (state.term, state.run_step, state.digest)
+        round_ = steps.round(state, recipe)
+        taken = await self._step_time.within(
+            position, times.step_seconds, round_, lambda: steps.doing
+        )
         attempt = steps.attempt
         if taken is not None:
             self._report(taken, state.term)
@@ -210,13 +222,21 @@ class Loop:
             self._trackers.step(spec, uid, state.run_step + 1, seen)
             # Here, because a run that has taken its last step is not active any more.
             self._evaluations.start(spec, state.run_step + 1, taken.committed.checkpoint_id)
-        elif attempt.rounds >= self._limits.rounds:
-            raise refusals.without_signal(attempt, spec.group_filter, spec.batch.minibatches)
         else:
-            seen = figures(attempt, spec.taskset)
-            self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
+            self._without_step(spec, state, attempt)
         # Not before: a step that fails again and again is one wait.
         self._waiting.over()
+
+    def _without_step(
+        self, spec: TrainingRunSpec, state: TrainerState, attempt: Attempt[Outcome]
+    ) -> None:
+        """A round brought no step; UserError where no further one would, or too many failed."""
+        groups = sampled(attempt.groups)
+        error_budget.check(spec.rollout_errors, groups, state.cursor, state.run_step + 1)
+        if attempt.rounds >= self._limits.rounds:
+            raise refusals.without_signal(attempt, spec.group_filter, spec.batch.minibatches)
+        seen = figures(attempt, spec.taskset)
+        self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
 
     def _report(self, taken: Taken[Outcome], term: int) -> None:
         self._journal.event(
@@ -226,16 +246,14 @@ class Loop:
             checkpoint=taken.committed.checkpoint_id,
             promotion=taken.committed.promotion,
             metrics=taken.request.metrics,
-            sample_seconds=round(taken.attempt.sample_seconds, 3),
-            train_seconds=round(taken.attempt.train_seconds, 3),
-            commit_seconds=round(taken.commit_seconds, 3),
         )
 
     async def _steps(self, spec: TrainingRunSpec) -> Steps[Outcome]:
         if self._scheduled is None or self._scheduled[0] != spec.schedule:
             if self._scheduled is not None:
                 await self._scheduled[1].close()
-            self._scheduled = (spec.schedule, Steps(self._client, open_schedule(spec.schedule)))
+            steps = Steps(self._trainer, open_schedule(spec.schedule), self._clock)
+            self._scheduled = (spec.schedule, steps)
         return self._scheduled[1]
 
     def _marked(self, spec: TrainingRunSpec, state: TrainerState, opened: OpenedTaskset) -> Mark:

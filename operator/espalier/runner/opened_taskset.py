@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import TasksetUsed
-from espalier.client import GatewayClient
 from espalier.environments.environment import Environment
+from espalier.loop.session import Sampler
 from espalier.rewards import Rewards
 from espalier.runner.group_sampling import Outcome, sample_groups
 from espalier.runner.open_taskset import declared_taskset
-from espalier.runner.played_groups import play_groups
+from espalier.runner.played_groups import Playing, play_groups
 from espalier.runner.task_protocol import Tasks
 from espalier.runner.taskset_digest import taskset_used
 
@@ -57,19 +57,22 @@ class OpenedTaskset:
             raise
 
     async def sample(
-        self, client: GatewayClient, indices: Sequence[int], spec: TrainingRunSpec, checkpoint: str
+        self, client: Sampler, numbers: Sequence[int], spec: TrainingRunSpec, checkpoint: str
     ) -> list[Outcome]:
         """What comes of each task: a group of scored completions, or of played rollouts.
+
+        ``numbers`` count tasks over the whole run; after the last task the first is next.
 
         Raises:
             UserError: ``ScorerFailed`` where onError says so.
         """
         if isinstance(self.tasks, Environment):
+            how = Playing.of(spec)
             return await play_groups(
-                client, self.tasks, self.rewards, indices, spec=spec, checkpoint=checkpoint
+                client, self.tasks, self.rewards, numbers, how=how, checkpoint=checkpoint
             )
         return await sample_groups(
-            client, self.tasks, self.rewards, indices, spec=spec, checkpoint=checkpoint
+            client, self.tasks, self.rewards, numbers, spec=spec, checkpoint=checkpoint
         )
 
     async def close(self) -> None:

@@ -19,10 +19,14 @@ from espalier.runner.scoring.remedies import REMEDY
 
 @dataclass(frozen=True)
 class Played:
-    """A rollout that is over, as rewards read it; ``given`` is what its environment paid."""
+    """A rollout that is over, as rewards read it; ``given`` is what its environment paid.
+
+    ``retries`` counts its tries after the first.
+    """
 
     turns: tuple[Completion, ...]
     given: Given
+    retries: int = 0
 
     @property
     def text(self) -> str:

@@ -6,6 +6,7 @@ standard deviation, unless the run asks for it).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -52,7 +53,9 @@ class Group:
 
     ``checkpoint`` is the name of the one that was sampled; empty for the base. Of rollouts over
     several turns ``completions`` are the last ones, ``turns`` all of each; empty where every
-    rollout is its one completion.
+    rollout is its one completion. Rewards closer than ``tolerance`` are equal. ``retries`` counts
+    the tries after each rollout's first. With ``least`` the group is trained on without rollouts
+    that have no reward, if as many are left.
     """
 
     task: Task
@@ -60,6 +63,9 @@ class Group:
     scores: tuple[Scored, ...]
     checkpoint: str = ""
     turns: tuple[tuple[Completion, ...], ...] = ()
+    tolerance: float = TOLERANCE
+    retries: int = 0
+    least: int | None = None
 
     @property
     def rollouts(self) -> tuple[tuple[Completion, ...], ...]:
@@ -82,6 +88,11 @@ class Group:
         return len(self.rewards) == len(self.scores)
 
     @property
+    def whole(self) -> bool:
+        """Whether what has a reward may be trained on: all of it, or as much as is enough."""
+        return self.scored or (self.least is not None and len(self.rewards) >= self.least)
+
+    @property
     def zero_variance(self) -> bool:
         """True when there are rewards and all are equal, so that no advantage differs from 0.
 
@@ -89,8 +100,8 @@ class Group:
         """
         given = [score.advantage for score in self.scores if score.advantage is not None]
         if given:
-            return max(map(abs, given)) <= TOLERANCE
-        return bool(self.rewards) and max(self.rewards) - min(self.rewards) <= TOLERANCE
+            return max(map(abs, given)) <= self.tolerance
+        return bool(self.rewards) and max(self.rewards) - min(self.rewards) <= self.tolerance
 
     @property
     def left_out(self) -> bool:
@@ -101,19 +112,20 @@ class Group:
     def can_teach(self) -> bool:
         """Whether an advantage of a completion that is trained on differs from 0.
 
-        Never where a reward is missing: the mean of the others is no baseline.
+        Never where too many rewards are missing: the mean of the others is no baseline.
         """
         return self.teaches("GroupMean")
 
     def teaches(self, estimator: Estimator) -> bool:
         """As ``can_teach``, where the advantage is of this estimator: with None it is the reward,
         which one completion alone has too."""
-        if not self.scored or (self.zero_variance and estimator != "None"):
+        if not self.whole or (self.zero_variance and estimator != "None"):
             return False
         mean = 0.0 if estimator == "None" else fmean(self.rewards)
+        given = (score for score in self.scores if score.reward is not None)
         return any(
-            abs(reward - mean if score.advantage is None else score.advantage) > TOLERANCE / 2
-            for score, reward in zip(self.scores, self.rewards, strict=True)
+            abs(reward - mean if score.advantage is None else score.advantage) > self.tolerance / 2
+            for score, reward in zip(given, self.rewards, strict=True)
             if not score.masked
         )
 
@@ -128,27 +140,28 @@ def kept(
     whole = [group for group in groups if not group.left_out]
     teaching = [group for group in whole if group.teaches(estimator)]
     if teaching and rules.zero_variance == "Keep":
-        return [group for group in whole if group.scored]
+        return [group for group in whole if group.whole]
     return teaching
 
 
 def payloads(group: Group, name: str) -> list[TrajectoryPayload]:
-    """One input a rollout, with the group's ``name``."""
+    """One input for each rollout that has a reward, with the group's ``name``."""
     return [
         TrajectoryPayload(
             samples=[sample_of(turn, masked=score.masked) for turn in turns],
-            reward=_given(score),
+            reward=score.reward,
             group_id=name,
             advantage=score.advantage,
         )
         for turns, score in zip(group.rollouts, group.scores, strict=True)
+        if score.reward is not None
     ]
 
 
-def _given(score: Scored) -> float:
-    if score.reward is None:
-        raise ValueError("a completion without a reward is never trained on")
-    return score.reward
+def common_size(inputs: Sequence[TrajectoryPayload]) -> int | None:
+    """How many inputs each named group has; None where that differs."""
+    sizes = set(Counter(payload.group_id for payload in inputs).values())
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[str, float]:
@@ -165,10 +178,12 @@ def metrics(groups: Sequence[Group], dropped: int, too_long: int = 0) -> dict[st
     rewards = {of_step(name): value for name, value in of_rewards(given).items()} if given else {}
     scored = sum(len(group.rewards) for group in groups)
     failed = counted(score for group in groups for score in group.scores)
+    retries = sum(group.retries for group in groups)
     each = by_reward([score for group in groups for score in group.scores])
     causes = {f"{ERRORS}_{_METRIC[cause]}": float(n) for cause, n in sorted(failed.items())}
     return (
         asked
+        | ({"rollout/retries": float(retries)} if retries else {})
         | rewards
         | {of_step(name): value for name, value in each.items()}
         | causes
@@ -209,7 +224,7 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
             "rewards": dict(score.parts),
             "tokens": sum(len(turn.token_ids) for turn in turns),
             "finish_reason": completion.finish_reason,
-            "trained": id(group) in ids,
+            "trained": id(group) in ids and score.reward is not None,
             **({"turns": len(turns)} if group.turns else {}),
             **({"scorer_errors": [one.wire() for one in score.failures]} if score.failures else {}),
             **({"reward_metrics": dict(score.details)} if score.details else {}),
@@ -229,7 +244,7 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
             "completion cut at sampling.maxTokens, and overlong.policy is Drop",
             "Raise sampling.maxTokens, or set another overlong.policy",
         )
-    if silent := sum(group.scored and not group.zero_variance for group in groups):
+    if silent := sum(group.whole and not group.zero_variance for group in groups):
         return (
             f"in {rounds} rounds every group whose rewards differ, {silent} of {len(groups)}, "
             "differs in completions alone that were cut at sampling.maxTokens, and overlong.policy "
@@ -238,7 +253,7 @@ def uninformative(groups: Sequence[Group], rounds: int) -> tuple[str, str]:
         )
     seen = metrics(groups, len(groups))
     cut, mean = seen.get("completion/truncated_fraction", 0.0), seen.get(STEP_REWARD)
-    lacking = sum(not group.scored for group in groups)
+    lacking = sum(not group.whole for group in groups)
     shown = "no reward at all" if mean is None else f"mean reward {mean:.3g}"
     errors = f", {lacking} of {len(groups)} groups dropped for scorer errors" if lacking else ""
     detail = (

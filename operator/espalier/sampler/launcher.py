@@ -9,7 +9,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -47,7 +47,7 @@ def main() -> None:
         _fail(error.problem)
     cpu = is_cpu_build()
     config = json.loads((configuration.base_directory / "config.json").read_bytes())
-    threads = flags.cpu_threads(config, cpu_count()) if cpu else None
+    threads = flags.cpu_threads(config, wanted_threads(os.environ)) if cpu else None
     scratch = Path(tempfile.gettempdir())
     _copy_model_cache(scratch / "vllm")
     _write_log_config(scratch / flags.LOG_CONFIG)
@@ -83,6 +83,12 @@ def cpu_count() -> int:
     cores = len(os.sched_getaffinity(0))
     quota, _, period = _cgroup("cpu.max").partition(" ")
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def wanted_threads(environment: Mapping[str, str]) -> int:
+    """OMP_NUM_THREADS where a pod's template gives it, else one a core."""
+    given = environment.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else cpu_count()
 
 
 def _cgroup(name: str) -> str:

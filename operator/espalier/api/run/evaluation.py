@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from espalier.api.meta import NonNegativeDecimal, Type, cel, explained
-from espalier.api.run.taskset import ANSWERED, Taskset, is_played
+from espalier.api.run.taskset import Taskset
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
@@ -33,7 +33,8 @@ class Evaluation(Type):
     taskset: Taskset = Field(
         description="taskset of held-out tasks; generated ones have another seed than the run's, "
         "and any task that the run trains on is left out. A file is of the same ConfigMap, claim "
-        "or image as the run's.",
+        "or image as the run's. Tasks that are played are paid by their environment alone, "
+        "without the run's rewards.",
     )
     every_steps: int | None = Field(
         default=None,
@@ -44,8 +45,8 @@ class Evaluation(Type):
     at: list[End] = Field(
         default_factory=_at_end,
         description="at Start asks the checkpoint that the run starts from as well (the base has "
-        "no Checkpoint, so that its figures are in the runner's log alone); at End the run's last "
-        "checkpoint, before the run ends.",
+        "no Checkpoint: its figures are in status.baseEvaluations of the run); at End the run's "
+        "last checkpoint, before the run ends.",
         max_length=2,
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
@@ -75,9 +76,9 @@ class Evaluation(Type):
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
-                f"!{is_played('self.taskset')}",
-                "an evaluation asks tasks with an answer, and its taskset is played over turns: "
-                f"choose one of {', '.join(ANSWERED)}",
+                "!has(self.taskset.python) && !has(self.taskset.verifiers)",
+                "the image of taskset.python or verifiers plays one taskset a run, the run's own: "
+                "choose another source, or evaluate by a second run",
                 ".taskset",
             ),
             (

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from espalier.api.meta import Type, cel
+from espalier.api.meta import DECIMAL_PATTERN, Type, cel, decimal, explained
 
 RESAMPLE_ROUNDS = 3
 
@@ -33,6 +33,20 @@ class GroupFilter(Type):
         description="minGroups is the fewest groups that a step is taken with; with fewer, "
         "further tasks are asked, up to 20 rounds.",
     )
+    tolerance: str = Field(
+        default="1e-6",
+        pattern=DECIMAL_PATTERN,
+        max_length=32,
+        description="tolerance is how far the rewards of a group may be apart and still be equal, "
+        'a quoted decimal of "1e-6" or more, in units of the reward. Of rewards under '
+        "NormalizeThenSum it is of the advantages.",
+        json_schema_extra=explained(
+            DECIMAL_PATTERN,
+            'must be a quoted decimal of "1e-6" or more, such as "0.01": closer rewards have no '
+            "advantage that a step could be taken with",
+            "double(self) >= 0.000001",
+        ),
+    )
 
     model_config = ConfigDict(
         json_schema_extra=cel(
@@ -44,6 +58,11 @@ class GroupFilter(Type):
             ),
         )
     )
+
+    @property
+    def equal_within(self) -> float:
+        """How far equal rewards may be apart."""
+        return decimal(self.tolerance)
 
     def resamples(self, rounds: int) -> bool:
         """Whether a step that was sampled for so many rounds waits for more groups that teach."""

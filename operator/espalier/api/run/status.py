@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from espalier.api.evaluated import EVALUATIONS_MOST, EvaluationResult
 from espalier.api.meta import METRICS_MOST, Condition, Digest, Metric, ObjectRef, Type, list_map
 from espalier.api.metric_names import MEASURED_MOST
 from espalier.api.saved import SAVES_MOST, Save
@@ -21,7 +22,17 @@ class Progress(Type):
 
     percent: int = Field(default=0, ge=0, le=100, description="percent of the steps done.")
     estimated_remaining_seconds: int | None = Field(
-        default=None, ge=0, description="estimatedRemainingSeconds at the present pace."
+        default=None,
+        ge=0,
+        description="estimatedRemainingSeconds at the pace of the last steps, as of the latest "
+        "change of this status; estimatedCompletionTime does not grow old.",
+    )
+    estimated_completion_time: str | None = Field(
+        default=None,
+        description="estimatedCompletionTime of the last step at the pace of the last steps. While "
+        "a step takes longer than those it is put off at least every 10 s.",
+        max_length=32,
+        json_schema_extra={"format": "date-time"},
     )
 
 
@@ -51,6 +62,12 @@ class Provenance(Type):
     )
     model_digest: Digest | None = Field(
         default=None, description="modelDigest of the base that the model is trained from."
+    )
+    git_revision: str | None = Field(
+        default=None,
+        description="gitRevision that the run was applied from, where its annotation "
+        "espalier.dev/git-revision says it.",
+        max_length=128,
     )
     images: list[ImageUsed] = Field(
         default_factory=list,
@@ -100,7 +117,8 @@ class TrainingRunStatus(Type):
     conditions: list[Condition] = Field(
         default_factory=list,
         description="conditions are Ready, Reconciling, Stalled, Suspended, Succeeded, TasksReady "
-        "(for tasks in a ConfigMap), RewardsInformative, LogprobsAligned and RolloutsHealthy.",
+        "(for tasks and rewards in ConfigMaps), RewardsInformative, LogprobsAligned and "
+        "RolloutsHealthy.",
         max_length=12,
         json_schema_extra=list_map("type"),
     )
@@ -152,6 +170,13 @@ class TrainingRunStatus(Type):
         json_schema_extra=list_map("name"),
     )
     progress: Progress | None = Field(default=None, description="progress of the run.")
+    base_evaluations: list[EvaluationResult] = Field(
+        default_factory=list,
+        description="baseEvaluations are the figures of the base, which has no Checkpoint to bear "
+        "them: of evaluations at Start, the latest of each name. The gateway writes them.",
+        max_length=EVALUATIONS_MOST,
+        json_schema_extra=list_map("name"),
+    )
     idle_since: str | None = Field(
         default=None,
         description="idleSince is when the trainer was freed for want of calls "

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.observed.blockers import Blockers
+from espalier.controllers.observed.config_maps import ConfigMaps
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
-from espalier.controllers.observed.taskset_maps import Tasksets
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
 from espalier.core.checkpoints import run_tokens
@@ -25,6 +25,7 @@ from espalier.core.run import expiry, idle
 from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.run_view import RunView
+from espalier.core.run.runner_needs import Lack
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, ObjectKey
 
@@ -36,7 +37,7 @@ class RunReconciler:
     """Observes a run, its model, head, trainer and runner; acts on trainer and runner."""
 
     cluster: Cluster
-    tasksets: Tasksets
+    config_maps: ConfigMaps
     lister: Lister
     writer: StatusWriter
     trainers: Assignments
@@ -51,16 +52,16 @@ class RunReconciler:
         run = self.lister.run(key.namespace, key.name)
         body = self.lister.body(key)
         if run is None or body is None or run.metadata.deletion_timestamp is not None:
-            self.tasksets.forget(key)
+            self.config_maps.forget(key)
             self.blockers.forget(key)
             return None
         model = self.lister.model(key.namespace, run.spec.model_ref.name)
         assigned, again = await self._assign(run, model)
         trained, heard = await self._trained(run) if assigned else (None, None)
-        tasks, looked = await self.tasksets.look(run, self._runner(run))
+        lack, looked = await self.config_maps.look(run, self._runner(run))
         asked = await self._ask(key, run)
         quiet, later = await self._quiet(run, model) if assigned else (None, None)
-        view = self._view(run, model, assigned=assigned, trained=trained, tasks=tasks, quiet=quiet)
+        view = self._view(run, model, assigned=assigned, trained=trained, lack=lack, quiet=quiet)
         live = await self._live(run)
         view = replace(view, owner=git_owner(live["metadata"]) if live is not None else None)
         decision = runs.decide(view, self.now())
@@ -157,7 +158,7 @@ class RunReconciler:
         *,
         assigned: bool,
         trained: int | None,
-        tasks: str,
+        lack: Lack | None,
         quiet: float | None,
     ) -> RunView:
         namespace, name = run.metadata.namespace, run.metadata.name
@@ -186,7 +187,7 @@ class RunReconciler:
             trained=trained,
             rollouts=sum(pod.started for pod in pods.live(rollouts)),
             pod=pod_fingerprint(run),
-            tasks=tasks,
+            lack=lack,
             blocker=blockers.of(namespace, "Job").get(job.uid) if job is not None else None,
             quiet=quiet,
         )

@@ -14,7 +14,7 @@ from typing import Literal
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.meta import Metric, ObjectRef
 from espalier.api.metric_names import is_measured
-from espalier.api.run.status import Applied, Progress, TrainingRunStatus
+from espalier.api.run.status import Applied, TrainingRunStatus
 from espalier.core import conditions
 from espalier.core.checkpoints import taskset_used
 from espalier.core.conditions import Finding
@@ -24,6 +24,7 @@ from espalier.core.pods import pods
 from espalier.core.run import alignment, bounds, expiry, idle
 from espalier.core.run import turn as turns
 from espalier.core.run.bounds import Used
+from espalier.core.run.progress import progress
 from espalier.core.run.provenance import provenance
 from espalier.core.run.run_health import rollouts_healthy, step_findings
 from espalier.core.run.run_view import RunView
@@ -34,6 +35,7 @@ from espalier.core.run.run_waits import (
     runner_failure,
     unfit_model,
 )
+from espalier.core.run.runner_needs import map_keys
 from espalier.core.run.turn import SUCCEEDED, TASKS_READY
 
 SUSPENDED = "Suspended"
@@ -41,8 +43,6 @@ SUSPENDED = "Suspended"
 RESTART_INTERVAL = timedelta(seconds=15)
 # A runner whose sidecars keep its Job from counting failures is replaced without a limit.
 KEPT_RESTART_INTERVAL = timedelta(seconds=60)
-PACE_STEPS = 6
-TASKSET_INVALID = "TasksetInvalid"
 RunnerAction = Literal["Keep", "Create", "Delete"]
 
 
@@ -101,6 +101,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         *step_findings(metrics, run, view.model),
         rollouts_healthy(view.model, view.rollouts),
     ]
+    told, aged = progress(view.checkpoints, step, run.spec.steps, now, trains=training)
     active_seconds, active_since = bounds.clock(old, now, runs=runs)
     status = TrainingRunStatus(
         observed_generation=run.metadata.generation,
@@ -112,7 +113,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         applied=_applied(latest) or old.applied,
         taskset=(taskset_used.recorded(latest) if latest else None) or old.taskset,
         metrics=metrics,
-        progress=_progress(view.checkpoints, step, run.spec.steps),
+        progress=told,
         provenance=provenance(view),
         active_seconds=active_seconds,
         active_since=active_since,
@@ -120,10 +121,11 @@ def decide(view: RunView, now: str) -> RunDecision:
         idle_since=stage.idle,
         woken_for=old.woken_for,
         saves=old.saves,
+        base_evaluations=old.base_evaluations,
         conditions=conditions.settle(old.conditions, findings, run.metadata.generation, now),
     )
     bound = bounds.look_again(run.spec, spent, gpus, runs=runs)
-    looks = (again, bound, left.wait if left is not None else None)
+    looks = (again, bound, aged, left.wait if left is not None else None)
     again = min((seconds for seconds in looks if seconds is not None), default=None)
     return RunDecision(status, action, again, left is not None and left.due and not left.kept)
 
@@ -139,13 +141,14 @@ def _kept(view: RunView, stage: _Stage, owner: str) -> tuple[_Stage, RunnerActio
 
 
 def _tasks_ready(view: RunView) -> list[Finding]:
-    """Whether the ConfigMap of the tasks is there: a run without it leaves its turn to others."""
-    taskset = view.run.spec.taskset
-    if not view.driven or taskset is None or taskset.config_map is None:
+    """Whether tasks and rewards are in ConfigMaps: a run without leaves its turn to others."""
+    wanted = map_keys(view.run.spec)
+    if not wanted:
         return []
-    if view.tasks:
-        return [Finding(TASKS_READY, "False", TASKSET_INVALID, view.tasks)]
-    return [Finding(TASKS_READY, "True", "Found", f"in ConfigMap {taskset.config_map.name}")]
+    if view.lack is not None:
+        return [Finding(TASKS_READY, "False", view.lack.reason, view.lack.message)]
+    names = ", ".join(dict.fromkeys(one.name for one in wanted))
+    return [Finding(TASKS_READY, "True", "Found", f"in ConfigMap {names}")]
 
 
 def _latest(view: RunView) -> Checkpoint | None:
@@ -210,9 +213,9 @@ def _held_by_alignment(view: RunView, metrics: Sequence[Metric], open_: Finding)
 def _without_turn(view: RunView, open_: Finding) -> _Stage | None:
     """That the run is not in the queue of its model, or not at its head."""
     run, unsuspended = view.run, Finding(SUSPENDED, "False", "NotSuspended")
-    if view.tasks:
+    if (lack := view.lack) is not None:
         # Not Stalled: it may be next in the same apply.
-        return _Stage(conditions.reconciling(TASKSET_INVALID, view.tasks), unsuspended, open_)
+        return _Stage(conditions.reconciling(lack.reason, lack.message), unsuspended, open_)
     turn = turns.active([s for s in view.siblings if s.metadata.uid != run.metadata.uid] + [run])
     if turn is None or turn.metadata.uid == run.metadata.uid:
         return None
@@ -294,20 +297,6 @@ def _applied(latest: Checkpoint | None) -> Applied | None:
         return None
     used = latest.spec.hyperparameters
     return Applied(learning_rate=used.learning_rate, group_size=used.group_size)
-
-
-def _progress(mine: Sequence[Checkpoint], step: int, steps: int) -> Progress:
-    """Percent, and the time left at the pace of the last few steps."""
-    left = max(0, steps - step)
-    recent = [_time(c.metadata.creation_timestamp) for c in mine[-PACE_STEPS:]]
-    remaining = None
-    if left == 0:
-        remaining = 0
-    elif len(recent) > 1:
-        pace = (recent[-1] - recent[0]).total_seconds() / (len(recent) - 1)
-        remaining = max(0, round(pace * left))
-    percent = min(100, 100 * step // steps)
-    return Progress(percent=percent, estimated_remaining_seconds=remaining)
 
 
 def _time(text: str) -> datetime:

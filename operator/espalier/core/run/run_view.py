@@ -14,6 +14,7 @@ from espalier.core.checkpoints import run_tokens
 from espalier.core.gitowner import GitOwner
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import JobState, Pod
+from espalier.core.run.runner_needs import Lack
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class RunView:
     steps of the run whose commits have been dealt with; ``trained`` those that the trainer has on
     record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
     ``rollouts`` are the rollout pods that have started. ``pod`` is what of the run a runner's pod
-    would be made of, ``tasks`` what is wrong with its ConfigMap, ``blocker`` why the runner's Job
+    would be made of, ``lack`` what is not there of its ConfigMaps, ``blocker`` why the runner's Job
     gets no pod. ``quiet`` are the seconds since the trainer's last call, None: not asked.
     ``tokens`` are those of the commits heard of, ``gpus`` the GPUs of the pods that a run uses in
     its turn, ``images`` the digests of theirs by role. ``owner`` is who brings the run from Git,
@@ -45,7 +46,7 @@ class RunView:
     trained: int | None = None
     rollouts: int = 1
     pod: str = ""
-    tasks: str = ""
+    lack: Lack | None = None
     blocker: Blocker | None = None
     quiet: float | None = None
     tokens: Tokens = run_tokens.NONE

@@ -10,6 +10,7 @@ from espalier.core.conditions import Finding
 from espalier.core.pods import pods
 from espalier.core.run import turn as turns
 from espalier.core.run.run_view import RunView
+from espalier.core.run.runner_needs import UNCONFIGURED, unreadable_secret
 
 TRAINING = "Training"
 AWAITING_CLIENT = "AwaitingClient"
@@ -131,6 +132,10 @@ def _missing_runner(view: RunView, starting: str) -> list[Finding] | None:
     if view.blocker is not None and not view.runner_pods:
         return conditions.reconciling(view.blocker.reason, f"runner: {view.blocker.message}")
     reason = next((p.waiting_reason for p in present if p.waiting_reason), starting)
+    if reason == UNCONFIGURED and (
+        unread := unreadable_secret(view.run.spec, pods.waiting(present))
+    ):
+        return conditions.reconciling(reason, f"runner: {unread}")
     words = pods.last_words(p for p in view.runner_pods if p.finished)
     again = f"; the try before: {words}" if words else ""
     message = f"runner: {pods.waiting(present) or 'no pod yet'}{again}"

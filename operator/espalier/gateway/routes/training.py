@@ -14,6 +14,7 @@ from espalier.api.wire import (
     CHECKPOINT_DIGEST,
     CLIENT,
     IDEMPOTENCY_KEY,
+    PROMOTED_AFTER,
     PROMOTION,
     TERM,
     OptimStepResult,
@@ -155,7 +156,9 @@ class TrainingRoutes:
             body = with_remedy(body)
         headers = dict(answer.headers)
         if command.name == "optim-step" and answer.status == 200:
+            began = time.perf_counter()
             headers[PROMOTION] = await self._promoted(command, answer)
+            headers[PROMOTED_AFTER] = f"{time.perf_counter() - began:.3f}"
         return web.Response(body=body, status=answer.status, headers=headers)
 
     async def _pass_on(self, command: _Command, hold: Hold) -> _CommandAnswer:

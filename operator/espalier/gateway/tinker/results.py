@@ -12,20 +12,23 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training_access import TrainingAccess
 from espalier.gateway.tinker.bodies import Sample, SaveWeights
-from espalier.gateway.tinker.commands import PROTOBUF, Answer, Commands
+from espalier.gateway.tinker.commands import Answer, Commands
 from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.models import stalled
 from espalier.gateway.tinker.names import PathKind, Sampler, TinkerModel, WeightsPath
 from espalier.gateway.tinker.refusals import passes, unknown
-from espalier.gateway.tinker.samples import Samples
+from espalier.gateway.tinker.samples import SAMPLE_REFUSED, Samples
 from espalier.gateway.tinker.saves import Saves
 from espalier.gateway.world.routing import NotReady
 from espalier.gateway.world.watch import WorldWatch
+from espalier.podclient import PodFaultError
+from espalier.tinker.results import PROTOBUF
 from espalier.untrusted import UnreadableError, read_json
 
 # Less than the 45 s after which the client gives a poll up.
@@ -101,6 +104,13 @@ class Results:
 
     async def outcome(self, user: User, text: str, future: Future) -> Outcome:
         """What became of it, within HOLD_SECONDS."""
+        try:
+            return await self._outcome(user, text, future)
+        except PodFaultError as fault:
+            # Asked again, the pod would say the same.
+            return Failed(refusal_of(self._watch.world, fault).message, "server")
+
+    async def _outcome(self, user: User, text: str, future: Future) -> Outcome:
         until = asyncio.get_running_loop().time() + HOLD_SECONDS
         match future.kind:
             case "failed":
@@ -129,6 +139,8 @@ class Results:
         try:
             found = await self._samples.result(text, sampler, request, _left(until))
         except RefusalError as refusal:
+            if refusal.reason == SAMPLE_REFUSED and refusal.status >= 500:
+                return Failed(refusal.message, "server")
             return await self._refused(refusal, until)
         if isinstance(found, NotReady):
             return Pending(f"{found.reason}: {found.message}", paused=True)
