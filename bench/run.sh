@@ -19,6 +19,8 @@ trainer() {
   PYTHONPATH=operator:. "$(bench/trainer/trl_environment.sh)" -m bench.trainer.trl_own
   echo "== what a checkpoint's commit and the replay after a crash cost"
   .venv/bin/python -m bench.commit_cost
+  echo "== a forward_backward of Tinker's client, 64 datums of 2,000 tokens (goal: 60 ms beside computing)"
+  PYTHONPATH=operator:. .venv/bin/python -m bench.trainer.tinker_wire
 }
 operator() {
   echo "== 10,000 Checkpoints of 20 models (goal: reconciled in 10 s, below 256 MiB, 1 ms of CPU a status write, flat per event)"

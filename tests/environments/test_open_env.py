@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.environments.packages import OPENENV, interpreter
 from tests.environments.talk import Model, played
 
 from espalier.api.run.taskset import Taskset
+from espalier.environments import open_env
 from espalier.environments.errors import RolloutFailedError
 from espalier.environments.open_env import MOST_MESSAGE_BYTES
 from espalier.environments.open_environment import open_environment
@@ -178,9 +180,27 @@ async def test_more_episodes_than_the_server_takes_wait_for_a_place(port: int) -
     assert rewards == pytest.approx([1] * 6)
 
 
-async def test_a_server_that_is_not_there_is_named() -> None:
-    async with opened(1) as environment:
-        with pytest.raises(RolloutFailedError, match="localhost:1 is not reached"):
+async def test_a_server_that_is_started_again_is_waited_for() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    async with opened(port) as environment:
+        game = asyncio.ensure_future(played(environment, Model(counts)))
+        await asyncio.sleep(0.3)
+        async with TestServer(StandIn().app(), host="127.0.0.1", port=port):
+            reward, _ = await game
+    assert reward == pytest.approx(1)
+
+
+@pytest.mark.parametrize("where", ["localhost", "no-such-service"])
+async def test_a_server_that_is_not_there_is_named(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A name that leads nowhere is not waited for.
+    seconds = 0.5 if where == "localhost" else 60
+    monkeypatch.setattr(open_env, "REACH_SECONDS", seconds)
+    async with opened(1, serviceRef={"name": where, "port": 1}) as environment:
+        with pytest.raises(RolloutFailedError, match=f"{where}:1 is not reached"):
             await played(environment, Model(counts))
 
 

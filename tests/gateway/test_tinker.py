@@ -150,10 +150,27 @@ async def test_what_was_asked_of_a_deleted_model_fails_at_once(
     assert "was deleted" in told["error"]
 
 
+@pytest.mark.parametrize(
+    "details",
+    [
+        {},
+        {"prompt": {"chunks": []}, "sampling_params": {}},
+        {"prompt": PROMPT, "sampling_params": {}, "num_samples": 10**6},
+    ],
+)
+async def test_a_future_that_the_client_made_up_is_unknown(
+    gateway: Gateway, details: dict[str, Any]
+) -> None:
+    model = serve(gateway)
+    sampler = Sampler(Session(model.namespace, "0" * 16), 0, model, "base")
+    status, told = await retrieved(gateway, str(Future("sample", str(sampler), 1, details)))
+    assert (status, told["reason"]) == (404, "NotFound")
+
+
 async def test_an_api_server_that_is_away_is_a_429_from_which_the_client_backs_off(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def away(*_: object) -> None:
+    async def away(*_: object, **__: object) -> None:
         raise ClusterError(0, "Unreachable", "connection refused")
 
     monkeypatch.setattr(gateway.context.cluster, "review_access", away)

@@ -8,7 +8,7 @@ import pytest
 from dev.ports import free_port
 from tests.local.test_dev import SAME, dev
 from tests.sampler.tiny import make_model
-from tests.tinker.clients import drive
+from tests.tinker.scenarios import drive
 from typer.testing import CliRunner
 
 from espalier.cli.main import app
@@ -26,7 +26,7 @@ spec:
   rollout: {replicas: 0, maxModelTokens: 64}
   storage: {persistentVolumeClaim: {claimName: weights}}
 """
-STEPS = 8
+STEPS = 6
 
 
 async def test_a_policy_learns_by_the_sdk_from_what_vllm_samples(tmp_path: Path) -> None:
@@ -44,7 +44,6 @@ async def test_a_policy_learns_by_the_sdk_from_what_vllm_samples(tmp_path: Path)
         url, key = f"http://127.0.0.1:{port}", done.stdout.strip()
         told = await drive(url, key, home, "learns", base="tiny", steps=STEPS)
     rewards = told["rewards"]
-    assert sum(rewards[-3:]) / 3 > rewards[0] + 0.15, rewards
+    assert sum(rewards[-2:]) > sum(rewards[:2]) + 0.2, rewards
     # Trainer and sampler agree on every token, at every step.
     assert told["gap"] < SAME
-    assert told["same"][0] == pytest.approx(told["same"][1], abs=1e-6)

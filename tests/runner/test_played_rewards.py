@@ -15,6 +15,7 @@ from espalier.environments.open_environment import open_environment
 from espalier.rewards import Failure, Given, Rewards
 from espalier.rewards.scored import Scored
 from espalier.runner import heldout
+from espalier.runner.open_taskset import open_taskset
 from espalier.runner.played_rewards import Played
 from espalier.runner.run_end import UserError
 from espalier.runner.task_source import PlayedTasks
@@ -89,5 +90,15 @@ def test_a_played_run_is_evaluated_on_tasks_with_answers(tmp_path: Path) -> None
     wanted = Taskset.model_validate({"seed": 2, "size": 3, "inline": inline})
     training = Taskset.model_validate(CALCULATOR)
     assert len(heldout.declared(training, wanted, tmp_path).indices) == 3
-    with pytest.raises(UserError, match="played over several turns"):
-        heldout.declared(training, training, tmp_path)
+    # By expressions as well, none of which the run trains on; even with its own seed.
+    for seed in (training.seed, training.seed + 1):
+        others = training.model_copy(update={"seed": seed, "size": 4})
+        found = heldout.declared(training, others, tmp_path)
+        asked = {found.tasks.task(index).messages for index in found.indices}
+        own = open_taskset(training, tmp_path)
+        assert len(asked) == 4
+        assert asked.isdisjoint(own.task(index).messages for index in range(own.size))
+    image = {"image": "game:1", "tasks": "game:tasks", "rollout": "game:play"}
+    theirs = Taskset.model_validate({"seed": 2, "python": image})
+    with pytest.raises(UserError, match="plays one taskset a run, the run's own"):
+        heldout.declared(training, theirs, tmp_path)

@@ -138,6 +138,18 @@ def test_a_record_tells_the_rollout_and_whether_it_was_trained_on() -> None:
     assert [line["trained"] for line in lines] == [False, False, True, True]
 
 
+def test_a_record_shows_the_calls_of_tools_behind_the_text() -> None:
+    given = group(1.0)
+    move = {"function": {"name": "move", "arguments": '{"direction": "up"}'}}
+    for text, shown in (
+        ("", 'move({"direction": "up"})'),
+        ("Up.", 'Up.\nmove({"direction": "up"})'),
+    ):
+        called = replace(given.completions[0], text=text, tool_calls=(move,))
+        (line,) = records([replace(given, completions=(called,))], [])
+        assert line["completion"] == shown
+
+
 def test_no_reward_at_all_has_no_mean() -> None:
     seen = metrics([group(None, None)], dropped=1)
     assert "rollout/reward/mean" not in seen

@@ -1,6 +1,6 @@
 """A corridor as an OpenEnv server: walk left or right to the treasure, one pace a step.
 
-Every step tells how much nearer it came, so that a walk to the end is worth 1 in all.
+There are as many paces as it takes at best, and each that comes nearer is worth its share of 1.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Corridor(Environment):
         if found is not None:
             place = self._place + (1 if found[1] == "right" else -1)
             self._place = min(max(place, 0), PLACES - 1)
-        distance = abs(self._treasure - self._place)
-        reward = (before - distance) / self._distance
-        return Seen(text=self._told(), reward=reward, done=distance == 0)
+        nearer = abs(self._treasure - self._place) < before
+        done = self._steps == self._distance
+        return Seen(text=self._told(), reward=nearer / self._distance, done=done)
 
     @property
     def state(self) -> State:

@@ -83,6 +83,13 @@ class Completion:
         """True when the completion was cut, not ended."""
         return self.finish_reason == "length"
 
+    @property
+    def shown(self) -> str:
+        """What the model wrote, for people: the text, and each call of a tool on a line."""
+        functions = [made.get("function") or {} for made in self.tool_calls]
+        calls = [f"{one.get('name', '')}({one.get('arguments', '')})" for one in functions]
+        return "\n".join([*([self.text] if self.text else []), *calls])
+
 
 def read_completions(
     body: bytes, count: int, drawn: Sampled | None = None, checkpoint: str = ""

@@ -96,7 +96,7 @@ class Rollout:
             "attempt": self.rollout_idx,
             "trace": self.trace_id,
             "prompt": self.prompt,
-            "completion": last.text if last is not None else None,
+            "completion": last.shown if last is not None else None,
             "turns": len(self.turns),
             "tokens": sum(len(turn.token_ids) for turn in self.turns),
             "reward": self.reward if paid else None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import aiohttp
@@ -25,6 +26,8 @@ from espalier.loop.session import Session
 MOST_MESSAGE_BYTES = 1 << 20
 # A server plays few episodes at once; the others wait within the rollout's own time.
 BUSY_SECONDS = 0.2
+# A server that is started again is away for a while, and an attempt may hang on its old address.
+REACH_SECONDS, ATTEMPT_SECONDS = 30.0, 5.0
 _BUSY = "CAPACITY_REACHED"
 _INVALID = "VALIDATION_ERROR"
 # Environments seed numpy, which takes 32 bits.
@@ -110,22 +113,14 @@ class OpenEnvEnvironment:
         finally:
             await link.close()
         session.metadata.update(rewarded_steps=len(rewards))
-        return sum(rewards) if rewards else None
+        return math.fsum(rewards) if rewards else None
 
     async def _begun(
         self, reset: dict[str, Any]
     ) -> tuple[aiohttp.ClientWebSocketResponse, dict[str, Any]]:
         """A connection and its first observation; waits for a place on a server that is full."""
-        if self._http is None:
-            raise RuntimeError("the environment is not open")
         while True:
-            try:
-                link = await self._http.ws_connect(
-                    f"ws://{self._where}/ws", max_msg_size=MOST_MESSAGE_BYTES
-                )
-            except (aiohttp.ClientError, OSError) as error:
-                detail = f"{self._where} is not reached: {error}"
-                raise RolloutFailedError("Died", detail) from error
+            link = await self._reached()
             try:
                 told = await self._asked(link, "reset", reset)
             except BaseException:
@@ -136,6 +131,31 @@ class OpenEnvEnvironment:
             await link.close()
             if told["data"].get("code") != _BUSY:
                 raise _raised(told["data"])
+            await asyncio.sleep(BUSY_SECONDS)
+
+    async def _reached(self) -> aiohttp.ClientWebSocketResponse:
+        """A connection; a server that is being started again is waited for.
+
+        Raises:
+            RolloutFailedError: there is no such name, it is no such server, or it stays away.
+        """
+        if self._http is None:
+            raise RuntimeError("the environment is not open")
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + REACH_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(ATTEMPT_SECONDS):
+                    return await self._http.ws_connect(
+                        f"ws://{self._where}/ws", max_msg_size=MOST_MESSAGE_BYTES
+                    )
+            except (aiohttp.ClientError, OSError) as error:
+                away = isinstance(error, aiohttp.ClientConnectorError | TimeoutError)
+                named = not isinstance(error, aiohttp.ClientConnectorDNSError)
+                if not (away and named) or loop.time() >= give_up:
+                    said = str(error) or f"no answer within {ATTEMPT_SECONDS:g} s"
+                    detail = f"{self._where} is not reached: {said}"
+                    raise RolloutFailedError("Died", detail) from error
             await asyncio.sleep(BUSY_SECONDS)
 
     async def _asked(

@@ -219,7 +219,7 @@ def records(groups: Iterable[Group], trained: Sequence[Group]) -> list[dict[str,
         {
             "task": group.task.id,
             "prompt": [message.wire() for message in group.task.messages],
-            "completion": completion.text,
+            "completion": completion.shown,
             "reward": score.reward,
             "rewards": dict(score.parts),
             "tokens": sum(len(turn.token_ids) for turn in turns),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import TypeVar
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -17,11 +18,12 @@ from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training_access import TrainingAccess
-from espalier.gateway.tinker.bodies import Sample, SaveWeights
+from espalier.gateway.tinker import sampling
+from espalier.gateway.tinker.bodies import Sample, SaveWeights, TinkerBody
 from espalier.gateway.tinker.commands import Answer, Commands
 from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.models import stalled
-from espalier.gateway.tinker.names import PathKind, Sampler, TinkerModel, WeightsPath
+from espalier.gateway.tinker.names import PathKind, Sampler, TinkerModel, WeightsPath, is_name
 from espalier.gateway.tinker.refusals import passes, unknown
 from espalier.gateway.tinker.samples import SAMPLE_REFUSED, Samples
 from espalier.gateway.tinker.saves import Saves
@@ -62,6 +64,7 @@ class Done:
 
 
 Outcome = Pending | Failed | Done
+T = TypeVar("T", bound=TinkerBody)
 
 
 def response(future: str, outcome: Outcome) -> web.Response:
@@ -123,18 +126,17 @@ class Results:
             case "train":
                 return await self._trained(user, future, until)
             case "save":
-                return await self._saved(user, future, until)
+                return await self._saved(user, text, future, until)
 
     async def _sample(self, user: User, text: str, future: Future, until: float) -> Outcome:
         sampler = Sampler.read(future.subject)
         if sampler is None:
             raise unknown("request_id", text)
-        try:
-            request = Sample.model_validate(
-                {**future.details, "sampling_session_id": str(sampler), "seq_id": future.number}
-            )
-        except ValidationError as error:
-            raise unknown("request_id", text) from error
+        request = _asked(
+            Sample, future, {"sampling_session_id": str(sampler), "seq_id": future.number}
+        )
+        if sampling.problem(request):
+            raise unknown("request_id", text)
         await self._auth.require(user, "get", "trainablemodels", sampler.model)
         try:
             found = await self._samples.result(text, sampler, request, _left(until))
@@ -177,15 +179,15 @@ class Results:
             return answer
         return Done(answer.body if answer.content_type == PROTOBUF else _object(answer))
 
-    async def _saved(self, user: User, future: Future, until: float) -> Outcome:
+    async def _saved(self, user: User, text: str, future: Future, until: float) -> Outcome:
         answer = await self._answer(user, future, until)
         if not isinstance(answer, Answer):
             return answer
         result, model = _object(answer), _model(future)
         checkpoint = str(result.get("checkpoint") or "")
-        asked = SaveWeights.model_validate(
-            {**future.details, "model_id": str(model), "seq_id": future.number}
-        )
+        asked = _asked(SaveWeights, future, {"model_id": str(model), "seq_id": future.number})
+        if model.session is None or (asked.path is not None and not is_name(asked.path)):
+            raise unknown("request_id", text)
         if asked.path is None:
             return await self._ephemeral(model, asked, checkpoint, str(result.get("digest")), until)
         kind: PathKind = "sampler_weights" if asked.type == SAMPLER else "weights"
@@ -268,6 +270,14 @@ def _model(future: Future) -> TinkerModel:
     if model is None:
         raise unknown("request_id", str(future))
     return model
+
+
+def _asked(kind: type[T], future: Future, known: dict[str, object]) -> T:
+    """The request that a future is of; whoever shows the future may have written it."""
+    try:
+        return kind.model_validate({**future.details, **known})
+    except ValidationError as error:
+        raise unknown("request_id", str(future)) from error
 
 
 def _object(answer: Answer) -> dict[str, object]:
