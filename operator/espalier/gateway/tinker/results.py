@@ -26,7 +26,7 @@ from espalier.gateway.tinker.models import stalled
 from espalier.gateway.tinker.names import PathKind, Sampler, TinkerModel, WeightsPath, is_name
 from espalier.gateway.tinker.refusals import passes, unknown
 from espalier.gateway.tinker.samples import SAMPLE_REFUSED, Samples
-from espalier.gateway.tinker.saves import Saves
+from espalier.gateway.tinker.saves import Saves, is_made
 from espalier.gateway.world.routing import NotReady
 from espalier.gateway.world.watch import WorldWatch
 from espalier.podclient import PodFaultError
@@ -190,6 +190,10 @@ class Results:
             raise unknown("request_id", text)
         if asked.path is None:
             return await self._ephemeral(model, asked, checkpoint, str(result.get("digest")), until)
+        if checkpoint and not await self._watch.wait_for(
+            lambda world: is_made(world, model.trained, checkpoint) or None, _left(until)
+        ):
+            return Pending(f"the operator has yet to make Checkpoint {checkpoint}")
         kind: PathKind = "sampler_weights" if asked.type == SAMPLER else "weights"
         path = WeightsPath(model, kind, asked.path)
         if problem := await self._saves.record(
