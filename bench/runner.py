@@ -30,6 +30,7 @@ from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.open_rewards import open_rewards
 from espalier.runner.open_taskset import open_tasks
+from espalier.runner.task_source import AnsweredTasks
 from espalier.runner.waiting import Waiting
 
 STEP_GOAL, ROLLOUT_GOAL, MEMORY_GOAL = 0.050, 0.001, 400.0
@@ -57,7 +58,7 @@ async def drive(port: int, folder: Path) -> None:
         loop = Loop(
             client,
             ("default", "run"),
-            open_tasks=lambda spec: open_tasks(spec, folder),
+            open_tasks=lambda spec: AnsweredTasks(open_tasks(spec, folder)),
             open_rewards=lambda spec, tasks: open_rewards(spec, tasks, surroundings()),
             journal=journal,
             waiting=Waiting(journal),

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 LIFETIME_SECONDS = 120
 # Clocks of two nodes differ by less than this.
 LEEWAY_SECONDS = 10
+_TERMS = 1 << 63
 
 Subject = Literal["operator", "gateway"]
 PUBLIC_KEYS = "ESPALIER_PUBLIC_KEYS"
@@ -143,7 +144,10 @@ def verify(keys: TrustedKeys, authorization: str | None, audience: str) -> Calle
         )
     except jwt.PyJWTError as error:
         raise IdentityError(str(error)) from error
-    return Caller(subject=claims["sub"], term=int(claims.get("term", 0)))
+    term = claims.get("term", 0)
+    if type(term) is not int or not 0 <= term < _TERMS:
+        raise IdentityError("the token's term is no whole number below 2^63")
+    return Caller(subject=claims["sub"], term=term)
 
 
 def _claims(token: str, keys: Sequence[str], audience: str) -> dict[str, Any]:

@@ -204,6 +204,8 @@ class Stage:
         # Rollouts of a chat after which it is answered as at first; 0: never.
         self.repeat = 0
         self._asked: Counter[str] = Counter()
+        # The tokens of a completion.
+        self.write: Callable[[random.Random], list[int]] = _letters
 
     @property
     def url(self) -> str:
@@ -350,8 +352,8 @@ class Stage:
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         choices = []
         for index in range(body["n"]):
-            letters = random.Random(f"{body['prompt']}/{index}/{body.get('seed')}")
-            drawn = [letters.randrange(97, 123) for _ in range(min(body["max_tokens"], 4))]
+            chance = random.Random(f"{body['prompt']}/{index}/{body.get('seed')}")
+            drawn = self.write(chance)[: body["max_tokens"]]
             rows = [_likely(token, body["logprobs"]) for token in drawn]
             scored = {
                 "token_logprobs": [-math.log(26)] * len(drawn),
@@ -390,6 +392,10 @@ class Stage:
             await trainer.stop()
         for sampler in self._samplers.values():
             await sampler.cleanup()
+
+
+def _letters(chance: random.Random) -> list[int]:
+    return [chance.randrange(97, 123) for _ in range(4)]
 
 
 def _likely(token: int, width: int) -> dict[int, float]:

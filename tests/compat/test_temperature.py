@@ -21,6 +21,7 @@ from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.scorer_spec import Match
 from espalier.runner.task_protocol import Message, Task, Tasks
+from espalier.runner.task_source import AnsweredTasks
 from espalier.runner.waiting import Waiting
 
 pytestmark = pytest.mark.timeout(900)
@@ -170,7 +171,7 @@ async def by_a_declared_run(stage: Stage) -> None:
         await Loop(
             client,
             (NAMESPACE, "arith"),
-            open_tasks=lambda spec: Question(),
+            open_tasks=lambda spec: AnsweredTasks(Question()),
             open_rewards=letters,
             journal=journal,
             waiting=Waiting(journal, 0.1),

@@ -16,7 +16,8 @@ from tests.gateway.hostile import BOMB, DEEP, MIB, Hostile, answered, gateway
 TRACE = "0" * 32
 COMPLETIONS = "/v1/completions"
 TRAIN = "/v1/models/arith/train/forward-backward"
-ROUTES = (COMPLETIONS, "/v2/models/fork", f"/v2/trace/{TRACE}/enter", TRAIN)
+SAMPLE = "/api/v1/asample"
+ROUTES = (COMPLETIONS, "/v2/models/fork", f"/v2/trace/{TRACE}/enter", TRAIN, SAMPLE)
 # A process of 90 MiB that held any of these inflated, or read to its end, would grow by 200 MiB.
 SMALL = 48 * MIB
 PARSED = 160 * MIB

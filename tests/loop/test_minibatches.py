@@ -94,6 +94,7 @@ def test_samples_are_counted_once_and_their_figures_are_of_every_step() -> None:
         "completion/tokens_total": 8.0,
         "async/staleness_steps/max": 1.0,
         "tracking/failed": 1.0,
+        "time/step_seconds": 9.0,
     }
     first = metrics(left, sampled)
     place = {"batch/minibatch": 1.0, "batch/epoch": 1.0, "batch/steps_before": 0.0}
@@ -103,11 +104,12 @@ def test_samples_are_counted_once_and_their_figures_are_of_every_step() -> None:
     # One without a gradient is left out: the policy has not moved by it.
     following = after(following.model_copy(update={"metrics": first}), taken=False)
     assert following is not None
-    assert metrics(following, {"tracking/failed": 2.0}) == {
+    assert metrics(following, {"tracking/failed": 2.0, "time/step_seconds": 3.0}) == {
         "rollout/reward/mean": 0.5,
         "completion/tokens_total": 0.0,
         "async/staleness_steps/max": 2.0,
         "tracking/failed": 2.0,
+        "time/step_seconds": 3.0,
         "batch/minibatch": 1.0,
         "batch/epoch": 2.0,
         "batch/steps_before": 1.0,

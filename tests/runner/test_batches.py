@@ -224,3 +224,17 @@ async def test_a_run_killed_between_two_minibatches_ends_with_the_weights_of_one
     assert [row["batch/epoch"] for row in rows] == [1, 1, 2, 2]
     assert [row["tokens/trained"] for row in rows] == [8] * 4
     assert not (whole[-1] / "batch.json").exists()
+
+
+async def test_single_answers_teach_by_their_reward_alone(bench: Bench) -> None:
+    bench.gateway.spec |= {"groupSize": 1, "advantage": {"estimator": "None"}, "steps": 1}
+    await bench.drive()
+    (body,) = bench.gateway.bodies("forward-backward")
+    assert (body["advantage_estimator"], body["group_size"]) == ("None", 1)
+    assert [item["reward"] for item in body["inputs"]] == [1.0, 1.0]
+    # An answer that earns nothing has no advantage.
+    bench.gateway.answer = lambda prompt, index: "none"
+    bench.gateway.spec |= {"steps": 2}
+    with pytest.raises(UserError) as refused:
+        await bench.drive(BRIEF)
+    assert refused.value.problem.reason == "RewardsUninformative"

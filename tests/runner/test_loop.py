@@ -33,6 +33,7 @@ from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.scoring import landlock, seccomp
 from espalier.runner.scoring.process import COMMAND
 from espalier.runner.task_protocol import Tasks
+from espalier.runner.task_source import AnsweredTasks, TaskSource
 from espalier.runner.waiting import Waiting
 
 PATIENCE = Patience(deadline=60.0, attempt=60.0, first_delay=0.001, longest_delay=0.01)
@@ -101,9 +102,9 @@ class Bench:
         """The prompts, in the order that they came."""
         return [sample["messages"][-1]["content"] for sample in self.gateway.samples]
 
-    def _open(self, spec: Taskset | None) -> Tasks:
+    def _open(self, spec: Taskset | None) -> TaskSource:
         self.opened.append(spec)
-        return open_tasks(spec, self._tasks)
+        return AnsweredTasks(open_tasks(spec, self._tasks))
 
     def _open_rewards(self, spec: TrainingRunSpec, tasks: Tasks) -> Rewards:
         around = surroundings(

@@ -15,10 +15,10 @@ from espalier.environments.open_environment import open_environment
 from espalier.rewards import Failure, Given, Rewards
 from espalier.rewards.scored import Scored
 from espalier.runner import heldout
-from espalier.runner.open_rewards import Surroundings, open_rewards
+from espalier.runner.open_taskset import open_taskset
 from espalier.runner.played_rewards import Played
 from espalier.runner.run_end import UserError
-from espalier.runner.scoring.process import COMMAND
+from espalier.runner.task_source import PlayedTasks
 
 CALCULATOR: dict[str, Any] = {"seed": 1, "size": 4, "calculator": {}}
 
@@ -34,7 +34,7 @@ def opened(**changes: Any) -> tuple[Rewards, Any]:
     def none(*_: Any) -> Any:
         raise AssertionError("nothing but the environment is asked")
 
-    return open_rewards(run, environment, Surroundings(none, none, none, COMMAND)), environment
+    return PlayedTasks(environment).rewards(run, none), environment
 
 
 async def scored(*played: Played, **changes: Any) -> list[Scored]:
@@ -90,5 +90,15 @@ def test_a_played_run_is_evaluated_on_tasks_with_answers(tmp_path: Path) -> None
     wanted = Taskset.model_validate({"seed": 2, "size": 3, "inline": inline})
     training = Taskset.model_validate(CALCULATOR)
     assert len(heldout.declared(training, wanted, tmp_path).indices) == 3
-    with pytest.raises(UserError, match="played over several turns"):
-        heldout.declared(training, training, tmp_path)
+    # By expressions as well, none of which the run trains on; even with its own seed.
+    for seed in (training.seed, training.seed + 1):
+        others = training.model_copy(update={"seed": seed, "size": 4})
+        found = heldout.declared(training, others, tmp_path)
+        asked = {found.tasks.task(index).messages for index in found.indices}
+        own = open_taskset(training, tmp_path)
+        assert len(asked) == 4
+        assert asked.isdisjoint(own.task(index).messages for index in range(own.size))
+    image = {"image": "game:1", "tasks": "game:tasks", "rollout": "game:play"}
+    theirs = Taskset.model_validate({"seed": 2, "python": image})
+    with pytest.raises(UserError, match="plays one taskset a run, the run's own"):
+        heldout.declared(training, theirs, tmp_path)

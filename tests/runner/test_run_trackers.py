@@ -54,7 +54,8 @@ async def test_each_step_is_told_under_the_runs_own_id(bench: Bench, tmp_path: P
     assert [row["step"] for row in run.history] == [1, 2, 3]
     assert run.config["spec"]["learningRate"] == "1e-3"
     # What the spec leaves out is there as it binds.
-    assert run.config["spec"]["groupFilter"] == {"zeroVariance": "Drop", "minGroups": 1}
+    bound = {"zeroVariance": "Drop", "minGroups": 1, "tolerance": "1e-6"}
+    assert run.config["spec"]["groupFilter"] == bound
     for file in (tmp_path / "home").rglob("*.*"):
         assert not file.is_file() or SECRET.encode() not in file.read_bytes()
     assert bench.events("tracker-failed") == []

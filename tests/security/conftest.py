@@ -1,4 +1,4 @@
-"""What the tests of threats share with those of the gateway: users, and a real API server."""
+"""What the tests of threats share with others: users, a real API server, a tiny trainer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ from tests.gateway.conftest import (
     cluster,
     gateway,
     pytest_asyncio_loop_factories,
+    upstream,
     users,
 )
+from tests.trainer.conftest import policy, shared_policy, tiny_base, volume
 
-__all__ = ["cluster", "gateway", "pytest_asyncio_loop_factories", "users"]
+__all__ = [
+    "cluster",
+    "gateway",
+    "policy",
+    "pytest_asyncio_loop_factories",
+    "shared_policy",
+    "tiny_base",
+    "upstream",
+    "users",
+    "volume",
+]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,18 @@ from tests.sampler.tiny import commit
 from tests.trainer import tiny
 from tests.trainer.test_ranks import environment
 
-from espalier.api.exit_codes import USER_MISTAKE
+from espalier.cli.head_manifest import HeadManifestError, documents_of
 from espalier.core.manifests.installation import KEYS_FILE, ChildSettings
 from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
+from espalier.core.volume import digest_of
+from espalier.local.manifests import ManifestError, read
 from espalier.sampler.verified_store import StoreError, verify_base
+from espalier.trainer.__main__ import make_policy
+from espalier.trainer.problems import UserMistakeError
+from espalier.trainer.ranks.this_rank import read_world
+from espalier.trainer.settings import read_settings
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 
 Change = Callable[[Path], object]
 
@@ -73,18 +77,47 @@ def test_a_trainer_does_not_start_on_a_base_that_was_changed_at_equal_size(
     base = tiny.write_base(tmp_path / "weights", tmp_path / "source")
     volume = tiny.Volume(tmp_path / "weights", base)
     flip(volume.path / "bases" / volume.base.replace(":", "-") / "model.safetensors")
-    log = tmp_path / "termination-log"
-    log.touch()
-    ended = subprocess.run(
-        [sys.executable, "-m", "espalier.trainer", "--host", "127.0.0.1", "--port", "0"],
-        env={**os.environ, **environment(volume, ESPALIER_TERMINATION_LOG=str(log))},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == USER_MISTAKE
-    assert "BaseUnreadable" in log.read_text()
-    assert "model.safetensors" in log.read_text()
+    settings = read_settings(environment(volume))
+    store = CheckpointStore(settings.volume, settings.model)
+    with pytest.raises(UserMistakeError, match=r"model\.safetensors") as refused:
+        make_policy(settings, store, read_world({}))
+    assert refused.value.problem.reason == "BaseUnreadable"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[1]",
+        "null",
+        "{}",
+        '{"files": {}, "model": ["arith"], "base": "b", "step": 1}',
+        '{"files": [], "model": "arith", "base": "b", "step": 1}',
+        '{"files": {"a": 1}, "model": "arith", "base": "b", "step": 1}',
+        '{"files": {"../a": {"size": 1, "sha256": ""}}, "model": "arith", "base": "b", "step": 1}',
+        '{"files": {"/a": {"size": 1, "sha256": ""}}, "model": "arith", "base": "b", "step": 1}',
+        "[" * 100_000,
+        "\xff\xfe",
+    ],
+)
+def test_a_manifest_that_hashes_to_its_name_and_is_none_of_ours_is_passed_over(
+    tmp_path: Path, written: str
+) -> None:
+    store = CheckpointStore(tmp_path, "arith")
+    directory = tmp_path / "checkpoints" / digest_of(written).replace(":", "-")
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_bytes(written.encode("latin-1"))
+    assert [*store.checkpoints()] == []
+    with pytest.raises(DigestError):
+        store.verify("checkpoint", digest_of(written))
+
+
+def test_yaml_that_is_nested_without_end_is_refused_by_name(tmp_path: Path) -> None:
+    deep = "[" * 5000 + "]" * 5000
+    with pytest.raises(HeadManifestError, match="nested too deeply"):
+        list(documents_of(deep))
+    (tmp_path / "deep.yaml").write_text(deep)
+    with pytest.raises(ManifestError, match=r"deep\.yaml is nested too deeply"):
+        read(tmp_path, {})
 
 
 def mounts(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -241,6 +241,46 @@ def custom_loss(given: dict[str, Any]) -> None:
     )
 
 
+def learns(given: dict[str, Any]) -> None:
+    """Tokens with an even number are worth more: a policy that learns to write them."""
+    client = tinker.ServiceClient()
+    training = client.create_lora_training_client(given["base"], rank=8, seed=1).result()
+    tell(model=training.model_id)
+    prompt, rewards, gaps = [5, 6, 7], [], []
+    for _ in range(int(given["steps"])):
+        sampler = training.save_weights_and_get_sampling_client().result()
+        params = types.SamplingParams(max_tokens=4, stop=[])
+        found = sampler.sample(types.ModelInput.from_ints(prompt), 32, params).result()
+        drawn = [[int(token) for token in one.tokens] for one in found.sequences]
+        worth = [sum(token % 2 == 0 for token in one) / len(one) for one in drawn]
+        mean, data = sum(worth) / len(worth), []
+        for one, sequence, reward in zip(drawn, found.sequences, worth, strict=True):
+            before, length = len(prompt) - 1, len(prompt) - 1 + len(one)
+            sampled = [float(value) for value in sequence.logprobs or []]
+            inputs = {
+                "target_tokens": ([*prompt[1:], *one], "int64"),
+                "logprobs": ([0.0] * before + sampled, "float32"),
+                "advantages": ([0.0] * before + [reward - mean] * len(one), "float32"),
+            }
+            data.append(
+                types.Datum(
+                    model_input=types.ModelInput.from_ints([*prompt, *one[:-1]]),
+                    loss_fn_inputs={
+                        name: types.TensorData(data=values, dtype=dtype, shape=[length])
+                        for name, (values, dtype) in inputs.items()
+                    },
+                )
+            )
+        gradients = training.forward_backward(data, "importance_sampling")
+        training.optim_step(types.AdamParams(learning_rate=0.02)).result()
+        scored = [output["logprobs"].data for output in gradients.result().loss_fn_outputs]
+        for values, sequence in zip(scored, found.sequences, strict=True):
+            pairs = zip(list(values)[len(prompt) - 1 :], sequence.logprobs or [], strict=True)
+            gaps.append(max(abs(float(a) - float(b)) for a, b in pairs))
+        rewards.append(mean)
+    tell(rewards=rewards, gap=max(gaps))
+
+
 def makes_mistakes(given: dict[str, Any]) -> None:
     """What is refused, and how."""
     base = given["base"]

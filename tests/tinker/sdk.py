@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import subprocess
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ EACH_VERSION = [
     pytest.param(version, marks=[] if version == NEWEST else pytest.mark.exhaustive)
     for version in VERSIONS
 ]
+OUTPUT, ERRORS = "output.log", "errors.log"
 INSTALL_SECONDS = 900
 # A client imports for seconds, and this machine may be busy.
 PATIENCE_SECONDS = 500
@@ -64,33 +65,34 @@ class Finished:
 
 @asynccontextmanager
 async def started(
-    version: str, variables: dict[str, str], *arguments: str
+    version: str, variables: dict[str, str], *arguments: str, talks: bool = False
 ) -> AsyncIterator[Process]:
-    """A process of the SDK's Python in the user's home; killed if it has not ended."""
-    process = await asyncio.create_subprocess_exec(
-        str(python(version)),
-        *arguments,
-        env=variables,
-        cwd=variables["HOME"],
-        stdout=PIPE,
-        stderr=PIPE,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    """A process of the SDK's Python in the user's home; killed if it has not ended.
 
-
-async def ended(process: Process) -> Finished:
-    """What a process that ends by itself said."""
-    output, errors = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
-    assert process.returncode is not None
-    return Finished(process.returncode, output.decode(), errors.decode())
+    It writes files, so that nobody has to read along; ``talks``: output and input are pipes.
+    """
+    home = Path(variables["HOME"])
+    with (home / OUTPUT).open("wb") as output, (home / ERRORS).open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            str(python(version)),
+            *arguments,
+            env=variables,
+            cwd=variables["HOME"],
+            stdin=PIPE if talks else DEVNULL,
+            stdout=PIPE if talks else output,
+            stderr=errors,
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 async def run(version: str, variables: dict[str, str], *arguments: str) -> Finished:
     """A process until its end."""
     async with started(version, variables, *arguments) as process:
-        return await ended(process)
+        code = await asyncio.wait_for(process.wait(), PATIENCE_SECONDS)
+    home = Path(variables["HOME"])
+    return Finished(code, (home / OUTPUT).read_text(), (home / ERRORS).read_text())

@@ -83,8 +83,9 @@ class Surface:
         """The value; None if the method failed, or has no such form."""
         known = name + self.suffix if hasattr(owner, name + self.suffix) else name
         label = f"{self.kind}.{known}"
-        if owner is None or not hasattr(owner, known):
-            self.found[label] = "no such method" if owner is not None else "not reached"
+        if owner is None:
+            self.found[label] = "not reached"
+        if not hasattr(owner, known):
             return None
         try:
             value = getattr(owner, known)(*given, **more)
@@ -113,7 +114,7 @@ class Surface:
 
 def service(surface: Surface, base: str) -> tuple[Any, Any]:
     surface.kind = "ServiceClient"
-    client = tinker.ServiceClient(user_metadata={"team": "a"})
+    client = tinker.ServiceClient(user_metadata={"team": "a"}, project_id="default")
     for name in ("get_server_capabilities", "get_telemetry", "get_console_url"):
         surface.call(client, name)
     surface.call(client, "create_sampling_client", base_model=base)
@@ -186,8 +187,10 @@ def rest(surface: Surface, client: Any, run: str, paths: dict[str, str], sampler
         surface.call(lists, name)
     for name in ("get_training_run", "list_checkpoints"):
         surface.call(lists, name, run)
-    for name in ("get_training_run_by_tinker_path", "get_weights_info_by_tinker_path"):
+    archive = "get_checkpoint_archive_url_from_tinker_path"
+    for name in ("get_training_run_by_tinker_path", "get_weights_info_by_tinker_path", archive):
         surface.call(lists, name, state)
+    surface.call(lists, "get_checkpoint_archive_url", run, state.partition(f"{run}/")[2])
     surface.call(lists, "get_sampler", sampler)
     for name in ("get_session", "export_session_trace"):
         surface.call(lists, name, session)
@@ -195,7 +198,9 @@ def rest(surface: Surface, client: Any, run: str, paths: dict[str, str], sampler
     if hasattr(lists, "search_sessions"):
         surface.call(lists, "search_sessions", types.SessionSearchRequest())
     surface.call(lists, "copy_weights", state, "default")
-    surface.call(lists, "get_external_weights_urls", state.replace("/weights/", "/external_weights/"))
+    surface.call(
+        lists, "get_external_weights_urls", state.replace("/weights/", "/external_weights/")
+    )
     surface.call(lists, "publish_checkpoint_from_tinker_path", state)
     surface.call(lists, "unpublish_checkpoint_from_tinker_path", state)
     surface.call(lists, "set_checkpoint_ttl_from_tinker_path", state, 3600)

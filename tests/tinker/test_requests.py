@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from array import array
 from typing import Any
 
 import pytest
+import zstandard
 from pydantic import ValidationError
 
 from espalier.api.trainablemodel import Adapter
-from espalier.gateway.tinker import lora, sampling
+from espalier.gateway.access.request_limits import MAX_INFLATED_BYTES
+from espalier.gateway.problems import RefusalError
+from espalier.gateway.tinker import lora, refusals, sampling
 from espalier.gateway.tinker.bodies import LoraConfig, Sample
+from espalier.gateway.tinker.inflate import inflate
 from espalier.tinker.messages_pb2 import SampleResponse
 from espalier.untrusted import UnreadableError
 
@@ -125,3 +131,33 @@ def test_an_existing_model_is_trained_as_it_is() -> None:
     assert "seed: the model has 7, not 1" in lora.mismatch(LoraConfig(rank=4, seed=1), adapter)
     full = Adapter(type="Full")
     assert "adapter.type Full" in lora.mismatch(LoraConfig(rank=4), full)
+
+
+@pytest.mark.parametrize(
+    ("status", "answered"), [(503, 429), (500, 429), (502, 429), (409, 422), (404, 404), (403, 403)]
+)
+def test_no_refusal_has_a_status_at_which_the_client_polls_without_a_pause(
+    status: int, answered: int
+) -> None:
+    found = refusals.respond(RefusalError(status, "Reason", "what", "the remedy"))
+    assert found.status == answered
+    assert ("Retry-After" in found.headers) == (answered == 429)
+    assert json.loads(found.body or b"")["detail"] == "what. the remedy"
+
+
+def test_a_compressed_body_is_inflated_whole_and_never_beyond_the_limit() -> None:
+    tensors = bytes(range(256)) * 4096
+    packed = zstandard.compress(tensors)
+    assert inflate(packed) == tensors
+    for broken in (packed[:-4], packed + b"more", b"no zstd", b""):
+        with pytest.raises(RefusalError) as refused:
+            inflate(broken)
+        assert refused.value.reason == "InvalidZstd"
+    bomb = zstandard.compress(b"\0" * 2**28)
+    assert len(bomb) < 2**17
+    tracemalloc.start()
+    with pytest.raises(RefusalError) as refused:
+        inflate(bomb)
+    assert refused.value.status == 413
+    assert tracemalloc.get_traced_memory()[1] < 3 * MAX_INFLATED_BYTES
+    tracemalloc.stop()

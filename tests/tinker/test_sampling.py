@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.compat.stage import Stage
-from tests.tinker.clients import drive
 from tests.tinker.conftest import BASE
+from tests.tinker.scenarios import drive
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from tests.compat.stage import Stage
-from tests.tinker.clients import drive
 from tests.tinker.conftest import BASE
+from tests.tinker.scenarios import drive
 
 from espalier.kube.objects import Body
 

@@ -119,6 +119,11 @@ def live(volume: Volume, policy: Policy, kill_at: int) -> tuple[bool, int]:
             traceback.print_exc()
         finally:
             os._exit(code)
+    return ended(child, counter, kill_at)
+
+
+def ended(child: int, counter: Path, kill_at: int) -> tuple[bool, int]:
+    """How the child's life ended; fails if it did not die of the fuse."""
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL

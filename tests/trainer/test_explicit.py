@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tinker.messages import Explicit
 from tests.trainer import tinker, tiny
 from tests.trainer.test_losses import GOLDEN
-from tests.trainer.tinker import Explicit
 from torch import Tensor
 
 from espalier.api.wire import TrajectoryPayload, TrajectorySample

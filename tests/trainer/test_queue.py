@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tinker.messages import MODEL_ID
 from tests.trainer import tinker, tiny
-from tests.trainer.tinker import MODEL_ID
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire import Declared

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from tests.tinker.messages import MODEL_ID
 from tests.trainer import tinker, tiny
 from tests.trainer.test_service import AUDIENCE, KEYS, Client, bearer, make_engine
-from tests.trainer.tinker import MODEL_ID
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire import IDEMPOTENCY_KEY

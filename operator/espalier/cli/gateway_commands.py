@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from espalier.api.run.taskset import Taskset
@@ -109,7 +110,7 @@ async def evaluate(
     async with GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client:
         tasks = held_out(view.spec.taskset)
         around = surroundings(access, namespace, module)
-        rewards = open_rewards(view.spec, tasks.tasks, around)
+        rewards = tasks.tasks.rewards(view.spec, partial(open_rewards, around=around))
         found = await answered(client, tasks, asked, rewards, checkpoint)
         recorded = ""
         if wanted.record:

@@ -103,6 +103,8 @@ def documents_of(text: str) -> Iterator[Any]:
         yield from yaml.safe_load_all(text)
     except yaml.YAMLError as error:
         raise HeadManifestError(f"not YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise HeadManifestError("nested too deeply to be read") from error
 
 
 _Edit = tuple[int, int, str]

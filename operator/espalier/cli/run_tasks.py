@@ -21,7 +21,7 @@ from espalier.runner.open_taskset import open_tasks
 from espalier.runner.task_protocol import Tasks
 
 if TYPE_CHECKING:
-    from espalier.environments.environment import Environment
+    from espalier.runner.task_source import TaskSource
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,19 @@ def declared(cluster: Kubectl, name: str, file: Path | None) -> RunManifest:
     return RunManifest(run, namespace, dict(map(_config_map, filter(_is_config_map, documents))))
 
 
-def opened_or_played(
-    declared: RunManifest, cluster: Kubectl, file: Path | None
-) -> Tasks | Environment:
+def opened_or_played(declared: RunManifest, cluster: Kubectl, file: Path | None) -> TaskSource:
     """As ``opened``, and of a run that is played over turns its environment."""
+    from espalier.runner.task_source import AnsweredTasks, PlayedTasks  # noqa: PLC0415
+
     if declared.taskset.played is None or file is not None:
-        return opened(declared, cluster, file)
+        return AnsweredTasks(opened(declared, cluster, file))
     from espalier.environments.open_environment import open_environment  # noqa: PLC0415
     from espalier.environments.python_source import here  # noqa: PLC0415
 
     if declared.taskset.user_image:
         # The image is not here: its modules are, in the working directory.
-        return here(declared.taskset)
-    return open_environment(declared.taskset)
+        return PlayedTasks(here(declared.taskset))
+    return PlayedTasks(open_environment(declared.taskset))
 
 
 def opened(declared: RunManifest, cluster: Kubectl, file: Path | None) -> Tasks:

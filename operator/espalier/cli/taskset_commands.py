@@ -21,13 +21,11 @@ from espalier.cli.options import (
     show,
 )
 from espalier.cli.run_tasks import RunManifest, declared, opened_or_played
-from espalier.runner.scorer_spec import Match
-from espalier.runner.task_protocol import Tasks
 
 if TYPE_CHECKING:
-    from espalier.environments.environment import Environment
     from espalier.runner.calibration import Calibration, Lengths
     from espalier.runner.open_rewards import Surroundings
+    from espalier.runner.task_source import TaskSource
 
 app = commands("Tasks of a run, before anything is trained.")
 
@@ -95,17 +93,13 @@ def calibrate_command(
     show(as_json, done.wire(), _calibration_text(done))
 
 
-async def _preview(spec: Taskset, tasks: Tasks | Environment, count: int) -> dict[str, Any]:
-    """The first tasks; an environment is open as long as it tells them."""
-    from espalier.environments.environment import Environment  # noqa: PLC0415
-
-    if not isinstance(tasks, Environment):
-        shown = [_shown(tasks, index) for index in range(min(count, tasks.size))]
-        return _told(spec, tasks, shown)
+async def _preview(spec: Taskset, tasks: TaskSource, count: int) -> dict[str, Any]:
+    """The first tasks; their source is open as long as it tells them."""
     try:
         await tasks.ready()
-        shown = [_played(tasks, index) for index in range(min(count, tasks.size))]
-        return _told(spec, tasks, shown)
+        shown = [tasks.told(index) for index in range(min(count, tasks.size))]
+        used = tasks.used(spec)
+        return {"size": used.size, "digest": used.digest, "tasks": shown}
     finally:
         await tasks.close()
 
@@ -114,7 +108,7 @@ async def _calibrate(
     access: Access,
     slug: str,
     wanted: RunManifest,
-    tasks: Tasks | Environment,
+    tasks: TaskSource,
     around: Surroundings,
     *,
     groups: int,
@@ -140,29 +134,6 @@ async def _calibrate(
     groups_found = [one for one in outcomes if isinstance(one, Group)]
     too_long = len(outcomes) - len(groups_found)
     return calibrate(groups_found, spec.group_filter, too_long)
-
-
-def _shown(tasks: Tasks, index: int) -> dict[str, Any]:
-    task = tasks.task(index)
-    return {
-        "id": task.id,
-        "messages": [message.wire() for message in task.messages],
-        # A generated task's reference is its number: the dataset itself scores the answer.
-        "answer": tasks.reference(index) if isinstance(tasks.scorer, Match) else None,
-    }
-
-
-def _played(environment: Environment, index: int) -> dict[str, Any]:
-    task = environment.task(index)
-    messages = [message.wire() for message in task.messages]
-    return {"id": task.id, "messages": messages, "answer": None, "data": task.data}
-
-
-def _told(spec: Taskset, tasks: Tasks | Environment, shown: list[dict[str, Any]]) -> dict[str, Any]:
-    from espalier.runner.taskset_digest import taskset_used  # noqa: PLC0415
-
-    used = taskset_used(spec, tasks)
-    return {"size": used.size, "digest": used.digest, "tasks": shown}
 
 
 def _task_text(shown: dict[str, Any]) -> str:

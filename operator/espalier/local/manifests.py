@@ -102,6 +102,8 @@ def _parse(file: Path) -> list[Any]:
         return [document for document in yaml.safe_load_all(file.read_text()) if document]
     except yaml.YAMLError as error:
         raise ManifestError(f"{file} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ManifestError(f"{file} is nested too deeply to be read") from error
 
 
 def _documents(file: Path) -> list[Body]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from espalier.api.metric_names import REWARD, STEP_REWARD, of_step
+from espalier.api.metric_names import REWARD, of_step
 from espalier.api.wire import (
     Declared,
     ForwardBackwardRequest,
@@ -19,11 +19,11 @@ from espalier.client.errors import ConfigurationError
 from espalier.client.rollout import Rollout
 from espalier.client.sampling import Sampling
 from espalier.client.training_client import TrainingClient
-from espalier.core.names import BASE, parse_checkpoint_name
+from espalier.core.names import BASE
 from espalier.loop.batch import Batch
-from espalier.loop.evaluation import figures
 from espalier.loop.fit_commands import Commands
 from espalier.loop.fit_config import FitConfig, Settings, as_json
+from espalier.loop.fit_figures import own, passed, uninformative
 from espalier.loop.job import Job
 from espalier.loop.minibatches import Uses
 from espalier.loop.precomputed import Source, missing_fraction, trajectories
@@ -203,7 +203,8 @@ class Fit(Generic[T]):
     def chosen(self, groups: Sequence[Group], rounds: int) -> Sequence[Group]:
         """See ``loop.steps.Recipe``."""
         batch = Batch(list(groups))
-        return batch.whole if self._source == "Precomputed" else batch.informative
+        compared = self._source == "Estimated" and self._now.advantage_estimator != "None"
+        return batch.informative if compared else batch.whole
 
     def inputs(self, chosen: Sequence[Group]) -> Sequence[Sequence[TrajectoryPayload]]:
         """See ``loop.steps.Recipe``."""
@@ -228,7 +229,7 @@ class Fit(Generic[T]):
         seen = batch.metrics() | attempt.staleness_metrics() | attempt.seconds
         if self._source == "Precomputed":
             seen["advantage/missing_fraction"] = missing_fraction(batch.whole)
-        measured = self._evaluated.get(state.checkpoint, {}) | _own(batch, state)
+        measured = self._evaluated.get(state.checkpoint, {}) | own(batch, state)
         trained = {id(rollout) for group in attempt.trained for rollout in group}
         return OptimStepRequest(
             learning_rate=self._now.rate_at(done + 1),
@@ -246,11 +247,9 @@ class Fit(Generic[T]):
         """Ends a fit whose groups all have equal rewards; an error where it never learnt."""
         config = self._config
         if done == 0 or not batch.whole:
-            raise ConfigurationError(_uninformative(batch, config.rounds))
+            raise ConfigurationError(uninformative(batch, config.rounds))
         message = f"the fit ends after {done} of {config.steps} steps: "
-        warnings.warn(
-            message + _uninformative(batch, config.rounds), ConvergedWarning, stacklevel=2
-        )
+        warnings.warn(message + uninformative(batch, config.rounds), ConvergedWarning, stacklevel=2)
 
     async def _validated(self, state: TrainerState) -> dict[str, float]:
         """Trackers call it ``val/…``; on the checkpoint it is ``eval/…``, from the next step on."""
@@ -259,12 +258,12 @@ class Fit(Generic[T]):
         greedy = self._now.sampling.but(temperature=0.0)
         job = self._job(self._client, config.validation_sampling or greedy, config.validation_group)
         batch = await job.run(self._validation, checkpoint=checkpoint)
-        passed = _passed(batch, config.pass_at_k)
-        found = {f"eval/{name}": value for name, value in (_own(batch, state) | passed).items()}
-        self._evaluated = {state.checkpoint: found} if _own(batch, state) else {}
+        solved, mine = passed(batch, config.pass_at_k), own(batch, state)
+        found = {f"eval/{name}": value for name, value in (mine | solved).items()}
+        self._evaluated = {state.checkpoint: found} if mine else {}
         rewards = {of_step(name): name for name in (REWARD, "reward/std")}
         seen = {f"val/{rewards.get(n, n)}": value for n, value in batch.metrics().items()}
-        seen |= {f"val/{name}": value for name, value in passed.items()}
+        seen |= {f"val/{name}": value for name, value in solved.items()}
         self._log(state.run_step, seen)
         return seen
 
@@ -281,31 +280,3 @@ class Fit(Generic[T]):
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._trackers.log(step, metrics)
-
-
-def _own(batch: Batch, state: TrainerState) -> dict[str, float]:
-    """What the batch says of the checkpoint that was sampled, if that is the model's own."""
-    if parse_checkpoint_name(state.model, state.checkpoint) is None:
-        return {}
-    return batch.measured().get(state.checkpoint, {})
-
-
-def _passed(batch: Batch, ks: Sequence[int]) -> dict[str, float]:
-    """Mean reward with its interval and pass@k, over the tasks whose rollouts were all graded."""
-    by_task: dict[str, list[float]] = {}
-    for group in batch.whole:
-        for rollout in group:
-            by_task.setdefault(rollout.task_id, []).append(rollout.reward or 0.0)
-    return figures(list(by_task.values()), ks) if by_task else {}
-
-
-def _uninformative(batch: Batch, rounds: int) -> str:
-    seen = batch.metrics()
-    failed = next((r.error for group in batch.groups for r in group if r.error), "")
-    if failed and not batch.whole:
-        return f"in {rounds} rounds every group had a failed rollout, the first: {failed}"
-    mean = seen.get(STEP_REWARD, 0.0)
-    return (
-        f"in {rounds} rounds every group had equal rewards (mean {mean:.3g}): "
-        "choose tasks that the model solves sometimes, or raise group"
-    )

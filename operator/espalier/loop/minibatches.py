@@ -16,7 +16,7 @@ from espalier.api.wire import BatchLeft, DatumTensors, TrajectoryPayload
 # In metrics that count steps since a batch was sampled.
 _STALENESS = "async/staleness_steps/"
 # What a step says of its own time, and not of its samples.
-_OF_NOW = "tracking/"
+_OF_NOW = ("tracking/", "time/")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class DeclaredStep:
         count = take = self._groups
         rules = self._spec.group_filter
         if rules.resamples(attempt.rounds):
-            take = count - len(kept(sampled(attempt.groups), rules))
+            take = count - len(kept(sampled(attempt.groups), rules, self._spec.advantage.estimator))
         return Place(
             term=state.term,
             run_step=state.run_step,
@@ -111,7 +111,7 @@ class DeclaredStep:
     def chosen(self, groups: Sequence[Outcome], rounds: int) -> Sequence[Outcome]:
         """The groups that ``groupFilter`` keeps, at most ``groupsPerStep`` for each minibatch."""
         rules, wanted = self._spec.group_filter, self._groups
-        found = kept(sampled(groups), rules)[:wanted]
+        found = kept(sampled(groups), rules, self._spec.advantage.estimator)[:wanted]
         fewest = rules.min_groups * self._spec.batch.minibatches
         needed = wanted if rules.resamples(rounds) else fewest
         return found if len(found) >= needed else []

@@ -25,12 +25,12 @@ from espalier.runner.group_sampling import Skipped, score_group
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.open_taskset import declared_taskset
-from espalier.runner.opened_taskset import OpenRewards
 from espalier.runner.played_groups import Playing, play_groups
 from espalier.runner.rewards import Group
 from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.scoring.remedies import REWARD_REMEDY
-from espalier.runner.task_protocol import Task, Tasks
+from espalier.runner.task_protocol import Task
+from espalier.runner.task_source import OpenRewards, PlayedTasks, TaskSource
 from espalier.runner.together import together
 from espalier.runner.tries import Seeds, Tries
 
@@ -112,9 +112,14 @@ async def answered(
     """
     tasks = held_out.tasks
     async with rewards:
-        if isinstance(tasks, Environment):
+        if isinstance(tasks, PlayedTasks):
             found = await _played(
-                client, tasks, held_out.indices, asked, rewards=rewards, checkpoint=checkpoint
+                client,
+                tasks.environment,
+                held_out.indices,
+                asked,
+                rewards=rewards,
+                checkpoint=checkpoint,
             )
         else:
             await rewards.ready()
@@ -126,7 +131,7 @@ async def answered(
 
 async def _answered(
     client: GatewayClient,
-    tasks: Tasks,
+    tasks: TaskSource,
     indices: Sequence[int],
     asked: Asked,
     *,
@@ -304,7 +309,7 @@ class Evaluations:
             # Its environment pays it, and nothing that measures one completion.
             own = {"rewards": None, "length_penalty": None, "overlong": Overlong()}
             judged = judged.model_copy(update=own)
-        rewards = self._open_rewards(judged, held_out.tasks)
+        rewards = held_out.tasks.rewards(judged, self._open_rewards)
         found = await answered(self._client, held_out, asked, rewards, checkpoint or BASE)
         if checkpoint:
             await self._client.record_evaluation(
@@ -333,6 +338,6 @@ class Evaluations:
         known = self._held_out.get(evaluation.name)
         if known is None or known[0] != wanted:
             known = (wanted, self._open_held_out(*wanted))
-            if not isinstance(known[1].tasks, Environment):
+            if not isinstance(known[1].tasks, PlayedTasks):
                 self._held_out[evaluation.name] = known
         return known[1]

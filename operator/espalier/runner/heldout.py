@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espalier.api.run.taskset import Taskset
-from espalier.environments.environment import Environment
 from espalier.runner.jsonl import JsonlTasks
 from espalier.runner.open_taskset import open_taskset
 from espalier.runner.run_end import UserError
-from espalier.runner.task_protocol import TASKS_DIRECTORY, Message, Task, Tasks
+from espalier.runner.task_protocol import TASKS_DIRECTORY, Message, Task
+from espalier.runner.task_source import AnsweredTasks, TaskSource
 
 # Candidates looked at for every task that is wanted; small datasets repeat themselves.
 CANDIDATES = 100
@@ -28,7 +28,7 @@ class HeldOut:
     An environment is not open yet: whoever asks its tasks opens and closes it.
     """
 
-    tasks: Tasks | Environment
+    tasks: TaskSource
     indices: tuple[int, ...]
 
 
@@ -62,7 +62,7 @@ def beyond_size(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
     trained = JsonlTasks(training, str(path.name), path)
     left = list(range(trained.size, whole.size))
     random.Random(seed).shuffle(left)
-    return _distinct(trained, whole, left, size)
+    return _distinct(AnsweredTasks(trained), AnsweredTasks(whole), left, size)
 
 
 def declared(training: Taskset, wanted: Taskset, directory: Path = TASKS_DIRECTORY) -> HeldOut:
@@ -90,12 +90,12 @@ def from_file(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
     """Tasks of another file, asked and scored as the run does."""
     spec = training.model_copy(update={"seed": seed, "size": size})
     tasks = JsonlTasks(spec, str(path), path)
-    return HeldOut(tasks, tuple(range(tasks.size)))
+    return HeldOut(AnsweredTasks(tasks), tuple(range(tasks.size)))
 
 
 def _distinct(
-    trained: Tasks | Environment | None,
-    tasks: Tasks | Environment,
+    trained: TaskSource | None,
+    tasks: TaskSource,
     candidates: Iterable[int],
     size: int,
 ) -> HeldOut:

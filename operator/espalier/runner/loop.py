@@ -32,7 +32,6 @@ from espalier.client import (
 )
 from espalier.core.checkpoints.commits import run_identity
 from espalier.environments.digest import Mark
-from espalier.environments.environment import Environment
 from espalier.loop.step_clock import StepClock, TimedSampler
 from espalier.loop.steps import Attempt, Steps, Taken
 from espalier.runner import error_budget, heldout, refusals
@@ -42,12 +41,12 @@ from espalier.runner.group_sampling import Outcome
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.open_taskset import declared_taskset
-from espalier.runner.opened_taskset import OpenedTaskset, OpenRewards
+from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.run_end import UserError
 from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.scored_by import ScoredBy
 from espalier.runner.step_time import StepTime, TimedTrainer
-from espalier.runner.task_protocol import Tasks
+from espalier.runner.task_source import OpenRewards, TaskSource
 from espalier.runner.waiting import Waiting
 
 
@@ -91,7 +90,7 @@ class Loop:
         client: GatewayClient,
         run: tuple[str, str],
         *,
-        open_tasks: Callable[[Taskset | None], Tasks | Environment],
+        open_tasks: Callable[[Taskset | None], TaskSource],
         open_rewards: OpenRewards,
         open_held_out: Callable[[Taskset, Taskset], HeldOut] = heldout.declared,
         journal: Journal,

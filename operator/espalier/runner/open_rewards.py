@@ -13,7 +13,6 @@ from espalier.api.run.rewards import LARGEST, Http, Python, Reward
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import GatewayClient, Patience
-from espalier.environments.environment import Environment
 from espalier.rewards import Given, Part, Question, Rewards, Source
 from espalier.rewards.figures import TASKSET
 from espalier.rewards.lengths import LengthRules
@@ -24,7 +23,7 @@ from espalier.rewards.service import Service
 from espalier.rewards.text import How, number
 from espalier.runner.gateway_judge import GatewayJudge
 from espalier.runner.open_taskset import declared_taskset
-from espalier.runner.played_rewards import on_error, open_played_rewards
+from espalier.runner.played_rewards import on_error
 from espalier.runner.run_end import UserError
 from espalier.runner.scorer_spec import Asked, Module, Reference, Spec, Text
 from espalier.runner.scoring.process import COMMAND
@@ -54,9 +53,7 @@ class Surroundings:
     command: Sequence[str] = field(default=COMMAND)
 
 
-def open_rewards(
-    spec: TrainingRunSpec, tasks: Tasks | Environment, around: Surroundings
-) -> Rewards:
+def open_rewards(spec: TrainingRunSpec, tasks: Tasks, around: Surroundings) -> Rewards:
     """The rewards of a run on its tasks; nothing is started yet.
 
     Raises:
@@ -64,8 +61,6 @@ def open_rewards(
     """
     taskset = declared_taskset(spec)
     lengths = LengthRules(spec.sampling.max_tokens, spec.overlong, spec.length_penalty)
-    if isinstance(tasks, Environment):
-        return open_played_rewards(spec, taskset, lengths)
     if spec.rewards is None:
         parts = [_of_taskset(taskset, tasks, around)]
     else:

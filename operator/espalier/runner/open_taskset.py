@@ -12,10 +12,10 @@ from espalier.runner.jsonl import InlineTasks, file_tasks
 from espalier.runner.task_protocol import TASKS_DIRECTORY, Tasks
 
 if TYPE_CHECKING:
-    from espalier.environments.environment import Environment
+    from espalier.runner.task_source import TaskSource
 
 
-def open_taskset(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks | Environment:
+def open_taskset(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> TaskSource:
     """What a run asks or plays; an environment is opened by its ``ready``.
 
     Args:
@@ -25,12 +25,15 @@ def open_taskset(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tas
     Raises:
         UserError: the taskset is missing or wrong; names the field.
     """
+    # Loads the client, which those that only read tasks need not pay.
+    from espalier.runner.task_source import AnsweredTasks, PlayedTasks  # noqa: PLC0415
+
     if spec is not None and spec.played is not None:
         # Loads aiohttp, which tasks with answers need not pay.
         from espalier.environments.open_environment import open_environment  # noqa: PLC0415
 
-        return open_environment(spec)
-    return open_tasks(spec, directory)
+        return PlayedTasks(open_environment(spec))
+    return AnsweredTasks(open_tasks(spec, directory))
 
 
 def declared_taskset(spec: TrainingRunSpec) -> Taskset:

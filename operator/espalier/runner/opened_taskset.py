@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import TasksetUsed
-from espalier.environments.environment import Environment
 from espalier.loop.session import Sampler
 from espalier.rewards import Rewards
-from espalier.runner.group_sampling import Outcome, sample_groups
+from espalier.runner.group_sampling import Outcome
 from espalier.runner.open_taskset import declared_taskset
-from espalier.runner.played_groups import Playing, play_groups
-from espalier.runner.task_protocol import Tasks
-from espalier.runner.taskset_digest import taskset_used
-
-OpenRewards = Callable[[TrainingRunSpec, Tasks | Environment], Rewards]
+from espalier.runner.task_source import OpenRewards, TaskSource
 
 
 @dataclass(frozen=True)
@@ -27,14 +22,14 @@ class OpenedTaskset:
     ``facts`` are for the log: what confines the scorer, or what an environment says of itself.
     """
 
-    tasks: Tasks | Environment
+    tasks: TaskSource
     rewards: Rewards
     used: TasksetUsed
     facts: Mapping[str, object]
 
     @classmethod
     async def open(
-        cls, spec: TrainingRunSpec, tasks: Tasks | Environment, open_rewards: OpenRewards
+        cls, spec: TrainingRunSpec, tasks: TaskSource, open_rewards: OpenRewards
     ) -> OpenedTaskset:
         """Starts what scores or plays the tasks.
 
@@ -44,12 +39,10 @@ class OpenedTaskset:
         rewards: Rewards | None = None
         try:
             taskset = declared_taskset(spec)
-            rewards = open_rewards(spec, tasks)
-            facts: dict[str, object] = {}
-            if isinstance(tasks, Environment):
-                facts |= await tasks.ready()
+            rewards = tasks.rewards(spec, open_rewards)
+            facts = dict(await tasks.ready())
             # A million lines take seconds, in which SIGTERM must be heard.
-            used = await asyncio.to_thread(taskset_used, taskset, tasks)
+            used = await asyncio.to_thread(tasks.used, taskset)
             facts |= await rewards.ready()
             return cls(tasks, rewards, used, facts)
         except BaseException:
@@ -66,13 +59,8 @@ class OpenedTaskset:
         Raises:
             UserError: ``ScorerFailed`` where onError says so.
         """
-        if isinstance(self.tasks, Environment):
-            how = Playing.of(spec)
-            return await play_groups(
-                client, self.tasks, self.rewards, numbers, how=how, checkpoint=checkpoint
-            )
-        return await sample_groups(
-            client, self.tasks, self.rewards, numbers, spec=spec, checkpoint=checkpoint
+        return await self.tasks.groups(
+            client, self.rewards, numbers, spec=spec, checkpoint=checkpoint
         )
 
     async def close(self) -> None:
@@ -80,8 +68,7 @@ class OpenedTaskset:
         await _close(self.tasks, self.rewards)
 
 
-async def _close(tasks: Tasks | Environment, rewards: Rewards | None) -> None:
+async def _close(tasks: TaskSource, rewards: Rewards | None) -> None:
     if rewards is not None:
         await rewards.close()
-    if isinstance(tasks, Environment):
-        await tasks.close()
+    await tasks.close()

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from espalier.api.metric_names import STEP_REWARD, of_rewards, of_step
+from espalier.api.run.advantage import Estimator
 from espalier.api.run.group_filter import GroupFilter
 from espalier.api.wire import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
@@ -113,9 +114,14 @@ class Group:
 
         Never where too many rewards are missing: the mean of the others is no baseline.
         """
-        if not self.whole or self.zero_variance:
+        return self.teaches("GroupMean")
+
+    def teaches(self, estimator: Estimator) -> bool:
+        """As ``can_teach``, where the advantage is of this estimator: with None it is the reward,
+        which one completion alone has too."""
+        if not self.whole or (self.zero_variance and estimator != "None"):
             return False
-        mean = fmean(self.rewards)
+        mean = 0.0 if estimator == "None" else fmean(self.rewards)
         given = (score for score in self.scores if score.reward is not None)
         return any(
             abs(reward - mean if score.advantage is None else score.advantage) > self.tolerance / 2
@@ -124,13 +130,15 @@ class Group:
         )
 
 
-def kept(groups: Sequence[Group], rules: GroupFilter) -> list[Group]:
+def kept(
+    groups: Sequence[Group], rules: GroupFilter, estimator: Estimator = "GroupMean"
+) -> list[Group]:
     """The groups that are trained on; a group stays whole or goes whole.
 
     None where none can teach: the trainer refuses a step whose gradient is zero.
     """
     whole = [group for group in groups if not group.left_out]
-    teaching = [group for group in whole if group.can_teach]
+    teaching = [group for group in whole if group.teaches(estimator)]
     if teaching and rules.zero_variance == "Keep":
         return [group for group in whole if group.whole]
     return teaching

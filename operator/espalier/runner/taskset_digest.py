@@ -8,19 +8,16 @@ from importlib.metadata import version
 from espalier.api.run.taskset import Taskset
 from espalier.api.wire import TasksetUsed
 from espalier.environments.digest import taskset_digest
-from espalier.environments.environment import Environment
 from espalier.runner.task_protocol import Tasks
 
 
-def taskset_used(spec: Taskset, tasks: Tasks | Environment) -> TasksetUsed:
+def taskset_used(spec: Taskset, tasks: Tasks) -> TasksetUsed:
     """The digest of the tasks in their order with their answers, and size and seed.
 
     Tasks of a file are read one by one. Generated ones follow from what generates them, and a
-    million of them would take minutes. An environment names its own, once it is ready.
+    million of them would take minutes.
     """
-    if isinstance(tasks, Environment):
-        digest = tasks.digest
-    elif spec.reasoning_gym is not None:
+    if spec.reasoning_gym is not None:
         digest = taskset_digest([_generator(spec, tasks.size)])
     else:
         digest = taskset_digest(_told(tasks))

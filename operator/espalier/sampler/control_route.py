@@ -85,10 +85,16 @@ class ControlRoutes:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 await self._live().check_health()
-        except Exception as error:
+        except Exception:
+            # Anybody may ask, so the error is for the log alone.
+            logger.exception("the engine is not healthy")
             return guard.problem_response(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                Problem(reason="EngineDead", detail=str(error), remedy="the kubelet restarts it"),
+                Problem(
+                    reason="EngineDead",
+                    detail="the engine is not healthy; the sampler's log says why",
+                    remedy="the kubelet restarts it",
+                ),
             )
         return JSONResponse({"status": "ok"})
 

@@ -103,5 +103,5 @@ def _parsed(given: Any) -> Any:
         return None
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,1 +1,1 @@
-"""Tinker's wire, as gateway and trainer speak it: messages, bodies, names. Pure."""
+"""Tinker's wire, as gateway and trainer share it: messages, bodies, results. Pure."""

@@ -69,12 +69,14 @@ def tokenizer(world: ServedWorld, model: NamespacedName) -> str | None:
 
 
 def new_model(template: TrainableModelSpec, adapter: Body) -> Body:
-    """The spec of a new model of a base: as its template, with an adapter of its own."""
+    """The spec of a new, served model of a base: as its template, with an adapter of its own."""
     spec = template.wire()
     base = template.source.base
     assert base is not None, "only what has a base is a template"
     spec["source"] = {"base": base.wire()}
     spec["adapter"] = adapter
+    if not template.rollout.replicas:
+        spec["rollout"]["replicas"] = 1
     return spec
 
 

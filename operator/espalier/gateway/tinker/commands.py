@@ -22,6 +22,7 @@ from espalier.gateway.tinker.names import TinkerModel
 from espalier.gateway.world.pod_addresses import PodAddress
 from espalier.gateway.world.turn import live_term
 from espalier.gateway.world.watch import WorldWatch
+from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind
 from espalier.untrusted import UnreadableError, read_model
 
 # The client gives up on a submission after 60 s.
@@ -29,7 +30,7 @@ SUBMIT_SECONDS = 40.0
 AGAIN_SECONDS = 0.5
 CONNECT_SECONDS = 5.0
 
-JSON, PROTOBUF = "application/json", "application/x-protobuf"
+JSON = "application/json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Commands:
         self._pods = pods
 
     async def submit(
-        self, model: TinkerModel, number: int, kind: str, body: bytes, content_type: str
+        self, model: TinkerModel, number: int, kind: CommandKind, body: bytes, content_type: str
     ) -> None:
         """Returns once the command is in the inbox.
 
@@ -85,7 +86,7 @@ class Commands:
         """
         # Not one that is starting: it may have the result, and says so itself.
         pod = await self._trainers.ready(model.trained)
-        url = f"http://{pod.address}/train/tinker/results/{quote(str(model))}/{number}"
+        url = f"http://{pod.address}{RESULTS}/{quote(str(model))}/{number}"
         timeout = aiohttp.ClientTimeout(total=seconds + 10.0, sock_connect=CONNECT_SECONDS)
         try:
             async with self._pods.session.get(
@@ -105,7 +106,7 @@ class Commands:
         model: TinkerModel,
         pod: PodAddress,
         number: int,
-        kind: str,
+        kind: CommandKind,
         body: bytes,
         content_type: str,
     ) -> Answer:
@@ -117,7 +118,7 @@ class Commands:
         }
         timeout = aiohttp.ClientTimeout(total=SUBMIT_SECONDS, sock_connect=CONNECT_SECONDS)
         async with self._pods.session.post(
-            f"http://{pod.address}/train/tinker/{kind}", data=body, headers=headers, timeout=timeout
+            f"http://{pod.address}{COMMANDS}/{kind}", data=body, headers=headers, timeout=timeout
         ) as response:
             return await self._read(response)
 

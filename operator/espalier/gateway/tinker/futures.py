@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from espalier.untrusted import read_json
+
 # Of an id, inflated: the tokens of a prompt are the longest.
 MAX_BYTES = 8 * 2**20
 MAX_NUMBER = 2**63 - 1
@@ -70,7 +72,7 @@ def _details(text: str) -> dict[str, Any] | None:
         plain = inflater.decompress(
             base64.b64decode(text, altchars=b"-_", validate=True), MAX_BYTES
         )
-        found = json.loads(plain) if inflater.eof else None
-    except (binascii.Error, zlib.error, ValueError, RecursionError):
+        found = read_json(plain) if inflater.eof else None
+    except (binascii.Error, zlib.error, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -37,7 +37,7 @@ def respond(refusal: RefusalError) -> web.Response:
         headers["Retry-After"] = str(refusal.retry_after or RETRY_AFTER_SECONDS)
     elif status == HTTPStatus.CONFLICT:
         status = HTTPStatus.UNPROCESSABLE_ENTITY
-    body = {"detail": refusal.message, "reason": refusal.reason}
+    body = {"detail": refusal.message, "reason": refusal.reason, "remedy": refusal.remedy}
     return web.json_response(body, status=status, headers=headers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import Any
 
 from aiohttp import web
@@ -24,6 +25,7 @@ from espalier.gateway.tinker.saves import Saved, Saves, after, every, metadata_o
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName, ServedWorld
 
+Entry = dict[str, Any]
 LIMIT, MOST = 100, 1000
 _TYPES = {"weights": "training", "sampler_weights": "sampler"}
 _PUBLIC = (
@@ -72,23 +74,29 @@ class RestRoutes:
         user = await self._callers.caller(request, "read", "train")
         models = await self._readable(user, request.query.get("project_id"))
         page, cursor = _page(request, [model_id(self._watch.world, model) for model in models])
-        return web.json_response({"training_runs": [self._run(m) for m in page], "cursor": cursor})
+        entries = self._entries([model.trained for model in page])
+        runs = [self._run(model, entries.get(model.trained, [])) for model in page]
+        return web.json_response({"training_runs": runs, "cursor": cursor})
 
     async def run(self, request: web.Request) -> web.Response:
         """One model."""
         _, model = await self._model(request, "read", "train")
-        return web.json_response(self._run(model))
+        entries = self._entries([model.trained])
+        return web.json_response(self._run(model, entries.get(model.trained, [])))
 
     async def of_run(self, request: web.Request) -> web.Response:
         """What is saved of a model."""
         _, model = await self._model(request, "read", "train")
-        return web.json_response({"checkpoints": self._entries([model.trained])})
+        return web.json_response(
+            {"checkpoints": self._entries([model.trained]).get(model.trained, [])}
+        )
 
     async def checkpoints(self, request: web.Request) -> web.Response:
         """What is saved of all models that the caller may get, newest first."""
         user = await self._callers.caller(request, "read", "train")
-        entries = self._entries(await self._readable(user, None))
-        page, cursor = _page(request, entries[::-1])
+        found = self._entries(await self._readable(user, None))
+        entries = sorted(chain(*found.values()), key=lambda one: str(one["time"]), reverse=True)
+        page, cursor = _page(request, entries)
         return web.json_response({"checkpoints": page, "cursor": cursor})
 
     async def delete(self, request: web.Request) -> web.Response:
@@ -192,11 +200,10 @@ class RestRoutes:
             )
         return saved
 
-    def _run(self, model: TinkerModel) -> dict[str, Any]:
+    def _run(self, model: TinkerModel, entries: list[Entry]) -> Entry:
         world = self._watch.world
         body = world.models[model.trained]
         annotations = body.metadata.annotations
-        entries = self._entries([model.trained])
         last = {
             kind: [e for e in entries if e["checkpoint_type"] == kind] for kind in _TYPES.values()
         }
@@ -214,19 +221,18 @@ class RestRoutes:
             "user_metadata": _texts(annotations.get(METADATA)),
         }
 
-    def _entries(self, models: list[NamespacedName]) -> list[dict[str, Any]]:
+    def _entries(self, models: list[NamespacedName]) -> dict[NamespacedName, list[Entry]]:
+        """What is saved of each model, oldest first."""
         wanted = set(models)
-        world = self._watch.world
-        saved = [
-            one
-            for namespace in sorted({model.namespace for model in wanted})
-            for one in every(world, namespace)
-            if one.path.model.trained in wanted
-        ]
-        return [_entry(one) for one in saved]
+        found: dict[NamespacedName, list[Entry]] = {}
+        for namespace in sorted({model.namespace for model in wanted}):
+            for saved in every(self._watch.world, namespace):
+                if saved.path.model.trained in wanted:
+                    found.setdefault(saved.path.model.trained, []).append(_entry(saved))
+        return found
 
 
-def _entry(saved: Saved) -> dict[str, Any]:
+def _entry(saved: Saved) -> Entry:
     return {
         "checkpoint_id": saved.path.checkpoint_id,
         "checkpoint_type": _TYPES[saved.path.kind],

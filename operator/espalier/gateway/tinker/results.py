@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import TypeVar
 
 from aiohttp import web
 from pydantic import ValidationError
 
 from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training_access import TrainingAccess
-from espalier.gateway.tinker.bodies import Sample, SaveWeights
-from espalier.gateway.tinker.commands import PROTOBUF, Answer, Commands
+from espalier.gateway.tinker import sampling
+from espalier.gateway.tinker.bodies import Sample, SaveWeights, TinkerBody
+from espalier.gateway.tinker.commands import Answer, Commands
 from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.models import stalled
-from espalier.gateway.tinker.names import PathKind, Sampler, TinkerModel, WeightsPath
+from espalier.gateway.tinker.names import PathKind, Sampler, TinkerModel, WeightsPath, is_name
 from espalier.gateway.tinker.refusals import passes, unknown
-from espalier.gateway.tinker.samples import Samples
-from espalier.gateway.tinker.saves import Saves
+from espalier.gateway.tinker.samples import SAMPLE_REFUSED, Samples
+from espalier.gateway.tinker.saves import Saves, is_made
 from espalier.gateway.world.routing import NotReady
 from espalier.gateway.world.watch import WorldWatch
+from espalier.podclient import PodFaultError
+from espalier.tinker.results import PROTOBUF
 from espalier.untrusted import UnreadableError, read_json
 
 # Less than the 45 s after which the client gives a poll up.
@@ -59,6 +64,7 @@ class Done:
 
 
 Outcome = Pending | Failed | Done
+T = TypeVar("T", bound=TinkerBody)
 
 
 def response(future: str, outcome: Outcome) -> web.Response:
@@ -101,6 +107,13 @@ class Results:
 
     async def outcome(self, user: User, text: str, future: Future) -> Outcome:
         """What became of it, within HOLD_SECONDS."""
+        try:
+            return await self._outcome(user, text, future)
+        except PodFaultError as fault:
+            # Asked again, the pod would say the same.
+            return Failed(refusal_of(self._watch.world, fault).message, "server")
+
+    async def _outcome(self, user: User, text: str, future: Future) -> Outcome:
         until = asyncio.get_running_loop().time() + HOLD_SECONDS
         match future.kind:
             case "failed":
@@ -113,22 +126,23 @@ class Results:
             case "train":
                 return await self._trained(user, future, until)
             case "save":
-                return await self._saved(user, future, until)
+                return await self._saved(user, text, future, until)
 
     async def _sample(self, user: User, text: str, future: Future, until: float) -> Outcome:
         sampler = Sampler.read(future.subject)
         if sampler is None:
             raise unknown("request_id", text)
-        try:
-            request = Sample.model_validate(
-                {**future.details, "sampling_session_id": str(sampler), "seq_id": future.number}
-            )
-        except ValidationError as error:
-            raise unknown("request_id", text) from error
+        request = _asked(
+            Sample, future, {"sampling_session_id": str(sampler), "seq_id": future.number}
+        )
+        if sampling.problem(request):
+            raise unknown("request_id", text)
         await self._auth.require(user, "get", "trainablemodels", sampler.model)
         try:
             found = await self._samples.result(text, sampler, request, _left(until))
         except RefusalError as refusal:
+            if refusal.reason == SAMPLE_REFUSED and refusal.status >= 500:
+                return Failed(refusal.message, "server")
             return await self._refused(refusal, until)
         if isinstance(found, NotReady):
             return Pending(f"{found.reason}: {found.message}", paused=True)
@@ -165,17 +179,21 @@ class Results:
             return answer
         return Done(answer.body if answer.content_type == PROTOBUF else _object(answer))
 
-    async def _saved(self, user: User, future: Future, until: float) -> Outcome:
+    async def _saved(self, user: User, text: str, future: Future, until: float) -> Outcome:
         answer = await self._answer(user, future, until)
         if not isinstance(answer, Answer):
             return answer
         result, model = _object(answer), _model(future)
         checkpoint = str(result.get("checkpoint") or "")
-        asked = SaveWeights.model_validate(
-            {**future.details, "model_id": str(model), "seq_id": future.number}
-        )
+        asked = _asked(SaveWeights, future, {"model_id": str(model), "seq_id": future.number})
+        if model.session is None or (asked.path is not None and not is_name(asked.path)):
+            raise unknown("request_id", text)
         if asked.path is None:
             return await self._ephemeral(model, asked, checkpoint, str(result.get("digest")), until)
+        if checkpoint and not await self._watch.wait_for(
+            lambda world: is_made(world, model.trained, checkpoint) or None, _left(until)
+        ):
+            return Pending(f"the operator has yet to make Checkpoint {checkpoint}")
         kind: PathKind = "sampler_weights" if asked.type == SAMPLER else "weights"
         path = WeightsPath(model, kind, asked.path)
         if problem := await self._saves.record(
@@ -256,6 +274,14 @@ def _model(future: Future) -> TinkerModel:
     if model is None:
         raise unknown("request_id", str(future))
     return model
+
+
+def _asked(kind: type[T], future: Future, known: dict[str, object]) -> T:
+    """The request that a future is of; whoever shows the future may have written it."""
+    try:
+        return kind.model_validate({**future.details, **known})
+    except ValidationError as error:
+        raise unknown("request_id", str(future)) from error
 
 
 def _object(answer: Answer) -> dict[str, object]:

@@ -19,9 +19,10 @@ from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
 from espalier.gateway.tinker import sampling
 from espalier.gateway.tinker.bodies import Sample
+from espalier.gateway.tinker.models import stalled
 from espalier.gateway.tinker.names import Sampler
 from espalier.gateway.world.pod_addresses import PodAddress
-from espalier.gateway.world.routing import NotReady, Slug, Target, Unknown, resolve
+from espalier.gateway.world.routing import NO_REPLICAS, NotReady, Slug, Target, Unknown, resolve
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.podclient import unknown
@@ -33,6 +34,7 @@ CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 600.0
 AGAIN_SECONDS = 1.0
 ATTEMPTS = 3
+SAMPLE_REFUSED = "SampleRefused"
 # A checkpoint's commit is acknowledged before its object reaches the cache.
 CHECKPOINT_SECONDS = 10.0
 
@@ -91,7 +93,9 @@ class Samples:
         """Ends a sample that nobody has asked for since."""
         if running.asked == asked and not running.open and self._running.get(future) is running:
             del self._running[future]
-            running.task.cancel()
+            if not running.task.cancel() and not running.task.cancelled():
+                # Read here, because nobody else will.
+                running.task.exception()
 
     async def _sample(self, running: _Running) -> bytes:
         target = await self._target(running)
@@ -115,7 +119,7 @@ class Samples:
             if sampler.model not in world.models:
                 return Unknown(f"model {sampler.model} was deleted")
             meant = resolve(world, sampler.model, sampler.ref)
-            if isinstance(meant, NotReady) and meant.passing:
+            if isinstance(meant, NotReady) and not _hopeless(world, sampler.model, meant):
                 running.waits = meant
                 return None
             return None if isinstance(meant, Unknown) else meant
@@ -172,9 +176,14 @@ class Samples:
             message = _message_of(answer)
             if response.status == 409:
                 raise NotLoadedError(message)
-            if response.status >= 500:
-                raise not_ready("RolloutFailed", f"a rollout of {target.model}: {message}")
-            raise RefusalError(response.status, "SampleRefused", message)
+            if response.status in (429, 503):
+                raise not_ready("RolloutBusy", f"a rollout of {target.model}: {message}")
+            raise RefusalError(response.status, SAMPLE_REFUSED, message)
+
+
+def _hopeless(world: ServedWorld, model: NamespacedName, waits: NotReady) -> bool:
+    """Whether a model is not served before somebody edits it; a pod may find room by itself."""
+    return waits.reason == NO_REPLICAS or bool(stalled(world, model))
 
 
 def _message_of(answer: bytes) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.saved import SAVES_MOST, Save
+from espalier.core.names import parse_checkpoint_name
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.tinker.names import TinkerModel, WeightsPath
 from espalier.gateway.world.turn import active_run
 from espalier.gateway.world.watch import WorldWatch
-from espalier.gateway.world.world import ServedWorld
+from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.contention import despite_contention
 from espalier.kube.objects import ObjectKey
@@ -85,6 +86,24 @@ def of_checkpoint(checkpoint: Checkpoint, path: WeightsPath) -> Saved:
     """A Checkpoint under its own name, which lasts as long as it does."""
     save = Save(path=path.key[:256], time=checkpoint.metadata.creation_timestamp)
     return Saved(path, checkpoint.metadata.name, save, checkpoint.spec.size_bytes, given=False)
+
+
+def is_made(world: ServedWorld, model: NamespacedName, checkpoint: str) -> bool:
+    """Whether the operator has made a Checkpoint that the trainer has told of.
+
+    It makes them in order: one that another of its branch follows was made, and is gone if it is
+    not there.
+    """
+    named = parse_checkpoint_name(model.name, checkpoint)
+    if named is None:
+        return True
+    for one in world.checkpoints:
+        found = parse_checkpoint_name(model.name, one.name)
+        if one.namespace == model.namespace and found is not None:
+            branch, step = found
+            if branch == named[0] and step >= named[1]:
+                return True
+    return False
 
 
 class Saves:

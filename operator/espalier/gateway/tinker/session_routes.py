@@ -19,6 +19,7 @@ from espalier.gateway.tinker.lora import UNEMBED_WARNING
 from espalier.gateway.tinker.names import Session
 from espalier.gateway.tinker.namespaces import Namespaces
 from espalier.gateway.tinker.refusals import unknown
+from espalier.gateway.tinker.sdk_versions import version_note
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
 
@@ -90,6 +91,7 @@ class SessionRoutes:
         """A session in the namespace of its project, or of the caller's service account."""
         user = await self._callers.caller(request, *SCOPES)
         asked = await read_body(request, CreateSession)
+        note = version_note(asked.sdk_version)
         namespace = await self._namespaces.of(user, asked.project_id)
         key = request.headers.get(IDEMPOTENCY_KEY) or uuid.uuid4().hex
         session = Session.new(namespace, user.name, key)
@@ -99,7 +101,7 @@ class SessionRoutes:
                 "session_id": str(session),
                 "info_message": f"Models of this session are made in namespace {namespace}, as "
                 f"TrainableModels tk-{session.token}-0, -1 and so on",
-                "warning_message": UNEMBED_WARNING,
+                "warning_message": f"{note}. {UNEMBED_WARNING}" if note else UNEMBED_WARNING,
             }
         )
 

@@ -23,7 +23,7 @@ from espalier.gateway.routes.training_access import TrainingAccess
 from espalier.gateway.tinker import lora
 from espalier.gateway.tinker.bases import base_name, tokenizer
 from espalier.gateway.tinker.bodies import CreateModel, LoadWeights, OfModel, SaveWeights
-from espalier.gateway.tinker.commands import JSON, PROTOBUF, Commands
+from espalier.gateway.tinker.commands import JSON, Commands
 from espalier.gateway.tinker.futures import Future, failed
 from espalier.gateway.tinker.inflate import inflated
 from espalier.gateway.tinker.models import Models
@@ -31,6 +31,7 @@ from espalier.gateway.tinker.names import Session, TinkerModel, is_name
 from espalier.gateway.tinker.refusals import passes, unknown
 from espalier.gateway.world.watch import WorldWatch
 from espalier.tinker.messages_pb2 import ForwardBackwardRequest
+from espalier.tinker.results import PROTOBUF
 
 SAVE, SAVE_FOR_SAMPLER = "save_weights", "save_weights_for_sampler"
 
@@ -63,6 +64,7 @@ class TrainingRoutes:
         router.add_post(f"{prefix}/optim_step", self.optim_step)
         router.add_post(f"{prefix}/{SAVE}", self.save)
         router.add_post(f"{prefix}/{SAVE_FOR_SAMPLER}", self.save)
+        router.add_post(f"{prefix}/save_weights_external", self.save_files)
 
     async def create_model(self, request: web.Request) -> web.Response:
         """A future of a model that its trainer is ready to train."""
@@ -172,6 +174,21 @@ class TrainingRoutes:
         if kind == SAVE and asked.path is None:
             details["path"] = f"{number:06d}"
         return _promised(Future("save", str(model), number, {**details, "type": kind}))
+
+    async def save_files(self, request: web.Request) -> web.Response:
+        """Refused by name, and its number is used up: those after it would wait for it."""
+        user = await self._callers.caller(request, "train")
+        model, number = await self._numbered(user, await read_object(request))
+        await self._pass_over(model, number)
+        name = model.trained.name
+        return _promised(
+            failed(
+                str(model),
+                "save_weights_external: files are written to a claim or a directory, not to the "
+                f"client. Save a state, and use espalier checkpoint export; its name is in "
+                f"kubectl get ckpt -l espalier.dev/model={name} -n {model.trained.namespace}",
+            )
+        )
 
     async def _set_back(
         self, user: User, model: TinkerModel, number: int, asked: LoadWeights

@@ -18,6 +18,7 @@ from espalier.gateway.world.world import NamespacedName, ServedWorld
 
 ROLLOUT = "rollout"
 NEAREST = 3
+NO_REPLICAS = "NoReplicas"
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _why_not_ready(world: ServedWorld, model: NamespacedName) -> NotReady:
 def _without_pods(model: TrainableModel) -> NotReady:
     if model.spec.rollout.replicas == 0:
         return NotReady(
-            "NoReplicas",
+            NO_REPLICAS,
             f"model {model.metadata.name} has spec.rollout.replicas 0",
             "Set spec.rollout.replicas to 1 or more to serve it",
             passing=False,

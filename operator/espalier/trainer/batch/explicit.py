@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,11 +79,9 @@ def _datum(datum: ExplicitDatum, name: str, index: int) -> Datum:
     sampling = values.get("logprobs", ())
     advantages = values.get("advantages", ())
     weights = values.get("weights") or values.get("sequence_ratio_mask") or ()
-    if name == "cross_entropy":
-        counted = tuple(weight != 0 for weight in weights)
-    else:
-        # The client does not say where the prompt ends; there it sends zeros for both.
-        counted = tuple(q != 0 or a != 0 for q, a in zip(sampling, advantages, strict=True))
+    # The client does not say where the prompt ends; there it sends zeros for all of these.
+    telling = (weights,) if name == "cross_entropy" else (sampling, advantages)
+    counted = np.any([np.asarray(one) != 0 for one in telling], axis=0)
     return Datum(
         prompt=(datum.tokens[0],),
         output=(*datum.tokens[1:], _NONE),
@@ -94,7 +93,7 @@ def _datum(datum: ExplicitDatum, name: str, index: int) -> Datum:
         token_advantages=tuple(advantages) or (0.0,) * count,
         token_weights=tuple(weights),
         targets=tuple(datum.targets),
-        counted=counted,
+        counted=tuple(counted.tolist()),
         field=f"data[{index}]",
     )
 

@@ -11,7 +11,7 @@ from espalier.tinker.results import forward_backward_output
 from espalier.tinker.values import InputError
 from espalier.trainer.batch import explicit
 from espalier.trainer.batch.data import Limits
-from espalier.trainer.batch.losses import LossSpec
+from espalier.trainer.batch.losses import LossSpec, loss_spec
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.compute.interface import Added, Batch, Compute
 from espalier.trainer.engine.commands import Aggregated
@@ -70,8 +70,12 @@ def parse(body: bytes, limits: Limits) -> tuple[ExplicitBatch, LossSpec]:
 
 
 def explicit_command(compute: Compute, body: bytes, cuts: Cuts = ()) -> ExplicitCommand:
-    """A new command, or with its ``cuts`` a logged one; raises 422 or 413."""
-    batch, spec = parse(body, compute.limits)
+    """A new command, or with its ``cuts`` a logged one; raises 413.
+
+    ``body`` was checked by ``parse`` before it was accepted.
+    """
+    batch = read_batch(body)
+    spec = loss_spec(batch.loss_fn, batch.loss_fn_config)
     admitted = compute.admit(explicit.datums(batch), None if batch.forward_only else spec, cuts)
     return ExplicitCommand(admitted, spec, batch.forward_only)
 

@@ -80,11 +80,11 @@ def _written_by(state: TrainingState, assigned: Assigned, record: Record) -> Sto
     parent = _position(state, assigned).digest
     for stored in state.store.checkpoints(state.model):
         manifest = stored.manifest
-        key = (manifest["session"], manifest["seq"])
+        key = (manifest.get("session"), manifest.get("seq"))
         if (
             key == (record.key.session, record.key.seq)
-            and manifest["term"] == assigned.assignment.term
-            and manifest["parent"] == parent
+            and manifest.get("term") == assigned.assignment.term
+            and manifest.get("parent") == parent
         ):
             return stored
     return None

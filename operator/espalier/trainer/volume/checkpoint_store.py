@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from espalier.core import volume
@@ -151,11 +151,13 @@ class CheckpointStore:
         path = self._path(kind, digest)
         try:
             text = (path / MANIFEST).read_text()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise DigestError(f"{kind} {digest} is not on the volume ({error})") from error
         if digest_of(text) != digest:
             raise DigestError(f"the manifest of {kind} {digest} does not match its digest")
-        manifest = json.loads(text)
+        manifest = _manifest(text)
+        if manifest is None or (kind == "checkpoint" and not _is_checkpoint(manifest)):
+            raise DigestError(f"the manifest of {kind} {digest} is none of ours")
         for name, entry in manifest["files"].items():
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["size"]:
@@ -238,6 +240,37 @@ def volume_written(path: Path) -> Iterator[None]:
         if problem is None:
             raise
         raise problem from error
+
+
+def _manifest(text: str) -> dict[str, Any] | None:
+    """A manifest whose files lie in its own directory; None if it is none.
+
+    Its digest says that it is what was written, and nothing of who wrote it.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    files = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(files, dict) or not all(map(_is_inside, files)):
+        return None
+    entries = all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("sha256"), str)
+        for entry in files.values()
+    )
+    return found if entries else None
+
+
+def _is_checkpoint(manifest: dict[str, Any]) -> bool:
+    named = all(isinstance(manifest.get(field), str) for field in ("model", "base"))
+    return named and isinstance(manifest.get("step"), int)
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts
 
 
 def sha256_of(path: Path) -> str:

@@ -1,0 +1,188 @@
+"""Futures of Tinker's API: what a client is told of pods that misbehave, or that it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from tests.gateway.conftest import Behaviour, Gateway
+from tests.gateway.test_completions import Start, hang, hang_up, serve
+from tests.gateway.world import condition
+
+from espalier.gateway.tinker import results, samples
+from espalier.gateway.tinker.futures import Future
+from espalier.gateway.tinker.names import Sampler, Session
+from espalier.gateway.world.world import NamespacedName
+from espalier.kube.cluster import ClusterError
+
+PROMPT = {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]}
+CHOICE = {
+    "index": 0,
+    "token_ids": [3],
+    "logprobs": {"token_logprobs": [-1.0]},
+    "finish_reason": "length",
+}
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (results, "HOLD_SECONDS"),
+        (results, "LOOK_AGAIN_SECONDS"),
+        (samples, "CHECKPOINT_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 0.3)
+    monkeypatch.setattr(samples, "AGAIN_SECONDS", 0.01)
+
+
+def answers(*replies: Any) -> Behaviour:
+    """Each request gets the next of these, the last one again and again."""
+    left = list(replies)
+
+    async def behave(request: web.Request) -> web.StreamResponse:
+        reply = left.pop(0) if len(left) > 1 else left[0]
+        if callable(reply):
+            found: web.StreamResponse = await reply(request)
+            return found
+        status, body = reply
+        return web.json_response(body, status=status)
+
+    return behave
+
+
+def said(message: str) -> dict[str, Any]:
+    return {"error": {"message": message}}
+
+
+async def sampled(gateway: Gateway, model: NamespacedName) -> tuple[int, Any]:
+    """Status and body of the first poll of a sample."""
+    sampler = Sampler(Session(model.namespace, "0" * 16), 0, model, "base")
+    params = {"max_tokens": 1}
+    asked = {"sampling_session_id": str(sampler), "seq_id": 0, "sampling_params": params}
+    reply = await gateway.post("/api/v1/asample", asked | {"prompt": PROMPT})
+    assert reply.status == 200, await reply.text()
+    return await retrieved(gateway, (await reply.json())["request_id"])
+
+
+async def retrieved(gateway: Gateway, future: str) -> tuple[int, Any]:
+    reply = await gateway.post("/api/v1/retrieve_future", {"request_id": future})
+    if reply.content_type == "application/x-protobuf":
+        return reply.status, await reply.read()
+    return reply.status, await reply.json()
+
+
+@pytest.mark.parametrize(
+    ("replies", "category", "says"),
+    [
+        ([(400, said("beyond the context"))], "user", "beyond the context"),
+        ([(404, said("no such model"))], "user", "no such model"),
+        ([(500, said("the engine is dead"))], "server", "the engine is dead"),
+        ([(200, {"choices": []})], "server", "answers a completion wrongly"),
+        ([(200, {"choices": [CHOICE | {"token_ids": [2**40]}]})], "server", "wrongly"),
+    ],
+)
+async def test_a_sample_that_fails_is_told_with_whose_fault_it_is(
+    gateway: Gateway, upstream: Start, replies: list[Any], category: str, says: str
+) -> None:
+    pod = await upstream(answers(*replies))
+    status, told = await sampled(gateway, serve(gateway, pod.port))
+    assert (status, told["category"]) == (200, category)
+    assert says in told["error"]
+
+
+async def test_a_lost_connection_is_not_the_clients_concern(
+    gateway: Gateway, upstream: Start
+) -> None:
+    pod = await upstream(answers(hang_up, (200, {"choices": [CHOICE]})))
+    status, body = await sampled(gateway, serve(gateway, pod.port))
+    assert (status, len(pod.requests)) == (200, 2)
+    assert isinstance(body, bytes)
+
+
+async def test_a_sample_goes_on_between_two_polls_and_ends_when_nobody_polls(
+    gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "IDLE_SECONDS", 0.6)
+    pod = await upstream(hang)
+    model = serve(gateway, pod.port)
+    for _ in range(2):
+        status, told = await sampled(gateway, model)
+        assert (status, told["type"], told["queue_state"]) == (408, "try_again", "active")
+    assert len(pod.requests) == 1
+    await asyncio.wait_for(pod.disconnected.wait(), 10)
+
+
+async def test_a_poll_is_held_and_then_told_the_reason_of_kubernetes(gateway: Gateway) -> None:
+    model = gateway.world.model("arith")
+    unplaced = condition("PodScheduled", "False", "Unschedulable", "0/6 nodes are available")
+    gateway.world.pod(model, "arith-rollout-0", phase="Pending", conditions=[unplaced])
+    began = asyncio.get_running_loop().time()
+    status, told = await sampled(gateway, model)
+    assert asyncio.get_running_loop().time() - began >= 0.2
+    assert (status, told["queue_state"]) == (408, "paused_capacity")
+    assert "0/6 nodes" in told["queue_state_reason"]
+
+
+async def test_a_model_that_is_scaled_to_nothing_is_not_waited_for(gateway: Gateway) -> None:
+    status, told = await sampled(gateway, gateway.world.model("arith", replicas=0))
+    assert (status, told["category"]) == (200, "user")
+    assert "Set spec.rollout.replicas to 1 or more" in told["error"]
+
+
+@pytest.mark.parametrize(
+    "future",
+    [
+        lambda space: Future("train", f"{space}.gone", 1),
+        lambda space: Future("create", f"{space}.gone"),
+        lambda space: Future("save", f"{space}.gone", 1, {"type": "save_weights"}),
+    ],
+)
+async def test_what_was_asked_of_a_deleted_model_fails_at_once(
+    gateway: Gateway, future: Callable[[str], Future]
+) -> None:
+    text = str(future(gateway.users.namespace))
+    status, told = await retrieved(gateway, text)
+    assert (status, told["category"]) == (200, "user")
+    assert "was deleted" in told["error"]
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {},
+        {"prompt": {"chunks": []}, "sampling_params": {}},
+        {"prompt": PROMPT, "sampling_params": {}, "num_samples": 10**6},
+    ],
+)
+async def test_a_future_that_the_client_made_up_is_unknown(
+    gateway: Gateway, details: dict[str, Any]
+) -> None:
+    model = serve(gateway)
+    sampler = Sampler(Session(model.namespace, "0" * 16), 0, model, "base")
+    status, told = await retrieved(gateway, str(Future("sample", str(sampler), 1, details)))
+    assert (status, told["reason"]) == (404, "NotFound")
+
+
+async def test_an_api_server_that_is_away_is_a_429_from_which_the_client_backs_off(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object, **__: object) -> None:
+        raise ClusterError(0, "Unreachable", "connection refused")
+
+    monkeypatch.setattr(gateway.context.cluster, "review_access", away)
+    future = str(Future("create", f"{gateway.users.namespace}.other"))
+    reply = await gateway.post("/api/v1/retrieve_future", {"request_id": future})
+    assert (reply.status, reply.headers["Retry-After"]) == (429, "2")
+    assert json.loads(await reply.text())["reason"] == "ReviewFailed"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/audit", "/tinker/api/v1/billing/usage"])
+async def test_what_is_not_offered_is_refused_by_name(gateway: Gateway, path: str) -> None:
+    reply = await gateway.get(path)
+    assert reply.status == 404
+    assert "is not served here" in (await reply.json())["detail"]
+    assert (await gateway.get(path, token="")).status == 401

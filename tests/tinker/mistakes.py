@@ -1,0 +1,89 @@
+"""What users of Tinker's SDK do wrong, and how it fails. Runs in the SDK's environment.
+
+``python mistakes.py JSON``; prints what became of each mistake as JSON objects, one a line. After
+``{"wait": ...}`` it waits for a line, while the test takes something away.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import tinker
+from tinker import types
+
+TEXT = types.ModelInput.from_ints([72, 105, 33])
+SAMPLING = types.SamplingParams(max_tokens=4, seed=1)
+
+
+def datum(tokens: list[int]) -> types.Datum:
+    length = len(tokens) - 1
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={
+            "target_tokens": types.TensorData(data=tokens[1:], dtype="int64", shape=[length]),
+            "weights": types.TensorData(data=[1.0] * length, dtype="float32", shape=[length]),
+        },
+    )
+
+
+DATA = [datum([72, 105, 33, 10])]
+
+
+def tell(mistake: str, call: Callable[[], Any]) -> None:
+    """How a call fails, and after how many seconds."""
+    begun = time.monotonic()
+    found: dict[str, Any] = {"kind": "none", "says": ""}
+    try:
+        call()
+    except Exception as error:
+        category = getattr(error, "category", "")
+        found = {"kind": type(error).__name__, "says": str(error)}
+        found["category"] = str(getattr(category, "value", category))
+    print(json.dumps({mistake: found | {"seconds": time.monotonic() - begun}}), flush=True)
+
+
+def wait(what: str, told: str) -> None:
+    print(json.dumps({"wait": what, "told": told}), flush=True)
+    sys.stdin.readline()
+
+
+def main(base: str, revoked: str) -> None:
+    warnings.simplefilter("ignore")
+    tell("revoked", lambda: tinker.ServiceClient(api_key=revoked).get_server_capabilities())
+    client = tinker.ServiceClient()
+    training = client.create_lora_training_client(base, rank=4).result()
+
+    def train(loss: str, **config: Any) -> Callable[[], Any]:
+        return lambda: training.forward_backward(DATA, loss, **config).result()
+
+    def step(**adam: Any) -> Callable[[], Any]:
+        def call() -> Any:
+            training.forward_backward(DATA, "cross_entropy").result()
+            return training.optim_step(types.AdamParams(**adam)).result()
+
+        return call
+
+    tell("unknown loss", train("nonsense"))
+    tell("unknown config", train("ppo", loss_fn_config={"epsilom": 0.1}))
+    tell("learning rate NaN", step(learning_rate=math.nan))
+    tell("learning rate below 0", step(learning_rate=-1.0))
+    tell("beta above 1", step(learning_rate=1e-3, beta1=1.5))
+    # Those that were refused are no obstacle, and what they were given is not left behind.
+    tell("after mistakes", step(learning_rate=1e-3))
+
+    sampler = training.save_weights_and_get_sampling_client().result()
+    sampler.sample(TEXT, 1, SAMPLING).result()
+    wait("its checkpoint to be deleted", training.model_id)
+    tell("evicted sampler", lambda: sampler.sample(TEXT, 1, SAMPLING).result())
+    wait("the model to be deleted", training.model_id)
+    tell("deleted model", train("cross_entropy"))
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
