@@ -29,6 +29,10 @@ class Engine:
         # Imported here: it reads the environment.
         from vllm import LLM, SamplingParams  # noqa: PLC0415
 
+        from espalier.sampler.cpu import lora_ops  # noqa: PLC0415
+
+        # vLLM's own gathers a copy of an adapter's matrices for every token: minutes an adapter.
+        lora_ops.install()
         self._llm = LLM(
             model,
             dtype="float32",
