@@ -470,9 +470,8 @@ class TrainingRunSpec(Type):
                 f"{_STEPS_OF_BATCH} == 1 || !has(self.schedule)"
                 " || !has(self.schedule.maxStalenessSteps)"
                 f" || self.schedule.maxStalenessSteps >= {_STEPS_OF_BATCH} - 1",
-                "the last step of a batch is batch.minibatches * batch.epochs - 1 steps from the "
-                "weights that were sampled, more than schedule.maxStalenessSteps: raise that, or "
-                "take fewer steps with a batch",
+                "the last of batch.minibatches * batch.epochs steps is staler than "
+                "schedule.maxStalenessSteps: raise that, or take fewer steps with a batch",
                 ".batch",
             ),
             (

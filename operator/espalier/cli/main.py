@@ -25,7 +25,6 @@ from espalier.cli.curve import as_png, in_terminal, lines
 from espalier.cli.dev import dev
 from espalier.cli.failure import CliError
 from espalier.cli.git import WorkingTree
-from espalier.cli.heldout_tasks import choose
 from espalier.cli.kubectl import Kubectl
 from espalier.cli.options import (
     AsJson,
@@ -42,7 +41,6 @@ from espalier.cli.options import (
 )
 from espalier.cli.promote import Wish, promote
 from espalier.cli.run_progress import standing
-from espalier.runner.heldout import HeldOut
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
@@ -182,7 +180,9 @@ def evaluate(
             "usage",
             "give --temperature above 0",
         )
-    from espalier.cli import gateway_commands  # noqa: PLC0415 - its HTTP library is slow
+    # Their HTTP library is slow.
+    from espalier.cli import gateway_commands  # noqa: PLC0415
+    from espalier.cli.heldout_tasks import HeldOut, choose  # noqa: PLC0415
 
     who = access(url, token)
     cluster = kubectl(context, namespace)
