@@ -1,7 +1,7 @@
 # The commands of the project. `make try`, `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-scoring crds constraints krew docs docs-pages
+.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-scoring bench-loop crds constraints krew docs docs-pages
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -59,6 +59,9 @@ bench-gateway: env ## measure what the gateway adds, its memory, and promotion
 
 bench-scoring: env ## measure how many answers a second are scored
 	@bench/run.sh scoring
+
+bench-loop: env ## measure whole runs beside TRL, and schedules beside each other
+	@bench/run.sh loop
 
 lint: env ## style, types and layers
 	@.venv/bin/ruff check .

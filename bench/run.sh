@@ -5,6 +5,7 @@
 # `make bench-scoring` (`bench/run.sh scoring`): what scores answers, which needs no cluster.
 # `make bench-operator` (`bench/run.sh operator`): the operator on an API server without nodes.
 # `bench/run.sh runner`: the runner beside sampling and training, which needs no cluster.
+# `make bench-loop`: whole runs beside TRL, and Asynchronous beside Synchronous, which needs no cluster.
 # `bench/run.sh tools`: what the parsers of tool calls and thoughts take.
 set -euo pipefail
 . "$(dirname "$0")/../dev/common.sh"
@@ -49,12 +50,28 @@ runner() {
   echo "== what the runner itself costs (goal: 50 ms a step, 1 ms a rollout, 400 MiB for 1,000 in flight)"
   PYTHONPATH=operator:. .venv/bin/python -m bench.runner
 }
+# Three seeds take half an hour on two idle cores, which is why `make bench` leaves them out. A run that was stopped goes
+# on with LOOP_SEEDS: the pieces of a seed are kept as they come.
+loop() {
+  local model out=${ESPALIER_OUT:-$root/out}/bench-loop
+  model=$(images/model/context.sh)
+  export PYTHONPATH=operator:.
+  echo "== arithmetic beside TRL's GRPOTrainer, in turns (goal: 3 times faster to a held-out reward)"
+  # shellcheck disable=SC2086  # one argument a seed
+  .venv/bin/python -W ignore -m bench.loop.beside_trl "$model" "$out/trl" --seeds ${LOOP_SEEDS:-1 2 3}
+  .venv/bin/python -W ignore -m bench.loop.held_out "$model" "$out/trl"
+  .venv/bin/python -m bench.loop.report "$out/trl" --picture "$out/beside-trl.svg"
+  echo "== long tails: Asynchronous beside Synchronous (goal: 1.4 times the rollouts a second)"
+  .venv/bin/python -W ignore -m bench.loop.schedules "$model" "$out/schedules"
+  .venv/bin/python -W ignore -m bench.loop.held_out "$model" "$out/schedules" --stories
+  .venv/bin/python -m bench.loop.report_schedules "$out/schedules"
+}
 tools() {
   echo "== CPU of the parsers of tool calls and thoughts, an answer"
   PYTHONPATH=operator:. .venv/bin/python -m bench.tool_parsers
 }
 case "${1:-all}" in
-trainer | operator | gateway | scoring | runner | tools)
+trainer | operator | gateway | scoring | runner | loop | tools)
   "$1"
   exit
   ;;

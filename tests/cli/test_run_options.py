@@ -32,6 +32,7 @@ def test_no_two_fields_share_an_option() -> None:
         ("--optimizer-beta1", "optimizer.beta1"),
         ("--max-tokens", "sampling.maxTokens"),
         ("--seed", "taskset.seed"),
+        ("--run-seed", "seed"),
         ("--dataset", "taskset.reasoningGym.dataset"),
         ("--claim-path", "taskset.persistentVolumeClaim.path"),
         ("--keep-best-count", "checkpoint.keepBest.count"),

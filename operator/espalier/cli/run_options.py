@@ -32,6 +32,8 @@ LEFT_OUT = frozenset({"modelRef", "driver", "runner"})
 UNNAMED = frozenset({"sampling", "taskset", "checkpoint"})
 SHORT: Mapping[Path, str] = {
     ("loss", "name"): "--loss",
+    # The taskset's has the short one.
+    ("seed",): "--run-seed",
     ("taskset", "configMap", "name"): "--config-map",
     ("taskset", "reasoningGym", "dataset"): "--dataset",
     ("taskset", "persistentVolumeClaim", "claimName"): "--claim",

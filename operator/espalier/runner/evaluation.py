@@ -21,10 +21,10 @@ from espalier.environments.errors import RolloutFailedError
 from espalier.loop.evaluation import figures
 from espalier.rewards import Rewards, Scored
 from espalier.rewards.figures import counted
+from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.group_sampling import Skipped, score_group
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
-from espalier.runner.open_taskset import declared_taskset
 from espalier.runner.played_groups import Playing, play_groups
 from espalier.runner.rewards import Group
 from espalier.runner.run_end import UserError, WaitError

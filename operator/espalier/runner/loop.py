@@ -36,11 +36,11 @@ from espalier.loop.step_clock import StepClock, TimedSampler
 from espalier.loop.steps import Attempt, Steps, Taken
 from espalier.runner import error_budget, heldout, refusals
 from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
+from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.evaluation import Evaluations
 from espalier.runner.group_sampling import Outcome
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
-from espalier.runner.open_taskset import declared_taskset
 from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.run_end import UserError
 from espalier.runner.run_trackers import RunTrackers

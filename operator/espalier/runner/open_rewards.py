@@ -21,8 +21,8 @@ from espalier.rewards.number import Range
 from espalier.rewards.scored import Written
 from espalier.rewards.service import Service
 from espalier.rewards.text import How, number
+from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.gateway_judge import GatewayJudge
-from espalier.runner.open_taskset import declared_taskset
 from espalier.runner.played_rewards import on_error
 from espalier.runner.run_end import UserError
 from espalier.runner.scorer_spec import Asked, Module, Reference, Spec, Text

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espalier.api.run.taskset import SOURCES, Taskset
-from espalier.api.trainingrun import TrainingRunSpec
 from espalier.environments.errors import UserError
 from espalier.runner.jsonl import InlineTasks, file_tasks
 from espalier.runner.task_protocol import TASKS_DIRECTORY, Tasks
@@ -34,13 +33,6 @@ def open_taskset(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tas
 
         return PlayedTasks(open_environment(spec))
     return AnsweredTasks(open_tasks(spec, directory))
-
-
-def declared_taskset(spec: TrainingRunSpec) -> Taskset:
-    """The taskset of a run; UserError where it has none."""
-    if spec.taskset is None:
-        raise UserError("TasksetInvalid", "the run has no taskset", "Set spec.taskset")
-    return spec.taskset
 
 
 def open_tasks(spec: Taskset | None, directory: Path = TASKS_DIRECTORY) -> Tasks:

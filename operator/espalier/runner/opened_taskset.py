@@ -10,8 +10,8 @@ from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import TasksetUsed
 from espalier.loop.session import Sampler
 from espalier.rewards import Rewards
+from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.group_sampling import Outcome
-from espalier.runner.open_taskset import declared_taskset
 from espalier.runner.task_source import OpenRewards, TaskSource
 
 

@@ -13,8 +13,8 @@ from espalier.api.wire import TasksetUsed
 from espalier.loop.session import Sampler
 from espalier.rewards import Rewards
 from espalier.rewards.lengths import LengthRules
+from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.group_sampling import Outcome, sample_groups
-from espalier.runner.open_taskset import declared_taskset
 from espalier.runner.played_rewards import open_played_rewards
 from espalier.runner.scorer_spec import Match
 from espalier.runner.task_protocol import Task, Tasks

@@ -1,0 +1,89 @@
+"""The sums of examples/arithmetic, and what an answer is worth: the same for every side."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espalier.rewards.extraction import extract, matches
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "arithmetic"
+# As in run.yaml: this many are trained on, the rest is held out.
+TRAINED = 320
+# Tokens of a story.
+SHORTEST, LONGEST = 6, 160
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A question and its answer, such as ``What is 3 + 4?`` and ``7``."""
+
+    id: str
+    question: str
+    answer: str
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        """As a chat."""
+        content = f"{self.question} Answer with just the number."
+        return [{"role": "user", "content": content}]
+
+    def reward(self, text: str) -> float:
+        """1 if the last number of the text is the answer, else 0."""
+        return float(matches("LastNumber", extract("LastNumber", text), self.answer))
+
+
+@dataclass(frozen=True)
+class Story(Sum):
+    """A sum whose answer begins a story, which is cut at a length of a heavy tail.
+
+    Lengths are Pareto's with exponent 1.2: half are below 11 tokens, one in 25 above 100.
+    """
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        """As a chat."""
+        content = f"{self.question} Begin with the number, then tell a long story about it."
+        return [{"role": "user", "content": content}]
+
+    def reward(self, text: str) -> float:
+        """1 if the first number of the text is the answer, else 0."""
+        found = re.search(r"\d+", text)
+        return float(found is not None and found[0] == self.answer)
+
+    def length(self, index: int) -> int:
+        """Tokens of one of its rollouts: equal for every side."""
+        drawn = random.Random(f"{self.id}/{index}").paretovariate(1.2)
+        return min(int(SHORTEST * drawn), LONGEST)
+
+
+def trained(seed: int) -> list[Sum]:
+    """The sums that a run with this seed trains on, in its order."""
+    chosen = _shuffled()[:TRAINED]
+    random.Random(seed).shuffle(chosen)
+    return chosen
+
+
+def held_out() -> list[Sum]:
+    """The sums that no run trains on."""
+    return _shuffled()[TRAINED:]
+
+
+def stories(sums: Sequence[Sum]) -> list[Story]:
+    """The same sums as stories."""
+    return [Story(one.id, one.question, one.answer) for one in sums]
+
+
+def _shuffled() -> list[Sum]:
+    manifest: dict[str, Any] = yaml.safe_load((EXAMPLE / "tasks.yaml").read_text())
+    rows = [json.loads(line) for line in manifest["data"]["tasks.jsonl"].splitlines()]
+    sums = [Sum(row["prompt"], row["prompt"], row["answer"]) for row in rows]
+    random.Random(0).shuffle(sums)
+    return sums
