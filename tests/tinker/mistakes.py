@@ -70,7 +70,7 @@ def main(base: str, revoked: str) -> None:
         return call
 
     tell("unknown loss", train("nonsense"))
-    tell("unknown config", train("ppo", loss_fn_config={"epsilom": 0.1}))
+    tell("unknown config", train("cross_entropy", loss_fn_config={"epsilom": 0.1}))
     tell("learning rate NaN", step(learning_rate=math.nan))
     tell("learning rate below 0", step(learning_rate=-1.0))
     tell("beta above 1", step(learning_rate=1e-3, beta1=1.5))
@@ -79,10 +79,9 @@ def main(base: str, revoked: str) -> None:
 
     sampler = training.save_weights_and_get_sampling_client().result()
     sampler.sample(TEXT, 1, SAMPLING).result()
-    wait("its checkpoint to be deleted", training.model_id)
-    tell("evicted sampler", lambda: sampler.sample(TEXT, 1, SAMPLING).result())
     wait("the model to be deleted", training.model_id)
     tell("deleted model", train("cross_entropy"))
+    tell("its sampler", lambda: sampler.sample(TEXT, 1, SAMPLING).result())
 
 
 if __name__ == "__main__":

@@ -36,6 +36,10 @@ from espalier.tinker.results import PROTOBUF
 SAVE, SAVE_FOR_SAMPLER = "save_weights", "save_weights_for_sampler"
 
 
+# A watch shows what was made after so long at the most.
+SEEN_SECONDS = 5.0
+
+
 class TrainingRoutes:
     """Handlers of create_model, load_weights, get_info, and the commands of a trainer."""
 
@@ -103,7 +107,9 @@ class TrainingRoutes:
         asked = await read_body(request, OfModel)
         model = self._named(asked.model_id)
         await self._auth.require(user, "get", "trainablemodels", model.trained)
-        known = await self._watch.wait_for(lambda world: world.models.get(model.trained), 5.0)
+        known = await self._watch.wait_for(
+            lambda world: world.models.get(model.trained), SEEN_SECONDS
+        )
         if known is None:
             raise unknown("model_id", asked.model_id)
         world = self._watch.world
@@ -237,6 +243,12 @@ class TrainingRoutes:
     async def _model(self, user: User, text: str) -> TinkerModel:
         """The model of an id, which the caller may train now."""
         model = self._named(text)
+        await self._auth.require(user, "get", "trainablemodels", model.trained)
+        # Another replica may have made it just now.
+        if not await self._watch.wait_for(
+            lambda world: model.trained in world.models or None, SEEN_SECONDS
+        ):
+            raise unknown("model_id", text)
         await self._access.require(user, model.trained)
         return model
 
