@@ -182,7 +182,8 @@ def evaluate(
         )
     # Their HTTP library is slow.
     from espalier.cli import gateway_commands  # noqa: PLC0415
-    from espalier.cli.heldout_tasks import HeldOut, choose  # noqa: PLC0415
+    from espalier.cli.heldout_tasks import choose  # noqa: PLC0415
+    from espalier.runner.heldout import HeldOut  # noqa: PLC0415
 
     who = access(url, token)
     cluster = kubectl(context, namespace)
