@@ -31,8 +31,10 @@ class LogDatabase:
             self.execute(statement)
 
     def close(self) -> None:
-        """Lets another process open the file."""
-        self._connection.close()
+        """Lets another process open the file; later statements fail."""
+        # SQLite ends the process if another thread is in the midst of a statement.
+        with self.lock:
+            self._connection.close()
 
     def execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """One statement, durable at once outside of a transaction."""
