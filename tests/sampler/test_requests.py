@@ -314,7 +314,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "refers to itself without end",
     ),
     "no samples": ({"n": 0}, "n must be at least 1"),
-    "too many samples": ({"n": 10**6}, "n must be at most"),
+    "too many samples": ({"n": 10**6}, "n is 1000000, and 1024 are taken"),
     "empty prompt": ({"prompt": ""}, "prompt"),
     "no prompts": ({"prompt": []}, "prompt"),
     "foreign token": ({"prompt": [1, 99999]}, "out of vocabulary"),
