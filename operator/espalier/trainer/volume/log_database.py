@@ -27,7 +27,7 @@ class LogDatabase:
         # A rollback journal works on network volumes, where a write-ahead log does not.
         self.execute("PRAGMA journal_mode = TRUNCATE")
         self.execute("PRAGMA synchronous = FULL")
-        for statement in schema.split(";"):
+        for statement in filter(str.strip, schema.split(";")):
             self.execute(statement)
 
     def close(self) -> None:
