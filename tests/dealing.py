@@ -18,6 +18,7 @@ TOGETHER = {
         "local/test_cookbooks",
         "local/test_dev",
         "local/test_full",
+        "local/test_tinker",
         "local/test_try",
         "sampler/test_full_weights",
         "sampler/test_requests",

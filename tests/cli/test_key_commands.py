@@ -89,7 +89,9 @@ async def test_a_key_is_printed_once_listed_without_its_secret_and_revoked(
     other = json.loads(keys("create", "boss", *forever).stdout)
     assert (await admitted(namespace, other["key"])).scopes is None
 
-    (first, second) = json.loads(keys("list", "--json").stdout)
+    # Made in the same second, they are by name.
+    listed = {one["name"]: one for one in json.loads(keys("list", "--json").stdout)}
+    first, second = listed["ci"], listed["boss"]
     assert (first["name"], first["account"], first["scope"]) == ("ci", "bot", "sample")
     assert (second["name"], second["expires"]) == ("boss", "never")
     shown = keys("list").output

@@ -131,12 +131,17 @@ def test_a_rollout_is_told_the_parsers_that_the_spec_chooses() -> None:
 
 def test_only_the_trainer_and_the_importer_can_write_weights() -> None:
     writable = {
-        child["metadata"]["name"]: not mount.get("readOnly", False)
+        (child["metadata"]["name"], mount["mountPath"]): not mount.get("readOnly", False)
         for child in workloads()
         for mount in pod_of(child)["containers"][0]["volumeMounts"]
         if mount["name"] == "weights"
     }
-    assert writable == {"arith-trainer": True, "arith-rollout": False, "arith-import": True}
+    assert writable == {
+        ("arith-trainer", "/weights"): True,
+        ("arith-trainer", "/weights/bases"): False,
+        ("arith-rollout", "/weights"): False,
+        ("arith-import", "/weights"): True,
+    }
 
 
 def test_no_pod_gets_a_token_but_the_runner_one_for_the_gateway() -> None:

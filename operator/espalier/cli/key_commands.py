@@ -96,7 +96,8 @@ def list_keys(
     """List the keys of the namespace; none of them can be shown again."""
     store, now = key_store(kubectl(context, namespace)), datetime.now(UTC)
     entries = store.read()
-    rows = [_row(key, now) for key in sorted(_keys(entries), key=lambda key: key.record.created)]
+    oldest_first = sorted(_keys(entries), key=lambda key: (key.record.created, key.record.name))
+    rows = [_row(key, now) for key in oldest_first]
     _, unreadable = read_entries(entries)
     if unreadable:
         typer.echo(

@@ -17,6 +17,9 @@ from espalier.gateway.world.routing import NEAREST, Slug, Unknown, find_model, f
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
 
+# A watch shows what was made after so long at the most.
+SEEN_SECONDS = 5.0
+
 
 class Callers:
     """Authenticates callers and finds the models that they name.
@@ -56,6 +59,11 @@ class Callers:
                 f"{user.name} may get none of the served models",
                 f"Grant verb get on trainablemodels of {GROUP} by a Role and a RoleBinding",
             )
+
+    async def require_some_model_soon(self, user: User) -> None:
+        """The same, for a caller whose first model may have been made just now."""
+        await self._watch.wait_for(lambda world: bool(world.models) or None, SEEN_SECONDS)
+        await self.require_some_model(user)
 
     async def _may_sample(self, user: User) -> bool:
         asked = (self._auth.allowed(user, "get", "trainablemodels", m) for m in self._served())

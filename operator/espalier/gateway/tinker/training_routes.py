@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from espalier.core.api_keys import SCOPES
 from espalier.gateway.access.auth import Authenticator, User
-from espalier.gateway.access.callers import Callers
+from espalier.gateway.access.callers import SEEN_SECONDS, Callers
 from espalier.gateway.access.request_body import (
     as_body,
     as_object,
@@ -34,10 +34,6 @@ from espalier.tinker.messages_pb2 import ForwardBackwardRequest
 from espalier.tinker.results import PROTOBUF
 
 SAVE, SAVE_FOR_SAMPLER = "save_weights", "save_weights_for_sampler"
-
-
-# A watch shows what was made after so long at the most.
-SEEN_SECONDS = 5.0
 
 
 class TrainingRoutes:
@@ -141,8 +137,8 @@ class TrainingRoutes:
                 f"forward_backward is sent as {PROTOBUF}, not {request.content_type[:64]}",
                 "Use a client of 0.22 or newer",
             )
-        body = await read_bytes(request)
-        body = await inflated(request, body)
+        await self._callers.require_some_model_soon(user)
+        body = await inflated(request, await read_bytes(request))
         message = ForwardBackwardRequest()
         try:
             message.ParseFromString(body)
