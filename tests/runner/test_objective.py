@@ -48,7 +48,7 @@ GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {
             "kl": {
                 **{"coefficient": 0.02, "placement": "Loss", "estimator": None},
-                **{"discount": 0.0, "reference": "Base"},
+                **{"discount": 0.0, "reference": "Base", "checkpoint": None},
             }
         },
     ),

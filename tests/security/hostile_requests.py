@@ -104,10 +104,10 @@ class Hostile:
 
 
 def routes_of(app: web.Application) -> list[tuple[str, str]]:
-    """Method and path of every route; a path has its placeholders."""
+    """Method and path of every route; a path has its placeholders. Of all methods it has POST."""
     return sorted(
         {
-            (route.method, route.resource.canonical)
+            ("POST" if route.method == "*" else route.method, route.resource.canonical)
             for route in app.router.routes()
             if route.resource is not None and route.method != "HEAD"
         }

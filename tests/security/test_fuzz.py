@@ -148,7 +148,7 @@ async def test_whoever_is_nobody_gets_nothing_but_health_from_any_route(served: 
             body = {"model": "arith", "prompt": "1"}
             url = URL(base + named.replace("{", "").replace("}", ""))
             answer = await served.session.request(method, url, json=body, headers=headers)
-            if path in ("/healthz", "/readyz"):
+            if path.endswith(("/healthz", "/readyz")):
                 assert answer.status == 200
             else:
                 # A path that the placeholder's own name does not fit is no route at all.
