@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def fork() -> int:
@@ -16,3 +18,13 @@ def fork() -> int:
     if child:
         gc.unfreeze()
     return child
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """The same for what multiprocessing forks meanwhile."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from dev.ports import free_port
+from tests.trainer.forking import nothing_collected
 
 from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.ranks import meeting
@@ -25,6 +26,12 @@ from espalier.trainer.ranks.this_rank import SECRET, World, read_world
 
 FORK = multiprocessing.get_context("fork")
 SECONDS = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _forks() -> Iterator[None]:
+    with nothing_collected():
+        yield
 
 
 def world(
