@@ -214,8 +214,10 @@ async def test_a_head_that_pauses_is_a_409(gateway: Gateway, upstream: Start) ->
 
 
 async def test_a_run_that_is_held_for_its_log_probs_is_a_409_until_it_is_edited(
-    gateway: Gateway, upstream: Start
+    gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Nobody serves what is committed here.
+    monkeypatch.setattr(train, "PROMOTION_SECONDS", 0.05)
     trainer = await upstream(commit)
     model = training(gateway, trainer.port)
     spec = {"modelRef": {"name": model.name}, "driver": "Client", "steps": 20}
