@@ -60,10 +60,10 @@ class Callers:
                 f"Grant verb get on trainablemodels of {GROUP} by a Role and a RoleBinding",
             )
 
-    async def require_some_model_soon(self, user: User) -> None:
-        """The same, for a caller whose first model may have been made just now."""
-        await self._watch.wait_for(lambda world: bool(world.models) or None, SEEN_SECONDS)
-        await self.require_some_model(user)
+    async def require_one_if_any(self, user: User) -> None:
+        """Refuses a caller who may sample none of the models that there are."""
+        if self._served():
+            await self.require_some_model(user)
 
     async def _may_sample(self, user: User) -> bool:
         asked = (self._auth.allowed(user, "get", "trainablemodels", m) for m in self._served())

@@ -87,7 +87,7 @@ class SamplingRoutes:
     async def sample(self, request: web.Request) -> web.Response:
         """A future of samples; they are begun when it is first asked for."""
         user = await self._callers.caller(request, "sample")
-        await self._callers.require_some_model_soon(user)
+        await self._callers.require_one_if_any(user)
         asked = await read_body(request, Sample)
         sampler = await self._readable(user, asked.sampling_session_id)
         if problem := sampling.problem(asked):

@@ -137,7 +137,6 @@ class TrainingRoutes:
                 f"forward_backward is sent as {PROTOBUF}, not {request.content_type[:64]}",
                 "Use a client of 0.22 or newer",
             )
-        await self._callers.require_some_model_soon(user)
         body = await inflated(request, await read_bytes(request))
         message = ForwardBackwardRequest()
         try:
