@@ -143,6 +143,9 @@ class Trainer:
         assert self._service is not None
         self._service.feed.close()
         await self._runner.cleanup()
+        # In a process of its own a command under way would end with it. Here it goes on, and a
+        # trainer whose log is closed under a command ends the process.
+        await asyncio.to_thread(self._service._worker.shutdown)
         if self.engine is not None:
             self.engine.state.log.close()
 
