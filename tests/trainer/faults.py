@@ -28,7 +28,6 @@ import signal
 import sqlite3
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from tests.trainer import tiny
-from tests.trainer.forking import fork
+from tests.trainer.forking import in_a_fork
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire import Wire
@@ -49,7 +48,6 @@ from espalier.trainer.volume.command_log import Kind
 
 Disk = Literal["kill", "empty", "torn", "undone"]
 DISKS: tuple[Disk, ...] = get_args(Disk)
-FAILED = 99
 ACKNOWLEDGED = "acknowledged"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 SCRIPT: list[tuple[Kind, Wire]] = [
@@ -260,29 +258,23 @@ def live(volume: Volume, policy: Policy, die_at: int = -1, disk: Disk = "kill") 
     """One life of the trainer, resending what was not acknowledged; its points, None if it died."""
     report = volume.path.with_suffix(".points")
     answered = volume.path / ACKNOWLEDGED
-    child = fork()
-    if child == 0:
-        code = FAILED
-        try:
-            faults = Faults(volume.path, die_at, disk)
-            faults.arm()
-            done = len(answered.read_text()) if answered.exists() else 0
-            engine = tiny.engine(volume.path, volume.base, policy)
-            engine.assign(tiny.assignment())
-            for seq in range(done, len(SCRIPT)):
-                kind, request = SCRIPT[seq]
-                answer = tiny.send(engine, kind, request, ("client", seq), term=1)
-                assert answer.status == 200
-                with answered.open("a") as file:
-                    file.write(".")
-            faults._inside = True
-            report.write_text("\n".join(faults.points))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def work() -> None:
+        faults = Faults(volume.path, die_at, disk)
+        faults.arm()
+        done = len(answered.read_text()) if answered.exists() else 0
+        engine = tiny.engine(volume.path, volume.base, policy)
+        engine.assign(tiny.assignment())
+        for seq in range(done, len(SCRIPT)):
+            kind, request = SCRIPT[seq]
+            answer = tiny.send(engine, kind, request, ("client", seq), term=1)
+            assert answer.status == 200
+            with answered.open("a") as file:
+                file.write(".")
+        faults._inside = True
+        report.write_text("\n".join(faults.points))
+
+    status = in_a_fork(work)
     if status == -signal.SIGKILL:
         return None
     assert status == 0, "the trainer failed instead of recovering"

@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.trainer import tiny
-from tests.trainer.forking import fork
+from tests.trainer.forking import in_a_fork
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire import Wire
@@ -32,7 +31,6 @@ from espalier.trainer.policy.policy import Policy
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 from espalier.trainer.volume.command_log import CommandLog, Kind
 
-FAILED = 99
 # A killed process loses nothing that it wrote, so memory serves as well as a disk here.
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 NEAR_THE_BASE = {"coefficient": 0.1, "reference": "Base"}
@@ -69,14 +67,14 @@ class Fuse:
 
     def __init__(self, kill_at: int) -> None:
         self.passed = 0
-        self._kill_at = kill_at
+        self.kill_at = kill_at
 
     def arm(self) -> None:
         for owner, name in points():
             setattr(owner, name, self._wrap(getattr(owner, name)))
 
     def _pass(self) -> None:
-        if self.passed == self._kill_at:
+        if self.passed == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         self.passed += 1
 
@@ -96,39 +94,40 @@ def acknowledged(volume: Volume) -> int:
     return len(path.read_text()) if path.exists() else 0
 
 
+def acknowledge(volume: Volume) -> None:
+    """The client has an answer to one more."""
+    with (volume.path / "acknowledged").open("a") as file:
+        file.write(".")
+
+
 def live(volume: Volume, policy: Policy, kill_at: int) -> tuple[bool, int]:
     """One life of the trainer: whether it came to the end, and the points it passed (if so)."""
+
+    def work() -> None:
+        engine = tiny.engine(volume.path, volume.base, policy)
+        engine.assign(tiny.assignment())
+        for seq in range(acknowledged(volume), len(SCRIPT)):
+            kind, request = SCRIPT[seq]
+            answer = tiny.send(engine, kind, request, ("client", seq), term=1)
+            assert answer.status == 200
+            acknowledge(volume)
+
+    return lived(volume, Fuse(kill_at), work)
+
+
+def lived(volume: Volume, fuse: Fuse, work: Callable[[], None]) -> tuple[bool, int]:
+    """A life with a fuse: whether it came to the end, and the points it passed (if so)."""
     counter = volume.path / "passed"
-    child = fork()
-    if child == 0:
-        code = FAILED
-        try:
-            fuse = Fuse(kill_at)
-            fuse.arm()
-            engine = tiny.engine(volume.path, volume.base, policy)
-            engine.assign(tiny.assignment())
-            for seq in range(acknowledged(volume), len(SCRIPT)):
-                kind, request = SCRIPT[seq]
-                answer = tiny.send(engine, kind, request, ("client", seq), term=1)
-                assert answer.status == 200
-                with (volume.path / "acknowledged").open("a") as file:
-                    file.write(".")
-            counter.write_text(str(fuse.passed))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return ended(child, counter, kill_at)
 
+    def life() -> None:
+        fuse.arm()
+        work()
+        counter.write_text(str(fuse.passed))
 
-def ended(child: int, counter: Path, kill_at: int) -> tuple[bool, int]:
-    """How the child's life ended; fails if it did not die of the fuse."""
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return False, kill_at
-    assert os.WEXITSTATUS(status) == 0, "the trainer failed instead of recovering"
+    status = in_a_fork(life)
+    if status == -signal.SIGKILL:
+        return False, fuse.kill_at
+    assert status == 0, "the trainer failed instead of recovering"
     return True, int(counter.read_text())
 
 

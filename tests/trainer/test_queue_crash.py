@@ -7,8 +7,6 @@ Digests, weights and every result must be those of the uninterrupted training.
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tinker.messages import MODEL_ID
-from tests.trainer import test_crash, tinker, tiny
-from tests.trainer.forking import fork
-from tests.trainer.test_crash import FAILED, Fuse, acknowledged, new_volume
+from tests.trainer import tinker, tiny
+from tests.trainer.test_crash import Fuse, acknowledge, acknowledged, lived, new_volume
 from tests.trainer.tiny import Volume
 
 from espalier.trainer.policy.policy import Policy
@@ -62,28 +59,17 @@ class QueueFuse(Fuse):
 
 def live(volume: Volume, policy: Policy, kill_at: int) -> tuple[bool, int]:
     """One life of the trainer: whether it came to the end, and the points that it passed."""
-    counter = volume.path / "passed"
-    child = fork()
-    if child == 0:
-        code = FAILED
-        try:
-            fuse = QueueFuse(kill_at)
-            fuse.arm()
-            engine = tiny.engine(volume.path, volume.base, policy)
-            engine.assign(tiny.assignment())
+
+    def work() -> None:
+        engine = tiny.engine(volume.path, volume.base, policy)
+        engine.assign(tiny.assignment())
+        tinker.work(engine)
+        for number in range(acknowledged(volume), len(SCRIPT)):
+            tinker.accept(engine, *SCRIPT[number])
+            acknowledge(volume)
             tinker.work(engine)
-            for number in range(acknowledged(volume), len(SCRIPT)):
-                tinker.accept(engine, *SCRIPT[number])
-                with (volume.path / "acknowledged").open("a") as file:
-                    file.write(".")
-                tinker.work(engine)
-            counter.write_text(str(fuse.passed))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return test_crash.ended(child, counter, kill_at)
+
+    return lived(volume, QueueFuse(kill_at), work)
 
 
 def outcome(volume: Volume, policy: Policy) -> tuple[Any, ...]:

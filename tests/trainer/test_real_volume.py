@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.trainer import tiny
-from tests.trainer.forking import fork
+from tests.trainer.forking import in_a_fork
 from tests.trainer.tiny import Volume
 
 from espalier.trainer.engine.engine import Engine
@@ -24,20 +22,14 @@ CLONE_NEWNS = 0x00020000
 
 def in_namespace(body: Callable[[], None]) -> None:
     """Runs ``body`` in a forked child whose mounts nobody else sees."""
-    child = fork()
-    if child == 0:
-        code = 1
-        try:
-            library = ctypes.CDLL(None, use_errno=True)
-            assert library.unshare(CLONE_NEWNS) == 0
-            mount("--make-rprivate", "/")
-            body()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def work() -> None:
+        library = ctypes.CDLL(None, use_errno=True)
+        assert library.unshare(CLONE_NEWNS) == 0
+        mount("--make-rprivate", "/")
+        body()
+
+    assert in_a_fork(work) == 0
 
 
 def mount(*arguments: str) -> None:
