@@ -29,7 +29,7 @@ from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.memory.planner import cuts_json
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume import tensor_files
-from espalier.trainer.volume.command_log import Key, Loaded
+from espalier.trainer.volume.command_log import Key, Loaded, Record
 from espalier.trainer.volume.inbox import Queued
 from espalier.trainer.volume.log_records import TINKER_GRADIENTS
 
@@ -114,24 +114,40 @@ def _answer(state: TrainingState, queued: Queued) -> None:
 
 
 def _fail(state: TrainingState, queued: Queued, status: int, problem: Problem) -> None:
-    """Logs that a command failed; a step of a broken batch drops the batch.
-
-    The client is told what broke the batch, unless the step fails of a fault of ours.
-    """
-    broken = state.log.failed_since_step(queued.key) if queued.kind == "optim-step" else None
+    """Logs that a command failed; a step of a broken batch drops the batch."""
+    broken = _broken(state, queued)
     if broken is None:
         state.log.refuse(queued, status, problem.model_dump_json())
-        return
+    else:
+        _drop_batch(state, queued, broken, (status, problem) if status >= 500 else None)
+
+
+def _broken(state: TrainingState, queued: Queued) -> Record | None:
+    """What failed of the batch that the command would step on."""
+    return state.log.failed_since_step(queued.key) if queued.kind == "optim-step" else None
+
+
+def _drop_batch(
+    state: TrainingState,
+    queued: Queued,
+    broken: Record,
+    fault: tuple[int, Problem] | None = None,
+) -> None:
+    """Fails a step and drops what it would have stepped on.
+
+    The client is told what broke the batch, unless the step failed of a ``fault`` of ours.
+    """
     cause = Problem.model_validate_json(broken.answer)
-    record = state.begin(queued)
-    if status < 500:
-        problem = Problem(
+    status, problem = fault or (
+        409,
+        Problem(
             reason="BatchBroken",
             detail=f"seq_id {broken.key.seq} of this step failed ({cause.detail}), so nothing was "
             "stepped and the gradients of the other parts were dropped",
             remedy=cause.remedy or "send the whole step again, forward_backward first",
-        )
-    state.log.settle(record, status if status >= 500 else 409, problem.model_dump_json())
+        ),
+    )
+    state.log.settle(state.begin(queued), status, problem.model_dump_json())
     state.drop_gradients()
 
 
@@ -147,8 +163,8 @@ def _deadly(queued: Queued) -> Problem:
 
 def _apply(state: TrainingState, queued: Queued) -> None:
     term = state.assignment().assignment.term
-    if queued.kind == "optim-step" and state.log.failed_since_step(queued.key) is not None:
-        _fail(state, queued, 409, Problem(reason="BatchBroken", detail=""))
+    if (broken := _broken(state, queued)) is not None:
+        _drop_batch(state, queued, broken)
         return
     if queued.term is not None and queued.term != term:
         raise stale_term(queued.term, term)
