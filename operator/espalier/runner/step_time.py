@@ -18,6 +18,7 @@ from espalier.api.wire import (
 from espalier.client import GatewayClient
 from espalier.client.gateway import CommittedStep
 from espalier.runner.run_end import UserError
+from espalier.runner.within import within
 
 T = TypeVar("T")
 
@@ -58,18 +59,16 @@ class TimedTrainer:
 
     async def _within(self, command: str, work: Awaitable[T]) -> T:
         seconds = self.seconds
-        try:
-            async with asyncio.timeout(seconds) as time:
-                return await work
-        except TimeoutError as error:
-            if not time.expired():
-                raise
-            raise UserError(
+        return await within(
+            seconds,
+            work,
+            lambda: UserError(
                 "TrainTimeout",
                 f"{command} took longer than {seconds} s (timeouts.trainSeconds)",
                 "Raise spec.timeouts.trainSeconds, or give a step less: groupsPerStep, groupSize, "
                 "sampling.maxTokens",
-            ) from error
+            ),
+        )
 
 
 class StepTime:
@@ -102,16 +101,16 @@ class StepTime:
         clock = asyncio.get_running_loop().time
         begun, left = clock(), None if seconds is None else seconds - self._spent
         try:
-            async with asyncio.timeout(left) as time:
-                return await round_
-        except TimeoutError as error:
-            if not time.expired():
-                raise
-            raise UserError(
-                "StepTimeout",
-                f"the step took longer than {seconds} s (timeouts.stepSeconds), and was {doing()}",
-                "Raise spec.timeouts.stepSeconds, lower groupsPerStep, groupSize or "
-                "sampling.maxTokens, or bound stragglers with timeouts.groupSeconds",
-            ) from error
+            return await within(
+                left,
+                round_,
+                lambda: UserError(
+                    "StepTimeout",
+                    f"the step took longer than {seconds} s (timeouts.stepSeconds), and was "
+                    f"{doing()}",
+                    "Raise spec.timeouts.stepSeconds, lower groupsPerStep, groupSize or "
+                    "sampling.maxTokens, or bound stragglers with timeouts.groupSeconds",
+                ),
+            )
         finally:
             self._spent += clock() - begun

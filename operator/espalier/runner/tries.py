@@ -11,6 +11,7 @@ from espalier.api.run.timeouts import Timeouts
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.environments.errors import RolloutFailedError
 from espalier.environments.tasks import request_seed
+from espalier.runner.within import within
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ class Tries:
     async def sampled(self, request: Awaitable[T]) -> T:
         """The answer to one request for completions; RolloutFailedError once its time is over."""
         limit = f"a request for completions took longer than {self.sample_seconds} s"
-        return await _within(self.sample_seconds, request, f"{limit} (timeouts.sampleSeconds)")
+        return await _in_time(self.sample_seconds, request, f"{limit} (timeouts.sampleSeconds)")
 
     def group(self) -> GroupTime:
         """The time of one task's rollouts, which begins with the first of them."""
@@ -61,7 +62,7 @@ class GroupTime:
             self._until = now + self.seconds
         left = self._until - now if self._until is not None else None
         limit = f"its group took longer than {self.seconds} s (timeouts.groupSeconds)"
-        return await _within(left, work, limit)
+        return await _in_time(left, work, limit)
 
     @property
     def over(self) -> bool:
@@ -69,14 +70,8 @@ class GroupTime:
         return self._until is not None and asyncio.get_running_loop().time() >= self._until
 
 
-async def _within(seconds: float | None, work: Awaitable[T], limit: str) -> T:
-    try:
-        async with asyncio.timeout(seconds) as time:
-            return await work
-    except TimeoutError as error:
-        if not time.expired():
-            raise
-        raise RolloutFailedError("Timeout", limit) from error
+async def _in_time(seconds: float | None, work: Awaitable[T], limit: str) -> T:
+    return await within(seconds, work, lambda: RolloutFailedError("Timeout", limit))
 
 
 @dataclass(frozen=True)
