@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import base64
-import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from espalier.core.api_keys import (
-    ID_BYTES,
-    SCOPES,
-    SECRET,
-    SECRET_BYTES,
-    SECRET_TYPE,
-    Record,
-    Scope,
-    StoredKey,
-    digest,
-    key_text,
-)
+from espalier.cli.issue_key import issue_key
+from espalier.core.api_keys import SCOPES, SECRET, SECRET_TYPE, Scope
 from espalier.kube.objects import Body
 
 
@@ -40,19 +29,11 @@ def issued(
     scopes: tuple[Scope, ...] = SCOPES,
     expires: datetime | None = None,
 ) -> Issued:
-    identifier = secrets.token_hex(ID_BYTES)
-    key = key_text(namespace, identifier, secrets.token_hex(SECRET_BYTES))
     created = datetime(2025, 12, 1, tzinfo=UTC)
-    record = Record(
-        name=identifier,
-        digest=digest(key),
-        account_uid=uid,
-        scopes=scopes,
-        created=created,
-        expires=expires,
+    key, stored = issue_key(
+        namespace, account, account_uid=uid, scopes=scopes, created=created, expires=expires
     )
-    entry = StoredKey(identifier, account, record).entry
-    return Issued(key, identifier, entry, record.model_dump_json())
+    return Issued(key, stored.id, stored.entry, stored.record.model_dump_json())
 
 
 def secret(namespace: str, *keys: Issued) -> Body:

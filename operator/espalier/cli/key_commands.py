@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -11,20 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from espalier.cli.failure import CliError
+from espalier.cli.issue_key import issue_key
 from espalier.cli.key_store import Entries, key_store
 from espalier.cli.options import AsJson, Namespace, commands, kubectl, show
 from espalier.cli.table import table
 from espalier.core.api_keys import (
-    ID_BYTES,
     NAME,
     SCOPES,
-    SECRET_BYTES,
-    Record,
     Scope,
     StoredKey,
-    digest,
     duration,
-    key_text,
     read_entries,
 )
 
@@ -61,18 +56,15 @@ def create(
     until = _until(expires, now)
     objects = kubectl(context, namespace)
     store, home = key_store(objects), objects.namespace()
-    uid = store.account_uid(service_account)
-    identifier = secrets.token_hex(ID_BYTES)
-    text = key_text(home, identifier, secrets.token_hex(SECRET_BYTES))
-    record = Record(
-        name=name,
-        digest=digest(text),
-        account_uid=uid,
+    text, key = issue_key(
+        home,
+        service_account,
+        account_uid=store.account_uid(service_account),
         scopes=scopes,
         created=now,
         expires=until,
+        name=name,
     )
-    key = StoredKey(identifier, service_account, record)
 
     def with_key(entries: Entries) -> Entries:
         if any(other.record.name == name for other in _keys(entries)):
@@ -81,7 +73,7 @@ def create(
                 "conflict",
                 f"Revoke it, or give this one another name: espalier keys revoke {name}",
             )
-        return {**entries, key.entry: record.model_dump_json()}
+        return {**entries, key.entry: key.record.model_dump_json()}
 
     store.change(with_key)
     said = f"acts as service account {home}/{service_account}, {_when(until)}, for: "
