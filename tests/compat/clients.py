@@ -3,52 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import os
-import subprocess
 from asyncio.subprocess import PIPE
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.user_clients import PATIENCE_SECONDS, ROOT, Finished, each_version, python
 
-ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "out" / "compat"
 # The newest and the two before it.
 VERSIONS = ("0.6.21", "0.6.20", "0.6.19")
 NEWEST = VERSIONS[0]
-EACH_VERSION = [
-    pytest.param(version, marks=[] if version == NEWEST else pytest.mark.exhaustive)
-    for version in VERSIONS
-]
+EACH_VERSION = each_version(VERSIONS)
 DRIVER = Path(__file__).with_name("driver.py")
-INSTALL_SECONDS = 600
-# A client imports for seconds, and this machine may be busy.
-PATIENCE_SECONDS = 500
-
-
-@functools.cache
-def python(version: str) -> Path:
-    """The interpreter of a version's environment, made if it is not there."""
-    done = subprocess.run(
-        [str(ROOT / "dev" / "hud.sh"), version],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=INSTALL_SECONDS,
-        check=True,
-    )
-    return Path(done.stdout.strip())
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A process that has ended."""
-
-    code: int
-    output: str
-    errors: str
 
 
 def environment(url: str, token: str, home: Path) -> dict[str, str]:
@@ -68,7 +36,7 @@ def environment(url: str, token: str, home: Path) -> dict[str, str]:
 
 async def run(version: str, arguments: list[str], variables: dict[str, str]) -> Finished:
     process = await asyncio.create_subprocess_exec(
-        str(python(version)),
+        str(python("hud.sh", version)),
         *arguments,
         env=variables,
         cwd=variables["HOME"],

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
-import subprocess
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.user_clients import PATIENCE_SECONDS, Finished, each_version, python
 
-ROOT = Path(__file__).resolve().parents[2]
 # The newest and the two minor versions before it; there is no 0.37.
 VERSIONS = ("0.38.0", "0.36.0", "0.35.0")
 NEWEST = VERSIONS[0]
-EACH_VERSION = [
-    pytest.param(version, marks=[] if version == NEWEST else pytest.mark.exhaustive)
-    for version in VERSIONS
-]
+EACH_VERSION = each_version(VERSIONS)
 OUTPUT, ERRORS = "output.log", "errors.log"
-INSTALL_SECONDS = 900
-# A client imports for seconds, and this machine may be busy.
-PATIENCE_SECONDS = 500
-
-
-@functools.cache
-def python(version: str) -> Path:
-    """The interpreter of a version's environment, made if it is not there."""
-    done = subprocess.run(
-        [str(ROOT / "dev" / "tinker.sh"), version],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=INSTALL_SECONDS,
-        check=True,
-    )
-    return Path(done.stdout.strip())
 
 
 def environment(url: str, key: str, home: Path) -> dict[str, str]:
@@ -54,15 +31,6 @@ def environment(url: str, key: str, home: Path) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A process that has ended."""
-
-    code: int
-    output: str
-    errors: str
-
-
 @asynccontextmanager
 async def started(
     version: str, variables: dict[str, str], *arguments: str, talks: bool = False
@@ -74,7 +42,7 @@ async def started(
     home = Path(variables["HOME"])
     with (home / OUTPUT).open("wb") as output, (home / ERRORS).open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            str(python(version)),
+            str(python("tinker.sh", version)),
             *arguments,
             env=variables,
             cwd=variables["HOME"],
