@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from tests.gateway.conftest import Behaviour, Gateway
 from tests.gateway.test_completions import Start, hang, hang_up, serve
+from tests.gateway.test_training import training
 from tests.gateway.world import condition
 
 from espalier.gateway.tinker import results, samples
@@ -186,3 +187,24 @@ async def test_what_is_not_offered_is_refused_by_name(gateway: Gateway, path: st
     assert reply.status == 404
     assert "is not served here" in (await reply.json())["detail"]
     assert (await gateway.get(path, token="")).status == 401
+
+
+async def test_what_only_a_new_model_takes_is_refused_of_one_that_there_is(
+    gateway: Gateway, upstream: Start
+) -> None:
+    trainer = await upstream(answers((202, {})))
+    model = training(gateway, trainer.port)
+    session = Session(model.namespace, "0" * 16)
+    made = {"session_id": str(session), "model_seq_id": 0, "base_model": model.name}
+    made |= {"lora_config": {"rank": 16}, "user_metadata": {"team": "a"}}
+    loaded = {"model_id": f"{session}.{model.name}:train:0", "seq_id": 1, "optimizer": True}
+    loaded |= {"path": f"tinker://{model.namespace}.{model.name}/weights/a", "base_model": "other"}
+    for route, asked, named in (
+        ("create_model", made, "user_metadata"),
+        ("load_weights", loaded, "base_model"),
+    ):
+        reply = await gateway.post(f"/api/v1/{route}", asked)
+        assert reply.status == 200, await reply.text()
+        status, told = await retrieved(gateway, (await reply.json())["request_id"])
+        assert (status, told["category"]) == (200, "user")
+        assert named in told["error"]

@@ -104,6 +104,9 @@ async def test_an_sdk_that_is_too_old_is_told_so_when_it_begins(stage: Stage, ke
         assert answer.status == 422
         assert "pip install -U tinker" in (await answer.json())["detail"]
         answer = await session.post(
-            f"{stage.url}/api/v1/create_session", json=asked | {"sdk_version": "0.99.0"}
+            f"{stage.url}/api/v1/create_session",
+            json=asked | {"sdk_version": "0.99.0", "tags": ["a"], "user_metadata": {"team": "a"}},
         )
-        assert "0.99.0 is newer" in (await answer.json())["warning_message"]
+        warning = (await answer.json())["warning_message"]
+        assert "0.99.0 is newer" in warning
+        assert "tags and user_metadata of a session are kept nowhere" in warning

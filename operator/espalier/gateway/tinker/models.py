@@ -9,6 +9,7 @@ from typing import Any
 
 from espalier.core import conditions
 from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.callers import SEEN_SECONDS
 from espalier.gateway.access.offers import Offers
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.problems import RefusalError
@@ -29,8 +30,6 @@ METADATA = "espalier.dev/tinker-metadata"
 REQUEST = "espalier.dev/tinker-request"
 ADAMW = "adamw"
 MAX_METADATA_CHARS = 16 * 2**10
-# A save is told once it is written, and seen here a moment later.
-SEEN_SECONDS = 5.0
 
 Body = dict[str, Any]
 
@@ -133,6 +132,10 @@ class Models:
         made = TinkerModel.new(session, asked.model_seq_id, name)
         if problem := lora.mismatch(config, world.models[model].spec.adapter):
             return failed(str(made), f"lora_config.{problem}")
+        if asked.user_metadata:
+            return failed(
+                str(made), f"user_metadata: model {model} was there before, so leave it out"
+            )
         return Future("create", str(made))
 
     async def _no_base(

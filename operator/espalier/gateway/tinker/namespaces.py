@@ -55,11 +55,6 @@ class Namespaces:
             await self._choices(user),
         )
 
-    async def readable(self, user: User, project: str | None = None) -> list[str]:
-        """The served namespaces to list: the project, or all."""
-        served = self._watch.world.namespaces
-        return [name for name in served if project in (None, name)]
-
     async def _choices(self, user: User) -> str:
         served = self._watch.world.namespaces
         usable = [name for name in served if await may_fork(self._auth, user, name)]

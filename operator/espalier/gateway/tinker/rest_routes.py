@@ -19,9 +19,10 @@ from espalier.gateway.tinker import lora
 from espalier.gateway.tinker.bases import base_name
 from espalier.gateway.tinker.bodies import OfPath, SetTtl
 from espalier.gateway.tinker.models import METADATA, Models, model_id
-from espalier.gateway.tinker.names import KINDS, Session, TinkerModel, WeightsPath
+from espalier.gateway.tinker.names import KINDS, TinkerModel, WeightsPath
 from espalier.gateway.tinker.refusals import unknown
 from espalier.gateway.tinker.saves import Saved, Saves, after, every, metadata_of, now
+from espalier.gateway.tinker.served import model_of, session_of
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName, ServedWorld
 
@@ -152,10 +153,7 @@ class RestRoutes:
     async def session(self, request: web.Request) -> web.Response:
         """The models of a session."""
         user = await self._callers.caller(request, "read", "train")
-        text = request.match_info["session"]
-        session = Session.read(text)
-        if session is None or session.namespace not in self._watch.world.namespaces:
-            raise unknown("session_id", text)
+        session = session_of(self._watch.world, request.match_info["session"])
         models = await self._readable(user, session.namespace)
         made = [model_id(self._watch.world, model) for model in models]
         ids = [str(one) for one in made if one.session == session]
@@ -174,9 +172,7 @@ class RestRoutes:
     async def _model(self, request: web.Request, *scopes: Scope) -> tuple[User, TinkerModel]:
         user = await self._callers.caller(request, *scopes)
         text = request.match_info["run"]
-        model = TinkerModel.read(text)
-        if model is None or model.trained.namespace not in self._watch.world.namespaces:
-            raise unknown("training_run_id", text)
+        model = model_of(self._watch.world, text, "training_run_id")
         await self._auth.require(user, "get", "trainablemodels", model.trained)
         if model.trained not in self._watch.world.models:
             raise unknown("training_run_id", text)

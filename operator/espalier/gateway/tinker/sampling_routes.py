@@ -17,6 +17,7 @@ from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.models import Models, model_id
 from espalier.gateway.tinker.names import PREFIX, Sampler, Session, WeightsPath
 from espalier.gateway.tinker.refusals import unknown
+from espalier.gateway.tinker.served import session_of
 from espalier.gateway.world.routing import Target, resolve
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
@@ -49,9 +50,7 @@ class SamplingRoutes:
         """A sampler of saved weights, of a model's head by its name, or of a base."""
         user = await self._callers.caller(request, "sample")
         asked = await read_body(request, CreateSamplingSession)
-        session = Session.read(asked.session_id)
-        if session is None or session.namespace not in self._watch.world.namespaces:
-            raise unknown("session_id", asked.session_id)
+        session = session_of(self._watch.world, asked.session_id)
         number = asked.sampling_session_seq_id
         if asked.model_path is not None:
             sampler = await self._of_path(user, session, number, asked.model_path)

@@ -91,7 +91,7 @@ class SessionRoutes:
         """A session in the namespace of its project, or of the caller's service account."""
         user = await self._callers.caller(request, *SCOPES)
         asked = await read_body(request, CreateSession)
-        note = version_note(asked.sdk_version)
+        notes = [version_note(asked.sdk_version), _unkept(asked), UNEMBED_WARNING]
         namespace = await self._namespaces.of(user, asked.project_id)
         key = request.headers.get(IDEMPOTENCY_KEY) or uuid.uuid4().hex
         session = Session.new(namespace, user.name, key)
@@ -101,7 +101,7 @@ class SessionRoutes:
                 "session_id": str(session),
                 "info_message": f"Models of this session are made in namespace {namespace}, as "
                 f"TrainableModels tk-{session.token}-0, -1 and so on",
-                "warning_message": f"{note}. {UNEMBED_WARNING}" if note else UNEMBED_WARNING,
+                "warning_message": ". ".join(filter(None, notes)),
             }
         )
 
@@ -145,6 +145,13 @@ class SessionRoutes:
     async def health(self, _: web.Request) -> web.Response:
         """The gateway runs."""
         return web.json_response({"status": "ok"})
+
+
+def _unkept(asked: CreateSession) -> str:
+    given = [name for name in ("tags", "user_metadata", "display_name") if getattr(asked, name)]
+    if not given:
+        return ""
+    return f"{' and '.join(given)} of a session are kept nowhere: user_metadata of a model is"
 
 
 def _session(text: str) -> Session:

@@ -27,8 +27,9 @@ from espalier.gateway.tinker.commands import JSON, Commands
 from espalier.gateway.tinker.futures import Future, failed
 from espalier.gateway.tinker.inflate import inflated
 from espalier.gateway.tinker.models import Models
-from espalier.gateway.tinker.names import Session, TinkerModel, is_name
+from espalier.gateway.tinker.names import TinkerModel, is_name
 from espalier.gateway.tinker.refusals import passes, unknown
+from espalier.gateway.tinker.served import model_of, session_of
 from espalier.gateway.world.watch import WorldWatch
 from espalier.tinker.messages_pb2 import ForwardBackwardRequest
 from espalier.tinker.results import PROTOBUF
@@ -70,7 +71,7 @@ class TrainingRoutes:
         """A future of a model that its trainer is ready to train."""
         user = await self._callers.caller(request, "train")
         asked = await read_body(request, CreateModel)
-        session = self._session(asked.session_id)
+        session = session_of(self._watch.world, asked.session_id)
         return _promised(await self._models.create(user, session, asked))
 
     async def load_weights(self, request: web.Request) -> web.Response:
@@ -85,7 +86,7 @@ class TrainingRoutes:
                 "Leave it out: who may get a TrainableModel may load its weights",
             )
         if asked.session_id is not None and asked.model_seq_id is not None:
-            session = self._session(asked.session_id)
+            session = session_of(self._watch.world, asked.session_id)
             return _promised(await self._models.load(user, session, asked))
         if asked.model_id is None or asked.seq_id is None:
             raise RefusalError(
@@ -101,7 +102,7 @@ class TrainingRoutes:
         """What a model is."""
         user = await self._callers.caller(request, *SCOPES)
         asked = await read_body(request, OfModel)
-        model = self._named(asked.model_id)
+        model = model_of(self._watch.world, asked.model_id)
         await self._auth.require(user, "get", "trainablemodels", model.trained)
         known = await self._watch.wait_for(
             lambda world: world.models.get(model.trained), SEEN_SECONDS
@@ -195,6 +196,7 @@ class TrainingRoutes:
         self, user: User, model: TinkerModel, number: int, asked: LoadWeights
     ) -> Future:
         try:
+            _only_weights(asked)
             saved = await self._models.saved(user, asked.path)
             checkpoint = self._watch.world.checkpoints.get(model.trained.beside(saved.checkpoint))
             if checkpoint is None:
@@ -237,7 +239,7 @@ class TrainingRoutes:
 
     async def _model(self, user: User, text: str) -> TinkerModel:
         """The model of an id, which the caller may train now."""
-        model = self._named(text)
+        model = model_of(self._watch.world, text)
         await self._auth.require(user, "get", "trainablemodels", model.trained)
         # Another replica may have made it just now.
         if not await self._watch.wait_for(
@@ -247,24 +249,24 @@ class TrainingRoutes:
         await self._access.require(user, model.trained)
         return model
 
-    def _named(self, text: str) -> TinkerModel:
-        model = TinkerModel.read(text)
-        if model is None or model.trained.namespace not in self._watch.world.namespaces:
-            raise unknown("model_id", text)
-        return model
-
-    def _session(self, text: str) -> Session:
-        session = Session.read(text)
-        if session is None or session.namespace not in self._watch.world.namespaces:
-            raise unknown("session_id", text)
-        return session
-
 
 def _promised(future: Future) -> web.Response:
     body = {"request_id": str(future)}
     if future.kind != "failed":
         body["model_id"] = future.subject
     return web.json_response(body)
+
+
+def _only_weights(asked: LoadWeights) -> None:
+    """Refuses what is of a new model alone."""
+    fields = ("base_model", "user_metadata", "optimizer_config")
+    if given := [name for name in fields if getattr(asked, name)]:
+        raise RefusalError(
+            422,
+            "InvalidRequest",
+            f"{' and '.join(given)} would not change the model that weights are loaded into",
+            "Leave that out, or send session_id and model_seq_id for a new model",
+        )
 
 
 def _checked_save(asked: SaveWeights) -> SaveWeights:
