@@ -1,0 +1,48 @@
+"""Keeps the clients of one model apart: it is trained by one at a time.
+
+The model is the client's that trained last, until that one was quiet for QUIET_SECONDS: no command
+came, and none of its results was asked for. Known to this process alone: after a restart the first
+to come has the model. Pure, but for the clock that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from espalier.trainer.problems import CommandError
+
+# A client polls again at once, so one that awaits a result is never quiet for as long.
+QUIET_SECONDS = 60.0
+
+
+class OneClient:
+    """Whose the model is; a client is known by the session of its commands, its model_id."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._holder = ""
+        self._seen = 0.0
+
+    def refusal(self, session: str) -> CommandError | None:
+        """Why a client may not train now; None if it may."""
+        quiet = self._now() - self._seen
+        if self._holder in ("", session) or quiet >= QUIET_SECONDS:
+            return None
+        return CommandError(
+            422,
+            "AnotherClientTrains",
+            f"client {self._holder} trains this model, and was active {quiet:.0f} s ago; nothing "
+            "was applied",
+            f"Stop that client, and try again when it has been quiet for {QUIET_SECONDS:.0f} s; or "
+            "train a model of your own: create_training_client_from_state of a saved state forks "
+            "this one",
+        )
+
+    def take(self, session: str) -> None:
+        """The model is this client's from now on."""
+        self._holder, self._seen = session, self._now()
+
+    def seen(self, session: str) -> None:
+        """A client asks for a result."""
+        if session == self._holder:
+            self._seen = self._now()
