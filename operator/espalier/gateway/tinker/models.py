@@ -128,7 +128,7 @@ class Models:
         model = NamespacedName(session.namespace, name)
         if model not in world.models:
             raise await self._no_base(user, session, asked.base_model, known)
-        await self._access.require(user, model)
+        await self._access.require_run(user, model)
         made = TinkerModel.new(session, asked.model_seq_id, name)
         if problem := lora.mismatch(config, world.models[model].spec.adapter):
             return failed(str(made), f"lora_config.{problem}")

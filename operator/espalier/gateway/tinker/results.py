@@ -242,7 +242,8 @@ class Results:
         except RefusalError as refusal:
             if refusal.status == 403:
                 raise
-            return await self._refused(refusal, until)
+            # A trainer that is held has no pod: why it is held says more.
+            return await self._refused(self._access.held(model.trained) or refusal, until)
         if answer.status == 200:
             result = {} if answer.content_type == PROTOBUF else _object(answer)
             if "error" in result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -246,7 +247,13 @@ class TrainingRoutes:
             lambda world: model.trained in world.models or None, SEEN_SECONDS
         ):
             raise unknown("model_id", text)
-        await self._access.require(user, model.trained)
+        try:
+            await self._access.require(user, model.trained)
+        except RefusalError as refusal:
+            if refusal.status != HTTPStatus.CONFLICT:
+                raise
+            # Of a run that is suspended too: whoever suspended it may let it go on.
+            raise self._access.held(model.trained) or refusal from refusal
         return model
 
 
