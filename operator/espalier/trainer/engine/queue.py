@@ -205,7 +205,8 @@ def _take_over(state: TrainingState, queued: Queued) -> None:
             "AnotherClientTrains",
             f"client {others[-1].key.session} trains this model, and its batch waits for a step; "
             "nothing was applied",
-            "stop one of the two clients, or fork the model from a saved state",
+            "stop one of the two clients (an optim_step or zero_grad of that one ends its batch), "
+            "or fork the model from a saved state",
         )
     state.log.drop_pending()
     state.drop_gradients()

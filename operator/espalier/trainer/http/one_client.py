@@ -7,12 +7,14 @@ to come has the model. Pure, but for the clock that it is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from espalier.trainer.problems import CommandError
 
-# A client polls again at once, so one that awaits a result is never quiet for as long.
-QUIET_SECONDS = 60.0
+# Who runs a script again waits no longer than this for the model.
+QUIET_SECONDS = 20.0
 
 
 class OneClient:
@@ -22,10 +24,11 @@ class OneClient:
         self._now = now
         self._holder = ""
         self._seen = 0.0
+        self._polls: Counter[str] = Counter()
 
     def refusal(self, session: str) -> CommandError | None:
         """Why a client may not train now; None if it may."""
-        quiet = self._now() - self._seen
+        quiet = 0.0 if self._polls[self._holder] else self._now() - self._seen
         if self._holder in ("", session) or quiet >= QUIET_SECONDS:
             return None
         return CommandError(
@@ -42,7 +45,13 @@ class OneClient:
         """The model is this client's from now on."""
         self._holder, self._seen = session, self._now()
 
-    def seen(self, session: str) -> None:
-        """A client asks for a result."""
-        if session == self._holder:
-            self._seen = self._now()
+    @contextmanager
+    def polls(self, session: str) -> Iterator[None]:
+        """While a client waits for a result; it polls again at once."""
+        self._polls[session] += 1
+        try:
+            yield
+        finally:
+            self._polls[session] -= 1
+            if session == self._holder:
+                self._seen = self._now()

@@ -136,8 +136,11 @@ class TinkerRoutes:
     async def _result(self, request: web.Request) -> web.Response:
         engine = self._engine()
         key = _key(f"{request.match_info['model']}/{request.match_info['seq']}")
-        self._client.seen(key.session)
         wait = min(number(request, "wait", 0), MAX_WAIT_SECONDS)
+        with self._client.polls(key.session):
+            return await self._answered(engine, key, wait)
+
+    async def _answered(self, engine: Engine, key: Key, wait: float) -> web.Response:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         while True:
