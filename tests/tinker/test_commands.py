@@ -12,6 +12,9 @@ from tests.compat.stage import Stage
 from tests.tinker.conftest import BASE
 from tests.tinker.scenarios import drive
 from tests.tinker.sdk import NEWEST, environment, run
+from tests.tinker.test_training import trained
+
+from espalier.tinker.commands import ADAPTER_FILES
 
 pytestmark = pytest.mark.timeout(900)
 SCRIPT = Path(__file__).with_name("commands.py")
@@ -82,6 +85,19 @@ async def test_every_group_of_commands_works_or_is_refused_by_name(
         strict=True,
     ):
         assert part.lower() in done.output.lower(), done
+
+    loaded, again = await shell.call(
+        f"checkpoint download {state} -o got", f"checkpoint download {state} -o got"
+    )
+    assert (loaded.code, again.code) == (0, 1), loaded
+    assert "Target directory already exists" in again.errors
+    got = tmp_path / "got" / state.removeprefix("tinker://").replace("/", "_")
+    digest = stage.body("Checkpoint", f"{trained(model)}-000001")["spec"]["digest"]
+    kept = stage.volume / "checkpoints" / digest.replace(":", "-")
+    for file in ADAPTER_FILES:
+        assert (got / file).read_bytes() == (kept / file).read_bytes()
+    (served,) = {t.model for t in stage.trainers.values()} - {trained(model)}
+    assert stage.body("TrainableModel", served)["spec"]["rollout"]["replicas"] == 0
 
     lasts, lives, unpublished, gone, left = await shell.call(
         f"checkpoint set-ttl {state} --ttl 7200",

@@ -29,6 +29,8 @@ METADATA = "espalier.dev/tinker-metadata"
 # A digest of the request, so that another one with its number is told from the same sent again.
 REQUEST = "espalier.dev/tinker-request"
 ADAMW = "adamw"
+# What Tinker's command line notes of a model that it makes to download weights: nobody samples it.
+DOWNLOAD = {"created_by": "tinker checkpoint download"}
 MAX_METADATA_CHARS = 16 * 2**10
 
 Body = dict[str, Any]
@@ -94,6 +96,8 @@ class Models:
                 str(model), f"base_model is {asked.base_model}, and the weights are of {name}"
             )
         spec = fork(world.models[origin], saved.checkpoint, optimizer=asked.optimizer)
+        if asked.user_metadata == DOWNLOAD:
+            spec["rollout"] = {**spec.get("rollout", {}), "replicas": 0}
         named = {BASE_NAME: name}
         await self._make(user, model, spec, asked.user_metadata, named, asked.model_dump_json())
         return Future("create", str(model), 0, {"path": asked.path})
