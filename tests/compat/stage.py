@@ -130,7 +130,7 @@ class Trainer:
 
     async def start(self) -> None:
         name = audience(NAMESPACE, self.model, "trainer", self.uid)
-        self._service = Service(KEYS, name, max_body_bytes=MAX_BODY_BYTES)
+        self._service = Service(KEYS, name, max_body_bytes=self.stage.max_body_bytes)
         app = self._service.app()
         app.middlewares.append(self._faulty)
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
@@ -152,7 +152,7 @@ class Trainer:
     @web.middleware
     async def _faulty(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """Lets the fault strike that is due for this command: before it is applied, or after."""
-        command = request.path.removeprefix("/train/")
+        command = request.path.removeprefix("/train/").removeprefix("tinker/")
         if command in COMMANDS:
             self.stage.commands.append((command, await request.read()))
         ready = self.engine is not None and self.engine.state.assigned is not None
@@ -197,6 +197,8 @@ class Stage:
         self.kubelet.resolved = {"uri": "volume://bases/tiny", "revision": "1", "digest": base}
         self.trainers: dict[str, Trainer] = {}
         self.sampled: list[Body] = []
+        # Of trainers that start from now on.
+        self.max_body_bytes = MAX_BODY_BYTES
         # What befalls the next commands that reach a trainer; None: nothing.
         self.faults: list[Fault | None] = []
         # What reached a trainer: commands and their bodies.
@@ -368,7 +370,8 @@ class Stage:
                 "token_logprobs": [-math.log(26)] * len(drawn),
                 "top_logprobs": [{f"token_id:{t}": lp for t, lp in row.items()} for row in rows],
             }
-            choice: Body = {"index": index, "finish_reason": "length", "token_ids": drawn}
+            reason = "length" if len(drawn) == body["max_tokens"] else "stop"
+            choice: Body = {"index": index, "finish_reason": reason, "token_ids": drawn}
             choice |= {"text": "", "logprobs": scored, "prompt_token_ids": body["prompt"]}
             if body.get("prompt_logprobs") is not None:
                 width = body["prompt_logprobs"]
