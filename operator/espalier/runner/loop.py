@@ -20,6 +20,7 @@ from espalier.api.wire import TrainerState
 from espalier.client import (
     ForbiddenError,
     GatewayClient,
+    GradientsLostError,
     HeadPinnedError,
     InvalidRequestError,
     LogprobsMisalignedError,
@@ -147,8 +148,9 @@ class Loop:
         except (HeadPinnedError, LogprobsMisalignedError) as refused:
             reason = refused.problem.reason
             await self._waiting.on(reason, str(refused), self._limits.hold_seconds)
-        except (StaleTermError, NoGradientsError) as refused:
-            # The head moved under the step: drop it, and take the next from where the trainer is.
+        except (StaleTermError, NoGradientsError, GradientsLostError) as refused:
+            # The head moved under the step, or the trainer lost what was added: drop it, and take
+            # the next from where the trainer is.
             self._journal.event("step-dropped", reason=refused.problem.reason)
             await self._waiting.on(refused.problem.reason, str(refused), settle)
         except (NotFoundError, ForbiddenError, UnauthorizedError) as refused:
