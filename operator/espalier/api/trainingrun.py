@@ -265,7 +265,8 @@ class TrainingRunSpec(Type):
         description="seed of what driver Runner samples: each request has a seed of its own, of "
         "this one, of the task's place in the run, and of rollout, turn and try. Samples follow "
         "from it as far as the numbers of the server do, which depend on what is computed beside. "
-        "Drawn by the server if unset. taskset.seed is of the tasks. Immutable.",
+        "Drawn by the server if unset. batch.epochs are drawn from it too, from 0 if unset. "
+        "taskset.seed is of the tasks. Immutable.",
         json_schema_extra=cel(("self == oldSelf", "seed is immutable: create another run")),
     )
     checkpoint: CheckpointPolicy | None = Field(

@@ -75,7 +75,7 @@ class DeclaredStep:
     @property
     def uses(self) -> Uses:
         """As ``batch`` says."""
-        return Uses(self._spec.batch.minibatches, self._spec.batch.epochs)
+        return Uses(self._spec.batch.minibatches, self._spec.batch.epochs, self._spec.seed or 0)
 
     def place(self, state: TrainerState, attempt: Attempt[Outcome]) -> Place:
         """The next ``groupsPerStep`` tasks for each minibatch, in their order, around and around.
