@@ -95,6 +95,7 @@ class DeclaredStep:
             take=take,
             recipe=(self._spec.group_size, self._spec.sampling, ScoredBy.of(self._spec)),
             uses=self.uses,
+            left=self._spec.steps - state.run_step,
         )
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:
