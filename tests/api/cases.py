@@ -265,6 +265,7 @@ GOOD = {
                 "tokenSecretRef": {"name": "mlflow", "key": "token"},
             },
             "tensorBoard": {"claimName": "boards"},
+            "trackio": {"claimName": "boards"},
         },
     ),
     "run with W&B offline": edited(RUN, "spec.tracking", {"wandb": {"mode": "Offline"}}),
@@ -602,7 +603,7 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     ),
     "no tracker": (
         *(RUN, "spec.tracking", {"project": "sums"}, "spec.tracking"),
-        "set wandb, mlflow or tensorBoard",
+        "set wandb, mlflow, tensorBoard or trackio",
     ),
     "W&B without its key": (
         *(RUN, "spec.tracking", {"wandb": {"entity": "team"}}),

@@ -203,6 +203,7 @@ TRACKING: dict[str, Any] = {
         "tokenSecretRef": {"name": "mlflow", "key": "token"},
     },
     "tensorBoard": {"claimName": "boards"},
+    "trackio": {"claimName": "tracks"},
 }
 
 
@@ -216,8 +217,9 @@ def test_the_runner_gets_the_keys_of_its_trackers_by_reference() -> None:
     assert env["MLFLOW_TRACKING_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "mlflow"
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    claim = volumes[mounts[env["ESPALIER_BOARDS"]["value"]]]["persistentVolumeClaim"]
-    assert claim == {"claimName": "boards"}
+    for place, claim in (("ESPALIER_BOARDS", "boards"), ("ESPALIER_TRACKIO", "tracks")):
+        volume = volumes[mounts[env[place]["value"]]]
+        assert volume["persistentVolumeClaim"] == {"claimName": claim}
 
 
 def test_the_runner_is_made_anew_when_its_trackers_are_edited() -> None:

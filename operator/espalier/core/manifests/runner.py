@@ -23,8 +23,9 @@ from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
 REWARDS_PATH = "/etc/espalier/rewards"
-# Of the trackers: where TensorBoard's claim is, and the variables that hold the keys of others.
-BOARDS_PATH = "/boards"
+# Of the trackers: where the claims of TensorBoard and trackio are, and the variables that hold the
+# keys of others.
+BOARDS_PATH, TRACKIO_PATH = "/boards", "/trackio"
 WANDB_KEY, MLFLOW_TOKEN = "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"
 
 # The runner and its scoring worker, each with reasoning-gym loaded, and children that score.
@@ -52,6 +53,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_TOKEN_FILE": f"{_TOKEN_DIRECTORY}/token",
             "ESPALIER_TASKS_DIRECTORY": TASKS_PATH,
             "ESPALIER_BOARDS": BOARDS_PATH,
+            "ESPALIER_TRACKIO": TRACKIO_PATH,
             "ESPALIER_TASKS_MOUNTED": taskset.mounted if taskset else "",
             "ESPALIER_REWARDS_DIRECTORY": REWARDS_PATH,
             "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
@@ -140,12 +142,17 @@ def _keys(run: TrainingRun) -> dict[str, Variable]:
 
 
 def _boards(run: TrainingRun) -> tuple[Mount, ...]:
-    """The claim that TensorBoard's files go to."""
+    """The claims that the files of TensorBoard and trackio go to."""
     tracking = run.spec.tracking
-    if tracking is None or tracking.tensor_board is None:
-        return ()
-    source: Manifest = {"persistentVolumeClaim": {"claimName": tracking.tensor_board.claim_name}}
-    return (Mount("boards", source, BOARDS_PATH),)
+    named = [
+        ("boards", BOARDS_PATH, tracking.tensor_board if tracking else None),
+        ("trackio", TRACKIO_PATH, tracking.trackio if tracking else None),
+    ]
+    return tuple(
+        Mount(name, {"persistentVolumeClaim": {"claimName": files.claim_name}}, path)
+        for name, path, files in named
+        if files is not None
+    )
 
 
 def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
