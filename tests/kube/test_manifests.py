@@ -320,6 +320,23 @@ def test_another_image_of_the_users_is_another_pod() -> None:
     assert pod_fingerprint(run_of(taskset=longer)) == first
 
 
+def test_an_evaluation_that_an_image_plays_has_a_container_and_a_socket_of_its_own() -> None:
+    held = {"name": "held", "taskset": {"seed": 2, "python": {**PYTHON, "image": "held:1"}}}
+    own = {"seed": 1, "python": PYTHON}
+    run = run_of(taskset=own, evaluation=[held])
+    (runner,) = pod_of(runner_job(run, model_of(), SETTINGS))["containers"]
+    _place, plays, other = pod_of(runner_job(run, model_of(), SETTINGS))["initContainers"]
+    assert [plays["name"], other["name"], other["image"]] == [
+        *("environment", "environment-held", "held:1"),
+    ]
+    assert names(runner) & names(other) == {"host-socket-held"}
+    assert names(plays) & names(other) == {"host-script"}
+    mounts = {mount["name"]: mount["mountPath"] for mount in runner["volumeMounts"]}
+    assert other["command"][-1] == f"{mounts['host-socket-held']}/host.sock"
+    assert mounts["host-socket-held"] == f"{mounts['host-socket']}-held"
+    assert pod_fingerprint(run) != pod_fingerprint(run_of(taskset=own))
+
+
 def test_a_run_with_generated_tasks_mounts_none() -> None:
     run = run_of(taskset={"seed": 1, "reasoningGym": {"dataset": "chain_sum"}})
     job = runner_job(run, model_of(), SETTINGS)

@@ -72,7 +72,7 @@ class Bench:
                 open_rewards=self._open_rewards,
                 journal=journal,
                 waiting=Waiting(journal, poll_seconds=0.001),
-                open_held_out=lambda run, wanted: heldout.declared(run, wanted, self.folder),
+                open_held_out=lambda run, wanted: heldout.of_evaluation(run, wanted, self.folder),
                 mounted=self.mounted,
                 modules=self.mounted_modules,
                 limits=limits,

@@ -57,7 +57,7 @@ class RunnerSpec(Type):
 # Whether an evaluation e has its tasks from the generator that the run has its own from.
 _SAME_GENERATOR = " || ".join(
     f"(has(e.taskset.{name}) && has(self.taskset.{name}))"
-    for name in ("reasoningGym", "game2048", "calculator", "openEnv")
+    for name in ("reasoningGym", "game2048", "calculator", "openEnv", "python", "verifiers")
 )
 
 # What the runner does and a client's script does itself, by field.

@@ -18,6 +18,7 @@ from espalier.client import sampling as client_sampling
 from espalier.core.names import BASE
 from espalier.environments.environment import Environment
 from espalier.environments.errors import RolloutFailedError
+from espalier.environments.kept import Kept
 from espalier.loop.evaluation import figures
 from espalier.rewards import Rewards, Scored
 from espalier.rewards.figures import counted
@@ -123,8 +124,9 @@ async def answered(
             )
         else:
             await rewards.ready()
+            indices = held_out.indices or ()
             found = await _answered(
-                client, tasks, held_out.indices, asked, rewards=rewards, checkpoint=checkpoint
+                client, tasks, indices, asked, rewards=rewards, checkpoint=checkpoint
             )
     return _summed(found, asked)
 
@@ -153,17 +155,18 @@ async def _answered(
 async def _played(
     client: GatewayClient,
     environment: Environment,
-    indices: Sequence[int],
+    indices: Sequence[int] | None,
     asked: Asked,
     *,
     rewards: Rewards,
     checkpoint: str,
 ) -> list[_Task]:
-    """Plays the tasks; the environment is open as long as that takes."""
+    """Plays the tasks, all if ``indices`` are None; the environment is open as long as it takes."""
     try:
         await environment.ready()
+        numbers = range(environment.size) if indices is None else indices
         outcomes = await play_groups(
-            client, environment, rewards, indices, how=asked.playing, checkpoint=checkpoint
+            client, environment, rewards, numbers, how=asked.playing, checkpoint=checkpoint
         )
     finally:
         await environment.close()
@@ -234,7 +237,7 @@ class Evaluations:
     Args:
         client: of the model.
         run: namespace and name.
-        open_held_out: the held-out tasks, given the run's taskset and the evaluation's.
+        open_held_out: the held-out tasks, given the run's taskset and the evaluation.
         open_rewards: what scores answers, given a run's spec and tasks.
         journal: where results and failures go.
     """
@@ -243,7 +246,7 @@ class Evaluations:
         self,
         client: GatewayClient,
         run: tuple[str, str],
-        open_held_out: Callable[[Taskset, Taskset], HeldOut],
+        open_held_out: Callable[[Taskset, Evaluation], HeldOut],
         open_rewards: OpenRewards,
         journal: Journal,
     ) -> None:
@@ -268,6 +271,8 @@ class Evaluations:
         if self._looked_at == step:
             return
         first, self._started, self._looked_at = not self._started, True, step
+        for evaluation in spec.evaluation if first else ():
+            self._open_early(declared_taskset(spec), evaluation)
         for evaluation in spec.evaluation:
             if evaluation.due(step, spec.steps, started=first):
                 running = asyncio.ensure_future(self._evaluate(spec, evaluation, step, checkpoint))
@@ -296,11 +301,26 @@ class Evaluations:
         for one in running:
             one.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        for _, held_out in self._held_out.values():
+            await _ended(held_out)
+
+    def _open_early(self, training: Taskset, evaluation: Evaluation) -> None:
+        """Opens what a user's image plays: its host does not wait for the first evaluation."""
+        if evaluation.taskset.user_image is None:
+            return
+
+        async def open_() -> None:
+            tasks = (await self._tasks(training, evaluation)).tasks
+            await tasks.ready()
+
+        opening = asyncio.ensure_future(open_())
+        self._running.add(opening)
+        opening.add_done_callback(self._ended)
 
     async def _evaluate(
         self, spec: TrainingRunSpec, evaluation: Evaluation, step: int, checkpoint: str
     ) -> None:
-        held_out = await asyncio.to_thread(self._tasks, declared_taskset(spec), evaluation)
+        held_out = await self._tasks(declared_taskset(spec), evaluation)
         asked = Asked.of(evaluation, spec)
         # The run's rewards, of the evaluation's tasks and lengths.
         sampling = spec.sampling.model_copy(update={"max_tokens": asked.max_tokens})
@@ -329,15 +349,30 @@ class Evaluations:
             metrics=found.figures,
         )
 
-    def _tasks(self, training: Taskset, evaluation: Evaluation) -> HeldOut:
+    async def _tasks(self, training: Taskset, evaluation: Evaluation) -> HeldOut:
         """The held-out tasks, which are drawn once: telling them from the run's reads both.
 
-        An environment is opened for each evaluation, and so is a new one.
+        An environment of ours is opened for each evaluation, and so is a new one.
         """
         wanted = (training, evaluation.taskset)
         known = self._held_out.get(evaluation.name)
-        if known is None or known[0] != wanted:
-            known = (wanted, self._open_held_out(*wanted))
-            if not isinstance(known[1].tasks, PlayedTasks):
-                self._held_out[evaluation.name] = known
-        return known[1]
+        if known is not None and known[0] == wanted:
+            return known[1]
+        if known is not None:
+            del self._held_out[evaluation.name]
+            await _ended(known[1])
+        if evaluation.taskset.user_image is not None:
+            # At once: two that open it would take each other's socket.
+            held_out = self._open_held_out(training, evaluation)
+        else:
+            held_out = await asyncio.to_thread(self._open_held_out, training, evaluation)
+        if not isinstance(held_out.tasks, PlayedTasks) or evaluation.taskset.user_image is not None:
+            self._held_out[evaluation.name] = (wanted, held_out)
+        return held_out
+
+
+async def _ended(held_out: HeldOut) -> None:
+    """Lets go of an environment that stayed open."""
+    tasks = held_out.tasks
+    if isinstance(tasks, PlayedTasks) and isinstance(tasks.environment, Kept):
+        await tasks.environment.end()

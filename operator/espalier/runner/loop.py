@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from espalier.api.run.evaluation import Evaluation
 from espalier.api.run.rewards import modules
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.taskset import Taskset
@@ -78,7 +79,7 @@ class Loop:
         run: namespace and name.
         open_tasks: opens the tasks of a taskset; called again when the taskset is edited.
         open_rewards: makes what scores them; called again when the rewards are edited.
-        open_held_out: opens held-out tasks, given the run's taskset and an evaluation's.
+        open_held_out: opens held-out tasks, given the run's taskset and an evaluation.
         journal: where events go.
         waiting: paces and bounds every wait.
         mounted: what of a taskset's files this process finds (``Taskset.mounted``); None: all.
@@ -93,7 +94,7 @@ class Loop:
         *,
         open_tasks: Callable[[Taskset | None], TaskSource],
         open_rewards: OpenRewards,
-        open_held_out: Callable[[Taskset, Taskset], HeldOut] = heldout.declared,
+        open_held_out: Callable[[Taskset, Evaluation], HeldOut] = heldout.of_evaluation,
         journal: Journal,
         waiting: Waiting,
         mounted: str | None = None,

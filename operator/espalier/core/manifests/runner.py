@@ -13,6 +13,7 @@ from espalier.core.manifests.environment import (
     host_containers,
     runner_variables,
     socket_mount,
+    user_images,
 )
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
@@ -40,7 +41,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     name = run.metadata.name
     labels = child_labels("runner", model.metadata.name, name)
     taskset = run.spec.taskset
-    user_image = taskset.user_image if taskset else None
+    images = user_images(run.spec)
     container = Container(
         name="runner",
         image=settings.images.runner,
@@ -59,7 +60,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
-            **(runner_variables() if user_image else {}),
+            **(runner_variables() if images else {}),
             **_keys(run),
         },
         mounts=(
@@ -67,7 +68,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             *_tasks(run),
             *_modules(run),
             *_boards(run),
-            *((socket_mount(),) if user_image else ()),
+            *map(socket_mount, images),
         ),
     )
     runner = run.spec.runner or RunnerSpec()
@@ -78,7 +79,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         grace_seconds=30,
         init_containers=(
             *_copies(run),
-            *(host_containers(user_image, settings.images.runner) if user_image else ()),
+            *host_containers(images, settings.images.runner),
         ),
         service_account=settings.runner_service_account,
         pull_secrets=settings.pull_secrets,
@@ -114,10 +115,11 @@ def pod_fingerprint(run: TrainingRun) -> str:
         made_of["modules"] = found
     if run.spec.tracking is not None:
         made_of["tracking"] = run.spec.tracking.wire()
-    if taskset and taskset.user_image:
-        source = taskset.user_image
-        resources = source.resources.wire() if source.resources else {}
-        made_of["environment"] = [source.image, resources]
+    if images := user_images(run.spec):
+        made_of["environment"] = [
+            [name, source.image, source.resources.wire() if source.resources else {}]
+            for name, source in images.items()
+        ]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
