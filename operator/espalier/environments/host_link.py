@@ -209,8 +209,9 @@ class HostLink:
         return UserError(
             "EnvironmentDied",
             f"{self._source}: its host was lost {how}",
-            "Look at the log of the container environment of the runner's pod; mend the function, "
-            "or give it more memory (resources of the source), then suspend and resume the run",
+            "Look at the log of the container environment, or environment-<evaluation>, of the "
+            "runner's pod; mend the function, or give it more memory (resources of the source), "
+            "then suspend and resume the run",
         )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
