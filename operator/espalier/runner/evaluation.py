@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from espalier.api.meta import decimal
@@ -18,12 +18,12 @@ from espalier.client import sampling as client_sampling
 from espalier.core.names import BASE
 from espalier.environments.environment import Environment
 from espalier.environments.errors import RolloutFailedError
-from espalier.environments.kept import Kept
 from espalier.loop.evaluation import figures
 from espalier.rewards import Rewards, Scored
 from espalier.rewards.figures import counted
 from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.group_sampling import Skipped, score_group
+from espalier.runner.held_out_sets import HeldOutSets, OpenHeldOut
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.played_groups import Playing, play_groups
@@ -246,16 +246,15 @@ class Evaluations:
         self,
         client: GatewayClient,
         run: tuple[str, str],
-        open_held_out: Callable[[Taskset, Evaluation], HeldOut],
+        open_held_out: OpenHeldOut,
         open_rewards: OpenRewards,
         journal: Journal,
     ) -> None:
         self._client = client
         self._run = run
-        self._open_held_out = open_held_out
+        self._sets = HeldOutSets(open_held_out)
         self._open_rewards = open_rewards
         self._journal = journal
-        self._held_out: dict[str, tuple[tuple[Taskset, Taskset], HeldOut]] = {}
         self._running: set[asyncio.Task[None]] = set()
         # The last step that evaluations were started at; None: those of this step are to start.
         self._looked_at: int | None = None
@@ -301,8 +300,7 @@ class Evaluations:
         for one in running:
             one.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        for _, held_out in self._held_out.values():
-            await _ended(held_out)
+        await self._sets.close()
 
     def _open_early(self, training: Taskset, evaluation: Evaluation) -> None:
         """Opens what a user's image plays: its host does not wait for the first evaluation."""
@@ -310,8 +308,8 @@ class Evaluations:
             return
 
         async def open_() -> None:
-            tasks = (await self._tasks(training, evaluation)).tasks
-            await tasks.ready()
+            held_out = await self._sets.of(training, evaluation)
+            await held_out.tasks.ready()
 
         opening = asyncio.ensure_future(open_())
         self._running.add(opening)
@@ -320,7 +318,7 @@ class Evaluations:
     async def _evaluate(
         self, spec: TrainingRunSpec, evaluation: Evaluation, step: int, checkpoint: str
     ) -> None:
-        held_out = await self._tasks(declared_taskset(spec), evaluation)
+        held_out = await self._sets.of(declared_taskset(spec), evaluation)
         asked = Asked.of(evaluation, spec)
         # The run's rewards, of the evaluation's tasks and lengths.
         sampling = spec.sampling.model_copy(update={"max_tokens": asked.max_tokens})
@@ -348,31 +346,3 @@ class Evaluations:
             scorer_errors=found.scorer_errors,
             metrics=found.figures,
         )
-
-    async def _tasks(self, training: Taskset, evaluation: Evaluation) -> HeldOut:
-        """The held-out tasks, which are drawn once: telling them from the run's reads both.
-
-        An environment of ours is opened for each evaluation, and so is a new one.
-        """
-        wanted = (training, evaluation.taskset)
-        known = self._held_out.get(evaluation.name)
-        if known is not None and known[0] == wanted:
-            return known[1]
-        if known is not None:
-            del self._held_out[evaluation.name]
-            await _ended(known[1])
-        if evaluation.taskset.user_image is not None:
-            # At once: two that open it would take each other's socket.
-            held_out = self._open_held_out(training, evaluation)
-        else:
-            held_out = await asyncio.to_thread(self._open_held_out, training, evaluation)
-        if not isinstance(held_out.tasks, PlayedTasks) or evaluation.taskset.user_image is not None:
-            self._held_out[evaluation.name] = (wanted, held_out)
-        return held_out
-
-
-async def _ended(held_out: HeldOut) -> None:
-    """Lets go of an environment that stayed open."""
-    tasks = held_out.tasks
-    if isinstance(tasks, PlayedTasks) and isinstance(tasks.environment, Kept):
-        await tasks.environment.end()

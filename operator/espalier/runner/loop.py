@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from espalier.api.run.evaluation import Evaluation
 from espalier.api.run.rewards import modules
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.taskset import Taskset
@@ -41,7 +40,7 @@ from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, 
 from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.evaluation import Evaluations
 from espalier.runner.group_sampling import Outcome
-from espalier.runner.heldout import HeldOut
+from espalier.runner.held_out_sets import OpenHeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.run_end import UserError
@@ -94,7 +93,7 @@ class Loop:
         *,
         open_tasks: Callable[[Taskset | None], TaskSource],
         open_rewards: OpenRewards,
-        open_held_out: Callable[[Taskset, Evaluation], HeldOut] = heldout.of_evaluation,
+        open_held_out: OpenHeldOut = heldout.of_evaluation,
         journal: Journal,
         waiting: Waiting,
         mounted: str | None = None,
