@@ -156,7 +156,7 @@ class Lister:
         if key.kind == TrainableModel.__name__ and new is not None:
             index = self._indexes.get((key.namespace, key.name))
             if index is not None:
-                index.belong_to(new["metadata"]["uid"])
+                index.belong_to(new["metadata"].get("uid", ""))
 
     def _reindex(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
         """Parse each Checkpoint when its body arrives; at a start, between two pages."""
@@ -191,4 +191,4 @@ class Lister:
 
     def _model_uid(self, namespace: str, name: str) -> str:
         body = self._cache.get(ObjectKey(TrainableModel.__name__, namespace, name))
-        return str(body["metadata"]["uid"]) if body is not None else ""
+        return str(body["metadata"].get("uid", "")) if body is not None else ""
