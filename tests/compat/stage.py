@@ -153,6 +153,8 @@ class Trainer:
     async def _faulty(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """Lets the fault strike that is due for this command: before it is applied, or after."""
         command = request.path.removeprefix("/train/").removeprefix("tinker/")
+        if command in COMMANDS:
+            self.stage.commands.append((command, await request.read()))
         ready = self.engine is not None and self.engine.state.assigned is not None
         faults = self.stage.faults
         fault = faults.pop(0) if faults and ready and command in COMMANDS else None
@@ -199,6 +201,8 @@ class Stage:
         self.max_body_bytes = MAX_BODY_BYTES
         # What befalls the next commands that reach a trainer; None: nothing.
         self.faults: list[Fault | None] = []
+        # What reached a trainer: commands and their bodies.
+        self.commands: list[tuple[str, bytes]] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.make_context: Callable[[], GatewayContext] | None = None
         self.relay = Relay()
@@ -209,6 +213,8 @@ class Stage:
         # Rollouts of a chat after which it is answered as at first; 0: never.
         self.repeat = 0
         self._asked: Counter[str] = Counter()
+        # What chats are answered with: three tokens of these.
+        self.alphabet: Sequence[int] = range(97, 123)
         # The tokens of a completion.
         self.write: Callable[[random.Random], list[int]] = _letters
 
@@ -380,17 +386,18 @@ class Stage:
             choices.append(choice)
         return web.json_response({"object": "text_completion", "choices": choices})
 
-    def _serves(self, ip: str, model: str) -> bool:
-        """As a sampler, which finds an adapter of the volume again that a head has left."""
-        adapters = (adapters for pod, adapters in self.rollouts.told if pod == ip)
-        return model == "base" or any(model in each for each in adapters)
+    def _serves(self, ip: str, adapter: str) -> bool:
+        """What a rollout has loaded, or finds on the volume when it is asked for it."""
+        digest = adapter.partition("@")[2]
+        found = self.volume.glob(f"checkpoints/sha256-{digest}*") if digest else ()
+        return adapter in ("base", *self.rollouts.serving.get(ip, ())) or any(found)
 
     def _choice(self, body: Body, text: str, index: int) -> Body:
-        """Three letters, drawn by what is asked and how often it was."""
+        """Three tokens, drawn by what is asked and how often it was."""
         number = self._asked[text] % self.repeat if self.repeat else self._asked[text]
         self._asked[text] += 1
         letters = random.Random(f"{text}/{number}")
-        tokens = [letters.randrange(97, 123) for _ in range(3)]
+        tokens = [letters.choice(self.alphabet) for _ in range(3)]
         entries = [{"token": chr(t), "logprob": -math.log(26), "top_logprobs": []} for t in tokens]
         message = {"role": "assistant", "content": "".join(map(chr, tokens))}
         choice: Body = {"index": index, "message": message, "finish_reason": "stop"}
