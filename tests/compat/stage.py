@@ -362,8 +362,11 @@ class Stage:
         if not self._serves(ip, body["model"]):
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         choices = []
+        # Without a seed, what is asked again is answered otherwise.
+        again = self._asked[str(body["prompt"])]
+        self._asked[str(body["prompt"])] += 1
         for index in range(body["n"]):
-            chance = random.Random(f"{body['prompt']}/{index}/{body.get('seed')}")
+            chance = random.Random(f"{body['prompt']}/{index}/{body.get('seed', again)}")
             drawn = self.write(chance)[: body["max_tokens"]]
             rows = [_likely(token, body["logprobs"]) for token in drawn]
             scored = {
