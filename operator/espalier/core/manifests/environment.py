@@ -31,7 +31,7 @@ def runner_variables() -> dict[str, str]:
 
 def host_containers(source: UserImage, runner_image: str) -> tuple[Container, ...]:
     """The copy of our script out of the runner's image, and the user's image that runs it."""
-    script = Mount("host-script", {"emptyDir": {}}, SCRIPT_PATH)
+    script = Mount("host-script", {"emptyDir": {"sizeLimit": "16Mi"}}, SCRIPT_PATH)
     place = Container(
         name="place-host",
         image=runner_image,
@@ -47,7 +47,7 @@ def host_containers(source: UserImage, runner_image: str) -> tuple[Container, ..
         # Its tasks must be the same after a restart.
         env={"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"},
         mounts=(
-            Mount("host-script", {"emptyDir": {}}, SCRIPT_PATH, read_only=True),
+            Mount("host-script", {"emptyDir": {"sizeLimit": "16Mi"}}, SCRIPT_PATH, read_only=True),
             socket_mount(),
         ),
         command=("python3", f"{SCRIPT_PATH}/host.py", _SOCKET),
