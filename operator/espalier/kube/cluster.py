@@ -110,6 +110,15 @@ class Cluster(Protocol):
     async def replace(self, kind: str, body: Body) -> Body:
         """Replace the object at its ``resourceVersion``; 409 if another writer was faster."""
 
+    def acting_for(self, user: str, groups: Sequence[str], *, manager: str) -> Cluster:
+        """This cluster as a user sees it: the API server decides by the user's rights.
+
+        Args:
+            user: who is impersonated.
+            groups: of the user; of a service account the API server knows them.
+            manager: the manager of the fields that are written so.
+        """
+
     async def delete(
         self, key: ObjectKey, *, propagation: Propagation = "Background", uid: str | None = None
     ) -> None:
@@ -133,5 +142,6 @@ class Cluster(Protocol):
     ) -> bool:
         """SubjectAccessReview: may the user do this to the named object?
 
-        ``uid`` and ``extra`` are of the user: an authorizer's webhook may decide by them.
+        ``resource`` may have a subresource: ``trainablemodels/sample``. ``uid`` and ``extra`` are
+        of the user: an authorizer's webhook may decide by them.
         """

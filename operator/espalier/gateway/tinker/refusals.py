@@ -32,7 +32,7 @@ def passes(refusal: RefusalError) -> bool:
 def respond(refusal: RefusalError) -> web.Response:
     """The refusal as a response of Tinker's API."""
     status, headers = refusal.status, {}
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or refusal.retry_after is not None:
         status = HTTPStatus.TOO_MANY_REQUESTS
         headers["Retry-After"] = str(refusal.retry_after or RETRY_AFTER_SECONDS)
     elif status == HTTPStatus.CONFLICT:
