@@ -21,7 +21,7 @@ from espalier.gateway.problems import CLIENT_GONE
 from espalier.gateway.world.world import NamespacedName
 
 # What is audited. ``Train`` is a step of the optimizer, and every other command that is refused.
-Action = Literal["Sample", "Train", "Fork", "MoveHead", "Evaluate", "Save", "Unsave"]
+Action = Literal["Sample", "Train", "Fork", "MoveHead", "Evaluate", "Save", "Unsave", "Download"]
 LOGGER = "espalier.audit"
 # Characters of a name that a caller gave, which may be no name at all.
 MOST = 300
