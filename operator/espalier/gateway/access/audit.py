@@ -64,7 +64,7 @@ def audited(action: Action) -> Callable[[Method[S, P, R]], Method[S, P, R]]:
 
     def wrap(method: Method[S, P, R]) -> Method[S, P, R]:
         @functools.wraps(method)
-        async def handle(self: S, request: web.Request, *more: P.args, **named: P.kwargs) -> R:
+        async def handle(self: S, request: web.Request, /, *more: P.args, **named: P.kwargs) -> R:
             request[ACT] = Act(action)
             return await method(self, request, *more, **named)
 
