@@ -38,6 +38,8 @@ gateway() {
   .venv/bin/python -m bench.gateway.load
   echo "== a forward_backward of 64 trajectories of 2,000 tokens (goal: 50 ms outside the trainer)"
   .venv/bin/python -m bench.gateway.batch
+  echo "== what one caller's flood costs another (goal: p99 within 1.5 times)"
+  .venv/bin/python -m bench.gateway.fairness
   echo "== from a step to the first token of its weights on two replicas (goal: 1.2 adapter loads and 100 ms)"
   .venv/bin/python -m bench.gateway.promotion
 }

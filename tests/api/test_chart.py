@@ -11,7 +11,8 @@ import yaml
 from dev.apiserver import ApiServer, ApiServerError, binary
 
 from espalier.controllers.process.settings import OperatorSettings
-from espalier.core.manifests.installation import HubSettings
+from espalier.core.manifests.installation import COPY_SIZE, TMP_SIZE, HubSettings
+from espalier.gateway.access.quotas import Limits
 from espalier.gateway.settings import GatewaySettings
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "espalier"
@@ -97,6 +98,30 @@ def test_the_operator_knows_images_and_gateway() -> None:
     assert variables["ESPALIER_IMAGE_ROLLOUT"] == "registry.example/rollout:1"
     assert variables["ESPALIER_IMAGE_RUNNER"] == "registry.example/runner:1"
     assert variables["ESPALIER_GATEWAY_URL"] == f"http://espalier-gateway.{SYSTEM}.svc"
+
+
+def test_the_quotas_of_callers_reach_the_gateway() -> None:
+    for values, limits in (
+        ((), Limits()),
+        (("quotas.requests=0", "quotas.tokensPerMinute=6000000", "quotas.bodyPercent=100"), None),
+    ):
+        sets = (f"gateway.{value}" for value in values)
+        deployments = objects(render(*VALUES, *sets), "Deployment")
+        variables = environment(deployments[f"{SYSTEM}/espalier-gateway"])
+        told = GatewaySettings.read({**variables, "POD_NAMESPACE": SYSTEM})
+        assert told.limits == (limits or Limits(0, 6_000_000, 100))
+    with pytest.raises(ApiServerError, match="bodyPercent"):
+        render(*VALUES, "gateway.quotas.bodyPercent=0")
+
+
+def test_what_pods_take_of_a_nodes_disk_is_bounded() -> None:
+    for values, sizes in (((), (TMP_SIZE, COPY_SIZE)), (("podDisk.tmp=1Gi",), ("1Gi", COPY_SIZE))):
+        deployments = objects(render(*VALUES, *values), "Deployment")
+        variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
+        told = OperatorSettings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
+        assert (told.tmp_size, told.copy_size) == sizes
+    with pytest.raises(ApiServerError, match="podDisk"):
+        render(*VALUES, "podDisk.tmp=much")
 
 
 def test_ids_are_fixed_or_left_to_the_platform_in_every_pod() -> None:
@@ -249,8 +274,7 @@ ALLOWED = [
     (OPERATOR, TEAM, "patch configmaps/espalier-public-keys"),
     (GATEWAY, TEAM, "watch checkpointheads"),
     (GATEWAY, TEAM, "list pods"),
-    (GATEWAY, TEAM, "create trainablemodels"),
-    (GATEWAY, TEAM, "update checkpointheads"),
+    (GATEWAY, TEAM, "impersonate serviceaccounts"),
     (GATEWAY, SYSTEM, "get secrets/espalier-gateway-key"),
     (GATEWAY, TEAM, "get secrets/espalier-api-keys"),
     (GATEWAY, TEAM, "get serviceaccounts"),
@@ -261,6 +285,7 @@ ALLOWED = [
     (GATEWAY, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, TEAM, "create subjectaccessreviews.authorization.k8s.io"),
     (RUNNER, TEAM, "get trainablemodels"),
+    (RUNNER, TEAM, "create trainablemodels --subresource=sample"),
     (GATEWAY, TEAM, "patch trainingruns --subresource=status"),
     (RUNNER, TEAM, "update trainingruns"),
 ]  # fmt: skip
@@ -283,11 +308,13 @@ FORBIDDEN = [
     (OPERATOR, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, SYSTEM, "get secrets/espalier-signing-key"),
     (GATEWAY, SYSTEM, "update secrets/espalier-gateway-key"),
-    (GATEWAY, TEAM, "patch checkpointheads"),
-    (GATEWAY, TEAM, "patch trainingruns"),
+    *((GATEWAY, TEAM, f"{verb} {kind}") for verb in ("create", "update", "patch") for kind in (
+        "trainablemodels", "trainingruns", "checkpointheads",
+    )),
+    (GATEWAY, SYSTEM, "impersonate serviceaccounts"),
+    (GATEWAY, FOREIGN, "impersonate serviceaccounts"),
     (GATEWAY, TEAM, "patch checkpointheads --subresource=status"),
     (GATEWAY, TEAM, "create deployments.apps"),
-    (GATEWAY, TEAM, "update trainablemodels"),
     (GATEWAY, TEAM, "delete checkpointheads"),
     (GATEWAY, TEAM, "create secrets"),
     (GATEWAY, TEAM, "get secrets/another"),
@@ -324,6 +351,26 @@ def test_may_not(installed: ApiServer, user: str, namespace: str, request_: str)
     assert not may(installed, user, namespace, request_)
 
 
+def test_whom_the_gateway_may_act_for_can_be_named() -> None:
+    names = "{ann,build-bot}"
+    text = render(
+        *(*VALUES, f"gateway.impersonation.serviceAccounts={names}"),
+        *("gateway.impersonation.users={eve@example.org}", "gateway.impersonation.groups={ml}"),
+    )
+    role = objects(text, "Role")[f"{TEAM}/espalier-gateway"]
+    (rule,) = [rule for rule in role["rules"] if "impersonate" in rule["verbs"]]
+    assert (rule["resources"], rule["resourceNames"]) == (["serviceaccounts"], ["ann", "build-bot"])
+    rules = objects(text, "ClusterRole")[f"/{SYSTEM}-espalier-gateway-acts-for"]["rules"]
+    assert {rule["resources"][0]: rule["resourceNames"] for rule in rules} == {
+        "users": ["eve@example.org"],
+        "groups": ["ml"],
+    }
+    assert "acts-for" not in render(*VALUES)
+    # Nobody names the groups by which the API server knows its own.
+    with pytest.raises(ApiServerError, match="groups"):
+        render(*VALUES, "gateway.impersonation.groups={system:masters}")
+
+
 def test_users_with_the_roles_view_and_edit_see_and_edit(installed: ApiServer) -> None:
     for role in ("view", "edit"):
         installed.kubectl(
@@ -338,5 +385,14 @@ def test_users_with_the_roles_view_and_edit_see_and_edit(installed: ApiServer) -
     assert may(installed, "editer", TEAM, "update trainablemodels --subresource=scale")
     assert not may(installed, "viewer", TEAM, "update trainablemodels --subresource=scale")
     assert not may(installed, "viewer", TEAM, "patch checkpointheads")
+    sample = "create trainablemodels --subresource=sample"
+    assert not may(installed, "viewer", TEAM, sample)
+    assert may(installed, "editer", TEAM, sample)
+    installed.kubectl(
+        *("create", "rolebinding", "a-sampler", "-n", TEAM),
+        *("--clusterrole=espalier-sampler", "--user=sampler"),
+    )
+    assert may(installed, "sampler", TEAM, sample.replace("models", "models/arith"))
+    assert not may(installed, "sampler", TEAM, "list checkpoints")
     assert not may(installed, "editer", TEAM, "create checkpoints")
     assert not may(installed, "editer", TEAM, "patch checkpointheads --subresource=status")

@@ -95,7 +95,8 @@ class Cluster(FakeCluster):
         extra: Extra = (),
     ) -> bool:
         ann = ("ann", f"system:serviceaccount:{NAMESPACE}:ann")
-        return namespace == NAMESPACE and (user in ann or verb == "get")
+        reads = verb == "get" or resource == "trainablemodels/sample"
+        return namespace == NAMESPACE and (user in ann or reads)
 
 
 @dataclass(frozen=True)

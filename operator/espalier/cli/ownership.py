@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from espalier.cli.failure import CliError
-from espalier.core.gitowner import REQUESTED_BY, git_owner
+from espalier.core.gitowner import git_owner
+from espalier.core.head.editor import editor
 
 
 def mover(head: Mapping[str, Any]) -> str:
@@ -15,13 +16,7 @@ def mover(head: Mapping[str, Any]) -> str:
     Args:
         head: a CheckpointHead as read, ``managedFields`` included.
     """
-    metadata = head["metadata"]
-    entries = [entry for entry in metadata.get("managedFields") or () if _asks(entry)]
-    if not entries:
-        return ""
-    manager = str(max(entries, key=lambda entry: entry.get("time", "")).get("manager", ""))
-    user = (metadata.get("annotations") or {}).get(REQUESTED_BY, "")
-    return f"{user} through {manager}" if user and manager.startswith("espalier") else manager
+    return str(editor(head["metadata"]) or "")
 
 
 def not_owned_by_git(body: Mapping[str, Any]) -> None:
@@ -38,8 +33,3 @@ def not_owned_by_git(body: Mapping[str, Any]) -> None:
             "conflict",
             "Commit it instead; `espalier promote --git` does so for a pin",
         )
-
-
-def _asks(entry: Mapping[str, Any]) -> bool:
-    spec = (entry.get("fieldsV1") or {}).get("f:spec") or {}
-    return "f:mode" in spec or "f:checkpointRef" in spec

@@ -28,7 +28,7 @@ RETRIES = Counter(
 )
 REFUSED = Counter(
     "espalier_gateway_refused_requests",
-    "Requests refused for their form or size, before anything was read of them, by reason.",
+    "Requests refused for their form or size or over a quota of their caller, by reason.",
     ["reason"],
 )
 POD_FAULTS = Counter(

@@ -19,7 +19,7 @@ from espalier.controllers.peers.sampler_client import RolloutControl
 from espalier.controllers.peers.samplers import Rollouts
 from espalier.controllers.peers.trainer_client import Trainer
 from espalier.controllers.process import wiring
-from espalier.controllers.process.refusals import OWN, REASONS, Refusals
+from espalier.controllers.process.refusals import OWN, Refusals, reason_of
 from espalier.controllers.process.triggers import concerned
 from espalier.core import conditions
 from espalier.core.checkpoints.disposal import DISPOSAL
@@ -92,7 +92,7 @@ class Operator:
             self.refusals.ended(key)
             return again
         except ClusterError as error:
-            if error.status in REASONS:
+            if reason_of(error):
                 return await self.refusals.refused(key, error)
             if error.status not in OUTDATED or key.kind in (COMMITS, DISPOSAL):
                 raise

@@ -62,6 +62,7 @@ def _run(context: OperatorContext) -> RunReconciler:
 
 def _head(context: OperatorContext) -> HeadReconciler:
     return HeadReconciler(
+        cluster=context.cluster,
         lister=context.lister,
         writer=context.writer,
         rollouts=context.rollouts,

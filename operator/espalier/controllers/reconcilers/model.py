@@ -19,7 +19,7 @@ from espalier.core import conditions
 from espalier.core.checkpoints import retention
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.installation import ChildSettings
-from espalier.core.manifests.intent import Manifest, is_current
+from espalier.core.manifests.intent import Manifest, foreign, is_current
 from espalier.core.manifests.labels import MODEL, ROLE, Role
 from espalier.core.manifests.sampler import rollout_deployment, rollout_service
 from espalier.core.manifests.trainer import trainer_service, trainer_statefulset
@@ -31,7 +31,7 @@ from espalier.core.pods.blockers import Blocker, uncreated
 from espalier.core.pods.pods import Pod
 from espalier.core.run import idle
 from espalier.core.run import turn as turns
-from espalier.kube.cluster import Cluster
+from espalier.kube.cluster import HTTP_CONFLICT, Cluster, ClusterError
 from espalier.kube.objects import ObjectKey, key_of
 
 # Checkpoints that retention deletes in one pass, and seconds until the next.
@@ -252,8 +252,24 @@ class ModelReconciler:
         for intent in built[1]:
             child = key_of(intent["kind"], intent)
             if not is_current(self.lister.body(child), intent):
+                await self._check_name(child, intent)
                 applied = await self.cluster.apply(child.kind, intent)
                 self.lister.learn(child.kind, applied)
+
+    async def _check_name(self, child: ObjectKey, intent: Manifest) -> None:
+        """Refuses to take over what somebody else made under the name of a child.
+
+        Objects without our labels are not watched, so the API server is asked, before a write only.
+        """
+        live = await self.cluster.get(child)
+        whose = foreign(live, intent) if live is not None else ""
+        if whose:
+            raise ClusterError(
+                HTTP_CONFLICT,
+                conditions.NAME_TAKEN,
+                f"{child.kind} {child.name} is there already and is {whose}: it is left as it is. "
+                f"Delete or rename it, or give this model another name",
+            )
 
     def _build(self, model: TrainableModel, wanted: _Wanted) -> list[Manifest]:
         settings, intents = self.settings, list[Manifest]()

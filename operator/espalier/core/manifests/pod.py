@@ -163,13 +163,14 @@ def pod_spec(
     service_account: str = "",
     pull_secrets: tuple[str, ...] = (),
     assigned_ids: bool = False,
+    tmp_size: str,
 ) -> Manifest:
     """A pod of one container, placed as the user's template says.
 
     It pulls with ``pull_secrets`` and with those of the template; with ``assigned_ids`` it leaves
-    user and groups to the platform.
+    user and groups to the platform. A pod whose /tmp grows beyond ``tmp_size`` is evicted.
     """
-    mounts = {m.name: m for c in (container, *init_containers) for m in _mounts(c)}
+    mounts = {m.name: m for c in (container, *init_containers) for m in _mounts(c, tmp_size)}
     spec: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -205,12 +206,12 @@ def pod_metadata(labels: dict[str, str], template: PodTemplate | None) -> Manife
     return metadata
 
 
-def _mounts(container: Container) -> tuple[Mount, ...]:
+def _mounts(container: Container, tmp_size: str) -> tuple[Mount, ...]:
     memory = {"emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}}
     own = f"{container.name}-" if container.apart else ""
     return (
         *container.mounts,
-        Mount(f"{own}tmp", {"emptyDir": {}}, "/tmp"),
+        Mount(f"{own}tmp", {"emptyDir": {"sizeLimit": tmp_size}}, "/tmp"),
         Mount(f"{own}shared-memory", memory, "/dev/shm"),
     )
 
@@ -230,7 +231,7 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
         "imagePullPolicy": "IfNotPresent",
         "env": [*variables.values()],
         "resources": given.wire() if given else {"requests": requests},
-        "volumeMounts": [mount.mount() for mount in _mounts(container)],
+        "volumeMounts": [mount.mount() for mount in _mounts(container, "")],
         # The last lines of the log tell of a crash that left no message of its own.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {

@@ -65,7 +65,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         },
         mounts=(
             _token(),
-            *_tasks(run),
+            *_tasks(run, settings.copy_size),
             *_modules(run),
             *_boards(run),
             *map(socket_mount, images),
@@ -78,12 +78,13 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         template,
         grace_seconds=30,
         init_containers=(
-            *_copies(run),
+            *_copies(run, settings.copy_size),
             *host_containers(images, settings.images.runner),
         ),
         service_account=settings.runner_service_account,
         pull_secrets=settings.pull_secrets,
         assigned_ids=settings.assigned_ids,
+        tmp_size=settings.tmp_size,
     )
     spec = job_spec(
         pod,
@@ -157,8 +158,8 @@ def _boards(run: TrainingRun) -> tuple[Mount, ...]:
     )
 
 
-def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
-    """Where the runner finds the file of its tasks, if they are in one."""
+def _tasks(run: TrainingRun, size: str) -> tuple[Mount, ...]:
+    """Where the runner finds the file of its tasks, if they are in one; a copy has a size."""
     tasks = run.spec.taskset
     if tasks is None:
         return ()
@@ -169,7 +170,8 @@ def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
         source = {"persistentVolumeClaim": {"claimName": claim.claim_name}}
         # Of the claim the file's own directory, and no more.
         return (Mount("tasks", source, TASKS_PATH, read_only=True, sub_path=claim.directory),)
-    return (Mount("tasks", {"emptyDir": {}}, TASKS_PATH),) if tasks.image is not None else ()
+    copy = {"emptyDir": {"sizeLimit": size}}
+    return (Mount("tasks", copy, TASKS_PATH),) if tasks.image is not None else ()
 
 
 def _modules(run: TrainingRun) -> tuple[Mount, ...]:
@@ -184,7 +186,7 @@ def _modules(run: TrainingRun) -> tuple[Mount, ...]:
     return (Mount("rewards", {"projected": {"sources": sources}}, REWARDS_PATH, read_only=True),)
 
 
-def _copies(run: TrainingRun) -> tuple[Container, ...]:
+def _copies(run: TrainingRun, size: str) -> tuple[Container, ...]:
     """Image volumes are not everywhere yet, so an image copies its own files."""
     if run.spec.taskset is None or run.spec.taskset.image is None:
         return ()
@@ -193,7 +195,7 @@ def _copies(run: TrainingRun) -> tuple[Container, ...]:
         image=run.spec.taskset.image.reference,
         requests=_REQUESTS,
         env={},
-        mounts=_tasks(run),
+        mounts=_tasks(run, size),
         command=("cp", "-rL", "/tasks/.", f"{TASKS_PATH}/"),
     )
     return (copy,)
