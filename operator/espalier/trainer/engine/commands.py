@@ -26,6 +26,7 @@ from espalier.trainer.compute.interface import Added, Batch, Compute
 from espalier.trainer.engine.measurements import sampled
 from espalier.trainer.memory.planner import Cuts
 from espalier.trainer.problems import CommandError, invalid
+from espalier.trainer.prometheus import PHASES
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
 Aggregated = tuple[Aggregation, int | None]
@@ -88,11 +89,14 @@ class LossCommand:
     def run(self, compute: Compute) -> Added:
         """Accumulates the gradients."""
         if self.reference is None:
-            added = compute.add_loss(self.batch, self.spec, self.request.group_size)
+            with PHASES.labels("gradients").time():
+                added = compute.add_loss(self.batch, self.spec, self.request.group_size)
             return _with_rewards(added, self.request)
-        referred = compute.refer(self.reference)
+        with PHASES.labels("reference").time():
+            referred = compute.refer(self.reference)
         held = with_reference(self.spec, self.batch.data, referred.logprobs)
-        added = compute.add_loss(self.batch.holding(held), self.spec, self.request.group_size)
+        with PHASES.labels("gradients").time():
+            added = compute.add_loss(self.batch.holding(held), self.spec, self.request.group_size)
         return _with_rewards(replace(added, cuts=referred.cuts + added.cuts), self.request)
 
     @property
@@ -114,13 +118,14 @@ class WeightsCommand:
 
     def run(self, compute: Compute) -> Added:
         """Accumulates the gradients."""
-        added = compute.add_weights(
-            self.batch,
-            self.request.weights,
-            given=self.request.metrics,
-            group_size=self.forward.group_size,
-            forward=self.request.forward_id,
-        )
+        with PHASES.labels("gradients").time():
+            added = compute.add_weights(
+                self.batch,
+                self.request.weights,
+                given=self.request.metrics,
+                group_size=self.forward.group_size,
+                forward=self.request.forward_id,
+            )
         return _with_rewards(added, self.forward)
 
     @property
