@@ -182,9 +182,11 @@ MODEL = Dashboard(
                 _stack(
                     "A run's time by phase",
                     "percentunit",
-                    _rate(f"espalier_runner_phase_seconds_total{{{_MODEL}}}", "run, phase"),
+                    _rate(f"espalier_runner_phase_seconds_total{{{_MODEL}}}", "run, phase")
+                    + " / on (run) group_left "
+                    + _rate(f"espalier_runner_phase_seconds_total{{{_MODEL}}}", "run"),
                     "{{run}} {{phase}}",
-                    meaning="Of every second; the phases of a run add up to 1. See time/...",
+                    meaning="Shares of the steps that were taken. See time/... of metrics.",
                 ),
                 _stack(
                     "The trainer's time by phase",

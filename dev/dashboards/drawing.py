@@ -23,7 +23,7 @@ from matplotlib import pyplot
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 IMAGES = ROOT / "docs" / "images"
-POINTS = 120
+POINTS = 60
 UNITS: dict[str, Any] = {
     "bytes": EngFormatter("B"),
     "s": EngFormatter("s"),
@@ -44,7 +44,9 @@ class Drawing:
     def draw(self, dashboard: Dashboard, path: Path) -> None:
         """Writes the SVG: a row of panels under each other row."""
         columns = max(len(row.panels) for row in dashboard.rows)
-        pyplot.rcParams.update({"font.size": 7, "svg.hashsalt": "espalier", "axes.grid": True})
+        pyplot.rcParams.update(
+            {"font.size": 7, "svg.hashsalt": "espalier", "svg.fonttype": "none", "axes.grid": True}
+        )
         figure, axes = pyplot.subplots(
             len(dashboard.rows),
             columns,

@@ -28,7 +28,8 @@ RECONCILE_DURATION = Histogram(
 WATCH_EVENTS = Counter("espalier_watch_events", "Events of the watches.", ["kind", "type"])
 EVENT_AGE = Histogram(
     "espalier_watch_event_age_seconds",
-    "Time from the last write of an object (managedFields) until its event was taken in.",
+    "Time from the last write of an object (managedFields) until its event was taken in; of "
+    "additions and changes.",
     ["kind"],
     buckets=(0.1, 0.5, 1, 2, 5, 10, 30, 60, 300),
 )
