@@ -67,8 +67,9 @@ class InCluster:
 
     def down(self) -> None:
         """Removes it."""
-        self._kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s")
-        self._kubectl("delete", "clusterrole,clusterrolebinding", NAME, "--ignore-not-found")
+        # Not the namespace: in a cluster of others it may be theirs.
+        for kinds in ("pod,secret,serviceaccount", "clusterrole,clusterrolebinding"):
+            self._kubectl("delete", kinds, NAME, "--ignore-not-found", "--timeout=120s")
 
     @contextmanager
     def forwarded(self) -> Iterator[Prometheus]:
