@@ -80,8 +80,9 @@ format: env ## rewrite the code in the project's style
 crds: env ## generate crds/ from the resource types
 	@.venv/bin/python -m espalier.api.crds crds charts/espalier/files/crds
 
-docs-pages: env ## generate the pages of docs/ that come from the code
+docs-pages: env ## generate what comes from the code: pages of docs/, dashboards of the chart
 	@.venv/bin/python -m dev.docs
+	@.venv/bin/python -m dev.dashboards
 
 docs: docs-pages ## build the documentation as a site into out/docs, with its links checked
 	@dev/docs.sh

@@ -37,10 +37,13 @@ def helm(*arguments: str) -> str:
     return done.stdout
 
 
-def render(*values: str, files: tuple[str, ...] = ()) -> str:
+def render(*values: str, files: tuple[str, ...] = (), known: tuple[str, ...] = ()) -> str:
+    """``known``: kinds that the cluster knows beside Kubernetes' own."""
     arguments = ["template", "espalier", str(CHART), "--namespace", SYSTEM]
     # helm built from source takes itself for an ancient Kubernetes.
     arguments += ["--kube-version", "1.35.0"]
+    for kind in known:
+        arguments += ["--api-versions", kind]
     for name in files:
         arguments += ["--values", str(CHART / name)]
     for value in values:
@@ -271,6 +274,7 @@ ALLOWED = [
     (OPERATOR, SYSTEM, "get secrets/espalier-signing-key"),
     (OPERATOR, SYSTEM, "get secrets/espalier-gateway-key"),
     (OPERATOR, SYSTEM, "update secrets/espalier-gateway-key"),
+    (OPERATOR, SYSTEM, "update secrets/espalier-scrape-token"),
     (OPERATOR, TEAM, "patch configmaps/espalier-public-keys"),
     (GATEWAY, TEAM, "watch checkpointheads"),
     (GATEWAY, TEAM, "list pods"),
@@ -307,6 +311,7 @@ FORBIDDEN = [
     (OPERATOR, FOREIGN, "create jobs.batch"),
     (OPERATOR, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, SYSTEM, "get secrets/espalier-signing-key"),
+    (GATEWAY, SYSTEM, "get secrets/espalier-scrape-token"),
     (GATEWAY, SYSTEM, "update secrets/espalier-gateway-key"),
     *((GATEWAY, TEAM, f"{verb} {kind}") for verb in ("create", "update", "patch") for kind in (
         "trainablemodels", "trainingruns", "checkpointheads",

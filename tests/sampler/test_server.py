@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from dev.docs.metrics_page import OF_VLLM
 from tests.sampler import server, tiny
 from tests.security.hostile_requests import Hostile, requests
 
@@ -134,6 +135,26 @@ def test_the_served_adapters_are_read_back(rollout: server.Rollout, weights: Wei
     assert rollout.serve(*wanted).json() == expected
     assert rollout.get("/espalier/v1/serve", "operator").json() == expected
     assert rollout.get("/readyz").status_code == 200
+
+
+def test_metrics_count_what_was_sampled_without_a_series_for_each_adapter(
+    rollout: server.Rollout, weights: Weights
+) -> None:
+    def series() -> dict[str, float]:
+        lines = [line for line in rollout.scrape().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    greedy(rollout, "base", "warm")
+    before = series()
+    for index in range(3):
+        greedy(rollout, weights.name(index), "x")
+    after = series()
+    assert after.keys() == before.keys()
+    assert not [name for name in after if "tiny@" in name or "lora_requests" in name]
+    (tokens,) = [name for name in after if name.startswith("vllm:generation_tokens_total{")]
+    assert after[tokens] - before[tokens] > 0
+    read = {name.partition("{")[0] for name in after}
+    assert {n for n in OF_VLLM if n not in read and f"{n}_bucket" not in read} == set()
 
 
 def test_an_adapter_that_is_not_served_loads_on_demand(

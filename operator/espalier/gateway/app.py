@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from espalier.gateway import prometheus
 from espalier.gateway.access import audit
@@ -58,6 +58,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET = frozenset({"/healthz", "/readyz"})
+# A client may send any word: each would be a series for good.
+_METHODS = frozenset(hdrs.METH_ALL)
 
 
 def make_app(
@@ -167,7 +169,8 @@ def _record(request: web.Request, status: int, seconds: float) -> None:
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "unknown"
     upstream = request.get(UPSTREAM_SECONDS)
-    prometheus.REQUESTS.labels(route, request.method, str(status)).inc()
+    method = request.method if request.method in _METHODS else "other"
+    prometheus.REQUESTS.labels(route, method, str(status)).inc()
     prometheus.DURATION.labels(route).observe(seconds)
     if upstream is not None:
         prometheus.UPSTREAM.labels(route).observe(upstream)

@@ -10,6 +10,7 @@ from espalier.controllers.context import OperatorContext
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.head_metrics import HeadMetrics
 from espalier.controllers.observed.lister import Lister
+from espalier.controllers.observed.object_counts import ObjectCounts
 from espalier.controllers.observed.parsing import UnreadableObjectError
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
@@ -56,6 +57,8 @@ class Operator:
         self.queue = WorkQueue(self._reconcile, workers=WORKERS)
         self._cache = cache
         self._head_metrics = HeadMetrics()
+        counts = ObjectCounts()
+        cache.on_change(lambda key, old, new, _: counts.changed(key, old, new))
         self.context = OperatorContext(
             cluster=cluster,
             lister=Lister(cache),

@@ -23,6 +23,7 @@ from espalier.core.volume import FOLDERS
 USER = 65532
 PORT = 8000
 PORT_NAME = "http"
+METRICS_PORT, METRICS_PORT_NAME = 8080, "metrics"
 VOLUME_PATH = "/weights"
 
 _SHARED_MEMORY = "1Gi"
@@ -78,6 +79,7 @@ Variable = str | SecretKey | PodField
 class Container:
     """A container of a pod.
 
+    ``serves`` at PORT, ``tells_metrics`` at METRICS_PORT.
     ``apart``: neither /tmp nor shared memory are those of the pod's other containers. ``stays``: as
     an init container it runs as long as the pod does, and is started again when it ends.
     ``resources`` go before ``requests`` where no template names any.
@@ -91,6 +93,7 @@ class Container:
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     serves: bool = False
+    tells_metrics: bool = False
     probes: Manifest = field(default_factory=dict)
     resources: Resources | None = None
     apart: bool = False
@@ -249,6 +252,8 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
         body["restartPolicy"] = "Always"
     if container.serves:
         body["ports"] = [{"name": PORT_NAME, "containerPort": PORT}]
+    if container.tells_metrics:
+        body["ports"] = [{"name": METRICS_PORT_NAME, "containerPort": METRICS_PORT}]
     return body
 
 

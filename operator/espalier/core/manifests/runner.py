@@ -19,7 +19,15 @@ from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels
-from espalier.core.manifests.pod import Container, Mount, Requests, Variable, pod_metadata, pod_spec
+from espalier.core.manifests.pod import (
+    METRICS_PORT,
+    Container,
+    Mount,
+    Requests,
+    Variable,
+    pod_metadata,
+    pod_spec,
+)
 from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
@@ -60,6 +68,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
+            "ESPALIER_METRICS_PORT": str(METRICS_PORT),
             **(runner_variables() if images else {}),
             **_keys(run),
         },
@@ -70,6 +79,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             *_boards(run),
             *map(socket_mount, images),
         ),
+        tells_metrics=True,
     )
     runner = run.spec.runner or RunnerSpec()
     template = runner.template

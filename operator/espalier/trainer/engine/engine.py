@@ -34,6 +34,7 @@ from espalier.trainer.engine.commands import (
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.memory.planner import cuts_json
 from espalier.trainer.problems import CommandError
+from espalier.trainer.prometheus import PHASES
 from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.command_log import Key
 
@@ -164,7 +165,8 @@ class Engine:
         batch = self.state.compute.admit(data)
         record = self.state.begin(command)
         try:
-            scored = self.state.compute.score(batch, keep=forward_id(record))
+            with PHASES.labels("forward").time():
+                scored = self.state.compute.score(batch, keep=forward_id(record))
             result = ForwardResult(
                 forward_id=forward_id(record),
                 data=[datum_tensors(d, lp, request) for d, lp in zip(data, scored, strict=True)],

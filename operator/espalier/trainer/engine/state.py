@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from espalier.api.meta import OptimizerState
 from espalier.api.wire import Assignment, BatchLeft, Commit, OptimStepResult, Problem, TrainerState
 from espalier.core.checkpoints import run_tokens
+from espalier.trainer import prometheus
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.compute.interface import Compute
@@ -195,6 +196,8 @@ class TrainingState:
     def add_tally(self, tally: Tally) -> None:
         """Counts a command whose gradients were accumulated."""
         self.tallies.append(tally)
+        prometheus.TOKENS.inc(tally.tokens)
+        prometheus.UNIQUE_TOKENS.inc(tally.unique)
 
     def drop_gradients(self) -> None:
         """Forgets what was accumulated since the last step."""
