@@ -37,6 +37,15 @@ PODS_IGNORED = Counter(
 LEADER = Gauge("leader", "1 while this replica holds the lease.")
 LOOP_LAG = Gauge("event_loop_lag_seconds", "By how much the loop was late at its last heartbeat.")
 
+ROTTEN = Gauge(
+    "rotten_checkpoints",
+    "Checkpoints, and the base, whose bytes the last scrub found altered or gone.",
+    ["namespace", "model"],
+)
+SCRUBBED_BYTES = Counter(
+    "scrubbed_bytes", "Bytes that scrubs have read and compared with their digests."
+)
+
 HEAD_MOVES = Counter("head_moves", "Moves of heads, by what caused them.", ["reason"])
 SWAP_LATENCY = Histogram(
     "head_swap_seconds",
