@@ -172,7 +172,7 @@ def _next_batch(view: ScrubView, status: Scrub, now: str) -> ScrubDecision:
     if not first and not left:
         done = status.model_copy(update={"ended": now, "after": None})
         return ScrubDecision(done, _told(done, ""), again_seconds=SETTLE_SECONDS)
-    size, batch = 0, []
+    size, batch = 0, list[Checkpoint]()
     for checkpoint in left[:BATCH]:
         size += checkpoint.spec.size_bytes
         if batch and size > BATCH_BYTES:

@@ -67,8 +67,8 @@ class Engine:
         if current is not None and wanted.term < current.assignment.term:
             raise stale_term(wanted.term, current.assignment.term)
         if current is not None and wanted.term == current.assignment.term:
-            # Keep the recorded base: a restart restores from it.
             self._check_standing(wanted, current)
+            # Keep the recorded base: a restart restores from it.
             kept = current.assignment.model_copy(
                 update={"run": wanted.run, "branch": wanted.branch}
             )
@@ -86,12 +86,13 @@ class Engine:
     def _check_standing(self, wanted: Assignment, current: Assigned) -> None:
         """Raises 409 where the trainer cannot go on under its term, and holds training."""
         state = self.state
-        own = parse_checkpoint_name(state.model, wanted.base_name)
-        known = {current.assignment.base, *(commit.digest for commit in state.commits)}
-        if own is not None and own[1] > 0 and wanted.base not in known:
-            state.hold(volume_behind(wanted, state.commits), state.position)
-        elif state.held is not None and state.held.reason == VOLUME_BEHIND:
-            state.release()
+        if state.held is None or state.held.reason == VOLUME_BEHIND:
+            own = parse_checkpoint_name(state.model, wanted.base_name)
+            known = {current.assignment.base, *(commit.digest for commit in state.commits)}
+            if own is not None and own[1] > 0 and wanted.base not in known:
+                state.hold(volume_behind(wanted, state.commits), state.position)
+            else:
+                state.release()
         if (held := state.held) is not None:
             raise CommandError(409, held.reason, held.detail, held.remedy)
 
