@@ -74,14 +74,21 @@ class Assignments:
         """Whether this start of the trainer has acknowledged the assignment."""
         return self._acknowledged.get((namespace, model)) == _Acknowledged.of(pod, wanted)
 
-    async def assign(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
-        """Send the assignment; True once the trainer has acknowledged it, False to try again."""
+    async def assign(
+        self, namespace: str, model: str, pod: Pod, wanted: Assignment, *, caught_up: bool
+    ) -> bool:
+        """Send the assignment; True once the trainer has acknowledged it, False to try again.
+
+        ``caught_up``: its commits are in the tree. Before, a trainer that is ahead of its head may
+        be ahead on a line that the tree does not show yet, and is not overtaken.
+        """
         try:
             await self._client.assign(Peer.of(namespace, model, pod), wanted)
         except TrainerError as error:
             logger.warning("assigning %s/%s: %s", namespace, model, error)
             if error.problem.reason == STALE_TERM:
-                await self._overtake(namespace, model, pod)
+                if caught_up:
+                    await self._overtake(namespace, model, pod)
             elif REFUSED <= error.status < FAILED and error.status != KEY_UNKNOWN:
                 self._refusals[namespace, model] = (wanted.base, error.problem)
             return False

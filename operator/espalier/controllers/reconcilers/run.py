@@ -106,9 +106,8 @@ class RunReconciler:
         trainers = self.trainers
         if trainers.acknowledged(namespace, model, trainer, wanted):
             return True, None
-        # Where training stands is not known before: objects may be older than the volume.
         known = self.streams.ledger(namespace, model).caught_up
-        assigned = known and await trainers.assign(namespace, model, trainer, wanted)
+        assigned = await trainers.assign(namespace, model, trainer, wanted, caught_up=known)
         if trainers.unreadable(namespace, model, wanted.base) is not None:
             self.enqueue(ObjectKey("Checkpoint", namespace, wanted.base_name))
         return assigned, None if assigned else RETRY_SECONDS
