@@ -6,6 +6,7 @@
 # `make bench-operator` (`bench/run.sh operator`): the operator on an API server without nodes.
 # `bench/run.sh runner`: the runner beside sampling and training, which needs no cluster.
 # `make bench-loop`: whole runs beside TRL, and Asynchronous beside Synchronous, which needs no cluster.
+# `make bench-tinker` (`bench/run.sh tinker`): what Tinker's client waits for, on an API server without nodes.
 # `bench/run.sh tools`: what the parsers of tool calls and thoughts take.
 set -euo pipefail
 . "$(dirname "$0")/../dev/common.sh"
@@ -20,8 +21,6 @@ trainer() {
   PYTHONPATH=operator:. "$(bench/trainer/trl_environment.sh)" -m bench.trainer.trl_own
   echo "== what a checkpoint's commit and the replay after a crash cost"
   .venv/bin/python -m bench.commit_cost
-  echo "== a forward_backward of Tinker's client, 64 datums of 2,000 tokens (goal: 60 ms beside computing)"
-  PYTHONPATH=operator:. .venv/bin/python -m bench.trainer.tinker_wire
 }
 operator() {
   echo "== 10,000 Checkpoints of 20 models (goal: reconciled in 10 s, below 256 MiB, 1 ms of CPU a status write, flat per event)"
@@ -41,6 +40,15 @@ gateway() {
   .venv/bin/python -m bench.gateway.batch
   echo "== from a step to the first token of its weights on two replicas (goal: 1.2 adapter loads and 100 ms)"
   .venv/bin/python -m bench.gateway.promotion
+}
+tinker() {
+  export PYTHONPATH=operator:.
+  echo "== a forward_backward of 64 datums of 2,000 tokens (goal: 60 ms beside computing)"
+  .venv/bin/python -m bench.tinker.wire
+  echo "== what the gateway adds to a sample (goal: 4 ms), and 200 futures in flight"
+  .venv/bin/python -m bench.tinker.samples
+  echo "== pipelined steps (goal: the trainer is idle for less than 5 % of the time)"
+  .venv/bin/python -m bench.tinker.pipeline
 }
 scoring() {
   echo "== answers scored on one core (goal: 500 a second for chain_sum)"
@@ -71,7 +79,7 @@ tools() {
   PYTHONPATH=operator:. .venv/bin/python -m bench.tool_parsers
 }
 case "${1:-all}" in
-trainer | operator | gateway | scoring | runner | loop | tools)
+trainer | operator | gateway | tinker | scoring | runner | loop | tools)
   "$1"
   exit
   ;;
@@ -113,5 +121,6 @@ echo "== espalier dev with the tiny model, until its run trains (goal: 30 s)"
 PYTHONPATH=operator:. .venv/bin/python -m bench.start
 
 gateway
+tinker
 operator
 scoring

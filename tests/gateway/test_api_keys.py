@@ -208,7 +208,9 @@ async def test_every_route_but_the_probes_asks_who_calls(gateway: Gateway) -> No
         assert route.resource is not None
         path = route.resource.canonical
         command = "state" if route.method == "GET" else "optim-step"
-        if route.method != "HEAD" and not path.endswith(("/healthz", "/readyz")):
+        # A link to a file carries its own proof.
+        open_to_all = path.endswith(("/healthz", "/readyz", "/files/{ticket}/{file}"))
+        if route.method != "HEAD" and not open_to_all:
             filled = path.format_map(names | {"command": command})
             method = "PATCH" if route.method == "*" else route.method
             answer = await gateway.request(method, filled, "tml-cut")
