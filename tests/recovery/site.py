@@ -157,6 +157,10 @@ class Site:
             stage.cluster.objects.update(copy.deepcopy(backup[0]))
             stage.cluster._applied.clear()
             stage.cluster._applied.update(copy.deepcopy(backup[1]))
+            # A kubelet ends the pods that the API server does not know.
+            known = {pod["status"]["podIP"] for pod in stage.kubelet.pods("trainer")}
+            for ip in {*stage.trainers} - known:
+                await stage.trainers.pop(ip).stop()
         await stage.start_gateway()
         await stage.start_operator()
 
