@@ -70,7 +70,8 @@ loop() {
   .venv/bin/python -W ignore -m bench.loop.held_out "$model" "$out/trl"
   .venv/bin/python -m bench.loop.report "$out/trl" --picture "$out/beside-trl.svg"
   echo "== long tails: Asynchronous beside Synchronous (goal: 1.4 times the rollouts a second)"
-  .venv/bin/python -W ignore -m bench.loop.schedules "$model" "$out/schedules"
+  .venv/bin/python -W ignore -m bench.loop.schedules "$model" "$out/schedules" \
+    --rounds "${LOOP_ROUNDS:-3}" --steps "${LOOP_STEPS:-12}"
   .venv/bin/python -W ignore -m bench.loop.held_out "$model" "$out/schedules" --stories
   .venv/bin/python -m bench.loop.report_schedules "$out/schedules"
 }

@@ -4,7 +4,7 @@
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
-extras=operator,trainer,rollout,runner,cli,local,model,wandb,tensorboard,test
+extras=operator,trainer,rollout,runner,cli,local,model,wandb,tensorboard,trackio,test
 # shellcheck disable=SC2046  # one option per extra
 "$(uv)" pip compile -q --python-version 3.11 --no-header --no-annotate --override "$root/dev/overrides.txt" \
   $(printf ' --extra %s' ${extras//,/ }) -o "$cache/constraints.new" "$root/pyproject.toml"

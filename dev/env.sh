@@ -10,7 +10,7 @@ uv=$(uv)
 only_one env
 
 install() {
-  local extras="operator trainer rollout runner cli local model wandb tensorboard test"
+  local extras="operator trainer rollout runner cli local model wandb tensorboard trackio test"
   rm -rf "$venv"
   "$uv" venv -q --python "$(command -v python3.11 || command -v python3)" "$venv"
   # shellcheck disable=SC2046,SC2086  # one option per extra

@@ -203,6 +203,7 @@ TRACKING: dict[str, Any] = {
         "tokenSecretRef": {"name": "mlflow", "key": "token"},
     },
     "tensorBoard": {"claimName": "boards"},
+    "trackio": {"claimName": "tracks"},
 }
 
 
@@ -216,8 +217,9 @@ def test_the_runner_gets_the_keys_of_its_trackers_by_reference() -> None:
     assert env["MLFLOW_TRACKING_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "mlflow"
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    claim = volumes[mounts[env["ESPALIER_BOARDS"]["value"]]]["persistentVolumeClaim"]
-    assert claim == {"claimName": "boards"}
+    for place, claim in (("ESPALIER_BOARDS", "boards"), ("ESPALIER_TRACKIO", "tracks")):
+        volume = volumes[mounts[env[place]["value"]]]
+        assert volume["persistentVolumeClaim"] == {"claimName": claim}
 
 
 def test_the_runner_is_made_anew_when_its_trackers_are_edited() -> None:
@@ -316,6 +318,23 @@ def test_another_image_of_the_users_is_another_pod() -> None:
     assert plays["resources"]["limits"] == {"memory": "1Gi"}
     longer = {**taskset, "python": {**PYTHON, "maxTurns": 5}}
     assert pod_fingerprint(run_of(taskset=longer)) == first
+
+
+def test_an_evaluation_that_an_image_plays_has_a_container_and_a_socket_of_its_own() -> None:
+    held = {"name": "held", "taskset": {"seed": 2, "python": {**PYTHON, "image": "held:1"}}}
+    own = {"seed": 1, "python": PYTHON}
+    run = run_of(taskset=own, evaluation=[held])
+    (runner,) = pod_of(runner_job(run, model_of(), SETTINGS))["containers"]
+    _place, plays, other = pod_of(runner_job(run, model_of(), SETTINGS))["initContainers"]
+    assert [plays["name"], other["name"], other["image"]] == [
+        *("environment", "environment-held", "held:1"),
+    ]
+    assert names(runner) & names(other) == {"host-socket-held"}
+    assert names(plays) & names(other) == {"host-script"}
+    mounts = {mount["name"]: mount["mountPath"] for mount in runner["volumeMounts"]}
+    assert other["command"][-1] == f"{mounts['host-socket-held']}/host.sock"
+    assert mounts["host-socket-held"] == f"{mounts['host-socket']}-held"
+    assert pod_fingerprint(run) != pod_fingerprint(run_of(taskset=own))
 
 
 def test_a_run_with_generated_tasks_mounts_none() -> None:

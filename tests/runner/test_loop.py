@@ -72,7 +72,7 @@ class Bench:
                 open_rewards=self._open_rewards,
                 journal=journal,
                 waiting=Waiting(journal, poll_seconds=0.001),
-                open_held_out=lambda run, wanted: heldout.declared(run, wanted, self.folder),
+                open_held_out=lambda run, wanted: heldout.of_evaluation(run, wanted, self.folder),
                 mounted=self.mounted,
                 modules=self.mounted_modules,
                 limits=limits,
@@ -360,6 +360,24 @@ async def test_a_rollback_in_mid_step_drops_the_step_and_goes_on_from_the_new_pl
     assert bench.gateway.samples[-1]["model"] == "default/tiny@tiny-000001"
     assert [step["term"] for step in bench.events("step")] == [2]
     assert bench.gateway.run_step == 3
+
+
+async def test_gradients_that_the_trainer_lost_are_dropped_and_the_step_is_begun_again(
+    bench: Bench,
+) -> None:
+    def restart() -> None:
+        bench.gateway.lost = True
+
+    bench.gateway.spec |= {"steps": 1}
+    bench.gateway.hooks["optim-step"] = restart
+    await bench.drive()
+    assert bench.events("step-dropped")[0]["reason"] == "GradientsLost"
+    assert bench.gateway.kinds() == [
+        "forward-backward",
+        "zero-grad",
+        "forward-backward",
+        "optim-step",
+    ]
 
 
 Hold = Callable[[StandIn, bool], None]

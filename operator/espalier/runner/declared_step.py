@@ -75,7 +75,7 @@ class DeclaredStep:
     @property
     def uses(self) -> Uses:
         """As ``batch`` says."""
-        return Uses(self._spec.batch.minibatches, self._spec.batch.epochs)
+        return Uses(self._spec.batch.minibatches, self._spec.batch.epochs, self._spec.seed or 0)
 
     def place(self, state: TrainerState, attempt: Attempt[Outcome]) -> Place:
         """The next ``groupsPerStep`` tasks for each minibatch, in their order, around and around.
@@ -95,6 +95,7 @@ class DeclaredStep:
             take=take,
             recipe=(self._spec.group_size, self._spec.sampling, ScoredBy.of(self._spec)),
             uses=self.uses,
+            left=self._spec.steps - state.run_step,
         )
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from espalier.api.checkpoint import Checkpoint
+from espalier.api.trainablemodel import TrainableModel
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
@@ -47,7 +48,11 @@ class CheckpointReconciler:
             return None
         forks = self.lister.forks(key.namespace, key.name)
         heads = [h for name in {own, *forks} for h in self.lister.heads(key.namespace, name)]
-        body = await self._mark(key, body, own, forked=bool(forks))
+        owner = self.lister.model(key.namespace, own)
+        if owner is None or not checkpoint.metadata.goes_with_another(
+            "TrainableModel", owner.metadata.uid
+        ):
+            body = await self._mark(key, body, owner, forked=bool(forks))
         lineage = self.lister.lineage(key.namespace, own)
         status = checkpoints.decide(
             checkpoint, heads, lineage, self.now(), self._evidence(checkpoint)
@@ -71,9 +76,10 @@ class CheckpointReconciler:
             sound=found is True,
         )
 
-    async def _mark(self, key: ObjectKey, body: Body, model: str, *, forked: bool) -> Body:
+    async def _mark(
+        self, key: ObjectKey, body: Body, owner: TrainableModel | None, *, forked: bool
+    ) -> Body:
         """Make finalizer, owner and claim what the model's deletionPolicy asks; the body then."""
-        owner = self.lister.model(key.namespace, model)
         if owner is None or owner.metadata.deletion_timestamp is not None:
             return body
         wanted = disposal.wanted(owner, forked=forked)

@@ -144,7 +144,7 @@ def _agree(view: HeadView, wanted: Agreed | None) -> CheckpointHeadStatus:
     status = old
     # A lineage that is ahead of its head was adopted from the files on the volume.
     if old.term == 0 or old.term < view.lineage.last_term():
-        term = max(1, view.lineage.last_term())
+        term = max(1, view.lineage.last_term(), view.lineage.term_before + 1)
         status = old.model_copy(update={"term": term, "branch": view.lineage.live_branch()})
     if wanted is not None and not (status.agreed and wanted.asks_same(status.agreed)):
         status = _transition(status, status.agreed or track(), wanted)

@@ -13,6 +13,7 @@ from espalier.core.manifests.environment import (
     host_containers,
     runner_variables,
     socket_mount,
+    user_images,
 )
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
@@ -23,8 +24,9 @@ from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
 REWARDS_PATH = "/etc/espalier/rewards"
-# Of the trackers: where TensorBoard's claim is, and the variables that hold the keys of others.
-BOARDS_PATH = "/boards"
+# Of the trackers: where the claims of TensorBoard and trackio are, and the variables that hold the
+# keys of others.
+BOARDS_PATH, TRACKIO_PATH = "/boards", "/trackio"
 WANDB_KEY, MLFLOW_TOKEN = "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"
 
 # The runner and its scoring worker, each with reasoning-gym loaded, and children that score.
@@ -39,7 +41,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     name = run.metadata.name
     labels = child_labels("runner", model.metadata.name, name)
     taskset = run.spec.taskset
-    user_image = taskset.user_image if taskset else None
+    images = user_images(run.spec)
     container = Container(
         name="runner",
         image=settings.images.runner,
@@ -52,12 +54,13 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_TOKEN_FILE": f"{_TOKEN_DIRECTORY}/token",
             "ESPALIER_TASKS_DIRECTORY": TASKS_PATH,
             "ESPALIER_BOARDS": BOARDS_PATH,
+            "ESPALIER_TRACKIO": TRACKIO_PATH,
             "ESPALIER_TASKS_MOUNTED": taskset.mounted if taskset else "",
             "ESPALIER_REWARDS_DIRECTORY": REWARDS_PATH,
             "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
-            **(runner_variables() if user_image else {}),
+            **(runner_variables() if images else {}),
             **_keys(run),
         },
         mounts=(
@@ -65,7 +68,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             *_tasks(run),
             *_modules(run),
             *_boards(run),
-            *((socket_mount(),) if user_image else ()),
+            *map(socket_mount, images),
         ),
     )
     runner = run.spec.runner or RunnerSpec()
@@ -76,7 +79,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         grace_seconds=30,
         init_containers=(
             *_copies(run),
-            *(host_containers(user_image, settings.images.runner) if user_image else ()),
+            *host_containers(images, settings.images.runner),
         ),
         service_account=settings.runner_service_account,
         pull_secrets=settings.pull_secrets,
@@ -112,10 +115,11 @@ def pod_fingerprint(run: TrainingRun) -> str:
         made_of["modules"] = found
     if run.spec.tracking is not None:
         made_of["tracking"] = run.spec.tracking.wire()
-    if taskset and taskset.user_image:
-        source = taskset.user_image
-        resources = source.resources.wire() if source.resources else {}
-        made_of["environment"] = [source.image, resources]
+    if images := user_images(run.spec):
+        made_of["environment"] = [
+            [name, source.image, source.resources.wire() if source.resources else {}]
+            for name, source in images.items()
+        ]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -140,12 +144,17 @@ def _keys(run: TrainingRun) -> dict[str, Variable]:
 
 
 def _boards(run: TrainingRun) -> tuple[Mount, ...]:
-    """The claim that TensorBoard's files go to."""
+    """The claims that the files of TensorBoard and trackio go to."""
     tracking = run.spec.tracking
-    if tracking is None or tracking.tensor_board is None:
-        return ()
-    source: Manifest = {"persistentVolumeClaim": {"claimName": tracking.tensor_board.claim_name}}
-    return (Mount("boards", source, BOARDS_PATH),)
+    named = [
+        ("boards", BOARDS_PATH, tracking.tensor_board if tracking else None),
+        ("trackio", TRACKIO_PATH, tracking.trackio if tracking else None),
+    ]
+    return tuple(
+        Mount(name, {"persistentVolumeClaim": {"claimName": files.claim_name}}, path)
+        for name, path, files in named
+        if files is not None
+    )
 
 
 def _tasks(run: TrainingRun) -> tuple[Mount, ...]:

@@ -6,6 +6,7 @@ failure in between leaves the state as it was: gradients are restored from the l
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 from espalier.api.wire import (
@@ -26,6 +27,7 @@ from espalier.trainer.engine.commands import (
     Aggregated,
     Answer,
     Command,
+    Empty,
     GradientRequest,
     datum_tensors,
     forward_data,
@@ -150,6 +152,8 @@ class Engine:
 
     def _apply(self, command: Command) -> Answer:
         request = command.sent.request
+        if not isinstance(request, Empty):
+            self.state.refuse_lost()
         if isinstance(request, GradientRequest):
             return self._gradients(command, request)
         if isinstance(request, OptimStepRequest):
@@ -169,7 +173,8 @@ class Engine:
             answer = ForwardBackwardResult(
                 metrics=added.tally.answer_metrics(), num_datums=len(gradients.batch.data)
             ).model_dump_json()
-            self.state.log.accumulate(record, answer, cuts_json(added.cuts))
+            referred = b"" if added.referred is None else json.dumps(added.referred).encode()
+            self.state.log.accumulate(record, answer, cuts_json(added.cuts), referred=referred)
         except Exception:
             recovery.undo(self.state, record)
             raise

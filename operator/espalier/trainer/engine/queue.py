@@ -172,6 +172,8 @@ def _apply(state: TrainingState, queued: Queued) -> None:
         return
     if queued.term is not None and queued.term != term:
         raise stale_term(queued.term, term)
+    if queued.kind != "load-weights":
+        state.refuse_lost()
     body = state.log.inbox.body(queued)
     if queued.kind == TINKER_GRADIENTS:
         _gradients(state, queued, body)

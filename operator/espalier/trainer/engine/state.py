@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from espalier.api.meta import OptimizerState
@@ -25,6 +26,17 @@ from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
 from espalier.trainer.volume.command_log import Assigned, CommandLog, Loaded, Record
 from espalier.trainer.volume.inbox import Queued
 from espalier.trainer.volume.trace_store import Traces
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Gradients that wait for a step, or ``weights`` that were loaded, which no file holds now.
+
+    Training goes on once the gradients are dropped, or weights are loaded or assigned.
+    """
+
+    problem: Problem
+    weights: bool
 
 
 class TrainingState:
@@ -48,6 +60,7 @@ class TrainingState:
         problem: the fault in force until a command succeeds; None without one.
         held: why no command is taken until an assignment is: the volume lacks what the trainer
             must stand on. None where it stands.
+        lost: what the log has and a restart could not restore; None without such.
     """
 
     def __init__(
@@ -68,6 +81,22 @@ class TrainingState:
         self.commits: list[Commit] = []
         self.problem: Problem | None = None
         self.held: Problem | None = None
+        self.lost: Lost | None = None
+
+    @property
+    def trouble(self) -> Problem | None:
+        """What the model's owner is told."""
+        return self.problem if self.lost is None else self.lost.problem
+
+    def lose(self, problem: Problem, *, weights: bool) -> None:
+        """Says that weights or gradients could not be restored."""
+        self.lost = Lost(problem, weights)
+
+    def refuse_lost(self) -> None:
+        """409 while training would go on without what was lost."""
+        if self.lost is not None:
+            problem = self.lost.problem
+            raise CommandError(409, problem.reason, problem.detail, problem.remedy)
 
     def trained(self) -> Assigned:
         """The assignment in force, for a command under it; 503 while training is held."""
@@ -103,9 +132,10 @@ class TrainingState:
             run_step=self.run_step(),
             digest=self.position.digest,
             checkpoint=self.position.name,
-            pending=len(self.tallies),
+            # A loop that starts drops what waits, lost gradients too.
+            pending=len(self.tallies) or int(self.lost is not None),
             cursor=json.loads(self.log.cursor(assignment.run)),
-            problem=self.problem,
+            problem=self.trouble,
             warnings=list(self.compute.warnings),
         )
 
@@ -151,7 +181,7 @@ class TrainingState:
             after = content.state.optimizer_steps if optimizer_state == "Keep" else None
             self.compute.load(content.stored.path, after)
         self.position = position
-        self.loaded = None
+        self.loaded = self.lost = None
         self.held = None
         self.drop_gradients()
 
@@ -175,7 +205,7 @@ class TrainingState:
         after = content.state.optimizer_steps if loaded.optimizer else None
         self.compute.load(content.stored.path, after)
         name, step = content.state.name, content.state.step
-        self.loaded = Position(content.stored.digest, name, step)
+        self.loaded, self.lost = Position(content.stored.digest, name, step), None
         self.drop_gradients()
 
     def begin(self, command: Command | Queued) -> Record:
@@ -192,6 +222,8 @@ class TrainingState:
         """Forgets what was accumulated since the last step."""
         self.compute.drop_gradients()
         self.tallies = []
+        if self.lost is not None and not self.lost.weights:
+            self.lost = None
 
     def record_commit(self, record: Record, stored: Stored, step: StepState) -> Answer:
         """Logs a checkpoint that is on the volume as the effect of an optimizer step."""

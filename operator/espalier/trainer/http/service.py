@@ -134,7 +134,7 @@ class Service:
     def _published(self, state: TrainingState) -> None:
         report = state.report() if state.assigned is not None else None
         warnings = state.compute.warnings
-        self.feed.publish(Snapshot(report, tuple(state.commits), state.problem, warnings))
+        self.feed.publish(Snapshot(report, tuple(state.commits), state.trouble, warnings))
 
     def _ready_engine(self) -> Engine:
         if self._engine is None:
