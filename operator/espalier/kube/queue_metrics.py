@@ -55,6 +55,15 @@ OBJECTS = Gauge(
     "of these conditions is the first that is True, else Pending.",
     ["kind", "object_namespace", "state"],
 )
+ROTTEN = Gauge(
+    "espalier_rotten_checkpoints",
+    "Checkpoints, and the base, whose bytes the last scrub found altered or gone.",
+    ["object_namespace", "model"],
+)
+SCRUBBED_BYTES = Counter(
+    "espalier_scrubbed_bytes", "Bytes that scrubs have read and compared with their digests."
+)
+
 HEAD_MOVES = Counter("espalier_head_moves", "Moves of heads, by what caused them.", ["reason"])
 SWAP_LATENCY = Histogram(
     "espalier_head_swap_seconds",

@@ -168,7 +168,7 @@ def _deadly(queued: Queued) -> Problem:
 
 
 def _apply(state: TrainingState, queued: Queued) -> None:
-    term = state.assignment().assignment.term
+    term = state.trained().assignment.term
     if (broken := _broken(state, queued)) is not None:
         _drop_batch(state, queued, broken)
         return

@@ -59,6 +59,8 @@ class TrainingState:
         tallies: one per command whose gradients are accumulated.
         commits: every commit of the model, oldest first.
         problem: the fault in force until a command succeeds; None without one.
+        held: why no command is taken until an assignment is: the volume lacks what the trainer
+            must stand on. None where it stands.
         lost: what the log has and a restart could not restore; None without such.
     """
 
@@ -79,6 +81,7 @@ class TrainingState:
         self.tallies: list[Tally] = []
         self.commits: list[Commit] = []
         self.problem: Problem | None = None
+        self.held: Problem | None = None
         self.lost: Lost | None = None
 
     @property
@@ -95,6 +98,12 @@ class TrainingState:
         if self.lost is not None:
             problem = self.lost.problem
             raise CommandError(409, problem.reason, problem.detail, problem.remedy)
+
+    def trained(self) -> Assigned:
+        """The assignment in force, for a command under it; 503 while training is held."""
+        if self.held is not None:
+            raise CommandError(503, self.held.reason, self.held.detail, self.held.remedy)
+        return self.assignment()
 
     def assignment(self) -> Assigned:
         """The assignment in force; 503 before the first."""
@@ -138,7 +147,7 @@ class TrainingState:
         of an earlier term are never trained on.
         """
         assignment = self.assignment().assignment
-        if not self.position.digest or not self.commits:
+        if self.held is not None or not self.position.digest or not self.commits:
             return None
         last = self.commits[-1]
         here = (self.position.digest, assignment.run, assignment.term)
@@ -174,7 +183,20 @@ class TrainingState:
             self.compute.load(content.stored.path, after)
         self.position = position
         self.loaded = self.lost = None
+        self.held = None
         self.drop_gradients()
+
+    def hold(self, problem: Problem, position: Position) -> None:
+        """Takes no command until the next assignment that can be met, which is told ``position``.
+
+        What was acknowledged stays in the log; a repeated command gets its answer from there.
+        """
+        self.held = problem
+        self.position = position
+
+    def release(self) -> None:
+        """Takes commands again: the trainer stands where its log says."""
+        self.held = None
 
     def take_weights(self, content: Content, loaded: Loaded) -> None:
         """Loads the weights of a checkpoint, and its Adam state or a fresh one; drops gradients.
