@@ -30,19 +30,20 @@ in_registry() {
     -H 'Accept: application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json'
 }
 
-# Prints the requirements of images/NAME/extras, resolved and pinned: the key of an image's heavy layer is this list and
-# nothing else. Resolved once for what it depends on.
+# Prints the requirements of images/NAME/extras, resolved, pinned and with hashes: the key of an image's heavy layer is
+# this list and nothing else. Resolved once for what it depends on.
 requirements() {
   local extras key file
   extras=$(cat "$(of_form "$1" extras)")
-  key=$({ echo "$extras"; sed -n '/^\[project\]/,/^\[project.scripts\]/p' "$root/pyproject.toml"; } | hash_of constraints.txt dev/overrides.txt)
+  key=$({ echo "$extras"; sed -n '/^\[project\]/,/^\[project.scripts\]/p' "$root/pyproject.toml"; } | hash_of constraints.txt constraints.hashes.txt dev/overrides.txt)
   file=$dependencies/resolved-$1-$key.txt
   if [ ! -e "$file" ]; then
     mkdir -p "$dependencies"
     rm -f "$dependencies/resolved-$1-"*
     # shellcheck disable=SC2046,SC2086  # one option per extra
     "$(uv)" pip compile -q --python-version 3.11 --no-header --no-annotate -c "$root/constraints.txt" --override "$root/dev/overrides.txt" \
-      $(printf ' --extra %s' $extras) "$root/pyproject.toml" >"$file.new"
+      $(printf ' --extra %s' $extras) "$root/pyproject.toml" >"$file.resolved"
+    hashed "$root/constraints.hashes.txt" <"$file.resolved" >"$file.new"
     mv "$file.new" "$file"
   fi
   cat "$file"
@@ -53,6 +54,7 @@ stage_dependencies() {
   local variable
   mkdir -p "$dependencies"
   requirements "$1" >"$dependencies/requirements.txt"
+  cp "$root/dev/installers.txt" "$dependencies/installers.txt"
   cp "$root/images/install-dependencies.sh" "$dependencies/install"
   cp "$(uv)" "$dependencies/uv"
   {
