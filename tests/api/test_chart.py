@@ -11,7 +11,7 @@ import yaml
 from dev.apiserver import ApiServer, ApiServerError, binary
 
 from espalier.controllers.process.settings import OperatorSettings
-from espalier.core.manifests.installation import HubSettings
+from espalier.core.manifests.installation import HubSettings, Images
 from espalier.gateway.settings import GatewaySettings
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "espalier"
@@ -19,8 +19,8 @@ SYSTEM, TEAM, FOREIGN = "chart-system", "chart-team", "chart-foreign"
 OPERATOR = f"system:serviceaccount:{SYSTEM}:espalier-operator"
 GATEWAY = f"system:serviceaccount:{SYSTEM}:espalier-gateway"
 RUNNER = f"system:serviceaccount:{TEAM}:espalier-runner"
-IMAGES = [f"images.{name}=registry.example/{name}:1" for name in ("operator", "trainer", "runner")]
-IMAGES.append("images.rollout=registry.example/rollout:1")
+PARTS = ("operator", "trainer", "runner", "rollout")
+IMAGES = [f"images.{name}=registry.example/{name}:1" for name in PARTS]
 # What has no default: images, and the namespaces to serve.
 VALUES = (*IMAGES, f"namespaces={{{TEAM}}}")
 
@@ -97,6 +97,26 @@ def test_the_operator_knows_images_and_gateway() -> None:
     assert variables["ESPALIER_IMAGE_ROLLOUT"] == "registry.example/rollout:1"
     assert variables["ESPALIER_IMAGE_RUNNER"] == "registry.example/runner:1"
     assert variables["ESPALIER_GATEWAY_URL"] == f"http://espalier-gateway.{SYSTEM}.svc"
+
+
+def test_digests_fix_what_every_pod_runs() -> None:
+    digests = {name: f"sha256:{index:064x}" for index, name in enumerate(PARTS)}
+    values = [f"imageDigests.{name}={digest}" for name, digest in digests.items()]
+    deployments = objects(render(*VALUES, *values), "Deployment")
+    pinned = {name: f"registry.example/{name}:1@{digest}" for name, digest in digests.items()}
+    for part in ("operator", "gateway"):
+        (container,) = deployments[f"{SYSTEM}/espalier-{part}"]["spec"]["template"]["spec"][
+            "containers"
+        ]
+        assert container["image"] == pinned["operator"]
+    variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
+    told = OperatorSettings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
+    assert told.images == Images(pinned["trainer"], pinned["rollout"], pinned["runner"])
+    with pytest.raises(ApiServerError, match="imageDigests"):
+        render(*VALUES, "imageDigests.runner=latest")
+    twice = (f"images.runner={pinned['runner']}", *values)
+    with pytest.raises(ApiServerError, match="leave one of the two out"):
+        render(*VALUES, *twice)
 
 
 def test_ids_are_fixed_or_left_to_the_platform_in_every_pod() -> None:
