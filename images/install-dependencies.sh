@@ -7,6 +7,9 @@ cd /run/dependencies
 . ./environment
 export UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_CACHE_DIR=/run/uv-cache
 ./uv venv -q --python /usr/bin/python3 /opt/venv
-# Compiled once here: the image is read-only where it runs, and vLLM's processes each import all of it.
+# Compiled once here: the image is read-only where it runs, and vLLM's processes each import all of it. Files are dated
+# anew when the image is made, so that compiled ones must not be compared with their source by date. Nothing of this
+# build's directories stays in what a compiler makes.
+export PYC_INVALIDATION_MODE=UNCHECKED_HASH PYTHONHASHSEED=0 CFLAGS=-g0
 ./uv pip install -q --python /opt/venv/bin/python --compile-bytecode --no-deps --require-hashes -r requirements.txt \
   --preview-features build-dependency-hashes --require-build-hashes --build-constraints installers.txt
