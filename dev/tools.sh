@@ -29,6 +29,7 @@ declare -A source=(
   [helm]="cluster helm.sh/helm/v3/cmd/helm"
   [kubectl-krew]="cluster sigs.k8s.io/krew/cmd/krew"
   [argocd]="argocd espalier.dev/dev/go/argocd"
+  [actionlint]="workflows github.com/rhysd/actionlint/cmd/actionlint"
   [kustomize-controller]="flux github.com/fluxcd/kustomize-controller"
 )
 # It spells the name of a module in other letters than Kubernetes does, and one `go build` refuses both.
