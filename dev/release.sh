@@ -38,18 +38,20 @@ changelog() {
 # packed ARCHIVE DIRECTORY: a tar whose bytes follow from what the directory holds.
 packed() { tar -C "$2" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --format=gnu -cf "$1" .; }
 
-# image NAME DIGEST: its archive, and what it is made of.
+# image NAME REFERENCE DIGEST: its archive, and what it is made of.
 image() {
-  local name=$1 reference=$2 digest=$3 container root_directory
+  local name=$1 reference=$2 digest=$3 container root_directory failed=
   packed "$out/espalier-$name-$version.oci.tar" "$work/images/$name"
   rm -rf "${work:?}/images/$name"
   container=$(buildah from --pull-never "$reference")
   root_directory=$(buildah mount "$container")
   (cd "$root" && "$python" -m dev.bom "$root_directory" --name "$name" --version "$version" --digest "$digest" \
-    --made "$SOURCE_DATE_EPOCH" --output "$out/espalier-$name-$version.cdx.json")
+    --made "$SOURCE_DATE_EPOCH" --output "$out/espalier-$name-$version.cdx.json") || failed=yes
   buildah rm "$container" >/dev/null
+  [ -z "$failed" ] || die "image $name is not released: see above."
 }
 
+# The chart as it is, but for the images and their digests.
 chart() {
   local digests
   mapfile -t digests < <(awk '{ print $1 "=" $3 }' "$work/built")
@@ -91,20 +93,26 @@ differences() {
   done
 }
 
+# Removes a cache, its images too.
+discard() {
+  umount "$1/containers/overlay" 2>/dev/null || true
+  rm -rf "$1"
+}
+
 check() {
   local turn place
   preflight
   for turn in 1 2; do
     place=$cache/release-check-$turn
-    rm -rf "$place"
+    discard "$place"
     mkdir -p "$place"
     # Downloads are the same whoever keeps them; nothing that was built or compiled is.
     ln -s "$bin" "$place/bin"
     ln -s "$cache/debs" "$place/debs"
     OUT=$out-$turn ESPALIER_CACHE=$place UV_CACHE_DIR=$place/uv-cache "$0" build "$version"
+    discard "$place"
   done
   differences "$out-1" "$out-2" >"$out-differences.txt"
-  rm -rf "$cache"/release-check-[12]
   [ ! -s "$out-differences.txt" ] || { cat "$out-differences.txt"; die "two builds of $version differ in the files above."; }
   say "two builds of $version have the same sums"
 }
@@ -115,7 +123,7 @@ push() {
   [ -n "${ESPALIER_REGISTRY:-}" ] || die "ESPALIER_REGISTRY is not set: name the registry to push to, and log in to it first."
   (cd "$out" && sha256sum --quiet -c SHA256SUMS) || die "$out is not what was built: run 'make release VERSION=$version' again."
   apt_ensure skopeo
-  "$root/dev/tools.sh" clients
+  "$root/dev/tools.sh" helm
   for name in "${images[@]}"; do
     digest=$("$bin/helm" show values "$out/espalier-$version.tgz" | sed -n "/^imageDigests:/,/^[a-z]/s/^  $name: \"\(.*\)\"/\1/p")
     skopeo copy -q --preserve-digests --digestfile "$cache/pushed" "oci-archive:$out/espalier-$name-$version.oci.tar" \
