@@ -30,6 +30,7 @@ declare -A source=(
   [helm]="cluster helm.sh/helm/v3/cmd/helm"
   [kubectl-krew]="cluster sigs.k8s.io/krew/cmd/krew"
   [argocd]="argocd espalier.dev/dev/go/argocd"
+  [actionlint]="workflows github.com/rhysd/actionlint/cmd/actionlint"
   [kustomize-controller]="flux github.com/fluxcd/kustomize-controller"
   [prometheus]="prometheus github.com/prometheus/prometheus/cmd/prometheus"
   [promtool]="prometheus github.com/prometheus/prometheus/cmd/promtool"

@@ -11,7 +11,7 @@ import yaml
 from dev.apiserver import ApiServer, ApiServerError, binary
 
 from espalier.controllers.process.settings import OperatorSettings
-from espalier.core.manifests.installation import COPY_SIZE, TMP_SIZE, HubSettings
+from espalier.core.manifests.installation import COPY_SIZE, TMP_SIZE, HubSettings, Images
 from espalier.gateway.access.quotas import Limits
 from espalier.gateway.settings import GatewaySettings
 
@@ -20,8 +20,8 @@ SYSTEM, TEAM, FOREIGN = "chart-system", "chart-team", "chart-foreign"
 OPERATOR = f"system:serviceaccount:{SYSTEM}:espalier-operator"
 GATEWAY = f"system:serviceaccount:{SYSTEM}:espalier-gateway"
 RUNNER = f"system:serviceaccount:{TEAM}:espalier-runner"
-IMAGES = [f"images.{name}=registry.example/{name}:1" for name in ("operator", "trainer", "runner")]
-IMAGES.append("images.rollout=registry.example/rollout:1")
+PARTS = ("operator", "trainer", "runner", "rollout")
+IMAGES = [f"images.{name}=registry.example/{name}:1" for name in PARTS]
 # What has no default: images, and the namespaces to serve.
 VALUES = (*IMAGES, f"namespaces={{{TEAM}}}")
 
@@ -125,6 +125,26 @@ def test_what_pods_take_of_a_nodes_disk_is_bounded() -> None:
         assert (told.tmp_size, told.copy_size) == sizes
     with pytest.raises(ApiServerError, match="podDisk"):
         render(*VALUES, "podDisk.tmp=much")
+
+
+def test_digests_fix_what_every_pod_runs() -> None:
+    digests = {name: f"sha256:{index:064x}" for index, name in enumerate(PARTS)}
+    values = [f"imageDigests.{name}={digest}" for name, digest in digests.items()]
+    deployments = objects(render(*VALUES, *values), "Deployment")
+    pinned = {name: f"registry.example/{name}:1@{digest}" for name, digest in digests.items()}
+    for part in ("operator", "gateway"):
+        (container,) = deployments[f"{SYSTEM}/espalier-{part}"]["spec"]["template"]["spec"][
+            "containers"
+        ]
+        assert container["image"] == pinned["operator"]
+    variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
+    told = OperatorSettings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
+    assert told.images == Images(pinned["trainer"], pinned["rollout"], pinned["runner"])
+    with pytest.raises(ApiServerError, match="imageDigests"):
+        render(*VALUES, "imageDigests.runner=latest")
+    twice = (f"images.runner={pinned['runner']}", *values)
+    with pytest.raises(ApiServerError, match="leave one of the two out"):
+        render(*VALUES, *twice)
 
 
 def test_ids_are_fixed_or_left_to_the_platform_in_every_pod() -> None:

@@ -26,8 +26,14 @@ app.kubernetes.io/component: {{ index . 1 }}
 
 {{/* Takes a list: the root and the image's name under .Values.images. */}}
 {{- define "espalier.image" -}}
+{{- $values := (index . 0).Values -}}
 {{- $name := index . 1 -}}
-{{- required (printf "images.%s is not set: give the full reference of the %s image" $name $name) (index (index . 0).Values.images $name) -}}
+{{- $reference := required (printf "images.%s is not set: give the full reference of the %s image" $name $name) (index $values.images $name) -}}
+{{- $digest := index $values.imageDigests $name -}}
+{{- if and $digest (contains "@" $reference) -}}
+{{- fail (printf "images.%s has a digest of its own, and imageDigests.%s is set: leave one of the two out" $name $name) -}}
+{{- end -}}
+{{- $reference -}}{{- with $digest -}}@{{ . }}{{- end -}}
 {{- end }}
 
 {{- define "espalier.gatewayUrl" -}}
