@@ -11,8 +11,8 @@ from tests.runner.standin import spec
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
 from espalier.cli.compare_checkpoints import between
-from espalier.cli.ownership import mover
-from espalier.cli.why import why
+from espalier.core.gitowner import mover
+from espalier.core.run.why import why
 
 
 def run(name: str = "run", *conditions: tuple[str, str, str, str], seen: int = 2) -> TrainingRun:

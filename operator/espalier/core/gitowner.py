@@ -1,4 +1,5 @@
-"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it.
+"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it; and who
+last asked for what a head asks for.
 
 Argo CD: annotation ``argocd.argoproj.io/tracking-id`` (``app:group/kind:namespace/name``) or its
 label; Flux: labels of its kustomizations and Helm releases. Without either mark, whoever manages
@@ -60,3 +61,23 @@ def git_owner(metadata: Mapping[str, Any]) -> GitOwner | None:
         if manager in _MANAGERS and "f:spec" in (entry.get("fieldsV1") or {}):
             return GitOwner(_MANAGERS[manager])
     return None
+
+
+def mover(head: Mapping[str, Any]) -> str:
+    """Who last edited the head's request; empty if the API server does not say.
+
+    Args:
+        head: a CheckpointHead as read, ``managedFields`` included.
+    """
+    metadata = head["metadata"]
+    entries = [entry for entry in metadata.get("managedFields") or () if _asks(entry)]
+    if not entries:
+        return ""
+    manager = str(max(entries, key=lambda entry: entry.get("time", "")).get("manager", ""))
+    user = (metadata.get("annotations") or {}).get(REQUESTED_BY, "")
+    return f"{user} through {manager}" if user and manager.startswith("espalier") else manager
+
+
+def _asks(entry: Mapping[str, Any]) -> bool:
+    spec = (entry.get("fieldsV1") or {}).get("f:spec") or {}
+    return "f:mode" in spec or "f:checkpointRef" in spec
