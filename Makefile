@@ -1,7 +1,7 @@
 # The commands of the project. `make try`, `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env console try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-scoring bench-loop crds constraints krew docs docs-pages
+.PHONY: help env console try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-tinker bench-scoring bench-loop crds constraints krew docs docs-pages
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -59,6 +59,9 @@ bench-operator: env ## measure the operator at 10,000 Checkpoints, and head move
 
 bench-gateway: env ## measure what the gateway adds, its memory, and promotion
 	@bench/run.sh gateway
+
+bench-tinker: env ## measure what Tinker's client waits for
+	@bench/run.sh tinker
 
 bench-scoring: env ## measure how many answers a second are scored
 	@bench/run.sh scoring

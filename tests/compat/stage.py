@@ -130,7 +130,7 @@ class Trainer:
 
     async def start(self) -> None:
         name = audience(NAMESPACE, self.model, "trainer", self.uid)
-        self._service = Service(KEYS, name, max_body_bytes=MAX_BODY_BYTES)
+        self._service = Service(KEYS, name, max_body_bytes=self.stage.max_body_bytes)
         app = self._service.app()
         app.middlewares.append(self._faulty)
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
@@ -152,7 +152,9 @@ class Trainer:
     @web.middleware
     async def _faulty(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """Lets the fault strike that is due for this command: before it is applied, or after."""
-        command = request.path.removeprefix("/train/")
+        command = request.path.removeprefix("/train/").removeprefix("tinker/")
+        if command in COMMANDS:
+            self.stage.commands.append((command, await request.read()))
         ready = self.engine is not None and self.engine.state.assigned is not None
         faults = self.stage.faults
         fault = faults.pop(0) if faults and ready and command in COMMANDS else None
@@ -195,8 +197,12 @@ class Stage:
         self.kubelet.resolved = {"uri": "volume://bases/tiny", "revision": "1", "digest": base}
         self.trainers: dict[str, Trainer] = {}
         self.sampled: list[Body] = []
+        # Of trainers that start from now on.
+        self.max_body_bytes = MAX_BODY_BYTES
         # What befalls the next commands that reach a trainer; None: nothing.
         self.faults: list[Fault | None] = []
+        # What reached a trainer: commands and their bodies.
+        self.commands: list[tuple[str, bytes]] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.make_context: Callable[[], GatewayContext] | None = None
         self.relay = Relay()
@@ -207,6 +213,8 @@ class Stage:
         # Rollouts of a chat after which it is answered as at first; 0: never.
         self.repeat = 0
         self._asked: Counter[str] = Counter()
+        # What chats are answered with: three tokens of these.
+        self.alphabet: Sequence[int] = range(97, 123)
         # The tokens of a completion.
         self.write: Callable[[random.Random], list[int]] = _letters
 
@@ -331,7 +339,7 @@ class Stage:
         """vLLM's form: prompt tokens at the top level, tokens in the choice."""
         body = await request.json()
         self.sampled.append(body)
-        if body["model"] not in ("base", *self.rollouts.serving.get(ip, ())):
+        if not self._serves(ip, body["model"]):
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         text = body["messages"][-1]["content"]
         text = text if isinstance(text, str) else text[0]["text"]
@@ -351,7 +359,7 @@ class Stage:
         """A completion of tokens, as those of Tinker's clients ask for."""
         body = await request.json()
         self.sampled.append(body)
-        if body["model"] not in ("base", *self.rollouts.serving.get(ip, ())):
+        if not self._serves(ip, body["model"]):
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         choices = []
         for index in range(body["n"]):
@@ -362,7 +370,8 @@ class Stage:
                 "token_logprobs": [-math.log(26)] * len(drawn),
                 "top_logprobs": [{f"token_id:{t}": lp for t, lp in row.items()} for row in rows],
             }
-            choice: Body = {"index": index, "finish_reason": "length", "token_ids": drawn}
+            reason = "length" if len(drawn) == body["max_tokens"] else "stop"
+            choice: Body = {"index": index, "finish_reason": reason, "token_ids": drawn}
             choice |= {"text": "", "logprobs": scored, "prompt_token_ids": body["prompt"]}
             if body.get("prompt_logprobs") is not None:
                 width = body["prompt_logprobs"]
@@ -374,12 +383,18 @@ class Stage:
             choices.append(choice)
         return web.json_response({"object": "text_completion", "choices": choices})
 
+    def _serves(self, ip: str, adapter: str) -> bool:
+        """What a rollout has loaded, or finds on the volume when it is asked for it."""
+        digest = adapter.partition("@")[2]
+        found = self.volume.glob(f"checkpoints/sha256-{digest}*") if digest else ()
+        return adapter in ("base", *self.rollouts.serving.get(ip, ())) or any(found)
+
     def _choice(self, body: Body, text: str, index: int) -> Body:
-        """Three letters, drawn by what is asked and how often it was."""
+        """Three tokens, drawn by what is asked and how often it was."""
         number = self._asked[text] % self.repeat if self.repeat else self._asked[text]
         self._asked[text] += 1
         letters = random.Random(f"{text}/{number}")
-        tokens = [letters.randrange(97, 123) for _ in range(3)]
+        tokens = [letters.choice(self.alphabet) for _ in range(3)]
         entries = [{"token": chr(t), "logprob": -math.log(26), "top_logprobs": []} for t in tokens]
         message = {"role": "assistant", "content": "".join(map(chr, tokens))}
         choice: Body = {"index": index, "message": message, "finish_reason": "stop"}

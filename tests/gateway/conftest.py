@@ -78,6 +78,11 @@ class Users:
 
 @pytest.fixture(scope="session")
 def users(apiserver: ApiServer) -> Users:
+    return new_users(apiserver)
+
+
+def new_users(apiserver: ApiServer) -> Users:
+    """Users of a namespace of their own."""
     namespace = f"gateway-{uuid.uuid4().hex[:8]}"
     apiserver.create_namespace(namespace)
     apiserver.kubectl("apply", "-n", namespace, "-f", "-", stdin=RIGHTS)

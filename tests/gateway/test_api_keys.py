@@ -211,8 +211,9 @@ async def test_every_route_but_the_probes_and_the_page_asks_who_calls(gateway: G
         assert route.resource is not None
         path = route.resource.canonical
         command = "state" if route.method == "GET" else "optim-step"
-        open_to_all = path.endswith(("/healthz", "/readyz")) or path in PAGE
-        if route.method != "HEAD" and not open_to_all:
+        # A link to a file carries its own proof.
+        proven = path.endswith(("/healthz", "/readyz", "/files/{ticket}/{file}"))
+        if route.method != "HEAD" and not proven and path not in PAGE:
             filled = path.format_map(names | {"command": command})
             method = "PATCH" if route.method == "*" else route.method
             answer = await gateway.request(method, filled, "tml-cut")

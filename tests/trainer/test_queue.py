@@ -98,6 +98,26 @@ def test_a_resend_changes_nothing_and_another_command_under_its_number_is_refuse
     assert engine.state.report().pending == 1
 
 
+def test_a_client_that_comes_later_drops_the_batch_that_another_left(
+    engine: Engine, in_order: str
+) -> None:
+    other = f"{MODEL_ID}-2"
+    tinker.accept(engine, *tinker.gradients(1, seed=9), model_id=other)
+    # It waits for a number that comes when the client has lost its turn.
+    tinker.accept(engine, *tinker.gradients(3, seed=8), model_id=other)
+    for one in STEP:
+        tinker.accept(engine, *one)
+    assert tinker.work(engine) == [1, 1, 2, 3, 4]
+    assert engine.state.position.digest == in_order
+    tinker.accept(engine, *tinker.gradients(5))
+    tinker.accept(engine, 2, "save-weights", tinker.save(2), model_id=other)
+    assert tinker.work(engine) == [5, 2, 3]
+    late = engine.state.log.find(Key(other, 3))
+    assert late is not None
+    assert (late.status, "AnotherClientTrains" in late.answer) == (409, True)
+    assert [record.key.seq for record in engine.state.log.pending()] == [5]
+
+
 def test_a_failed_part_of_a_batch_makes_its_step_fail_and_drops_the_other_parts(
     engine: Engine,
 ) -> None:

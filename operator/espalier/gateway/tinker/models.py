@@ -29,6 +29,8 @@ METADATA = "espalier.dev/tinker-metadata"
 # A digest of the request, so that another one with its number is told from the same sent again.
 REQUEST = "espalier.dev/tinker-request"
 ADAMW = "adamw"
+# What Tinker's command line notes of a model that it makes to download weights: nobody samples it.
+DOWNLOAD = {"created_by": "tinker checkpoint download"}
 MAX_METADATA_CHARS = 16 * 2**10
 
 Body = dict[str, Any]
@@ -94,6 +96,8 @@ class Models:
                 str(model), f"base_model is {asked.base_model}, and the weights are of {name}"
             )
         spec = fork(world.models[origin], saved.checkpoint, optimizer=asked.optimizer)
+        if asked.user_metadata == DOWNLOAD:
+            spec["rollout"] = {**spec.get("rollout", {}), "replicas": 0}
         named = {BASE_NAME: name}
         await self._make(user, model, spec, asked.user_metadata, named, asked.model_dump_json())
         return Future("create", str(model), 0, {"path": asked.path})
@@ -128,7 +132,7 @@ class Models:
         model = NamespacedName(session.namespace, name)
         if model not in world.models:
             raise await self._no_base(user, session, asked.base_model, known)
-        await self._access.require(user, model)
+        await self._access.require_run(user, model)
         made = TinkerModel.new(session, asked.model_seq_id, name)
         if problem := lora.mismatch(config, world.models[model].spec.adapter):
             return failed(str(made), f"lora_config.{problem}")

@@ -19,7 +19,7 @@ from espalier.gateway.tinker import lora
 from espalier.gateway.tinker.bases import base_name
 from espalier.gateway.tinker.bodies import OfPath, SetTtl
 from espalier.gateway.tinker.models import METADATA, Models, model_id
-from espalier.gateway.tinker.names import KINDS, TinkerModel, WeightsPath
+from espalier.gateway.tinker.names import EXTERNAL, KINDS, TinkerModel, WeightsPath
 from espalier.gateway.tinker.refusals import unknown
 from espalier.gateway.tinker.saves import Saved, Saves, after, every, metadata_of, now
 from espalier.gateway.tinker.served import model_of, session_of
@@ -28,7 +28,7 @@ from espalier.gateway.world.world import NamespacedName, ServedWorld
 
 Entry = dict[str, Any]
 LIMIT, MOST = 100, 1000
-_TYPES = {"weights": "training", "sampler_weights": "sampler"}
+_TYPES = {"weights": "training", "sampler_weights": "sampler", EXTERNAL: "external"}
 _PUBLIC = (
     "weights are never public here: who may get the TrainableModel may load them",
     "Grant verb get on trainablemodels by a Role and a RoleBinding",

@@ -15,12 +15,14 @@ from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training_access import TrainingAccess
 from espalier.gateway.tinker.bodies import RetrieveFuture
 from espalier.gateway.tinker.commands import Commands
+from espalier.gateway.tinker.downloads import DownloadRoutes
 from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.models import Models
 from espalier.gateway.tinker.namespaces import Namespaces
+from espalier.gateway.tinker.outcomes import response
 from espalier.gateway.tinker.refusals import PREFIXES, unknown
 from espalier.gateway.tinker.rest_routes import RestRoutes
-from espalier.gateway.tinker.results import Results, response
+from espalier.gateway.tinker.results import Results
 from espalier.gateway.tinker.samples import Samples
 from espalier.gateway.tinker.sampling_routes import SamplingRoutes
 from espalier.gateway.tinker.saves import Saves
@@ -53,6 +55,7 @@ class TinkerRoutes:
             TrainingRoutes(callers, watch, auth, access, models, commands),
             SamplingRoutes(callers, watch, auth, offers, models),
             RestRoutes(callers, watch, auth, access, models, saves),
+            DownloadRoutes(callers, watch, auth, models, trainers, pods),
         )
 
     def add_to(self, router: web.UrlDispatcher) -> None:

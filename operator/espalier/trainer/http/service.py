@@ -35,6 +35,7 @@ from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.engine.unkeyed import Unkeyed
 from espalier.trainer.http import trace_routes
 from espalier.trainer.http.feed import CommitFeed, Snapshot
+from espalier.trainer.http.file_routes import FileRoutes
 from espalier.trainer.http.idle_time import Calls
 from espalier.trainer.http.requests import client_of, declared_of, key_of, number, parse, term_of
 from espalier.trainer.http.tinker_routes import GAP_SECONDS, TinkerRoutes
@@ -117,6 +118,7 @@ class Service:
         app.router.add_post("/train/delivered", self._deliver)
         trace_routes.add_to(app.router, self._kept, self._body)
         self._tinker.add_to(app.router)
+        FileRoutes(self._ready_engine).add_to(app.router)
         app.on_cleanup.append(self.stop)
         kinds: dict[Kind, type[Wire]] = {
             "forward-backward": ForwardBackwardRequest,

@@ -212,6 +212,12 @@ class CommandLog:
             self._end_pending()
         self._drop_bodies()
 
+    def drop_pending(self) -> None:
+        """Logs the end of all pending gradients: nobody will step on them."""
+        with volume_written(self._bodies), self._db.transaction():
+            self._end_pending()
+        self._drop_bodies()
+
     def commit(self, record: Record, answer: str, commit: Commit, cursor: str) -> None:
         """Logs an optimizer step: its answer, its commit, and the end of pending gradients."""
         with volume_written(self._bodies), self._db.transaction():
