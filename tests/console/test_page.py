@@ -178,6 +178,7 @@ async def test_the_keyboard_alone_reaches_a_checkpoint_and_its_rollouts(
 ) -> None:
     page, model = visit.page, tree(gateway.world)
     await page.goto(visit.url)
+    await expect(page.get_by_label("Token")).to_be_focused()
     await page.keyboard.type(lookers["looker"])
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("link", name=str(model))).to_be_visible()
