@@ -1,13 +1,16 @@
 # The commands of the project. `make try`, `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-tinker bench-scoring bench-loop crds constraints krew release release-check docs docs-pages
+.PHONY: help env console try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-tinker bench-scoring bench-loop crds constraints krew release release-check docs docs-pages
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 env: ## the Python environment, linked as .venv
 	@dev/env.sh
+
+console: ## the console's page, into the gateway's package
+	@dev/console.sh >/dev/null
 
 try: ## train a model on this machine, without Kubernetes, look at its tree, roll it back
 	@dev/try.sh

@@ -53,6 +53,20 @@ metadata: {name: viewer}
 rules:
 - {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
 """
+OF_THE_CONSOLE = """
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: looker}
+rules:
+- {apiGroups: [espalier.dev], resources: [trainablemodels, checkpoints, trainingruns], verbs: [get]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: mover}
+rules:
+- {apiGroups: [espalier.dev], resources: [trainablemodels, checkpoints, trainingruns], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [checkpointheads], verbs: [get, update]}
+"""
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -91,6 +105,20 @@ def new_users(apiserver: ApiServer) -> Users:
             )
         tokens[name] = token(apiserver, namespace, name, GATEWAY_AUDIENCE)
     return Users(namespace, **tokens)
+
+
+@pytest.fixture(scope="session")
+def lookers(apiserver: ApiServer, users: Users) -> dict[str, str]:
+    """Tokens of one who may look at everything, and of one who may also move heads."""
+    apiserver.kubectl("apply", "-n", users.namespace, "-f", "-", stdin=OF_THE_CONSOLE)
+    tokens = {}
+    for name in ("looker", "mover"):
+        account = f"--serviceaccount={users.namespace}:{name}"
+        apiserver.kubectl("create", "serviceaccount", name, "-n", users.namespace)
+        binding = ("create", "rolebinding", name, "-n", users.namespace, f"--role={name}")
+        apiserver.kubectl(*binding, account)
+        tokens[name] = token(apiserver, users.namespace, name, GATEWAY_AUDIENCE)
+    return tokens
 
 
 def token(server: ApiServer, namespace: str, account: str, *audience: str) -> str:

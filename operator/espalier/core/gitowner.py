@@ -1,4 +1,5 @@
-"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it.
+"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it; and who
+last asked for what a head asks for.
 
 Argo CD: annotation ``argocd.argoproj.io/tracking-id`` (``app:group/kind:namespace/name``) or its
 label; Flux: labels of its kustomizations and Helm releases. Without either mark, whoever manages

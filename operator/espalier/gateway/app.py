@@ -19,6 +19,10 @@ from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.access.request_limits import Admission
+from espalier.gateway.console.kept_rollouts import KeptRollouts
+from espalier.gateway.console.page import Page
+from espalier.gateway.console.routes import ConsoleRoutes
+from espalier.gateway.console.standings import Standings
 from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, GatewayContext
 from espalier.gateway.hud.delivery import COMMANDS, is_unkeyed
 from espalier.gateway.hud.fork import Forks
@@ -115,14 +119,24 @@ def make_app(
     app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", evaluations.post)
     app.router.add_post("/v1/runs/{namespace}/{name}/evaluations", evaluations.post_base)
     forks = Forks(watch, cluster, auth)
+    moves = HeadMoves(watch, cluster)
     PlatformRoutes(
         callers=callers,
         watch=watch,
         auth=auth,
         offers=context.offers,
         forks=forks,
-        moves=HeadMoves(watch, cluster),
+        moves=moves,
     ).add_to(app.router)
+    ConsoleRoutes(
+        callers=callers,
+        watch=watch,
+        auth=auth,
+        standings=Standings(cluster, auth),
+        rollouts=KeptRollouts(watch, pods),
+        moves=moves,
+    ).add_to(app)
+    Page().add_to(app.router)
     TinkerRoutes(context, callers, pods, forks, trainers, quotas).add_to(app.router)
     traces.add_to(app.router)
     for prefix in ("/v1/models/{slug}/train", "/v1/models/{namespace}/{slug}/train"):
@@ -239,4 +253,5 @@ def _for(request: web.Request, refusal: RefusalError) -> RefusalError:
 
 
 def _is_ours(path: str) -> bool:
-    return "/train/" in path or path.startswith(("/v1/runs/", "/v1/checkpoints/", "/v3/", PLATFORM))
+    ours = ("/v1/runs/", "/v1/checkpoints/", "/v3/", "/console", PLATFORM)
+    return "/train/" in path or path.startswith(ours)

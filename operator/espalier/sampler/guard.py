@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from espalier import identity
-from espalier.api.wire import Problem
+from espalier.api.wire import KEPT_ROLLOUTS, Problem
 from espalier.sampler import settings
 
 HEALTH = "/healthz"
@@ -28,6 +28,7 @@ CALLERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("GET", "/v1/models"): ("operator", "gateway"),
     ("POST", "/v1/completions"): ("operator", "gateway"),
     ("POST", "/v1/chat/completions"): ("operator", "gateway"),
+    ("GET", KEPT_ROLLOUTS): ("gateway",),
     ("GET", SERVE): ("operator",),
     ("POST", SERVE): ("operator",),
 }
