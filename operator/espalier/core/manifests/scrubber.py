@@ -69,6 +69,7 @@ def scrubber_job(
         template,
         grace_seconds=30,
         pull_secrets=settings.pull_secrets,
+        tmp_size=settings.tmp_size,
         assigned_ids=settings.assigned_ids,
     )
     metadata = pod_metadata(labels, template)
