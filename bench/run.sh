@@ -39,6 +39,8 @@ gateway() {
   .venv/bin/python -m bench.gateway.load
   echo "== a forward_backward of 64 trajectories of 2,000 tokens (goal: 50 ms outside the trainer)"
   .venv/bin/python -m bench.gateway.batch
+  echo "== what one caller's flood costs another (goal: p99 within 1.5 times)"
+  .venv/bin/python -m bench.gateway.fairness
   echo "== from a step to the first token of its weights on two replicas (goal: 1.2 adapter loads and 100 ms)"
   .venv/bin/python -m bench.gateway.promotion
 }
@@ -76,7 +78,8 @@ loop() {
   .venv/bin/python -W ignore -m bench.loop.held_out "$model" "$out/trl"
   .venv/bin/python -m bench.loop.report "$out/trl" --picture "$out/beside-trl.svg"
   echo "== long tails: Asynchronous beside Synchronous (goal: 1.4 times the rollouts a second)"
-  .venv/bin/python -W ignore -m bench.loop.schedules "$model" "$out/schedules"
+  .venv/bin/python -W ignore -m bench.loop.schedules "$model" "$out/schedules" \
+    --rounds "${LOOP_ROUNDS:-3}" --steps "${LOOP_STEPS:-12}"
   .venv/bin/python -W ignore -m bench.loop.held_out "$model" "$out/schedules" --stories
   .venv/bin/python -m bench.loop.report_schedules "$out/schedules"
 }

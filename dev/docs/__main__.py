@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dev.docs import api_pages, chart_page, cli_page, console_page, layout_page, metrics_page
+from dev.docs import (
+    api_pages,
+    chart_page,
+    cli_page,
+    console_page,
+    layout_page,
+    licences_page,
+    metrics_page,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -22,6 +30,7 @@ def pages() -> dict[str, str]:
         **{f"reference/{name}": text for name, text in metrics_page.pages().items()},
         **{f"reference/{name}": text for name, text in console_page.pages().items()},
         **{f"reference/{name}": text for name, text in chart_page.pages().items()},
+        **{f"reference/{name}": text for name, text in licences_page.pages().items()},
         **{f"developing/{name}": text for name, text in layout_page.pages().items()},
     }
 

@@ -11,7 +11,7 @@ from tests.runner.standin import spec
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
 from espalier.cli.compare_checkpoints import between
-from espalier.core.gitowner import mover
+from espalier.cli.ownership import mover
 from espalier.core.run.why import why
 
 

@@ -37,11 +37,19 @@ kind: Role
 metadata: {name: trainer}
 rules:
 - {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [trainablemodels/sample], verbs: [create]}
 - {apiGroups: [espalier.dev], resources: [trainingruns], verbs: [get, update]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {name: reader}
+rules:
+- {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [trainablemodels/sample], verbs: [create]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: viewer}
 rules:
 - {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
 """
@@ -68,11 +76,12 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 @dataclass(frozen=True)
 class Users:
-    """A namespace and tokens: of one who may train, one who may sample, one who may do nothing."""
+    """A namespace and tokens of those who may train, sample, only see models, or do nothing."""
 
     namespace: str
     trainer: str
     reader: str
+    viewer: str
     stranger: str
 
 
@@ -87,7 +96,7 @@ def new_users(apiserver: ApiServer) -> Users:
     apiserver.create_namespace(namespace)
     apiserver.kubectl("apply", "-n", namespace, "-f", "-", stdin=RIGHTS)
     tokens = {}
-    for name in ("trainer", "reader", "stranger"):
+    for name in ("trainer", "reader", "viewer", "stranger"):
         apiserver.kubectl("create", "serviceaccount", name, "-n", namespace)
         if name != "stranger":
             apiserver.kubectl(

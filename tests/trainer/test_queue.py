@@ -260,6 +260,41 @@ def test_loaded_weights_are_in_force_again_after_a_restart(
     again.state.log.close()
 
 
+def test_loaded_weights_that_are_gone_do_not_keep_the_trainer_from_starting(
+    engine: Engine, volume: Volume, policy: Policy
+) -> None:
+    for one in (STEP[0], tinker.step(2)):
+        tinker.accept(engine, *one)
+    tinker.work(engine)
+    stored = engine.state.store.open("checkpoint", engine.state.position.digest)
+    engine.assign(tiny.assignment(term=2))
+    tinker.accept(engine, 3, "load-weights", tinker.load(3, stored.digest, optimizer=True))
+    tinker.work(engine)
+    engine.state.log.close()
+    place = stored.path.rename(volume.path / "elsewhere")
+    again = tiny.engine(volume.path, volume.base, policy)
+    told = again.state.report().problem
+    assert told is not None
+    assert told.reason == "WeightsLost"
+    assert stored.digest in told.detail
+    # Nothing is trained from the weights that are in their place.
+    for one in (tinker.gradients(4), tinker.step(5)):
+        tinker.accept(again, *one)
+    tinker.work(again)
+    assert [tinker.reason(again, seq) for seq in (4, 5)] == ["WeightsLost", "BatchBroken"]
+    place.rename(stored.path)
+    for one in (
+        (6, "load-weights", tinker.load(6, stored.digest, optimizer=True)),
+        tinker.gradients(7),
+        tinker.step(8),
+    ):
+        tinker.accept(again, *one)
+    tinker.work(again)
+    assert again.state.report().problem is None
+    assert again.state.read(again.state.position.digest).state.loaded == stored.digest
+    again.state.log.close()
+
+
 def test_a_command_that_trainers_die_of_is_not_tried_for_ever(engine: Engine) -> None:
     tinker.accept(engine, *STEP[0])
     (queued,) = engine.state.log.inbox.waiting(MODEL_ID)

@@ -23,10 +23,9 @@ from espalier.cli.options import (
     kubectl,
     show,
 )
-from espalier.cli.ownership import not_owned_by_git
+from espalier.cli.ownership import mover, not_owned_by_git
 from espalier.cli.table import table
 from espalier.core import conditions
-from espalier.core.gitowner import mover
 from espalier.core.lineage.lineage import reward
 from espalier.core.model.drawn_tree import render
 

@@ -7,6 +7,16 @@ from typing import Any
 
 from espalier.cli.failure import CliError
 from espalier.core.gitowner import git_owner
+from espalier.core.head.editor import editor
+
+
+def mover(head: Mapping[str, Any]) -> str:
+    """Who last edited the head's request; empty if the API server does not say.
+
+    Args:
+        head: a CheckpointHead as read, ``managedFields`` included.
+    """
+    return str(editor(head["metadata"]) or "")
 
 
 def not_owned_by_git(body: Mapping[str, Any]) -> None:

@@ -1,5 +1,4 @@
-"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it; and who
-last asked for what a head asks for.
+"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it.
 
 Argo CD: annotation ``argocd.argoproj.io/tracking-id`` (``app:group/kind:namespace/name``) or its
 label; Flux: labels of its kustomizations and Helm releases. Without either mark, whoever manages
@@ -12,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# The manager of the fields that the gateway writes in a user's name.
+GATEWAY_MANAGER = "espalier-gateway"
 # Written by the gateway on what it edits: the user who asked for it.
 REQUESTED_BY = "espalier.dev/requested-by"
 # Which revision of Git an object was applied from: Argo CD writes no mark of its own for it.
@@ -61,23 +62,3 @@ def git_owner(metadata: Mapping[str, Any]) -> GitOwner | None:
         if manager in _MANAGERS and "f:spec" in (entry.get("fieldsV1") or {}):
             return GitOwner(_MANAGERS[manager])
     return None
-
-
-def mover(head: Mapping[str, Any]) -> str:
-    """Who last edited the head's request; empty if the API server does not say.
-
-    Args:
-        head: a CheckpointHead as read, ``managedFields`` included.
-    """
-    metadata = head["metadata"]
-    entries = [entry for entry in metadata.get("managedFields") or () if _asks(entry)]
-    if not entries:
-        return ""
-    manager = str(max(entries, key=lambda entry: entry.get("time", "")).get("manager", ""))
-    user = (metadata.get("annotations") or {}).get(REQUESTED_BY, "")
-    return f"{user} through {manager}" if user and manager.startswith("espalier") else manager
-
-
-def _asks(entry: Mapping[str, Any]) -> bool:
-    spec = (entry.get("fieldsV1") or {}).get("f:spec") or {}
-    return "f:mode" in spec or "f:checkpointRef" in spec

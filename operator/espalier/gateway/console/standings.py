@@ -8,7 +8,8 @@ from __future__ import annotations
 from cachetools import LRUCache
 
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.core.gitowner import git_owner, mover
+from espalier.core.gitowner import git_owner
+from espalier.core.head.editor import editor
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.console.views import Standing
 from espalier.gateway.problems import not_ready
@@ -49,4 +50,4 @@ class Standings:
         if body is None:
             return "", ""
         owner = git_owner(body["metadata"])
-        return mover(body), str(owner) if owner is not None else ""
+        return str(editor(body["metadata"]) or ""), str(owner) if owner is not None else ""

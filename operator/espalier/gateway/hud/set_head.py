@@ -13,6 +13,7 @@ from typing import Any
 from espalier.core.gitowner import REQUESTED_BY, GitOwner, git_owner
 from espalier.core.head.head_request import BRANCH, PIN, TRACK, ref_name
 from espalier.gateway.access.auth import User
+from espalier.gateway.access.on_behalf import acting_for, refused
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName, ServedWorld
@@ -26,7 +27,7 @@ Body = dict[str, Any]
 
 
 class HeadMoves:
-    """Edits heads on users' behalf."""
+    """Edits heads in users' names."""
 
     def __init__(self, watch: WorldWatch, cluster: Cluster) -> None:
         self._watch = watch
@@ -66,15 +67,15 @@ class HeadMoves:
             owner = git_owner(head["metadata"])
             if owner is not None:
                 raise owned_by_git(owner, name, change)
-            await self._cluster.replace("CheckpointHead", edited(head, change, user))
+            await acting_for(self._cluster, user).replace(
+                "CheckpointHead", edited(head, change, user)
+            )
 
         try:
             # The operator writes the status in between.
             await despite_contention(edit)
         except ClusterError as error:
-            raise not_ready(
-                "HeadNotEdited", f"the head {name} was not edited: {error.message}"
-            ) from error
+            raise refused(error, user, f"CheckpointHead {name}", "HeadNotEdited") from error
 
 
 def edited(head: Mapping[str, Any], change: Body, user: User) -> Body:
