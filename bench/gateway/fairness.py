@@ -128,7 +128,8 @@ def main() -> None:
     parser.add_argument("--flood", nargs=2, metavar=("URL", "TOKEN"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.flood:
-        uvloop.run(flood(*options.flood, options.connections, options.hold))
+        url, token = options.flood
+        uvloop.run(flood(url, token, options.connections, options.hold))
         return
     print(load_average())
     with ApiServer() as server, pods() as (port, _):

@@ -59,12 +59,14 @@ kind: Role
 metadata: {name: looker}
 rules:
 - {apiGroups: [espalier.dev], resources: [trainablemodels, checkpoints, trainingruns], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [trainablemodels/sample], verbs: [create]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {name: mover}
 rules:
 - {apiGroups: [espalier.dev], resources: [trainablemodels, checkpoints, trainingruns], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [trainablemodels/sample], verbs: [create]}
 - {apiGroups: [espalier.dev], resources: [checkpointheads], verbs: [get, update]}
 """
 

@@ -196,7 +196,7 @@ async def test_a_stream_ends_when_the_right_is_gone(gateway: Gateway, apiserver:
             auth = Authenticator(gateway.context.cluster)
             await asyncio.sleep(0.1)
         # As after the minute for which the gateway remembers an answer.
-        gateway.context.auth._access._answers.clear()
+        gateway.context.auth._access._granted.clear()
         node(gateway.world, model, "arith-000003", "4", step=3)
         event, refusal = await anext(events)
     assert (event, refusal["reason"]) == ("refused", "Forbidden")

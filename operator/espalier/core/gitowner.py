@@ -1,5 +1,4 @@
-"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it; and who
-last asked for what a head asks for.
+"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it.
 
 Argo CD: annotation ``argocd.argoproj.io/tracking-id`` (``app:group/kind:namespace/name``) or its
 label; Flux: labels of its kustomizations and Helm releases. Without either mark, whoever manages
