@@ -1,13 +1,16 @@
 # The commands of the project. `make try`, `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-scoring bench-loop crds constraints krew release release-check docs docs-pages
+.PHONY: help env console try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-tinker bench-scoring bench-loop crds constraints krew release release-check docs docs-pages
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 env: ## the Python environment, linked as .venv
 	@dev/env.sh
+
+console: ## the console's page, into the gateway's package
+	@dev/console.sh >/dev/null
 
 try: ## train a model on this machine, without Kubernetes, look at its tree, roll it back
 	@dev/try.sh
@@ -57,6 +60,9 @@ bench-operator: env ## measure the operator at 10,000 Checkpoints, and head move
 bench-gateway: env ## measure what the gateway adds, its memory, and promotion
 	@bench/run.sh gateway
 
+bench-tinker: env ## measure what Tinker's client waits for
+	@bench/run.sh tinker
+
 bench-scoring: env ## measure how many answers a second are scored
 	@bench/run.sh scoring
 
@@ -77,8 +83,9 @@ format: env ## rewrite the code in the project's style
 crds: env ## generate crds/ from the resource types
 	@.venv/bin/python -m espalier.api.crds crds charts/espalier/files/crds
 
-docs-pages: env ## generate the pages of docs/ that come from the code
+docs-pages: env ## generate what comes from the code: pages of docs/, dashboards of the chart
 	@.venv/bin/python -m dev.docs
+	@.venv/bin/python -m dev.dashboards
 
 docs: docs-pages ## build the documentation as a site into out/docs, with its links checked
 	@dev/docs.sh

@@ -4,8 +4,10 @@
 # `make bench-gateway` (`bench/run.sh gateway`): the gateway, on an API server without nodes.
 # `make bench-scoring` (`bench/run.sh scoring`): what scores answers, which needs no cluster.
 # `make bench-operator` (`bench/run.sh operator`): the operator on an API server without nodes.
+# `bench/run.sh console`: the console in a browser, which needs no cluster.
 # `bench/run.sh runner`: the runner beside sampling and training, which needs no cluster.
 # `make bench-loop`: whole runs beside TRL, and Asynchronous beside Synchronous, which needs no cluster.
+# `make bench-tinker` (`bench/run.sh tinker`): what Tinker's client waits for, on an API server without nodes.
 # `bench/run.sh tools`: what the parsers of tool calls and thoughts take.
 set -euo pipefail
 . "$(dirname "$0")/../dev/common.sh"
@@ -20,8 +22,6 @@ trainer() {
   PYTHONPATH=operator:. "$(bench/trainer/trl_environment.sh)" -m bench.trainer.trl_own
   echo "== what a checkpoint's commit and the replay after a crash cost"
   .venv/bin/python -m bench.commit_cost
-  echo "== a forward_backward of Tinker's client, 64 datums of 2,000 tokens (goal: 60 ms beside computing)"
-  PYTHONPATH=operator:. .venv/bin/python -m bench.trainer.tinker_wire
 }
 operator() {
   echo "== 10,000 Checkpoints of 20 models (goal: reconciled in 10 s, below 256 MiB, 1 ms of CPU a status write, flat per event)"
@@ -39,8 +39,24 @@ gateway() {
   .venv/bin/python -m bench.gateway.load
   echo "== a forward_backward of 64 trajectories of 2,000 tokens (goal: 50 ms outside the trainer)"
   .venv/bin/python -m bench.gateway.batch
+  echo "== what one caller's flood costs another (goal: p99 within 1.5 times)"
+  .venv/bin/python -m bench.gateway.fairness
   echo "== from a step to the first token of its weights on two replicas (goal: 1.2 adapter loads and 100 ms)"
   .venv/bin/python -m bench.gateway.promotion
+}
+console() {
+  dev/console.sh test >/dev/null
+  echo "== the console draws 1,000 checkpoints (goal: 200 ms), and its first paint (goal: 1 s)"
+  PYTHONPATH=operator:. .venv/bin/python -m bench.console.draw
+}
+tinker() {
+  export PYTHONPATH=operator:.
+  echo "== a forward_backward of 64 datums of 2,000 tokens (goal: 60 ms beside computing)"
+  .venv/bin/python -m bench.tinker.wire
+  echo "== what the gateway adds to a sample (goal: 4 ms), and 200 futures in flight"
+  .venv/bin/python -m bench.tinker.samples
+  echo "== pipelined steps (goal: the trainer is idle for less than 5 % of the time)"
+  .venv/bin/python -m bench.tinker.pipeline
 }
 scoring() {
   echo "== answers scored on one core (goal: 500 a second for chain_sum)"
@@ -62,7 +78,8 @@ loop() {
   .venv/bin/python -W ignore -m bench.loop.held_out "$model" "$out/trl"
   .venv/bin/python -m bench.loop.report "$out/trl" --picture "$out/beside-trl.svg"
   echo "== long tails: Asynchronous beside Synchronous (goal: 1.4 times the rollouts a second)"
-  .venv/bin/python -W ignore -m bench.loop.schedules "$model" "$out/schedules"
+  .venv/bin/python -W ignore -m bench.loop.schedules "$model" "$out/schedules" \
+    --rounds "${LOOP_ROUNDS:-3}" --steps "${LOOP_STEPS:-12}"
   .venv/bin/python -W ignore -m bench.loop.held_out "$model" "$out/schedules" --stories
   .venv/bin/python -m bench.loop.report_schedules "$out/schedules"
 }
@@ -71,7 +88,7 @@ tools() {
   PYTHONPATH=operator:. .venv/bin/python -m bench.tool_parsers
 }
 case "${1:-all}" in
-trainer | operator | gateway | scoring | runner | loop | tools)
+trainer | operator | gateway | console | tinker | scoring | runner | loop | tools)
   "$1"
   exit
   ;;
@@ -113,5 +130,6 @@ echo "== espalier dev with the tiny model, until its run trains (goal: 30 s)"
 PYTHONPATH=operator:. .venv/bin/python -m bench.start
 
 gateway
+tinker
 operator
 scoring

@@ -12,7 +12,7 @@ only_one env
 builders=(--preview-features build-dependency-hashes --require-build-hashes --build-constraints "$root/dev/installers.txt")
 
 install() {
-  local extras="operator trainer rollout runner cli local model wandb tensorboard test"
+  local extras="operator trainer rollout runner cli local model wandb tensorboard trackio test"
   rm -rf "$venv"
   "$uv" venv -q --python "$(command -v python3.11 || command -v python3)" "$venv"
   # shellcheck disable=SC2046,SC2086  # one option per extra

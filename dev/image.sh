@@ -188,6 +188,8 @@ build | push | all)
   apt_ensure buildah curl
   only_one image
   "$root/dev/registry.sh" up {lock_fd}>&-
+  # The gateway's page is a part of its package.
+  "$root/dev/console.sh" {lock_fd}>&- >/dev/null
   ;;&
 build | push)
   [ $# -gt 1 ] || die "usage: dev/image.sh $1 NAME..."

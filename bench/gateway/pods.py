@@ -74,6 +74,27 @@ async def complete(request: web.Request) -> web.StreamResponse:
     return web.Response(body=answer.removesuffix(b"}") + held, content_type="application/json")
 
 
+@functools.cache
+def text(tokens: int) -> bytes:
+    """A completion of tokens as vLLM writes it for Tinker's clients."""
+    source = random.Random(tokens)
+    scored = {
+        "token_logprobs": [-source.random() for _ in range(tokens)],
+        "top_logprobs": [{} for _ in range(tokens)],
+    }
+    choice = {"index": 0, "text": "", "finish_reason": "length", "logprobs": scored}
+    choice["token_ids"] = [source.randrange(49152) for _ in range(tokens)]
+    answer = {"id": "cmpl-1", "object": "text_completion", "choices": [choice]}
+    return json.dumps(answer, separators=(",", ":")).encode()
+
+
+async def complete_tokens(request: web.Request) -> web.Response:
+    """A completion of tokens, held for the milliseconds that its seed names."""
+    body = await request.json()
+    await asyncio.sleep(body.get("seed", 0) / 1e3)
+    return web.Response(body=text(body["max_tokens"]), content_type="application/json")
+
+
 async def _stream(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
@@ -102,6 +123,7 @@ async def train(request: web.Request) -> web.Response:
 def app() -> web.Application:
     made = web.Application(client_max_size=2**30)
     made.router.add_post("/v1/chat/completions", complete)
+    made.router.add_post("/v1/completions", complete_tokens)
     made.router.add_post("/train/{command}", train)
     made.router.add_get("/healthz", lambda _: asyncio.sleep(0, web.Response(text="ok")))
     return made

@@ -1,6 +1,6 @@
 """Runs Espalier and TRL's GRPOTrainer on the arithmetic example, in alternating pieces.
 
-    PYTHONPATH=operator:. python -m bench.loop.beside_trl MODEL OUT [--seeds 1 2 3] [--steps 10]
+    PYTHONPATH=operator:. python -m bench.loop.beside_trl MODEL OUT [--seeds 1 2 3] [--steps 8]
 
 Appends a line of JSON for each piece to ``OUT/pieces.jsonl`` and keeps the adapter after each as
 ``OUT/<seed>/<side>/<step>``; ``bench.loop.held_out`` scores those, ``bench.loop.report`` tells of
@@ -72,15 +72,20 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--piece", type=int, default=2)
+    parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     refuse_what_is_there(given.out, given.seeds)
     for seed in given.seeds:
         setting = Setting(
-            str(given.model), seed=seed, steps=given.steps, learning_rate=given.learning_rate
+            str(given.model),
+            seed=seed,
+            groups=given.groups,
+            steps=given.steps,
+            learning_rate=given.learning_rate,
         )
         (given.out / "setting.json").write_text(setting.written())
         asyncio.run(compared(setting, given.out, given.piece))

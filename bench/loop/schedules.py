@@ -1,10 +1,11 @@
 """Asynchronous beside Synchronous on a taskset whose completions have a long tail.
 
-    PYTHONPATH=operator:. python -m bench.loop.schedules MODEL OUT [--rounds 2] [--steps 4]
+    PYTHONPATH=operator:. python -m bench.loop.schedules MODEL OUT [--rounds 3] [--steps 12]
 
 They take turns on one ``espalier dev``. Every turn begins at the same checkpoint, to which the head
-is moved back, and begins and ends with nothing in flight: what Asynchronous samples ahead at the
-end of a turn is lost to it. Both take ``--steps`` steps in a round.
+is moved back, and begins and ends with nothing in flight: none samples beyond a turn's last step.
+Both take ``--steps`` steps in a round; the fewer they are, the more the first one counts, for which
+Asynchronous waits as Synchronous does.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--staleness", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     given = parser.parse_args()

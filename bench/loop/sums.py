@@ -44,6 +44,10 @@ class Sum:
 class Story(Sum):
     """A sum whose answer begins a story, which is cut at a length of a heavy tail.
 
+    It is worth something that is easily learnt, and that half of a base's stories do by chance
+    (SmolLM2's: 0.50 of those of 10 tokens, 0.62 of 20, 0.77 of 60), so that few groups teach
+    nothing: a schedule is compared, not what is learnt.
+
     Lengths are Pareto's with exponent 1.2: half are below 11 tokens, one in 25 above 100.
     """
 
@@ -54,9 +58,8 @@ class Story(Sum):
         return [{"role": "user", "content": content}]
 
     def reward(self, text: str) -> float:
-        """1 if the first number of the text is the answer, else 0."""
-        found = re.search(r"\d+", text)
-        return float(found is not None and found[0] == self.answer)
+        """1 if the text has a number, else 0."""
+        return float(re.search(r"\d", text) is not None)
 
     def length(self, index: int) -> int:
         """Tokens of one of its rollouts: equal for every side."""

@@ -226,6 +226,9 @@ GOOD = {
         "spec.taskset",
         {"seed": 1, "verifiers": {"image": "v:1", "id": "my_tasks", "config": {"a": 1}}},
     ),
+    "run that a Python image evaluates": edited(
+        RUN, "spec.evaluation", [{"name": "e", "taskset": {"seed": 9, "python": PYTHON}}]
+    ),
     "run of a Python image": edited(RUN, "spec.taskset", {"seed": 1, "python": PYTHON}),
     "run of a client": edited(edited(RUN, "spec.driver", "Client"), "spec.taskset", ABSENT),
     "run that leaves all to its client": CLIENT_RUN,
@@ -265,6 +268,7 @@ GOOD = {
                 "tokenSecretRef": {"name": "mlflow", "key": "token"},
             },
             "tensorBoard": {"claimName": "boards"},
+            "trackio": {"claimName": "boards"},
         },
     ),
     "run with W&B offline": edited(RUN, "spec.tracking", {"wandb": {"mode": "Offline"}}),
@@ -302,9 +306,10 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *("spec.lengthPenalty", {"coefficient": "1", "targetTokens": 8}),
         *("spec.lengthPenalty", "measure one completion"),
     ),
-    "evaluation that a user's image plays": (
-        *(RUN, "spec.evaluation", [{"name": "e", "taskset": {"seed": 9, "python": PYTHON}}]),
-        *("spec.evaluation", "plays one taskset a run, the run's own"),
+    "evaluation by the tasks of training, of a user's image": (
+        edited(RUN, "spec.taskset", {"seed": 9, "python": PYTHON}),
+        *("spec.evaluation", [{"name": "e", "taskset": {"seed": 9, "python": PYTHON}}]),
+        *("spec.evaluation", "must differ from taskset.seed"),
     ),
     "evaluation by the games of training": (
         edited(RUN, "spec.taskset", {"seed": 1, "game2048": {}}),
@@ -602,7 +607,7 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     ),
     "no tracker": (
         *(RUN, "spec.tracking", {"project": "sums"}, "spec.tracking"),
-        "set wandb, mlflow or tensorBoard",
+        "set wandb, mlflow, tensorBoard or trackio",
     ),
     "W&B without its key": (
         *(RUN, "spec.tracking", {"wandb": {"entity": "team"}}),

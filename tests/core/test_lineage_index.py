@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.core.objects import NOW, checkpoint
 
 from espalier.api.checkpoint import Checkpoint
+from espalier.api.meta import OwnerReference
 from espalier.core.lineage.lineage import BASE_POINT, Lineage, run_step
 from espalier.core.lineage.lineage_index import LineageIndex, grow
 
@@ -86,8 +87,21 @@ def test_what_is_deleted_and_still_there_is_leaving() -> None:
     gone = there.model_copy(update={"metadata": metadata})
     growth = LineageIndex([there])
     assert growth.leaving() == []
+    assert growth.lineage(BASE_POINT).tip("main") == there
     growth.put(gone)
     assert growth.leaving() == [gone]
+    # Nothing goes on from it: a model that is made anew begins without it.
+    assert growth.lineage(BASE_POINT).by_name == {}
+    assert growth.lineage(BASE_POINT).newest("main") == BASE_POINT
+    growth.remove("m-000001")
+    owner = OwnerReference(kind="TrainableModel", uid="first")
+    metadata = replace(there.metadata, owner_references=(owner,))
+    growth.put(there.model_copy(update={"metadata": metadata}))
+    growth.belong_to("first")
+    assert [*growth.lineage(BASE_POINT).by_name] == ["m-000001"]
+    # Before the garbage collector has come to it, too.
+    growth.belong_to("second")
+    assert growth.lineage(BASE_POINT).by_name == {}
     growth.remove("m-000001")
     assert (growth.leaving(), growth.empty) == ([], True)
     assert grow([], None) == growth.lineage(None)

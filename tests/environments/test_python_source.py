@@ -6,6 +6,7 @@ import ast
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.environments.talk import Model, played
 from espalier.api.run.taskset import Taskset
 from espalier.environments import host
 from espalier.environments.errors import RolloutFailedError, UserError
-from espalier.environments.host_link import MOST_LINE_BYTES, Patience
+from espalier.environments.host_link import MOST_LINE_BYTES, MOST_LOST, Patience
 from espalier.environments.python_source import PythonEnvironment
 
 GAME = """
@@ -175,6 +176,39 @@ async def test_a_host_that_is_started_again_goes_on(opens: Open) -> None:
     await environment._process.wait()
     environment._process = await asyncio.create_subprocess_exec(*environment._command)
     assert (await played(environment, Model(lambda chat: "1")))[0] == 1
+
+
+async def restarted(environment: PythonEnvironment) -> None:
+    """As a kubelet does it."""
+    assert environment._process is not None
+    await environment._process.wait()
+    environment._process = await asyncio.create_subprocess_exec(*environment._command)
+
+
+async def test_a_host_that_dies_again_and_again_ends_the_run_by_name(opens: Open) -> None:
+    environment = opens("dies")
+    await environment.ready()
+    for _ in range(MOST_LOST):
+        with pytest.raises(RolloutFailedError, match="its process ended"):
+            await played(environment, Model(lambda chat: "1"))
+        await restarted(environment)
+    with pytest.raises(UserError) as caught:
+        await played(environment, Model(lambda chat: "1"))
+    problem = caught.value.problem
+    assert problem.reason == "EnvironmentDied"
+    assert "taskset.python: its host was lost 5 times in a row" in problem.detail
+    assert "container environment" in problem.remedy
+
+
+async def test_a_host_that_does_not_come_back_ends_the_run_by_name(opens: Open) -> None:
+    environment = opens()
+    await environment.ready()
+    environment._link._patience = replace(BRIEF, connect=0.1)
+    assert environment._process is not None
+    environment._process.kill()
+    await environment._process.wait()
+    with pytest.raises(UserError, match=r"none came in its place.* within 0\.1 s"):
+        await played(environment, Model(lambda chat: "1"))
 
 
 async def test_a_host_that_comes_back_with_other_tasks_ends_the_run_by_name(opens: Open) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,16 @@ from tests.gateway.test_completions import Start, hang, hang_up, serve
 from tests.gateway.test_training import training
 from tests.gateway.world import condition
 
+from espalier import identity
+from espalier.core.head.head_request import pin
+from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.tinker import results, samples
+from espalier.gateway.tinker.downloads import AUDIENCE
 from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.names import Sampler, Session
 from espalier.gateway.world.world import NamespacedName
 from espalier.kube.cluster import ClusterError
+from espalier.tinker.commands import ADAPTER_FILES, FILES
 
 PROMPT = {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]}
 CHOICE = {
@@ -59,11 +65,11 @@ def said(message: str) -> dict[str, Any]:
     return {"error": {"message": message}}
 
 
-async def sampled(gateway: Gateway, model: NamespacedName) -> tuple[int, Any]:
+async def sampled(gateway: Gateway, model: NamespacedName, number: int = 0) -> tuple[int, Any]:
     """Status and body of the first poll of a sample."""
     sampler = Sampler(Session(model.namespace, "0" * 16), 0, model, "base")
     params = {"max_tokens": 1}
-    asked = {"sampling_session_id": str(sampler), "seq_id": 0, "sampling_params": params}
+    asked = {"sampling_session_id": str(sampler), "seq_id": number, "sampling_params": params}
     reply = await gateway.post("/api/v1/asample", asked | {"prompt": PROMPT})
     assert reply.status == 200, await reply.text()
     return await retrieved(gateway, (await reply.json())["request_id"])
@@ -208,3 +214,59 @@ async def test_what_only_a_new_model_takes_is_refused_of_one_that_there_is(
         status, told = await retrieved(gateway, (await reply.json())["request_id"])
         assert (status, told["category"]) == (200, "user")
         assert named in told["error"]
+
+
+@pytest.mark.parametrize("held", ["HeadPinned", "RunSuspended"])
+async def test_a_client_waits_while_training_is_held_and_is_told_why(
+    gateway: Gateway, upstream: Start, held: str
+) -> None:
+    trainer = await upstream(answers((202, {})))
+    model = training(gateway, trainer.port)
+    of_model = {"model_id": f"{Session(model.namespace, '0' * 16)}.{model.name}:train:0"}
+    step = of_model | {"seq_id": 1, "adam_params": {"learning_rate": 0.1}, "type": "optim_step"}
+    reply = await gateway.post("/api/v1/optim_step", step)
+    assert reply.status == 200
+    future = (await reply.json())["request_id"]
+    if held == "HeadPinned":
+        gateway.world.head(model, "", term=4, agreed=pin("arith-000001", "Pause", 2))
+    else:
+        gateway.world.run(model, "first", suspend=True)
+    gateway.world.drop("Pod", "arith-trainer-0", model.namespace)
+    reply = await gateway.post("/api/v1/optim_step", step | {"seq_id": 2})
+    body = await reply.json()
+    assert (reply.status, body["reason"]) == (402, held)
+    assert "this is no bill" in body["detail"]
+    assert "Set " in body["detail"]
+    status, told = await retrieved(gateway, future)
+    assert (status, told["queue_state"]) == (408, "paused_capacity")
+    assert told["queue_state_reason"].startswith(f"{held}: ")
+
+
+async def test_a_link_to_weights_is_good_for_its_file_and_for_an_hour(
+    gateway: Gateway, upstream: Start
+) -> None:
+    async def trainer(request: web.Request) -> web.Response:
+        if request.path.startswith(FILES):
+            return web.Response(body=request.path.encode())
+        return web.json_response({})
+
+    model = training(gateway, (await upstream(trainer)).port)
+    config, weights = ADAPTER_FILES
+
+    def link(file: str, **more: Any) -> str:
+        claims = {"aud": AUDIENCE, "exp": time.time() + 60, "digest": "sha256:a1", "file": config}
+        claims |= {"namespace": model.namespace, "model": model.name}
+        return f"/api/v1/files/{gateway.context.tokens.sign(claims | more)}/{file}"
+
+    reply = await gateway.get(link(config), token="")
+    assert (reply.status, await reply.text()) == (200, f"{FILES}/sha256:a1/{config}")
+    forged = TokenIssuer()
+    forged.use(identity.generate_private_key())
+    for path in (
+        link(weights),
+        link(config, exp=time.time() - 1),
+        link(config, aud="espalier-gateway"),
+        f"/api/v1/files/{forged.sign({'aud': AUDIENCE, 'exp': time.time() + 60})}/{config}",
+    ):
+        reply = await gateway.get(path, token="")
+        assert (reply.status, (await reply.json())["reason"]) == (401, "LinkExpired")

@@ -27,7 +27,7 @@ from tests.kube.children import (
 from espalier.api.podtemplate import RESERVED
 from espalier.core.manifests.collector import collector_job
 from espalier.core.manifests.importer import importer_job
-from espalier.core.manifests.installation import ChildSettings, HubSettings
+from espalier.core.manifests.installation import COPY_SIZE, ChildSettings, HubSettings
 from espalier.core.manifests.intent import is_current
 from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.manifests.sampler import rollout_deployment
@@ -203,6 +203,7 @@ TRACKING: dict[str, Any] = {
         "tokenSecretRef": {"name": "mlflow", "key": "token"},
     },
     "tensorBoard": {"claimName": "boards"},
+    "trackio": {"claimName": "tracks"},
 }
 
 
@@ -216,8 +217,9 @@ def test_the_runner_gets_the_keys_of_its_trackers_by_reference() -> None:
     assert env["MLFLOW_TRACKING_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "mlflow"
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    claim = volumes[mounts[env["ESPALIER_BOARDS"]["value"]]]["persistentVolumeClaim"]
-    assert claim == {"claimName": "boards"}
+    for place, claim in (("ESPALIER_BOARDS", "boards"), ("ESPALIER_TRACKIO", "tracks")):
+        volume = volumes[mounts[env[place]["value"]]]
+        assert volume["persistentVolumeClaim"] == {"claimName": claim}
 
 
 def test_the_runner_is_made_anew_when_its_trackers_are_edited() -> None:
@@ -237,7 +239,27 @@ def test_an_image_copies_its_tasks_to_where_the_runner_reads_them() -> None:
     assert copy["command"] == ["cp", "-rL", "/tasks/.", "/etc/espalier/tasks/"]
     mounts = {m["name"]: m["mountPath"] for m in pod_of(job)["containers"][0]["volumeMounts"]}
     assert mounts["tasks"] == "/etc/espalier/tasks"
-    assert {"name": "tasks", "emptyDir": {}} in pod_of(job)["volumes"]
+    assert {"name": "tasks", "emptyDir": {"sizeLimit": COPY_SIZE}} in pod_of(job)["volumes"]
+
+
+def test_no_pod_takes_a_nodes_disk_without_bound() -> None:
+    settings = replace(SETTINGS, tmp_size="3Gi", copy_size="9Gi")
+    tasks = {"seed": 1, "image": {"reference": "registry.example/tasks:1", "path": "train.jsonl"}}
+    model, run = model_of(), run_of(taskset=tasks)
+    for made in (
+        trainer_statefulset(model, settings, base=BASE, replicas=1),
+        rollout_deployment(model, settings, base=BASE),
+        importer_job(model, settings),
+        runner_job(run, model, settings),
+        collector_job([checkpoint("arith-000001")], "weights", settings, orphaned=False),
+    ):
+        volumes = {
+            one["name"]: one["emptyDir"] for one in pod_of(made)["volumes"] if "emptyDir" in one
+        }
+        assert all("sizeLimit" in volume for volume in volumes.values()), made["kind"]
+        assert volumes["tmp"] == {"sizeLimit": "3Gi"}
+        copies = [volumes[name] for name in ("source", "tasks") if name in volumes]
+        assert copies == [{"sizeLimit": "9Gi"}] * len(copies)
 
 
 def test_of_the_config_maps_of_rewards_the_runner_sees_the_modules_alone() -> None:
@@ -316,6 +338,23 @@ def test_another_image_of_the_users_is_another_pod() -> None:
     assert plays["resources"]["limits"] == {"memory": "1Gi"}
     longer = {**taskset, "python": {**PYTHON, "maxTurns": 5}}
     assert pod_fingerprint(run_of(taskset=longer)) == first
+
+
+def test_an_evaluation_that_an_image_plays_has_a_container_and_a_socket_of_its_own() -> None:
+    held = {"name": "held", "taskset": {"seed": 2, "python": {**PYTHON, "image": "held:1"}}}
+    own = {"seed": 1, "python": PYTHON}
+    run = run_of(taskset=own, evaluation=[held])
+    (runner,) = pod_of(runner_job(run, model_of(), SETTINGS))["containers"]
+    _place, plays, other = pod_of(runner_job(run, model_of(), SETTINGS))["initContainers"]
+    assert [plays["name"], other["name"], other["image"]] == [
+        *("environment", "environment-held", "held:1"),
+    ]
+    assert names(runner) & names(other) == {"host-socket-held"}
+    assert names(plays) & names(other) == {"host-script"}
+    mounts = {mount["name"]: mount["mountPath"] for mount in runner["volumeMounts"]}
+    assert other["command"][-1] == f"{mounts['host-socket-held']}/host.sock"
+    assert mounts["host-socket-held"] == f"{mounts['host-socket']}-held"
+    assert pod_fingerprint(run) != pod_fingerprint(run_of(taskset=own))
 
 
 def test_a_run_with_generated_tasks_mounts_none() -> None:

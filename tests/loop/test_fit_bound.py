@@ -162,7 +162,8 @@ async def test_a_fit_killed_between_two_minibatches_goes_on_with_the_same_sample
         [item["samples"][0]["prompt_token_ids"] for item in body["inputs"]]
         for body in (first, second, *again)
     ]
-    assert prompts[2:] == prompts[:2]
+    # The second epoch deals the same groups out anew.
+    assert sorted(prompts[2] + prompts[3]) == sorted(prompts[0] + prompts[1])
     assert prompts[0] != prompts[1]
 
 

@@ -40,15 +40,31 @@ def walk(left: BatchLeft | None) -> list[list[str | None]]:
     return found
 
 
-def test_every_epoch_trains_the_same_minibatches_of_whole_groups() -> None:
-    assert walk(cut(groups(5), Uses(2, 3))) == [["0", "1"], ["2", "3", "4"]] * 3
-    assert walk(cut(groups(4), Uses(4, 1))) == [["0"], ["1"], ["2"], ["3"]]
+def test_every_epoch_trains_every_group_once_and_a_group_stays_whole() -> None:
+    found = walk(cut(groups(5), Uses(2, 3), step=0))
+    assert found[:2] == [["0", "1"], ["2", "3", "4"]]
+    for epoch in (found[:2], found[2:4], found[4:]):
+        assert [len(minibatch) for minibatch in epoch] == [2, 3]
+        assert sorted(name or "" for minibatch in epoch for name in minibatch) == [*"01234"]
+    assert walk(cut(groups(4), Uses(4, 1), step=0)) == [["0"], ["1"], ["2"], ["3"]]
     # Where groups lack, minibatches do, and none is empty.
-    assert walk(cut(groups(1), Uses(3, 2))) == [["0"], ["0"]]
+    assert walk(cut(groups(1), Uses(3, 2), step=0)) == [["0"], ["0"]]
+
+
+def test_every_epoch_deals_the_groups_out_anew_by_the_seed_and_the_step_alone() -> None:
+    def dealt(seed: int, step: int) -> list[list[str | None]]:
+        return walk(cut(groups(8), Uses(4, 4, seed), step))
+
+    found = dealt(7, 12)
+    epochs = [found[start : start + 4] for start in range(0, 16, 4)]
+    assert len({str(epoch) for epoch in epochs}) == 4
+    assert dealt(7, 12) == found
+    assert dealt(8, 12)[4:] != found[4:] != dealt(7, 28)[4:]
+    assert dealt(8, 12)[:4] == found[:4]
 
 
 def test_what_no_step_needs_any_more_is_not_kept() -> None:
-    left = cut(groups(2), Uses(2, 2))
+    left = cut(groups(2), Uses(2, 2), step=0)
     sizes = []
     following: BatchLeft | None = left
     while following is not None:
@@ -58,7 +74,7 @@ def test_what_no_step_needs_any_more_is_not_kept() -> None:
 
 
 def test_a_batch_that_lacks_what_is_left_of_it_is_refused() -> None:
-    left = cut(groups(2), Uses(2, 1))
+    left = cut(groups(2), Uses(2, 1), step=0)
     with pytest.raises(ValidationError, match="nothing is left"):
         BatchLeft(parts=left.parts, epochs=1, next=2)
     with pytest.raises(ValidationError, match="an empty one that a step is yet to take"):
@@ -66,10 +82,10 @@ def test_a_batch_that_lacks_what_is_left_of_it_is_refused() -> None:
 
 
 def test_only_what_is_seen_again_after_a_step_needs_the_trainers_log_probs() -> None:
-    assert seen_again(cut(groups(2), Uses(2, 1))) == [1]
-    assert seen_again(cut(groups(2), Uses(2, 2))) == [0, 1]
-    assert seen_again(cut(groups(2), Uses(1, 1))) == []
-    left = cut(groups(2), Uses(2, 1))
+    assert seen_again(cut(groups(2), Uses(2, 1), step=0)) == [1]
+    assert seen_again(cut(groups(2), Uses(2, 2), step=0)) == [0, 1]
+    assert seen_again(cut(groups(2), Uses(1, 1), step=0)) == []
+    left = cut(groups(2), Uses(2, 1), step=0)
     data = [
         DatumTensors(
             reward=0.0,
@@ -86,7 +102,7 @@ def test_only_what_is_seen_again_after_a_step_needs_the_trainers_log_probs() -> 
 
 
 def test_samples_are_counted_once_and_their_figures_are_of_every_step() -> None:
-    left = cut(groups(2), Uses(2, 2))
+    left = cut(groups(2), Uses(2, 2), step=0)
     # Their rewards are figures of a checkpoint once, by the client's own.
     assert {p.samples[0].checkpoint for one in left.parts for p in one} == {None}
     sampled = {

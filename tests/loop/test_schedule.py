@@ -88,6 +88,20 @@ async def test_no_group_is_older_than_the_bound_none_is_lost_and_the_oldest_go_f
     await schedule.close()
 
 
+@pytest.mark.parametrize("uses", [Uses(), Uses(2, 1)])
+async def test_no_group_is_sampled_beyond_the_runs_last_step(uses: Uses) -> None:
+    player, schedule, steps = Player(), Asynchronous[Group](5), 8
+    for step in range(0, steps, uses.steps):
+        size = 2 * uses.minibatches
+        place = at(step, count=size, take=size, uses=uses, left=steps - step)
+        await taken(schedule, place, player)
+    assert sorted(number for number, _ in player.asked) == list(range(2 * steps))
+    # More steps, as where the run is edited, are sampled for again.
+    await taken(schedule, at(steps, left=2), player)
+    assert max(number for number, _ in player.asked) == 2 * steps + 3
+    await schedule.close()
+
+
 async def test_a_slow_group_holds_only_its_own_step_while_later_ones_are_sampled() -> None:
     player = Player(hold={0: asyncio.Event()})
     schedule = Asynchronous[Group](1)

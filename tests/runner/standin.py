@@ -64,6 +64,8 @@ class StandIn:
         self.step = 0
         self.run_step = 0
         self.pending = 0
+        # Whether the trainer has started again and could not restore what is pending.
+        self.lost = False
         self.checkpoint = ""
         self.cursor: dict[str, Any] = {}
         # What is left of the latest step's batch, and what the run binds its client to.
@@ -221,6 +223,8 @@ class StandIn:
             return result if known == content else problem(422, "KeyReused")
         if term is not None and int(term) != self.term:
             return problem(409, "StaleTerm")
+        if self.lost and kind != "zero-grad":
+            return problem(409, "GradientsLost")
         if kind == "optim-step" and not self.pending:
             return problem(409, "NoGradients")
         body = json.loads(content)
@@ -236,7 +240,7 @@ class StandIn:
         if kind == "forward":
             return {"forward_id": "f1", "data": [*map(_seen, body["inputs"])]}
         if kind == "zero-grad":
-            self.pending = 0
+            self.pending, self.lost = 0, False
             return self._trainer_state()
         self.pending = 0
         self.step += 1

@@ -109,8 +109,12 @@ class ScriptedTrainer:
         except TimeoutError:
             pass
         self._reach(peer)
+        told = [
+            commit.model_copy(update={"stored": commit.digest not in volume.removed})
+            for commit in volume.commits[after : after + 3]
+        ]
         return CommitPage(
-            commits=volume.commits[after : after + 3],
+            commits=told,
             problem=self.problem,
             warnings=self.warnings,
         )

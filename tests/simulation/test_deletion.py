@@ -21,6 +21,7 @@ from espalier.core.checkpoints.adoption import plan
 from espalier.core.checkpoints.commits import checkpoint_body
 from espalier.core.checkpoints.disposal import TIMEOUT
 from espalier.core.lineage.lineage import Point
+from espalier.kube.objects import Body
 
 OURS = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
 PIECES = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint", "PersistentVolumeClaim")
@@ -39,6 +40,10 @@ async def trained(w: World, steps: int = 3, **spec: object) -> None:
 
 def digests(w: World, model: str = "tiny") -> set[str]:
     return {commit.digest for commit in w.trainer.volume(model).commits}
+
+
+def checkpoint_bodies(w: World) -> list[Body]:
+    return [body for key, body in w.cluster.objects.items() if key.kind == "Checkpoint"]
 
 
 def removed(w: World, model: str = "tiny") -> set[str]:
@@ -128,6 +133,29 @@ def test_pruning_everything_in_any_order_ends_and_retain_keeps_the_bytes(policy:
     # Each kind is first and last many times among every fifth of the 120 orders.
     for order in orders[:: 5 if policy == "Retain" else 3]:
         run(scenario(order))
+
+
+@pytest.mark.parametrize("seconds", [0, 5])
+def test_a_model_that_is_made_anew_begins_without_what_is_being_deleted(seconds: int) -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await trained(w, 3, deletionPolicy="Delete")
+            before = {body["metadata"]["uid"] for body in checkpoint_bodies(w)}
+            for kind in ("TrainingRun", "CheckpointHead", "TrainableModel"):
+                await delete_all(w, kind)
+            await w.rest(seconds)
+            assert w.checkpoints("tiny")
+            await w.apply("TrainableModel", "tiny", model_spec(deletionPolicy="Delete"))
+            await w.apply("CheckpointHead", "tiny", head_spec("tiny", "Track"))
+            assert w.status("TrainableModel", "tiny").get("tree", {}).get("branches", []) == []
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 1))
+            await w.until(lambda: w.succeeded("digits", 1), "the new run ends")
+            made = checkpoint_bodies(w)
+            assert [body["metadata"]["name"] for body in made] == ["tiny-000001"]
+            assert made[0]["metadata"]["uid"] not in before
+            assert "parentRef" not in made[0]["spec"]
+
+    run(scenario())
 
 
 def test_a_model_under_delete_takes_its_checkpoints_and_their_bytes_with_it() -> None:

@@ -8,54 +8,53 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.sampler.tiny import make_model
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "tinker"
 # A base whose renderer the cookbook knows by its name, and which is plain text: role_colon.
 BASE = "Qwen/Qwen3-8B-Base"
-CARD = """---
-configs:
-- config_name: main
-  data_files:
-  - {split: train, path: train.jsonl}
----
-"""
-QUESTIONS = 12
+# One that it takes for a chat model with tools: qwen3_instruct.
+CHAT_BASE = "Qwen/Qwen3-4B-Instruct-2507"
+BASES = (BASE, CHAT_BASE)
+MARKS = ("<|im_start|>", "<|im_end|>")
+QUESTIONS = {"train": 12, "test": 2}
 
 
 def lay_out(home: Path) -> Path:
-    """Writes all of it; the directory of the base."""
-    base = make_model(home / BASE)
-    rows = range(QUESTIONS)
-    sums = ({"question": f"What is {n % 3}+0?", "answer": f"so\n#### {n % 3}"} for n in rows)
-    chats = (
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {n % 3}+0?"},
-                {"role": "assistant", "content": str(n % 3)},
-            ]
-        }
-        for n in rows
-    )
-    _write(home / "openai" / "gsm8k", sums)
-    _write(home / "HuggingFaceH4" / "no_robots", chats)
-    (home / "openai" / "gsm8k" / "README.md").write_text(CARD)
+    """Writes all of it, the data by the example's script; the directory of the base."""
+    base = _with_marks(make_model(home / BASE))
+    (home / CHAT_BASE).symlink_to(base)
+    write = runpy.run_path(str(EXAMPLES / "data.py"))["write"]
+    for split, count in QUESTIONS.items():
+        # Sums of 0, 1 and 2.
+        write(home, split, count, largest=1)
     return base
 
 
-def boxed_digits(base: Path) -> Callable[[random.Random], list[int]]:
-    """A writer of answers that are right one time in three."""
+def _with_marks(base: Path) -> Path:
+    """The same model, with the marks of turns that renderers of chat models write, and longer."""
     tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    # What renderers say of tools is 740 tokens of this tokenizer.
+    model.config.max_position_embeddings = 2048
+    tokenizer.save_pretrained(base)
+    model.save_pretrained(base)
+    return base
 
-    def write(chance: random.Random) -> list[int]:
-        tokens: list[int] = tokenizer.encode(f" \\boxed{{{chance.randrange(3)}}}")
-        return tokens
 
-    return write
+def saying(base: Path, *texts: str) -> Callable[[random.Random], list[int]]:
+    """A writer of one of some texts, by chance."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokens: list[list[int]] = [tokenizer.encode(text) for text in texts]
+    return lambda chance: chance.choice(tokens)
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -63,8 +62,3 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
-
-
-def _write(directory: Path, rows: Iterator[dict[str, Any]]) -> None:
-    directory.mkdir(parents=True)
-    (directory / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -190,6 +190,16 @@ def keeps(given: dict[str, Any]) -> None:
     )
 
 
+def saves(given: dict[str, Any]) -> None:
+    """A step, and what it came to under a name of each kind."""
+    training = tinker.ServiceClient().create_lora_training_client(given["base"], rank=4).result()
+    training.forward_backward([datum([65, 66, 67, 68])], "cross_entropy")
+    training.optim_step(types.AdamParams(learning_rate=0.01)).result()
+    state = training.save_state("one").result().path
+    tell(model=training.model_id, state=state)
+    tell(named=training.save_weights_for_sampler("one").result().path)
+
+
 def resumes(given: dict[str, Any]) -> None:
     """Work that goes on while what it talks to dies: says a line, and waits for one, in between."""
     training = tinker.ServiceClient().create_lora_training_client(given["base"], rank=4).result()

@@ -53,9 +53,10 @@ def wait(what: str, told: str) -> None:
     sys.stdin.readline()
 
 
-def main(base: str, revoked: str) -> None:
+def main(base: str, never_issued: str) -> None:
     warnings.simplefilter("ignore")
-    tell("revoked", lambda: tinker.ServiceClient(api_key=revoked).get_server_capabilities())
+    other = tinker.ServiceClient(api_key=never_issued)
+    tell("never issued", other.get_server_capabilities)
     client = tinker.ServiceClient()
     training = client.create_lora_training_client(base, rank=4).result()
 
@@ -77,11 +78,34 @@ def main(base: str, revoked: str) -> None:
     # Those that were refused are no obstacle, and what they were given is not left behind.
     tell("after mistakes", step(learning_rate=1e-3))
 
-    sampler = training.save_weights_and_get_sampling_client().result()
-    sampler.sample(TEXT, 1, SAMPLING).result()
+    # Another client of the same model, by the name of its TrainableModel.
+    session, _, number = training.model_id.partition(":train:")
+    name = f"tk-{session.rpartition('.')[2]}-{number}"
+    second = tinker.ServiceClient().create_lora_training_client(name, rank=4).result()
+    tell("second client", lambda: second.forward_backward(DATA, "cross_entropy").result())
+    tell("second steps", lambda: second.optim_step(types.AdamParams()).result())
+    tell("second reads", lambda: second.forward(DATA, "cross_entropy").result())
+
+    def sampling() -> Any:
+        return training.save_weights_and_get_sampling_client().result()
+
+    def sample(client: Any) -> Callable[[], Any]:
+        return lambda: client.sample(TEXT, 1, SAMPLING).result()
+
+    evicted = sampling()
+    evicted.sample(TEXT, 1, SAMPLING).result()
+    wait("the head to be pinned", training.model_id)
+    tell("held", step(learning_rate=1e-3))
+    wait("the first checkpoint to be deleted", training.model_id)
+    tell("evicted sampler", sample(evicted))
+    sampler = sampling()
+    tell("other sampler", sample(sampler))
     wait("the model to be deleted", training.model_id)
     tell("deleted model", train("cross_entropy"))
-    tell("its sampler", lambda: sampler.sample(TEXT, 1, SAMPLING).result())
+    tell("its sampler", sample(sampler))
+    wait("the key to be revoked", training.model_id)
+    tell("revoked", train("cross_entropy"))
+    tell("revoked, sampling", sample(sampler))
 
 
 if __name__ == "__main__":

@@ -142,9 +142,10 @@ def train(surface: Surface, client: Any, training: Any) -> dict[str, str]:
             training.optim_step(ADAM).result()
     saved = surface.call(training, "save_state", f"state{mark}")
     named = surface.call(training, "save_weights_for_sampler", f"sampler{mark}")
-    surface.call(training, "save_weights_external", f"files{mark}")
+    files = surface.call(training, "save_weights_external", f"files{mark}")
     surface.call(training, "save_weights_and_get_sampling_client")
     paths = {"state": saved and saved.path, "sampler": named and named.path}
+    paths["files"] = files and files.path
     surface.call(training, "create_sampling_client", paths["sampler"])
     surface.call(training, "load_state", paths["state"])
     surface.call(training, "load_state_with_optimizer", paths["state"])
@@ -198,9 +199,7 @@ def rest(surface: Surface, client: Any, run: str, paths: dict[str, str], sampler
     if hasattr(lists, "search_sessions"):
         surface.call(lists, "search_sessions", types.SessionSearchRequest())
     surface.call(lists, "copy_weights", state, "default")
-    surface.call(
-        lists, "get_external_weights_urls", state.replace("/weights/", "/external_weights/")
-    )
+    surface.call(lists, "get_external_weights_urls", paths["files"])
     surface.call(lists, "publish_checkpoint_from_tinker_path", state)
     surface.call(lists, "unpublish_checkpoint_from_tinker_path", state)
     surface.call(lists, "set_checkpoint_ttl_from_tinker_path", state, 3600)

@@ -80,9 +80,7 @@ ROWS: dict[str, Row] = {
     "TrainingClient.optim_step": works("all parameters of Adam"),
     "TrainingClient.save_state": works("a name of the Checkpoint"),
     "TrainingClient.save_weights_and_get_sampling_client": works("a sampler of that checkpoint"),
-    "TrainingClient.save_weights_external": refused(
-        "RequestFailedError", "espalier checkpoint export", "those after it go on"
-    ),
+    "TrainingClient.save_weights_external": works("a name of the Checkpoint, for download"),
     "TrainingClient.save_weights_for_sampler": works("a name of the Checkpoint"),
     "SamplingClient.compute_logprobs": works(""),
     "SamplingClient.create": works(""),
@@ -111,9 +109,7 @@ ROWS: dict[str, Row] = {
     "RestClient.get_current_checkpoint_storage_usage": refused(
         "NotFoundError", NOT_OFFERED, _USAGE
     ),
-    "RestClient.get_external_weights_urls": refused(
-        "NotFoundError", NOT_OFFERED, "`espalier checkpoint export` writes the files"
-    ),
+    "RestClient.get_external_weights_urls": works("of PEFT's two files, for an hour"),
     "RestClient.get_sampler": works(""),
     "RestClient.get_server_capabilities": works("the bases that the caller may use"),
     "RestClient.get_session": works("its models"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import zstandard
 from tests.compat.stage import NAMESPACE, Stage
 from tests.tinker.conftest import BASE
 from tests.tinker.sdk import ERRORS, NEWEST, environment, started
+from tests.tinker.test_training import trained
 
+from espalier.core.api_keys import SECRET
+from espalier.gateway.access.key_source import REVOKED_SECONDS
 from espalier.kube.objects import ObjectKey
 from espalier.tinker.messages_pb2 import ForwardBackwardRequest
 
@@ -22,23 +26,30 @@ SCRIPT = Path(__file__).with_name("mistakes.py")
 QUICK_SECONDS = 60
 # The class of the SDK's error, its category, and a part of what it says.
 EXPECTED = {
-    "revoked": ("AuthenticationError", "", "no such API key: it was revoked, or never issued"),
+    "never issued": ("AuthenticationError", "", "it was revoked, or never issued"),
     "unknown loss": ("UnprocessableEntityError", "", "is not a loss of this trainer"),
     "unknown config": ("UnprocessableEntityError", "", "epsilom"),
     "learning rate NaN": ("UnprocessableEntityError", "", "adam_params.learning_rate"),
     "learning rate below 0": ("UnprocessableEntityError", "", "adam_params.learning_rate"),
     "beta above 1": ("UnprocessableEntityError", "", "adam_params.beta1"),
     "after mistakes": ("none", "", ""),
+    "second client": ("UnprocessableEntityError", "", "forks this one"),
+    "second steps": ("UnprocessableEntityError", "", ":train:0 trains this model"),
+    "second reads": ("none", "", ""),
+    "held": ("none", "", ""),
+    "evicted sampler": ("RequestFailedError", "user", "has no"),
+    "other sampler": ("none", "", ""),
     "deleted model": ("NotFoundError", "", "names nothing here"),
     "its sampler": ("RequestFailedError", "user", "was deleted"),
+    "revoked": ("AuthenticationError", "", "it was revoked, or never issued"),
+    "revoked, sampling": ("AuthenticationError", "", "it was revoked, or never issued"),
 }
 
 
 async def test_each_mistake_is_raised_by_name_and_quickly(
     stage: Stage, key: str, tmp_path: Path
 ) -> None:
-    revoked = key[:-64] + "0" * 64
-    given = json.dumps({"base": BASE, "revoked": revoked})
+    given = json.dumps({"base": BASE, "never_issued": key[:-64] + "0" * 64})
     told: dict[str, Any] = {}
     variables = environment(stage.url, key, tmp_path)
     async with started(NEWEST, variables, str(SCRIPT), given, talks=True) as client:
@@ -46,12 +57,14 @@ async def test_each_mistake_is_raised_by_name_and_quickly(
         assert client.stdin is not None
         while line := await client.stdout.readline():
             said = json.loads(line)
-            if "wait" in said:
-                await _delete(stage, said["told"])
-                client.stdin.write(b"\n")
-                await client.stdin.drain()
-            else:
+            if "wait" not in said:
                 told |= said
+                continue
+            await DISTURBANCES[said["wait"]](stage, trained(said["told"]))
+            client.stdin.write(b"\n")
+            await client.stdin.drain()
+            if said["wait"] == "the head to be pinned":
+                await _let_go(stage, trained(said["told"]), tmp_path / ERRORS)
     assert set(told) == set(EXPECTED), (tmp_path / ERRORS).read_text()[-4000:]
     for name, (kind, category, says) in EXPECTED.items():
         found = told[name]
@@ -60,12 +73,54 @@ async def test_each_mistake_is_raised_by_name_and_quickly(
         assert found["seconds"] < QUICK_SECONDS, (name, found)
 
 
+async def _pin(stage: Stage, model: str) -> None:
+    """Holds training; of all that was sent so far one step was right."""
+    assert stage.steps(model) == 1
+    pin = {"mode": "Pin", "checkpointRef": {"name": f"{model}-000001"}, "onPin": "Pause"}
+    await stage.apply("CheckpointHead", model, {"modelRef": {"name": model}, **pin})
+
+    def paused() -> bool:
+        agreed = stage.body("CheckpointHead", model).get("status", {}).get("agreed") or {}
+        return agreed.get("onPin") == "Pause" and model not in _trainers(stage)
+
+    await stage.until(paused, "training is held")
+
+
+async def _let_go(stage: Stage, model: str, log: Path) -> None:
+    """Ends the pause, once the client has said on its console what holds it."""
+    await stage.until(lambda: "onPin: Pause holds training" in log.read_text(), "a word of it")
+    await stage.apply("CheckpointHead", model, {"modelRef": {"name": model}, "mode": "Track"})
+
+
+async def _collect(stage: Stage, model: str) -> None:
+    assert stage.steps(model) == 2, "the step that was held was taken once"
+    name = f"{model}-000001"
+    await stage.cluster.delete(ObjectKey("Checkpoint", NAMESPACE, name))
+    await stage.until(lambda: not stage.body("Checkpoint", name), f"{name} is gone")
+
+
 async def _delete(stage: Stage, model: str) -> None:
-    session, _, number = model.partition(":train:")
-    trained = f"tk-{session.rpartition('.')[2]}-{number}"
-    assert stage.steps(trained) == 1, "of all these one step was right"
-    await stage.cluster.delete(ObjectKey("TrainableModel", NAMESPACE, trained))
-    await stage.until(lambda: not stage.body("TrainableModel", trained), f"{trained} is gone")
+    assert stage.steps(model) == 2
+    await stage.cluster.delete(ObjectKey("TrainableModel", NAMESPACE, model))
+    await stage.until(lambda: not stage.body("TrainableModel", model), f"{model} is gone")
+
+
+async def _revoke(stage: Stage, _: str) -> None:
+    await stage.cluster.delete(ObjectKey("Secret", NAMESPACE, SECRET))
+    # The gateway asks for a key again after that.
+    await asyncio.sleep(REVOKED_SECONDS)
+
+
+DISTURBANCES = {
+    "the head to be pinned": _pin,
+    "the first checkpoint to be deleted": _collect,
+    "the model to be deleted": _delete,
+    "the key to be revoked": _revoke,
+}
+
+
+def _trainers(stage: Stage) -> set[str]:
+    return {trainer.model for trainer in stage.trainers.values()}
 
 
 def _chunk() -> bytes:

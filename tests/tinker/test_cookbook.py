@@ -2,97 +2,185 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import torch
-from dev.ports import own_network
-from safetensors.torch import load_file
-from tests.compat.stage import NAMESPACE, Stage, staged
-from tests.compat.test_api_keys import key_of
-from tests.tinker.conftest import SPEC
-from tests.tinker.cookbook import BASE, boxed_digits, lay_out, rows_of
-from tests.tinker.sdk import NEWEST, environment, run, started
+from tests.compat.stage import Fault, Stage
+from tests.compat.test_resend import kill_gateway, kill_trainer
+from tests.tinker.cookbook import BASE, CHAT_BASE, EXAMPLES, rows_of
+from tests.tinker.kitchen import Kitchen, final, opened
+from tests.tinker.sdk import NEWEST, started
 
-from espalier.controllers.peers.peer import PORT
-from espalier.gateway.access.offers import Offers
-from espalier.trainer.jobs.importer import import_directory
-from espalier.trainer.volume.checkpoint_store import CheckpointStore
-
-pytestmark = pytest.mark.timeout(900)
-PATIENCE_SECONDS = 240
-RL = (
-    *("batch_size=2", "group_size=4", "max_steps=3", "save_every=1", "max_tokens=24"),
-    *("lora_rank=4", "learning_rate=1e-2", "loss_fn=importance_sampling"),
+pytestmark = [pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
+RECIPES = "tinker_cookbook.recipes"
+ADAPTER = ("lora_rank=4", "learning_rate=1e-2")
+IMPORTANCE = "loss_fn=importance_sampling"
+RL_LOOP = (
+    *("-m", f"{RECIPES}.rl_loop", f"model_name={BASE}", "batch_size=2", "group_size=4"),
+    *("max_steps=3", "save_every=1", "max_tokens=24", *ADAPTER, IMPORTANCE),
 )
-SL = ("batch_size=2", "save_every=1", "lora_rank=4", "learning_rate=1e-2")
+SL_LOOP = (
+    *("-m", f"{RECIPES}.sl_loop", f"model_name={BASE}", "batch_size=2"),
+    *("save_every=1", *ADAPTER),
+)
 SL_STEPS = 6
+# The cookbook's own data of numbers: no question is read from anywhere.
+MATH = (
+    *("-m", f"{RECIPES}.math_rl.train", f"model_name={BASE}", "env=arithmetic", "max_tokens=16"),
+    *("groups_per_batch=2", "group_size=4", "save_every=1", *ADAPTER),
+    "behavior_if_log_dir_exists=resume",
+)
+MATH_STEPS = 4
+# Answers of the recipe's first batches, each of three tokens: some are right, and all are as long.
+SUMS = tuple(f" {number}" for number in (91, 49, 55, 94))
+
+
+def given(builder: str, prefix: str = "", **fields: object) -> tuple[str, ...]:
+    """A recipe's data, with fields that its own command line fixes."""
+    more = {"renderer_name": "role_colon", "model_name_for_tokenizer": BASE} | fields
+    name = "dataset_builder"
+    return (
+        f"{name}={RECIPES}.{builder}",
+        *(f"{name}.{prefix}{field}={value}" for field, value in more.items()),
+    )
 
 
 @dataclass(frozen=True)
-class Kitchen:
-    """A user's directory and the cluster that its recipes are run against."""
+class Recipe:
+    """A recipe, and what must come of it.
 
-    stage: Stage
-    home: Path
-    key: str
+    Attributes:
+        says: what the sampler answers.
+        told: a metric that each of its steps reports.
+    """
 
-    def call(self, recipe: str, log: Path, *settings: str) -> tuple[str, ...]:
-        """The arguments of a recipe's command line."""
-        module = f"tinker_cookbook.recipes.{recipe}"
-        return ("-m", module, f"model_name={BASE}", f"log_path={log}", *settings)
+    name: str
+    call: tuple[str, ...]
+    says: tuple[str, ...]
+    told: str
+    steps: int = 2
 
-    @property
-    def variables(self) -> dict[str, str]:
-        return environment(self.stage.url, self.key, self.home) | {"HF_DATASETS_OFFLINE": "1"}
-
-    async def cook(self, recipe: str, log: Path, *settings: str) -> str:
-        """Runs a recipe to its end; what it said."""
-        done = await run(NEWEST, self.variables, *self.call(recipe, log, *settings))
-        assert done.code == 0, done.errors[-4000:]
-        return done.output + done.errors
-
-    def checkpoint(self, path: str) -> str:
-        """The Checkpoint that has weights saved under a path of Tinker's."""
-        wanted = path.removeprefix("tinker://")
-        (name,) = [
-            key.name
-            for key, body in self.stage.cluster.objects.items()
-            if key.kind == "Checkpoint" and wanted in json.dumps(body.get("status", {}))
-        ]
-        return name
-
-    def weights(self, path: str) -> dict[str, torch.Tensor]:
-        """The adapter that was saved under a path."""
-        body = self.stage.body("Checkpoint", self.checkpoint(path))
-        directory = body["spec"]["digest"].replace(":", "-")
-        (file,) = self.stage.volume.glob(f"**/{directory}/adapter_model.safetensors")
-        return load_file(file)
+    def __str__(self) -> str:
+        return self.name
 
 
-@pytest.fixture
-async def kitchen(tmp_path: Path) -> AsyncIterator[Kitchen]:
-    volume, home = tmp_path / "weights", tmp_path / "home"
-    volume.mkdir()
-    base = lay_out(home)
-    digest = import_directory(CheckpointStore(volume, "importer"), base).digest
-    async with staged(volume, digest, own_network(PORT)) as stage:
-        offer = {"name": BASE, "namespace": NAMESPACE, "spec": SPEC}
-        stage.offers = Offers.read(json.dumps([offer]), (NAMESPACE,))
-        stage.write = boxed_digits(base)
-        await stage.stop_gateway()
-        await stage.start_gateway()
-        yield Kitchen(stage, home, await key_of(stage))
+GSM8K = given("math_rl.math_env:Gsm8kDatasetBuilder", batch_size=2, group_size=4)
+CHATS = given(
+    "chat_sl.chat_datasets:NoRobotsBuilder", "common_config.", batch_size=2, max_length=200
+)
+CALL = '<tool_call>\n{"name": "add", "arguments": {"one": 1, "other": 2}}\n</tool_call><|im_end|>'
+RL_BASIC = Recipe(
+    "rl_basic",
+    ("-m", f"{RECIPES}.rl_basic", f"model_name={BASE}", *GSM8K, "max_tokens=24", *ADAPTER),
+    says=(" \\boxed{0}\n\nUser:", " \\boxed{1}\n\nUser:"),
+    told="env/all/correct",
+)
+SL_BASIC = Recipe(
+    "sl_basic",
+    ("-m", f"{RECIPES}.sl_basic", f"model_name={BASE}", *CHATS, "eval_every=2", *ADAPTER),
+    says=(),
+    told="train_mean_nll",
+    steps=3,
+)
+GUESS = Recipe(
+    "guess a number, ten turns",
+    (
+        *("-m", f"{RECIPES}.multiplayer_rl.guess_number.train", f"model_name={BASE}"),
+        *("renderer_name=role_colon", "group_size=2", "batch_size=2", "max_tokens=24"),
+        *("learning_rate=1e-2", "eval_every=0"),
+    ),
+    says=(" Guess: 7\n\nUser:", " Guess: 1000\n\nUser:", " ?\n\nUser:"),
+    told="env/all/turns_per_episode",
+)
+DPO = Recipe(
+    "preference by DPO",
+    (
+        *("-m", f"{RECIPES}.preference.dpo.train", f"model_name={BASE}", "batch_size=2"),
+        *("max_length=200", "learning_rate=1e-2"),
+    ),
+    says=(),
+    told="dpo_loss",
+)
+SHORTER = Recipe(
+    "preference by comparisons",
+    (
+        *("-m", f"{RECIPES}.preference.shorter.train", f"model_name={BASE}", "batch_size=2"),
+        *("renderer_name=role_colon", "group_size=4", "max_tokens=24", "eval_every=0"),
+        "learning_rate=1e-2",
+    ),
+    says=(" yes\n\nUser:", " no, and no\n\nUser:"),
+    told="kl_pre_post_v1",
+)
+DISTILLATION = Recipe(
+    "on-policy distillation",
+    (
+        *("-m", f"{RECIPES}.distillation.on_policy_distillation", f"model_name={BASE}"),
+        *(f"teacher_model={BASE}", "dataset=deepmath", "groups_per_batch=2", "group_size=2"),
+        *("max_tokens=8", *ADAPTER),
+    ),
+    says=(" one", " two"),
+    told="teacher_kl",
+)
+TOOLS = Recipe(
+    "calls of a tool",
+    (
+        *(str(EXAMPLES / "tools.py"), f"model_name={CHAT_BASE}", "max_tokens=80", *ADAPTER),
+        *("dataset_builder.batch_size=2", "dataset_builder.group_size=4"),
+    ),
+    says=(CALL, "3<|im_end|>"),
+    told="env/all/called",
+)
+ASYNC = Recipe(
+    "math with inline data, asynchronous",
+    (*MATH, "loss_fn=ppo", "max_steps_off_policy=1"),
+    says=SUMS,
+    told="async/staleness_max",
+    steps=3,
+)
+STREAM = Recipe(
+    "math with inline data, streamed",
+    (
+        *(*MATH, IMPORTANCE, "stream_minibatch_config.groups_per_batch=2"),
+        "stream_minibatch_config.num_minibatches=2",
+    ),
+    says=SUMS,
+    told="env/all/correct",
+    steps=3,
+)
+EACH = (
+    *(RL_BASIC, SL_BASIC, GUESS, DPO, TOOLS, ASYNC),
+    *(pytest.param(each, marks=pytest.mark.exhaustive) for each in (DISTILLATION, SHORTER, STREAM)),
+)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kitchen(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kitchen]:
+    async with opened(tmp_path_factory.mktemp("kitchen")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("recipe", EACH, ids=str)
+async def test_a_recipe_runs_to_its_end_and_each_of_its_steps_is_a_checkpoint(
+    kitchen: Kitchen, tmp_path: Path, recipe: Recipe
+) -> None:
+    if recipe.says:
+        kitchen.say(*recipe.says)
+    log = tmp_path / "log"
+    await kitchen.cook(log, *recipe.call, f"max_steps={recipe.steps}")
+    told = [row[recipe.told] for row in rows_of(log / "metrics.jsonl") if recipe.told in row]
+    assert len(told) == recipe.steps
+    steps = [body["spec"]["step"] for body in kitchen.lineage(final(log))]
+    assert steps == list(range(1, recipe.steps + 1))
 
 
 async def test_rl_loop_samples_trains_and_saves(kitchen: Kitchen, tmp_path: Path) -> None:
-    log = tmp_path / "rl"
-    await kitchen.cook("rl_loop", log, *RL)
+    kitchen.say(*(f" \\boxed{{{number}}}" for number in range(3)))
+    asked, log = len(kitchen.stage.sampled), tmp_path / "log"
+    await kitchen.cook(log, *RL_LOOP)
     steps = rows_of(log / "metrics.jsonl")
     assert [row["progress/batch"] for row in steps] == [0, 1, 2]
     # The scripted sampler is right one time in three, whatever it was trained on.
@@ -100,58 +188,73 @@ async def test_rl_loop_samples_trains_and_saves(kitchen: Kitchen, tmp_path: Path
     saved = rows_of(log / "checkpoints.jsonl")
     assert [row["name"] for row in saved] == ["000001", "000002", "final"]
     assert [row for row in saved if "sampler_path" in row] == [saved[-1]]
-    names = [kitchen.checkpoint(row["state_path"]) for row in saved]
-    assert len(set(names)) == 3, "each was saved after one more step"
     one, other = (kitchen.weights(saved[at]["state_path"]) for at in (0, 1))
     assert any(not torch.equal(one[name], other[name]) for name in one)
-    asked = [body for body in kitchen.stage.sampled if body["n"] == 4]
-    assert len(asked) == 6, "each question is one request of four answers"
+    requests = [body for body in kitchen.stage.sampled[asked:] if body["n"] == 4]
+    assert len(requests) == 6, "each question is one request of four answers"
 
 
 async def test_sl_loop_learns_and_ends_the_same_after_everything_was_killed(
     kitchen: Kitchen, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    await kitchen.cook("sl_loop", whole, *SL)
+    await kitchen.cook(whole, *SL_LOOP)
     losses = [row["train_mean_nll"] for row in rows_of(whole / "metrics.jsonl")]
     assert len(losses) == SL_STEPS
     assert losses[-1] < losses[0]
 
-    stage = kitchen.stage
-    async with started(NEWEST, kitchen.variables, *kitchen.call("sl_loop", broken, *SL)) as client:
-        await _saved(stage, client, broken, 1)
+    stage, before = kitchen.stage, _trained(kitchen.stage)
+    async with started(NEWEST, kitchen.variables, *SL_LOOP, f"log_path={broken}") as client:
+        await kitchen.saved(client, broken, 1)
         await stage.stop_gateway()
         await stage.start_gateway()
-        (model,) = _trained(stage) - {_model(whole)}
+        (model,) = _trained(stage) - before
         await stage.restart_trainer(model)
-        await _saved(stage, client, broken, 3)
+        await kitchen.saved(client, broken, 3)
         client.kill()
-    before = len(rows_of(broken / "metrics.jsonl"))
-    assert before < SL_STEPS
-    said = await kitchen.cook("sl_loop", broken, *SL)
+    assert len(rows_of(broken / "metrics.jsonl")) < SL_STEPS
+    said = await kitchen.cook(broken, *SL_LOOP)
     assert "Resuming from batch" in said
-
-    one, other = (
-        kitchen.weights(rows_of(log / "checkpoints.jsonl")[-1]["state_path"])
-        for log in (whole, broken)
-    )
+    one, other = (kitchen.weights(final(log)) for log in (whole, broken))
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-async def _saved(stage: Stage, client: Process, log: Path, count: int) -> None:
-    """Waits until a recipe has noted so many checkpoints."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while len(rows_of(log / "checkpoints.jsonl")) < count:
-            assert client.returncode is None, f"ended before {count} checkpoints"
-            await stage.ticked.wait()
+async def test_a_run_of_rl_train_applies_each_step_once_whoever_was_killed(
+    kitchen: Kitchen, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    call = (*MATH, IMPORTANCE, f"max_steps={MATH_STEPS}")
+    kitchen.say(*SUMS)
+    await kitchen.cook(whole, *call)
+    assert any(row.get("optimizer/gradient_norm") for row in rows_of(whole / "metrics.jsonl"))
+
+    stage = kitchen.stage
+    # A forward_backward and an optim_step for each step.
+    stage.faults = [
+        *(None, Fault("trainer killed, its answer lost", kill_trainer)),
+        *(Fault("gateway killed, the answer lost", kill_gateway), None),
+        Fault("trainer killed before it had the command", kill_trainer, before=True),
+    ]
+    async with started(NEWEST, kitchen.variables, *call, f"log_path={broken}") as client:
+        await kitchen.saved(client, broken, 3)
+        client.kill()
+    assert not stage.faults
+    assert len(rows_of(broken / "metrics.jsonl")) < MATH_STEPS
+    await kitchen.cook(broken, *call)
+    steps, again = (_steps(kitchen, log) for log in (whole, broken))
+    assert [step for step, _ in steps] == list(range(1, MATH_STEPS + 1))
+    assert again == steps, "each step has the tokens of its own batch, once"
 
 
-def _model(log: Path) -> str:
-    """The TrainableModel that a recipe's first checkpoint is of."""
-    run_id = rows_of(log / "checkpoints.jsonl")[0]["state_path"].split("/")[2]
-    session, _, number = run_id.partition(":train:")
-    return f"tk-{session.partition('.')[2]}-{number}"
+def _steps(kitchen: Kitchen, log: Path) -> list[tuple[int, str]]:
+    """The steps that a run has applied, each with the tokens it was trained on."""
+    return [
+        (body["spec"]["step"], metric["value"])
+        for body in kitchen.lineage(final(log))
+        for metric in body["status"]["metrics"]
+        if metric["name"] == "tokens/trained"
+    ]
 
 
 def _trained(stage: Stage) -> set[str]:

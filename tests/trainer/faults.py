@@ -28,7 +28,7 @@ import signal
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,6 +41,7 @@ from tests.trainer.tiny import Volume
 from espalier.api.wire import Wire
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.commands import Empty
+from espalier.trainer.engine.engine import Engine
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.volume import command_log as log_module
 from espalier.trainer.volume import tensor_files
@@ -254,7 +255,26 @@ def new_volume(base: Volume, directory: Path) -> Volume:
     return Volume(path, base.base)
 
 
-def live(volume: Volume, policy: Policy, die_at: int = -1, disk: Disk = "kill") -> list[str] | None:
+# What a client sends to an engine, from a command on; yields whenever one is acknowledged.
+Client = Callable[[Engine, int], Iterator[None]]
+
+
+def sends_commands(engine: Engine, done: int) -> Iterator[None]:
+    """The script, each command answered before the next."""
+    for seq in range(done, len(SCRIPT)):
+        kind, request = SCRIPT[seq]
+        answer = tiny.send(engine, kind, request, ("client", seq), term=1)
+        assert answer.status == 200
+        yield
+
+
+def live(
+    volume: Volume,
+    policy: Policy,
+    die_at: int = -1,
+    disk: Disk = "kill",
+    client: Client = sends_commands,
+) -> list[str] | None:
     """One life of the trainer, resending what was not acknowledged; its points, None if it died."""
     report = volume.path.with_suffix(".points")
     answered = volume.path / ACKNOWLEDGED
@@ -265,10 +285,7 @@ def live(volume: Volume, policy: Policy, die_at: int = -1, disk: Disk = "kill") 
         done = len(answered.read_text()) if answered.exists() else 0
         engine = tiny.engine(volume.path, volume.base, policy)
         engine.assign(tiny.assignment())
-        for seq in range(done, len(SCRIPT)):
-            kind, request = SCRIPT[seq]
-            answer = tiny.send(engine, kind, request, ("client", seq), term=1)
-            assert answer.status == 200
+        for _ in client(engine, done):
             with answered.open("a") as file:
                 file.write(".")
         faults._inside = True

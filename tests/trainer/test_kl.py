@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.kl import of_tokens, with_reference
 from espalier.trainer.batch.objective import call_spec
 from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.commands import Empty
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
@@ -200,19 +203,58 @@ def test_the_reference_is_the_checkpoint_that_the_run_names(volume: Volume) -> N
     engine.state.log.close()
 
 
-def test_a_replay_after_a_crash_refers_to_the_same_checkpoint(volume: Volume) -> None:
+def pending_near(volume: Volume) -> tuple[dict[str, torch.Tensor], str, Path]:
+    """A trainer that died with gradients near a checkpoint: these, and the checkpoint's place."""
     engine, policy, name = held_near(volume)
     near = request({**ON, "reference": "Checkpoint", "checkpoint": name, "placement": "Loss"})
+    place = engine.state.references.find(name)
     # Away from the reference, or the penalty has no slope.
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
     tiny.send(engine, "forward-backward", near, ("s", 2))
-    before = taken(policy)
     engine.state.log.close()
+    return taken(policy), name, place
+
+
+@pytest.mark.parametrize("reference", ["There", "Gone"])
+def test_a_replay_after_a_crash_has_the_same_gradient_with_its_reference_or_without(
+    volume: Volume, reference: str
+) -> None:
+    before, _, place = pending_near(volume)
+    if reference == "Gone":
+        shutil.rmtree(place)
     again = tiny.policy(volume.path, volume.base)
     restarted = tiny.engine(volume.path, volume.base, again)
     assert difference(taken(again), before) == 0
+    assert restarted.state.report().problem is None
     restarted.state.log.close()
+
+
+def test_gradients_that_a_log_cannot_restore_are_told_and_never_stepped_on(volume: Volume) -> None:
+    _, name, place = pending_near(volume)
+    shutil.rmtree(place)
+    # As a trainer of an earlier version left its log.
+    for kept in volume.path.rglob("*.referred"):
+        kept.unlink()
+    engine = tiny.engine(volume.path, volume.base)
+    told = engine.state.report()
+    assert told.problem is not None
+    assert told.problem.reason == "GradientsLost"
+    assert name in told.problem.detail
+    assert "kl.reference.checkpointRef" in told.problem.remedy
+    assert told.pending == 1
+    for kind, body in (
+        ("forward-backward", tiny.forward_backward()),
+        ("optim-step", tiny.optim_step()),
+    ):
+        with pytest.raises(CommandError, match="GradientsLost"):
+            tiny.send(engine, kind, body, ("s", 3))
+    tiny.send(engine, "zero-grad", Empty(), ("s", 3))
+    assert engine.state.report().problem is None
+    assert engine.state.report().pending == 0
+    tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 4))
+    assert tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 5)).status == 200
+    engine.state.log.close()
 
 
 def test_a_reference_takes_its_memory_from_batches_and_gives_it_back(volume: Volume) -> None:

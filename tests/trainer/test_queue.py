@@ -98,6 +98,26 @@ def test_a_resend_changes_nothing_and_another_command_under_its_number_is_refuse
     assert engine.state.report().pending == 1
 
 
+def test_a_client_that_comes_later_drops_the_batch_that_another_left(
+    engine: Engine, in_order: str
+) -> None:
+    other = f"{MODEL_ID}-2"
+    tinker.accept(engine, *tinker.gradients(1, seed=9), model_id=other)
+    # It waits for a number that comes when the client has lost its turn.
+    tinker.accept(engine, *tinker.gradients(3, seed=8), model_id=other)
+    for one in STEP:
+        tinker.accept(engine, *one)
+    assert tinker.work(engine) == [1, 1, 2, 3, 4]
+    assert engine.state.position.digest == in_order
+    tinker.accept(engine, *tinker.gradients(5))
+    tinker.accept(engine, 2, "save-weights", tinker.save(2), model_id=other)
+    assert tinker.work(engine) == [5, 2, 3]
+    late = engine.state.log.find(Key(other, 3))
+    assert late is not None
+    assert (late.status, "AnotherClientTrains" in late.answer) == (409, True)
+    assert [record.key.seq for record in engine.state.log.pending()] == [5]
+
+
 def test_a_failed_part_of_a_batch_makes_its_step_fail_and_drops_the_other_parts(
     engine: Engine,
 ) -> None:
@@ -237,6 +257,41 @@ def test_loaded_weights_are_in_force_again_after_a_restart(
     tinker.accept(again, 6, "load-weights", tinker.load(6, digest, optimizer=optimizer))
     tinker.work(again)
     assert tinker.reason(again, 6) == "LoadTooLate"
+    again.state.log.close()
+
+
+def test_loaded_weights_that_are_gone_do_not_keep_the_trainer_from_starting(
+    engine: Engine, volume: Volume, policy: Policy
+) -> None:
+    for one in (STEP[0], tinker.step(2)):
+        tinker.accept(engine, *one)
+    tinker.work(engine)
+    stored = engine.state.store.open("checkpoint", engine.state.position.digest)
+    engine.assign(tiny.assignment(term=2))
+    tinker.accept(engine, 3, "load-weights", tinker.load(3, stored.digest, optimizer=True))
+    tinker.work(engine)
+    engine.state.log.close()
+    place = stored.path.rename(volume.path / "elsewhere")
+    again = tiny.engine(volume.path, volume.base, policy)
+    told = again.state.report().problem
+    assert told is not None
+    assert told.reason == "WeightsLost"
+    assert stored.digest in told.detail
+    # Nothing is trained from the weights that are in their place.
+    for one in (tinker.gradients(4), tinker.step(5)):
+        tinker.accept(again, *one)
+    tinker.work(again)
+    assert [tinker.reason(again, seq) for seq in (4, 5)] == ["WeightsLost", "BatchBroken"]
+    place.rename(stored.path)
+    for one in (
+        (6, "load-weights", tinker.load(6, stored.digest, optimizer=True)),
+        tinker.gradients(7),
+        tinker.step(8),
+    ):
+        tinker.accept(again, *one)
+    tinker.work(again)
+    assert again.state.report().problem is None
+    assert again.state.read(again.state.position.digest).state.loaded == stored.digest
     again.state.log.close()
 
 

@@ -19,16 +19,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from dev.ports import free_port
-from tests.trainer import tiny
+from tests.tinker.messages import forward_backward
+from tests.trainer import tinker, tiny
 from tests.trainer.tiny import Volume
 
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import OptimStepRequest
+from espalier.tinker import messages_pb2 as pb
 from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.compute.interface import Compute
 from espalier.trainer.engine.commands import LossCommand, gradient_command
+from espalier.trainer.engine.explicit_command import explicit_command
 from espalier.trainer.memory.planner import Cut
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
@@ -151,6 +154,28 @@ def test_log_probs_and_steps_are_those_of_one_rank(pair: Pair, local: Compute) -
     assert len(steps[0]) == len(steps[1])
     for one, two in zip(*steps, strict=True):
         torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5)
+
+
+def test_log_probs_told_with_a_gradient_are_those_of_one_rank(pair: Pair, local: Compute) -> None:
+    """As Tinker's clients are told them: of every datum, in the order that it was sent in."""
+    bodies = [
+        forward_backward(1, tinker.batch(count=count), forward_only=only)
+        for count in (1, 5)
+        for only in (False, True)
+    ]
+    for body in bodies:
+        outputs = []
+        for compute in (local, pair.ranked):
+            command = explicit_command(compute, body)
+            if command.forward_only:
+                told = command.forward(compute)
+            else:
+                told = command.told(command.run(compute))
+            outputs.append(pb.ForwardBackwardOutput.FromString(told.result))
+        alone, ranked = ([lp for row in tinker.logprobs(one) for lp in row] for one in outputs)
+        assert ranked == pytest.approx(alone, abs=1e-5)
+        figures = [dict(one.metrics) for one in outputs]
+        assert figures[1] == pytest.approx(figures[0], rel=1e-5, abs=1e-6)
 
 
 def test_the_same_ranks_give_the_same_bits_again(pair: Pair) -> None:

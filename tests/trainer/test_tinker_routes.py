@@ -17,6 +17,7 @@ from tests.trainer.tiny import Volume
 
 from espalier.api.wire import IDEMPOTENCY_KEY
 from espalier.tinker import messages_pb2 as pb
+from espalier.trainer.http import one_client
 from espalier.trainer.http.service import Service
 from espalier.trainer.policy.policy import Policy
 
@@ -48,8 +49,10 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
         yield made
 
 
-async def send(client: Client, kind: str, seq: int, body: bytes) -> tuple[int, dict[str, Any]]:
-    headers = bearer() | {IDEMPOTENCY_KEY: f"{MODEL_ID}/{seq}"}
+async def send(
+    client: Client, kind: str, seq: int, body: bytes, model_id: str = MODEL_ID
+) -> tuple[int, dict[str, Any]]:
+    headers = bearer() | {IDEMPOTENCY_KEY: f"{model_id}/{seq}"}
     answer = await client.post(f"/train/tinker/{kind}", data=body, headers=headers)
     return answer.status, await answer.json()
 
@@ -130,6 +133,31 @@ async def test_a_number_that_does_not_come_fails_what_waits_for_it(
         assert failed["category"] == "server"
         assert "seq_id 1" in failed["error"]
         assert (await told(client, 1))["category"] == "server"
+
+
+async def test_another_client_is_refused_by_name_until_the_first_has_been_quiet(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = f"{MODEL_ID}-2"
+    await send(client, "forward-backward", 1, tinker.forward_backward(1, tinker.batch()))
+
+    async def tries(seq: int, **changes: Any) -> tuple[int, dict[str, Any]]:
+        body = tinker.forward_backward(seq, tinker.batch(), model_id=other, **changes)
+        return await send(client, "forward-backward", seq, body, other)
+
+    status, problem = await tries(1)
+    assert (status, problem["reason"]) == (422, "AnotherClientTrains")
+    assert MODEL_ID in problem["detail"]
+    assert "forks this one" in problem["remedy"]
+    # It may read, and its refused number is used up.
+    assert await tries(2, forward_only=True) == (202, {})
+    await send(client, "optim-step", 2, tinker.optim_step(2))
+    assert (await told(client, 2))["metrics"]["step"] == 1.0
+    monkeypatch.setattr(one_client, "QUIET_SECONDS", 0.0)
+    assert await tries(3) == (202, {})
+    monkeypatch.undo()
+    gradients = tinker.forward_backward(3, tinker.batch())
+    assert (await send(client, "forward-backward", 3, gradients))[0] == 422
 
 
 async def test_a_trainer_that_starts_again_goes_on_with_what_was_accepted(

@@ -121,3 +121,25 @@ volumeMounts:
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 {{- end }}
+
+{{/* Whether objects of the Prometheus Operator are made. Takes a list: the root and a name under .Values.monitoring. */}}
+{{- define "espalier.monitored" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $create := (index $root.Values.monitoring $name).create -}}
+{{- $kind := ternary "PodMonitor" "PrometheusRule" (eq $name "podMonitors") -}}
+{{- $known := $root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" $kind) -}}
+{{- if and (eq $create "Always") (not $known) -}}
+{{- fail (printf "monitoring.%s.create is Always, and this cluster does not know the kind %s of the Prometheus Operator: install its CRDs first, or set Auto or Never; helm template is told of them by --api-versions monitoring.coreos.com/v1/%s" $name $kind $kind) -}}
+{{- end -}}
+{{- and $known (ne $create "Never") -}}
+{{- end }}
+
+{{/* The labels that a series of a model's pod gets from its pod. */}}
+{{- define "espalier.ofModel" -}}
+- sourceLabels: [__meta_kubernetes_pod_label_espalier_dev_role]
+  targetLabel: job
+  replacement: espalier-$1
+- sourceLabels: [__meta_kubernetes_pod_label_espalier_dev_model]
+  targetLabel: model
+{{- end }}

@@ -214,6 +214,14 @@ class Condition:
 
 
 @dataclass(config={**_WIRE, "extra": "ignore"}, frozen=True, slots=True, kw_only=True)
+class OwnerReference:
+    """The object that another is deleted with."""
+
+    kind: Shared = ""
+    uid: Shared = ""
+
+
+@dataclass(config={**_WIRE, "extra": "ignore"}, frozen=True, slots=True, kw_only=True)
 class ObjectMeta:
     """The part of metadata that decisions read."""
 
@@ -227,6 +235,11 @@ class ObjectMeta:
     labels: dict[Shared, Shared] = Field(default_factory=dict)
     annotations: dict[Shared, str] = Field(default_factory=dict)
     finalizers: tuple[Shared, ...] = ()
+    owner_references: tuple[OwnerReference, ...] = ()
+
+    def goes_with_another(self, kind: str, uid: str) -> bool:
+        """Whether an object of that kind with another uid owns this one, and takes it along."""
+        return any(owner.kind == kind and owner.uid != uid for owner in self.owner_references)
 
 
 def decimal(text: str) -> float:

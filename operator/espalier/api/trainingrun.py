@@ -57,7 +57,7 @@ class RunnerSpec(Type):
 # Whether an evaluation e has its tasks from the generator that the run has its own from.
 _SAME_GENERATOR = " || ".join(
     f"(has(e.taskset.{name}) && has(self.taskset.{name}))"
-    for name in ("reasoningGym", "game2048", "calculator", "openEnv")
+    for name in ("reasoningGym", "game2048", "calculator", "openEnv", "python", "verifiers")
 )
 
 # What the runner does and a client's script does itself, by field.
@@ -265,7 +265,8 @@ class TrainingRunSpec(Type):
         description="seed of what driver Runner samples: each request has a seed of its own, of "
         "this one, of the task's place in the run, and of rollout, turn and try. Samples follow "
         "from it as far as the numbers of the server do, which depend on what is computed beside. "
-        "Drawn by the server if unset. taskset.seed is of the tasks. Immutable.",
+        "Drawn by the server if unset. batch.epochs are drawn from it too, from 0 if unset. "
+        "taskset.seed is of the tasks. Immutable.",
         json_schema_extra=cel(("self == oldSelf", "seed is immutable: create another run")),
     )
     checkpoint: CheckpointPolicy | None = Field(

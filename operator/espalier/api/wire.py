@@ -226,15 +226,16 @@ class TasksetUsed(Wire):
 class BatchLeft(Wire):
     """What is left of a batch of several optimizer steps, for the steps after one of them.
 
-    ``parts`` are trained in their order, ``epochs`` times over. ``next`` counts the steps, from 0:
-    it is the place of the one to take. ``taken`` are those that were taken: one without a gradient
-    is left out. A part that no step needs any more is empty. ``metrics`` are of the batch's
-    samples.
+    ``parts`` are those of the epoch under way, in their order; ``order`` draws those of the next
+    one, of ``epochs``. ``next`` counts the steps, from 0: it is the place of the one to take.
+    ``taken`` are those that were taken: one without a gradient is left out. A part that no step
+    needs any more is empty. ``metrics`` are of the batch's samples.
     """
 
     parts: Annotated[list[list[TrajectoryPayload]], Field(fail_fast=True, min_length=1)]
     epochs: Whole = Field(ge=1)
     next: Whole = Field(ge=0)
+    order: str = ""
     taken: Whole = Field(default=0, ge=0)
     metrics: dict[str, Real] = Field(default_factory=dict)
 
@@ -463,6 +464,8 @@ class Served(Wire):
 # --- importers ----------------------------------------------------------------------------------
 
 IMPORT_PROGRESS = "/progress"
+# Where a sampler answers with the rollouts that are kept of a checkpoint's step.
+KEPT_ROLLOUTS = "/espalier/v1/rollouts"
 Bytes = Annotated[int, Strict(), Field(ge=0, le=2**62)]
 
 

@@ -109,6 +109,10 @@ class NoGradientsError(RefusedError):
     """409: an optimizer step without accumulated gradients."""
 
 
+class GradientsLostError(RefusedError):
+    """409: the trainer started again and could not restore what was accumulated; zero_grad."""
+
+
 class KeyReusedError(RefusedError):
     """422: the idempotency key was used with another body."""
 
@@ -123,6 +127,7 @@ _BY_REASON: dict[str, type[RefusedError]] = {
     "LogprobsMisaligned": LogprobsMisalignedError,
     "NoActiveRun": NoActiveRunError,
     "NoGradients": NoGradientsError,
+    "GradientsLost": GradientsLostError,
     "KeyReused": KeyReusedError,
 }
 _BY_STATUS: dict[int, type[RefusedError]] = {

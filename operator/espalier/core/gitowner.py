@@ -1,4 +1,5 @@
-"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it.
+"""Finds out whether Git owns an object, by the marks that GitOps controllers leave on it; and who
+last asked for what a head asks for.
 
 Argo CD: annotation ``argocd.argoproj.io/tracking-id`` (``app:group/kind:namespace/name``) or its
 label; Flux: labels of its kustomizations and Helm releases. Without either mark, whoever manages
@@ -11,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# The manager of the fields that the gateway writes in a user's name.
+GATEWAY_MANAGER = "espalier-gateway"
 # Written by the gateway on what it edits: the user who asked for it.
 REQUESTED_BY = "espalier.dev/requested-by"
 # Which revision of Git an object was applied from: Argo CD writes no mark of its own for it.

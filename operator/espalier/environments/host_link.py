@@ -24,6 +24,9 @@ MOST_TASK_BYTES = 256 << 20
 # Lines that belong to no rollout that is played: of one that was cancelled a few are honest.
 MOST_STRAY = 64
 MOST_DETAIL_CHARACTERS = 1000
+# Hosts in a row that are lost before any rollout came to its end: a kubelet, which waits longer
+# before each start, needs three minutes for them.
+MOST_LOST = 5
 
 # Answers one request of a rollout for a turn.
 Turns = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -96,8 +99,9 @@ class HostLink:
         self._came = asyncio.Event()
         self._numbers = 0
         self._tasks: list[Any] = []
-        # Why the last host was.
+        # Why the last host was, and how many since a rollout came to its end.
         self._lost = ""
+        self._lost_in_a_row = 0
 
     async def listen(self) -> None:
         """Begins to listen; whatever lay at the path is removed."""
@@ -140,7 +144,11 @@ class HostLink:
 
         Raises:
             RolloutFailedError: the host was lost, or the user's function raised.
+            UserError: ``EnvironmentDied``: host after host was lost, or none came back;
+                ``TasksetChanged``: it came back with other tasks.
         """
+        if self._lost_in_a_row >= MOST_LOST:
+            raise self._died(f"{self._lost_in_a_row} times in a row, the last time {self._lost}")
         host = await self._connected()
         await asyncio.shield(host.opened)
         if host.tasks != self._tasks:
@@ -189,12 +197,22 @@ class HostLink:
             async with asyncio.timeout(self._patience.connect):
                 await self._came.wait()
         except TimeoutError:
-            before = f"; the last one was lost: {self._lost}" if self._lost else ""
-            detail = f"its host did not connect within {self._patience.connect:g} s{before}"
-            raise RolloutFailedError("Died", detail) from None
+            waited = f"its host did not connect within {self._patience.connect:g} s"
+            if self._lost:
+                raise self._died(f"and none came in its place: {waited}; {self._lost}") from None
+            raise RolloutFailedError("Died", waited) from None
         if self._host is None:
             raise RolloutFailedError("Died", f"its host was lost: {self._lost}")
         return self._host
+
+    def _died(self, how: str) -> UserError:
+        return UserError(
+            "EnvironmentDied",
+            f"{self._source}: its host was lost {how}",
+            "Look at the log of the container environment, or environment-<evaluation>, of the "
+            "runner's pod; mend the function, or give it more memory (resources of the source), "
+            "then suspend and resume the run",
+        )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._host is not None:
@@ -226,6 +244,7 @@ class HostLink:
         if host.lost:
             return
         host.lost = self._lost = why
+        self._lost_in_a_row += 1
         if self._host is host:
             self._host = None
             self._came.clear()
@@ -280,6 +299,7 @@ class HostLink:
                 raise _LieError("a rollout asked for two turns at once")
             playing.asking = asyncio.ensure_future(self._answer(host, playing, message))
         elif "ended" in message or "failed" in message:
+            self._lost_in_a_row = 0
             playing.end.set_result(message)
         else:
             raise _LieError("a line of a rollout says nothing")

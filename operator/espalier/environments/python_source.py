@@ -267,8 +267,8 @@ def _tasks(functions: Functions, given: Sequence[Any]) -> list[Task]:
     return [*found.values()]
 
 
-def open_python(spec: Taskset) -> PythonEnvironment:
-    """With the host of the pod's other container.
+def open_python(spec: Taskset, evaluation: str = "") -> PythonEnvironment:
+    """With the host of the pod's other container: the run's own, or that of an evaluation.
 
     Raises:
         UserError: this process has none.
@@ -280,7 +280,11 @@ def open_python(spec: Taskset) -> PythonEnvironment:
             f"{functions.field}: {functions.image} runs beside the runner, and here it does not",
             "Run it in a cluster; `espalier taskset preview` plays its modules on this machine",
         )
-    return PythonEnvironment(spec, socket=Path(path))
+    socket = Path(path)
+    if evaluation:
+        place = socket.parent
+        socket = place.with_name(f"{place.name}-{evaluation}") / socket.name
+    return PythonEnvironment(spec, socket=socket)
 
 
 def here(spec: Taskset) -> PythonEnvironment:

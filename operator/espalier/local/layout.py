@@ -136,9 +136,9 @@ class Layout:
                 found[mount["mountPath"]] = place / mount.get("subPath", "")
         if "/tmp" in found:
             found["/tmp"] = self._temporary(pod)
-        if SOCKET_PATH in found:
-            found[SOCKET_PATH] = self._temporary(pod) / "host"
-            found[SOCKET_PATH].mkdir(mode=0o700, exist_ok=True)
+        for path in [p for p in found if p == SOCKET_PATH or p.startswith(f"{SOCKET_PATH}-")]:
+            found[path] = self._temporary(pod) / Path(path).name
+            found[path].mkdir(mode=0o700, exist_ok=True)
         # The machine's own shared memory serves.
         found.pop("/dev/shm", None)
         return found

@@ -191,6 +191,7 @@ class Fit(Generic[T]):
             take=count,
             recipe=(self._now.group, self._now.sampling),
             uses=self.uses,
+            left=self._config.steps - state.run_step,
         )
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Group]:

@@ -34,7 +34,8 @@ class FitConfig:
         tasks_per_step: tasks of one optimizer step.
         minibatches: that a batch is cut into: it has ``tasks_per_step`` tasks for each, and each is
             an optimizer step.
-        epochs: over a batch. Choose a loss that clips above one step a batch.
+        epochs: over a batch; each after the first deals its groups out to the minibatches anew,
+            drawn from the step. Choose a loss that clips above one step a batch.
         loss_fn: importance_sampling.
         loss_fn_config: of the loss.
         objective: how losses add up, and what is corrected or added; Tinker's sum. Of its fields,

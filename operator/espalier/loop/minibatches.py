@@ -6,12 +6,16 @@ loop that starts again between two minibatches takes the very samples that the k
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import TypeVar
 
 from espalier.api.metric_names import BATCH_AGE, EPOCH, MINIBATCH, TOKENS_SAMPLED
 from espalier.api.wire import BatchLeft, DatumTensors, TrajectoryPayload
+
+T = TypeVar("T")
 
 # In metrics that count steps since a batch was sampled.
 _STALENESS = "async/staleness_steps/"
@@ -21,10 +25,14 @@ _OF_NOW = ("tracking/", "time/")
 
 @dataclass(frozen=True)
 class Uses:
-    """How often a batch is learnt from: ``epochs`` over its ``minibatches``."""
+    """How often a batch is learnt from: ``epochs`` over its ``minibatches``.
+
+    ``seed`` and the step draw which groups share a minibatch in each epoch after the first.
+    """
 
     minibatches: int = 1
     epochs: int = 1
+    seed: int = 0
 
     @property
     def steps(self) -> int:
@@ -35,19 +43,15 @@ class Uses:
 ONCE = Uses()
 
 
-def cut(groups: Sequence[Sequence[TrajectoryPayload]], uses: Uses) -> BatchLeft:
+def cut(groups: Sequence[Sequence[TrajectoryPayload]], uses: Uses, step: int) -> BatchLeft:
     """Whole groups in as many minibatches as ``uses`` has, as equal as can be; fewer if they lack.
 
     What its samples say of their checkpoint goes with the batch's first step, so it is left out
-    here, where every epoch would count it again.
+    here, where every epoch would count it again. ``step`` is the run's that the batch begins with.
     """
-    count = min(uses.minibatches, len(groups))
-    bounds = [len(groups) * number // count for number in range(count + 1)]
-    parts = [
-        [_unmeasured(payload) for group in groups[start:stop] for payload in group]
-        for start, stop in pairwise(bounds)
-    ]
-    return BatchLeft(parts=parts, epochs=uses.epochs, next=0)
+    unmeasured = [[_unmeasured(payload) for payload in group] for group in groups]
+    parts = _dealt(unmeasured, min(uses.minibatches, len(groups)))
+    return BatchLeft(parts=parts, epochs=uses.epochs, next=0, order=f"{uses.seed}/{step}")
 
 
 def part(left: BatchLeft) -> list[TrajectoryPayload]:
@@ -83,13 +87,20 @@ def anchored(left: BatchLeft, numbers: Sequence[int], data: Sequence[DatumTensor
 
 
 def after(left: BatchLeft, *, taken: bool) -> BatchLeft | None:
-    """What is left once the next step was taken, or left out; None if nothing is."""
-    following = left.next + 1
-    if following >= len(left.parts) * left.epochs:
+    """What is left once the next step was taken, or left out; None if nothing is.
+
+    Each epoch deals the groups out anew. A group stays whole: its rewards are compared.
+    """
+    following, parts = left.next + 1, left.parts
+    if following >= len(parts) * left.epochs:
         return None
-    last_epoch = following >= len(left.parts) * (left.epochs - 1)
-    done = following % len(left.parts) if last_epoch else 0
-    parts = [[] if number < done else part for number, part in enumerate(left.parts)]
+    epoch, done = divmod(following, len(parts))
+    if not done:
+        groups = [list(group) for part in parts for _, group in groupby(part, _group)]
+        random.Random(f"{left.order}/{epoch}").shuffle(groups)
+        parts = _dealt(groups, len(parts))
+    if epoch == left.epochs - 1:
+        parts = [[] if number < done else part for number, part in enumerate(parts)]
     return left.model_copy(
         update={"parts": parts, "next": following, "taken": left.taken + int(taken)}
     )
@@ -113,6 +124,18 @@ def metrics(left: BatchLeft, own: Mapping[str, float]) -> dict[str, float]:
         if not name.startswith(_OF_NOW)
     }
     return dict(own) | repeated | place | {TOKENS_SAMPLED: 0.0}
+
+
+def _dealt(groups: Sequence[Sequence[T]], count: int) -> list[list[T]]:
+    """The groups in order, in ``count`` parts of about as many."""
+    bounds = [len(groups) * number // count for number in range(count + 1)]
+    return [
+        [one for group in groups[start:stop] for one in group] for start, stop in pairwise(bounds)
+    ]
+
+
+def _group(payload: TrajectoryPayload) -> str | None:
+    return payload.group_id
 
 
 def _unmeasured(payload: TrajectoryPayload) -> TrajectoryPayload:

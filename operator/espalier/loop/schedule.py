@@ -34,6 +34,7 @@ class Place:
         take: groups of this round, at most ``count``.
         recipe: equal for groups that may be trained on together.
         uses: how many optimizer steps the batch is for.
+        left: steps until the run's last; None: no end is known.
     """
 
     term: int
@@ -44,6 +45,11 @@ class Place:
     take: int
     recipe: object = None
     uses: Uses = ONCE
+    left: int | None = None
+
+    def batches(self, most: int) -> int:
+        """How many batches the steps that are left can use, this one included; at most ``most``."""
+        return most if self.left is None else min(most, -(-self.left // self.uses.steps))
 
     @property
     def numbers(self) -> range:
@@ -143,8 +149,9 @@ class _InFlight(Generic[G]):
 class Asynchronous(Generic[G]):
     """Samples the groups of later steps while a step is trained.
 
-    At most ``count * (staleness + 1)`` groups are in flight. A step takes the oldest, and waits for
-    them; none is thrown away, so that long rollouts are not at a disadvantage. A group is of
+    At most ``count * (staleness + 1)`` groups are in flight, and none beyond the run's last step. A
+    step takes the oldest, and waits for them; none is thrown away, so that long rollouts are not at
+    a disadvantage. A group is of
     weights at most ``staleness`` steps older than those that learn from it, the last step of its
     batch included; with 0 this is ``Synchronous``, to the bit.
 
@@ -171,7 +178,7 @@ class Asynchronous(Generic[G]):
     async def parts(self, place: Place, play: Play[G]) -> AsyncIterator[Part[G]]:
         """The oldest groups, once all of them are done."""
         await self._drop_unusable(place)
-        batches = (self._staleness + 1) // place.uses.steps
+        batches = place.batches((self._staleness + 1) // place.uses.steps)
         ahead = place.numbers.start + batches * place.count
         for number in range(place.numbers.start, ahead):
             if number not in self._flying:

@@ -213,7 +213,7 @@ class Steps(Generic[G]):
         chosen = recipe.chosen(waiting, self.attempt.rounds)
         if not chosen:
             return None
-        left = minibatches.cut(recipe.inputs(chosen), recipe.uses)
+        left = minibatches.cut(recipe.inputs(chosen), recipe.uses, state.run_step)
         numbers = minibatches.seen_again(left)
         inputs = [payload for number in numbers for payload in left.parts[number]]
         if inputs and recipe.gradients(inputs).ratio_anchor == "Trainer":

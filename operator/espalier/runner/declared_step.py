@@ -22,7 +22,7 @@ from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Syn
 from espalier.loop.session import Sampler
 from espalier.loop.steps import Attempt
 from espalier.rewards.figures import told
-from espalier.runner import error_budget
+from espalier.runner import error_budget, prometheus
 from espalier.runner.answers import answered
 from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.journal import Journal
@@ -75,7 +75,7 @@ class DeclaredStep:
     @property
     def uses(self) -> Uses:
         """As ``batch`` says."""
-        return Uses(self._spec.batch.minibatches, self._spec.batch.epochs)
+        return Uses(self._spec.batch.minibatches, self._spec.batch.epochs, self._spec.seed or 0)
 
     def place(self, state: TrainerState, attempt: Attempt[Outcome]) -> Place:
         """The next ``groupsPerStep`` tasks for each minibatch, in their order, around and around.
@@ -95,6 +95,7 @@ class DeclaredStep:
             take=take,
             recipe=(self._spec.group_size, self._spec.sampling, ScoredBy.of(self._spec)),
             uses=self.uses,
+            left=self._spec.steps - state.run_step,
         )
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:
@@ -106,6 +107,8 @@ class DeclaredStep:
                 continue
             for entry in told(one.task.id, one.scores):
                 self._journal.event("scorer-error", **entry)
+                prometheus.ERRORS.labels(entry["cause"]).inc(entry["count"])
+            prometheus.RETRIES.inc(one.retries)
         return outcomes
 
     def chosen(self, groups: Sequence[Outcome], rounds: int) -> Sequence[Outcome]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from espalier.api.meta import decimal
@@ -23,6 +23,7 @@ from espalier.rewards import Rewards, Scored
 from espalier.rewards.figures import counted
 from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.group_sampling import Skipped, score_group
+from espalier.runner.held_out_sets import HeldOutSets, OpenHeldOut
 from espalier.runner.heldout import HeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.played_groups import Playing, play_groups
@@ -123,8 +124,9 @@ async def answered(
             )
         else:
             await rewards.ready()
+            indices = held_out.indices or ()
             found = await _answered(
-                client, tasks, held_out.indices, asked, rewards=rewards, checkpoint=checkpoint
+                client, tasks, indices, asked, rewards=rewards, checkpoint=checkpoint
             )
     return _summed(found, asked)
 
@@ -153,17 +155,18 @@ async def _answered(
 async def _played(
     client: GatewayClient,
     environment: Environment,
-    indices: Sequence[int],
+    indices: Sequence[int] | None,
     asked: Asked,
     *,
     rewards: Rewards,
     checkpoint: str,
 ) -> list[_Task]:
-    """Plays the tasks; the environment is open as long as that takes."""
+    """Plays the tasks, all if ``indices`` are None; the environment is open as long as it takes."""
     try:
         await environment.ready()
+        numbers = range(environment.size) if indices is None else indices
         outcomes = await play_groups(
-            client, environment, rewards, indices, how=asked.playing, checkpoint=checkpoint
+            client, environment, rewards, numbers, how=asked.playing, checkpoint=checkpoint
         )
     finally:
         await environment.close()
@@ -234,7 +237,7 @@ class Evaluations:
     Args:
         client: of the model.
         run: namespace and name.
-        open_held_out: the held-out tasks, given the run's taskset and the evaluation's.
+        open_held_out: the held-out tasks, given the run's taskset and the evaluation.
         open_rewards: what scores answers, given a run's spec and tasks.
         journal: where results and failures go.
     """
@@ -243,16 +246,15 @@ class Evaluations:
         self,
         client: GatewayClient,
         run: tuple[str, str],
-        open_held_out: Callable[[Taskset, Taskset], HeldOut],
+        open_held_out: OpenHeldOut,
         open_rewards: OpenRewards,
         journal: Journal,
     ) -> None:
         self._client = client
         self._run = run
-        self._open_held_out = open_held_out
+        self._sets = HeldOutSets(open_held_out)
         self._open_rewards = open_rewards
         self._journal = journal
-        self._held_out: dict[str, tuple[tuple[Taskset, Taskset], HeldOut]] = {}
         self._running: set[asyncio.Task[None]] = set()
         # The last step that evaluations were started at; None: those of this step are to start.
         self._looked_at: int | None = None
@@ -268,6 +270,8 @@ class Evaluations:
         if self._looked_at == step:
             return
         first, self._started, self._looked_at = not self._started, True, step
+        for evaluation in spec.evaluation if first else ():
+            self._open_early(declared_taskset(spec), evaluation)
         for evaluation in spec.evaluation:
             if evaluation.due(step, spec.steps, started=first):
                 running = asyncio.ensure_future(self._evaluate(spec, evaluation, step, checkpoint))
@@ -296,11 +300,25 @@ class Evaluations:
         for one in running:
             one.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await self._sets.close()
+
+    def _open_early(self, training: Taskset, evaluation: Evaluation) -> None:
+        """Opens what a user's image plays: its host does not wait for the first evaluation."""
+        if evaluation.taskset.user_image is None:
+            return
+
+        async def open_() -> None:
+            held_out = await self._sets.of(training, evaluation)
+            await held_out.tasks.ready()
+
+        opening = asyncio.ensure_future(open_())
+        self._running.add(opening)
+        opening.add_done_callback(self._ended)
 
     async def _evaluate(
         self, spec: TrainingRunSpec, evaluation: Evaluation, step: int, checkpoint: str
     ) -> None:
-        held_out = await asyncio.to_thread(self._tasks, declared_taskset(spec), evaluation)
+        held_out = await self._sets.of(declared_taskset(spec), evaluation)
         asked = Asked.of(evaluation, spec)
         # The run's rewards, of the evaluation's tasks and lengths.
         sampling = spec.sampling.model_copy(update={"max_tokens": asked.max_tokens})
@@ -328,16 +346,3 @@ class Evaluations:
             scorer_errors=found.scorer_errors,
             metrics=found.figures,
         )
-
-    def _tasks(self, training: Taskset, evaluation: Evaluation) -> HeldOut:
-        """The held-out tasks, which are drawn once: telling them from the run's reads both.
-
-        An environment is opened for each evaluation, and so is a new one.
-        """
-        wanted = (training, evaluation.taskset)
-        known = self._held_out.get(evaluation.name)
-        if known is None or known[0] != wanted:
-            known = (wanted, self._open_held_out(*wanted))
-            if not isinstance(known[1].tasks, PlayedTasks):
-                self._held_out[evaluation.name] = known
-        return known[1]

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from espalier.api.run.evaluation import Evaluation
 from espalier.api.run.taskset import Taskset
 from espalier.runner.jsonl import JsonlTasks
 from espalier.runner.open_taskset import open_taskset
 from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import TASKS_DIRECTORY, Message, Task
-from espalier.runner.task_source import AnsweredTasks, TaskSource
+from espalier.runner.task_source import AnsweredTasks, PlayedTasks, TaskSource
 
 # Candidates looked at for every task that is wanted; small datasets repeat themselves.
 CANDIDATES = 100
@@ -25,11 +26,12 @@ MAX_LINES = 1_000_000
 class HeldOut:
     """Distinct tasks outside of the training taskset. ``indices`` point into ``tasks``.
 
-    An environment is not open yet: whoever asks its tasks opens and closes it.
+    An environment is not open yet: whoever asks its tasks opens and closes it. Where ``indices``
+    are None they are all of its tasks, which a user's image tells once it is open.
     """
 
     tasks: TaskSource
-    indices: tuple[int, ...]
+    indices: tuple[int, ...] | None
 
 
 def generated(training: Taskset, seed: int, size: int) -> HeldOut:
@@ -41,9 +43,14 @@ def generated(training: Taskset, seed: int, size: int) -> HeldOut:
     Raises:
         UserError: the seed is the run's, or too few tasks are left.
     """
+    return declared(training, reseeded(training, seed, size))
+
+
+def reseeded(training: Taskset, seed: int, size: int) -> Taskset:
+    """The run's taskset with another seed; UserError where it is the run's own."""
     if seed == training.seed:
         raise _invalid(f"seed {seed} is the seed that the run trains on", "Choose another seed")
-    return declared(training, training.model_copy(update={"seed": seed, "size": size}))
+    return training.model_copy(update={"seed": seed, "size": size})
 
 
 def beyond_size(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
@@ -65,17 +72,26 @@ def beyond_size(training: Taskset, path: Path, seed: int, size: int) -> HeldOut:
     return _distinct(AnsweredTasks(trained), AnsweredTasks(whole), left, size)
 
 
+def of_evaluation(
+    training: Taskset, evaluation: Evaluation, directory: Path = TASKS_DIRECTORY
+) -> HeldOut:
+    """The tasks of a run's evaluation; those of a user's image are what it gives for its seed."""
+    if evaluation.taskset.user_image is None:
+        return declared(training, evaluation.taskset, directory)
+    # Loads aiohttp, which tasks with answers need not pay.
+    from espalier.environments.kept import Kept  # noqa: PLC0415
+    from espalier.environments.python_source import open_python  # noqa: PLC0415
+
+    environment = open_python(evaluation.taskset, evaluation.name)
+    return HeldOut(PlayedTasks(Kept(environment)), None)
+
+
 def declared(training: Taskset, wanted: Taskset, directory: Path = TASKS_DIRECTORY) -> HeldOut:
-    """The tasks of a run's evaluation, without those that the run trains on.
+    """The wanted tasks, without those that the run trains on.
 
     Raises:
         UserError: fewer tasks are left than ``wanted.size``.
     """
-    if wanted.user_image is not None:
-        raise _invalid(
-            "the image of taskset.python or verifiers plays one taskset a run, the run's own",
-            "Choose another source, or evaluate by a second run",
-        )
     if wanted.file is None:
         wide = wanted.model_copy(update={"size": wanted.size * CANDIDATES})
     else:

@@ -20,6 +20,7 @@ from espalier.api.wire import TrainerState
 from espalier.client import (
     ForbiddenError,
     GatewayClient,
+    GradientsLostError,
     HeadPinnedError,
     InvalidRequestError,
     LogprobsMisalignedError,
@@ -34,12 +35,12 @@ from espalier.core.checkpoints.commits import run_identity
 from espalier.environments.digest import Mark
 from espalier.loop.step_clock import StepClock, TimedSampler
 from espalier.loop.steps import Attempt, Steps, Taken
-from espalier.runner import error_budget, heldout, refusals
+from espalier.runner import error_budget, heldout, prometheus, refusals, step_series
 from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
 from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.evaluation import Evaluations
 from espalier.runner.group_sampling import Outcome
-from espalier.runner.heldout import HeldOut
+from espalier.runner.held_out_sets import OpenHeldOut
 from espalier.runner.journal import Journal
 from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.run_end import UserError
@@ -77,7 +78,7 @@ class Loop:
         run: namespace and name.
         open_tasks: opens the tasks of a taskset; called again when the taskset is edited.
         open_rewards: makes what scores them; called again when the rewards are edited.
-        open_held_out: opens held-out tasks, given the run's taskset and an evaluation's.
+        open_held_out: opens held-out tasks, given the run's taskset and an evaluation.
         journal: where events go.
         waiting: paces and bounds every wait.
         mounted: what of a taskset's files this process finds (``Taskset.mounted``); None: all.
@@ -92,7 +93,7 @@ class Loop:
         *,
         open_tasks: Callable[[Taskset | None], TaskSource],
         open_rewards: OpenRewards,
-        open_held_out: Callable[[Taskset, Taskset], HeldOut] = heldout.declared,
+        open_held_out: OpenHeldOut = heldout.of_evaluation,
         journal: Journal,
         waiting: Waiting,
         mounted: str | None = None,
@@ -147,8 +148,9 @@ class Loop:
         except (HeadPinnedError, LogprobsMisalignedError) as refused:
             reason = refused.problem.reason
             await self._waiting.on(reason, str(refused), self._limits.hold_seconds)
-        except (StaleTermError, NoGradientsError) as refused:
-            # The head moved under the step: drop it, and take the next from where the trainer is.
+        except (StaleTermError, NoGradientsError, GradientsLostError) as refused:
+            # The head moved under the step, or the trainer lost what was added: drop it, and take
+            # the next from where the trainer is.
             self._journal.event("step-dropped", reason=refused.problem.reason)
             await self._waiting.on(refused.problem.reason, str(refused), settle)
         except (NotFoundError, ForbiddenError, UnauthorizedError) as refused:
@@ -217,6 +219,7 @@ class Loop:
         attempt = steps.attempt
         if taken is not None:
             self._report(taken, state.term)
+            step_series.count(taken)
             seen = taken.attempt.metrics | taken.request.metrics
             self._trackers.step(spec, uid, state.run_step + 1, seen)
             # Here, because a run that has taken its last step is not active any more.
@@ -235,6 +238,7 @@ class Loop:
         if attempt.rounds >= self._limits.rounds:
             raise refusals.without_signal(attempt, spec.group_filter, spec.batch.minibatches)
         seen = figures(attempt, spec.taskset)
+        prometheus.BARREN_ROUNDS.inc()
         self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
 
     def _report(self, taken: Taken[Outcome], term: int) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 from espalier.api.run.tracking import Tracking
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client.errors import ConfigurationError
-from espalier.core.manifests.runner import BOARDS_PATH, MLFLOW_TOKEN, WANDB_KEY
+from espalier.core.manifests.runner import BOARDS_PATH, MLFLOW_TOKEN, TRACKIO_PATH, WANDB_KEY
 from espalier.runner.journal import Journal
 from espalier.runner.run_end import UserError
-from espalier.tracking import MLflow, TensorBoard, TrackedRun, Tracker, WeightsAndBiases
+from espalier.tracking import MLflow, TensorBoard, TrackedRun, Tracker, Trackio, WeightsAndBiases
 from espalier.tracking.trackers import Trackers
 
 # What the trainer answers under one name is on the checkpoint under another: trackers show that.
@@ -132,6 +132,9 @@ class RunTrackers:
             if wanted.tensor_board is not None:
                 boards = Path(self._environment.get("ESPALIER_BOARDS", BOARDS_PATH))
                 found.append(TensorBoard(run, boards))
+            if wanted.trackio is not None:
+                files = Path(self._environment.get("ESPALIER_TRACKIO", TRACKIO_PATH))
+                found.append(Trackio(run, files))
         except (ConfigurationError, OSError) as error:
             raise UserError(
                 "TrackingInvalid", str(error), "Mend or remove that part of spec.tracking"

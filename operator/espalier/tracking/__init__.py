@@ -6,6 +6,7 @@ from espalier.tracking.mlflow_server import MLflow
 from espalier.tracking.tensorboard_events import TensorBoard
 from espalier.tracking.tracker import TrackedRun, Tracker
 from espalier.tracking.trackers import track
+from espalier.tracking.trackio_run import Trackio
 from espalier.tracking.wandb_run import WeightsAndBiases
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "TensorBoard",
     "TrackedRun",
     "Tracker",
+    "Trackio",
     "WeightsAndBiases",
     "track",
 ]

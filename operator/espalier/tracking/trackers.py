@@ -17,6 +17,7 @@ from espalier.tracking.mlflow_server import MLflow
 from espalier.tracking.redaction import redacted, secrets_of
 from espalier.tracking.tensorboard_events import TensorBoard
 from espalier.tracking.tracker import TrackedRun, Tracker
+from espalier.tracking.trackio_run import Trackio
 from espalier.tracking.wandb_run import WeightsAndBiases
 
 __all__ = ["Tracker", "TrackerWarning", "Trackers", "track"]
@@ -99,10 +100,10 @@ def track(
     """Trackers by name; those of others are set up by their own environment variables.
 
     Args:
-        names: console, file, wandb, mlflow, tensorboard.
+        names: console, file, wandb, mlflow, tensorboard, trackio.
         directory: for what they write; TensorBoard reads ``<directory>/tensorboard``.
         run_id: the same each time that the run is started again, so that it goes on in one place;
-            wandb, mlflow and tensorboard need it.
+            all but console and file need it.
         project: groups runs; MLflow calls it an experiment.
         run_name: for people; the id if empty.
 
@@ -120,6 +121,7 @@ def track(
         "wandb": lambda: WeightsAndBiases(run(), directory),
         "mlflow": lambda: MLflow.from_environment(run(), os.environ),
         "tensorboard": lambda: TensorBoard(run(), directory / "tensorboard"),
+        "trackio": lambda: Trackio(run()),
     }
     for name in names:
         if name not in known:

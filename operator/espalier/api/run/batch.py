@@ -22,7 +22,8 @@ class Batch(Type):
         default=1,
         ge=1,
         le=16,
-        description="epochs over a batch: its minibatches are trained in the same order again. "
+        description="epochs over a batch. Each epoch after the first deals its groups out to the "
+        "minibatches anew, drawn from seed and step; a group stays whole. "
         "Choose a loss that clips, such as ppo, above one step a batch, and see loss.ratioAnchor.",
     )
 

@@ -33,8 +33,9 @@ class Evaluation(Type):
     taskset: Taskset = Field(
         description="taskset of held-out tasks; generated ones have another seed than the run's, "
         "and any task that the run trains on is left out. A file is of the same ConfigMap, claim "
-        "or image as the run's. Tasks that are played are paid by their environment alone, "
-        "without the run's rewards.",
+        "or image as the run's. The image of python or verifiers has a container of its own, and "
+        "what its functions give for the seed is asked as it is. Tasks that are played are paid by "
+        "their environment alone, without the run's rewards.",
     )
     every_steps: int | None = Field(
         default=None,
@@ -75,12 +76,6 @@ class Evaluation(Type):
 
     model_config = ConfigDict(
         json_schema_extra=cel(
-            (
-                "!has(self.taskset.python) && !has(self.taskset.verifiers)",
-                "the image of taskset.python or verifiers plays one taskset a run, the run's own: "
-                "choose another source, or evaluate by a second run",
-                ".taskset",
-            ),
             (
                 "!has(self.groupSize) || self.groupSize == 1"
                 " || (has(self.temperature) && double(self.temperature) > 0.0)",

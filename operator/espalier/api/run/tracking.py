@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from espalier.api.meta import ResourceName, Type, cel
 from espalier.api.source import SecretKey
 
-SINKS = ("wandb", "mlflow", "tensorBoard")
+SINKS = ("wandb", "mlflow", "tensorBoard", "trackio")
 _URL = r"^https?://[^\s@/]+(/\S*)?$"
 _URL_MESSAGE = "must be a URL with http or https and without a user, such as http://mlflow:5000"
 
@@ -82,6 +82,16 @@ class TensorBoardFiles(Type):
     )
 
 
+class TrackioFiles(Type):
+    """Files of trackio, which `trackio show` reads."""
+
+    claim_name: ResourceName = Field(
+        description="claimName of a PersistentVolumeClaim of the namespace, which the runner's pod "
+        "writes to; set TRACKIO_DIR to where it is mounted to look at it. The run is named by its "
+        "UID, in the group runName. The model's own volume is the trainer's alone."
+    )
+
+
 class Tracking(Type):
     """Trackers of driver Runner. None of them can hold the run up."""
 
@@ -102,6 +112,9 @@ class Tracking(Type):
     mlflow: MLflowServer | None = Field(default=None, description="mlflow is an MLflow server.")
     tensor_board: TensorBoardFiles | None = Field(
         default=None, description="tensorBoard writes event files."
+    )
+    trackio: TrackioFiles | None = Field(
+        default=None, description="trackio writes trackio's own files."
     )
 
     model_config = ConfigDict(

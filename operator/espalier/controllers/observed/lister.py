@@ -153,13 +153,18 @@ class Lister:
             self._parsed.pop(key, None)
         if key.kind == Checkpoint.__name__:
             self._reindex(key, old, new)
+        if key.kind == TrainableModel.__name__ and new is not None:
+            index = self._indexes.get((key.namespace, key.name))
+            if index is not None:
+                index.belong_to(new["metadata"].get("uid", ""))
 
     def _reindex(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
         """Parse each Checkpoint when its body arrives; at a start, between two pages."""
         models = {body["spec"]["modelRef"]["name"] for body in (old, new) if body is not None}
         for name in models:
             if (key.namespace, name) not in self._indexes:
-                self._indexes[key.namespace, name] = LineageIndex()
+                uid = self._model_uid(key.namespace, name)
+                self._indexes[key.namespace, name] = LineageIndex(model_uid=uid)
             index = self._indexes[key.namespace, name]
             if index is None:
                 continue
@@ -179,6 +184,11 @@ class Lister:
         """The model's index, kept up to date, and rebuilt once all Checkpoints can be read."""
         index = self._indexes.get((namespace, name))
         if index is None:
-            index = LineageIndex(self._all(Checkpoint, namespace, model=name))
+            uid = self._model_uid(namespace, name)
+            index = LineageIndex(self._all(Checkpoint, namespace, model=name), uid)
             self._indexes[namespace, name] = index
         return index
+
+    def _model_uid(self, namespace: str, name: str) -> str:
+        body = self._cache.get(ObjectKey(TrainableModel.__name__, namespace, name))
+        return str(body["metadata"].get("uid", "")) if body is not None else ""

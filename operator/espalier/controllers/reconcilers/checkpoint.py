@@ -8,14 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from espalier.api.checkpoint import Checkpoint
+from espalier.api.trainablemodel import TrainableModel
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.samplers import Rollouts
+from espalier.controllers.reconcilers.scrub import Scrubs
 from espalier.core import conditions
 from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.checkpoints import disposal
 from espalier.core.checkpoints.disposal import DISPOSAL
+from espalier.core.checkpoints.scrub import Fault
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, ObjectKey, without_managers
 
@@ -29,6 +32,7 @@ class CheckpointReconciler:
     writer: StatusWriter
     rollouts: Rollouts
     trainers: Assignments
+    scrubs: Scrubs
     now: Callable[[], str]
     enqueue: Callable[[ObjectKey], None]
 
@@ -44,7 +48,11 @@ class CheckpointReconciler:
             return None
         forks = self.lister.forks(key.namespace, key.name)
         heads = [h for name in {own, *forks} for h in self.lister.heads(key.namespace, name)]
-        body = await self._mark(key, body, own, forked=bool(forks))
+        owner = self.lister.model(key.namespace, own)
+        if owner is None or not checkpoint.metadata.goes_with_another(
+            "TrainableModel", owner.metadata.uid
+        ):
+            body = await self._mark(key, body, owner, forked=bool(forks))
         lineage = self.lister.lineage(key.namespace, own)
         status = checkpoints.decide(
             checkpoint, heads, lineage, self.now(), self._evidence(checkpoint)
@@ -59,14 +67,19 @@ class CheckpointReconciler:
         namespace, digest = checkpoint.metadata.namespace, checkpoint.spec.digest
         rollouts, trainers = self.rollouts, self.trainers
         model = checkpoint.spec.model_ref.name
+        found = self.scrubs.found(checkpoint)
+        rotten = found.problem if isinstance(found, Fault) else None
+        refused = rollouts.refusal(namespace, digest)
         return checkpoints.Evidence(
-            rollouts.refusal(namespace, digest) or trainers.unreadable(namespace, model, digest),
+            rotten or refused or trainers.unreadable(namespace, model, digest),
             rollouts.verified(namespace, digest),
+            sound=found is True,
         )
 
-    async def _mark(self, key: ObjectKey, body: Body, model: str, *, forked: bool) -> Body:
+    async def _mark(
+        self, key: ObjectKey, body: Body, owner: TrainableModel | None, *, forked: bool
+    ) -> Body:
         """Make finalizer, owner and claim what the model's deletionPolicy asks; the body then."""
-        owner = self.lister.model(key.namespace, model)
         if owner is None or owner.metadata.deletion_timestamp is not None:
             return body
         wanted = disposal.wanted(owner, forked=forked)

@@ -74,9 +74,8 @@ class DisposalReconciler:
         runs = [r for r in lister.all_runs(key.namespace) if r.spec.model_ref.name in names]
         if key.name in names:
             lineage = lister.lineage(key.namespace, key.name)
-            return retention.needed(
-                retention.RetentionView(lineage, (), heads, models, referring=runs)
-            )
+            view = retention.RetentionView(lineage, (), heads, models, referring=runs)
+            return retention.needed(view, {c.metadata.name for c in leaving})
         found = {
             c.metadata.name: retention.needed_elsewhere(c.metadata.name, heads, models, runs)
             for c in leaving

@@ -106,13 +106,23 @@ def _taken(commit: Commit, lineage: Lineage, holder: Checkpoint | None) -> Verdi
     known = lineage.by_name.get(commit.name)
     if known is not None and known.spec.digest == commit.digest:
         return Known()
+    if known is None and holder is not None and _leaves(holder, commit, lineage):
+        return Passed()
     refused = known is not None and conditions.is_true(known.status.conditions, conditions.STALLED)
     if refused or (known is None and holder is not None):
         message = f"Checkpoint {commit.name} is not the commit of that name: delete it"
+        if holder is not None and holder.metadata.deletion_timestamp is not None:
+            message = f"an earlier Checkpoint {commit.name} is being deleted: the commit waits"
         return NameTaken("NameTaken", message)
     if known is not None:
         return Fenced("NameTaken", f"{commit.name} is another checkpoint, {known.spec.digest}")
     return None
+
+
+def _leaves(holder: Checkpoint, commit: Commit, lineage: Lineage) -> bool:
+    """Whether the object is the commit's own, of no tree any more, and about to go."""
+    own = (holder.spec.model_ref.name, holder.spec.digest) == (commit.model, commit.digest)
+    return own and commit.name not in lineage.faults
 
 
 def _passed(commit: Commit, lineage: Lineage) -> bool:

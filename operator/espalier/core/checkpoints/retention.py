@@ -72,8 +72,12 @@ def has_told(checkpoint: Checkpoint, lineage: Lineage) -> bool:
     )
 
 
-def needed(view: RetentionView) -> dict[str, str]:
-    """The checkpoints that must stay, by name, and what needs each."""
+def needed(view: RetentionView, leaving: Collection[str] = ()) -> dict[str, str]:
+    """The checkpoints that must stay, by name, and what needs each.
+
+    ``leaving`` are names of those that are being deleted: they are of the tree no more, but heads,
+    forks and runs may need their bytes.
+    """
     reasons: dict[str, str] = {}
     for name, reason in (
         *_by_tree(view.lineage),
@@ -82,7 +86,8 @@ def needed(view: RetentionView) -> dict[str, str]:
         *_by_runs(view.referring),
     ):
         reasons[name] = reason
-    return {name: reason for name, reason in reasons.items() if name in view.lineage.by_name}
+    there = view.lineage.by_name.keys() | leaving
+    return {name: reason for name, reason in reasons.items() if name in there}
 
 
 def needed_elsewhere(

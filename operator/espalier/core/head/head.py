@@ -57,6 +57,8 @@ from espalier.core.lineage.lineage import Point, point
 from espalier.core.names import adapter_name, branch_name
 
 HISTORY = 20
+# The reason of a move that no edit asked for.
+ADVANCED = "Advanced"
 SHOWN_PODS = 64
 
 
@@ -144,7 +146,7 @@ def _agree(view: HeadView, wanted: Agreed | None) -> CheckpointHeadStatus:
     status = old
     # A lineage that is ahead of its head was adopted from the files on the volume.
     if old.term == 0 or old.term < view.lineage.last_term():
-        term = max(1, view.lineage.last_term())
+        term = max(1, view.lineage.last_term(), view.lineage.term_before + 1)
         status = old.model_copy(update={"term": term, "branch": view.lineage.live_branch()})
     if wanted is not None and not (status.agreed and wanted.asks_same(status.agreed)):
         status = _transition(status, status.agreed or track(), wanted)
@@ -266,7 +268,7 @@ def _move(
         reason = "Branched" if agreed.on_pin == BRANCH else "Pinned"
     else:
         was_pinned = bool(status.history) and status.history[0].reason in ("Pinned", "Branched")
-        reason = "Unpinned" if was_pinned else "Advanced"
+        reason = "Unpinned" if was_pinned else ADVANCED
     move = HeadMove.model_validate(
         {
             "name": target.name,

@@ -40,12 +40,15 @@ def point(checkpoint: Checkpoint) -> Point:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The checkpoints of one model. ``root`` is None while a fork's source is not known.
+    """The checkpoints of one model, without those that are deleted, or were an earlier model's.
+
+    ``root`` is None while a fork's source is not known.
 
     ``bases`` are the bases of branches as recorded before: what the first checkpoint of a branch
     says, should that one be gone. ``faults`` are the objects that stay out, by name: no commit can
     have made them. ``best`` is the highest reward that was seen on each branch. ``told`` are those
-    that say something of a checkpoint, by its name.
+    that say something of a checkpoint, by its name. ``term_before`` is the highest of what leaves,
+    where nothing else is left: an earlier model's trainer may stand there.
     """
 
     root: Point | None
@@ -55,6 +58,7 @@ class Lineage:
     faults: Mapping[str, Fault] = field(default_factory=dict)
     best: Mapping[str, str] = field(default_factory=dict)
     told: Mapping[str, Collection[str]] = field(default_factory=dict)
+    term_before: int = 0
 
     def tellers(self, name: str) -> list[Checkpoint]:
         """The checkpoints of the tree that report figures of the one of that name."""

@@ -6,7 +6,7 @@ What a change costs depends on the checkpoint that changed, not on how many ther
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from espalier.api.checkpoint import Checkpoint
@@ -18,9 +18,13 @@ from espalier.core.manifests.labels import RUN_UID_ANNOTATION
 
 
 class LineageIndex:
-    """Adds and removes checkpoints of a model; ``lineage`` is the view of them."""
+    """Adds and removes checkpoints of a model; ``lineage`` is the view of them.
 
-    def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
+    ``model_uid`` is that of the model; empty while there is none, and all checkpoints count.
+    """
+
+    def __init__(self, checkpoints: Iterable[Checkpoint] = (), model_uid: str = "") -> None:
+        self._model_uid = model_uid
         self._all: dict[str, Checkpoint] = {}
         self._children: dict[str, set[str]] = {}
         self._by_name: dict[str, Checkpoint] = {}
@@ -49,6 +53,7 @@ class LineageIndex:
             self._faults,
             self._best,
             self._told,
+            max((c.spec.term for c in self._aside()), default=0) if not self._by_name else 0,
         )
 
     def made_by(self, run_uid: str) -> Sequence[Checkpoint]:
@@ -58,6 +63,13 @@ class LineageIndex:
     def leaving(self) -> list[Checkpoint]:
         """The checkpoints that are being deleted."""
         return list(self._leaving.values())
+
+    def belong_to(self, model_uid: str) -> None:
+        """The model was made, perhaps anew: what an earlier one of its name owns is of no tree."""
+        if model_uid != self._model_uid:
+            self._model_uid = model_uid
+            for name in self._all:
+                self._judge(name)
 
     def put(self, checkpoint: Checkpoint) -> None:
         """Take in a checkpoint, or another version of one."""
@@ -102,14 +114,27 @@ class LineageIndex:
                 self._judge(child)
 
     def _judge(self, name: str) -> None:
-        """Put a checkpoint into the tree, or take it out, by its fault."""
+        """Put a checkpoint into the tree, or take it out: by its fault, or because it leaves."""
         checkpoint = self._all[name]
-        if found := fault(checkpoint, self._all):
+        if name in self._leaving or self._was_anothers(checkpoint):
+            self._faults.pop(name, None)
+            self._uproot(name)
+        elif found := fault(checkpoint, self._all):
             self._faults[name] = found
             self._uproot(name)
         else:
             self._faults.pop(name, None)
             self._plant(checkpoint)
+
+    def _aside(self) -> Iterator[Checkpoint]:
+        """The checkpoints that are of no tree, though no fault is in them."""
+        known = self._by_name.keys() | self._faults.keys()
+        return (checkpoint for name, checkpoint in self._all.items() if name not in known)
+
+    def _was_anothers(self, checkpoint: Checkpoint) -> bool:
+        """Whether an earlier model of the name owns it, with which it is deleted."""
+        uid = self._model_uid
+        return bool(uid) and checkpoint.metadata.goes_with_another("TrainableModel", uid)
 
     def _plant(self, checkpoint: Checkpoint) -> None:
         name, branch = checkpoint.metadata.name, checkpoint.spec.branch

@@ -13,18 +13,28 @@ from espalier.core.manifests.environment import (
     host_containers,
     runner_variables,
     socket_mount,
+    user_images,
 )
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels
-from espalier.core.manifests.pod import Container, Mount, Requests, Variable, pod_metadata, pod_spec
+from espalier.core.manifests.pod import (
+    METRICS_PORT,
+    Container,
+    Mount,
+    Requests,
+    Variable,
+    pod_metadata,
+    pod_spec,
+)
 from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
 REWARDS_PATH = "/etc/espalier/rewards"
-# Of the trackers: where TensorBoard's claim is, and the variables that hold the keys of others.
-BOARDS_PATH = "/boards"
+# Of the trackers: where the claims of TensorBoard and trackio are, and the variables that hold the
+# keys of others.
+BOARDS_PATH, TRACKIO_PATH = "/boards", "/trackio"
 WANDB_KEY, MLFLOW_TOKEN = "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"
 
 # The runner and its scoring worker, each with reasoning-gym loaded, and children that score.
@@ -39,7 +49,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     name = run.metadata.name
     labels = child_labels("runner", model.metadata.name, name)
     taskset = run.spec.taskset
-    user_image = taskset.user_image if taskset else None
+    images = user_images(run.spec)
     container = Container(
         name="runner",
         image=settings.images.runner,
@@ -52,21 +62,24 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_TOKEN_FILE": f"{_TOKEN_DIRECTORY}/token",
             "ESPALIER_TASKS_DIRECTORY": TASKS_PATH,
             "ESPALIER_BOARDS": BOARDS_PATH,
+            "ESPALIER_TRACKIO": TRACKIO_PATH,
             "ESPALIER_TASKS_MOUNTED": taskset.mounted if taskset else "",
             "ESPALIER_REWARDS_DIRECTORY": REWARDS_PATH,
             "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
-            **(runner_variables() if user_image else {}),
+            "ESPALIER_METRICS_PORT": str(METRICS_PORT),
+            **(runner_variables() if images else {}),
             **_keys(run),
         },
         mounts=(
             _token(),
-            *_tasks(run),
+            *_tasks(run, settings.copy_size),
             *_modules(run),
             *_boards(run),
-            *((socket_mount(),) if user_image else ()),
+            *map(socket_mount, images),
         ),
+        tells_metrics=True,
     )
     runner = run.spec.runner or RunnerSpec()
     template = runner.template
@@ -75,12 +88,13 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         template,
         grace_seconds=30,
         init_containers=(
-            *_copies(run),
-            *(host_containers(user_image, settings.images.runner) if user_image else ()),
+            *_copies(run, settings.copy_size),
+            *host_containers(images, settings.images.runner),
         ),
         service_account=settings.runner_service_account,
         pull_secrets=settings.pull_secrets,
         assigned_ids=settings.assigned_ids,
+        tmp_size=settings.tmp_size,
     )
     spec = job_spec(
         pod,
@@ -112,10 +126,11 @@ def pod_fingerprint(run: TrainingRun) -> str:
         made_of["modules"] = found
     if run.spec.tracking is not None:
         made_of["tracking"] = run.spec.tracking.wire()
-    if taskset and taskset.user_image:
-        source = taskset.user_image
-        resources = source.resources.wire() if source.resources else {}
-        made_of["environment"] = [source.image, resources]
+    if images := user_images(run.spec):
+        made_of["environment"] = [
+            [name, source.image, source.resources.wire() if source.resources else {}]
+            for name, source in images.items()
+        ]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -140,16 +155,21 @@ def _keys(run: TrainingRun) -> dict[str, Variable]:
 
 
 def _boards(run: TrainingRun) -> tuple[Mount, ...]:
-    """The claim that TensorBoard's files go to."""
+    """The claims that the files of TensorBoard and trackio go to."""
     tracking = run.spec.tracking
-    if tracking is None or tracking.tensor_board is None:
-        return ()
-    source: Manifest = {"persistentVolumeClaim": {"claimName": tracking.tensor_board.claim_name}}
-    return (Mount("boards", source, BOARDS_PATH),)
+    named = [
+        ("boards", BOARDS_PATH, tracking.tensor_board if tracking else None),
+        ("trackio", TRACKIO_PATH, tracking.trackio if tracking else None),
+    ]
+    return tuple(
+        Mount(name, {"persistentVolumeClaim": {"claimName": files.claim_name}}, path)
+        for name, path, files in named
+        if files is not None
+    )
 
 
-def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
-    """Where the runner finds the file of its tasks, if they are in one."""
+def _tasks(run: TrainingRun, size: str) -> tuple[Mount, ...]:
+    """Where the runner finds the file of its tasks, if they are in one; a copy has a size."""
     tasks = run.spec.taskset
     if tasks is None:
         return ()
@@ -160,7 +180,8 @@ def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
         source = {"persistentVolumeClaim": {"claimName": claim.claim_name}}
         # Of the claim the file's own directory, and no more.
         return (Mount("tasks", source, TASKS_PATH, read_only=True, sub_path=claim.directory),)
-    return (Mount("tasks", {"emptyDir": {}}, TASKS_PATH),) if tasks.image is not None else ()
+    copy = {"emptyDir": {"sizeLimit": size}}
+    return (Mount("tasks", copy, TASKS_PATH),) if tasks.image is not None else ()
 
 
 def _modules(run: TrainingRun) -> tuple[Mount, ...]:
@@ -175,7 +196,7 @@ def _modules(run: TrainingRun) -> tuple[Mount, ...]:
     return (Mount("rewards", {"projected": {"sources": sources}}, REWARDS_PATH, read_only=True),)
 
 
-def _copies(run: TrainingRun) -> tuple[Container, ...]:
+def _copies(run: TrainingRun, size: str) -> tuple[Container, ...]:
     """Image volumes are not everywhere yet, so an image copies its own files."""
     if run.spec.taskset is None or run.spec.taskset.image is None:
         return ()
@@ -184,7 +205,7 @@ def _copies(run: TrainingRun) -> tuple[Container, ...]:
         image=run.spec.taskset.image.reference,
         requests=_REQUESTS,
         env={},
-        mounts=_tasks(run),
+        mounts=_tasks(run, size),
         command=("cp", "-rL", "/tasks/.", f"{TASKS_PATH}/"),
     )
     return (copy,)

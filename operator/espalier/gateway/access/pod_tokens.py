@@ -1,9 +1,12 @@
-"""Tokens that the gateway shows to trainers and rollouts."""
+"""Tokens that the gateway shows to trainers and rollouts, and signs for its own later use."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jwt
 
 from espalier import identity
 from espalier.core.names import audience
@@ -37,10 +40,33 @@ class TokenIssuer:
             self._private_key = private_key
             self._issued.clear()
 
-    def header(self, model: NamespacedName, pod: PodAddress, term: int = 0) -> dict[str, str]:
-        """The Authorization header for a trainer (under a term) or rollout (0) of a model."""
+    def sign(self, claims: Mapping[str, Any]) -> str:
+        """A token for any replica of the gateway to ``read``; no pod takes its audience."""
+        self._require_key()
+        return jwt.encode(dict(claims), self._private_key, algorithm="EdDSA")
+
+    def read(self, token: str, audience: str) -> dict[str, Any] | None:
+        """The claims of a token that was signed with the present key and has not expired."""
+        self._require_key()
+        try:
+            found: dict[str, Any] = jwt.decode(
+                token,
+                identity.public_key(self._private_key),
+                algorithms=["EdDSA"],
+                audience=audience,
+                options={"require": ["exp", "aud"]},
+            )
+        except jwt.InvalidTokenError:
+            return None
+        return found
+
+    def _require_key(self) -> None:
         if not self.ready:
             raise not_ready("NoSigningKey", "the operator has not created the signing key yet")
+
+    def header(self, model: NamespacedName, pod: PodAddress, term: int = 0) -> dict[str, str]:
+        """The Authorization header for a trainer (under a term) or rollout (0) of a model."""
+        self._require_key()
         now = self._clock()
         name = audience(model.namespace, model.name, pod.role, pod.uid)
         expires, token = self._issued.get((name, term), (now, ""))

@@ -6,6 +6,7 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import DECLARED
 from espalier.core.run.declared import declared
 from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.rights import SEE
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.world.turn import active_run, is_paused, misaligned
 from espalier.gateway.world.watch import WorldWatch
@@ -21,28 +22,38 @@ class TrainingAccess:
 
     async def require(self, user: User, model: NamespacedName) -> None:
         """Training is ``update`` on the active run; no run, or a head that pauses it, is a 409."""
-        run = await self.require_run(user, model)
-        name = model.beside(run.metadata.name)
-        if is_paused(self._watch.world, model):
-            raise RefusalError(
+        await self.require_run(user, model)
+        if (held := self.held(model)) is not None:
+            raise held
+
+    def held(self, model: NamespacedName) -> RefusalError | None:
+        """Why nobody may train a model until somebody lets it go; None if nothing holds it."""
+        world = self._watch.world
+        run = active_run(world, model)
+        if run is None:
+            return _suspended(world, model)
+        if is_paused(world, model):
+            return RefusalError(
                 409,
                 "HeadPinned",
                 f"the head of {model} is pinned, and onPin: Pause holds training",
                 "Set the head's spec.mode to Track, or spec.onPin to Branch",
             )
-        if held := misaligned(run):
-            raise RefusalError(
+        if found := misaligned(run):
+            return RefusalError(
                 409,
                 "LogprobsMisaligned",
-                f"TrainingRun {name} is held: {held}",
+                f"TrainingRun {model.beside(run.metadata.name)} is held: {found}",
                 "Raise the run's logprobs.mismatchKLThreshold, or set logprobs.onMisaligned: Warn",
             )
+        return None
 
     async def require_run(self, user: User, model: NamespacedName) -> TrainingRun:
         """The active run, which the caller may update; 409 if there is none."""
+        # First, so that nobody learns by it which models and runs there are.
+        await self._auth.require(user, *SEE, model)
         run = active_run(self._watch.world, model)
         if run is None:
-            await self._auth.require(user, "get", "trainablemodels", model)
             raise RefusalError(
                 409,
                 "NoActiveRun",
@@ -53,6 +64,18 @@ class TrainingAccess:
         name = model.beside(run.metadata.name)
         await self._auth.require(user, "update", "trainingruns", name)
         return run
+
+
+def _suspended(world: ServedWorld, model: NamespacedName) -> RefusalError | None:
+    for run in world.runs_of(model):
+        if run.spec.suspend and run.metadata.deletion_timestamp is None:
+            return RefusalError(
+                409,
+                "RunSuspended",
+                f"TrainingRun {model.beside(run.metadata.name)} is suspended",
+                "Set its spec.suspend to false",
+            )
+    return None
 
 
 def declared_header(world: ServedWorld, model: NamespacedName) -> dict[str, str]:

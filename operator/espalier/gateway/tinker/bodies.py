@@ -132,6 +132,17 @@ class SaveWeights(TinkerBody):
     type: str = ""
 
 
+class SaveFiles(TinkerBody):
+    """POST save_weights_external."""
+
+    model_id: str
+    seq_id: Count
+    path: str
+    ttl_seconds: Ttl = None
+    age_encryption_recipients: list[str] | None = None
+    type: str = ""
+
+
 class CreateSamplingSession(TinkerBody):
     """POST create_sampling_session."""
 

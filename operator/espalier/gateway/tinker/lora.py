@@ -14,8 +14,8 @@ ALL_LINEAR = "all-linear"
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 MLP = ("down_proj", "gate_proj", "up_proj")
 UNEMBED_WARNING = (
-    "train_unembed is taken for False: the output layer is not trained, because rollouts serve no "
-    "adapter of it. Attention and MLP layers are trained as asked for"
+    "train_unembed is taken for False: the output layer is not trained, because an adapter of it "
+    "is served for some bases alone. Attention and MLP layers are trained as asked for"
 )
 
 
@@ -72,7 +72,7 @@ def _problem(asked: LoraConfig) -> str:
         return f"seed is {asked.seed}: take one of 0 to {MAX_SEED}, or leave it out"
     if not (asked.train_attn or asked.train_mlp):
         return (
-            "train_unembed alone trains nothing: the output layer is not trained, because rollouts "
-            "serve no adapter of it. Set train_attn or train_mlp"
+            "train_unembed alone trains nothing: the output layer is not trained, because an "
+            "adapter of it is served for some bases alone. Set train_attn or train_mlp"
         )
     return ""

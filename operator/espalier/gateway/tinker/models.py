@@ -11,6 +11,7 @@ from espalier.core import conditions
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import SEEN_SECONDS
 from espalier.gateway.access.offers import Offers
+from espalier.gateway.access.rights import SEE
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.training_access import TrainingAccess
@@ -29,6 +30,8 @@ METADATA = "espalier.dev/tinker-metadata"
 # A digest of the request, so that another one with its number is told from the same sent again.
 REQUEST = "espalier.dev/tinker-request"
 ADAMW = "adamw"
+# What Tinker's command line notes of a model that it makes to download weights: nobody samples it.
+DOWNLOAD = {"created_by": "tinker checkpoint download"}
 MAX_METADATA_CHARS = 16 * 2**10
 
 Body = dict[str, Any]
@@ -94,6 +97,8 @@ class Models:
                 str(model), f"base_model is {asked.base_model}, and the weights are of {name}"
             )
         spec = fork(world.models[origin], saved.checkpoint, optimizer=asked.optimizer)
+        if asked.user_metadata == DOWNLOAD:
+            spec["rollout"] = {**spec.get("rollout", {}), "replicas": 0}
         named = {BASE_NAME: name}
         await self._make(user, model, spec, asked.user_metadata, named, asked.model_dump_json())
         return Future("create", str(model), 0, {"path": asked.path})
@@ -109,7 +114,7 @@ class Models:
         path = WeightsPath.read(text)
         if path is None or path.model.trained.namespace not in self._watch.world.namespaces:
             raise unknown("path", text)
-        await self._auth.require(user, "get", "trainablemodels", path.model.trained)
+        await self._auth.require(user, *SEE, path.model.trained)
         found = await self._watch.wait_for(lambda world: find(world, path), SEEN_SECONDS)
         if found is None:
             raise unknown("path", text)
@@ -126,9 +131,9 @@ class Models:
         world = self._watch.world
         name = asked.base_model.removeprefix(f"{session.namespace}/")
         model = NamespacedName(session.namespace, name)
-        if model not in world.models:
+        if model not in world.models or not await self._auth.allowed(user, *SEE, model):
             raise await self._no_base(user, session, asked.base_model, known)
-        await self._access.require(user, model)
+        await self._access.require_run(user, model)
         made = TinkerModel.new(session, asked.model_seq_id, name)
         if problem := lora.mismatch(config, world.models[model].spec.adapter):
             return failed(str(made), f"lora_config.{problem}")
@@ -143,11 +148,7 @@ class Models:
     ) -> RefusalError:
         """404 with what there is, as far as the caller may see it."""
         models = sorted(m for m in self._watch.world.models if m.namespace == session.namespace)
-        seen = [
-            model.name
-            for model in models
-            if await self._auth.allowed(user, "get", "trainablemodels", model)
-        ]
+        seen = [model.name for model in models if await self._auth.allowed(user, *SEE, model)]
         return RefusalError(
             404,
             "BaseNotFound",

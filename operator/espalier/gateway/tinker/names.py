@@ -8,8 +8,9 @@ model                 ``<session>:train:<n>``, trained as TrainableModel ``tk-<1
                       ``<namespace>.<model>`` for a TrainableModel as it is listed
 sampler               ``<session>:sample:<n>:<model>@<checkpoint>``; ``base`` is the base, and an
                       empty checkpoint the head
-path                  ``tinker://<model>/weights/<name>`` or ``.../sampler_weights/<name>``; a name
-                      is one that weights were saved under, or that of a Checkpoint
+path                  ``tinker://<model>/weights/<name>``, ``.../sampler_weights/<name>`` or
+                      ``.../external_weights/<name>``; a name is one that weights were saved under,
+                      or that of a Checkpoint
 ====================  ===========================================================================
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from espalier.gateway.world.world import NamespacedName
 
@@ -37,9 +38,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 SCHEME = "tinker://"
 PREFIX = "tk-"
 
-# The two kinds of weights that can be saved, as paths name them.
-PathKind = Literal["weights", "sampler_weights"]
-KINDS: dict[str, PathKind] = {"weights": "weights", "sampler_weights": "sampler_weights"}
+# The kinds of weights that can be saved, as paths name them; EXTERNAL are for download.
+PathKind = Literal["weights", "sampler_weights", "external_weights"]
+KINDS: dict[str, PathKind] = {kind: kind for kind in get_args(PathKind)}
+EXTERNAL: Final = "external_weights"
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ A 408 is held until its time is over, because the client polls again at once.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TypeVar
 
-from aiohttp import web
 from pydantic import ValidationError
 
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.pod_faults import refusal_of
+from espalier.gateway.access.rights import SAMPLE, SEE
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
@@ -23,7 +22,15 @@ from espalier.gateway.tinker.bodies import Sample, SaveWeights, TinkerBody
 from espalier.gateway.tinker.commands import Answer, Commands
 from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.models import stalled
-from espalier.gateway.tinker.names import PathKind, Sampler, TinkerModel, WeightsPath, is_name
+from espalier.gateway.tinker.names import (
+    EXTERNAL,
+    PathKind,
+    Sampler,
+    TinkerModel,
+    WeightsPath,
+    is_name,
+)
+from espalier.gateway.tinker.outcomes import Done, Failed, Outcome, Pending
 from espalier.gateway.tinker.refusals import passes, unknown
 from espalier.gateway.tinker.samples import SAMPLE_REFUSED, Samples
 from espalier.gateway.tinker.saves import Saves, is_made
@@ -37,51 +44,14 @@ from espalier.untrusted import UnreadableError, read_json
 HOLD_SECONDS = 25.0
 PROMOTION_SECONDS = 25.0
 LOOK_AGAIN_SECONDS = 2.0
-SAMPLER = "save_weights_for_sampler"
+# The kinds of paths of what is saved otherwise than as a state; a name of these is given anew.
+_PATHS: dict[str, PathKind] = {
+    "save_weights_for_sampler": "sampler_weights",
+    "save_weights_external": EXTERNAL,
+}
 
 
-@dataclass(frozen=True)
-class Pending:
-    """It takes longer; ``reason`` says why, and ``paused`` that nothing is there to work on it."""
-
-    reason: str = ""
-    paused: bool = False
-
-
-@dataclass(frozen=True)
-class Failed:
-    """It failed; ``category`` is user, server or unknown."""
-
-    error: str
-    category: str = "user"
-
-
-@dataclass(frozen=True)
-class Done:
-    """Its result: JSON, or a message of protobuf."""
-
-    body: bytes | dict[str, object]
-
-
-Outcome = Pending | Failed | Done
 T = TypeVar("T", bound=TinkerBody)
-
-
-def response(future: str, outcome: Outcome) -> web.Response:
-    """The outcome as the client reads it."""
-    match outcome:
-        case Done(body) if isinstance(body, bytes):
-            return web.Response(body=body, content_type=PROTOBUF)
-        case Done(body):
-            return web.json_response(body)
-        case Failed(error, category):
-            return web.json_response({"error": error, "category": category})
-        case Pending(reason, paused):
-            state = "paused_capacity" if paused else "active"
-            body = {"type": "try_again", "request_id": future, "queue_state": state}
-            if reason:
-                body["queue_state_reason"] = reason
-            return web.json_response(body, status=408)
 
 
 class Results:
@@ -137,9 +107,9 @@ class Results:
         )
         if sampling.problem(request):
             raise unknown("request_id", text)
-        await self._auth.require(user, "get", "trainablemodels", sampler.model)
+        await self._auth.require(user, *SAMPLE, sampler.model)
         try:
-            found = await self._samples.result(text, sampler, request, _left(until))
+            found = await self._samples.result(user, text, sampler, request, _left(until))
         except RefusalError as refusal:
             if refusal.reason == SAMPLE_REFUSED and refusal.status >= 500:
                 return Failed(refusal.message, "server")
@@ -150,7 +120,7 @@ class Results:
 
     async def _created(self, user: User, future: Future, until: float) -> Outcome:
         model = _model(future)
-        await self._auth.require(user, "get", "trainablemodels", model.trained)
+        await self._auth.require(user, *SEE, model.trained)
         await self._watch.wait_for(
             lambda world: world.models.get(model.trained), min(_left(until), LOOK_AGAIN_SECONDS)
         )
@@ -194,14 +164,19 @@ class Results:
             lambda world: is_made(world, model.trained, checkpoint) or None, _left(until)
         ):
             return Pending(f"the operator has yet to make Checkpoint {checkpoint}")
-        kind: PathKind = "sampler_weights" if asked.type == SAMPLER else "weights"
+        kind = _PATHS.get(asked.type, "weights")
+        if kind == EXTERNAL and not checkpoint:
+            return Failed(
+                "the model has not been trained: its weights are those of the base. Take a step "
+                "first, or download the base"
+            )
         path = WeightsPath(model, kind, asked.path)
         if problem := await self._saves.record(
             path,
             checkpoint,
             ttl_seconds=asked.ttl_seconds,
             metadata=asked.user_metadata,
-            overwrite=asked.overwrite or asked.type == SAMPLER,
+            overwrite=asked.overwrite or asked.type in _PATHS,
         ):
             return Failed(problem)
         return Done({"path": str(path), "type": asked.type})
@@ -234,7 +209,7 @@ class Results:
         """The trainer's result; or that it has none yet, or that it failed."""
         model = _model(future)
         if model.trained not in self._watch.world.models:
-            await self._auth.require(user, "get", "trainablemodels", model.trained)
+            await self._auth.require(user, *SEE, model.trained)
             return Failed(f"model {model.trained} was deleted")
         try:
             await self._access.require_run(user, model.trained)
@@ -242,7 +217,8 @@ class Results:
         except RefusalError as refusal:
             if refusal.status == 403:
                 raise
-            return await self._refused(refusal, until)
+            # A trainer that is held has no pod: why it is held says more.
+            return await self._refused(self._access.held(model.trained) or refusal, until)
         if answer.status == 200:
             result = {} if answer.content_type == PROTOBUF else _object(answer)
             if "error" in result:

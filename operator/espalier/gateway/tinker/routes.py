@@ -7,6 +7,7 @@ from aiohttp import web
 from espalier.core.api_keys import SCOPES
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_calls import PodCalls
+from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.access.request_body import read_body
 from espalier.gateway.context import GatewayContext
 from espalier.gateway.hud.fork import Forks
@@ -15,12 +16,14 @@ from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training_access import TrainingAccess
 from espalier.gateway.tinker.bodies import RetrieveFuture
 from espalier.gateway.tinker.commands import Commands
+from espalier.gateway.tinker.downloads import DownloadRoutes
 from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.models import Models
 from espalier.gateway.tinker.namespaces import Namespaces
+from espalier.gateway.tinker.outcomes import response
 from espalier.gateway.tinker.refusals import PREFIXES, unknown
 from espalier.gateway.tinker.rest_routes import RestRoutes
-from espalier.gateway.tinker.results import Results, response
+from espalier.gateway.tinker.results import Results
 from espalier.gateway.tinker.samples import Samples
 from espalier.gateway.tinker.sampling_routes import SamplingRoutes
 from espalier.gateway.tinker.saves import Saves
@@ -31,20 +34,21 @@ from espalier.gateway.tinker.training_routes import TrainingRoutes
 class TinkerRoutes:
     """Handlers of Tinker's API."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 what the parts share
         self,
         context: GatewayContext,
         callers: Callers,
         pods: PodCalls,
         forks: Forks,
         trainers: TrainerLookup,
+        quotas: Quotas,
     ) -> None:
         watch, auth, offers = context.watch, context.auth, context.offers
         access = TrainingAccess(watch, auth)
         models = Models(watch, auth, offers, forks, access)
         commands = Commands(watch, trainers, pods)
         saves = Saves(watch, context.cluster)
-        samples = Samples(watch, pods)
+        samples = Samples(watch, pods, quotas)
         self._callers = callers
         self._watch = watch
         self._results = Results(watch, auth, access, trainers, commands, samples, saves)
@@ -53,6 +57,7 @@ class TinkerRoutes:
             TrainingRoutes(callers, watch, auth, access, models, commands),
             SamplingRoutes(callers, watch, auth, offers, models),
             RestRoutes(callers, watch, auth, access, models, saves),
+            DownloadRoutes(callers, watch, auth, models, trainers, pods),
         )
 
     def add_to(self, router: web.UrlDispatcher) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -9,6 +10,7 @@ from google.protobuf.message import DecodeError
 from pydantic_core import to_json
 
 from espalier.core.api_keys import SCOPES
+from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import SEEN_SECONDS, Callers
 from espalier.gateway.access.request_body import (
@@ -18,23 +20,36 @@ from espalier.gateway.access.request_body import (
     read_bytes,
     read_object,
 )
+from espalier.gateway.access.rights import SEE
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.training_access import TrainingAccess
 from espalier.gateway.tinker import lora
 from espalier.gateway.tinker.bases import base_name, tokenizer
-from espalier.gateway.tinker.bodies import CreateModel, LoadWeights, OfModel, SaveWeights
+from espalier.gateway.tinker.bodies import (
+    CreateModel,
+    LoadWeights,
+    OfModel,
+    SaveFiles,
+    SaveWeights,
+)
 from espalier.gateway.tinker.commands import JSON, Commands
 from espalier.gateway.tinker.futures import Future, failed
 from espalier.gateway.tinker.inflate import inflated
 from espalier.gateway.tinker.models import Models
-from espalier.gateway.tinker.names import TinkerModel, is_name
+from espalier.gateway.tinker.names import TinkerModel
 from espalier.gateway.tinker.refusals import passes, unknown
+from espalier.gateway.tinker.save_requests import (
+    SAVE,
+    SAVE_FILES,
+    SAVE_FOR_SAMPLER,
+    checked_files,
+    checked_save,
+    only_weights,
+)
 from espalier.gateway.tinker.served import model_of, session_of
 from espalier.gateway.world.watch import WorldWatch
 from espalier.tinker.messages_pb2 import ForwardBackwardRequest
 from espalier.tinker.results import PROTOBUF
-
-SAVE, SAVE_FOR_SAMPLER = "save_weights", "save_weights_for_sampler"
 
 
 class TrainingRoutes:
@@ -65,19 +80,25 @@ class TrainingRoutes:
         router.add_post(f"{prefix}/optim_step", self.optim_step)
         router.add_post(f"{prefix}/{SAVE}", self.save)
         router.add_post(f"{prefix}/{SAVE_FOR_SAMPLER}", self.save)
-        router.add_post(f"{prefix}/save_weights_external", self.save_files)
+        router.add_post(f"{prefix}/{SAVE_FILES}", self.save_files)
 
+    @audited("Fork")
     async def create_model(self, request: web.Request) -> web.Response:
         """A future of a model that its trainer is ready to train."""
         user = await self._callers.caller(request, "train")
         asked = await read_body(request, CreateModel)
         session = session_of(self._watch.world, asked.session_id)
-        return _promised(await self._models.create(user, session, asked))
+        request[ACT].before = asked.base_model
+        future = await self._models.create(user, session, asked)
+        request[ACT].target = f"model {future.subject}"
+        return _promised(future)
 
+    @audited("Fork")
     async def load_weights(self, request: web.Request) -> web.Response:
         """A new model from saved weights; of older clients, an existing one set back to them."""
         user = await self._callers.caller(request, "train")
         asked = await read_body(request, LoadWeights)
+        request[ACT].before, request[ACT].target = asked.path, f"model {asked.model_id or ''}"
         if asked.weights_access_token:
             raise RefusalError(
                 422,
@@ -87,7 +108,9 @@ class TrainingRoutes:
             )
         if asked.session_id is not None and asked.model_seq_id is not None:
             session = session_of(self._watch.world, asked.session_id)
-            return _promised(await self._models.load(user, session, asked))
+            future = await self._models.load(user, session, asked)
+            request[ACT].target = f"model {future.subject}"
+            return _promised(future)
         if asked.model_id is None or asked.seq_id is None:
             raise RefusalError(
                 422,
@@ -103,7 +126,7 @@ class TrainingRoutes:
         user = await self._callers.caller(request, *SCOPES)
         asked = await read_body(request, OfModel)
         model = model_of(self._watch.world, asked.model_id)
-        await self._auth.require(user, "get", "trainablemodels", model.trained)
+        await self._auth.require(user, *SEE, model.trained)
         known = await self._watch.wait_for(
             lambda world: world.models.get(model.trained), SEEN_SECONDS
         )
@@ -128,8 +151,10 @@ class TrainingRoutes:
             }
         )
 
+    @audited("Train")
     async def forward_backward(self, request: web.Request) -> web.Response:
         """Gradients, or log-probs alone."""
+        request[ACT].told = False
         user = await self._callers.caller(request, "train")
         if request.content_type != PROTOBUF:
             raise RefusalError(
@@ -146,26 +171,33 @@ class TrainingRoutes:
             raise RefusalError(
                 422, "InvalidRequest", "the body is no ForwardBackwardRequest", "Send it whole"
             ) from error
+        request[ACT].target, request[ACT].after = f"model {message.model_id}", "forward-backward"
         model = await self._model(user, message.model_id)
         await self._commands.submit(model, message.seq_id, "forward-backward", body, PROTOBUF)
         return _promised(Future("train", str(model), message.seq_id))
 
+    @audited("Train")
     async def optim_step(self, request: web.Request) -> web.Response:
         """A step of the optimizer."""
         user = await self._callers.caller(request, "train")
         body = await read_bytes(request)
-        model, number = await self._numbered(user, as_object(body))
+        step = as_object(body)
+        request[ACT].target, request[ACT].after = f"model {step.get('model_id')}", "optim-step"
+        model, number = await self._numbered(user, step)
         await self._commands.submit(model, number, "optim-step", body, JSON)
         return _promised(Future("train", str(model), number))
 
+    @audited("Save")
     async def save(self, request: web.Request) -> web.Response:
         """Saves the weights as they are after the commands before it."""
         user = await self._callers.caller(request, "train")
         body = await read_object(request)
+        act = request[ACT]
+        act.target, act.after = f"model {body.get('model_id')}", str(body.get("path", ""))
         model, number = await self._numbered(user, body)
         kind = request.path.rpartition("/")[2]
         try:
-            asked = _checked_save(as_body({**body, "type": kind}, SaveWeights))
+            asked = checked_save(as_body({**body, "type": kind}, SaveWeights))
         except RefusalError as refusal:
             # Its number is used up all the same: those after it would wait for it.
             await self._pass_over(model, number)
@@ -178,25 +210,23 @@ class TrainingRoutes:
         return _promised(Future("save", str(model), number, {**details, "type": kind}))
 
     async def save_files(self, request: web.Request) -> web.Response:
-        """Refused by name, and its number is used up: those after it would wait for it."""
+        """Names weights for download, as they are after the commands before it."""
         user = await self._callers.caller(request, "train")
-        model, number = await self._numbered(user, await read_object(request))
+        body = await read_object(request)
+        model, number = await self._numbered(user, body)
         await self._pass_over(model, number)
-        name = model.trained.name
-        return _promised(
-            failed(
-                str(model),
-                "save_weights_external: files are written to a claim or a directory, not to the "
-                f"client. Save a state, and use espalier checkpoint export; its name is in "
-                f"kubectl get ckpt -l espalier.dev/model={name} -n {model.trained.namespace}",
-            )
-        )
+        try:
+            asked = checked_files(as_body({**body, "type": SAVE_FILES}, SaveFiles))
+        except RefusalError as refusal:
+            return _promised(failed(str(model), refusal.message))
+        details = {"path": asked.path, "ttl_seconds": asked.ttl_seconds, "type": SAVE_FILES}
+        return _promised(Future("save", str(model), number, details))
 
     async def _set_back(
         self, user: User, model: TinkerModel, number: int, asked: LoadWeights
     ) -> Future:
         try:
-            _only_weights(asked)
+            only_weights(asked)
             saved = await self._models.saved(user, asked.path)
             checkpoint = self._watch.world.checkpoints.get(model.trained.beside(saved.checkpoint))
             if checkpoint is None:
@@ -222,7 +252,7 @@ class TrainingRoutes:
         return Future("train", str(model), number)
 
     async def _pass_over(self, model: TinkerModel, number: int) -> None:
-        """Uses up a number of which nothing comes, by a save that nobody asks about."""
+        """Uses up a number of which nothing comes, by a save; its result says where training is."""
         plain = {"model_id": str(model), "seq_id": number, "type": SAVE}
         await self._commands.submit(model, number, "save-weights", to_json(plain), JSON)
 
@@ -240,13 +270,19 @@ class TrainingRoutes:
     async def _model(self, user: User, text: str) -> TinkerModel:
         """The model of an id, which the caller may train now."""
         model = model_of(self._watch.world, text)
-        await self._auth.require(user, "get", "trainablemodels", model.trained)
+        await self._auth.require(user, *SEE, model.trained)
         # Another replica may have made it just now.
         if not await self._watch.wait_for(
             lambda world: model.trained in world.models or None, SEEN_SECONDS
         ):
             raise unknown("model_id", text)
-        await self._access.require(user, model.trained)
+        try:
+            await self._access.require(user, model.trained)
+        except RefusalError as refusal:
+            if refusal.status != HTTPStatus.CONFLICT:
+                raise
+            # Of a run that is suspended too: whoever suspended it may let it go on.
+            raise self._access.held(model.trained) or refusal from refusal
         return model
 
 
@@ -255,30 +291,3 @@ def _promised(future: Future) -> web.Response:
     if future.kind != "failed":
         body["model_id"] = future.subject
     return web.json_response(body)
-
-
-def _only_weights(asked: LoadWeights) -> None:
-    """Refuses what is of a new model alone."""
-    fields = ("base_model", "user_metadata", "optimizer_config")
-    if given := [name for name in fields if getattr(asked, name)]:
-        raise RefusalError(
-            422,
-            "InvalidRequest",
-            f"{' and '.join(given)} would not change the model that weights are loaded into",
-            "Leave that out, or send session_id and model_seq_id for a new model",
-        )
-
-
-def _checked_save(asked: SaveWeights) -> SaveWeights:
-    if asked.path is not None and not is_name(asked.path):
-        raise RefusalError(
-            422,
-            "InvalidRequest",
-            f"path is {asked.path[:80]!r}",
-            "Take at most 63 letters, digits, '.', '_' and '-' as the name",
-        )
-    if asked.path is None and asked.type == SAVE_FOR_SAMPLER and asked.ttl_seconds is not None:
-        raise RefusalError(
-            422, "InvalidRequest", "ttl_seconds needs a name", "Give path, or leave it out"
-        )
-    return asked

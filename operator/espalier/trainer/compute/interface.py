@@ -51,12 +51,14 @@ class Batch:
 class Added:
     """The tally of a call, and the cut that each rank used, for a replay to repeat.
 
-    ``logprobs`` are those of every datum's targets, where they were asked for.
+    ``logprobs`` are those of every datum's targets, where they were asked for; ``referred`` are the
+    reference's, where the loss is held near one.
     """
 
     tally: Tally
     cuts: Cuts
     logprobs: tuple[Tensor, ...] = ()
+    referred: Sequence[Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)

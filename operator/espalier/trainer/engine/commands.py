@@ -22,10 +22,11 @@ from espalier.trainer.batch.estimates import refuse_estimates
 from espalier.trainer.batch.kl import with_reference
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.objective import call_spec
-from espalier.trainer.compute.interface import Added, Batch, Compute
+from espalier.trainer.compute.interface import Added, Batch, Compute, Referred
 from espalier.trainer.engine.measurements import sampled
 from espalier.trainer.memory.planner import Cuts
 from espalier.trainer.problems import CommandError, invalid
+from espalier.trainer.prometheus import PHASES
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
 Aggregated = tuple[Aggregation, int | None]
@@ -77,23 +78,28 @@ class Answer:
 class LossCommand:
     """A forward-backward, checked and admitted: the gradients of a built-in loss.
 
-    ``reference`` is the batch as the reference policy scores it; None without one.
+    ``reference`` is the batch as the reference policy scores it, or its scores, where the log has
+    them; None without a reference.
     """
 
     batch: Batch
     spec: LossSpec
     request: ForwardBackwardRequest
-    reference: Batch | None = None
+    reference: Batch | Referred | None = None
 
     def run(self, compute: Compute) -> Added:
         """Accumulates the gradients."""
-        if self.reference is None:
-            added = compute.add_loss(self.batch, self.spec, self.request.group_size)
-            return _with_rewards(added, self.request)
-        referred = compute.refer(self.reference)
-        held = with_reference(self.spec, self.batch.data, referred.logprobs)
-        added = compute.add_loss(self.batch.holding(held), self.spec, self.request.group_size)
-        return _with_rewards(replace(added, cuts=referred.cuts + added.cuts), self.request)
+        found, batch = self.reference, self.batch
+        if isinstance(found, Batch):
+            with PHASES.labels("reference").time():
+                found = compute.refer(found)
+        if found is not None:
+            batch = batch.holding(with_reference(self.spec, batch.data, found.logprobs))
+        with PHASES.labels("gradients").time():
+            added = compute.add_loss(batch, self.spec, self.request.group_size)
+        if found is not None:
+            added = replace(added, cuts=found.cuts + added.cuts, referred=found.logprobs)
+        return _with_rewards(added, self.request)
 
     @property
     def aggregation(self) -> Aggregated:
@@ -114,13 +120,14 @@ class WeightsCommand:
 
     def run(self, compute: Compute) -> Added:
         """Accumulates the gradients."""
-        added = compute.add_weights(
-            self.batch,
-            self.request.weights,
-            given=self.request.metrics,
-            group_size=self.forward.group_size,
-            forward=self.request.forward_id,
-        )
+        with PHASES.labels("gradients").time():
+            added = compute.add_weights(
+                self.batch,
+                self.request.weights,
+                given=self.request.metrics,
+                group_size=self.forward.group_size,
+                forward=self.request.forward_id,
+            )
         return _with_rewards(added, self.forward)
 
     @property
@@ -144,17 +151,19 @@ def gradient_command(
     log: CommandLog,
     request: GradientRequest,
     cuts: Cuts = (),
+    referred: list[list[float]] | None = None,
     *,
     find: Callable[[str], Path],
 ) -> GradientCommand:
     """A new gradient command, or with its ``cuts`` a logged one.
 
+    ``referred`` are the reference's log-probs, where the log has them: the reference may be gone.
     ``find`` gives the directory of a checkpoint by its name. Raises 422, 404 or 413 before anything
     is computed.
     """
     if isinstance(request, BackwardRequest):
         return _backward(compute, log, request, cuts)
-    return _forward_backward(compute, request, cuts, find)
+    return _forward_backward(compute, request, cuts, referred, find)
 
 
 def logged_request(log: CommandLog, record: Record) -> GradientRequest:
@@ -187,7 +196,11 @@ def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) 
 
 
 def _forward_backward(
-    compute: Compute, request: ForwardBackwardRequest, cuts: Cuts, find: Callable[[str], Path]
+    compute: Compute,
+    request: ForwardBackwardRequest,
+    cuts: Cuts,
+    referred: list[list[float]] | None,
+    find: Callable[[str], Path],
 ) -> LossCommand:
     spec = call_spec(request)
     if not spec.compares_policies:
@@ -216,9 +229,12 @@ def _forward_backward(
             "is left, and no second one is loaded",
             "leave kl out, or train an adapter: create the model with spec.adapter.type LoRA",
         )
-    compute.hold_reference(None if kl.checkpoint is None else find(kl.checkpoint))
     # A replay repeats the cuts of both passes.
     half = len(cuts) // 2
+    if referred is not None:
+        batch = compute.admit(data, spec, cuts[half:])
+        return LossCommand(batch, spec, request, Referred(referred, cuts[:half]))
+    compute.hold_reference(None if kl.checkpoint is None else find(kl.checkpoint))
     batch = compute.admit(data, spec, cuts[half:])
     reference = compute.admit(data, spec, cuts[:half]) if cuts else batch
     return LossCommand(batch, spec, request, reference)

@@ -1,6 +1,7 @@
 """The queue of Tinker's clients: accepted commands, applied in the order of their numbers.
 
 A turn applies one command, or fails it, and logs the answer; a failed one uses up its number too.
+Gradients of two clients never add up: the later one drops what the one before it left behind.
 A fault that passes (no assignment yet, a full volume) leaves the command waiting. After a gradient
 command that failed, the model's next optimizer step fails and drops what was accumulated: it would
 step on a part of a batch.
@@ -28,6 +29,7 @@ from espalier.trainer.engine.explicit_command import ExplicitCommand, explicit_c
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.memory.planner import cuts_json
 from espalier.trainer.problems import CommandError
+from espalier.trainer.prometheus import REFUSALS
 from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.command_log import Key, Loaded, Record
 from espalier.trainer.volume.inbox import Queued
@@ -115,6 +117,7 @@ def _answer(state: TrainingState, queued: Queued) -> None:
 
 def _fail(state: TrainingState, queued: Queued, status: int, problem: Problem) -> None:
     """Logs that a command failed; a step of a broken batch drops the batch."""
+    REFUSALS.labels(problem.reason).inc()
     broken = _broken(state, queued)
     if broken is None:
         state.log.refuse(queued, status, problem.model_dump_json())
@@ -147,6 +150,9 @@ def _drop_batch(
             remedy=cause.remedy or "send the whole step again, forward_backward first",
         ),
     )
+    if _others(state, queued):
+        state.log.refuse(queued, status, problem.model_dump_json())
+        return
     state.log.settle(state.begin(queued), status, problem.model_dump_json())
     state.drop_gradients()
 
@@ -162,23 +168,52 @@ def _deadly(queued: Queued) -> Problem:
 
 
 def _apply(state: TrainingState, queued: Queued) -> None:
-    term = state.assignment().assignment.term
+    term = state.trained().assignment.term
     if (broken := _broken(state, queued)) is not None:
         _drop_batch(state, queued, broken)
         return
     if queued.term is not None and queued.term != term:
         raise stale_term(queued.term, term)
+    if queued.kind != "load-weights":
+        state.refuse_lost()
     body = state.log.inbox.body(queued)
     if queued.kind == TINKER_GRADIENTS:
         _gradients(state, queued, body)
     elif queued.kind == "optim-step":
         request = OptimStep.model_validate_json(body).request()
         _check_declared(state, queued, request)
+        _take_over(state, queued)
         steps.optim_step(state, queued, request, without_gradient=True)
     elif queued.kind == "save-weights":
         _save(state, queued, SAVE.validate_json(body))
     else:
+        _take_over(state, queued)
         _load(state, queued, LoadWeights.model_validate_json(body))
+
+
+def _others(state: TrainingState, queued: Queued) -> list[Record]:
+    """Gradients of other clients that wait for a step."""
+    pending = state.log.pending() if state.tallies else []
+    return [record for record in pending if record.key.session != queued.key.session]
+
+
+def _take_over(state: TrainingState, queued: Queued) -> None:
+    """Drops the batch of a client that came before and left it; refuses while another's is open."""
+    others = _others(state, queued)
+    if not others:
+        return
+    # Whose batch came by another way, or after this command, is at work.
+    if any(not record.body or record.body > queued.file for record in others):
+        raise CommandError(
+            409,
+            "AnotherClientTrains",
+            f"client {others[-1].key.session} trains this model, and its batch waits for a step; "
+            "nothing was applied",
+            "stop one of the two clients (an optim_step or zero_grad of that one ends its batch), "
+            "or fork the model from a saved state",
+        )
+    state.log.drop_pending()
+    state.drop_gradients()
 
 
 def _check_declared(
@@ -195,6 +230,7 @@ def _gradients(state: TrainingState, queued: Queued, body: bytes) -> None:
     if command.forward_only:
         _forward(state, queued, command)
         return
+    _take_over(state, queued)
     check_aggregation(state, command.aggregation)
     record = state.begin(queued)
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 
-from espalier.trainer.engine.checkpoint_files import Position
+from espalier.api.wire import Problem
+from espalier.trainer.engine.checkpoint_files import UNREADABLE, Position
 from espalier.trainer.engine.commands import GradientCommand, gradient_command, logged_request
 from espalier.trainer.engine.explicit_command import ExplicitCommand, explicit_command
 from espalier.trainer.engine.state import TrainingState
@@ -23,21 +25,32 @@ def restore(state: TrainingState) -> None:
 
     Commands that were begun and never finished were never acknowledged and had no effect: they
     are forgotten, and run as new ones when they are sent again.
+
+    Where the volume lacks what training stands on, the state is held: the process must live to be
+    assigned another start.
     """
     state.read_log()
     if state.assigned is not None:
         _adopt(state, state.assigned)
         position = _position(state, state.assigned)
-        content = state.read(position.digest) if position.digest else None
-        committed = len(state.commits) > state.assigned.since
-        state.stand_on(
-            position, content, "Keep" if committed else state.assigned.assignment.optimizer_state
-        )
-        if (loaded := state.log.loaded()) is not None:
-            state.take_weights(state.read(loaded.digest), loaded)
-        _replay(state)
+        try:
+            _stand(state, state.assigned, position)
+        except CommandError as error:
+            if error.problem.reason != UNREADABLE:
+                raise
+            logger.error("training is held: %s", error.problem.text)
+            state.hold(error.problem, position)
+        else:
+            _restore_unstepped(state)
     for record in state.log.unfinished():
         state.log.abandon(record)
+
+
+def _stand(state: TrainingState, assigned: Assigned, position: Position) -> None:
+    """Loads the position."""
+    content = state.read(position.digest) if position.digest else None
+    committed = len(state.commits) > assigned.since
+    state.stand_on(position, content, "Keep" if committed else assigned.assignment.optimizer_state)
 
 
 def undo(state: TrainingState, record: Record) -> None:
@@ -65,14 +78,15 @@ def _adopt(state: TrainingState, assigned: Assigned) -> None:
         stored = _written_by(state, assigned, record) if record.kind == "optim-step" else None
         if stored is None:
             continue
-        step = state.read(stored.digest).state
         try:
+            step = state.read(stored.digest).state
             state.record_commit(record, stored, step)
             logger.info("adopted %s, which was written but not logged", step.name)
         except CommandError as error:
             # The step was never acknowledged, so it may as well be undone, which frees space.
             state.store.discard(stored)
-            state.set_problem(error.problem)
+            if error.problem.reason != UNREADABLE:
+                state.set_problem(error.problem)
 
 
 def _written_by(state: TrainingState, assigned: Assigned, record: Record) -> Stored | None:
@@ -90,6 +104,26 @@ def _written_by(state: TrainingState, assigned: Assigned, record: Record) -> Sto
     return None
 
 
+def _restore_unstepped(state: TrainingState) -> None:
+    """What was loaded and accumulated since the last step; what is lost is told, and refused.
+
+    It must not keep the trainer from starting: a rollback, or other tasks, may need none of it.
+    """
+    try:
+        if (loaded := state.log.loaded()) is not None:
+            state.take_weights(state.read(loaded.digest), loaded)
+    except CommandError as error:
+        state.lose(_lost_weights(error), weights=True)
+        return
+    try:
+        _replay(state)
+    except CommandError as error:
+        if error.status >= 500:
+            raise
+        state.drop_gradients()
+        state.lose(_lost_gradients(error), weights=False)
+
+
 def _replay(state: TrainingState) -> None:
     """Accumulates pending gradients again, batches cut as they were the first time."""
     for record in state.log.pending():
@@ -101,4 +135,26 @@ def _logged(state: TrainingState, record: Record) -> GradientCommand | ExplicitC
     if record.kind == TINKER_GRADIENTS:
         return explicit_command(state.compute, state.log.body(record), cuts)
     request = logged_request(state.log, record)
-    return gradient_command(state.compute, state.log, request, cuts, find=state.references.find)
+    kept = state.log.referred(record)
+    referred = json.loads(kept) if kept else None
+    find = state.references.find
+    return gradient_command(state.compute, state.log, request, cuts, referred, find=find)
+
+
+def _lost_gradients(error: CommandError) -> Problem:
+    return Problem(
+        reason="GradientsLost",
+        detail="the gradients that wait for an optimizer step could not be restored after a "
+        f"restart: {error.problem.detail}; nothing was stepped",
+        remedy="call zero_grad and begin the step again, as a run with driver Runner does by "
+        f"itself; {error.problem.remedy}",
+    )
+
+
+def _lost_weights(error: CommandError) -> Problem:
+    return Problem(
+        reason="WeightsLost",
+        detail="the checkpoint whose weights were loaded last cannot be loaded again after a "
+        f"restart: {error.problem.detail}; nothing was stepped",
+        remedy="load weights that are there, or move the model's head to a checkpoint",
+    )

@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from espalier.api.meta import OptimizerState
 from espalier.api.wire import Assignment, BatchLeft, Commit, OptimStepResult, Problem, TrainerState
 from espalier.core.checkpoints import run_tokens
+from espalier.trainer import prometheus
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.compute.interface import Compute
@@ -25,6 +27,17 @@ from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
 from espalier.trainer.volume.command_log import Assigned, CommandLog, Loaded, Record
 from espalier.trainer.volume.inbox import Queued
 from espalier.trainer.volume.trace_store import Traces
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Gradients that wait for a step, or ``weights`` that were loaded, which no file holds now.
+
+    Training goes on once the gradients are dropped, or weights are loaded or assigned.
+    """
+
+    problem: Problem
+    weights: bool
 
 
 class TrainingState:
@@ -46,6 +59,9 @@ class TrainingState:
         tallies: one per command whose gradients are accumulated.
         commits: every commit of the model, oldest first.
         problem: the fault in force until a command succeeds; None without one.
+        held: why no command is taken until an assignment is: the volume lacks what the trainer
+            must stand on. None where it stands.
+        lost: what the log has and a restart could not restore; None without such.
     """
 
     def __init__(
@@ -65,6 +81,29 @@ class TrainingState:
         self.tallies: list[Tally] = []
         self.commits: list[Commit] = []
         self.problem: Problem | None = None
+        self.held: Problem | None = None
+        self.lost: Lost | None = None
+
+    @property
+    def trouble(self) -> Problem | None:
+        """What the model's owner is told."""
+        return self.problem if self.lost is None else self.lost.problem
+
+    def lose(self, problem: Problem, *, weights: bool) -> None:
+        """Says that weights or gradients could not be restored."""
+        self.lost = Lost(problem, weights)
+
+    def refuse_lost(self) -> None:
+        """409 while training would go on without what was lost."""
+        if self.lost is not None:
+            problem = self.lost.problem
+            raise CommandError(409, problem.reason, problem.detail, problem.remedy)
+
+    def trained(self) -> Assigned:
+        """The assignment in force, for a command under it; 503 while training is held."""
+        if self.held is not None:
+            raise CommandError(503, self.held.reason, self.held.detail, self.held.remedy)
+        return self.assignment()
 
     def assignment(self) -> Assigned:
         """The assignment in force; 503 before the first."""
@@ -94,9 +133,10 @@ class TrainingState:
             run_step=self.run_step(),
             digest=self.position.digest,
             checkpoint=self.position.name,
-            pending=len(self.tallies),
+            # A loop that starts drops what waits, lost gradients too.
+            pending=len(self.tallies) or int(self.lost is not None),
             cursor=json.loads(self.log.cursor(assignment.run)),
-            problem=self.problem,
+            problem=self.trouble,
             warnings=list(self.compute.warnings),
         )
 
@@ -107,7 +147,7 @@ class TrainingState:
         of an earlier term are never trained on.
         """
         assignment = self.assignment().assignment
-        if not self.position.digest or not self.commits:
+        if self.held is not None or not self.position.digest or not self.commits:
             return None
         last = self.commits[-1]
         here = (self.position.digest, assignment.run, assignment.term)
@@ -142,8 +182,21 @@ class TrainingState:
             after = content.state.optimizer_steps if optimizer_state == "Keep" else None
             self.compute.load(content.stored.path, after)
         self.position = position
-        self.loaded = None
+        self.loaded = self.lost = None
+        self.held = None
         self.drop_gradients()
+
+    def hold(self, problem: Problem, position: Position) -> None:
+        """Takes no command until the next assignment that can be met, which is told ``position``.
+
+        What was acknowledged stays in the log; a repeated command gets its answer from there.
+        """
+        self.held = problem
+        self.position = position
+
+    def release(self) -> None:
+        """Takes commands again: the trainer stands where its log says."""
+        self.held = None
 
     def take_weights(self, content: Content, loaded: Loaded) -> None:
         """Loads the weights of a checkpoint, and its Adam state or a fresh one; drops gradients.
@@ -153,7 +206,7 @@ class TrainingState:
         after = content.state.optimizer_steps if loaded.optimizer else None
         self.compute.load(content.stored.path, after)
         name, step = content.state.name, content.state.step
-        self.loaded = Position(content.stored.digest, name, step)
+        self.loaded, self.lost = Position(content.stored.digest, name, step), None
         self.drop_gradients()
 
     def begin(self, command: Command | Queued) -> Record:
@@ -165,11 +218,15 @@ class TrainingState:
     def add_tally(self, tally: Tally) -> None:
         """Counts a command whose gradients were accumulated."""
         self.tallies.append(tally)
+        prometheus.TOKENS.inc(tally.tokens)
+        prometheus.UNIQUE_TOKENS.inc(tally.unique)
 
     def drop_gradients(self) -> None:
         """Forgets what was accumulated since the last step."""
         self.compute.drop_gradients()
         self.tallies = []
+        if self.lost is not None and not self.lost.weights:
+            self.lost = None
 
     def record_commit(self, record: Record, stored: Stored, step: StepState) -> Answer:
         """Logs a checkpoint that is on the volume as the effect of an optimizer step."""

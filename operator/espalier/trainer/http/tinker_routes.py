@@ -31,6 +31,7 @@ from espalier.trainer.batch.data import Limits
 from espalier.trainer.engine import explicit_command, queue
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.queue import SAVE
+from espalier.trainer.http.one_client import OneClient
 from espalier.trainer.http.requests import declared_of, first_fault, number
 from espalier.trainer.problems import CommandError, invalid
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
@@ -85,6 +86,7 @@ class TinkerRoutes:
         self._arrived = asyncio.Event()
         self._answers: dict[Key, asyncio.Event] = {}
         self._last: dict[str, float] = {}
+        self._client = OneClient(time.monotonic)
         self._held_up: Problem | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -119,7 +121,12 @@ class TinkerRoutes:
             given.model_dump_json() if given else "",
         )
         log, limits = engine.state.log, engine.state.compute.limits
-        refused = await asyncio.to_thread(_keep, log, limits, arrival)
+        refused, trains = await asyncio.to_thread(_checked, log, limits, arrival)
+        if trains and refused is None:
+            refused = self._client.refusal(key.session)
+            if refused is None:
+                self._client.take(key.session)
+        await asyncio.to_thread(_keep, log, arrival, refused)
         self._last[key.session] = time.monotonic()
         self._arrived.set()
         if refused is not None:
@@ -130,6 +137,10 @@ class TinkerRoutes:
         engine = self._engine()
         key = _key(f"{request.match_info['model']}/{request.match_info['seq']}")
         wait = min(number(request, "wait", 0), MAX_WAIT_SECONDS)
+        with self._client.polls(key.session):
+            return await self._answered(engine, key, wait)
+
+    async def _answered(self, engine: Engine, key: Key, wait: float) -> web.Response:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         while True:
@@ -209,24 +220,29 @@ def _key(text: str) -> Key:
     return Key(*found)
 
 
-def _keep(log: CommandLog, limits: Limits, arrival: Arrival) -> CommandError | None:
-    """Keeps a command; the refusal of one that cannot be applied, which uses up its number."""
-    refusal = None
+def _checked(log: CommandLog, limits: Limits, arrival: Arrival) -> tuple[CommandError | None, bool]:
+    """Why a command cannot be applied, and whether it trains; one that is known has no effect."""
+    known = log.inbox.find(arrival.key) is not None or log.find(arrival.key) is not None
     try:
-        _check(limits, arrival)
+        return None, _trains(limits, arrival) and not known
     except CommandError as error:
-        refusal = error
+        return error, False
+
+
+def _keep(log: CommandLog, arrival: Arrival, refusal: CommandError | None) -> None:
+    """Keeps a command; a refused one uses up its number."""
     problem = refusal.problem.model_dump_json() if refusal else ""
     log.inbox.accept(
         Arrival(arrival.key, arrival.kind, arrival.body, arrival.term, arrival.declared, problem)
     )
-    return refusal
 
 
-def _check(limits: Limits, arrival: Arrival) -> None:
+def _trains(limits: Limits, arrival: Arrival) -> bool:
+    """Whether a command changes gradients or weights; raises 422 for one that cannot be applied."""
+    trains = arrival.kind != "save-weights"
     if arrival.kind == TINKER_GRADIENTS:
         batch, _ = explicit_command.parse(arrival.body, limits)
-        named = Key(batch.model_id, batch.seq)
+        named, trains = Key(batch.model_id, batch.seq), not batch.forward_only
     else:
         try:
             body = _BODIES[arrival.kind].validate_json(arrival.body)
@@ -237,6 +253,7 @@ def _check(limits: Limits, arrival: Arrival) -> None:
         raise invalid(
             "seq_id", f"the body is {named.seq} of {named.session}, and the key {arrival.key}", ""
         )
+    return trains
 
 
 def _answer(engine: Engine, key: Key) -> web.Response | None:

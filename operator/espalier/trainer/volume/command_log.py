@@ -196,19 +196,35 @@ class CommandLog:
         if record.body:
             self._drop_body(record.body)
 
-    def accumulate(self, record: Record, answer: str, cuts: str, result: bytes = b"") -> None:
-        """Logs a command whose gradients wait for an optimizer step, and how it was cut."""
-        with volume_written(self._bodies), self._db.transaction():
-            self._finish(record, 200, answer, "")
-            self._results.keep(record.number, result)
-            self._db.execute(
-                "UPDATE commands SET pending = 1, cuts = ? WHERE number = ?", (cuts, record.number)
-            )
+    def accumulate(
+        self, record: Record, answer: str, cuts: str, result: bytes = b"", referred: bytes = b""
+    ) -> None:
+        """Logs a command whose gradients wait for an optimizer step, and how it was cut.
+
+        ``referred`` are the log-probs of the policy that it is held near: whatever becomes of that
+        policy's checkpoint, they are kept as long as the gradients wait.
+        """
+        with volume_written(self._bodies):
+            if referred:
+                write_file(self._referred(record.number), referred)
+            with self._db.transaction():
+                self._finish(record, 200, answer, "")
+                self._results.keep(record.number, result)
+                self._db.execute(
+                    "UPDATE commands SET pending = 1, cuts = ? WHERE number = ?",
+                    (cuts, record.number),
+                )
 
     def settle(self, record: Record, status: int, answer: str) -> None:
         """Logs an answer together with the end of all pending gradients."""
         with volume_written(self._bodies), self._db.transaction():
             self._finish(record, status, answer, "")
+            self._end_pending()
+        self._drop_bodies()
+
+    def drop_pending(self) -> None:
+        """Logs the end of all pending gradients: nobody will step on them."""
+        with volume_written(self._bodies), self._db.transaction():
             self._end_pending()
         self._drop_bodies()
 
@@ -288,6 +304,14 @@ class CommandLog:
         """The request of a command whose body is kept."""
         return self._file(record.number, record.body).read_bytes()
 
+    def referred(self, record: Record) -> bytes:
+        """The log-probs of the policy that a pending command is held near; empty if none are kept.
+
+        A log of an earlier version has none.
+        """
+        path = self._referred(record.number)
+        return path.read_bytes() if path.exists() else b""
+
     def result(self, record: Record) -> bytes | None:
         """What the client of a command reads; None if there was none, or it is kept no longer."""
         return self._results.find(record.number)
@@ -351,6 +375,9 @@ class CommandLog:
             Record(r[0], Key(r[1], r[2]), r[3], r[4], r[5], r[6] or "", r[7], r[8], r[9])
             for r in rows
         ]
+
+    def _referred(self, number: int) -> Path:
+        return self._bodies / f"{number:09d}.referred"
 
     def _file(self, number: int, name: str = "") -> Path:
         return self._bodies / (name or f"{number:09d}.json")

@@ -1,6 +1,6 @@
 """A forward_backward of Tinker's client: 64 datums of 2,000 tokens, and what is not computing.
 
-    PYTHONPATH=operator:. python -m bench.trainer.tinker_wire [--directory VOLUME] [--rounds 5]
+    PYTHONPATH=operator:. python -m bench.tinker.wire [--directory VOLUME] [--rounds 5]
 
 The trainer is real, on a model so small that computing is a matter of seconds. The time is that
 from the first byte of the command to the last of its result, less the time in which rows were
