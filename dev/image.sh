@@ -207,6 +207,7 @@ archive)
   [ $# -gt 2 ] || die "usage: dev/image.sh archive DIRECTORY NAME..."
   apt_ensure buildah
   only_one image
+  "$root/dev/console.sh" {lock_fd}>&- >/dev/null
   # A manifest names its base: a name that is the same everywhere.
   layouts=$2 registry=localhost
   mkdir -p "$layouts"
