@@ -1015,7 +1015,7 @@ CHANGES: dict[str, tuple[Manifest, str, Any, str]] = {
     "adapter of a model": (MODEL, "spec.adapter.rank", 8, "adapter is immutable"),
     "storage of a model": (
         *(MODEL, "spec.storage.persistentVolumeClaim.claimName", "other"),
-        "storage is immutable",
+        "persistentVolumeClaim is immutable",
     ),
     "model of a run": (RUN, "spec.modelRef.name", "other", "modelRef is immutable"),
     "driver of a run": (RUN, "spec.driver", "Client", "driver is immutable"),
@@ -1039,6 +1039,7 @@ FREE = {
     "schedule": edited(RUN, "spec.learningRateSchedule", {"type": "Linear"}),
     "suspension": edited(RUN, "spec.suspend", True),
     "replicas": edited(MODEL, "spec.rollout.replicas", 0),
+    "scrub": edited(MODEL, "spec.storage.scrub", {"intervalHours": 0}),
     "rollback": edited(
         edited(HEAD, "spec.mode", "Pin"), "spec.checkpointRef", {"name": "arith-000001"}
     ),

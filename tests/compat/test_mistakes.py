@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(900)
 # Error class, status, and a part of the sentence. Without a status the client itself refuses.
 SEEN: dict[str, tuple[str, int | None, str]] = {
     "unknown model": ("ValueError", None, "Model 'arth' not found"),
-    "another namespace's model": ("HudRequestError", 403, "ann may not"),
+    "another namespace's model": ("HudRequestError", 404, "no model"),
     "a revoked token": ("HudRequestError", 401, "the API server does not accept the token"),
     "wrong lengths": ("HudRequestError", 422, "inputs[0].samples[0].output_logprobs"),
     "NaN reward": ("HudRequestError", None, "not JSON compliant"),
@@ -81,8 +81,8 @@ RAW: dict[str, tuple[str, str, str, int, str]] = {
     # name: path, body, token, status, part of the sentence
     "unknown model": (FB.replace("arith", "nix"), batch(), TRAINER, 404, "no model 'nix'"),
     "another namespace's model": (
-        *(FB.replace("arith", f"{OTHER}/secret"), batch(), TRAINER, 403),
-        "ann may not",
+        *(FB.replace("arith", f"{OTHER}/secret"), batch(), TRAINER, 404),
+        "no model",
     ),
     "no token": (FB, batch(), "", 401, "carries no bearer token"),
     "a revoked token": (FB, batch(), REVOKED, 401, "does not accept the token"),

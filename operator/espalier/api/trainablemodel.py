@@ -236,9 +236,12 @@ class TrainableModelSpec(Type):
         default_factory=JobsSpec, description="jobs are the importer and the collector."
     )
     storage: Storage = Field(
-        description="storage keeps bases and checkpoints. Immutable.",
+        description="storage keeps bases and checkpoints. Its claim is immutable.",
         json_schema_extra=cel(
-            ("self == oldSelf", "storage is immutable: create another TrainableModel")
+            (
+                "self.persistentVolumeClaim == oldSelf.persistentVolumeClaim",
+                "storage.persistentVolumeClaim is immutable: create another TrainableModel",
+            )
         ),
     )
     deletion_policy: Literal["Retain", "Delete"] = Field(
