@@ -169,6 +169,7 @@ GOOD = {
             {
                 **{"name": "ppo", "aggregation": "Constant", "aggregationConstant": 64},
                 **{"ratioAnchor": "Trainer", "entropyCoefficient": "1e-3"},
+                **{"importanceLevel": "Sequence"},
             },
         ),
         "spec.offPolicyCorrection",
@@ -773,6 +774,14 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "constant that is missing": (
         *(RUN, "spec.loss.aggregation", "Constant"),
         *("spec.loss.aggregationConstant", "give a number of tokens"),
+    ),
+    "level of a loss without a ratio": (
+        *(RUN, "spec.loss", {"name": "dro", "importanceLevel": "Sequence"}),
+        *("spec.loss.importanceLevel", "have no ratio: remove importanceLevel"),
+    ),
+    "level of a loss that has one": (
+        *(RUN, "spec.loss", {"name": "gspo", "importanceLevel": "Token"}),
+        *("spec.loss.importanceLevel", "or choose ppo"),
     ),
     "anchor of a loss that compares nothing": (
         *(RUN, "spec.loss", {"name": "cross_entropy", "ratioAnchor": "Trainer"}),
