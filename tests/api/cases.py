@@ -93,6 +93,9 @@ GOOD = {
         "spec.timeouts",
         {"sampleSeconds": 60, "groupSeconds": 600, "trainSeconds": 600, "stepSeconds": 3600},
     ),
+    "run with limits of prompts": edited(
+        RUN, "spec.limits", {"maxPromptTokens": 1024, "promptPolicy": "Fail"}
+    ),
     "run with a seed and a tolerance": edited(
         edited(RUN, "spec.seed", 7), "spec.groupFilter", {"tolerance": "0.05"}
     ),
