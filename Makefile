@@ -1,13 +1,16 @@
 # The commands of the project. `make try`, `make demo` and `make test` set up what they need; everything is cached in
 # $ESPALIER_CACHE (~/.cache/espalier) and made once.
 .DEFAULT_GOAL := help
-.PHONY: help env try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-tinker bench-scoring bench-loop crds constraints krew docs docs-pages
+.PHONY: help env console try tools cluster-up cluster-down cluster-status cluster-clean images demo test test-all test-table gpu lint format bench bench-trainer bench-operator bench-gateway bench-tinker bench-scoring bench-loop crds constraints krew release release-check docs docs-pages
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 env: ## the Python environment, linked as .venv
 	@dev/env.sh
+
+console: ## the console's page, into the gateway's package
+	@dev/console.sh >/dev/null
 
 try: ## train a model on this machine, without Kubernetes, look at its tree, roll it back
 	@dev/try.sh
@@ -80,8 +83,9 @@ format: env ## rewrite the code in the project's style
 crds: env ## generate crds/ from the resource types
 	@.venv/bin/python -m espalier.api.crds crds charts/espalier/files/crds
 
-docs-pages: env ## generate the pages of docs/ that come from the code
+docs-pages: env ## generate what comes from the code: pages of docs/, dashboards of the chart
 	@.venv/bin/python -m dev.docs
+	@.venv/bin/python -m dev.dashboards
 
 docs: docs-pages ## build the documentation as a site into out/docs, with its links checked
 	@dev/docs.sh
@@ -89,5 +93,11 @@ docs: docs-pages ## build the documentation as a site into out/docs, with its li
 krew: env ## the plugin of kubectl as krew installs it: archives and manifest (URL=where they will be published)
 	@dev/krew.sh $(URL)
 
-constraints: ## pin the newest versions that resolve together
+release: env ## all files of a release into out/release (VERSION=x.y.z; IMAGES, ESPALIER_REGISTRY, URL: dev/release.sh)
+	@dev/release.sh build $(VERSION)
+
+release-check: env ## build a release twice, and say what differs (VERSION=x.y.z, IMAGES=operator for one image)
+	@dev/release.sh check $(VERSION)
+
+constraints: ## pin the newest versions that resolve together, with the hashes of their files
 	@dev/constraints.sh

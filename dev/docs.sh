@@ -2,7 +2,7 @@
 # Builds docs/ as a site into out/docs ($ESPALIER_OUT/docs), with its links checked. The generator has a small environment
 # of its own (140 MB) in $ESPALIER_CACHE, pinned in docs/constraints.txt; reading the site needs no network.
 #   dev/docs.sh         builds
-#   dev/docs.sh pin     writes docs/constraints.txt: the newest versions that resolve together
+#   dev/docs.sh pin     writes docs/constraints.txt: the newest versions that resolve together, with their hashes
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 cd "$root"
@@ -10,7 +10,7 @@ uv=$(uv)
 
 if [ "${1:-}" = pin ]; then
   { sed -n '/^#/p' docs/constraints.txt
-    echo zensical | "$uv" pip compile -q --python-version 3.11 --no-header --no-annotate -; } >"$cache/docs-constraints.new"
+    echo zensical | "$uv" pip compile -q --python-version 3.11 --no-header --no-annotate --generate-hashes -; } >"$cache/docs-constraints.new"
   mv "$cache/docs-constraints.new" docs/constraints.txt
   exit
 fi
@@ -20,7 +20,7 @@ venv=$cache/docs-$(hash_of docs/constraints.txt </dev/null)
 make_environment() {
   rm -rf "$venv"
   "$uv" venv -q --python "$(command -v python3.11 || command -v python3)" "$venv"
-  "$uv" pip install -q --python "$venv/bin/python" -r docs/constraints.txt
+  "$uv" pip install -q --python "$venv/bin/python" --no-deps --require-hashes -r docs/constraints.txt
   touch "$venv/.complete"
 }
 [ -e "$venv/.complete" ] || step docs "installing the generator of the site (once)" make_environment

@@ -4,10 +4,12 @@
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 project=$(sed -n '/^dependencies/,/^\[project.scripts\]/p' "$root/pyproject.toml")
-key=$( (cat "$root/constraints.txt" "$root/dev/overrides.txt"; echo "$project") | sha256sum | cut -c1-12)
+key=$( (cat "$root/constraints.txt" "$root/constraints.hashes.txt" "$root/dev/overrides.txt"; echo "$project") | sha256sum | cut -c1-12)
 venv=$cache/venv-$key
 uv=$(uv)
 only_one env
+# What builds packages from source has its hash too.
+builders=(--preview-features build-dependency-hashes --require-build-hashes --build-constraints "$root/dev/installers.txt")
 
 install() {
   local extras="operator trainer rollout runner cli local model wandb tensorboard trackio test"
@@ -15,9 +17,10 @@ install() {
   "$uv" venv -q --python "$(command -v python3.11 || command -v python3)" "$venv"
   # shellcheck disable=SC2046,SC2086  # one option per extra
   "$uv" pip compile -q --python "$venv/bin/python" --no-header --no-annotate -c "$root/constraints.txt" \
-    --override "$root/dev/overrides.txt" $(printf ' --extra %s' $extras) "$root/pyproject.toml" -o "$venv/requirements.txt"
-  UV_LINK_MODE=${UV_LINK_MODE:-hardlink} "$uv" pip install --python "$venv/bin/python" -c "$root/constraints.txt" \
-    --override "$root/dev/overrides.txt" -r "$venv/requirements.txt"
+    --override "$root/dev/overrides.txt" $(printf ' --extra %s' $extras) "$root/pyproject.toml" -o "$venv/resolved.txt"
+  hashed "$root/constraints.hashes.txt" <"$venv/resolved.txt" >"$venv/requirements.txt"
+  UV_LINK_MODE=${UV_LINK_MODE:-hardlink} "$uv" pip install --python "$venv/bin/python" --no-deps --require-hashes \
+    "${builders[@]}" -r "$venv/requirements.txt"
 }
 
 if [ ! -e "$venv/.complete" ]; then
@@ -32,7 +35,7 @@ fi
 # The environment is shared by checkouts: the last one to call wins.
 installed="$root $(sha256sum < "$root/pyproject.toml")"
 if [ "$(cat "$venv/.root" 2>/dev/null)" != "$installed" ]; then
-  "$uv" pip install -q --python "$venv/bin/python" --no-deps -e "$root"
+  "$uv" pip install -q --python "$venv/bin/python" --no-deps "${builders[@]}" -e "$root"
   printf %s "$installed" > "$venv/.root"
 fi
 ln -sfn "$venv" "$root/.venv"

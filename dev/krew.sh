@@ -31,12 +31,15 @@ packages() {
   rm -rf "$place" && mkdir -p "$place/lib"
   for python in "${pythons[@]}"; do
     say "packages of Python $python for $target"
-    requirements | "$uv" pip install -q --target "$place/$python" --python "$root/.venv/bin/python" --no-installer-metadata \
-      --python-version "$python" --python-platform "$target" --only-binary :all: --constraint "$root/constraints.txt" -r - >&2
+    requirements | "$uv" pip compile -q --python-version "$python" --python-platform "$target" --no-header --no-annotate \
+      --constraint "$root/constraints.txt" -o "$place/resolved.txt" - >&2
+    hashed "$root/constraints.hashes.txt" <"$place/resolved.txt" >"$place/requirements.txt"
+    "$uv" pip install -q --target "$place/$python" --python "$root/.venv/bin/python" --no-installer-metadata --no-deps \
+      --python-version "$python" --python-platform "$target" --require-hashes -r "$place/requirements.txt" >&2
     cp -r "$place/$python/." "$place/lib"
     rm -rf "${place:?}/$python"
   done
-  rm -rf "$place/lib/bin" "$place/lib/.lock"
+  rm -rf "$place/lib/bin" "$place/lib/.lock" "$place/resolved.txt" "$place/requirements.txt"
   find "$place" -name __pycache__ -prune -exec rm -rf {} +
   touch "$place/.complete"
 }
@@ -47,7 +50,7 @@ sed -e "s|VERSION|v$version|; s|HOMEPAGE|$url|; s|PYTHONS|$(echo "${pythons[*]}"
   "$root/packaging/krew/espalier.yaml" >"$out/.espalier.yaml"
 for platform in "${platforms[@]}"; do
   target=${targets[$platform]:?no such platform: $platform}
-  place=$cache/krew-$({ requirements; echo "$target ${pythons[*]}"; } | hash_of constraints.txt)
+  place=$cache/krew-$({ requirements; echo "$target ${pythons[*]}"; } | hash_of constraints.txt constraints.hashes.txt)
   packages "$target" "$place"
   stage=$(mktemp -d)
   cp -r "$place/lib" "$root/packaging/krew/kubectl-espalier" "$root/LICENSE" "$stage"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# setup.sh [gitops]: the environment, the cluster and its images, and what the GitOps tests run. What does not wait for each
-# other goes on side by side; dev/setup.mk says what waits for what. A second call takes seconds.
+# setup.sh [gitops] [monitoring]: the environment, the cluster and its images, and what these tests run. What does not
+# wait for each other goes on side by side; dev/setup.mk says what waits for what. A second call takes seconds.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 cd "$root"

@@ -6,7 +6,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 dev/preflight.sh test
-dev/setup.sh gitops
+dev/setup.sh gitops monitoring
 make --no-print-directory lint
 mkdir -p out
 status=0

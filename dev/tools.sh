@@ -6,6 +6,7 @@
 #     apiserver  what the API-server-only tests run: etcd, kube-apiserver, kube-controller-manager, kubectl
 #     gitops     what the GitOps tests run: Argo CD core and Flux's kustomize-controller, with their CRDs
 #     krew       kubectl and its plugin manager, which the tests install our plugin with
+#     monitoring Prometheus and promtool, which the tests of metrics, alerts and dashboards run
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -29,7 +30,10 @@ declare -A source=(
   [helm]="cluster helm.sh/helm/v3/cmd/helm"
   [kubectl-krew]="cluster sigs.k8s.io/krew/cmd/krew"
   [argocd]="argocd espalier.dev/dev/go/argocd"
+  [actionlint]="workflows github.com/rhysd/actionlint/cmd/actionlint"
   [kustomize-controller]="flux github.com/fluxcd/kustomize-controller"
+  [prometheus]="prometheus github.com/prometheus/prometheus/cmd/prometheus"
+  [promtool]="prometheus github.com/prometheus/prometheus/cmd/promtool"
 )
 # It spells the name of a module in other letters than Kubernetes does, and one `go build` refuses both.
 apart=local-path-provisioner
@@ -39,6 +43,7 @@ declare -A group=(
   [apiserver]="etcd kube-apiserver kube-controller-manager kubectl"
   [gitops]="argocd kustomize-controller"
   [krew]="kubectl kubectl-krew"
+  [monitoring]="prometheus promtool"
 )
 
 # Without these the API server calls itself v0.0.0-master and version-skew checks of clients misread it.
@@ -78,8 +83,10 @@ compile() {
 name_of() { basename "$(echo "$1" | sed -E 's#/v[0-9]+$##')"; }
 
 build() {
-  local module=$1 missing=() alone='' tool key
+  local module=$1 missing=() alone='' tool key GOFLAGS=$GOFLAGS
   shift
+  # Part of the key, as all that is in a module's directory.
+  [ ! -e "$root/dev/go/$module/tags" ] || GOFLAGS="$GOFLAGS -tags=$(cat "$root/dev/go/$module/tags")"
   exec {module_fd}>"$cache/go-$module.lock"
   flock -w 3600 "$module_fd" || die "another build of dev/go/$module has not ended within an hour."
   key=$(cd "$root" && key_of "$module")

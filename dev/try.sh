@@ -57,6 +57,7 @@ await() {
 dev/preflight.sh try
 title "Setting up (cached after the first time)"
 dev/env.sh
+dev/console.sh >/dev/null
 model=$(images/model/context.sh)
 PATH=$root/.venv/bin:$PATH
 # The checkout's own code, whichever checkout the environment was last linked to.
@@ -85,6 +86,7 @@ eval "$(grep -m 1 '^export ' "$log")"
 await 240 'TrainingRun arith-20: Training'
 
 title "Train it"
+echo "Look at it meanwhile: $ESPALIER_GATEWAY_URL/console/ with the token $ESPALIER_TOKEN"
 espalier watch arith-20 --timeout 1500
 
 title "What the run left behind"

@@ -16,7 +16,8 @@ for group, entries in project["entry-points"].items():
     lines += [f"[{group}]", *(f"{name} = {target}" for name, target in entries.items())]
 (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
 (info / "METADATA").write_text(
-    f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n"
+    f"License-Expression: {project['license']}\n"
 )
 for path in (APP / "pyproject.toml", APP / "metadata.py"):
     path.unlink()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import aiohttp
 from dev.apiserver import ApiServer
@@ -46,7 +47,11 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway(
-    server: ApiServer, digest: str, port: int, private_key: str
+    server: ApiServer,
+    digest: str,
+    port: int,
+    private_key: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Gateway]:
     """A gateway whose model ``arith`` serves a digest and trains at a port of this machine."""
     server.apply_crds()
@@ -69,6 +74,7 @@ async def gateway(
         "ESPALIER_NAMESPACES": NAMESPACE,
         "ESPALIER_PORT": str(ours),
         "ESPALIER_METRICS_PORT": str(free_port()),
+        **settings,
     }
     url = f"http://127.0.0.1:{ours}"
     # Into a file: a process of the bench that reads the log is one that measures less well.

@@ -80,9 +80,9 @@ class OperatorProcess:
                 found = _SAMPLE.findall(await answer.text())
         except aiohttp.ClientError:
             return None
-        writes = _total(found, "apiserver_requests_total", 'verb="PATCH"')
-        writes += _total(found, "apiserver_requests_total", 'verb="POST"')
-        return Reading(time.monotonic(), cpu, writes, _total(found, "reconcile_total"))
+        writes = _total(found, "espalier_apiserver_requests_total", 'verb="PATCH"')
+        writes += _total(found, "espalier_apiserver_requests_total", 'verb="POST"')
+        return Reading(time.monotonic(), cpu, writes, _total(found, "espalier_reconcile_total"))
 
 
 def _total(found: list[tuple[str, str, str]], name: str, label: str = "") -> float:

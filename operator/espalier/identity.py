@@ -4,6 +4,9 @@ Operator and gateway each hold a private key of their own; trainer and rollout p
 public ones, of ``ESPALIER_PUBLIC_KEYS``, and accept tokens whose audience is their own
 ``namespace/model/role/uid``: a token that one pod was shown is of no use at another. While keys
 rotate, a subject has several: core/key_ring.py.
+
+Whoever scrapes metrics has one token of the operator for all of these pods, which opens /metrics
+and nothing else: its audience is no pod's, and its subject none that ``verify`` knows.
 """
 
 from __future__ import annotations
@@ -24,12 +27,17 @@ LIFETIME_SECONDS = 120
 LEEWAY_SECONDS = 10
 _TERMS = 1 << 63
 
+SCRAPE_SECONDS = 86_400
+SCRAPER, SCRAPE_AUDIENCE = "scraper", "espalier-metrics"
+
 Subject = Literal["operator", "gateway"]
 PUBLIC_KEYS = "ESPALIER_PUBLIC_KEYS"
 # Secrets in the operator's namespace, made by the operator, and their field that holds the PEM.
 OPERATOR_KEY_SECRET = "espalier-signing-key"
 GATEWAY_KEY_SECRET = "espalier-gateway-key"
 PRIVATE_KEY_FIELD = "private.pem"
+SCRAPE_TOKEN_SECRET = "espalier-scrape-token"
+SCRAPE_TOKEN_FIELD = "token"
 
 
 class IdentityError(Exception):
@@ -115,24 +123,28 @@ def public_key(private_pem: str) -> str:
 
 def issue(private_pem: str, subject: Subject, audience: str, term: int = 0) -> str:
     """A token for one pod (see ``names.audience``), valid for two minutes."""
-    now = int(time.time())
-    claims = {
-        "iss": "espalier",
-        "sub": subject,
-        "aud": audience,
-        "term": term,
-        "iat": now,
-        "exp": now + LIFETIME_SECONDS,
-    }
+    claims = {**_times(LIFETIME_SECONDS), "sub": subject, "aud": audience, "term": term}
     return jwt.encode(claims, private_pem, algorithm="EdDSA")
+
+
+def issue_scrape(operator_pem: str) -> str:
+    """A token that opens /metrics of every trainer and sampler for a day."""
+    claims = {**_times(SCRAPE_SECONDS), "sub": SCRAPER, "aud": SCRAPE_AUDIENCE}
+    return jwt.encode(claims, operator_pem, algorithm="EdDSA")
+
+
+def scrape_is_fresh(token: str, operator_pem: str) -> bool:
+    """Whether a token for scraping is of this key and has more than half its time left."""
+    try:
+        claims = _signed(token, public_key(operator_pem), SCRAPE_AUDIENCE)
+    except jwt.PyJWTError:
+        return False
+    return float(claims["exp"]) - time.time() > SCRAPE_SECONDS / 2
 
 
 def verify(keys: TrustedKeys, authorization: str | None, audience: str) -> Caller:
     """The caller behind an ``Authorization: Bearer`` header; raises IdentityError."""
-    scheme, _, token = (authorization or "").partition(" ")
-    # Other characters cannot be encoded where the token is checked.
-    if scheme.lower() != "bearer" or not token or not token.isascii():
-        raise IdentityError("send Authorization: Bearer <token>")
+    token = _bearer(authorization)
     try:
         # Not believed yet: it only says by which key to verify the token, this claim included.
         subject = jwt.decode(token, options={"verify_signature": False}).get("sub")
@@ -148,6 +160,30 @@ def verify(keys: TrustedKeys, authorization: str | None, audience: str) -> Calle
     if type(term) is not int or not 0 <= term < _TERMS:
         raise IdentityError("the token's term is no whole number below 2^63")
     return Caller(subject=claims["sub"], term=term)
+
+
+def verify_scraper(keys: TrustedKeys, authorization: str | None) -> None:
+    """Raises IdentityError unless the header has a token for scraping."""
+    token = _bearer(authorization)
+    try:
+        claims = _claims(token, keys.now().operator, SCRAPE_AUDIENCE)
+    except jwt.PyJWTError as error:
+        raise IdentityError(str(error)) from error
+    if claims["sub"] != SCRAPER:
+        raise IdentityError("the token is not for scraping")
+
+
+def _bearer(authorization: str | None) -> str:
+    scheme, _, token = (authorization or "").partition(" ")
+    # Other characters cannot be encoded where the token is checked.
+    if scheme.lower() != "bearer" or not token or not token.isascii():
+        raise IdentityError("send Authorization: Bearer <token>")
+    return token
+
+
+def _times(seconds: int) -> dict[str, Any]:
+    now = int(time.time())
+    return {"iss": "espalier", "iat": now, "exp": now + seconds}
 
 
 def _claims(token: str, keys: Sequence[str], audience: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import yaml
 from dev.apiserver import ApiServer, ApiServerError, binary
 
 from espalier.controllers.process.settings import OperatorSettings
-from espalier.core.manifests.installation import HubSettings
+from espalier.core.manifests.installation import COPY_SIZE, TMP_SIZE, HubSettings, Images
+from espalier.gateway.access.quotas import Limits
 from espalier.gateway.settings import GatewaySettings
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "espalier"
@@ -19,8 +20,8 @@ SYSTEM, TEAM, FOREIGN = "chart-system", "chart-team", "chart-foreign"
 OPERATOR = f"system:serviceaccount:{SYSTEM}:espalier-operator"
 GATEWAY = f"system:serviceaccount:{SYSTEM}:espalier-gateway"
 RUNNER = f"system:serviceaccount:{TEAM}:espalier-runner"
-IMAGES = [f"images.{name}=registry.example/{name}:1" for name in ("operator", "trainer", "runner")]
-IMAGES.append("images.rollout=registry.example/rollout:1")
+PARTS = ("operator", "trainer", "runner", "rollout")
+IMAGES = [f"images.{name}=registry.example/{name}:1" for name in PARTS]
 # What has no default: images, and the namespaces to serve.
 VALUES = (*IMAGES, f"namespaces={{{TEAM}}}")
 
@@ -36,10 +37,13 @@ def helm(*arguments: str) -> str:
     return done.stdout
 
 
-def render(*values: str, files: tuple[str, ...] = ()) -> str:
+def render(*values: str, files: tuple[str, ...] = (), known: tuple[str, ...] = ()) -> str:
+    """``known``: kinds that the cluster knows beside Kubernetes' own."""
     arguments = ["template", "espalier", str(CHART), "--namespace", SYSTEM]
     # helm built from source takes itself for an ancient Kubernetes.
     arguments += ["--kube-version", "1.35.0"]
+    for kind in known:
+        arguments += ["--api-versions", kind]
     for name in files:
         arguments += ["--values", str(CHART / name)]
     for value in values:
@@ -97,6 +101,50 @@ def test_the_operator_knows_images_and_gateway() -> None:
     assert variables["ESPALIER_IMAGE_ROLLOUT"] == "registry.example/rollout:1"
     assert variables["ESPALIER_IMAGE_RUNNER"] == "registry.example/runner:1"
     assert variables["ESPALIER_GATEWAY_URL"] == f"http://espalier-gateway.{SYSTEM}.svc"
+
+
+def test_the_quotas_of_callers_reach_the_gateway() -> None:
+    for values, limits in (
+        ((), Limits()),
+        (("quotas.requests=0", "quotas.tokensPerMinute=6000000", "quotas.bodyPercent=100"), None),
+    ):
+        sets = (f"gateway.{value}" for value in values)
+        deployments = objects(render(*VALUES, *sets), "Deployment")
+        variables = environment(deployments[f"{SYSTEM}/espalier-gateway"])
+        told = GatewaySettings.read({**variables, "POD_NAMESPACE": SYSTEM})
+        assert told.limits == (limits or Limits(0, 6_000_000, 100))
+    with pytest.raises(ApiServerError, match="bodyPercent"):
+        render(*VALUES, "gateway.quotas.bodyPercent=0")
+
+
+def test_what_pods_take_of_a_nodes_disk_is_bounded() -> None:
+    for values, sizes in (((), (TMP_SIZE, COPY_SIZE)), (("podDisk.tmp=1Gi",), ("1Gi", COPY_SIZE))):
+        deployments = objects(render(*VALUES, *values), "Deployment")
+        variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
+        told = OperatorSettings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
+        assert (told.tmp_size, told.copy_size) == sizes
+    with pytest.raises(ApiServerError, match="podDisk"):
+        render(*VALUES, "podDisk.tmp=much")
+
+
+def test_digests_fix_what_every_pod_runs() -> None:
+    digests = {name: f"sha256:{index:064x}" for index, name in enumerate(PARTS)}
+    values = [f"imageDigests.{name}={digest}" for name, digest in digests.items()]
+    deployments = objects(render(*VALUES, *values), "Deployment")
+    pinned = {name: f"registry.example/{name}:1@{digest}" for name, digest in digests.items()}
+    for part in ("operator", "gateway"):
+        (container,) = deployments[f"{SYSTEM}/espalier-{part}"]["spec"]["template"]["spec"][
+            "containers"
+        ]
+        assert container["image"] == pinned["operator"]
+    variables = environment(deployments[f"{SYSTEM}/espalier-operator"])
+    told = OperatorSettings.read({**variables, "POD_NAMESPACE": SYSTEM, "POD_NAME": "p"})
+    assert told.images == Images(pinned["trainer"], pinned["rollout"], pinned["runner"])
+    with pytest.raises(ApiServerError, match="imageDigests"):
+        render(*VALUES, "imageDigests.runner=latest")
+    twice = (f"images.runner={pinned['runner']}", *values)
+    with pytest.raises(ApiServerError, match="leave one of the two out"):
+        render(*VALUES, *twice)
 
 
 def test_ids_are_fixed_or_left_to_the_platform_in_every_pod() -> None:
@@ -246,11 +294,11 @@ ALLOWED = [
     (OPERATOR, SYSTEM, "get secrets/espalier-signing-key"),
     (OPERATOR, SYSTEM, "get secrets/espalier-gateway-key"),
     (OPERATOR, SYSTEM, "update secrets/espalier-gateway-key"),
+    (OPERATOR, SYSTEM, "update secrets/espalier-scrape-token"),
     (OPERATOR, TEAM, "patch configmaps/espalier-public-keys"),
     (GATEWAY, TEAM, "watch checkpointheads"),
     (GATEWAY, TEAM, "list pods"),
-    (GATEWAY, TEAM, "create trainablemodels"),
-    (GATEWAY, TEAM, "update checkpointheads"),
+    (GATEWAY, TEAM, "impersonate serviceaccounts"),
     (GATEWAY, SYSTEM, "get secrets/espalier-gateway-key"),
     (GATEWAY, TEAM, "get secrets/espalier-api-keys"),
     (GATEWAY, TEAM, "get serviceaccounts"),
@@ -261,6 +309,7 @@ ALLOWED = [
     (GATEWAY, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, TEAM, "create subjectaccessreviews.authorization.k8s.io"),
     (RUNNER, TEAM, "get trainablemodels"),
+    (RUNNER, TEAM, "create trainablemodels --subresource=sample"),
     (GATEWAY, TEAM, "patch trainingruns --subresource=status"),
     (RUNNER, TEAM, "update trainingruns"),
 ]  # fmt: skip
@@ -282,12 +331,15 @@ FORBIDDEN = [
     (OPERATOR, FOREIGN, "create jobs.batch"),
     (OPERATOR, TEAM, "create tokenreviews.authentication.k8s.io"),
     (GATEWAY, SYSTEM, "get secrets/espalier-signing-key"),
+    (GATEWAY, SYSTEM, "get secrets/espalier-scrape-token"),
     (GATEWAY, SYSTEM, "update secrets/espalier-gateway-key"),
-    (GATEWAY, TEAM, "patch checkpointheads"),
-    (GATEWAY, TEAM, "patch trainingruns"),
+    *((GATEWAY, TEAM, f"{verb} {kind}") for verb in ("create", "update", "patch") for kind in (
+        "trainablemodels", "trainingruns", "checkpointheads",
+    )),
+    (GATEWAY, SYSTEM, "impersonate serviceaccounts"),
+    (GATEWAY, FOREIGN, "impersonate serviceaccounts"),
     (GATEWAY, TEAM, "patch checkpointheads --subresource=status"),
     (GATEWAY, TEAM, "create deployments.apps"),
-    (GATEWAY, TEAM, "update trainablemodels"),
     (GATEWAY, TEAM, "delete checkpointheads"),
     (GATEWAY, TEAM, "create secrets"),
     (GATEWAY, TEAM, "get secrets/another"),
@@ -324,6 +376,26 @@ def test_may_not(installed: ApiServer, user: str, namespace: str, request_: str)
     assert not may(installed, user, namespace, request_)
 
 
+def test_whom_the_gateway_may_act_for_can_be_named() -> None:
+    names = "{ann,build-bot}"
+    text = render(
+        *(*VALUES, f"gateway.impersonation.serviceAccounts={names}"),
+        *("gateway.impersonation.users={eve@example.org}", "gateway.impersonation.groups={ml}"),
+    )
+    role = objects(text, "Role")[f"{TEAM}/espalier-gateway"]
+    (rule,) = [rule for rule in role["rules"] if "impersonate" in rule["verbs"]]
+    assert (rule["resources"], rule["resourceNames"]) == (["serviceaccounts"], ["ann", "build-bot"])
+    rules = objects(text, "ClusterRole")[f"/{SYSTEM}-espalier-gateway-acts-for"]["rules"]
+    assert {rule["resources"][0]: rule["resourceNames"] for rule in rules} == {
+        "users": ["eve@example.org"],
+        "groups": ["ml"],
+    }
+    assert "acts-for" not in render(*VALUES)
+    # Nobody names the groups by which the API server knows its own.
+    with pytest.raises(ApiServerError, match="groups"):
+        render(*VALUES, "gateway.impersonation.groups={system:masters}")
+
+
 def test_users_with_the_roles_view_and_edit_see_and_edit(installed: ApiServer) -> None:
     for role in ("view", "edit"):
         installed.kubectl(
@@ -338,5 +410,14 @@ def test_users_with_the_roles_view_and_edit_see_and_edit(installed: ApiServer) -
     assert may(installed, "editer", TEAM, "update trainablemodels --subresource=scale")
     assert not may(installed, "viewer", TEAM, "update trainablemodels --subresource=scale")
     assert not may(installed, "viewer", TEAM, "patch checkpointheads")
+    sample = "create trainablemodels --subresource=sample"
+    assert not may(installed, "viewer", TEAM, sample)
+    assert may(installed, "editer", TEAM, sample)
+    installed.kubectl(
+        *("create", "rolebinding", "a-sampler", "-n", TEAM),
+        *("--clusterrole=espalier-sampler", "--user=sampler"),
+    )
+    assert may(installed, "sampler", TEAM, sample.replace("models", "models/arith"))
+    assert not may(installed, "sampler", TEAM, "list checkpoints")
     assert not may(installed, "editer", TEAM, "create checkpoints")
     assert not may(installed, "editer", TEAM, "patch checkpointheads --subresource=status")

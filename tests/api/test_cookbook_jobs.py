@@ -84,6 +84,7 @@ def test_its_account_may_sample_train_and_move_the_head_and_no_more(
     }
     assert allowed == {
         ("trainablemodels", "get"),
+        ("trainablemodels/sample", "create"),
         ("trainingruns", "get"),
         ("trainingruns", "update"),
         ("checkpointheads", "get"),

@@ -8,7 +8,11 @@ import pytest
 from tests.cli.checkpoints import manifests
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.cli.curve import CurveLine, as_png, in_terminal, lines
+from espalier.cli.curve import as_png, in_terminal
+from espalier.core.lineage.curve_lines import CurveLine, lines
+
+MAIN = ("arith-000002", "arith-000003")
+BRANCH = ("arith-b2-000002", "arith-b2-000003")
 
 
 @pytest.fixture
@@ -18,8 +22,15 @@ def checkpoints() -> list[Checkpoint]:
 
 def test_a_branch_starts_where_it_grew_from(checkpoints: list[Checkpoint]) -> None:
     assert lines(checkpoints[::-1], "reward/mean") == [
-        CurveLine("main", (1, 2, 3), (0.1, 0.25, 0.5)),
-        CurveLine("b2", (1, 2, 3), (0.1, 0.3, 0.75)),
+        CurveLine(
+            "main", ("arith-000001", "arith-000002", "arith-000003"), (1, 2, 3), (0.1, 0.25, 0.5)
+        ),
+        CurveLine(
+            "b2",
+            ("arith-000001", "arith-b2-000002", "arith-b2-000003"),
+            (1, 2, 3),
+            (0.1, 0.3, 0.75),
+        ),
     ]
 
 

@@ -84,7 +84,8 @@ async def test_a_key_is_printed_once_listed_without_its_secret_and_revoked(
     key = made.stdout.strip()
     assert key.startswith(f"tml-{namespace}-")
     assert f"acts as service account {namespace}/bot" in made.stderr
-    assert await admitted(namespace, key) == Admitted(namespace, "bot", frozenset({"sample"}))
+    found = await admitted(namespace, key)
+    assert found == Admitted(namespace, "bot", frozenset({"sample"}), found.id)
     forever = ("--service-account", "boss", "--expires", "never", "--json")
     other = json.loads(keys("create", "boss", *forever).stdout)
     assert (await admitted(namespace, other["key"])).scopes is None

@@ -11,8 +11,8 @@ from tests.runner.standin import spec
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
 from espalier.cli.compare_checkpoints import between
-from espalier.cli.ownership import mover
-from espalier.cli.why import why
+from espalier.core.head.editor import editor
+from espalier.core.run.why import why
 
 
 def run(name: str = "run", *conditions: tuple[str, str, str, str], seen: int = 2) -> TrainingRun:
@@ -162,4 +162,4 @@ def test_the_last_to_ask_is_who_moved_the_head(
     entries: list[dict[str, Any]], annotations: dict[str, str], who: str
 ) -> None:
     metadata = {"name": "arith", "managedFields": entries, "annotations": annotations}
-    assert mover({"metadata": metadata}) == who
+    assert str(editor(metadata) or "") == who

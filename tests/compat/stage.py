@@ -95,7 +95,18 @@ class Cluster(FakeCluster):
         extra: Extra = (),
     ) -> bool:
         ann = ("ann", f"system:serviceaccount:{NAMESPACE}:ann")
-        return namespace == NAMESPACE and (user in ann or verb == "get")
+        reads = verb == "get" or resource == "trainablemodels/sample"
+        return namespace == NAMESPACE and (user in ann or reads)
+
+
+@dataclass
+class Mounted:
+    """The public keys as all pods see them, replaced in place."""
+
+    keys: identity.PublicKeys
+
+    def now(self) -> identity.PublicKeys:
+        return self.keys
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ class Trainer:
 
     async def start(self) -> None:
         name = audience(NAMESPACE, self.model, "trainer", self.uid)
-        self._service = Service(KEYS, name, max_body_bytes=self.stage.max_body_bytes)
+        self._service = Service(self.stage.keys, name, max_body_bytes=self.stage.max_body_bytes)
         app = self._service.app()
         app.middlewares.append(self._faulty)
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
@@ -185,13 +196,15 @@ class Trainer:
 class Stage:
     """``url`` is the gateway's; ``gateways`` counts its lives."""
 
-    def __init__(self, volume: Path, base: str, network: str) -> None:
+    def __init__(
+        self, volume: Path, base: str, network: str, rollouts: ScriptedRollouts | None = None
+    ) -> None:
         self.volume = volume
         self.base = base
         self.cluster = Cluster()
         # Bases on offer, from the gateway's next start on.
         self.offers = Offers()
-        self.rollouts = ScriptedRollouts()
+        self.rollouts = rollouts or ScriptedRollouts()
         self.kubelet = Kubelet(self.cluster, ScriptedTrainer(), self.rollouts, now)
         self.kubelet.network = network
         self.kubelet.resolved = {"uri": "volume://bases/tiny", "revision": "1", "digest": base}
@@ -205,6 +218,14 @@ class Stage:
         self.commands: list[tuple[str, bytes]] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.make_context: Callable[[], GatewayContext] | None = None
+        self.make_operator: Callable[[], Operator] | None = None
+        self._operator: asyncio.Task[None] | None = None
+        # What the pods mount: whose tokens they believe.
+        self.keys = Mounted(KEYS)
+        self.signer = identity.Signer(PRIVATE_KEY)
+        self.tokens = TokenIssuer()
+        # Who holds it keeps the node from doing anything.
+        self.still = asyncio.Lock()
         self.relay = Relay()
         self._gateway: web.AppRunner | None = None
         self._port = 0
@@ -295,6 +316,16 @@ class Stage:
         self.trainers[old.ip] = new
         await new.start()
 
+    async def start_operator(self) -> None:
+        """An operator that remembers nothing of the one before it."""
+        assert self.make_operator is not None
+        self._operator = asyncio.create_task(self.make_operator().run(asyncio.Event()))
+
+    async def stop_operator(self) -> None:
+        assert self._operator is not None
+        self._operator.cancel()
+        await asyncio.gather(self._operator, return_exceptions=True)
+
     async def start_gateway(self) -> None:
         """A gateway that remembers nothing of the one before it, at the same address."""
         assert self.make_context is not None
@@ -362,8 +393,11 @@ class Stage:
         if not self._serves(ip, body["model"]):
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         choices = []
+        # Without a seed, what is asked again is answered otherwise.
+        again = self._asked[str(body["prompt"])]
+        self._asked[str(body["prompt"])] += 1
         for index in range(body["n"]):
-            chance = random.Random(f"{body['prompt']}/{index}/{body.get('seed')}")
+            chance = random.Random(f"{body['prompt']}/{index}/{body.get('seed', again)}")
             drawn = self.write(chance)[: body["max_tokens"]]
             rows = [_likely(token, body["logprobs"]) for token in drawn]
             scored = {
@@ -428,49 +462,52 @@ def now() -> str:
 
 
 @asynccontextmanager
-async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
+async def staged(
+    volume: Path, base: str, network: str, rollouts: ScriptedRollouts | None = None
+) -> AsyncIterator[Stage]:
     torch.set_num_threads(1)
-    stage = Stage(volume, base, network)
+    stage = Stage(volume, base, network, rollouts)
     settings = ChildSettings(
         Images(trainer="trainer:1", rollout="rollout:1", runner="runner:1"), "pem", "http://gateway"
     )
-    tokens = TokenIssuer()
-    tokens.use(PRIVATE_KEY)
+    stage.tokens.use(PRIVATE_KEY)
     async with AsyncExitStack() as stack:
-        caches = Cache(), Cache()
-        for cache in caches:
-            stage.cluster.feed(cache)
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        operator = Operator(
-            stage.cluster,
-            caches[0],
-            TrainerClient(session, identity.Signer(PRIVATE_KEY)),
-            stage.rollouts,
-            settings,
-            importer=ImporterClient(session, identity.Signer(PRIVATE_KEY)),
-            now=now,
-        )
         upstream = await stack.enter_async_context(pod_session())
 
+        def cache() -> Cache:
+            fresh = Cache()
+            stage.cluster.feed(fresh)
+            return fresh
+
+        def operator() -> Operator:
+            return Operator(
+                stage.cluster,
+                cache(),
+                TrainerClient(session, stage.signer),
+                stage.rollouts,
+                settings,
+                importer=ImporterClient(session, stage.signer),
+                now=now,
+            )
+
         def context() -> GatewayContext:
-            view = WorldWatch(caches[1], (NAMESPACE, OTHER))
+            view = WorldWatch(cache(), (NAMESPACE, OTHER))
             keys = ApiKeys(ClusterKeys(stage.cluster), (NAMESPACE, OTHER))
             auth = Authenticator(stage.cluster, keys=keys)
-            return GatewayContext(view, stage.cluster, auth, tokens, upstream, stage.offers)
+            return GatewayContext(view, stage.cluster, auth, stage.tokens, upstream, stage.offers)
 
-        stage.make_context = context
+        stage.make_context, stage.make_operator = context, operator
         await stage.relay.start()
         await stage.start_gateway()
-        tasks = [
-            asyncio.create_task(operator.run(asyncio.Event())),
-            asyncio.create_task(_live(stage)),
-        ]
+        await stage.start_operator()
+        life = asyncio.create_task(_live(stage))
         try:
             yield stage
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await stage.stop_operator()
+            life.cancel()
+            await asyncio.gather(life, return_exceptions=True)
             await stage.relay.close()
             await stage.stop_gateway()
             await stage.close()
@@ -479,7 +516,8 @@ async def staged(volume: Path, base: str, network: str) -> AsyncIterator[Stage]:
 async def _live(stage: Stage) -> None:
     """The node's own life, beside the test."""
     while True:
-        await stage.tick()
+        async with stage.still:
+            await stage.tick()
         stage.ticked.set()
         stage.ticked = asyncio.Event()
         await asyncio.sleep(TICK_SECONDS)

@@ -175,6 +175,6 @@ async def test_a_head_that_git_owns_is_left_to_git(stage: Stage, tmp_path: Path)
     (done,) = ran.values()
     assert done.code == 1
     said = " ".join(done.errors.split())
-    assert "Git owns the head of default/arith through Argo CD (team)" in said
+    assert "Git owns the head default/arith through Argo CD (team)" in said
     assert "spec.checkpointRef.name: arith-000001" in said
     assert stage.cluster.objects[key]["spec"] == before["spec"]

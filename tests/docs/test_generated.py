@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 import typer.main
-from dev.docs import layout_page
-from dev.docs.__main__ import DOCS, pages
+from aiohttp import web
+from dev.docs import console_page, layout_page
+from dev.docs.__main__ import DOCS, TYPES, pages
 from dev.docs.metrics_page import OF_SAMPLES
 
 from espalier.api.crds import KINDS, definition
 from espalier.cli.main import app
+from espalier.gateway.console.routes import ConsoleRoutes
 
 PACKAGE = Path(__file__).resolve().parents[2] / "operator" / "espalier"
 PAGES = pages()
+CONSOLE_PARTS = ("callers", "watch", "auth", "standings", "rollouts", "moves")
 OF_STEP = re.compile(r"(group|completion|rollout)/[a-z_/]+[a-z]")
 
 
@@ -27,6 +30,18 @@ def test_a_committed_page_is_what_the_code_says(name: str) -> None:
     path = DOCS / name
     assert path.exists(), "run: make docs-pages"
     assert path.read_text() == PAGES[name], "run: make docs-pages"
+
+
+def test_the_types_of_the_consoles_page_are_those_of_its_api() -> None:
+    assert TYPES.read_text() == console_page.typescript(), "run: make docs-pages"
+
+
+def test_every_route_of_the_consoles_api_is_on_its_page() -> None:
+    app = web.Application()
+    ConsoleRoutes(**dict.fromkeys(CONSOLE_PARTS)).add_to(app)  # type: ignore[arg-type]
+    served = {(r.method, r.resource.canonical) for r in app.router.routes() if r.resource}
+    told = {(method, path.partition("?")[0]) for method, path, *_ in console_page.ROUTES}
+    assert served - {("HEAD", path) for _, path in served} == told
 
 
 def test_no_generated_page_is_left_behind() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from dev.monitoring.in_cluster import InCluster
+from dev.monitoring.prometheus import Prometheus
 from tests.e2e.gateway import Gateway
 from tests.e2e.kubectl import Kubectl, is_true
 from tests.e2e.manifests import claim, model, run, tasks, user
@@ -97,7 +99,19 @@ def tiny(kubectl: Kubectl, images: dict[str, str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def trained(kubectl: Kubectl, system: Kubectl, tiny: str, gateway: Gateway) -> str:
+def prometheus(kubectl: Kubectl, tiny: str) -> Iterator[Prometheus]:
+    """One in the cluster, from before the run on: a runner's metrics go with its pod."""
+    cluster = InCluster(kubectl.kubeconfig)
+    cluster.up()
+    with cluster.forwarded() as found:
+        yield found
+    cluster.down()
+
+
+@pytest.fixture(scope="session")
+def trained(
+    kubectl: Kubectl, system: Kubectl, tiny: str, gateway: Gateway, prometheus: Prometheus
+) -> str:
     """A run of 12 steps in the course of which each part dies once."""
     kubectl.apply(tasks(), run("digits", tiny, STEPS))
 

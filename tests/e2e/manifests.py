@@ -39,6 +39,11 @@ def user() -> list[Object]:
                 },
                 {
                     "apiGroups": ["espalier.dev"],
+                    "resources": ["trainablemodels/sample"],
+                    "verbs": ["create"],
+                },
+                {
+                    "apiGroups": ["espalier.dev"],
                     "resources": ["trainingruns"],
                     "verbs": ["get", "update"],
                 },

@@ -37,6 +37,7 @@ kind: Role
 metadata: {name: trainer}
 rules:
 - {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [trainablemodels/sample], verbs: [create]}
 - {apiGroups: [espalier.dev], resources: [trainingruns], verbs: [get, update]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -44,6 +45,29 @@ kind: Role
 metadata: {name: reader}
 rules:
 - {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [trainablemodels/sample], verbs: [create]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: viewer}
+rules:
+- {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
+"""
+OF_THE_CONSOLE = """
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: looker}
+rules:
+- {apiGroups: [espalier.dev], resources: [trainablemodels, checkpoints, trainingruns], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [trainablemodels/sample], verbs: [create]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: mover}
+rules:
+- {apiGroups: [espalier.dev], resources: [trainablemodels, checkpoints, trainingruns], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [trainablemodels/sample], verbs: [create]}
+- {apiGroups: [espalier.dev], resources: [checkpointheads], verbs: [get, update]}
 """
 
 
@@ -54,11 +78,12 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 @dataclass(frozen=True)
 class Users:
-    """A namespace and tokens: of one who may train, one who may sample, one who may do nothing."""
+    """A namespace and tokens of those who may train, sample, only see models, or do nothing."""
 
     namespace: str
     trainer: str
     reader: str
+    viewer: str
     stranger: str
 
 
@@ -73,7 +98,7 @@ def new_users(apiserver: ApiServer) -> Users:
     apiserver.create_namespace(namespace)
     apiserver.kubectl("apply", "-n", namespace, "-f", "-", stdin=RIGHTS)
     tokens = {}
-    for name in ("trainer", "reader", "stranger"):
+    for name in ("trainer", "reader", "viewer", "stranger"):
         apiserver.kubectl("create", "serviceaccount", name, "-n", namespace)
         if name != "stranger":
             apiserver.kubectl(
@@ -82,6 +107,20 @@ def new_users(apiserver: ApiServer) -> Users:
             )
         tokens[name] = token(apiserver, namespace, name, GATEWAY_AUDIENCE)
     return Users(namespace, **tokens)
+
+
+@pytest.fixture(scope="session")
+def lookers(apiserver: ApiServer, users: Users) -> dict[str, str]:
+    """Tokens of one who may look at everything, and of one who may also move heads."""
+    apiserver.kubectl("apply", "-n", users.namespace, "-f", "-", stdin=OF_THE_CONSOLE)
+    tokens = {}
+    for name in ("looker", "mover"):
+        account = f"--serviceaccount={users.namespace}:{name}"
+        apiserver.kubectl("create", "serviceaccount", name, "-n", users.namespace)
+        binding = ("create", "rolebinding", name, "-n", users.namespace, f"--role={name}")
+        apiserver.kubectl(*binding, account)
+        tokens[name] = token(apiserver, users.namespace, name, GATEWAY_AUDIENCE)
+    return tokens
 
 
 def token(server: ApiServer, namespace: str, account: str, *audience: str) -> str:

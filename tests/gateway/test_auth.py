@@ -170,4 +170,4 @@ async def test_one_model_is_told_as_openais_client_asks_for_it(gateway: Gateway)
         assert error["code"] == "ModelNotFound"
         assert said in error["message"]
     answer = await gateway.get("/v1/models/arith", gateway.users.stranger)
-    assert answer.status == 403
+    assert answer.status == 404

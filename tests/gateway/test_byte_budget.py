@@ -20,6 +20,7 @@ from espalier.gateway.access.byte_budget import (
     ByteBudgets,
     memory_bytes,
 )
+from espalier.gateway.access.quotas import Limits
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes import completions
@@ -65,7 +66,8 @@ def test_the_budgets_are_shares_of_the_containers_memory(tmp_path: Path) -> None
 async def small(gateway: Gateway, budgets: ByteBudgets) -> None:
     """The same gateway with other budgets."""
     await gateway.server.close()
-    context = dataclasses.replace(gateway.context, budgets=budgets)
+    alone = Limits(body_percent=100)
+    context = dataclasses.replace(gateway.context, budgets=budgets, limits=alone)
     gateway.server = TestServer(make_app(context, lambda: ""))
     await gateway.server.start_server(auto_decompress=SERVER["auto_decompress"])
 

@@ -146,3 +146,9 @@ def test_what_the_server_would_leave_out_is_refused(fields: dict[str, Any], said
         check_honoured(fields)
     assert refused.value.status == 400
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize("given", ["a{1,9}", 7, ["a"], True])
+def test_structured_outputs_that_are_no_object_are_refused(given: object) -> None:
+    with pytest.raises(RefusalError, match="structured_outputs is no object"):
+        check_honoured({"model": "arith", "prompt": "x", "structured_outputs": given})

@@ -80,8 +80,9 @@ def test_a_body_over_its_routes_limit_is_a_413(hostile: Hostile, path: str, limi
 def test_rights_are_asked_before_the_body_comes(hostile: Hostile, path: str) -> None:
     head = f"POST {path} HTTP/1.1\nHost: g\nAuthorization: Bearer {hostile.stranger}\n"
     status, _ = hostile.send(f"{head}Content-Length: 60000\n".encode())
-    # Who may train nothing is told that nothing keeps a report.
-    assert status == (404 if "trace" in path else 403)
+    # Who may train nothing is told that nothing keeps a report, and who may see nothing, that no
+    # model is there.
+    assert status == (404 if "trace" in path or "/train/" in path else 403)
 
 
 def test_json_of_many_parts_is_refused_before_it_is_made(hostile: Hostile) -> None:

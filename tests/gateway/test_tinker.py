@@ -65,11 +65,11 @@ def said(message: str) -> dict[str, Any]:
     return {"error": {"message": message}}
 
 
-async def sampled(gateway: Gateway, model: NamespacedName) -> tuple[int, Any]:
+async def sampled(gateway: Gateway, model: NamespacedName, number: int = 0) -> tuple[int, Any]:
     """Status and body of the first poll of a sample."""
     sampler = Sampler(Session(model.namespace, "0" * 16), 0, model, "base")
     params = {"max_tokens": 1}
-    asked = {"sampling_session_id": str(sampler), "seq_id": 0, "sampling_params": params}
+    asked = {"sampling_session_id": str(sampler), "seq_id": number, "sampling_params": params}
     reply = await gateway.post("/api/v1/asample", asked | {"prompt": PROMPT})
     assert reply.status == 200, await reply.text()
     return await retrieved(gateway, (await reply.json())["request_id"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ from tests.gateway.process import (
 from tests.gateway.world import digest
 from tests.tinker.messages import forward_backward
 from tests.trainer import tinker, tiny
+from tests.trainer.test_service import make_engine
+from tests.trainer.tiny import Volume
 
 from espalier.core.names import audience
 from espalier.tinker import messages_pb2 as pb
@@ -46,7 +49,7 @@ async def trainer(volume: Path, name: str, port: int) -> AsyncIterator[Service]:
     await web.TCPSite(runner, "127.0.0.1", port).start()
 
     def make(publish: Any) -> Any:
-        engine = tiny.engine(volume, base, tiny.policy(volume, base))
+        engine = make_engine(Volume(volume, base), tiny.policy(volume, base), publish)
         engine.assign(tiny.assignment())
         return engine
 
@@ -78,15 +81,15 @@ class Front:
 
     async def result(self, promised: dict[str, Any]) -> bytes:
         """What a promise comes to, polled as the SDK polls."""
-        body = {"request_id": promised["request_id"]}
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while True:
-                url = f"{self.url}/api/v1/retrieve_future"
-                async with self._session.post(url, json=body) as reply:
-                    answer = await reply.read()
-                    if reply.status == 200:
-                        return answer
-                    assert reply.status == 408, answer
+        body, deadline = {"request_id": promised["request_id"]}, time.monotonic() + PATIENCE_SECONDS
+        while True:
+            url = f"{self.url}/api/v1/retrieve_future"
+            async with self._session.post(url, json=body) as reply:
+                answer = await reply.read()
+                if reply.status == 200:
+                    return answer
+            assert reply.status == 408, answer
+            assert time.monotonic() < deadline, answer
 
 
 async def test_a_gateway_goes_on_with_what_another_began_and_died_of(

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from dev.apiserver import ApiServer
 from kubernetes.aio.client.configuration import Configuration
+from prometheus_client import REGISTRY
 from tests.kube.proxy import LossyProxy
 
 from espalier.kube import informer, objects
@@ -96,6 +97,15 @@ async def test_creation_change_and_deletion_are_followed(
             await until(cache, lambda v=value: (cache.get(key) or {}).get("data") == {"x": v})
         await kubernetes.delete(key)
         await until(cache, lambda: cache.get(key) is None)
+
+
+def test_a_deletion_is_no_late_event() -> None:
+    """Its object was last written when it was last written, perhaps days ago."""
+    long_ago = {"managedFields": [{"time": "2020-01-01T00:00:00Z", "operation": "Update"}]}
+    name, labels = "espalier_watch_event_age_seconds_count", {"kind": "Aged"}
+    for type_ in ("ADDED", "MODIFIED", "DELETED", None):
+        informer._count("Aged", type_, {"metadata": long_ago})
+    assert REGISTRY.get_sample_value(name, labels) == 2
 
 
 async def test_only_objects_with_the_labels_are_watched(

@@ -27,7 +27,7 @@ from tests.kube.children import (
 from espalier.api.podtemplate import RESERVED
 from espalier.core.manifests.collector import collector_job
 from espalier.core.manifests.importer import importer_job
-from espalier.core.manifests.installation import ChildSettings, HubSettings
+from espalier.core.manifests.installation import COPY_SIZE, ChildSettings, HubSettings
 from espalier.core.manifests.intent import is_current
 from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.manifests.sampler import rollout_deployment
@@ -239,7 +239,27 @@ def test_an_image_copies_its_tasks_to_where_the_runner_reads_them() -> None:
     assert copy["command"] == ["cp", "-rL", "/tasks/.", "/etc/espalier/tasks/"]
     mounts = {m["name"]: m["mountPath"] for m in pod_of(job)["containers"][0]["volumeMounts"]}
     assert mounts["tasks"] == "/etc/espalier/tasks"
-    assert {"name": "tasks", "emptyDir": {}} in pod_of(job)["volumes"]
+    assert {"name": "tasks", "emptyDir": {"sizeLimit": COPY_SIZE}} in pod_of(job)["volumes"]
+
+
+def test_no_pod_takes_a_nodes_disk_without_bound() -> None:
+    settings = replace(SETTINGS, tmp_size="3Gi", copy_size="9Gi")
+    tasks = {"seed": 1, "image": {"reference": "registry.example/tasks:1", "path": "train.jsonl"}}
+    model, run = model_of(), run_of(taskset=tasks)
+    for made in (
+        trainer_statefulset(model, settings, base=BASE, replicas=1),
+        rollout_deployment(model, settings, base=BASE),
+        importer_job(model, settings),
+        runner_job(run, model, settings),
+        collector_job([checkpoint("arith-000001")], "weights", settings, orphaned=False),
+    ):
+        volumes = {
+            one["name"]: one["emptyDir"] for one in pod_of(made)["volumes"] if "emptyDir" in one
+        }
+        assert all("sizeLimit" in volume for volume in volumes.values()), made["kind"]
+        assert volumes["tmp"] == {"sizeLimit": "3Gi"}
+        copies = [volumes[name] for name in ("source", "tasks") if name in volumes]
+        assert copies == [{"sizeLimit": "9Gi"}] * len(copies)
 
 
 def test_of_the_config_maps_of_rewards_the_runner_sees_the_modules_alone() -> None:

@@ -46,7 +46,7 @@ def cache() -> Cache:
 
 def counted(reason: str, role: str = "importer") -> float:
     labels = {"role": role, "reason": reason}
-    return REGISTRY.get_sample_value("pods_ignored_total", labels) or 0.0
+    return REGISTRY.get_sample_value("espalier_pods_ignored_total", labels) or 0.0
 
 
 def test_a_pod_of_ours_is_taken_and_nothing_said(

@@ -34,8 +34,8 @@ async def test_metrics_are_served_under_the_names_that_dashboards_know() -> None
     async with HealthServer(0, {}, {}, host="127.0.0.1") as server:
         status, text = await fetch(server, "/metrics")
     assert status == 200
-    assert 'reconcile_total{kind="TrainingRun",result="success"}' in text
-    assert "workqueue_depth" in text
+    assert 'espalier_reconcile_total{kind="TrainingRun",result="success"}' in text
+    assert "espalier_workqueue_depth" in text
 
 
 def test_a_process_whose_loop_stands_still_says_where_and_ends() -> None:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 import pytest
 from dev.ports import free_port
 from tests.sampler.tiny import make_model
@@ -69,6 +70,17 @@ async def scores(client: TrainingClient, tokens: list[int], last: int) -> list[f
     """The trainer's log-probs of the last tokens."""
     (found,) = await client.compute_logprobs([tokens])
     return found[-last:]
+
+
+async def seen_in_the_console(access: dict[str, str]) -> None:
+    """The tree and, read by vLLM's pod, the rollouts of its first step."""
+    model = f"{access['base_url']}/console/api/v1/models/default/tiny"
+    headers = {"Authorization": f"Bearer {access['token']}"}
+    async with aiohttp.ClientSession(headers=headers, raise_for_status=True) as session:
+        tree = await (await session.get(model)).json()
+        kept = await (await session.get(f"{model}/checkpoints/tiny-000001/rollouts")).json()
+    assert [node["name"] for node in tree["checkpoints"]] == ["tiny-000001", "tiny-000002"]
+    assert [record["reward"] for record in kept["records"]] == [0.0, 1.0]
 
 
 class Dev:
@@ -140,6 +152,7 @@ async def test_a_tree_grows_is_pinned_by_an_edit_and_goes_on_after_a_restart(
             head = await client.head()
             assert head is not None
             assert head.name == "tiny-000002"
+            await seen_in_the_console(access)
             pin = "Pin, checkpointRef: {name: tiny-000001}, onPin: Branch"
             (manifests / "head.yaml").write_text(HEAD.replace("MODE", pin))
             await running.says("CheckpointHead tiny: Pinned: pinned to tiny-000001")

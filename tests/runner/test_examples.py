@@ -61,15 +61,16 @@ def test_the_user_of_the_example_may_sample_and_train_and_no_more(
     apiserver.kubectl("apply", "-n", namespace, "-f", str(ARITHMETIC / "user.yaml"))
     user = f"--as=system:serviceaccount:{namespace}:arith-user"
 
-    def may(verb: str, kind: str) -> bool:
+    def may(verb: str, kind: str, *more: str) -> bool:
         # can-i says no by its exit code.
         try:
-            apiserver.kubectl("auth", "can-i", verb, kind, "-n", namespace, user)
+            apiserver.kubectl("auth", "can-i", verb, kind, *more, "-n", namespace, user)
         except ApiServerError:
             return False
         return True
 
     assert may("get", "trainablemodels.espalier.dev")
+    assert may("create", "trainablemodels.espalier.dev", "--subresource=sample")
     assert may("update", "trainingruns.espalier.dev")
     assert not may("update", "checkpointheads.espalier.dev")
     assert not may("get", "secrets")

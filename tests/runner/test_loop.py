@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
+from prometheus_client import REGISTRY
 from tests.runner.around import judge_at, surroundings
 from tests.runner.standin import StandIn
 
@@ -114,6 +115,20 @@ class Bench:
             command=self.worker,
         )
         return open_rewards(spec, tasks, around)
+
+
+def series() -> dict[str, float]:
+    """Some of what Prometheus is told of runners in this process."""
+    found = {
+        "steps": REGISTRY.get_sample_value("espalier_runner_steps_total"),
+        "rollouts": REGISTRY.get_sample_value("espalier_runner_rollouts_total"),
+        "scored": REGISTRY.get_sample_value("espalier_runner_reward_duration_seconds_count"),
+        "in flight": REGISTRY.get_sample_value("espalier_runner_rollouts_in_flight"),
+    }
+    for outcome in ("trained", "dropped"):
+        labels = {"outcome": outcome}
+        found[outcome] = REGISTRY.get_sample_value("espalier_runner_groups_total", labels)
+    return {name: value or 0.0 for name, value in found.items()}
 
 
 @pytest.fixture
@@ -281,7 +296,16 @@ async def test_lost_answers_never_take_a_step_twice(bench: Bench) -> None:
 async def test_groups_of_equal_rewards_are_dropped_whole_and_counted(bench: Bench) -> None:
     bench.gateway.spec |= {"steps": 1, "groupsPerStep": 8}
     bench.gateway.answer = lambda prompt, index: "none" if index or prompt > "2=" else prompt
+    before = series()
     await bench.drive()
+    assert {name: value - before[name] for name, value in series().items()} == {
+        "steps": 1,
+        "trained": 3,
+        "dropped": 5,
+        "rollouts": 32,
+        "scored": 8,
+        "in flight": 0,
+    }
     (gradients,) = bench.gateway.bodies("forward-backward")
     assert [one["reward"] for one in gradients["inputs"]] == [1, 0, 0, 0] * 3
     (step,) = bench.gateway.bodies("optim-step")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestServer
 from tests.runner.standin import StandIn
-from tests.runner.test_loop import BRIEF, Bench
+from tests.runner.test_loop import BRIEF, Bench, series
 
 from espalier.client.errors import TOO_LONG
 from espalier.environments.board_2048 import DIRECTIONS
@@ -37,8 +37,12 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 async def test_a_declared_game_is_played_over_several_turns_and_trained_on(bench: Bench) -> None:
+    before = series()
     await bench.drive()
     assert bench.gateway.kinds() == ["forward-backward", "optim-step"] * 2
+    played = sum(len(step["rollouts"]) for step in bench.gateway.bodies("optim-step"))
+    assert series()["rollouts"] - before["rollouts"] == played
+    assert series()["in flight"] == 0
     first = bench.gateway.bodies("forward-backward")[0]
     assert first["group_size"] == 4
     turns = {len(one["samples"]) for one in first["inputs"]}

@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
+from dev.ports import free_port
 from tests.runner.standin import StandIn
 
 SUMS = {
@@ -133,6 +135,25 @@ async def test_a_terminated_runner_ends_at_once(process: Process) -> None:
     _, rest = await asyncio.wait_for(started.communicate(), 60)
     assert started.returncode == 128 + signal.SIGTERM
     assert events(rest)[-1]["event"] == "terminated"
+
+
+async def test_metrics_are_served_and_a_port_that_is_taken_is_no_obstacle(
+    process: Process,
+) -> None:
+    process.gateway.suspended = True
+    port = free_port()
+    first = await process.start(ESPALIER_METRICS_PORT=str(port))
+    await first_event(first)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/metrics") as answer,
+    ):
+        assert 'espalier_runner_waits_total{reason="Suspended"}' in await answer.text()
+    second = await process.start(ESPALIER_METRICS_PORT=str(port))
+    assert (await first_event(second))["reason"] == "Suspended"
+    for started in (first, second):
+        started.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(started.communicate(), 60)
 
 
 async def test_a_runner_is_terminated_while_an_answer_hangs(process: Process) -> None:

@@ -42,6 +42,14 @@ class Rollout:
     def get(self, path: str, subject: identity.Subject = "gateway") -> httpx.Response:
         return httpx.get(self.url + path, headers=self.headers(subject), timeout=60)
 
+    def scrape(self) -> str:
+        """vLLM's metrics, as Prometheus gets them."""
+        token = identity.issue_scrape(self.private_key)
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = httpx.get(self.url + "/metrics", headers=headers, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
     def serve(self, *adapters: str) -> httpx.Response:
         return httpx.post(
             self.url + "/espalier/v1/serve",

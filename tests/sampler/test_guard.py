@@ -137,6 +137,17 @@ def test_only_the_operator_controls_what_is_served(method: str) -> None:
     assert taken.text == "reached"
 
 
+def test_the_token_for_scraping_opens_metrics_and_nothing_else() -> None:
+    scraper = {"Authorization": f"Bearer {identity.issue_scrape(KEYS['operator'])}"}
+    assert CLIENT.get(guard.METRICS, headers=scraper).text == "reached"
+    for method, path in (("POST", guard.METRICS), *vllm_routes(), *guard.CALLERS):
+        if (method, path) != ("GET", guard.METRICS):
+            assert CLIENT.request(method, path, headers=scraper).status_code == 401
+    forged = {"Authorization": f"Bearer {identity.issue_scrape(KEYS['gateway'])}"}
+    for headers in ({}, forged, authorization("operator"), authorization("gateway")):
+        assert CLIENT.get(guard.METRICS, headers=headers).status_code == 401
+
+
 @pytest.mark.parametrize("path", guard.PROBES)
 def test_probes_need_no_token(path: str) -> None:
     assert CLIENT.get(path).text == "reached"

@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from dev.docs.metrics_page import OF_VLLM
 from tests.sampler import server, tiny
+from tests.security.hostile_requests import Hostile, requests
+
+from espalier.sampler.guard import CALLERS, SERVE
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -132,6 +137,26 @@ def test_the_served_adapters_are_read_back(rollout: server.Rollout, weights: Wei
     assert rollout.get("/readyz").status_code == 200
 
 
+def test_metrics_count_what_was_sampled_without_a_series_for_each_adapter(
+    rollout: server.Rollout, weights: Weights
+) -> None:
+    def series() -> dict[str, float]:
+        lines = [line for line in rollout.scrape().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    greedy(rollout, "base", "warm")
+    before = series()
+    for index in range(3):
+        greedy(rollout, weights.name(index), "x")
+    after = series()
+    assert after.keys() == before.keys()
+    assert not [name for name in after if "tiny@" in name or "lora_requests" in name]
+    (tokens,) = [name for name in after if name.startswith("vllm:generation_tokens_total{")]
+    assert after[tokens] - before[tokens] > 0
+    read = {name.partition("{")[0] for name in after}
+    assert {n for n in OF_VLLM if n not in read and f"{n}_bucket" not in read} == set()
+
+
 def test_an_adapter_that_is_not_served_loads_on_demand(
     rollout: server.Rollout, weights: Weights
 ) -> None:
@@ -202,6 +227,42 @@ def test_a_restarted_pod_is_ready_once_it_serves_what_it_is_told(
         assert greedy(restarted, weights.name(0), "abc")["token_ids"] == before["token_ids"]
     finally:
         assert restarted.stop() == 0
+
+
+FUZZED: list[dict[str, Any]] = [
+    {"model": "base", "prompt": "1+1=", "max_tokens": 1, "n": 1, "logprobs": 1, "seed": 1},
+    {"model": "base", "prompt": [5, 6], "max_tokens": 1, "temperature": 0.5, "stop": ["x"]},
+    {
+        "model": "base",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "1"}]}],
+        "max_tokens": 1,
+        "structured_outputs": {"regex": "a{1,9}"},
+    },
+]
+
+
+def test_no_request_is_too_hostile_for_the_sampler(
+    rollout: server.Rollout, weights: Weights
+) -> None:
+    """On every route, with the token of who may call it: no 500, no crash, and it serves on."""
+    routes = [route for route in sorted(CALLERS) if route != ("POST", SERVE)]
+    drawn = requests([*routes, ("POST", "/v1/completions")], FUZZED, 200)
+    controls = [{"adapters": [weights.name(0)]}, {"adapters": [], "base": True}]
+    drawn = [*drawn, *requests([("POST", SERVE)], controls, 50)]
+    before = greedy(rollout, weights.name(0), "abc")
+    with httpx.Client(timeout=120) as client:
+
+        def told(request: Hostile) -> httpx.Response:
+            headers = {**rollout.headers("operator"), **request.headers}
+            url = rollout.url + request.path
+            return client.request(request.method, url, content=request.body, headers=headers)
+
+        for request in drawn:
+            answer = told(request)
+            assert answer.status_code < 500, (request, answer.text)
+            assert "Traceback" not in answer.text and ".py" not in answer.text, (request, answer)
+    assert rollout.serve(*map(weights.name, range(3))).status_code == 200
+    assert greedy(rollout, weights.name(0), "abc")["token_ids"] == before["token_ids"]
 
 
 def test_sigterm_ends_a_server_whose_engine_is_starting(weights: Weights) -> None:

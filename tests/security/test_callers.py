@@ -13,6 +13,7 @@ from tests.gateway.world import World, controlled_by
 from espalier.core.names import GATEWAY_AUDIENCE, RUNNER_ACCOUNT
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.own_run import POD_NAME, POD_UID, OwnRun
+from espalier.gateway.access.rights import SAMPLE
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.world.world import NamespacedName
 from espalier.kube.apiserver import KubernetesCluster
@@ -25,6 +26,7 @@ kind: Role
 metadata: {name: espalier-runner}
 rules:
 - {apiGroups: [espalier.dev], resources: [trainablemodels], verbs: [get]}
+- {apiGroups: [espalier.dev], resources: [trainablemodels/sample], verbs: [create]}
 - {apiGroups: [espalier.dev], resources: [trainingruns], verbs: [get, update]}
 - {apiGroups: [espalier.dev], resources: [checkpoints], verbs: [evaluate]}
 """
@@ -134,7 +136,7 @@ async def test_a_runners_token_trains_and_evaluates_its_own_run_and_no_other(
                 await auth.require(user, verb, resource, target)
             assert (refused.value.status, refused.value.reason) == (403, "NotOwnRun")
     # A reward may be a model, so it samples what its account may.
-    assert await auth.allowed(runner, "get", "trainablemodels", other)
+    assert await auth.allowed(runner, *SAMPLE, other)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ OPEN = [
     (OUTSIDE, GATEWAY, 8443),
     (PROMETHEUS, GATEWAY, 8080),
     (PROMETHEUS, OPERATOR, 8080),
+    (PROMETHEUS, RUNNER, 8080),
+    *((PROMETHEUS, pod, 8000) for pod in (TRAINER, ROLLOUT)),
     *((who, OUTSIDE, port) for who in (OPERATOR, GATEWAY) for port in (443, 6443)),
     (IMPORTER, OUTSIDE, 443),
 ]
@@ -50,6 +52,8 @@ SHUT = [
     *((pod, OUTSIDE, 80) for pod in (OPERATOR, GATEWAY, IMPORTER)),
     *((FOREIGN, pod, 8080) for pod in (OPERATOR, GATEWAY)),
     *((BESIDE, pod, 8000) for pod in (RUNNER, IMPORTER, COLLECTOR)),
+    *((who, RUNNER, 8080) for who in (BESIDE, FOREIGN, TRAINER)),
+    (PROMETHEUS, RUNNER, 8000),
     (OUTSIDE, OPERATOR, 8000),
     (ROLLOUT, TRAINER, 8000),
     (GATEWAY, BESIDE, 8000),

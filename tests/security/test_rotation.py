@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import uuid
@@ -15,7 +16,12 @@ from tests.api.test_chart import VALUES, render
 from espalier import identity
 from espalier.controllers.process.signing_key import ROTATE, SigningKeyError, SigningKeys
 from espalier.core.key_ring import OVERLAP_SECONDS, PUBLISHED_SECONDS
-from espalier.identity import GATEWAY_KEY_SECRET, OPERATOR_KEY_SECRET, PublicKeys
+from espalier.identity import (
+    GATEWAY_KEY_SECRET,
+    OPERATOR_KEY_SECRET,
+    SCRAPE_TOKEN_SECRET,
+    PublicKeys,
+)
 from espalier.key_file import LOOK_SECONDS, KeyFile
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.objects import ObjectKey
@@ -39,6 +45,12 @@ async def believed(cluster: KubernetesCluster, namespace: str) -> PublicKeys:
     return PublicKeys.read(found["data"]["keys.json"])
 
 
+async def held_by_prometheus(cluster: KubernetesCluster, namespace: str) -> str:
+    found = await cluster.get(ObjectKey("Secret", namespace, SCRAPE_TOKEN_SECRET))
+    assert found is not None
+    return base64.b64decode(found["data"]["token"]).decode()
+
+
 async def test_an_annotation_rotates_a_key_and_no_call_is_refused_meanwhile(
     apiserver: ApiServer, cluster: KubernetesCluster
 ) -> None:
@@ -50,6 +62,7 @@ async def test_an_annotation_rotates_a_key_and_no_call_is_refused_meanwhile(
     await keys.turn()
     first = keys.signer.private_key
     pods = [await believed(cluster, team)]
+    scrapes = [await held_by_prometheus(cluster, system)]
 
     def passes(seen: PublicKeys, key: str) -> bool:
         try:
@@ -69,6 +82,11 @@ async def test_an_annotation_rotates_a_key_and_no_call_is_refused_meanwhile(
     second = keys.signer.private_key
     assert second != first
     assert all(passes(seen, second) for seen in pods[1:])
+    # Prometheus has a new token at once; the one before opens metrics until everybody has that.
+    scrapes.append(await held_by_prometheus(cluster, system))
+    assert scrapes[0] != scrapes[1]
+    for token in scrapes:
+        identity.verify_scraper(pods[2], f"Bearer {token}")
     assert passes(pods[2], first)
     # A new leader finds what this one left.
     heir = SigningKeys(cluster, system, (team,), 90 * DAY, clock)
@@ -77,6 +95,9 @@ async def test_an_annotation_rotates_a_key_and_no_call_is_refused_meanwhile(
     clock.now += OVERLAP_SECONDS
     await heir.turn()
     last = await believed(cluster, team)
+    assert await held_by_prometheus(cluster, system) == scrapes[1]
+    with pytest.raises(identity.IdentityError):
+        identity.verify_scraper(last, f"Bearer {scrapes[0]}")
     assert passes(last, second)
     assert not passes(last, first)
     # The gateway's own key was not asked for, and stays.

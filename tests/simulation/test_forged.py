@@ -50,7 +50,9 @@ async def forge(w: World, role: Role, status: Body | None = None) -> None:
 
 
 def ignored(role: str, reason: str = "NoController") -> float:
-    found = REGISTRY.get_sample_value("pods_ignored_total", {"role": role, "reason": reason})
+    found = REGISTRY.get_sample_value(
+        "espalier_pods_ignored_total", {"role": role, "reason": reason}
+    )
     return found or 0.0
 
 

@@ -112,7 +112,7 @@ async def metric(port: int, role: str, reason: str) -> float:
     url = f"http://127.0.0.1:{port}/metrics"
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
         text = await answer.text()
-    line = f'pods_ignored_total{{reason="{reason}",role="{role}"}} '
+    line = f'espalier_pods_ignored_total{{reason="{reason}",role="{role}"}} '
     found = [row for row in text.splitlines() if row.startswith(line)]
     return float(found[0].removeprefix(line)) if found else 0.0
 

@@ -11,7 +11,7 @@ from tests.simulation.world import TASKS, World, model_spec, run_spec, world
 
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import ImportState
-from espalier.cli.why import why
+from espalier.core.run.why import why
 from espalier.kube.objects import Body, ObjectKey
 
 QUOTA = "exceeded quota: q, requested: limits.cpu=2, limited: limits.cpu=1"

@@ -138,8 +138,8 @@ async def test_a_frozen_leader_is_superseded_and_writes_nothing_when_it_wakes(
             assert await seen.get("CheckpointHead", "canary") == before
 
             text = await second.metrics()
-            assert "leader 1.0" in text
-            assert 'reconcile_total{kind="CheckpointHead",result="success"}' in text
+            assert "espalier_leader 1.0" in text
+            assert 'espalier_reconcile_total{kind="CheckpointHead",result="success"}' in text
             for name in DOCUMENTED:
                 assert f"# TYPE {name} " in text, name
 
@@ -171,20 +171,21 @@ async def test_the_operator_goes_on_when_the_api_server_has_restarted(
 
 
 DOCUMENTED = (
-    "workqueue_depth",
-    "workqueue_oldest_seconds",
-    "workqueue_longest_running_processor_seconds",
-    "workqueue_queue_duration_seconds",
-    "reconcile_total",
-    "reconcile_duration_seconds",
-    "watch_event_age_seconds",
-    "watch_events_total",
-    "watch_lists_total",
-    "watch_missed_deletes_total",
-    "pods_ignored_total",
-    "apiserver_requests_total",
-    "event_loop_lag_seconds",
-    "head_moves_total",
-    "head_swap_seconds",
-    "leader",
+    "espalier_workqueue_depth",
+    "espalier_workqueue_oldest_seconds",
+    "espalier_workqueue_longest_running_processor_seconds",
+    "espalier_workqueue_queue_duration_seconds",
+    "espalier_reconcile_total",
+    "espalier_reconcile_duration_seconds",
+    "espalier_watch_event_age_seconds",
+    "espalier_watch_events_total",
+    "espalier_watch_lists_total",
+    "espalier_watch_missed_deletes_total",
+    "espalier_pods_ignored_total",
+    "espalier_apiserver_requests_total",
+    "espalier_event_loop_lag_seconds",
+    "espalier_head_moves_total",
+    "espalier_head_swap_seconds",
+    "espalier_leader",
+    "espalier_objects",
 )

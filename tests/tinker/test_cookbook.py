@@ -35,8 +35,8 @@ MATH = (
     "behavior_if_log_dir_exists=resume",
 )
 MATH_STEPS = 4
-# The first sum of each of the recipe's first batches, so that one answer in four is right.
-SUMS = tuple(f" {number}" for number in (91, 49, 55, 27))
+# Answers of the recipe's first batches, each of three tokens: some are right, and all are as long.
+SUMS = tuple(f" {number}" for number in (91, 49, 55, 94))
 
 
 def given(builder: str, prefix: str = "", **fields: object) -> tuple[str, ...]:
@@ -215,7 +215,9 @@ async def test_sl_loop_learns_and_ends_the_same_after_everything_was_killed(
     assert len(rows_of(broken / "metrics.jsonl")) < SL_STEPS
     said = await kitchen.cook(broken, *SL_LOOP)
     assert "Resuming from batch" in said
-    _same_weights(kitchen, whole, broken)
+    one, other = (kitchen.weights(final(log)) for log in (whole, broken))
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 async def test_a_run_of_rl_train_applies_each_step_once_whoever_was_killed(
@@ -240,17 +242,20 @@ async def test_a_run_of_rl_train_applies_each_step_once_whoever_was_killed(
     assert not stage.faults
     assert len(rows_of(broken / "metrics.jsonl")) < MATH_STEPS
     await kitchen.cook(broken, *call)
-    for log in (whole, broken):
-        steps = [body["spec"]["step"] for body in kitchen.lineage(final(log))]
-        assert steps == list(range(1, MATH_STEPS + 1))
-    _same_weights(kitchen, whole, broken)
+    steps, again = (_steps(kitchen, log) for log in (whole, broken))
+    assert [step for step, _ in steps] == list(range(1, MATH_STEPS + 1))
+    assert again == steps, "each step has the tokens of its own batch, once"
+
+
+def _steps(kitchen: Kitchen, log: Path) -> list[tuple[int, str]]:
+    """The steps that a run has applied, each with the tokens it was trained on."""
+    return [
+        (body["spec"]["step"], metric["value"])
+        for body in kitchen.lineage(final(log))
+        for metric in body["status"]["metrics"]
+        if metric["name"] == "tokens/trained"
+    ]
 
 
 def _trained(stage: Stage) -> set[str]:
     return {trainer.model for trainer in stage.trainers.values()}
-
-
-def _same_weights(kitchen: Kitchen, whole: Path, broken: Path) -> None:
-    one, other = (kitchen.weights(final(log)) for log in (whole, broken))
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []

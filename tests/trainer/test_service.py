@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client.parser import text_string_to_metric_families
 from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
@@ -167,6 +168,42 @@ async def test_who_may_call_what(
     assert response.status == status
     if status >= 400:
         assert set(await response.json()) == {"detail", "reason", "remedy"}
+
+
+async def test_what_was_trained_is_told_to_whoever_scrapes_and_to_nobody_else(
+    client: Client,
+) -> None:
+    scraper = {"Authorization": f"Bearer {identity.issue_scrape(PRIVATE)}"}
+
+    async def series() -> dict[str, float]:
+        answer = await client.get("/metrics", headers=scraper)
+        assert answer.status == 200
+        found = text_string_to_metric_families(await answer.text())
+        return {
+            f"{one.name}{one.labels or ''}": one.value for family in found for one in family.samples
+        }
+
+    await assign(client)
+    before = await series()
+    await step(client)
+    status, refused, _ = await post(client, "/train/optim-step", tiny.optim_step())
+    after = await series()
+    added = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert (status, refused["reason"]) == (409, "NoGradients")
+    assert added["espalier_trainer_steps_total"] == 1
+    assert added["espalier_trainer_refusals_total{'reason': 'NoGradients'}"] == 1
+    assert added["espalier_trainer_tokens_total"] > 0
+    for phase in ("gradients", "optimizer", "commit", "install"):
+        assert added[f"espalier_trainer_phase_duration_seconds_sum{{'phase': '{phase}'}}"] > 0
+    assert after["espalier_trainer_queue_length"] == 0
+    assert after["espalier_trainer_gradient_norm"] > 0
+    assert after["process_resident_memory_bytes"] > 0
+
+    forged = {"Authorization": f"Bearer {identity.issue_scrape(GATEWAY)}"}
+    for headers in ({}, forged, bearer("operator"), bearer("gateway")):
+        assert (await client.get("/metrics", headers=headers)).status == 401
+    for path in ("/train/state", "/commits", "/usage"):
+        assert (await client.get(path, headers=scraper)).status == 401
 
 
 async def test_until_the_base_is_loaded_nothing_but_health_answers() -> None:

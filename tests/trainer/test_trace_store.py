@@ -190,3 +190,43 @@ def test_the_oldest_are_forgotten(kept: Traces, monkeypatch: pytest.MonkeyPatch)
     unsaid = [sample.model_copy(update={"temperature": None}) for sample in samples]
     (found,) = resolve(kept, TrajectoryPayload(samples=unsaid, reward=1.0))
     assert [sample.temperature for sample in found.samples] == [None, None, 0.7, 0.7, 0.7]
+
+
+def test_no_traces_fill_the_volume(
+    kept: Traces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_store, "BYTES_KEPT", 400_000)
+    monkeypatch.setattr(trace_store, "TRACE_BYTES", 200_000)
+    monkeypatch.setattr(trace_store, "FORGOTTEN_AT_ONCE", 2)
+    long = SAMPLE.model_copy(
+        update={"output_token_ids": [7] * 1000, "output_logprobs": [-1.0] * 1000}
+    )
+    names = [str(uuid.UUID(int=number)) for number in range(1, 200)]
+    for name in names:
+        kept.add(name, long)
+    sizes = (tmp_path / "traces.sqlite").stat().st_size
+    assert sizes < 600_000
+    found = [kept.record(name) is not None for name in names]
+    # The newest are kept, and as many as fit.
+    assert found[-1]
+    assert 20 < sum(found) < 60
+    assert found == sorted(found)
+    # One alone is not let grow either.
+    with pytest.raises(CommandError, match="TraceTooLarge"):
+        for turn in range(100):
+            kept.add(TRACE, long.model_copy(update={"prompt_token_ids": [turn]}))
+    assert kept.record(names[-1]) is not None
+
+
+def test_reports_of_jobs_are_bounded(kept: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_store, "JOBS_KEPT", 3)
+    for number in range(10):
+        kept.enter_job(uuid.UUID(int=number).hex, JobReport(name=f"job {number}"))
+    # The last three are there for the traces that name them.
+    shown = []
+    for number in range(10):
+        trace = str(uuid.UUID(int=100 + number))
+        kept.enter(trace, TraceEnter(job_id=uuid.UUID(int=number).hex))
+        record = kept.record(trace)
+        shown.append(record is not None and record.job is not None)
+    assert shown == [False] * 7 + [True] * 3

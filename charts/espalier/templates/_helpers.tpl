@@ -26,8 +26,14 @@ app.kubernetes.io/component: {{ index . 1 }}
 
 {{/* Takes a list: the root and the image's name under .Values.images. */}}
 {{- define "espalier.image" -}}
+{{- $values := (index . 0).Values -}}
 {{- $name := index . 1 -}}
-{{- required (printf "images.%s is not set: give the full reference of the %s image" $name $name) (index (index . 0).Values.images $name) -}}
+{{- $reference := required (printf "images.%s is not set: give the full reference of the %s image" $name $name) (index $values.images $name) -}}
+{{- $digest := index $values.imageDigests $name -}}
+{{- if and $digest (contains "@" $reference) -}}
+{{- fail (printf "images.%s has a digest of its own, and imageDigests.%s is set: leave one of the two out" $name $name) -}}
+{{- end -}}
+{{- $reference -}}{{- with $digest -}}@{{ . }}{{- end -}}
 {{- end }}
 
 {{- define "espalier.gatewayUrl" -}}
@@ -114,4 +120,26 @@ volumeMounts:
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
+{{- end }}
+
+{{/* Whether objects of the Prometheus Operator are made. Takes a list: the root and a name under .Values.monitoring. */}}
+{{- define "espalier.monitored" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $create := (index $root.Values.monitoring $name).create -}}
+{{- $kind := ternary "PodMonitor" "PrometheusRule" (eq $name "podMonitors") -}}
+{{- $known := $root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" $kind) -}}
+{{- if and (eq $create "Always") (not $known) -}}
+{{- fail (printf "monitoring.%s.create is Always, and this cluster does not know the kind %s of the Prometheus Operator: install its CRDs first, or set Auto or Never; helm template is told of them by --api-versions monitoring.coreos.com/v1/%s" $name $kind $kind) -}}
+{{- end -}}
+{{- and $known (ne $create "Never") -}}
+{{- end }}
+
+{{/* The labels that a series of a model's pod gets from its pod. */}}
+{{- define "espalier.ofModel" -}}
+- sourceLabels: [__meta_kubernetes_pod_label_espalier_dev_role]
+  targetLabel: job
+  replacement: espalier-$1
+- sourceLabels: [__meta_kubernetes_pod_label_espalier_dev_model]
+  targetLabel: model
 {{- end }}

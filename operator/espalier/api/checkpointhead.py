@@ -105,6 +105,28 @@ class CurrentCheckpoint(Type):
     term: int = Field(default=0, ge=0, description="term in which it became current.")
 
 
+class HeadEditor(Type):
+    """Who edited what a head asks for, as the API server keeps it of every field."""
+
+    manager: str = Field(
+        description="manager of the fields: the program, such as kubectl-edit, argocd-controller, "
+        "or espalier-gateway for whoever moved the head through the gateway.",
+        max_length=128,
+    )
+    user: str = Field(
+        default="",
+        description="user for whom espalier-gateway edited it; the API server keeps no user of "
+        "others.",
+        max_length=316,
+    )
+    time: str = Field(
+        description="time of the edit.", max_length=32, json_schema_extra={"format": "date-time"}
+    )
+
+    def __str__(self) -> str:
+        return f"{self.user} through {self.manager}" if self.user else self.manager
+
+
 class HeadMove(Type):
     """One move of the head."""
 
@@ -116,6 +138,10 @@ class HeadMove(Type):
     )
     time: str = Field(
         description="time of the move.", max_length=32, json_schema_extra={"format": "date-time"}
+    )
+    editor: HeadEditor | None = Field(
+        default=None,
+        description="editor is who asked for the move; absent where training advanced the head.",
     )
 
 

@@ -175,11 +175,34 @@ class ClaimStorage(Type):
     )
 
 
+class ScrubSpec(Type):
+    """How often, and how fast, what is stored is read through and compared with its digests."""
+
+    interval_hours: int = Field(
+        default=168,
+        ge=0,
+        le=8760,
+        description="intervalHours from the end of a scrub to the next; 0 turns it off, but for a "
+        "scrub that the annotation espalier.dev/scrub asks for.",
+    )
+    mebibytes_per_second: int = Field(
+        default=64,
+        ge=1,
+        le=10000,
+        description="mebibytesPerSecond that a scrub reads at most.",
+    )
+
+
 class Storage(Type):
     """Where bases and checkpoints are kept."""
 
     persistent_volume_claim: ClaimStorage = Field(
         description="persistentVolumeClaim holds bases and checkpoints."
+    )
+    scrub: ScrubSpec = Field(
+        default_factory=ScrubSpec,
+        description="scrub finds bytes that rotted or are gone, and names them in the conditions "
+        "of model and Checkpoints.",
     )
 
 
@@ -290,13 +313,48 @@ class RolloutStatus(Type):
     )
 
 
+class Scrub(Type):
+    """The scrub under way, or else the last one."""
+
+    began: str = Field(description="began says when, RFC 3339.", max_length=32)
+    ended: str | None = Field(
+        default=None, description="ended says when; absent while it is under way.", max_length=32
+    )
+    after: str | None = Field(
+        default=None,
+        description="after is the last Checkpoint that was read; empty when it was the base.",
+        max_length=63,
+    )
+    checkpoints: int = Field(default=0, ge=0, description="checkpoints that were read.")
+    read_bytes: int = Field(default=0, ge=0, description="readBytes of base and checkpoints.")
+    rotten: list[Name] = Field(
+        default_factory=list,
+        description="rotten are the Checkpoints whose bytes are not those of their digests.",
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    rotten_count: int = Field(default=0, ge=0, description="rottenCount of Checkpoints.")
+    rotten_base: str | None = Field(
+        default=None, description="rottenBase says what is wrong with the base.", max_length=400
+    )
+    requested: str = Field(
+        default="", description="requested by this value of the annotation.", max_length=256
+    )
+    retry: str | None = Field(
+        default=None, description="retry is when a Job that failed is made again.", max_length=32
+    )
+    failure: str | None = Field(
+        default=None, description="failure of the last Job.", max_length=400
+    )
+
+
 class TrainableModelStatus(Type):
     """The observed fork. Only the operator writes it."""
 
     conditions: list[Condition] = Field(
         default_factory=list,
         description="conditions are Ready, Reconciling, Stalled, SourceResolved, TrainerReady, "
-        "RolloutsReady, FastPath and VolumeHealthy.",
+        "RolloutsReady, FastPath, VolumeHealthy and BytesIntact.",
         max_length=12,
         json_schema_extra=list_map("type"),
     )
@@ -316,6 +374,7 @@ class TrainableModelStatus(Type):
     endpoint: Endpoint | None = Field(default=None, description="endpoint to sample and train.")
     tree: Tree | None = Field(default=None, description="tree of checkpoints.")
     rollout: RolloutStatus | None = Field(default=None, description="rollout pods that there are.")
+    scrub: Scrub | None = Field(default=None, description="scrub of base and checkpoints.")
 
 
 class TrainableModel(BaseModel):

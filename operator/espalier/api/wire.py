@@ -465,6 +465,8 @@ class Served(Wire):
 # --- importers ----------------------------------------------------------------------------------
 
 IMPORT_PROGRESS = "/progress"
+# Where a sampler answers with the rollouts that are kept of a checkpoint's step.
+KEPT_ROLLOUTS = "/espalier/v1/rollouts"
 Bytes = Annotated[int, Strict(), Field(ge=0, le=2**62)]
 
 

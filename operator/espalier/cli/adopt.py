@@ -17,10 +17,11 @@ from espalier.cli.checkpoint_export import export_pod, running
 from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.core.checkpoints.adoption import Adoption, plan
-from espalier.core.checkpoints.commits import checkpoint_body
+from espalier.core.checkpoints.commits import checkpoint_body, run_name, run_uid
 from espalier.core.lineage.lineage import Point
 from espalier.core.manifests.pod import VOLUME_PATH
 from espalier.core.names import importer_name, trainer_name
+from espalier.core.run.continued import CONTINUES
 
 _SURVEY = ("-m", "espalier.trainer.jobs.adoption")
 _LIMIT_SECONDS = 3600
@@ -65,8 +66,25 @@ def described(survey: Found, *, dry_run: bool) -> list[str]:
     lines = [f"{verb} {commit.name}  {commit.digest}" for commit in adoption.adopted]
     lines += [f"left out {name}: {why}" for name, why in adoption.refused]
     lines += [f"left out {path}: {why}" for path, why in survey.strays]
+    lines += [_hint(run, uid, steps) for (run, uid), steps in sorted(_runs(adoption).items())]
     counts = f"{len(adoption.adopted)} {verb}, {len(adoption.present)} were there"
     return [*lines, f"{counts}, {len(adoption.refused) + len(survey.strays)} left out"]
+
+
+def _runs(adoption: Adoption) -> dict[tuple[str, str], int]:
+    """By name and uid of a run, the steps that it took."""
+    steps: dict[tuple[str, str], int] = {}
+    for commit in adoption.adopted:
+        run = run_name(commit), run_uid(commit)
+        steps[run] = max(steps.get(run, 0), commit.run_step)
+    return steps
+
+
+def _hint(run: str, uid: str, steps: int) -> str:
+    return (
+        f"run {run} took {steps} of these steps: to go on counting from there, create it with the "
+        f"annotation {CONTINUES}: {uid}"
+    )
 
 
 def content(survey: Found) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from espalier.api.trainablemodel import TrainableModel
 from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
+from espalier.core.manifests.installation import COPY_SIZE, TMP_SIZE
 from espalier.core.manifests.pod import VOLUME_PATH, Container, Mount, Requests, claim, pod_spec
 from espalier.core.names import trainer_name
 from espalier.core.volume import directory_name
@@ -138,11 +139,14 @@ def export_pod(model: TrainableModel, like: Mapping[str, Any], name: str) -> dic
         image=like["containers"][0]["image"],
         requests=_REQUESTS,
         env={},
-        mounts=(claim(model, read_only=True), Mount("export", {"emptyDir": {}}, _INSIDE)),
+        mounts=(
+            claim(model, read_only=True),
+            Mount("export", {"emptyDir": {"sizeLimit": COPY_SIZE}}, _INSIDE),
+        ),
         command=("sleep", str(_LIMIT_SECONDS)),
     )
     # The trainer's place and resources: a merge needs the memory of the base, as training does.
-    spec = pod_spec(container, model.spec.trainer.template, grace_seconds=0)
+    spec = pod_spec(container, model.spec.trainer.template, grace_seconds=0, tmp_size=TMP_SIZE)
     spec |= {name: like[name] for name in _INSTALLED if name in like}
     spec |= {"restartPolicy": "Never", "activeDeadlineSeconds": _LIMIT_SECONDS}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}

@@ -21,7 +21,7 @@ from espalier.cli import (
     run_commands,
     taskset_commands,
 )
-from espalier.cli.curve import as_png, in_terminal, lines
+from espalier.cli.curve import as_png, in_terminal
 from espalier.cli.dev import dev
 from espalier.cli.failure import CliError
 from espalier.cli.git import WorkingTree
@@ -41,6 +41,7 @@ from espalier.cli.options import (
 )
 from espalier.cli.promote import Wish, promote
 from espalier.cli.run_progress import standing
+from espalier.core.lineage.curve_lines import lines
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False

@@ -11,8 +11,8 @@ from espalier.cli.failure import CliError
 from espalier.cli.options import AsJson, DryRun, Namespace, Yes, commands, confirm, kubectl, show
 from espalier.cli.ownership import not_owned_by_git
 from espalier.cli.run_options import RunOption, given, spec_of, with_run_options
-from espalier.cli.why import why as explain
 from espalier.core.manifests.labels import MODEL, ROLE, RUN
+from espalier.core.run.why import why as explain
 
 RUNS = "trainingruns.espalier.dev"
 Process = Literal["runner", "trainer", "rollout"]

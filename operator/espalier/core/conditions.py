@@ -24,6 +24,8 @@ ROLLOUTS_READY = "RolloutsReady"
 # Reasons that an object of any kind may have.
 FORBIDDEN = "Forbidden"
 INVALID = "Invalid"
+# An object of somebody else has the name of one that is to be made.
+NAME_TAKEN = "NameTaken"
 UNKNOWN_FIELD = "UnknownField"
 
 # Reasons of a normal transition. While Ready is not True, a person should look at any other reason;

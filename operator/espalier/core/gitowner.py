@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# The manager of the fields that the gateway writes in a user's name.
+GATEWAY_MANAGER = "espalier-gateway"
 # Written by the gateway on what it edits: the user who asked for it.
 REQUESTED_BY = "espalier.dev/requested-by"
 # Which revision of Git an object was applied from: Argo CD writes no mark of its own for it.

@@ -74,6 +74,11 @@ def collector_name(model: str) -> str:
     return f"{model}-collect"
 
 
+def scrubber_name(model: str) -> str:
+    """Job that reads a model's bytes through and compares them with their digests."""
+    return f"{model}-scrub"
+
+
 def runner_name(run: str) -> str:
     """Job that drives a run."""
     return f"{run}-runner"

@@ -108,6 +108,7 @@ async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
             tokens,
             session,
             settings.offers,
+            limits=settings.limits,
         )
         runner = web.AppRunner(
             make_app(context, readiness.unready),

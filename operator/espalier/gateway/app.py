@@ -10,13 +10,19 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from espalier.gateway import prometheus
+from espalier.gateway.access import audit
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
+from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.access.request_limits import Admission
+from espalier.gateway.console.kept_rollouts import KeptRollouts
+from espalier.gateway.console.page import Page
+from espalier.gateway.console.routes import ConsoleRoutes
+from espalier.gateway.console.standings import Standings
 from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, GatewayContext
 from espalier.gateway.hud.delivery import COMMANDS, is_unkeyed
 from espalier.gateway.hud.fork import Forks
@@ -25,7 +31,7 @@ from espalier.gateway.hud.set_head import HeadMoves
 from espalier.gateway.hud.trace_keepers import TraceKeepers
 from espalier.gateway.hud.trace_outbox import TraceOutbox
 from espalier.gateway.hud.traces import TraceRoutes
-from espalier.gateway.problems import RefusalError, respond
+from espalier.gateway.problems import CLIENT_GONE, RefusalError, respond
 from espalier.gateway.routes.completions import CompletionRoutes
 from espalier.gateway.routes.evaluations import EvaluationRoutes
 from espalier.gateway.routes.openai_models import OpenAIModelRoutes
@@ -37,7 +43,6 @@ from espalier.gateway.tinker.routes import TinkerRoutes
 from espalier.gateway.world.watch import WorldWatch
 from espalier.podclient import PodFaultError
 
-CLIENT_GONE = 499
 PLATFORM = "/v2/"
 # A connection, new or idle, is closed when no whole request head arrives within this time.
 HEAD_SECONDS = 75.0
@@ -57,6 +62,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET = frozenset({"/healthz", "/readyz"})
+# A client may send any word: each would be a series for good.
+_METHODS = frozenset(hdrs.METH_ALL)
 
 
 def make_app(
@@ -70,17 +77,24 @@ def make_app(
         outbox: of traces that no trainer keeps yet; one of its own if none is given.
     """
     watch, auth, cluster = context.watch, context.auth, context.cluster
-    admission = Admission(context.budgets.bodies)
+    admission = Admission(context.budgets.bodies, context.limits.body_percent)
     app = web.Application(middlewares=[_observe, _refuse, admission.admit])
     app.on_response_prepare.append(_name)
     app[_WATCH] = watch
     callers = Callers(watch, auth, context.offers)
     pods = PodCalls(context.session, context.tokens, context.budgets.answers)
+    quotas = Quotas(context.limits)
     outbox = TraceOutbox() if outbox is None else outbox
     keepers = TraceKeepers(watch, auth, pods)
     traces = TraceRoutes(callers, watch, keepers, pods.answers, outbox)
     completions = CompletionRoutes(
-        callers=callers, watch=watch, auth=auth, pods=pods, traces=traces, keepers=keepers
+        callers=callers,
+        watch=watch,
+        auth=auth,
+        pods=pods,
+        traces=traces,
+        keepers=keepers,
+        quotas=quotas,
     )
     trainers = TrainerLookup(watch, cluster, context.tokens, context.session)
     training = TrainingRoutes(
@@ -90,12 +104,13 @@ def make_app(
         pods=pods,
         traces=traces,
         trainers=trainers,
+        quotas=quotas,
     )
     # Without /v1 too, as HUD's client calls its gateway.
     for prefix in ("/v1", ""):
         app.router.add_post(f"{prefix}/completions", completions.handle)
         app.router.add_post(f"{prefix}/chat/completions", completions.handle)
-    models = OpenAIModelRoutes(callers, watch, auth)
+    models = OpenAIModelRoutes(callers, watch)
     app.router.add_get("/v1/models", models.list)
     for model in ("/v1/models/{slug}", "/v1/models/{namespace}/{slug}"):
         app.router.add_get(model, models.get)
@@ -104,15 +119,25 @@ def make_app(
     app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", evaluations.post)
     app.router.add_post("/v1/runs/{namespace}/{name}/evaluations", evaluations.post_base)
     forks = Forks(watch, cluster, auth)
+    moves = HeadMoves(watch, cluster)
     PlatformRoutes(
         callers=callers,
         watch=watch,
         auth=auth,
         offers=context.offers,
         forks=forks,
-        moves=HeadMoves(watch, cluster),
+        moves=moves,
     ).add_to(app.router)
-    TinkerRoutes(context, callers, pods, forks, trainers).add_to(app.router)
+    ConsoleRoutes(
+        callers=callers,
+        watch=watch,
+        auth=auth,
+        standings=Standings(cluster, auth),
+        rollouts=KeptRollouts(watch, pods),
+        moves=moves,
+    ).add_to(app)
+    Page().add_to(app.router)
+    TinkerRoutes(context, callers, pods, forks, trainers, quotas).add_to(app.router)
     traces.add_to(app.router)
     for prefix in ("/v1/models/{slug}/train", "/v1/models/{namespace}/{slug}/train"):
         app.router.add_post(f"{prefix}/{{command:{'|'.join(sorted(COMMANDS))}}}", training.handle)
@@ -145,6 +170,7 @@ async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse
     finally:
         if request.path not in _QUIET:
             _record(request, status, time.perf_counter() - started)
+            audit.write(request, request[REQUEST_ID], status)
 
 
 async def _name(request: web.Request, response: web.StreamResponse) -> None:
@@ -157,7 +183,8 @@ def _record(request: web.Request, status: int, seconds: float) -> None:
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "unknown"
     upstream = request.get(UPSTREAM_SECONDS)
-    prometheus.REQUESTS.labels(route, request.method, str(status)).inc()
+    method = request.method if request.method in _METHODS else "other"
+    prometheus.REQUESTS.labels(route, method, str(status)).inc()
     prometheus.DURATION.labels(route).observe(seconds)
     if upstream is not None:
         prometheus.UPSTREAM.labels(route).observe(upstream)
@@ -195,6 +222,7 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
             "the gateway failed on this request",
             f"Its log has the cause under request id {request[REQUEST_ID]}",
         )
+    request[audit.REASON] = answer.reason
     if refusals.is_tinker(request.path):
         return refusals.respond(answer)
     return respond(_for(request, answer), openai=not _is_ours(request.path))
@@ -225,4 +253,5 @@ def _for(request: web.Request, refusal: RefusalError) -> RefusalError:
 
 
 def _is_ours(path: str) -> bool:
-    return "/train/" in path or path.startswith(("/v1/runs/", "/v1/checkpoints/", "/v3/", PLATFORM))
+    ours = ("/v1/runs/", "/v1/checkpoints/", "/v3/", "/console", PLATFORM)
+    return "/train/" in path or path.startswith(ours)

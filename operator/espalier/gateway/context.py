@@ -11,6 +11,7 @@ from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.byte_budget import ByteBudgets
 from espalier.gateway.access.offers import Offers
 from espalier.gateway.access.pod_tokens import TokenIssuer
+from espalier.gateway.access.quotas import Limits
 from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cluster import Cluster
 
@@ -29,13 +30,14 @@ class GatewayContext:
 
     Attributes:
         watch: the cluster as it is now.
-        cluster: written on behalf of users alone: forks, moves of heads, and which freed trainer a
-            call waits for.
+        cluster: written in the names of users (``access/on_behalf.py``), and by the gateway itself
+            statuses alone: evaluations, saves, and which freed trainer a call waits for.
         auth: asks the API server who calls and what they may do.
         tokens: prove the gateway to pods.
         session: connections to pods, of ``pod_session``.
         offers: the bases that may be forked.
         budgets: bound the bytes that all requests hold together.
+        limits: bound what one caller takes.
     """
 
     watch: WorldWatch
@@ -45,6 +47,7 @@ class GatewayContext:
     session: aiohttp.ClientSession
     offers: Offers = field(default_factory=Offers)
     budgets: ByteBudgets = field(default_factory=ByteBudgets.of_container)
+    limits: Limits = field(default_factory=Limits)
 
 
 def requested_slug(request: web.Request) -> str:

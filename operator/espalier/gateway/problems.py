@@ -9,9 +9,12 @@ from __future__ import annotations
 from aiohttp import web
 
 from espalier.api.wire import Problem
+from espalier.gateway import prometheus
 from espalier.untrusted import UnreadableError, read_model
 
 RETRY_AFTER_SECONDS = 2
+# The status of a request whose client went away.
+CLIENT_GONE = 499
 
 # OpenAI's error types, by status.
 _TYPES = {
@@ -23,6 +26,7 @@ _TYPES = {
     408: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
+    429: "rate_limit_error",
     503: "service_unavailable_error",
 }
 
@@ -68,6 +72,14 @@ class RefusalError(Exception):
 def not_ready(reason: str, detail: str, remedy: str = "") -> RefusalError:
     """503 with Retry-After: the request may be sent again as it is."""
     return RefusalError(503, reason, detail, remedy, retry_after=RETRY_AFTER_SECONDS)
+
+
+def over(
+    reason: str, detail: str, remedy: str, *, retry_after: int = RETRY_AFTER_SECONDS
+) -> RefusalError:
+    """429 of a caller who takes more than its share; counted."""
+    prometheus.REFUSED.labels(reason).inc()
+    return RefusalError(429, reason, detail, remedy, retry_after=retry_after)
 
 
 def openai_body(refusal: RefusalError) -> dict[str, object]:

@@ -8,7 +8,8 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 REQUESTS = Counter(
     "espalier_gateway_requests",
-    "Requests by route, method and status; 499 is a client that went away.",
+    "Requests by route, method and status; 499 is a client that went away. A method that HTTP does "
+    "not define is other.",
     ["route", "method", "status"],
 )
 DURATION = Histogram(
@@ -28,7 +29,7 @@ RETRIES = Counter(
 )
 REFUSED = Counter(
     "espalier_gateway_refused_requests",
-    "Requests refused for their form or size, before anything was read of them, by reason.",
+    "Requests refused for their form or size or over a quota of their caller, by reason.",
     ["reason"],
 )
 POD_FAULTS = Counter(

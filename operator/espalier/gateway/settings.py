@@ -12,6 +12,7 @@ from espalier.core.served_namespaces import VARIABLE, served
 from espalier.environment import EnvironmentSettings, Port
 from espalier.gateway.access.offers import VARIABLE as BASES
 from espalier.gateway.access.offers import Offers
+from espalier.gateway.access.quotas import Limits
 
 
 class GatewaySettings(EnvironmentSettings):
@@ -43,6 +44,31 @@ class GatewaySettings(EnvironmentSettings):
     offers: Annotated[Offers, NoDecode] = Field(
         Offers(), validation_alias=BASES, description="the chart's gateway.bases as JSON"
     )
+
+    quota_requests: int = Field(
+        Limits.requests,
+        ge=0,
+        validation_alias="ESPALIER_QUOTA_REQUESTS",
+        description="how many requests a caller may have at a model at once, or 0 for any number",
+    )
+    quota_tokens_per_minute: int = Field(
+        Limits.tokens_per_minute,
+        ge=0,
+        validation_alias="ESPALIER_QUOTA_TOKENS_PER_MINUTE",
+        description="how many tokens a minute a caller may spend at a model, or 0 for any number",
+    )
+    quota_body_percent: int = Field(
+        Limits.body_percent,
+        ge=1,
+        le=100,
+        validation_alias="ESPALIER_QUOTA_BODY_PERCENT",
+        description="the percentage of the room for bodies that a caller may hold, 1 to 100",
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """What one caller may take."""
+        return Limits(self.quota_requests, self.quota_tokens_per_minute, self.quota_body_percent)
 
     @field_validator("namespaces", mode="before")
     @classmethod

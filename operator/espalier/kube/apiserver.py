@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -38,6 +39,7 @@ class KubernetesCluster:
         self._transport = ApiServerTransport(configuration)
         self._call = self._transport.call
         self._before_write: BeforeWrite = always
+        self._manager = MANAGER
 
     @classmethod
     async def connect(cls) -> Self:
@@ -60,6 +62,14 @@ class KubernetesCluster:
         fenced = copy.copy(self)
         fenced._before_write = before_write
         return fenced
+
+    def acting_for(self, user: str, groups: Sequence[str], *, manager: str) -> Self:
+        """See Cluster; over the same connections."""
+        acting = copy.copy(self)
+        headers = [("Impersonate-User", user), *(("Impersonate-Group", name) for name in groups)]
+        acting._call = partial(self._transport.call, more_headers=headers)
+        acting._manager = manager
+        return acting
 
     @property
     def server(self) -> str:
@@ -160,7 +170,7 @@ class KubernetesCluster:
         intent = {"apiVersion": known.api_version, "kind": kind, **body}
         path = known.path(body["metadata"]["namespace"])
         try:
-            return await self._call("POST", path, {"fieldManager": MANAGER}, intent)
+            return await self._call("POST", path, {"fieldManager": self._manager}, intent)
         except ClusterError as error:
             if error.reason == "AlreadyExists":
                 return None
@@ -173,7 +183,7 @@ class KubernetesCluster:
         metadata = body["metadata"]
         intent = {"apiVersion": known.api_version, "kind": kind, **body}
         path = known.path(metadata["namespace"], metadata["name"])
-        return await self._call("PUT", path, {"fieldManager": MANAGER}, intent)
+        return await self._call("PUT", path, {"fieldManager": self._manager}, intent)
 
     async def delete(
         self, key: ObjectKey, *, propagation: Propagation = "Background", uid: str | None = None
@@ -222,13 +232,16 @@ class KubernetesCluster:
         extra: Extra = (),
     ) -> bool:
         """See Cluster."""
+        named, _, subresource = resource.partition("/")
         attributes = {
             "verb": verb,
             "group": group,
-            "resource": resource,
+            "resource": named,
             "namespace": namespace,
             "name": name,
         }
+        if subresource:
+            attributes["subresource"] = subresource
         spec: Body = {"user": user, "groups": [*groups], "resourceAttributes": attributes}
         if uid:
             spec["uid"] = uid

@@ -22,6 +22,8 @@ Propagation = Literal["Background", "Foreground", "Orphan"]
 
 # The status of a ClusterError that lasts until somebody grants a right.
 HTTP_FORBIDDEN = 403
+# The status of a ClusterError for an object that is not as it was thought to be.
+HTTP_CONFLICT = 409
 # The status of a ClusterError for a body with invalid values.
 HTTP_UNPROCESSABLE = 422
 
@@ -108,6 +110,15 @@ class Cluster(Protocol):
     async def replace(self, kind: str, body: Body) -> Body:
         """Replace the object at its ``resourceVersion``; 409 if another writer was faster."""
 
+    def acting_for(self, user: str, groups: Sequence[str], *, manager: str) -> Cluster:
+        """This cluster as a user sees it: the API server decides by the user's rights.
+
+        Args:
+            user: who is impersonated.
+            groups: of the user; of a service account the API server knows them.
+            manager: the manager of the fields that are written so.
+        """
+
     async def delete(
         self, key: ObjectKey, *, propagation: Propagation = "Background", uid: str | None = None
     ) -> None:
@@ -131,5 +142,6 @@ class Cluster(Protocol):
     ) -> bool:
         """SubjectAccessReview: may the user do this to the named object?
 
-        ``uid`` and ``extra`` are of the user: an authorizer's webhook may decide by them.
+        ``resource`` may have a subresource: ``trainablemodels/sample``. ``uid`` and ``extra`` are
+        of the user: an authorizer's webhook may decide by them.
         """

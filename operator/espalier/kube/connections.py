@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -13,6 +13,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config.incluster_config import load_incluster_config
 from kubernetes.aio.config.kube_config import load_kube_config
+from multidict import CIMultiDict
 from pydantic_core import from_json
 
 from espalier.kube import queue_metrics
@@ -91,8 +92,13 @@ class ApiServerTransport:
         query: Mapping[str, str] | None = None,
         body: Body | None = None,
         content_type: str = "application/json",
+        *,
+        more_headers: Sequence[tuple[str, str]] = (),
     ) -> Body:
-        """The answer to one request; raises ClusterError."""
+        """The answer to one request; raises ClusterError.
+
+        ``more_headers``: those of them that are alike are all sent.
+        """
         status = 0
         try:
             _, url, headers, _, _ = await self._client.param_serialize(
@@ -102,9 +108,10 @@ class ApiServerTransport:
                 header_params={"Accept": "application/json", "Content-Type": content_type},
                 auth_settings=["BearerToken"],
             )
+            sent = CIMultiDict([*headers.items(), *more_headers])
             # A body is plain JSON already; the client would walk all of it to convert it.
             response = await self._client.call_api(
-                method, url, headers, body, _request_timeout=self._timeout
+                method, url, sent, body, _request_timeout=self._timeout
             )
             status = response.status
             text = await response.read()

@@ -159,6 +159,7 @@ async def _watch(
 
 def _count(kind: str, type_: str | None, body: Body) -> None:
     queue_metrics.WATCH_EVENTS.labels(kind=kind, type=type_ or "LISTED").inc()
-    if type_ and (happened := last_change(body)) is not None:
+    # A deletion is no write: the last one may be of long ago.
+    if type_ not in (None, "DELETED") and (happened := last_change(body)) is not None:
         age = (datetime.now(UTC) - happened).total_seconds()
         queue_metrics.EVENT_AGE.labels(kind=kind).observe(max(0.0, age))

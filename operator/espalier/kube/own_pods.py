@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 # The kinds of the objects between a pod and its root, watched to follow the chain.
 WORKLOADS = ("StatefulSet", "Deployment", "ReplicaSet", "Job")
-ROLES: tuple[Role, ...] = ("trainer", "rollout", "runner", "importer", "collector")
+ROLES: tuple[Role, ...] = ("trainer", "rollout", "runner", "importer", "collector", "scrubber")
 ENDED = ("Succeeded", "Failed")
 
 

@@ -72,6 +72,8 @@ def plan(
     own = {
         "ESPALIER_HOST": address,
         "ESPALIER_TERMINATION_LOG": str(message),
+        # The runners of one machine would want the same port.
+        "ESPALIER_METRICS_PORT": "",
         "TMPDIR": here.get("HOME", "/tmp"),
         # Downloads are shared by every model and kept between starts.
         "HF_HOME": os.environ.get("HF_HOME", str(Path.home() / ".cache" / "huggingface")),

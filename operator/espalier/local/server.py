@@ -25,6 +25,7 @@ from espalier.gateway.access.api_keys import ApiKeys
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
+from espalier.gateway.console.page import BUILT
 from espalier.gateway.context import GatewayContext
 from espalier.gateway.world.watch import WorldWatch
 from espalier.kube.cache import Cache
@@ -112,6 +113,7 @@ async def _run(options: DevOptions) -> None:
             "ESPALIER_LOCAL": shlex.quote(str(options.layout.root)),
         }
         options.say(f"export {' '.join(f'{name}={value}' for name, value in access.items())}")
+        options.say(_console(url))
         async with asyncio.TaskGroup() as group:
             group.create_task(operator.run(stop))
             group.create_task(kubelet.run(stop))
@@ -219,6 +221,13 @@ def _keep(cluster: MemoryCluster, path: Path) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(cluster.dump(SHOWN)))
     partial.rename(path)
+
+
+def _console(url: str) -> str:
+    """Where to look instead of reading."""
+    if BUILT.is_dir():
+        return f"console: {url}/console/ with the token above"
+    return "console: not built; make console builds it"
 
 
 def _now() -> str:

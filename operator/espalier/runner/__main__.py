@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 
+from prometheus_client import start_http_server
+
 from espalier.api.exit_codes import TRY_AGAIN, USER_MISTAKE
 from espalier.api.wire import Problem
 from espalier.client import GatewayClient, GatewayError, Patience
@@ -65,12 +67,22 @@ async def _until_terminated(settings: RunnerSettings, journal: Journal) -> None:
     await task
 
 
+def _serve_metrics(port: int) -> None:
+    """On a thread of its own. A run goes on without: a user's image beside it may have the port."""
+    try:
+        start_http_server(port)
+    except OSError as error:
+        logging.getLogger(__name__).warning("metrics are not served at port %d: %s", port, error)
+
+
 def main() -> int:
     """The exit code: 0 done, 64 the user's mistake, 75 to be started again."""
     configure_logs()
     journal = Journal(os.environ.get("ESPALIER_RUN", ""))
     try:
         settings = read_settings(os.environ)
+        if settings.metrics_port is not None:
+            _serve_metrics(settings.metrics_port)
         asyncio.run(_until_terminated(settings, journal))
     except UserError as error:
         return _end(journal, error.problem, USER_MISTAKE)

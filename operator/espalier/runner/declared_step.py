@@ -22,7 +22,7 @@ from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Syn
 from espalier.loop.session import Sampler
 from espalier.loop.steps import Attempt
 from espalier.rewards.figures import told
-from espalier.runner import error_budget
+from espalier.runner import error_budget, prometheus
 from espalier.runner.answers import answered
 from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.journal import Journal
@@ -112,6 +112,8 @@ class DeclaredStep:
                 continue
             for entry in told(one.task.id, one.scores):
                 self._journal.event("scorer-error", **entry)
+                prometheus.ERRORS.labels(entry["cause"]).inc(entry["count"])
+            prometheus.RETRIES.inc(one.retries)
         return outcomes
 
     def chosen(self, groups: Sequence[Outcome], rounds: int) -> Sequence[Outcome]:

@@ -16,6 +16,8 @@ from espalier.loop.session import Sampler
 from espalier.rewards import Failed, Failure, RewardFailedError, Rewards, Scored
 from espalier.rewards.figures import TASKSET
 from espalier.rewards.scored import Written
+from espalier.runner import prometheus
+from espalier.runner.in_flight import in_flight
 from espalier.runner.rewards import Group
 from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import Task, Tasks
@@ -71,9 +73,10 @@ async def sample_groups(
         task, time, seeds = tasks.task(index), tries.group(), Seeds(spec.seed, (number,))
         try:
             async with slots:
-                completions, retries = await _asked(
-                    client, task, time, seeds=seeds, spec=spec, checkpoint=checkpoint
-                )
+                with in_flight(spec.group_size):
+                    completions, retries = await _asked(
+                        client, task, time, seeds=seeds, spec=spec, checkpoint=checkpoint
+                    )
             scores = await time.within(score_group(rewards, index, task, completions))
         except InvalidRequestError as refused:
             if not refused.is_too_long:
@@ -142,6 +145,7 @@ async def score_group(
     """The scores of what was written for one task; UserError ``ScorerFailed`` where onError says
     Fail."""
     try:
-        return await rewards.score(index, task, written)
+        with prometheus.REWARD_SECONDS.time():
+            return await rewards.score(index, task, written)
     except RewardFailedError as failed:
         raise UserError("ScorerFailed", failed.detail, failed.remedy) from failed

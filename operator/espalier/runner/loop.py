@@ -35,7 +35,7 @@ from espalier.core.checkpoints.commits import run_identity
 from espalier.environments.digest import Mark
 from espalier.loop.step_clock import StepClock, TimedSampler
 from espalier.loop.steps import Attempt, Steps, Taken
-from espalier.runner import error_budget, heldout, refusals
+from espalier.runner import error_budget, heldout, prometheus, refusals, step_series
 from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
 from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.evaluation import Evaluations
@@ -219,6 +219,7 @@ class Loop:
         attempt = steps.attempt
         if taken is not None:
             self._report(taken, state.term)
+            step_series.count(taken)
             seen = taken.attempt.metrics | taken.request.metrics
             self._trackers.step(spec, uid, state.run_step + 1, seen)
             # Here, because a run that has taken its last step is not active any more.
@@ -237,6 +238,7 @@ class Loop:
         if attempt.rounds >= self._limits.rounds:
             raise refusals.without_signal(attempt, spec.group_filter, spec.batch.minibatches)
         seen = figures(attempt, spec.taskset)
+        prometheus.BARREN_ROUNDS.inc()
         self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
 
     def _report(self, taken: Taken[Outcome], term: int) -> None:

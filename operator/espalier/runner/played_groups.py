@@ -26,6 +26,7 @@ from espalier.loop.session import Policy, Sampler, Session
 from espalier.rewards import Failure, Given, Rewards, Scored
 from espalier.rewards.number import Range
 from espalier.runner.group_sampling import NOTHING, Outcome, Skipped, score_group
+from espalier.runner.in_flight import in_flight
 from espalier.runner.played_rewards import Played
 from espalier.runner.rewards import Group
 from espalier.runner.task_protocol import Task
@@ -137,15 +138,19 @@ async def play_groups(
     slots = asyncio.Semaphore(how.concurrent)
 
     async def one(task: Task, name: str, place: int, time: GroupTime, seeds: Seeds) -> Played:
-        again = 0
         async with slots:
-            while True:
-                rollout = Rollout(task_id=task.id, rollout_idx=place, group_id=name)
-                session = Session(policy, rollout, partial(seeds.of, place, again))
-                given = await _in_time(time, _given(environment, task, session))
-                if given.failure is None or again >= tries.retries or time.over:
-                    break
-                again += 1
+            with in_flight(1):
+                return await tried(task, name, place, time, seeds)
+
+    async def tried(task: Task, name: str, place: int, time: GroupTime, seeds: Seeds) -> Played:
+        again = 0
+        while True:
+            rollout = Rollout(task_id=task.id, rollout_idx=place, group_id=name)
+            session = Session(policy, rollout, partial(seeds.of, place, again))
+            given = await _in_time(time, _given(environment, task, session))
+            if given.failure is None or again >= tries.retries or time.over:
+                break
+            again += 1
         # Nothing can be learned from a turn in which nothing was sampled.
         turns = tuple(turn for turn in rollout.turns if turn.token_ids)
         return Played(turns, given, again)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from espalier.environment import EnvironmentSettings, SettingsError
+from espalier.environment import EnvironmentSettings, Port, SettingsError
 from espalier.runner.run_end import UserError
 
 MOUNTED = "ESPALIER_TASKS_MOUNTED"
 MODULES = "ESPALIER_REWARDS_MOUNTED"
+METRICS_PORT = "ESPALIER_METRICS_PORT"
 
 
 class RunnerSettings(EnvironmentSettings):
@@ -48,6 +49,12 @@ class RunnerSettings(EnvironmentSettings):
         Path("/etc/espalier/rewards"),
         validation_alias="ESPALIER_REWARDS_DIRECTORY",
         description="where these modules are mounted",
+    )
+
+    metrics_port: Port | None = Field(
+        None,
+        validation_alias=METRICS_PORT,
+        description="the port at which metrics are served, or leave it out for none",
     )
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from espalier.runner.journal import Journal
+from espalier.runner.prometheus import WAITS
 from espalier.runner.run_end import WaitError
 
 
@@ -24,6 +25,7 @@ class Waiting:
         Raises:
             WaitError: the reason has held for ``limit`` seconds.
         """
+        WAITS.labels(reason).inc()
         now = time.monotonic()
         if reason != self._reason:
             self._reason, self._since = reason, now

@@ -18,14 +18,16 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.logger import init_logger
 
-from espalier.api.wire import Problem, ServeRequest
+from espalier.api.wire import KEPT_ROLLOUTS, Problem, ServeRequest
 from espalier.core import names
 from espalier.sampler import chat_checks, continuation, guard, settings
 from espalier.sampler.full_weights.gate import WeightsGate
 from espalier.sampler.full_weights.serving import FullServing
 from espalier.sampler.full_weights.store import FullStore
+from espalier.sampler.kept_rollouts import KeptRollouts
 from espalier.sampler.lora_adapters import AdapterServing
 from espalier.sampler.served import ServeError, Serving
+from espalier.sampler.verified_store import VerifiedCheckpoints
 
 logger = init_logger("vllm.espalier.serve")
 
@@ -34,7 +36,7 @@ COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 
 
 class ControlRoutes:
-    """ASGI middleware that answers the probes and the operator's route, and passes on the rest."""
+    """ASGI middleware that answers the probes and our own routes, and passes on the rest."""
 
     def __init__(self, app: ASGIApp, configuration: settings.SamplerSettings) -> None:
         self._app = app
@@ -42,12 +44,14 @@ class ControlRoutes:
         # Adapters are chosen per request, so only weights that are replaced need it.
         self._gate = WeightsGate(app) if configuration.adapter_type == "Full" else None
         self._serving: Serving | None = None
+        kept = KeptRollouts(VerifiedCheckpoints(configuration.volume, configuration.base))
         self._router = Router(
             [
                 Route(guard.HEALTH, self._health, methods=["GET"]),
                 Route(guard.READY, self._ready, methods=["GET"]),
                 Route(guard.SERVE, self._get, methods=["GET"]),
                 Route(guard.SERVE, self._post, methods=["POST"]),
+                Route(KEPT_ROLLOUTS, kept.get, methods=["GET"]),
             ]
         )
 
@@ -64,7 +68,7 @@ class ControlRoutes:
     def _route(self, scope: Scope) -> ASGIApp:
         if scope["type"] != "http":
             return self._app
-        if scope["path"] in (*guard.PROBES, guard.SERVE):
+        if scope["path"] in (*guard.PROBES, guard.SERVE, KEPT_ROLLOUTS):
             return self._router
         return self._gate if self._gate and scope["path"] in COMPLETIONS else self._app
 

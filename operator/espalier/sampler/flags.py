@@ -57,8 +57,6 @@ def common_arguments(settings: SamplerSettings, seed: int) -> list[str]:
         *("--middleware", "espalier.sampler.control_route.GuardedControl"),
         "--disable-fastapi-docs",
         "--disable-uvicorn-access-log",
-        # One series per combination of adapters ever served would be kept for good.
-        "--disable-log-stats",
     ]
 
 
@@ -111,7 +109,12 @@ def log_config() -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": "espalier.process.JsonFormatter", "fields": ["process"]}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
-        "loggers": {"vllm": to_stderr, "uvicorn": to_stderr},
+        "loggers": {
+            "vllm": to_stderr,
+            # The throughput of every ten seconds, which Prometheus has.
+            "vllm.v1.metrics.loggers": {"level": "WARNING"},
+            "uvicorn": to_stderr,
+        },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
     }
 

@@ -2,6 +2,7 @@
 
 vLLM's own ``--api-key`` leaves /invocations, /adapters, /metrics and /tokenize open, and some of
 its routes load any path; so only the routes named here exist, and all but the probes need a token.
+That for /metrics is Prometheus' own, and opens nothing else.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from espalier import identity
-from espalier.api.wire import Problem
+from espalier.api.wire import KEPT_ROLLOUTS, Problem
 from espalier.sampler import settings
 
 HEALTH = "/healthz"
 READY = "/readyz"
 SERVE = "/espalier/v1/serve"
 PROBES = (HEALTH, READY)
+METRICS = "/metrics"
 # More than the gateway accepts for a completion (4 MiB), because it writes the JSON again.
 MAX_BODY_BYTES = 8 * 2**20
 CALLERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("GET", "/v1/models"): ("operator", "gateway"),
     ("POST", "/v1/completions"): ("operator", "gateway"),
     ("POST", "/v1/chat/completions"): ("operator", "gateway"),
-    ("GET", "/metrics"): ("operator", "gateway"),
+    ("GET", KEPT_ROLLOUTS): ("gateway",),
     ("GET", SERVE): ("operator",),
     ("POST", SERVE): ("operator",),
 }
@@ -57,8 +59,12 @@ class Authentication:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        keys, route = self._settings.public_keys, (scope["method"], scope["path"])
         try:
-            caller = identity.verify(self._settings.public_keys, header, self._settings.audience)
+            if route == ("GET", METRICS):
+                identity.verify_scraper(keys, header)
+                return _unfit(Headers(scope=scope), "GET")
+            caller = identity.verify(keys, header, self._settings.audience)
         except identity.IdentityError as error:
             return problem_response(
                 401,
@@ -68,7 +74,7 @@ class Authentication:
                     remedy=f"send a token of the operator or gateway for {self._settings.audience}",
                 ),
             )
-        allowed = CALLERS.get((scope["method"], scope["path"]))
+        allowed = CALLERS.get(route)
         if allowed is None:
             return problem_response(
                 404,

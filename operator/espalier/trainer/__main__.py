@@ -17,6 +17,7 @@ from aiohttp import web
 
 from espalier import process
 from espalier.api.exit_codes import FAULT, USER_MISTAKE
+from espalier.trainer.compute import gpu_memory
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.service import SERVER, Service
@@ -60,6 +61,7 @@ def make_engine(
     store = CheckpointStore(settings.volume, settings.model)
     log = CommandLog(store.model_directory(settings.model))
     meeting.choose_device(world)
+    gpu_memory.tell()
     control = meeting.meet(world)
     policy = make_policy(settings, store, world)
     state = TrainingState(

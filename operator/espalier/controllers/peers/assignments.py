@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from espalier.api.wire import Assignment, Problem, TrainerState
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.trainer_client import Trainer, TrainerError
+from espalier.core.model.reported import VOLUME_BEHIND
 from espalier.core.pods.pods import Pod
 
 logger = logging.getLogger(__name__)
 
 STALE_TERM = "StaleTerm"
 # A trainer's reasons about the base of its assignment.
-UNREADABLE = "CheckpointUnreadable"
+UNREADABLE = ("CheckpointUnreadable", VOLUME_BEHIND)
 # HTTP statuses that repeating the same request does not change.
 REFUSED, FAILED = 400, 500
+# The pod has not been shown our signing key yet: that passes.
+KEY_UNKNOWN = 401
 # Seconds between two questions whether an idle or silent trainer has been called after all.
 ASK_SECONDS = 1.0
 ModelId = tuple[str, str]
@@ -62,24 +65,31 @@ class Assignments:
         return problem
 
     def unreadable(self, namespace: str, model: str, digest: str) -> Problem | None:
-        """Why the trainer cannot start from a checkpoint: it tried, and the bytes are to blame."""
+        """Why the trainer cannot go on from a checkpoint: it tried, and the bytes are to blame."""
         base, problem = self._refusals.get((namespace, model), ("", None))
-        damaged = problem is not None and problem.reason == UNREADABLE and base == digest
+        damaged = problem is not None and problem.reason in UNREADABLE and base == digest
         return problem if damaged else None
 
     def acknowledged(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
         """Whether this start of the trainer has acknowledged the assignment."""
         return self._acknowledged.get((namespace, model)) == _Acknowledged.of(pod, wanted)
 
-    async def assign(self, namespace: str, model: str, pod: Pod, wanted: Assignment) -> bool:
-        """Send the assignment; True once the trainer has acknowledged it, False to try again."""
+    async def assign(
+        self, namespace: str, model: str, pod: Pod, wanted: Assignment, *, caught_up: bool
+    ) -> bool:
+        """Send the assignment; True once the trainer has acknowledged it, False to try again.
+
+        ``caught_up``: its commits are in the tree. Before, a trainer that is ahead of its head may
+        be ahead on a line that the tree does not show yet, and is not overtaken.
+        """
         try:
             await self._client.assign(Peer.of(namespace, model, pod), wanted)
         except TrainerError as error:
             logger.warning("assigning %s/%s: %s", namespace, model, error)
             if error.problem.reason == STALE_TERM:
-                await self._overtake(namespace, model, pod)
-            elif REFUSED <= error.status < FAILED:
+                if caught_up:
+                    await self._overtake(namespace, model, pod)
+            elif REFUSED <= error.status < FAILED and error.status != KEY_UNKNOWN:
                 self._refusals[namespace, model] = (wanted.base, error.problem)
             return False
         self._refusals.pop((namespace, model), None)

@@ -35,15 +35,23 @@ ModelId = tuple[str, str]
 class Ledger:
     """The pending commits of one trainer, and the problems that it reports.
 
+    ``read``: the trainer has told all that it had; ``held``: the first pending one has to wait.
     By run identity ``counted`` is the highest step, and ``tokens`` are those up to it; ``warnings``
     are None until it was heard.
     """
 
     pending: list[Commit] = field(default_factory=list)
+    read: bool = False
+    held: bool = False
     counted: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, Tokens] = field(default_factory=dict)
     problem: Problem | None = None
     warnings: list[Problem] | None = None
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the tree has what the trainer had when it was found."""
+        return self.read and (self.held or not self.pending)
 
 
 class CommitStreams:
@@ -71,6 +79,7 @@ class CommitStreams:
             ledger = self.ledger(namespace, model)
             ledger.problem = ledger.warnings = None
             return
+        self.ledger(namespace, model).read = False
         task = asyncio.create_task(self._follow(namespace, model, trainer))
         self._tasks[namespace, model] = (trainer.instance, task)
 
@@ -112,7 +121,9 @@ class CommitStreams:
                 continue
             failures = 0
             report = (page.problem, page.warnings)
-            changed = bool(page.commits) or report != (ledger.problem, ledger.warnings)
+            last = not page.commits and not ledger.read
+            changed = last or bool(page.commits) or report != (ledger.problem, ledger.warnings)
+            ledger.read = ledger.read or last
             ledger.pending += page.commits
             ledger.problem, ledger.warnings = report
             after = max([after, *(commit.index for commit in page.commits)])

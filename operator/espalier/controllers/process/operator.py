@@ -10,6 +10,7 @@ from espalier.controllers.context import OperatorContext
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.head_metrics import HeadMetrics
 from espalier.controllers.observed.lister import Lister
+from espalier.controllers.observed.object_counts import ObjectCounts
 from espalier.controllers.observed.parsing import UnreadableObjectError
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
@@ -19,7 +20,7 @@ from espalier.controllers.peers.sampler_client import RolloutControl
 from espalier.controllers.peers.samplers import Rollouts
 from espalier.controllers.peers.trainer_client import Trainer
 from espalier.controllers.process import wiring
-from espalier.controllers.process.refusals import OWN, REASONS, Refusals
+from espalier.controllers.process.refusals import OWN, Refusals, reason_of
 from espalier.controllers.process.triggers import concerned
 from espalier.core import conditions
 from espalier.core.checkpoints.disposal import DISPOSAL
@@ -56,6 +57,8 @@ class Operator:
         self.queue = WorkQueue(self._reconcile, workers=WORKERS)
         self._cache = cache
         self._head_metrics = HeadMetrics()
+        counts = ObjectCounts()
+        cache.on_change(lambda key, old, new, _: counts.changed(key, old, new))
         self.context = OperatorContext(
             cluster=cluster,
             lister=Lister(cache),
@@ -92,7 +95,7 @@ class Operator:
             self.refusals.ended(key)
             return again
         except ClusterError as error:
-            if error.status in REASONS:
+            if reason_of(error):
                 return await self.refusals.refused(key, error)
             if error.status not in OUTDATED or key.kind in (COMMITS, DISPOSAL):
                 raise

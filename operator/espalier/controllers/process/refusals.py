@@ -1,4 +1,4 @@
-"""Handles actions that the API server refuses the operator.
+"""Handles actions that the API server refuses the operator, or that it refuses itself.
 
 The object concerned quotes the API server, and is tried again when it changes or after a while.
 """
@@ -18,6 +18,13 @@ RETRY_SECONDS = 30.0
 OWN = ("TrainableModel", "TrainingRun", "CheckpointHead", "Checkpoint")
 # The reason of the condition by the status of the answer.
 REASONS = {HTTP_FORBIDDEN: conditions.FORBIDDEN, HTTP_UNPROCESSABLE: conditions.INVALID}
+
+
+def reason_of(error: ClusterError) -> str:
+    """The reason of the condition; empty for an error that is none of these."""
+    if error.reason == conditions.NAME_TAKEN:
+        return conditions.NAME_TAKEN
+    return REASONS.get(error.status, "")
 
 
 def with_remedy(forbidden: str) -> str:
@@ -54,7 +61,7 @@ class Refusals:
         known = before is not None and before.message == error.message
         if body is None or key.kind not in OWN or known:
             return RETRY_SECONDS
-        reason, message = REASONS[error.status], _message(error)
+        reason, message = reason_of(error), _message(error)
         await self._writer.record(key.kind, body, "Warning", reason, message)
         # Its status may be the very thing that is refused; Event and /readyz have it then.
         with contextlib.suppress(ClusterError):
@@ -65,4 +72,6 @@ class Refusals:
 def _message(error: ClusterError) -> str:
     if error.status == HTTP_FORBIDDEN:
         return with_remedy(error.message)
+    if error.reason == conditions.NAME_TAKEN:
+        return error.message
     return f"the API server does not take what this asks for: {error.message}. Edit the spec"

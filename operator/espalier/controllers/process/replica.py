@@ -121,6 +121,8 @@ class Replica:
             hub=self.settings.hub,
             pull_secrets=self.settings.pull_secrets,
             assigned_ids=self.settings.assigned_ids,
+            tmp_size=self.settings.tmp_size,
+            copy_size=self.settings.copy_size,
         )
         operator = Operator(
             cluster,

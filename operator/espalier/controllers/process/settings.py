@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from espalier.core.manifests.installation import HubSettings, Images
+from espalier.core.manifests.installation import COPY_SIZE, TMP_SIZE, HubSettings, Images
 from espalier.core.served_namespaces import VARIABLE, served
 from espalier.environment import Count, EnvironmentSettings, Port
 
@@ -80,6 +80,17 @@ class OperatorSettings(EnvironmentSettings):
     )
     pod_ids: Literal["Fixed", "Assigned"] = Field(
         "Fixed", validation_alias="ESPALIER_POD_IDS", description="Fixed or Assigned"
+    )
+
+    tmp_size: str = Field(
+        TMP_SIZE,
+        validation_alias="ESPALIER_TMP_SIZE",
+        description=f"a quantity of bytes for /tmp of each pod, such as {TMP_SIZE}",
+    )
+    copy_size: str = Field(
+        COPY_SIZE,
+        validation_alias="ESPALIER_COPY_SIZE",
+        description=f"a quantity of bytes for copies of images' files, such as {COPY_SIZE}",
     )
 
     @field_validator("namespaces", mode="before")

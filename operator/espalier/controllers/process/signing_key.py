@@ -1,7 +1,8 @@
 """The keys that operator and gateway sign tokens with, each in a Secret that only its own reads.
 
 A Secret holds the key that signs and the one that will sign next; a ConfigMap of each served
-namespace, which pods mount, holds the public halves. core/key_ring.py decides when keys change.
+namespace, which pods mount, holds the public halves. core/key_ring.py decides when keys change. A
+third Secret has the token by which metrics are scraped.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from espalier import identity
 from espalier.core.key_ring import KeyRing, published, turned
 from espalier.core.manifests.installation import KEYS_CONFIG_MAP, KEYS_FIELD
 from espalier.core.manifests.labels import MANAGED
-from espalier.identity import GATEWAY_KEY_SECRET, OPERATOR_KEY_SECRET, PRIVATE_KEY_FIELD
+from espalier.identity import (
+    GATEWAY_KEY_SECRET,
+    OPERATOR_KEY_SECRET,
+    PRIVATE_KEY_FIELD,
+    SCRAPE_TOKEN_FIELD,
+    SCRAPE_TOKEN_SECRET,
+)
 from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.objects import Body, ObjectKey
 
@@ -61,13 +68,14 @@ class SigningKeys:
         self.signer = identity.Signer("")
 
     async def turn(self) -> None:
-        """Brings both Secrets and every ConfigMap to what they must be now.
+        """Brings the Secrets and every ConfigMap to what they must be now.
 
         Raises ClusterError for a Secret; a namespace that refuses its ConfigMap is logged.
         """
         operator = await self._turned(OPERATOR_KEY_SECRET)
         gateway = await self._turned(GATEWAY_KEY_SECRET)
         self.signer.private_key = operator.current
+        await self._scrape_token(operator.current)
         keys = identity.PublicKeys(
             operator=published(operator, identity.public_key),
             gateway=published(gateway, identity.public_key),
@@ -105,6 +113,21 @@ class SigningKeys:
                 logger.info("Secret %s has a new signing key", name)
         return wanted
 
+    async def _scrape_token(self, private_key: str) -> None:
+        """Keeps a token in the Secret that Prometheus reads: of the key that signs now, and so long
+        before its end that everybody has seen the next one."""
+        key = ObjectKey("Secret", self._namespace, SCRAPE_TOKEN_SECRET)
+        found = await self._cluster.get(key)
+        held = ((found or {}).get("data") or {}).get(SCRAPE_TOKEN_FIELD, "")
+        if identity.scrape_is_fresh(base64.b64decode(held).decode(errors="replace"), private_key):
+            return
+        token = identity.issue_scrape(private_key)
+        data = {SCRAPE_TOKEN_FIELD: base64.b64encode(token.encode()).decode()}
+        if found is None:
+            await self._cluster.create("Secret", _secret(key, data))
+        else:
+            await self._cluster.replace("Secret", {**found, "data": data})
+
     async def _publish(self, namespace: str, text: str) -> None:
         key = ObjectKey("ConfigMap", namespace, KEYS_CONFIG_MAP)
         found = await self._cluster.get(key)
@@ -127,7 +150,9 @@ async def ensure(cluster: Cluster, namespace: str, name: str = OPERATOR_KEY_SECR
 async def _found(cluster: Cluster, key: ObjectKey) -> tuple[Body, KeyRing]:
     found = await cluster.get(key)
     if found is None:
-        await cluster.create("Secret", _secret(key))
+        pem = identity.generate_private_key()
+        data = {PRIVATE_KEY_FIELD: base64.b64encode(pem.encode()).decode()}
+        await cluster.create("Secret", _secret(key, data))
         found = await cluster.get(key)
     if found is None:
         raise SigningKeyError(f"Secret {key.namespace}/{key.name} was deleted as it was made")
@@ -156,8 +181,7 @@ def _data(ring: KeyRing) -> dict[str, str]:
     return {name: base64.b64encode(text.encode()).decode() for name, text in texts.items()}
 
 
-def _secret(key: ObjectKey) -> Body:
-    pem = identity.generate_private_key()
+def _secret(key: ObjectKey, data: dict[str, str]) -> Body:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -167,5 +191,5 @@ def _secret(key: ObjectKey) -> Body:
             "labels": {**MANAGED},
         },
         "type": "Opaque",
-        "data": {PRIVATE_KEY_FIELD: base64.b64encode(pem.encode()).decode()},
+        "data": data,
     }

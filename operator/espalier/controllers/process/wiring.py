@@ -13,6 +13,7 @@ from espalier.controllers.reconcilers.disposal import DisposalReconciler
 from espalier.controllers.reconcilers.head import HeadReconciler
 from espalier.controllers.reconcilers.model import ModelReconciler
 from espalier.controllers.reconcilers.run import RunReconciler
+from espalier.controllers.reconcilers.scrub import Scrubs
 from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.kube.objects import ObjectKey
 
@@ -41,7 +42,17 @@ def _model(context: OperatorContext) -> ModelReconciler:
         blockers=context.blockers,
         imports=context.imports,
         settings=context.settings,
+        scrubs=_scrubs(context),
         now=context.now,
+    )
+
+
+def _scrubs(context: OperatorContext) -> Scrubs:
+    return Scrubs(
+        cluster=context.cluster,
+        lister=context.lister,
+        settings=context.settings,
+        enqueue=context.enqueue,
     )
 
 
@@ -62,6 +73,7 @@ def _run(context: OperatorContext) -> RunReconciler:
 
 def _head(context: OperatorContext) -> HeadReconciler:
     return HeadReconciler(
+        cluster=context.cluster,
         lister=context.lister,
         writer=context.writer,
         rollouts=context.rollouts,
@@ -80,6 +92,7 @@ def _checkpoint(context: OperatorContext) -> CheckpointReconciler:
         writer=context.writer,
         rollouts=context.rollouts,
         trainers=context.trainers,
+        scrubs=_scrubs(context),
         now=context.now,
         enqueue=context.enqueue,
     )

@@ -13,10 +13,12 @@ from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.samplers import Rollouts
+from espalier.controllers.reconcilers.scrub import Scrubs
 from espalier.core import conditions
 from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.checkpoints import disposal
 from espalier.core.checkpoints.disposal import DISPOSAL
+from espalier.core.checkpoints.scrub import Fault
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, ObjectKey, without_managers
 
@@ -30,6 +32,7 @@ class CheckpointReconciler:
     writer: StatusWriter
     rollouts: Rollouts
     trainers: Assignments
+    scrubs: Scrubs
     now: Callable[[], str]
     enqueue: Callable[[ObjectKey], None]
 
@@ -64,9 +67,13 @@ class CheckpointReconciler:
         namespace, digest = checkpoint.metadata.namespace, checkpoint.spec.digest
         rollouts, trainers = self.rollouts, self.trainers
         model = checkpoint.spec.model_ref.name
+        found = self.scrubs.found(checkpoint)
+        rotten = found.problem if isinstance(found, Fault) else None
+        refused = rollouts.refusal(namespace, digest)
         return checkpoints.Evidence(
-            rollouts.refusal(namespace, digest) or trainers.unreadable(namespace, model, digest),
+            rotten or refused or trainers.unreadable(namespace, model, digest),
             rollouts.verified(namespace, digest),
+            sound=found is True,
         )
 
     async def _mark(

@@ -36,7 +36,8 @@ class CommitReconciler:
         ledger = self.streams.ledger(key.namespace, key.name)
         while ledger.pending and self.lister.model(key.namespace, key.name) is not None:
             commit = ledger.pending[0]
-            if not await self._enter(key.namespace, key.name, commit):
+            ledger.held = not await self._enter(key.namespace, key.name, commit)
+            if ledger.held:
                 return HELD_SECONDS
             ledger.pending.pop(0)
             ledger.counted[commit.run] = max(ledger.counted.get(commit.run, 0), commit.run_step)

@@ -13,12 +13,14 @@ from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.samplers import Rollouts
 from espalier.core import conditions
 from espalier.core.head import head_request
-from espalier.core.head.head import HeadDecision, decide
+from espalier.core.head.editor import edited_by, editor
+from espalier.core.head.head import ADVANCED, HeadDecision, decide
 from espalier.core.head.head_view import HeadView
 from espalier.core.names import rollout_name
 from espalier.core.pods import pods
 from espalier.core.pods.blockers import uncreated
 from espalier.core.pods.pods import Pod
+from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, ObjectKey
 
 
@@ -26,6 +28,7 @@ from espalier.kube.objects import Body, ObjectKey
 class HeadReconciler:
     """Observes a head, its model's checkpoints and rollouts; writes the head's status alone."""
 
+    cluster: Cluster
     lister: Lister
     writer: StatusWriter
     rollouts: Rollouts
@@ -42,7 +45,7 @@ class HeadReconciler:
             return None
         found = self._pods(head)
         view = self._view(head, found)
-        decision = decide(view, self.now())
+        decision = await self._signed(key, decide(view, self.now()))
         # What the rollouts are asked for must be on record before they are asked.
         acknowledges = _commitments(decision.status) != _commitments(head.status)
         if acknowledges:
@@ -55,6 +58,16 @@ class HeadReconciler:
         if not acknowledges:
             await self._write(body, head, decision)
         return again
+
+    async def _signed(self, key: ObjectKey, decision: HeadDecision) -> HeadDecision:
+        """The decision with who asked for its move, of whom the cache knows nothing.
+
+        If the head was edited meanwhile, its status is not written, and the next pass asks again.
+        """
+        if decision.moved is None or decision.moved.reason == ADVANCED:
+            return decision
+        live = await self.cluster.get(key)
+        return edited_by(decision, editor(live["metadata"])) if live is not None else decision
 
     def _view(self, head: CheckpointHead, found: list[Pod]) -> HeadView:
         namespace, model = head.metadata.namespace, head.spec.model_ref.name
@@ -114,8 +127,9 @@ class HeadReconciler:
         """
         moved, status, before = decision.moved, decision.status, head.status
         body = await self.writer.write("CheckpointHead", body, status) or body
-        if moved is not None and moved.reason != "Advanced":
-            text = f"serves {moved.name or 'the base'} since term {moved.term}"
+        if moved is not None and moved.reason != ADVANCED:
+            by = f", asked for by {moved.editor}" if moved.editor is not None else ""
+            text = f"serves {moved.name or 'the base'} since term {moved.term}{by}"
             await self.writer.record("CheckpointHead", body, "Normal", moved.reason, text)
         if conditions.is_true(status.conditions, conditions.STALLED):
             await self.writer.announce("CheckpointHead", body, before.conditions, status.conditions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from espalier.api.trainablemodel import TrainableModel
@@ -15,11 +15,13 @@ from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
 from espalier.controllers.peers.importer_client import Imports
+from espalier.controllers.reconcilers import scrub
+from espalier.controllers.reconcilers.scrub import Scrubs
 from espalier.core import conditions
 from espalier.core.checkpoints import retention
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.installation import ChildSettings
-from espalier.core.manifests.intent import Manifest, is_current
+from espalier.core.manifests.intent import Manifest, foreign, is_current
 from espalier.core.manifests.labels import MODEL, ROLE, Role
 from espalier.core.manifests.sampler import rollout_deployment, rollout_service
 from espalier.core.manifests.trainer import trainer_service, trainer_statefulset
@@ -31,7 +33,7 @@ from espalier.core.pods.blockers import Blocker, uncreated
 from espalier.core.pods.pods import Pod
 from espalier.core.run import idle
 from espalier.core.run import turn as turns
-from espalier.kube.cluster import Cluster
+from espalier.kube.cluster import HTTP_CONFLICT, Cluster, ClusterError
 from espalier.kube.objects import ObjectKey, key_of
 
 # Checkpoints that retention deletes in one pass, and seconds until the next.
@@ -64,6 +66,7 @@ class ModelReconciler:
     blockers: Blockers
     imports: Imports
     settings: ChildSettings
+    scrubs: Scrubs
     now: Callable[[], str]
     # Manifests are built and hashed again only when something in them changes.
     _intents: dict[ObjectKey, tuple[_Wanted, list[Manifest]]] = field(
@@ -78,6 +81,7 @@ class ModelReconciler:
             self.streams.forget(key.namespace, key.name)
             self.trainers.forget(key.namespace, key.name)
             self.blockers.forget(key)
+            scrub.forget(key)
             self._intents.pop(key, None)
             return None
         asked = await self._ask(key)
@@ -89,7 +93,9 @@ class ModelReconciler:
         now = self.now()
         runs = self.lister.runs(key.namespace, key.name)
         freed_in = idle.freed_in(runs, now)
-        decision = models.decide(self._view(model, origin, freed=freed_in == 0), now)
+        scrubbed = self.scrubs.decide(model, now)
+        view = replace(self._view(model, origin, freed=freed_in == 0), scrub=scrubbed)
+        decision = models.decide(view, now)
         if decision.root is not None:
             made = await self.cluster.create("Checkpoint", decision.root)
             if made is not None:
@@ -97,12 +103,14 @@ class ModelReconciler:
         if decision.head_in == 0:
             await self.cluster.create("CheckpointHead", models.default_head(model))
         await self._children(model, decision)
+        read_on = await self.scrubs.drive(model, scrubbed)
         if await self.writer.write("TrainableModel", body, decision.status):
             before, after = model.status.conditions, decision.status.conditions
             await self.writer.announce(
                 "TrainableModel", body, before, after, faults=reported.ANNOUNCED
             )
-        waits = (decision.head_in or None, freed_in or None, await self._retire(key), asked, far)
+        retire = await self._retire(key)
+        waits = (decision.head_in or None, freed_in or None, retire, asked, far, read_on)
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     async def _retire(self, key: ObjectKey) -> float | None:
@@ -252,8 +260,24 @@ class ModelReconciler:
         for intent in built[1]:
             child = key_of(intent["kind"], intent)
             if not is_current(self.lister.body(child), intent):
+                await self._check_name(child, intent)
                 applied = await self.cluster.apply(child.kind, intent)
                 self.lister.learn(child.kind, applied)
+
+    async def _check_name(self, child: ObjectKey, intent: Manifest) -> None:
+        """Refuses to take over what somebody else made under the name of a child.
+
+        Objects without our labels are not watched, so the API server is asked, before a write only.
+        """
+        live = await self.cluster.get(child)
+        whose = foreign(live, intent) if live is not None else ""
+        if whose:
+            raise ClusterError(
+                HTTP_CONFLICT,
+                conditions.NAME_TAKEN,
+                f"{child.kind} {child.name} is there already and is {whose}: it is left as it is. "
+                f"Delete or rename it, or give this model another name",
+            )
 
     def _build(self, model: TrainableModel, wanted: _Wanted) -> list[Manifest]:
         settings, intents = self.settings, list[Manifest]()

@@ -21,9 +21,10 @@ from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.names import runner_name
 from espalier.core.pods import pods
 from espalier.core.pods.pods import RUN_GENERATION, RUN_POD
-from espalier.core.run import expiry, idle
+from espalier.core.run import continued, expiry, idle
 from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
+from espalier.core.run.continued import counted_as
 from espalier.core.run.run_view import RunView
 from espalier.core.run.runner_needs import Lack
 from espalier.kube.cluster import Cluster
@@ -94,7 +95,8 @@ class RunReconciler:
         trainer = self.lister.ready_trainer(namespace, model)
         if turn is None or turn.metadata.uid != run.metadata.uid:
             return False, None
-        if trainer is None or owner is None:
+        made = self.lister.made_by(namespace, model, counted_as(run))
+        if trainer is None or owner is None or continued.unknown(run, made):
             return False, None
         leader = self.lister.leader(namespace, model)
         lineage = self.lister.lineage(namespace, model)
@@ -104,7 +106,8 @@ class RunReconciler:
         trainers = self.trainers
         if trainers.acknowledged(namespace, model, trainer, wanted):
             return True, None
-        assigned = await trainers.assign(namespace, model, trainer, wanted)
+        known = self.streams.ledger(namespace, model).caught_up
+        assigned = await trainers.assign(namespace, model, trainer, wanted, caught_up=known)
         if trainers.unreadable(namespace, model, wanted.base) is not None:
             self.enqueue(ObjectKey("Checkpoint", namespace, wanted.base_name))
         return assigned, None if assigned else RETRY_SECONDS
@@ -120,7 +123,7 @@ class RunReconciler:
         if not over or trainer is None or run.status.step >= run.spec.steps:
             return None, None
         state = await self.trainers.state(namespace, model, trainer)
-        if state is None or state.run != run_identity(run.metadata.name, run.metadata.uid):
+        if state is None or state.run != run_identity(run.metadata.name, counted_as(run)):
             return None, RETRY_SECONDS
         return state.run_step, None
 
@@ -164,7 +167,7 @@ class RunReconciler:
         namespace, name = run.metadata.namespace, run.metadata.name
         owner = run.spec.model_ref.name
         ledger = self.streams.ledger(namespace, owner)
-        identity = run_identity(name, run.metadata.uid)
+        identity = run_identity(name, counted_as(run))
         rollouts = self.lister.pods(namespace, "rollout", model=owner)
         trainers = self.lister.pods(namespace, "trainer", model=owner)
         runners = self._runner_pods(run)
@@ -175,7 +178,7 @@ class RunReconciler:
             model=model,
             head=self.lister.leader(namespace, owner),
             siblings=self.lister.runs(namespace, owner),
-            checkpoints=self.lister.made_by(namespace, owner, run.metadata.uid),
+            checkpoints=self.lister.made_by(namespace, owner, counted_as(run)),
             assigned=assigned,
             problem=ledger.problem or self.trainers.refusal(namespace, owner),
             runner=job,

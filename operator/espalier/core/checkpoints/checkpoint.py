@@ -2,7 +2,8 @@
 went on elsewhere.
 
 Ready is taken back when the object contradicts itself, or when trainer or rollouts found that the
-bytes are not those of its digest. The latter stays on record until a rollout has loaded them.
+bytes are not those of its digest. The latter stays on record until a rollout has loaded them, and
+what a scrub found until another finds the bytes right.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 
 from espalier.api.checkpoint import Checkpoint, CheckpointStatus
 from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.meta import Condition
 from espalier.api.wire import Problem
 from espalier.core import conditions
+from espalier.core.checkpoints import scrub
 from espalier.core.conditions import Finding
 from espalier.core.head import head_request
 from espalier.core.lineage import measurements
@@ -35,10 +38,14 @@ MARK_CHARS = 400
 
 @dataclass(frozen=True)
 class Evidence:
-    """What loading showed: why trainer or rollouts refused the bytes, or that one verified them."""
+    """What reading the bytes showed: why trainer, rollouts or a scrub refused them.
+
+    ``verified``: a rollout has them loaded, and verified them then; ``sound``: a scrub read them.
+    """
 
     refusal: Problem | None = None
     verified: bool = False
+    sound: bool = False
 
 
 UNTOUCHED = Evidence()
@@ -91,9 +98,14 @@ def _integrity(checkpoint: Checkpoint, lineage: Lineage, evidence: Evidence) -> 
     if evidence.refusal is not None:
         return conditions.stalled(evidence.refusal.reason, evidence.refusal.text)
     damage = conditions.true(checkpoint.status.conditions, conditions.STALLED)
-    if damage is not None and damage.reason not in PASSING and not evidence.verified:
+    if damage is not None and damage.reason not in PASSING and not _repaired(damage, evidence):
         return conditions.stalled(damage.reason, damage.message)
     return [Finding(conditions.READY, "True", "Committed", "its bytes are on the volume")]
+
+
+def _repaired(damage: Condition, evidence: Evidence) -> bool:
+    """Whether the bytes were found right since: what a rollout holds may be older than the rot."""
+    return evidence.sound or (evidence.verified and damage.reason not in scrub.REASONS)
 
 
 def is_superseded(name: str, heads: Sequence[CheckpointHead], lineage: Lineage) -> str:

@@ -57,6 +57,8 @@ from espalier.core.lineage.lineage import Point, point
 from espalier.core.names import adapter_name, branch_name
 
 HISTORY = 20
+# The reason of a move that no edit asked for.
+ADVANCED = "Advanced"
 SHOWN_PODS = 64
 
 
@@ -266,7 +268,7 @@ def _move(
         reason = "Branched" if agreed.on_pin == BRANCH else "Pinned"
     else:
         was_pinned = bool(status.history) and status.history[0].reason in ("Pinned", "Branched")
-        reason = "Unpinned" if was_pinned else "Advanced"
+        reason = "Unpinned" if was_pinned else ADVANCED
     move = HeadMove.model_validate(
         {
             "name": target.name,

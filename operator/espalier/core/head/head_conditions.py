@@ -86,7 +86,7 @@ def findings(
         shown += ", whose Checkpoint was deleted"
     if crowded_out and view.model is not None:
         return _crowded_out(view.model)
-    if blocked := _damaged(view, target):
+    if blocked := _damaged(view, status, target):
         return blocked
     if not served:
         return _not_served(view, shown)
@@ -155,13 +155,15 @@ def _crowded_out(model: TrainableModel) -> list[Finding]:
     return conditions.stalled("TooManyHeads", message)
 
 
-def _damaged(view: HeadView, target: Point) -> list[Finding] | None:
+def _damaged(view: HeadView, status: CheckpointHeadStatus, target: Point) -> list[Finding] | None:
     """The findings of a target that a rollout refuses, or whose Checkpoint records damage."""
     adapter = adapter_name(view.head.spec.model_ref.name, target.digest)
     current = view.head.status.current
     keeps = f"; {current.name or 'the base'} stays served" if current is not None else ""
     for rollout in view.rollouts:
         if (problem := rollout.refused.get(adapter)) is not None:
+            lost = current is not None and current.digest == target.digest
+            keeps = _unserved(status, target) if lost else keeps
             message = f"{target.name}: {rollout.name}: {problem.text}{keeps}"
             return conditions.stalled(problem.reason, message)
     checkpoint = view.lineage.by_name.get(target.name)
@@ -169,6 +171,14 @@ def _damaged(view: HeadView, target: Point) -> list[Finding] | None:
     if damage is None:
         return None
     return conditions.stalled(damage.reason, f"{target.name}: {damage.message}{keeps}")
+
+
+def _unserved(status: CheckpointHeadStatus, target: Point) -> str:
+    """That nothing takes the place of what was served, and what its owner may choose."""
+    text = "; nothing is served in its place"
+    if status.latest is None or status.latest.name == target.name:
+        return text
+    return f"{text}. The newest that is Ready is {status.latest.name}: the head may be pinned to it"
 
 
 def _not_served(view: HeadView, shown: str) -> list[Finding]:

@@ -66,6 +66,7 @@ def collector_job(
         grace_seconds=30,
         pull_secrets=settings.pull_secrets,
         assigned_ids=settings.assigned_ids,
+        tmp_size=settings.tmp_size,
     )
     spec = job_spec(
         pod,

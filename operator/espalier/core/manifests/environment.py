@@ -44,7 +44,7 @@ def host_containers(images: Mapping[str, UserImage], runner_image: str) -> tuple
     """The copy of our script out of the runner's image, and the users' images that run it."""
     if not images:
         return ()
-    script = Mount("host-script", {"emptyDir": {}}, SCRIPT_PATH)
+    script = Mount("host-script", {"emptyDir": {"sizeLimit": "16Mi"}}, SCRIPT_PATH)
     place = Container(
         name="place-host",
         image=runner_image,
@@ -65,7 +65,7 @@ def _host(name: str, source: UserImage) -> Container:
         # Its tasks must be the same after a restart.
         env={"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"},
         mounts=(
-            Mount("host-script", {"emptyDir": {}}, SCRIPT_PATH, read_only=True),
+            Mount("host-script", {"emptyDir": {"sizeLimit": "16Mi"}}, SCRIPT_PATH, read_only=True),
             socket,
         ),
         command=("python3", f"{SCRIPT_PATH}/host.py", f"{socket.path}/{_SOCKET}"),

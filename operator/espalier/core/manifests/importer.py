@@ -45,14 +45,15 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
     }
     if base.chat_template is not None:
         env["ESPALIER_CHAT_TEMPLATE"] = base.chat_template
-    mounts = (claim(model), *_mounts(base, "source", _SOURCE))
+    size = settings.copy_size
+    mounts = (claim(model), *_mounts(base, "source", _SOURCE, size))
     args = _arguments(base, "--directory", "--hugging-face", _SOURCE)
-    copies = _copies(base, "copy", "source", _SOURCE)
+    copies = _copies(base, "copy", _mounts(base, "source", _SOURCE, size))
     if adapter is not None:
-        mounts += _mounts(adapter, "adapter", _ADAPTER)
+        mounts += _mounts(adapter, "adapter", _ADAPTER, size)
         args += _arguments(adapter, "--adapter", "--adapter-hugging-face", _ADAPTER)
         args += ("--model", name)
-        copies += _copies(adapter, "copy-adapter", "adapter", _ADAPTER)
+        copies += _copies(adapter, "copy-adapter", _mounts(adapter, "adapter", _ADAPTER, size))
     if any(b is not None and b.hugging_face is not None for b in (base, adapter)):
         env |= _hub_env(settings.hub)
         mounts += _certificates(settings.hub)
@@ -76,6 +77,7 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
         init_containers=copies,
         pull_secrets=settings.pull_secrets,
         assigned_ids=settings.assigned_ids,
+        tmp_size=settings.tmp_size,
     )
     metadata = pod_metadata(labels, template)
     spec = job_spec(pod, metadata, container="importer", retries=_RETRIES, seconds=_LIMIT_SECONDS)
@@ -121,10 +123,10 @@ def _arguments(base: Base, directory: str, hub: str, path: str) -> tuple[str, ..
     return (hub, f"{base.hugging_face.repository}@{base.hugging_face.revision}")
 
 
-def _mounts(base: Base, name: str, path: str) -> tuple[Mount, ...]:
-    """Where the importer finds the files, unless it fetches them itself."""
+def _mounts(base: Base, name: str, path: str, size: str) -> tuple[Mount, ...]:
+    """Where the importer finds the files, unless it fetches them itself; a copy has a size."""
     if base.image is not None:
-        return (Mount(name, {"emptyDir": {}}, path),)
+        return (Mount(name, {"emptyDir": {"sizeLimit": size}}, path),)
     if base.persistent_volume_claim is not None:
         given = base.persistent_volume_claim
         source = {"persistentVolumeClaim": {"claimName": given.claim_name}}
@@ -132,7 +134,7 @@ def _mounts(base: Base, name: str, path: str) -> tuple[Mount, ...]:
     return ()
 
 
-def _copies(base: Base, name: str, volume: str, path: str) -> tuple[Container, ...]:
+def _copies(base: Base, name: str, mounts: tuple[Mount, ...]) -> tuple[Container, ...]:
     """Image volumes are not everywhere yet, so an image copies its own files."""
     if base.image is None:
         return ()
@@ -141,7 +143,7 @@ def _copies(base: Base, name: str, volume: str, path: str) -> tuple[Container, .
         image=base.image,
         requests=_REQUESTS,
         env={},
-        mounts=_mounts(base, volume, path),
-        command=("cp", "-rL", "/models/.", f"{path}/"),
+        mounts=mounts,
+        command=("cp", "-rL", "/models/.", f"{mounts[0].path}/"),
     )
     return (copy,)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from espalier.core.names import RUNNER_ACCOUNT
 
+# Caches of compilers need some of it. An image may have the weights of the largest bases.
+TMP_SIZE, COPY_SIZE = "16Gi", "1Ti"
 # The ConfigMap of each served namespace that holds the public keys, and where pods mount it.
 KEYS_CONFIG_MAP = "espalier-public-keys"
 KEYS_FIELD = "keys.json"
@@ -47,6 +49,8 @@ class ChildSettings:
     ``pull_secrets`` are names of
     Secrets, in the model's namespace, that every pod pulls with. ``assigned_ids``: the platform
     gives each pod its user and groups, as OpenShift does, and refuses pods that name their own.
+    ``tmp_size`` and ``copy_size`` are what a pod's /tmp, and the copy of an image's files, may take
+    of the node's disk; a pod beyond it is evicted.
     """
 
     images: Images
@@ -56,3 +60,5 @@ class ChildSettings:
     hub: HubSettings = field(default_factory=HubSettings)
     pull_secrets: tuple[str, ...] = ()
     assigned_ids: bool = False
+    tmp_size: str = TMP_SIZE
+    copy_size: str = COPY_SIZE

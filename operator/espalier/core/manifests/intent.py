@@ -51,6 +51,24 @@ def is_current(live: Manifest | None, intent: Manifest) -> bool:
     return bool(live["spec"].get("replicas") == intent["spec"].get("replicas"))
 
 
+def foreign(live: Manifest, intent: Manifest) -> str:
+    """Whose a live object is that has the name of a child and is another's; empty if it is ours.
+
+    One of our labels and of no controller is a child whose owner was deleted without it.
+    """
+    (owner,) = intent["metadata"]["ownerReferences"]
+    references = live["metadata"].get("ownerReferences") or ()
+    controllers = [reference for reference in references if reference.get("controller")]
+    if not controllers:
+        labels = live["metadata"].get("labels") or {}
+        ours = intent["metadata"]["labels"].items() <= labels.items()
+        return "" if ours else "nobody's of Espalier"
+    (controller,) = controllers
+    if controller["uid"] == owner["uid"]:
+        return ""
+    return f"{controller['kind']} {controller['name']}'s"
+
+
 def owner_reference(kind: OwnerKind, owner: ObjectMeta, *, controller: bool) -> Manifest:
     """The reference by which an object is deleted with its owner."""
     # blockOwnerDeletion would need rights on the owner's finalizers in some clusters.

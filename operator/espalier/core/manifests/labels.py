@@ -12,7 +12,7 @@ ROLE = "espalier.dev/role"
 BRANCH = "espalier.dev/branch"
 TEMPLATE_HASH = "espalier.dev/template-hash"
 
-Role = Literal["trainer", "rollout", "runner", "importer", "collector"]
+Role = Literal["trainer", "rollout", "runner", "importer", "collector", "scrubber"]
 
 MANAGED = {MANAGED_BY: MANAGER}
 

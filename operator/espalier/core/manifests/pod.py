@@ -23,6 +23,7 @@ from espalier.core.volume import FOLDERS
 USER = 65532
 PORT = 8000
 PORT_NAME = "http"
+METRICS_PORT, METRICS_PORT_NAME = 8080, "metrics"
 VOLUME_PATH = "/weights"
 
 _SHARED_MEMORY = "1Gi"
@@ -78,6 +79,7 @@ Variable = str | SecretKey | PodField
 class Container:
     """A container of a pod.
 
+    ``serves`` at PORT, ``tells_metrics`` at METRICS_PORT.
     ``apart``: neither /tmp nor shared memory are those of the pod's other containers. ``stays``: as
     an init container it runs as long as the pod does, and is started again when it ends.
     ``resources`` go before ``requests`` where no template names any.
@@ -91,6 +93,7 @@ class Container:
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     serves: bool = False
+    tells_metrics: bool = False
     probes: Manifest = field(default_factory=dict)
     resources: Resources | None = None
     apart: bool = False
@@ -163,13 +166,14 @@ def pod_spec(
     service_account: str = "",
     pull_secrets: tuple[str, ...] = (),
     assigned_ids: bool = False,
+    tmp_size: str,
 ) -> Manifest:
     """A pod of one container, placed as the user's template says.
 
     It pulls with ``pull_secrets`` and with those of the template; with ``assigned_ids`` it leaves
-    user and groups to the platform.
+    user and groups to the platform. A pod whose /tmp grows beyond ``tmp_size`` is evicted.
     """
-    mounts = {m.name: m for c in (container, *init_containers) for m in _mounts(c)}
+    mounts = {m.name: m for c in (container, *init_containers) for m in _mounts(c, tmp_size)}
     spec: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -205,12 +209,12 @@ def pod_metadata(labels: dict[str, str], template: PodTemplate | None) -> Manife
     return metadata
 
 
-def _mounts(container: Container) -> tuple[Mount, ...]:
+def _mounts(container: Container, tmp_size: str) -> tuple[Mount, ...]:
     memory = {"emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}}
     own = f"{container.name}-" if container.apart else ""
     return (
         *container.mounts,
-        Mount(f"{own}tmp", {"emptyDir": {}}, "/tmp"),
+        Mount(f"{own}tmp", {"emptyDir": {"sizeLimit": tmp_size}}, "/tmp"),
         Mount(f"{own}shared-memory", memory, "/dev/shm"),
     )
 
@@ -230,7 +234,7 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
         "imagePullPolicy": "IfNotPresent",
         "env": [*variables.values()],
         "resources": given.wire() if given else {"requests": requests},
-        "volumeMounts": [mount.mount() for mount in _mounts(container)],
+        "volumeMounts": [mount.mount() for mount in _mounts(container, "")],
         # The last lines of the log tell of a crash that left no message of its own.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -248,6 +252,8 @@ def _container(container: Container, template: PodTemplate | None) -> Manifest:
         body["restartPolicy"] = "Always"
     if container.serves:
         body["ports"] = [{"name": PORT_NAME, "containerPort": PORT}]
+    if container.tells_metrics:
+        body["ports"] = [{"name": METRICS_PORT_NAME, "containerPort": METRICS_PORT}]
     return body
 
 

@@ -19,7 +19,15 @@ from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
 from espalier.core.manifests.labels import child_labels
-from espalier.core.manifests.pod import Container, Mount, Requests, Variable, pod_metadata, pod_spec
+from espalier.core.manifests.pod import (
+    METRICS_PORT,
+    Container,
+    Mount,
+    Requests,
+    Variable,
+    pod_metadata,
+    pod_spec,
+)
 from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
@@ -60,16 +68,18 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
+            "ESPALIER_METRICS_PORT": str(METRICS_PORT),
             **(runner_variables() if images else {}),
             **_keys(run),
         },
         mounts=(
             _token(),
-            *_tasks(run),
+            *_tasks(run, settings.copy_size),
             *_modules(run),
             *_boards(run),
             *map(socket_mount, images),
         ),
+        tells_metrics=True,
     )
     runner = run.spec.runner or RunnerSpec()
     template = runner.template
@@ -78,12 +88,13 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         template,
         grace_seconds=30,
         init_containers=(
-            *_copies(run),
+            *_copies(run, settings.copy_size),
             *host_containers(images, settings.images.runner),
         ),
         service_account=settings.runner_service_account,
         pull_secrets=settings.pull_secrets,
         assigned_ids=settings.assigned_ids,
+        tmp_size=settings.tmp_size,
     )
     spec = job_spec(
         pod,
@@ -157,8 +168,8 @@ def _boards(run: TrainingRun) -> tuple[Mount, ...]:
     )
 
 
-def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
-    """Where the runner finds the file of its tasks, if they are in one."""
+def _tasks(run: TrainingRun, size: str) -> tuple[Mount, ...]:
+    """Where the runner finds the file of its tasks, if they are in one; a copy has a size."""
     tasks = run.spec.taskset
     if tasks is None:
         return ()
@@ -169,7 +180,8 @@ def _tasks(run: TrainingRun) -> tuple[Mount, ...]:
         source = {"persistentVolumeClaim": {"claimName": claim.claim_name}}
         # Of the claim the file's own directory, and no more.
         return (Mount("tasks", source, TASKS_PATH, read_only=True, sub_path=claim.directory),)
-    return (Mount("tasks", {"emptyDir": {}}, TASKS_PATH),) if tasks.image is not None else ()
+    copy = {"emptyDir": {"sizeLimit": size}}
+    return (Mount("tasks", copy, TASKS_PATH),) if tasks.image is not None else ()
 
 
 def _modules(run: TrainingRun) -> tuple[Mount, ...]:
@@ -184,7 +196,7 @@ def _modules(run: TrainingRun) -> tuple[Mount, ...]:
     return (Mount("rewards", {"projected": {"sources": sources}}, REWARDS_PATH, read_only=True),)
 
 
-def _copies(run: TrainingRun) -> tuple[Container, ...]:
+def _copies(run: TrainingRun, size: str) -> tuple[Container, ...]:
     """Image volumes are not everywhere yet, so an image copies its own files."""
     if run.spec.taskset is None or run.spec.taskset.image is None:
         return ()
@@ -193,7 +205,7 @@ def _copies(run: TrainingRun) -> tuple[Container, ...]:
         image=run.spec.taskset.image.reference,
         requests=_REQUESTS,
         env={},
-        mounts=_tasks(run),
+        mounts=_tasks(run, size),
         command=("cp", "-rL", "/tasks/.", f"{TASKS_PATH}/"),
     )
     return (copy,)

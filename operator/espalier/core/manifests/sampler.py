@@ -90,6 +90,7 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
                 grace_seconds=60,
                 pull_secrets=settings.pull_secrets,
                 assigned_ids=settings.assigned_ids,
+                tmp_size=settings.tmp_size,
             ),
         },
     }

@@ -88,6 +88,7 @@ def trainer_statefulset(
                 grace_seconds=60,
                 pull_secrets=settings.pull_secrets,
                 assigned_ids=settings.assigned_ids,
+                tmp_size=settings.tmp_size,
             ),
         },
     }

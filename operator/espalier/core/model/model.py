@@ -18,6 +18,7 @@ from espalier.api.trainablemodel import (
 from espalier.api.wire import Problem
 from espalier.core import conditions
 from espalier.core.checkpoints import imported
+from espalier.core.checkpoints.scrub import ScrubDecision
 from espalier.core.conditions import Finding
 from espalier.core.gitowner import git_owner
 from espalier.core.lineage.lineage import Lineage
@@ -58,6 +59,7 @@ class ModelView:
     namesake: CheckpointHead | None = None
     blockers: Mapping[str, Blocker] = field(default_factory=dict)
     idle_run: str = ""
+    scrub: ScrubDecision | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         rollouts = _Workload(unfit, "GaveUp")
     triple = _headless(view) or _overall(view.source, trainer, rollouts)
     reports = reported.findings(view.warnings, view.problem, model.status.conditions)
+    scrubbed = [view.scrub.finding] if view.scrub is not None else []
     findings = [*triple, view.source.finding, trainer.finding, rollouts.finding, *reports]
+    findings += scrubbed
     name, origin = model.metadata.name, model.spec.source.checkpoint_ref
     status = TrainableModelStatus(
         observed_generation=model.metadata.generation,
@@ -118,6 +122,7 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         endpoint=Endpoint(slug=name, url=view.gateway_url),
         tree=drawn_tree.grown(view.lineage, view.heads, name, model.status.tree),
         rollout=_rollout_status(name, view.rollout_pods),
+        scrub=view.scrub.status if view.scrub is not None else model.status.scrub,
         conditions=conditions.settle(
             model.status.conditions, findings, model.metadata.generation, now
         ),

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from espalier.api.meta import Condition
 from espalier.api.wire import Problem
 from espalier.core import conditions
+from espalier.core.checkpoints.scrub import BYTES_INTACT
 from espalier.core.conditions import Finding
 
 FAST_PATH = "FastPath"
 VOLUME_HEALTHY = "VolumeHealthy"
 # Conditions that are worth an Event when they turn False, and when that is over.
-ANNOUNCED = (FAST_PATH, VOLUME_HEALTHY)
+ANNOUNCED = (FAST_PATH, VOLUME_HEALTHY, BYTES_INTACT)
 # Reasons of a trainer's warning that say why rows run on the padded path.
 PADDED_REASONS = frozenset({"UnknownFamily", "UnknownSetting", "SelfCheckDiffers"})
 # Reasons of a trainer's problem that are the volume's fault.
 VOLUME_REASONS = frozenset({"VolumeFull", "VolumeReadOnly", "VolumeFailing"})
+# A trainer's reason not to go on from where its branch stands: its log is of an earlier time.
+VOLUME_BEHIND = "VolumeBehind"
 
 
 def findings(

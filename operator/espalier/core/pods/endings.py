@@ -26,6 +26,7 @@ _TEMPLATES = {
     "rollout": "spec.rollout.template.resources",
     "importer": "spec.jobs.template.resources, and delete the Job",
     "collector": "spec.jobs.template.resources",
+    "scrubber": "spec.jobs.template.resources",
     "runner": "spec.runner.template.resources of the TrainingRun",
 }
 

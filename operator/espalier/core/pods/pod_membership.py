@@ -22,6 +22,7 @@ from espalier.core.names import (
     importer_name,
     rollout_name,
     runner_name,
+    scrubber_name,
     trainer_name,
 )
 
@@ -92,6 +93,7 @@ def _chain(role: str, model: str, run: str) -> tuple[_Link, ...]:
             root,
         ),
         "importer": (_Link("batch/v1", "Job", importer_name(model)), root),
+        "scrubber": (_Link("batch/v1", "Job", scrubber_name(model)), root),
         "runner": (
             _Link("batch/v1", "Job", runner_name(run)),
             _Link(API_VERSION, "TrainingRun", run),

@@ -8,6 +8,7 @@ from espalier.api.wire import Problem
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.pods import pods
+from espalier.core.run import continued
 from espalier.core.run import turn as turns
 from espalier.core.run.run_view import RunView
 from espalier.core.run.runner_needs import UNCONFIGURED, unreadable_secret
@@ -55,7 +56,9 @@ def advance(view: RunView, step: int) -> tuple[list[Finding], bool]:
 
 
 def unfit_model(view: RunView) -> list[Finding] | None:
-    """Why the model cannot be trained."""
+    """Why the model cannot be trained by this run."""
+    if strange := continued.unknown(view.run, view.checkpoints):
+        return conditions.reconciling("ContinuesUnknown", strange)
     if view.model is None:
         # Not Stalled: it may be next in the same apply, and Argo CD and Flux give up at Stalled.
         name = view.run.spec.model_ref.name

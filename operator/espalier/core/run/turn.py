@@ -17,6 +17,7 @@ from espalier.core.checkpoints.commits import run_identity
 from espalier.core.head import head_request
 from espalier.core.lineage.lineage import Lineage, Point
 from espalier.core.run import bounds
+from espalier.core.run.continued import counted_as
 
 SUCCEEDED = "Succeeded"
 TASKS_READY = "TasksReady"
@@ -53,7 +54,7 @@ def assignment(
         base_name=start.base.name,
         base_step=start.base.step,
         optimizer_state=_optimizer_state(model, start.base),
-        run=run_identity(run.metadata.name, run.metadata.uid),
+        run=run_identity(run.metadata.name, counted_as(run)),
     )
 
 

@@ -27,11 +27,12 @@ _ISSUE = "Issue one: espalier keys create NAME --service-account ACCOUNT"
 
 @dataclass(frozen=True)
 class Admitted:
-    """Whom a key stands for. ``scopes``: None if the key is limited to none."""
+    """Whom a key of this id stands for. ``scopes``: None if the key is limited to none."""
 
     namespace: str
     account: str
     scopes: frozenset[Scope] | None
+    id: str
 
 
 class ApiKeys:
@@ -73,7 +74,7 @@ class ApiKeys:
             )
         if found is not None:
             raise _over(found, key.namespace, stored)
-        return Admitted(key.namespace, stored.account, _limits(stored.record.scopes))
+        return Admitted(key.namespace, stored.account, _limits(stored.record.scopes), stored.id)
 
     async def _stored(self, key: PresentedKey) -> StoredKey | None:
         if key.namespace not in self._namespaces:

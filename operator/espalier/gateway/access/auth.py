@@ -19,6 +19,13 @@ from espalier.gateway.access.api_keys import ApiKeys
 from espalier.gateway.access.key_source import ClusterKeys
 from espalier.gateway.access.own_run import OwnRun
 from espalier.gateway.access.remembered import Remembered
+from espalier.gateway.access.reviews_in_flight import (
+    RIGHTS_AT_ONCE,
+    TOKENS_AT_ONCE,
+    TOKENS_WAITING,
+    ReviewsInFlight,
+)
+from espalier.gateway.access.rights import SAMPLE, SAMPLER_ROLE
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.world import NamespacedName
 from espalier.kube.cluster import Cluster, ClusterError, Extra
@@ -31,7 +38,7 @@ class User:
     """An authenticated caller.
 
     ``uid`` and ``extra`` are what the API server says of it besides. ``scopes``: what an API key is
-    limited to; None for no limit.
+    limited to; None for no limit. ``api_key``: the id of the key that was shown, if one was.
     """
 
     name: str
@@ -39,6 +46,7 @@ class User:
     uid: str = field(default="", kw_only=True)
     extra: Extra = field(default=(), kw_only=True)
     scopes: frozenset[Scope] | None = None
+    api_key: str = field(default="", kw_only=True)
 
     def require_scope(self, *any_of: Scope) -> None:
         """Refuses a limited key that has none of these scopes; without any, every limited key."""
@@ -79,6 +87,8 @@ class Authenticator:
         self._own_run = own_run
         # One review cannot ask for both audiences: an empty list stands for the server's own.
         self._audiences = ((GATEWAY_AUDIENCE,), ()) if api_server_tokens else ((GATEWAY_AUDIENCE,),)
+        self._token_reviews = ReviewsInFlight(TOKENS_AT_ONCE, TOKENS_WAITING)
+        self._access_reviews = ReviewsInFlight(RIGHTS_AT_ONCE)
         self._users: Remembered[User | None] = Remembered(clock)
         self._access: Remembered[bool] = Remembered(clock)
 
@@ -107,10 +117,14 @@ class Authenticator:
             f"system:serviceaccount:{admitted.namespace}:{admitted.account}",
             (accounts, f"{accounts}:{admitted.namespace}", "system:authenticated"),
             admitted.scopes,
+            api_key=admitted.id,
         )
 
     async def allowed(self, user: User, verb: str, resource: str, target: NamespacedName) -> bool:
-        """True when the caller may do this to the named object of our API group."""
+        """True when the caller may do this to the named object of our API group.
+
+        ``resource`` may have a subresource, such as ``trainablemodels/sample``.
+        """
         if self._beyond_own_run(user, verb, resource, target):
             return False
         key = (user, verb, resource, target)
@@ -132,13 +146,13 @@ class Authenticator:
                 403,
                 "Forbidden",
                 f"{user.name} may not {verb} {resource} {target}",
-                f"Grant verb {verb} on {resource} of {GROUP} in namespace {target.namespace} by a "
-                "Role and a RoleBinding",
+                remedy(verb, resource, f"in namespace {target.namespace} "),
             )
 
     async def _review_token(self, token: str) -> User | None:
         for audiences in self._audiences:
-            result = await _reviewed(self._cluster.review_token(token, audiences))
+            async with self._token_reviews.turn():
+                result = await _reviewed(self._cluster.review_token(token, audiences))
             if result.authenticated:
                 return User(
                     result.username, tuple(result.groups), uid=result.uid, extra=result.extra
@@ -153,19 +167,26 @@ class Authenticator:
     async def _review_access(
         self, user: User, verb: str, resource: str, target: NamespacedName
     ) -> bool:
-        return await _reviewed(
-            self._cluster.review_access(
-                user.name,
-                user.groups,
-                verb,
-                GROUP,
-                resource,
-                target.namespace,
-                target.name,
-                uid=user.uid,
-                extra=user.extra,
+        async with self._access_reviews.turn():
+            return await _reviewed(
+                self._cluster.review_access(
+                    user.name,
+                    user.groups,
+                    verb,
+                    GROUP,
+                    resource,
+                    target.namespace,
+                    target.name,
+                    uid=user.uid,
+                    extra=user.extra,
+                )
             )
-        )
+
+
+def remedy(verb: str, resource: str, where: str = "") -> str:
+    """How a right is granted; ``where`` ends in a space."""
+    role = f", or bind ClusterRole {SAMPLER_ROLE}" if (verb, resource) == SAMPLE else ""
+    return f"Grant verb {verb} on {resource} of {GROUP} {where}by a Role and a RoleBinding{role}"
 
 
 async def _reviewed(review: Awaitable[V]) -> V:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from espalier.changes import Changes
 from espalier.gateway import prometheus
-from espalier.gateway.problems import not_ready
+from espalier.gateway.problems import not_ready, over
 
 BODIES_SHARE = 8
 ANSWERS_SHARE = 4
@@ -31,12 +32,17 @@ class ByteBudget:
         self._what = what
         self._free = capacity
         self._freed = Changes()
+        self._of: Counter[str] = Counter()
 
     def hold(self) -> Hold:
         """A hold of no bytes yet."""
         return Hold(self)
 
-    async def _take(self, count: int, seconds: float) -> None:
+    def taken_by(self, owner: str) -> int:
+        """The bytes that holds of an owner have."""
+        return self._of[owner]
+
+    async def _take(self, count: int, seconds: float, owner: str) -> None:
         try:
             async with asyncio.timeout(seconds):
                 while count > self._free:
@@ -51,9 +57,15 @@ class ByteBudget:
                 "Send it again, or give the gateway more memory or replicas",
             ) from None
         self._free -= count
+        if owner:
+            self._of[owner] += count
 
-    def _give(self, count: int) -> None:
+    def _give(self, count: int, owner: str) -> None:
         self._free += count
+        if owner:
+            self._of[owner] -= count
+            if not self._of[owner]:
+                del self._of[owner]
         self._freed.announce()
 
 
@@ -63,15 +75,34 @@ class Hold:
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
         self._taken = 0
+        self._owner = ""
+        self._most = budget.capacity
 
     @property
     def capacity(self) -> int:
         """Bytes of the whole budget."""
         return self._budget.capacity
 
+    def owned_by(self, owner: str, most: int) -> None:
+        """Counts what is taken from now on as an owner's, who may hold ``most`` bytes."""
+        self._owner, self._most = owner, most
+
     async def take(self, count: int, seconds: float = 0.0) -> None:
-        """Holds ``count`` bytes more; waits up to ``seconds`` for them, then RefusalError 503."""
-        await self._budget._take(count, seconds)
+        """Holds ``count`` bytes more; waits up to ``seconds`` for them.
+
+        Raises:
+            RefusalError: 503 without room, 429 if its owner holds too many. A request that is its
+                owner's only one is let in at any size.
+        """
+        others = self._budget.taken_by(self._owner) - self._taken
+        shared = self._most < self.capacity
+        if shared and others and others + self._taken + count > self._most:
+            raise over(
+                "TooManyBytes",
+                f"{self._owner} has requests of {others} bytes here, and may have {self._most}",
+                "Send less at once or later, or have gateway.quotas of the chart raised",
+            )
+        await self._budget._take(count, seconds, self._owner)
         self._taken += count
 
     def __enter__(self) -> Self:
@@ -82,7 +113,7 @@ class Hold:
 
     def release(self) -> None:
         """Gives back every byte of the hold."""
-        self._budget._give(self._taken)
+        self._budget._give(self._taken, self._owner)
         self._taken = 0
 
 

@@ -32,7 +32,7 @@ class OwnRun:
         Of models it may read and sample all that its service account may: rewards are models too.
         """
         namespace = _namespace_of_runner(user)
-        if not namespace or resource == "trainablemodels":
+        if not namespace or resource.partition("/")[0] == "trainablemodels":
             return ""
         known = dict(extra)
         (pod,), (uid,) = known.get(POD_NAME, ("",)), known.get(POD_UID, ("",))

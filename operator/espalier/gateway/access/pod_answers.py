@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import aiohttp
 
 from espalier.gateway.access.byte_budget import Hold
+from espalier.gateway.problems import not_ready
 from espalier.podclient import read_answer, too_large
 
 # 16 answers of 16,000 tokens with their log-probs are 30 MB.
@@ -20,8 +23,15 @@ async def read_held(response: aiohttp.ClientResponse, hold: Hold) -> bytes:
 
     Raises:
         PodFaultError: it is larger than an answer may be.
-        RefusalError: 503, other answers take the room.
+        RefusalError: 503, other answers take the room, or the pod does not know our key.
     """
+    if response.status == HTTPStatus.UNAUTHORIZED:
+        raise not_ready(
+            "PodKeyUnknown",
+            f"{response.url.host} does not believe the gateway: it is another pod by now, or has "
+            "not yet been shown the key that the gateway signs with",
+            "send it again; a new key takes two minutes to reach a pod",
+        )
     limit = min(MAX_ANSWER_BYTES, hold.capacity // COPIES)
     announced = response.content_length
     if announced is not None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from cachetools import TLRUCache
+from cachetools import TTLCache
 
 GRANTED_SECONDS = 60.0
 REFUSED_SECONDS = 5.0
@@ -20,7 +20,8 @@ V = TypeVar("V")
 class Remembered(Generic[V]):
     """Answers by key for a while: a falsy one for 5 s, any other for 60 s, if not said otherwise.
 
-    Callers who ask for the same key at the same time share one question.
+    Callers who ask for the same key at the same time share one question. Falsy answers have room of
+    their own: a flood of refusals makes nothing else be forgotten.
     """
 
     def __init__(
@@ -30,16 +31,15 @@ class Remembered(Generic[V]):
         granted: float = GRANTED_SECONDS,
         refused: float = REFUSED_SECONDS,
     ) -> None:
-        def expiry(_: Hashable, answer: V, now: float) -> float:
-            return now + (granted if answer else refused)
-
-        self._answers: TLRUCache[Hashable, V] = TLRUCache(CAPACITY, expiry, clock)
+        self._granted: TTLCache[Hashable, V] = TTLCache(CAPACITY, granted, clock)
+        self._refused: TTLCache[Hashable, V] = TTLCache(CAPACITY, refused, clock)
         self._questions: dict[Hashable, asyncio.Future[V]] = {}
 
     async def get(self, key: Hashable, ask: Callable[[], Awaitable[V]]) -> V:
         """The remembered answer, or a new one."""
-        with suppress(KeyError):
-            return self._answers[key]
+        for answers in (self._granted, self._refused):
+            with suppress(KeyError):
+                return answers[key]
         question = self._questions.get(key)
         if question is None:
             question = asyncio.ensure_future(ask())
@@ -52,4 +52,5 @@ class Remembered(Generic[V]):
         del self._questions[key]
         # The exception is read here too, because every caller may have gone.
         if not question.cancelled() and question.exception() is None:
-            self._answers[key] = question.result()
+            answer = question.result()
+            (self._granted if answer else self._refused)[key] = answer

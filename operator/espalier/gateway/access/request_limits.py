@@ -49,13 +49,21 @@ _UNREAD = ("/train/", "/v3/")
 
 BODY_LIMIT: web.RequestKey[int] = web.RequestKey("body_limit", int)
 HELD: web.RequestKey[Hold] = web.RequestKey("held", Hold)
+# Bytes of bodies that one caller may hold.
+MOST_OF_ONE: web.RequestKey[int] = web.RequestKey("most_of_one", int)
 
 
 class Admission:
-    """The middleware. ``bodies`` is the budget for the bodies of requests."""
+    """The middleware.
 
-    def __init__(self, bodies: ByteBudget) -> None:
+    Args:
+        bodies: the budget for the bodies of requests.
+        percent: of it that one caller may hold.
+    """
+
+    def __init__(self, bodies: ByteBudget, percent: int = 100) -> None:
         self._bodies = bodies
+        self._most_of_one = bodies.capacity * percent // 100
 
     @web.middleware
     async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -67,6 +75,7 @@ class Admission:
             prometheus.REFUSED.labels(refusal.reason).inc()
             raise
         hold = request[HELD] = self._bodies.hold()
+        request[MOST_OF_ONE] = self._most_of_one
         try:
             return await handler(request)
         finally:

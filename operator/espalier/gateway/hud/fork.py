@@ -1,7 +1,8 @@
 """Forks for HUD's client: creates a model, its head and a client-driven run for a user.
 
-The gateway may create them itself, so it first checks that the caller may. It creates the model
-last: a fork exists once its model does, so repeating an interrupted call completes it.
+They are created in the caller's name. Rights are asked for before, so that none is left half made
+for want of one, and the model is created last: a fork exists once its model does, so repeating an
+interrupted call completes it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from espalier.api.meta import NAME_PATTERN
 from espalier.core.gitowner import REQUESTED_BY
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.offers import Offer
+from espalier.gateway.access.on_behalf import acting_for, refused
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName, ServedWorld
@@ -115,10 +117,11 @@ class Forks:
             "annotations": {REQUESTED_BY: user.name, **annotations},
         }
         try:
-            if await self._cluster.create(kind, {"metadata": metadata, "spec": spec}):
+            named = acting_for(self._cluster, user)
+            if await named.create(kind, {"metadata": metadata, "spec": spec}):
                 return True
         except ClusterError as error:
-            raise _refused(error, kind, fork) from error
+            raise refused(error, user, f"{kind} {fork}", "NotCreated") from error
         # An interrupted fork left this object, or it is someone else's and the name is taken.
         existing = await self._get(ObjectKey(kind, fork.namespace, fork.name))
         owner = (existing or {}).get("spec", {}).get("modelRef", {}).get("name")
@@ -181,9 +184,3 @@ def _exists(fork: NamespacedName) -> RefusalError:
     return RefusalError(
         409, "ModelExists", f"model {fork} exists", "Choose another name, or use it as it is"
     )
-
-
-def _refused(error: ClusterError, kind: str, fork: NamespacedName) -> RefusalError:
-    if error.status in (400, 422):
-        return RefusalError(422, error.reason, f"{kind} {fork}: {error.message}")
-    return not_ready("NotCreated", f"{kind} {fork} was not created: {error.message}")

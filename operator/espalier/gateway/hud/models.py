@@ -18,10 +18,13 @@ from espalier.api.platform import (
 )
 from espalier.core.api_keys import SCOPES
 from espalier.core.lineage.lineage import parent_name
+from espalier.core.names import BASE
+from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.offers import Offer, Offers, trainable
 from espalier.gateway.access.request_body import read_body
+from espalier.gateway.access.rights import SEE
 from espalier.gateway.context import requested_slug
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.hud.set_head import HeadMoves
@@ -75,9 +78,7 @@ class PlatformRoutes:
         user = await self._callers.caller(request, *SCOPES)
         offset, limit = _whole(request, "offset", 0), _whole(request, "limit", PAGE)
         models = sorted(self._watch.world.models)
-        allowed = await asyncio.gather(
-            *(self._auth.allowed(user, "get", "trainablemodels", m) for m in models)
-        )
+        allowed = await asyncio.gather(*(self._callers.may_see(user, model) for model in models))
         offers = await self._offers.of(self._auth, user)
         seen = [model for model, may in zip(models, allowed, strict=True) if may]
         known: list[ModelEntry | NamespacedName] = [offered(offer) for offer in offers]
@@ -98,20 +99,24 @@ class PlatformRoutes:
         model = await self._entry(user, await self._readable(request))
         return _json(_there(model))
 
+    @audited("Fork")
     async def fork(self, request: web.Request) -> web.Response:
         """Creates a model, its head and a client-driven run; answers once the model exists."""
         user = await self._callers.caller(request, "train")
         offers = await self._offers.of(self._auth, user)
         if not offers:
-            await self._callers.require_some_model(user)
+            await self._callers.require_some_model(user, SEE)
         wanted = await read_body(request, ForkRequest)
+        request[ACT].before, request[ACT].after = wanted.source_model_id, wanted.name
         offer = self._offers.find(wanted.source_model_id)
         if offer is not None and offer in offers:
             made = await self._forks.of_base(user, offer, wanted.name)
         else:
             source = await self._callers.model(user, wanted.source_model_id)
-            await self._auth.require(user, "get", "trainablemodels", source)
+            await self._auth.require(user, *SEE, source)
+            request[ACT].before = str(source)
             made = await self._forks.of_model(user, source, wanted.name)
+        request[ACT].target = f"TrainableModel {made}"
         return _json(_there(await self._entry(user, made)))
 
     async def checkpoints(self, request: web.Request) -> web.Response:
@@ -127,12 +132,17 @@ class PlatformRoutes:
         active = next((item for item in nodes if item.is_active), None)
         return web.json_response(active.model_dump() if active else None)
 
+    @audited("MoveHead")
     async def set_head(self, request: web.Request) -> web.Response:
         """Moves the head to a checkpoint; the next optimizer step extends the tree from there."""
         user = await self._callers.caller(request, "promote")
         model = await self._callers.model(user, requested_slug(request))
+        head = self._watch.world.head_of(model)
+        before = head.status.current.name if head is not None and head.status.current else ""
+        request[ACT].of("CheckpointHead", model, before=before or BASE)
         await self._auth.require(user, "update", "checkpointheads", model)
         wanted = await read_body(request, HeadRequest)
+        request[ACT].after = wanted.checkpoint_id
         await self._moves.move(user, model, wanted.checkpoint_id)
         return web.json_response({"model_id": _uid(self._watch.world, model), **dict(wanted)})
 
@@ -147,7 +157,7 @@ class PlatformRoutes:
     async def _readable(self, request: web.Request) -> NamespacedName:
         user = await self._callers.caller(request, "read", "train", "promote")
         model = await self._callers.model(user, requested_slug(request))
-        await self._auth.require(user, "get", "trainablemodels", model)
+        await self._auth.require(user, *SEE, model)
         return model
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from espalier.core.gitowner import REQUESTED_BY, GitOwner, git_owner
 from espalier.core.head.head_request import BRANCH, PIN, TRACK, ref_name
 from espalier.gateway.access.auth import User
+from espalier.gateway.access.on_behalf import acting_for, refused
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName, ServedWorld
@@ -26,7 +27,7 @@ Body = dict[str, Any]
 
 
 class HeadMoves:
-    """Edits heads on users' behalf."""
+    """Edits heads in users' names."""
 
     def __init__(self, watch: WorldWatch, cluster: Cluster) -> None:
         self._watch = watch
@@ -35,11 +36,11 @@ class HeadMoves:
     async def move(self, user: User, model: NamespacedName, checkpoint: str) -> None:
         """Returns once the head serves the checkpoint and training goes on from it."""
         world = self._watch.world
-        _check(world, model, checkpoint)
+        require_checkpoint(world, model, checkpoint)
         if stands_on(world, model, checkpoint):
             return
         pin = {"mode": PIN, "checkpointRef": {"name": checkpoint}, "onPin": BRANCH}
-        await self._edit(user, model, pin, checkpoint)
+        await self.edit(user, model, pin)
         served = await self._watch.wait_for(
             lambda now: True if _branched(now, model, checkpoint) else None, SERVED_SECONDS
         )
@@ -50,30 +51,31 @@ class HeadMoves:
                 f"within {SERVED_SECONDS:.0f} s: {_why(self._watch.world, model)}",
                 "Send it again to complete the move",
             )
-        await self._edit(user, model, {"mode": TRACK}, checkpoint)
+        await self.edit(user, model, {"mode": TRACK})
         await self._watch.wait_for(
             lambda now: True if _tracks(now, model) else None, SERVED_SECONDS
         )
 
-    async def _edit(self, user: User, model: NamespacedName, change: Body, checkpoint: str) -> None:
-        key = ObjectKey("CheckpointHead", model.namespace, model.name)
+    async def edit(self, user: User, name: NamespacedName, change: Body) -> None:
+        """Writes another request into a head's spec; RefusalError 409 if Git owns the head."""
+        key = ObjectKey("CheckpointHead", name.namespace, name.name)
 
         async def edit() -> None:
             head = await self._cluster.get(key)
             if head is None:
-                raise RefusalError(404, "HeadNotFound", f"model {model} has no head")
+                raise RefusalError(404, "HeadNotFound", f"there is no head {name}")
             owner = git_owner(head["metadata"])
             if owner is not None:
-                raise owned_by_git(owner, model, checkpoint)
-            await self._cluster.replace("CheckpointHead", edited(head, change, user))
+                raise owned_by_git(owner, name, change)
+            await acting_for(self._cluster, user).replace(
+                "CheckpointHead", edited(head, change, user)
+            )
 
         try:
             # The operator writes the status in between.
             await despite_contention(edit)
         except ClusterError as error:
-            raise not_ready(
-                "HeadNotEdited", f"the head of {model} was not edited: {error.message}"
-            ) from error
+            raise refused(error, user, f"CheckpointHead {name}", "HeadNotEdited") from error
 
 
 def edited(head: Mapping[str, Any], change: Body, user: User) -> Body:
@@ -90,14 +92,18 @@ def edited(head: Mapping[str, Any], change: Body, user: User) -> Body:
     }
 
 
-def owned_by_git(owner: GitOwner, model: NamespacedName, checkpoint: str) -> RefusalError:
+def owned_by_git(owner: GitOwner, head: NamespacedName, change: Body) -> RefusalError:
     """409 with the commit to make: an edit of what Git owns would be undone."""
+    asked = [f"spec.mode: {change['mode']}"]
+    if "checkpointRef" in change:
+        asked += [f"spec.checkpointRef.name: {change['checkpointRef']['name']}"]
+        asked += [f"spec.onPin: {change['onPin']}"]
     return RefusalError(
         409,
         "HeadOwnedByGit",
-        f"Git owns the head of {model} through {owner}, which would undo this edit",
-        f"Commit it instead: in CheckpointHead {model.name} of namespace {model.namespace} set "
-        f"spec.mode: Pin, spec.checkpointRef.name: {checkpoint} and spec.onPin: Branch",
+        f"Git owns the head {head} through {owner}, which would undo this edit",
+        f"Commit it instead: in CheckpointHead {head.name} of namespace {head.namespace} set "
+        + " and ".join(filter(None, (", ".join(asked[:-1]), asked[-1]))),
     )
 
 
@@ -129,7 +135,8 @@ def _branched(world: ServedWorld, model: NamespacedName, checkpoint: str) -> boo
     ) and head.status.current.name == checkpoint
 
 
-def _check(world: ServedWorld, model: NamespacedName, checkpoint: str) -> None:
+def require_checkpoint(world: ServedWorld, model: NamespacedName, checkpoint: str) -> None:
+    """Refuses the name of a checkpoint that is neither the model's own nor the one it grew from."""
     target = world.checkpoints.get(model.beside(checkpoint))
     root = world.models[model].status.root_checkpoint_ref
     own = target is not None and target.spec.model_ref.name == model.name

@@ -119,6 +119,9 @@ def check_honoured(body: dict[str, Any]) -> None:
     if body.get("use_beam_search") and body.get("prompt_logprobs") is not None:
         raise _bad("prompt_logprobs", "is not computed by beam search", "Leave out either")
     structured = body.get("structured_outputs")
+    # vLLM answers a text with a 500.
+    if not (structured is None or isinstance(structured, dict)):
+        raise _bad("structured_outputs", "is no object", 'Send one such as {"regex": "[0-9]+"}')
     for name in _LEFT_OUT_OF_STRUCTURE:
         if isinstance(structured, dict) and structured.get(name):
             raise _bad(f"structured_outputs.{name}", "has no effect on these servers", "Leave out")

@@ -34,6 +34,7 @@ class Asked:
         recordable: whether its answer can be a turn of a trace.
         sampled: how the rollout will sample.
         cache_key: requests with one key go to one rollout; empty: to any.
+        reads_usage: whether the caller wants the last event of its stream, which counts tokens.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Asked:
     recordable: bool
     sampled: Sampled
     cache_key: str
+    reads_usage: bool
     _rest: bytes
     _replaceable: bytes
 
@@ -65,6 +67,7 @@ def read_asked(body: dict[str, Any]) -> Asked:
     check_honoured(body)
     check_continuation(body)
     key = cache_key(body)
+    reads_usage = _count_tokens(body)
     model = body.pop("model")
     replaceable = {name: body.pop(name) for name in _KEPT_WITH if name in body}
     return Asked(
@@ -73,9 +76,23 @@ def read_asked(body: dict[str, Any]) -> Asked:
         recordable=_recordable(body),
         sampled=sampled(body),
         cache_key=key,
+        reads_usage=reads_usage,
         _rest=to_json(body, inf_nan_mode="constants"),
         _replaceable=to_json(replaceable, inf_nan_mode="constants"),
     )
+
+
+def _count_tokens(body: dict[str, Any]) -> bool:
+    """Has a stream end in its usage, by which quotas are counted; whether the caller asked for it.
+
+    Options that are none are left for the rollout to refuse.
+    """
+    options = body.get("stream_options")
+    if body.get("stream") is not True or not (options is None or isinstance(options, dict)):
+        return True
+    options = options or {}
+    body["stream_options"] = {**options, "include_usage": True}
+    return bool(options.get("include_usage"))
 
 
 def _recordable(body: dict[str, Any]) -> bool:

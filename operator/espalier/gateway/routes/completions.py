@@ -14,20 +14,28 @@ from espalier.api.wire import CHECKPOINT
 from espalier.core.names import BASE
 from espalier.gateway import prometheus
 from espalier.gateway.access.answer_writer import write_answer
+from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.byte_budget import Hold
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
+from espalier.gateway.access.quotas import Quotas, Share
 from espalier.gateway.access.request_body import read_object
+from espalier.gateway.access.rights import SAMPLE
 from espalier.gateway.context import HELD_SECONDS, UPSTREAM_SECONDS
 from espalier.gateway.hud.trace_keepers import Keeper, TraceKeepers
 from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, TraceRoutes, trace_of
 from espalier.gateway.problems import RefusalError, not_ready, openai_body
 from espalier.gateway.routes.completion_request import Asked, read_asked
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
-from espalier.gateway.routes.rewrite import StreamRewriter, error_event, rewrite_answer
+from espalier.gateway.routes.rewrite import (
+    StreamRewriter,
+    error_event,
+    rewrite_answer,
+    tokens_of,
+)
 from espalier.gateway.world.pod_addresses import PodAddress, why_none_ready
 from espalier.gateway.world.replica_order import by_key, in_turn
 from espalier.gateway.world.routing import (
@@ -68,6 +76,7 @@ class _Exchange:
     ref: str
     target: Target
     asked: Asked
+    share: Share
     trace: str = ""
     keeper: Keeper | None = None
     response: web.StreamResponse | None = None
@@ -86,6 +95,7 @@ class CompletionRoutes:
         pods: PodCalls,
         traces: TraceRoutes,
         keepers: TraceKeepers,
+        quotas: Quotas,
     ) -> None:
         self._callers = callers
         self._watch = watch
@@ -93,28 +103,33 @@ class CompletionRoutes:
         self._pods = pods
         self._traces = traces
         self._keepers = keepers
+        self._quotas = quotas
         self._turns: Counter[NamespacedName] = Counter()
 
+    @audited("Sample")
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Completes at a rollout pod that serves the named model or checkpoint."""
         user = await self._callers.caller(request, "sample")
         await self._callers.require_some_model(user)
         asked = read_asked(await read_object(request))
         trace = trace_of(request.headers)
+        request[ACT].target = asked.reference
         slug, ref, target = await self._locate(user, asked.reference, wait=bool(trace))
+        request[ACT].of("TrainableModel", target.model, after=target.checkpoint or BASE)
         recorded = bool(trace) and asked.recordable
         keeper = await self._keepers.keeper(user, target.model) if recorded else None
-        exchange = _Exchange(request, slug, ref, target, asked, trace, keeper)
-        try:
-            return await self._complete(exchange)
-        finally:
-            request.setdefault(UPSTREAM_SECONDS, time.perf_counter() - exchange.started)
+        async with self._quotas.sample(user, target.model) as share:
+            exchange = _Exchange(request, slug, ref, target, asked, share, trace, keeper)
+            try:
+                return await self._complete(exchange)
+            finally:
+                request.setdefault(UPSTREAM_SECONDS, time.perf_counter() - exchange.started)
 
     async def _locate(self, user: User, asked: str, *, wait: bool) -> tuple[Slug, str, Target]:
         named, ref = split(asked)
         slug = await self._callers.sampled(user, named)
         model = slug.model
-        await self._auth.require(user, "get", "trainablemodels", model)
+        await self._auth.require(user, *SAMPLE, model)
         meant = resolve(self._watch.world, model, ref, slug.head)
         if isinstance(meant, Unknown):
             meant = await self._wait_for_checkpoint(model, ref) or meant
@@ -233,6 +248,7 @@ class CompletionRoutes:
             raise NotLoadedError(_message_of(answer))
         kept: dict[str, str] = {}
         if upstream.status == 200:
+            exchange.share.spend(tokens_of(answer))
             try:
                 answer = rewrite_answer(
                     *(answer, exchange.target.adapter, exchange.asked.model), exchange.asked.sampled
@@ -271,14 +287,20 @@ class CompletionRoutes:
 
 async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.StreamResponse:
     asked = exchange.asked
-    rewriter = StreamRewriter(exchange.target.adapter, asked.model, asked.sampled)
-    async for data in upstream.content.iter_any():
-        try:
-            events = rewriter.feed(data)
-        except UnreadableError as error:
-            raise unknown(upstream, f"streams an event that cannot be read: {error}") from error
-        if events:
-            await (await _begun(exchange)).write(events)
+    rewriter = StreamRewriter(
+        exchange.target.adapter, asked.model, asked.sampled, usage=asked.reads_usage
+    )
+    try:
+        async for data in upstream.content.iter_any():
+            try:
+                events = rewriter.feed(data)
+            except UnreadableError as error:
+                raise unknown(upstream, f"streams an event that cannot be read: {error}") from error
+            if events:
+                await (await _begun(exchange)).write(events)
+    finally:
+        # Those of a stream that its caller breaks off were sampled too.
+        exchange.share.spend(rewriter.tokens)
     response = await _begun(exchange)
     await response.write_eof(rewriter.rest())
     return response

@@ -12,6 +12,7 @@ from espalier.api.evaluated import EVALUATIONS_MOST, EvaluationResult
 from espalier.api.meta import decimal_string
 from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import EvaluationRequest
+from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.request_body import read_body
@@ -39,21 +40,27 @@ class EvaluationRoutes:
         self._auth = auth
         self._cluster = cluster
 
+    @audited("Evaluate")
     async def post(self, request: web.Request) -> web.Response:
         """Writes ``status.evaluations`` of the Checkpoint, from which its metrics follow."""
         user = await self._callers.caller(request, "promote")
         name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
+        request[ACT].of("Checkpoint", name)
         await self._auth.require(user, "evaluate", "checkpoints", name)
         given = await read_body(request, EvaluationRequest)
+        request[ACT].after = given.name
         await self._record("Checkpoint", name, given)
         return web.json_response({"checkpoint": name.name, "name": given.name})
 
+    @audited("Evaluate")
     async def post_base(self, request: web.Request) -> web.Response:
         """Writes ``status.baseEvaluations`` of the run, which whoever drives it may do."""
         user = await self._callers.caller(request)
         name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
+        request[ACT].of("TrainingRun", name)
         await self._auth.require(user, "update", "trainingruns", name)
         given = await read_body(request, EvaluationRequest)
+        request[ACT].after = given.name
         await self._record("TrainingRun", name, given)
         return web.json_response({"run": name.name, "name": given.name})
 

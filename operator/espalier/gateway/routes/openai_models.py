@@ -8,7 +8,6 @@ from datetime import datetime
 from aiohttp import web
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.world.routing import Slug, Unknown, resolve, slug_of, slugs, split
 from espalier.gateway.world.watch import WorldWatch
@@ -17,18 +16,15 @@ from espalier.gateway.world.watch import WorldWatch
 class OpenAIModelRoutes:
     """Handlers of ``/v1/models``."""
 
-    def __init__(self, callers: Callers, watch: WorldWatch, auth: Authenticator) -> None:
+    def __init__(self, callers: Callers, watch: WorldWatch) -> None:
         self._callers = callers
         self._watch = watch
-        self._auth = auth
 
     async def list(self, request: web.Request) -> web.Response:
-        """Every model of the served namespaces that the caller may get, and its other heads."""
+        """Every model of the served namespaces that the caller may see, and its other heads."""
         user = await self._callers.caller(request, "read", "sample")
         known = slugs(self._watch.world)
-        allowed = await asyncio.gather(
-            *(self._auth.allowed(user, "get", "trainablemodels", s.model) for s in known)
-        )
+        allowed = await asyncio.gather(*(self._callers.may_see(user, one.model) for one in known))
         seen = [slug for slug, may in zip(known, allowed, strict=True) if may]
         data = [self._entry(slug) for slug in seen]
         return web.json_response({"object": "list", "data": data})
@@ -40,7 +36,6 @@ class OpenAIModelRoutes:
         named = "/".join(parts[part] for part in ("namespace", "slug") if part in parts)
         slug, ref = split(named)
         sampled = await self._callers.sampled(user, slug)
-        await self._auth.require(user, "get", "trainablemodels", sampled.model)
         meant = resolve(self._watch.world, sampled.model, ref, sampled.head)
         if ref and isinstance(meant, Unknown):
             raise await self._callers.unknown(user, meant)

@@ -30,6 +30,9 @@ _PROMPT_TOKENS = b'"prompt_token_ids":['
 _THOUGHTS = b'"reasoning":"'
 # The longest event carries the tokens of a prompt as long as a body may be.
 MAX_EVENT_BYTES = 8 * 2**20
+# The last event of a stream that was asked for it, and what an answer took.
+_NO_CHOICES = b'"choices":[]'
+_USAGE = re.compile(rb'"usage": ?\{[^{}]*?"total_tokens": ?([0-9]{1,9})')
 # Where a choice begins, and no other object of a completion. A quote inside a string is escaped.
 _CHOICE = re.compile(rb'\{"index":([0-9]{1,6}),')
 _TOKEN_LIST = re.compile(re.escape(_PROMPT_TOKENS) + rb"[0-9,]*\]")
@@ -51,6 +54,15 @@ def rewrite_answer(body: bytes, adapter: str, model: str, drawn: Sampled = PLAIN
         UnreadableError: it is not a completion, or too large to be parsed.
     """
     return _edited(body, adapter, model, drawn) or _rewritten(body, model, drawn)
+
+
+def tokens_of(answer: bytes) -> int:
+    """The tokens of prompt and answers, as the rollout counts them; 0 if it does not say.
+
+    A quote inside a string is escaped, so no text that was sampled is taken for it.
+    """
+    found = _USAGE.search(answer)
+    return int(found[1]) if found else 0
 
 
 def _edited(body: bytes, adapter: str, model: str, drawn: Sampled) -> bytes | None:
@@ -98,10 +110,16 @@ class StreamRewriter:
         adapter: the name that the rollout answers with.
         model: the name that the caller asked for.
         drawn: how it was sampled.
+        usage: whether the caller reads the event that counts the tokens.
     """
 
-    def __init__(self, adapter: str, model: str, drawn: Sampled = PLAIN) -> None:
+    def __init__(
+        self, adapter: str, model: str, drawn: Sampled = PLAIN, *, usage: bool = True
+    ) -> None:
         self._drawn = drawn
+        self._usage = usage
+        self._events = 0
+        self._tokens = 0
         self._theirs = _named(adapter)
         self._ours = _named(model)
         self._rest = b""
@@ -115,13 +133,25 @@ class StreamRewriter:
         *events, self._rest = (self._rest + data).split(_EVENT_END)
         if max(map(len, (*events, self._rest))) > MAX_EVENT_BYTES:
             raise UnreadableError(f"an event is over {MAX_EVENT_BYTES // 2**20} MiB")
-        return b"".join(self._rewrite(event) + _EVENT_END for event in events)
+        rewritten = (self._rewrite(event) for event in events)
+        return b"".join(event + _EVENT_END for event in rewritten if event)
+
+    @property
+    def tokens(self) -> int:
+        """The tokens so far: as the rollout counted them, or one for each event before that."""
+        return self._tokens or self._events
 
     def rest(self) -> bytes:
         """What followed the last complete event."""
         return self._rest
 
     def _rewrite(self, event: bytes) -> bytes:
+        """The event for the caller; empty for one that it did not ask for."""
+        self._events += 1
+        tokens = tokens_of(event)
+        self._tokens = tokens or self._tokens
+        if tokens and _NO_CHOICES in event and not self._usage:
+            return b""
         event = event.replace(self._theirs, self._ours, 1)
         parts = (_PROMPT_TOKENS, _THOUGHTS)
         if not event.startswith(_DATA) or not any(part in event for part in parts):

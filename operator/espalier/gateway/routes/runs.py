@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from espalier.core.run.continued import counted_as
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.problems import RefusalError
@@ -37,7 +38,7 @@ class RunRoutes:
         model = name.beside(run.spec.model_ref.name)
         return web.json_response(
             {
-                "uid": run.metadata.uid,
+                "uid": counted_as(run),
                 "model": model.name,
                 "spec": run.spec.wire(),
                 "term": live_term(world, model),

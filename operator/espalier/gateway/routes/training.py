@@ -22,11 +22,13 @@ from espalier.api.wire import (
 from espalier.core.api_keys import Scope
 from espalier.core.idempotency import read_key
 from espalier.gateway.access.answer_writer import write_answer
+from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.byte_budget import Hold
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls
+from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.access.request_body import late
 from espalier.gateway.context import (
     HELD_SECONDS,
@@ -110,28 +112,43 @@ class TrainingRoutes:
         pods: PodCalls,
         traces: TraceRoutes,
         trainers: TrainerLookup,
+        quotas: Quotas,
     ) -> None:
         self._callers = callers
         self._watch = watch
         self._access = TrainingAccess(watch, auth)
         self._pods = pods
         self._trainers = trainers
+        self._quotas = quotas
         self._traces = traces
         self._deliveries = DeliveryReports(pods.session, pods.tokens)
 
+    @audited("Train")
     async def handle(self, request: web.Request) -> web.Response:
         """Sends the command to the trainer, and the answer back with one more header."""
         command = request.match_info["command"]
+        # A step has many commands before it. One that is refused is told whatever it is.
+        act = request[ACT]
+        act.told, act.target, act.after = command == "optim-step", requested_slug(request), command
         scopes: tuple[Scope, ...] = ("train", "read") if command in READS else ("train",)
         user = await self._callers.caller(request, *scopes)
         model = await self._callers.model(user, requested_slug(request))
+        act.of("TrainableModel", model, after=command)
         await self._access.require(user, model)
         if command == "declared":
             bound = binding(self._watch.world, model)
             return web.Response(text=bound or _NOTHING, content_type="application/json")
         # A client that sends keys, or reads the state, repeats its calls. HUD's client does not.
         wait = IDEMPOTENCY_KEY not in request.headers and command not in _ASKED_AGAIN
-        trainer = await self._trainers.ready(model, HELD_SECONDS if wait else 0.0)
+        seconds = HELD_SECONDS if wait else 0.0
+        async with self._quotas.train(user, model, seconds):
+            return await self._command(request, user, model, seconds)
+
+    async def _command(
+        self, request: web.Request, user: User, model: NamespacedName, seconds: float
+    ) -> web.Response:
+        command = request.match_info["command"]
+        trainer = await self._trainers.ready(model, seconds)
         if command in COMMANDS:
             await self._traces.hand_over(model)
         sent = _Command(request, user, model, trainer)

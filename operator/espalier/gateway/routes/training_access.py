@@ -6,6 +6,7 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import DECLARED
 from espalier.core.run.declared import declared
 from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.rights import SEE
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.world.turn import active_run, is_paused, misaligned
 from espalier.gateway.world.watch import WorldWatch
@@ -49,9 +50,10 @@ class TrainingAccess:
 
     async def require_run(self, user: User, model: NamespacedName) -> TrainingRun:
         """The active run, which the caller may update; 409 if there is none."""
+        # First, so that nobody learns by it which models and runs there are.
+        await self._auth.require(user, *SEE, model)
         run = active_run(self._watch.world, model)
         if run is None:
-            await self._auth.require(user, "get", "trainablemodels", model)
             raise RefusalError(
                 409,
                 "NoActiveRun",

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import aiohttp
 from aiohttp import web
 
+from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_calls import PodCalls
@@ -54,11 +55,14 @@ class DownloadRoutes:
         router.add_get(f"{saved}/external_weights_urls", self.links)
         router.add_get(f"{prefix}/files/{{ticket}}/{{file}}", self.file)
 
+    @audited("Download")
     async def links(self, request: web.Request) -> web.Response:
         """A link for each file of weights that were saved for download."""
         user = await self._callers.caller(request, "train")
+        request[ACT].target = request.match_info["run"]
         model = model_of(self._watch.world, request.match_info["run"], "training_run_id")
         path = WeightsPath(model, EXTERNAL, request.match_info["name"])
+        request[ACT].target = str(path)
         saved = await self._models.saved(user, str(path))
         checkpoint = self._watch.world.checkpoints[model.trained.beside(saved.checkpoint)]
         expires = datetime.now(UTC) + LIFETIME

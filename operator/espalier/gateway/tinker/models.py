@@ -11,6 +11,7 @@ from espalier.core import conditions
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import SEEN_SECONDS
 from espalier.gateway.access.offers import Offers
+from espalier.gateway.access.rights import SEE
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.training_access import TrainingAccess
@@ -113,7 +114,7 @@ class Models:
         path = WeightsPath.read(text)
         if path is None or path.model.trained.namespace not in self._watch.world.namespaces:
             raise unknown("path", text)
-        await self._auth.require(user, "get", "trainablemodels", path.model.trained)
+        await self._auth.require(user, *SEE, path.model.trained)
         found = await self._watch.wait_for(lambda world: find(world, path), SEEN_SECONDS)
         if found is None:
             raise unknown("path", text)
@@ -130,7 +131,7 @@ class Models:
         world = self._watch.world
         name = asked.base_model.removeprefix(f"{session.namespace}/")
         model = NamespacedName(session.namespace, name)
-        if model not in world.models:
+        if model not in world.models or not await self._auth.allowed(user, *SEE, model):
             raise await self._no_base(user, session, asked.base_model, known)
         await self._access.require_run(user, model)
         made = TinkerModel.new(session, asked.model_seq_id, name)
@@ -147,11 +148,7 @@ class Models:
     ) -> RefusalError:
         """404 with what there is, as far as the caller may see it."""
         models = sorted(m for m in self._watch.world.models if m.namespace == session.namespace)
-        seen = [
-            model.name
-            for model in models
-            if await self._auth.allowed(user, "get", "trainablemodels", model)
-        ]
+        seen = [model.name for model in models if await self._auth.allowed(user, *SEE, model)]
         return RefusalError(
             404,
             "BaseNotFound",

@@ -42,7 +42,7 @@ def respond(refusal: RefusalError) -> web.Response:
     if refusal.reason in HELD:
         status = HTTPStatus.PAYMENT_REQUIRED
         detail = f"training is held, and goes on when that ends (this is no bill): {detail}"
-    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR or refusal.retry_after is not None:
         status = HTTPStatus.TOO_MANY_REQUESTS
         headers["Retry-After"] = str(refusal.retry_after or RETRY_AFTER_SECONDS)
     elif status == HTTPStatus.CONFLICT:

@@ -10,9 +10,11 @@ from aiohttp import web
 
 from espalier.core.api_keys import Scope
 from espalier.core.gitowner import REQUESTED_BY
+from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.request_body import read_body
+from espalier.gateway.access.rights import SEE
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.training_access import TrainingAccess
 from espalier.gateway.tinker import lora
@@ -100,9 +102,12 @@ class RestRoutes:
         page, cursor = _page(request, entries)
         return web.json_response({"checkpoints": page, "cursor": cursor})
 
+    @audited("Unsave")
     async def delete(self, request: web.Request) -> web.Response:
         """Takes the name off the weights; the Checkpoint goes by the rules of its run."""
-        await self._saves.change(await self._own(request), expires_at=now())
+        saved = await self._own(request)
+        request[ACT].target = str(saved.path)
+        await self._saves.change(saved, expires_at=now())
         return web.json_response({})
 
     async def set_ttl(self, request: web.Request) -> web.Response:
@@ -167,13 +172,13 @@ class RestRoutes:
             if model.namespace in world.namespaces and project in (None, model.namespace)
         ]
         models.sort(key=lambda m: (world.models[m].metadata.creation_timestamp, m), reverse=True)
-        return [m for m in models if await self._auth.allowed(user, "get", "trainablemodels", m)]
+        return [m for m in models if await self._auth.allowed(user, *SEE, m)]
 
     async def _model(self, request: web.Request, *scopes: Scope) -> tuple[User, TinkerModel]:
         user = await self._callers.caller(request, *scopes)
         text = request.match_info["run"]
         model = model_of(self._watch.world, text, "training_run_id")
-        await self._auth.require(user, "get", "trainablemodels", model.trained)
+        await self._auth.require(user, *SEE, model.trained)
         if model.trained not in self._watch.world.models:
             raise unknown("training_run_id", text)
         return user, model

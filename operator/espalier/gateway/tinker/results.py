@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.pod_faults import refusal_of
+from espalier.gateway.access.rights import SAMPLE, SEE
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
@@ -106,9 +107,9 @@ class Results:
         )
         if sampling.problem(request):
             raise unknown("request_id", text)
-        await self._auth.require(user, "get", "trainablemodels", sampler.model)
+        await self._auth.require(user, *SAMPLE, sampler.model)
         try:
-            found = await self._samples.result(text, sampler, request, _left(until))
+            found = await self._samples.result(user, text, sampler, request, _left(until))
         except RefusalError as refusal:
             if refusal.reason == SAMPLE_REFUSED and refusal.status >= 500:
                 return Failed(refusal.message, "server")
@@ -119,7 +120,7 @@ class Results:
 
     async def _created(self, user: User, future: Future, until: float) -> Outcome:
         model = _model(future)
-        await self._auth.require(user, "get", "trainablemodels", model.trained)
+        await self._auth.require(user, *SEE, model.trained)
         await self._watch.wait_for(
             lambda world: world.models.get(model.trained), min(_left(until), LOOK_AGAIN_SECONDS)
         )
@@ -208,7 +209,7 @@ class Results:
         """The trainer's result; or that it has none yet, or that it failed."""
         model = _model(future)
         if model.trained not in self._watch.world.models:
-            await self._auth.require(user, "get", "trainablemodels", model.trained)
+            await self._auth.require(user, *SEE, model.trained)
             return Failed(f"model {model.trained} was deleted")
         try:
             await self._access.require_run(user, model.trained)

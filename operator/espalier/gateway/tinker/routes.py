@@ -7,6 +7,7 @@ from aiohttp import web
 from espalier.core.api_keys import SCOPES
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_calls import PodCalls
+from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.access.request_body import read_body
 from espalier.gateway.context import GatewayContext
 from espalier.gateway.hud.fork import Forks
@@ -33,20 +34,21 @@ from espalier.gateway.tinker.training_routes import TrainingRoutes
 class TinkerRoutes:
     """Handlers of Tinker's API."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 what the parts share
         self,
         context: GatewayContext,
         callers: Callers,
         pods: PodCalls,
         forks: Forks,
         trainers: TrainerLookup,
+        quotas: Quotas,
     ) -> None:
         watch, auth, offers = context.watch, context.auth, context.offers
         access = TrainingAccess(watch, auth)
         models = Models(watch, auth, offers, forks, access)
         commands = Commands(watch, trainers, pods)
         saves = Saves(watch, context.cluster)
-        samples = Samples(watch, pods)
+        samples = Samples(watch, pods, quotas)
         self._callers = callers
         self._watch = watch
         self._results = Results(watch, auth, access, trainers, commands, samples, saves)

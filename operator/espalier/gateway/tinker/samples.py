@@ -13,10 +13,13 @@ from functools import partial
 import aiohttp
 from pydantic_core import to_json
 
+from espalier.gateway.access.auth import User
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls
+from espalier.gateway.access.quotas import Quotas, Share
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
+from espalier.gateway.routes.rewrite import tokens_of
 from espalier.gateway.tinker import sampling
 from espalier.gateway.tinker.bodies import Sample
 from espalier.gateway.tinker.models import stalled
@@ -45,6 +48,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_
 class _Running:
     """One sample; ``waits`` says for what, ``asked`` counts the polls."""
 
+    user: User
     sampler: Sampler
     request: Sample
     task: asyncio.Task[bytes] = field(init=False)
@@ -56,14 +60,15 @@ class _Running:
 class Samples:
     """Runs samples at the rollouts of their models."""
 
-    def __init__(self, watch: WorldWatch, pods: PodCalls) -> None:
+    def __init__(self, watch: WorldWatch, pods: PodCalls, quotas: Quotas) -> None:
         self._watch = watch
         self._pods = pods
+        self._quotas = quotas
         self._running: dict[str, _Running] = {}
         self._turns: Counter[NamespacedName] = Counter()
 
     async def result(
-        self, future: str, sampler: Sampler, request: Sample, seconds: float
+        self, user: User, future: str, sampler: Sampler, request: Sample, seconds: float
     ) -> bytes | NotReady | None:
         """The SampleResponse; what it waits for; None while it is being sampled.
 
@@ -72,7 +77,7 @@ class Samples:
         """
         running = self._running.get(future)
         if running is None:
-            running = self._running[future] = _Running(sampler, request)
+            running = self._running[future] = _Running(user, sampler, request)
             running.task = asyncio.create_task(self._sample(running))
         running.asked += 1
         running.open += 1
@@ -99,10 +104,14 @@ class Samples:
 
     async def _sample(self, running: _Running) -> bytes:
         target = await self._target(running)
+        async with self._quotas.sample(running.user, target.model) as share:
+            return await self._sent(running, target, share)
+
+    async def _sent(self, running: _Running, target: Target, share: Share) -> bytes:
         refused: Exception = RuntimeError("never sent")
         for _ in range(SENDINGS):
             try:
-                return await self._send(running, target)
+                return await self._send(running, target, share)
             except NotLoadedError as error:
                 refused = error
                 slug = Slug(running.sampler.model, running.sampler.model)
@@ -140,7 +149,7 @@ class Samples:
                 404, "CheckpointNotFound", f"model {sampler.model} has no {sampler.ref!r}"
             )
 
-    async def _send(self, running: _Running, target: Target) -> bytes:
+    async def _send(self, running: _Running, target: Target, share: Share) -> bytes:
         spec = self._watch.world.models[target.model].spec
         body = sampling.completion(running.request, spec.rollout.max_model_tokens)
         sent = to_json({"model": target.adapter, **body})
@@ -149,14 +158,14 @@ class Samples:
             turn = self._turns[target.model] = self._turns[target.model] + 1
             pod = target.pods[turn % len(target.pods)]
             try:
-                return await self._send_to(pod, running.request, target, sent)
+                return await self._send_to(pod, running.request, target, sent, share)
             except aiohttp.ClientError as error:
                 lost = error
                 await asyncio.sleep(AGAIN_SECONDS)
         raise not_ready("RolloutUnreachable", f"a rollout of {target.model} is lost: {lost}")
 
     async def _send_to(
-        self, pod: PodAddress, request: Sample, target: Target, sent: bytes
+        self, pod: PodAddress, request: Sample, target: Target, sent: bytes, share: Share
     ) -> bytes:
         headers = {
             **self._pods.tokens.header(target.model, pod),
@@ -169,6 +178,7 @@ class Samples:
             with self._pods.answers.hold() as hold:
                 answer = await read_held(response, hold)
                 if response.status == 200:
+                    share.spend(tokens_of(answer))
                     try:
                         return sampling.response(request, read_json(answer))
                     except UnreadableError as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from aiohttp import web
 
 from espalier.core.names import BASE
+from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.offers import Offers
 from espalier.gateway.access.request_body import read_body
+from espalier.gateway.access.rights import SAMPLE, SEE
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.tinker import sampling
 from espalier.gateway.tinker.bases import BASE_NAME, base_name, bases, new_model
@@ -75,7 +77,7 @@ class SamplingRoutes:
     async def get(self, request: web.Request) -> web.Response:
         """What a sampler samples."""
         user = await self._callers.caller(request, "sample", "read")
-        sampler = await self._readable(user, request.match_info["sampler"])
+        sampler = await self._readable(user, request.match_info["sampler"], SEE)
         world = self._watch.world
         body = {"sampler_id": str(sampler), "base_model": base_name(world, sampler.model)}
         if sampler.ref not in ("", BASE):
@@ -83,12 +85,15 @@ class SamplingRoutes:
             body["model_path"] = str(path)
         return web.json_response(body)
 
+    @audited("Sample")
     async def sample(self, request: web.Request) -> web.Response:
         """A future of samples; they are begun when it is first asked for."""
         user = await self._callers.caller(request, "sample")
         await self._callers.require_one_if_any(user)
         asked = await read_body(request, Sample)
-        sampler = await self._readable(user, asked.sampling_session_id)
+        request[ACT].target = asked.sampling_session_id
+        sampler = await self._readable(user, asked.sampling_session_id, SAMPLE)
+        request[ACT].of("TrainableModel", sampler.model, after=sampler.ref)
         if problem := sampling.problem(asked):
             raise RefusalError(422, "InvalidRequest", problem)
         details = asked.model_dump(
@@ -98,11 +103,11 @@ class SamplingRoutes:
         ids = [f"{sampler}:{asked.seq_id}:{index}" for index in range(asked.num_samples)]
         return web.json_response({"request_id": str(future), "sample_sequence_ids": ids})
 
-    async def _readable(self, user: User, text: str) -> Sampler:
+    async def _readable(self, user: User, text: str, right: tuple[str, str]) -> Sampler:
         sampler = Sampler.read(text)
         if sampler is None or sampler.model.namespace not in self._watch.world.namespaces:
             raise unknown("sampling_session_id", text)
-        await self._auth.require(user, "get", "trainablemodels", sampler.model)
+        await self._auth.require(user, *right, sampler.model)
         return sampler
 
     async def _of_path(self, user: User, session: Session, number: int, path: str) -> Sampler:
@@ -124,14 +129,14 @@ class SamplingRoutes:
         known = bases(world, self._offers.offers, session.namespace)
         if name in known:
             return Sampler(session, number, await self._serving(user, session, number, name), BASE)
-        if model not in world.models:
+        if model not in world.models or not await self._callers.may_see(user, model):
             raise RefusalError(
                 404,
                 "BaseNotFound",
                 f"base_model: namespace {session.namespace} has no base {name[:200]!r}",
                 f"Bases: {', '.join(sorted(known)) or 'none'}",
             )
-        await self._auth.require(user, "get", "trainablemodels", model)
+        await self._auth.require(user, *SAMPLE, model)
         return Sampler(session, number, model, "")
 
     async def _serving(
@@ -144,7 +149,7 @@ class SamplingRoutes:
             if (
                 fits
                 and world.models[model].spec.rollout.replicas
-                and await self._auth.allowed(user, "get", "trainablemodels", model)
+                and await self._auth.allowed(user, *SAMPLE, model)
             ):
                 found.append(model)
         ready = (model for model in found if isinstance(resolve(world, model, BASE), Target))

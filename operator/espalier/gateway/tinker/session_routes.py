@@ -13,6 +13,7 @@ from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.offers import Offers, may_fork
 from espalier.gateway.access.request_body import read_body, read_object
+from espalier.gateway.access.rights import SAMPLE
 from espalier.gateway.tinker.bases import bases
 from espalier.gateway.tinker.bodies import CreateSession, OfSession
 from espalier.gateway.tinker.lora import UNEMBED_WARNING
@@ -132,9 +133,7 @@ class SessionRoutes:
         for namespace in world.namespaces:
             trainable = await may_fork(self._auth, user, namespace)
             sampled = NamespacedName(namespace, "")
-            if not trainable and not await self._auth.allowed(
-                user, "get", "trainablemodels", sampled
-            ):
+            if not trainable and not await self._auth.allowed(user, *SAMPLE, sampled):
                 continue
             for name, spec in bases(world, self._offers.offers, namespace).items():
                 known = models.setdefault(name, {"model_name": name, "sampleable": True})

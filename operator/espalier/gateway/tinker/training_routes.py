@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from pydantic_core import to_json
 
 from espalier.core.api_keys import SCOPES
+from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import SEEN_SECONDS, Callers
 from espalier.gateway.access.request_body import (
@@ -19,6 +20,7 @@ from espalier.gateway.access.request_body import (
     read_bytes,
     read_object,
 )
+from espalier.gateway.access.rights import SEE
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.training_access import TrainingAccess
 from espalier.gateway.tinker import lora
@@ -80,17 +82,23 @@ class TrainingRoutes:
         router.add_post(f"{prefix}/{SAVE_FOR_SAMPLER}", self.save)
         router.add_post(f"{prefix}/{SAVE_FILES}", self.save_files)
 
+    @audited("Fork")
     async def create_model(self, request: web.Request) -> web.Response:
         """A future of a model that its trainer is ready to train."""
         user = await self._callers.caller(request, "train")
         asked = await read_body(request, CreateModel)
         session = session_of(self._watch.world, asked.session_id)
-        return _promised(await self._models.create(user, session, asked))
+        request[ACT].before = asked.base_model
+        future = await self._models.create(user, session, asked)
+        request[ACT].target = f"model {future.subject}"
+        return _promised(future)
 
+    @audited("Fork")
     async def load_weights(self, request: web.Request) -> web.Response:
         """A new model from saved weights; of older clients, an existing one set back to them."""
         user = await self._callers.caller(request, "train")
         asked = await read_body(request, LoadWeights)
+        request[ACT].before, request[ACT].target = asked.path, f"model {asked.model_id or ''}"
         if asked.weights_access_token:
             raise RefusalError(
                 422,
@@ -100,7 +108,9 @@ class TrainingRoutes:
             )
         if asked.session_id is not None and asked.model_seq_id is not None:
             session = session_of(self._watch.world, asked.session_id)
-            return _promised(await self._models.load(user, session, asked))
+            future = await self._models.load(user, session, asked)
+            request[ACT].target = f"model {future.subject}"
+            return _promised(future)
         if asked.model_id is None or asked.seq_id is None:
             raise RefusalError(
                 422,
@@ -116,7 +126,7 @@ class TrainingRoutes:
         user = await self._callers.caller(request, *SCOPES)
         asked = await read_body(request, OfModel)
         model = model_of(self._watch.world, asked.model_id)
-        await self._auth.require(user, "get", "trainablemodels", model.trained)
+        await self._auth.require(user, *SEE, model.trained)
         known = await self._watch.wait_for(
             lambda world: world.models.get(model.trained), SEEN_SECONDS
         )
@@ -141,8 +151,10 @@ class TrainingRoutes:
             }
         )
 
+    @audited("Train")
     async def forward_backward(self, request: web.Request) -> web.Response:
         """Gradients, or log-probs alone."""
+        request[ACT].told = False
         user = await self._callers.caller(request, "train")
         if request.content_type != PROTOBUF:
             raise RefusalError(
@@ -159,22 +171,29 @@ class TrainingRoutes:
             raise RefusalError(
                 422, "InvalidRequest", "the body is no ForwardBackwardRequest", "Send it whole"
             ) from error
+        request[ACT].target, request[ACT].after = f"model {message.model_id}", "forward-backward"
         model = await self._model(user, message.model_id)
         await self._commands.submit(model, message.seq_id, "forward-backward", body, PROTOBUF)
         return _promised(Future("train", str(model), message.seq_id))
 
+    @audited("Train")
     async def optim_step(self, request: web.Request) -> web.Response:
         """A step of the optimizer."""
         user = await self._callers.caller(request, "train")
         body = await read_bytes(request)
-        model, number = await self._numbered(user, as_object(body))
+        step = as_object(body)
+        request[ACT].target, request[ACT].after = f"model {step.get('model_id')}", "optim-step"
+        model, number = await self._numbered(user, step)
         await self._commands.submit(model, number, "optim-step", body, JSON)
         return _promised(Future("train", str(model), number))
 
+    @audited("Save")
     async def save(self, request: web.Request) -> web.Response:
         """Saves the weights as they are after the commands before it."""
         user = await self._callers.caller(request, "train")
         body = await read_object(request)
+        act = request[ACT]
+        act.target, act.after = f"model {body.get('model_id')}", str(body.get("path", ""))
         model, number = await self._numbered(user, body)
         kind = request.path.rpartition("/")[2]
         try:
@@ -251,7 +270,7 @@ class TrainingRoutes:
     async def _model(self, user: User, text: str) -> TinkerModel:
         """The model of an id, which the caller may train now."""
         model = model_of(self._watch.world, text)
-        await self._auth.require(user, "get", "trainablemodels", model.trained)
+        await self._auth.require(user, *SEE, model.trained)
         # Another replica may have made it just now.
         if not await self._watch.wait_for(
             lambda world: model.trained in world.models or None, SEEN_SECONDS

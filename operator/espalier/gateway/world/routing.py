@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from espalier.api.trainablemodel import TrainableModel
@@ -78,18 +78,27 @@ def slug_of(world: ServedWorld, name: NamespacedName) -> str:
 
 def find_slug(world: ServedWorld, slug: str) -> Slug | Unknown:
     """The model, and the head of it, that a slug means."""
+    return one_of(world, slug, meanings(world, slug))
+
+
+def meanings(world: ServedWorld, slug: str) -> list[Slug]:
+    """All that a slug may mean: a bare name may be in more than one namespace."""
     if "/" in slug:
         found = _stands_for(world, NamespacedName(*slug.split("/", 1)))
-        return found or Unknown(f"no model {slug!r}", nearest_slugs(world, slug))
+        return [found] if found is not None else []
     # First, because nobody can choose a uid: an object named after one must not take it over.
     by_uid = _of_uid(world, slug)
     if by_uid is not None:
-        return Slug(by_uid, by_uid)
-    several = [s for n in world.namespaces if (s := _stands_for(world, NamespacedName(n, slug)))]
-    if len(several) == 1:
-        return several[0]
-    if several:
-        names = tuple(str(one.head) for one in several)
+        return [Slug(by_uid, by_uid)]
+    return [s for n in world.namespaces if (s := _stands_for(world, NamespacedName(n, slug)))]
+
+
+def one_of(world: ServedWorld, slug: str, meant: Sequence[Slug]) -> Slug | Unknown:
+    """The only one of a slug's meanings; Unknown names what to write for one of several."""
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        names = tuple(str(one.head) for one in meant)
         return Unknown(f"model {slug!r} is in more than one namespace", names)
     return Unknown(f"no model {slug!r}", nearest_slugs(world, slug))
 
@@ -97,8 +106,11 @@ def find_slug(world: ServedWorld, slug: str) -> Slug | Unknown:
 def find_model(world: ServedWorld, slug: str) -> NamespacedName | Unknown:
     """The model that a slug means in a training request; a model's other heads only serve."""
     found = find_slug(world, slug)
-    if isinstance(found, Unknown):
-        return found
+    return found if isinstance(found, Unknown) else model_of(world, slug, found)
+
+
+def model_of(world: ServedWorld, slug: str, found: Slug) -> NamespacedName | Unknown:
+    """The model that a slug names; Unknown for one of its other heads."""
     if found.head != found.model:
         detail = f"{slug!r} is a head of model {found.model.name}, and only sampled"
         return Unknown(detail, (slug_of(world, found.model),))

@@ -84,6 +84,8 @@ class WorldWatch:
             self._update_pods(key, old, new)
         if key.kind in self._tables:
             self._update_object(key, new)
+            for model in {_named_by(key, body) for body in (old, new) if body is not None}:
+                self.world.revisions[model] += 1
         self._changes.announce()
 
     def _update_object(self, key: ObjectKey, new: Body | None) -> None:
@@ -127,3 +129,9 @@ def _model_of(key: ObjectKey, body: Body | None) -> NamespacedName | None:
         return NamespacedName(key.namespace, key.name)
     labels = (body or {}).get("metadata", {}).get("labels") or {}
     return NamespacedName(key.namespace, labels[MODEL]) if MODEL in labels else None
+
+
+def _named_by(key: ObjectKey, body: Body) -> NamespacedName:
+    """The model that an object of ours is, or names in its spec."""
+    reference = (body.get("spec") or {}).get("modelRef") or {}
+    return NamespacedName(key.namespace, str(reference.get("name", key.name)))

@@ -5,6 +5,7 @@ Parsing happens when an object changes, never when a request comes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -38,6 +39,7 @@ class ServedWorld:
 
     Attributes:
         namespaces: served namespaces, in the order of preference.
+        revisions: of each model, how often it or an object that names it changed.
     """
 
     namespaces: tuple[str, ...]
@@ -46,6 +48,7 @@ class ServedWorld:
     checkpoints: dict[NamespacedName, Checkpoint] = field(default_factory=dict)
     runs: dict[NamespacedName, TrainingRun] = field(default_factory=dict)
     pods: dict[NamespacedName, dict[str, PodAddress]] = field(default_factory=dict)
+    revisions: Counter[NamespacedName] = field(default_factory=Counter)
 
     def head_of(self, model: NamespacedName) -> CheckpointHead | None:
         """The head that the model's slug serves: the one of the model's name."""
@@ -62,6 +65,23 @@ class ServedWorld:
     def ready_trainer(self, model: NamespacedName) -> PodAddress | None:
         """The model's trainer pod that takes requests, if there is one."""
         return next((pod for pod in self.pods_of(model, TRAINER) if pod.ready), None)
+
+    def heads_of(self, model: NamespacedName) -> list[CheckpointHead]:
+        """The heads that name the model; the one of its name first."""
+        found = [
+            head
+            for name, head in self.heads.items()
+            if name.namespace == model.namespace and head.spec.model_ref.name == model.name
+        ]
+        return sorted(found, key=lambda h: (h.metadata.name != model.name, h.metadata.name))
+
+    def checkpoints_of(self, model: NamespacedName) -> list[Checkpoint]:
+        """The model's own checkpoints, in no order."""
+        return [
+            checkpoint
+            for name, checkpoint in self.checkpoints.items()
+            if name.namespace == model.namespace and checkpoint.spec.model_ref.name == model.name
+        ]
 
     def runs_of(self, model: NamespacedName) -> list[TrainingRun]:
         """The runs that name the model."""

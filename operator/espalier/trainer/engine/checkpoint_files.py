@@ -22,6 +22,7 @@ from espalier.trainer.volume.shapes import State, shapes_of
 
 STATE_FILE = "state.json"
 BATCH_FILE = "batch.json"
+UNREADABLE = "CheckpointUnreadable"
 # The manifest's key for the kind of adapter; the oldest checkpoints, all LoRA, lack it.
 ADAPTER_TYPE = "adapter_type"
 
@@ -156,9 +157,10 @@ def read(store: CheckpointStore, digest: str, base: str, adapter: Adapter) -> Co
     except DigestError as error:
         raise CommandError(
             409,
-            "CheckpointUnreadable",
+            UNREADABLE,
             str(error),
-            "point the head at another checkpoint, or restore the volume",
+            "pin the head to another checkpoint with onPin: Branch; or restore the bytes and "
+            "delete the trainer's pod",
         ) from error
     if stored.manifest["base"] != base:
         raise CommandError(

@@ -26,6 +26,7 @@ from espalier.trainer.compute.interface import Added, Batch, Compute, Referred
 from espalier.trainer.engine.measurements import sampled
 from espalier.trainer.memory.planner import Cuts
 from espalier.trainer.problems import CommandError, invalid
+from espalier.trainer.prometheus import PHASES
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
 Aggregated = tuple[Aggregation, int | None]
@@ -90,10 +91,12 @@ class LossCommand:
         """Accumulates the gradients."""
         found, batch = self.reference, self.batch
         if isinstance(found, Batch):
-            found = compute.refer(found)
+            with PHASES.labels("reference").time():
+                found = compute.refer(found)
         if found is not None:
             batch = batch.holding(with_reference(self.spec, batch.data, found.logprobs))
-        added = compute.add_loss(batch, self.spec, self.request.group_size)
+        with PHASES.labels("gradients").time():
+            added = compute.add_loss(batch, self.spec, self.request.group_size)
         if found is not None:
             added = replace(added, cuts=found.cuts + added.cuts, referred=found.logprobs)
         if self.spec.compares_policies:
@@ -120,13 +123,14 @@ class WeightsCommand:
 
     def run(self, compute: Compute) -> Added:
         """Accumulates the gradients."""
-        added = compute.add_weights(
-            self.batch,
-            self.request.weights,
-            given=self.request.metrics,
-            group_size=self.forward.group_size,
-            forward=self.request.forward_id,
-        )
+        with PHASES.labels("gradients").time():
+            added = compute.add_weights(
+                self.batch,
+                self.request.weights,
+                given=self.request.metrics,
+                group_size=self.forward.group_size,
+                forward=self.request.forward_id,
+            )
         return _with_rewards(added, self.forward)
 
     @property

@@ -7,17 +7,20 @@ failure in between leaves the state as it was: gradients are restored from the l
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from espalier.api.wire import (
     Assignment,
+    Commit,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
     OptimStepRequest,
+    Problem,
     TrainerState,
 )
-from espalier.core.model.reported import VOLUME_REASONS
+from espalier.core.model.reported import VOLUME_BEHIND, VOLUME_REASONS
+from espalier.core.names import parse_checkpoint_name
 from espalier.trainer.engine import declared, recovery, steps
 from espalier.trainer.engine.checkpoint_files import Position
 from espalier.trainer.engine.commands import (
@@ -34,8 +37,9 @@ from espalier.trainer.engine.commands import (
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.memory.planner import cuts_json
 from espalier.trainer.problems import CommandError
+from espalier.trainer.prometheus import PHASES
 from espalier.trainer.volume import tensor_files
-from espalier.trainer.volume.command_log import Key
+from espalier.trainer.volume.command_log import Assigned, Key
 
 
 class Engine:
@@ -57,11 +61,16 @@ class Engine:
         self._publish(self.state)
 
     def assign(self, wanted: Assignment) -> TrainerState:
-        """Re-bases under a higher term, keeps the position under the same, refuses a lower."""
+        """Re-bases under a higher term, keeps the position under the same, refuses a lower.
+
+        Under the same term ``wanted.base`` is where the branch stood when it was last heard of. A
+        log that lacks it is of an earlier time: going on would take its steps a second time.
+        """
         state, current = self.state, self.state.assigned
         if current is not None and wanted.term < current.assignment.term:
             raise stale_term(wanted.term, current.assignment.term)
         if current is not None and wanted.term == current.assignment.term:
+            self._check_standing(wanted, current)
             # Keep the recorded base: a restart restores from it.
             kept = current.assignment.model_copy(
                 update={"run": wanted.run, "branch": wanted.branch}
@@ -77,13 +86,26 @@ class Engine:
         self._publish(state)
         return state.report()
 
+    def _check_standing(self, wanted: Assignment, current: Assigned) -> None:
+        """Raises 409 where the trainer cannot go on under its term, and holds training."""
+        state = self.state
+        if state.held is None or state.held.reason == VOLUME_BEHIND:
+            own = parse_checkpoint_name(state.model, wanted.base_name)
+            known = {current.assignment.base, *(commit.digest for commit in state.commits)}
+            if own is not None and own[1] > 0 and wanted.base not in known:
+                state.hold(volume_behind(wanted, state.commits), state.position)
+            else:
+                state.release()
+        if (held := state.held) is not None:
+            raise CommandError(409, held.reason, held.detail, held.remedy)
+
     def execute(self, command: Command) -> Answer:
         """Applies a command once; a key that was answered before gets its first answer.
 
         Commands apply in the order they arrive. Within a session the numbers must rise (gaps are
         allowed: a refused command uses its number up); one that was overtaken is refused.
         """
-        term = self.state.assignment().assignment.term
+        self.state.assignment()
         sent = command.sent
         known = self.state.log.find(command.key)
         if known is not None and known.status is not None:
@@ -95,6 +117,7 @@ class Engine:
                     "give every command a key of its own",
                 )
             return Answer(known.status, known.answer, known.checkpoint)
+        term = self.state.trained().assignment.term
         if sent.term is not None and sent.term != term:
             raise stale_term(sent.term, term)
         if sent.declared is not None:
@@ -164,7 +187,8 @@ class Engine:
         batch = self.state.compute.admit(data)
         record = self.state.begin(command)
         try:
-            scored = self.state.compute.score(batch, keep=forward_id(record))
+            with PHASES.labels("forward").time():
+                scored = self.state.compute.score(batch, keep=forward_id(record))
             result = ForwardResult(
                 forward_id=forward_id(record),
                 data=[datum_tensors(d, lp, request) for d, lp in zip(data, scored, strict=True)],
@@ -185,6 +209,19 @@ class Engine:
             raise
         self.state.drop_gradients()
         return Answer(200, answer)
+
+
+def volume_behind(wanted: Assignment, commits: Sequence[Commit]) -> Problem:
+    """That the model's Checkpoints are newer than its volume."""
+    newest = next((commit.name for commit in reversed(commits) if commit.stored), "the base")
+    return Problem(
+        reason=VOLUME_BEHIND,
+        detail=f"{wanted.base_name} ({wanted.base}) is a Checkpoint of branch {wanted.branch}, and "
+        "the trainer's log on the volume does not know it: the volume is of an earlier time. The "
+        f"newest that it has is {newest}",
+        remedy=f"restore a later copy of the volume, or pin the head to {newest} with onPin: "
+        "Branch, and training goes on from there",
+    )
 
 
 def check_aggregation(state: TrainingState, now: Aggregated) -> None:

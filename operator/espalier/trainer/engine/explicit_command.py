@@ -17,6 +17,7 @@ from espalier.trainer.compute.interface import Added, Batch, Compute
 from espalier.trainer.engine.commands import Aggregated
 from espalier.trainer.memory.planner import Cuts
 from espalier.trainer.problems import invalid
+from espalier.trainer.prometheus import PHASES
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class ExplicitCommand:
 
     def run(self, compute: Compute) -> Added:
         """Accumulates the gradients; knows no rewards, which are the client's."""
-        added = compute.add_loss(self.batch, self.spec, None, tell=True)
+        with PHASES.labels("gradients").time():
+            added = compute.add_loss(self.batch, self.spec, None, tell=True)
         return replace(added, tally=replace(added.tally, rewards=()))
 
     def told(self, added: Added) -> Told:
@@ -52,7 +54,8 @@ class ExplicitCommand:
 
     def forward(self, compute: Compute) -> Told:
         """The same result without gradients."""
-        scored = compute.score(self.batch)
+        with PHASES.labels("forward").time():
+            scored = compute.score(self.batch)
         loss = explicit.loss(self.spec, self.batch.data, scored)
         counted = sum(sum(datum.trained) for datum in self.batch.data)
         tally = Tally(loss=loss, tokens=counted)

@@ -29,6 +29,7 @@ from espalier.trainer.engine.explicit_command import ExplicitCommand, explicit_c
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.memory.planner import cuts_json
 from espalier.trainer.problems import CommandError
+from espalier.trainer.prometheus import REFUSALS
 from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.command_log import Key, Loaded, Record
 from espalier.trainer.volume.inbox import Queued
@@ -116,6 +117,7 @@ def _answer(state: TrainingState, queued: Queued) -> None:
 
 def _fail(state: TrainingState, queued: Queued, status: int, problem: Problem) -> None:
     """Logs that a command failed; a step of a broken batch drops the batch."""
+    REFUSALS.labels(problem.reason).inc()
     broken = _broken(state, queued)
     if broken is None:
         state.log.refuse(queued, status, problem.model_dump_json())
@@ -166,7 +168,7 @@ def _deadly(queued: Queued) -> Problem:
 
 
 def _apply(state: TrainingState, queued: Queued) -> None:
-    term = state.assignment().assignment.term
+    term = state.trained().assignment.term
     if (broken := _broken(state, queued)) is not None:
         _drop_batch(state, queued, broken)
         return

@@ -7,7 +7,7 @@ import logging
 import os
 
 from espalier.api.wire import Problem
-from espalier.trainer.engine.checkpoint_files import Position
+from espalier.trainer.engine.checkpoint_files import UNREADABLE, Position
 from espalier.trainer.engine.commands import GradientCommand, gradient_command, logged_request
 from espalier.trainer.engine.explicit_command import ExplicitCommand, explicit_command
 from espalier.trainer.engine.state import TrainingState
@@ -25,19 +25,32 @@ def restore(state: TrainingState) -> None:
 
     Commands that were begun and never finished were never acknowledged and had no effect: they
     are forgotten, and run as new ones when they are sent again.
+
+    Where the volume lacks what training stands on, the state is held: the process must live to be
+    assigned another start.
     """
     state.read_log()
     if state.assigned is not None:
         _adopt(state, state.assigned)
         position = _position(state, state.assigned)
-        content = state.read(position.digest) if position.digest else None
-        committed = len(state.commits) > state.assigned.since
-        state.stand_on(
-            position, content, "Keep" if committed else state.assigned.assignment.optimizer_state
-        )
-        _restore_unstepped(state)
+        try:
+            _stand(state, state.assigned, position)
+        except CommandError as error:
+            if error.problem.reason != UNREADABLE:
+                raise
+            logger.error("training is held: %s", error.problem.text)
+            state.hold(error.problem, position)
+        else:
+            _restore_unstepped(state)
     for record in state.log.unfinished():
         state.log.abandon(record)
+
+
+def _stand(state: TrainingState, assigned: Assigned, position: Position) -> None:
+    """Loads the position."""
+    content = state.read(position.digest) if position.digest else None
+    committed = len(state.commits) > assigned.since
+    state.stand_on(position, content, "Keep" if committed else assigned.assignment.optimizer_state)
 
 
 def undo(state: TrainingState, record: Record) -> None:
@@ -65,14 +78,15 @@ def _adopt(state: TrainingState, assigned: Assigned) -> None:
         stored = _written_by(state, assigned, record) if record.kind == "optim-step" else None
         if stored is None:
             continue
-        step = state.read(stored.digest).state
         try:
+            step = state.read(stored.digest).state
             state.record_commit(record, stored, step)
             logger.info("adopted %s, which was written but not logged", step.name)
         except CommandError as error:
             # The step was never acknowledged, so it may as well be undone, which frees space.
             state.store.discard(stored)
-            state.set_problem(error.problem)
+            if error.problem.reason != UNREADABLE:
+                state.set_problem(error.problem)
 
 
 def _written_by(state: TrainingState, assigned: Assigned, record: Record) -> Stored | None:

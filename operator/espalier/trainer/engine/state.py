@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from espalier.api.meta import OptimizerState
 from espalier.api.wire import Assignment, BatchLeft, Commit, OptimStepResult, Problem, TrainerState
 from espalier.core.checkpoints import run_tokens
+from espalier.trainer import prometheus
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.compute.interface import Compute
@@ -58,6 +59,8 @@ class TrainingState:
         tallies: one per command whose gradients are accumulated.
         commits: every commit of the model, oldest first.
         problem: the fault in force until a command succeeds; None without one.
+        held: why no command is taken until an assignment is: the volume lacks what the trainer
+            must stand on. None where it stands.
         lost: what the log has and a restart could not restore; None without such.
     """
 
@@ -78,6 +81,7 @@ class TrainingState:
         self.tallies: list[Tally] = []
         self.commits: list[Commit] = []
         self.problem: Problem | None = None
+        self.held: Problem | None = None
         self.lost: Lost | None = None
 
     @property
@@ -94,6 +98,12 @@ class TrainingState:
         if self.lost is not None:
             problem = self.lost.problem
             raise CommandError(409, problem.reason, problem.detail, problem.remedy)
+
+    def trained(self) -> Assigned:
+        """The assignment in force, for a command under it; 503 while training is held."""
+        if self.held is not None:
+            raise CommandError(503, self.held.reason, self.held.detail, self.held.remedy)
+        return self.assignment()
 
     def assignment(self) -> Assigned:
         """The assignment in force; 503 before the first."""
@@ -137,7 +147,7 @@ class TrainingState:
         of an earlier term are never trained on.
         """
         assignment = self.assignment().assignment
-        if not self.position.digest or not self.commits:
+        if self.held is not None or not self.position.digest or not self.commits:
             return None
         last = self.commits[-1]
         here = (self.position.digest, assignment.run, assignment.term)
@@ -173,7 +183,20 @@ class TrainingState:
             self.compute.load(content.stored.path, after)
         self.position = position
         self.loaded = self.lost = None
+        self.held = None
         self.drop_gradients()
+
+    def hold(self, problem: Problem, position: Position) -> None:
+        """Takes no command until the next assignment that can be met, which is told ``position``.
+
+        What was acknowledged stays in the log; a repeated command gets its answer from there.
+        """
+        self.held = problem
+        self.position = position
+
+    def release(self) -> None:
+        """Takes commands again: the trainer stands where its log says."""
+        self.held = None
 
     def take_weights(self, content: Content, loaded: Loaded) -> None:
         """Loads the weights of a checkpoint, and its Adam state or a fresh one; drops gradients.
@@ -195,6 +218,8 @@ class TrainingState:
     def add_tally(self, tally: Tally) -> None:
         """Counts a command whose gradients were accumulated."""
         self.tallies.append(tally)
+        prometheus.TOKENS.inc(tally.tokens)
+        prometheus.UNIQUE_TOKENS.inc(tally.unique)
 
     def drop_gradients(self) -> None:
         """Forgets what was accumulated since the last step."""

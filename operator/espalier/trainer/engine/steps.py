@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from espalier.api.metric_names import of_step
+from espalier.api.metric_names import STEP_REWARD, of_step
 from espalier.api.wire import OptimStepRequest, Problem
+from espalier.trainer import prometheus
 from espalier.trainer.batch.step_metrics import GRADIENT_NORM, LEARNING_RATE, total
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.engine import checkpoint_files, kept_rollouts, recovery
@@ -16,6 +17,7 @@ from espalier.trainer.volume.command_log import Record
 from espalier.trainer.volume.inbox import Queued
 
 REWARDS = of_step("reward/")
+MISMATCH_KL = "policy/mismatch_kl"
 
 
 def optim_step(
@@ -50,11 +52,13 @@ def optim_step(
         )
     record = state.begin(command)
     try:
-        proposal = state.compute.propose(request, accumulated.step_factor)
+        with prometheus.PHASES.labels("optimizer").time():
+            proposal = state.compute.propose(request, accumulated.step_factor)
         if not proposal.finite:
             return _refuse(state, record, proposal)
         step = _next_step(state, request, proposal)
-        answer = _commit(state, record, request, proposal, step)
+        with prometheus.PHASES.labels("commit").time():
+            answer = _commit(state, record, request, proposal, step)
     except CommandError:
         # Nothing was touched: the proposal is dropped and the gradients stay.
         state.log.abandon(record)
@@ -62,9 +66,22 @@ def optim_step(
     except Exception:
         recovery.undo(state, record)
         raise
-    state.install(proposal, Position(answer.digest, step.name, step.step))
+    with prometheus.PHASES.labels("install").time():
+        state.install(proposal, Position(answer.digest, step.name, step.step))
     state.set_problem(None)
+    _count(step)
     return answer
+
+
+def _count(step: StepState) -> None:
+    prometheus.STEPS.inc()
+    for series, name in (
+        (prometheus.MISMATCH, MISMATCH_KL),
+        (prometheus.REWARD, STEP_REWARD),
+        (prometheus.GRADIENT_NORM, GRADIENT_NORM[0]),
+    ):
+        if name in step.metrics:
+            series.set(step.metrics[name])
 
 
 def _refuse(state: TrainingState, record: Record, proposal: Proposal) -> Answer:
@@ -77,6 +94,7 @@ def _refuse(state: TrainingState, record: Record, proposal: Proposal) -> Answer:
     state.log.settle(record, 409, problem.model_dump_json())
     state.drop_gradients()
     state.set_problem(problem)
+    prometheus.REFUSALS.labels(problem.reason).inc()
     return Answer(409, problem.model_dump_json())
 
 

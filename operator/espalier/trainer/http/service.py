@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from espalier import identity
 from espalier.api.wire import (
@@ -27,6 +28,7 @@ from espalier.api.wire import (
     Usage,
     Wire,
 )
+from espalier.trainer import prometheus
 from espalier.trainer.batch.losses import DEFAULTS
 from espalier.trainer.engine import measurements, unkeyed
 from espalier.trainer.engine.commands import Answer, Command, Empty, Sent
@@ -56,6 +58,7 @@ HEAD_SECONDS = 75.0
 SERVER: dict[str, Any] = {"auto_decompress": False, "keepalive_timeout": HEAD_SECONDS}
 OPEN_ROUTES = ("/healthz", "/readyz")
 OPERATOR_ROUTES = ("/assign", "/commits", "/usage")
+METRICS = "/metrics"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -109,6 +112,7 @@ class Service:
         )
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
+        app.router.add_get(METRICS, _metrics)
         app.router.add_post("/assign", self._assign)
         app.router.add_get("/commits", self._commits)
         app.router.add_get("/usage", self._usage)
@@ -148,16 +152,16 @@ class Service:
         try:
             return await handler(request)
         except CommandError as error:
-            return _problem(error.status, error.problem)
+            return _refusal(error.status, error.problem)
         except web.HTTPRequestEntityTooLarge:
-            return _problem(413, self._too_large(request))
+            return _refusal(413, self._too_large(request))
         except web.HTTPException as error:
-            return _problem(
+            return _refusal(
                 error.status, Problem(reason=error.reason.replace(" ", ""), detail=request.path)
             )
         except Exception as error:
             logger.exception("%s %s failed", request.method, request.path)
-            return _problem(
+            return _refusal(
                 500,
                 Problem(
                     reason="Internal",
@@ -193,10 +197,12 @@ class Service:
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in OPEN_ROUTES:
             return await handler(request)
+        header = request.headers.get("Authorization")
         try:
-            caller = identity.verify(
-                self._keys, request.headers.get("Authorization"), self._audience
-            )
+            if request.path == METRICS:
+                identity.verify_scraper(self._keys, header)
+                return await handler(request)
+            caller = identity.verify(self._keys, header, self._audience)
         except identity.IdentityError as error:
             raise CommandError(401, "Unauthenticated", str(error), "go through the gateway") from (
                 error
@@ -275,7 +281,12 @@ class Service:
 
     async def _on_engine(self, what: str, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._worker, self._watchdog.run, what, work)
+        with prometheus.QUEUE.track_inprogress():
+            return await loop.run_in_executor(self._worker, self._watched, what, work)
+
+    def _watched(self, what: str, work: Callable[[], T]) -> T:
+        with prometheus.COMMANDS.labels(what).time():
+            return self._watchdog.run(what, work)
 
     async def _counted(self, what: str, work: Callable[[], T]) -> T:
         """As ``_on_engine``; a trainer that works through its inbox is not idle."""
@@ -323,8 +334,17 @@ def _answer(answer: Answer) -> web.Response:
     )
 
 
+async def _metrics(_: web.Request) -> web.Response:
+    return web.Response(body=generate_latest(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
+
+
 def _json(body: Wire) -> web.Response:
     return web.Response(text=body.model_dump_json(), content_type="application/json")
+
+
+def _refusal(status: int, problem: Problem) -> web.Response:
+    prometheus.REFUSALS.labels(problem.reason).inc()
+    return _problem(status, problem)
 
 
 def _problem(status: int, problem: Problem) -> web.Response:

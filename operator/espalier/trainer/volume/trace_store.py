@@ -23,8 +23,14 @@ from espalier.trainer.problems import CommandError, invalid
 logger = logging.getLogger(__name__)
 
 TRACES_FILE = "traces.sqlite"
-# The oldest are forgotten beyond this many.
+# The oldest are forgotten beyond so many, and so many bytes of the file.
 TRACES_KEPT = 50_000
+BYTES_KEPT = 8 << 30
+# A trace of more is refused, for it would push out all others. The longest contexts need less.
+TRACE_BYTES = 256 << 20
+JOBS_KEPT = 1000
+# Forgotten at once, so that the file is not looked at again for each.
+FORGOTTEN_AT_ONCE = 100
 INLINE = "leave its whole group out, or send a TrajectoryPayload with an explicit reward"
 
 _SCHEMA = """
@@ -92,6 +98,12 @@ class Traces:
                 "INSERT OR REPLACE INTO jobs VALUES (?, ?)",
                 (canonical(job), report.model_dump_json(exclude_none=True)),
             )
+            # The newest have the highest numbers.
+            self._db.execute(
+                "DELETE FROM jobs WHERE rowid <= "
+                "(SELECT rowid FROM jobs ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
+                (JOBS_KEPT,),
+            )
 
     def enter(self, trace: str, report: TraceEnter) -> None:
         """Keeps the report of a rollout's beginning."""
@@ -123,6 +135,8 @@ class Traces:
             if self._rows("SELECT 1 FROM traces WHERE id = ? AND exit IS NOT NULL", name):
                 raise CommandError(409, "TraceEnded", f"trace {trace} has ended")
             turns = self._samples(name)
+            self._check_size(trace, name)
+            self._make_room(name)
             again = bool(turns) and turns[-1].prompt_token_ids == sample.prompt_token_ids
             self._db.execute(
                 "INSERT OR REPLACE INTO samples VALUES (?, ?, ?)",
@@ -228,12 +242,44 @@ class Traces:
         # An ignored insert would use up a number.
         if self._rows("SELECT 1 FROM traces WHERE id = ?", trace):
             return
+        self._make_room(trace)
         done = self._db.execute("INSERT INTO traces (id) VALUES (?)", (trace,))
         last = (done.lastrowid or 0) - TRACES_KEPT
-        for (gone,) in self._rows("SELECT id FROM traces WHERE number <= ?", last):
-            self._db.execute("DELETE FROM samples WHERE trace = ?", (gone,))
-            self._db.execute("DELETE FROM drawn WHERE trace = ?", (gone,))
-            self._db.execute("DELETE FROM traces WHERE id = ?", (gone,))
+        self._forget(self._rows("SELECT id FROM traces WHERE number <= ?", last))
+
+    def _make_room(self, trace: str) -> None:
+        """Forgets the oldest others while the file holds more than it may."""
+        while self._bytes() > BYTES_KEPT:
+            oldest = self._rows(
+                "SELECT id FROM traces WHERE id != ? ORDER BY number LIMIT ?",
+                trace,
+                FORGOTTEN_AT_ONCE,
+            )
+            if not oldest:
+                return
+            self._forget(oldest)
+
+    def _bytes(self) -> int:
+        """Bytes of the file that are in use; what was forgotten is written over."""
+        ((used,),) = self._rows(
+            "SELECT (page_count - freelist_count) * page_size "
+            "FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()"
+        )
+        return int(used)
+
+    def _check_size(self, trace: str, name: str) -> None:
+        ((size,),) = self._rows("SELECT sum(length(sample)) FROM samples WHERE trace = ?", name)
+        if (size or 0) > TRACE_BYTES:
+            raise CommandError(
+                413,
+                "TraceTooLarge",
+                f"trace {trace} has over {TRACE_BYTES >> 20} MiB of turns",
+                "End it, and go on under another id",
+            )
+
+    def _forget(self, traces: Sequence[tuple[str]]) -> None:
+        for table, column in (("samples", "trace"), ("drawn", "trace"), ("traces", "id")):
+            self._db.executemany(f"DELETE FROM {table} WHERE {column} = ?", traces)
 
     def _samples(self, trace: str) -> list[TrajectorySample]:
         rows = self._rows("SELECT sample FROM samples WHERE trace = ? ORDER BY turn", trace)

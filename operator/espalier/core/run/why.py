@@ -13,12 +13,12 @@ from espalier.core.run.run_waits import AWAITING_CLIENT
 from espalier.core.run.turn import SUCCEEDED
 
 
-def why(run: TrainingRun, read: Callable[[str], TrainingRun]) -> str:
+def why(run: TrainingRun, read: Callable[[str], TrainingRun | None]) -> str:
     """A sentence about a run; if it waits for another run, about what that one waits for.
 
     Args:
         run: as read.
-        read: reads another run of the namespace.
+        read: reads another run of the namespace; None where it is not to be told of.
     """
     name, status = run.metadata.name, run.status
     if status.observed_generation < run.metadata.generation:
@@ -32,7 +32,9 @@ def why(run: TrainingRun, read: Callable[[str], TrainingRun]) -> str:
     if ready is None:
         return f"{name} has no condition Ready: was it made by another version of Espalier?"
     if ready.reason == "ModelBusy" and (other := _other(ready.message)):
-        return f"{name} waits for {other} to end; {why(read(other), read)}"
+        found = read(other)
+        if found is not None:
+            return f"{name} waits for {other} to end; {why(found, read)}"
     return f"{name} waits, {ready.reason}: {ready.message}"
 
 

@@ -1,0 +1,33 @@
+"""Counts objects by kind, namespace and state, as the cache sees them."""
+
+from __future__ import annotations
+
+from espalier.api.crds import KINDS
+from espalier.core import conditions
+from espalier.core.run.run import SUSPENDED
+from espalier.core.run.turn import SUCCEEDED
+from espalier.kube import queue_metrics
+from espalier.kube.objects import Body, ObjectKey
+
+_OURS = frozenset(kind.name for kind in KINDS)
+# An object is in the first of these that is True.
+STATES = (SUCCEEDED, SUSPENDED, conditions.STALLED, conditions.READY)
+PENDING = "Pending"
+
+
+class ObjectCounts:
+    """Counts from the first object on, so that no scrape looks at thousands of them."""
+
+    def changed(self, key: ObjectKey, old: Body | None, new: Body | None) -> None:
+        """An object came, went or changed."""
+        if key.kind not in _OURS:
+            return
+        for body, change in ((old, -1), (new, 1)):
+            if body is not None:
+                queue_metrics.OBJECTS.labels(key.kind, key.namespace, _state(body)).inc(change)
+
+
+def _state(body: Body) -> str:
+    found = body.get("status", {}).get("conditions", ())
+    true = {condition["type"] for condition in found if condition["status"] == "True"}
+    return next((state for state in STATES if state in true), PENDING)

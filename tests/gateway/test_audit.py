@@ -1,0 +1,119 @@
+"""Who did what, one line for each act."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from tests.gateway.conftest import Gateway
+from tests.gateway.test_completions import ASK, Start, answer, serve
+from tests.gateway.world import digest
+
+from espalier.gateway.access.audit import LOGGER
+from espalier.process import JsonFormatter
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Any:
+    """The lines so far, as they are written."""
+    caplog.set_level(logging.INFO, LOGGER)
+
+    def read() -> list[dict[str, Any]]:
+        found = [record for record in caplog.records if record.name == LOGGER]
+        caplog.clear()
+        return [json.loads(JsonFormatter().format(record)) for record in found]
+
+    return read
+
+
+async def test_a_sample_says_who_drew_it_from_which_checkpoint(
+    gateway: Gateway, upstream: Start, lines: Any
+) -> None:
+    model = serve(gateway, (await upstream(answer)).port)
+    gateway.world.head(model, digest("a1"), step=1, checkpoint="arith-000001")
+    given = {"X-Request-Id": "mine-7"}
+    assert (await gateway.post("/v1/completions", ASK, **given)).status == 200
+    (line,) = lines()
+    assert line.pop("time")
+    home = model.namespace
+    assert line == {
+        "level": "INFO",
+        "logger": LOGGER,
+        "message": "audit",
+        "request_id": "mine-7",
+        "action": "Sample",
+        "user": f"system:serviceaccount:{home}:trainer",
+        "groups": line["groups"],
+        "api_key": "",
+        "target": f"TrainableModel {home}/arith",
+        "before": "",
+        "after": "arith-000001",
+        "outcome": "Done",
+        "reason": "",
+        "status": 200,
+    }
+    assert f"system:serviceaccounts:{home}" in line["groups"]
+
+
+FORK = {"source_model_id": "arith", "name": "b"}
+EVALUATIONS = "/v1/checkpoints/HOME/arith-000001/evaluations"
+ACTS: list[tuple[str, str, str, dict[str, Any], str, str]] = [
+    ("POST", "/v1/completions", "viewer", ASK, "Sample", "Forbidden"),
+    ("POST", "/v1/completions", "", ASK, "Sample", "NoToken"),
+    ("POST", "/v1/models/arith/train/optim-step", "viewer", {}, "Train", "Forbidden"),
+    ("POST", "/v1/models/arith/train/forward-backward", "viewer", {}, "Train", "Forbidden"),
+    ("PUT", "/v2/models/arith/head", "trainer", {"checkpoint_id": "x"}, "MoveHead", "Forbidden"),
+    ("POST", "/v2/models/fork", "reader", FORK, "Fork", "Forbidden"),
+    ("POST", EVALUATIONS, "reader", {}, "Evaluate", "Forbidden"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "who", "body", "action", "reason"), ACTS)
+async def test_what_is_refused_is_told_too(  # noqa: PLR0917 the columns of a table
+    gateway: Gateway,
+    lines: Any,
+    method: str,
+    path: str,
+    who: str,
+    body: dict[str, Any],
+    action: str,
+    reason: str,
+) -> None:
+    model = gateway.world.model("arith")
+    gateway.world.head(model, digest("a1"), step=1, checkpoint="arith-000001")
+    gateway.world.run(model, "arith")
+    token = getattr(gateway.users, who) if who else ""
+    path = path.replace("HOME", model.namespace)
+    reply = await gateway.request(method, path, token, json=body)
+    (line,) = lines()
+    told = (line["action"], line["outcome"], line["reason"], line["status"])
+    assert told == (action, "Refused", reason, reply.status)
+    assert line["user"].rpartition(":")[2] == who
+    if action == "MoveHead":
+        assert line["before"] == "arith-000001"
+
+
+async def test_what_only_looks_and_a_command_on_the_way_to_a_step_is_not_told(
+    gateway: Gateway, upstream: Start, lines: Any
+) -> None:
+    pod = await upstream(answer)
+    model = serve(gateway, pod.port)
+    gateway.world.run(model, "arith")
+    gateway.world.pod(model, "arith-trainer-0", role="trainer", ip="127.0.0.1", port=pod.port)
+    keyed = {"Idempotency-Key": "s/1"}
+    for method, path in (
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/arith/train/state"),
+        ("POST", "/v1/models/arith/train/zero-grad"),
+    ):
+        assert (await gateway.request(method, path, json={}, headers=keyed)).status == 200
+    assert lines() == []
+
+
+async def test_a_name_that_is_none_fills_no_log(gateway: Gateway, lines: Any) -> None:
+    gateway.world.model("arith")
+    await gateway.post("/v1/completions", ASK | {"model": "x" * 100_000})
+    (line,) = lines()
+    assert len(line["target"]) == 300
