@@ -29,7 +29,7 @@ from tests.gateway.process import (
 from tests.gateway.world import digest
 from tests.tinker.messages import forward_backward
 from tests.trainer import tinker, tiny
-from tests.trainer.test_service import make_engine
+from tests.trainer.test_service import ended, make_engine
 from tests.trainer.tiny import Volume
 
 from espalier.core.names import audience
@@ -56,9 +56,7 @@ async def trainer(volume: Path, name: str, port: int) -> AsyncIterator[Service]:
     await service.start(make)
     yield service
     await runner.cleanup()
-    service.feed.close()
-    assert service._engine is not None
-    service._engine.state.log.close()
+    await ended(service)
 
 
 class Front:

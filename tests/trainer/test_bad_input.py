@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from tests.trainer import tiny
+from tests.trainer.test_service import ended
 from tests.trainer.tiny import Volume
 
 from espalier import identity
@@ -56,9 +57,7 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
     async with TestClient(server) as made:
         await service.start(make)
         yield made
-        service.feed.close()
-        assert service._engine is not None
-        service._engine.state.log.close()
+        await ended(service)
 
 
 def headers() -> dict[str, str]:

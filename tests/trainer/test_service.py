@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 from tests.trainer import tiny
@@ -61,15 +62,22 @@ def meant_for(*pod: str) -> dict[str, str]:
     return bearer("operator", name=audience(*pod))
 
 
+async def ended(service: Service) -> None:
+    """Ends a service: its log is closed once nothing writes it any more."""
+    await service.stop(web.Application())
+    await asyncio.to_thread(service._worker.shutdown)
+    service.feed.close()
+    assert service._engine is not None
+    service._engine.state.log.close()
+
+
 @pytest.fixture
 async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
     service = Service(KEYS, AUDIENCE)
     async with TestClient(TestServer(service.app())) as made:
         await service.start(lambda publish: make_engine(volume, policy, publish))
         yield made
-        service.feed.close()
-        assert service._engine is not None
-        service._engine.state.log.close()
+        await ended(service)
 
 
 def make_engine(volume: Volume, policy: Policy, publish: Any) -> Any:
@@ -242,9 +250,7 @@ async def test_health_names_a_command_that_is_stuck(
         release.set()
         assert (await sent)[0] == 200
         assert (await client.get("/healthz")).status == 200
-        service.feed.close()
-        assert service._engine is not None
-        service._engine.state.log.close()
+        await ended(service)
 
 
 async def test_readiness_shows_a_fault_of_the_volume_and_stays_ready(

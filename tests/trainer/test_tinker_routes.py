@@ -12,7 +12,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from tests.tinker.messages import MODEL_ID
 from tests.trainer import tinker, tiny
-from tests.trainer.test_service import AUDIENCE, KEYS, Client, bearer, make_engine
+from tests.trainer.test_service import AUDIENCE, KEYS, Client, bearer, ended, make_engine
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire import IDEMPOTENCY_KEY
@@ -32,10 +32,7 @@ async def trainer(
         if assigned:
             await assign(made)
         yield made
-        await service.stop(made.app)
-        service.feed.close()
-        assert service._engine is not None
-        service._engine.state.log.close()
+        await ended(service)
 
 
 async def assign(client: Client) -> None:
