@@ -37,8 +37,8 @@ OF_SAMPLES = {
     "group/dropped": "Groups that were not trained on, because their rewards are equal, or one of "
     "their answers could not be scored or was cut and the run drops such groups.",
     "group/excluded": "Groups left out whole because a rollout failed or timed out. Client.",
-    "group/prompt_too_long": "Tasks that did not fit the context of the model. Runner, where it "
-    "happened.",
+    "group/prompt_too_long": "Tasks whose prompt did not fit the context of the model, or "
+    "`limits`. Runner, where it happened.",
     "rollout/response_tokens/mean": "Mean number of sampled tokens of a rollout, all turns "
     "together.",
     "rollout/response_tokens/max": "The largest of these numbers.",

@@ -93,6 +93,9 @@ GOOD = {
         "spec.timeouts",
         {"sampleSeconds": 60, "groupSeconds": 600, "trainSeconds": 600, "stepSeconds": 3600},
     ),
+    "run with limits of prompts": edited(
+        RUN, "spec.limits", {"maxPromptTokens": 1024, "promptPolicy": "Fail"}
+    ),
     "run with a seed and a tolerance": edited(
         edited(RUN, "spec.seed", 7), "spec.groupFilter", {"tolerance": "0.05"}
     ),
@@ -169,6 +172,7 @@ GOOD = {
             {
                 **{"name": "ppo", "aggregation": "Constant", "aggregationConstant": 64},
                 **{"ratioAnchor": "Trainer", "entropyCoefficient": "1e-3"},
+                **{"importanceLevel": "Sequence"},
             },
         ),
         "spec.offPolicyCorrection",
@@ -773,6 +777,14 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "constant that is missing": (
         *(RUN, "spec.loss.aggregation", "Constant"),
         *("spec.loss.aggregationConstant", "give a number of tokens"),
+    ),
+    "level of a loss without a ratio": (
+        *(RUN, "spec.loss", {"name": "dro", "importanceLevel": "Sequence"}),
+        *("spec.loss.importanceLevel", "have no ratio: remove importanceLevel"),
+    ),
+    "level of a loss that has one": (
+        *(RUN, "spec.loss", {"name": "gspo", "importanceLevel": "Token"}),
+        *("spec.loss.importanceLevel", "or choose ppo"),
     ),
     "anchor of a loss that compares nothing": (
         *(RUN, "spec.loss", {"name": "cross_entropy", "ratioAnchor": "Trainer"}),

@@ -24,7 +24,9 @@ from espalier import (
     FitConfig,
     InvalidRequestError,
     JsonLines,
+    NotFoundError,
     Patience,
+    Rollout,
     Sampling,
     Session,
     TrainingClient,
@@ -149,6 +151,40 @@ async def test_a_resume_that_crashed_before_its_first_step_moves_the_head_once(
         # The trainer is there already, as after a crash that followed the move.
         await Fit(trainer, TASKS, repeat, config(steps=1, resume_from="tiny-000001")).fit_async()
     assert gateway.moves == []
+
+
+async def test_a_resume_from_nothing_is_refused_by_name_and_nothing_is_trained(
+    server: tuple[StandIn, str],
+) -> None:
+    gateway, url = server
+    async with client(url) as trainer:
+        fit = Fit(trainer, TASKS, repeat, config(resume_from="tiny-000009"))
+        with pytest.raises(NotFoundError, match="tiny-000009"):
+            await fit.fit_async()
+    assert gateway.kinds() == []
+
+
+@pytest.mark.parametrize("val_only", [True, False], ids=["validation", "training"])
+async def test_precomputed_advantages_leave_reward_figures_and_validation_leaves_them(
+    server: tuple[StandIn, str], val_only: bool
+) -> None:
+    gateway, url = server
+    seen: list[Rollout] = []
+
+    async def advised(task: Digit, session: Session) -> float:
+        turn = await session.sample([{"role": "user", "content": f"{task.answer}="}])
+        session.rollout.advantages[0] = [0.5] * len(turn.token_ids)
+        seen.append(session.rollout)
+        return 0.25
+
+    settings = config(steps=1, use_precomputed_advantage=True, val_only=val_only)
+    async with client(url) as trainer:
+        found = await Fit(trainer, TASKS, advised, settings, validation=TASKS[:2]).fit_async()
+    prefix = "val" if val_only else "rollout"
+    assert found[f"{prefix}/reward/mean"] == 0.25
+    assert found[f"{prefix}/reward/std"] == 0.0
+    assert ("val/advantage/missing_fraction" in found, gateway.kinds() == []) == (False, val_only)
+    assert all(r.advantages == {0: [0.5] * len(r.turns[0].token_ids)} for r in seen)
 
 
 async def test_rewards_and_validations_are_figures_of_the_checkpoint_that_was_sampled(

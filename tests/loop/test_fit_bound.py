@@ -27,6 +27,7 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire import Declared
 from espalier.core.run.declared import declared
 from espalier.core.run.learning_rate import scheduled
+from espalier.loop.minibatches import Uses
 
 __all__ = ["passage", "server"]
 SPEC: dict[str, Any] = {
@@ -145,6 +146,10 @@ async def test_a_script_has_what_a_declared_run_has(server: tuple[StandIn, str])
     assert {step["weight_decay"] for step in steps} == {0.1}
     assert [len(step["rollouts"]) for step in steps] == [8, 0, 8, 0]
     assert [step["keep_rollouts"] for step in steps] == [True, False] * 2
+
+
+def test_the_epochs_of_a_script_deal_groups_out_by_its_seed() -> None:
+    assert config(minibatches=2, epochs=3, seed=7).uses == Uses(2, 3, 7)
 
 
 async def test_a_fit_killed_between_two_minibatches_goes_on_with_the_same_samples(

@@ -23,6 +23,7 @@ from espalier import (
     UntrainableError,
 )
 from espalier.loop.batch import Batch
+from espalier.loop.fit_figures import passed
 from espalier.loop.precomputed import missing_fraction, trajectories
 
 
@@ -132,6 +133,19 @@ async def test_groups_carry_ids_and_tasks_keep_their_order() -> None:
     assert ids[0] == ids[1] == ids[2] != ids[3]
     again = await Job(Echo(), one_turn, group=3).run(TASKS)
     assert not {r.group_id for g in again.groups for r in g} & set(ids)
+
+
+async def test_a_colon_in_the_id_of_a_task_separates_nothing() -> None:
+    async def odd(task: Question, session: Session) -> float:
+        await one_turn(task, session)
+        return float(task.id == "a:1")
+
+    batch = await Job(Echo(), odd, group=2).run([Question("a:1"), Question("a"), Question("a:")])
+    records = [rollout.record(trained=True) for rollout in batch.rollouts]
+    assert [(r["task"], r["attempt"]) for r in records] == [
+        *[("a:1", 0), ("a:1", 1), ("a", 0), ("a", 1), ("a:", 0), ("a:", 1)],
+    ]
+    assert passed(batch, [1])["pass@1"] == pytest.approx(1 / 3)
 
 
 async def test_a_rollout_out_of_time_names_its_phase_and_takes_its_group_along() -> None:

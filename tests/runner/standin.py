@@ -156,7 +156,12 @@ class StandIn:
         )
 
     async def _set_head(self, request: web.Request) -> web.Response:
-        self.head = (await request.json())["checkpoint_id"]
+        wanted = (await request.json())["checkpoint_id"]
+        if wanted not in {f"tiny-{step:06d}" for step in range(1, self.step + 1)}:
+            detail = f"model tiny has no checkpoint {wanted!r}"
+            problem = {"reason": "CheckpointNotFound", "detail": detail, "remedy": "name another"}
+            return web.json_response(problem, status=404)
+        self.head = wanted
         self.moves.append(self.head)
         return web.json_response({"id": self.head})
 

@@ -644,12 +644,40 @@ async def test_a_prompt_beyond_the_context_is_passed_over_counted_and_named(
     assert "maximum context length is 4" in skipped["detail"]
 
 
+@pytest.mark.parametrize("policy", ["Drop", "Fail"])
+async def test_a_prompt_beyond_the_limit_of_the_run_is_dropped_or_ends_it_by_name(
+    bench: Bench, tmp_path: Path, policy: str
+) -> None:
+    rows = [json.dumps({"prompt": f"{n}=", "answer": str(n)}) for n in range(8)]
+    rows[3] = json.dumps({"id": "long", "prompt": "3=" + "?" * 20, "answer": "3"})
+    (tmp_path / "tasks.jsonl").write_text("\n".join(rows))
+    bench.gateway.spec |= {"steps": 1, "groupsPerStep": 8}
+    bench.gateway.spec["limits"] = {"maxPromptTokens": 10, "promptPolicy": policy}
+    if policy == "Drop":
+        await bench.drive()
+        assert len(bench.gateway.bodies("forward-backward")[0]["inputs"]) == 7 * 4
+        (step,) = bench.gateway.bodies("optim-step")
+        assert step["metrics"]["group/prompt_too_long"] == 1
+        (skipped,) = bench.events("prompt-too-long")
+        assert (skipped["task"], skipped["detail"]) == (
+            "long",
+            "it has 22 tokens, and limits.maxPromptTokens is 10",
+        )
+        return
+    with pytest.raises(UserError) as raised:
+        await bench.drive()
+    problem = raised.value.problem
+    assert (problem.reason, bench.gateway.kinds()) == ("PromptTooLong", [])
+    assert "the prompt of task long is too long" in problem.detail
+    assert "limits.promptPolicy: Drop" in problem.remedy
+
+
 async def test_when_no_prompt_fits_the_run_ends_and_names_one(bench: Bench) -> None:
     bench.gateway.context = 1
     with pytest.raises(UserError) as raised:
         await bench.drive(BRIEF)
     assert raised.value.problem.reason == "PromptTooLong"
-    assert "in 3 rounds no task fitted the context" in raised.value.problem.detail
+    assert "in 3 rounds no prompt of a task fitted" in raised.value.problem.detail
     assert "configmap/digits/tasks.jsonl/" in raised.value.problem.detail
 
 

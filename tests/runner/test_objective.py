@@ -25,6 +25,10 @@ GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loss": {"name": "ppo", "clipHigh": "1.3"}},
         {"loss_fn": "ppo", "loss_fn_config": {"clip_high_threshold": 1.3}},
     ),
+    "level of the ratio": (
+        {"loss": {"name": "cispo", "importanceLevel": "Sequence"}},
+        {"importance_level": "Sequence"},
+    ),
     "aggregation": (
         {"loss": {"name": "ppo", "aggregation": "Constant", "aggregationConstant": 64}},
         {"aggregation": "Constant", "aggregation_constant": 64},

@@ -98,6 +98,10 @@ DIFFERENT: dict[str, tuple[dict[str, Any], Wire, str, str, str]] = {
         *({"loss": CONSTANT}, FB(aggregation="Constant", aggregation_constant=4)),
         *("loss.aggregationConstant", "8", "4"),
     ),
+    "level of the ratio": (
+        *({"loss": {"name": "ppo", "importanceLevel": "Sequence"}}, FB(loss_fn="ppo")),
+        *("loss.importanceLevel", "Sequence", "Token"),
+    ),
     "anchor": (
         *({"loss": {"name": "importance_sampling", "ratioAnchor": "Trainer"}}, FB()),
         *("loss.ratioAnchor", "Trainer", "Sampler"),
@@ -170,6 +174,7 @@ def test_a_command_that_differs_is_refused_with_both_values(
     ("given", "request_"),
     [
         ({"loss": PPO}, FB(loss_fn="ppo")),
+        ({"loss": {"name": "gspo"}}, FB(loss_fn="gspo")),
         ({"loss": {"name": "importance_sampling"}, "groupSize": 3}, FB()),
         ({"learningRate": "1e-2", "optimizer": {}}, STEP()),
         ({"advantage": {}, "sampling": {"temperature": "1"}}, FB()),

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, pstdev
 
 import pytest
 import torch
@@ -98,6 +99,37 @@ def test_metrics_come_from_the_trainer_and_rewards_from_the_client(engine: Engin
         "logprob/difference_mean",
         "policy/mismatch_kl",
     } <= metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "by_token", "expected"),
+    [
+        ([1.0, 0.0, 0.5, 0.25, 0.25, 0.25], None, [0.5, -0.5, 0.0, 0.0, 0.0, 0.0]),
+        ([0.0] * 6, 0.75, [0.75]),
+    ],
+    ids=["estimated, one group constant", "given for each token"],
+)
+def test_the_advantages_of_a_step_are_figures_of_it(
+    engine: Engine, rewards: list[float], by_token: float | None, expected: list[float]
+) -> None:
+    inputs = []
+    for one, reward in zip(tiny.trajectories(), rewards, strict=True):
+        (sample,) = one.samples
+        own = None if by_token is None else [by_token] * len(sample.output_token_ids)
+        sample = sample.model_copy(update={"advantages": own})
+        inputs.append(one.model_copy(update={"samples": [sample], "reward": reward}))
+    tiny.send(engine, "forward-backward", tiny.forward_backward(inputs=inputs), ("s", 0))
+    tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
+    metrics = engine.state.commits[0].metrics
+    assert {n: v for n, v in metrics.items() if n.startswith("advantage/")} == pytest.approx(
+        {
+            "advantage/mean": fmean(expected),
+            "advantage/std": pstdev(expected),
+            "advantage/min": min(expected),
+            "advantage/max": max(expected),
+            "advantage/zero_fraction": fmean(value == 0 for value in expected),
+        }
+    )
 
 
 def test_a_commit_carries_the_taskset_that_its_client_names(engine: Engine) -> None:

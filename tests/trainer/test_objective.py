@@ -248,6 +248,11 @@ def test_a_masked_token_may_be_infinitely_unlikely() -> None:
             *("correction", "choose another loss"),
         ),
         (
+            {"loss_fn": "dro", "importance_level": "Sequence"},
+            *("importance_level", "importance_sampling, ppo, cispo, gspo"),
+        ),
+        ({"loss_fn": "gspo", "importance_level": "Token"}, "importance_level", "choose ppo"),
+        (
             {"loss_fn": "cross_entropy", "ratio_anchor": "Trainer"},
             *("ratio_anchor", "choose another loss"),
         ),
@@ -289,6 +294,57 @@ def test_a_step_of_the_trainer_is_the_same_for_every_split(
         tiny.send(engine, "zero-grad", Empty(), (f"s{number}", 9))
     assert norms == [pytest.approx(norms[0], rel=1e-5)] * 3
     assert (factor == 1) == (aggregation == "TokenSum")
+
+
+# Three answers, by log-probs, the sampler's, and advantage; and the gradients of TRL 1.16.0's
+# GRPOTrainer._compute_loss by these log-probs, with importance_sampling_level "sequence".
+ANSWERS = [
+    ([-1.0, -2.0, -0.5, -3.0], [-1.3, -1.9, -0.9, -3.1], 1.0),
+    ([-0.7, -1.4], [-0.5, -1.9], 0.5),
+    ([-2.5, -0.1, -1.2], [-2.0, -0.2, -1.3], -2.0),
+]
+NEAR_1 = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.17}
+OF_TRL: dict[str, tuple[dict[str, Any], list[float]]] = {
+    # loss_type grpo, epsilon 0.1, epsilon_high 0.17
+    "grpo": (
+        {"loss_fn": "ppo", "loss_fn_config": NEAR_1, "aggregation": "SequenceMean"},
+        [0.0, -0.096819520227, 0.201074981786],
+    ),
+    # loss_type bnpo, the same
+    "bnpo": (
+        {"loss_fn": "ppo", "loss_fn_config": NEAR_1, "aggregation": "TokenMean"},
+        [0.0, -0.064546346818, 0.201074981786],
+    ),
+    # loss_type cispo, epsilon_high 1.17
+    "cispo": (
+        {
+            **{"loss_fn": "cispo", "aggregation": "TokenMean"},
+            "loss_fn_config": {"clip_high_threshold": 1.17},
+        },
+        [-0.13, -0.064546346818, 0.201074981786],
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "by_answer"), OF_TRL.values(), ids=OF_TRL.keys())
+def test_one_ratio_for_a_sequence_has_the_gradients_of_trl(
+    fields: dict[str, Any], by_answer: list[float]
+) -> None:
+    whole = []
+    for lp, q, advantage in ANSWERS:
+        one = {"lp": torch.tensor(lp, dtype=torch.float64), "q": torch.tensor(q).double()}
+        zeros = torch.zeros_like(one["lp"])
+        whole.append(one | {"o": zeros, "a": zeros + advantage, "w": zeros + 1})
+    found = stepped(spec(importance_level="Sequence", **fields), [whole])
+    expected = [[g] * len(one["lp"]) for g, one in zip(by_answer, whole, strict=True)]
+    assert [row.tolist() for row in found] == [pytest.approx(row, abs=1e-6) for row in expected]
+
+
+@pytest.mark.parametrize("anchor", ["Sampler", "Trainer"])
+def test_gspo_is_ppo_with_one_ratio_for_a_sequence(anchor: str) -> None:
+    common = {"ratio_anchor": anchor, "correction": {"mode": "SequenceMask", "max_ratio": 1.2}}
+    ppo = spec(loss_fn="ppo", importance_level="Sequence", **common)
+    assert equal(stepped(ppo, [sequences()]), naive(spec(loss_fn="gspo", **common), sequences()))
 
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

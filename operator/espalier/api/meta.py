@@ -172,7 +172,7 @@ OptimizerState = Literal["Keep", "Reset"]
 
 
 # Bounds of a list of metrics.
-METRICS_MOST, METRIC_NAME_CHARS, METRIC_VALUE_CHARS = 64, 64, 32
+METRICS_MOST, METRIC_NAME_CHARS, METRIC_VALUE_CHARS = 128, 64, 32
 MeasuredMetric = Annotated[
     str,
     Field(

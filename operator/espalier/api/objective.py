@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 from espalier.api.meta import decimal
 from espalier.api.run import kl as run_kl
 from espalier.api.run.kl import KlEstimator, KlPlacement
-from espalier.api.run.loss import Aggregation, RatioAnchor
+from espalier.api.run.loss import Aggregation, ImportanceLevel, RatioAnchor
 from espalier.api.run.off_policy_correction import CorrectionMode, OffPolicyCorrection
 
 Real = Annotated[float, Strict()]
@@ -105,6 +105,9 @@ class Objective(_Part):
     sum divided by ``aggregation_constant`` times the number of sequences (Constant). Numbers are of
     the whole step: of all its calls and ranks. A sequence is one sample.
 
+    ``importance_level`` Sequence gives every token the geometric mean of its sequence's ratios;
+    None is Token, and Sequence for gspo.
+
     With ``ratio_anchor`` Trainer the loss compares with the sample's ``anchor_logprobs``, or
     without them with the log-probs of this very call, and the sampler's matter to ``correction``
     alone. ``entropy_coefficient`` times the entropy of the distribution of each trained token is
@@ -113,6 +116,7 @@ class Objective(_Part):
 
     aggregation: Aggregation = "TokenSum"
     aggregation_constant: Annotated[int, Strict(), Field(ge=1)] | None = None
+    importance_level: ImportanceLevel | None = None
     ratio_anchor: RatioAnchor = "Sampler"
     correction: Correction = Correction()
     kl: Kl = Kl()

@@ -26,6 +26,7 @@ from espalier.api.run.evaluation import Evaluation
 from espalier.api.run.group_filter import GroupFilter
 from espalier.api.run.kl import Kl
 from espalier.api.run.learning_rate_schedule import LearningRateSchedule
+from espalier.api.run.limits import Limits
 from espalier.api.run.loss import Loss
 from espalier.api.run.off_policy_correction import OffPolicyCorrection
 from espalier.api.run.optimizer import Optimizer
@@ -92,6 +93,7 @@ def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
             "rewardAggregation",
             "overlong",
             "lengthPenalty",
+            "limits",
             "rolloutErrors",
             "timeouts",
             "seed",
@@ -249,6 +251,13 @@ class TrainingRunSpec(Type):
     )
     length_penalty: LengthPenalty | None = Field(
         default=None, description="lengthPenalty makes long completions worth less."
+    )
+    limits: Limits = Field(
+        default_factory=Limits,
+        description="limits of driver Runner say how long the prompts of taskset may be; longer "
+        "ones than the model's context are dropped if unset. Of evaluation the context is the "
+        "only limit.",
+        json_schema_extra=without_default,
     )
     rollout_errors: RolloutErrors | None = Field(
         default=None,

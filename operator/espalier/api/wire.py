@@ -30,7 +30,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model
 from espalier.api.meta import OptimizerState
 from espalier.api.objective import Correction, Kl, Objective
 from espalier.api.run.advantage import Estimator, Scale
-from espalier.api.run.loss import Aggregation, RatioAnchor
+from espalier.api.run.loss import Aggregation, ImportanceLevel, RatioAnchor
 from espalier.api.sampled import CHUNK
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -333,6 +333,7 @@ class Declared(Wire):
     loss_fn_config: dict[str, float] = Field(default_factory=dict)
     aggregation: Aggregation | None = None
     aggregation_constant: int | None = None
+    importance_level: ImportanceLevel | None = None
     ratio_anchor: RatioAnchor | None = None
     correction: Correction | None = None
     kl: Kl | None = None

@@ -146,7 +146,7 @@ def _task_text(shown: dict[str, Any]) -> str:
 def _calibration_text(done: Calibration) -> str:
     lines = [f"asked          {done.groups} tasks, {done.answers} answers"]
     if done.too_long:
-        lines.append(f"too long       {done.too_long} tasks do not fit the context")
+        lines.append(f"too long       {done.too_long} tasks, whose prompts do not fit")
     if done.reward_mean is not None:
         mean, spread = f"{done.reward_mean:.3f}", f"{done.spread:.3f}"
         lines.append(f"reward         mean {mean}, deviation within a group {spread}")

@@ -36,6 +36,7 @@ class FitConfig:
             an optimizer step.
         epochs: over a batch; each after the first deals its groups out to the minibatches anew,
             drawn from the step. Choose a loss that clips above one step a batch.
+        seed: of how epochs deal groups out, and of nothing else: samples are the server's.
         loss_fn: importance_sampling.
         loss_fn_config: of the loss.
         objective: how losses add up, and what is corrected or added; Tinker's sum. Of its fields,
@@ -65,6 +66,7 @@ class FitConfig:
     tasks_per_step: int = 8
     minibatches: int = 1
     epochs: int = 1
+    seed: int = 0
     loss_fn: str | None = None
     loss_fn_config: Mapping[str, float] | None = None
     objective: Objective | None = None
@@ -110,7 +112,7 @@ class FitConfig:
     @property
     def uses(self) -> Uses:
         """How often a batch is learnt from."""
-        return Uses(self.minibatches, self.epochs)
+        return Uses(self.minibatches, self.epochs, self.seed)
 
     def bound(self, declared: Declared) -> Settings:
         """The settings under what a run in Git declares.

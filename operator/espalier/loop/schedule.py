@@ -149,11 +149,11 @@ class _InFlight(Generic[G]):
 class Asynchronous(Generic[G]):
     """Samples the groups of later steps while a step is trained.
 
-    At most ``count * (staleness + 1)`` groups are in flight, and none beyond the run's last step. A
-    step takes the oldest, and waits for them; none is thrown away, so that long rollouts are not at
-    a disadvantage. A group is of
-    weights at most ``staleness`` steps older than those that learn from it, the last step of its
-    batch included; with 0 this is ``Synchronous``, to the bit.
+    At most ``count * (staleness + 1)`` groups are in flight, and none beyond the batch of the run's
+    last step; that batch is whole, though it may have more steps than the run has left. A step
+    takes the oldest, and waits for them; none is thrown away, so that long rollouts are not at a
+    disadvantage. A group is of weights at most ``staleness`` steps older than those that learn from
+    it, the last step of its batch included; with 0 this is ``Synchronous``, to the bit.
 
     Args:
         staleness: steps.

@@ -93,7 +93,12 @@ class DeclaredStep:
             count=count,
             round=attempt.rounds,
             take=take,
-            recipe=(self._spec.group_size, self._spec.sampling, ScoredBy.of(self._spec)),
+            recipe=(
+                self._spec.group_size,
+                self._spec.sampling,
+                self._spec.limits,
+                ScoredBy.of(self._spec),
+            ),
             uses=self.uses,
             left=self._spec.steps - state.run_step,
         )

@@ -33,7 +33,7 @@ NOTHING = Completion("", (), (), (), "error")
 
 @dataclass(frozen=True)
 class Skipped:
-    """A task that cannot be asked: with the completion, its prompt exceeds the context."""
+    """A task that is not trained on: its prompt exceeds the context, or the run's limits."""
 
     task: Task
     detail: str

@@ -17,6 +17,7 @@ def objective(spec: TrainingRunSpec) -> dict[str, Any]:
         "loss_fn_config": loss.config() or None,
         "aggregation": loss.aggregation,
         "aggregation_constant": loss.aggregation_constant,
+        "importance_level": loss.importance_level,
         "ratio_anchor": loss.ratio_anchor,
         "entropy_coefficient": decimal(loss.entropy_coefficient),
         "correction": Correction.of(spec.off_policy_correction),

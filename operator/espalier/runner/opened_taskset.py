@@ -10,6 +10,7 @@ from espalier.api.trainingrun import TrainingRunSpec
 from espalier.api.wire import TasksetUsed
 from espalier.loop.session import Sampler
 from espalier.rewards import Rewards
+from espalier.runner import prompt_limits
 from espalier.runner.declared_taskset import declared_taskset
 from espalier.runner.group_sampling import Outcome
 from espalier.runner.task_source import OpenRewards, TaskSource
@@ -57,11 +58,12 @@ class OpenedTaskset:
         ``numbers`` count tasks over the whole run; after the last task the first is next.
 
         Raises:
-            UserError: ``ScorerFailed`` where onError says so.
+            UserError: ``ScorerFailed`` where onError says so, ``PromptTooLong`` where limits do.
         """
-        return await self.tasks.groups(
+        outcomes = await self.tasks.groups(
             client, self.rewards, numbers, spec=spec, checkpoint=checkpoint
         )
+        return prompt_limits.within(spec.limits, outcomes)
 
     async def close(self) -> None:
         """Ends what ``open`` started."""

@@ -47,7 +47,8 @@ def without_signal(attempt: Attempt[Outcome], rules: GroupFilter, minibatches: i
     first = next(one for one in attempt.groups if isinstance(one, Skipped))
     return UserError(
         "PromptTooLong",
-        f"in {attempt.rounds} rounds no task fitted the context, the first of them "
+        f"in {attempt.rounds} rounds no prompt of a task fitted, the first of them "
         f"{first.task.id}: {first.detail}",
-        "Ask shorter tasks, lower sampling.maxTokens, or raise the model's rollout.maxModelTokens",
+        "Ask shorter tasks, lower sampling.maxTokens, or raise limits.maxPromptTokens or the "
+        "model's rollout.maxModelTokens",
     )

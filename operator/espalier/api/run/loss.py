@@ -10,7 +10,16 @@ from espalier.api.meta import NonNegativeDecimal, Type, cel
 
 Aggregation = Literal["TokenSum", "TokenMean", "SequenceMean", "Constant"]
 RatioAnchor = Literal["Sampler", "Trainer"]
+ImportanceLevel = Literal["Token", "Sequence"]
 LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo", "cross_entropy"]
+
+# The losses that multiply an advantage by a ratio; dro squares a distance instead.
+OF_A_RATIO: tuple[LossName, ...] = ("importance_sampling", "ppo", "cispo", "gspo")
+
+
+def level_of(name: str, given: ImportanceLevel | None) -> ImportanceLevel:
+    """Whether a loss has a ratio for each token or one for a sequence, the default filled in."""
+    return given or ("Sequence" if name == "gspo" else "Token")
 
 
 class Loss(Type):
@@ -18,7 +27,8 @@ class Loss(Type):
 
     name: LossName = Field(
         description="name of the loss, as on Tinker's wire: importance_sampling, ppo, cispo, dro, "
-        "gspo (one ratio for a whole sequence) or cross_entropy. Immutable."
+        "gspo (one ratio for a whole sequence) or cross_entropy. A loss of your own needs driver "
+        "Client and forward_backward_custom. Immutable."
     )
     clip_low: NonNegativeDecimal | None = Field(
         default=None,
@@ -32,6 +42,13 @@ class Loss(Type):
     )
     beta: NonNegativeDecimal | None = Field(
         default=None, description='beta of dro, a quoted decimal (default "0.05").'
+    )
+    importance_level: ImportanceLevel | None = Field(
+        default=None,
+        description="importanceLevel of the ratio in importance_sampling, ppo and cispo: Token "
+        "(each token its own; if unset) or Sequence (one for all of a sample, the geometric mean "
+        'of its tokens\', as GSPO; set clipLow and clipHigh near 1, such as "0.9997" and '
+        '"1.0004"). gspo is ppo with Sequence.',
     )
     aggregation: Aggregation = Field(
         default="TokenSum",
@@ -77,6 +94,19 @@ class Loss(Type):
                 "cross_entropy compares with no log-probs: remove ratioAnchor or choose another "
                 "loss",
                 ".ratioAnchor",
+            ),
+            (
+                "!has(self.importanceLevel) || self.importanceLevel == 'Token'"
+                " || !(self.name in ['dro', 'cross_entropy'])",
+                "dro and cross_entropy have no ratio: remove importanceLevel or choose another "
+                "loss",
+                ".importanceLevel",
+            ),
+            (
+                "!has(self.importanceLevel) || self.importanceLevel == 'Sequence'"
+                " || self.name != 'gspo'",
+                "gspo has one ratio for a whole sequence: remove importanceLevel, or choose ppo",
+                ".importanceLevel",
             ),
             (
                 "self.name in ['ppo', 'cispo', 'gspo']"

@@ -24,6 +24,7 @@ def declared(run: TrainingRun) -> Declared | None:
         loss_fn_config=spec.loss.config() if spec.loss is not None else {},
         aggregation=spec.loss.aggregation if spec.loss is not None else None,
         aggregation_constant=spec.loss.aggregation_constant if spec.loss is not None else None,
+        importance_level=spec.loss.importance_level if spec.loss is not None else None,
         ratio_anchor=spec.loss.ratio_anchor if spec.loss is not None else None,
         entropy_coefficient=decimal(spec.loss.entropy_coefficient)
         if spec.loss is not None

@@ -82,6 +82,13 @@ class Datum:
         return self.token_weights or (1.0,) * len(self.output)
 
 
+def trained_advantages(data: Sequence[Datum]) -> tuple[float, ...]:
+    """The advantage of each trajectory, or those of its tokens where it brings one for each."""
+    by_token = [value for datum in data for value in datum.token_advantages]
+    of_whole = {d.trajectory: d.advantage for d in data if not d.token_advantages}
+    return (*of_whole.values(), *by_token)
+
+
 def datums(
     request: ForwardRequest, limits: Limits, *, policies_compared: bool, weighted: bool = False
 ) -> list[Datum]:

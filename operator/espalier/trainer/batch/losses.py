@@ -8,8 +8,11 @@ A its advantage, w its weight and r = exp(lp - q):
     ppo                  -min(r A, clip(r, low, high) A)
     cispo                -stop_gradient(clip(r, low, high)) A lp
     dro                  -(lp A - beta/2 (lp - q)^2)
-    gspo                 -min(s A, clip(s, low, high) A), s = exp(m + lp - stop_gradient(lp)) with
-                         m the mean of stop_gradient(lp) - q over the sequence's tokens of w != 0
+    gspo                 ppo with importance_level Sequence
+
+With importance_level Sequence r is s = exp(m + lp - stop_gradient(lp)), with m the mean of
+stop_gradient(lp) - q over the sequence's tokens of w != 0 (w is 1 but for gspo). Summed over a
+sequence, that is the gradient of TRL's importance_sampling_level "sequence".
 
 Thresholds are absolute ratios, not epsilons; ppo takes HUD's epsilon e for 1 - e and 1 + e.
 Sums make gradients of several calls add exactly, whatever the split into calls, rows or machines;
@@ -25,6 +28,7 @@ import torch
 from torch import Tensor
 
 from espalier.api.objective import Objective
+from espalier.api.run.loss import level_of
 from espalier.trainer.batch.step_metrics import Tally
 from espalier.trainer.problems import CommandError
 
@@ -64,6 +68,11 @@ class LossSpec:
     def compares_policies(self) -> bool:
         """Whether the loss needs the sampler's log-probs and advantages."""
         return self.name != "cross_entropy"
+
+    @property
+    def by_sequence(self) -> bool:
+        """Whether a sequence has one ratio."""
+        return level_of(self.name, self.objective.importance_level) == "Sequence"
 
     @property
     def takes_weights(self) -> bool:
@@ -161,10 +170,19 @@ class Tokens:
     w: Tensor
     sequences: Sequence[tuple[int, int]]
 
-    @property
-    def ratio(self) -> Tensor:
-        """The policy's probability over that which it is compared with."""
-        return (self.lp - self.q).exp()
+    def ratio(self, *, by_sequence: bool) -> Tensor:
+        """The policy's probability over that which it is compared with, or ``by_sequence`` the
+        geometric mean of it over the sequence's tokens of weight."""
+        if not by_sequence:
+            return (self.lp - self.q).exp()
+        ratio = torch.empty_like(self.lp)
+        for start, stop in self.sequences:
+            part = slice(start, stop)
+            trained = (self.w[part] != 0).to(self.lp.dtype)
+            # A sequence without trained tokens has ratio 1.
+            mean = ((self.lp[part] - self.q[part]) * trained).sum() / trained.sum().clamp_min(1)
+            ratio[part] = mean.exp()
+        return ratio
 
 
 @dataclass(frozen=True)
@@ -194,17 +212,22 @@ def _cross_entropy(_spec: LossSpec, t: Tokens) -> _Parts:
     return _unclipped(-t.w * t.lp, -t.w)
 
 
-def _importance_sampling(_spec: LossSpec, t: Tokens) -> _Parts:
-    surrogate = -t.ratio * t.a
+def _importance_sampling(spec: LossSpec, t: Tokens) -> _Parts:
+    surrogate = -_ratio(spec, t) * t.a
     return _unclipped(surrogate, surrogate)
+
+
+def _ratio(spec: LossSpec, t: Tokens) -> Tensor:
+    return t.ratio(by_sequence=spec.by_sequence)
 
 
 def _clip(spec: LossSpec, ratio: Tensor) -> Tensor:
     return ratio.clamp(spec.config["clip_low_threshold"], spec.config["clip_high_threshold"])
 
 
-def _pessimistic(spec: LossSpec, ratio: Tensor, a: Tensor) -> _Parts:
-    """-min(ratio A, clip(ratio) A), where ratio's derivative by the log-prob is itself."""
+def _ppo(spec: LossSpec, t: Tokens) -> _Parts:
+    """The ratio's derivative by the log-prob is the ratio itself."""
+    ratio, a = _ratio(spec, t), t.a
     bounded = _clip(spec, ratio)
     clipped = bounded * a < ratio * a
     gradient = torch.where(clipped, torch.zeros_like(ratio), -ratio * a)
@@ -212,24 +235,10 @@ def _pessimistic(spec: LossSpec, ratio: Tensor, a: Tensor) -> _Parts:
     return losses, gradient, clipped & (ratio < bounded), clipped & (ratio > bounded)
 
 
-def _ppo(spec: LossSpec, t: Tokens) -> _Parts:
-    return _pessimistic(spec, t.ratio, t.a)
-
-
-def _gspo(spec: LossSpec, t: Tokens) -> _Parts:
-    ratio = torch.empty_like(t.lp)
-    for start, stop in t.sequences:
-        part = slice(start, stop)
-        trained = (t.w[part] != 0).to(t.lp.dtype)
-        # A sequence without trained tokens has ratio 1.
-        mean = ((t.lp[part] - t.q[part]) * trained).sum() / trained.sum().clamp_min(1)
-        ratio[part] = mean.exp()
-    return _pessimistic(spec, ratio, t.a)
-
-
 def _cispo(spec: LossSpec, t: Tokens) -> _Parts:
-    bounded = _clip(spec, t.ratio)
-    return -bounded * t.a * t.lp, -bounded * t.a, t.ratio < bounded, t.ratio > bounded
+    ratio = _ratio(spec, t)
+    bounded = _clip(spec, ratio)
+    return -bounded * t.a * t.lp, -bounded * t.a, ratio < bounded, ratio > bounded
 
 
 def _dro(spec: LossSpec, t: Tokens) -> _Parts:
@@ -242,6 +251,6 @@ _GRADIENTS: dict[str, Callable[[LossSpec, Tokens], _Parts]] = {
     "ppo": _ppo,
     "cispo": _cispo,
     "dro": _dro,
-    "gspo": _gspo,
+    "gspo": _ppo,
     "cross_entropy": _cross_entropy,
 }

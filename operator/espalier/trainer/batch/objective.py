@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from espalier.api.objective import Objective
+from espalier.api.run.loss import OF_A_RATIO
 from espalier.api.wire import ForwardBackwardRequest
 from espalier.trainer.batch import kl
 from espalier.trainer.batch.losses import LossSpec, TokenLoss, Tokens, loss_spec, token_losses
@@ -33,6 +34,7 @@ def call_spec(request: ForwardBackwardRequest) -> LossSpec:
     spec = loss_spec(request.loss_fn, request.loss_fn_config)
     objective = Objective(**{name: getattr(request, name) for name in Objective.model_fields})
     _check_aggregation(objective)
+    _check_level(objective, spec)
     _check_correction(objective, spec)
     kl.check(objective.kl, spec)
     return replace(spec, objective=objective)
@@ -45,6 +47,22 @@ def _check_aggregation(objective: Objective) -> None:
             "aggregation_constant",
             f"is {constant}, and aggregation is {objective.aggregation}",
             "send it with aggregation Constant, and with no other",
+        )
+
+
+def _check_level(objective: Objective, spec: LossSpec) -> None:
+    level = objective.importance_level
+    if level == "Sequence" and spec.name not in OF_A_RATIO:
+        raise invalid(
+            "importance_level",
+            f"is Sequence, and {spec.name} has no ratio",
+            f"leave it out, or choose one of {', '.join(OF_A_RATIO)}",
+        )
+    if level == "Token" and spec.name == "gspo":
+        raise invalid(
+            "importance_level",
+            "is Token, and gspo has one ratio for a whole sequence",
+            "leave it out, or choose ppo",
         )
 
 

@@ -16,6 +16,8 @@ from espalier.api.run.loss import Aggregation
 _RULE = "of_two"
 _LATER = {_RULE: lambda _earlier, later: later}
 _LARGEST = {_RULE: max}
+# An advantage below this in size counts as none.
+NO_ADVANTAGE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Tally:
     summed |d|, the summed d, the summed and the largest ratio exp(d), and the summed k3 estimate
     exp(d) - 1 - d. For ``assumed`` of them nobody named the temperature. ``unique`` tokens
     went through the trunk: a shared prompt counts once. ``datums`` are samples, ``rewards`` one for
-    each trajectory; ``sampled`` pairs the name of a Checkpoint with the reward of a trajectory that
-    it sampled.
+    each trajectory, ``advantages`` those of ``trained_advantages``;
+    ``sampled`` pairs the name of a Checkpoint with the reward of a trajectory that it sampled.
 
     ``counted`` tokens and ``sequences`` are what ``aggregation`` divides by. ``corrected`` tokens
     had an off-policy weight: the sum of the weights, and how many were truncated or masked.
@@ -53,6 +55,7 @@ class Tally:
     divergence_sum: float = 0.0
     entropy_sum: float = 0.0
     rewards: tuple[float, ...] = ()
+    advantages: tuple[float, ...] = ()
     sampled: tuple[tuple[str, float], ...] = ()
     given: dict[str, float] = field(default_factory=dict, metadata={_RULE: operator.or_})
     aggregation: Aggregation = field(default="TokenSum", metadata=_LATER)
@@ -124,6 +127,10 @@ def _corrected(tally: Tally) -> bool:
 
 def _rewarded(tally: Tally) -> bool:
     return bool(tally.rewards)
+
+
+def _advised(tally: Tally) -> bool:
+    return bool(tally.advantages)
 
 
 METRICS = (
@@ -280,6 +287,42 @@ METRICS = (
         "The highest of these rewards; a client's own figure wins.",
         lambda t: max(t.rewards),
         _rewarded,
+    ),
+    Metric(
+        "",
+        "advantage/mean",
+        "Mean advantage of the trajectories trained on, before a KL penalty; of those that bring "
+        "one for each token, of the tokens. Losses that read advantages alone.",
+        lambda t: statistics.fmean(t.advantages),
+        _advised,
+    ),
+    Metric(
+        "",
+        "advantage/std",
+        "Population standard deviation of these advantages.",
+        lambda t: statistics.pstdev(t.advantages),
+        _advised,
+    ),
+    Metric(
+        "",
+        "advantage/min",
+        "The lowest of these advantages.",
+        lambda t: min(t.advantages),
+        _advised,
+    ),
+    Metric(
+        "",
+        "advantage/max",
+        "The highest of these advantages.",
+        lambda t: max(t.advantages),
+        _advised,
+    ),
+    Metric(
+        "",
+        "advantage/zero_fraction",
+        "Share of these advantages that are 0 (below 1e-8 in size): they teach nothing.",
+        lambda t: statistics.fmean(abs(value) < NO_ADVANTAGE for value in t.advantages),
+        _advised,
     ),
     Metric(
         "",

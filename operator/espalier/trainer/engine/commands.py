@@ -17,7 +17,7 @@ from espalier.api.wire import (
     TrajectoryPayload,
     Wire,
 )
-from espalier.trainer.batch.data import Datum, Limits, datums
+from espalier.trainer.batch.data import Datum, Limits, datums, trained_advantages
 from espalier.trainer.batch.estimates import refuse_estimates
 from espalier.trainer.batch.kl import with_reference
 from espalier.trainer.batch.losses import LossSpec
@@ -99,6 +99,9 @@ class LossCommand:
             added = compute.add_loss(batch, self.spec, self.request.group_size)
         if found is not None:
             added = replace(added, cuts=found.cuts + added.cuts, referred=found.logprobs)
+        if self.spec.compares_policies:
+            advantages = trained_advantages(self.batch.data)
+            added = replace(added, tally=replace(added.tally, advantages=advantages))
         return _with_rewards(added, self.request)
 
     @property

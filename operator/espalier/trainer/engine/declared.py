@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from espalier.api.objective import Objective
+from espalier.api.run.loss import level_of
 from espalier.api.wire import (
     BackwardRequest,
     Declared,
@@ -69,7 +70,7 @@ def _compared(given: Declared, request: Wire, step: int) -> Iterator[_Value]:
             wanted = loss_spec(given.loss_fn, given.loss_fn_config)
             sent = loss_spec(request.loss_fn, request.loss_fn_config)
             yield _Value("loss", _shown(wanted), _shown(sent))
-        yield from _objective(given, request)
+        yield from _objective(given, request, request.loss_fn)
         yield _Value("advantage.estimator", given.advantage_estimator, request.advantage_estimator)
         yield _Value("advantage.scale", given.advantage_scale, request.advantage_scale)
         if given.advantage_source is not None:
@@ -97,7 +98,7 @@ def _explicit(given: Declared, spec: LossSpec) -> Iterator[_Value]:
     if given.loss_fn is not None:
         wanted = loss_spec(given.loss_fn, given.loss_fn_config)
         yield _Value("loss", _shown(wanted), _shown(spec))
-    yield from _objective(given, spec.objective)
+    yield from _objective(given, spec.objective, spec.name)
     yield _Value("sampling.temperature", given.temperature, 1.0)
     if spec.compares_policies:
         yield _Value("advantage.source", given.advantage_source, "Precomputed")
@@ -115,12 +116,16 @@ def _rate(given: Declared, request: OptimStepRequest, step: int) -> Iterator[_Va
         yield _Value("learningRate", wanted, request.learning_rate, why)
 
 
-def _objective(given: Declared, request: Objective) -> Iterator[_Value]:
+def _objective(given: Declared, request: Objective, loss: str) -> Iterator[_Value]:
     yield _Value("loss.aggregation", given.aggregation, request.aggregation)
     constant = given.aggregation_constant
     yield _Value("loss.aggregationConstant", constant, request.aggregation_constant)
     bonus = given.entropy_coefficient
     yield _Value("loss.entropyCoefficient", bonus, request.entropy_coefficient)
+    if given.loss_fn is not None:
+        wanted = level_of(given.loss_fn, given.importance_level)
+        sent = level_of(loss, request.importance_level)
+        yield _Value("loss.importanceLevel", wanted, sent)
     yield _Value("loss.ratioAnchor", given.ratio_anchor, request.ratio_anchor)
     if given.correction is not None:
         yield _Value("offPolicyCorrection", given.correction.text, request.correction.text)
