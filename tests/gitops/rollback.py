@@ -7,7 +7,8 @@ from typing import Any
 from espalier.kube.objects import Body
 
 # What two heads that went the same way may still differ in: when, on which edit, on which pods.
-INCIDENTAL = ("time", "lastTransitionTime", "observedGeneration", "generation")
+# Who edited the head is what differs between the ways.
+INCIDENTAL = ("time", "lastTransitionTime", "observedGeneration", "generation", "editor")
 
 # Steps 1 to 3 were taken; then pins to step 1, to step 2 and back to step 1.
 CURRENT = {"name": "arith-000001", "step": 1, "term": 4}
