@@ -172,7 +172,8 @@ async def test_optim_step_tells_that_the_head_did_not_follow_in_time(
     reply = await gateway.post(STEP, {})
     assert reply.status == 200
     assert reply.headers["Espalier-Promotion"] == "Timeout"
-    assert float(reply.headers["Espalier-Promotion-Seconds"]) >= 0.05
+    # A timer may be early by its clock's grain.
+    assert float(reply.headers["Espalier-Promotion-Seconds"]) >= 0.04
 
 
 async def refused(reply: aiohttp.ClientResponse) -> tuple[int, str]:
@@ -294,6 +295,9 @@ async def test_a_command_without_a_key_is_held_until_a_starting_trainer_takes_co
     held = asyncio.create_task(gateway.post(path, {"inputs": []}))
     keyed = {"Idempotency-Key": "s/1"}
     assert await refused(await gateway.post(path, {}, **keyed)) == (503, "ContainersNotReady")
+    # Ready, though its process has just ended.
+    gateway.world.pod(model, "arith-trainer-0", role="trainer", ip="127.0.0.1", port=free_port())
+    await asyncio.sleep(0.05)
     gateway.world.pod(model, "arith-trainer-0", role="trainer", ip="127.0.0.1", port=trainer.port)
     assert await asked.get() == "/train/state"
     assigned.set()

@@ -27,10 +27,13 @@ from espalier.podclient import PodFaultError, read_answer
 from espalier.untrusted import UnreadableError, read_model
 
 ASK_SECONDS = 0.5
+# A pod is ready for a moment before its process listens, and after it ended.
+SILENT_SECONDS = 2.0
 MAX_PROBLEM_BYTES = 64 * 1024
 MAX_DETAIL_CHARS = 4000
 _ASK_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 _NO_POD = NotReadyReason("Pending", "it has no pod yet")
+_SILENT = NotReadyReason("TrainerUnreachable", "its pod is ready and does not answer")
 _FREED = NotReadyReason("TrainerIdle", "it was freed for want of calls, and is being taken back")
 # A trainer's own reasons to refuse all commands for a moment (wire.Problem).
 _STARTING = frozenset({"Loading", "AwaitingAssignment"})
@@ -62,12 +65,24 @@ class TrainerLookup:
         Raises:
             RefusalError: 503 with the reason of Kubernetes or of the trainer.
         """
-        deadline = asyncio.get_running_loop().time() + seconds
+        now = asyncio.get_running_loop().time
+        began = now()
+        deadline = began + seconds
         await self.wake(model)
-        pod = await self._pod(model, seconds)
-        if seconds:
-            await self._until_taking(model, pod, deadline)
-        return pod
+        while True:
+            # Anew each time: another pod may have taken the place of one that was lost.
+            pod = await self._pod(model, max(0.0, deadline - now()))
+            if not seconds or self._taking.get(model) == pod:
+                return pod
+            waiting = await self._starting(model, pod)
+            if waiting is None:
+                self._taking[model] = pod
+                return pod
+            if waiting is _SILENT and now() - began >= SILENT_SECONDS:
+                return pod
+            if now() >= deadline:
+                raise not_ready(waiting.reason, f"the trainer of {model}: {waiting.message}")
+            await asyncio.sleep(ASK_SECONDS)
 
     async def wake(self, model: NamespacedName) -> None:
         """Tells the operator that a call waits for a trainer that was freed, if this one was."""
@@ -105,20 +120,10 @@ class TrainerLookup:
         waiting = answer or passing or why_none_ready(world.pods_of(model, TRAINER)) or _NO_POD
         raise not_ready(waiting.reason, f"the trainer of {model} is not ready: {waiting.message}")
 
-    async def _until_taking(self, model: NamespacedName, pod: PodAddress, deadline: float) -> None:
-        while self._taking.get(model) != pod:
-            waiting = await self._starting(model, pod)
-            if waiting is None:
-                self._taking[model] = pod
-            elif asyncio.get_running_loop().time() >= deadline:
-                raise not_ready(waiting.reason, f"the trainer of {model}: {waiting.message}")
-            else:
-                await asyncio.sleep(ASK_SECONDS)
-
     async def _starting(self, model: NamespacedName, pod: PodAddress) -> NotReadyReason | None:
-        """Why the trainer refuses all commands while it starts.
+        """Why the trainer takes no commands while it starts.
 
-        None for any other problem, which the command itself will meet.
+        None for any problem that the command itself will meet.
         """
         url = f"http://{pod.address}/train/state"
         headers = self._tokens.header(model, pod)
@@ -127,7 +132,9 @@ class TrainerLookup:
                 if answer.status != 503:
                     return None
                 problem = read_model(Problem, await read_answer(answer, MAX_PROBLEM_BYTES))
-        except (aiohttp.ClientError, TimeoutError, PodFaultError, UnreadableError):
+        except (aiohttp.ClientConnectionError, TimeoutError):
+            return _SILENT
+        except (aiohttp.ClientError, PodFaultError, UnreadableError):
             return None
         if problem.reason not in _STARTING:
             return None
