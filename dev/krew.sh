@@ -55,6 +55,8 @@ for platform in "${platforms[@]}"; do
   stage=$(mktemp -d)
   cp -r "$place/lib" "$root/packaging/krew/kubectl-espalier" "$root/LICENSE" "$stage"
   cp -r "$root/operator/espalier" "$stage/lib/"
+  # The gateway's page is of images alone: here would be whatever was built last, if anything.
+  rm -rf "$stage/lib/espalier/gateway/console/built"
   find "$stage" -name __pycache__ -prune -exec rm -rf {} +
   echo "$abis" >"$stage/abis"
   archive=espalier-$version-${platform/\//-}.tar.gz

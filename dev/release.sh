@@ -21,9 +21,11 @@ usage() { die "usage: dev/release.sh build VERSION | check VERSION | push VERSIO
 
 # Everything that would make a release which is not what its commit says.
 preflight() {
-  local told
+  local told chart
   told=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml")
+  chart=$(sed -n 's/^\(version\|appVersion\): //p' "$root/charts/espalier/Chart.yaml" | sort -u)
   [ "$version" = "$told" ] || die "VERSION is '$version', and pyproject.toml says $told: give VERSION=$told, or change it there and in charts/espalier/Chart.yaml."
+  [ "$version" = "$chart" ] || die "VERSION is '$version', and charts/espalier/Chart.yaml says ${chart//$'\n'/ and }: set version and appVersion there to it."
   [ -n "$(changelog)" ] || die "CHANGELOG.md has no section of $version: write '## $version' over what it changes."
   [ -z "$(git -C "$root" status --porcelain)" ] ||
     die "the checkout has changes that no commit has: commit or stash them, 'git status' lists them."
@@ -85,12 +87,16 @@ differences() {
   for file in $(cd "$1" && ls); do
     cmp -s "$1/$file" "$2/$file" && continue
     echo "$file"
-    case $file in
-    *.oci.tar) "$python" "$root/dev/layer_differences.py" "$1/$file" "$2/$file" | sed 's/^/  /' ;;
-    *.tgz | *.tar.gz) diff <(tar -tvzf "$1/$file") <(tar -tvzf "$2/$file") | sed 's/^/  /' ;;
-    *) diff "$1/$file" "$2/$file" | sed 's/^/  /' | head -n 20 ;;
-    esac
+    { difference "$1/$file" "$2/$file" || true; } | sed 's/^/  /' # 1 is what `diff` ends with where it finds any
   done
+}
+
+difference() {
+  case $1 in
+  *.oci.tar) "$python" "$root/dev/layer_differences.py" "$1" "$2" ;;
+  *.tgz | *.tar.gz) diff <(tar -tvzf "$1") <(tar -tvzf "$2") ;;
+  *) diff "$1" "$2" | head -n 20 ;;
+  esac
 }
 
 # Removes a cache, its images too.
@@ -102,6 +108,7 @@ discard() {
 check() {
   local turn place
   preflight
+  mkdir -p "$cache/debs"
   for turn in 1 2; do
     place=$cache/release-check-$turn
     discard "$place"
@@ -119,7 +126,7 @@ check() {
 
 # The digest that the registry gives must be the one that the chart names.
 push() {
-  local name digest given
+  local name digest given told
   [ -n "${ESPALIER_REGISTRY:-}" ] || die "ESPALIER_REGISTRY is not set: name the registry to push to, and log in to it first."
   (cd "$out" && sha256sum --quiet -c SHA256SUMS) || die "$out is not what was built: run 'make release VERSION=$version' again."
   apt_ensure skopeo
@@ -132,8 +139,8 @@ push() {
     [ "$given" = "$digest" ] || die "the registry has $name as $given, and the chart names $digest."
     echo "$ESPALIER_REGISTRY/espalier/$name@$given"
   done
-  "$bin/helm" push "$out/espalier-$version.tgz" "oci://$ESPALIER_REGISTRY/espalier/charts" 2>&1 |
-    sed -n "s#^Digest: #$ESPALIER_REGISTRY/espalier/charts/espalier@#p"
+  told=$("$bin/helm" push "$out/espalier-$version.tgz" "oci://$ESPALIER_REGISTRY/espalier/charts" 2>&1) || die "the chart was not pushed: $told"
+  sed -n "s#^Digest: #$ESPALIER_REGISTRY/espalier/charts/espalier@#p" <<<"$told"
 }
 
 case ${1:-} in

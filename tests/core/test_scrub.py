@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.core.objects import NOW, condition, line, model
+from tests.core.objects import LATER, NOW, checkpoint, condition, line, model
 
 from espalier.api.checkpoint import Checkpoint, CheckpointStatus
 from espalier.api.trainablemodel import Scrub, TrainableModel
@@ -81,6 +81,23 @@ def test_the_switch_turns_it_off_and_an_annotation_asks_for_one_all_the_same() -
     assert (stopped.job, stopped.status, stopped.finding.reason) == ("Delete", None, "NotScrubbed")
     over = scrubbed(hours=0, asked="now", ended=NOW, requested="now")
     assert decide(ScrubView(over, MADE), NEXT_WEEK).job == "Keep"
+
+
+def test_an_annotation_that_was_taken_off_asks_for_nothing_and_a_long_one_asks_once() -> None:
+    over = scrubbed(ended=NOW, requested="now")
+    assert decide(ScrubView(over, MADE), NOW).job == "Keep"
+    begun = decide(ScrubView(scrubbed(asked="x" * 1000), MADE), NOW).status
+    assert begun is not None
+    done = scrubbed(asked="x" * 1000, ended=NOW, requested=begun.requested)
+    assert decide(ScrubView(done, MADE), NOW).job == "Keep"
+
+
+def test_a_pass_ends_while_training_goes_on() -> None:
+    newer = checkpoint("m", 4, parent=NAMES[2], created=LATER)
+    view = ScrubView(scrubbed(after=NAMES[2]), {**MADE, newer.metadata.name: newer})
+    over = decide(view, NEXT_WEEK)
+    assert over.status is not None
+    assert (over.job, over.status.ended) == ("Keep", NEXT_WEEK)
 
 
 def test_a_pass_goes_on_behind_what_was_recorded_and_ends_with_the_last() -> None:

@@ -16,6 +16,7 @@ import yaml
 from dev.apiserver import binary
 
 ROOT = Path(__file__).resolve().parents[2]
+CHART = Path("charts/espalier/Chart.yaml")
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 PARTS = ("operator", "trainer", "rollout", "runner")
@@ -33,8 +34,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A commit of what a release is checked against."""
     there = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "dev", there / "dev", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "CHANGELOG.md"):
-        shutil.copy(ROOT / name, there)
+    (there / CHART.parent).mkdir(parents=True)
+    for name in ("pyproject.toml", "CHANGELOG.md", CHART):
+        shutil.copy(ROOT / name, there / name)
     author = ("-c", "user.name=a", "-c", "user.email=a@example.com")
     for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "all"]):
         subprocess.run(["git", *command], cwd=there, check=True)
@@ -58,6 +60,30 @@ def release(checkout: Path, version: str, cache: Path) -> str:
 def test_another_version_than_the_projects_is_refused(checkout: Path, tmp_path: Path) -> None:
     told = release(checkout, "9.9.9", tmp_path)
     assert f"VERSION is '9.9.9', and pyproject.toml says {VERSION}: give VERSION={VERSION}" in told
+
+
+def test_a_chart_of_another_version_is_refused(checkout: Path, tmp_path: Path) -> None:
+    there = tmp_path / "checkout"
+    shutil.copytree(checkout, there)
+    text = (there / CHART).read_text()
+    (there / CHART).write_text(text.replace(f"appVersion: {VERSION}", "appVersion: 0.0.9"))
+    told = release(there, VERSION, tmp_path)
+    assert f"charts/espalier/Chart.yaml says 0.0.9 and {VERSION}" in told
+
+
+def test_a_check_names_every_file_that_differs(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for directory in (one, two):
+        directory.mkdir()
+        (directory / "SAME").write_text("the same")
+        for name in ("A", "B"):
+            (directory / name).write_text(f"{name} of {directory.name}\n")
+    text = (ROOT / "dev" / "release.sh").read_text()
+    functions = re.findall(r"^differences?\(\) \{\n.*?^\}\n", text, re.MULTILINE | re.DOTALL)
+    script = "\n".join(["set -euo pipefail", *functions, f"differences {one} {two}"])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line in ("A", "B", "SAME")] == ["A", "B"]
+    assert "  > B of two" in done.stdout.splitlines()
 
 
 def test_what_no_commit_has_is_not_released(checkout: Path, tmp_path: Path) -> None:
@@ -137,6 +163,13 @@ def test_the_release_may_do_what_it_does_and_no_more() -> None:
     # What a user can write, such as the name of a tag, reaches a shell as a variable alone.
     scripts = [step.get("run", "") for step in told["jobs"]["release"]["steps"]]
     assert [script for script in scripts if "${{" in script] == []
+
+
+def test_a_command_that_fails_before_a_pipe_ends_the_release() -> None:
+    told = yaml.safe_load((ROOT / ".github/workflows/release.yaml").read_text())
+    # By this name alone GitHub adds pipefail.
+    assert told["defaults"] == {"run": {"shell": "bash"}}
+    assert [step for step in told["jobs"]["release"]["steps"] if "shell" in step] == []
 
 
 @pytest.mark.timeout(600)

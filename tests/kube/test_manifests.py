@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -338,6 +339,10 @@ def test_another_image_of_the_users_is_another_pod() -> None:
     assert plays["resources"]["limits"] == {"memory": "1Gi"}
     longer = {**taskset, "python": {**PYTHON, "maxTurns": 5}}
     assert pod_fingerprint(run_of(taskset=longer)) == first
+    # As before evaluations had images: a pod of then goes on.
+    before = {"configMap": "", "environment": [PYTHON["image"], {}], "runner": {}}
+    text = json.dumps(before, sort_keys=True).encode()
+    assert first == hashlib.sha256(text).hexdigest()[:16]
 
 
 def test_an_evaluation_that_an_image_plays_has_a_container_and_a_socket_of_its_own() -> None:

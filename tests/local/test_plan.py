@@ -114,6 +114,21 @@ def test_a_users_image_that_is_not_here_is_refused_with_the_option(tmp_path: Pat
         plan("r-0", "runner", spec, uid="u", address="127.9.9.9", layout=layout, config={})
 
 
+def test_an_evaluation_has_its_socket_where_the_runner_looks_also_beside_generated_tasks(
+    tmp_path: Path,
+) -> None:
+    held = {"name": "held", "taskset": {"seed": 2, "python": PYTHON}}
+    generated = {"seed": 1, "reasoningGym": {"dataset": "chain_sum"}}
+    job = runner_job(run_of(taskset=generated, evaluation=[held]), model_of(), SETTINGS)
+    spec = job["spec"]["template"]["spec"]
+    layout = Layout(tmp_path, images={PYTHON["image"]: tmp_path})
+    planned = plan("r-0", "runner", spec, uid="u", address="127.9.9.9", layout=layout, config={})
+    own = Path(planned.environment["ESPALIER_HOST_SOCKET"])
+    (host,) = planned.companions
+    assert host.command[-1] == str(own.parent.with_name(f"{own.parent.name}-held") / own.name)
+    assert Path(host.command[-1]).parent.is_dir()
+
+
 async def test_a_users_image_plays_beside_the_runner_in_its_directory_without_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,26 @@ async def test_a_secret_without_a_key_and_a_changed_configmap_are_found(
         await keys.turn()
 
 
+async def test_a_token_of_scrapes_that_cannot_be_renewed_holds_up_no_key(
+    apiserver: ApiServer, cluster: KubernetesCluster
+) -> None:
+    system, team = (f"rotation-{uuid.uuid4().hex[:8]}" for _ in range(2))
+    for namespace in (system, team):
+        apiserver.create_namespace(namespace)
+    held = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": SCRAPE_TOKEN_SECRET, "namespace": system},
+        "immutable": True,
+        "stringData": {"token": "old"},
+    }
+    apiserver.kubectl("create", "-f", "-", stdin=json.dumps(held))
+    keys = SigningKeys(cluster, system, (team,), 90 * DAY, Clock())
+    await keys.turn()
+    assert (await believed(cluster, team)).operator
+    assert await held_by_prometheus(cluster, system) == "old"
+
+
 def test_nobody_but_the_operator_says_whose_tokens_pods_believe(apiserver: ApiServer) -> None:
     system, team = (f"keys-{uuid.uuid4().hex[:8]}" for _ in range(2))
     text = render(*VALUES[:-1], f"namespaces={{{team}}}", "crds.install=false")

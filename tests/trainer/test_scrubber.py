@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -73,3 +74,20 @@ def test_a_rotten_base_is_found_and_the_reader_keeps_to_its_rate(volume: Volume)
     assert found.read_bytes == reader.read_bytes > 100_000
     # On a clock that stands still the last byte is due after all of them.
     assert slept == pytest.approx(reader.read_bytes / 1000.0)
+
+
+def test_a_volume_that_does_not_answer_accuses_no_bytes_and_a_disk_that_cannot_read_does(
+    volume: Volume,
+) -> None:
+    store = CheckpointStore(volume.path, "scrubber")
+
+    class Failing(SlowReader):
+        error = errno.ESTALE
+
+        def sha256_of(self, path: Path) -> str:
+            raise OSError(self.error, "as the kernel says it", str(path))
+
+    with pytest.raises(OSError, match="as the kernel says it"):
+        scrub(store, volume.base, [], Failing(1.0))
+    Failing.error = errno.EIO
+    assert "as the kernel says it" in scrub(store, volume.base, [], Failing(1.0)).base

@@ -313,7 +313,8 @@ class TrainingRunSpec(Type):
     )
     tracking: Tracking | None = Field(
         default=None,
-        description="tracking of driver Runner shows the run in W&B, MLflow or TensorBoard.",
+        description="tracking of driver Runner shows the run in W&B, MLflow, TensorBoard or "
+        "trackio.",
     )
     logprobs: LogprobAlignment = Field(
         default_factory=LogprobAlignment,
@@ -326,7 +327,8 @@ class TrainingRunSpec(Type):
     )
     suspend: bool | None = Field(
         default=None,
-        description="suspend frees the run's trainer and runner; omit it where Kueue manages it.",
+        description="suspend frees the run's trainer and runner; omit it in Git where others set "
+        "it.",
     )
 
     @property

@@ -136,7 +136,9 @@ class Layout:
                 found[mount["mountPath"]] = place / mount.get("subPath", "")
         if "/tmp" in found:
             found["/tmp"] = self._temporary(pod)
-        for path in [p for p in found if p == SOCKET_PATH or p.startswith(f"{SOCKET_PATH}-")]:
+        sockets = {p for p in found if p == SOCKET_PATH or p.startswith(f"{SOCKET_PATH}-")}
+        # Beside the run's own the runner finds those of evaluations, also where it has none.
+        for path in sockets | {SOCKET_PATH} if sockets else ():
             found[path] = self._temporary(pod) / Path(path).name
             found[path].mkdir(mode=0o700, exist_ok=True)
         # The machine's own shared memory serves.

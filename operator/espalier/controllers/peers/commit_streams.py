@@ -75,11 +75,12 @@ class CommitStreams:
                 return
             following[1].cancel()
             del self._tasks[namespace, model]
+        ledger = self.ledger(namespace, model)
+        # Of the next one too, which may be ready before it is followed.
+        ledger.read = False
         if trainer is None:
-            ledger = self.ledger(namespace, model)
             ledger.problem = ledger.warnings = None
             return
-        self.ledger(namespace, model).read = False
         task = asyncio.create_task(self._follow(namespace, model, trainer))
         self._tasks[namespace, model] = (trainer.instance, task)
 

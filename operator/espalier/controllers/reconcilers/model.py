@@ -101,12 +101,13 @@ class ModelReconciler:
         if decision.head_in == 0:
             await self.cluster.create("CheckpointHead", models.default_head(model))
         await self._children(model, decision)
-        read_on = await self.scrubs.drive(model, scrubbed)
         if await self.writer.write("TrainableModel", body, decision.status):
             before, after = model.status.conditions, decision.status.conditions
             await self.writer.announce(
                 "TrainableModel", body, before, after, faults=reported.ANNOUNCED
             )
+        # After the write: a batch whose Job is gone must be on record.
+        read_on = await self.scrubs.drive(model, scrubbed)
         retire = await self._retire(key)
         waits = (decision.head_in or None, freed_in or None, retire, asked, far, read_on)
         return min((seconds for seconds in waits if seconds is not None), default=None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.observed.blockers import Blockers
@@ -95,7 +96,7 @@ class RunReconciler:
         trainer = self.lister.ready_trainer(namespace, model)
         if turn is None or turn.metadata.uid != run.metadata.uid:
             return False, None
-        made = self.lister.made_by(namespace, model, counted_as(run))
+        made = self._made(run)
         if trainer is None or owner is None or continued.unknown(run, made):
             return False, None
         leader = self.lister.leader(namespace, model)
@@ -139,6 +140,11 @@ class RunReconciler:
         name = runner_name(run.metadata.name)
         return self.lister.job(run.metadata.namespace, name)
 
+    def _made(self, run: TrainingRun) -> Sequence[Checkpoint]:
+        """The checkpoints of the run, and of the one that it continues."""
+        namespace, model = run.metadata.namespace, run.spec.model_ref.name
+        return continued.own(run, self.lister.made_by(namespace, model, counted_as(run)))
+
     def _runner_pods(self, run: TrainingRun) -> list[pods.Pod]:
         namespace, name = run.metadata.namespace, run.metadata.name
         return self.lister.pods(namespace, "runner", run=name)
@@ -178,7 +184,7 @@ class RunReconciler:
             model=model,
             head=self.lister.leader(namespace, owner),
             siblings=self.lister.runs(namespace, owner),
-            checkpoints=self.lister.made_by(namespace, owner, counted_as(run)),
+            checkpoints=self._made(run),
             assigned=assigned,
             problem=ledger.problem or self.trainers.refusal(namespace, owner),
             runner=job,

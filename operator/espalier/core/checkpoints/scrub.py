@@ -1,10 +1,10 @@
 """When the bytes of a model are read through and compared with their digests, and what was found.
 
-A pass goes over the base and over the Checkpoints in the order of their names, one Job for each
-batch. The model's status keeps how far it is, so a pass goes on after any crash; a batch that was
-read and not recorded is read again. What a batch found is on record in the Checkpoints' conditions
-before its Job is deleted, and only a later scrub takes it back: a rollout that has loaded the bytes
-before they rotted says nothing of them.
+A pass goes over the base and the Checkpoints that there were when it began, in the order of their
+names, one Job for each batch. The model's status keeps how far it is, so a pass goes on after any
+crash. What a batch found is on record in the Checkpoints' conditions, and the batch in the status,
+before its Job is deleted; only a later scrub takes a finding back: a rollout that has loaded the
+bytes before they rotted says nothing of them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from espalier.core.volume import DIGEST_PREFIX
 BYTES_INTACT = "BytesIntact"
 # On a TrainableModel: whatever a person writes there, when it is new, asks for a scrub now.
 SCRUB = "espalier.dev/scrub"
+# Of that the status keeps no more, and annotations may be long.
+_ASKED_CHARS = 256
 ALTERED, MISSING = "BytesAltered", "BytesMissing"
 REASONS = frozenset({ALTERED, MISSING})
 _REMEDY = (
@@ -126,7 +128,7 @@ def evidence(found: Report | None, handed: Handed, checkpoint: Checkpoint) -> Fa
 def decide(view: ScrubView, now: str) -> ScrubDecision:
     """What the scrub of a model does next; ``now`` is RFC 3339."""
     known, spec = view.model.status.scrub, view.model.spec.storage.scrub
-    asked = view.model.metadata.annotations.get(SCRUB, "")
+    asked = view.model.metadata.annotations.get(SCRUB, "")[:_ASKED_CHARS]
     if spec.interval_hours == 0 and not asked:
         return _off(view, known)
     begun = Scrub(began=now, requested=asked)
@@ -135,7 +137,7 @@ def decide(view: ScrubView, now: str) -> ScrubDecision:
         return _with_job(view, under_way or begun, now)
     if under_way is not None:
         return _next_batch(view, under_way, now)
-    if asked != (known.requested if known is not None else ""):
+    if asked and asked != (known.requested if known is not None else ""):
         return _next_batch(view, begun, now)
     return _scheduled(view, begun, now)
 
@@ -168,7 +170,7 @@ def _next_batch(view: ScrubView, status: Scrub, now: str) -> ScrubDecision:
         again = wait.total_seconds() if wait > timedelta() else None
         return ScrubDecision(status, _told(status, "begun"), again_seconds=again)
     first = status.after is None
-    left = [c for name, c in sorted(view.checkpoints.items()) if name > (status.after or "")]
+    left = _left(view, status)
     if not first and not left:
         done = status.model_copy(update={"ended": now, "after": None})
         return ScrubDecision(done, _told(done, ""), again_seconds=SETTLE_SECONDS)
@@ -179,6 +181,16 @@ def _next_batch(view: ScrubView, status: Scrub, now: str) -> ScrubDecision:
             break
         batch.append(checkpoint)
     return ScrubDecision(status, _told(status, "begun"), "Create", batch, base=first)
+
+
+def _left(view: ScrubView, status: Scrub) -> list[Checkpoint]:
+    """What a pass has not read yet; of a model that trains it would never end with the newer."""
+    began, after = _time(status.began), status.after or ""
+    return [
+        checkpoint
+        for name, checkpoint in sorted(view.checkpoints.items())
+        if name > after and _time(checkpoint.metadata.creation_timestamp) <= began
+    ]
 
 
 def _with_job(view: ScrubView, status: Scrub, now: str) -> ScrubDecision:

@@ -29,6 +29,11 @@ def user_images(spec: TrainingRunSpec) -> dict[str, UserImage]:
     return {name: image for name, image in images.items() if image is not None}
 
 
+def host_name(name: str) -> str:
+    """The container that plays the run's own tasks, or those of an evaluation of that name."""
+    return _named("environment", name)
+
+
 def socket_mount(name: str) -> Mount:
     """Where the socket of a host is; a few bytes are all that belongs there."""
     empty = {"emptyDir": {"sizeLimit": "1Mi"}}
@@ -59,7 +64,7 @@ def host_containers(images: Mapping[str, UserImage], runner_image: str) -> tuple
 def _host(name: str, source: UserImage) -> Container:
     socket = socket_mount(name)
     return Container(
-        name=_named("environment", name),
+        name=host_name(name),
         image=source.image,
         requests=_REQUESTS,
         # Its tasks must be the same after a restart.

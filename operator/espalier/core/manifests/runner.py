@@ -11,6 +11,7 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import RunnerSpec, TrainingRun
 from espalier.core.manifests.environment import (
     host_containers,
+    host_name,
     runner_variables,
     socket_mount,
     user_images,
@@ -126,11 +127,9 @@ def pod_fingerprint(run: TrainingRun) -> str:
         made_of["modules"] = found
     if run.spec.tracking is not None:
         made_of["tracking"] = run.spec.tracking.wire()
-    if images := user_images(run.spec):
-        made_of["environment"] = [
-            [name, source.image, source.resources.wire() if source.resources else {}]
-            for name, source in images.items()
-        ]
+    for name, source in user_images(run.spec).items():
+        resources = source.resources.wire() if source.resources else {}
+        made_of[host_name(name)] = [source.image, resources]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 

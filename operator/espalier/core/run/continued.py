@@ -20,14 +20,21 @@ def counted_as(run: TrainingRun) -> str:
     return run.metadata.annotations.get(CONTINUES) or run.metadata.uid
 
 
+def own(run: TrainingRun, made: Sequence[Checkpoint]) -> Sequence[Checkpoint]:
+    """What was made under that uid, if by a run of this name: the trainer counts by both."""
+    first = made[0].spec.run_ref if made else None
+    return made if first is not None and first.name == run.metadata.name else ()
+
+
 def unknown(run: TrainingRun, made: Sequence[Checkpoint]) -> str:
-    """Why the run must wait that says it continues another; ``made`` are what that one made."""
+    """Why the run must wait that says it continues another; ``made`` is its ``own``."""
     uid = run.metadata.annotations.get(CONTINUES, "")
     if not uid or made:
         return ""
-    model = run.spec.model_ref.name
+    model, name = run.spec.model_ref.name, run.metadata.name
     return (
         f"metadata.annotations: {CONTINUES} is {uid[:64]!r}, and no Checkpoint of {model} is of a "
-        f"run of that uid. Bring the Checkpoints back (espalier adopt --model {model}), set it to "
-        "one that their annotation espalier.dev/run-uid has, or take it off to begin at step 0"
+        f"run {name} of that uid. Bring the Checkpoints back (espalier adopt --model {model}), set "
+        "it to one that their annotation espalier.dev/run-uid has, or take it off to begin at "
+        "step 0"
     )

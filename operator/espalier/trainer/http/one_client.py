@@ -53,5 +53,8 @@ class OneClient:
             yield
         finally:
             self._polls[session] -= 1
+            if not self._polls[session]:
+                # Sessions come and go as long as the trainer lives.
+                del self._polls[session]
             if session == self._holder:
                 self._seen = self._now()

@@ -7,6 +7,7 @@ a ``core.checkpoints.scrub.Report`` in the termination log.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import os
 import threading
@@ -28,6 +29,11 @@ from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestErro
 
 _CHUNK = 1 << 20
 _DETAIL_CHARS = 160
+# Errors of the volume as a whole, or of this process: they say nothing of the bytes.
+_PASSING = {
+    *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+}
 
 
 class SlowReader:
@@ -95,11 +101,15 @@ def scrub(
 
 
 def _fault(store: CheckpointStore, kind: Kind, digest: str, reader: SlowReader) -> Fault | None:
+    """What is wrong with the bytes; raises OSError where that cannot be known now."""
     if not store.has(kind, digest):
         return Fault(reason=MISSING, detail=f"its bytes are not on the volume ({key_of(digest)})")
     try:
         store.verify(kind, digest, reader.sha256_of)
     except (DigestError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, DigestError) else error
+        if isinstance(cause, OSError) and cause.errno in _PASSING:
+            raise cause from None
         return Fault(reason=ALTERED, detail=_plain(str(error))[:_DETAIL_CHARS])
     return None
 
