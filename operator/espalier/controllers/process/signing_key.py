@@ -70,12 +70,12 @@ class SigningKeys:
     async def turn(self) -> None:
         """Brings the Secrets and every ConfigMap to what they must be now.
 
-        Raises ClusterError for a Secret; a namespace that refuses its ConfigMap is logged.
+        Raises ClusterError for the Secret of a key; a namespace that refuses its ConfigMap is
+        logged, and so is a token for scraping that cannot be kept: pods do not need it.
         """
         operator = await self._turned(OPERATOR_KEY_SECRET)
         gateway = await self._turned(GATEWAY_KEY_SECRET)
         self.signer.private_key = operator.current
-        await self._scrape_token(operator.current)
         keys = identity.PublicKeys(
             operator=published(operator, identity.public_key),
             gateway=published(gateway, identity.public_key),
@@ -85,6 +85,10 @@ class SigningKeys:
                 await self._publish(namespace, keys.text())
             except ClusterError as error:
                 logger.warning("public keys of namespace %s: %s", namespace, error)
+        try:
+            await self._scrape_token(operator.current)
+        except ClusterError as error:
+            logger.warning("Secret %s: %s", SCRAPE_TOKEN_SECRET, error)
 
     async def run(self) -> None:
         """Turns again and again; the first turn is the caller's."""

@@ -53,5 +53,8 @@ class OneClient:
             yield
         finally:
             self._polls[session] -= 1
+            if not self._polls[session]:
+                # Anybody's: those who ask for what there never was would fill it.
+                del self._polls[session]
             if session == self._holder:
                 self._seen = self._now()
