@@ -17,6 +17,8 @@ async def test_a_scrub_names_the_rotten_checkpoint_and_takes_it_back_once_it_is_
 ) -> None:
     backup = site.volume_copy(tmp_path / "copy")
     rotten = site.directory("arith-000002")
+    gauge = {"object_namespace": NAMESPACE}
+    before = REGISTRY.get_sample_value("espalier_rotten_checkpoints", gauge) or 0
     flip(rotten / WEIGHTS)
     ask(site, "monday")
     message = await site.says("Checkpoint", "arith-000002", "BytesAltered")
@@ -27,8 +29,7 @@ async def test_a_scrub_names_the_rotten_checkpoint_and_takes_it_back_once_it_is_
     site.show("Checkpoint")
     site.say("$ kubectl get tmodel arith -o jsonpath=… BytesIntact")
     site.say(message)
-    gauge = {"object_namespace": NAMESPACE, "model": MODEL}
-    assert REGISTRY.get_sample_value("espalier_rotten_checkpoints", gauge) == 1
+    assert REGISTRY.get_sample_value("espalier_rotten_checkpoints", gauge) == before + 1
     events = {e["reason"] for e in site.stage.kubelet.bodies("Event")}
     assert {"BytesAltered", "CheckpointsRotten"} <= events
     # Who asks for it does not get it, and what was served stays served.
@@ -43,7 +44,7 @@ async def test_a_scrub_names_the_rotten_checkpoint_and_takes_it_back_once_it_is_
     ask(site, "tuesday")
     await site.says("TrainableModel", MODEL, "Scrubbed", "BytesIntact")
     await site.says("Checkpoint", "arith-000002", "Committed")
-    assert REGISTRY.get_sample_value("espalier_rotten_checkpoints", gauge) == 0
+    assert REGISTRY.get_sample_value("espalier_rotten_checkpoints", gauge) == before
     await site.pin("arith-000002", "Continue")
     await site.serves("arith-000002")
 

@@ -57,8 +57,8 @@ OBJECTS = Gauge(
 )
 ROTTEN = Gauge(
     "espalier_rotten_checkpoints",
-    "Checkpoints, and the base, whose bytes the last scrub found altered or gone.",
-    ["object_namespace", "model"],
+    "Checkpoints and bases whose bytes the last scrub found altered or gone.",
+    ["object_namespace"],
 )
 SCRUBBED_BYTES = Counter(
     "espalier_scrubbed_bytes", "Bytes that scrubs have read and compared with their digests."

@@ -1,4 +1,4 @@
-"""Counts objects by kind, namespace and state, as the cache sees them."""
+"""Counts objects by kind, namespace and state, and what is rotten, as the cache sees them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,16 @@ class ObjectCounts:
         for body, change in ((old, -1), (new, 1)):
             if body is not None:
                 queue_metrics.OBJECTS.labels(key.kind, key.namespace, _state(body)).inc(change)
+                queue_metrics.ROTTEN.labels(key.namespace).inc(change * _rotten(body))
 
 
 def _state(body: Body) -> str:
     found = body.get("status", {}).get("conditions", ())
     true = {condition["type"] for condition in found if condition["status"] == "True"}
     return next((state for state in STATES if state in true), PENDING)
+
+
+def _rotten(body: Body) -> int:
+    """How much the last scrub of a model found rotten: Checkpoints, and the base."""
+    scrub = body.get("status", {}).get("scrub") or {}
+    return int(scrub.get("rottenCount", 0)) + bool(scrub.get("rottenBase"))

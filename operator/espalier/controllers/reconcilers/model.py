@@ -15,7 +15,6 @@ from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
 from espalier.controllers.peers.importer_client import Imports
-from espalier.controllers.reconcilers import scrub
 from espalier.controllers.reconcilers.scrub import Scrubs
 from espalier.core import conditions
 from espalier.core.checkpoints import retention
@@ -81,7 +80,6 @@ class ModelReconciler:
             self.streams.forget(key.namespace, key.name)
             self.trainers.forget(key.namespace, key.name)
             self.blockers.forget(key)
-            scrub.forget(key)
             self._intents.pop(key, None)
             return None
         asked = await self._ask(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from espalier.api.checkpoint import Checkpoint
@@ -56,7 +55,6 @@ class Scrubs:
             found = self.lister.job(namespace, job.name)
             await self.cluster.delete(job, uid=found.uid if found is not None else None)
             queue_metrics.SCRUBBED_BYTES.inc(decision.read_bytes)
-        _count(model, decision)
         return decision.again_seconds
 
     def found(self, checkpoint: Checkpoint) -> Fault | bool:
@@ -69,17 +67,3 @@ class Scrubs:
         pods = self.lister.pods(namespace, "scrubber", model=model)
         report = scrub.report(self.lister.job(namespace, key.name), pods)
         return scrub.evidence(report, handed(body), checkpoint)
-
-
-def forget(key: ObjectKey) -> None:
-    """The model is gone, and its figure with it."""
-    with suppress(KeyError):
-        queue_metrics.ROTTEN.remove(key.namespace, key.name)
-
-
-def _count(model: TrainableModel, decision: ScrubDecision) -> None:
-    status = decision.status
-    rotten = 0 if status is None else status.rotten_count + bool(status.rotten_base)
-    queue_metrics.ROTTEN.labels(
-        object_namespace=model.metadata.namespace, model=model.metadata.name
-    ).set(rotten)
