@@ -100,6 +100,13 @@ def test_why_names_the_one_thing(
     assert said.startswith(sentence)
 
 
+def test_runs_that_say_that_they_wait_for_each_other_are_told_once() -> None:
+    message = "TrainingRun run trains arith; waits for it"
+    runs = {"run": run("run", BUSY), "first": run("first", (*BUSY[:3], message))}
+    said = why(runs["run"], runs.get)
+    assert said == f"run waits for first to end; first waits, ModelBusy: {message}"
+
+
 CHECKPOINTS = {
     manifest["metadata"]["name"]: Checkpoint.model_validate(
         manifest | {"metadata": {"namespace": "ml", "uid": "u", **manifest["metadata"]}}

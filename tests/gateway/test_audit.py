@@ -59,6 +59,11 @@ async def test_a_sample_says_who_drew_it_from_which_checkpoint(
 
 FORK = {"source_model_id": "arith", "name": "b"}
 EVALUATIONS = "/v1/checkpoints/HOME/arith-000001/evaluations"
+FILES = {"model_id": "HOME.arith", "seq_id": 1, "path": "a"}
+SAVED = "/api/v1/training_runs/HOME.arith/checkpoints/weights/a"
+# A model is made where the caller may sample none of this base.
+SAMPLER = {"session_id": f"HOME.{'0' * 16}", "sampling_session_seq_id": 0}
+SAMPLER |= {"base_model": "registry.example/model:1"}
 ACTS: list[tuple[str, str, str, dict[str, Any], str, str]] = [
     ("POST", "/v1/completions", "viewer", ASK, "Sample", "Forbidden"),
     ("POST", "/v1/completions", "", ASK, "Sample", "NoToken"),
@@ -67,6 +72,10 @@ ACTS: list[tuple[str, str, str, dict[str, Any], str, str]] = [
     ("PUT", "/v2/models/arith/head", "trainer", {"checkpoint_id": "x"}, "MoveHead", "Forbidden"),
     ("POST", "/v2/models/fork", "reader", FORK, "Fork", "Forbidden"),
     ("POST", EVALUATIONS, "reader", {}, "Evaluate", "Forbidden"),
+    ("POST", "/api/v1/save_weights_external", "viewer", FILES, "Save", "Forbidden"),
+    ("PUT", f"{SAVED}/ttl", "stranger", {"ttl_seconds": 3600}, "Save", "Forbidden"),
+    ("DELETE", SAVED, "stranger", {}, "Unsave", "Forbidden"),
+    ("POST", "/api/v1/create_sampling_session", "viewer", SAMPLER, "Fork", "Forbidden"),
 ]  # fmt: skip
 
 
@@ -85,8 +94,8 @@ async def test_what_is_refused_is_told_too(  # noqa: PLR0917 the columns of a ta
     gateway.world.head(model, digest("a1"), step=1, checkpoint="arith-000001")
     gateway.world.run(model, "arith")
     token = getattr(gateway.users, who) if who else ""
-    path = path.replace("HOME", model.namespace)
-    reply = await gateway.request(method, path, token, json=body)
+    path, text = (one.replace("HOME", model.namespace) for one in (path, json.dumps(body)))
+    reply = await gateway.request(method, path, token, json=json.loads(text))
     (line,) = lines()
     told = (line["action"], line["outcome"], line["reason"], line["status"])
     assert told == (action, "Refused", reason, reply.status)

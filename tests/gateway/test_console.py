@@ -230,10 +230,12 @@ async def test_a_head_is_moved_by_those_who_may_and_by_nobody_else(
         "PUT", path, lookers["mover"], json={**pin, "checkpoint": "other-000001"}
     )
     assert unknown.status == 404
-    both = await gateway.request(
-        "PUT", path, lookers["mover"], json={"mode": "Track", "checkpoint": "arith-000001"}
-    )
-    assert both.status == 422
+    for field, value in (("checkpoint", "arith-000001"), ("on_pin", "Pause")):
+        both = await gateway.request(
+            "PUT", path, lookers["mover"], json={"mode": "Track", field: value}
+        )
+        assert both.status == 422
+        assert (await both.json())["detail"].startswith(f"{field}: ")
     moved = await gateway.request("PUT", path, lookers["mover"], json=pin)
     assert moved.status == 200
     spec = live(apiserver, model)["spec"]

@@ -18,6 +18,7 @@ from aiohttp.test_utils import TestServer
 from tests.gateway.conftest import Gateway
 from tests.gateway.test_completions import ASK, Start, answer, serve
 from tests.gateway.test_tinker import answers, sampled
+from tests.gateway.test_training import training
 
 from espalier.client.gateway import GatewayClient
 from espalier.gateway import app, prometheus
@@ -29,6 +30,7 @@ from espalier.gateway.access.remembered import CAPACITY, Remembered
 from espalier.gateway.access.reviews_in_flight import ReviewsInFlight
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.problems import RefusalError
+from espalier.gateway.tinker.names import Session
 from espalier.gateway.world.world import NamespacedName
 
 ANN, BOB = User("ann", ()), User("bob", ())
@@ -298,6 +300,29 @@ async def test_tinkers_client_is_told_that_its_sample_waits_for_room(
         assert (status, body["queue_state"]) == (408, "paused_capacity")
         assert body["queue_state_reason"].startswith("TooManyTokens")
         assert len(pod.requests) == 1
+
+
+async def test_tinkers_commands_are_counted_until_the_trainer_has_noted_them(
+    gateway: Gateway, upstream: Start
+) -> None:
+    came, noted = asyncio.Event(), asyncio.Event()
+
+    async def trainer(request: web.Request) -> web.StreamResponse:
+        if request.method == "POST":
+            came.set()
+            await noted.wait()
+        return web.json_response({}, status=202)
+
+    model = training(gateway, (await upstream(trainer)).port)
+    step = {"model_id": f"{Session(model.namespace, '0' * 16)}.{model.name}:train:0"}
+    async with limited(gateway, Limits(requests=1)):
+        steps = (step | {"seq_id": number} for number in (1, 2))
+        first = asyncio.create_task(gateway.post("/api/v1/optim_step", next(steps)))
+        await came.wait()
+        refused = await gateway.post("/api/v1/optim_step", next(steps))
+        assert (refused.status, (await refused.json())["reason"]) == (429, "TooManyRequests")
+        noted.set()
+        assert (await first).status == 200
 
 
 async def test_a_flood_of_one_caller_leaves_room_for_another(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from tests.gateway.conftest import Behaviour, Gateway
@@ -17,6 +20,7 @@ from tests.gateway.world import condition
 
 from espalier import identity
 from espalier.core.head.head_request import pin
+from espalier.gateway.access import answer_writer
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.tinker import results, samples
 from espalier.gateway.tinker.downloads import AUDIENCE
@@ -216,6 +220,21 @@ async def test_what_only_a_new_model_takes_is_refused_of_one_that_there_is(
         assert named in told["error"]
 
 
+@pytest.mark.parametrize(
+    ("route", "number"),
+    [("create_sampling_session", "sampling_session_seq_id"), ("create_model", "model_seq_id")],
+)
+async def test_bases_are_named_to_those_who_may_fork_or_sample_in_their_namespace(
+    gateway: Gateway, route: str, number: str
+) -> None:
+    model = gateway.world.model("arith")
+    asked = {"session_id": str(Session(model.namespace, "0" * 16)), number: 0, "base_model": "none"}
+    for token, named in ((gateway.users.reader, True), (gateway.users.stranger, False)):
+        reply = await gateway.post(f"/api/v1/{route}", asked, token)
+        assert (reply.status, (await reply.json())["reason"]) == (404, "BaseNotFound")
+        assert ("registry.example/model:1" in await reply.text()) == named
+
+
 @pytest.mark.parametrize("held", ["HeadPinned", "RunSuspended"])
 async def test_a_client_waits_while_training_is_held_and_is_told_why(
     gateway: Gateway, upstream: Start, held: str
@@ -242,22 +261,24 @@ async def test_a_client_waits_while_training_is_held_and_is_told_why(
     assert told["queue_state_reason"].startswith(f"{held}: ")
 
 
+def link_to(gateway: Gateway, model: NamespacedName, file: str, **more: Any) -> str:
+    """The path of a link to the configuration of an adapter, under the name of a file."""
+    claims = {"aud": AUDIENCE, "exp": time.time() + 60, "digest": "sha256:a1"}
+    claims |= {"namespace": model.namespace, "model": model.name, "file": ADAPTER_FILES[0]}
+    return f"/api/v1/files/{gateway.context.tokens.sign(claims | more)}/{file}"
+
+
 async def test_a_link_to_weights_is_good_for_its_file_and_for_an_hour(
-    gateway: Gateway, upstream: Start
+    gateway: Gateway, upstream: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def trainer(request: web.Request) -> web.Response:
         if request.path.startswith(FILES):
             return web.Response(body=request.path.encode())
         return web.json_response({})
 
-    model = training(gateway, (await upstream(trainer)).port)
+    link = partial(link_to, gateway, training(gateway, (await upstream(trainer)).port))
     config, weights = ADAPTER_FILES
-
-    def link(file: str, **more: Any) -> str:
-        claims = {"aud": AUDIENCE, "exp": time.time() + 60, "digest": "sha256:a1", "file": config}
-        claims |= {"namespace": model.namespace, "model": model.name}
-        return f"/api/v1/files/{gateway.context.tokens.sign(claims | more)}/{file}"
-
+    caplog.set_level(logging.INFO, "espalier.gateway.app")
     reply = await gateway.get(link(config), token="")
     assert (reply.status, await reply.text()) == (200, f"{FILES}/sha256:a1/{config}")
     forged = TokenIssuer()
@@ -270,3 +291,51 @@ async def test_a_link_to_weights_is_good_for_its_file_and_for_an_hour(
     ):
         reply = await gateway.get(path, token="")
         assert (reply.status, (await reply.json())["reason"]) == (401, "LinkExpired")
+    # Whoever reads the log has no link.
+    paths = {vars(line)["path"] for line in caplog.records if line.message == "request"}
+    assert paths == {"/api/v1/files/{ticket}/{file}"}
+
+
+async def test_a_file_that_its_trainer_breaks_off_does_not_end_in_a_refusal(
+    gateway: Gateway, upstream: Start
+) -> None:
+    async def trainer(request: web.Request) -> web.StreamResponse:
+        if not request.path.startswith(FILES):
+            return web.json_response({})
+        response = web.StreamResponse()
+        response.content_length = 200
+        await response.prepare(request)
+        await response.write(b"{")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    model = training(gateway, (await upstream(trainer)).port)
+    with pytest.raises(aiohttp.ClientError):
+        reply = await gateway.get(link_to(gateway, model, ADAPTER_FILES[0]), token="")
+        # The head of a second answer has more bytes than are left of the file.
+        await reply.read()
+
+
+async def test_a_client_that_does_not_read_its_file_lets_its_trainer_go(
+    gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_writer, "WRITE_SECONDS", 0.2)
+    let_go = asyncio.Event()
+
+    async def trainer(request: web.Request) -> web.StreamResponse:
+        if not request.path.startswith(FILES):
+            return web.json_response({})
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(bytes(2**20))
+        finally:
+            let_go.set()
+
+    path = link_to(gateway, training(gateway, (await upstream(trainer)).port), ADAPTER_FILES[0])
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, limit=1024)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: g\r\n\r\n".encode())
+    await asyncio.wait_for(let_go.wait(), 30)
+    writer.transport.abort()

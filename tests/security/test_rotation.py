@@ -104,6 +104,20 @@ async def test_an_annotation_rotates_a_key_and_no_call_is_refused_meanwhile(
     assert last.gateway == pods[1].gateway
 
 
+async def test_keys_are_published_though_the_token_for_scraping_cannot_be_kept(
+    apiserver: ApiServer, cluster: KubernetesCluster
+) -> None:
+    system, team = (f"rotation-{uuid.uuid4().hex[:8]}" for _ in range(2))
+    for namespace in (system, team):
+        apiserver.create_namespace(namespace)
+    where = ("-n", system, "secret")
+    apiserver.kubectl("create", *where, "generic", SCRAPE_TOKEN_SECRET, "--from-literal=token=old")
+    apiserver.kubectl("patch", *where, SCRAPE_TOKEN_SECRET, "-p", '{"immutable": true}')
+    await SigningKeys(cluster, system, (team,), 90 * DAY, Clock()).turn()
+    assert (await believed(cluster, team)).operator
+    assert await held_by_prometheus(cluster, system) == "old"
+
+
 async def test_a_secret_without_a_key_and_a_changed_configmap_are_found(
     apiserver: ApiServer, cluster: KubernetesCluster
 ) -> None:

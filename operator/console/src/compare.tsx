@@ -54,9 +54,17 @@ export function Compare(seen: Seen): JSX.Element {
   const [outcomes, setOutcomes] = useState<Outcome[]>([]);
   const [asking, setAsking] = useState(false);
   const stop = useRef(new AbortController());
-  useEffect(() => () => stop.current.abort(), []);
+  // What the two before were asked would be shown as answers of these.
+  useEffect(
+    () => () => {
+      stop.current.abort();
+      stop.current = new AbortController();
+      setOutcomes([]);
+      setAsking(false);
+    },
+    [first, second],
+  );
   const go = (...about: string[]): void => {
-    setOutcomes([]);
     location.hash = link(seen.namespace, seen.name, "compare", ...about);
   };
   const submit = async (event: SubmitEvent): Promise<void> => {
@@ -68,9 +76,11 @@ export function Compare(seen: Seen): JSX.Element {
       maxTokens: Number(data.get("tokens")),
     };
     setAsking(true);
+    const { signal } = stop.current;
     const slugs = [first, second].map((name) => `${seen.namespace}/${seen.name}@${name}`);
-    const found = slugs.map((slug) => ask(slug, question, stop.current.signal).catch(asRefusal));
-    setOutcomes(await Promise.all(found));
+    const found = await Promise.all(slugs.map((slug) => ask(slug, question, signal).catch(asRefusal)));
+    if (signal.aborted) return;
+    setOutcomes(found);
     setAsking(false);
   };
   return (

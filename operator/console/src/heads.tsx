@@ -26,7 +26,9 @@ export function Heads({ namespace, name, heads }: Seen & { heads: HeadView[] }):
               <th scope="row">{head.name}</th>
               <td>{head.current || "base"}</td>
               <td>{head.mode === "Pin" ? `Pin ${head.checkpoint}, onPin ${head.on_pin}` : "Track"}</td>
-              <td>{head.moved_by || "unknown"}</td>
+              <td>
+                <Shown text={head.moved_by || "unknown"} />
+              </td>
               <td>{moved(head)}</td>
               <td class="wide">
                 <Shown text={standing(head)} />
@@ -70,7 +72,8 @@ export function MoveHead({ namespace, model, head, checkpoint }: Move): JSX.Elem
   const move = async (): Promise<void> => {
     setSaid("");
     try {
-      await send("PUT", `console/api/v1/heads/${encodeURIComponent(namespace)}/${encodeURIComponent(head.name)}`, wanted);
+      const asked = checkpoint ? wanted : { mode: wanted.mode };
+      await send("PUT", `console/api/v1/heads/${encodeURIComponent(namespace)}/${encodeURIComponent(head.name)}`, asked);
       setRefusal(null);
       setSaid("Asked for: the operator moves the head, and the tree shows when it is served.");
     } catch (error) {
@@ -111,7 +114,10 @@ export function MoveHead({ namespace, model, head, checkpoint }: Move): JSX.Elem
 const Commit = ({ what, manifest, owner }: { what: string; manifest: string; owner: string }): JSX.Element => (
   <details>
     <summary>{what}: the commit to make</summary>
-    <p>Git owns the head through {owner}, which would undo an edit here. Set this in its manifest instead; other fields stay:</p>
+    <p>
+      Git owns the head through <Shown text={owner} />, which would undo an edit here. Set this in its manifest instead; other
+      fields stay:
+    </p>
     <pre tabindex={0}>{manifest}</pre>
   </details>
 );

@@ -12,6 +12,8 @@ export interface Live<T> {
 
 const SOONEST = 1000;
 const LATEST = 15000;
+// The gateway says something every 15 s.
+const SILENT = 45000;
 
 /** Calls `changed` at every event; throws the refusal that ends the stream. */
 async function follow(path: string, changed: () => Promise<void>, signal: AbortSignal): Promise<void> {
@@ -19,15 +21,33 @@ async function follow(path: string, changed: () => Promise<void>, signal: AbortS
   if (!answer.body) return;
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const events = (rest + value).split("\n\n");
-    rest = events.pop() ?? "";
-    const named = events.map((text) => /^event: (.*)\ndata: (.*)$/.exec(text));
-    const refused = named.find((event) => event?.[1] === "refused");
-    if (refused) throw refusedBy(refused[2] ?? "{}");
-    if (named.some((event) => event?.[1] === "changed")) await changed();
+  try {
+    for (;;) {
+      const { done, value } = await next(reader);
+      if (done) return;
+      const events = (rest + value).split("\n\n");
+      rest = events.pop() ?? "";
+      const named = events.map((text) => /^event: (.*)\ndata: (.*)$/.exec(text));
+      const refused = named.find((event) => event?.[1] === "refused");
+      if (refused) throw refusedBy(refused[2] ?? "{}");
+      if (named.some((event) => event?.[1] === "changed")) await changed();
+    }
+  } finally {
+    // A stream that nobody reads any more stays open at the gateway, which gives a caller only so many.
+    reader.cancel().catch(() => undefined);
+  }
+}
+
+/** What comes next; a stream whose network is gone ends by nothing else. */
+async function next(reader: ReadableStreamDefaultReader<string>): Promise<ReadableStreamReadResult<string>> {
+  let timer = 0;
+  const silent = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error("the stream is silent")), SILENT);
+  });
+  try {
+    return await Promise.race([reader.read(), silent]);
+  } finally {
+    clearTimeout(timer);
   }
 }
 

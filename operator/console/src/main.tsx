@@ -6,6 +6,7 @@ import { useLive } from "./live";
 import { Model } from "./model";
 import { Problem, Standing, asRefusal, figure } from "./parts";
 import { link, usePlace } from "./routes";
+import { Shown } from "./text";
 import type { ModelList } from "./types";
 import type { Refusal } from "./api";
 
@@ -73,7 +74,9 @@ function Models(): JSX.Element {
                     {model.namespace}/{model.name}
                   </a>
                 </th>
-                <td>{model.source}</td>
+                <td>
+                  <Shown text={model.source} />
+                </td>
                 <td>{model.head || "base"}</td>
                 <td class="number">{figure(model.reward)}</td>
                 <td class="number">{model.checkpoints}</td>

@@ -25,7 +25,7 @@ function useKept(seen: Seen, checkpoint: string): [Kept, () => void] {
     const path = ofModel(seen.namespace, seen.name, `/checkpoints/${encodeURIComponent(checkpoint)}/rollouts?after=${after}`);
     get<RolloutPage>(path, signal)
       .then(({ records, total, next }) => setKept({ records: [...before, ...records], total, next, refusal: null }))
-      .catch((error: unknown) => signal?.aborted || setKept({ ...NOTHING, records: before, refusal: asRefusal(error) }));
+      .catch((error: unknown) => signal?.aborted || setKept((now) => ({ ...now, refusal: asRefusal(error) })));
   };
   useEffect(() => {
     setKept(NOTHING);

@@ -210,7 +210,7 @@ export interface HeadRequest {
   mode: "Track" | "Pin";
   /** Checkpoint that mode Pin holds; empty for Track. */
   checkpoint: string;
-  /** what the run does while it is pinned. */
+  /** what the run does while it is pinned; none for Track. */
   on_pin: "Pause" | "Branch" | "Continue";
 }
 

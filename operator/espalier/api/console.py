@@ -169,7 +169,9 @@ class HeadRequest(View):
     checkpoint: str = Field(
         default="", max_length=63, description="Checkpoint that mode Pin holds; empty for Track."
     )
-    on_pin: OnPin = Field(default="Branch", description="what the run does while it is pinned.")
+    on_pin: OnPin = Field(
+        default="Branch", description="what the run does while it is pinned; none for Track."
+    )
 
 
 class Changed(View):

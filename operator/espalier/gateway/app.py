@@ -39,6 +39,7 @@ from espalier.gateway.routes.runs import RunRoutes
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training import READS, TrainingRoutes
 from espalier.gateway.tinker import refusals
+from espalier.gateway.tinker.downloads import TICKET
 from espalier.gateway.tinker.routes import TinkerRoutes
 from espalier.gateway.world.watch import WorldWatch
 from espalier.podclient import PodFaultError
@@ -56,6 +57,7 @@ SERVER: dict[str, Any] = {
 }
 
 _WATCH = web.AppKey("watch", WorldWatch)
+_BEGUN: web.RequestKey[bool] = web.RequestKey("begun", bool)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -174,7 +176,8 @@ async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def _name(request: web.Request, response: web.StreamResponse) -> None:
-    """Puts the request's id into the answer; a malformed request has no id."""
+    """Puts the request's id, which a malformed one has not, into the answer that begins now."""
+    request[_BEGUN] = True
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
 
@@ -193,7 +196,8 @@ def _record(request: web.Request, status: int, seconds: float) -> None:
         extra={
             "request_id": request[REQUEST_ID],
             "method": request.method,
-            "path": request.path,
+            # The path of a link to weights is worth a token.
+            "path": route if TICKET in request.match_info else request.path,
             "status": status,
             "milliseconds": round(seconds * 1e3, 2),
             "upstream_milliseconds": None if upstream is None else round(upstream * 1e3, 2),
@@ -223,6 +227,11 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
             f"Its log has the cause under request id {request[REQUEST_ID]}",
         )
     request[audit.REASON] = answer.reason
+    if _BEGUN in request:
+        # A second answer would be read as a part of the first, and an end as the whole of it.
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError(f"the answer is broken off: {answer.message}")
     if refusals.is_tinker(request.path):
         return refusals.respond(answer)
     return respond(_for(request, answer), openai=not _is_ours(request.path))

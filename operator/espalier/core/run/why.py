@@ -34,7 +34,9 @@ def why(run: TrainingRun, read: Callable[[str], TrainingRun | None]) -> str:
     if ready.reason == "ModelBusy" and (other := _other(ready.message)):
         found = read(other)
         if found is not None:
-            return f"{name} waits for {other} to end; {why(found, read)}"
+            # Statuses are of different moments: two runs may say that they wait for each other.
+            rest = why(found, lambda one: None if one == name else read(one))
+            return f"{name} waits for {other} to end; {rest}"
     return f"{name} waits, {ready.reason}: {ready.message}"
 
 

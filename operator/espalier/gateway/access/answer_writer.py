@@ -1,12 +1,15 @@
-"""Write a whole answer to its client within a bounded time."""
+"""Writes answers to their clients within a bounded time."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-# A client that stops reading would hold its answer's memory forever: 64 MiB in 300 s are 220 KB/s.
+# A client that stops reading would hold its answer's memory, or a pod's connection, forever:
+# 64 MiB in 300 s are 220 KB/s.
 WRITE_SECONDS = 300.0
 
 
@@ -16,10 +19,22 @@ async def write_answer(request: web.Request, response: web.Response) -> None:
     Raises:
         ConnectionError: the client is gone, or was cut off.
     """
+    async with _in_time(request):
+        await response.prepare(request)
+        await response.write_eof()
+
+
+async def write_part(request: web.Request, response: web.StreamResponse, part: bytes) -> None:
+    """Writes a part of an answer that has begun; raises as ``write_answer`` does."""
+    async with _in_time(request):
+        await response.write(part)
+
+
+@asynccontextmanager
+async def _in_time(request: web.Request) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(WRITE_SECONDS):
-            await response.prepare(request)
-            await response.write_eof()
+            yield
     except TimeoutError as error:
         if request.transport is not None:
             request.transport.abort()

@@ -14,6 +14,7 @@ from espalier.api.trainablemodel import TrainableModel, TrainableModelSpec
 from espalier.core import conditions
 from espalier.core.run.turn import active
 from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.rights import SAMPLE
 from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.untrusted import field_path
 
@@ -78,6 +79,13 @@ async def may_fork(auth: Authenticator, user: User, namespace: str) -> bool:
         if not await auth.allowed(user, "create", resource, NamespacedName(namespace, "")):
             return False
     return True
+
+
+async def may_know_bases(auth: Authenticator, user: User, namespace: str) -> bool:
+    """Whether a caller may be told which bases a namespace has: it may fork or sample there."""
+    return await may_fork(auth, user, namespace) or await auth.allowed(
+        user, *SAMPLE, NamespacedName(namespace, "")
+    )
 
 
 async def trainable(

@@ -16,6 +16,7 @@ from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.request_body import read_body
+from espalier.gateway.access.rights import SEE
 from espalier.gateway.console import views
 from espalier.gateway.console.kept_rollouts import KeptRollouts
 from espalier.gateway.console.standings import Standings
@@ -121,6 +122,7 @@ class ConsoleRoutes:
         user, model = await self._readable(request)
         name = request.match_info["checkpoint"]
         await self._auth.require(user, "get", "checkpoints", model.beside(name))
+        self._there(model)
         world = self._watch.world
         require_checkpoint(world, model, name)
         checkpoint = world.checkpoints.get(model.beside(name))
@@ -176,11 +178,13 @@ class ConsoleRoutes:
 
     def _change(self, model: NamespacedName, wanted: HeadRequest) -> dict[str, Any]:
         if wanted.mode != PIN:
-            if wanted.checkpoint:
+            unused = ["checkpoint"] if wanted.checkpoint else []
+            unused += {"on_pin"} & wanted.model_fields_set
+            if unused:
                 raise RefusalError(
                     422,
                     "InvalidRequest",
-                    f"checkpoint: mode {wanted.mode} holds none",
+                    f"{', '.join(unused)}: without effect in mode {wanted.mode}",
                     "Leave it out, or ask for mode Pin",
                 )
             return {"mode": wanted.mode}
@@ -192,16 +196,14 @@ class ConsoleRoutes:
     async def _seen(self, user: User) -> list[NamespacedName]:
         world = self._watch.world
         served = sorted(model for model in world.models if model.namespace in world.namespaces)
-        allowed = await asyncio.gather(
-            *(self._auth.allowed(user, "get", "trainablemodels", model) for model in served)
-        )
+        allowed = await asyncio.gather(*(self._auth.allowed(user, *SEE, model) for model in served))
         return [model for model, may in zip(served, allowed, strict=True) if may]
 
     async def _readable(self, request: web.Request) -> tuple[User, NamespacedName]:
         """The caller and the model, which it may get; 403 also for one that there is not."""
         user = await self._callers.caller(request, "read")
         model = NamespacedName(request.match_info["namespace"], request.match_info["name"])
-        await self._auth.require(user, "get", "trainablemodels", model)
+        await self._auth.require(user, *SEE, model)
         self._there(model)
         return user, model
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 
 from aiohttp import web
 
 from espalier.api.console import Changed
+from espalier.gateway.access.answer_writer import write_part
 from espalier.gateway.access.auth import User
-from espalier.gateway.problems import RefusalError
+from espalier.gateway.problems import RefusalError, over
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import ServedWorld
 
@@ -53,7 +55,7 @@ class Streams:
         )
         try:
             await response.prepare(request)
-            await self._follow(response, changed, look)
+            await self._follow(partial(write_part, request, response), changed, look)
         finally:
             del self._open[task]
         return response
@@ -67,8 +69,7 @@ class Streams:
         mine = Counter(self._open.values())[user.name]
         if len(self._open) < STREAMS_MOST and mine < OF_ONE_MOST:
             return
-        raise RefusalError(
-            429,
+        raise over(
             "TooManyStreams",
             f"{mine} streams of changes are open for {user.name}, and {len(self._open)} in all",
             "Close pages of the console that you do not read",
@@ -77,33 +78,33 @@ class Streams:
 
     async def _follow(
         self,
-        response: web.StreamResponse,
+        tell: Callable[[bytes], Awaitable[None]],
         changed: Changed,
         look: Callable[[], Awaitable[Hashable]],
     ) -> None:
         event = f"event: changed\ndata: {changed.model_dump_json()}\n\n".encode()
         told: Hashable = None
         while True:
-            before = self._watch.world.revisions.total()
+            before = self._watch.world.revision
             try:
                 now = await look()
             except RefusalError as refusal:
                 # After a fault that passes, the reader opens another stream.
                 if refusal.status < 500:
                     problem = refusal.problem.model_dump_json()
-                    await response.write(f"event: refused\ndata: {problem}\n\n".encode())
+                    await tell(f"event: refused\ndata: {problem}\n\n".encode())
                 return
             if now != told:
-                await response.write(event)
+                await tell(event)
                 told = now
             if not await self._changes_after(before):
-                await response.write(b": still here\n\n")
+                await tell(b": still here\n\n")
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _changes_after(self, revision: int) -> bool:
         """Waits for a change of anything; False once it is time for a comment."""
 
         def newer(world: ServedWorld) -> bool | None:
-            return True if world.revisions.total() != revision else None
+            return True if world.revision != revision else None
 
         return bool(await self._watch.wait_for(newer, BEAT_SECONDS))

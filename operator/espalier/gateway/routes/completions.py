@@ -13,7 +13,7 @@ from aiohttp import web
 from espalier.api.wire import CHECKPOINT
 from espalier.core.names import BASE
 from espalier.gateway import prometheus
-from espalier.gateway.access.answer_writer import write_answer
+from espalier.gateway.access.answer_writer import write_answer, write_part
 from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.byte_budget import Hold
@@ -297,7 +297,7 @@ async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.
             except UnreadableError as error:
                 raise unknown(upstream, f"streams an event that cannot be read: {error}") from error
             if events:
-                await (await _begun(exchange)).write(events)
+                await write_part(exchange.request, await _begun(exchange), events)
     finally:
         # Those of a stream that its caller breaks off were sampled too.
         exchange.share.spend(rewriter.tokens)

@@ -13,8 +13,10 @@ from urllib.parse import quote
 import aiohttp
 
 from espalier.api.wire import IDEMPOTENCY_KEY, Problem
+from espalier.gateway.access.auth import User
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls
+from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training_access import declared_header
@@ -45,19 +47,35 @@ class Answer:
 class Commands:
     """Calls trainers."""
 
-    def __init__(self, watch: WorldWatch, trainers: TrainerLookup, pods: PodCalls) -> None:
+    def __init__(
+        self, watch: WorldWatch, trainers: TrainerLookup, pods: PodCalls, quotas: Quotas
+    ) -> None:
         self._watch = watch
         self._trainers = trainers
         self._pods = pods
+        self._quotas = quotas
 
-    async def submit(
-        self, model: TinkerModel, number: int, kind: CommandKind, body: bytes, content_type: str
+    async def submit(  # noqa: PLR0917 the parts of a command, and whose it is
+        self,
+        user: User,
+        model: TinkerModel,
+        number: int,
+        kind: CommandKind,
+        body: bytes,
+        content_type: str = JSON,
     ) -> None:
         """Returns once the command is in the inbox.
 
         Raises:
-            RefusalError: the trainer's own, or 503 when none took it in time.
+            RefusalError: the trainer's own, 503 when none took it in time, or 429 of a caller who
+                submits too many at once.
         """
+        async with self._quotas.train(user, model.trained):
+            await self._submit(model, number, kind, body, content_type)
+
+    async def _submit(
+        self, model: TinkerModel, number: int, kind: CommandKind, body: bytes, content_type: str
+    ) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + SUBMIT_SECONDS
         while True:

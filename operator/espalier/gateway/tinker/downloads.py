@@ -6,10 +6,12 @@ The SDK fetches a link without its key, so whoever holds one may read that file 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 
 import aiohttp
 from aiohttp import web
 
+from espalier.gateway.access.answer_writer import write_part
 from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
@@ -26,6 +28,8 @@ from espalier.tinker.commands import ADAPTER_FILES, FILES
 
 LIFETIME = timedelta(hours=1)
 AUDIENCE = "espalier-download"
+# The part of a link's path that is its proof.
+TICKET = "ticket"
 START_SECONDS = 30.0
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=60.0)
 
@@ -53,7 +57,7 @@ class DownloadRoutes:
         """Registers the routes below a prefix."""
         saved = f"{prefix}/training_runs/{{run}}/checkpoints/{EXTERNAL}/{{name}}"
         router.add_get(f"{saved}/external_weights_urls", self.links)
-        router.add_get(f"{prefix}/files/{{ticket}}/{{file}}", self.file)
+        router.add_get(f"{prefix}/files/{{{TICKET}}}/{{file}}", self.file)
 
     @audited("Download")
     async def links(self, request: web.Request) -> web.Response:
@@ -86,7 +90,7 @@ class DownloadRoutes:
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         """The file of a link, as the model's trainer sends it."""
-        found = self._pods.tokens.read(request.match_info["ticket"], AUDIENCE)
+        found = self._pods.tokens.read(request.match_info[TICKET], AUDIENCE)
         if found is None or found["file"] != request.match_info["file"]:
             raise RefusalError(
                 401,
@@ -103,18 +107,21 @@ class DownloadRoutes:
             async with self._pods.session.get(
                 url, headers=self._pods.tokens.header(model, pod), timeout=_TIMEOUT
             ) as answer:
-                if answer.status != 200:
+                if answer.status == HTTPStatus.NOT_FOUND:
                     raise RefusalError(
                         404, "CheckpointNotFound", f"the volume of {model} has no such weights"
+                    )
+                if answer.status != HTTPStatus.OK:
+                    raise not_ready(
+                        "TrainerRefused", f"the trainer of {model} answered {answer.status}"
                     )
                 response = web.StreamResponse()
                 response.content_type = "application/octet-stream"
                 response.content_length = answer.content_length
                 await response.prepare(request)
                 async for part in answer.content.iter_any():
-                    await response.write(part)
+                    await write_part(request, response, part)
                 await response.write_eof()
                 return response
         except (aiohttp.ClientError, TimeoutError) as error:
-            # After the first byte this ends the connection, so a part is not taken for the whole.
             raise not_ready("TrainerUnreachable", f"the trainer of {model}: {error}") from error

@@ -10,7 +10,7 @@ from typing import Any
 from espalier.core import conditions
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import SEEN_SECONDS
-from espalier.gateway.access.offers import Offers
+from espalier.gateway.access.offers import Offers, may_know_bases
 from espalier.gateway.access.rights import SEE
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.problems import RefusalError
@@ -149,6 +149,7 @@ class Models:
         """404 with what there is, as far as the caller may see it."""
         models = sorted(m for m in self._watch.world.models if m.namespace == session.namespace)
         seen = [model.name for model in models if await self._auth.allowed(user, *SEE, model)]
+        known = known if await may_know_bases(self._auth, user, session.namespace) else []
         return RefusalError(
             404,
             "BaseNotFound",

@@ -110,11 +110,14 @@ class RestRoutes:
         await self._saves.change(saved, expires_at=now())
         return web.json_response({})
 
+    @audited("Save")
     async def set_ttl(self, request: web.Request) -> web.Response:
         """Says how long the name stands."""
         saved = await self._own(request)
         asked = await read_body(request, SetTtl)
-        await self._saves.change(saved, expires_at=after(asked.ttl_seconds))
+        ends = after(asked.ttl_seconds)
+        request[ACT].target, request[ACT].after = str(saved.path), f"until {ends or 'deleted'}"
+        await self._saves.change(saved, expires_at=ends)
         return web.json_response({})
 
     async def publish(self, request: web.Request) -> web.Response:
@@ -187,6 +190,8 @@ class RestRoutes:
         """Saved weights whose name the caller may change."""
         user, model = await self._model(request, "train")
         kind, name = request.match_info["kind"], request.match_info["name"]
+        if (act := request.get(ACT)) is not None:
+            act.target = f"{model}/{kind}/{name}"
         if kind not in KINDS:
             raise unknown("checkpoint_id", f"{kind}/{name}")
         saved = await self._models.saved(user, str(WeightsPath(model, KINDS[kind], name)))

@@ -46,7 +46,7 @@ class TinkerRoutes:
         watch, auth, offers = context.watch, context.auth, context.offers
         access = TrainingAccess(watch, auth)
         models = Models(watch, auth, offers, forks, access)
-        commands = Commands(watch, trainers, pods)
+        commands = Commands(watch, trainers, pods, quotas)
         saves = Saves(watch, context.cluster)
         samples = Samples(watch, pods, quotas)
         self._callers = callers

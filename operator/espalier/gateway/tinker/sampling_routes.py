@@ -5,10 +5,10 @@ from __future__ import annotations
 from aiohttp import web
 
 from espalier.core.names import BASE
-from espalier.gateway.access.audit import ACT, audited
+from espalier.gateway.access.audit import ACT, Act, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import Callers
-from espalier.gateway.access.offers import Offers
+from espalier.gateway.access.offers import Offers, may_know_bases
 from espalier.gateway.access.request_body import read_body
 from espalier.gateway.access.rights import SAMPLE, SEE
 from espalier.gateway.problems import RefusalError
@@ -65,7 +65,7 @@ class SamplingRoutes:
                     "Leave base_model out",
                 )
         elif asked.base_model is not None:
-            sampler = await self._of_name(user, session, number, asked.base_model)
+            sampler = await self._of_name(request, user, session, number, asked.base_model)
         else:
             raise RefusalError(
                 422, "InvalidRequest", "base_model and model_path are missing", "Give one of them"
@@ -123,24 +123,28 @@ class SamplingRoutes:
             model = model if model in known else model.beside(owner)
         return Sampler(session, number, model, saved.checkpoint or BASE)
 
-    async def _of_name(self, user: User, session: Session, number: int, name: str) -> Sampler:
+    async def _of_name(
+        self, request: web.Request, user: User, session: Session, number: int, name: str
+    ) -> Sampler:
         world = self._watch.world
         model = NamespacedName(session.namespace, name.removeprefix(f"{session.namespace}/"))
         known = bases(world, self._offers.offers, session.namespace)
         if name in known:
-            return Sampler(session, number, await self._serving(user, session, number, name), BASE)
+            serving = await self._serving(request, user, session, number, name)
+            return Sampler(session, number, serving, BASE)
         if model not in world.models or not await self._callers.may_see(user, model):
+            told = known if await may_know_bases(self._auth, user, session.namespace) else ()
             raise RefusalError(
                 404,
                 "BaseNotFound",
                 f"base_model: namespace {session.namespace} has no base {name[:200]!r}",
-                f"Bases: {', '.join(sorted(known)) or 'none'}",
+                f"Bases: {', '.join(sorted(told)) or 'none'}",
             )
         await self._auth.require(user, *SAMPLE, model)
         return Sampler(session, number, model, "")
 
     async def _serving(
-        self, user: User, session: Session, number: int, name: str
+        self, request: web.Request, user: User, session: Session, number: int, name: str
     ) -> NamespacedName:
         """A model whose rollouts serve the base: one that is ready, else any, else a new one."""
         world, found = self._watch.world, []
@@ -157,6 +161,8 @@ class SamplingRoutes:
             return serving
         template = bases(world, self._offers.offers, session.namespace)[name]
         made = NamespacedName(session.namespace, f"{PREFIX}{session.token}-s{number}")
+        # Only this is an act; most samplers are but names.
+        request[ACT] = Act("Fork", f"TrainableModel {made}", before=name)
         await self._models.serve(
             user, made, new_model(template, {"type": "LoRA"}), {BASE_NAME: name}
         )

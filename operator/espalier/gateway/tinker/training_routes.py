@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from pydantic_core import to_json
 
 from espalier.core.api_keys import SCOPES
-from espalier.gateway.access.audit import ACT, audited
+from espalier.gateway.access.audit import ACT, Act, audited
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import SEEN_SECONDS, Callers
 from espalier.gateway.access.request_body import (
@@ -32,7 +32,7 @@ from espalier.gateway.tinker.bodies import (
     SaveFiles,
     SaveWeights,
 )
-from espalier.gateway.tinker.commands import JSON, Commands
+from espalier.gateway.tinker.commands import Commands
 from espalier.gateway.tinker.futures import Future, failed
 from espalier.gateway.tinker.inflate import inflated
 from espalier.gateway.tinker.models import Models
@@ -173,7 +173,7 @@ class TrainingRoutes:
             ) from error
         request[ACT].target, request[ACT].after = f"model {message.model_id}", "forward-backward"
         model = await self._model(user, message.model_id)
-        await self._commands.submit(model, message.seq_id, "forward-backward", body, PROTOBUF)
+        await self._commands.submit(user, model, message.seq_id, "forward-backward", body, PROTOBUF)
         return _promised(Future("train", str(model), message.seq_id))
 
     @audited("Train")
@@ -184,7 +184,7 @@ class TrainingRoutes:
         step = as_object(body)
         request[ACT].target, request[ACT].after = f"model {step.get('model_id')}", "optim-step"
         model, number = await self._numbered(user, step)
-        await self._commands.submit(model, number, "optim-step", body, JSON)
+        await self._commands.submit(user, model, number, "optim-step", body)
         return _promised(Future("train", str(model), number))
 
     @audited("Save")
@@ -192,29 +192,30 @@ class TrainingRoutes:
         """Saves the weights as they are after the commands before it."""
         user = await self._callers.caller(request, "train")
         body = await read_object(request)
-        act = request[ACT]
-        act.target, act.after = f"model {body.get('model_id')}", str(body.get("path", ""))
+        _about(request[ACT], body)
         model, number = await self._numbered(user, body)
         kind = request.path.rpartition("/")[2]
         try:
             asked = checked_save(as_body({**body, "type": kind}, SaveWeights))
         except RefusalError as refusal:
             # Its number is used up all the same: those after it would wait for it.
-            await self._pass_over(model, number)
+            await self._pass_over(user, model, number)
             return _promised(failed(str(model), refusal.message))
         sent = asked.model_dump(exclude_defaults=True) | {"type": kind}
-        await self._commands.submit(model, number, "save-weights", to_json(sent), JSON)
+        await self._commands.submit(user, model, number, "save-weights", to_json(sent))
         details = asked.model_dump(exclude={"model_id", "seq_id"}, exclude_defaults=True)
         if kind == SAVE and asked.path is None:
             details["path"] = f"{number:06d}"
         return _promised(Future("save", str(model), number, {**details, "type": kind}))
 
+    @audited("Save")
     async def save_files(self, request: web.Request) -> web.Response:
         """Names weights for download, as they are after the commands before it."""
         user = await self._callers.caller(request, "train")
         body = await read_object(request)
+        _about(request[ACT], body)
         model, number = await self._numbered(user, body)
-        await self._pass_over(model, number)
+        await self._pass_over(user, model, number)
         try:
             asked = checked_files(as_body({**body, "type": SAVE_FILES}, SaveFiles))
         except RefusalError as refusal:
@@ -239,7 +240,7 @@ class TrainingRoutes:
         except RefusalError as refusal:
             if passes(refusal):
                 raise
-            await self._pass_over(model, number)
+            await self._pass_over(user, model, number)
             return failed(str(model), refusal.message)
         command = {
             "model_id": str(model),
@@ -248,13 +249,13 @@ class TrainingRoutes:
             "optimizer": asked.optimizer,
             "type": "load_weights",
         }
-        await self._commands.submit(model, number, "load-weights", to_json(command), JSON)
+        await self._commands.submit(user, model, number, "load-weights", to_json(command))
         return Future("train", str(model), number)
 
-    async def _pass_over(self, model: TinkerModel, number: int) -> None:
+    async def _pass_over(self, user: User, model: TinkerModel, number: int) -> None:
         """Uses up a number of which nothing comes, by a save; its result says where training is."""
         plain = {"model_id": str(model), "seq_id": number, "type": SAVE}
-        await self._commands.submit(model, number, "save-weights", to_json(plain), JSON)
+        await self._commands.submit(user, model, number, "save-weights", to_json(plain))
 
     async def _numbered(self, user: User, body: dict[str, Any]) -> tuple[TinkerModel, int]:
         number = body.get("seq_id")
@@ -284,6 +285,11 @@ class TrainingRoutes:
             # Of a run that is suspended too: whoever suspended it may let it go on.
             raise self._access.held(model.trained) or refusal from refusal
         return model
+
+
+def _about(act: Act, body: dict[str, Any]) -> None:
+    """Says which model a save is of, and the name that it gives."""
+    act.target, act.after = f"model {body.get('model_id')}", str(body.get("path", ""))
 
 
 def _promised(future: Future) -> web.Response:

@@ -131,8 +131,8 @@ def nearest_slugs(world: ServedWorld, slug: str) -> tuple[str, ...]:
 
 def _of_uid(world: ServedWorld, uid: str) -> NamespacedName | None:
     """The served model of a uid, by which HUD's client names models."""
-    found = (name for name, body in world.models.items() if body.metadata.uid == uid)
-    return next((name for name in found if name.namespace in world.namespaces), None)
+    found = world.uids.get(uid)
+    return found if found is not None and found.namespace in world.namespaces else None
 
 
 def _stands_for(world: ServedWorld, name: NamespacedName) -> Slug | None:

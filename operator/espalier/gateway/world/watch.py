@@ -86,16 +86,21 @@ class WorldWatch:
             self._update_object(key, new)
             for model in {_named_by(key, body) for body in (old, new) if body is not None}:
                 self.world.revisions[model] += 1
+            self.world.revision += 1
         self._changes.announce()
 
     def _update_object(self, key: ObjectKey, new: Body | None) -> None:
         schema, table = self._tables[key.kind]
         name = NamespacedName(key.namespace, key.name)
-        table.pop(name, None)
+        before = table.pop(name, None)
+        if isinstance(before, TrainableModel):
+            self.world.uids.pop(before.metadata.uid, None)
         if new is None:
             return
         try:
-            table[name] = schema.model_validate(new)
+            table[name] = parsed = schema.model_validate(new)
+            if isinstance(parsed, TrainableModel):
+                self.world.uids[parsed.metadata.uid] = name
         except ValidationError as error:
             # Only a CustomResourceDefinition of another version admits such an object.
             _log.error(

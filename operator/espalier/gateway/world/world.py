@@ -39,7 +39,9 @@ class ServedWorld:
 
     Attributes:
         namespaces: served namespaces, in the order of preference.
+        uids: models by their uid.
         revisions: of each model, how often it or an object that names it changed.
+        revision: how often any of them did.
     """
 
     namespaces: tuple[str, ...]
@@ -48,7 +50,9 @@ class ServedWorld:
     checkpoints: dict[NamespacedName, Checkpoint] = field(default_factory=dict)
     runs: dict[NamespacedName, TrainingRun] = field(default_factory=dict)
     pods: dict[NamespacedName, dict[str, PodAddress]] = field(default_factory=dict)
+    uids: dict[str, NamespacedName] = field(default_factory=dict)
     revisions: Counter[NamespacedName] = field(default_factory=Counter)
+    revision: int = 0
 
     def head_of(self, model: NamespacedName) -> CheckpointHead | None:
         """The head that the model's slug serves: the one of the model's name."""
