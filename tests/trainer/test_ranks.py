@@ -81,7 +81,8 @@ def start(
     port = str(free_port())
     shared = {"WORLD_SIZE": "2", "MASTER_PORT": port, SECRET: "s"}
     rank_1 = subprocess.Popen(
-        [sys.executable, "-m", "espalier.trainer"],
+        # Not at every address, where others' pods listen too.
+        [sys.executable, "-m", "espalier.trainer", "--host", "127.0.0.1", "--port", "0"],
         env=environment(volume, adapter, RANK="1", **shared),
     )
     for name, value in {**shared, "RANK": "0"}.items():
