@@ -7,12 +7,11 @@ the whole way from the address to the drawn tree, are measured beside it.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import statistics
 from typing import Any
 
-from bench.console.served import TOKEN, served
-from playwright.async_api import Page, async_playwright
+from bench.console.served import served, signed_in
+from playwright.async_api import Page
 from tests.gateway.world import World
 
 from espalier.gateway.world.world import NamespacedName
@@ -67,17 +66,8 @@ async def _once(page: Page, url: str) -> dict[str, float]:
 
 
 async def main() -> None:
-    async with served(grown()) as url, async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
-        page = await browser.new_page(viewport={"width": 1400, "height": 900})
-        await page.goto(url)
-        await page.get_by_label("Token").fill(TOKEN)
-        await page.get_by_role("button", name="Sign in").click()
-        await page.get_by_role("link", name=str(MODEL)).wait_for()
+    async with served(grown()) as url, signed_in(url, MODEL, 1400, 900) as page:
         found = [await _once(page, url) for _ in range(RUNS)]
-        await browser.close()
     for name, said in (
         ("drawn", f"1,000 checkpoints drawn (goal {GOAL_MILLISECONDS:.0f} ms)"),
         ("paint", "first paint of the page"),

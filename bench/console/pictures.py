@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from bench.console.served import NOW, TOKEN, served
-from playwright.async_api import Page, async_playwright
+from bench.console.served import NOW, served, signed_in
+from playwright.async_api import Page
 from tests.gateway.world import World, condition
 
 from espalier.api.meta import decimal_string
@@ -90,15 +89,7 @@ async def main(folder: Path, out: Path) -> None:
         "curves": "curves",
         "rollouts": f"rollouts/{nodes[-1]}/{nodes[0]}",
     }
-    async with served(world, kept) as url, async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
-        page = await browser.new_page(viewport={"width": 1100, "height": 720})
-        await page.goto(url)
-        await page.get_by_label("Token").fill(TOKEN)
-        await page.get_by_role("button", name="Sign in").click()
-        await page.get_by_role("link", name=str(model)).wait_for()
+    async with served(world, kept) as url, signed_in(url, model, 1100, 720) as page:
         for scheme in SCHEMES:
             await page.emulate_media(color_scheme=scheme)
             for view, place in views.items():
@@ -106,7 +97,6 @@ async def main(folder: Path, out: Path) -> None:
                 await page.locator("svg, canvas, article").first.wait_for()
                 await page.wait_for_timeout(400)
                 await _take(page, out / f"console-{view}-{scheme}.png")
-        await browser.close()
 
 
 if __name__ == "__main__":

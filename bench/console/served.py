@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiohttp import web
 from dev.ports import free_port
+from playwright.async_api import Page, async_playwright
 from tests.gateway.world import World
 
 from espalier import identity
@@ -16,6 +18,7 @@ from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import make_app
 from espalier.gateway.context import GatewayContext
+from espalier.gateway.world.world import NamespacedName
 from espalier.local.memory_apiserver import MemoryCluster
 from espalier.podclient import pod_session
 from espalier.sampler.kept_rollouts import page_of
@@ -53,6 +56,24 @@ async def served(world: World, kept: Mapping[str, Path] | None = None) -> AsyncI
         finally:
             for runner in runners:
                 await runner.cleanup()
+
+
+@asynccontextmanager
+async def signed_in(
+    url: str, model: NamespacedName, width: int, height: int
+) -> AsyncIterator[Page]:
+    """A page of Chromium, so many pixels large, that shows the list with the model."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = await browser.new_page(viewport={"width": width, "height": height})
+        await page.goto(url)
+        await page.get_by_label("Token").fill(TOKEN)
+        await page.get_by_role("button", name="Sign in").click()
+        await page.get_by_role("link", name=str(model)).wait_for()
+        yield page
+        await browser.close()
 
 
 async def _serve(app: web.Application, port: int) -> web.AppRunner:

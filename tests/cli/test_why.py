@@ -11,7 +11,7 @@ from tests.runner.standin import spec
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
 from espalier.cli.compare_checkpoints import between
-from espalier.core.head.editor import editor
+from espalier.core.head.editor import asked_by
 from espalier.core.run.why import why
 
 
@@ -169,4 +169,4 @@ def test_the_last_to_ask_is_who_moved_the_head(
     entries: list[dict[str, Any]], annotations: dict[str, str], who: str
 ) -> None:
     metadata = {"name": "arith", "managedFields": entries, "annotations": annotations}
-    assert str(editor(metadata) or "") == who
+    assert asked_by(metadata) == who

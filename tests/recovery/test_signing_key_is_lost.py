@@ -7,11 +7,10 @@ lives through the time in which its pods do not know the new keys yet.
 from __future__ import annotations
 
 import asyncio
-import uuid
 
 from dev.apiserver import ApiServer
 from tests.recovery.site import MODEL, Site
-from tests.security.test_rotation import AUDIENCE, Clock, believed
+from tests.security.test_rotation import AUDIENCE, Clock, believed, own_and_served
 
 from espalier import identity
 from espalier.controllers.process.signing_key import SigningKeys
@@ -24,9 +23,7 @@ DAY = 86_400.0
 async def test_deleted_keys_are_made_anew_and_shown_to_pods_at_the_next_turn(
     apiserver: ApiServer, cluster: KubernetesCluster
 ) -> None:
-    system, team = (f"lost-{uuid.uuid4().hex[:8]}" for _ in range(2))
-    for namespace in (system, team):
-        apiserver.create_namespace(namespace)
+    system, team = own_and_served(apiserver, "lost")
     keys = SigningKeys(cluster, system, (team,), 90 * DAY, Clock())
     await keys.turn()
     lost = keys.signer.private_key

@@ -26,7 +26,7 @@ from espalier.cli.options import (
 from espalier.cli.ownership import not_owned_by_git
 from espalier.cli.table import table
 from espalier.core import conditions
-from espalier.core.head.editor import editor
+from espalier.core.head.editor import asked_by
 from espalier.core.lineage.lineage import reward
 from espalier.core.model.drawn_tree import render
 
@@ -220,7 +220,7 @@ def _moved(head: dict[str, Any]) -> str:
     current = (status.get("current") or {}).get("name") or "base"
     last = (status.get("history") or [{}])[0]
     asks = head["spec"]["mode"] if head["spec"]["mode"] == "Track" else _pin(head["spec"])
-    who = str(editor(head["metadata"]) or "")
+    who = asked_by(head["metadata"])
     by = f", asked by {who}" if who else ""
     when = f", {last['reason'].lower()} {last['time']}" if last else ""
     return f"> {name}: {current} ({asks}{by}{when})"

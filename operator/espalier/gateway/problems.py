@@ -74,6 +74,10 @@ def not_ready(reason: str, detail: str, remedy: str = "") -> RefusalError:
     return RefusalError(503, reason, detail, remedy, retry_after=RETRY_AFTER_SECONDS)
 
 
+# What a caller may do about a quota of its own.
+RAISE_QUOTAS = "Send less at once or later, or have gateway.quotas of the chart raised"
+
+
 def over(
     reason: str, detail: str, remedy: str, *, retry_after: int = RETRY_AFTER_SECONDS
 ) -> RefusalError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from espalier.api.crds import KINDS
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core import conditions
 from espalier.core.run.run import SUSPENDED
 from espalier.core.run.turn import SUCCEEDED
@@ -25,7 +26,8 @@ class ObjectCounts:
         for body, change in ((old, -1), (new, 1)):
             if body is not None:
                 queue_metrics.OBJECTS.labels(key.kind, key.namespace, _state(body)).inc(change)
-                queue_metrics.ROTTEN.labels(key.namespace).inc(change * _rotten(body))
+                if key.kind == TrainableModel.__name__:
+                    queue_metrics.ROTTEN.labels(key.namespace).inc(change * _rotten(body))
 
 
 def _state(body: Body) -> str:

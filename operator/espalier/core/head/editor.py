@@ -37,6 +37,11 @@ def editor(metadata: Mapping[str, Any]) -> HeadEditor | None:
     )
 
 
+def asked_by(metadata: Mapping[str, Any]) -> str:
+    """``editor`` in words; empty if the API server does not say."""
+    return str(editor(metadata) or "")
+
+
 def edited_by(decision: HeadDecision, by: HeadEditor | None) -> HeadDecision:
     """The decision with who asked for its move."""
     if decision.moved is None or by is None:

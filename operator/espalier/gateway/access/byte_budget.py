@@ -15,7 +15,7 @@ from typing import Self
 
 from espalier.changes import Changes
 from espalier.gateway import prometheus
-from espalier.gateway.problems import not_ready, over
+from espalier.gateway.problems import RAISE_QUOTAS, not_ready, over
 
 BODIES_SHARE = 8
 ANSWERS_SHARE = 4
@@ -100,7 +100,7 @@ class Hold:
             raise over(
                 "TooManyBytes",
                 f"{self._owner} has requests of {others} bytes here, and may have {self._most}",
-                "Send less at once or later, or have gateway.quotas of the chart raised",
+                RAISE_QUOTAS,
             )
         await self._budget._take(count, seconds, self._owner)
         self._taken += count

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from espalier.gateway.access.auth import User
-from espalier.gateway.problems import over
+from espalier.gateway.problems import RAISE_QUOTAS, over
 from espalier.gateway.world.world import NamespacedName
 
 WAIT_SECONDS = 1.0
@@ -26,9 +26,6 @@ RETRY_MOST_SECONDS = 60
 # Shares of callers that are gone are dropped when there are so many.
 SHARES_MOST = 1024
 Kind = Literal["sample", "train"]
-
-# What callers may do about it.
-_REMEDY = "Send less at once or later, or have gateway.quotas of the chart raised"
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ class Quotas:
             raise over(
                 "TooManyTokens",
                 f"{user.name} spent {share.limit} tokens a minute at {model}, the most it may",
-                _REMEDY,
+                RAISE_QUOTAS,
                 retry_after=min(math.ceil(seconds - WAIT_SECONDS), RETRY_MOST_SECONDS),
             )
 
@@ -131,7 +128,7 @@ class Quotas:
                 "TooManyRequests",
                 f"{user.name} has {self._limits.requests} requests at {model}, the most it may "
                 "have at once",
-                _REMEDY,
+                RAISE_QUOTAS,
             ) from None
 
     def _share(self, user: User, model: NamespacedName, kind: Kind) -> Share:

@@ -9,7 +9,7 @@ from cachetools import LRUCache
 
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.core.gitowner import git_owner
-from espalier.core.head.editor import editor
+from espalier.core.head.editor import asked_by
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.console.views import Standing
 from espalier.gateway.problems import not_ready
@@ -50,4 +50,4 @@ class Standings:
         if body is None:
             return "", ""
         owner = git_owner(body["metadata"])
-        return str(editor(body["metadata"]) or ""), str(owner) if owner is not None else ""
+        return asked_by(body["metadata"]), str(owner) if owner is not None else ""
