@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from pythonjsonlogger.core import LogData
 from pythonjsonlogger.json import JsonFormatter as LibraryFormatter
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 
 TERMINATION_LOG_VARIABLE = "ESPALIER_TERMINATION_LOG"
 # The kubelet makes this file; outside a pod there is none.

@@ -22,7 +22,7 @@ from tests.core.objects import (
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.conditions import find
 from espalier.core.lineage.lineage import BASE_POINT, point
 from espalier.core.lineage.lineage_index import grow

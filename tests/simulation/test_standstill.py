@@ -10,7 +10,7 @@ from tests.simulation.virtual_time import run
 from tests.simulation.world import TASKS, World, model_spec, run_spec, world
 
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import ImportState
+from espalier.api.wire.import_state import ImportState
 from espalier.core.run.why import why
 from espalier.kube.objects import Body, ObjectKey
 

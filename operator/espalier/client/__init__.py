@@ -1,19 +1,17 @@
 """The Python client of the gateway: sample a model, train it, read a run."""
 
 from espalier.api.objective import Correction, Kl, Objective
-from espalier.api.wire import (
+from espalier.api.wire.declared import RateSchedule
+from espalier.api.wire.gradients import (
     BackwardRequest,
     DatumTensors,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    OptimStepRequest,
-    OptimStepResult,
-    RateSchedule,
-    TrajectoryPayload,
-    TrajectorySample,
 )
+from espalier.api.wire.step import OptimStepRequest, OptimStepResult
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.client.call import Call, Progress
 from espalier.client.completion import Completion
 from espalier.client.errors import (

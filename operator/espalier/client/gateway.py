@@ -14,28 +14,22 @@ from pydantic_core import from_json
 
 from espalier.api.sampled import sampled
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import (
-    CHECKPOINT,
-    IDEMPOTENCY_KEY,
-    PROMOTED_AFTER,
-    PROMOTION,
-    TERM,
+from espalier.api.wire.base import Wire
+from espalier.api.wire.batch_left import BatchLeft, Held
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.evaluation import EvaluationRequest
+from espalier.api.wire.gradients import (
     BackwardRequest,
-    BatchLeft,
-    Declared,
-    EvaluationRequest,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    Held,
     LossList,
-    OptimStepRequest,
-    OptimStepResult,
-    Problem,
-    TrainerState,
-    Wire,
 )
+from espalier.api.wire.headers import CHECKPOINT, IDEMPOTENCY_KEY, PROMOTED_AFTER, PROMOTION, TERM
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest, OptimStepResult
+from espalier.api.wire.trainer import TrainerState
 from espalier.client.completion import Completion, read_completions
 from espalier.client.errors import MalformedAnswerError
 from espalier.client.json_http import Answer, Patience, Token, Transport

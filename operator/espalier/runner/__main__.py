@@ -11,7 +11,7 @@ import sys
 from prometheus_client import start_http_server
 
 from espalier.api.exit_codes import TRY_AGAIN, USER_MISTAKE
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.client import GatewayClient, GatewayError, Patience
 from espalier.process import configure_logs, leave_problem
 from espalier.runner.journal import Journal

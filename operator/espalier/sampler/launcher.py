@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from espalier.api.exit_codes import USER_MISTAKE
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.environment import SettingsError
 from espalier.process import leave_problem
 from espalier.sampler import flags, settings, tool_parsers, verified_store

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.wire import ImportState
+from espalier.api.wire.import_state import ImportState
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.parsing import UnreadableObjectError

@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 from espalier.api.run.rewards import modules
+from espalier.api.run.runner import RunnerSpec
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.trainingrun import RunnerSpec, TrainingRun
+from espalier.api.trainingrun import TrainingRun
 from espalier.core.manifests.environment import (
     host_containers,
     host_name,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from espalier.api.trainablemodel import RolloutSpec, TrainableModel
+from espalier.api.model.rollout import RolloutSpec
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.labels import child_labels

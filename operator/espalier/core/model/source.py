@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.source import Base, ImportProgress, Resolved
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.wire import ImportState
+from espalier.api.wire.import_state import ImportState
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.names import importer_name

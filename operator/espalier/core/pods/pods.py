@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.manifests import labels
 from espalier.core.pods import endings, gpus
 from espalier.core.pods.blockers import Blocker

@@ -9,7 +9,8 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Problem, Tokens
+from espalier.api.wire.commits import Tokens
+from espalier.api.wire.problem import Problem
 from espalier.core.checkpoints import run_tokens
 from espalier.core.gitowner import GitOwner
 from espalier.core.pods.blockers import Blocker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.pods import pods

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
-from espalier.api.wire import CHECKPOINT
+from espalier.api.wire.headers import CHECKPOINT
 from espalier.core.names import BASE
 from espalier.gateway import prometheus
 from espalier.gateway.access.answer_writer import write_answer, write_part

@@ -14,20 +14,18 @@ from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from espalier import identity
-from espalier.api.wire import (
-    CHECKPOINT_DIGEST,
-    IDEMPOTENCY_KEY,
-    Assignment,
+from espalier.api.wire.base import Wire
+from espalier.api.wire.batch_left import Held
+from espalier.api.wire.gradients import (
     BackwardRequest,
     ForwardBackwardRequest,
     ForwardRequest,
-    Held,
     LossList,
-    OptimStepRequest,
-    Problem,
-    Usage,
-    Wire,
 )
+from espalier.api.wire.headers import CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import Assignment, Usage
 from espalier.trainer import prometheus
 from espalier.trainer.batch.losses import DEFAULTS
 from espalier.trainer.engine import measurements, unkeyed
