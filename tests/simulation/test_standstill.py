@@ -215,7 +215,7 @@ def test_a_suspended_job_is_named(name: str) -> None:
             await w.apply(MODEL, "tiny", model_spec())
             await w.apply(RUN, "digits", run_spec("tiny", 1))
             kind, of = (MODEL, "tiny") if name == "tiny-import" else (RUN, "digits")
-            said = await named(w, kind, of, "suspended", "Kueue", "spec.suspend")
+            said = await named(w, kind, of, "suspended by hand", "spec.suspend")
             assert said["reason"] == "JobSuspended"
             w.cluster.edit(
                 ObjectKey("Job", "default", name), lambda body: body["spec"].pop("suspend")

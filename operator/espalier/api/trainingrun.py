@@ -216,8 +216,8 @@ class TrainingRunSpec(Type):
         ge=0,
         le=2147483647,
         description="ttlSecondsAfterFinished, after which the operator deletes a run that has "
-        "succeeded or failed; of one that Argo CD or Flux brings from Git, and would make again, "
-        "the runner's Job alone. Checkpoints stay. Never if unset.",
+        "succeeded or failed; of one that Argo CD, Flux or espalier dev would make again, the "
+        "runner's Job alone. Checkpoints stay. Never if unset.",
     )
     rollout_log: RolloutLog | None = Field(
         default=None,

@@ -30,6 +30,7 @@ from espalier.core.manifests.pod import (
     pod_metadata,
     pod_spec,
 )
+from espalier.core.manifests.queue import queue_labels
 from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
@@ -101,6 +102,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     spec = job_spec(
         pod,
         pod_metadata(labels, template),
+        template,
         container="runner",
         retries=_RETRIES if runner.backoff_limit is None else runner.backoff_limit,
         seconds=None,
@@ -109,7 +111,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         "batch/v1",
         "Job",
         runner_name(name),
-        labels=labels,
+        labels=labels | queue_labels(template),
         owner_kind="TrainingRun",
         owner=run.metadata,
         spec=spec,

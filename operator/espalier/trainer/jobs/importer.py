@@ -257,4 +257,5 @@ def _downloaded(
 
 if __name__ == "__main__":
     process.configure_logs()
+    process.end_when_asked()
     raise SystemExit(main())
