@@ -12,6 +12,7 @@ from espalier.api.wire.gradients import (
 )
 from espalier.api.wire.step import OptimStepRequest, OptimStepResult
 from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
+from espalier.client.answers import CheckpointResponse, CommittedStep, RunView
 from espalier.client.call import Call, Progress
 from espalier.client.completion import Completion
 from espalier.client.errors import (
@@ -36,7 +37,7 @@ from espalier.client.errors import (
     UnauthorizedError,
     UntrainableError,
 )
-from espalier.client.gateway import CheckpointResponse, CommittedStep, GatewayClient, RunView
+from espalier.client.gateway import GatewayClient
 from espalier.client.json_http import Patience, Token
 from espalier.client.rollout import Rollout
 from espalier.client.sampling import Sampling

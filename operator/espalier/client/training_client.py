@@ -25,9 +25,9 @@ from espalier.api.wire.step import OptimStepRequest
 from espalier.api.wire.trainer import TrainerState
 from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.client import gateway
+from espalier.client.answers import CommittedStep
 from espalier.client.call import Call
 from espalier.client.custom_loss import CustomLoss, weights_of
-from espalier.client.gateway import CommittedStep
 from espalier.client.kept_rollouts import Given
 from espalier.client.reading import ReadingClient
 from espalier.client.rollout import Rollout

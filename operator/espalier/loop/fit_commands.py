@@ -12,7 +12,7 @@ from espalier.api.wire.gradients import (
 )
 from espalier.api.wire.step import OptimStepRequest
 from espalier.api.wire.trainer import TrainerState
-from espalier.client.gateway import CommittedStep
+from espalier.client.answers import CommittedStep
 from espalier.client.training_client import TrainingClient
 
 

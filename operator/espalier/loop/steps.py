@@ -22,8 +22,8 @@ from espalier.api.wire.gradients import (
 from espalier.api.wire.step import OptimStepRequest
 from espalier.api.wire.trainer import TrainerState
 from espalier.api.wire.trajectory import TrajectoryPayload
+from espalier.client.answers import CommittedStep
 from espalier.client.errors import NoGradientsError
-from espalier.client.gateway import CommittedStep
 from espalier.loop import minibatches
 from espalier.loop.minibatches import Uses
 from espalier.loop.schedule import Part, Place, Schedule

@@ -16,7 +16,7 @@ from espalier.api.wire.gradients import (
 from espalier.api.wire.step import OptimStepRequest
 from espalier.api.wire.trainer import TrainerState
 from espalier.client import GatewayClient
-from espalier.client.gateway import CommittedStep
+from espalier.client.answers import CommittedStep
 from espalier.runner.run_end import UserError
 from espalier.runner.within import within
 
