@@ -23,6 +23,7 @@ from espalier import identity
 from espalier.controllers.peers.peer import PORT
 from espalier.controllers.process import signing_key
 from espalier.kube.apiserver import KubernetesCluster
+from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Body, ObjectKey
 
 MODEL = "arith"
@@ -125,7 +126,9 @@ class Team:
                 if (status := self._next(pod)) is not None:
                     metadata = {"name": pod["metadata"]["name"], "namespace": self.namespace}
                     body = {"metadata": metadata, "status": status}
-                    await self.cluster.apply_status("Pod", body)
+                    # It may be gone by now.
+                    with suppress(ClusterError):
+                        await self.cluster.apply_status("Pod", body)
             await asyncio.sleep(0.2)
 
     def _next(self, pod: Body) -> Body | None:
