@@ -124,7 +124,7 @@ class Team:
         while True:
             for pod in await self.cluster.list("Pod", self.namespace):
                 if (status := self._next(pod)) is not None:
-                    metadata = {"name": pod["metadata"]["name"], "namespace": self.namespace}
+                    metadata = {n: pod["metadata"][n] for n in ("name", "namespace", "uid")}
                     body = {"metadata": metadata, "status": status}
                     # It may be gone by now.
                     with suppress(ClusterError):
