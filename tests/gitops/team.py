@@ -22,6 +22,7 @@ from tests.simulation.servers import Servers
 from espalier import identity
 from espalier.controllers.peers.peer import PORT
 from espalier.controllers.process import signing_key
+from espalier.core.manifests.labels import MANAGED
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Body, ObjectKey
@@ -122,7 +123,7 @@ class Team:
         # The chart makes it in each namespace that the operator serves.
         await self.kubectl("create", "serviceaccount", "espalier-runner")
         while True:
-            for pod in await self.cluster.list("Pod", self.namespace):
+            for pod in await self.cluster.list("Pod", self.namespace, MANAGED):
                 if (status := self._next(pod)) is not None:
                     metadata = {n: pod["metadata"][n] for n in ("name", "namespace", "uid")}
                     body = {"metadata": metadata, "status": status}

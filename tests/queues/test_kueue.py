@@ -13,6 +13,7 @@ from dev.kueue import queue
 from tests.gitops.repository import EXAMPLE
 from tests.gitops.team import MODEL, RUN, Team, has
 
+from espalier.core.manifests.labels import MANAGED
 from espalier.kube.objects import Body
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(600)]
@@ -170,7 +171,7 @@ async def test_another_queue_or_none_replaces_what_kueue_lets_nobody_change(team
     )
 
     async def moved(queue_name: str) -> bool:
-        pods = await team.cluster.list("Pod", team.namespace)
+        pods = await team.cluster.list("Pod", team.namespace, MANAGED)
         roles = {
             pod["metadata"]["labels"]["espalier.dev/role"]: pod["metadata"]["labels"].get(
                 "kueue.x-k8s.io/queue-name", ""
