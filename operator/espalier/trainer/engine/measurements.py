@@ -14,7 +14,7 @@ from espalier.api.metric_names import (
 )
 from espalier.api.wire import BackwardRequest, OptimStepRequest, TrajectoryPayload, Wire
 from espalier.core.names import parse_checkpoint_name
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.problems import invalid
 
 Figures = dict[str, dict[str, float]]

@@ -25,6 +25,7 @@ from espalier.api.wire import (
     LossList,
     OptimStepRequest,
     Problem,
+    TrajectoriesRequest,
     Usage,
     Wire,
 )
@@ -268,7 +269,7 @@ class Service:
             content = await self._body(request)
             parsed: Wire = await asyncio.to_thread(parse, body, content or b"{}")
             measurements.check(parsed, engine.state.model)
-            if isinstance(parsed, ForwardRequest):
+            if isinstance(parsed, TrajectoriesRequest):
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = client_of(request)
             sent = Sent(kind, parsed, _term(request), declared_of(request))
