@@ -26,6 +26,7 @@ from espalier.client.errors import TOO_LONG
 from espalier.process import JsonFormatter
 from espalier.rewards import Rewards
 from espalier.runner import heldout
+from espalier.runner.custom_loss.declared_loss import open_loss
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop
 from espalier.runner.open_rewards import open_rewards
@@ -71,6 +72,7 @@ class Bench:
                 ("default", "run"),
                 open_tasks=self._open,
                 open_rewards=self._open_rewards,
+                open_loss=lambda ref: open_loss(ref, surroundings(modules=self.modules).module),
                 journal=journal,
                 waiting=Waiting(journal, poll_seconds=0.001),
                 open_held_out=lambda run, wanted: heldout.of_evaluation(run, wanted, self.folder),

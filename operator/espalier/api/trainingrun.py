@@ -67,6 +67,8 @@ _OF_RUNNER = {
     "tracking": "a client's script reports by its own trackers, such as those of a Fit",
 }
 
+_NOT_CUSTOM = "!has(self.loss) || self.loss.name != 'Custom'"
+
 _STEPS_OF_BATCH = "(has(self.batch) ? self.batch.minibatches * self.batch.epochs : 1)"
 
 
@@ -254,9 +256,8 @@ class TrainingRunSpec(Type):
     )
     limits: Limits = Field(
         default_factory=Limits,
-        description="limits of driver Runner say how long the prompts of taskset may be; longer "
-        "ones than the model's context are dropped if unset. Of evaluation the context is the "
-        "only limit.",
+        description="limits of driver Runner say how long the prompts of taskset and of evaluation "
+        "may be; longer ones than the model's context are dropped if unset.",
         json_schema_extra=without_default,
     )
     rollout_errors: RolloutErrors | None = Field(
@@ -337,6 +338,20 @@ class TrainingRunSpec(Type):
         if self.loss is None or self.learning_rate is None:
             raise ValueError("a run with driver Runner has loss and learningRate")
         return self.loss, self.learning_rate
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The user's modules that the runner calls, as ``<ConfigMap>/<key>``: each once, in order.
+
+        They are of python rewards and of a Custom loss.
+        """
+        found = {
+            f"{ref.name}/{ref.key}"
+            for ref in (one.python.config_map_ref for one in self.rewards or () if one.python)
+        }
+        if self.loss is not None and (custom := self.loss.custom_ref) is not None:
+            found.add(f"{custom.name}/{custom.key}")
+        return tuple(sorted(found))
 
     model_config = ConfigDict(
         json_schema_extra=_rules(
@@ -543,6 +558,32 @@ class TrainingRunSpec(Type):
                 "with loss.ratioAnchor Sampler the loss applies the whole weight, and a Truncate "
                 "would do so twice: choose a Mask, or set loss.ratioAnchor: Trainer",
                 ".offPolicyCorrection.mode",
+            ),
+            (
+                f"{_NOT_CUSTOM} || self.driver == 'Runner'",
+                "loss Custom belongs to driver Runner: remove loss, and let the client's script "
+                "call forward_backward_custom",
+                ".loss",
+            ),
+            (
+                f"{_NOT_CUSTOM} || !has(self.offPolicyCorrection)"
+                " || self.offPolicyCorrection.mode == 'None'",
+                "the function of loss Custom gets the sampler's log-probs and corrects by them "
+                "itself: remove offPolicyCorrection",
+                ".offPolicyCorrection",
+            ),
+            (
+                f"{_NOT_CUSTOM} || !has(self.kl) || (double(self.kl.coefficient) == 0.0"
+                " && double(self.kl.discount) == 0.0 && !has(self.kl.estimator))",
+                "the function of loss Custom gets reference_logprobs and weighs them itself: leave "
+                "reference alone in kl",
+                ".kl",
+            ),
+            (
+                f"{_NOT_CUSTOM} || !has(self.schedule) || self.schedule.mode != 'Streaming'",
+                "loss Custom is of a whole step, and schedule.mode Streaming adds gradients before "
+                "all of it is there: choose another mode",
+                ".schedule",
             ),
             (
                 "!has(self.loss) || self.loss.name != 'cross_entropy'"
