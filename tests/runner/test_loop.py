@@ -868,6 +868,31 @@ async def test_pass_at_k_is_of_sampled_answers(bench: Bench) -> None:
     assert metrics["pass@2"] == pytest.approx(5 / 6)
 
 
+@pytest.mark.parametrize(
+    "limits", [{"maxPromptTokens": 10}, {"maxPromptTokens": 10, "promptPolicy": "Fail"}, {}]
+)
+async def test_a_held_out_prompt_beyond_the_limits_is_left_out_or_ends_the_run_by_name(
+    bench: Bench, tmp_path: Path, limits: dict[str, Any]
+) -> None:
+    rows = [json.dumps({"prompt": f"{n}=", "answer": str(n)}) for n in range(8)]
+    rows[6] = json.dumps({"id": "long", "prompt": "6=" + "?" * 20, "answer": "6"})
+    (tmp_path / "tasks.jsonl").write_text("\n".join(rows))
+    _half_held_out(bench.gateway, at=["Start"])
+    bench.gateway.spec["limits"] = limits
+    if not limits:
+        # The context is a limit as well.
+        bench.gateway.context = 10
+    if "promptPolicy" in limits:
+        with pytest.raises(UserError, match="the prompt of task long is too long") as raised:
+            await bench.drive()
+        assert raised.value.problem.reason == "PromptTooLong"
+        return
+    await bench.drive()
+    (event,) = bench.events("evaluated")
+    assert (event["tasks"], event["prompts_too_long"]) == (3, 1)
+    assert bench.gateway.evaluations["run", "held-out"]["tasks"] == 3
+
+
 async def test_training_goes_on_while_an_evaluation_is_slow(bench: Bench) -> None:
     _half_held_out(bench.gateway, everySteps=1)
     committed = asyncio.Event()

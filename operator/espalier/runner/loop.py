@@ -40,7 +40,7 @@ from espalier.runner import error_budget, heldout, prometheus, refusals, step_se
 from espalier.runner.custom_loss.declared_loss import DeclaredLoss, open_loss
 from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
 from espalier.runner.declared_taskset import declared_taskset
-from espalier.runner.evaluation import Evaluations
+from espalier.runner.due_evaluations import Evaluations
 from espalier.runner.group_sampling import Outcome
 from espalier.runner.held_out_sets import OpenHeldOut
 from espalier.runner.journal import Journal
