@@ -13,7 +13,8 @@ from tests.runner.test_loop import Bench, bench
 from tests.runner.test_with_trainer import Passage, checkpoints, drive, metrics_of, passage_at
 
 from espalier.api.run.loss import CustomRef
-from espalier.api.wire import ForwardResult, TrajectoryPayload
+from espalier.api.wire.gradients import ForwardResult
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.client import GatewayClient, RefusedError
 from espalier.loop.custom_loss import CustomGradients, LossDatum
 from espalier.rewards.failure import Failure

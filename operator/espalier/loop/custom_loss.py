@@ -12,13 +12,8 @@ from math import exp
 from statistics import fmean
 
 from espalier.api.run.advantage import Estimator, Scale
-from espalier.api.wire import (
-    BackwardRequest,
-    DatumTensors,
-    ForwardRequest,
-    ForwardResult,
-    TrajectoryPayload,
-)
+from espalier.api.wire.gradients import BackwardRequest, DatumTensors, ForwardRequest, ForwardResult
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.core.advantages import advantages
 
 REFERENCE_KL = "policy/reference_kl"

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Generic, Protocol, TypeVar
 
-from espalier.api.wire import (
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import (
     BackwardRequest,
-    BatchLeft,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    OptimStepRequest,
-    TrainerState,
-    TrajectoryPayload,
 )
-from espalier.client.gateway import CommittedStep
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.api.wire.trajectory import TrajectoryPayload
+from espalier.client.answers import CommittedStep
 from espalier.loop.custom_loss import CustomGradients
 from espalier.loop.minibatches import Uses
 from espalier.loop.schedule import Place

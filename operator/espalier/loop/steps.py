@@ -10,15 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from espalier.api.wire import (
-    BatchLeft,
-    ForwardBackwardRequest,
-    ForwardRequest,
-    OptimStepRequest,
-    TrainerState,
-)
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import ForwardBackwardRequest, ForwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.client.answers import CommittedStep
 from espalier.client.errors import NoGradientsError
-from espalier.client.gateway import CommittedStep
 from espalier.loop import minibatches
 from espalier.loop.custom_loss import CustomGradients
 from espalier.loop.recipe import Attempt, Recipe, Trainer

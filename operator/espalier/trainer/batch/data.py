@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from espalier.api.wire import (
-    TrajectoriesRequest,
-    TrajectoryPayload,
-)
+from espalier.api.wire.gradients import TrajectoriesRequest
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.trainer.batch.estimates import estimates
 from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.sample_checks import (

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from espalier.api.wire import (
-    ForwardBackwardRequest,
-    TrajectoriesRequest,
-    TrajectoryPayload,
-    TrajectorySample,
-)
+from espalier.api.wire.gradients import ForwardBackwardRequest, TrajectoriesRequest
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.batch.limits import Limits
 from espalier.trainer.problems import CommandError, invalid
 
