@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import secrets
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -21,8 +20,8 @@ from espalier.environment import SettingsError
 from espalier.process import leave_problem
 from espalier.sampler import flags, settings, tool_parsers, verified_store
 from espalier.sampler.cpu import quick_start
+from espalier.termination import EXIT_TERMINATED
 
-EXIT_TERMINATED = 128 + signal.SIGTERM
 CGROUP = Path("/sys/fs/cgroup")
 
 

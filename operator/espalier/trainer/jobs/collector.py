@@ -13,6 +13,7 @@ from pathlib import Path
 
 from espalier.core.volume import is_digest
 from espalier.process import configure_logs, leave_message
+from espalier.termination import end_on_sigterm
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 from espalier.trainer.volume.log_admin import forget, resumes_from
 
@@ -75,5 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     configure_logs()
     raise SystemExit(main())

@@ -21,6 +21,7 @@ from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.api.source import Resolved
 from espalier.api.trainablemodel import Adapter
 from espalier.api.wire import Problem
+from espalier.termination import end_on_sigterm
 from espalier.trainer.jobs.import_progress import Progress, served
 from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.base_files import (
@@ -256,5 +257,6 @@ def _downloaded(
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     process.configure_logs()
     raise SystemExit(main())
