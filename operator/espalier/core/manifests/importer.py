@@ -80,7 +80,14 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
         tmp_size=settings.tmp_size,
     )
     metadata = pod_metadata(labels, template)
-    spec = job_spec(pod, metadata, container="importer", retries=_RETRIES, seconds=_LIMIT_SECONDS)
+    spec = job_spec(
+        pod,
+        metadata,
+        container="importer",
+        retries=_RETRIES,
+        seconds=_LIMIT_SECONDS,
+        copies=[copy.name for copy in copies],
+    )
     return child(
         "batch/v1",
         "Job",

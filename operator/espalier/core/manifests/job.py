@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from espalier.api.exit_codes import USER_MISTAKE
+from collections.abc import Sequence
+
+from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.core.manifests.intent import Manifest
 
 
 def job_spec(
-    pod: Manifest, metadata: Manifest, *, container: str, retries: int, seconds: int | None
+    pod: Manifest,
+    metadata: Manifest,
+    *,
+    container: str,
+    retries: int,
+    seconds: int | None,
+    copies: Sequence[str] = (),
 ) -> Manifest:
     """The spec of a Job of one pod, with the pod's metadata.
 
-    ``seconds`` bounds its whole time, None leaves it unbounded.
+    ``seconds`` bounds its whole time, None leaves it unbounded. ``copies`` are init containers that
+    copy files of a user's image: what ``cp`` does not find there, it finds at no later try.
     """
-    ends = {"containerName": container, "operator": "In", "values": [USER_MISTAKE]}
+    ends = [_ends(container, USER_MISTAKE), *(_ends(copy, FAULT) for copy in copies)]
     evicted = {"type": "DisruptionTarget", "status": "True"}
     spec: Manifest = {
         "backoffLimit": retries,
         "podFailurePolicy": {
-            "rules": [
-                {"action": "FailJob", "onExitCodes": ends},
-                {"action": "Ignore", "onPodConditions": [evicted]},
-            ]
+            "rules": [*ends, {"action": "Ignore", "onPodConditions": [evicted]}],
         },
         "template": {
             "metadata": metadata,
@@ -31,3 +37,9 @@ def job_spec(
     if seconds is not None:
         spec["activeDeadlineSeconds"] = seconds
     return spec
+
+
+def _ends(container: str, code: int) -> Manifest:
+    """The rule that a container's exit code ends the Job."""
+    codes = {"containerName": container, "operator": "In", "values": [code]}
+    return {"action": "FailJob", "onExitCodes": codes}
