@@ -1,6 +1,6 @@
 """SIGTERM while a process starts: as process 1 of a container, Python ignores it without a handler.
 
-Imported before anything slow, so it imports nothing of ours.
+Imported before anything slow, so it imports next to nothing.
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ import os
 import signal
 from typing import NoReturn
 
-EXIT_TERMINATED = 128 + signal.SIGTERM
+from espalier.api.exit_codes import TERMINATED
 
 
 def end_on_sigterm() -> None:
-    """Lets SIGTERM end this process at once, until it has a handler of its own.
-
-    For a process that has nothing to finish yet, or whose work stays whole whenever it dies.
-    """
+    """Lets SIGTERM end this process at once, until it has a handler of its own."""
     signal.signal(signal.SIGTERM, _end)
 
 
 def _end(*_: object) -> NoReturn:
-    os._exit(EXIT_TERMINATED)
+    os._exit(TERMINATED)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from espalier.api.wire import Problem
+from espalier.api.exit_codes import TERMINATED
+from espalier.api.wire.problem import Problem
 from espalier.process import leave_problem
-from espalier.termination import EXIT_TERMINATED
 
 # The first process of its own namespace, as that of a container is.
 FIRST = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
@@ -42,10 +42,10 @@ def test_the_first_process_of_a_container_ends_at_once_while_it_still_imports(pr
     tells = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
     with subprocess.Popen(command, env=tells, stderr=subprocess.PIPE, text=True) as outer:
         assert outer.stderr is not None
-        # One of the many modules that come after.
-        while "espalier.api.exit_codes" not in outer.stderr.readline():
+        # The first of the many modules that come after.
+        while "pydantic" not in outer.stderr.readline():
             assert outer.poll() is None
         (inner,) = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
         os.kill(int(inner), signal.SIGTERM)
         outer.stderr.read()
-    assert outer.returncode == EXIT_TERMINATED
+    assert outer.returncode == TERMINATED

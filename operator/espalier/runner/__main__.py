@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from espalier.termination import EXIT_TERMINATED, end_on_sigterm
+from espalier.termination import end_on_sigterm
 
 HASH_SEED = "PYTHONHASHSEED"
 
@@ -25,8 +25,8 @@ import signal
 
 from prometheus_client import start_http_server
 
-from espalier.api.exit_codes import TRY_AGAIN, USER_MISTAKE
-from espalier.api.wire import Problem
+from espalier.api.exit_codes import TERMINATED, TRY_AGAIN, USER_MISTAKE
+from espalier.api.wire.problem import Problem
 from espalier.client import GatewayClient, GatewayError, Patience
 from espalier.process import configure_logs, leave_problem
 from espalier.runner.journal import Journal
@@ -105,7 +105,7 @@ def main() -> int:
         return _end(journal, problem, TRY_AGAIN)
     except asyncio.CancelledError:
         journal.event("terminated")
-        return EXIT_TERMINATED
+        return TERMINATED
     return 0
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.api.platform import JobReport, TraceEnter, TraceExit, TraceRecord
-from espalier.api.wire import ForwardRequest, TrajectoryPayload, TrajectorySample
+from espalier.api.wire.gradients import ForwardRequest
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.problems import CommandError, invalid
 
 logger = logging.getLogger(__name__)
