@@ -650,6 +650,20 @@ def test_jobs_end_at_once_when_only_the_user_can_help() -> None:
         assert first["onExitCodes"]["containerName"] == container["name"]
 
 
+def test_an_image_without_the_models_files_ends_the_import_at_once() -> None:
+    source = {"base": IMAGE_BASE, "adapter": {"image": "registry.example/adapter:1"}}
+    job = importer_job(model_of(source=source), SETTINGS)
+    copies = [container["name"] for container in pod_of(job)["initContainers"]]
+    assert copies == ["copy", "copy-adapter"]
+    ends = {
+        rule["onExitCodes"]["containerName"]: rule["onExitCodes"]["values"]
+        for rule in job["spec"]["podFailurePolicy"]["rules"]
+        if rule["action"] == "FailJob"
+    }
+    # What cp ends with when it does not find them.
+    assert ends == {"importer": [64], "copy": [1], "copy-adapter": [1]}
+
+
 def test_an_intent_is_current_until_it_or_the_replicas_change() -> None:
     intent = trainer_statefulset(model_of(), SETTINGS, base=BASE, replicas=1)
     scaled = trainer_statefulset(model_of(), SETTINGS, base=BASE, replicas=0)
