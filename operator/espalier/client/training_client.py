@@ -208,16 +208,19 @@ class TrainingClient(ReadingClient):
         group_size: int | None = None,
         reward_scale: float = 1.0,
         temperature: float | None = None,
+        reference: str | None = None,
     ) -> Call[ForwardResult]:
         """Log-probs of the trajectories' tokens, for a loss that the caller computes.
 
-        ``temperature`` as for ``forward_backward``.
+        ``temperature`` as for ``forward_backward``. ``reference`` is ``base`` or the name of a
+        Checkpoint, whose log-probs come along as ``reference_logprobs``; LoRA only.
         """
         request = ForwardRequest(
             inputs=_inputs(trajectories),
             group_size=group_size,
             reward_scale=reward_scale,
             temperature=temperature,
+            reference=reference,
         )
         return self._command("forward", request, answers.FORWARD)
 
@@ -244,18 +247,20 @@ class TrainingClient(ReadingClient):
         group_size: int | None = None,
         reward_scale: float = 1.0,
         temperature: float | None = None,
+        reference: str | None = None,
     ) -> Call[ForwardBackwardResult]:
         """Adds the gradients of any loss of the log-probs; needs torch.
 
         ``loss_fn(data, logprobs) -> (loss, metrics)`` gets the datums and one tensor of log-probs
-        for each, (T,), and runs on a thread of its own. ``temperature`` as for
-        ``forward_backward``.
+        for each, (T,), and runs on a thread of its own. ``temperature`` and ``reference`` as for
+        ``forward``.
         """
         seen = self.forward(
             trajectories,
             group_size=group_size,
             reward_scale=reward_scale,
             temperature=temperature,
+            reference=reference,
         )
 
         async def learn() -> ForwardBackwardResult:

@@ -137,7 +137,7 @@ def _kept(view: RunView, stage: _Stage, owner: str) -> tuple[_Stage, RunnerActio
 
 
 def _tasks_ready(view: RunView) -> list[Finding]:
-    """Whether tasks and rewards are in ConfigMaps: a run without leaves its turn to others."""
+    """Whether what the runner mounts of ConfigMaps is there: a run without leaves its turn."""
     wanted = map_keys(view.run.spec)
     if not wanted:
         return []
