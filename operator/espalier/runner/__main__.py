@@ -29,17 +29,18 @@ from espalier.api.exit_codes import TERMINATED, TRY_AGAIN, USER_MISTAKE
 from espalier.api.wire.problem import Problem
 from espalier.client import GatewayClient, GatewayError, Patience
 from espalier.process import configure_logs, leave_problem
+from espalier.runner.custom_loss.declared_loss import open_loss
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.open_rewards import (
     Surroundings,
-    mounted_modules,
     open_rewards,
     services_of,
 )
 from espalier.runner.open_taskset import open_taskset
 from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.settings import RunnerSettings, read_settings
+from espalier.runner.user_modules import mounted_modules
 from espalier.runner.waiting import Waiting
 
 
@@ -51,7 +52,7 @@ def surroundings(settings: RunnerSettings) -> Surroundings:
         return GatewayClient(settings.gateway_url, slug, settings.token_file, patience=patience)
 
     return Surroundings(
-        mounted_modules(settings.rewards_directory), services_of(settings.namespace), judge
+        mounted_modules(settings.modules_directory), services_of(settings.namespace), judge
     )
 
 
@@ -59,12 +60,13 @@ async def drive(settings: RunnerSettings, journal: Journal) -> None:
     """Runs the loop to its end."""
     slug = f"{settings.namespace}/{settings.model}"
     async with GatewayClient(settings.gateway_url, slug, settings.token_file) as client:
-        run = (settings.namespace, settings.run)
+        run, around = (settings.namespace, settings.run), surroundings(settings)
         loop = Loop(
             client,
             run,
             open_tasks=open_taskset,
-            open_rewards=lambda spec, tasks: open_rewards(spec, tasks, surroundings(settings)),
+            open_rewards=lambda spec, tasks: open_rewards(spec, tasks, around),
+            open_loss=lambda ref: open_loss(ref, around.module),
             journal=journal,
             waiting=Waiting(journal),
             mounted=settings.mounted,
