@@ -568,7 +568,7 @@ def _one_answer_hangs(prompt: str, index: int) -> str:
 
 def _scored(bench: Bench, policy: str, **changes: object) -> None:
     bench.worker = EXECUTING
-    taskset = {**bench.gateway.spec["taskset"], "onError": policy, "scoreTimeoutSeconds": 5}
+    taskset = {**bench.gateway.spec["taskset"], "onError": policy, "scoreTimeoutSeconds": 2}
     bench.gateway.spec |= {"taskset": taskset, "steps": 1, "groupsPerStep": 8, **changes}
     bench.gateway.answer = _one_answer_hangs
 

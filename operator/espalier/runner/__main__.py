@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+from espalier.termination import end_on_sigterm
+
+HASH_SEED = "PYTHONHASHSEED"
+
+if __name__ == "__main__":
+    end_on_sigterm()
+    if os.environ.get(HASH_SEED) != "0":
+        # Some tasks follow the order of sets; the seed is read when Python starts.
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "espalier.runner"],
+            {**os.environ, HASH_SEED: "0"},
+        )
+
 import asyncio
 import logging
-import os
 import signal
-import sys
 
 from prometheus_client import start_http_server
 
@@ -27,8 +42,6 @@ from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.settings import RunnerSettings, read_settings
 from espalier.runner.user_modules import mounted_modules
 from espalier.runner.waiting import Waiting
-
-HASH_SEED = "PYTHONHASHSEED"
 
 
 def surroundings(settings: RunnerSettings) -> Surroundings:
@@ -63,7 +76,6 @@ async def drive(settings: RunnerSettings, journal: Journal) -> None:
 
 
 async def _until_terminated(settings: RunnerSettings, journal: Journal) -> None:
-    # As process 1 of a container, Python would ignore SIGTERM without a handler.
     task = asyncio.ensure_future(drive(settings, journal))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     await task
@@ -106,13 +118,6 @@ def _end(journal: Journal, problem: Problem, code: int) -> int:
 
 
 if __name__ == "__main__":
-    if os.environ.get(HASH_SEED) != "0":
-        # Some tasks follow the order of sets; the seed is read when Python starts.
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "espalier.runner"],
-            {**os.environ, HASH_SEED: "0"},
-        )
     code = main()
     logging.shutdown()
     sys.stdout.flush()
