@@ -50,7 +50,9 @@ class Passage:
         self.samples: list[str] = []
         # What the model says to a prompt, in place of a digit.
         self.says: Callable[[str, int], str] | None = None
+        # The command that is refused once, after as many of it went through.
         self.refuse_next = ""
+        self.refuse_after = 0
         # What the run binds its client to.
         self.declared: Declared | None = None
         self._trainer = trainer
@@ -95,8 +97,10 @@ class Passage:
             bound = self.declared
             return web.json_response({} if bound is None else bound.model_dump(exclude_none=True))
         if command == self.refuse_next:
-            self.refuse_next = ""
-            return web.json_response({}, status=409)
+            self.refuse_after -= 1
+            if self.refuse_after < 0:
+                self.refuse_next, self.refuse_after = "", 0
+                return web.json_response({}, status=409)
         headers = {h: request.headers[h] for h in (IDEMPOTENCY_KEY, TERM) if h in request.headers}
         if self.declared is not None:
             headers[DECLARED] = self.declared.model_dump_json(exclude_none=True)

@@ -237,7 +237,8 @@ class Loop:
         groups = sampled(attempt.groups)
         error_budget.check(spec.rollout_errors, groups, state.cursor, state.run_step + 1)
         if attempt.rounds >= self._limits.rounds:
-            raise refusals.without_signal(attempt, spec.group_filter, spec.batch.minibatches)
+            minibatches = min(spec.batch.minibatches, spec.steps - state.run_step)
+            raise refusals.without_signal(attempt, spec.group_filter, minibatches)
         seen = figures(attempt, spec.taskset)
         prometheus.BARREN_ROUNDS.inc()
         self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
