@@ -7,6 +7,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 dev/preflight.sh test
 dev/setup.sh gitops monitoring
+# Minutes to build, for exhaustive tests alone.
+[[ "$*" == *"not exhaustive"* ]] || dev/tools.sh kueue
 make --no-print-directory lint
 mkdir -p out
 status=0

@@ -38,7 +38,7 @@ REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 PODS = {REQUIRED: [TERM], PREFERRED: [{"weight": 1, "podAffinityTerm": TERM}]}
 TEMPLATE: dict[str, Any] = {
-    "labels": {"kueue.x-k8s.io/queue-name": "gpus"},
+    "labels": {"team": "blue"},
     "annotations": {"sidecar.istio.io/inject": "false"},
     "resources": {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": {"nvidia.com/gpu": "1"}},
     "env": [
@@ -50,6 +50,7 @@ TEMPLATE: dict[str, Any] = {
     "nodeSelector": {"gpu": "h100"},
     "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
     "priorityClassName": "system-node-critical",
+    "queueName": "gpus",
     "affinity": {
         "nodeAffinity": {
             REQUIRED: {"nodeSelectorTerms": [NODES]},

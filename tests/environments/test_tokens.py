@@ -20,7 +20,7 @@ from tests.sampler import qwen3
 from tests.sampler.tiny import CHAT_TEMPLATE
 
 from espalier.api.run.taskset import Taskset
-from espalier.api.wire import ForwardBackwardRequest
+from espalier.api.wire.gradients import ForwardBackwardRequest
 from espalier.client.completion import Completion
 from espalier.environments.environment import play
 from espalier.environments.open_environment import open_environment

@@ -122,7 +122,8 @@ class Team:
         await self.kubectl("create", "serviceaccount", "espalier-runner")
         while True:
             for pod in await self.cluster.list("Pod", self.namespace):
-                if not pod.get("status", {}).get("podIP"):
+                held = pod["spec"].get("schedulingGates")
+                if not held and not pod.get("status", {}).get("podIP"):
                     await self.cluster.apply_status("Pod", self._running(pod))
             await asyncio.sleep(0.2)
 

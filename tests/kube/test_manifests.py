@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from espalier.core.manifests.collector import collector_job
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.installation import COPY_SIZE, ChildSettings, HubSettings
 from espalier.core.manifests.intent import is_current
+from espalier.core.manifests.queue import after_refusal
 from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
@@ -181,6 +183,69 @@ def test_a_runner_is_tried_as_often_as_its_run_says_and_evictions_do_not_count(
     evicted = {"type": "DisruptionTarget", "status": "True"}
     ignored = {"action": "Ignore", "onPodConditions": [evicted]}
     assert ignored in job["spec"]["podFailurePolicy"]["rules"]
+
+
+def test_what_is_told_to_end_is_no_failure_of_a_job() -> None:
+    # A queue that preempts a Job suspends it, and Kubernetes marks no pod of it as disrupted.
+    for job in (runner_job(run_of(), model_of(), SETTINGS), importer_job(model_of(), SETTINGS)):
+        name = pod_of(job)["containers"][0]["name"]
+        ends = {"containerName": name, "operator": "In", "values": [128 + signal.SIGTERM]}
+        assert {"action": "Ignore", "onExitCodes": ends} in job["spec"]["podFailurePolicy"]["rules"]
+
+
+QUEUE = "kueue.x-k8s.io/queue-name"
+
+
+def test_what_has_a_queue_name_waits_in_that_queue_even_where_nobody_manages_it() -> None:
+    queued = {"template": {"queueName": "research"}}
+    model = model_of(trainer=queued, rollout=queued, jobs=queued)
+    for child in children_of(model, run_of(runner=queued)):
+        if child["kind"] == "Service":
+            continue
+        assert child["metadata"]["labels"][QUEUE] == "research"
+        if child["kind"] == "Job":
+            assert child["spec"]["suspend"] is True
+            continue
+        assert pod_of(child)["schedulingGates"] == [{"name": "kueue.x-k8s.io/admission"}]
+        assert child["spec"]["template"]["metadata"]["labels"][QUEUE] == "research"
+        # Another queue must not make other pods of it.
+        assert QUEUE not in child["spec"]["selector"]["matchLabels"]
+
+
+def test_without_a_queue_name_nothing_waits() -> None:
+    for child in workloads():
+        assert QUEUE not in child["metadata"]["labels"]
+        assert "suspend" not in child["spec"]
+        assert "schedulingGates" not in pod_of(child)
+
+
+def test_the_time_in_a_queue_does_not_count_to_a_deployments_deadline() -> None:
+    queued = {"template": {"queueName": "research"}}
+    body = rollout_deployment(model_of(rollout=queued), SETTINGS, base=BASE)
+    # By which Kubernetes means none.
+    assert body["spec"]["progressDeadlineSeconds"] == 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        (
+            'admission webhook "vdeployment.kb.io" denied the request: metadata.labels[kueue.x-k8s'
+            '.io/queue-name]: Invalid value: "b": field is immutable',
+            "Replace",
+        ),
+        (
+            'admission webhook "vstatefulset.kb.io" denied the request: spec.replicas: Forbidden: '
+            "workload from previous scale-down is still being deleted",
+            "Wait",
+        ),
+        ('admission webhook "vdeployment.kb.io" denied the request: bad name', "Raise"),
+        ('admission webhook "policy.example.com" denied the request: is immutable', "Raise"),
+        ("spec.selector: Invalid value: field is immutable", "Raise"),
+    ],
+)
+def test_what_kueue_lets_nobody_change_is_made_anew(message: str, remedy: str) -> None:
+    assert after_refusal(message) == remedy
 
 
 def test_an_edit_of_how_often_it_is_tried_replaces_the_job_of_a_runner() -> None:

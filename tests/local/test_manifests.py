@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.kube.children import SETTINGS, model_of, run_of
 
 from espalier.core.manifests.runner import runner_job
@@ -69,6 +70,19 @@ def test_a_file_that_only_the_kustomization_names_is_followed_too(tmp_path: Path
     before = fingerprint(tmp_path)
     (tmp_path / "heads" / "head.yml").write_text(HEAD.replace("Track", "Pin"))
     assert fingerprint(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("file", "part"), [("model.yaml", "rollout"), ("model.yaml", "jobs"), ("run.yaml", "runner")]
+)
+def test_a_queue_which_one_machine_has_not_is_refused_by_its_field(
+    tmp_path: Path, file: str, part: str
+) -> None:
+    body = yaml.safe_load((EXAMPLES / "gitops/model" / file).read_text())
+    body["spec"][part] = {"template": {"queueName": "research"}}
+    (tmp_path / file).write_text(yaml.safe_dump(body))
+    with pytest.raises(ManifestError, match=rf"spec\.{part}\.template\.queueName: there is no"):
+        read(tmp_path, {})
 
 
 @pytest.mark.parametrize(

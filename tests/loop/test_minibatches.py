@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import pytest
 from pydantic import ValidationError
 
-from espalier.api.wire import BatchLeft, DatumTensors, TrajectoryPayload, TrajectorySample
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import DatumTensors
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.loop.minibatches import Uses, after, anchored, cut, metrics, part, seen_again
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.process import leave_problem
 
 

@@ -20,7 +20,8 @@ from tests.runner.standin import UID, spec
 from tests.trainer import tiny
 
 from espalier import identity
-from espalier.api.wire import DECLARED, IDEMPOTENCY_KEY, TERM, Declared
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.headers import DECLARED, IDEMPOTENCY_KEY, TERM
 from espalier.client import GatewayClient, Patience, RefusedError
 from espalier.core.checkpoints.commits import run_identity
 from espalier.runner.journal import Journal

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from espalier.api.wire import ForwardBackwardRequest
+from espalier.api.wire.gradients import ForwardBackwardRequest
 from espalier.trainer.batch.data import Limits, datums
 from espalier.trainer.problems import CommandError
 

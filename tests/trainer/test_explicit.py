@@ -13,7 +13,7 @@ from tests.trainer import tinker, tiny
 from tests.trainer.test_losses import GOLDEN
 from torch import Tensor
 
-from espalier.api.wire import TrajectoryPayload, TrajectorySample
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.tinker.datums import read_batch
 from espalier.trainer.batch import explicit
 from espalier.trainer.batch.data import datums

@@ -13,7 +13,7 @@ from tests.trainer import tiny
 from torch import Tensor
 from transformers.models.llama import modeling_llama
 
-from espalier.api.wire import ForwardRequest
+from espalier.api.wire.gradients import ForwardRequest
 from espalier.trainer.batch.data import Datum, Limits, datums
 from espalier.trainer.batch.losses import DEFAULTS, loss_spec
 from espalier.trainer.batch.step_metrics import total

@@ -15,7 +15,7 @@ from tests.trainer.test_gradients import difference, perturb, taken
 from tests.trainer.tiny import Volume
 
 from espalier.api.objective import Kl
-from espalier.api.wire import ForwardBackwardRequest
+from espalier.api.wire.gradients import ForwardBackwardRequest
 from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.kl import of_tokens, with_reference
 from espalier.trainer.batch.objective import call_spec

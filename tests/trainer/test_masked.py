@@ -10,7 +10,12 @@ import torch
 from tests.trainer import tiny
 from torch import Tensor
 
-from espalier.api.wire import BackwardRequest, ForwardBackwardRequest, ForwardRequest, ForwardResult
+from espalier.api.wire.gradients import (
+    BackwardRequest,
+    ForwardBackwardRequest,
+    ForwardRequest,
+    ForwardResult,
+)
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.problems import CommandError

@@ -15,7 +15,7 @@ from tests.trainer.test_gradients import naive_loss
 from tests.trainer.tiny import Volume
 from torch import Tensor
 
-from espalier.api.wire import (
+from espalier.api.wire.gradients import (
     BackwardRequest,
     ForwardBackwardRequest,
     ForwardRequest,

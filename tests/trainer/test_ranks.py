@@ -23,8 +23,8 @@ from tests.tinker.messages import forward_backward
 from tests.trainer import tinker, tiny
 from tests.trainer.tiny import Volume
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import OptimStepRequest
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.step import OptimStepRequest
 from espalier.tinker import messages_pb2 as pb
 from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.losses import loss_spec

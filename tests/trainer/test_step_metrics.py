@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.trainer import tiny
 
-from espalier.api.wire import ForwardRequest
+from espalier.api.wire.gradients import ForwardRequest
 from espalier.trainer.batch.data import datums
 from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.batch.packing import pack

@@ -15,7 +15,7 @@ from tests.trainer import tinker, tiny
 from tests.trainer.test_service import AUDIENCE, KEYS, Client, bearer, ended, make_engine
 from tests.trainer.tiny import Volume
 
-from espalier.api.wire import IDEMPOTENCY_KEY
+from espalier.api.wire.headers import IDEMPOTENCY_KEY
 from espalier.tinker import messages_pb2 as pb
 from espalier.trainer.http import one_client
 from espalier.trainer.http.service import Service

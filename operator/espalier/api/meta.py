@@ -27,8 +27,12 @@ QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][-+
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
 
-def cel(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
-    """CEL rules for a schema node: (rule, message) or (rule, message, fieldPath)."""
+# A CEL rule and its message, and where they are not of the whole node the fieldPath.
+Rule = tuple[str, str] | tuple[str, str, str]
+
+
+def cel(*rules: Rule) -> dict[str, Any]:
+    """CEL rules for a schema node."""
     validations = []
     for rule in rules:
         entry = {"rule": rule[0], "message": rule[1]}

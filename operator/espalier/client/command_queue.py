@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from espalier.api.wire import Problem, Wire
+from espalier.api.wire.base import Wire
+from espalier.api.wire.problem import Problem
 from espalier.client import gateway
 from espalier.client.call import Call, Portal
 from espalier.client.errors import ConfigurationError, DeadlineError

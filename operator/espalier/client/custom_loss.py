@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from espalier.api.wire import DatumTensors
+from espalier.api.wire.gradients import DatumTensors
 from espalier.client.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from espalier.api.wire import TrajectoryPayload
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
 from espalier.client.errors import UntrainableError
 

@@ -13,22 +13,21 @@ from typing import Any
 
 from espalier.api.objective import Objective
 from espalier.api.run.advantage import Estimator, Scale
-from espalier.api.wire import (
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import (
     BackwardRequest,
-    BatchLeft,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    OptimStepRequest,
-    TrainerState,
-    TrajectoryPayload,
-    TrajectorySample,
 )
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.client import gateway
+from espalier.client.answers import CommittedStep
 from espalier.client.call import Call
 from espalier.client.custom_loss import CustomLoss, weights_of
-from espalier.client.gateway import CommittedStep
 from espalier.client.kept_rollouts import Given
 from espalier.client.reading import ReadingClient
 from espalier.client.rollout import Rollout

@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from espalier.api.metric_names import REWARD, of_step
-from espalier.api.wire import (
-    Declared,
-    ForwardBackwardRequest,
-    OptimStepRequest,
-    TrainerState,
-    TrajectoryPayload,
-)
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.gradients import ForwardBackwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.client.errors import ConfigurationError
 from espalier.client.rollout import Rollout
 from espalier.client.sampling import Sampling

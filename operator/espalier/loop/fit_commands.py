@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from espalier.api.objective import Objective
-from espalier.api.wire import (
-    BatchLeft,
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import (
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    OptimStepRequest,
-    TrainerState,
 )
-from espalier.client.gateway import CommittedStep
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.client.answers import CommittedStep
 from espalier.client.training_client import TrainingClient
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from espalier.api.objective import Objective
 from espalier.api.run.advantage import Estimator, Scale
-from espalier.api.wire import Declared, DeclaredOptimizer, RateSchedule
+from espalier.api.wire.declared import Declared, DeclaredOptimizer, RateSchedule
 from espalier.client.errors import ConfigurationError
 from espalier.client.sampling import Sampling
 from espalier.core.run.learning_rate import scheduled

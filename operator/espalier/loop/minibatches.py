@@ -13,7 +13,9 @@ from itertools import groupby, pairwise
 from typing import TypeVar
 
 from espalier.api.metric_names import BATCH_AGE, EPOCH, MINIBATCH, TOKENS_SAMPLED
-from espalier.api.wire import BatchLeft, DatumTensors, TrajectoryPayload
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import DatumTensors
+from espalier.api.wire.trajectory import TrajectoryPayload
 
 T = TypeVar("T")
 

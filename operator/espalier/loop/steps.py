@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Generic, Protocol, TypeVar
 
-from espalier.api.wire import (
-    BatchLeft,
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import (
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    OptimStepRequest,
-    TrainerState,
-    TrajectoryPayload,
 )
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.api.wire.trajectory import TrajectoryPayload
+from espalier.client.answers import CommittedStep
 from espalier.client.errors import NoGradientsError
-from espalier.client.gateway import CommittedStep
 from espalier.loop import minibatches
 from espalier.loop.minibatches import Uses
 from espalier.loop.schedule import Part, Place, Schedule

@@ -10,8 +10,8 @@ import sys
 
 from prometheus_client import start_http_server
 
-from espalier.api.exit_codes import TRY_AGAIN, USER_MISTAKE
-from espalier.api.wire import Problem
+from espalier.api.exit_codes import TERMINATED, TRY_AGAIN, USER_MISTAKE
+from espalier.api.wire.problem import Problem
 from espalier.client import GatewayClient, GatewayError, Patience
 from espalier.process import configure_logs, leave_problem
 from espalier.runner.journal import Journal
@@ -93,7 +93,7 @@ def main() -> int:
         return _end(journal, problem, TRY_AGAIN)
     except asyncio.CancelledError:
         journal.event("terminated")
-        return 128 + signal.SIGTERM
+        return TERMINATED
     return 0
 
 

@@ -8,12 +8,10 @@ from dataclasses import asdict
 from espalier.api.run.schedule import Schedule as ScheduleSpec
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import (
-    ForwardBackwardRequest,
-    OptimStepRequest,
-    TrainerState,
-    TrajectoryPayload,
-)
+from espalier.api.wire.gradients import ForwardBackwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.core.names import parse_checkpoint_name
 from espalier.core.run.learning_rate import learning_rate_at
 from espalier.environments.digest import FIELD, Mark

@@ -16,7 +16,7 @@ from espalier.api.run.schedule import Schedule
 from espalier.api.run.taskset import Taskset
 from espalier.api.run.timeouts import Timeouts
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import TrainerState
+from espalier.api.wire.trainer import TrainerState
 from espalier.client import (
     ForbiddenError,
     GatewayClient,

@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from espalier.api.wire import (
-    BatchLeft,
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import (
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    OptimStepRequest,
-    TrainerState,
 )
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
 from espalier.client import GatewayClient
-from espalier.client.gateway import CommittedStep
+from espalier.client.answers import CommittedStep
 from espalier.runner.run_end import UserError
 from espalier.runner.within import within
 

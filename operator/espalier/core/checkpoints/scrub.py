@@ -19,7 +19,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.trainablemodel import Scrub, TrainableModel
+from espalier.api.model.status import Scrub
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core import conditions
 from espalier.core.checkpoints.scrub_report import (
     REASONS,

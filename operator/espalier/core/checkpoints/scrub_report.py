@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.manifests.scrubber import Handed
 from espalier.core.names import ADAPTER_DIGEST_CHARS
 from espalier.core.pods import pods

@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 from espalier.api.run.rewards import modules
+from espalier.api.run.runner import RunnerSpec
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.trainingrun import RunnerSpec, TrainingRun
+from espalier.api.trainingrun import TrainingRun
 from espalier.core.manifests.environment import (
     host_containers,
     host_name,
@@ -29,6 +30,7 @@ from espalier.core.manifests.pod import (
     pod_metadata,
     pod_spec,
 )
+from espalier.core.manifests.queue import queue_labels
 from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
@@ -100,6 +102,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     spec = job_spec(
         pod,
         pod_metadata(labels, template),
+        template,
         container="runner",
         retries=_RETRIES if runner.backoff_limit is None else runner.backoff_limit,
         seconds=None,
@@ -108,7 +111,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         "batch/v1",
         "Job",
         runner_name(name),
-        labels=labels,
+        labels=labels | queue_labels(template),
         owner_kind="TrainingRun",
         owner=run.metadata,
         spec=spec,

@@ -25,6 +25,7 @@ from espalier.core.manifests.pod import (
     startup_probe,
     weights_to_read,
 )
+from espalier.core.manifests.queue import gated, queue_labels
 from espalier.core.names import trainer_name
 
 _REQUESTS = Requests("500m", "1Gi")
@@ -86,7 +87,7 @@ def trainer_statefulset(
         "revisionHistoryLimit": 1,
         "selector": {"matchLabels": labels},
         "template": {
-            "metadata": pod_metadata(labels, trainer.template),
+            "metadata": pod_metadata(labels | queue_labels(trainer.template), trainer.template),
             "spec": pod_spec(
                 container,
                 trainer.template,
@@ -95,14 +96,15 @@ def trainer_statefulset(
                 pull_secrets=settings.pull_secrets,
                 assigned_ids=settings.assigned_ids,
                 tmp_size=settings.tmp_size,
-            ),
+            )
+            | gated(trainer.template),
         },
     }
     return child(
         "apps/v1",
         "StatefulSet",
         name,
-        labels=labels,
+        labels=labels | queue_labels(trainer.template),
         owner_kind="TrainableModel",
         owner=model.metadata,
         spec=spec,

@@ -88,7 +88,9 @@ def decide(view: RunView, now: str) -> RunDecision:
     stage = _stage(view, step, now, spent, metrics)
     training = stage.triple[0].reason in (TRAINING, AWAITING_CLIENT)
     started = old.start_time or (now if training or step else None)
-    runs, gpus = stage.in_turn and started is not None, view.gpus if stage.in_turn else 0
+    # Time in a queue is nobody's.
+    runs = stage.in_turn and started is not None and not conditions.in_queue(stage.triple)
+    gpus = view.gpus if stage.in_turn else 0
     action, again = _runner(view, stage, now)
     left = expiry.expiry(run, view.owner, now)
     if left is not None and left.due and left.kept:
@@ -231,7 +233,9 @@ def _in_turn(view: RunView, step: int, now: str, open_: Finding) -> _Stage:
     if since is not None and unfit_model(view) is None:
         return _Stage(_idle(view), unsuspended, open_, idle=since, in_turn=True)
     triple, drives = advance(view, step)
-    return _Stage(triple, unsuspended, open_, drives=drives, in_turn=True)
+    # A runner without servers would only wait, until its Job gave up.
+    frees = conditions.in_queue(triple) and not drives
+    return _Stage(triple, unsuspended, open_, frees=frees, drives=drives, in_turn=True)
 
 
 def _idle(view: RunView) -> list[Finding]:

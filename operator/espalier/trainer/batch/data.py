@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from espalier.api.wire import (
-    ForwardBackwardRequest,
-    ForwardRequest,
-    TrajectoryPayload,
-    TrajectorySample,
-)
+from espalier.api.wire.gradients import ForwardBackwardRequest, ForwardRequest
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.batch.estimates import estimates
 from espalier.trainer.problems import CommandError, invalid
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from espalier.api.run.advantage import Estimator, Scale
-from espalier.api.wire import ForwardBackwardRequest, ForwardRequest, TrajectoryPayload
+from espalier.api.wire.gradients import ForwardBackwardRequest, ForwardRequest
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.core.advantages import advantages
 from espalier.trainer.problems import invalid
 

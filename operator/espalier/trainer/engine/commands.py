@@ -8,15 +8,15 @@ from functools import cached_property
 from pathlib import Path
 
 from espalier.api.run.loss import Aggregation
-from espalier.api.wire import (
+from espalier.api.wire.base import Wire
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.gradients import (
     BackwardRequest,
     DatumTensors,
-    Declared,
     ForwardBackwardRequest,
     ForwardRequest,
-    TrajectoryPayload,
-    Wire,
 )
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.trainer.batch.data import Datum, Limits, datums, trained_advantages
 from espalier.trainer.batch.estimates import refuse_estimates
 from espalier.trainer.batch.kl import with_reference

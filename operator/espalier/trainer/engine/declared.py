@@ -9,15 +9,11 @@ from dataclasses import dataclass
 
 from espalier.api.objective import Objective
 from espalier.api.run.loss import level_of
-from espalier.api.wire import (
-    BackwardRequest,
-    Declared,
-    ForwardBackwardRequest,
-    ForwardRequest,
-    OptimStepRequest,
-    TrajectoryPayload,
-    Wire,
-)
+from espalier.api.wire.base import Wire
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.gradients import BackwardRequest, ForwardBackwardRequest, ForwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.core.run.learning_rate import scheduled
 from espalier.trainer.batch.losses import LossSpec, loss_spec
 from espalier.trainer.problems import CommandError

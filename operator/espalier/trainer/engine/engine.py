@@ -9,16 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from espalier.api.wire import (
-    Assignment,
-    Commit,
-    ForwardBackwardResult,
-    ForwardRequest,
-    ForwardResult,
-    OptimStepRequest,
-    Problem,
-    TrainerState,
-)
+from espalier.api.wire.commits import Commit
+from espalier.api.wire.gradients import ForwardBackwardResult, ForwardRequest, ForwardResult
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import Assignment, TrainerState
 from espalier.core.model.reported import VOLUME_BEHIND, VOLUME_REASONS
 from espalier.core.names import parse_checkpoint_name
 from espalier.trainer.engine import declared, recovery, steps

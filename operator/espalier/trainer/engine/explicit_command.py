@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from espalier.api.wire import ForwardBackwardResult
+from espalier.api.wire.gradients import ForwardBackwardResult
 from espalier.tinker import values
 from espalier.tinker.datums import ExplicitBatch, read_batch
 from espalier.tinker.results import forward_backward_output

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from espalier.api.metric_names import STEP_REWARD, of_step
-from espalier.api.wire import OptimStepRequest, Problem
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
 from espalier.trainer import prometheus
 from espalier.trainer.batch.step_metrics import GRADIENT_NORM, LEARNING_RATE, total
 from espalier.trainer.compute.adamw import Proposal

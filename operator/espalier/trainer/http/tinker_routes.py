@@ -17,12 +17,8 @@ from typing import Any, Protocol, TypeVar, cast, get_args
 from aiohttp import web
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from espalier.api.wire import (
-    CHECKPOINT,
-    CHECKPOINT_DIGEST,
-    IDEMPOTENCY_KEY,
-    Problem,
-)
+from espalier.api.wire.headers import CHECKPOINT, CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
+from espalier.api.wire.problem import Problem
 from espalier.core.idempotency import read_key
 from espalier.tinker.bodies import LoadWeights, OptimStep, Pending, Stepped
 from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.trainer.jobs.hub_repository import Repository
 from espalier.trainer.problems import UserMistakeError
 

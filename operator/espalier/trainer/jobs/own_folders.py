@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from espalier.api.exit_codes import USER_MISTAKE
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.volume import checkpoints_of, log_of
 from espalier.process import leave_problem
 from espalier.trainer.volume.durable_files import make_directory

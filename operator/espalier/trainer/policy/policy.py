@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import Problem
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.problem import Problem
 from espalier.trainer.batch.data import Limits
 from espalier.trainer.batch.packing import Row
 from espalier.trainer.memory import host

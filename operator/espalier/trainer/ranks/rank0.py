@@ -13,8 +13,9 @@ from typing import Any, Generic, NoReturn, TypeVar
 from torch import nn
 from typing_extensions import override
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import OptimStepRequest, Problem
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
 from espalier.trainer.batch.data import Datum, Limits
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.step_metrics import total

@@ -13,7 +13,8 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
-from espalier.api.wire import Assignment, Commit
+from espalier.api.wire.commits import Commit
+from espalier.api.wire.trainer import Assignment
 from espalier.trainer.volume import inbox, results
 from espalier.trainer.volume.durable_files import volume_written
 from espalier.trainer.volume.inbox import Inbox, Queued

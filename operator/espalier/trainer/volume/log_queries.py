@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from espalier.api.wire import Assignment, Commit
+from espalier.api.wire.commits import Commit
+from espalier.api.wire.trainer import Assignment
 from espalier.trainer.volume.log_database import LogDatabase
 from espalier.trainer.volume.log_records import (
     GAP,

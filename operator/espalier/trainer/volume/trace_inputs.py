@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espalier.api.platform import TraceRecord
-from espalier.api.wire import TrajectoryPayload, TrajectorySample
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.problems import invalid
 
 INLINE = "leave its whole group out, or send a TrajectoryPayload with an explicit reward"

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.api.platform import JobReport, TraceEnter, TraceExit, TraceRecord
-from espalier.api.wire import ForwardRequest, TrajectoryPayload, TrajectorySample
+from espalier.api.wire.gradients import ForwardRequest
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.trace_ids import canonical, canonical_or_empty
 from espalier.trainer.volume.trace_inputs import check_groups, trajectory, with_checkpoint
