@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.kube.children import BASE, SETTINGS, model_of
-from tests.sampler.tiny import commit, commit_checkpoint
+from tests.sampler.tiny import commit
 from tests.trainer import tiny
 from tests.trainer.test_ranks import environment
 
@@ -157,11 +157,13 @@ def test_what_another_models_trainer_puts_under_this_ones_digests_is_not_trained
 ) -> None:
     """Whoever writes the folder of model ``mallory`` chooses its names, and no bytes of arith."""
     volume = tmp_path / "weights"
-    (tmp_path / "step").mkdir()
-    (tmp_path / "step" / "state.json").write_text("{}")
-    digest = commit_checkpoint(volume, tmp_path / "step", BASE, rank=4)
+    writer = CheckpointStore(volume, "arith")
+    with writer.staging("checkpoint") as staged:
+        (staged / "state.json").write_text("{}")
+        metadata = {"model": "arith", "base": BASE, "step": 1}
+        stored, _ = writer.commit("checkpoint", staged, metadata)
+    own, digest = stored.path, stored.digest
     store = CheckpointStore(volume, "a-fork" if fork else "arith")
-    own = store.open("checkpoint", digest).path
     planted = checkpoints_of(volume, "a-mallory") / own.name
     shutil.copytree(own, planted)
     flip(planted / "state.json")
