@@ -140,9 +140,12 @@ def test_only_the_trainer_and_the_importer_can_write_weights() -> None:
         if mount["name"] == "weights"
     }
     assert writable == {
-        ("arith-trainer", "/weights"): True,
         ("arith-trainer", "/weights/bases"): False,
-        ("arith-rollout", "/weights"): False,
+        ("arith-trainer", "/weights/checkpoints"): False,
+        ("arith-trainer", "/weights/checkpoints/arith"): True,
+        ("arith-trainer", "/weights/models/arith"): True,
+        ("arith-rollout", "/weights/bases"): False,
+        ("arith-rollout", "/weights/checkpoints"): False,
         ("arith-import", "/weights"): True,
     }
 

@@ -176,7 +176,7 @@ async def drive(url: str, tasks: Path, modules: Mapping[str, str] | None = None)
 
 def checkpoints(volume: Path) -> list[Path]:
     """The committed checkpoints, oldest first."""
-    found = (volume / "checkpoints").glob("sha256-*")
+    found = (volume / "checkpoints").glob("*/sha256-*")
     return sorted(found, key=lambda path: json.loads((path / "manifest.json").read_text())["step"])
 
 

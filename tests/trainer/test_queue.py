@@ -215,6 +215,23 @@ def test_commands_wait_until_the_operator_assigns_a_run(volume: Volume, policy: 
     engine.state.log.close()
 
 
+def test_what_a_restored_volume_holds_waits_for_the_assignment_that_counts_now(
+    engine: Engine, volume: Volume, policy: Policy
+) -> None:
+    for one in STEP:
+        tinker.accept(engine, *one, term=1)
+    engine.state.log.close()
+    again = tiny.engine(volume.path, volume.base, policy)
+    held_up = queue.take_turn(again).held_up
+    assert held_up is not None
+    assert held_up.reason == "AwaitingAssignment"
+    again.assign(tiny.assignment(term=2))
+    tinker.work(again)
+    assert tinker.reason(again, 1) == "StaleTerm"
+    assert again.state.commits == []
+    again.state.log.close()
+
+
 def test_a_save_names_where_training_stands_and_says_what_was_asked(engine: Engine) -> None:
     tinker.accept(engine, 1, "save-weights", tinker.save(1))
     for one in (tinker.gradients(2), tinker.step(3)):
@@ -249,6 +266,7 @@ def test_loaded_weights_are_in_force_again_after_a_restart(
     assert all(map(torch.equal, trained, weights(again)))
     assert tiny.moments(again).steps == int(optimizer)
     assert again.state.position.digest == ""
+    again.assign(tiny.assignment(term=2))
     for one in (tinker.gradients(4), tinker.step(5)):
         tinker.accept(again, *one)
     tinker.work(again)

@@ -80,6 +80,7 @@ class Engine:
             state.assign(wanted, since=len(state.commits), rebased=True)
             position = Position(wanted.base, wanted.base_name, wanted.base_step)
             state.stand_on(position, content, wanted.optimizer_state)
+        state.confirmed = True
         self._publish(state)
         return state.report()
 

@@ -2,9 +2,10 @@
 
 A turn applies one command, or fails it, and logs the answer; a failed one uses up its number too.
 Gradients of two clients never add up: the later one drops what the one before it left behind.
-A fault that passes (no assignment yet, a full volume) leaves the command waiting. After a gradient
-command that failed, the model's next optimizer step fails and drops what was accumulated: it would
-step on a part of a batch.
+A fault that passes (no assignment yet, a full volume) leaves the command waiting. So does a start,
+until an assignment has come: the volume may be of an earlier time, and what its inbox holds would
+be trained under a term that is long over. After a gradient command that failed, the model's next
+optimizer step fails and drops what was accumulated: it would step on a part of a batch.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def take_turn(engine: Engine) -> Turn:
     if queued is None:
         return Turn()
     try:
+        state.refuse_unconfirmed()
         _answer(state, queued)
         if state.problem is not None and state.problem.reason in VOLUME_REASONS:
             state.set_problem(None)

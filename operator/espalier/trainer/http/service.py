@@ -167,7 +167,9 @@ class Service:
     async def _assign(self, request: web.Request) -> web.Response:
         wanted = parse(Assignment, await self._door.body(request))
         engine = self._ready_engine()
-        return _json(await self._on_engine("assign", lambda: engine.assign(wanted)))
+        state = await self._on_engine("assign", lambda: engine.assign(wanted))
+        self._tinker.wake()
+        return _json(state)
 
     async def _commits(self, request: web.Request) -> web.Response:
         self._ready_engine()

@@ -95,6 +95,10 @@ class TinkerRoutes:
         """Begins to work through the inbox, where the last trainer left it."""
         self._task = asyncio.create_task(self._work())
 
+    def wake(self) -> None:
+        """Looks into the inbox again: what held it up may be over."""
+        self._arrived.set()
+
     async def stop(self) -> None:
         """Leaves what is not yet applied in the inbox."""
         if self._task is not None:
@@ -124,7 +128,7 @@ class TinkerRoutes:
                 self._client.take(key.session)
         await asyncio.to_thread(_keep, log, arrival, refused)
         self._last[key.session] = time.monotonic()
-        self._arrived.set()
+        self.wake()
         if refused is not None:
             raise refused
         return web.Response(status=202, text="{}", content_type="application/json")
@@ -184,7 +188,10 @@ class TinkerRoutes:
     async def _gaps(self, engine: Engine) -> float | None:
         """Gives up numbers that have not come in time; the seconds until the next deadline."""
         now, wait = time.monotonic(), None
-        for missing in await asyncio.to_thread(engine.state.log.inbox.gaps):
+        gaps = await asyncio.to_thread(engine.state.log.inbox.gaps)
+        if gaps and not engine.state.confirmed:
+            return AGAIN_SECONDS
+        for missing in gaps:
             left = self._last.setdefault(missing.session, now) + self._gap_seconds - now
             if left > 0:
                 wait = left if wait is None else min(wait, left)
