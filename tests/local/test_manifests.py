@@ -13,7 +13,7 @@ from espalier.core.manifests.runner import runner_job
 from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.manifests import ManifestError, fingerprint, read
 from espalier.local.pod_process import plan
-from espalier.runner.open_rewards import mounted_modules
+from espalier.runner.user_modules import mounted_modules
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HEAD = """
@@ -165,7 +165,7 @@ def test_modules_of_rewards_are_where_the_runner_looks_for_them(tmp_path: Path) 
     config = {"tasks": {"tasks.jsonl": "{}"}, "style": {"a.py": "x = 1", "b.py": "x = 2"}}
     layout = Layout(tmp_path, {})
     found = plan("p", "runner", spec, **HERE, layout=layout, config=config)
-    directory = Path(found.environment["ESPALIER_REWARDS_DIRECTORY"])
+    directory = Path(found.environment["ESPALIER_MODULES_DIRECTORY"])
     assert mounted_modules(directory)("style", "a.py") == "x = 1"
     assert not (directory / "style" / "b.py").exists()
     assert Path(found.environment["ESPALIER_TOKEN_FILE"]).read_text() == layout.token()

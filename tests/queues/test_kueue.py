@@ -119,6 +119,8 @@ async def test_a_model_waits_for_its_queue_and_for_quota_and_says_so_in_kueues_w
 
 
 async def test_a_preempted_trainer_goes_on_from_its_last_step(team: Team) -> None:
+    # Where nothing could be admitted, if what names another queue were put there.
+    await make_queue(team, "default", "0")
     await everything(team)
     await team.advance(2)
     await urgent(team, "2")

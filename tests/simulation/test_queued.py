@@ -37,7 +37,7 @@ async def kueue_says(w: World, role: str, reason: str, message: str) -> None:
     owner = {"uid": waiting(w.kubelet, role)[0]["metadata"]["uid"], "kind": "Pod"}
     metadata = {"name": f"of-{role}", "namespace": "default", "ownerReferences": [owner]}
     body = {"metadata": metadata, "spec": {}, "status": {"conditions": [condition]}}
-    await w.cluster.apply("Workload", body, manager="kueue")
+    await w.cluster.create("Workload", body)
 
 
 @pytest.mark.parametrize("role", ["importer", "trainer", "rollout", "runner"])

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from espalier.api.wire.gradients import ForwardBackwardRequest
-from espalier.trainer.batch.data import Limits, datums
+from espalier.trainer.batch.data import datums
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.problems import CommandError
 
 LIMITS = Limits(vocabulary=256, context=16)

@@ -21,7 +21,7 @@ from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.batch.data import Datum
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.packing import Rows, lay_out
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.compute import gradients
 from espalier.trainer.compute.adamw import Moments
 from espalier.trainer.compute.compute import LocalCompute

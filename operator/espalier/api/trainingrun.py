@@ -167,9 +167,8 @@ class TrainingRunSpec(Type):
     )
     limits: Limits = Field(
         default_factory=Limits,
-        description="limits of driver Runner say how long the prompts of taskset may be; longer "
-        "ones than the model's context are dropped if unset. Of evaluation the context is the "
-        "only limit.",
+        description="limits of driver Runner say how long the prompts of taskset and of evaluation "
+        "may be; longer ones than the model's context are dropped if unset.",
         json_schema_extra=without_default,
     )
     rollout_errors: RolloutErrors | None = Field(
@@ -250,6 +249,20 @@ class TrainingRunSpec(Type):
         if self.loss is None or self.learning_rate is None:
             raise ValueError("a run with driver Runner has loss and learningRate")
         return self.loss, self.learning_rate
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The user's modules that the runner calls, as ``<ConfigMap>/<key>``: each once, in order.
+
+        They are of python rewards and of a Custom loss.
+        """
+        found = {
+            f"{ref.name}/{ref.key}"
+            for ref in (one.python.config_map_ref for one in self.rewards or () if one.python)
+        }
+        if self.loss is not None and (custom := self.loss.custom_ref) is not None:
+            found.add(f"{custom.name}/{custom.key}")
+        return tuple(sorted(found))
 
     model_config = ConfigDict(json_schema_extra=run_rules())
 

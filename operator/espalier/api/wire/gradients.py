@@ -12,8 +12,8 @@ from espalier.api.wire.base import Real, Reals, Whole, Wire
 from espalier.api.wire.trajectory import TrajectoryPayload
 
 
-class ForwardRequest(Wire):
-    """Log-probs without gradients.
+class TrajectoriesRequest(Wire):
+    """Trajectories, which a command scores or learns from.
 
     A group is what shares an id, or ``group_size`` in a row; without either all inputs are one
     group, as in HUD. ``temperature`` is that of the samples that name none; without it 1, HUD's.
@@ -25,7 +25,17 @@ class ForwardRequest(Wire):
     temperature: Real | None = Field(default=None, gt=0)
 
 
-class ForwardBackwardRequest(ForwardRequest, Objective):
+class ForwardRequest(TrajectoriesRequest):
+    """Log-probs without gradients.
+
+    ``reference`` (ours, not HUD's) asks for those of a reference policy as well: ``base``, which is
+    the policy with its adapter switched off, or the name of a Checkpoint. LoRA only.
+    """
+
+    reference: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+
+
+class ForwardBackwardRequest(TrajectoriesRequest, Objective):
     """Adds the gradient of a built-in loss to the accumulated ones.
 
     ``num_substeps`` is HUD's number of parts to compute the batch in. Gradients are sums, so every
@@ -50,7 +60,11 @@ class ForwardBackwardResult(Wire):
 
 
 class DatumTensors(Wire):
-    """One datum: equal-length lists over its target positions."""
+    """One datum: equal-length lists over its target positions.
+
+    ``reference_logprobs`` (ours, not HUD's) are there where the request named a reference: HUD's
+    client refuses a field that it does not know.
+    """
 
     reward: float
     traj_idx: int
@@ -58,6 +72,7 @@ class DatumTensors(Wire):
     logprobs: list[float]
     sampling_logprobs: list[float]
     mask: list[float]
+    reference_logprobs: list[float] | None = Field(default=None, exclude_if=lambda v: v is None)
 
 
 class ForwardResult(Wire):

@@ -28,6 +28,7 @@ from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.continued import counted_as
 from espalier.core.run.run_view import RunView
+from espalier.core.run.runner_job import RunnerAction
 from espalier.core.run.runner_needs import Lack
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, ObjectKey
@@ -209,9 +210,7 @@ class RunReconciler:
             quiet=quiet,
         )
 
-    async def _drive(
-        self, run: TrainingRun, model: TrainableModel, action: runs.RunnerAction
-    ) -> None:
+    async def _drive(self, run: TrainingRun, model: TrainableModel, action: RunnerAction) -> None:
         """Make or remove the runner's Job; a new one waits until the old one is gone."""
         key = ObjectKey("Job", run.metadata.namespace, runner_name(run.metadata.name))
         if action == "Create":

@@ -82,7 +82,13 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
     )
     metadata = pod_metadata(labels, template)
     spec = job_spec(
-        pod, metadata, template, container="importer", retries=_RETRIES, seconds=_LIMIT_SECONDS
+        pod,
+        metadata,
+        template,
+        container="importer",
+        retries=_RETRIES,
+        seconds=_LIMIT_SECONDS,
+        copies=[copy.name for copy in copies],
     )
     return child(
         "batch/v1",

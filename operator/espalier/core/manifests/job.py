@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from espalier.api.exit_codes import TERMINATED, USER_MISTAKE
+from collections.abc import Sequence
+
+from espalier.api.exit_codes import FAULT, TERMINATED, USER_MISTAKE
 from espalier.api.podtemplate import PodTemplate
 from espalier.core.manifests.intent import Manifest
 from espalier.core.manifests.queue import suspended
@@ -16,22 +18,23 @@ def job_spec(
     container: str,
     retries: int,
     seconds: int | None,
+    copies: Sequence[str] = (),
 ) -> Manifest:
     """The spec of a Job of one pod, with the pod's metadata and its user's template.
 
-    ``seconds`` bounds its whole time, None leaves it unbounded. What others end counts as no
-    failure: a node that is lost, and a queue that suspends the Job.
+    ``seconds`` bounds its whole time, None leaves it unbounded. ``copies`` are init containers that
+    copy files of a user's image: what ``cp`` does not find there, it finds at no later try. What
+    others end counts as no failure: a node that is lost, and a queue that suspends the Job.
     """
-    ends = {"containerName": container, "operator": "In", "values": [USER_MISTAKE]}
-    asked = {"containerName": container, "operator": "In", "values": [TERMINATED]}
     evicted = {"type": "DisruptionTarget", "status": "True"}
     spec: Manifest = {
         "backoffLimit": retries,
         "podFailurePolicy": {
             "rules": [
-                {"action": "FailJob", "onExitCodes": ends},
+                _rule("FailJob", container, USER_MISTAKE),
+                *(_rule("FailJob", copy, FAULT) for copy in copies),
                 {"action": "Ignore", "onPodConditions": [evicted]},
-                {"action": "Ignore", "onExitCodes": asked},
+                _rule("Ignore", container, TERMINATED),
             ]
         },
         "template": {
@@ -43,3 +46,9 @@ def job_spec(
     if seconds is not None:
         spec["activeDeadlineSeconds"] = seconds
     return spec
+
+
+def _rule(action: str, container: str, code: int) -> Manifest:
+    """What a container's exit code means for the Job."""
+    codes = {"containerName": container, "operator": "In", "values": [code]}
+    return {"action": action, "onExitCodes": codes}

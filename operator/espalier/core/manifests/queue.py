@@ -14,6 +14,8 @@ from espalier.api.podtemplate import QUEUE_LABEL, PodTemplate
 from espalier.core.manifests.intent import Manifest
 
 GATE = "kueue.x-k8s.io/admission"
+_MANAGED = "kueue.x-k8s.io/managed"
+_INTEGRATION = "kueue.x-k8s.io/pod-suspending-parent"
 # Of a Deployment: without an end, for nobody knows how long a pod is queued.
 NO_DEADLINE = 2**31 - 1
 
@@ -28,7 +30,7 @@ def queue_of(template: PodTemplate | None) -> str:
 
 
 def queue_labels(template: PodTemplate | None) -> dict[str, str]:
-    """The label by which Kueue manages a Job, a StatefulSet or Deployment, and pods of those."""
+    """The label by which Kueue manages a Job or a Deployment, and the pods of one."""
     queue = queue_of(template)
     return {QUEUE_LABEL: queue} if queue else {}
 
@@ -43,12 +45,25 @@ def gated(template: PodTemplate | None) -> Manifest:
     return {"schedulingGates": [{"name": GATE}]} if queue_of(template) else {}
 
 
-def after_refusal(message: str) -> AfterRefusal:
-    """What to do about a StatefulSet or Deployment whose change Kueue's webhook refuses.
+def pods_alone(metadata: Manifest, template: PodTemplate | None) -> Manifest:
+    """The metadata of pods that Kueue manages one by one, and not with their StatefulSet.
 
-    It refuses another queue, and other resources or placement, while pods hold the old quota: then
-    the workload is made anew. While a workload that was freed gives back its quota it refuses to
-    have it started again: that takes seconds.
+    With that it would let nobody change what a pod requests, hold up a start until an earlier end
+    is forgotten, and take no name of more than 45 characters.
+    """
+    if not queue_of(template):
+        return metadata
+    labels = metadata["labels"] | queue_labels(template) | {_MANAGED: "true"}
+    annotations = metadata.get("annotations", {}) | {_INTEGRATION: "pod"}
+    return {**metadata, "labels": labels, "annotations": annotations}
+
+
+def after_refusal(message: str) -> AfterRefusal:
+    """What to do about a Deployment or StatefulSet whose change Kueue's webhook refuses.
+
+    It refuses another queue while pods hold the quota of the old one, and of a StatefulSet that it
+    has put into a namespace's default queue other requests: then the workload is made anew. It
+    refuses to have one started again that still gives back its quota: that takes seconds.
     """
     if not _REFUSED.search(message):
         return "Raise"

@@ -6,7 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-from espalier.api.run.rewards import modules
 from espalier.api.run.runner import RunnerSpec
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
@@ -34,7 +33,7 @@ from espalier.core.manifests.queue import queue_labels
 from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
-REWARDS_PATH = "/etc/espalier/rewards"
+MODULES_PATH = "/etc/espalier/modules"
 # Of the trackers: where the claims of TensorBoard and trackio are, and the variables that hold the
 # keys of others.
 BOARDS_PATH, TRACKIO_PATH = "/boards", "/trackio"
@@ -67,8 +66,8 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_BOARDS": BOARDS_PATH,
             "ESPALIER_TRACKIO": TRACKIO_PATH,
             "ESPALIER_TASKS_MOUNTED": taskset.mounted if taskset else "",
-            "ESPALIER_REWARDS_DIRECTORY": REWARDS_PATH,
-            "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
+            "ESPALIER_MODULES_DIRECTORY": MODULES_PATH,
+            "ESPALIER_MODULES_MOUNTED": ",".join(run.spec.modules),
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
             "ESPALIER_METRICS_PORT": str(METRICS_PORT),
@@ -126,7 +125,7 @@ def pod_fingerprint(run: TrainingRun) -> str:
     taskset, runner = run.spec.taskset, run.spec.runner
     tasks = taskset.config_map.name if taskset and taskset.config_map else ""
     made_of: dict[str, Any] = {"configMap": tasks, "runner": runner.wire() if runner else {}}
-    if found := modules(run.spec.rewards):
+    if found := run.spec.modules:
         made_of["modules"] = found
     if run.spec.tracking is not None:
         made_of["tracking"] = run.spec.tracking.wire()
@@ -187,15 +186,15 @@ def _tasks(run: TrainingRun, size: str) -> tuple[Mount, ...]:
 
 
 def _modules(run: TrainingRun) -> tuple[Mount, ...]:
-    """Where the runner finds the modules of python rewards, without their maps' other keys."""
-    found = modules(run.spec.rewards)
+    """Where the runner finds the user's modules, without their maps' other keys."""
+    found = run.spec.modules
     if not found:
         return ()
     sources = [
         {"configMap": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"}]}}
         for name, _, key in (one.partition("/") for one in found)
     ]
-    return (Mount("rewards", {"projected": {"sources": sources}}, REWARDS_PATH, read_only=True),)
+    return (Mount("modules", {"projected": {"sources": sources}}, MODULES_PATH, read_only=True),)
 
 
 def _copies(run: TrainingRun, size: str) -> tuple[Container, ...]:

@@ -22,7 +22,7 @@ from espalier.core.manifests.pod import (
     public_keys,
     startup_probe,
 )
-from espalier.core.manifests.queue import gated, queue_labels
+from espalier.core.manifests.queue import gated, pods_alone
 from espalier.core.names import trainer_name
 
 _REQUESTS = Requests("500m", "1Gi")
@@ -82,7 +82,7 @@ def trainer_statefulset(
         "revisionHistoryLimit": 1,
         "selector": {"matchLabels": labels},
         "template": {
-            "metadata": pod_metadata(labels | queue_labels(trainer.template), trainer.template),
+            "metadata": pods_alone(pod_metadata(labels, trainer.template), trainer.template),
             "spec": pod_spec(
                 container,
                 trainer.template,
@@ -98,7 +98,7 @@ def trainer_statefulset(
         "apps/v1",
         "StatefulSet",
         name,
-        labels=labels | queue_labels(trainer.template),
+        labels=labels,
         owner_kind="TrainableModel",
         owner=model.metadata,
         spec=spec,

@@ -1,7 +1,7 @@
 """What waits in a queue of Kueue, and what Kueue says of it. Pure.
 
 A pod waits while it bears Kueue's gate, a Job while it is suspended. Why is on Kueue's Workload: of
-a Job or of a pod by itself its owner is known, and the pods of a StatefulSet bear its name.
+a Job or of a pod by itself its owner is known, and the pods of a group bear its name.
 https://kueue.sigs.k8s.io/docs/concepts/workload/
 """
 
@@ -21,7 +21,7 @@ _GROUP_LABEL = "kueue.x-k8s.io/pod-group-name"
 _INADMISSIBLE = "Inadmissible"
 _UNSEEN = (
     "Kueue has made no Workload for it. If that lasts: does Kueue run, does it manage this "
-    "namespace, and are its integrations batch/job, pod, deployment and statefulset enabled"
+    "namespace, and are its integrations batch/job, pod and deployment enabled"
 )
 _NO_KUEUE = (
     "the cluster does not know Kueue's kind Workload (kueue.x-k8s.io/v1beta2): install Kueue 0.17 "

@@ -14,7 +14,8 @@ from typing_extensions import override
 from espalier.api.model.adapter import Adapter
 from espalier.api.wire.problem import Problem
 from espalier.api.wire.step import OptimStepRequest
-from espalier.trainer.batch.data import Datum, Limits
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.compute import gradients, measure
 from espalier.trainer.compute.adamw import (

@@ -18,7 +18,7 @@ from espalier.api.wire.step import OptimStepResult
 from espalier.api.wire.trainer import Assignment, TrainerState
 from espalier.core.checkpoints import run_tokens
 from espalier.trainer import prometheus
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.compute.interface import Compute
 from espalier.trainer.engine import checkpoint_files

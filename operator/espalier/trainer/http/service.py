@@ -21,6 +21,7 @@ from espalier.api.wire.gradients import (
     ForwardBackwardRequest,
     ForwardRequest,
     LossList,
+    TrajectoriesRequest,
 )
 from espalier.api.wire.headers import CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
 from espalier.api.wire.step import OptimStepRequest
@@ -191,7 +192,7 @@ class Service:
             content = await self._door.body(request)
             parsed: Wire = await asyncio.to_thread(parse, body, content or b"{}")
             measurements.check(parsed, engine.state.model)
-            if isinstance(parsed, ForwardRequest):
+            if isinstance(parsed, TrajectoriesRequest):
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = client_of(request)
             sent = Sent(kind, parsed, named_term(request), declared_of(request))

@@ -23,7 +23,7 @@ from espalier.core.idempotency import read_key
 from espalier.tinker.bodies import LoadWeights, OptimStep, Pending, Stepped
 from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind
 from espalier.tinker.results import PROTOBUF, Category, Failed
-from espalier.trainer.batch.data import Limits
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.engine import explicit_command, queue
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.queue import SAVE
