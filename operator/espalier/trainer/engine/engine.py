@@ -23,7 +23,6 @@ from espalier.trainer.engine.commands import (
     Aggregated,
     Answer,
     Command,
-    Empty,
     GradientRequest,
     datum_tensors,
     forward_data,
@@ -159,16 +158,17 @@ class Engine:
 
     def _apply(self, command: Command) -> Answer:
         request = command.sent.request
-        if isinstance(request, GradientRequest | OptimStepRequest):
-            self._drop_left()
         if isinstance(request, OptimStepRequest):
+            self._drop_left()
             return steps.optim_step(self.state, command, request)
-        if isinstance(request, Empty):
-            return self._zero_grad(command)
-        self.state.refuse_lost()
         if isinstance(request, GradientRequest):
+            self._drop_left()
+            self.state.refuse_lost()
             return self._gradients(command, request)
-        return self._forward(command, request)
+        if isinstance(request, ForwardRequest):
+            self.state.refuse_lost()
+            return self._forward(command, request)
+        return self._zero_grad(command)
 
     def _drop_left(self) -> None:
         """Drops a batch that a client of Tinker's left: gradients of two clients never add up."""
