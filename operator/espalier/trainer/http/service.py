@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,6 +38,7 @@ from espalier.trainer.http.door import METRICS, Door, Handler, answer_problem, n
 from espalier.trainer.http.feed import CommitFeed, Snapshot
 from espalier.trainer.http.file_routes import FileRoutes
 from espalier.trainer.http.idle_time import Calls
+from espalier.trainer.http.one_client import OTHERS, OneClient
 from espalier.trainer.http.requests import client_of, declared_of, key_of, number, parse
 from espalier.trainer.http.tinker_routes import GAP_SECONDS, TinkerRoutes
 from espalier.trainer.http.watchdog import Watchdog
@@ -73,9 +75,15 @@ class Service:
         self._traces: Traces | None = None
         self._delivered = asyncio.Event()
         self._calls = Calls()
+        self._client = OneClient(time.monotonic)
         self._door = Door(keys, audience, max_body_bytes, self._calls)
         self._tinker = TinkerRoutes(
-            self._ready_engine, self._counted, self._door.body, named_term, gap_seconds
+            self._ready_engine,
+            self._counted,
+            self._door.body,
+            named_term,
+            client=self._client,
+            gap_seconds=gap_seconds,
         )
         self.feed = CommitFeed(asyncio.get_running_loop())
 
@@ -190,12 +198,19 @@ class Service:
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = client_of(request)
             sent = Sent(kind, parsed, named_term(request), declared_of(request))
-            if IDEMPOTENCY_KEY not in request.headers and client:
-                return await self._unkeyed(engine, Unkeyed(client, sent))
-            command = Command(key_of(request), sent)
-            return _answer(await self._on_engine(kind, lambda: engine.execute(command)))
+            with self._client.busy(OTHERS):
+                if IDEMPOTENCY_KEY not in request.headers and client:
+                    return await self._unkeyed(engine, Unkeyed(client, sent))
+                work = partial(engine.execute, Command(key_of(request), sent), self._admit)
+                return _answer(await self._on_engine(kind, work))
 
         return handle
+
+    def _admit(self) -> None:
+        """Takes the model for clients that are not Tinker's; 409 where one of those has it."""
+        refused = self._client.claim(OTHERS, self._ready_engine().assigned_run())
+        if refused is not None:
+            raise refused
 
     async def _on_engine(self, what: str, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
@@ -219,7 +234,8 @@ class Service:
             delivered = self._delivered
             waited = loop.time() >= deadline
             done = await self._on_engine(
-                command.sent.kind, partial(unkeyed.execute, engine, command, waited=waited)
+                command.sent.kind,
+                partial(unkeyed.execute, engine, command, waited=waited, admit=self._admit),
             )
             if done is not None:
                 key, answer = done

@@ -72,6 +72,8 @@ class TinkerRoutes:
         on_engine: OnEngine,
         body: Callable[[web.Request], Awaitable[bytes]],
         term: Callable[[web.Request], int | None],
+        *,
+        client: OneClient,
         gap_seconds: float = GAP_SECONDS,
     ) -> None:
         self._engine = engine
@@ -82,7 +84,7 @@ class TinkerRoutes:
         self._arrived = asyncio.Event()
         self._answers: dict[Key, asyncio.Event] = {}
         self._last: dict[str, float] = {}
-        self._client = OneClient(time.monotonic)
+        self._client = client
         self._held_up: Problem | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -123,9 +125,7 @@ class TinkerRoutes:
         log, limits = engine.state.log, engine.state.compute.limits
         refused, trains = await asyncio.to_thread(_checked, log, limits, arrival)
         if trains and refused is None:
-            refused = self._client.refusal(key.session)
-            if refused is None:
-                self._client.take(key.session)
+            refused = self._client.claim(key.session, engine.assigned_run())
         await asyncio.to_thread(_keep, log, arrival, refused)
         self._last[key.session] = time.monotonic()
         self.wake()
@@ -137,7 +137,7 @@ class TinkerRoutes:
         engine = self._engine()
         key = _key(f"{request.match_info['model']}/{request.match_info['seq']}")
         wait = min(number(request, "wait", 0), MAX_WAIT_SECONDS)
-        with self._client.polls(key.session):
+        with self._client.busy(key.session):
             return await self._answered(engine, key, wait)
 
     async def _answered(self, engine: Engine, key: Key, wait: float) -> web.Response:
@@ -227,7 +227,10 @@ def _checked(log: CommandLog, limits: Limits, arrival: Arrival) -> tuple[Command
     """Why a command cannot be applied, and whether it trains; one that is known has no effect."""
     known = log.inbox.find(arrival.key) is not None or log.find(arrival.key) is not None
     try:
-        return None, _trains(limits, arrival) and not known
+        trains = _trains(limits, arrival) and not known
+        if trains:
+            queue.refuse_beside_others(log)
+        return None, trains
     except CommandError as error:
         return error, False
 
