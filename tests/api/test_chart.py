@@ -106,13 +106,19 @@ def test_the_operator_knows_images_and_gateway() -> None:
 def test_the_quotas_of_callers_reach_the_gateway() -> None:
     for values, limits in (
         ((), Limits()),
-        (("quotas.requests=0", "quotas.tokensPerMinute=6000000", "quotas.bodyPercent=100"), None),
+        (
+            (
+                *("quotas.requests=0", "quotas.tokensPerMinute=6000000"),
+                *("quotas.bodyPercent=100", "quotas.connections=0"),
+            ),
+            Limits(0, 6_000_000, 100, 0),
+        ),
     ):
         sets = (f"gateway.{value}" for value in values)
         deployments = objects(render(*VALUES, *sets), "Deployment")
         variables = environment(deployments[f"{SYSTEM}/espalier-gateway"])
         told = GatewaySettings.read({**variables, "POD_NAMESPACE": SYSTEM})
-        assert told.limits == (limits or Limits(0, 6_000_000, 100))
+        assert told.limits == limits
     with pytest.raises(ApiServerError, match="bodyPercent"):
         render(*VALUES, "gateway.quotas.bodyPercent=0")
 

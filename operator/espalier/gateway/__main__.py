@@ -25,6 +25,7 @@ from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.certificate import Certificate, CertificateError
 from espalier.gateway.context import GatewayContext
+from espalier.gateway.listener import CountedSite
 from espalier.gateway.settings import GatewaySettings
 from espalier.gateway.world.watch import CHILDREN, WATCHED, WorldWatch
 from espalier.identity import GATEWAY_KEY_SECRET, PRIVATE_KEY_FIELD
@@ -116,11 +117,11 @@ async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
             **SERVER,
         )
         await runner.setup()
-        await web.TCPSite(runner, port=settings.port, backlog=BACKLOG).start()
+        open_, backlog = context.connections, BACKLOG
+        await CountedSite(runner, open_, settings.port, backlog=backlog).start()
         if certificate is not None:
-            site = web.TCPSite(
-                runner, port=settings.tls_port, backlog=BACKLOG, ssl_context=certificate.context
-            )
+            tls = certificate.context
+            site = CountedSite(runner, open_, settings.tls_port, backlog=backlog, ssl_context=tls)
             await site.start()
         tasks = [
             asyncio.create_task(informer.run(watching, cache, stop, synced, cluster)),

@@ -80,7 +80,8 @@ def make_app(
     """
     watch, auth, cluster = context.watch, context.auth, context.cluster
     admission = Admission(context.budgets.bodies, context.limits.body_percent)
-    app = web.Application(middlewares=[_observe, _refuse, admission.admit])
+    in_use = context.connections.in_use
+    app = web.Application(middlewares=[in_use, _observe, _refuse, admission.admit])
     app.on_response_prepare.append(_name)
     app[_WATCH] = watch
     callers = Callers(watch, auth, context.offers)
