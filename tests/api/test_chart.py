@@ -421,6 +421,13 @@ def test_users_with_the_roles_view_and_edit_see_and_edit(installed: ApiServer) -
     assert may(installed, "editer", TEAM, sample)
     installed.kubectl(
         *("create", "rolebinding", "a-sampler", "-n", TEAM),
+    more = render(*VALUES, "gateway.impersonation.extraKeys={scopes.example}")
+    (rule,) = [
+        rule
+        for rule in objects(more, "ClusterRole")[f"/{SYSTEM}-espalier-gateway"]["rules"]
+        if "impersonate" in rule["verbs"]
+    ]
+    assert rule["resources"] == ["uids", "userextras/scopes.example"]
         *("--clusterrole=espalier-sampler", "--user=sampler"),
     )
     assert may(installed, "sampler", TEAM, sample.replace("models", "models/arith"))
