@@ -38,7 +38,8 @@ Method = Callable[Concatenate[S, web.Request, P], Awaitable[R]]
 class Act:
     """What a request does; its handler fills in what it learns.
 
-    ``told``: whether it is written where nothing is refused.
+    ``told``: whether it is written where nothing is refused. ``awaited``: a 408 says that it takes
+    longer, and refuses nothing. ``done_to``: the object of ``target``, once it is known.
     """
 
     action: Action
@@ -53,10 +54,13 @@ class Act:
 
 
 ACT: web.RequestKey[Act] = web.RequestKey("act", Act)
+    awaited: bool = False
+    done_to: tuple[str, NamespacedName] | None = None
 # Set once the caller is known.
 CALLER: web.RequestKey[User] = web.RequestKey("caller", User)
 # Why it was refused.
 REASON: web.RequestKey[str] = web.RequestKey("reason", str)
+        self.done_to = (kind, name)
 
 
 def audited(action: Action) -> Callable[[Method[S, P, R]], Method[S, P, R]]:
@@ -76,7 +80,10 @@ def audited(action: Action) -> Callable[[Method[S, P, R]], Method[S, P, R]]:
 def write(request: web.Request, request_id: str, status: int) -> None:
     """Writes the line of a request that has ended; nothing for one that is not audited."""
     act = request.get(ACT)
-    if act is None or (status < HTTPStatus.BAD_REQUEST and not act.told):
+    if act is None:
+        return
+    outcome = "Done" if act.awaited and status == HTTPStatus.REQUEST_TIMEOUT else _outcome(status)
+    if outcome == "Done" and not act.told:
         return
     user = request.get(CALLER)
     _log.info(
@@ -90,7 +97,7 @@ def write(request: web.Request, request_id: str, status: int) -> None:
             "target": act.target[:MOST],
             "before": act.before[:MOST],
             "after": act.after[:MOST],
-            "outcome": _outcome(status),
+            "outcome": outcome,
             "reason": request.get(REASON, ""),
             "status": status,
         },
