@@ -36,6 +36,7 @@ from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.objects import ObjectKey
 from espalier.kube.probes import HealthServer
 from espalier.podclient import pod_session
+from espalier.telemetry import spans
 
 KEY_RETRY_SECONDS = 2.0
 # A replaced key is believed for ten minutes longer (core/key_ring.py).
@@ -164,6 +165,7 @@ async def _until_signal(watch: asyncio.Task[None], synced: asyncio.Event) -> Non
 async def main() -> None:
     """Connects and runs."""
     settings = GatewaySettings.read(os.environ)
+    spans.start(os.environ, "espalier-gateway")
     async with (
         await KubernetesCluster.connect() as cluster,
         HealthServer(settings.metrics_port, live={}, ready={}),
@@ -178,3 +180,5 @@ if __name__ == "__main__":
     except (SettingsError, CertificateError) as error:
         _log.error(str(error))
         sys.exit(USER_MISTAKE)
+    finally:
+        spans.stop()

@@ -19,12 +19,19 @@ from aiohttp import web
 from espalier.gateway.access.auth import User
 from espalier.gateway.problems import CLIENT_GONE
 from espalier.gateway.world.world import NamespacedName
+from espalier.telemetry import spans
 
 # What is audited. ``Train`` is a step of the optimizer, and every other command that is refused.
 Action = Literal["Sample", "Train", "Fork", "MoveHead", "Evaluate", "Save", "Unsave", "Download"]
 LOGGER = "espalier.audit"
 # Characters of a name that a caller gave, which may be no name at all.
 MOST = 300
+_SPANS = {
+    "TrainableModel": spans.MODEL,
+    "TrainingRun": spans.RUN,
+    "Checkpoint": spans.CHECKPOINT,
+    "CheckpointHead": spans.HEAD,
+}
 
 _log = logging.getLogger(LOGGER)
 
@@ -47,20 +54,20 @@ class Act:
     before: str = ""
     after: str = ""
     told: bool = True
+    awaited: bool = False
+    done_to: tuple[str, NamespacedName] | None = None
 
     def of(self, kind: str, name: NamespacedName, *, before: str = "", after: str = "") -> None:
         """Says which object it is done to, and what changes of it."""
         self.target, self.before, self.after = f"{kind} {name}", before, after
+        self.done_to = (kind, name)
 
 
 ACT: web.RequestKey[Act] = web.RequestKey("act", Act)
-    awaited: bool = False
-    done_to: tuple[str, NamespacedName] | None = None
 # Set once the caller is known.
 CALLER: web.RequestKey[User] = web.RequestKey("caller", User)
 # Why it was refused.
 REASON: web.RequestKey[str] = web.RequestKey("reason", str)
-        self.done_to = (kind, name)
 
 
 def audited(action: Action) -> Callable[[Method[S, P, R]], Method[S, P, R]]:
@@ -102,6 +109,15 @@ def write(request: web.Request, request_id: str, status: int) -> None:
             "status": status,
         },
     )
+
+
+def noted(request: web.Request) -> dict[str, str]:
+    """Which object a request is about, for its span."""
+    act = request.get(ACT)
+    if act is None or act.done_to is None:
+        return {}
+    kind, name = act.done_to
+    return {spans.NAMESPACE: name.namespace, _SPANS[kind]: name.name}
 
 
 def _outcome(status: int) -> str:

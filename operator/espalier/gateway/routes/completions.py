@@ -24,7 +24,7 @@ from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.quotas import Quotas, Share
 from espalier.gateway.access.request_body import read_object
 from espalier.gateway.access.rights import SAMPLE
-from espalier.gateway.context import HELD_SECONDS, UPSTREAM_SECONDS
+from espalier.gateway.context import HELD_SECONDS, REQUEST_ID, UPSTREAM_SECONDS
 from espalier.gateway.hud.trace_keepers import Keeper, TraceKeepers
 from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, TraceRoutes, trace_of
 from espalier.gateway.problems import RefusalError, not_ready, openai_body
@@ -51,6 +51,8 @@ from espalier.gateway.world.routing import (
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.podclient import PodFaultError, unknown
+from espalier.telemetry import spans
+from espalier.telemetry.http_server import X_REQUEST_ID
 from espalier.untrusted import UnreadableError, read_json
 
 # A checkpoint's commit is acknowledged before its object reaches the cache.
@@ -116,6 +118,7 @@ class CompletionRoutes:
         request[ACT].target = asked.reference
         slug, ref, target = await self._locate(user, asked.reference, wait=bool(trace))
         request[ACT].of("TrainableModel", target.model, after=target.checkpoint or BASE)
+        spans.note({spans.CHECKPOINT: target.checkpoint or BASE})
         recorded = bool(trace) and asked.recordable
         keeper = await self._keepers.keeper(user, target.model) if recorded else None
         async with self._quotas.sample(user, target.model) as share:
@@ -229,6 +232,7 @@ class CompletionRoutes:
     ) -> web.StreamResponse:
         headers = self._pods.tokens.header(exchange.target.model, pod)
         headers["Content-Type"] = "application/json"
+        headers[X_REQUEST_ID] = exchange.request[REQUEST_ID]
         async with self._pods.session.post(
             f"http://{pod.address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
             data=sent,

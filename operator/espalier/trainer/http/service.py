@@ -28,6 +28,7 @@ from espalier.api.wire import (
     Usage,
     Wire,
 )
+from espalier.telemetry import http_server, spans
 from espalier.trainer import prometheus
 from espalier.trainer.batch.losses import DEFAULTS
 from espalier.trainer.engine import measurements, unkeyed
@@ -107,7 +108,11 @@ class Service:
     def app(self) -> web.Application:
         """The routes of the architecture page."""
         app = web.Application(
-            middlewares=[self._answer_problems, self._authenticate],
+            middlewares=[
+                *http_server.middlewares(only_carried_on=True),
+                self._answer_problems,
+                self._authenticate,
+            ],
             client_max_size=self._max_body_bytes,
         )
         app.router.add_get("/healthz", self._healthz)
@@ -275,17 +280,26 @@ class Service:
             if IDEMPOTENCY_KEY not in request.headers and client:
                 return await self._unkeyed(engine, Unkeyed(client, sent))
             command = Command(key_of(request), sent)
-            return _answer(await self._on_engine(kind, lambda: engine.execute(command)))
+            answer = await self._on_engine(kind, lambda: engine.execute(command))
+            self._note_position()
+            return _answer(answer)
 
         return handle
+
+    def _note_position(self) -> None:
+        """Says in the span of a command where training is after it."""
+        if (state := self.feed.snapshot.state) is not None:
+            spans.note({spans.STEP: state.step, spans.CHECKPOINT: state.checkpoint})
 
     async def _on_engine(self, what: str, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         with prometheus.QUEUE.track_inprogress():
-            return await loop.run_in_executor(self._worker, self._watched, what, work)
+            watched = spans.here(partial(self._watched, what, work))
+            return await loop.run_in_executor(self._worker, watched)
 
     def _watched(self, what: str, work: Callable[[], T]) -> T:
-        with prometheus.COMMANDS.labels(what).time():
+        # Without the wait for the thread, which is what the request's own span has beyond it.
+        with spans.part(f"engine {what}"), prometheus.COMMANDS.labels(what).time():
             return self._watchdog.run(what, work)
 
     async def _counted(self, what: str, work: Callable[[], T]) -> T:
@@ -304,6 +318,7 @@ class Service:
                 command.sent.kind, partial(unkeyed.execute, engine, command, waited=waited)
             )
             if done is not None:
+                self._note_position()
                 key, answer = done
                 response = _answer(answer)
                 response.headers[IDEMPOTENCY_KEY] = f"{key.session}/{key.seq}"
