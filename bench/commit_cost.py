@@ -23,15 +23,12 @@ import torch
 from bench.trainer.workload import SMALL, TINY, Workload, batch, policy
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import (
-    Assignment,
-    ForwardBackwardRequest,
-    OptimStepRequest,
-    TrajectoryPayload,
-    TrajectorySample,
-    Wire,
-)
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.base import Wire
+from espalier.api.wire.gradients import ForwardBackwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import Assignment
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine import checkpoint_files
 from espalier.trainer.engine.commands import Command, Sent

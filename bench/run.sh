@@ -37,6 +37,7 @@ gateway() {
   .venv/bin/python -m bench.gateway.pairs --pairs 300
   echo "== what it adds with 256 completions in flight (goal: p50 3 ms, p99 10 ms); 1,000 open streams (goal: 300 MiB)"
   .venv/bin/python -m bench.gateway.load
+  .venv/bin/python -m bench.gateway.load --tls --streams 100
   echo "== a forward_backward of 64 trajectories of 2,000 tokens (goal: 50 ms outside the trainer)"
   .venv/bin/python -m bench.gateway.batch
   echo "== what one caller's flood costs another (goal: p99 within 1.5 times)"
@@ -80,7 +81,7 @@ loop() {
   echo "== long tails: Asynchronous beside Synchronous (goal: 1.4 times the rollouts a second)"
   .venv/bin/python -W ignore -m bench.loop.schedules "$model" "$out/schedules" \
     --rounds "${LOOP_ROUNDS:-3}" --steps "${LOOP_STEPS:-12}"
-  .venv/bin/python -W ignore -m bench.loop.held_out "$model" "$out/schedules" --stories
+  .venv/bin/python -W ignore -m bench.loop.held_out "$model" "$out/schedules"
   .venv/bin/python -m bench.loop.report_schedules "$out/schedules"
 }
 tools() {

@@ -6,6 +6,7 @@ pods are created but never run. ``python dev/apiserver.py`` runs one until it is
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,8 +18,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":  # started as a file, dev/ is on the path and its parent is not
@@ -33,6 +36,7 @@ CRDS = ROOT / "crds"
 START_TIMEOUT_SECONDS = 180
 STOP_TIMEOUT_SECONDS = 10
 KUBECTL_TIMEOUT_SECONDS = 240
+CALL_TIMEOUT_SECONDS = 20
 SERVICE_RANGE = "10.96.0.0/16"
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 
@@ -117,14 +121,25 @@ class ApiServer:
 
     def create_namespace(self, name: str) -> None:
         """Creates a namespace and waits for its default ServiceAccount."""
-        self.kubectl("create", "namespace", name)
+        made, answer = self._call("/api/v1/namespaces", {"metadata": {"name": name}})
+        if made != HTTPStatus.CREATED:
+            raise ApiServerError(f"namespace {name}: {answer}")
         self.wait_for(f"the ServiceAccount of {name}", lambda: self.has_default_account(name))
 
     def has_default_account(self, namespace: str) -> bool:
-        found = self.kubectl(
-            "get", "serviceaccount", "default", "-n", namespace, "--ignore-not-found", "-o", "name"
-        )
-        return bool(found)
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
+        return self._call(path)[0] == HTTPStatus.OK
+
+    def read(self, path: str) -> dict[str, Any]:
+        """What ``kubectl get --raw`` prints, without a process: for what is asked again and again.
+
+        Raises ApiServerError for any other answer than 200.
+        """
+        status, answer = self._call(path)
+        if status != HTTPStatus.OK:
+            raise ApiServerError(f"{path}: {status} {answer}")
+        found: dict[str, Any] = json.loads(answer)
+        return found
 
     def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
         """Waits until a condition holds; raises ApiServerError that names it."""
@@ -137,7 +152,7 @@ class ApiServer:
                     )
             if time.monotonic() > deadline:
                 raise ApiServerError(f"waited {START_TIMEOUT_SECONDS} s for {what}")
-            time.sleep(0.1)
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """Ends the processes, the last started first, and removes their files."""
@@ -221,13 +236,25 @@ class ApiServer:
         self._processes.append((name, process))
 
     def _is_ready(self) -> bool:
+        try:
+            return self._call("/readyz")[0] == HTTPStatus.OK
+        except OSError:
+            return False
+
+    def _call(self, path: str, body: object = None) -> tuple[int, str]:
+        """Status and body of the answer to a GET, or to a POST of JSON, as the administrator."""
         trust = ssl.create_default_context(cafile=str(self.directory / "ca.crt"))
         trust.load_cert_chain(self.directory / "admin.crt", self.directory / "admin.key")
+        call = urllib.request.Request(
+            self.url + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
         try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2, context=trust) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+            with urllib.request.urlopen(call, timeout=CALL_TIMEOUT_SECONDS, context=trust) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as refused:
+            return refused.code, refused.read().decode()
 
     def _log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")[-2000:]

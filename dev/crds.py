@@ -16,6 +16,9 @@ class Cluster(Protocol):
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """What kubectl prints; raises with its stderr."""
 
+    def read(self, path: str) -> dict[str, Any]:
+        """The object at a path of the API; raises with the server's words."""
+
     def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
         """Waits until a condition holds; raises an error that names it."""
 

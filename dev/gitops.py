@@ -34,6 +34,9 @@ class GitOpsError(Exception):
 class Controllers:
     """Processes with a log each, ended in reverse order, whose files go with them."""
 
+    # What dev/tools.sh builds them by.
+    tools = "gitops"
+
     def __init__(self, server: Cluster) -> None:
         self.server = server
         self.directory = Path(tempfile.mkdtemp(prefix="espalier-gitops-"))
@@ -65,7 +68,7 @@ class Controllers:
     def _start(self, name: str, binary: str, *arguments: str, **environment: str) -> None:
         path = BINARIES / binary
         if not path.exists():
-            raise GitOpsError(f"{binary} is not in {BINARIES}: run dev/tools.sh gitops")
+            raise GitOpsError(f"{binary} is not in {BINARIES}: run dev/tools.sh {self.tools}")
         # setpriv ends the child when we are killed; a killed test run leaves nothing behind.
         command = ["setpriv", "--pdeathsig", "KILL", str(path), *arguments]
         environment = {
@@ -109,7 +112,7 @@ class ArgoCd(Controllers):
     def _begin(self) -> None:
         manifests = MANIFESTS / "argocd"
         kubectl = self.server.kubectl
-        _create_namespace(kubectl, ARGOCD_NAMESPACE)
+        create_namespace(kubectl, ARGOCD_NAMESPACE)
         crds = ("application-crd.yaml", "appproject-crd.yaml")
         # Server-side: the Application's schema is too large for kubectl's annotation.
         kubectl("apply", "--server-side", *(f"--filename={manifests / name}" for name in crds))
@@ -172,7 +175,7 @@ class Flux(Controllers):
 
     def _begin(self) -> None:
         kubectl = self.server.kubectl
-        _create_namespace(kubectl, FLUX_NAMESPACE)
+        create_namespace(kubectl, FLUX_NAMESPACE)
         crds = [*MANIFESTS.glob("flux/*.yaml"), *MANIFESTS.glob("flux-source/*.yaml")]
         if not crds:
             raise GitOpsError(f"no CRDs of Flux in {MANIFESTS}: run dev/tools.sh gitops")
@@ -193,6 +196,6 @@ class Flux(Controllers):
         self._wait_for_port("kustomize-controller", health)
 
 
-def _create_namespace(kubectl: Callable[..., str], name: str) -> None:
+def create_namespace(kubectl: Callable[..., str], name: str) -> None:
     if not kubectl("get", "namespace", name, "--ignore-not-found", "-o", "name"):
         kubectl("create", "namespace", name)

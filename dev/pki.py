@@ -47,12 +47,19 @@ class Authority:
         certificate = (
             _builder(self._name, self._name, self._key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         self.certificate_pem = certificate.public_bytes(serialization.Encoding.PEM)
+        self.key_pem = _private_pem(self._key)
 
-    def issue(self, name: str, organization: str = "", server: bool = False) -> tuple[bytes, bytes]:
-        """Certificate and key as PEM; the organization is the user's group in Kubernetes."""
+    def issue(
+        self, name: str, organization: str = "", server: bool = False, hosts: tuple[str, ...] = ()
+    ) -> tuple[bytes, bytes]:
+        """Certificate and key as PEM; the organization is the user's group in Kubernetes.
+
+        A server's has ``hosts`` beside the names and addresses of an API server.
+        """
         key = generate_private_key(SECP256R1())
         attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
         if organization:
@@ -62,7 +69,7 @@ class Authority:
             x509.ExtendedKeyUsage([usage]), critical=False
         )
         if server:
-            names: list[x509.GeneralName] = [x509.DNSName(host) for host in SERVER_NAMES]
+            names: list[x509.GeneralName] = [x509.DNSName(h) for h in (*SERVER_NAMES, *hosts)]
             names += [x509.IPAddress(ipaddress.ip_address(a)) for a in SERVER_ADDRESSES]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())

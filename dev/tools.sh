@@ -7,6 +7,7 @@
 #     gitops     what the GitOps tests run: Argo CD core and Flux's kustomize-controller, with their CRDs
 #     krew       kubectl and its plugin manager, which the tests install our plugin with
 #     monitoring Prometheus and promtool, which the tests of metrics, alerts and dashboards run
+#     kueue      Kueue, with its CRDs and webhooks, which the exhaustive tests of queues run
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -32,6 +33,7 @@ declare -A source=(
   [argocd]="argocd espalier.dev/dev/go/argocd"
   [actionlint]="workflows github.com/rhysd/actionlint/cmd/actionlint"
   [kustomize-controller]="flux github.com/fluxcd/kustomize-controller"
+  [kueue]="kueue sigs.k8s.io/kueue/cmd/kueue"
   [prometheus]="prometheus github.com/prometheus/prometheus/cmd/prometheus"
   [promtool]="prometheus github.com/prometheus/prometheus/cmd/promtool"
 )
@@ -137,4 +139,9 @@ for name in "$@"; do
 done
 # shellcheck disable=SC2086  # a list of tools
 for module in "${!wanted[@]}"; do build "$module" ${wanted[$module]}; done
-for name in "$@"; do [ "$name" != gitops ] || take_gitops_manifests; done
+for name in "$@"; do
+  case $name in
+    gitops) take_gitops_manifests ;;
+    kueue) take_manifests kueue sigs.k8s.io/kueue config/components/crd/bases config/components/webhook/manifests.yaml ;;
+  esac
+done

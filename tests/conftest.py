@@ -1,4 +1,4 @@
-"""What every test may use, and how tests are dealt out to two workers.
+"""What every test may use, and how tests are dealt out to workers.
 
 What hypothesis finds must not depend on how busy the machine is, nor on chance: it tries the same
 examples every time. ``pytest --hypothesis-profile=explore`` tries others.

@@ -1,13 +1,14 @@
 """Which tests stay together on one worker, and in which order they are begun.
 
-A worker that is free takes the group that is next, so long groups are begun first, and the two
-workers end at about the same time. The cluster's tests are begun when those that compute much are
-over: what is left beside them is short, or waits most of its time.
+A worker that is free takes the group that is next, so long groups are begun first, and the workers
+end at about the same time. Two of them keep two cores busy. A third begins with the groups that
+wait most of their time: for pods, for controllers, for a Lease to run out.
 """
 
 from __future__ import annotations
 
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 # Starts of the paths of tests that are one group. Elsewhere a file is a group.
 TOGETHER = {
@@ -43,6 +44,9 @@ ORDER = (
     "simulation/test_deletion_real",
     "simulation/test_takeover",
 )
+# Groups of these names wait.
+WAIT = ("e2e", "gitops", "simulation/test_deletion_real", "simulation/test_takeover")
+WORKERS_THAT_COMPUTE, WAITING_WORKER = 2, "gw2"
 
 
 def group(nodeid: str) -> str:
@@ -62,3 +66,17 @@ class Dealer(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return group(nodeid)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        """Gives a worker the next group of its kind, or of the other one if none is left."""
+        if self.numnodes > WORKERS_THAT_COMPUTE:
+            waits = node.gateway.id == WAITING_WORKER
+            name = next((n for n in self.workqueue if (n in WAIT) is waits), None)
+            if name is not None:
+                self.workqueue.move_to_end(name, last=False)
+        super()._assign_work_unit(node)
+
+    def _reschedule(self, node: WorkerController) -> None:
+        """Gives work to a worker that has collected: in place of a dead one, not at first."""
+        if node in self.registered_collections:
+            super()._reschedule(node)

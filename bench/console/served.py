@@ -13,7 +13,7 @@ from playwright.async_api import Page, async_playwright
 from tests.gateway.world import World
 
 from espalier import identity
-from espalier.api.wire import KEPT_ROLLOUTS
+from espalier.api.wire.rollout_control import KEPT_ROLLOUTS
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import make_app

@@ -21,8 +21,10 @@ from dev.apiserver import ApiServer
 from tests.gateway.process import until
 
 from espalier import identity
-from espalier.api.wire import ForwardBackwardRequest, TrajectoryPayload, TrajectorySample
-from espalier.trainer.batch.data import Limits, datums
+from espalier.api.wire.gradients import ForwardBackwardRequest
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
+from espalier.trainer.batch.data import datums
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.http.requests import parse
 
 GOAL_MILLISECONDS = 50.0

@@ -8,14 +8,21 @@ second. Each completion is held for 2 s give or take a half and carries log-prob
 * together: at the same moments, so that both wait for the same cores behind the same processes.
 
 The goal is held to the first. On a machine that does other work the second alone says something.
+``--tls`` asks by HTTPS, under quotas that count each request and token and refuse none.
 
-    PYTHONPATH=operator:. python -m bench.gateway.load [--rate 128] [--streams 1000]
+    PYTHONPATH=operator:. python -m bench.gateway.load [--rate 128] [--streams 1000] [--tls]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import ssl
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import aiohttp
 import uvloop
@@ -23,24 +30,54 @@ from bench.gateway.pods import pods
 from bench.gateway.process import Gateway, gateway, load_average
 from bench.gateway.traffic import Load, Route, percentiles, send
 from dev.apiserver import ApiServer
+from dev.pki import Authority
+from dev.ports import free_port
 from tests.gateway.process import until
 
 from espalier import identity
 from espalier.core.names import adapter_name
+from espalier.gateway.certificate import CHAIN, KEY
 
 GOAL_MILLISECONDS = (3.0, 10.0)
 GOAL_MIB = 300.0
 DIGEST = "sha256:" + "a1" * 32
 PATIENCE_SECONDS = 120.0
 ROUNDS = 2
+# More than any caller here takes, so that all is counted and nothing refused.
+QUOTAS = {"ESPALIER_QUOTA_REQUESTS": "100000", "ESPALIER_QUOTA_TOKENS_PER_MINUTE": "1000000000"}
 
 
-async def concurrency(serving: Gateway, pod: str, load: Load) -> None:
+@dataclass(frozen=True)
+class Secure:
+    """HTTPS of the gateway: its settings, its port, and what its clients trust."""
+
+    settings: Mapping[str, str]
+    port: int
+    trusted: ssl.SSLContext
+
+    @classmethod
+    def under(cls, directory: Path) -> Self:
+        """With a certificate of an authority of its own, kept in this directory."""
+        authority = Authority("bench")
+        for name, content in zip(
+            (CHAIN, KEY), authority.issue("gateway", server=True), strict=True
+        ):
+            (directory / name).write_bytes(content)
+        port = free_port()
+        settings = {"ESPALIER_TLS_DIRECTORY": str(directory), "ESPALIER_TLS_PORT": str(port)}
+        trusted = ssl.create_default_context(cadata=authority.certificate_pem.decode())
+        return cls(settings | QUOTAS, port, trusted)
+
+
+async def concurrency(serving: Gateway, pod: str, load: Load, secure: Secure | None) -> None:
     """Prints what the gateway adds at the percentiles."""
+    url, trusted = serving.url, None
+    if secure is not None:
+        url, trusted = f"https://127.0.0.1:{secure.port}", secure.trusted
 
     def routes() -> tuple[Route, Route]:
         adapter = adapter_name("arith", DIGEST)
-        return Route(serving.url, "arith", serving.headers), Route(pod, adapter, {})
+        return Route(url, "arith", serving.headers, trusted), Route(pod, adapter, {})
 
     in_flight = load.rate * load.hold_seconds
     print(
@@ -114,10 +151,13 @@ async def run(server: ApiServer, port: int, options: argparse.Namespace) -> None
     pod = f"http://127.0.0.1:{port}"
     async with aiohttp.ClientSession() as session:
         await until(session, f"{pod}/healthz", "ok")
-    async with gateway(server, DIGEST, port, key) as serving:
-        load = Load(options.rate, options.seconds, options.hold, options.tokens)
-        await concurrency(serving, pod, load)
-        await streams(serving, options.streams)
+    with tempfile.TemporaryDirectory() as directory:
+        secure = Secure.under(Path(directory)) if options.tls else None
+        settings = secure.settings if secure else {}
+        async with gateway(server, DIGEST, port, key, settings) as serving:
+            load = Load(options.rate, options.seconds, options.hold, options.tokens)
+            await concurrency(serving, pod, load, secure)
+            await streams(serving, options.streams)
 
 
 def main() -> None:
@@ -127,6 +167,7 @@ def main() -> None:
     parser.add_argument("--hold", type=float, default=2.0, help="seconds, give or take a half")
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--tls", action="store_true", help="by HTTPS, and under quotas")
     print(load_average())
     with ApiServer() as server, pods() as (port, _):
         uvloop.run(run(server, port, parser.parse_args()))

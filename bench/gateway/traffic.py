@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 import statistics
 import time
 from collections.abc import Mapping
@@ -34,11 +35,15 @@ class Load:
 
 @dataclass
 class Route:
-    """A server, the model as it is called there, and what its completions took in milliseconds."""
+    """A server, the model as it is called there, and what its completions took in milliseconds.
+
+    ``trusted`` is what an ``https`` URL is checked with.
+    """
 
     url: str
     model: str
     headers: Mapping[str, str]
+    trusted: ssl.SSLContext | None = None
     overheads: list[float] = field(default_factory=list)
     # Between the due moment of an arrival and its sending: the client's own.
     late: list[float] = field(default_factory=list)
@@ -72,7 +77,9 @@ async def _one(route: Route, load: Load, *, counted: bool) -> None:
     reader, writer = (
         route.idle.pop()
         if route.idle
-        else await asyncio.open_connection(server.hostname, server.port, limit=2**20)
+        else await asyncio.open_connection(
+            server.hostname, server.port, limit=2**20, ssl=route.trusted
+        )
     )
     began = time.perf_counter()
     writer.write(_request(route, load))

@@ -1,6 +1,6 @@
 """Scores adapters of both sides on the held-out sums, greedily, by the same engine.
 
-    PYTHONPATH=operator:. python -m bench.loop.held_out MODEL OUT [--stories]
+    PYTHONPATH=operator:. python -m bench.loop.held_out MODEL OUT
 
 Appends ``{"seed", "side", "step", "right"}`` to ``OUT/scores.jsonl``, where ``right`` has a 0 or 1
 for each sum; step 0 is the base. What is there already is not scored again.
@@ -14,9 +14,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.loop.sums import Sum, held_out, stories
+from bench.loop.sums import ANSWER, Sum, held_out
 
-MAX_TOKENS = 16
 # One process, on one thread, and room for all sums at once.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 CACHE_BYTES = 1 << 29
@@ -44,7 +43,7 @@ class Engine:
             kv_cache_memory_bytes=CACHE_BYTES,
             disable_log_stats=True,
         )
-        self._greedy = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+        self._greedy = SamplingParams(temperature=0, max_tokens=ANSWER)
         self._loaded = 0
 
     def right(self, sums: Sequence[Sum], adapter: Path | None) -> list[int]:
@@ -74,10 +73,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--stories", action="store_true")
     given = parser.parse_args()
     os.environ.update(ENVIRONMENT)
-    sums: Sequence[Sum] = stories(held_out()) if given.stories else held_out()
+    sums = held_out()
     rank = json.loads((given.out / "setting.json").read_text())["rank"]
     scores = given.out / "scores.jsonl"
     rows = map(json.loads, scores.read_text().splitlines()) if scores.exists() else ()

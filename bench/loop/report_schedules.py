@@ -1,4 +1,4 @@
-"""The table of what ``schedules`` and ``held_out --stories`` left.
+"""The table of what ``schedules`` and ``held_out`` left.
 
 PYTHONPATH=operator:. python -m bench.loop.report_schedules OUT
 """

@@ -1,12 +1,12 @@
-"""Asynchronous beside Synchronous on a taskset whose completions have a long tail.
+"""Asynchronous beside Synchronous on rollouts with a long tail: their rate, and what they teach.
 
     PYTHONPATH=operator:. python -m bench.loop.schedules MODEL OUT [--rounds 3] [--steps 12]
 
+A rollout answers a sum, which is its reward, and then tells a story whose length has a heavy tail.
 They take turns on one ``espalier dev``. Every turn begins at the same checkpoint, to which the head
 is moved back, and begins and ends with nothing in flight: none samples beyond a turn's last step.
-The rate is so low that rewards stay as informative as the base's: what is compared is time. Both
-take ``--steps`` steps in a round; the fewer they are, the more the first one counts, for which
-Asynchronous waits as Synchronous does.
+Both take ``--steps`` steps in a round; the fewer they are, the more the first one counts, for which
+Asynchronous waits as Synchronous does. ``held_out`` scores what each turn ended with.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from bench.loop.beside_trl import keep_adapter, refuse_what_is_there
 from bench.loop.ours import Ours
 from bench.loop.setting import Setting
-from bench.loop.sums import LONGEST, Story, stories, trained
+from bench.loop.sums import ANSWER, LONGEST, Sum, story_tokens, trained
 
 from espalier import Asynchronous, Synchronous
 from espalier.loop.schedule import Schedule
@@ -32,10 +32,13 @@ from espalier.loop.session import Session
 SCHEDULES = ("synchronous", "asynchronous")
 
 
-async def told(task: Story, session: Session) -> float:
-    """One story of the length that is drawn for this rollout."""
-    length = task.length(session.rollout.rollout_idx)
-    return task.reward((await session.sample(task.prompt, max_tokens=length)).text)
+async def told(task: Sum, session: Session) -> float:
+    """An answer, and a story of the length that is drawn for this rollout."""
+    (asked,) = task.prompt
+    answer = await session.say(asked, max_tokens=ANSWER)
+    length = story_tokens(task, session.rollout.rollout_idx)
+    await session.say("Tell a long story about it.", max_tokens=length)
+    return task.reward(answer.text)
 
 
 def schedule(name: str, staleness: int) -> Schedule[Any]:
@@ -44,13 +47,13 @@ def schedule(name: str, staleness: int) -> Schedule[Any]:
 
 
 def sampled(step: Mapping[str, float]) -> int:
-    """Rollouts of a step, those of further rounds included; each is one completion."""
-    return round(step["completion/tokens_total"] / step["completion/tokens_mean"])
+    """Rollouts of a step, those of further rounds included; each is two completions."""
+    return round(step["completion/tokens_total"] / step["completion/tokens_mean"] / 2)
 
 
 async def compared(setting: Setting, out: Path, rounds: int, staleness: int) -> None:
     """Appends a line for each turn to ``OUT/pieces.jsonl``, and keeps its last adapter."""
-    tasks = stories(trained(setting.seed))
+    tasks = trained(setting.seed)
     with tempfile.TemporaryDirectory() as work:
         side = await Ours.start(setting, Path(work) / "espalier")
         try:
@@ -89,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--staleness", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     refuse_what_is_there(given.out, range(1, given.rounds + 1))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ from espalier.rewards.extraction import extract, matches
 EXAMPLE = Path(__file__).parents[2] / "examples" / "arithmetic"
 # As in run.yaml: this many are trained on, the rest is held out.
 TRAINED = 320
-# Tokens of a story.
-SHORTEST, LONGEST = 6, 160
+# Tokens of an answer, and of a story.
+ANSWER = 16
+SHORTEST, LONGEST = 6, 256
 
 
 @dataclass(frozen=True)
@@ -40,31 +39,13 @@ class Sum:
         return float(matches("LastNumber", extract("LastNumber", text), self.answer))
 
 
-@dataclass(frozen=True)
-class Story(Sum):
-    """A sum whose answer begins a story, which is cut at a length of a heavy tail.
+def story_tokens(one: Sum, index: int) -> int:
+    """How long the story of a sum's rollout is, with a heavy tail: equal for every side.
 
-    It is worth something that is easily learnt, and that half of a base's stories do by chance
-    (SmolLM2's: 0.50 of those of 10 tokens, 0.62 of 20, 0.77 of 60), so that few groups teach
-    nothing: a schedule is compared, not what is learnt.
-
-    Lengths are Pareto's with exponent 1.2: half are below 11 tokens, one in 25 above 100.
+    Lengths are Pareto's with exponent 0.9: half are below 13 tokens, one in 13 above 100.
     """
-
-    @property
-    def prompt(self) -> list[dict[str, str]]:
-        """As a chat."""
-        content = f"{self.question} Begin with the number, then tell a long story about it."
-        return [{"role": "user", "content": content}]
-
-    def reward(self, text: str) -> float:
-        """1 if the text has a number, else 0."""
-        return float(re.search(r"\d", text) is not None)
-
-    def length(self, index: int) -> int:
-        """Tokens of one of its rollouts: equal for every side."""
-        drawn = random.Random(f"{self.id}/{index}").paretovariate(1.2)
-        return min(int(SHORTEST * drawn), LONGEST)
+    drawn = random.Random(f"{one.id}/{index}").paretovariate(0.9)
+    return min(int(SHORTEST * drawn), LONGEST)
 
 
 def trained(seed: int) -> list[Sum]:
@@ -77,11 +58,6 @@ def trained(seed: int) -> list[Sum]:
 def held_out() -> list[Sum]:
     """The sums that no run trains on."""
     return _shuffled()[TRAINED:]
-
-
-def stories(sums: Sequence[Sum]) -> list[Story]:
-    """The same sums as stories."""
-    return [Story(one.id, one.question, one.answer) for one in sums]
 
 
 def _shuffled() -> list[Sum]:

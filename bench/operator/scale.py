@@ -15,7 +15,7 @@ from functools import partial
 from bench.operator.process import OperatorProcess, Reading, api_server, cold_start, operator
 from dev.apiserver import ApiServer
 
-from espalier.api.wire import Commit
+from espalier.api.wire.commits import Commit
 from espalier.core.checkpoints.commits import checkpoint_body
 from espalier.core.lineage.lineage import Point
 from espalier.core.names import MAIN, checkpoint_name

@@ -26,7 +26,8 @@ from tests.tinker.messages import Explicit, datum, forward_backward
 from tests.trainer import tinker
 from tests.trainer.test_service import AUDIENCE, KEYS, bearer
 
-from espalier.api.wire import IDEMPOTENCY_KEY, Assignment
+from espalier.api.wire.headers import IDEMPOTENCY_KEY
+from espalier.api.wire.trainer import Assignment
 from espalier.tinker import messages_pb2 as pb
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine import queue

@@ -29,7 +29,8 @@ from tests.tinker.messages import Explicit, datum, forward_backward
 from tests.trainer.test_service import AUDIENCE, KEYS, bearer
 from typing_extensions import override
 
-from espalier.api.wire import IDEMPOTENCY_KEY, Assignment
+from espalier.api.wire.headers import IDEMPOTENCY_KEY
+from espalier.api.wire.trainer import Assignment
 from espalier.tinker import messages_pb2 as pb
 from espalier.trainer.batch.data import Datum
 from espalier.trainer.batch.losses import LossSpec

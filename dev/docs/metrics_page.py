@@ -57,6 +57,9 @@ OF_SAMPLES = {
     "`overlong` and `length` are what `overlong` and `lengthPenalty` add. Runner.",
     "rollout/reward/<name>/std": "Population standard deviation of it.",
     "rollout/reward/<name>/errors": "Answers for which it could not be had, where that occurred.",
+    "loss/custom": "What the function of `loss.customRef` gave. Runner.",
+    "loss/<name>": "A metric that it gave. `policy/reference_kl` is told of it too, where the run "
+    "has `kl.reference`.",
     "rollout/failed": "Rollouts that did not complete. Client.",
     "rollout/timed_out": "Rollouts that ran out of time. Client.",
     "time/step_seconds": "Wall-clock time from the command of the step before to that of this one; "

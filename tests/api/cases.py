@@ -38,7 +38,7 @@ REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 PODS = {REQUIRED: [TERM], PREFERRED: [{"weight": 1, "podAffinityTerm": TERM}]}
 TEMPLATE: dict[str, Any] = {
-    "labels": {"kueue.x-k8s.io/queue-name": "gpus"},
+    "labels": {"team": "blue"},
     "annotations": {"sidecar.istio.io/inject": "false"},
     "resources": {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": {"nvidia.com/gpu": "1"}},
     "env": [
@@ -50,6 +50,7 @@ TEMPLATE: dict[str, Any] = {
     "nodeSelector": {"gpu": "h100"},
     "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
     "priorityClassName": "system-node-critical",
+    "queueName": "gpus",
     "affinity": {
         "nodeAffinity": {
             REQUIRED: {"nodeSelectorTerms": [NODES]},
@@ -82,6 +83,8 @@ REWARDS = [
     {"name": "own", "environment": {}},
 ]
 PENALTY = {"coefficient": "0.1", "reference": {"base": {}}}
+CUSTOM = {"name": "Custom", "customRef": {"name": "losses"}}
+OWN_LOSS = edited(RUN, "spec.loss", CUSTOM)
 
 GOOD = {
     "run with a reward of each kind": edited(RUN, "spec.rewards", REWARDS),
@@ -241,6 +244,13 @@ GOOD = {
     ),
     "run with clipping": edited(
         RUN, "spec.loss", {"name": "ppo", "clipLow": "0.8", "clipHigh": "1.2"}
+    ),
+    "run of a loss of the user's": edited(
+        edited(RUN, "spec.loss.customRef", {**CUSTOM["customRef"], "function": "ppo"}),
+        *("spec.loss.name", "Custom"),
+    ),
+    "run of a loss of the user's that is given a reference": edited(
+        OWN_LOSS, "spec.kl", {"reference": {"base": {}}}
     ),
     "run of a loss by sequence": edited(
         RUN, "spec.loss", {"name": "gspo", "clipLow": "0.9", "clipHigh": "1.1"}
@@ -691,6 +701,51 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *("spec.taskset.persistentVolumeClaim.path", "relative path without '..'"),
     ),
     "unknown loss": (RUN, "spec.loss.name", "grpo", "spec.loss.name", '"importance_sampling"'),
+    "loss of the user's without a function": (
+        *(RUN, "spec.loss", {"name": "Custom"}, "spec.loss.customRef", "name the ConfigMap"),
+    ),
+    "function of a built-in loss": (
+        *(RUN, "spec.loss", {**CUSTOM, "name": "ppo"}),
+        *("spec.loss.customRef", "remove customRef"),
+    ),
+    "aggregation of a loss of the user's": (
+        *(OWN_LOSS, "spec.loss.aggregation", "TokenMean"),
+        *("spec.loss.aggregation", "adds up its loss itself"),
+    ),
+    "entropy of a loss of the user's": (
+        *(OWN_LOSS, "spec.loss.entropyCoefficient", "0.1"),
+        *("spec.loss.entropyCoefficient", "remove entropyCoefficient"),
+    ),
+    "anchor of a loss of the user's": (
+        *(OWN_LOSS, "spec.loss.ratioAnchor", "Trainer"),
+        *("spec.loss.ratioAnchor", "compares what it likes"),
+    ),
+    "clip of a loss of the user's": (
+        *(OWN_LOSS, "spec.loss.clipHigh", "1.2"),
+        *("spec.loss", "clipLow and clipHigh belong to ppo"),
+    ),
+    "level of a loss of the user's": (
+        *(OWN_LOSS, "spec.loss.importanceLevel", "Sequence"),
+        *("spec.loss.importanceLevel", "have no ratio"),
+    ),
+    "correction of a loss of the user's": (
+        *(OWN_LOSS, "spec.offPolicyCorrection", {"mode": "TokenMask", "maxRatio": "2"}),
+        *("spec.offPolicyCorrection", "corrects by them itself"),
+    ),
+    "penalty beside a loss of the user's": (
+        *(OWN_LOSS, "spec.kl", PENALTY, "spec.kl", "weighs them itself"),
+    ),
+    "loss of the user's in parts": (
+        *(OWN_LOSS, "spec.schedule", {"mode": "Streaming", "minibatches": 2}),
+        *("spec.schedule", "loss Custom is of a whole step"),
+    ),
+    "loss of the user's beside a client's script": (
+        *(CLIENT_RUN, "spec.loss", CUSTOM, "spec.loss", "call forward_backward_custom"),
+    ),
+    "function that is no name": (
+        *(OWN_LOSS, "spec.loss.customRef.function", "a.b"),
+        *("spec.loss.customRef.function", "must be the name of a Python function"),
+    ),
     "clip of a loss without": (
         *(RUN, "spec.loss.clipHigh", "1.2"),
         *("spec.loss", "clipLow and clipHigh belong to ppo, cispo and gspo: remove them"),

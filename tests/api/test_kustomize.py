@@ -17,7 +17,7 @@ from espalier.api.crds import KINDS, definition
 COMPONENT = Path(__file__).parents[2] / "gitops/kustomize"
 # How a reference is recognised: the parent of a ``name``, or a field that is a name itself.
 NAMED = ("Ref", "configMap", "imagePullSecrets")
-NAMES = ("claimName", "priorityClassName", "runtimeClassName")
+NAMES = ("claimName", "priorityClassName", "queueName", "runtimeClassName")
 OVERLAY = """
 components: [{}]
 namePrefix: dev-

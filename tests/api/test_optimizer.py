@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from espalier.api.run.optimizer import Optimizer
-from espalier.api.wire import DeclaredOptimizer, OptimStepRequest
+from espalier.api.wire.declared import DeclaredOptimizer
+from espalier.api.wire.step import OptimStepRequest
 
 
 def test_every_field_of_the_spec_has_its_place_on_the_wire() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,16 @@ def condition(kind: str, reason: str, message: str = "") -> dict[str, Any]:
     }
 
 
-def apply(server: ApiServer, namespace: str, manifest: dict[str, Any]) -> None:
-    """An object and its status, as user and operator would write them."""
-    text = json.dumps(manifest)
-    server.kubectl("apply", "-n", namespace, "-f", "-", stdin=text)
-    if "status" in manifest:
+def apply(server: ApiServer, namespace: str, *manifests: dict[str, Any]) -> None:
+    """Objects and their statuses, as user and operator would write them."""
+    server.kubectl("apply", "-n", namespace, "-f", "-", stdin=_list(manifests))
+    if told := [manifest for manifest in manifests if "status" in manifest]:
         arguments = ("--server-side", "--subresource=status", "--force-conflicts", "-f", "-")
-        server.kubectl("apply", "-n", namespace, *arguments, stdin=text)
+        server.kubectl("apply", "-n", namespace, *arguments, stdin=_list(told))
+
+
+def _list(manifests: Sequence[dict[str, Any]]) -> str:
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
 
 
 def model(**status: Any) -> dict[str, Any]:
@@ -86,9 +90,8 @@ def test_tree_draws_branches_newest_first_and_marks_the_head(
         {"name": "main", "firstStep": 1, "lastStep": 3, "tip": "arith-000003"},
         {"name": "b2", "base": "arith-000001", "firstStep": 2, "tip": "arith-b2-000003"},
     ]
-    apply(apiserver, namespace, model(tree={"checkpoints": 5, "branches": branches}))
-    for manifest in manifests():
-        apply(apiserver, namespace, manifest)
+    tree = {"checkpoints": 5, "branches": branches}
+    apply(apiserver, namespace, model(tree=tree), *manifests())
     done = espalier("tree", "arith")
     assert done.exit_code == 0, done.output
     drawn = done.output.splitlines()
@@ -112,8 +115,7 @@ def test_tree_of_a_fresh_model_says_that_its_slug_serves_the_base(
 def test_curve_draws_and_writes_a_picture(
     apiserver: ApiServer, namespace: str, espalier: Command, tmp_path: Path
 ) -> None:
-    for manifest in manifests():
-        apply(apiserver, namespace, manifest)
+    apply(apiserver, namespace, *manifests())
     done = espalier("curve", "arith", "--png", str(tmp_path / "reward.png"))
     assert done.exit_code == 0, done.output
     assert "reward/mean of arith" in done.output

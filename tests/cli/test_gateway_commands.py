@@ -126,7 +126,7 @@ async def test_evaluate_refuses_what_would_not_be_held_out(
     assert message in done.output
 
 
-HANGING = {"seed": 1, "size": 20, "scoreTimeoutSeconds": 5, "answerExtraction": "Whole"}
+HANGING = {"seed": 1, "size": 20, "scoreTimeoutSeconds": 2, "answerExtraction": "Whole"}
 
 
 async def test_evaluate_scores_nothing_in_a_process_that_holds_the_token(

@@ -44,10 +44,8 @@ def tree(apiserver: ApiServer, namespace: str) -> None:
     """A model with two branches and a head."""
     ready = condition("Ready", "Ready", "trained and served")
     tree = {"checkpoints": 5, "branches": BRANCHES}
-    apply(apiserver, namespace, model(tree=tree, conditions=[ready]))
-    for manifest in manifests():
-        apply(apiserver, namespace, manifest)
-    apply(apiserver, namespace, head(**served("arith-b2-000003")))
+    shown = model(tree=tree, conditions=[ready])
+    apply(apiserver, namespace, shown, *manifests(), head(**served("arith-b2-000003")))
 
 
 @pytest.mark.usefixtures("tree")

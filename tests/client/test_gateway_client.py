@@ -12,14 +12,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from tests.runner.standin import StandIn, problem
 
-from espalier.api.wire import (
-    BackwardRequest,
-    ForwardBackwardRequest,
-    ForwardRequest,
-    OptimStepRequest,
-    TrajectoryPayload,
-    TrajectorySample,
-)
+from espalier.api.wire.gradients import BackwardRequest, ForwardBackwardRequest, ForwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.client import (
     CutOffError,
     DeadlineError,

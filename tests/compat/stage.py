@@ -30,7 +30,7 @@ from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 from tests.trainer import tiny
 
 from espalier import identity
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.controllers.peers.importer_client import ImporterClient
 from espalier.controllers.peers.peer import PORT
 from espalier.controllers.peers.trainer_client import TrainerClient

@@ -13,7 +13,8 @@ from tests.compat.stage import NAMESPACE, TRAINER, Stage
 
 from espalier import GatewayClient, Job, RefusedError, Sampling, Session, TrainingClient, rewards
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import DatumTensors, TrajectoryPayload
+from espalier.api.wire.gradients import DatumTensors
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.rewards import Given, Part, Rewards
 from espalier.rewards.lengths import LengthRules
 from espalier.rewards.scored import Written

@@ -11,7 +11,9 @@ import pytest
 from aiohttp import web
 
 from espalier import identity
-from espalier.api.wire import Assignment, CommitPage, Served, ServeRequest
+from espalier.api.wire.commits import CommitPage
+from espalier.api.wire.rollout_control import Served, ServeRequest
+from espalier.api.wire.trainer import Assignment
 from espalier.controllers.peers import peer
 from espalier.controllers.peers.peer import Peer, PeerError
 from espalier.controllers.peers.sampler_client import RolloutClient, RolloutError

@@ -10,7 +10,7 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Commit
+from espalier.api.wire.commits import Commit
 from espalier.core.checkpoints.commits import run_identity
 from espalier.core.manifests.labels import (
     MEASURED_ANNOTATION,

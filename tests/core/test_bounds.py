@@ -9,7 +9,7 @@ import pytest
 from tests.core.objects import LATER, NOW, checkpoint, condition, head, run
 from tests.core.test_run import PAUSED, RUNNER, SERVED, job, said, view
 
-from espalier.api.wire import Tokens
+from espalier.api.wire.commits import Tokens
 from espalier.core.conditions import find
 from espalier.core.lineage.lineage import BASE_POINT
 from espalier.core.lineage.lineage_index import grow

@@ -4,7 +4,7 @@ import pytest
 from tests.core.objects import checkpoint, commit, digest, head, line, pins, tracks
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.wire import Commit
+from espalier.api.wire.commits import Commit
 from espalier.core.checkpoints.commits import (
     Accepted,
     Fenced,

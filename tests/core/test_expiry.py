@@ -55,7 +55,7 @@ def test_a_run_from_git_stays_and_gives_back_its_job(status: dict[str, Any]) -> 
     assert (decision.expired, decision.runner) == (False, "Delete")
     found = find(decision.status.conditions, "Succeeded")
     assert found is not None
-    assert "Argo CD (team) brings it from Git and would make it again" in found.message
+    assert "Argo CD (team) applies it and would make it again" in found.message
     # The next pass says no more than that.
     again = decided(decision.status.wire(), 60, owner=ARGO, runner=None)
     assert (again.expired, again.runner) == (False, "Keep")

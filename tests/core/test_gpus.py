@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 from tests.core.test_run import RUNNER
+from tests.kube.children import SETTINGS, model_of, run_of
 
+from espalier.core.manifests.runner import runner_job
 from espalier.core.pods import gpus, pods
 
 
@@ -29,6 +31,16 @@ def test_gpus_are_told_by_the_names_of_their_resources(
     one = {"resources": {"limits": limits}}
     assert gpus.held({"spec": {"containers": [one]}}) == count
     assert gpus.held({"spec": {"containers": [one, {"name": "proxy"}, one]}}) == 2 * count
+
+
+def test_the_image_that_plays_a_taskset_holds_its_gpus_as_well() -> None:
+    image = {"image": "registry.example/game:1", "tasks": "game:tasks", "rollout": "game:rollout"}
+    limits = {"limits": {"nvidia.com/gpu": "1"}}
+    run = run_of(taskset={"seed": 1, "python": {**image, "resources": limits}})
+    job = runner_job(run, model_of(), SETTINGS)
+    assert gpus.held(job["spec"]["template"]) == 1
+    once = {"name": "copy", "resources": limits}
+    assert gpus.held({"spec": {"containers": [], "initContainers": [once]}}) == 0
 
 
 def test_gpus_are_in_use_from_the_node_to_the_end_of_the_pod() -> None:

@@ -11,7 +11,7 @@ from tests.core.objects import NOW, checkpoint, digest, head, line, model, track
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus, NameOnly, PodDigest
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.conditions import find
 from espalier.core.head import head_request, served_adapters
 from espalier.core.head.head import HeadDecision, decide

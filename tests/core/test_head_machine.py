@@ -12,7 +12,7 @@ from tests.core.objects import NOW, checkpoint, commit, head, model
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.checkpoints.commits import Accepted, judge
 from espalier.core.head import head_request, head_view, served_adapters

@@ -6,7 +6,7 @@ import pytest
 from tests.core.objects import LATER, NOW, checkpoint, digest, head, line
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.checkpoints.checkpoint import Evidence
 from espalier.core.conditions import find, is_true

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from tests.core.objects import condition
 
 from espalier.api.meta import Condition
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.model import reported
 
 CONDITION = TypeAdapter(Condition)

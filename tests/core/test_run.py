@@ -22,12 +22,13 @@ from tests.core.objects import (
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.conditions import find
 from espalier.core.lineage.lineage import BASE_POINT, point
 from espalier.core.lineage.lineage_index import grow
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import JobState, Pod
+from espalier.core.pods.queued import Place, Wait
 from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.run import RunDecision
@@ -94,6 +95,9 @@ FAILED = run(status={"conditions": [condition("Succeeded", "False", "UnknownData
 STALLED_MODEL = model(status={"conditions": [condition("Stalled", "True", "BaseUnreadable")]})
 OUT_OF_MEMORY = model(
     status={"conditions": [condition("RolloutsReady", "False", "OOMKilled", message="its limit")]}
+)
+QUEUED = model(
+    status={"conditions": [condition("TrainerReady", "False", "Queued", message="no quota")]}
 )
 OLDER_META = {"creationTimestamp": "2025-01-01T00:00:00Z"}
 OLDER = run("older", meta=OLDER_META)
@@ -198,6 +202,24 @@ STAGES = {
         "True",
         "False",
         "Keep",
+    ),
+    "runner queued": (
+        {
+            "runner": job(suspended=True, place=Place("research", ("j",))),
+            "queued": Wait("Queued", "no quota"),
+            "runner_pods": [],
+        },
+        "Unknown/Queued",
+        "True",
+        "False",
+        "Keep",
+    ),
+    "trainer queued": (
+        {"model": QUEUED, "assigned": False},
+        "Unknown/Queued",
+        "True",
+        "False",
+        "Delete",
     ),
     "runner outdated": ({"runner": job(pod="other")}, "True/Training", "False", "False", "Delete"),
     "crashed": (

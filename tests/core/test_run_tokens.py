@@ -6,7 +6,7 @@ import pytest
 from tests.core.objects import commit
 
 from espalier.api.run.budget import MOST
-from espalier.api.wire import Tokens
+from espalier.api.wire.commits import Tokens
 from espalier.core.checkpoints.commits import checkpoint_body
 from espalier.core.checkpoints.run_tokens import of_run, of_step
 from espalier.core.lineage.lineage import BASE_POINT

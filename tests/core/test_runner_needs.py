@@ -16,7 +16,9 @@ from espalier.core.run.runner_needs import map_keys, missing
 TASKS = {"seed": 1, "configMap": {"name": "tasks"}}
 HELD_OUT = {"name": "held", "taskset": {**TASKS, "configMap": {"name": "tasks", "key": "held"}}}
 STYLE = {"name": "style", "python": {"configMapRef": {"name": "rewards", "key": "style.py"}}}
-DECLARED = run(taskset=TASKS, evaluation=[HELD_OUT], rewards=[STYLE])
+LOSS = {"name": "Custom", "customRef": {"name": "losses"}}
+DECLARED = run(taskset=TASKS, evaluation=[HELD_OUT], rewards=[STYLE], loss=LOSS)
+THERE = {"tasks": {"data": {"tasks.jsonl": "", "held": ""}}, "rewards": {"data": {"style.py": ""}}}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,16 @@ DECLARED = run(taskset=TASKS, evaluation=[HELD_OUT], rewards=[STYLE])
             "spec.rewards[style].python.configMapRef.key: ConfigMap rewards has no key style.py: "
             "it has a",
         ),
+        (
+            THERE,
+            "LossInvalid",
+            "spec.loss.customRef.name: ConfigMap losses does not exist: create it",
+        ),
+        (
+            {**THERE, "losses": {"data": {"a": ""}}},
+            "LossInvalid",
+            "spec.loss.customRef.key: ConfigMap losses has no key loss.py: it has a",
+        ),
     ],
 )
 def test_the_first_key_that_is_missing_is_named_with_its_field(
@@ -60,7 +72,7 @@ def test_the_first_key_that_is_missing_is_named_with_its_field(
 def test_what_is_there_lets_the_runner_start() -> None:
     found = find(runs.decide(view(run=DECLARED), NOW).status.conditions, "TasksReady")
     assert found is not None
-    assert (found.status, found.message) == ("True", "in ConfigMap tasks, rewards")
+    assert (found.status, found.message) == ("True", "in ConfigMap tasks, rewards, losses")
     assert map_keys(run(driver="Client", taskset=TASKS).spec) == ()
 
 

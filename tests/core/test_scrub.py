@@ -10,7 +10,8 @@ import pytest
 from tests.core.objects import LATER, NOW, checkpoint, condition, line, model
 
 from espalier.api.checkpoint import Checkpoint, CheckpointStatus
-from espalier.api.trainablemodel import Scrub, TrainableModel
+from espalier.api.model.status import Scrub
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.checkpoints import scrub
 from espalier.core.checkpoints.checkpoint import Evidence

@@ -11,7 +11,7 @@ import pytest
 from tests.core.objects import NOW, checkpoint, digest, head, model
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.lineage.lineage import BASE_POINT
 from espalier.core.lineage.lineage_index import grow
 from espalier.core.model import model as models

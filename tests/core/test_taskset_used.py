@@ -6,7 +6,7 @@ from tests.core.objects import NOW, checkpoint, commit, digest, run
 from tests.core.test_run import view
 
 from espalier.api.run.status import TasksetStatus
-from espalier.api.wire import TasksetUsed
+from espalier.api.wire.step import TasksetUsed
 from espalier.core.checkpoints.commits import checkpoint_body
 from espalier.core.lineage.lineage import BASE_POINT
 from espalier.core.manifests.labels import TASKSET_ANNOTATION

@@ -1,4 +1,4 @@
-"""How the tests are dealt out to two workers."""
+"""How the tests are dealt out to three workers."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def test_every_name_of_a_group_or_of_the_order_is_of_tests_that_exist() -> None:
     groups = {dealing.group(file) for file in FILES}
     for start in dealing.ORDER:
         assert any(name.startswith(start) for name in groups), start
+    assert groups.issuperset(dealing.WAIT)
     for start in (start for starts in dealing.TOGETHER.values() for start in starts):
         assert any(file.startswith(f"tests/{start}") for file in FILES), start
 
@@ -54,16 +55,17 @@ def test_every_test_that_starts_vllm_is_of_the_group_that_has_them(
 
 
 def test_the_tests_of_a_group_follow_one_another(request: pytest.FixtureRequest) -> None:
-    """In one process as in two workers, so that a service is started once either way."""
+    """In one process as in three workers, so that a service is started once either way."""
     groups = [dealing.group(item.nodeid) for item in request.session.items]
     begun = [name for n, name in enumerate(groups) if n == 0 or groups[n - 1] != name]
     assert len(begun) == len(set(begun))
 
 
-def test_two_workers_share_the_groups_and_none_of_them_is_torn() -> None:
+def test_workers_share_the_groups_none_is_torn_and_the_third_has_what_waits() -> None:
     names = ("conditions", "lineage_index", "reported", "drawn_tree")
     files = [f"tests/core/test_{name}.py" for name in names]
-    command = [sys.executable, "-m", "pytest", "-n", "2", "-v", "-p", "no:cacheprovider", *files]
+    files.append("tests/gitops/test_customizations.py")
+    command = [sys.executable, "-m", "pytest", "-n", "3", "-v", "-p", "no:cacheprovider", *files]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True
     )
@@ -72,7 +74,8 @@ def test_two_workers_share_the_groups_and_none_of_them_is_torn() -> None:
         workers[dealing.group(nodeid)].add(worker)
     assert len(workers) == len(files)
     assert all(len(of) == 1 for of in workers.values()), workers
-    assert len(set.union(*workers.values())) == 2
+    assert len(set.union(*workers.values())) > 1
+    assert workers["gitops"] == {dealing.WAITING_WORKER}
 
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="pytest runs in one process")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,10 @@ class RealCluster:
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         return self.user(*arguments, stdin=stdin)
+
+    def read(self, path: str) -> Object:
+        found: Object = json.loads(self.user("get", "--raw", path))
+        return found
 
     def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
         self.user.wait(what, condition)

@@ -20,12 +20,13 @@ from tests.sampler import qwen3
 from tests.sampler.tiny import CHAT_TEMPLATE
 
 from espalier.api.run.taskset import Taskset
-from espalier.api.wire import ForwardBackwardRequest
+from espalier.api.wire.gradients import ForwardBackwardRequest
 from espalier.client.completion import Completion
 from espalier.environments.environment import play
 from espalier.environments.open_environment import open_environment
 from espalier.sampler.continuation import PLACEHOLDERS, continued, continued_behind
-from espalier.trainer.batch.data import Limits, datums
+from espalier.trainer.batch.data import datums
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.packing import pack
 
 QWEN = qwen3.make_tokenizer()
@@ -164,7 +165,8 @@ def test_turns_extend_each_other_and_only_what_was_sampled_is_a_target(
         before = (*turn.prompt_token_ids, *turn.token_ids)
         assert later.prompt_token_ids[: len(before)] == before
         assert len(later.prompt_token_ids) > len(before)
-    request = ForwardBackwardRequest(inputs=[rollout.payload(grouped=False)])
+    alone = rollout.payload().model_copy(update={"group_id": None})
+    request = ForwardBackwardRequest(inputs=[alone])
     found = datums(request, Limits(len(QWEN), 100_000), policies_compared=True)
     (row,) = pack(found, 100_000)
     # One sequence: the last turn with everything before it. Its last token predicts nothing.

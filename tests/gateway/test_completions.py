@@ -14,7 +14,7 @@ from tests.gateway.world import LOADING, digest, waiting
 
 from espalier import identity
 from espalier.core.names import audience
-from espalier.gateway.routes import completions
+from espalier.gateway.routes import asked_target, completions
 from espalier.gateway.world.world import NamespacedName
 
 A, B = digest("a1"), digest("b2")
@@ -199,7 +199,7 @@ async def test_a_checkpoint_whose_object_comes_late_is_waited_for(
 async def test_a_checkpoint_that_never_comes_is_a_404(
     gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(completions, "CHECKPOINT_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(asked_target, "CHECKPOINT_WAIT_SECONDS", 0.05)
     model = serve(gateway, (await upstream(answer)).port)
     gateway.world.checkpoint(model, "arith-000002", B, step=2)
     for ref in ("arith-000003", "nonsense"):
@@ -363,7 +363,7 @@ async def test_a_held_completion_ends_with_what_holds_it(
         status = {"containerStatuses": [waiting("ImagePullBackOff", "no such image")]}
         gateway.world.pod(model, "arith-rollout-0", **status)
     else:
-        monkeypatch.setattr(completions, "HELD_SECONDS", 0.05)
+        monkeypatch.setattr(asked_target, "HELD_SECONDS", 0.05)
         gateway.world.pod(model, "arith-rollout-0", **LOADING)
     reply = await gateway.post("/v1/completions", ASK, **TRACE)
     assert reply.status == 503

@@ -17,7 +17,7 @@ from tests.gateway.process import apply
 from tests.gateway.world import World, condition, digest
 
 from espalier.api.meta import API_VERSION
-from espalier.api.wire import KEPT_ROLLOUTS
+from espalier.api.wire.rollout_control import KEPT_ROLLOUTS
 from espalier.core.head.head_request import track
 from espalier.core.names import GATEWAY_AUDIENCE
 from espalier.gateway.access.auth import Authenticator

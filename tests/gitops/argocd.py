@@ -18,6 +18,7 @@ from tests.gitops.repository import ROOT, Repository
 from espalier.kube.objects import Body
 
 EXAMPLE = ROOT / "examples/gitops/argocd.yaml"
+APPLICATIONS = f"/apis/argoproj.io/v1alpha1/namespaces/{ARGOCD_NAMESPACE}/applications"
 WAIT_SECONDS = 120
 
 
@@ -61,8 +62,7 @@ class Application:
         self._watch = _watching(self.argocd.server.kubeconfig, self.name, self.record)
 
     async def get(self) -> Body:
-        found: Body = json.loads(await self._kubectl("get", "application", self.name, "-o=json"))
-        return found
+        return await asyncio.to_thread(self.argocd.server.read, f"{APPLICATIONS}/{self.name}")
 
     async def refresh(self) -> None:
         """Asks for a comparison with the newest commit now."""

@@ -24,6 +24,7 @@ from tests.gitops.team import Team
 from espalier.kube.objects import Body
 
 EXAMPLE = ROOT / "examples/gitops/flux.yaml"
+KUSTOMIZATIONS = f"/apis/kustomize.toolkit.fluxcd.io/v1/namespaces/{FLUX_NAMESPACE}/kustomizations"
 WAIT_SECONDS = 120
 
 
@@ -89,8 +90,7 @@ class Kustomization:
         )
 
     async def get(self) -> Body:
-        found: Body = json.loads(await self._kubectl("get", "kustomization", self.name, "-o=json"))
-        return found
+        return await asyncio.to_thread(self.flux.server.read, f"{KUSTOMIZATIONS}/{self.name}")
 
     async def reconciled(self) -> Body:
         """A reconciliation that began after this call, and how it ended."""

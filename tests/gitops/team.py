@@ -122,18 +122,30 @@ class Team:
         await self.kubectl("create", "serviceaccount", "espalier-runner")
         while True:
             for pod in await self.cluster.list("Pod", self.namespace):
-                if not pod.get("status", {}).get("podIP"):
-                    await self.cluster.apply_status("Pod", self._running(pod))
+                if (status := self._next(pod)) is not None:
+                    metadata = {"name": pod["metadata"]["name"], "namespace": self.namespace}
+                    body = {"metadata": metadata, "status": status}
+                    await self.cluster.apply_status("Pod", body)
             await asyncio.sleep(0.2)
 
-    def _running(self, pod: Body) -> Body:
-        role = pod["metadata"]["labels"]["espalier.dev/role"]
+    def _next(self, pod: Body) -> Body | None:
+        """The status that a kubelet would write now, if it would."""
+        role, now = pod["metadata"]["labels"]["espalier.dev/role"], pod.get("status", {})
+        if pod["metadata"].get("deletionTimestamp"):
+            # It was told to end. What no Job keeps for this is gone by now.
+            return self._status(pod, role, 143) if now.get("phase") == "Running" else None
+        if now.get("podIP") or pod["spec"].get("schedulingGates"):
+            return None
         self.servers.uids[role] = pod["metadata"]["uid"]
-        ended = role == "importer"
+        return self._status(pod, role, 0 if role == "importer" else None)
+
+    def _status(self, pod: Body, role: str, code: int | None) -> Body:
+        """Of a pod that runs, or ended with an exit code."""
+        ended = code is not None
         ip = self.addresses.get(role, "127.0.0.1")
         state: Body = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
         if ended:
-            state = {"terminated": {"exitCode": 0, "message": json.dumps(RESOLVED)}}
+            state = {"terminated": {"exitCode": code, "message": json.dumps(RESOLVED)}}
         container = {
             "name": pod["spec"]["containers"][0]["name"],
             "image": "x",
@@ -144,15 +156,14 @@ class Team:
             "started": not ended,
             "state": state,
         }
-        status = {
-            "phase": "Succeeded" if ended else "Running",
+        phases = {None: "Running", 0: "Succeeded"}
+        return {
+            "phase": phases.get(code, "Failed"),
             "podIP": ip,
             "podIPs": [{"ip": ip}],
             "conditions": [{"type": "Ready", "status": str(not ended)}],
             "containerStatuses": [container],
         }
-        metadata = {"name": pod["metadata"]["name"], "namespace": self.namespace}
-        return {"metadata": metadata, "status": status}
 
     @asynccontextmanager
     async def pods(self, keys: identity.PublicKeys) -> AsyncIterator[None]:

@@ -81,6 +81,10 @@ async def queued(w: World) -> None:
     await w.apply("TrainingRun", "second", run_spec("tiny", 2))
 
 
+async def queued_for_quota(w: World) -> None:
+    await w.apply("TrainableModel", "tiny", model_spec(jobs={"template": {"queueName": "gpus"}}))
+
+
 async def suspended(w: World) -> None:
     await begin(w, suspend=True)
 
@@ -155,6 +159,9 @@ ROWS = {
     "model, serving": Row(serving, "TrainableModel", "tiny", "True/Ready", CURRENT),
     "model, rollouts wait": Row(
         waiting_for_image, "TrainableModel", "tiny", "False/ImagePullBackOff", IN_PROGRESS
+    ),
+    "model, queued for quota": Row(
+        queued_for_quota, "TrainableModel", "tiny", "Unknown/Queued", IN_PROGRESS
     ),
     "model, base unreadable": Row(
         importer_gives_up, "TrainableModel", "tiny", "False/UnknownDataset", FAILED

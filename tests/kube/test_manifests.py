@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from espalier.core.manifests.collector import collector_job
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.installation import COPY_SIZE, ChildSettings, HubSettings
 from espalier.core.manifests.intent import is_current
+from espalier.core.manifests.queue import after_refusal
 from espalier.core.manifests.runner import pod_fingerprint, runner_job
 from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
@@ -180,6 +182,75 @@ def test_a_runner_is_tried_as_often_as_its_run_says_and_evictions_do_not_count(
     assert ignored in job["spec"]["podFailurePolicy"]["rules"]
 
 
+def test_what_is_told_to_end_is_no_failure_of_a_job() -> None:
+    # A queue that preempts a Job suspends it, and Kubernetes marks no pod of it as disrupted.
+    for job in (runner_job(run_of(), model_of(), SETTINGS), importer_job(model_of(), SETTINGS)):
+        name = pod_of(job)["containers"][0]["name"]
+        ends = {"containerName": name, "operator": "In", "values": [128 + signal.SIGTERM]}
+        assert {"action": "Ignore", "onExitCodes": ends} in job["spec"]["podFailurePolicy"]["rules"]
+
+
+QUEUE = "kueue.x-k8s.io/queue-name"
+
+
+def test_what_has_a_queue_name_waits_in_that_queue_even_where_nobody_manages_it() -> None:
+    queued = {"template": {"queueName": "research"}}
+    model = model_of(trainer=queued, rollout=queued, jobs=queued)
+    for child in children_of(model, run_of(runner=queued)):
+        if child["kind"] == "Service":
+            continue
+        # Of a StatefulSet Kueue would manage all pods as one.
+        one_by_one = child["kind"] == "StatefulSet"
+        assert (QUEUE in child["metadata"]["labels"]) is not one_by_one
+        if child["kind"] == "Job":
+            assert child["metadata"]["labels"][QUEUE] == "research"
+            assert child["spec"]["suspend"] is True
+            continue
+        assert pod_of(child)["schedulingGates"] == [{"name": "kueue.x-k8s.io/admission"}]
+        metadata = child["spec"]["template"]["metadata"]
+        assert metadata["labels"][QUEUE] == "research"
+        parent = metadata.get("annotations", {}).get("kueue.x-k8s.io/pod-suspending-parent")
+        assert parent == ("pod" if one_by_one else None)
+        # Another queue must not make other pods of it.
+        assert QUEUE not in child["spec"]["selector"]["matchLabels"]
+
+
+def test_without_a_queue_name_nothing_waits() -> None:
+    for child in workloads():
+        assert QUEUE not in child["metadata"]["labels"]
+        assert "suspend" not in child["spec"]
+        assert "schedulingGates" not in pod_of(child)
+
+
+def test_the_time_in_a_queue_does_not_count_to_a_deployments_deadline() -> None:
+    queued = {"template": {"queueName": "research"}}
+    body = rollout_deployment(model_of(rollout=queued), SETTINGS, base=BASE)
+    # By which Kubernetes means none.
+    assert body["spec"]["progressDeadlineSeconds"] == 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        (
+            'admission webhook "vdeployment.kb.io" denied the request: metadata.labels[kueue.x-k8s'
+            '.io/queue-name]: Invalid value: "b": field is immutable',
+            "Replace",
+        ),
+        (
+            'admission webhook "vstatefulset.kb.io" denied the request: spec.replicas: Forbidden: '
+            "workload from previous scale-down is still being deleted",
+            "Wait",
+        ),
+        ('admission webhook "vdeployment.kb.io" denied the request: bad name', "Raise"),
+        ('admission webhook "policy.example.com" denied the request: is immutable', "Raise"),
+        ("spec.selector: Invalid value: field is immutable", "Raise"),
+    ],
+)
+def test_what_kueue_lets_nobody_change_is_made_anew(message: str, remedy: str) -> None:
+    assert after_refusal(message) == remedy
+
+
 def test_an_edit_of_how_often_it_is_tried_replaces_the_job_of_a_runner() -> None:
     of_none, of_three = run_of(runner={}), run_of(runner={"backoffLimit": 3})
     assert pod_fingerprint(of_none) != pod_fingerprint(of_three)
@@ -263,26 +334,27 @@ def test_no_pod_takes_a_nodes_disk_without_bound() -> None:
         assert copies == [{"sizeLimit": "9Gi"}] * len(copies)
 
 
-def test_of_the_config_maps_of_rewards_the_runner_sees_the_modules_alone() -> None:
+def test_of_the_users_config_maps_the_runner_sees_the_modules_alone() -> None:
     names = (("style", "a.py"), ("curses", "b.py"), ("style", "a.py"))
     rewards = [
         {"name": f"r{n}", "python": {"configMapRef": {"name": name, "key": key}}}
         for n, (name, key) in enumerate(names)
     ]
-    run = run_of(rewards=[*rewards, {"name": "right", "exact": {}}])
+    loss = {"name": "Custom", "customRef": {"name": "losses"}}
+    run = run_of(rewards=[*rewards, {"name": "right", "exact": {}}], loss=loss)
     job = runner_job(run, model_of(), SETTINGS)
     env = environment(job)
-    assert env["ESPALIER_REWARDS_MOUNTED"] == "curses/b.py,style/a.py"
+    assert env["ESPALIER_MODULES_MOUNTED"] == "curses/b.py,losses/loss.py,style/a.py"
     mounts = pod_of(job)["containers"][0]["volumeMounts"]
-    (mount,) = [one for one in mounts if one["name"] == "rewards"]
-    assert (mount["mountPath"], mount["readOnly"]) == (env["ESPALIER_REWARDS_DIRECTORY"], True)
-    (volume,) = [one for one in pod_of(job)["volumes"] if one["name"] == "rewards"]
+    (mount,) = [one for one in mounts if one["name"] == "modules"]
+    assert (mount["mountPath"], mount["readOnly"]) == (env["ESPALIER_MODULES_DIRECTORY"], True)
+    (volume,) = [one for one in pod_of(job)["volumes"] if one["name"] == "modules"]
     assert volume["projected"]["sources"] == [
         {"configMap": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"}]}}
-        for name, key in (("curses", "b.py"), ("style", "a.py"))
+        for name, key in (("curses", "b.py"), ("losses", "loss.py"), ("style", "a.py"))
     ]
     plain = runner_job(run_of(), model_of(), SETTINGS)
-    assert "rewards" not in {one["name"] for one in pod_of(plain)["volumes"]}
+    assert "modules" not in {one["name"] for one in pod_of(plain)["volumes"]}
 
 
 def test_a_runner_is_replaced_for_other_modules_and_for_nothing_else_of_a_reward() -> None:
@@ -490,7 +562,7 @@ def templated(settings: ChildSettings = SETTINGS) -> dict[str, Body]:
 
 ROLES = ("trainer", "rollout", "importer", "runner", "collector")
 # Fields of a template that go elsewhere than into the pod's spec as they are.
-ELSEWHERE = {"labels", "annotations", "resources", "env", "imagePullSecrets"}
+ELSEWHERE = {"labels", "annotations", "resources", "env", "imagePullSecrets", "queueName"}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -505,7 +577,7 @@ def test_every_pod_is_as_its_template_says(role: str) -> None:
     assert [e for e in container["env"] if e in TEMPLATE["env"]] == TEMPLATE["env"]
     assert metadata["labels"].items() >= TEMPLATE["labels"].items()
     assert metadata["labels"]["espalier.dev/role"] == role
-    assert metadata["annotations"] == TEMPLATE["annotations"]
+    assert metadata["annotations"].items() >= TEMPLATE["annotations"].items()
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -596,6 +668,20 @@ def test_jobs_end_at_once_when_only_the_user_can_help() -> None:
         assert first["action"] == "FailJob"
         assert first["onExitCodes"]["values"] == [64]
         assert first["onExitCodes"]["containerName"] == container["name"]
+
+
+def test_an_image_without_the_models_files_ends_the_import_at_once() -> None:
+    source = {"base": IMAGE_BASE, "adapter": {"image": "registry.example/adapter:1"}}
+    job = importer_job(model_of(source=source), SETTINGS)
+    copies = [container["name"] for container in pod_of(job)["initContainers"]]
+    assert copies == ["copy", "copy-adapter"]
+    ends = {
+        rule["onExitCodes"]["containerName"]: rule["onExitCodes"]["values"]
+        for rule in job["spec"]["podFailurePolicy"]["rules"]
+        if rule["action"] == "FailJob"
+    }
+    # What cp ends with when it does not find them.
+    assert ends == {"importer": [64], "copy": [1], "copy-adapter": [1]}
 
 
 def test_an_intent_is_current_until_it_or_the_replicas_change() -> None:

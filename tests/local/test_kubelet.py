@@ -18,7 +18,7 @@ import pytest
 
 from espalier.core.pods.pods import live, read_job, read_pod
 from espalier.kube.objects import Body, ObjectKey
-from espalier.local import kubelet as local_kubelet
+from espalier.local import pod_addresses
 from espalier.local.free_memory import GIB, Memory
 from espalier.local.kubelet import Kubelet
 from espalier.local.layout import Layout, StartError
@@ -249,7 +249,7 @@ async def test_a_program_at_the_pods_port_of_all_addresses_is_named(
         program.bind(("", 0))
         program.listen()
         taken = program.getsockname()[1]
-        monkeypatch.setattr(local_kubelet, "PORT", taken)
+        monkeypatch.setattr(pod_addresses, "PORT", taken)
         async with aiohttp.ClientSession() as session:
             with pytest.raises(StartError, match=f"listens on port {taken} at all addresses"):
                 Kubelet(MemoryCluster(now), Layout(tmp_path, {}), session, now)

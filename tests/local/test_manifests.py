@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.kube.children import SETTINGS, model_of, run_of
 
 from espalier.core.manifests.runner import runner_job
 from espalier.local.layout import Layout, MappingError, StartError
 from espalier.local.manifests import ManifestError, fingerprint, read
 from espalier.local.pod_process import plan
-from espalier.runner.open_rewards import mounted_modules
+from espalier.runner.user_modules import mounted_modules
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HEAD = """
@@ -69,6 +70,19 @@ def test_a_file_that_only_the_kustomization_names_is_followed_too(tmp_path: Path
     before = fingerprint(tmp_path)
     (tmp_path / "heads" / "head.yml").write_text(HEAD.replace("Track", "Pin"))
     assert fingerprint(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("file", "part"), [("model.yaml", "rollout"), ("model.yaml", "jobs"), ("run.yaml", "runner")]
+)
+def test_a_queue_which_one_machine_has_not_is_refused_by_its_field(
+    tmp_path: Path, file: str, part: str
+) -> None:
+    body = yaml.safe_load((EXAMPLES / "gitops/model" / file).read_text())
+    body["spec"][part] = {"template": {"queueName": "research"}}
+    (tmp_path / file).write_text(yaml.safe_dump(body))
+    with pytest.raises(ManifestError, match=rf"spec\.{part}\.template\.queueName: there is no"):
+        read(tmp_path, {})
 
 
 @pytest.mark.parametrize(
@@ -151,7 +165,7 @@ def test_modules_of_rewards_are_where_the_runner_looks_for_them(tmp_path: Path) 
     config = {"tasks": {"tasks.jsonl": "{}"}, "style": {"a.py": "x = 1", "b.py": "x = 2"}}
     layout = Layout(tmp_path, {})
     found = plan("p", "runner", spec, **HERE, layout=layout, config=config)
-    directory = Path(found.environment["ESPALIER_REWARDS_DIRECTORY"])
+    directory = Path(found.environment["ESPALIER_MODULES_DIRECTORY"])
     assert mounted_modules(directory)("style", "a.py") == "x = 1"
     assert not (directory / "style" / "b.py").exists()
     assert Path(found.environment["ESPALIER_TOKEN_FILE"]).read_text() == layout.token()

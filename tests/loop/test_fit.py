@@ -25,15 +25,18 @@ from espalier import (
     InvalidRequestError,
     JsonLines,
     NotFoundError,
+    Objective,
     Patience,
     Rollout,
     Sampling,
     Session,
+    Streaming,
     TrainingClient,
     TrajectoryPayload,
     TrajectorySample,
     track,
 )
+from espalier.loop.custom_loss import LossDatum
 from espalier.tracking.trackers import TrackerWarning
 
 __all__ = ["passage"]
@@ -372,6 +375,53 @@ async def test_a_custom_loss_learns_what_the_built_in_one_does(
     for name, moment in first.items():
         torch.testing.assert_close(2 * second[name] - moment, 2 * moment, rtol=1e-5, atol=1e-7)
     assert max(float(moment.abs().max()) for moment in first.values()) > 1e-3
+
+
+async def test_a_fit_by_a_loss_of_its_own_learns_what_one_by_the_built_in_does(
+    passage: tuple[Passage, str], tmp_path: Path
+) -> None:
+    gateway, url = passage
+
+    def loss(data: list[LossDatum], logprobs: list[torch.Tensor]) -> Any:
+        rows = zip(data, logprobs, strict=True)
+        ratios = [(torch.exp(lp - torch.tensor(d.sampling_logprobs)), d) for d, lp in rows]
+        return sum(-(ratio * torch.tensor(d.advantages)).sum() for ratio, d in ratios), {"seen": 1}
+
+    seen = []
+    for own in (None, loss):
+        # The same samples, of weights that so small a step does not change.
+        gateway.says = lambda prompt, index: prompt[0] if index % 2 == 0 else "9"
+        small = config(steps=len(seen) + 1, learning_rate=1e-12, beta1=0.5)
+        async with client(url) as trainer:
+            fit = Fit(trainer, TASKS[:2], repeat, small, loss=own)
+            seen.append(await fit.fit_async())
+            assert fit.settings()["loss_fn"] == ("importance_sampling" if own is None else "custom")
+    assert seen[1]["seen"] == 1
+    first, second = (moments(path) for path in checkpoints(tmp_path / "weights"))
+    for name, moment in first.items():
+        torch.testing.assert_close(2 * second[name] - moment, 2 * moment, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule", "said"),
+    [
+        ({"loss_fn": "ppo"}, None, "leave loss_fn out"),
+        ({"objective": Objective(aggregation="TokenMean")}, None, "leave objective out"),
+        ({}, Streaming(2), "loss is of a whole step"),
+    ],
+)
+def test_what_has_no_meaning_beside_a_loss_of_ones_own_is_refused(
+    settings: dict[str, Any], schedule: Any, said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Fit(
+            TrainingClient("default/tiny", base_url="http://localhost:1", token="t"),
+            TASKS,
+            repeat,
+            config(**settings),
+            schedule=schedule,
+            loss=lambda data, logprobs: (logprobs[0].sum(), {}),
+        )
 
 
 async def test_groups_by_id_learn_the_same_in_any_order(passage: tuple[Passage, str]) -> None:

@@ -24,7 +24,7 @@ from espalier import (
     Session,
 )
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Declared
+from espalier.api.wire.declared import Declared
 from espalier.core.run.declared import declared
 from espalier.core.run.learning_rate import scheduled
 from espalier.loop.minibatches import Uses

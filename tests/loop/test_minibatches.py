@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import pytest
 from pydantic import ValidationError
 
-from espalier.api.wire import BatchLeft, DatumTensors, TrajectoryPayload, TrajectorySample
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import DatumTensors
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.loop.minibatches import Uses, after, anchored, cut, metrics, part, seen_again
 
 
@@ -49,6 +51,8 @@ def test_every_epoch_trains_every_group_once_and_a_group_stays_whole() -> None:
     assert walk(cut(groups(4), Uses(4, 1), step=0)) == [["0"], ["1"], ["2"], ["3"]]
     # Where groups lack, minibatches do, and none is empty.
     assert walk(cut(groups(1), Uses(3, 2), step=0)) == [["0"], ["0"]]
+    # Of a run that has two steps left.
+    assert walk(cut(groups(4), Uses(4, 1), step=0, most=2)) == [["0", "1"], ["2", "3"]]
 
 
 def test_every_epoch_deals_the_groups_out_anew_by_the_seed_and_the_step_alone() -> None:

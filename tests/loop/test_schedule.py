@@ -88,9 +88,10 @@ async def test_no_group_is_older_than_the_bound_none_is_lost_and_the_oldest_go_f
     await schedule.close()
 
 
+@pytest.mark.parametrize("steps", [8, 7])
 @pytest.mark.parametrize("uses", [Uses(), Uses(2, 1)])
-async def test_no_group_is_sampled_beyond_the_runs_last_step(uses: Uses) -> None:
-    player, schedule, steps = Player(), Asynchronous[Group](5), 8
+async def test_no_group_is_sampled_beyond_the_runs_last_step(uses: Uses, steps: int) -> None:
+    player, schedule = Player(), Asynchronous[Group](5)
     for step in range(0, steps, uses.steps):
         size = 2 * uses.minibatches
         place = at(step, count=size, take=size, uses=uses, left=steps - step)

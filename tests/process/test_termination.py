@@ -1,13 +1,22 @@
-"""What a process leaves for the operator when it ends."""
+"""What a process leaves for the operator when it ends, and that it ends when it is told to."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from espalier.api.wire import Problem
+from espalier.api.exit_codes import TERMINATED
+from espalier.api.wire.problem import Problem
 from espalier.process import leave_problem
+
+# The first process of its own namespace, as that of a container is.
+FIRST = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
+MAY_UNSHARE = subprocess.run([*FIRST, "true"], check=False, capture_output=True).returncode == 0
 
 
 def test_the_message_is_printed_and_left_where_a_pod_has_a_file_for_it(
@@ -22,3 +31,21 @@ def test_the_message_is_printed_and_left_where_a_pod_has_a_file_for_it(
         assert Problem.model_validate_json(capsys.readouterr().out) == problem
     assert not absent.exists()
     assert Problem.model_validate_json(present.read_text()) == problem
+
+
+@pytest.mark.skipif(not MAY_UNSHARE, reason="no namespace of processes may be made here")
+@pytest.mark.parametrize(
+    "program", ["controllers", "gateway", "runner", "sampler", "trainer", "trainer.ranks"]
+)
+def test_the_first_process_of_a_container_ends_at_once_while_it_still_imports(program: str) -> None:
+    command = [*FIRST, sys.executable, "-m", f"espalier.{program}"]
+    tells = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    with subprocess.Popen(command, env=tells, stderr=subprocess.PIPE, text=True) as outer:
+        assert outer.stderr is not None
+        # The first of the many modules that come after.
+        while "pydantic" not in outer.stderr.readline():
+            assert outer.poll() is None
+        (inner,) = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+        os.kill(int(inner), signal.SIGTERM)
+        outer.stderr.read()
+    assert outer.returncode == TERMINATED

@@ -18,7 +18,7 @@ from tests.compat.stage import ADAPTER, NAMESPACE, TRAINER, Stage
 from tests.simulation.scripted import ScriptedRollouts
 
 from espalier import Patience, TrainingClient, TrajectoryPayload, TrajectorySample
-from espalier.api.wire import Served, ServeRequest
+from espalier.api.wire.rollout_control import Served, ServeRequest
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutError
 from espalier.core.checkpoints.scrub import SCRUB

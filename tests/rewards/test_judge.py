@@ -8,7 +8,7 @@ import json
 import pytest
 
 from espalier.api.run.rewards import Judge as JudgeSpec
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.client import Completion, DeadlineError, InvalidRequestError
 from espalier.rewards.judge import Chat, Judge, chat, score
 from espalier.rewards.number import Range

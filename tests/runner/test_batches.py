@@ -64,6 +64,20 @@ async def test_a_batch_is_sampled_once_and_every_step_is_a_checkpoint(bench: Ben
     assert [step["cursor"]["batch_left"] for step in steps[:4]] == [3, 2, 1, 0]
 
 
+@pytest.mark.parametrize("schedule", ["Synchronous", "Asynchronous"])
+async def test_of_the_last_batch_only_the_minibatches_are_sampled_that_steps_are_left_for(
+    bench: Bench, schedule: str
+) -> None:
+    stale = {"maxStalenessSteps": 3} if schedule == "Asynchronous" else {}
+    bench.gateway.spec |= {"schedule": {"mode": schedule, **stale}}
+    bench.gateway.spec |= {"batch": {"minibatches": 3}, "steps": 4, "groupsPerStep": 2}
+    await bench.drive()
+    assert [len(groups) for groups in trained(bench)] == [2] * 4
+    assert len(bench.gateway.samples) == 8
+    figures = [step["metrics"]["batch/minibatch"] for step in bench.gateway.bodies("optim-step")]
+    assert figures == [1, 2, 3, 1]
+
+
 @pytest.mark.parametrize("command", ["forward-backward", "optim-step"])
 async def test_a_runner_killed_between_two_minibatches_goes_on_with_the_same_samples(
     bench: Bench, command: str

@@ -235,18 +235,16 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize(("code", "end"), ENDS.items(), ids=range(len(ENDS)))
-async def test_an_answer_that_gives_no_reward_is_an_error_with_its_cause(
-    opened: Open, code: str, end: tuple[str, str]
-) -> None:
-    cause, detail = end
-    score = await (await opened()).score(0, code)
-    assert score.reward is None
-    assert score.failure is not None
-    assert score.failure.cause == cause, score
-    assert detail in score.failure.detail
-    assert score.failure.detail.isprintable()
-    assert len(score.failure.detail) <= 200
+async def test_an_answer_that_gives_no_reward_is_an_error_with_its_cause(opened: Open) -> None:
+    scorer = await opened()
+    scores = await asyncio.gather(*(scorer.score(n, code) for n, code in enumerate(ENDS)))
+    for (code, (cause, detail)), score in zip(ENDS.items(), scores, strict=True):
+        assert score.reward is None, code
+        assert score.failure is not None, code
+        assert score.failure.cause == cause, (code, score)
+        assert detail in score.failure.detail, (code, score)
+        assert score.failure.detail.isprintable(), code
+        assert len(score.failure.detail) <= 200, code
 
 
 async def test_one_answer_cannot_change_what_the_next_one_is_scored_by(opened: Open) -> None:
@@ -271,7 +269,7 @@ async def test_an_answer_cannot_answer_for_others(opened: Open) -> None:
 async def test_those_beside_and_behind_an_answer_that_dies_or_hangs_are_scored(
     opened: Open, how: str
 ) -> None:
-    scorer = await opened(how)
+    scorer = await opened(how, seconds=3)
     bad = ["import os; os._exit(1)", "while True: pass", "raise ValueError"]
     codes = [bad[n // 10] if n % 10 == 5 and n < 30 else GOOD for n in range(100)]
     scores = await asyncio.gather(*(scorer.score(n, code) for n, code in enumerate(codes)))
@@ -281,14 +279,14 @@ async def test_those_beside_and_behind_an_answer_that_dies_or_hangs_are_scored(
 
 
 async def test_the_time_is_that_of_one_score_and_not_of_its_batch(opened: Open) -> None:
-    scorer = await opened("batch")
-    slow = "import time; time.sleep(0.8); reward = 1"
+    scorer = await opened("batch", seconds=2)
+    slow = "import time; time.sleep(0.4); reward = 1"
     scores = await asyncio.gather(*(scorer.score(n, slow) for n in range(8)))
     assert scores == [Score(1.0)] * 8
 
 
 async def test_the_loop_goes_on_while_an_answer_hangs(opened: Open) -> None:
-    scorer = await opened()
+    scorer = await opened(seconds=2)
     hanging = asyncio.ensure_future(scorer.score(0, "while True: pass"))
     turns = 0
     while not hanging.done():

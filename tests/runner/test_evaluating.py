@@ -137,7 +137,7 @@ async def opened() -> AsyncIterator[Open]:
     async def make(dataset: str, command: Sequence[str] = COMMAND) -> Scorer:
         source = {"dataset": dataset}
         spec = Taskset.model_validate(
-            {"seed": 1, "size": 4, "scoreTimeoutSeconds": 6, "reasoningGym": source}
+            {"seed": 1, "size": 4, "scoreTimeoutSeconds": 4, "reasoningGym": source}
         )
         tasks = await asyncio.to_thread(open_tasks, spec)
         scorers.append(Scorer(spec, tasks, command=command))
@@ -155,8 +155,16 @@ def right(dataset: str) -> str:
     return str(create_dataset(dataset, seed=1, size=4)[1]["answer"])
 
 
-# One that needs PYTHONHASHSEED=0 in the runner, which this process cannot have.
-@pytest.mark.parametrize("dataset", sorted(EVALUATING - {"polynomial_multiplication"}))
+# By a formula, by a list, and by what sympy makes of it. The others do the same elsewhere.
+SAMPLE = {"countdown", "spiral_matrix", "simple_integration"}
+# One needs PYTHONHASHSEED=0 in the runner, which this process cannot have.
+REST = EVALUATING - SAMPLE - {"polynomial_multiplication"}
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [*sorted(SAMPLE), *(pytest.param(n, marks=pytest.mark.exhaustive) for n in sorted(REST))],
+)
 @pytest.mark.skipif(not seccomp.supported(), reason="this kernel has no seccomp filters")
 async def test_hostile_answers_earn_next_to_nothing_and_the_right_one_all(
     opened: Open, tmp_path: Path, dataset: str

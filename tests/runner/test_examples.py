@@ -13,6 +13,8 @@ from tests.runner.scoring import reward
 
 from espalier.api.trainingrun import TrainingRun
 from espalier.client import Completion
+from espalier.loop import LossDatum
+from espalier.runner.custom_loss.declared_loss import open_loss
 from espalier.runner.heldout import beyond_size
 from espalier.runner.open_rewards import open_rewards
 from espalier.runner.open_taskset import open_tasks
@@ -97,6 +99,30 @@ def test_64_sums_and_more_are_held_out(run: TrainingRun, directory: Path, tasks:
 
 def test_the_run_never_asks_a_sum_twice(run: TrainingRun, tasks: Tasks) -> None:
     assert run.spec.steps * run.spec.groups_per_step <= tasks.size
+
+
+async def test_the_run_with_a_loss_is_accepted_and_has_a_gradient(
+    apiserver: ApiServer, namespace: str
+) -> None:
+    apiserver.kubectl("apply", "-n", namespace, "-f", str(ARITHMETIC / "loss.yaml"))
+    modules, declared = yaml.safe_load_all((ARITHMETIC / "loss.yaml").read_text())
+    spec = TrainingRun.model_validate(declared).spec
+    assert spec.loss is not None
+    assert spec.loss.custom_ref is not None
+    loss = open_loss(spec.loss.custom_ref, lambda name, key: modules["data"][key])
+    # One token is likelier by half than it was, the other as likely.
+    sample = LossDatum(
+        reward=1.0,
+        traj_idx=0,
+        logprobs=[-1.0, -1.0],
+        sampling_logprobs=[-1.4, -1.0],
+        mask=[1.0, 1.0],
+        advantages=[1.0, 1.0],
+    )
+    weights, metrics = await loss.differentiate([sample])
+    assert weights == [[0.0, pytest.approx(0.5)]]
+    assert metrics["loss/clipped_fraction"] == 0.5
+    assert metrics["loss/custom"] == pytest.approx(-(1.28 + 1) / 2)
 
 
 async def test_the_run_with_rewards_is_accepted_and_pays_as_it_says(

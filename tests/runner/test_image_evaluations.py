@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.environments.packages import VERIFIERS, interpreter
+from tests.environments.test_verifiers import SUMS
+from tests.runner.standin import half_right
 from tests.runner.test_loop import Bench, bench
 
 from espalier.api.run.taskset import Taskset
@@ -42,17 +46,26 @@ async def beside(
 ) -> AsyncIterator[Bench]:
     """The bench in a pod with the container of evaluation ``held``."""
     (tmp_path / "game.py").write_text(GAME)
+    async with container(sys.executable, tmp_path, monkeypatch):
+        yield bench
+
+
+@asynccontextmanager
+async def container(
+    python: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[None]:
+    """The container of evaluation ``held`` with this Python, whose modules are in the folder."""
     for place in ("host", "host-held"):
-        (tmp_path / place).mkdir()
-    monkeypatch.setenv("ESPALIER_HOST_SOCKET", str(tmp_path / "host" / "host.sock"))
-    socket = tmp_path / "host-held" / "host.sock"
-    container = await asyncio.create_subprocess_exec(
-        sys.executable, host.__file__, str(socket), cwd=tmp_path
-    )
-    yield bench
-    if container.returncode is None:
-        container.kill()
-    await container.wait()
+        (folder / place).mkdir()
+    monkeypatch.setenv("ESPALIER_HOST_SOCKET", str(folder / "host" / "host.sock"))
+    socket = folder / "host-held" / "host.sock"
+    process = await asyncio.create_subprocess_exec(python, host.__file__, str(socket), cwd=folder)
+    try:
+        yield
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def test_every_checkpoint_plays_the_same_tasks_on_one_host(beside: Bench) -> None:
@@ -68,6 +81,26 @@ async def test_every_checkpoint_plays_the_same_tasks_on_one_host(beside: Bench) 
         if sample["max_tokens"] and "prompt_cache_key" in sample
     ]
     assert len(played) == 9
+
+
+@pytest.mark.packages
+async def test_a_taskset_of_verifiers_is_asked_of_every_checkpoint(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sums.py").write_text(SUMS)
+    source = {"image": "sums:1", "id": "sums", "config": {"most": 4}}
+    taskset = {"seed": 9, "size": 4, "verifiers": source}
+    bench.gateway.spec |= {"evaluation": [held_out(taskset=taskset)], "steps": 2}
+    # The sum of 1, as a digit; of others it is wrong, and brief.
+    bench.gateway.answer = lambda prompt, index: "2" if "+" in prompt else half_right(prompt, index)
+    async with container(interpreter(VERIFIERS), tmp_path, monkeypatch):
+        await bench.drive()
+    found = bench.gateway.evaluations
+    assert [name for name, _ in sorted(found)] == ["run", "tiny-000001", "tiny-000002"]
+    for one in found.values():
+        assert one["tasks"] == 4
+        # Its rewards, weighted: 0.25 for each brief answer, 0.75 for the one that is right.
+        assert one["metrics"]["mean_reward"] == pytest.approx(0.25 + 0.75 / 4)
 
 
 async def test_functions_that_cannot_be_used_end_the_run_before_it_trains_long(

@@ -26,6 +26,7 @@ from espalier.client.errors import TOO_LONG
 from espalier.process import JsonFormatter
 from espalier.rewards import Rewards
 from espalier.runner import heldout
+from espalier.runner.custom_loss.declared_loss import open_loss
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Limits, Loop
 from espalier.runner.open_rewards import open_rewards
@@ -71,6 +72,7 @@ class Bench:
                 ("default", "run"),
                 open_tasks=self._open,
                 open_rewards=self._open_rewards,
+                open_loss=lambda ref: open_loss(ref, surroundings(modules=self.modules).module),
                 journal=journal,
                 waiting=Waiting(journal, poll_seconds=0.001),
                 open_held_out=lambda run, wanted: heldout.of_evaluation(run, wanted, self.folder),
@@ -566,7 +568,7 @@ def _one_answer_hangs(prompt: str, index: int) -> str:
 
 def _scored(bench: Bench, policy: str, **changes: object) -> None:
     bench.worker = EXECUTING
-    taskset = {**bench.gateway.spec["taskset"], "onError": policy, "scoreTimeoutSeconds": 5}
+    taskset = {**bench.gateway.spec["taskset"], "onError": policy, "scoreTimeoutSeconds": 2}
     bench.gateway.spec |= {"taskset": taskset, "steps": 1, "groupsPerStep": 8, **changes}
     bench.gateway.answer = _one_answer_hangs
 
@@ -864,6 +866,31 @@ async def test_pass_at_k_is_of_sampled_answers(bench: Bench) -> None:
     # Two of four answers are right: 1 - C(2, 2) / C(4, 2).
     assert metrics["pass@1"] == 0.5
     assert metrics["pass@2"] == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"maxPromptTokens": 10}, {"maxPromptTokens": 10, "promptPolicy": "Fail"}, {}]
+)
+async def test_a_held_out_prompt_beyond_the_limits_is_left_out_or_ends_the_run_by_name(
+    bench: Bench, tmp_path: Path, limits: dict[str, Any]
+) -> None:
+    rows = [json.dumps({"prompt": f"{n}=", "answer": str(n)}) for n in range(8)]
+    rows[6] = json.dumps({"id": "long", "prompt": "6=" + "?" * 20, "answer": "6"})
+    (tmp_path / "tasks.jsonl").write_text("\n".join(rows))
+    _half_held_out(bench.gateway, at=["Start"])
+    bench.gateway.spec["limits"] = limits
+    if not limits:
+        # The context is a limit as well.
+        bench.gateway.context = 10
+    if "promptPolicy" in limits:
+        with pytest.raises(UserError, match="the prompt of task long is too long") as raised:
+            await bench.drive()
+        assert raised.value.problem.reason == "PromptTooLong"
+        return
+    await bench.drive()
+    (event,) = bench.events("evaluated")
+    assert (event["tasks"], event["prompts_too_long"]) == (3, 1)
+    assert bench.gateway.evaluations["run", "held-out"]["tasks"] == 3
 
 
 async def test_training_goes_on_while_an_evaluation_is_slow(bench: Bench) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.core.objects import run as run_of
 
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import ForwardBackwardRequest
+from espalier.api.wire.gradients import ForwardBackwardRequest
 from espalier.runner.objective import objective
 
 SAMPLE = {"prompt_token_ids": [1], "output_token_ids": [2], "output_logprobs": [-1.0]}

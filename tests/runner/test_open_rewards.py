@@ -14,10 +14,12 @@ from tests.runner.standin import spec
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import Completion
 from espalier.rewards import RewardFailedError, Rewards, Scored
-from espalier.runner.open_rewards import mounted_modules, open_rewards
+from espalier.rewards.module import ModuleError
+from espalier.runner.open_rewards import open_rewards
 from espalier.runner.open_taskset import open_tasks
 from espalier.runner.run_end import UserError
 from espalier.runner.scoring import seccomp
+from espalier.runner.user_modules import mounted_modules
 
 pytestmark = pytest.mark.skipif(
     not seccomp.supported(), reason="this kernel has no seccomp filters"
@@ -263,5 +265,5 @@ def test_a_module_that_is_not_there_or_no_text_is_refused_by_name(tmp_path: Path
     (tmp_path / "style" / "bad.py").write_bytes(b"\xff")
     (tmp_path / "style" / "large.py").write_bytes(b"#" * ((1 << 20) + 1))
     for name, why in (("none.py", "No such file"), ("bad.py", "utf-8"), ("large.py", "more than")):
-        with pytest.raises(UserError, match=rf"configmap/style/{name} cannot be read: .*{why}"):
+        with pytest.raises(ModuleError, match=rf"cannot be read: .*{why}"):
             read("style", name)

@@ -178,17 +178,15 @@ async def test_a_runner_is_terminated_while_an_answer_hangs(process: Process) ->
     assert events(rest)[-1]["event"] == "terminated"
 
 
-@pytest.mark.parametrize(
-    "answer", ["exit()", "__import__('os')._exit(0)", "__import__('os').kill(1, 15)"]
-)
-async def test_an_answer_does_not_end_the_runner(process: Process, answer: str) -> None:
+async def test_an_answer_does_not_end_the_runner(process: Process) -> None:
+    answers = ("exit()", "__import__('os')._exit(0)", "__import__('os').kill(1, 15)")
     process.gateway.spec["taskset"] = {
         "seed": 1,
         "size": 8,
         "reasoningGym": {"dataset": "spiral_matrix"},
         "answerExtraction": "Whole",
     }
-    process.gateway.answer = lambda prompt, index: answer
+    process.gateway.answer = lambda prompt, index: answers[index % 3]
     code, journal, _ = await process.run()
     assert code == 64
     assert journal[-1]["reason"] == "RewardsUninformative"

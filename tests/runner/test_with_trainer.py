@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from tests.telemetry.collector import SOON, collector
 from tests.trainer import tiny
 
 from espalier import identity
-from espalier.api.wire import DECLARED, IDEMPOTENCY_KEY, TERM, Declared
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.headers import DECLARED, IDEMPOTENCY_KEY, TERM
 from espalier.client import GatewayClient, Patience, RefusedError
 from espalier.core.checkpoints.commits import run_identity
+from espalier.runner.custom_loss.declared_loss import open_loss
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.open_rewards import open_rewards
@@ -157,8 +159,9 @@ async def passage_at(tmp_path: Path) -> AsyncIterator[tuple[Passage, str]]:
         service.feed.close()
 
 
-async def drive(url: str, tasks: Path) -> None:
-    """A runner process, from its start to its end."""
+async def drive(url: str, tasks: Path, modules: Mapping[str, str] | None = None) -> None:
+    """A runner process, from its start to its end; modules are named ``configmap/key``."""
+    around = surroundings(modules=modules)
     journal = Journal("default/run")
     patience = Patience(deadline=60.0, first_delay=0.01)
     async with GatewayClient(url, "default/tiny", "secret", patience=patience) as client:
@@ -166,7 +169,8 @@ async def drive(url: str, tasks: Path) -> None:
             client,
             ("default", "run"),
             open_tasks=lambda taskset: open_taskset(taskset, tasks),
-            open_rewards=lambda spec, tasks: open_rewards(spec, tasks, surroundings()),
+            open_rewards=lambda spec, tasks: open_rewards(spec, tasks, around),
+            open_loss=lambda ref: open_loss(ref, around.module),
             journal=journal,
             waiting=Waiting(journal, poll_seconds=0.01),
         )
@@ -177,6 +181,12 @@ def checkpoints(volume: Path) -> list[Path]:
     """The committed checkpoints, oldest first."""
     found = (volume / "checkpoints").glob("sha256-*")
     return sorted(found, key=lambda path: json.loads((path / "manifest.json").read_text())["step"])
+
+
+def metrics_of(checkpoint: Path) -> dict[str, float]:
+    """The figures of the step that made it."""
+    (step,) = map(json.loads, (checkpoint / "metrics.jsonl").read_text().splitlines())
+    return dict(step)
 
 
 async def test_a_run_leaves_a_checkpoint_a_step_with_metrics_and_rollouts(

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from tests.sampler.tiny import commit_checkpoint
 
-from espalier.api.wire import KEPT_ROLLOUTS
+from espalier.api.wire.rollout_control import KEPT_ROLLOUTS
 from espalier.sampler import kept_rollouts
 from espalier.sampler.kept_rollouts import FILE, KeptRollouts
 from espalier.sampler.verified_store import VerifiedCheckpoints

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from tests.fakes.cluster import FakeCluster
+from tests.simulation.gates import GATED, gated
 from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer, digest
 
 from espalier.core.manifests.labels import MODEL, ROLE, RUN
@@ -64,10 +65,10 @@ class Kubelet:
             await self._scale(await self._replica_set(body), body["spec"]["replicas"])
         for body in self.bodies("Job"):
             if not body.get("status", {}).get("conditions"):
-                await self._scale(body, 1)
+                await self._scale(body, 0 if body["spec"].get("suspend") else 1)
         for body in self.bodies("Pod"):
             # One that somebody else made does as it likes.
-            if body["metadata"].get("ownerReferences"):
+            if body["metadata"].get("ownerReferences") and not gated(body):
                 self._advance(body)
         alive = {p["status"]["podIP"] for p in self.bodies("Pod") if _running(p)}
         self.trainer.up = self.rollouts.up = alive
@@ -175,7 +176,15 @@ class Kubelet:
             "spec": {"containers": [given], "restartPolicy": restarts},
             "status": self._status(ip, False, main),
         }
+        if gates := template["spec"].get("schedulingGates"):
+            body["spec"]["schedulingGates"] = gates
+            body["status"] = {**GATED, "containerStatuses": [{"name": main, "state": {}}]}
         await self.cluster.create("Pod", body)
+
+    def started(self, role: str) -> Body:
+        """The status of a pod of a role that runs by now."""
+        self._starts += 1
+        return self._status(f"{self.network}.{self._starts}", False, role)
 
     def _status(self, ip: str, ready: bool, name: str = "") -> Body:
         self._starts += 1

@@ -8,17 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from espalier.api.metric_names import REWARD, STEP_REWARD, TOKENS_SAMPLED, TOKENS_TRAINED
-from espalier.api.wire import (
-    Assignment,
-    Commit,
-    CommitPage,
-    ImportState,
-    Problem,
-    Served,
-    ServeRequest,
-    TrainerState,
-    Usage,
-)
+from espalier.api.wire.commits import Commit, CommitPage
+from espalier.api.wire.import_state import ImportState
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.rollout_control import Served, ServeRequest
+from espalier.api.wire.trainer import Assignment, TrainerState, Usage
 from espalier.controllers.peers.importer_client import ImporterError
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutError

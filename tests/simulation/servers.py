@@ -11,7 +11,8 @@ from dev.ports import own_network
 from tests.simulation.scripted import ScriptedRollouts, ScriptedTrainer
 
 from espalier import identity
-from espalier.api.wire import Assignment, ServeRequest
+from espalier.api.wire.rollout_control import ServeRequest
+from espalier.api.wire.trainer import Assignment
 from espalier.controllers.peers.peer import PORT, Peer
 from espalier.controllers.peers.trainer_client import TrainerError
 from espalier.core.names import audience

@@ -165,7 +165,7 @@ def test_one_that_argo_cd_would_make_again_stays_without_its_job() -> None:
             assert w.get("Job", runner_name("digits")) == {}
             assert w.succeeded("digits", 2)
             message = w.condition("TrainingRun", "digits", "Succeeded")["message"]
-            assert "Argo CD (team) brings it from Git" in message
+            assert "Argo CD (team) applies it" in message
             assert w.violations == []
 
     run(scenario())

@@ -19,7 +19,7 @@ from tests.simulation.servers import ROLLOUT_IP, TRAINER_IP, Servers, serving
 from tests.simulation.test_process import Stage, has_reason, is_current, stage
 from tests.simulation.world import model_spec, run_spec
 
-from espalier.api.wire import Commit, CommitPage
+from espalier.api.wire.commits import Commit, CommitPage
 from espalier.controllers.peers.peer import PORT
 from espalier.core.manifests.labels import Role, child_labels
 from espalier.kube.objects import Body

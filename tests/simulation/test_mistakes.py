@@ -6,7 +6,7 @@ import pytest
 from tests.simulation.virtual_time import run
 from tests.simulation.world import World, head_spec, model_spec, run_spec, world
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.names import adapter_name
 
 TYPO = {

@@ -7,7 +7,8 @@ import asyncio
 from tests.simulation.scripted import ScriptedRollouts
 from tests.simulation.virtual_time import run
 
-from espalier.api.wire import Problem, Served, ServeRequest
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.rollout_control import Served, ServeRequest
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutError
 from espalier.controllers.peers.samplers import READ_BACK_SECONDS, Rollouts

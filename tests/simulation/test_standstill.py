@@ -10,7 +10,7 @@ from tests.simulation.virtual_time import run
 from tests.simulation.world import TASKS, World, model_spec, run_spec, world
 
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import ImportState
+from espalier.api.wire.import_state import ImportState
 from espalier.core.run.why import why
 from espalier.kube.objects import Body, ObjectKey
 
@@ -215,7 +215,7 @@ def test_a_suspended_job_is_named(name: str) -> None:
             await w.apply(MODEL, "tiny", model_spec())
             await w.apply(RUN, "digits", run_spec("tiny", 1))
             kind, of = (MODEL, "tiny") if name == "tiny-import" else (RUN, "digits")
-            said = await named(w, kind, of, "suspended", "Kueue", "spec.suspend")
+            said = await named(w, kind, of, "suspended by hand", "spec.suspend")
             assert said["reason"] == "JobSuspended"
             w.cluster.edit(
                 ObjectKey("Job", "default", name), lambda body: body["spec"].pop("suspend")

@@ -52,6 +52,22 @@ async def test_pods_that_admission_refuses_are_named_on_model_and_run(
     raise AssertionError(f"Events about {kinds} alone")
 
 
+async def test_in_a_cluster_without_kueue_no_pod_goes_past_its_queue(stage: Stage) -> None:
+    queued = {"template": {"queueName": "research"}}
+    await stage.apply("TrainableModel", "m", model_spec(rollout=queued))
+    await stage.play("importer", "127.77.0.1", RESOLVED)
+
+    def named(body: Body) -> bool:
+        said = [c for c in body.get("status", {}).get("conditions", ()) if c["type"] == "Ready"]
+        words = "in LocalQueue research: the cluster does not know Kueue's kind Workload"
+        return any(c["reason"] == "QueueUnavailable" and words in c["message"] for c in said)
+
+    await stage.until("TrainableModel", "m", named)
+    labels = {"espalier.dev/role": "rollout"}
+    (pod,) = await stage.cluster.list("Pod", stage.namespace, labels)
+    assert pod["spec"]["schedulingGates"] == [{"name": "kueue.x-k8s.io/admission"}]
+
+
 async def warned(stage: Stage) -> set[str]:
     """The kinds of objects that our own Events of this reason are about."""
     events = await stage.cluster.list("Event", stage.namespace, fields={"type": "Warning"})

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.controllers.peers.sampler_client import RolloutError
 from espalier.controllers.peers.trainer_client import TrainerError
 from espalier.kube.cluster import ClusterError

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 from pydantic import ValidationError
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.gateway.access.request_limits import MAX_INFLATED_BYTES
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.tinker import lora, refusals, sampling

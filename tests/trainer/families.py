@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.trainer.policy.policy import Policy
 
 SIZES = {

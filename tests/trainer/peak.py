@@ -26,7 +26,7 @@ import espalier.trainer  # noqa: F401
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.trainer.batch.data import Datum
 from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.compute import gradients

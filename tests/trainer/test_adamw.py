@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espalier.api.wire import OptimStepRequest
+from espalier.api.wire.step import OptimStepRequest
 from espalier.trainer.compute.adamw import Moments, Proposal, fresh_moments, propose
 
 CALLS = (

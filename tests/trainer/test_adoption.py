@@ -17,7 +17,7 @@ from tests.trainer.test_fork import train
 from tests.trainer.tiny import Volume
 from typer.testing import CliRunner
 
-from espalier.api.wire import Commit
+from espalier.api.wire.commits import Commit
 from espalier.cli.main import app
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.jobs.adoption import survey

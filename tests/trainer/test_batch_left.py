@@ -8,7 +8,8 @@ from tests.trainer import tiny
 from tests.trainer.test_gradients import difference, perturb, taken
 from tests.trainer.tiny import Volume
 
-from espalier.api.wire import BatchLeft, TrajectoryPayload
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.trainer.batch.data import datums
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.policy.policy import Policy

@@ -10,7 +10,7 @@ import torch
 from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.trainer.jobs import importer
 from espalier.trainer.policy.lora import Lora
 from espalier.trainer.policy.policy import Policy, load_policy

@@ -36,7 +36,8 @@ from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
 from espalier import identity
-from espalier.api.wire import CHECKPOINT_DIGEST, IDEMPOTENCY_KEY, Wire
+from espalier.api.wire.base import Wire
+from espalier.api.wire.headers import CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
 from espalier.trainer.engine.commands import Empty
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.http.service import Service

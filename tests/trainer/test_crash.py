@@ -24,7 +24,7 @@ from tests.trainer import tiny
 from tests.trainer.forking import in_a_fork
 from tests.trainer.tiny import Volume
 
-from espalier.api.wire import Wire
+from espalier.api.wire.base import Wire
 from espalier.trainer.engine.commands import Empty
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.policy.policy import Policy

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from espalier.api.wire import ForwardBackwardRequest
-from espalier.trainer.batch.data import Limits, datums
+from espalier.api.wire.gradients import ForwardBackwardRequest
+from espalier.trainer.batch.data import datums
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.problems import CommandError
 
 LIMITS = Limits(vocabulary=256, context=16)

@@ -9,7 +9,10 @@ from tests.core.objects import run as run_of
 from tests.trainer import tiny
 
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import BackwardRequest, Declared, TrajectoryPayload, Wire
+from espalier.api.wire.base import Wire
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.gradients import BackwardRequest
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.core.run.declared import declared
 from espalier.trainer.engine.commands import Command, Sent
 from espalier.trainer.engine.declared import check

@@ -15,18 +15,16 @@ from safetensors.torch import load_file
 from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
-from espalier.api.wire import (
+from espalier.api.wire.commits import Tokens
+from espalier.api.wire.gradients import (
     BackwardRequest,
     ForwardBackwardRequest,
     ForwardRequest,
     ForwardResult,
-    OptimStepResult,
-    Problem,
-    TasksetUsed,
-    Tokens,
-    TrajectoryPayload,
-    TrajectorySample,
 )
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepResult, TasksetUsed
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.commands import FORWARDS_KEPT, Empty
 from espalier.trainer.engine.engine import Engine

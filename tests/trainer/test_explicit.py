@@ -13,12 +13,13 @@ from tests.trainer import tinker, tiny
 from tests.trainer.test_losses import GOLDEN
 from torch import Tensor
 
-from espalier.api.wire import TrajectoryPayload, TrajectorySample
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.tinker.datums import read_batch
 from espalier.trainer.batch import explicit
 from espalier.trainer.batch.data import datums
 from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.batch.objective import token_loss
+from espalier.trainer.batch.step_metrics import answer_metrics
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.explicit_command import explicit_command
@@ -156,7 +157,7 @@ def test_the_gradient_is_that_of_the_same_batch_of_trajectories(policy: Policy, 
     # Prompt positions are in no metric.
     assert added.tally.tokens == expected.tally.tokens
     if spec.compares_policies:
-        mine, theirs = added.tally.answer_metrics(), expected.tally.answer_metrics()
+        mine, theirs = answer_metrics(added.tally), answer_metrics(expected.tally)
         for metric in ("ratio:mean", "mismatch_kl:mean", "clipped:mean", "entropy:mean"):
             assert mine[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-7)
 

@@ -6,7 +6,7 @@ import pytest
 from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.trainer.memory import host
 from espalier.trainer.policy import fits
 from espalier.trainer.policy.fits import Footprint

@@ -20,7 +20,7 @@ from tests.trainer.tiny import Volume
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.trainer.batch.data import Datum
 from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.batch.packing import pack

@@ -13,10 +13,12 @@ from tests.trainer import tiny
 from torch import Tensor
 from transformers.models.llama import modeling_llama
 
-from espalier.api.wire import ForwardRequest
-from espalier.trainer.batch.data import Datum, Limits, datums
+from espalier.api.wire.gradients import ForwardRequest
+from espalier.trainer.batch.data import Datum, datums
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.losses import DEFAULTS, loss_spec
-from espalier.trainer.batch.step_metrics import total
+from espalier.trainer.batch.step_metrics import checkpoint_metrics
+from espalier.trainer.batch.tally import total
 from espalier.trainer.compute import gradients
 from espalier.trainer.compute.adamw import fresh_moments, propose
 from espalier.trainer.compute.compute import LocalCompute
@@ -299,7 +301,7 @@ def test_the_tally_compares_trainer_and_sampler(policy: Policy) -> None:
     d = np.concatenate(tiny.score(policy, batch, 1.0)) - np.concatenate(
         [datum.sampling_logprobs for datum in batch]
     )
-    metrics = tally.checkpoint_metrics()
+    metrics = checkpoint_metrics(tally)
     assert metrics["logprob/difference_max"] == pytest.approx(np.abs(d).max(), rel=1e-4)
     assert metrics["logprob/difference_mean"] == pytest.approx(np.abs(d).mean(), rel=1e-4)
     assert metrics["policy/mismatch_kl"] == pytest.approx((np.exp(d) - 1 - d).mean(), rel=1e-3)

@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import HfApi, hf_hub_url
 from tests.trainer.hub_server import NAME, REVISION, Hub
 
-from espalier.api.wire import ImportState
+from espalier.api.wire.import_state import ImportState
 from espalier.trainer.jobs import hub as hub_client
 from espalier.trainer.jobs import importer
 from espalier.trainer.jobs.hub import Download

@@ -10,14 +10,13 @@ import pytest
 from tests.trainer import tiny
 
 from espalier.api.platform import TraceEnter, TraceExit
-from espalier.api.wire import (
+from espalier.api.wire.gradients import (
     BackwardRequest,
     ForwardBackwardRequest,
     ForwardRequest,
     ForwardResult,
-    TrajectoryPayload,
-    TrajectorySample,
 )
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.engine.commands import Empty
 from espalier.trainer.engine.engine import Engine
 

@@ -15,7 +15,7 @@ from tests.trainer.test_gradients import difference, perturb, taken
 from tests.trainer.tiny import Volume
 
 from espalier.api.objective import Kl
-from espalier.api.wire import ForwardBackwardRequest
+from espalier.api.wire.gradients import BackwardRequest, ForwardBackwardRequest, ForwardRequest
 from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.kl import of_tokens, with_reference
 from espalier.trainer.batch.objective import call_spec
@@ -142,6 +142,25 @@ def test_a_coefficient_of_zero_measures_and_changes_nothing(engine: Engine, poli
     assert told["metrics"]["reference_kl:mean"] > 0
 
 
+def test_a_forward_tells_what_the_reference_thinks_of_the_same_tokens(
+    engine: Engine, policy: Policy
+) -> None:
+    inputs = tiny.trajectories(0)
+    before = json.loads(tiny.send(engine, "forward", ForwardRequest(inputs=inputs), ("s", 0)).body)
+    # What HUD's client knows of a datum, and no more.
+    assert "reference_logprobs" not in before["data"][0]
+    perturb(policy)
+    asked = ForwardRequest(inputs=inputs, reference="base")
+    after = json.loads(tiny.send(engine, "forward", asked, ("s", 1)).body)
+    for datum, moved in zip(before["data"], after["data"], strict=True):
+        assert moved["reference_logprobs"] == pytest.approx(datum["logprobs"], abs=1e-5)
+        assert moved["logprobs"] != pytest.approx(datum["logprobs"], abs=1e-3)
+    # It may still be learnt from.
+    weights = [[1.0] * len(datum["mask"]) for datum in after["data"]]
+    custom = BackwardRequest(forward_id=after["forward_id"], weights=weights)
+    assert tiny.send(engine, "backward", custom, ("s", 2)).status == 200
+
+
 def test_a_model_that_is_trained_in_full_has_no_base_left(volume: Volume) -> None:
     full = tiny.policy(volume.path, volume.base, tiny.FULL)
     engine = tiny.engine(volume.path, volume.base, full)
@@ -150,6 +169,9 @@ def test_a_model_that_is_trained_in_full_has_no_base_left(volume: Volume) -> Non
         tiny.send(engine, "forward-backward", request(ON), ("s", 0))
     assert (refused.value.status, refused.value.problem.reason) == (422, "InvalidRequest")
     assert "adapter.type LoRA" in refused.value.problem.remedy
+    forward = ForwardRequest(inputs=tiny.trajectories(0), reference="base")
+    with pytest.raises(CommandError, match="reference: is the base, and spec"):
+        tiny.send(engine, "forward", forward, ("s", 1))
     engine.state.log.close()
 
 

@@ -10,7 +10,13 @@ import torch
 from tests.trainer import tiny
 from torch import Tensor
 
-from espalier.api.wire import BackwardRequest, ForwardBackwardRequest, ForwardRequest, ForwardResult
+from espalier.api.wire.gradients import (
+    BackwardRequest,
+    ForwardBackwardRequest,
+    ForwardRequest,
+    ForwardResult,
+)
+from espalier.trainer.batch.step_metrics import checkpoint_metrics
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.problems import CommandError
@@ -61,7 +67,7 @@ def test_its_tokens_are_not_counted_and_its_reward_is(engine: Engine) -> None:
     kept = sum(len(given[index]["samples"][0]["output_token_ids"]) for index in (0, 2))
     assert (answer["metrics"]["tokens:sum"], answer["num_datums"]) == (kept, 2)
     (tally,) = engine.state.tallies
-    assert tally.checkpoint_metrics()["rollout/reward/mean"] == 1.0
+    assert checkpoint_metrics(tally)["rollout/reward/mean"] == 1.0
     assert tally.rewards == tuple(REWARDS)
 
 

@@ -14,7 +14,7 @@ from tests.trainer.test_gradients import difference, perturb, taken
 from tests.trainer.tiny import Volume
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.batch.objective import call_spec

@@ -15,7 +15,7 @@ from tests.trainer.test_gradients import naive_loss
 from tests.trainer.tiny import Volume
 from torch import Tensor
 
-from espalier.api.wire import (
+from espalier.api.wire.gradients import (
     BackwardRequest,
     ForwardBackwardRequest,
     ForwardRequest,
@@ -23,7 +23,8 @@ from espalier.api.wire import (
 )
 from espalier.trainer.batch.losses import DEFAULTS, LossSpec
 from espalier.trainer.batch.objective import CallTokens, call_spec, token_loss
-from espalier.trainer.batch.step_metrics import Tally, total
+from espalier.trainer.batch.step_metrics import checkpoint_metrics
+from espalier.trainer.batch.tally import Tally, total
 from espalier.trainer.engine.commands import Empty
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.policy.policy import Policy
@@ -196,11 +197,11 @@ def test_corrected_tokens_are_counted(
     limits = {"max_ratio": 1.0} | ({"min_ratio": 0.5} if mode == "TokenMask" else {})
     wanted = spec(ratio_anchor="Trainer", correction={"mode": mode, **limits})
     _, tally = call(wanted, [one])
-    figures = tally.checkpoint_metrics()
+    figures = checkpoint_metrics(tally)
     assert figures["policy/correction_weight_mean"] == pytest.approx(weight)
     assert figures["policy/correction_truncated_fraction"] == pytest.approx(truncated / 3)
     assert figures["policy/correction_masked_fraction"] == pytest.approx(masked / 3)
-    assert "policy/correction_weight_mean" not in call(spec(), [one])[1].checkpoint_metrics()
+    assert "policy/correction_weight_mean" not in checkpoint_metrics(call(spec(), [one])[1])
 
 
 def test_without_an_anchor_the_batch_is_seen_for_the_first_time() -> None:

@@ -10,7 +10,7 @@ from tests.tinker.messages import MODEL_ID
 from tests.trainer import tinker, tiny
 from tests.trainer.tiny import Volume
 
-from espalier.api.wire import Declared
+from espalier.api.wire.declared import Declared
 from espalier.trainer.engine import queue
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.policy.policy import Policy

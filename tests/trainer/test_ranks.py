@@ -23,11 +23,12 @@ from tests.tinker.messages import forward_backward
 from tests.trainer import tinker, tiny
 from tests.trainer.tiny import Volume
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import OptimStepRequest
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.step import OptimStepRequest
 from espalier.tinker import messages_pb2 as pb
 from espalier.trainer.batch.data import Datum, datums
 from espalier.trainer.batch.losses import loss_spec
+from espalier.trainer.batch.step_metrics import answer_metrics, checkpoint_metrics
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.compute.interface import Compute
 from espalier.trainer.engine.commands import LossCommand, gradient_command
@@ -144,7 +145,7 @@ def test_log_probs_and_steps_are_those_of_one_rank(pair: Pair, local: Compute) -
             tally += compute.add_loss(compute.admit(batch, SPEC), SPEC, 3).tally
             # A prompt that two ranks share is computed twice, so this one figure may differ.
             tally = dataclasses.replace(tally, unique=0)
-            figures = tally.checkpoint_metrics() | tally.answer_metrics()
+            figures = checkpoint_metrics(tally) | answer_metrics(tally)
             outcome += [torch.tensor(value) for _, value in sorted(figures.items())]
             proposal = compute.propose(GENTLE)
             compute.install(proposal)
@@ -242,7 +243,7 @@ def test_a_reference_and_a_divided_step_are_those_of_one_rank(
         assert command.reference is not None
         added = command.run(compute)
         step = compute.propose(tiny.optim_step(), added.tally.step_factor)
-        figures = added.tally.checkpoint_metrics()
+        figures = checkpoint_metrics(added.tally)
         found.append(
             [step.gradient_norm, figures["policy/reference_kl"], figures["loss/sum"]]
             + [value for row in compute.refer(command.reference).logprobs for value in row]

@@ -115,12 +115,12 @@ def listening_addresses(process: int | None) -> list[str]:
 
 
 def test_a_silent_rank_is_named_with_its_time_limit_which_an_idle_one_does_not_have() -> None:
-    with ranks(seconds=5) as (control, (other,)):
-        time.sleep(6)
+    with ranks(seconds=2) as (control, (other,)):
+        time.sleep(2.5)
         control.call("after a pause", 1)
         assert control.receive(1) == "after a pause"
         os.kill(other.pid or 0, signal.SIGSTOP)
-        with pytest.raises(RankLostError, match=r"rank 1 is gone, or did not answer within 5 s"):
+        with pytest.raises(RankLostError, match=r"rank 1 is gone, or did not answer within 2 s"):
             control.receive(1)
 
 

@@ -23,7 +23,8 @@ from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
 from espalier import identity
-from espalier.api.wire import IDEMPOTENCY_KEY, TERM, CommitPage
+from espalier.api.wire.commits import CommitPage
+from espalier.api.wire.headers import IDEMPOTENCY_KEY, TERM
 from espalier.core.names import audience
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.commands import Answer

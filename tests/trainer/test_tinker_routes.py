@@ -16,7 +16,7 @@ from tests.trainer import tinker, tiny
 from tests.trainer.test_service import AUDIENCE, KEYS, Client, bearer, ended, make_engine
 from tests.trainer.tiny import Volume
 
-from espalier.api.wire import IDEMPOTENCY_KEY
+from espalier.api.wire.headers import IDEMPOTENCY_KEY
 from espalier.telemetry import spans
 from espalier.tinker import messages_pb2 as pb
 from espalier.trainer.http import one_client

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from espalier.api.platform import JobReport, TraceEnter, TraceExit
-from espalier.api.wire import ForwardRequest, TrajectoryPayload, TrajectorySample
+from espalier.api.wire.gradients import ForwardRequest
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume import trace_store
 from espalier.trainer.volume.trace_store import Traces

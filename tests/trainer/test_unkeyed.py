@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.trainer import tiny
 
-from espalier.api.wire import ForwardRequest, Wire
+from espalier.api.wire.base import Wire
+from espalier.api.wire.gradients import ForwardRequest
 from espalier.trainer.engine import unkeyed
 from espalier.trainer.engine.commands import Empty, Sent
 from espalier.trainer.engine.engine import Engine

@@ -12,19 +12,16 @@ import torch
 from dev.tiny_model import tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import (
-    Assignment,
-    ForwardBackwardRequest,
-    OptimStepRequest,
-    TrajectoryPayload,
-    TrajectorySample,
-    Wire,
-)
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.base import Wire
+from espalier.api.wire.gradients import ForwardBackwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import Assignment
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.batch.data import Datum
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.packing import Rows, lay_out
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.compute import gradients
 from espalier.trainer.compute.adamw import Moments
 from espalier.trainer.compute.compute import LocalCompute

@@ -16,7 +16,7 @@ from espalier.api.meta import (
     cel,
     list_map,
 )
-from espalier.api.trainablemodel import Endpoint
+from espalier.api.model.status import Endpoint
 
 
 class Gate(Type):

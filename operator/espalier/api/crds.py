@@ -15,9 +15,10 @@ from espalier.api import metric_names
 from espalier.api.checkpoint import SPEC_RULES, CheckpointSpec, CheckpointStatus
 from espalier.api.checkpointhead import CheckpointHeadSpec, CheckpointHeadStatus
 from espalier.api.meta import DECIMAL_PATTERN, GROUP, VERSION, cel
+from espalier.api.model.status import TrainableModelStatus
 from espalier.api.run.status import TrainingRunStatus
 from espalier.api.schema import VALIDATIONS, Schema, structural_schema, without_defaults
-from espalier.api.trainablemodel import TrainableModelSpec, TrainableModelStatus
+from espalier.api.trainablemodel import TrainableModelSpec
 from espalier.api.trainingrun import TrainingRunSpec
 
 CATEGORY = "espalier"

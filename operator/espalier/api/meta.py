@@ -21,14 +21,19 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 UNSET = "x-espalier-unset"
+FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 DECIMAL_PATTERN = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$"
 # The syntax of core/v1's resource.Quantity, without a sign.
 QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]{1,2})?$"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
 
-def cel(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
-    """CEL rules for a schema node: (rule, message) or (rule, message, fieldPath)."""
+# A CEL rule and its message, and where they are not of the whole node the fieldPath.
+Rule = tuple[str, str] | tuple[str, str, str]
+
+
+def cel(*rules: Rule) -> dict[str, Any]:
+    """CEL rules for a schema node."""
     validations = []
     for rule in rules:
         entry = {"rule": rule[0], "message": rule[1]}

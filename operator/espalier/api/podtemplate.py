@@ -33,6 +33,8 @@ RESERVED = frozenset(
         "VLLM_PLUGINS",
     }
 )
+# What Kueue reads the name of a LocalQueue from.
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Resources of which a pod may request less than its limit.
 BOUNDED = ("cpu", "memory", "ephemeral-storage")
 
@@ -212,6 +214,11 @@ class PodTemplate(Type):
     priority_class_name: Name | None = Field(
         default=None, description="priorityClassName of the pod."
     )
+    queue_name: Name | None = Field(
+        default=None,
+        description="queueName of the LocalQueue of Kueue in the namespace. The pod waits there "
+        "until its quota is free, and the conditions say Queued and why.",
+    )
     affinity: Affinity | None = Field(default=None, description="affinity of the pod.")
     topology_spread_constraints: list[TopologySpread] | None = Field(
         default=None,
@@ -221,4 +228,14 @@ class PodTemplate(Type):
     )
     runtime_class_name: Name | None = Field(
         default=None, description="runtimeClassName of the pod, such as nvidia."
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                f"!has(self.queueName) || !has(self.labels) || !('{QUEUE_LABEL}' in self.labels)",
+                f"queueName sets label {QUEUE_LABEL}: remove it from labels",
+                ".labels",
+            )
+        )
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,10 +13,8 @@ from espalier.api.meta import (
     Type,
     cel,
     list_map,
-    newly,
     without_default,
 )
-from espalier.api.podtemplate import PodTemplate
 from espalier.api.run.advantage import Advantage
 from espalier.api.run.alignment import LogprobAlignment
 from espalier.api.run.batch import Batch
@@ -34,99 +32,14 @@ from espalier.api.run.overlong import LengthPenalty, Overlong
 from espalier.api.run.rewards import Aggregation, Rewards
 from espalier.api.run.rollout_errors import RolloutErrors
 from espalier.api.run.rollout_log import RolloutLog
+from espalier.api.run.rules.all_rules import run_rules
+from espalier.api.run.runner import RunnerSpec
 from espalier.api.run.sampling import Sampling
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.status import TrainingRunStatus
-from espalier.api.run.taskset import Taskset, is_played
+from espalier.api.run.taskset import Taskset
 from espalier.api.run.timeouts import Timeouts
 from espalier.api.run.tracking import Tracking
-
-
-class RunnerSpec(Type):
-    """How the runner's pod runs."""
-
-    template: PodTemplate | None = Field(default=None, description="template of the runner's pod.")
-    backoff_limit: int | None = Field(
-        default=None,
-        ge=0,
-        le=1000,
-        description="backoffLimit is how often the runner is started again after it failed, before "
-        "the run fails; 20 if unset. Eviction, preemption and the loss of a node do not count.",
-    )
-
-
-# Whether an evaluation e has its tasks from the generator that the run has its own from.
-_SAME_GENERATOR = " || ".join(
-    f"(has(e.taskset.{name}) && has(self.taskset.{name}))"
-    for name in ("reasoningGym", "game2048", "calculator", "openEnv", "python", "verifiers")
-)
-
-# What the runner does and a client's script does itself, by field.
-_OF_RUNNER = {
-    "rolloutLog": "a client's script says with each step what it keeps",
-    "tracking": "a client's script reports by its own trackers, such as those of a Fit",
-}
-
-_STEPS_OF_BATCH = "(has(self.batch) ? self.batch.minibatches * self.batch.epochs : 1)"
-
-
-def _rules(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
-    """The rules of a run, those for what a client's commands do not show among them."""
-    client = "self.driver == 'Runner'"
-    unseen = ("stop", "stopTokenIds", "chatTemplateKwargs")
-    held = " && ".join(f"!has(self.sampling.{field})" for field in unseen)
-    found = cel(*rules)
-    found["x-kubernetes-validations"] += [
-        newly(
-            f"{client} || !has(self.{field})",
-            f"{field} belongs to driver Runner: a client's script chooses its batches",
-            f".{field}",
-            unless=f"has(before.{field})",
-        )
-        for field in (
-            "groupsPerStep",
-            "batch",
-            "groupFilter",
-            "schedule",
-            "evaluation",
-            "rewards",
-            "rewardAggregation",
-            "overlong",
-            "lengthPenalty",
-            "limits",
-            "rolloutErrors",
-            "timeouts",
-            "seed",
-        )
-    ]
-    found["x-kubernetes-validations"] += [
-        newly(
-            f"{client} || !has(self.{field})",
-            f"{field} belongs to driver Runner: {remedy}",
-            f".{field}",
-            unless=f"has(before.{field})",
-        )
-        for field, remedy in _OF_RUNNER.items()
-    ]
-    found["x-kubernetes-validations"].append(
-        newly(
-            "!has(self.loss) || self.loss.name != 'cross_entropy' || !has(self.advantage)"
-            " || (self.advantage.estimator == 'GroupMean' && self.advantage.scale == 'None')",
-            "cross_entropy reads no advantages: remove advantage, or choose another loss",
-            ".advantage",
-            unless="has(before.advantage) && before.advantage == self.advantage",
-        )
-    )
-    found["x-kubernetes-validations"].append(
-        newly(
-            f"{client} || !has(self.sampling) || ({held})",
-            f"{', '.join(unseen)} belong to driver Runner: a client's script says them when it "
-            "samples",
-            ".sampling",
-            unless="has(before.sampling) && before.sampling == self.sampling",
-        )
-    )
-    return found
 
 
 class TrainingRunSpec(Type):
@@ -254,9 +167,8 @@ class TrainingRunSpec(Type):
     )
     limits: Limits = Field(
         default_factory=Limits,
-        description="limits of driver Runner say how long the prompts of taskset may be; longer "
-        "ones than the model's context are dropped if unset. Of evaluation the context is the "
-        "only limit.",
+        description="limits of driver Runner say how long the prompts of taskset and of evaluation "
+        "may be; longer ones than the model's context are dropped if unset.",
         json_schema_extra=without_default,
     )
     rollout_errors: RolloutErrors | None = Field(
@@ -303,8 +215,8 @@ class TrainingRunSpec(Type):
         ge=0,
         le=2147483647,
         description="ttlSecondsAfterFinished, after which the operator deletes a run that has "
-        "succeeded or failed; of one that Argo CD or Flux brings from Git, and would make again, "
-        "the runner's Job alone. Checkpoints stay. Never if unset.",
+        "succeeded or failed; of one that Argo CD, Flux or espalier dev would make again, the "
+        "runner's Job alone. Checkpoints stay. Never if unset.",
     )
     rollout_log: RolloutLog | None = Field(
         default=None,
@@ -338,234 +250,21 @@ class TrainingRunSpec(Type):
             raise ValueError("a run with driver Runner has loss and learningRate")
         return self.loss, self.learning_rate
 
-    model_config = ConfigDict(
-        json_schema_extra=_rules(
-            (
-                "self.driver != 'Runner' || has(self.loss)",
-                "driver Runner needs loss: name one, such as importance_sampling",
-                ".loss",
-            ),
-            (
-                "self.driver != 'Runner' || has(self.learningRate)",
-                'driver Runner needs learningRate: give a quoted decimal, such as "1e-5"',
-                ".learningRate",
-            ),
-            (
-                "self.driver != 'Runner' || has(self.taskset)",
-                "driver Runner needs taskset: name a source, or set driver: Client",
-                ".taskset",
-            ),
-            (
-                "!has(self.rewards) || !has(self.taskset)"
-                " || (!has(self.taskset.onError) && !has(self.taskset.scoreTimeoutSeconds))",
-                "taskset.onError and taskset.scoreTimeoutSeconds are of a run without rewards: "
-                "remove them, and set onError and timeoutSeconds in each of rewards",
-                ".rewards",
-            ),
-            (
-                f"!has(self.taskset) || !{is_played('self.taskset')} || !has(self.rewards)",
-                "taskset is played over turns, and its environment pays a rollout: remove rewards",
-                ".rewards",
-            ),
-            (
-                f"!has(self.taskset) || !{is_played('self.taskset')} || (!has(self.lengthPenalty)"
-                " && (!has(self.overlong) || self.overlong.policy != 'SoftPenalty'))",
-                "lengthPenalty and overlong.policy SoftPenalty measure one completion, and taskset "
-                "is played over turns: remove them, or choose another policy",
-                ".lengthPenalty",
-            ),
-            (
-                "!has(self.rewardAggregation) || self.rewardAggregation != 'NormalizeThenSum'"
-                " || has(self.rewards)",
-                "rewardAggregation NormalizeThenSum needs rewards: declare them, or remove it",
-                ".rewardAggregation",
-            ),
-            (
-                "!has(self.rewardAggregation) || self.rewardAggregation != 'NormalizeThenSum'"
-                " || !has(self.advantage) || self.advantage.scale == 'None'",
-                "rewardAggregation NormalizeThenSum divides each reward by its deviation already: "
-                "remove advantage.scale, or set SumThenNormalize",
-                ".rewardAggregation",
-            ),
-            (
-                "!has(self.rolloutErrors) || !has(self.rolloutErrors.minGroupSize)"
-                " || self.rolloutErrors.minGroupSize"
-                " <= (has(self.groupSize) ? self.groupSize : 8)",
-                "rolloutErrors.minGroupSize must not be above groupSize, which is 8 if unset",
-                ".rolloutErrors.minGroupSize",
-            ),
-            (
-                "!has(self.rolloutErrors) || !has(self.rolloutErrors.minGroupSize)"
-                " || !has(self.rewardAggregation)"
-                " || self.rewardAggregation != 'NormalizeThenSum'",
-                "rolloutErrors.minGroupSize leaves rollouts out of a group, and rewardAggregation "
-                "NormalizeThenSum compares whole groups: remove it, or set SumThenNormalize",
-                ".rolloutErrors.minGroupSize",
-            ),
-            (
-                "!has(self.overlong) || !has(self.overlong.bufferTokens)"
-                " || self.overlong.bufferTokens"
-                " <= (has(self.sampling) ? self.sampling.maxTokens : 256)",
-                "overlong.bufferTokens must not be above sampling.maxTokens, which is 256 if unset",
-                ".overlong.bufferTokens",
-            ),
-            (
-                "!has(self.overlong) || self.overlong.policy != 'Mask' || !has(self.loss)"
-                " || self.loss.name != 'cross_entropy'",
-                "overlong.policy Mask needs a loss with advantages: cross_entropy has none, so "
-                "choose Drop or another loss",
-                ".overlong.policy",
-            ),
-            (
-                "self.driver == 'Runner' || !has(self.runner)",
-                "runner belongs to driver Runner: a client's script is no pod of ours",
-                ".runner",
-            ),
-            (
-                "!has(self.schedule) || !has(self.schedule.minibatches) || (has(self.groupsPerStep)"
-                " ? self.groupsPerStep : 8) % self.schedule.minibatches == 0",
-                "schedule.minibatches must divide groupsPerStep (8 if unset)",
-                ".schedule",
-            ),
-            (
-                "!has(self.groupFilter) || !has(self.groupFilter.minGroups)"
-                " || self.groupFilter.minGroups <= (has(self.groupsPerStep)"
-                " ? self.groupsPerStep : 8)",
-                "groupFilter.minGroups must not be above groupsPerStep (8 if unset)",
-                ".groupFilter",
-            ),
-            (
-                "!has(self.groupFilter) || !has(self.groupFilter.zeroVariance)"
-                " || self.groupFilter.zeroVariance != 'Resample' || !has(self.schedule)"
-                " || !has(self.schedule.mode) || self.schedule.mode == 'Synchronous'",
-                "groupFilter.zeroVariance Resample needs schedule.mode Synchronous: under the "
-                "others later groups are under way already; choose Drop",
-                ".groupFilter",
-            ),
-            (
-                "!has(self.evaluation) || !has(self.taskset) || self.evaluation.all(e,"
-                f" !({_SAME_GENERATOR}) || e.taskset.seed != self.taskset.seed)",
-                "evaluation[].taskset.seed must differ from taskset.seed: a run would be judged by "
-                "the tasks that it trains on",
-                ".evaluation",
-            ),
-            (
-                "!has(self.evaluation) || self.evaluation.all(e,"
-                " (!has(e.taskset.configMap) || (has(self.taskset) && has(self.taskset.configMap)"
-                " && e.taskset.configMap.name == self.taskset.configMap.name))"
-                " && (!has(e.taskset.persistentVolumeClaim) || (has(self.taskset)"
-                " && has(self.taskset.persistentVolumeClaim)"
-                " && e.taskset.persistentVolumeClaim.claimName"
-                " == self.taskset.persistentVolumeClaim.claimName))"
-                " && (!has(e.taskset.image) || (has(self.taskset) && has(self.taskset.image)"
-                " && e.taskset.image.reference == self.taskset.image.reference)))",
-                "evaluation[].taskset names another ConfigMap, claim or image than taskset, which "
-                "alone is mounted: put the held-out tasks beside the run's",
-                ".evaluation",
-            ),
-            (
-                "!has(self.advantage) || !has(self.advantage.scale)"
-                " || self.advantage.scale != 'BatchStd' || !has(self.schedule)"
-                " || !has(self.schedule.mode) || self.schedule.mode != 'Streaming'",
-                "advantage.scale BatchStd needs all rewards of a step at once, and schedule.mode "
-                "Streaming adds gradients before they are there: choose GroupStd or Synchronous",
-                ".advantage",
-            ),
-            (
-                f"{_STEPS_OF_BATCH} == 1 || !has(self.schedule)"
-                " || self.schedule.mode != 'Streaming'",
-                "batch takes several steps with groups that are all there, and schedule.mode "
-                "Streaming adds gradients before they are: remove batch, or choose another mode",
-                ".batch",
-            ),
-            (
-                f"{_STEPS_OF_BATCH} == 1 || !has(self.schedule)"
-                " || !has(self.schedule.maxStalenessSteps)"
-                f" || self.schedule.maxStalenessSteps >= {_STEPS_OF_BATCH} - 1",
-                "the last of batch.minibatches * batch.epochs steps is staler than "
-                "schedule.maxStalenessSteps: raise that, or take fewer steps with a batch",
-                ".batch",
-            ),
-            (
-                "!has(self.batch) || self.batch.minibatches == 1 || !has(self.advantage)"
-                " || self.advantage.scale != 'BatchStd'",
-                "advantage.scale BatchStd needs all rewards of a batch at once, and each of "
-                "batch.minibatches is sent by itself: choose GroupStd, or use epochs alone",
-                ".batch",
-            ),
-            (
-                "!has(self.batch) || self.batch.minibatches"
-                " * (has(self.groupsPerStep) ? self.groupsPerStep : 8) <= 4096",
-                "groupsPerStep * batch.minibatches, the groups of a batch, must not be above 4096",
-                ".batch",
-            ),
-            (
-                "self.steps >= oldSelf.steps",
-                "steps may grow but never shrink: suspend the run to stop it early",
-                ".steps",
-            ),
-            (
-                "!has(self.learningRateSchedule) || has(self.learningRate)",
-                "learningRateSchedule needs learningRate, which it starts from: give a quoted "
-                'decimal, such as "1e-5"',
-                ".learningRateSchedule",
-            ),
-            (
-                "!has(self.learningRateSchedule)"
-                " || self.learningRateSchedule.warmupSteps < self.steps",
-                "learningRateSchedule.warmupSteps must be below steps, or no step takes "
-                "learningRate: lower it or raise steps",
-                ".learningRateSchedule.warmupSteps",
-            ),
-            (
-                "!has(self.learningRateSchedule) || !has(self.learningRate)"
-                " || double(self.learningRateSchedule.minimum) <= double(self.learningRate)",
-                "learningRateSchedule.minimum must not be above learningRate: lower it",
-                ".learningRateSchedule.minimum",
-            ),
-            (
-                "!has(self.loss) || !has(oldSelf.loss) || self.loss.name == oldSelf.loss.name",
-                "loss.name is immutable: create another run",
-                ".loss.name",
-            ),
-            (
-                "!has(self.groupSize) || self.groupSize >= 2 || (has(self.advantage)"
-                " ? self.advantage.source != 'Estimated' || self.advantage.estimator == 'None'"
-                " : self.driver == 'Client')",
-                "advantage.source Estimated needs groupSize of 2 or more, or every advantage is 0; "
-                "or take the reward itself with advantage.estimator None",
-                ".groupSize",
-            ),
-            (
-                "!has(self.loss) || !has(self.offPolicyCorrection)"
-                " || self.loss.ratioAnchor == 'Trainer'"
-                " || !self.offPolicyCorrection.mode.endsWith('Truncate')",
-                "with loss.ratioAnchor Sampler the loss applies the whole weight, and a Truncate "
-                "would do so twice: choose a Mask, or set loss.ratioAnchor: Trainer",
-                ".offPolicyCorrection.mode",
-            ),
-            (
-                "!has(self.loss) || self.loss.name != 'cross_entropy'"
-                " || !has(self.offPolicyCorrection) || self.offPolicyCorrection.mode == 'None'",
-                "cross_entropy compares with no log-probs: remove offPolicyCorrection or choose "
-                "another loss",
-                ".offPolicyCorrection",
-            ),
-            (
-                "!has(self.loss) || self.loss.name != 'cross_entropy' || !has(self.kl)"
-                " || !has(self.kl.reference) || self.kl.placement == 'Loss'",
-                "cross_entropy reads no advantages: set kl.placement: Loss, or choose another loss",
-                ".kl.placement",
-            ),
-            (
-                "self.driver != 'Runner' || !has(self.advantage)"
-                " || self.advantage.source == 'Estimated'",
-                "advantage.source Precomputed needs driver Client: no taskset gives advantages, "
-                "so leave it Estimated or let a script train",
-                ".advantage",
-            ),
-        )
-    )
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The user's modules that the runner calls, as ``<ConfigMap>/<key>``: each once, in order.
+
+        They are of python rewards and of a Custom loss.
+        """
+        found = {
+            f"{ref.name}/{ref.key}"
+            for ref in (one.python.config_map_ref for one in self.rewards or () if one.python)
+        }
+        if self.loss is not None and (custom := self.loss.custom_ref) is not None:
+            found.add(f"{custom.name}/{custom.key}")
+        return tuple(sorted(found))
+
+    model_config = ConfigDict(json_schema_extra=run_rules())
 
 
 class TrainingRun(BaseModel):

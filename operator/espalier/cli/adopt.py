@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.wire import Commit
+from espalier.api.wire.commits import Commit
 from espalier.cli.checkpoint_export import export_pod, running
 from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl

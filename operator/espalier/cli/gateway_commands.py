@@ -26,7 +26,8 @@ class Evaluated:
 
     ``size`` counts the tasks that were scored, ``scorer_errors`` answers whose scorer failed: under
     the run's ``taskset.onError: Zero`` they count as 0, else their tasks are left out. ``recorded``
-    is the Checkpoint whose status has the figures; empty where they were not recorded.
+    is the Checkpoint whose status has the figures; empty where they were not recorded. ``too_long``
+    tasks were left out for their prompts, as the run's ``limits`` say.
     """
 
     run: str
@@ -37,6 +38,7 @@ class Evaluated:
     metrics: dict[str, float]
     scorer_errors: int
     recorded: str
+    too_long: int = 0
 
     def wire(self) -> dict[str, Any]:
         """As JSON."""
@@ -105,7 +107,7 @@ async def evaluate(
         raise UserError("TasksetInvalid", f"run {name} has no taskset", "Name a run that has one")
     sampling, size = view.spec.sampling, wanted.group_size
     ks = sorted({1, size})
-    asked = Asked(size, wanted.temperature, sampling.max_tokens, ks, sampling)
+    asked = Asked(size, wanted.temperature, sampling.max_tokens, ks, sampling, view.spec.limits)
     slug = f"{namespace}/{view.model}"
     async with GatewayClient(access.url, slug, access.token, patience=PATIENCE) as client:
         tasks = held_out(view.spec.taskset)
@@ -127,6 +129,7 @@ async def evaluate(
         metrics=found.figures,
         scorer_errors=found.scorer_errors,
         recorded=recorded,
+        too_long=found.too_long,
     )
 
 

@@ -210,6 +210,7 @@ def evaluate(
         mean = f"mean reward {done.mean_reward:.3f} on {done.size} held-out tasks"
         errors = f", scorer errors: {done.scorer_errors}" if done.scorer_errors else ""
         passed = f", pass@{answers} {done.metrics[f'pass@{answers}']:.3f}" if answers > 1 else ""
+        errors += f", prompts too long: {done.too_long}" if done.too_long else ""
         recorded = f", recorded with {done.recorded}" if done.recorded else ""
         typer.echo(
             f"{done.model}: {mean}{_interval(done.size, done.metrics)}{passed}{errors}{recorded}"

@@ -9,7 +9,8 @@ import typer
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.api.trainablemodel import TrainableModel, Tree
+from espalier.api.model.tree import Tree
+from espalier.api.trainablemodel import TrainableModel
 from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.cli.options import (

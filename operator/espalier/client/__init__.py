@@ -1,19 +1,18 @@
 """The Python client of the gateway: sample a model, train it, read a run."""
 
 from espalier.api.objective import Correction, Kl, Objective
-from espalier.api.wire import (
+from espalier.api.wire.declared import RateSchedule
+from espalier.api.wire.gradients import (
     BackwardRequest,
     DatumTensors,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    OptimStepRequest,
-    OptimStepResult,
-    RateSchedule,
-    TrajectoryPayload,
-    TrajectorySample,
 )
+from espalier.api.wire.step import OptimStepRequest, OptimStepResult
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
+from espalier.client.answers import CheckpointResponse, CommittedStep, RunView
 from espalier.client.call import Call, Progress
 from espalier.client.completion import Completion
 from espalier.client.errors import (
@@ -38,7 +37,7 @@ from espalier.client.errors import (
     UnauthorizedError,
     UntrainableError,
 )
-from espalier.client.gateway import CheckpointResponse, CommittedStep, GatewayClient, RunView
+from espalier.client.gateway import GatewayClient
 from espalier.client.json_http import Patience, Token
 from espalier.client.rollout import Rollout
 from espalier.client.sampling import Sampling

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from espalier.api.wire import Problem, Wire
-from espalier.client import gateway
+from espalier.api.wire.base import Wire
+from espalier.api.wire.problem import Problem
+from espalier.client import answers
 from espalier.client.call import Call, Portal
 from espalier.client.errors import ConfigurationError, DeadlineError
 from espalier.client.gateway import GatewayClient
@@ -141,11 +142,11 @@ class CommandClient:
 
 
 _ANSWERS: dict[str, Callable[[Answer], Any]] = {
-    "forward-backward": gateway.FORWARD_BACKWARD,
-    "forward": gateway.FORWARD,
-    "backward": gateway.FORWARD_BACKWARD,
-    "zero-grad": gateway.STATE,
-    "optim-step": gateway.STEP,
+    "forward-backward": answers.FORWARD_BACKWARD,
+    "forward": answers.FORWARD,
+    "backward": answers.FORWARD_BACKWARD,
+    "zero-grad": answers.STATE,
+    "optim-step": answers.STEP,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from espalier.api.sampled import Sampled
-from espalier.api.wire import TrajectorySample
+from espalier.api.wire.trajectory import TrajectorySample
 from espalier.client.errors import MalformedAnswerError
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from espalier.api.wire import DatumTensors
+from espalier.api.wire.gradients import DatumTensors
 from espalier.client.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import torch
 
+D = TypeVar("D", bound=DatumTensors)
 # (data, log-probs of each datum (T,)) -> (loss, metrics)
-CustomLoss = Callable[
-    [list[DatumTensors], "list[torch.Tensor]"], "tuple[torch.Tensor, dict[str, float]]"
-]
+LossOf = Callable[[list[D], "list[torch.Tensor]"], "tuple[torch.Tensor, dict[str, float]]"]
+CustomLoss = LossOf[DatumTensors]
 
 
 async def weights_of(
-    loss_fn: CustomLoss, data: Sequence[DatumTensors]
+    loss_fn: LossOf[D], data: Sequence[D]
 ) -> tuple[list[list[float]], dict[str, float]]:
     """``-dLoss/dlogprob`` per datum and token, and the loss's metrics.
 
@@ -30,9 +30,7 @@ async def weights_of(
     return await asyncio.to_thread(_differentiate, loss_fn, list(data))
 
 
-def _differentiate(
-    loss_fn: CustomLoss, data: list[DatumTensors]
-) -> tuple[list[list[float]], dict[str, float]]:
+def _differentiate(loss_fn: LossOf[D], data: list[D]) -> tuple[list[list[float]], dict[str, float]]:
     try:
         import torch  # noqa: PLC0415 - only custom losses need it
     except ImportError as error:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 
 # vLLM's words, and all that its answer says of the cause.
 TOO_LONG = "maximum context length"

@@ -9,32 +9,36 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json
 
 from espalier.api.sampled import sampled
-from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import (
-    CHECKPOINT,
-    IDEMPOTENCY_KEY,
-    PROMOTED_AFTER,
-    PROMOTION,
-    TERM,
+from espalier.api.wire.base import Wire
+from espalier.api.wire.batch_left import BatchLeft, Held
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.evaluation import EvaluationRequest
+from espalier.api.wire.gradients import (
     BackwardRequest,
-    BatchLeft,
-    Declared,
-    EvaluationRequest,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    Held,
     LossList,
-    OptimStepRequest,
-    OptimStepResult,
-    Problem,
-    TrainerState,
-    Wire,
+)
+from espalier.api.wire.headers import CHECKPOINT, IDEMPOTENCY_KEY, TERM
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.client.answers import (
+    CHECKPOINTS,
+    FORWARD,
+    FORWARD_BACKWARD,
+    STATE,
+    STEP,
+    CheckpointResponse,
+    CommittedStep,
+    RunView,
+    read_model,
 )
 from espalier.client.completion import Completion, read_completions
 from espalier.client.errors import MalformedAnswerError
@@ -43,30 +47,6 @@ from espalier.client.ticket import Ticket
 
 Message = Mapping[str, str]
 _Result = TypeVar("_Result")
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-class RunView(BaseModel):
-    """A TrainingRun as the gateway shows it to who drives it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    uid: str
-    model: str
-    spec: TrainingRunSpec
-    term: int
-    suspended: bool
-    paused: bool
-
-
-class CommittedStep(OptimStepResult):
-    """A committed optimizer step. ``promotion`` is Served, Pinned, Gated or Timeout.
-
-    ``promotion_seconds``: how long the gateway waited for that, after the checkpoint was durable.
-    """
-
-    promotion: str = ""
-    promotion_seconds: float = 0.0
 
 
 class GatewayClient:
@@ -143,23 +123,23 @@ class GatewayClient:
     async def batch(self) -> BatchLeft | None:
         """What is left of the batch that the trainer's latest step came from."""
         answer = await self._transport.call("GET", self._route("batch"))
-        return _read(answer.body, Held).batch
+        return read_model(answer.body, Held).batch
 
     async def declared(self) -> Declared | None:
         """What the run in Git binds its client's commands to; None for nothing."""
         answer = await self._transport.call("GET", self._route("declared"))
-        return _read(answer.body, Declared) if from_json(answer.body) else None
+        return read_model(answer.body, Declared) if from_json(answer.body) else None
 
     async def losses(self) -> list[str]:
         """Names of the losses that ``forward_backward`` takes."""
         answer = await self._transport.call("GET", self._route("losses"))
-        return _read(answer.body, LossList).losses
+        return read_model(answer.body, LossList).losses
 
     async def checkpoints(self) -> list[CheckpointResponse]:
         """The checkpoints of the model, oldest first."""
         answer = await self._transport.call("GET", f"/v2/models/{quote(self.model)}/checkpoints")
         try:
-            return _CHECKPOINTS.validate_json(answer.body)
+            return CHECKPOINTS.validate_json(answer.body)
         except ValidationError as error:
             raise MalformedAnswerError(f"the answer lists no checkpoints: {error}") from error
 
@@ -171,7 +151,7 @@ class GatewayClient:
     async def run(self, namespace: str, name: str) -> RunView:
         """A TrainingRun as of now."""
         answer = await self._transport.call("GET", f"/v1/runs/{quote(namespace)}/{quote(name)}")
-        return _read(answer.body, RunView)
+        return read_model(answer.body, RunView)
 
     async def record_evaluation(
         self, namespace: str, checkpoint: str, name: str, metrics: Mapping[str, float], tasks: int
@@ -259,61 +239,3 @@ class GatewayClient:
 
     def _route(self, command: str) -> str:
         return f"/v1/models/{quote(self.model)}/train/{command}"
-
-
-class CheckpointResponse(BaseModel):
-    """A checkpoint in HUD's form; ``is_active`` marks the one that the head serves."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: str
-    name: str | None = None
-    checkpoint_name: str | None = None
-    prev_model_checkpoint_id: str | None = None
-    is_active: bool = False
-    created_at: str | None = None
-    num_traces: int | None = None
-    num_datums: int | None = None
-    num_tokens: int | None = None
-    mean_reward: float | None = None
-    learning_rate: float | None = None
-    loss_fn: str | None = None
-    metrics: dict[str, float] = Field(default_factory=dict)
-
-
-_CHECKPOINTS = TypeAdapter(list[CheckpointResponse])
-
-
-def _read(body: bytes, kind: type[_Model]) -> _Model:
-    try:
-        content: Any = from_json(body)
-        return kind.model_validate(content)
-    except (ValueError, ValidationError) as error:
-        raise MalformedAnswerError(f"the answer is not a {kind.__name__}: {error}") from error
-
-
-def _reader(kind: type[_Model]) -> Callable[[Answer], _Model]:
-    return lambda answer: _read(answer.body, kind)
-
-
-def _step(answer: Answer) -> CommittedStep:
-    result = _read(answer.body, OptimStepResult)
-    return CommittedStep(
-        **result.model_dump(),
-        promotion=answer.headers.get(PROMOTION, ""),
-        promotion_seconds=_seconds(answer.headers.get(PROMOTED_AFTER, "0")),
-    )
-
-
-def _seconds(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise MalformedAnswerError(f"{PROMOTED_AFTER} is {text!r}, no number") from error
-
-
-# What the commands answer.
-FORWARD_BACKWARD = _reader(ForwardBackwardResult)
-FORWARD = _reader(ForwardResult)
-STATE = _reader(TrainerState)
-STEP = _step

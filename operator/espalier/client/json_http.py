@@ -17,7 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from aiohttp import hdrs
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.client.errors import (
     CutOffError,
     DeadlineError,

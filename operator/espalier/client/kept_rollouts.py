@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from espalier.api.wire import TrajectoryPayload
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.client.call import Call
 from espalier.client.rollout import Rollout
 

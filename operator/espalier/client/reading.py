@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from espalier.api.wire import BatchLeft, Declared, TrainerState
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.trainer import TrainerState
+from espalier.client.answers import CheckpointResponse
 from espalier.client.call import Call
 from espalier.client.command_queue import CommandClient
 from espalier.client.completion import Completion
-from espalier.client.gateway import CheckpointResponse, Message
+from espalier.client.gateway import Message
 
 
 class ReadingClient(CommandClient):

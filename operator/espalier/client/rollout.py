@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from espalier.api.wire import TrajectoryPayload
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
 from espalier.client.errors import UntrainableError
 
@@ -110,9 +110,7 @@ class Rollout:
         }
         return {name: _plain(value) for name, value in written.items() if value is not None}
 
-    def payload(
-        self, advantages: Sequence[Sequence[float]] | None = None, *, grouped: bool = True
-    ) -> TrajectoryPayload:
+    def payload(self, advantages: Sequence[Sequence[float]] | None = None) -> TrajectoryPayload:
         """The rollout as the trainer takes it; ``advantages`` by turn and output token.
 
         Raises:
@@ -131,7 +129,7 @@ class Rollout:
             samples=samples,
             reward=self.reward,
             trace_id=self.trace_id,
-            group_id=self.group_id if grouped else None,
+            group_id=self.group_id,
         )
 
 

@@ -13,22 +13,21 @@ from typing import Any
 
 from espalier.api.objective import Objective
 from espalier.api.run.advantage import Estimator, Scale
-from espalier.api.wire import (
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import (
     BackwardRequest,
-    BatchLeft,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    OptimStepRequest,
-    TrainerState,
-    TrajectoryPayload,
-    TrajectorySample,
 )
-from espalier.client import gateway
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
+from espalier.client import answers
+from espalier.client.answers import CommittedStep
 from espalier.client.call import Call
 from espalier.client.custom_loss import CustomLoss, weights_of
-from espalier.client.gateway import CommittedStep
 from espalier.client.kept_rollouts import Given
 from espalier.client.reading import ReadingClient
 from espalier.client.rollout import Rollout
@@ -110,7 +109,7 @@ class TrainingClient(ReadingClient):
             advantage_scale=advantage_scale,
             **(objective or Objective()).model_dump(),
         )
-        call = self._command("forward-backward", request, gateway.FORWARD_BACKWARD)
+        call = self._command("forward-backward", request, answers.FORWARD_BACKWARD)
         self._kept.learn(call, trajectories)
         return call
 
@@ -158,7 +157,7 @@ class TrainingClient(ReadingClient):
             keep_rollouts=rollouts is None or bool(records),
             batch=batch,
         )
-        call = self._command("optim-step", request, gateway.STEP)
+        call = self._command("optim-step", request, answers.STEP)
         self._kept.step(call)
         return call
 
@@ -209,18 +208,21 @@ class TrainingClient(ReadingClient):
         group_size: int | None = None,
         reward_scale: float = 1.0,
         temperature: float | None = None,
+        reference: str | None = None,
     ) -> Call[ForwardResult]:
         """Log-probs of the trajectories' tokens, for a loss that the caller computes.
 
-        ``temperature`` as for ``forward_backward``.
+        ``temperature`` as for ``forward_backward``. ``reference`` is ``base`` or the name of a
+        Checkpoint, whose log-probs come along as ``reference_logprobs``; LoRA only.
         """
         request = ForwardRequest(
             inputs=_inputs(trajectories),
             group_size=group_size,
             reward_scale=reward_scale,
             temperature=temperature,
+            reference=reference,
         )
-        return self._command("forward", request, gateway.FORWARD)
+        return self._command("forward", request, answers.FORWARD)
 
     def backward(
         self,
@@ -235,7 +237,7 @@ class TrainingClient(ReadingClient):
             weights=[list(row) for row in weights],
             metrics=dict(metrics or {}),
         )
-        return self._command("backward", request, gateway.FORWARD_BACKWARD)
+        return self._command("backward", request, answers.FORWARD_BACKWARD)
 
     def forward_backward_custom(
         self,
@@ -245,18 +247,20 @@ class TrainingClient(ReadingClient):
         group_size: int | None = None,
         reward_scale: float = 1.0,
         temperature: float | None = None,
+        reference: str | None = None,
     ) -> Call[ForwardBackwardResult]:
         """Adds the gradients of any loss of the log-probs; needs torch.
 
         ``loss_fn(data, logprobs) -> (loss, metrics)`` gets the datums and one tensor of log-probs
-        for each, (T,), and runs on a thread of its own. ``temperature`` as for
-        ``forward_backward``.
+        for each, (T,), and runs on a thread of its own. ``temperature`` and ``reference`` as for
+        ``forward``.
         """
         seen = self.forward(
             trajectories,
             group_size=group_size,
             reward_scale=reward_scale,
             temperature=temperature,
+            reference=reference,
         )
 
         async def learn() -> ForwardBackwardResult:
@@ -271,7 +275,7 @@ class TrainingClient(ReadingClient):
     def zero_grad(self) -> Call[TrainerState]:
         """Drops the gradients that were added since the last ``optim_step``."""
         self._kept.drop()
-        return self._command("zero-grad", None, gateway.STATE)
+        return self._command("zero-grad", None, answers.STATE)
 
     def compute_logprobs(self, sequences: Sequence[Sequence[int]]) -> Call[list[list[float]]]:
         """The log-prob of every token but the first of each sequence, by the trainer's weights."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
+from espalier.controllers.observed.queues import Queues
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
@@ -28,6 +29,7 @@ class OperatorContext:
     trainers: Assignments
     streams: CommitStreams
     blockers: Blockers
+    queues: Queues
     imports: Imports
     settings: ChildSettings
     now: Callable[[], str]

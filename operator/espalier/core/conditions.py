@@ -27,6 +27,10 @@ INVALID = "Invalid"
 # An object of somebody else has the name of one that is to be made.
 NAME_TAKEN = "NameTaken"
 UNKNOWN_FIELD = "UnknownField"
+# Pods wait for quota in a queue of Kueue; their queue is not there, or is stopped.
+QUEUED = "Queued"
+QUEUE_UNAVAILABLE = "QueueUnavailable"
+IN_QUEUE = (QUEUED, QUEUE_UNAVAILABLE)
 
 # Reasons of a normal transition. While Ready is not True, a person should look at any other reason;
 # most of those are Kubernetes' own words.
@@ -36,6 +40,7 @@ UNDER_WAY = frozenset(
         "Importing",
         "ModelBusy",
         "Moving",
+        QUEUED,
         "Resolving",
         "Restarting",
         "RolloutsNotReady",
@@ -71,10 +76,15 @@ def ready(reason: str, message: str) -> list[Finding]:
 def reconciling(reason: str, message: str, status: TruthValue = "False") -> list[Finding]:
     """The world does not match the spec yet; ``status`` is that of Ready (Unknown when queued)."""
     return [
-        Finding(READY, status, reason, message),
+        Finding(READY, "Unknown" if reason == QUEUED else status, reason, message),
         Finding(RECONCILING, "True", reason, message),
         Finding(STALLED, "False", reason),
     ]
+
+
+def in_queue(findings: Sequence[Finding]) -> bool:
+    """Whether Ready, the first of these, says that pods wait for a quota."""
+    return findings[0].reason in IN_QUEUE
 
 
 def stalled(reason: str, message: str) -> list[Finding]:

@@ -1,5 +1,6 @@
 """Finds out whether Git owns an object, by the marks that GitOps controllers leave on it.
 
+As they do, ``espalier dev`` applies the runs of its directory again, and leaves a mark.
 Argo CD: annotation ``argocd.argoproj.io/tracking-id`` (``app:group/kind:namespace/name``) or its
 label; Flux: labels of its kustomizations and Helm releases. Without either mark, whoever manages
 fields of the spec tells.
@@ -18,6 +19,8 @@ REQUESTED_BY = "espalier.dev/requested-by"
 # Which revision of Git an object was applied from: Argo CD writes no mark of its own for it.
 GIT_REVISION = "espalier.dev/git-revision"
 GIT_REVISION_CHARACTERS = 128
+# Written on runs by ``espalier dev``: the directory of their manifests.
+APPLIED_FROM = "espalier.dev/applied-from"
 ARGO_TRACKING = "argocd.argoproj.io/tracking-id"
 ARGO_LABEL = "argocd.argoproj.io/instance"
 FLUX_LABELS = ("kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name")
@@ -46,8 +49,10 @@ def git_owner(metadata: Mapping[str, Any]) -> GitOwner | None:
     Args:
         metadata: of the live object, ``managedFields`` included.
     """
-    labels = metadata.get("labels") or {}
-    tracking = (metadata.get("annotations") or {}).get(ARGO_TRACKING, "")
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    if APPLIED_FROM in annotations:
+        return GitOwner("espalier dev", annotations[APPLIED_FROM])
+    tracking = annotations.get(ARGO_TRACKING, "")
     application, _, tracked = tracking.partition(":")
     # A copied annotation names the object that it was copied from.
     if tracked.endswith(f"/{metadata['name']}"):

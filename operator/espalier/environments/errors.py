@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.rewards.failure import Cause
 
 __all__ = ["Cause", "RolloutFailedError", "UserError", "invalid"]

@@ -8,28 +8,23 @@ connection, and whoever runs it starts another one, which is opened as the first
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from espalier.environments.errors import RolloutFailedError, UserError, invalid
+from espalier.environments.host_connection import (
+    MOST_DETAIL_CHARACTERS,
+    HostConnection,
+    LieError,
+    Playing,
+    Turns,
+)
 
-VERSION = 1
 MOST_LINE_BYTES = 1 << 20
-# What all tasks of a taskset may take here.
-MOST_TASK_BYTES = 256 << 20
-# Lines that belong to no rollout that is played: of one that was cancelled a few are honest.
-MOST_STRAY = 64
-MOST_DETAIL_CHARACTERS = 1000
 # Hosts in a row that are lost before any rollout came to its end: a kubelet, which waits longer
 # before each start, needs three minutes for them.
 MOST_LOST = 5
-
-# Answers one request of a rollout for a turn.
-Turns = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -39,38 +34,6 @@ class Patience:
     connect: float = 300.0
     open: float = 600.0
     cancel: float = 10.0
-
-
-@dataclass
-class _Playing:
-    """A rollout that the host plays: where its end goes, and who answers its turns."""
-
-    turns: Turns
-    end: asyncio.Future[dict[str, Any]]
-    asking: asyncio.Task[None] | None = None
-
-
-@dataclass
-class _Connection:
-    """One host, from its hello until it is lost."""
-
-    writer: asyncio.StreamWriter
-    playing: dict[int, _Playing] = field(default_factory=dict)
-    cancelled: dict[int, asyncio.Future[None]] = field(default_factory=dict)
-    tasks: list[Any] = field(default_factory=list)
-    task_bytes: int = 0
-    stray: int = 0
-    opened: asyncio.Future[list[Any]] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    lost: str = ""
-
-    def say(self, message: dict[str, Any]) -> None:
-        self.writer.write(json.dumps(message).encode() + b"\n")
-
-
-class _LieError(Exception):
-    """The host said something that is not of the protocol."""
 
 
 class HostLink:
@@ -95,7 +58,7 @@ class HostLink:
         self._opening = opening
         self._patience = patience or Patience()
         self._server: asyncio.Server | None = None
-        self._host: _Connection | None = None
+        self._host: HostConnection | None = None
         self._came = asyncio.Event()
         self._numbers = 0
         self._tasks: list[Any] = []
@@ -160,7 +123,7 @@ class HostLink:
         self._numbers += 1
         number = self._numbers
         end: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        playing = host.playing[number] = _Playing(turns, end)
+        playing = host.playing[number] = Playing(turns, end)
         host.say({"kind": "play", "rollout": number, "task": index, **facts})
         try:
             said = await end
@@ -172,11 +135,12 @@ class HostLink:
             host.playing.pop(number, None)
             if playing.asking is not None:
                 playing.asking.cancel()
+        self._lost_in_a_row = 0
         if "failed" in said:
             raise RolloutFailedError("Raised", str(said["failed"])[:MOST_DETAIL_CHARACTERS])
         return said
 
-    def _cancel(self, host: _Connection, number: int) -> None:
+    def _cancel(self, host: HostConnection, number: int) -> None:
         """Stops a rollout; a host that cannot do that any more is given up."""
         if host.lost:
             return
@@ -192,7 +156,7 @@ class HostLink:
         # The rollout's own time is over: it does not wait for this.
         asyncio.get_running_loop().call_later(self._patience.cancel, give_up)
 
-    async def _connected(self) -> _Connection:
+    async def _connected(self) -> HostConnection:
         try:
             async with asyncio.timeout(self._patience.connect):
                 await self._came.wait()
@@ -219,112 +183,31 @@ class HostLink:
             # A second one is none of ours: one container has one host.
             writer.close()
             return
-        host = self._host = _Connection(writer)
+        host = self._host = HostConnection(self._source, writer)
         # Nobody may be waiting for it.
         host.opened.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            hello = _object(await reader.readuntil(b"\n"))
-            if hello.get("hello") != VERSION:
-                raise _LieError("it did not greet as this version does")
+            host.greet(await reader.readuntil(b"\n"))
             host.say({"kind": "open", **self._opening})
             self._came.set()
             while True:
-                self._take(host, await reader.readuntil(b"\n"))
+                host.take(await reader.readuntil(b"\n"))
         except asyncio.IncompleteReadError:
             self._lose(host, "its process ended")
-        except (_LieError, ValueError, asyncio.LimitOverrunError) as error:
+        except (LieError, ValueError, asyncio.LimitOverrunError) as error:
             long = isinstance(error, asyncio.LimitOverrunError)
             what = f"a line is longer than {MOST_LINE_BYTES} bytes" if long else str(error)
             self._lose(host, f"it said what is not of the protocol: {what}")
         except (ConnectionError, asyncio.CancelledError):
             self._lose(host, "its connection broke")
 
-    def _lose(self, host: _Connection, why: str) -> None:
+    def _lose(self, host: HostConnection, why: str) -> None:
         """Everything that waits for the host fails; another one may come."""
         if host.lost:
             return
-        host.lost = self._lost = why
+        self._lost = why
         self._lost_in_a_row += 1
         if self._host is host:
             self._host = None
             self._came.clear()
-        host.writer.close()
-        error = RolloutFailedError("Died", f"its host was lost: {why}")
-        if not host.opened.done():
-            host.opened.set_exception(error)
-        for playing in host.playing.values():
-            if not playing.end.done():
-                playing.end.set_exception(error)
-
-    def _take(self, host: _Connection, line: bytes) -> None:
-        message = _object(line)
-        if "task" in message:
-            host.task_bytes += len(line)
-            if host.opened.done() or host.task_bytes > MOST_TASK_BYTES:
-                raise _LieError("it tells tasks without end")
-            host.tasks.append(message["task"])
-        elif "opened" in message or "refused" in message:
-            self._opened(host, message)
-        elif (done := message.get("cancelled")) is not None:
-            waiting = host.cancelled.pop(done, None) if isinstance(done, int) else None
-            if waiting is None:
-                raise _LieError("it cancelled what nobody asked it to")
-            waiting.set_result(None)
-        else:
-            self._of_rollout(host, message)
-
-    def _opened(self, host: _Connection, message: dict[str, Any]) -> None:
-        if host.opened.done():
-            raise _LieError("it opened twice")
-        if (refused := message.get("refused")) is not None:
-            said = str(refused)[:MOST_DETAIL_CHARACTERS]
-            host.opened.set_exception(
-                invalid(
-                    f"{self._source}: {said}",
-                    "Mend tasks and rollout, or name others; the container's log has it all",
-                )
-            )
-        else:
-            host.opened.set_result(host.tasks)
-
-    def _of_rollout(self, host: _Connection, message: dict[str, Any]) -> None:
-        number = message.get("rollout")
-        playing = host.playing.get(number) if isinstance(number, int) else None
-        if playing is None or playing.end.done():
-            host.stray += 1
-            if host.stray > MOST_STRAY:
-                raise _LieError("it speaks of rollouts that are not played")
-        elif "turn" in message:
-            if playing.asking is not None and not playing.asking.done():
-                raise _LieError("a rollout asked for two turns at once")
-            playing.asking = asyncio.ensure_future(self._answer(host, playing, message))
-        elif "ended" in message or "failed" in message:
-            self._lost_in_a_row = 0
-            playing.end.set_result(message)
-        else:
-            raise _LieError("a line of a rollout says nothing")
-
-    async def _answer(self, host: _Connection, playing: _Playing, message: dict[str, Any]) -> None:
-        """One turn. What the gateway refuses ends the rollout here, not in the user's code."""
-        try:
-            answer = await playing.turns(message)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            if not playing.end.done():
-                playing.end.set_exception(error)
-            return
-        if not host.lost:
-            host.say({"kind": "turn", "rollout": message["rollout"], **answer})
-            with contextlib.suppress(ConnectionError):
-                await host.writer.drain()
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        raise _LieError("a line is no JSON") from None
-    if not isinstance(found, dict):
-        raise _LieError("a line is no JSON object")
-    return found
+        host.lose(why)

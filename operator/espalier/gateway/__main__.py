@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from espalier.termination import end_on_sigterm
+
+if __name__ == "__main__":
+    end_on_sigterm()
+
 import asyncio
 import base64
 import gc

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.gateway import prometheus
 from espalier.untrusted import UnreadableError, read_model
 

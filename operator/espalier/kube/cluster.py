@@ -22,6 +22,8 @@ Propagation = Literal["Background", "Foreground", "Orphan"]
 
 # The status of a ClusterError that lasts until somebody grants a right.
 HTTP_FORBIDDEN = 403
+# The status of a ClusterError for a kind that the API server does not know.
+HTTP_NOT_FOUND = 404
 # The status of a ClusterError for an object that is not as it was thought to be.
 HTTP_CONFLICT = 409
 # The status of a ClusterError for a body with invalid values.

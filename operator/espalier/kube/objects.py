@@ -70,6 +70,7 @@ KINDS: Mapping[str, Resource] = {
         Resource("StatefulSet", "apps", "v1", "statefulsets"),
         Resource("Deployment", "apps", "v1", "deployments"),
         Resource("ReplicaSet", "apps", "v1", "replicasets"),
+        Resource("Workload", "kueue.x-k8s.io", "v1beta2", "workloads"),
         Resource("Lease", "coordination.k8s.io", "v1", "leases"),
     )
 }

@@ -7,22 +7,20 @@ it does in a cluster.
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
-import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import aiohttp
 
 from espalier.api.exit_codes import USER_MISTAKE
 from espalier.backoff import Backoff
-from espalier.core.manifests.labels import ROLE
 from espalier.core.manifests.pod import PORT
 from espalier.kube.objects import Body, ObjectKey, controlled_by, key_of
 from espalier.local import free_memory
-from espalier.local.layout import Layout, MappingError, StartError
+from espalier.local.layout import Layout, MappingError
 from espalier.local.memory_apiserver import MemoryCluster
+from espalier.local.pod import SERVERS, LocalPod
+from espalier.local.pod_addresses import claimed_network
 from espalier.local.pod_process import plan
 from espalier.local.running import Running
 from espalier.podclient import PodFaultError
@@ -31,32 +29,6 @@ LOOK_SECONDS = 0.2
 PROBE_SECONDS = 2.0
 RESTART = Backoff(first=1.0, cap=30.0, jitter=0.0)
 OWNERS = ("StatefulSet", "Deployment", "Job")
-SERVERS = ("trainer", "rollout")
-
-
-@dataclass
-class _Pod:
-    """A pod's process and restarts, which are not in its object."""
-
-    address: str
-    uid: str
-    running: Running | None = None
-    starts: int = 0
-    resting_until: float = 0.0
-    waiting: str = ""
-    unschedulable: str = ""
-    ended: tuple[int, str, str] | None = None
-    over: bool = False
-    started: bool = False
-    ready: bool = False
-    last_ready: float = 0.0
-    template: Body = field(default_factory=dict)
-
-    @property
-    def role(self) -> str:
-        """What it is there for."""
-        role: str = self.template["metadata"]["labels"][ROLE]
-        return role
 
 
 class Kubelet:
@@ -75,8 +47,8 @@ class Kubelet:
         self._session = session
         self._now = now
         self._room = room or free_memory.of_this_machine()
-        self._pods: dict[ObjectKey, _Pod] = {}
-        network, self._claim = _claimed_network()
+        self._pods: dict[ObjectKey, LocalPod] = {}
+        network, self._claim = claimed_network()
         self._addresses = (f"127.{network}.{n // 250}.{n % 250 + 1}" for n in itertools.count())
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -112,7 +84,7 @@ class Kubelet:
                 pod = await self._add(key, owner)
             await self._advance(key, pod, owner)
 
-    async def _add(self, key: ObjectKey, owner: Body) -> _Pod:
+    async def _add(self, key: ObjectKey, owner: Body) -> LocalPod:
         template = owner["spec"]["template"]
         controller = await self._replica_set(owner) if owner["kind"] == "Deployment" else owner
         body = {
@@ -126,7 +98,7 @@ class Kubelet:
         }
         made = await self._cluster.create("Pod", body)
         assert made is not None, f"{key} is another's"
-        pod = self._pods[key] = _Pod(next(self._addresses), made["metadata"]["uid"])
+        pod = self._pods[key] = LocalPod(next(self._addresses), made["metadata"]["uid"])
         pod.template = template
         return pod
 
@@ -153,14 +125,14 @@ class Kubelet:
         await asyncio.to_thread(self._layout.forget_temporary, key.name)
         await self._cluster.delete(key)
 
-    async def _advance(self, key: ObjectKey, pod: _Pod, owner: Body) -> None:
+    async def _advance(self, key: ObjectKey, pod: LocalPod, owner: Body) -> None:
         role = pod.role
         if pod.running is not None and pod.running.code is not None:
             pod.ended = (pod.running.code, pod.running.message, self._now())
             pod.running, pod.started, pod.ready = None, False, False
             if owner["kind"] == "Job" and self._ended_job(owner, pod):
                 pod.over = True
-                self._show(key, pod)
+                self._cluster.set_status(key, pod.status())
                 return
             pod.resting_until = _clock() + RESTART.delay(pod.starts)
         if pod.running is None and _clock() >= pod.resting_until and not _finished(owner):
@@ -170,9 +142,9 @@ class Kubelet:
             # As with a startup probe, the pod gets no requests before this.
             pod.started = pod.started or not serves or await self._answers(pod, "healthz")
             pod.ready = pod.started and (not serves or await self._serves(pod))
-        self._show(key, pod)
+        self._cluster.set_status(key, pod.status())
 
-    async def _start(self, key: ObjectKey, pod: _Pod, role: str) -> None:
+    async def _start(self, key: ObjectKey, pod: LocalPod, role: str) -> None:
         pod.unschedulable = self._shortage(pod)
         if pod.unschedulable:
             pod.resting_until = _clock() + RESTART.first
@@ -205,13 +177,13 @@ class Kubelet:
             pod.waiting = str(error)
             pod.resting_until = _clock() + RESTART.delay(pod.starts)
 
-    def _shortage(self, pod: _Pod) -> str:
+    def _shortage(self, pod: LocalPod) -> str:
         """Why a pod does not fit into memory; a pod keeps its request between two starts."""
         others = [p for p in self._pods.values() if p is not pod and p.starts and not p.over]
         taken = sum(free_memory.asked(other.template["spec"]) for other in others)
         return self._room.shortage(free_memory.asked(pod.template["spec"]), taken)
 
-    def _ended_job(self, owner: Body, pod: _Pod) -> bool:
+    def _ended_job(self, owner: Body, pod: LocalPod) -> bool:
         """Whether the Job ends with its pod; if so, writes how into its status."""
         code = pod.ended[0] if pod.ended else 0
         if code not in (0, USER_MISTAKE) and pod.starts <= owner["spec"]["backoffLimit"]:
@@ -226,7 +198,7 @@ class Kubelet:
         self._cluster.set_status(key_of("Job", owner), status)
         return True
 
-    async def _serves(self, pod: _Pod) -> bool:
+    async def _serves(self, pod: LocalPod) -> bool:
         """Asks the readiness probe; on a busy machine a single late answer means nothing."""
         if await self._answers(pod, "readyz"):
             pod.last_ready = _clock()
@@ -235,7 +207,7 @@ class Kubelet:
         patience = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
         return pod.ready and _clock() - pod.last_ready < float(patience)
 
-    async def _answers(self, pod: _Pod, route: str) -> bool:
+    async def _answers(self, pod: LocalPod, route: str) -> bool:
         timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
         try:
             url = f"http://{pod.address}:{PORT}/{route}"
@@ -243,71 +215,6 @@ class Kubelet:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError, PodFaultError):
             return False
-
-    def _show(self, key: ObjectKey, pod: _Pod) -> None:
-        """Writes the pod's status as a kubelet would."""
-        container: Body = {
-            "name": pod.template["spec"]["containers"][0]["name"],
-            "containerID": f"process://{pod.running.pid if pod.running else ''}/{pod.starts}",
-            "started": pod.started,
-        }
-        phase = "Running"
-        if pod.running is not None:
-            container["state"] = {"running": {}}
-        elif pod.unschedulable:
-            phase = "Pending"
-        elif pod.waiting:
-            phase = "Pending"
-            waiting = {"reason": "ImageNotMapped", "message": pod.waiting}
-            container["state"] = {"waiting": waiting}
-        if pod.ended is not None:
-            code, message, finished = pod.ended
-            ended = {"terminated": {"exitCode": code, "message": message, "finishedAt": finished}}
-            if pod.running is not None or pod.waiting:
-                container["lastState"] = ended
-            elif pod.role in SERVERS:
-                # It will be started again, at the latest after the longest backoff.
-                container["state"] = {"waiting": {"reason": "CrashLoopBackOff"}}
-                container["lastState"] = ended
-            else:
-                container["state"] = ended
-                phase = "Failed" if code else "Succeeded"
-        conditions = [{"type": "Ready", "status": str(pod.ready)}]
-        if pod.unschedulable:
-            refused = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
-            conditions.append({**refused, "message": pod.unschedulable})
-        status = {
-            "phase": phase,
-            "podIP": pod.address,
-            "conditions": conditions,
-            "containerStatuses": [container],
-        }
-        self._cluster.set_status(key, status)
-
-
-def _claimed_network() -> tuple[int, socket.socket]:
-    """The second byte of the pods' addresses, and the socket that reserves it on this machine.
-
-    Raises:
-        StartError: there is none.
-    """
-    for network in range(64, 192):
-        claim = socket.socket()
-        try:
-            claim.bind((f"127.{network}.255.254", PORT))
-        except OSError as error:
-            claim.close()
-            if error.errno != errno.EADDRINUSE:
-                raise StartError(
-                    f"pods need the addresses 127.{network}.0.0/16, which Linux has without being "
-                    f"asked: {error.strerror}; use Linux, or a container of it"
-                ) from error
-        else:
-            return network, claim
-    raise StartError(
-        f"a program listens on port {PORT} at all addresses (see `ss -ltnp sport = :{PORT}`), or "
-        f"128 times espalier dev runs: pods listen there, stop it"
-    )
 
 
 def _replicas(owner: Body) -> int:

@@ -25,6 +25,7 @@ SPECS: dict[str, type[BaseModel]] = {
     "CheckpointHead": CheckpointHeadSpec,
 }
 KUSTOMIZATION = "kustomization.yaml"
+TEMPLATED = ("trainer", "rollout", "jobs", "runner")
 
 
 class ManifestError(Exception):
@@ -127,12 +128,23 @@ def _checked(file: Path, body: Body, stored: Mapping[ObjectKey, Body]) -> Body:
     return {**body, "metadata": metadata}
 
 
+def _queued(spec: Body) -> str:
+    """The part of a spec whose pods would wait in a queue."""
+    templates = {part: (spec.get(part) or {}).get("template") or {} for part in TEMPLATED}
+    return next((part for part, template in templates.items() if template.get("queueName")), "")
+
+
 def _problem(body: Body, old: Body | None) -> str:
     """Why an API server would refuse an object; the message of a rule includes the remedy."""
     found = list(refusals(body, old))
     decided = [refusal for refusal in found if not refusal.undecided]
     if decided:
         return str(decided[0])
+    if part := _queued(body.get("spec") or {}):
+        return (
+            f"spec.{part}.template.queueName: there is no queue on one machine: remove it here, "
+            "and set it in a cluster with Kueue"
+        )
     try:
         SPECS[body["kind"]].model_validate(body.get("spec") or {})
     except ValidationError as error:

@@ -20,6 +20,7 @@ from espalier.controllers.peers.importer_client import ImporterClient
 from espalier.controllers.peers.sampler_client import RolloutClient
 from espalier.controllers.peers.trainer_client import TrainerClient
 from espalier.controllers.process.operator import Operator
+from espalier.core.gitowner import APPLIED_FROM
 from espalier.core.manifests.installation import ChildSettings, Images
 from espalier.environment import SettingsError
 from espalier.gateway.access.api_keys import ApiKeys
@@ -114,7 +115,7 @@ async def _run(options: DevOptions) -> None:
             now=_now,
         )
         kubelet = Kubelet(cluster, options.layout, session, _now)
-        await _apply(cluster, manifests, options.say)
+        await apply(cluster, manifests, options.directory, options.say)
         _keep(cluster, options.layout.objects)
         access = {
             "ESPALIER_GATEWAY_URL": url,
@@ -166,9 +167,21 @@ async def _listen(runner: web.AppRunner, port: int) -> None:
         ) from error
 
 
-async def _apply(cluster: MemoryCluster, manifests: Manifests, say: Callable[[str], None]) -> None:
+def _marked(body: Body, directory: Path) -> Body:
+    """A run with the mark that it would be made again, were it deleted."""
+    if body["kind"] != "TrainingRun":
+        return body
+    metadata = body["metadata"]
+    annotations = {**(metadata.get("annotations") or {}), APPLIED_FROM: str(directory)}
+    return {**body, "metadata": {**metadata, "annotations": annotations}}
+
+
+async def apply(
+    cluster: MemoryCluster, manifests: Manifests, directory: Path, say: Callable[[str], None]
+) -> None:
+    """Applies a directory's manifests as a user would."""
     for body in manifests.objects:
-        await cluster.apply(body["kind"], body, manager=MANAGER)
+        await cluster.apply(body["kind"], _marked(body, directory), manager=MANAGER)
     say(f"applied {len(manifests.objects)} objects")
     if manifests.ignored:
         say(f"not needed on one machine: {', '.join(manifests.ignored)}")
@@ -189,7 +202,7 @@ async def _follow(
             seen = now
             try:
                 manifests = read(options.directory, cluster.objects)
-                await _apply(cluster, manifests, options.say)
+                await apply(cluster, manifests, options.directory, options.say)
             except ManifestError as error:
                 # The applied objects stay as they are; the next save may be valid.
                 options.say(f"not applied: {error}")

@@ -1,6 +1,7 @@
 """The training loop: rollouts in groups, their advantages and filters, schedules, evaluation."""
 
 from espalier.loop.batch import Batch
+from espalier.loop.custom_loss import LossDatum
 from espalier.loop.fit import ConvergedWarning, Fit
 from espalier.loop.fit_config import FitConfig
 from espalier.loop.job import Job
@@ -16,6 +17,7 @@ __all__ = [
     "Fit",
     "FitConfig",
     "Job",
+    "LossDatum",
     "PromptTooLongError",
     "Session",
     "Streaming",

@@ -5,32 +5,34 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from espalier.api.metric_names import REWARD, of_step
-from espalier.api.wire import (
-    Declared,
-    ForwardBackwardRequest,
-    OptimStepRequest,
-    TrainerState,
-    TrajectoryPayload,
-)
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.gradients import ForwardBackwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.api.wire.trajectory import TrajectoryPayload
+from espalier.client.custom_loss import LossOf, weights_of
 from espalier.client.errors import ConfigurationError
 from espalier.client.rollout import Rollout
 from espalier.client.sampling import Sampling
 from espalier.client.training_client import TrainingClient
 from espalier.core.names import BASE
 from espalier.loop.batch import Batch
+from espalier.loop.custom_loss import CustomGradients, LossDatum
 from espalier.loop.fit_commands import Commands
-from espalier.loop.fit_config import FitConfig, Settings, as_json
+from espalier.loop.fit_config import FitConfig, Settings, as_json, check_own_loss
 from espalier.loop.fit_figures import own, passed, uninformative
 from espalier.loop.job import Job
 from espalier.loop.minibatches import Uses
 from espalier.loop.precomputed import Source, missing_fraction, trajectories
+from espalier.loop.recipe import Attempt
 from espalier.loop.schedule import Place, Schedule, Synchronous
 from espalier.loop.session import RolloutFunction, Sampler, Task
 from espalier.loop.step_clock import StepClock, TimedSampler
-from espalier.loop.steps import Attempt, Steps
+from espalier.loop.steps import Steps
 from espalier.tracking.trackers import Tracker, Trackers
 
 T = TypeVar("T", bound=Task)
@@ -57,6 +59,8 @@ class Fit(Generic[T]):
         validation: tasks that are never trained on.
         trackers: told of every step.
         schedule: how sampling and training take turns; Synchronous if None.
+        loss: a loss of your own in place of ``config.loss_fn``, as of ``forward_backward_custom``;
+            its data have ``advantages`` too. It is called once for each optimizer step.
     """
 
     def __init__(
@@ -69,12 +73,16 @@ class Fit(Generic[T]):
         validation: Sequence[T] = (),
         trackers: Sequence[Tracker] = (),
         schedule: Schedule[Group] | None = None,
+        loss: LossOf[LossDatum] | None = None,
     ) -> None:
         if not tasks:
             raise ConfigurationError("tasks is empty: there is nothing to train on")
         if (config.val_before_train or config.val_only or config.validate_every) and not validation:
             raise ConfigurationError("validation is empty, and the configuration asks for it")
+        if loss is not None:
+            check_own_loss(config, schedule)
         self._client = client
+        self._loss = loss
         self._tasks = tasks
         self._validation = validation
         self._config = config
@@ -111,7 +119,8 @@ class Fit(Generic[T]):
     def settings(self) -> dict[str, Any]:
         """The whole configuration, as trackers and checkpoints get it; it holds no secret."""
         bound = {} if self._bound is None else self._bound.wire()
-        return {"model": self._client.model, **as_json(self._config), **bound}
+        own = {} if self._loss is None else {"loss_fn": "custom"}
+        return {"model": self._client.model, **as_json(self._config), **bound, **own}
 
     async def _bind(self) -> None:
         """Reads what the run declares now."""
@@ -176,11 +185,11 @@ class Fit(Generic[T]):
 
     @property
     def uses(self) -> Uses:
-        """See ``loop.steps.Recipe``."""
+        """See ``loop.recipe.Recipe``."""
         return self._config.uses
 
     def place(self, state: TrainerState, attempt: Attempt[Group]) -> Place:
-        """See ``loop.steps.Recipe``."""
+        """See ``loop.recipe.Recipe``."""
         count = self._config.tasks_per_step * self.uses.minibatches
         return Place(
             term=state.term,
@@ -195,26 +204,33 @@ class Fit(Generic[T]):
         )
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Group]:
-        """See ``loop.steps.Recipe``."""
+        """See ``loop.recipe.Recipe``."""
         tasks = [self._tasks[number % len(self._tasks)] for number in numbers]
         sampler = TimedSampler(self._client, self._clock)
         job = self._job(sampler, self._now.sampling, self._now.group)
         return (await job.run(tasks, checkpoint=checkpoint)).groups
 
-    def chosen(self, groups: Sequence[Group], rounds: int) -> Sequence[Group]:
-        """See ``loop.steps.Recipe``."""
+    def chosen(self, groups: Sequence[Group], place: Place) -> Sequence[Group]:
+        """See ``loop.recipe.Recipe``."""
         batch = Batch(list(groups))
         compared = self._source == "Estimated" and self._now.advantage_estimator != "None"
         return batch.informative if compared else batch.whole
 
     def inputs(self, chosen: Sequence[Group]) -> Sequence[Sequence[TrajectoryPayload]]:
-        """See ``loop.steps.Recipe``."""
+        """See ``loop.recipe.Recipe``."""
         found = iter(trajectories(chosen, self._source))
         return [[next(found) for _ in group] for group in chosen]
 
-    def gradients(self, inputs: Sequence[TrajectoryPayload]) -> ForwardBackwardRequest:
-        """See ``loop.steps.Recipe``."""
+    def gradients(
+        self, inputs: Sequence[TrajectoryPayload]
+    ) -> ForwardBackwardRequest | CustomGradients:
+        """See ``loop.recipe.Recipe``."""
         now = self._now
+        if self._loss is not None:
+            differentiate = partial(weights_of, self._loss)
+            return CustomGradients(
+                inputs, differentiate, now.advantage_estimator, now.advantage_scale
+            )
         return ForwardBackwardRequest(
             inputs=list(inputs),
             loss_fn=now.loss_fn,
@@ -225,7 +241,7 @@ class Fit(Generic[T]):
         )
 
     def step(self, state: TrainerState, attempt: Attempt[Group]) -> OptimStepRequest:
-        """See ``loop.steps.Recipe``."""
+        """See ``loop.recipe.Recipe``."""
         batch, done = Batch(attempt.groups), state.run_step
         seen = batch.metrics() | attempt.staleness_metrics() | attempt.seconds
         if self._source == "Precomputed":

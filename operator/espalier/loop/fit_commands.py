@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from espalier.api.objective import Objective
-from espalier.api.wire import (
-    BatchLeft,
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import (
+    BackwardRequest,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    OptimStepRequest,
-    TrainerState,
 )
-from espalier.client.gateway import CommittedStep
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.client.answers import CommittedStep
 from espalier.client.training_client import TrainingClient
 
 
 class Commands:
-    """See ``loop.steps.Trainer``."""
+    """See ``loop.recipe.Trainer``."""
 
     def __init__(self, client: TrainingClient) -> None:
         self._client = client
@@ -32,7 +33,9 @@ class Commands:
 
     async def forward(self, request: ForwardRequest, *, term: int = 0) -> ForwardResult:
         """The trainer's log-probs."""
-        return await self._client.forward(request.inputs)
+        return await self._client.forward(
+            request.inputs, group_size=request.group_size, reference=request.reference
+        )
 
     async def forward_backward(
         self, request: ForwardBackwardRequest, *, term: int = 0
@@ -47,6 +50,12 @@ class Commands:
             objective=Objective(
                 **{name: getattr(request, name) for name in Objective.model_fields}
             ),
+        )
+
+    async def backward(self, request: BackwardRequest, *, term: int = 0) -> ForwardBackwardResult:
+        """Adds the gradients of a loss of the user's."""
+        return await self._client.backward(
+            request.forward_id, request.weights, metrics=request.metrics
         )
 
     async def optim_step(self, request: OptimStepRequest, *, term: int = 0) -> CommittedStep:

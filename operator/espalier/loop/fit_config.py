@@ -8,11 +8,12 @@ from typing import Any
 
 from espalier.api.objective import Objective
 from espalier.api.run.advantage import Estimator, Scale
-from espalier.api.wire import Declared, DeclaredOptimizer, RateSchedule
+from espalier.api.wire.declared import Declared, DeclaredOptimizer, RateSchedule
 from espalier.client.errors import ConfigurationError
 from espalier.client.sampling import Sampling
 from espalier.core.run.learning_rate import scheduled
 from espalier.loop.minibatches import Uses
+from espalier.loop.schedule import Streaming
 
 _LOSS = "importance_sampling"
 _GROUP = 8
@@ -196,6 +197,20 @@ def as_json(config: FitConfig) -> dict[str, Any]:
         value = getattr(config, name)
         given[name] = None if value is None else value.model_dump()
     return given | {"pass_at_k": list(config.pass_at_k)}
+
+
+def check_own_loss(config: FitConfig, schedule: object) -> None:
+    """ConfigurationError for what has no meaning beside a loss of the script's own."""
+    for name in ("loss_fn", "loss_fn_config", "objective"):
+        if getattr(config, name) is not None:
+            raise ConfigurationError(
+                f"{name} is given, and loss is a function of your own: leave {name} out"
+            )
+    if isinstance(schedule, Streaming):
+        raise ConfigurationError(
+            "loss is of a whole step, and Streaming adds gradients before all of it is there: "
+            "choose another schedule"
+        )
 
 
 # Declared's fields of the objective have the names that Objective has.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.api.metric_names import STEP_REWARD
-from espalier.api.wire import TrainerState
+from espalier.api.wire.trainer import TrainerState
 from espalier.core.names import parse_checkpoint_name
 from espalier.loop.batch import Batch
 from espalier.loop.evaluation import figures

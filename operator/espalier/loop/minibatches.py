@@ -13,7 +13,9 @@ from itertools import groupby, pairwise
 from typing import TypeVar
 
 from espalier.api.metric_names import BATCH_AGE, EPOCH, MINIBATCH, TOKENS_SAMPLED
-from espalier.api.wire import BatchLeft, DatumTensors, TrajectoryPayload
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import DatumTensors
+from espalier.api.wire.trajectory import TrajectoryPayload
 
 T = TypeVar("T")
 
@@ -43,14 +45,17 @@ class Uses:
 ONCE = Uses()
 
 
-def cut(groups: Sequence[Sequence[TrajectoryPayload]], uses: Uses, step: int) -> BatchLeft:
-    """Whole groups in as many minibatches as ``uses`` has, as equal as can be; fewer if they lack.
+def cut(
+    groups: Sequence[Sequence[TrajectoryPayload]], uses: Uses, step: int, most: int | None = None
+) -> BatchLeft:
+    """Whole groups in as many minibatches as ``uses`` has, as equal as can be; fewer if they lack,
+    and at most ``most``, where the run has no more steps.
 
     What its samples say of their checkpoint goes with the batch's first step, so it is left out
     here, where every epoch would count it again. ``step`` is the run's that the batch begins with.
     """
     unmeasured = [[_unmeasured(payload) for payload in group] for group in groups]
-    parts = _dealt(unmeasured, min(uses.minibatches, len(groups)))
+    parts = _dealt(unmeasured, min(most or uses.minibatches, len(groups)))
     return BatchLeft(parts=parts, epochs=uses.epochs, next=0, order=f"{uses.seed}/{step}")
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from espalier.api.wire import TrajectoryPayload
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.client.errors import UntrainableError
 from espalier.client.rollout import Rollout
 

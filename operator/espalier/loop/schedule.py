@@ -31,7 +31,8 @@ class Place:
         checkpoint: the name of the checkpoint that the trainer stands on; empty for the base.
         count: groups that are sampled at once: of a batch.
         round: how many times groups were sampled for this step before.
-        take: groups of this round, at most ``count``.
+        take: groups of this round, at most ``count``; fewer are, where the run ends before it
+            could train them.
         recipe: equal for groups that may be trained on together.
         uses: how many optimizer steps the batch is for.
         left: steps until the run's last; None: no end is known.
@@ -47,16 +48,32 @@ class Place:
     uses: Uses = ONCE
     left: int | None = None
 
-    def batches(self, most: int) -> int:
-        """How many batches the steps that are left can use, this one included; at most ``most``."""
-        return most if self.left is None else min(most, -(-self.left // self.uses.steps))
+    @property
+    def minibatches(self) -> int:
+        """Of the batch: those that the steps that are left can train."""
+        most = self.uses.minibatches
+        return most if self.left is None else min(most, self.left)
+
+    @property
+    def wanted(self) -> int:
+        """Groups of the batch that can be trained."""
+        return self.count // self.uses.minibatches * self.minibatches
 
     @property
     def numbers(self) -> range:
         """Of the groups of this round."""
         trained = self.run_step // self.uses.epochs * (self.count // self.uses.minibatches)
         first = trained + self.round * self.count
-        return range(first, first + self.take)
+        return range(first, first + min(self.take, self.wanted))
+
+    def ahead(self, batches: int) -> range:
+        """Of the groups of so many batches, this one included, as far as steps are left."""
+        most = batches * self.count
+        if self.left is not None:
+            whole, rest = divmod(self.left, self.uses.steps)
+            minibatches = whole * self.uses.minibatches + min(rest, self.uses.minibatches)
+            most = min(most, self.count // self.uses.minibatches * minibatches)
+        return range(self.numbers.start, self.numbers.start + most)
 
 
 @dataclass(frozen=True)
@@ -149,11 +166,10 @@ class _InFlight(Generic[G]):
 class Asynchronous(Generic[G]):
     """Samples the groups of later steps while a step is trained.
 
-    At most ``count * (staleness + 1)`` groups are in flight, and none beyond the batch of the run's
-    last step; that batch is whole, though it may have more steps than the run has left. A step
-    takes the oldest, and waits for them; none is thrown away, so that long rollouts are not at a
-    disadvantage. A group is of weights at most ``staleness`` steps older than those that learn from
-    it, the last step of its batch included; with 0 this is ``Synchronous``, to the bit.
+    At most ``count * (staleness + 1)`` groups are in flight, and none beyond the run's last step. A
+    step takes the oldest, and waits for them; none is thrown away, so that long rollouts are not at
+    a disadvantage. A group is of weights at most ``staleness`` steps older than those that learn
+    from it, the last step of its batch included; with 0 this is ``Synchronous``, to the bit.
 
     Args:
         staleness: steps.
@@ -178,9 +194,7 @@ class Asynchronous(Generic[G]):
     async def parts(self, place: Place, play: Play[G]) -> AsyncIterator[Part[G]]:
         """The oldest groups, once all of them are done."""
         await self._drop_unusable(place)
-        batches = place.batches((self._staleness + 1) // place.uses.steps)
-        ahead = place.numbers.start + batches * place.count
-        for number in range(place.numbers.start, ahead):
+        for number in place.ahead((self._staleness + 1) // place.uses.steps):
             if number not in self._flying:
                 running = asyncio.ensure_future(_played(play, number, place.checkpoint))
                 self._flying[number] = _InFlight(running, place.run_step)

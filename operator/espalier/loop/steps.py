@@ -6,121 +6,23 @@ goes on rightly after it or the trainer was killed, and after a rollback moved t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from statistics import fmean
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from espalier.api.wire import (
-    BatchLeft,
-    ForwardBackwardRequest,
-    ForwardBackwardResult,
-    ForwardRequest,
-    ForwardResult,
-    OptimStepRequest,
-    TrainerState,
-    TrajectoryPayload,
-)
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import ForwardBackwardRequest, ForwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.client.answers import CommittedStep
 from espalier.client.errors import NoGradientsError
-from espalier.client.gateway import CommittedStep
 from espalier.loop import minibatches
-from espalier.loop.minibatches import Uses
+from espalier.loop.custom_loss import CustomGradients
+from espalier.loop.recipe import Attempt, Recipe, Trainer
 from espalier.loop.schedule import Part, Place, Schedule
 from espalier.loop.step_clock import StepClock
 
 G = TypeVar("G")
-
-
-class Trainer(Protocol):
-    """Whom the loop commands: a GatewayClient, or a script's TrainingClient behind an adapter."""
-
-    async def zero_grad(self, *, term: int = 0) -> object:
-        """Drops gradients."""
-        ...
-
-    async def batch(self) -> BatchLeft | None:
-        """What is left of the batch that the latest step came from."""
-        ...
-
-    async def forward(self, request: ForwardRequest, *, term: int = 0) -> ForwardResult:
-        """The trainer's log-probs."""
-        ...
-
-    async def forward_backward(
-        self, request: ForwardBackwardRequest, *, term: int = 0
-    ) -> ForwardBackwardResult:
-        """Adds gradients."""
-        ...
-
-    async def optim_step(self, request: OptimStepRequest, *, term: int = 0) -> CommittedStep:
-        """Takes the step."""
-        ...
-
-
-@dataclass
-class Attempt(Generic[G]):
-    """What was sampled for the step that follows one position of the trainer.
-
-    Attributes:
-        position: term, step of the run, and digest of the trainer's checkpoint.
-        rounds: of sampling.
-        groups: everything sampled.
-        trained: those of them that gradients came from.
-        staleness: of the groups of an asynchronous schedule, in steps.
-        metrics: of the gradients.
-        seconds: metrics of the time since the last step was sent.
-    """
-
-    position: tuple[int, int, str]
-    rounds: int = 0
-    groups: list[G] = field(default_factory=list)
-    trained: list[G] = field(default_factory=list)
-    staleness: list[int] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def staleness_metrics(self) -> dict[str, float]:
-        """Mean and maximum; none where the schedule has no staleness."""
-        if not self.staleness:
-            return {}
-        return {
-            "async/staleness_steps/mean": fmean(self.staleness),
-            "async/staleness_steps/max": float(max(self.staleness)),
-        }
-
-
-class Recipe(Protocol[G]):
-    """What a step is made of. A script and a declared run each have one."""
-
-    @property
-    def uses(self) -> Uses:
-        """How many optimizer steps a batch is for."""
-        ...
-
-    def place(self, state: TrainerState, attempt: Attempt[G]) -> Place:
-        """Which groups the next round takes, and from where."""
-        ...
-
-    async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[G]:
-        """Samples and grades groups."""
-        ...
-
-    def chosen(self, groups: Sequence[G], rounds: int) -> Sequence[G]:
-        """The groups that are trained on; none where too few teach, or more are to be sampled."""
-        ...
-
-    def inputs(self, chosen: Sequence[G]) -> Sequence[Sequence[TrajectoryPayload]]:
-        """Their trajectories, with group ids."""
-        ...
-
-    def gradients(self, inputs: Sequence[TrajectoryPayload]) -> ForwardBackwardRequest:
-        """The command that adds the gradients of whole groups."""
-        ...
-
-    def step(self, state: TrainerState, attempt: Attempt[G]) -> OptimStepRequest:
-        """The command that takes the step."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -187,36 +89,37 @@ class Steps(Generic[G]):
             async for part in self._schedule.parts(place, recipe.play):
                 waiting += part.groups
                 if once:
-                    waiting = await self._learn(state.term, recipe, waiting)
+                    waiting = await self._learn(place, recipe, waiting)
                 _record(attempt, part)
                 self.doing = "sampling"
         if not once:
-            return await self._begun(state, recipe, waiting)
+            return await self._begun(state, place, recipe, waiting)
         if not attempt.trained:
             return None
         return await self._commit(state, self._request(state, recipe))
 
-    async def _learn(self, term: int, recipe: Recipe[G], waiting: list[G]) -> list[G]:
+    async def _learn(self, place: Place, recipe: Recipe[G], waiting: list[G]) -> list[G]:
         """Adds the gradients of what can be learnt from; the groups that still wait."""
-        chosen = recipe.chosen(waiting, self.attempt.rounds)
+        chosen = recipe.chosen(waiting, place)
         if not chosen:
             return waiting
         inputs = [payload for group in recipe.inputs(chosen) for payload in group]
-        await self._add(term, recipe.gradients(inputs))
+        await self._add(place.term, recipe.gradients(inputs))
         self.attempt.trained += chosen
         return []
 
     async def _begun(
-        self, state: TrainerState, recipe: Recipe[G], waiting: list[G]
+        self, state: TrainerState, place: Place, recipe: Recipe[G], waiting: list[G]
     ) -> Taken[G] | None:
         """The first step of a batch that has several."""
-        chosen = recipe.chosen(waiting, self.attempt.rounds)
+        chosen = recipe.chosen(waiting, place)
         if not chosen:
             return None
-        left = minibatches.cut(recipe.inputs(chosen), recipe.uses, state.run_step)
+        groups = recipe.inputs(chosen)
+        left = minibatches.cut(groups, recipe.uses, state.run_step, place.minibatches)
         numbers = minibatches.seen_again(left)
         inputs = [payload for number in numbers for payload in left.parts[number]]
-        if inputs and recipe.gradients(inputs).ratio_anchor == "Trainer":
+        if inputs and _anchored(recipe.gradients(inputs)):
             # Before the first step moves the policy away from where it first saw them.
             with self._clock.phase("training"):
                 first = await self._trainer.forward(
@@ -265,10 +168,15 @@ class Steps(Generic[G]):
             self._left = (here, left)
         return self._left[1]
 
-    async def _add(self, term: int, request: ForwardBackwardRequest) -> None:
+    async def _add(self, term: int, wanted: ForwardBackwardRequest | CustomGradients) -> None:
         self.doing = "adding gradients"
         with self._clock.phase("training"):
-            found = await self._trainer.forward_backward(request, term=term)
+            if isinstance(wanted, CustomGradients):
+                # A trainer that was lost in between has forgotten what it has seen, and says so.
+                seen = await self._trainer.forward(wanted.forward, term=term)
+                found = await self._trainer.backward(await wanted.backward(seen), term=term)
+            else:
+                found = await self._trainer.forward_backward(wanted, term=term)
         self.attempt.metrics |= found.metrics
 
     def _request(self, state: TrainerState, recipe: Recipe[G]) -> OptimStepRequest:
@@ -287,6 +195,11 @@ class Steps(Generic[G]):
 
 # In the cursor: how many steps the batch of the latest step still has.
 _LEFT = "batch_left"
+
+
+def _anchored(wanted: ForwardBackwardRequest | CustomGradients) -> bool:
+    """Whether a loss compares with the trainer's own log-probs from when it first saw a batch."""
+    return isinstance(wanted, ForwardBackwardRequest) and wanted.ratio_anchor == "Trainer"
 
 
 def _steps_in(left: BatchLeft | None) -> int:

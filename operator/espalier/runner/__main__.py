@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+from espalier.termination import end_on_sigterm
+
+HASH_SEED = "PYTHONHASHSEED"
+
+if __name__ == "__main__":
+    end_on_sigterm()
+    if os.environ.get(HASH_SEED) != "0":
+        # Some tasks follow the order of sets; the seed is read when Python starts.
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "espalier.runner"],
+            {**os.environ, HASH_SEED: "0"},
+        )
+
 import asyncio
 import logging
-import os
 import signal
-import sys
 
 from prometheus_client import start_http_server
 
-from espalier.api.exit_codes import TRY_AGAIN, USER_MISTAKE
-from espalier.api.wire import Problem
+from espalier.api.exit_codes import TERMINATED, TRY_AGAIN, USER_MISTAKE
+from espalier.api.wire.problem import Problem
 from espalier.client import GatewayClient, GatewayError, Patience
 from espalier.environment import SettingsError
 from espalier.process import configure_logs, leave_problem
+from espalier.runner.custom_loss.declared_loss import open_loss
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
 from espalier.runner.open_rewards import (
     Surroundings,
-    mounted_modules,
     open_rewards,
     services_of,
 )
 from espalier.runner.open_taskset import open_taskset
 from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.settings import RunnerSettings, read_settings
+from espalier.runner.user_modules import mounted_modules
 from espalier.runner.waiting import Waiting
 from espalier.telemetry import spans
-
-HASH_SEED = "PYTHONHASHSEED"
 
 
 def surroundings(settings: RunnerSettings) -> Surroundings:
@@ -40,7 +54,7 @@ def surroundings(settings: RunnerSettings) -> Surroundings:
         return GatewayClient(settings.gateway_url, slug, settings.token_file, patience=patience)
 
     return Surroundings(
-        mounted_modules(settings.rewards_directory), services_of(settings.namespace), judge
+        mounted_modules(settings.modules_directory), services_of(settings.namespace), judge
     )
 
 
@@ -48,12 +62,13 @@ async def drive(settings: RunnerSettings, journal: Journal) -> None:
     """Runs the loop to its end."""
     slug = f"{settings.namespace}/{settings.model}"
     async with GatewayClient(settings.gateway_url, slug, settings.token_file) as client:
-        run = (settings.namespace, settings.run)
+        run, around = (settings.namespace, settings.run), surroundings(settings)
         loop = Loop(
             client,
             run,
             open_tasks=open_taskset,
-            open_rewards=lambda spec, tasks: open_rewards(spec, tasks, surroundings(settings)),
+            open_rewards=lambda spec, tasks: open_rewards(spec, tasks, around),
+            open_loss=lambda ref: open_loss(ref, around.module),
             journal=journal,
             waiting=Waiting(journal),
             mounted=settings.mounted,
@@ -63,7 +78,6 @@ async def drive(settings: RunnerSettings, journal: Journal) -> None:
 
 
 async def _until_terminated(settings: RunnerSettings, journal: Journal) -> None:
-    # As process 1 of a container, Python would ignore SIGTERM without a handler.
     task = asyncio.ensure_future(drive(settings, journal))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     await task
@@ -105,7 +119,7 @@ def main() -> int:
         return _end(journal, problem, TRY_AGAIN)
     except asyncio.CancelledError:
         journal.event("terminated")
-        return 128 + signal.SIGTERM
+        return TERMINATED
     return 0
 
 
@@ -116,13 +130,6 @@ def _end(journal: Journal, problem: Problem, code: int) -> int:
 
 
 if __name__ == "__main__":
-    if os.environ.get(HASH_SEED) != "0":
-        # Some tasks follow the order of sets; the seed is read when Python starts.
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "espalier.runner"],
-            {**os.environ, HASH_SEED: "0"},
-        )
     code = main()
     spans.stop()
     logging.shutdown()

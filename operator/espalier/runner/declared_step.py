@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from espalier.api.run.schedule import Schedule as ScheduleSpec
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import (
-    ForwardBackwardRequest,
-    OptimStepRequest,
-    TrainerState,
-    TrajectoryPayload,
-)
+from espalier.api.wire.gradients import ForwardBackwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.core.names import parse_checkpoint_name
 from espalier.core.run.learning_rate import learning_rate_at
 from espalier.environments.digest import FIELD, Mark
+from espalier.loop.custom_loss import CustomGradients
 from espalier.loop.minibatches import Uses
+from espalier.loop.recipe import Attempt
 from espalier.loop.schedule import Asynchronous, Place, Schedule, Streaming, Synchronous
 from espalier.loop.session import Sampler
-from espalier.loop.steps import Attempt
 from espalier.rewards.figures import told
 from espalier.runner import error_budget, prometheus
 from espalier.runner.answers import answered
+from espalier.runner.custom_loss.declared_loss import DeclaredLoss
 from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.journal import Journal
-from espalier.runner.objective import objective
+from espalier.runner.objective import objective, reference
 from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.rewards import Group, common_size, kept, measured, metrics, payloads
 from espalier.runner.rollout_log import kept as kept_rollouts
@@ -44,7 +44,7 @@ def open_schedule(spec: ScheduleSpec) -> Schedule[Outcome]:
 
 
 class DeclaredStep:
-    """The recipe of the next step of a run (``loop.steps.Recipe``).
+    """The recipe of the next step of a run (``loop.recipe.Recipe``).
 
     Args:
         client: samples groups.
@@ -53,6 +53,7 @@ class DeclaredStep:
         mark: of its tasks, which goes with every step.
         journal: where scorers' failures are reported.
         trackers: whose own metrics come with a step.
+        loss: of the run, where the user wrote it.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class DeclaredStep:
         mark: Mark,
         journal: Journal,
         trackers: RunTrackers,
+        loss: DeclaredLoss | None = None,
     ) -> None:
         self._client = client
         self._spec = spec
@@ -71,6 +73,7 @@ class DeclaredStep:
         self._mark = mark
         self._journal = journal
         self._trackers = trackers
+        self._loss = loss
 
     @property
     def uses(self) -> Uses:
@@ -82,17 +85,14 @@ class DeclaredStep:
 
         A round that resamples takes as many as lack.
         """
-        count = take = self._groups
-        rules = self._spec.group_filter
-        if rules.resamples(attempt.rounds):
-            take = count - len(kept(sampled(attempt.groups), rules, self._spec.advantage.estimator))
-        return Place(
+        count = self._spec.groups_per_step * self._spec.batch.minibatches
+        place = Place(
             term=state.term,
             run_step=state.run_step,
             checkpoint=state.checkpoint,
             count=count,
             round=attempt.rounds,
-            take=take,
+            take=count,
             recipe=(
                 self._spec.group_size,
                 self._spec.sampling,
@@ -102,6 +102,9 @@ class DeclaredStep:
             uses=self.uses,
             left=self._spec.steps - state.run_step,
         )
+        if self._spec.group_filter.resamples(attempt.rounds):
+            return replace(place, take=place.wanted - len(self._kept(attempt.groups)))
+        return place
 
     async def play(self, numbers: Sequence[int], checkpoint: str) -> Sequence[Outcome]:
         """Groups of the tasks with these numbers."""
@@ -116,30 +119,40 @@ class DeclaredStep:
             prometheus.RETRIES.inc(one.retries)
         return outcomes
 
-    def chosen(self, groups: Sequence[Outcome], rounds: int) -> Sequence[Outcome]:
+    def chosen(self, groups: Sequence[Outcome], place: Place) -> Sequence[Outcome]:
         """The groups that ``groupFilter`` keeps, at most ``groupsPerStep`` for each minibatch."""
-        rules, wanted = self._spec.group_filter, self._groups
-        found = kept(sampled(groups), rules, self._spec.advantage.estimator)[:wanted]
-        fewest = rules.min_groups * self._spec.batch.minibatches
-        needed = wanted if rules.resamples(rounds) else fewest
+        rules = self._spec.group_filter
+        found = self._kept(groups)[: place.wanted]
+        fewest = rules.min_groups * place.minibatches
+        needed = place.wanted if rules.resamples(place.round + 1) else fewest
         return found if len(found) >= needed else []
+
+    def _kept(self, groups: Sequence[Outcome]) -> list[Group]:
+        return kept(sampled(groups), self._spec.group_filter, self._spec.advantage.estimator)
 
     def inputs(self, chosen: Sequence[Outcome]) -> Sequence[Sequence[TrajectoryPayload]]:
         """The rollouts of each group, named by its place among the chosen ones."""
         return [payloads(group, str(number)) for number, group in enumerate(sampled(chosen))]
 
-    def gradients(self, inputs: Sequence[TrajectoryPayload]) -> ForwardBackwardRequest:
+    def gradients(
+        self, inputs: Sequence[TrajectoryPayload]
+    ) -> ForwardBackwardRequest | CustomGradients:
         """By the run's loss and advantage."""
+        if self._loss is not None:
+            advantage = self._spec.advantage
+            return CustomGradients(
+                inputs,
+                self._loss.differentiate,
+                advantage.estimator,
+                advantage.scale,
+                reference(self._spec),
+                common_size(inputs),
+            )
         return ForwardBackwardRequest(
             inputs=list(inputs),
             group_size=common_size(inputs),
             **objective(self._spec),
         )
-
-    @property
-    def _groups(self) -> int:
-        """Of a batch."""
-        return self._spec.groups_per_step * self._spec.batch.minibatches
 
     def step(self, state: TrainerState, attempt: Attempt[Outcome]) -> OptimStepRequest:
         """By the run's optimizer, with the figures and rollouts of everything sampled.

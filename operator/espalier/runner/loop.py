@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from espalier.api.run.rewards import modules
+from espalier.api.run.loss import CustomRef
 from espalier.api.run.schedule import Schedule
 from espalier.api.run.taskset import Taskset
 from espalier.api.run.timeouts import Timeouts
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import TrainerState
+from espalier.api.wire.trainer import TrainerState
 from espalier.client import (
     ForbiddenError,
     GatewayClient,
@@ -33,19 +33,21 @@ from espalier.client import (
 )
 from espalier.core.checkpoints.commits import run_identity
 from espalier.environments.digest import Mark
+from espalier.loop.recipe import Attempt
 from espalier.loop.step_clock import StepClock, TimedSampler
-from espalier.loop.steps import Attempt, Steps, Taken
+from espalier.loop.steps import Steps, Taken
 from espalier.runner import error_budget, heldout, prometheus, refusals, step_series
+from espalier.runner.custom_loss.declared_loss import DeclaredLoss, open_loss
 from espalier.runner.declared_step import DeclaredStep, figures, open_schedule, sampled
 from espalier.runner.declared_taskset import declared_taskset
-from espalier.runner.evaluation import Evaluations
+from espalier.runner.due_evaluations import Evaluations
 from espalier.runner.group_sampling import Outcome
 from espalier.runner.held_out_sets import OpenHeldOut
 from espalier.runner.journal import Journal
+from espalier.runner.opened_run import MovedError, OpenedRun
 from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.run_end import UserError
 from espalier.runner.run_trackers import RunTrackers
-from espalier.runner.scored_by import ScoredBy
 from espalier.runner.step_time import StepTime, TimedTrainer
 from espalier.runner.task_source import OpenRewards, TaskSource
 from espalier.runner.waiting import Waiting
@@ -67,10 +69,6 @@ class Limits:
     settle_seconds: float = 180.0
 
 
-class _TasksMovedError(Exception):
-    """The run's tasks are now somewhere that this pod has not mounted."""
-
-
 class Loop:
     """Drives one run to its last step.
 
@@ -79,11 +77,12 @@ class Loop:
         run: namespace and name.
         open_tasks: opens the tasks of a taskset; called again when the taskset is edited.
         open_rewards: makes what scores them; called again when the rewards are edited.
+        open_loss: makes a loss of the user's; called again when its reference is edited.
         open_held_out: opens held-out tasks, given the run's taskset and an evaluation.
         journal: where events go.
         waiting: paces and bounds every wait.
         mounted: what of a taskset's files this process finds (``Taskset.mounted``); None: all.
-        modules: those of rewards that this process finds, as ``<ConfigMap>/<key>``; None: all.
+        modules: those of the user's that this process finds, as ``<ConfigMap>/<key>``; None: all.
         trackers: told of every step that was taken.
     """
 
@@ -94,6 +93,7 @@ class Loop:
         *,
         open_tasks: Callable[[Taskset | None], TaskSource],
         open_rewards: OpenRewards,
+        open_loss: Callable[[CustomRef], DeclaredLoss] = open_loss,
         open_held_out: OpenHeldOut = heldout.of_evaluation,
         journal: Journal,
         waiting: Waiting,
@@ -104,16 +104,14 @@ class Loop:
     ) -> None:
         self._client = client
         self._run = run
-        self._open_tasks = open_tasks
-        self._open_rewards = open_rewards
+        self._opened = OpenedRun(
+            open_tasks, open_rewards, open_loss, journal, mounted=mounted, modules=modules
+        )
         self._journal = journal
         self._evaluations = Evaluations(client, run, open_held_out, open_rewards, journal)
         self._waiting = waiting
-        self._mounted = mounted
-        self._modules = modules
         self._trackers = trackers or RunTrackers(journal, run)
         self._limits = limits or Limits()
-        self._opened: tuple[ScoredBy, OpenedTaskset] | None = None
         self._scheduled: tuple[Schedule, Steps[Outcome]] | None = None
         self._trainer = TimedTrainer(client)
         self._step_time = StepTime()
@@ -135,14 +133,14 @@ class Loop:
             if self._scheduled is not None:
                 await self._scheduled[1].close()
             await asyncio.to_thread(self._trackers.finish)
-            await self._close()
+            await self._opened.close()
 
     async def _turn(self) -> bool:
         """One step, or one wait for what hinders it. True when there is nothing more to do."""
         settle = self._limits.settle_seconds
         try:
             return await self._advance()
-        except _TasksMovedError as moved:
+        except MovedError as moved:
             # A pod's mounts do not change: the operator starts another one.
             self._journal.event("tasks-moved", to=str(moved))
             return True
@@ -201,7 +199,9 @@ class Loop:
         refusals.check(spec)
         uid = state.run.rpartition("/")[2]
         self._trackers.open(spec, uid)
-        taskset = await self._taskset(spec)
+        self._opened.find(spec)
+        loss = self._opened.loss(spec)
+        taskset = await self._opened.taskset(spec)
         steps = await self._steps(spec)
         recipe = DeclaredStep(
             TimedSampler(self._client, self._clock),
@@ -210,6 +210,7 @@ class Loop:
             mark=self._marked(spec, state, taskset),
             journal=self._journal,
             trackers=self._trackers,
+            loss=loss,
         )
         times = spec.timeouts or Timeouts()
         self._trainer.seconds = times.train_seconds
@@ -271,27 +272,3 @@ class Loop:
             self._journal.event("taskset-changed", detail=changed.problem.detail)
             raise
         return mark
-
-    async def _taskset(self, spec: TrainingRunSpec) -> OpenedTaskset:
-        wanted = ScoredBy.of(spec)
-        if self._opened is not None and self._opened[0] == wanted:
-            return self._opened[1]
-        needed = spec.taskset.mounted if spec.taskset is not None else ""
-        if needed and self._mounted not in (None, needed):
-            file = spec.taskset.file if spec.taskset is not None else None
-            raise _TasksMovedError(file.name if file is not None else needed)
-        if self._modules is not None and (absent := set(modules(spec.rewards)) - self._modules):
-            raise _TasksMovedError(f"configmap/{min(absent)}")
-        await self._close()
-        # Importing a dataset takes seconds, in which SIGTERM must be heard.
-        tasks = await asyncio.to_thread(self._open_tasks, spec.taskset)
-        opened = await OpenedTaskset.open(spec, tasks, self._open_rewards)
-        self._opened = (wanted, opened)
-        used = opened.used
-        self._journal.event("tasks-opened", size=used.size, digest=used.digest, **opened.facts)
-        return opened
-
-    async def _close(self) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            await opened[1].close()

@@ -7,6 +7,7 @@ from typing import Any
 from espalier.api.meta import decimal
 from espalier.api.objective import Correction, Kl
 from espalier.api.trainingrun import TrainingRunSpec
+from espalier.core.names import BASE
 
 
 def objective(spec: TrainingRunSpec) -> dict[str, Any]:
@@ -25,3 +26,11 @@ def objective(spec: TrainingRunSpec) -> dict[str, Any]:
         "advantage_estimator": spec.advantage.estimator,
         "advantage_scale": spec.advantage.scale,
     }
+
+
+def reference(spec: TrainingRunSpec) -> str | None:
+    """The reference policy of a run, as a forward names it; None without one."""
+    found = spec.kl.reference
+    if found is None:
+        return None
+    return BASE if found.checkpoint_ref is None else found.checkpoint_ref.name

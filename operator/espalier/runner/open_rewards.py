@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from pathlib import Path
 
 from espalier.api.meta import decimal
 from espalier.api.run.rewards import LARGEST, Http, Python, Reward
@@ -32,16 +31,13 @@ from espalier.runner.scoring.remedies import REMEDY, REWARD_REMEDY
 from espalier.runner.scoring.scorer import Sandbox, children
 from espalier.runner.task_protocol import Tasks
 
-# Of the text of a module; a ConfigMap holds no more.
-MODULE_BYTES = 1 << 20
-
 
 @dataclass(frozen=True)
 class Surroundings:
     """What rewards reach beside their tasks.
 
     Attributes:
-        module: the text of a module by ConfigMap and key; UserError where there is none.
+        module: the text of a module by ConfigMap and key; ModuleError where there is none.
         service: the URL of a Service by name, port and path; UserError where none is reached.
         judge: a client of a model of the run's namespace, which is closed with the rewards.
         command: starts scoring workers.
@@ -66,26 +62,6 @@ def open_rewards(spec: TrainingRunSpec, tasks: Tasks, around: Surroundings) -> R
     else:
         parts = [_part(one, taskset, tasks, around) for one in spec.rewards]
     return Rewards(parts, tasks.answer, lengths, spec.reward_aggregation)
-
-
-def mounted_modules(directory: Path) -> Callable[[str, str], str]:
-    """Reads the modules of ConfigMaps that are mounted in folders of their names."""
-
-    def read(name: str, key: str) -> str:
-        path = directory / name / key
-        where = f"configmap/{name}/{key}"
-        try:
-            with path.open("rb") as file:
-                content = file.read(MODULE_BYTES + 1)
-            if len(content) > MODULE_BYTES:
-                raise ValueError(f"it has more than {MODULE_BYTES} bytes")
-            return content.decode()
-        except (OSError, ValueError) as error:
-            raise invalid(
-                "python.configMapRef", f"{where} cannot be read: {error}", "Check name and key"
-            ) from error
-
-    return read
 
 
 def services_of(namespace: str) -> Callable[[str, int, str], str]:
@@ -172,12 +148,14 @@ def _sandboxed(
 
 def _module(name: str, spec: Python, around: Surroundings) -> Module:
     ref = spec.config_map_ref
-    source = around.module(ref.name, ref.key)
     try:
+        source = around.module(ref.name, ref.key)
         check(source, spec.function)
     except ModuleError as error:
         raise invalid(
-            f"{name}.python", f"configmap/{ref.name}/{ref.key} {error}", "Mend the module"
+            f"{name}.python",
+            f"configmap/{ref.name}/{ref.key} {error}",
+            "Check name and key of configMapRef, or mend the module",
         ) from error
     return Module(source=source, function=spec.function)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import TasksetUsed
+from espalier.api.wire.step import TasksetUsed
 from espalier.loop.session import Sampler
 from espalier.rewards import Rewards
 from espalier.runner import prompt_limits

@@ -6,7 +6,7 @@ from espalier.api.run.group_filter import GroupFilter
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import ConfigurationError
 from espalier.loop.minibatches import Uses
-from espalier.loop.steps import Attempt
+from espalier.loop.recipe import Attempt
 from espalier.runner.declared_step import open_schedule, sampled
 from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.rewards import kept, uninformative

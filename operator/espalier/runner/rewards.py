@@ -15,7 +15,7 @@ from typing import Any
 from espalier.api.metric_names import STEP_REWARD, of_rewards, of_step
 from espalier.api.run.advantage import Estimator
 from espalier.api.run.group_filter import GroupFilter
-from espalier.api.wire import TrajectoryPayload
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.client.completion import Completion, sample_of
 from espalier.loop.sample_metrics import TOLERANCE, of_groups, of_rollouts
 from espalier.rewards.failure import Cause

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.environments.errors import UserError
 
 __all__ = ["UserError", "WaitError"]

@@ -9,16 +9,17 @@ from pydantic import Field
 
 from espalier.environment import EnvironmentSettings, Port, SettingsError
 from espalier.runner.run_end import UserError
+from espalier.runner.user_modules import MODULES_DIRECTORY
 
 MOUNTED = "ESPALIER_TASKS_MOUNTED"
-MODULES = "ESPALIER_REWARDS_MOUNTED"
+MODULES = "ESPALIER_MODULES_MOUNTED"
 METRICS_PORT = "ESPALIER_METRICS_PORT"
 
 
 class RunnerSettings(EnvironmentSettings):
     """What the operator tells the runner through its environment."""
 
-    # Empty: no file of a taskset, no module of a reward is mounted. Not set: all are here, outside
+    # Empty: no file of a taskset, no module of the user is mounted. Not set: all are here, outside
     # a cluster.
     with_empty_value = frozenset({MOUNTED, MODULES})
 
@@ -43,11 +44,12 @@ class RunnerSettings(EnvironmentSettings):
     mounted_modules: str | None = Field(
         None,
         validation_alias=MODULES,
-        description="the mounted modules of rewards, as <ConfigMap>/<key>, with commas between",
+        description="the mounted modules of rewards and loss, as <ConfigMap>/<key>, with commas "
+        "between",
     )
-    rewards_directory: Path = Field(
-        Path("/etc/espalier/rewards"),
-        validation_alias="ESPALIER_REWARDS_DIRECTORY",
+    modules_directory: Path = Field(
+        MODULES_DIRECTORY,
+        validation_alias="ESPALIER_MODULES_DIRECTORY",
         description="where these modules are mounted",
     )
 
@@ -59,7 +61,7 @@ class RunnerSettings(EnvironmentSettings):
 
     @property
     def modules(self) -> frozenset[str] | None:
-        """The mounted modules of rewards; None where all are here."""
+        """The mounted modules of the user; None where all are here."""
         given = self.mounted_modules
         return None if given is None else frozenset(filter(None, given.split(",")))
 

@@ -6,17 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from espalier.api.wire import (
-    BatchLeft,
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.gradients import (
+    BackwardRequest,
     ForwardBackwardRequest,
     ForwardBackwardResult,
     ForwardRequest,
     ForwardResult,
-    OptimStepRequest,
-    TrainerState,
 )
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import TrainerState
 from espalier.client import GatewayClient
-from espalier.client.gateway import CommittedStep
+from espalier.client.answers import CommittedStep
 from espalier.runner.run_end import UserError
 from espalier.runner.within import within
 
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 
 class TimedTrainer:
-    """Commands the trainer of a run (``loop.steps.Trainer``), each within ``seconds``.
+    """Commands the trainer of a run (``loop.recipe.Trainer``), each within ``seconds``.
 
     The client sends a command until it is answered, and what was sent is applied once: a run that
     is begun again finds the trainer before the command or after it.
@@ -52,6 +53,10 @@ class TimedTrainer:
         """Adds gradients; UserError ``TrainTimeout``."""
         work = self._client.forward_backward(request, term=term)
         return await self._within("forward-backward", work)
+
+    async def backward(self, request: BackwardRequest, *, term: int = 0) -> ForwardBackwardResult:
+        """Adds the gradients of a loss of the user's; UserError ``TrainTimeout``."""
+        return await self._within("backward", self._client.backward(request, term=term))
 
     async def optim_step(self, request: OptimStepRequest, *, term: int = 0) -> CommittedStep:
         """Takes the step; UserError ``TrainTimeout``."""

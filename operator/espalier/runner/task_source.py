@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import TasksetUsed
+from espalier.api.wire.step import TasksetUsed
 from espalier.loop.session import Sampler
 from espalier.rewards import Rewards
 from espalier.rewards.lengths import LengthRules

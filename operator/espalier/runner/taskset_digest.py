@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 from espalier.api.run.taskset import Taskset
-from espalier.api.wire import TasksetUsed
+from espalier.api.wire.step import TasksetUsed
 from espalier.environments.digest import taskset_digest
 from espalier.runner.task_protocol import Tasks
 

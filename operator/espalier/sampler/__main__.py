@@ -1,10 +1,15 @@
 """``python -m espalier.sampler``: the server of a rollout pod."""
 
+from espalier.termination import end_on_sigterm
+
+if __name__ == "__main__":
+    end_on_sigterm()
+
 import signal
 
 from espalier.sampler import launcher
 
 if __name__ == "__main__":
-    # Before anything slow: as process 1 of a container, Python ignores SIGTERM without a handler.
+    # Before vLLM is imported, which starts processes of its own.
     signal.signal(signal.SIGTERM, launcher.terminate)
     launcher.main()

@@ -18,7 +18,8 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.logger import init_logger
 
-from espalier.api.wire import KEPT_ROLLOUTS, Problem, ServeRequest
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.rollout_control import KEPT_ROLLOUTS, ServeRequest
 from espalier.core import names
 from espalier.sampler import chat_checks, continuation, guard, settings
 from espalier.sampler.full_weights.gate import WeightsGate

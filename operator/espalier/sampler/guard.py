@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from espalier import identity
-from espalier.api.wire import KEPT_ROLLOUTS, Problem
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.rollout_control import KEPT_ROLLOUTS
 from espalier.sampler import settings
 
 HEALTH = "/healthz"

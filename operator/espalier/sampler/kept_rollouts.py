@@ -12,7 +12,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.sampler import guard
 from espalier.sampler.verified_store import StoreError, VerifiedCheckpoints, verify_file
 

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import secrets
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -15,15 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from espalier.api.exit_codes import USER_MISTAKE
-from espalier.api.wire import Problem
+from espalier.api.exit_codes import TERMINATED, USER_MISTAKE
+from espalier.api.wire.problem import Problem
 from espalier.environment import SettingsError
 from espalier.process import leave_problem
 from espalier.sampler import flags, settings, tool_parsers, verified_store
 from espalier.sampler.cpu import quick_start
 from espalier.telemetry.settings import TRACES_ENDPOINT
 
-EXIT_TERMINATED = 128 + signal.SIGTERM
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -34,7 +32,7 @@ def terminate(number: int, frame: FrameType | None) -> NoReturn:
     """
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(EXIT_TERMINATED)
+    os._exit(TERMINATED)
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from typing_extensions import override
 from vllm.lora.request import LoRARequest
 
-from espalier.api.wire import Problem, Served
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.rollout_control import Served
 from espalier.core import names
 from espalier.sampler.resolver import UnservableAdapterError
 from espalier.sampler.served import ServeError, Serving

@@ -8,7 +8,7 @@ from vllm.exceptions import VLLMNotFoundError
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.sampler.verified_store import AdapterStore, StoreError
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.logger import init_logger
 
-from espalier.api.wire import Problem, Served
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.rollout_control import Served
 
 logger = init_logger("vllm.espalier.serving")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core import names
 from espalier.core.volume import (
     DIGEST_PREFIX,

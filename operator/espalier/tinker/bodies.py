@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
-from espalier.api.wire import OptimStepRequest, Real, Whole
+from espalier.api.wire.base import Real, Whole
+from espalier.api.wire.step import OptimStepRequest
 
 Seq = Annotated[Whole, Field(ge=1, le=2**31 - 1)]
 Metadata = dict[str, Any]

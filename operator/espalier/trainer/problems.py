@@ -8,7 +8,7 @@ import re
 import sqlite3
 from pathlib import Path
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 
 _VOLUME_FAULTS = {
     "VolumeFull": (

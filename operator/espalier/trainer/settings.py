@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, Json, SkipValidation
 from pydantic_settings import NoDecode
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.core.names import POD_UID, audience
 from espalier.environment import Count, EnvironmentSettings, SettingsError, Text
 from espalier.identity import PUBLIC_KEYS, TrustedKeys

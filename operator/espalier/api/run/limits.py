@@ -18,11 +18,11 @@ class Limits(Type):
         le=1048576,
         description="maxPromptTokens of the first prompt of a task, as the model sees it; counted "
         "where it is sampled, so a longer one costs its group's completions. If unset, the model's "
-        "context alone bounds it, with sampling.maxTokens kept free.",
+        "context alone bounds it, with sampling.maxTokens kept free. The same of evaluation.",
     )
     prompt_policy: Literal["Fail", "Drop"] = Field(
         default="Drop",
         description="promptPolicy for a task whose prompt is longer than maxPromptTokens or the "
-        "context: Drop (it is not trained on, and counted in group/prompt_too_long) or Fail (the "
-        "run ends with PromptTooLong, which names the task).",
+        "context: Drop (it is not trained on, and counted in group/prompt_too_long; an evaluation "
+        "leaves it out) or Fail (the run ends with PromptTooLong, which names the task).",
     )

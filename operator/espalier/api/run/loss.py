@@ -6,12 +6,20 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from espalier.api.meta import NonNegativeDecimal, Type, cel
+from espalier.api.meta import (
+    FUNCTION_PATTERN,
+    DataKey,
+    NonNegativeDecimal,
+    ResourceName,
+    Type,
+    cel,
+    explained,
+)
 
 Aggregation = Literal["TokenSum", "TokenMean", "SequenceMean", "Constant"]
 RatioAnchor = Literal["Sampler", "Trainer"]
 ImportanceLevel = Literal["Token", "Sequence"]
-LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo", "cross_entropy"]
+LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo", "cross_entropy", "Custom"]
 
 # The losses that multiply an advantage by a ratio; dro squares a distance instead.
 OF_A_RATIO: tuple[LossName, ...] = ("importance_sampling", "ppo", "cispo", "gspo")
@@ -22,13 +30,45 @@ def level_of(name: str, given: ImportanceLevel | None) -> ImportanceLevel:
     return given or ("Sequence" if name == "gspo" else "Token")
 
 
+class CustomRef(Type):
+    """A function of a module in a ConfigMap, called in a sandbox."""
+
+    name: ResourceName = Field(description="name of the ConfigMap in the run's namespace.")
+    key: DataKey = Field(
+        default="loss.py",
+        description="key of the ConfigMap that holds the module. The module is read when the "
+        "runner starts, and after an edit of customRef.",
+    )
+    function: str = Field(
+        default="loss",
+        description="function of the module that is called with (data, logprobs) once for each "
+        "optimizer step, and gives the loss, or (loss, metrics). logprobs are the policy's, an "
+        "array for each sample, and are differentiated with autograd: compute with autograd.numpy. "
+        "data has for each sample sampling_logprobs, advantages, mask, reward, traj_idx, "
+        "group_idx, logprobs as constants, and under kl.reference reference_logprobs.",
+        max_length=64,
+        json_schema_extra=explained(FUNCTION_PATTERN, "must be the name of a Python function"),
+    )
+    timeout_seconds: int = Field(
+        default=60,
+        ge=1,
+        le=3600,
+        description="timeoutSeconds is how long the loss of one step and its gradient may take.",
+    )
+
+
 class Loss(Type):
-    """The loss by its Tinker wire name; thresholds are absolute ratios, not epsilons."""
+    """The loss by its Tinker wire name, or Custom; thresholds are absolute ratios, not epsilons."""
 
     name: LossName = Field(
         description="name of the loss, as on Tinker's wire: importance_sampling, ppo, cispo, dro, "
-        "gspo (one ratio for a whole sequence) or cross_entropy. A loss of your own needs driver "
-        "Client and forward_backward_custom. Immutable."
+        "gspo (one ratio for a whole sequence) or cross_entropy; or Custom, a function of yours. "
+        "Immutable."
+    )
+    custom_ref: CustomRef | None = Field(
+        default=None,
+        description="customRef names the function of Custom. It runs without network, token and "
+        "files, a process for each step, with 1 GiB of memory.",
     )
     clip_low: NonNegativeDecimal | None = Field(
         default=None,
@@ -96,10 +136,33 @@ class Loss(Type):
                 ".ratioAnchor",
             ),
             (
+                "(self.name == 'Custom') == has(self.customRef)",
+                "Custom needs customRef, which belongs to it: name the ConfigMap of your function, "
+                "or choose another loss and remove customRef",
+                ".customRef",
+            ),
+            (
+                "self.name != 'Custom' || self.aggregation == 'TokenSum'",
+                "the function of Custom adds up its loss itself: remove aggregation",
+                ".aggregation",
+            ),
+            (
+                "self.name != 'Custom' || double(self.entropyCoefficient) == 0.0",
+                "the function of Custom gets log-probs of sampled tokens alone, and no entropy is "
+                "added to its loss: remove entropyCoefficient",
+                ".entropyCoefficient",
+            ),
+            (
+                "self.name != 'Custom' || self.ratioAnchor == 'Sampler'",
+                "the function of Custom compares what it likes, and gets the sampler's log-probs: "
+                "remove ratioAnchor",
+                ".ratioAnchor",
+            ),
+            (
                 "!has(self.importanceLevel) || self.importanceLevel == 'Token'"
-                " || !(self.name in ['dro', 'cross_entropy'])",
-                "dro and cross_entropy have no ratio: remove importanceLevel or choose another "
-                "loss",
+                " || !(self.name in ['dro', 'cross_entropy', 'Custom'])",
+                "dro, cross_entropy and Custom have no ratio: remove importanceLevel or choose "
+                "another loss",
                 ".importanceLevel",
             ),
             (

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from espalier.api.meta import (
     DECIMAL_PATTERN,
+    FUNCTION_PATTERN,
     DataKey,
     Name,
     NonNegativeDecimal,
@@ -26,7 +27,6 @@ OVERLONG, LENGTH = "overlong", "length"
 REWARD_NAME_CHARS = 40
 # With three figures each, as many as the status of a step has room for.
 REWARDS_MOST = 16
-FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 PATH_PATTERN = r"^/[A-Za-z0-9._~/-]*$"
 
 # Sums of as many as there may be stay finite, and exact enough.
@@ -285,9 +285,3 @@ Rewards = Annotated[
     list[Reward],
     Field(min_length=1, max_length=REWARDS_MOST, json_schema_extra=list_map("name")),
 ]
-
-
-def modules(rewards: list[Reward] | None) -> tuple[str, ...]:
-    """The modules of python rewards as ``<ConfigMap>/<key>``, each once, in order."""
-    refs = (one.python.config_map_ref for one in rewards or () if one.python)
-    return tuple(sorted({f"{ref.name}/{ref.key}" for ref in refs}))

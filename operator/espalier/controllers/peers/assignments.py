@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from espalier.api.wire import Assignment, Problem, TrainerState
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.trainer import Assignment, TrainerState
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.trainer_client import Trainer, TrainerError
 from espalier.core.model.reported import VOLUME_BEHIND

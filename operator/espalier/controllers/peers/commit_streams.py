@@ -11,7 +11,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from espalier.api.wire import Commit, Problem, Tokens
+from espalier.api.wire.commits import Commit, Tokens
+from espalier.api.wire.problem import Problem
 from espalier.backoff import Backoff
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.trainer_client import Trainer, TrainerError

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import aiohttp
 
-from espalier.api.wire import IMPORT_PROGRESS, ImportState
+from espalier.api.wire.import_state import IMPORT_PROGRESS, ImportState
 from espalier.controllers.peers.peer import Peer, PeerCalls, PeerError
 from espalier.core.pods.pods import Pod
 from espalier.identity import Signer

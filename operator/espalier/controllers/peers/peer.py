@@ -10,7 +10,7 @@ import aiohttp
 from pydantic import BaseModel
 
 from espalier import identity
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.names import audience
 from espalier.core.pods.pods import Pod, url_host
 from espalier.kube.cluster import BeforeWrite, always

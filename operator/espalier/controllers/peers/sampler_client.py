@@ -6,7 +6,7 @@ from typing import Protocol
 
 import aiohttp
 
-from espalier.api.wire import Served, ServeRequest
+from espalier.api.wire.rollout_control import Served, ServeRequest
 from espalier.controllers.peers.peer import Peer, PeerCalls, PeerError
 from espalier.identity import Signer
 from espalier.kube.cluster import BeforeWrite, always

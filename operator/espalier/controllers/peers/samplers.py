@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from espalier.api.wire import Problem, ServeRequest
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.rollout_control import ServeRequest
 from espalier.backoff import Backoff
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutControl, RolloutError

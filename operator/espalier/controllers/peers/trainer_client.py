@@ -6,7 +6,8 @@ from typing import Protocol
 
 import aiohttp
 
-from espalier.api.wire import Assignment, CommitPage, TrainerState, Usage
+from espalier.api.wire.commits import CommitPage
+from espalier.api.wire.trainer import Assignment, TrainerState, Usage
 from espalier.controllers.peers.peer import Peer, PeerCalls, PeerError
 from espalier.identity import Signer
 from espalier.kube.cluster import BeforeWrite, always

@@ -12,6 +12,7 @@ from espalier.controllers.observed.head_metrics import HeadMetrics
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.object_counts import ObjectCounts
 from espalier.controllers.observed.parsing import UnreadableObjectError
+from espalier.controllers.observed.queues import Queues
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import COMMITS, CommitStreams
@@ -68,6 +69,7 @@ class Operator:
             trainers=Assignments(trainer, self._wake_head),
             streams=CommitStreams(trainer, self._wake_commits),
             blockers=Blockers(cluster),
+            queues=Queues(cluster),
             imports=Imports(importer),
             settings=settings,
             now=now,

@@ -24,14 +24,18 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
 SHOWN = 8
 READS = ("list", "watch")
-# Beyond what is watched: Events are listed and ConfigMaps read where something is stuck.
-ASKS: Mapping[str, tuple[str, ...]] = {"Event": ("list",), "ConfigMap": ("get",)}
+# Beyond what is watched: Events and Workloads are listed, ConfigMaps read where something waits.
+ASKS: Mapping[str, tuple[str, ...]] = {
+    "Event": ("list",),
+    "Workload": ("list",),
+    "ConfigMap": ("get",),
+}
 WRITES: Mapping[str, tuple[str, ...]] = {
     **{f"{kind.name}/status": ("patch",) for kind in KINDS},
     "CheckpointHead": ("create",),
     "Checkpoint": ("create", "patch"),
-    "StatefulSet": ("create", "patch"),
-    "Deployment": ("create", "patch"),
+    "StatefulSet": ("create", "patch", "delete"),
+    "Deployment": ("create", "patch", "delete"),
     "Service": ("create", "patch"),
     "Job": ("create", "delete"),
     "Event": ("create", "patch"),

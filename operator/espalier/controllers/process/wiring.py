@@ -14,6 +14,7 @@ from espalier.controllers.reconcilers.head import HeadReconciler
 from espalier.controllers.reconcilers.model import ModelReconciler
 from espalier.controllers.reconcilers.run import RunReconciler
 from espalier.controllers.reconcilers.scrub import Scrubs
+from espalier.controllers.reconcilers.servers import Servers
 from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.kube.objects import ObjectKey
 
@@ -40,8 +41,10 @@ def _model(context: OperatorContext) -> ModelReconciler:
         trainers=context.trainers,
         streams=context.streams,
         blockers=context.blockers,
+        queues=context.queues,
         imports=context.imports,
         settings=context.settings,
+        servers=Servers(cluster=context.cluster, lister=context.lister, settings=context.settings),
         scrubs=_scrubs(context),
         now=context.now,
     )
@@ -65,6 +68,7 @@ def _run(context: OperatorContext) -> RunReconciler:
         trainers=context.trainers,
         streams=context.streams,
         blockers=context.blockers,
+        queues=context.queues,
         settings=context.settings,
         now=context.now,
         enqueue=context.enqueue,
@@ -79,6 +83,7 @@ def _head(context: OperatorContext) -> HeadReconciler:
         rollouts=context.rollouts,
         trainers=context.trainers,
         blockers=context.blockers,
+        queues=context.queues,
         gateway_url=context.settings.gateway_url,
         now=context.now,
         enqueue=context.enqueue,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
+from espalier.controllers.observed.queues import Queues
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.samplers import Rollouts
@@ -34,6 +35,7 @@ class HeadReconciler:
     rollouts: Rollouts
     trainers: Assignments
     blockers: Blockers
+    queues: Queues
     gateway_url: str
     now: Callable[[], str]
     enqueue: Callable[[ObjectKey], None]
@@ -91,6 +93,7 @@ class HeadReconciler:
         """Why no rollout is up: the reason its pods give, or why there are no pods."""
         namespace = head.metadata.namespace
         named = pods.with_blockers(found, self.blockers.of(namespace, "Pod"))
+        named = pods.in_queue(named, self.queues.of(namespace))
         deployment = ObjectKey("Deployment", namespace, rollout_name(head.spec.model_ref.name))
         refused = uncreated(self.lister.body(deployment))
         return pods.waiting(named) or (str(refused) if refused is not None and not found else "")

@@ -3,54 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.wire import ImportState
+from espalier.api.wire.import_state import ImportState
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.lister import Lister
 from espalier.controllers.observed.parsing import UnreadableObjectError
+from espalier.controllers.observed.queues import Queues
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
 from espalier.controllers.peers.importer_client import Imports
 from espalier.controllers.reconcilers.scrub import Scrubs
+from espalier.controllers.reconcilers.servers import Servers, trainer_key
 from espalier.core import conditions
 from espalier.core.checkpoints import retention
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.installation import ChildSettings
-from espalier.core.manifests.intent import Manifest, foreign, is_current
 from espalier.core.manifests.labels import MODEL, ROLE, Role
-from espalier.core.manifests.sampler import rollout_deployment, rollout_service
-from espalier.core.manifests.trainer import trainer_service, trainer_statefulset
 from espalier.core.model import model as models
 from espalier.core.model import reported, source
-from espalier.core.names import importer_name, rollout_name, trainer_name
+from espalier.core.names import importer_name, rollout_name
 from espalier.core.pods import pods
 from espalier.core.pods.blockers import Blocker, uncreated
 from espalier.core.pods.pods import Pod
 from espalier.core.run import idle
 from espalier.core.run import turn as turns
-from espalier.kube.cluster import HTTP_CONFLICT, Cluster, ClusterError
-from espalier.kube.objects import ObjectKey, key_of
+from espalier.kube.cluster import Cluster
+from espalier.kube.objects import ObjectKey
 
 # Checkpoints that retention deletes in one pass, and seconds until the next.
 RETIRED_AT_ONCE = 50
 RETIRE_SECONDS = 5.0
 UNREADABLE_SECONDS = 60.0
 OWN_ROLES: tuple[Role, ...] = ("importer", "trainer", "rollout")
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """The inputs of the manifests of a model's servers; None for servers to leave alone."""
-
-    uid: str
-    generation: int
-    base: str
-    rollouts: int | None
-    trainers: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +51,12 @@ class ModelReconciler:
     trainers: Assignments
     streams: CommitStreams
     blockers: Blockers
+    queues: Queues
     imports: Imports
     settings: ChildSettings
+    servers: Servers
     scrubs: Scrubs
     now: Callable[[], str]
-    # Manifests are built and hashed again only when something in them changes.
-    _intents: dict[ObjectKey, tuple[_Wanted, list[Manifest]]] = field(
-        default_factory=dict, init=False
-    )
 
     async def reconcile(self, key: ObjectKey) -> float | None:
         """One pass over a model; seconds until it should be looked at again."""
@@ -80,7 +66,7 @@ class ModelReconciler:
             self.streams.forget(key.namespace, key.name)
             self.trainers.forget(key.namespace, key.name)
             self.blockers.forget(key)
-            self._intents.pop(key, None)
+            self.servers.forget(key)
             return None
         asked = await self._ask(key)
         import_state, far = await self._progress(model)
@@ -100,7 +86,7 @@ class ModelReconciler:
                 self.lister.learn("Checkpoint", made)
         if decision.head_in == 0:
             await self.cluster.create("CheckpointHead", models.default_head(model))
-        await self._children(model, decision)
+        replaced = await self.servers.apply(model, decision)
         if await self.writer.write("TrainableModel", body, decision.status):
             before, after = model.status.conditions, decision.status.conditions
             await self.writer.announce(
@@ -109,7 +95,7 @@ class ModelReconciler:
         # After the write: a batch whose Job is gone must be on record.
         read_on = await self.scrubs.drive(model, scrubbed)
         retire = await self._retire(key)
-        waits = (decision.head_in or None, freed_in or None, retire, asked, far, read_on)
+        waits = (decision.head_in or None, freed_in or None, retire, asked, far, read_on, replaced)
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     async def _retire(self, key: ObjectKey) -> float | None:
@@ -157,6 +143,7 @@ class ModelReconciler:
             origin_model=self.lister.model(namespace, parent),
             importer=job,
             importer_pods=self._pods(model, "importer"),
+            queued=self.queues.of(namespace).says(job.place) if job is not None else None,
             blocker=blockers.get(job.uid) if job is not None else None,
             import_state=import_state,
         )
@@ -165,7 +152,8 @@ class ModelReconciler:
         """The pods of a role; those that do not say why they do not start, with what Events say."""
         namespace, name = model.metadata.namespace, model.metadata.name
         found = self.lister.pods(namespace, role, model=name)
-        return pods.with_blockers(found, self.blockers.of(namespace, "Pod"))
+        found = pods.with_blockers(found, self.blockers.of(namespace, "Pod"))
+        return pods.in_queue(found, self.queues.of(namespace))
 
     async def _ask(self, key: ObjectKey) -> float | None:
         """Learn why children are stuck, if neither they nor their pods give a reason."""
@@ -176,14 +164,17 @@ class ModelReconciler:
         job = lister.job(key.namespace, importer_name(key.name))
         if job is not None and not found["importer"] and not (job.finished or job.suspended):
             silent["Job"] = [job.uid]
-        trainer = lister.body(_trainer(key))
+        trainer = lister.body(trainer_key(key))
         if trainer is not None and trainer["spec"]["replicas"] and not found["trainer"]:
             silent["StatefulSet"] = [trainer["metadata"]["uid"]]
-        return await self.blockers.ask(key, silent)
+        stuck = await self.blockers.ask(key, silent)
+        places = [pod.place for pod in every] + ([job.place] if job is not None else [])
+        queued = await self.queues.ask(key.namespace, places)
+        return min((s for s in (stuck, queued) if s is not None), default=None)
 
     def _blockers(self, key: ObjectKey) -> dict[str, Blocker]:
         """Why pods cannot be made, by the condition of their group."""
-        trainer = self.lister.body(_trainer(key)) or {"metadata": {}}
+        trainer = self.lister.body(trainer_key(key)) or {"metadata": {}}
         blocked = self.blockers.of(key.namespace, "StatefulSet")
         rollouts = ObjectKey("Deployment", key.namespace, rollout_name(key.name))
         found = {
@@ -239,68 +230,10 @@ class ModelReconciler:
         for body in await self.cluster.list("Pod", model.metadata.namespace, labels):
             self.lister.learn("Pod", body)
 
-    async def _children(self, model: TrainableModel, decision: models.ModelDecision) -> None:
-        """Apply the children's manifests."""
-        key = _key(model)
-        trainer = _trainer(key)
-        wanted = _Wanted(
-            model.metadata.uid,
-            model.metadata.generation,
-            decision.status.resolved.digest if decision.status.resolved else "",
-            decision.rollout_replicas,
-            # A trainer is made when it is first wanted.
-            decision.trainer_replicas
-            if decision.trainer_replicas or self.lister.body(trainer) is not None
-            else None,
-        )
-        built = self._intents.get(key)
-        if built is None or built[0] != wanted:
-            built = self._intents[key] = (wanted, self._build(model, wanted))
-        for intent in built[1]:
-            child = key_of(intent["kind"], intent)
-            if not is_current(self.lister.body(child), intent):
-                await self._check_name(child, intent)
-                applied = await self.cluster.apply(child.kind, intent)
-                self.lister.learn(child.kind, applied)
-
-    async def _check_name(self, child: ObjectKey, intent: Manifest) -> None:
-        """Refuses to take over what somebody else made under the name of a child.
-
-        Objects without our labels are not watched, so the API server is asked, before a write only.
-        """
-        live = await self.cluster.get(child)
-        whose = foreign(live, intent) if live is not None else ""
-        if whose:
-            raise ClusterError(
-                HTTP_CONFLICT,
-                conditions.NAME_TAKEN,
-                f"{child.kind} {child.name} is there already and is {whose}: it is left as it is. "
-                f"Delete or rename it, or give this model another name",
-            )
-
-    def _build(self, model: TrainableModel, wanted: _Wanted) -> list[Manifest]:
-        settings, intents = self.settings, list[Manifest]()
-        if wanted.rollouts is not None:
-            rollout = model.spec.rollout.model_copy(update={"replicas": wanted.rollouts})
-            spec = model.spec.model_copy(update={"rollout": rollout})
-            scaled = model.model_copy(update={"spec": spec})
-            intents.append(rollout_service(model))
-            intents.append(rollout_deployment(scaled, settings, base=wanted.base))
-        if wanted.trainers is not None:
-            intents.append(trainer_service(model))
-            intents.append(
-                trainer_statefulset(model, settings, base=wanted.base, replicas=wanted.trainers)
-            )
-        return intents
-
     def _follow(self, model: TrainableModel) -> None:
         """Follow the commits of the trainer that is ready, if one is."""
         namespace, name = model.metadata.namespace, model.metadata.name
         self.streams.follow(namespace, name, self.lister.ready_trainer(namespace, name))
-
-
-def _trainer(model: ObjectKey) -> ObjectKey:
-    return ObjectKey("StatefulSet", model.namespace, trainer_name(model.name))
 
 
 def _key(model: TrainableModel) -> ObjectKey:

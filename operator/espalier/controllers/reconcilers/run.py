@@ -11,6 +11,7 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.observed.blockers import Blockers
 from espalier.controllers.observed.config_maps import ConfigMaps
 from espalier.controllers.observed.lister import Lister
+from espalier.controllers.observed.queues import Queues
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
 from espalier.controllers.peers.commit_streams import CommitStreams
@@ -27,6 +28,7 @@ from espalier.core.run import run as runs
 from espalier.core.run import turn as turns
 from espalier.core.run.continued import counted_as
 from espalier.core.run.run_view import RunView
+from espalier.core.run.runner_job import RunnerAction
 from espalier.core.run.runner_needs import Lack
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, ObjectKey
@@ -45,6 +47,7 @@ class RunReconciler:
     trainers: Assignments
     streams: CommitStreams
     blockers: Blockers
+    queues: Queues
     settings: ChildSettings
     now: Callable[[], str]
     enqueue: Callable[[ObjectKey], None]
@@ -134,7 +137,10 @@ class RunReconciler:
         silent = {"Pod": [pod.uid for pod in pods.live(found) if pods.is_silent(pod)]}
         if job is not None and not found and not (job.finished or job.suspended):
             silent["Job"] = [job.uid]
-        return await self.blockers.ask(key, silent)
+        stuck = await self.blockers.ask(key, silent)
+        places = [pod.place for pod in found] + ([job.place] if job is not None else [])
+        queued = await self.queues.ask(key.namespace, places)
+        return min((s for s in (stuck, queued) if s is not None), default=None)
 
     def _runner(self, run: TrainingRun) -> pods.JobState | None:
         name = runner_name(run.metadata.name)
@@ -178,7 +184,7 @@ class RunReconciler:
         trainers = self.lister.pods(namespace, "trainer", model=owner)
         runners = self._runner_pods(run)
         working = [*trainers, *rollouts, *runners]
-        blockers, job = self.blockers, self._runner(run)
+        blockers, job, queue = self.blockers, self._runner(run), self.queues.of(namespace)
         return RunView(
             run=run,
             model=model,
@@ -188,7 +194,9 @@ class RunReconciler:
             assigned=assigned,
             problem=ledger.problem or self.trainers.refusal(namespace, owner),
             runner=job,
-            runner_pods=pods.with_blockers(runners, blockers.of(namespace, "Pod")),
+            runner_pods=pods.in_queue(
+                pods.with_blockers(runners, blockers.of(namespace, "Pod")), queue
+            ),
             counted=ledger.counted.get(identity, 0),
             tokens=ledger.tokens.get(identity, run_tokens.NONE),
             gpus=pods.gpus_in_use(working),
@@ -198,12 +206,11 @@ class RunReconciler:
             pod=pod_fingerprint(run),
             lack=lack,
             blocker=blockers.of(namespace, "Job").get(job.uid) if job is not None else None,
+            queued=queue.says(job.place) if job is not None else None,
             quiet=quiet,
         )
 
-    async def _drive(
-        self, run: TrainingRun, model: TrainableModel, action: runs.RunnerAction
-    ) -> None:
+    async def _drive(self, run: TrainingRun, model: TrainableModel, action: RunnerAction) -> None:
         """Make or remove the runner's Job; a new one waits until the old one is gone."""
         key = ObjectKey("Job", run.metadata.namespace, runner_name(run.metadata.name))
         if action == "Create":

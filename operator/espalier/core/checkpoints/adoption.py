@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from espalier.api.wire import Commit
+from espalier.api.wire.commits import Commit
 
 
 @dataclass(frozen=True)

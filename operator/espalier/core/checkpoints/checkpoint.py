@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from espalier.api.checkpoint import Checkpoint, CheckpointStatus
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import Condition
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core import conditions
 from espalier.core.checkpoints import scrub
 from espalier.core.conditions import Finding

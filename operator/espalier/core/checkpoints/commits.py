@@ -14,7 +14,7 @@ from typing import Any
 from espalier.api.checkpoint import Checkpoint, CheckpointSpec, Hyperparameters
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef, decimal_string
-from espalier.api.wire import Commit
+from espalier.api.wire.commits import Commit
 from espalier.core import conditions
 from espalier.core.checkpoints import run_tokens, taskset_used
 from espalier.core.head import head_request

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.metric_names import BATCH_AGE, TOKENS_SAMPLED, TOKENS_TRAINED
 from espalier.api.run.budget import MOST
-from espalier.api.wire import Commit, Tokens
+from espalier.api.wire.commits import Commit, Tokens
 from espalier.core.manifests.labels import RUN_TOKENS_ANNOTATION
 
 NONE = Tokens()

@@ -17,8 +17,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.trainablemodel import Scrub, TrainableModel
-from espalier.api.wire import Problem
+from espalier.api.model.status import Scrub
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.wire.problem import Problem
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.manifests.scrubber import NOTHING, Handed

@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.run.status import TasksetStatus
-from espalier.api.wire import Commit, TasksetUsed
+from espalier.api.wire.commits import Commit
+from espalier.api.wire.step import TasksetUsed
 from espalier.core.manifests.labels import TASKSET_ANNOTATION
 
 

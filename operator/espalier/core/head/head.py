@@ -24,7 +24,7 @@ from espalier.api.checkpointhead import (
     NameOnly,
     PodDigest,
 )
-from espalier.api.trainablemodel import Endpoint
+from espalier.api.model.status import Endpoint
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.head import head_conditions

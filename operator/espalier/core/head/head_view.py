@@ -9,7 +9,7 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead, CheckpointHeadStatus
 from espalier.api.meta import Condition
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core import conditions
 from espalier.core.lineage.lineage import Lineage, Point
 

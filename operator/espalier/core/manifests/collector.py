@@ -20,6 +20,7 @@ from espalier.core.manifests.pod import (
     pod_metadata,
     pod_spec,
 )
+from espalier.core.manifests.queue import queue_labels
 from espalier.core.names import collector_name
 
 _HANDED = "espalier.dev/checkpoints"
@@ -71,6 +72,7 @@ def collector_job(
     spec = job_spec(
         pod,
         pod_metadata(labels, template),
+        template,
         container="collector",
         retries=_RETRIES,
         seconds=_LIMIT_SECONDS,
@@ -82,7 +84,7 @@ def collector_job(
         "metadata": {
             "name": collector_name(model),
             "namespace": namespace,
-            "labels": labels,
+            "labels": labels | queue_labels(template),
             "annotations": {_HANDED: json.dumps(names)},
         },
         "spec": {**spec, "ttlSecondsAfterFinished": _KEPT_SECONDS},

@@ -20,6 +20,7 @@ from espalier.core.manifests.pod import (
     pod_metadata,
     pod_spec,
 )
+from espalier.core.manifests.queue import queue_labels
 from espalier.core.names import importer_name
 
 _REQUESTS = Requests("250m", "1Gi")
@@ -80,12 +81,20 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
         tmp_size=settings.tmp_size,
     )
     metadata = pod_metadata(labels, template)
-    spec = job_spec(pod, metadata, container="importer", retries=_RETRIES, seconds=_LIMIT_SECONDS)
+    spec = job_spec(
+        pod,
+        metadata,
+        template,
+        container="importer",
+        retries=_RETRIES,
+        seconds=_LIMIT_SECONDS,
+        copies=[copy.name for copy in copies],
+    )
     return child(
         "batch/v1",
         "Job",
         importer_name(name),
-        labels=labels,
+        labels=labels | queue_labels(template),
         owner_kind="TrainableModel",
         owner=model.metadata,
         spec=spec,

@@ -29,7 +29,7 @@ VOLUME_PATH = "/weights"
 _SHARED_MEMORY = "1Gi"
 _IDS = {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}
 # Parts of a template that are not fields of the pod's spec.
-_NOT_PLACEMENT = ("resources", "env", "labels", "annotations")
+_NOT_PLACEMENT = ("resources", "env", "labels", "annotations", "queueName")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-from espalier.api.run.rewards import modules
+from espalier.api.run.runner import RunnerSpec
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.trainingrun import RunnerSpec, TrainingRun
+from espalier.api.trainingrun import TrainingRun
 from espalier.core.manifests.environment import (
     host_containers,
     host_name,
@@ -29,10 +29,11 @@ from espalier.core.manifests.pod import (
     pod_metadata,
     pod_spec,
 )
+from espalier.core.manifests.queue import queue_labels
 from espalier.core.names import GATEWAY_AUDIENCE, runner_name
 
 TASKS_PATH = "/etc/espalier/tasks"
-REWARDS_PATH = "/etc/espalier/rewards"
+MODULES_PATH = "/etc/espalier/modules"
 # Of the trackers: where the claims of TensorBoard and trackio are, and the variables that hold the
 # keys of others.
 BOARDS_PATH, TRACKIO_PATH = "/boards", "/trackio"
@@ -65,8 +66,8 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_BOARDS": BOARDS_PATH,
             "ESPALIER_TRACKIO": TRACKIO_PATH,
             "ESPALIER_TASKS_MOUNTED": taskset.mounted if taskset else "",
-            "ESPALIER_REWARDS_DIRECTORY": REWARDS_PATH,
-            "ESPALIER_REWARDS_MOUNTED": ",".join(modules(run.spec.rewards)),
+            "ESPALIER_MODULES_DIRECTORY": MODULES_PATH,
+            "ESPALIER_MODULES_MOUNTED": ",".join(run.spec.modules),
             # Generated tasks must be the same after a restart.
             "PYTHONHASHSEED": "0",
             "ESPALIER_METRICS_PORT": str(METRICS_PORT),
@@ -101,6 +102,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
     spec = job_spec(
         pod,
         pod_metadata(labels, template),
+        template,
         container="runner",
         retries=_RETRIES if runner.backoff_limit is None else runner.backoff_limit,
         seconds=None,
@@ -109,7 +111,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         "batch/v1",
         "Job",
         runner_name(name),
-        labels=labels,
+        labels=labels | queue_labels(template),
         owner_kind="TrainingRun",
         owner=run.metadata,
         spec=spec,
@@ -124,7 +126,7 @@ def pod_fingerprint(run: TrainingRun) -> str:
     taskset, runner = run.spec.taskset, run.spec.runner
     tasks = taskset.config_map.name if taskset and taskset.config_map else ""
     made_of: dict[str, Any] = {"configMap": tasks, "runner": runner.wire() if runner else {}}
-    if found := modules(run.spec.rewards):
+    if found := run.spec.modules:
         made_of["modules"] = found
     if run.spec.tracking is not None:
         made_of["tracking"] = run.spec.tracking.wire()
@@ -185,15 +187,15 @@ def _tasks(run: TrainingRun, size: str) -> tuple[Mount, ...]:
 
 
 def _modules(run: TrainingRun) -> tuple[Mount, ...]:
-    """Where the runner finds the modules of python rewards, without their maps' other keys."""
-    found = modules(run.spec.rewards)
+    """Where the runner finds the user's modules, without their maps' other keys."""
+    found = run.spec.modules
     if not found:
         return ()
     sources = [
         {"configMap": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"}]}}
         for name, _, key in (one.partition("/") for one in found)
     ]
-    return (Mount("rewards", {"projected": {"sources": sources}}, REWARDS_PATH, read_only=True),)
+    return (Mount("modules", {"projected": {"sources": sources}}, MODULES_PATH, read_only=True),)
 
 
 def _copies(run: TrainingRun, size: str) -> tuple[Container, ...]:

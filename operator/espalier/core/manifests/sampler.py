@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from espalier.api.trainablemodel import RolloutSpec, TrainableModel
+from espalier.api.model.rollout import RolloutSpec
+from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.labels import child_labels
@@ -19,6 +20,7 @@ from espalier.core.manifests.pod import (
     public_keys,
     startup_probe,
 )
+from espalier.core.manifests.queue import NO_DEADLINE, gated, queue_labels, queue_of
 from espalier.core.names import rollout_name
 
 _REQUESTS = Requests("500m", "2Gi")
@@ -75,7 +77,9 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
     spec = {
         "replicas": rollout.replicas,
         "revisionHistoryLimit": 1,
-        "progressDeadlineSeconds": rollout.startup_seconds + _MARGIN_SECONDS,
+        "progressDeadlineSeconds": NO_DEADLINE
+        if queue_of(rollout.template)
+        else rollout.startup_seconds + _MARGIN_SECONDS,
         # There is rarely a spare GPU to start a new pod beside the old one.
         "strategy": {
             "type": "RollingUpdate",
@@ -83,7 +87,7 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
         },
         "selector": {"matchLabels": labels},
         "template": {
-            "metadata": pod_metadata(labels, rollout.template),
+            "metadata": pod_metadata(labels | queue_labels(rollout.template), rollout.template),
             "spec": pod_spec(
                 container,
                 rollout.template,
@@ -91,14 +95,15 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
                 pull_secrets=settings.pull_secrets,
                 assigned_ids=settings.assigned_ids,
                 tmp_size=settings.tmp_size,
-            ),
+            )
+            | gated(rollout.template),
         },
     }
     return child(
         "apps/v1",
         "Deployment",
         name,
-        labels=labels,
+        labels=labels | queue_labels(rollout.template),
         owner_kind="TrainableModel",
         owner=model.metadata,
         spec=spec,

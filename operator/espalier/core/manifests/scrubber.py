@@ -21,6 +21,7 @@ from espalier.core.manifests.pod import (
     pod_metadata,
     pod_spec,
 )
+from espalier.core.manifests.queue import queue_labels
 from espalier.core.names import scrubber_name
 
 _HANDED = "espalier.dev/scrubbed"
@@ -77,10 +78,12 @@ def scrubber_job(
         "batch/v1",
         "Job",
         scrubber_name(model.metadata.name),
-        labels=labels,
+        labels=labels | queue_labels(template),
         owner_kind="TrainableModel",
         owner=model.metadata,
-        spec=job_spec(pod, metadata, container="scrubber", retries=_RETRIES, seconds=None),
+        spec=job_spec(
+            pod, metadata, template, container="scrubber", retries=_RETRIES, seconds=None
+        ),
     )
     names = [checkpoint.metadata.name for checkpoint in batch]
     job["metadata"]["annotations"][_HANDED] = json.dumps({"names": names, "base": bool(base)})

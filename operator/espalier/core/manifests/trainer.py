@@ -22,6 +22,7 @@ from espalier.core.manifests.pod import (
     public_keys,
     startup_probe,
 )
+from espalier.core.manifests.queue import gated, pods_alone
 from espalier.core.names import trainer_name
 
 _REQUESTS = Requests("500m", "1Gi")
@@ -81,7 +82,7 @@ def trainer_statefulset(
         "revisionHistoryLimit": 1,
         "selector": {"matchLabels": labels},
         "template": {
-            "metadata": pod_metadata(labels, trainer.template),
+            "metadata": pods_alone(pod_metadata(labels, trainer.template), trainer.template),
             "spec": pod_spec(
                 container,
                 trainer.template,
@@ -89,7 +90,8 @@ def trainer_statefulset(
                 pull_secrets=settings.pull_secrets,
                 assigned_ids=settings.assigned_ids,
                 tmp_size=settings.tmp_size,
-            ),
+            )
+            | gated(trainer.template),
         },
     }
     return child(

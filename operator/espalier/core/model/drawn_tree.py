@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import decimal
-from espalier.api.trainablemodel import Branch, Tree
+from espalier.api.model.tree import Branch, Tree
 from espalier.core.checkpoints.checkpoint import is_superseded
 from espalier.core.lineage.lineage import Lineage, parent_name, reward
 from espalier.core.lineage.lineage_index import grow

@@ -9,13 +9,9 @@ from typing import Literal
 
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef
-from espalier.api.trainablemodel import (
-    Endpoint,
-    RolloutStatus,
-    TrainableModel,
-    TrainableModelStatus,
-)
-from espalier.api.wire import Problem
+from espalier.api.model.status import Endpoint, RolloutStatus, TrainableModelStatus
+from espalier.api.trainablemodel import TrainableModel
+from espalier.api.wire.problem import Problem
 from espalier.core import conditions
 from espalier.core.checkpoints import imported
 from espalier.core.checkpoints.scrub import ScrubDecision

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.api.meta import Condition
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core import conditions
 from espalier.core.checkpoints.scrub import BYTES_INTACT
 from espalier.core.conditions import Finding

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.source import Base, ImportProgress, Resolved
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.wire import ImportState
+from espalier.api.wire.import_state import ImportState
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.names import importer_name
 from espalier.core.pods import pods
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import JobState, Pod
+from espalier.core.pods.queued import Wait
 
 # Enough of a commit to tell it from others.
 REVISION_CHARS = 7
@@ -29,8 +30,8 @@ ImporterAction = Literal["Keep", "Create", "Delete"]
 class SourceView:
     """All that the source's decision depends on; ``origin_model`` is the model of ``origin``.
 
-    ``blocker`` is why the importer's Job gets no pod, where only Events tell; ``import_state``
-    the progress that its pod reports.
+    ``blocker`` is why the importer's Job gets no pod, where only Events tell; ``queued`` why it
+    waits for a quota; ``import_state`` the progress that its pod reports.
     """
 
     model: TrainableModel
@@ -39,6 +40,7 @@ class SourceView:
     importer: JobState | None = None
     importer_pods: Sequence[Pod] = ()
     blocker: Blocker | None = None
+    queued: Wait | None = None
     import_state: ImportState | None = None
 
 
@@ -170,10 +172,11 @@ def _import(view: SourceView) -> SourceDecision:
 def _unfinished(view: SourceView, job: JobState) -> SourceDecision:
     """What an import waits for, or how far it is."""
     name = importer_name(view.model.metadata.name)
+    if view.queued is not None:
+        return _missing(view.queued.reason, f"importer: {view.queued.message}", permanent=False)
     if job.suspended:
         message = (
-            f"Job {name} is suspended, by hand or by a queue such as Kueue: it starts when "
-            "spec.suspend of the Job is false"
+            f"Job {name} is suspended by hand: it starts when spec.suspend of the Job is false"
         )
         return _missing("JobSuspended", message, permanent=False)
     present = pods.live(view.importer_pods)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from espalier.api.exit_codes import USER_MISTAKE
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.manifests import labels
 
 OOM_KILLED = "OOMKilled"

@@ -12,8 +12,13 @@ _SLICES = "nvidia.com/mig-"
 
 
 def held(body: Mapping[str, Any]) -> int:
-    """How many GPUs, or slices of GPUs, the containers of a Pod are given."""
-    containers = body.get("spec", {}).get("containers", [])
+    """How many GPUs, or slices of GPUs, the containers of a Pod are given for as long as it lives.
+
+    Those that play a taskset are init containers which stay.
+    """
+    spec = body.get("spec", {})
+    stay = (c for c in spec.get("initContainers", []) if c.get("restartPolicy") == "Always")
+    containers = [*spec.get("containers", []), *stay]
     return sum(
         _count(amount)
         for container in containers

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.manifests import labels
 from espalier.core.pods import endings, gpus
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.endings import OOM_KILLED
+from espalier.core.pods.queued import Place, Queue, Wait, job_place, pod_place
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Pod:
     the main container last ended for want of memory, and what to do about it; ``died`` how it last
     ended, ``ended`` when. ``mounted``: its volumes are there. ``outlived`` are the containers that
     run on although the main one, of a Job, is over for good. ``gpus`` are given to it. ``image`` is
-    the digest of the main container's image, empty until the node has told it.
+    the digest of the main container's image, empty until the node has told it. ``place`` is where
+    it waits for a quota.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Pod:
     outlived: tuple[str, ...] = ()
     gpus: int = 0
     image: str = ""
+    place: Place | None = None
 
     @property
     def told(self) -> Problem | None:
@@ -60,7 +63,7 @@ class JobState:
     """The facts about a Job that decisions read.
 
     ``generation`` is that of the run it drives, and ``pod`` the part of the run its pods depend on.
-    ``suspended``: it makes no pods until somebody lets it.
+    ``suspended``: it makes no pods until somebody lets it. ``place`` is where it waits for a quota.
     """
 
     uid: str
@@ -72,6 +75,7 @@ class JobState:
     failure: str = ""
     suspended: bool = False
     pod: str = ""
+    place: Place | None = None
 
     @property
     def finished(self) -> bool:
@@ -132,6 +136,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         outlived=outlived,
         gpus=gpus.held(body),
         image=_image(main),
+        place=pod_place(body),
     )
 
 
@@ -149,6 +154,7 @@ def read_job(body: Mapping[str, Any]) -> JobState:
         failure=f"{failed.get('reason', '')}: {failed.get('message', '')}",
         suspended=bool(body.get("spec", {}).get("suspend")),
         pod=metadata.get("annotations", {}).get(RUN_POD, ""),
+        place=job_place(body),
     )
 
 
@@ -170,6 +176,15 @@ def with_blockers(pods: Iterable[Pod], blockers: Mapping[str, Blocker]) -> list[
         else pod
         for pod in pods
     ]
+
+
+def in_queue(pods: Iterable[Pod], queue: Queue) -> list[Pod]:
+    """The pods, those that wait for a quota with what their queue says."""
+    return [_queued(pod, queue.wait(pod.place)) if pod.place else pod for pod in pods]
+
+
+def _queued(pod: Pod, wait: Wait) -> Pod:
+    return replace(pod, waiting_reason=wait.reason, waiting=f"{wait.reason}: {wait.message}")
 
 
 def is_silent(pod: Pod) -> bool:

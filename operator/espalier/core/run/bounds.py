@@ -14,7 +14,8 @@ from functools import reduce
 
 from espalier.api.run.status import TrainingRunStatus, Usage
 from espalier.api.trainingrun import TrainingRun, TrainingRunSpec
-from espalier.api.wire import Problem, Tokens
+from espalier.api.wire.commits import Tokens
+from espalier.api.wire.problem import Problem
 from espalier.core.checkpoints import run_tokens
 
 DEADLINE_EXCEEDED = "DeadlineExceeded"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from espalier.api.meta import decimal
 from espalier.api.objective import Correction, Kl
 from espalier.api.trainingrun import TrainingRun, TrainingRunSpec
-from espalier.api.wire import Declared, DeclaredOptimizer
+from espalier.api.wire.declared import Declared, DeclaredOptimizer
 from espalier.core.run.learning_rate import declared_schedule
 
 

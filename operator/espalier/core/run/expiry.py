@@ -1,8 +1,9 @@
 """What becomes of a finished run after ``ttlSecondsAfterFinished``.
 
-As with a Job, it is deleted. But where Argo CD or Flux brings the run from Git it would be made
-again at once, as another run that trains all of its steps anew: there only what it made of pods
-goes, and the run stays until Git drops it. Its Checkpoints have no owner and stay in either case.
+As with a Job, it is deleted. But where Argo CD or Flux brings the run from Git, or ``espalier dev``
+from its directory, it would be made again, as another run that trains all of its steps anew: there
+only what it made of pods goes, and the run stays until it is dropped there. Its Checkpoints have no
+owner and stay in either case.
 """
 
 from __future__ import annotations
@@ -59,5 +60,5 @@ def kept_message(kept: str) -> str:
     """Why a run whose time is over is still there."""
     return (
         f"ttlSecondsAfterFinished is over and the runner's Job is gone; the run stays, for {kept} "
-        "brings it from Git and would make it again: remove it there"
+        "applies it and would make it again: remove it there"
     )

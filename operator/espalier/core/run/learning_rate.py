@@ -11,7 +11,7 @@ import math
 
 from espalier.api.meta import decimal
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.api.wire import RateSchedule
+from espalier.api.wire.declared import RateSchedule
 
 
 def learning_rate_at(spec: TrainingRunSpec, step: int) -> float:

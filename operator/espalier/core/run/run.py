@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Literal
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.meta import Metric, ObjectRef
@@ -20,8 +18,7 @@ from espalier.core.checkpoints import taskset_used
 from espalier.core.conditions import Finding
 from espalier.core.head import full_weights, head_request
 from espalier.core.lineage.lineage import run_step
-from espalier.core.pods import pods
-from espalier.core.run import alignment, bounds, expiry, idle
+from espalier.core.run import alignment, bounds, expiry, idle, runner_job
 from espalier.core.run import turn as turns
 from espalier.core.run.bounds import Used
 from espalier.core.run.progress import progress
@@ -35,15 +32,11 @@ from espalier.core.run.run_waits import (
     runner_failure,
     unfit_model,
 )
+from espalier.core.run.runner_job import RunnerAction
 from espalier.core.run.runner_needs import map_keys
 from espalier.core.run.turn import SUCCEEDED, TASKS_READY
 
 SUSPENDED = "Suspended"
-# A runner that ended before its run did is replaced, and not more often than this.
-RESTART_INTERVAL = timedelta(seconds=15)
-# A runner whose sidecars keep its Job from counting failures is replaced without a limit.
-KEPT_RESTART_INTERVAL = timedelta(seconds=60)
-RunnerAction = Literal["Keep", "Create", "Delete"]
 
 
 @dataclass(frozen=True)
@@ -88,8 +81,11 @@ def decide(view: RunView, now: str) -> RunDecision:
     stage = _stage(view, step, now, spent, metrics)
     training = stage.triple[0].reason in (TRAINING, AWAITING_CLIENT)
     started = old.start_time or (now if training or step else None)
-    runs, gpus = stage.in_turn and started is not None, view.gpus if stage.in_turn else 0
-    action, again = _runner(view, stage, now)
+    # Time in a queue is nobody's.
+    runs = stage.in_turn and started is not None and not conditions.in_queue(stage.triple)
+    gpus = view.gpus if stage.in_turn else 0
+    over = stage.succeeded.status == "True"
+    action, again = runner_job.action(view, now, drives=stage.drives, frees=stage.frees, over=over)
     left = expiry.expiry(run, view.owner, now)
     if left is not None and left.due and left.kept:
         stage, action = _kept(view, stage, left.kept)
@@ -141,7 +137,7 @@ def _kept(view: RunView, stage: _Stage, owner: str) -> tuple[_Stage, RunnerActio
 
 
 def _tasks_ready(view: RunView) -> list[Finding]:
-    """Whether tasks and rewards are in ConfigMaps: a run without leaves its turn to others."""
+    """Whether what the runner mounts of ConfigMaps is there: a run without leaves its turn."""
     wanted = map_keys(view.run.spec)
     if not wanted:
         return []
@@ -231,7 +227,9 @@ def _in_turn(view: RunView, step: int, now: str, open_: Finding) -> _Stage:
     if since is not None and unfit_model(view) is None:
         return _Stage(_idle(view), unsuspended, open_, idle=since, in_turn=True)
     triple, drives = advance(view, step)
-    return _Stage(triple, unsuspended, open_, drives=drives, in_turn=True)
+    # A runner without servers would only wait, until its Job gave up.
+    frees = conditions.in_queue(triple) and not drives
+    return _Stage(triple, unsuspended, open_, frees=frees, drives=drives, in_turn=True)
 
 
 def _idle(view: RunView) -> list[Finding]:
@@ -255,33 +253,6 @@ def _held_by_head(view: RunView, open_: Finding) -> _Stage | None:
     return None
 
 
-def _runner(view: RunView, stage: _Stage, now: str) -> tuple[RunnerAction, float | None]:
-    """What to do with the Job of the runner, and in how many seconds to look again."""
-    job = view.runner
-    if not view.driven or (job is not None and job.terminating):
-        return "Keep", None
-    if job is None:
-        return ("Create" if stage.drives else "Keep"), None
-    kept = pods.outlived(view.runner_pods)
-    if not job.finished:
-        outdated = bool(job.pod) and job.pod != view.pod
-        # Nothing but its sidecars runs on.
-        over = kept is not None and stage.succeeded.status == "True"
-        if stage.frees or outdated or over:
-            return "Delete", None
-        if kept is None:
-            return "Keep", None
-    # A runner ends once the trainer has its last step: the commits that are not here yet follow.
-    if not stage.drives or view.trained is None or view.trained >= view.run.spec.steps:
-        return "Keep", None
-    wait = 0.0
-    ended = job.completed or (kept.ended if kept is not None else "")
-    if ended and job.generation >= view.run.metadata.generation:
-        pause = RESTART_INTERVAL if job.finished else KEPT_RESTART_INTERVAL
-        wait = (_time(ended) + pause - _time(now)).total_seconds()
-    return ("Keep", wait) if wait > 0 else ("Delete", None)
-
-
 def _term(view: RunView, latest: Checkpoint | None) -> int:
     """The term that the run trains under, or last made a step under."""
     acknowledged = view.head.status.term if view.head is not None and view.assigned else 0
@@ -297,7 +268,3 @@ def _applied(latest: Checkpoint | None) -> Applied | None:
         return None
     used = latest.spec.hyperparameters
     return Applied(learning_rate=used.learning_rate, group_size=used.group_size)
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)

@@ -9,11 +9,13 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Problem, Tokens
+from espalier.api.wire.commits import Tokens
+from espalier.api.wire.problem import Problem
 from espalier.core.checkpoints import run_tokens
 from espalier.core.gitowner import GitOwner
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import JobState, Pod
+from espalier.core.pods.queued import Wait
 from espalier.core.run.runner_needs import Lack
 
 
@@ -27,7 +29,8 @@ class RunView:
     record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
     ``rollouts`` are the rollout pods that have started. ``pod`` is what of the run a runner's pod
     would be made of, ``lack`` what is not there of its ConfigMaps, ``blocker`` why the runner's Job
-    gets no pod. ``quiet`` are the seconds since the trainer's last call, None: not asked.
+    gets no pod, ``queued`` why it waits for a quota. ``quiet`` are the seconds since the trainer's
+    last call, None: not asked.
     ``tokens`` are those of the commits heard of, ``gpus`` the GPUs of the pods that a run uses in
     its turn, ``images`` the digests of theirs by role. ``owner`` is who brings the run from Git,
     asked once it has ended and may expire.
@@ -48,6 +51,7 @@ class RunView:
     pod: str = ""
     lack: Lack | None = None
     blocker: Blocker | None = None
+    queued: Wait | None = None
     quiet: float | None = None
     tokens: Tokens = run_tokens.NONE
     gpus: int = 0

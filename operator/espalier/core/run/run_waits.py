@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core import conditions
 from espalier.core.conditions import Finding
 from espalier.core.pods import pods
@@ -106,17 +106,13 @@ def _said(view: RunView, type_: str, who: str, starting: str) -> list[Finding]:
     """What the model says of its servers; with its reason where that is more than a start."""
     seen = view.model.status.conditions if view.model is not None else []
     condition = conditions.find(seen, type_)
-    reason = starting
-    if (
-        condition is not None
-        and condition.status == "False"
-        and conditions.is_trouble(condition.reason)
-    ):
-        reason = condition.reason
     message = condition.message if condition is not None else "not seen yet"
     if condition is not None and condition.status == "True":
         message = "ready, and not heard of yet by the run"
-    return conditions.reconciling(reason, f"{who}: {message}")
+    text = f"{who}: {message}"
+    if condition is None or condition.status != "False":
+        return conditions.reconciling(starting, text)
+    return _held_up(condition.reason, text, starting)
 
 
 def _missing_runner(view: RunView, starting: str) -> list[Finding] | None:
@@ -125,11 +121,7 @@ def _missing_runner(view: RunView, starting: str) -> list[Finding] | None:
     if any(pod.ready for pod in present):
         return None
     if view.runner is not None and view.runner.suspended:
-        message = (
-            "runner: its Job is suspended, by hand or by a queue such as Kueue: it starts when "
-            "spec.suspend of the Job is false"
-        )
-        return conditions.reconciling("JobSuspended", message)
+        return _suspended(view)
     if kept := pods.outlived(present):
         return conditions.reconciling("SidecarRunning", f"runner: {pods.keepers(kept)}")
     if view.blocker is not None and not view.runner_pods:
@@ -142,4 +134,18 @@ def _missing_runner(view: RunView, starting: str) -> list[Finding] | None:
     words = pods.last_words(p for p in view.runner_pods if p.finished)
     again = f"; the try before: {words}" if words else ""
     message = f"runner: {pods.waiting(present) or 'no pod yet'}{again}"
-    return conditions.reconciling(reason if conditions.is_trouble(reason) else starting, message)
+    return _held_up(reason, message, starting)
+
+
+def _suspended(view: RunView) -> list[Finding]:
+    """Who lets the runner's Job start."""
+    if view.queued is not None:
+        return conditions.reconciling(view.queued.reason, f"runner: {view.queued.message}")
+    message = "runner: its Job is suspended by hand: it starts when its spec.suspend is false"
+    return conditions.reconciling("JobSuspended", message)
+
+
+def _held_up(reason: str, message: str, starting: str) -> list[Finding]:
+    """Why pods do not run: by its own reason where that is more than a start."""
+    own = conditions.is_trouble(reason) or reason in conditions.IN_QUEUE
+    return conditions.reconciling(reason if own else starting, message)

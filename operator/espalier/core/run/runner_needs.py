@@ -14,7 +14,7 @@ from espalier.api.source import SecretKey
 from espalier.api.trainingrun import TrainingRunSpec
 
 SHOWN_KEYS = 8
-TASKSET_INVALID, REWARD_INVALID = "TasksetInvalid", "RewardInvalid"
+TASKSET_INVALID, REWARD_INVALID, LOSS_INVALID = "TasksetInvalid", "RewardInvalid", "LossInvalid"
 # What a kubelet says of a container whose environment refers to what is not there.
 UNCONFIGURED = "CreateContainerConfigError"
 
@@ -64,6 +64,9 @@ def map_keys(spec: TrainingRunSpec) -> tuple[MapKey, ...]:
             field = f"{field}.configMapRef"
             name_field, key_field = f"{field}.name", f"{field}.key"
             found.append(MapKey(ref.name, ref.key, name_field, key_field, REWARD_INVALID))
+    if spec.loss is not None and (custom := spec.loss.custom_ref) is not None:
+        field = "spec.loss.customRef"
+        found.append(MapKey(custom.name, custom.key, f"{field}.name", f"{field}.key", LOSS_INVALID))
     return tuple(found)
 
 

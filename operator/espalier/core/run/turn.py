@@ -11,7 +11,7 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import Condition, OptimizerState
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Assignment
+from espalier.api.wire.trainer import Assignment
 from espalier.core import conditions
 from espalier.core.checkpoints.commits import run_identity
 from espalier.core.head import head_request

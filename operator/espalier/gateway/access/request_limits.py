@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
 
-from espalier.api.wire import IDEMPOTENCY_KEY, TERM
+from espalier.api.wire.headers import IDEMPOTENCY_KEY, TERM
 from espalier.core.idempotency import read_key, read_term
 from espalier.gateway import prometheus
 from espalier.gateway.access.byte_budget import ByteBudget, Hold

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.console import RolloutPage
-from espalier.api.wire import KEPT_ROLLOUTS, Problem
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.rollout_control import KEPT_ROLLOUTS
 from espalier.core.names import adapter_name
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls

@@ -15,7 +15,7 @@ import socket
 import aiohttp
 from aiohttp import web
 
-from espalier.api.wire import IDEMPOTENCY_KEY
+from espalier.api.wire.headers import IDEMPOTENCY_KEY
 from espalier.gateway.access.answer_writer import write_answer
 from espalier.gateway.access.auth import User
 from espalier.gateway.access.pod_tokens import TokenIssuer

@@ -5,58 +5,42 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
 
-from espalier.api.wire import CHECKPOINT
+from espalier.api.wire.headers import CHECKPOINT
 from espalier.core.names import BASE
 from espalier.gateway import prometheus
-from espalier.gateway.access.answer_writer import write_answer, write_part
+from espalier.gateway.access.answer_writer import write_answer
 from espalier.gateway.access.audit import ACT, audited
-from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.byte_budget import Hold
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
-from espalier.gateway.access.quotas import Quotas, Share
+from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.access.request_body import read_object
-from espalier.gateway.access.rights import SAMPLE
-from espalier.gateway.context import HELD_SECONDS, REQUEST_ID, UPSTREAM_SECONDS
-from espalier.gateway.hud.trace_keepers import Keeper, TraceKeepers
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS
+from espalier.gateway.hud.trace_keepers import TraceKeepers
 from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, TraceRoutes, trace_of
-from espalier.gateway.problems import RefusalError, not_ready, openai_body
-from espalier.gateway.routes.completion_request import Asked, read_asked
+from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.routes.asked_target import Targets
+from espalier.gateway.routes.completion_request import read_asked
+from espalier.gateway.routes.exchange import Exchange, break_off, pass_stream
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
-from espalier.gateway.routes.rewrite import (
-    StreamRewriter,
-    error_event,
-    rewrite_answer,
-    tokens_of,
-)
+from espalier.gateway.routes.rewrite import rewrite_answer, tokens_of
 from espalier.gateway.world.pod_addresses import PodAddress, why_none_ready
 from espalier.gateway.world.replica_order import by_key, in_turn
-from espalier.gateway.world.routing import (
-    ROLLOUT,
-    NotReady,
-    Slug,
-    Target,
-    Unknown,
-    could_be_committed,
-    resolve,
-    split,
-)
+from espalier.gateway.world.routing import ROLLOUT, Target
 from espalier.gateway.world.watch import WorldWatch
-from espalier.gateway.world.world import NamespacedName, ServedWorld
+from espalier.gateway.world.world import NamespacedName
 from espalier.podclient import PodFaultError, unknown
 from espalier.telemetry import spans
 from espalier.telemetry.http_server import X_REQUEST_ID
 from espalier.untrusted import UnreadableError, read_json
 
-# A checkpoint's commit is acknowledged before its object reaches the cache.
-CHECKPOINT_WAIT_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 600.0
 ATTEMPTS = 2
@@ -64,25 +48,6 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_ERROR_CHARS = 4000
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
-
-
-@dataclass
-class _Exchange:
-    """One completion on its way. ``response`` is there once the client has a part of a stream.
-
-    ``slug`` and ``ref`` are what was asked for, ``target`` what that means now.
-    """
-
-    request: web.Request
-    slug: Slug
-    ref: str
-    target: Target
-    asked: Asked
-    share: Share
-    trace: str = ""
-    keeper: Keeper | None = None
-    response: web.StreamResponse | None = None
-    started: float = field(default_factory=time.perf_counter)
 
 
 class CompletionRoutes:
@@ -101,7 +66,7 @@ class CompletionRoutes:
     ) -> None:
         self._callers = callers
         self._watch = watch
-        self._auth = auth
+        self._targets = Targets(callers, watch, auth)
         self._pods = pods
         self._traces = traces
         self._keepers = keepers
@@ -116,59 +81,19 @@ class CompletionRoutes:
         asked = read_asked(await read_object(request))
         trace = trace_of(request.headers)
         request[ACT].target = asked.reference
-        slug, ref, target = await self._locate(user, asked.reference, wait=bool(trace))
+        slug, ref, target = await self._targets.locate(user, asked.reference, wait=bool(trace))
         request[ACT].of("TrainableModel", target.model, after=target.checkpoint or BASE)
         spans.note({spans.CHECKPOINT: target.checkpoint or BASE})
         recorded = bool(trace) and asked.recordable
         keeper = await self._keepers.keeper(user, target.model) if recorded else None
         async with self._quotas.sample(user, target.model) as share:
-            exchange = _Exchange(request, slug, ref, target, asked, share, trace, keeper)
+            exchange = Exchange(request, slug, ref, target, asked, share, trace, keeper)
             try:
                 return await self._complete(exchange)
             finally:
                 request.setdefault(UPSTREAM_SECONDS, time.perf_counter() - exchange.started)
 
-    async def _locate(self, user: User, asked: str, *, wait: bool) -> tuple[Slug, str, Target]:
-        named, ref = split(asked)
-        slug = await self._callers.sampled(user, named)
-        model = slug.model
-        await self._auth.require(user, *SAMPLE, model)
-        meant = resolve(self._watch.world, model, ref, slug.head)
-        if isinstance(meant, Unknown):
-            meant = await self._wait_for_checkpoint(model, ref) or meant
-        if isinstance(meant, NotReady) and wait:
-            meant = await self._wait_until_served(slug, ref) or meant
-        if isinstance(meant, Unknown):
-            raise await self._callers.unknown(user, meant)
-        if isinstance(meant, NotReady):
-            raise not_ready(meant.reason, meant.message, meant.remedy)
-        return slug, ref, meant
-
-    async def _wait_for_checkpoint(
-        self, model: NamespacedName, ref: str
-    ) -> Target | NotReady | Unknown | None:
-        view = self._watch
-        if not could_be_committed(view.world, model, ref):
-            return None
-
-        def known(world: ServedWorld) -> Target | NotReady | Unknown | None:
-            if model not in world.models:
-                return Unknown(f"model {model} was deleted")
-            meant = resolve(world, model, ref)
-            return None if isinstance(meant, Unknown) else meant
-
-        return await view.wait_for(known, CHECKPOINT_WAIT_SECONDS)
-
-    async def _wait_until_served(self, slug: Slug, ref: str) -> Target | NotReady | Unknown | None:
-        def settled(world: ServedWorld) -> Target | NotReady | Unknown | None:
-            if slug.model not in world.models:
-                return Unknown(f"model {slug.model} was deleted")
-            meant = resolve(world, slug.model, ref, slug.head)
-            return None if isinstance(meant, NotReady) and meant.passing else meant
-
-        return await self._watch.wait_for(settled, HELD_SECONDS)
-
-    async def _complete(self, exchange: _Exchange) -> web.StreamResponse:
+    async def _complete(self, exchange: Exchange) -> web.StreamResponse:
         for _ in range(SENDINGS):
             try:
                 return await self._send(exchange)
@@ -180,7 +105,7 @@ class CompletionRoutes:
                 refused = error
         raise not_ready("HeadMoving", f"{exchange.asked.model} is moved again and again: {refused}")
 
-    async def _send(self, exchange: _Exchange) -> web.StreamResponse:
+    async def _send(self, exchange: Exchange) -> web.StreamResponse:
         recorded = exchange.keeper is not None
         sent = exchange.asked.text(exchange.target.adapter, recorded=recorded)
         lost: Exception
@@ -195,13 +120,13 @@ class CompletionRoutes:
                 if exchange.response is None:
                     raise
                 refusal = refusal_of(self._watch.world, fault)
-                return await _break_off(exchange.response, refusal)
+                return await break_off(exchange.response, refusal)
             except aiohttp.ClientError as error:
                 if _gone(exchange.request):
                     raise asyncio.CancelledError from error
                 if exchange.response is not None:
                     detail = f"the rollout was lost in mid-stream: {error}"
-                    return await _break_off(
+                    return await break_off(
                         exchange.response,
                         RefusalError(503, "StreamBroken", detail, "Send it again"),
                     )
@@ -214,7 +139,7 @@ class CompletionRoutes:
             raise lost
         raise self._lost(exchange.target, lost)
 
-    def _order(self, exchange: _Exchange) -> list[PodAddress]:
+    def _order(self, exchange: Exchange) -> list[PodAddress]:
         """The pods to try; the same one again when it is alone.
 
         Requests of one key go to one of them, whose prefix cache then serves them all.
@@ -228,7 +153,7 @@ class CompletionRoutes:
         return [ordered[attempt % len(ordered)] for attempt in range(ATTEMPTS)]
 
     async def _send_to(
-        self, pod: PodAddress, exchange: _Exchange, sent: bytes
+        self, pod: PodAddress, exchange: Exchange, sent: bytes
     ) -> web.StreamResponse:
         headers = self._pods.tokens.header(exchange.target.model, pod)
         headers["Content-Type"] = "application/json"
@@ -240,12 +165,12 @@ class CompletionRoutes:
             timeout=_TIMEOUT,
         ) as upstream:
             if upstream.content_type == "text/event-stream":
-                return await _stream(upstream, exchange)
+                return await pass_stream(upstream, exchange)
             with self._pods.answers.hold() as hold:
                 return await self._pass_back(upstream, exchange, hold)
 
     async def _pass_back(
-        self, upstream: aiohttp.ClientResponse, exchange: _Exchange, hold: Hold
+        self, upstream: aiohttp.ClientResponse, exchange: Exchange, hold: Hold
     ) -> web.Response:
         answer = await read_held(upstream, hold)
         if upstream.status == web.HTTPConflict.status_code:
@@ -268,7 +193,7 @@ class CompletionRoutes:
         await write_answer(exchange.request, response)
         return response
 
-    async def _keep(self, exchange: _Exchange, answer: bytes) -> dict[str, str]:
+    async def _keep(self, exchange: Exchange, answer: bytes) -> dict[str, str]:
         """Keeps a turn of a trace; the header that says whether it was."""
         if not exchange.trace:
             return {}
@@ -287,47 +212,6 @@ class CompletionRoutes:
         if waiting is not None:
             return not_ready(waiting.reason, f"{error}; {waiting.message}")
         return not_ready("RolloutUnreachable", f"a rollout of {target.model} is lost: {error}")
-
-
-async def _stream(upstream: aiohttp.ClientResponse, exchange: _Exchange) -> web.StreamResponse:
-    asked = exchange.asked
-    rewriter = StreamRewriter(
-        exchange.target.adapter, asked.model, asked.sampled, usage=asked.reads_usage
-    )
-    try:
-        async for data in upstream.content.iter_any():
-            try:
-                events = rewriter.feed(data)
-            except UnreadableError as error:
-                raise unknown(upstream, f"streams an event that cannot be read: {error}") from error
-            if events:
-                await write_part(exchange.request, await _begun(exchange), events)
-    finally:
-        # Those of a stream that its caller breaks off were sampled too.
-        exchange.share.spend(rewriter.tokens)
-    response = await _begun(exchange)
-    await response.write_eof(rewriter.rest())
-    return response
-
-
-async def _begun(exchange: _Exchange) -> web.StreamResponse:
-    """Begins the stream to the client, as late as possible: until then another pod may be tried."""
-    if exchange.response is None:
-        exchange.response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream",
-                "Cache-Control": "no-cache",
-                CHECKPOINT: exchange.target.checkpoint or BASE,
-            }
-        )
-        await exchange.response.prepare(exchange.request)
-    return exchange.response
-
-
-async def _break_off(response: web.StreamResponse, refusal: RefusalError) -> web.StreamResponse:
-    """Ends a stream that cannot be resumed, so that the client sees that it is incomplete."""
-    await response.write_eof(error_event(openai_body(refusal)))
-    return response
 
 
 def _message_of(answer: bytes) -> str:

@@ -11,7 +11,7 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.evaluated import EVALUATIONS_MOST, EvaluationResult
 from espalier.api.meta import decimal_string
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import EvaluationRequest
+from espalier.api.wire.evaluation import EvaluationRequest
 from espalier.gateway.access.audit import ACT, audited
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers

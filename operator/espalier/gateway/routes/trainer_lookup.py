@@ -13,7 +13,7 @@ import asyncio
 import aiohttp
 
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.core.run import idle
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.context import STATUS_MANAGER

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import StreamReader, web
 
-from espalier.api.wire import (
+from espalier.api.wire.headers import (
     CHECKPOINT_DIGEST,
     CLIENT,
     IDEMPOTENCY_KEY,
     PROMOTED_AFTER,
     PROMOTION,
     TERM,
-    OptimStepResult,
 )
+from espalier.api.wire.step import OptimStepResult
 from espalier.core.api_keys import Scope
 from espalier.core.idempotency import read_key
 from espalier.gateway.access.answer_writer import write_answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from espalier.api.trainingrun import TrainingRun
-from espalier.api.wire import DECLARED
+from espalier.api.wire.headers import DECLARED
 from espalier.core.run.declared import declared
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.rights import SEE

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 import aiohttp
 
-from espalier.api.wire import IDEMPOTENCY_KEY, Problem
+from espalier.api.wire.headers import IDEMPOTENCY_KEY
+from espalier.api.wire.problem import Problem
 from espalier.gateway.access.auth import User
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
+import signal
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from espalier.runner.scoring import landlock, seccomp
 # Where the dynamic linker and time zones find what Python's modules load.
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _PYTHON = ("stdlib", "platstdlib", "purelib", "platlib")
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class Confinement:
             _limit(resource.RLIMIT_AS, address_bytes)
         if self.seccomp:
             seccomp.confine(files=bool(self.landlock))
+
+
+def follow_parent() -> None:
+    """Has this process end with the runner, and before it where memory runs out; no core file."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def address_bytes() -> int:

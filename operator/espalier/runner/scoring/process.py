@@ -59,7 +59,7 @@ class Process:
         """
         process = await asyncio.create_subprocess_exec(
             *command,
-            env=_environment(),
+            env=environment(),
             # Of no directory that anybody works in.
             cwd="/",
             stdin=asyncio.subprocess.PIPE,
@@ -71,11 +71,11 @@ class Process:
             async with asyncio.timeout(patience.start):
                 ready = await _opened(process, opening)
         except TimeoutError as error:
-            await _kill(process, patience.end)
+            await kill(process, patience.end)
             why = f"the scoring worker was not ready within {patience.start:.0f} s"
             raise WorkerLostError(why) from error
         except BaseException:
-            await _kill(process, patience.end)
+            await kill(process, patience.end)
             raise
         made = cls(process, ready, opening.seconds + patience.silence, patience.end)
         made._reader = asyncio.ensure_future(made._read())
@@ -113,7 +113,7 @@ class Process:
         if self._reader is not None:
             self._reader.cancel()
         self._lose("the scoring worker was stopped")
-        await _kill(self.process, self.end)
+        await kill(self.process, self.end)
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
@@ -128,10 +128,10 @@ class Process:
                 if self._left() > 0:
                     continue
                 self._lose(f"the scoring worker gave no answer for {self.silence:.0f} s")
-                return await _kill(self.process, self.end)
+                return await kill(self.process, self.end)
             except ValueError:
                 self._lose("the scoring worker wrote what is no answer")
-                return await _kill(self.process, self.end)
+                return await kill(self.process, self.end)
             self._heard = _clock()
             future = self._owed.get(answer.id)
             if future is not None and not future.done():
@@ -167,7 +167,8 @@ async def _opened(process: asyncio.subprocess.Process, opening: Opening) -> Read
         raise WorkerLostError(f"the scoring worker {why}") from error
 
 
-async def _kill(process: asyncio.subprocess.Process, seconds: float) -> None:
+async def kill(process: asyncio.subprocess.Process, seconds: float) -> None:
+    """Kills a process with its group; TimeoutError after ``seconds``."""
     # Its children are in groups of their own and end with it, by the kernel or by themselves.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -175,8 +176,8 @@ async def _kill(process: asyncio.subprocess.Process, seconds: float) -> None:
         await process.wait()
 
 
-def _environment() -> dict[str, str]:
-    """Nothing of ours but where packages are, and the seed that makes tasks the same."""
+def environment() -> dict[str, str]:
+    """Of a process that scores: where packages are, and the seed that makes tasks the same."""
     return {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONHASHSEED": "0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any, get_args
 
 from pydantic import Field
@@ -61,3 +62,12 @@ def judged(given: Any, allowed: Range) -> float | Failure:
     if cause not in get_args(Cause) or not isinstance(detail, str):
         return Failure.of("Malformed", "its process answered something else than a score")
     return Failure.of(cause, detail)
+
+
+def death(code: int) -> Failure:
+    """Why a process gave no answer that ended with this code, below 0 by a signal."""
+    if code == -signal.SIGXCPU:
+        return Failure.of("Timeout", "used up the CPU time of its limit")
+    if code < 0:
+        return Failure.of("Died", f"its process was ended by {signal.Signals(-code).name}")
+    return Failure.of("Died", f"its process ended by itself, with code {code}")

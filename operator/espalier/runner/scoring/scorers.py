@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from functools import lru_cache
-from importlib import import_module
 from itertools import product
 from typing import Any, Protocol
 
@@ -32,14 +31,6 @@ EVALUATING = frozenset(
         "string_insertion",
     }
 )
-
-
-# Of the standard library, loaded once for all children of a user's module.
-_COMMON = (
-    "ast", "collections", "dataclasses", "datetime", "decimal", "difflib", "fractions", "functools",
-    "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "textwrap",
-    "typing", "unicodedata",
-)  # fmt: skip
 
 
 class Scorer(Protocol):
@@ -104,8 +95,7 @@ class ModuleScorer:
         self._function = wanted.function
         # Nothing of the module runs in the worker, which is less confined than its children.
         self._code = module.compiled(wanted.source)
-        for name in _COMMON:
-            import_module(name)
+        module.load_common()
 
     def prepare(self, reference: Reference) -> None:
         """Nothing: what was asked comes along."""

@@ -6,18 +6,14 @@ input and output (``wire``); it ends when its input does.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
-import resource
 import selectors
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pydantic_core import from_json
 
@@ -25,8 +21,8 @@ from espalier.rewards.failure import Failure
 from espalier.rewards.number import Range
 from espalier.runner.scorer_spec import Spec
 from espalier.runner.scoring import child
-from espalier.runner.scoring.confinement import Confinement, address_bytes
-from espalier.runner.scoring.protocol import Answer, Opening, Ready, Request, judged
+from espalier.runner.scoring.confinement import Confinement, address_bytes, follow_parent
+from espalier.runner.scoring.protocol import Answer, Opening, Ready, Request, death, judged
 from espalier.runner.scoring.scorers import Scorer, open_scorer
 
 # Answers that one child takes where none of them is evaluated: a fork costs as much as many scores.
@@ -34,7 +30,6 @@ _BATCH = 64
 _READ_BYTES = 1 << 20
 # More than any honest child says of a batch.
 _MOST_SAID_BYTES = 1 << 20
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -137,7 +132,7 @@ class Worker:
             self._settle(running, Failure.of("Malformed", "its process said too much"))
             self._put_back(running)
         elif running.batch and not block:
-            self._settle(running, _death(self._end(running)))
+            self._settle(running, death(os.waitstatus_to_exitcode(self._end(running))))
             self._put_back(running)
         elif not running.batch:
             self._end(running)
@@ -189,15 +184,6 @@ def _read(line: bytes, allowed: Range) -> float | Failure:
         return judged(None, allowed)
 
 
-def _death(status: int) -> Failure:
-    code = os.waitstatus_to_exitcode(status)
-    if code == -signal.SIGXCPU:
-        return Failure.of("Timeout", "used up the CPU time of its limit")
-    if code < 0:
-        return Failure.of("Died", f"its process was ended by {signal.Signals(-code).name}")
-    return Failure.of("Died", f"its process ended by itself, with code {code}")
-
-
 def _channel() -> tuple[int, int]:
     """Requests and answers; what anything prints from here on goes nowhere."""
     requests, out = os.dup(0), os.dup(1)
@@ -208,17 +194,9 @@ def _channel() -> tuple[int, int]:
     return requests, out
 
 
-def _follow_parent() -> None:
-    """Ends with the runner, and before it where memory runs out."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def main(opens: Callable[[Spec], Scorer] = open_scorer) -> None:
     """Opens what the first line names, says what confines it, and serves."""
-    _follow_parent()
+    follow_parent()
     requests, out = _channel()
     line = bytearray()
     while not line.endswith(b"\n"):

@@ -18,7 +18,8 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.logger import init_logger
 from vllm.lora.resolver import LoRAResolver
 
-from espalier.api.wire import Problem, Served
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.rollout_control import Served
 from espalier.core import names
 from espalier.sampler.full_weights.gate import WeightsGate
 from espalier.sampler.full_weights.store import FullStore, Weights

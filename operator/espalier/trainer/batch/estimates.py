@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from espalier.api.run.advantage import Estimator, Scale
-from espalier.api.wire import ForwardBackwardRequest, ForwardRequest, TrajectoryPayload
+from espalier.api.wire.gradients import ForwardBackwardRequest, TrajectoriesRequest
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.core.advantages import advantages
 from espalier.trainer.problems import invalid
 
 
 def estimates(
-    trajectories: list[TrajectoryPayload], groups: list[list[int]] | None, request: ForwardRequest
+    trajectories: list[TrajectoryPayload],
+    groups: list[list[int]] | None,
+    request: TrajectoriesRequest,
 ) -> list[float]:
     """One advantage per trajectory: its own, or estimated from the rewards of its group.
 

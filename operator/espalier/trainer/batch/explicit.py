@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from espalier.tinker.datums import ExplicitBatch, ExplicitDatum
-from espalier.trainer.batch.data import Datum, Limits
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.losses import LossSpec, loss_spec
 from espalier.trainer.batch.objective import CallTokens, token_loss
 from espalier.trainer.problems import CommandError, invalid

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from espalier.api.objective import Objective
 from espalier.api.run.loss import level_of
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.problems import CommandError
 
 DEFAULTS: dict[str, dict[str, float]] = {

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from espalier.api.objective import Objective
 from espalier.api.run.loss import OF_A_RATIO
-from espalier.api.wire import ForwardBackwardRequest
+from espalier.api.wire.gradients import ForwardBackwardRequest
 from espalier.trainer.batch import kl
 from espalier.trainer.batch.losses import LossSpec, TokenLoss, Tokens, loss_spec, token_losses
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.problems import invalid
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from espalier.api.wire import OptimStepRequest
+from espalier.api.wire.step import OptimStepRequest
 from espalier.trainer.volume.shapes import State
 from espalier.trainer.volume.tensor_files import FIRST, SECOND
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import OptimStepRequest, Problem
-from espalier.trainer.batch.data import Datum, Limits
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.compute import gradients, measure
 from espalier.trainer.compute.adamw import (

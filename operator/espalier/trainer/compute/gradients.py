@@ -13,7 +13,7 @@ from espalier.trainer.batch.data import Datum
 from espalier.trainer.batch.losses import LossSpec, TokenLoss
 from espalier.trainer.batch.objective import CallTokens, token_loss
 from espalier.trainer.batch.packing import Row, Rows, pack
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.policy.frozen_lm_head import Evaluated
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError

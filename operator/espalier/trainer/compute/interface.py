@@ -13,11 +13,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import OptimStepRequest, Problem
-from espalier.trainer.batch.data import Datum, Limits
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.losses import LossSpec
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.memory.planner import Cuts, Plan
 from espalier.trainer.volume.shapes import Shapes

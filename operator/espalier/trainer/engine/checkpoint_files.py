@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import BatchLeft, Commit, TasksetUsed
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.commits import Commit
+from espalier.api.wire.step import TasksetUsed
 from espalier.core.names import MAIN, checkpoint_name
 from espalier.trainer.compute.adamw import Proposal, fresh_moments
 from espalier.trainer.compute.interface import Compute

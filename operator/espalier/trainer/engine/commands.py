@@ -8,18 +8,20 @@ from functools import cached_property
 from pathlib import Path
 
 from espalier.api.run.loss import Aggregation
-from espalier.api.wire import (
+from espalier.api.wire.base import Wire
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.gradients import (
     BackwardRequest,
     DatumTensors,
-    Declared,
     ForwardBackwardRequest,
     ForwardRequest,
-    TrajectoryPayload,
-    Wire,
+    TrajectoriesRequest,
 )
-from espalier.trainer.batch.data import Datum, Limits, datums, trained_advantages
+from espalier.api.wire.trajectory import TrajectoryPayload
+from espalier.trainer.batch.data import Datum, datums, trained_advantages
 from espalier.trainer.batch.estimates import refuse_estimates
 from espalier.trainer.batch.kl import with_reference
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.losses import LossSpec
 from espalier.trainer.batch.objective import call_spec
 from espalier.trainer.compute.interface import Added, Batch, Compute, Referred
@@ -142,7 +144,7 @@ class WeightsCommand:
 GradientCommand = LossCommand | WeightsCommand
 
 
-def _with_rewards(added: Added, request: ForwardRequest) -> Added:
+def _with_rewards(added: Added, request: TrajectoriesRequest) -> Added:
     """Adds to the tally all rewards, those of masked samples too, and what sampled them."""
     rewards = tuple(i.reward for i in request.inputs if isinstance(i, TrajectoryPayload))
     tally = replace(added.tally, rewards=rewards, sampled=sampled(request.inputs))
@@ -186,7 +188,12 @@ def forward_id(record: Record) -> str:
     return f"forward-{record.number}"
 
 
-def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) -> DatumTensors:
+def datum_tensors(
+    datum: Datum,
+    logprobs: list[float],
+    request: ForwardRequest,
+    reference_logprobs: list[float] | None,
+) -> DatumTensors:
     """One datum of a forward's answer, with its reward scaled."""
     return DatumTensors(
         reward=datum.reward * request.reward_scale,
@@ -195,7 +202,25 @@ def datum_tensors(datum: Datum, logprobs: list[float], request: ForwardRequest) 
         logprobs=logprobs,
         sampling_logprobs=list(datum.sampling_logprobs),
         mask=[0.0 if datum.masked else 1.0] * len(datum.output),
+        reference_logprobs=reference_logprobs,
     )
+
+
+def hold_reference(
+    compute: Compute, field: str, name: str | None, find: Callable[[str], Path]
+) -> None:
+    """Has the reference policy of a command at hand, before its batch is admitted.
+
+    ``field`` of the command names a Checkpoint (``name``), or the base (None). Raises 422 or 409.
+    """
+    if compute.adapter.type == "Full":
+        raise invalid(
+            field,
+            f"is {name or 'the base'}, and spec.adapter.type Full trains the base itself: no copy "
+            "of it is left, and no second one is loaded",
+            "leave it out, or train an adapter: create the model with spec.adapter.type LoRA",
+        )
+    compute.hold_reference(None if name is None else find(name))
 
 
 def _forward_backward(
@@ -225,19 +250,12 @@ def _forward_backward(
     kl = spec.objective.kl
     if kl.reference is None:
         return LossCommand(compute.admit(data, spec, cuts), spec, request)
-    if compute.adapter.type == "Full":
-        raise invalid(
-            "kl.reference",
-            f"is {kl.reference}, and spec.adapter.type Full trains the base itself: no copy of it "
-            "is left, and no second one is loaded",
-            "leave kl out, or train an adapter: create the model with spec.adapter.type LoRA",
-        )
     # A replay repeats the cuts of both passes.
     half = len(cuts) // 2
     if referred is not None:
         batch = compute.admit(data, spec, cuts[half:])
         return LossCommand(batch, spec, request, Referred(referred, cuts[:half]))
-    compute.hold_reference(None if kl.checkpoint is None else find(kl.checkpoint))
+    hold_reference(compute, "kl.reference", kl.checkpoint, find)
     batch = compute.admit(data, spec, cuts[half:])
     reference = compute.admit(data, spec, cuts[:half]) if cuts else batch
     return LossCommand(batch, spec, request, reference)

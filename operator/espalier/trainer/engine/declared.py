@@ -9,15 +9,11 @@ from dataclasses import dataclass
 
 from espalier.api.objective import Objective
 from espalier.api.run.loss import level_of
-from espalier.api.wire import (
-    BackwardRequest,
-    Declared,
-    ForwardBackwardRequest,
-    ForwardRequest,
-    OptimStepRequest,
-    TrajectoryPayload,
-    Wire,
-)
+from espalier.api.wire.base import Wire
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.gradients import BackwardRequest, ForwardBackwardRequest, TrajectoriesRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.core.run.learning_rate import scheduled
 from espalier.trainer.batch.losses import LossSpec, loss_spec
 from espalier.trainer.problems import CommandError
@@ -63,7 +59,7 @@ def check(given: Declared, request: Wire | LossSpec, *, step: int) -> None:
 
 
 def _compared(given: Declared, request: Wire, step: int) -> Iterator[_Value]:
-    if isinstance(request, ForwardRequest):
+    if isinstance(request, TrajectoriesRequest):
         yield from _batch(given, request)
     if isinstance(request, ForwardBackwardRequest):
         if given.loss_fn is not None:
@@ -133,7 +129,7 @@ def _objective(given: Declared, request: Objective, loss: str) -> Iterator[_Valu
         yield _Value("kl", given.kl.text, request.kl.text)
 
 
-def _batch(given: Declared, request: ForwardRequest) -> Iterator[_Value]:
+def _batch(given: Declared, request: TrajectoriesRequest) -> Iterator[_Value]:
     inputs = [item for item in request.inputs if isinstance(item, TrajectoryPayload)]
     for temperature in sorted(_temperatures(request, inputs)):
         yield _Value("sampling.temperature", given.temperature, temperature)
@@ -144,14 +140,14 @@ def _batch(given: Declared, request: ForwardRequest) -> Iterator[_Value]:
         yield _Value("sampling.maxTokens", given.max_tokens, f"an answer of {longest} tokens")
 
 
-def _temperatures(request: ForwardRequest, inputs: list[TrajectoryPayload]) -> set[float]:
+def _temperatures(request: TrajectoriesRequest, inputs: list[TrajectoryPayload]) -> set[float]:
     """The samples' training temperatures: their own, else the request's, else 1."""
     asked = 1.0 if request.temperature is None else request.temperature
     own = [sample.temperature for item in inputs for sample in item.samples]
     return {asked if temperature is None else temperature for temperature in own}
 
 
-def _group_sizes(request: ForwardRequest, inputs: list[TrajectoryPayload]) -> set[int]:
+def _group_sizes(request: TrajectoriesRequest, inputs: list[TrajectoryPayload]) -> set[int]:
     named = Counter(item.group_id for item in inputs if item.group_id is not None)
     return set(named.values()) or {request.group_size or len(inputs)}
 

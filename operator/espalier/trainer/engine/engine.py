@@ -9,18 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from espalier.api.wire import (
-    Assignment,
-    Commit,
-    ForwardBackwardResult,
-    ForwardRequest,
-    ForwardResult,
-    OptimStepRequest,
-    Problem,
-    TrainerState,
-)
+from espalier.api.wire.commits import Commit
+from espalier.api.wire.gradients import ForwardBackwardResult, ForwardRequest, ForwardResult
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import Assignment, TrainerState
 from espalier.core.model.reported import VOLUME_BEHIND, VOLUME_REASONS
-from espalier.core.names import parse_checkpoint_name
+from espalier.core.names import BASE, parse_checkpoint_name
+from espalier.trainer.batch.step_metrics import answer_metrics
 from espalier.trainer.engine import declared, recovery, steps
 from espalier.trainer.engine.checkpoint_files import Position
 from espalier.trainer.engine.commands import (
@@ -33,6 +29,7 @@ from espalier.trainer.engine.commands import (
     forward_data,
     forward_id,
     gradient_command,
+    hold_reference,
 )
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.memory.planner import cuts_json
@@ -172,7 +169,7 @@ class Engine:
         try:
             added = gradients.run(self.state.compute)
             answer = ForwardBackwardResult(
-                metrics=added.tally.answer_metrics(), num_datums=len(gradients.batch.data)
+                metrics=answer_metrics(added.tally), num_datums=len(gradients.batch.data)
             ).model_dump_json()
             referred = b"" if added.referred is None else json.dumps(added.referred).encode()
             self.state.log.accumulate(record, answer, cuts_json(added.cuts), referred=referred)
@@ -183,15 +180,29 @@ class Engine:
         return Answer(200, answer)
 
     def _forward(self, command: Command, request: ForwardRequest) -> Answer:
-        data = forward_data(self.state.compute.limits, request)
-        batch = self.state.compute.admit(data)
+        compute, reference = self.state.compute, request.reference
+        data = forward_data(compute.limits, request)
+        if reference is not None:
+            checkpoint = None if reference == BASE else reference
+            hold_reference(compute, "reference", checkpoint, self.state.references.find)
+        batch = compute.admit(data)
         record = self.state.begin(command)
         try:
+            referred: Sequence[list[float] | None] = [None] * len(data)
+            if reference is not None:
+                # Before the forward, whose graph is kept until anything else is computed.
+                with PHASES.labels("reference").time():
+                    referred = compute.refer(batch).logprobs
             with PHASES.labels("forward").time():
-                scored = self.state.compute.score(batch, keep=forward_id(record))
+                scored = compute.score(batch, keep=forward_id(record))
             result = ForwardResult(
                 forward_id=forward_id(record),
-                data=[datum_tensors(d, lp, request) for d, lp in zip(data, scored, strict=True)],
+                data=[
+                    datum_tensors(datum, logprobs, request, reference_logprobs)
+                    for datum, logprobs, reference_logprobs in zip(
+                        data, scored, referred, strict=True
+                    )
+                ],
             )
             self.state.log.finish(record, 200, result.model_dump_json())
         except Exception:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from espalier.api.wire import ForwardBackwardResult
+from espalier.api.wire.gradients import ForwardBackwardResult
 from espalier.tinker import values
 from espalier.tinker.datums import ExplicitBatch, read_batch
 from espalier.tinker.results import forward_backward_output
 from espalier.tinker.values import InputError
 from espalier.trainer.batch import explicit
-from espalier.trainer.batch.data import Limits
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.losses import LossSpec, loss_spec
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.step_metrics import answer_metrics
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.compute.interface import Added, Batch, Compute
 from espalier.trainer.engine.commands import Aggregated
 from espalier.trainer.memory.planner import Cuts
@@ -49,7 +50,7 @@ class ExplicitCommand:
 
     def told(self, added: Added) -> Told:
         """The result of gradients that were accumulated."""
-        metrics = added.tally.answer_metrics()
+        metrics = answer_metrics(added.tally)
         return _told([datum.numpy().astype("<f4").tobytes() for datum in added.logprobs], metrics)
 
     def forward(self, compute: Compute) -> Told:
@@ -59,7 +60,7 @@ class ExplicitCommand:
         loss = explicit.loss(self.spec, self.batch.data, scored)
         counted = sum(sum(datum.trained) for datum in self.batch.data)
         tally = Tally(loss=loss, tokens=counted)
-        named = {name: tally.answer_metrics()[name] for name in ("loss:sum", "tokens:sum")}
+        named = {name: answer_metrics(tally)[name] for name in ("loss:sum", "tokens:sum")}
         return _told([values.written(datum, values.FLOAT32) for datum in scored], named)
 
 

@@ -12,12 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espalier.api.platform import TraceRecord
-from espalier.api.wire import (
-    BackwardRequest,
-    OptimStepRequest,
-    TrajectoryPayload,
-    TrajectorySample,
-)
+from espalier.api.wire.gradients import BackwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.engine.commands import held_forward, logged_request
 from espalier.trainer.engine.detokenizer import Detokenizer
 from espalier.trainer.engine.state import TrainingState

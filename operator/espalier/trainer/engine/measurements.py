@@ -12,9 +12,12 @@ from espalier.api.metric_names import (
     of_rewards,
     of_step,
 )
-from espalier.api.wire import BackwardRequest, OptimStepRequest, TrajectoryPayload, Wire
+from espalier.api.wire.base import Wire
+from espalier.api.wire.gradients import BackwardRequest
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trajectory import TrajectoryPayload
 from espalier.core.names import parse_checkpoint_name
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.problems import invalid
 
 Figures = dict[str, dict[str, float]]

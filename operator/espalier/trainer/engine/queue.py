@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from espalier.api.wire import Declared, OptimStepRequest, Problem
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
 from espalier.core.model.reported import VOLUME_REASONS
 from espalier.tinker.bodies import (
     LoadWeights,

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.trainer.engine.checkpoint_files import UNREADABLE, Position
 from espalier.trainer.engine.commands import GradientCommand, gradient_command, logged_request
 from espalier.trainer.engine.explicit_command import ExplicitCommand, explicit_command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.core.names import checkpoint_name
 from espalier.trainer.engine import checkpoint_files
 from espalier.trainer.problems import invalid

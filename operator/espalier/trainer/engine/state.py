@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from espalier.api.meta import OptimizerState
-from espalier.api.wire import Assignment, BatchLeft, Commit, OptimStepResult, Problem, TrainerState
+from espalier.api.wire.batch_left import BatchLeft
+from espalier.api.wire.commits import Commit
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepResult
+from espalier.api.wire.trainer import Assignment, TrainerState
 from espalier.core.checkpoints import run_tokens
 from espalier.trainer import prometheus
-from espalier.trainer.batch.step_metrics import Tally
+from espalier.trainer.batch.tally import Tally
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.compute.interface import Compute
 from espalier.trainer.engine import checkpoint_files

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from espalier.api.metric_names import STEP_REWARD, of_step
-from espalier.api.wire import OptimStepRequest, Problem
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
 from espalier.trainer import prometheus
-from espalier.trainer.batch.step_metrics import GRADIENT_NORM, LEARNING_RATE, total
+from espalier.trainer.batch.step_metrics import GRADIENT_NORM, LEARNING_RATE, checkpoint_metrics
+from espalier.trainer.batch.tally import total
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.engine import checkpoint_files, kept_rollouts, recovery
 from espalier.trainer.engine.checkpoint_files import Position, StepState
@@ -129,7 +131,7 @@ def _commit(
 def _next_step(state: TrainingState, request: OptimStepRequest, proposal: Proposal) -> StepState:
     assignment = state.assignment().assignment
     tally = total(state.tallies)
-    measured = tally.checkpoint_metrics()
+    measured = checkpoint_metrics(tally)
     measured[GRADIENT_NORM[0]] = proposal.gradient_norm
     measured[LEARNING_RATE[0]] = request.learning_rate
     # The client also knows the rewards of rollouts that it did not send, so its figures win.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from espalier.api.wire import Commit, CommitPage, Problem, TrainerState
+from espalier.api.wire.commits import Commit, CommitPage
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.trainer import TrainerState
 
 # A page stays far below the operator's limit on an answer (2 MiB).
 PAGE = 250

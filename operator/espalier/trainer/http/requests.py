@@ -9,7 +9,8 @@ from typing import TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from espalier.api.wire import CLIENT, DECLARED, IDEMPOTENCY_KEY, TERM, Declared
+from espalier.api.wire.declared import Declared
+from espalier.api.wire.headers import CLIENT, DECLARED, IDEMPOTENCY_KEY, TERM
 from espalier.core.idempotency import MAX_KEY_CHARS, read_key, read_term
 from espalier.trainer.problems import CommandError, invalid
 from espalier.trainer.volume.command_log import Key

@@ -1,10 +1,9 @@
-"""The trainer's HTTP routes: authentication, validation, and one queue to the engine."""
+"""The trainer's HTTP routes: validation, and one queue to the engine."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -14,20 +13,18 @@ from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from espalier import identity
-from espalier.api.wire import (
-    CHECKPOINT_DIGEST,
-    IDEMPOTENCY_KEY,
-    Assignment,
+from espalier.api.wire.base import Wire
+from espalier.api.wire.batch_left import Held
+from espalier.api.wire.gradients import (
     BackwardRequest,
     ForwardBackwardRequest,
     ForwardRequest,
-    Held,
     LossList,
-    OptimStepRequest,
-    Problem,
-    Usage,
-    Wire,
+    TrajectoriesRequest,
 )
+from espalier.api.wire.headers import CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
+from espalier.api.wire.step import OptimStepRequest
+from espalier.api.wire.trainer import Assignment, Usage
 from espalier.telemetry import http_server, spans
 from espalier.trainer import prometheus
 from espalier.trainer.batch.losses import DEFAULTS
@@ -37,18 +34,17 @@ from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.engine.unkeyed import Unkeyed
 from espalier.trainer.http import trace_routes
+from espalier.trainer.http.door import METRICS, Door, Handler, answer_problem, named_term
 from espalier.trainer.http.feed import CommitFeed, Snapshot
 from espalier.trainer.http.file_routes import FileRoutes
 from espalier.trainer.http.idle_time import Calls
-from espalier.trainer.http.requests import client_of, declared_of, key_of, number, parse, term_of
+from espalier.trainer.http.requests import client_of, declared_of, key_of, number, parse
 from espalier.trainer.http.tinker_routes import GAP_SECONDS, TinkerRoutes
 from espalier.trainer.http.watchdog import Watchdog
 from espalier.trainer.problems import CommandError
 from espalier.trainer.settings import MAX_BODY_BYTES, STUCK_SECONDS
 from espalier.trainer.volume.command_log import Kind
 from espalier.trainer.volume.trace_store import Traces
-
-logger = logging.getLogger(__name__)
 
 MAX_WAIT_SECONDS = 30.0
 # The report of a delivery follows the answer, and the next command may overtake the report.
@@ -57,13 +53,7 @@ DELIVERY_SECONDS = 2.0
 HEAD_SECONDS = 75.0
 # aiohttp's options: bodies are never inflated, whatever a client announces.
 SERVER: dict[str, Any] = {"auto_decompress": False, "keepalive_timeout": HEAD_SECONDS}
-OPEN_ROUTES = ("/healthz", "/readyz")
-OPERATOR_ROUTES = ("/assign", "/commits", "/usage")
-METRICS = "/metrics"
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
-_CALLER = web.RequestKey("caller", identity.Caller)
 
 
 class Service:
@@ -77,17 +67,16 @@ class Service:
         watchdog: Watchdog | None = None,
         gap_seconds: float = GAP_SECONDS,
     ) -> None:
-        self._keys = keys
         self._max_body_bytes = max_body_bytes
-        self._audience = audience
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
         self._watchdog = watchdog or Watchdog(STUCK_SECONDS)
         self._traces: Traces | None = None
         self._delivered = asyncio.Event()
         self._calls = Calls()
+        self._door = Door(keys, audience, max_body_bytes, self._calls)
         self._tinker = TinkerRoutes(
-            self._ready_engine, self._counted, self._body, _term, gap_seconds
+            self._ready_engine, self._counted, self._door.body, named_term, gap_seconds
         )
         self.feed = CommitFeed(asyncio.get_running_loop())
 
@@ -110,8 +99,8 @@ class Service:
         app = web.Application(
             middlewares=[
                 *http_server.middlewares(only_carried_on=True),
-                self._answer_problems,
-                self._authenticate,
+                self._door.answer_problems,
+                self._door.authenticate,
             ],
             client_max_size=self._max_body_bytes,
         )
@@ -125,7 +114,7 @@ class Service:
         app.router.add_get("/train/state", self._state)
         app.router.add_get("/train/batch", self._batch)
         app.router.add_post("/train/delivered", self._deliver)
-        trace_routes.add_to(app.router, self._kept, self._body)
+        trace_routes.add_to(app.router, self._kept, self._door.body)
         self._tinker.add_to(app.router)
         FileRoutes(self._ready_engine).add_to(app.router)
         app.on_cleanup.append(self.stop)
@@ -152,83 +141,10 @@ class Service:
             )
         return self._engine
 
-    @web.middleware
-    async def _answer_problems(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except CommandError as error:
-            return _refusal(error.status, error.problem)
-        except web.HTTPRequestEntityTooLarge:
-            return _refusal(413, self._too_large(request))
-        except web.HTTPException as error:
-            return _refusal(
-                error.status, Problem(reason=error.reason.replace(" ", ""), detail=request.path)
-            )
-        except Exception as error:
-            logger.exception("%s %s failed", request.method, request.path)
-            return _refusal(
-                500,
-                Problem(
-                    reason="Internal",
-                    detail=f"{type(error).__name__}: {error}; nothing was applied",
-                    remedy="see the trainer's log",
-                ),
-            )
-
-    def _too_large(self, request: web.Request) -> Problem:
-        return Problem(
-            reason="BodyTooLarge",
-            detail=f"body: {request.content_length or 'more'} bytes exceed the limit of "
-            f"{self._max_body_bytes}; nothing was applied",
-            remedy="send the batch as several calls of whole groups, whose gradients add exactly, "
-            "or raise ESPALIER_MAX_BODY_BYTES of the trainer",
-        )
-
-    async def _body(self, request: web.Request) -> bytes:
-        """The body as it was sent; 413 before reading it if its announced length is too large."""
-        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
-        if encoding.lower() != "identity":
-            raise CommandError(
-                415,
-                "ContentEncodingNotTaken",
-                f"Content-Encoding {encoding[:32]!r} is not taken: no body is inflated here",
-                "send the body as it is, without Content-Encoding",
-            )
-        if (request.content_length or 0) > self._max_body_bytes:
-            raise web.HTTPRequestEntityTooLarge(self._max_body_bytes, request.content_length or 0)
-        return await request.read()
-
-    @web.middleware
-    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in OPEN_ROUTES:
-            return await handler(request)
-        header = request.headers.get("Authorization")
-        try:
-            if request.path == METRICS:
-                identity.verify_scraper(self._keys, header)
-                return await handler(request)
-            caller = identity.verify(self._keys, header, self._audience)
-        except identity.IdentityError as error:
-            raise CommandError(401, "Unauthenticated", str(error), "go through the gateway") from (
-                error
-            )
-        if request.path in OPERATOR_ROUTES and caller.subject != "operator":
-            raise CommandError(
-                403,
-                "Forbidden",
-                f"{request.path} is for the operator",
-                "edit the resources instead",
-            )
-        request[_CALLER] = caller
-        if caller.subject == "operator":
-            return await handler(request)
-        with self._calls.one():
-            return await handler(request)
-
     async def _healthz(self, _request: web.Request) -> web.Response:
         """503 once a command is stuck: the kubelet then restarts the trainer."""
         stuck = self._watchdog.stuck()
-        return _problem(503, stuck) if stuck else web.Response(text="ok")
+        return answer_problem(503, stuck) if stuck else web.Response(text="ok")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         self._ready_engine()
@@ -254,7 +170,7 @@ class Service:
         return _json(Held(batch=await self._on_engine("batch", engine.state.batch_left)))
 
     async def _assign(self, request: web.Request) -> web.Response:
-        wanted = parse(Assignment, await self._body(request))
+        wanted = parse(Assignment, await self._door.body(request))
         engine = self._ready_engine()
         return _json(await self._on_engine("assign", lambda: engine.assign(wanted)))
 
@@ -270,13 +186,13 @@ class Service:
     def _command(self, kind: Kind, body: type[Wire]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
             engine = self._ready_engine()
-            content = await self._body(request)
+            content = await self._door.body(request)
             parsed: Wire = await asyncio.to_thread(parse, body, content or b"{}")
             measurements.check(parsed, engine.state.model)
-            if isinstance(parsed, ForwardRequest):
+            if isinstance(parsed, TrajectoriesRequest):
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = client_of(request)
-            sent = Sent(kind, parsed, _term(request), declared_of(request))
+            sent = Sent(kind, parsed, named_term(request), declared_of(request))
             if IDEMPOTENCY_KEY not in request.headers and client:
                 return await self._unkeyed(engine, Unkeyed(client, sent))
             command = Command(key_of(request), sent)
@@ -355,23 +271,3 @@ async def _metrics(_: web.Request) -> web.Response:
 
 def _json(body: Wire) -> web.Response:
     return web.Response(text=body.model_dump_json(), content_type="application/json")
-
-
-def _refusal(status: int, problem: Problem) -> web.Response:
-    prometheus.REFUSALS.labels(problem.reason).inc()
-    return _problem(status, problem)
-
-
-def _problem(status: int, problem: Problem) -> web.Response:
-    headers = {"Retry-After": "2"} if status in (503, 507) else {}
-    return web.Response(
-        status=status,
-        text=problem.model_dump_json(),
-        content_type="application/json",
-        headers=headers,
-    )
-
-
-def _term(request: web.Request) -> int | None:
-    named = term_of(request)
-    return (request[_CALLER].term or None) if named is None else named

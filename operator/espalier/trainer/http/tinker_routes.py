@@ -18,18 +18,14 @@ from typing import Any, Protocol, TypeVar, cast, get_args
 from aiohttp import web
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from espalier.api.wire import (
-    CHECKPOINT,
-    CHECKPOINT_DIGEST,
-    IDEMPOTENCY_KEY,
-    Problem,
-)
+from espalier.api.wire.headers import CHECKPOINT, CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
+from espalier.api.wire.problem import Problem
 from espalier.core.idempotency import read_key
 from espalier.telemetry import spans
 from espalier.tinker.bodies import LoadWeights, OptimStep, Pending, Stepped
 from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind
 from espalier.tinker.results import PROTOBUF, Category, Failed
-from espalier.trainer.batch.data import Limits
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.engine import explicit_command, queue
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.queue import SAVE

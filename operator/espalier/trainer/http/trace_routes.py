@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from espalier.api.platform import JobReport, TraceEnter, TraceExit
-from espalier.api.wire import TrajectorySample
+from espalier.api.wire.trajectory import TrajectorySample
 from espalier.trainer.http.requests import Body, parse
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.trace_store import Traces

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 
 T = TypeVar("T")
 

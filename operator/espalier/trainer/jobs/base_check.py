@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from espalier.api.model.adapter import Adapter
 from espalier.api.source import TurnEnd
-from espalier.api.trainablemodel import Adapter
 from espalier.trainer.problems import UserMistakeError, volume_problem
 from espalier.trainer.volume.base_files import (
     CONFIG,

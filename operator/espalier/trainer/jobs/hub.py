@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_url, set_client_factory
@@ -184,7 +184,7 @@ class Download:
                 return act()
             except UserMistakeError:
                 raise
-            except (HfHubHTTPError, httpx2.TransportError, HubError, OSError, ValueError) as error:
+            except (HfHubHTTPError, HubError, OSError, ValueError) as error:
                 if mistake := refusal(error, self.repository, given=bool(self.token)):
                     raise mistake from error
                 asked = retry_seconds(error)
@@ -201,9 +201,32 @@ class Download:
                 time.sleep(wait)
 
 
+class _Bytes(httpx2.SyncByteStream):
+    """An answer's body, as it comes."""
+
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _told_at_once():
+            yield from self._stream
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+@contextmanager
+def _told_at_once() -> Iterator[None]:
+    """Raises the network's errors as a ConnectionError, for which the client has no tries."""
+    try:
+        yield
+    except httpx2.TransportError as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
+
+
 @contextmanager
 def _timely_client() -> Iterator[None]:
-    """The hub's client with a limit for every wait and no waits of its own for busy answers."""
+    """The hub's client with a limit for every wait, and no waits and tries of its own."""
 
     def limit(request: httpx2.Request) -> None:
         request.extensions["timeout"] = httpx2.Timeout(IDLE_SECONDS).as_dict()
@@ -212,9 +235,18 @@ def _timely_client() -> Iterator[None]:
         # The client would sleep as long as Retry-After asks, even a day.
         if error := HubError.busy(response):
             raise error
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        response.stream = _Bytes(response.stream)
 
     def client() -> httpx2.Client:
         made: httpx2.Client = default_client_factory()
+        send = made.send
+
+        def sent(*arguments: Any, **options: Any) -> httpx2.Response:
+            with _told_at_once():
+                return send(*arguments, **options)
+
+        made.send = sent  # type: ignore[method-assign]
         hooks = made.event_hooks
         made.event_hooks = {
             "request": [*hooks["request"], limit],

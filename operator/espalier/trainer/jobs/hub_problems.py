@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.trainer.jobs.hub_repository import Repository
 from espalier.trainer.problems import UserMistakeError
 
@@ -67,12 +67,10 @@ def retry_seconds(error: Exception) -> float | None:
     """Seconds that the hub asks to wait, 0 if it names none; None if a retry cannot help."""
     if isinstance(error, HubError):
         return error.seconds
-    if isinstance(error, httpx2.TransportError):
-        return 0.0
     if isinstance(error, HfHubHTTPError):
         # The hub does not have the range: fetch the file again.
         return 0.0 if error.response.status_code == 416 else None
-    # The client's own error for a file of the wrong length has no errno.
+    # The network's, and the client's own for a file of the wrong length, have no errno.
     if isinstance(error, OSError) and error.errno is None:
         return 0.0
     return None

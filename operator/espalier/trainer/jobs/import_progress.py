@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from espalier.api.wire import IMPORT_PROGRESS, ImportState
+from espalier.api.wire.import_state import IMPORT_PROGRESS, ImportState
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from espalier import process
 from espalier.api.exit_codes import FAULT, USER_MISTAKE
+from espalier.api.model.adapter import Adapter
 from espalier.api.source import Resolved
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.trainer.jobs.import_progress import Progress, served
 from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.base_files import (
@@ -257,4 +257,5 @@ def _downloaded(
 
 if __name__ == "__main__":
     process.configure_logs()
+    process.end_when_asked()
     raise SystemExit(main())

@@ -24,7 +24,7 @@ from espalier.core.checkpoints.scrub import (
     key_of,
 )
 from espalier.core.volume import Kind
-from espalier.process import configure_logs, leave_message
+from espalier.process import configure_logs, end_when_asked, leave_message
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 
 _CHUNK = 1 << 20
@@ -134,4 +134,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     configure_logs()
+    end_when_asked()
     raise SystemExit(main())

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.trainer.memory.cost_model import FLOAT32_BYTES, TRAINED_BYTES
 from espalier.trainer.memory.planner import GIB
 from espalier.trainer.policy.lora import adapter_shapes

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from typing_extensions import override
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.trainer.policy.trained import Trained
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.volume import tensor_files

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import Problem
-from espalier.trainer.batch.data import Limits
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.problem import Problem
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.packing import Row
 from espalier.trainer.memory import host
 from espalier.trainer.policy import fits, frozen_lm_head, self_check, trained_lm_head

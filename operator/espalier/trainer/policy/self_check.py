@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.api.wire import Problem
+from espalier.api.wire.problem import Problem
 from espalier.trainer.batch.data import Datum
 from espalier.trainer.batch.packing import Row, pack
 from espalier.trainer.policy.frozen_lm_head import Evaluated

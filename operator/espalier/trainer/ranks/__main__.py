@@ -6,6 +6,11 @@ must reach the kubelet. It restarts nothing; the kubelet restarts the pod.
 
 from __future__ import annotations
 
+from espalier.termination import end_on_sigterm
+
+if __name__ == "__main__":
+    end_on_sigterm()
+
 import argparse
 import asyncio
 import logging
@@ -35,22 +40,26 @@ async def launch(ranks: int, arguments: list[str]) -> int:
         "MASTER_PORT": str(port),
         SECRET: secrets.token_hex(32),
     }
-    processes = [
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "espalier.trainer", *arguments),
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(ranks)
-    ]
+    processes: list[Process] = []
     stopping = asyncio.Event()
 
     def stop() -> None:
         stopping.set()
         # Rank 0 ends in order, and the others follow it.
-        _terminate(processes[0])
+        if processes:
+            _terminate(processes[0])
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
+    for rank in range(ranks):
+        processes.append(
+            await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "espalier.trainer", *arguments),
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+        )
+    if stopping.is_set():
+        stop()
     waits = [asyncio.create_task(process.wait()) for process in processes]
     done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     first = [waits.index(wait) for wait in done]

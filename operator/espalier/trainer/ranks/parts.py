@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Self, TypeVar
 import torch
 from typing_extensions import override
 
-from espalier.api.wire import OptimStepRequest
+from espalier.api.wire.step import OptimStepRequest
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.policy.policy import Policy

@@ -13,11 +13,13 @@ from typing import Any, Generic, NoReturn, TypeVar
 from torch import nn
 from typing_extensions import override
 
-from espalier.api.trainablemodel import Adapter
-from espalier.api.wire import OptimStepRequest, Problem
-from espalier.trainer.batch.data import Datum, Limits
+from espalier.api.model.adapter import Adapter
+from espalier.api.wire.problem import Problem
+from espalier.api.wire.step import OptimStepRequest
+from espalier.trainer.batch.data import Datum
+from espalier.trainer.batch.limits import Limits
 from espalier.trainer.batch.losses import LossSpec
-from espalier.trainer.batch.step_metrics import total
+from espalier.trainer.batch.tally import total
 from espalier.trainer.compute.adamw import Proposal, propose
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.compute.interface import Added, Batch, Compute, Referred, Share

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espalier.api.model.adapter import Adapter
 from espalier.api.source import TurnEnd
-from espalier.api.trainablemodel import Adapter
 from espalier.core.volume import MANIFEST
 from espalier.trainer.problems import UserMistakeError
 

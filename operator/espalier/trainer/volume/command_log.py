@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from espalier.api.wire import Assignment, Commit
+from espalier.api.wire.commits import Commit
+from espalier.api.wire.trainer import Assignment
 from espalier.trainer.volume import inbox, results
 from espalier.trainer.volume.checkpoint_store import make_directory, volume_written, write_file
 from espalier.trainer.volume.inbox import Inbox, Queued

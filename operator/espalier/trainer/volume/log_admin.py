@@ -7,7 +7,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from espalier.api.wire import Assignment, Commit
+from espalier.api.wire.commits import Commit
+from espalier.api.wire.trainer import Assignment
 from espalier.trainer.volume.lock import LogBusyError, only_writer
 from espalier.trainer.volume.log_database import LOG_FILE
 

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from espalier.api.wire import Assignment
+from espalier.api.wire.trainer import Assignment
 
 Kind = Literal[
     "forward-backward",

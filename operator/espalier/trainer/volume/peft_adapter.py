@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from espalier.api.trainablemodel import Adapter
+from espalier.api.model.adapter import Adapter
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.volume.base_files import PICKLES
 from espalier.trainer.volume.shapes import Shapes, State, difference, shapes_of, some

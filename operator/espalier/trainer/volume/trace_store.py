@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.api.platform import JobReport, TraceEnter, TraceExit, TraceRecord
-from espalier.api.wire import ForwardRequest, TrajectoryPayload, TrajectorySample
+from espalier.api.wire.gradients import TrajectoriesRequest
+from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.problems import CommandError, invalid
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ class Traces:
                 [(name,) for text in ids if (name := canonical_or_empty(text))],
             )
 
-    def resolve(self, request: ForwardRequest) -> ForwardRequest:
+    def resolve(self, request: TrajectoriesRequest) -> TrajectoriesRequest:
         """The request with every trace id replaced by its trajectory, in order.
 
         Inline samples without a temperature get the gateway's, if it drew the same tokens for a
