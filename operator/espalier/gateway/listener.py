@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class CountedSite(web.BaseSite):
-    """Serves a runner at a port of all addresses, or of one."""
+    """Serves a runner at a port of all addresses."""
 
     def __init__(
         self,
@@ -41,11 +41,10 @@ class CountedSite(web.BaseSite):
         *,
         backlog: int,
         ssl_context: ssl.SSLContext | None = None,
-        host: str = "",
     ) -> None:
         super().__init__(runner, ssl_context=ssl_context, backlog=backlog)
         self._connections = connections
-        self._listener = _listener(host, port, backlog)
+        self._listener = _listener(port, backlog)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -155,10 +154,10 @@ class _Counted(asyncio.Protocol):
         self._inner.resume_writing()
 
 
-def _listener(host: str, port: int, backlog: int) -> socket.socket:
-    """A socket of one address, or of all, by IPv4 and where there is any by IPv6."""
-    if host or not socket.has_dualstack_ipv6():
-        made = socket.create_server((host, port), backlog=backlog)
+def _listener(port: int, backlog: int) -> socket.socket:
+    """A socket of all addresses, by IPv4 and where there is any by IPv6."""
+    if not socket.has_dualstack_ipv6():
+        made = socket.create_server(("", port), backlog=backlog)
     else:
         made = socket.create_server(
             ("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
